@@ -1,0 +1,126 @@
+-- The 33 indexes. Above each stands the question that it answers; queries.sql asks it. Run after the two table files.
+-- To existing data: nothing. Where an index of one of these names stands, its statement fails and changes nothing.
+--
+-- A primary key or UNIQUE constraint brings an index: a second one on the same columns would only cost writes.
+-- A partial index (WHERE …) serves only queries that repeat its predicate or imply it (`x = ?` implies x IS NOT NULL).
+-- Each foreign key's column leads an index, so that deleting a parent never scans the children.
+
+-- sessions
+
+-- The sessions of a status, last used first.
+CREATE INDEX idx_sessions_status_updated ON sessions (status, last_update_time DESC);
+
+-- A user's recent sessions.
+CREATE INDEX idx_sessions_user_created ON sessions (user_id, created_at DESC);
+
+-- A project's recent sessions; most sessions have none.
+CREATE INDEX idx_sessions_project ON sessions (project_id, created_at DESC) WHERE project_id IS NOT NULL;
+
+-- Where a user left off in an app.
+CREATE INDEX idx_sessions_app_user ON sessions (app_name, user_id, last_update_time DESC);
+
+-- Terminated before a date and due for archiving; the archived majority stays out of it.
+CREATE INDEX idx_sessions_unarchived ON sessions (status, terminated_at) WHERE archived_at IS NULL;
+
+-- memory_entries
+
+-- The current version of a namespace and key: one step, however many versions there are.
+CREATE INDEX idx_memory_namespace_key_version ON memory_entries (namespace, key, is_deleted, version DESC);
+
+-- The newest live memories of a type.
+CREATE INDEX idx_memory_type_updated ON memory_entries (memory_type, updated_at DESC) WHERE is_deleted = 0;
+
+-- The newest of a namespace, and every namespace under a prefix as the range [prefix, prefix_end).
+CREATE INDEX idx_memory_namespace_prefix ON memory_entries (namespace, updated_at DESC) WHERE is_deleted = 0;
+
+-- Live episodic memories older than their time to live.
+CREATE INDEX idx_memory_episodic_ttl ON memory_entries (memory_type, created_at)
+WHERE memory_type = 'episodic' AND is_deleted = 0;
+
+-- What a session or agent created.
+CREATE INDEX idx_memory_created_by ON memory_entries (created_by, created_at DESC);
+
+-- What a session or agent updated.
+CREATE INDEX idx_memory_updated_by ON memory_entries (updated_by, updated_at DESC);
+
+-- Deleted long enough ago to be purged.
+CREATE INDEX idx_memory_deleted ON memory_entries (updated_at) WHERE is_deleted = 1;
+
+-- document_index
+
+-- The newest documents of a type.
+CREATE INDEX idx_document_type_created ON document_index (document_type, created_at DESC)
+WHERE document_type IS NOT NULL;
+
+-- The next documents to embed, in order of arrival.
+CREATE INDEX idx_document_sync_status ON document_index (sync_status, created_at);
+
+-- Other documents with the same content.
+CREATE INDEX idx_document_content_hash ON document_index (content_hash);
+
+-- What a model embedded, oldest first: the next to embed again.
+CREATE INDEX idx_document_embedding_model ON document_index (embedding_model, last_synced_at)
+WHERE embedding_model IS NOT NULL;
+
+-- tasks
+
+-- The next task of a status: the most urgent, then the longest waiting.
+CREATE INDEX idx_tasks_status_priority ON tasks (status, priority DESC, submitted_at);
+
+-- What was submitted since a moment.
+CREATE INDEX idx_tasks_submitted_at ON tasks (submitted_at);
+
+-- A task's children, for a reader and for the foreign key.
+CREATE INDEX idx_tasks_parent ON tasks (parent_task_id) WHERE parent_task_id IS NOT NULL;
+
+-- Running and silent for too long; the few running tasks only.
+CREATE INDEX idx_tasks_running_timeout ON tasks (status, last_updated_at) WHERE status = 'running';
+
+-- A session's tasks, for a reader and for the foreign key.
+CREATE INDEX idx_tasks_session ON tasks (session_id, submitted_at DESC) WHERE session_id IS NOT NULL;
+
+-- The next task that an agent of a type may take.
+CREATE INDEX idx_tasks_agent_type ON tasks (agent_type, status, priority DESC, submitted_at);
+
+-- agents
+
+-- A task's agents, for a reader and for the foreign key.
+CREATE INDEX idx_agents_task ON agents (task_id, spawned_at DESC);
+
+-- The agents in a state.
+CREATE INDEX idx_agents_state ON agents (state, spawned_at DESC);
+
+-- A session's agents, for a reader and for the foreign key.
+CREATE INDEX idx_agents_session ON agents (session_id, spawned_at DESC) WHERE session_id IS NOT NULL;
+
+-- audit
+
+-- A task's trail.
+CREATE INDEX idx_audit_task ON audit (task_id, timestamp DESC);
+
+-- An agent's trail, for a reader and for the foreign key.
+CREATE INDEX idx_audit_agent ON audit (agent_id, timestamp DESC);
+
+-- The timeline, paged by "before this moment".
+CREATE INDEX idx_audit_timestamp ON audit (timestamp DESC);
+
+-- The memory operations of a kind.
+CREATE INDEX idx_audit_memory_operations ON audit (memory_operation_type, timestamp DESC)
+WHERE memory_operation_type IS NOT NULL;
+
+-- What happened in a namespace.
+CREATE INDEX idx_audit_memory_namespace ON audit (memory_namespace, timestamp DESC)
+WHERE memory_namespace IS NOT NULL;
+
+-- What happened to a memory entry, for a reader and for the foreign key.
+CREATE INDEX idx_audit_memory_entry ON audit (memory_entry_id, timestamp DESC) WHERE memory_entry_id IS NOT NULL;
+
+-- metrics
+
+-- A metric's history.
+CREATE INDEX idx_metrics_name_timestamp ON metrics (metric_name, timestamp DESC);
+
+-- checkpoints
+
+-- A session's checkpoints: without it, deleting a session scans them all.
+CREATE INDEX idx_checkpoints_session ON checkpoints (session_id) WHERE session_id IS NOT NULL;
