@@ -1,0 +1,64 @@
+"""Operate an Abathur database by notebook: initialize, validate, explain, benchmark."""
+
+from typing import TYPE_CHECKING, Any
+
+from abathur_nb.benchmark import run_benchmark
+from abathur_nb.database import Database
+from abathur_nb.errors import (
+    AbathurError,
+    BusyError,
+    ChecksFailedError,
+    ConfigurationError,
+    InvalidValueError,
+    RefusedError,
+)
+from abathur_nb.explain import Plans, explain_queries
+from abathur_nb.initialize import initialize_database
+from abathur_nb.measurements import BenchmarkResult
+from abathur_nb.parameters import guard
+from abathur_nb.preflight import preflight
+from abathur_nb.report import Check, Report
+from abathur_nb.schema import Schema, show_schema
+from abathur_nb.settings import ENVIRONMENTS, Settings, resolve
+from abathur_nb.sql import Query, load_queries
+from abathur_nb.validate import validate_database
+
+if TYPE_CHECKING:
+    from abathur_nb import charts
+
+__all__ = [
+    "ENVIRONMENTS",
+    "AbathurError",
+    "BenchmarkResult",
+    "BusyError",
+    "Check",
+    "ChecksFailedError",
+    "ConfigurationError",
+    "Database",
+    "InvalidValueError",
+    "Plans",
+    "Query",
+    "RefusedError",
+    "Report",
+    "Schema",
+    "Settings",
+    "charts",
+    "explain_queries",
+    "guard",
+    "initialize_database",
+    "load_queries",
+    "preflight",
+    "resolve",
+    "run_benchmark",
+    "show_schema",
+    "validate_database",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # matplotlib takes longer to import than all the rest: only who draws waits for it.
+    if name == "charts":
+        from importlib import import_module
+
+        return import_module("abathur_nb.charts")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

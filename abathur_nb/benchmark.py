@@ -1,0 +1,272 @@
+"""Benchmark: how fast a copy of the database answers, held against limits (the runbook's section 5)."""
+
+import asyncio
+import json
+import os
+import platform
+import sqlite3
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+from time import perf_counter_ns
+from typing import Any
+
+import aiosqlite
+
+from abathur_nb import synthetic
+from abathur_nb.connection import connect, connection_pragmas, explain_error, run_to_end
+from abathur_nb.database import Database
+from abathur_nb.errors import AbathurError
+from abathur_nb.measurements import BenchmarkResult, compare, load_baseline
+from abathur_nb.parameters import check_ranges
+from abathur_nb.percentiles import percentiles, verdict
+from abathur_nb.preflight import file_system
+from abathur_nb.report import Check, Report
+from abathur_nb.scratch import scratch_directory, sweep
+from abathur_nb.settings import Settings
+from abathur_nb.sql import load_queries
+from abathur_nb.target import refusal
+
+__all__ = ["run_benchmark"]
+
+_TITLE = "benchmark"
+_MB = 1_000_000
+_BYTES_A_ROW = 4_000  # a synthetic memory and session with their indexes and related rows take about 2,600
+_WARM_UP = 100
+_ROUNDS = 100  # of concurrent reads; to claim a p95 takes 59
+_CONCURRENCY = (1, 2, 5, 10, 20, 50, 100, 200)
+_KEYS = 1000  # distinct keys that are read in turn
+_SESSION, _MEMORY, _CONCURRENT = "session retrieval", "memory retrieval", "50 concurrent reads"
+
+Read = Callable[[], Awaitable[object]]
+Samples = dict[str, list[int]]
+
+
+async def run_benchmark(
+    settings: Settings,
+    *,
+    rows: int = 10_000,
+    repetitions: int = 1000,
+    full: bool = False,
+    baseline: str | os.PathLike[str] | None = None,
+) -> BenchmarkResult:
+    """Time the store on a snapshot of the database, filled up with ``rows`` synthetic memories and sessions.
+
+    The snapshot lies in a scratch directory beside the database and is removed at the end; the live rows are only
+    read, once, for the copy. ``full`` adds the reads beside a busy writer, 1 to 200 concurrent reads, the growth
+    from 1,000 to ``rows``, and the share of the driver. ``baseline`` names the JSON of an earlier result to compare
+    with. Raises ConfigurationError for a wrong argument.
+    """
+    check_ranges(rows=rows, repetitions=repetitions)
+    earlier = load_baseline(baseline)
+    samples: Samples = {}
+    machine = _machine(settings, rows, repetitions)
+    report = await refusal(_TITLE, settings) or _lack_of_room(settings, rows)
+    if report is None:
+        try:
+            with scratch_directory(settings.db_path.parent, _TITLE) as scratch:
+                await _measure(settings, scratch, rows, repetitions, full, samples)
+            checks = (*_limits(settings, samples), *_readings(samples), *compare(samples, earlier))
+            report = Report(_TITLE, checks, subject=str(settings.db_path))
+        except (sqlite3.Error, OSError, AbathurError) as error:
+            told = explain_error(settings.db_path, error) if isinstance(error, sqlite3.Error) else error
+            check = Check(_TITLE, "error", expected="runs to its end", observed=f"could not run: {told}")
+            report = Report(_TITLE, (check,), subject=str(settings.db_path))
+    return BenchmarkResult(report, samples, machine, earlier)
+
+
+def _lack_of_room(settings: Settings, rows: int) -> Report | None:
+    sweep(settings.db_path.parent)
+    disk = os.statvfs(settings.db_path.parent)
+    free = disk.f_bavail * disk.f_frsize / _MB - settings.min_free_mb
+    needed = (settings.db_path.stat().st_size * 2 + rows * _BYTES_A_ROW) / _MB
+    if free >= needed:
+        return None
+    observed = f"{free:,.0f} MB beyond the {settings.min_free_mb:,} MB that must stay free"
+    remedy = "make room, or ask for fewer rows: -p rows 1000"
+    check = Check("free disk", "fail", expected=f"{needed:,.0f} MB for the copy", observed=observed, remedy=remedy)
+    return Report(_TITLE, (check,), subject=str(settings.db_path), refused=True)
+
+
+async def _measure(
+    settings: Settings, scratch: Path, rows: int, repetitions: int, full: bool, samples: Samples
+) -> None:
+    copy = replace(settings, db_path=scratch / "copy.db")
+    await _snapshot(settings, copy)
+    filled = 0
+    sizes = [size for size in (1_000, 10_000, 100_000, 1_000_000) if size < rows] if full else []
+    for size in (*sizes, rows):
+        await _fill(copy, filled, size)
+        filled = size
+        if full:
+            async with Database.open(copy) as db:
+                samples[f"growth/{size}"] = await _time(_memory_reads(db, size), repetitions)
+    async with Database.open(copy) as db:
+        await _time_limited(db, rows, repetitions, samples)
+        if full:
+            await _time_beside_writer(db, rows, repetitions, samples)
+            for tasks in _CONCURRENCY:
+                samples[f"concurrency/{tasks}"] = await _time(_together(_memory_reads(db, rows), tasks), _ROUNDS)
+            await _time_shares(db, rows, repetitions, samples)
+
+
+async def _snapshot(settings: Settings, copy: Settings) -> None:
+    copy.db_path.touch(mode=0o600)
+    async with (
+        connect(settings.db_path, settings=settings) as live,
+        connect(copy.db_path, settings=copy, mode="rw") as target,
+    ):
+        await live.backup(target)  # in one step: in several it may never end beside a writer
+        await target.execute_fetchall("PRAGMA journal_mode = WAL")
+
+
+async def _fill(copy: Settings, start: int, stop: int) -> None:
+    from tqdm import tqdm
+
+    added = sum(synthetic.row_counts(stop).values()) - sum(synthetic.row_counts(start).values())
+    async with connect(copy.db_path, settings=copy, mode="rw") as conn:
+        with tqdm(
+            total=added, desc=f"filling to {stop:,}", unit=" rows", mininterval=1, delay=1, file=sys.stdout
+        ) as bar:
+            await synthetic.fill(conn, stop - start, start=start, progress=bar.update)
+
+
+async def _time_limited(db: Database, rows: int, repetitions: int, samples: Samples) -> None:
+    samples[_SESSION] = await _time(_session_reads(db, rows), repetitions)
+    samples[_MEMORY] = await _time(_memory_reads(db, rows), repetitions)
+    samples[_CONCURRENT] = await _time(_together(_session_reads(db, rows), 50), _ROUNDS)
+
+
+async def _time_beside_writer(db: Database, rows: int, repetitions: int, samples: Samples) -> None:
+    async with _writing(db):
+        samples[f"{_SESSION} beside a writer"] = await _time(_session_reads(db, rows), repetitions)
+        samples[f"{_MEMORY} beside a writer"] = await _time(_memory_reads(db, rows), repetitions)
+
+
+async def _time_shares(db: Database, rows: int, repetitions: int, samples: Samples) -> None:
+    """Time one read through the store, through plain sqlite3 with the same decoding, and through SQLite alone."""
+    query = load_queries()["get_memory"].sql
+    keys = [dict(zip(("namespace", "key"), pair, strict=True)) for pair in synthetic.memory_keys(rows, _KEYS)]
+    with closing(sqlite3.connect(db.settings.db_path, isolation_level=None)) as conn:
+        conn.row_factory = sqlite3.Row
+        conn.executescript(
+            "".join(f"PRAGMA {name} = {value};" for name, value in connection_pragmas(db.settings).items())
+        )
+        alone: list[int] = []
+        decoding: list[int] = []
+        for key in islice(cycle(keys), _WARM_UP + repetitions):
+            start = perf_counter_ns()
+            row = conn.execute(query, key).fetchall()[0]
+            fetched = perf_counter_ns()
+            {**dict(row), "value": json.loads(row["value"]), "metadata": json.loads(row["metadata"])}
+            alone.append(fetched - start)
+            decoding.append(perf_counter_ns() - start)
+    samples["share/SQLite"] = alone[_WARM_UP:]
+    samples["share/SQLite and decoding"] = decoding[_WARM_UP:]
+    samples["share/SQLite, decoding and driver"] = await _time(_memory_reads(db, rows), repetitions)
+
+
+def _session_reads(db: Database, rows: int) -> Iterator[Read]:
+    for session_id in cycle(synthetic.session_ids(rows, _KEYS)):
+        yield lambda session_id=session_id: db.sessions.get_session(session_id)  # type: ignore[misc]
+
+
+def _memory_reads(db: Database, rows: int) -> Iterator[Read]:
+    for namespace, key in cycle(synthetic.memory_keys(rows, _KEYS)):
+        yield lambda namespace=namespace, key=key: db.memory.get_memory(namespace, key)  # type: ignore[misc]
+
+
+def _together(reads: Iterator[Read], tasks: int) -> Iterator[Read]:
+    while True:
+        batch = list(islice(reads, tasks))
+
+        async def read_all(batch: list[Read] = batch) -> list[object]:
+            return await asyncio.gather(*(read() for read in batch))
+
+        yield read_all
+
+
+async def _time(reads: Iterator[Read], repetitions: int) -> list[int]:
+    """Return the nanoseconds that each read took, after a warm-up that is not counted."""
+    samples = []
+    for read in islice(reads, _WARM_UP):
+        await read()
+    for read in islice(reads, repetitions):
+        start = perf_counter_ns()
+        found = await read()
+        samples.append(perf_counter_ns() - start)
+        if found is None or (
+            isinstance(found, list) and None in found
+        ):  # a fast answer that finds nothing must not count
+            raise AbathurError("a synthetic row is missing from the copy: the benchmark is not to be trusted")
+    return samples
+
+
+@asynccontextmanager
+async def _writing(db: Database) -> Any:
+    """Keep a writer of this process busy with memories of its own while the block runs."""
+
+    async def write_on() -> None:
+        for n in cycle(range(1_000_000_000)):
+            await db.memory.add_memory("synthetic:writer:busy", f"key-{n}", {"n": n}, "semantic", "session:writer")
+
+    writer = asyncio.create_task(write_on())
+    try:
+        yield
+    finally:
+        writer.cancel()
+        await run_to_end(asyncio.wait([writer]))
+        if not writer.cancelled():
+            writer.result()
+
+
+def _limits(settings: Settings, samples: Samples) -> Iterator[Check]:
+    """Hold each limit of the environment against its samples; only a limit that is proven met passes."""
+    for name, level, limit_ms in (
+        (_SESSION, 0.99, settings.session_p99_ms),
+        (_MEMORY, 0.99, settings.memory_p99_ms),
+        (_CONCURRENT, 0.95, settings.concurrent_reads_s * 1000),
+    ):
+        found = verdict(samples[name], level, limit_ms)
+        told = next(p for p in percentiles(samples[name]) if p.level == level)
+        remedy = (
+            "ask for more: -p repetitions 1000" if found == "not enough samples" else "see explain.ipynb, and the disk"
+        )
+        yield Check.that(
+            name,
+            found == "met",
+            expected=f"p{level * 100:g} < {limit_ms:g} ms, with 95 % confidence",
+            observed=f"{told}, {len(samples[name]):,} samples: {found}",
+            remedy=remedy,
+        )
+
+
+def _readings(samples: Samples) -> Iterator[Check]:
+    """Show what has no limit of its own."""
+    for name, nanoseconds in samples.items():
+        if name not in (_SESSION, _MEMORY, _CONCURRENT):
+            observed = "; ".join(map(str, percentiles(nanoseconds)))
+            yield Check(name, "pass", expected="shown, no limit", observed=f"{observed}, {len(nanoseconds):,} samples")
+
+
+def _machine(settings: Settings, rows: int, repetitions: int) -> dict[str, Any]:
+    try:
+        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        model = cpu.partition(":")[2].strip()
+    except (OSError, StopIteration):  # not Linux, or a processor that tells no name
+        model = platform.processor()
+    return {
+        "processor": f"{model}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} CPUs",
+        "system": platform.platform(),
+        "file system": file_system(settings.db_path.parent),
+        "Python": platform.python_version(),
+        "SQLite": sqlite3.sqlite_version,
+        "aiosqlite": aiosqlite.__version__,
+        "PRAGMAs": {"journal_mode": "wal", **connection_pragmas(settings)},
+        "readers": settings.readers,
+        "rows": rows,
+        "repetitions": repetitions,
+    }

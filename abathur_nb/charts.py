@@ -1,0 +1,197 @@
+"""Every figure: takes results, returns a Chart; drawn without pyplot, so nothing has to be closed."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
+
+from abathur_nb.expected import EXPECTED_TABLES, expected_objects
+from abathur_nb.percentiles import percentiles
+from abathur_nb.report import printable
+
+if TYPE_CHECKING:
+    from abathur_nb.explain import Plans
+    from abathur_nb.measurements import BenchmarkResult
+    from abathur_nb.schema import Schema
+
+__all__ = ["Chart", "concurrency_curve", "coverage_matrix", "growth_curve", "latency_distribution", "table_sizes"]
+
+# Okabe and Ito's palette, which the colour-blind can tell apart (https://jfly.uni-koeln.de/color/).
+_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
+_WIDTH = 9.0  # inches: a notebook's width at 100 %
+_MILLISECONDS = FuncFormatter(lambda value, _: f"{value:g}")
+
+
+class Chart(Figure):
+    """Be a figure that says in words what it shows: ``alt`` goes into the notebook beside the picture."""
+
+    alt = ""
+
+    def _repr_mimebundle_(
+        self, include: object = None, exclude: object = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        picture = BytesIO()
+        self.savefig(picture, format="png", dpi=160, facecolor="white")
+        size = {"width": round(self.get_figwidth() * 96), "alt": self.alt}
+        return {"image/png": picture.getvalue(), "text/plain": self.alt}, {"image/png": size}
+
+
+def latency_distribution(result: "BenchmarkResult") -> Chart:
+    """Draw how long single reads took, with the p99, its 95 % interval and the limit."""
+    wanted = {
+        check.name: check for check in result.report.checks if check.name in ("session retrieval", "memory retrieval")
+    }
+    if not wanted:
+        return _blank("nothing was measured: the report says why")
+    chart, axes = _chart(1.0 + 1.9 * len(wanted), len(wanted), sharex=True)
+    told = []
+    for ax, (name, check) in zip(axes, wanted.items(), strict=False):
+        milliseconds = np.asarray(result.samples[name]) / 1e6
+        limit = float(check.expected.partition("< ")[2].partition(" ms")[0])
+        p99 = percentiles(result.samples[name])[-1]
+        low, high = p99.low or milliseconds.min(), p99.high or milliseconds.max()
+        bins = np.geomspace(milliseconds.min() * 0.9, milliseconds.max() * 1.1, 60)
+        ax.hist(milliseconds, bins=list(bins), color=_BLUE, label="samples")
+        ax.axvspan(low, high, color=_ORANGE, alpha=0.45, label="95 % interval of p99")
+        ax.axvline(p99.value, color="black", linestyle="--", label=f"p99 {p99.value:.3g} ms")
+        ax.axvline(limit, color=_RED, linewidth=2, label=f"limit {limit:g} ms")
+        ax.set(xscale="log", title=f"{name}: {len(milliseconds):,} samples", ylabel="samples")
+        ax.legend(fontsize=8, loc="upper center")
+        told.append(f"{name}: {p99}, limit {limit:g} ms")
+    axes[-1].set_xlabel("time of one read (ms, logarithmic)")
+    axes[-1].xaxis.set_major_formatter(_MILLISECONDS)
+    chart.alt = "Histogram of read times. " + "; ".join(told)
+    return chart
+
+
+def concurrency_curve(result: "BenchmarkResult") -> Chart:
+    """Draw how long so many reads take together; needs a result with ``full=True``."""
+    curve = {int(tasks): samples for tasks, samples in result.curve("concurrency").items()}
+    if not curve:
+        return _blank("not measured: run with full = True")
+    chart, (ax,) = _chart(3.6)
+    ends = _percentile_lines(ax, curve)
+    ax.set(xscale="log", yscale="log", xlabel="reads at a time", ylabel="until all are answered (ms)")
+    ax.set_xticks(list(curve), [str(tasks) for tasks in curve])
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_major_formatter(_MILLISECONDS)
+    ax.set_title("Concurrent memory retrievals")
+    chart.alt = f"Time until all of so many concurrent reads are answered: {ends}"
+    return chart
+
+
+def growth_curve(result: "BenchmarkResult") -> Chart:
+    """Draw how the time of one memory retrieval grows with the table; needs a result with ``full=True``."""
+    curve = {int(rows): samples for rows, samples in result.curve("growth").items()}
+    if not curve:
+        return _blank("not measured: run with full = True")
+    chart, (ax,) = _chart(3.6)
+    ends = _percentile_lines(ax, curve)
+    ax.set(xscale="log", yscale="log", xlabel="synthetic memories in the table", ylabel="time of one read (ms)")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.yaxis.set_major_formatter(_MILLISECONDS)
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_title("Memory retrieval as the table grows")
+    chart.alt = f"Time of one memory retrieval by size of the table: {ends}"
+    return chart
+
+
+def coverage_matrix(plans: "Plans") -> Chart:
+    """Draw which query uses which of the 33 indexes."""
+    indexes = sorted(plans.coverage, key=lambda name: (EXPECTED_TABLES.index(expected_objects()[name].table), name))
+    # Queries in the order of their indexes, so that a full set of indexes shows as a staircase.
+    queries = list(dict.fromkeys(query for index in indexes for query in plans.coverage[index]))
+    chart, (ax,) = _chart(8.5)
+    points = [(queries.index(query), row) for row, index in enumerate(indexes) for query in plans.coverage[index]]
+    unused = [row for row, index in enumerate(indexes) if not plans.coverage[index]]
+    for row in unused:
+        ax.axhspan(row - 0.5, row + 0.5, color=_RED, alpha=0.3)
+    ax.plot([x for x, _ in points], [y for _, y in points], "s", color=_BLUE, markersize=6)
+    ax.set_xticks(range(len(queries)), queries, rotation=90, fontsize=7)
+    ax.set_yticks(range(len(indexes)), indexes, fontsize=7)
+    ax.set(xlim=(-0.7, len(queries) - 0.3), ylim=(len(indexes) - 0.5, -0.5))
+    ax.grid(visible=True, color="#dddddd", linewidth=0.5)
+    ax.set_axisbelow(True)
+    ax.set_title(f"{len(indexes) - len(unused)} of {len(indexes)} indexes serve a query")
+    chart.alt = f"Matrix of {len(indexes)} indexes and {len(queries)} queries; unused: " + (
+        ", ".join(indexes[row] for row in unused) or "none"
+    )
+    return chart
+
+
+def table_sizes(schema: "Schema") -> Chart:
+    """Draw each table's rows, and how much room it and its indexes take up where this SQLite can tell."""
+    tables = sorted(schema.rows, key=lambda name: (schema.sizes.get(name, 0), schema.rows[name]))
+    if not tables:
+        return _blank("no table could be read: the report says why")
+    chart, (ax,) = _chart(1.2 + 0.32 * len(tables))
+    places = range(len(tables))
+    if schema.sizes:
+        own = [schema.sizes.get(name, 0) for name in tables]
+        of_indexes = [
+            sum(size for name, size in schema.sizes.items() if name in _indexes_of(schema, table)) for table in tables
+        ]
+        ax.barh(places, own, color=_BLUE, label="rows")
+        ax.barh(places, of_indexes, left=own, color=_ORANGE, label="its indexes")
+        ax.xaxis.set_major_formatter(EngFormatter(unit="B"))
+        ax.set_xlabel("size in the file (bytes)")
+        ax.legend(loc="lower right")
+        ends = [a + b for a, b in zip(own, of_indexes, strict=True)]
+    else:
+        ends = [schema.rows[name] for name in tables]
+        ax.barh(places, ends, color=_BLUE)
+        ax.set_xlabel("rows")
+    # A table of somebody else's may be named anything; a pair of $ would be read as mathematics.
+    ax.set_yticks(places, [printable(name).replace("$", r"\$") for name in tables])
+    for y, (table, end) in enumerate(zip(tables, ends, strict=True)):
+        ax.annotate(
+            f"{schema.rows[table]:,} rows", (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    ax.margins(x=0.15)
+    ax.set_title("Tables by size")
+    chart.alt = printable(
+        "Tables by size: " + ", ".join(f"{name} {schema.rows[name]:,} rows" for name in reversed(tables))
+    )
+    return chart
+
+
+def _indexes_of(schema: "Schema", table: str) -> set[str]:
+    named = {found.name for found in schema.objects.values() if found.type == "index" and found.table == table}
+    return named | {name for name in schema.sizes if name.startswith(f"sqlite_autoindex_{table}_")}
+
+
+def _chart(height: float, rows: int = 1, *, sharex: bool = False) -> tuple[Chart, Sequence[Axes]]:
+    chart = Chart(figsize=(_WIDTH, height), layout="constrained")
+    axes = chart.subplots(rows, 1, squeeze=False, sharex=sharex)[:, 0]
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return chart, list(axes)
+
+
+def _blank(words: str) -> Chart:
+    chart = Chart(figsize=(_WIDTH, 0.5))
+    chart.text(0.01, 0.4, words, color=_GREY)
+    chart.alt = words
+    return chart
+
+
+def _percentile_lines(ax: Axes, curve: dict[int, Sequence[int]]) -> str:
+    """Draw p50 and p99 over ``curve``, each with its interval; say where they begin and end."""
+    found = {x: percentiles(samples) for x, samples in curve.items()}
+    for at, (label, colour, marker) in {0: ("p50", _BLUE, "o"), 2: ("p99", _ORANGE, "^")}.items():
+        values = [found[x][at].value for x in curve]
+        low = [value - (found[x][at].low or min(curve[x]) / 1e6) for x, value in zip(curve, values, strict=True)]
+        high = [(found[x][at].high or max(curve[x]) / 1e6) - value for x, value in zip(curve, values, strict=True)]
+        errors = np.maximum([low, high], 0)
+        ax.errorbar(
+            list(curve), values, yerr=errors, color=colour, marker=marker, capsize=3, label=f"{label}, 95 % interval"
+        )
+    ax.legend()
+    ax.grid(visible=True, which="major", color="#dddddd", linewidth=0.5)
+    first, last = min(curve), max(curve)
+    return ", ".join(f"{median(curve[x]) / 1e6:.3g} ms at the median for {x:,}" for x in (first, last))

@@ -1,0 +1,50 @@
+"""The errors of abathur_nb: one class for each thing that an operator can do about it."""
+
+from collections.abc import Sequence
+
+__all__ = [
+    "AbathurError",
+    "BusyError",
+    "ChecksFailedError",
+    "ConfigurationError",
+    "InvalidValueError",
+    "RefusedError",
+]
+
+
+class AbathurError(Exception):
+    """Serve as the base of all errors of this package; never raised itself.
+
+    A notebook shows it as one line: the report above it says the rest.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython asks an exception for this method and shows what it returns in place of the traceback.
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ConfigurationError(AbathurError, ValueError):
+    """Name every faulty setting or parameter: correct them and run again.
+
+    ``faults`` holds one sentence each. Nothing was touched.
+    """
+
+    def __init__(self, faults: str | Sequence[str]) -> None:
+        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
+        super().__init__("; ".join(self.faults))
+
+
+class InvalidValueError(AbathurError, ValueError):
+    """Refuse a value that the database must not hold: pass another. Nothing was written."""
+
+
+class RefusedError(AbathurError):
+    """Refuse what stands at the database path: follow the remedy in the message. Nothing was changed."""
+
+
+class BusyError(AbathurError):
+    """Report a lock that outlasted the wait: end its holder or try again. Nothing was written."""
+
+
+class ChecksFailedError(AbathurError):
+    """Name the checks of a report that failed or could not run: each one's remedy is in the report."""

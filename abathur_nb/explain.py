@@ -1,0 +1,249 @@
+"""Explain: whether the planner answers every named query by its index (the runbook's sections 4.2 and 6.4)."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import aiosqlite
+
+from abathur_nb.connection import connect, explain_error, run_to_end
+from abathur_nb.expected import EXPECTED_TABLES, expected_objects
+from abathur_nb.plan import Fetch, Parameters, PlanNode, Step, StepKind, plan_steps, read_plan, tree_lines
+from abathur_nb.report import Check, Report, Status, printable, run_check
+from abathur_nb.settings import Settings
+from abathur_nb.sql import Query, load_queries
+from abathur_nb.target import refusal
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["PlanTree", "Plans", "compare_plans", "explain_queries"]
+
+PlanTree = tuple[PlanNode, ...]
+_TITLE = "explain"
+_REMEDY = "run validate.ipynb: it names each index that is missing or altered; if none is, run ANALYZE and this again"
+_WORDS: dict[StepKind, str] = {  # {0} is the step, {1} its index or the word rowid
+    "search": "search by {1}",
+    "table scan": "full scan of the table {0.table}",
+    "index scan": "full scan of the index {0.index}",
+    "automatic index": "an index made for this one run on {0.table}",
+    "sort": "a sort",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """Hold the plan of every named query, and what each index is good for; a notebook shows the plans, folded.
+
+    ``coverage`` names the queries whose plans use an index, for each of the 33. ``without`` holds the plans that
+    these queries would have if that index were missing.
+    """
+
+    report: Report
+    queries: Mapping[str, Query]
+    trees: Mapping[str, PlanTree] = field(default_factory=dict)
+    coverage: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    without: Mapping[str, Mapping[str, PlanTree]] = field(default_factory=dict)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return a pandas frame, one row a query: its verdict, its index, its plan."""
+        import pandas as pd
+
+        rows = [
+            {
+                "query": name,
+                "status": status,
+                "index": self.queries[name].index,
+                "plan": "\n".join(tree_lines(self.trees.get(name, ()))),
+                "answers": self.queries[name].doc,
+            }
+            for name, status in self._verdicts()
+        ]
+        return pd.DataFrame(rows, columns=["query", "status", "index", "plan", "answers"])
+
+    def _verdicts(self) -> list[tuple[str, Status]]:
+        return [(check.name, check.status) for check in self.report.checks if check.name in self.queries]
+
+    def __str__(self) -> str:
+        return "\n\n".join("\n  ".join((name, *tree_lines(tree))) for name, tree in self.trees.items())
+
+    def _repr_html_(self) -> str:
+        plans = [
+            _folded(f"{status}: {name} — {query.index or 'no index'}", query.doc, self.trees.get(name, ()), query.sql)
+            for name, status in self._verdicts()
+            for query in (self.queries[name],)
+        ]
+        losses = (
+            _folded(f"without {index}: {query} — {_told(plan_steps(tree))}", self.queries[query].doc, tree)
+            for index, trees in self.without.items()
+            for query, tree in trees.items()
+        )
+        return (
+            f"<details><summary>the plans of {len(plans)} queries</summary>{''.join(plans)}</details>"
+            f"<details><summary>what the loss of each index would change</summary>{''.join(losses)}</details>"
+        )
+
+
+def _folded(title: str, doc: str, tree: PlanTree, sql: str = "") -> str:
+    texts = [escape(printable(text)) for text in ("\n".join(tree_lines(tree)) or "no plan", sql) if text]
+    return (
+        f"<details style='margin-left:1.5em'><summary>{escape(printable(title))}</summary><p>{escape(doc)}</p>"
+        + "".join(f"<pre style='text-align:left;white-space:pre-wrap'>{text}</pre>" for text in texts)
+        + "</details>"
+    )
+
+
+async def explain_queries(settings: Settings) -> Plans:
+    """Read the plan of every named query and judge it; try in memory what the loss of each index would change.
+
+    Read-only: the live file is opened ``mode=ro``, no query is run, and indexes are dropped in a copy of the schema
+    and its statistics alone.
+    """
+    nothing = dict.fromkeys(_indexes(), ())
+    if found := await refusal(_TITLE, settings):
+        return Plans(found, load_queries(), coverage=nothing)
+    path = settings.db_path
+    try:
+        # Without a cache: a cached statement keeps the plan of an index dropped since.
+        async with connect(path, settings=settings, cached_statements=0) as conn, _in_memory() as copy:
+            await conn.execute_fetchall("BEGIN")  # one snapshot of schema and statistics
+            return await compare_plans(partial(_fetch, conn), partial(_fetch, copy), load_queries(), subject=str(path))
+    except sqlite3.Error as error:
+        check = Check("database file", "error", expected="opens read-only", observed=str(explain_error(path, error)))
+        return Plans(Report(_TITLE, (check,), subject=str(path)), load_queries(), coverage=nothing)
+
+
+async def compare_plans(live: Fetch, copy: Fetch, queries: Mapping[str, Query], *, subject: str = "") -> Plans:
+    """Judge the plans of ``queries`` over ``live``, and try the loss of each index in ``copy``.
+
+    ``live`` is only read. ``copy`` must be an empty database in memory, of the same SQLite, and is filled. Both must
+    keep no statements.
+    """
+    schema = [row for row in await live(load_queries("inspect.sql")["schema"].sql, ()) if row[2] in EXPECTED_TABLES]
+    missing = set(_indexes()) - {str(row[1]) for row in schema}
+    trees: dict[str, PlanTree] = {}
+    checks = [await run_check(query.name, partial(_judge, live, query, missing, trees)) for query in queries.values()]
+    coverage = {
+        index: tuple(name for name, tree in trees.items() if any(step.index == index for step in plan_steps(tree)))
+        for index in _indexes()
+    }
+    checks.append(_coverage_check(coverage))
+    without: dict[str, dict[str, PlanTree]] = {}
+
+    async def try_losses() -> Check:
+        await _copy_schema(live, copy, [str(row[3]) for row in schema if row[0] in ("table", "index") and row[3]])
+        for index, names in coverage.items():
+            without[index] = await _without(copy, index, [queries[name] for name in names])
+        unlike = [name for name, tree in trees.items() if await _tree(copy, queries[name]) != tree]
+        return _losses_check(trees, without, unlike)
+
+    checks.append(await run_check("the loss of an index", try_losses))
+    return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, trees, coverage, without)
+
+
+async def _tree(fetch: Fetch, query: Query) -> PlanTree:
+    return tuple(await read_plan(fetch, query.sql, query.parameters))
+
+
+async def _judge(live: Fetch, query: Query, missing: Collection[str], trees: dict[str, PlanTree]) -> Check:
+    tree = trees[query.name] = await _tree(live, query)
+    if not tree and query.index is None:
+        return Check(query.name, "skip", "no plan", "not applicable: the statement has none")
+    allowed = {"table scan": query.scan, "index scan": query.scan, "sort": query.sort}
+    steps = plan_steps(tree)
+    faults = [_told([step]) for step in steps if step.kind != "search" and not allowed.get(step.kind)]
+    if query.index and not any(step.index == query.index for step in steps):
+        faults.append(f"no use of {query.index}" + (", which is missing" if query.index in missing else ""))
+    reasons = "; ".join(f"allowed: {reason}" for reason in (query.scan, query.sort) if reason)
+    return Check.that(
+        query.name,
+        not faults,
+        expected=query.index or reasons or "a search by rowid",
+        observed="; ".join(faults) or _told(steps),
+        remedy=f"{expected_objects()[query.index].sql};" if query.index and query.index in missing else _REMEDY,
+        evidence=tree_lines(tree),
+    )
+
+
+def _coverage_check(coverage: Mapping[str, tuple[str, ...]]) -> Check:
+    idle = [index for index, names in coverage.items() if not names]
+    return Check.that(
+        "coverage",
+        not idle,
+        expected=f"each of {len(coverage)} indexes serves a query",
+        observed=f"{len(idle)} serve none: {', '.join(idle)}" if idle else f"all {len(coverage)} do",
+        remedy=_REMEDY,
+        evidence=(f"{index}: {', '.join(names) or 'none'}" for index, names in coverage.items()),
+    )
+
+
+def _losses_check(
+    trees: Mapping[str, PlanTree], without: Mapping[str, Mapping[str, PlanTree]], unlike: Collection[str]
+) -> Check:
+    name, expected = "the loss of an index", "each index, taken away in a copy, changes a plan"
+    if unlike:
+        observed = f"could not run: the copy plans otherwise than the database: {', '.join(unlike)}"
+        return Check(name, "error", expected, observed)
+    changed = {
+        index: [f"{query}: {_told(plan_steps(tree))}" for query, tree in after.items() if tree != trees[query]]
+        for index, after in without.items()
+    }
+    idle = [index for index, queries in changed.items() if not queries]
+    return Check.that(
+        name,
+        not idle,
+        expected=expected,
+        observed=f"no plan changes without {', '.join(idle)}" if idle else f"all {len(changed)} do",
+        remedy=_REMEDY,
+        evidence=(f"without {index}, {query}" for index, queries in changed.items() for query in queries),
+    )
+
+
+async def _copy_schema(live: Fetch, copy: Fetch, schema: Collection[str]) -> None:
+    for sql in ("PRAGMA foreign_keys = ON", *schema):  # else a plan of DELETE leaves out the search for children
+        await copy(sql, ())
+    wanted = [str(row[0]) for row in await live(load_queries("explain.sql")["statistics_tables"].sql, ())]
+    if not wanted:
+        return
+    await copy("ANALYZE sqlite_master", ())  # makes the tables of statistics, those that this SQLite knows
+    known = [row[0] for row in await copy(load_queries("explain.sql")["statistics_tables"].sql, ())]
+    for table in (name for name in wanted if name in known):
+        for row in await live(load_queries("explain.sql")[table].sql, ()):
+            await copy(load_queries("explain.sql")[f"put_{table}"].sql, tuple(row))
+    await copy("ANALYZE sqlite_master", ())  # has the planner read them
+
+
+async def _without(copy: Fetch, index: str, queries: Collection[Query]) -> dict[str, PlanTree]:
+    if not queries:
+        return {}
+    await copy("BEGIN", ())
+    try:
+        await copy(f"DROP INDEX {index}", ())
+        return {query.name: await _tree(copy, query) for query in queries}
+    finally:
+        await copy("ROLLBACK", ())
+
+
+def _told(steps: Collection[Step]) -> str:
+    return "; ".join(dict.fromkeys(_WORDS[step.kind].format(step, step.index or "rowid") for step in steps))
+
+
+def _indexes() -> tuple[str, ...]:
+    return tuple(found.name for found in expected_objects().values() if found.type == "index")
+
+
+@asynccontextmanager
+async def _in_memory() -> AsyncIterator[aiosqlite.Connection]:
+    conn = await aiosqlite.connect(":memory:", isolation_level=None, cached_statements=0)
+    try:
+        yield conn
+    finally:
+        await run_to_end(conn.close())
+
+
+async def _fetch(conn: aiosqlite.Connection, sql: str, params: Parameters) -> list[Any]:
+    return list(await conn.execute_fetchall(sql, params))

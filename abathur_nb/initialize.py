@@ -1,0 +1,190 @@
+"""Initialize: bring a database into being, whole and durable or not at all (the runbook's section 2)."""
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from shlex import quote
+
+import aiosqlite
+
+from abathur_nb.connection import connect, connection_pragmas, explain_error, pragma
+from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.preflight import location_checks
+from abathur_nb.report import Check, Report
+from abathur_nb.scratch import fsync, make_private_directory, scratch_directory, sweep
+from abathur_nb.settings import Settings
+from abathur_nb.sql import SEED_FILE, statements
+from abathur_nb.target import identify
+from abathur_nb.validate import database_checks, file_checks
+
+__all__ = ["initialize_database"]
+
+_TITLE = "initialize"
+
+# The steps of section 2 that one transaction takes, in its order.
+_STEPS = (
+    ("2.3 memory tables", "ddl-memory-tables.sql"),
+    ("2.4 core tables", "ddl-core-tables.sql"),
+    ("2.5 indexes", "ddl-indexes.sql"),
+    ("2.6 seed memories", SEED_FILE),
+)
+_IDENTITY = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+async def initialize_database(settings: Settings, *, dry_run: bool = False) -> Report:
+    """Create the database at ``settings.db_path``, or say that a valid one is there already.
+
+    All or nothing: it is built and validated under another name in the same directory, forced to the disk, and linked
+    to its own name, which one of several racing processes wins. What stands there already is never changed.
+    ``dry_run`` shows the statements and changes nothing.
+    """
+    subject = str(settings.db_path)
+    target = await identify(settings)
+    if target.state == "present":
+        return await _already_initialized(settings, dry_run)
+    location, forbidden = location_checks(settings)
+    checks = [target.check, *location]
+    if target.state != "absent" or forbidden:
+        return Report(_TITLE, tuple(checks), subject=subject, refused=True)
+    if dry_run:
+        return Report(f"{_TITLE} (dry run)", (*checks, *_plan(settings)), subject=subject)
+    try:
+        return Report(_TITLE, (*checks, *await _create(settings)), subject=subject)
+    except FileExistsError:  # a racing process won
+        return await _already_initialized(settings, dry_run)
+    except sqlite3.Error as error:
+        fault: Exception = explain_error(settings.db_path, error)
+    except (OSError, AbathurError) as error:
+        fault = error
+    remedy = "mend that and run init again: nothing was made"
+    return Report(
+        _TITLE, (*checks, Check("create", "error", observed=str(fault), remedy=remedy)), subject=subject, refused=True
+    )
+
+
+async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
+    """Report on the database that stands there, refused unless it is valid. Leaves its bytes as they are."""
+    checks = await file_checks(settings)
+    broken = any(check.failed for check in checks)
+    observed = "a database that is not valid: left as it is" if broken else "already initialized: left as it is"
+    remedy = "run validate.ipynb, and mend what it names"
+    done, swept = [], []
+    if not broken and not dry_run:
+        # Whoever made it may have been killed before its name was durable, or before its scratch directory was gone.
+        done, swept = [_force_name(settings.db_path)], sweep(settings.db_path.parent)
+    stands = Check.that(
+        "create",
+        not broken,
+        expected="no database yet, or a valid one",
+        observed=observed,
+        remedy=remedy,
+        evidence=swept,
+    )
+    return Report(_TITLE, (stands, *done, *checks), subject=str(settings.db_path), refused=broken)
+
+
+async def _create(settings: Settings) -> list[Check]:
+    folder = settings.db_path.parent
+    make_private_directory(folder)
+    swept = sweep(folder)
+    with scratch_directory(folder, "init") as scratch:
+        draft = scratch / settings.db_path.name
+        _make_private_file(draft, folder)
+        async with connect(draft, settings=settings, mode="rw") as conn:
+            checks = [await _set_pragmas(conn, settings), *await _fill(conn)]
+            # Closing would checkpoint as well, but says nothing if it fails.
+            (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+            if tuple(done) != (0, 0, 0):
+                raise RefusedError(f"the write-ahead log of the new database could not be emptied: {tuple(done)}")
+            validation = await database_checks(conn, draft, settings)
+        if failed := [check for check in validation if check.failed]:
+            named = "; ".join(f"{check.name}: {check.observed}" for check in failed)
+            raise RefusedError(f"the new database is not valid and was thrown away: {named}")
+        published = _publish(draft, settings.db_path)
+    created = Check("2.1 database file", "pass", observed=f"{settings.db_path}, mode 0600", evidence=tuple(swept))
+    return [created, *checks, *(_numbered(check) for check in validation), published]
+
+
+def _make_private_file(path: Path, folder: Path) -> None:
+    """Make an empty file, 0600 under any umask, owned by whom the directory belongs to."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+        owner = os.stat(folder)
+        if os.geteuid() == 0 and owner.st_uid != 0:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(descriptor)
+
+
+async def _set_pragmas(conn: aiosqlite.Connection, settings: Settings) -> Check:
+    mode = await pragma(conn, "journal_mode = WAL")
+    # The other seven were read back when the connection was opened.
+    found = {"journal_mode": mode, **connection_pragmas(settings)}
+    told = ", ".join(f"{name} = {value}" for name, value in found.items())
+    if mode != "wal":
+        raise RefusedError(f"SQLite did not switch to write-ahead mode: {told}")
+    return Check("2.2 PRAGMA settings", "pass", expected="the eight, read back", observed=told)
+
+
+async def _fill(conn: aiosqlite.Connection) -> list[Check]:
+    """Run every statement in one transaction."""
+    # One script is one hop to the connection's thread, where fifty statements would be fifty.
+    script = [
+        "BEGIN IMMEDIATE",
+        *_IDENTITY,
+        *(line for _, filename in _STEPS for line in statements(filename)),
+        "COMMIT",
+    ]
+    await conn.executescript(";\n".join(script) + ";")
+    return [
+        Check(step, "pass", observed=f"{len(statements(filename))} statements of sql/{filename}")
+        for step, filename in _STEPS
+    ]
+
+
+def _publish(draft: Path, path: Path) -> Check:
+    """Give the finished draft its name, durably; raise FileExistsError if the name is taken."""
+    log = Path(f"{draft}-wal")
+    if log.exists() and log.stat().st_size:
+        raise RefusedError(f"the new database still has a write-ahead log of {log.stat().st_size} bytes")
+    fsync(draft)
+    # link refuses a name that exists, where rename would replace it.
+    os.link(draft, path)
+    return _force_name(path)
+
+
+def _force_name(path: Path) -> Check:
+    name, expected = "published", "under its own name, forced to the disk"
+    try:
+        fsync(path.parent)
+    except OSError as error:
+        observed = f"{path} is whole, but its name may not survive a power cut: {error.strerror}"
+        return Check(name, "error", expected=expected, observed=observed, remedy="see to the disk, then run init again")
+    return Check(name, "pass", expected=expected, observed=str(path))
+
+
+def _numbered(check: Check) -> Check:
+    return Check(f"2.7 {check.name}", check.status, check.expected, check.observed, check.remedy, check.evidence)
+
+
+def _plan(settings: Settings) -> list[Check]:
+    """Return the steps with the exact statements that they would run."""
+    path = quote(str(settings.db_path))
+    pragmas = {"journal_mode": "WAL", **connection_pragmas(settings)}
+    steps: list[tuple[str, Sequence[str]]] = [
+        (
+            "2.1 database file",
+            (f"mkdir -p -m 700 {quote(str(settings.db_path.parent))}", f"install -m 600 /dev/null {path}"),
+        ),
+        ("2.2 PRAGMA settings", [f"PRAGMA {name} = {value}" for name, value in pragmas.items()]),
+        ("one transaction", ("BEGIN IMMEDIATE", *_IDENTITY)),
+        *((step, statements(filename)) for step, filename in _STEPS),
+        ("end of the transaction", ("COMMIT", "PRAGMA wal_checkpoint(TRUNCATE)")),
+    ]
+    return [
+        Check(step, "skip", observed=f"would run {len(lines)} statements", evidence=tuple(f"{line};" for line in lines))
+        for step, lines in steps
+    ]

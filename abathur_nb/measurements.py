@@ -1,0 +1,158 @@
+"""The result of a benchmark: its samples, as frame and JSON, and held against an earlier one."""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from abathur_nb.errors import ConfigurationError
+from abathur_nb.percentiles import percentiles
+from abathur_nb.report import Check, Report, printable
+from abathur_nb.settings import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["BenchmarkResult", "compare", "load_baseline"]
+
+_MAX_BYTES = 64 * 1024 * 1024  # a baseline larger than this was not written by a benchmark
+_MAX_NANOSECONDS = 10**18  # thirty years
+_BEGINNING = b'{"report": {'  # of every saved result
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkResult:
+    """Hold what a benchmark measured: ``samples`` are nanoseconds by measurement, ``machine`` what they depend on.
+
+    Measurements that make a curve are named ``concurrency/50``, ``growth/1000``, ``share/SQLite``.
+    """
+
+    report: Report
+    samples: Mapping[str, Sequence[int]]
+    machine: Mapping[str, Any]
+    baseline: Mapping[str, Sequence[int]]
+
+    def curve(self, name: str) -> dict[str, Sequence[int]]:
+        """Return the samples of ``growth``, ``concurrency`` or ``share`` by what follows the ``/``, in that order."""
+        return {key.partition("/")[2]: found for key, found in self.samples.items() if key.startswith(f"{name}/")}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row a measurement: samples, then p50, p95 and p99 in ms, each with its interval."""
+        import pandas as pd
+
+        rows = []
+        for name, nanoseconds in self.samples.items():
+            row: dict[str, Any] = {"measurement": name, "samples": len(nanoseconds)}
+            for found in percentiles(nanoseconds):
+                label = f"p{found.level * 100:g}"
+                row |= {f"{label} ms": found.value, f"{label} low": found.low, f"{label} high": found.high}
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def to_json(self) -> str:
+        """Return the result as JSON text: report, machine, percentiles with intervals, and every sample."""
+        content = {
+            "report": self.report.to_dict(),
+            "machine": dict(self.machine),
+            "percentiles_ms": {
+                name: {f"p{p.level * 100:g}": [p.low, p.value, p.high] for p in percentiles(nanoseconds)}
+                for name, nanoseconds in self.samples.items()
+            },
+            "samples_ns": {name: list(nanoseconds) for name, nanoseconds in self.samples.items()},
+        }
+        return json.dumps(content)
+
+    def save(self, path: str | os.PathLike[str] | None) -> str:
+        """Write ``to_json()`` to ``path``, whole or not at all, 0600, replacing an earlier result; say what was done.
+
+        Nothing else is ever replaced. With None nothing is written. Raises ConfigurationError where it can't be.
+        """
+        if path is None:
+            return "not saved: no path was given"
+        target = Path(os.path.abspath(os.path.expanduser(path)))
+        try:
+            _require_replaceable(target)
+            _write(target, self.to_json())
+        except (OSError, ValueError) as error:  # a ValueError where the path holds what no path can
+            told = (error.strerror if isinstance(error, OSError) else None) or printable(str(error))
+            raise ConfigurationError(f"the result cannot be saved as {shown(str(target))}: {told}") from None
+        return f"saved as {printable(str(target))}"
+
+
+def load_baseline(path: str | os.PathLike[str] | None) -> dict[str, list[int]]:
+    """Return the samples of a saved result, none for None; raise ConfigurationError if it is no saved result."""
+    if path is None:
+        return {}
+    try:
+        file = Path(os.path.expanduser(path))
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
+            raise ConfigurationError(
+                f"baseline: expected a regular file of at most {_MAX_BYTES:,} bytes, found {shown(path)}"
+            )
+        content = json.loads(file.read_text(encoding="utf-8"))
+        samples = {str(name): [_sample(value) for value in values] for name, values in content["samples_ns"].items()}
+    except OSError as error:
+        raise ConfigurationError(f"baseline: {shown(path)} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        told = printable(f"{type(error).__name__}: {error}".replace("\n", " "))
+        raise ConfigurationError(f"baseline: {shown(path)} is no saved result of a benchmark ({told})") from None
+    if not all(samples.values()):
+        raise ConfigurationError(f"baseline: {shown(path)} holds a measurement without samples")
+    return samples
+
+
+def _sample(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_NANOSECONDS:
+        return value
+    raise ValueError(f"expected nanoseconds, found {shown(value)}")
+
+
+def _require_replaceable(target: Path) -> None:
+    """Raise FileExistsError if ``target`` is anything but an earlier result: a database, a device, a link."""
+    try:
+        is_file = stat.S_ISREG(os.lstat(target).st_mode)
+    except FileNotFoundError:
+        return
+    if is_file:
+        with target.open("rb") as file:
+            if file.read(len(_BEGINNING)) == _BEGINNING:
+                return
+    raise FileExistsError(errno.EEXIST, "it is no saved result, and is not replaced")
+
+
+def _write(target: Path, text: str) -> None:
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        draft.replace(target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def compare(samples: Mapping[str, Sequence[int]], baseline: Mapping[str, Sequence[int]]) -> Iterator[Check]:
+    """Compare each measurement with the baseline's: slower only where the intervals of a percentile do not meet."""
+    for name in (name for name in samples if name in baseline):
+        told, slower = [], False
+        for now, then in zip(percentiles(samples[name]), percentiles(baseline[name]), strict=True):
+            told.append(f"{now}, was {then.value:.3g} ms ({now.value / then.value:.2f} times)")
+            slower |= now.low is not None and then.high is not None and now.low > then.high
+        yield Check.that(
+            f"{name} against the baseline",
+            not slower,
+            expected="no percentile above the baseline's interval",
+            observed="; ".join(told),
+            remedy="see whether machine, versions and rows are the same; if so, look at explain.ipynb",
+            otherwise="warn",
+        )

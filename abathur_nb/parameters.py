@@ -1,0 +1,206 @@
+"""The parameters of a notebook: what it declares, and the guard that vets what papermill injects."""
+
+import ast
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from abathur_nb.errors import ConfigurationError
+from abathur_nb.settings import did_you_mean, shown
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["RANGES", "Parameter", "check_parameters", "check_ranges", "declared_parameters", "guard"]
+
+# Whole numbers that a parameter of this name may have, in a notebook and in the verb that takes it.
+RANGES: Mapping[str, tuple[int, int]] = {"repetitions": (1, 100_000), "rows": (1, 10_000_000)}
+
+# What papermill adds by itself with --inject-paths.
+_PAPERMILL_NAMES = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
+_TYPES = {"str": str, "bool": bool, "int": int, "float": float}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """Hold one declared parameter: its name, the type its values must have, its default."""
+
+    name: str
+    type: type
+    default: object
+
+    def fault(self, value: object) -> str:
+        """Say what is wrong with ``value``, or return an empty text."""
+        if value is None and self.default is None:
+            return ""
+        # bool is a subclass of int, and a whole number will do for a float: neither the other way round.
+        accepted = isinstance(value, (int, float) if self.type is float else self.type)
+        if not accepted or (isinstance(value, bool) and self.type is not bool):
+            wanted = "True or False" if self.type is bool else self.type.__name__
+            return f"{self.name}: expected {wanted}, found {shown(value)} ({type(value).__name__})"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{self.name}: expected a finite number, found {shown(value)}"
+        if self.name in RANGES and isinstance(value, int):
+            return _range_fault(self.name, value)
+        return ""
+
+
+def _range_fault(name: str, value: int) -> str:
+    low, high = RANGES[name]
+    return "" if low <= value <= high else f"{name}: expected a whole number in {low}..{high}, found {shown(value)}"
+
+
+def check_ranges(**values: object) -> None:
+    """Raise ConfigurationError naming every value outside the range of its name."""
+    faults = [
+        _range_fault(name, value)
+        if isinstance(value, int) and not isinstance(value, bool)
+        else f"{name}: expected a whole number, found {shown(value)} ({type(value).__name__})"
+        for name, value in values.items()
+    ]
+    if any(faults):
+        raise ConfigurationError([fault for fault in faults if fault])
+
+
+def declared_parameters(source: str) -> dict[str, Parameter]:
+    """Return what the source of a ``parameters`` cell declares: literal assignments, each with its type.
+
+    The type is the annotation's (``"Optional[str]"`` is a str that may be None), else the default's.
+    Raises ConfigurationError where there is anything but literal assignments.
+    """
+    parameters = {}
+    for name, value, annotation in _literal_assignments(ast.parse(source)):
+        kind = type(value) if annotation is None and value is not None else None
+        # A name, or a quoted type: neither runs anything when the cell does.
+        if isinstance(annotation, ast.Name):
+            kind = _TYPES.get(annotation.id)
+        elif isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+            kind = _TYPES.get(annotation.value.removeprefix("Optional[").removesuffix("]"))
+        if kind is None:
+            raise ConfigurationError(
+                f"parameter {name}: expected a type such as {name}: str or {name}: 'Optional[str]'"
+            )
+        parameters[name] = Parameter(name, kind, value)
+    return parameters
+
+
+def check_parameters(declared: Mapping[str, Parameter], given: Mapping[str, object]) -> list[str]:
+    """Return every fault of the ``given`` values: names that are not declared, types, ranges."""
+    faults = []
+    for name, value in given.items():
+        if name in declared:
+            faults.append(declared[name].fault(value))
+        elif name not in _PAPERMILL_NAMES or not isinstance(value, str):
+            names = ", ".join(declared)
+            faults.append(f"parameter {shown(name)} is not declared ({names}){did_you_mean(name, declared)}")
+    return [fault for fault in faults if fault]
+
+
+def guard() -> None:
+    """Vet the ``parameters`` cell, which comes next, and what papermill injects after it, before either runs.
+
+    papermill pastes parameter *names* into code unescaped, so what it injects must be refused before it runs.
+    Of a refused cell nothing runs, and no later cell does until the fault is mended. Outside IPython: no effect.
+    """
+    try:
+        from IPython.core.getipython import get_ipython
+    except ImportError:
+        return
+    shell: InteractiveShell | None = get_ipython()  # type: ignore[no-untyped-call,unused-ignore]
+    if shell is None:
+        return
+    for earlier in [t for t in shell.ast_transformers if isinstance(t, _Guard)]:
+        earlier.remove()
+    _Guard(shell)
+
+
+def _literal_assignments(tree: ast.Module) -> Iterator[tuple[str, Any, ast.expr | None]]:
+    """Yield (name, value, annotation) of each statement; raise ConfigurationError for any other statement."""
+    for statement in tree.body:
+        annotation: ast.expr | None = None
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                pass
+            case ast.AnnAssign(
+                target=ast.Name(id=name), annotation=ast.expr() as annotation, value=ast.expr() as value
+            ):
+                pass
+            case _:
+                raise _not_literal(statement)
+        try:
+            literal = ast.literal_eval(value)
+        except (ValueError, TypeError, MemoryError, RecursionError):
+            raise _not_literal(statement) from None
+        yield name, literal, annotation
+
+
+def _not_literal(statement: ast.stmt) -> ConfigurationError:
+    return ConfigurationError(f"expected `name = literal value`, found {shown(ast.unparse(statement))}")
+
+
+class _Guard(ast.NodeTransformer):
+    """Reject what is no list of declared literals before it runs: an IPython AST transformer, gone when done.
+
+    It lets through the parameters cell, then an injected cell without fault, then any other cell, which ends it.
+    """
+
+    def __init__(self, shell: "InteractiveShell") -> None:
+        self._shell = shell
+        self._source = ""
+        self._declared: dict[str, Parameter] = {}
+        self._refused = False
+        # The transformer is given a tree without comments; papermill's mark is one, so the text is kept as well.
+        shell.events.register("pre_run_cell", self._remember)
+        shell.ast_transformers.append(self)
+
+    def _remember(self, info: "_CellInfo") -> None:
+        self._source = info.raw_cell
+        # Refused until it is vetted, so that one with a syntax error, which never comes to `visit`, is refused too.
+        self._refused = self._refused or self._injected
+
+    @property
+    def _injected(self) -> bool:
+        return self._source.startswith("# Parameters\n")
+
+    def visit(self, tree: Any) -> Any:
+        """Let ``tree`` through, or raise InputRejected: IPython drops a transformer that raises anything else."""
+        from IPython.core.error import InputRejected
+
+        class RejectedParametersError(ConfigurationError, InputRejected):
+            """Tell IPython to run nothing of this cell, and the operator why."""
+
+        try:
+            self._vet(tree)
+        except ConfigurationError as error:
+            raise RejectedParametersError([*error.faults, "nothing of this cell was run"]) from None
+        except BaseException as error:  # noqa: BLE001 - whatever goes wrong in here, the cell must not run
+            raise RejectedParametersError(
+                f"the guard could not vet this cell: {type(error).__name__}: {error}"
+            ) from None
+        return tree
+
+    def _vet(self, tree: ast.Module) -> None:
+        if self._injected:
+            given = {}
+            for name, value, annotation in _literal_assignments(tree):
+                if annotation is not None:  # running the cell would evaluate it
+                    raise ConfigurationError(f"parameter {shown(name)}: expected no annotation, found one")
+                given[name] = value
+            if faults := check_parameters(self._declared, given):
+                raise ConfigurationError(faults)
+            self._refused = False
+        elif not self._declared:
+            self._declared = declared_parameters(self._source)
+        elif self._refused:
+            raise ConfigurationError("the injected parameters were refused: correct them and run again")
+        else:
+            self.remove()
+
+    def remove(self) -> None:
+        self._shell.ast_transformers.remove(self)
+        self._shell.events.unregister("pre_run_cell", self._remember)
+
+
+class _CellInfo(Protocol):
+    raw_cell: str

@@ -1,0 +1,20 @@
+"""Be the second process of preflight's probe: ``python -I -S probe.py DATABASE`` prints what it could do there.
+
+A process of its own, because two connections in one process share SQLite's locks without asking the file system.
+"""
+
+import json
+import sqlite3
+import sys
+
+if __name__ == "__main__":
+    found: dict[str, object] = {}
+    conn = sqlite3.connect(f"file:{sys.argv[1]}?mode=rw", uri=True, isolation_level=None, timeout=0)
+    try:
+        found["journal_mode"] = conn.execute("PRAGMA journal_mode").fetchone()[0]
+        found["user_version"] = conn.execute("PRAGMA user_version").fetchone()[0]
+        conn.execute("BEGIN IMMEDIATE")
+        found["lock"] = "taken"
+    except sqlite3.OperationalError as error:
+        found["lock" if "user_version" in found else "error"] = error.sqlite_errorname
+    sys.stdout.write(json.dumps(found))

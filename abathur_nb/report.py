@@ -1,0 +1,251 @@
+"""Check and Report: the one currency in which every verb of this package answers."""
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from html import escape
+from sqlite3 import Error as SQLiteError
+from typing import TYPE_CHECKING, Any, Literal
+
+from abathur_nb.errors import AbathurError, ChecksFailedError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Check", "Report", "Status", "printable", "run_check", "timestamp", "utc_now"]
+
+Status = Literal["pass", "warn", "fail", "error", "skip"]
+
+# Worst first, which is also the order of the rows. A shape and a word, so that nothing hangs on colour alone.
+_MARKS: dict[Status, str] = {
+    "error": "? could not run",
+    "fail": "✗ fail",
+    "warn": "! warn",
+    "pass": "✓ pass",
+    "skip": "– skip",
+}
+_COLOURS: dict[Status, str] = {"error": "#c4420f", "fail": "#c4420f", "warn": "#a66f00"}
+_NAMED = 6  # checks that the error of a failed report names
+_SHOWN_PASSED = 30  # more checks that passed than this are folded away
+_SHOWN_OPEN = 5  # more pieces of evidence than this are folded away
+
+
+def printable(text: str) -> str:
+    """Escape what cannot be shown or encoded (control characters, lone surrogates, direction overrides)."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def timestamp(moment: datetime) -> str:
+    """Return a UTC time as the database writes it: ``YYYY-MM-DD HH:MM:SS.mmm``."""
+    return moment.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def utc_now() -> str:
+    """Return the present UTC time as text."""
+    return timestamp(datetime.now(UTC))
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Hold one question that was asked: what was expected, what was observed, what to do about it.
+
+    ``error`` means that the check could not run, which counts as failed. ``evidence`` lists what the observation
+    rests on: offending keys, statements, messages. All texts are made printable.
+    """
+
+    name: str
+    status: Status
+    expected: str = ""
+    observed: str = ""
+    remedy: str = ""
+    evidence: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("name", "expected", "observed", "remedy"):
+            object.__setattr__(self, name, printable(getattr(self, name)))
+        object.__setattr__(self, "evidence", tuple(printable(line) for line in self.evidence))
+
+    @classmethod
+    def that(
+        cls,
+        name: str,
+        holds: bool,
+        *,
+        expected: str,
+        observed: str,
+        remedy: str = "",
+        otherwise: Status = "fail",
+        evidence: Iterable[str] = (),
+    ) -> "Check":
+        """Make a check that passes if ``holds``, and has the status ``otherwise`` and the remedy if not."""
+        status: Status = "pass" if holds else otherwise
+        return cls(name, status, expected, observed, "" if holds else remedy, tuple(evidence))
+
+    @property
+    def failed(self) -> bool:
+        """Tell whether this check fails its report: it failed, or it could not run."""
+        return self.status in ("fail", "error")
+
+
+async def run_check(name: str, find_out: Callable[[], Awaitable[Check]], *, remedy: str = "") -> Check:
+    """Await ``find_out()`` and return its check, or an ``error`` check if it could not be asked."""
+    try:
+        return await find_out()
+    except (SQLiteError, OSError, AbathurError) as error:
+        observed = f"could not run: {type(error).__name__}: {error}"
+        return Check(name, "error", expected="the check can be made", observed=observed, remedy=remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Carry the checks of one verb on one subject (as a rule the database's path).
+
+    ``refused`` says that nothing was done because something forbade it; a failed check then says what.
+    Shown by a notebook as a table, failures first; ``str()`` gives plain text.
+    """
+
+    title: str
+    checks: tuple[Check, ...]
+    subject: str = ""
+    refused: bool = False
+    finished_at: str = field(default_factory=utc_now)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checks", tuple(self.checks))
+        object.__setattr__(self, "subject", printable(self.subject))
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether the verb did its work and no check failed or could not run."""
+        return not self.refused and not any(check.failed for check in self.checks)
+
+    @property
+    def summary(self) -> str:
+        """Say the verdict in one line, naming each check that failed."""
+        counts = ", ".join(
+            f"{n} {status}" for status in _MARKS if (n := sum(check.status == status for check in self.checks))
+        )
+        verdict = "refused" if self.refused else "passed" if self.ok else "failed"
+        return f"{self.title} {verdict}: {counts or 'no checks'}"
+
+    def raise_for_failures(self) -> None:
+        """Raise ChecksFailedError, naming what failed, unless the report is ``ok``."""
+        if self.ok:
+            return
+        failed = [check for check in self.checks if check.failed]
+        named = [f"{check.name}: {check.observed.partition(chr(10))[0][:200]}" for check in failed[:_NAMED]]
+        if len(failed) > _NAMED:
+            named.append(f"and {len(failed) - _NAMED} more")
+        verdict = "refused" if self.refused else f"{len(failed)} of {len(self.checks)} checks failed"
+        raise ChecksFailedError(
+            f"{self.title} of {self.subject}: {verdict}: {'; '.join(named)}. The report says what to do."
+        )
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return the checks as a pandas frame, one row a check, in the order in which they were made."""
+        import pandas as pd
+
+        columns = ["name", "status", "expected", "observed", "remedy", "evidence"]
+        return pd.DataFrame([asdict(check) for check in self.checks], columns=columns)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON-able data, ``ok`` and ``summary`` included."""
+        return {**asdict(self), "ok": self.ok, "summary": self.summary}
+
+    def to_json(self) -> str:
+        """Return ``to_dict()`` as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_markdown(self) -> str:
+        """Return the report as a Markdown table, failures first, evidence below it."""
+        rows = [f"**{_md(self.summary)}** — {_md(self.subject)} · {self.finished_at} UTC", ""]
+        rows += ["| status | check | expected | observed | what to do |", "|---|---|---|---|---|"]
+        for check in self._worst_first():
+            cells = (_MARKS[check.status], check.name, check.expected, check.observed, check.remedy)
+            rows.append("| " + " | ".join(_md(cell) for cell in cells) + " |")
+        for check in self._worst_first():
+            if check.evidence:
+                rows += [
+                    "",
+                    f"{_md(check.name)}:",
+                    "",
+                    *(f"    {line}" for e in check.evidence for line in e.split("\n")),
+                ]
+        return "\n".join(rows) + "\n"
+
+    def __str__(self) -> str:
+        lines = [self.summary, f"  {self.subject} · {self.finished_at} UTC"]
+        for check in self._worst_first():
+            lines.append(f"{_MARKS[check.status]:<16} {check.name}: {check.observed}")
+            if check.status != "pass":
+                lines += [f"{'':17}{label}: {text}" for label, text in _details(check)]
+        return "\n".join(lines)
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/html": self.to_html(), "text/plain": str(self)}
+
+    def to_html(self) -> str:
+        """Return the report as an HTML fragment: no script, no link, readable in a light and a dark theme."""
+        heads = ("", "check", "expected", "observed", "what to do")
+        shown = self._worst_first()
+        wide = any(check.remedy for check in shown)
+        passed = [check for check in shown if check.status in ("pass", "skip")]
+        folded = passed if len(passed) > _SHOWN_PASSED else []
+        table = _table(heads if wide else heads[:4], [check for check in shown if check not in folded])
+        rest = (
+            f"<details><summary>{len(folded)} that passed</summary>{_table(heads[:4], folded)}</details>"
+            if folded
+            else ""
+        )
+        return (
+            f"<div class='abathur-report'><p><b>{escape(self.summary)}</b><br>"
+            f"<small>{escape(self.subject)} · {self.finished_at} UTC</small></p>{table}{rest if folded else ''}</div>"
+        )
+
+    def _worst_first(self) -> list[Check]:
+        order = list(_MARKS)
+        return sorted(self.checks, key=lambda check: order.index(check.status) if check.status != "skip" else 3)
+
+
+def _details(check: Check) -> Iterable[tuple[str, str]]:
+    for label, text in (("expected", check.expected), ("what to do", check.remedy)):
+        if text:
+            yield label, text
+    for line in check.evidence[:_SHOWN_OPEN]:
+        yield "evidence", line
+    if len(check.evidence) > _SHOWN_OPEN:
+        yield "evidence", f"and {len(check.evidence) - _SHOWN_OPEN} more"
+
+
+def _table(heads: Sequence[str], checks: Sequence[Check]) -> str:
+    if not checks:
+        return ""
+    # A notebook's own style gives all columns one width.
+    head = "".join(f"<th style='text-align:left'>{head}</th>" for head in heads)
+    rows = "".join(f"<tr>{''.join(_cells(check)[: len(heads)])}</tr>" for check in checks)
+    return f"<table style='table-layout:auto'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _cells(check: Check) -> list[str]:
+    style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:break-word;max-width:24em"
+    colour = f";color:{_COLOURS[check.status]};font-weight:bold" if check.status in _COLOURS else ""
+    evidence = ""
+    if check.evidence:
+        lines = escape("\n".join(check.evidence))
+        opened = " open" if check.failed and len(check.evidence) <= _SHOWN_OPEN else ""
+        evidence = f"<details{opened}><summary>evidence: {len(check.evidence)}</summary><pre>{lines}</pre></details>"
+    return [
+        f"<td style='{style};white-space:nowrap{colour}'>{_MARKS[check.status]}</td>",
+        f"<td style='{style}'>{escape(check.name)}</td>",
+        f"<td style='{style}'>{escape(check.expected)}</td>",
+        f"<td style='{style};max-width:36em'>{escape(check.observed)}{evidence}</td>",
+        f"<td style='{style}'>{escape(check.remedy)}</td>",
+    ]
+
+
+def _md(text: str) -> str:
+    # A table row is one line, and `|` ends a cell; HTML in a value must not become a tag.
+    return escape(text, quote=False).replace("|", "\\|").replace("\n", "<br>")

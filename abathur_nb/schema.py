@@ -1,0 +1,118 @@
+"""The schema of a live database: read, compared with the one in ``sql/``, and shown as SQL."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from html import escape
+from sqlite3 import Error as SQLiteError
+from sqlite3 import OperationalError
+
+import aiosqlite
+
+from abathur_nb.connection import connect, explain_error
+from abathur_nb.expected import SchemaObject, expected_objects
+from abathur_nb.report import printable
+from abathur_nb.settings import Settings
+from abathur_nb.sql import load_queries, normalized
+from abathur_nb.target import identify
+
+__all__ = ["Differences", "Schema", "read_schema", "show_schema"]
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """Hold how a live schema differs from the one in ``sql/``, by the names of its objects."""
+
+    missing: tuple[str, ...]
+    altered: tuple[str, ...]
+    extra: tuple[str, ...]
+
+    def __str__(self) -> str:
+        named = {"missing": self.missing, "altered": self.altered, "extra": self.extra}
+        return "; ".join(f"{word}: {', '.join(names)}" for word, names in named.items() if names)
+
+    @classmethod
+    def between(cls, live: Mapping[str, SchemaObject], kinds: tuple[str, ...] = ("table", "index")) -> "Differences":
+        """Compare the objects of these kinds with ``sql/``, one by one, ignoring only layout and comments."""
+        expected = {name: found for name, found in expected_objects().items() if found.type in kinds}
+        live = {name: found for name, found in live.items() if found.type in kinds}
+        altered = (
+            name
+            for name in expected.keys() & live.keys()
+            if (live[name].type, live[name].table) != (expected[name].type, expected[name].table)
+            # Texts that are the same need no tokenizing, and as a rule they are.
+            or (live[name].sql != expected[name].sql and normalized(live[name].sql) != normalized(expected[name].sql))
+        )
+        return cls(
+            tuple(sorted(expected.keys() - live.keys())),
+            tuple(sorted(altered)),
+            tuple(sorted(live.keys() - expected.keys())),
+        )
+
+
+async def read_schema(conn: aiosqlite.Connection) -> dict[str, SchemaObject]:
+    """Return the named objects of a live schema; SQLite's own (``sqlite_…``) are left out. Read-only."""
+    rows = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
+    return {row["name"]: SchemaObject(row["type"], row["name"], row["tbl_name"], row["sql"] or "") for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Hold a live schema; a notebook shows each table's SQL with its comments, and its indexes, folded.
+
+    ``rows`` counts each table's rows. ``sizes`` are bytes by table or index, empty where this SQLite can't tell.
+    ``note`` says what is missing.
+    """
+
+    objects: Mapping[str, SchemaObject]
+    rows: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""
+
+    def __str__(self) -> str:
+        return ";\n\n".join(found.sql for found in self.objects.values()) + ";"
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/html": self.to_html(), "text/plain": str(self)}
+
+    def to_html(self) -> str:
+        """Return the schema as an HTML fragment, one folded part for each table."""
+        parts = [f"<p>{escape(printable(self.note))}</p>"] if self.note else []
+        for table in (found for found in self.objects.values() if found.type == "table"):
+            indexes = [found for found in self.objects.values() if found.type == "index" and found.table == table.name]
+            counts = f"{self.rows[table.name]:,} rows, " if table.name in self.rows else ""
+            counts += f"{self.sizes[table.name] / 1024:,.0f} KiB, " if table.name in self.sizes else ""
+            counts += f"{len(indexes)} indexes"
+            sql = ";\n\n".join([table.sql, *(index.sql for index in indexes)])
+            parts.append(
+                f"<details><summary><b>{escape(printable(table.name))}</b> — {counts}</summary>"
+                f"<pre style='text-align:left'>{escape(printable(sql))};</pre></details>"
+            )
+        return "".join(parts)
+
+
+async def show_schema(settings: Settings, *, planned: bool = False) -> Schema:
+    """Read the live schema, with the rows and the size of each table; or, ``planned``, what ``sql/`` would make.
+
+    Read-only. Where there is no database, or not all of it can be read, ``note`` says why.
+    """
+    if planned:
+        return Schema(expected_objects(), note="not made yet: this is the schema of sql/")
+    target = await identify(settings)
+    if target.state != "present":
+        return Schema({}, note=target.check.observed)
+    objects: dict[str, SchemaObject] = {}
+    rows, sizes = {}, {}
+    try:
+        async with connect(settings.db_path, settings=settings) as conn:
+            objects = await read_schema(conn)
+            for name in (found.name for found in objects.values() if found.type == "table"):
+                quoted = name.replace('"', '""')
+                (count,) = await conn.execute_fetchall(f'SELECT count(*) FROM "{quoted}"')
+                rows[name] = int(count[0])
+            with suppress(OperationalError):  # a SQLite without dbstat
+                found = await conn.execute_fetchall(load_queries("inspect.sql")["sizes"].sql)
+                sizes = {row["name"]: row["bytes"] for row in found}
+    except SQLiteError as error:
+        return Schema(objects, rows, note=f"not all could be read: {explain_error(settings.db_path, error)}")
+    return Schema(objects, rows, sizes)

@@ -1,0 +1,118 @@
+"""The sessions of a database: created, appended to, ended."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from abathur_nb.errors import InvalidValueError
+from abathur_nb.settings import shown
+from abathur_nb.values import MAX_BYTES, check_name, check_whole, decoded, json_text
+
+if TYPE_CHECKING:
+    from abathur_nb.database import Database
+
+__all__ = ["STATUSES", "Sessions"]
+
+STATUSES = ("created", "active", "paused", "terminated", "archived")
+_JSON = ("events", "state", "metadata")
+
+
+class Sessions:
+    """Read and write the table ``sessions``; reached as ``db.sessions``."""
+
+    def __init__(self, db: "Database") -> None:
+        self._db = db
+
+    async def create_session(
+        self,
+        session_id: str,
+        app_name: str,
+        user_id: str,
+        project_id: str | None = None,
+        initial_state: dict[str, Any] | None = None,
+    ) -> None:
+        """Create a session in status ``created``; raise InvalidValueError if one of this id already exists."""
+        for what, value in (("session_id", session_id), ("app_name", app_name), ("user_id", user_id)):
+            check_name(what, value)
+        check_name("project_id", project_id, optional=True)
+        row = {"session_id": session_id, "app_name": app_name, "user_id": user_id, "project_id": project_id}
+        state = json_text("initial_state", {} if initial_state is None else initial_state, (dict,))
+        async with self._db.changing() as writer:
+            if not await self._db.change(writer, "insert_session", {**row, "state": state}):
+                raise InvalidValueError(f"session {shown(session_id)} already exists")
+
+    async def get_session(self, session_id: str) -> dict[str, Any] | None:
+        """Return one session with events, state and metadata decoded, or None."""
+        rows = await self._db.fetch("get_session", {"session_id": session_id})
+        return decoded(rows[0], _JSON) if rows else None
+
+    async def list_sessions(
+        self, project_id: str | None = None, status: str | None = None, limit: int = 50
+    ) -> list[dict[str, Any]]:
+        """Return up to ``limit`` sessions of a project, of a status, of both, or the newest of all."""
+        check_whole("limit", limit, 1, 100_000)
+        if status is not None:
+            _check_status(status)
+        name = "list_sessions" + ("_of_project" if project_id is not None else "")
+        name += ("_with_status" if project_id is not None else "_by_status") if status is not None else ""
+        given = {"project_id": project_id, "status": status, "limit": limit}
+        rows = await self._db.fetch(name, {key: value for key, value in given.items() if value is not None})
+        return [decoded(row, _JSON) for row in rows]
+
+    async def append_event(
+        self, session_id: str, event: dict[str, Any], state_delta: dict[str, Any] | None = None
+    ) -> None:
+        """Append an event and replace the keys of ``state_delta`` in the state, in one atomic statement."""
+        given = {
+            "session_id": session_id,
+            "event": json_text("event", event, (dict,), within=1),
+            "max_bytes": MAX_BYTES,
+        }
+        name = "append_event"
+        if state_delta not in (None, {}):
+            name, given = "append_event_with_delta", {**given, **_delta("state_delta", state_delta)}
+        await self._update(name, given)
+
+    async def update_status(self, session_id: str, status: str) -> None:
+        """Set the status; ``terminated`` sets terminated_at and ``archived`` archived_at, each once."""
+        _check_status(status)
+        await self._update("update_session_status", {"session_id": session_id, "status": status})
+
+    async def terminate_session(self, session_id: str) -> None:
+        """Set the status ``terminated``."""
+        await self.update_status(session_id, "terminated")
+
+    async def get_state(self, session_id: str, key: str) -> Any:
+        """Return the value of one key of a session's state, or None where there is no such session or key."""
+        session = await self.get_session(session_id)
+        return session["state"].get(key) if session else None
+
+    async def set_state(self, session_id: str, key: str, value: Any) -> None:
+        """Replace one key of a session's state by any JSON value, in one atomic statement."""
+        check_name("key", key)
+        given = {"session_id": session_id, "max_bytes": MAX_BYTES, **_delta("value", {key: value})}
+        await self._update("set_state", given)
+
+    async def _update(self, name: str, given: Mapping[str, object]) -> None:
+        async with self._db.changing() as writer:
+            if await self._db.change(writer, name, given):
+                return
+            session_id = {"session_id": given["session_id"]}
+            if not await self._db.change(writer, "get_session", session_id):
+                raise InvalidValueError(f"session {shown(given['session_id'])} not found")
+            raise InvalidValueError(
+                f"session {shown(given['session_id'])} would grow beyond {MAX_BYTES:,} bytes of JSON"
+            )
+
+
+def _delta(what: str, delta: dict[str, Any]) -> dict[str, str]:
+    # SQLite's own merge is recursive and drops nulls: the statement clears the keys and then adds them as they are.
+    # A key is cleared in both of its spellings: another program may have written it with escapes.
+    text = json_text(what, delta, (dict,))
+    names = dict.fromkeys(json.dumps(key, ensure_ascii=escaped) for key in delta for escaped in (False, True))
+    return {"delta": text, "cleared": "{" + ",".join(f"{name}:null" for name in names) + "}"}
+
+
+def _check_status(status: object) -> None:
+    if status not in STATUSES:
+        raise InvalidValueError(f"Invalid status: expected one of {', '.join(STATUSES)}, found {shown(status)}")

@@ -1,0 +1,165 @@
+"""What stands at the database path: told from its directory entry and its identity, before anything is done to it."""
+
+import os
+import pwd
+import sqlite3
+import stat
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+from typing import Literal
+
+from abathur_nb.connection import SIDE_FILES, connect, explain_error, pragma
+from abathur_nb.errors import RefusedError
+from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.report import Check, Report
+from abathur_nb.settings import Settings
+from abathur_nb.sql import load_queries
+
+__all__ = ["Target", "examine", "identify", "refusal", "require_present", "user_name"]
+
+_NAME = "database file"
+_KINDS = {
+    stat.S_ISDIR: "is a directory",
+    stat.S_ISLNK: "is a symbolic link",
+    stat.S_ISFIFO: "is a FIFO",
+    stat.S_ISSOCK: "is a socket",
+    stat.S_ISCHR: "is a character device",
+    stat.S_ISBLK: "is a block device",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Say what stands at the database path.
+
+    ``absent`` and free to be made; an ``empty`` shell of 0 bytes; a ``damaged`` file; ``refused``, which must not be
+    touched; or ``present``, a database of this application whose schema this package knows. ``check`` says why.
+    """
+
+    state: Literal["absent", "empty", "damaged", "refused", "present"]
+    check: Check
+
+
+def _target(
+    state: Literal["absent", "empty", "damaged", "refused", "present"], observed: str, remedy: str = ""
+) -> Target:
+    status: Literal["pass", "fail"] = "pass" if state in ("absent", "present") else "fail"
+    expected = "an Abathur database, a regular file in a directory that is no link"
+    return Target(state, Check(_NAME, status, expected=expected, observed=observed, remedy=remedy))
+
+
+def examine(settings: Settings) -> Target:
+    """Tell from the directory alone what stands at ``settings.db_path``. Read-only; opens nothing."""
+    path = settings.db_path
+    try:
+        parent = os.lstat(path.parent)
+        if stat.S_ISLNK(parent.st_mode):
+            real = os.path.realpath(path.parent)
+            return _target(
+                "refused", f"{path.parent} is a symbolic link to {real}", f"db_path: name {real}/{path.name}"
+            )
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return _absent(settings)
+    except OSError as error:
+        return _target("refused", f"{path} cannot be looked at: {error.strerror}", _as_owner(path.parent))
+    for is_kind, words in _KINDS.items():
+        if is_kind(found.st_mode):
+            return _target("refused", f"{path} {words}", "db_path: name a regular file, or one that is to be made")
+    if found.st_size == 0:
+        remedy = f"see that nothing uses it, then: rm {quote(str(path))} and run init"
+        return _target("empty", f"{path} is an empty shell of 0 bytes", remedy)
+    if not os.access(path, os.R_OK):
+        return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", _as_owner(path))
+    return _target("present", f"{path}, {found.st_size:,} bytes")
+
+
+def _absent(settings: Settings) -> Target:
+    path = settings.db_path
+    stale = [f"{path}{suffix}" for suffix in SIDE_FILES if os.path.lexists(f"{path}{suffix}")]
+    if stale and not os.path.lexists(path):  # else it was made since the look before, and these are its own
+        # A database made beside another's log would be given that log's rows.
+        kept = " ".join(quote(name) for name in stale)
+        remedy = f"keep what may hold committed rows of a lost database: mkdir stale && mv {kept} stale/"
+        return _target("refused", f"no database, but side files of a former one: {', '.join(stale)}", remedy)
+    if not path.parent.exists():
+        return _target("absent", f"no database, and no directory {path.parent}")
+    return _target("absent", f"no database at {path}")
+
+
+async def identify(settings: Settings) -> Target:
+    """Tell what stands at ``settings.db_path``, its application and schema version included. Read-only.
+
+    The file is read through SQLite alone: closing a descriptor of one's own would drop the locks that this very
+    process holds on it through SQLite.
+    """
+    target = examine(settings)
+    if target.state != "present":
+        return target
+    path = settings.db_path
+    try:
+        async with connect(path, settings=settings) as conn:
+            application_id = await pragma(conn, "application_id")
+            version = await pragma(conn, "user_version")
+            alien = await conn.execute_fetchall(load_queries("inspect.sql")["triggers_and_views"].sql)
+    except sqlite3.Error as error:
+        explained = explain_error(path, error)
+        observed, _, remedy = str(explained).partition(": ")
+        code = getattr(error, "sqlite_errorcode", 0)
+        target = _target("damaged" if code & 0xFF == sqlite3.SQLITE_CORRUPT else "refused", observed, remedy)
+        if code == sqlite3.SQLITE_READONLY_ROLLBACK:  # a sound database, perhaps: nobody can tell before its recovery
+            return replace(target, check=replace(target.check, status="error", observed=f"could not run: {observed}"))
+        return target
+    if application_id != APPLICATION_ID:
+        observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
+        return _target(
+            "refused", observed, f"db_path: name another path, or move it away (Abathur has {APPLICATION_ID:#x})"
+        )
+    if version != SCHEMA_VERSION:
+        words = "newer than this package" if version > SCHEMA_VERSION else "of no schema that was ever released"
+        return _target(
+            "refused", f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}", "update abathur_nb"
+        )
+    if alien:
+        names = ", ".join(f"{row['type']} {row['name']}" for row in alien)
+        remedy = "a trigger or view does not belong here: find out who made it; restore a backup or drop it by hand"
+        return _target("refused", f"{path} holds {names}", remedy)
+    return target
+
+
+async def require_present(settings: Settings) -> None:
+    """Raise RefusedError, with the remedy, unless an Abathur database stands at ``settings.db_path``. Read-only."""
+    target = await identify(settings)
+    if target.state != "present":
+        remedy = target.check.remedy or "run init.ipynb"
+        raise RefusedError(f"{target.check.observed}. {remedy[0].upper()}{remedy[1:]}")
+
+
+async def refusal(title: str, settings: Settings) -> Report | None:
+    """Return the Report of a verb that needs an Abathur database and may not go on, or None. Read-only."""
+    target = await identify(settings)
+    if target.state == "present":
+        return None
+    check = target.check
+    if target.state == "absent":
+        remedy = f"papermill init.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
+        check = Check(_NAME, "fail", expected=check.expected, observed=check.observed, remedy=remedy)
+    # An empty shell and a damaged file are findings about a database, the rest is none of ours to judge.
+    refused = target.state not in ("empty", "damaged")
+    return Report(title, (check,), subject=str(settings.db_path), refused=refused)
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number of one that has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"  # the form that sudo -u takes
+
+
+def _as_owner(path: Path) -> str:
+    try:
+        return f"run it as the owner: sudo -u {user_name(os.lstat(path).st_uid)} …"
+    except OSError:
+        return f"see who owns it: namei -l {quote(str(path))}"

@@ -1,0 +1,105 @@
+"""What the database may hold and SQL alone cannot refuse: checked in Python, before anything is written."""
+
+import json
+from collections.abc import Iterable
+from sqlite3 import Row
+from typing import Any
+
+from abathur_nb.errors import InvalidValueError, RefusedError
+from abathur_nb.settings import shown
+
+__all__ = ["MAX_BYTES", "check_name", "check_namespace", "check_whole", "decoded", "json_text", "prefix_range"]
+
+MAX_BYTES = 16 * 1024 * 1024  # of one JSON value, and of the column that it ends up in
+MAX_DEPTH = 100
+MAX_NAME = 512  # characters
+_HIGHEST = "\U0010ffff"
+
+
+def check_name(what: str, value: object, *, optional: bool = False) -> None:
+    """Raise InvalidValueError unless ``value`` is text of 1 to 512 printable characters (or None if ``optional``)."""
+    if value is None and optional:
+        return
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME or not value.isprintable():
+        raise InvalidValueError(f"Invalid {what}: expected 1 to {MAX_NAME} printable characters, found {shown(value)}")
+
+
+def check_namespace(value: object) -> None:
+    """Raise InvalidValueError unless ``value`` is a name that holds at least one ``:``."""
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME or not value.isprintable() or ":" not in value:
+        wanted = f"1 to {MAX_NAME} printable characters with a `:` among them, such as user:alice:preferences"
+        raise InvalidValueError(f"Invalid namespace format: expected {wanted}, found {shown(value)}")
+
+
+def check_whole(what: str, value: object, low: int, high: int) -> None:
+    """Raise InvalidValueError unless ``value`` is a whole number in ``low..high``."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidValueError(f"Invalid {what}: expected a whole number in {low}..{high}, found {shown(value)}")
+
+
+def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), *, within: int = 0) -> str:
+    """Return ``value`` as compact JSON text that reads back equal (a tuple as a list), or raise InvalidValueError.
+
+    ``kinds`` are the types it may have. ``within`` is how many levels of JSON the value will be put into.
+    """
+    if not isinstance(value, kinds):
+        wanted = " or ".join("a JSON object (dict)" if kind is dict else f"a JSON {kind.__name__}" for kind in kinds)
+        raise InvalidValueError(f"Invalid {what}: expected {wanted}, found {shown(value)} ({type(value).__name__})")
+    _check_depth(what, value, MAX_DEPTH - within)
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        size = len(text.encode())
+    except (ValueError, TypeError) as error:  # NaN or Infinity, a lone surrogate, a type that JSON has not
+        raise InvalidValueError(f"Invalid {what}: not JSON: {error}") from None
+    if size > MAX_BYTES:
+        raise InvalidValueError(f"Invalid {what}: expected at most {MAX_BYTES:,} bytes of JSON, found {size:,}")
+    return text
+
+
+def _check_depth(what: str, value: object, allowed: int) -> None:
+    # Level by level: no recursion that a deep value could exhaust; one that holds itself is too deep as well.
+    level: list[Any] = [value]
+    depth = 0
+    while level := [item for item in level if isinstance(item, dict | list | tuple)]:
+        depth += 1
+        if depth > allowed:
+            raise InvalidValueError(f"Invalid {what}: expected at most {MAX_DEPTH} levels of JSON")
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                for strange in (key for key in item if not isinstance(key, str)):
+                    raise InvalidValueError(
+                        f"Invalid {what}: expected text as keys of an object, found {shown(strange)}"
+                    )
+                inner.extend(item.values())
+            else:
+                inner.extend(item)
+        level = inner
+
+
+def decoded(row: Row, columns: Iterable[str]) -> dict[str, Any]:
+    """Return ``row`` as a dict with the named JSON columns decoded; raise RefusedError where one is spoiled."""
+    values = dict(row)
+    for column in columns:
+        try:
+            values[column] = json.loads(values[column])
+        except (ValueError, TypeError):
+            key = shown(row[0])
+            raise RefusedError(
+                f"{column} of row {key} holds no JSON: run validate.ipynb, which names every such row"
+            ) from None
+    return values
+
+
+def prefix_range(prefix: str) -> tuple[str, str]:
+    """Return the half-open range of texts that start with ``prefix``, in the order in which SQLite compares text."""
+    if not isinstance(prefix, str) or not prefix.isprintable() or len(prefix) > MAX_NAME:
+        raise InvalidValueError(
+            f"Invalid namespace_prefix: expected up to {MAX_NAME} printable characters, found {shown(prefix)}"
+        )
+    stem = prefix.rstrip(_HIGHEST)
+    if not stem:
+        return prefix, _HIGHEST * (MAX_NAME + 1)
+    following = ord(stem[-1]) + 1
+    # The surrogates are no characters: after the last before them comes the first behind them.
+    return prefix, stem[:-1] + chr(0xE000 if following == 0xD800 else following)
