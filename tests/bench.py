@@ -1,0 +1,439 @@
+"""Measure the speed that the project promises: ``make bench`` prints one table of ratios of medians.
+
+Both sides of a ratio are measured in one run, in alternating blocks, so that a drift of the machine's speed strikes
+both. Reads are measured pinned to one CPU, because a hop between two CPUs costs 100 µs on small machines; the unpinned
+figure stands beside them. Exits with 1 if a figure is missed. ``bench.py NAME…`` measures only rows that hold a NAME.
+"""
+
+import asyncio
+import gc
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter_ns
+from typing import Any
+
+import aiosqlite
+import nbformat
+
+import abathur_nb as nb
+from abathur_nb import synthetic
+from abathur_nb.connection import connect, connection_pragmas
+from abathur_nb.sql import DATA, DDL_FILES, SEED_FILE, statements
+
+QUERIES = nb.load_queries()
+BLOCKS = 5
+Sides = tuple[list[int], list[int]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """Hold one promise: what is measured, how ours may compare with theirs, and how both sides are timed."""
+
+    what: str
+    limit: float
+    measure: Callable[[Path], Sides]
+    at_least: bool = False  # theirs / ours must reach the limit, where otherwise ours / theirs must stay below it
+    statistic: Callable[[list[int]], float] = median
+    pinned: bool = False
+
+
+def p99(samples: list[int]) -> float:
+    """Return the 99th percentile."""
+    return quantiles(samples, n=100)[98]
+
+
+@contextmanager
+def one_cpu() -> Iterator[None]:
+    """Pin this process to one of its CPUs."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def timed(work: Callable[[], object]) -> int:
+    """Return the nanoseconds that one call takes."""
+    start = perf_counter_ns()
+    work()
+    return perf_counter_ns() - start
+
+
+async def timed_await(work: Callable[[], Awaitable[object]]) -> int:
+    """Return the nanoseconds until one call is answered."""
+    start = perf_counter_ns()
+    await work()
+    return perf_counter_ns() - start
+
+
+def alternate(ours: Callable[[], Sequence[int]], theirs: Callable[[], Sequence[int]], blocks: int = BLOCKS) -> Sides:
+    """Return the samples of both sides, measured block by block in turn after one block of warm-up each."""
+    sides: Sides = ([], [])
+    for block in range(blocks + 1):
+        for side, measure in zip(sides, (ours, theirs), strict=True):
+            gc.collect()
+            found = measure()
+            if block:
+                side.extend(found)
+    return sides
+
+
+async def alternate_async(
+    ours: Callable[[], Awaitable[Sequence[int]]], theirs: Callable[[], Awaitable[Sequence[int]]], blocks: int = BLOCKS
+) -> Sides:
+    """Return what `alternate` does, for sides that are awaited."""
+    sides: Sides = ([], [])
+    for block in range(blocks + 1):
+        for side, measure in zip(sides, (ours, theirs), strict=True):
+            gc.collect()
+            found = await measure()
+            if block:
+                side.extend(found)
+    return sides
+
+
+def settings_for(path: Path) -> nb.Settings:
+    """Return development's settings for a database of one's own."""
+    return nb.resolve("development", db_path=path)
+
+
+@asynccontextmanager
+async def filled(place: Path, rows: int) -> AsyncIterator[nb.Settings]:
+    """Give a new database with ``rows`` memories and sessions, and remove it at the end."""
+    settings = settings_for(place / f"filled-{rows}" / "abathur.db")
+    (await nb.initialize_database(settings)).raise_for_failures()
+    async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+        await synthetic.fill(conn, rows)
+    try:
+        yield settings
+    finally:
+        shutil.rmtree(settings.db_path.parent)
+
+
+@contextmanager
+def plain(settings: nb.Settings) -> Iterator[sqlite3.Connection]:
+    """Open the database with the standard library alone, with the same PRAGMAs."""
+    with closing(sqlite3.connect(settings.db_path, isolation_level=None, check_same_thread=False)) as conn:
+        conn.row_factory = sqlite3.Row
+        conn.executescript("".join(f"PRAGMA {name} = {value};" for name, value in connection_pragmas(settings).items()))
+        yield conn
+
+
+def papermill_init(place: Path) -> Sides:
+    """Time `papermill init.ipynb` on a new path, and papermill on a notebook of one empty cell."""
+    empty = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("")], metadata={"kernelspec": {"name": "python3"}}
+    )
+    empty["metadata"]["kernelspec"] |= {"display_name": "Python 3", "language": "python"}
+    nbformat.write(empty, place / "empty.ipynb")
+    papermill = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar"]
+    count = iter(range(1000))
+
+    def run(*arguments: str) -> list[int]:
+        command = [*papermill, *arguments]
+        return [timed(lambda: subprocess.run(command, check=True, capture_output=True))]
+
+    def init() -> list[int]:
+        path = place / f"papermill-{next(count)}" / "abathur.db"
+        return run(str(DATA / "notebooks" / "init.ipynb"), str(place / "out.ipynb"), "-p", "db_path", str(path))
+
+    return alternate(init, lambda: run(str(place / "empty.ipynb"), str(place / "out.ipynb")), blocks=9)
+
+
+def initialize(place: Path) -> Sides:
+    """Time `initialize_database`, and plain sqlite3 running the same SQL in one transaction, WAL and FULL."""
+    count = iter(range(10_000))
+
+    def ours() -> list[int]:
+        async def run() -> int:
+            settings = settings_for(place / f"ours-{next(count)}" / "abathur.db")
+            settings.db_path.parent.mkdir(mode=0o700)
+            return await timed_await(lambda: nb.initialize_database(settings))
+
+        return [asyncio.run(run()) for _ in range(10)]
+
+    def create(path: Path) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+            conn.execute("PRAGMA journal_mode = WAL")
+            conn.execute("PRAGMA synchronous = FULL")
+            conn.execute("BEGIN")
+            for filename in (*DDL_FILES, SEED_FILE):
+                for statement in statements(filename):
+                    conn.execute(statement)
+            conn.execute("COMMIT")
+
+    def theirs() -> list[int]:
+        paths = [place / f"theirs-{next(count)}.db" for _ in range(10)]
+        return [timed(lambda path=path: create(path)) for path in paths]  # type: ignore[misc]
+
+    return alternate(ours, theirs)
+
+
+def reads(name: str) -> Callable[[Path], Sides]:
+    """Return the measurement of one kind of read against plain sqlite3 with the same SQL and decoding."""
+
+    async def measure(place: Path) -> Sides:
+        async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
+            with plain(settings) as conn:
+                if name == "get_session":
+                    keys: list[Any] = [{"session_id": i} for i in synthetic.session_ids(10_000, 1000)]
+                    get: Any = db.sessions.get_session
+                    columns: tuple[str, ...] = ("events", "state", "metadata")
+                else:
+                    keys = [{"namespace": n, "key": k} for n, k in synthetic.memory_keys(10_000, 1000)]
+                    get, columns = db.memory.get_memory, ("value", "metadata")
+
+                def get_plain(key: dict[str, str]) -> dict[str, Any]:
+                    found = dict(conn.execute(QUERIES[name].sql, key).fetchall()[0])
+                    return {**found, **{column: json.loads(found[column]) for column in columns}}
+
+                async def ours() -> list[int]:
+                    return [await timed_await(lambda key=key: get(**key)) for key in keys]  # type: ignore[misc]
+
+                async def theirs() -> list[int]:
+                    return [timed(lambda key=key: get_plain(key)) for key in keys]  # type: ignore[misc]
+
+                assert await get(**keys[0]) == get_plain(keys[0])
+                return await alternate_async(ours, theirs)
+
+    return lambda place: asyncio.run(measure(place))
+
+
+def concurrent(place: Path) -> Sides:
+    """Time 50 reads at a time, and the same through a connection opened for each, with the same PRAGMAs."""
+
+    async def measure() -> Sides:
+        async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
+            keys = cycle(synthetic.session_ids(10_000, 1000))
+
+            async def get_alone(session_id: str) -> list[Any]:
+                async with aiosqlite.connect(settings.db_path, isolation_level=None) as conn:
+                    for pragma, value in connection_pragmas(settings).items():
+                        await conn.execute(f"PRAGMA {pragma} = {value}")
+                    return list(await conn.execute_fetchall(QUERIES["get_session"].sql, {"session_id": session_id}))
+
+            async def gather(get: Callable[[str], Awaitable[object]], rounds: int) -> list[int]:
+                batches = [list(islice(keys, 50)) for _ in range(rounds)]
+                return [
+                    await timed_await(lambda batch=batch: asyncio.gather(*map(get, batch)))  # type: ignore[misc]
+                    for batch in batches
+                ]
+
+            return await alternate_async(lambda: gather(db.sessions.get_session, 20), lambda: gather(get_alone, 5))
+
+    return asyncio.run(measure())
+
+
+def beside_writer(place: Path) -> Sides:
+    """Time reads beside a writer that never rests, and the same where all share one locked connection."""
+    insert = "INSERT INTO metrics (metric_name, metric_value) VALUES ('busy', 1)"
+
+    async def measure() -> Sides:
+        async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
+            keys = [{"session_id": i} for i in synthetic.session_ids(10_000, 300)]
+            sql = QUERIES["get_session"].sql
+
+            @asynccontextmanager
+            async def beside(write: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+                async def write_on() -> None:
+                    while True:
+                        await write()
+
+                writer = asyncio.create_task(write_on())
+                try:
+                    yield
+                finally:
+                    writer.cancel()
+                    await asyncio.wait([writer])
+
+            async def write_ours() -> None:
+                async with db.write() as conn:
+                    for _ in range(20):
+                        await conn.execute(insert)
+
+            async def ours() -> list[int]:
+                async with beside(write_ours):
+                    return [await timed_await(lambda key=key: db.sessions.get_session(**key)) for key in keys]  # type: ignore[misc]
+
+            async with connect(settings.db_path, settings=settings, mode="rw") as shared:
+                lock = asyncio.Lock()
+
+                async def write_theirs() -> None:
+                    async with lock:
+                        await shared.execute("BEGIN IMMEDIATE")
+                        for _ in range(20):
+                            await shared.execute(insert)
+                        await shared.commit()
+
+                async def get_shared(key: dict[str, str]) -> object:
+                    async with lock:
+                        return await shared.execute_fetchall(sql, key)
+
+                async def theirs() -> list[int]:
+                    async with beside(write_theirs):
+                        return [await timed_await(lambda key=key: get_shared(key)) for key in keys]  # type: ignore[misc]
+
+                return await alternate_async(ours, theirs)
+
+    return asyncio.run(measure())
+
+
+def add_memory(place: Path) -> Sides:
+    """Time `add_memory` with its audit row, and plain sqlite3 doing the same."""
+
+    async def measure() -> Sides:
+        async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
+            with plain(settings) as conn:
+                numbers = iter(range(10_000_000))
+
+                async def ours() -> list[int]:
+                    return [
+                        await timed_await(
+                            lambda n=n: db.memory.add_memory("bench:a", f"k{n}", {"n": n}, "semantic", "me")  # type: ignore[misc]
+                        )
+                        for n in islice(numbers, 300)
+                    ]
+
+                def add_plain(n: int) -> None:
+                    conn.execute("BEGIN IMMEDIATE")
+                    memory = {"namespace": "bench:b", "key": f"k{n}", "value": json.dumps({"n": n})}
+                    memory |= {"memory_type": "semantic", "created_by": "me", "metadata": "{}"}
+                    (row,) = conn.execute(QUERIES["insert_memory"].sql, memory).fetchall()
+                    audit = dict.fromkeys(("agent_id", "task_id"), None) | {"action_type": "memory_create"}
+                    audit |= {"action_data": json.dumps({"key": f"k{n}", "versions": [1]}), "result": "success"}
+                    audit |= {"memory_operation_type": "create", "memory_namespace": "bench:b"}
+                    conn.execute(QUERIES["insert_audit"].sql, audit | {"memory_entry_id": row["id"]}).fetchall()
+                    conn.execute("COMMIT")
+
+                async def theirs() -> list[int]:
+                    return [timed(lambda n=n: add_plain(n)) for n in islice(numbers, 300)]  # type: ignore[misc]
+
+                return await alternate_async(ours, theirs)
+
+    return asyncio.run(measure())
+
+
+def growth(place: Path) -> Sides:
+    """Time `get_memory` among 1,000,000 memories, and among 1,000."""
+
+    async def measure() -> Sides:
+        async with filled(place, 1_000_000) as large, filled(place, 1_000) as small:
+            async with nb.Database.open(large) as many, nb.Database.open(small) as few:
+
+                def gets(db: nb.Database, rows: int) -> Callable[[], Awaitable[list[int]]]:
+                    keys = synthetic.memory_keys(rows, 700)
+
+                    async def get_all() -> list[int]:
+                        return [
+                            await timed_await(lambda pair=pair: db.memory.get_memory(*pair))  # type: ignore[misc]
+                            for pair in islice(cycle(keys), 2000)
+                        ]
+
+                    return get_all
+
+                return await alternate_async(gets(many, 1_000_000), gets(few, 1_000))
+
+    return asyncio.run(measure())
+
+
+def validate(place: Path) -> Sides:
+    """Time `validate_database` on 100,000 memories, and integrity_check with foreign_key_check alone."""
+
+    async def measure() -> Sides:
+        async with filled(place, 100_000) as settings:
+
+            async def ours() -> list[int]:
+                return [await timed_await(lambda: nb.validate_database(settings))]
+
+            async def theirs() -> list[int]:
+                def check() -> None:
+                    with plain(settings) as conn:
+                        conn.execute("PRAGMA integrity_check").fetchall()
+                        conn.execute("PRAGMA foreign_key_check").fetchall()
+
+                return [timed(check)]
+
+            return await alternate_async(ours, theirs, blocks=9)
+
+    return asyncio.run(measure())
+
+
+def imports(place: Path) -> Sides:
+    """Time a Python that imports abathur_nb, and one that imports aiosqlite."""
+
+    def run(module: str) -> list[int]:
+        command = [sys.executable, "-c", f"import {module}"]
+        return [timed(lambda: subprocess.run(command, check=True, cwd=place)) for _ in range(3)]
+
+    return alternate(lambda: run("abathur_nb"), lambda: run("aiosqlite"), blocks=9)
+
+
+ROWS = (
+    Row("papermill init.ipynb / papermill on one empty cell", 1.25, papermill_init),
+    Row("initialize_database / plain sqlite3, one transaction, WAL, FULL", 2.5, initialize),
+    Row("get_session p50 / plain sqlite3", 4, reads("get_session"), pinned=True),
+    Row("get_memory p50 / plain sqlite3", 4, reads("get_memory"), pinned=True),
+    Row("a connection for each call / 50 concurrent gets", 20, concurrent, at_least=True, pinned=True),
+    Row(
+        "one locked connection / p99 of reads beside a busy writer",
+        5,
+        beside_writer,
+        at_least=True,
+        statistic=p99,
+        pinned=True,
+    ),
+    Row("add_memory with its audit row / plain sqlite3", 2, add_memory, pinned=True),
+    Row("get_memory p99 at 1,000,000 / at 1,000 memories", 1.5, growth, statistic=p99, pinned=True),
+    Row("validate_database at 100,000 / integrity and foreign keys alone", 1.25, validate),
+    Row("import abathur_nb / import aiosqlite", 3, imports),
+)
+
+
+def ratio(row: Row, sides: Sides) -> float:
+    """Return the ratio that the row promises."""
+    ours, theirs = map(row.statistic, sides)
+    return theirs / ours if row.at_least else ours / theirs
+
+
+def main(wanted: Sequence[str]) -> int:
+    """Measure every row, or those whose text holds one of ``wanted``; print the table; return the exit code."""
+    print(f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}, {os.cpu_count()} CPUs")
+    print(f"{'what':<66} {'must be':>8} {'is':>6} {'unpinned':>9}  ours ms  theirs ms")
+    missed = 0
+    for row in ROWS:
+        if wanted and not any(part in row.what for part in wanted):
+            continue
+        with tempfile.TemporaryDirectory() as place:
+            unpinned = f"{ratio(row, row.measure(Path(place))):9.2f}" if row.pinned else f"{'':9}"
+        with tempfile.TemporaryDirectory() as place:
+            if row.pinned:
+                with one_cpu():
+                    sides = row.measure(Path(place))
+            else:
+                sides = row.measure(Path(place))
+        found = ratio(row, sides)
+        met = found >= row.limit if row.at_least else found <= row.limit
+        missed += not met
+        ours, theirs = (row.statistic(side) / 1e6 for side in sides)
+        bound = f"{'≥' if row.at_least else '≤'} {row.limit:g}"
+        print(
+            f"{row.what:<66} {bound:>8} {found:6.2f} {unpinned}  {ours:7.3f}  {theirs:9.3f}  {'' if met else 'MISSED'}",
+            flush=True,
+        )
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,47 @@
+"""Fixtures of all tests: a home and settings of the test's own, and an initialized database."""
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from abathur_nb.initialize import initialize_database
+from abathur_nb.settings import Settings, resolve
+
+
+@pytest.fixture(autouse=True)
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the test, and the processes that it starts, an empty home and no setting from outside."""
+    folder = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith(("ABATHUR_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(folder))
+    # matplotlib takes seconds to look at all fonts, which is enough to do once.
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path_factory.getbasetemp() / "matplotlib"))
+    return folder
+
+
+@pytest.fixture
+def settings(home: Path, tmp_path: Path) -> Settings:  # noqa: ARG001 - a home of its own comes first
+    """Return development's settings for a database that does not exist yet, in a directory that does not either."""
+    return resolve("development", db_path=tmp_path / "data" / "abathur.db")
+
+
+@pytest.fixture
+async def database(settings: Settings) -> Settings:
+    """Return the settings of a fresh database."""
+    (await initialize_database(settings)).raise_for_failures()
+    return settings
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """Return a directory that any user may enter; pytest's own are root's alone."""
+    folder = Path(tempfile.mkdtemp(prefix="abathur-test-"))
+    folder.chmod(stat.S_IRWXU | stat.S_IXGRP | stat.S_IRGRP | stat.S_IXOTH | stat.S_IROTH)
+    yield folder
+    shutil.rmtree(folder)

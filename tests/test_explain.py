@@ -1,0 +1,358 @@
+"""explain.py: every named query has its index on both SQLite libraries, and each fault of a plan is seen."""
+
+import asyncio
+import hashlib
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import aiosqlite
+import pytest
+from engines import LIBRARIES, Run, as_fetch, build, opened
+
+from abathur_nb.connection import connect
+from abathur_nb.expected import expected_objects
+from abathur_nb.explain import Plans, compare_plans, explain_queries
+from abathur_nb.plan import plan_steps, read_plan, tree_lines
+from abathur_nb.report import Check, Report
+from abathur_nb.settings import Settings
+from abathur_nb.sql import Query, load_queries
+from abathur_nb.synthetic import fill
+
+INDEXES = [found.name for found in expected_objects().values() if found.type == "index"]
+STATES = ("empty", "seeded and analysed", "filled", "filled and analysed")
+ROWS = 20_000
+
+# The values of which there are most in a filled database: where a planner knows that, it is tempted to scan or sort.
+HOT = {
+    "status": "archived",
+    "user_id": "synthetic-user-0",
+    "app_name": "synthetic-app-0",
+    "project_id": "synthetic-project-0",
+    "namespace": "synthetic:user-00000:facts",
+    "prefix": "synthetic:",
+    "prefix_end": "synthetic;",
+    "memory_type": "semantic",
+    "created_by": "synthetic-agent-0",
+    "updated_by": "synthetic-agent-0",
+    "before": "2025-12-30",
+    "since": "2025-01-02",
+    "document_type": "markdown",
+    "sync_status": "synced",
+    "embedding_model": "synthetic-model-0",
+    "state": "terminated",
+    "memory_operation_type": "create",
+    "memory_namespace": "synthetic:user-00000:facts",
+    "metric_name": "synthetic.latency",
+}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a database with synthetic rows, for copies to be made of."""
+    path = tmp_path_factory.mktemp("filled") / "filled.db"
+    with opened("sqlite3", path) as run:
+        build(run)
+
+    async def fill_it() -> None:
+        async with aiosqlite.connect(path, isolation_level=None) as conn:
+            await fill(conn, ROWS)
+
+    asyncio.run(fill_it())
+    return path
+
+
+@pytest.fixture(params=LIBRARIES)
+def library(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=STATES)
+def run(request: pytest.FixtureRequest, library: str, filled: Path, tmp_path: Path) -> Iterator[Run]:
+    """Open a database in each of STATES, analysed by the very library that reads it (one has STAT4, one has not)."""
+    path = tmp_path / "a.db"
+    if "filled" in request.param:
+        shutil.copy(filled, path)
+    with opened(library, path) as run:
+        if "filled" not in request.param:
+            build(run)
+        if "empty" in request.param:
+            run("DELETE FROM memory_entries")
+        if "analysed" in request.param:
+            run("ANALYZE")
+        yield run
+
+
+@pytest.fixture
+def live(library: str) -> Iterator[Run]:
+    """Open a fresh database to be spoiled."""
+    with opened(library) as run:
+        build(run)
+        yield run
+
+
+async def plans_of(library: str, run: Run, *queries: Query) -> Plans:
+    chosen = {query.name: query for query in queries} or load_queries()
+    with opened(library) as copy:
+        return await compare_plans(as_fetch(run), as_fetch(copy), chosen)
+
+
+async def verdict(library: str, run: Run, query: Query) -> Check:
+    return (await plans_of(library, run, query)).report.checks[0]
+
+
+def made_up(sql: str, index: str | None = None, scan: str | None = None, sort: str | None = None) -> Query:
+    return Query("made_up", sql, "A query of this test.", index, {}, scan, sort)
+
+
+# What must hold.
+
+
+async def test_every_query_has_its_index_and_every_index_its_query(library: str, run: Run) -> None:
+    plans = await plans_of(library, run)
+    plans.report.raise_for_failures()
+    assert list(plans.coverage) == INDEXES
+    assert all(plans.coverage.values())
+    skipped = {check.name for check in plans.report.checks if check.status == "skip"}
+    assert skipped == {"insert_audit"}
+
+
+async def test_no_query_scans_or_sorts_but_the_listing_without_a_filter(library: str, run: Run) -> None:
+    plans = await plans_of(library, run)
+    steps = {name: {step.kind for step in plan_steps(tree)} for name, tree in plans.trees.items()}
+    assert {name for name, kinds in steps.items() if not kinds <= {"search"}} == {"list_sessions"}
+    assert steps["list_sessions"] == {"table scan"}
+    assert [query.name for query in load_queries().values() if query.scan] == ["list_sessions"]
+    assert not any(query.sort for query in load_queries().values())
+
+
+async def test_dropping_any_index_changes_a_plan(library: str, run: Run) -> None:
+    """Dropped for once in the database itself: explain says of its copy what then happens here."""
+    plans = await plans_of(library, run)
+    for index in INDEXES:
+        run("BEGIN")
+        run(f"DROP INDEX {index}")
+        changed = {}
+        for name in plans.coverage[index]:
+            query = load_queries()[name]
+            tree = tuple(await read_plan(as_fetch(run), query.sql, query.parameters))
+            if tree != plans.trees[name]:
+                changed[name] = tree
+        run("ROLLBACK")
+        assert changed, index
+        assert changed == plans.without[index]
+
+
+async def test_the_most_frequent_values_change_no_index(run: Run) -> None:
+    for query in load_queries().values():
+        parameters = {name: HOT.get(name, example) for name, example in query.parameters.items()}
+        steps = plan_steps(await read_plan(as_fetch(run), query.sql, parameters))
+        assert query.index is None or query.index in [step.index for step in steps], query.name
+        assert query.scan or {step.kind for step in steps} <= {"search"}, query.name
+
+
+@pytest.mark.parametrize(
+    ("sql", "index"),
+    [
+        (
+            "SELECT * FROM sessions WHERE status = 'active' ORDER BY last_update_time DESC",
+            "idx_sessions_status_updated",
+        ),
+        (
+            """SELECT * FROM memory_entries
+            WHERE namespace = 'user:alice:pref' AND key = 'theme' AND is_deleted = 0
+            ORDER BY version DESC LIMIT 1""",
+            "idx_memory_namespace_key_version",
+        ),
+    ],
+)
+async def test_the_runbooks_own_queries_use_the_indexes_that_it_names(run: Run, sql: str, index: str) -> None:
+    (node,) = await read_plan(as_fetch(run), sql)
+    assert f"USING INDEX {index} " in node.detail
+
+
+@pytest.mark.parametrize("table", ["sessions", "tasks", "agents", "memory_entries"])
+async def test_deleting_a_parent_scans_no_children(run: Run, table: str) -> None:
+    steps = plan_steps(await read_plan(as_fetch(run), f"DELETE FROM {table} WHERE id = 1"))
+    assert {step.kind for step in steps} == {"search"}
+    assert len(steps) >= 2
+
+
+async def test_each_foreign_key_needs_its_index(library: str, live: Run) -> None:
+    """The control: without one, deleting a session scans its checkpoints."""
+    live("DROP INDEX idx_checkpoints_session")
+    check = await verdict(library, live, load_queries()["delete_session"])
+    assert check.status == "fail"
+    assert "full scan of the table checkpoints" in check.observed
+
+
+# What must be seen.
+
+
+@pytest.mark.parametrize(
+    ("sql", "observed"),
+    [
+        ("SELECT * FROM tasks WHERE prompt = 'x'", "full scan of the table tasks"),
+        ("SELECT count(*) FROM state", "full scan of the index sqlite_autoindex_state_1"),
+        ("SELECT * FROM tasks WHERE status = 'x' ORDER BY id", "a sort"),
+        ("SELECT * FROM tasks JOIN agents ON model = prompt", "an index made for this one run on agents"),
+    ],
+)
+async def test_each_fault_of_a_plan_is_told_apart(library: str, live: Run, sql: str, observed: str) -> None:
+    check = await verdict(library, live, made_up(sql))
+    assert check.status == "fail"
+    assert observed in check.observed.split("; ")
+    assert check.evidence
+    assert check.remedy
+
+
+async def test_a_scan_or_sort_is_allowed_where_the_query_says_why(library: str, live: Run) -> None:
+    sql = "SELECT * FROM tasks ORDER BY prompt LIMIT 9"
+    assert (await verdict(library, live, made_up(sql))).observed == "full scan of the table tasks; a sort"
+    assert (await verdict(library, live, made_up(sql, scan="few"))).observed == "a sort"
+    assert (await verdict(library, live, made_up(sql, sort="few"))).observed == "full scan of the table tasks"
+    check = await verdict(library, live, made_up(sql, scan="few", sort="short"))
+    assert (check.status, check.expected) == ("pass", "allowed: few; allowed: short")
+    automatic = made_up("SELECT * FROM tasks JOIN agents ON model = prompt", scan="few", sort="short")
+    assert (await verdict(library, live, automatic)).status == "fail"
+
+
+async def test_another_index_than_the_expected_one_is_a_fault(library: str, live: Run) -> None:
+    check = await verdict(library, live, made_up("SELECT * FROM tasks WHERE id = 'x'", "idx_tasks_parent"))
+    assert (check.status, check.observed) == ("fail", "no use of idx_tasks_parent")
+
+
+async def test_a_statement_without_a_plan_is_not_applicable_unless_it_should_have_one(library: str, live: Run) -> None:
+    insert = made_up("INSERT INTO metrics (metric_name, metric_value) VALUES ('a', 1)")
+    assert (await verdict(library, live, insert)).status == "skip"
+    assert (await verdict(library, live, replace(insert, index="idx_audit_task"))).status == "fail"
+
+
+async def test_a_missing_index_is_named_with_the_statement_that_makes_it(library: str, live: Run) -> None:
+    live("DROP INDEX idx_audit_task")
+    plans = await plans_of(library, live)
+    failed = {check.name: check for check in plans.report.checks if check.failed}
+    assert set(failed) == {"audit_of_task", "coverage", "the loss of an index"}
+    assert "idx_audit_task, which is missing" in failed["audit_of_task"].observed
+    assert plans.coverage["idx_audit_task"] == ()
+    assert "idx_audit_task" in failed["coverage"].observed
+    live(failed["audit_of_task"].remedy)
+    (await plans_of(library, live)).report.raise_for_failures()
+
+
+async def test_an_altered_index_of_the_same_name_is_a_fault(library: str, live: Run) -> None:
+    live("DROP INDEX idx_audit_task")
+    live("CREATE INDEX idx_audit_task ON audit (timestamp, task_id)")
+    check = await verdict(library, live, load_queries()["audit_of_task"])
+    assert (check.status, check.observed) == ("fail", "full scan of the index idx_audit_task")
+
+
+async def test_an_idle_index_fails_the_coverage(library: str, live: Run) -> None:
+    one = load_queries()["get_session"]
+    report = (await plans_of(library, live, one)).report
+    coverage = next(check for check in report.checks if check.name == "coverage")
+    assert coverage.status == "fail"
+    assert coverage.observed.startswith("33 serve none")
+
+
+async def test_a_copy_that_plans_otherwise_is_not_believed(live: Run, library: str) -> None:
+    with opened(library) as copy:
+        copy("CREATE TABLE other (x)")
+
+        async def spoiled(sql: str, params: object) -> list[tuple[object, ...]]:
+            # The index never gets into the copy.
+            return [] if "INDEX idx_audit_task" in sql else copy(sql, params)
+
+        query = load_queries()["audit_of_task"]
+        plans = await compare_plans(as_fetch(live), spoiled, {query.name: query})
+    check = plans.report.checks[-1]
+    assert check.status == "error"
+
+
+async def test_the_statistics_are_copied_too(library: str, live: Run) -> None:
+    """By its statistics alone this planner leaves the first index for the second, in the database and in the copy."""
+    query = made_up("SELECT * FROM tasks WHERE agent_type = 'x' AND submitted_at > 'x'", "idx_tasks_agent_type")
+    live("ANALYZE")
+    live("INSERT INTO sqlite_stat1 VALUES ('tasks', 'idx_tasks_agent_type', '1000000 500000 9 9 9')")
+    live("INSERT INTO sqlite_stat1 VALUES ('tasks', 'idx_tasks_submitted_at', '1000000 1')")
+    live("ANALYZE sqlite_master")
+    plans = await plans_of(library, live, query)
+    assert plans.report.checks[0].observed == "no use of idx_tasks_agent_type"
+    assert plans.coverage["idx_tasks_submitted_at"] == ("made_up",)
+    assert "idx_tasks_agent_type" in tree_lines(plans.without["idx_tasks_submitted_at"]["made_up"])[0]
+
+
+# The notebook's way in.
+
+
+async def test_explain_reads_only(database: Settings) -> None:
+    before = hashlib.sha256(database.db_path.read_bytes()).digest()
+    plans = await explain_queries(database)
+    plans.report.raise_for_failures()
+    assert hashlib.sha256(database.db_path.read_bytes()).digest() == before
+    assert sorted(path.suffix for path in database.db_path.parent.glob("abathur.db*")) in (
+        [".db"],
+        [".db", ".db-shm", ".db-wal"],
+    )
+
+
+async def test_a_dropped_index_is_seen_though_a_statement_was_kept(database: Settings) -> None:
+    """Trap 20: a connection that keeps statements still shows the plan of the index dropped since."""
+    sql = "EXPLAIN QUERY PLAN SELECT * FROM audit WHERE task_id = 'x' ORDER BY timestamp DESC"
+    async with connect(database.db_path, settings=database) as keeping:
+        await keeping.execute_fetchall(sql)
+        async with connect(database.db_path, settings=database, mode="rw") as conn:
+            await conn.execute_fetchall("DROP INDEX idx_audit_task")
+        ((*_, kept),) = await keeping.execute_fetchall(sql)
+    assert "idx_audit_task" in kept
+    plans = await explain_queries(database)
+    assert {check.name for check in plans.report.checks if check.failed} >= {"audit_of_task", "coverage"}
+
+
+async def test_without_a_database_it_is_refused(settings: Settings) -> None:
+    plans = await explain_queries(settings)
+    assert plans.report.refused
+    assert plans.coverage == dict.fromkeys(INDEXES, ())
+    assert not settings.db_path.parent.exists()
+
+
+async def test_a_missing_table_is_named_and_the_other_queries_are_explained(database: Settings) -> None:
+    async with connect(database.db_path, settings=database, mode="rw") as conn:
+        await conn.execute_fetchall("DROP TABLE metrics")
+    plans = await explain_queries(database)
+    status = {check.name: check.status for check in plans.report.checks}
+    assert status["metric_history"] == "error"
+    assert len(plans.to_frame()) == len(load_queries())
+    assert status["get_session"] == "pass"
+    assert status["coverage"] == "fail"
+
+
+async def test_a_locked_database_is_an_error_and_no_traceback(database: Settings) -> None:
+    brief = replace(database, busy_timeout_ms=50)
+    with sqlite3.connect(database.db_path, isolation_level=None) as holder:
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        plans = await explain_queries(brief)
+        holder.execute("ROLLBACK")
+    holder.close()
+    assert not plans.report.ok
+
+
+async def test_the_plans_are_shown_as_a_frame_as_text_and_as_safe_html(database: Settings) -> None:
+    plans = await explain_queries(database)
+    frame = plans.to_frame()
+    assert list(frame["query"]) == list(load_queries())
+    row = frame.set_index("query").loc["get_memory"]
+    assert (row["status"], row["index"]) == ("pass", "idx_memory_namespace_key_version")
+    assert "USING INDEX idx_memory_namespace_key_version" in row["plan"]
+    assert "\n  SEARCH" in str(plans)
+    strange = Query("<b>name</b>", "SELECT '<script>'", "<i>doc</i>")
+    report = Report("explain", (Check(strange.name, "pass"),))
+    html = Plans(report, {strange.name: strange}, {strange.name: ()})._repr_html_()
+    assert "<script" not in html
+    assert "<b>" not in html
+    assert "&lt;script" in html
+    assert plans._repr_html_().count("<details") == plans._repr_html_().count("</details>") > len(load_queries())

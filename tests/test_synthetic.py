@@ -1,0 +1,124 @@
+"""synthetic.py: its rows are valid, skewed, the same each time, and leave the live ones alone."""
+
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiosqlite
+import pytest
+from engines import REFUSALS
+
+from abathur_nb.connection import connect
+from abathur_nb.expected import EXPECTED_TABLES
+from abathur_nb.settings import Settings
+from abathur_nb.sql import load_queries
+from abathur_nb.synthetic import fill, memory_keys, row_counts, session_ids
+
+ROWS = 2_000
+
+
+@pytest.fixture
+async def conn(database: Settings) -> AsyncIterator[aiosqlite.Connection]:
+    async with connect(database.db_path, settings=database, mode="rw") as conn:
+        yield conn
+
+
+async def rows_of(conn: aiosqlite.Connection, sql: str) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in await conn.execute_fetchall(sql)]
+
+
+async def contents(conn: aiosqlite.Connection) -> dict[str, list[tuple[Any, ...]]]:
+    """Return all rows of the tables whose every column is ours to fill in."""
+    return {
+        table: await rows_of(conn, f"SELECT * FROM {table}")
+        for table in ("sessions", "memory_entries", "audit", "metrics")
+    }
+
+
+async def test_every_table_gets_its_rows_and_each_foreign_key_its_parent(conn: aiosqlite.Connection) -> None:
+    before = {table: (await rows_of(conn, f"SELECT count(*) FROM {table}"))[0][0] for table in EXPECTED_TABLES}
+    told: list[int] = []
+    await fill(conn, ROWS, progress=told.append)
+    counts = row_counts(ROWS)
+    assert set(counts) == set(EXPECTED_TABLES)
+    assert counts["memory_entries"] == counts["sessions"] == ROWS
+    for table in EXPECTED_TABLES:
+        assert await rows_of(conn, f"SELECT count(*) FROM {table}") == [(before[table] + counts[table],)]
+    assert sum(told) == sum(counts.values())
+    assert await rows_of(conn, "PRAGMA foreign_key_check") == []
+    assert await rows_of(conn, "PRAGMA integrity_check") == [("ok",)]
+
+
+async def test_the_live_rows_stay_as_they_are(conn: aiosqlite.Connection) -> None:
+    before = await contents(conn)
+    assert len(before["memory_entries"]) == 3
+    await fill(conn, ROWS)
+    after = await contents(conn)
+    for table, rows in before.items():
+        assert after[table][: len(rows)] == rows
+    strange = "SELECT 1 FROM memory_entries WHERE id > 3 AND namespace NOT LIKE 'synthetic:%'"
+    assert await rows_of(conn, strange) == []
+    assert await rows_of(conn, "SELECT 1 FROM sessions WHERE id NOT LIKE 'synthetic-%'") == []
+
+
+@pytest.mark.parametrize("first", [1, 7, 1_000])
+async def test_filling_in_two_steps_gives_the_same_rows(conn: aiosqlite.Connection, first: int) -> None:
+    await fill(conn, ROWS)
+    at_once = await contents(conn)
+    for table in reversed(row_counts(ROWS)):
+        await conn.execute_fetchall(f"DELETE FROM {table} WHERE rowid > 3 OR '{table}' <> 'memory_entries'")
+    await conn.execute_fetchall("UPDATE sqlite_sequence SET seq = iif(name = 'memory_entries', 3, 0)")
+    await fill(conn, first)
+    await fill(conn, ROWS - first, start=first)
+    assert await contents(conn) == at_once
+
+
+@pytest.mark.parametrize("rows", [0, 1, 6, 7, 19, 20, 33, ROWS])
+async def test_the_sample_keys_are_live_and_different(conn: aiosqlite.Connection, rows: int) -> None:
+    await fill(conn, rows)
+    keys, sessions = memory_keys(rows, 100), session_ids(rows, 100)
+    assert len(set(sessions)) == min(rows, 100)
+    assert len(set(keys)) == len(keys)
+    assert bool(keys) == bool(rows)
+    for namespace, key in keys:
+        params = {"namespace": namespace, "key": key}
+        assert list(await conn.execute_fetchall(load_queries()["get_memory"].sql, params))
+    for session_id in sessions:
+        assert list(await conn.execute_fetchall(load_queries()["get_session"].sql, {"session_id": session_id}))
+
+
+async def test_a_few_namespaces_are_hot_and_the_samples_hold_hot_and_cold_ones(conn: aiosqlite.Connection) -> None:
+    await fill(conn, ROWS)
+    counts = [
+        count for (count,) in await rows_of(conn, "SELECT count(*) FROM memory_entries WHERE id > 3 GROUP BY namespace")
+    ]
+    assert max(counts) > ROWS / 25
+    assert sorted(counts)[len(counts) // 2] < ROWS / 100
+    sampled = Counter(namespace for namespace, _ in memory_keys(ROWS, 200))
+    assert max(sampled.values()) > 5
+    assert min(sampled.values()) == 1
+
+
+async def test_memories_have_several_versions_types_and_fates(conn: aiosqlite.Connection) -> None:
+    await fill(conn, ROWS)
+    ((highest, types, deleted),) = await rows_of(
+        conn, "SELECT max(version), count(DISTINCT memory_type), avg(is_deleted) FROM memory_entries WHERE id > 3"
+    )
+    assert (highest, types) == (7, 3)
+    assert 0.05 < deleted < 0.3
+    again = "SELECT count(*) FROM memory_entries WHERE key IN (SELECT key FROM memory_entries WHERE is_deleted = 1)"
+    assert (await rows_of(conn, f"{again} AND is_deleted = 0"))[0][0] > 0  # begun again after a delete
+    ((first, last),) = await rows_of(conn, "SELECT min(created_at), max(created_at) FROM memory_entries WHERE id > 3")
+    assert (first[:7], last[:7]) == ("2025-01", "2025-12")
+
+
+async def test_a_failed_batch_leaves_no_row_of_it_and_no_open_transaction(conn: aiosqlite.Connection) -> None:
+    await fill(conn, 50)
+    before = await contents(conn)
+    with pytest.raises(REFUSALS):
+        await fill(conn, 100)  # the first fifty are there already
+    assert not conn.in_transaction
+    assert await contents(conn) == before
+    with pytest.raises(sqlite3.IntegrityError):
+        await fill(conn, 10, start=49)
