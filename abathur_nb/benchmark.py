@@ -1,47 +1,40 @@
 """Benchmark: how fast a copy of the database answers, held against limits (the runbook's section 5)."""
 
-import asyncio
-import json
 import os
 import platform
 import sqlite3
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import cycle, islice
 from pathlib import Path
-from time import perf_counter_ns
 from typing import Any
 
 import aiosqlite
 
 from abathur_nb import synthetic
-from abathur_nb.connection import connect, connection_pragmas, explain_error, run_to_end
+from abathur_nb.connection import connect, connection_pragmas, explain_error
 from abathur_nb.database import Database
-from abathur_nb.errors import AbathurError
+from abathur_nb.errors import AbathurError, ConfigurationError
+from abathur_nb.location import file_system
 from abathur_nb.measurements import BenchmarkResult, compare, load_baseline
 from abathur_nb.parameters import check_ranges
 from abathur_nb.percentiles import percentiles, verdict
-from abathur_nb.preflight import file_system
 from abathur_nb.report import Check, Report
 from abathur_nb.scratch import scratch_directory, sweep
 from abathur_nb.settings import Settings
-from abathur_nb.sql import load_queries
 from abathur_nb.target import refusal
+from abathur_nb.wording import shown
+from abathur_nb.workloads import memory_reads, one_cpu, session_reads, time_plainly, time_reads, together, writing
 
 __all__ = ["run_benchmark"]
 
 _TITLE = "benchmark"
 _MB = 1_000_000
 _BYTES_A_ROW = 4_000  # a synthetic memory and session with their indexes and related rows take about 2,600
-_WARM_UP = 100
 _ROUNDS = 100  # of concurrent reads; to claim a p95 takes 59
 _CONCURRENCY = (1, 2, 5, 10, 20, 50, 100, 200)
-_KEYS = 1000  # distinct keys that are read in turn
 _SESSION, _MEMORY, _CONCURRENT = "session retrieval", "memory retrieval", "50 concurrent reads"
 
-Read = Callable[[], Awaitable[object]]
 Samples = dict[str, list[int]]
 
 
@@ -60,8 +53,7 @@ async def run_benchmark(
     from 1,000 to ``rows``, and the share of the driver. ``baseline`` names the JSON of an earlier result to compare
     with. Raises ConfigurationError for a wrong argument.
     """
-    check_ranges(rows=rows, repetitions=repetitions)
-    earlier = load_baseline(baseline)
+    earlier = _checked_arguments(rows, repetitions, full, baseline)
     samples: Samples = {}
     machine = _machine(settings, rows, repetitions)
     report = await refusal(_TITLE, settings) or _lack_of_room(settings, rows)
@@ -76,6 +68,27 @@ async def run_benchmark(
             check = Check(_TITLE, "error", expected="runs to its end", observed=f"could not run: {told}")
             report = Report(_TITLE, (check,), subject=str(settings.db_path))
     return BenchmarkResult(report, samples, machine, earlier)
+
+
+def _checked_arguments(
+    rows: int, repetitions: int, full: bool, baseline: str | os.PathLike[str] | None
+) -> dict[str, list[int]]:
+    """Return the baseline's samples, or raise ConfigurationError naming every wrong argument."""
+    faults: list[str] = []
+    earlier: dict[str, list[int]] = {}
+    try:
+        check_ranges(rows=rows, repetitions=repetitions)
+    except ConfigurationError as error:
+        faults += error.faults
+    if not isinstance(full, bool):
+        faults.append(f"full: expected True or False, found {shown(full)} ({type(full).__name__})")
+    try:
+        earlier = load_baseline(baseline)
+    except ConfigurationError as error:
+        faults += error.faults
+    if faults:
+        raise ConfigurationError(faults)
+    return earlier
 
 
 def _lack_of_room(settings: Settings, rows: int) -> Report | None:
@@ -102,15 +115,25 @@ async def _measure(
         await _fill(copy, filled, size)
         filled = size
         if full:
-            async with Database.open(copy) as db:
-                samples[f"growth/{size}"] = await _time(_memory_reads(db, size), repetitions)
+            with one_cpu():
+                async with Database.open(copy) as db:
+                    samples[f"growth/{size}"] = await time_reads(memory_reads(db, size), repetitions)
     async with Database.open(copy) as db:
-        await _time_limited(db, rows, repetitions, samples)
+        samples[_SESSION] = await time_reads(session_reads(db, rows), repetitions)
+        samples[_MEMORY] = await time_reads(memory_reads(db, rows), repetitions)
+        samples[_CONCURRENT] = await time_reads(together(session_reads(db, rows), 50), _ROUNDS)
         if full:
-            await _time_beside_writer(db, rows, repetitions, samples)
+            async with writing(db):
+                samples[f"{_SESSION} beside a writer"] = await time_reads(session_reads(db, rows), repetitions)
+                samples[f"{_MEMORY} beside a writer"] = await time_reads(memory_reads(db, rows), repetitions)
             for tasks in _CONCURRENCY:
-                samples[f"concurrency/{tasks}"] = await _time(_together(_memory_reads(db, rows), tasks), _ROUNDS)
-            await _time_shares(db, rows, repetitions, samples)
+                samples[f"concurrency/{tasks}"] = await time_reads(together(memory_reads(db, rows), tasks), _ROUNDS)
+    if full:
+        with one_cpu():
+            async with Database.open(copy) as db:
+                alone, decoded = time_plainly(db, rows, repetitions)
+                samples["share/SQLite"], samples["share/SQLite and decoding"] = alone, decoded
+                samples["share/SQLite, decoding and driver"] = await time_reads(memory_reads(db, rows), repetitions)
 
 
 async def _snapshot(settings: Settings, copy: Settings) -> None:
@@ -132,95 +155,6 @@ async def _fill(copy: Settings, start: int, stop: int) -> None:
             total=added, desc=f"filling to {stop:,}", unit=" rows", mininterval=1, delay=1, file=sys.stdout
         ) as bar:
             await synthetic.fill(conn, stop - start, start=start, progress=bar.update)
-
-
-async def _time_limited(db: Database, rows: int, repetitions: int, samples: Samples) -> None:
-    samples[_SESSION] = await _time(_session_reads(db, rows), repetitions)
-    samples[_MEMORY] = await _time(_memory_reads(db, rows), repetitions)
-    samples[_CONCURRENT] = await _time(_together(_session_reads(db, rows), 50), _ROUNDS)
-
-
-async def _time_beside_writer(db: Database, rows: int, repetitions: int, samples: Samples) -> None:
-    async with _writing(db):
-        samples[f"{_SESSION} beside a writer"] = await _time(_session_reads(db, rows), repetitions)
-        samples[f"{_MEMORY} beside a writer"] = await _time(_memory_reads(db, rows), repetitions)
-
-
-async def _time_shares(db: Database, rows: int, repetitions: int, samples: Samples) -> None:
-    """Time one read through the store, through plain sqlite3 with the same decoding, and through SQLite alone."""
-    query = load_queries()["get_memory"].sql
-    keys = [dict(zip(("namespace", "key"), pair, strict=True)) for pair in synthetic.memory_keys(rows, _KEYS)]
-    with closing(sqlite3.connect(db.settings.db_path, isolation_level=None)) as conn:
-        conn.row_factory = sqlite3.Row
-        conn.executescript(
-            "".join(f"PRAGMA {name} = {value};" for name, value in connection_pragmas(db.settings).items())
-        )
-        alone: list[int] = []
-        decoding: list[int] = []
-        for key in islice(cycle(keys), _WARM_UP + repetitions):
-            start = perf_counter_ns()
-            row = conn.execute(query, key).fetchall()[0]
-            fetched = perf_counter_ns()
-            {**dict(row), "value": json.loads(row["value"]), "metadata": json.loads(row["metadata"])}
-            alone.append(fetched - start)
-            decoding.append(perf_counter_ns() - start)
-    samples["share/SQLite"] = alone[_WARM_UP:]
-    samples["share/SQLite and decoding"] = decoding[_WARM_UP:]
-    samples["share/SQLite, decoding and driver"] = await _time(_memory_reads(db, rows), repetitions)
-
-
-def _session_reads(db: Database, rows: int) -> Iterator[Read]:
-    for session_id in cycle(synthetic.session_ids(rows, _KEYS)):
-        yield lambda session_id=session_id: db.sessions.get_session(session_id)  # type: ignore[misc]
-
-
-def _memory_reads(db: Database, rows: int) -> Iterator[Read]:
-    for namespace, key in cycle(synthetic.memory_keys(rows, _KEYS)):
-        yield lambda namespace=namespace, key=key: db.memory.get_memory(namespace, key)  # type: ignore[misc]
-
-
-def _together(reads: Iterator[Read], tasks: int) -> Iterator[Read]:
-    while True:
-        batch = list(islice(reads, tasks))
-
-        async def read_all(batch: list[Read] = batch) -> list[object]:
-            return await asyncio.gather(*(read() for read in batch))
-
-        yield read_all
-
-
-async def _time(reads: Iterator[Read], repetitions: int) -> list[int]:
-    """Return the nanoseconds that each read took, after a warm-up that is not counted."""
-    samples = []
-    for read in islice(reads, _WARM_UP):
-        await read()
-    for read in islice(reads, repetitions):
-        start = perf_counter_ns()
-        found = await read()
-        samples.append(perf_counter_ns() - start)
-        if found is None or (
-            isinstance(found, list) and None in found
-        ):  # a fast answer that finds nothing must not count
-            raise AbathurError("a synthetic row is missing from the copy: the benchmark is not to be trusted")
-    return samples
-
-
-@asynccontextmanager
-async def _writing(db: Database) -> Any:
-    """Keep a writer of this process busy with memories of its own while the block runs."""
-
-    async def write_on() -> None:
-        for n in cycle(range(1_000_000_000)):
-            await db.memory.add_memory("synthetic:writer:busy", f"key-{n}", {"n": n}, "semantic", "session:writer")
-
-    writer = asyncio.create_task(write_on())
-    try:
-        yield
-    finally:
-        writer.cancel()
-        await run_to_end(asyncio.wait([writer]))
-        if not writer.cancelled():
-            writer.result()
 
 
 def _limits(settings: Settings, samples: Samples) -> Iterator[Check]:
@@ -249,7 +183,15 @@ def _readings(samples: Samples) -> Iterator[Check]:
     for name, nanoseconds in samples.items():
         if name not in (_SESSION, _MEMORY, _CONCURRENT):
             observed = "; ".join(map(str, percentiles(nanoseconds)))
-            yield Check(name, "pass", expected="shown, no limit", observed=f"{observed}, {len(nanoseconds):,} samples")
+            pinned = ", on one CPU" if name.startswith(("growth/", "share/")) else ""
+            yield Check(
+                name, "pass", expected=f"shown, no limit{pinned}", observed=f"{observed}, {len(nanoseconds):,} samples"
+            )
+
+
+def _cpus() -> int | None:
+    # Linux alone can pin a process to some of its CPUs.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _machine(settings: Settings, rows: int, repetitions: int) -> dict[str, Any]:
@@ -259,7 +201,7 @@ def _machine(settings: Settings, rows: int, repetitions: int) -> dict[str, Any]:
     except (OSError, StopIteration):  # not Linux, or a processor that tells no name
         model = platform.processor()
     return {
-        "processor": f"{model}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} CPUs",
+        "processor": f"{model}, {_cpus()} of {os.cpu_count()} CPUs",
         "system": platform.platform(),
         "file system": file_system(settings.db_path.parent),
         "Python": platform.python_version(),

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from abathur_nb.expected import EXPECTED_TABLES, expected_objects
 from abathur_nb.percentiles import percentiles
-from abathur_nb.report import printable
+from abathur_nb.wording import printable
 
 if TYPE_CHECKING:
     from abathur_nb.explain import Plans
@@ -94,6 +94,7 @@ def growth_curve(result: "BenchmarkResult") -> Chart:
     ends = _percentile_lines(ax, curve)
     ax.set(xscale="log", yscale="log", xlabel="synthetic memories in the table", ylabel="time of one read (ms)")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # less than a power of ten, as a rule
     ax.yaxis.set_major_formatter(_MILLISECONDS)
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_title("Memory retrieval as the table grows")
@@ -147,17 +148,22 @@ def table_sizes(schema: "Schema") -> Chart:
         ax.barh(places, ends, color=_BLUE)
         ax.set_xlabel("rows")
     # A table of somebody else's may be named anything; a pair of $ would be read as mathematics.
-    ax.set_yticks(places, [printable(name).replace("$", r"\$") for name in tables])
+    ax.set_yticks(places, [_one_line(name, 40).replace("$", r"\$") for name in tables])
     for y, (table, end) in enumerate(zip(tables, ends, strict=True)):
         ax.annotate(
             f"{schema.rows[table]:,} rows", (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8
         )
     ax.margins(x=0.15)
     ax.set_title("Tables by size")
-    chart.alt = printable(
-        "Tables by size: " + ", ".join(f"{name} {schema.rows[name]:,} rows" for name in reversed(tables))
+    chart.alt = "Tables by size: " + ", ".join(
+        f"{_one_line(name, 100)} {schema.rows[name]:,} rows" for name in reversed(tables)
     )
     return chart
+
+
+def _one_line(name: str, length: int) -> str:
+    text = printable(name).replace("\n", "\\n")
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _indexes_of(schema: "Schema", table: str) -> set[str]:

@@ -118,20 +118,20 @@ async def run_to_end(work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
 
 def explain_error(path: Path, error: sqlite3.Error) -> AbathurError:
     """Return the error of this package that says what an SQLite error means for the operator."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         holders = lock_holders(path) or "a process that cannot be named"
-        return BusyError(f"{path} is locked by {holders}: let it finish or end it, then try again")
-    if code == sqlite3.SQLITE_NOTADB:
-        return RefusedError(f"{path} is not SQLite or is encrypted: name another db_path, or restore a backup")
-    if code == sqlite3.SQLITE_CORRUPT:
-        return RefusedError(f"{path} is CORRUPT ({error}): stop its writers and restore a backup")
-    if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK:
+        return BusyError(f"{path} is locked by {holders}", "let it finish or end it, then try again")
+    if code & 0xFF == sqlite3.SQLITE_NOTADB:
+        return RefusedError(f"{path} is not SQLite or is encrypted", "name another db_path, or restore a backup")
+    if code & 0xFF == sqlite3.SQLITE_CORRUPT:
+        return RefusedError(f"{path} is CORRUPT ({error})", "stop its writers and restore a backup")
+    if code == sqlite3.SQLITE_READONLY_ROLLBACK:
         recover = f"let a writer recover it: sqlite3 {quote(str(path))} 'PRAGMA user_version'"
-        return RefusedError(f"{path} has a hot journal, left by a killed writer: {recover}")
-    if code == sqlite3.SQLITE_FULL:
-        return RefusedError(f"the disk of {path} is full: make room, then try again")
-    return RefusedError(f"{path} could not be used ({error}): see that its directory exists and is yours")
+        return RefusedError(f"{path} has a hot journal, left by a killed writer", recover)
+    if code & 0xFF == sqlite3.SQLITE_FULL:
+        return RefusedError(f"the disk of {path} is full", "make room, then try again")
+    return RefusedError(f"{path} could not be used ({error})", "see that its directory exists and is yours")
 
 
 def lock_holders(path: Path) -> str:

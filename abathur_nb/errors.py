@@ -15,8 +15,14 @@ __all__ = [
 class AbathurError(Exception):
     """Serve as the base of all errors of this package; never raised itself.
 
-    A notebook shows it as one line: the report above it says the rest.
+    ``observed`` says what was found, ``remedy`` what to do about it. A notebook shows it as one line: the report
+    above it says the rest.
     """
+
+    def __init__(self, observed: str, remedy: str = "") -> None:
+        self.observed = observed
+        self.remedy = remedy
+        super().__init__(f"{observed}: {remedy}" if remedy else observed)
 
     def _render_traceback_(self) -> list[str]:
         # IPython asks an exception for this method and shows what it returns in place of the traceback.

@@ -1,4 +1,4 @@
-"""What a database of this schema version must be: its identity, its objects, its rules and its seeds, read from the DDL."""
+"""What a database of this schema version must be, read from the DDL: its identity, objects, rules and seeds."""
 
 import sqlite3
 from collections.abc import Mapping

@@ -13,10 +13,11 @@ import aiosqlite
 from abathur_nb.connection import connect, explain_error, run_to_end
 from abathur_nb.expected import EXPECTED_TABLES, expected_objects
 from abathur_nb.plan import Fetch, Parameters, PlanNode, Step, StepKind, plan_steps, read_plan, tree_lines
-from abathur_nb.report import Check, Report, Status, printable, run_check
+from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.settings import Settings
 from abathur_nb.sql import Query, load_queries
 from abathur_nb.target import refusal
+from abathur_nb.wording import printable
 
 if TYPE_CHECKING:
     import pandas as pd

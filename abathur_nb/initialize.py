@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
@@ -11,7 +12,7 @@ import aiosqlite
 from abathur_nb.connection import connect, connection_pragmas, explain_error, pragma
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
-from abathur_nb.preflight import location_checks
+from abathur_nb.location import location_checks
 from abathur_nb.report import Check, Report
 from abathur_nb.scratch import fsync, make_private_directory, scratch_directory, sweep
 from abathur_nb.settings import Settings
@@ -55,9 +56,11 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
     except FileExistsError:  # a racing process won
         return await _already_initialized(settings, dry_run)
     except sqlite3.Error as error:
-        fault: Exception = explain_error(settings.db_path, error)
-    except (OSError, AbathurError) as error:
+        fault = explain_error(settings.db_path, error)
+    except AbathurError as error:
         fault = error
+    except OSError as error:
+        fault = RefusedError(str(error))
     remedy = "mend that and run init again: nothing was made"
     return Report(
         _TITLE, (*checks, Check("create", "error", observed=str(fault), remedy=remedy)), subject=subject, refused=True
@@ -88,6 +91,9 @@ async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
 async def _create(settings: Settings) -> list[Check]:
     folder = settings.db_path.parent
     make_private_directory(folder)
+    checked = os.lstat(folder)
+    if not stat.S_ISDIR(checked.st_mode):
+        raise RefusedError(f"{folder} was replaced by a link in the meantime")
     swept = sweep(folder)
     with scratch_directory(folder, "init") as scratch:
         draft = scratch / settings.db_path.name
@@ -102,6 +108,8 @@ async def _create(settings: Settings) -> list[Check]:
         if failed := [check for check in validation if check.failed]:
             named = "; ".join(f"{check.name}: {check.observed}" for check in failed)
             raise RefusedError(f"the new database is not valid and was thrown away: {named}")
+        if not os.path.samestat(os.lstat(folder), checked):
+            raise RefusedError(f"{folder} was replaced by another directory or a link in the meantime")
         published = _publish(draft, settings.db_path)
     created = Check("2.1 database file", "pass", observed=f"{settings.db_path}, mode 0600", evidence=tuple(swept))
     return [created, *checks, *(_numbered(check) for check in validation), published]

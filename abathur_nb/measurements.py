@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.percentiles import percentiles
-from abathur_nb.report import Check, Report, printable
-from abathur_nb.settings import shown
+from abathur_nb.report import Check, Report
+from abathur_nb.wording import printable, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,24 +87,23 @@ def load_baseline(path: str | os.PathLike[str] | None) -> dict[str, list[int]]:
     """Return the samples of a saved result, none for None; raise ConfigurationError if it is no saved result."""
     if path is None:
         return {}
+    name = shown(str(path) if isinstance(path, os.PathLike) else path)
     try:
         file = Path(os.path.expanduser(path))
         found = file.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
-            raise ConfigurationError(
-                f"baseline: expected a regular file of at most {_MAX_BYTES:,} bytes, found {shown(path)}"
-            )
+            raise ConfigurationError(f"baseline: expected a regular file of at most {_MAX_BYTES:,} bytes, found {name}")
         content = json.loads(file.read_text(encoding="utf-8"))
-        samples = {str(name): [_sample(value) for value in values] for name, values in content["samples_ns"].items()}
+        samples = {str(key): [_sample(value) for value in values] for key, values in content["samples_ns"].items()}
     except OSError as error:
-        raise ConfigurationError(f"baseline: {shown(path)} cannot be read: {error.strerror}") from None
+        raise ConfigurationError(f"baseline: {name} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, ConfigurationError):
             raise
         told = printable(f"{type(error).__name__}: {error}".replace("\n", " "))
-        raise ConfigurationError(f"baseline: {shown(path)} is no saved result of a benchmark ({told})") from None
+        raise ConfigurationError(f"baseline: {name} is no saved result of a benchmark ({told})") from None
     if not all(samples.values()):
-        raise ConfigurationError(f"baseline: {shown(path)} holds a measurement without samples")
+        raise ConfigurationError(f"baseline: {name} holds a measurement without samples")
     return samples
 
 

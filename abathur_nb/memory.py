@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 import aiosqlite
 
 from abathur_nb.errors import InvalidValueError
-from abathur_nb.report import timestamp
-from abathur_nb.settings import shown
 from abathur_nb.values import check_name, check_namespace, check_whole, decoded, json_text, prefix_range
+from abathur_nb.wording import shown, timestamp
 
 if TYPE_CHECKING:
     from abathur_nb.database import Database

@@ -2,12 +2,13 @@
 
 import ast
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.settings import did_you_mean, shown
+from abathur_nb.wording import did_you_mean, shown
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -19,6 +20,8 @@ RANGES: Mapping[str, tuple[int, int]] = {"repetitions": (1, 100_000), "rows": (1
 
 # What papermill adds by itself with --inject-paths.
 _PAPERMILL_NAMES = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
+_INJECTED = "# Parameters\n"  # how papermill begins the cell that it injects
+_GUARD_CELL = "import abathur_nb as nb\n\nnb.guard()"  # of every notebook
 _TYPES = {"str": str, "bool": bool, "int": int, "float": float}
 
 
@@ -67,7 +70,7 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
     """Return what the source of a ``parameters`` cell declares: literal assignments, each with its type.
 
     The type is the annotation's (``"Optional[str]"`` is a str that may be None), else the default's.
-    Raises ConfigurationError where there is anything but literal assignments.
+    Raises ConfigurationError where there is anything but literal assignments, or a default of another type.
     """
     parameters = {}
     for name, value, annotation in _literal_assignments(ast.parse(source)):
@@ -82,6 +85,9 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
                 f"parameter {name}: expected a type such as {name}: str or {name}: 'Optional[str]'"
             )
         parameters[name] = Parameter(name, kind, value)
+    # Whoever edits the cell by hand may well write "false" where False is meant.
+    if faults := [fault for parameter in parameters.values() if (fault := parameter.fault(parameter.default))]:
+        raise ConfigurationError(faults)
     return parameters
 
 
@@ -135,6 +141,43 @@ def _literal_assignments(tree: ast.Module) -> Iterator[tuple[str, Any, ast.expr 
         yield name, literal, annotation
 
 
+def _odd_lines(source: str, tree: ast.Module) -> list[str]:
+    """Return a fault for each line of an injected cell that is not one ``name = value``, as papermill writes it.
+
+    A name with a comment, a semicolon or a look-alike letter in it (Python takes ｅｎｖ for env) makes such a line.
+    """
+    written = {
+        (statement.lineno, f"{statement.targets[0].id} = ", statement.end_col_offset)
+        for statement in tree.body
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
+    }
+    lines = dict(enumerate(source.splitlines()[1:], 2))
+    odd = [
+        line
+        for number, line in lines.items()
+        if (number, f"{line.partition(' = ')[0]} = ", len(line.encode())) not in written
+    ]
+    faults = [f"a parameter's name is a-z, 0-9 and _, and its value all that follows: found {shown(n)}" for n in odd]
+    names = [start for _, start, _ in written]
+    return faults or [f"{start}…: given twice" for start in dict.fromkeys(names) if names.count(start) > 1]
+
+
+def _refuse_odd_names(lines: list[str]) -> list[str]:
+    """Raise ConfigurationError if the text of an injected cell holds a line that is not ``name = …``.
+
+    An IPython input transformer, which is asked before anything is parsed: a name of thousands of dots exhausts the
+    parser, and a kernel that fails so never answers.
+    """
+    if lines[:1] == [_INJECTED]:
+        odd = [line for line in lines[1:] if not re.match(r"[A-Za-z_][A-Za-z0-9_]* = \S", line)]
+        if odd:
+            raise ConfigurationError(
+                [f"a parameter's name is a-z, 0-9 and _: found {shown(line.rstrip())}" for line in odd]
+                + ["nothing of this cell was run"]
+            )
+    return lines
+
+
 def _not_literal(statement: ast.stmt) -> ConfigurationError:
     return ConfigurationError(f"expected `name = literal value`, found {shown(ast.unparse(statement))}")
 
@@ -152,6 +195,7 @@ class _Guard(ast.NodeTransformer):
         self._refused = False
         # The transformer is given a tree without comments; papermill's mark is one, so the text is kept as well.
         shell.events.register("pre_run_cell", self._remember)
+        shell.input_transformers_cleanup.append(_refuse_odd_names)
         shell.ast_transformers.append(self)
 
     def _remember(self, info: "_CellInfo") -> None:
@@ -161,7 +205,7 @@ class _Guard(ast.NodeTransformer):
 
     @property
     def _injected(self) -> bool:
-        return self._source.startswith("# Parameters\n")
+        return self._source.startswith(_INJECTED)
 
     def visit(self, tree: Any) -> Any:
         """Let ``tree`` through, or raise InputRejected: IPython drops a transformer that raises anything else."""
@@ -181,17 +225,22 @@ class _Guard(ast.NodeTransformer):
         return tree
 
     def _vet(self, tree: ast.Module) -> None:
-        if self._injected:
+        if self._source.strip() == _GUARD_CELL:  # run again by hand: it makes a new guard, which begins anew
+            self.remove()
+        elif self._injected:
             given = {}
             for name, value, annotation in _literal_assignments(tree):
                 if annotation is not None:  # running the cell would evaluate it
                     raise ConfigurationError(f"parameter {shown(name)}: expected no annotation, found one")
                 given[name] = value
-            if faults := check_parameters(self._declared, given):
+            if faults := check_parameters(self._declared, given) or _odd_lines(self._source, tree):
                 raise ConfigurationError(faults)
             self._refused = False
         elif not self._declared:
-            self._declared = declared_parameters(self._source)
+            try:
+                self._declared = declared_parameters(self._source)
+            except ConfigurationError as error:
+                raise ConfigurationError(["the cell after nb.guard() is the parameters cell", *error.faults]) from None
         elif self._refused:
             raise ConfigurationError("the injected parameters were refused: correct them and run again")
         else:
@@ -199,6 +248,7 @@ class _Guard(ast.NodeTransformer):
 
     def remove(self) -> None:
         self._shell.ast_transformers.remove(self)
+        self._shell.input_transformers_cleanup.remove(_refuse_odd_names)
         self._shell.events.unregister("pre_run_cell", self._remember)
 
 

@@ -3,17 +3,17 @@
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from html import escape
 from sqlite3 import Error as SQLiteError
 from typing import TYPE_CHECKING, Any, Literal
 
 from abathur_nb.errors import AbathurError, ChecksFailedError
+from abathur_nb.wording import printable, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Check", "Report", "Status", "printable", "run_check", "timestamp", "utc_now"]
+__all__ = ["Check", "Report", "Status", "run_check"]
 
 Status = Literal["pass", "warn", "fail", "error", "skip"]
 
@@ -29,23 +29,6 @@ _COLOURS: dict[Status, str] = {"error": "#c4420f", "fail": "#c4420f", "warn": "#
 _NAMED = 6  # checks that the error of a failed report names
 _SHOWN_PASSED = 30  # more checks that passed than this are folded away
 _SHOWN_OPEN = 5  # more pieces of evidence than this are folded away
-
-
-def printable(text: str) -> str:
-    """Escape what cannot be shown or encoded (control characters, lone surrogates, direction overrides)."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def timestamp(moment: datetime) -> str:
-    """Return a UTC time as the database writes it: ``YYYY-MM-DD HH:MM:SS.mmm``."""
-    return moment.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-
-
-def utc_now() -> str:
-    """Return the present UTC time as text."""
-    return timestamp(datetime.now(UTC))
 
 
 @dataclass(frozen=True, slots=True)

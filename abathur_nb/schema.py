@@ -11,10 +11,10 @@ import aiosqlite
 
 from abathur_nb.connection import connect, explain_error
 from abathur_nb.expected import SchemaObject, expected_objects
-from abathur_nb.report import printable
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries, normalized
 from abathur_nb.target import identify
+from abathur_nb.wording import printable
 
 __all__ = ["Differences", "Schema", "read_schema", "show_schema"]
 

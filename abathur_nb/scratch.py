@@ -74,7 +74,11 @@ def scratch_directory(parent: Path, purpose: str) -> Iterator[Path]:
 def sweep(parent: Path) -> list[str]:
     """Remove the scratch directories in ``parent`` whose process is dead; return their names."""
     swept = []
-    for path in sorted(parent.glob(f"{_PREFIX}*-*")):
+    try:
+        found = sorted(parent.glob(f"{_PREFIX}*-*"))
+    except OSError:  # what cannot be found now is swept later
+        return []
+    for path in found:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:  # no directory, not ours, or gone already

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.errors import InvalidValueError
-from abathur_nb.settings import shown
 from abathur_nb.values import MAX_BYTES, check_name, check_whole, decoded, json_text
+from abathur_nb.wording import shown
 
 if TYPE_CHECKING:
     from abathur_nb.database import Database

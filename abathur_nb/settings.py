@@ -12,9 +12,9 @@ from types import MappingProxyType
 from typing import Any, Literal, get_type_hints
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.report import printable, utc_now
+from abathur_nb.wording import did_you_mean, printable, shown, versions
 
-__all__ = ["ENVIRONMENTS", "Settings", "did_you_mean", "resolve", "shown"]
+__all__ = ["ENVIRONMENTS", "Settings", "resolve"]
 
 Severity = Literal["warn", "fail", "refuse"]
 
@@ -62,7 +62,7 @@ class Settings:
         chosen = [n for n in names if n == "env" or n in _PATHS or self.origins.get(n, "default") != "default"]
         rest = [n for n in names if n not in chosen]
         folded = f"<details><summary>{len(rest)} more, by default</summary>{self._table(rest, names)}</details>"
-        return f"<p>{escape(_versions())}</p>{self._table(chosen, names)}{folded if rest else ''}"
+        return f"<p>{escape(versions())}</p>{self._table(chosen, names)}{folded if rest else ''}"
 
     def _table(self, names: Iterable[str], meanings: Mapping[str, str]) -> str:
         cell = "<td style='text-align:left;overflow-wrap:anywhere'>"
@@ -76,7 +76,7 @@ class Settings:
 
     def __str__(self) -> str:
         lines = [f"{name} = {getattr(self, name)} ({self.origins.get(name, 'default')})" for name in _SETTABLE]
-        return "\n".join((_versions(), f"env = {self.env}", *lines))
+        return "\n".join((versions(), f"env = {self.env}", *lines))
 
 
 ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -182,34 +182,6 @@ def _checked(values: dict[str, object], origins: Mapping[str, str], faults: list
             name = str(fault["loc"][0])
             faults.append(f"{name} (from {origins[name]}): {fault['msg']}, found {shown(fault['input'])}")
     return {}
-
-
-def _versions() -> str:
-    """Say who runs what, where and when, for the record."""
-    import getpass
-    import platform
-    import sqlite3
-    from importlib.metadata import version
-
-    packages = ", ".join(f"{name} {version(name)}" for name in ("abathur_nb", "aiosqlite"))
-    runtime = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
-    return f"{packages}, {runtime} · {getpass.getuser()} on {platform.node()} · {utc_now()} UTC"
-
-
-def did_you_mean(found: str, names: Iterable[str]) -> str:
-    """Return ``"; did you mean …?"`` for a near miss of one of ``names``, else an empty text."""
-    plain = found.strip().casefold()
-    near = [n for n in names if len(plain) > 2 and n.startswith(plain)] or get_close_matches(plain, [*names], 1, 0.7)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def shown(value: object) -> str:
-    """Return a short printable form of any value, for a message."""
-    try:
-        text = printable(repr(value).replace("\n", "\\n"))
-    except Exception:  # noqa: BLE001 - a hostile or enormous value must not break the message about it
-        text = f"a value of type {type(value).__name__}"
-    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
 
 
 def _read_environments(faults: list[str]) -> dict[str, tuple[dict[str, object], str]]:

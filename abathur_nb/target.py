@@ -1,7 +1,6 @@
 """What stands at the database path: told from its directory entry and its identity, before anything is done to it."""
 
 import os
-import pwd
 import sqlite3
 import stat
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
+from abathur_nb.wording import user_name
 
-__all__ = ["Target", "examine", "identify", "refusal", "require_present", "user_name"]
+__all__ = ["Target", "examine", "identify", "refusal", "require_present"]
 
 _NAME = "database file"
 _KINDS = {
@@ -105,7 +105,7 @@ async def identify(settings: Settings) -> Target:
             alien = await conn.execute_fetchall(load_queries("inspect.sql")["triggers_and_views"].sql)
     except sqlite3.Error as error:
         explained = explain_error(path, error)
-        observed, _, remedy = str(explained).partition(": ")
+        observed, remedy = explained.observed, explained.remedy
         code = getattr(error, "sqlite_errorcode", 0)
         target = _target("damaged" if code & 0xFF == sqlite3.SQLITE_CORRUPT else "refused", observed, remedy)
         if code == sqlite3.SQLITE_READONLY_ROLLBACK:  # a sound database, perhaps: nobody can tell before its recovery
@@ -148,14 +148,6 @@ async def refusal(title: str, settings: Settings) -> Report | None:
     # An empty shell and a damaged file are findings about a database, the rest is none of ours to judge.
     refused = target.state not in ("empty", "damaged")
     return Report(title, (check,), subject=str(settings.db_path), refused=refused)
-
-
-def user_name(uid: int) -> str:
-    """Return the name of a user, or the number of one that has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"#{uid}"  # the form that sudo -u takes
 
 
 def _as_owner(path: Path) -> str:

@@ -5,29 +5,25 @@ import os
 import sqlite3
 import stat
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from shlex import quote
-from typing import NamedTuple
 
 import aiosqlite
 
 from abathur_nb.connection import SIDE_FILES, connect, connection_pragmas, explain_error, pragma
 from abathur_nb.expected import (
     APPLICATION_ID,
-    EXPECTED_TABLES,
     SCHEMA_VERSION,
-    column_checks,
-    expected_columns,
     expected_objects,
     expected_seeds,
 )
 from abathur_nb.report import Check, Report, run_check
+from abathur_nb.rules import row_checks
 from abathur_nb.schema import Differences, read_schema
-from abathur_nb.settings import Settings, shown
+from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.target import refusal
+from abathur_nb.wording import shown
 
 __all__ = ["database_checks", "file_checks", "validate_database"]
 
@@ -35,18 +31,6 @@ _MB = 1_000_000
 _NAMED = 20  # offending keys that a check names; it counts them all
 _TROUBLESHOOT = "stop the writers and restore a backup"
 
-_JSON, _VALUES, _REQUIRED, _TIMESTAMPS = "JSON columns", "values", "required values", "timestamps"
-_KINDS = {
-    _JSON: "text that holds the kind of JSON that its column wants",
-    _VALUES: "within the enumerations and ranges of the schema",
-    _REQUIRED: "no NULL where the schema wants a value",
-    _TIMESTAMPS: "UTC as YYYY-MM-DD HH:MM:SS, with or without .mmm",
-}
-# Cheaper than to ask strftime of each row.
-_IS_TIMESTAMP = (
-    "{0} IS NULL OR typeof({0}) = 'text' AND length({0}) IN (19, 23)"
-    " AND {0} GLOB '[0-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]*'"
-)
 # What integrity_check says of a row that breaks a rule, which is a fault of the row and not of the file.
 _ROW_FAULTS = ("CHECK constraint failed", "NULL value in", "NUMERIC value in", "TEXT value in", "non-unique entry")
 
@@ -66,9 +50,9 @@ async def database_checks(conn: aiosqlite.Connection, path: Path, settings: Sett
     """Return every check of the database at ``path``, all of one snapshot. Read-only."""
     await conn.execute_fetchall("BEGIN")
     checks = [await run_check(name, ask) for name, ask in _questions(conn, path, settings)]
-    rows = await _read_rows(conn)
+    checks += await row_checks(conn)
     await conn.rollback()
-    return (*checks, *(_rows_check(kind, rows) for kind in _KINDS))
+    return tuple(checks)
 
 
 async def file_checks(settings: Settings) -> tuple[Check, ...]:
@@ -78,9 +62,9 @@ async def file_checks(settings: Settings) -> tuple[Check, ...]:
         async with connect(path, settings=settings) as conn:
             return await database_checks(conn, path, settings)
     except sqlite3.Error as error:
-        observed = f"could not run: {explain_error(path, error)}"
-        remedy = "see who uses it, end that, and run validate again; a hot journal is recovered by the next writer"
-        return (Check("database file", "error", expected="opens read-only", observed=observed, remedy=remedy),)
+        found = explain_error(path, error)
+        observed = f"could not run: {found.observed}"
+        return (Check("database file", "error", expected="opens read-only", observed=observed, remedy=found.remedy),)
 
 
 def _questions(
@@ -155,16 +139,24 @@ async def _foreign_keys(conn: aiosqlite.Connection) -> Check:
 async def _objects(conn: aiosqlite.Connection, name: str, kinds: tuple[str, ...]) -> Check:
     live = await read_schema(conn)
     differences = Differences.between(live, kinds)
-    expected = [found.name for found in expected_objects().values() if found.type in kinds]
+    expected = {found.name: found.sql for found in expected_objects().values() if found.type in kinds}
     count = sum(found.type in kinds for found in live.values())
-    both = (f"{n}: expected {expected_objects()[n].sql}\nfound {live[n].sql}" for n in differences.altered)
+    remedy = "restore a backup: what a table lacks can't be made again"
+    if kinds == ("index",) or not (differences.missing or differences.altered):
+        remedy = (
+            "with the sqlite3 shell, drop what is altered, or extra and needed by nobody, and run each statement below"
+        )
     return Check.that(
         name,
         not str(differences),
         expected=f"the {len(expected)} of sql/, each with the same SQL, and no other",
         observed=f"{count} {name}" + (f"; {differences}" if str(differences) else ", each as in sql/"),
-        remedy="make each again from its statement in sql/ddl-*.sql; what is extra, drop if nobody needs it",
-        evidence=both,
+        remedy=remedy,
+        evidence=(
+            *(f"{expected[missing]};" for missing in differences.missing),
+            *(f"expected: {expected[altered]};\nfound: {live[altered].sql};" for altered in differences.altered),
+            *(f"extra: {live[extra].sql};" for extra in differences.extra),
+        ),
     )
 
 
@@ -199,86 +191,6 @@ def _same_json(found: object, expected: str) -> bool:
         return isinstance(found, str) and json.loads(found) == json.loads(expected)
     except ValueError:
         return False
-
-
-class _Rule(NamedTuple):
-    kind: str
-    table: str
-    column: str
-    condition: str  # SQL that is false for a row that breaks the rule
-
-    def __str__(self) -> str:
-        return f"{self.table}.{self.column}"
-
-
-@cache
-def _rules() -> tuple[_Rule, ...]:
-    """Return the rules that each row must keep, read from the DDL so that there is no second copy of them."""
-    rules = []
-    for table in EXPECTED_TABLES:
-        kinds = {"json": _JSON, "value": _VALUES}
-        rules += [_Rule(kinds[check.kind], table, check.column, check.expression) for check in column_checks(table)]
-        for column in expected_columns(table):
-            if column.required:
-                rules.append(_Rule(_REQUIRED, table, column.name, f"{column.name} IS NOT NULL"))
-            if column.name.endswith(("_at", "_time")) or column.name == "timestamp":
-                rules.append(_Rule(_TIMESTAMPS, table, column.name, _IS_TIMESTAMP.format(column.name)))
-    return tuple(rules)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Hold what one pass over all tables found: how many rows, which rules are broken where, what was unreadable."""
-
-    count: int
-    broken: dict[_Rule, str]
-    unread: dict[str, str]
-
-
-async def _read_rows(conn: aiosqlite.Connection) -> _Rows:
-    count, broken, unread = 0, {}, {}
-    for table in EXPECTED_TABLES:
-        rules = [rule for rule in _rules() if rule.table == table]
-        # One pass for all rules, and a second look only where one is broken. A NULL condition is not false.
-        # CASE evaluates from left to right and stops, as a CHECK does; a bare AND would call json_type on bad text.
-        sums = ", ".join(f"sum(CASE WHEN NOT ({rule.condition}) THEN 1 ELSE 0 END)" for rule in rules)
-        try:
-            (row,) = await conn.execute_fetchall(f"SELECT count(*), {sums} FROM {table}")
-            count += row[0]
-            for rule, faults in zip(rules, row[1:], strict=True):
-                if faults:
-                    broken[rule] = f"{rule}: {faults:,} rows, by key: {await _keys_of(conn, rule)}"
-        except sqlite3.Error as error:
-            unread[table] = f"{table}: {error}"
-    return _Rows(count, broken, unread)
-
-
-async def _keys_of(conn: aiosqlite.Connection, rule: _Rule) -> str:
-    key = ", ".join(column.name for column in expected_columns(rule.table) if column.in_key)
-    sql = f"SELECT {key} FROM {rule.table} WHERE NOT ({rule.condition}) ORDER BY {key} LIMIT {_NAMED + 1}"
-    rows = [", ".join(shown(value) for value in row) for row in await conn.execute_fetchall(sql)]
-    return "; ".join(rows[:_NAMED]) + ("; …" if len(rows) > _NAMED else "")
-
-
-def _rows_check(kind: str, rows: _Rows) -> Check:
-    """Return the check of one kind of rule over all tables."""
-    rules = [rule for rule in _rules() if rule.kind == kind]
-    broken = [told for rule, told in rows.broken.items() if rule.kind == kind]
-    unread = [told for table, told in rows.unread.items() if any(rule.table == table for rule in rules)]
-    if unread and not broken:
-        observed = f"could not run: {'; '.join(unread)}"
-        return Check(
-            kind, "error", expected=_KINDS[kind], observed=observed, remedy="first mend the tables named above"
-        )
-    columns = ", ".join(str(rule) for rule in rows.broken if rule.kind == kind)
-    return Check.that(
-        kind,
-        not broken,
-        expected=_KINDS[kind],
-        observed=f"broken: {columns}" if broken else f"{len(rules)} rules hold for {rows.count:,} rows",
-        remedy="keep a copy of these rows, then write what belongs there, or restore a backup",
-        evidence=broken + unread,
-    )
 
 
 async def _file_modes(path: Path) -> Check:

@@ -6,7 +6,7 @@ from sqlite3 import Row
 from typing import Any
 
 from abathur_nb.errors import InvalidValueError, RefusedError
-from abathur_nb.settings import shown
+from abathur_nb.wording import shown
 
 __all__ = ["MAX_BYTES", "check_name", "check_namespace", "check_whole", "decoded", "json_text", "prefix_range"]
 

@@ -1,0 +1,123 @@
+"""The rules that each row must keep: read from the DDL, and held against every row of a live database."""
+
+import sqlite3
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import aiosqlite
+
+from abathur_nb.expected import EXPECTED_TABLES, column_checks, expected_columns
+from abathur_nb.report import Check
+from abathur_nb.wording import shown
+
+__all__ = ["row_checks"]
+
+_NAMED = 20  # offending keys that a check names; it counts them all
+_JSON, _VALUES, _REQUIRED, _TIMESTAMPS = "JSON columns", "values", "required values", "timestamps"
+_KINDS = {
+    _JSON: "text that holds the kind of JSON that its column wants",
+    _VALUES: "within the enumerations and ranges of the schema",
+    _REQUIRED: "no NULL where the schema wants a value",
+    _TIMESTAMPS: "UTC as YYYY-MM-DD HH:MM:SS, with or without .mmm",
+}
+# Cheaper than to ask strftime of each row, but not every day that it lets through is in the calendar.
+_SECONDS = "[0-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]"
+_IS_TIMESTAMP = (
+    "{0} IS NULL OR typeof({0}) = 'text' AND CASE length({0})"
+    f" WHEN 23 THEN {{0}} GLOB '{_SECONDS}.[0-9][0-9][0-9]' WHEN 19 THEN {{0}} GLOB '{_SECONDS}' ELSE 0 END"
+)
+
+
+async def row_checks(conn: aiosqlite.Connection) -> tuple[Check, ...]:
+    """Return a check of each kind of rule over all tables: JSON, values, required values, timestamps. Read-only."""
+    rows = await _read_rows(conn)
+    return tuple(_rows_check(kind, rows) for kind in _KINDS)
+
+
+class _Rule(NamedTuple):
+    kind: str
+    table: str
+    column: str
+    condition: str  # SQL that is false for a row that breaks the rule
+
+    def __str__(self) -> str:
+        return f"{self.table}.{self.column}"
+
+    @property
+    def faults(self) -> str:
+        """SQL that counts the rows that break the rule."""
+        if self.kind == _REQUIRED:
+            return f"count(*) - count({self.column})"
+        # CASE evaluates from left to right and stops, as a CHECK does; a bare AND would call json_type on bad text.
+        return f"sum(CASE WHEN NOT ({self.condition}) THEN 1 ELSE 0 END)"
+
+
+@cache
+def _rules() -> tuple[_Rule, ...]:
+    """Return the rules that each row must keep, read from the DDL so that there is no second copy of them."""
+    rules = []
+    for table in EXPECTED_TABLES:
+        kinds = {"json": _JSON, "value": _VALUES}
+        rules += [_Rule(kinds[check.kind], table, check.column, check.expression) for check in column_checks(table)]
+        for column in expected_columns(table):
+            if column.required:
+                # SQLite takes `x IS NOT NULL` for true where the schema says NOT NULL, and does not look.
+                rules.append(_Rule(_REQUIRED, table, column.name, f"typeof({column.name}) <> 'null'"))
+            if column.name.endswith(("_at", "_time")) or column.name == "timestamp":
+                rules.append(_Rule(_TIMESTAMPS, table, column.name, _IS_TIMESTAMP.format(column.name)))
+    return tuple(rules)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Hold what one pass over all tables found: how many rows, which rules are broken where, what was unreadable."""
+
+    count: int
+    broken: dict[_Rule, str]
+    unread: dict[str, str]
+
+
+async def _read_rows(conn: aiosqlite.Connection) -> _Rows:
+    count, broken, unread = 0, {}, {}
+    for table in EXPECTED_TABLES:
+        rules = [rule for rule in _rules() if rule.table == table]
+        # One pass for all rules, and a second look only where one is broken. A NULL condition is not false.
+        sums = ", ".join(rule.faults for rule in rules)
+        try:
+            (row,) = await conn.execute_fetchall(f"SELECT count(*), {sums} FROM {table}")
+            count += row[0]
+            for rule, faults in zip(rules, row[1:], strict=True):
+                if faults:
+                    broken[rule] = f"{rule}: {faults:,} rows, by key: {await _keys_of(conn, rule)}"
+        except sqlite3.Error as error:
+            unread[table] = f"{table}: {error}"
+    return _Rows(count, broken, unread)
+
+
+async def _keys_of(conn: aiosqlite.Connection, rule: _Rule) -> str:
+    key = ", ".join(column.name for column in expected_columns(rule.table) if column.in_key)
+    sql = f"SELECT {key} FROM {rule.table} WHERE NOT ({rule.condition}) ORDER BY {key} LIMIT {_NAMED + 1}"
+    rows = [", ".join(shown(value) for value in row) for row in await conn.execute_fetchall(sql)]
+    return "; ".join(rows[:_NAMED]) + ("; …" if len(rows) > _NAMED else "")
+
+
+def _rows_check(kind: str, rows: _Rows) -> Check:
+    """Return the check of one kind of rule over all tables."""
+    rules = [rule for rule in _rules() if rule.kind == kind]
+    broken = [told for rule, told in rows.broken.items() if rule.kind == kind]
+    unread = [told for table, told in rows.unread.items() if any(rule.table == table for rule in rules)]
+    if unread and not broken:
+        observed = f"could not run: {'; '.join(unread)}"
+        return Check(
+            kind, "error", expected=_KINDS[kind], observed=observed, remedy="first mend the tables named above"
+        )
+    columns = ", ".join(str(rule) for rule in rows.broken if rule.kind == kind)
+    return Check.that(
+        kind,
+        not broken,
+        expected=_KINDS[kind],
+        observed=f"broken: {columns}" if broken else f"{len(rules)} rules hold for {rows.count:,} rows",
+        remedy="keep a copy of these rows, then write what belongs there, or restore a backup",
+        evidence=broken + unread,
+    )

@@ -1,0 +1,62 @@
+"""How things are told: values made printable, names that were nearly right, times, and what is running where."""
+
+import os
+import platform
+import pwd
+import sqlite3
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from difflib import get_close_matches
+
+__all__ = ["did_you_mean", "printable", "shown", "timestamp", "user_name", "utc_now", "versions"]
+
+
+def printable(text: str) -> str:
+    """Escape what cannot be shown or encoded (control characters, lone surrogates, direction overrides)."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def timestamp(moment: datetime) -> str:
+    """Return a UTC time as the database writes it: ``YYYY-MM-DD HH:MM:SS.mmm``."""
+    return moment.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def utc_now() -> str:
+    """Return the present UTC time as text."""
+    return timestamp(datetime.now(UTC))
+
+
+def did_you_mean(found: str, names: Iterable[str]) -> str:
+    """Return ``"; did you mean …?"`` for a near miss of one of ``names``, else an empty text."""
+    plain = found.strip().casefold()
+    near = [n for n in names if len(plain) > 2 and (n.startswith(plain) or plain.startswith(n))]
+    near = near or get_close_matches(plain, [*names], 1, 0.7)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def shown(value: object) -> str:
+    """Return a short printable form of any value, for a message."""
+    try:
+        text = printable(repr(value).replace("\n", "\\n"))
+    except Exception:  # noqa: BLE001 - a hostile or enormous value must not break the message about it
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number of one that has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"  # the form that sudo -u takes
+
+
+def versions() -> str:
+    """Say who runs what, where and when, for the record."""
+    from importlib.metadata import version
+
+    packages = ", ".join(f"{name} {version(name)}" for name in ("abathur_nb", "aiosqlite"))
+    runtime = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+    return f"{packages}, {runtime} · {user_name(os.geteuid())} on {platform.node()} · {utc_now()} UTC"
