@@ -1,0 +1,212 @@
+"""A process that runs one initialization and may be killed at any moment.
+
+It is forked from a warm parent, since starting Python and importing the package takes ten times as long as the
+initialization itself. What it does is what a script of three lines would do: run, print the report as JSON, exit with
+0 if the report is ok.
+"""
+
+import asyncio
+import ctypes
+import itertools
+import json
+import os
+import secrets
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from faults.initializers import INITIALIZERS, Initializer
+from faults.place import TOKEN, Place
+
+__all__ = ["Ending", "Gate", "Victim"]
+
+_PATIENCE = 60  # seconds; a victim takes less than one
+_PR_SET_PTRACER, _ANYBODY = 0x59616D61, ctypes.c_ulong(-1)
+
+
+class Victim:
+    """Hold a forked process that waits at its gate, and what it said when it ended."""
+
+    def __init__(
+        self, name: str, place: Place, label: str, *, thread: int = 0, gate: "Gate | None" = None, nice: int = 0
+    ) -> None:
+        self.place, self.label = place, label
+        self.gate = gate or Gate()
+        self._ready, ready = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            # _exit whatever happens: the rest of the parent's stack is not this process's to run.
+            try:
+                os.close(self._ready)
+                os.nice(nice)
+                self._live(INITIALIZERS[name], thread, ready)
+            finally:
+                os._exit(70)
+        os.close(ready)
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def _live(self, initialize: Initializer, thread: int, ready: int) -> None:
+        for number, stream in ((1, "out"), (2, "err")):
+            os.dup2(os.open(self._file(stream), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        os.umask(0o077)
+        _log_events(self.place.events)
+        if self.label == "first":  # a name that is known beforehand, since strace filters by whole paths
+            secrets.token_hex = lambda nbytes=None: TOKEN  # noqa: ARG005
+        # Where Yama restricts ptrace, only an ancestor may attach, and strace is none.
+        ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANYBODY, 0, 0, 0)
+        _pause_thread(thread, lambda: self.gate.wait(ready))
+        code = 1
+        try:
+            result = asyncio.run(initialize(self.place.db))
+            sys.stdout.write(json.dumps(result))
+            code = not result["ok"]
+            for thread_left in threading.enumerate()[1:]:
+                thread_left.join(_PATIENCE / 2)  # as Python does at its exit, without end
+                if thread_left.is_alive():
+                    sys.stderr.write(f"would never have exited: {thread_left}")
+        except BaseException:  # noqa: BLE001 - what a script would do with it
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def _file(self, stream: str) -> Path:
+        return self.place.root / f"{self.label}.{stream}"
+
+    def fileno(self) -> int:
+        """Return what select takes: readable once the process has ended."""
+        return self._pidfd
+
+    def at_gate(self) -> int:
+        """Wait until the thread in question is at the gate; return its id, or 0 if there never was such a thread."""
+        return int(os.read(self._ready, 20) or b"0")
+
+    def ended_within(self, seconds: float) -> bool:
+        """Wait until the process has ended, at most so long; tell whether it has."""
+        return bool(select.select([self], [], [], max(0.0, seconds))[0])
+
+    def kill(self) -> None:
+        """Send SIGKILL, which is harmless after the end: its number is not given away until it is reaped."""
+        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def reap(self) -> "Ending":
+        """Wait for the end; kill what hangs, and say so."""
+        hung = not self.ended_within(_PATIENCE)
+        if hung:
+            self.kill()
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._ready)
+        os.close(self._pidfd)
+        said = self._file("err").read_text()
+        return Ending(
+            os.waitstatus_to_exitcode(status),
+            self._file("out").read_text(),
+            f"hung for {_PATIENCE} s; {said}" if hung else said,
+        )
+
+
+class Gate:
+    """Hold back any number of processes until it opens, for all of them at once: a pipe that reads as ended."""
+
+    def __init__(self) -> None:
+        self._inside, self._outside = os.pipe()
+
+    def wait(self, ready: int) -> None:
+        """Wait in a victim, having told the parent which thread does so."""
+        os.close(self._outside)  # else this very process would keep it shut
+        os.write(ready, str(threading.get_native_id()).encode())
+        os.read(self._inside, 1)
+
+    def open(self) -> float:
+        """Release all; return the moment."""
+        os.close(self._outside)
+        os.close(self._inside)
+        return time.monotonic()
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Hold how a process ended: its exit code (negative: the signal), what it printed and complained of."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def killed(self) -> bool:
+        """Tell whether SIGKILL ended it."""
+        return self.code == -signal.SIGKILL
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Return the report, empty if there is none."""
+        try:
+            found: dict[str, Any] = json.loads(self.out)
+        except ValueError:
+            return {}
+        return found
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether it claims success."""
+        return self.code == 0 and bool(self.report.get("ok"))
+
+    @property
+    def created(self) -> bool:
+        """Tell whether it says that it made the database, rather than that it found one."""
+        return self.ok and any(check["name"] == "2.1 database file" for check in self.report["checks"])
+
+    @property
+    def fault(self) -> str:
+        """Say what is wrong with the way in which it answered, whatever the answer; empty if nothing is."""
+        if self.err:
+            return f"wrote to stderr: {self.err.strip().splitlines()[-1][:200]}"
+        if not self.report:
+            return f"no report, exit code {self.code}"
+        if self.code != (not self.report["ok"]):
+            return f"exit code {self.code} with ok = {self.report['ok']}"
+        if not self.report["ok"] and not any(check["status"] in ("fail", "error") for check in self.report["checks"]):
+            return "not ok, but no check says why"
+        return ""
+
+
+def _pause_thread(number: int, pause: Callable[[], None]) -> None:
+    """Call ``pause`` at the start of the n-th thread, or now if it is the main thread (0)."""
+    if number == 0:
+        pause()
+        return
+    started, run = itertools.count(1), threading.Thread.run
+
+    def paused_run(self: threading.Thread) -> None:
+        if next(started) == number:
+            pause()
+        run(self)
+
+    threading.Thread.run = paused_run  # type: ignore[method-assign]
+
+
+def _log_events(path: Path) -> None:
+    """Note each directory made, name linked and fsync done without error: the evidence that a success is durable."""
+    log = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+
+    def noted(name: str, subject: Callable[..., object]) -> None:
+        function = getattr(os, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            os.write(log, f"{name} {subject(*args)}\n".encode())
+            return result
+
+        setattr(os, name, call)
+
+    noted("mkdir", lambda path, *_: path)
+    noted("link", lambda _, path, *__: path)
+    noted("fsync", lambda descriptor: Path(f"/proc/self/fd/{descriptor}").readlink())

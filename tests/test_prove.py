@@ -1,0 +1,66 @@
+"""A sample of each fault sweep that ``make prove`` runs whole, and whether the harness would notice a fault."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+SAMPLES = {"kill": 20, "random": 25, "race": 25, "enospc": 20, "eio": 20}
+
+
+def prove(tmp_path: Path, *arguments: str, program: str = "", **environment: str) -> tuple[int, str]:
+    """Run tests/prove.py, or a program that changes it first; return its exit code and its table."""
+    start = ["-c", f"import sys; sys.path.insert(0, {str(TESTS)!r}); {program}"] if program else [TESTS / "prove.py"]
+    done = subprocess.run(
+        [sys.executable, *start, *arguments],
+        env={**os.environ, "TMPDIR": str(tmp_path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        start_new_session=True,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("sweep", SAMPLES)
+def test_every_fault_of_a_sample_is_survived_and_the_control_is_not(sweep: str, tmp_path: Path) -> None:
+    code, out = prove(tmp_path, sweep, "--sample", str(SAMPLES[sweep]))
+    assert code == 0, out
+    _, injected, struck, survived, control, verdict = out.splitlines()[2].split(" | ")
+    assert int(injected) == int(struck) == int(survived) >= 10
+    damaged, of = map(int, re.findall(r"\d+", control))
+    assert damaged * 2 > of
+    assert verdict.strip() == "ok"
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_a_naive_initialization_is_found_out(tmp_path: Path) -> None:
+    swap = "from faults.initializers import INITIALIZERS as i; i['sound'] = i['naive']"
+    code, out = prove(tmp_path, program=f"{swap}; import prove; sys.exit(prove.main(['random', '--sample', '50']))")
+    assert code == 1
+    assert "FAILED" in out
+    assert "the database is half-made" in out
+
+
+def test_a_control_that_takes_no_harm_breaks_the_harness(tmp_path: Path) -> None:
+    swap = "from faults.initializers import INITIALIZERS as i; i['naive'] = i['sound']"
+    code, out = prove(tmp_path, program=f"{swap}; import prove; sys.exit(prove.main(['random', '--sample', '50']))")
+    assert code == 1
+    assert "BROKEN HARNESS" in out
+
+
+def test_without_strace_it_fails_and_says_so(tmp_path: Path) -> None:
+    code, out = prove(tmp_path, PATH=str(tmp_path))
+    assert code == 1
+    assert "strace is not installed" in out
+
+
+def test_a_sweep_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    code, _ = prove(tmp_path, "kil")
+    assert code == 2
