@@ -30,6 +30,7 @@ import abathur_nb as nb
 from abathur_nb import synthetic
 from abathur_nb.connection import connect, connection_pragmas
 from abathur_nb.sql import DATA, DDL_FILES, SEED_FILE, statements
+from abathur_nb.workloads import one_cpu
 
 QUERIES = nb.load_queries()
 BLOCKS = 5
@@ -51,17 +52,6 @@ class Row:
 def p99(samples: list[int]) -> float:
     """Return the 99th percentile."""
     return quantiles(samples, n=100)[98]
-
-
-@contextmanager
-def one_cpu() -> Iterator[None]:
-    """Pin this process to one of its CPUs."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def timed(work: Callable[[], object]) -> int:
@@ -329,21 +319,24 @@ def growth(place: Path) -> Sides:
     """Time `get_memory` among 1,000,000 memories, and among 1,000."""
 
     async def measure() -> Sides:
-        async with filled(place, 1_000_000) as large, filled(place, 1_000) as small:
-            async with nb.Database.open(large) as many, nb.Database.open(small) as few:
+        def gets(db: nb.Database, rows: int) -> Callable[[], Awaitable[list[int]]]:
+            keys = synthetic.memory_keys(rows, 700)
 
-                def gets(db: nb.Database, rows: int) -> Callable[[], Awaitable[list[int]]]:
-                    keys = synthetic.memory_keys(rows, 700)
+            async def get_all() -> list[int]:
+                return [
+                    await timed_await(lambda pair=pair: db.memory.get_memory(*pair))  # type: ignore[misc]
+                    for pair in islice(cycle(keys), 2000)
+                ]
 
-                    async def get_all() -> list[int]:
-                        return [
-                            await timed_await(lambda pair=pair: db.memory.get_memory(*pair))  # type: ignore[misc]
-                            for pair in islice(cycle(keys), 2000)
-                        ]
+            return get_all
 
-                    return get_all
-
-                return await alternate_async(gets(many, 1_000_000), gets(few, 1_000))
+        async with (
+            filled(place, 1_000_000) as large,
+            filled(place, 1_000) as small,
+            nb.Database.open(large) as many,
+            nb.Database.open(small) as few,
+        ):
+            return await alternate_async(gets(many, 1_000_000), gets(few, 1_000))
 
     return asyncio.run(measure())
 

@@ -1,0 +1,133 @@
+"""Ways to spoil a database, and to see that nothing else touched it. For the tests of the package and the notebooks."""
+
+import hashlib
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+# A row each for what others hang from.
+TASK = "INSERT INTO tasks (id, prompt) VALUES ('t1', 'p')"
+AGENT = "INSERT INTO agents (id, name, specialization, task_id, model) VALUES ('a1', 'n', 's', 't1', 'm')"
+SESSION = "INSERT INTO sessions (id, app_name, user_id) VALUES ('s1', 'app', 'alice')"
+MEMORY = "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES ('user:a', 'k', '{}', 'semantic')"
+DOCUMENT = "INSERT INTO document_index (file_path, title, content_hash) VALUES ('/d', 'd', 'h')"
+ROWS = (
+    *(TASK, AGENT, SESSION, MEMORY, DOCUMENT),
+    "INSERT INTO state (task_id, key, value) VALUES ('t1', 'k', '{}')",
+    "INSERT INTO audit (action_type) VALUES ('x')",
+    "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)",
+    "INSERT INTO checkpoints (task_id, iteration, state) VALUES ('t1', 0, '{}')",
+)
+
+
+def run_sql(path: Path, *statements: str) -> None:
+    """Run statements as somebody who minds no rule: no CHECK, no foreign key. The log is empty afterwards."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        for statement in (
+            *("PRAGMA ignore_check_constraints = ON", "PRAGMA foreign_keys = OFF"),
+            *statements,
+            "PRAGMA wal_checkpoint(TRUNCATE)",
+        ):
+            conn.execute(statement)
+
+
+def edit_schema(path: Path, name: str, old: str, new: str) -> None:
+    """Replace a piece of an object's SQL in ``sqlite_master``, as a careless migration would."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("PRAGMA writable_schema = ON")
+        edit = "UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE name = ? AND instr(sql, ?) > 0"
+        assert conn.execute(edit, (old, new, name, old)).rowcount == 1, f"{name} has no {old!r}"
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def drop_index(path: Path, name: str = "idx_audit_task") -> None:
+    """Take away one of the 33."""
+    run_sql(path, f"DROP INDEX {name}")
+
+
+def drop_check(path: Path) -> None:
+    """Let any text be the status of a task."""
+    check = "CHECK (status IN ('pending', 'running', 'completed', 'failed', 'cancelled'))"
+    edit_schema(path, "tasks", check, "")
+
+
+def spoil_json(path: Path, text: str = "{broken") -> None:
+    """Write a task whose input_data is no JSON."""
+    run_sql(path, TASK, f"UPDATE tasks SET input_data = '{text}'")
+
+
+def flip_bits(path: Path, start: int, count: int = 64) -> None:
+    """Invert some bytes."""
+    with path.open("r+b") as file:
+        file.seek(start)
+        found = file.read(count)
+        file.seek(start)
+        file.write(bytes(byte ^ 0xFF for byte in found))
+
+
+def fingerprint(path: Path) -> object:
+    """Return what must stay as it is of whatever stands at ``path``: kind, mode, time, and a file's content."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    content = hashlib.sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(found.st_mode) else ""
+    moment = 0 if stat.S_ISDIR(found.st_mode) else found.st_mtime_ns  # of a scratch file that came and went
+    return (found.st_mode, found.st_uid, found.st_ino, moment, content)
+
+
+@contextmanager
+def untouched(path: Path) -> Iterator[None]:
+    """Assert that the block changes nothing of what stands at ``path``."""
+    before = fingerprint(path)
+    yield
+    assert fingerprint(path) == before, f"{path} was changed"
+
+
+@contextmanager
+def held(path: Path, *statements: str) -> Iterator[subprocess.Popen[str]]:
+    """Let another process run statements on a database, and keep its connection open during the block."""
+    program = (
+        "import sqlite3, sys\n"
+        "conn = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "for statement in sys.argv[2:]: conn.execute(statement).fetchall()\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", program, str(path), *statements]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def run_as_other(program: str, *arguments: str | Path, uid: int = 65534) -> str:
+    """Return what a program prints that runs without privileges, as ``setpriv --reuid --regid --clear-groups`` does it.
+
+    The privileges are dropped after the imports: the interpreter itself may stand where only root can read it.
+    """
+    prelude = (
+        "import asyncio, os, sys, tempfile\n"
+        "from pathlib import Path\n"
+        "import abathur_nb as nb\n"
+        "with tempfile.TemporaryDirectory() as folder:\n"  # what is imported or read at first use, is here
+        "    settings = nb.resolve('development', db_path=folder + '/x.db')\n"
+        "    asyncio.run(nb.initialize_database(settings)).raise_for_failures()\n"
+        "    asyncio.run(nb.validate_database(settings)).to_json()\n"
+        "    settings._repr_html_()\n"
+        f"os.setgroups([]); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid})\n"
+        "os.environ['HOME'] = '/nonexistent'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + program, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

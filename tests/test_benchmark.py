@@ -1,0 +1,266 @@
+"""Benchmark: real reads of a real copy; the live database keeps every byte, and nothing is left beside it."""
+
+import asyncio
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damage import drop_index, held, run_sql, untouched
+
+import abathur_nb as nb
+from abathur_nb import synthetic
+from abathur_nb.errors import ConfigurationError
+from abathur_nb.measurements import load_baseline
+from abathur_nb.settings import Settings
+
+LIMITED = ("session retrieval", "memory retrieval", "50 concurrent reads")
+QUICK: dict[str, Any] = {"rows": 200, "repetitions": 299}
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no progress bars."""
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+
+
+@pytest.fixture
+def database(database: Settings) -> Settings:
+    """Let a machine that is busy with other tests meet the limits too."""
+    return replace(database, session_p99_ms=2000, memory_p99_ms=2000, concurrent_reads_s=60)
+
+
+@contextmanager
+def nothing_changes(settings: Settings) -> Iterator[None]:
+    """Assert that the live file keeps its bytes, its rows are as they were, and nothing new stands beside it."""
+    before = {path.name for path in settings.db_path.parent.iterdir()} | {"abathur.db-wal", "abathur.db-shm"}
+    with untouched(settings.db_path):
+        yield
+    assert {path.name for path in settings.db_path.parent.iterdir()} <= before
+
+
+def status(result: nb.BenchmarkResult) -> dict[str, str]:
+    return {check.name: check.status for check in result.report.checks}
+
+
+async def test_a_plain_run_measures_the_three_limits_and_leaves_the_live_database_alone(database: Settings) -> None:
+    run_sql(database.db_path, "INSERT INTO sessions (id, app_name, user_id) VALUES ('live', 'a', 'u')")
+    with nothing_changes(database):
+        result = await nb.run_benchmark(database, **QUICK)
+    result.report.raise_for_failures()
+    assert tuple(result.samples) == LIMITED
+    assert [len(samples) for samples in result.samples.values()] == [299, 299, 100]
+    assert all(isinstance(sample, int) and sample > 1000 for samples in result.samples.values() for sample in samples)
+    assert [check.name for check in result.report.checks] == list(LIMITED)
+    for check in result.report.checks:
+        assert check.expected.endswith(", with 95 % confidence")
+        assert check.observed.endswith("samples: met")
+    with closing(sqlite3.connect(database.db_path)) as conn:
+        assert conn.execute("SELECT count(*) FROM memory_entries WHERE namespace GLOB 'synthetic*'").fetchone() == (0,)
+        assert conn.execute("SELECT id FROM sessions").fetchall() == [("live",)]
+
+
+async def test_the_machine_the_versions_and_the_pragmas_are_in_the_result(database: Settings) -> None:
+    result = await nb.run_benchmark(database, **QUICK)
+    machine = result.machine
+    assert (machine["rows"], machine["repetitions"]) == (200, 299)
+    assert machine["SQLite"] == sqlite3.sqlite_version
+    assert machine["PRAGMAs"]["journal_mode"] == "wal"
+    assert machine["PRAGMAs"]["synchronous"] == 1
+    assert f"of {os.cpu_count()} CPUs" in machine["processor"]
+    assert json.loads(result.to_json())["machine"] == dict(machine)
+
+
+async def test_the_verdict_is_one_of_three_and_only_a_limit_that_is_met_passes(database: Settings) -> None:
+    """298 samples can't prove a p99 however fast, 100 rounds can prove a p95; and no read takes a nanosecond."""
+    settings = replace(database, session_p99_ms=60_000, memory_p99_ms=1e-6, concurrent_reads_s=60)
+    with nothing_changes(settings):
+        result = await nb.run_benchmark(settings, rows=200, repetitions=298)
+    session, memory, concurrent = result.report.checks
+    assert (session.status, session.observed.endswith("298 samples: not enough samples")) == ("fail", True)
+    assert (memory.status, memory.observed.endswith("298 samples: not met")) == ("fail", True)
+    assert (concurrent.status, concurrent.observed.endswith("100 samples: met")) == ("pass", True)
+    assert "-p repetitions" in session.remedy
+    assert "explain.ipynb" in memory.remedy
+    assert not result.report.ok
+    with pytest.raises(nb.AbathurError, match=r"2 of 3 checks failed: session retrieval: .*; memory retrieval: "):
+        result.report.raise_for_failures()
+
+
+async def test_a_full_run_adds_the_writer_the_curves_and_the_shares(database: Settings) -> None:
+    with nothing_changes(database):
+        result = await nb.run_benchmark(database, rows=1200, repetitions=299, full=True)
+    assert {*LIMITED, "session retrieval beside a writer", "memory retrieval beside a writer"} <= set(result.samples)
+    assert list(result.curve("growth")) == ["1000", "1200"]
+    assert list(result.curve("concurrency")) == ["1", "2", "5", "10", "20", "50", "100", "200"]
+    assert list(result.curve("share")) == ["SQLite", "SQLite and decoding", "SQLite, decoding and driver"]
+    medians = [sorted(samples)[len(samples) // 2] for samples in result.curve("share").values()]
+    assert medians == sorted(medians), "each share holds the one before it"
+    told = status(result)
+    assert all(told[name] == "pass" for name in result.samples if name not in LIMITED)
+    assert [len(samples) for samples in result.curve("growth").values()] == [299, 299]
+
+
+async def test_the_live_rows_are_in_the_copy_and_never_in_the_way(database: Settings) -> None:
+    """A row that the log alone holds is in the snapshot, and a live session of any name meets no synthetic one."""
+    with held(database.db_path, "INSERT INTO sessions (id, app_name, user_id) VALUES ('in the log', 'a', 'u')"):
+        with nothing_changes(database):
+            result = await nb.run_benchmark(database, **QUICK)
+        result.report.raise_for_failures()
+
+
+async def test_a_busy_writer_on_the_live_database_disturbs_nothing(database: Settings) -> None:
+    with held(
+        database.db_path, "BEGIN IMMEDIATE", "INSERT INTO sessions (id, app_name, user_id) VALUES ('x', 'a', 'u')"
+    ):
+        with nothing_changes(database):
+            result = await nb.run_benchmark(database, **QUICK)
+        result.report.raise_for_failures()
+
+
+# --- baseline
+
+
+async def test_a_run_against_a_faster_baseline_warns_and_still_passes(database: Settings, tmp_path: Path) -> None:
+    result = await nb.run_benchmark(database, **QUICK)
+    saved = tmp_path / "result.json"
+    result.save(saved)
+    assert load_baseline(saved) == result.samples
+
+    faster = json.loads(saved.read_text())
+    faster["samples_ns"] = {name: [max(1, n // 50) for n in samples] for name, samples in faster["samples_ns"].items()}
+    saved.write_text(json.dumps(faster))
+    with untouched(saved):
+        slower = await nb.run_benchmark(database, **QUICK, baseline=saved)
+    told = status(slower)
+    assert [told[f"{name} against the baseline"] for name in LIMITED] == ["warn"] * 3
+    assert slower.report.ok
+    assert slower.baseline == faster["samples_ns"]
+
+
+# --- wrong arguments
+
+
+@pytest.mark.parametrize("value", [0, -1, 10**9, 2**63, 1.5, "100", None, True])
+async def test_wrong_numbers_are_all_named_at_once_before_anything_is_touched(value: Any, database: Settings) -> None:
+    with nothing_changes(database), pytest.raises(ConfigurationError) as caught:
+        await nb.run_benchmark(database, rows=value, repetitions=value)
+    faults = caught.value.faults
+    # Of rows, ten millions are allowed.
+    assert {fault.partition(":")[0] for fault in faults} == {"rows", "repetitions"}
+    assert all("expected a whole number" in fault for fault in faults)
+
+
+async def test_all_kinds_of_wrong_arguments_are_named_at_once(database: Settings, tmp_path: Path) -> None:
+    wrong: dict[str, Any] = {"rows": 0, "repetitions": "many", "full": "false", "baseline": tmp_path / "absent.json"}
+    with nothing_changes(database), pytest.raises(ConfigurationError) as caught:
+        await nb.run_benchmark(database, **wrong)
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == ["rows", "repetitions", "full", "baseline"]
+    assert "full: expected True or False, found 'false' (str)" in caught.value.faults
+
+
+async def test_a_baseline_that_is_none_is_refused_before_anything_is_measured(
+    database: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    with (
+        nothing_changes(database),
+        pytest.raises(ConfigurationError, match=r"^baseline: .*x\.json' is no saved result"),
+    ):
+        await nb.run_benchmark(database, baseline=tmp_path / "x.json")
+
+
+# --- what forbids it, and what stops it
+
+
+async def test_without_a_database_it_is_refused_and_makes_none(settings: Settings) -> None:
+    result = await nb.run_benchmark(settings, **QUICK)
+    assert result.report.refused
+    assert "papermill init.ipynb out.ipynb" in result.report.checks[0].remedy
+    assert result.samples == {}
+    assert not settings.db_path.parent.exists()
+
+
+@pytest.mark.parametrize(("content", "refused"), [(b"", False), (b"a text and no database", True)])
+async def test_what_is_no_database_fails_or_refuses_it_and_stays(
+    content: bytes, refused: bool, settings: Settings
+) -> None:
+    settings.db_path.parent.mkdir(mode=0o700)
+    settings.db_path.write_bytes(content)
+    with nothing_changes(settings):
+        result = await nb.run_benchmark(settings, **QUICK)
+    assert (result.report.ok, result.report.refused, result.samples) == (False, refused, {})
+
+
+async def test_without_room_for_the_copy_it_is_refused_and_copies_nothing(database: Settings) -> None:
+    with nothing_changes(database):
+        result = await nb.run_benchmark(replace(database, min_free_mb=10**9), **QUICK)
+    assert result.report.refused
+    assert status(result) == {"free disk": "fail"}
+    assert "-p rows 1000" in result.report.checks[0].remedy
+
+
+async def test_a_failure_half_way_removes_the_copy_and_is_told(database: Settings) -> None:
+    drop_index(database.db_path)  # the copy is filled, and then no store opens it
+    with nothing_changes(database):
+        result = await nb.run_benchmark(database, **QUICK)
+    (check,) = result.report.checks
+    assert check.status == "error"
+    assert "could not run: " in check.observed
+    assert "idx_audit_task" in check.observed
+    assert result.samples == {}
+
+
+async def test_a_table_that_takes_no_row_fails_it_and_removes_the_copy(database: Settings) -> None:
+    run_sql(database.db_path, "ALTER TABLE sessions ADD COLUMN more TEXT NOT NULL DEFAULT 'x' CHECK (more = 'y')")
+    with nothing_changes(database):
+        result = await nb.run_benchmark(database, **QUICK)
+    (check,) = result.report.checks
+    assert check.status == "error"
+    assert "CHECK constraint failed" in check.observed
+
+
+async def scratch_of(settings: Settings) -> Path:
+    """Wait until the copy stands there, and return it."""
+    while True:
+        if found := list(settings.db_path.parent.glob(".abathur-benchmark-*/copy.db")):
+            return found[0]
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("full", [False, True])
+async def test_a_cancelled_run_removes_the_copy_too(full: bool, database: Settings) -> None:
+    with nothing_changes(database):
+        running = asyncio.create_task(nb.run_benchmark(database, rows=100_000, repetitions=100_000, full=full))
+        copy = await asyncio.wait_for(scratch_of(database), 30)
+        assert copy.stat().st_mode & 0o777 == 0o600
+        assert copy.parent.stat().st_mode & 0o777 == 0o700
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    # and the next one runs
+    (await nb.run_benchmark(database, **QUICK)).report.raise_for_failures()
+
+
+async def test_what_a_killed_run_left_is_swept_by_the_next(database: Settings) -> None:
+    left = database.db_path.parent / ".abathur-benchmark-0123456789ab"
+    left.mkdir(mode=0o700)
+    (left / "copy.db").write_bytes(b"x" * 4096)
+    (await nb.run_benchmark(database, **QUICK)).report.raise_for_failures()
+    assert not left.exists()
+
+
+async def test_what_is_timed_is_found_and_no_answer_of_nothing_counts(database: Settings) -> None:
+    """The keys that are read are those that were filled in, at the smallest size and at others."""
+    for rows in (1, 2, 7, 21, 100):
+        assert len(synthetic.session_ids(rows, 1000)) == rows
+        assert 1 <= len(synthetic.memory_keys(rows, 1000)) <= rows
+    with nothing_changes(database):
+        result = await nb.run_benchmark(database, rows=1, repetitions=1)
+    assert len(result.samples["memory retrieval"]) == 1
+    assert not result.report.ok

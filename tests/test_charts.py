@@ -1,0 +1,261 @@
+"""Every figure: a picture, words in its place, axes that say their units; whatever it is given."""
+
+import struct
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from damage import drop_index, run_sql
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+import abathur_nb as nb
+from abathur_nb import charts
+from abathur_nb.charts import Chart
+from abathur_nb.expected import SchemaObject
+from abathur_nb.measurements import BenchmarkResult
+from abathur_nb.report import Check, Report
+from abathur_nb.schema import Schema
+from abathur_nb.settings import Settings
+
+MS = 1_000_000
+LIMITED = ("session retrieval", "memory retrieval")
+
+
+def times(count: int, median_ms: float = 0.2) -> list[int]:
+    rng = np.random.default_rng(count)
+    return [int(value) + 1 for value in rng.lognormal(np.log(median_ms * MS), 0.5, count)]
+
+
+def result(samples: Mapping[str, list[int]], *checked: str) -> BenchmarkResult:
+    checks = tuple(Check(name, "pass", expected="p99 < 10 ms, with 95 % confidence") for name in checked)
+    return BenchmarkResult(Report("benchmark", checks), samples, {}, {})
+
+
+def full(count: int) -> BenchmarkResult:
+    curves = {f"concurrency/{n}": times(count, n / 10) for n in (1, 2, 5, 10, 20, 50, 100, 200)}
+    growth = {f"growth/{n}": times(count) for n in (1000, 10_000, 100_000, 1_000_000)}
+    return result({**{name: times(count) for name in LIMITED}, **curves, **growth}, *LIMITED)
+
+
+def drawn(chart: Chart) -> bytes:
+    """Return the picture as a notebook shows it, and assert that it is one, with its words, and without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data, metadata = chart._repr_mimebundle_()
+    picture: bytes = data["image/png"]
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", picture[16:24])
+    assert width == round(chart.get_figwidth() * 160)
+    assert 50 < height < 2500
+    assert metadata["image/png"] == {"width": 864, "alt": chart.alt}  # the width of a notebook
+    assert data["text/plain"] == chart.alt != ""
+    assert chart.alt.isprintable()
+    return picture
+
+
+def texts(chart: Chart) -> str:
+    """Return all that is written in the figure."""
+    return "\n".join(text.get_text() for text in chart.findobj(Text) if isinstance(text, Text))
+
+
+def is_blank(chart: Chart) -> bool:
+    drawn(chart)
+    return chart.axes == [] and chart.alt in texts(chart)
+
+
+# --- the charts of a benchmark
+
+
+@pytest.mark.parametrize("count", [2, 299, 1000, 100_000])
+def test_the_distribution_shows_samples_limit_and_interval_and_says_them_in_words(count: int) -> None:
+    chart = charts.latency_distribution(full(count))
+    drawn(chart)
+    assert [ax.get_title() for ax in chart.axes] == [f"{name}: {count:,} samples" for name in LIMITED]
+    assert [ax.get_ylabel() for ax in chart.axes] == ["samples", "samples"]
+    assert chart.axes[-1].get_xlabel() == "time of one read (ms, logarithmic)"
+    for ax in chart.axes:
+        legend = ax.get_legend()
+        assert legend is not None
+        assert {"samples", "95 % interval of p99", "limit 10 ms"} < {text.get_text() for text in legend.get_texts()}
+    assert chart.alt.count(", limit 10 ms") == 2
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [[MS], [MS, MS], [MS] * 500, [1], [1, 10**15]],
+    ids=["one", "two equal", "all equal", "1 ns", "years apart"],
+)
+def test_a_degenerate_distribution_is_drawn_too(samples: list[int]) -> None:
+    chart = charts.latency_distribution(result(dict.fromkeys(LIMITED, samples), *LIMITED))
+    drawn(chart)
+    assert len(chart.axes) == 2
+
+
+@pytest.mark.parametrize("limit", ["0.001", "1e-06", "1e+06", "12.5"])
+def test_any_limit_is_drawn_at_its_place(limit: str) -> None:
+    check = Check(LIMITED[0], "fail", expected=f"p99 < {limit} ms, with 95 % confidence")
+    chart = charts.latency_distribution(BenchmarkResult(Report("b", (check,)), {LIMITED[0]: times(300)}, {}, {}))
+    drawn(chart)
+    lines = [line.get_xdata() for line in chart.axes[0].lines]
+    assert any(float(np.asarray(line)[0]) == float(limit) for line in lines)
+
+
+@pytest.mark.parametrize("samples", [{}, {"growth/1000": times(300)}], ids=["nothing", "cut short"])
+def test_where_no_limit_was_measured_words_say_so(samples: Mapping[str, list[int]]) -> None:
+    check = Check("benchmark", "error", observed="could not run: disk full")
+    chart = charts.latency_distribution(BenchmarkResult(Report("benchmark", (check,)), samples, {}, {}))
+    assert is_blank(chart)
+    assert chart.alt == "nothing was measured: the report says why"
+
+
+@pytest.mark.parametrize(
+    ("draw", "x", "y"),
+    [
+        (charts.concurrency_curve, "reads at a time", "until all are answered (ms)"),
+        (charts.growth_curve, "synthetic memories in the table", "time of one read (ms)"),
+    ],
+    ids=["concurrency", "growth"],
+)
+def test_a_curve_has_both_axes_logarithmic_and_named_with_their_units(
+    draw: Callable[[BenchmarkResult], Chart], x: str, y: str
+) -> None:
+    chart = draw(full(300))
+    drawn(chart)
+    (ax,) = chart.axes
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (x, y)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert {"p50, 95 % interval", "p99, 95 % interval"} <= set(texts(chart).split("\n"))
+    assert "ms at the median for 1" in chart.alt
+
+
+@pytest.mark.parametrize("draw", [charts.concurrency_curve, charts.growth_curve], ids=["concurrency", "growth"])
+def test_a_curve_of_one_point_or_one_sample_is_drawn_and_without_any_words_say_why(
+    draw: Callable[[BenchmarkResult], Chart],
+) -> None:
+    for samples in ([MS], [MS, MS], times(100)):
+        drawn(draw(result({"concurrency/50": samples, "growth/1000": samples})))
+    drawn(draw(full(1)))
+    chart = draw(result({LIMITED[0]: times(300)}, *LIMITED[:1]))
+    assert is_blank(chart)
+    assert chart.alt == "not measured: run with full = True"
+
+
+# --- the matrix
+
+
+async def test_the_matrix_shows_each_index_and_each_query_and_names_the_unused(database: Settings) -> None:
+    plans = await nb.explain_queries(database)
+    chart = charts.coverage_matrix(plans)
+    drawn(chart)
+    (ax,) = chart.axes
+    assert {label.get_text() for label in ax.get_yticklabels()} == set(plans.coverage)
+    shown = [label.get_text() for label in ax.get_xticklabels()]
+    assert set(shown) == {query for queries in plans.coverage.values() for query in queries}
+    points = np.asarray(ax.lines[0].get_xydata())
+    assert len(points) == sum(len(queries) for queries in plans.coverage.values())
+    assert chart.alt == f"Matrix of 33 indexes and {len(shown)} queries; unused: none"
+    assert ax.get_title() == "33 of 33 indexes serve a query"
+
+
+async def test_a_missing_index_is_an_unused_one(database: Settings) -> None:
+    drop_index(database.db_path)
+    chart = charts.coverage_matrix(await nb.explain_queries(database))
+    drawn(chart)
+    assert chart.axes[0].get_title() == "32 of 33 indexes serve a query"
+    assert chart.alt.endswith("unused: idx_audit_task")
+
+
+async def test_without_a_database_every_index_is_unused(settings: Settings) -> None:
+    plans = await nb.explain_queries(settings)
+    assert not plans.report.ok
+    chart = charts.coverage_matrix(plans)
+    drawn(chart)
+    assert chart.axes[0].get_title() == "0 of 33 indexes serve a query"
+
+
+# --- the sizes
+
+
+async def test_the_sizes_show_each_table_with_its_rows(database: Settings) -> None:
+    schema = await nb.show_schema(database)
+    chart = charts.table_sizes(schema)
+    drawn(chart)
+    (ax,) = chart.axes
+    assert len(ax.get_yticklabels()) == 9
+    assert "memory_entries 3 rows" in chart.alt
+    assert "3 rows" in texts(chart)
+    assert ax.get_xlabel() == ("size in the file (bytes)" if schema.sizes else "rows")
+
+
+async def test_where_sqlite_tells_no_sizes_the_rows_are_drawn(database: Settings) -> None:
+    schema = replace(await nb.show_schema(database), sizes={})
+    chart = charts.table_sizes(schema)
+    drawn(chart)
+    assert chart.axes[0].get_xlabel() == "rows"
+
+
+def test_where_sqlite_tells_sizes_the_indexes_stand_behind_their_table() -> None:
+    objects = {
+        "t": SchemaObject("table", "t", "t", "CREATE TABLE t (x UNIQUE)"),
+        "i": SchemaObject("index", "i", "t", "CREATE INDEX i ON t (x)"),
+    }
+    schema = Schema(objects, {"t": 5}, {"t": 4096, "i": 8192, "sqlite_autoindex_t_1": 4096})
+    chart = charts.table_sizes(schema)
+    drawn(chart)
+    bars = (bar for bar in chart.axes[0].patches if isinstance(bar, Rectangle))
+    own, of_indexes = ((bar.get_x(), bar.get_width()) for bar in bars)
+    assert (own, of_indexes) == ((0, 4096), (4096, 12288))
+    assert chart.axes[0].get_xlabel() == "size in the file (bytes)"
+
+
+@pytest.mark.parametrize("rows", [0, 1, 10**12])
+@pytest.mark.parametrize("sizes", [{}, {"t": 4096}])
+def test_an_empty_and_an_enormous_table_are_drawn(rows: int, sizes: dict[str, int]) -> None:
+    drawn(charts.table_sizes(Schema({}, {"t": rows}, sizes)))
+
+
+async def test_where_no_table_could_be_read_words_say_so(settings: Settings) -> None:
+    for schema in (Schema({}), await nb.show_schema(settings)):
+        chart = charts.table_sizes(schema)
+        assert is_blank(chart)
+        assert chart.alt == "no table could be read: the report says why"
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "a$b", "$x$", "<script>", "a\nb", "\u202eevil", "x" * 500, "_hidden", ""])
+@pytest.mark.parametrize("sizes", [True, False])
+def test_a_table_of_somebody_elses_may_be_named_anything(name: str, sizes: bool) -> None:
+    chart = charts.table_sizes(Schema({}, {name: 1, "t": 2}, {name: 4096} if sizes else {}))
+    drawn(chart)
+    assert len(chart.axes[0].get_yticklabels()) == 2
+
+
+async def test_a_live_table_with_a_hostile_name_is_drawn(database: Settings) -> None:
+    run_sql(database.db_path, 'CREATE TABLE "$\\frac$<script>" (x)')
+    chart = charts.table_sizes(await nb.show_schema(database))
+    drawn(chart)
+    assert "$\\frac$<script> 0 rows" in chart.alt
+
+
+# --- all of them
+
+
+def test_the_colours_are_of_a_palette_that_the_colour_blind_can_tell_apart() -> None:
+    """Okabe and Ito's: no two of these are confused in any of the three kinds of colour-blindness."""
+    palette = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
+    used = {charts._BLUE, charts._ORANGE, charts._GREEN, charts._RED}
+    assert used <= palette
+    assert len(used) == 4
+
+
+def test_what_a_chart_shows_stays_the_same_when_it_is_shown_twice() -> None:
+    chart = charts.growth_curve(full(300))
+    assert drawn(chart) == drawn(chart)
+
+
+def test_each_public_chart_is_tried_here() -> None:
+    here: dict[str, Any] = {name: None for name in charts.__all__ if name != "Chart"}
+    assert set(here) == {"concurrency_curve", "coverage_matrix", "growth_curve", "latency_distribution", "table_sizes"}

@@ -1,0 +1,183 @@
+"""The one way to open a connection: set, read back, closed whatever happens, and errors that say what to do."""
+
+import asyncio
+import sqlite3
+import threading
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from damage import edit_schema, held, untouched
+
+from abathur_nb.connection import connect, connection_pragmas, explain_error, lock_holders, pragma, run_to_end
+from abathur_nb.errors import BusyError, RefusedError
+from abathur_nb.settings import Settings
+
+
+def assert_no_connection_is_left() -> None:
+    for thread in threading.enumerate():
+        if "connection_worker" in thread.name:
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("mode", ["ro", "rw"])
+@pytest.mark.parametrize("synchronous", ["NORMAL", "FULL"])
+async def test_every_pragma_is_set_and_reads_back(database: Settings, mode: str, synchronous: str) -> None:
+    settings = replace(database, synchronous=synchronous, busy_timeout_ms=77)  # type: ignore[arg-type]
+    async with connect(database.db_path, settings=settings, mode=mode) as conn:  # type: ignore[arg-type]
+        found = {name: await pragma(conn, name) for name in connection_pragmas(settings)}
+        assert found == {
+            "busy_timeout": 77,
+            "foreign_keys": 1,
+            "synchronous": {"NORMAL": 1, "FULL": 2}[synchronous],
+            "wal_autocheckpoint": 1000,
+            "cache_size": -64_000,
+            "temp_store": 2,
+            "mmap_size": 268_435_456,
+        }
+        assert await pragma(conn, "query_only") == (mode == "ro")
+        assert await pragma(conn, "journal_mode") == "wal"
+        # Before 3.41 no CHECK could call json_valid without it; a database that is read-only has none for SQLite.
+        assert await pragma(conn, "trusted_schema") == (mode == "rw" and sqlite3.sqlite_version_info < (3, 41))
+        assert await pragma(conn, "integrity_check") == "ok"
+        assert not conn.in_transaction
+
+
+async def test_a_read_only_connection_cannot_write_and_leaves_the_file_as_it_is(database: Settings) -> None:
+    with untouched(database.db_path):
+        async with connect(database.db_path, settings=database) as conn:
+            for statement in (
+                "DELETE FROM audit",
+                "PRAGMA user_version = 9",
+                "CREATE TABLE x (y)",
+                "PRAGMA journal_mode=DELETE",
+            ):
+                with pytest.raises(sqlite3.OperationalError):
+                    await conn.execute_fetchall(statement)
+            await conn.execute_fetchall("PRAGMA query_only = OFF")  # it is read-only even so
+            with pytest.raises(sqlite3.OperationalError):
+                await conn.execute_fetchall("DELETE FROM audit")
+
+
+@pytest.mark.parametrize("mode", ["ro", "rw"])
+async def test_no_connection_makes_a_file(settings: Settings, mode: str) -> None:
+    settings.db_path.parent.mkdir()
+    with pytest.raises(sqlite3.OperationalError):
+        async with connect(settings.db_path, settings=settings, mode=mode):  # type: ignore[arg-type]
+            pass
+    assert list(settings.db_path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a b.db", "a?mode=memory.db", "a#b.db", "a%20b.db", "é漢.db", "a;b'c\"d.db"])
+async def test_any_file_name_is_taken_literally(database: Settings, name: str) -> None:
+    path = database.db_path.with_name(name)
+    database.db_path.rename(path)
+    async with connect(path, settings=database) as conn:
+        assert await pragma(conn, "user_version") == 1
+    assert name in {found.name for found in path.parent.iterdir()}
+    assert {found.name.removesuffix("-wal").removesuffix("-shm") for found in path.parent.iterdir()} == {name}
+
+
+@pytest.mark.parametrize("failing", ["body", "setting"])
+async def test_a_connection_is_closed_when_something_fails(database: Settings, failing: str) -> None:
+    if failing == "setting":
+        edit_schema(database.db_path, "sessions", "CREATE TABLE sessions (", "CREATE TABLE sessions (,")
+    with pytest.raises((ZeroDivisionError, sqlite3.DatabaseError)):
+        async with connect(database.db_path, settings=database):
+            raise ZeroDivisionError
+    assert_no_connection_is_left()
+
+
+async def test_a_connection_whose_opening_is_cancelled_at_any_moment_is_closed(database: Settings) -> None:
+    async def use() -> None:
+        async with connect(database.db_path, settings=database) as conn:
+            await conn.execute_fetchall("SELECT 1")
+
+    cut = turns = whole = 0
+    while whole < 3:  # a little later each time, until it is over before it can be cancelled
+        task = asyncio.create_task(use())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        (result,) = await asyncio.gather(task, return_exceptions=True)
+        whole, cut = whole + (result is None), cut + isinstance(result, asyncio.CancelledError)
+        turns += 5
+    assert cut > 10
+    assert_no_connection_is_left()
+    with closing(sqlite3.connect(database.db_path, isolation_level=None)) as conn:  # nobody is left who holds it
+        conn.execute("PRAGMA locking_mode = EXCLUSIVE")
+        conn.execute("BEGIN EXCLUSIVE")
+
+
+async def test_work_that_must_end_ends_before_the_cancellation_goes_on() -> None:
+    release, done = asyncio.Event(), []
+
+    async def work() -> None:
+        await release.wait()
+        done.append("work")
+
+    async def outer() -> None:
+        try:
+            await run_to_end(work())
+        finally:
+            done.append("outer")
+
+    task = asyncio.create_task(outer())
+    for _ in range(3):  # however often
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == ["work", "outer"]
+
+
+async def test_work_that_fails_raises_its_own_error() -> None:
+    async def work() -> None:
+        raise KeyError("its own")
+
+    with pytest.raises(KeyError, match="its own"):
+        await run_to_end(work())
+
+
+def test_the_holder_of_a_lock_is_named_with_its_command(database: Settings) -> None:
+    assert lock_holders(database.db_path) == ""
+    with held(database.db_path, "BEGIN IMMEDIATE") as process:
+        found = lock_holders(database.db_path)
+        assert found.startswith(f"PID {process.pid} (")
+        assert "python" in found
+    assert lock_holders(Path("/none/such")) == ""
+
+
+async def test_one_does_not_name_oneself(database: Settings) -> None:
+    async with connect(database.db_path, settings=database, mode="rw") as conn:
+        await conn.execute_fetchall("BEGIN IMMEDIATE")
+        assert lock_holders(database.db_path) == ""
+        await conn.rollback()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "told"),
+    [
+        (sqlite3.SQLITE_BUSY, BusyError, "is locked by"),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, BusyError, "is locked by"),
+        (sqlite3.SQLITE_LOCKED, BusyError, "is locked by"),
+        (sqlite3.SQLITE_NOTADB, RefusedError, "is not SQLite or is encrypted"),
+        (sqlite3.SQLITE_CORRUPT, RefusedError, "is CORRUPT"),
+        (sqlite3.SQLITE_FULL, RefusedError, "is full: make room"),
+        (sqlite3.SQLITE_IOERR_WRITE, RefusedError, "could not be used"),
+        (None, RefusedError, "could not be used"),
+    ],
+)
+def test_an_error_of_sqlite_says_what_to_do(code: int | None, kind: type[Exception], told: str, tmp_path: Path) -> None:
+    error = sqlite3.OperationalError("as SQLite says")
+    if code is not None:
+        error.sqlite_errorcode = code
+    explained = explain_error(tmp_path / "x.db", error)
+    assert type(explained) is kind
+    assert str(explained).startswith(str(tmp_path / "x.db") if code != sqlite3.SQLITE_FULL else "the disk of")
+    assert told in str(explained)

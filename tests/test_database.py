@@ -1,0 +1,425 @@
+"""The store: one writer at a time, readers that only read, and nothing broken by a cancellation."""
+
+import asyncio
+import random
+import sqlite3
+import sys
+import threading
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import pytest
+from damage import drop_check, drop_index, edit_schema, held, run_sql, untouched
+
+from abathur_nb.database import Database
+from abathur_nb.errors import AbathurError, BusyError, InvalidValueError, RefusedError
+from abathur_nb.settings import Settings
+
+INSERT = "INSERT INTO metrics (metric_name, metric_value) VALUES (?, 1)"
+
+
+def metrics(settings: Settings) -> list[str]:
+    with closing(sqlite3.connect(settings.db_path)) as conn:
+        return [row[0] for row in conn.execute("SELECT metric_name FROM metrics ORDER BY id")]
+
+
+def side_files(settings: Settings) -> list[str]:
+    return sorted(path.name for path in settings.db_path.parent.glob("abathur.db-*"))
+
+
+# --- opening and closing
+
+
+async def test_after_the_store_is_closed_no_log_and_no_thread_is_left(database: Settings) -> None:
+    async with Database.open(database) as db:
+        async with db.write() as conn:
+            await conn.execute_fetchall(INSERT, ("a",))
+        async with db.read():
+            await db.sessions.list_sessions()
+        assert side_files(database) == ["abathur.db-shm", "abathur.db-wal"]
+    assert side_files(database) == []
+    assert metrics(database) == ["a"]
+    assert not [thread for thread in threading.enumerate() if "connection_worker" in thread.name]
+
+
+async def test_opening_and_reading_leaves_the_file_as_it_is(database: Settings) -> None:
+    with untouched(database.db_path):
+        async with Database.open(database) as db:
+            await db.memory.list_namespaces()
+
+
+async def test_the_store_is_closed_when_its_user_fails(database: Settings) -> None:
+    with pytest.raises(KeyError):  # noqa: PT012
+        async with Database.open(database) as db, db.write() as conn:
+            await conn.execute_fetchall(INSERT, ("a",))
+            raise KeyError
+    assert (side_files(database), metrics(database)) == ([], [])
+
+
+def test_a_script_that_is_interrupted_in_the_middle_of_a_write_ends(database: Settings) -> None:
+    """A connection left open would keep it from ever exiting."""
+    import signal
+    import subprocess
+
+    program = (
+        "import asyncio, sys, abathur_nb as nb\n"
+        "async def main():\n"
+        "    async with nb.Database.open(nb.resolve(db_path=sys.argv[1])) as db, db.write() as conn:\n"
+        f"        await conn.execute_fetchall({INSERT!r}, ('a',))\n"
+        "        print('writing', flush=True)\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-c", program, str(database.db_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) != 0
+    assert (side_files(database), metrics(database)) == ([], [])
+
+
+DAMAGE: list[tuple[str, Any, str]] = [
+    ("index missing", drop_index, "missing: idx_audit_task"),
+    ("CHECK altered", drop_check, "altered: tasks"),
+    ("table missing", lambda path: run_sql(path, "DROP TABLE metrics"), "missing: idx_metrics_name_timestamp, metrics"),
+    ("column added", lambda path: run_sql(path, "ALTER TABLE audit ADD x"), "altered: audit"),
+    (
+        "journal mode",
+        lambda path: run_sql(path, "PRAGMA journal_mode = DELETE"),
+        "is in journal mode delete, expected wal",
+    ),
+    (
+        "trigger",
+        lambda path: run_sql(path, "CREATE TRIGGER t AFTER INSERT ON audit BEGIN SELECT 1; END"),
+        "holds trigger t",
+    ),
+    ("version", lambda path: run_sql(path, "PRAGMA user_version = 9"), "newer than this package"),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil", "told"), DAMAGE, ids=[name for name, _, _ in DAMAGE])
+async def test_what_lacks_or_alters_something_is_not_opened(
+    database: Settings, name: str, spoil: Any, told: str
+) -> None:
+    spoil(database.db_path)
+    with untouched(database.db_path), pytest.raises(RefusedError) as caught:
+        async with Database.open(database):
+            pass
+    assert told in str(caught.value), name
+    assert str(database.db_path) in str(caught.value)
+
+
+async def test_an_extra_table_or_index_does_no_harm(database: Settings) -> None:
+    run_sql(database.db_path, "CREATE TABLE extra (x)", "CREATE INDEX idx_extra ON audit (result)", "ANALYZE")
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "a", "u")
+        assert (await db.get_index_usage())["index_count"] == 34
+
+
+async def test_the_number_of_readers_is_a_setting(database: Settings) -> None:
+    for readers in (1, 5):
+        before = threading.active_count()
+        async with Database.open(replace(database, readers=readers)):
+            assert threading.active_count() - before == readers + 1
+
+
+# --- reading
+
+
+async def test_a_lent_connection_only_reads(database: Settings) -> None:
+    async with Database.open(database) as db, db.read() as conn:
+        for statement in ("DELETE FROM audit", "PRAGMA user_version = 7", "CREATE TABLE x (y)", "BEGIN IMMEDIATE"):
+            with pytest.raises(sqlite3.OperationalError):
+                await conn.execute_fetchall(statement)
+    async with Database.open(database) as db:
+        for reader in [next(db._readers) for _ in range(database.readers)]:
+            with pytest.raises(sqlite3.OperationalError):
+                await reader.execute_fetchall("DELETE FROM audit")
+
+
+async def test_a_snapshot_does_not_see_what_is_committed_later(database: Settings) -> None:
+    count = "SELECT count(*) FROM metrics"
+    async with Database.open(database) as db:
+        async with db.read() as conn:
+            await conn.execute_fetchall("BEGIN")
+            assert tuple(next(iter(await conn.execute_fetchall(count)))) == (0,)
+            async with db.write() as writer:
+                await writer.execute_fetchall(INSERT, ("a",))
+            assert tuple(next(iter(await conn.execute_fetchall(count)))) == (0,)
+        async with db.read() as conn:  # the same connection, and its snapshot is over
+            assert not conn.in_transaction
+            assert tuple(next(iter(await conn.execute_fetchall(count)))) == (1,)
+
+
+async def test_a_read_sees_what_was_just_written(database: Settings) -> None:
+    async with Database.open(replace(database, readers=3)) as db:
+        for n in range(30):
+            await db.sessions.create_session(f"s{n}", "a", "u")
+            assert await db.sessions.get_session(f"s{n}")
+
+
+async def test_an_endless_statement_of_a_lent_connection_ends_with_its_task(database: Settings) -> None:
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+    async with Database.open(database) as db:
+        started = asyncio.Event()
+
+        async def read() -> None:
+            async with db.read() as conn:
+                started.set()
+                await conn.execute_fetchall(endless)
+
+        task = asyncio.create_task(read())
+        await started.wait()
+        await asyncio.sleep(0.05)
+        task.cancel()
+        async with asyncio.timeout(5):
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            async with db.read() as conn:
+                assert len(list(await conn.execute_fetchall("SELECT 1"))) == 1
+
+
+async def test_more_tasks_than_connections_may_read_at_once(database: Settings) -> None:
+    async with Database.open(database) as db:
+
+        async def read() -> int:
+            async with db.read() as conn:
+                (row,) = await conn.execute_fetchall("SELECT 1")
+                return int(row[0])
+
+        assert await asyncio.gather(*(read() for _ in range(100))) == [1] * 100
+        assert len(db._idle) <= 8
+
+
+# --- writing
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), sqlite3.OperationalError("x"), asyncio.CancelledError()])
+async def test_a_failing_block_is_rolled_back_and_the_next_one_works(database: Settings, error: BaseException) -> None:
+    async with Database.open(database) as db:
+        with pytest.raises(type(error)):  # noqa: PT012
+            async with db.write() as conn:
+                await conn.execute_fetchall(INSERT, ("lost",))
+                raise error
+        async with db.write() as conn:
+            await conn.execute_fetchall(INSERT, ("kept",))
+    assert metrics(database) == ["kept"]
+
+
+async def test_concurrent_blocks_do_not_interleave(database: Settings) -> None:
+    async with Database.open(database) as db:
+
+        async def write(name: str) -> None:
+            async with db.write() as conn:
+                for _ in range(3):
+                    await conn.execute_fetchall(INSERT, (name,))
+                    await asyncio.sleep(0)
+
+        await asyncio.gather(*(write(f"m{n}") for n in range(30)))
+    found = metrics(database)
+    assert len(found) == 90
+    assert all(len(set(found[n : n + 3])) == 1 for n in range(0, 90, 3))
+
+
+async def test_a_write_within_a_write_is_an_error_and_not_a_deadlock(database: Settings) -> None:
+    async with Database.open(database) as db:
+        async with asyncio.timeout(5):
+            async with db.write() as conn:
+                for work in (lambda: db.sessions.create_session("s", "a", "u"), lambda: db.write().__aenter__()):
+                    with pytest.raises(AbathurError, match="inside write"):
+                        await work()
+                await conn.execute_fetchall(INSERT, ("kept",))
+            await db.sessions.create_session("s", "a", "u")
+    assert metrics(database) == ["kept"]
+
+
+async def test_a_write_blocked_by_another_process_is_busy_and_names_it(database: Settings) -> None:
+    settings = replace(database, busy_timeout_ms=100)
+    async with Database.open(settings) as db:
+        with held(settings.db_path, "BEGIN IMMEDIATE") as process:
+            with pytest.raises(BusyError, match=rf"is locked by PID {process.pid} \(.*python"):
+                await db.sessions.create_session("s", "a", "u")
+            assert await db.sessions.get_session("s") is None  # reads go on
+        await db.sessions.create_session("s", "a", "u")
+
+
+async def test_of_hundreds_of_cancelled_writes_none_fails_afterwards_and_each_is_whole_or_absent(
+    database: Settings,
+) -> None:
+    chance = random.Random(25)  # noqa: S311
+    async with Database.open(database) as db:
+
+        async def write(name: str) -> str:
+            async with db.write() as conn:
+                await conn.execute_fetchall(INSERT, (f"{name}-a",))
+                await conn.execute_fetchall(INSERT, (f"{name}-b",))
+            return name
+
+        acknowledged, cancelled, n = [], 0, 0
+        while cancelled < 300:
+            n += 1
+            assert n < 10_000
+            tasks = [asyncio.create_task(write(f"m{n}.{k}")) for k in range(2)]
+            for _ in range(chance.randrange(120)):
+                await asyncio.sleep(0)
+            for _ in range(chance.randrange(1, 4)):  # also while it cleans up after the first
+                tasks[0].cancel()
+                await asyncio.sleep(0)
+            for result in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(result, str):
+                    acknowledged.append(result)
+                else:
+                    assert isinstance(result, asyncio.CancelledError), result
+                    cancelled += 1
+            assert not db._writer.in_transaction
+    found = metrics(database)
+    assert {f"{name}-{half}" for name in acknowledged for half in "ab"} <= set(found)
+    names = [name.removesuffix("-a") for name in found if name.endswith("-a")]
+    assert found == [f"{name}-{half}" for name in names for half in "ab"]  # pairs, in order
+    assert len(names) < 2 * n
+
+
+async def test_a_write_cancelled_once_its_commit_is_queued_commits(database: Settings) -> None:
+    async with Database.open(database) as db:
+        committing = asyncio.Event()
+
+        async def write() -> None:
+            async with db.write() as conn:
+                await conn.execute_fetchall(INSERT, ("kept",))
+                asyncio.get_running_loop().call_soon(committing.set)  # runs once this task waits, for its COMMIT
+
+        task = asyncio.create_task(write())
+        await committing.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not db._writer.in_transaction
+    assert metrics(database) == ["kept"]
+
+
+async def test_a_write_cancelled_while_another_process_holds_the_lock_leaves_nothing_open(database: Settings) -> None:
+    settings = replace(database, busy_timeout_ms=300)
+    async with Database.open(settings) as db:
+        with held(settings.db_path, "BEGIN IMMEDIATE"):
+            task = asyncio.create_task(db.sessions.create_session("lost", "a", "u"))
+            while not db._write_lock.locked():  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await db.sessions.create_session("kept", "a", "u")
+        assert [session["id"] for session in await db.sessions.list_sessions()] == ["kept"]
+
+
+async def test_cancelled_reads_disturb_nobody(database: Settings) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "a", "u")
+        for n in range(100):
+            tasks = [asyncio.create_task(db.sessions.get_session("s")) for _ in range(5)]
+            for _ in range(n % 20):
+                await asyncio.sleep(0)
+            tasks[0].cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(result, dict) for result in results[1:])
+
+
+async def test_what_the_schema_refuses_is_an_invalid_value(database: Settings) -> None:
+    entry = ("agent_id", "task_id", "action_type", "action_data", "result", "memory_namespace", "memory_entry_id")
+    given = {**dict.fromkeys(entry), "action_type": "x", "memory_operation_type": "WHATEVER"}
+    async with Database.open(database) as db:
+        with pytest.raises(InvalidValueError, match="CHECK constraint failed"):
+            async with db.write() as writer:
+                await db.change(writer, "insert_audit", given)
+
+
+# --- asking
+
+
+async def test_a_plan_is_read_and_the_statement_is_not_run(database: Settings) -> None:
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+    async with Database.open(database) as db:
+        by_status = "SELECT * FROM sessions WHERE status = ? ORDER BY last_update_time DESC"
+        (line,) = await db.explain_query_plan(by_status, ("active",))
+        assert line == "SEARCH sessions USING INDEX idx_sessions_status_updated (status=?)"
+        assert await db.explain_query_plan("SELECT * FROM sessions WHERE id = :id", {"id": "s"})
+        async with asyncio.timeout(5):
+            lines = await db.explain_query_plan(endless)
+        assert any(line.startswith("  ") for line in lines)  # a tree
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *(
+            "",
+            ";",
+            "-- nothing",
+            "DELETE FROM audit",
+            "SELECT 1; DELETE FROM audit",
+            "SELECT 1; -- x\n DROP TABLE audit",
+        ),
+        *(
+            "PRAGMA user_version = 7",
+            "ATTACH '/tmp/canary.db' AS x",
+            "EXPLAIN SELECT 1",
+            "VACUUM",
+            "BEGIN",
+            "/* x */ DROP TABLE t",
+        ),
+        *("WITH x AS (SELECT 1) DELETE FROM audit", "SELECT \ud800", "SELECT 1\0", "not sql"),
+    ],
+)
+async def test_only_one_select_is_explained(database: Settings, statement: str) -> None:
+    with untouched(database.db_path):
+        async with Database.open(database) as db:
+            with pytest.raises(InvalidValueError, match="one SELECT"):
+                await db.explain_query_plan(statement)
+    assert not Path("/tmp/canary.db").exists()  # noqa: S108
+
+
+@pytest.mark.parametrize("statement", ["SELECT * FROM none", "SELECT FROM", "SELECT ?", "SELECT :a"])
+async def test_a_faulty_select_is_told_in_one_line(database: Settings, statement: str) -> None:
+    async with Database.open(database) as db:
+        with pytest.raises(AbathurError):
+            await db.explain_query_plan(statement)
+
+
+async def test_the_plan_of_a_dropped_index_is_not_remembered(database: Settings) -> None:
+    async with Database.open(database) as db:
+        question = ("SELECT * FROM audit WHERE task_id = ?", ("t",))
+        assert "idx_audit_task" in (await db.explain_query_plan(*question))[0]
+        drop_index(database.db_path)
+        assert (await db.explain_query_plan(*question))[0].startswith("SCAN")
+
+
+async def test_violations_of_foreign_keys_are_listed(database: Settings) -> None:
+    async with Database.open(database) as db:
+        assert await db.validate_foreign_keys() == []
+        run_sql(database.db_path, "INSERT INTO state (task_id, key, value) VALUES ('none', 'k', '{}')")
+        assert await db.validate_foreign_keys() == [{"table": "state", "rowid": 1, "parent": "tasks", "fkid": 0}]
+
+
+async def test_the_named_indexes_are_counted_and_listed(database: Settings) -> None:
+    async with Database.open(database) as db:
+        usage = await db.get_index_usage()
+    assert usage["index_count"] == len(usage["indexes"]) == 33
+    assert {"name": "idx_audit_task", "table": "audit"} in usage["indexes"]
+    assert not [index for index in usage["indexes"] if index["name"].startswith("sqlite_")]
+
+
+async def test_the_connections_are_aiosqlites(database: Settings) -> None:
+    async with Database.open(database) as db, db.read() as reader, db.write() as writer:
+        assert isinstance(reader, aiosqlite.Connection)
+        assert isinstance(writer, aiosqlite.Connection)
+        assert writer.in_transaction
+
+
+async def test_an_altered_index_is_not_opened_even_if_it_only_differs_in_a_column(database: Settings) -> None:
+    edit_schema(database.db_path, "idx_audit_task", "timestamp DESC", "timestamp")
+    with pytest.raises(RefusedError, match="altered: idx_audit_task"):
+        async with Database.open(database):
+            pass

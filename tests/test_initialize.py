@@ -1,0 +1,475 @@
+"""Initialize: a whole database or none, whatever happens, and never a byte of what is there already."""
+
+import asyncio
+import json
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damage import drop_check, drop_index, fingerprint, flip_bits, held, run_as_other, run_sql, spoil_json, untouched
+
+from abathur_nb.expected import expected_objects
+from abathur_nb.initialize import initialize_database
+from abathur_nb.report import Report
+from abathur_nb.scratch import scratch_directory
+from abathur_nb.settings import Settings, resolve
+from abathur_nb.sql import statements
+from abathur_nb.validate import validate_database
+from abathur_nb.wording import user_name
+
+STEPS = (
+    "2.1 database file",
+    "2.2 PRAGMA settings",
+    "2.3 memory tables",
+    "2.4 core tables",
+    "2.5 indexes",
+    "2.6 seed memories",
+)
+
+
+def outcome(report: Report) -> str:
+    """Say in one word what became of it."""
+    if report.refused:
+        return "refused"
+    told = {check.name: check.observed for check in report.checks}
+    return "already" if told.get("create", "").startswith("already initialized") else "created"
+
+
+def whole(path: Path) -> bool:
+    """Tell whether a finished database stands at ``path``, asking nobody but sqlite3."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as conn:
+        objects = {row[0]: row[1] for row in conn.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")}
+        objects.pop("sqlite_sequence", None)
+        return (
+            conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            and conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            and conn.execute("PRAGMA application_id").fetchone() == (0x41424154,)
+            and conn.execute("PRAGMA user_version").fetchone() == (1,)
+            and conn.execute("SELECT count(*) FROM memory_entries").fetchone() == (3,)
+            and objects == {name: found.sql for name, found in expected_objects().items()}
+        )
+
+
+def left_in(folder: Path) -> set[str]:
+    """Name what is in a directory; SQLite may leave an empty log and a -shm after a read."""
+    return {path.name for path in folder.iterdir() if not path.name.endswith(("-wal", "-shm"))}
+
+
+# --- a fresh one
+
+
+async def test_a_fresh_database_is_whole_private_and_told_step_by_step(settings: Settings) -> None:
+    report = await initialize_database(settings)
+    report.raise_for_failures()
+    assert outcome(report) == "created"
+    names = [check.name for check in report.checks]
+    assert [name for name in names if name in STEPS] == list(STEPS)
+    assert names.index("2.6 seed memories") < names.index("2.7 integrity") < names.index("published") == len(names) - 1
+    assert whole(settings.db_path)
+    assert left_in(settings.db_path.parent) == {"abathur.db"}
+    assert (await validate_database(settings)).ok
+    assert "journal_mode = wal" in {check.name: check.observed for check in report.checks}["2.2 PRAGMA settings"]
+
+
+async def test_a_second_run_says_already_initialized_and_changes_no_byte(database: Settings) -> None:
+    with untouched(database.db_path):
+        for _ in range(2):
+            report = await initialize_database(database)
+            report.raise_for_failures()
+            assert outcome(report) == "already"
+    # Nor beside a writer with something in its log.
+    insert = "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)"
+    with held(database.db_path, insert), untouched(database.db_path):
+        assert outcome(await initialize_database(database)) == "already"
+
+
+async def test_a_dry_run_shows_the_exact_statements_and_changes_nothing(settings: Settings, tmp_path: Path) -> None:
+    report = await initialize_database(settings, dry_run=True)
+    assert report.ok
+    assert list(tmp_path.iterdir()) == []
+    shown = {check.name: check.evidence for check in report.checks if check.status == "skip"}
+    assert shown["2.5 indexes"] == tuple(f"{statement};" for statement in statements("ddl-indexes.sql"))
+    assert any(str(settings.db_path) in line for line in shown["2.1 database file"])
+    with closing(sqlite3.connect(tmp_path / "by-hand.db", isolation_level=None)) as conn:
+        for name, lines in shown.items():
+            for line in lines if name != "2.1 database file" else ():
+                conn.execute(line)
+    assert whole(tmp_path / "by-hand.db")
+
+
+async def test_a_dry_run_on_a_database_says_already_initialized(database: Settings) -> None:
+    with untouched(database.db_path):
+        assert outcome(await initialize_database(database, dry_run=True)) == "already"
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
+async def test_modes_are_private_under_any_umask(settings: Settings, umask: int) -> None:
+    deep = replace(settings, db_path=settings.db_path.parent / "a" / "abathur.db")
+    before = os.umask(umask)
+    try:
+        (await initialize_database(deep)).raise_for_failures()
+    finally:
+        os.umask(before)
+    with held(deep.db_path, "BEGIN IMMEDIATE", "DELETE FROM audit"):
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in deep.db_path.parent.iterdir()}
+    assert modes == {"abathur.db": 0o600, "abathur.db-wal": 0o600, "abathur.db-shm": 0o600}
+    for folder in (deep.db_path.parent, settings.db_path.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+async def test_the_mode_of_a_directory_that_exists_is_its_owners_business(settings: Settings) -> None:
+    settings.db_path.parent.mkdir()
+    settings.db_path.parent.chmod(0o750)
+    assert outcome(await initialize_database(settings)) == "created"
+    assert stat.S_IMODE(settings.db_path.parent.stat().st_mode) == 0o750
+
+
+async def test_what_root_makes_belongs_to_the_owner_of_the_directory(public: Path) -> None:
+    os.chown(public, 65534, 65534)
+    settings = resolve("development", db_path=public / "abathur.db")
+    report = await initialize_database(settings)
+    assert outcome(report) == "created"
+    assert [check.name for check in report.checks if check.failed] == ["directory"]  # and yet it is said
+    found = settings.db_path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (65534, 65534, 0o600)
+    # The owner can use it.
+    program = "print(asyncio.run(nb.validate_database(nb.resolve('production', db_path=sys.argv[1]))).ok)"
+    public.chmod(0o700)
+    assert run_as_other(program, settings.db_path) == "True\n"
+
+
+@pytest.mark.parametrize("name", ["a b.db", "a?b#c%20.db", "é漢.db", "'quoted\".db", "-rf", ".hidden", "x" * 255])
+async def test_any_file_name_will_do(settings: Settings, name: str) -> None:
+    odd = replace(settings, db_path=settings.db_path.with_name(name))
+    report = await initialize_database(odd)
+    if len(name) == 255:  # no room for -journal
+        assert report.refused
+        assert left_in(odd.db_path.parent) == set()
+        return
+    report.raise_for_failures()
+    assert left_in(odd.db_path.parent) == {name}
+    assert whole(odd.db_path)
+
+
+# --- what stands there already
+
+WRONG: list[tuple[str, Callable[[Path], None], str]] = [
+    ("index missing", drop_index, "missing: idx_audit_task"),
+    ("CHECK missing", drop_check, "altered: tasks"),
+    ("JSON spoiled", spoil_json, "broken: tasks.input_data"),
+    ("newer", lambda path: run_sql(path, "PRAGMA user_version = 2"), "newer than this package"),
+    ("foreign", lambda path: run_sql(path, "PRAGMA application_id = 2"), "another application's"),
+    ("half-made", lambda path: run_sql(path, "PRAGMA application_id = 0", "DROP TABLE metrics"), "half-made"),
+    ("trigger", lambda path: run_sql(path, "CREATE TRIGGER t DELETE ON audit BEGIN SELECT 1; END"), "holds trigger t"),
+    ("schema page", lambda path: flip_bits(path, 100, 8), "CORRUPT"),
+    ("another page", lambda path: flip_bits(path, 4096 * 20, 8), "CORRUPT"),
+    ("truncated", lambda path: os.truncate(path, 9000), "CORRUPT"),
+    ("emptied", lambda path: os.truncate(path, 0), "empty shell"),
+    ("no WAL", lambda path: run_sql(path, "PRAGMA journal_mode = DELETE"), "delete"),
+    ("open to others", lambda path: path.chmod(0o666), "abathur.db 0666"),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil", "told"), WRONG, ids=[name for name, _, _ in WRONG])
+async def test_what_is_not_valid_is_refused_with_what_was_found_and_not_a_byte_changed(
+    database: Settings, name: str, spoil: Callable[[Path], None], told: str
+) -> None:
+    spoil(database.db_path)
+    for dry_run in (False, True):
+        with untouched(database.db_path):
+            report = await initialize_database(database, dry_run=dry_run)
+        assert report.refused, name
+        assert not report.ok
+        failed = [check for check in report.checks if check.failed]
+        assert any(told in check.observed for check in failed)
+        assert any(check.remedy for check in failed)
+        assert left_in(database.db_path.parent) == {"abathur.db"}
+
+
+@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
+async def test_stale_side_files_are_refused_and_kept(settings: Settings, suffix: str) -> None:
+    settings.db_path.parent.mkdir(mode=0o700)
+    stale = Path(f"{settings.db_path}{suffix}")
+    stale.write_bytes(b"committed rows, perhaps")
+    with untouched(stale):
+        report = await initialize_database(settings)
+    assert report.refused
+    assert "mv" in report.checks[0].remedy
+    assert [path.name for path in settings.db_path.parent.iterdir()] == [stale.name]
+
+
+def test_ghost_rows_are_what_stale_side_files_would_bring(tmp_path: Path) -> None:
+    """The control of the test above: a fresh database beside the log of a deleted one shows that one's rows."""
+    lost, fresh = tmp_path / "lost.db", tmp_path / "fresh.db"
+    with closing(sqlite3.connect(lost)) as conn:
+        conn.executescript("PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES ('ghost');")
+        log = Path(f"{lost}-wal").read_bytes()
+    with closing(sqlite3.connect(fresh)) as conn:
+        conn.executescript("PRAGMA journal_mode = WAL; CREATE TABLE fresh (x);")
+    Path(f"{fresh}-wal").write_bytes(log)
+    with closing(sqlite3.connect(fresh)) as conn:
+        assert conn.execute("SELECT x FROM t").fetchall() == [("ghost",)]
+        assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_a_link_as_parent_is_refused_and_nothing_lands_behind_it(settings: Settings, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    settings.db_path.parent.symlink_to(elsewhere)
+    assert (await initialize_database(settings)).refused
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("env", ["staging", "production"])
+async def test_a_shared_directory_is_refused_and_nothing_is_made(tmp_path: Path, env: str) -> None:
+    tmp_path.chmod(0o777)
+    report = await initialize_database(resolve(env, db_path=tmp_path / "abathur.db"))
+    assert report.refused
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_somebody_who_may_not_write_there_is_refused_and_nothing_is_made(public: Path) -> None:
+    program = (
+        "for name in sys.argv[1:]:\n"
+        "    report = asyncio.run(nb.initialize_database(nb.resolve('development', db_path=name)))\n"
+        "    print(report.refused, [check.remedy for check in report.checks if check.failed])\n"
+    )
+    (public / "roots").mkdir()
+    (public / "roots").chmod(0o755)
+    lines = run_as_other(program, public / "roots" / "x.db", public / "none" / "x.db").splitlines()
+    assert all(line.startswith("True") for line in lines)
+    assert f"sudo -u {user_name(os.geteuid())}" in lines[0]
+    assert [str(path.relative_to(public)) for path in public.rglob("*")] == ["roots"]
+
+
+# --- races
+
+
+async def test_of_racing_tasks_one_creates(settings: Settings) -> None:
+    reports = await asyncio.gather(*(initialize_database(settings) for _ in range(8)))
+    assert sorted(map(outcome, reports)) == ["already"] * 7 + ["created"]
+    assert all(report.ok for report in reports)
+    assert left_in(settings.db_path.parent) == {"abathur.db"}
+
+
+FORKED = """
+import asyncio, json, os, random, shutil, signal, sys, time
+from pathlib import Path
+import abathur_nb as nb
+
+def init(path):
+    report = asyncio.run(nb.initialize_database(nb.resolve("development", db_path=path)))
+    if not report.ok:
+        print(report, file=sys.stderr, flush=True)
+        return 2
+    return 1 if any(check.observed.startswith("already initialized") for check in report.checks) else 0
+
+def fork(work):
+    pid = os.fork()
+    if pid == 0:
+        code = 3
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    return pid
+
+base = Path(sys.argv[1])
+init(base / "warm" / "x.db")
+"""
+
+
+def forked(base: Path, program: str) -> list[Any]:
+    """Run a program whose children are forked from a process that has imported everything; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED + program, str(base)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_of_sixteen_racing_processes_one_creates_and_the_rest_say_already(tmp_path: Path) -> None:
+    program = """
+for n in range(6):
+    path = base / str(n) / "abathur.db"
+    gate, opener = os.pipe()
+    def work():
+        os.close(opener)
+        os.read(gate, 1)  # ends when the parent opens the gate
+        return init(path)
+    children = [fork(work) for _ in range(16)]
+    os.close(opener); os.close(gate)
+    print(json.dumps(sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)))
+"""
+    rounds = forked(tmp_path, program)
+    assert rounds == [[0] + [1] * 15] * 6
+    for n in range(6):
+        assert left_in(tmp_path / str(n)) == {"abathur.db"}
+        assert whole(tmp_path / str(n) / "abathur.db")
+
+
+def test_killed_at_any_moment_it_leaves_all_or_nothing_and_the_next_run_sweeps(tmp_path: Path) -> None:
+    """Each round kills one process, at a moment drawn over the time that it takes; then another finishes."""
+    program = """
+start = time.perf_counter(); init(base / "timed" / "x.db"); whole = time.perf_counter() - start
+chance = random.Random(15)
+for n in range(100):
+    path = base / str(n) / "abathur.db"
+    child = fork(lambda: init(path))
+    time.sleep(chance.uniform(0, 1.2 * whole))
+    os.kill(child, signal.SIGKILL)
+    killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+    left = sorted(p.name for p in path.parent.iterdir()) if path.parent.exists() else []
+    shutil.copytree(path.parent, base / f"{n}-left") if left else None
+    print(json.dumps([n, killed, left, init(path)]))
+"""
+    rounds = forked(tmp_path, program)
+    killed, orphans, made = 0, 0, 0
+    for n, was_killed, left, code in rounds:
+        there = "abathur.db" in left
+        made, killed = made + there, killed + was_killed
+        orphans += any(name.startswith(".abathur-") for name in left)
+        if there:
+            assert whole(tmp_path / f"{n}-left" / "abathur.db")
+        assert code == int(there), (n, left)
+        assert left_in(tmp_path / str(n)) == {"abathur.db"}
+        assert whole(tmp_path / str(n) / "abathur.db")
+    assert killed >= 30  # else the moments were badly drawn and nothing is proved
+    assert orphans >= 10
+
+
+def test_a_directory_swapped_for_a_link_in_the_middle_brings_nothing_elsewhere(tmp_path: Path) -> None:
+    program = """
+chance = random.Random(16)
+for n in range(40):
+    folder, moved, elsewhere = (base / f"{n}{name}" for name in ("", "-moved", "-elsewhere"))
+    folder.mkdir(mode=0o700); elsewhere.mkdir(mode=0o700)
+    def work():
+        sys.stderr = open(os.devnull, "w")
+        return init(folder / "abathur.db")
+    child = fork(work)
+    while not (seen := any(name.startswith(".abathur-init") for name in os.listdir(folder))):
+        if os.waitpid(child, os.WNOHANG) != (0, 0):
+            break
+    if not seen:  # it was too fast to be disturbed
+        continue
+    time.sleep(n % 2 * chance.uniform(0, 0.01))
+    os.rename(folder, moved); os.symlink(elsewhere, folder)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([code, os.listdir(elsewhere), (moved / "abathur.db").exists()]))
+"""
+    for code, elsewhere, there in forked(tmp_path, program):
+        assert elsewhere == []
+        assert code == (0 if there else 2)  # no false success, no bare traceback
+
+
+# --- what killed runs leave, and what living ones hold
+
+
+async def test_orphans_are_swept_and_named_and_living_ones_are_left(settings: Settings) -> None:
+    folder = settings.db_path.parent
+    folder.mkdir(mode=0o700)
+    orphan = folder / ".abathur-init-0123456789ab"
+    orphan.mkdir()
+    (orphan / "abathur.db").write_bytes(b"half")
+    with scratch_directory(folder, "init") as living:
+        (living / "abathur.db").write_bytes(b"half")
+        report = await initialize_database(settings)
+        assert (living / "abathur.db").read_bytes() == b"half"
+    report.raise_for_failures()
+    assert {check.name: check.evidence for check in report.checks}["2.1 database file"] == (orphan.name,)
+    assert left_in(folder) == {"abathur.db"}
+
+
+async def test_a_cancelled_run_leaves_all_or_nothing(settings: Settings) -> None:
+    made, turns = 0, 0
+    while made < 2:
+        task = asyncio.create_task(initialize_database(settings))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        folder = settings.db_path.parent
+        left = left_in(folder) if folder.exists() else set()
+        assert left in (set(), {"abathur.db"})
+        if left:
+            assert whole(settings.db_path)
+            made += 1
+            for path in folder.iterdir():
+                path.unlink()
+        turns += 25
+
+
+# --- a disk that is full
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Return a function that gives a file system of its own a size in KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "tmpfs", folder], check=True)
+
+    def resize(kib: int) -> Path:
+        subprocess.run(["mount", "-o", f"remount,size={kib}k", folder], check=True)
+        return folder
+
+    yield resize
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+async def test_on_a_full_disk_it_is_refused_and_nothing_half_made_is_left(small_disk: Callable[[int], Path]) -> None:
+    refusals = 0
+    for kib in (*range(4, 120, 12), *range(120, 1400, 40)):
+        folder = small_disk(kib)
+        settings = resolve("development", db_path=folder / "abathur.db")
+        settings = replace(settings, min_free_mb=0, recommended_free_mb=0)
+        report = await initialize_database(settings)
+        if report.refused:
+            refusals += 1
+            assert not report.ok
+            told = " ".join(check.observed for check in report.checks if check.failed)
+            assert "full" in told or "No space left" in told or "could not be used" in told, told
+            assert list(folder.iterdir()) == []
+            continue
+        report.raise_for_failures()
+        assert whole(settings.db_path)
+        for path in folder.iterdir():
+            path.unlink()
+    assert 10 < refusals < 43  # both were seen
+
+
+def test_beyond_a_limit_of_file_size_it_is_refused_and_nothing_half_made_is_left(tmp_path: Path) -> None:
+    program = """
+import resource
+for n, limit in enumerate(range(0, 600_000, 30_000)):
+    def work():
+        sys.stderr = open(os.devnull, "w")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return init(base / str(n) / "abathur.db")
+    code = os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
+    print(json.dumps([code, os.listdir(base / str(n))]))
+"""
+    codes = []
+    for code, left in forked(tmp_path, program):
+        codes.append(code)
+        assert set(left) - {"abathur.db-wal", "abathur.db-shm"} == ({"abathur.db"} if code == 0 else set())
+    assert set(codes) == {0, 2}
+
+
+async def test_a_directory_that_may_not_be_entered_is_an_answer_and_no_traceback(settings: Settings) -> None:
+    """A file stands where a directory of the path should be."""
+    settings.db_path.parent.touch()
+    before = fingerprint(settings.db_path.parent)
+    assert (await initialize_database(settings)).refused
+    assert (await initialize_database(replace(settings, db_path=settings.db_path / "deeper" / "x.db"))).refused
+    assert fingerprint(settings.db_path.parent) == before

@@ -1,0 +1,180 @@
+"""Every notebook run as an operator runs it, by papermill and in a live kernel; and the two runners themselves."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from damage import fingerprint, untouched
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from abathur_nb.settings import Settings
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+# Enough of everything for the benchmark to claim a p99, and no more.
+QUICK = {"benchmark": ("-y", "{rows: 500, repetitions: 299}")}
+
+# What a machine busy with other tests meets too: one slow read in 299 would prove nothing.
+GENEROUS = {
+    "ABATHUR_SESSION_P99_MS": "2000",
+    "ABATHUR_MEMORY_P99_MS": "2000",
+    "ABATHUR_CONCURRENT_READS_S": "60",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Hold what a run left: exit code, messages, and the executed notebook (None where papermill saved none)."""
+
+    code: int
+    messages: str
+    notebook: Any
+
+    @property
+    def cells(self) -> list[Any]:
+        """The code cells; papermill's own additions are markdown."""
+        return [cell for cell in self.notebook.cells if cell.cell_type == "code"]
+
+    def shown(self, kind: str = "text/html") -> list[str]:
+        """Return what the cells showed, in order."""
+        outputs = (output for cell in self.cells for output in cell.outputs if "data" in output)
+        return [output.data[kind] for output in outputs if kind in output.data]
+
+    @property
+    def report(self) -> str:
+        """The last report that was shown, as text."""
+        return [text for cell in self.cells for text in report_of(cell)][-1]
+
+    @property
+    def error(self) -> str:
+        """What the one failed cell says: a single line, with no traceback around it."""
+        (cell,) = (cell for cell in self.cells if any(output.output_type == "error" for output in cell.outputs))
+        (output,) = cell.outputs
+        assert output.output_type == "error"
+        line = "\n".join(output.traceback)
+        assert len(line.splitlines()) == 1, line
+        assert line == f"{output.ename}: {output.evalue}"
+        assert not cells_behind(self.cells, cell), "a cell ran behind the one that failed"
+        return line
+
+    def succeeded(self) -> "Run":
+        """Assert that it did, whole."""
+        assert self.code == 0, self.messages
+        assert all(cell.execution_count for cell in self.cells)
+        assert not [output for cell in self.cells for output in cell.outputs if output.output_type == "error"]
+        return self
+
+    def failed(self, *words: str) -> "Run":
+        """Assert that it failed as it should: exit code 1, one line that names what failed, nothing run behind it."""
+        assert self.code == 1, self.messages
+        for word in words:
+            assert word in self.error
+        # papermill wraps the line in its own traceback; none of ours is in it.
+        assert self.error in self.messages
+        assert f"{os.sep}abathur_nb{os.sep}" not in self.messages.replace(self.error, "")
+        return self
+
+    def showed_its_report(self) -> "Run":
+        """Assert that the failed cell is the verdict, and that the report it is about stands above it."""
+        assert self.cells[-1].source.endswith(".raise_for_failures()") or "preflight.raise_for_failures()" in [
+            cell.source for cell in self.cells if cell.outputs
+        ]
+        assert "<div class='abathur-report'>" in "".join(self.shown())
+        return self
+
+
+def report_of(cell: Any) -> list[str]:
+    return [
+        output.data["text/plain"]
+        for output in cell.outputs
+        if "class='abathur-report'" in output.get("data", {}).get("text/html", "")
+    ]
+
+
+def cells_behind(cells: list[Any], cell: Any) -> list[Any]:
+    return [later for later in cells[cells.index(cell) + 1 :] if later.execution_count or later.outputs]
+
+
+def papermill(
+    source: Path, output: Path, *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+) -> Run:
+    """Run a notebook as the command line does, in another process, and read what it left."""
+    command = [Path(sys.executable).with_name("papermill"), source, output, *arguments, "--no-progress-bar"]
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=120, check=False
+    )
+    left = nbformat.read(output, as_version=4) if output.is_file() and output.stat().st_size else None
+    return Run(done.returncode, done.stderr, left)
+
+
+async def in_kernel(source: Path, folder: Path, *, allow_errors: bool = False, **parameters: object) -> Run:
+    """Run a notebook as JupyterLab does, after someone wrote other values into its parameters cell by hand."""
+    notebook = nbformat.read(source, as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    lines = [line for line in cell.source.splitlines() if line.partition(":")[0] not in parameters]
+    cell.source = "\n".join([*lines, *(f"{name} = {value!r}" for name, value in parameters.items())])
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(
+        notebook, kernel_name="python3", resources=resources, timeout=120, allow_errors=allow_errors
+    )
+    try:
+        await client.async_execute()
+    except CellExecutionError as error:
+        return Run(1, str(error), notebook)
+    return Run(0, "", notebook)
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Path:
+    """Return a working directory that has nothing to do with the notebook, the checkout or the database."""
+    folder = tmp_path / "away"
+    folder.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_of_it_passes_under_papermill_from_any_working_directory(
+    name: str, database: Settings, tmp_path: Path, away: Path
+) -> None:
+    copy = Path(shutil.copy(NOTEBOOKS / f"{name}.ipynb", tmp_path))
+    before = copy.read_bytes()
+    arguments = (*QUICK.get(name, ()), "-r", "db_path", str(database.db_path))
+    with untouched(database.db_path):
+        run = papermill(copy, tmp_path / "out.ipynb", *arguments, cwd=away, env=GENEROUS).succeeded()
+    assert run.report.startswith(f"{'initialize' if name == 'init' else name} passed: ")
+    assert run.report.splitlines()[1].strip().startswith(f"{database.db_path} · ")
+    assert run.shown()[0].startswith("<p>abathur_nb ")  # the settings of this run, versions and time
+    assert list(away.iterdir()) == []
+    assert copy.read_bytes() == before
+    beside = {path.name for path in database.db_path.parent.iterdir()}
+    assert beside <= {"abathur.db", "abathur.db-wal", "abathur.db-shm"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_it_passes_in_a_live_kernel_with_values_written_by_hand(
+    name: str, database: Settings, away: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in GENEROUS.items():
+        monkeypatch.setenv(variable, value)
+    quick: dict[str, Any] = {"rows": 500, "repetitions": 299} if name == "benchmark" else {}
+    with untouched(database.db_path):
+        run = await in_kernel(NOTEBOOKS / f"{name}.ipynb", away, db_path=str(database.db_path), **quick)
+    run.succeeded()
+    assert " passed: " in run.report
+    assert list(away.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"init", "preflight"}))
+def test_it_makes_no_database_where_there_is_none(name: str, settings: Settings, tmp_path: Path) -> None:
+    run = papermill(NOTEBOOKS / f"{name}.ipynb", tmp_path / "out.ipynb", "-r", "db_path", str(settings.db_path))
+    run.failed(f"{name} of {settings.db_path}: refused: database file: no database").showed_its_report()
+    assert "papermill init.ipynb out.ipynb -p env development -p db_path" in run.report
+    assert fingerprint(settings.db_path.parent) is None

@@ -1,0 +1,108 @@
+"""Percentiles, the interval in which each lies, and the verdict of three on a limit."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy.stats import expon
+
+from abathur_nb.percentiles import LEVELS, Percentile, percentiles, verdict
+
+MS = 1_000_000
+
+
+def samples_of(rng: np.random.Generator, count: int) -> list[int]:
+    """Return times in nanoseconds whose true quantiles are known: exponential, 1 ms in the mean."""
+    return [int(value) for value in rng.exponential(MS, count)]
+
+
+@pytest.mark.parametrize(
+    ("fast", "slow", "level", "said"),
+    [
+        (299, 0, 0.99, "met"),  # 0.99**299 < 0.05
+        (298, 0, 0.99, "not enough samples"),  # 0.99**298 >= 0.05
+        (100, 0, 0.99, "not enough samples"),
+        (1, 0, 0.99, "not enough samples"),
+        (471, 1, 0.99, "not enough samples"),
+        (472, 1, 0.99, "met"),
+        (985, 15, 0.99, "not enough samples"),
+        (984, 16, 0.99, "not met"),
+        (990, 10, 0.99, "not enough samples"),
+        (0, 1, 0.99, "not met"),
+        (0, 1000, 0.99, "not met"),
+        (59, 0, 0.95, "met"),
+        (58, 0, 0.95, "not enough samples"),
+    ],
+)
+def test_a_limit_is_met_not_met_or_not_proven(fast: int, slow: int, level: float, said: str) -> None:
+    assert verdict([MS] * fast + [20 * MS] * slow, level, 10) == said
+
+
+def test_no_samples_prove_nothing() -> None:
+    assert verdict([], 0.99, 10) == "not enough samples"
+
+
+def test_a_sample_at_the_limit_does_not_lie_under_it() -> None:
+    assert verdict([10 * MS] * 299, 0.99, 10) == "not met"
+    assert verdict([10 * MS - 1] * 299, 0.99, 10) == "met"
+
+
+def test_each_percentile_is_numpys_quantile_in_milliseconds() -> None:
+    found = samples_of(np.random.default_rng(1), 1000)
+    told = percentiles(found)
+    assert tuple(p.level for p in told) == LEVELS
+    for percentile in told:
+        assert percentile.value == pytest.approx(np.quantile(found, percentile.level) / MS)
+        assert percentile.low is not None
+        assert percentile.high is not None
+        assert percentile.low <= percentile.value <= percentile.high
+
+
+def test_the_bounds_are_samples_and_the_order_of_the_samples_is_nothing() -> None:
+    found = samples_of(np.random.default_rng(2), 500)
+    told = percentiles(found)
+    assert told == percentiles(sorted(found))
+    in_ms = {sample / MS for sample in found}
+    assert all({p.low, p.high} - {None} <= in_ms for p in told)
+
+
+def test_the_interval_holds_the_true_percentile_at_least_95_times_in_100() -> None:
+    """Tried on 400 draws: a two-sided 95 % interval may miss 20 of them, and by chance hardly more than 33."""
+    rng = np.random.default_rng(3)
+    missed = dict.fromkeys(LEVELS, 0)
+    for _ in range(400):
+        for found in percentiles(samples_of(rng, 700)):
+            true = float(expon.ppf(found.level))
+            low = -np.inf if found.low is None else found.low
+            high = np.inf if found.high is None else found.high
+            missed[found.level] += not low <= true <= high
+    assert all(2 <= count <= 33 for count in missed.values()), missed  # never missed, it would be needlessly wide
+
+
+@pytest.mark.parametrize("wrong", ["met", "not met"])
+def test_a_verdict_is_wrong_at_most_5_times_in_100_even_on_the_limit_itself(wrong: str) -> None:
+    rng = np.random.default_rng(4)
+    limit = float(expon.ppf(0.99))
+    told = [verdict(samples_of(rng, 500), 0.99, limit) == wrong for _ in range(600)]
+    assert sum(told) <= 0.05 * 600 + 16  # 3 standard deviations
+
+
+@pytest.mark.parametrize(("times", "said"), [(2, "met"), (0.5, "not met")])
+def test_a_verdict_far_from_the_limit_is_right(times: float, said: str) -> None:
+    rng = np.random.default_rng(5)
+    limit = float(expon.ppf(0.99)) * times
+    assert {verdict(samples_of(rng, 1000), 0.99, limit) for _ in range(50)} == {said}
+
+
+@pytest.mark.parametrize("samples", [[5 * MS], [5 * MS] * 2, [5 * MS] * 1000], ids=["one", "two", "all the same"])
+def test_few_or_equal_samples_have_percentiles_too(samples: Sequence[int]) -> None:
+    for found in percentiles(samples):
+        assert found.value == 5
+        assert found.low in (None, 5)
+        assert found.high in (None, 5)
+
+
+def test_a_bound_that_the_samples_cannot_give_is_shown_as_a_question() -> None:
+    *_, p99 = percentiles([MS] * 100)
+    assert (p99.high, str(p99)) == (None, "p99 1 ms (1–?)")
+    assert str(Percentile(0.5, 0.12345, 0.1, 0.2)) == "p50 0.123 ms (0.1–0.2)"

@@ -1,0 +1,333 @@
+"""Whether a machine and a place can carry a database: told by name and by trying, and nothing left behind."""
+
+import os
+import shutil
+import sqlite3
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from damage import fingerprint, run_as_other, untouched
+
+from abathur_nb.location import file_system, location_checks
+from abathur_nb.preflight import HAZARDS, _hazards, preflight
+from abathur_nb.report import Check, Report
+from abathur_nb.settings import Settings, resolve
+from abathur_nb.wording import user_name
+
+ME = user_name(os.geteuid())
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """Return a directory on a real tmpfs."""
+    folder = Path(tempfile.mkdtemp(prefix="abathur-test-", dir="/dev/shm"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """Return a file system of its own, of 8 MB, that can be made read-only."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def below(path: Path) -> dict[str, object]:
+    return {str(found): fingerprint(found) for found in path.rglob("*")}
+
+
+async def checked(settings: Settings, *, refused: bool = False) -> dict[str, Check]:
+    report = await preflight(settings)
+    assert report.refused is refused
+    checks = {check.name: check for check in report.checks}
+    assert len(checks) == len(report.checks)
+    for check in checks.values():
+        assert check.status in ("pass", "skip") or check.remedy
+    return checks
+
+
+# --- the machine
+
+
+async def test_a_good_place_passes_and_nothing_is_left_behind(settings: Settings, tmp_path: Path) -> None:
+    settings.db_path.parent.mkdir(mode=0o700)
+    settings.backup_dir.mkdir()
+    before = below(tmp_path)
+    checks = await checked(settings)
+    assert below(tmp_path) == before
+    for name in ("Python", "SQLite", "SQLite's JSON functions", "SQLite's thread safety", "aiosqlite", "directory",
+                 "file system behaviour", "database file", "backup directory"):  # fmt: skip
+        assert checks[name].status == "pass", checks[name]
+    assert checks["SQLite"].observed == sqlite3.sqlite_version
+    assert "lock SQLITE_BUSY" in checks["file system behaviour"].observed
+    assert checks["directory"].observed == f"{settings.db_path.parent} is {ME}'s, mode 0700"
+
+
+async def test_a_missing_place_is_tried_in_its_nearest_parent_and_said_to_be_made(
+    settings: Settings, tmp_path: Path
+) -> None:
+    deep = replace(settings, db_path=tmp_path / "a" / "b" / "abathur.db")
+    checks = await checked(deep)
+    assert list(tmp_path.iterdir()) == []
+    assert checks["directory"].observed == f"{tmp_path}/a/b will be made 0700"
+    assert checks["file system behaviour"].evidence == (f"tried in a scratch directory in {tmp_path}",)
+    assert checks["backup directory"].status == "warn"
+    assert checks["backup directory"].remedy.startswith("sudo install -d -o ")
+
+
+async def test_a_database_that_is_there_is_looked_at_and_not_touched(database: Settings) -> None:
+    with untouched(database.db_path):
+        assert (await checked(database))["database file"].status == "pass"
+    database.db_path.write_text("plain")
+    with untouched(database.db_path):
+        assert (await checked(database))["database file"].status == "fail"
+
+
+@pytest.mark.parametrize("path", [None, "/nowhere"])
+async def test_without_a_sqlite3_shell_the_check_is_skipped(
+    settings: Settings, path: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = settings.db_path.parent
+    folder.mkdir()
+    if path is None:
+        shell = folder / "sqlite3"
+        shell.write_text("#!/bin/sh\n")
+        shell.chmod(0o755)
+    monkeypatch.setenv("PATH", path or str(folder))
+    check = (await checked(settings))["sqlite3 shell"]
+    assert (check.status, check.observed) == (("pass", f"{folder}/sqlite3") if path is None else ("skip", "not found"))
+
+
+@pytest.mark.parametrize(
+    ("version", "struck"),
+    [
+        ((3, 6, 23), False),
+        ((3, 7, 0), True),
+        ((3, 35, 0), True),
+        ((3, 40, 1), True),
+        ((3, 44, 5), True),
+        ((3, 44, 6), False),
+        ((3, 44, 7), False),
+        ((3, 45, 0), True),
+        ((3, 50, 6), True),
+        ((3, 50, 7), False),
+        ((3, 51, 0), True),
+        ((3, 51, 2), True),
+        ((3, 51, 3), False),
+        ((3, 52, 0), False),
+        ((4, 0, 0), False),
+    ],
+)
+def test_the_wal_reset_race_is_known_by_version(settings: Settings, version: tuple[int, ...], struck: bool) -> None:
+    assert HAZARDS[0].name == "WAL-reset race"
+    (check,) = _hazards(settings, version)
+    assert check.status == ("warn" if struck else "pass")
+    assert ".".join(map(str, version)) in check.observed
+    (check,) = _hazards(replace(settings, require_safe_wal=True), version)
+    assert check.status == ("fail" if struck else "pass")
+
+
+async def test_the_hazards_of_this_very_version_are_told(settings: Settings) -> None:
+    assert (await checked(settings))["WAL-reset race"].observed.startswith(f"SQLite {sqlite3.sqlite_version}")
+
+
+# --- the file system, by name
+
+MOUNTS = r"""
+22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
+23 22 0:21 / /proc rw - proc proc rw
+30 22 0:30 / /nfs rw,relatime shared:1 - nfs4 server:/export rw,vers=4.2
+31 22 0:31 / /cifs rw - cifs //server/share rw
+32 22 0:32 / /9p rw - 9p share rw,trans=virtio
+33 22 0:33 / /overlay rw shared:7 master:2 propagate_from:1 - overlay overlay rw,lowerdir=/x
+34 22 0:34 / /tmpfs rw - tmpfs tmpfs rw
+35 22 0:35 / /sshfs rw - fuse.sshfs user@host:/ rw
+36 22 0:36 / /with\040blank\011tab\134back\012line rw - xfs /dev/sdb1 rw
+37 30 8:2 / /nfs/local rw - btrfs /dev/sdc rw
+38 37 0:38 / /nfs/local rw - tmpfs hides-what-was-mounted-there-before rw
+39 34 0:39 /sub /tmpfs/bound rw - ext4 /dev/sda1 rw
+40 22 0:40 / /fuse rw - fuse.gocryptfs x rw
+""".strip("\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", "ext4"),
+        ("/var/lib", "ext4"),
+        ("/nfs", "nfs4"),
+        ("/nfs/a/b", "nfs4"),
+        ("/nfsx", "ext4"),
+        ("/cifs/x", "cifs"),
+        ("/9p/x", "9p"),
+        ("/overlay/x", "overlay"),
+        ("/tmpfs/x", "tmpfs"),  # noqa: S108
+        ("/tmpfs/bound/x", "ext4"),  # noqa: S108
+        ("/sshfs/x", "fuse.sshfs"),
+        ("/fuse", "fuse.gocryptfs"),
+        ("/with blank\ttab\\back\nline/x", "xfs"),
+        ("/nfs/local/x", "tmpfs"),
+    ],
+)
+def test_the_file_system_is_that_of_the_innermost_and_latest_mount(path: str, kind: str) -> None:
+    assert file_system(Path(path), MOUNTS) == kind
+
+
+def test_links_are_followed_and_an_unreadable_list_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/nfs/a")
+    assert file_system(tmp_path / "link", MOUNTS) == "nfs4"
+    assert file_system(Path("/"), "") == "unknown"
+    assert file_system(Path("/dev/shm")) == "tmpfs"  # noqa: S108
+    assert file_system(Path("/proc")) == "proc"
+
+
+@pytest.mark.parametrize(
+    ("env", "status", "refused"),
+    [("development", "warn", False), ("staging", "warn", False), ("production", "fail", True)],
+)
+async def test_a_real_tmpfs_warns_and_production_refuses_it(
+    in_memory: Path, env: str, status: str, refused: bool
+) -> None:
+    settings = resolve(env, db_path=in_memory / "data" / "abathur.db")
+    checks = await checked(settings, refused=refused)
+    assert (checks["file system"].status, checks["file system"].observed) == (status, f"tmpfs at {in_memory}")
+    assert checks["file system behaviour"].status == "pass"
+    assert list(in_memory.iterdir()) == []
+
+
+async def test_a_read_only_file_system_is_refused(mounted: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", mounted], check=True)  # noqa: ASYNC221
+    settings = resolve("development", db_path=mounted / "abathur.db")
+    checks = await checked(settings, refused=True)
+    assert checks["file system"].status == "fail"
+    assert "tmpfs, mounted read-only" in checks["file system"].observed
+    assert checks["file system behaviour"].status == "error"
+    assert "Read-only file system" in checks["file system behaviour"].observed
+    assert list(mounted.iterdir()) == []
+
+
+async def test_a_full_file_system_could_not_be_tried_and_nothing_is_left(mounted: Path) -> None:
+    (mounted / "ballast").write_bytes(bytes(8 * 1024 * 1024))
+    checks = await checked(resolve("development", db_path=mounted / "abathur.db"))
+    assert checks["free disk"].status == "fail"
+    assert checks["free disk"].observed.startswith("0 MB")
+    assert checks["file system behaviour"].failed
+    assert [path.name for path in mounted.iterdir()] == ["ballast"]
+
+
+@pytest.mark.parametrize(("low", "enough", "status"), [(0, 0, "pass"), (0, 10**9, "warn"), (10**9, 10**9, "fail")])
+def test_free_disk_has_two_limits(settings: Settings, low: int, enough: int, status: str) -> None:
+    found, refused = location_checks(replace(settings, min_free_mb=low, recommended_free_mb=enough))
+    (check,) = (check for check in found if check.name == "free disk")
+    assert (check.status, refused) == (status, False)
+
+
+# --- the directory
+
+
+@pytest.mark.parametrize(
+    ("env", "mode", "status", "refused"),
+    [
+        ("development", 0o700, "pass", False),
+        ("development", 0o755, "warn", False),
+        ("development", 0o770, "warn", False),
+        ("development", 0o777, "fail", False),
+        ("development", 0o1777, "fail", False),
+        ("staging", 0o755, "warn", False),
+        ("staging", 0o777, "fail", True),
+        ("production", 0o700, "pass", False),
+        ("production", 0o777, "fail", True),
+    ],
+)
+async def test_a_directory_that_others_may_write_to_fails_or_is_refused(
+    tmp_path: Path, env: str, mode: int, status: str, refused: bool
+) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    folder.chmod(mode)
+    check = (await checked(resolve(env, db_path=folder / "x.db"), refused=refused))["directory"]
+    assert check.status == status
+    assert f"mode {mode:04o}" in check.observed
+    assert check.remedy == ("" if status == "pass" else f"chmod 700 '{folder}'")
+    assert stat.S_IMODE(folder.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize(("env", "refused"), [("development", False), ("production", True)])
+async def test_a_directory_of_somebody_else_is_named_with_its_owner(public: Path, env: str, refused: bool) -> None:
+    os.chown(public, 65534, 65534)
+    public.chmod(0o700)
+    check = (await checked(resolve(env, db_path=public / "x.db"), refused=refused))["directory"]
+    assert check.status == "fail"
+    assert check.observed.startswith(f"{public} is {user_name(65534)}'s")
+    assert f"sudo -u {user_name(65534)}" in check.remedy
+
+
+AS_OTHER = """
+from abathur_nb.location import location_checks
+for name in sys.argv[1:]:
+    settings = nb.resolve("production", db_path=name)
+    (directory, *_), refused = location_checks(settings)
+    report = asyncio.run(nb.preflight(settings))
+    print("|".join((directory.status, str(refused), str(report.refused), directory.observed, directory.remedy)))
+"""
+
+
+def test_somebody_without_privileges_is_refused_where_he_may_not_write(public: Path) -> None:
+    (public / "roots").mkdir()
+    (public / "roots").chmod(0o755)
+    (public / "shared").mkdir()
+    (public / "shared").chmod(0o777)
+    before = below(public)
+    lines = run_as_other(AS_OTHER, public / "roots/x.db", public / "none/x.db", public / "shared/x.db").splitlines()
+    roots, none, shared = (line.split("|") for line in lines)
+    other = user_name(65534)
+    for found in (roots, none, shared):
+        assert found[:3] == ["fail", "True", "True"]
+    assert f"sudo -u {ME} …; or: sudo install -d -o abathur -g abathur -m 700 {public}/roots" in roots[4]
+    assert none[3] == f"no {public}/none, and {public} may not be written to by {other}"
+    assert none[4] == f"sudo install -d -o abathur -g abathur -m 700 {public}/none"
+    assert f"sudo -u {ME}" in shared[4]
+    assert below(public) == before
+
+
+async def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    report = await preflight(resolve("development", db_path=tmp_path / "file" / "x.db"))
+    assert report.refused
+    assert not report.ok
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+async def test_the_answer_is_a_report_on_the_path(settings: Settings) -> None:
+    report = await preflight(settings)
+    assert isinstance(report, Report)
+    assert (report.title, report.subject) == ("preflight", str(settings.db_path))
+
+
+async def test_beside_many_others_it_leaves_nothing_behind(settings: Settings, tmp_path: Path) -> None:
+    import asyncio
+
+    reports = await asyncio.gather(*(preflight(settings) for _ in range(5)))
+    for report in reports:
+        assert [check.observed for check in report.checks if check.failed] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_cancelled_preflight_leaves_nothing_behind(settings: Settings, tmp_path: Path) -> None:
+    import asyncio
+
+    for turns in range(0, 80, 3):
+        task = asyncio.create_task(preflight(settings))
+        for _ in range(turns):
+            await asyncio.sleep(0.0005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,123 @@
+"""Directories made private, and scratch ones that no killed process leaves for long."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from abathur_nb.scratch import fsync, make_private_directory, nearest_existing, scratch_directory, sweep
+
+HOLD = """
+import sys
+from pathlib import Path
+from abathur_nb.scratch import scratch_directory
+with scratch_directory(Path(sys.argv[1]), "init") as scratch:
+    (scratch / "draft.db").touch()
+    print(scratch.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def mode_of(path: Path) -> int:
+    return path.stat().st_mode & 0o7777
+
+
+@pytest.mark.parametrize("umask", [0, 0o077, 0o777])
+def test_every_directory_that_is_made_is_private_under_any_umask(tmp_path: Path, umask: int) -> None:
+    tmp_path.chmod(0o755)
+    before = os.umask(umask)
+    try:
+        make_private_directory(tmp_path / "a" / "b")
+        with scratch_directory(tmp_path / "a", "probe") as scratch:
+            scratch_mode = mode_of(scratch)
+    finally:
+        os.umask(before)
+    assert (mode_of(tmp_path / "a"), mode_of(tmp_path / "a" / "b"), scratch_mode) == (0o700, 0o700, 0o700)
+    assert mode_of(tmp_path) == 0o755
+
+
+def test_a_directory_that_exists_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o750)
+    make_private_directory(tmp_path)
+    assert mode_of(tmp_path) == 0o750
+
+
+def test_the_nearest_existing_ancestor_is_found(tmp_path: Path) -> None:
+    assert nearest_existing(tmp_path) == tmp_path
+    assert nearest_existing(tmp_path / "a" / "b") == tmp_path
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert nearest_existing(tmp_path / "dangling" / "b") == tmp_path / "dangling"
+    assert nearest_existing(Path("/none/such")) == Path("/")
+
+
+def test_a_scratch_directory_is_gone_with_all_that_is_in_it_even_after_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), scratch_directory(tmp_path, "init") as scratch:  # noqa: PT012
+        (scratch / "deep").mkdir()
+        (scratch / "deep" / "file").touch()
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_parent_is_an_error_and_not_a_loop(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), scratch_directory(tmp_path / "none", "init"):
+        pass
+
+
+def test_the_scratch_directory_of_a_killed_process_is_swept_and_that_of_a_living_one_never(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        assert sweep(tmp_path) == []
+        assert (tmp_path / name / "draft.db").exists()
+        process.kill()
+        process.wait()
+    assert (tmp_path / name / "draft.db").exists()
+    assert sweep(tmp_path) == [name]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_does_not_sweep_its_own_scratch_directory(tmp_path: Path) -> None:
+    with scratch_directory(tmp_path, "init") as scratch:
+        assert sweep(tmp_path) == []
+        assert scratch.is_dir()
+
+
+def test_sweeping_touches_nothing_but_scratch_directories(tmp_path: Path) -> None:
+    """Neither files nor links of that name, nor what a link of that name points to."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    (tmp_path / ".abathur-init-link").symlink_to(kept)
+    (tmp_path / ".abathur-init-file").touch()
+    (tmp_path / ".abathur").mkdir()
+    (tmp_path / "abathur-init-x").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert sweep(tmp_path) == []
+    assert sorted(tmp_path.rglob("*")) == before
+    assert sweep(tmp_path / "none") == []
+
+
+def test_sweepers_and_makers_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """A maker whose directory is swept before it is locked makes another."""
+    program = "from pathlib import Path; from abathur_nb.scratch import sweep\nwhile True: sweep(Path.cwd())"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) as sweeper:
+        try:
+            for _ in range(1000):
+                with scratch_directory(tmp_path, "init") as scratch:
+                    (scratch / "draft").touch()
+                    assert (scratch / "draft").exists()
+        finally:
+            sweeper.kill()
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fsync_takes_files_and_directories_and_fails_where_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    fsync(tmp_path / "file")
+    fsync(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        fsync(tmp_path / "none")

@@ -1,0 +1,306 @@
+"""Sessions as an application uses them."""
+
+import asyncio
+import sqlite3
+import sys
+from contextlib import closing
+from typing import Any
+
+import pytest
+from damage import run_sql
+
+from abathur_nb.database import Database
+from abathur_nb.errors import InvalidValueError, RefusedError
+from abathur_nb.sessions import STATUSES
+from abathur_nb.settings import Settings
+from abathur_nb.values import MAX_BYTES
+
+KEYS = [
+    "a",
+    "",
+    "a.b",
+    'a"b',
+    "a\\b",
+    "é",
+    "漢",
+    "😀",
+    "a\nb",
+    "a\x00b",
+    "\x7f",
+    "\u2028",
+    "$",
+    "[0]",
+    "a'b",
+    "/",
+    "null",
+]
+
+
+async def test_a_new_session_has_its_defaults(database: Settings) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("sess_1", "app", "alice", "p", {"a": [1, None]})
+        session = await db.sessions.get_session("sess_1")
+        assert session is not None
+        created = session["created_at"]
+        assert session == {
+            "id": "sess_1",
+            "app_name": "app",
+            "user_id": "alice",
+            "project_id": "p",
+            "status": "created",
+            "events": [],
+            "state": {"a": [1, None]},
+            "metadata": {},
+            "created_at": created,
+            "last_update_time": created,
+            "terminated_at": None,
+            "archived_at": None,
+        }
+        assert len(created) == 23
+        assert await db.sessions.get_session("sess_2") is None
+
+
+async def test_a_duplicate_is_refused_and_the_first_stays(database: Settings) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+        with pytest.raises(ValueError, match="session 's' already exists"):
+            await db.sessions.create_session("s", "other", "bob")
+        session = await db.sessions.get_session("s")
+        assert session is not None
+        assert session["app_name"] == "app"
+
+
+@pytest.mark.parametrize("name", ["session_id", "app_name", "user_id", "project_id"])
+@pytest.mark.parametrize("value", ["", "a\0b", "\ud800", "x" * 513, 7, b"s"])
+async def test_a_name_that_is_none_is_refused_and_nothing_is_written(database: Settings, name: str, value: Any) -> None:
+    given: dict[str, Any] = {"session_id": "s", "app_name": "a", "user_id": "u", name: value}
+    async with Database.open(database) as db:
+        with pytest.raises(InvalidValueError, match=f"^Invalid {name}"):
+            await db.sessions.create_session(**given)
+        assert await db.sessions.list_sessions() == []
+
+
+async def test_hostile_text_is_stored_as_text(database: Settings) -> None:
+    name = "'; DROP TABLE sessions;--"
+    async with Database.open(database) as db:
+        await db.sessions.create_session(name, name, name, name, {name: name})
+        session = await db.sessions.get_session(name)
+        assert session is not None
+        assert (session["user_id"], session["state"]) == (name, {name: name})
+        assert [found["id"] for found in await db.sessions.list_sessions(project_id=name)] == [name]
+
+
+async def test_a_listing_takes_a_project_a_status_both_or_neither(database: Settings) -> None:
+    async with Database.open(database) as db:
+        for name, project in (("s1", "p"), ("s2", "p"), ("s3", "q"), ("s4", None)):
+            await db.sessions.create_session(name, "app", "alice", project)
+        await db.sessions.update_status("s2", "active")
+        await db.sessions.update_status("s3", "active")
+
+        async def listed(**given: Any) -> set[str]:
+            return {session["id"] for session in await db.sessions.list_sessions(**given)}
+
+        assert await listed() == {"s1", "s2", "s3", "s4"}
+        assert await listed(project_id="p") == {"s1", "s2"}
+        assert await listed(status="active") == {"s2", "s3"}
+        assert await listed(project_id="p", status="active") == {"s2"}
+        assert await listed(project_id="none") == set()
+        assert await listed(limit=1) == {"s4"}
+        for wrong in (0, -1, 10**9, 2**63, True, "5", 1.0):
+            with pytest.raises(InvalidValueError, match="Invalid limit"):
+                await db.sessions.list_sessions(limit=wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidValueError, match="Invalid status"):
+            await db.sessions.list_sessions(status="WHATEVER")
+
+
+async def test_a_delta_replaces_keys_and_keeps_the_rest_as_it_was(database: Settings) -> None:
+    """Whole values and nulls: SQLite's own merge would go into objects and drop nulls."""
+    async with Database.open(database) as db:
+        await db.sessions.create_session(
+            "s", "app", "alice", initial_state={"a": {"x": 1, "y": 2}, "b": 10**300, "c": 1e-7}
+        )
+        await db.sessions.append_event("s", {"n": 1}, {"a": {"z": None}, "new": None})
+        await db.sessions.append_event("s", {"n": 2})
+        await db.sessions.append_event("s", {"n": 3}, {})
+        session = await db.sessions.get_session("s")
+        assert session is not None
+        assert session["events"] == [{"n": 1}, {"n": 2}, {"n": 3}]
+        assert session["state"] == {"a": {"z": None}, "new": None, "b": 10**300, "c": 1e-7}
+        assert session["last_update_time"] >= session["created_at"]
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+async def test_a_key_of_any_text_is_replaced_and_never_doubled(database: Settings, escaped: bool) -> None:
+    """Also where another program wrote it with escapes."""
+    import json
+
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+        old = json.dumps(dict.fromkeys(KEYS, 1), ensure_ascii=escaped)
+        async with db.write() as conn:
+            await conn.execute_fetchall("UPDATE sessions SET state = ?", (old,))
+        for key in KEYS:
+            await db.sessions.append_event("s", {}, {key: [key]})
+        assert (await db.sessions.get_session("s") or {})["state"] == {key: [key] for key in KEYS}
+        async with db.read() as conn:
+            ((text,),) = await conn.execute_fetchall("SELECT state FROM sessions")
+        pairs = json.loads(text, object_pairs_hook=list)
+        assert sorted(key for key, _ in pairs) == sorted(KEYS)
+
+
+async def test_a_key_of_the_state_is_set_and_got(database: Settings) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice", initial_state={"keep": 1})
+        values: list[Any] = [0, None, "text", [1, {"a": None}], {}, 1.5, True]
+        for value in values:
+            await db.sessions.set_state("s", "k", value)
+            assert await db.sessions.get_state("s", "k") == value
+        assert await db.sessions.get_state("s", "keep") == 1
+        assert await db.sessions.get_state("s", "none") is None
+        assert await db.sessions.get_state("none", "k") is None
+        for key in ("", "a\0", 7):
+            with pytest.raises(InvalidValueError, match="Invalid key"):
+                await db.sessions.set_state("s", key, 1)  # type: ignore[arg-type]
+        with pytest.raises(InvalidValueError, match="not JSON"):
+            await db.sessions.set_state("s", "k", float("nan"))
+        assert await db.sessions.get_state("s", "k") is True
+
+
+@pytest.mark.parametrize("status", STATUSES)
+async def test_each_status_can_be_set_and_sets_its_time_once(database: Settings, status: str) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+        if status == "terminated":
+            await db.sessions.terminate_session("s")
+        else:
+            await db.sessions.update_status("s", status)
+        first = await db.sessions.get_session("s")
+        await db.sessions.update_status("s", status)
+        again = await db.sessions.get_session("s")
+        assert first is not None
+        assert again is not None
+        assert first["status"] == status
+        assert (first["terminated_at"] is not None) == (status == "terminated")
+        assert (first["archived_at"] is not None) == (status == "archived")
+        assert (again["terminated_at"], again["archived_at"]) == (first["terminated_at"], first["archived_at"])
+
+
+@pytest.mark.parametrize("status", ["WHATEVER", "", "Active", None, 7, ["active"]])
+async def test_a_wrong_status_is_refused(database: Settings, status: Any) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+        with pytest.raises(ValueError, match="Invalid status"):
+            await db.sessions.update_status("s", status)
+        assert (await db.sessions.get_session("s") or {})["status"] == "created"
+
+
+@pytest.mark.parametrize("session_id", ["none", "", "\ud800", "a\0b", 7, None, 2**63, b"s"])
+async def test_what_does_not_exist_is_not_found_by_any_id(database: Settings, session_id: Any) -> None:
+    """No id makes a bare error: a lone surrogate, a number too large for SQLite."""
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+        for work in (
+            db.sessions.append_event(session_id, {}),
+            db.sessions.append_event(session_id, {}, {"a": 1}),
+            db.sessions.update_status(session_id, "active"),
+            db.sessions.terminate_session(session_id),
+            db.sessions.set_state(session_id, "k", 1),
+        ):
+            with pytest.raises(InvalidValueError, match=r"not found|does not take this"):
+                await work
+        try:
+            assert await db.sessions.get_session(session_id) is None
+        except InvalidValueError as error:
+            assert "does not take this" in str(error)  # noqa: PT017
+        assert len(await db.sessions.list_sessions()) == 1
+
+
+async def test_a_session_may_not_outgrow_its_columns(database: Settings) -> None:
+    big = {"x": "x" * (MAX_BYTES // 2)}
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+        await db.sessions.append_event("s", big, big)
+        with pytest.raises(InvalidValueError, match="would grow beyond 16,777,216 bytes"):
+            await db.sessions.append_event("s", big)
+        with pytest.raises(InvalidValueError, match="would grow beyond"):
+            await db.sessions.append_event("s", {}, {"y": big})
+        with pytest.raises(InvalidValueError, match="would grow beyond"):
+            await db.sessions.set_state("s", "y", big)
+        await db.sessions.set_state("s", "x", 1)  # smaller than what it replaces
+        session = await db.sessions.get_session("s")
+        assert session is not None
+        assert (len(session["events"]), session["state"]) == (1, {"x": 1})
+
+
+@pytest.mark.parametrize("event", [[], "x", None, 7, {"a": float("nan")}, {"a": "\ud800"}, {1: 2}])
+async def test_an_event_that_is_no_json_object_is_refused(database: Settings, event: Any) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+        with pytest.raises(InvalidValueError, match="Invalid event"):
+            await db.sessions.append_event("s", event)
+        with pytest.raises(InvalidValueError, match="Invalid state_delta"):
+            await db.sessions.append_event("s", {}, 0 if event is None else event)  # type: ignore[arg-type]
+        assert (await db.sessions.get_session("s") or {})["events"] == []
+
+
+APPEND = """
+import asyncio, sys
+import abathur_nb as nb
+async def main():
+    async with nb.Database.open(nb.resolve("development", db_path=sys.argv[1])) as db:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for n in range(int(sys.argv[3])):
+            await db.sessions.append_event("s", {"by": sys.argv[2], "n": n}, {f"{sys.argv[2]}-{n}": n})
+asyncio.run(main())
+"""
+
+
+async def test_concurrent_appends_of_tasks_and_of_processes_lose_nothing(database: Settings) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+        workers = [
+            await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", APPEND, str(database.db_path), str(n), "40"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            for n in range(3)
+        ]
+        for worker in workers:
+            assert worker.stdout is not None
+            assert await worker.stdout.readline() == b"ready\n"
+
+        async def append(task: int) -> None:
+            for n in range(10):
+                await db.sessions.append_event("s", {"by": f"t{task}", "n": n}, {f"t{task}-{n}": n})
+
+        await asyncio.gather(
+            *(worker.communicate(b"go\n") for worker in workers), *(append(task) for task in range(20))
+        )
+        assert [worker.returncode for worker in workers] == [0, 0, 0]
+        session = await db.sessions.get_session("s")
+        assert session is not None
+        assert len(session["events"]) == len(session["state"]) == 3 * 40 + 20 * 10
+        for by in (*"012", *(f"t{task}" for task in range(20))):  # each in its own order
+            own = [event["n"] for event in session["events"] if event["by"] == by]
+            assert own == list(range(40 if by in "012" else 10))
+
+
+async def test_a_spoiled_session_is_named_and_the_others_still_read(database: Settings) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+        await db.sessions.create_session("t", "app", "alice")
+    run_sql(database.db_path, "UPDATE sessions SET state = '{broken' WHERE id = 's'")
+    async with Database.open(database) as db:
+        with pytest.raises(RefusedError, match=r"^state of row 's' holds no JSON"):
+            await db.sessions.get_session("s")
+        assert await db.sessions.get_session("t")
+
+
+def test_the_statuses_are_those_of_the_schema(database: Settings) -> None:
+    with closing(sqlite3.connect(database.db_path)) as conn:
+        for status in STATUSES:
+            conn.execute(
+                "INSERT INTO sessions (id, app_name, user_id, status) VALUES (?, 'a', 'u', ?)", (status, status)
+            )

@@ -1,0 +1,288 @@
+"""How settings are resolved: the layers, and every bad value named at once before anything is touched."""
+
+import math
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damage import run_as_other
+
+from abathur_nb.errors import ConfigurationError
+from abathur_nb.settings import ENVIRONMENTS, Settings, resolve
+from abathur_nb.wording import shown
+
+
+def write_config(home: Path, text: str | bytes) -> Path:
+    path = home / ".config" / "abathur" / "abathur.toml"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def faults(*args: Any, **given: Any) -> tuple[str, ...]:
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(*args, **given)
+    assert isinstance(caught.value, ValueError)
+    assert all(fault.isprintable() for fault in caught.value.faults)
+    return caught.value.faults
+
+
+# --- the environments
+
+
+@pytest.mark.parametrize(
+    ("env", "db_path", "backup_dir"),
+    [
+        ("development", "~/abathur_data/abathur.db", "~/abathur_data/backups"),
+        ("staging", "/var/lib/abathur-staging/abathur.db", "/var/lib/abathur-staging/backups"),
+        ("production", "/var/lib/abathur/abathur.db", "/backups"),
+    ],
+)
+def test_each_environment_has_its_own_paths(home: Path, env: str, db_path: str, backup_dir: str) -> None:
+    settings = resolve(env)
+    assert settings.db_path == Path(db_path.replace("~", str(home)))
+    assert settings.backup_dir == Path(backup_dir.replace("~", str(home)))
+    assert settings.archive_dir == settings.db_path.parent / "runs"
+    assert settings.origins["db_path"] == "default"
+    assert list(home.iterdir()) == []
+
+
+def test_development_warns_where_production_refuses() -> None:
+    development, staging, production = (resolve(env) for env in ENVIRONMENTS)
+    assert [s.on_tmpfs for s in (development, staging, production)] == ["warn", "warn", "refuse"]
+    assert [s.on_shared_directory for s in (development, staging, production)] == ["fail", "refuse", "refuse"]
+    assert [s.relative_paths for s in (development, staging, production)] == [True, False, False]
+
+
+def test_settings_and_environments_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        resolve().env = "production"  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        ENVIRONMENTS["development"] = {}  # type: ignore[index]
+
+
+HOSTILE = [
+    *("", "../../etc", "production\n", "produc\0tion", "'); import os; os.system('touch canary'); ('"),
+    *("x\nimport os\nos.system('touch canary')", "'''", "<script>alert(1)</script>", "\ud800", "x" * 100_000),
+]
+
+
+@pytest.mark.parametrize("env", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_wrong_environment_names_those_there_are(env: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (fault,) = faults(env)
+    assert fault.startswith("env: expected one of development, staging, production, found ")
+    assert len(fault) < 300
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("env", ["prod", "Production", " production ", "production\n", "prodution"])
+def test_a_near_miss_of_an_environment_is_asked_back(env: str) -> None:
+    assert faults(env)[0].endswith("; did you mean production?")
+
+
+@pytest.mark.parametrize(
+    "env", [None, ["production"], {"a": 1}, math.nan, 10**400, 10**5000, True, b"production"], ids=range(8)
+)
+def test_an_environment_that_is_no_text_is_a_type_error_by_name(env: Any) -> None:
+    (fault,) = faults(env)
+    assert fault.startswith("env: expected one of the names")
+    assert fault.endswith(f"({type(env).__name__})")
+
+
+# --- paths
+
+BAD_PATHS = [
+    *(
+        "",
+        ":memory:",
+        "file:x?mode=memory",
+        "file:///tmp/x.db",
+        "~other/x.db",
+        "/a\0b",
+        "/a\nb",
+        "/a\udc80b",
+        "/a\u202eb",
+    ),
+    *("/" + "n" * 256, "/n" * 2048, b"/bytes.db", 7, 1.5, True, ["/x"], math.nan),
+]
+
+
+@pytest.mark.parametrize("name", ["db_path", "backup_dir", "archive_dir"])
+@pytest.mark.parametrize("path", BAD_PATHS, ids=range(len(BAD_PATHS)))
+def test_a_bad_path_is_a_fault_that_names_its_setting(name: str, path: Any) -> None:
+    (fault,) = faults("development", **{name: path})
+    assert fault.startswith(name)
+    assert "expected a" in fault
+
+
+def test_a_relative_path_is_resolved_in_development_and_refused_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve("development", db_path="a/../x.db").db_path == tmp_path / "x.db"
+    for env in ("staging", "production"):
+        assert faults(env, db_path="x.db") == ("db_path (from argument): expected an absolute path, found 'x.db'",)
+
+
+def test_a_tilde_is_ones_own_home(home: Path) -> None:
+    assert resolve("production", db_path="~/x.db").db_path == home / "x.db"
+
+
+def test_with_a_database_of_ones_own_backups_and_runs_go_beside_it() -> None:
+    settings = resolve("production", db_path="/x/y.db")
+    assert (settings.backup_dir, settings.archive_dir) == (Path("/x/backups"), Path("/x/runs"))
+    assert settings.origins["backup_dir"] == "beside the data"
+    assert resolve("production", db_path="/x/y.db", backup_dir="/b").backup_dir == Path("/b")
+
+
+# --- the layers
+
+
+def test_arguments_beat_variables_beat_the_file_beats_the_defaults(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_config(home, '[environments.staging]\ndb_path = "/file/x.db"\nreaders = 3\nmax_wal_mb = 7\n')
+    monkeypatch.setenv("ABATHUR_READERS", "4")
+    monkeypatch.setenv("ABATHUR_BACKUP_DIR", "/variable/backups")
+    settings = resolve("staging", backup_dir="/argument/backups")
+    assert (settings.db_path, settings.backup_dir) == (Path("/file/x.db"), Path("/argument/backups"))
+    assert (settings.readers, settings.max_wal_mb, settings.min_free_mb) == (4, 7, 500)
+    where = f"settings file {path}"
+    named = {"db_path": where, "backup_dir": "argument", "archive_dir": "beside the data", "readers": "ABATHUR_READERS"}
+    assert settings.origins == {**named, "max_wal_mb": where}
+    assert resolve("development").readers == 4  # a variable holds for every environment
+    assert resolve("development").max_wal_mb == 256  # a table for its own
+
+
+@pytest.mark.parametrize("name", ["db_path", "backup_dir", "archive_dir"])
+def test_each_path_has_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ABATHUR_{name.upper()}", "/v/x")
+    assert getattr(resolve("production"), name) == Path("/v/x")
+    monkeypatch.setenv(f"ABATHUR_{name.upper()}", "")
+    assert faults("production")[0].startswith(f"{name} (from ABATHUR_{name.upper()}): expected a path")
+
+
+def test_the_file_may_add_an_environment_of_ones_own(home: Path) -> None:
+    write_config(home, '[environments.lab]\ndb_path = "/lab/x.db"\n')
+    settings = resolve("lab")
+    assert (settings.db_path, settings.on_shared_directory) == (Path("/lab/x.db"), "refuse")
+    assert faults("lb")[0].startswith("env: expected one of development, staging, production, lab, found 'lb'")
+
+
+def test_an_environment_of_ones_own_must_name_its_database(home: Path) -> None:
+    write_config(home, "[environments.lab]\nreaders = 3\n")
+    assert "db_path: environment 'lab' names none" in faults("lab")[0]
+
+
+def test_the_variable_names_another_file_and_one_in_the_working_directory_is_never_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "abathur.toml").write_text("[environments.development]\nreaders = 7\n")
+    monkeypatch.chdir(tmp_path)
+    assert resolve().readers == 2
+    monkeypatch.setenv("ABATHUR_CONFIG", str(tmp_path / "abathur.toml"))
+    assert resolve().readers == 7
+    monkeypatch.setenv("ABATHUR_CONFIG", str(tmp_path / "none.toml"))
+    assert "named by ABATHUR_CONFIG, but there is none" in faults()[0]
+    monkeypatch.setenv("ABATHUR_CONFIG", str(tmp_path))
+    assert "cannot be read" in faults()[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[environments.development", "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+        ("readers = 3", "expected tables [environments.NAME], found 'readers'"),
+        ("environments = 3", "found environments = 3"),
+        ("[environments]\ndevelopment = 3", "expected a table [environments.NAME]"),
+        ("[environments.'../x']\nreaders = 3", "expected a table [environments.NAME]"),
+        ("[environments.development]\nreader = 3", "has no setting 'reader'; did you mean readers?"),
+        ("[environments.development]\nenv = 'x'", "has no setting 'env'"),
+        ("[environments.development]\norigins = {}", "has no setting 'origins'"),
+        ("[environments.development]\ndb_path = 7", "expected a path as text, found 7 (int)"),
+        ("[environments.development]\nreaders = 0", "readers (from settings file"),
+        ("[environments.development]\nreaders = true", "expected no truth value, found True"),
+        ("[environments.development]\nreaders = 'many'", "found 'many'"),
+        ("[environments.development]\nsession_p99_ms = nan", "session_p99_ms (from settings file"),
+        ("[environments.development]\nsession_p99_ms = inf", "session_p99_ms (from settings file"),
+        ("[environments.development]\nsynchronous = 'OFF'", "synchronous (from settings file"),
+        ("[environments.development]\non_tmpfs = 'ignore'", "on_tmpfs (from settings file"),
+    ],
+)
+def test_a_faulty_settings_file_is_named_with_its_fault(home: Path, text: str | bytes, told: str) -> None:
+    write_config(home, text)
+    (fault,) = faults()
+    assert str(home) in fault
+    assert told in fault
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("ABATHUR_READERS", "0x10", "found '0x10'"),
+        ("ABATHUR_READERS", "", "found ''"),
+        ("ABATHUR_READERS", "33", "less than or equal to 32"),
+        ("ABATHUR_REQUIRE_SAFE_WAL", "perhaps", "found 'perhaps'"),
+        ("ABATHUR_DB_PAHT", "/x.db", "no such setting; did you mean ABATHUR_DB_PATH?"),
+    ],
+)
+def test_a_faulty_variable_is_named_with_its_fault(
+    variable: str, value: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    (fault,) = faults()
+    assert variable in fault
+    assert told in fault
+
+
+def test_a_variable_of_another_program_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABATHUR_FRONTEND_COLOUR", "red")
+    assert resolve().readers == 2
+
+
+@pytest.mark.parametrize(("text", "truth"), [("true", True), ("False", False)])
+def test_a_truth_from_a_variable_is_a_truth(text: str, truth: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABATHUR_RELATIVE_PATHS", text)
+    monkeypatch.setenv("ABATHUR_REQUIRE_SAFE_WAL", text)
+    if truth:
+        settings = resolve("production", db_path="x.db")
+        assert settings.db_path == Path.cwd() / "x.db"
+        assert settings.require_safe_wal is True
+    else:
+        assert "expected an absolute path" in faults("development", db_path="x.db")[0]
+
+
+def test_all_faults_are_named_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(home, "[environments.production]\nreader = 3\nmax_wal_mb = -1\n")
+    monkeypatch.setenv("ABATHUR_ARCHIVE_DIR", "runs")
+    found = faults("prod", db_path=":memory:", backup_dir="")
+    assert len(found) == 5
+    for name, fault in zip(
+        ("[environments.production]", "env", "db_path", "backup_dir", "archive_dir"), found, strict=True
+    ):
+        assert name in fault
+    assert len(faults("production", db_path=":memory:")) == 4  # the file's max_wal_mb is the fourth
+
+
+def test_the_settings_show_where_each_came_from_and_escape_what_they_show() -> None:
+    html = resolve("development", db_path="/<b>&.db")._repr_html_()
+    assert "/&lt;b&gt;&amp;.db" in html
+    assert "argument" in html
+    assert all(name in html for name in (setting.name for setting in fields(Settings)) if name != "origins")
+
+
+def test_shown_survives_any_value() -> None:
+    class Hostile:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    assert shown(Hostile()) == "a value of type Hostile"
+    assert shown("a\n") == "'a\\n'"
+    assert len(shown("x" * 10**6)) < 140
+
+
+def test_a_user_without_a_name_can_show_his_settings() -> None:
+    """As in a container that runs under a number."""
+    program = "os.environ.pop('USER', None); os.environ.pop('LOGNAME', None); print(nb.resolve()._repr_html_())\n"
+    assert "#3999999 on " in run_as_other(program, uid=3_999_999)

@@ -1,0 +1,299 @@
+"""What stands at the database path, told without touching it; and what each verb and the store make of it."""
+
+import asyncio
+import os
+import random
+import socket
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from damage import drop_index, fingerprint, flip_bits, held, run_as_other, run_sql, untouched
+
+from abathur_nb.database import Database
+from abathur_nb.errors import AbathurError, BusyError, RefusedError
+from abathur_nb.initialize import initialize_database
+from abathur_nb.settings import Settings
+from abathur_nb.target import examine, identify, require_present
+from abathur_nb.validate import validate_database
+from abathur_nb.wording import user_name
+
+
+def make_socket(path: Path) -> None:
+    # Its name may have 107 bytes: a relative one is short.
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(path.parent)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path.name)
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+
+def make_link_to_passwd(path: Path) -> None:
+    path.symlink_to("/etc/passwd")
+
+
+def make_stale_log(path: Path) -> None:
+    Path(f"{path}-wal").write_bytes(b"x" * 4152)
+
+
+def make_stale_pair(path: Path) -> None:
+    """Make what SQLite leaves behind of a read-only open: empty, and refused all the same."""
+    Path(f"{path}-wal").touch()
+    Path(f"{path}-shm").write_bytes(bytes(32768))
+
+
+def make_hot_journal(path: Path) -> None:
+    Path(f"{path}-journal").write_bytes(b"x" * 512)
+
+
+def make_another_application(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as conn:
+        conn.executescript("PRAGMA application_id = 7; PRAGMA user_version = 1; CREATE TABLE sessions (x);")
+
+
+def make_plain_sqlite(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as conn:
+        conn.executescript("CREATE TABLE x (y); INSERT INTO x VALUES (1);")
+
+
+def header_only(path: Path) -> None:
+    path.write_bytes(b"SQLite format 3\0" + bytes(84))
+
+
+# (what is made, the state, a piece of what is told)
+STRANGE: list[tuple[Callable[[Path], object], str, str]] = [
+    (Path.mkdir, "refused", "is a directory"),
+    (os.mkfifo, "refused", "is a FIFO"),
+    (make_socket, "refused", "is a socket"),
+    (lambda path: os.mknod(path, 0o600 | 0o020000, os.makedev(1, 3)), "refused", "is a character device"),
+    (make_link_to_passwd, "refused", "is a symbolic link"),
+    (lambda path: path.symlink_to(path.with_name("nowhere.db")), "refused", "is a symbolic link"),
+    (lambda path: path.symlink_to(path), "refused", "is a symbolic link"),
+    (make_stale_log, "refused", "side files of a former one"),
+    (make_stale_pair, "refused", "side files of a former one"),
+    (make_hot_journal, "refused", "side files of a former one"),
+    (Path.touch, "empty", "empty shell of 0 bytes"),
+    (lambda path: path.write_bytes(b"0123456789"), "refused", "not SQLite or is encrypted"),
+    (lambda path: path.write_text("a plain text\n" * 1000), "refused", "not SQLite or is encrypted"),
+    (lambda path: path.write_bytes(random.Random(7).randbytes(65536)), "refused", "not SQLite or is encrypted"),  # noqa: S311
+    (header_only, "refused", "not SQLite or is encrypted"),
+    (make_another_application, "refused", "another application's or half-made: application_id 0x00000007"),
+    (make_plain_sqlite, "refused", "another application's or half-made: application_id 0x00000000"),
+]
+
+
+async def verdicts(settings: Settings) -> tuple[bool, bool, str]:
+    """Ask both verbs and the store, each within 5 seconds; return (validate refused, initialize refused, the error)."""
+    async with asyncio.timeout(5):
+        validated = await validate_database(settings)
+    async with asyncio.timeout(5):
+        initialized = await initialize_database(settings)
+    assert not validated.ok
+    assert not initialized.ok
+    for report in (validated, initialized):
+        for check in report.checks:
+            assert not check.failed or check.remedy or check.evidence, f"{check.name} has no remedy"
+    async with asyncio.timeout(5):
+        with pytest.raises(AbathurError) as caught:
+            async with Database.open(settings):
+                pass
+    return validated.refused, initialized.refused, str(caught.value)
+
+
+@pytest.mark.parametrize(("make", "state", "told"), STRANGE, ids=range(len(STRANGE)))
+async def test_what_is_no_database_of_ours_is_refused_and_left_as_it_is(
+    settings: Settings, make: Callable[[Path], object], state: str, told: str
+) -> None:
+    folder = settings.db_path.parent
+    folder.mkdir()
+    folder.chmod(0o700)
+    make(settings.db_path)
+    before = {path.name: fingerprint(path) for path in folder.iterdir()}
+    with untouched(Path("/etc/passwd")):
+        async with asyncio.timeout(5):
+            target = await identify(settings)
+        assert (target.state, target.check.status) == (state, "fail")
+        assert told in target.check.observed
+        assert target.check.remedy
+        validate_refuses, initialize_refuses, error = await verdicts(settings)
+    assert initialize_refuses
+    # An empty shell is a finding about a database; the rest is not validate's to judge.
+    assert validate_refuses == (state != "empty")
+    assert told in error
+    assert {path.name: fingerprint(path) for path in folder.iterdir()} == before
+
+
+ALIEN = "PRAGMA application_id = 1"
+OURS: list[tuple[tuple[str, ...], str]] = [
+    ((ALIEN,), "another application's"),
+    (("PRAGMA application_id = 0",), "half-made"),
+    (("PRAGMA user_version = 2",), "newer than this package: user_version 2, known is 1"),
+    (("PRAGMA user_version = 0",), "of no schema that was ever released"),
+    (("CREATE TRIGGER evil AFTER INSERT ON audit BEGIN DELETE FROM tasks; END",), "holds trigger evil"),
+    (("CREATE VIEW evil AS SELECT load_extension('/x')",), "holds view evil"),
+    (("CREATE VIEW sqlite AS SELECT 1", "CREATE VIEW a AS SELECT 1"), "holds view a, view sqlite"),
+]
+
+
+@pytest.mark.parametrize(("statements", "told"), OURS, ids=[told for _, told in OURS])
+async def test_a_database_that_must_not_be_touched_is_refused_and_left_as_it_is(
+    database: Settings, statements: tuple[str, ...], told: str
+) -> None:
+    run_sql(database.db_path, *statements)
+    with untouched(database.db_path):
+        target = await identify(database)
+        assert (target.state, target.check.status) == ("refused", "fail")
+        assert told in target.check.observed
+        assert await verdicts(database) == (
+            True,
+            True,
+            str(target.check.observed) + ". " + _sentence(target.check.remedy),
+        )
+
+
+def _sentence(remedy: str) -> str:
+    return remedy[0].upper() + remedy[1:]
+
+
+async def test_an_absent_database_is_absent_and_init_is_named(settings: Settings) -> None:
+    assert (await identify(settings)).state == "absent"
+    assert not settings.db_path.parent.exists()
+    report = await validate_database(settings)
+    assert report.refused
+    assert "init.ipynb" in report.checks[0].remedy
+    with pytest.raises(RefusedError, match=r"Run init\.ipynb"):
+        await require_present(settings)
+    settings.db_path.parent.mkdir()
+    assert (await identify(settings)).state == "absent"
+    assert list(settings.db_path.parent.iterdir()) == []
+
+
+async def test_a_database_of_ours_is_present_and_untouched(database: Settings) -> None:
+    with untouched(database.db_path):
+        target = await identify(database)
+    assert (target.state, target.check.status) == ("present", "pass")
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_link_as_parent_is_refused_with_the_real_path(database: Settings, tmp_path: Path, there: bool) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(database.db_path.parent if there else tmp_path / "nowhere")
+    target = await identify(replace(database, db_path=link / "abathur.db"))
+    assert target.state == "refused"
+    assert "is a symbolic link to" in target.check.observed
+    assert target.check.remedy.startswith("db_path: name ")
+    assert target.check.remedy.endswith(str(link.resolve() / "abathur.db"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+async def test_a_parent_that_is_a_file_is_refused(settings: Settings) -> None:
+    settings.db_path.parent.touch()
+    assert (await identify(settings)).state == "refused"
+    assert (await verdicts(settings))[:2] == (True, True)
+
+
+@pytest.mark.parametrize("spoil", ["schema page", "truncated to a page", "truncated within a page"])
+async def test_a_damaged_database_is_corrupt_for_every_verb(database: Settings, spoil: str) -> None:
+    if spoil == "schema page":
+        flip_bits(database.db_path, 100, 8)
+    else:
+        os.truncate(database.db_path, 4096 if spoil.endswith("to a page") else 5000)
+    with untouched(database.db_path):
+        target = await identify(database)
+        assert target.state == "damaged"
+        assert "CORRUPT" in target.check.observed
+        assert "restore a backup" in target.check.remedy
+        _, initialize_refuses, error = await verdicts(database)
+    assert initialize_refuses
+    assert "CORRUPT" in error
+
+
+async def test_a_database_locked_whole_is_refused_after_a_bounded_wait_by_the_name_of_its_holder(
+    database: Settings,
+) -> None:
+    settings = replace(database, busy_timeout_ms=100)
+    with held(database.db_path, "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "COMMIT") as process:
+        with untouched(database.db_path):
+            target = await identify(settings)
+            assert target.state == "refused"
+            assert f"is locked by PID {process.pid} (" in target.check.observed
+            validate_refuses, initialize_refuses, error = await verdicts(settings)
+        assert (validate_refuses, initialize_refuses) == (True, True)
+        assert f"PID {process.pid}" in error
+    async with Database.open(settings):
+        pass
+
+
+async def test_a_hot_journal_is_told_with_its_remedy_and_left_for_a_writer(database: Settings) -> None:
+    """A transaction of a killed process, which no reader may roll back."""
+    path = database.db_path
+    run_sql(path, "PRAGMA journal_mode = DELETE")
+    spill = (
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 999)"
+        " INSERT INTO metrics (metric_name, metric_value) SELECT hex(randomblob(500)), i FROM n"
+    )
+    with held(path, "PRAGMA cache_size = 1", "BEGIN IMMEDIATE", spill):
+        assert Path(f"{path}-journal").stat().st_size > 512
+    with untouched(path), untouched(Path(f"{path}-journal")):
+        report = await validate_database(database)
+        assert not report.ok
+        told = report.checks[0].observed + report.checks[0].remedy
+        assert "could not run" in told
+        assert "has a hot journal, left by a killed writer" in told
+        assert "PRAGMA user_version" in told
+        assert (await initialize_database(database)).refused
+    run_sql(path, "PRAGMA journal_mode = WAL")
+    assert (await validate_database(database)).ok
+
+
+async def test_a_database_without_an_index_is_present_but_no_store_opens_it(database: Settings) -> None:
+    drop_index(database.db_path)
+    assert (await identify(database)).state == "present"
+    with pytest.raises(RefusedError, match="missing: idx_audit_task"):
+        await _open(database)
+
+
+async def _open(settings: Settings) -> None:
+    async with Database.open(settings):
+        pass
+
+
+async def test_what_another_may_not_read_is_refused_with_the_owner(public: Path) -> None:
+    """A directory and a file of root's, asked by somebody without privileges."""
+    program = (
+        "from abathur_nb.target import identify\n"
+        "for name in sys.argv[1:]:\n"
+        "    target = asyncio.run(identify(nb.resolve('development', db_path=name)))\n"
+        "    print(target.state, '|', target.check.observed, '|', target.check.remedy)\n"
+    )
+    locked, file = public / "locked", public / "x.db"
+    locked.mkdir(mode=0o700)
+    (locked / "x.db").touch()
+    file.write_bytes(b"secret")
+    file.chmod(0o600)
+    for line in run_as_other(program, locked / "x.db", file).splitlines():
+        state, observed, remedy = line.split(" | ")
+        assert state == "refused"
+        assert "cannot be looked at" in observed or "may not be read by" in observed
+        assert f"sudo -u {user_name(os.geteuid())}" in remedy
+
+
+def test_examining_opens_nothing(settings: Settings) -> None:
+    """Not even a file that would block: that is why the path is looked at and not opened."""
+    settings.db_path.parent.mkdir()
+    os.mkfifo(settings.db_path)
+    assert examine(settings).state == "refused"
+
+
+async def test_busy_is_an_error_of_its_own_where_the_store_is_opened(database: Settings) -> None:
+    settings = replace(database, busy_timeout_ms=50)
+    with held(database.db_path, "BEGIN IMMEDIATE") as process:
+        async with Database.open(settings) as db:
+            with pytest.raises(BusyError, match=f"PID {process.pid}"):
+                await db.sessions.create_session("s", "a", "u")
