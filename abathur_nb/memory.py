@@ -1,5 +1,6 @@
 """The memories of a database: versions that are added and marked, never rewritten, each change with its audit row."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ class Memory:
             "value": json_text("value", value),
             "memory_type": memory_type,
             "created_by": created_by,
-            "metadata": json_text("metadata", {} if metadata is None else metadata, (dict,)),
+            "metadata": "{}" if metadata is None else json_text("metadata", metadata, (dict,)),
         }
         async with self._db.changing() as writer:
             rows = await self._db.change(writer, "insert_memory", given)
@@ -139,16 +140,18 @@ class Memory:
         task_id: str | None,
     ) -> None:
         """Write the audit row of one change, which names the newest of the entries that it touched."""
-        newest = max(rows, key=lambda row: row["version"])
+        versions = sorted(row["version"] for row in rows)
         entry = {
             "agent_id": None,
             "task_id": task_id,
             "action_type": f"memory_{operation}",
-            "action_data": json_text("action_data", {"key": key, "versions": sorted(row["version"] for row in rows)}),
+            "action_data": json.dumps(
+                {"key": key, "versions": versions}, ensure_ascii=False, separators=(",", ":")
+            ),  # all checked before
             "result": "success",
             "memory_operation_type": operation,
             "memory_namespace": namespace,
-            "memory_entry_id": newest["id"],
+            "memory_entry_id": max(row["id"] for row in rows),
         }
         await self._db.change(writer, "insert_audit", entry)
 

@@ -21,11 +21,9 @@ _KINDS = {
     _REQUIRED: "no NULL where the schema wants a value",
     _TIMESTAMPS: "UTC as YYYY-MM-DD HH:MM:SS, with or without .mmm",
 }
-# Cheaper than to ask strftime of each row, but not every day that it lets through is in the calendar.
-_SECONDS = "[0-9][0-9][0-9][0-9]-[0-1][0-9]-[0-3][0-9] [0-2][0-9]:[0-5][0-9]:[0-5][0-9]"
+# datetime() gives NULL for what it can't read and, made to calculate, another day for one that no calendar has.
 _IS_TIMESTAMP = (
-    "{0} IS NULL OR typeof({0}) = 'text' AND CASE length({0})"
-    f" WHEN 23 THEN {{0}} GLOB '{_SECONDS}.[0-9][0-9][0-9]' WHEN 19 THEN {{0}} GLOB '{_SECONDS}' ELSE 0 END"
+    "{0} IS NULL OR typeof({0}) = 'text' AND length({0}) IN (19, 23) AND datetime({0}, '+0 days') IS substr({0}, 1, 19)"
 )
 
 

@@ -220,6 +220,9 @@ BAD_ROWS = [  # (the check, the column, what it is made to hold)
     ("timestamps", "tasks.submitted_at", "'2026-01-01T00:00:00'"),
     ("timestamps", "tasks.submitted_at", "'2026-01-01 00:00:00 UTC'"),
     ("timestamps", "tasks.submitted_at", "'2026-01-01 30:00:00'"),
+    ("timestamps", "tasks.submitted_at", "'2026-02-30 00:00:00'"),
+    ("timestamps", "tasks.submitted_at", "'2026-13-01 00:00:00.000'"),
+    ("timestamps", "tasks.submitted_at", "'2026-01-01 00:00:00.1x3'"),
     ("timestamps", "audit.timestamp", "'now'"),
     ("timestamps", "sessions.last_update_time", "'now'"),
 ]
