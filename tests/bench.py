@@ -227,7 +227,7 @@ def concurrent(place: Path) -> Sides:
 
 
 def beside_writer(place: Path) -> Sides:
-    """Time reads beside a writer of 100 rows a transaction that never rests, and where all share one locked connection."""
+    """Time reads beside a writer that never rests, 100 rows a transaction, and where all share a locked connection."""
     insert = "INSERT INTO metrics (metric_name, metric_value) VALUES ('busy', 1)"
 
     async def measure() -> Sides:
