@@ -10,6 +10,7 @@ from abathur_nb.errors import (
     ChecksFailedError,
     ConfigurationError,
     InvalidValueError,
+    MisuseError,
     RefusedError,
 )
 from abathur_nb.explain import Plans, explain_queries
@@ -36,6 +37,7 @@ __all__ = [
     "ConfigurationError",
     "Database",
     "InvalidValueError",
+    "MisuseError",
     "Plans",
     "Query",
     "RefusedError",

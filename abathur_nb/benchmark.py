@@ -4,19 +4,21 @@ import os
 import platform
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 
 from abathur_nb import synthetic
-from abathur_nb.connection import connect, connection_pragmas, explain_error
+from abathur_nb.connection import connect, connection_pragmas, explain_error, pragma
 from abathur_nb.database import Database
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.location import file_system
-from abathur_nb.measurements import BenchmarkResult, compare, load_baseline
+from abathur_nb.measurements import BenchmarkResult, check_savable, compare, load_baseline
 from abathur_nb.parameters import check_ranges
 from abathur_nb.percentiles import percentiles, verdict
 from abathur_nb.report import Check, Report
@@ -31,7 +33,9 @@ __all__ = ["run_benchmark"]
 _TITLE = "benchmark"
 _MB = 1_000_000
 _BYTES_A_ROW = 4_000  # a synthetic memory and session with their indexes and related rows take about 2,600
-_ROUNDS = 100  # of concurrent reads; to claim a p95 takes 59
+_ROUNDS = 100  # the fewest of concurrent reads; to claim a p95 takes 59
+_REPETITIONS = 1000  # the default, and the most that stay at so few rounds
+_MOST_REPETITIONS = 100_000
 _CONCURRENCY = (1, 2, 5, 10, 20, 50, 100, 200)
 _SESSION, _MEMORY, _CONCURRENT = "session retrieval", "memory retrieval", "50 concurrent reads"
 
@@ -42,36 +46,60 @@ async def run_benchmark(
     settings: Settings,
     *,
     rows: int = 10_000,
-    repetitions: int = 1000,
+    repetitions: int = _REPETITIONS,
     full: bool = False,
     baseline: str | os.PathLike[str] | None = None,
+    save_to: str | os.PathLike[str] | None = None,
 ) -> BenchmarkResult:
     """Time the store on a snapshot of the database, filled up with ``rows`` synthetic memories and sessions.
 
     The snapshot lies in a scratch directory beside the database and is removed at the end; the live rows are only
     read, once, for the copy. ``full`` adds the reads beside a busy writer, 1 to 200 concurrent reads, the growth
     from 1,000 to ``rows``, and the share of the driver. ``baseline`` names the JSON of an earlier result to compare
-    with. Raises ConfigurationError for a wrong argument.
+    with; to ``save_to`` the JSON of this one is written, if it was measured to its end. Raises ConfigurationError for
+    a wrong argument.
     """
-    earlier = _checked_arguments(rows, repetitions, full, baseline)
+    earlier = _checked_arguments(rows, repetitions, full, baseline, save_to)
     samples: Samples = {}
+    limits = _limits(settings)
     machine = _machine(settings, rows, repetitions)
     report = await refusal(_TITLE, settings) or _lack_of_room(settings, rows)
     if report is None:
         try:
             with scratch_directory(settings.db_path.parent, _TITLE) as scratch:
-                await _measure(settings, scratch, rows, repetitions, full, samples)
-            checks = (*_limits(settings, samples), *_readings(samples), *compare(samples, earlier))
+                machine["PRAGMAs"] = await _measure(settings, scratch, rows, repetitions, full, samples)
+            verdicts = _verdicts(limits, samples, repetitions)
+            checks = (*verdicts, *_readings(limits, samples), *compare(samples, earlier))
             report = Report(_TITLE, checks, subject=str(settings.db_path))
+            return _save(BenchmarkResult(report, samples, machine, earlier, limits), save_to)
         except (sqlite3.Error, OSError, AbathurError) as error:
-            told = explain_error(settings.db_path, error) if isinstance(error, sqlite3.Error) else error
-            check = Check(_TITLE, "error", expected="runs to its end", observed=f"could not run: {told}")
+            told = explain_error(settings.db_path, error)
+            observed = f"could not run: {told.observed}"
+            remedy = told.remedy or "run validate.ipynb, and when it passes this again"
+            check = Check(_TITLE, "error", expected="runs to its end", observed=observed, remedy=remedy)
             report = Report(_TITLE, (check,), subject=str(settings.db_path))
-    return BenchmarkResult(report, samples, machine, earlier)
+    return BenchmarkResult(report, samples, machine, earlier, limits, "not saved: it was not measured to its end")
+
+
+def _save(result: BenchmarkResult, save_to: str | os.PathLike[str] | None) -> BenchmarkResult:
+    """Save a result and say so in it; what has been measured is not lost where that fails in the end."""
+    try:
+        return replace(result, saved=result.save(save_to))
+    except ConfigurationError as error:
+        remedy = "make room there, or name another file: -p save_to result.json"
+        check = Check(
+            "saving", "error", expected=f"saved as {save_to}", observed=f"could not run: {error}", remedy=remedy
+        )
+        report = replace(result.report, checks=(*result.report.checks, check))
+        return replace(result, report=report, saved=f"not saved: {error}")
 
 
 def _checked_arguments(
-    rows: int, repetitions: int, full: bool, baseline: str | os.PathLike[str] | None
+    rows: int,
+    repetitions: int,
+    full: bool,
+    baseline: str | os.PathLike[str] | None,
+    save_to: str | os.PathLike[str] | None,
 ) -> dict[str, list[int]]:
     """Return the baseline's samples, or raise ConfigurationError naming every wrong argument."""
     faults: list[str] = []
@@ -86,6 +114,10 @@ def _checked_arguments(
         earlier = load_baseline(baseline)
     except ConfigurationError as error:
         faults += error.faults
+    try:
+        check_savable(save_to)
+    except ConfigurationError as error:
+        faults += [f"save_to: {fault}" for fault in error.faults]
     if faults:
         raise ConfigurationError(faults)
     return earlier
@@ -106,34 +138,39 @@ def _lack_of_room(settings: Settings, rows: int) -> Report | None:
 
 async def _measure(
     settings: Settings, scratch: Path, rows: int, repetitions: int, full: bool, samples: Samples
-) -> None:
+) -> dict[str, Any]:
+    """Fill ``samples`` from a copy in ``scratch``, and return the PRAGMAs of the connections that read it."""
     copy = replace(settings, db_path=scratch / "copy.db")
     await _snapshot(settings, copy)
-    filled = 0
+    names = ("journal_mode", *connection_pragmas(copy), "query_only", "trusted_schema")
+    async with connect(copy.db_path, settings=copy) as conn:
+        pragmas = {name: await pragma(conn, name) for name in names}
     sizes = [size for size in (1_000, 10_000, 100_000, 1_000_000) if size < rows] if full else []
-    for size in (*sizes, rows):
-        await _fill(copy, filled, size)
-        filled = size
-        if full:
-            with one_cpu():
+    with one_cpu():  # so that two runs can be compared
+        for start, size in pairwise((0, *sizes, rows)):
+            await _fill(copy, start, size)
+            if full:
                 async with Database.open(copy) as db:
                     samples[f"growth/{size}"] = await time_reads(memory_reads(db, size), repetitions)
-    async with Database.open(copy) as db:
-        samples[_SESSION] = await time_reads(session_reads(db, rows), repetitions)
-        samples[_MEMORY] = await time_reads(memory_reads(db, rows), repetitions)
-        samples[_CONCURRENT] = await time_reads(together(session_reads(db, rows), 50), _ROUNDS)
-        if full:
-            async with writing(db):
-                samples[f"{_SESSION} beside a writer"] = await time_reads(session_reads(db, rows), repetitions)
-                samples[f"{_MEMORY} beside a writer"] = await time_reads(memory_reads(db, rows), repetitions)
-            for tasks in _CONCURRENCY:
-                samples[f"concurrency/{tasks}"] = await time_reads(together(memory_reads(db, rows), tasks), _ROUNDS)
-    if full:
-        with one_cpu():
-            async with Database.open(copy) as db:
-                alone, decoded = time_plainly(db, rows, repetitions)
-                samples["share/SQLite"], samples["share/SQLite and decoding"] = alone, decoded
-                samples["share/SQLite, decoding and driver"] = await time_reads(memory_reads(db, rows), repetitions)
+        async with Database.open(copy) as db:
+            samples[_SESSION] = await time_reads(session_reads(db, rows), repetitions)
+            samples[_MEMORY] = await time_reads(memory_reads(db, rows), repetitions)
+            rounds = max(_ROUNDS, repetitions * _ROUNDS // _REPETITIONS)
+            samples[_CONCURRENT] = await time_reads(together(session_reads(db, rows), 50), rounds)
+            if full:
+                await _measure_fully(db, rows, repetitions, samples)
+    return pragmas
+
+
+async def _measure_fully(db: Database, rows: int, repetitions: int, samples: Samples) -> None:
+    async with writing(db):
+        samples[f"{_SESSION} beside a writer"] = await time_reads(session_reads(db, rows), repetitions)
+        samples[f"{_MEMORY} beside a writer"] = await time_reads(memory_reads(db, rows), repetitions)
+    for tasks in _CONCURRENCY:
+        samples[f"concurrency/{tasks}"] = await time_reads(together(memory_reads(db, rows), tasks), _ROUNDS)
+    alone, decoded = time_plainly(db, rows, repetitions)
+    samples["share/SQLite"], samples["share/SQLite and decoding"] = alone, decoded
+    samples["share/SQLite, decoding and driver"] = await time_reads(memory_reads(db, rows), repetitions)
 
 
 async def _snapshot(settings: Settings, copy: Settings) -> None:
@@ -157,36 +194,48 @@ async def _fill(copy: Settings, start: int, stop: int) -> None:
             await synthetic.fill(conn, stop - start, start=start, progress=bar.update)
 
 
-def _limits(settings: Settings, samples: Samples) -> Iterator[Check]:
+def _limits(settings: Settings) -> dict[str, tuple[float, float]]:
+    """Return, for each measurement that has a limit, the percentile and the milliseconds that it must lie under."""
+    return {
+        _SESSION: (0.99, settings.session_p99_ms),
+        _MEMORY: (0.99, settings.memory_p99_ms),
+        _CONCURRENT: (0.95, settings.concurrent_reads_s * 1000),
+    }
+
+
+def _verdicts(limits: Mapping[str, tuple[float, float]], samples: Samples, repetitions: int) -> Iterator[Check]:
     """Hold each limit of the environment against its samples; only a limit that is proven met passes."""
-    for name, level, limit_ms in (
-        (_SESSION, 0.99, settings.session_p99_ms),
-        (_MEMORY, 0.99, settings.memory_p99_ms),
-        (_CONCURRENT, 0.95, settings.concurrent_reads_s * 1000),
-    ):
+    for name, (level, limit_ms) in limits.items():
         found = verdict(samples[name], level, limit_ms)
         told = next(p for p in percentiles(samples[name]) if p.level == level)
-        remedy = (
-            "ask for more: -p repetitions 1000" if found == "not enough samples" else "see explain.ipynb, and the disk"
-        )
+        remedy = "see explain.ipynb, and the disk"
+        if found == "not enough samples":
+            remedy = _ask_for_more(repetitions, rounds=name == _CONCURRENT)
         yield Check.that(
             name,
             found == "met",
-            expected=f"p{level * 100:g} < {limit_ms:g} ms, with 95 % confidence",
+            expected=f"p{level * 100:g} < {limit_ms:g} ms, with 95 % confidence, on one CPU",
             observed=f"{told}, {len(samples[name]):,} samples: {found}",
             remedy=remedy,
         )
 
 
-def _readings(samples: Samples) -> Iterator[Check]:
+def _ask_for_more(repetitions: int, *, rounds: bool) -> str:
+    """Return the parameter that brings more samples than there were, where there is one."""
+    if repetitions >= _MOST_REPETITIONS:
+        return "see what else keeps the machine busy, and run it again"
+    more = _REPETITIONS
+    if rounds or repetitions >= _REPETITIONS:
+        more = min(_MOST_REPETITIONS, 10 * max(repetitions, _REPETITIONS))
+    return f"ask for more: -p repetitions {more}"
+
+
+def _readings(limits: Mapping[str, tuple[float, float]], samples: Samples) -> Iterator[Check]:
     """Show what has no limit of its own."""
     for name, nanoseconds in samples.items():
-        if name not in (_SESSION, _MEMORY, _CONCURRENT):
+        if name not in limits:
             observed = "; ".join(map(str, percentiles(nanoseconds)))
-            pinned = ", on one CPU" if name.startswith(("growth/", "share/")) else ""
-            yield Check(
-                name, "pass", expected=f"shown, no limit{pinned}", observed=f"{observed}, {len(nanoseconds):,} samples"
-            )
+            yield Check(name, "pass", expected="shown, no limit", observed=f"{observed}, {len(nanoseconds):,} samples")
 
 
 def _cpus() -> int | None:
@@ -207,7 +256,7 @@ def _machine(settings: Settings, rows: int, repetitions: int) -> dict[str, Any]:
         "Python": platform.python_version(),
         "SQLite": sqlite3.sqlite_version,
         "aiosqlite": aiosqlite.__version__,
-        "PRAGMAs": {"journal_mode": "wal", **connection_pragmas(settings)},
+        "abathur_nb": version("abathur_nb"),
         "readers": settings.readers,
         "rows": rows,
         "repetitions": repetitions,

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
-from abathur_nb.expected import EXPECTED_TABLES, expected_objects
+from abathur_nb.expected import expected_objects, expected_tables
 from abathur_nb.percentiles import percentiles
 from abathur_nb.wording import printable
 
@@ -42,17 +42,14 @@ class Chart(Figure):
 
 
 def latency_distribution(result: "BenchmarkResult") -> Chart:
-    """Draw how long single reads took, with the p99, its 95 % interval and the limit."""
-    wanted = {
-        check.name: check for check in result.report.checks if check.name in ("session retrieval", "memory retrieval")
-    }
+    """Draw how long those reads took whose p99 has a limit, with the p99, its 95 % interval and the limit."""
+    wanted = {name: limit for name, (level, limit) in result.limits.items() if level == 0.99 and name in result.samples}
     if not wanted:
         return _blank("nothing was measured: the report says why")
     chart, axes = _chart(1.0 + 1.9 * len(wanted), len(wanted), sharex=True)
     told = []
-    for ax, (name, check) in zip(axes, wanted.items(), strict=False):
+    for ax, (name, limit) in zip(axes, wanted.items(), strict=True):
         milliseconds = np.asarray(result.samples[name]) / 1e6
-        limit = float(check.expected.partition("< ")[2].partition(" ms")[0])
         p99 = percentiles(result.samples[name])[-1]
         low, high = p99.low or milliseconds.min(), p99.high or milliseconds.max()
         bins = np.geomspace(milliseconds.min() * 0.9, milliseconds.max() * 1.1, 60)
@@ -104,7 +101,7 @@ def growth_curve(result: "BenchmarkResult") -> Chart:
 
 def coverage_matrix(plans: "Plans") -> Chart:
     """Draw which query uses which of the 33 indexes."""
-    indexes = sorted(plans.coverage, key=lambda name: (EXPECTED_TABLES.index(expected_objects()[name].table), name))
+    indexes = sorted(plans.coverage, key=lambda name: (expected_tables().index(expected_objects()[name].table), name))
     # Queries in the order of their indexes, so that a full set of indexes shows as a staircase.
     queries = list(dict.fromkeys(query for index in indexes for query in plans.coverage[index]))
     chart, (ax,) = _chart(8.5)

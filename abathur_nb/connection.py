@@ -15,7 +15,16 @@ from abathur_nb.errors import AbathurError, BusyError, RefusedError
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 
-__all__ = ["SIDE_FILES", "connect", "connection_pragmas", "explain_error", "lock_holders", "pragma", "run_to_end"]
+__all__ = [
+    "SIDE_FILES",
+    "connect",
+    "connection_pragmas",
+    "explain_error",
+    "lock_holders",
+    "opened",
+    "pragma",
+    "run_to_end",
+]
 
 SIDE_FILES = ("-wal", "-shm", "-journal")
 T = TypeVar("T")
@@ -48,21 +57,28 @@ async def connect(
 
     ``ro`` never writes to the main file (SQLite may leave an empty ``-wal`` and a ``-shm``). Rows are sqlite3.Row.
     ``trusted_schema`` is OFF where this SQLite's CHECKs work with it. Raises sqlite3.Error as SQLite does, and
-    AbathurError if a PRAGMA does not read back.
+    RefusedError if a PRAGMA does not read back.
     """
     # as_uri() quotes what SQLite would read as the end of the file's name.
-    conn = aiosqlite.connect(
-        f"{path.as_uri()}?mode={mode}", uri=True, isolation_level=None, cached_statements=cached_statements
-    )
-    try:
-        await run_to_end(conn)  # a cancelled opening would leave a connection that nobody closes
+    async with opened(f"{path.as_uri()}?mode={mode}", cached_statements=cached_statements) as conn:
         conn.row_factory = sqlite3.Row
         await _configure(conn, settings, mode)
         yield conn
+
+
+@asynccontextmanager
+async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[aiosqlite.Connection]:
+    """Open what ``uri`` names, as it is, in autocommit mode, and close it at the end, cancelled or not."""
+    conn = aiosqlite.connect(uri, uri=True, isolation_level=None, cached_statements=cached_statements)
+    try:
+        await run_to_end(conn)  # a cancelled opening would leave a connection that nobody closes
+        yield conn
     finally:
-        await run_to_end(conn.close())
-        # aiosqlite does not wait for its thread, whose last word could reach a loop closed by then: a bare traceback.
-        conn._thread.join()  # noqa: SLF001
+        try:
+            await run_to_end(conn.close())
+        finally:
+            # aiosqlite does not wait for its thread, whose last word could reach a loop closed by then: a traceback.
+            conn._thread.join()  # noqa: SLF001
 
 
 async def _configure(conn: aiosqlite.Connection, settings: Settings, mode: str) -> None:
@@ -74,7 +90,8 @@ async def _configure(conn: aiosqlite.Connection, settings: Settings, mode: str) 
     if wrong := [
         f"{name} = {found[name]} where {wanted[name]} was set" for name in wanted if found[name] != wanted[name]
     ]:
-        raise AbathurError(f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}")
+        remedy = "use another SQLite: conda env create -f environment.yml"
+        raise RefusedError(f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}", remedy)
 
 
 async def _distrust_schema(conn: aiosqlite.Connection, settings: Settings) -> None:
@@ -116,22 +133,39 @@ async def run_to_end(work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
     return task.result()
 
 
-def explain_error(path: Path, error: sqlite3.Error) -> AbathurError:
-    """Return the error of this package that says what an SQLite error means for the operator."""
+# What SQLite's primary result codes mean for an operator (https://sqlite.org/rescode.html): observed, remedy.
+_MEANINGS = {
+    sqlite3.SQLITE_ERROR: ("{path} does not answer as this schema does ({error})", "run validate.ipynb"),
+    sqlite3.SQLITE_NOTADB: ("{path} is not SQLite or is encrypted", "name another db_path, or restore a backup"),
+    sqlite3.SQLITE_CORRUPT: ("{path} is CORRUPT ({error})", "stop its writers and restore a backup"),
+    sqlite3.SQLITE_FULL: (
+        "the disk of {path} is full, or a table of it has given out its last id",
+        "make room: df -h {folder}; if there is room, run validate.ipynb",
+    ),
+    sqlite3.SQLITE_IOERR: ("{path} could not be read or written ({error})", "see to the disk: dmesg | tail"),
+    sqlite3.SQLITE_CANTOPEN: ("{path} could not be opened", "see who owns it: namei -l {quoted}"),
+    sqlite3.SQLITE_READONLY: ("{path} may not be written to", "see who owns it: namei -l {quoted}"),
+}
+
+
+def explain_error(path: Path, error: Exception) -> AbathurError:
+    """Return the error of this package that says what an error of SQLite, or of the system, means for the operator."""
+    if isinstance(error, AbathurError):
+        return error
     code = getattr(error, "sqlite_errorcode", 0)
     if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         holders = lock_holders(path) or "a process that cannot be named"
         return BusyError(f"{path} is locked by {holders}", "let it finish or end it, then try again")
-    if code & 0xFF == sqlite3.SQLITE_NOTADB:
-        return RefusedError(f"{path} is not SQLite or is encrypted", "name another db_path, or restore a backup")
-    if code & 0xFF == sqlite3.SQLITE_CORRUPT:
-        return RefusedError(f"{path} is CORRUPT ({error})", "stop its writers and restore a backup")
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
         recover = f"let a writer recover it: sqlite3 {quote(str(path))} 'PRAGMA user_version'"
         return RefusedError(f"{path} has a hot journal, left by a killed writer", recover)
-    if code & 0xFF == sqlite3.SQLITE_FULL:
-        return RefusedError(f"the disk of {path} is full", "make room, then try again")
-    return RefusedError(f"{path} could not be used ({error})", "see that its directory exists and is yours")
+    unknown = (
+        "{path} could not be used ({error})",
+        "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}",
+    )
+    names = {"path": path, "error": error, "quoted": quote(str(path)), "folder": quote(str(path.parent))}
+    observed, remedy = _MEANINGS.get(code & 0xFF, unknown)
+    return RefusedError(observed.format(**names), remedy.format(**names))
 
 
 def lock_holders(path: Path) -> str:
@@ -140,16 +174,16 @@ def lock_holders(path: Path) -> str:
         lines = Path("/proc/locks").read_text().splitlines()
     except OSError:
         return ""
-    inodes = set()
+    files = set()
     for suffix in ("", *SIDE_FILES):
         try:
-            inodes.add(os.stat(f"{path}{suffix}").st_ino)
+            found = os.stat(f"{path}{suffix}")
         except OSError:
             continue
-    # "1: POSIX  ADVISORY  WRITE 1234 fd:00:2531 120 120": the owner and major:minor:inode.
-    owners = {
-        f[4] for f in map(str.split, lines) if f[1] != "->" and f[3] == "WRITE" and int(f[5].split(":")[-1]) in inodes
-    }
+        files.add(f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}")
+    # "1: POSIX  ADVISORY  WRITE 1234 fd:00:2531 120 120": the owner and major:minor:inode. (Where stat tells another
+    # device than the kernel's list, as on btrfs, nobody is named: better than an innocent one.)
+    owners = {f[4] for f in map(str.split, lines) if f[1] != "->" and f[3] == "WRITE" and f[5] in files}
     return ", ".join(f"PID {pid} ({_command(pid)})" for pid in sorted(owners - {str(os.getpid())}))
 
 

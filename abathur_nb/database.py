@@ -3,7 +3,8 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextvars import ContextVar
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 import aiosqlite
 
 from abathur_nb.connection import connect, explain_error, pragma, run_to_end
-from abathur_nb.errors import AbathurError, InvalidValueError, RefusedError
+from abathur_nb.errors import AbathurError, InvalidValueError, MisuseError, RefusedError
 from abathur_nb.memory import Memory
-from abathur_nb.plan import read_plan, require_single_select, tree_lines
+from abathur_nb.plan import Parameters, read_plan, require_single_select, tree_lines
 from abathur_nb.schema import Differences, read_schema
 from abathur_nb.sessions import Sessions
 from abathur_nb.settings import Settings
@@ -22,15 +23,17 @@ from abathur_nb.target import require_present
 
 __all__ = ["Database"]
 
-Parameters = Sequence[object] | Mapping[str, object]
+# Which write the present task, and every task that it starts, is inside of.
+_inside: ContextVar[object | None] = ContextVar("_inside", default=None)
 _NONE: tuple[object, ...] = ()
-_LENT_MOST = 8  # connections that read() lends at a time; further ones wait
+_VALIDATE = "run validate.ipynb"
+_PATIENCE = 0.02  # seconds until what still runs on a lent connection is interrupted, again and again
 
 
 class Database:
     """Serve one Abathur database to one event loop; made by ``Database.open``.
 
-    Single-statement reads go to the next reader in turn; ``read()`` lends a connection of its own. Writes are one
+    Single-statement reads go to the next reader in turn; ``read()`` opens a connection of its own. Writes are one
     at a time: ``BEGIN IMMEDIATE``, the work, ``COMMIT``.
     """
 
@@ -39,7 +42,6 @@ class Database:
         settings: Settings,
         writer: aiosqlite.Connection,
         readers: Sequence[aiosqlite.Connection],
-        stack: AsyncExitStack,
     ) -> None:
         self.settings = settings
         self.sessions = Sessions(self)
@@ -47,11 +49,9 @@ class Database:
         self._queries = load_queries()
         self._writer = writer
         self._write_lock = asyncio.Lock()
-        self._write_owner: asyncio.Task[Any] | None = None
+        self._open_write: object | None = None
         self._readers = cycle(readers)
-        self._stack = stack  # closes what read() opens
-        self._idle: list[aiosqlite.Connection] = []
-        self._lendable = asyncio.Semaphore(_LENT_MOST)
+        self._closed = ""  # what to say once it is
 
     @classmethod
     @asynccontextmanager
@@ -70,53 +70,67 @@ class Database:
                 readers = [await stack.enter_async_context(_reader(settings)) for _ in range(settings.readers)]
             except sqlite3.Error as error:
                 raise explain_error(settings.db_path, error) from None
-            yield cls(settings, writer, readers, stack)
+            db = cls(settings, writer, readers)
+            try:
+                yield db
+            finally:
+                db._closed = f"{settings.db_path} is closed: use it inside of `async with Database.open`"
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[aiosqlite.Connection]:
-        """Lend a connection, query_only, to this task alone: for several reads, or a snapshot after ``BEGIN``."""
-        async with self._lendable:
+        """Lend a new connection, query_only, to this task alone: for several reads, or a snapshot after ``BEGIN``.
+
+        Opening it takes a millisecond; what still runs on it at the end of the block is interrupted.
+        """
+        if self._closed:
+            raise MisuseError(self._closed)
+        async with AsyncExitStack() as stack:
             try:
-                lent = self._idle.pop() if self._idle else await self._stack.enter_async_context(_reader(self.settings))
-            except sqlite3.Error as error:
+                # Not one of the readers in turn: a BEGIN, a PRAGMA, a temporary view would strike who reads next.
+                lent = await stack.enter_async_context(_reader(self.settings))
+            except (sqlite3.Error, AbathurError) as error:
                 raise explain_error(self.settings.db_path, error) from None
             try:
                 yield lent
-            except asyncio.CancelledError:
-                await lent.interrupt()  # nobody else waits for this connection's statement
-                raise
             finally:
-                await run_to_end(lent.rollback())
-                self._idle.append(lent)
+                await run_to_end(_quiet(lent))
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[aiosqlite.Connection]:
         """Lend the writer inside ``BEGIN IMMEDIATE`` … ``COMMIT``; roll back on an exception or a cancellation.
 
         A write that is cancelled once its COMMIT is queued commits all the same. Raises BusyError if another
-        process holds the lock for longer than ``busy_timeout_ms``, AbathurError if this task is writing already.
+        process holds the lock for longer than ``busy_timeout_ms``, MisuseError if this task, or the one that started
+        it, is writing already, or if the block ended its transaction by itself.
         """
         async with self.changing() as writer:
             await self._run(writer, "BEGIN IMMEDIATE")
             yield writer
+            if not writer.in_transaction:
+                raise MisuseError("the block ended its transaction by itself: leave COMMIT and ROLLBACK to write()")
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[aiosqlite.Connection]:
         """Lend the writer as `write` does, but begin with the first change: one hop to its thread less."""
-        if self._write_owner is asyncio.current_task():
-            raise AbathurError("this task is inside write() already: end that block first, or use its connection")
+        if self._closed:
+            raise MisuseError(self._closed)
+        if _inside.get() is self._open_write is not None:
+            raise MisuseError("write() is open already, here or where this task was started: use its connection")
         async with self._write_lock:
-            self._write_owner = asyncio.current_task()
+            self._open_write = object()
+            self._writer.row_factory = sqlite3.Row  # whoever had it before may have set another
+            _inside.set(self._open_write)
             try:
                 # What begins the transaction stands inside: a cancelled one may still begin, and is rolled back.
                 yield self._writer
                 await self._run(self._writer, "COMMIT")
             except BaseException:
                 # Queued behind whatever the thread still runs, and without effect where nothing is open.
-                await run_to_end(self._writer.rollback())
+                with suppress(ValueError):  # closed meanwhile, which rolls back as well
+                    await run_to_end(self._writer.rollback())
                 raise
             finally:
-                self._write_owner = None
+                self._open_write = None
 
     async def fetch(self, name: str, parameters: Parameters) -> list[sqlite3.Row]:
         """Run the named query on the next reader in turn and return its rows. Read-only."""
@@ -140,6 +154,10 @@ class Database:
             raise InvalidValueError(f"{self.settings.db_path} does not take this: {error}") from None
         except sqlite3.Error as error:
             raise explain_error(self.settings.db_path, error) from None
+        except ValueError as error:  # aiosqlite's word for a connection that is closed
+            raise MisuseError(
+                f"{self.settings.db_path} is closed: use it inside of `async with Database.open`"
+            ) from error
 
     async def explain_query_plan(self, sql: str, params: Sequence[object] | Mapping[str, object] = ()) -> list[str]:
         """Return the plan of one SELECT as indented lines. Read-only; the statement itself is not run.
@@ -147,21 +165,32 @@ class Database:
         Raises InvalidValueError for anything but one SELECT.
         """
         require_single_select(sql)
-        # A fresh connection without a cache: a cached statement keeps the plan of an index dropped since.
-        async with connect(self.settings.db_path, settings=self.settings, cached_statements=0) as conn:
-            return tree_lines(await read_plan(partial(self._run, conn), sql, params))
+        try:
+            # A fresh connection without a cache: a cached statement keeps the plan of an index dropped since.
+            async with connect(self.settings.db_path, settings=self.settings, cached_statements=0) as conn:
+                return tree_lines(await read_plan(partial(self._run, conn), sql, params))
+        except sqlite3.Error as error:
+            raise explain_error(self.settings.db_path, error) from None
 
     async def validate_foreign_keys(self) -> list[dict[str, Any]]:
         """Return each row that names a parent which does not exist: table, rowid, parent, fkid. Read-only."""
         async with self.read() as conn:
-            return [dict(row) for row in await conn.execute_fetchall("PRAGMA foreign_key_check")]
+            return [dict(row) for row in await self._run(conn, "PRAGMA foreign_key_check")]
 
     async def get_index_usage(self) -> dict[str, Any]:
         """Return how many named indexes there are, and each one's name and table. Read-only."""
-        async with self.read() as conn:
-            rows = await conn.execute_fetchall(load_queries("inspect.sql")["indexes"].sql)
+        rows = await self._run(next(self._readers), load_queries("inspect.sql")["indexes"].sql)
         indexes = [dict(row) for row in rows]
         return {"index_count": len(indexes), "indexes": indexes}
+
+
+async def _quiet(lent: aiosqlite.Connection) -> None:
+    """Roll back what is open on a connection, and interrupt what still runs before that, whenever it starts."""
+    rollback = asyncio.ensure_future(lent.rollback())
+    while not (await asyncio.wait([rollback], timeout=_PATIENCE))[0]:
+        await lent.interrupt()
+    with suppress(sqlite3.OperationalError):  # interrupted itself, which it survives: there was nothing to roll back
+        rollback.result()
 
 
 def _reader(settings: Settings) -> AbstractAsyncContextManager[aiosqlite.Connection]:
@@ -173,13 +202,15 @@ async def _require_valid(settings: Settings) -> None:
     await require_present(settings)
     try:
         async with connect(path, settings=settings) as conn:
-            mode = await pragma(conn, "journal_mode")
+            mode, encoding = await pragma(conn, "journal_mode"), await pragma(conn, "encoding")
             differences = Differences.between(await read_schema(conn))
-    except sqlite3.Error as error:
+    except (sqlite3.Error, AbathurError) as error:
         raise explain_error(path, error) from None
     if mode != "wal":
-        raise RefusedError(f"database {path} is in journal mode {mode}, expected wal. Run validate.ipynb")
+        raise RefusedError(f"database {path} is in journal mode {mode}, expected wal", _VALIDATE)
+    if encoding != "UTF-8":  # text would be compared in another order, and a prefix found where it is not
+        raise RefusedError(f"database {path} is encoded in {encoding}, expected UTF-8", _VALIDATE)
     # What is extra does no harm to those who read and write the rest; validate reports it.
     harmful = Differences(differences.missing, differences.altered, ())
     if str(harmful):
-        raise RefusedError(f"database {path} does not have the schema of this package: {harmful}. Run validate.ipynb")
+        raise RefusedError(f"database {path} does not have the schema of this package: {harmful}", _VALIDATE)

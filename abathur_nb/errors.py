@@ -8,6 +8,7 @@ __all__ = [
     "ChecksFailedError",
     "ConfigurationError",
     "InvalidValueError",
+    "MisuseError",
     "RefusedError",
 ]
 
@@ -50,6 +51,10 @@ class RefusedError(AbathurError):
 
 class BusyError(AbathurError):
     """Report a lock that outlasted the wait: end its holder or try again. Nothing was written."""
+
+
+class MisuseError(AbathurError):
+    """Report a fault of the calling program: the store was used in a way that cannot work. Mend the program."""
 
 
 class ChecksFailedError(AbathurError):

@@ -11,7 +11,6 @@ from abathur_nb.sql import DDL_FILES, SEED_FILE, SqlFileError, load_queries, sta
 
 __all__ = [
     "APPLICATION_ID",
-    "EXPECTED_TABLES",
     "SCHEMA_VERSION",
     "Column",
     "ColumnCheck",
@@ -21,22 +20,11 @@ __all__ = [
     "expected_columns",
     "expected_objects",
     "expected_seeds",
+    "expected_tables",
 ]
 
 APPLICATION_ID = 0x41424154  # "ABAT": PRAGMA application_id of a database of ours
 SCHEMA_VERSION = 1  # PRAGMA user_version
-
-EXPECTED_TABLES = (
-    "sessions",
-    "memory_entries",
-    "document_index",
-    "tasks",
-    "agents",
-    "state",
-    "audit",
-    "metrics",
-    "checkpoints",
-)
 
 
 class ColumnCheck(NamedTuple):
@@ -56,12 +44,13 @@ class Column(NamedTuple):
 
 
 class SeedRow(NamedTuple):
-    """Hold what version 1 of a seed memory must contain; ``value`` is JSON text."""
+    """Hold what version 1 of a seed memory must contain; ``value`` and ``metadata`` are JSON text."""
 
     namespace: str
     key: str
     value: str
     memory_type: str
+    metadata: str
     created_by: str
     updated_by: str
     version: int
@@ -85,6 +74,12 @@ def expected_objects() -> Mapping[str, SchemaObject]:
     with closing(_build()) as conn:
         rows = conn.execute(load_queries("inspect.sql")["schema"].sql)
         return MappingProxyType({row[1]: SchemaObject(*row) for row in rows})
+
+
+@cache
+def expected_tables() -> tuple[str, ...]:
+    """Return the names of the tables that the DDL builds, in its order: parents first."""
+    return tuple(found.name for found in expected_objects().values() if found.type == "table")
 
 
 @cache

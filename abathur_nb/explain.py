@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import aiosqlite
 
 from abathur_nb.connection import connect, explain_error, run_to_end
-from abathur_nb.expected import EXPECTED_TABLES, expected_objects
+from abathur_nb.errors import AbathurError
+from abathur_nb.expected import expected_objects, expected_tables
 from abathur_nb.plan import Fetch, Parameters, PlanNode, Step, StepKind, plan_steps, read_plan, tree_lines
 from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.settings import Settings
@@ -27,6 +28,7 @@ __all__ = ["PlanTree", "Plans", "compare_plans", "explain_queries"]
 PlanTree = tuple[PlanNode, ...]
 _TITLE = "explain"
 _REMEDY = "run validate.ipynb: it names each index that is missing or altered; if none is, run ANALYZE and this again"
+_UNREAD = "run validate.ipynb: it names each table that is missing, altered or unreadable; then run this again"
 _WORDS: dict[StepKind, str] = {  # {0} is the step, {1} its index or the word rowid
     "search": "search by {1}",
     "table scan": "full scan of the table {0.table}",
@@ -91,9 +93,10 @@ class Plans:
 
 def _folded(title: str, doc: str, tree: PlanTree, sql: str = "") -> str:
     texts = [escape(printable(text)) for text in ("\n".join(tree_lines(tree)) or "no plan", sql) if text]
+    style = "font-family:monospace;text-align:left;white-space:pre-wrap"
     return (
         f"<details style='margin-left:1.5em'><summary>{escape(printable(title))}</summary><p>{escape(doc)}</p>"
-        + "".join(f"<pre style='text-align:left;white-space:pre-wrap'>{text}</pre>" for text in texts)
+        + "".join(f"<pre style='{style}'>{text}</pre>" for text in texts)
         + "</details>"
     )
 
@@ -105,16 +108,18 @@ async def explain_queries(settings: Settings) -> Plans:
     and its statistics alone.
     """
     nothing = dict.fromkeys(_indexes(), ())
-    if found := await refusal(_TITLE, settings):
-        return Plans(found, load_queries(), coverage=nothing)
+    if refused := await refusal(_TITLE, settings):
+        return Plans(refused, load_queries(), coverage=nothing)
     path = settings.db_path
     try:
         # Without a cache: a cached statement keeps the plan of an index dropped since.
         async with connect(path, settings=settings, cached_statements=0) as conn, _in_memory() as copy:
             await conn.execute_fetchall("BEGIN")  # one snapshot of schema and statistics
             return await compare_plans(partial(_fetch, conn), partial(_fetch, copy), load_queries(), subject=str(path))
-    except sqlite3.Error as error:
-        check = Check("database file", "error", expected="opens read-only", observed=str(explain_error(path, error)))
+    except (sqlite3.Error, AbathurError) as error:
+        found = explain_error(path, error)
+        observed = f"could not run: {found.observed}"
+        check = Check("database file", "error", "opens read-only", observed, found.remedy or _UNREAD)
         return Plans(Report(_TITLE, (check,), subject=str(path)), load_queries(), coverage=nothing)
 
 
@@ -124,10 +129,13 @@ async def compare_plans(live: Fetch, copy: Fetch, queries: Mapping[str, Query], 
     ``live`` is only read. ``copy`` must be an empty database in memory, of the same SQLite, and is filled. Both must
     keep no statements.
     """
-    schema = [row for row in await live(load_queries("inspect.sql")["schema"].sql, ()) if row[2] in EXPECTED_TABLES]
+    schema = [row for row in await live(load_queries("inspect.sql")["schema"].sql, ()) if row[2] in expected_tables()]
     missing = set(_indexes()) - {str(row[1]) for row in schema}
     trees: dict[str, PlanTree] = {}
-    checks = [await run_check(query.name, partial(_judge, live, query, missing, trees)) for query in queries.values()]
+    checks = [
+        await run_check(query.name, partial(_judge, live, query, missing, trees), remedy=_UNREAD)
+        for query in queries.values()
+    ]
     coverage = {
         index: tuple(name for name, tree in trees.items() if any(step.index == index for step in plan_steps(tree)))
         for index in _indexes()
@@ -142,7 +150,7 @@ async def compare_plans(live: Fetch, copy: Fetch, queries: Mapping[str, Query], 
         unlike = [name for name, tree in trees.items() if await _tree(copy, queries[name]) != tree]
         return _losses_check(trees, without, unlike)
 
-    checks.append(await run_check("the loss of an index", try_losses))
+    checks.append(await run_check("the loss of an index", try_losses, remedy=_UNREAD))
     return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, trees, coverage, without)
 
 
@@ -188,7 +196,7 @@ def _losses_check(
     name, expected = "the loss of an index", "each index, taken away in a copy, changes a plan"
     if unlike:
         observed = f"could not run: the copy plans otherwise than the database: {', '.join(unlike)}"
-        return Check(name, "error", expected, observed)
+        return Check(name, "error", expected, observed, _REMEDY)
     changed = {
         index: [f"{query}: {_told(plan_steps(tree))}" for query, tree in after.items() if tree != trees[query]]
         for index, after in without.items()

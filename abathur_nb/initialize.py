@@ -14,7 +14,7 @@ from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.location import location_checks
 from abathur_nb.report import Check, Report
-from abathur_nb.scratch import fsync, make_private_directory, scratch_directory, sweep
+from abathur_nb.scratch import fsync, make_private_directory, make_private_file, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import SEED_FILE, statements
 from abathur_nb.target import identify
@@ -45,26 +45,23 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
     target = await identify(settings)
     if target.state == "present":
         return await _already_initialized(settings, dry_run)
+    if target.state != "absent":
+        return Report(_TITLE, (target.check,), subject=subject, refused=True)
     location, forbidden = location_checks(settings)
     checks = [target.check, *location]
-    if target.state != "absent" or forbidden:
+    if forbidden:
         return Report(_TITLE, tuple(checks), subject=subject, refused=True)
     if dry_run:
         return Report(f"{_TITLE} (dry run)", (*checks, *_plan(settings)), subject=subject)
     try:
         return Report(_TITLE, (*checks, *await _create(settings)), subject=subject)
-    except FileExistsError:  # a racing process won
-        return await _already_initialized(settings, dry_run)
-    except sqlite3.Error as error:
+    except FileExistsError:  # a racing process won: see what stands there now
+        return await initialize_database(settings)
+    except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
-    except AbathurError as error:
-        fault = error
-    except OSError as error:
-        fault = RefusedError(str(error))
-    remedy = "mend that and run init again: nothing was made"
-    return Report(
-        _TITLE, (*checks, Check("create", "error", observed=str(fault), remedy=remedy)), subject=subject, refused=True
-    )
+    remedy = f"{fault.remedy or 'mend that'}; then run init again: no database was made"
+    failed = Check("create", "error", expected="a whole database", observed=fault.observed, remedy=remedy)
+    return Report(_TITLE, (*checks, failed), subject=subject, refused=True)
 
 
 async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
@@ -97,7 +94,7 @@ async def _create(settings: Settings) -> list[Check]:
     swept = sweep(folder)
     with scratch_directory(folder, "init") as scratch:
         draft = scratch / settings.db_path.name
-        _make_private_file(draft, folder)
+        make_private_file(draft, owned_as=folder)
         async with connect(draft, settings=settings, mode="rw") as conn:
             checks = [await _set_pragmas(conn, settings), *await _fill(conn)]
             # Closing would checkpoint as well, but says nothing if it fails.
@@ -113,18 +110,6 @@ async def _create(settings: Settings) -> list[Check]:
         published = _publish(draft, settings.db_path)
     created = Check("2.1 database file", "pass", observed=f"{settings.db_path}, mode 0600", evidence=tuple(swept))
     return [created, *checks, *(_numbered(check) for check in validation), published]
-
-
-def _make_private_file(path: Path, folder: Path) -> None:
-    """Make an empty file, 0600 under any umask, owned by whom the directory belongs to."""
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        os.fchmod(descriptor, 0o600)
-        owner = os.stat(folder)
-        if os.geteuid() == 0 and owner.st_uid != 0:
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
-    finally:
-        os.close(descriptor)
 
 
 async def _set_pragmas(conn: aiosqlite.Connection, settings: Settings) -> Check:

@@ -1,6 +1,8 @@
 """The place of a database on this machine: its directory, its file system, the room on the disk."""
 
+import grp
 import os
+import pwd
 import re
 import shutil
 import stat
@@ -10,9 +12,11 @@ from shlex import quote
 from abathur_nb.report import Check, Status
 from abathur_nb.scratch import nearest_existing
 from abathur_nb.settings import Settings, Severity
-from abathur_nb.wording import user_name
+from abathur_nb.wording import as_user, user_name
 
-__all__ = ["file_system", "install_command", "location_checks"]
+__all__ = ["ELSEWHERE", "file_system", "install_command", "location_checks", "writable_by_others"]
+
+ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
 
 # What a database in write-ahead mode meets on these: its index is shared memory, which no network carries.
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs")
@@ -30,31 +34,94 @@ def location_checks(settings: Settings) -> tuple[list[Check], bool]:
 def _directory(settings: Settings, place: Path) -> tuple[Check, bool]:
     """Check who owns and who may write to the database's directory; a missing one will be made."""
     folder = settings.db_path.parent
-    me = user_name(os.geteuid())
-    install = install_command(settings, folder)
-    expected = f"a directory of {me}'s own, mode 0700"
-    name = "directory"
     if place != folder:
-        may = os.access(place, os.W_OK | os.X_OK)
-        observed = f"{folder} will be made 0700" if may else f"no {folder}, and {place} may not be written to by {me}"
-        return Check.that(name, may, expected=expected, observed=observed, remedy=install), True
+        return _missing_directory(settings, place), True
     found = os.lstat(folder)
     mode = stat.S_IMODE(found.st_mode)
-    owner = user_name(found.st_uid)
-    observed = f"{folder} is {owner}'s, mode {mode:04o}"
+    mine = found.st_uid == os.geteuid()
+    # Never the mode or the owner of a directory that serves others as well, such as /tmp or /etc.
+    own = _is_our_own(settings)
+    another = f"take a directory of its own: -p db_path {quote(str(folder / 'abathur' / settings.db_path.name))}"
+    chmod = f"chmod 700 {quote(str(folder))}" if own else another
+    init = f"papermill init.ipynb /tmp/out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
+    as_owner = f"run it as the owner: {as_user(found.st_uid)} {init}"
+    if not mine:
+        usable = f"{as_owner}; or make it the right one's: {install_command(settings, folder)}" if own else another
+    else:  # what its mode allows, a read-only file system may not
+        usable = ELSEWHERE if mode & 0o300 == 0o300 else chmod
     # A shared directory lets others swap the files; one that only others can read is a lesser thing.
     faults: list[tuple[bool, Severity, str]] = [
         (not stat.S_ISDIR(found.st_mode), "refuse", f"db_path: name a file in a directory, not {quote(str(folder))}"),
-        (not os.access(folder, os.W_OK | os.X_OK), "refuse", f"run it as the owner: sudo -u {owner} …; or: {install}"),
-        (found.st_uid != os.geteuid(), settings.on_shared_directory, f"run it as the owner: sudo -u {owner} …"),
-        (bool(mode & stat.S_IWOTH), settings.on_shared_directory, f"chmod 700 {quote(str(folder))}"),
-        (bool(mode & 0o077), "warn", f"chmod 700 {quote(str(folder))}"),
+        (not os.access(folder, os.W_OK | os.X_OK), "refuse", usable),
+        (not mine, settings.on_shared_directory, as_owner),
+        (writable_by_others(found), settings.on_shared_directory, chmod),
+        (bool(mode & 0o077), "warn", chmod),
     ]
+    name, expected = "directory", f"a directory of {user_name(os.geteuid())}'s own, mode 0700"
+    observed = f"{folder} is {user_name(found.st_uid)}'s, mode {mode:04o}"
     for at_fault, severity, remedy in faults:
         if at_fault:
             status: Status = "warn" if severity == "warn" else "fail"
             return Check(name, status, expected=expected, observed=observed, remedy=remedy), severity == "refuse"
     return Check(name, "pass", expected=expected, observed=observed), False
+
+
+def _is_our_own(settings: Settings) -> bool:
+    """Tell whether the database's directory holds nothing but what belongs to it. Read-only."""
+    ours = (settings.db_path.name, settings.backup_dir.name, settings.archive_dir.name, ".abathur-")
+    try:
+        return all(found.name.startswith(ours) for found in settings.db_path.parent.iterdir())
+    except OSError:
+        return False
+
+
+def _missing_directory(settings: Settings, place: Path) -> Check:
+    """Say that the directory will be made, unless it can't be, or would be made for the wrong user."""
+    folder, me, account = settings.db_path.parent, user_name(os.geteuid()), settings.service_account
+    status: Status = "pass"
+    owner, observed = me, f"{folder} will be made 0700"
+    if not os.access(place, os.W_OK | os.X_OK):
+        status, observed = "fail", f"no {folder}, and {place} may not be written to by {me}"
+    elif _is_for_another(settings):
+        status, owner, observed = "warn", account, f"{observed} for {me}, not for {account}"
+    return Check.that(
+        "directory",
+        status == "pass",
+        expected=f"a directory of {owner}'s own, mode 0700",
+        observed=observed,
+        remedy=install_command(settings, folder),
+        otherwise=status,
+    )
+
+
+def _is_for_another(settings: Settings) -> bool:
+    """Tell whether the database is to belong to another than the one who runs this."""
+    if settings.service_account in ("", user_name(os.geteuid())):
+        return False
+    account = _user(settings.service_account)
+    if account is None:  # a trial on a machine of one's own has no such account and another path
+        return settings.origins.get("db_path", "default") == "default"
+    return account.pw_uid != os.geteuid()
+
+
+def writable_by_others(found: os.stat_result) -> bool:
+    """Tell whether anybody but the owner may write to it: all, or a group of more than its owner. Read-only.
+
+    Where each user has a group of his own the umask is 002, and what he makes is writable for that group: for him.
+    """
+    shared_with_group = found.st_mode & stat.S_IWGRP and not _is_private_group(found.st_gid, found.st_uid)
+    return bool(found.st_mode & stat.S_IWOTH or shared_with_group)
+
+
+def _is_private_group(gid: int, uid: int) -> bool:
+    try:
+        group, owner = grp.getgrgid(gid), pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    # Whose primary group it is does not stand among its members.
+    others = {user.pw_name for user in pwd.getpwall() if user.pw_gid == gid and user.pw_uid != uid}
+    others |= {*group.gr_mem} - {owner.pw_name}
+    return (owner.pw_gid, owner.pw_name) == (gid, group.gr_name) and not others
 
 
 def _file_system(settings: Settings, place: Path) -> tuple[Check, bool]:
@@ -73,7 +140,7 @@ def _file_system(settings: Settings, place: Path) -> tuple[Check, bool]:
         severity is None,
         expected="a local one that keeps what is written, such as ext4, xfs or btrfs",
         observed=f"{kind} at {place}",
-        remedy=f"put the database on a local disk: -p db_path …; to see what there is: df -hT {quote(str(place))}",
+        remedy=f"{ELSEWHERE}; to see what there is: df -hT {quote(str(place))}",
         otherwise="warn" if severity == "warn" else "fail",
     )
     return check, severity == "refuse"
@@ -116,6 +183,31 @@ def _free_disk(settings: Settings, place: Path) -> Check:
 
 
 def install_command(settings: Settings, folder: Path) -> str:
-    """Return the command that makes ``folder`` as a database of this environment wants it."""
-    owner = settings.service_account or user_name(os.geteuid())
-    return f"sudo install -d -o {owner} -g {owner} -m 700 {quote(str(folder))}"
+    """Return the command that makes ``folder`` as a database of this environment wants it, and its owner if need be."""
+    name = settings.service_account or user_name(os.geteuid())
+    account = _user(name)
+    make_account = ""
+    if account is not None:
+        user, group = account.pw_name, _group_name(account.pw_gid)
+    elif name.removeprefix("#").isdecimal():  # install takes a bare number
+        user = group = name.removeprefix("#")
+        if not settings.service_account:
+            group = _group_name(os.getegid())
+    else:
+        user = group = name
+        make_account = f"sudo useradd --system --user-group {quote(user)} && "
+    return f"{make_account}sudo install -d -o {quote(user)} -g {quote(group)} -m 700 {quote(str(folder))}"
+
+
+def _user(name: str) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(name)
+    except (KeyError, ValueError):  # a NUL or what can't be encoded is a ValueError
+        return None
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

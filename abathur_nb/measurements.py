@@ -5,7 +5,8 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from abathur_nb.wording import printable, shown
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BenchmarkResult", "compare", "load_baseline"]
+__all__ = ["BenchmarkResult", "check_savable", "compare", "load_baseline"]
 
 _MAX_BYTES = 64 * 1024 * 1024  # a baseline larger than this was not written by a benchmark
 _MAX_NANOSECONDS = 10**18  # thirty years
@@ -28,13 +29,17 @@ _BEGINNING = b'{"report": {'  # of every saved result
 class BenchmarkResult:
     """Hold what a benchmark measured: ``samples`` are nanoseconds by measurement, ``machine`` what they depend on.
 
-    Measurements that make a curve are named ``concurrency/50``, ``growth/1000``, ``share/SQLite``.
+    Measurements that make a curve are named ``concurrency/50``, ``growth/1000``, ``share/SQLite``. ``limits`` holds,
+    for each measurement that has one, a percentile (0.99) and the milliseconds that it must lie under. ``saved`` says
+    what became of the JSON.
     """
 
     report: Report
     samples: Mapping[str, Sequence[int]]
     machine: Mapping[str, Any]
     baseline: Mapping[str, Sequence[int]]
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    saved: str = "not saved: no path was given"
 
     def curve(self, name: str) -> dict[str, Sequence[int]]:
         """Return the samples of ``growth``, ``concurrency`` or ``share`` by what follows the ``/``, in that order."""
@@ -71,16 +76,33 @@ class BenchmarkResult:
 
         Nothing else is ever replaced. With None nothing is written. Raises ConfigurationError where it can't be.
         """
-        if path is None:
+        target = check_savable(path)
+        if target is None:
             return "not saved: no path was given"
-        target = Path(os.path.abspath(os.path.expanduser(path)))
         try:
-            _require_replaceable(target)
             _write(target, self.to_json())
-        except (OSError, ValueError) as error:  # a ValueError where the path holds what no path can
-            told = (error.strerror if isinstance(error, OSError) else None) or printable(str(error))
-            raise ConfigurationError(f"the result cannot be saved as {shown(str(target))}: {told}") from None
+        except OSError as error:
+            raise _not_savable(path, error) from None
         return f"saved as {printable(str(target))}"
+
+
+def check_savable(path: str | os.PathLike[str] | None) -> Path | None:
+    """Return the whole path to which a result can be saved; raise ConfigurationError where it can't. Read-only."""
+    if path is None:
+        return None
+    try:
+        target = Path(os.path.abspath(os.path.expanduser(path)))
+        _require_replaceable(target)
+        _require_writable(target)
+    except (OSError, ValueError, TypeError) as error:  # a ValueError where the path holds what no path can
+        raise _not_savable(path, error) from None
+    return target
+
+
+def _not_savable(path: object, error: Exception) -> ConfigurationError:
+    name = shown(str(path) if isinstance(path, os.PathLike) else path)
+    told = (error.strerror if isinstance(error, OSError) else None) or printable(str(error))
+    return ConfigurationError(f"the result cannot be saved as {name}: {told}")
 
 
 def load_baseline(path: str | os.PathLike[str] | None) -> dict[str, list[int]]:
@@ -126,8 +148,21 @@ def _require_replaceable(target: Path) -> None:
     raise FileExistsError(errno.EEXIST, "it is no saved result, and is not replaced")
 
 
+def _require_writable(target: Path) -> None:
+    """Raise OSError if no file can be made beside ``target``."""
+    os.stat(f"{target.parent}/.")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "its directory may not be written to")
+    with suppress(FileNotFoundError):
+        os.lstat(_draft(target))  # whose name is longer than that of the file
+
+
+def _draft(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
+
+
 def _write(target: Path, text: str) -> None:
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    draft = _draft(target)
     descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -1,12 +1,15 @@
 """The memories of a database: versions that are added and marked, never rewritten, each change with its audit row."""
 
 import json
+import sqlite3
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import aiosqlite
 
+from abathur_nb.connection import explain_error
 from abathur_nb.errors import InvalidValueError
+from abathur_nb.sql import load_queries
 from abathur_nb.values import check_name, check_namespace, check_whole, decoded, json_text, prefix_range
 from abathur_nb.wording import shown, timestamp
 
@@ -126,8 +129,7 @@ class Memory:
         before = timestamp(datetime.now(UTC) - timedelta(days=ttl_days))
         async with self._db.changing() as writer:
             rows = await self._db.change(writer, "expire_memories", {"before": before})
-            for row in rows:
-                await self._audit(writer, "delete", row["namespace"], row["key"], [row], None)
+            await self._audit_expired(writer, rows)
             return len(rows)
 
     async def _audit(
@@ -139,21 +141,38 @@ class Memory:
         rows: list[Any],
         task_id: str | None,
     ) -> None:
-        """Write the audit row of one change, which names the newest of the entries that it touched."""
-        versions = sorted(row["version"] for row in rows)
-        entry = {
-            "agent_id": None,
-            "task_id": task_id,
-            "action_type": f"memory_{operation}",
-            "action_data": json.dumps(
-                {"key": key, "versions": versions}, ensure_ascii=False, separators=(",", ":")
-            ),  # all checked before
-            "result": "success",
-            "memory_operation_type": operation,
-            "memory_namespace": namespace,
-            "memory_entry_id": max(row["id"] for row in rows),
-        }
-        await self._db.change(writer, "insert_audit", entry)
+        await self._db.change(writer, "insert_audit", _audit_row(operation, namespace, key, rows, task_id))
+
+    async def _audit_expired(self, writer: aiosqlite.Connection, rows: list[Any]) -> None:
+        """Write the audit rows of all entries in one hop to the writer's thread: others wait for its lock."""
+        entries = [_audit_row("delete", row["namespace"], row["key"], [row], None) for row in rows]
+        path = self._db.settings.db_path
+        try:
+            async with writer.executemany(load_queries()["insert_audit"].sql, entries):
+                pass
+        except sqlite3.IntegrityError as error:
+            raise InvalidValueError(f"{path} does not take this: {error}") from None
+        except sqlite3.Error as error:
+            raise explain_error(path, error) from None
+
+
+def _audit_row(
+    operation: str, namespace: str, key: str, rows: list[Any], task_id: str | None
+) -> dict[str, str | int | None]:
+    """Return the audit row of one change, which names the newest of the entries that it touched."""
+    versions = sorted(row["version"] for row in rows)
+    return {
+        "agent_id": None,
+        "task_id": task_id,
+        "action_type": f"memory_{operation}",
+        "action_data": json.dumps(
+            {"key": key, "versions": versions}, ensure_ascii=False, separators=(",", ":")
+        ),  # all checked before
+        "result": "success",
+        "memory_operation_type": operation,
+        "memory_namespace": namespace,
+        "memory_entry_id": max(row["id"] for row in rows),
+    }
 
 
 def _check_place(namespace: object, key: object) -> None:

@@ -191,6 +191,7 @@ class _Guard(ast.NodeTransformer):
     def __init__(self, shell: "InteractiveShell") -> None:
         self._shell = shell
         self._source = ""
+        self._fresh = False
         self._declared: dict[str, Parameter] = {}
         self._refused = False
         # The transformer is given a tree without comments; papermill's mark is one, so the text is kept as well.
@@ -199,7 +200,7 @@ class _Guard(ast.NodeTransformer):
         shell.ast_transformers.append(self)
 
     def _remember(self, info: "_CellInfo") -> None:
-        self._source = info.raw_cell
+        self._source, self._fresh = info.raw_cell, True
         # Refused until it is vetted, so that one with a syntax error, which never comes to `visit`, is refused too.
         self._refused = self._refused or self._injected
 
@@ -214,6 +215,9 @@ class _Guard(ast.NodeTransformer):
         class RejectedParametersError(ConfigurationError, InputRejected):
             """Tell IPython to run nothing of this cell, and the operator why."""
 
+        if not self._fresh:  # a silent cell, such as an extension of JupyterLab sends: no cell of the notebook
+            return tree
+        self._fresh = False
         try:
             self._vet(tree)
         except ConfigurationError as error:

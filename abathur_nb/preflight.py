@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import sqlite3
 import sys
@@ -15,9 +16,9 @@ import aiosqlite
 
 from abathur_nb import probe
 from abathur_nb.connection import connect, pragma, run_to_end
-from abathur_nb.location import install_command, location_checks
+from abathur_nb.location import ELSEWHERE, install_command, location_checks
 from abathur_nb.report import Check, Report, run_check
-from abathur_nb.scratch import nearest_existing, scratch_directory
+from abathur_nb.scratch import make_private_file, nearest_existing, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.target import identify
 
@@ -45,7 +46,7 @@ HAZARDS = (
         (3, 51, 2),
         ((3, 44, 6), (3, 50, 7)),
         "two connections that commit and checkpoint at once can corrupt the database",
-        "use a SQLite of 3.51.3 or newer (conda env create -f environment.yml); until then, one writing process",
+        "let only one process write, until there is a SQLite of 3.51.3 or newer: conda env create -f environment.yml",
     ),
 )
 
@@ -53,7 +54,10 @@ _PROBE_SECONDS = 5
 
 
 async def preflight(settings: Settings) -> Report:
-    """Report whether a database can be made and used at ``settings.db_path``. Leaves nothing behind."""
+    """Report whether a database can be made and used at ``settings.db_path``. Leaves nothing behind.
+
+    What a killed one left behind is removed.
+    """
     folder = settings.db_path.parent
     location, refused = location_checks(settings)
     asked: Sequence[tuple[str, Callable[[], Awaitable[Check]]]] = (
@@ -67,7 +71,7 @@ async def preflight(settings: Settings) -> Report:
     return Report("preflight", checks, subject=str(settings.db_path), refused=refused)
 
 
-def _software() -> list[Check]:
+def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
     conn = sqlite3.connect(":memory:")
     try:
         json_works = conn.execute("SELECT json_insert('[1]', '$[#]', 2)").fetchone()[0] == "[1,2]"
@@ -81,7 +85,12 @@ def _software() -> list[Check]:
     newer = "install a newer Python: conda env create -f environment.yml"
     return [
         Check.that(
-            "operating system", sys.platform == "linux", expected=linux, observed=sys.platform, otherwise="warn"
+            "operating system",
+            sys.platform == "linux",
+            expected=linux,
+            observed=sys.platform,
+            remedy="run it on Linux",
+            otherwise="warn",
         ),
         Check.that("Python", sys.version_info >= (3, 11), expected="3.11 or newer", observed=python, remedy=newer),
         Check.that(
@@ -105,13 +114,19 @@ def _software() -> list[Check]:
             observed=f"sqlite3.threadsafety = {sqlite3.threadsafety}",
             remedy=newer,
         ),
-        Check("aiosqlite", "pass", expected="importable", observed=aiosqlite.__version__),
+        Check.that(
+            "aiosqlite",
+            tuple(map(int, re.findall(r"\d+", async_driver)[:2])) >= (0, 22),
+            expected="0.22 or newer",
+            observed=async_driver,
+            remedy=f"{quote(sys.executable)} -m pip install --upgrade aiosqlite",
+        ),
         Check.that(
             "sqlite3 shell",
             shell is not None,
             expected="there, for salvaging a damaged database",
             observed=shell or "not found",
-            remedy="sudo apt-get install sqlite3 (or: conda install sqlite)",
+            remedy="sudo apt-get install sqlite3",
             otherwise="skip",
         ),
     ]
@@ -139,9 +154,10 @@ def _hazards(settings: Settings, linked: Version = sqlite3.sqlite_version_info) 
 async def _behaviour(settings: Settings) -> Check:
     """Try on a database of its own what write-ahead mode needs of the file system, with a second process."""
     place = nearest_existing(settings.db_path.parent)
+    swept = sweep(place)
     with scratch_directory(place, "probe") as scratch:
         path = scratch / "probe.db"
-        path.touch(mode=0o600)
+        make_private_file(path)
         async with connect(path, settings=settings, mode="rw") as conn:
             await conn.execute_fetchall("PRAGMA journal_mode = WAL")
             await conn.execute_fetchall("PRAGMA user_version = 7")
@@ -154,8 +170,8 @@ async def _behaviour(settings: Settings) -> Check:
         (mode, written) == ("wal", 7) and seen == wanted,
         expected="journal mode wal is kept; a second process reads, and is refused a second write lock",
         observed=f"journal mode {mode}; the second process: {', '.join(f'{k} {v}' for k, v in seen.items())}",
-        remedy=f"put the database on a local disk: -p db_path …; to see what there is: df -hT {quote(str(place))}",
-        evidence=[f"tried in a scratch directory in {place}"],
+        remedy=f"{ELSEWHERE}; to see what there is: df -hT {quote(str(place))}",
+        evidence=[f"tried in a scratch directory in {place}", *(f"swept a dead run's {name}" for name in swept)],
     )
 
 
@@ -183,13 +199,17 @@ async def _target(settings: Settings) -> Check:
 
 def _backups(settings: Settings) -> Check:
     folder = settings.backup_dir
-    usable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-    fault = "may not be written to" if folder.is_dir() else "is no directory yet"
+    there = os.path.isdir(folder)  # noqa: PTH112 - False, where Path raises for one in a closed directory
+    usable = there and os.access(folder, os.W_OK | os.X_OK)
+    fault = "may not be written to" if there else "is no directory yet"
+    # Made before the data's directory, it would make that one too, and for root.
+    too_early = not os.path.lexists(settings.db_path.parent) and folder.parent == settings.db_path.parent
+    first = "after init: " if too_early else ""
     return Check.that(
         "backup directory",
         usable,
         expected="a directory that may be written to",
         observed=str(folder) if usable else f"{folder} {fault}",
-        remedy=install_command(settings, folder),
+        remedy=f"{first}{install_command(settings, folder)}",
         otherwise="warn",
     )

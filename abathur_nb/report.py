@@ -17,7 +17,7 @@ __all__ = ["Check", "Report", "Status", "run_check"]
 
 Status = Literal["pass", "warn", "fail", "error", "skip"]
 
-# Worst first, which is also the order of the rows. A shape and a word, so that nothing hangs on colour alone.
+# A shape and a word, so that nothing hangs on colour alone.
 _MARKS: dict[Status, str] = {
     "error": "? could not run",
     "fail": "✗ fail",
@@ -25,8 +25,9 @@ _MARKS: dict[Status, str] = {
     "pass": "✓ pass",
     "skip": "– skip",
 }
+_WORST_FIRST: tuple[Status, ...] = ("error", "fail", "warn")  # the rest come last, in the order of their making
 _COLOURS: dict[Status, str] = {"error": "#c4420f", "fail": "#c4420f", "warn": "#a66f00"}
-_NAMED = 6  # checks that the error of a failed report names
+_FAILURES_NAMED = 6  # checks that the error of a failed report names
 _SHOWN_PASSED = 30  # more checks that passed than this are folded away
 _SHOWN_OPEN = 5  # more pieces of evidence than this are folded away
 
@@ -73,8 +74,8 @@ class Check:
         return self.status in ("fail", "error")
 
 
-async def run_check(name: str, find_out: Callable[[], Awaitable[Check]], *, remedy: str = "") -> Check:
-    """Await ``find_out()`` and return its check, or an ``error`` check if it could not be asked."""
+async def run_check(name: str, find_out: Callable[[], Awaitable[Check]], *, remedy: str) -> Check:
+    """Await ``find_out()`` and return its check, or an ``error`` check with the remedy if it could not be asked."""
     try:
         return await find_out()
     except (SQLiteError, OSError, AbathurError) as error:
@@ -119,12 +120,12 @@ class Report:
         if self.ok:
             return
         failed = [check for check in self.checks if check.failed]
-        named = [f"{check.name}: {check.observed.partition(chr(10))[0][:200]}" for check in failed[:_NAMED]]
-        if len(failed) > _NAMED:
-            named.append(f"and {len(failed) - _NAMED} more")
+        named = [f"{check.name}: {check.observed.partition(chr(10))[0][:200]}" for check in failed[:_FAILURES_NAMED]]
+        if len(failed) > _FAILURES_NAMED:
+            named.append(f"and {len(failed) - _FAILURES_NAMED} more")
         verdict = "refused" if self.refused else f"{len(failed)} of {len(self.checks)} checks failed"
         raise ChecksFailedError(
-            f"{self.title} of {self.subject}: {verdict}: {'; '.join(named)}. The report says what to do."
+            f"{self.title} of {self.subject}: {verdict}: {' | '.join(named)}. The report says what to do."
         )
 
     def to_frame(self) -> "pd.DataFrame":
@@ -178,19 +179,17 @@ class Report:
         passed = [check for check in shown if check.status in ("pass", "skip")]
         folded = passed if len(passed) > _SHOWN_PASSED else []
         table = _table(heads if wide else heads[:4], [check for check in shown if check not in folded])
-        rest = (
-            f"<details><summary>{len(folded)} that passed</summary>{_table(heads[:4], folded)}</details>"
-            if folded
-            else ""
-        )
+        mark, colour = ("✓", "") if self.ok else ("✗", f" style='color:{_COLOURS['fail']}'")
+        words = f"{len(folded)} that passed, or do not apply"
+        rest = f"<details><summary>{words}</summary>{_table(heads[:4], folded)}</details>"
         return (
-            f"<div class='abathur-report'><p><b>{escape(self.summary)}</b><br>"
+            f"<div class='abathur-report'><p><b{colour}>{mark} {escape(self.summary)}</b><br>"
             f"<small>{escape(self.subject)} · {self.finished_at} UTC</small></p>{table}{rest if folded else ''}</div>"
         )
 
     def _worst_first(self) -> list[Check]:
-        order = list(_MARKS)
-        return sorted(self.checks, key=lambda check: order.index(check.status) if check.status != "skip" else 3)
+        troubles = [check for status in _WORST_FIRST for check in self.checks if check.status == status]
+        return troubles + [check for check in self.checks if check.status not in _WORST_FIRST]
 
 
 def _details(check: Check) -> Iterable[tuple[str, str]]:
@@ -217,9 +216,12 @@ def _cells(check: Check) -> list[str]:
     colour = f";color:{_COLOURS[check.status]};font-weight:bold" if check.status in _COLOURS else ""
     evidence = ""
     if check.evidence:
-        lines = escape("\n".join(check.evidence))
         opened = " open" if check.failed and len(check.evidence) <= _SHOWN_OPEN else ""
-        evidence = f"<details{opened}><summary>evidence: {len(check.evidence)}</summary><pre>{lines}</pre></details>"
+        evidence = (
+            f"<details{opened}><summary>evidence: {len(check.evidence)}</summary>"
+            "<pre style='font-family:monospace;background:none;white-space:pre-wrap'>"
+            f"{escape(chr(10).join(check.evidence))}</pre></details>"
+        )
     return [
         f"<td style='{style};white-space:nowrap{colour}'>{_MARKS[check.status]}</td>",
         f"<td style='{style}'>{escape(check.name)}</td>",

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import aiosqlite
 
-from abathur_nb.expected import EXPECTED_TABLES, column_checks, expected_columns
+from abathur_nb.expected import column_checks, expected_columns, expected_tables
 from abathur_nb.report import Check
 from abathur_nb.wording import shown
 
-__all__ = ["row_checks"]
+__all__ = ["NAMED", "row_checks"]
 
-_NAMED = 20  # offending keys that a check names; it counts them all
+NAMED = 20  # offending keys that a check names; it counts them all
 _JSON, _VALUES, _REQUIRED, _TIMESTAMPS = "JSON columns", "values", "required values", "timestamps"
 _KINDS = {
     _JSON: "text that holds the kind of JSON that its column wants",
@@ -44,7 +44,7 @@ class _Rule(NamedTuple):
 
     @property
     def faults(self) -> str:
-        """SQL that counts the rows that break the rule."""
+        """Return SQL that counts the rows that break the rule."""
         if self.kind == _REQUIRED:
             return f"count(*) - count({self.column})"
         # CASE evaluates from left to right and stops, as a CHECK does; a bare AND would call json_type on bad text.
@@ -55,7 +55,7 @@ class _Rule(NamedTuple):
 def _rules() -> tuple[_Rule, ...]:
     """Return the rules that each row must keep, read from the DDL so that there is no second copy of them."""
     rules = []
-    for table in EXPECTED_TABLES:
+    for table in expected_tables():
         kinds = {"json": _JSON, "value": _VALUES}
         rules += [_Rule(kinds[check.kind], table, check.column, check.expression) for check in column_checks(table)]
         for column in expected_columns(table):
@@ -78,7 +78,7 @@ class _Rows:
 
 async def _read_rows(conn: aiosqlite.Connection) -> _Rows:
     count, broken, unread = 0, {}, {}
-    for table in EXPECTED_TABLES:
+    for table in expected_tables():
         rules = [rule for rule in _rules() if rule.table == table]
         # One pass for all rules, and a second look only where one is broken. A NULL condition is not false.
         sums = ", ".join(rule.faults for rule in rules)
@@ -95,9 +95,9 @@ async def _read_rows(conn: aiosqlite.Connection) -> _Rows:
 
 async def _keys_of(conn: aiosqlite.Connection, rule: _Rule) -> str:
     key = ", ".join(column.name for column in expected_columns(rule.table) if column.in_key)
-    sql = f"SELECT {key} FROM {rule.table} WHERE NOT ({rule.condition}) ORDER BY {key} LIMIT {_NAMED + 1}"
+    sql = f"SELECT {key} FROM {rule.table} WHERE NOT ({rule.condition}) ORDER BY {key} LIMIT {NAMED + 1}"
     rows = [", ".join(shown(value) for value in row) for row in await conn.execute_fetchall(sql)]
-    return "; ".join(rows[:_NAMED]) + ("; …" if len(rows) > _NAMED else "")
+    return "; ".join(rows[:NAMED]) + ("; …" if len(rows) > NAMED else "")
 
 
 def _rows_check(kind: str, rows: _Rows) -> Check:

@@ -10,6 +10,7 @@ from sqlite3 import OperationalError
 import aiosqlite
 
 from abathur_nb.connection import connect, explain_error
+from abathur_nb.errors import AbathurError
 from abathur_nb.expected import SchemaObject, expected_objects
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries, normalized
@@ -86,7 +87,7 @@ class Schema:
             sql = ";\n\n".join([table.sql, *(index.sql for index in indexes)])
             parts.append(
                 f"<details><summary><b>{escape(printable(table.name))}</b> — {counts}</summary>"
-                f"<pre style='text-align:left'>{escape(printable(sql))};</pre></details>"
+                f"<pre style='font-family:monospace;text-align:left'>{escape(printable(sql))};</pre></details>"
             )
         return "".join(parts)
 
@@ -113,6 +114,6 @@ async def show_schema(settings: Settings, *, planned: bool = False) -> Schema:
             with suppress(OperationalError):  # a SQLite without dbstat
                 found = await conn.execute_fetchall(load_queries("inspect.sql")["sizes"].sql)
                 sizes = {row["name"]: row["bytes"] for row in found}
-    except SQLiteError as error:
+    except (SQLiteError, AbathurError) as error:
         return Schema(objects, rows, note=f"not all could be read: {explain_error(settings.db_path, error)}")
     return Schema(objects, rows, sizes)

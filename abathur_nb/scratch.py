@@ -2,20 +2,31 @@
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["fsync", "make_private_directory", "nearest_existing", "scratch_directory", "sweep"]
+__all__ = [
+    "fsync",
+    "make_private_directory",
+    "make_private_file",
+    "nearest_existing",
+    "scratch_directory",
+    "sweep",
+]
 
 _PREFIX = ".abathur-"
+# Nothing else is swept: a folder of a user's own may well begin with the same prefix.
+_SWEPT = re.compile(rf"{re.escape(_PREFIX)}(init|probe|benchmark)-[0-9a-f]{{12}}")
 
 
 def nearest_existing(path: Path) -> Path:
     """Return ``path`` or its nearest ancestor that exists. Read-only."""
-    return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+    # A link that leads nowhere is nothing that exists; Path.exists raises for one in a closed directory.
+    return next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110
 
 
 def make_private_directory(path: Path) -> None:
@@ -34,6 +45,18 @@ def make_private_directory(path: Path) -> None:
         fsync(folder.parent)
 
 
+def make_private_file(path: Path, *, owned_as: Path | None = None) -> None:
+    """Make an empty file, 0600 under any umask, owned by whom ``owned_as`` belongs to; raise OSError if it exists."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+        if owned_as is not None and os.geteuid() == 0:
+            owner = os.stat(owned_as)
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(descriptor)
+
+
 def fsync(path: Path) -> None:
     """Force a file, or the names in a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -47,7 +70,8 @@ def fsync(path: Path) -> None:
 def scratch_directory(parent: Path, purpose: str) -> Iterator[Path]:
     """Make an empty 0700 directory inside ``parent`` and remove it, with all that is in it, at the end.
 
-    It is locked while its process lives: what a killed one leaves behind is free for ``sweep``.
+    It is locked while its process lives: what a killed one leaves behind is free for ``sweep``, which knows the
+    purposes ``init``, ``probe`` and ``benchmark``.
     """
     while True:
         path = parent / f"{_PREFIX}{purpose}-{secrets.token_hex(6)}"
@@ -72,27 +96,35 @@ def scratch_directory(parent: Path, purpose: str) -> Iterator[Path]:
 
 
 def sweep(parent: Path) -> list[str]:
-    """Remove the scratch directories in ``parent`` whose process is dead; return their names."""
-    swept = []
+    """Remove the scratch directories in ``parent`` whose process is dead; return the names of those that are gone.
+
+    Only of this user's own; root sweeps everybody's.
+    """
     try:
-        found = sorted(parent.glob(f"{_PREFIX}*-*"))
+        found = sorted(path for path in parent.iterdir() if _SWEPT.fullmatch(path.name))
     except OSError:  # what cannot be found now is swept later
         return []
-    for path in found:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError:  # no directory, not ours, or gone already
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_same(path, descriptor):
-                shutil.rmtree(path, ignore_errors=True)
-                swept.append(path.name)
-        except BlockingIOError:  # its process lives
-            continue
-        finally:
-            os.close(descriptor)
-    return swept
+    return [path.name for path in found if _remove_orphan(path)]
+
+
+def _remove_orphan(path: Path) -> bool:
+    """Remove a scratch directory unless its process lives; tell whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # no directory, a link to one, not ours, or gone already
+        return False
+    try:
+        if os.geteuid() not in (0, os.fstat(descriptor).st_uid):
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _is_same(path, descriptor):
+            return False
+        shutil.rmtree(path, ignore_errors=True)
+        return not os.path.lexists(path)
+    except BlockingIOError:  # its process lives
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _is_same(path: Path, descriptor: int) -> bool:

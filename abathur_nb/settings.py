@@ -1,17 +1,15 @@
 """Settings: the environments as frozen data, and the one way to resolve them."""
 
 import os
-import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from html import escape
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_type_hints
 
 from abathur_nb.errors import ConfigurationError
+from abathur_nb.layers import absolute_path, environment_variables, read_environments
 from abathur_nb.wording import did_you_mean, printable, shown, versions
 
 __all__ = ["ENVIRONMENTS", "Settings", "resolve"]
@@ -102,8 +100,7 @@ ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 _PATHS = ("db_path", "backup_dir", "archive_dir")
 _BESIDE_THE_DATA = {"backup_dir": "backups", "archive_dir": "runs"}
 _SETTABLE = {setting.name: setting.metadata["meaning"] for setting in fields(Settings) if setting.metadata}
-_CONFIG = "~/.config/abathur/abathur.toml"
-_NAME_MAX, _PATH_MAX = 255, 4095  # bytes; Linux's NAME_MAX and PATH_MAX less its NUL
+_TRUTHS = [setting.name for setting in fields(Settings) if setting.type is bool]
 
 
 def resolve(
@@ -119,7 +116,7 @@ def resolve(
     ``~/.config/abathur/abathur.toml``), the environment's defaults. Raises ConfigurationError with every fault.
     """
     faults: list[str] = []
-    environments = _read_environments(faults)
+    environments = read_environments(_SETTABLE, faults)
     known = {**dict.fromkeys(ENVIRONMENTS), **environments}
     if not isinstance(env, str):
         faults.append(f"env: expected one of the names {', '.join(known)}, found {shown(env)} ({type(env).__name__})")
@@ -132,16 +129,17 @@ def resolve(
         layers |= {k: (v, "default") for k, v in ENVIRONMENTS.get(env, {}).items()}
         file_values, source = environments.get(env, ({}, ""))
         layers |= {k: (v, source) for k, v in file_values.items()}
-    layers |= _environment_variables(faults)
+    layers |= environment_variables(_SETTABLE, _TRUTHS, faults)
     arguments = {"db_path": db_path, "backup_dir": backup_dir, "archive_dir": archive_dir}
     layers |= {k: (v, "argument") for k, v in arguments.items() if v is not None}
 
-    relative_paths = layers.get("relative_paths", (False,))[0] is True
+    # What is no truth value is a fault of its own, and no path is blamed for what it was to allow.
+    relative_paths = layers.get("relative_paths", (False,))[0] is not False
     values: dict[str, object] = {k: v for k, (v, _) in layers.items()}
     origins = {k: source for k, (_, source) in layers.items()}
     for name in _PATHS:
         if name in values:
-            values[name] = _path(name, values[name], origins[name], relative_paths, faults)
+            values[name] = absolute_path(name, values[name], origins[name], relative_paths, faults)
     data = values.get("db_path")
     if data is None and "db_path" not in layers and not faults:
         faults.append(f"db_path: environment {env!r} names none; add it to its table in the settings file")
@@ -150,6 +148,7 @@ def resolve(
         if name not in values or (origins[name] == "default" != origins.get("db_path")):
             values[name] = data.parent / folder if isinstance(data, Path) else Path(folder)
             origins[name] = "beside the data"
+    origins["env"] = "default" if env == "development" else "argument"
     checked = _checked({k: v for k, v in values.items() if k not in _PATHS}, origins, faults)
     if faults:
         raise ConfigurationError(faults)
@@ -162,9 +161,13 @@ def _checked(values: dict[str, object], origins: Mapping[str, str], faults: list
     from pydantic import ConfigDict, Field, ValidationError, create_model
 
     types = get_type_hints(Settings)
+    # pydantic would take True for 1, and 1 or "yes" for True.
     for name, value in values.items():
-        if isinstance(value, bool) and types[name] is not bool:  # pydantic would take True for 1
+        if types[name] is bool and not isinstance(value, bool):
+            faults.append(f"{name} (from {origins[name]}): expected true or false, found {shown(value)}")
+        elif isinstance(value, bool) and types[name] is not bool:
             faults.append(f"{name} (from {origins[name]}): expected no truth value, found {value}")
+    values = {name: value for name, value in values.items() if isinstance(value, bool) == (types[name] is bool)}
     make_model: Any = create_model  # its overloads do not take a dict of fields
     model = make_model(
         "Values",
@@ -182,74 +185,3 @@ def _checked(values: dict[str, object], origins: Mapping[str, str], faults: list
             name = str(fault["loc"][0])
             faults.append(f"{name} (from {origins[name]}): {fault['msg']}, found {shown(fault['input'])}")
     return {}
-
-
-def _read_environments(faults: list[str]) -> dict[str, tuple[dict[str, object], str]]:
-    """Return the tables ``[environments.NAME]`` of the settings file, each with the file's name."""
-    named = os.environ.get("ABATHUR_CONFIG")
-    path = Path(os.path.expanduser(named or _CONFIG))
-    where = f"settings file {printable(str(path))}"
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if named is not None:
-            faults.append(f"{where}: named by ABATHUR_CONFIG, but there is none")
-        return {}
-    except (OSError, ValueError) as error:  # a TOML or a Unicode fault is a ValueError
-        faults.append(f"{where}: cannot be read: {printable(str(error))}")
-        return {}
-    tables = content.pop("environments", {})
-    faults += [f"{where}: expected tables [environments.NAME], found {shown(key)}" for key in content]
-    if not isinstance(tables, dict):
-        faults.append(f"{where}: expected tables [environments.NAME], found environments = {shown(tables)}")
-        return {}
-    environments = {}
-    for name, table in tables.items():
-        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or not isinstance(table, dict):
-            faults.append(f"{where}: expected a table [environments.NAME] (a-z, 0-9, _ and -), found {shown(name)}")
-            continue
-        unknown = [key for key in table if key not in _SETTABLE]
-        faults += [
-            f"{where}: [environments.{name}] has no setting {shown(k)}{did_you_mean(k, _SETTABLE)}" for k in unknown
-        ]
-        environments[name] = ({key: value for key, value in table.items() if key in _SETTABLE}, where)
-    return environments
-
-
-def _environment_variables(faults: list[str]) -> dict[str, tuple[object, str]]:
-    """Return the settings given as ``ABATHUR_…``; a near miss of one is a fault, other programs' names are not."""
-    found: dict[str, tuple[object, str]] = {}
-    names = {f"ABATHUR_{name.upper()}": name for name in _SETTABLE}
-    for variable, value in os.environ.items():
-        if variable in names:
-            # Text for a bool is read here, so that every layer below holds a bool as a bool.
-            truth = {"true": True, "false": False}.get(value.lower(), value)
-            found[names[variable]] = (truth, variable)
-        elif variable.startswith("ABATHUR_") and (near := get_close_matches(variable, names, 1, 0.9)):
-            faults.append(f"{printable(variable)}: no such setting; did you mean {near[0]}?")
-    return found
-
-
-def _path(name: str, value: object, source: str, relative_paths: bool, faults: list[str]) -> Path | None:
-    """Return ``value`` as an absolute path without looking at the disk, or add what is wrong with it to ``faults``."""
-    if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str):
-        faults.append(f"{name} (from {source}): expected a path as text, found {shown(value)} ({type(value).__name__})")
-        return None
-    expected = ""
-    if not text:
-        expected = "a path (leave it out, or None, for the default)"
-    elif not text.isprintable():
-        expected = "a path of printable characters"
-    elif text == ":memory:" or text.startswith("file:"):
-        expected = "a path of a file, no in-memory database and no SQLite URI"
-    elif text.startswith("~") and text != "~" and not text.startswith("~/"):
-        expected = "an absolute path (`~` stands for your own home only)"
-    elif not os.path.isabs(os.path.expanduser(text)) and not relative_paths:
-        expected = "an absolute path"
-    else:
-        path = os.path.abspath(os.path.expanduser(text))
-        if all(len(os.fsencode(part)) <= _NAME_MAX for part in path.split("/")) and len(os.fsencode(path)) <= _PATH_MAX:
-            return Path(path)
-        expected = f"a path of at most {_PATH_MAX} bytes, {_NAME_MAX} for each name"
-    faults.append(f"{name} (from {source}): expected {expected}, found {shown(text)}")
-    return None

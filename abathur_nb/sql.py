@@ -33,11 +33,11 @@ SEED_FILE = "seed-memories.sql"
 
 # Longest first where one alternative begins another. A broken-off string or comment runs to the end, as in SQLite.
 _TOKEN = re.compile(
-    r"""(?P<layout> \s+ | --[^\n]* | /\*.*?(?:\*/|\Z) )
+    r"""(?P<layout> [ \t\n\f\r]+ | --[^\n]* | /\*.*?(?:\*/|\Z) )
     | [xX]?'(?:[^']|'')*(?:'|\Z) | "(?:[^"]|"")*(?:"|\Z) | `(?:[^`]|``)*(?:`|\Z) | \[[^]]*(?:\]|\Z)
-    | 0[xX][0-9a-fA-F]+ | (?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)? | [:@$\#?]?\w[\w$]*
+    | 0[xX][0-9a-fA-F]+ | (?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)? | [:@$\#?]?[\w\x80-\U0010ffff][\w$\x80-\U0010ffff]*
     | ->>? | \|\| | <> | [<>=!]= | << | >> | .""",
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE | re.DOTALL | re.ASCII,
 )
 _HEADER_LINE = re.compile(r"--\s*(name|index|parameters|scan|sort):\s*(.*)")
 

@@ -9,12 +9,12 @@ from shlex import quote
 from typing import Literal
 
 from abathur_nb.connection import SIDE_FILES, connect, explain_error, pragma
-from abathur_nb.errors import RefusedError
+from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
-from abathur_nb.wording import user_name
+from abathur_nb.wording import as_user, user_name
 
 __all__ = ["Target", "examine", "identify", "refusal", "require_present"]
 
@@ -63,16 +63,26 @@ def examine(settings: Settings) -> Target:
     except FileNotFoundError:
         return _absent(settings)
     except OSError as error:
-        return _target("refused", f"{path} cannot be looked at: {error.strerror}", _as_owner(path.parent))
-    for is_kind, words in _KINDS.items():
-        if is_kind(found.st_mode):
-            return _target("refused", f"{path} {words}", "db_path: name a regular file, or one that is to be made")
+        return _target("refused", f"{path} cannot be looked at: {error.strerror}", _as_owner(settings, path.parent))
+    for name in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)):
+        # SQLite would wait for ever for the other end of a FIFO, be it only a side file.
+        if words := _kind(name):
+            return _target("refused", f"{name} {words}", "db_path: name a regular file, or one that is to be made")
     if found.st_size == 0:
         remedy = f"see that nothing uses it, then: rm {quote(str(path))} and run init"
         return _target("empty", f"{path} is an empty shell of 0 bytes", remedy)
     if not os.access(path, os.R_OK):
-        return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", _as_owner(path))
+        return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", _as_owner(settings, path))
     return _target("present", f"{path}, {found.st_size:,} bytes")
+
+
+def _kind(name: str) -> str:
+    """Say what stands at ``name`` if it is no regular file; an empty text if it is one, or nothing."""
+    try:
+        mode = os.lstat(name).st_mode
+    except FileNotFoundError:
+        return ""
+    return next((words for is_kind, words in _KINDS.items() if is_kind(mode)), "")
 
 
 def _absent(settings: Settings) -> Target:
@@ -83,7 +93,13 @@ def _absent(settings: Settings) -> Target:
         kept = " ".join(quote(name) for name in stale)
         remedy = f"keep what may hold committed rows of a lost database: mkdir stale && mv {kept} stale/"
         return _target("refused", f"no database, but side files of a former one: {', '.join(stale)}", remedy)
-    if not path.parent.exists():
+    above = next(folder for folder in path.parents if os.path.lexists(folder))
+    if not os.path.isdir(above):  # noqa: PTH112 - False, where Path raises for a link into a closed directory
+        link = " that leads nowhere" if above.is_symlink() else ""
+        return _target(
+            "refused", f"{above} is {'a link' if link else 'no directory'}{link}", "db_path: name another one"
+        )
+    if above != path.parent:
         return _target("absent", f"no database, and no directory {path.parent}")
     return _target("absent", f"no database at {path}")
 
@@ -103,7 +119,7 @@ async def identify(settings: Settings) -> Target:
             application_id = await pragma(conn, "application_id")
             version = await pragma(conn, "user_version")
             alien = await conn.execute_fetchall(load_queries("inspect.sql")["triggers_and_views"].sql)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, AbathurError) as error:
         explained = explain_error(path, error)
         observed, remedy = explained.observed, explained.remedy
         code = getattr(error, "sqlite_errorcode", 0)
@@ -132,8 +148,8 @@ async def require_present(settings: Settings) -> None:
     """Raise RefusedError, with the remedy, unless an Abathur database stands at ``settings.db_path``. Read-only."""
     target = await identify(settings)
     if target.state != "present":
-        remedy = target.check.remedy or "run init.ipynb"
-        raise RefusedError(f"{target.check.observed}. {remedy[0].upper()}{remedy[1:]}")
+        check = _wanted(target, settings)
+        raise RefusedError(check.observed, check.remedy)
 
 
 async def refusal(title: str, settings: Settings) -> Report | None:
@@ -141,17 +157,23 @@ async def refusal(title: str, settings: Settings) -> Report | None:
     target = await identify(settings)
     if target.state == "present":
         return None
-    check = target.check
-    if target.state == "absent":
-        remedy = f"papermill init.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
-        check = Check(_NAME, "fail", expected=check.expected, observed=check.observed, remedy=remedy)
     # An empty shell and a damaged file are findings about a database, the rest is none of ours to judge.
     refused = target.state not in ("empty", "damaged")
-    return Report(title, (check,), subject=str(settings.db_path), refused=refused)
+    return Report(title, (_wanted(target, settings),), subject=str(settings.db_path), refused=refused)
 
 
-def _as_owner(path: Path) -> str:
+def _wanted(target: Target, settings: Settings) -> Check:
+    """Return the check of a target that should have been a database: where there is none, it fails too."""
+    if target.state != "absent":
+        return target.check
+    make_it = f"papermill init.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
+    return replace(target.check, status="fail", remedy=make_it)
+
+
+def _as_owner(settings: Settings, path: Path) -> str:
     try:
-        return f"run it as the owner: sudo -u {user_name(os.lstat(path).st_uid)} …"
+        owner = as_user(os.lstat(path).st_uid)
+        init = f"papermill init.ipynb /tmp/out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
+        return f"run it as the owner: {owner} {init}"
     except OSError:
         return f"see who owns it: namei -l {quote(str(path))}"

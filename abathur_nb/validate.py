@@ -4,21 +4,19 @@ import json
 import os
 import sqlite3
 import stat
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from difflib import unified_diff
 from pathlib import Path
 from shlex import quote
 
 import aiosqlite
 
 from abathur_nb.connection import SIDE_FILES, connect, connection_pragmas, explain_error, pragma
-from abathur_nb.expected import (
-    APPLICATION_ID,
-    SCHEMA_VERSION,
-    expected_objects,
-    expected_seeds,
-)
+from abathur_nb.errors import AbathurError
+from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, SchemaObject, SeedRow, expected_objects, expected_seeds
+from abathur_nb.location import writable_by_others
 from abathur_nb.report import Check, Report, run_check
-from abathur_nb.rules import row_checks
+from abathur_nb.rules import NAMED, row_checks
 from abathur_nb.schema import Differences, read_schema
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
@@ -28,8 +26,9 @@ from abathur_nb.wording import shown
 __all__ = ["database_checks", "file_checks", "validate_database"]
 
 _MB = 1_000_000
-_NAMED = 20  # offending keys that a check names; it counts them all
-_TROUBLESHOOT = "stop the writers and restore a backup"
+_LAST_ID = 2**63 - 1
+_REWRITE = "with the sqlite3 shell, .dump it into a new database after PRAGMA encoding = 'UTF-8', and take that one"
+_RESTORE = "stop the writers and restore a backup"
 
 # What integrity_check says of a row that breaks a rule, which is a fault of the row and not of the file.
 _ROW_FAULTS = ("CHECK constraint failed", "NULL value in", "NUMERIC value in", "TEXT value in", "non-unique entry")
@@ -49,7 +48,10 @@ async def validate_database(settings: Settings) -> Report:
 async def database_checks(conn: aiosqlite.Connection, path: Path, settings: Settings) -> tuple[Check, ...]:
     """Return every check of the database at ``path``, all of one snapshot. Read-only."""
     await conn.execute_fetchall("BEGIN")
-    checks = [await run_check(name, ask) for name, ask in _questions(conn, path, settings)]
+    remedy = (
+        f"if integrity failed, begin there; else see who uses it: fuser {quote(str(path))}; then run validate again"
+    )
+    checks = [await run_check(name, ask, remedy=remedy) for name, ask in _questions(conn, path, settings)]
     checks += await row_checks(conn)
     await conn.rollback()
     return tuple(checks)
@@ -61,7 +63,7 @@ async def file_checks(settings: Settings) -> tuple[Check, ...]:
     try:
         async with connect(path, settings=settings) as conn:
             return await database_checks(conn, path, settings)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, AbathurError) as error:
         found = explain_error(path, error)
         observed = f"could not run: {found.observed}"
         return (Check("database file", "error", expected="opens read-only", observed=observed, remedy=found.remedy),)
@@ -70,38 +72,42 @@ async def file_checks(settings: Settings) -> tuple[Check, ...]:
 def _questions(
     conn: aiosqlite.Connection, path: Path, settings: Settings
 ) -> Iterable[tuple[str, Callable[[], Awaitable[Check]]]]:
-    yield "application_id", lambda: _pragma(conn, "application_id", APPLICATION_ID, "it is another application's")
+    another = "db_path: name Abathur's own database; leave this one, which is another application's, as it is"
+    yield "application_id", lambda: _pragma(conn, "application_id", APPLICATION_ID, another)
     yield "user_version", lambda: _pragma(conn, "user_version", SCHEMA_VERSION, "update abathur_nb")
-    yield "journal mode", lambda: _journal_mode(conn, path)
-    yield "PRAGMA settings", lambda: _connection(conn, settings)
-    yield "integrity", lambda: _integrity(conn)
+    yield "journal mode", lambda: _journal_mode(conn, path, settings)
+    yield "encoding", lambda: _pragma(conn, "encoding", "UTF-8", _REWRITE)
+    yield "integrity", lambda: _integrity(conn, path)
     yield "foreign keys", lambda: _foreign_keys(conn)
-    yield "tables", lambda: _objects(conn, "tables", ("table", "view", "trigger"))
-    yield "indexes", lambda: _objects(conn, "indexes", ("index",))
+    yield "tables", lambda: _tables(conn, path)
+    yield "indexes", lambda: _indexes(conn, path)
+    yield "sequences", lambda: _sequences(conn, path)
     yield "seed memories", lambda: _seeds(conn)
     yield "file modes", lambda: _file_modes(path)
     yield "WAL size", lambda: _wal_size(path, settings)
 
 
-async def _pragma(conn: aiosqlite.Connection, name: str, expected: int, remedy: str) -> Check:
+async def _pragma(conn: aiosqlite.Connection, name: str, expected: int | str, remedy: str) -> Check:
     found = await pragma(conn, name)
     return Check.that(name, found == expected, expected=str(expected), observed=str(found), remedy=remedy)
 
 
-async def _journal_mode(conn: aiosqlite.Connection, path: Path) -> Check:
+async def _journal_mode(conn: aiosqlite.Connection, path: Path, settings: Settings) -> Check:
     mode = await pragma(conn, "journal_mode")
-    remedy = f"stop its writers, then: sqlite3 {quote(str(path))} 'PRAGMA journal_mode = WAL'"
-    return Check.that("journal mode", mode == "wal", expected="wal", observed=mode, remedy=remedy)
+    # The file keeps the mode alone; the rest each connection sets for itself, as this one did.
+    names = (*connection_pragmas(settings), "query_only", "trusted_schema")
+    told = ", ".join([f"{name} = {await pragma(conn, name)}" for name in names])
+    return Check.that(
+        "journal mode",
+        mode == "wal",
+        expected="wal",
+        observed=mode,
+        remedy=f"stop its writers, then: sqlite3 {quote(str(path))} 'PRAGMA journal_mode = WAL'",
+        evidence=(f"read back on this connection: {told}",),
+    )
 
 
-async def _connection(conn: aiosqlite.Connection, settings: Settings) -> Check:
-    # Opening a connection sets these and reads them back, or fails.
-    told = ", ".join(f"{name} = {value}" for name, value in connection_pragmas(settings).items())
-    trusted = "ON, since this SQLite's CHECKs need it" if await pragma(conn, "trusted_schema") else "OFF"
-    return Check("PRAGMA settings", "pass", expected="read back as set", observed=f"{told}; trusted_schema {trusted}")
-
-
-async def _integrity(conn: aiosqlite.Connection) -> Check:
+async def _integrity(conn: aiosqlite.Connection, path: Path) -> Check:
     try:
         messages = [str(row[0]) for row in await conn.execute_fetchall("PRAGMA integrity_check(100)")]
     except sqlite3.DatabaseError as error:
@@ -111,12 +117,15 @@ async def _integrity(conn: aiosqlite.Connection) -> Check:
     observed = "ok" if messages == ["ok"] else f"{'CORRUPT: ' if corrupt else ''}{(corrupt or messages)[0]}"
     if len(messages) > 1:
         observed += f" (and {len(messages) - 1} more)"
+    remedy = "mend the rows named below"
+    if corrupt:
+        remedy = f"sqlite3 {quote(str(path))} REINDEX" if missing_entries else _RESTORE
     return Check.that(
         "integrity",
         messages == ["ok"],
         expected="integrity_check says ok",
         observed=observed,
-        remedy="REINDEX" if corrupt and missing_entries else _TROUBLESHOOT if corrupt else "mend the rows named below",
+        remedy=remedy,
         evidence=() if messages == ["ok"] else messages,
     )
 
@@ -124,40 +133,85 @@ async def _integrity(conn: aiosqlite.Connection) -> Check:
 async def _foreign_keys(conn: aiosqlite.Connection) -> Check:
     rows = list(await conn.execute_fetchall("PRAGMA foreign_key_check"))
     named = [
-        f"{row['table']} row {row['rowid']} names a row of {row['parent']} that does not exist" for row in rows[:_NAMED]
+        f"{row['table']} row {row['rowid']} names a row of {row['parent']} that does not exist" for row in rows[:NAMED]
     ]
     return Check.that(
         "foreign keys",
         not rows,
         expected="every reference has its row",
         observed=f"{len(rows):,} references without a row",
-        remedy="keep a copy of these rows, then clear the reference or delete them (the runbook's section 6.2)",
+        remedy="keep a copy of these rows, then clear the reference or delete them (section 6.2 of the prose runbook)",
         evidence=named,
     )
 
 
-async def _objects(conn: aiosqlite.Connection, name: str, kinds: tuple[str, ...]) -> Check:
+async def _tables(conn: aiosqlite.Connection, path: Path) -> Check:
     live = await read_schema(conn)
-    differences = Differences.between(live, kinds)
-    expected = {found.name: found.sql for found in expected_objects().values() if found.type in kinds}
-    count = sum(found.type in kinds for found in live.values())
+    differences = Differences.between(live, ("table", "view", "trigger"))
+    evidence = [
+        *(f"expected: {expected_objects()[name].sql};" for name in differences.missing),
+        *(_difference(expected_objects()[name].sql, live[name].sql) for name in differences.altered),
+        *_drops(differences, live),
+    ]
     remedy = "restore a backup: what a table lacks can't be made again"
-    if kinds == ("index",) or not (differences.missing or differences.altered):
-        remedy = (
-            "with the sqlite3 shell, drop what is altered, or extra and needed by nobody, and run each statement below"
-        )
+    if not (differences.missing or differences.altered):
+        remedy = f"find out who made it; if nobody needs it: sqlite3 {quote(str(path))}, and run the DROP below"
+    return _objects_check("tables", live, differences, ("table", "view", "trigger"), remedy, evidence)
+
+
+async def _indexes(conn: aiosqlite.Connection, path: Path) -> Check:
+    live = await read_schema(conn)
+    differences = Differences.between(live, ("index",))
+    evidence = [
+        *(f"{_one_line(expected_objects()[name].sql)};" for name in differences.missing),
+        *(
+            line
+            for name in differences.altered
+            for line in (
+                f"-- found: {_one_line(live[name].sql)};",
+                f"DROP INDEX {name}; {_one_line(expected_objects()[name].sql)};",
+            )
+        ),
+        *_drops(differences, live),
+    ]
+    remedy = f"sqlite3 {quote(str(path))}, and run the statements below"
+    if differences.extra:
+        remedy += "; of a DROP behind --, only what nobody needs"
+    return _objects_check("indexes", live, differences, ("index",), remedy, evidence)
+
+
+def _objects_check(
+    name: str,
+    live: Mapping[str, SchemaObject],
+    differences: Differences,
+    kinds: tuple[str, ...],
+    remedy: str,
+    evidence: Iterable[str],
+) -> Check:
+    expected = sum(found.type in kinds for found in expected_objects().values())
+    count = sum(found.type in kinds for found in live.values())
+    told = str(differences)
     return Check.that(
         name,
-        not str(differences),
-        expected=f"the {len(expected)} of sql/, each with the same SQL, and no other",
-        observed=f"{count} {name}" + (f"; {differences}" if str(differences) else ", each as in sql/"),
+        not told,
+        expected=f"the {expected} of sql/, each with the same SQL, and no other",
+        observed=f"{count} {name}" + (f"; {told}" if told else ", each as in sql/"),
         remedy=remedy,
-        evidence=(
-            *(f"{expected[missing]};" for missing in differences.missing),
-            *(f"expected: {expected[altered]};\nfound: {live[altered].sql};" for altered in differences.altered),
-            *(f"extra: {live[extra].sql};" for extra in differences.extra),
-        ),
+        evidence=evidence,
     )
+
+
+def _drops(differences: Differences, live: Mapping[str, SchemaObject]) -> Iterable[str]:
+    """Yield what is extra and the statement that would drop it, as comments: to run it is somebody's decision."""
+    for name in differences.extra:
+        quoted = name.replace('"', '""')
+        yield f"-- extra: {_one_line(live[name].sql)};"
+        yield f'-- DROP {live[name].type.upper()} "{_one_line(quoted)}";'
+
+
+def _one_line(sql: str) -> str:
+    # Behind a -- nothing may begin a line of its own. The DDL of an index holds no comment, which would hide its end.
+    return " ".join(sql.split())
 
 
 async def _seeds(conn: aiosqlite.Connection) -> Check:
@@ -165,17 +219,10 @@ async def _seeds(conn: aiosqlite.Connection) -> Check:
     seeds = expected_seeds()
     for seed in seeds:
         key = {"namespace": seed.namespace, "key": seed.key}
-        rows = list(await conn.execute_fetchall(load_queries("inspect.sql")["seed_versions"].sql, key))
-        first = rows[0] if rows and rows[0]["version"] == 1 else None
-        newer += len(rows) > 1
-        if first is None:
-            faults.append(f"{seed.namespace} / {seed.key}: version 1 is missing")
-        elif not _same_json(first["value"], seed.value):
-            faults.append(f"{seed.namespace} / {seed.key}: version 1 holds {shown(first['value'])}")
-        elif (first["memory_type"], first["created_by"]) != (seed.memory_type, seed.created_by):
-            faults.append(
-                f"{seed.namespace} / {seed.key}: version 1 is {first['memory_type']}, by {first['created_by']}"
-            )
+        rows = {row["version"]: row for row in await conn.execute_fetchall(load_queries()["memory_history"].sql, key)}
+        newer += any(version > seed.version for version in rows)
+        if fault := _seed_fault(seed, rows.get(seed.version)):
+            faults.append(f"{seed.namespace} / {seed.key}: version {seed.version} {fault}")
     return Check.that(
         "seed memories",
         not faults,
@@ -186,11 +233,50 @@ async def _seeds(conn: aiosqlite.Connection) -> Check:
     )
 
 
+def _seed_fault(seed: SeedRow, found: sqlite3.Row | None) -> str:
+    """Say what is wrong with the row of a seed, nothing if it is as the seed file made it."""
+    if found is None:
+        return "is missing"
+    for column in ("value", "metadata"):
+        if not _same_json(found[column], getattr(seed, column)):
+            return f"holds {shown(found[column])}" + (" as its metadata" if column == "metadata" else "")
+    if (found["memory_type"], found["created_by"], found["updated_by"]) != (
+        seed.memory_type,
+        seed.created_by,
+        seed.updated_by,
+    ):
+        return f"is {found['memory_type']}, created by {found['created_by']}, updated by {found['updated_by']}"
+    return ""
+
+
+def _difference(expected: str, found: str) -> str:
+    """Return the lines in which two statements differ, with one line around them."""
+    return "\n".join(unified_diff(expected.splitlines(), found.splitlines(), "expected", "found", n=1, lineterm=""))
+
+
 def _same_json(found: object, expected: str) -> bool:
     try:
         return isinstance(found, str) and json.loads(found) == json.loads(expected)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
+
+
+async def _sequences(conn: aiosqlite.Connection, path: Path) -> Check:
+    rows = await conn.execute_fetchall(load_queries("inspect.sql")["sequences"].sql)
+    # An id below the largest would be given out twice, and after the last one every insert fails.
+    wrong = [row for row in rows if row["kind"] != "integer" or not (row["largest"] or 0) <= row["seq"] < _LAST_ID // 2]
+    return Check.that(
+        "sequences",
+        not wrong,
+        expected="the last id given out, of each table that counts its ids, is a number not below the largest there",
+        observed=", ".join(f"{row['name']} {shown(row['seq'])}, largest {row['largest']}" for row in wrong) or "right",
+        remedy=f"sqlite3 {quote(str(path))}, and run the statements below",
+        evidence=(
+            f"DELETE FROM sqlite_sequence WHERE name = '{row['name']}'; "
+            f"INSERT INTO sqlite_sequence VALUES ('{row['name']}', {row['largest'] or 0});"
+            for row in wrong
+        ),
+    )
 
 
 async def _file_modes(path: Path) -> Check:
@@ -201,16 +287,16 @@ async def _file_modes(path: Path) -> Check:
         except FileNotFoundError:  # side files come and go
             continue
     open_to_others = [name for name, mode in found.items() if mode & 0o177]
-    folder_mode = stat.S_IMODE(os.stat(path.parent).st_mode)
+    folder = os.stat(path.parent)
     remedies = [f"chmod 600 {' '.join(map(quote, open_to_others))}"] if open_to_others else []
-    if folder_mode & stat.S_IWOTH:
+    if writable_by_others(folder):
         remedies.append(f"chmod 700 {quote(str(path.parent))}")
     return Check.that(
         "file modes",
         not remedies,
         expected="0600 for the database and its side files, in a directory that only its owner writes to",
         observed=", ".join(f"{Path(name).name} {mode:04o}" for name, mode in found.items())
-        + f"; directory {folder_mode:04o}",
+        + f"; directory {stat.S_IMODE(folder.st_mode):04o}",
         remedy="; ".join(remedies),
     )
 

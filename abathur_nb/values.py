@@ -83,10 +83,11 @@ def decoded(row: Row, columns: Iterable[str]) -> dict[str, Any]:
     for column in columns:
         try:
             values[column] = json.loads(values[column])
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             key = shown(row[0])
             raise RefusedError(
-                f"{column} of row {key} holds no JSON: run validate.ipynb, which names every such row"
+                f"{column} of row {key} holds no JSON that can be read",
+                "run validate.ipynb; if it finds nothing there, the value is beyond this store's limits: write it anew",
             ) from None
     return values
 

@@ -7,8 +7,9 @@ import sqlite3
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from shlex import quote
 
-__all__ = ["did_you_mean", "printable", "shown", "timestamp", "user_name", "utc_now", "versions"]
+__all__ = ["as_user", "did_you_mean", "printable", "shown", "timestamp", "user_name", "utc_now", "versions"]
 
 
 def printable(text: str) -> str:
@@ -50,7 +51,12 @@ def user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"#{uid}"  # the form that sudo -u takes
+        return f"#{uid}"  # the form that sudo -u takes, where a shell does not see it: to that a # begins a comment
+
+
+def as_user(uid: int) -> str:
+    """Return the words that stand before a command, in a shell, so that another user runs it."""
+    return f"sudo -u {quote(user_name(uid))}"
 
 
 def versions() -> str:

@@ -12,7 +12,7 @@ from time import perf_counter_ns
 from abathur_nb import synthetic
 from abathur_nb.connection import connection_pragmas, run_to_end
 from abathur_nb.database import Database
-from abathur_nb.errors import AbathurError
+from abathur_nb.errors import RefusedError
 from abathur_nb.sql import load_queries
 
 __all__ = ["memory_reads", "one_cpu", "session_reads", "time_plainly", "time_reads", "together", "writing"]
@@ -58,7 +58,7 @@ async def time_reads(reads: Iterator[Read], repetitions: int) -> list[int]:
         if found is None or (
             isinstance(found, list) and None in found
         ):  # a fast answer that finds nothing must not count
-            raise AbathurError("a synthetic row is missing from the copy: the benchmark is not to be trusted")
+            raise RefusedError("a synthetic row is missing from the copy", "run validate.ipynb, and this again")
     return samples
 
 

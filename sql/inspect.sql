@@ -6,8 +6,8 @@
 SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid;
 
 -- name: triggers_and_views
--- What does not belong into a database of this application.
-SELECT type, name FROM sqlite_master WHERE type IN ('trigger', 'view') ORDER BY name;
+-- What does not belong into a database of this application; SQLite itself knows a `Trigger` by another case as well.
+SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index') ORDER BY name;
 
 -- name: indexes
 -- The named indexes with their tables; those that a constraint brings have no SQL.
@@ -16,13 +16,6 @@ SELECT name, tbl_name AS "table" FROM sqlite_master WHERE type = 'index' AND sql
 -- name: sizes
 -- The bytes that each table and index takes up; needs a SQLite with dbstat.
 SELECT name, sum(pgsize) AS bytes FROM dbstat GROUP BY name;
-
--- name: seed_versions
--- Every version of a seed memory, oldest first.
--- parameters: {"namespace": "app:abathur:config", "key": "memory_lifecycle_policies"}
-SELECT version, value, memory_type, created_by FROM memory_entries
-WHERE namespace = :namespace AND key = :key
-ORDER BY version;
 
 -- name: connection_pragmas
 -- What a connection has set for itself, in one statement; wal_autocheckpoint and mmap_size can't be asked for this way.
@@ -33,3 +26,16 @@ SELECT
     (SELECT * FROM pragma_cache_size) AS cache_size,
     (SELECT * FROM pragma_temp_store) AS temp_store,
     (SELECT * FROM pragma_query_only) AS query_only;
+
+-- name: sequences
+-- The last id that each table with AUTOINCREMENT gave out, beside the largest that it holds.
+SELECT tables.name, sequence.seq, typeof(sequence.seq) AS kind, tables.largest
+FROM (
+    SELECT 'memory_entries' AS name, (SELECT max(id) FROM memory_entries) AS largest
+    UNION ALL SELECT 'document_index', (SELECT max(id) FROM document_index)
+    UNION ALL SELECT 'state', (SELECT max(id) FROM state)
+    UNION ALL SELECT 'audit', (SELECT max(id) FROM audit)
+    UNION ALL SELECT 'metrics', (SELECT max(id) FROM metrics)
+) AS tables
+LEFT JOIN sqlite_sequence AS sequence ON sequence.name = tables.name
+WHERE sequence.seq IS NOT NULL OR tables.largest IS NOT NULL;

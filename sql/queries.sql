@@ -43,7 +43,8 @@ SET events = json_insert(events, '$[#]', json(:event)),
     -- null, in both spellings, é and \u00e9: SQLite 3.40 compares keys as they are written), and the delta's members,
     -- never none, are put before the rest as text: not a digit of a number changes.
     state = coalesce(
-        substr(:delta, 1, length(:delta) - 1) || ',' || substr(nullif(json_patch(state, :cleared), '{}'), 2),
+        substr(nullif(json_patch(state, :cleared), '{}'), 1, length(json_patch(state, :cleared)) - 1)
+            || ',' || substr(:delta, 2),
         :delta
     ),
     last_update_time = strftime('%Y-%m-%d %H:%M:%f', 'now')
@@ -58,7 +59,8 @@ RETURNING id;
 -- parameters: {"session_id": "sess_1", "delta": "{\"step\":2}", "cleared": "{\"step\":null}", "max_bytes": 16777216}
 UPDATE sessions
 SET state = coalesce(  -- as in append_event_with_delta
-        substr(:delta, 1, length(:delta) - 1) || ',' || substr(nullif(json_patch(state, :cleared), '{}'), 2),
+        substr(nullif(json_patch(state, :cleared), '{}'), 1, length(json_patch(state, :cleared)) - 1)
+            || ',' || substr(:delta, 2),
         :delta
     ),
     last_update_time = strftime('%Y-%m-%d %H:%M:%f', 'now')

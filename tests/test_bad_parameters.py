@@ -385,7 +385,7 @@ def test_an_unknown_environment_is_refused_with_the_three_names(
         ("development", "/srv/\udcff.db", "a path of printable characters"),
         ("development", "/srv/a\nb.db", "a path of printable characters"),
         ("development", "/srv/\u202egnp.db", "a path of printable characters"),
-        ("development", "/srv/" + "x" * 300, "a path of at most 4095 bytes, 255 for each name"),
+        ("development", "/srv/" + "x" * 300, "a path of at most 475 bytes, 247 for each name"),
         ("staging", "x.db", "an absolute path"),
         ("production", "./x.db", "an absolute path"),
         ("production", "../../x.db", "an absolute path"),

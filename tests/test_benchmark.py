@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from damage import drop_index, held, run_sql, untouched
 
 import abathur_nb as nb
 from abathur_nb import synthetic
+from abathur_nb.benchmark import _snapshot, _verdicts
+from abathur_nb.connection import connection_pragmas
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.measurements import load_baseline
 from abathur_nb.settings import Settings
@@ -56,9 +60,11 @@ async def test_a_plain_run_measures_the_three_limits_and_leaves_the_live_databas
     assert tuple(result.samples) == LIMITED
     assert [len(samples) for samples in result.samples.values()] == [299, 299, 100]
     assert all(isinstance(sample, int) and sample > 1000 for samples in result.samples.values() for sample in samples)
-    assert [check.name for check in result.report.checks] == list(LIMITED)
+    assert [check.name for check in result.report.checks] == list(LIMITED) == list(result.limits)
+    assert result.limits["session retrieval"] == (0.99, database.session_p99_ms)
+    assert result.limits["50 concurrent reads"] == (0.95, database.concurrent_reads_s * 1000)
     for check in result.report.checks:
-        assert check.expected.endswith(", with 95 % confidence")
+        assert check.expected.endswith(", with 95 % confidence, on one CPU")
         assert check.observed.endswith("samples: met")
     with closing(sqlite3.connect(database.db_path)) as conn:
         assert conn.execute("SELECT count(*) FROM memory_entries WHERE namespace GLOB 'synthetic*'").fetchone() == (0,)
@@ -70,8 +76,9 @@ async def test_the_machine_the_versions_and_the_pragmas_are_in_the_result(databa
     machine = result.machine
     assert (machine["rows"], machine["repetitions"]) == (200, 299)
     assert machine["SQLite"] == sqlite3.sqlite_version
-    assert machine["PRAGMAs"]["journal_mode"] == "wal"
-    assert machine["PRAGMAs"]["synchronous"] == 1
+    assert machine["abathur_nb"] == version("abathur_nb")
+    read_back = {"journal_mode": "wal", **connection_pragmas(database), "query_only": 1, "trusted_schema": 0}
+    assert machine["PRAGMAs"] == read_back
     assert f"of {os.cpu_count()} CPUs" in machine["processor"]
     assert json.loads(result.to_json())["machine"] == dict(machine)
 
@@ -85,11 +92,31 @@ async def test_the_verdict_is_one_of_three_and_only_a_limit_that_is_met_passes(d
     assert (session.status, session.observed.endswith("298 samples: not enough samples")) == ("fail", True)
     assert (memory.status, memory.observed.endswith("298 samples: not met")) == ("fail", True)
     assert (concurrent.status, concurrent.observed.endswith("100 samples: met")) == ("pass", True)
-    assert "-p repetitions" in session.remedy
+    assert session.remedy == "ask for more: -p repetitions 1000"
     assert "explain.ipynb" in memory.remedy
     assert not result.report.ok
-    with pytest.raises(nb.AbathurError, match=r"2 of 3 checks failed: session retrieval: .*; memory retrieval: "):
+    with pytest.raises(nb.AbathurError, match=r"2 of 3 checks failed: session retrieval: .* \| memory retrieval: "):
         result.report.raise_for_failures()
+
+
+async def test_more_repetitions_are_more_rounds_of_concurrent_reads(database: Settings) -> None:
+    result = await nb.run_benchmark(database, rows=100, repetitions=1500)
+    assert [len(samples) for samples in result.samples.values()] == [1500, 1500, 150]
+
+
+@pytest.mark.parametrize(
+    ("repetitions", "single", "concurrent"),
+    [(298, 1000, 10_000), (1000, 10_000, 10_000), (2000, 20_000, 20_000), (50_000, 100_000, 100_000)],
+)
+def test_the_remedy_of_too_few_samples_brings_more(repetitions: int, single: int, concurrent: int) -> None:
+    """Whatever was asked for, what the remedy asks for gives more samples of that very measurement."""
+    undecided = [1_000_000] * 95 + [10**9] * 5  # 5 of 100 above the limit say nothing about a p95
+    limits = {name: (level, 10.0) for name, level in zip(LIMITED, (0.99, 0.99, 0.95), strict=True)}
+    samples = dict(zip(LIMITED, ([1_000_000] * 298, [1_000_000] * 298, undecided), strict=True))
+    told = [check.remedy for check in _verdicts(limits, samples, repetitions)]
+    assert told == [f"ask for more: -p repetitions {more}" for more in (single, single, concurrent)]
+    told = [check.remedy for check in _verdicts(limits, samples, 100_000)]
+    assert told == ["see what else keeps the machine busy, and run it again"] * 3
 
 
 async def test_a_full_run_adds_the_writer_the_curves_and_the_shares(database: Settings) -> None:
@@ -106,12 +133,24 @@ async def test_a_full_run_adds_the_writer_the_curves_and_the_shares(database: Se
     assert [len(samples) for samples in result.curve("growth").values()] == [299, 299]
 
 
-async def test_the_live_rows_are_in_the_copy_and_never_in_the_way(database: Settings) -> None:
-    """A row that the log alone holds is in the snapshot, and a live session of any name meets no synthetic one."""
+async def test_a_live_row_is_never_in_the_way(database: Settings) -> None:
     with held(database.db_path, "INSERT INTO sessions (id, app_name, user_id) VALUES ('in the log', 'a', 'u')"):
         with nothing_changes(database):
             result = await nb.run_benchmark(database, **QUICK)
         result.report.raise_for_failures()
+
+
+async def test_the_snapshot_holds_a_row_that_the_log_alone_holds(database: Settings, tmp_path: Path) -> None:
+    find = "SELECT count(*) FROM sessions WHERE id = 'in the log'"
+    copy = replace(database, db_path=tmp_path / "copy.db")
+    with held(database.db_path, "INSERT INTO sessions (id, app_name, user_id) VALUES ('in the log', 'a', 'u')"):
+        with nothing_changes(database):
+            await _snapshot(database, copy)
+        # The control: the main file alone does not hold it.
+        shutil.copy(database.db_path, tmp_path / "main-file.db")
+    for name, count in (("copy.db", 1), ("main-file.db", 0)):
+        with closing(sqlite3.connect(tmp_path / name)) as conn:
+            assert conn.execute(find).fetchone() == (count,), name
 
 
 async def test_a_busy_writer_on_the_live_database_disturbs_nothing(database: Settings) -> None:
@@ -158,9 +197,10 @@ async def test_wrong_numbers_are_all_named_at_once_before_anything_is_touched(va
 
 async def test_all_kinds_of_wrong_arguments_are_named_at_once(database: Settings, tmp_path: Path) -> None:
     wrong: dict[str, Any] = {"rows": 0, "repetitions": "many", "full": "false", "baseline": tmp_path / "absent.json"}
+    wrong["save_to"] = tmp_path / "absent" / "result.json"
     with nothing_changes(database), pytest.raises(ConfigurationError) as caught:
         await nb.run_benchmark(database, **wrong)
-    assert [fault.partition(":")[0] for fault in caught.value.faults] == ["rows", "repetitions", "full", "baseline"]
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == [*wrong]
     assert "full: expected True or False, found 'false' (str)" in caught.value.faults
 
 
@@ -173,6 +213,61 @@ async def test_a_baseline_that_is_none_is_refused_before_anything_is_measured(
         pytest.raises(ConfigurationError, match=r"^baseline: .*x\.json' is no saved result"),
     ):
         await nb.run_benchmark(database, baseline=tmp_path / "x.json")
+
+
+# --- saving
+
+
+async def test_the_result_is_saved_where_it_was_asked_to_and_says_so(database: Settings, tmp_path: Path) -> None:
+    saved = tmp_path / "result.json"
+    result = await nb.run_benchmark(database, **QUICK, save_to=saved)
+    assert result.saved == f"saved as {saved}"
+    assert load_baseline(saved) == result.samples
+    # It may be compared with what it replaces.
+    again = await nb.run_benchmark(database, **QUICK, baseline=saved, save_to=saved)
+    assert again.baseline == result.samples
+    assert load_baseline(saved) == again.samples
+    assert (await nb.run_benchmark(database, **QUICK)).saved == "not saved: no path was given"
+
+
+@pytest.mark.parametrize("where", ["absent/result.json", "data/abathur.db", "."])
+async def test_where_it_cannot_be_saved_nothing_is_measured(where: str, database: Settings, tmp_path: Path) -> None:
+    before = database.db_path.parent.stat().st_mtime_ns
+    with (
+        nothing_changes(database),
+        pytest.raises(ConfigurationError, match=r"^save_to: the result cannot be saved as "),
+    ):
+        await nb.run_benchmark(database, save_to=tmp_path / where)
+    assert database.db_path.parent.stat().st_mtime_ns == before, "no copy was made"
+
+
+async def test_what_was_not_measured_to_its_end_replaces_no_earlier_result(database: Settings, tmp_path: Path) -> None:
+    saved = tmp_path / "result.json"
+    await nb.run_benchmark(database, **QUICK, save_to=saved)
+    drop_index(database.db_path)
+    with untouched(saved):
+        for given in (database, replace(database, db_path=tmp_path / "none" / "x.db")):
+            result = await nb.run_benchmark(given, **QUICK, save_to=saved)
+            assert not result.report.ok
+            assert result.saved == "not saved: it was not measured to its end"
+
+
+async def test_a_place_that_goes_away_while_it_measures_fails_it_and_loses_no_figure(
+    database: Settings, tmp_path: Path
+) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    running = asyncio.create_task(nb.run_benchmark(database, **QUICK, save_to=folder / "result.json"))
+    await asyncio.wait_for(scratch_of(database), 30)
+    folder.rmdir()
+    result = await running
+    *measured, saving = result.report.checks
+    assert [check.name for check in measured] == list(LIMITED)
+    assert (saving.name, saving.status) == ("saving", "error")
+    assert "No such file or directory" in saving.observed
+    assert saving.remedy
+    assert result.saved.startswith("not saved: the result cannot be saved as ")
+    assert tuple(result.samples) == LIMITED
 
 
 # --- what forbids it, and what stops it
@@ -213,6 +308,7 @@ async def test_a_failure_half_way_removes_the_copy_and_is_told(database: Setting
     assert check.status == "error"
     assert "could not run: " in check.observed
     assert "idx_audit_task" in check.observed
+    assert check.remedy
     assert result.samples == {}
 
 
@@ -223,6 +319,7 @@ async def test_a_table_that_takes_no_row_fails_it_and_removes_the_copy(database:
     (check,) = result.report.checks
     assert check.status == "error"
     assert "CHECK constraint failed" in check.observed
+    assert check.remedy
 
 
 async def scratch_of(settings: Settings) -> Path:

@@ -168,8 +168,8 @@ async def test_one_does_not_name_oneself(database: Settings) -> None:
         (sqlite3.SQLITE_LOCKED, BusyError, "is locked by"),
         (sqlite3.SQLITE_NOTADB, RefusedError, "is not SQLite or is encrypted"),
         (sqlite3.SQLITE_CORRUPT, RefusedError, "is CORRUPT"),
-        (sqlite3.SQLITE_FULL, RefusedError, "is full: make room"),
-        (sqlite3.SQLITE_IOERR_WRITE, RefusedError, "could not be used"),
+        (sqlite3.SQLITE_FULL, RefusedError, "is full, or a table of it has given out its last id: make room"),
+        (sqlite3.SQLITE_IOERR_WRITE, RefusedError, "could not be read or written"),
         (None, RefusedError, "could not be used"),
     ],
 )

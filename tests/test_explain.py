@@ -12,6 +12,7 @@ import aiosqlite
 import pytest
 from engines import LIBRARIES, Run, as_fetch, build, opened
 
+from abathur_nb import explain
 from abathur_nb.connection import connect
 from abathur_nb.expected import expected_objects
 from abathur_nb.explain import Plans, compare_plans, explain_queries
@@ -270,6 +271,7 @@ async def test_a_copy_that_plans_otherwise_is_not_believed(live: Run, library: s
         plans = await compare_plans(as_fetch(live), spoiled, {query.name: query})
     check = plans.report.checks[-1]
     assert check.status == "error"
+    assert "validate.ipynb" in check.remedy
 
 
 async def test_the_statistics_are_copied_too(library: str, live: Run) -> None:
@@ -325,6 +327,7 @@ async def test_a_missing_table_is_named_and_the_other_queries_are_explained(data
     plans = await explain_queries(database)
     status = {check.name: check.status for check in plans.report.checks}
     assert status["metric_history"] == "error"
+    assert all(check.remedy for check in plans.report.checks if check.failed)
     assert len(plans.to_frame()) == len(load_queries())
     assert status["get_session"] == "pass"
     assert status["coverage"] == "fail"
@@ -339,6 +342,28 @@ async def test_a_locked_database_is_an_error_and_no_traceback(database: Settings
         holder.execute("ROLLBACK")
     holder.close()
     assert not plans.report.ok
+    assert all(check.remedy for check in plans.report.checks if check.failed)
+
+
+async def test_a_lock_taken_after_the_first_look_is_an_error_with_a_remedy(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at what stands there and the reading of the plans another process may lock it whole."""
+
+    async def no_refusal(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(explain, "refusal", no_refusal)
+    with sqlite3.connect(database.db_path, isolation_level=None) as holder:
+        holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        plans = await explain_queries(replace(database, busy_timeout_ms=50))
+        holder.execute("ROLLBACK")
+    holder.close()
+    (check,) = plans.report.checks
+    assert (check.name, check.status) == ("database file", "error")
+    assert check.observed.startswith(f"could not run: {database.db_path} is locked by ")
+    assert check.remedy
 
 
 async def test_the_plans_are_shown_as_a_frame_as_text_and_as_safe_html(database: Settings) -> None:

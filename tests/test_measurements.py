@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -10,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import fingerprint, untouched
+from damage import fingerprint, run_as_other, untouched
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.measurements import BenchmarkResult, compare, load_baseline
+from abathur_nb.measurements import BenchmarkResult, check_savable, compare, load_baseline
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 
@@ -120,8 +121,40 @@ def test_where_it_cannot_be_saved_one_line_says_so_and_nothing_is_left(
     with pytest.raises(ConfigurationError, match=f"^the result cannot be saved as .*: .*{told}") as caught:
         result.save(f"{tmp_path}/{where}")
     assert str(caught.value).isprintable()
+    with pytest.raises(ConfigurationError, match=re.escape(str(caught.value))):
+        check_savable(f"{tmp_path}/{where}")
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_whether_it_can_be_saved_is_found_out_without_a_trace(tmp_path: Path, result: BenchmarkResult) -> None:
+    before = tmp_path.stat().st_mtime_ns
+    assert check_savable(tmp_path / "result.json") == tmp_path / "result.json"
+    assert check_savable(None) is None
+    assert tmp_path.stat().st_mtime_ns == before
+    result.save(tmp_path / "result.json")
+    with untouched(tmp_path / "result.json"):
+        assert check_savable(tmp_path / "result.json") == tmp_path / "result.json"
+
+
+def test_a_directory_that_may_not_be_written_to_is_no_place(public: Path) -> None:
+    program = (
+        "from abathur_nb.measurements import check_savable\n"
+        "try:\n    check_savable(sys.argv[1])\nexcept nb.ConfigurationError as error:\n    print(error)\n"
+    )
+    told = run_as_other(program, public / "result.json")
+    assert told == f"the result cannot be saved as '{public}/result.json': its directory may not be written to\n"
+
+
+def test_a_name_with_no_room_for_its_draft_is_refused_beforehand(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="File name too long"):
+        check_savable(tmp_path / ("x" * 250))
+
+
+@pytest.mark.parametrize("path", [7, True, ["x"], b"x"])
+def test_what_is_no_path_is_refused_in_one_line(path: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"^the result cannot be saved as "):
+        check_savable(path)
 
 
 @pytest.mark.parametrize("beside", ["", "-wal"])

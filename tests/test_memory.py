@@ -5,11 +5,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from typing import Any
 
+import aiosqlite
 import pytest
 from damage import run_sql
 
 from abathur_nb.database import Database
-from abathur_nb.errors import InvalidValueError
+from abathur_nb.errors import InvalidValueError, RefusedError
 from abathur_nb.memory import MEMORY_TYPES
 from abathur_nb.settings import Settings
 from abathur_nb.values import MAX_BYTES
@@ -203,6 +204,53 @@ async def test_only_live_episodic_memories_expire_each_with_its_audit_row(databa
             with pytest.raises(InvalidValueError, match="Invalid ttl_days"):
                 await db.memory.cleanup_expired_memories(wrong)  # type: ignore[arg-type]
     assert [(row[0], row[2]) for row in audit(database)[before:]] == [("memory_delete", "a:episodic")]
+
+
+async def test_many_expired_memories_take_few_turns_of_the_writers_thread(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever else writes waits for them all; each still has an audit row of its own."""
+    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)"
+    run_sql(
+        database.db_path,
+        f"{many} INSERT INTO memory_entries (namespace, key, value, memory_type, version, created_at)"
+        " SELECT 'a:b', printf('é%d', i / 2), '{}', 'episodic', 1 + i % 2, '2020-01-01 00:00:00.000' FROM n",
+    )
+    turns = 0
+    execute: Any = aiosqlite.Connection._execute
+
+    async def counted(conn: aiosqlite.Connection, *work: Any) -> Any:
+        nonlocal turns
+        turns += 1
+        return await execute(conn, *work)
+
+    async with Database.open(database) as db:
+        monkeypatch.setattr(aiosqlite.Connection, "_execute", counted)
+        assert await db.memory.cleanup_expired_memories() == 1000
+        monkeypatch.undo()
+    assert turns < 10
+    rows = audit(database)
+    assert {row[:3] + row[4:5] for row in rows} == {("memory_delete", "delete", "a:b", None)}
+    assert len({row[3] for row in rows}) == len(rows) == 1000
+    with closing(sqlite3.connect(database.db_path)) as conn:
+        keys = {entry: place for entry, *place in conn.execute("SELECT id, key, version FROM memory_entries")}
+    for *_, entry, _, data in rows:
+        key, version = keys[entry]
+        assert data == f'{{"key":"{key}","versions":[{version}]}}'
+
+
+async def test_an_expiry_whose_audit_row_is_refused_is_an_error_of_the_package(database: Settings) -> None:
+    async with Database.open(database) as db:
+        await db.memory.add_memory(*PLACE, {"n": 1}, "episodic", "x")
+        spoils: list[tuple[str, type[Exception]]] = [
+            ("ALTER TABLE audit ADD COLUMN more CHECK (action_type <> 'memory_delete')", InvalidValueError),
+            ("ALTER TABLE audit RENAME TO audit_away", RefusedError),
+        ]
+        for spoil, error in spoils:
+            run_sql(database.db_path, spoil)
+            with pytest.raises(error):
+                await db.memory.cleanup_expired_memories(0)
+            assert await db.memory.get_memory(*PLACE) is not None
 
 
 @pytest.mark.parametrize("change", ["add", "update", "delete", "expire"])

@@ -40,7 +40,7 @@ DAMAGES: list[tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]] =
     (
         drop_check,
         ("tables: ", "altered: tasks"),
-        ("expected: CREATE TABLE tasks", "found: CREATE TABLE tasks", "CHECK (status IN ("),
+        ("--- expected", "+++ found", "CHECK (status IN ("),
     ),
     (
         spoil_json,

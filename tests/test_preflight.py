@@ -1,10 +1,13 @@
 """Whether a machine and a place can carry a database: told by name and by trying, and nothing left behind."""
 
 import os
+import pwd
+import shlex
 import shutil
 import sqlite3
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,13 +16,14 @@ from pathlib import Path
 import pytest
 from damage import fingerprint, run_as_other, untouched
 
-from abathur_nb.location import file_system, location_checks
-from abathur_nb.preflight import HAZARDS, _hazards, preflight
+from abathur_nb.location import file_system, install_command, location_checks, writable_by_others
+from abathur_nb.preflight import HAZARDS, _hazards, _software, preflight
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.wording import user_name
 
 ME = user_name(os.geteuid())
+NAMELESS = 3_999_999  # no user and no group has it
 
 
 @pytest.fixture
@@ -238,7 +242,6 @@ def test_free_disk_has_two_limits(settings: Settings, low: int, enough: int, sta
     [
         ("development", 0o700, "pass", False),
         ("development", 0o755, "warn", False),
-        ("development", 0o770, "warn", False),
         ("development", 0o777, "fail", False),
         ("development", 0o1777, "fail", False),
         ("staging", 0o755, "warn", False),
@@ -267,7 +270,129 @@ async def test_a_directory_of_somebody_else_is_named_with_its_owner(public: Path
     check = (await checked(resolve(env, db_path=public / "x.db"), refused=refused))["directory"]
     assert check.status == "fail"
     assert check.observed.startswith(f"{public} is {user_name(65534)}'s")
-    assert f"sudo -u {user_name(65534)}" in check.remedy
+    assert check.remedy == (
+        f"run it as the owner: sudo -u {user_name(65534)} "
+        f"papermill init.ipynb /tmp/out.ipynb -p env {env} -p db_path {public}/x.db"
+    )
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o775, 0o2770])
+@pytest.mark.parametrize(
+    ("env", "gid", "status", "refused"),
+    [
+        ("development", 65534, "fail", False),
+        ("production", 65534, "fail", True),
+        ("production", NAMELESS, "fail", True),
+        ("production", 0, "warn", False),  # root's own: what a umask of 002 makes for any user
+    ],
+)
+async def test_a_directory_that_a_group_may_write_to_is_shared_unless_the_group_is_its_owners_own(
+    tmp_path: Path, env: str, gid: int, status: str, refused: bool, mode: int
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    os.chown(folder, -1, gid)
+    folder.chmod(mode)
+    check = (await checked(resolve(env, db_path=folder / "x.db"), refused=refused))["directory"]
+    assert (check.status, check.remedy) == (status, f"chmod 700 {folder}")
+
+
+@pytest.mark.parametrize(
+    ("mode", "uid", "gid", "shared"),
+    [
+        (0o700, 0, 0, False),
+        (0o755, 0, 65534, False),
+        (0o770, 0, 0, False),
+        (0o770, 0, 65534, True),
+        (0o770, 1, 0, True),  # another's own group
+        (0o770, 65534, 65534, True),  # `nobody` shares its group with whoever has none
+        (0o770, NAMELESS, NAMELESS, True),
+        (0o702, 0, 0, True),
+        (0o1777, 0, 0, True),
+    ],
+)
+def test_who_may_write_is_told_by_mode_owner_and_group(
+    tmp_path: Path, mode: int, uid: int, gid: int, shared: bool
+) -> None:
+    os.chown(tmp_path, uid, gid)
+    tmp_path.chmod(mode)
+    assert writable_by_others(tmp_path.stat()) is shared
+
+
+# --- the one who is to own it
+
+
+@pytest.mark.parametrize("env", ["staging", "production"])
+def test_a_missing_directory_that_would_be_made_for_the_wrong_user_is_a_warning(tmp_path: Path, env: str) -> None:
+    settings = replace(resolve(env, db_path=tmp_path / "none" / "x.db"), service_account="nobody")
+    (check, *_), refused = location_checks(settings)
+    assert (check.status, refused) == ("warn", False)
+    assert check.expected == "a directory of nobody's own, mode 0700"
+    assert check.observed == f"{tmp_path}/none will be made 0700 for {ME}, not for nobody"
+    assert check.remedy.startswith("sudo install -d -o nobody -g ")
+
+
+@pytest.mark.parametrize(
+    ("account", "origin", "status"),
+    [
+        ("", "default", "pass"),
+        (ME, "default", "pass"),
+        ("no-such-account", "argument", "pass"),
+        ("no-such-account", "ABATHUR_DB_PATH", "pass"),
+        ("no-such-account", "default", "warn"),
+        ("nobody", "default", "warn"),
+    ],
+)
+def test_a_missing_directory_may_be_made_for_the_one_who_is_to_own_it(
+    tmp_path: Path, account: str, origin: str, status: str
+) -> None:
+    """And for anybody who tries it at a path of his own, where there is no such account."""
+    settings = resolve("production", db_path=tmp_path / "none" / "x.db")
+    settings = replace(settings, service_account=account, origins={"db_path": origin})
+    (check, *_), refused = location_checks(settings)
+    assert (check.status, refused) == (status, False)
+    if account == "no-such-account" and status == "warn":
+        assert check.remedy == (
+            "sudo useradd --system --user-group no-such-account && "
+            f"sudo install -d -o no-such-account -g no-such-account -m 700 {tmp_path}/none"
+        )
+
+
+@pytest.mark.parametrize("account", ["", "nobody", "sync", "#12345", "12345"])
+def test_the_install_command_makes_a_directory_of_the_account(tmp_path: Path, account: str) -> None:
+    """It is run, less its sudo; a user's primary group may have another name, or none, and so may he."""
+    folder = tmp_path / "it's # mine" / "a b"
+    command = install_command(replace(resolve(db_path=folder / "x.db"), service_account=account), folder)
+    assert command.startswith("sudo install ")
+    subprocess.run(["sh", "-euc", command.removeprefix("sudo ")], check=True)
+    found = folder.stat()
+    number = account.removeprefix("#")
+    entry = pwd.getpwnam(account or ME) if not number.isdecimal() else None
+    uid, gid = (entry.pw_uid, entry.pw_gid) if entry else (int(number), int(number))
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (uid, gid, 0o700)
+
+
+@pytest.mark.parametrize("account", ["a b", "$(touch canary)", "x; touch canary", "a\0b", "\ud800"])
+def test_an_account_of_any_name_is_one_word_of_a_command(tmp_path: Path, account: str) -> None:
+    command = install_command(replace(resolve(), service_account=account), tmp_path)
+    assert shlex.split(command).count(account) == 3
+
+
+def test_a_user_without_a_name_gets_commands_that_a_shell_takes_whole(public: Path) -> None:
+    """As in a container that runs under a number: to a shell, # begins a comment."""
+    (public / "his").mkdir(mode=0o755)
+    os.chown(public / "his", NAMELESS, NAMELESS)
+    settings = resolve("development", db_path=public / "his" / "x.db")
+    (check, *_), _ = location_checks(settings)
+    words = shlex.split(check.remedy.partition(": ")[2], comments=True)
+    assert words[:4] == ["sudo", "-u", f"#{NAMELESS}", "papermill"]
+    assert words[-1] == str(settings.db_path)
+    program = (
+        "from abathur_nb.location import install_command\n"
+        "print(install_command(nb.resolve('development'), Path('/x')))\n"
+    )
+    made = run_as_other(program, uid=NAMELESS)
+    assert made == f"sudo install -d -o {NAMELESS} -g {NAMELESS} -m 700 /x\n"
 
 
 AS_OTHER = """
@@ -289,13 +414,27 @@ def test_somebody_without_privileges_is_refused_where_he_may_not_write(public: P
     lines = run_as_other(AS_OTHER, public / "roots/x.db", public / "none/x.db", public / "shared/x.db").splitlines()
     roots, none, shared = (line.split("|") for line in lines)
     other = user_name(65534)
+
+    def install(name: str) -> str:
+        return install_command(resolve("production"), public / name)
+
     for found in (roots, none, shared):
         assert found[:3] == ["fail", "True", "True"]
-    assert f"sudo -u {ME} …; or: sudo install -d -o abathur -g abathur -m 700 {public}/roots" in roots[4]
+    assert (
+        f"sudo -u {ME} papermill init.ipynb /tmp/out.ipynb -p env production -p db_path {public}/roots/x.db" in roots[4]
+    )
+    assert roots[4].endswith(install("roots"))
     assert none[3] == f"no {public}/none, and {public} may not be written to by {other}"
-    assert none[4] == f"sudo install -d -o abathur -g abathur -m 700 {public}/none"
-    assert f"sudo -u {ME}" in shared[4]
+    assert none[4] == install("none")
+    assert f"sudo -u {ME} papermill" in shared[4]
     assert below(public) == before
+
+
+def test_ones_own_directory_that_may_not_be_written_to_is_mended_by_its_owner(public: Path) -> None:
+    os.chown(public, 65534, 65534)
+    public.chmod(0o500)
+    found = run_as_other(AS_OTHER, public / "x.db").strip().split("|")
+    assert (found[0], found[1], found[4]) == ("fail", "True", f"chmod 700 {public}")
 
 
 async def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
@@ -319,6 +458,45 @@ async def test_beside_many_others_it_leaves_nothing_behind(settings: Settings, t
     for report in reports:
         assert [check.observed for check in report.checks if check.failed] == []
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_a_killed_preflight_left_in_the_nearest_parent_is_swept(settings: Settings, tmp_path: Path) -> None:
+    orphan = tmp_path / ".abathur-probe-0123456789ab"
+    orphan.mkdir()
+    (orphan / "probe.db").touch()
+    (tmp_path / ".abathur-old-backups").mkdir()
+    checks = await checked(settings)
+    assert [path.name for path in tmp_path.iterdir()] == [".abathur-old-backups"]
+    assert f"swept a dead run's {orphan.name}" in checks["file system behaviour"].evidence
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [("0.21.0", "fail"), ("0.9", "fail"), ("0.22.0", "pass"), ("0.22.1b1", "pass"), ("0.100", "pass"), ("1", "pass")],
+)
+def test_an_aiosqlite_that_is_too_old_fails(version: str, status: str) -> None:
+    (check,) = (check for check in _software(version) if check.name == "aiosqlite")
+    assert (check.status, check.observed) == (status, version)
+    assert check.remedy.endswith("-m pip install --upgrade aiosqlite" if status == "fail" else "")
+
+
+async def test_every_remedy_is_one_that_can_be_pasted(in_memory: Path, public: Path) -> None:
+    """What stands behind its last colon is no sketch and no note, but a command that a shell can read."""
+    os.chown(public, NAMELESS, NAMELESS)
+    strict = {"require_safe_wal": True, "min_free_mb": 10**9}
+    found = [*_software("0.1"), *_hazards(replace(resolve(), require_safe_wal=True), (3, 45, 0))]
+    for folder in (in_memory / "none", public, Path("/proc/none")):
+        settings = replace(resolve("production", db_path=folder / "x.db"), **strict)  # type: ignore[arg-type]
+        found += (await preflight(settings)).checks
+    remedies = {check.remedy for check in found if check.status not in ("pass", "skip")}
+    assert len(remedies) > 5
+    for remedy in remedies:
+        assert "…" not in remedy
+        assert "(" not in remedy
+        command = remedy.rpartition(": ")[2]
+        subprocess.run(["sh", "-n", "-c", command], check=True)  # noqa: ASYNC221
+        word = shlex.split(command)[0]
+        assert word in ("sudo", "chmod", "conda", "df", "du", "namei", "-p", shlex.quote(sys.executable)), remedy
 
 
 async def test_a_cancelled_preflight_leaves_nothing_behind(settings: Settings, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ async def test_a_fault_of_the_package_is_no_observation() -> None:
         raise KeyError("a bug")
 
     with pytest.raises(KeyError):
-        await run_check("integrity", ask)
+        await run_check("integrity", ask, remedy="look")
 
 
 def test_every_form_shows_every_check_failures_first() -> None:

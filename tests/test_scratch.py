@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from damage import run_as_other
 
 from abathur_nb.scratch import fsync, make_private_directory, nearest_existing, scratch_directory, sweep
+
+ORPHAN = ".abathur-init-0123456789a"  # one hexadecimal digit less than a name that is swept
 
 HOLD = """
 import sys
@@ -48,7 +51,7 @@ def test_the_nearest_existing_ancestor_is_found(tmp_path: Path) -> None:
     assert nearest_existing(tmp_path) == tmp_path
     assert nearest_existing(tmp_path / "a" / "b") == tmp_path
     (tmp_path / "dangling").symlink_to("nowhere")
-    assert nearest_existing(tmp_path / "dangling" / "b") == tmp_path / "dangling"
+    assert nearest_existing(tmp_path / "dangling" / "b") == tmp_path  # it leads nowhere
     assert nearest_existing(Path("/none/such")) == Path("/")
 
 
@@ -86,18 +89,57 @@ def test_a_process_does_not_sweep_its_own_scratch_directory(tmp_path: Path) -> N
 
 
 def test_sweeping_touches_nothing_but_scratch_directories(tmp_path: Path) -> None:
-    """Neither files nor links of that name, nor what a link of that name points to."""
+    """Neither files nor links of that name, nor what a link of that name points to, nor a user's own folders."""
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").touch()
-    (tmp_path / ".abathur-init-link").symlink_to(kept)
-    (tmp_path / ".abathur-init-file").touch()
-    (tmp_path / ".abathur").mkdir()
-    (tmp_path / "abathur-init-x").mkdir()
+    (tmp_path / f"{ORPHAN}0").symlink_to(kept)
+    (tmp_path / f"{ORPHAN}1").touch()
+    os.mkfifo(tmp_path / f"{ORPHAN}2")
+    near_misses = (
+        *(".abathur", ".abathur-old-backups", ".abathur-init-x", ".abathur-init-0123456789a", f"x{ORPHAN}3"),
+        *(f"{ORPHAN}3f", f"{ORPHAN}3\n", f"{ORPHAN}G", f"{ORPHAN}3.old", ".abathur-other-0123456789ab"),
+    )
+    for name in near_misses:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "precious").touch()
     before = sorted(tmp_path.rglob("*"))
     assert sweep(tmp_path) == []
     assert sorted(tmp_path.rglob("*")) == before
     assert sweep(tmp_path / "none") == []
+    assert sweep(kept / "file") == []
+
+
+@pytest.mark.parametrize("purpose", ["init", "probe", "benchmark"])
+def test_an_orphan_of_each_purpose_is_swept(tmp_path: Path, purpose: str) -> None:
+    with scratch_directory(tmp_path, purpose) as scratch:
+        pass
+    scratch.mkdir()
+    (scratch / "draft.db").touch()
+    assert sweep(tmp_path) == [scratch.name]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_root_sweeps_what_belongs_to_another(public: Path) -> None:
+    public.chmod(0o777)
+    orphan = public / f"{ORPHAN}0"
+    orphan.mkdir(mode=0o777)
+    orphan.chmod(0o777)
+    program = "from abathur_nb.scratch import sweep\nprint(sweep(Path(sys.argv[1])))\n"
+    assert run_as_other(program, public) == "[]\n"
+    assert orphan.is_dir()
+    os.chown(orphan, 65534, 65534)
+    assert sweep(public) == [orphan.name]
+
+
+def test_what_could_not_be_removed_is_not_said_to_be_swept(public: Path) -> None:
+    """As where the directory itself may not be written to."""
+    orphan = public / f"{ORPHAN}0"
+    orphan.mkdir()
+    os.chown(orphan, 65534, 65534)
+    program = "from abathur_nb.scratch import sweep\nprint(sweep(Path(sys.argv[1])))\n"
+    assert run_as_other(program, public) == "[]\n"
+    assert orphan.is_dir()
 
 
 def test_sweepers_and_makers_do_not_disturb_each_other(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """How settings are resolved: the layers, and every bad value named at once before anything is touched."""
 
 import math
+import os
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def test_arguments_beat_variables_beat_the_file_beats_the_defaults(home: Path, m
     assert (settings.readers, settings.max_wal_mb, settings.min_free_mb) == (4, 7, 500)
     where = f"settings file {path}"
     named = {"db_path": where, "backup_dir": "argument", "archive_dir": "beside the data", "readers": "ABATHUR_READERS"}
-    assert settings.origins == {**named, "max_wal_mb": where}
+    assert settings.origins == {**named, "env": "argument", "max_wal_mb": where}
     assert resolve("development").readers == 4  # a variable holds for every environment
     assert resolve("development").max_wal_mb == 256  # a table for its own
 
@@ -241,16 +242,46 @@ def test_a_variable_of_another_program_is_none_of_ours(monkeypatch: pytest.Monke
     assert resolve().readers == 2
 
 
-@pytest.mark.parametrize(("text", "truth"), [("true", True), ("False", False)])
+@pytest.mark.parametrize(("text", "truth"), [("true", True), ("TRUE", True), ("False", False)])
 def test_a_truth_from_a_variable_is_a_truth(text: str, truth: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ABATHUR_RELATIVE_PATHS", text)
     monkeypatch.setenv("ABATHUR_REQUIRE_SAFE_WAL", text)
     if truth:
         settings = resolve("production", db_path="x.db")
         assert settings.db_path == Path.cwd() / "x.db"
-        assert settings.require_safe_wal is True
+        assert (settings.require_safe_wal, settings.relative_paths) == (True, True)
     else:
         assert "expected an absolute path" in faults("development", db_path="x.db")[0]
+
+
+@pytest.mark.parametrize("name", ["relative_paths", "require_safe_wal"])
+@pytest.mark.parametrize("text", ["1", "0", "yes", "on", "t", "", " true", "true\n", "none", "ｔｒｕｅ"])
+def test_nothing_else_from_a_variable_is_a_truth(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one fault is that of the variable: no path is blamed for what it was to allow."""
+    variable = f"ABATHUR_{name.upper()}"
+    monkeypatch.setenv(variable, text)
+    fault = f"{name} (from {variable}): expected true or false, found {shown(text)}"
+    assert faults("development", db_path="x.db") == (fault,)
+
+
+@pytest.mark.parametrize("name", ["relative_paths", "require_safe_wal"])
+@pytest.mark.parametrize("text", ["1", "0", "1.0", "'true'", "'yes'", "[true]"])
+def test_only_true_and_false_in_the_file_are_truths(home: Path, name: str, text: str) -> None:
+    path = write_config(home, f"[environments.development]\n{name} = {text}\n")
+    (fault,) = faults("development", db_path="x.db")
+    assert fault.startswith(f"{name} (from settings file {path}): expected true or false, found ")
+
+
+def test_a_truth_from_the_file_is_a_truth(home: Path) -> None:
+    write_config(home, "[environments.production]\nrelative_paths = true\nrequire_safe_wal = true\n")
+    settings = resolve("production", db_path="x.db")
+    assert settings.db_path == Path.cwd() / "x.db"
+    assert (settings.relative_paths, settings.require_safe_wal) == (True, True)
+
+
+def test_a_text_that_reads_like_a_truth_stays_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABATHUR_SERVICE_ACCOUNT", "true")
+    assert resolve("production").service_account == "true"
 
 
 def test_all_faults_are_named_at_once(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,3 +317,39 @@ def test_a_user_without_a_name_can_show_his_settings() -> None:
     """As in a container that runs under a number."""
     program = "os.environ.pop('USER', None); os.environ.pop('LOGNAME', None); print(nb.resolve()._repr_html_())\n"
     assert "#3999999 on " in run_as_other(program, uid=3_999_999)
+
+
+@pytest.mark.parametrize("value", ["", ".", "no/home"])
+def test_a_home_that_is_none_is_named_and_nothing_is_read_from_the_working_directory(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".config" / "abathur").mkdir(parents=True)
+    (tmp_path / ".config" / "abathur" / "abathur.toml").write_text("[environments.here]\ndb_path = '/x/y.db'\n")
+    monkeypatch.setenv("HOME", value)
+    (fault,) = faults("development")
+    assert "HOME names no home" in fault
+    assert "here" not in faults("here")[0].partition("found")[0]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "endless", "deep"])
+def test_a_settings_file_that_is_none_is_named_at_once(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.toml"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "deep":
+        path.write_text("x=" + "[" * 50_000, encoding="utf-8")
+    else:
+        path = Path("/dev/zero")
+    monkeypatch.setenv("ABATHUR_CONFIG", str(path))
+    assert "cannot be read" in faults("development")[0]
+
+
+def test_a_relative_path_in_a_directory_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigurationError, match="working directory is gone"):
+        resolve(db_path="x.db")

@@ -10,7 +10,7 @@ import pytest
 from engines import REFUSALS
 
 from abathur_nb.connection import connect
-from abathur_nb.expected import EXPECTED_TABLES
+from abathur_nb.expected import expected_tables
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.synthetic import fill, memory_keys, row_counts, session_ids
@@ -37,13 +37,13 @@ async def contents(conn: aiosqlite.Connection) -> dict[str, list[tuple[Any, ...]
 
 
 async def test_every_table_gets_its_rows_and_each_foreign_key_its_parent(conn: aiosqlite.Connection) -> None:
-    before = {table: (await rows_of(conn, f"SELECT count(*) FROM {table}"))[0][0] for table in EXPECTED_TABLES}
+    before = {table: (await rows_of(conn, f"SELECT count(*) FROM {table}"))[0][0] for table in expected_tables()}
     told: list[int] = []
     await fill(conn, ROWS, progress=told.append)
     counts = row_counts(ROWS)
-    assert set(counts) == set(EXPECTED_TABLES)
+    assert set(counts) == set(expected_tables())
     assert counts["memory_entries"] == counts["sessions"] == ROWS
-    for table in EXPECTED_TABLES:
+    for table in expected_tables():
         assert await rows_of(conn, f"SELECT count(*) FROM {table}") == [(before[table] + counts[table],)]
     assert sum(told) == sum(counts.values())
     assert await rows_of(conn, "PRAGMA foreign_key_check") == []

@@ -16,7 +16,8 @@ from damage import drop_index, fingerprint, flip_bits, held, run_as_other, run_s
 from abathur_nb.database import Database
 from abathur_nb.errors import AbathurError, BusyError, RefusedError
 from abathur_nb.initialize import initialize_database
-from abathur_nb.settings import Settings
+from abathur_nb.preflight import preflight
+from abathur_nb.settings import Settings, resolve
 from abathur_nb.target import examine, identify, require_present
 from abathur_nb.validate import validate_database
 from abathur_nb.wording import user_name
@@ -153,12 +154,8 @@ async def test_a_database_that_must_not_be_touched_is_refused_and_left_as_it_is(
         assert await verdicts(database) == (
             True,
             True,
-            str(target.check.observed) + ". " + _sentence(target.check.remedy),
+            f"{target.check.observed}: {target.check.remedy}",
         )
-
-
-def _sentence(remedy: str) -> str:
-    return remedy[0].upper() + remedy[1:]
 
 
 async def test_an_absent_database_is_absent_and_init_is_named(settings: Settings) -> None:
@@ -167,7 +164,7 @@ async def test_an_absent_database_is_absent_and_init_is_named(settings: Settings
     report = await validate_database(settings)
     assert report.refused
     assert "init.ipynb" in report.checks[0].remedy
-    with pytest.raises(RefusedError, match=r"Run init\.ipynb"):
+    with pytest.raises(RefusedError, match=r"papermill init\.ipynb"):
         await require_present(settings)
     settings.db_path.parent.mkdir()
     assert (await identify(settings)).state == "absent"
@@ -277,10 +274,12 @@ async def test_what_another_may_not_read_is_refused_with_the_owner(public: Path)
     (locked / "x.db").touch()
     file.write_bytes(b"secret")
     file.chmod(0o600)
-    for line in run_as_other(program, locked / "x.db", file).splitlines():
-        state, observed, remedy = line.split(" | ")
+    told = [line.split(" | ") for line in run_as_other(program, locked / "x.db", file).splitlines()]
+    in_locked, unreadable = told
+    assert "cannot be looked at" in in_locked[1]
+    assert "may not be read by" in unreadable[1]
+    for state, _, remedy in told:
         assert state == "refused"
-        assert "cannot be looked at" in observed or "may not be read by" in observed
         assert f"sudo -u {user_name(os.geteuid())}" in remedy
 
 
@@ -297,3 +296,35 @@ async def test_busy_is_an_error_of_its_own_where_the_store_is_opened(database: S
         async with Database.open(settings) as db:
             with pytest.raises(BusyError, match=f"PID {process.pid}"):
                 await db.sessions.create_session("s", "a", "u")
+
+
+@pytest.mark.parametrize("suffix", ["-journal", "-wal", "-shm"])
+async def test_a_side_file_that_is_a_fifo_is_refused_and_not_waited_for(database: Settings, suffix: str) -> None:
+    path = Path(f"{database.db_path}{suffix}")
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    async with asyncio.timeout(5):
+        report = await validate_database(database)
+    assert report.refused
+    assert "is a FIFO" in report.checks[0].observed
+
+
+@pytest.mark.parametrize("leads_to", ["nowhere", "link"])
+async def test_a_link_above_that_leads_nowhere_is_refused_by_every_verb(tmp_path: Path, leads_to: str) -> None:
+    (tmp_path / "link").symlink_to(leads_to)
+    settings = resolve(db_path=tmp_path / "link" / "sub" / "abathur.db")
+    for report in (await preflight(settings), await initialize_database(settings), await validate_database(settings)):
+        assert not report.ok
+        told = " ".join(check.observed for check in report.checks)
+        assert "leads nowhere" in told or "levels of symbolic links" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+async def test_a_trigger_by_another_case_is_a_trigger(database: Settings) -> None:
+    run_sql(
+        database.db_path,
+        "CREATE TRIGGER evil AFTER INSERT ON memory_entries BEGIN DELETE FROM tasks; END",
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_master SET type = 'Trigger' WHERE name = 'evil'",
+    )
+    assert (await identify(database)).state == "refused"

@@ -1,0 +1,171 @@
+"""The rules of the rows: each is read from the DDL, and a row that breaks it is named by column and key."""
+
+import re
+
+import pytest
+from damage import ROWS, edit_schema, run_sql, untouched
+from test_validate import failing, validated
+
+from abathur_nb.connection import connect
+from abathur_nb.expected import column_checks, expected_columns, expected_objects, expected_tables
+from abathur_nb.report import Check
+from abathur_nb.rules import row_checks
+from abathur_nb.settings import Settings
+from abathur_nb.validate import validate_database
+
+KINDS = ("JSON columns", "values", "required values", "timestamps")
+
+
+async def checked(settings: Settings) -> dict[str, Check]:
+    """Hold the rules against every row, and return the checks by name."""
+    async with connect(settings.db_path, settings=settings) as conn:
+        checks = {check.name: check for check in await row_checks(conn)}
+    assert tuple(checks) == KINDS
+    return checks
+
+
+async def test_each_kind_says_how_many_rules_hold_for_how_many_rows(database: Settings) -> None:
+    run_sql(database.db_path, *ROWS)
+    checks = await checked(database)
+    assert {check.status for check in checks.values()} == {"pass"}
+    every = [found for table in expected_tables() for found in column_checks(table)]
+    json_rules = sum(found.kind == "json" for found in every)
+    assert checks["JSON columns"].observed == f"{json_rules} rules hold for {len(ROWS) + 3} rows"
+    assert checks["values"].observed == f"{len(every) - json_rules} rules hold for {len(ROWS) + 3} rows"
+
+
+BAD_ROWS = [  # (the check, the column, what it is made to hold)
+    ("JSON columns", "tasks.input_data", "'{broken'"),
+    ("JSON columns", "tasks.input_data", "x'7b7d'"),
+    ("JSON columns", "tasks.input_data", "7"),
+    ("JSON columns", "tasks.input_data", "'null'"),
+    ("JSON columns", "tasks.input_data", "'7'"),
+    ("JSON columns", "tasks.input_data", "''"),
+    ("JSON columns", "tasks.dependencies", "'{}'"),
+    ("JSON columns", "sessions.events", "'{}'"),
+    ("JSON columns", "sessions.state", "'[]'"),
+    ("JSON columns", "memory_entries.metadata", "'[]'"),
+    ("JSON columns", "document_index.metadata", "'x'"),
+    ("values", "tasks.status", "'WHATEVER'"),
+    ("values", "tasks.priority", "999"),
+    ("values", "tasks.priority", "1.5"),
+    ("values", "tasks.priority", "'high'"),
+    ("values", "tasks.retry_count", "-1"),
+    ("values", "tasks.max_execution_timeout_seconds", "0"),
+    ("values", "agents.state", "'dead'"),
+    ("values", "sessions.status", "''"),
+    ("values", "memory_entries.namespace", "'plain'"),
+    ("values", "memory_entries.key", "''"),
+    ("values", "memory_entries.version", "0"),
+    ("values", "memory_entries.is_deleted", "2"),
+    ("values", "memory_entries.memory_type", "'x'"),
+    ("values", "document_index.sync_status", "'x'"),
+    ("values", "metrics.metric_value", "'abc'"),
+    ("values", "metrics.metric_value", "9e999"),
+    ("values", "metrics.metric_value", "-1"),
+    ("values", "audit.memory_operation_type", "'x'"),
+    ("values", "checkpoints.iteration", "-1"),
+    ("timestamps", "tasks.submitted_at", "'not a time'"),
+    ("timestamps", "tasks.started_at", "''"),
+    ("timestamps", "tasks.submitted_at", "1700000000"),
+    ("timestamps", "tasks.submitted_at", "x'00'"),
+    ("timestamps", "tasks.submitted_at", "'2026-01-01T00:00:00'"),
+    ("timestamps", "tasks.submitted_at", "'2026-01-01 00:00:00 UTC'"),
+    ("timestamps", "tasks.submitted_at", "'2026-01-01 30:00:00'"),
+    ("timestamps", "tasks.submitted_at", "'2026-02-30 00:00:00'"),
+    ("timestamps", "tasks.submitted_at", "'2026-13-01 00:00:00.000'"),
+    ("timestamps", "tasks.submitted_at", "'2026-01-01 00:00:00.1x3'"),
+    ("timestamps", "audit.timestamp", "'now'"),
+    ("timestamps", "sessions.last_update_time", "'now'"),
+]
+
+
+KEYS = {"tasks": "'t1'", "sessions": "'s1'", "agents": "'a1'", "memory_entries": "4", "checkpoints": "'t1', 0"}
+
+
+@pytest.mark.parametrize(("check", "column", "value"), BAD_ROWS, ids=[f"{c} = {value}" for _, c, value in BAD_ROWS])
+async def test_a_value_that_does_not_belong_is_named_by_column_and_key(
+    database: Settings, check: str, column: str, value: str
+) -> None:
+    table, name = column.split(".")
+    last = f"rowid = (SELECT max(rowid) FROM {table})"
+    run_sql(database.db_path, *ROWS, f"UPDATE {table} SET {name} = {value} WHERE {last}")
+    checks = await validated(database)
+    assert failing(checks) == {check}  # a fault of the row, not of the file
+    assert checks[check].observed == f"broken: {column}"
+    key = "'t1', -1" if name == "iteration" else KEYS.get(table, "1")
+    assert checks[check].evidence == (f"{column}: 1 rows, by key: {key}",)
+
+
+def test_every_rule_of_the_schema_has_its_kind_among_the_bad_rows() -> None:
+    """Each table with a CHECK on JSON, and each with another one, stands in the table above or in the next test."""
+    assert {kind for table in expected_tables() for _, kind, _ in column_checks(table)} == {"json", "value"}
+    assert {check for check, _, _ in BAD_ROWS} | {"required values"} == set(KINDS)
+
+
+EACH_JSON = [
+    (table, found.column) for table in expected_tables() for found in column_checks(table) if found.kind == "json"
+]
+
+
+@pytest.mark.parametrize(("table", "column"), EACH_JSON)
+async def test_each_json_column_is_looked_at(database: Settings, table: str, column: str) -> None:
+    run_sql(database.db_path, *ROWS, f"UPDATE {table} SET {column} = '{{broken'")
+    checks = await checked(database)
+    assert checks["JSON columns"].observed == f"broken: {table}.{column}"
+
+
+EACH_REQUIRED = [
+    (table, found.name) for table in expected_tables() for found in expected_columns(table) if found.required
+]
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [pair for pair in EACH_REQUIRED if pair[1] != "id" or pair[0] in ("tasks", "sessions", "agents")],
+)
+async def test_each_null_where_a_value_is_required_is_named(database: Settings, table: str, column: str) -> None:
+    """Also in a primary key: the rule is taken out of the schema, broken, and put back."""
+    path = database.db_path
+    run_sql(path, *ROWS)
+    sql = expected_objects()[table].sql
+    start = sql.index(f"\n    {column} ") + 1
+    line = sql[start : sql.index("\n", start)]
+    lax = line.replace(" NOT NULL", "")
+    assert lax != line
+    edit_schema(path, table, line, lax)
+    run_sql(path, f"UPDATE {table} SET {column} = NULL WHERE rowid = (SELECT max(rowid) FROM {table})")
+    edit_schema(path, table, lax, line)
+    checks = await validated(database)
+    assert checks["required values"].observed == f"broken: {table}.{column}"
+    assert re.fullmatch(rf"{table}\.{column}: 1 rows, by key: \S.*", checks["required values"].evidence[0])
+    assert "integrity" in failing(checks)
+
+
+async def test_many_offending_rows_are_counted_and_twenty_are_named(database: Settings) -> None:
+    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)"
+    insert = f"{many} INSERT INTO tasks (id, prompt, status) SELECT printf('t%04d', i), 'p', 'WHATEVER' FROM n"
+    run_sql(database.db_path, insert)
+    (told,) = (await validated(database))["values"].evidence
+    assert told.startswith("tasks.status: 1,000 rows, by key: 't0001'; 't0002'; ")
+    assert told.endswith("'t0020'; …")
+
+
+async def test_a_hostile_key_is_shown_escaped(database: Settings) -> None:
+    run_sql(
+        database.db_path, "INSERT INTO tasks (id, prompt, status) VALUES ('<script>' || char(10, 0, 8238), 'p', 'x')"
+    )
+    with untouched(database.db_path):
+        report = await validate_database(database)
+    assert "<script>" not in report.to_html()
+    assert "\u202e" not in report.to_json()
+    assert "&lt;script&gt;" in report.to_html()
+
+
+async def test_rows_of_a_table_that_cannot_be_read_could_not_be_asked(database: Settings) -> None:
+    run_sql(database.db_path, "ALTER TABLE metrics RENAME COLUMN metric_value TO amount")
+    checks = await validated(database)
+    assert checks["tables"].status == "fail"
+    for name in ("values", "required values"):
+        assert checks[name].status == "error"
+        assert "could not run: metrics: no such column" in checks[name].observed

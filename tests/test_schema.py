@@ -1,0 +1,129 @@
+"""The schema of a live database: how it differs from sql/, and what is shown of it."""
+
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+from damage import ROWS, drop_index, flip_bits, run_sql, untouched
+
+import abathur_nb as nb
+from abathur_nb.connection import connect
+from abathur_nb.expected import SchemaObject, expected_objects, expected_tables
+from abathur_nb.schema import Differences, Schema, read_schema
+from abathur_nb.settings import Settings
+
+
+async def live_schema(settings: Settings) -> dict[str, SchemaObject]:
+    async with connect(settings.db_path, settings=settings) as conn:
+        return await read_schema(conn)
+
+
+# --- the differences
+
+
+async def test_a_fresh_database_has_the_very_objects_of_the_ddl(database: Settings) -> None:
+    live = await live_schema(database)
+    assert live == expected_objects()
+    assert str(Differences.between(live)) == ""
+
+
+async def test_differences_are_named_by_kind_in_order(database: Settings) -> None:
+    run_sql(
+        database.db_path,
+        *("DROP INDEX idx_tasks_parent", "DROP INDEX idx_audit_task", "CREATE TABLE more (x)", "DROP TABLE metrics"),
+        "CREATE VIEW seen AS SELECT 1",
+    )
+    live = await live_schema(database)
+    indexes = Differences.between(live, ("index",))
+    assert {"idx_audit_task", "idx_tasks_parent"} < set(indexes.missing)  # and those of metrics
+    assert list(indexes.missing) == sorted(indexes.missing)
+    assert (indexes.altered, indexes.extra) == ((), ())
+    assert Differences.between(live, ("table",)) == Differences(("metrics",), (), ("more",))
+    assert str(Differences.between(live, ("table", "view"))) == "missing: metrics; extra: more, seen"
+
+
+INDEX = expected_objects()["idx_audit_task"]
+
+
+@pytest.mark.parametrize(
+    ("live", "altered"),
+    [
+        (INDEX._replace(sql=INDEX.sql.replace(" (", "  /* a comment */ (\n")), False),
+        (INDEX._replace(sql=INDEX.sql.replace("DESC", "ASC")), True),
+        (INDEX._replace(table="tasks"), True),
+    ],
+    ids=["layout", "order", "another table"],
+)
+def test_only_layout_and_comments_do_not_count(live: SchemaObject, altered: bool) -> None:
+    assert live != INDEX
+    found = Differences.between({**expected_objects(), INDEX.name: live})
+    assert found == Differences((), (INDEX.name,) if altered else (), ())
+
+
+# --- what is shown
+
+
+async def test_every_table_is_shown_with_its_rows_and_its_indexes(database: Settings) -> None:
+    run_sql(database.db_path, *ROWS)
+    with untouched(database.db_path):
+        schema = await nb.show_schema(database)
+    assert schema.note == ""
+    assert schema.rows == {table: 4 if table == "memory_entries" else 1 for table in expected_tables()}
+    html = schema.to_html()
+    assert html.count("<details>") == html.count("</details>") == 9
+    assert "<b>memory_entries</b> — 4 rows, " in html
+    assert html.count("CREATE INDEX") == 33
+    assert schema._repr_mimebundle_() == {"text/html": html, "text/plain": str(schema)}
+
+
+async def test_the_planned_schema_needs_no_database_and_makes_none(settings: Settings) -> None:
+    schema = await nb.show_schema(settings, planned=True)
+    assert schema.objects == expected_objects()
+    assert schema.note.startswith("not made yet")
+    assert schema.rows == {}
+    assert not settings.db_path.parent.exists()
+
+
+async def test_without_a_database_the_note_says_so(settings: Settings) -> None:
+    schema = await nb.show_schema(settings)
+    assert schema.objects == {}
+    assert schema.note.startswith("no database")
+    assert not settings.db_path.parent.exists()
+
+
+async def test_what_can_be_read_of_a_damaged_file_is_shown_with_a_note(database: Settings) -> None:
+    with closing(sqlite3.connect(database.db_path)) as conn:
+        roots = [page for (page,) in conn.execute("SELECT rootpage FROM sqlite_master WHERE tbl_name = 'metrics'")]
+    for page in roots:
+        flip_bits(database.db_path, 4096 * (page - 1), 8)
+    with untouched(database.db_path):
+        schema = await nb.show_schema(database)
+    assert schema.note.startswith("not all could be read: ")
+    assert "CORRUPT" in schema.note
+    assert "CORRUPT" in schema.to_html()
+    assert schema.objects == expected_objects()
+    assert set(schema.rows) == {"sessions", "memory_entries", "document_index", "tasks", "agents", "state", "audit"}
+
+
+async def test_names_and_sql_of_somebody_elses_are_shown_escaped(database: Settings) -> None:
+    run_sql(database.db_path, "CREATE TABLE \"<script>'\u202e\" (x DEFAULT '</pre><b>')")
+    html = (await nb.show_schema(database)).to_html()
+    assert "<script>" not in html
+    assert "</pre><b>" not in html
+    assert "\u202e" not in html
+    assert "&lt;script&gt;" in html
+
+
+async def test_sizes_are_shown_where_there_are_any(database: Settings) -> None:
+    schema = await nb.show_schema(database)
+    assert "<b>tasks</b> — 0 rows, 8 KiB, " in replace(schema, sizes={"tasks": 8192}).to_html()
+    assert "KiB" not in replace(schema, sizes={}).to_html()
+    assert Schema({}).to_html() == ""
+
+
+async def test_what_is_shown_is_the_live_schema_and_not_the_expected_one(database: Settings) -> None:
+    drop_index(database.db_path)
+    html = (await nb.show_schema(database)).to_html()
+    assert "idx_audit_task" not in html
+    assert html.count("CREATE INDEX") == 32
