@@ -1,9 +1,8 @@
 """Operate an Abathur database by notebook: initialize, validate, explain, benchmark."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from abathur_nb.benchmark import run_benchmark
-from abathur_nb.database import Database
 from abathur_nb.errors import (
     AbathurError,
     BusyError,
@@ -13,9 +12,7 @@ from abathur_nb.errors import (
     MisuseError,
     RefusedError,
 )
-from abathur_nb.explain import Plans, explain_queries
 from abathur_nb.initialize import initialize_database
-from abathur_nb.measurements import BenchmarkResult
 from abathur_nb.parameters import guard
 from abathur_nb.preflight import preflight
 from abathur_nb.report import Check, Report
@@ -26,6 +23,10 @@ from abathur_nb.validate import validate_database
 
 if TYPE_CHECKING:
     from abathur_nb import charts
+    from abathur_nb.benchmark import run_benchmark
+    from abathur_nb.database import Database
+    from abathur_nb.explain import Plans, explain_queries
+    from abathur_nb.measurements import BenchmarkResult
 
 __all__ = [
     "ENVIRONMENTS",
@@ -57,10 +58,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # matplotlib takes longer to import than all the rest: only who draws waits for it.
-    if name == "charts":
-        from importlib import import_module
+# What init and validate do without is imported when it is first asked for: they shall start at once.
+_LATER = {
+    "BenchmarkResult": "measurements",
+    "Database": "database",
+    "Plans": "explain",
+    "explain_queries": "explain",
+    "run_benchmark": "benchmark",
+}
 
+
+def __getattr__(name: str) -> Any:
+    if name == "charts":
         return import_module("abathur_nb.charts")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"abathur_nb.{_LATER[name]}"), name)

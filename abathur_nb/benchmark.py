@@ -14,7 +14,7 @@ from typing import Any
 import aiosqlite
 
 from abathur_nb import synthetic
-from abathur_nb.connection import connect, connection_pragmas, explain_error, pragma
+from abathur_nb.connection import connect, explain_error, pragma, read_pragmas
 from abathur_nb.database import Database
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.location import file_system
@@ -142,9 +142,8 @@ async def _measure(
     """Fill ``samples`` from a copy in ``scratch``, and return the PRAGMAs of the connections that read it."""
     copy = replace(settings, db_path=scratch / "copy.db")
     await _snapshot(settings, copy)
-    names = ("journal_mode", *connection_pragmas(copy), "query_only", "trusted_schema")
     async with connect(copy.db_path, settings=copy) as conn:
-        pragmas = {name: await pragma(conn, name) for name in names}
+        pragmas = {"journal_mode": await pragma(conn, "journal_mode"), **await read_pragmas(conn)}
     sizes = [size for size in (1_000, 10_000, 100_000, 1_000_000) if size < rows] if full else []
     with one_cpu():  # so that two runs can be compared
         for start, size in pairwise((0, *sizes, rows)):

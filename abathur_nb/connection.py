@@ -23,6 +23,7 @@ __all__ = [
     "lock_holders",
     "opened",
     "pragma",
+    "read_pragmas",
     "run_to_end",
 ]
 
@@ -83,10 +84,18 @@ async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[aiosq
 
 async def _configure(conn: aiosqlite.Connection, settings: Settings, mode: str) -> None:
     wanted = connection_pragmas(settings) | ({"query_only": 1} if mode == "ro" else {})
-    await _distrust_schema(conn, settings)
-    await conn.executescript("".join(f"PRAGMA {name} = {value};" for name, value in wanted.items()))
-    (row,) = await conn.execute_fetchall(load_queries("inspect.sql")["connection_pragmas"].sql)
-    found = {**row, **{name: await pragma(conn, name) for name in wanted if name not in row.keys()}}  # noqa: SIM118
+    # Before anything has read the schema: one that is read already works on until another process changes it.
+    await conn.executescript(f"PRAGMA busy_timeout = {settings.busy_timeout_ms}; PRAGMA trusted_schema = OFF;")
+    script = "".join(f"PRAGMA {name} = {value};" for name, value in wanted.items())
+    try:
+        await conn.execute_fetchall(_TRUST_PROBE)
+    except sqlite3.DatabaseError as error:
+        # A database without the table, or with another one of its name, has nothing to try it on.
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR and "unsafe use" not in str(error):
+            raise
+        script = f"PRAGMA trusted_schema = ON; {script}"
+    await conn.executescript(script)
+    found = await read_pragmas(conn)
     if wrong := [
         f"{name} = {found[name]} where {wanted[name]} was set" for name in wanted if found[name] != wanted[name]
     ]:
@@ -94,16 +103,11 @@ async def _configure(conn: aiosqlite.Connection, settings: Settings, mode: str) 
         raise RefusedError(f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}", remedy)
 
 
-async def _distrust_schema(conn: aiosqlite.Connection, settings: Settings) -> None:
-    # Before anything has read the schema: one that is read already works on until another process changes it.
-    await conn.executescript(f"PRAGMA busy_timeout = {settings.busy_timeout_ms}; PRAGMA trusted_schema = OFF;")
-    try:
-        await conn.execute_fetchall(_TRUST_PROBE)
-    except sqlite3.DatabaseError as error:
-        # A database without the table, or with another one of its name, has nothing to try it on.
-        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR and "unsafe use" not in str(error):
-            raise
-        await conn.execute_fetchall("PRAGMA trusted_schema = ON")
+async def read_pragmas(conn: aiosqlite.Connection) -> dict[str, Any]:
+    """Return what the file and this connection are set to, by the names of the PRAGMAs. Read-only."""
+    (row,) = await conn.execute_fetchall(load_queries("inspect.sql")["pragmas"].sql)
+    rest = ("wal_autocheckpoint", "mmap_size")
+    return {**row, **{name: await pragma(conn, name) for name in rest}}
 
 
 async def pragma(conn: aiosqlite.Connection, name: str) -> Any:

@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from difflib import unified_diff
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import aiosqlite
 
-from abathur_nb.connection import SIDE_FILES, connect, connection_pragmas, explain_error, pragma
+from abathur_nb.connection import SIDE_FILES, connect, connection_pragmas, explain_error, pragma, read_pragmas
 from abathur_nb.errors import AbathurError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, SchemaObject, SeedRow, expected_objects, expected_seeds
 from abathur_nb.location import writable_by_others
@@ -51,7 +52,10 @@ async def database_checks(conn: aiosqlite.Connection, path: Path, settings: Sett
     remedy = (
         f"if integrity failed, begin there; else see who uses it: fuser {quote(str(path))}; then run validate again"
     )
-    checks = [await run_check(name, ask, remedy=remedy) for name, ask in _questions(conn, path, settings)]
+    mode = await pragma(conn, "journal_mode")
+    checks = [*_identity(await read_pragmas(conn), mode, path, settings)]
+    live = await read_schema(conn)
+    checks += [await run_check(name, ask, remedy=remedy) for name, ask in _questions(conn, live, path, settings)]
     checks += await row_checks(conn)
     await conn.rollback()
     return tuple(checks)
@@ -70,34 +74,32 @@ async def file_checks(settings: Settings) -> tuple[Check, ...]:
 
 
 def _questions(
-    conn: aiosqlite.Connection, path: Path, settings: Settings
+    conn: aiosqlite.Connection, live: Mapping[str, SchemaObject], path: Path, settings: Settings
 ) -> Iterable[tuple[str, Callable[[], Awaitable[Check]]]]:
-    another = "db_path: name Abathur's own database; leave this one, which is another application's, as it is"
-    yield "application_id", lambda: _pragma(conn, "application_id", APPLICATION_ID, another)
-    yield "user_version", lambda: _pragma(conn, "user_version", SCHEMA_VERSION, "update abathur_nb")
-    yield "journal mode", lambda: _journal_mode(conn, path, settings)
-    yield "encoding", lambda: _pragma(conn, "encoding", "UTF-8", _REWRITE)
     yield "integrity", lambda: _integrity(conn, path)
     yield "foreign keys", lambda: _foreign_keys(conn)
-    yield "tables", lambda: _tables(conn, path)
-    yield "indexes", lambda: _indexes(conn, path)
+    yield "tables", lambda: _tables(live, path)
+    yield "indexes", lambda: _indexes(live, path)
     yield "sequences", lambda: _sequences(conn, path)
     yield "seed memories", lambda: _seeds(conn)
     yield "file modes", lambda: _file_modes(path)
     yield "WAL size", lambda: _wal_size(path, settings)
 
 
-async def _pragma(conn: aiosqlite.Connection, name: str, expected: int | str, remedy: str) -> Check:
-    found = await pragma(conn, name)
-    return Check.that(name, found == expected, expected=str(expected), observed=str(found), remedy=remedy)
-
-
-async def _journal_mode(conn: aiosqlite.Connection, path: Path, settings: Settings) -> Check:
-    mode = await pragma(conn, "journal_mode")
-    # The file keeps the mode alone; the rest each connection sets for itself, as this one did.
+def _identity(found: Mapping[str, Any], mode: str, path: Path, settings: Settings) -> Iterable[Check]:
+    """Yield a check of each PRAGMA that the file keeps."""
+    another = "db_path: name Abathur's own database; leave this one, which is another application's, as it is"
+    for name, expected, remedy in (
+        ("application_id", APPLICATION_ID, another),
+        ("user_version", SCHEMA_VERSION, "update abathur_nb"),
+        ("encoding", "UTF-8", _REWRITE),
+    ):
+        holds = found[name] == expected
+        yield Check.that(name, holds, expected=str(expected), observed=str(found[name]), remedy=remedy)
+    # The rest each connection sets for itself, as this one did.
     names = (*connection_pragmas(settings), "query_only", "trusted_schema")
-    told = ", ".join([f"{name} = {await pragma(conn, name)}" for name in names])
-    return Check.that(
+    told = ", ".join(f"{name} = {found[name]}" for name in names)
+    yield Check.that(
         "journal mode",
         mode == "wal",
         expected="wal",
@@ -145,8 +147,7 @@ async def _foreign_keys(conn: aiosqlite.Connection) -> Check:
     )
 
 
-async def _tables(conn: aiosqlite.Connection, path: Path) -> Check:
-    live = await read_schema(conn)
+async def _tables(live: Mapping[str, SchemaObject], path: Path) -> Check:
     differences = Differences.between(live, ("table", "view", "trigger"))
     evidence = [
         *(f"expected: {expected_objects()[name].sql};" for name in differences.missing),
@@ -159,8 +160,7 @@ async def _tables(conn: aiosqlite.Connection, path: Path) -> Check:
     return _objects_check("tables", live, differences, ("table", "view", "trigger"), remedy, evidence)
 
 
-async def _indexes(conn: aiosqlite.Connection, path: Path) -> Check:
-    live = await read_schema(conn)
+async def _indexes(live: Mapping[str, SchemaObject], path: Path) -> Check:
     differences = Differences.between(live, ("index",))
     evidence = [
         *(f"{_one_line(expected_objects()[name].sql)};" for name in differences.missing),

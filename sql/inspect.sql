@@ -17,15 +17,19 @@ SELECT name, tbl_name AS "table" FROM sqlite_master WHERE type = 'index' AND sql
 -- The bytes that each table and index takes up; needs a SQLite with dbstat.
 SELECT name, sum(pgsize) AS bytes FROM dbstat GROUP BY name;
 
--- name: connection_pragmas
--- What a connection has set for itself, in one statement; wal_autocheckpoint and mmap_size can't be asked for this way.
+-- name: pragmas
+-- What a file and a connection to it are set to, in one statement; the other PRAGMAs can't be asked for this way.
 SELECT
     (SELECT * FROM pragma_busy_timeout) AS busy_timeout,
     (SELECT * FROM pragma_foreign_keys) AS foreign_keys,
     (SELECT * FROM pragma_synchronous) AS synchronous,
     (SELECT * FROM pragma_cache_size) AS cache_size,
     (SELECT * FROM pragma_temp_store) AS temp_store,
-    (SELECT * FROM pragma_query_only) AS query_only;
+    (SELECT * FROM pragma_query_only) AS query_only,
+    (SELECT * FROM pragma_trusted_schema) AS trusted_schema,
+    (SELECT * FROM pragma_application_id) AS application_id,
+    (SELECT * FROM pragma_user_version) AS user_version,
+    (SELECT * FROM pragma_encoding) AS encoding;
 
 -- name: sequences
 -- The last id that each table with AUTOINCREMENT gave out, beside the largest that it holds.

@@ -123,10 +123,8 @@ def plain(settings: nb.Settings) -> Iterator[sqlite3.Connection]:
 
 def papermill_init(place: Path) -> Sides:
     """Time `papermill init.ipynb` on a new path, and papermill on a notebook of one empty cell."""
-    empty = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("")], metadata={"kernelspec": {"name": "python3"}}
-    )
-    empty["metadata"]["kernelspec"] |= {"display_name": "Python 3", "language": "python"}
+    kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    empty = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("")], metadata={"kernelspec": kernelspec})
     nbformat.write(empty, place / "empty.ipynb")
     papermill = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar"]
     count = iter(range(1000))

@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -353,3 +353,15 @@ def test_a_relative_path_in_a_directory_that_is_gone_is_named(tmp_path: Path, mo
     (tmp_path / "gone").rmdir()
     with pytest.raises(ConfigurationError, match="working directory is gone"):
         resolve(db_path="x.db")
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_the_defaults_are_such_as_a_file_could_say(name: str, home: Path) -> None:
+    """They are ours and not checked at each run."""
+    told = "".join(
+        f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}\n"
+        for key, value in ENVIRONMENTS[name].items()
+    )
+    write_config(home, f"[environments.{name}]\n{told}")
+    assert resolve(name) == replace(resolve(name), origins={})
+    assert all(origin != "default" for key, origin in resolve(name).origins.items() if key != "env")

@@ -35,7 +35,7 @@ from abathur_nb.validate import file_checks, validate_database
 
 INDEXES = sorted(name for name, found in expected_objects().items() if found.type == "index")
 CHECKS = (
-    *("application_id", "user_version", "journal mode", "encoding", "integrity", "foreign keys", "tables", "indexes"),
+    *("application_id", "user_version", "encoding", "journal mode", "integrity", "foreign keys", "tables", "indexes"),
     *(
         "sequences",
         "seed memories",
