@@ -18,7 +18,7 @@ from abathur_nb.scratch import fsync, make_private_directory, make_private_file,
 from abathur_nb.settings import Settings
 from abathur_nb.sql import SEED_FILE, statements
 from abathur_nb.target import identify
-from abathur_nb.validate import database_checks, file_checks
+from abathur_nb.validate import FILE_MODES, database_checks, file_checks, file_modes
 
 __all__ = ["initialize_database"]
 
@@ -67,7 +67,8 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
 async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
     """Report on the database that stands there, refused unless it is valid. Leaves its bytes as they are."""
     checks = await file_checks(settings)
-    broken = any(check.failed for check in checks)
+    # Who may read it is a finding, and no reason to take a database for another.
+    broken = any(check.failed for check in checks if check.name != FILE_MODES)
     observed = "a database that is not valid: left as it is" if broken else "already initialized: left as it is"
     remedy = "run validate.ipynb, and mend what it names"
     done, swept = [], []
@@ -101,13 +102,15 @@ async def _create(settings: Settings) -> list[Check]:
             (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
             if tuple(done) != (0, 0, 0):
                 raise RefusedError(f"the write-ahead log of the new database could not be emptied: {tuple(done)}")
-            validation = await database_checks(conn, draft, settings)
+            # The draft's directory is not the database's: that one is looked at once it holds it.
+            validation = [c for c in await database_checks(conn, draft, settings) if c.name != FILE_MODES]
         if failed := [check for check in validation if check.failed]:
             named = "; ".join(f"{check.name}: {check.observed}" for check in failed)
             raise RefusedError(f"the new database is not valid and was thrown away: {named}")
         if not os.path.samestat(os.lstat(folder), checked):
             raise RefusedError(f"{folder} was replaced by another directory or a link in the meantime")
         published = _publish(draft, settings.db_path)
+        validation.append(await file_modes(settings.db_path))
     created = Check("2.1 database file", "pass", observed=f"{settings.db_path}, mode 0600", evidence=tuple(swept))
     return [created, *checks, *(_numbered(check) for check in validation), published]
 

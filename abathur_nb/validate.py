@@ -24,10 +24,11 @@ from abathur_nb.sql import load_queries
 from abathur_nb.target import refusal
 from abathur_nb.wording import shown
 
-__all__ = ["database_checks", "file_checks", "validate_database"]
+__all__ = ["FILE_MODES", "database_checks", "file_checks", "file_modes", "validate_database"]
 
 _MB = 1_000_000
 _LAST_ID = 2**63 - 1
+FILE_MODES = "file modes"
 _REWRITE = "with the sqlite3 shell, .dump it into a new database after PRAGMA encoding = 'UTF-8', and take that one"
 _RESTORE = "stop the writers and restore a backup"
 
@@ -82,7 +83,7 @@ def _questions(
     yield "indexes", lambda: _indexes(live, path)
     yield "sequences", lambda: _sequences(conn, path)
     yield "seed memories", lambda: _seeds(conn)
-    yield "file modes", lambda: _file_modes(path)
+    yield FILE_MODES, lambda: file_modes(path)
     yield "WAL size", lambda: _wal_size(path, settings)
 
 
@@ -154,7 +155,7 @@ async def _tables(live: Mapping[str, SchemaObject], path: Path) -> Check:
         *(_difference(expected_objects()[name].sql, live[name].sql) for name in differences.altered),
         *_drops(differences, live),
     ]
-    remedy = "restore a backup: what a table lacks can't be made again"
+    remedy = "restore a backup, or make the table again as in sql/ and copy its rows"
     if not (differences.missing or differences.altered):
         remedy = f"find out who made it; if nobody needs it: sqlite3 {quote(str(path))}, and run the DROP below"
     return _objects_check("tables", live, differences, ("table", "view", "trigger"), remedy, evidence)
@@ -174,7 +175,7 @@ async def _indexes(live: Mapping[str, SchemaObject], path: Path) -> Check:
         ),
         *_drops(differences, live),
     ]
-    remedy = f"sqlite3 {quote(str(path))}, and run the statements below"
+    remedy = f"sqlite3 {quote(str(path))}, and run the statements of the evidence"
     if differences.extra:
         remedy += "; of a DROP behind --, only what nobody needs"
     return _objects_check("indexes", live, differences, ("index",), remedy, evidence)
@@ -270,7 +271,7 @@ async def _sequences(conn: aiosqlite.Connection, path: Path) -> Check:
         not wrong,
         expected="the last id given out, of each table that counts its ids, is a number not below the largest there",
         observed=", ".join(f"{row['name']} {shown(row['seq'])}, largest {row['largest']}" for row in wrong) or "right",
-        remedy=f"sqlite3 {quote(str(path))}, and run the statements below",
+        remedy=f"sqlite3 {quote(str(path))}, and run the statements of the evidence",
         evidence=(
             f"DELETE FROM sqlite_sequence WHERE name = '{row['name']}'; "
             f"INSERT INTO sqlite_sequence VALUES ('{row['name']}', {row['largest'] or 0});"
@@ -279,7 +280,8 @@ async def _sequences(conn: aiosqlite.Connection, path: Path) -> Check:
     )
 
 
-async def _file_modes(path: Path) -> Check:
+async def file_modes(path: Path) -> Check:
+    """Check who may read and write a database, its side files and its directory. Read-only."""
     found = {}
     for name in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)):
         try:
@@ -292,7 +294,7 @@ async def _file_modes(path: Path) -> Check:
     if writable_by_others(folder):
         remedies.append(f"chmod 700 {quote(str(path.parent))}")
     return Check.that(
-        "file modes",
+        FILE_MODES,
         not remedies,
         expected="0600 for the database and its side files, in a directory that only its owner writes to",
         observed=", ".join(f"{Path(name).name} {mode:04o}" for name, mode in found.items())

@@ -174,7 +174,6 @@ WRONG: list[tuple[str, Callable[[Path], None], str]] = [
     ("truncated", lambda path: os.truncate(path, 9000), "CORRUPT"),
     ("emptied", lambda path: os.truncate(path, 0), "empty shell"),
     ("no WAL", lambda path: run_sql(path, "PRAGMA journal_mode = DELETE"), "delete"),
-    ("open to others", lambda path: path.chmod(0o666), "abathur.db 0666"),
 ]
 
 
@@ -477,3 +476,21 @@ async def test_a_directory_that_may_not_be_entered_is_an_answer_and_no_traceback
     assert (await initialize_database(settings)).refused
     assert (await initialize_database(replace(settings, db_path=settings.db_path / "deeper" / "x.db"))).refused
     assert fingerprint(settings.db_path.parent) == before
+
+
+async def test_the_modes_that_it_reports_are_those_of_the_databases_own_directory(settings: Settings) -> None:
+    folder = settings.db_path.parent
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    report = await initialize_database(settings)
+    report.raise_for_failures()
+    (modes,) = [check for check in report.checks if check.name == "2.7 file modes"]
+    assert "directory 0755" in modes.observed
+
+
+async def test_a_valid_database_that_others_may_read_is_a_finding_and_not_refused(database: Settings) -> None:
+    database.db_path.chmod(0o644)
+    report = await initialize_database(database)
+    assert (report.ok, report.refused) == (False, False)
+    assert [check.name for check in report.checks if check.failed] == ["file modes"]
+    assert any("already initialized" in check.observed for check in report.checks)

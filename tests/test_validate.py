@@ -170,7 +170,7 @@ async def test_the_evidence_of_a_missing_or_altered_index_is_what_mends_it(
     run_sql(database.db_path, *spoil)
     check = (await validated(database))["indexes"]
     assert check.status == "fail"
-    assert check.remedy.startswith(f"sqlite3 {database.db_path}, and run the statements below")
+    assert check.remedy.startswith(f"sqlite3 {database.db_path}, and run the statements of the evidence")
     assert all(line.endswith(";") and "\n" not in line for line in check.evidence)
     with closing(sqlite3.connect(database.db_path, isolation_level=None)) as conn:
         conn.executescript("\n".join(check.evidence))
