@@ -92,12 +92,20 @@ def expected_seeds() -> tuple[SeedRow, ...]:
         return tuple(SeedRow(*row) for row in rows)
 
 
-@cache
 def expected_columns(table: str) -> tuple[Column, ...]:
     """Return the columns that the DDL gives a table, in its order."""
+    return _columns().get(table, ())
+
+
+@cache
+def _columns() -> dict[str, tuple[Column, ...]]:
+    # All tables of one build: each takes milliseconds, which every run of init would wait for.
+    found: dict[str, tuple[Column, ...]] = {}
     with closing(_build()) as conn:
-        rows = conn.execute('SELECT name, "notnull", pk FROM pragma_table_info(?) ORDER BY cid', (table,))
-        return tuple(Column(name, bool(required), bool(in_key)) for name, required, in_key in rows)
+        for table in expected_tables():
+            rows = conn.execute('SELECT name, "notnull", pk FROM pragma_table_info(?) ORDER BY cid', (table,))
+            found[table] = tuple(Column(name, bool(required), bool(in_key)) for name, required, in_key in rows)
+    return found
 
 
 @cache
