@@ -12,7 +12,8 @@ from shlex import quote
 from abathur_nb.report import Check, Status
 from abathur_nb.scratch import nearest_existing
 from abathur_nb.settings import Settings, Severity
-from abathur_nb.wording import as_user, user_name
+from abathur_nb.target import init_as
+from abathur_nb.wording import user_name
 
 __all__ = ["ELSEWHERE", "file_system", "install_command", "location_checks", "writable_by_others"]
 
@@ -43,8 +44,7 @@ def _directory(settings: Settings, place: Path) -> tuple[Check, bool]:
     own = _is_our_own(settings)
     another = f"take a directory of its own: -p db_path {quote(str(folder / 'abathur' / settings.db_path.name))}"
     chmod = f"chmod 700 {quote(str(folder))}" if own else another
-    init = f"papermill init.ipynb /tmp/out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
-    as_owner = f"run it as the owner: {as_user(found.st_uid)} {init}"
+    as_owner = init_as(settings, found.st_uid)
     if not mine:
         usable = f"{as_owner}; or make it the right one's: {install_command(settings, folder)}" if own else another
     else:  # what its mode allows, a read-only file system may not

@@ -16,7 +16,7 @@ from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.wording import as_user, user_name
 
-__all__ = ["Target", "examine", "identify", "refusal", "require_present"]
+__all__ = ["Target", "examine", "identify", "init_as", "refusal", "require_present"]
 
 _NAME = "database file"
 _KINDS = {
@@ -170,10 +170,14 @@ def _wanted(target: Target, settings: Settings) -> Check:
     return replace(target.check, status="fail", remedy=make_it)
 
 
+def init_as(settings: Settings, uid: int) -> str:
+    """Return the remedy of who is not the owner: the command that runs init as the user ``uid``."""
+    init = f"papermill init.ipynb /tmp/out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
+    return f"run it as the owner: {as_user(uid)} {init}"
+
+
 def _as_owner(settings: Settings, path: Path) -> str:
     try:
-        owner = as_user(os.lstat(path).st_uid)
-        init = f"papermill init.ipynb /tmp/out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
-        return f"run it as the owner: {owner} {init}"
+        return init_as(settings, os.lstat(path).st_uid)
     except OSError:
         return f"see who owns it: namei -l {quote(str(path))}"
