@@ -23,7 +23,7 @@ lab: $(VENV)/.installed-lab  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 test: $(VENV)/.installed  ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(VENV)/.installed  ## lint, formatting, types
 	$(BIN)/ruff check

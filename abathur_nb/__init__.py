@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from abathur_nb.attestation import said
 from abathur_nb.errors import (
     AbathurError,
     BusyError,
@@ -12,8 +13,8 @@ from abathur_nb.errors import (
     MisuseError,
     RefusedError,
 )
+from abathur_nb.guard import guard
 from abathur_nb.initialize import initialize_database
-from abathur_nb.parameters import guard
 from abathur_nb.preflight import preflight
 from abathur_nb.report import Check, Report
 from abathur_nb.schema import Schema, show_schema
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from abathur_nb import charts
     from abathur_nb.benchmark import run_benchmark
     from abathur_nb.database import Database
-    from abathur_nb.explain import Plans, explain_queries
+    from abathur_nb.explain import explain_queries
+    from abathur_nb.explanation import Plans
     from abathur_nb.measurements import BenchmarkResult
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "preflight",
     "resolve",
     "run_benchmark",
+    "said",
     "show_schema",
     "validate_database",
 ]
@@ -62,7 +65,7 @@ __all__ = [
 _LATER = {
     "BenchmarkResult": "measurements",
     "Database": "database",
-    "Plans": "explain",
+    "Plans": "explanation",
     "explain_queries": "explain",
     "run_benchmark": "benchmark",
 }

@@ -1,37 +1,33 @@
 """Benchmark: how fast a copy of the database answers, held against limits (the runbook's section 5)."""
 
 import os
-import platform
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-import aiosqlite
 
 from abathur_nb import synthetic
 from abathur_nb.connection import connect, explain_error, pragma, read_pragmas
 from abathur_nb.database import Database
 from abathur_nb.errors import AbathurError, ConfigurationError
-from abathur_nb.location import file_system
-from abathur_nb.measurements import BenchmarkResult, check_savable, compare, load_baseline
+from abathur_nb.location import free_mb
+from abathur_nb.machine import describe_machine
+from abathur_nb.measurements import Baseline, BenchmarkResult, check_savable, compare, load_baseline
 from abathur_nb.parameters import check_ranges
 from abathur_nb.percentiles import percentiles, verdict
 from abathur_nb.report import Check, Report
 from abathur_nb.scratch import scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.target import refusal
-from abathur_nb.wording import shown
+from abathur_nb.wording import MB, shown
 from abathur_nb.workloads import memory_reads, one_cpu, session_reads, time_plainly, time_reads, together, writing
 
 __all__ = ["run_benchmark"]
 
 _TITLE = "benchmark"
-_MB = 1_000_000
 _BYTES_A_ROW = 4_000  # a synthetic memory and session with their indexes and related rows take about 2,600
 _ROUNDS = 100  # the fewest of concurrent reads; to claim a p95 takes 59
 _REPETITIONS = 1000  # the default, and the most that stay at so few rounds
@@ -62,23 +58,25 @@ async def run_benchmark(
     earlier = _checked_arguments(rows, repetitions, full, baseline, save_to)
     samples: Samples = {}
     limits = _limits(settings)
-    machine = _machine(settings, rows, repetitions)
+    machine = describe_machine(settings, rows, repetitions)
     report = await refusal(_TITLE, settings) or _lack_of_room(settings, rows)
     if report is None:
         try:
             with scratch_directory(settings.db_path.parent, _TITLE) as scratch:
                 machine["PRAGMAs"] = await _measure(settings, scratch, rows, repetitions, full, samples)
             verdicts = _verdicts(limits, samples, repetitions)
-            checks = (*verdicts, *_readings(limits, samples), *compare(samples, earlier))
+            checks = (*verdicts, *_readings(limits, samples), *compare(samples, machine, earlier))
             report = Report(_TITLE, checks, subject=str(settings.db_path))
-            return _save(BenchmarkResult(report, samples, machine, earlier, limits), save_to)
+            return _save(BenchmarkResult(report, samples, machine, earlier.samples, limits), save_to)
         except (sqlite3.Error, OSError, AbathurError) as error:
             told = explain_error(settings.db_path, error)
             observed = f"could not run: {told.observed}"
             remedy = told.remedy or "run validate.ipynb, and when it passes this again"
             check = Check(_TITLE, "error", expected="runs to its end", observed=observed, remedy=remedy)
             report = Report(_TITLE, (check,), subject=str(settings.db_path))
-    return BenchmarkResult(report, samples, machine, earlier, limits, "not saved: it was not measured to its end")
+    return BenchmarkResult(
+        report, samples, machine, earlier.samples, limits, "not saved: it was not measured to its end"
+    )
 
 
 def _save(result: BenchmarkResult, save_to: str | os.PathLike[str] | None) -> BenchmarkResult:
@@ -100,10 +98,10 @@ def _checked_arguments(
     full: bool,
     baseline: str | os.PathLike[str] | None,
     save_to: str | os.PathLike[str] | None,
-) -> dict[str, list[int]]:
-    """Return the baseline's samples, or raise ConfigurationError naming every wrong argument."""
+) -> Baseline:
+    """Return the baseline, or raise ConfigurationError naming every wrong argument."""
     faults: list[str] = []
-    earlier: dict[str, list[int]] = {}
+    earlier, target = Baseline(), None
     try:
         check_ranges(rows=rows, repetitions=repetitions)
     except ConfigurationError as error:
@@ -115,9 +113,11 @@ def _checked_arguments(
     except ConfigurationError as error:
         faults += error.faults
     try:
-        check_savable(save_to)
+        target = check_savable(save_to)
     except ConfigurationError as error:
         faults += [f"save_to: {fault}" for fault in error.faults]
+    if earlier.path and target and os.path.realpath(target) == os.path.realpath(earlier.path):
+        faults.append("save_to: it is the baseline, which the result would replace: name another file")
     if faults:
         raise ConfigurationError(faults)
     return earlier
@@ -125,9 +125,8 @@ def _checked_arguments(
 
 def _lack_of_room(settings: Settings, rows: int) -> Report | None:
     sweep(settings.db_path.parent)
-    disk = os.statvfs(settings.db_path.parent)
-    free = disk.f_bavail * disk.f_frsize / _MB - settings.min_free_mb
-    needed = (settings.db_path.stat().st_size * 2 + rows * _BYTES_A_ROW) / _MB
+    free = free_mb(settings.db_path.parent) - settings.min_free_mb
+    needed = (settings.db_path.stat().st_size * 2 + rows * _BYTES_A_ROW) / MB
     if free >= needed:
         return None
     observed = f"{free:,.0f} MB beyond the {settings.min_free_mb:,} MB that must stay free"
@@ -235,28 +234,3 @@ def _readings(limits: Mapping[str, tuple[float, float]], samples: Samples) -> It
         if name not in limits:
             observed = "; ".join(map(str, percentiles(nanoseconds)))
             yield Check(name, "pass", expected="shown, no limit", observed=f"{observed}, {len(nanoseconds):,} samples")
-
-
-def _cpus() -> int | None:
-    # Linux alone can pin a process to some of its CPUs.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _machine(settings: Settings, rows: int, repetitions: int) -> dict[str, Any]:
-    try:
-        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-        model = cpu.partition(":")[2].strip()
-    except (OSError, StopIteration):  # not Linux, or a processor that tells no name
-        model = platform.processor()
-    return {
-        "processor": f"{model}, {_cpus()} of {os.cpu_count()} CPUs",
-        "system": platform.platform(),
-        "file system": file_system(settings.db_path.parent),
-        "Python": platform.python_version(),
-        "SQLite": sqlite3.sqlite_version,
-        "aiosqlite": aiosqlite.__version__,
-        "abathur_nb": version("abathur_nb"),
-        "readers": settings.readers,
-        "rows": rows,
-        "repetitions": repetitions,
-    }

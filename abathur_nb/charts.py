@@ -1,67 +1,57 @@
 """Every figure: takes results, returns a Chart; drawn without pyplot, so nothing has to be closed."""
 
 from collections.abc import Sequence
-from io import BytesIO
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from abathur_nb.expected import expected_objects, expected_tables
+from abathur_nb.figure import BLUE, MILLISECONDS, ORANGE, RED, Chart, blank, new_chart, one_line
 from abathur_nb.percentiles import percentiles
-from abathur_nb.wording import printable
+from abathur_nb.timelines import percentiles_over_time, sizes_over_time, verdicts_over_time
 
 if TYPE_CHECKING:
-    from abathur_nb.explain import Plans
+    from abathur_nb.explanation import Plans
     from abathur_nb.measurements import BenchmarkResult
     from abathur_nb.schema import Schema
 
-__all__ = ["Chart", "concurrency_curve", "coverage_matrix", "growth_curve", "latency_distribution", "table_sizes"]
-
-# Okabe and Ito's palette, which the colour-blind can tell apart (https://jfly.uni-koeln.de/color/).
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-_WIDTH = 9.0  # inches: a notebook's width at 100 %
-_MILLISECONDS = FuncFormatter(lambda value, _: f"{value:g}")
-
-
-class Chart(Figure):
-    """Be a figure that says in words what it shows: ``alt`` goes into the notebook beside the picture."""
-
-    alt = ""
-
-    def _repr_mimebundle_(
-        self, include: object = None, exclude: object = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        picture = BytesIO()
-        self.savefig(picture, format="png", dpi=160, facecolor="white")
-        size = {"width": round(self.get_figwidth() * 96), "alt": self.alt}
-        return {"image/png": picture.getvalue(), "text/plain": self.alt}, {"image/png": size}
+__all__ = [
+    "Chart",
+    "concurrency_curve",
+    "coverage_matrix",
+    "growth_curve",
+    "latency_distribution",
+    "percentiles_over_time",
+    "sizes_over_time",
+    "table_sizes",
+    "verdicts_over_time",
+]
 
 
 def latency_distribution(result: "BenchmarkResult") -> Chart:
     """Draw how long those reads took whose p99 has a limit, with the p99, its 95 % interval and the limit."""
     wanted = {name: limit for name, (level, limit) in result.limits.items() if level == 0.99 and name in result.samples}
     if not wanted:
-        return _blank("nothing was measured: the report says why")
-    chart, axes = _chart(1.0 + 1.9 * len(wanted), len(wanted), sharex=True)
+        return blank("nothing was measured: the report says why")
+    chart, axes = new_chart(1.0 + 1.9 * len(wanted), len(wanted), sharex=True)
     told = []
     for ax, (name, limit) in zip(axes, wanted.items(), strict=True):
         milliseconds = np.asarray(result.samples[name]) / 1e6
         p99 = percentiles(result.samples[name])[-1]
         low, high = p99.low or milliseconds.min(), p99.high or milliseconds.max()
         bins = np.geomspace(milliseconds.min() * 0.9, milliseconds.max() * 1.1, 60)
-        ax.hist(milliseconds, bins=list(bins), color=_BLUE, label="samples")
-        ax.axvspan(low, high, color=_ORANGE, alpha=0.45, label="95 % interval of p99")
+        ax.hist(milliseconds, bins=list(bins), color=BLUE, label="samples")
+        ax.axvspan(low, high, color=ORANGE, alpha=0.45, label="95 % interval of p99")
         ax.axvline(p99.value, color="black", linestyle="--", label=f"p99 {p99.value:.3g} ms")
-        ax.axvline(limit, color=_RED, linewidth=2, label=f"limit {limit:g} ms")
+        ax.axvline(limit, color=RED, linewidth=2, label=f"limit {limit:g} ms")
         ax.set(xscale="log", title=f"{name}: {len(milliseconds):,} samples", ylabel="samples")
         ax.legend(fontsize=8, loc="upper center")
         told.append(f"{name}: {p99}, limit {limit:g} ms")
     axes[-1].set_xlabel("time of one read (ms, logarithmic)")
-    axes[-1].xaxis.set_major_formatter(_MILLISECONDS)
+    axes[-1].xaxis.set_major_formatter(MILLISECONDS)
     chart.alt = "Histogram of read times. " + "; ".join(told)
     return chart
 
@@ -70,13 +60,13 @@ def concurrency_curve(result: "BenchmarkResult") -> Chart:
     """Draw how long so many reads take together; needs a result with ``full=True``."""
     curve = {int(tasks): samples for tasks, samples in result.curve("concurrency").items()}
     if not curve:
-        return _blank("not measured: run with full = True")
-    chart, (ax,) = _chart(3.6)
+        return blank("not measured: run with full = True")
+    chart, (ax,) = new_chart(3.6)
     ends = _percentile_lines(ax, curve)
     ax.set(xscale="log", yscale="log", xlabel="reads at a time", ylabel="until all are answered (ms)")
     ax.set_xticks(list(curve), [str(tasks) for tasks in curve])
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.yaxis.set_major_formatter(_MILLISECONDS)
+    ax.yaxis.set_major_formatter(MILLISECONDS)
     ax.set_title("Concurrent memory retrievals")
     chart.alt = f"Time until all of so many concurrent reads are answered: {ends}"
     return chart
@@ -86,13 +76,13 @@ def growth_curve(result: "BenchmarkResult") -> Chart:
     """Draw how the time of one memory retrieval grows with the table; needs a result with ``full=True``."""
     curve = {int(rows): samples for rows, samples in result.curve("growth").items()}
     if not curve:
-        return _blank("not measured: run with full = True")
-    chart, (ax,) = _chart(3.6)
+        return blank("not measured: run with full = True")
+    chart, (ax,) = new_chart(3.6)
     ends = _percentile_lines(ax, curve)
     ax.set(xscale="log", yscale="log", xlabel="synthetic memories in the table", ylabel="time of one read (ms)")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # less than a power of ten, as a rule
-    ax.yaxis.set_major_formatter(_MILLISECONDS)
+    ax.yaxis.set_major_formatter(MILLISECONDS)
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_title("Memory retrieval as the table grows")
     chart.alt = f"Time of one memory retrieval by size of the table: {ends}"
@@ -104,12 +94,12 @@ def coverage_matrix(plans: "Plans") -> Chart:
     indexes = sorted(plans.coverage, key=lambda name: (expected_tables().index(expected_objects()[name].table), name))
     # Queries in the order of their indexes, so that a full set of indexes shows as a staircase.
     queries = list(dict.fromkeys(query for index in indexes for query in plans.coverage[index]))
-    chart, (ax,) = _chart(8.5)
+    chart, (ax,) = new_chart(8.5)
     points = [(queries.index(query), row) for row, index in enumerate(indexes) for query in plans.coverage[index]]
     unused = [row for row, index in enumerate(indexes) if not plans.coverage[index]]
     for row in unused:
-        ax.axhspan(row - 0.5, row + 0.5, color=_RED, alpha=0.3)
-    ax.plot([x for x, _ in points], [y for _, y in points], "s", color=_BLUE, markersize=6)
+        ax.axhspan(row - 0.5, row + 0.5, color=RED, alpha=0.3)
+    ax.plot([x for x, _ in points], [y for _, y in points], "s", color=BLUE, markersize=6)
     ax.set_xticks(range(len(queries)), queries, rotation=90, fontsize=7)
     ax.set_yticks(range(len(indexes)), indexes, fontsize=7)
     ax.set(xlim=(-0.7, len(queries) - 0.3), ylim=(len(indexes) - 0.5, -0.5))
@@ -124,28 +114,27 @@ def coverage_matrix(plans: "Plans") -> Chart:
 
 def table_sizes(schema: "Schema") -> Chart:
     """Draw each table's rows, and how much room it and its indexes take up where this SQLite can tell."""
-    tables = sorted(schema.rows, key=lambda name: (schema.sizes.get(name, 0), schema.rows[name]))
+    own = {table: schema.sizes.get(table, 0) for table in schema.rows}
+    of_indexes = {table: sum(schema.sizes.get(name, 0) for name in _indexes_of(schema, table)) for table in own}
+    tables = sorted(own, key=lambda table: (own[table] + of_indexes[table], schema.rows[table]))
     if not tables:
-        return _blank("no table could be read: the report says why")
-    chart, (ax,) = _chart(1.2 + 0.32 * len(tables))
+        return blank("no table could be read: the report says why")
+    chart, (ax,) = new_chart(1.2 + 0.32 * len(tables))
     places = range(len(tables))
     if schema.sizes:
-        own = [schema.sizes.get(name, 0) for name in tables]
-        of_indexes = [
-            sum(size for name, size in schema.sizes.items() if name in _indexes_of(schema, table)) for table in tables
-        ]
-        ax.barh(places, own, color=_BLUE, label="rows")
-        ax.barh(places, of_indexes, left=own, color=_ORANGE, label="its indexes")
+        begins = [own[table] for table in tables]
+        ends = [own[table] + of_indexes[table] for table in tables]
+        ax.barh(places, begins, color=BLUE, label="rows")
+        ax.barh(places, [of_indexes[table] for table in tables], left=begins, color=ORANGE, label="its indexes")
         ax.xaxis.set_major_formatter(EngFormatter(unit="B"))
         ax.set_xlabel("size in the file (bytes)")
         ax.legend(loc="lower right")
-        ends = [a + b for a, b in zip(own, of_indexes, strict=True)]
     else:
         ends = [schema.rows[name] for name in tables]
-        ax.barh(places, ends, color=_BLUE)
+        ax.barh(places, ends, color=BLUE)
         ax.set_xlabel("rows")
     # A table of somebody else's may be named anything; a pair of $ would be read as mathematics.
-    ax.set_yticks(places, [_one_line(name, 40).replace("$", r"\$") for name in tables])
+    ax.set_yticks(places, [one_line(name, 40).replace("$", r"\$") for name in tables])
     for y, (table, end) in enumerate(zip(tables, ends, strict=True)):
         ax.annotate(
             f"{schema.rows[table]:,} rows", (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8
@@ -153,14 +142,9 @@ def table_sizes(schema: "Schema") -> Chart:
     ax.margins(x=0.15)
     ax.set_title("Tables by size")
     chart.alt = "Tables by size: " + ", ".join(
-        f"{_one_line(name, 100)} {schema.rows[name]:,} rows" for name in reversed(tables)
+        f"{one_line(name, 100)} {schema.rows[name]:,} rows" for name in reversed(tables)
     )
     return chart
-
-
-def _one_line(name: str, length: int) -> str:
-    text = printable(name).replace("\n", "\\n")
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _indexes_of(schema: "Schema", table: str) -> set[str]:
@@ -168,25 +152,10 @@ def _indexes_of(schema: "Schema", table: str) -> set[str]:
     return named | {name for name in schema.sizes if name.startswith(f"sqlite_autoindex_{table}_")}
 
 
-def _chart(height: float, rows: int = 1, *, sharex: bool = False) -> tuple[Chart, Sequence[Axes]]:
-    chart = Chart(figsize=(_WIDTH, height), layout="constrained")
-    axes = chart.subplots(rows, 1, squeeze=False, sharex=sharex)[:, 0]
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-    return chart, list(axes)
-
-
-def _blank(words: str) -> Chart:
-    chart = Chart(figsize=(_WIDTH, 0.5))
-    chart.text(0.01, 0.4, words, color=_GREY)
-    chart.alt = words
-    return chart
-
-
 def _percentile_lines(ax: Axes, curve: dict[int, Sequence[int]]) -> str:
     """Draw p50 and p99 over ``curve``, each with its interval; say where they begin and end."""
     found = {x: percentiles(samples) for x, samples in curve.items()}
-    for at, (label, colour, marker) in {0: ("p50", _BLUE, "o"), 2: ("p99", _ORANGE, "^")}.items():
+    for at, (label, colour, marker) in {0: ("p50", BLUE, "o"), 2: ("p99", ORANGE, "^")}.items():
         values = [found[x][at].value for x in curve]
         low = [value - (found[x][at].low or min(curve[x]) / 1e6) for x, value in zip(curve, values, strict=True)]
         high = [(found[x][at].high or max(curve[x]) / 1e6) - value for x, value in zip(curve, values, strict=True)]

@@ -2,10 +2,9 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
-from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -14,7 +13,7 @@ import aiosqlite
 from abathur_nb.connection import connect, explain_error, pragma, run_to_end
 from abathur_nb.errors import AbathurError, InvalidValueError, MisuseError, RefusedError
 from abathur_nb.memory import Memory
-from abathur_nb.plan import Parameters, read_plan, require_single_select, tree_lines
+from abathur_nb.plan import Parameters, plan_apart
 from abathur_nb.schema import Differences, read_schema
 from abathur_nb.sessions import Sessions
 from abathur_nb.settings import Settings
@@ -26,6 +25,9 @@ __all__ = ["Database"]
 # Which write the present task, and every task that it starts, is inside of.
 _inside: ContextVar[object | None] = ContextVar("_inside", default=None)
 _NONE: tuple[object, ...] = ()
+# What SQLite, or Python's module for it, says of a value that it does not take.
+_OF_A_VALUE = (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.IntegrityError, OverflowError, UnicodeError)
+_CLOSED = "{} is closed: use it inside of `async with Database.open`"
 _VALIDATE = "run validate.ipynb"
 _PATIENCE = 0.02  # seconds until what still runs on a lent connection is interrupted, again and again
 
@@ -74,7 +76,7 @@ class Database:
             try:
                 yield db
             finally:
-                db._closed = f"{settings.db_path} is closed: use it inside of `async with Database.open`"
+                db._closed = _CLOSED.format(settings.db_path)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[aiosqlite.Connection]:
@@ -140,37 +142,38 @@ class Database:
         """Run the named statement on the connection that ``write()`` lent, and return the rows it returns."""
         return await self._run(writer, self._queries[name].sql, parameters)
 
+    async def change_many(self, writer: aiosqlite.Connection, name: str, rows: Iterable[Parameters]) -> None:
+        """Run the named statement once for each of ``rows``, without a hop to the writer's thread for each."""
+        try:
+            async with writer.executemany(self._queries[name].sql, rows):
+                pass
+        except (sqlite3.Error, OverflowError, ValueError) as error:
+            raise self._explained(error) from None
+
     async def _run(self, conn: aiosqlite.Connection, sql: str, parameters: Parameters = _NONE) -> list[sqlite3.Row]:
         try:
             # One hop to the connection's thread; a cursor of one's own would take two or three.
             return await conn.execute_fetchall(sql, parameters)  # type: ignore[return-value]
-        except (
-            sqlite3.ProgrammingError,
-            sqlite3.InterfaceError,
-            sqlite3.IntegrityError,
-            OverflowError,
-            UnicodeError,
-        ) as error:
-            raise InvalidValueError(f"{self.settings.db_path} does not take this: {error}") from None
-        except sqlite3.Error as error:
-            raise explain_error(self.settings.db_path, error) from None
-        except ValueError as error:  # aiosqlite's word for a connection that is closed
-            raise MisuseError(
-                f"{self.settings.db_path} is closed: use it inside of `async with Database.open`"
-            ) from error
+        except (sqlite3.Error, OverflowError, ValueError) as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: Exception) -> AbathurError:
+        """Return the error of this package for one of SQLite, of Python's module for it, or of aiosqlite."""
+        if isinstance(error, _OF_A_VALUE):
+            return InvalidValueError(f"{self.settings.db_path} does not take this: {error}")
+        if isinstance(error, ValueError):  # aiosqlite's word for a connection that is closed
+            return MisuseError(_CLOSED.format(self.settings.db_path))
+        return explain_error(self.settings.db_path, error)
 
     async def explain_query_plan(self, sql: str, params: Sequence[object] | Mapping[str, object] = ()) -> list[str]:
         """Return the plan of one SELECT as indented lines. Read-only; the statement itself is not run.
 
-        Raises InvalidValueError for anything but one SELECT.
+        Raises InvalidValueError for anything but one SELECT, and for one that SQLite takes too long to plan.
         """
-        require_single_select(sql)
         try:
-            # A fresh connection without a cache: a cached statement keeps the plan of an index dropped since.
-            async with connect(self.settings.db_path, settings=self.settings, cached_statements=0) as conn:
-                return tree_lines(await read_plan(partial(self._run, conn), sql, params))
-        except sqlite3.Error as error:
-            raise explain_error(self.settings.db_path, error) from None
+            return await plan_apart(self.settings, sql, params)
+        except (sqlite3.Error, OverflowError, UnicodeError) as error:
+            raise self._explained(error) from None
 
     async def validate_foreign_keys(self) -> list[dict[str, Any]]:
         """Return each row that names a parent which does not exist: table, rowid, parent, fkid. Read-only."""

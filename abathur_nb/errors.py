@@ -58,4 +58,8 @@ class MisuseError(AbathurError):
 
 
 class ChecksFailedError(AbathurError):
-    """Name the checks of a report that failed or could not run: each one's remedy is in the report."""
+    """Name the checks of a report that failed or could not run: each one's remedy is in the report, ``report``."""
+
+    def __init__(self, observed: str, remedy: str = "", *, report: object = None) -> None:
+        self.report = report
+        super().__init__(observed, remedy)

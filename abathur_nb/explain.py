@@ -3,102 +3,26 @@
 import sqlite3
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiosqlite
 
 from abathur_nb.connection import connect, explain_error, run_to_end
 from abathur_nb.errors import AbathurError
 from abathur_nb.expected import expected_objects, expected_tables
-from abathur_nb.plan import Fetch, Parameters, PlanNode, Step, StepKind, plan_steps, read_plan, tree_lines
-from abathur_nb.report import Check, Report, Status, run_check
+from abathur_nb.explanation import Plans, PlanTree, told
+from abathur_nb.plan import Fetch, Parameters, plan_steps, read_plan, tree_lines
+from abathur_nb.report import Check, Report, run_check
 from abathur_nb.settings import Settings
 from abathur_nb.sql import Query, load_queries
 from abathur_nb.target import refusal
-from abathur_nb.wording import printable
 
-if TYPE_CHECKING:
-    import pandas as pd
+__all__ = ["compare_plans", "explain_queries"]
 
-__all__ = ["PlanTree", "Plans", "compare_plans", "explain_queries"]
-
-PlanTree = tuple[PlanNode, ...]
 _TITLE = "explain"
 _REMEDY = "run validate.ipynb: it names each index that is missing or altered; if none is, run ANALYZE and this again"
 _UNREAD = "run validate.ipynb: it names each table that is missing, altered or unreadable; then run this again"
-_WORDS: dict[StepKind, str] = {  # {0} is the step, {1} its index or the word rowid
-    "search": "search by {1}",
-    "table scan": "full scan of the table {0.table}",
-    "index scan": "full scan of the index {0.index}",
-    "automatic index": "an index made for this one run on {0.table}",
-    "sort": "a sort",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Plans:
-    """Hold the plan of every named query, and what each index is good for; a notebook shows the plans, folded.
-
-    ``coverage`` names the queries whose plans use an index, for each of the 33. ``without`` holds the plans that
-    these queries would have if that index were missing.
-    """
-
-    report: Report
-    queries: Mapping[str, Query]
-    trees: Mapping[str, PlanTree] = field(default_factory=dict)
-    coverage: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    without: Mapping[str, Mapping[str, PlanTree]] = field(default_factory=dict)
-
-    def to_frame(self) -> "pd.DataFrame":
-        """Return a pandas frame, one row a query: its verdict, its index, its plan."""
-        import pandas as pd
-
-        rows = [
-            {
-                "query": name,
-                "status": status,
-                "index": self.queries[name].index,
-                "plan": "\n".join(tree_lines(self.trees.get(name, ()))),
-                "answers": self.queries[name].doc,
-            }
-            for name, status in self._verdicts()
-        ]
-        return pd.DataFrame(rows, columns=["query", "status", "index", "plan", "answers"])
-
-    def _verdicts(self) -> list[tuple[str, Status]]:
-        return [(check.name, check.status) for check in self.report.checks if check.name in self.queries]
-
-    def __str__(self) -> str:
-        return "\n\n".join("\n  ".join((name, *tree_lines(tree))) for name, tree in self.trees.items())
-
-    def _repr_html_(self) -> str:
-        plans = [
-            _folded(f"{status}: {name} — {query.index or 'no index'}", query.doc, self.trees.get(name, ()), query.sql)
-            for name, status in self._verdicts()
-            for query in (self.queries[name],)
-        ]
-        losses = (
-            _folded(f"without {index}: {query} — {_told(plan_steps(tree))}", self.queries[query].doc, tree)
-            for index, trees in self.without.items()
-            for query, tree in trees.items()
-        )
-        return (
-            f"<details><summary>the plans of {len(plans)} queries</summary>{''.join(plans)}</details>"
-            f"<details><summary>what the loss of each index would change</summary>{''.join(losses)}</details>"
-        )
-
-
-def _folded(title: str, doc: str, tree: PlanTree, sql: str = "") -> str:
-    texts = [escape(printable(text)) for text in ("\n".join(tree_lines(tree)) or "no plan", sql) if text]
-    style = "font-family:monospace;text-align:left;white-space:pre-wrap"
-    return (
-        f"<details style='margin-left:1.5em'><summary>{escape(printable(title))}</summary><p>{escape(doc)}</p>"
-        + "".join(f"<pre style='{style}'>{text}</pre>" for text in texts)
-        + "</details>"
-    )
 
 
 async def explain_queries(settings: Settings) -> Plans:
@@ -164,7 +88,7 @@ async def _judge(live: Fetch, query: Query, missing: Collection[str], trees: dic
         return Check(query.name, "skip", "no plan", "not applicable: the statement has none")
     allowed = {"table scan": query.scan, "index scan": query.scan, "sort": query.sort}
     steps = plan_steps(tree)
-    faults = [_told([step]) for step in steps if step.kind != "search" and not allowed.get(step.kind)]
+    faults = [told([step]) for step in steps if step.kind != "search" and not allowed.get(step.kind)]
     if query.index and not any(step.index == query.index for step in steps):
         faults.append(f"no use of {query.index}" + (", which is missing" if query.index in missing else ""))
     reasons = "; ".join(f"allowed: {reason}" for reason in (query.scan, query.sort) if reason)
@@ -172,7 +96,7 @@ async def _judge(live: Fetch, query: Query, missing: Collection[str], trees: dic
         query.name,
         not faults,
         expected=query.index or reasons or "a search by rowid",
-        observed="; ".join(faults) or _told(steps),
+        observed="; ".join(faults) or told(steps),
         remedy=f"{expected_objects()[query.index].sql};" if query.index and query.index in missing else _REMEDY,
         evidence=tree_lines(tree),
     )
@@ -198,7 +122,7 @@ def _losses_check(
         observed = f"could not run: the copy plans otherwise than the database: {', '.join(unlike)}"
         return Check(name, "error", expected, observed, _REMEDY)
     changed = {
-        index: [f"{query}: {_told(plan_steps(tree))}" for query, tree in after.items() if tree != trees[query]]
+        index: [f"{query}: {told(plan_steps(tree))}" for query, tree in after.items() if tree != trees[query]]
         for index, after in without.items()
     }
     idle = [index for index, queries in changed.items() if not queries]
@@ -235,10 +159,6 @@ async def _without(copy: Fetch, index: str, queries: Collection[Query]) -> dict[
         return {query.name: await _tree(copy, query) for query in queries}
     finally:
         await copy("ROLLBACK", ())
-
-
-def _told(steps: Collection[Step]) -> str:
-    return "; ".join(dict.fromkeys(_WORDS[step.kind].format(step, step.index or "rowid") for step in steps))
 
 
 def _indexes() -> tuple[str, ...]:

@@ -13,16 +13,15 @@ from abathur_nb.report import Check, Status
 from abathur_nb.scratch import nearest_existing
 from abathur_nb.settings import Settings, Severity
 from abathur_nb.target import init_as
-from abathur_nb.wording import user_name
+from abathur_nb.wording import MB, user_name
 
-__all__ = ["ELSEWHERE", "file_system", "install_command", "location_checks", "writable_by_others"]
+__all__ = ["ELSEWHERE", "file_system", "free_mb", "install_command", "location_checks", "writable_by_others"]
 
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
 
 # What a database in write-ahead mode meets on these: its index is shared memory, which no network carries.
 _NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs")
 _LAYERED = ("overlay", "aufs", "fuse")
-_MB = 1_000_000
 
 
 def location_checks(settings: Settings) -> tuple[list[Check], bool]:
@@ -55,6 +54,7 @@ def _directory(settings: Settings, place: Path) -> tuple[Check, bool]:
         (not os.access(folder, os.W_OK | os.X_OK), "refuse", usable),
         (not mine, settings.on_shared_directory, as_owner),
         (writable_by_others(found), settings.on_shared_directory, chmod),
+        (_is_for_another(settings), "warn", install_command(settings, folder)),
         (bool(mode & 0o077), "warn", chmod),
     ]
     name, expected = "directory", f"a directory of {user_name(os.geteuid())}'s own, mode 0700"
@@ -168,8 +168,13 @@ def file_system(path: Path, mounts: str | None = None) -> str:
     return kind
 
 
+def free_mb(path: Path) -> float:
+    """Return how much room the file system of ``path`` has for this user. Read-only."""
+    return shutil.disk_usage(path).free / MB
+
+
 def _free_disk(settings: Settings, place: Path) -> Check:
-    free = shutil.disk_usage(place).free / _MB
+    free = free_mb(place)
     low = settings.min_free_mb
     enough = max(low, settings.recommended_free_mb)
     return Check.that(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.errors import ConfigurationError
+from abathur_nb.machine import compare_machines
 from abathur_nb.percentiles import percentiles
 from abathur_nb.report import Check, Report
 from abathur_nb.wording import printable, shown
@@ -18,11 +19,20 @@ from abathur_nb.wording import printable, shown
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BenchmarkResult", "check_savable", "compare", "load_baseline"]
+__all__ = ["Baseline", "BenchmarkResult", "check_savable", "compare", "load_baseline"]
 
 _MAX_BYTES = 64 * 1024 * 1024  # a baseline larger than this was not written by a benchmark
 _MAX_NANOSECONDS = 10**18  # thirty years
 _BEGINNING = b'{"report": {'  # of every saved result
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Hold what a comparison takes from an earlier result: its file, its samples, its machine; nothing by default."""
+
+    path: Path | None = None
+    samples: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +56,10 @@ class BenchmarkResult:
         return {key.partition("/")[2]: found for key, found in self.samples.items() if key.startswith(f"{name}/")}
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row a measurement: samples, then p50, p95 and p99 in ms, each with its interval."""
+        """Return one row a measurement: samples, then p50, p95 and p99 in ms, each with its interval.
+
+        To three significant digits, which is more than two runs agree in; the JSON has them all.
+        """
         import pandas as pd
 
         rows = []
@@ -54,22 +67,26 @@ class BenchmarkResult:
             row: dict[str, Any] = {"measurement": name, "samples": len(nanoseconds)}
             for found in percentiles(nanoseconds):
                 label = f"p{found.level * 100:g}"
-                row |= {f"{label} ms": found.value, f"{label} low": found.low, f"{label} high": found.high}
+                for what, value in (("ms", found.value), ("low", found.low), ("high", found.high)):
+                    row[f"{label} {what}"] = None if value is None else float(f"{value:.3g}")
             rows.append(row)
         return pd.DataFrame(rows)
 
     def to_json(self) -> str:
         """Return the result as JSON text: report, machine, percentiles with intervals, and every sample."""
-        content = {
-            "report": self.report.to_dict(),
+        samples = {name: list(nanoseconds) for name, nanoseconds in self.samples.items()}
+        return json.dumps({"report": self.report.to_dict(), **self.to_record(), "samples_ns": samples})
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what a run's record keeps: percentiles with intervals, their limits, the machine; not the samples."""
+        return {
             "machine": dict(self.machine),
             "percentiles_ms": {
                 name: {f"p{p.level * 100:g}": [p.low, p.value, p.high] for p in percentiles(nanoseconds)}
                 for name, nanoseconds in self.samples.items()
             },
-            "samples_ns": {name: list(nanoseconds) for name, nanoseconds in self.samples.items()},
+            "limits_ms": {name: [f"p{level * 100:g}", limit] for name, (level, limit) in self.limits.items()},
         }
-        return json.dumps(content)
 
     def save(self, path: str | os.PathLike[str] | None) -> str:
         """Write ``to_json()`` to ``path``, whole or not at all, 0600, replacing an earlier result; say what was done.
@@ -105,10 +122,10 @@ def _not_savable(path: object, error: Exception) -> ConfigurationError:
     return ConfigurationError(f"the result cannot be saved as {name}: {told}")
 
 
-def load_baseline(path: str | os.PathLike[str] | None) -> dict[str, list[int]]:
-    """Return the samples of a saved result, none for None; raise ConfigurationError if it is no saved result."""
+def load_baseline(path: str | os.PathLike[str] | None) -> Baseline:
+    """Read a saved result, an empty one for None; raise ConfigurationError if it is no saved result."""
     if path is None:
-        return {}
+        return Baseline()
     name = shown(str(path) if isinstance(path, os.PathLike) else path)
     try:
         file = Path(os.path.expanduser(path))
@@ -117,6 +134,7 @@ def load_baseline(path: str | os.PathLike[str] | None) -> dict[str, list[int]]:
             raise ConfigurationError(f"baseline: expected a regular file of at most {_MAX_BYTES:,} bytes, found {name}")
         content = json.loads(file.read_text(encoding="utf-8"))
         samples = {str(key): [_sample(value) for value in values] for key, values in content["samples_ns"].items()}
+        machine = dict(content["machine"].items())
     except OSError as error:
         raise ConfigurationError(f"baseline: {name} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -126,7 +144,7 @@ def load_baseline(path: str | os.PathLike[str] | None) -> dict[str, list[int]]:
         raise ConfigurationError(f"baseline: {name} is no saved result of a benchmark ({told})") from None
     if not all(samples.values()):
         raise ConfigurationError(f"baseline: {name} holds a measurement without samples")
-    return samples
+    return Baseline(file, samples, machine)
 
 
 def _sample(value: object) -> int:
@@ -175,11 +193,13 @@ def _write(target: Path, text: str) -> None:
         raise
 
 
-def compare(samples: Mapping[str, Sequence[int]], baseline: Mapping[str, Sequence[int]]) -> Iterator[Check]:
-    """Compare each measurement with the baseline's: slower only where the intervals of a percentile do not meet."""
-    for name in (name for name in samples if name in baseline):
+def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], baseline: Baseline) -> Iterator[Check]:
+    """Compare the machine, then each measurement: slower only where the intervals of a percentile do not meet."""
+    if baseline.path:
+        yield compare_machines(machine, baseline.machine)
+    for name in (name for name in samples if name in baseline.samples):
         told, slower = [], False
-        for now, then in zip(percentiles(samples[name]), percentiles(baseline[name]), strict=True):
+        for now, then in zip(percentiles(samples[name]), percentiles(baseline.samples[name]), strict=True):
             told.append(f"{now}, was {then.value:.3g} ms ({now.value / then.value:.2f} times)")
             slower |= now.low is not None and then.high is not None and now.low > then.high
         yield Check.that(
@@ -187,6 +207,6 @@ def compare(samples: Mapping[str, Sequence[int]], baseline: Mapping[str, Sequenc
             not slower,
             expected="no percentile above the baseline's interval",
             observed="; ".join(told),
-            remedy="see whether machine, versions and rows are the same; if so, look at explain.ipynb",
+            remedy="see the check of the baseline's machine; if that is the same, look at explain.ipynb",
             otherwise="warn",
         )

@@ -1,15 +1,12 @@
 """The memories of a database: versions that are added and marked, never rewritten, each change with its audit row."""
 
 import json
-import sqlite3
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import aiosqlite
 
-from abathur_nb.connection import explain_error
 from abathur_nb.errors import InvalidValueError
-from abathur_nb.sql import load_queries
 from abathur_nb.values import check_name, check_namespace, check_whole, decoded, json_text, prefix_range
 from abathur_nb.wording import shown, timestamp
 
@@ -146,14 +143,7 @@ class Memory:
     async def _audit_expired(self, writer: aiosqlite.Connection, rows: list[Any]) -> None:
         """Write the audit rows of all entries in one hop to the writer's thread: others wait for its lock."""
         entries = [_audit_row("delete", row["namespace"], row["key"], [row], None) for row in rows]
-        path = self._db.settings.db_path
-        try:
-            async with writer.executemany(load_queries()["insert_audit"].sql, entries):
-                pass
-        except sqlite3.IntegrityError as error:
-            raise InvalidValueError(f"{path} does not take this: {error}") from None
-        except sqlite3.Error as error:
-            raise explain_error(path, error) from None
+        await self._db.change_many(writer, "insert_audit", entries)
 
 
 def _audit_row(

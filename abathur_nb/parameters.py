@@ -1,27 +1,30 @@
-"""The parameters of a notebook: what it declares, and the guard that vets what papermill injects."""
+"""The parameters of a notebook: what it declares, and what a given value must be."""
 
 import ast
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
+from abathur_nb.attestation import said_fault
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.wording import did_you_mean, shown
 
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
-__all__ = ["RANGES", "Parameter", "check_parameters", "check_ranges", "declared_parameters", "guard"]
+__all__ = [
+    "RANGES",
+    "Parameter",
+    "check_parameters",
+    "check_ranges",
+    "declared_parameters",
+    "literal_assignments",
+]
 
 # Whole numbers that a parameter of this name may have, in a notebook and in the verb that takes it.
 RANGES: Mapping[str, tuple[int, int]] = {"repetitions": (1, 100_000), "rows": (1, 10_000_000)}
+_SAID = ("team_trained",)  # a person's answer, by name and date
 
 # What papermill adds by itself with --inject-paths.
 _PAPERMILL_NAMES = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
-_INJECTED = "# Parameters\n"  # how papermill begins the cell that it injects
-_GUARD_CELL = "import abathur_nb as nb\n\nnb.guard()"  # of every notebook
 _TYPES = {"str": str, "bool": bool, "int": int, "float": float}
 
 
@@ -44,8 +47,12 @@ class Parameter:
             return f"{self.name}: expected {wanted}, found {shown(value)} ({type(value).__name__})"
         if isinstance(value, float) and not math.isfinite(value):
             return f"{self.name}: expected a finite number, found {shown(value)}"
+        if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            return f"{self.name}: expected text that can be written down, found {shown(value)}"
         if self.name in RANGES and isinstance(value, int):
             return _range_fault(self.name, value)
+        if self.name in _SAID:
+            return said_fault(self.name, value)
         return ""
 
 
@@ -73,7 +80,7 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
     Raises ConfigurationError where there is anything but literal assignments, or a default of another type.
     """
     parameters = {}
-    for name, value, annotation in _literal_assignments(ast.parse(source)):
+    for name, value, annotation in literal_assignments(ast.parse(source)):
         kind = type(value) if annotation is None and value is not None else None
         # A name, or a quoted type: neither runs anything when the cell does.
         if isinstance(annotation, ast.Name):
@@ -103,25 +110,7 @@ def check_parameters(declared: Mapping[str, Parameter], given: Mapping[str, obje
     return [fault for fault in faults if fault]
 
 
-def guard() -> None:
-    """Vet the ``parameters`` cell, which comes next, and what papermill injects after it, before either runs.
-
-    papermill pastes parameter *names* into code unescaped, so what it injects must be refused before it runs.
-    Of a refused cell nothing runs, and no later cell does until the fault is mended. Outside IPython: no effect.
-    """
-    try:
-        from IPython.core.getipython import get_ipython
-    except ImportError:
-        return
-    shell: InteractiveShell | None = get_ipython()  # type: ignore[no-untyped-call,unused-ignore]
-    if shell is None:
-        return
-    for earlier in [t for t in shell.ast_transformers if isinstance(t, _Guard)]:
-        earlier.remove()
-    _Guard(shell)
-
-
-def _literal_assignments(tree: ast.Module) -> Iterator[tuple[str, Any, ast.expr | None]]:
+def literal_assignments(tree: ast.Module) -> Iterator[tuple[str, Any, ast.expr | None]]:
     """Yield (name, value, annotation) of each statement; raise ConfigurationError for any other statement."""
     for statement in tree.body:
         annotation: ast.expr | None = None
@@ -141,120 +130,5 @@ def _literal_assignments(tree: ast.Module) -> Iterator[tuple[str, Any, ast.expr 
         yield name, literal, annotation
 
 
-def _odd_lines(source: str, tree: ast.Module) -> list[str]:
-    """Return a fault for each line of an injected cell that is not one ``name = value``, as papermill writes it.
-
-    A name with a comment, a semicolon or a look-alike letter in it (Python takes ｅｎｖ for env) makes such a line.
-    """
-    written = {
-        (statement.lineno, f"{statement.targets[0].id} = ", statement.end_col_offset)
-        for statement in tree.body
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
-    }
-    lines = dict(enumerate(source.splitlines()[1:], 2))
-    odd = [
-        line
-        for number, line in lines.items()
-        if (number, f"{line.partition(' = ')[0]} = ", len(line.encode())) not in written
-    ]
-    faults = [f"a parameter's name is a-z, 0-9 and _, and its value all that follows: found {shown(n)}" for n in odd]
-    names = [start for _, start, _ in written]
-    return faults or [f"{start}…: given twice" for start in dict.fromkeys(names) if names.count(start) > 1]
-
-
-def _refuse_odd_names(lines: list[str]) -> list[str]:
-    """Raise ConfigurationError if the text of an injected cell holds a line that is not ``name = …``.
-
-    An IPython input transformer, which is asked before anything is parsed: a name of thousands of dots exhausts the
-    parser, and a kernel that fails so never answers.
-    """
-    if lines[:1] == [_INJECTED]:
-        odd = [line for line in lines[1:] if not re.match(r"[A-Za-z_][A-Za-z0-9_]* = \S", line)]
-        if odd:
-            raise ConfigurationError(
-                [f"a parameter's name is a-z, 0-9 and _: found {shown(line.rstrip())}" for line in odd]
-                + ["nothing of this cell was run"]
-            )
-    return lines
-
-
 def _not_literal(statement: ast.stmt) -> ConfigurationError:
     return ConfigurationError(f"expected `name = literal value`, found {shown(ast.unparse(statement))}")
-
-
-class _Guard(ast.NodeTransformer):
-    """Reject what is no list of declared literals before it runs: an IPython AST transformer, gone when done.
-
-    It lets through the parameters cell, then an injected cell without fault, then any other cell, which ends it.
-    """
-
-    def __init__(self, shell: "InteractiveShell") -> None:
-        self._shell = shell
-        self._source = ""
-        self._fresh = False
-        self._declared: dict[str, Parameter] = {}
-        self._refused = False
-        # The transformer is given a tree without comments; papermill's mark is one, so the text is kept as well.
-        shell.events.register("pre_run_cell", self._remember)
-        shell.input_transformers_cleanup.append(_refuse_odd_names)
-        shell.ast_transformers.append(self)
-
-    def _remember(self, info: "_CellInfo") -> None:
-        self._source, self._fresh = info.raw_cell, True
-        # Refused until it is vetted, so that one with a syntax error, which never comes to `visit`, is refused too.
-        self._refused = self._refused or self._injected
-
-    @property
-    def _injected(self) -> bool:
-        return self._source.startswith(_INJECTED)
-
-    def visit(self, tree: Any) -> Any:
-        """Let ``tree`` through, or raise InputRejected: IPython drops a transformer that raises anything else."""
-        from IPython.core.error import InputRejected
-
-        class RejectedParametersError(ConfigurationError, InputRejected):
-            """Tell IPython to run nothing of this cell, and the operator why."""
-
-        if not self._fresh:  # a silent cell, such as an extension of JupyterLab sends: no cell of the notebook
-            return tree
-        self._fresh = False
-        try:
-            self._vet(tree)
-        except ConfigurationError as error:
-            raise RejectedParametersError([*error.faults, "nothing of this cell was run"]) from None
-        except BaseException as error:  # noqa: BLE001 - whatever goes wrong in here, the cell must not run
-            raise RejectedParametersError(
-                f"the guard could not vet this cell: {type(error).__name__}: {error}"
-            ) from None
-        return tree
-
-    def _vet(self, tree: ast.Module) -> None:
-        if self._source.strip() == _GUARD_CELL:  # run again by hand: it makes a new guard, which begins anew
-            self.remove()
-        elif self._injected:
-            given = {}
-            for name, value, annotation in _literal_assignments(tree):
-                if annotation is not None:  # running the cell would evaluate it
-                    raise ConfigurationError(f"parameter {shown(name)}: expected no annotation, found one")
-                given[name] = value
-            if faults := check_parameters(self._declared, given) or _odd_lines(self._source, tree):
-                raise ConfigurationError(faults)
-            self._refused = False
-        elif not self._declared:
-            try:
-                self._declared = declared_parameters(self._source)
-            except ConfigurationError as error:
-                raise ConfigurationError(["the cell after nb.guard() is the parameters cell", *error.faults]) from None
-        elif self._refused:
-            raise ConfigurationError("the injected parameters were refused: correct them and run again")
-        else:
-            self.remove()
-
-    def remove(self) -> None:
-        self._shell.ast_transformers.remove(self)
-        self._shell.input_transformers_cleanup.remove(_refuse_odd_names)
-        self._shell.events.unregister("pre_run_cell", self._remember)
-
-
-class _CellInfo(Protocol):
-    raw_cell: str

@@ -1,12 +1,20 @@
 """Query plans as trees, whatever SQLite wrote them, and what their steps mean."""
 
+import asyncio
+import pickle
 import re
+import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
+from abathur_nb import planner
+from abathur_nb.connection import run_to_end
 from abathur_nb.errors import InvalidValueError
+from abathur_nb.settings import Settings
 from abathur_nb.sql import tokens
+from abathur_nb.wording import shown
 
 __all__ = [
     "Fetch",
@@ -14,6 +22,7 @@ __all__ = [
     "PlanNode",
     "Step",
     "StepKind",
+    "plan_apart",
     "plan_steps",
     "read_plan",
     "require_single_select",
@@ -33,6 +42,8 @@ _STEP = re.compile(
 _BY_INDEX = re.compile(r"USING (?:COVERING )?INDEX (?P<index>.+?) FOR IN-OPERATOR")
 _DERIVED = re.compile(r"(?:CO-ROUTINE|MATERIALIZE) (?P<name>\S+)")
 _NOT_A_TABLE = re.compile(r"SCAN (?:(?:\d+ )?CONSTANT ROWS?|\d+-ROW VALUES|SUBQUERY \d+|(?:TABLE )?\S+ VIRTUAL TABLE)")
+
+_MOST_CHARACTERS = 100_000  # of a SELECT that is explained: they are read into tokens in 20 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +88,45 @@ async def read_plan(fetch: Fetch, sql: str, params: Parameters = ()) -> list[Pla
 def tree_lines(nodes: Iterable[PlanNode]) -> list[str]:
     """Return plan trees as lines of text, two spaces further in for each level."""
     return [line for node in nodes for line in (node.detail, *(f"  {below}" for below in tree_lines(node.children)))]
+
+
+async def plan_apart(settings: Settings, sql: str, params: Parameters) -> list[str]:
+    """Return the plan of one SELECT as lines, made in a process with limits of time and memory. Read-only.
+
+    Raises InvalidValueError for anything else and for one beyond the limits, sqlite3.Error as SQLite does.
+    """
+    require_single_select(sql)
+    try:
+        return tree_lines(await read_plan(partial(_fetch_apart, settings), sql, params))
+    except (ChildProcessError, RecursionError):
+        observed = f"to plan it takes more than {planner.SECONDS} s or {planner.MEGABYTES} MB: {sql.strip()[:80]!r}"
+        raise InvalidValueError(observed, "nest fewer subqueries and names of WITH in each other") from None
+
+
+async def _fetch_apart(settings: Settings, sql: str, params: Parameters) -> list[Sequence[Any]]:
+    given = dict(params) if isinstance(params, Mapping) else tuple(params)
+    for value in (*given, *given.values()) if isinstance(given, dict) else given:
+        if type(value) not in (type(None), bool, int, float, str, bytes):  # the process knows no others
+            raise InvalidValueError(f"a parameter is None, a number, text or bytes, this is {shown(value)}")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", planner.__file__),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        asked = (f"{settings.db_path.as_uri()}?mode=ro", settings.busy_timeout_ms / 1000, sql, given)
+        output, _ = await process.communicate(pickle.dumps(asked))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await run_to_end(process.wait())
+    if process.returncode:
+        raise ChildProcessError(process.returncode)
+    answer = pickle.loads(output)  # noqa: S301 - from a program of our own
+    if isinstance(answer, Exception):
+        raise answer
+    return list(answer)
 
 
 def plan_steps(nodes: Iterable[PlanNode]) -> list[Step]:
@@ -130,6 +180,10 @@ def require_single_select(sql: str) -> None:
         raise InvalidValueError(f"one SELECT as text is wanted, this is {type(sql).__name__}")
     if "\0" in sql or any("\ud800" <= c <= "\udfff" for c in sql):
         raise InvalidValueError("one SELECT is wanted, this holds a NUL or half a character")
+    if len(sql) > _MOST_CHARACTERS:
+        raise InvalidValueError(
+            f"one SELECT of {_MOST_CHARACTERS:,} characters or less is wanted, this has {len(sql):,}"
+        )
     found = tokens(sql)
     if found[-1:] == [";"]:
         found.pop()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import aiosqlite
 
 from abathur_nb import probe
+from abathur_nb.attestation import said
 from abathur_nb.connection import connect, pragma, run_to_end
 from abathur_nb.location import ELSEWHERE, install_command, location_checks
 from abathur_nb.report import Check, Report, run_check
@@ -53,22 +54,25 @@ HAZARDS = (
 _PROBE_SECONDS = 5
 
 
-async def preflight(settings: Settings) -> Report:
+async def preflight(settings: Settings, *, team_trained: str | None = None) -> Report:
     """Report whether a database can be made and used at ``settings.db_path``. Leaves nothing behind.
 
-    What a killed one left behind is removed.
+    What a killed one left behind is removed. ``team_trained`` names who says that the team is trained on the
+    procedures, and when: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another form.
     """
+    trained = said("team trained on procedures", team_trained)
     folder = settings.db_path.parent
     location, refused = location_checks(settings)
+    seen: list[str] = []
     asked: Sequence[tuple[str, Callable[[], Awaitable[Check]]]] = (
         ("file system behaviour", lambda: _behaviour(settings)),
-        ("database file", lambda: _target(settings)),
+        ("database file", lambda: _target(settings, seen)),
     )
     found = await asyncio.gather(
         *(run_check(name, ask, remedy=f"namei -l {quote(str(folder))}") for name, ask in asked)
     )
-    checks = (*_software(), *_hazards(settings), *location, *found, _backups(settings))
-    return Report("preflight", checks, subject=str(settings.db_path), refused=refused)
+    checks = (*_software(), *_hazards(settings), *location, *found, _backups(settings), trained)
+    return Report("preflight", checks, subject=str(settings.db_path), refused=refused or "refused" in seen)
 
 
 def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
@@ -193,8 +197,10 @@ async def _second_process(path: Path) -> dict[str, object]:
     return answer
 
 
-async def _target(settings: Settings) -> Check:
-    return (await identify(settings)).check
+async def _target(settings: Settings, seen: list[str]) -> Check:
+    target = await identify(settings)
+    seen.append(target.state)
+    return target.check
 
 
 def _backups(settings: Settings) -> Check:

@@ -125,7 +125,8 @@ class Report:
             named.append(f"and {len(failed) - _FAILURES_NAMED} more")
         verdict = "refused" if self.refused else f"{len(failed)} of {len(self.checks)} checks failed"
         raise ChecksFailedError(
-            f"{self.title} of {self.subject}: {verdict}: {' | '.join(named)}. The report says what to do."
+            f"{self.title} of {self.subject}: {verdict}: {' | '.join(named)}. The report says what to do.",
+            report=self,
         )
 
     def to_frame(self) -> "pd.DataFrame":

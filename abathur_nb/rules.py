@@ -1,7 +1,6 @@
 """The rules that each row must keep: read from the DDL, and held against every row of a live database."""
 
 import sqlite3
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -9,27 +8,38 @@ from typing import NamedTuple
 import aiosqlite
 
 from abathur_nb.expected import column_checks, expected_columns, expected_tables
+from abathur_nb.limits import FAULT, IS_UTF8, stored, suspicious
 from abathur_nb.report import Check
+from abathur_nb.values import MAX_BYTES, MAX_DEPTH
 from abathur_nb.wording import shown
 
-__all__ = ["NAMED", "row_checks"]
+__all__ = ["NAMED", "named_row", "row_checks"]
 
 NAMED = 20  # offending keys that a check names; it counts them all
 _JSON, _VALUES, _REQUIRED, _TIMESTAMPS = "JSON columns", "values", "required values", "timestamps"
+_ENCODING, _LIMITS = "readable text", "JSON limits"
 _KINDS = {
     _JSON: "text that holds the kind of JSON that its column wants",
     _VALUES: "within the enumerations and ranges of the schema",
     _REQUIRED: "no NULL where the schema wants a value",
     _TIMESTAMPS: "UTC as YYYY-MM-DD HH:MM:SS, with or without .mmm",
+    _ENCODING: "text that is UTF-8; a listing that meets another fails",
+    _LIMITS: "JSON that the store itself would write: finite numbers, whole characters, "
+    f"at most {MAX_DEPTH} levels and {MAX_BYTES:,} bytes",
 }
-# datetime() gives NULL for what it can't read and, made to calculate, another day for one that no calendar has.
+# datetime() gives NULL for what it can't read and, made to calculate, another day for one that no calendar has. Behind
+# the seconds it takes blanks and time zones as well, but no digit after those.
 _IS_TIMESTAMP = (
-    "{0} IS NULL OR typeof({0}) = 'text' AND length({0}) IN (19, 23) AND datetime({0}, '+0 days') IS substr({0}, 1, 19)"
+    "{0} IS NULL OR datetime(CASE length({0}) WHEN 19 THEN {0} WHEN 23 THEN {0} || '0' END, '+0 days')"
+    " IS substr({0}, 1, 19)"
 )
 
 
 async def row_checks(conn: aiosqlite.Connection) -> tuple[Check, ...]:
-    """Return a check of each kind of rule over all tables: JSON, values, required values, timestamps. Read-only."""
+    """Return a check of each kind of rule over all tables. Read-only.
+
+    ``conn`` must have the functions of `limits`.
+    """
     rows = await _read_rows(conn)
     return tuple(_rows_check(kind, rows) for kind in _KINDS)
 
@@ -39,38 +49,40 @@ class _Rule(NamedTuple):
     table: str
     column: str
     condition: str  # SQL that is false for a row that breaks the rule
+    reason: str = "''"  # SQL that says why, where the rule alone does not
 
     def __str__(self) -> str:
         return f"{self.table}.{self.column}"
 
     @property
-    def faults(self) -> str:
-        """Return SQL that counts the rows that break the rule."""
-        if self.kind == _REQUIRED:
-            return f"count(*) - count({self.column})"
-        # CASE evaluates from left to right and stops, as a CHECK does; a bare AND would call json_type on bad text.
-        return f"sum(CASE WHEN NOT ({self.condition}) THEN 1 ELSE 0 END)"
+    def broken(self) -> str:
+        """Return SQL that is true for a row that breaks the rule: false or NULL otherwise."""
+        return f"NOT ({self.condition})"
 
 
 @cache
-def _rules() -> tuple[_Rule, ...]:
+def _rules(table: str) -> tuple[_Rule, ...]:
     """Return the rules that each row must keep, read from the DDL so that there is no second copy of them."""
     rules = []
-    for table in expected_tables():
-        kinds = {"json": _JSON, "value": _VALUES}
-        rules += [_Rule(kinds[check.kind], table, check.column, check.expression) for check in column_checks(table)]
-        for column in expected_columns(table):
-            if column.required:
-                # SQLite takes `x IS NOT NULL` for true where the schema says NOT NULL, and does not look.
-                rules.append(_Rule(_REQUIRED, table, column.name, f"typeof({column.name}) <> 'null'"))
-            if column.name.endswith(("_at", "_time")) or column.name == "timestamp":
-                rules.append(_Rule(_TIMESTAMPS, table, column.name, _IS_TIMESTAMP.format(column.name)))
+    for check in column_checks(table):
+        rules.append(_Rule(_JSON if check.kind == "json" else _VALUES, table, check.column, check.expression))
+        if check.kind == "json":
+            reason = FAULT.format(check.column)
+            within = f"NOT ({check.expression}) OR {reason} = ''"
+            rules.append(_Rule(_LIMITS, table, check.column, within, reason))
+    for column in expected_columns(table):
+        rules.append(_Rule(_ENCODING, table, column.name, IS_UTF8.format(column.name)))
+        if column.required:
+            # SQLite takes `x IS NOT NULL` for true where the schema says NOT NULL, and does not look.
+            rules.append(_Rule(_REQUIRED, table, column.name, f"typeof({column.name}) <> 'null'"))
+        if column.name.endswith(("_at", "_time")) or column.name == "timestamp":
+            rules.append(_Rule(_TIMESTAMPS, table, column.name, _IS_TIMESTAMP.format(column.name)))
     return tuple(rules)
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Hold what one pass over all tables found: how many rows, which rules are broken where, what was unreadable."""
+    """Hold what was found in all tables: how many rows, which rules are broken where, what was unreadable."""
 
     count: int
     broken: dict[_Rule, str]
@@ -78,54 +90,66 @@ class _Rows:
 
 
 async def _read_rows(conn: aiosqlite.Connection) -> _Rows:
-    counted, unread = await _count(conn, expected_tables())
-    if unread:  # one table that can't be read must not hide the others
-        counted, unread = {}, {}
-        for table in expected_tables():
-            found, failed = await _count(conn, (table,))
-            counted |= found
-            unread |= failed
-    broken = {}
-    for rule in (rule for rule in _rules() if counted.get(rule.table, {}).get(rule)):
-        faults = counted[rule.table][rule]
-        broken[rule] = f"{rule}: {faults:,} rows, by key: {await _keys_of(conn, rule)}"
-    return _Rows(sum(found[None] for found in counted.values()), broken, unread)
-
-
-async def _count(
-    conn: aiosqlite.Connection, tables: Sequence[str]
-) -> tuple[dict[str, dict[_Rule | None, int]], dict[str, str]]:
-    """Return how many rows of each table break each rule, and how many there are (None); or why it can't be read.
-
-    One statement, one pass over each table, and so one hop to the connection's thread.
-    """
-    asked: list[tuple[str, _Rule | None]] = []
-    parts = []
-    for table in tables:
-        rules = [rule for rule in _rules() if rule.table == table]
-        asked += [(table, None), *((table, rule) for rule in rules)]
-        # A NULL condition is not false.
-        parts.append(f"(SELECT count(*), {', '.join(rule.faults for rule in rules)} FROM {table})")
+    """Look over all rows in one statement, one pass over each table, and closely only where something is wrong."""
+    tables = expected_tables()
+    looks = ", ".join(f"(SELECT count(*), {_look(table)} FROM {table})" for table in tables)
     try:
-        (row,) = await conn.execute_fetchall(f"SELECT * FROM {', '.join(parts)}")
-    except sqlite3.Error as error:
-        return {}, {table: f"{table}: {error}" for table in tables}
-    counted: dict[str, dict[_Rule | None, int]] = {table: {} for table in tables}
-    for (table, rule), value in zip(asked, row, strict=True):
-        counted[table][rule] = value or 0
-    return counted, {}
+        (row,) = await conn.execute_fetchall(f"SELECT * FROM {looks}")
+        counts, wrong = dict(zip(tables, row[::2], strict=True)), row[1::2]
+    except sqlite3.Error:  # a table that can't be read, or text that is no UTF-8: one must not hide the others
+        counts, wrong = {}, (True,) * len(tables)
+    broken: dict[_Rule, str] = {}
+    unread = {}
+    for table in (table for table, faults in zip(tables, wrong, strict=True) if faults):
+        try:
+            counts[table] = await _look_closer(conn, table, broken)
+        except sqlite3.Error as error:
+            unread[table] = f"{table}: {error}"
+    return _Rows(sum(counts.values()), broken, unread)
+
+
+@cache
+def _look(table: str) -> str:
+    """Return SQL that is 0 where all rows of a table keep all rules; a few that do may count as well."""
+    rules = _rules(table)
+    of = {kind: [rule.column for rule in rules if rule.kind == kind] for kind in _KINDS}
+    others = [column for column in of[_ENCODING] if column not in (*of[_JSON], *of[_TIMESTAMPS])]
+    broken = [rule.broken for rule in rules if rule.kind in (_JSON, _VALUES, _TIMESTAMPS)]
+    nulls = "".join(f" + count(*) - count({column})" for column in of[_REQUIRED])
+    return f"count(CASE WHEN {' OR '.join([*broken, suspicious(of[_JSON], others)])} THEN 1 END){nulls}"
+
+
+async def _look_closer(conn: aiosqlite.Connection, table: str, broken: dict[_Rule, str]) -> int:
+    """Add to ``broken`` the rules that rows of a table break, with the rows' keys; return how many rows it has."""
+    # CASE evaluates from left to right and stops, as a CHECK does; a bare AND would call json_type on bad text.
+    counts = ", ".join(f"count(CASE WHEN {rule.broken} THEN 1 END)" for rule in _rules(table))
+    ((count, *faults),) = await conn.execute_fetchall(f"SELECT count(*), {counts} FROM {table}")
+    for rule, number in zip(_rules(table), faults, strict=True):
+        if number:
+            broken[rule] = f"{rule}: {number:,} rows, by key: {await _keys_of(conn, rule)}"
+    return int(count)
 
 
 async def _keys_of(conn: aiosqlite.Connection, rule: _Rule) -> str:
     key = ", ".join(column.name for column in expected_columns(rule.table) if column.in_key)
-    sql = f"SELECT {key} FROM {rule.table} WHERE NOT ({rule.condition}) ORDER BY {key} LIMIT {NAMED + 1}"
-    rows = [", ".join(shown(value) for value in row) for row in await conn.execute_fetchall(sql)]
+    sql = f"SELECT rowid, {rule.reason}, {key} FROM {rule.table} WHERE {rule.broken} ORDER BY {key} LIMIT {NAMED + 1}"
+    rows = [
+        named_row(rowid, *key) + (f" ({reason})" if reason else "")
+        for rowid, reason, *key in await conn.execute_fetchall(sql)
+    ]
     return "; ".join(rows[:NAMED]) + ("; …" if len(rows) > NAMED else "")
+
+
+def named_row(rowid: int, *key: object) -> str:
+    """Return how a message names a row: by its key, and by its number where nobody can type the key."""
+    values = [stored(value) for value in key]
+    told = ", ".join(map(shown, values))
+    return told if key and not any(isinstance(value, bytes) for value in values) else f"{told} (rowid {rowid})".strip()
 
 
 def _rows_check(kind: str, rows: _Rows) -> Check:
     """Return the check of one kind of rule over all tables."""
-    rules = [rule for rule in _rules() if rule.kind == kind]
+    rules = [rule for table in expected_tables() for rule in _rules(table) if rule.kind == kind]
     broken = [told for rule, told in rows.broken.items() if rule.kind == kind]
     unread = [told for table, told in rows.unread.items() if any(rule.table == table for rule in rules)]
     if unread and not broken:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from html import escape
 from sqlite3 import Error as SQLiteError
 from sqlite3 import OperationalError
+from typing import Any
 
 import aiosqlite
 
@@ -17,7 +18,7 @@ from abathur_nb.sql import load_queries, normalized
 from abathur_nb.target import identify
 from abathur_nb.wording import printable
 
-__all__ = ["Differences", "Schema", "read_schema", "show_schema"]
+__all__ = ["Differences", "Schema", "quoted", "read_schema", "show_schema"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,11 @@ async def read_schema(conn: aiosqlite.Connection) -> dict[str, SchemaObject]:
     return {row["name"]: SchemaObject(row["type"], row["name"], row["tbl_name"], row["sql"] or "") for row in rows}
 
 
+def quoted(name: str) -> str:
+    """Return a name as SQL takes it whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 @dataclass(frozen=True, slots=True)
 class Schema:
     """Hold a live schema; a notebook shows each table's SQL with its comments, and its indexes, folded.
@@ -75,6 +81,16 @@ class Schema:
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {"text/html": self.to_html(), "text/plain": str(self)}
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what a run's record keeps: each object's SQL without layout and comments, rows and sizes.
+
+        Nothing of a schema that was only planned or could not be read.
+        """
+        if not self.rows:
+            return {}
+        sql = {name: normalized(found.sql) for name, found in self.objects.items()}
+        return {"schema": sql, "rows": dict(self.rows), "sizes": dict(self.sizes)}
 
     def to_html(self) -> str:
         """Return the schema as an HTML fragment, one folded part for each table."""
@@ -108,8 +124,7 @@ async def show_schema(settings: Settings, *, planned: bool = False) -> Schema:
         async with connect(settings.db_path, settings=settings) as conn:
             objects = await read_schema(conn)
             for name in (found.name for found in objects.values() if found.type == "table"):
-                quoted = name.replace('"', '""')
-                (count,) = await conn.execute_fetchall(f'SELECT count(*) FROM "{quoted}"')
+                (count,) = await conn.execute_fetchall(f"SELECT count(*) FROM {quoted(name)}")
                 rows[name] = int(count[0])
             with suppress(OperationalError):  # a SQLite without dbstat
                 found = await conn.execute_fetchall(load_queries("inspect.sql")["sizes"].sql)

@@ -20,7 +20,7 @@ __all__ = [
 
 _PREFIX = ".abathur-"
 # Nothing else is swept: a folder of a user's own may well begin with the same prefix.
-_SWEPT = re.compile(rf"{re.escape(_PREFIX)}(init|probe|benchmark)-[0-9a-f]{{12}}")
+_SWEPT = re.compile(rf"{re.escape(_PREFIX)}(init|probe|benchmark|kernel)-[0-9a-f]{{12}}")
 
 
 def nearest_existing(path: Path) -> Path:
@@ -29,8 +29,11 @@ def nearest_existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110
 
 
-def make_private_directory(path: Path) -> None:
-    """Make ``path`` and what is missing above it, each 0700 under any umask, and make their names durable."""
+def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
+    """Make ``path`` and what is missing above it, each 0700 under any umask, and make their names durable.
+
+    Made by root, they belong to whom ``owned_as`` belongs to.
+    """
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     # A killed process may have made the last one that is there, and not have come to the fsync of its name.
     with suppress(PermissionError):  # a parent that may not be read was not made here
@@ -42,6 +45,9 @@ def make_private_directory(path: Path) -> None:
             pass
         else:
             folder.chmod(0o700)
+            if owned_as is not None and os.geteuid() == 0:
+                owner = os.stat(owned_as)
+                os.chown(folder, owner.st_uid, owner.st_gid)
         fsync(folder.parent)
 
 
@@ -71,7 +77,7 @@ def scratch_directory(parent: Path, purpose: str) -> Iterator[Path]:
     """Make an empty 0700 directory inside ``parent`` and remove it, with all that is in it, at the end.
 
     It is locked while its process lives: what a killed one leaves behind is free for ``sweep``, which knows the
-    purposes ``init``, ``probe`` and ``benchmark``.
+    purposes ``init``, ``probe``, ``benchmark`` and ``kernel``.
     """
     while True:
         path = parent / f"{_PREFIX}{purpose}-{secrets.token_hex(6)}"

@@ -12,14 +12,14 @@ from abathur_nb.errors import ConfigurationError
 from abathur_nb.layers import absolute_path, environment_variables, read_environments
 from abathur_nb.wording import did_you_mean, printable, shown, versions
 
-__all__ = ["ENVIRONMENTS", "Settings", "resolve"]
+__all__ = ["ENVIRONMENTS", "SECRET_SETTINGS", "Settings", "resolve"]
 
 Severity = Literal["warn", "fail", "refuse"]
 
 
-def _setting(default: Any, meaning: str, **limits: float) -> Any:
-    """Return a field of Settings with what it means and the limits that pydantic holds it to."""
-    return field(default=default, metadata={"meaning": meaning, "limits": limits})
+def _setting(default: Any, meaning: str, *, secret: bool = False, **limits: float) -> Any:
+    """Return a field of Settings with what it means, whether it is shown, and the limits that pydantic holds it to."""
+    return field(default=default, metadata={"meaning": meaning, "secret": secret, "limits": limits}, repr=not secret)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,10 @@ class Settings:
     # NORMAL is the seed's choice; it never corrupts, but a power cut can take the last acknowledged commits.
     synchronous: Literal["NORMAL", "FULL"] = _setting("NORMAL", "durability of a commit")
     service_account: str = _setting("abathur", "who is to own the directories; empty: who runs it")
+    # Evidence
+    signing_key: str = _setting("", "PEM file of the ed25519 key that signs each run; empty: unsigned")
+    signing_key_passphrase: str = _setting("", "what that file is encrypted with", secret=True)
+    secrets: str = _setting("AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN", "variables whose values no archive may hold")
     # Policy: what a hazard gets
     require_safe_wal: bool = _setting(False, "fail on a SQLite that has the WAL-reset race")
     on_tmpfs: Severity = _setting("warn", "a database in memory, gone at the next boot")
@@ -62,19 +66,22 @@ class Settings:
         folded = f"<details><summary>{len(rest)} more, by default</summary>{self._table(rest, names)}</details>"
         return f"<p>{escape(versions())}</p>{self._table(chosen, names)}{folded if rest else ''}"
 
+    def shown(self) -> dict[str, str]:
+        """Return every setting as text, secrets masked."""
+        values = {name: printable(str(getattr(self, name))) for name in ("env", *_SETTABLE)}
+        return values | {name: "•••" for name in SECRET_SETTINGS if values[name]}
+
     def _table(self, names: Iterable[str], meanings: Mapping[str, str]) -> str:
         cell = "<td style='text-align:left;overflow-wrap:anywhere'>"
-        rows = (
-            (name, printable(str(getattr(self, name))), meanings[name], self.origins.get(name, "default"))
-            for name in names
-        )
+        shown = self.shown()
+        rows = ((name, shown[name], meanings[name], self.origins.get(name, "default")) for name in names)
         body = "".join(f"<tr>{''.join(f'{cell}{escape(text)}</td>' for text in row)}</tr>" for row in rows)
         head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("setting", "value", "meaning", "from"))
         return f"<table style='table-layout:auto'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def __str__(self) -> str:
-        lines = [f"{name} = {getattr(self, name)} ({self.origins.get(name, 'default')})" for name in _SETTABLE]
-        return "\n".join((versions(), f"env = {self.env}", *lines))
+        lines = [f"{name} = {value} ({self.origins.get(name, 'default')})" for name, value in self.shown().items()]
+        return "\n".join((versions(), *lines))
 
 
 ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -100,6 +107,7 @@ ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 _PATHS = ("db_path", "backup_dir", "archive_dir")
 _BESIDE_THE_DATA = {"backup_dir": "backups", "archive_dir": "runs"}
 _SETTABLE = {setting.name: setting.metadata["meaning"] for setting in fields(Settings) if setting.metadata}
+SECRET_SETTINGS = tuple(setting.name for setting in fields(Settings) if setting.metadata.get("secret"))
 _TRUTHS = [setting.name for setting in fields(Settings) if setting.type is bool]
 
 
@@ -185,5 +193,6 @@ def _checked(values: dict[str, object], origins: Mapping[str, str], faults: list
     except ValidationError as error:
         for fault in error.errors():
             name = str(fault["loc"][0])
-            faults.append(f"{name} (from {origins[name]}): {fault['msg']}, found {shown(fault['input'])}")
+            found = "a secret" if name in SECRET_SETTINGS else shown(fault["input"])
+            faults.append(f"{name} (from {origins[name]}): {fault['msg']}, found {found}")
     return {}

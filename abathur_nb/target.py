@@ -16,7 +16,7 @@ from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.wording import as_user, user_name
 
-__all__ = ["Target", "examine", "identify", "init_as", "refusal", "require_present"]
+__all__ = ["Target", "examine", "identify", "init_as", "refusal", "require_present", "wanted"]
 
 _NAME = "database file"
 _KINDS = {
@@ -148,7 +148,7 @@ async def require_present(settings: Settings) -> None:
     """Raise RefusedError, with the remedy, unless an Abathur database stands at ``settings.db_path``. Read-only."""
     target = await identify(settings)
     if target.state != "present":
-        check = _wanted(target, settings)
+        check = wanted(target, settings)
         raise RefusedError(check.observed, check.remedy)
 
 
@@ -159,11 +159,11 @@ async def refusal(title: str, settings: Settings) -> Report | None:
         return None
     # An empty shell and a damaged file are findings about a database, the rest is none of ours to judge.
     refused = target.state not in ("empty", "damaged")
-    return Report(title, (_wanted(target, settings),), subject=str(settings.db_path), refused=refused)
+    return Report(title, (wanted(target, settings),), subject=str(settings.db_path), refused=refused)
 
 
-def _wanted(target: Target, settings: Settings) -> Check:
-    """Return the check of a target that should have been a database: where there is none, it fails too."""
+def wanted(target: Target, settings: Settings) -> Check:
+    """Return the check of a target that should be a database: where there is none, it fails too."""
     if target.state != "absent":
         return target.check
     make_it = f"papermill init.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"

@@ -8,7 +8,17 @@ from typing import Any
 from abathur_nb.errors import InvalidValueError, RefusedError
 from abathur_nb.wording import shown
 
-__all__ = ["MAX_BYTES", "check_name", "check_namespace", "check_whole", "decoded", "json_text", "prefix_range"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_DEPTH",
+    "check_name",
+    "check_namespace",
+    "check_whole",
+    "decoded",
+    "json_fault",
+    "json_text",
+    "prefix_range",
+]
 
 MAX_BYTES = 16 * 1024 * 1024  # of one JSON value, and of the column that it ends up in
 MAX_DEPTH = 100
@@ -51,9 +61,27 @@ def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), 
         size = len(text.encode())
     except (ValueError, TypeError) as error:  # NaN or Infinity, a lone surrogate, a type that JSON has not
         raise InvalidValueError(f"Invalid {what}: not JSON: {error}") from None
+    _check_size(what, size)
+    return text
+
+
+def json_fault(text: str) -> str:
+    """Say why the store would not have written JSON text, or cannot read it; nothing if all is well."""
+    try:
+        _check_size("JSON", len(text.encode()))
+        json_text("JSON", json.loads(text), (object,))
+    except RecursionError:
+        return f"expected at most {MAX_DEPTH} levels of JSON"
+    except InvalidValueError as error:
+        return error.observed.removeprefix("Invalid JSON: ")
+    except ValueError as error:  # behind a semicolon Python tells a programmer what to do
+        return f"not JSON: {error}".partition(";")[0]
+    return ""
+
+
+def _check_size(what: str, size: int) -> None:
     if size > MAX_BYTES:
         raise InvalidValueError(f"Invalid {what}: expected at most {MAX_BYTES:,} bytes of JSON, found {size:,}")
-    return text
 
 
 def _check_depth(what: str, value: object, allowed: int) -> None:
@@ -87,7 +115,7 @@ def decoded(row: Row, columns: Iterable[str]) -> dict[str, Any]:
             key = shown(row[0])
             raise RefusedError(
                 f"{column} of row {key} holds no JSON that can be read",
-                "run validate.ipynb; if it finds nothing there, the value is beyond this store's limits: write it anew",
+                "run validate.ipynb, which says why; write the value anew",
             ) from None
     return values
 

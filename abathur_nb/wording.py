@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from shlex import quote
 
-__all__ = ["as_user", "did_you_mean", "printable", "shown", "timestamp", "user_name", "utc_now", "versions"]
+__all__ = ["MB", "as_user", "did_you_mean", "printable", "shown", "timestamp", "user_name", "utc_now", "versions"]
+
+MB = 1_000_000  # bytes, in all that is told
 
 
 def printable(text: str) -> str:
@@ -32,8 +34,8 @@ def utc_now() -> str:
 def did_you_mean(found: str, names: Iterable[str]) -> str:
     """Return ``"; did you mean …?"`` for a near miss of one of ``names``, else an empty text."""
     plain = found.strip().casefold()
-    near = [n for n in names if len(plain) > 2 and (n.startswith(plain) or plain.startswith(n))]
-    near = near or get_close_matches(plain, [*names], 1, 0.7)
+    near = get_close_matches(plain, [*names], 1, 0.7)
+    near = near or [n for n in names if len(plain) > 2 and (n.startswith(plain) or plain.startswith(n))]
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import sqlite3
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,6 +71,14 @@ def flip_bits(path: Path, start: int, count: int = 64) -> None:
         file.write(bytes(byte ^ 0xFF for byte in found))
 
 
+def grant_by_acl(path: Path, uid: int, perms: int, *, mask: int = 7) -> None:
+    """Grant a user permissions on a file by name, as ``setfacl -m u:UID:PERMS,m:MASK`` does."""
+    owner, nobody = path.stat().st_mode >> 6 & 7, 2**32 - 1
+    entries = [(1, owner, nobody), (2, perms, uid), (4, 0, nobody), (16, mask, nobody), (32, 0, nobody)]
+    packed = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(path, "system.posix_acl_access", packed)
+
+
 def fingerprint(path: Path) -> object:
     """Return what must stay as it is of whatever stands at ``path``: kind, mode, time, and a file's content."""
     try:
@@ -109,7 +118,7 @@ def held(path: Path, *statements: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def run_as_other(program: str, *arguments: str | Path, uid: int = 65534) -> str:
+def run_as_other(program: str, *arguments: str | Path, uid: int = 65534, imports: str = "") -> str:
     """Return what a program prints that runs without privileges, as ``setpriv --reuid --regid --clear-groups`` does it.
 
     The privileges are dropped after the imports: the interpreter itself may stand where only root can read it.
@@ -123,6 +132,7 @@ def run_as_other(program: str, *arguments: str | Path, uid: int = 65534) -> str:
         "    asyncio.run(nb.initialize_database(settings)).raise_for_failures()\n"
         "    asyncio.run(nb.validate_database(settings)).to_json()\n"
         "    settings._repr_html_()\n"
+        f"{imports}"
         f"os.setgroups([]); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid})\n"
         "os.environ['HOME'] = '/nonexistent'\n"
     )

@@ -169,14 +169,17 @@ async def test_a_run_against_a_faster_baseline_warns_and_still_passes(database: 
     result = await nb.run_benchmark(database, **QUICK)
     saved = tmp_path / "result.json"
     result.save(saved)
-    assert load_baseline(saved) == result.samples
+    assert load_baseline(saved).samples == result.samples
 
     faster = json.loads(saved.read_text())
+    faster["machine"] |= {"rows": 7, "PRAGMAs": faster["machine"]["PRAGMAs"] | {"synchronous": 2}}
     faster["samples_ns"] = {name: [max(1, n // 50) for n in samples] for name, samples in faster["samples_ns"].items()}
     saved.write_text(json.dumps(faster))
     with untouched(saved):
         slower = await nb.run_benchmark(database, **QUICK, baseline=saved)
     told = status(slower)
+    (machine,) = (check for check in slower.report.checks if check.name == "the baseline's machine")
+    assert (machine.status, machine.observed) == ("warn", "rows: was 7, is 200; PRAGMAs synchronous: was 2, is 1")
     assert [told[f"{name} against the baseline"] for name in LIMITED] == ["warn"] * 3
     assert slower.report.ok
     assert slower.baseline == faster["samples_ns"]
@@ -215,6 +218,21 @@ async def test_a_baseline_that_is_none_is_refused_before_anything_is_measured(
         await nb.run_benchmark(database, baseline=tmp_path / "x.json")
 
 
+@pytest.mark.parametrize("name", ["result.json", "../{folder}/result.json", "link/result.json"])
+async def test_the_baseline_is_never_what_the_result_replaces(name: str, database: Settings, tmp_path: Path) -> None:
+    saved = tmp_path / "result.json"
+    nb.BenchmarkResult(nb.Report("benchmark", ()), {"a": [1]}, {}, {}).save(saved)
+    (tmp_path / "link").symlink_to(tmp_path)
+    same = tmp_path / name.format(folder=tmp_path.name)
+    for baseline, save_to in ((saved, same), (same, saved)):
+        with (
+            nothing_changes(database),
+            untouched(saved),
+            pytest.raises(ConfigurationError, match=r"^save_to: it is the baseline"),
+        ):
+            await nb.run_benchmark(database, baseline=baseline, save_to=save_to)
+
+
 # --- saving
 
 
@@ -222,11 +240,13 @@ async def test_the_result_is_saved_where_it_was_asked_to_and_says_so(database: S
     saved = tmp_path / "result.json"
     result = await nb.run_benchmark(database, **QUICK, save_to=saved)
     assert result.saved == f"saved as {saved}"
-    assert load_baseline(saved) == result.samples
-    # It may be compared with what it replaces.
-    again = await nb.run_benchmark(database, **QUICK, baseline=saved, save_to=saved)
+    assert load_baseline(saved).samples == result.samples
+    # It replaces an earlier result, and is compared with another: of the same machine.
+    other = shutil.copy(saved, tmp_path / "other.json")
+    again = await nb.run_benchmark(database, **QUICK, baseline=other, save_to=saved)
     assert again.baseline == result.samples
-    assert load_baseline(saved) == again.samples
+    assert load_baseline(saved).samples == again.samples
+    assert status(again)["the baseline's machine"] == "pass"
     assert (await nb.run_benchmark(database, **QUICK)).saved == "not saved: no path was given"
 
 

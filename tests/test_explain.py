@@ -15,7 +15,8 @@ from engines import LIBRARIES, Run, as_fetch, build, opened
 from abathur_nb import explain
 from abathur_nb.connection import connect
 from abathur_nb.expected import expected_objects
-from abathur_nb.explain import Plans, compare_plans, explain_queries
+from abathur_nb.explain import compare_plans, explain_queries
+from abathur_nb.explanation import Plans
 from abathur_nb.plan import plan_steps, read_plan, tree_lines
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings

@@ -317,16 +317,17 @@ for n in range(6):
 
 
 def test_killed_at_any_moment_it_leaves_all_or_nothing_and_the_next_run_sweeps(tmp_path: Path) -> None:
-    """Each round kills one process, at a moment drawn over the time that it takes; then another finishes."""
+    """Each round lets a timer end one process, at a moment drawn over the time it takes; then another finishes."""
     program = """
 start = time.perf_counter(); init(base / "timed" / "x.db"); whole = time.perf_counter() - start
 chance = random.Random(15)
 for n in range(100):
     path = base / str(n) / "abathur.db"
-    child = fork(lambda: init(path))
-    time.sleep(chance.uniform(0, 1.2 * whole))
-    os.kill(child, signal.SIGKILL)
-    killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+    moment = chance.uniform(1e-6, 1.2 * whole)
+    def work():
+        signal.setitimer(signal.ITIMER_REAL, moment)  # nothing takes this signal: it ends the process wherever it is
+        return init(path)
+    killed = os.waitpid(fork(work), 0)[1] == signal.SIGALRM
     left = sorted(p.name for p in path.parent.iterdir()) if path.parent.exists() else []
     shutil.copytree(path.parent, base / f"{n}-left") if left else None
     print(json.dumps([n, killed, left, init(path)]))
@@ -347,32 +348,29 @@ for n in range(100):
 
 
 def test_a_directory_swapped_for_a_link_in_the_middle_brings_nothing_elsewhere(tmp_path: Path) -> None:
+    """It is swapped as soon as init has made its scratch directory, a file in it, or the database; or has ended."""
     program = """
-start = time.perf_counter(); init(base / "timed" / "x.db"); whole = time.perf_counter() - start
-chance = random.Random(16)
+moments = [".abathur-init*", ".abathur-init*/*", "abathur.db", "never"]
 for n in range(40):
     folder, moved, elsewhere = (base / f"{n}{name}" for name in ("", "-moved", "-elsewhere"))
     folder.mkdir(mode=0o700); elsewhere.mkdir(mode=0o700)
     def work():
         sys.stderr = open(os.devnull, "w")
         return init(folder / "abathur.db")
-    child = fork(work)
-    while not (seen := any(name.startswith(".abathur-init") for name in os.listdir(folder))):
-        if os.waitpid(child, os.WNOHANG) != (0, 0):
-            break
-    if not seen:  # it was too fast to be disturbed
-        continue
-    time.sleep(n % 2 * chance.uniform(0, 1.5 * whole))
+    child, ended, moment = fork(work), (0, 0), moments[n % 4]
+    while ended == (0, 0) and not any(folder.glob(moment)):
+        ended = os.waitpid(child, os.WNOHANG)
     os.rename(folder, moved); os.symlink(elsewhere, folder)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(json.dumps([code, os.listdir(elsewhere), (moved / "abathur.db").exists()]))
+    code = os.waitstatus_to_exitcode((ended if ended != (0, 0) else os.waitpid(child, 0))[1])
+    print(json.dumps([code, os.listdir(elsewhere), (moved / "abathur.db").exists(), ended != (0, 0)]))
 """
     rounds = forked(tmp_path, program)
-    assert len(rounds) >= 20  # else most were too fast to be disturbed, and little is proved
-    assert {there for _, _, there in rounds} == {True, False}  # some were caught in the middle, some at the end
-    for code, elsewhere, there in rounds:
+    assert sum(not there for *_, there, _ in rounds) >= 10  # else few were caught in the middle, and little is proved
+    assert sum(ended for *_, ended in rounds) >= 10
+    for code, elsewhere, there, ended in rounds:
         assert elsewhere == []
-        assert code == (0 if there else 2)  # no false success, no bare traceback
+        # No false success, no bare traceback; one that is moved before it is looked at is not where it was asked for.
+        assert code in ({0} if ended else {0, 2} if there else {2})
 
 
 # --- what killed runs leave, and what living ones hold

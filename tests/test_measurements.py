@@ -14,7 +14,7 @@ import pytest
 from damage import fingerprint, run_as_other, untouched
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.measurements import BenchmarkResult, check_savable, compare, load_baseline
+from abathur_nb.measurements import Baseline, BenchmarkResult, check_savable, compare, load_baseline
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 
@@ -35,7 +35,7 @@ def result() -> BenchmarkResult:
 
 def test_the_json_holds_report_machine_percentiles_and_every_sample(result: BenchmarkResult) -> None:
     told = json.loads(result.to_json())
-    assert set(told) == {"report", "machine", "percentiles_ms", "samples_ns"}
+    assert set(told) == {"report", "machine", "percentiles_ms", "limits_ms", "samples_ns"}
     assert told["report"]["ok"] is True
     assert told["report"]["checks"][0]["name"] == "session retrieval"
     assert told["machine"] == {"SQLite": "3.40.1", "PRAGMAs": {"journal_mode": "wal"}}
@@ -52,6 +52,13 @@ def test_the_frame_has_a_row_a_measurement_with_the_interval_of_each_percentile(
     assert list(frame["samples"]) == [1000, 300, 300, 1]
     assert {"p50 ms", "p50 low", "p50 high", "p95 ms", "p99 ms", "p99 low", "p99 high"} <= set(frame.columns)
     assert frame["p50 ms"][1] == pytest.approx(2, rel=0.01)
+
+
+def test_the_frame_shows_three_significant_digits_and_the_json_has_them_all() -> None:
+    frame = BenchmarkResult(Report("benchmark", ()), {"a": [123_456] * 300}, {}, {}).to_frame()
+    assert list(frame.iloc[0, 2:5]) == [0.123] * 3
+    assert "0.123<" in frame.to_html()
+    assert frame["p50 ms"].dtype == float  # a figure still, no text
 
 
 def test_a_curve_is_the_measurements_of_one_name(result: BenchmarkResult) -> None:
@@ -81,7 +88,7 @@ def test_what_was_saved_is_what_is_loaded_and_only_its_owner_may_read_it(
         os.umask(previous)
     assert path.read_text() == result.to_json()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert load_baseline(path) == SAMPLES
+    assert load_baseline(path) == Baseline(path, SAMPLES, result.machine)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -89,7 +96,7 @@ def test_an_earlier_result_is_replaced(result: BenchmarkResult, tmp_path: Path) 
     path = tmp_path / "result.json"
     BenchmarkResult(result.report, {"a": [1]}, {}, {}).save(path)
     result.save(path)
-    assert load_baseline(path) == SAMPLES
+    assert load_baseline(path).samples == SAMPLES
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -99,7 +106,7 @@ def test_the_path_may_begin_at_home_or_at_the_working_directory(
     monkeypatch.chdir(tmp_path)
     assert result.save("~/a.json") == f"saved as {home}/a.json"
     assert result.save("b.json") == f"saved as {tmp_path}/b.json"
-    assert load_baseline("~/a.json") == load_baseline("b.json") == SAMPLES
+    assert load_baseline("~/a.json").samples == load_baseline("b.json").samples == SAMPLES
 
 
 @pytest.mark.parametrize(
@@ -214,7 +221,7 @@ def test_a_full_disk_leaves_the_earlier_result_whole(result: BenchmarkResult, tm
 
 
 def test_no_baseline_is_no_samples() -> None:
-    assert load_baseline(None) == {}
+    assert load_baseline(None) == Baseline()
 
 
 NO_RESULTS: dict[str, bytes] = {
@@ -230,6 +237,8 @@ NO_RESULTS: dict[str, bytes] = {
     "a measurement of texts": b'{"samples_ns": {"a": ["fast"]}}',
     "a measurement of lists": b'{"samples_ns": {"a": [[1]]}}',
     "a measurement without samples": b'{"samples_ns": {"a": []}}',
+    "without a machine": b'{"samples_ns": {"a": [1]}}',
+    "a machine that is a text": b'{"samples_ns": {"a": [1]}, "machine": "x"}',
     "NaN": b'{"samples_ns": {"a": [NaN]}}',
     "infinite": b'{"samples_ns": {"a": [Infinity]}}',
     "1e999": b'{"samples_ns": {"a": [1e999]}}',
@@ -278,8 +287,15 @@ def test_what_cannot_be_read_is_refused_and_nothing_hangs(kind: str, tmp_path: P
 # --- comparing
 
 
+def against(samples: dict[str, list[int]], earlier: dict[str, list[int]]) -> list[Check]:
+    """Compare with an earlier run of the same machine, and return what is said of the samples."""
+    machine, *checks = compare(samples, {"rows": 1}, Baseline(Path("x"), earlier, {"rows": 1}))
+    assert (machine.name, machine.status) == ("the baseline's machine", "pass")
+    return checks
+
+
 def test_slower_beyond_both_intervals_is_a_warning_with_the_ratio() -> None:
-    (check,) = compare({"reads": [2 * MS + n for n in range(1000)]}, {"reads": [MS + n for n in range(1000)]})
+    (check,) = against({"reads": [2 * MS + n for n in range(1000)]}, {"reads": [MS + n for n in range(1000)]})
     assert (check.name, check.status) == ("reads against the baseline", "warn")
     assert "was 1 ms (2.00 times)" in check.observed
     assert check.remedy
@@ -288,28 +304,35 @@ def test_slower_beyond_both_intervals_is_a_warning_with_the_ratio() -> None:
 
 @pytest.mark.parametrize("now", [MS, MS // 2], ids=["as fast", "faster"])
 def test_as_fast_or_faster_passes(now: int) -> None:
-    (check,) = compare({"reads": [now + n for n in range(1000)]}, {"reads": [MS + n for n in range(1000)]})
+    (check,) = against({"reads": [now + n for n in range(1000)]}, {"reads": [MS + n for n in range(1000)]})
     assert (check.status, check.remedy) == ("pass", "")
 
 
 def test_a_difference_within_the_intervals_is_none() -> None:
     before = [MS + n * 10_000 for n in range(300)]
-    (check,) = compare({"reads": [sample + 50_000 for sample in before]}, {"reads": before})
+    (check,) = against({"reads": [sample + 50_000 for sample in before]}, {"reads": before})
     assert check.status == "pass"
 
 
 def test_a_slower_tail_is_seen_though_the_median_stands() -> None:
     fast = [MS] * 1000
-    (check,) = compare({"reads": [MS] * 900 + [9 * MS] * 100}, {"reads": fast})
+    (check,) = against({"reads": [MS] * 900 + [9 * MS] * 100}, {"reads": fast})
     assert check.status == "warn"
 
 
 def test_one_sample_against_one_sample_says_nothing() -> None:
-    (check,) = compare({"reads": [9 * MS]}, {"reads": [MS]})
+    (check,) = against({"reads": [9 * MS]}, {"reads": [MS]})
     assert check.status == "pass"
 
 
 def test_only_what_both_measured_is_compared() -> None:
-    told = list(compare({"a": [MS], "b": [MS]}, {"b": [MS], "c": [MS]}))
+    told = against({"a": [MS], "b": [MS]}, {"b": [MS], "c": [MS]})
     assert [check.name for check in told] == ["b against the baseline"]
-    assert list(compare({"a": [MS]}, {})) == []
+    assert list(compare({"a": [MS]}, {"rows": 1}, Baseline())) == []
+
+
+def test_the_machine_is_compared_before_the_samples() -> None:
+    """Of another machine a difference in time says little: whoever reads on shall know."""
+    told = list(compare({"a": [MS]}, {"rows": 1}, Baseline(Path("x"), {"a": [MS]}, {"rows": 2})))
+    assert [check.name for check in told] == ["the baseline's machine", "a against the baseline"]
+    assert told[0].status == "warn"

@@ -1,5 +1,6 @@
 """Whether a machine and a place can carry a database: told by name and by trying, and nothing left behind."""
 
+import asyncio
 import os
 import pwd
 import shlex
@@ -12,10 +13,12 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from damage import fingerprint, run_as_other, untouched
 
+from abathur_nb.errors import ConfigurationError
 from abathur_nb.location import file_system, install_command, location_checks, writable_by_others
 from abathur_nb.preflight import HAZARDS, _hazards, _software, preflight
 from abathur_nb.report import Check, Report
@@ -92,7 +95,7 @@ async def test_a_database_that_is_there_is_looked_at_and_not_touched(database: S
         assert (await checked(database))["database file"].status == "pass"
     database.db_path.write_text("plain")
     with untouched(database.db_path):
-        assert (await checked(database))["database file"].status == "fail"
+        assert (await checked(database, refused=True))["database file"].status == "fail"
 
 
 @pytest.mark.parametrize("path", [None, "/nowhere"])
@@ -452,8 +455,6 @@ async def test_the_answer_is_a_report_on_the_path(settings: Settings) -> None:
 
 
 async def test_beside_many_others_it_leaves_nothing_behind(settings: Settings, tmp_path: Path) -> None:
-    import asyncio
-
     reports = await asyncio.gather(*(preflight(settings) for _ in range(5)))
     for report in reports:
         assert [check.observed for check in report.checks if check.failed] == []
@@ -499,13 +500,53 @@ async def test_every_remedy_is_one_that_can_be_pasted(in_memory: Path, public: P
         assert word in ("sudo", "chmod", "conda", "df", "du", "namei", "-p", shlex.quote(sys.executable)), remedy
 
 
-async def test_a_cancelled_preflight_leaves_nothing_behind(settings: Settings, tmp_path: Path) -> None:
-    import asyncio
+# --- what only a person can answer
 
-    for turns in range(0, 80, 3):
-        task = asyncio.create_task(preflight(settings))
-        for _ in range(turns):
-            await asyncio.sleep(0.0005)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert list(tmp_path.iterdir()) == []
+
+@pytest.mark.parametrize(
+    ("answer", "observed"),
+    [(None, "nobody has said so"), ("Ada Lovelace, 2026-11-20", "said by Ada Lovelace on 2026-11-20")],
+)
+async def test_that_the_team_is_trained_is_recorded_as_said_and_never_as_passed(
+    answer: str | None, observed: str, settings: Settings
+) -> None:
+    report = await preflight(settings, team_trained=answer)
+    (check,) = (check for check in report.checks if check.name == "team trained on procedures")
+    assert (check.status, check.observed) == ("skip", observed)
+    assert report.ok
+
+
+async def test_an_answer_of_another_form_is_refused_before_anything_is_tried(
+    settings: Settings, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"a person's name and a date, as in .*, found 'yes'"):
+        await preflight(settings, team_trained="yes")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("turns", range(0, 50, 10))
+@pytest.mark.parametrize("stage", ["", ".abathur-probe-*", "*/probe.db", "*/probe.db-wal", "second process"])
+async def test_a_preflight_cancelled_at_any_stage_leaves_nothing_behind(
+    stage: str, turns: int, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled so many turns of the loop after it came to the stage."""
+    processes: list[asyncio.subprocess.Process] = []
+    start = asyncio.create_subprocess_exec
+
+    async def noted(*command: Any, **options: Any) -> asyncio.subprocess.Process:
+        processes.append(await start(*command, **options))
+        return processes[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", noted)
+    task = asyncio.create_task(preflight(settings))
+    for _ in range(1_000_000):
+        if task.done() or not stage or (processes if stage == "second process" else any(tmp_path.glob(stage))):
+            break
+        await asyncio.sleep(0)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled() or turns  # after so many turns it may have ended
+    assert list(tmp_path.iterdir()) == []
+    assert [process for process in processes if process.returncode is None] == []

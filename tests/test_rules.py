@@ -8,17 +8,20 @@ from test_validate import failing, validated
 
 from abathur_nb.connection import connect
 from abathur_nb.expected import column_checks, expected_columns, expected_objects, expected_tables
+from abathur_nb.limits import add_functions
 from abathur_nb.report import Check
 from abathur_nb.rules import row_checks
 from abathur_nb.settings import Settings
 from abathur_nb.validate import validate_database
+from abathur_nb.wording import printable
 
-KINDS = ("JSON columns", "values", "required values", "timestamps")
+KINDS = ("JSON columns", "values", "required values", "timestamps", "readable text", "JSON limits")
 
 
 async def checked(settings: Settings) -> dict[str, Check]:
     """Hold the rules against every row, and return the checks by name."""
     async with connect(settings.db_path, settings=settings) as conn:
+        await add_functions(conn)
         checks = {check.name: check for check in await row_checks(conn)}
     assert tuple(checks) == KINDS
     return checks
@@ -75,6 +78,10 @@ BAD_ROWS = [  # (the check, the column, what it is made to hold)
     ("timestamps", "tasks.submitted_at", "'2026-02-30 00:00:00'"),
     ("timestamps", "tasks.submitted_at", "'2026-13-01 00:00:00.000'"),
     ("timestamps", "tasks.submitted_at", "'2026-01-01 00:00:00.1x3'"),
+    ("timestamps", "tasks.submitted_at", "'2026-01-01 00:00:00   Z'"),
+    ("timestamps", "tasks.submitted_at", "'2026-01-01 00:00:00    '"),
+    ("timestamps", "tasks.submitted_at", "'2026-01-01 00:00:00.12Z'"),
+    ("timestamps", "tasks.submitted_at", "'2026-01-01 24:00:00'"),
     ("timestamps", "audit.timestamp", "'now'"),
     ("timestamps", "sessions.last_update_time", "'now'"),
 ]
@@ -100,7 +107,7 @@ async def test_a_value_that_does_not_belong_is_named_by_column_and_key(
 def test_every_rule_of_the_schema_has_its_kind_among_the_bad_rows() -> None:
     """Each table with a CHECK on JSON, and each with another one, stands in the table above or in the next test."""
     assert {kind for table in expected_tables() for _, kind, _ in column_checks(table)} == {"json", "value"}
-    assert {check for check, _, _ in BAD_ROWS} | {"required values"} == set(KINDS)
+    assert {check for check, _, _ in BAD_ROWS} == {"JSON columns", "values", "timestamps"}
 
 
 EACH_JSON = [
@@ -140,6 +147,81 @@ async def test_each_null_where_a_value_is_required_is_named(database: Settings, 
     assert checks["required values"].observed == f"broken: {table}.{column}"
     assert re.fullmatch(rf"{table}\.{column}: 1 rows, by key: \S.*", checks["required values"].evidence[0])
     assert "integrity" in failing(checks)
+
+
+NUMBERED = ("memory_entries", "document_index", "state", "audit", "metrics")  # by an id that can't be text
+
+
+@pytest.mark.parametrize("table", expected_tables())
+async def test_text_that_is_no_utf_8_is_found_in_each_column(database: Settings, table: str) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS)
+    original = path.read_bytes()
+    for column in (found.name for found in expected_columns(table) if found.name != "id" or table not in NUMBERED):
+        path.write_bytes(original)
+        last = f"rowid = (SELECT max(rowid) FROM {table})"
+        run_sql(path, f"UPDATE {table} SET {column} = CAST(x'613a7b7dff' AS TEXT) WHERE {last}")
+        check = (await checked(database))["readable text"]
+        assert (check.status, check.observed) == ("fail", f"broken: {table}.{column}")
+        assert check.evidence[0].startswith(f"{table}.{column}: 1 rows, by key: ")
+
+
+NOT_UTF_8 = ["ff", "80", "e9", "c3", "c3a9c3", "e282", "c0af", "eda080", "f4908080", "61ff62", "e9746574"]
+
+
+@pytest.mark.parametrize("text", NOT_UTF_8)
+async def test_what_python_cannot_decode_is_named_with_whatever_key_it_has(database: Settings, text: str) -> None:
+    """Latin-1, a broken-off character, an overlong one, a surrogate: a listing that meets one of them fails."""
+    bad = f"CAST(x'{text}' AS TEXT)"
+    run_sql(
+        database.db_path,
+        f"INSERT INTO sessions (id, app_name, user_id) VALUES ({bad}, 'app', {bad}), ('ok', 'é', '漢😀')",
+    )
+    checks = await validated(database)
+    assert failing(checks) == {"readable text"}
+    key = f"{bytes.fromhex(text)!r} (rowid 1)"
+    assert checks["readable text"].evidence == (
+        f"sessions.id: 1 rows, by key: {printable(key)}",
+        f"sessions.user_id: 1 rows, by key: {printable(key)}",
+    )
+    run_sql(database.db_path, "DELETE FROM sessions WHERE rowid = 1")
+    assert failing(await validated(database)) == set()
+
+
+async def test_a_broken_rule_and_text_that_is_no_utf_8_do_not_hide_each_other(database: Settings) -> None:
+    run_sql(
+        database.db_path,
+        "INSERT INTO tasks (id, prompt, status) VALUES (CAST(x'74ff' AS TEXT), 'p', 'WHATEVER')",
+        "INSERT INTO tasks (id, prompt, input_data) VALUES ('t2', 'p', '[1e999]')",
+        "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', -1)",
+        "ALTER TABLE audit RENAME COLUMN result TO outcome",
+    )
+    checks = await validated(database)
+    assert failing(checks) >= {"values", "readable text", "JSON limits", "tables"}
+    unread = "audit: no such column: result"
+    assert checks["values"].evidence == (
+        r"tasks.status: 1 rows, by key: b't\xff' (rowid 1)",
+        "metrics.metric_value: 1 rows, by key: 1",
+        unread,
+    )
+    assert checks["readable text"].evidence == (r"tasks.id: 1 rows, by key: b't\xff' (rowid 1)", unread)
+    assert checks["JSON limits"].evidence[0].startswith("tasks.input_data: 1 rows, by key: 't2' (not JSON: ")
+
+
+@pytest.mark.parametrize(("table", "column"), EACH_JSON)
+async def test_json_beyond_the_stores_limits_is_found_in_each_column(
+    database: Settings, table: str, column: str
+) -> None:
+    (condition,) = (found.expression for found in column_checks(table) if found.column == column)
+    json = "[1e999]" if "'array'" in condition else '{"a":1e999}'
+    last = f"rowid = (SELECT max(rowid) FROM {table})"
+    run_sql(database.db_path, *ROWS, f"UPDATE {table} SET {column} = '{json}' WHERE {last}")
+    checks = await checked(database)
+    assert failing(checks) == {"JSON limits"}
+    assert checks["JSON limits"].observed == f"broken: {table}.{column}"
+    (told,) = checks["JSON limits"].evidence
+    assert told.startswith(f"{table}.{column}: 1 rows, by key: ")
+    assert " (not JSON: Out of range float values are not JSON compliant" in told
 
 
 async def test_many_offending_rows_are_counted_and_twenty_are_named(database: Settings) -> None:

@@ -127,3 +127,10 @@ async def test_what_is_shown_is_the_live_schema_and_not_the_expected_one(databas
     html = (await nb.show_schema(database)).to_html()
     assert "idx_audit_task" not in html
     assert html.count("CREATE INDEX") == 32
+
+
+async def test_a_record_keeps_the_schema_that_is_there_and_none_that_is_only_planned(database: Settings) -> None:
+    facts = (await nb.show_schema(database)).to_record()
+    assert facts["rows"]["memory_entries"] == 3
+    assert facts["schema"]["idx_audit_task"].startswith("CREATE INDEX idx_audit_task ON audit (")
+    assert (await nb.show_schema(database, planned=True)).to_record() == {}

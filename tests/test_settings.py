@@ -303,6 +303,53 @@ def test_the_settings_show_where_each_came_from_and_escape_what_they_show() -> N
     assert all(name in html for name in (setting.name for setting in fields(Settings)) if name != "origins")
 
 
+def test_what_signs_and_what_is_secret_come_from_the_file_and_from_variables(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (resolve().signing_key, resolve().signing_key_passphrase) == ("", "")
+    assert resolve().secrets == "AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN"
+    path = write_config(home, "[environments.staging]\nsigning_key = '/k.pem'\nsecrets = 'A_TOKEN, B_TOKEN'\n")
+    monkeypatch.setenv("ABATHUR_SIGNING_KEY_PASSPHRASE", "open sesame")
+    settings = resolve("staging")
+    assert (settings.signing_key, settings.secrets) == ("/k.pem", "A_TOKEN, B_TOKEN")
+    assert settings.signing_key_passphrase == "open sesame"
+    assert settings.origins["signing_key"] == f"settings file {path}"
+    assert settings.origins["signing_key_passphrase"] == "ABATHUR_SIGNING_KEY_PASSPHRASE"
+
+
+def test_a_secret_setting_is_masked_wherever_it_is_shown_but_not_that_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert resolve().shown()["signing_key_passphrase"] == ""
+    monkeypatch.setenv("ABATHUR_SIGNING_KEY_PASSPHRASE", "open sesame")
+    settings = resolve()
+    for text in (str(settings), repr(settings), settings._repr_html_(), str(settings.shown())):
+        assert "sesame" not in text
+    assert "signing_key_passphrase = ••• (ABATHUR_SIGNING_KEY_PASSPHRASE)" in str(settings)
+    assert "<td style='text-align:left;overflow-wrap:anywhere'>•••</td>" in settings._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "text", ["['sesame open']", "{sesame = 'open'}", "1979-05-27T07:32:00Z", "5351", "3.1415926", "true"]
+)
+def test_a_secret_setting_of_a_wrong_type_is_named_and_not_shown(home: Path, text: str) -> None:
+    write_config(home, f"[environments.development]\nsigning_key_passphrase = {text}\nreaders = 0\n")
+    found = faults()
+    assert len(found) == 2
+    (fault,) = (fault for fault in found if fault.startswith("signing_key_passphrase (from settings file "))
+    assert fault.endswith(("found a secret", "found True"))
+    for shown_part in ("sesame", "5351", "1415", "1979"):
+        assert shown_part not in fault
+
+
+def test_a_mistyped_secret_setting_is_named_and_not_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_config(home, "[environments.development]\nsigning_key_pasphrase = 'open sesame'\n")
+    monkeypatch.setenv("ABATHUR_SIGNING_KEY_PASSPHRAS", "open sesame")
+    found = faults()
+    assert len(found) == 2
+    assert all("signing_key_passphrase" in fault.lower() and "sesame" not in fault for fault in found)
+
+
 def test_shown_survives_any_value() -> None:
     class Hostile:
         def __repr__(self) -> str:

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from abathur_nb.errors import InvalidValueError, RefusedError
-from abathur_nb.values import MAX_BYTES, check_name, check_namespace, check_whole, decoded, json_text, prefix_range
+from abathur_nb.values import (
+    MAX_BYTES,
+    check_name,
+    check_namespace,
+    check_whole,
+    decoded,
+    json_fault,
+    json_text,
+    prefix_range,
+)
 
 BAD_NAMES = ["", "a\0b", b"a:b", "x:" * 500_000, "a:\u202eb", "a:\nb", "a:\t", "a:\ud800", None, 7, ["a:b"], "a" * 513]
 
@@ -121,6 +130,54 @@ def test_the_kind_and_the_depth_may_be_narrowed() -> None:
     json_text("event", nested(99), within=1)
     with pytest.raises(InvalidValueError, match="at most 100 levels"):
         json_text("event", nested(100), within=1)
+
+
+BEYOND = [  # JSON for SQLite, and not for the store
+    ("[1e999]", "not JSON: Out of range float values"),
+    ("[-1E+0400]", "not JSON: Out of range float values"),
+    ("[" + "9" * 250 + "e99]", "not JSON: Out of range float values"),
+    ("[" + "9" * 300 + ".5e9]", "not JSON: Out of range float values"),
+    ("[" + "9" * 310 + ".0]", "not JSON: Out of range float values"),
+    ("[" + "9" * 4301 + "]", "not JSON: Exceeds the limit (4300 digits)"),
+    (r'["\ud800"]', "surrogates not allowed"),
+    (r'["a\uDFFF"]', "surrogates not allowed"),
+    (r'[{"\ud83d":1}]', "surrogates not allowed"),
+    (r'["\ude00\ud83d"]', "surrogates not allowed"),
+    ("[" * 101 + "]" * 101, "at most 100 levels"),
+    ('[{"a":' * 51 + "1" + "}]" * 51, "at most 100 levels"),
+    ("[" * 990 + "]" * 990, "at most 100 levels"),  # Python may give up before it is counted
+    ("[]\0", "not JSON: Extra data"),
+    (f'["{"x" * (MAX_BYTES - 3)}"]', "at most 16,777,216 bytes of JSON, found 16,777,217"),
+    (f'["{"é" * (MAX_BYTES // 2 - 1)}"]', "at most 16,777,216 bytes of JSON, found 16,777,218"),
+]
+
+
+def within() -> list[str]:
+    """Return JSON that is within the limits, if only just."""
+    return [
+        "[1e308,1.5E-400,1e-5,2e+02]",
+        "[" + "9" * 308 + "]",
+        "[" + "9" * 4300 + "]",
+        "[0." + "9" * 5000 + "]",
+        r'["\ud83d\ude00","\\ud800","\u00e9","ud800"]',
+        json.dumps(nested(100)),
+        '["' + "[{" * 200 + '"]',
+        '["0e000","3e999","1e4f0e99-0e00"]',
+        f'["{"x" * (MAX_BYTES - 4)}"]',
+        f'["{"é" * (MAX_BYTES // 2 - 2)}"]',
+    ]
+
+
+@pytest.mark.parametrize(("text", "told"), BEYOND, ids=range(len(BEYOND)))
+def test_json_beyond_the_limits_is_told_in_one_line(text: str, told: str) -> None:
+    assert told in json_fault(text)
+    assert len(json_fault(text)) < 200
+    assert "\n" not in json_fault(text)
+
+
+@pytest.mark.parametrize("text", within(), ids=range(len(within())))
+def test_json_within_the_limits_has_no_fault(text: str) -> None:
+    assert json_fault(text) == ""
 
 
 @pytest.mark.parametrize("spoiled", ["{broken", "", None, 7.5, b"\xff"])

@@ -1,0 +1,110 @@
+"""What the file system says of a database: who may use its files, under how many names, how large its log is."""
+
+import grp
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from shlex import quote
+
+from abathur_nb.connection import SIDE_FILES
+from abathur_nb.location import writable_by_others
+from abathur_nb.report import Check
+from abathur_nb.settings import Settings
+from abathur_nb.wording import user_name
+
+__all__ = ["FILE_MODES", "file_modes", "file_names", "wal_size"]
+
+FILE_MODES = "file modes"
+_MB = 1_000_000
+
+# An access control list as Linux keeps it (acl(5)): 4 bytes of version, then tag, permissions and id of each entry.
+_ACL = "system.posix_acl_access"
+_USER, _GROUP, _MASK = 0x02, 0x08, 0x10
+_WRITE = 2
+
+
+async def file_modes(path: Path) -> Check:
+    """Check who may read and write a database, its side files and its directory. Read-only."""
+    found = {}
+    for name in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)):
+        try:
+            found[name] = stat.S_IMODE(os.lstat(name).st_mode)
+        except FileNotFoundError:  # side files come and go
+            continue
+    open_to_others = [name for name, mode in found.items() if mode & 0o177]
+    folder = os.stat(path.parent)
+    listed = {name: grants for name in (*found, str(path.parent)) if (grants := dict(_acl_grants(name)))}
+    # The group's bits of a file with a list are the most that the list may grant: 0600 leaves it nothing. But those of
+    # the directory may be a private group's own.
+    shut = writable_by_others(folder) or any(perms & _WRITE for perms in listed.get(str(path.parent), {}).values())
+    remedies = [f"chmod 600 {' '.join(map(quote, open_to_others))}"] if open_to_others else []
+    remedies += [f"chmod 700 {quote(str(path.parent))}"] if shut else []
+    remedies += [f"setfacl -b {' '.join(map(quote, listed))}"] if listed and remedies else []
+    return Check.that(
+        FILE_MODES,
+        not remedies,
+        expected="0600 for the database and its side files, in a directory that only its owner writes to",
+        observed=", ".join(f"{Path(name).name} {mode:04o}" for name, mode in found.items())
+        + f"; directory {stat.S_IMODE(folder.st_mode):04o}",
+        remedy="; ".join(remedies),
+        evidence=(
+            f"{name}: an access control list grants {who} {stat.filemode(perms)[-3:]}"
+            for name, grants in listed.items()
+            for who, perms in grants.items()
+        ),
+    )
+
+
+def _acl_grants(name: str) -> Iterator[tuple[str, int]]:
+    """Yield whom the access control list of a file grants something by name, and the permissions. Read-only."""
+    try:
+        entries = list(struct.iter_unpack("<HHI", os.getxattr(name, _ACL, follow_symlinks=False)[4:]))
+    except OSError:  # no list, or a file system without
+        return
+    mask = next((perms for tag, perms, _ in entries if tag == _MASK), 7)
+    for tag, perms, number in entries:
+        if tag in (_USER, _GROUP) and perms & mask:
+            yield f"{'user' if tag == _USER else 'group'} {_name(tag, number)}", perms & mask
+
+
+def _name(tag: int, number: int) -> str:
+    if tag == _USER:
+        return user_name(number)
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return f"#{number}"
+
+
+async def file_names(path: Path) -> Check:
+    """Check that a database has one name: who opened it by another would not see this one's log. Read-only."""
+    count = os.lstat(path).st_nlink
+    quoted = quote(str(path))
+    return Check.that(
+        "file names",
+        count == 1,
+        expected="one name, because a database's log goes by its name",
+        observed=f"{count} names (hard links)" if count > 1 else "one name",
+        remedy=f'name all: find "$(stat -c %m {quoted})" -xdev -samefile {quoted}; see that nobody uses another one, '
+        "and rm it; one in .abathur-init-… goes with the next init",
+        # init itself gives a new database its second name, and takes away the first a moment later.
+        otherwise="warn",
+    )
+
+
+async def wal_size(path: Path, settings: Settings) -> Check:
+    """Check that the write-ahead log is no larger than the settings allow. Read-only."""
+    try:
+        size = os.lstat(f"{path}-wal").st_size / _MB
+    except FileNotFoundError:
+        size = 0.0
+    return Check.that(
+        "WAL size",
+        size <= settings.max_wal_mb,
+        expected=f"at most {settings.max_wal_mb} MB",
+        observed=f"{size:.1f} MB",
+        remedy=f"find the reader that holds it back (fuser {quote(str(path))}), end it, then let a writer checkpoint",
+        otherwise="warn",
+    )

@@ -1,0 +1,204 @@
+"""The objects of a live schema: what is missing, altered or extra is named, with what mends it."""
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+from damage import drop_check, drop_index, edit_schema, run_sql, untouched
+from test_validate import failing, validated
+
+from abathur_nb.expected import expected_objects
+from abathur_nb.settings import Settings
+from abathur_nb.sql import statements
+from abathur_nb.validate import file_checks, validate_database
+
+INDEXES = sorted(name for name, found in expected_objects().items() if found.type == "index")
+
+
+def _run(path: Path, statements: tuple[str, ...]) -> None:
+    run_sql(path, *statements)
+
+
+EXTRA = (
+    ("CREATE TABLE extra (x)", "tables", "extra: extra"),
+    ("CREATE TABLE 'odd \"name' (x)", "tables", 'extra: odd "name'),
+    ("CREATE INDEX idx_extra ON audit (result)", "indexes", "extra: idx_extra"),
+)
+EDITS = (  # (an object, a piece of its SQL, what stands there instead)
+    ("idx_audit_task", "timestamp DESC", "timestamp ASC"),
+    ("tasks", "BETWEEN 0 AND 10", "BETWEEN 0 AND 99"),
+    ("tasks", "prompt TEXT NOT NULL", "prompt TEXT"),
+    ("tasks", "DEFAULT 'general'", "DEFAULT 'General'"),
+    ("agents", " REFERENCES tasks (id)", ""),
+    ("agents", "ON DELETE SET NULL", "ON DELETE CASCADE"),
+)
+DROP = ("DROP INDEX idx_tasks_parent",)
+SQL: list[tuple[tuple[str, ...], str, str]] = [
+    *(((statement,), check, told) for statement, check, told in EXTRA),
+    (DROP, "indexes", "missing: idx_tasks_parent"),
+    ((*DROP, "CREATE INDEX idx_tasks_parent ON tasks (prompt)"), "indexes", "altered: idx_tasks_parent"),
+    ((*DROP, "CREATE INDEX idx_tasks_parent ON tasks (parent_task_id)"), "indexes", "altered: idx_tasks_parent"),
+    ((*DROP, "CREATE INDEX idx_tasks_parent ON sessions (status, id)"), "indexes", "altered: idx_tasks_parent"),
+    (
+        (*DROP, "CREATE INDEX idx_parent ON tasks (parent_task_id) WHERE parent_task_id IS NOT NULL"),
+        *("indexes", "missing: idx_tasks_parent; extra: idx_parent"),
+    ),
+    (("ALTER TABLE audit ADD extra TEXT",), "tables", "altered: audit"),
+    (("ALTER TABLE document_index RENAME COLUMN title TO name",), "tables", "altered: document_index"),
+    (
+        ("ALTER TABLE sessions RENAME COLUMN id TO session_id",),
+        *("tables", "altered: agents, checkpoints, sessions, tasks"),
+    ),
+    (("DROP TABLE metrics",), "tables", "missing: metrics"),
+]
+SCHEMA: list[tuple[Callable[[Path], None], str, str]] = [
+    *((partial(_run, statements=lines), check, told) for lines, check, told in SQL),
+    *(
+        (
+            partial(edit_schema, name=name, old=old, new=new),
+            f"{'indexes' if '_' in name else 'tables'}",
+            f"altered: {name}",
+        )
+        for name, old, new in EDITS
+    ),
+    (drop_check, "tables", "altered: tasks"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "check", "told"), SCHEMA, ids=[told for _, _, told in SCHEMA])
+async def test_what_is_missing_extra_or_altered_is_named(
+    database: Settings, spoil: Callable[[Path], None], check: str, told: str
+) -> None:
+    spoil(database.db_path)
+    checks = await validated(database)
+    assert checks[check].status == "fail"
+    assert told in checks[check].observed
+    if "altered" in told and check == "tables":
+        assert any("expected" in line and "found" in line for line in checks[check].evidence)
+
+
+INDEX_FAULTS = [
+    DROP,
+    (*DROP, "CREATE INDEX idx_tasks_parent ON tasks (prompt)"),
+    (*DROP, "CREATE INDEX\n-- hidden;\nidx_tasks_parent ON tasks (prompt) -- DROP TABLE tasks;\n"),
+    (*DROP, "CREATE INDEX idx_tasks_parent ON sessions (status, id)", "DROP INDEX idx_audit_task"),
+    ("CREATE INDEX idx_extra ON audit (result)", *DROP),
+    ('CREATE INDEX "odd ""name\nDROP TABLE tasks;" ON audit (result)', *DROP),
+]
+
+
+@pytest.mark.parametrize("spoil", INDEX_FAULTS, ids=range(len(INDEX_FAULTS)))
+async def test_the_evidence_of_a_missing_or_altered_index_is_what_mends_it(
+    database: Settings, spoil: tuple[str, ...]
+) -> None:
+    """Each line is a whole statement or a comment; what is extra stays until somebody decides."""
+    run_sql(database.db_path, *spoil)
+    check = (await validated(database))["indexes"]
+    assert check.status == "fail"
+    assert check.remedy.startswith(f"sqlite3 {database.db_path}, and run the statements of the evidence")
+    assert all(line.endswith(";") and "\n" not in line for line in check.evidence)
+    with closing(sqlite3.connect(database.db_path, isolation_level=None)) as conn:
+        conn.executescript("\n".join(check.evidence))
+    mended = (await validated(database))["indexes"]
+    extra = any("idx_extra" in statement or "odd" in statement for statement in spoil)
+    assert mended.status == ("fail" if extra else "pass")
+    assert "missing" not in mended.observed
+    assert "altered" not in mended.observed
+
+
+async def test_what_an_altered_index_was_is_shown_as_a_comment(database: Settings) -> None:
+    run_sql(database.db_path, *DROP, "CREATE INDEX idx_tasks_parent ON tasks (prompt)")
+    found, mending = (await validated(database))["indexes"].evidence
+    assert found == "-- found: CREATE INDEX idx_tasks_parent ON tasks (prompt);"
+    assert mending.startswith("DROP INDEX idx_tasks_parent; CREATE INDEX idx_tasks_parent ON tasks (parent_task_id)")
+
+
+@pytest.mark.parametrize(
+    ("statement", "check"),
+    [("CREATE TABLE 'odd \"name' (x)", "tables"), ("CREATE INDEX 'odd \"name' ON audit (result)", "indexes")],
+)
+async def test_what_is_extra_can_be_dropped_by_the_line_behind_the_dashes(
+    database: Settings, statement: str, check: str
+) -> None:
+    run_sql(database.db_path, statement)
+    told, drop = (await validated(database))[check].evidence
+    assert told == f"-- extra: {statement};"
+    run_sql(database.db_path, drop.removeprefix("-- "))
+    assert failing(await validated(database)) == set()
+
+
+@pytest.mark.parametrize("name", INDEXES)
+async def test_any_of_the_33_that_is_missing_is_named(database: Settings, name: str) -> None:
+    drop_index(database.db_path, name)
+    checks = {check.name: check for check in await file_checks(database)}
+    assert failing(checks) == {"indexes"}
+    assert checks["indexes"].observed == f"32 indexes; missing: {name}"
+
+
+async def test_layout_and_comments_alone_are_no_difference(database: Settings) -> None:
+    edit_schema(
+        database.db_path,
+        "idx_audit_task",
+        "(task_id, timestamp DESC)",
+        "( task_id,\n\ttimestamp /* newest first */ DESC)",
+    )
+    assert failing(await validated(database)) == set()
+
+
+@pytest.mark.parametrize(
+    "kind", ["TRIGGER evil AFTER INSERT ON audit BEGIN DELETE FROM tasks; END", "VIEW evil AS SELECT 1"]
+)
+async def test_a_trigger_or_a_view_is_refused(database: Settings, kind: str) -> None:
+    run_sql(database.db_path, f"CREATE {kind}")
+    with untouched(database.db_path):
+        report = await validate_database(database)
+    assert report.refused
+    assert f"holds {kind.split(maxsplit=1)[0].lower()} evil" in report.checks[0].observed
+    # Whoever validates a copy sees it as a finding.
+    tables = {check.name: check for check in await file_checks(database)}["tables"]
+    assert "extra: evil" in tables.observed
+
+
+async def test_a_no_break_space_is_no_layout(database: Settings) -> None:
+    """SQLite takes it for a letter: TEXT⍽NOT is the name of a type, and NULL is allowed."""
+    table = [found.sql for found in expected_objects().values() if found.table == "metrics"]
+    spoiled = [sql.replace("metric_name TEXT NOT NULL", "metric_name TEXT\u00a0NOT NULL") for sql in table]
+    assert spoiled != table
+    run_sql(database.db_path, "DROP TABLE metrics", *spoiled)
+    assert "tables" in failing(await validated(database))
+
+
+def test_the_statements_of_the_schema_number_nine_and_thirty_three() -> None:
+    made = [
+        statement
+        for name in ("ddl-memory-tables.sql", "ddl-core-tables.sql", "ddl-indexes.sql")
+        for statement in statements(name)
+    ]
+    assert (len(made), len(INDEXES)) == (42, 33)
+
+
+# --- the counters of ids
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'memory_entries'",
+        "UPDATE sqlite_sequence SET seq = 'abc' WHERE name = 'memory_entries'",
+        "UPDATE sqlite_sequence SET seq = -5 WHERE name = 'memory_entries'",
+        "DELETE FROM sqlite_sequence",
+    ],
+)
+async def test_a_spoiled_counter_of_ids_is_named_and_mended_by_what_the_check_says(
+    database: Settings, spoil: str
+) -> None:
+    run_sql(database.db_path, spoil)
+    with untouched(database.db_path):
+        check = (await validated(database))["sequences"]
+    assert check.status == "fail"
+    assert "memory_entries" in check.observed
+    run_sql(database.db_path, *(part for line in check.evidence for part in line.split("; ")))
+    assert failing(await validated(database)) == set()
