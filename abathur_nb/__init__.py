@@ -13,6 +13,7 @@ from abathur_nb.errors import (
     MisuseError,
     RefusedError,
 )
+from abathur_nb.evidence.run import Run, start_run
 from abathur_nb.guard import guard
 from abathur_nb.initialize import initialize_database
 from abathur_nb.preflight import preflight
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from abathur_nb import charts
     from abathur_nb.benchmark import run_benchmark
     from abathur_nb.database import Database
+    from abathur_nb.evidence.history import History, read_history
     from abathur_nb.explain import explain_queries
     from abathur_nb.explanation import Plans
     from abathur_nb.measurements import BenchmarkResult
@@ -39,12 +41,14 @@ __all__ = [
     "ChecksFailedError",
     "ConfigurationError",
     "Database",
+    "History",
     "InvalidValueError",
     "MisuseError",
     "Plans",
     "Query",
     "RefusedError",
     "Report",
+    "Run",
     "Schema",
     "Settings",
     "charts",
@@ -53,10 +57,12 @@ __all__ = [
     "initialize_database",
     "load_queries",
     "preflight",
+    "read_history",
     "resolve",
     "run_benchmark",
     "said",
     "show_schema",
+    "start_run",
     "validate_database",
 ]
 
@@ -65,8 +71,10 @@ __all__ = [
 _LATER = {
     "BenchmarkResult": "measurements",
     "Database": "database",
+    "History": "evidence.history",
     "Plans": "explanation",
     "explain_queries": "explain",
+    "read_history": "evidence.history",
     "run_benchmark": "benchmark",
 }
 

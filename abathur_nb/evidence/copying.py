@@ -1,0 +1,154 @@
+"""Copying an archive, run by run, to where objects are never changed afterwards; and bringing such a copy back."""
+
+import argparse
+import hashlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from abathur_nb.errors import RefusedError
+from abathur_nb.evidence.canonical import read_regular, sha256
+from abathur_nb.evidence.ledger import LEDGER, parse
+from abathur_nb.evidence.reading import add_archive_arguments, chosen_archive, run_ids
+from abathur_nb.evidence.record import STARTED
+from abathur_nb.evidence.stores import Store, open_store
+from abathur_nb.scratch import make_private_directory, make_private_file
+from abathur_nb.wording import shown
+
+__all__ = ["add_arguments", "command", "copy_archive", "fetched"]
+
+_LINE = re.compile(r"ledger/\d{8}\.jsonl")  # an object a line: an object can't be appended to
+# What may be brought back: nothing that leads out of its directory, or passes for the ledger.
+_SAFE = re.compile(r"(?!\.\.?(?:/|\Z))[\w.-]+(?:/(?!\.\.?\Z)[\w.-]+)?")
+_NAMED = 5  # objects that an error names
+
+
+def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
+    """Copy the runs of an archive's ledger to a directory or a URL of fsspec; return what was ``copied`` and ``left``.
+
+    Of each run its files first and its line of the ledger last: cut short, the copy is a shorter archive, and the
+    next one goes on from there. What is there already is compared, and never changed. ``left`` are the runs that
+    have no line. Raises RefusedError, before anything is written, where the copy holds anything else than the
+    archive, or the archive what its ledger does not say. The archive stays as it is.
+    """
+    store = open_store(url)
+    if Path(store.where).is_absolute() and Path(store.where, "x").resolve().is_relative_to(archive.resolve()):
+        raise RefusedError(f"{store.where} lies in the archive itself", "name another directory")
+    content = _ledger(archive)
+    wanted = dict(_objects(archive, content))
+    found = store.found()
+    unlike = [name for name in wanted if name in found and not _is_same(store, name, found[name], wanted[name])]
+    unlike += sorted(name for name in found if _LINE.fullmatch(name) and name not in wanted)
+    if unlike:
+        named = ", ".join(unlike[:_NAMED]) + (f" and {len(unlike) - _NAMED} more" if len(unlike) > _NAMED else "")
+        raise RefusedError(
+            f"{store.where} holds what the archive {archive} does not: {named}. Nothing was copied",
+            "find out which of the two was altered, with verify; copy an archive of another database elsewhere",
+        )
+    added = [name for name in wanted if name not in found]
+    for name in added:
+        _add(store, name, wanted[name]())
+    return {"copied": added, "left": sorted(run_ids(archive) - parse(content).runs.keys())}
+
+
+def _add(store: Store, name: str, content: bytes) -> None:
+    try:
+        store.add(name, content)
+    except RefusedError:
+        # Another one copies too; or an answer was lost, and the request, sent again, met what it had made.
+        with suppress(RefusedError):
+            if store.read(name) == content:
+                return
+        raise
+
+
+def _ledger(archive: Path) -> bytes:
+    """Return the bytes of the ledger's whole lines; raise RefusedError if they are not as they were written."""
+    try:
+        content = read_regular(archive / LEDGER)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise RefusedError(f"the ledger {archive / LEDGER} cannot be read: {error.strerror}") from None
+    content = content[: content.rfind(b"\n") + 1]
+    if faults := parse(content).faults:
+        raise RefusedError(f"{faults[0]}. Nothing was copied", f"python -m abathur_nb verify {archive}")
+    return content
+
+
+def _objects(archive: Path, ledger: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield the name of each object that a copy has, in the order in which they are made, and what reads it."""
+    for line, piece in zip(parse(ledger).lines, ledger.split(b"\n"), strict=False):
+        files = line.data.get("files", {})
+        for name in sorted(files, key=lambda name: (name != STARTED, name)):  # no record stands without it
+            path = archive / line.data["run_id"] / name
+            yield f"{line.data['run_id']}/{name}", partial(_read, path, files[name])
+        yield f"ledger/{line.number:08}.jsonl", partial(bytes, piece + b"\n")
+
+
+def _read(path: Path, digest: str) -> bytes:
+    try:
+        content = read_regular(path)
+    except OSError as error:
+        raise RefusedError(f"{path} cannot be read: {error.strerror}") from None
+    if sha256(content) != digest:
+        raise RefusedError(f"{path} is not the file that the ledger names", f"python -m abathur_nb verify {path}")
+    return content
+
+
+def _is_same(store: Store, name: str, md5: str, read: Callable[[], bytes]) -> bool:
+    content = read()
+    # MD5 is enough to tell what another archive or an accident put there; verify asks for the SHA-256.
+    if md5 == hashlib.md5(content, usedforsecurity=False).hexdigest():
+        return True
+    return store.read(name) == content
+
+
+@contextmanager
+def fetched(url: str) -> Iterator[Path]:
+    """Bring a copy into a private directory, in the form of an archive, and remove it at the end.
+
+    Everything is brought that the copy holds, so that what does not belong there is seen. Raises RefusedError where
+    there is no copy.
+    """
+    store = open_store(url)
+    names = store.found()
+    lines = sorted(name for name in names if _LINE.fullmatch(name))
+    odd = [name for name in names if not _SAFE.fullmatch(name) or name == LEDGER]
+    if not lines or odd:
+        found = f"an object named {shown(odd[0])}" if odd else "no line of a ledger"
+        raise RefusedError(f"{store.where} is no copy of an archive: {found}", "name the place that copy was given")
+    with TemporaryDirectory(prefix="abathur-copy-") as folder:
+        archive = Path(folder)
+        for name in sorted(names.keys() - {*lines}):
+            _put(archive / name, store.read(name))
+        _put(archive / LEDGER, b"".join(map(store.read, lines)))
+        yield archive
+
+
+def _put(path: Path, content: bytes) -> None:
+    make_private_directory(path.parent)
+    make_private_file(path)
+    path.write_bytes(content)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``copy`` takes."""
+    parser.add_argument(
+        "url", metavar="URL", help="a directory, or s3://bucket/prefix, or another URL that fsspec knows"
+    )
+    add_archive_arguments(parser)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Copy the archive that is meant, and say what was copied and what was not."""
+    done: Mapping[str, list[str]] = copy_archive(chosen_archive(arguments), arguments.url)
+    runs = sum(bool(_LINE.fullmatch(name)) for name in done["copied"])
+    sys.stdout.write(f"copied {runs} lines of the ledger, {len(done['copied'])} objects in all, to {arguments.url}\n")
+    if left := done["left"]:
+        sys.stdout.write(f"not copied, without a line in the ledger and no evidence: {', '.join(left)}\n")
+    return 0

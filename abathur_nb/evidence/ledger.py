@@ -1,0 +1,226 @@
+"""The ledger of an archive: one line a run, each with its own hash and the hash of the line before."""
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from shlex import quote
+from time import monotonic, sleep
+from typing import Any
+
+from abathur_nb.errors import BusyError, RefusedError
+from abathur_nb.evidence.canonical import fits, read_regular, sealed, sha256, unsealed
+from abathur_nb.scratch import fsync, make_private_file
+from abathur_nb.wording import utc_now
+
+__all__ = [
+    "FIRST",
+    "LEDGER",
+    "RUN_ID",
+    "Ledger",
+    "Line",
+    "append",
+    "ledger_head",
+    "locked",
+    "parse",
+    "read_ledger",
+    "require_no_line",
+]
+
+LEDGER = "ledger.jsonl"
+_PATIENCE_S, _RETRY_S = 10, 0.01
+FIRST = "0" * 64  # what the first line names as the hash of the line before
+RUN_ID = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{6}", re.ASCII)
+# A repair stands on the line that it closes, right behind what is torn: whatever a writer had written when it died is
+# without a newline at its end, and so never what a whole line looks like that somebody altered. No other line can hold
+# these bytes: in a text of JSON a quotation mark has a backslash before it.
+_REPAIR = b'{"kind":"repair",'
+_SHAPES: Mapping[str, Mapping[str, Any]] = {
+    "run": {
+        **dict.fromkeys(("run_id", "notebook", "env", "verdict", "started_at", "ended_at", "written_at"), str),
+        "as_template": bool,
+        "files": {},
+    },
+    "repair": {"torn_sha256": str, "written_at": str},
+}
+_FILE = re.compile(r"[a-z]+\.[a-z]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Hold one line that stands: its number in the file, what it says, the SHA-256 of its bytes."""
+
+    number: int
+    data: Mapping[str, Any]
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Hold what was read of a ledger: the lines that stand, what is wrong, what is merely to be noted.
+
+    ``runs`` has the lines of runs by run id. ``torn`` tells of what stands behind the last newline, if anything does:
+    a line that a crash left unfinished, and no tampering.
+    """
+
+    lines: tuple[Line, ...] = ()
+    runs: Mapping[str, Line] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    torn: str = ""
+
+
+def read_ledger(archive: Path) -> Ledger:
+    """Read the ledger of an archive and check each hash and link. Read-only; an absent ledger has no lines.
+
+    Raises RefusedError where it can't be read.
+    """
+    ledger = parse(_content(archive))
+    if not ledger.torn:
+        return ledger
+    try:
+        with locked(archive, shared=True):  # perhaps it was only being written
+            return parse(_content(archive))
+    except OSError:  # a file system without locks
+        return ledger
+
+
+def _content(archive: Path) -> bytes:
+    try:
+        return read_regular(archive / LEDGER)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise RefusedError(f"the ledger {archive / LEDGER} cannot be read: {error.strerror}") from None
+
+
+def parse(content: bytes) -> Ledger:
+    """Check the bytes of a ledger line by line."""
+    lines: list[Line] = []
+    runs: dict[str, Line] = {}
+    faults: list[str] = []
+    notes: list[str] = []
+    *pieces, torn = content.split(b"\n")
+    before = FIRST
+    for number, piece in enumerate(pieces, 1):
+        previous, before = before, sha256(piece + b"\n")
+        try:
+            data = _read_line(piece)
+        except ValueError as error:
+            faults.append(f"{LEDGER} line {number}: {error}")
+            continue
+        if data.get("previous") != previous:
+            faults.append(f"{LEDGER} line {number}: it does not follow the line before: one was altered or taken away")
+        line = Line(number, data, before)
+        lines.append(line)
+        if data["kind"] == "repair":
+            notes.append(f"{LEDGER} line {number} was torn by a crash, and closed at {data['written_at']} UTC")
+        elif runs.setdefault(data["run_id"], line) is not line:
+            faults.append(f"{LEDGER} line {number}: run {data['run_id']} has a line before")
+    unfinished = f"{LEDGER} line {len(pieces) + 1} is torn: a run died while it wrote it" if torn else ""
+    return Ledger(tuple(lines), runs, tuple(faults), tuple(notes), unfinished)
+
+
+def _read_line(piece: bytes) -> dict[str, Any]:
+    """Return what a line says, without its hash; raise ValueError, saying why, if it is not as it was written."""
+    torn, repair, rest = piece.rpartition(_REPAIR)
+    data = unsealed(repair + rest + b"\n")
+    shape = _SHAPES.get(str(data.get("kind")))
+    if shape is None or not fits(data, shape) or data.keys() - shape.keys() - {"kind", "previous"}:
+        raise ValueError("it is no line of a run, and no repair")
+    if repair:
+        if not torn or data["torn_sha256"] != sha256(torn):
+            raise ValueError("its repair closes another line than this one")
+        return data
+    if not RUN_ID.fullmatch(data["run_id"]):
+        raise ValueError("it names no run")
+    if not all(_FILE.fullmatch(name) and isinstance(digest, str) for name, digest in data["files"].items()):
+        raise ValueError("it names files that no run has")
+    return data
+
+
+@contextmanager
+def locked(archive: Path, *, shared: bool = False) -> Iterator[None]:
+    """Wait until no other process writes to the ledger, and keep it so. The lock ends with the process.
+
+    ``shared`` is for readers, whom other readers do not disturb. Raises BusyError after 10 s: whoever writes has it for
+    some milliseconds.
+    """
+    descriptor = os.open(archive, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor, archive, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, archive: Path, kind: int) -> None:
+    deadline = monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if monotonic() > deadline:
+                remedy = f"see who: fuser -v {quote(str(archive))}; end it, then try again"
+                raise BusyError(f"the ledger in {archive} is locked by another process", remedy) from None
+            sleep(_RETRY_S)
+
+
+def ledger_head(archive: Path) -> str:
+    """Return the hash of the last whole line, once it is on the disk, however that line reads. Read-only."""
+    with locked(archive, shared=True):
+        return _ends(_content(archive))[0]
+
+
+def _ends(content: bytes) -> tuple[str, bytes]:
+    """Return the hash of the last whole line of a ledger, and what is torn behind it."""
+    lines, newline, torn = content.rpartition(b"\n")
+    return (sha256(lines[lines.rfind(b"\n") + 1 :] + newline) if newline else FIRST), torn
+
+
+def require_no_line(archive: Path, run_id: str) -> None:
+    """Raise RefusedError if the ledger has a line for this run. Read-only."""
+    _require_no_line(_content(archive), archive, run_id)
+
+
+def _require_no_line(content: bytes, archive: Path, run_id: str) -> None:
+    # The text of the lines is asked: thousands of them are not parsed for one run.
+    named = f'"run_id":"{run_id}"'.encode()
+    if any(named in line and _REPAIR not in line for line in content.split(b"\n")[:-1]):
+        raise RefusedError(f"run {run_id} is archived already", f"see {archive / run_id}")
+
+
+def append(archive: Path, data: Mapping[str, Any]) -> str:
+    """Add a line to the ledger, forced to the disk, and return its hash; close a torn line first. Wants the lock.
+
+    A crash leaves it whole, absent, or torn at the end, which the next one closes. What the lines before it say is
+    not asked: ``verify`` does. Raises RefusedError for a run that has a line, or if the ledger is no regular file.
+    """
+    path = archive / LEDGER
+    if not os.path.lexists(path):
+        make_private_file(path, owned_as=archive)
+        fsync(archive)
+    content = _content(archive)
+    head, torn = _ends(content)
+    _require_no_line(content, archive, str(data["run_id"]))
+    added = b""
+    if torn:
+        added = sealed({"kind": "repair", "torn_sha256": sha256(torn), "written_at": utc_now(), "previous": head})
+        head = sha256(torn + added)
+    line = sealed({**data, "previous": head})
+    added += line
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+    try:
+        left = added
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    except BaseException:  # a full disk takes a part
+        os.ftruncate(descriptor, len(content))
+        raise
+    finally:
+        os.close(descriptor)
+    return sha256(line)

@@ -1,0 +1,250 @@
+"""The page of a run: one HTML file for whoever reads the evidence, which runs nothing and asks nothing of any host."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from abathur_nb.evidence.sanitizer import clean
+from abathur_nb.wording import printable
+
+__all__ = ["render"]
+
+# A shape and a word, so that nothing hangs on colour alone; and what the word means.
+_VERDICTS = {
+    "pass": ("✓", "No check failed."),
+    "fail": ("✗", "A check failed, or could not run."),
+    "refused": ("⊘", "Something forbade it: nothing was done."),
+    "error": ("!", "The run broke."),
+    "timeout": ("◷", "The run was out of time, and was ended."),
+    "interrupted": ("■", "The run was interrupted."),
+    "unsealed": ("?", "The run was never sealed: it is no evidence."),
+}
+_FINDINGS = {"error": "? could not run", "fail": "✗ fail", "warn": "! warn"}  # in this order; they stand at the top
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
+_HASH_SHOWN = 16  # hexadecimal digits: the record has them all
+_EVIDENCE_OPEN = 5  # more pieces of evidence than this are folded away
+_RUN_ID = re.compile(r"[0-9A-Za-z-]{1,64}")  # what may stand in a style sheet, where HTML's escapes mean nothing
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+")
+
+
+def render(notebook: Mapping[str, Any], record: Mapping[str, Any]) -> bytes:
+    """Return an executed notebook as one HTML page, headed by what its record says. Read-only.
+
+    The same input gives the same bytes. Whatever a notebook or a record lacks is left out. The template escapes
+    every text; HTML and Markdown of the notebook are sanitized.
+    """
+    from jinja2 import ChainableUndefined, Environment
+
+    environment = Environment(
+        autoescape=True,
+        finalize=_shown,
+        undefined=ChainableUndefined,
+        keep_trailing_newline=True,
+        lstrip_blocks=True,
+        trim_blocks=True,
+    )
+    cells = list(_cells(notebook))
+    checks = [check for report in _mappings(record.get("reports")) for check in _mappings(report.get("checks"))]
+    verdict = str(record.get("verdict") or "unsealed")
+    mark, meaning = _VERDICTS.get(verdict, ("?", "This version knows no such verdict."))
+    run_id = str(record.get("run_id", ""))
+    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        record=record,
+        verdict=verdict,
+        tone=verdict if verdict in _VERDICTS else "",
+        mark=mark,
+        meaning=meaning,
+        counts=_counts(checks),
+        findings=[{**check, "mark": _FINDINGS[status]} for status in _FINDINGS for check in _of(status, checks)],
+        ended=_ended(record.get("error"), cells),
+        facts=list(_facts(record, cells)),
+        parameters=[(name, _text(value)) for name, value in _mapping(record.get("parameters")).items()],
+        cells=cells,
+        footer_id=run_id if _RUN_ID.fullmatch(run_id) else "",
+        evidence_open=_EVIDENCE_OPEN,
+    )
+    return page.encode()
+
+
+def _shown(value: Any) -> Any:
+    """Return what the template shows of a value; it escapes all but what is sanitized."""
+    if value is None or hasattr(value, "__html__"):
+        return "–" if value is None else value
+    return printable(value.expandtabs() if isinstance(value, str) else str(value))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list | tuple) else []
+
+
+def _text(value: Any) -> str:
+    """Return a text of a notebook, which may stand there as a list of lines; JSON for anything else."""
+    if isinstance(value, list):
+        return "".join(_text(line) for line in value)
+    return value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=str)
+
+
+# --- the head
+
+
+def _of(status: str, checks: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for check in checks:
+        if check.get("status") == status:
+            evidence = check.get("evidence")
+            yield {**check, "evidence": evidence if isinstance(evidence, list | tuple) else []}
+
+
+def _counts(checks: list[Mapping[str, Any]]) -> str:
+    counts = Counter(str(check.get("status")) for check in checks)
+    told = ", ".join(f"{counts[status]} {status}" for status in (*_FINDINGS, "pass", "skip") if counts[status])
+    return f"{len(checks)} checks: {told}." if checks else ""
+
+
+def _facts(record: Mapping[str, Any], cells: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield what identifies the run, each with its name."""
+    template, versions = _mapping(record.get("template")), _mapping(record.get("versions"))
+    database = _mapping(record.get("database"))
+    before, after = (database.get(name, "not known") for name in ("before", "after"))
+    yield "run", str(record.get("run_id", "–"))
+    yield "notebook", f"{template.get('name', record.get('notebook', '–'))}, sha256 {_digits(template.get('sha256'))}"
+    yield "environment", str(record.get("env", "–"))
+    yield "when", _when(record)
+    if record.get("sealed_by"):  # by another than the notebook, which may have come to a verdict of its own
+        own = record.get("notebook_verdict")
+        yield "sealed by", f"{record['sealed_by']}; the notebook {f'had sealed it as: {own}' if own else 'had not'}"
+    yield "who", f"{record.get('user', '–')} on {record.get('host', '–')}"
+    yield "versions", ", ".join(f"{name} {of}" for name, of in versions.items() if name != "SQLite source")
+    yield "database before", _database(before)
+    same = isinstance(before, Mapping) and "schema_sha256" in before and before == after
+    yield "database after", "the same: size, ids, schema" if same else _database(after)
+    code = [cell for cell in cells if cell["kind"] == "code"]
+    never = sum(cell["count"] is None for cell in code)
+    yield "cells of code", f"{len(code)}, {never} of them never ran" if never else f"{len(code)}, all of them ran"
+
+
+def _when(record: Mapping[str, Any]) -> str:
+    start, end = record.get("started_at"), record.get("ended_at")
+    if not end:
+        return f"{start} UTC; it has no end"
+    try:
+        took = (datetime.fromisoformat(end) - datetime.fromisoformat(start or "")).total_seconds()
+    except (TypeError, ValueError):
+        return f"{start} to {end} UTC"
+    return f"{start} to {end} UTC, {took:.1f} s"
+
+
+def _database(identity: Any) -> str:
+    if not isinstance(identity, Mapping):
+        return "none" if identity is None else str(identity)
+    size = identity.get("size")
+    parts = [str(identity.get("path", "–")), f"{size:,} bytes" if isinstance(size, int) else "of unknown size"]
+    if "schema_sha256" in identity:
+        parts.append(f"schema {_digits(identity['schema_sha256'])}")
+    if "unread" in identity:
+        parts.append(f"could not be read: {identity['unread']}")
+    return ", ".join(parts)
+
+
+def _digits(digest: Any) -> str:
+    return f"{digest[:_HASH_SHOWN]}…" if isinstance(digest, str) and digest else "not known"
+
+
+def _ended(error: Any, cells: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return what a record says of the cell in which its run ended, with the ``number`` of that cell on the page."""
+    if not isinstance(error, Mapping):
+        return None
+    told = ": ".join(str(error[name]) for name in ("name", "message") if error.get(name))
+    numbers = [
+        cell["number"]
+        for name, key in (("id", "id"), ("count", "cell"))
+        for cell in cells
+        if error.get(key) is not None and cell.get(name) == error[key]
+    ]
+    return {"told": told, "cell": error.get("cell"), "number": numbers[0] if numbers else None}
+
+
+# --- the cells
+
+
+def _cells(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what the page shows of each cell; the ``kind`` is code, html or text."""
+    for number, cell in enumerate(_mappings(notebook.get("cells"))):
+        source = _text(cell.get("source", ""))
+        shown = {"number": number, "id": cell.get("id"), "source": source}
+        if not source.strip() and not cell.get("outputs"):
+            continue
+        if cell.get("cell_type") == "markdown":
+            yield {**shown, "kind": "html", "html": _markdown(source)}
+        elif cell.get("cell_type") == "code":
+            tags = _mapping(cell.get("metadata")).get("tags")
+            given = isinstance(tags, list) and "injected-parameters" in tags
+            count = cell.get("execution_count")
+            yield {**shown, "kind": "code", "count": count, "given": given, "outputs": list(_outputs(cell))}
+        else:
+            yield {**shown, "kind": "text"}
+
+
+def _outputs(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what the page shows of each output; the ``kind`` is html, text, stderr, error or picture."""
+    outputs = _mappings(cell.get("outputs"))
+    for position, output in enumerate(outputs):
+        if output.get("output_type") == "stream":
+            before = outputs[position - 1] if position else {}
+            if (before.get("output_type"), before.get("name")) == ("stream", output.get("name")):
+                continue  # shown with the one before
+            text = ""
+            for piece in outputs[position:]:
+                if (piece.get("output_type"), piece.get("name")) != ("stream", output.get("name")):
+                    break
+                text += _text(piece.get("text", ""))
+            if shown := _terminal(text).strip("\n"):
+                yield {"kind": "stderr" if output.get("name") == "stderr" else "text", "text": shown}
+        elif output.get("output_type") == "error":
+            line = f"{_text(output.get('ename', ''))}: {_text(output.get('evalue', ''))}"
+            trace = output.get("traceback")
+            told = _terminal("\n".join(map(_text, trace)) if isinstance(trace, list) else _text(trace or ""))
+            yield {"kind": "error", "text": _terminal(line), "traceback": told if told.strip() != line.strip() else ""}
+        else:
+            yield _bundle(_mapping(output.get("data")), _mapping(output.get("metadata")))
+
+
+def _bundle(data: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the best of what one output offers. Neither scripts nor SVG are among it."""
+    if "text/html" in data:
+        return {"kind": "html", "html": clean(_text(data["text/html"]))}
+    for mime in ("image/png", "image/jpeg"):
+        picture = _text(data.get(mime, ""))
+        if _BASE64.fullmatch(picture):
+            told = _mapping(metadata.get(mime))
+            alt = told.get("alt") or data.get("text/plain") or "a picture without a description"
+            width = told.get("width")
+            url = f"data:{mime};base64,{''.join(picture.split())}"
+            return {"kind": "picture", "url": url, "alt": _text(alt), "width": width if isinstance(width, int) else ""}
+    if "text/markdown" in data:
+        return {"kind": "html", "html": _markdown(_text(data["text/markdown"]))}
+    for mime in ("text/plain", "text/latex", "application/json"):
+        if mime in data:
+            return {"kind": "text", "text": _terminal(_text(data[mime]))}
+    return {"kind": "text", "text": f"not shown here: {', '.join(map(str, data)) or 'an output without content'}"}
+
+
+def _terminal(text: str) -> str:
+    """Return what a terminal would show in the end: no colours, of an overwritten line the last state."""
+    lines = _ESCAPES.sub("", text).split("\n")
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
+
+
+def _markdown(source: str) -> str:
+    import mistune
+
+    html = mistune.create_markdown(escape=False, plugins=["strikethrough", "table", "url"])(source)
+    return clean(str(html))

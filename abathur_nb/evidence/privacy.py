@@ -1,0 +1,173 @@
+"""What an archive must not hold: the home directory's name, and the values of secrets."""
+
+import base64
+import json
+import os
+import pwd
+import re
+from collections.abc import Iterator, Mapping
+from html.entities import codepoint2name
+from typing import Any
+from urllib.parse import quote
+
+from abathur_nb.errors import ConfigurationError, RefusedError
+from abathur_nb.settings import SECRET_SETTINGS, Settings
+
+__all__ = ["masked", "refuse_secrets", "secret_values", "tilde"]
+
+# What stands before a path that begins there: no letter, dot or bracket, as in a longer path, but an escape sequence
+# of a terminal or of JSON, an option's letter (-I/home/al), steps upwards, or the beginning of a file's URI.
+_BEGINS = re.compile(
+    r"(?:(?:\A|[^\w./~%+)\]}:-])/*|:(?:/{2,})?|\[[\d;]*m|\\[abfnrtv]|(?:\A|[^\w-])-[A-Za-z]|(?:\A|[^\w./])(?:\.\./)*\.\."
+    r"|file://[\w.-]*)\Z"
+)
+_ENDS = r"(?![\w@-]|\.\w)"  # /home/al is no part of /home/alice or /home/al.old
+_SEEN_BEFORE = 300  # characters
+_SHORTEST = 8  # characters of a secret
+
+# How the signs of an escape or an entity stand in a file that quotes another that quotes …
+_BACKSLASH = r"(?:\\|%(?:25)*5[Cc]|&#92;|&#[xX]5[Cc];)"
+_BACKSLASHES = rf"(?:{_BACKSLASH}{{1,31}})"  # as many as five levels need
+_SEMICOLON, _HASH = r"(?:;|%(?:25)*3[Bb])", r"(?:#|%(?:25)*23)"
+_AMPERSAND = rf"(?:&|%(?:25)*26)(?:(?:amp|{_HASH}38|{_HASH}[xX]26){_SEMICOLON})*"
+_SHORT_ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}
+# What wrapped lines, and what a page's markup and a terminal's colours, put between two characters.
+_LINE_END = rf"\n|{_BACKSLASHES}n"
+_NOISE = rf"(?:{_LINE_END}|<[^<>]{{0,300}}>|(?:\x1b|{_BACKSLASHES}(?:x1b|u001b))\[[\d;]*m)*"
+
+
+def tilde(value: Any) -> Any:
+    """Return JSON-able data with the home directory written ``~`` in every text of it, keys included.
+
+    In ``/mnt/home/al`` and ``/home/alice`` it is not the home directory ``/home/al``, and stays.
+    """
+    homes = _homes()
+    return _tilde(value, homes) if homes else value
+
+
+def _homes() -> tuple[str, ...]:
+    """Return the spellings of the home directory, the longest first."""
+    try:
+        entry = pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:  # a container's user may have no entry
+        entry = ""
+    named = [home for home in (os.path.expanduser("~"), entry) if os.path.isabs(home)]
+    # A home may be reached through a link: /home itself is one on some systems.
+    found = {form(home).rstrip("/") for home in named for form in (str, os.path.abspath, os.path.realpath)} - {""}
+    forms = (str, quote, lambda home: quote(home, safe=""), lambda home: home.replace("/", "\\/"), _in_json)
+    return tuple(sorted({form(home) for home in found for form in forms}, key=len, reverse=True))
+
+
+def _in_json(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+def _tilde(value: Any, homes: tuple[str, ...]) -> Any:
+    if isinstance(value, str):
+        for home in (home for home in homes if home in value):
+            value = _replace(value, home)
+        return value
+    if isinstance(value, Mapping):
+        return {_tilde(key, homes): _tilde(item, homes) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tilde(item, homes) for item in value]
+    return value
+
+
+def _replace(text: str, home: str) -> str:
+    def replaced(match: re.Match[str]) -> str:
+        before = text[max(0, match.start() - _SEEN_BEFORE) : match.start()]
+        is_tag = before.endswith("<") and text[match.end() : match.end() + 1] == ">"
+        return "~" if _BEGINS.search(before) and not is_tag else match[0]
+
+    return re.sub(rf"{re.escape(home)}{_ENDS}", replaced, text)
+
+
+def secret_values(settings: Settings) -> dict[str, str]:
+    """Return the secrets of a run by name: the secret settings, and the variables that ``secrets`` names.
+
+    Raises ConfigurationError for one that is too short to be searched for.
+    """
+    named = {name: os.environ.get(name, "") for name in settings.secrets.replace(",", " ").split()}
+    named |= {name: getattr(settings, name) for name in SECRET_SETTINGS}
+    found = {name: value for name, value in named.items() if value.strip()}
+    if short := [name for name, value in found.items() if len(value.strip()) < _SHORTEST]:
+        wanted = f"expected a secret of at least {_SHORTEST} characters: a shorter one can't be told from other text"
+        raise ConfigurationError([f"{name}: {wanted}" for name in short])
+    return found
+
+
+def refuse_secrets(settings: Settings, files: Mapping[str, bytes]) -> None:
+    """Raise RefusedError, naming each secret and the files that hold its value, in any usual spelling of it.
+
+    Found as it is, quoted in JSON, HTML, a URL or a program, and so within another; with colours, markup or ends of
+    lines inside; in base64 and in hexadecimal digits. Not found: what a picture shows, what was compressed or
+    encrypted, and a value that was shown in pieces with other text between them.
+    """
+    secrets = {name: [*_patterns(value)] for name, value in secret_values(settings).items()}
+    texts = {name: content.decode(errors="surrogateescape") for name, content in files.items()} if secrets else {}
+    found = [
+        f"{secret} in {name}"
+        for secret, patterns in secrets.items()
+        for name, text in texts.items()
+        if any(pattern.search(text) for pattern in patterns)
+    ]
+    if found:
+        remedy = "take it out of what the notebook shows, or of its parameters, and run it again"
+        raise RefusedError(f"nothing was archived, because it would hold the value of {'; of '.join(found)}", remedy)
+
+
+def masked(text: str, settings: Settings | None = None) -> str:
+    """Return a line for a log with the values of secrets taken out.
+
+    Without settings, which a fault may have kept from being resolved: those of the variables that say so themselves.
+    """
+    if settings is None:
+        names = os.environ.get("ABATHUR_SECRETS", Settings.secrets).replace(",", " ").split()
+        values = [os.environ.get(name, "") for name in (*names, *(f"ABATHUR_{s.upper()}" for s in SECRET_SETTINGS))]
+    else:
+        values = [*secret_values(settings).values()]
+    for value in (value for value in values if len(value.strip()) >= _SHORTEST):
+        for pattern in _patterns(value):
+            text = pattern.sub("•••", text)
+    return text
+
+
+def _patterns(value: str) -> Iterator[re.Pattern[str]]:
+    """Yield what matches a secret as it may stand in a file."""
+    value = value.strip()
+    # Of a key in PEM form each line is a secret, but for those that say what it is.
+    lines = [line.strip() for line in value.splitlines() if not line.startswith("-----")]
+    for piece in {value, tilde(value), *lines}:
+        if piece == value or len(piece) >= 2 * _SHORTEST:
+            yield re.compile(_NOISE.join(map(_spellings, piece)))
+    raw = value.encode(errors="surrogateescape")
+    yield re.compile(f"(?i:{raw.hex()})")
+    for phase in range(3):
+        # Of the first and the last group other bytes decide as well.
+        encoded = base64.b64encode(b"\0" * phase + raw).decode()
+        sure = encoded[4 if phase else 0 : len(encoded) - (4 if (phase + len(raw)) % 3 else 0)]
+        yield re.compile(f"(?:{_LINE_END})*".join({"+": "[-+]", "/": rf"(?:_|{_BACKSLASH}?/)"}.get(c, c) for c in sure))
+
+
+def _spellings(character: str) -> str:
+    """Return a pattern for one character of a secret: itself, escaped, as an entity, percent-encoded."""
+    if character.isascii() and character.isalnum():
+        return character
+    code = ord(character)
+    utf16 = character.encode("utf-16-be", "surrogatepass").hex()
+    entities = [f"{_HASH}0*{code}", f"{_HASH}x0*{code:x}"]
+    entities += [codepoint2name[code]] if code in codepoint2name else []
+    quoted = [
+        "" if character == "\\" else re.escape(character),
+        f"{_AMPERSAND}(?i:{'|'.join(entities)}){_SEMICOLON}",
+        "".join(f"%(?:25)*(?i:{octet:02x})" for octet in character.encode(errors="surrogateescape")),
+        *([r"\+|%(?:25)*2[Bb]"] if character == " " else []),
+    ]
+    escaped = [
+        f"(?i:x{code:02x}|u{code:04x}|U{code:08x})",
+        _BACKSLASHES.join(f"u(?i:{utf16[i : i + 4]})" for i in range(0, len(utf16), 4)),
+        *_SHORT_ESCAPES.get(character, ""),
+    ]
+    needed = "" if character == "\\" else "?"
+    return f"(?:{_BACKSLASHES}{needed}(?:{'|'.join(quoted)})|{_BACKSLASHES}(?:{'|'.join(escaped)}))"

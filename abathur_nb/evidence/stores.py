@@ -1,0 +1,135 @@
+"""Where the copy of an archive lies: a directory, or what fsspec reaches; its objects are listed, read and added."""
+
+import errno
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
+from abathur_nb.evidence.canonical import UNFINISHED, read_regular, write_durably
+from abathur_nb.layers import absolute_path
+from abathur_nb.scratch import make_private_directory
+from abathur_nb.wording import printable, shown
+
+__all__ = ["Store", "open_store"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^?#\s]*)")
+_MD5 = re.compile(r'"([0-9a-f]{32})"')  # how S3 names what was put in one piece; of several it names something else
+
+
+class Store(NamedTuple):
+    """Hold how to get at the objects of a copy, which have names such as ``RUNID/record.json``.
+
+    ``found`` names all there are, each with its MD5 where the store tells it, else an empty text. ``add`` makes a
+    new one, and replaces none. All raise RefusedError for whatever the store says no to.
+    """
+
+    where: str
+    found: Callable[[], dict[str, str]]
+    read: Callable[[str], bytes]
+    add: Callable[[str, bytes], None]
+
+
+def open_store(url: str) -> Store:
+    """Return the store that a directory or a URL names; raise ConfigurationError if it is none that is known.
+
+    No password is taken from a URL: URLs are shown. Makes nothing.
+    """
+    if not url.isprintable() or ("://" in url and not (match := _URL.fullmatch(url))):
+        raise ConfigurationError("URL: expected a directory, or protocol://place/path without ? and #")
+    scheme, rest = match.groups() if "://" in url and match else ("file", url)
+    if ":" in rest.partition("/")[0].rpartition("@")[0]:
+        keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise ConfigurationError(f"URL: expected none with a password, which logs would show: s3:// takes {keys}")
+    if scheme in ("file", "local"):
+        faults: list[str] = []
+        folder = absolute_path("URL", rest, "argument", "://" not in url, faults)
+        if folder is None:
+            raise ConfigurationError(faults)
+        return _directory(folder)
+    return _objects(url, scheme)
+
+
+def _telling(where: str, call: Callable[P, T]) -> Callable[P, T]:
+    """Return ``call`` with what it raises told as one line."""
+
+    def told(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(*args, **kwargs)
+        except AbathurError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each kind of store has errors of its own
+            reason = printable(str(error).strip().partition("\n")[0])[:300]
+            remedy = "see that it is there and may be used, then begin again"
+            raise RefusedError(f"{where} says no: {type(error).__name__}: {reason}", remedy) from None
+
+    return told
+
+
+def _directory(folder: Path) -> Store:
+    def found() -> dict[str, str]:
+        return {
+            str(Path(root, name).relative_to(folder)): ""
+            for root, _, names in os.walk(folder, onerror=_unless_absent)
+            for name in names
+            if not name.startswith(UNFINISHED)
+        }
+
+    def add(name: str, content: bytes) -> None:
+        path = folder / name
+        make_private_directory(path.parent)
+        if os.path.lexists(path):
+            raise FileExistsError(f"{path} is there already")
+        write_durably(path, content)
+
+    def read(name: str) -> bytes:
+        return read_regular(folder / name)
+
+    where = str(folder)
+    return Store(where, _telling(where, found), _telling(where, read), _telling(where, add))
+
+
+def _unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _objects(url: str, scheme: str) -> Store:
+    try:
+        from fsspec.core import url_to_fs
+        from fsspec.registry import get_filesystem_class
+
+        get_filesystem_class(scheme)
+    except ImportError as error:
+        missing = "; ".join(str(error).splitlines()) or "fsspec is not installed here"
+        raise ConfigurationError(f"URL: {scheme}:// wants more: {missing}: pip install 'abathur_nb[s3]'") from None
+    except ValueError:
+        raise ConfigurationError(f"URL: expected a directory or a protocol of fsspec, found {shown(url)}") from None
+    system, root = _telling(url, url_to_fs)(url)
+
+    def found() -> dict[str, str]:
+        system.invalidate_cache()
+        listed = system.find(root, detail=True)
+        return {path.removeprefix(root).lstrip("/"): _md5(told) for path, told in listed.items()}
+
+    def add(name: str, content: bytes) -> None:
+        try:
+            system.pipe_file(f"{root}/{name}", content, mode="create")
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            system.pipe_file(f"{root}/{name}", content)  # a store that can't be asked to replace none
+
+    def read(name: str) -> bytes:
+        return bytes(system.cat_file(f"{root}/{name}"))
+
+    return Store(url, _telling(url, found), _telling(url, read), _telling(url, add))
+
+
+def _md5(told: Any) -> str:
+    match = _MD5.fullmatch(str(told.get("ETag", "")))
+    return match[1] if match else ""

@@ -1,0 +1,166 @@
+"""Figures over time: what the runs of an archive found, each at its moment."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+
+from abathur_nb.figure import (
+    BLUE,
+    GREEN,
+    GREY,
+    MILLISECONDS,
+    ORANGE,
+    PURPLE,
+    RED,
+    Chart,
+    blank,
+    label,
+    new_chart,
+    one_line,
+    time_axis,
+)
+
+if TYPE_CHECKING:
+    from abathur_nb.evidence.history import History
+    from abathur_nb.evidence.past import PastRun
+
+__all__ = ["percentiles_over_time", "sizes_over_time", "verdicts_over_time"]
+
+# A shape and a colour for each verdict, the good ones below the bad ones; hollow and black for what is no evidence.
+_VERDICTS: Mapping[str, Mapping[str, Any]] = {
+    "pass": {"marker": "o", "color": GREEN, "markersize": 6},
+    "refused": {"marker": "s", "color": ORANGE, "markersize": 7},
+    "interrupted": {"marker": "v", "color": GREY, "markersize": 8},
+    "timeout": {"marker": "D", "color": PURPLE, "markersize": 7},
+    "error": {"marker": "P", "color": RED, "markersize": 9},
+    "fail": {"marker": "X", "color": RED, "markersize": 9},
+    "unsealed": {"marker": "o", "color": "black", "markersize": 8, "fillstyle": "none"},
+    "altered": {"marker": "*", "color": "black", "markersize": 11},
+}
+_FILE = "the file"
+_CROWD = 100  # points; more of them are drawn small
+_LINES = ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), (RED, "v"), (PURPLE, "D"), (GREY, "x"))
+
+
+def verdicts_over_time(history: "History") -> Chart:
+    """Draw each run of an archive at its time, a row a notebook, by the shape and the colour of its verdict."""
+    runs = history.runs
+    if not runs:
+        return blank("no run yet: there is nothing to draw")
+    labels = list(dict.fromkeys(run.label for run in runs))
+    chart, (ax,) = new_chart(1.4 + 0.36 * len(labels))
+    for verdict, style in _VERDICTS.items():
+        found = [run for run in runs if run.verdict == verdict]
+        small = {"markersize": 3, "alpha": 0.5} if verdict == "pass" and len(runs) > _CROWD else {}
+        if found:
+            rows = [labels.index(run.label) for run in found]
+            ax.plot(_times(found), rows, linestyle="", label=f"{verdict}: {len(found):,}", **{**style, **small})
+    ax.set_yticks(range(len(labels)), [label(name) for name in labels])
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(visible=True, axis="y", color="#dddddd", linewidth=0.5)
+    ax.set_axisbelow(True)
+    time_axis(ax)
+    ax.set_title(f"{len(runs):,} runs" if len(runs) > 1 else "One run: nothing to compare it with yet")
+    chart.legend(loc="outside lower center", ncols=len(_VERDICTS) // 2, fontsize=8)
+    counts = {name: Counter(run.verdict for run in runs if run.label == name) for name in labels}
+    told = (f"{name} {', '.join(f'{n} {verdict}' for verdict, n in found.items())}" for name, found in counts.items())
+    chart.alt = f"Verdicts of {len(runs):,} runs, {_span(runs)}: {'; '.join(told)}"
+    return chart
+
+
+def percentiles_over_time(history: "History") -> Chart:
+    """Draw the percentiles of what has a limit, with their intervals, over the benchmarks of an archive.
+
+    A line joins the runs on one database, one machine and as many rows; others can't be compared with them.
+    """
+    runs = [run for run in history.runs if run.facts.percentiles]
+    names = list(dict.fromkeys(name for run in runs for name in _measured(run)))
+    if not names:
+        return blank("no benchmark yet: run benchmark.ipynb")
+    chart, axes = new_chart(0.9 + 2.0 * len(names), len(names), sharex=True)
+    told = []
+    for ax, name in zip(axes, names, strict=True):
+        found = [run for run in runs if name in _measured(run)]
+        level, limit = found[-1].facts.limits[name]
+        _intervals_over_time(ax, found, name, "p50", BLUE, "o")
+        values = _intervals_over_time(ax, found, name, level, ORANGE, "^")
+        limits = [run.facts.limits[name][1] for run in found]
+        if len({*limits}) > 1:
+            ax.step(_times(found), limits, where="post", color=RED, linewidth=2, label=f"limit, at last {limit:g} ms")
+        else:
+            ax.axhline(limit, color=RED, linewidth=2, label=f"limit {limit:g} ms")
+        ax.set(yscale="log", title=label(name), ylabel="ms (logarithmic)")
+        ax.yaxis.set_major_formatter(MILLISECONDS)
+        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        told.append(f"{name} {level} {values[0]:.3g} ms at first, {values[-1]:.3g} ms at last, limit {limit:g} ms")
+    time_axis(axes[-1])
+    chart.alt = f"Percentiles of {len(runs):,} benchmarks, {_span(runs)}: {'; '.join(told)}"
+    return chart
+
+
+def sizes_over_time(history: "History") -> Chart:
+    """Draw how the file of the database has grown, and the largest tables and indexes in it."""
+    lines: dict[str, list[tuple[PastRun, int]]] = {}
+    for run in history.runs:
+        of = run.label.removeprefix(run.notebook)
+        for name, size in {_FILE: run.facts.size, **run.facts.sizes}.items():
+            if size is not None:
+                lines.setdefault(f"{name}{of}", []).append((run, size))
+    if not lines:
+        return blank("no size is recorded yet: run validate.ipynb")
+    chart, (ax,) = new_chart(3.4)
+    largest = sorted(lines, key=lambda name: (not name.startswith(_FILE), -lines[name][-1][1]))[: len(_LINES)]
+    for name, (colour, marker) in zip(largest, _LINES, strict=False):
+        times, sizes = _times([run for run, _ in lines[name]]), [size for _, size in lines[name]]
+        ax.plot(times, sizes, color=colour, marker=marker, markersize=_marker_size(times), label=label(name))
+    ax.yaxis.set_major_formatter(EngFormatter(unit="B"))
+    ax.set(title="The file, and the largest tables and indexes in it", ylabel="size (bytes)")
+    ax.set_ylim(bottom=0)
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    time_axis(ax)
+    ends = (
+        f"{one_line(name, 100)} {lines[name][0][1]:,} bytes at first, {lines[name][-1][1]:,} at last"
+        for name in largest
+    )
+    chart.alt = f"Sizes over time: {'; '.join(ends)}"
+    return chart
+
+
+def _times(runs: Sequence["PastRun"]) -> list[Any]:
+    return [run.started_at for run in runs]
+
+
+def _span(runs: Sequence["PastRun"]) -> str:
+    return f"{runs[0].started_at:%Y-%m-%d} to {runs[-1].started_at:%Y-%m-%d}"
+
+
+def _marker_size(points: Sequence[object]) -> float:
+    return 2 if len(points) > _CROWD else 5
+
+
+def _intervals_over_time(
+    ax: Axes, runs: Sequence["PastRun"], name: str, level: str, colour: str, marker: str
+) -> list[float]:
+    """Draw one percentile of ``name`` over its runs, a line for each basis that the figures have; return its values."""
+    runs = [run for run in runs if level in run.facts.percentiles[name]]
+    words = f"{level}, 95 % interval"
+    for basis in dict.fromkeys(run.facts.basis for run in runs):
+        found = [run for run in runs if run.facts.basis == basis]
+        bounds = [run.facts.percentiles[name][level] for run in found]
+        # Where there are too few samples to give a bound, there is no bar on that side.
+        errors = [[v - (low or v) for low, v, _ in bounds], [(high or v) - v for _, v, high in bounds]]
+        values = [value for _, value, _ in bounds]
+        style: dict[str, Any] = {"elinewidth": 0.5} if len(runs) > _CROWD else {"elinewidth": 1, "capsize": 2}
+        style |= {"color": colour, "marker": marker, "markersize": _marker_size(runs), "linewidth": 1}
+        ax.errorbar(_times(found), values, yerr=np.maximum(errors, 0), label=words, **style)
+        words = ""  # one line of the legend for all
+    return [run.facts.percentiles[name][level][1] for run in runs]
+
+
+def _measured(run: "PastRun") -> list[str]:
+    """Return what has both a limit and the percentile that it is for."""
+    return [name for name, (level, _) in run.facts.limits.items() if level in run.facts.percentiles.get(name, ())]

@@ -1,0 +1,76 @@
+"""Archives made quickly, without a kernel, as runs make them; and ways to tamper with them."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from abathur_nb.evidence.archive import keep
+from abathur_nb.evidence.ledger import LEDGER
+from abathur_nb.evidence.record import Verdict, write_record, write_started
+from abathur_nb.report import Check, Report
+from abathur_nb.settings import Settings
+
+GREEN = Report("validate", (Check("tables", "pass", "9 tables", "9 tables, each as in sql/"),))
+RED = Report("validate", (Check("tables", "fail", "9 tables", "8 tables; missing: audit", "restore a backup"),))
+FACTS: Mapping[str, Any] = {
+    "schema": {"tasks": "CREATE TABLE tasks (id TEXT)", "idx_a": "CREATE INDEX idx_a ON tasks (id)"},
+    "plans": {"get_session": ["SEARCH sessions USING INDEX a (id=?)"]},
+    "percentiles_ms": {"session retrieval": {"p50": [0.1, 0.2, 0.3], "p99": [0.5, 0.7, None]}},
+    "rows": {"tasks": 3},
+    "sizes": {"tasks": 4096},
+}
+IDENTITY = {"path": "abathur.db", "size": 45056, "application_id": 1, "user_version": 1, "schema_sha256": "0" * 64}
+
+
+def notebook(text: str) -> Any:
+    """Return an executed notebook of one cell."""
+    cell = nbformat.v4.new_code_cell(text, id="one", execution_count=1)
+    cell.outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=1)]
+    return nbformat.v4.new_notebook(cells=[cell])
+
+
+def start(settings: Settings, name: str = "validate", **parameters: object) -> Path:
+    """Begin a run, and leave it unsealed."""
+    return write_started(settings, name, {"env": settings.env, **parameters})
+
+
+def seal(
+    folder: Path,
+    settings: Settings,
+    verdict: Verdict = "pass",
+    *,
+    reports: Sequence[Report] = (GREEN,),
+    facts: Mapping[str, Any] = FACTS,
+    database: Mapping[str, Any] = IDENTITY,
+    **more: Any,
+) -> dict[str, Any]:
+    """Seal a run, and leave its notebook unarchived."""
+    said = [report.to_dict() for report in reports]
+    return write_record(
+        folder, settings, verdict, reports=said, facts=facts, database={"before": database, "after": database}, **more
+    )
+
+
+def run(settings: Settings, verdict: Verdict = "pass", *, name: str = "validate", **more: Any) -> Path:
+    """Make a whole run, archived; return its folder."""
+    folder = start(settings, name)
+    seal(folder, settings, verdict, **more)
+    keep(folder, settings, notebook(f"'{folder.name}'"))
+    return folder
+
+
+def archive(settings: Settings, runs: int = 4) -> Path:
+    """Make an archive: of so many runs one failed, and behind them one sealed, not archived, and one unsealed."""
+    for number in range(runs):
+        failed = number == 1
+        run(settings, "fail" if failed else "pass", reports=(RED if failed else GREEN,))
+    seal(start(settings), settings)
+    start(settings)
+    return settings.archive_dir
+
+
+def ledger_lines(archive: Path) -> list[bytes]:
+    """Return the lines of a ledger, each with its newline."""
+    return (archive / LEDGER).read_bytes().splitlines(keepends=True)

@@ -1,0 +1,297 @@
+"""What is given to the runner is read by the declared types, without a guess; every fault is told at once."""
+
+import argparse
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from abathur_nb.evidence.arguments import (
+    Given,
+    add_parameter_arguments,
+    faults_of_names,
+    read_given,
+    read_seconds,
+    values_for,
+)
+from abathur_nb.evidence.source import Source
+from abathur_nb.parameters import Parameter
+
+DECLARED = {
+    "env": Parameter("env", str, "development"),
+    "db_path": Parameter("db_path", str, None),
+    "dry_run": Parameter("dry_run", bool, False),
+    "rows": Parameter("rows", int, 10),
+    "limit": Parameter("limit", int, None),
+    "share": Parameter("share", float, 0.5),
+}
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_parameter_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def read(*arguments: str) -> tuple[dict[str, object], list[str]]:
+    """Return the values that the arguments give the declared parameters, and the faults."""
+    faults: list[str] = []
+    given = read_given(parsed("--env", "staging", *arguments), faults)
+    return values_for(DECLARED, given, faults), faults
+
+
+def yaml_of(text: str) -> tuple[dict[str, object], list[str]]:
+    return read("-y", text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("db_path", "/a/b.db", "/a/b.db"),
+        ("db_path", "007", "007"),
+        ("db_path", "true", "true"),
+        ("db_path", "", ""),
+        ("db_path", "None", None),
+        ("db_path", "/ünïcode 数据.db", "/ünïcode 数据.db"),
+        ("dry_run", "True", True),
+        ("dry_run", "False", False),
+        ("rows", "1", 1),
+        ("rows", "10000000", 10_000_000),
+        ("limit", "0", 0),
+        ("limit", "-1", -1),
+        ("limit", "None", None),
+        ("share", "0", 0.0),
+        ("share", "1.10", 1.1),
+        ("share", "-0.5", -0.5),
+    ],
+)
+def test_an_argument_is_read_by_the_declared_type(name: str, text: str, value: object) -> None:
+    values, faults = read("-p", name, text)
+    assert faults == []
+    assert (values[name], type(values[name])) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("dry_run", "true", "expected True or False, found 'true'"),
+        ("dry_run", "1", "expected True or False, found '1'"),
+        ("dry_run", "", "expected True or False, found ''"),
+        ("dry_run", "None", "expected True or False, found 'None'"),
+        *(
+            ("rows", text, "expected a whole number in plain digits")
+            for text in ("007", "1e3", "1e999", "nan", "0x10", "1_000", "1.0", " 5", "5 ", "+5", "-0", "", "٣", "None")
+        ),
+        ("rows", "9" * 5000, "expected a whole number in plain digits"),
+        ("rows", "0", "rows: expected a whole number in 1..10000000, found 0"),
+        ("rows", "-1", "rows: expected a whole number in 1..10000000, found -1"),
+        ("rows", "9223372036854775808", "rows: expected a whole number in 1..10000000"),
+        *(
+            ("share", text, "expected a number in plain digits")
+            for text in ("1e3", "inf", "nan", ".5", "5.", "1,5", "0x1", "00.5", "")
+        ),
+        ("share", "9" * 400, "share: expected a finite number"),
+        ("db_path", "/a\nb", r"expected printable characters, found '/a\nb'"),
+        ("db_path", "/a\x00", r"expected printable characters, found '/a\x00'"),
+        ("db_path", "/\udc80", r"expected printable characters, found '/\udc80'"),
+        ("db_path", "/\u202etxt", r"expected printable characters, found '/\u202etxt'"),
+    ],
+)
+def test_what_would_have_to_be_guessed_is_refused(name: str, text: str, told: str) -> None:
+    _, faults = read("-p", name, text)
+    (fault,) = faults
+    assert fault.startswith(name)
+    assert told in fault
+    assert fault.isprintable()
+    assert len(fault) < 300
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("db_path: /a/b.db", {"db_path": "/a/b.db"}),
+        ("{rows: 5, dry_run: true}", {"rows": 5, "dry_run": True}),
+        ("rows: 5\ndry_run: False\n", {"rows": 5, "dry_run": False}),
+        ("db_path: null", {"db_path": None}),
+        ("db_path: ~", {"db_path": None}),
+        ("db_path:", {"db_path": None}),
+        ('db_path: "null"', {"db_path": "null"}),
+        ("db_path: '~'", {"db_path": "~"}),
+        ("db_path: no", {"db_path": "no"}),
+        ("db_path: 1.10", {"db_path": "1.10"}),
+        ("db_path: 2026-11-23", {"db_path": "2026-11-23"}),
+        ("share: 1.10", {"share": 1.1}),
+        ("--- # a document\nrows: 5\n...\n", {"rows": 5}),
+        ("{}", {}),
+    ],
+)
+def test_yaml_is_read_by_the_declared_type_too(text: str, values: dict[str, object]) -> None:
+    found, faults = yaml_of(text)
+    assert faults == []
+    assert found == {"env": "staging", **values}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("- a", "-y: expected a mapping NAME: VALUE, found no mapping"),
+        ("rows", "-y: expected a mapping NAME: VALUE, found no mapping"),
+        ("", "-y: expected a mapping NAME: VALUE, found nothing"),
+        ("# nothing", "-y: expected a mapping NAME: VALUE, found nothing"),
+        ("rows: 5\n---\nrows: 6", "-y: expected a mapping NAME: VALUE, found more than one document"),
+        ("rows: [5]", "-y: expected a mapping NAME: VALUE, found a list in it"),
+        ("rows: {a: 5}", "-y: expected a mapping NAME: VALUE, found a mapping in it"),
+        ("[a]: 5", "-y: expected a mapping NAME: VALUE, found a list in it"),
+        ("? {a: b}\n: 5", "-y: expected a mapping NAME: VALUE, found a mapping in it"),
+        ("[" * 10_000, "-y: expected a mapping NAME: VALUE, found no mapping"),
+        ("a: " + "[" * 10_000, "-y: expected a mapping NAME: VALUE, found a list in it"),
+        ("rows: !!int 5", "found a tag or an anchor at '5'"),
+        ("rows: !!str 5", "found a tag or an anchor at '5'"),
+        ("rows: ! 5", "found a tag or an anchor at '5'"),
+        ("!!map {rows: 5}", "found a tag or an anchor"),
+        ("!!python/object/apply:os.system ['touch canary']", "found no mapping"),
+        ("rows: !!python/object/apply:os.system ['touch canary']", "found a list in it"),
+        ("rows: !!python/name:os.system canary", "found a tag or an anchor at 'canary'"),
+        ("rows: &a 5", "found a tag or an anchor at '5'"),
+        ("rows: *a", "found an alias in it"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "found a list in it"),
+        ("rows: 5: 6", "-y: broken YAML: mapping values are not allowed here"),
+        ("rows: 'open", "-y: broken YAML: while scanning a quoted scalar"),
+        ("rows:\t- 5", "-y: broken YAML: "),
+        ("rows: \x00", "-y: broken YAML: unacceptable character"),
+        ("rows: \udc80", "-y: broken YAML: unacceptable character"),
+        ("\ufeffrows: 5", "-y: expected at most 64 KiB of UTF-8 without a byte order mark"),
+        ("rows: 5 #" + "x" * 70_000, "-y: expected at most 64 KiB of UTF-8 without a byte order mark"),
+        ("rows: 5\nrows: 6", "rows: given twice (from -y, -y)"),
+        ('rows: 5\n"rows": 6', "rows: given twice (from -y, -y)"),
+        ("rows: '5'", "rows (from -y): expected int without quotation marks, found '5'"),
+        ('dry_run: "true"', "dry_run (from -y): expected bool without quotation marks, found 'true'"),
+        ("dry_run: yes", "dry_run (from -y): expected True or False, found 'yes'"),
+        ("rows: |\n  5\n", "rows (from -y): expected int without quotation marks"),
+        ("db_path: |\n  /a\n  /b\n", "db_path (from -y): expected printable characters"),
+        ("rows: 0o17", "rows (from -y): expected a whole number in plain digits, found '0o17'"),
+        ("rows: 1_000", "rows (from -y): expected a whole number in plain digits, found '1_000'"),
+        ("rows: 1:30", "rows (from -y): expected a whole number in plain digits, found '1:30'"),
+        ("rows: ~", "rows (from -y): expected int, and no null, found '~'"),
+        ("share: .inf", "share (from -y): expected a number in plain digits"),
+    ],
+)
+def test_yaml_that_is_no_plain_mapping_is_refused_in_one_line(
+    text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, faults = yaml_of(text)
+    assert [fault for fault in faults if told in fault], faults
+    for fault in faults:
+        assert fault.isprintable()
+        assert len(fault) < 400
+    assert list(tmp_path.iterdir()) == [], "code of a parameter has run"
+
+
+def test_a_null_for_a_parameter_that_must_have_a_value_is_refused() -> None:
+    _, faults = values_of_env("env:")
+    assert faults == ["env (from -y): expected str, and no null, found ''"]
+
+
+def values_of_env(text: str) -> tuple[dict[str, object], list[str]]:
+    faults: list[str] = []
+    given = read_given(parsed("-y", text), faults)
+    return values_for(DECLARED, given, faults), faults
+
+
+def test_a_file_is_read_as_the_argument_is(tmp_path: Path) -> None:
+    file = tmp_path / "parameters.yaml"
+    file.write_text("rows: 5\ndb_path: /ü.db\n", encoding="utf-8")
+    assert read("-f", str(file)) == ({"env": "staging", "rows": 5, "db_path": "/ü.db"}, [])
+
+
+def test_a_file_that_is_none_or_too_large_is_refused_without_a_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "latin").write_bytes(b"db_path: /\xe9")
+    (tmp_path / "utf16").write_bytes("rows: 5".encode("utf-16"))
+    (tmp_path / "bom").write_bytes(b"\xef\xbb\xbfrows: 5")
+    (tmp_path / "large").write_bytes(b"rows: 5 #" + b"x" * 65_536)
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    names = ("missing", "folder", "fifo", "socket", "latin", "utf16", "bom", "large", "link", "/dev/zero", "a\0b", "")
+    _, faults = read(*(part for name in names for part in ("-f", str(tmp_path / name) if name else "")))
+    listener.close()
+    assert len(faults) == len(names)
+    for name, words in (
+        ("missing", "cannot be read: No such file or directory"),
+        ("folder", "cannot be read: Is a directory"),
+        ("fifo", "expected a regular file"),
+        ("latin", "expected UTF-8, found another encoding at byte 10"),
+        ("bom", "without a byte order mark"),
+        ("large", "expected at most 65,536 bytes"),
+    ):
+        (fault,) = (fault for fault in faults if f"/{name}:" in fault)
+        assert fault.startswith(f"-f {tmp_path}/{name}: ")
+        assert words in fault
+    assert all(fault.isprintable() for fault in faults)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--env", "a", "-p", "env", "a"),
+        ("-p", "env", "a", "-p", "env", "b"),
+        ("--env", "a", "-y", "env: b"),
+        ("-p", "env", "a", "-y", "env: a"),
+    ],
+)
+def test_a_parameter_that_is_given_twice_is_refused(arguments: tuple[str, ...]) -> None:
+    faults: list[str] = []
+    read_given(parsed(*arguments), faults)
+    (fault,) = faults
+    assert fault.startswith("env: given twice (from ")
+
+
+@pytest.mark.parametrize("arguments", [("--env", "a"), ("-p", "env", "a"), ("-y", "env: a")])
+def test_the_environment_may_be_given_in_any_way_but_must_be_given(arguments: tuple[str, ...]) -> None:
+    faults: list[str] = []
+    (given,) = read_given(parsed(*arguments), faults)
+    assert (given.name, given.text, faults) == ("env", "a", [])
+    read_given(parsed(), faults)
+    assert faults == ["env: expected --env ENV, the environment to run in, found none"]
+
+
+def source(*names: str) -> Source:
+    return Source("mine", ("mine.ipynb", "0"), {}, {name: DECLARED[name] for name in names}, records=True)
+
+
+def test_a_name_that_no_listed_notebook_declares_is_refused_with_a_suggestion() -> None:
+    sources = [source("env", "db_path"), source("env", "rows")]
+    given = [Given(name, "1", "-p") for name in ("rows", "db_pth", "x=1;import os;y", "Env", "dry_run")]
+    faults = faults_of_names(given, sources)
+    assert faults == [
+        "parameter 'db_pth' (from -p) is not declared (env, db_path, rows); did you mean db_path?",
+        "parameter 'x=1;import os;y' (from -p) is not declared (env, db_path, rows)",
+        "parameter 'Env' (from -p) is not declared (env, db_path, rows); did you mean env?",
+        "parameter 'dry_run' (from -p) is not declared (env, db_path, rows)",
+    ]
+
+
+def test_a_value_goes_to_the_notebooks_that_declare_it() -> None:
+    faults: list[str] = []
+    given = [Given("rows", "7", "-p"), Given("env", "a", "--env")]
+    assert values_for(source("env").declared, given, faults) == {"env": "a"}
+    assert values_for(source("env", "rows").declared, given, faults) == {"env": "a", "rows": 7}
+    assert faults == []
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "", "1e3", "inf", "nan", "x", "0.0", "9" * 400])
+def test_a_limit_that_is_no_number_of_seconds_is_refused(text: str) -> None:
+    faults: list[str] = []
+    assert read_seconds("--timeout", text, faults) is None
+    assert faults[0].startswith("--timeout: expected a number of seconds above 0, found ")
+
+
+def test_a_limit_is_a_decimal_number_or_none() -> None:
+    faults: list[str] = []
+    assert read_seconds("--timeout", "0.5", faults) == 0.5
+    assert read_seconds("--timeout", None, faults) is None
+    assert faults == []

@@ -1,0 +1,189 @@
+"""Canonical JSON that holds its own hash: no other bytes pass for it, and a writer that dies leaves no half of one."""
+
+import errno
+import json
+import math
+import os
+import signal
+import socket
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abathur_nb.evidence.canonical import (
+    UNFINISHED,
+    canonical,
+    fits,
+    open_regular,
+    read_regular,
+    sealed,
+    sha256,
+    unsealed,
+    write_durably,
+)
+
+DATA = {"b": [1, 2.5, None, True], "a": {"ü": '\u202e\x00\n"\\'}, "n": -0.0, "big": 10**30, "small": 1e-300}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        DATA,
+        {},
+        {"text": "\udc80 alone"},  # as Python reads a name that is no UTF-8
+        {"text": "\ud83d\ude00"},  # two halves, which JSON makes one character of
+        {"numbers": {10: "ten", 2: "two"}},
+        {"tuple": (1, 2)},
+    ],
+)
+def test_what_was_sealed_comes_back_as_json_has_it(data: dict[str, Any]) -> None:
+    assert unsealed(sealed(data)) == json.loads(json.dumps(data))
+
+
+def test_equal_values_have_the_same_bytes() -> None:
+    assert sealed({"a": 1, "b": {"c": 2, "d": 3}}) == sealed({"b": {"d": 3, "c": 2}, "a": 1})
+    assert canonical(DATA).count(b"\n") == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_json_has_no_word_for_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        sealed({"value": value})
+
+
+def test_every_other_value_of_every_byte_is_noticed() -> None:
+    content = sealed(DATA)
+    for place in range(len(content)):
+        for value in set(range(256)) - {content[place]}:
+            with pytest.raises(ValueError, match=r"canonical|hash"):
+                unsealed(content[:place] + bytes([value]) + content[place + 1 :])
+
+
+def test_every_byte_more_or_less_is_noticed() -> None:
+    content = sealed(DATA)
+    for place in range(len(content)):
+        for other in (
+            content[:place],
+            content[:place] + content[place + 1 :],
+            content[:place] + b" " + content[place:],
+        ):
+            with pytest.raises(ValueError, match=r"canonical|hash"):
+                unsealed(other)
+    with pytest.raises(ValueError, match="canonical form"):
+        unsealed(content + b"\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]\n",
+        b"null\n",
+        b'{"a":1}\n',
+        b"\xff\n",
+        b'{"a":NaN,"sha256":""}\n',
+        b'{"a":1,"a":1,"sha256":""}\n',
+        b"[" * 200_000,
+        b'{"a":' + b"9" * 5000 + b"}\n",
+        b'{"a":1e999}\n',
+    ],
+)
+def test_what_was_never_sealed_is_a_value_error(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"it is|its hash"):
+        unsealed(content)
+
+
+def test_a_hash_recomputed_over_another_form_is_noticed() -> None:
+    data = {"a": 1.0}
+    spaced = json.dumps({**data, "sha256": sha256(canonical(data))}, sort_keys=True).encode() + b"\n"
+    with pytest.raises(ValueError, match="canonical form"):
+        unsealed(spaced)
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "holds"),
+    [
+        ({"a": "x", "more": 1}, {"a": str}, True),
+        ({}, {"a": str}, False),
+        ({"a": 1}, {"a": str}, False),
+        ([], {}, False),
+        ({"a": [{"b": 1}, {"b": 2}]}, {"a": [{"b": int}]}, True),
+        ({"a": [{"b": 1}, {}]}, {"a": [{"b": int}]}, False),
+        ({"a": {"b": 1}}, {"a": [{"b": int}]}, False),
+        ({"a": None}, {"a": (dict, type(None))}, True),
+    ],
+)
+def test_a_shape_fits_what_has_it(data: Any, shape: Any, holds: bool) -> None:
+    assert fits(data, shape) is holds
+
+
+def test_it_is_written_private_under_any_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        write_durably(tmp_path / "record.json", b"content")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "record.json").stat().st_mode) == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "write"])
+def test_a_full_disk_leaves_the_older_file_and_nothing_else(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "record.json"
+    write_durably(path, b"older")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if call == "fsync":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_durably(path, b"newer")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_that_is_killed_leaves_the_older_file_and_a_hidden_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "record.json"
+    write_durably(path, b"older")
+    if not (child := os.fork()):
+        # Killed when the draft is whole, and has not got its name yet.
+        monkeypatch.setattr(os, "fsync", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        write_durably(path, b"newer")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert path.read_bytes() == b"older"
+    (leftover,) = (found for found in tmp_path.iterdir() if found != path)
+    assert leftover.name.startswith(UNFINISHED)
+
+
+def test_only_a_regular_file_is_read_and_nothing_is_waited_for(tmp_path: Path) -> None:
+    real, link, fifo, server = (tmp_path / name for name in ("real", "link", "fifo", "socket"))
+    real.write_bytes(b"content")
+    link.symlink_to(real)
+    os.mkfifo(fifo)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(server))
+        for path in (link, fifo, server, tmp_path, Path("/dev/zero")):
+            with pytest.raises(OSError, match="no regular file"):
+                read_regular(path)
+            with pytest.raises(OSError, match="no regular file"):
+                open_regular(path)
+    assert read_regular(real) == b"content"
+
+
+def test_an_enormous_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # sparse: it takes no room
+    with pytest.raises(OSError, match="larger than 268,435,456 bytes"):
+        read_regular(path)

@@ -1,0 +1,586 @@
+"""A copy of an archive: run by run, never changed afterwards, a valid archive wherever it was cut short."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import nbformat
+import pytest
+from damage import fingerprint
+from fsspec.implementations.memory import MemoryFileSystem
+
+from abathur_nb.errors import ConfigurationError, RefusedError
+from abathur_nb.evidence import stores
+from abathur_nb.evidence.archive import keep
+from abathur_nb.evidence.copying import copy_archive, fetched
+from abathur_nb.evidence.ledger import LEDGER
+from abathur_nb.evidence.record import STARTED, write_record, write_started
+from abathur_nb.evidence.stores import open_store
+from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.report import Check, Report
+from abathur_nb.settings import Settings, resolve
+
+NOTEBOOK = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
+
+
+def add_run(settings: Settings) -> str:
+    """Add a sealed and archived run, and return its id."""
+    folder = write_started(settings, "init", {"env": "development"})
+    report = Report("trial", (Check("sky", "pass", "blue", "blue"),))
+    write_record(folder, settings, "pass", reports=[report.to_dict()])
+    keep(folder, settings, NOTEBOOK)
+    return folder.name
+
+
+@pytest.fixture(scope="module")
+def three_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an archive of three runs, for copies of it to be spoilt."""
+    settings = resolve(db_path=tmp_path_factory.mktemp("three") / "x.db")
+    for _ in range(3):
+        add_run(settings)
+    return settings.archive_dir
+
+
+@pytest.fixture
+def archive(three_runs: Path, settings: Settings) -> Path:
+    settings.archive_dir.parent.mkdir()
+    return Path(shutil.copytree(three_runs, settings.archive_dir))
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def copied_runs(url: str, archive: Path) -> int:
+    """Return how many runs a copy holds that verifies; what it holds is the beginning of the archive."""
+    try:
+        with fetched(url) as copy:
+            report = verify_archive(copy)
+            ledger = (copy / LEDGER).read_bytes()
+    except RefusedError as error:
+        assert "is no copy of an archive: no line of a ledger" in error.observed  # noqa: PT017
+        return 0
+    assert report.ok, str(report)
+    assert (archive / LEDGER).read_bytes().startswith(ledger)
+    return ledger.count(b"\n")
+
+
+# --- a real S3 server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Return the variables that let a client use a SeaweedFS of this machine, which has the bucket ``evidence``."""
+    folder = tmp_path_factory.mktemp("weed")
+    key = {"accessKey": "an-access-key", "secretKey": "planted-s3cret-0815"}
+    identity = {"name": "t", "credentials": [key], "actions": ["Admin", "Read", "Write", "List"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(8)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1] for one in sockets]
+    names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
+    command = [
+        *(
+            str(Path(sys.executable).with_name("weed")),
+            f"-logdir={folder}",
+            "server",
+            f"-dir={folder}",
+            "-filer",
+            "-s3",
+        ),
+        *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
+        *("-ip=127.0.0.1", f"-s3.config={folder / 's3.json'}", "-volume.max=50", "-master.volumeSizeLimitMB=64"),
+        *("-s3.port.iceberg=0", "-s3.port.lance=0"),
+    ]
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[6]}",
+        "AWS_ACCESS_KEY_ID": key["accessKey"],
+        "AWS_SECRET_ACCESS_KEY": key["secretKey"],
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+    }
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: _answers(variables["AWS_ENDPOINT_URL"]), process)
+            wait_until(lambda: _takes_objects(variables), process)
+            yield variables
+        finally:
+            process.kill()
+            process.wait()
+            for path in (path for port in ports for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")):  # noqa: S108
+                path.unlink()
+
+
+def wait_until(holds: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert process.poll() is None, "the server ended"
+        assert time.monotonic() < deadline, "the server does not answer"
+        time.sleep(0.1)
+
+
+def _answers(url: str) -> bool:
+    try:
+        urlopen(url, timeout=5).close()  # noqa: S310
+    except HTTPError as error:
+        return error.code == 403
+    except OSError:
+        return False
+    return True
+
+
+def _takes_objects(variables: dict[str, str]) -> bool:
+    program = "import s3fs\ns3fs.S3FileSystem().pipe_file('evidence/ready', b'')"
+    make = "import s3fs\ns3fs.S3FileSystem().mkdir('evidence')"
+    for source in (make, program):
+        done = subprocess.run([sys.executable, "-c", source], env={**os.environ, **variables}, check=False,
+                              capture_output=True)  # fmt: skip
+    return done.returncode == 0
+
+
+# --- the places
+
+
+PLACES = ["directory", "file URL", "memory", "s3"]
+
+
+@pytest.fixture(params=PLACES)
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return a place for a copy, where nothing is yet."""
+    if request.param == "s3":
+        for name, value in request.getfixturevalue("server").items():
+            monkeypatch.setenv(name, value)
+    return {
+        "directory": str(tmp_path / "copies" / "here"),
+        "file URL": f"file://{tmp_path}/copies/there",
+        "memory": f"memory://{tmp_path.name}/copy",
+        "s3": f"s3://evidence/{tmp_path.name}/copy",
+    }[request.param]
+
+
+def test_a_copy_comes_back_byte_for_byte_and_verifies(url: str, archive: Path) -> None:
+    before = content_of(archive)
+    done = copy_archive(archive, url)
+    assert len(done["copied"]) == 3 * 6
+    assert done["left"] == []
+    with fetched(url) as copy:
+        assert content_of(copy) == before
+        assert verify_archive(copy).ok
+        assert all(path.stat().st_mode & 0o077 == 0 for path in (copy, *copy.rglob("*")))
+    assert not copy.exists()
+    assert content_of(archive) == before
+
+
+def test_copying_again_adds_what_is_new_and_touches_nothing_else(url: str, archive: Path, settings: Settings) -> None:
+    copy_archive(archive, url)
+    store = open_store(url)
+    before = {name: store.read(name) for name in store.found()}
+    marks = stamps(url)
+    assert copy_archive(archive, url) == {"copied": [], "left": []}
+    assert stamps(url) == marks
+    new = add_run(settings)
+    done = copy_archive(archive, url)
+    assert {name.partition("/")[0] for name in done["copied"]} == {new, "ledger"}
+    assert {name: store.read(name) for name in before} == before
+    assert {name: mark for name, mark in stamps(url).items() if name in marks} == marks
+    assert copied_runs(url, archive) == 4
+
+
+def stamps(url: str) -> dict[str, object]:
+    """Return what would show that an object was written once more, even with the same content."""
+    from fsspec.core import url_to_fs
+
+    system, root = url_to_fs(url)
+    system.invalidate_cache()
+    found = system.find(root, detail=True)
+    return {
+        path.removeprefix(root).strip("/"): [told.get(name) for name in ("ino", "mtime", "created", "LastModified")]
+        for path, told in found.items()
+    }
+
+
+def test_the_line_of_a_run_comes_after_its_files(archive: Path, tmp_path: Path) -> None:
+    copied = copy_archive(archive, str(tmp_path / "copy"))["copied"]
+    for number in range(3):
+        *files, line = copied[6 * number : 6 * number + 6]
+        (run_id,) = {name.partition("/")[0] for name in files}
+        assert line == f"ledger/{number + 1:08}.jsonl"
+        assert json.loads((tmp_path / "copy" / line).read_bytes())["run_id"] == run_id
+
+
+def test_a_run_without_a_line_is_not_copied_and_named(url: str, archive: Path, settings: Settings) -> None:
+    begun = write_started(settings, "init", {})
+    sealed = write_started(settings, "init", {})
+    write_record(sealed, settings, "pass")
+    assert copy_archive(archive, url)["left"] == sorted([begun.name, sealed.name])
+    assert not [name for name in open_store(url).found() if begun.name in name or sealed.name in name]
+    assert copied_runs(url, archive) == 3
+
+
+def test_an_object_is_never_replaced(url: str) -> None:
+    store = open_store(url)
+    store.add("ledger/00000001.jsonl", b"first")
+    with pytest.raises(RefusedError):
+        store.add("ledger/00000001.jsonl", b"second")
+    assert store.read("ledger/00000001.jsonl") == b"first"
+
+
+def spoil(url: str, name: str, change: Callable[[bytes], bytes]) -> None:
+    """Change an object as somebody does who is allowed to."""
+    from fsspec.core import url_to_fs
+
+    system, root = url_to_fs(url)
+    system.pipe_file(f"{root}/{name}", change(system.cat_file(f"{root}/{name}")))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda content: content[:-3] + b"xx\n", lambda _: b"", lambda content: content + b"x"]
+)
+def test_a_copy_that_was_altered_is_not_gone_on_with(
+    url: str, change: Callable[[bytes], bytes], archive: Path, settings: Settings
+) -> None:
+    names = copy_archive(archive, url)["copied"]
+    spoil(url, names[2], change)
+    spoil(url, names[5], change)
+    add_run(settings)
+    marks = stamps(url)
+    with pytest.raises(RefusedError) as caught:
+        copy_archive(archive, url)
+    assert f"does not: {names[2]}, {names[5]}. Nothing was copied" in caught.value.observed
+    assert stamps(url) == marks
+
+
+def test_a_copy_that_knows_more_than_the_archive_shows_that_the_archive_was_cut_off(
+    url: str, archive: Path, settings: Settings
+) -> None:
+    whole = (archive / LEDGER).read_bytes()
+    copy_archive(archive, url)
+    (archive / LEDGER).write_bytes(whole[: whole.rstrip().rfind(b"\n") + 1])
+    with pytest.raises(RefusedError, match=r"does not: ledger/00000003.jsonl. Nothing was copied"):
+        copy_archive(archive, url)
+    add_run(settings)  # a third line again, another one
+    with pytest.raises(RefusedError, match=r"does not: ledger/00000003.jsonl. Nothing was copied"):
+        copy_archive(archive, url)
+
+
+def test_the_archive_of_another_database_does_not_go_to_the_same_place(
+    archive: Path, settings: Settings, tmp_path: Path
+) -> None:
+    other = replace(settings, archive_dir=tmp_path / "other")
+    add_run(other)
+    copy_archive(archive, str(tmp_path / "copy"))
+    before = content_of(tmp_path / "copy")
+    with pytest.raises(RefusedError, match=r"holds what the archive .* does not: ledger/00000001.jsonl, ledger/0000"):
+        copy_archive(other.archive_dir, str(tmp_path / "copy"))
+    assert content_of(tmp_path / "copy") == before
+
+
+# --- an archive that is not as it was written
+
+
+@pytest.mark.parametrize("change", ["altered", "gone", "a link", "a FIFO"])
+def test_a_file_that_is_not_what_the_ledger_names_stops_it_before_that_runs_line(
+    change: str, archive: Path, tmp_path: Path
+) -> None:
+    second = sorted(path for path in archive.iterdir() if path.is_dir())[1]
+    path = second / STARTED
+    content = path.read_bytes()
+    path.unlink()
+    if change == "altered":
+        path.write_bytes(content.replace(b"init", b"inix"))
+    elif change == "a link":
+        (tmp_path / "elsewhere").write_bytes(content)
+        path.symlink_to(tmp_path / "elsewhere")
+    elif change == "a FIFO":
+        os.mkfifo(path)
+    with pytest.raises(RefusedError, match=f"{second.name}/{STARTED} (is not the file|cannot be read)"):
+        copy_archive(archive, str(tmp_path / "copy"))
+    if change == "a FIFO":
+        path.unlink()
+    assert copied_runs(str(tmp_path / "copy"), archive) == 1
+
+
+def test_a_ledger_with_a_fault_is_not_copied(archive: Path, tmp_path: Path) -> None:
+    ledger = archive / LEDGER
+    ledger.write_bytes(ledger.read_bytes().replace(b'"verdict":"pass"', b'"verdict":"fail"', 1))
+    with pytest.raises(RefusedError, match=r"ledger.jsonl line 1: .*Nothing was copied: python -m abathur_nb verify"):
+        copy_archive(archive, str(tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_torn_last_line_waits_until_a_run_has_closed_it(url: str, archive: Path, settings: Settings) -> None:
+    with (archive / LEDGER).open("ab") as ledger:
+        ledger.write(b'{"kind":"run","torn')
+    copy_archive(archive, url)
+    assert copied_runs(url, archive) == 3
+    add_run(settings)
+    copy_archive(archive, url)
+    with fetched(url) as copy:
+        assert (copy / LEDGER).read_bytes() == (archive / LEDGER).read_bytes()
+        assert verify_archive(copy).ok
+
+
+# --- a copy cut short
+
+
+@pytest.mark.parametrize("url", ["memory", "directory", "s3"], indirect=True)
+@pytest.mark.parametrize("done", range(0, 19, 3))
+def test_cut_short_it_is_a_shorter_archive_and_the_next_one_goes_on(
+    done: int, url: str, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 0 to 18 objects; each time within a run, and between two."""
+    left = [done]
+
+    def cut(store: stores.Store) -> stores.Store:
+        def add(name: str, content: bytes) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise ConnectionResetError(104, "Connection reset by peer")
+            store.add(name, content)
+
+        return store._replace(add=stores._telling(store.where, add))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("abathur_nb.evidence.copying.open_store", lambda url: cut(open_store(url)))
+        if done < 18:
+            with pytest.raises(RefusedError, match=r"ConnectionResetError: .*Connection reset by peer.*begin again"):
+                copy_archive(archive, url)
+        else:
+            copy_archive(archive, url)
+    assert copied_runs(url, archive) == done // 6
+    assert len(copy_archive(archive, url)["copied"]) == 18 - done
+    assert copied_runs(url, archive) == 3
+
+
+def test_an_answer_that_is_lost_is_no_fault(archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The object was made, and the request, sent again, is told that it is there."""
+    create = MemoryFileSystem.pipe_file
+
+    def twice(self: Any, path: str, value: bytes, mode: str = "overwrite") -> None:
+        create(self, path, value, mode)
+        create(self, path, value, mode)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", twice)
+    url = f"memory://{tmp_path.name}"
+    assert len(copy_archive(archive, url)["copied"]) == 18
+    assert copied_runs(url, archive) == 3
+
+
+def test_a_store_that_cannot_be_asked_to_replace_none_is_given_its_objects_all_the_same(
+    archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put = MemoryFileSystem.pipe_file
+
+    def unable(self: Any, path: str, value: bytes, mode: str = "overwrite") -> None:
+        if mode == "create":
+            raise OSError(38, "A header you provided implies functionality that is not implemented")
+        put(self, path, value)
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", unable)
+    copy_archive(archive, f"memory://{tmp_path.name}")
+    assert copied_runs(f"memory://{tmp_path.name}", archive) == 3
+
+
+def test_several_copies_at_once_make_one(url: str, archive: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(copy_archive, archive, url) for _ in range(4)]:
+            done.result()
+    assert copied_runs(url, archive) == 3
+    assert len(open_store(url).found()) == 18
+
+
+def test_a_full_disk_leaves_a_shorter_archive(archive: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
+    try:
+        with pytest.raises(RefusedError, match="No space left on device"):
+            copy_archive(archive, str(small / "copy"))
+        runs = copied_runs(str(small / "copy"), archive)
+        assert 0 < runs < 3
+        subprocess.run(["mount", "-o", "remount,size=8m", small], check=True)
+        copy_archive(archive, str(small / "copy"))
+        assert copied_runs(str(small / "copy"), archive) == 3
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)
+
+
+# --- places that say no
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("", "expected a path"),
+        ("~nobody/x", "expected an absolute path"),
+        ("file://relative/x", "expected an absolute path"),
+        ("a\nb", "expected a directory, or protocol"),
+        ("s3://bucket/a b", "expected a directory, or protocol"),
+        ("s3://bucket/x?key=s3cret", "expected a directory, or protocol"),
+        ("simplecache::s3://bucket/x", "expected a directory, or protocol"),
+        ("s4://bucket/x", "a protocol of fsspec, found 's4://bucket/x'"),
+        ("://x", "expected a directory, or protocol"),
+        ("sftp://alice:s3cret@host/x", "expected none with a password"),
+        ("s3://an-access-key:s3cret@bucket/x", "expected none with a password"),
+        ("s3://:s3cret@bucket", "expected none with a password"),
+    ],
+)
+def test_a_place_that_is_none_is_told_and_no_password_is_shown(url: str, told: str, archive: Path) -> None:
+    for ask in (lambda: copy_archive(archive, url), lambda: fetched(url).__enter__()):
+        with pytest.raises(ConfigurationError) as caught:
+            ask()
+        assert str(caught.value).startswith("URL")
+        assert told in str(caught.value)
+        assert "s3cret" not in str(caught.value)
+
+
+def test_a_place_within_the_archive_itself_is_refused(archive: Path) -> None:
+    before = content_of(archive)
+    for place in (archive, archive / "copy", f"file://{archive}/x/y"):
+        with pytest.raises(RefusedError, match="lies in the archive itself"):
+            copy_archive(archive, str(place))
+    assert content_of(archive) == before
+
+
+@pytest.mark.parametrize("module", ["fsspec", "s3fs"])
+def test_without_the_extra_the_remedy_is_named_and_a_directory_wants_none(
+    module: str, archive: Path, tmp_path: Path
+) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\n"
+        "sys.modules[sys.argv[1]] = None\n"
+        "from abathur_nb.evidence.copying import copy_archive\n"
+        "copy_archive(Path(sys.argv[2]), sys.argv[3])\n"
+        "try: copy_archive(Path(sys.argv[2]), 's3://bucket/x')\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    command = [sys.executable, "-c", program, module, str(archive), str(tmp_path / "copy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ConfigurationError URL: s3:// wants more: ")
+    assert done.stdout.endswith(": pip install 'abathur_nb[s3]'\n")
+    assert copied_runs(str(tmp_path / "copy"), archive) == 3
+
+
+@pytest.mark.parametrize(
+    ("variables", "url", "told"),
+    [
+        ({}, "s3://missing-bucket/x", "FileNotFoundError: The specified bucket does not exist"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong-" + "s3cret"}, "s3://evidence/x", "PermissionError: "),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "s3://evidence/x", "PermissionError: "),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "s3://evidence/x", "EndpointConnectionError: "),
+    ],
+)
+def test_what_an_s3_server_says_no_to_is_told_in_a_line_and_the_archive_stays(
+    variables: dict[str, str], url: str, told: str, server: dict[str, str], archive: Path, settings: Settings
+) -> None:
+    before = {path: fingerprint(path) for path in archive.rglob("*")}
+    done = cli("copy", url, "--db-path", str(settings.db_path), env={**server, **variables})
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"abathur_nb copy: {url} says no: {told}")
+    assert "s3cret" not in line
+    assert {path: fingerprint(path) for path in archive.rglob("*")} == before
+
+
+# --- bringing it back
+
+
+@pytest.mark.parametrize("name", ["../evil", "ledger.jsonl", "a/../../evil", "a/b/c", "a/..", "x y", ".."])
+def test_an_object_whose_name_leads_elsewhere_is_refused(name: str, archive: Path, tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}"
+    copy_archive(archive, url)
+    MemoryFileSystem().store[f"/{tmp_path.name}/{name}"] = MemoryFileSystem().store[
+        f"/{tmp_path.name}/ledger/00000001.jsonl"
+    ]
+    with pytest.raises(RefusedError, match="is no copy of an archive: an object named"), fetched(url):
+        pass
+
+
+def test_what_does_not_belong_to_a_copy_is_brought_and_seen(url: str, archive: Path) -> None:
+    copy_archive(archive, url)
+    open_store(url).add("stranger/thing.txt", b"x")
+    with fetched(url) as copy:
+        report = verify_archive(copy)
+    assert not report.ok
+    assert "stranger" in str(report)
+
+
+def test_a_missing_line_or_file_of_a_copy_is_found(url: str, archive: Path) -> None:
+    from fsspec.core import url_to_fs
+
+    names = copy_archive(archive, url)["copied"]
+    system, root = url_to_fs(url)
+    for name in (names[11], names[1]):  # a line, a file
+        content = open_store(url).read(name)
+        system.rm_file(f"{root}/{name}")
+        with fetched(url) as copy:
+            assert not verify_archive(copy).ok
+        open_store(url).add(name, content)
+    assert copied_runs(url, archive) == 3
+
+
+def test_a_link_in_a_copy_is_not_followed(archive: Path, tmp_path: Path) -> None:
+    names = copy_archive(archive, str(tmp_path / "copy"))["copied"]
+    path = tmp_path / "copy" / names[0]
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    with pytest.raises(RefusedError, match="it is no regular file"), fetched(str(tmp_path / "copy")):
+        pass
+
+
+def test_where_there_is_no_copy_none_is_brought(url: str) -> None:
+    with pytest.raises(RefusedError, match="is no copy of an archive: no line of a ledger"), fetched(url):
+        pass
+
+
+# --- the command
+
+
+def cli(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "abathur_nb", *arguments]
+    return subprocess.run(
+        command, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize("url", ["directory", "file URL", "s3"], indirect=True)
+def test_the_command_copies_tells_what_it_did_and_verify_reads_the_copy(
+    url: str, archive: Path, settings: Settings
+) -> None:
+    unsealed = write_started(settings, "init", {}).name
+    where = ("--db-path", str(settings.db_path))
+    done = cli("copy", url, *where)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        f"copied 3 lines of the ledger, 18 objects in all, to {url}\n"
+        f"not copied, without a line in the ledger and no evidence: {unsealed}\n"
+    )
+    assert cli("copy", url, "--archive", str(archive)).stdout.startswith("copied 0 lines of the ledger, 0 objects")
+    verified = cli("verify", url)
+    assert (verified.returncode, verified.stderr) == (0, ""), verified.stdout
+    spoil(url, "ledger/00000002.jsonl", lambda content: content.replace(b"pass", b"fail"))
+    assert cli("verify", url).returncode == 1
+    again = cli("copy", url, *where)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "ledger/00000002.jsonl. Nothing was copied" in again.stderr
+
+
+def test_without_an_archive_or_a_place_the_command_says_what_it_wants(settings: Settings, tmp_path: Path) -> None:
+    done = cli("copy", str(tmp_path / "copy"), "--db-path", str(settings.db_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"no archive at {settings.archive_dir}" in done.stderr
+    assert cli("copy").returncode == 2

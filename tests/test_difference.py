@@ -1,0 +1,359 @@
+"""The difference of two runs: what they found out counts, what merely varies does not."""
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from archives import FACTS, GREEN, IDENTITY, RED, run, seal, start
+from damage import ROWS, run_sql
+
+from abathur_nb.__main__ import main
+from abathur_nb.evidence.canonical import sealed, unsealed
+from abathur_nb.evidence.difference import circumstances, differences
+from abathur_nb.evidence.record import RECORD
+from abathur_nb.explain import explain_queries
+from abathur_nb.initialize import initialize_database
+from abathur_nb.preflight import preflight
+from abathur_nb.report import Check, Report
+from abathur_nb.settings import Settings, resolve
+from abathur_nb.validate import validate_database
+
+
+def record(**more: Any) -> dict[str, Any]:
+    """Return a sealed record that was never written."""
+    return {
+        "run_id": "20261123T101500123Z-9f3ac1",
+        "notebook": "validate",
+        "env": "development",
+        "user": "ada",
+        "host": "lab",
+        "template": {"name": "validate.ipynb", "sha256": "0" * 64},
+        "parameters": {"env": "development"},
+        "settings": {"readers": "2"},
+        "versions": {"SQLite": "3.40.1"},
+        "started_at": "2026-11-23 10:15:00.123",
+        "ended_at": "2026-11-23 10:15:01.623",
+        "verdict": "pass",
+        "reports": [GREEN.to_dict()],
+        "facts": deepcopy(dict(FACTS)),
+        "database": {"before": IDENTITY, "after": IDENTITY},
+        "error": None,
+        **more,
+    }
+
+
+def observed(*texts: str) -> dict[str, Any]:
+    """Return a record whose checks have observed this."""
+    checks = tuple(Check(f"number {n}", "pass", "well", text) for n, text in enumerate(texts))
+    return record(reports=[Report("trial", checks).to_dict()])
+
+
+def facts(**more: Any) -> dict[str, Any]:
+    return record(facts={**deepcopy(dict(FACTS)), **more})
+
+
+def told(earlier: dict[str, Any], later: dict[str, Any]) -> list[str]:
+    return [str(change) for change in differences(earlier, later)]
+
+
+# --- what counts
+
+
+def test_a_record_does_not_differ_from_itself() -> None:
+    assert differences(record(), record()) == ()
+    assert circumstances(record(), record()) == ()
+
+
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [
+        (record(verdict="error"), ["verdict of the run: pass → error"]),
+        (
+            record(reports=[RED.to_dict()]),
+            [
+                "check validate: tables, status: pass → fail",
+                "check validate: tables, observed: 9 tables, each as in sql/ → 8 tables; missing: audit",
+            ],
+        ),
+        (
+            record(reports=[GREEN.to_dict(), Report("more", (Check("sky", "pass"),)).to_dict()]),
+            ["check more: sky, status: nothing → pass"],
+        ),
+        (record(reports=[]), ["check validate: tables, status: pass → nothing"]),
+        (
+            record(error={"cell": 3, "id": "x", "name": "ValueError", "message": "no"}),
+            ["error of a cell: nothing → ValueError: no"],
+        ),
+        (
+            facts(schema={**FACTS["schema"], "tasks": "CREATE TABLE tasks (id TEXT, more TEXT)"}),
+            ["schema tasks: CREATE TABLE tasks (id TEXT) → CREATE TABLE tasks (id TEXT, more TEXT)"],
+        ),
+        (
+            facts(schema={"tasks": FACTS["schema"]["tasks"]}),
+            ["schema idx_a: CREATE INDEX idx_a ON tasks (id) → nothing"],
+        ),
+        (
+            facts(plans={"get_session": ["SCAN sessions", "USE TEMP B-TREE"]}),
+            ["plan get_session: SEARCH sessions USING INDEX a (id=?) → SCAN sessions; USE TEMP B-TREE"],
+        ),
+        (facts(rows={"tasks": 4}), ["rows of tasks: 3 → 4"]),
+        (facts(rows={"tasks": 3, "state": 0}), ["rows of state: nothing → 0"]),
+        (facts(sizes={"tasks": 8192}), ["bytes of tasks: 4096 → 8192"]),
+        (
+            record(database={"before": IDENTITY, "after": {**IDENTITY, "user_version": 2}}),
+            ["database user_version: 1 → 2"],
+        ),
+        (
+            facts(percentiles_ms={"session retrieval": {"p50": [0.31, 0.4, 0.5], "p99": [0.6, 0.9, None]}}),
+            ["percentile session retrieval, p50: 0.2 ms (0.1–0.3) → 0.4 ms (0.31–0.5)"],
+        ),
+    ],
+)
+def test_what_was_found_out_counts(later: dict[str, Any], words: list[str]) -> None:
+    assert told(record(), later) == words
+    assert len(differences(later, record())) == len(words)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "changed"),
+    [
+        ([1, 2, 3], [3, 4, 5], False),
+        ([1, 2, 3], [3.01, 4, 5], True),
+        ([3.01, 4, 5], [1, 2, 3], True),
+        ([1, 2, None], [9, 10, 11], False),
+        ([None, 2, 3], [9, 10, None], True),
+        ([None, 2, None], [9, 10, 11], False),
+        ([1, 2, 3], "soon", True),
+        ([1, 2, 3], [10**400, 10**400, 10**400], True),
+        ([1, 2, 3], [1, 2], True),
+    ],
+)
+def test_a_percentile_has_changed_where_the_intervals_do_not_meet(one: Any, other: Any, changed: bool) -> None:
+    earlier, later = (facts(percentiles_ms={"read": {"p50": bounds}}) for bounds in (one, other))
+    assert bool(told(earlier, later)) is changed
+
+
+def test_where_no_objects_are_shown_the_hash_of_all_counts() -> None:
+    other = {"before": IDENTITY, "after": {**IDENTITY, "schema_sha256": "1" * 64}}
+    assert told(record(), record(database=other)) == [], "the objects are the same"
+    assert told(record(facts={}), record(facts={}, database=other)) == [
+        f"database schema_sha256: {'0' * 64} → {'1' * 64}"
+    ]
+
+
+def test_where_no_sizes_are_shown_that_of_the_database_counts() -> None:
+    other = {"before": IDENTITY, "after": {**IDENTITY, "size": 49152}}
+    assert told(record(facts={}), record(facts={}, database=other)) == ["bytes of the database: 45056 → 49152"]
+
+
+def test_of_what_only_one_run_looked_at_there_is_one_line() -> None:
+    schema = {f"t{n}": "CREATE TABLE" for n in range(40)}
+    assert told(record(facts={"schema": schema}), record(facts={}))[0] == "schema altogether: 40 of them → nothing"
+    assert told(record(facts={}), record(facts={"schema": schema}))[-1] == "schema altogether: nothing → 40 of them"
+
+
+def test_two_checks_of_one_name_are_compared_each_with_its_own() -> None:
+    twice = [RED.to_dict(), GREEN.to_dict()]
+    assert told(record(reports=twice), record(reports=twice)) == []
+    assert told(record(reports=twice), record(reports=[RED.to_dict(), RED.to_dict()])) == [
+        "check validate: tables (2), status: pass → fail",
+        "check validate: tables (2), observed: 9 tables, each as in sql/ → 8 tables; missing: audit",
+    ]
+
+
+def test_of_a_long_text_what_differs_is_shown() -> None:
+    columns = ", ".join(f"column_{n} TEXT" for n in range(100))
+    earlier, later = (facts(schema={"t": f"CREATE TABLE t ({columns}, {last} TEXT)"}) for last in ("a", "b"))
+    (words,) = told(earlier, later)
+    assert "column_99 TEXT, a TEXT)" in words
+    assert "column_99 TEXT, b TEXT)" in words
+    assert len(words) < 500
+
+
+# --- what does not
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("75,866 MB at /var/lib/abathur", "75,858 MB at /srv/data"),
+        ("/data/a is root's, mode 0700", "~/abathur_data is root's, mode 0700"),
+        ("p99 0.0483 ms (0.0416–?), 299 samples: met", "p99 0.101 ms (0.0415–0.3), 1,000 samples: met"),
+        ("p95 2.7 ms (?–5.75), 100 samples: met", "p95 1e+03 ms (2.62–4.25), 100 samples: met"),
+        ("14 rules hold for 3 rows", "14 rules hold for 12 rows"),
+        ("begun at 2026-11-23 10:15:00.123, over in 3.5 s", "begun at 2027-01-01 00:00:00, over in 12 s"),
+        ("file size 0.1 MB", "file size 2.0 MB"),
+    ],
+)
+def test_times_paths_and_amounts_in_the_words_of_a_check_do_not_count(earlier: str, later: str) -> None:
+    assert told(observed(earlier), observed(later)) == []
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        ("abathur.db 0600", "abathur.db 0644"),
+        ("0 references without a row", "5 references without a row"),
+        ("SQLite 3.40.1", "SQLite 3.51.3"),
+        ("busy_timeout = 5000", "busy_timeout = 0"),
+        ("33 indexes, each as in sql/", "32 indexes, each as in sql/"),
+        ("14 rules hold for 3 rows", "13 rules hold for 3 rows"),
+        ("p99 5 ms (4–6), 299 samples: met", "p99 5 ms (4–6), 299 samples: not met"),
+        ("ext4 at /data", "tmpfs at /data"),
+        ("/data/a is root's, mode 0700", "/data/a is ada's, mode 0700"),
+        ("3 of 3", "2 of 3"),
+    ],
+)
+def test_what_else_is_in_the_words_of_a_check_counts(earlier: str, later: str) -> None:
+    assert len(told(observed(earlier), observed(later))) == 1
+
+
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [
+        (record(started_at="2027", ended_at="2028", run_id="x"), []),
+        (record(user="bob", host="den"), ["run user: ada → bob", "run host: lab → den"]),
+        (record(env="production"), ["run env: development → production"]),
+        (record(versions={"SQLite": "3.51.3"}), ["versions SQLite: 3.40.1 → 3.51.3"]),
+        (record(settings={"readers": "4"}), ["settings readers: 2 → 4"]),
+        (record(parameters={"env": "development", "rows": 7}), ["parameters rows: nothing → 7"]),
+        (
+            record(template={"name": "validate.ipynb", "sha256": "1" * 64}),
+            [f"template sha256: {'0' * 64} → {'1' * 64}"],
+        ),
+    ],
+)
+def test_circumstances_are_told_and_do_not_count(later: dict[str, Any], words: list[str]) -> None:
+    assert differences(record(), later) == ()
+    assert [str(change) for change in circumstances(record(), later)] == words
+
+
+def test_a_path_in_the_message_of_an_error_does_not_count() -> None:
+    one, other, third = (
+        record(error={"cell": 3, "id": "x", "name": "OSError", "message": message})
+        for message in ("no room at /data/a", "no room at /srv", "no right at /srv")
+    )
+    assert told(one, other) == []
+    assert told(one, third) == ["error of a cell: OSError: no room at /data/a → OSError: no right at /srv"]
+
+
+def test_evidence_and_remedies_do_not_count() -> None:
+    one, other = (
+        record(reports=[Report("trial", (Check("rows", "fail", "none", "broken", remedy, (remedy,)),)).to_dict()])
+        for remedy in ("this", "that")
+    )
+    assert told(one, other) == []
+
+
+async def reports_of(settings: Settings) -> list[Any]:
+    made = [await preflight(settings), await initialize_database(settings)]
+    return [*made, await validate_database(settings), (await explain_queries(settings)).report]
+
+
+async def test_the_same_database_made_twice_elsewhere_has_reports_that_do_not_differ(tmp_path: Path) -> None:
+    """Of every verb but the benchmark, whose texts stand above: real reports, two paths, other rows."""
+    folders = [tmp_path / "one", tmp_path / "two" / "deeper"]
+    found = []
+    for number, folder in enumerate(folders):
+        settings = resolve("development", db_path=folder / "abathur.db")
+        reports = await reports_of(settings)
+        if number:
+            run_sql(settings.db_path, *ROWS)
+            reports[2] = await validate_database(settings)
+        found.append(json.loads(json.dumps(record(reports=[report.to_dict() for report in reports]))))
+    assert told(*found) == []
+    run_sql(settings.db_path, "DROP INDEX idx_audit_task")
+    reports[2] = await validate_database(settings)
+    found[1]["reports"] = [report.to_dict() for report in reports]
+    assert told(*found)[0] == "check validate: indexes, status: pass → fail"
+
+
+# --- the command
+
+
+def diff(settings: Settings, *runs: str) -> int:
+    return main(["diff", *runs, "--archive", str(settings.archive_dir)])
+
+
+def test_two_runs_that_found_the_same_exit_with_0(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = run(settings), run(settings)
+    assert diff(settings, one.name, other.name) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == ["nothing changed in meaning"]
+    assert diff(settings, one.name, one.name) == 0
+
+
+def test_two_that_differ_exit_with_1_and_say_how(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = run(settings), run(settings, "fail", reports=(RED,))
+    assert diff(settings, one.name, other.name) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith(f"earlier: {one.name} validate of development: pass, ")
+    assert out[1].startswith(f"later:   {other.name} validate of development: fail, ")
+    assert out[2] == "3 changed in meaning:"
+    assert out[3] == "  verdict of the run: pass → fail"
+
+
+def test_circumstances_alone_exit_with_0(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    one = start(settings)
+    seal(one, settings)
+    other = start(settings, rows=7)
+    seal(other, settings)
+    assert diff(settings, one.name, other.name) == 0
+    assert "  parameters rows: nothing → 7" in capsys.readouterr().out.splitlines()
+
+
+def test_wrong_arguments_exit_with_2_and_name_every_fault(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound, altered = run(settings), run(settings)
+    data = unsealed((altered / RECORD).read_bytes())
+    (altered / RECORD).write_bytes(sealed({**data, "facts": {}}))
+    died = start(settings)
+    for name, words in (
+        (died.name, f"run {died.name}: expected a sealed one, found it unsealed: it is no evidence"),
+        (altered.name, "is not the file that the ledger names"),
+        ("x", "expected the beginning of one run id, found none"),
+        ("2", "expected the beginning of one run id, found 2"),
+    ):
+        assert diff(settings, sound.name, name) == 2
+        err = capsys.readouterr().err
+        assert words in err
+        assert err.count("\n") == 1
+    assert diff(settings, "x", died.name) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+    for arguments in (["diff", sound.name], ["diff", *[sound.name] * 3]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[2J", "a\nb", "\u202e", "\udc80"])
+def test_nothing_in_a_record_can_steer_a_terminal(
+    hostile: str, settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = run(settings, facts={"schema": {hostile: hostile}})
+    other = run(settings, facts={"schema": {hostile: f"{hostile}x"}})
+    assert diff(settings, one.name, other.name) == 1
+    out = capsys.readouterr().out
+    assert out.replace("\n", "").isprintable()
+    assert len(out.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"schema": []},
+        {"plans": "none"},
+        {"percentiles_ms": {"read": [1, 2]}},
+        {"percentiles_ms": {"read": {"p50": {}}}},
+        {"rows": {"tasks": None}},
+        {"sizes": {"tasks": [1, [2]]}},
+    ],
+)
+def test_facts_of_a_form_that_is_not_known_are_compared_as_they_are(
+    strange: dict[str, Any], settings: Settings
+) -> None:
+    one, other = run(settings), run(settings, facts={**FACTS, **strange})
+    assert diff(settings, one.name, other.name) == 1
+    assert diff(settings, other.name, other.name) == 0

@@ -1,0 +1,230 @@
+"""papermill with this engine executes as the runner does and archives; parameters and exit codes stay papermill's."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import pytest
+from damage import drop_index, untouched
+from running import (
+    CHECK,
+    KILLED,
+    NOTEBOOKS,
+    SEAL,
+    SOUND,
+    START,
+    VERDICT,
+    Fifo,
+    artifact_of,
+    assert_archived,
+    only_run,
+    record_of,
+    sockets,
+    write_notebook,
+)
+
+from abathur_nb.evidence.canonical import sha256
+from abathur_nb.evidence.reading import read_archive
+from abathur_nb.settings import Settings
+
+__all__ = ["sockets"]  # a fixture
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001 - none may be left
+    """Be in an empty directory."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+def command(settings: Settings, source: str | Path, *arguments: str, engine: str = "abathur") -> list[str]:
+    program = str(Path(sys.executable).with_name("papermill"))
+    chosen = ["--engine", engine] if engine else []
+    return [program, *chosen, str(source), "out.ipynb", "-p", "db_path", str(settings.db_path), *arguments]
+
+
+def run(settings: Settings, source: str | Path, *arguments: str, engine: str = "abathur") -> tuple[int, str]:
+    done = subprocess.run(
+        command(settings, source, *arguments, engine=engine), capture_output=True, text=True, timeout=120, check=False
+    )
+    return done.returncode, done.stderr
+
+
+def output() -> Any:
+    notebook = nbformat.read("out.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def test_a_run_that_passes_is_archived_and_papermills_output_is_its_own(database: Settings) -> None:
+    with untouched(database.db_path):
+        code, messages = run(database, NOTEBOOKS / "validate.ipynb")
+    assert code == 0, messages
+    entry = only_run(database)
+    record = record_of(entry)
+    assert record["verdict"] == "pass"
+    template = (NOTEBOOKS / "validate.ipynb").read_bytes()
+    assert record["template"] == {"name": "validate.ipynb", "sha256": sha256(template)}
+    assert f"Run {entry.run_id}: pass: {entry.folder}/page.html" in messages
+    assert "over TCP" not in messages
+    artifact = artifact_of(entry)
+    assert [cell.source for cell in artifact.cells] == [cell.source for cell in output().cells]
+    assert output().metadata.papermill.parameters == {"db_path": str(database.db_path)}
+    assert all(cell.metadata.papermill.status == "completed" for cell in output().cells)
+    assert entry.line is not None
+    assert entry.line.data["as_template"] is True
+    assert_archived(database)
+
+
+def test_every_shipped_notebook_passes(settings: Settings) -> None:
+    for name in ("init", "validate", "explain"):
+        code, messages = run(settings, NOTEBOOKS / f"{name}.ipynb")
+        assert code == 0, messages
+    assert [record_of(entry)["notebook"] for entry in read_archive(settings.archive_dir)] == [
+        "init",
+        "validate",
+        "explain",
+    ]
+    assert_archived(settings, 3)
+
+
+ENDINGS = {
+    "a check fails": ((), 1, "fail"),
+    "a cell raises": ((START, "1 / 0", *SOUND[1:]), 1, "error"),
+    "raises before it starts": (("1 / 0", *SOUND), 1, "error"),
+    "SystemExit(0)": ((START, "raise SystemExit(0)", *SOUND[1:]), 0, "error"),
+    "exit()": ((START, "exit()", *SOUND[1:]), 1, "error"),
+    "killed": ((START, KILLED, *SOUND[1:]), 138, "error"),
+    "killed before it starts": ((KILLED, *SOUND), 138, "error"),
+    "killed in the last cell, sealed": ((START, CHECK, f"{SEAL}\n{KILLED}"), 138, "error"),
+    "out of time": ((START, "import time\ntime.sleep(600)", *SOUND[1:]), 1, "timeout"),
+    "never seals": ((START, CHECK), 0, "error"),
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_each_way_of_dying_has_papermills_exit_code_and_the_runners_record(name: str, database: Settings) -> None:
+    cells, code, verdict = ENDINGS[name]
+    if not cells:
+        drop_index(database.db_path)
+    source = write_notebook(Path("mine.ipynb"), *(cells or SOUND))
+    with untouched(database.db_path):
+        found, messages = run(database, source, "--execution-timeout", "3")
+    assert found == code, messages
+    record = record_of(only_run(database))
+    assert record["verdict"] == verdict
+    assert record["template"]["sha256"] == sha256(source.read_bytes())
+    assert artifact_of(only_run(database)).cells[0].source.startswith(f"**{verdict.upper()}: ")
+    if name != "exit()":  # of which papermill itself sees nothing, and goes on
+        plain, _ = run(database, source, "--execution-timeout", "3", engine="")
+        assert plain == code, "as papermill's own engine"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_recorded_and_then_ends_papermill(
+    number: signal.Signals, database: Settings, tmp_path: Path
+) -> None:
+    fifo = Fifo(tmp_path / "fifo")
+    source = write_notebook(Path("mine.ipynb"), START, f"{fifo.cell}\nimport time\ntime.sleep(600)", SEAL)
+    with subprocess.Popen(command(database, source), stderr=subprocess.DEVNULL) as process:
+        fifo.wait()
+        process.send_signal(number)
+        assert process.wait(60) == (1 if number == signal.SIGINT else -signal.SIGTERM)
+    assert record_of(only_run(database))["verdict"] == "interrupted"
+    output()
+    assert_archived(database)
+
+
+@pytest.mark.parametrize(
+    "parameter", [("enviroment", "production"), ("x=1;open('canary','w').close();y", "1"), ("env", "prod")]
+)
+def test_a_faulty_parameter_leaves_no_record(parameter: tuple[str, str], database: Settings) -> None:
+    with untouched(database.db_path):
+        code, messages = run(database, NOTEBOOKS / "init.ipynb", "-p", *parameter)
+    assert code == 1, messages
+    assert "ConfigurationError" in messages or "RejectedParametersError" in messages
+    assert not database.archive_dir.exists()
+    assert not Path("canary").exists()
+
+
+def test_a_notebook_that_starts_no_run_is_only_executed(database: Settings) -> None:
+    source = write_notebook(Path("mine.ipynb"), "print('done')")
+    code, messages = run(database, source)
+    assert code == 0
+    assert "Not archived: the notebook starts no run" in messages
+    assert output().cells[-1].outputs[0].text == "done\n"
+    assert not database.archive_dir.exists()
+
+
+def test_another_kernel_than_its_own_is_refused_in_words(database: Settings) -> None:
+    code, messages = run(database, NOTEBOOKS / "validate.ipynb", "-k", "ir", "-l", "python")
+    assert code == 1
+    assert "--engine abathur: expected the kernel python3, its own, found 'ir'" in messages
+
+
+def test_a_working_directory_of_its_own_is_that_of_the_kernel_alone(database: Settings, tmp_path: Path) -> None:
+    source = write_notebook(Path("mine.ipynb"), START, "import os\nprint(os.getcwd())", *SOUND[1:])
+    code, messages = run(database, "mine.ipynb", "--cwd", str(tmp_path))
+    assert code == 0, messages
+    assert record_of(only_run(database))["template"] == {"name": "mine.ipynb", "sha256": sha256(source.read_bytes())}
+    outputs = [output for cell in output().cells if cell.cell_type == "code" for output in cell.outputs]
+    assert f"{tmp_path}\n" in [output.get("text") for output in outputs]
+    assert_archived(database)
+
+
+def test_what_the_cells_print_can_be_logged_as_ever(database: Settings) -> None:
+    source = write_notebook(Path("mine.ipynb"), "print('a line for the log')")
+    _, messages = run(database, source, "--log-output")
+    assert "a line for the log" in messages
+
+
+async def test_it_works_within_a_running_event_loop(database: Settings) -> None:
+    papermill.execute_notebook(
+        NOTEBOOKS / "validate.ipynb",
+        "out.ipynb",
+        parameters={"db_path": str(database.db_path)},
+        engine_name="abathur",
+        progress_bar=False,
+    )
+    assert record_of(only_run(database))["verdict"] == "pass"
+    assert_archived(database)
+
+
+def test_papermill_itself_starts_without_what_an_execution_needs() -> None:
+    program = (
+        "import sys, papermill.cli\n"
+        "assert 'abathur_nb.evidence.engine' in sys.modules\n"
+        "print([name for name in sys.modules if name.startswith('abathur_nb.evidence.') and 'conclusion' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_an_artifact_has_no_home_directory_in_it(database: Settings, home: Path) -> None:
+    source = write_notebook(home / "mine.ipynb", *SOUND[:3], f"import os\nprint(os.environ['HOME'])\n{VERDICT}")
+    run(database, source)
+    text = json.dumps(artifact_of(only_run(database)))
+    assert str(home) not in text
+    assert "~/mine.ipynb" in text
+    assert os.fspath(home) in Path("out.ipynb").read_text()
+
+
+def test_what_must_not_be_archived_is_no_success(
+    database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
+    source = write_notebook(
+        tmp_path / "mine.ipynb", START, 'import os\nprint(os.environ["AWS_SECRET_ACCESS_KEY"])', CHECK, SEAL
+    )
+    code, told = run(database, source)
+    assert code == 1
+    assert "it would hold the value of AWS_SECRET_ACCESS_KEY" in told
+    assert "hunter2-hunter2" not in told

@@ -1,0 +1,206 @@
+"""However an execution ends, it says how and where, keeps what was shown, and leaves no kernel."""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from running import Fifo, kernels_in, sockets
+
+from abathur_nb.evidence.execution import Ending, Stop, execute, signals_noted
+
+__all__ = ["sockets"]  # a fixture
+
+
+@pytest.fixture(autouse=True)
+def no_kernel_is_left(sockets: Path) -> Path:
+    return sockets
+
+
+def notebook_of(*cells: str) -> Any:
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+
+
+def executed(*cells: str, **options: Any) -> tuple[Ending, Any]:
+    """Execute some cells; return how it ended, and the notebook."""
+    notebook = notebook_of(*cells)
+    options = {"environment": {}, **options}
+    return execute(lambda: NotebookClient(notebook, force_raise_errors=True), **options), notebook
+
+
+def texts(notebook: Any) -> list[str]:
+    return [output.get("text", "") for cell in notebook.cells for output in cell.outputs]
+
+
+def test_the_cells_run_in_order_and_show_what_they_show() -> None:
+    ending, notebook = executed("x = 1", "x += 1\nprint(x)", "import asyncio\nawait asyncio.sleep(0)\nx")
+    assert ending == Ending("completed")
+    assert [cell.execution_count for cell in notebook.cells] == [1, 2, 3]
+    assert texts(notebook) == ["2\n", ""]
+    assert notebook.cells[2].outputs[0].data["text/plain"] == "2"
+    assert notebook.metadata.language_info.name == "python"
+
+
+def test_a_cell_that_raises_ends_it_there() -> None:
+    ending, notebook = executed("1", "print('before')\nraise KeyError('a\\x1bb')", "2")
+    assert ending == Ending("raised", 1, "KeyError", r"'a\x1bb'")
+    assert texts(notebook)[1] == "before\n"
+    assert notebook.cells[2].execution_count is None
+
+
+def test_a_message_of_any_length_is_cut() -> None:
+    ending, _ = executed("raise ValueError('x' * 10_000_000)")
+    assert (ending.name, len(ending.message)) == ("ValueError", 2000)
+
+
+@pytest.mark.parametrize("cell", ["exit()", "quit()", "get_ipython().ask_exit()"])
+def test_a_cell_that_asks_its_kernel_to_exit_ends_it_as_if_it_raised(cell: str) -> None:
+    ending, _ = executed("1", cell, "2")
+    assert (ending.how, ending.cell, ending.name) == ("raised", 1, "SystemExit")
+
+
+def test_a_kernel_that_dies_ends_it_and_what_it_had_shown_is_kept(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    class Client(NotebookClient):
+        def output(self, *arguments: Any) -> Any:
+            shown = super().output(*arguments)
+            fifo.write_text("arrived")  # what a kernel has only printed may die with it
+            return shown
+
+    notebook = notebook_of("x = 1", f"import os\nprint('last')\nopen({str(fifo)!r}).read()\nos._exit(7)", "2")
+    ending = execute(lambda: Client(notebook, force_raise_errors=True), environment={})
+    assert ending == Ending("died", 1, "DeadKernelError", "the kernel exited with code 7")
+    assert texts(notebook) == ["last\n"]
+
+
+def test_what_a_cell_prints_is_whole_though_it_is_a_flood() -> None:
+    ending, notebook = executed("for n in range(20_000): print(n, 'x' * 100)")
+    assert ending.how == "completed"
+    lines = "".join(texts(notebook)).splitlines()
+    assert [int(line.split()[0]) for line in lines] == list(range(20_000))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"timeout": 2}, "the run took longer than its limit"),
+        ({"cell_timeout": 0.5}, "the cell took longer than 0.5 s"),
+        ({"timeout": 60, "cell_timeout": 0.5}, "the cell took longer than 0.5 s"),
+        ({"timeout": 2, "cell_timeout": 60}, "the run took longer than its limit"),
+    ],
+)
+def test_a_limit_ends_it_and_the_cell_may_clean_up(limits: dict[str, float], message: str) -> None:
+    ending, notebook = executed("1", "import time\ntry: time.sleep(600)\nfinally: print('cleaned up')", "2", **limits)
+    assert ending == Ending("timeout", 1, "TimeoutError", message)
+    assert "cleaned up\n" in texts(notebook)
+    assert notebook.cells[2].execution_count is None
+
+
+def test_a_limit_may_be_over_before_the_first_cell() -> None:
+    ending, notebook = executed("1", timeout=1e-9)
+    assert (ending.how, ending.cell) == ("timeout", None)
+    assert notebook.cells[0].execution_count is None
+
+
+def test_limits_that_are_not_reached_end_nothing() -> None:
+    assert executed("1", timeout=600, cell_timeout=600)[0].how == "completed"
+
+
+def test_a_stop_that_was_asked_for_before_it_began_ends_it_at_once() -> None:
+    stop = Stop()
+    stop.signals.append(signal.SIGTERM)
+    ending, notebook = executed("1", stop=stop)
+    assert ending == Ending("interrupted", None, "KeyboardInterrupt", "the runner was sent SIGTERM")
+    assert notebook.cells[0].execution_count is None
+
+
+def test_a_signal_ends_it_and_the_cell_may_clean_up(tmp_path: Path) -> None:
+    fifo = Fifo(tmp_path / "fifo")
+
+    def send() -> None:
+        fifo.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    cell = f"import time\ntry:\n{indent(fifo.cell, '    ')}\n    time.sleep(600)\nfinally: print('cleaned up')"
+    with signals_noted() as stop:
+        ending, notebook = executed("1", cell, "2", stop=stop)
+    sender.join()
+    assert ending == Ending("interrupted", 1, "KeyboardInterrupt", "the runner was sent SIGTERM")
+    assert "cleaned up\n" in texts(notebook)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the handlers of before are back"
+
+
+def test_a_signal_that_this_process_ignores_is_still_ignored() -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup has it
+    try:
+        with signals_noted() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signals == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_where_nothing_is_executed_the_second_signal_is_a_keyboard_interrupt() -> None:
+    with signals_noted() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert stop.signals == [signal.SIGTERM, signal.SIGINT]
+
+
+def test_a_context_is_made_around_each_cell() -> None:
+    seen: list[tuple[str, int]] = []
+
+    @contextmanager
+    def around(_cell: Any, index: int) -> Iterator[None]:
+        seen.append(("begin", index))
+        try:
+            yield
+        finally:
+            seen.append(("end", index))
+
+    ending, _ = executed("1", "1 / 0", "2", around=around)
+    assert ending.cell == 1
+    assert seen == [("begin", 0), ("end", 0), ("begin", 1), ("end", 1)]
+
+
+def test_what_nbclient_cannot_take_ends_it() -> None:
+    ending, _ = executed("import comm\ncomm.create_comm(target_name='jupyter.widget', data={})", "2")
+    assert ending == Ending("died", 0, "KeyError", "it could not be executed further: 'state'")
+
+
+def test_where_no_kernel_can_be_started_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    ending, _ = executed("1")
+    assert (ending.how, ending.cell, ending.name) == ("died", None, "FileNotFoundError")
+    assert "/nowhere/python" in ending.message
+
+
+def test_the_kernel_is_gone_whatever_is_raised_in_between(sockets: Path) -> None:
+    def fail(_cell: Any, _index: int) -> Any:
+        assert len(kernels_in(sockets)) == 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        executed("1", around=fail)
+
+
+def test_it_needs_no_main_thread() -> None:
+    async def within(work: Callable[[], Any]) -> Any:
+        return await asyncio.to_thread(work)
+
+    ending, _ = asyncio.run(within(lambda: executed("1")))
+    assert ending.how == "completed"

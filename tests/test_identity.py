@@ -1,0 +1,226 @@
+"""What identifies a run: ids that sort, versions, and a database that is looked at, whatever stands there."""
+
+import json
+import os
+import re
+import socket
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damage import drop_index, edit_schema, fingerprint, flip_bits, held, run_as_other, run_sql, untouched
+
+from abathur_nb.evidence.canonical import canonical, sha256
+from abathur_nb.evidence.identity import (
+    database_identity,
+    new_run_id,
+    person_and_host,
+    shipped_notebook,
+    versions_of,
+)
+from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.settings import Settings
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+    """Return the identity, after seeing that it can stand in a record and that the main file is as it was."""
+    with untouched(settings.db_path):
+        found = database_identity(settings)
+    assert found is not None
+    assert canonical(found)
+    assert found["path"] == settings.db_path.name
+    return found
+
+
+# --- the run
+
+
+def test_run_ids_are_unlike_and_sort_by_the_time_of_their_making() -> None:
+    made = [new_run_id() for _ in range(2000)]
+    assert len({*made}) == len(made)
+    assert all(re.fullmatch(r"\d{8}T\d{9}Z-[0-9a-f]{6}", one) for one in made)
+    moments = [one.partition("-")[0] for one in made]
+    assert moments == sorted(moments)
+
+
+def test_the_versions_name_the_source_of_this_sqlite() -> None:
+    found = versions_of()
+    assert found["SQLite"] == sqlite3.sqlite_version
+    assert re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d [0-9a-f]{60}", found["SQLite source"])
+    assert found.keys() >= {"Python", "abathur_nb", "aiosqlite", "papermill", "nbclient", "ipykernel"}
+
+
+def test_a_user_without_an_entry_is_named_by_number() -> None:
+    program = (
+        "import json\nfrom abathur_nb.evidence.identity import person_and_host\nprint(json.dumps(person_and_host()))"
+    )
+    assert json.loads(run_as_other(program, uid=3_999_999)) == {"user": "#3999999", "host": os.uname().nodename}
+    assert person_and_host()["host"] == socket.gethostname()
+
+
+@pytest.mark.parametrize(
+    "name", ["../README", "validate.ipynb", "/etc/passwd", "", "no_such", "validate\n", "VALIDATE"]
+)
+def test_only_a_template_of_this_package_is_found_by_name(name: str) -> None:
+    assert shipped_notebook(name) is None
+    shipped = shipped_notebook("validate")
+    assert shipped is not None
+    assert json.loads(shipped)["nbformat"] == 4
+
+
+# --- the database
+
+
+async def test_a_database_is_known_by_its_ids_its_size_and_the_meaning_of_its_schema(database: Settings) -> None:
+    found = identity(database)
+    assert found.keys() == {"path", "size", "application_id", "user_version", "schema_sha256"}
+    assert (found["application_id"], found["user_version"]) == (APPLICATION_ID, SCHEMA_VERSION)
+    assert found["size"] == database.db_path.stat().st_size
+    assert identity(database) == found
+    # Rows do not change who it is, nor does layout; what an object says does.
+    run_sql(database.db_path, "INSERT INTO audit (action_type) VALUES ('x')")
+    edit_schema(database.db_path, "tasks", "\n", "\n\n  ")
+    assert identity(database)["schema_sha256"] == found["schema_sha256"]
+    drop_index(database.db_path)
+    assert identity(database)["schema_sha256"] != found["schema_sha256"]
+
+
+def test_where_there_is_no_database_there_is_no_identity(settings: Settings, tmp_path: Path) -> None:
+    assert database_identity(settings) is None
+    (tmp_path / "file").write_text("")
+    assert database_identity(replace(settings, db_path=tmp_path / "file" / "x.db")) is None
+    assert not settings.db_path.parent.exists()
+
+
+def _socket(path: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX)) as one:
+        one.bind(str(path))
+
+
+NO_DATABASE: dict[str, Callable[[Path], object]] = {
+    "a directory": Path.mkdir,
+    "a FIFO": os.mkfifo,  # opened, it would wait for a writer for ever
+    "a socket": _socket,
+    "an empty file": Path.touch,
+    "a link": lambda path: path.symlink_to("/etc/passwd"),
+    "a dangling link": lambda path: path.symlink_to("absent.db"),
+    "a link to itself": lambda path: path.symlink_to(path),
+}
+
+
+@pytest.mark.parametrize("kind", NO_DATABASE)
+def test_what_is_no_file_with_content_is_not_opened(kind: str, settings: Settings) -> None:
+    settings.db_path.parent.mkdir()
+    NO_DATABASE[kind](settings.db_path)
+    assert identity(settings).keys() == {"path", "size"}
+    assert [path.name for path in settings.db_path.parent.iterdir()] == [settings.db_path.name]
+
+
+async def test_a_link_to_a_healthy_database_is_not_followed(database: Settings) -> None:
+    link = database.db_path.with_name("link.db")
+    link.symlink_to(database.db_path)
+    with untouched(database.db_path):
+        assert identity(replace(database, db_path=link)).keys() == {"path", "size"}
+
+
+def _foreign_names(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("PRAGMA writable_schema = ON")
+        conn.execute("UPDATE sqlite_master SET name = x'ff00', sql = x'fe' WHERE name = 'idx_audit_task'")
+
+
+def _no_names(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("PRAGMA writable_schema = ON")
+        conn.execute("UPDATE sqlite_master SET name = NULL, sql = 7 WHERE name = 'idx_audit_task'")
+
+
+def _huge_name(path: Path) -> None:
+    run_sql(path, f'CREATE TABLE "{"n" * 900_000}" (x)')
+
+
+def _odd_name(path: Path) -> None:
+    run_sql(path, 'CREATE TABLE "\u202e<script>\x1b[31m\x07" (x)')
+
+
+DAMAGED: dict[str, Callable[[Path], object]] = {
+    "text": lambda path: path.write_text("no database, but long enough to be taken for one" * 20),
+    "ten bytes": lambda path: path.write_bytes(b"0123456789"),
+    "random bytes": lambda path: path.write_bytes(os.urandom(8192)),
+    "cut off": lambda path: os.truncate(path, 5000),
+    "a spoilt schema": lambda path: flip_bits(path, 100, 300),
+    "names that are no text": _foreign_names,
+    "names that are none": _no_names,
+    "broken SQL": lambda path: edit_schema(path, "idx_audit_task", "CREATE", "'"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+async def test_what_cannot_be_read_is_told_and_raises_nothing(kind: str, database: Settings) -> None:
+    DAMAGED[kind](database.db_path)
+    found = identity(database)
+    assert found["size"] == database.db_path.stat().st_size
+    assert str(database.db_path) in found["unread"]
+    assert "schema_sha256" not in found
+
+
+@pytest.mark.parametrize("spoil", [_huge_name, _odd_name])
+async def test_a_hostile_name_only_changes_the_hash(spoil: Callable[[Path], None], database: Settings) -> None:
+    before = identity(database)["schema_sha256"]
+    spoil(database.db_path)
+    found = identity(database)
+    assert found["schema_sha256"] != before
+    assert len(canonical(found)) < 500
+
+
+def test_another_applications_database_is_told_apart_and_left_alone(settings: Settings) -> None:
+    settings.db_path.parent.mkdir()
+    run_sql(settings.db_path, "PRAGMA application_id = 7", "PRAGMA user_version = 99", "CREATE TABLE x (y)")
+    found = identity(settings)
+    assert (found["application_id"], found["user_version"]) == (7, 99)
+    assert found["schema_sha256"] == sha256(canonical({"x": "CREATE TABLE x ( y )"}))
+    assert [path.name for path in settings.db_path.parent.iterdir()] == [settings.db_path.name]
+
+
+async def test_a_locked_database_is_said_to_be_so(database: Settings) -> None:
+    with held(database.db_path, "PRAGMA journal_mode = DELETE", "BEGIN EXCLUSIVE") as holder:
+        found = identity(replace(database, busy_timeout_ms=600_000))
+        assert f"is locked by PID {holder.pid} " in found["unread"]
+    assert "unread" not in identity(database)
+
+
+async def test_a_hot_journal_is_left_to_a_writer(database: Settings) -> None:
+    journal = Path(f"{database.db_path}-journal")
+    run_sql(database.db_path, "PRAGMA journal_mode = DELETE")
+    statements = ("PRAGMA cache_spill = 1", "PRAGMA cache_size = 1", "BEGIN", "DELETE FROM sqlite_sequence")
+    grow = (
+        "INSERT INTO audit (action_type) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 9999) "
+        "SELECT 'x' || i FROM n"
+    )
+    with held(database.db_path, *statements, grow):
+        assert journal.stat().st_size > 0  # its owner is killed here, and nobody rolls back
+    before = fingerprint(journal)
+    found = identity(database)
+    assert "has a hot journal" in found["unread"]
+    assert fingerprint(journal) == before
+
+
+def test_a_file_that_may_not_be_read_is_told(public: Path) -> None:
+    program = (
+        "import json\n"
+        "from abathur_nb.evidence.identity import database_identity\n"
+        "settings = nb.resolve(db_path=sys.argv[1])\n"
+        "print(json.dumps(database_identity(settings)))\n"
+    )
+    closed = public / "closed"
+    closed.mkdir(mode=0o700)
+    for path in (public / "x.db", closed / "x.db"):
+        run_sql(path, "CREATE TABLE x (y)")
+        path.chmod(0o600)
+        found = json.loads(run_as_other(program, path))
+        assert found["path"] == "x.db"
+        assert str(path) in found["unread"]

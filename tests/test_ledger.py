@@ -1,0 +1,390 @@
+"""The ledger: an unbroken chain, whoever writes to it at once, wherever a writer dies, whatever is altered."""
+
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from abathur_nb.errors import BusyError, RefusedError
+from abathur_nb.evidence import ledger
+from abathur_nb.evidence import ledger as module
+from abathur_nb.evidence.canonical import sealed, sha256, unsealed
+from abathur_nb.evidence.ledger import FIRST, LEDGER, Ledger, append, ledger_head, locked, parse, read_ledger
+
+FORK = get_context("fork")
+
+
+def run_id(number: int) -> str:
+    return f"20261123T101500{number // 1000:03}Z-{number:06x}"
+
+
+def line(number: int, **more: Any) -> dict[str, Any]:
+    """Return what a run has written into the ledger."""
+    files = {name: sha256(name.encode()) for name in ("record.json", "started.json")}
+    texts = dict.fromkeys(("notebook", "env", "verdict", "started_at", "ended_at", "written_at"), "x")
+    return {"kind": "run", "run_id": run_id(number), "files": files, "as_template": True, **texts, **more}
+
+
+def add(archive: Path, number: int) -> str:
+    with locked(archive):
+        return append(archive, line(number))
+
+
+def ledger_of(archive: Path, count: int) -> bytes:
+    """Write so many lines; return the bytes."""
+    for number in range(count):
+        add(archive, number)
+    return (archive / LEDGER).read_bytes()
+
+
+def forged(previous: str, **data: Any) -> bytes:
+    """Return a line whose own hash is right."""
+    return sealed({**line(77), "previous": previous, **data})
+
+
+# --- the chain
+
+
+def test_each_line_names_the_hash_of_the_bytes_of_the_line_before(tmp_path: Path) -> None:
+    content = ledger_of(tmp_path, 3)
+    pieces = content.splitlines(keepends=True)
+    read = read_ledger(tmp_path)
+    assert read.faults == read.notes == ()
+    assert read.torn == ""
+    assert [found.data["previous"] for found in read.lines] == [FIRST, *map(sha256, pieces[:2])]
+    assert [found.sha256 for found in read.lines] == [*map(sha256, pieces)]
+    assert list(read.runs) == [run_id(n) for n in range(3)]
+    assert ledger_head(tmp_path) == sha256(pieces[-1])
+    assert (tmp_path / LEDGER).stat().st_mode & 0o777 == 0o600
+
+
+def test_an_absent_ledger_has_no_lines(tmp_path: Path) -> None:
+    assert read_ledger(tmp_path) == Ledger()
+    assert ledger_head(tmp_path) == FIRST
+    assert list(tmp_path.iterdir()) == []
+
+
+def _append_many(archive: Path, first: int) -> None:
+    for number in range(first, first + 25):
+        add(archive, number)
+
+
+def test_of_eight_writers_at_once_every_line_stands_in_one_chain(tmp_path: Path) -> None:
+    writers = [FORK.Process(target=_append_many, args=(tmp_path, 25 * n)) for n in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 8
+    read = read_ledger(tmp_path)
+    assert read.faults == read.notes == ()
+    assert sorted(read.runs) == [run_id(n) for n in range(200)]
+
+
+def test_to_append_no_line_is_read_into_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the ten-thousandth run waits no longer than the first."""
+    previous, pieces = FIRST, []
+    for number in range(10_000):
+        pieces.append(sealed({**line(number), "previous": previous}))
+        previous = sha256(pieces[-1])
+    (tmp_path / LEDGER).write_bytes(b"".join(pieces))
+    parsed: list[bytes] = []
+
+    def observed(content: bytes) -> dict[str, Any]:
+        parsed.append(content)
+        return unsealed(content)
+
+    monkeypatch.setattr(module, "unsealed", observed)
+    add(tmp_path, 10_000)
+    ledger_head(tmp_path)
+    assert parsed == []
+    read = read_ledger(tmp_path)
+    assert len(read.runs) == len(parsed) == 10_001
+    assert read.faults == ()
+
+
+# --- one line for a run
+
+
+def test_a_run_has_one_line(tmp_path: Path) -> None:
+    before = ledger_of(tmp_path, 3)
+    with locked(tmp_path), pytest.raises(RefusedError, match=f"run {run_id(1)} is archived already"):
+        append(tmp_path, line(1))
+    assert (tmp_path / LEDGER).read_bytes() == before
+
+
+def test_two_lines_of_one_run_are_a_fault(tmp_path: Path) -> None:
+    content = ledger_of(tmp_path, 2)
+    read = parse(content + forged(ledger_head(tmp_path), run_id=run_id(0)))
+    assert read.faults == (f"{LEDGER} line 3: run {run_id(0)} has a line before",)
+    assert read.runs[run_id(0)].number == 1
+
+
+# --- a writer that dies
+
+
+def test_killed_at_any_byte_a_writer_leaves_a_torn_line_that_the_next_one_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of them, and no power is cut here
+    before = ledger_of(tmp_path, 2)
+    add(tmp_path, 2)
+    added = (tmp_path / LEDGER).read_bytes()[len(before) :]
+    for length in range(len(added)):
+        (tmp_path / LEDGER).write_bytes(before + added[:length])
+        read = read_ledger(tmp_path)
+        assert read.faults == ()
+        assert read.torn == (f"{LEDGER} line 3 is torn: a run died while it wrote it" if length else "")
+        assert len(read.runs) == 2
+        add(tmp_path, 2)  # the run whose line it was, archived once more
+        read = read_ledger(tmp_path)
+        assert read.faults == ()
+        assert (read.torn, len(read.notes)) == ("", 1 if length else 0)
+        assert list(read.runs) == [run_id(0), run_id(1), run_id(2)]
+        assert (tmp_path / LEDGER).read_bytes().startswith(before + added[:length]), "append-only"
+
+
+def test_killed_at_any_byte_of_a_repair_it_leaves_what_the_next_one_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of them, and no power is cut here
+    before = ledger_of(tmp_path, 1) + b'{"ended_at":"20'
+    (tmp_path / LEDGER).write_bytes(before)
+    add(tmp_path, 1)
+    added = (tmp_path / LEDGER).read_bytes()[len(before) :]
+    repair = added.index(b"\n") + 1
+    for length in range(len(added)):
+        (tmp_path / LEDGER).write_bytes(before + added[:length])
+        read = read_ledger(tmp_path)
+        assert read.faults == ()
+        assert bool(read.torn) is (length != repair)
+        add(tmp_path, 1)
+        read = read_ledger(tmp_path)
+        assert (read.faults, read.torn) == ((), "")
+        assert len(read.notes) == (2 if length > repair else 1)
+        assert list(read.runs) == [run_id(0), run_id(1)]
+
+
+def test_a_run_whose_torn_line_another_one_closed_can_be_archived_again(tmp_path: Path) -> None:
+    before = ledger_of(tmp_path, 1)
+    add(tmp_path, 1)
+    (tmp_path / LEDGER).write_bytes((tmp_path / LEDGER).read_bytes()[:-1])
+    add(tmp_path, 2)
+    assert run_id(1).encode() in (tmp_path / LEDGER).read_bytes()[len(before) :].splitlines()[0]
+    add(tmp_path, 1)
+    read = read_ledger(tmp_path)
+    assert read.faults == ()
+    assert list(read.runs) == [run_id(0), run_id(2), run_id(1)]
+
+
+@pytest.mark.parametrize("written", [0, 1, 100, 300])
+def test_a_killed_process_leaves_no_lock_behind(written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger_of(tmp_path, 1)
+    if not (child := os.fork()):
+        write = os.write
+
+        def killed(descriptor: int, content: bytes) -> int:
+            write(descriptor, content[:written])
+            os.kill(os.getpid(), signal.SIGKILL)
+            return 0
+
+        monkeypatch.setattr(os, "write", killed)
+        add(tmp_path, 1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert bool(read_ledger(tmp_path).torn) is (written > 0)
+    add(tmp_path, 2)
+    read = read_ledger(tmp_path)
+    assert read.faults == ()
+    assert list(read.runs) == [run_id(0), run_id(2)]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"ended_at":"20'])
+@pytest.mark.parametrize("room", [0, 1, 200, 400])
+def test_a_full_disk_leaves_the_ledger_as_it_was(torn: bytes, room: int, tmp_path: Path) -> None:
+    before = ledger_of(tmp_path, 1) + torn
+    (tmp_path / LEDGER).write_bytes(before)
+    if not (child := os.fork()):
+        # Of a write beyond the limit the kernel takes what fits, as a full disk does, and refuses the rest.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, resource.RLIM_INFINITY))
+        try:
+            add(tmp_path, 1)
+        except OSError:
+            os._exit(3)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    assert (tmp_path / LEDGER).read_bytes() == before
+    add(tmp_path, 1)
+    assert read_ledger(tmp_path).faults == ()
+
+
+def test_a_line_that_is_only_being_written_is_not_called_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = ledger_of(tmp_path, 2)
+    half = content.index(b"\n") + 100
+    (tmp_path / LEDGER).write_bytes(content[:half])
+    written, asked = os.pipe(), os.pipe()
+    if not (child := os.fork()):
+        with locked(tmp_path), (tmp_path / LEDGER).open("ab") as file:
+            os.write(written[1], b".")  # half of a line is there, and the lock is held
+            os.read(asked[0], 1)
+            file.write(content[half:])
+        os._exit(0)
+    os.read(written[0], 1)
+    original = module.locked
+
+    @contextmanager
+    def observed(archive: Path, *, shared: bool = False) -> Iterator[None]:
+        Thread(target=os.write, args=(asked[1], b".")).start()
+        with original(archive, shared=shared):
+            yield
+
+    monkeypatch.setattr(module, "locked", observed)
+    read = read_ledger(tmp_path)
+    os.write(asked[1], b".")  # who did not wait must not keep the writer waiting
+    os.waitpid(child, 0)
+    for end in (*written, *asked):
+        os.close(end)
+    assert (read.torn, len(read.runs)) == ("", 2)
+
+
+# --- what is altered
+
+
+def _cases() -> dict[str, Callable[[list[bytes]], list[bytes]]]:
+    def altered(number: int) -> Callable[[list[bytes]], list[bytes]]:
+        return lambda lines: [
+            one.replace(b'"verdict":"x"', b'"verdict":"y"') if n == number else one for n, one in enumerate(lines)
+        ]
+
+    def recomputed(lines: list[bytes]) -> list[bytes]:
+        return [forged(FIRST, verdict="pass"), *lines[1:]]
+
+    def repaired(lines: list[bytes]) -> list[bytes]:
+        """Call a line torn that was whole, with a repair that is right in itself."""
+        whole = lines[1].rstrip(b"\n")
+        repair = {"kind": "repair", "torn_sha256": sha256(whole), "written_at": "x", "previous": sha256(lines[0])}
+        return [lines[0], whole + sealed(repair), *lines[2:]]
+
+    def repaired_beside(lines: list[bytes]) -> list[bytes]:
+        whole = lines[3].replace(b'"verdict":"x"', b'"verdict":"y"')
+        repair = {"kind": "repair", "torn_sha256": sha256(whole), "written_at": "x", "previous": sha256(whole)}
+        return [*lines[:3], whole, sealed(repair)]
+
+    return {
+        "the first line altered": altered(0),
+        "a line in the middle altered": altered(1),
+        "the last line altered": altered(3),
+        "a line altered, its hash recomputed": recomputed,
+        "the first line taken away": lambda lines: lines[1:],
+        "a line in the middle taken away": lambda lines: [lines[0], *lines[2:]],
+        "two lines swapped": lambda lines: [lines[0], lines[2], lines[1], lines[3]],
+        "a line twice": lambda lines: [*lines, lines[3]],
+        "an empty line": lambda lines: [*lines[:2], b"\n", *lines[2:]],
+        "a forged repair": repaired,
+        "a forged repair of an altered line": repaired_beside,
+        "a repair of nothing": lambda lines: [
+            *lines,
+            sealed({"kind": "repair", "torn_sha256": sha256(b""), "written_at": "x", "previous": sha256(lines[-1])}),
+        ],
+        "a repair of something else": lambda lines: [
+            *lines,
+            b"torn" + sealed({"kind": "repair", "torn_sha256": FIRST, "written_at": "", "previous": sha256(lines[3])}),
+        ],
+        "a line of another kind": lambda lines: [*lines, forged(sha256(lines[-1]), kind="walk")],
+        "a line that names no run": lambda lines: [*lines, forged(sha256(lines[-1]), run_id="../../etc")],
+        "a line that names other files": lambda lines: [*lines, forged(sha256(lines[-1]), files={"../passwd": FIRST})],
+        "a line whose files have no hashes": lambda lines: [
+            *lines,
+            forged(sha256(lines[-1]), files={"record.json": None}),
+        ],
+        "a line that is a list": lambda lines: [*lines, b"[]\n"],
+        "a line without a verdict": lambda lines: [*lines, sealed({"kind": "run", "run_id": run_id(9)})],
+        "a line whose kind is no text": lambda lines: [*lines, forged(sha256(lines[-1]), kind=[])],
+    }
+
+
+@pytest.mark.parametrize("case", _cases())
+def test_it_is_found(case: str, tmp_path: Path) -> None:
+    lines = ledger_of(tmp_path, 4).splitlines(keepends=True)
+    assert parse(b"".join(lines)).faults == ()
+    read = parse(b"".join(_cases()[case](lines)))
+    assert read.faults
+    assert read.torn == ""
+    assert all(fault.startswith(LEDGER) for fault in read.faults)
+
+
+def test_the_first_line_that_is_wrong_is_named_first(tmp_path: Path) -> None:
+    lines = ledger_of(tmp_path, 4).splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"verdict":"x"', b'"verdict":"y"')
+    assert parse(b"".join(lines)).faults == (
+        f"{LEDGER} line 2: its hash is not the one that it names",
+        f"{LEDGER} line 3: it does not follow the line before: one was altered or taken away",
+    )
+
+
+def test_any_other_byte_anywhere_is_found_in_a_repaired_line_too(tmp_path: Path) -> None:
+    (tmp_path / LEDGER).write_bytes(ledger_of(tmp_path, 1) + b'{"ended_at":"20')
+    add(tmp_path, 1)
+    content = (tmp_path / LEDGER).read_bytes()
+    assert parse(content).notes
+    for place, byte in enumerate(content):
+        for other in {0, 10, 32, byte ^ 1, byte ^ 0x80} - {byte}:
+            read = parse(content[:place] + bytes([other]) + content[place + 1 :])
+            assert read.faults or read.torn, place
+
+
+def test_an_altered_last_line_is_not_called_torn_and_no_next_line_makes_it_right(tmp_path: Path) -> None:
+    content = ledger_of(tmp_path, 2)
+    for altered in (content[:-2] + b"|\n", content[:-2] + b"\n", content[:-40] + b"\n"):
+        (tmp_path / LEDGER).write_bytes(altered)
+        assert read_ledger(tmp_path).faults
+        add(tmp_path, 2)
+        read = read_ledger(tmp_path)
+        assert len(read.faults) == 1
+        assert read.faults[0].startswith(f"{LEDGER} line 2: it is no")
+        assert read.notes == ()
+        assert list(read.runs) == [run_id(0), run_id(2)]
+
+
+# --- what is no file
+
+
+def test_a_ledger_that_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere"
+    target.write_bytes(b"")
+    kinds: tuple[Callable[[Path], None], ...] = (os.mkfifo, Path.mkdir, lambda path: path.symlink_to(target))
+    for number, make in enumerate(kinds):
+        archive = tmp_path / str(number)
+        archive.mkdir()
+        make(archive / LEDGER)
+        uses: tuple[Callable[[Path], object], ...] = (read_ledger, ledger_head, lambda archive: add(archive, 1))
+        for use in uses:
+            with pytest.raises(RefusedError, match=r"cannot be read: it is no regular file"):
+                use(archive)
+    assert target.read_bytes() == b""
+
+
+def test_a_lock_that_is_not_given_up_ends_the_wait_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "_PATIENCE_S", 0)
+    with (
+        locked(tmp_path),
+        pytest.raises(BusyError, match=r"is locked by another process: see who: fuser -v "),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        assert True, "a control: it is free again"
+
+
+def test_a_line_with_a_word_more_is_no_line(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        append(tmp_path, line(1, note="approved by Ada"))
+    assert "it is no line of a run" in read_ledger(tmp_path).faults[0]

@@ -1,0 +1,170 @@
+"""The table of runs: what was asked, what came of it, and what is no evidence, in words."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from archives import archive, run, seal, start
+
+from abathur_nb.__main__ import main
+from abathur_nb.evidence.canonical import sealed, unsealed
+from abathur_nb.evidence.copying import copy_archive
+from abathur_nb.evidence.listing import table
+from abathur_nb.evidence.reading import Entry
+from abathur_nb.evidence.record import RECORD, STARTED
+from abathur_nb.settings import Settings
+
+
+def entry(run_id: str = "20261123T101500123Z-9f3ac1", **more: Any) -> Entry:
+    """Return a sealed run that was never written."""
+    record = {
+        "notebook": "validate",
+        "env": "staging",
+        "user": "ada",
+        "host": "lab",
+        "started_at": "2026-11-23 10:15:00.123",
+        "ended_at": "2026-11-23 10:15:01.623",
+        "verdict": "pass",
+    }
+    return Entry(run_id, Path(run_id), None, record | more, None)
+
+
+def listed(settings: Settings, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["runs", "--archive", str(settings.archive_dir), *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_each_run_is_a_line_and_the_newest_is_the_last(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    archive(settings)
+    head, *rows = listed(settings, capsys).splitlines()[:7]
+    assert head.split() == ["when", "(UTC)", "what", "env", "verdict", "duration", "who", "run", "archived"]
+    places = [head.index(word) for word in ("verdict", "archived")]
+    assert [row[places[0] :].split()[0] for row in rows] == ["pass", "fail", "pass", "pass", "pass", "UNSEALED"]
+    assert [row[places[1] :] for row in rows] == ["yes"] * 4 + ["NO"] * 2
+    ids = sorted(path.name for path in settings.archive_dir.iterdir() if path.is_dir())
+    shown = [row[head.index("run  ") :].split()[0] for row in rows]
+    assert all(run_id.startswith(short) for run_id, short in zip(ids, shown, strict=True))
+    assert len({*shown}) == 6, "each beginning names one run"
+
+
+def test_an_unsealed_and_an_altered_run_stand_out_in_words(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(settings)
+    folder = run(settings)
+    record = unsealed((folder / RECORD).read_bytes())
+    record["facts"]["rows"]["tasks"] += 1
+    (folder / RECORD).write_bytes(sealed(record))
+    *_, unsealed_row, altered_row, first, second, fault = listed(settings, capsys).splitlines()
+    assert " UNSEALED " in unsealed_row
+    assert " ALTERED " in altered_row
+    assert first.endswith("was never sealed: it died, or still runs. It is no evidence.")
+    assert second.endswith("is not as it was written: verify says what is wrong.")
+    assert fault == f"  {folder.name}/{RECORD}: it is not the file that the ledger names"
+
+
+def test_a_run_of_which_nothing_is_known_is_a_line_too(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = start(settings)
+    (folder / STARTED).unlink()
+    assert listed(settings, capsys).splitlines()[1].split()[:4] == ["?", "?", "?", "UNSEALED"]
+
+
+def test_an_archive_without_runs_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "--archive", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
+    assert main(["runs", "--archive", str(tmp_path), "--json"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_json_has_one_object_a_line(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    archive(settings)
+    runs = [json.loads(line) for line in listed(settings, capsys, "--json").splitlines()]
+    assert [one["verdict"] for one in runs] == ["pass", "fail", "pass", "pass", "pass", "unsealed"]
+    assert [one["archived"] for one in runs] == [True] * 4 + [False] * 2
+    assert runs[0].keys() == runs[-1].keys()
+    assert (runs[0]["notebook"], runs[0]["env"]) == ("validate", "development")
+    assert runs[0]["seconds"] >= 0
+    assert runs[-1]["seconds"] is runs[-1]["ended_at"] is None
+    assert runs[-1]["user"] == runs[0]["user"]
+
+
+@pytest.mark.parametrize(
+    ("ended", "words"),
+    [
+        ("2026-11-23 10:15:00.173", "0.1 s"),
+        ("2026-11-23 10:16:39.000", "98.9 s"),
+        ("2026-11-23 10:17:00.123", "2 min 00 s"),
+        ("2026-11-23 12:18:03.123", "2 h 03 min"),
+        ("2026-11-23 10:14:59.123", "-1.0 s"),  # the clock was set back
+        ("soon", "-"),
+    ],
+)
+def test_a_duration_is_told_as_people_say_it(ended: str, words: str) -> None:
+    assert f"  {words}  " in table([entry(ended_at=ended)]).splitlines()[1]
+
+
+def test_run_ids_are_shown_as_long_as_they_must_be_to_differ() -> None:
+    one, other = "20261123T101500123Z-9f3ac1", "20261123T101500123Z-9f3ac2"
+    assert f"  {one[:15]}  " in table([entry(one)])
+    assert f"  {one}  " in table([entry(one), entry(other)])
+    assert f"  {one[:18]}  " in table([entry(one), entry("20261123T101500124Z-9f3ac2")])
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[2J", "a\nb", "\r", "\u202e", "\udc80", "<b>", "\x07"])
+def test_no_name_can_steer_a_terminal_or_break_a_line(hostile: str) -> None:
+    lines = table([entry(notebook=hostile, user=hostile, host=hostile, env=hostile)]).splitlines()
+    assert len(lines) == 3
+    assert lines[1].isprintable()
+
+
+def test_it_prints_where_a_terminal_knows_ascii_only_and_to_one_who_stops_reading(settings: Settings) -> None:
+    archive(settings)
+    command = [sys.executable, "-m", "abathur_nb", "verify", str(settings.archive_dir)]
+    done = subprocess.run(command, env={"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("arguments", [["--env", "prod"], ["--archive", "absent"], ["more"], ["--arch", "."]])
+def test_wrong_arguments_exit_with_2(
+    arguments: list[str], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    try:
+        code: object = main(["runs", *arguments])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    assert capsys.readouterr().err
+    assert list(home.iterdir()) == []
+
+
+def test_a_sealed_run_that_was_not_archived_has_its_verdict(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seal(start(settings), settings, "timeout")
+    _, row, words = listed(settings, capsys).splitlines()
+    assert row.split()[4] == "timeout"
+    assert row.endswith("NO")
+    assert words.startswith("sealed, but not archived: 1. Nothing vouches for these")
+
+
+def test_a_copy_of_an_archive_is_listed_as_the_archive(database: Settings, tmp_path: Path) -> None:
+    folder = run(database)
+    copy_archive(folder.parent, str(tmp_path / "copy"))
+    (entry,) = told(tmp_path / "copy")
+    assert (entry["run_id"], entry["verdict"], entry["archived"]) == (folder.name, "pass", True)
+
+
+def told(archive: Path) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "abathur_nb", "runs", "--json", "--archive", str(archive)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [json.loads(line) for line in listed.splitlines()]

@@ -1,0 +1,84 @@
+"""The command line: each command where it belongs, what is wrong in a line, no traceback, and a start without delay."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from abathur_nb.__main__ import _COMMANDS, main
+from abathur_nb.evidence.record import EXIT_CODES
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "abathur_nb", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_names_every_command_and_imports_none() -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    assert all(f"\n    {name} " in done.stdout for name in _COMMANDS)
+    loaded = "import sys; sys.argv[1:] = ['--help']\ntry: main()\nexcept SystemExit: pass"
+    program = f"from abathur_nb.__main__ import main\n{loaded}\nprint('abathur_nb.evidence.runner' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_every_command_tells_what_it_takes(name: str) -> None:
+    done = command(name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m abathur_nb {name} ")
+
+
+def test_the_help_of_run_documents_its_exit_codes() -> None:
+    told = command("run", "--help").stdout.replace("\n", " ")
+    assert [f"{code} " in told.partition("exit codes: ")[2] for code in EXIT_CODES.values()] == [True] * 6
+
+
+@pytest.mark.parametrize("arguments", [(), ("runn",), ("run",), ("run", "validate", "--no"), ("verify",), ("--wat",)])
+def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...]) -> None:
+    done = command(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_user_can_cause_is_told_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "validat", "--env", "prod", "-p", "rows", "0"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, "what the one that is missing would declare is not known"
+    assert lines[0].startswith("abathur_nb run: notebook 'validat': expected one of ")
+    assert main(["run", "validate", "--env", "\x1b[31mprod", "-p", "rows", "0"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("abathur_nb run: ") and line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_a_run_has_begun_exits_with_5_in_silence(number: signal.Signals, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    program = (
+        "import os, runpy\n"
+        "from abathur_nb.evidence import runner\n"
+        "def wait(*_): os.write(int(os.environ['PIPE']), b'.'); os.read(0, 1)\n"
+        "runner._checked = wait\n"
+        "runpy.run_module('abathur_nb', run_name='__main__')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "run", "validate", "--env", "development"],
+        env={**os.environ, "PIPE": str(write)},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=[write],
+        cwd=tmp_path,
+    ) as process:
+        os.close(write)
+        assert os.read(read, 1) == b"."
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    os.close(read)
+    assert (process.returncode, err) == (5, b"")

@@ -1,0 +1,645 @@
+"""The page of a run: it says what the record says, shows what the notebook showed, runs nothing and asks nobody."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import pytest
+from browser import CANARY, asked_for, chromium, sung
+
+from abathur_nb import charts
+from abathur_nb.evidence import page
+from abathur_nb.evidence.page import render
+from abathur_nb.evidence.record import EXIT_CODES
+from abathur_nb.evidence.sanitizer import clean
+from abathur_nb.report import Check, Report
+from abathur_nb.schema import show_schema
+from abathur_nb.settings import Settings
+
+RECORD: dict[str, Any] = {
+    "run_id": "20261123T041742422Z-8086a2",
+    "notebook": "validate",
+    "template": {"name": "validate.ipynb", "sha256": "5885bd04a5c0d19a" + "0" * 48},
+    "env": "staging",
+    "parameters": {"env": "staging", "db_path": None, "rows": 500},
+    "user": "alice",
+    "host": "db1",
+    "versions": {"Python": "3.11.7", "SQLite": "3.40.1", "SQLite source": "2022-12-28 df5c", "papermill": "2.7.0"},
+    "started_at": "2026-11-23 04:17:42.427",
+    "ended_at": "2026-11-23 04:17:44.927",
+    "verdict": "fail",
+    "reports": [
+        {
+            "title": "validate",
+            "checks": [
+                {
+                    "name": "integrity",
+                    "status": "pass",
+                    "expected": "ok",
+                    "observed": "ok",
+                    "remedy": "",
+                    "evidence": [],
+                },
+                {
+                    "name": "indexes",
+                    "status": "fail",
+                    "expected": "the 33 of sql/",
+                    "observed": "32 indexes",
+                    "remedy": "run the statements",
+                    "evidence": ["CREATE INDEX idx_audit_task"],
+                },
+                {"name": "WAL", "status": "warn", "expected": "less", "observed": "more", "remedy": "", "evidence": []},
+            ],
+        }
+    ],
+    "database": {
+        "before": {"path": "abathur.db", "size": 229376, "schema_sha256": "be2d1ee0bf8c915e" + "0" * 48},
+        "after": {"path": "abathur.db", "size": 233472, "schema_sha256": "d3dbf37e484e254c" + "0" * 48},
+    },
+    "error": {"cell": 2, "id": None, "name": "OperationalError", "message": "disk I/O error"},
+}
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one, red
+
+
+def markdown(source: str, **more: Any) -> dict[str, Any]:
+    return {"cell_type": "markdown", "id": "m", "metadata": {}, "source": source, **more}
+
+
+def code(*outputs: Mapping[str, Any], source: str = "1", count: int | None = 1, **more: Any) -> dict[str, Any]:
+    cell = {"cell_type": "code", "id": "c", "metadata": {}, "source": source, "execution_count": count, **more}
+    return {**cell, "outputs": list(outputs)}
+
+
+def shows(metadata: Mapping[str, Any] | None = None, /, **data: Any) -> dict[str, Any]:
+    """Return an output with this data; ``text_html`` stands for text/html."""
+    bundle = {name.replace("_", "/", 1): value for name, value in data.items()}
+    return {"output_type": "display_data", "data": bundle, "metadata": metadata or {}}
+
+
+def stream(text: Any, name: str = "stdout") -> dict[str, Any]:
+    return {"output_type": "stream", "name": name, "text": text}
+
+
+def fails(name: str, value: str, *traceback: str) -> dict[str, Any]:
+    return {"output_type": "error", "ename": name, "evalue": value, "traceback": list(traceback)}
+
+
+def notebook(*cells: Mapping[str, Any], **metadata: Any) -> dict[str, Any]:
+    return {"cells": list(cells), "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def page_of(*cells: Mapping[str, Any], record: Mapping[str, Any] = RECORD) -> str:
+    return render(notebook(*cells), record).decode()
+
+
+class Reader(HTMLParser):
+    """Read what a piece of HTML shows: its texts, and each element with its attributes."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Keep an element; an attribute without a value is the same as one with an empty value."""
+        self.elements.append((tag, {name: value or None for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        """Keep a text that a reader sees."""
+        if data.strip() and self.elements[-1][0] not in ("style", "title"):
+            self.texts.append(data)
+
+
+def words(html: str) -> str:
+    return " ".join(" ".join(Reader(html).texts).split())
+
+
+# --- the head
+
+
+@pytest.mark.parametrize("verdict", [*EXIT_CODES, None])
+def test_the_verdict_stands_first_as_a_shape_and_a_word(verdict: str | None) -> None:
+    shown = words(page_of(record={**RECORD, "verdict": verdict}))
+    mark, meaning = page._VERDICTS[verdict or "unsealed"]
+    assert shown.startswith(f"{mark} {verdict or 'unsealed'} validate of staging {meaning}")
+    assert len({mark for mark, _ in page._VERDICTS.values()}) == len(EXIT_CODES) + 1
+
+
+def test_a_run_that_was_only_started_is_called_no_evidence() -> None:
+    names = ("run_id", "notebook", "template", "env", "parameters", "user", "host", "versions", "started_at")
+    started = {name: RECORD[name] for name in names}
+    shown = words(page_of(record=started))
+    assert shown.startswith("? unsealed validate of staging The run was never sealed: it is no evidence.")
+    assert "when 2026-11-23 04:17:42.427 UTC; it has no end who alice on db1" in shown
+    assert "database before not known database after not known" in shown
+
+
+def test_the_head_says_what_ran_where_when_by_whom_and_on_which_database() -> None:
+    shown = words(page_of(code(), code(count=None)))
+    for fact in (
+        "run 20261123T041742422Z-8086a2",
+        "notebook validate.ipynb, sha256 5885bd04a5c0d19a…",
+        "environment staging",
+        "when 2026-11-23 04:17:42.427 to 2026-11-23 04:17:44.927 UTC, 2.5 s",
+        "who alice on db1",
+        "versions Python 3.11.7, SQLite 3.40.1, papermill 2.7.0",
+        "database before abathur.db, 229,376 bytes, schema be2d1ee0bf8c915e…",
+        "database after abathur.db, 233,472 bytes, schema d3dbf37e484e254c…",
+        "cells of code 2, 1 of them never ran",
+        "Parameters env staging db_path null rows 500",
+    ):
+        assert fact in shown
+    same = {**RECORD, "database": {"before": RECORD["database"]["before"], "after": RECORD["database"]["before"]}}
+    assert "database after the same: size, ids, schema" in words(page_of(record=same))
+    assert "database before none database after none" in words(
+        page_of(record={**RECORD, "database": {"before": None, "after": None}})
+    )
+
+
+def test_what_failed_stands_before_what_ran() -> None:
+    shown = words(page_of(code(source="THE CODE")))
+    assert "3 checks: 1 fail, 1 warn, 1 pass." in shown
+    parts = ["✗ fail indexes the 33 of sql/ 32 indexes evidence: 1 CREATE INDEX", "! warn WAL less more", "THE CODE"]
+    assert [shown.index(part) for part in parts] == sorted(shown.index(part) for part in parts)
+    assert "integrity" not in shown
+
+
+@pytest.mark.parametrize("named", [{"cell": 2, "id": None}, {"cell": None, "id": "the-one"}])
+def test_the_cell_in_which_it_ended_is_named_and_linked(named: dict[str, Any]) -> None:
+    error = {**named, "name": "OperationalError", "message": "disk I/O error"}
+    html = page_of(markdown("# a"), code(), code(count=2, id="the-one"), record={**RECORD, "error": error})
+    assert 'It ended in <a href="#cell-2">' in html
+    assert 'id="cell-2"' in html
+    assert "OperationalError: disk I/O error" in words(html)
+
+
+def test_an_end_in_no_cell_is_told_all_the_same() -> None:
+    """As the runner seals it: out of time before the first cell."""
+    error = {"cell": None, "id": None, "name": "", "message": "the run took longer than 60 s"}
+    more = {"error": error, "sealed_by": "runner", "notebook_verdict": None}
+    shown = words(page_of(code(count=None), record={**RECORD, "verdict": "timeout", **more}))
+    assert "the run took longer than 60 s Findings" in shown
+    assert "It ended in" not in shown
+    assert "sealed by runner; the notebook had not who" in shown
+    shown = words(page_of(record={**RECORD, **more, "notebook_verdict": "pass"}))
+    assert "sealed by runner; the notebook had sealed it as: pass who" in shown
+
+
+# --- the cells
+
+
+def test_code_is_folded_and_a_cell_that_never_ran_says_so() -> None:
+    html = page_of(code(source="a < b", count=7), code(source="x", count=None))
+    assert "[7] code a < b never ran code x" in words(html)
+    folded = [attributes for tag, attributes in Reader(html).elements if attributes.get("class") == "code"]
+    assert folded == [{"class": "code"}, {"class": "code"}]  # none is open
+
+
+def test_markdown_is_rendered() -> None:
+    source = (
+        "# Title\n\n*now* [docs](https://docs.invalid/x) [next](explain.ipynb)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+    )
+    html = page_of(markdown(source))
+    reader = Reader(html)
+    assert "Title now docs next a b 1 2" in words(html)
+    assert {"h1", "em", "table", "tbody"} <= {tag for tag, _ in reader.elements}
+    links = [attributes for tag, attributes in reader.elements if tag == "a" and "#" not in str(attributes.get("href"))]
+    # A link of the web is one, and asks for nothing by itself; a neighbour of the notebook isn't one of its copy.
+    rel = {"rel": "noopener noreferrer"}
+    assert links == [{"href": "https://docs.invalid/x", **rel}, rel]
+
+
+def test_of_a_progress_bar_the_last_state_is_shown() -> None:
+    chunks = [
+        stream("\r", "stderr"),
+        stream("  0%|   | 0/50\r", "stderr"),
+        stream(["\r100%|███| ", "50/50\r\n"], "stderr"),
+    ]
+    shown = words(page_of(code(*chunks, stream("done\n"), stream("\n", "stderr"))))
+    assert "[1] code 1 100%|███| 50/50 done A copy for reading." in shown
+    assert "0/50" not in shown.replace("50/50", "")
+
+
+def test_an_error_is_shown_without_its_colours() -> None:
+    output = fails(
+        "KeyError", "'a'", "\x1b[0;31mKeyError\x1b[0m  Traceback", "\x1b]8;;http://x\x07link\x1b]8;;\x07", "\x1bM\x07"
+    )
+    shown = words(page_of(code(output)))
+    assert "KeyError: 'a' traceback KeyError Traceback link \\x07" in shown
+    one_line = words(page_of(code(fails("RefusedError", "no", "RefusedError: no"))))
+    assert "RefusedError: no A copy" in one_line
+
+
+@pytest.mark.parametrize(
+    ("output", "shown"),
+    [
+        (shows(text_html="<p>best</p>", text_plain="worse"), "best"),
+        (shows(text_markdown="*best*", text_plain="worse"), "best"),
+        (shows(text_plain=["two ", "lines"]), "two lines"),
+        (shows(application_json={"a": [1]}), '{ "a": [ 1 ] }'),
+        (shows(application_javascript="run()"), "not shown here: application/javascript"),
+        ({"output_type": "display_data", "data": {"image/svg+xml": "<svg/>"}}, "not shown here: image/svg+xml"),
+        (
+            {"output_type": "display_data", "data": {"application/vnd.abathur.run+json": {}, "text/plain": "PASS"}},
+            "PASS",
+        ),
+        (shows(image_png="<no base64>", text_plain="a figure"), "a figure"),
+        ({"output_type": "new in nbformat 5"}, "not shown here: an output without content"),
+    ],
+)
+def test_the_best_of_an_output_is_shown(output: dict[str, Any], shown: str) -> None:
+    assert f"[1] code 1 {shown} A copy for reading." in words(page_of(code(output)))
+
+
+def test_a_text_that_cannot_be_shown_is_escaped() -> None:
+    html = page_of(markdown("\ud800 m"), code(stream("\u202egnp.exe\x00\ud800\t|"), source="\u2066"))
+    assert "\\ud800 m [1] code \\u2066 \\u202egnp.exe\\x00\\ud800 |" in words(html)
+
+
+# --- what this package shows comes out whole
+
+
+def frame() -> str:
+    return pd.DataFrame({"a": [1.5, None], "<b>": ["x", "y"]}).to_html(border=0)
+
+
+def report() -> str:
+    checks = [
+        Check("indexes", "fail", "33", "<32>", "run it", tuple(f"CREATE {i}" for i in range(7))),
+        Check("busy", "error", "x", "could not run", "wait", ("one & two",)),
+        Check("slow", "warn", "fast", "slow"),
+        *(Check(f"check {number}", "pass", "a", "b") for number in range(40)),
+    ]
+    return Report("validate", tuple(checks), subject="/data/x.db").to_html()
+
+
+@pytest.mark.parametrize("make", [report, frame])
+def test_a_table_of_ours_comes_out_whole(make: Callable[[], str]) -> None:
+    """Every element, attribute, style and word of it."""
+    html = make()
+    before, after = Reader(html), Reader(clean(html))
+    assert after.elements == before.elements
+    assert after.texts == before.texts
+    assert words(html) in words(page_of(code(shows(text_html=html))))
+
+
+async def test_settings_and_schema_come_out_whole(database: Settings) -> None:
+    for html in (database._repr_html_(), (await show_schema(database)).to_html()):
+        before, after = Reader(html), Reader(clean(html))
+        assert after.elements == before.elements
+        assert after.texts == before.texts
+        assert {"details", "summary"} <= {tag for tag, _ in after.elements}
+
+
+async def test_a_figure_comes_out_whole_with_its_words(database: Settings) -> None:
+    data, metadata = charts.table_sizes(await show_schema(database))._repr_mimebundle_()
+    picture = base64.encodebytes(data["image/png"]).decode()
+    output = {"output_type": "display_data", "data": {**data, "image/png": picture}, "metadata": metadata}
+    (shown,) = (attributes for tag, attributes in Reader(page_of(code(output))).elements if tag == "img")
+    assert shown["src"] is not None
+    assert base64.b64decode(shown["src"].removeprefix("data:image/png;base64,")) == data["image/png"]
+    assert shown["alt"] == metadata["image/png"]["alt"]
+    assert shown["width"] == str(metadata["image/png"]["width"])
+
+
+# --- the page as a file
+
+
+def run_python(program: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_same_run_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+    made = notebook(
+        markdown("# a\n\n<p style='color:red;width:1em' title='t'>b"), code(shows(text_html=report()), stream("x"))
+    )
+    (tmp_path / "in.json").write_text(json.dumps([made, RECORD]))
+    program = (
+        "import hashlib, json; from abathur_nb.evidence.page import render\n"
+        f"with open({str(tmp_path / 'in.json')!r}) as file: print(hashlib.sha256(render(*json.load(file))).hexdigest())"
+    )
+    assert len({run_python(program, PYTHONHASHSEED=seed) for seed in ("1", "2", "3")}) == 1
+
+
+def test_importing_the_page_imports_nothing_that_only_rendering_needs() -> None:
+    names = "{'jinja2', 'mistune', 'nh3', 'nbconvert', 'nbformat', 'pandas', 'matplotlib'}"
+    program = f"import sys, abathur_nb, abathur_nb.evidence.page; print(sorted({names} & sys.modules.keys()))"
+    assert run_python(program) == "[]\n"
+
+
+ODD_NOTEBOOKS: list[Any] = [
+    {},
+    {"cells": None},
+    {"cells": [None, 1, "x", []]},
+    {"cells": [{}], "metadata": 3},
+    {"cells": [{"cell_type": "code"}]},
+    {"cells": [{"cell_type": "code", "source": None, "outputs": {"a": 1}, "execution_count": "x", "metadata": []}]},
+    {"cells": [{"cell_type": "code", "source": "x", "metadata": {"tags": "injected-parameters"}}]},
+    {"cells": [code(source=["a\n", "b"])]},  # type: ignore[arg-type]
+    {"cells": [code({}, {"output_type": None}, {"output_type": "stream"}, {"output_type": "error"})]},
+    {"cells": [code(fails("E", "v"), {"output_type": "error", "ename": 1, "evalue": None, "traceback": "text"})]},
+    {"cells": [code({"output_type": "display_data", "data": None, "metadata": None})]},
+    {"cells": [code(shows({"image/png": [1]}, image_png=PIXEL))]},
+    {"cells": [code(shows({"image/png": {"alt": 5, "width": "1e9"}}, image_png=[PIXEL, "\n"]))]},
+    {"cells": [code(shows(text_html={"a": 1}, text_plain=None))]},
+    {"cells": [{"cell_type": "heading", "source": "v3"}, {"cell_type": "raw", "source": "raw"}]},
+    {"cells": [markdown("[a](attachment:x.png) ![b](attachment:y.png)", attachments={"x.png": None})]},
+    {"cells": [markdown("> " * 5000 + "deep"), markdown("[" * 5000), markdown("*a " * 5000)]},
+]
+
+
+@pytest.mark.parametrize("odd", ODD_NOTEBOOKS)
+@pytest.mark.parametrize(
+    "record", [RECORD, {}, dict.fromkeys(RECORD), dict.fromkeys(RECORD, 7), dict.fromkeys(RECORD, "x")]
+)
+def test_an_odd_notebook_or_record_still_gives_a_page(odd: Any, record: dict[str, Any]) -> None:
+    html = render(odd, record).decode()
+    assert html.endswith("</html>\n")
+    assert words(html).endswith("and the hash of this page.")
+
+
+def test_a_notebook_cut_short_by_a_kernel_that_died_shows_what_there_is(tmp_path: Path) -> None:
+    """Papermill saves such a notebook with ``completed`` on every cell."""
+    source = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell("print('before the end')"),
+            nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)"),
+            nbformat.v4.new_code_cell("print('behind it')"),
+        ],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    )
+    nbformat.write(source, tmp_path / "in.ipynb")
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "in.ipynb", "out.ipynb"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    left = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    shown = words(render(left, {**RECORD, "verdict": "error"}).decode())
+    assert "! error" in shown
+    assert "2 of them never ran" in shown or "1 of them never ran" in shown
+    assert "before the end" in shown
+    assert "never ran code print('behind it')" in shown
+
+
+# --- what is hostile does not run
+
+# {js} is the canary. Where a value runs only after a click, a hover or the like, the harness does it.
+HOSTILE = [
+    "<script>{js}</script>",
+    "<ScRiPt/x>{js}</sCrIpT >",
+    "<script src='data:text/javascript,{js}'></script>",
+    "<script type=module>{js}</script>",
+    "</pre></code></td></details><script>{js}</script>",
+    "'\"></p><script>{js}</script>",
+    "</style><script>{js}</script><style>",
+    "</title><script>{js}</script>",
+    "--><script>{js}</script><!--",
+    "]]><script>{js}</script>",
+    "<img src=x onerror={js}>",
+    "<img src=x: onerror\n=\n'{js}'>",
+    "<IMG SRC=x OnErRoR={js}//>",
+    "<image src=x onerror={js}>",
+    '" onerror={js} src=x: autofocus onfocus={js} onmouseover={js} x="',
+    "<p onmouseover={js}>over</p>",
+    "<details open ontoggle={js}><summary>s</summary></details>",
+    "<input autofocus onfocus={js}>",
+    "<div contenteditable tabindex=0 onfocus={js}>f</div>",
+    "<body onload={js}>",
+    "<video><source onerror={js}></video>",
+    "<audio src=x onerror={js}>",
+    "<iframe srcdoc='<script>{js}</script>'></iframe>",
+    "<iframe src='javascript:{js}'></iframe>",
+    "<iframe src='data:text/html,<script>{js}</script>'></iframe>",
+    "<object data='data:text/html,<script>{js}</script>'></object>",
+    "<embed src='data:text/html,<script>{js}</script>'>",
+    "<a href=javascript:{js}>click</a>",
+    "<a href='&#106;ava&Tab;script&colon;{js}'>click</a>",
+    "<a href=' \x01javascript:{js}'>click</a>",
+    "[click](javascript:{js})",
+    "[click](<JaVaScRiPt:{js}>) <javascript:{js}>",
+    '![x](x:"onerror={js}) ![x" onerror={js} y="](x:)',
+    "<a href='data:text/html,<script>{js}</script>' target=_self>click</a>",
+    "<form action=javascript:{js}><input type=submit></form>",
+    "<form><button formaction=javascript:{js}>b</button></form>",
+    "<meta http-equiv=refresh content='0;url=data:text/html,<script>{js}</script>'>",
+    "<base href='javascript:/a/-{js}//'><a href=#>click</a>",
+    "<style>@keyframes k{{from{{width:1px}}}} b{{animation:k 1s}}</style><b onanimationstart={js}>a</b>",
+    "<link rel=stylesheet href='data:text/css,*{{}}' onload={js}>",
+    "<svg onload={js}></svg>",
+    "<svg><script>{js}</script></svg>",
+    "<svg><a xlink:href=javascript:{js}><text y=9>click</text></a></svg>",
+    "<svg><animate onbegin={js} attributeName=x dur=1s></svg>",
+    "<svg><foreignObject><iframe srcdoc='<script>{js}</script>'></iframe></foreignObject></svg>",
+    "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=x: onerror={js}&gt;'>",
+    "<form><math><mtext></form><form><mglyph><style></math><img src=x: onerror={js}>",
+    "<svg></p><style><a id='</style><img src=x: onerror={js}>'>",
+    "<noscript><p title='</noscript><img src=x: onerror={js}>'></noscript>",
+    "<template><img src=x: onerror={js}></template><xmp><p title='</xmp><img src=x: onerror={js}>'>",
+    "<table><td background=javascript:{js}><caption onclick={js}>c</caption></table>",
+    "<b style='width:expression({js});background:url(javascript:{js});behavior:url(#x)' onclick={js}>b</b>",
+]
+BARE = 1000  # and above: the number of a canary in a page that nothing guards
+NO_SANITIZER, NEITHER = 2000, 3000  # in the page as it is, but for the sanitizer; and but for the policy too
+
+
+def hostile(number: int, offset: int = 0) -> str:
+    return HOSTILE[number].format(js=CANARY.format(number=number + offset))
+
+
+def planted(value: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a notebook and a record that hold a value wherever there is a text, and a page may not expect one."""
+    cell = {"id": value, "metadata": {"tags": [value], "papermill": {"status": value}, value: value}}
+    kinds = "text/html text/markdown text/plain text/latex image/svg+xml image/png image/jpeg application/json"
+    script = value.partition("<script>")[2].partition("</script>")[0] or value
+    outputs = [
+        *({"output_type": "display_data", "data": {kind: value}, "metadata": {kind: value}} for kind in kinds.split()),
+        shows(application_javascript=script),
+        shows({"image/png": {"alt": value, "width": value}, value: value}, image_png=PIXEL, text_plain=value),
+        shows({"text/html": {"isolated": True}}, text_html=value),
+        {"output_type": "display_data", "data": {value: value}, "metadata": {}},
+        {"output_type": "display_data", "data": {"application/vnd.abathur.run+json": {value: value}}},
+        stream(value),
+        stream(value, "stderr"),
+        stream(value, value),
+        fails(value, value, value),
+        {"output_type": value, "data": {"text/html": value}},
+    ]
+    made = notebook(
+        markdown(value, attachments={value: {"image/svg+xml": value}}, **cell),
+        markdown(f"# {value}\n\n- {value}\n\n| {value} |\n|---|\n| {value} |\n\n    {value}\n\n`{value}`\n"),
+        markdown(f"\n<div>\n\n{value}\n\n</div>\n"),
+        {"cell_type": "raw", "source": value, **cell},
+        {"cell_type": value, "source": value, **cell},
+        code(*outputs, source=value, count=value, **cell),  # type: ignore[arg-type]
+        **{value: value, "title": value, "language_info": {"name": value}},
+    )
+    return made, _with_texts(RECORD, value)
+
+
+def _with_texts(data: Any, value: str) -> Any:
+    """Return data with each text, and each number, replaced."""
+    if isinstance(data, dict):
+        replaced = {key: item if key == "status" else _with_texts(item, value) for key, item in data.items()}
+        return {**replaced, value: value}
+    return [_with_texts(item, value) for item in data] if isinstance(data, list) else value
+
+
+def without_the_policy(html: str) -> str:
+    bare, count = re.subn(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
+    assert count == 1
+    return bare
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory: pytest.TempPathFactory) -> set[int]:
+    """Return the canaries of all hostile values: in the page with its policy taken away, and where nothing guards."""
+    pages = []
+    for number in range(len(HOSTILE)):
+        html = render(*planted(hostile(number))).decode()
+        value = hostile(number, BARE)
+        pages += [without_the_policy(html), f'<!DOCTYPE html><title>x</title><p>{value}<p title="{value}">x']
+    return sung(tmp_path_factory.mktemp("browser"), pages)
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_the_sanitizer_alone_stops_a_hostile_value_wherever_it_stands(number: int, heard: set[int]) -> None:
+    """In parameters, prose, outputs of every kind, streams, errors, the record: with no policy behind it."""
+    assert number not in heard
+
+
+def test_the_harness_hears_a_value_that_runs(heard: set[int]) -> None:
+    """The control: unguarded, all but a few run. Those need Markdown, a sanitizer that they fool, an older browser."""
+    still = [value for number, value in enumerate(HOSTILE) if number + BARE not in heard]
+    assert len(HOSTILE) >= 50
+    assert len(still) <= 6, still
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+def test_what_is_clean_is_read_as_it_was_written(value: str) -> None:
+    """Else a value could be harmless to the sanitizer and become another thing in the browser."""
+    once = clean(value.format(js="run()"))
+    assert clean(once) == once
+
+
+def test_the_policy_alone_stops_what_the_sanitizer_would_let_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second wall; and the control that the pages above are hostile ones."""
+    monkeypatch.setattr(page, "clean", lambda html: html)
+    pages = [render(*planted(hostile(number, NO_SANITIZER))).decode() for number in range(0, len(HOSTILE), 3)]
+    pages += [without_the_policy(render(*planted(hostile(number, NEITHER))).decode()) for number in (0, 10, 15)]
+    assert sung(tmp_path, pages) == {NEITHER, NEITHER + 10, NEITHER + 15}
+
+
+ELSEWHERE = [
+    "<img src='{url}'>",
+    "![x]({url})",
+    "<picture><source srcset='{url}'><img srcset='{url} 1x' src=''></picture>",
+    "<link rel=stylesheet href='{url}'><link rel=preload as=image href='{url}'><link rel=prefetch href='{url}'>",
+    "<script src='{url}'></script>",
+    "<iframe src='{url}'></iframe><object data='{url}'></object><embed src='{url}'>",
+    "<video src='{url}' poster='{url}' autoplay></video><audio src='{url}' autoplay></audio>",
+    "<style>@import '{url}'; body {{ background: url({url}) }}</style>",
+    "<b style='background:url({url});background-image:url({url});list-style:url({url})'>b</b>",
+    "<b style='background:u\\72l({url});border-image:image-set(\"{url}\" 1x);cursor:url({url}),auto'>b</b>",
+    "<meta http-equiv=refresh content='0;url={url}'>",
+    "<base href='{url}'><img src=x.png>",
+    "<svg><image href='{url}'/><use href='{url}'/></svg>",
+    "<table background='{url}'><td background='{url}'>x</table><body background='{url}'>",
+    "<input type=image src='{url}'>",
+    "<a href='{url}' ping='{url}'>{url}</a>",
+    "{url}",
+]
+
+
+def test_a_page_asks_nothing_of_any_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither with its policy nor without it; a page without sanitizer and policy does, and is heard."""
+    values = [value.format(url=f"http://canary{n}.invalid/x.png") for n, value in enumerate(ELSEWHERE)]
+    made = notebook(
+        *(markdown(value) for value in values),
+        *(code(shows(text_html=value), shows(text_markdown=value), stream(value)) for value in values),
+    )
+    html = render(made, _with_texts(RECORD, " ".join(values))).decode()
+    monkeypatch.setattr(page, "clean", lambda html: html)
+    unclean = without_the_policy(render(made, RECORD).decode()).replace("http-equiv=refresh", "")
+    found = asked_for(tmp_path, {"page": html, "bare": without_the_policy(html), "control": unclean})
+    assert found["page"] == []
+    assert found["bare"] == []
+    hosts = {host for line in found["control"] for host in re.findall(r"canary\d+", line)}
+    assert len(hosts) >= 9, found["control"]
+
+
+def test_no_page_names_another_host_by_itself() -> None:
+    html = page_of(markdown("# a"), code(shows(text_html=report()), shows(image_png=PIXEL)))
+    assert re.findall(r"(?:https?:)?//[\w.-]+", html) == []
+    assert "<script" not in html
+    assert 'http-equiv="x-dns-prefetch-control" content="off"' in html  # else a link's host is looked up
+
+
+@pytest.mark.parametrize(
+    ("style", "kept"),
+    [
+        ("color: red; text-align:left;", "color: red; text-align:left;"),
+        ("background:rgb(1, 2, 3);width:50%", "background:rgb(1, 2, 3);width:50%"),
+        ("position:fixed;top:0;margin-top:-900px;z-index:9;color:red", "color:red"),
+        ("display:none;opacity:0;font-size:900px;transform:none;height:9px", None),
+        ("background:url(x);color:URL(x);width:var(--x);width:calc(1px);color:re\\64", None),
+        ("color:red}body{color:blue", None),
+        ("color:red/**/;width:1em/*", None),
+    ],
+)
+def test_a_style_keeps_what_neither_loads_nor_covers_anything(style: str, kept: str | None) -> None:
+    """What a cell shows can't be laid over the verdict."""
+    ((_, attributes),) = Reader(clean(f"<p style='{style}'>x</p>")).elements
+    assert attributes.get("style") == kept
+
+
+def test_a_cell_cannot_dress_up_as_the_head() -> None:
+    value = "<p class='verdict pass' id='cell-0'>✓ pass</p><header class=head>"
+    html = page_of(markdown(value), code(shows(text_html=value)), record={**RECORD, "verdict": "fail pass"})
+    assert html.count('class="verdict') == 1
+    assert 'class="verdict "' in html  # nor can a verdict that is none of ours
+    assert html.count('id="cell-0"') == 1
+    assert html.count("<header") == 1
+
+
+# --- on paper
+
+
+def pages_on_paper(folder: Path, html: str) -> int:
+    """Print a page, assert that its paper is A4, and count the sheets."""
+    (folder / "page.html").write_text(html, encoding="utf-8")
+    chromium(folder, folder / "page.html", "--no-pdf-header-footer", f"--print-to-pdf={folder / 'page.pdf'}")
+    pdf = (folder / "page.pdf").read_bytes()
+    sizes = re.findall(rb"/MediaBox \[([\d. ]+)\]", pdf)
+    assert {tuple(round(float(number)) for number in size.split()) for size in sizes} == {(0, 0, 595, 842)}
+    return len(re.findall(rb"/Type /Page\b", pdf))
+
+
+def test_paper_is_a4_and_shows_what_was_folded(tmp_path: Path) -> None:
+    listing = "\n".join(f"line {number}" for number in range(400))
+    folded = f"<details><summary>schema</summary><pre>{listing}</pre></details>"
+    html = page_of(code(shows(text_html=folded)))
+    assert '@bottom-left { content: "20261123T041742422Z-8086a2";' in html
+    assert pages_on_paper(tmp_path, html) >= 6
+    # The control: a browser prints folded what nothing unfolds.
+    assert pages_on_paper(tmp_path, html.replace("details::details-content", "details::nothing")) <= 2
+
+
+def test_a_hostile_run_id_stays_out_of_the_style_sheet() -> None:
+    html = page_of(record={**RECORD, "run_id": '"; } body { background: url(http://x.invalid/) } @page { x: "'})
+    assert '@bottom-left { content: "";' in html
