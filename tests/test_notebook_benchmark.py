@@ -17,7 +17,7 @@ def benchmark(database: Settings, output: Path, *arguments: str, **env: str) -> 
     with untouched(database.db_path):
         run = papermill(SOURCE, output, "-r", "db_path", path, "-p", "rows", "500", *arguments, env={**GENEROUS, **env})
     beside = {path.name for path in database.db_path.parent.iterdir()}
-    assert beside <= {"abathur.db", "abathur.db-wal", "abathur.db-shm"}
+    assert beside <= {"abathur.db", "abathur.db-wal", "abathur.db-shm", "runs"}
     return run
 
 
@@ -43,6 +43,7 @@ async def test_a_full_run_is_held_against_an_earlier_one_and_saved_for_the_next(
         run = benchmark(database, tmp_path / "out.ipynb", *arguments).succeeded()
     assert run.report.count(" samples: met") == 3
     assert "memory retrieval against the baseline: " in run.report
+    assert "the baseline's machine: the same" in run.report
     assert len(run.shown("image/png")) == 3  # the two curves are drawn with `full` only
     assert saved.stat().st_mode & 0o777 == 0o600
     assert json.loads(saved.read_text())["report"]["ok"] is True

@@ -65,6 +65,7 @@ def test_without_a_path_it_makes_developments_database(home: Path, tmp_path: Pat
     assert {path.name for path in (home / "abathur_data").iterdir()} <= {
         "abathur.db",
         "abathur.db-wal",
+        "runs",
         "abathur.db-shm",
     }
     assert (home / "abathur_data" / "abathur.db").stat().st_size > 0
@@ -85,7 +86,7 @@ def test_what_is_no_database_is_refused_and_stays(content: bytes, told: str, tmp
         run = init(path, tmp_path / "out.ipynb")
     run.failed("ChecksFailedError: preflight of ", "database file: ").showed_its_report()
     assert told in run.report
-    assert {path.name for path in tmp_path.iterdir()} == {"x.db", "out.ipynb"}
+    assert {path.name for path in tmp_path.iterdir()} == {"x.db", "out.ipynb", "runs"}
 
 
 def test_a_database_of_another_application_is_refused_and_stays(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 from damage import untouched
 from test_notebook_runs import NOTEBOOKS, in_kernel, papermill
 
+from abathur_nb.evidence.reading import read_archive
 from abathur_nb.settings import Settings
 
 SOURCE = NOTEBOOKS / "preflight.ipynb"
@@ -41,3 +42,27 @@ async def test_every_fault_of_the_place_is_named_at_once(tmp_path: Path, monkeyp
     assert "from</th>" in run.shown()[0]
     assert "ABATHUR_MIN_FREE_MB" in run.shown()[0]
     run.showed_its_report()
+
+
+def test_who_says_that_the_team_is_trained_stands_in_the_report_and_in_the_record(
+    settings: Settings, tmp_path: Path
+) -> None:
+    settings.db_path.parent.mkdir(mode=0o700)  # else there is no place for a record
+    said = ("-r", "team_trained", "Ada Lovelace, 2026-11-20")
+    run = papermill(SOURCE, tmp_path / "out.ipynb", "-r", "db_path", str(settings.db_path), *said).succeeded()
+    assert "– skip           team trained on procedures: said by Ada Lovelace on 2026-11-20" in run.report
+    (record,) = (entry.record for entry in read_archive(settings.archive_dir))
+    assert record is not None
+    (check,) = (check for check in record["reports"][0]["checks"] if check["name"] == "team trained on procedures")
+    assert (check["status"], check["observed"]) == ("skip", "said by Ada Lovelace on 2026-11-20")
+    assert record["parameters"]["team_trained"] == "Ada Lovelace, 2026-11-20"
+
+
+@pytest.mark.parametrize("answer", ["yes", "Ada Lovelace, 20 November", "Ada Lovelace, 9999-12-31"])
+def test_an_answer_of_another_form_runs_nothing_and_tells_the_form(
+    answer: str, settings: Settings, tmp_path: Path
+) -> None:
+    given = ("-r", "db_path", str(settings.db_path), "-r", "team_trained", answer)
+    run = papermill(SOURCE, tmp_path / "out.ipynb", *given)
+    run.failed("team_trained: expected a ", 'as in "Ada Lovelace, 2026-11-20", found', "nothing of this cell was run")
+    assert {path.name for path in tmp_path.iterdir()} == {"out.ipynb"}

@@ -14,6 +14,7 @@ from damage import fingerprint, untouched
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+from abathur_nb.evidence.run import MIME
 from abathur_nb.settings import Settings
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -57,8 +58,9 @@ class Run:
     def error(self) -> str:
         """What the one failed cell says: a single line, with no traceback around it."""
         (cell,) = (cell for cell in self.cells if any(output.output_type == "error" for output in cell.outputs))
-        (output,) = cell.outputs
-        assert output.output_type == "error"
+        (output,) = (output for output in cell.outputs if output.output_type == "error")
+        beside = [set(shown.data) for shown in cell.outputs if shown is not output]
+        assert beside in ([], [{MIME, "text/html", "text/plain"}]), "the record of the run, and no traceback"
         line = "\n".join(output.traceback)
         assert len(line.splitlines()) == 1, line
         assert line == f"{output.ename}: {output.evalue}"
@@ -149,12 +151,13 @@ def test_a_copy_of_it_passes_under_papermill_from_any_working_directory(
     with untouched(database.db_path):
         run = papermill(copy, tmp_path / "out.ipynb", *arguments, cwd=away, env=GENEROUS).succeeded()
     assert run.report.startswith(f"{'initialize' if name == 'init' else name} passed: ")
-    assert run.report.splitlines()[1].strip().startswith(f"{database.db_path} · ")
-    assert run.shown()[0].startswith("<p>abathur_nb ")  # the settings of this run, versions and time
+    subject = database.archive_dir if name == "history" else database.db_path
+    assert run.report.splitlines()[1].strip().startswith(f"{subject} · ")
+    assert "<p>abathur_nb " in run.shown()[0]  # the settings of this run, versions and time
     assert list(away.iterdir()) == []
     assert copy.read_bytes() == before
     beside = {path.name for path in database.db_path.parent.iterdir()}
-    assert beside <= {"abathur.db", "abathur.db-wal", "abathur.db-shm"}
+    assert beside <= {"abathur.db", "abathur.db-wal", "abathur.db-shm", "runs"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -171,7 +174,7 @@ async def test_it_passes_in_a_live_kernel_with_values_written_by_hand(
     assert list(away.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {"init", "preflight"}))
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"history", "init", "preflight"}))
 def test_it_makes_no_database_where_there_is_none(name: str, settings: Settings, tmp_path: Path) -> None:
     run = papermill(NOTEBOOKS / f"{name}.ipynb", tmp_path / "out.ipynb", "-r", "db_path", str(settings.db_path))
     run.failed(f"{name} of {settings.db_path}: refused: database file: no database").showed_its_report()

@@ -148,28 +148,32 @@ def names_of(cell: Any) -> Iterator[str]:
 
 
 @each_notebook
-def test_its_cells_hold_no_text_of_their_own_and_never_exit(path: Path) -> None:
+def test_its_cells_hold_no_text_but_its_own_name_and_never_exit(path: Path) -> None:
     """SystemExit would stop the run, and papermill would exit with 0; SQL in a cell would be a constant."""
     for cell in code_cells(path):
         assert not {"exit", "quit", "sys", "os", "get_ipython"} & set(names_of(cell))
         if "parameters" not in cell.metadata.get("tags", []):
-            assert not any(
-                isinstance(node, ast.Constant) and isinstance(node.value, str)
+            assert {
+                node.value
                 for node in ast.walk(ast.parse(cell.source))
-            )
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            } <= {path.stem}
 
 
 @each_notebook
-def test_its_settings_are_shown_right_after_its_parameters(path: Path) -> None:
-    """Papermill records overridden parameters only."""
-    assert code_cells(path)[2].source == "settings = nb.resolve(env, db_path=db_path)\nsettings"
+def test_its_run_is_recorded_and_its_settings_are_shown_right_after_its_parameters(path: Path) -> None:
+    """Papermill records overridden parameters only, and a record must be there before the database is touched."""
+    settings = "settings = nb.resolve(env, db_path=db_path)"
+    assert code_cells(path)[2].source == f'{settings}\nrun = nb.start_run(settings, "{path.stem}")\nrun'
 
 
 @each_notebook
-def test_its_last_code_cell_raises_if_anything_failed(path: Path) -> None:
+def test_its_last_code_cell_seals_the_record_and_raises_if_anything_failed(path: Path) -> None:
     *_, shown, last = code_cells(path)
-    assert re.fullmatch(r"(\w+\.)?\w+\.raise_for_failures\(\)", last.source)
-    report = last.source.removesuffix(".raise_for_failures()")
+    sealed, raised = last.source.splitlines()
+    assert re.fullmatch(r"(\w+\.)?\w+\.raise_for_failures\(\)", raised)
+    report = raised.removesuffix(".raise_for_failures()")
+    assert re.fullmatch(rf"run\.seal\({report.partition('.')[0]}(, \w+)*\)", sealed)
     before = [cell.source.splitlines()[-1] for cell in code_cells(path)[:-1]]
     assert report in before, "the report must have been shown above"
     assert shown is not last

@@ -190,6 +190,7 @@ def test_the_wheel_carries_sql_and_notebooks_byte_for_byte(built: Path) -> None:
     with zipfile.ZipFile(path) as wheel:
         for name, content in (files_in("sql") | files_in("notebooks")).items():
             assert wheel.read(f"abathur_nb/data/{name}") == content
+        assert "abathur_nb/evidence/page.html.j2" in wheel.namelist()
         tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"abathur_nb", f"abathur_nb-{PROJECT['version']}.dist-info"}
 

@@ -37,7 +37,7 @@ def test_its_settings_file_makes_an_environment(tmp_path: Path, monkeypatch: pyt
     settings = nb.resolve("qa")
     assert settings.db_path == Path("/srv/qa/abathur.db")
     assert settings.backup_dir == Path("/srv/qa/backups")
-    assert (settings.memory_p99_ms, settings.require_safe_wal, settings.synchronous) == (50, True, "FULL")
+    assert (settings.memory_p99_ms, settings.require_safe_wal, settings.synchronous) == (50, False, "FULL")
     assert settings.on_shared_directory == "refuse", "an environment of one's own starts with the strict policy"
 
 
@@ -70,7 +70,7 @@ def test_its_code_runs(database: Settings, monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_its_papermill_commands_are_accepted(command: str, tmp_path: Path, database: Settings) -> None:
     """They run as they stand, but for the database's path and a size that a test can wait for."""
-    arguments = shlex.split(command)[1:]
+    arguments = shlex.split(command, comments=True)[1:]
     arguments[1] = str(tmp_path / "out.ipynb")
     for flag, name, value in (("-p", "db_path", str(database.db_path)), ("-p", "rows", "1000")):
         if name in arguments:
