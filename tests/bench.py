@@ -9,6 +9,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median, quantiles
@@ -25,10 +27,13 @@ from typing import Any
 
 import aiosqlite
 import nbformat
+from nbclient import NotebookClient
 
 import abathur_nb as nb
 from abathur_nb import synthetic
 from abathur_nb.connection import connect, connection_pragmas
+from abathur_nb.evidence.execution import execute
+from abathur_nb.evidence.source import prepared, read_source
 from abathur_nb.sql import DATA, DDL_FILES, SEED_FILE, statements
 from abathur_nb.workloads import one_cpu
 
@@ -113,9 +118,10 @@ async def filled(place: Path, rows: int) -> AsyncIterator[nb.Settings]:
 
 
 @contextmanager
-def plain(settings: nb.Settings) -> Iterator[sqlite3.Connection]:
+def plain(settings: nb.Settings, mode: str = "rw") -> Iterator[sqlite3.Connection]:
     """Open the database with the standard library alone, with the same PRAGMAs."""
-    with closing(sqlite3.connect(settings.db_path, isolation_level=None, check_same_thread=False)) as conn:
+    uri = f"{settings.db_path.as_uri()}?mode={mode}"
+    with closing(sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)) as conn:
         conn.row_factory = sqlite3.Row
         conn.executescript("".join(f"PRAGMA {name} = {value};" for name, value in connection_pragmas(settings).items()))
         yield conn
@@ -350,7 +356,8 @@ def validate(place: Path) -> Sides:
 
             async def theirs() -> list[int]:
                 def check() -> None:
-                    with plain(settings) as conn:
+                    # Read-only as ours is: on such a connection SQLite leaves the CHECKs out of integrity_check.
+                    with plain(settings, mode="ro") as conn:
                         conn.execute("PRAGMA integrity_check").fetchall()
                         conn.execute("PRAGMA foreign_key_check").fetchall()
 
@@ -371,6 +378,55 @@ def imports(place: Path) -> Sides:
     return alternate(lambda: run("abathur_nb"), lambda: run("aiosqlite"), blocks=9)
 
 
+def recording(place: Path) -> Sides:
+    """Time the execution of validate.ipynb, and of one without the cells' words that record it."""
+    settings = settings_for(place / "abathur.db")
+    asyncio.run(nb.initialize_database(settings))
+    template = DATA / "notebooks" / "validate.ipynb"
+    notebook = nbformat.read(template, as_version=4)
+    for cell in notebook.cells:
+        lines = cell.source.splitlines()
+        cell.source = "\n".join(line for line in lines if not re.match(r"run(?:\.seal\(| = |$)", line))
+    bare = place / "bare.ipynb"
+    nbformat.write(notebook, bare)
+    assert "start_run" in template.read_text()
+    assert "start_run" not in bare.read_text()
+    assert "seal(" not in bare.read_text()
+
+    def run(path: Path) -> list[int]:
+        cells = nbformat.from_dict(prepared(read_source(str(path)), {"db_path": str(settings.db_path)}))
+
+        def work() -> None:
+            assert execute(lambda: NotebookClient(cells), environment={}).how == "completed"
+
+        return [timed(work)]
+
+    return alternate(lambda: run(template), lambda: run(bare), blocks=15)
+
+
+@cache
+def runs_of_both() -> Sides:
+    """Time 60 runs of validate by the runner, without page and signature, and 60 by plain papermill."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "data" / "abathur.db"
+        asyncio.run(nb.initialize_database(settings_for(path)))
+        parameters = ["-p", "db_path", str(path)]
+        ours = [sys.executable, "-m", "abathur_nb", "run", "validate", "--env", "development", "--no-html"]
+        theirs = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar"]
+        theirs += [str(DATA / "notebooks" / "validate.ipynb"), str(Path(name) / "out.ipynb")]
+
+        def run(command: list[str]) -> list[int]:
+            return [timed(lambda: subprocess.run([*command, *parameters], check=True, capture_output=True))]
+
+        return alternate(lambda: run(ours), lambda: run(theirs), blocks=60)
+
+
+def stalls(_: Path) -> Sides:
+    """Return the times of the runner's runs, and their median."""
+    ours, _theirs = runs_of_both()
+    return ours, [int(median(ours))]
+
+
 ROWS = (
     Row("papermill init.ipynb / papermill on one empty cell", 1.25, papermill_init),
     Row("initialize_database / plain sqlite3, one transaction, WAL, FULL", 2.5, initialize),
@@ -389,6 +445,9 @@ ROWS = (
     Row("get_memory p99 at 1,000,000 / at 1,000 memories", 1.5, growth, statistic=p99, pinned=True),
     Row("validate_database at 100,000 / integrity and foreign keys alone", 1.25, validate),
     Row("import abathur_nb / import aiosqlite", 3, imports),
+    Row("validate.ipynb with its record / without", 1.1, recording),
+    Row("the runner, no page, no signature / plain papermill, validate.ipynb", 1, lambda _: runs_of_both()),
+    Row("the slowest of 60 runs by the runner / their median", 3, stalls, statistic=max),
 )
 
 

@@ -1,7 +1,7 @@
-"""Inject every fault into initialize_database and print one table: ``python tests/prove.py [SWEEP …]``.
+"""Inject every fault, tamper in every way with an archive, print one table: ``python tests/prove.py [SWEEP …]``.
 
-The control of each sweep is a naive initialization, statement by statement at the final path: a harness that leaves
-half of those whole proves nothing, and is called broken.
+The control of each sweep is a naive initialization, statement by statement at the final path, or a naive look at an
+archive: a harness that does no harm to half of those proves nothing, and is called broken.
 """
 
 import argparse
@@ -10,20 +10,23 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from faults.outcomes import Result
-from faults.sweeps import SWEEPS
+from faults.sweeps import SWEEPS as INITIALIZATIONS
+from faults.sweeps import Sweep
+from faults.tampering import TAMPERING_SWEEPS, ArchiveSweep
 from faults.tracing import BrokenHarnessError
 
 _HEAD = ("sweep", "faults injected", "struck", "survived", "control (naive): damaged of injected", "verdict")
 _SHOWN = 20
+SWEEPS: Mapping[str, Sweep | ArchiveSweep] = {**INITIALIZATIONS, **TAMPERING_SWEEPS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sweeps; return 0 if all were survived and every control was damaged."""
-    parser = argparse.ArgumentParser(description="Inject faults into initialize_database; exit 1 if one does harm.")
+    parser = argparse.ArgumentParser(description="Inject faults and tamper; exit 1 if one does harm unfound.")
     parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help=f"of {', '.join(SWEEPS)}; all by default")
     parser.add_argument("--sample", type=int, default=1, metavar="N", help="inject every N-th fault only")
     parser.add_argument("--seed", type=int, default=2026, help="for the random moments, and where a sample begins")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-SAMPLES = {"kill": 20, "random": 25, "race": 25, "enospc": 20, "eio": 20}
+SAMPLES = {"kill": 20, "random": 25, "race": 25, "enospc": 20, "eio": 20, "flip": 10, "tamper": 20, "runs": 6}
 
 
 def prove(tmp_path: Path, *arguments: str, program: str = "", **environment: str) -> tuple[int, str]:
@@ -46,6 +46,16 @@ def test_a_naive_initialization_is_found_out(tmp_path: Path) -> None:
     assert code == 1
     assert "FAILED" in out
     assert "the database is half-made" in out
+
+
+def test_a_verify_that_finds_nothing_is_found_out(tmp_path: Path) -> None:
+    blind = (
+        "from faults import tampering as t; from abathur_nb import Report; t.verify_archive = lambda a: Report('', ())"
+    )
+    code, out = prove(tmp_path, program=f"{blind}; import prove; sys.exit(prove.main(['flip', '--sample', '200']))")
+    assert code == 1
+    assert "FAILED" in out
+    assert re.search(r"not found, seed 2026-\d+: byte \d+ of \S+ xor 0x", out)
 
 
 def test_a_control_that_takes_no_harm_breaks_the_harness(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The five sweeps: each does the same to initialize_database and, as its control, to the naive initialization."""
+"""The sweeps: each does the same to what must survive it and, as its control, to what will not.
+
+Five strike initialize_database and the naive initialization, one the runner and plain papermill.
+"""
 
 import asyncio
 import shutil
@@ -20,6 +23,7 @@ from faults.initializers import sound
 from faults.judge import after_a_second_run, false_success, state
 from faults.outcomes import Experiment, Outcome, Planner, Result
 from faults.place import Place
+from faults.runs import kills_of_runs
 from faults.tracing import BrokenHarnessError, Call, mutating_calls, strike
 from faults.victim import Ending, Gate, Victim
 
@@ -41,7 +45,7 @@ class Sweep:
     racers: int = 0
 
     def run(self, folder: Path, every: int, seed: int) -> Result:
-        """Run every n-th experiment, first on initialize_database, then on the control."""
+        """Run every n-th experiment, first on what must survive it, then on the control."""
         result, started = Result(self.title), time.monotonic()
         _warm_up(Place(folder / "warm-up"))
         for outcome in self._outcomes("sound", folder, every, seed):
@@ -219,4 +223,5 @@ SWEEPS = {
     "race": Sweep(f"racing processes, {_RACERS} at once, half of them killed", _races, _RACERS),
     "enospc": Sweep("ENOSPC at each mutating call", partial(_at_each_call, "error=ENOSPC")),
     "eio": Sweep("EIO at each mutating call", partial(_at_each_call, "error=EIO")),
+    "runs": Sweep("runs killed at random moments", kills_of_runs),
 }

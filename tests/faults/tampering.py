@@ -1,0 +1,275 @@
+"""Sweeps over an archive: any byte flipped, and what else is done to evidence; ``verify`` must find each."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from archives import archive as make_archive
+
+from abathur_nb.evidence.archive import NOTEBOOK, PAGE, STATEMENT
+from abathur_nb.evidence.canonical import sealed, sha256, unsealed
+from abathur_nb.evidence.ledger import LEDGER
+from abathur_nb.evidence.record import RECORD, STARTED
+from abathur_nb.evidence.statement import envelope
+from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.settings import Settings, resolve
+from faults.outcomes import Result
+from faults.tracing import BrokenHarnessError
+
+__all__ = ["TAMPERINGS", "TAMPERING_SWEEPS", "ArchiveSweep", "Tampering"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tampering:
+    """Hold an archive that is tampered with, and what chooses where."""
+
+    archive: Path
+    settings: Settings
+    random: Random
+
+    def run(self) -> Path:
+        """Choose the folder of an archived run."""
+        return self.two()[0]
+
+    def two(self) -> tuple[Path, Path]:
+        """Choose the folders of two archived runs."""
+        one, other = self.random.sample(sorted(path.parent for path in self.archive.glob(f"*/{STATEMENT}")), 2)
+        return one, other
+
+    def file(self) -> Path:
+        """Choose a file."""
+        return self.random.choice(_files(self.archive))
+
+    def lines(self) -> list[bytes]:
+        """Return the lines of the ledger."""
+        return (self.archive / LEDGER).read_bytes().splitlines(keepends=True)
+
+    def write(self, lines: list[bytes]) -> None:
+        """Replace the lines of the ledger."""
+        (self.archive / LEDGER).write_bytes(b"".join(lines))
+
+
+def _files(archive: Path) -> list[Path]:
+    return sorted(path for path in archive.rglob("*") if path.is_file())
+
+
+def _cut(made: Tampering) -> str:
+    path = made.file()
+    length = made.random.randrange(path.stat().st_size)
+    os.truncate(path, length)
+    return f"{path.name} cut to {length} bytes"
+
+
+def _lengthen(made: Tampering) -> str:
+    path = made.file()
+    with path.open("ab") as file:
+        file.write(made.random.choice((b"\n", b"\0", b" ", b"{}\n")))
+    return f"{path.name} lengthened"
+
+
+def _take_file(made: Tampering) -> str:
+    path = made.run() / made.random.choice((STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT))
+    path.unlink()
+    return f"{path.name} of an archived run taken away"
+
+
+def _take_ledger(made: Tampering) -> str:
+    (made.archive / LEDGER).unlink()
+    return "the ledger taken away"
+
+
+def _take_run(made: Tampering) -> str:
+    shutil.rmtree(made.run())
+    return "the folder of an archived run taken away"
+
+
+def _take_line(made: Tampering) -> str:
+    lines = made.lines()
+    number = made.random.randrange(len(lines))
+    made.write(lines[:number] + lines[number + 1 :])
+    return f"line {number + 1} of the ledger taken away"
+
+
+def _take_run_and_line(made: Tampering) -> str:
+    """Take away what tells of a run, but for the chain."""
+    folder = made.run()
+    shutil.rmtree(folder)
+    made.write([line for line in made.lines() if folder.name.encode() not in line])
+    return "a run and its line taken away"
+
+
+def _swap_lines(made: Tampering) -> str:
+    lines = made.lines()
+    one, other = sorted(made.random.sample(range(len(lines)), 2))
+    lines[one], lines[other] = lines[other], lines[one]
+    made.write(lines)
+    return f"lines {one + 1} and {other + 1} of the ledger swapped"
+
+
+def _swap_files(made: Tampering) -> str:
+    one, other = made.two()
+    name = made.random.choice((STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT))
+    aside = one / ".aside"
+    (one / name).rename(aside)
+    (other / name).rename(one / name)
+    aside.rename(other / name)
+    return f"{name} of two runs swapped"
+
+
+def _swap_runs(made: Tampering) -> str:
+    one, other = made.two()
+    aside = made.archive / ".aside"
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+    return "the folders of two runs swapped"
+
+
+def _change_number(made: Tampering) -> str:
+    path = made.run() / RECORD
+    record = unsealed(path.read_bytes())
+    record["facts"]["rows"]["tasks"] += 1
+    path.write_bytes(sealed(record))
+    return "a number of a record changed, its own hash recomputed"
+
+
+def _change_verdict(made: Tampering) -> str:
+    """Rewrite everything that tells of a run consistently, but for the chain behind it."""
+    folder = made.run()
+    record = {**unsealed((folder / RECORD).read_bytes()), "verdict": "interrupted"}
+    (folder / RECORD).write_bytes(sealed(record))
+    hashes = {name: sha256((folder / name).read_bytes()) for name in (STARTED, RECORD, NOTEBOOK, PAGE)}
+    (folder / STATEMENT).write_bytes(envelope(made.settings, record, hashes))
+    hashes[STATEMENT] = sha256((folder / STATEMENT).read_bytes())
+    lines = []
+    for line in made.lines():
+        data = unsealed(line)
+        if data["run_id"] == folder.name:
+            data |= {"verdict": "interrupted", "files": hashes}
+        lines.append(sealed(data))
+    made.write(lines)
+    return "a verdict rewritten in record, statement and ledger"
+
+
+def _change_line(made: Tampering) -> str:
+    lines = made.lines()
+    number = made.random.randrange(len(lines))
+    lines[number] = sealed({**unsealed(lines[number]), "env": "production"})
+    made.write(lines)
+    return f"line {number + 1} of the ledger rewritten, its own hash recomputed"
+
+
+def _change_form(made: Tampering) -> str:
+    path = made.run() / made.random.choice((STARTED, RECORD, STATEMENT))
+    path.write_text(json.dumps(json.loads(path.read_bytes()), indent=1))
+    return f"{path.name} written in another form"
+
+
+def _link(made: Tampering) -> str:
+    path = made.run() / made.random.choice((STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT))
+    path.rename(made.archive.parent / "elsewhere")
+    path.symlink_to(made.archive.parent / "elsewhere")
+    return f"{path.name} moved elsewhere, and a link to it left"
+
+
+def _pipe(made: Tampering) -> str:
+    path = made.file()
+    path.unlink()
+    os.mkfifo(path)
+    return f"a FIFO in place of {path.name}"
+
+
+def _add(made: Tampering) -> str:
+    folder = made.random.choice((made.archive, made.run()))
+    (folder / "notes.txt").write_text("all is well")
+    return "a file of another kind added"
+
+
+def _copy_run(made: Tampering) -> str:
+    shutil.copytree(made.run(), made.archive / "20261123T101500123Z-9f3ac1")
+    return "a run copied under another id"
+
+
+TAMPERINGS: tuple[Callable[[Tampering], str], ...] = (
+    *(_cut, _lengthen, _take_file, _take_ledger, _take_run, _take_line, _take_run_and_line),
+    *(_swap_lines, _swap_files, _swap_runs, _change_number, _change_verdict, _change_line, _change_form),
+    *(_link, _pipe, _add, _copy_run),
+)
+
+
+def _flip(made: Tampering) -> str:
+    path = made.file()
+    content = bytearray(path.read_bytes())
+    place, value = made.random.randrange(len(content)), made.random.randrange(1, 256)
+    content[place] ^= value
+    path.write_bytes(content)
+    return f"byte {place} of {path.relative_to(made.archive)} xor {value:#04x}"
+
+
+def _by_names_and_sizes(archive: Path, sound: Path) -> bool:
+    """Find what changes a name or a size: the control of the flips."""
+    listed = [{path.relative_to(folder): path.stat().st_size for path in _files(folder)} for folder in (archive, sound)]
+    return listed[0] != listed[1]
+
+
+def _by_own_hashes(archive: Path, _: Path) -> bool:
+    """Find a record that does not hold its own hash, as where no ledger names it: the control of the rest."""
+    try:
+        for path in archive.glob(f"*/{RECORD}"):
+            unsealed(path.read_bytes() if path.is_file() else b"")
+    except ValueError:
+        return True
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveSweep:
+    """Name a sweep over an archive: the tamperings, how often each is tried, and a control that finds too little."""
+
+    title: str
+    tamperings: Sequence[Callable[[Tampering], str]]
+    rounds: int
+    control: Callable[[Path, Path], bool]
+
+    def run(self, folder: Path, every: int, seed: int) -> Result:
+        """Tamper with a fresh copy of one archive in every n-th round, and see whether ``verify`` finds it."""
+        result, started = Result(self.title), time.monotonic()
+        settings = resolve("development", db_path=folder / "data" / "abathur.db")
+        sound, copy = make_archive(settings), folder / "tampered" / "runs"
+        if not verify_archive(sound).ok:
+            raise BrokenHarnessError("verify fails an archive that nobody has tampered with")
+        for number in range(seed % every, self.rounds, every):
+            for tampering in self.tamperings:
+                random = Random(f"{seed}-{number}-{tampering.__name__}")  # noqa: S311 - to be repeatable
+                shutil.copytree(sound, copy)
+                told = tampering(Tampering(copy, settings, random))
+                result.experiments += 1
+                result.injected += 1
+                result.struck += _content(copy) != _content(sound)
+                if verify_archive(copy).ok:
+                    result.harms.append(f"not found, seed {seed}-{number}: {told}")
+                else:
+                    result.survived += 1
+                result.control += 1
+                result.control_damaged += not self.control(copy, sound)
+                shutil.rmtree(copy.parent)
+        result.seconds = time.monotonic() - started
+        return result
+
+
+def _content(archive: Path) -> dict[Path, tuple[bool, bytes]]:
+    found = (path for path in archive.rglob("*") if not path.is_dir())
+    return {
+        path.relative_to(archive): (path.is_symlink(), path.read_bytes() if path.is_file() else b"") for path in found
+    }
+
+
+TAMPERING_SWEEPS = {
+    "flip": ArchiveSweep("a byte of an archive flipped", (_flip,), 1000, _by_names_and_sizes),
+    "tamper": ArchiveSweep("an archive tampered with otherwise", TAMPERINGS, 20, _by_own_hashes),
+}
