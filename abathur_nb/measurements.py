@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.machine import compare_machines
-from abathur_nb.percentiles import percentiles
+from abathur_nb.percentiles import above, percentiles
 from abathur_nb.report import Check, Report
 from abathur_nb.wording import printable, shown
 
@@ -194,18 +194,18 @@ def _write(target: Path, text: str) -> None:
 
 
 def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], baseline: Baseline) -> Iterator[Check]:
-    """Compare the machine, then each measurement: slower only where the intervals of a percentile do not meet."""
+    """Compare the machine, then each measurement: slower where the interval of a percentile lies above the other."""
     if baseline.path:
         yield compare_machines(machine, baseline.machine)
     for name in (name for name in samples if name in baseline.samples):
         told, slower = [], False
         for now, then in zip(percentiles(samples[name]), percentiles(baseline.samples[name]), strict=True):
             told.append(f"{now}, was {then.value:.3g} ms ({now.value / then.value:.2f} times)")
-            slower |= now.low is not None and then.high is not None and now.low > then.high
+            slower |= above(now.low, then.high)
         yield Check.that(
             f"{name} against the baseline",
             not slower,
-            expected="no percentile above the baseline's interval",
+            expected="no percentile more than a tenth above the baseline's interval",
             observed="; ".join(told),
             remedy="see the check of the baseline's machine; if that is the same, look at explain.ipynb",
             otherwise="warn",

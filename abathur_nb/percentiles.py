@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["CONFIDENCE", "LEVELS", "Percentile", "Verdict", "percentiles", "verdict"]
+__all__ = ["CONFIDENCE", "LEVELS", "Percentile", "Verdict", "above", "percentiles", "verdict"]
 
 CONFIDENCE = 0.95
 LEVELS = (0.5, 0.95, 0.99)
+_NOISE = 1.1  # the intervals of eight runs on one quiet machine lay up to 1.02 apart: they tell of samples, not of runs
 
 Verdict = Literal["met", "not met", "not enough samples"]
 
@@ -42,6 +43,14 @@ def percentiles(nanoseconds: Sequence[int]) -> tuple[Percentile, ...]:
         low, high = (None if np.isnan(bound) else float(bound) for bound in (interval.low, interval.high))
         found.append(Percentile(level, float(np.quantile(milliseconds, level)), low, high))
     return tuple(found)
+
+
+def above(low: float | None, high: float | None) -> bool:
+    """Tell whether an interval that begins at ``low`` lies above one that ends at ``high``, by more than runs differ.
+
+    A bound that the samples could not give is open.
+    """
+    return low is not None and high is not None and low > high * _NOISE
 
 
 def verdict(nanoseconds: Sequence[int], level: float, limit_ms: float) -> Verdict:

@@ -85,7 +85,7 @@ class _Rows:
     """Hold what was found in all tables: how many rows, which rules are broken where, what was unreadable."""
 
     count: int
-    broken: dict[_Rule, str]
+    broken: dict[_Rule, tuple[int, str]]
     unread: dict[str, str]
 
 
@@ -98,7 +98,7 @@ async def _read_rows(conn: aiosqlite.Connection) -> _Rows:
         counts, wrong = dict(zip(tables, row[::2], strict=True)), row[1::2]
     except sqlite3.Error:  # a table that can't be read, or text that is no UTF-8: one must not hide the others
         counts, wrong = {}, (True,) * len(tables)
-    broken: dict[_Rule, str] = {}
+    broken: dict[_Rule, tuple[int, str]] = {}
     unread = {}
     for table in (table for table, faults in zip(tables, wrong, strict=True) if faults):
         try:
@@ -119,14 +119,14 @@ def _look(table: str) -> str:
     return f"count(CASE WHEN {' OR '.join([*broken, suspicious(of[_JSON], others)])} THEN 1 END){nulls}"
 
 
-async def _look_closer(conn: aiosqlite.Connection, table: str, broken: dict[_Rule, str]) -> int:
+async def _look_closer(conn: aiosqlite.Connection, table: str, broken: dict[_Rule, tuple[int, str]]) -> int:
     """Add to ``broken`` the rules that rows of a table break, with the rows' keys; return how many rows it has."""
     # CASE evaluates from left to right and stops, as a CHECK does; a bare AND would call json_type on bad text.
     counts = ", ".join(f"count(CASE WHEN {rule.broken} THEN 1 END)" for rule in _rules(table))
     ((count, *faults),) = await conn.execute_fetchall(f"SELECT count(*), {counts} FROM {table}")
     for rule, number in zip(_rules(table), faults, strict=True):
         if number:
-            broken[rule] = f"{rule}: {number:,} rows, by key: {await _keys_of(conn, rule)}"
+            broken[rule] = number, f"{rule}: {number:,} rows, by key: {await _keys_of(conn, rule)}"
     return int(count)
 
 
@@ -150,14 +150,15 @@ def named_row(rowid: int, *key: object) -> str:
 def _rows_check(kind: str, rows: _Rows) -> Check:
     """Return the check of one kind of rule over all tables."""
     rules = [rule for table in expected_tables() for rule in _rules(table) if rule.kind == kind]
-    broken = [told for rule, told in rows.broken.items() if rule.kind == kind]
+    broken = [told for rule, (_, told) in rows.broken.items() if rule.kind == kind]
     unread = [told for table, told in rows.unread.items() if any(rule.table == table for rule in rules)]
     if unread and not broken:
         observed = f"could not run: {'; '.join(unread)}"
         return Check(
             kind, "error", expected=_KINDS[kind], observed=observed, remedy="first mend the tables named above"
         )
-    columns = ", ".join(str(rule) for rule in rows.broken if rule.kind == kind)
+    # The number without a unit: how many rows are broken is what a comparison of two runs is about.
+    columns = ", ".join(f"{rule} × {number:,}" for rule, (number, _) in rows.broken.items() if rule.kind == kind)
     return Check.that(
         kind,
         not broken,

@@ -1,6 +1,7 @@
 """The difference of two runs: what they found out counts, what merely varies does not."""
 
 import json
+import sqlite3
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,8 @@ def test_a_record_does_not_differ_from_itself() -> None:
             ["database user_version: 1 → 2"],
         ),
         (
-            facts(percentiles_ms={"session retrieval": {"p50": [0.31, 0.4, 0.5], "p99": [0.6, 0.9, None]}}),
-            ["percentile session retrieval, p50: 0.2 ms (0.1–0.3) → 0.4 ms (0.31–0.5)"],
+            facts(percentiles_ms={"session retrieval": {"p50": [0.36, 0.4, 0.5], "p99": [0.6, 0.9, None]}}),
+            ["percentile session retrieval, p50: 0.2 ms (0.1–0.3) → 0.4 ms (0.36–0.5)"],
         ),
     ],
 )
@@ -120,8 +121,9 @@ def test_what_was_found_out_counts(later: dict[str, Any], words: list[str]) -> N
     ("one", "other", "changed"),
     [
         ([1, 2, 3], [3, 4, 5], False),
-        ([1, 2, 3], [3.01, 4, 5], True),
-        ([3.01, 4, 5], [1, 2, 3], True),
+        ([1, 2, 3], [3.29, 4, 5], False),
+        ([1, 2, 3], [3.31, 4, 5], True),
+        ([3.31, 4, 5], [1, 2, 3], True),
         ([1, 2, None], [9, 10, 11], False),
         ([None, 2, 3], [9, 10, None], True),
         ([None, 2, None], [9, 10, 11], False),
@@ -130,7 +132,9 @@ def test_what_was_found_out_counts(later: dict[str, Any], words: list[str]) -> N
         ([1, 2, 3], [1, 2], True),
     ],
 )
-def test_a_percentile_has_changed_where_the_intervals_do_not_meet(one: Any, other: Any, changed: bool) -> None:
+def test_a_percentile_has_changed_where_one_interval_lies_clearly_above_the_other(
+    one: Any, other: Any, changed: bool
+) -> None:
     earlier, later = (facts(percentiles_ms={"read": {"p50": bounds}}) for bounds in (one, other))
     assert bool(told(earlier, later)) is changed
 
@@ -357,3 +361,20 @@ def test_facts_of_a_form_that_is_not_known_are_compared_as_they_are(
     one, other = run(settings), run(settings, facts={**FACTS, **strange})
     assert diff(settings, one.name, other.name) == 1
     assert diff(settings, other.name, other.name) == 0
+
+
+async def test_more_broken_rows_than_before_are_a_change(database: Settings) -> None:
+    """Of the amounts in a check's words, that one is what it is about."""
+    observed = []
+    for rows in (2, 900):
+        conn = sqlite3.connect(database.db_path)
+        conn.execute("PRAGMA ignore_check_constraints = ON")
+        values = "INSERT INTO metrics (metric_name, metric_value, labels) VALUES ('m', 1, '{')"
+        with conn:
+            conn.executemany(values, [()] * rows)
+        conn.close()
+        observed.append(await validate_database(database))
+    earlier, later = (record(reports=[report.to_dict()]) for report in observed)
+    assert told(earlier, later) == [
+        "check validate: JSON columns, observed: broken: metrics.labels × 2 → broken: metrics.labels × 902"
+    ]

@@ -33,7 +33,7 @@ async def test_what_the_store_would_not_write_is_named_with_the_reason(
         assert conn.execute("SELECT json_valid(events), json_type(events) FROM sessions").fetchone() == (1, "array")
     checks = await validated(database)
     assert failing(checks) == {"JSON limits"}
-    assert checks["JSON limits"].observed == "broken: sessions.events"
+    assert checks["JSON limits"].observed == "broken: sessions.events × 1"
     (evidence,) = checks["JSON limits"].evidence
     assert evidence.startswith("sessions.events: 1 rows, by key: 's' (")
     assert told in evidence

@@ -99,7 +99,7 @@ async def test_a_value_that_does_not_belong_is_named_by_column_and_key(
     run_sql(database.db_path, *ROWS, f"UPDATE {table} SET {name} = {value} WHERE {last}")
     checks = await validated(database)
     assert failing(checks) == {check}  # a fault of the row, not of the file
-    assert checks[check].observed == f"broken: {column}"
+    assert checks[check].observed == f"broken: {column} × 1"
     key = "'t1', -1" if name == "iteration" else KEYS.get(table, "1")
     assert checks[check].evidence == (f"{column}: 1 rows, by key: {key}",)
 
@@ -119,7 +119,8 @@ EACH_JSON = [
 async def test_each_json_column_is_looked_at(database: Settings, table: str, column: str) -> None:
     run_sql(database.db_path, *ROWS, f"UPDATE {table} SET {column} = '{{broken'")
     checks = await checked(database)
-    assert checks["JSON columns"].observed == f"broken: {table}.{column}"
+    rows = 4 if table == "memory_entries" else 1  # the seeds too
+    assert checks["JSON columns"].observed == f"broken: {table}.{column} × {rows}"
 
 
 EACH_REQUIRED = [
@@ -144,7 +145,7 @@ async def test_each_null_where_a_value_is_required_is_named(database: Settings, 
     run_sql(path, f"UPDATE {table} SET {column} = NULL WHERE rowid = (SELECT max(rowid) FROM {table})")
     edit_schema(path, table, lax, line)
     checks = await validated(database)
-    assert checks["required values"].observed == f"broken: {table}.{column}"
+    assert checks["required values"].observed == f"broken: {table}.{column} × 1"
     assert re.fullmatch(rf"{table}\.{column}: 1 rows, by key: \S.*", checks["required values"].evidence[0])
     assert "integrity" in failing(checks)
 
@@ -162,7 +163,7 @@ async def test_text_that_is_no_utf_8_is_found_in_each_column(database: Settings,
         last = f"rowid = (SELECT max(rowid) FROM {table})"
         run_sql(path, f"UPDATE {table} SET {column} = CAST(x'613a7b7dff' AS TEXT) WHERE {last}")
         check = (await checked(database))["readable text"]
-        assert (check.status, check.observed) == ("fail", f"broken: {table}.{column}")
+        assert (check.status, check.observed) == ("fail", f"broken: {table}.{column} × 1")
         assert check.evidence[0].startswith(f"{table}.{column}: 1 rows, by key: ")
 
 
@@ -218,7 +219,7 @@ async def test_json_beyond_the_stores_limits_is_found_in_each_column(
     run_sql(database.db_path, *ROWS, f"UPDATE {table} SET {column} = '{json}' WHERE {last}")
     checks = await checked(database)
     assert failing(checks) == {"JSON limits"}
-    assert checks["JSON limits"].observed == f"broken: {table}.{column}"
+    assert checks["JSON limits"].observed == f"broken: {table}.{column} × 1"
     (told,) = checks["JSON limits"].evidence
     assert told.startswith(f"{table}.{column}: 1 rows, by key: ")
     assert " (not JSON: Out of range float values are not JSON compliant" in told

@@ -12,6 +12,7 @@ from typing import Any
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.reading import Entry, add_archive_arguments, chosen_archive, find_run, local
+from abathur_nb.percentiles import above
 from abathur_nb.wording import printable
 
 __all__ = ["Change", "add_arguments", "circumstances", "command", "differences"]
@@ -53,8 +54,8 @@ def differences(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> tuple[C
 
     Compared are the verdict; the error of the cell that broke the run; each check, by its report and its name: status,
     expected, observed; the database's application_id and user_version; each object's SQL (or the hash of all, where a
-    notebook shows none); each plan; rows and sizes; each percentile, which has changed where the two intervals do not
-    meet. Not compared are times, evidence and remedies, and in the words of a check and an error whatever merely
+    notebook shows none); each plan; rows and sizes; each percentile, which has changed where one interval lies above
+    the other. Not compared are times, evidence and remedies, and in the words of a check and an error whatever merely
     varies: times, paths, and amounts with a unit.
     """
     both_name_objects = all("schema" in record["facts"] for record in (earlier, later))
@@ -160,13 +161,10 @@ def _says_the_same(one: Any, other: Any) -> bool:
 
 
 def _meet(one: Any, other: Any) -> bool:
-    """Tell whether the intervals of two percentiles meet; a bound that the samples could not give is open."""
+    """Tell whether two percentiles are the same, as far as their samples tell."""
     if not (_is_interval(one) and _is_interval(other)):
         return bool(one == other)
-    infinity = float("inf")
-    lows = [-infinity if bounds[0] is None else bounds[0] for bounds in (one, other)]
-    highs = [infinity if bounds[2] is None else bounds[2] for bounds in (one, other)]
-    return max(lows) <= min(highs)
+    return not above(one[0], other[2]) and not above(other[0], one[2])
 
 
 _SAME: Mapping[str, Callable[[Any, Any], bool]] = {
