@@ -20,7 +20,7 @@ __all__ = [
 
 _PREFIX = ".abathur-"
 # Nothing else is swept: a folder of a user's own may well begin with the same prefix.
-_SWEPT = re.compile(rf"{re.escape(_PREFIX)}(init|probe|benchmark|kernel)-[0-9a-f]{{12}}")
+_SWEPT = re.compile(rf"{re.escape(_PREFIX)}(init|probe|benchmark|kernel|backup|restore)-[0-9a-f]{{12}}")
 
 
 def nearest_existing(path: Path) -> Path:
@@ -44,11 +44,20 @@ def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
         except FileExistsError:  # a racing process made it, and its name may not be durable yet
             pass
         else:
-            folder.chmod(0o700)
-            if owned_as is not None and os.geteuid() == 0:
-                owner = os.stat(owned_as)
-                os.chown(folder, owner.st_uid, owner.st_gid)
+            _make_private(folder, owned_as)
         fsync(folder.parent)
+
+
+def _make_private(folder: Path, owned_as: Path | None) -> None:
+    # By a descriptor: by its name root would give away whatever a link leads to that took its place meanwhile.
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(descriptor, 0o700)
+        if owned_as is not None and os.geteuid() == 0:
+            owner = os.stat(owned_as)
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    finally:
+        os.close(descriptor)
 
 
 def make_private_file(path: Path, *, owned_as: Path | None = None) -> None:
@@ -77,7 +86,7 @@ def scratch_directory(parent: Path, purpose: str) -> Iterator[Path]:
     """Make an empty 0700 directory inside ``parent`` and remove it, with all that is in it, at the end.
 
     It is locked while its process lives: what a killed one leaves behind is free for ``sweep``, which knows the
-    purposes ``init``, ``probe``, ``benchmark`` and ``kernel``.
+    purposes ``init``, ``probe``, ``benchmark``, ``kernel``, ``backup`` and ``restore``.
     """
     while True:
         path = parent / f"{_PREFIX}{purpose}-{secrets.token_hex(6)}"

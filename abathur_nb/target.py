@@ -16,7 +16,7 @@ from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.wording import as_user, user_name
 
-__all__ = ["Target", "examine", "identify", "init_as", "refusal", "require_present", "wanted"]
+__all__ = ["Target", "examine", "identify", "init_as", "journal_of", "refusal", "require_present", "wanted"]
 
 _NAME = "database file"
 _KINDS = {
@@ -33,17 +33,19 @@ _KINDS = {
 class Target:
     """Say what stands at the database path.
 
-    ``absent`` and free to be made; an ``empty`` shell of 0 bytes; a ``damaged`` file; ``refused``, which must not be
-    touched; or ``present``, a database of this application whose schema this package knows. ``check`` says why.
+    ``absent`` and free to be made; an ``empty`` shell of 0 bytes; a ``damaged`` file; ``remains`` of a database that is
+    gone; ``refused``, which must not be touched; or ``present``, a database of this application whose schema this
+    package knows. ``check`` says why.
     """
 
-    state: Literal["absent", "empty", "damaged", "refused", "present"]
+    state: "State"
     check: Check
 
 
-def _target(
-    state: Literal["absent", "empty", "damaged", "refused", "present"], observed: str, remedy: str = ""
-) -> Target:
+State = Literal["absent", "empty", "damaged", "remains", "refused", "present"]
+
+
+def _target(state: State, observed: str, remedy: str = "") -> Target:
     status: Literal["pass", "fail"] = "pass" if state in ("absent", "present") else "fail"
     expected = "an Abathur database, a regular file in a directory that is no link"
     return Target(state, Check(_NAME, status, expected=expected, observed=observed, remedy=remedy))
@@ -52,6 +54,9 @@ def _target(
 def examine(settings: Settings) -> Target:
     """Tell from the directory alone what stands at ``settings.db_path``. Read-only; opens nothing."""
     path = settings.db_path
+    if os.path.lexists(journal_of(path)):
+        begun = f"{path} was being replaced, and that was not completed: {journal_of(path).name} says so"
+        return _target("remains", begun, "run restore.ipynb or rollback.ipynb, which goes on with it first")
     try:
         parent = os.lstat(path.parent)
         if stat.S_ISLNK(parent.st_mode):
@@ -92,7 +97,7 @@ def _absent(settings: Settings) -> Target:
         # A database made beside another's log would be given that log's rows.
         kept = " ".join(quote(name) for name in stale)
         remedy = f"keep what may hold committed rows of a lost database: mkdir stale && mv {kept} stale/"
-        return _target("refused", f"no database, but side files of a former one: {', '.join(stale)}", remedy)
+        return _target("remains", f"no database, but side files of a former one: {', '.join(stale)}", remedy)
     above = next(folder for folder in path.parents if os.path.lexists(folder))
     if not os.path.isdir(above):  # noqa: PTH112 - False, where Path raises for a link into a closed directory
         link = " that leads nowhere" if above.is_symlink() else ""
@@ -102,6 +107,11 @@ def _absent(settings: Settings) -> Target:
     if above != path.parent:
         return _target("absent", f"no database, and no directory {path.parent}")
     return _target("absent", f"no database at {path}")
+
+
+def journal_of(path: Path) -> Path:
+    """Return where a replacement of the database that takes several steps writes down that it has begun."""
+    return path.with_name(f"{path.name}.replacing.json")
 
 
 async def identify(settings: Settings) -> Target:

@@ -97,7 +97,7 @@ def test_a_run_that_broke_before_it_started_is_started_and_sealed(how: Any, data
     outcome = conclude(job, Ending(how, 0, "NameError", "sky"), executed(), as_template=True)
     record = record_of(only_run(database))
     assert outcome.verdict == record["verdict"] == {"died": "error", "raised": "error"}.get(how, how)
-    assert record["template"] == {"name": "mine.ipynb", "sha256": "0" * 64}
+    assert record["template"] == {"name": "mine.ipynb", "sha256": "0" * 64, "from": "the notebook that ran"}
     assert_archived(database)
 
 

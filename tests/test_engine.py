@@ -72,7 +72,8 @@ def test_a_run_that_passes_is_archived_and_papermills_output_is_its_own(database
     record = record_of(entry)
     assert record["verdict"] == "pass"
     template = (NOTEBOOKS / "validate.ipynb").read_bytes()
-    assert record["template"] == {"name": "validate.ipynb", "sha256": sha256(template)}
+    ran = {"name": "validate.ipynb", "sha256": sha256(template), "from": "the notebook that ran"}
+    assert record["template"] == ran
     assert f"Run {entry.run_id}: pass: {entry.folder}/page.html" in messages
     assert "over TCP" not in messages
     artifact = artifact_of(entry)
@@ -100,13 +101,13 @@ ENDINGS = {
     "a check fails": ((), 1, "fail"),
     "a cell raises": ((START, "1 / 0", *SOUND[1:]), 1, "error"),
     "raises before it starts": (("1 / 0", *SOUND), 1, "error"),
-    "SystemExit(0)": ((START, "raise SystemExit(0)", *SOUND[1:]), 0, "error"),
+    "SystemExit(0)": ((START, "raise SystemExit(0)", *SOUND[1:]), 1, "error"),
     "exit()": ((START, "exit()", *SOUND[1:]), 1, "error"),
     "killed": ((START, KILLED, *SOUND[1:]), 138, "error"),
     "killed before it starts": ((KILLED, *SOUND), 138, "error"),
     "killed in the last cell, sealed": ((START, CHECK, f"{SEAL}\n{KILLED}"), 138, "error"),
     "out of time": ((START, "import time\ntime.sleep(600)", *SOUND[1:]), 1, "timeout"),
-    "never seals": ((START, CHECK), 0, "error"),
+    "never seals": ((START, CHECK), 1, "error"),
 }
 
 
@@ -123,7 +124,7 @@ def test_each_way_of_dying_has_papermills_exit_code_and_the_runners_record(name:
     assert record["verdict"] == verdict
     assert record["template"]["sha256"] == sha256(source.read_bytes())
     assert artifact_of(only_run(database)).cells[0].source.startswith(f"**{verdict.upper()}: ")
-    if name != "exit()":  # of which papermill itself sees nothing, and goes on
+    if name not in ("exit()", "SystemExit(0)", "never seals"):  # which papermill itself takes for a success
         plain, _ = run(database, source, "--execution-timeout", "3", engine="")
         assert plain == code, "as papermill's own engine"
 
@@ -174,7 +175,7 @@ def test_a_working_directory_of_its_own_is_that_of_the_kernel_alone(database: Se
     source = write_notebook(Path("mine.ipynb"), START, "import os\nprint(os.getcwd())", *SOUND[1:])
     code, messages = run(database, "mine.ipynb", "--cwd", str(tmp_path))
     assert code == 0, messages
-    assert record_of(only_run(database))["template"] == {"name": "mine.ipynb", "sha256": sha256(source.read_bytes())}
+    assert record_of(only_run(database))["template"]["sha256"] == sha256(source.read_bytes())
     outputs = [output for cell in output().cells if cell.cell_type == "code" for output in cell.outputs]
     assert f"{tmp_path}\n" in [output.get("text") for output in outputs]
     assert_archived(database)

@@ -93,10 +93,10 @@ def test_what_a_cell_prints_is_whole_though_it_is_a_flood() -> None:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"timeout": 2}, "the run took longer than its limit"),
+        ({"timeout": 2}, "the run took longer than its limit of 2 s"),
         ({"cell_timeout": 0.5}, "the cell took longer than 0.5 s"),
         ({"timeout": 60, "cell_timeout": 0.5}, "the cell took longer than 0.5 s"),
-        ({"timeout": 2, "cell_timeout": 60}, "the run took longer than its limit"),
+        ({"timeout": 2, "cell_timeout": 60}, "the run took longer than its limit of 2 s"),
     ],
 )
 def test_a_limit_ends_it_and_the_cell_may_clean_up(limits: dict[str, float], message: str) -> None:

@@ -43,7 +43,7 @@ def test_each_run_is_a_line_and_the_newest_is_the_last(settings: Settings, capsy
     assert head.split() == ["when", "(UTC)", "what", "env", "verdict", "duration", "who", "run", "archived"]
     places = [head.index(word) for word in ("verdict", "archived")]
     assert [row[places[0] :].split()[0] for row in rows] == ["pass", "fail", "pass", "pass", "pass", "UNSEALED"]
-    assert [row[places[1] :] for row in rows] == ["yes"] * 4 + ["NO"] * 2
+    assert [row[places[1] :] for row in rows] == ["yes, with other cells than the template's"] * 4 + ["NO"] * 2
     ids = sorted(path.name for path in settings.archive_dir.iterdir() if path.is_dir())
     shown = [row[head.index("run  ") :].split()[0] for row in rows]
     assert all(run_id.startswith(short) for run_id, short in zip(ids, shown, strict=True))

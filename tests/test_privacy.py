@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import string
 import subprocess
 import sys
 from collections.abc import Callable
@@ -53,7 +54,7 @@ REPLACED = {
 }
 KEPT = [
     *("", "~", "/home", "/home/alice/x", "/home/al-old", "/home/al.old/x", "/home/al_2", "/home/al2", "/home/al@x"),
-    *("/mnt/home/al/x", "/mnt/a b/home/al", "data/home/al", "./home/al", "~/home/al", "{folder}/home/al", "%s/home/al"),
+    *("/mnt/home/al/x", "/mnt/a b/home/al", "data/home/al", "./home/al", "~/home/al", "_/home/al", "%s/home/al"),
     *("https://host/home/al/x", "https://home/al", "/HOME/AL", "/home/älice", "</home/al>"),
 ]
 
@@ -108,6 +109,17 @@ def test_roots_home_is_no_tag_no_user_and_no_host(monkeypatch: pytest.MonkeyPatc
     for text in ("<a></root></a>", "postgres://root@host/db", "https://root/x", "chroot/root", "/root@host"):
         assert tilde(text) == text
     assert tilde("</root/x>") == "<~/x>"
+
+
+@pytest.mark.parametrize("home", ["/root", AL, "/home/x-y", "/srv/(a)+[b]"])
+@pytest.mark.parametrize("before", ["{}", "x{}", "/mnt/x{}", "${{X:{}", "https://host/?a={}"])
+def test_behind_any_punctuation_it_is_gone(before: str, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a dot, a tilde, a slash and a low line, which make it part of a longer path."""
+    monkeypatch.setenv("HOME", home)
+    for sign in sorted({*string.punctuation, *"“”…–·\xa0\x1b"} - {*"./~_"}):
+        for behind in ("", "/", "/.ssh/id", "/a b/ö", "}", ")", ":", "'"):
+            told = tilde(f"{before.format(sign)}{home}{behind}")
+            assert (told.endswith(f"~{behind}"), home in told) == (True, False), told
 
 
 @pytest.mark.parametrize("home", ["/", "", "relative"])

@@ -287,3 +287,10 @@ def test_the_short_text_names_what_failed(database: Settings) -> None:
     text = summary(record_of(database))
     assert text.startswith("FAIL validate of development, run 2")
     assert "\n2 checks, 1 failed or could not run\nsky: green" in text
+
+
+def test_a_run_without_a_single_check_proves_nothing_and_is_not_sealed(database: Settings) -> None:
+    run = start_run(database, "validate")
+    with pytest.raises(MisuseError, match="without a single check"):
+        run.seal()
+    assert run.record is None

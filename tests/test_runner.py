@@ -41,6 +41,7 @@ from running import (
 
 from abathur_nb.evidence.reading import read_archive
 from abathur_nb.evidence.record import RECORD
+from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.settings import Settings
 
@@ -402,12 +403,18 @@ def test_out_of_time_seals_timeout(limit: str, sleep: str, database: Settings) -
     assert done.code == 4, done.out + done.err
     entry = only_run(database)
     record = record_of(entry)
-    words = "the run took longer than its limit" if limit == "--timeout" else "the cell took longer than 1.0 s"
+    words = "the run took longer than its limit of 4 s" if limit == "--timeout" else "the cell took longer than 1 s"
     assert (record["verdict"], record["error"]["message"]) == ("timeout", words)
     # A cell that can be interrupted seals the run with what was found so far, and the runner says why.
     assert record["notebook_verdict"] == (None if sleep == BUSY else "interrupted")
     assert bool(record["reports"]) == (sleep != BUSY)
-    assert artifact_of(entry).cells[0].source.startswith("**TIMEOUT: this run did not pass, it was out of time")
+    artifact = artifact_of(entry)
+    assert artifact.cells[0].source.startswith("**TIMEOUT: this run did not pass, it was out of time")
+    assert record["error"]["cell"] == 5, "the cell that never answered"
+    shown = [
+        output.data[MIME] for cell in code_cells(artifact) for output in cell.outputs if MIME in output.get("data", {})
+    ]
+    assert shown[-1] == record, "the bundle of the record, as a run that seals itself has it"
     assert_archived(database)
 
 

@@ -17,7 +17,7 @@ from securesystemslib.exceptions import VerificationError
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.canonical import canonical, sha256, unsealed
-from abathur_nb.evidence.keys import public_keys, require_key
+from abathur_nb.evidence.keys import public_keys, signer
 from abathur_nb.evidence.record import RECORD, STARTED, write_record, write_started
 from abathur_nb.evidence.statement import Checked, check_signers, check_statement, envelope
 from abathur_nb.report import Check, Report
@@ -315,32 +315,32 @@ def test_a_run_does_not_begin_with_a_key_that_cannot_sign(
 @pytest.mark.parametrize("path", ["key.pem", "~other/key.pem", "/a\0b", "/a\nb", "/" + "n" * 300])
 def test_a_bad_path_of_a_key_is_a_fault_like_that_of_a_database(path: str, settings: Settings) -> None:
     with pytest.raises(ConfigurationError, match=r"signing_key \(from .*expected a"):
-        require_key(replace(settings, signing_key=path))
+        signer(replace(settings, signing_key=path))
 
 
 def test_a_key_in_the_home_directory_and_behind_a_link_signs(settings: Settings, home: Path) -> None:
     _linked(home / "key.pem")
-    require_key(replace(settings, signing_key="~/key.pem"))
+    signer(replace(settings, signing_key="~/key.pem"))
 
 
 @pytest.mark.parametrize("phrase", ["open sesame", "\udc80"])
 def test_a_wrong_passphrase_is_told_and_never_shown(phrase: str, settings: Settings, tmp_path: Path) -> None:
     key = make_key(tmp_path / "key.pem", "-algorithm", "ed25519", "-aes-256-cbc", "-pass", "pass:12345678")
     with pytest.raises(ConfigurationError, match="an ed25519 key that signing_key_passphrase opens") as caught:
-        require_key(replace(settings, signing_key=str(key), signing_key_passphrase=phrase))
+        signer(replace(settings, signing_key=str(key), signing_key_passphrase=phrase))
     assert phrase not in str(caught.value)
 
 
 def test_a_passphrase_for_a_key_that_is_not_encrypted_is_told(signing: Settings) -> None:
     with pytest.raises(ConfigurationError, match="is not encrypted: leave out signing_key_passphrase"):
-        require_key(replace(signing, signing_key_passphrase="sesame"))  # noqa: S106
+        signer(replace(signing, signing_key_passphrase="sesame"))  # noqa: S106
 
 
 def test_without_the_extra_the_remedy_is_named(
     signing: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "securesystemslib", None)
-    for ask in (lambda: require_key(signing), lambda: public_keys([str(tmp_path / "key.pub")])):
+    for ask in (lambda: signer(signing), lambda: public_keys([str(tmp_path / "key.pub")])):
         with pytest.raises(ConfigurationError, match=r"want securesystemslib.*pip install 'abathur_nb\[sign\]'"):
             ask()
 

@@ -52,8 +52,8 @@ def test_a_sound_archive_passes_and_what_is_no_evidence_is_named(
     *_, loose, unsealed_run = sorted(path.name for path in folder.iterdir() if path.is_dir())
     report = verify_archive(folder)
     assert report.ok, str(report)
-    assert check(report, "ledger").observed == "4 lines"
-    assert check(report, "runs").observed == "4 archived, 6 in all"
+    assert check(report, "ledger").observed == "4 lines, each linked to the one before"
+    assert check(report, "runs").observed == "4 archived of 6, as they were written"
     told = check(report, "no evidence")
     assert told.status == "warn"
     assert [line.partition(" ")[0] for line in told.evidence] == [loose, unsealed_run]
@@ -266,7 +266,7 @@ def test_a_run_that_is_archived_meanwhile_is_no_fault(settings: Settings, monkey
     monkeypatch.setattr(verify, "read_ledger", meanwhile)
     report = verify_archive(settings.archive_dir)
     assert report.ok, str(report)
-    assert check(report, "runs").observed == "2 archived, 2 in all"
+    assert check(report, "runs").observed == "2 archived of 2, as they were written"
 
 
 # --- what is no file
@@ -429,3 +429,18 @@ def test_an_archive_that_may_not_be_read_is_refused(settings: Settings, public: 
     told = run_as_other(program, public / "runs", imports=imported)
     assert told.rstrip().endswith("1")
     assert "cannot be read" in told
+
+
+def test_a_run_that_does_not_know_a_line_written_before_it_began_is_not_in_its_place(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the first run of another archive, signed with the same key, would be."""
+    run(settings)
+    assert verify_archive(settings.archive_dir).ok
+    with monkeypatch.context() as patched:
+        patched.setattr("abathur_nb.evidence.record.ledger_head", lambda _: "0" * 64)
+        patched.setattr("abathur_nb.evidence.record.utc_now", lambda: "2099-01-01 00:00:00.000")
+        run(settings)
+    report = verify_archive(settings.archive_dir)
+    assert not report.ok
+    assert "does not know ledger.jsonl line 1" in check(report, "order").observed

@@ -42,7 +42,7 @@ def keep(
     text = json.dumps(executed, indent=1, ensure_ascii=False) + "\n"
     files[NOTEBOOK] = text.encode(errors="backslashreplace")
     if html:
-        files[PAGE] = page.render(executed, record)
+        files[PAGE] = page.render(executed, record, as_template=as_template)
     hashes = {name: sha256(content) for name, content in files.items()}
     files[STATEMENT] = statement.envelope(settings, record, hashes, as_template=as_template)
     try:

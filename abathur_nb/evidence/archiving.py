@@ -10,7 +10,7 @@ from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.archive import PAGE, keep
 from abathur_nb.evidence.canonical import sha256
 from abathur_nb.evidence.identity import shipped_notebook
-from abathur_nb.evidence.ledger import RUN_ID, read_ledger
+from abathur_nb.evidence.ledger import RUN_ID, require_no_line
 from abathur_nb.evidence.reading import read_entry
 from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.source import LONGEST, read_file, read_notebook, same_cells
@@ -46,9 +46,7 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
     archive, run_id = settings.archive_dir, str(shown_record.get("run_id"))
     if not RUN_ID.fullmatch(run_id):
         raise RefusedError(f"{where}: its record names no run: {shown(run_id)}")
-    line = read_ledger(archive).runs.get(run_id)
-    if line:
-        raise RefusedError(f"{where}: run {run_id} is archived already", f"see {archive / run_id}")
+    require_no_line(archive, run_id)
     entry = read_entry(archive, run_id, None)
     if entry.record != shown_record:
         found = "; ".join(entry.faults) or ("another one" if entry.record else "none that is sealed")

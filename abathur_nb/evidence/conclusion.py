@@ -13,8 +13,8 @@ from abathur_nb.evidence.canonical import UNFINISHED, read_regular, unsealed
 from abathur_nb.evidence.execution import Ending
 from abathur_nb.evidence.identity import database_identity
 from abathur_nb.evidence.ledger import read_ledger
-from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED, Verdict, write_record, write_started
-from abathur_nb.evidence.run import RUN_ID, TEMPLATE, unrecorded
+from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED, Verdict, summary, write_record, write_started
+from abathur_nb.evidence.run import MIME, RUN_ID, TEMPLATE, unrecorded
 from abathur_nb.evidence.source import ADDED, cell_id
 from abathur_nb.settings import Settings
 from abathur_nb.wording import printable
@@ -194,6 +194,10 @@ def _marked(notebook: Mapping[str, Any], record: Mapping[str, Any], ending: Endi
         return marked
     cells = marked["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
+    if record.get("sealed_by") and code:  # the notebook itself has shown no record, or another one
+        shown = code[-1] if ending.cell is None else cells[ending.cell]
+        bundle = {MIME: record, "text/plain": summary(record)}
+        shown.setdefault("outputs", []).append({"output_type": "display_data", "data": bundle, "metadata": {}})
     ran = sum(cell["execution_count"] is not None for cell in code)
     where = f"{ran} of {len(code)} code cells were begun."
     if ending.cell is not None:

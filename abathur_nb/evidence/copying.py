@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 
 from abathur_nb.errors import RefusedError
-from abathur_nb.evidence.canonical import read_regular, sha256
-from abathur_nb.evidence.ledger import LEDGER, parse
+from abathur_nb.evidence.canonical import UNFINISHED, open_regular, read_regular, sha256
+from abathur_nb.evidence.ledger import LEDGER, RUN_ID, parse
 from abathur_nb.evidence.reading import add_archive_arguments, chosen_archive, run_ids
 from abathur_nb.evidence.record import STARTED
 from abathur_nb.evidence.stores import Store, open_store
+from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.scratch import make_private_directory, make_private_file
 from abathur_nb.wording import shown
 
@@ -25,6 +27,7 @@ _LINE = re.compile(r"ledger/\d{8}\.jsonl")  # an object a line: an object can't 
 # What may be brought back: nothing that leads out of its directory, or passes for the ledger.
 _SAFE = re.compile(r"(?!\.\.?(?:/|\Z))[\w.-]+(?:/(?!\.\.?\Z)[\w.-]+)?")
 _NAMED = 5  # objects that an error names
+_NOT_COPIED = ("last line", "nothing else")  # what verify may find wrong with what stays behind
 
 
 def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
@@ -33,11 +36,16 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
     Of each run its files first and its line of the ledger last: cut short, the copy is a shorter archive, and the
     next one goes on from there. What is there already is compared, and never changed. ``left`` are the runs that
     have no line. Raises RefusedError, before anything is written, where the copy holds anything else than the
-    archive, or the archive what its ledger does not say. The archive stays as it is.
+    archive, or ``verify`` finds fault with what is to be copied. The archive stays as it is.
     """
     store = open_store(url)
     if Path(store.where).is_absolute() and Path(store.where, "x").resolve().is_relative_to(archive.resolve()):
         raise RefusedError(f"{store.where} lies in the archive itself", "name another directory")
+    if faults := [one for one in verify_archive(archive).checks if one.failed and one.name not in _NOT_COPIED]:
+        raise RefusedError(
+            f"{archive} is not as it was written: {faults[0].name}: {faults[0].observed}. Nothing was copied",
+            f"python -m abathur_nb verify {quote(str(archive))}",
+        )
     content = _ledger(archive)
     wanted = dict(_objects(archive, content))
     found = store.found()
@@ -67,17 +75,14 @@ def _add(store: Store, name: str, content: bytes) -> None:
 
 
 def _ledger(archive: Path) -> bytes:
-    """Return the bytes of the ledger's whole lines; raise RefusedError if they are not as they were written."""
+    """Return the bytes of the ledger's whole lines; raise RefusedError if they can't be read."""
     try:
         content = read_regular(archive / LEDGER)
     except FileNotFoundError:
         return b""
     except OSError as error:
         raise RefusedError(f"the ledger {archive / LEDGER} cannot be read: {error.strerror}") from None
-    content = content[: content.rfind(b"\n") + 1]
-    if faults := parse(content).faults:
-        raise RefusedError(f"{faults[0]}. Nothing was copied", f"python -m abathur_nb verify {archive}")
-    return content
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _objects(archive: Path, ledger: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -92,11 +97,13 @@ def _objects(archive: Path, ledger: bytes) -> Iterator[tuple[str, Callable[[], b
 
 def _read(path: Path, digest: str) -> bytes:
     try:
-        content = read_regular(path)
+        with open_regular(path) as file:  # however large
+            content = file.read()
     except OSError as error:
         raise RefusedError(f"{path} cannot be read: {error.strerror}") from None
-    if sha256(content) != digest:
-        raise RefusedError(f"{path} is not the file that the ledger names", f"python -m abathur_nb verify {path}")
+    if sha256(content) != digest:  # since it was verified
+        archive = quote(str(path.parent.parent))
+        raise RefusedError(f"{path} is not the file that the ledger names", f"python -m abathur_nb verify {archive}")
     return content
 
 
@@ -124,9 +131,14 @@ def fetched(url: str) -> Iterator[Path]:
         raise RefusedError(f"{store.where} is no copy of an archive: {found}", "name the place that copy was given")
     with TemporaryDirectory(prefix="abathur-copy-") as folder:
         archive = Path(folder)
+        ledger = b"".join(map(store.read, lines))
+        whole = parse(ledger).runs
         for name in sorted(names.keys() - {*lines}):
-            _put(archive / name, store.read(name))
-        _put(archive / LEDGER, b"".join(map(store.read, lines)))
+            # A copy is made of runs that have a line, which comes last: without one it was cut short.
+            run_id = name.partition("/")[0]
+            cut_short = RUN_ID.fullmatch(run_id) and run_id not in whole
+            _put(archive / (f"{UNFINISHED}{name}" if cut_short else name), store.read(name))
+        _put(archive / LEDGER, ledger)
         yield archive
 
 

@@ -93,8 +93,9 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
             logger.info(f"Run {job.run_id}: {outcome.verdict}: {outcome.archived or outcome.message}")
         else:
             logger.warning("Not archived: the notebook starts no run, or its parameters are faulty")
-        if ending.how == "completed" and job and outcome.code and outcome.archived is None:
-            raise RefusedError(outcome.message)  # papermill itself would call it a success
+        # What papermill itself would call a success: a run that was never sealed, or not archived, or left by an exit.
+        if job and outcome.code and (ending.how == "completed" or ending.name == "SystemExit"):
+            raise RefusedError(f"{outcome.verdict}: {outcome.message}", f"see {outcome.archived or outcome.verdict}")
         if ending.how == "died":
             raise DeadKernelError(ending.message)
         if ending.how == "timeout":

@@ -85,7 +85,7 @@ def execute(
     signal stops, has 5 s to clean up. ``around`` makes a context for each cell. The kernel is gone when this returns,
     and when this process is gone.
     """
-    guarded = _Execution(stop or Stop(), monotonic() + timeout if timeout else None)
+    guarded = _Execution(stop or Stop(), timeout)
     return asyncio.run(guarded.run(make_client, environment, cell_timeout, around or (lambda *_: nullcontext())))
 
 
@@ -98,9 +98,10 @@ class _Ended(Exception):  # noqa: N818 - an end, and not always an error
 class _Execution:
     """Hold what may end an execution before its last cell: a stop, a deadline, the death of the kernel."""
 
-    def __init__(self, stop: Stop, deadline: float | None) -> None:
+    def __init__(self, stop: Stop, timeout: float | None) -> None:
         self._stop = stop
-        self._deadline = deadline
+        self._deadline = monotonic() + timeout if timeout else None
+        self._too_long = f"the run took longer than its limit of {timeout or 0:g} s"
         self._asked = asyncio.Event()
         self._kernel: Kernel
         self._client: AsyncKernelClient | None = None
@@ -127,7 +128,7 @@ class _Execution:
                         client.kc = self._client
                         told = await self._until(partial(ready, client.kc), START_S, "the kernel did not start in time")
                         client.nb.metadata["language_info"] = told["language_info"]
-                        too_long = f"the cell took longer than {cell_timeout} s"
+                        too_long = f"the cell took longer than {cell_timeout or 0:g} s"
                         for at, cell in enumerate(client.nb.cells):
                             with around(cell, at):
                                 await self._until(partial(_run_cell, client, cell, at), cell_timeout, too_long)
@@ -176,7 +177,7 @@ class _Execution:
             if asked.done():
                 raise self._stopped()
             whole = left is not None and left == min(limits)
-            raise _Ended("timeout", "TimeoutError", "the run took longer than its limit" if whole else too_long)
+            raise _Ended("timeout", "TimeoutError", self._too_long if whole else too_long)
         finally:
             for unfinished in (task, asked):
                 unfinished.cancel()
@@ -197,4 +198,10 @@ async def _run_cell(client: "NotebookClient", cell: Any, index: int) -> None:
             raise _Ended("raised", "SystemExit", "the cell asked the kernel to exit")
 
     client.on_cell_executed = refuse_exit
-    await client.async_execute_cell(cell, index, execution_count=client.code_cells_executed + 1)
+    number = client.code_cells_executed + 1
+    try:
+        await client.async_execute_cell(cell, index, execution_count=number)
+    finally:
+        # A kernel that dies has not said which cell it had begun.
+        if client.code_cells_executed < number and cell.get("execution_count", 0) is None and cell.source.strip():
+            cell.execution_count = number

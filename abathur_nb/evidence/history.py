@@ -71,10 +71,15 @@ class History:
     def _table(self) -> Table:
         heads = ("", "start (UTC)", "notebook", "run", "seconds", "who", "what failed")
         rows = (
-            (_mark(r), _when(r), r.label, r.run_id, _seconds(r), r.who, ", ".join(r.facts.failed))
+            (_mark(r), _when(r), r.label + _other_cells(r), r.run_id, _seconds(r), r.who, ", ".join(r.facts.failed))
             for r in reversed(self.runs)
         )
         return Table(heads, tuple(rows), _NO_RUN)
+
+
+def _other_cells(run: PastRun) -> str:
+    line = run.entry.line
+    return ", other cells" if line and not line.data["as_template"] else ""
 
 
 def read_history(

@@ -15,15 +15,10 @@ from abathur_nb.settings import Settings
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner, Key  # type: ignore[attr-defined] # it has no __all__
 
-__all__ = ["PublicKeys", "public_keys", "require_key", "signer"]
+__all__ = ["PublicKeys", "public_keys", "signer"]
 
 PublicKeys: TypeAlias = "Mapping[str, Key]"  # by key id
 _LONGEST = 65_536  # bytes of a file; a key has some hundred
-
-
-def require_key(settings: Settings) -> None:
-    """Raise ConfigurationError where ``signing_key`` is set and can't sign. Read-only; costs nothing without a key."""
-    signer(settings)
 
 
 def signer(settings: Settings) -> "CryptoSigner | None":

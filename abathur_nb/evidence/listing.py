@@ -32,6 +32,7 @@ def listed(entry: Entry) -> dict[str, Any]:
         "seconds": _seconds(started, ended),
         **{name: said.get(name) for name in ("user", "host")},
         "archived": entry.line is not None,
+        "as_template": entry.line.data["as_template"] if entry.line else None,
         "faults": list(entry.faults),
     }
 
@@ -64,7 +65,13 @@ def _row(run: Mapping[str, Any], length: int) -> tuple[str, ...]:
     verdict = run["verdict"].upper() if run["verdict"] in _NO_EVIDENCE else run["verdict"]
     when = str(run["started_at"] or "?").partition(".")[0]
     texts = (when, run["notebook"] or "?", run["env"] or "?", verdict, _duration(run["seconds"]), who)
-    return (*map(_line, texts), run["run_id"][:length], "yes" if run["archived"] else "NO")
+    return (*map(_line, texts), run["run_id"][:length], _archived(run))
+
+
+def _archived(run: Mapping[str, Any]) -> str:
+    if not run["archived"]:
+        return "NO"
+    return "yes" if run["as_template"] else "yes, with other cells than the template's"
 
 
 def _line(text: str) -> str:

@@ -32,8 +32,10 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+")
 
 
-def render(notebook: Mapping[str, Any], record: Mapping[str, Any]) -> bytes:
+def render(notebook: Mapping[str, Any], record: Mapping[str, Any], *, as_template: bool = True) -> bytes:
     """Return an executed notebook as one HTML page, headed by what its record says. Read-only.
+
+    ``as_template`` tells whether its cells are known to be those of the template.
 
     The same input gives the same bytes. Whatever a notebook or a record lacks is left out. The template escapes
     every text; HTML and Markdown of the notebook are sanitized.
@@ -62,7 +64,7 @@ def render(notebook: Mapping[str, Any], record: Mapping[str, Any]) -> bytes:
         counts=_counts(checks),
         findings=[{**check, "mark": _FINDINGS[status]} for status in _FINDINGS for check in _of(status, checks)],
         ended=_ended(record.get("error"), cells),
-        facts=list(_facts(record, cells)),
+        facts=list(_facts(record, cells, as_template)),
         parameters=[(name, _text(value)) for name, value in _mapping(record.get("parameters")).items()],
         cells=cells,
         footer_id=run_id if _RUN_ID.fullmatch(run_id) else "",
@@ -109,7 +111,7 @@ def _counts(checks: list[Mapping[str, Any]]) -> str:
     return f"{len(checks)} checks: {told}." if checks else ""
 
 
-def _facts(record: Mapping[str, Any], cells: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _facts(record: Mapping[str, Any], cells: list[dict[str, Any]], as_template: bool) -> Iterator[tuple[str, str]]:
     """Yield what identifies the run, each with its name."""
     template, versions = _mapping(record.get("template")), _mapping(record.get("versions"))
     database = _mapping(record.get("database"))
@@ -128,7 +130,8 @@ def _facts(record: Mapping[str, Any], cells: list[dict[str, Any]]) -> Iterator[t
     yield "database after", "the same: size, ids, schema" if same else _database(after)
     code = [cell for cell in cells if cell["kind"] == "code"]
     never = sum(cell["count"] is None for cell in code)
-    yield "cells of code", f"{len(code)}, {never} of them never ran" if never else f"{len(code)}, all of them ran"
+    ran = f"{len(code)}, {never} of them never ran" if never else f"{len(code)}, all of them ran"
+    yield "cells of code", ran if as_template else f"{ran}; they are not known to be those of the template"
 
 
 def _when(record: Mapping[str, Any]) -> str:

@@ -15,10 +15,10 @@ from abathur_nb.settings import SECRET_SETTINGS, Settings
 
 __all__ = ["masked", "refuse_secrets", "secret_values", "tilde"]
 
-# What stands before a path that begins there: no letter, dot or bracket, as in a longer path, but an escape sequence
+# What stands before a path that begins there: no letter, dot or tilde, as in a longer path, but an escape sequence
 # of a terminal or of JSON, an option's letter (-I/home/al), steps upwards, or the beginning of a file's URI.
 _BEGINS = re.compile(
-    r"(?:(?:\A|[^\w./~%+)\]}:-])/*|:(?:/{2,})?|\[[\d;]*m|\\[abfnrtv]|(?:\A|[^\w-])-[A-Za-z]|(?:\A|[^\w./])(?:\.\./)*\.\."
+    r"(?:(?:\A|[^\w./~:])/*|:(?:/{2,})?|\[[\d;]*m|\\[abfnrtv]|(?:\A|[^\w-])-[A-Za-z]|(?:\A|[^\w./])(?:\.\./)*\.\."
     r"|file://[\w.-]*)\Z"
 )
 _ENDS = r"(?![\w@-]|\.\w)"  # /home/al is no part of /home/alice or /home/al.old
@@ -39,7 +39,8 @@ _NOISE = rf"(?:{_LINE_END}|<[^<>]{{0,300}}>|(?:\x1b|{_BACKSLASHES}(?:x1b|u001b))
 def tilde(value: Any) -> Any:
     """Return JSON-able data with the home directory written ``~`` in every text of it, keys included.
 
-    In ``/mnt/home/al`` and ``/home/alice`` it is not the home directory ``/home/al``, and stays.
+    In ``/mnt/home/al`` and ``/home/alice`` it is not the home directory ``/home/al``, and stays. Behind punctuation,
+    as in ``${X:-/home/al}`` and ``git+/home/al``, it is taken for it.
     """
     homes = _homes()
     return _tilde(value, homes) if homes else value

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import read_regular, sealed, sha256, unsealed, write_durably
 from abathur_nb.evidence.identity import new_run_id, person_and_host, shipped_notebook, versions_of
-from abathur_nb.evidence.keys import require_key
+from abathur_nb.evidence.keys import signer
 from abathur_nb.evidence.ledger import RUN_ID, ledger_head, require_no_line
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
 from abathur_nb.location import location_checks, writable_by_others
@@ -46,15 +46,19 @@ STARTED, RECORD = "started.json", "record.json"
 _FORMAT = 1
 # These run where there may be no database yet; what forbids one there forbids a record as well.
 _BEFORE_A_DATABASE = ("preflight", "init")
+# These too: they bring a lost one back, or ask what became of it.
+_WITHOUT_A_DATABASE = ("history", "readiness", "restore", "rollback", "troubleshoot")
 
 
 def refused_before(settings: Settings, notebook: str) -> tuple[Check, ...]:
     """Return what forbids a notebook before the database is looked into: the path, the file system. Read-only."""
     target = examine(settings)
+    if notebook in _WITHOUT_A_DATABASE:
+        return (target.check,) if target.state == "refused" else ()
     if notebook not in _BEFORE_A_DATABASE:
-        return (wanted(target, settings),) if target.state in ("refused", "absent") else ()
+        return (wanted(target, settings),) if target.state in ("refused", "remains", "absent") else ()
     location, forbidden = location_checks(settings)
-    refused = (target.check,) if target.state == "refused" else ()
+    refused = (target.check,) if target.state in ("refused", "remains") else ()
     return (*refused, *(check for check in location if forbidden and check.failed))
 
 
@@ -68,13 +72,15 @@ def write_started(
 ) -> Path:
     """Write down that a run has started, and return its folder in the archive, which is made 0700 if it is missing.
 
-    ``template`` is the name and the SHA-256 of the notebook; by default the one that this package ships by the name.
+    ``template`` is the name and the SHA-256 of the notebook; by default the one that this package ships by the name,
+    which nobody has compared with what runs.
     Raises RefusedError where it can't be written, ConfigurationError where the signing key can't sign: what leaves no
     evidence does not begin.
     """
-    require_key(settings)
+    signer(settings)
     shipped = shipped_notebook(notebook)
     name, digest = template or (f"{notebook}.ipynb", sha256(shipped) if shipped else None)
+    origin = "the notebook that ran" if template else "the package, by the notebook's name"
     archive = settings.archive_dir
     run_id = run_id or new_run_id()
     if not RUN_ID.fullmatch(run_id):
@@ -83,7 +89,7 @@ def write_started(
         "format": _FORMAT,
         "run_id": run_id,
         "notebook": notebook,
-        "template": {"name": name, "sha256": digest},
+        "template": {"name": name, "sha256": digest, "from": origin},
         "env": settings.env,
         "parameters": dict(parameters),
         "settings": settings.shown(),

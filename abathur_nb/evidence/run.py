@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MIME", "RUN_ID", "TEMPLATE", "Run", "start_run", "unrecorded"]
 
+_CHANGES = ("apply", "repair")  # the parameters by which a notebook is told to change a database
 MIME = "application/vnd.abathur.run+json"
 # What the runner tells the kernel: the id of its run, and the name and hash of the notebook that it executes.
 _LONGEST_MESSAGE = 2000  # characters
@@ -85,6 +86,8 @@ class Run:
         for result in results:
             self._keep(result)
         reports = self._reports()
+        if not any(report.checks for report in reports):
+            raise MisuseError("a run without a single check proves nothing", "seal it with the report that it is about")
         if stale := [report.title for report in reports if report.finished_at < self._since]:
             remedy = "run the notebook from its top"
             raise MisuseError(f"what {', '.join(stale)} reports was found before this run began", remedy)
@@ -163,7 +166,9 @@ def unrecorded(settings: Settings, notebook: str, parameters: Mapping[str, objec
 
 
 def _only_looks(notebook: str, parameters: Mapping[str, object]) -> bool:
-    return notebook != "init" or parameters.get("dry_run") is True
+    if notebook == "init":
+        return parameters.get("dry_run") is True
+    return not any(parameters.get(name) is True for name in _CHANGES)
 
 
 def _has_a_place(settings: Settings) -> bool:

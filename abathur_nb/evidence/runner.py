@@ -20,7 +20,7 @@ from abathur_nb.evidence.arguments import (
 from abathur_nb.evidence.conclusion import Job, Outcome, begin, conclude, environment
 from abathur_nb.evidence.execution import Around, Stop, execute, signals_noted
 from abathur_nb.evidence.identity import new_run_id
-from abathur_nb.evidence.keys import require_key
+from abathur_nb.evidence.keys import signer
 from abathur_nb.evidence.privacy import masked, secret_values
 from abathur_nb.evidence.record import EXIT_CODES, refused_before
 from abathur_nb.evidence.source import Source, prepared, read_source
@@ -111,7 +111,7 @@ def _settings(values: dict[str, object], given: Sequence[Given]) -> Settings:
     env: Any = values.get("env", next((one.text for one in given if one.name == "env"), "development"))
     paths: dict[str, Any] = {name: values[name] for name in _PATHS if name in values}
     settings = resolve(env, **paths)
-    require_key(settings)
+    signer(settings)
     secret_values(settings)
     return settings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
-from abathur_nb.evidence.canonical import UNFINISHED, read_regular, write_durably
+from abathur_nb.evidence.canonical import UNFINISHED, open_regular, write_durably
 from abathur_nb.layers import absolute_path
 from abathur_nb.scratch import make_private_directory
 from abathur_nb.wording import printable, shown
@@ -87,7 +87,8 @@ def _directory(folder: Path) -> Store:
         write_durably(path, content)
 
     def read(name: str) -> bytes:
-        return read_regular(folder / name)
+        with open_regular(folder / name) as file:  # however large
+            return file.read()
 
     where = str(folder)
     return Store(where, _telling(where, found), _telling(where, read), _telling(where, add))

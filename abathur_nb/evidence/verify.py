@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 
@@ -40,6 +41,7 @@ _RULES = {
     "statements": ("each says in canonical form what the record and the hashes say", _FIND_OUT),
     "nothing else": ("nothing but the ledger and the runs", "find out whose it is, and move it away"),
 }
+_CLOCKS_S = 120  # a line says when it was to be written, and then waits its turn; a clock may be set back a little
 Found = Iterator[tuple[str, str]]  # a name of _RULES, or "notes", and what was found
 
 
@@ -71,11 +73,11 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
     signatures = _signatures(statements, keys)
     archived = sum(entry.line is not None for entry in entries)
     passed = {
-        "ledger": f"{len(ledger.lines)} lines",
-        "last line": "whole",
-        "runs": f"{archived} archived, {len(entries)} in all",
-        "order": f"{sum(entry.started is not None for entry in entries)} do",
-        "statements": f"{len(statements)} do",
+        "ledger": f"{len(ledger.lines)} lines, each linked to the one before",
+        "last line": "a whole one",
+        "runs": f"{archived} archived of {len(entries)}, as they were written",
+        "order": f"{sum(entry.started is not None for entry in entries)} runs, each behind a line that stands",
+        "statements": f"{len(statements)} statements, as the records say",
         "nothing else": "nothing else",
     }
     checks = [
@@ -161,11 +163,28 @@ def _told(names: Mapping[str, str] | set[str]) -> str:
 
 
 def _order(entries: list[Entry], ledger: Ledger) -> Found:
-    """Yield each run that began behind a line which is not there; one behind its own would have to hash itself."""
-    known = {FIRST, *(line.sha256 for line in ledger.lines)}
+    """Yield each run that began behind a line which is not there, or was no longer the last one when it began.
+
+    One behind its own line would have to hash itself.
+    """
+    known = (FIRST, *(line.sha256 for line in ledger.lines))
+    next_to = dict(zip(known, ledger.lines, strict=False))
     for entry in entries:
-        if entry.started and entry.started["ledger_head"] not in known:
+        if entry.started is None:
+            continue
+        head, began = entry.started["ledger_head"], entry.started["started_at"]
+        if head not in known:
             yield "order", f"{entry.run_id}: the last line of the ledger when it began is gone: cut off, or rewritten"
+        elif head in next_to and _seconds_between(next_to[head].data["written_at"], began) > _CLOCKS_S:
+            named = f"{LEDGER} line {next_to[head].number}"
+            yield "order", f"{entry.run_id}: it began at {began}, and does not know {named}, which was written before"
+
+
+def _seconds_between(earlier: str, later: str) -> float:
+    try:
+        return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+    except (ValueError, TypeError):  # a forged time may name a zone
+        return float("inf")
 
 
 def _strangers(archive: Path, entries: list[Entry]) -> Found:
