@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from abathur_nb.explain import explain_queries
     from abathur_nb.explanation import Plans
     from abathur_nb.measurements import BenchmarkResult
+    from abathur_nb.operate.backup import backup_database
+    from abathur_nb.operate.catalogue import show_backups
+    from abathur_nb.operate.readiness import Readiness, readiness
+    from abathur_nb.operate.restore import restore_database
+    from abathur_nb.operate.retention import Retention
+    from abathur_nb.operate.rollback import roll_back
+    from abathur_nb.operate.schedule import schedule
 
 __all__ = [
     "ENVIRONMENTS",
@@ -46,11 +53,14 @@ __all__ = [
     "MisuseError",
     "Plans",
     "Query",
+    "Readiness",
     "RefusedError",
     "Report",
+    "Retention",
     "Run",
     "Schema",
     "Settings",
+    "backup_database",
     "charts",
     "explain_queries",
     "guard",
@@ -58,9 +68,14 @@ __all__ = [
     "load_queries",
     "preflight",
     "read_history",
+    "readiness",
     "resolve",
+    "restore_database",
+    "roll_back",
     "run_benchmark",
     "said",
+    "schedule",
+    "show_backups",
     "show_schema",
     "start_run",
     "validate_database",
@@ -73,9 +88,17 @@ _LATER = {
     "Database": "database",
     "History": "evidence.history",
     "Plans": "explanation",
+    "Readiness": "operate.readiness",
+    "Retention": "operate.retention",
+    "backup_database": "operate.backup",
     "explain_queries": "explain",
     "read_history": "evidence.history",
+    "readiness": "operate.readiness",
+    "restore_database": "operate.restore",
+    "roll_back": "operate.rollback",
     "run_benchmark": "benchmark",
+    "schedule": "operate.schedule",
+    "show_backups": "operate.catalogue",
 }
 
 

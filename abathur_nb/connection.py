@@ -17,6 +17,7 @@ from abathur_nb.sql import load_queries
 
 __all__ = [
     "SIDE_FILES",
+    "command_of",
     "connect",
     "connection_pragmas",
     "explain_error",
@@ -188,10 +189,11 @@ def lock_holders(path: Path) -> str:
     # "1: POSIX  ADVISORY  WRITE 1234 fd:00:2531 120 120": the owner and major:minor:inode. (Where stat tells another
     # device than the kernel's list, as on btrfs, nobody is named: better than an innocent one.)
     owners = {f[4] for f in map(str.split, lines) if f[1] != "->" and f[3] == "WRITE" and f[5] in files}
-    return ", ".join(f"PID {pid} ({_command(pid)})" for pid in sorted(owners - {str(os.getpid())}))
+    return ", ".join(f"PID {pid} ({command_of(pid)})" for pid in sorted(owners - {str(os.getpid())}))
 
 
-def _command(pid: str) -> str:
+def command_of(pid: str) -> str:
+    """Return the command line of a process, shortened. Linux only."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()[:80]
     except OSError:

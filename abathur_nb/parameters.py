@@ -21,7 +21,13 @@ __all__ = [
 
 # Whole numbers that a parameter of this name may have, in a notebook and in the verb that takes it.
 RANGES: Mapping[str, tuple[int, int]] = {"repetitions": (1, 100_000), "rows": (1, 10_000_000)}
-_SAID = ("team_trained",)  # a person's answer, by name and date
+_SAID = (
+    "alerts_configured",
+    "monitoring_deployed",
+    "runbooks_accessible",
+    "team_trained",
+    "tests_passing",
+)  # a person's answer, by name and date
 
 # What papermill adds by itself with --inject-paths.
 _PAPERMILL_NAMES = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")

@@ -55,6 +55,7 @@ class Settings:
     on_tmpfs: Severity = _setting("warn", "a database in memory, gone at the next boot")
     on_overlay: Severity = _setting("warn", "a layered or user-space file system")
     on_shared_directory: Severity = _setting("refuse", "others own or may write to the directory")
+    confirm_changes: bool = _setting(True, "replacing or repairing needs the hash of the plan that was shown")
     relative_paths: bool = _setting(False, "accept a path relative to the working directory")
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
@@ -91,10 +92,11 @@ ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "db_path": "~/abathur_data/abathur.db",
             "service_account": "",
             "on_shared_directory": "fail",
+            "confirm_changes": False,
             "relative_paths": True,
         },
         # The rehearsal: production's rules on a database that may be lost.
-        "staging": {"db_path": "/var/lib/abathur-staging/abathur.db"},
+        "staging": {"db_path": "/var/lib/abathur-staging/abathur.db", "confirm_changes": False},
         # The real thing: a database in memory is refused, backups lie apart from the data.
         "production": {
             "db_path": "/var/lib/abathur/abathur.db",

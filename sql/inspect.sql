@@ -5,6 +5,10 @@
 -- Every object of the schema but SQLite's own, in the order in which it was made.
 SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid;
 
+-- name: tables
+--- Every table whose rows are content: SQLite's own sequences too, its statistics not.
+SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite^_stat%' ESCAPE '^' ORDER BY name;
+
 -- name: triggers_and_views
 -- What does not belong into a database of this application; SQLite itself knows a `Trigger` by another case as well.
 SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index') ORDER BY name;

@@ -150,7 +150,7 @@ def test_arguments_beat_variables_beat_the_file_beats_the_defaults(home: Path, m
     assert (settings.readers, settings.max_wal_mb, settings.min_free_mb) == (4, 7, 500)
     where = f"settings file {path}"
     named = {"db_path": where, "backup_dir": "argument", "archive_dir": "beside the data", "readers": "ABATHUR_READERS"}
-    assert settings.origins == {**named, "env": "argument", "max_wal_mb": where}
+    assert settings.origins == {**named, "env": "argument", "max_wal_mb": where, "confirm_changes": "default"}
     assert resolve("development").readers == 4  # a variable holds for every environment
     assert resolve("development").max_wal_mb == 256  # a table for its own
 

@@ -1,0 +1,1 @@
+"""Operate: back up, restore, roll back a database that exists."""

@@ -1,0 +1,117 @@
+"""Replacing a file that SQLite can't write into: what stands there is moved aside, the new one takes its name.
+
+Several renames are no transaction. A journal says what is to be done before the first of them, and whoever finds one
+completes it. The side files go first: a main file that is gone and a log that stays would give its rows to whatever
+database is made there next.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from shlex import quote
+
+from abathur_nb.connection import SIDE_FILES, command_of
+from abathur_nb.errors import BusyError, RefusedError
+from abathur_nb.evidence.canonical import read_regular, sealed, unsealed, write_durably
+from abathur_nb.scratch import fsync, make_private_directory
+from abathur_nb.target import journal_of
+
+__all__ = ["complete", "new_folder", "replace_file", "users_of"]
+
+_DRAFT = "replacement.db"
+_FOLDER = "abathur_aside_"
+
+
+def new_folder(path: Path) -> Path:
+    """Make a private directory beside the database for what is moved aside, and return it."""
+    moment = datetime.now(UTC)
+    folder = path.with_name(f"{_FOLDER}{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}")
+    make_private_directory(folder, owned_as=path.parent)
+    return folder
+
+
+def replace_file(path: Path, folder: Path, draft: Path) -> list[Path]:
+    """Move the database and its side files into ``folder`` and give the name to ``draft``; return what was moved.
+
+    ``draft`` is a whole database inside ``folder``, closed. Killed at any moment, ``complete`` goes on with it. Raises
+    BusyError while another process has one of the files open: it would go on writing to what is moved.
+    """
+    if users := users_of(path):
+        raise BusyError(f"{path} is open in {', '.join(users)}", "stop it, then try again")
+    draft.rename(folder / _DRAFT)
+    fsync(folder / _DRAFT)
+    fsync(folder)
+    write_durably(journal_of(path), sealed({"folder": folder.name}))
+    return complete(path)
+
+
+def complete(path: Path) -> list[Path]:
+    """Go on with a replacement that was begun; return what stands aside now, nothing if none was begun.
+
+    Raises RefusedError where the journal can't be read, or another file has taken the name meanwhile.
+    """
+    journal = journal_of(path)
+    try:
+        folder = path.with_name(str(unsealed(read_regular(journal))["folder"]))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError) as error:
+        remedy = f"see what stands in {quote(str(path.parent))}, put it right by hand, then remove {journal.name}"
+        raise RefusedError(f"{journal} can't be read: {error}", remedy) from None
+    draft = folder / _DRAFT
+    if not _is_same(path, draft):
+        for name in (f"{path}{suffix}" for suffix in (*SIDE_FILES, "")):
+            with suppress(FileNotFoundError):
+                os.rename(name, folder / Path(name).name)  # noqa: PTH104
+        fsync(folder)
+        fsync(path.parent)
+        if draft.exists():
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                remedy = f"see what it is, move it away, then run this again: {quote(str(path))}"
+                raise RefusedError(f"another file took the name {path} meanwhile", remedy) from None
+    fsync(path.parent)
+    draft.unlink(missing_ok=True)
+    journal.unlink()
+    fsync(path.parent)
+    return sorted(folder.iterdir())
+
+
+def _is_same(path: Path, draft: Path) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.lstat(draft))
+    except FileNotFoundError:
+        return False
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder into which nothing was moved."""
+    if not any(entry.name != _DRAFT for entry in folder.iterdir()):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def users_of(path: Path) -> list[str]:
+    """Name the other processes that have the database or a side file of it open, as ``PID 12 (command)``. Linux only.
+
+    Those of another user can be seen by root alone.
+    """
+    files = set()
+    for suffix in ("", *SIDE_FILES):
+        with suppress(OSError):
+            found = os.stat(f"{path}{suffix}")
+            files.add((found.st_dev, found.st_ino))
+    return sorted({f"PID {pid} ({command_of(pid)})" for pid in _having_open(files) if int(pid) != os.getpid()})
+
+
+def _having_open(files: set[tuple[int, int]]) -> Iterable[str]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # gone meanwhile, or another user's
+            for descriptor in (process / "fd").iterdir():
+                with suppress(OSError):
+                    found = os.stat(descriptor)
+                    if (found.st_dev, found.st_ino) in files:
+                        yield process.name

@@ -1,0 +1,253 @@
+"""Back up: a copy of the live database, consistent beside any writer, and proven at once."""
+
+import asyncio
+import os
+import re
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from shlex import quote
+from time import perf_counter
+from typing import Any
+
+import aiosqlite
+
+from abathur_nb.connection import connect, explain_error, pragma
+from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
+from abathur_nb.evidence.identity import person_and_host, versions_of
+from abathur_nb.location import free_mb, install_command
+from abathur_nb.operate.content import difference, read_content
+from abathur_nb.operate.manifest import (
+    Backup,
+    file_sha256,
+    manifest_of,
+    pack,
+    read_backup,
+    unpack,
+    write_manifest,
+)
+from abathur_nb.operate.retention import Retention, apply_retention
+from abathur_nb.operate.transfer import copy_in, copy_out, publish
+from abathur_nb.report import Check, Report
+from abathur_nb.schema import quoted
+from abathur_nb.scratch import make_private_directory, make_private_file, scratch_directory, sweep
+from abathur_nb.settings import Settings
+from abathur_nb.sql import load_queries
+from abathur_nb.target import refusal
+from abathur_nb.validate import file_checks
+from abathur_nb.wording import MB, shown, timestamp, utc_now
+
+__all__ = ["back_up", "backup_database", "prove"]
+
+_TITLE = "backup"
+_REASON = re.compile(r"[a-z][a-z0-9_]{0,40}")
+_COPIES = 3  # the backup, its proof, and what the proof writes before it is forced to its place
+
+
+async def backup_database(
+    settings: Settings,
+    *,
+    reason: str = "manual",
+    compress: bool = False,
+    keep: Retention | None = None,
+) -> Report:
+    """Copy the live database into ``backup_dir``, prove the copy by restoring it, and drop what ``keep`` lets go.
+
+    Writes ``abathur_REASON_YYYYMMDD_HHMMSS_mmm.db`` (UTC; ``.zst`` with ``compress``) and its manifest, under names
+    that replace nothing; the live database is only read. Of a run that is killed nothing is left under those names,
+    or the whole backup. Raises ConfigurationError for a wrong argument.
+    """
+    _check_arguments(reason, compress)
+    if refused := await refusal(_TITLE, settings):
+        return replace(refused, refused=True)
+    subject = str(settings.db_path)
+    place, forbidden = _place(settings)
+    if forbidden:
+        return Report(_TITLE, tuple(place), subject=subject, refused=True)
+    try:
+        _, checks = await back_up(settings, reason=reason, compress=compress)
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        fault = explain_error(settings.db_path, error)
+        failed = Check("copy", "error", "a proven copy", f"no backup was made: {fault.observed}", fault.remedy)
+        return Report(_TITLE, (*place, failed), subject=subject, refused=True)
+    kept = apply_retention(settings, keep or Retention())
+    return Report(_TITLE, (*place, *checks, *kept), subject=subject)
+
+
+def _check_arguments(reason: object, compress: object) -> None:
+    faults = []
+    if not isinstance(reason, str) or not _REASON.fullmatch(reason):
+        faults.append(f"reason: expected a word of a-z, 0-9 and _, such as pre_migration, found {shown(reason)}")
+    if not isinstance(compress, bool):
+        faults.append(f"compress: expected True or False, found {shown(compress)} ({type(compress).__name__})")
+    if faults:
+        raise ConfigurationError(faults)
+
+
+def _place(settings: Settings) -> tuple[list[Check], bool]:
+    """Return the checks of where backups go, which is made if it is missing, and whether one forbids the backup."""
+    folder = settings.backup_dir
+    remedy = install_command(settings, folder)
+    try:
+        make_private_directory(folder, owned_as=settings.db_path.parent)
+        swept = sweep(folder)
+        writable = folder.is_dir() and not folder.is_symlink() and os.access(folder, os.W_OK | os.X_OK)
+        observed = str(folder) if writable else f"{folder} is no directory that this user may write to"
+    except OSError as error:
+        swept, writable, observed = [], False, f"{folder} cannot be made: {error.strerror}"
+    expected = "a directory of one's own, that no link stands for"
+    checks = [
+        Check.that("backup directory", writable, expected=expected, observed=observed, remedy=remedy, evidence=swept)
+    ]
+    if not writable:
+        return checks, True
+    free = free_mb(folder) - settings.min_free_mb
+    needed = settings.db_path.stat().st_size * _COPIES / MB
+    enough = free >= needed
+    checks.append(
+        Check.that(
+            "room",
+            enough,
+            expected=f"{needed:,.1f} MB for the copy and its proof",
+            observed=f"{free:,.0f} MB beyond the {settings.min_free_mb:,} MB that must stay free",
+            remedy=f"make room: du -xh --max-depth=2 {quote(str(folder))} | sort -h | tail",
+        )
+    )
+    return checks, not enough
+
+
+async def back_up(settings: Settings, *, reason: str, compress: bool = False) -> tuple[Backup, list[Check]]:
+    """Take a backup and prove it; return it with its checks, none of which failed.
+
+    What its database itself fails of ``validate`` is a warning, and is kept in the manifest: a broken database is
+    backed up too, before it is repaired. Raises RefusedError, BusyError, sqlite3.Error, OSError; then there is none.
+    """
+    folder = settings.backup_dir
+    make_private_directory(folder, owned_as=settings.db_path.parent)
+    with scratch_directory(folder, "backup") as scratch:
+        draft = scratch / "copy.db"
+        async with connect(settings.db_path, settings=settings) as conn:
+            await conn.execute_fetchall("BEGIN")
+            rows = await _count_rows(conn)  # the first read takes the snapshot
+            taken_at = datetime.now(UTC)
+            with _progress(2 * rows) as progress:
+                ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
+                content = await read_content(conn, progress=progress)
+                started = perf_counter()
+                await copy_out(conn, draft, owned_as=folder)
+                copied_s = perf_counter() - started
+                await conn.rollback()
+                draft = await asyncio.to_thread(pack, draft) if compress else draft
+                facts = {
+                    "reason": reason,
+                    "taken_at": timestamp(taken_at),
+                    "env": settings.env,
+                    "database": str(settings.db_path),
+                    **ids,
+                    "content": asdict(content),
+                    "bytes": draft.stat().st_size,
+                    "sha256_of_file": await asyncio.to_thread(file_sha256, draft),
+                    **person_and_host(),
+                    "versions": versions_of(),
+                }
+                backup = Backup(draft, facts)
+                facts["proof"] = await prove(settings, backup, scratch, progress)
+        backup = _publish(backup, folder)
+    return backup, _checks(backup, copied_s)
+
+
+async def prove(
+    settings: Settings, backup: Backup, scratch: Path, progress: Callable[[int], object] | None = None
+) -> dict[str, Any]:
+    """Restore a backup into ``scratch``, validate what comes out, and compare it with the snapshot, row by row.
+
+    Returns when, the seconds that restoring and validating took, and the names of the checks that failed, as the
+    snapshot's database must have failed them. Raises RefusedError where the content is another than the snapshot's.
+    """
+    restored = replace(settings, db_path=scratch / "restored.db")
+    at, started = utc_now(), perf_counter()
+    make_private_file(restored.db_path)
+    source = await asyncio.to_thread(unpack, backup, scratch)
+    content, _ = await copy_in(source, restored, progress=progress)
+    restored_s = perf_counter() - started
+    if content != backup.content:
+        raise RefusedError(
+            f"{backup.path.name} does not hold what was backed up: {difference(backup.content, content)}",
+            "take another backup; if it comes again, see to the disk: dmesg | tail",
+        )
+    checks = await file_checks(restored)
+    validated_s = perf_counter() - started - restored_s
+    findings = [check.name for check in checks if check.failed]
+    return {"at": at, "restored_s": restored_s, "validated_s": validated_s, "findings": findings}
+
+
+async def _count_rows(conn: aiosqlite.Connection) -> int:
+    tables = await conn.execute_fetchall(load_queries("inspect.sql")["tables"].sql)
+    counts = [await conn.execute_fetchall(f"SELECT count(*) FROM {quoted(name)}") for (name,) in tables]
+    return sum(count for ((count,),) in counts)
+
+
+@contextmanager
+def _progress(rows: int) -> Iterator[Callable[[int], object]]:
+    """Show a bar of the rows that are read, for the copy and for its proof, when it takes longer than a second."""
+    from tqdm import tqdm
+
+    with tqdm(total=rows, desc="backup", unit=" rows", mininterval=1, delay=1, file=sys.stdout) as bar:
+        yield bar.update
+
+
+def _publish(backup: Backup, folder: Path) -> Backup:
+    """Give a proven backup and its manifest their names, durably."""
+    stem = f"abathur_{backup.facts['reason']}"
+    suffix = ".db.zst" if backup.compressed else ".db"
+    moment, draft = backup.taken_at, backup.path.with_name("manifest.json")
+    while True:
+        path = folder / f"{stem}_{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}{suffix}"
+        facts = {**backup.facts, "file": path.name}
+        draft.unlink(missing_ok=True)
+        write_manifest(draft, facts)
+        try:
+            # The manifest first: alone it is no backup, and a copy without a manifest would be taken for one.
+            publish(draft, manifest_of(path))
+            publish(backup.path, path)
+        except FileExistsError:  # another one of the same millisecond
+            moment += timedelta(milliseconds=1)
+            continue
+        return read_backup(path)
+
+
+def _checks(backup: Backup, copied_s: float) -> list[Check]:
+    proof, content = backup.facts["proof"], backup.content
+    took = proof["restored_s"] + proof["validated_s"]
+    return [
+        Check(
+            "copy",
+            "pass",
+            expected="one snapshot, in one step",
+            observed=f"{backup.path}, {backup.facts['bytes']:,} bytes, copied in {copied_s:.2f} s",
+            evidence=tuple(f"{name}: {count:,} rows" for name, count in content.rows.items()),
+        ),
+        Check(
+            "proof",
+            "pass",
+            expected="restored, it holds the very rows of the snapshot",
+            observed=f"{content.total:,} rows, digest {content.digest[:12]}…; restored and validated in {took:.2f} s",
+            evidence=(
+                f"digest {content.digest}",
+                f"file {backup.facts['sha256_of_file']}",
+                f"taken at {backup.facts['taken_at']} UTC",
+            ),
+        ),
+        Check.that(
+            "what it holds",
+            not backup.findings,
+            expected="a database that passes validate",
+            observed=f"one that fails: {', '.join(backup.findings)}" if backup.findings else "one that passes validate",
+            remedy="run validate.ipynb: the database itself has these faults",
+            otherwise="warn",
+        ),
+    ]

@@ -1,0 +1,44 @@
+"""The backups of an environment, as a table."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from abathur_nb.operate.manifest import list_backups
+from abathur_nb.settings import Settings
+from abathur_nb.wording import MB
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["show_backups"]
+
+
+def show_backups(settings: Settings) -> "pd.DataFrame":
+    """Return the backups in ``backup_dir``, newest first, one row a file. Read-only; their bytes are not proven here.
+
+    Columns: ``file``, ``environment``, ``reason``, ``taken at`` (UTC), ``age`` (hours), ``rows``, ``MB`` on the disk,
+    ``restored in`` (seconds, validation included, when it was proven), ``its database`` (sound, or how many checks
+    it failed). A file that should be a backup and is none has a row that says why.
+    """
+    import pandas as pd
+
+    backups, faults = list_backups(settings.backup_dir)
+    now = datetime.now(UTC)
+    rows = [
+        {
+            "file": backup.path.name,
+            "environment": backup.facts["env"],
+            "reason": backup.facts["reason"],
+            "taken at": backup.facts["taken_at"],
+            "age": round((now - backup.taken_at).total_seconds() / 3600, 1),
+            "rows": backup.content.total,
+            "MB": round(backup.facts["bytes"] / MB, 1),
+            "restored in": round(backup.facts["proof"]["restored_s"] + backup.facts["proof"]["validated_s"], 2),
+            "its database": f"failed {len(backup.findings)} checks" if backup.findings else "sound",
+        }
+        for backup in reversed(backups)
+    ]
+    rows += [{"file": fault.split(" ", 1)[0], "its database": f"no backup: {fault}"} for fault in faults]
+    columns = ["file", "environment", "reason", "taken at", "age", "rows", "MB", "restored in", "its database"]
+    # The name of the index, shown in the head's corner and not in a row of its own.
+    return pd.DataFrame(rows, columns=columns).set_index("file").rename_axis(index=None, columns="file")

@@ -1,0 +1,120 @@
+"""The checklists of the prose runbook (its sections 7 and 3.3), and what answers each of their lines."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["CHECKLIST", "STATEMENTS", "Line"]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Hold one line of a checklist, in its words, and the evidence that it wants.
+
+    The newest run of ``notebook`` whose parameters are ``parameters``, not older than ``days``, in which each of
+    ``checks`` passed, or all of them where none is named; in the archive of ``env`` where it is another environment's.
+    ``state`` says that it is about the database itself, and void once that was replaced or repaired. Without a
+    notebook, a person answers for it, by the readiness parameter ``said_by``.
+    """
+
+    section: str
+    text: str
+    notebook: str = ""
+    checks: tuple[str, ...] = ()
+    days: int = 7
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    env: str = ""
+    state: bool = False
+    said_by: str = ""
+
+
+# Which statement of a person each of these parameters of the notebook is.
+STATEMENTS = {
+    "team_trained": "Team trained on procedures",
+    "tests_passing": "All tests passing (unit, integration, performance)",
+    "monitoring_deployed": "Monitoring dashboards deployed",
+    "alerts_configured": "Alerting rules configured",
+    "runbooks_accessible": "Operational runbooks accessible",
+}
+_QUARTER = 90  # days
+
+CHECKLIST = (
+    Line(
+        "Pre-Migration",
+        "System requirements verified (Python 3.11+, SQLite 3.35+)",
+        "preflight",
+        ("Python", "SQLite", "SQLite's JSON functions", "SQLite's thread safety", "aiosqlite"),
+    ),
+    Line("Pre-Migration", "Disk space available (10GB+)", "preflight", ("free disk",)),
+    Line(
+        "Pre-Migration",
+        "File system compatible with WAL mode",
+        "preflight",
+        ("file system", "file system behaviour"),
+    ),
+    Line("Pre-Migration", "Backup directory created", "preflight", ("backup directory",)),
+    Line("Pre-Migration", "Database directory created with correct permissions", "preflight", ("directory",)),
+    Line(
+        "Initialization",
+        "PRAGMA settings configured (WAL mode, foreign keys, etc.)",
+        "validate",
+        ("journal mode",),
+        state=True,
+    ),
+    Line(
+        "Initialization",
+        "Memory tables created (sessions, memory_entries, document_index)",
+        "validate",
+        ("tables",),
+        state=True,
+    ),
+    Line(
+        "Initialization",
+        "Core tables created (tasks, agents, audit, checkpoints, state, metrics)",
+        "validate",
+        ("tables",),
+        state=True,
+    ),
+    Line("Initialization", "All 33 indexes created", "validate", ("indexes",), state=True),
+    Line("Initialization", "Initial data seeded (3 application memories)", "validate", ("seed memories",), state=True),
+    Line("Validation", 'PRAGMA integrity_check returns "ok"', "validate", ("integrity",), state=True),
+    Line("Validation", "PRAGMA foreign_key_check returns no violations", "validate", ("foreign keys",), state=True),
+    Line("Validation", "All expected tables exist (9 tables)", "validate", ("tables",), state=True),
+    Line("Validation", "All indexes created (33 indexes)", "validate", ("indexes",), state=True),
+    Line("Validation", "Seed data verified (3 memories)", "validate", ("seed memories",), state=True),
+    Line("Validation", "Index usage verified (EXPLAIN QUERY PLAN)", "explain", ("coverage",), 30, state=True),
+    Line("Performance", "Session retrieval <10ms (p99)", "benchmark", ("session retrieval",), 30),
+    Line("Performance", "Memory retrieval <20ms (p99)", "benchmark", ("memory retrieval",), 30),
+    Line("Performance", "50+ concurrent sessions supported", "benchmark", ("50 concurrent reads",), 30),
+    Line("Performance", "No full table scans in critical queries", "explain", (), 30, state=True),
+    Line(
+        "Production Readiness",
+        "Backup automation configured",
+        "backup",
+        ("copy", "proof"),
+        2,
+        parameters={"reason": "nightly"},
+    ),
+    Line("Production Readiness", STATEMENTS["monitoring_deployed"], said_by="monitoring_deployed"),
+    Line("Production Readiness", STATEMENTS["alerts_configured"], said_by="alerts_configured"),
+    Line("Production Readiness", STATEMENTS["runbooks_accessible"], said_by="runbooks_accessible"),
+    Line("Production Readiness", STATEMENTS["team_trained"], said_by="team_trained"),
+    Line("Pre-Production (3.3)", "Staging environment validated", "validate", (), env="staging"),
+    Line("Pre-Production (3.3)", STATEMENTS["tests_passing"], said_by="tests_passing"),
+    Line(
+        "Pre-Production (3.3)",
+        "Backup automation configured",
+        "backup",
+        ("copy", "proof"),
+        2,
+        parameters={"reason": "nightly"},
+    ),
+    Line("Pre-Production (3.3)", "Monitoring dashboards ready", said_by="monitoring_deployed"),
+    Line(
+        "Pre-Production (3.3)",
+        "Rollback procedures tested",
+        "restore",
+        ("drill",),
+        _QUARTER,
+        parameters={"drill": True},
+    ),
+)

@@ -1,0 +1,68 @@
+"""What is about to be changed, shown before it is done, with a hash by which it is approved."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from abathur_nb.errors import ConfigurationError
+from abathur_nb.evidence.canonical import canonical, sha256
+from abathur_nb.report import Check
+from abathur_nb.settings import Settings
+from abathur_nb.wording import shown
+
+__all__ = ["Plan", "check_apply"]
+
+_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Hold the steps of a change, in the order in which they are done, and what they depend on (``facts``)."""
+
+    action: str
+    settings: Settings
+    steps: tuple[str, ...]
+    facts: Mapping[str, str]
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits that are others for any other step, fact, database or environment."""
+        whole = {
+            "action": self.action,
+            "env": self.settings.env,
+            "database": str(self.settings.db_path),
+            "steps": list(self.steps),
+            "facts": dict(self.facts),
+        }
+        return sha256(canonical(whole))[:_DIGITS]
+
+    def approval(self, *, apply: bool, confirm: str | None) -> Check:
+        """Return the check that shows the plan, and fails where it is to be applied without being approved."""
+        needed = self.settings.confirm_changes
+        approved = not apply or not needed or confirm == self.hash
+        steps = "\n".join(f"{number}. {step}" for number, step in enumerate(self.steps, 1))
+        observed = f"hash {self.hash}\n{steps}"
+        if apply and needed and confirm is not None and not approved:
+            observed += f"\nconfirm is {shown(confirm)}: another plan was approved, or things have changed since"
+        return Check.that(
+            "plan",
+            approved,
+            expected=f"in {self.settings.env} confirm is the hash of this very plan" if needed else "it is shown first",
+            observed=observed,
+            remedy=f"read the steps; to do them: -p apply True -p confirm {self.hash}",
+        )
+
+
+def check_apply(apply: object, confirm: object) -> list[str]:
+    """Return what is wrong with the two arguments by which a change is asked for."""
+    faults = []
+    if not isinstance(apply, bool):
+        faults.append(f"apply: expected True or False, found {shown(apply)} ({type(apply).__name__})")
+    if confirm is not None and not isinstance(confirm, str):
+        faults.append(f"confirm: expected the hash of a plan, found {shown(confirm)} ({type(confirm).__name__})")
+    return faults
+
+
+def require(faults: list[str]) -> None:
+    """Raise ConfigurationError if there is a fault."""
+    if faults:
+        raise ConfigurationError(faults)

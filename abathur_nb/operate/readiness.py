@@ -1,0 +1,186 @@
+"""Readiness: every line of the runbook's checklists, each answered by an archived run or a named person."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from html import escape
+from typing import Any
+
+from abathur_nb.attestation import FORM, said, said_fault
+from abathur_nb.errors import ConfigurationError, RefusedError
+from abathur_nb.evidence.past import PastRun, past_runs
+from abathur_nb.evidence.privacy import tilde
+from abathur_nb.evidence.reading import read_archive
+from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.operate.checklist import CHECKLIST, Line
+from abathur_nb.report import Check, Report
+from abathur_nb.settings import Settings, resolve
+from abathur_nb.table import Table
+
+__all__ = ["Readiness", "readiness"]
+
+_TITLE = "readiness"
+_ARCHIVE = "the archive is as it was written"
+_APPLIED = ("apply", "repair")  # the parameters by which a notebook is told to change the database
+_MARKS = {"pass": "✓", "skip": "✓ said", "warn": "!", "fail": "✗", "error": "✗"}
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Hold the answer to each line of the checklists, in their order; a notebook shows go or no-go above them."""
+
+    report: Report
+    sections: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """Say ``GO``, or ``NO-GO`` and how many lines lack their evidence."""
+        failed = sum(check.failed for check in self.report.checks)
+        return f"NO-GO: {failed} of {len(self.report.checks)} lines lack their evidence" if failed else "GO"
+
+    def __str__(self) -> str:
+        return f"{self.verdict}\n{self._table()}"
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        mark, colour = ("✓", "") if self.report.ok else ("✗", " style='color:#c4420f'")
+        head = f"<p><b{colour}>{mark} {escape(self.verdict)}</b><br><small>{escape(self.report.subject)}</small></p>"
+        return {"text/html": head + self._table().to_html(), "text/plain": str(self)}
+
+    def _table(self) -> Table:
+        rows = (
+            (_MARKS[check.status], section, check.name, check.observed, check.remedy)
+            for section, check in zip(self.sections, self.report.checks, strict=True)
+        )
+        return Table(("", "list", "line", "evidence", "what to do"), tuple(rows), "no line")
+
+
+def readiness(
+    settings: Settings,
+    *,
+    team_trained: str | None = None,
+    tests_passing: str | None = None,
+    monitoring_deployed: str | None = None,
+    alerts_configured: str | None = None,
+    runbooks_accessible: str | None = None,
+) -> Readiness:
+    """Answer every line of the checklists from the archives of ``settings`` and, for production, of staging. Read-only.
+
+    Evidence is a run that is in the ledger of an archive that verifies; of the newest one of its kind, whatever its
+    verdict. The statements name the person and the day, as ``said`` takes them: recorded as said by them. Raises
+    ConfigurationError for another form.
+    """
+    statements = {
+        "team_trained": team_trained,
+        "tests_passing": tests_passing,
+        "monitoring_deployed": monitoring_deployed,
+        "alerts_configured": alerts_configured,
+        "runbooks_accessible": runbooks_accessible,
+    }
+    given = {name: answer for name, answer in statements.items() if answer is not None}
+    if faults := [fault for name, answer in given.items() if (fault := said_fault(name, answer))]:
+        raise ConfigurationError(faults)
+    archives = {"": _Archive.of(settings)}
+    lines = [line for line in CHECKLIST if not line.env or settings.env == "production"]
+    for env in {line.env for line in lines if line.env}:
+        archives[env] = _Archive.of(resolve(env))
+    checks = [("Evidence", archive.check) for archive in archives.values()]
+    for line in lines:
+        answer = _stated(line, statements[line.said_by]) if line.said_by else archives[line.env].answer(line)
+        checks.append((line.section, answer))
+    report = Report(_TITLE, tuple(check for _, check in checks), subject=str(settings.db_path))
+    return Readiness(report, tuple(section for section, _ in checks))
+
+
+def _stated(line: Line, answer: str | None) -> Check:
+    if answer is not None:
+        return said(line.text, answer)
+    expected = "a person who answers for it, and the day"
+    remedy = f"name them: -p {line.said_by} {FORM}"
+    return Check(line.text, "fail", expected, "nobody has said so", remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Archive:
+    """The runs of one environment's database that can serve as evidence, oldest first."""
+
+    settings: Settings
+    check: Check
+    runs: Sequence[PastRun]
+    changed_at: datetime | None
+
+    @classmethod
+    def of(cls, settings: Settings) -> "_Archive":
+        folder = settings.archive_dir
+        try:
+            runs = past_runs(read_archive(folder))
+            verified = verify_archive(folder)
+        except RefusedError as error:
+            return cls(settings, _archive_check(settings, False, error.observed), (), None)
+        own = (settings.env, tilde(str(settings.db_path)))
+        sealed = [run for run in runs if run.sealed]
+        ours = [run for run in sealed if (_record(run)["env"], _record(run)["settings"].get("db_path")) == own]
+        failed = [check.observed for check in verified.checks if check.failed]
+        changed = [run.started_at for run in ours if _changed(run)]
+        archived = [] if failed else [run for run in ours if run.entry.line is not None]
+        observed = failed[0] if failed else f"{folder}, {len(archived)} archived runs of {settings.db_path}"
+        check = _archive_check(settings, not failed, observed)
+        return cls(settings, check, archived, max(changed, default=None))
+
+    def answer(self, line: Line) -> Check:
+        """Return what the newest run that ``line`` asks for says."""
+        run_it = _command(line, self.settings)
+        expected = f"{line.notebook} passed within {line.days} days"
+        found = [run for run in self.runs if run.notebook == line.notebook and _has(run, line.parameters)]
+        if not found:
+            return Check(line.text, "fail", expected, "no archived run of it", run_it)
+        run = found[-1]
+        age = datetime.now(UTC) - run.started_at
+        observed = f"run {run.run_id}, {_age(age)} old: {run.verdict}"
+        fault = ""
+        if missing := _unproven(_record(run), line.checks):
+            fault = f"; not passed: {', '.join(missing)}"
+        elif not line.checks and run.verdict != "pass":
+            fault = "; it did not pass"
+        elif age > timedelta(days=line.days):
+            fault = "; it is too old"
+        elif line.state and self.changed_at and run.started_at < self.changed_at:
+            fault = f"; the database was changed since, at {self.changed_at:%Y-%m-%d %H:%M:%S} UTC"
+        return Check.that(line.text, not fault, expected=expected, observed=observed + fault, remedy=run_it)
+
+
+def _archive_check(settings: Settings, holds: bool, observed: str) -> Check:
+    remedy = f"python -m abathur_nb verify {settings.archive_dir}"
+    return Check.that(f"{settings.env}: {_ARCHIVE}", holds, expected="verify passes", observed=observed, remedy=remedy)
+
+
+def _record(run: PastRun) -> Mapping[str, Any]:
+    return run.entry.record or {}
+
+
+def _changed(run: PastRun) -> bool:
+    """Tell whether after this run another state may stand at the database's path."""
+    return run.verdict != "refused" and any(_record(run)["parameters"].get(name) is True for name in _APPLIED)
+
+
+def _has(run: PastRun, parameters: Mapping[str, object]) -> bool:
+    given = _record(run)["parameters"]
+    return all(given.get(name) == value for name, value in parameters.items())
+
+
+def _unproven(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Return those of ``names`` that are no check of the record which passed."""
+    passed = {c["name"] for report in record["reports"] for c in report["checks"] if c["status"] == "pass"}
+    return [name for name in names if name not in passed]
+
+
+def _command(line: Line, settings: Settings) -> str:
+    words = ["python -m abathur_nb run", line.notebook, "--env", settings.env]
+    if settings.origins.get("db_path", "default") != "default":
+        words += ["-p db_path", str(settings.db_path)]
+    words += [f"-p {name} {value}" for name, value in line.parameters.items()]
+    return " ".join(words)
+
+
+def _age(age: timedelta) -> str:
+    hours = age.total_seconds() / 3600
+    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours"

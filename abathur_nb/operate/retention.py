@@ -1,0 +1,106 @@
+"""Retention: which backups are kept, and the removal of the others."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from abathur_nb.errors import ConfigurationError
+from abathur_nb.operate.manifest import Backup, list_backups
+from abathur_nb.report import Check
+from abathur_nb.scratch import fsync
+from abathur_nb.settings import Settings
+from abathur_nb.wording import shown
+
+__all__ = ["Retention", "apply_retention", "expired"]
+
+_MOST = 10_000
+# The form of a moment that two backups of one period share.
+_PERIODS = {"daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m"}
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Hold how many backups are kept: the newest ones, and the newest of each of so many days, weeks and months.
+
+    Days are UTC; periods without a backup do not count. Raises ConfigurationError for anything but whole numbers
+    from 0 to 10,000, and where nothing would be kept.
+    """
+
+    last: int = 7
+    daily: int = 7
+    weekly: int = 4
+    monthly: int = 12
+
+    def __post_init__(self) -> None:
+        found = {f"keep_{f.name}": getattr(self, f.name) for f in fields(self)}
+        faults = [
+            f"{name}: expected a whole number from 0 to {_MOST:,}, found {shown(value)}"
+            for name, value in found.items()
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST
+        ]
+        if not faults and not any(found.values()):
+            faults = ["keep_last, keep_daily, keep_weekly, keep_monthly: all are 0, and no backup would be kept"]
+        if faults:
+            raise ConfigurationError(faults)
+
+
+def expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
+    """Return those of ``backups`` (of one database, oldest first) that no rule keeps, oldest first.
+
+    The newest one, and the newest whose database passed validation, are kept whatever the rules say. Those taken
+    before a change are counted by themselves: many changes shall not push out the others.
+    """
+    return [
+        backup
+        for before_a_change in (False, True)
+        for backup in _expired([b for b in backups if b.before_a_change == before_a_change], keep)
+    ]
+
+
+def _expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
+    newest_first = backups[::-1]
+    kept = {backup.path for backup in newest_first[: max(keep.last, 1)]}
+    kept |= {backup.path for backup in [b for b in newest_first if not b.findings][:1]}
+    for period, form in _PERIODS.items():
+        newest: dict[str, Backup] = {}
+        for backup in newest_first:
+            newest.setdefault(backup.taken_at.strftime(form), backup)
+        kept |= {backup.path for backup in [*newest.values()][: getattr(keep, period)]}
+    return [backup for backup in backups if backup.path not in kept]
+
+
+def apply_retention(settings: Settings, keep: Retention) -> Iterable[Check]:
+    """Remove the backups of this database that ``keep`` lets go, and yield a check of what stands there now.
+
+    Those of another environment or database in the same directory are left alone; so is what is no whole backup.
+    """
+    folder = settings.backup_dir
+    found, faults = list_backups(folder)
+    own = [b for b in found if (b.facts["env"], b.facts["database"]) == (settings.env, str(settings.db_path))]
+    gone, left = expired(own, keep), []
+    for backup in gone:
+        try:
+            # The manifest last: it alone says of what is left that it is no backup any more.
+            backup.path.unlink(missing_ok=True)
+            backup.manifest.unlink(missing_ok=True)
+        except OSError as error:
+            left.append(f"{backup.path.name}: {error.strerror}")
+    if gone:
+        fsync(folder)
+    yield Check.that(
+        "retention",
+        not left,
+        expected=", ".join(f"{getattr(keep, f.name)} {f.name}" for f in fields(keep)),
+        observed=f"{len(own) - len(gone)} kept, {len(gone) - len(left)} removed, {len(left)} could not be",
+        remedy="remove them by hand, or see who owns them",
+        otherwise="warn",
+        evidence=[*left, *(f"removed {backup.path.name}" for backup in gone)],
+    )
+    yield Check.that(
+        "leftovers",
+        not faults,
+        expected="every file in the directory is a whole backup",
+        observed=f"{len(faults)} are not" if faults else "every one is",
+        remedy="see what they are, then remove them by hand",
+        otherwise="warn",
+        evidence=faults,
+    )

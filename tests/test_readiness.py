@@ -1,0 +1,220 @@
+"""Each line of the checklists is answered by a run that is archived, fresh and green, or by a named person."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import archives
+import pytest
+from damage import fingerprint
+
+import abathur_nb as nb
+from abathur_nb.evidence.archive import keep
+from abathur_nb.evidence.record import Verdict, write_started
+from abathur_nb.operate.checklist import CHECKLIST, STATEMENTS, Line
+from abathur_nb.report import Check, Report, Status
+from abathur_nb.settings import Settings, resolve
+
+SAID = dict.fromkeys(STATEMENTS, "Ada Lovelace, 2026-01-31")
+LINES = tuple(line for line in CHECKLIST if not line.env)  # of an environment that is not production
+
+
+def run(
+    settings: Settings,
+    notebook: str,
+    *,
+    days: float = 0.5,
+    parameters: Mapping[str, object] | None = None,
+    status: Status = "pass",
+    verdict: Verdict = "pass",
+) -> Path:
+    """Make an archived run that began so many days ago, in which every check that a line asks for has one status."""
+    moment = datetime.now(UTC) - timedelta(days=days)
+    run_id = f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03}Z-{abs(hash((notebook, days))) % 2**24:06x}"
+    folder = write_started(settings, notebook, {"env": settings.env, **(parameters or {})}, run_id=run_id)
+    names = sorted({name for line in CHECKLIST if line.notebook == notebook for name in line.checks}) or ["all"]
+    report = Report(notebook, tuple(Check(name, status) for name in names))
+    archives.seal(folder, settings, verdict, reports=(report,), facts={})
+    keep(folder, settings, archives.notebook(notebook), html=False)
+    return folder
+
+
+def wanted(settings: Settings, *, but: str = "") -> None:
+    """Make every run that the checklists ask for, oldest first, but those of one notebook."""
+    kinds = {(line.notebook, tuple(line.parameters.items())) for line in LINES if line.notebook not in ("", but)}
+    for age, (notebook, parameters) in enumerate(sorted(kinds, key=str)):
+        run(settings, notebook, days=1.5 - age / 100, parameters=dict(parameters))
+
+
+def answers(found: nb.Readiness) -> dict[str, Check]:
+    return {check.name: check for check in found.report.checks}
+
+
+def test_the_checklists_have_every_line_of_the_runbook_once() -> None:
+    sections = [line.section for line in CHECKLIST]
+    assert {name: sections.count(name) for name in dict.fromkeys(sections)} == {
+        "Pre-Migration": 5,
+        "Initialization": 5,
+        "Validation": 6,
+        "Performance": 4,
+        "Production Readiness": 5,
+        "Pre-Production (3.3)": 5,
+    }
+    told = {(line.section, line.text) for line in CHECKLIST}
+    assert len(told) == len(CHECKLIST)
+    assert all(bool(line.notebook) != bool(line.said_by) for line in CHECKLIST)
+
+
+@pytest.mark.parametrize("line", [line for line in CHECKLIST if line.notebook], ids=lambda line: line.text[:20])
+def test_what_a_line_asks_for_is_a_check_that_its_notebook_makes(line: Line) -> None:
+    """A name that no verb gives a check would make the line fail for ever, or pass for nothing."""
+    root = Path(nb.__file__).parent
+    code = "".join(path.read_text() for path in [*root.glob("*.py"), *root.glob("operate/[!c]*.py")])
+    for name in line.checks:
+        assert f'"{name}"' in code or f"'{name}'" in code, name
+    assert (root.parent / "notebooks" / f"{line.notebook}.ipynb").exists()
+
+
+def test_with_all_evidence_and_all_statements_it_is_a_go(settings: Settings) -> None:
+    wanted(settings)
+    found = nb.readiness(settings, **SAID)
+    assert found.report.ok, str(found)
+    assert found.verdict == "GO"
+    assert answers(found)["Team trained on procedures"].status == "skip"  # said, and not passed by itself
+    assert "said by Ada Lovelace on 2026-01-31" in answers(found)["Team trained on procedures"].observed
+
+
+def test_with_no_archive_it_is_a_no_go_and_nothing_is_made(settings: Settings) -> None:
+    found = nb.readiness(settings)
+    assert found.verdict == f"NO-GO: {len(LINES) + 1} of {len(LINES) + 1} lines lack their evidence"
+    assert not settings.db_path.parent.exists()
+
+
+@pytest.mark.parametrize("name", sorted(SAID))
+def test_what_nobody_has_said_is_a_no_go(name: str, settings: Settings) -> None:
+    wanted(settings)
+    found = nb.readiness(settings, **{**SAID, name: None})
+    failed = [check for check in found.report.checks if check.failed]
+    assert {check.name for check in failed} == {line.text for line in LINES if line.said_by == name}
+    assert all(f"-p {name}" in check.remedy for check in failed)
+
+
+@pytest.mark.parametrize("name", sorted(SAID))
+def test_a_statement_of_another_form_is_a_configuration_error(name: str, settings: Settings) -> None:
+    with pytest.raises(nb.ConfigurationError, match="expected a person's name and a date"):
+        nb.readiness(settings, **{**SAID, name: "yes"})
+
+
+@pytest.mark.parametrize("notebook", sorted({line.notebook for line in LINES if line.notebook}))
+def test_each_kind_of_evidence_that_is_lacking_is_named_with_the_run_that_gives_it(
+    notebook: str, settings: Settings
+) -> None:
+    wanted(settings, but=notebook)
+    failed = [check for check in nb.readiness(settings, **SAID).report.checks if check.failed]
+    assert {check.name for check in failed} == {line.text for line in LINES if line.notebook == notebook}
+    assert all(f"run {notebook} --env development" in check.remedy for check in failed)
+
+
+@pytest.mark.parametrize("status", ["fail", "error", "warn", "skip"])
+def test_a_check_that_did_not_pass_is_no_evidence(status: Status, settings: Settings) -> None:
+    wanted(settings)
+    run(settings, "preflight", days=0.1, status=status)
+    observed = answers(nb.readiness(settings, **SAID))["Disk space available (10GB+)"].observed
+    assert "not passed: free disk" in observed
+
+
+def test_the_newest_run_counts_though_an_older_one_was_green(settings: Settings) -> None:
+    wanted(settings)
+    run(settings, "explain", days=0.1, verdict="fail")
+    check = answers(nb.readiness(settings, **SAID))["No full table scans in critical queries"]
+    assert check.failed
+    assert "fail; it did not pass" in check.observed
+
+
+@pytest.mark.parametrize(("days", "failed"), [(89, False), (91, True)])
+def test_a_drill_proves_the_procedures_for_a_quarter(days: float, failed: bool, settings: Settings) -> None:
+    wanted(settings, but="restore")
+    run(settings, "restore", days=days, parameters={"drill": True})
+    assert answers(nb.readiness(settings, **SAID))["Rollback procedures tested"].failed is failed
+
+
+def test_a_restoration_that_was_no_drill_is_no_drill(settings: Settings) -> None:
+    wanted(settings, but="restore")
+    run(settings, "restore", parameters={"drill": False})
+    assert answers(nb.readiness(settings, **SAID))["Rollback procedures tested"].observed == "no archived run of it"
+
+
+@pytest.mark.parametrize(
+    ("notebook", "parameters", "verdict", "void"),
+    [
+        ("restore", {"apply": True}, "pass", True),
+        ("rollback", {"apply": True}, "error", True),
+        ("troubleshoot", {"repair": True}, "fail", True),
+        ("rollback", {"apply": True}, "refused", False),
+        ("rollback", {"apply": False}, "pass", False),
+    ],
+)
+def test_what_was_found_before_the_database_was_changed_is_void(
+    notebook: str, parameters: dict[str, Any], verdict: Verdict, void: bool, settings: Settings
+) -> None:
+    wanted(settings)
+    run(settings, notebook, days=0.1, parameters=parameters, verdict=verdict)
+    found = answers(nb.readiness(settings, **SAID))
+    assert found["All 33 indexes created"].failed is void
+    assert ("the database was changed since" in found["All 33 indexes created"].observed) is void
+    assert not found["Session retrieval <10ms (p99)"].failed
+
+
+def test_a_run_that_is_not_in_the_ledger_is_no_evidence(settings: Settings) -> None:
+    wanted(settings, but="explain")
+    archives.seal(archives.start(settings, "explain"), settings)
+    assert answers(nb.readiness(settings, **SAID))["No full table scans in critical queries"].failed
+
+
+def test_an_archive_that_was_altered_is_no_evidence_at_all(settings: Settings) -> None:
+    wanted(settings)
+    record = min(settings.archive_dir.glob("*/record.json"))
+    record.write_bytes(record.read_bytes().replace(b'"pass"', b'"fail"', 1))
+    found = nb.readiness(settings, **SAID)
+    assert sum(check.failed for check in found.report.checks) == sum(bool(line.notebook) for line in LINES) + 1
+
+
+def test_the_run_of_another_database_is_no_evidence(settings: Settings) -> None:
+    wanted(replace(settings, db_path=settings.db_path.with_name("other.db")))
+    assert "no archived run of it" in answers(nb.readiness(settings, **SAID))["Backup directory created"].observed
+
+
+def test_production_wants_a_green_validation_of_staging(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "abathur.toml"
+    config.write_text(
+        f'[environments.staging]\ndb_path = "{tmp_path}/staging/abathur.db"\n'
+        f'[environments.production]\ndb_path = "{settings.db_path}"\nbackup_dir = "{tmp_path}/backups"\n'
+    )
+    monkeypatch.setenv("ABATHUR_CONFIG", str(config))
+    production, staging = resolve("production"), resolve("staging")
+    wanted(production)
+    name = "Staging environment validated"
+    assert answers(nb.readiness(production, **SAID))[name].failed
+    run(staging, "validate", verdict="fail")
+    assert answers(nb.readiness(production, **SAID))[name].failed
+    run(staging, "validate", days=0.1)
+    found = nb.readiness(production, **SAID)
+    assert found.report.ok, str(found)
+    assert "staging: the archive is as it was written" in answers(found)
+
+
+def test_it_reads_only(settings: Settings) -> None:
+    wanted(settings)
+    before = {path: fingerprint(path) for path in settings.archive_dir.parent.rglob("*")}
+    nb.readiness(settings, **SAID)
+    assert {path: fingerprint(path) for path in settings.archive_dir.parent.rglob("*")} == before
+
+
+def test_go_and_no_go_stand_above_the_lines_in_the_runbook_s_order(settings: Settings) -> None:
+    html = nb.readiness(settings)._repr_mimebundle_()["text/html"]
+    assert "✗ NO-GO: " in html
+    assert html.index("System requirements verified") < html.index("Team trained") < html.index("Rollback procedures")
