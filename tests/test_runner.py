@@ -410,7 +410,7 @@ def test_out_of_time_seals_timeout(limit: str, sleep: str, database: Settings) -
     assert bool(record["reports"]) == (sleep != BUSY)
     artifact = artifact_of(entry)
     assert artifact.cells[0].source.startswith("**TIMEOUT: this run did not pass, it was out of time")
-    assert record["error"]["cell"] == 5, "the cell that never answered"
+    assert record["error"]["cell"] == 6, "the cell that never answered"
     shown = [
         output.data[MIME] for cell in code_cells(artifact) for output in cell.outputs if MIME in output.get("data", {})
     ]

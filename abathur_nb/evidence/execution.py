@@ -203,5 +203,5 @@ async def _run_cell(client: "NotebookClient", cell: Any, index: int) -> None:
         await client.async_execute_cell(cell, index, execution_count=number)
     finally:
         # A kernel that dies has not said which cell it had begun.
-        if client.code_cells_executed < number and cell.get("execution_count", 0) is None and cell.source.strip():
+        if cell.get("execution_count", 0) is None and cell.source.strip():
             cell.execution_count = number
