@@ -14,7 +14,7 @@ from abathur_nb.wording import printable
 # imported: a run shall start at once.
 _COMMANDS = {
     "run": ("runner", "run notebooks in order, each with a record and an archived copy; stop at the first that fails"),
-    "archive": ("archiving", "archive a notebook that plain papermill, or JupyterLab, has executed"),
+    "archive": ("archive", "archive a notebook that plain papermill, or JupyterLab, has executed"),
     "runs": ("listing", "list the runs of an archive: when, what, verdict, duration, who"),
     "verify": ("verify", "recompute every hash, link and signature of an archive; offline"),
     "diff": ("difference", "say what changed in meaning between two runs"),

@@ -2,19 +2,30 @@
 
 import json
 import multiprocessing
+import os
+import shutil
 import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import archives
 import nbformat
+import papermill
 import pytest
-from damage import fingerprint
+from damage import drop_index, fingerprint
+from nbclient import NotebookClient
+from running import SOUND, artifact_of, assert_archived, names_in, only_run, record_of, write_notebook
 
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.archive import NOTEBOOK, PAGE, STATEMENT, keep
 from abathur_nb.evidence.canonical import sha256
 from abathur_nb.evidence.ledger import LEDGER, read_ledger
 from abathur_nb.evidence.record import RECORD, STARTED
+from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.settings import Settings, resolve
 
@@ -106,3 +117,248 @@ def test_a_run_whose_cells_are_another_templates_is_named_by_verify(database: Se
     other = sealed_run(database)
     keep(other, database, archives.notebook("1"), as_template=True)
     assert other.name not in str(verify_archive(folder.parent)), "a control"
+
+
+# --- what plain papermill, or JupyterLab, has executed
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Be in an empty directory."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+def archive(path: str | Path = "out.ipynb") -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "abathur_nb", "archive", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def execute(settings: Settings, source: Path = NOTEBOOKS / "validate.ipynb") -> None:
+    """Execute a notebook with plain papermill, which leaves it and its record."""
+    parameters = {"db_path": str(settings.db_path)}
+    papermill.execute_notebook(source, "out.ipynb", parameters=parameters, progress_bar=False)
+
+
+def test_what_plain_papermill_executed_is_archived(database: Settings) -> None:
+    execute(database)
+    code, out, err = archive()
+    entry = only_run(database)
+    assert (code, err) == (0, "")
+    assert out == f"abathur_nb archive: {entry.folder}/page.html; the cells are as the template's\n"
+    assert entry.line is not None
+    assert entry.line.data["as_template"] is True
+    artifact_of(entry)
+    assert_archived(database)
+
+
+def test_a_failed_run_is_archived_too(database: Settings) -> None:
+    drop_index(database.db_path)
+    with pytest.raises(papermill.PapermillExecutionError):
+        execute(database)
+    code, out, _ = archive()
+    assert code == 0
+    assert "as the template's" in out, "what papermill adds at the top and at the cell is none of the template"
+    assert record_of(only_run(database))["verdict"] == "fail"
+    assert_archived(database)
+
+
+def test_an_edited_notebook_is_archived_and_the_ledger_says_so(database: Settings, tmp_path: Path) -> None:
+    source = tmp_path / "validate.ipynb"
+    source.write_text(
+        (NOTEBOOKS / "validate.ipynb").read_text().replace("table_sizes(schema)", "table_sizes(schema); 1")
+    )
+    execute(database, source)
+    code, out, _ = archive()
+    assert code == 0
+    assert out.endswith("; the cells are not known to be those of the template\n")
+    line = only_run(database).line
+    assert line is not None
+    assert line.data["as_template"] is False
+    assert_archived(database)
+
+
+async def test_what_jupyterlab_executed_with_a_value_written_by_hand_is_no_template(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nbformat
+
+    notebook = nbformat.read(NOTEBOOKS / "validate.ipynb", as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    cell.source += f"\ndb_path = {str(database.db_path)!r}"
+    await NotebookClient(notebook, kernel_name="python3").async_execute()
+    nbformat.write(notebook, "out.ipynb")
+    monkeypatch.setenv("ABATHUR_ENV", "x")
+    assert archive()[0] == 0
+    line = only_run(database).line
+    assert line is not None
+    assert line.data["as_template"] is False
+
+
+def test_a_notebook_of_ones_own_is_archived(database: Settings) -> None:
+    execute(database, write_notebook(Path("mine.ipynb"), *SOUND))
+    assert archive()[0] == 0
+    assert_archived(database)
+
+
+def test_where_the_archive_lies_in_the_home_directory_it_is_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record names the home directory `~`."""
+    monkeypatch.setenv("ABATHUR_DB_PATH", str(home / "data" / "abathur.db"))
+    papermill.execute_notebook(NOTEBOOKS / "init.ipynb", "out.ipynb", progress_bar=False)
+    code, out, err = archive()
+    assert code == 0, err
+    assert str(home / "data" / "runs") in out
+
+
+def test_a_run_is_archived_once(database: Settings) -> None:
+    execute(database)
+    assert archive()[0] == 0
+    before = {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")}
+    code, out, err = archive()
+    assert (code, out) == (2, "")
+    assert "is archived already: see " in err
+    assert {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")} == before
+
+
+def no_record(notebook: Any, _: Settings) -> None:
+    for cell in notebook["cells"]:
+        cell["outputs"] = [] if cell["cell_type"] == "code" else cell.pop("outputs", None)
+        if cell["cell_type"] != "code":
+            del cell["outputs"]
+
+
+def records(notebook: Any) -> list[Any]:
+    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", ()))
+    return [output["data"] for output in outputs if MIME in output.get("data", {})]
+
+
+def two_records(notebook: Any, _: Settings) -> None:
+    cells = [cell for cell in notebook["cells"] if any(MIME in o.get("data", {}) for o in cell.get("outputs", ()))]
+    cells[0]["outputs"] *= 2
+
+
+def a_record_that_is_none(notebook: Any, _: Settings) -> None:
+    records(notebook)[0][MIME] = ["x"]
+
+
+def another_verdict(notebook: Any, _: Settings) -> None:
+    records(notebook)[0][MIME]["verdict"] = "fail"
+
+
+def another_run(notebook: Any, _: Settings) -> None:
+    records(notebook)[0][MIME]["run_id"] = "20200101T000000000Z-000000"
+
+
+def a_run_outside(notebook: Any, _: Settings) -> None:
+    records(notebook)[0][MIME]["run_id"] = "../../x"
+
+
+def no_settings(notebook: Any, _: Settings) -> None:
+    del records(notebook)[0][MIME]["settings"]
+
+
+def another_environment(notebook: Any, _: Settings) -> None:
+    records(notebook)[0][MIME]["settings"]["env"] = "prod"
+
+
+def another_archive(notebook: Any, settings: Settings) -> None:
+    records(notebook)[0][MIME]["settings"]["archive_dir"] = str(settings.db_path.parent / "other")
+
+
+def an_altered_record(_: Any, settings: Settings) -> None:
+    path = only_run(settings).folder / "record.json"
+    path.write_bytes(path.read_bytes().replace(b'"pass"', b'"Pass"', 1))
+
+
+def an_unsealed_run(_: Any, settings: Settings) -> None:
+    (only_run(settings).folder / "record.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (no_record, "expected the record of one run in its outputs, found 0"),
+        (two_records, "expected the record of one run in its outputs, found 2"),
+        (a_record_that_is_none, "expected the record of one run in its outputs, found 1"),
+        (another_verdict, "to be the one that it shows, found another one"),
+        (another_run, "to be the one that it shows, found "),
+        (a_run_outside, "its record names no run: '../../x'"),
+        (no_settings, "its record does not say which archive it is of"),
+        (another_environment, "did you mean production?"),
+        (another_archive, "to be the one that it shows, found "),
+        (an_altered_record, "record.json: its hash is not the one that it names"),
+        (an_unsealed_run, "to be the one that it shows, found none that is sealed"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused_in_a_line_and_changes_nothing(
+    change: Callable[[Any, Settings], None], told: str, database: Settings
+) -> None:
+    execute(database)
+    notebook = json.loads(Path("out.ipynb").read_text())
+    change(notebook, database)
+    Path("out.ipynb").write_text(json.dumps(notebook))
+    before = {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")}
+    code, out, err = archive()
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert told in line, line
+    assert line.startswith("abathur_nb archive: ")
+    assert {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "fifo", "text", "template"])
+def test_what_is_no_executed_notebook_is_refused_in_a_line(kind: str) -> None:
+    path = Path("x.ipynb")
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "fifo":
+            os.mkfifo(path)
+        case "text":
+            path.write_text("plain")
+        case "template":
+            shutil.copy(NOTEBOOKS / "validate.ipynb", path)
+    code, out, err = archive(path)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("abathur_nb archive: notebook x.ipynb: ")
+
+
+def test_where_it_can_not_be_written_it_is_refused_and_can_be_archived_later(
+    database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", small], check=True)
+    try:
+        monkeypatch.setenv("ABATHUR_ARCHIVE_DIR", str(small / "runs"))
+        execute(database)
+        filler = small / "filler"
+        with suppress(OSError):
+            filler.write_bytes(bytes(2**20))
+        code, _, err = archive()
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert "it cannot be archived in " in err
+        assert "No space left on device" in err
+        (run,) = (path for path in (small / "runs").iterdir() if path.is_dir())
+        assert "ledger.jsonl" not in names_in(small / "runs")
+        assert not list(run.glob(".*"))
+        filler.unlink()
+        assert archive() == (0, f"abathur_nb archive: {run}/page.html; the cells are as the template's\n", "")
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)
+
+
+def test_a_run_that_passed_before_a_cell_raised_is_not_archived_as_passed(database: Settings, tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "mine.ipynb", *SOUND, "raise RuntimeError('behind the seal')")
+    with pytest.raises(papermill.exceptions.PapermillExecutionError):
+        execute(database, notebook)
+    code, _, error = archive()
+    assert code == 2
+    assert "its record says pass, but one of its cells raised: run it again, whole" in error
+    assert read_ledger(database.archive_dir).lines == ()

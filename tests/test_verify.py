@@ -52,7 +52,7 @@ def test_a_sound_archive_passes_and_what_is_no_evidence_is_named(
     *_, loose, unsealed_run = sorted(path.name for path in folder.iterdir() if path.is_dir())
     report = verify_archive(folder)
     assert report.ok, str(report)
-    assert check(report, "ledger").observed == "4 lines, each linked to the one before"
+    assert check(report, "ledger").observed == "4 lines, each with the hash of the one before"
     assert check(report, "runs").observed == "4 archived of 6, as they were written"
     told = check(report, "no evidence")
     assert told.status == "warn"
@@ -117,8 +117,7 @@ def test_tampering_is_found_and_named(
     found = faults(verify_archive(folder))
     assert found
     assert main(["verify", str(folder)]) == 1
-    words = f"first of {len(found)} faults" if found[1:] else "the one fault"
-    assert capsys.readouterr().out.splitlines()[-1] == f"{words}: {found[0]}"
+    assert found[0] in capsys.readouterr().out.splitlines()[2]
 
 
 def _alter_number(folder: Path) -> None:
@@ -220,7 +219,7 @@ def test_a_torn_line_is_named_as_torn_and_closed_by_the_next_run(
     assert check(report, "last line").observed == f"{LEDGER} line 5 is torn: a run died while it wrote it"
     assert "no tampering" in check(report, "last line").remedy
     assert main(["verify", str(folder)]) == 1
-    assert "torn" in capsys.readouterr().out.splitlines()[-1]
+    assert "torn" in capsys.readouterr().out.splitlines()[2]
     run(settings)
     report = verify_archive(folder)
     assert report.ok
@@ -360,7 +359,7 @@ def test_with_a_key_each_run_since_the_first_signed_one_must_be_signed(
     assert main(["verify", str(settings.archive_dir), "--key", str(other)]) == 1
     late = run(settings)
     assert main(["verify", str(settings.archive_dir), "--key", str(other), "--key", str(public)]) == 1
-    assert f"run {late.name} is not signed by a given key" in capsys.readouterr().out.splitlines()[-1]
+    assert f"run {late.name} is not signed by a given key" in capsys.readouterr().out
     assert main(["verify", str(settings.archive_dir)]) == 0
 
 
@@ -400,7 +399,7 @@ def test_a_copy_at_a_url_is_verified_as_an_archive_is(
     page.chmod(0o600)
     page.write_bytes(b"")
     assert main(["verify", copy.as_uri()]) == 1
-    assert f"{page.parent.name}/{PAGE}: it is not the file" in capsys.readouterr().out.splitlines()[-1]
+    assert f"{page.parent.name}/{PAGE}: it is not the file" in capsys.readouterr().out
 
 
 def test_a_directory_that_is_no_archive_does_not_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -429,18 +428,3 @@ def test_an_archive_that_may_not_be_read_is_refused(settings: Settings, public: 
     told = run_as_other(program, public / "runs", imports=imported)
     assert told.rstrip().endswith("1")
     assert "cannot be read" in told
-
-
-def test_a_run_that_does_not_know_a_line_written_before_it_began_is_not_in_its_place(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the first run of another archive, signed with the same key, would be."""
-    run(settings)
-    assert verify_archive(settings.archive_dir).ok
-    with monkeypatch.context() as patched:
-        patched.setattr("abathur_nb.evidence.record.ledger_head", lambda _: "0" * 64)
-        patched.setattr("abathur_nb.evidence.record.utc_now", lambda: "2099-01-01 00:00:00.000")
-        run(settings)
-    report = verify_archive(settings.archive_dir)
-    assert not report.ok
-    assert "does not know ledger.jsonl line 1" in check(report, "order").observed

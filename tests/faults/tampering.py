@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 from archives import archive as make_archive
+from archives import run as make_run
 
 from abathur_nb.evidence.archive import NOTEBOOK, PAGE, STATEMENT
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
@@ -190,6 +191,22 @@ def _add(made: Tampering) -> str:
     return "a file of another kind added"
 
 
+def _add_page(made: Tampering) -> str:
+    """Let a run that was never sealed look like one."""
+    (folder,) = (path.parent for path in made.archive.glob(f"*/{STARTED}") if not path.with_name(RECORD).exists())
+    shutil.copy(made.run() / PAGE, folder)
+    return "a page put beside a run that was never sealed"
+
+
+def _replay(made: Tampering) -> str:
+    """Append the first run of another archive, which began behind no line either."""
+    folder = make_run(resolve("staging", db_path=made.archive.parent / "other" / "abathur.db"))
+    (line,) = (folder.parent / LEDGER).read_bytes().splitlines(keepends=True)
+    shutil.move(folder, made.archive)
+    made.write([*made.lines(), sealed({**unsealed(line), "previous": sha256(made.lines()[-1])})])
+    return "a run of another archive appended"
+
+
 def _copy_run(made: Tampering) -> str:
     shutil.copytree(made.run(), made.archive / "20261123T101500123Z-9f3ac1")
     return "a run copied under another id"
@@ -198,7 +215,7 @@ def _copy_run(made: Tampering) -> str:
 TAMPERINGS: tuple[Callable[[Tampering], str], ...] = (
     *(_cut, _lengthen, _take_file, _take_ledger, _take_run, _take_line, _take_run_and_line),
     *(_swap_lines, _swap_files, _swap_runs, _change_number, _change_verdict, _change_line, _change_form),
-    *(_link, _pipe, _add, _copy_run),
+    *(_link, _pipe, _add, _add_page, _replay, _copy_run),
 )
 
 
