@@ -5,6 +5,7 @@ import json
 import sqlite3
 import stat
 import threading
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -57,7 +58,8 @@ async def test_it_holds_what_the_database_held_and_the_database_is_not_touched(
     assert backup.path.name.endswith(".db.zst" if compress else ".db")
     copy = unpack(backup, tmp_path)
     assert copy.read_bytes()[18:20] == b"\2\2", "in WAL mode"
-    assert sqlite3.connect(copy).execute("SELECT metric_value FROM metrics").fetchall() == [(1.5,)]
+    with closing(sqlite3.connect(copy)) as conn:
+        assert conn.execute("SELECT metric_value FROM metrics").fetchall() == [(1.5,)]
 
 
 async def test_beside_a_busy_writer_it_holds_every_commit_that_was_acknowledged_before(database: Settings) -> None:
@@ -83,10 +85,8 @@ async def test_beside_a_busy_writer_it_holds_every_commit_that_was_acknowledged_
         stop.set()
         writer.join()
     for backup in list_backups(database.backup_dir)[0]:
-        found = (
-            sqlite3.connect(f"file:{backup.path}?immutable=1", uri=True).execute("PRAGMA integrity_check").fetchone()
-        )
-        assert found == ("ok",)
+        with closing(sqlite3.connect(f"file:{backup.path}?immutable=1", uri=True)) as conn:
+            assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 async def test_nothing_but_private_files_is_left_in_the_directory(database: Settings) -> None:
