@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from abathur_nb.operate.retention import Retention
     from abathur_nb.operate.rollback import roll_back
     from abathur_nb.operate.schedule import schedule
+    from abathur_nb.operate.troubleshoot import troubleshoot
 
 __all__ = [
     "ENVIRONMENTS",
@@ -78,6 +79,7 @@ __all__ = [
     "show_backups",
     "show_schema",
     "start_run",
+    "troubleshoot",
     "validate_database",
 ]
 
@@ -99,6 +101,7 @@ _LATER = {
     "run_benchmark": "benchmark",
     "schedule": "operate.schedule",
     "show_backups": "operate.catalogue",
+    "troubleshoot": "operate.troubleshoot",
 }
 
 

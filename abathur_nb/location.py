@@ -15,12 +15,12 @@ from abathur_nb.settings import Settings, Severity
 from abathur_nb.target import init_as
 from abathur_nb.wording import MB, user_name
 
-__all__ = ["ELSEWHERE", "file_system", "free_mb", "install_command", "location_checks", "writable_by_others"]
+__all__ = ["ELSEWHERE", "NETWORK", "file_system", "free_mb", "install_command", "location_checks", "writable_by_others"]
 
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
 
 # What a database in write-ahead mode meets on these: its index is shared memory, which no network carries.
-_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs")
+NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs")
 _LAYERED = ("overlay", "aufs", "fuse")
 
 
@@ -127,7 +127,7 @@ def _is_private_group(gid: int, uid: int) -> bool:
 def _file_system(settings: Settings, place: Path) -> tuple[Check, bool]:
     kind = file_system(place)
     severity: Severity | None = None
-    if kind in _NETWORK:
+    if kind in NETWORK:
         severity = "refuse"
     elif kind in ("tmpfs", "ramfs"):
         severity = settings.on_tmpfs

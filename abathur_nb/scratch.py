@@ -110,20 +110,20 @@ def scratch_directory(parent: Path, purpose: str) -> Iterator[Path]:
             os.close(descriptor)
 
 
-def sweep(parent: Path) -> list[str]:
+def sweep(parent: Path, *, remove: bool = True) -> list[str]:
     """Remove the scratch directories in ``parent`` whose process is dead; return the names of those that are gone.
 
-    Only of this user's own; root sweeps everybody's.
+    Only of this user's own; root sweeps everybody's. Without ``remove`` those that would be: read-only.
     """
     try:
         found = sorted(path for path in parent.iterdir() if _SWEPT.fullmatch(path.name))
     except OSError:  # what cannot be found now is swept later
         return []
-    return [path.name for path in found if _remove_orphan(path)]
+    return [path.name for path in found if _is_orphan(path, remove)]
 
 
-def _remove_orphan(path: Path) -> bool:
-    """Remove a scratch directory unless its process lives; tell whether it is gone."""
+def _is_orphan(path: Path, remove: bool) -> bool:
+    """Tell whether the process of a scratch directory is dead; with ``remove``, whether it is gone as well now."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:  # no directory, a link to one, not ours, or gone already
@@ -134,6 +134,8 @@ def _remove_orphan(path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not _is_same(path, descriptor):
             return False
+        if not remove:
+            return True
         shutil.rmtree(path, ignore_errors=True)
         return not os.path.lexists(path)
     except BlockingIOError:  # its process lives

@@ -4,7 +4,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from damage import untouched
+from damage import AGENT, TASK, untouched
+from damage import run_sql as spoil
 from running import only_run, record_of
 from test_notebook_runs import NOTEBOOKS, Run, papermill
 
@@ -85,6 +86,23 @@ def test_where_a_plan_wants_to_be_confirmed_nothing_is_done_without_its_hash(
     confirm = refused.report.rpartition("-p confirm ")[2].split()[0]
     execute("rollback", database, tmp_path, "-p", "apply", "True", "-r", "confirm", confirm).succeeded()
     assert "user:alice" not in namespaces(database)
+
+
+def test_a_spoiled_database_is_diagnosed_then_repaired_and_its_rows_are_put_back(
+    database: Settings, tmp_path: Path
+) -> None:
+    spoil(database.db_path, TASK, AGENT, "DELETE FROM tasks", "DROP INDEX idx_audit_task")
+    with untouched(database.db_path):
+        found = execute("troubleshoot", database, tmp_path).failed("troubleshoot (plan) of")
+    assert "DELETE FROM agents WHERE" in found.showed_its_report().report
+    repaired = execute("troubleshoot", database, tmp_path, "-p", "repair", "True").succeeded()
+    execute("validate", database, tmp_path).succeeded()
+    name = repaired.report.rpartition("-p put_back ")[2].split()[0]
+    spoil(database.db_path, TASK)
+    execute("troubleshoot", database, tmp_path, "-p", "repair", "True", "-r", "put_back", name).succeeded()
+    conn = sqlite3.connect(database.db_path)
+    assert conn.execute("SELECT id FROM agents").fetchall() == [("a1",)]
+    conn.close()
 
 
 def test_each_of_them_leaves_its_record(database: Settings, tmp_path: Path) -> None:

@@ -16,12 +16,16 @@ _DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Hold the steps of a change, in the order in which they are done, and what they depend on (``facts``)."""
+    """Hold the steps of a change, in the order in which they are done, and what they depend on (``facts``).
+
+    ``switch`` is the parameter that asks for them to be done.
+    """
 
     action: str
     settings: Settings
     steps: tuple[str, ...]
     facts: Mapping[str, str]
+    switch: str = "apply"
 
     @property
     def hash(self) -> str:
@@ -48,15 +52,15 @@ class Plan:
             approved,
             expected=f"in {self.settings.env} confirm is the hash of this very plan" if needed else "it is shown first",
             observed=observed,
-            remedy=f"read the steps; to do them: -p apply True -p confirm {self.hash}",
+            remedy=f"read the steps; to do them: -p {self.switch} True -p confirm {self.hash}",
         )
 
 
-def check_apply(apply: object, confirm: object) -> list[str]:
+def check_apply(apply: object, confirm: object, *, switch: str = "apply") -> list[str]:
     """Return what is wrong with the two arguments by which a change is asked for."""
     faults = []
     if not isinstance(apply, bool):
-        faults.append(f"apply: expected True or False, found {shown(apply)} ({type(apply).__name__})")
+        faults.append(f"{switch}: expected True or False, found {shown(apply)} ({type(apply).__name__})")
     if confirm is not None and not isinstance(confirm, str):
         faults.append(f"confirm: expected the hash of a plan, found {shown(confirm)} ({type(confirm).__name__})")
     return faults

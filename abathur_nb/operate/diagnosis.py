@@ -1,0 +1,81 @@
+"""The diagnosis: what is wrong with a database and why, and what would mend it. It only reads."""
+
+import os
+import sqlite3
+from dataclasses import dataclass, replace
+
+from abathur_nb.connection import connect, explain_error, pragma
+from abathur_nb.errors import AbathurError
+from abathur_nb.limits import add_functions
+from abathur_nb.operate.quarantine import affected, digest_of
+from abathur_nb.operate.rebuild import Step
+from abathur_nb.operate.rows import Change
+from abathur_nb.operate.surroundings import Look, leftovers, leftovers_check, locks_check, wal_check
+from abathur_nb.operate.treatment import REPAIR, RESTORE, statistics_check, treat
+from abathur_nb.report import Check
+from abathur_nb.settings import Settings
+from abathur_nb.target import examine, identify, journal_of, wanted
+from abathur_nb.validate import file_checks
+
+__all__ = ["Diagnosis", "diagnose"]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Hold what was found, and what a repair does about it.
+
+    ``deeds`` name what is done outside of the transaction, ``changes`` what becomes of rows and of how many,
+    ``statements`` what else the transaction runs. ``changed`` is the SHA-256 of all rows that are changed, as they
+    are; ``schema`` is SQLite's number of the schema's version. ``refused`` says that this is nothing to be repaired.
+    """
+
+    checks: tuple[Check, ...]
+    deeds: tuple[str, ...] = ()
+    changes: tuple[tuple[Change, int], ...] = ()
+    statements: tuple[Step, ...] = ()
+    changed: str = ""
+    schema: int = 0
+    refused: bool = False
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The statements of the one transaction, in their order: rows first, then what their tables are made of."""
+        return (*(Step(change.sql, count) for change, count in self.changes), *self.statements)
+
+
+async def diagnose(settings: Settings) -> Diagnosis:
+    """Find out what is wrong with the database at ``settings.db_path`` and what would mend it. Read-only."""
+    path = settings.db_path
+    target = examine(settings)
+    if target.state == "remains":
+        begun = os.path.lexists(journal_of(path))
+        cause = "a restoration or rollback that was killed" if begun else "its database was moved or deleted alone"
+        check = replace(target.check, observed=f"{target.check.observed}\ncause: {cause}", remedy=REPAIR)
+        return Diagnosis((check,), ("complete" if begun else "move aside",))
+    target = await identify(settings)
+    if target.state == "damaged":
+        return Diagnosis((replace(target.check, remedy=RESTORE),), ("salvage",))
+    if target.state != "present":
+        return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
+    first = Look.at_files(path)
+    checks = await file_checks(settings)
+    try:
+        async with connect(path, settings=settings) as conn:
+            await add_functions(conn)
+            await conn.execute_fetchall("BEGIN")
+            treatment = await treat(conn, {check.name: check for check in checks if check.failed}, settings)
+            if not any(check.name == "integrity" and check.failed for check in checks):
+                checks = (*checks, await statistics_check(conn, treatment))
+            changed = await digest_of(affected(conn, [change for change, _ in treatment.changes]))
+            schema = await pragma(conn, "schema_version")
+    except (sqlite3.Error, AbathurError) as error:
+        fault = explain_error(path, error)
+        failed = Check("diagnosis", "error", "every fault can be looked into", fault.observed, fault.remedy)
+        return Diagnosis((*checks, failed))
+    if left := leftovers(settings):
+        treatment.deeds.append("sweep")
+        treatment.remedies["file names"] = REPAIR
+    then = Look.at_files(path)
+    checks = tuple(wal_check(settings, c, first, then) if c.name == "WAL size" else c for c in checks)
+    checks = (*map(treatment.explained, checks), locks_check(path, first, then), leftovers_check(left))
+    return Diagnosis(checks, tuple(treatment.deeds), tuple(treatment.changes), tuple(treatment.steps), changed, schema)

@@ -1,0 +1,120 @@
+"""The quarantine: every row that a repair changes, whole and as it was, in a file that puts it back."""
+
+import hashlib
+import json
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+
+from abathur_nb.errors import RefusedError
+from abathur_nb.evidence.canonical import canonical, fits, open_regular, sha256
+from abathur_nb.expected import expected_columns
+from abathur_nb.limits import stored
+from abathur_nb.operate.rows import Change
+from abathur_nb.operate.transfer import publish
+from abathur_nb.scratch import make_private_directory, make_private_file, scratch_directory
+from abathur_nb.settings import Settings
+from abathur_nb.wording import timestamp
+
+__all__ = ["affected", "digest_of", "plain", "quarantine_dir", "read_quarantine", "value_of", "write_quarantine"]
+
+_FORMAT = 1
+_HEAD = {"format": int, "env": str, "database": str, "taken_at": str}
+_ENTRY = {"table": str, "rowid": int, "key": dict, "change": dict, "row": dict}
+
+
+async def affected(conn: aiosqlite.Connection, changes: Iterable[Change]) -> AsyncIterator[bytes]:
+    """Yield a line for each row that each change will change, as it is now. Read-only.
+
+    ``conn`` must have the functions of `limits`.
+    """
+    for change in changes:
+        keys = [column.name for column in expected_columns(change.table) if column.in_key]
+        done: dict[str, Any] = {"column": change.column, "becomes": change.empty} if change.column else {}
+        async with conn.execute(change.rows) as cursor:
+            names = [column[0] for column in cursor.description][1:]
+            async for rowid, *values in cursor:
+                row = {name: plain(value) for name, value in zip(names, values, strict=True)}
+                key = {name: row[name] for name in keys}
+                yield canonical({"table": change.table, "rowid": rowid, "key": key, "change": done, "row": row})
+
+
+async def digest_of(lines: AsyncIterator[bytes]) -> str:
+    """Return the SHA-256 of all lines."""
+    digest = hashlib.sha256()
+    async for line in lines:
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def quarantine_dir(settings: Settings) -> Path:
+    """Return where the quarantine files of an environment are."""
+    return settings.backup_dir / "quarantine"
+
+
+async def write_quarantine(settings: Settings, lines: AsyncIterator[bytes]) -> tuple[Path, str, int]:
+    """Write the lines to a new file of mode 0600 in ``backup_dir``/quarantine, durably.
+
+    Returns its path, the SHA-256 of the lines and their number. Raises OSError.
+    """
+    folder = quarantine_dir(settings)
+    make_private_directory(folder, owned_as=settings.db_path.parent)
+    now = datetime.now(UTC)
+    digest, count = hashlib.sha256(), 0
+    head = {"format": _FORMAT, "env": settings.env, "database": str(settings.db_path), "taken_at": timestamp(now)}
+    # A killed repair leaves no file that breaks off: the next backup sweeps its scratch.
+    with scratch_directory(settings.backup_dir, "backup") as scratch:
+        draft = scratch / "quarantine"
+        make_private_file(draft, owned_as=folder)
+        with draft.open("wb") as file:
+            whole = hashlib.sha256(canonical(head))
+            file.write(canonical(head))
+            async for line in lines:
+                file.write(line)
+                digest.update(line)
+                whole.update(line)
+                count += 1
+            file.write(canonical({"rows": count, "sha256": whole.hexdigest()}))
+        path = folder / f"quarantine_{now:%Y%m%d_%H%M%S}_{now.microsecond // 1000:03}_{digest.hexdigest()[:12]}.jsonl"
+        publish(draft, path)
+    return path, digest.hexdigest(), count
+
+
+def read_quarantine(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
+    """Return the head of a quarantine file and its entries; raise RefusedError if a byte is another. Read-only."""
+    try:
+        with open_regular(path) as file:
+            head, *lines, end = file.read().splitlines(keepends=True)
+        first, entries, last = json.loads(head), [json.loads(line) for line in lines], json.loads(end)
+    except FileNotFoundError:
+        raise RefusedError(f"no file {path}", f"see what there is: ls {path.parent}") from None
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"{path} is no quarantine file: {error}", "name another one") from None
+    whole = {"rows": len(entries), "sha256": sha256(head + b"".join(lines))}
+    if last != whole or not fits(first, _HEAD) or not all(fits(entry, _ENTRY) for entry in entries):
+        raise RefusedError(f"{path} is not as it was written: its hash or its form is another", "name another one")
+    return first, entries
+
+
+def plain(value: object) -> object:
+    """Return a value of SQLite's as JSON has it; else an object that names its kind: blob, real, broken text."""
+    if isinstance(value, bytes):
+        return {"blob": value.hex()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"real": repr(value)}
+    kept = stored(value)
+    return {"text": kept.hex()} if isinstance(kept, bytes) else kept
+
+
+def value_of(found: Any) -> tuple[str, object]:
+    """Return the SQL that takes a value of a quarantine file, and the value."""
+    if not isinstance(found, dict):
+        return "?", found
+    ((kind, text),) = found.items()
+    if kind == "real":
+        return "?", float(text)
+    return ("CAST(? AS TEXT)" if kind == "text" else "?"), bytes.fromhex(text)

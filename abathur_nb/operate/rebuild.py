@@ -1,0 +1,124 @@
+"""What a repair does to the schema: the statements that make an index or a table as ``sql/`` has it."""
+
+from collections.abc import Collection, Mapping
+from contextlib import closing
+from typing import NamedTuple
+
+import aiosqlite
+
+from abathur_nb.expected import SchemaObject, column_checks, expected_columns, expected_objects
+from abathur_nb.operate.rows import doomed, model
+from abathur_nb.schema import Differences, quoted
+from abathur_nb.sql import load_queries, normalized
+
+__all__ = ["Step", "lacking", "rebuild_table", "repair_indexes"]
+
+_ASIDE = "abathur_before_repair"  # an altered table's name while its rows are copied
+
+
+class Step(NamedTuple):
+    """Hold one statement of a repair, and how many rows it must change; None for a change of the schema."""
+
+    sql: str
+    rows: int | None = None
+
+    def __str__(self) -> str:
+        text = " ".join(self.sql.split()) if "--" not in self.sql else normalized(self.sql)
+        return f"{text};" + ("" if self.rows is None else f" -- {self.rows:,} rows")
+
+
+def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -> list[Step]:
+    """Return what makes the indexes those of ``sql/``, but for those of tables that are ``rebuilt`` or missing.
+
+    An extra one is dropped where its table is ours.
+    """
+    found = Differences.between(live, ("index",))
+    tables = {name for name, known in expected_objects().items() if known.type == "table" and name in live}
+    dropped = [name for name in (*found.altered, *found.extra) if live[name].table in tables - set(rebuilt)]
+    made = [expected_objects()[name] for name in (*found.missing, *found.altered)]
+    return [
+        *(Step(f"DROP INDEX {quoted(name)}") for name in dropped),
+        *(Step(index.sql) for index in made if index.table in tables - set(rebuilt) and _is_free(index.name, live)),
+    ]
+
+
+def _is_free(name: str, live: Mapping[str, SchemaObject]) -> bool:
+    """Tell whether nothing but an index has the name."""
+    return name not in live or live[name].type == "index"
+
+
+async def rebuild_table(
+    conn: aiosqlite.Connection, table: str, live: Mapping[str, SchemaObject]
+) -> tuple[list[Step], list[str]]:
+    """Return what makes an altered table as in ``sql/`` with all its rows, or no step and what is in the way.
+
+    Rows that other steps delete, and JSON that others empty, are not in the way. Read-only.
+    """
+    if missing := await lacking(conn, table):
+        return [], [f"{table} lacks {', '.join(missing)}: what stood there is in a backup only"]
+    wanted = [column.name for column in expected_columns(table)]
+    if obstacles := await _obstacles(conn, table, set(await _columns(conn, table)) - set(wanted)):
+        return [], obstacles
+    ((count,),) = await conn.execute_fetchall(_counting(table, "1"))
+    own_id = "AUTOINCREMENT" in expected_objects()[table].sql
+    columns = ", ".join(wanted if own_id else ["rowid", *wanted])
+    indexes = [index for index in expected_objects().values() if index.type == "index" and index.table == table]
+    steps = [
+        Step(f"ALTER TABLE {table} RENAME TO {_ASIDE}"),
+        Step(expected_objects()[table].sql),
+        Step(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {_ASIDE}", count),
+        Step(f"DROP TABLE {_ASIDE}"),
+    ]
+    if own_id:
+        for (seq,) in await conn.execute_fetchall(load_queries("troubleshoot.sql")["last_id"].sql, {"table": table}):
+            # An id that was given out once is not given out again.
+            steps.append(Step(f"DELETE FROM sqlite_sequence WHERE name = '{table}'"))
+            steps.append(Step(f"INSERT INTO sqlite_sequence (name, seq) VALUES ('{table}', {seq})", 1))
+    extra = [name for name in Differences.between(live, ("index",)).extra if live[name].table == table]
+    steps = [*(Step(f"DROP INDEX {quoted(name)}") for name in extra), *steps]
+    return [*steps, *(Step(index.sql) for index in indexes if _is_free(index.name, live))], []
+
+
+async def lacking(conn: aiosqlite.Connection, table: str) -> list[str]:
+    """Return the columns of ``sql/`` that a live table has not. Read-only."""
+    found = await _columns(conn, table)
+    return [column.name for column in expected_columns(table) if column.name not in found]
+
+
+async def _columns(conn: aiosqlite.Connection, table: str) -> list[str]:
+    rows = await conn.execute_fetchall(load_queries("troubleshoot.sql")["columns"].sql, {"table": table})
+    return [row["name"] for row in rows]
+
+
+async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[str]) -> list[str]:
+    """Say which rows the table of ``sql/`` would not take, and which columns it has no place for."""
+    checks = column_checks(table)
+    json = {check.column for check in checks if check.kind == "json"}
+    asked = {f"{table}.{name} is no column of sql/, and not empty": f"{quoted(name)} IS NOT NULL" for name in extra}
+    asked |= {f"{table}.{c.column} outside its range": f"NOT ({c.expression})" for c in checks if c.kind == "value"}
+    asked |= {
+        f"{table}.{column.name} without a value": f"{column.name} IS NULL"
+        for column in expected_columns(table)
+        if column.required and column.name not in json
+    }
+    with closing(model()) as conn_of_model:
+        unique = [
+            row[0]
+            for row in conn_of_model.execute(load_queries("troubleshoot.sql")["unique_columns"].sql, {"table": table})
+        ]
+    key = ", ".join(column.name for column in expected_columns(table) if column.in_key)
+    told = []
+    for what, condition in asked.items():
+        ((count,),) = await conn.execute_fetchall(_counting(table, condition))
+        told += [f"{count:,} rows with {what}"] if count else []
+    for columns in dict.fromkeys((key, *(name.replace(",", ", ") for name in unique))):
+        ((count,),) = await conn.execute_fetchall(
+            f"SELECT count(*) FROM (SELECT 1 FROM {table} GROUP BY {columns} HAVING count(*) > 1)"
+        )
+        told += [f"{count:,} values of {table}.{columns} that come more than once"] if count else []
+    return told
+
+
+def _counting(table: str, condition: str) -> str:
+    staying = f" AND NOT ({lost})" if (lost := doomed(table)) else ""
+    return f"SELECT count(*) FROM {table} WHERE ({condition}){staying}"

@@ -1,0 +1,198 @@
+"""What would mend the faults that validate names: the cause of each, the statements, and what they can't mend."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import aiosqlite
+
+from abathur_nb.expected import SchemaObject, expected_seeds, expected_tables
+from abathur_nb.modes import FILE_MODES
+from abathur_nb.operate.rebuild import Step, lacking, rebuild_table, repair_indexes
+from abathur_nb.operate.rows import Change, broken_json, broken_references
+from abathur_nb.operate.surroundings import why_no_wal
+from abathur_nb.report import Check
+from abathur_nb.schema import Differences, quoted, read_schema
+from abathur_nb.settings import Settings
+from abathur_nb.sql import load_queries
+
+__all__ = ["REPAIR", "RESTORE", "Treatment", "statistics_check", "treat"]
+
+REPAIR = "read the plan below, then run this with -p repair True"
+RESTORE = (
+    "stop its writers and restore a backup; before that, -p repair True salvages what can be read into a file of its "
+    "own in the backup directory"
+)
+_JSON = ("JSON columns", "JSON limits", "readable text")
+_UNCHECKED = "a writer that had the CHECKs switched off"
+_CAUSES = {
+    "foreign keys": "a writer with foreign_keys off, which is SQLite's default",
+    "JSON columns": _UNCHECKED,
+    "JSON limits": "a writer other than this package, which refuses such values",
+    "readable text": "a writer that stored bytes as text",
+    "values": _UNCHECKED,
+    "required values": _UNCHECKED,
+    "timestamps": "a writer with a clock format of its own",
+    "indexes": "somebody dropped, changed or added one",
+    "tables": "somebody changed the schema",
+    "sequences": "somebody edited sqlite_sequence",
+    "seed memories": "somebody edited or deleted version 1, which is to keep its content",
+    FILE_MODES: "made under a wide umask, copied without its mode, or opened to others by hand",
+    "file names": "a hard link to it",
+}
+# What integrity_check says of an index whose entries are not those of its table, and of a row that breaks a rule.
+_OF_INDEX = re.compile(r"(?:row \S+ (?:missing from|values differ from)|wrong # of entries in) index (.+)")
+_OF_ROW = re.compile(r"ok$|CHECK constraint failed|(?:NULL|NUMERIC|TEXT) value in|non-unique entry")
+_STALE, _FEW = 10, 1000  # statistics so many times too large or too small, of a table of so many rows
+
+
+@dataclass(slots=True)
+class Treatment:
+    """Gather what would mend the faults, and what is told of each check beyond its own words."""
+
+    deeds: list[str] = field(default_factory=list)
+    changes: list[tuple[Change, int]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    causes: dict[str, str] = field(default_factory=dict)
+    remedies: dict[str, str] = field(default_factory=dict)
+
+    def explained(self, check: Check) -> Check:
+        """Return a check with its cause and its remedy."""
+        if check.status == "pass":
+            return check
+        cause = self.causes.get(check.name, _CAUSES.get(check.name, ""))
+        observed = f"{check.observed}\ncause: {cause}" if cause else check.observed
+        return replace(check, observed=observed, remedy=self.remedies.get(check.name, check.remedy))
+
+
+async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings) -> Treatment:
+    """Find what mends each failing check of validate. Read-only; ``conn`` must have the functions of `limits`.
+
+    Nothing stands on unsound ground: where pages are damaged or a table is gone, that is mended first.
+    """
+    found = Treatment()
+    if FILE_MODES in failing:
+        found.deeds.append("chmod")
+        found.remedies[FILE_MODES] = f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}"
+    if "integrity" in failing and _treat_damage(failing["integrity"], found):
+        others = (name for name in failing if name in _CAUSES and name != FILE_MODES)
+        found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
+        return found
+    if "journal mode" in failing:
+        cause, forbids = why_no_wal(settings)
+        found.causes["journal mode"], found.remedies["journal mode"] = cause, forbids or REPAIR
+        found.deeds += [] if forbids else ["wal"]
+    live = await read_schema(conn)
+    tables = Differences.between(live, ("table",))
+    if tables.missing:
+        advice = f"restore a backup: {', '.join(tables.missing)} is gone, and of what refers to it nothing can be told"
+        found.remedies |= {name: advice for name in failing if name in _CAUSES and name != FILE_MODES}
+        return found
+    await _treat_tables(conn, tables, live, failing, found)
+    if "sequences" in failing:
+        found.steps += [Step(part) for line in failing["sequences"].evidence for part in line.strip(";").split("; ")]
+        found.remedies["sequences"] = REPAIR
+    return found
+
+
+def _treat_damage(check: Check, found: Treatment) -> bool:
+    """Find what mends a file that integrity_check fails; tell whether the rest can't be judged before that."""
+    messages = [message for message in check.evidence if not _OF_ROW.match(message)]
+    if not messages and check.evidence:
+        found.causes["integrity"] = "the rows that are named below"
+        return False
+    indexes = {match[1] for message in messages if (match := _OF_INDEX.fullmatch(message))}
+    if indexes and all(_OF_INDEX.fullmatch(message) for message in messages):
+        found.steps += [Step(f"REINDEX {quoted(name)}") for name in sorted(indexes)]
+        found.causes["integrity"] = (
+            "an index that does not agree with its table: a fault of the disk, or a writer with another SQLite. "
+            "Its table is sound; what else is wrong is told once it is rebuilt"
+        )
+        found.remedies["integrity"] = REPAIR
+    else:
+        found.deeds.append("salvage")
+        found.causes["integrity"] = "damaged pages: a fault of the disk, or somebody who wrote around SQLite"
+        found.remedies["integrity"] = RESTORE
+    return True
+
+
+async def _treat_tables(
+    conn: aiosqlite.Connection,
+    tables: Differences,
+    live: Mapping[str, SchemaObject],
+    failing: Mapping[str, Check],
+    found: Treatment,
+) -> None:
+    """Find what mends altered tables, the rows of all tables, and the indexes."""
+    rebuilds, obstacles = {}, []
+    for table in tables.altered:
+        rebuilds[table], in_the_way = await rebuild_table(conn, table, live)
+        obstacles += in_the_way
+    incomplete = [table for table in tables.altered if await lacking(conn, table)]
+    if not incomplete:
+        json = await broken_json(conn) if any(name in failing for name in _JSON) else []
+        references = await broken_references(conn) if "foreign keys" in failing else []
+        seeds = await _seeds(conn, failing, found)
+        found.changes += [*json, *seeds, *references]
+        found.remedies |= dict.fromkeys([name for name in _JSON if name in failing and json], REPAIR)
+        found.remedies |= {"foreign keys": REPAIR} if references else {}
+    done = [table for table, steps in rebuilds.items() if steps]
+    found.steps = [*(step for table in done for step in rebuilds[table]), *found.steps]
+    indexes = repair_indexes(live, {*done, *incomplete})
+    found.steps += indexes
+    if indexes or done:
+        found.remedies["indexes"] = REPAIR
+    if obstacles:
+        found.causes["tables"] = f"{_CAUSES['tables']}; in the way of making it anew: {'; '.join(obstacles)}"
+        found.remedies["tables"] = "write into these rows what belongs there, then run this again; or restore a backup"
+    elif done:
+        found.remedies["tables"] = REPAIR
+
+
+async def _seeds(
+    conn: aiosqlite.Connection, failing: Mapping[str, Check], found: Treatment
+) -> list[tuple[Change, int]]:
+    """Return what gives a changed seed memory its content back; one that is gone is inserted by a step."""
+    lines = failing["seed memories"].evidence if "seed memories" in failing else ()
+    changes = []
+    for seed in expected_seeds():
+        about = f"-- {seed.namespace} / {seed.key}: "
+        statement = next((lines[n + 1] for n, line in enumerate(lines) if line.startswith(about)), "")
+        if not statement:
+            continue
+        found.remedies["seed memories"] = REPAIR
+        row = {name: "'" + str(value).replace("'", "''") + "'" for name, value in seed._asdict().items()}
+        same = f"namespace = {row['namespace']} AND key = {row['key']} AND version = {seed.version}"
+        ((there,),) = await conn.execute_fetchall(f"SELECT count(*) FROM memory_entries WHERE {same}")
+        if not there:
+            found.steps.append(Step(statement.rstrip(";"), 1))
+        for column in ("value", "metadata", "memory_type", "created_by", "updated_by") if there else ():
+            change = Change("memory_entries", f"{same} AND {column} IS NOT {row[column]}", column, row[column])
+            ((other,),) = await conn.execute_fetchall(change.counting)
+            changes += [(change, int(other))] if other else []
+    return changes
+
+
+async def statistics_check(conn: aiosqlite.Connection, found: Treatment) -> Check:
+    """Check that what ANALYZE once counted, if it ever did, is about what there is. Read-only."""
+    ask = load_queries("troubleshoot.sql")
+    ((analysed,),) = await conn.execute_fetchall(ask["has_statistics"].sql)
+    rows = await conn.execute_fetchall(ask["statistics"].sql) if analysed else []
+    told = {row["table"]: row["rows"] for row in rows if row["table"] in expected_tables()}
+    stale = []
+    for table, then in told.items():
+        ((now,),) = await conn.execute_fetchall(f"SELECT count(*) FROM {table}")
+        if max(now, then) >= _FEW and max(now, then) > _STALE * min(now, then):
+            stale.append(f"{table}: {then:,} rows when analysed, {now:,} now")
+    if stale:
+        found.steps.append(Step("ANALYZE"))
+        found.remedies["statistics"] = REPAIR
+        found.causes["statistics"] = "the planner still chooses by what ANALYZE counted long ago"
+    return Check.that(
+        "statistics",
+        not stale,
+        expected=f"none, or not off by more than {_STALE} times",
+        observed="; ".join(stale) or (f"of {len(told)} tables" if told else "none"),
+        remedy=REPAIR,
+        otherwise="warn",
+    )

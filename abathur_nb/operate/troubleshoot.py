@@ -1,0 +1,186 @@
+"""Troubleshoot: what is wrong with a database, why, and what mends it; when asked, the repair that was shown."""
+
+import os
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from abathur_nb.connection import connect, explain_error, pragma, run_to_end
+from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.limits import add_functions
+from abathur_nb.operate.backup import back_up
+from abathur_nb.operate.diagnosis import Diagnosis, diagnose
+from abathur_nb.operate.plan import Plan, check_apply, require
+from abathur_nb.operate.putting_back import check_name, put_back_rows
+from abathur_nb.operate.quarantine import affected, write_quarantine
+from abathur_nb.operate.replacement import finish_begun
+from abathur_nb.operate.salvage import salvage, salvage_path
+from abathur_nb.operate.surroundings import make_private, move_stale
+from abathur_nb.report import Check, Report
+from abathur_nb.scratch import sweep
+from abathur_nb.settings import Settings
+from abathur_nb.sql import load_queries
+from abathur_nb.validate import file_checks
+
+__all__ = ["troubleshoot"]
+
+_TITLE = "troubleshoot"
+_DEEDS = {
+    "complete": "go on with the replacement of {path} that was begun",
+    "move aside": "move the side files of {path} into a new directory abathur_aside_… beside it",
+    "salvage": "write what can still be read of {path} to {salvaged}, and leave {path} as it is",
+    "wal": "switch {path} to WAL mode",
+    "chmod": "make {path} and its side files 0600, without an access list",
+    "sweep": "remove the scratch directories of dead processes beside it",
+}
+# A table that is made anew must not take the rows that refer to it along, nor these references with its old name; and
+# a row with two faults must not be kept from losing the first by the second.
+_REPAIRING = ("foreign_keys = OFF", "legacy_alter_table = ON", "ignore_check_constraints = ON", "synchronous = FULL")
+
+
+async def troubleshoot(
+    settings: Settings,
+    *,
+    repair: bool = False,
+    put_back: str | os.PathLike[str] | None = None,
+    confirm: str | None = None,
+) -> Report:
+    """Say what is wrong with the database, why, and what mends it; mend it with ``repair``.
+
+    Read-only without ``repair``. With it: a proven backup; then the statements of the plan, in one transaction, before
+    which each row that they change is written to a file in ``backup_dir``/quarantine; then what no transaction holds
+    (WAL mode, file modes, leftovers); then ``validate``. Damaged pages are never repaired in place, but salvaged into
+    a new file. ``put_back`` names a quarantine file, whose rows are put back (with ``repair``) as far as the rules of
+    the schema let them. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
+    ConfigurationError for a wrong argument.
+    """
+    require([*check_apply(repair, confirm, switch="repair"), *check_name(put_back)])
+    if put_back is not None:
+        return await put_back_rows(settings, put_back, apply=repair, confirm=confirm)
+    title, subject, checks = _TITLE if repair else f"{_TITLE} (plan)", str(settings.db_path), list[Check]()
+    try:
+        found = await diagnose(settings)
+        checks += found.checks
+        steps = _steps(found, settings)
+        if found.refused or not steps:
+            return Report(_TITLE, found.checks, subject=subject, refused=found.refused)
+        plan = Plan("repair", settings, steps, {"rows": found.changed, "schema": str(found.schema)}, "repair")
+        checks.append(_approval(plan, repair=repair, confirm=confirm))
+        if not repair or checks[-1].failed:
+            return Report(title, tuple(checks), subject=subject, refused=checks[-1].failed)
+        mended = await _mend(found, settings)
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        fault = explain_error(settings.db_path, error)
+        failed = Check("repair", "error", "the whole plan, or nothing of it", fault.observed, fault.remedy)
+        return Report(title, (*checks, failed), subject=subject, refused=True)
+    return Report(title, (*_history(checks), *mended), subject=subject)
+
+
+def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
+    """Return, in words and in SQL, what ``_mend`` will do; nothing if there is nothing to mend."""
+    names = {"path": settings.db_path, "salvaged": salvage_path(settings) if "salvage" in found.deeds else ""}
+    deeds = [_DEEDS[name].format(**names) for name in _DEEDS if name in found.deeds]
+    if not (found.steps or deeds) or {"complete", "move aside", "salvage"} & set(found.deeds):
+        return tuple(deeds)
+    steps = [f"back up {settings.db_path} as abathur_pre_repair_… in {settings.backup_dir}, and prove that backup"]
+    if found.changes:
+        rows = sum(count for _, count in found.changes)
+        steps.append(f"write the {rows:,} rows that are changed, as they are, to {settings.backup_dir}/quarantine")
+    if found.steps:
+        steps.append("in one transaction:\n" + "\n".join(f"     {step}" for step in found.steps))
+    return (*steps, *deeds, f"validate {settings.db_path}")
+
+
+def _approval(plan: Plan, *, repair: bool, confirm: str | None) -> Check:
+    """Return the check that shows the plan; one that is still to be done warns, and says how."""
+    check = plan.approval(apply=repair, confirm=confirm)
+    if repair or check.failed:
+        return check
+    confirmed = f" -p confirm {plan.hash}" if plan.settings.confirm_changes else ""
+    return replace(check, status="warn", remedy=f"read the steps; to do them: -p repair True{confirmed}")
+
+
+def _history(checks: Iterable[Check]) -> Iterable[Check]:
+    """Yield the faults that were found, as what was found: whether they are mended, the checks after them say."""
+    for check in checks:
+        if check.name == "plan":
+            yield check
+        elif check.status != "pass":
+            yield replace(check, name=f"found: {check.name}", status="warn", remedy="")
+
+
+async def _mend(found: Diagnosis, settings: Settings) -> list[Check]:
+    path, checks = settings.db_path, list[Check]()
+    if "complete" in found.deeds:
+        return [*finish_begun(settings), *await file_checks(settings)]
+    if "move aside" in found.deeds:
+        observed = f"in {move_stale(path)}; no database stands at {path} now"
+        return [Check("moved aside", "warn", "a database", observed, "run restore.ipynb, or init.ipynb")]
+    if "salvage" in found.deeds:
+        return [await salvage(settings), *await file_checks(settings)]
+    backup, _ = await back_up(settings, reason="pre_repair")
+    checks.append(Check("backup", "pass", expected="a proven backup before the repair", observed=str(backup.path)))
+    if found.steps:
+        checks += await _run(found, settings)
+    if "wal" in found.deeds:
+        checks += await _switch_to_wal(settings)
+    if "chmod" in found.deeds:
+        make_private(path)
+    if "sweep" in found.deeds:
+        for folder in dict.fromkeys((path.parent, settings.backup_dir)):
+            sweep(folder)
+    return [*checks, *await file_checks(settings)]
+
+
+async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
+    """Run the statements of the plan, all or none; raise RefusedError if they no longer mean what was shown."""
+    kept: Path | None = None
+    async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+        await add_functions(conn)
+        for setting in _REPAIRING:
+            await conn.execute_fetchall(f"PRAGMA {setting}")
+        violations = load_queries("troubleshoot.sql")["violations"].sql
+        try:
+            await conn.execute_fetchall("BEGIN IMMEDIATE")
+            same = await pragma(conn, "schema_version") == found.schema
+            before = sum(row["number"] for row in await conn.execute_fetchall(violations))
+            if found.changes:
+                lines = affected(conn, [change for change, _ in found.changes])
+                kept, digest, _ = await write_quarantine(settings, lines)
+                same &= digest == found.changed
+            if not same:
+                raise RefusedError(f"{settings.db_path} has changed since it was looked at", "look at it again")
+            for step in found.steps:
+                cursor = await conn.execute(step.sql)
+                if step.rows not in (None, cursor.rowcount):
+                    observed = f"{step.sql} changed {cursor.rowcount:,} rows, not {step.rows:,}: nothing was repaired"
+                    raise RefusedError(observed, "look at it again")
+                await cursor.close()
+            after = sum(row["number"] for row in await conn.execute_fetchall(violations))
+            if after > before:
+                observed = f"{after:,} references without a row would stand there, {before:,} do: nothing was repaired"
+                raise RefusedError(observed, "restore a backup")
+            await run_to_end(conn.execute_fetchall("COMMIT"))
+        except BaseException:
+            if conn.in_transaction and kept:
+                kept.unlink()  # of rows that are as they were
+            raise
+    checks = [Check("transaction", "pass", "all statements of the plan", f"{len(found.steps)} statements committed")]
+    if kept:
+        observed = f"{kept}: {sum(count for _, count in found.changes):,} rows, each whole and as it was"
+        lost = tuple(f"{change.sql}; -- {count:,} rows" for change, count in found.changes)
+        remedy = f"to put back what can be put back: -p put_back {kept.name}"
+        checks.append(Check("quarantine", "warn", "every changed row is accounted for", observed, remedy, lost))
+    return checks
+
+
+async def _switch_to_wal(settings: Settings) -> list[Check]:
+    """Switch the database to write-ahead mode, once nobody else uses it; what forbids it is a check that fails."""
+    try:
+        async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+            await conn.execute_fetchall("PRAGMA journal_mode = WAL")
+    except sqlite3.Error as error:
+        fault = explain_error(settings.db_path, error)
+        return [Check("switch to WAL", "fail", "nobody else uses the database", fault.observed, fault.remedy)]
+    return []

@@ -1,0 +1,436 @@
+"""The diagnosis only reads; the repair is the plan that was shown, whole or not at all, and accounts for each row."""
+
+import itertools
+import json
+import shutil
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from damage import (
+    AGENT,
+    MEMORY,
+    ROWS,
+    SESSION,
+    TASK,
+    drop_check,
+    edit_schema,
+    held,
+    run_as_other,
+    run_sql,
+    untouched,
+)
+from test_backup import content_of
+
+import abathur_nb as nb
+from abathur_nb.expected import expected_columns, expected_objects, expected_tables
+from abathur_nb.operate.diagnosis import diagnose
+from abathur_nb.operate.manifest import list_backups
+from abathur_nb.operate.quarantine import quarantine_dir, read_quarantine
+from abathur_nb.operate.troubleshoot import _run
+from abathur_nb.report import Check, Report
+from abathur_nb.settings import Settings
+
+# The four faults of the runbook's section 6, each as a careless writer leaves it.
+FAULTS = {
+    "journal mode": ("PRAGMA journal_mode = DELETE",),
+    "foreign keys": (
+        "INSERT INTO tasks (id, prompt, session_id, parent_task_id) VALUES ('lost', 'p', 'no', 'no')",
+        "INSERT INTO agents (id, name, specialization, task_id, model) VALUES ('lost', 'n', 's', 'no', 'm')",
+        "INSERT INTO audit (action_type, agent_id) VALUES ('by one that is deleted', 'lost')",
+        "INSERT INTO checkpoints (task_id, iteration, state) VALUES ('no', 1, '{}')",
+        "INSERT INTO state (task_id, key, value) VALUES ('no', 'k', 'broken as well')",
+    ),
+    "JSON columns": (
+        "UPDATE sessions SET events = 'no json', metadata = '[]', state = '{\"a\": 1e999}'",
+        "UPDATE memory_entries SET value = CAST(x'7b22ff227d' AS TEXT) WHERE namespace = 'user:a'",
+        "UPDATE tasks SET result_data = x'00', input_data = 7 WHERE id = 't1'",
+    ),
+    "indexes": (
+        "DROP INDEX idx_sessions_status_updated",
+        "DROP INDEX idx_audit_task",
+        "CREATE INDEX idx_audit_task ON audit (task_id)",
+        'CREATE INDEX "somebody""s own" ON tasks (prompt)',
+    ),
+}
+COMBINATIONS = [names for count in range(5) for names in itertools.combinations(FAULTS, count)]
+
+
+def check_of(report: Report, name: str) -> Check:
+    return next(check for check in report.checks if check.name == name)
+
+
+def failing(report: Report) -> set[str]:
+    return {check.name for check in report.checks if check.failed}
+
+
+def rows_of(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Return every row of every table, with its rowid; bytes for text."""
+    with closing(sqlite3.connect(path)) as conn:
+        conn.text_factory = bytes
+        return {table: conn.execute(f"SELECT rowid, * FROM {table}").fetchall() for table in expected_tables()}
+
+
+def spoil_pages(path: Path) -> None:
+    """Write over pages of a table, and leave the rest."""
+    with closing(sqlite3.connect(path)) as conn:
+        (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'tasks'").fetchone()
+    with path.open("r+b") as file:
+        file.seek(4096 * (page - 1) + 8)
+        file.write(b"\xff" * 1000)
+
+
+@pytest.mark.parametrize("names", COMBINATIONS, ids="+".join)
+async def test_any_of_the_four_faults_at_once_are_named_and_repaired_and_every_row_is_accounted_for(
+    names: tuple[str, ...], database: Settings
+) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS, *(statement for name in names for statement in FAULTS[name]))
+    before = rows_of(path)
+    with untouched(path):
+        report = await nb.troubleshoot(database)
+        assert not database.backup_dir.exists()
+    assert report.ok == (not names)
+    assert set(names) <= failing(report)
+    assert all("cause: " in check.observed and check.remedy for check in report.checks if check.failed)
+
+    repaired = await nb.troubleshoot(database, repair=True)
+    repaired.raise_for_failures()
+    (await nb.validate_database(database)).raise_for_failures()
+    after = rows_of(path)
+    changed = Counter({table: len(set(before[table]) - set(after[table])) for table in before})
+    assert not any(set(after[table]) - set(before[table]) for table in ("agents", "checkpoints", "metrics"))
+    files = list(quarantine_dir(database).glob("*")) if quarantine_dir(database).exists() else []
+    assert len(files) == bool({"foreign keys", "JSON columns"} & set(names))
+    if files:
+        kept = {(e["table"], e["rowid"]) for e in read_quarantine(files[0])[1]}
+        assert Counter(table for table, _ in kept) == +changed, "each changed row, and no other"
+    backups, _ = list_backups(database.backup_dir)
+    assert [backup.facts["reason"] for backup in backups] == ["pre_repair"] * bool(names)
+
+    with untouched(path):
+        assert (await nb.troubleshoot(database, repair=True)).ok
+    assert len(list_backups(database.backup_dir)[0]) == len(backups), "nothing to repair, nothing to back up"
+
+
+@pytest.mark.parametrize("name", [name for name, found in expected_objects().items() if found.type == "index"])
+async def test_an_index_that_is_missing_or_altered_is_named_and_rebuilt(name: str, database: Settings) -> None:
+    table = expected_objects()[name].table
+    column = expected_columns(table)[0].name
+    for spoilt in (None, f"CREATE INDEX {name} ON {table} ({column} COLLATE NOCASE)"):
+        run_sql(database.db_path, f"DROP INDEX {name}", *([spoilt] if spoilt else []))
+        report = await nb.troubleshoot(database, repair=True)
+        assert name in check_of(report, "found: indexes").observed
+        report.raise_for_failures()
+
+
+@pytest.mark.parametrize("table", expected_tables())
+async def test_a_table_that_is_altered_is_named_and_made_anew_with_all_its_rows(table: str, database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS)
+    edit_schema(path, table, "TEXT NOT NULL", "VARCHAR NOT NULL")
+    run_sql(path, f"ALTER TABLE {table} ADD COLUMN empty", f"CREATE INDEX on_it ON {table} (empty)")
+    before = {name: rows if name != table else [row[:-1] for row in rows] for name, rows in rows_of(path).items()}
+    assert table in check_of(await nb.troubleshoot(database), "tables").observed
+    report = await nb.troubleshoot(database, repair=True)
+    report.raise_for_failures()
+    assert rows_of(path) == before
+    with closing(sqlite3.connect(path)) as conn:
+        assert not conn.execute("SELECT 1 FROM sqlite_master WHERE sql LIKE '%before_repair%'").fetchall()
+
+
+@pytest.mark.parametrize("table", expected_tables())
+async def test_a_table_that_is_gone_is_named_and_nothing_is_made_up(table: str, database: Settings) -> None:
+    run_sql(database.db_path, *ROWS, f"DROP TABLE {table}")
+    with untouched(database.db_path):
+        report = await nb.troubleshoot(database, repair=True)
+    assert not report.ok
+    assert f"missing: {table}" in check_of(report, "tables").observed
+    assert "restore a backup" in check_of(report, "tables").remedy
+
+
+async def test_rows_in_the_way_of_a_table_are_named_and_the_table_is_left(database: Settings) -> None:
+    path = database.db_path
+    drop_check(path)
+    run_sql(path, TASK, "UPDATE tasks SET status = 'WHATEVER'", "ALTER TABLE metrics ADD COLUMN filled DEFAULT 1")
+    run_sql(path, "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)")
+    before = rows_of(path)
+    report = await nb.troubleshoot(database, repair=True)
+    told = check_of(report, "tables").observed
+    assert "1 rows with tasks.status outside its range" in told
+    assert "1 rows with metrics.filled is no column of sql/, and not empty" in told
+    assert rows_of(path) == before
+    run_sql(path, "UPDATE tasks SET status = 'failed'", "UPDATE metrics SET filled = NULL")
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+
+
+async def test_a_column_that_is_gone_is_named_and_the_table_is_left(database: Settings) -> None:
+    run_sql(database.db_path, TASK, "ALTER TABLE tasks DROP COLUMN error_message")
+    with untouched(database.db_path):
+        report = await nb.troubleshoot(database, repair=True)
+    assert "tasks lacks error_message" in check_of(report, "tables").observed
+
+
+async def test_an_id_that_was_given_out_is_not_given_out_again_by_a_table_made_anew(database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, MEMORY, "DELETE FROM memory_entries WHERE namespace = 'user:a'")
+    edit_schema(path, "memory_entries", "memory_type TEXT", "memory_type VARCHAR")
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+    run_sql(path, MEMORY)
+    assert [row[0] for row in rows_of(path)["memory_entries"] if b"user:a" in row] == [5]
+
+
+async def test_seed_memories_that_were_changed_or_deleted_are_put_right_and_accounted_for(database: Settings) -> None:
+    path = database.db_path
+    run_sql(
+        path,
+        "UPDATE memory_entries SET value = '{\"mine\": 1}', created_by = 'me' WHERE key = 'default_workflow'",
+        "DELETE FROM memory_entries WHERE key = 'user_preference_template'",
+    )
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+    ((file,),) = [list(quarantine_dir(database).iterdir())]
+    assert {entry["row"]["value"] for entry in read_quarantine(file)[1]} == {'{"mine": 1}'}
+
+
+async def test_an_index_that_does_not_agree_with_its_table_is_rebuilt(database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, TASK)
+    with closing(sqlite3.connect(path)) as conn:
+        (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'idx_tasks_submitted_at'").fetchone()
+    with path.open("r+b") as file:
+        file.seek(4096 * (page - 1))
+        file.write(bytes([10, 0, 0, 0, 0, 16, 0, 0]))  # an index leaf without a cell
+    report = await nb.troubleshoot(database, repair=True)
+    report.raise_for_failures()
+    assert 'REINDEX "idx_tasks_submitted_at"' in check_of(report, "plan").observed
+
+
+async def test_damaged_pages_are_salvaged_once_into_a_new_file_and_never_repaired_in_place(database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS, *(MEMORY.replace("'k'", f"'k{n}'") for n in range(50)))
+    spoil_pages(path)
+    for _ in range(2):
+        with untouched(path):
+            report = await nb.troubleshoot(database, repair=True)
+        assert "integrity" in failing(report)
+        assert "restore a backup" in check_of(report, "salvaged").remedy
+    (salvaged,) = database.backup_dir.glob("abathur_salvaged_*.sqlite")
+    assert "memory_entries: 54 rows" in check_of(report, "salvaged").evidence
+    assert salvaged.stat().st_mode & 0o777 == 0o600
+    assert list(database.backup_dir.iterdir()) == [salvaged]
+    assert not list_backups(database.backup_dir)[0]
+
+
+@pytest.mark.parametrize("shell", [True, False])
+async def test_of_a_table_with_a_damaged_page_only_the_rows_of_that_page_are_lost(
+    shell: bool, database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, count = database.db_path, 3000
+    run_sql(path, *(MEMORY.replace("'k'", f"'k{n}'") for n in range(count)))
+    with closing(sqlite3.connect(path)) as conn:  # a leaf in the middle of the table
+        leaves = "SELECT pageno FROM dbstat WHERE name = 'memory_entries' AND pagetype = 'leaf' ORDER BY path"
+        pages = [page for (page,) in conn.execute(leaves)]
+    for page in (pages[0], pages[len(pages) // 2], pages[len(pages) // 2 + 2]):
+        with path.open("r+b") as file:
+            file.seek(4096 * (page - 1))
+            file.write(bytes(4096))
+    if not shell:
+        monkeypatch.setenv("PATH", "/nonexistent")
+    with untouched(path):
+        report = await nb.troubleshoot(database, repair=True)
+    assert not report.ok
+    (salvaged,) = database.backup_dir.glob("abathur_salvaged_*.sqlite")
+    held = len(rows_of(salvaged)["memory_entries"])
+    most = (len(pages) - 3) / len(pages) * count
+    assert most * 0.95 < held < count, "the leaves are as full as each other"
+
+
+async def test_of_what_is_no_database_any_more_nothing_is_salvaged_and_nothing_left(database: Settings) -> None:
+    path = database.db_path
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(bytes(path.stat().st_size - 100))
+    report = await nb.troubleshoot(database, repair=True)
+    assert not report.ok
+    assert not list(database.backup_dir.glob("*")) or not database.backup_dir.exists()
+
+
+async def test_side_files_of_a_lost_database_are_moved_aside_and_it_can_be_made_anew(database: Settings) -> None:
+    path = database.db_path
+    path.unlink()
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").write_bytes(b"what may hold rows")
+    report = await nb.troubleshoot(database)
+    assert "its database was moved or deleted alone" in check_of(report, "database file").observed
+    assert Path(f"{path}-wal").exists()
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+    ((folder,),) = [list(path.parent.glob("abathur_aside_*"))]
+    assert (folder / f"{path.name}-wal").read_bytes() == b"what may hold rows"
+    (await nb.initialize_database(database)).raise_for_failures()
+    (await nb.troubleshoot(database)).raise_for_failures()
+
+
+async def test_wrong_modes_are_put_right_for_the_side_files_too(database: Settings) -> None:
+    path = database.db_path
+    with held(path, "BEGIN", "SELECT count(*) FROM tasks"):
+        for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
+            name.chmod(0o664)
+        (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+        assert {Path(f"{path}{s}").stat().st_mode & 0o777 for s in ("", "-wal", "-shm")} == {0o600}
+
+
+async def test_what_a_killed_run_left_is_named_and_removed(database: Settings) -> None:
+    left = database.db_path.with_name(".abathur-init-0123456789ab")
+    left.mkdir()
+    (left / "draft").write_text("half")
+    report = await nb.troubleshoot(database)
+    assert str(left) in check_of(report, "leftovers").observed
+    assert left.exists()
+    report = await nb.troubleshoot(database, repair=True)
+    report.raise_for_failures()
+    assert not left.exists()
+
+
+async def test_a_reader_that_pins_the_log_is_named_with_its_process(database: Settings) -> None:
+    path = database.db_path
+    small = replace(database, max_wal_mb=0)
+    with held(path, "BEGIN", "SELECT count(*) FROM tasks") as reader, closing(sqlite3.connect(path)) as conn:
+        conn.executescript(f"{TASK}; {SESSION};")
+        with untouched(path):
+            report = await nb.troubleshoot(small)
+        told = check_of(report, "WAL size")
+    assert told.status == "warn"
+    assert f"read by PID {reader.pid} (" in told.observed
+    assert "cause: a reader that pins it" in told.observed
+    assert f"end PID {reader.pid}" in told.remedy
+    assert report.ok
+
+
+async def test_who_holds_the_lock_is_named_and_a_repair_refused_after_a_bounded_wait(database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, *FAULTS["indexes"], AGENT)
+    impatient = replace(database, busy_timeout_ms=200)
+    with held(path, "BEGIN IMMEDIATE") as writer, untouched(path):
+        report = await nb.troubleshoot(impatient)
+        assert f"held by PID {writer.pid} (" in check_of(report, "locks").observed
+        report = await nb.troubleshoot(impatient, repair=True)
+    assert report.refused
+    assert f"locked by PID {writer.pid} (" in check_of(report, "repair").observed
+    assert not list(quarantine_dir(database).glob("*"))
+
+
+async def test_a_database_that_others_read_is_not_switched_to_wal_and_says_who(database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, *FAULTS["journal mode"])
+    impatient = replace(database, busy_timeout_ms=200)
+    with held(path, "BEGIN", "SELECT count(*) FROM tasks") as reader:
+        report = await nb.troubleshoot(impatient)
+        assert f"PID {reader.pid} (" in check_of(report, "journal mode").observed
+        report = await nb.troubleshoot(impatient, repair=True)
+        assert {"switch to WAL", "journal mode"} <= failing(report)
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+
+
+async def test_statistics_of_long_ago_are_renewed(database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS, "ANALYZE", *(MEMORY.replace("'k'", f"'k{n}'") for n in range(1500)))
+    report = await nb.troubleshoot(database)
+    assert check_of(report, "statistics").status == "warn"
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+    assert check_of(await nb.troubleshoot(database), "statistics").status == "pass"
+
+
+async def test_where_it_must_be_confirmed_only_the_hash_of_this_very_plan_will_do(database: Settings) -> None:
+    path, strict = database.db_path, replace(database, confirm_changes=True)
+    run_sql(path, *ROWS, *FAULTS["JSON columns"])
+    digits = check_of(await nb.troubleshoot(strict), "plan").observed.split()[1]
+    with untouched(path):
+        for confirm in (None, "", "0" * 16):
+            assert (await nb.troubleshoot(strict, repair=True, confirm=confirm)).refused
+    run_sql(path, "UPDATE tasks SET prompt = 'another' WHERE id = 't1'")
+    with untouched(path):
+        report = await nb.troubleshoot(strict, repair=True, confirm=digits)
+    assert report.refused, "a row that would be changed is another"
+    digits = check_of(report, "plan").observed.split()[1]
+    (await nb.troubleshoot(strict, repair=True, confirm=digits)).raise_for_failures()
+
+
+@pytest.mark.parametrize("since", [TASK, "DROP INDEX idx_audit_task", "UPDATE metrics SET labels = 'broken'"])
+async def test_what_changed_since_it_was_shown_is_not_repaired_unseen(since: str, database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS, *FAULTS["JSON columns"][:2], "UPDATE audit SET action_data = 'broken'")
+    found = await diagnose(database)
+    if since == TASK:
+        since = "UPDATE audit SET action_data = 'broken otherwise'"
+    if "labels" in since:
+        since = "INSERT INTO audit (action_type, action_data) VALUES ('new', 'broken')"
+    run_sql(path, since)
+    with untouched(path), pytest.raises(nb.RefusedError, match="changed since"):
+        await _run(found, database)
+    assert not list(quarantine_dir(database).glob("*")), "nothing was changed, so that nothing was taken out"
+
+
+async def test_a_repair_that_fails_half_way_leaves_the_database_and_no_quarantine(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS, *FAULTS["JSON columns"])
+    found = await diagnose(database)
+    wrong = replace(found, statements=(*found.statements, found.steps[0]._replace(rows=99)))
+    before = rows_of(path)
+    with pytest.raises(nb.RefusedError, match="not 99"):
+        await _run(wrong, database)
+    assert rows_of(path) == before
+    assert not list(quarantine_dir(database).glob("*"))
+    monkeypatch.setattr(shutil, "disk_usage", None)
+    assert (await nb.troubleshoot(database, repair=True)).ok
+
+
+async def test_a_trigger_is_refused_and_not_set_off(database: Settings) -> None:
+    run_sql(database.db_path, *ROWS, *FAULTS["foreign keys"])
+    run_sql(database.db_path, "CREATE TRIGGER evil AFTER DELETE ON agents BEGIN DELETE FROM memory_entries; END")
+    with untouched(database.db_path):
+        report = await nb.troubleshoot(database, repair=True)
+    assert report.refused
+    assert "trigger evil" in check_of(report, "database file").observed
+
+
+@pytest.mark.parametrize("arguments", [{"repair": "yes"}, {"confirm": 7}, {"put_back": ""}, {"put_back": 7}])
+async def test_wrong_arguments_are_named(arguments: dict[str, object], database: Settings) -> None:
+    with pytest.raises(nb.ConfigurationError, match=next(iter(arguments))):
+        await nb.troubleshoot(database, **arguments)  # type: ignore[arg-type]
+
+
+def test_who_may_not_write_learns_it_and_nothing_is_changed(public: Path) -> None:
+    program = (
+        "settings = nb.resolve('development', db_path=sys.argv[1])\n"
+        "report = asyncio.run(nb.troubleshoot(settings, repair=True))\n"
+        "assert report.refused and not report.ok, str(report)\n"
+        "print(report.to_json())\n"
+    )
+    folder = public / "data"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    settings = nb.resolve("development", db_path=folder / "abathur.db")
+    made = (
+        "settings = nb.resolve('development', db_path=sys.argv[1])\n"
+        "asyncio.run(nb.initialize_database(settings))\n"
+        "import sqlite3; c = sqlite3.connect(sys.argv[1]); c.execute('DROP INDEX idx_audit_task'); c.close()\n"
+    )
+    run_as_other(made, settings.db_path)
+    settings.db_path.chmod(0o400)
+    with untouched(settings.db_path):
+        told = json.loads(run_as_other(program, settings.db_path, imports="import tqdm\n"))
+    assert "may not be written to" in json.dumps(told)
+
+
+async def test_the_content_beside_a_repair_stays_as_it_is(database: Settings) -> None:
+    run_sql(database.db_path, *ROWS)
+    before = await content_of(database)
+    run_sql(database.db_path, *FAULTS["indexes"])
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+    after = await content_of(database)
+    assert (after.digest, after.rows) == (before.digest, before.rows)
