@@ -47,9 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         faults = error.faults if isinstance(error, ConfigurationError) else (str(error),)
         sys.stderr.write("".join(f"abathur_nb {given[0]}: {printable(masked(fault))}\n" for fault in faults))
         return _REFUSED
-    except BrokenPipeError:  # whoever read it has left; else Python would complain once more when it exits
+    except OSError as error:
+        # Else Python would try once more to write when it exits, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return code
+        if isinstance(error, BrokenPipeError):  # whoever read it has left
+            return code
+        sys.stderr.write(f"abathur_nb {given[0]}: {printable(str(error))}\n")
+        return 1
     except KeyboardInterrupt:
         return _INTERRUPTED
 

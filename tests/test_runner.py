@@ -38,6 +38,7 @@ from running import (
     wait_for_death,
     write_notebook,
 )
+from test_statement import make_key
 
 from abathur_nb.evidence.reading import read_archive
 from abathur_nb.evidence.record import RECORD
@@ -695,6 +696,17 @@ def test_a_secret_that_a_cell_shows_leaves_the_run_unsealed_and_no_artifact(
     assert "planted-secret" not in done.out + done.err
     entry = only_run(database)
     assert (entry.verdict, names_in(entry.folder)) == ("unsealed", ["started.json"])
+
+
+def test_a_run_without_a_key_behind_a_signed_one_is_told_before_it_begins(
+    database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "will not be signed, as earlier ones are: set signing_key"
+    assert told not in " ".join(run(*arguments_of(database, "preflight")).lines)
+    monkeypatch.setenv("ABATHUR_SIGNING_KEY", str(make_key(tmp_path / "key.pem")))
+    assert told not in " ".join(run(*arguments_of(database, "preflight")).lines)
+    monkeypatch.delenv("ABATHUR_SIGNING_KEY")
+    assert told in run(*arguments_of(database, "preflight")).lines[0]
 
 
 def test_a_log_that_nobody_reads_any_more_does_not_end_a_run(database: Settings) -> None:

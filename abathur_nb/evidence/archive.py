@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from abathur_nb.evidence.canonical import read_regular, sha256, unsealed, write_
 from abathur_nb.evidence.identity import shipped_notebook
 from abathur_nb.evidence.ledger import RUN_ID, append, locked, require_no_line
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
-from abathur_nb.evidence.reading import read_entry
+from abathur_nb.evidence.reading import read_entry, run_ids
 from abathur_nb.evidence.record import RECORD, STARTED
 from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.source import LONGEST, read_file, read_notebook, same_cells
@@ -24,7 +25,7 @@ from abathur_nb.scratch import fsync
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.wording import printable, shown, utc_now
 
-__all__ = ["NOTEBOOK", "PAGE", "STATEMENT", "add_arguments", "archive_notebook", "command", "keep"]
+__all__ = ["NOTEBOOK", "PAGE", "STATEMENT", "add_arguments", "archive_notebook", "command", "keep", "lapses"]
 
 NOTEBOOK, PAGE, STATEMENT = "notebook.ipynb", "page.html", "statement.json"
 
@@ -71,6 +72,20 @@ def keep(
                 write_durably(folder / name, files[name])
         append(archive, line)
     return line
+
+
+def lapses(settings: Settings) -> bool:
+    """Tell whether a run without a key would follow a signed one: ``verify --key`` fails from then on. Read-only."""
+    if settings.signing_key:
+        return False
+    archive = settings.archive_dir
+    try:
+        for run_id in sorted(run_ids(archive), reverse=True):
+            with suppress(FileNotFoundError):  # it was never sealed
+                return statement.is_signed(read_regular(archive / run_id / STATEMENT))
+    except (OSError, ValueError, RefusedError):
+        pass  # verify says what is wrong with it
+    return False
 
 
 def _joined(notebook: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.errors import ConfigurationError
+from abathur_nb.evidence.archive import lapses
 from abathur_nb.evidence.arguments import (
     Given,
     add_parameter_arguments,
@@ -127,6 +128,8 @@ def _run(
 ) -> Outcome:
     effective = {name: parameter.default for name, parameter in source.declared.items()} | values
     job = Job(source.name, source.template, settings, effective, new_run_id(), source.records)
+    if lapses(settings):
+        _say(f"{job.name} of {settings.env}: this run will not be signed, as earlier ones are: set signing_key")
     begun = begin(job)
     _say(f"{job.name} of {settings.env}: run {job.run_id} begins")
     since = monotonic()

@@ -114,6 +114,8 @@ def read_file(where: str, path: Path, most: int) -> bytes:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise ConfigurationError(f"{where}: expected a regular file, found something else")
             content = file.read(most + 1)
+    except ConfigurationError:  # a ValueError too
+        raise
     except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
         raise ConfigurationError(f"{where}: cannot be read: {getattr(error, 'strerror', error)}") from None
     if len(content) > most:

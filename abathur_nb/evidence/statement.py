@@ -9,10 +9,18 @@ from abathur_nb.evidence.canonical import canonical, sha256
 from abathur_nb.evidence.keys import PublicKeys, signer
 from abathur_nb.settings import Settings
 
-__all__ = ["Checked", "check_signers", "check_statement", "envelope"]
+__all__ = ["Checked", "check_signers", "check_statement", "envelope", "is_signed"]
 
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"  # https://github.com/in-toto/attestation/blob/main/spec/v1/envelope.md
 _TESTS = {"passedTests": ("pass",), "warnedTests": ("warn",), "failedTests": ("fail", "error")}
+
+
+def is_signed(content: bytes) -> bool:
+    """Tell whether an envelope carries a signature, be it a good one or not."""
+    try:
+        return bool(json.loads(content)["signatures"])
+    except (ValueError, TypeError, LookupError):
+        return False
 
 
 def _statement(record: Mapping[str, Any], hashes: Mapping[str, str], *, as_template: bool) -> dict[str, Any]:

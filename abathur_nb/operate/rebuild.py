@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
     def __str__(self) -> str:
         text = " ".join(self.sql.split()) if "--" not in self.sql else normalized(self.sql)
-        return f"{text};" + ("" if self.rows is None else f" -- {self.rows:,} rows")
+        return f"{text};" + ("" if self.rows is None else f" -- {self.rows:,} {'row' if self.rows == 1 else 'rows'}")
 
 
 def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -> list[Step]:
