@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from abathur_nb.measurements import BenchmarkResult
     from abathur_nb.operate.backup import backup_database
     from abathur_nb.operate.catalogue import show_backups
+    from abathur_nb.operate.monitor import Monitoring, monitor
     from abathur_nb.operate.readiness import Readiness, readiness
     from abathur_nb.operate.restore import restore_database
     from abathur_nb.operate.retention import Retention
@@ -52,6 +53,7 @@ __all__ = [
     "History",
     "InvalidValueError",
     "MisuseError",
+    "Monitoring",
     "Plans",
     "Query",
     "Readiness",
@@ -67,6 +69,7 @@ __all__ = [
     "guard",
     "initialize_database",
     "load_queries",
+    "monitor",
     "preflight",
     "read_history",
     "readiness",
@@ -89,11 +92,13 @@ _LATER = {
     "BenchmarkResult": "measurements",
     "Database": "database",
     "History": "evidence.history",
+    "Monitoring": "operate.monitor",
     "Plans": "explanation",
     "Readiness": "operate.readiness",
     "Retention": "operate.retention",
     "backup_database": "operate.backup",
     "explain_queries": "explain",
+    "monitor": "operate.monitor",
     "read_history": "evidence.history",
     "readiness": "operate.readiness",
     "restore_database": "operate.restore",

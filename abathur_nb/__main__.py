@@ -1,4 +1,4 @@
-"""The command line: ``python -m abathur_nb COMMAND``; a thin shell over ``evidence``."""
+"""The command line: ``python -m abathur_nb COMMAND``; a thin shell over ``evidence`` and ``operate``."""
 
 import argparse
 import os
@@ -13,12 +13,17 @@ from abathur_nb.wording import printable
 # Each command's module has add_arguments(parser) and command(arguments) -> exit code. Only the one asked for is
 # imported: a run shall start at once.
 _COMMANDS = {
-    "run": ("runner", "run notebooks in order, each with a record and an archived copy; stop at the first that fails"),
-    "archive": ("archive", "archive a notebook that plain papermill, or JupyterLab, has executed"),
-    "runs": ("listing", "list the runs of an archive: when, what, verdict, duration, who"),
-    "verify": ("verify", "recompute every hash, link and signature of an archive; offline"),
-    "diff": ("difference", "say what changed in meaning between two runs"),
-    "copy": ("copying", "copy an archive, run by run, to another directory or to object storage"),
+    "run": (
+        "evidence.runner",
+        "run notebooks in order, each with a record and an archived copy; stop at the first that fails",
+    ),
+    "archive": ("evidence.archive", "archive a notebook that plain papermill, or JupyterLab, has executed"),
+    "runs": ("evidence.listing", "list the runs of an archive: when, what, verdict, duration, who"),
+    "verify": ("evidence.verify", "recompute every hash, link and signature of an archive; offline"),
+    "diff": ("evidence.difference", "say what changed in meaning between two runs"),
+    "copy": ("evidence.copying", "copy an archive, run by run, to another directory or to object storage"),
+    "metrics": ("operate.exposition", "measure a database and write that as Prometheus' textfile collector reads it"),
+    "alerts": ("operate.alerts", "print the alert rules for Prometheus"),
 }
 _REFUSED = 2  # as argparse exits for wrong arguments
 _INTERRUPTED = 5
@@ -36,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 name, help=words, description=f"{words[0].upper()}{words[1:]}.", allow_abbrev=False
             )
             if given[:1] == [name]:
-                import_module(f"abathur_nb.evidence.{module}").add_arguments(command)
+                import_module(f"abathur_nb.{module}").add_arguments(command)
         parsed = parser.parse_args(given)
-        code = int(import_module(f"abathur_nb.evidence.{_COMMANDS[parsed.command][0]}").command(parsed))
+        code = int(import_module(f"abathur_nb.{_COMMANDS[parsed.command][0]}").command(parsed))
         sys.stdout.flush()
         return code
     except AbathurError as error:

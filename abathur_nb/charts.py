@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
+from abathur_nb.dashboard import monitoring_over_time
 from abathur_nb.expected import expected_objects, expected_tables
 from abathur_nb.figure import BLUE, MILLISECONDS, ORANGE, RED, Chart, blank, new_chart, one_line
 from abathur_nb.percentiles import percentiles
@@ -24,6 +25,7 @@ __all__ = [
     "coverage_matrix",
     "growth_curve",
     "latency_distribution",
+    "monitoring_over_time",
     "percentiles_over_time",
     "sizes_over_time",
     "table_sizes",

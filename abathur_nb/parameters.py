@@ -20,10 +20,13 @@ __all__ = [
 ]
 
 # Whole numbers that a parameter of this name may have, in a notebook and in the verb that takes it.
-RANGES: Mapping[str, tuple[int, int]] = {"repetitions": (1, 100_000), "rows": (1, 10_000_000)}
+RANGES: Mapping[str, tuple[int, int]] = {
+    "keep_days": (1, 3650),
+    "repetitions": (1, 100_000),
+    "rows": (1, 10_000_000),
+}
 _SAID = (
     "alerts_configured",
-    "monitoring_deployed",
     "runbooks_accessible",
     "team_trained",
     "tests_passing",

@@ -41,6 +41,10 @@ class Settings:
     min_free_mb: int = _setting(500, "less free disk fails (MB)", ge=0)
     recommended_free_mb: int = _setting(10_000, "less free disk warns (MB)", ge=0)
     max_wal_mb: int = _setting(256, "a larger write-ahead log warns (MB)", gt=0)
+    disk_full_days: float = _setting(30, "a disk that will be full sooner alarms (days)", gt=0)
+    backup_max_age_hours: float = _setting(26, "an older last proven backup alarms (hours)", gt=0)
+    validation_max_age_days: float = _setting(7, "an older last green validation alarms (days)", gt=0)
+    metrics_max_age_minutes: float = _setting(60, "older metrics alarm (minutes)", gt=0)
     busy_timeout_ms: int = _setting(5000, "wait for a lock (ms)", ge=0, le=600_000)
     readers: int = _setting(2, "connections that serve reads", ge=1, le=32)
     # NORMAL is the seed's choice; it never corrupts, but a power cut can take the last acknowledged commits.
@@ -56,6 +60,7 @@ class Settings:
     on_overlay: Severity = _setting("warn", "a layered or user-space file system")
     on_shared_directory: Severity = _setting("refuse", "others own or may write to the directory")
     confirm_changes: bool = _setting(True, "replacing or repairing needs the hash of the plan that was shown")
+    alerts_fail: bool = _setting(True, "a critical alert fails the run that sees it, and does not only warn")
     relative_paths: bool = _setting(False, "accept a path relative to the working directory")
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
@@ -93,6 +98,7 @@ ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "service_account": "",
             "on_shared_directory": "fail",
             "confirm_changes": False,
+            "alerts_fail": False,
             "relative_paths": True,
         },
         # The rehearsal: production's rules on a database that may be lost.

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from abathur_nb.evidence.privacy import tilde
 from abathur_nb.evidence.reading import Entry
+from abathur_nb.settings import Settings
 from abathur_nb.wording import printable
 
 __all__ = ["Facts", "Interval", "PastRun", "past_runs"]
@@ -66,6 +68,12 @@ class PastRun:
     def sealed(self) -> bool:
         """Tell whether its record stands, whatever the verdict."""
         return self.seconds is not None
+
+    def is_of(self, settings: Settings) -> bool:
+        """Tell whether its record stands and is of the database of ``settings``, under the same environment."""
+        record = self.entry.record if self.sealed else None
+        own = (settings.env, tilde(str(settings.db_path)))
+        return record is not None and (record["env"], record["settings"].get("db_path")) == own
 
 
 def past_runs(entries: Iterable[Entry]) -> tuple[PastRun, ...]:

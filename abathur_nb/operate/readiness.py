@@ -9,7 +9,6 @@ from typing import Any
 from abathur_nb.attestation import FORM, said, said_fault
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.past import PastRun, past_runs
-from abathur_nb.evidence.privacy import tilde
 from abathur_nb.evidence.reading import read_archive
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.operate.checklist import CHECKLIST, Line
@@ -59,7 +58,6 @@ def readiness(
     *,
     team_trained: str | None = None,
     tests_passing: str | None = None,
-    monitoring_deployed: str | None = None,
     alerts_configured: str | None = None,
     runbooks_accessible: str | None = None,
 ) -> Readiness:
@@ -72,7 +70,6 @@ def readiness(
     statements = {
         "team_trained": team_trained,
         "tests_passing": tests_passing,
-        "monitoring_deployed": monitoring_deployed,
         "alerts_configured": alerts_configured,
         "runbooks_accessible": runbooks_accessible,
     }
@@ -116,9 +113,7 @@ class _Archive:
             verified = verify_archive(folder)
         except RefusedError as error:
             return cls(settings, _archive_check(settings, False, error.observed), (), None)
-        own = (settings.env, tilde(str(settings.db_path)))
-        sealed = [run for run in runs if run.sealed]
-        ours = [run for run in sealed if (_record(run)["env"], _record(run)["settings"].get("db_path")) == own]
+        ours = [run for run in runs if run.is_of(settings)]
         failed = [check.observed for check in verified.checks if check.failed]
         changed = [run.started_at for run in ours if _changed(run)]
         archived = [] if failed else [run for run in ours if run.entry.line is not None]

@@ -11,8 +11,10 @@ from abathur_nb.wording import user_name
 
 __all__ = ["Schedule", "schedule"]
 
-_HOUR, _MINUTE = 2, 30  # local time
-_PARAMETERS = {"backup": ("-p", "reason", "nightly")}  # beyond the notebook's own defaults
+# Local time, as systemd and as cron write it; parameters beyond the notebook's own defaults.
+_NIGHTLY = ("every night", "*-*-* 02:30:00", "30 2 * * *")
+_HOURLY = ("every hour", "*-*-* *:05:00", "5 * * * *")
+_WHEN = {"backup": (*_NIGHTLY, "-p", "reason", "nightly"), "monitor": (*_HOURLY, "-p", "record", "True")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +38,17 @@ class Schedule:
 
 
 def schedule(settings: Settings, notebook: str) -> Schedule:
-    """Return what has ``notebook`` run every night at 02:30 by the strict runner, for this database. Read-only.
+    """Return what has ``notebook`` run by the strict runner, for this database. Read-only.
 
-    By this Python, and as the environment's service account, or as who asks where it has none.
+    Every night at 02:30, ``monitor`` every hour. By this Python, and as the environment's service account, or as who
+    asks where it has none.
     """
     user = settings.service_account or user_name(os.geteuid())
     words = [sys.executable, "-m", "abathur_nb", "run", notebook, "--env", settings.env]
     if settings.origins.get("db_path", "default") != "default":
         words += ["-p", "db_path", str(settings.db_path)]
-    words += _PARAMETERS.get(notebook, ())
+    often, on_calendar, cron, *parameters = _WHEN.get(notebook, _NIGHTLY)
+    words += parameters
     name = f"abathur-{notebook}-{settings.env}"
     service = f"""\
 [Unit]
@@ -57,10 +61,10 @@ ExecStart={" ".join(_unit_word(word) for word in words)}
 """
     timer = f"""\
 [Unit]
-Description=Abathur: {notebook} of {settings.env}, every night
+Description=Abathur: {notebook} of {settings.env}, {often}
 
 [Timer]
-OnCalendar=*-*-* {_HOUR:02}:{_MINUTE:02}:00
+OnCalendar={on_calendar}
 RandomizedDelaySec=300
 Persistent=true
 
@@ -69,7 +73,7 @@ WantedBy=timers.target
 """
     # A per cent sign begins a new line in a crontab (crontab(5)).
     command = " ".join(quote(word) for word in words).replace("%", r"\%")
-    return Schedule({f"{name}.service": service, f"{name}.timer": timer}, f"{_MINUTE} {_HOUR} * * * {command}")
+    return Schedule({f"{name}.service": service, f"{name}.timer": timer}, f"{cron} {command}")
 
 
 def _unit_word(word: str) -> str:

@@ -1,0 +1,66 @@
+"""The metrics of a database for Prometheus, as the textfile collector of its node exporter reads them."""
+
+import argparse
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest, write_to_textfile
+
+from abathur_nb.errors import ConfigurationError
+from abathur_nb.operate.alerts import add_database_arguments
+from abathur_nb.operate.gauges import GAUGES, Snapshot
+from abathur_nb.operate.snapshot import take_snapshot
+from abathur_nb.settings import resolve
+from abathur_nb.wording import printable, shown
+
+__all__ = ["add_arguments", "command", "registry_of"]
+
+
+def registry_of(snapshot: Snapshot) -> CollectorRegistry:
+    """Return what was measured as Prometheus has it: the environment and the database are labels of each sample."""
+    registry = CollectorRegistry()
+    gauges: dict[str, Gauge] = {}
+    for sample in snapshot.samples:
+        labels = {**snapshot.place, **sample.labels}
+        if sample.name not in gauges:
+            gauges[sample.name] = Gauge(sample.name, GAUGES[sample.name], tuple(labels), registry=registry)
+        gauges[sample.name].labels(**labels).set(sample.value)
+    return registry
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``metrics`` takes."""
+    add_database_arguments(parser)
+    parser.add_argument("--output", metavar="FILE.prom", help="replace this file, whole or not at all; else print")
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Measure the database and write what was measured; return 1 if it could not be read, which is written too."""
+    settings = resolve(arguments.env, db_path=arguments.db_path)
+    output = None if arguments.output is None else _output(arguments.output)
+    snapshot, report = asyncio.run(take_snapshot(settings))
+    if output is None:
+        sys.stdout.write(generate_latest(registry_of(snapshot)).decode())
+    else:
+        write_to_textfile(str(output), registry_of(snapshot))
+        output.chmod(0o644)  # the collector runs as another user
+    for check in (check for check in report.checks if check.failed):
+        sys.stderr.write(f"abathur_nb metrics: {check.observed}: {check.remedy}\n")
+    return int(not report.ok)
+
+
+def _output(name: str) -> Path:
+    """Return the file that is to be replaced; raise ConfigurationError for one that the collector would not read."""
+    path = Path(os.path.abspath(os.path.expanduser(name)))
+    fault = ""
+    if path.suffix != ".prom":
+        fault = "the collector reads files that end with .prom"
+    elif not os.access(f"{path.parent}/.", os.W_OK | os.X_OK):
+        fault = f"{path.parent} is no directory that this user may write to"
+    elif os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        fault = "it is no regular file"
+    if fault:
+        raise ConfigurationError(f"--output: {shown(name)}: {printable(fault)}")
+    return path

@@ -1,0 +1,73 @@
+"""Monitor: one look at what matters of a database, which alerts it fires, and how it has changed over time."""
+
+import sqlite3
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from abathur_nb.connection import explain_error
+from abathur_nb.errors import AbathurError, ConfigurationError
+from abathur_nb.operate.alerts import alerts_of
+from abathur_nb.operate.gauges import Snapshot, samples_frame
+from abathur_nb.operate.recording import Moment, read_recorded, record_snapshot
+from abathur_nb.operate.snapshot import take_snapshot
+from abathur_nb.parameters import check_ranges
+from abathur_nb.report import Check, Report
+from abathur_nb.settings import Settings
+from abathur_nb.wording import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Monitoring", "monitor"]
+
+_TITLE = "monitor"
+
+
+@dataclass(frozen=True, slots=True)
+class Monitoring:
+    """Hold what was measured and judged: the ``report``, the ``snapshot``, and ``moments``, all that was ever recorded.
+
+    The snapshot is the last of the moments, recorded or not.
+    """
+
+    report: Report
+    snapshot: Snapshot
+    moments: tuple[Moment, ...]
+    settings: Settings
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row a sample, oldest first: ``time`` (UTC), ``gauge``, ``of`` (its labels), ``value``."""
+        return samples_frame(self.moments)
+
+    def to_record(self) -> dict[str, object]:
+        """Return what the record of a run keeps: the samples of the snapshot."""
+        return self.snapshot.to_record()
+
+
+async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 90) -> Monitoring:
+    """Measure the database and what is around it, and judge that by the alert rules.
+
+    Read-only without ``record``. With it the samples are written to the table metrics, and those of them that are
+    older than ``keep_days`` removed. A critical alert fails the report where the settings say so, and warns elsewhere.
+    Raises ConfigurationError for a wrong argument.
+    """
+    check_ranges(keep_days=keep_days)
+    if not isinstance(record, bool):
+        raise ConfigurationError(f"record: expected True or False, found {shown(record)} ({type(record).__name__})")
+    subject = str(settings.db_path)
+    snapshot, taken = await take_snapshot(settings)
+    checks, recorded = [*taken.checks, *alerts_of(snapshot, settings)], list[Moment]()
+    if not taken.ok:
+        report = Report(_TITLE, tuple(checks), subject=subject, refused=taken.refused)
+        return Monitoring(report, snapshot, (), settings)
+    try:
+        recorded = await read_recorded(settings, snapshot.taken_at - timedelta(days=keep_days))
+    except (sqlite3.Error, AbathurError) as error:
+        fault = explain_error(settings.db_path, error)
+        checks.append(Check("what was recorded", "error", "it can be read", fault.observed, fault.remedy))
+    if record:
+        checks.append(await record_snapshot(settings, snapshot, keep_days))
+    now = [(snapshot.taken_at, sample) for sample in snapshot.samples]
+    moments = sorted([*recorded, *now], key=lambda moment: moment[0])
+    return Monitoring(Report(_TITLE, tuple(checks), subject=subject), snapshot, tuple(moments), settings)

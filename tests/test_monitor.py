@@ -1,0 +1,203 @@
+"""One look tells what matters, changes nothing unless it is to be kept, and what is kept is kept for so long."""
+
+import json
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damage import ROWS, run_sql, untouched
+
+import abathur_nb as nb
+from abathur_nb.operate.gauges import GAUGES, LAST_BACKUP, LAST_VALIDATION, RETRIEVAL, UP
+from abathur_nb.operate.monitor import Monitoring, monitor
+from abathur_nb.operate.snapshot import take_snapshot
+from abathur_nb.settings import Settings
+from abathur_nb.wording import timestamp
+
+
+def value(monitoring: Monitoring, name: str, **labels: str) -> float:
+    found = monitoring.snapshot.value(name, labels)
+    assert found is not None, f"{name} was not measured"
+    return found
+
+
+def recorded(settings: Settings, query: str = "SELECT * FROM metrics ORDER BY id") -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(settings.db_path)) as conn:
+        return conn.execute(query).fetchall()
+
+
+def add_metric(settings: Settings, moment: datetime, name: str, of: str = "NULL") -> None:
+    given = f"'{timestamp(moment)}', '{name}', 7, {of}"
+    run_sql(settings.db_path, f"INSERT INTO metrics (timestamp, metric_name, metric_value, labels) VALUES ({given})")
+
+
+async def fill(settings: Settings) -> None:
+    """Make a session, three versions of one memory, and another one that is deleted."""
+    async with nb.Database.open(settings) as db:
+        await db.sessions.create_session("s1", "app", "alice")
+        await db.memory.add_memory("user:alice", "a", {}, "semantic", "session:s1")
+        await db.memory.update_memory("user:alice", "a", {"x": 1}, "session:s1")
+        await db.memory.update_memory("user:alice", "a", {"x": 2}, "session:s1")
+        await db.memory.add_memory("user:bob", "b", {}, "semantic", "session:s1")
+        await db.memory.delete_memory("user:bob", "b")
+
+
+async def test_what_is_counted_is_what_there_is(database: Settings) -> None:
+    await fill(database)
+    found = await monitor(database)
+    assert value(found, "abathur_rows", table="memory_entries") == 3 + 3 + 1
+    assert value(found, "abathur_rows_of_last_day", table="sessions") == 1
+    assert [value(found, "abathur_memory_versions", state=s) for s in ("current", "superseded", "deleted")] == [4, 2, 1]
+    assert value(found, "abathur_namespace_rows", namespace="user:alice") == 3
+    assert value(found, "abathur_database_bytes") == database.db_path.stat().st_size
+    with closing(sqlite3.connect(database.db_path)) as conn:
+        ((pages,),) = conn.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+    assert value(found, "abathur_database_growth_bytes_per_day") == pages, "every row is of today"
+    assert 0 < value(found, RETRIEVAL, retrieval="session", percentile="p50") < 1
+    assert {sample.name for sample in found.snapshot.samples} == set(GAUGES), "each gauge is measured"
+
+
+async def test_rows_from_before_the_last_day_are_no_growth(database: Settings) -> None:
+    await fill(database)
+    run_sql(
+        database.db_path,
+        "UPDATE memory_entries SET created_at = '2020-01-01 00:00:00.000'",
+        "UPDATE sessions SET created_at = '2020-01-01 00:00:00.000'",
+        "UPDATE audit SET timestamp = '2020-01-01 00:00:00.000'",
+    )
+    found = await monitor(database)
+    assert value(found, "abathur_rows_of_last_day", table="memory_entries") == 0
+    assert value(found, "abathur_namespace_rows_of_last_day", namespace="user:alice") == 0
+    assert value(found, "abathur_database_growth_bytes_per_day") == 0
+    assert "no growth" in str(found.report.to_frame()["observed"].tolist())
+
+
+async def test_all_but_the_largest_namespaces_are_counted_together(database: Settings) -> None:
+    row = "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES ('n:{}', 'k{}', '{{}}', 'semantic')"
+    run_sql(database.db_path, *(row.format(f"{n:02}", k) for n in range(30) for k in range(2)))
+    found = await monitor(database)
+    own = [s for s in found.snapshot.samples if s.name == "abathur_namespace_rows"]
+    assert len(own) == 21
+    assert value(found, "abathur_namespace_rows", namespace="others") == 2 * 10 + 3
+    assert value(found, "abathur_namespace_rows_of_last_day", namespace="others") == 2 * 10 + 3
+    assert sum(s.value for s in own) == 63
+
+
+async def test_a_look_changes_nothing(database: Settings) -> None:
+    run_sql(database.db_path, *ROWS)
+    with untouched(database.db_path):
+        assert (await monitor(database)).report.ok
+
+
+async def test_what_is_recorded_is_read_back_and_old_measurements_go(database: Settings) -> None:
+    now = datetime.now(UTC)
+    add_metric(database, now - timedelta(days=40), UP)
+    add_metric(database, now - timedelta(days=20), UP)
+    add_metric(database, now - timedelta(days=40), "an_application_s_own")
+    first = await monitor(database, record=True, keep_days=30)
+    assert first.report.ok
+    names = [name for (name,) in recorded(database, "SELECT metric_name FROM metrics ORDER BY timestamp")]
+    assert names[:2] == ["an_application_s_own", UP], "only what is the monitor's own and too old is removed"
+    assert len(names) == len(first.snapshot.samples) + 2
+    again = await monitor(database)
+    assert [sample.value for _, sample in again.moments if sample.name == UP] == [7, 1, 1]
+    assert len({at for at, _ in again.moments}) == 3
+    assert (await nb.validate_database(database)).ok
+    assert set(again.to_frame()["of"]) >= {"memory, p99", "memory_entries", ""}
+
+
+async def test_what_cannot_be_recorded_fails_and_leaves_nothing_behind(database: Settings) -> None:
+    impatient = replace(database, busy_timeout_ms=1)
+    with closing(sqlite3.connect(database.db_path, isolation_level=None)) as conn:
+        conn.execute("BEGIN IMMEDIATE")
+        found = await monitor(impatient, record=True)
+        conn.execute("ROLLBACK")
+    (check,) = (check for check in found.report.checks if check.name == "record")
+    assert check.status == "error"
+    assert "locked" in check.observed
+    assert recorded(database) == []
+
+
+async def test_what_others_wrote_under_a_gauge_s_name_is_left_out(database: Settings) -> None:
+    moment = datetime.now(UTC) - timedelta(days=1)
+    add_metric(database, moment, UP, "'[1]'")
+    add_metric(database, moment, UP, "'broken'")
+    run_sql(
+        database.db_path, f"INSERT INTO metrics (timestamp, metric_name, metric_value) VALUES ('{moment}x', '{UP}', 3)"
+    )
+    found = await monitor(database)
+    assert [sample.value for _, sample in found.moments if sample.name == UP] == [1]
+
+
+async def test_the_last_backup_and_the_last_green_validation_are_told(database: Settings, tmp_path: Path) -> None:
+    begun = datetime.now(UTC).timestamp()
+    assert value(await monitor(database), LAST_BACKUP) == 0
+    (await nb.backup_database(database)).raise_for_failures()
+    run = nb.start_run(database, "validate")
+    run.seal(await nb.validate_database(database))
+    found = await monitor(database)
+    assert begun < value(found, LAST_BACKUP) < value(found, LAST_VALIDATION)
+    # Neither is another database's, nor is a validation that failed a green one.
+    other = nb.resolve("development", db_path=tmp_path / "other" / "x.db", backup_dir=database.backup_dir)
+    other = replace(other, archive_dir=database.archive_dir)
+    (await nb.initialize_database(other)).raise_for_failures()
+    run_sql(other.db_path, "DROP INDEX idx_audit_task")
+    nb.start_run(other, "validate").seal(await nb.validate_database(other))
+    (await nb.backup_database(other)).raise_for_failures()
+    found = await monitor(other)
+    assert (value(found, LAST_BACKUP), value(found, LAST_VALIDATION)) == (0, 0)
+
+
+async def test_of_a_database_that_cannot_be_read_the_rest_is_told(database: Settings) -> None:
+    (await nb.backup_database(database)).raise_for_failures()
+    with database.db_path.open("r+b") as file:
+        file.write(b"x" * 1000)
+    found = await monitor(database, record=True)
+    assert not found.report.ok
+    assert value(found, UP) == 0
+    assert value(found, LAST_BACKUP) > 0
+    assert value(found, "abathur_disk_free_bytes") > 0
+    assert {"readable databases", "database file"} <= {c.name for c in found.report.checks if c.status != "pass"}
+    assert "nothing could be measured" in nb.charts.monitoring_over_time(found).alt
+
+
+async def test_a_database_that_is_not_there_is_told_and_not_made(settings: Settings) -> None:
+    found = await monitor(settings, record=True)
+    assert found.report.refused
+    assert not settings.db_path.parent.exists()
+
+
+@pytest.mark.parametrize("given", [{"record": 1}, {"keep_days": 0}, {"keep_days": True}, {"keep_days": 10**6}])
+async def test_a_wrong_argument_is_refused_by_name(database: Settings, given: dict[str, Any]) -> None:
+    with pytest.raises(nb.ConfigurationError, match=next(iter(given))):
+        await monitor(database, **given)
+
+
+async def test_the_dashboard_says_in_words_what_it_shows_and_where_the_rules_fire(database: Settings) -> None:
+    await fill(database)
+    await monitor(database, record=True)
+    chart = nb.charts.monitoring_over_time(await monitor(database))
+    assert "Over time, snapshots: 2. " in chart.alt
+    assert "session, p99" in chart.alt
+    for panel, limit in {"Retrieval": "its limit 10", "The file and its log": "its limit 2.56e+08"}.items():
+        (told,) = (part for part in chart.alt.split(". ") if part.startswith(panel))
+        assert limit in told
+    dashed = [line.get_label() for ax in chart.axes for line in ax.lines if line.get_linestyle() == "--"]
+    assert "limit: write-ahead log" in dashed
+
+
+async def test_the_record_of_a_run_keeps_what_was_measured(database: Settings) -> None:
+    found = await monitor(database)
+    kept: Any = json.loads(json.dumps(found.to_record()))["metrics"]
+    assert [UP, {}, 1.0] in kept["samples"]
+
+
+async def test_no_retrieval_is_timed_where_there_is_nothing_to_retrieve(database: Settings) -> None:
+    snapshot, report = await take_snapshot(database)
+    assert report.ok
+    assert snapshot.value(RETRIEVAL, {"retrieval": "session", "percentile": "p99"}) is None
+    assert snapshot.value(RETRIEVAL, {"retrieval": "memory", "percentile": "p99"}) is not None
