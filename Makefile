@@ -4,7 +4,6 @@ ENV ?= development
 
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
-EXECUTED := executed/init-$(shell date -u +%Y%m%dT%H%M%SZ).ipynb
 
 .PHONY: help init lab test check bench prove
 
@@ -16,8 +15,10 @@ help:  ## list these targets
 init: $(VENV)/.installed  ## make the database of ENV (development), keep the notebook that shows it
 	@umask 077 && mkdir -p executed && \
 	export JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 && \
-	if $(BIN)/papermill notebooks/init.ipynb $(EXECUTED) -r env '$(ENV)'; then status=0; else status=$$?; fi; \
-	echo "executed notebook: $(EXECUTED)"; exit $$status
+	out=executed/init-$$(date -u +%Y%m%dT%H%M%SZ).ipynb && \
+	if $(BIN)/papermill notebooks/init.ipynb $$out -r env '$(ENV)'; then status=0; else status=$$?; fi; \
+	echo "executed notebook: $$out"; \
+	[ $$status -ne 0 ] || $(BIN)/python -m abathur_nb archive $$out || status=$$?; exit $$status
 
 lab: $(VENV)/.installed-lab  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks

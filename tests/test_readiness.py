@@ -179,6 +179,9 @@ def test_an_archive_that_was_altered_is_no_evidence_at_all(settings: Settings) -
     record.write_bytes(record.read_bytes().replace(b'"pass"', b'"fail"', 1))
     found = nb.readiness(settings, **SAID)
     assert sum(check.failed for check in found.report.checks) == sum(bool(line.notebook) for line in LINES) + 1
+    answer = answers(found)["Backup directory created"]
+    assert "no run of it is trusted" in answer.observed
+    assert "verify" in answer.remedy, "to run it once more would not help"
 
 
 def test_the_run_of_another_database_is_no_evidence(settings: Settings) -> None:
