@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from faults.alerting import ALERT_SWEEPS, AlertSweep
 from faults.outcomes import Result
 from faults.sweeps import SWEEPS as INITIALIZATIONS
 from faults.sweeps import Sweep
@@ -21,7 +22,7 @@ from faults.tracing import BrokenHarnessError
 
 _HEAD = ("sweep", "faults injected", "struck", "survived", "control (naive): damaged of injected", "verdict")
 _SHOWN = 20
-SWEEPS: Mapping[str, Sweep | ArchiveSweep] = {**INITIALIZATIONS, **TAMPERING_SWEEPS}
+SWEEPS: Mapping[str, Sweep | ArchiveSweep | AlertSweep] = {**INITIALIZATIONS, **TAMPERING_SWEEPS, **ALERT_SWEEPS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

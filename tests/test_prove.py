@@ -40,6 +40,22 @@ def test_every_fault_of_a_sample_is_survived_and_the_control_is_not(sweep: str, 
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
+def test_what_goes_wrong_fires_in_a_real_prometheus_and_resolves(tmp_path: Path) -> None:
+    code, out = prove(tmp_path, "alerts")
+    assert code == 0, out
+    assert [cell.strip() for cell in out.splitlines()[2].split(" | ")[1:]] == ["4", "4", "4", "4 of 4", "ok"]
+
+
+def test_an_alert_that_never_fires_is_found_out(tmp_path: Path) -> None:
+    deaf = (
+        "from dataclasses import replace; from faults import alerting as a; a._TELLS_WITHIN = 8; "
+        "given = a.prometheus_rules; a.prometheus_rules = lambda settings: given(replace(settings, backup_max_age_hours=1e9))"
+    )
+    code, out = prove(tmp_path, program=f"{deaf}; import prove; sys.exit(prove.main(['alerts']))")
+    assert code == 1
+    assert "AbathurBackupOld: it never fired" in out
+
+
 def test_a_naive_initialization_is_found_out(tmp_path: Path) -> None:
     swap = "from faults.initializers import INITIALIZERS as i; i['sound'] = i['naive']"
     code, out = prove(tmp_path, program=f"{swap}; import prove; sys.exit(prove.main(['random', '--sample', '50']))")
