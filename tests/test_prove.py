@@ -49,7 +49,8 @@ def test_what_goes_wrong_fires_in_a_real_prometheus_and_resolves(tmp_path: Path)
 def test_an_alert_that_never_fires_is_found_out(tmp_path: Path) -> None:
     deaf = (
         "from dataclasses import replace; from faults import alerting as a; a._TELLS_WITHIN = 8; "
-        "given = a.prometheus_rules; a.prometheus_rules = lambda settings: given(replace(settings, backup_max_age_hours=1e9))"
+        "given = a.prometheus_rules; "
+        "a.prometheus_rules = lambda settings: given(replace(settings, backup_max_age_hours=1e9))"
     )
     code, out = prove(tmp_path, program=f"{deaf}; import prove; sys.exit(prove.main(['alerts']))")
     assert code == 1

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -183,8 +183,7 @@ class _Host:
 
 
 def _moment(text: str) -> float:
-    # Prometheus tells nanoseconds, and the year 1 for never.
-    return datetime.fromisoformat(f"{text[:19]}+00:00").replace(tzinfo=UTC).timestamp()
+    return datetime.fromisoformat(text).timestamp()  # the year 1 for never
 
 
 @contextmanager
