@@ -12,6 +12,7 @@ from test_backup import content_of
 from test_troubleshoot import check_of, rows_of
 
 import abathur_nb as nb
+from abathur_nb.operate.manifest import list_backups
 from abathur_nb.operate.quarantine import plain, quarantine_dir, value_of
 from abathur_nb.settings import Settings
 
@@ -48,6 +49,7 @@ async def test_once_the_lost_parents_are_back_every_row_stands_as_it_stood(
     assert plan.ok
     assert "1 rows of agents" in check_of(plan, "plan").observed
     (await nb.troubleshoot(database, put_back=quarantine.name, repair=True)).raise_for_failures()
+    assert all(backup.before_a_change for backup in list_backups(database.backup_dir)[0]), "never restored unasked"
     other = nb.resolve("development", db_path=path.with_name("other") / "abathur.db")
     (await nb.initialize_database(other)).raise_for_failures()
     run_sql(other.db_path, *LOST)

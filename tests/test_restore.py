@@ -15,6 +15,7 @@ from damage import untouched
 from test_backup import ADD, content_of, run_sql, taken
 
 import abathur_nb as nb
+from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.operate.manifest import Backup, list_backups
 from abathur_nb.operate.transfer import copy_in
 from abathur_nb.report import Report
@@ -138,6 +139,7 @@ async def test_a_damaged_file_that_a_process_has_open_is_left_and_the_process_na
     assert report.refused
     assert f"PID {pid} (" in observed(report)
     assert backup.path.exists()
+    assert not list(database.db_path.parent.glob("abathur_aside_*"))
     (await nb.restore_database(database, apply=True)).raise_for_failures()
 
 
@@ -203,6 +205,14 @@ async def test_what_is_damaged_foreign_or_unfit_is_refused_and_nothing_changed(
         assert (await nb.restore_database(other, backup=backup.path, from_env="development")).ok
         for absent in ("nothing.db", tmp_path):
             assert (await nb.restore_database(database, backup=absent, apply=True)).refused
+
+
+@pytest.mark.parametrize("fact", ["application_id", "user_version", "bytes"])
+async def test_a_manifest_that_tells_another_number_is_refused(fact: str, database: Settings, backup: Backup) -> None:
+    facts = unsealed(backup.manifest.read_bytes())
+    backup.manifest.write_bytes(sealed({**facts, fact: facts[fact] - 1}))
+    with untouched(database.db_path):
+        assert (await nb.restore_database(database, apply=True)).refused
 
 
 async def test_another_application_s_database_is_never_replaced(database: Settings, backup: Backup) -> None:

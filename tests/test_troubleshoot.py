@@ -33,6 +33,7 @@ from abathur_nb.operate.quarantine import quarantine_dir, read_quarantine
 from abathur_nb.operate.troubleshoot import _run
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
+from abathur_nb.validate import file_checks
 
 # The four faults of the runbook's section 6, each as a careless writer leaves it.
 FAULTS = {
@@ -193,6 +194,16 @@ async def test_seed_memories_that_were_changed_or_deleted_are_put_right_and_acco
     (await nb.troubleshoot(database, repair=True)).raise_for_failures()
     ((file,),) = [list(quarantine_dir(database).iterdir())]
     assert {entry["row"]["value"] for entry in read_quarantine(file)[1]} == {'{"mine": 1}'}
+
+
+@pytest.mark.parametrize("column", ["value", "metadata"])
+async def test_a_seed_memory_whose_json_is_none_is_given_its_own_back(column: str, database: Settings) -> None:
+    before = rows_of(database.db_path)
+    run_sql(database.db_path, *ROWS, f"UPDATE memory_entries SET {column} = 'none'")
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+    assert rows_of(database.db_path)["memory_entries"][:3] == before["memory_entries"]
+    ((file,),) = [list(quarantine_dir(database).iterdir())]
+    assert [entry["row"][column] for entry in read_quarantine(file)[1]] == ["none"] * 4
 
 
 async def test_an_index_that_does_not_agree_with_its_table_is_rebuilt(database: Settings) -> None:
@@ -387,6 +398,19 @@ async def test_a_repair_that_fails_half_way_leaves_the_database_and_no_quarantin
     assert not list(quarantine_dir(database).glob("*"))
     monkeypatch.setattr(shutil, "disk_usage", None)
     assert (await nb.troubleshoot(database, repair=True)).ok
+
+
+async def test_where_the_checks_could_not_run_nothing_is_repaired(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_sql(database.db_path, *ROWS, *FAULTS["indexes"], *FAULTS["JSON columns"])
+    elsewhere = replace(database, db_path=database.db_path.with_name("gone.db"))  # as where the disk fails them
+    monkeypatch.setattr("abathur_nb.operate.diagnosis.file_checks", lambda _: file_checks(elsewhere))
+    with untouched(database.db_path):
+        report = await nb.troubleshoot(database, repair=True)
+    assert report.refused
+    assert "could not run" in check_of(report, "database file").observed
+    assert not database.backup_dir.exists()
 
 
 async def test_a_trigger_is_refused_and_not_set_off(database: Settings) -> None:

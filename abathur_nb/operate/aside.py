@@ -19,9 +19,8 @@ from abathur_nb.evidence.canonical import read_regular, sealed, unsealed, write_
 from abathur_nb.scratch import fsync, make_private_directory
 from abathur_nb.target import journal_of
 
-__all__ = ["complete", "new_folder", "replace_file", "users_of"]
+__all__ = ["complete", "discard", "new_folder", "replace_file", "users_of"]
 
-_DRAFT = "replacement.db"
 _FOLDER = "abathur_aside_"
 
 
@@ -29,7 +28,12 @@ def new_folder(path: Path) -> Path:
     """Make a private directory beside the database for what is moved aside, and return it."""
     moment = datetime.now(UTC)
     folder = path.with_name(f"{_FOLDER}{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}")
-    make_private_directory(folder, owned_as=path.parent)
+    try:
+        make_private_directory(folder, owned_as=path.parent)
+    except BaseException:
+        with suppress(OSError):
+            folder.rmdir()
+        raise
     return folder
 
 
@@ -41,8 +45,8 @@ def replace_file(path: Path, folder: Path, draft: Path) -> list[Path]:
     """
     if users := users_of(path):
         raise BusyError(f"{path} is open in {', '.join(users)}", "stop it, then try again")
-    draft.rename(folder / _DRAFT)
-    fsync(folder / _DRAFT)
+    draft.rename(_draft_in(folder, path))
+    fsync(_draft_in(folder, path))
     fsync(folder)
     write_durably(journal_of(path), sealed({"folder": folder.name}))
     return complete(path)
@@ -61,24 +65,41 @@ def complete(path: Path) -> list[Path]:
     except (OSError, ValueError, KeyError) as error:
         remedy = f"see what stands in {quote(str(path.parent))}, put it right by hand, then remove {journal.name}"
         raise RefusedError(f"{journal} can't be read: {error}", remedy) from None
-    draft = folder / _DRAFT
-    if not _is_same(path, draft):
+    draft = _draft_in(folder, path)
+    # Without a draft only the journal is left to be removed: what stands there then is the new database.
+    if draft.exists() and not _is_same(path, draft):
+        taken = RefusedError(
+            f"another file took the name {path} meanwhile",
+            f"see what it is, move it away, then run this again: {quote(str(path))}",
+        )
+        if os.path.lexists(path) and os.path.lexists(folder / path.name):
+            raise taken
         for name in (f"{path}{suffix}" for suffix in (*SIDE_FILES, "")):
             with suppress(FileNotFoundError):
-                os.rename(name, folder / Path(name).name)  # noqa: PTH104
+                os.rename(name, _free(folder / Path(name).name))  # noqa: PTH104
         fsync(folder)
         fsync(path.parent)
-        if draft.exists():
-            try:
-                os.link(draft, path)
-            except FileExistsError:
-                remedy = f"see what it is, move it away, then run this again: {quote(str(path))}"
-                raise RefusedError(f"another file took the name {path} meanwhile", remedy) from None
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            raise taken from None
     fsync(path.parent)
     draft.unlink(missing_ok=True)
     journal.unlink()
     fsync(path.parent)
     return sorted(folder.iterdir())
+
+
+def _draft_in(folder: Path, path: Path) -> Path:
+    """Return where the new database waits, under a name that nothing has that is moved beside it."""
+    return folder / f"new.{path.name}"
+
+
+def _free(path: Path) -> Path:
+    """Return a name that nothing has: a rename would replace what was moved there before this was killed."""
+    while os.path.lexists(path):
+        path = path.with_name(f"{path.name}+")
+    return path
 
 
 def _is_same(path: Path, draft: Path) -> bool:
@@ -88,9 +109,11 @@ def _is_same(path: Path, draft: Path) -> bool:
         return False
 
 
-def discard(folder: Path) -> None:
-    """Remove a folder into which nothing was moved."""
-    if not any(entry.name != _DRAFT for entry in folder.iterdir()):
+def discard(folder: Path, path: Path) -> None:
+    """Remove a folder into which nothing of the database at ``path`` was moved, nor will be by a journal."""
+    if not os.path.lexists(journal_of(path)) and not any(
+        entry.name.startswith(path.name) for entry in folder.iterdir()
+    ):
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -128,6 +128,7 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
     """
     folder = settings.backup_dir
     make_private_directory(folder, owned_as=settings.db_path.parent)
+    sweep(folder)
     with scratch_directory(folder, "backup") as scratch:
         draft = scratch / "copy.db"
         async with connect(settings.db_path, settings=settings) as conn:

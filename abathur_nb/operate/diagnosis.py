@@ -59,6 +59,8 @@ async def diagnose(settings: Settings) -> Diagnosis:
         return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
     first = Look.at_files(path)
     checks = await file_checks(settings)
+    if checks[0].status == "error":  # none of them could run, and what is found without them would be a part only
+        return Diagnosis(checks, refused=True)
     try:
         async with connect(path, settings=settings) as conn:
             await add_functions(conn)

@@ -31,7 +31,7 @@ __all__ = [
 
 MANIFEST = ".manifest.json"  # behind the name of the backup
 # Taken before something replaces or repairs a database: what stood there then is, as a rule, not wanted back.
-BEFORE_A_CHANGE = ("pre_repair", "pre_restore", "pre_rollback")
+BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback")
 NAME = re.compile(r"abathur_([a-z][a-z0-9_]{0,40})_(\d{8}_\d{6}_\d{3})\.db(\.zst)?")
 _FORMAT = 1
 _CHUNK = 2**20  # bytes
@@ -188,7 +188,7 @@ def unpack(backup: Backup, scratch: Path) -> Path:
             f"{backup.path} cannot be read: {error.strerror}", "see to the disk, or take another"
         ) from None
     wanted = backup.facts["sha256_of_file"]
-    if found != wanted:
+    if (found, size) != (wanted, backup.facts["bytes"]):
         size_told = (
             f"{size:,} bytes of {backup.facts['bytes']:,}, sha256 {found[:12]}… where {wanted[:12]}… was written"
         )

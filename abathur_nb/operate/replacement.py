@@ -1,10 +1,9 @@
 """Replacing what a database holds: keep what stands there, write the new content, prove that it stands there."""
 
-import shutil
 from pathlib import Path
 
 from abathur_nb.connection import connect
-from abathur_nb.operate.aside import complete, new_folder, replace_file
+from abathur_nb.operate.aside import complete, discard, new_folder, replace_file
 from abathur_nb.operate.backup import back_up
 from abathur_nb.operate.content import Content, difference, read_content
 from abathur_nb.operate.standing import Standing
@@ -72,8 +71,7 @@ async def replace_database(
             await _copy(source, draft, path.parent)
             moved = replace_file(path, folder, draft)
         except BaseException:
-            if not any(entry.name != "draft.db" for entry in folder.iterdir()):
-                shutil.rmtree(folder, ignore_errors=True)  # nothing was moved into it
+            discard(folder, path)
             raise
         observed = f"{folder}: {', '.join(entry.name for entry in moved)}"
         checks.append(Check("what stood there", "pass", expected="moved aside, as it was", observed=observed))

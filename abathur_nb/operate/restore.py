@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from abathur_nb.connection import explain_error
+from abathur_nb.connection import explain_error, pragma
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.operate.backup import prove
@@ -108,9 +108,13 @@ async def proven_source(backup: Backup, settings: Settings) -> AsyncIterator[Pat
         source = await asyncio.to_thread(unpack, backup, scratch)
         async with open_copy(source) as conn:
             content = await read_content(conn)
+            ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
+        told = [f"{name} {value}" for name, value in ids.items() if value != backup.facts[name]]
         if content != backup.content:
-            observed = f"{backup.path} holds something else than its manifest says: "
-            raise RefusedError(observed + difference(backup.content, content), "choose another backup")
+            told.append(difference(backup.content, content))
+        if told:
+            observed = f"{backup.path} holds something else than its manifest says: {', '.join(told)}"
+            raise RefusedError(observed, "choose another backup")
         yield source
 
 

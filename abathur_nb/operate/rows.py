@@ -112,10 +112,11 @@ async def broken_references(conn: aiosqlite.Connection) -> list[tuple[Change, in
     return await _counted(conn, changes)
 
 
-async def broken_json(conn: aiosqlite.Connection) -> list[tuple[Change, int]]:
+async def broken_json(conn: aiosqlite.Connection, besides: Iterable[Change]) -> list[tuple[Change, int]]:
     """Return what mends JSON columns that hold no JSON, or JSON that the store can't read. Read-only.
 
-    ``conn`` must have the functions of `limits`.
+    What one of the changes ``besides`` gives another value to is left to it. ``conn`` must have the functions of
+    `limits`.
     """
     changes = []
     for table in expected_tables():
@@ -126,7 +127,9 @@ async def broken_json(conn: aiosqlite.Connection) -> list[tuple[Change, int]]:
             unreadable = f"CASE WHEN {IS_UTF8.format(column)} THEN {FAULT.format(column)} <> '' ELSE 1 END"
             # A comparison within a CASE is evaluated in order: only JSON is held against the limits.
             beyond = f"CASE WHEN {rule} THEN {column} IS NOT NULL AND {unreadable} ELSE 0 END"
-            changes += [Change(table, where + _staying(table), column, empty) for where in (f"NOT ({rule})", beyond)]
+            others = [f" AND NOT ({c.where})" for c in besides if (c.table, c.column) == (table, column)]
+            rest = "".join((_staying(table), *others))
+            changes += [Change(table, where + rest, column, empty) for where in (f"NOT ({rule})", beyond)]
     return await _counted(conn, changes)
 
 

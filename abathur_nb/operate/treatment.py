@@ -130,11 +130,12 @@ async def _treat_tables(
         obstacles += in_the_way
     incomplete = [table for table in tables.altered if await lacking(conn, table)]
     if not incomplete:
-        json = await broken_json(conn) if any(name in failing for name in _JSON) else []
-        references = await broken_references(conn) if "foreign keys" in failing else []
         seeds = await _seeds(conn, failing, found)
+        spoilt = any(name in failing for name in _JSON)
+        json = await broken_json(conn, [change for change, _ in seeds]) if spoilt else []
+        references = await broken_references(conn) if "foreign keys" in failing else []
         found.changes += [*json, *seeds, *references]
-        found.remedies |= dict.fromkeys([name for name in _JSON if name in failing and json], REPAIR)
+        found.remedies |= dict.fromkeys([name for name in _JSON if name in failing and (json or seeds)], REPAIR)
         found.remedies |= {"foreign keys": REPAIR} if references else {}
     done = [table for table, steps in rebuilds.items() if steps]
     found.steps = [*(step for table in done for step in rebuilds[table]), *found.steps]

@@ -1,0 +1,65 @@
+"""A damaged file is replaced whole: going on after a kill takes nothing for old that is new, and loses nothing."""
+
+from pathlib import Path
+
+import pytest
+from damage import untouched
+from test_backup import content_of, taken
+
+import abathur_nb as nb
+from abathur_nb.evidence.canonical import sealed
+from abathur_nb.operate.aside import complete, new_folder
+from abathur_nb.settings import Settings
+from abathur_nb.target import journal_of
+
+
+@pytest.fixture
+def begun(database: Settings) -> Path:
+    """Return the folder of a replacement whose journal is written, and nothing else is done."""
+    folder = new_folder(database.db_path)
+    (folder / "new.abathur.db").write_bytes(b"the new one")
+    journal_of(database.db_path).write_bytes(sealed({"folder": folder.name}))
+    for suffix in ("-wal", "-shm"):
+        Path(f"{database.db_path}{suffix}").unlink(missing_ok=True)
+    return folder
+
+
+def test_killed_after_its_last_move_it_leaves_the_new_database(begun: Path, database: Settings) -> None:
+    (begun / "new.abathur.db").unlink()
+    (begun / "abathur.db").write_bytes(b"the old one")
+    with untouched(database.db_path):
+        complete(database.db_path)
+    assert (begun / "abathur.db").read_bytes() == b"the old one"
+    assert not journal_of(database.db_path).exists()
+
+
+def test_what_took_the_name_meanwhile_is_left_and_refused(begun: Path, database: Settings) -> None:
+    (begun / "abathur.db").write_bytes(b"the old one")
+    with untouched(database.db_path), pytest.raises(nb.RefusedError, match="another file took the name"):
+        complete(database.db_path)
+    assert (begun / "abathur.db").read_bytes() == b"the old one"
+    assert journal_of(database.db_path).exists()
+
+
+def test_a_log_that_was_moved_is_kept_beside_one_that_was_made_since(begun: Path, database: Settings) -> None:
+    (begun / "abathur.db-wal").write_bytes(b"rows")
+    Path(f"{database.db_path}-wal").write_bytes(b"made since")
+    old = database.db_path.read_bytes()
+    complete(database.db_path)
+    assert database.db_path.read_bytes() == b"the new one"
+    kept = {path.name: path.read_bytes() for path in begun.iterdir()}
+    assert kept == {"abathur.db": old, "abathur.db-wal": b"rows", "abathur.db-wal+": b"made since"}
+
+
+@pytest.mark.parametrize("name", ["abathur.db", "draft.db", "replacement.db"])
+async def test_no_name_of_a_database_is_one_of_its_replacement_s_own(name: str, tmp_path: Path) -> None:
+    settings = nb.resolve("development", db_path=tmp_path / "data" / name)
+    (await nb.initialize_database(settings)).raise_for_failures()
+    backup = await taken(settings)
+    for suffix in ("-wal", "-shm"):
+        Path(f"{settings.db_path}{suffix}").unlink(missing_ok=True)
+    settings.db_path.write_bytes(b"damaged" * 1000)
+    (await nb.restore_database(settings, apply=True)).raise_for_failures()
+    assert await content_of(settings) == backup.content
+    ((folder,),) = [list(settings.db_path.parent.glob("abathur_aside_*"))]
+    assert [path.read_bytes() for path in folder.iterdir()] == [b"damaged" * 1000]
