@@ -16,14 +16,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, closing, contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter_ns
 from typing import Any
+from unittest.mock import patch
 
 import aiosqlite
 import nbformat
@@ -34,6 +35,9 @@ from abathur_nb import synthetic
 from abathur_nb.connection import connect, connection_pragmas
 from abathur_nb.evidence.execution import execute
 from abathur_nb.evidence.source import prepared, read_source
+from abathur_nb.operate.backup import back_up, prove
+from abathur_nb.operate.content import Content
+from abathur_nb.scratch import fsync
 from abathur_nb.sql import DATA, DDL_FILES, SEED_FILE, statements
 from abathur_nb.workloads import one_cpu
 
@@ -368,6 +372,65 @@ def validate(place: Path) -> Sides:
     return asyncio.run(measure())
 
 
+def backing_up(place: Path) -> Sides:
+    """Time a backup without digests and proof, and the bare backup API; both force the copy to the disk."""
+    count = iter(range(1000))
+
+    async def measure() -> Sides:
+        async with filled(place, 100_000) as settings:
+
+            async def undigested(*_: object, **__: object) -> Content:
+                return Content("", "", {})
+
+            async def unproven(*_: object) -> dict[str, object]:
+                return {"at": "", "restored_s": 0.0, "validated_s": 0.0, "findings": []}
+
+            async def ours() -> list[int]:
+                with patch.multiple("abathur_nb.operate.backup", read_content=undigested, prove=unproven):
+                    found = await timed_await(lambda: back_up(settings, reason="bench"))
+                shutil.rmtree(settings.backup_dir)
+                return [found]
+
+            def copy(path: Path) -> None:
+                with plain(settings, mode="ro") as conn, closing(sqlite3.connect(path)) as target:
+                    conn.backup(target)
+                fsync(path)
+
+            async def theirs() -> list[int]:
+                path = place / f"copy-{next(count)}.db"
+                found = timed(lambda: copy(path))
+                path.unlink()
+                return [found]
+
+            return await alternate_async(ours, theirs, blocks=9)
+
+    return asyncio.run(measure())
+
+
+def proving(place: Path) -> Sides:
+    """Time the proof of a backup, and integrity_check alone of the same file."""
+
+    async def measure() -> Sides:
+        async with filled(place, 100_000) as settings:
+            with redirect_stdout(sys.stderr):  # the progress bar is no row of the table
+                backup, _ = await back_up(settings, reason="bench")
+
+            async def ours() -> list[int]:
+                with tempfile.TemporaryDirectory(dir=place) as scratch:
+                    return [await timed_await(lambda: prove(settings, backup, Path(scratch)))]
+
+            async def theirs() -> list[int]:
+                def check() -> None:
+                    with plain(replace(settings, db_path=backup.path), mode="ro") as conn:
+                        conn.execute("PRAGMA integrity_check").fetchall()
+
+                return [timed(check)]
+
+            return await alternate_async(ours, theirs, blocks=9)
+
+    return asyncio.run(measure())
+
+
 def imports(place: Path) -> Sides:
     """Time a Python that imports abathur_nb, and one that imports aiosqlite."""
 
@@ -444,6 +507,8 @@ ROWS = (
     Row("add_memory with its audit row / plain sqlite3", 2, add_memory, pinned=True),
     Row("get_memory p99 at 1,000,000 / at 1,000 memories", 1.5, growth, statistic=p99, pinned=True),
     Row("validate_database at 100,000 / integrity and foreign keys alone", 1.25, validate),
+    Row("backup without digest and proof / the bare backup API", 1.5, backing_up),
+    Row("the proof of a backup / integrity_check of the same file", 3, proving),
     Row("import abathur_nb / import aiosqlite", 3, imports),
     Row("validate.ipynb with its record / without", 1.1, recording),
     Row("the runner, no page, no signature / plain papermill, validate.ipynb", 1, lambda _: runs_of_both()),
