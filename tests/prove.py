@@ -1,7 +1,8 @@
 """Inject every fault, tamper in every way with an archive, print one table: ``python tests/prove.py [SWEEP …]``.
 
-The control of each sweep is a naive initialization, statement by statement at the final path, or a naive look at an
-archive: a harness that does no harm to half of those proves nothing, and is called broken.
+The control of each sweep is a naive way to do or to find the same, such as an initialization statement by statement at
+the final path, ``cp`` in place of a backup, or a look at an archive's sizes: a harness that does no harm to enough of
+those, as a rule to half, proves nothing, and is called broken.
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""The fault sweeps of initialize_database: a victim that may be killed, strace, the judge, the sweeps."""
+"""The sweeps: what is struck, killed, damaged or looked at, by what, and the judges of what came of it."""

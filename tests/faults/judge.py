@@ -11,6 +11,7 @@ from typing import Literal
 
 from abathur_nb.settings import resolve
 from abathur_nb.validate import validate_database
+from faults.initializers import INITIALIZERS
 from faults.place import Place
 from faults.victim import Ending, Victim
 
@@ -59,7 +60,7 @@ def after_a_second_run(place: Place) -> str:
 
 def run_undisturbed(place: Place, label: str) -> Ending:
     """Run one initialization undisturbed."""
-    victim = Victim("sound", place, label)
+    victim = Victim(INITIALIZERS["sound"], place, label)
     victim.at_gate()
     victim.gate.open()
     return victim.reap()

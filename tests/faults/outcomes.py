@@ -23,7 +23,10 @@ Planner = Callable[[str, int, int, Path], list[Experiment]]
 
 @dataclass(slots=True)
 class Result:
-    """Count the outcomes of one sweep and of its control, and judge them."""
+    """Count the outcomes of one sweep and of its control, and judge them.
+
+    ``blunt`` is the share of the control that may be damaged at most where the harness proves nothing.
+    """
 
     title: str
     injected: int = 0
@@ -33,6 +36,7 @@ class Result:
     harms: list[str] = field(default_factory=list)
     control: int = 0
     control_damaged: int = 0
+    blunt: float = 0.5
     seconds: float = 0.0
 
     @property
@@ -40,5 +44,5 @@ class Result:
         """Say ``ok``, ``FAILED``, or that the harness proves nothing."""
         if self.harms:
             return "FAILED"
-        sharp = self.control_damaged * 2 > self.control
+        sharp = self.control_damaged > self.control * self.blunt
         return "ok" if sharp and self.struck == self.injected > 0 else "BROKEN HARNESS"

@@ -1,6 +1,7 @@
 """The sweeps: each does the same to what must survive it and, as its control, to what will not.
 
-Five strike initialize_database and the naive initialization, one the runner and plain papermill.
+Five strike initialize_database and the naive initialization; ten strike what operates a database, and five try that on
+spoilt, busy and sound ones; one strikes the runner and plain papermill.
 """
 
 import asyncio
@@ -19,11 +20,18 @@ from select import select
 
 from tqdm import tqdm
 
-from faults.initializers import sound
+from faults.alarms import good_databases
+from faults.backups import hot_backups
+from faults.initializers import INITIALIZERS, sound
 from faults.judge import after_a_second_run, false_success, state
+from faults.mutations import schema_mutations
+from faults.operations import OPERATIONS
 from faults.outcomes import Experiment, Outcome, Planner, Result
 from faults.place import Place
+from faults.restores import crowded_restores
 from faults.runs import kills_of_runs
+from faults.spoiling import damaged_backups
+from faults.strikes import strikes
 from faults.tracing import BrokenHarnessError, Call, mutating_calls, strike
 from faults.victim import Ending, Gate, Victim
 
@@ -38,15 +46,19 @@ _ATTEMPTS = 50
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Name a sweep and make its experiments; ``racers`` processes take part in each, where that is to be told."""
+    """Name a sweep and make its experiments; ``racers`` processes take part in each, where that is to be told.
+
+    Over the share ``blunt`` of the control must come to harm.
+    """
 
     title: str
     plan: Planner
     racers: int = 0
+    blunt: float = 0.5
 
     def run(self, folder: Path, every: int, seed: int) -> Result:
         """Run every n-th experiment, first on what must survive it, then on the control."""
-        result, started = Result(self.title), time.monotonic()
+        result, started = Result(self.title, blunt=self.blunt), time.monotonic()
         _warm_up(Place(folder / "warm-up"))
         for outcome in self._outcomes("sound", folder, every, seed):
             result.experiments += 1
@@ -117,7 +129,7 @@ def _harm(name: str, place: Place, ending: Ending) -> str:
 def _random_kills(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
     lifetimes = []
     for n in range(20):
-        victim = Victim(name, Place(folder / f"calibrate-{name}-{n}"), "first")
+        victim = Victim(INITIALIZERS[name], Place(folder / f"calibrate-{name}-{n}"), "first")
         victim.at_gate()
         opened = victim.gate.open()
         victim.reap()
@@ -131,7 +143,7 @@ def _kill_at_random(name: str, lifetime: float, seed: str, folder: Path) -> Outc
     random = Random(seed)  # noqa: S311 - to be repeatable
     for attempt in range(_ATTEMPTS):
         place, moment = Place(folder / str(attempt)), random.uniform(0, lifetime)
-        victim = Victim(name, place, "first")
+        victim = Victim(INITIALIZERS[name], place, "first")
         victim.at_gate()
         victim.gate.open()
         if not victim.ended_within(moment):
@@ -161,7 +173,7 @@ def _races(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
 def _line_up(name: str, place: Place) -> tuple[list[Victim], Gate]:
     gate = Gate()
     # Nice, so that the killer comes in time.
-    racers = [Victim(name, place, f"racer-{n}", gate=gate, nice=5) for n in range(_RACERS)]
+    racers = [Victim(INITIALIZERS[name], place, f"racer-{n}", gate=gate, nice=5) for n in range(_RACERS)]
     for racer in racers:
         racer.at_gate()
     return racers, gate
@@ -223,5 +235,16 @@ SWEEPS = {
     "race": Sweep(f"racing processes, {_RACERS} at once, half of them killed", _races, _RACERS),
     "enospc": Sweep("ENOSPC at each mutating call", partial(_at_each_call, "error=ENOSPC")),
     "eio": Sweep("EIO at each mutating call", partial(_at_each_call, "error=EIO")),
+    **{
+        f"{word}-{name}": Sweep(f"{what} at each mutating call, {operation.title}", strikes(name, effect))
+        for word, what, effect in (("kill", "SIGKILL", _KILL), ("full", "ENOSPC", "error=ENOSPC"))
+        for name, operation in OPERATIONS.items()
+    },
+    "hot": Sweep("backups beside a hot writer", hot_backups, blunt=0.3),
+    "crowded": Sweep("restores beside a stale log and open readers", crowded_restores),
+    "spoilt": Sweep("a backup damaged in one place", damaged_backups),
+    "mutated": Sweep("an object of the schema changed", schema_mutations),
+    # The control must be alarmed each time.
+    "good": Sweep("good databases, none of which may raise an alarm", good_databases, blunt=0.99),
     "runs": Sweep("runs killed at random moments", kills_of_runs),
 }

@@ -8,11 +8,12 @@ from itertools import count
 from pathlib import Path
 from typing import IO
 
+from faults.initializers import INITIALIZERS
 from faults.judge import run_undisturbed, state
 from faults.place import Place
 from faults.victim import Ending, Victim
 
-__all__ = ["BrokenHarnessError", "Call", "mutating_calls", "strike"]
+__all__ = ["BrokenHarnessError", "Call", "Tracer", "calls_within", "injected_within", "mutating_calls", "strike"]
 
 # Those that change a file or a directory, or open one: whether an open creates can't be told from its name. `?`: not
 # every machine has each of them.
@@ -50,9 +51,10 @@ class Tracer:
     On that one alone, because `when=` counts for each thread anew: with `-f` a fault could not be aimed at the second.
     """
 
-    def __init__(self, thread_id: int, place: Place, fault: str = "") -> None:
+    def __init__(self, thread_id: int, place: Place, fault: str = "", *, everywhere: bool = False) -> None:
         self._log = place.root / "strace"
-        filters = [option for path in place.paths for option in ("-P", str(path))]
+        # Where the paths are not known beforehand, each call tells them.
+        filters = ["-y"] if everywhere else [option for path in place.paths for option in ("-P", str(path))]
         faults = ["-e", f"inject={fault}"] if fault else []
         self._process = subprocess.Popen(
             ["strace", "-p", str(thread_id), "-o", self._log, "-s", "0", "-e", f"trace={_TRACED}", *faults, *filters],
@@ -101,12 +103,24 @@ def strike(name: str, place: Place, call: Call, effect: str) -> tuple[Ending, bo
     return ending, injected == [call]
 
 
+def calls_within(log: str, thread: int, folder: Path) -> list[Call]:
+    """Return those calls of a trace of paths that change something in ``folder``, each with its number among all."""
+    reads = re.compile(r"\bopen\w*\(.*O_RDONLY(?!.*O_CREAT)")
+    pairs = zip(_calls(log, thread, again=False), _lines(log), strict=True)
+    return [call for call, line in pairs if str(folder) in line and not reads.search(line)]
+
+
+def injected_within(log: str, folder: Path) -> bool:
+    """Tell whether the one fault of a trace struck a call on ``folder``."""
+    return [str(folder) in line for line in _lines(log) if line.endswith("(INJECTED)")] == [True]
+
+
 def _traced(name: str, place: Place, thread: int, again: bool, fault: str = "") -> tuple[Ending, str | None]:
     """Run one initialization, one thread of it traced; return its end and the trace, None without such a thread."""
     if again:
         run_undisturbed(place, "predecessor")
         place.make_leftover()
-    victim = Victim(name, place, "first", thread=thread)
+    victim = Victim(INITIALIZERS[name], place, "first", thread=thread)
     try:
         thread_id = victim.at_gate()
         tracer = Tracer(thread_id, place, fault) if thread_id else None

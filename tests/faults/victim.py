@@ -1,4 +1,4 @@
-"""A process that runs one initialization and may be killed at any moment.
+"""A process that does one thing to a database and may be killed at any moment.
 
 It is forked from a warm parent, since starting Python and importing the package takes ten times as long as the
 initialization itself. What it does is what a script of three lines would do: run, print the report as JSON, exit with
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from faults.initializers import INITIALIZERS, Initializer
+from faults.initializers import Initializer
 from faults.place import TOKEN, Place
 
 __all__ = ["Ending", "Gate", "Victim"]
@@ -35,7 +35,14 @@ class Victim:
     """Hold a forked process that waits at its gate, and what it said when it ended."""
 
     def __init__(
-        self, name: str, place: Place, label: str, *, thread: int = 0, gate: "Gate | None" = None, nice: int = 0
+        self,
+        act: Initializer,
+        place: Place,
+        label: str,
+        *,
+        thread: int = 0,
+        gate: "Gate | None" = None,
+        nice: int = 0,
     ) -> None:
         self.place, self.label = place, label
         self.gate = gate or Gate()
@@ -46,7 +53,7 @@ class Victim:
             try:
                 os.close(self._ready)
                 os.nice(nice)
-                self._live(INITIALIZERS[name], thread, ready)
+                self._live(act, thread, ready)
             finally:
                 os._exit(70)
         os.close(ready)
@@ -68,7 +75,7 @@ class Victim:
             result = asyncio.run(initialize(self.place.db))
             sys.stdout.write(json.dumps(result))
             code = not result["ok"]
-            for thread_left in threading.enumerate()[1:]:
+            for thread_left in [thread for thread in threading.enumerate()[1:] if not thread.daemon]:
                 thread_left.join(_PATIENCE / 2)  # as Python does at its exit, without end
                 if thread_left.is_alive():
                     sys.stderr.write(f"would never have exited: {thread_left}")

@@ -1,0 +1,190 @@
+"""Good databases, each with another past: neither validate nor troubleshoot may raise an alarm, be it a warning.
+
+The control are the same databases with one fault each: there both must.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from damage import MEMORY, ROWS, run_sql
+
+import abathur_nb as nb
+from abathur_nb import synthetic
+from abathur_nb.connection import connect
+from abathur_nb.operate.quarantine import quarantine_dir
+from abathur_nb.settings import Settings
+from faults.contents import settings_of
+from faults.outcomes import Experiment, Outcome
+
+__all__ = ["good_databases"]
+
+_DATABASES = 100
+_Deed = Callable[[Settings, Random], Awaitable[None]]
+
+
+def good_databases(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
+    """Return the experiments: each makes a database, does to it what is drawn, and asks whether all is well."""
+    del folder
+    return [partial(_look_at, name, f"{seed}-{n}") for n in range(seed % every, _DATABASES, every)]
+
+
+def _look_at(name: str, seed: str, folder: Path) -> Outcome:
+    random = Random(seed)  # noqa: S311 - to be repeatable
+    settings = settings_of(folder / "data" / "abathur.db")
+    deeds = random.sample(_DEEDS, random.randrange(6))
+    asyncio.run(_live(settings, deeds, random))
+    if name == "naive":
+        run_sql(settings.db_path, random.choice(_FAULTS))
+    reports = asyncio.run(nb.validate_database(settings)), asyncio.run(nb.troubleshoot(settings))
+    alarms = [
+        [f"{report.title}: {c.name}: {c.observed}" for c in report.checks if c.status not in ("pass", "skip")]
+        for report in reports
+    ]
+    alarmed = any(alarms) if name == "sound" else all(alarms)
+    past = ", ".join(deed.__name__.strip("_") for deed in deeds) or "nothing"
+    told = "; ".join(line for lines in alarms for line in lines)
+    return Outcome(1, 1, f"{seed}, after {past}: {told}" if alarmed else "")
+
+
+async def _live(settings: Settings, deeds: list[_Deed], random: Random) -> None:
+    (await nb.initialize_database(settings)).raise_for_failures()
+    for deed in deeds:
+        await deed(settings, random)
+
+
+# --- what a good database may have been through
+
+
+async def _fill(settings: Settings, random: Random) -> None:
+    async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+        await synthetic.fill(conn, random.choice((1, 10, 100, 900)))
+
+
+async def _write_rows(settings: Settings, _: Random) -> None:
+    run_sql(settings.db_path, *(row.replace("INSERT", "INSERT OR IGNORE") for row in ROWS))
+
+
+async def _remember(settings: Settings, random: Random) -> None:
+    """Write versions of memories, delete some, begin some anew."""
+    async with nb.Database.open(settings) as db:
+        for number in range(random.randrange(1, 20)):
+            place = (f"user:{random.randrange(10**9)}", f"é{number}\U0001f600")
+            await db.memory.add_memory(*place, {"a": [None, 1e300, "\u2028"]}, "episodic", "me")
+            for version in range(random.randrange(12)):
+                await db.memory.update_memory(*place, [version], "me")
+            if random.random() < 0.5:
+                await db.memory.delete_memory(*place)
+            if random.random() < 0.2 and await db.memory.get_memory(*place) is None:
+                await db.memory.add_memory(*place, [], "semantic", None)
+
+
+async def _converse(settings: Settings, random: Random) -> None:
+    async with nb.Database.open(settings) as db:
+        for _ in range(random.randrange(1, 10)):
+            session = f"s-{random.randrange(10**9)}"
+            await db.sessions.create_session(session, "app", "alice", initial_state={"k": 1})
+            for number in range(random.randrange(20)):
+                await db.sessions.append_event(session, {"n": number, "text": "x" * 500}, {"k": number})
+            if random.random() < 0.5:
+                await db.sessions.terminate_session(session)
+
+
+async def _change_seeds(settings: Settings, _: Random) -> None:
+    async with nb.Database.open(settings) as db:
+        await db.memory.update_memory("app:abathur:defaults", "user_preference_template", {"mine": 1}, "me")
+
+
+async def _forget(settings: Settings, _: Random) -> None:
+    """Delete rows, so that pages are free."""
+    run_sql(settings.db_path, "DELETE FROM metrics", "DELETE FROM checkpoints", "DELETE FROM document_index")
+
+
+async def _expire(settings: Settings, _: Random) -> None:
+    async with nb.Database.open(settings) as db:
+        await db.memory.cleanup_expired_memories(0)
+
+
+async def _analyze(settings: Settings, _: Random) -> None:
+    run_sql(settings.db_path, "ANALYZE", "PRAGMA optimize")
+
+
+async def _vacuum(settings: Settings, _: Random) -> None:
+    run_sql(settings.db_path, "VACUUM")
+
+
+async def _leave_log(settings: Settings, random: Random) -> None:
+    """Write what stays in the log: of the connection that is closed last none would be left."""
+    path = settings.db_path
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute(MEMORY.replace("'k'", f"'logged-{random.randrange(10**9)}'"))
+        conn.commit()
+        log = Path(f"{path}-wal").read_bytes()
+    Path(f"{path}-wal").write_bytes(log)
+    Path(f"{path}-wal").chmod(0o600)
+
+
+async def _back_up(settings: Settings, random: Random) -> None:
+    (await nb.backup_database(settings, compress=random.random() < 0.3)).raise_for_failures()
+
+
+async def _restore(settings: Settings, random: Random) -> None:
+    await _back_up(settings, random)
+    await _remember(settings, random)
+    (await nb.restore_database(settings, apply=True)).raise_for_failures()
+
+
+async def _begin_anew(settings: Settings, _: Random) -> None:
+    (await nb.roll_back(settings, apply=True)).raise_for_failures()
+
+
+async def _repair(settings: Settings, random: Random) -> None:
+    run_sql(settings.db_path, random.choice(_FAULTS))
+    (await nb.troubleshoot(settings, repair=True)).raise_for_failures()
+
+
+async def _put_back(settings: Settings, _: Random) -> None:
+    run_sql(settings.db_path, _LOST)
+    (await nb.troubleshoot(settings, repair=True)).raise_for_failures()
+    run_sql(settings.db_path, "INSERT OR IGNORE INTO tasks (id, prompt) VALUES ('lost', 'p')")
+    newest = max(quarantine_dir(settings).iterdir())
+    (await nb.troubleshoot(settings, put_back=newest, repair=True)).raise_for_failures()
+
+
+async def _leave_aside(settings: Settings, random: Random) -> None:
+    """Restore in place of a file that is damaged, which is moved aside."""
+    await _back_up(settings, random)
+    for suffix in ("-wal", "-shm"):
+        Path(f"{settings.db_path}{suffix}").unlink(missing_ok=True)
+    settings.db_path.write_bytes(b"damaged" * 1000)
+    (await nb.restore_database(settings, apply=True)).raise_for_failures()
+
+
+async def _initialize_again(settings: Settings, _: Random) -> None:
+    (await nb.initialize_database(settings)).raise_for_failures()
+
+
+_DEEDS: tuple[_Deed, ...] = (
+    *(_fill, _write_rows, _remember, _converse, _change_seeds, _forget, _expire, _analyze, _vacuum, _leave_log),
+    *(_back_up, _restore, _begin_anew, _repair, _put_back, _leave_aside, _initialize_again),
+)
+
+# --- what a broken one has
+
+_LOST = "INSERT INTO checkpoints (task_id, iteration, state) VALUES ('lost', 0, '{}')"
+_FAULTS = (
+    _LOST,
+    "INSERT INTO tasks (id, prompt, input_data) VALUES ('bad', 'p', 'no json')",
+    "INSERT INTO agents (id, name, specialization, task_id, model) VALUES ('bad', 'n', 's', 'lost', 'm')",
+    "UPDATE memory_entries SET metadata = '[]' WHERE id = 1",
+    "UPDATE memory_entries SET value = '{\"theirs\": 1}' WHERE version = 1 AND key = 'default_workflow'",
+    "DELETE FROM memory_entries WHERE version = 1 AND key = 'memory_lifecycle_policies'",
+    "DROP INDEX idx_agents_session",
+    "CREATE INDEX idx_of_theirs ON audit (result)",
+    "ALTER TABLE audit ADD COLUMN of_theirs",
+    "PRAGMA journal_mode = DELETE",
+)

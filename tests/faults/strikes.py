@@ -1,0 +1,150 @@
+"""An operation killed, or refused by a full disk, at each of its mutating calls.
+
+At every moment the old state stands there, or the new one; of the old one nothing is lost; a rerun completes.
+"""
+
+import shutil
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+from abathur_nb.operate.content import Content
+from abathur_nb.operate.manifest import list_backups, unpack
+from abathur_nb.target import journal_of
+from faults.contents import content_of, first_backup, settings_of
+from faults.operations import OPERATIONS, prepare
+from faults.outcomes import Experiment, Outcome, Planner
+from faults.place import Place
+from faults.tracing import BrokenHarnessError, Call, Tracer, calls_within, injected_within
+from faults.victim import Ending, Victim
+
+__all__ = ["strikes"]
+
+_ATTEMPTS = 10
+
+
+def strikes(operation: str, effect: str) -> Planner:
+    """Return what plans a fault at each mutating call of an operation."""
+    return partial(_at_each_call, operation, effect)
+
+
+def _at_each_call(operation: str, effect: str, name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
+    template = folder / f"template-{name}"
+    OPERATIONS[operation].spoil(prepare(template / "data" / "abathur.db"))
+    calls = _calls(operation, name, template, folder)
+    chosen = calls[seed % every :: every]
+    return [partial(_fault_at, operation, name, effect, template, call, _rank(call, calls)) for call in chosen]
+
+
+def _rank(call: Call, calls: list[Call]) -> int:
+    """Return how many of its kind in its thread come before a call, those left out that are on other paths."""
+    return [other for other in calls if (other.thread, other.name) == (call.thread, call.name)].index(call)
+
+
+def _calls(operation: str, name: str, template: Path, folder: Path) -> list[Call]:
+    """Trace an operation that nothing disturbs, once for each of its threads; return its calls in order."""
+    calls: list[Call] = []
+    for thread in count():
+        place = _place(folder / f"traced-{name}-{thread}", template)
+        ending, log = _traced(operation, name, place, thread)
+        if not ending.ok or (name == "sound" and not OPERATIONS[operation].is_done(settings_of(place.db))):
+            raise BrokenHarnessError(f"{operation}, {name}: undisturbed it fails: {ending.out}{ending.err}")
+        if log is None:  # no such thread
+            return calls
+        calls += calls_within(log, thread, place.top)
+    raise AssertionError
+
+
+def _place(root: Path, template: Path) -> Place:
+    place = Place(root)
+    shutil.copytree(template, place.top, dirs_exist_ok=True)
+    return place
+
+
+def _traced(operation: str, name: str, place: Place, thread: int, fault: str = "") -> tuple[Ending, str | None]:
+    """Run one operation, one thread of it traced; return its end and the trace, None without such a thread."""
+    victim = Victim(getattr(OPERATIONS[operation], name), place, "traced", thread=thread)
+    try:
+        thread_id = victim.at_gate()
+        tracer = Tracer(thread_id, place, fault, everywhere=True) if thread_id else None
+    except BaseException:
+        victim.kill()
+        raise
+    finally:
+        victim.gate.open()
+    ending = victim.reap()
+    return ending, tracer.log() if tracer else None
+
+
+def _fault_at(operation: str, name: str, effect: str, template: Path, call: Call, rank: int, folder: Path) -> Outcome:
+    for attempt in range(_ATTEMPTS):
+        place = _place(folder / str(attempt), template)
+        before, bytes_before = content_of(place.db), place.db.read_bytes()
+        ending, log = _traced(operation, name, place, call.thread, f"{call.name}:{effect}:when={call.number}")
+        if log and (ending.killed if effect == "signal=KILL" else injected_within(log, place.top)):
+            harm = _half(operation, place, before, bytes_before) or _lost(place, before, bytes_before)
+            if name == "sound":
+                harm = _harm(operation, place, ending, before, bytes_before)
+            return Outcome(1, 1, f"{effect} at {call}: {harm}" if harm else "")
+        # How many files of /proc it opens before depends on how many processes there are: aim again.
+        alike = [c for c in calls_within(log or "", call.thread, place.top) if c.name == call.name]
+        call = alike[rank] if rank < len(alike) else call
+    # Which of two threads is the first to open a database is left to chance, and to the tracer that slows one down.
+    return Outcome(0, 0)
+
+
+def _half(operation: str, place: Place, before: Content | None, bytes_before: bytes) -> str:
+    """Say what is neither old nor new; empty if nothing is."""
+    settings = settings_of(place.db)
+    if operation == "backup":
+        good = (before, first_backup(settings).content)
+        bad = [path.name for path in settings.backup_dir.glob("abathur_*.db") if content_of(path) not in good]
+        return f"half a backup: {bad[0]}" if bad else ""
+    found = content_of(place.db)
+    same = found == before if before else place.db.exists() and place.db.read_bytes() == bytes_before
+    return "" if same or OPERATIONS[operation].is_done(settings) else "neither the old state nor the new one"
+
+
+def _harm(operation: str, place: Place, ending: Ending, before: Content | None, bytes_before: bytes) -> str:
+    """Say what a fault did that it must not; empty if nothing."""
+    settings, done = settings_of(place.db), OPERATIONS[operation].is_done
+    begun = journal_of(place.db).exists()  # a replacement under a journal, which nobody opens before it is completed
+    if not begun and (fault := _half(operation, place, before, bytes_before)):
+        return fault
+    if not ending.killed:
+        if ending.fault:
+            return ending.fault
+        if ending.ok and not done(settings):
+            return "it claims a success that is none"
+        if not begun and (
+            empty := [f.name for f in place.db.parent.glob("abathur_aside_*") if not any(f.glob("abathur.db*"))]
+        ):
+            return f"left behind: {', '.join(empty)}"
+    if fault := _lost(place, before, bytes_before):
+        return fault
+    victim = Victim(OPERATIONS[operation].sound, place, "second")
+    victim.at_gate()
+    victim.gate.open()
+    second = victim.reap()
+    if second.fault or not second.ok:
+        return f"a rerun fails: {second.fault or second.report['summary']}"
+    if not done(settings):
+        return "after a rerun it is not done"
+    if left := [path.name for folder in (place.db.parent, settings.backup_dir) for path in folder.glob(".abathur-*")]:
+        return f"left behind: {', '.join(left)}"
+    return _lost(place, before, bytes_before)
+
+
+def _lost(place: Place, before: Content | None, bytes_before: bytes) -> str:
+    """Say if the old state stands nowhere any more: not at its place, in no proven backup, not aside."""
+    settings = settings_of(place.db)
+    if before:
+        if content_of(place.db) == before:
+            return ""
+        for backup in list_backups(settings.backup_dir)[0]:
+            unpack(backup, place.root)
+            if backup.content == before and content_of(backup.path) == before:
+                return ""
+        return "the old state is lost"
+    files = [place.db, *place.db.parent.glob("abathur_aside_*/abathur.db")]
+    return "" if any(path.exists() and path.read_bytes() == bytes_before for path in files) else "the old file is lost"
