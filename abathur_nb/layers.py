@@ -8,6 +8,7 @@ from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
 
+from abathur_nb.scratch import is_scratch_name
 from abathur_nb.wording import did_you_mean, printable, shown
 
 __all__ = ["absolute_path", "environment_variables", "read_environments"]
@@ -99,12 +100,17 @@ def absolute_path(name: str, value: object, source: str, relative_paths: bool, f
         expected = "an absolute path"
     else:
         try:
-            path = os.path.abspath(os.path.expanduser(text))
+            # abspath keeps two leading slashes, which in a URI would begin a host's name.
+            path = "/" + os.path.abspath(os.path.expanduser(text)).lstrip("/")
         except OSError:
             faults.append(f"{name} (from {source}): expected an absolute path, since the working directory is gone")
             return None
-        if all(len(os.fsencode(part)) <= _NAME_MAX for part in path.split("/")) and len(os.fsencode(path)) <= _PATH_MAX:
+        names = path.split("/")
+        if any(map(is_scratch_name, names)):  # the next sweep beside it would remove it
+            expected = "a path outside of the scratch directories, .abathur-…, which are removed with all that they hold"
+        elif len(os.fsencode(path)) > _PATH_MAX or any(len(os.fsencode(part)) > _NAME_MAX for part in names):
+            expected = f"a path of at most {_PATH_MAX} bytes, {_NAME_MAX} for each name"
+        else:
             return Path(path)
-        expected = f"a path of at most {_PATH_MAX} bytes, {_NAME_MAX} for each name"
     faults.append(f"{name} (from {source}): expected {expected}, found {shown(text)}")
     return None

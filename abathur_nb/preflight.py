@@ -182,7 +182,7 @@ async def _behaviour(settings: Settings) -> Check:
 async def _second_process(path: Path) -> dict[str, object]:
     process = await asyncio.create_subprocess_exec(
         # -I and -S: no site-packages, which would take longer than the probe itself
-        *(sys.executable, "-I", "-S", probe.__file__, path.as_uri().removeprefix("file://")),
+        *(sys.executable, "-I", "-S", probe.__file__, path.as_uri()),
         stdout=asyncio.subprocess.PIPE,
     )
     try:

@@ -1,4 +1,4 @@
-"""Be the second process of preflight's probe: ``python -I -S probe.py DATABASE`` prints what it could do there.
+"""Be the second process of preflight's probe: ``python -I -S probe.py URI`` prints what it could do there.
 
 A process of its own, because two connections in one process share SQLite's locks without asking the file system.
 """
@@ -9,7 +9,7 @@ import sys
 
 if __name__ == "__main__":
     found: dict[str, object] = {}
-    conn = sqlite3.connect(f"file:{sys.argv[1]}?mode=rw", uri=True, isolation_level=None, timeout=0)
+    conn = sqlite3.connect(f"{sys.argv[1]}?mode=rw", uri=True, isolation_level=None, timeout=0)
     try:
         found["journal_mode"] = conn.execute("PRAGMA journal_mode").fetchone()[0]
         found["user_version"] = conn.execute("PRAGMA user_version").fetchone()[0]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 __all__ = [
     "fsync",
+    "is_scratch_name",
     "make_private_directory",
     "make_private_file",
     "nearest_existing",
@@ -21,6 +22,11 @@ __all__ = [
 _PREFIX = ".abathur-"
 # Nothing else is swept: a folder of a user's own may well begin with the same prefix.
 _SWEPT = re.compile(rf"{re.escape(_PREFIX)}(init|probe|benchmark|kernel|backup|restore)-[0-9a-f]{{12}}")
+
+
+def is_scratch_name(name: str) -> bool:
+    """Tell whether a directory of this name is taken for a scratch directory, and may be swept with all that it holds."""
+    return _SWEPT.fullmatch(name) is not None
 
 
 def nearest_existing(path: Path) -> Path:
@@ -116,7 +122,7 @@ def sweep(parent: Path, *, remove: bool = True) -> list[str]:
     Only of this user's own; root sweeps everybody's. Without ``remove`` those that would be: read-only.
     """
     try:
-        found = sorted(path for path in parent.iterdir() if _SWEPT.fullmatch(path.name))
+        found = sorted(path for path in parent.iterdir() if is_scratch_name(path.name))
     except OSError:  # what cannot be found now is swept later
         return []
     return [path.name for path in found if _is_orphan(path, remove)]

@@ -54,6 +54,9 @@ def _target(state: State, observed: str, remedy: str = "") -> Target:
 def examine(settings: Settings) -> Target:
     """Tell from the directory alone what stands at ``settings.db_path``. Read-only; opens nothing."""
     path = settings.db_path
+    if path.name.endswith(SIDE_FILES):  # SQLite would take it for a part of the database that is named like the rest
+        named = f"{path} is named as SQLite names a side file ({', '.join(SIDE_FILES)})"
+        return _target("refused", named, "db_path: name another one, such as abathur.db")
     if os.path.lexists(journal_of(path)):
         begun = f"{path} was being replaced, and that was not completed: {journal_of(path).name} says so"
         return _target("remains", begun, "run restore.ipynb or rollback.ipynb, which goes on with it first")

@@ -78,6 +78,12 @@ async def test_a_good_place_passes_and_nothing_is_left_behind(settings: Settings
     assert checks["directory"].observed == f"{settings.db_path.parent} is {ME}'s, mode 0700"
 
 
+async def test_a_path_of_two_leading_slashes_is_tried_like_any(tmp_path: Path) -> None:
+    (await preflight(resolve(db_path=f"/{tmp_path}/a b?.db"))).raise_for_failures()
+    given = replace(resolve(db_path=tmp_path / "x.db"), db_path=Path(f"/{tmp_path}/x.db"))  # which no resolve has made
+    (await preflight(given)).raise_for_failures()
+
+
 async def test_a_missing_place_is_tried_in_its_nearest_parent_and_said_to_be_made(
     settings: Settings, tmp_path: Path
 ) -> None:

@@ -110,6 +110,24 @@ BAD_PATHS = [
 ]
 
 
+@pytest.mark.parametrize("slashes", ["//", "///"])
+def test_a_path_of_several_leading_slashes_is_the_path_of_one(slashes: str) -> None:
+    """To SQLite's URIs what follows two would be a host."""
+    assert str(resolve(db_path=f"{slashes}x//a.db").db_path) == "/x/a.db"
+
+
+@pytest.mark.parametrize("setting", ["db_path", "backup_dir", "archive_dir"])
+def test_a_path_inside_of_what_a_sweep_would_remove_is_a_fault(setting: str) -> None:
+    inside = {setting: "/x/.abathur-init-0123456789ab/a"}
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(**inside)
+    assert caught.value.faults == (
+        f"{setting} (from argument): expected a path outside of the scratch directories, .abathur-…, which are removed "
+        "with all that they hold, found '/x/.abathur-init-0123456789ab/a'",
+    )
+    assert str(resolve(db_path="/x/.abathur-init-mine/a").db_path) == "/x/.abathur-init-mine/a"  # which is never swept
+
+
 @pytest.mark.parametrize("name", ["db_path", "backup_dir", "archive_dir"])
 @pytest.mark.parametrize("path", BAD_PATHS, ids=range(len(BAD_PATHS)))
 def test_a_bad_path_is_a_fault_that_names_its_setting(name: str, path: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from damage import drop_index, fingerprint, flip_bits, held, run_as_other, run_sql, untouched
 
+from abathur_nb.connection import SIDE_FILES
 from abathur_nb.database import Database
 from abathur_nb.errors import AbathurError, BusyError, RefusedError
 from abathur_nb.initialize import initialize_database
@@ -281,6 +282,21 @@ async def test_what_another_may_not_read_is_refused_with_the_owner(public: Path)
     for state, _, remedy in told:
         assert state == "refused"
         assert f"sudo -u {user_name(os.geteuid())}" in remedy
+
+
+@pytest.mark.parametrize("suffix", SIDE_FILES)
+async def test_a_name_that_sqlite_gives_to_a_side_file_is_refused_by_every_verb(
+    database: Settings, suffix: str
+) -> None:
+    """SQLite would take such a database for a part of the one whose name it begins with."""
+    beside = replace(database, db_path=Path(f"{database.db_path}{suffix}"))
+    assert (await preflight(beside)).refused
+    assert not list(database.db_path.parent.glob(f"*{suffix}"))
+    assert (await verdicts(beside))[:2] == (True, True)
+    assert not list(database.db_path.parent.glob(f"*{suffix}"))
+    check = examine(beside).check
+    assert check.observed == f"{beside.db_path} is named as SQLite names a side file (-wal, -shm, -journal)"
+    assert check.remedy == "db_path: name another one, such as abathur.db"
 
 
 def test_examining_opens_nothing(settings: Settings) -> None:
