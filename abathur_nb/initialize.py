@@ -12,7 +12,7 @@ import aiosqlite
 from abathur_nb.connection import connect, connection_pragmas, explain_error, pragma
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
-from abathur_nb.location import location_checks
+from abathur_nb.location import directory_check, location_checks
 from abathur_nb.report import Check, Report
 from abathur_nb.scratch import fsync, make_private_directory, make_private_file, scratch_directory, sweep
 from abathur_nb.settings import Settings
@@ -65,7 +65,10 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
 
 
 async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
-    """Report on the database that stands there, refused unless it is valid. Leaves its bytes as they are."""
+    """Report on the database that stands there, refused unless it is valid, in a fit place. Changes no byte of it."""
+    place, forbids = directory_check(settings)
+    if forbids and place.failed:
+        return Report(_TITLE, (place,), subject=str(settings.db_path), refused=True)
     checks = await file_checks(settings)
     # Who may read it is a finding, and no reason to take a database for another.
     broken = any(check.failed for check in checks if check.name != FILE_MODES)
@@ -83,7 +86,7 @@ async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
         remedy=remedy,
         evidence=swept,
     )
-    return Report(_TITLE, (stands, *done, *checks), subject=str(settings.db_path), refused=broken)
+    return Report(_TITLE, (stands, place, *done, *checks), subject=str(settings.db_path), refused=broken)
 
 
 async def _create(settings: Settings) -> list[Check]:

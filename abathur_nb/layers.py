@@ -107,7 +107,7 @@ def absolute_path(name: str, value: object, source: str, relative_paths: bool, f
             return None
         names = path.split("/")
         if any(map(is_scratch_name, names)):  # the next sweep beside it would remove it
-            expected = "a path outside of the scratch directories, .abathur-…, which are removed with all that they hold"
+            expected = "a path outside of the scratch directories (.abathur-…), which are removed again"
         elif len(os.fsencode(path)) > _PATH_MAX or any(len(os.fsencode(part)) > _NAME_MAX for part in names):
             expected = f"a path of at most {_PATH_MAX} bytes, {_NAME_MAX} for each name"
         else:

@@ -15,43 +15,57 @@ from abathur_nb.settings import Settings, Severity
 from abathur_nb.target import init_as
 from abathur_nb.wording import MB, user_name
 
-__all__ = ["ELSEWHERE", "NETWORK", "file_system", "free_mb", "install_command", "location_checks", "writable_by_others"]
+__all__ = [
+    "ELSEWHERE",
+    "NETWORK",
+    "directory_check",
+    "file_system",
+    "free_mb",
+    "install_command",
+    "location_checks",
+    "writable_by_others",
+]
 
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
 
 # What a database in write-ahead mode meets on these: its index is shared memory, which no network carries.
 NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs")
 _LAYERED = ("overlay", "aufs", "fuse")
+_ALL = os.R_OK | os.W_OK | os.X_OK  # of a directory: to force the names in it to the disk, it must be opened
 
 
 def location_checks(settings: Settings) -> tuple[list[Check], bool]:
     """Check the directory, its file system and the free disk, and tell whether any forbids a database. Read-only."""
     place = nearest_existing(settings.db_path.parent)
-    answers = [_directory(settings, place), _file_system(settings, place), (_free_disk(settings, place), False)]
+    answers = [directory_check(settings), _file_system(settings, place), (_free_disk(settings, place), False)]
     return [check for check, _ in answers], any(check.failed and forbids for check, forbids in answers)
 
 
-def _directory(settings: Settings, place: Path) -> tuple[Check, bool]:
-    """Check who owns and who may write to the database's directory; a missing one will be made."""
-    folder = settings.db_path.parent
+def directory_check(settings: Settings) -> tuple[Check, bool]:
+    """Check who owns and may use the database's directory, and tell whether that forbids a database. Read-only.
+
+    A missing one will be made.
+    """
+    folder, place = settings.db_path.parent, nearest_existing(settings.db_path.parent)
     if place != folder:
         return _missing_directory(settings, place), True
     found = os.lstat(folder)
     mode = stat.S_IMODE(found.st_mode)
     mine = found.st_uid == os.geteuid()
     # Never the mode or the owner of a directory that serves others as well, such as /tmp or /etc.
-    own = _is_our_own(settings)
+    # One that nobody else may use serves nobody else, even if it can't be listed.
+    own = _is_our_own(settings) or (mine and not mode & 0o077)
     another = f"take a directory of its own: -p db_path {quote(str(folder / 'abathur' / settings.db_path.name))}"
     chmod = f"chmod 700 {quote(str(folder))}" if own else another
     as_owner = init_as(settings, found.st_uid)
     if not mine:
         usable = f"{as_owner}; or make it the right one's: {install_command(settings, folder)}" if own else another
     else:  # what its mode allows, a read-only file system may not
-        usable = ELSEWHERE if mode & 0o300 == 0o300 else chmod
+        usable = ELSEWHERE if mode & 0o700 == 0o700 else chmod
     # A shared directory lets others swap the files; one that only others can read is a lesser thing.
     faults: list[tuple[bool, Severity, str]] = [
         (not stat.S_ISDIR(found.st_mode), "refuse", f"db_path: name a file in a directory, not {quote(str(folder))}"),
-        (not os.access(folder, os.W_OK | os.X_OK), "refuse", usable),
+        (not os.access(folder, _ALL), "refuse", usable),
         (not mine, settings.on_shared_directory, as_owner),
         (writable_by_others(found), settings.on_shared_directory, chmod),
         (_is_for_another(settings), "warn", install_command(settings, folder)),
@@ -80,8 +94,9 @@ def _missing_directory(settings: Settings, place: Path) -> Check:
     folder, me, account = settings.db_path.parent, user_name(os.geteuid()), settings.service_account
     status: Status = "pass"
     owner, observed = me, f"{folder} will be made 0700"
-    if not os.access(place, os.W_OK | os.X_OK):
-        status, observed = "fail", f"no {folder}, and {place} may not be written to by {me}"
+    if not os.access(place, _ALL):
+        lacks = "listed" if os.access(place, os.W_OK | os.X_OK) else "written to"
+        status, observed = "fail", f"no {folder}, and {place} may not be {lacks} by {me}"
     elif _is_for_another(settings):
         status, owner, observed = "warn", account, f"{observed} for {me}, not for {account}"
     return Check.that(

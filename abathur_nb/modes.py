@@ -12,6 +12,7 @@ from abathur_nb.connection import SIDE_FILES
 from abathur_nb.location import writable_by_others
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
+from abathur_nb.target import give_to_owner
 from abathur_nb.wording import user_name
 
 __all__ = ["FILE_MODES", "file_modes", "file_names", "wal_size"]
@@ -30,24 +31,27 @@ async def file_modes(path: Path) -> Check:
     found = {}
     for name in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)):
         try:
-            found[name] = stat.S_IMODE(os.lstat(name).st_mode)
+            found[name] = os.lstat(name)
         except FileNotFoundError:  # side files come and go
             continue
-    open_to_others = [name for name, mode in found.items() if mode & 0o177]
+    wrong = [name for name, at in found.items() if stat.S_IMODE(at.st_mode) != 0o600]
     folder = os.stat(path.parent)
+    strange = [name for name, at in found.items() if at.st_uid != folder.st_uid]
     listed = {name: grants for name in (*found, str(path.parent)) if (grants := dict(_acl_grants(name)))}
     # The group's bits of a file with a list are the most that the list may grant: 0600 leaves it nothing. But those of
     # the directory may be a private group's own.
     shut = writable_by_others(folder) or any(perms & _WRITE for perms in listed.get(str(path.parent), {}).values())
-    remedies = [f"chmod 600 {' '.join(map(quote, open_to_others))}"] if open_to_others else []
+    remedies = [f"chmod 600 {' '.join(map(quote, wrong))}"] if wrong else []
+    # The owner of a directory that serves others as well, such as /tmp, has no claim to it.
+    remedies += [give_to_owner(path, *strange)] if strange and not shut else []
     remedies += [f"chmod 700 {quote(str(path.parent))}"] if shut else []
     remedies += [f"setfacl -b {' '.join(map(quote, listed))}"] if listed and remedies else []
     return Check.that(
         FILE_MODES,
         not remedies,
-        expected="0600 for the database and its side files, in a directory that only its owner writes to",
-        observed=", ".join(f"{Path(name).name} {mode:04o}" for name, mode in found.items())
-        + f"; directory {stat.S_IMODE(folder.st_mode):04o}",
+        expected="0600 for the database and its side files, in a directory of their owner's that only he writes to",
+        observed=", ".join(f"{Path(name).name} {_mode(at, owner=bool(strange))}" for name, at in found.items())
+        + f"; directory {_mode(folder, owner=bool(strange))}",
         remedy="; ".join(remedies),
         evidence=(
             f"{name}: an access control list grants {who} {stat.filemode(perms)[-3:]}"
@@ -55,6 +59,10 @@ async def file_modes(path: Path) -> Check:
             for who, perms in grants.items()
         ),
     )
+
+
+def _mode(found: os.stat_result, *, owner: bool) -> str:
+    return f"{stat.S_IMODE(found.st_mode):04o}" + (f" of {user_name(found.st_uid)}" if owner else "")
 
 
 def _acl_grants(name: str) -> Iterator[tuple[str, int]]:

@@ -25,7 +25,7 @@ _SWEPT = re.compile(rf"{re.escape(_PREFIX)}(init|probe|benchmark|kernel|backup|r
 
 
 def is_scratch_name(name: str) -> bool:
-    """Tell whether a directory of this name is taken for a scratch directory, and may be swept with all that it holds."""
+    """Tell whether a directory of this name is taken for a scratch one, and swept with all that it holds."""
     return _SWEPT.fullmatch(name) is not None
 
 

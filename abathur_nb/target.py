@@ -16,7 +16,17 @@ from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.wording import as_user, user_name
 
-__all__ = ["Target", "examine", "identify", "init_as", "journal_of", "refusal", "require_present", "wanted"]
+__all__ = [
+    "Target",
+    "examine",
+    "give_to_owner",
+    "identify",
+    "init_as",
+    "journal_of",
+    "refusal",
+    "require_present",
+    "wanted",
+]
 
 _NAME = "database file"
 _KINDS = {
@@ -190,7 +200,19 @@ def init_as(settings: Settings, uid: int) -> str:
 
 
 def _as_owner(settings: Settings, path: Path) -> str:
+    """Return the remedy of who may not use the database at ``path``, or its directory. Read-only."""
     try:
-        return init_as(settings, os.lstat(path).st_uid)
+        found, folder = os.lstat(path), os.lstat(path.parent)
     except OSError:
         return f"see who owns it: namei -l {quote(str(path))}"
+    is_file = not stat.S_ISDIR(found.st_mode)
+    if found.st_uid == os.geteuid():
+        return f"chmod {600 if is_file else 700} {quote(str(path))}"
+    if is_file and found.st_uid != folder.st_uid:  # its owner may not use the directory, and is told so
+        return give_to_owner(path)
+    return init_as(settings, found.st_uid)
+
+
+def give_to_owner(path: Path, *more: str) -> str:
+    """Return the command that gives a database's files to whom their directory belongs to."""
+    return f"sudo chown --reference={quote(str(path.parent))} {' '.join(map(quote, more or [str(path)]))}"

@@ -235,6 +235,29 @@ async def test_a_shared_directory_is_refused_and_nothing_is_made(tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("env", "refused"), [("development", False), ("staging", True), ("production", True)])
+@pytest.mark.parametrize("owner", [0, 65534])
+async def test_a_database_in_a_shared_directory_is_refused_too_where_a_new_one_is(
+    database: Settings, env: str, refused: bool, owner: int
+) -> None:
+    folder = database.db_path.parent
+    folder.chmod(0o777 if owner == os.geteuid() else 0o700)
+    for path in (folder, database.db_path):
+        os.chown(path, owner, -1)
+    before = left_in(folder) - {"abathur.db-wal", "abathur.db-shm"}
+    with untouched(database.db_path):
+        report = await initialize_database(resolve(env, db_path=database.db_path))
+    assert (report.ok, report.refused) == (False, refused)
+    (check,) = [check for check in report.checks if check.name == "directory"]
+    as_owner = (
+        f"run it as the owner: sudo -u {user_name(owner)} "
+        f"papermill init.ipynb /tmp/out.ipynb -p env {env} -p db_path {database.db_path}"
+    )
+    assert (check.status, check.remedy) == ("fail", f"chmod 700 {folder}" if owner == os.geteuid() else as_owner)
+    assert left_in(folder) - {"abathur.db-wal", "abathur.db-shm"} == before
+    assert any("already initialized" in check.observed for check in report.checks) is not refused
+
+
 def test_somebody_who_may_not_write_there_is_refused_and_nothing_is_made(public: Path) -> None:
     program = (
         "for name in sys.argv[1:]:\n"

@@ -17,8 +17,8 @@ from abathur_nb.settings import Settings
 from abathur_nb.wording import user_name
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o666, 0o640, 0o700, 0o601])
-async def test_a_file_open_to_others_is_named_with_the_command(database: Settings, mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o644, 0o666, 0o640, 0o700, 0o601, 0o400, 0o200])
+async def test_a_file_of_any_mode_but_0600_is_named_with_the_command(database: Settings, mode: int) -> None:
     database.db_path.chmod(mode)
     check = (await validated(database))["file modes"]
     assert check.status == "fail"
@@ -35,6 +35,22 @@ async def test_side_files_and_the_directory_are_looked_at_too(database: Settings
     assert "abathur.db 0600, abathur.db-wal 0644, abathur.db-shm 0644; directory 0777" in check.observed
     folder = database.db_path.parent
     assert check.remedy == f"chmod 600 {folder}/abathur.db-wal {folder}/abathur.db-shm; chmod 700 {folder}"
+
+
+def test_a_file_of_another_than_its_directorys_owner_is_named_with_the_command(database: Settings) -> None:
+    folder, path = database.db_path.parent, database.db_path
+    os.chown(path, 65534, 65534)
+    check = asyncio.run(validated(database))["file modes"]
+    assert check.status == "fail"
+    me, other = user_name(os.geteuid()), user_name(65534)
+    assert f"abathur.db 0600 of {other}" in check.observed
+    assert check.observed.endswith(f"; directory 0700 of {me}")
+    assert check.remedy.startswith(f"sudo chown --reference={folder} {path}")
+    subprocess.run(["sh", "-c", check.remedy.removeprefix("sudo ")], check=True)
+    assert asyncio.run(validated(database))["file modes"].status == "pass"
+    os.chown(path, 65534, 65534)
+    folder.chmod(0o777)  # like /tmp: whose it is does not say whose the file should be
+    assert "chown" not in asyncio.run(validated(database))["file modes"].remedy
 
 
 def test_an_access_control_list_is_told_with_whom_it_grants_what(database: Settings) -> None:

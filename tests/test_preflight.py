@@ -446,6 +446,25 @@ def test_ones_own_directory_that_may_not_be_written_to_is_mended_by_its_owner(pu
     assert (found[0], found[1], found[4]) == ("fail", "True", f"chmod 700 {public}")
 
 
+@pytest.mark.parametrize("mode", [0o300, 0o100, 0o000])
+def test_ones_own_directory_that_may_not_be_listed_is_mended_by_its_owner(public: Path, mode: int) -> None:
+    """Init must open it, to force the new name to the disk."""
+    (public / "own").mkdir()
+    os.chown(public / "own", 65534, 65534)
+    (public / "own" / "something else").touch()  # which cannot be seen
+    (public / "own").chmod(mode)
+    found = run_as_other(AS_OTHER, public / "own/x.db").strip().split("|")
+    assert (found[0], found[1], found[4]) == ("fail", "True", f"chmod 700 {public}/own")
+
+
+def test_a_missing_directory_is_not_made_where_its_name_cannot_be_forced_to_the_disk(public: Path) -> None:
+    (public / "drop").mkdir()
+    (public / "drop").chmod(0o733)
+    (found,) = run_as_other(AS_OTHER, public / "drop/data/x.db").splitlines()
+    told = f"no {public}/drop/data, and {public}/drop may not be listed by {user_name(65534)}"
+    assert found.split("|")[:4] == ["fail", "True", "True", told]
+
+
 async def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     report = await preflight(resolve("development", db_path=tmp_path / "file" / "x.db"))

@@ -71,7 +71,8 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
     Nothing stands on unsound ground: where pages are damaged or a table is gone, that is mended first.
     """
     found = Treatment()
-    if FILE_MODES in failing:
+    # Who owns the files, and the directory, is for somebody with more rights to change.
+    if FILE_MODES in failing and failing[FILE_MODES].remedy.startswith("chmod 600"):
         found.deeds.append("chmod")
         found.remedies[FILE_MODES] = f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}"
     if "integrity" in failing and _treat_damage(failing["integrity"], found):
