@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from itertools import cycle
+from time import monotonic
 from typing import Any
 
 import aiosqlite
 
 from abathur_nb.connection import connect, explain_error, pragma, run_to_end
-from abathur_nb.errors import AbathurError, InvalidValueError, MisuseError, RefusedError
+from abathur_nb.errors import AbathurError, BusyError, InvalidValueError, MisuseError, RefusedError
 from abathur_nb.memory import Memory
 from abathur_nb.plan import Parameters, plan_apart
 from abathur_nb.schema import Differences, read_schema
@@ -52,6 +53,7 @@ class Database:
         self._writer = writer
         self._write_lock = asyncio.Lock()
         self._open_write: object | None = None
+        self._locked: BusyError | None = None  # what the last write raised, if it found the database locked
         self._readers = cycle(readers)
         self._closed = ""  # what to say once it is
 
@@ -84,8 +86,7 @@ class Database:
 
         Opening it takes a millisecond; what still runs on it at the end of the block is interrupted.
         """
-        if self._closed:
-            raise MisuseError(self._closed)
+        self._require_open()
         async with AsyncExitStack() as stack:
             try:
                 # Not one of the readers in turn: a BEGIN, a PRAGMA, a temporary view would strike who reads next.
@@ -102,23 +103,29 @@ class Database:
         """Lend the writer inside ``BEGIN IMMEDIATE`` … ``COMMIT``; roll back on an exception or a cancellation.
 
         A write that is cancelled once its COMMIT is queued commits all the same. Raises BusyError if another
-        process holds the lock for longer than ``busy_timeout_ms``, MisuseError if this task, or the one that started
-        it, is writing already, or if the block ended its transaction by itself.
+        process holds the lock for longer than ``busy_timeout_ms``, the wait behind a write of this process that found
+        it held included; MisuseError if this task, or the one that started it, is writing already, or if the block
+        ended its transaction by itself.
         """
         async with self.changing() as writer:
             await self._run(writer, "BEGIN IMMEDIATE")
             yield writer
+            self._require_open()
             if not writer.in_transaction:
                 raise MisuseError("the block ended its transaction by itself: leave COMMIT and ROLLBACK to write()")
 
     @asynccontextmanager
     async def changing(self) -> AsyncIterator[aiosqlite.Connection]:
         """Lend the writer as `write` does, but begin with the first change: one hop to its thread less."""
-        if self._closed:
-            raise MisuseError(self._closed)
+        self._require_open()
         if _inside.get() is self._open_write is not None:
             raise MisuseError("write() is open already, here or where this task was started: use its connection")
+        asked = monotonic()
         async with self._write_lock:
+            self._require_open()  # it may have been closed meanwhile
+            # Else the waits of all that are queued for the same foreign lock would add up.
+            if self._locked and monotonic() - asked >= self.settings.busy_timeout_ms / 1000:
+                raise BusyError(self._locked.observed, self._locked.remedy)
             self._open_write = object()
             self._writer.row_factory = sqlite3.Row  # whoever had it before may have set another
             _inside.set(self._open_write)
@@ -126,13 +133,19 @@ class Database:
                 # What begins the transaction stands inside: a cancelled one may still begin, and is rolled back.
                 yield self._writer
                 await self._run(self._writer, "COMMIT")
-            except BaseException:
+                self._locked = None
+            except BaseException as error:
+                self._locked = error if isinstance(error, BusyError) else None
                 # Queued behind whatever the thread still runs, and without effect where nothing is open.
                 with suppress(ValueError):  # closed meanwhile, which rolls back as well
                     await run_to_end(self._writer.rollback())
                 raise
             finally:
                 self._open_write = None
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise MisuseError(self._closed)
 
     async def fetch(self, name: str, parameters: Parameters) -> list[sqlite3.Row]:
         """Run the named query on the next reader in turn and return its rows. Read-only."""
@@ -168,11 +181,14 @@ class Database:
     async def explain_query_plan(self, sql: str, params: Sequence[object] | Mapping[str, object] = ()) -> list[str]:
         """Return the plan of one SELECT as indented lines. Read-only; the statement itself is not run.
 
-        Raises InvalidValueError for anything but one SELECT, and for one that SQLite takes too long to plan.
+        Raises InvalidValueError for anything but one SELECT, and for one that SQLite does not take, or not in time.
         """
         try:
             return await plan_apart(self.settings, sql, params)
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
+            # The schema was compared when the store was opened: what SQLite can't compile is the statement's own fault.
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR:
+                raise InvalidValueError(f"SQLite does not take this SELECT: {error}") from None
             raise self._explained(error) from None
 
     async def validate_foreign_keys(self) -> list[dict[str, Any]]:

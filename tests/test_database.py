@@ -16,7 +16,7 @@ import pytest
 from damage import drop_check, drop_index, edit_schema, held, run_sql, untouched
 
 from abathur_nb.database import Database
-from abathur_nb.errors import AbathurError, BusyError, InvalidValueError, MisuseError, RefusedError
+from abathur_nb.errors import BusyError, InvalidValueError, MisuseError, RefusedError
 from abathur_nb.settings import Settings
 
 INSERT = "INSERT INTO metrics (metric_name, metric_value) VALUES (?, 1)"
@@ -326,6 +326,42 @@ async def test_a_closed_database_says_that_it_is_closed(database: Settings) -> N
             await work()
 
 
+async def test_what_waits_to_write_or_writes_when_the_store_closes_is_told_so(database: Settings) -> None:
+    begun, closed = asyncio.Event(), asyncio.Event()
+
+    async def write(name: str) -> None:
+        async with db.write() as conn:
+            await conn.execute_fetchall(INSERT, (name,))
+            begun.set()
+            await closed.wait()
+
+    async with asyncio.timeout(5), Database.open(database) as db:
+        tasks = [
+            asyncio.create_task(work) for work in (write("a"), write("b"), db.sessions.create_session("s", "a", "u"))
+        ]
+        await begun.wait()
+    closed.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [MisuseError] * 3, results
+    assert all("is closed" in str(result) for result in results)
+    assert metrics(database) == []
+
+
+async def test_the_waits_of_queued_writes_for_a_foreign_lock_do_not_add_up(database: Settings) -> None:
+    tried: list[str] = []
+    async with Database.open(replace(database, busy_timeout_ms=300)) as db:
+        await db._writer.set_trace_callback(tried.append)
+        with held(database.db_path, "BEGIN IMMEDIATE"):
+            works = (db.sessions.create_session(f"s{n}", "a", "u") for n in range(8))
+            results = await asyncio.gather(*works, return_exceptions=True)
+        assert [type(result) for result in results] == [BusyError] * 8
+        assert all("is locked by PID" in str(result) for result in results)
+        # The second of them may have asked a moment after the first began to wait.
+        assert 1 <= sum(statement.startswith("BEGIN") for statement in tried) <= 2
+        await db.sessions.create_session("s", "a", "u")
+        assert await db.sessions.get_session("s")
+
+
 async def test_a_write_blocked_by_another_process_is_busy_and_names_it(database: Settings) -> None:
     settings = replace(database, busy_timeout_ms=100)
     async with Database.open(settings) as db:
@@ -470,11 +506,25 @@ async def test_only_one_select_is_explained(database: Settings, statement: str) 
     assert not Path("/tmp/canary.db").exists()  # noqa: S108
 
 
-@pytest.mark.parametrize("statement", ["SELECT * FROM none", "SELECT FROM", "SELECT ?", "SELECT :a"])
-async def test_a_faulty_select_is_told_in_one_line(database: Settings, statement: str) -> None:
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [
+        ("SELECT * FROM none", "no such table: none"),
+        ("SELECT nope FROM tasks", "no such column: nope"),
+        ("SELECT FROM", 'near "FROM": syntax error'),
+        ("SELECT 1" + " UNION ALL SELECT 1" * 600, "too many terms in compound SELECT"),
+        ("SELECT ?", "does not take this"),
+        ("SELECT :a", "does not take this"),
+    ],
+)
+async def test_a_faulty_select_is_an_invalid_value_in_sqlites_words(
+    database: Settings, statement: str, told: str
+) -> None:
+    """The database is not to blame, and validate would find nothing."""
     async with Database.open(database) as db:
-        with pytest.raises(AbathurError):
+        with pytest.raises(InvalidValueError, match=told) as caught:
             await db.explain_query_plan(statement)
+    assert "validate" not in str(caught.value)
 
 
 async def test_the_plan_of_a_dropped_index_is_not_remembered(database: Settings) -> None:
