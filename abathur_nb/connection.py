@@ -14,6 +14,7 @@ import aiosqlite
 from abathur_nb.errors import AbathurError, BusyError, RefusedError
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
+from abathur_nb.wording import printable
 
 __all__ = [
     "SIDE_FILES",
@@ -193,8 +194,9 @@ def lock_holders(path: Path) -> str:
 
 
 def command_of(pid: str) -> str:
-    """Return the command line of a process, shortened. Linux only."""
+    """Return the command line of a process as one printable line, shortened. Linux only."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()[:80]
+        text = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return "its command cannot be read"
+    return printable(" ".join(text.split()))[:80]

@@ -96,6 +96,8 @@ async def plan_apart(settings: Settings, sql: str, params: Parameters) -> list[s
     Raises InvalidValueError for anything else and for one beyond the limits, sqlite3.Error as SQLite does.
     """
     require_single_select(sql)
+    if not isinstance(params, Mapping | Sequence):
+        raise InvalidValueError(f"parameters are a sequence, or a mapping by name, these are {shown(params)}")
     try:
         return tree_lines(await read_plan(partial(_fetch_apart, settings), sql, params))
     except (ChildProcessError, RecursionError):

@@ -84,6 +84,8 @@ class Sessions:
 
     async def get_state(self, session_id: str, key: str) -> Any:
         """Return the value of one key of a session's state, or None where there is no such session or key."""
+        if not isinstance(key, str):
+            raise InvalidValueError(f"Invalid key: expected text, found {shown(key)}")
         session = await self.get_session(session_id)
         return session["state"].get(key) if session else None
 

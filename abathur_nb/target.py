@@ -25,10 +25,12 @@ __all__ = [
     "journal_of",
     "refusal",
     "require_present",
+    "version_remedy",
     "wanted",
 ]
 
 _NAME = "database file"
+_UNTOLD = "could not run: "  # of a check, not of an error
 _KINDS = {
     stat.S_ISDIR: "is a directory",
     stat.S_ISLNK: "is a symbolic link",
@@ -45,11 +47,12 @@ class Target:
 
     ``absent`` and free to be made; an ``empty`` shell of 0 bytes; a ``damaged`` file; ``remains`` of a database that is
     gone; ``refused``, which must not be touched; or ``present``, a database of this application whose schema this
-    package knows. ``check`` says why.
+    package knows. ``check`` says why, and ``error`` is the kind that it is to whoever needs a database.
     """
 
     state: "State"
     check: Check
+    error: type[AbathurError] = RefusedError
 
 
 State = Literal["absent", "empty", "damaged", "remains", "refused", "present"]
@@ -147,8 +150,9 @@ async def identify(settings: Settings) -> Target:
         observed, remedy = explained.observed, explained.remedy
         code = getattr(error, "sqlite_errorcode", 0)
         target = _target("damaged" if code & 0xFF == sqlite3.SQLITE_CORRUPT else "refused", observed, remedy)
+        target = replace(target, error=type(explained))
         if code == sqlite3.SQLITE_READONLY_ROLLBACK:  # a sound database, perhaps: nobody can tell before its recovery
-            return replace(target, check=replace(target.check, status="error", observed=f"could not run: {observed}"))
+            return replace(target, check=replace(target.check, status="error", observed=f"{_UNTOLD}{observed}"))
         return target
     if application_id != APPLICATION_ID:
         observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
@@ -156,10 +160,13 @@ async def identify(settings: Settings) -> Target:
             "refused", observed, f"db_path: name another path, or move it away (Abathur has {APPLICATION_ID:#x})"
         )
     if version != SCHEMA_VERSION:
-        words = "newer than this package" if version > SCHEMA_VERSION else "of no schema that was ever released"
-        return _target(
-            "refused", f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}", "update abathur_nb"
+        words = (
+            "newer than this package"
+            if version > SCHEMA_VERSION
+            else "half-made, or of no schema that was ever released"
         )
+        observed = f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}"
+        return _target("refused", observed, version_remedy(version))
     if alien:
         names = ", ".join(f"{row['type']} {row['name']}" for row in alien)
         remedy = "a trigger or view does not belong here: find out who made it; restore a backup or drop it by hand"
@@ -167,12 +174,22 @@ async def identify(settings: Settings) -> Target:
     return target
 
 
+def version_remedy(version: int) -> str:
+    """Return the remedy of a database whose schema version is not the one that this package knows."""
+    if version > SCHEMA_VERSION:
+        return "update abathur_nb"
+    return "restore a backup with restore.ipynb, or move the file away and run init.ipynb"
+
+
 async def require_present(settings: Settings) -> None:
-    """Raise RefusedError, with the remedy, unless an Abathur database stands at ``settings.db_path``. Read-only."""
+    """Raise RefusedError, with the remedy, unless an Abathur database stands at ``settings.db_path``. Read-only.
+
+    BusyError where it stays locked.
+    """
     target = await identify(settings)
     if target.state != "present":
         check = wanted(target, settings)
-        raise RefusedError(check.observed, check.remedy)
+        raise target.error(check.observed.removeprefix(_UNTOLD), check.remedy)
 
 
 async def refusal(title: str, settings: Settings) -> Report | None:

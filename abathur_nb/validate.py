@@ -20,7 +20,7 @@ from abathur_nb.rules import NAMED, named_row, row_checks
 from abathur_nb.schema import quoted, read_schema
 from abathur_nb.seeds import seeds_check
 from abathur_nb.settings import Settings
-from abathur_nb.target import refusal
+from abathur_nb.target import refusal, version_remedy
 from abathur_nb.wording import shown
 
 __all__ = ["FILE_MODES", "database_checks", "file_checks", "file_modes", "validate_database"]
@@ -113,7 +113,7 @@ def _identity(found: Mapping[str, Any], mode: str, path: Path, settings: Setting
     another = "db_path: name Abathur's own database; leave this one, which is another application's, as it is"
     for name, expected, remedy in (
         ("application_id", APPLICATION_ID, another),
-        ("user_version", SCHEMA_VERSION, "update abathur_nb"),
+        ("user_version", SCHEMA_VERSION, version_remedy(found["user_version"])),
         ("encoding", "UTF-8", _REWRITE),
     ):
         holds = found[name] == expected

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import subprocess
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -10,7 +11,15 @@ from pathlib import Path
 import pytest
 from damage import edit_schema, held, untouched
 
-from abathur_nb.connection import connect, connection_pragmas, explain_error, lock_holders, pragma, run_to_end
+from abathur_nb.connection import (
+    command_of,
+    connect,
+    connection_pragmas,
+    explain_error,
+    lock_holders,
+    pragma,
+    run_to_end,
+)
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.settings import Settings
 
@@ -151,6 +160,17 @@ def test_the_holder_of_a_lock_is_named_with_its_command(database: Settings) -> N
         assert found.startswith(f"PID {process.pid} (")
         assert "python" in found
     assert lock_holders(Path("/none/such")) == ""
+
+
+def test_a_command_of_several_lines_and_colours_is_told_as_one_printable_line() -> None:
+    command = ["/bin/sh", "-c", "echo begun; read line", "\n\x1b[31m\n", "\u202e" + "x" * 100]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"  # else it may still be the copy of this process
+        found = command_of(str(process.pid))
+    assert found.startswith(r"/bin/sh -c echo begun; read line \x1b[31m \u202exxx")
+    assert found.isprintable()
+    assert len(found) == 80
 
 
 async def test_one_does_not_name_oneself(database: Settings) -> None:

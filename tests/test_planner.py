@@ -101,6 +101,13 @@ async def test_a_parameter_that_sqlite_does_not_know_is_refused(database: Settin
             await db.explain_query_plan("SELECT :a", given)
 
 
+@pytest.mark.parametrize("given", [None, 5, {1, 2}])
+async def test_what_holds_no_parameters_is_refused(database: Settings, given: Any) -> None:
+    async with Database.open(database) as db:
+        with pytest.raises(InvalidValueError, match="parameters are a sequence, or a mapping by name"):
+            await db.explain_query_plan("SELECT 1", given)
+
+
 @pytest.mark.parametrize("given", [None, True, 1, 1.5, "x", b"x"])
 async def test_every_value_of_sqlite_is_a_parameter(database: Settings, given: object) -> None:
     async with Database.open(database) as db:

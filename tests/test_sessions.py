@@ -158,6 +158,10 @@ async def test_a_key_of_the_state_is_set_and_got(database: Settings) -> None:
         assert await db.sessions.get_state("s", "keep") == 1
         assert await db.sessions.get_state("s", "none") is None
         assert await db.sessions.get_state("none", "k") is None
+        strange: list[Any] = [1, None, ["k"], {}, b"k"]
+        for other in strange:
+            with pytest.raises(InvalidValueError, match="Invalid key"):
+                await db.sessions.get_state("s", other)
         for key in ("", "a\0", 7):
             with pytest.raises(InvalidValueError, match="Invalid key"):
                 await db.sessions.set_state("s", key, 1)  # type: ignore[arg-type]

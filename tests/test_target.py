@@ -224,6 +224,8 @@ async def test_a_database_locked_whole_is_refused_after_a_bounded_wait_by_the_na
             validate_refuses, initialize_refuses, error = await verdicts(settings)
         assert (validate_refuses, initialize_refuses) == (True, True)
         assert f"PID {process.pid}" in error
+        with pytest.raises(BusyError):
+            await _open(settings)
     async with Database.open(settings):
         pass
 
@@ -246,8 +248,26 @@ async def test_a_hot_journal_is_told_with_its_remedy_and_left_for_a_writer(datab
         assert "has a hot journal, left by a killed writer" in told
         assert "PRAGMA user_version" in told
         assert (await initialize_database(database)).refused
+        with pytest.raises(RefusedError, match=r"^\S+ has a hot journal, left by a killed writer: let a writer"):
+            await _open(database)
     run_sql(path, "PRAGMA journal_mode = WAL")
     assert (await validate_database(database)).ok
+
+
+@pytest.mark.parametrize("version", [0, -1, 2])
+async def test_a_database_of_another_version_is_refused_with_the_remedy_of_that_version(
+    database: Settings, version: int
+) -> None:
+    run_sql(database.db_path, f"PRAGMA user_version = {version}")
+    assert (await verdicts(database))[:2] == (True, True)
+    check = (await identify(database)).check
+    assert f"user_version {version}, known is 1" in check.observed
+    assert ("newer than this package" in check.observed) is (version > 1)
+    assert check.remedy == (
+        "update abathur_nb"
+        if version > 1
+        else "restore a backup with restore.ipynb, or move the file away and run init.ipynb"
+    )
 
 
 async def test_a_database_without_an_index_is_present_but_no_store_opens_it(database: Settings) -> None:
