@@ -77,7 +77,10 @@ async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
     done, swept = [], []
     if not broken and not dry_run:
         # Whoever made it may have been killed before its name was durable, or before its scratch directory was gone.
-        done, swept = [_force_name(settings.db_path)], sweep(settings.db_path.parent)
+        done, swept = (
+            [_force_name(settings.db_path, " was there already; its name was forced again")],
+            sweep(settings.db_path.parent),
+        )
     stands = Check.that(
         "create",
         not broken,
@@ -155,14 +158,14 @@ def _publish(draft: Path, path: Path) -> Check:
     return _force_name(path)
 
 
-def _force_name(path: Path) -> Check:
+def _force_name(path: Path, done: str = "") -> Check:
     name, expected = "published", "under its own name, forced to the disk"
     try:
         fsync(path.parent)
     except OSError as error:
         observed = f"{path} is whole, but its name may not survive a power cut: {error.strerror}"
         return Check(name, "error", expected=expected, observed=observed, remedy="see to the disk, then run init again")
-    return Check(name, "pass", expected=expected, observed=str(path))
+    return Check(name, "pass", expected=expected, observed=f"{path}{done}")
 
 
 def _numbered(check: Check) -> Check:

@@ -24,7 +24,7 @@ async def tables_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     evidence = [
         *(f"expected: {expected_objects()[name].sql};" for name in differences.missing),
         *(_difference(expected_objects()[name].sql, live[name].sql) for name in differences.altered),
-        *_drops(differences, live),
+        *_drops(differences.extra, live),
     ]
     remedy = "restore a backup, or make the table again as in sql/ and copy its rows"
     if not (differences.missing or differences.altered):
@@ -35,20 +35,24 @@ async def tables_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
 async def indexes_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     """Compare the live indexes with ``sql/``; the evidence is what mends them."""
     differences = Differences.between(live, ("index",))
+    extra = {name.casefold(): name for name in differences.extra}
+    # To SQLite a name in other capitals is the same name, and taken.
+    replaced = {name: name for name in differences.altered}
+    replaced |= {name: extra.pop(name.casefold()) for name in differences.missing if name.casefold() in extra}
     evidence = [
-        *(f"{_one_line(expected_objects()[name].sql)};" for name in differences.missing),
+        *(f"{_one_line(expected_objects()[name].sql)};" for name in differences.missing if name not in replaced),
         *(
             line
-            for name in differences.altered
+            for name, found in replaced.items()
             for line in (
-                f"-- found: {_one_line(live[name].sql)};",
-                f"DROP INDEX {name}; {_one_line(expected_objects()[name].sql)};",
+                f"-- found: {_one_line(live[found].sql)};",
+                f"DROP INDEX {found}; {_one_line(expected_objects()[name].sql)};",
             )
         ),
-        *_drops(differences, live),
+        *_drops(extra.values(), live),
     ]
     remedy = f"sqlite3 {quote(str(path))}, and run the statements of the evidence"
-    if differences.extra:
+    if extra:
         remedy += "; of a DROP behind --, only what nobody needs"
     return _objects_check("indexes", live, differences, ("index",), remedy, evidence)
 
@@ -74,9 +78,9 @@ def _objects_check(
     )
 
 
-def _drops(differences: Differences, live: Mapping[str, SchemaObject]) -> Iterable[str]:
+def _drops(extra: Iterable[str], live: Mapping[str, SchemaObject]) -> Iterable[str]:
     """Yield what is extra and the statement that would drop it, as comments: to run it is somebody's decision."""
-    for name in differences.extra:
+    for name in extra:
         yield f"-- extra: {_one_line(live[name].sql)};"
         yield f"-- DROP {live[name].type.upper()} {_one_line(quoted(name))};"
 

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = ["FILE_MODES", "database_checks", "file_checks", "file_modes", "valida
 
 _REWRITE = "with the sqlite3 shell, .dump it into a new database after PRAGMA encoding = 'UTF-8', and take that one"
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
+_MENDED = "troubleshoot.ipynb says why, and mends what it can; by hand: "
 _RESTORE = "stop the writers and restore a backup"
 
 # What integrity_check says of a row that breaks a rule, which is a fault of the row and not of the file.
@@ -39,9 +41,12 @@ async def validate_database(settings: Settings) -> Report:
     All checks see one snapshot; each tells what it expected and observed. SQLite may leave an empty ``-wal`` and a
     ``-shm`` beside the file.
     """
-    if found := await refusal("validate", settings):
-        return found
-    return Report("validate", await file_checks(settings), subject=str(settings.db_path))
+    report = await refusal("validate", settings)
+    if report and report.refused:  # which nobody mends: it is none of ours, or there is none
+        return report
+    checks = report.checks if report else await file_checks(settings)
+    told = (replace(check, remedy=f"{_MENDED}{check.remedy}") if check.failed else check for check in checks)
+    return Report("validate", tuple(told), subject=str(settings.db_path))
 
 
 async def database_checks(

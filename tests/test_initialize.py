@@ -85,6 +85,8 @@ async def test_a_second_run_says_already_initialized_and_changes_no_byte(databas
             report = await initialize_database(database)
             report.raise_for_failures()
             assert outcome(report) == "already"
+            (published,) = [check.observed for check in report.checks if check.name == "published"]
+            assert published == f"{database.db_path} was there already; its name was forced again"
     # Nor beside a writer with something in its log.
     insert = "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)"
     with held(database.db_path, insert), untouched(database.db_path):

@@ -86,6 +86,7 @@ INDEX_FAULTS = [
     (*DROP, "CREATE INDEX\n-- hidden;\nidx_tasks_parent ON tasks (prompt) -- DROP TABLE tasks;\n"),
     (*DROP, "CREATE INDEX idx_tasks_parent ON sessions (status, id)", "DROP INDEX idx_audit_task"),
     ("CREATE INDEX idx_extra ON audit (result)", *DROP),
+    ("DROP INDEX idx_audit_task", "CREATE INDEX IDX_Audit_task ON audit (result)", *DROP),
     ('CREATE INDEX "odd ""name\nDROP TABLE tasks;" ON audit (result)', *DROP),
 ]
 

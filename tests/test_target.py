@@ -172,6 +172,19 @@ async def test_an_absent_database_is_absent_and_init_is_named(settings: Settings
     assert list(settings.db_path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["abathur_manual_20261120_101112_131.db", "abathur_manual_20261120_101112_131.db.zst"])
+async def test_where_there_are_backups_an_absent_database_is_to_be_brought_back(settings: Settings, name: str) -> None:
+    settings = replace(settings, backup_dir=settings.backup_dir.with_name("other backups"))
+    settings.backup_dir.mkdir(parents=True)
+    (settings.backup_dir / name).touch()
+    remedy = (await validate_database(settings)).checks[0].remedy
+    given = f"out.ipynb -p env development -p db_path {settings.db_path}"
+    assert remedy == (
+        f"bring it back from a backup: ABATHUR_BACKUP_DIR='{settings.backup_dir}' papermill restore.ipynb {given}; "
+        f"or make a new one: papermill init.ipynb {given}"
+    )
+
+
 async def test_a_database_of_ours_is_present_and_untouched(database: Settings) -> None:
     with untouched(database.db_path):
         target = await identify(database)
@@ -206,6 +219,7 @@ async def test_a_damaged_database_is_corrupt_for_every_verb(database: Settings, 
         target = await identify(database)
         assert target.state == "damaged"
         assert "CORRUPT" in target.check.observed
+        assert (await validate_database(database)).checks[0].remedy.startswith("troubleshoot.ipynb says why")
         assert "restore a backup" in target.check.remedy
         _, initialize_refuses, error = await verdicts(database)
     assert initialize_refuses
