@@ -10,7 +10,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 
 from abathur_nb.dashboard import monitoring_over_time
 from abathur_nb.expected import expected_objects, expected_tables
-from abathur_nb.figure import BLUE, MILLISECONDS, ORANGE, RED, Chart, blank, new_chart, one_line
+from abathur_nb.figure import BLUE, GREY, MILLISECONDS, ORANGE, RED, Chart, blank, new_chart, one_line
 from abathur_nb.percentiles import percentiles
 from abathur_nb.timelines import percentiles_over_time, sizes_over_time, verdicts_over_time
 
@@ -32,6 +32,8 @@ __all__ = [
     "verdicts_over_time",
 ]
 
+_OPEN = "open where the samples are too few for a bound"
+
 
 def latency_distribution(result: "BenchmarkResult") -> Chart:
     """Draw how long those reads took whose p99 has a limit, with the p99, its 95 % interval and the limit."""
@@ -40,18 +42,22 @@ def latency_distribution(result: "BenchmarkResult") -> Chart:
         return blank("nothing was measured: the report says why")
     chart, axes = new_chart(1.0 + 1.9 * len(wanted), len(wanted), sharex=True)
     told = []
+    ends = [end for name, limit in wanted.items() for end in (*result.samples[name], limit * 1e6)]
+    left, right = min(ends) / 1e6 / 1.3, max(ends) / 1e6 * 1.3
     for ax, (name, limit) in zip(axes, wanted.items(), strict=True):
         milliseconds = np.asarray(result.samples[name]) / 1e6
         p99 = percentiles(result.samples[name])[-1]
-        low, high = p99.low or milliseconds.min(), p99.high or milliseconds.max()
         bins = np.geomspace(milliseconds.min() * 0.9, milliseconds.max() * 1.1, 60)
         ax.hist(milliseconds, bins=list(bins), color=BLUE, label="samples")
-        ax.axvspan(low, high, color=ORANGE, alpha=0.45, label="95 % interval of p99")
+        ax.axvspan(p99.low or left, p99.high or right, color=ORANGE, alpha=0.45, label="95 % interval of p99")
+        if p99.low is None or p99.high is None:  # it runs off the edge
+            ax.text(0.99, 0.9, _OPEN, transform=ax.transAxes, ha="right", fontsize=8, backgroundcolor="white")
         ax.axvline(p99.value, color="black", linestyle="--", label=f"p99 {p99.value:.3g} ms")
         ax.axvline(limit, color=RED, linewidth=2, label=f"limit {limit:g} ms")
         ax.set(xscale="log", title=f"{name}: {len(milliseconds):,} samples", ylabel="samples")
         ax.legend(fontsize=8, loc="upper center")
         told.append(f"{name}: {p99}, limit {limit:g} ms")
+    axes[-1].set_xlim(left, right)
     axes[-1].set_xlabel("time of one read (ms, logarithmic)")
     axes[-1].xaxis.set_major_formatter(MILLISECONDS)
     chart.alt = "Histogram of read times. " + "; ".join(told)
@@ -158,14 +164,30 @@ def _percentile_lines(ax: Axes, curve: dict[int, Sequence[int]]) -> str:
     """Draw p50 and p99 over ``curve``, each with its interval; say where they begin and end."""
     found = {x: percentiles(samples) for x, samples in curve.items()}
     for at, (label, colour, marker) in {0: ("p50", BLUE, "o"), 2: ("p99", ORANGE, "^")}.items():
-        values = [found[x][at].value for x in curve]
-        low = [value - (found[x][at].low or min(curve[x]) / 1e6) for x, value in zip(curve, values, strict=True)]
-        high = [(found[x][at].high or max(curve[x]) / 1e6) - value for x, value in zip(curve, values, strict=True)]
-        errors = np.maximum([low, high], 0)
+        shown = {x: levels[at] for x, levels in found.items()}
+        values = [p.value for p in shown.values()]
+        errors = np.maximum(
+            [
+                [p.value - (p.low or p.value) for p in shown.values()],
+                [(p.high or p.value) - p.value for p in shown.values()],
+            ],
+            0,
+        )
         ax.errorbar(
             list(curve), values, yerr=errors, color=colour, marker=marker, capsize=3, label=f"{label}, 95 % interval"
         )
+        _open_bounds(ax, [(x, p.value) for x, p in shown.items() if p.low is None], colour, -20)
+        _open_bounds(ax, [(x, p.value) for x, p in shown.items() if p.high is None], colour, 20)
     ax.legend()
     ax.grid(visible=True, which="major", color="#dddddd", linewidth=0.5)
     first, last = min(curve), max(curve)
     return ", ".join(f"{median(curve[x]) / 1e6:.3g} ms at the median for {x:,}" for x in (first, last))
+
+
+def _open_bounds(ax: Axes, points: Sequence[tuple[int, float]], colour: str, length: int) -> None:
+    """Draw an arrow of so many points from each value, up or down, where its interval has no end on that side."""
+    for point in points:
+        style = {"arrowstyle": "<-", "color": colour, "linestyle": ":"}
+        ax.annotate("", point, (0, length), textcoords="offset points", arrowprops=style)
+    if points and _OPEN not in ax.get_legend_handles_labels()[1]:
+        ax.plot([], [], color=GREY, linestyle=":", label=_OPEN)

@@ -21,6 +21,7 @@ from abathur_nb.benchmark import _snapshot, _verdicts
 from abathur_nb.connection import connection_pragmas
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.measurements import load_baseline
+from abathur_nb.percentiles import percentiles
 from abathur_nb.settings import Settings
 
 LIMITED = ("session retrieval", "memory retrieval", "50 concurrent reads")
@@ -125,6 +126,8 @@ async def test_a_full_run_adds_the_writer_the_curves_and_the_shares(database: Se
     assert {*LIMITED, "session retrieval beside a writer", "memory retrieval beside a writer"} <= set(result.samples)
     assert list(result.curve("growth")) == ["1000", "1200"]
     assert list(result.curve("concurrency")) == ["1", "2", "5", "10", "20", "50", "100", "200"]
+    p99s = [percentiles(samples)[-1] for samples in result.curve("concurrency").values()]
+    assert all(p99.low is not None and p99.high is not None for p99 in p99s), "each p99 has its interval"
     assert list(result.curve("share")) == ["SQLite", "SQLite and decoding", "SQLite, decoding and driver"]
     medians = [sorted(samples)[len(samples) // 2] for samples in result.curve("share").values()]
     assert medians == sorted(medians), "each share holds the one before it"
@@ -138,6 +141,31 @@ async def test_a_live_row_is_never_in_the_way(database: Settings) -> None:
         with nothing_changes(database):
             result = await nb.run_benchmark(database, **QUICK)
         result.report.raise_for_failures()
+
+
+SYNTHETIC = (
+    "INSERT INTO sessions (id, app_name, user_id) VALUES ('{session}', 'a', 'u')",
+    """INSERT INTO memory_entries (namespace, key, value, memory_type, version)
+    VALUES ('{namespace}', '{key}', '{{}}', 'semantic', 1)""",
+    "INSERT INTO document_index (file_path, title, content_hash) VALUES ('synthetic/0.md', 't', 'h')",
+    "INSERT INTO tasks (id, prompt, session_id) VALUES ('synthetic-task-0', 'p', '{session}')",
+    """INSERT INTO agents (id, name, specialization, task_id, state, model)
+    VALUES ('synthetic-agent-0', 'n', 's', 'synthetic-task-0', 'idle', 'm')""",
+    "INSERT INTO state (task_id, key, value) VALUES ('synthetic-task-0', 'key-0', '{{}}')",
+    "INSERT INTO checkpoints (task_id, iteration, state) VALUES ('synthetic-task-0', 0, '{{}}')",
+)
+
+
+@pytest.mark.parametrize("statements", [*((one,) for one in SYNTHETIC), SYNTHETIC], ids=range(8))
+async def test_a_live_row_named_like_a_synthetic_one_is_not_in_the_way_either(
+    database: Settings, statements: tuple[str, ...]
+) -> None:
+    ((namespace, key),) = synthetic.memory_keys(QUICK["rows"], 1)
+    names = {"session": synthetic.session_ids(QUICK["rows"], 1)[0], "namespace": namespace, "key": key}
+    run_sql(database.db_path, *(statement.format(**names) for statement in statements))
+    with nothing_changes(database):
+        result = await nb.run_benchmark(database, **QUICK)
+    result.report.raise_for_failures()
 
 
 async def test_the_snapshot_holds_a_row_that_the_log_alone_holds(database: Settings, tmp_path: Path) -> None:

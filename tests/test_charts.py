@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from damage import drop_index, run_sql
+from matplotlib.container import ErrorbarContainer
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 
 import abathur_nb as nb
 from abathur_nb import charts, figure, timelines
@@ -128,6 +129,44 @@ def test_a_curve_has_both_axes_logarithmic_and_named_with_their_units(
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
     assert {"p50, 95 % interval", "p99, 95 % interval"} <= set(texts(chart).split("\n"))
     assert "ms at the median for 1" in chart.alt
+
+
+OPEN = "open where the samples are too few for a bound"
+
+
+@pytest.mark.parametrize("draw", [charts.concurrency_curve, charts.growth_curve], ids=["concurrency", "growth"])
+@pytest.mark.parametrize("count", [367, 368])
+def test_a_bound_that_the_samples_cannot_give_is_drawn_as_open(
+    draw: Callable[[BenchmarkResult], Chart], count: int
+) -> None:
+    """The slowest sample is no end of an interval."""
+    chart = draw(full(count))
+    drawn(chart)
+    (ax,) = chart.axes
+    bars = next(c for c in ax.containers if isinstance(c, ErrorbarContainer) and c.get_label() == "p99, 95 % interval")
+    line, _, (collection,) = bars.lines
+    tops = [float(segment[1][1]) for segment in collection.get_segments()]
+    values = [float(value) for value in np.asarray(line.get_ydata())]
+    arrows = [(text.xy[1], text.get_position()[1]) for text in ax.texts if isinstance(text, Annotation)]
+    if count == 367:
+        assert tops == pytest.approx(values)
+        assert arrows == [(value, 20) for value in values]  # upwards
+        assert OPEN in texts(chart)
+    else:
+        assert all(top > value for top, value in zip(tops, values, strict=True))
+        assert arrows == []
+        assert OPEN not in texts(chart)
+
+
+@pytest.mark.parametrize("count", [367, 368])
+def test_an_interval_without_an_end_runs_off_the_edge_of_the_distribution(count: int) -> None:
+    chart = charts.latency_distribution(full(count))
+    drawn(chart)
+    for ax in chart.axes:
+        (span,) = (patch for patch in ax.patches if patch.get_label() == "95 % interval of p99")
+        assert isinstance(span, Rectangle)
+        assert bool(span.get_x() + span.get_width() == pytest.approx(ax.get_xlim()[1])) is (count == 367)
+        assert (OPEN in texts(chart)) is (count == 367)
 
 
 @pytest.mark.parametrize("draw", [charts.concurrency_curve, charts.growth_curve], ids=["concurrency", "growth"])
@@ -263,4 +302,8 @@ def test_what_a_chart_shows_stays_the_same_when_it_is_shown_twice() -> None:
 
 def test_each_public_chart_is_tried_here() -> None:
     here = {"concurrency_curve", "coverage_matrix", "growth_curve", "latency_distribution", "table_sizes"}
-    assert set(charts.__all__) == here | {"Chart", *timelines.__all__}  # those over time are tried in a file of theirs
+    assert set(charts.__all__) == here | {
+        "Chart",
+        "monitoring_over_time",
+        *timelines.__all__,
+    }  # those over time have files of theirs

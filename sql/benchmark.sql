@@ -1,0 +1,17 @@
+-- Makes room for synthetic rows in the copy that the benchmark fills. Run as one script, without foreign keys: a live
+-- row that referred to a renamed one refers to nothing then, and nobody reads it.
+-- To existing data: gives each live row whose key begins as a synthetic one's another key. For a copy alone.
+
+UPDATE sessions SET id = lower(hex(randomblob(8))) || id WHERE id GLOB 'synthetic*';
+
+UPDATE memory_entries SET namespace = lower(hex(randomblob(8))) || namespace WHERE namespace GLOB 'synthetic*';
+
+UPDATE document_index SET file_path = lower(hex(randomblob(8))) || file_path WHERE file_path GLOB 'synthetic*';
+
+UPDATE tasks SET id = lower(hex(randomblob(8))) || id WHERE id GLOB 'synthetic*';
+
+UPDATE agents SET id = lower(hex(randomblob(8))) || id WHERE id GLOB 'synthetic*';
+
+UPDATE state SET task_id = lower(hex(randomblob(8))) || task_id WHERE task_id GLOB 'synthetic*';
+
+UPDATE checkpoints SET task_id = lower(hex(randomblob(8))) || task_id WHERE task_id GLOB 'synthetic*';
