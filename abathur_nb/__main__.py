@@ -25,6 +25,7 @@ _COMMANDS = {
     "metrics": ("operate.exposition", "measure a database and write that as Prometheus' textfile collector reads it"),
     "alerts": ("operate.alerts", "print the alert rules for Prometheus"),
 }
+_ABOUT = "Run the runbook's notebooks, keep and check the records of their runs, and measure a database."
 _REFUSED = 2  # as argparse exits for wrong arguments
 _INTERRUPTED = 5
 
@@ -32,7 +33,7 @@ _INTERRUPTED = 5
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what a user can cause is told in a line each on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="python -m abathur_nb", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog="python -m abathur_nb", description=_ABOUT, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     code = 1
     try:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Mapping
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from abathur_nb.errors import ConfigurationError
@@ -66,16 +67,17 @@ def _odd_lines(source: str, tree: ast.Module) -> list[str]:
 
 
 def _refuse_odd_names(lines: list[str]) -> list[str]:
-    """Raise ConfigurationError if the text of an injected cell holds a line that is not ``name = …``.
+    """Raise ConfigurationError if the text of an injected cell holds a line that is not ``name = …``, of no keyword.
 
     An IPython input transformer, which is asked before anything is parsed: a name of thousands of dots exhausts the
     parser, and a kernel that fails so never answers.
     """
     if lines[:1] == [_INJECTED]:
-        odd = [line for line in lines[1:] if not re.match(r"[A-Za-z_][A-Za-z0-9_]* = \S", line)]
+        names = [re.match(r"([A-Za-z_][A-Za-z0-9_]*) = \S", line) for line in lines[1:]]
+        odd = [line for line, name in zip(lines[1:], names, strict=True) if not name or iskeyword(name[1])]
         if odd:
             raise ConfigurationError(
-                [f"a parameter's name is a-z, 0-9 and _: found {shown(line.rstrip())}" for line in odd]
+                [f"a parameter's name is a-z, 0-9 and _, no keyword: found {shown(line.rstrip())}" for line in odd]
                 + ["nothing of this cell was run"]
             )
     return lines

@@ -80,7 +80,8 @@ def percentiles_over_time(history: "History") -> Chart:
     runs = [run for run in history.runs if run.facts.percentiles]
     names = list(dict.fromkeys(name for run in runs for name in _measured(run)))
     if not names:
-        return blank("no benchmark yet: run benchmark.ipynb")
+        tried = any(run.notebook == "benchmark" for run in history.runs)
+        return blank(f"no benchmark {'came to its figures ' if tried else ''}yet: run benchmark.ipynb")
     chart, axes = new_chart(0.9 + 2.0 * len(names), len(names), sharex=True)
     told = []
     for ax, name in zip(axes, names, strict=True):

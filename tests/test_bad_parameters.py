@@ -573,6 +573,7 @@ PROOFS: dict[str, tuple[Path, tuple[str, ...], str]] = {
     ),
     "a magic in a name": (INIT, ("-p", "!touch canary\nenv", "x"), NAME),
     "a name that exhausts the parser": (INIT, ("-p", "a." * 5000 + "b", "1"), NAME),
+    "a keyword as name": (INIT, ("-p", "class", "1"), f"{NAME}, no keyword: found 'class = 1'"),
     "a look-alike name": (INIT, ("-p", "ｅｎｖ", "staging"), NAME),
     "a mistyped name": (
         INIT,

@@ -108,6 +108,14 @@ def test_of_a_refused_cell_nothing_runs_and_no_later_cell_either(
     assert shell.user_ns["seen"] == "production"
 
 
+@pytest.mark.parametrize("name", ["class", "None", "import"])
+def test_a_keyword_as_name_is_refused_in_the_guards_own_words(shell: InteractiveShell, name: str) -> None:
+    """Python itself would call it a syntax error, of a cell that nobody wrote."""
+    assert not rejected(shell.run_cell(CELL))
+    told = rejected(shell.run_cell(f"# Parameters\n{name} = 1\n"))
+    assert told.startswith(f"a parameter's name is a-z, 0-9 and _, no keyword: found '{name} = 1'")
+
+
 def test_a_parameters_cell_that_is_more_than_literals_is_refused(shell: InteractiveShell, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     assert "expected `name = literal value`" in rejected(shell.run_cell(f"env = 'x'\nopen({str(canary)!r}, 'w')"))

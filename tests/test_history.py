@@ -240,6 +240,10 @@ def test_unsealed_and_altered_runs_are_held_against_nothing(settings: Settings) 
     run_at(settings, EVENING, verdict=None)
     told = cells(nb.read_history(settings).since_green)
     assert told["newest run"] == f"{newest.name}\nagainst {green.name}"
+    record = green / RECORD
+    record.write_bytes(record.read_bytes().replace(b'"tasks":', b'"tusks":'))
+    told = cells(nb.read_history(settings).since_green)
+    assert told["newest run"] == f"{newest.name}\nnone before it passed and is as it was written"
 
 
 def test_an_earlier_history_is_held_against_nothing_since_this_one_tells_anew(settings: Settings) -> None:

@@ -21,6 +21,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command_and_imports_none() -> None:
     done = command("--help")
     assert done.returncode == 0
+    assert "`" not in done.stdout, "what is meant for programmers"
     assert all(f"\n    {name} " in done.stdout for name in _COMMANDS)
     loaded = "import sys; sys.argv[1:] = ['--help']\ntry: main()\nexcept SystemExit: pass"
     program = f"from abathur_nb.__main__ import main\n{loaded}\nprint('abathur_nb.evidence.runner' in sys.modules)"

@@ -112,7 +112,9 @@ def test_they_stop_at_the_first_that_fails(database: Settings) -> None:
     drop_index(database.db_path)
     done = run(*arguments_of(database, "validate", "explain"))
     assert done.code == 1
-    assert record_of(only_run(database))["notebook"] == "validate"
+    entry = only_run(database)
+    assert record_of(entry)["notebook"] == "validate"
+    assert done.lines[-1].endswith(f"The report says what to do: {entry.folder}/page.html")
 
 
 def test_a_parameter_goes_to_each_notebook_that_declares_it(database: Settings) -> None:

@@ -139,7 +139,10 @@ def test_a_percentile_without_its_limit_or_the_other_way_round_is_not_drawn() ->
     half = at(
         0, label="benchmark", percentiles={"x": {"p50": (1, 1, 1)}}, limits={"x": ("p99", 1.0), "y": ("p99", 1.0)}
     )
-    assert is_blank(charts.percentiles_over_time(history(half)))
+    chart = charts.percentiles_over_time(history(half))
+    assert is_blank(chart)
+    assert chart.alt == "no benchmark came to its figures yet: run benchmark.ipynb"
+    assert charts.percentiles_over_time(history(at(0))).alt == "no benchmark yet: run benchmark.ipynb"
 
 
 def test_each_measurement_has_axes_of_its_own_and_all_the_same_time() -> None:

@@ -177,8 +177,11 @@ def _since_green(runs: Sequence[PastRun]) -> Table:
     rows = []
     # What an earlier history found otherwise, this one tells anew.
     for label, newest in {run.label: run for run in runs if run.sealed and run.notebook != _TITLE}.items():
-        earlier = [run for run in runs if run.label == label and run.verdict == "pass" and run.run_id < newest.run_id]
-        against = f"against {earlier[-1].run_id}" if earlier else "none passed before it"
+        before = [run for run in runs if run.label == label and run.run_id < newest.run_id]
+        earlier = [run for run in before if run.verdict == "pass"]
+        altered = any(run.verdict == "altered" for run in before)  # which may have passed
+        none = "none before it passed and is as it was written" if altered else "none passed before it"
+        against = f"against {earlier[-1].run_id}" if earlier else none
         changed = _difference(earlier[-1], newest) if earlier else ""
         rows.append((_mark(newest), label, f"{newest.run_id}\n{against}", changed))
     return Table(("", "notebook", "newest run", "what changed since the last that passed"), tuple(rows), _NO_RUN)

@@ -156,7 +156,7 @@ def _run(
         )
     notebook = executed[0] if executed else prepared(source, values, run_id=job.run_id, template=template)
     outcome = conclude(job, ending, notebook, begun=begun, html=html, as_template=True)
-    reason = masked(outcome.message, settings).partition("\n")[0][:_LONGEST_REASON]
+    reason = masked(outcome.message, settings).partition("\n")[0][:_LONGEST_REASON].rstrip(".")
     told = [f"{outcome.verdict.upper()} in {monotonic() - since:.1f} s", reason, str(outcome.archived or "")]
     _say(f"{job.name} of {settings.env}: {': '.join(filter(None, told))}")
     return outcome
