@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from abathur_nb.measurements import BenchmarkResult
     from abathur_nb.operate.backup import backup_database
     from abathur_nb.operate.catalogue import show_backups
+    from abathur_nb.operate.explore import Exploration, explore
     from abathur_nb.operate.monitor import Monitoring, monitor
     from abathur_nb.operate.readiness import Readiness, readiness
     from abathur_nb.operate.restore import restore_database
@@ -50,6 +51,7 @@ __all__ = [
     "ChecksFailedError",
     "ConfigurationError",
     "Database",
+    "Exploration",
     "History",
     "InvalidValueError",
     "MisuseError",
@@ -66,6 +68,7 @@ __all__ = [
     "backup_database",
     "charts",
     "explain_queries",
+    "explore",
     "guard",
     "initialize_database",
     "load_queries",
@@ -91,6 +94,7 @@ __all__ = [
 _LATER = {
     "BenchmarkResult": "measurements",
     "Database": "database",
+    "Exploration": "operate.explore",
     "History": "evidence.history",
     "Monitoring": "operate.monitor",
     "Plans": "explanation",
@@ -99,6 +103,7 @@ _LATER = {
     "backup_database": "operate.backup",
     "explain_queries": "explain",
     "monitor": "operate.monitor",
+    "explore": "operate.explore",
     "read_history": "evidence.history",
     "readiness": "operate.readiness",
     "restore_database": "operate.restore",

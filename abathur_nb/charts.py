@@ -12,7 +12,7 @@ from abathur_nb.dashboard import monitoring_over_time
 from abathur_nb.expected import expected_objects, expected_tables
 from abathur_nb.figure import BLUE, GREY, MILLISECONDS, ORANGE, RED, Chart, blank, new_chart, one_line
 from abathur_nb.percentiles import percentiles
-from abathur_nb.timelines import percentiles_over_time, sizes_over_time, verdicts_over_time
+from abathur_nb.timelines import percentiles_over_time, rows_over_time, sizes_over_time, verdicts_over_time
 
 if TYPE_CHECKING:
     from abathur_nb.explanation import Plans
@@ -27,6 +27,7 @@ __all__ = [
     "latency_distribution",
     "monitoring_over_time",
     "percentiles_over_time",
+    "rows_over_time",
     "sizes_over_time",
     "table_sizes",
     "verdicts_over_time",

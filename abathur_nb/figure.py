@@ -70,15 +70,15 @@ def label(name: str) -> str:
     return one_line(name, 40).replace("$", r"\$")  # a pair of $ would be read as mathematics
 
 
-def time_axis(ax: Axes) -> None:
-    """Let the x axis of ``ax``, when all is drawn, be the UTC times of runs."""
+def time_axis(ax: Axes, words: str = "start of the run (UTC)") -> None:
+    """Let the x axis of ``ax``, when all is drawn, be UTC times: of runs, or of what ``words`` say."""
     first, last = ax.dataLim.intervalx
     if first == last:  # a single moment, around which matplotlib would show four years
         ax.set_xlim(first - 0.5, last + 0.5)
     locator = AutoDateLocator(tz="UTC")  # type: ignore[no-untyped-call]
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz="UTC"))  # type: ignore[no-untyped-call]
-    ax.set_xlabel("start of the run (UTC)")
+    ax.set_xlabel(words)
 
 
 def one_line(name: str, length: int) -> str:

@@ -22,6 +22,7 @@ __all__ = [
 # Whole numbers that a parameter of this name may have, in a notebook and in the verb that takes it.
 RANGES: Mapping[str, tuple[int, int]] = {
     "keep_days": (1, 3650),
+    "limit": (1, 1000),
     "repetitions": (1, 100_000),
     "rows": (1, 10_000_000),
 }

@@ -1,4 +1,4 @@
-"""Figures over time: what the runs of an archive found, each at its moment."""
+"""Figures over time: what the runs of an archive found, each at its moment; how a database has grown."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,9 @@ from abathur_nb.figure import (
 if TYPE_CHECKING:
     from abathur_nb.evidence.history import History
     from abathur_nb.evidence.past import PastRun
+    from abathur_nb.operate.growth import Growth
 
-__all__ = ["percentiles_over_time", "sizes_over_time", "verdicts_over_time"]
+__all__ = ["percentiles_over_time", "rows_over_time", "sizes_over_time", "verdicts_over_time"]
 
 # A shape and a colour for each verdict, the good ones below the bad ones; hollow and black for what is no evidence.
 _VERDICTS: Mapping[str, Mapping[str, Any]] = {
@@ -128,6 +129,37 @@ def sizes_over_time(history: "History") -> Chart:
         for name in largest
     )
     chart.alt = f"Sizes over time: {'; '.join(ends)}"
+    return chart
+
+
+def rows_over_time(growth: "Growth") -> Chart:
+    """Draw how many rows came on each day, and how many there were by then: the largest tables, the rest as one."""
+    totals = {table: sum(days.values()) for table, days in growth.days.items()}
+    if not totals:
+        return blank("no row yet: there is nothing to draw")
+    largest = sorted(totals, key=lambda table: -totals[table])
+    alone = len(_LINES) if len(largest) <= len(_LINES) else len(_LINES) - 1
+    groups = {table: [table] for table in largest[:alone]}
+    if rest := largest[alone:]:
+        groups[f"{len(rest)} smaller ones"] = rest
+    every = sorted({day for days in growth.days.values() for day in days})
+    dates: list[Any] = list(every)  # matplotlib's types know no dates
+    chart, (daily, whole) = new_chart(4.8, 2, sharex=True)
+    below = np.zeros(len(every))
+    for (name, tables), (colour, marker) in zip(groups.items(), _LINES, strict=False):
+        came = np.array([sum(growth.days[table].get(day, 0) for table in tables) for day in every])
+        daily.bar(dates, came, bottom=below, width=1, color=colour)
+        small: dict[str, Any] = {"marker": marker, "markersize": 4} if len(every) <= _CROWD // 4 else {}
+        whole.plot(dates, np.cumsum(came), color=colour, label=label(name), **small)
+        below += came
+    daily.set(title="Rows by the day on which they came", ylabel="rows a day")
+    whole.set(ylabel="rows by then", ylim=(0, None))
+    for ax in (daily, whole):
+        ax.yaxis.set_major_formatter(EngFormatter(sep=""))
+    time_axis(whole, "day (UTC)")
+    chart.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=len(_LINES), fontsize=8)
+    told = ", ".join(f"{one_line(table, 100)} {totals[table]:,}" for table in largest)
+    chart.alt = f"Rows by the day on which they came, {every[0]} to {every[-1]}: {told}"
     return chart
 
 

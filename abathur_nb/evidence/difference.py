@@ -15,7 +15,7 @@ from abathur_nb.evidence.reading import Entry, add_archive_arguments, chosen_arc
 from abathur_nb.percentiles import above
 from abathur_nb.wording import printable
 
-__all__ = ["Change", "add_arguments", "circumstances", "command", "differences"]
+__all__ = ["Change", "add_arguments", "circumstances", "clipped", "command", "differences"]
 
 # What merely varies in the words of a check: times, paths, amounts with a unit, the interval of a percentile. What they
 # stand for is compared where it is a number: rows, sizes, percentiles.
@@ -45,7 +45,7 @@ class Change:
     after: str
 
     def __str__(self) -> str:
-        before, after = _clipped(self.before or "nothing", self.after or "nothing")
+        before, after = clipped(self.before or "nothing", self.after or "nothing")
         return printable(f"{self.kind} {self.name}: {before} → {after}").replace("\n", "\\n")
 
 
@@ -174,7 +174,7 @@ _SAME: Mapping[str, Callable[[Any, Any], bool]] = {
 }
 
 
-def _clipped(before: str, after: str) -> list[str]:
+def clipped(before: str, after: str) -> list[str]:
     """Return two texts; of long ones what begins a little before they differ."""
     if max(len(before), len(after)) <= _LONG:
         return [before, after]

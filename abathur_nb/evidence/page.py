@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_nb.evidence.sanitizer import clean
+from abathur_nb.evidence.sanitizer import clean, picture_of
 from abathur_nb.wording import printable
 
 __all__ = ["render"]
@@ -29,7 +29,6 @@ _HASH_SHOWN = 16  # hexadecimal digits: the record has them all
 _EVIDENCE_OPEN = 5  # more pieces of evidence than this are folded away
 _RUN_ID = re.compile(r"[0-9A-Za-z-]{1,64}")  # what may stand in a style sheet, where HTML's escapes mean nothing
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+")
 
 
 def render(notebook: Mapping[str, Any], record: Mapping[str, Any], *, as_template: bool = True) -> bytes:
@@ -221,16 +220,15 @@ def _outputs(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _bundle(data: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the best of what one output offers. Neither scripts nor SVG are among it."""
+    """Return the best of what one output offers. No script is among it, and SVG only of shapes and words."""
     if "text/html" in data:
         return {"kind": "html", "html": clean(_text(data["text/html"]))}
-    for mime in ("image/png", "image/jpeg"):
-        picture = _text(data.get(mime, ""))
-        if _BASE64.fullmatch(picture):
+    for mime in ("image/png", "image/jpeg", "image/svg+xml"):
+        if picture := picture_of(mime, _text(data.get(mime, ""))):
             told = _mapping(metadata.get(mime))
             alt = told.get("alt") or data.get("text/plain") or "a picture without a description"
             width = told.get("width")
-            url = f"data:{mime};base64,{''.join(picture.split())}"
+            url = f"data:{mime};base64,{picture}"
             return {"kind": "picture", "url": url, "alt": _text(alt), "width": width if isinstance(width, int) else ""}
     if "text/markdown" in data:
         return {"kind": "html", "html": _markdown(_text(data["text/markdown"]))}

@@ -1,8 +1,9 @@
 """What may stay of a notebook's HTML in the page of a run: tables, text, pictures; nothing that runs or loads."""
 
 import re
+from base64 import b64encode
 
-__all__ = ["clean"]
+__all__ = ["clean", "picture_of"]
 
 _TAGS = (
     "a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6"
@@ -32,6 +33,18 @@ _PROPERTIES = (
 _DECLARATION = re.compile(r"\s*([a-z-]+)\s*:(?:[\w\s.,#%!+-]|(?:rgb|hsl)a?\([\d\s.,%/deg]*\))+")
 _LINK = re.compile(r"(?:https?://|mailto:)\S+")
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]+")
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+")
+# Shapes and words: no script, style sheet, link, animation or picture, and no value that loads something.
+_SHAPES = "circle desc ellipse g line path polygon polyline rect text title tspan svg"
+_DRAWN = (
+    "cx cy d fill font-family font-size font-style font-weight height points r role rx ry stroke stroke-dasharray"
+    " stroke-width text-anchor viewBox width x x1 x2 y y1 y2"
+)
+_GIVEN = rf'(?: (?:{"|".join(_DRAWN.split())})="[\w .,#%+-]*+")*+'
+_SVG = re.compile(
+    rf'<svg xmlns="http://www\.w3\.org/2000/svg"{_GIVEN}>'
+    rf"(?:</?(?:{'|'.join(_SHAPES.split())}){_GIVEN}/?>|[^<>&]++|&(?:amp|lt|gt|quot|#\d{{1,7}});)*+"
+)
 
 
 def clean(html: str) -> str:
@@ -64,3 +77,11 @@ def _kept(_tag: str, name: str, value: str) -> str | None:
 def _harmless(declaration: str) -> bool:
     found = _DECLARATION.fullmatch(declaration)
     return not declaration.strip() or (found is not None and found[1] in _PROPERTIES.split())
+
+
+def picture_of(mime: str, text: str) -> str:
+    """Return a notebook's picture in base64, or nothing for what is none, or an SVG of more than shapes and words."""
+    if mime == "image/svg+xml":
+        # As the source of an img no browser would run or load what it holds; so it is harmless by itself, too.
+        return b64encode(text.encode(errors="backslashreplace")).decode() if _SVG.fullmatch(text) else ""
+    return "".join(text.split()) if _BASE64.fullmatch(text) else ""
