@@ -34,8 +34,12 @@ class Excerpt:
         """Return the rows as a pandas frame, values whole, times as UTC timestamps where all of them are times."""
         import pandas as pd
 
-        frame = pd.DataFrame(list(self.rows), columns=list(self.columns))
-        frame = frame.convert_dtypes(convert_string=False, convert_boolean=False, convert_floating=False)
+        # As they were read: one NULL among large numbers would have made all of them inexact.
+        frame = pd.DataFrame(list(self.rows), columns=list(self.columns), dtype=object)
+        whole = [
+            name for name in frame if frame[name].notna().any() and all(isinstance(i, int | None) for i in frame[name])
+        ]
+        frame = frame.astype(dict.fromkeys(whole, "Int64")).infer_objects()
         for name in _TIMES & {*self.columns}:
             try:
                 frame[name] = pd.to_datetime(frame[name], format="%Y-%m-%d %H:%M:%S.%f", utc=True)
@@ -44,7 +48,7 @@ class Excerpt:
         return frame
 
     def __str__(self) -> str:
-        return f"{self.caption}\n{self._table()}".strip()
+        return f"{printable(self.caption)}\n{self._table()}".strip()
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {"text/html": captioned(self.caption, self._table().to_html()), "text/plain": str(self)}

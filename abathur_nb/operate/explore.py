@@ -14,7 +14,7 @@ from abathur_nb.operate.diagram import Diagram, read_diagram
 from abathur_nb.operate.excerpt import Excerpt
 from abathur_nb.operate.growth import Growth, read_growth
 from abathur_nb.operate.namespaces import Namespaces
-from abathur_nb.operate.versions import MemoryHistory
+from abathur_nb.operate.versions import MemoryHistory, as_json
 from abathur_nb.parameters import check_ranges
 from abathur_nb.report import Check, Report, run_check
 from abathur_nb.schema import quoted, read_schema
@@ -182,9 +182,8 @@ async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorati
     if not rows:
         found.session = Excerpt(nothing="no such session" if wanted.session else "no session yet")
         return _seen("session", "none yet", f"no session {shown(wanted.session)}" if wanted.session else "")
-    state, events = (_decoded(rows[0][column]) for column in ("state", "events"))
-    members = [("state", *member) for member in _members(state)]
-    happened = [("event", *member) for member in reversed(_members(events))]
+    members = [("state", *member) for member in _members(rows[0]["state"])]
+    happened = [("event", *member) for member in reversed(_members(rows[0]["events"]))]
     told = f"session {name}: {len(members):,} values of its state, {_of(wanted.limit, len(happened), 'events')}"
     # Bounded as everything is, though the session was read whole.
     shown_rows = (*members[: wanted.limit], *happened[: wanted.limit])
@@ -192,15 +191,9 @@ async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorati
     return _seen("session", told)
 
 
-def _decoded(text: str | None) -> Any:
-    try:
-        return json.loads(text or "")
-    except (ValueError, RecursionError):
-        return {"": text or "too large, or no JSON"}
-
-
-def _members(value: Any) -> list[tuple[str, str]]:
-    pairs = value.items() if isinstance(value, dict) else enumerate(value, 1) if isinstance(value, list) else ()
+def _members(stored: object) -> list[tuple[str, str]]:
+    value = as_json("none, or too large" if stored is None else stored)
+    pairs = value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else [value], 1)
     return [(str(name), json.dumps(member, ensure_ascii=False)) for name, member in pairs]
 
 

@@ -16,7 +16,7 @@ from abathur_nb.wording import printable
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Difference", "MemoryHistory", "compare"]
+__all__ = ["Difference", "MemoryHistory", "as_json", "compare"]
 
 _MOST = 200  # differences from one version to the next
 _ALIGNED = 200  # members of an array; in a longer one each is held against the one at its place
@@ -48,10 +48,7 @@ class MemoryHistory:
         With it the oldest version that is shown is held against the one before.
         """
         shown = rows[:limit]
-        live = [row["version"] for row in shown if not row["is_deleted"]]
-        states = [
-            "deleted" if r["is_deleted"] else "current" if r["version"] == live[0] else "superseded" for r in shown
-        ]
+        states = _states(shown)
         columns = ("version", "state", *(name for name in (rows[0] if rows else ()) if name != "version"))
         versions = tuple(
             (row["version"], state, *(row[name] for name in columns[2:]))
@@ -107,8 +104,9 @@ def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> Ite
         return
     if earlier["memory_type"] != later["memory_type"]:
         yield Difference("memory_type", "changed", *(printable(str(row["memory_type"])) for row in (earlier, later)))
+    before, after = ([as_json(row[name]) for name in _COMPARED] for row in (earlier, later))
     found = (
-        difference for name in _COMPARED for difference in compare(_decoded(earlier[name]), _decoded(later[name]), name)
+        difference for place, name in enumerate(_COMPARED) for difference in compare(before[place], after[place], name)
     )
     first = None
     for first in islice(found, _MOST):
@@ -116,10 +114,12 @@ def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> Ite
     if left := sum(1 for _ in found):
         yield Difference("…", f"and {left:,} more", "", "")
     if first is None:
-        yield Difference("value", "the same", "", "")
+        # Text is no JSON, and perhaps only its beginning was read.
+        part = " as far as it was read" if any(isinstance(value, str) for value in after) else ""
+        yield Difference("value", f"the same{part}", "", "")
 
 
-def _decoded(stored: object) -> Any:
+def as_json(stored: object) -> Any:
     """Return JSON decoded; as text what can't be, or what is deeper than the store would write."""
     text = str(stored)
     try:
