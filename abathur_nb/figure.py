@@ -1,11 +1,13 @@
 """What every figure is made of: a Chart with words in its place, its axes, its colours."""
 
 from collections.abc import Sequence
+from datetime import date
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -75,6 +77,8 @@ def time_axis(ax: Axes, words: str = "start of the run (UTC)") -> None:
     first, last = ax.dataLim.intervalx
     if first == last:  # a single moment, around which matplotlib would show four years
         ax.set_xlim(first - 0.5, last + 0.5)
+    ends = [date2num(day) for day in (date.min, date.max)]  # type: ignore[no-untyped-call]
+    ax.set_xlim(*np.clip(ax.get_xlim(), *ends))  # a margin beyond them could not be drawn
     locator = AutoDateLocator(tz="UTC")  # type: ignore[no-untyped-call]
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz="UTC"))  # type: ignore[no-untyped-call]

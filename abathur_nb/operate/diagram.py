@@ -92,4 +92,5 @@ def _boxes(columns: Sequence[TableColumn], rows: dict[str, int]) -> list[Box]:
 def _in_words(columns: Sequence[TableColumn], links: Sequence[Link]) -> str:
     tables = list(dict.fromkeys(column.table for column in columns))
     refers = "; ".join(f"{link.table}.{link.column} refers to {link.parent}.{link.parent_column}" for link in links)
-    return printable(f"Diagram of {len(tables)} tables: {', '.join(tables)}. {refers or 'None refers to another'}.")
+    words = f"Diagram of {len(tables)} tables: {', '.join(tables)}. {refers or 'None refers to another'}."
+    return printable(words).replace("\n", "\\n")

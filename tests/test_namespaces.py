@@ -1,0 +1,65 @@
+"""The tree of the namespaces: each branch holds what is below it, however many and however named."""
+
+from typing import Any
+
+from abathur_nb.operate.namespaces import Namespaces
+
+MOMENT = "2026-11-01 10:20:30.400"
+
+
+def row(namespace: str, memories: int = 1, versions: int = 1, newest: str = MOMENT) -> dict[str, Any]:
+    """Return a row of the query ``namespaces``."""
+    counts = {"memories": memories, "versions": versions, "superseded": versions - memories, "deleted": 0, "bytes": 2}
+    return {"namespace": namespace, "newest": newest, **counts}
+
+
+def tree(*rows: dict[str, Any], limit: int = 50) -> Namespaces:
+    return Namespaces.of(rows, limit, "no memory yet")
+
+
+def test_a_branch_holds_the_sum_of_what_is_below_it() -> None:
+    rows = row("user:a", 1, 3), row("user:a:x", 2, 5, "2026-11-09 00:00:00.000"), row("user:b"), row("app:c")
+    frame = tree(*rows).to_frame().set_index("branch")
+    counts = frame[["depth", "namespaces", "memories", "versions", "superseded", "bytes"]]
+    assert counts.loc[["user", "user:a"]].to_numpy().tolist() == [[1, 3, 4, 9, 5, 6], [2, 2, 3, 8, 5, 4]]
+    assert frame["newest"].loc[["user", "user:a:x", "user:b"]].tolist() == [*["2026-11-09 00:00:00.000"] * 2, MOMENT]
+    assert frame[frame["depth"] == 1]["versions"].sum() == 3 + 5 + 1 + 1
+
+
+def test_the_largest_branches_are_shown_and_each_behind_its_parent() -> None:
+    found = tree(*(row(f"n:{n}:deep", versions=n + 1) for n in range(9)), limit=5)
+    lines = [line.split()[0] for line in str(found).splitlines()]
+    assert found.caption == "9 namespaces; shown are the 5 largest of 19 branches"
+    assert lines[1:] == ["n:", "7", "deep", "8", "deep"]
+    assert len(found.to_frame()) == 19, "the frame has them all"
+
+
+def test_of_more_branches_than_anyone_reads_the_largest_are_held_and_the_others_counted() -> None:
+    found = tree(*(row(f"n:{n}", versions=1 + (n == 11_000)) for n in range(12_000)))
+    assert (len(found.found), found.total, found.left_out) == (10_000, 12_000, 2001)
+    assert [branch.path for branch in found.found[:2]] == [("n",), ("n", "11000")]
+    assert len(found.to_html()) < 100_000
+
+
+def test_what_is_deeper_than_eight_levels_is_counted_in_the_eighth() -> None:
+    found = tree(row(":".join("abcdefghijkl")), row(":" * 500)).to_frame()
+    assert found["depth"].max() == 8
+    assert "a:b:c:d:e:f:g:h:i:j:k:l" in found["branch"].tolist()
+
+
+def test_deep_and_large_branches_are_folded_away() -> None:
+    assert "<details><summary>" not in tree(*(row(f"a:{n}:x") for n in range(9))).to_html()
+    many = tree(*(row(f"a:{n}:x") for n in range(100)), limit=1000).to_html()
+    assert many.count("<details><summary>") == 101
+    assert many.count("<div") == many.count("</div>")
+    assert many.count("<details") == many.count("</details>")
+
+
+def test_a_namespace_may_be_named_anything() -> None:
+    found = tree(row("<b>&\u202e\n:\x1b[2J:"), row(""), row("é" * 512), row("\\xff:a", newest="<i>"))
+    html = found.to_html()
+    assert "<b>&" not in html
+    assert "<i>" not in html
+    assert not {"\u202e", "\x1b"} & {*html, *str(found)}
+    assert len(str(found).splitlines()) == 1 + 7
+    assert "(empty)" in html

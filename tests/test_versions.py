@@ -1,0 +1,113 @@
+"""What changed from one version of a memory to the next is told path by path, and nothing else is."""
+
+import json
+from typing import Any
+
+import pytest
+
+from abathur_nb.operate.versions import Difference, MemoryHistory, compare
+
+
+def row(version: int, value: object, **more: Any) -> dict[str, Any]:
+    """Return a row of the query ``memory_versions``."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    about = {"version": version, "is_deleted": 0, "memory_type": "semantic", "value": text, "metadata": "{}"}
+    return {**about, "updated_at": "2026-11-01 00:00:00.000", "updated_by": "alice", **more}
+
+
+def history(*rows: dict[str, Any], limit: int = 50) -> MemoryHistory:
+    """Return the history of these versions, the newest first."""
+    return MemoryHistory.of("user:a", "k", rows, len(rows), limit)
+
+
+def changes(before: Any, after: Any) -> list[tuple[str, ...]]:
+    return [tuple(difference) for difference in compare(before, after, "value")]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        ({}, {"a": 1}, [("value.a", "added", "", "1")]),
+        ({"a": 1}, {}, [("value.a", "removed", "1", "")]),
+        ({"a": 1}, {"a": 2}, [("value.a", "changed", "1", "2")]),
+        ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}, [("value.a.b.c", "changed", "1", "2")]),
+        ({"a b": 1}, {"a b": 2}, [('value["a b"]', "changed", "1", "2")]),
+        ({"": 1}, {}, [('value[""]', "removed", "1", "")]),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, []),
+        ({"a": 1}, [1], [("value", "changed", '{"a": 1}', "[1]")]),
+        ([1, 2, 3], [0, 1, 2, 3], [("value[0]", "added", "", "0")]),
+        ([1, 2, 3], [1, 3], [("value[1]", "removed", "2", "")]),
+        ([1, 2, 3], [1, 9, 3], [("value[1]", "changed", "2", "9")]),
+        ([{"n": 1}, 2], [{"n": 3}, 2], [("value[0].n", "changed", "1", "3")]),
+        ({"a": 1}, {"a": True}, [("value.a", "changed", "1", "true")]),
+        ({"a": 1}, {"a": 1.0}, [("value.a", "changed", "1", "1.0")]),
+        ({"a": None}, {}, [("value.a", "removed", "null", "")]),
+        ({"a": "é"}, {"a": "\u202e"}, [("value.a", "changed", '"é"', '"\\u202e"')]),
+        ({"\u202ea": 1}, {}, [('value["\\u202ea"]', "removed", "1", "")]),
+    ],
+)
+def test_each_difference_is_named_with_its_path(before: Any, after: Any, found: list[tuple[str, ...]]) -> None:
+    assert changes(before, after) == found
+    assert changes(before, before) == changes(after, after) == []
+
+
+def test_in_a_long_array_each_member_is_held_against_the_one_at_its_place() -> None:
+    before = list(range(1000))
+    assert changes(before, [*before[:999], "x", 1]) == [
+        ("value[999]", "changed", "999", '"x"'),
+        ("value[1000]", "added", "", "1"),
+    ]
+
+
+def test_more_differences_than_a_person_reads_are_counted() -> None:
+    told = history(row(2, {}), row(1, dict.fromkeys(map(str, range(1000)), 0))).changes.rows
+    assert len(told) == 200 + 1 + 1
+    assert told[200][4:6] == ("…", "and 800 more")
+
+
+def test_each_version_says_whether_it_holds() -> None:
+    rows = (row(4, {}, is_deleted=1), row(3, {}), row(2, {}), row(1, {}, is_deleted=1))
+    frame = history(*rows).to_frame()
+    assert frame[["version", "state"]].to_numpy().tolist() == [
+        [4, "deleted"],
+        [3, "current"],
+        [2, "superseded"],
+        [1, "deleted"],
+    ]
+
+
+def test_a_version_that_changed_nothing_says_so_and_the_first_is_shown_whole() -> None:
+    told = history(row(2, {"a": 1}), row(1, {"a": 1})).changes.rows
+    assert [(version, *difference) for version, _, _, _, *difference in told] == [
+        (2, *Difference("value", "the same", "", "")),
+        (1, *Difference("value", "first", "", '{"a": 1}')),
+    ]
+
+
+def test_a_change_of_type_or_metadata_is_one() -> None:
+    told = history(row(2, {}, memory_type="episodic", metadata='{"by": 1}'), row(1, {})).changes.rows
+    assert [difference[:2] for _, _, _, _, *difference in told][:2] == [
+        ["memory_type", "changed"],
+        ["metadata.by", "added"],
+    ]
+
+
+def test_the_oldest_version_that_is_shown_is_held_against_the_one_before() -> None:
+    found = history(row(3, {"a": 3}), row(2, {"a": 2}), row(1, {"a": 1}), limit=2)
+    assert [(r[0], r[5], r[6]) for r in found.changes.rows] == [(3, "changed", "2"), (2, "changed", "1")]
+    assert len(found.versions.rows) == 2
+
+
+@pytest.mark.parametrize("text", ["{broken", "", "\\xff", "[" * 5000, "None"])
+def test_what_is_no_json_is_text(text: str) -> None:
+    told = history(row(2, text), row(1, {"a": 1})).changes.rows
+    assert told[0][4:6] == ("value", "changed")
+    assert told[0][7] == json.dumps(text)
+
+
+def test_of_two_long_texts_what_begins_before_they_differ_is_shown() -> None:
+    long = "x" * 5000
+    html = history(row(2, {"a": f"{long}new"}), row(1, {"a": f"{long}old"}))._repr_mimebundle_()["text/html"]
+    assert "new" in html
+    assert "old" in html
+    assert "x" * 1000 not in html.split("first")[0]
