@@ -122,6 +122,7 @@ async def test_of_rows_that_were_all_taken_away_words_say_so(database: Settings)
 async def test_a_prefix_is_taken_literally(database: Settings, prefix: str) -> None:
     await fill(database)
     remember(database, "user:100xy", "k", "{}")
+    run_sql(database.db_path, "INSERT INTO audit (action_type, memory_namespace) VALUES ('x', 'user:100xy')")
     found = await explore(database, namespace=prefix)
     assert [row[0] for row in found.memories.rows] == ["user:100%_x"]
     assert [row["branch"] for _, row in found.namespaces.to_frame().iterrows()] == ["user", "user:100%_x"]
