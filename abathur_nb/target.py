@@ -25,6 +25,7 @@ __all__ = [
     "journal_of",
     "refusal",
     "require_present",
+    "to_be_mended",
     "version_remedy",
     "wanted",
 ]
@@ -199,7 +200,14 @@ async def refusal(title: str, settings: Settings) -> Report | None:
         return None
     # An empty shell and a damaged file are findings about a database, the rest is none of ours to judge.
     refused = target.state not in ("empty", "damaged")
-    return Report(title, (wanted(target, settings),), subject=str(settings.db_path), refused=refused)
+    check = wanted(target, settings)
+    return Report(title, (check if refused else to_be_mended(check),), subject=str(settings.db_path), refused=refused)
+
+
+def to_be_mended(check: Check) -> Check:
+    """Return ``check`` with the notebook that mends named before its remedy by hand, if it failed."""
+    remedy = f"troubleshoot.ipynb says why, and mends what it can; by hand: {check.remedy}"
+    return replace(check, remedy=remedy) if check.failed else check
 
 
 def wanted(target: Target, settings: Settings) -> Check:

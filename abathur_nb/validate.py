@@ -3,7 +3,6 @@
 import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -21,14 +20,13 @@ from abathur_nb.rules import NAMED, named_row, row_checks
 from abathur_nb.schema import quoted, read_schema
 from abathur_nb.seeds import seeds_check
 from abathur_nb.settings import Settings
-from abathur_nb.target import refusal, version_remedy
+from abathur_nb.target import refusal, to_be_mended, version_remedy
 from abathur_nb.wording import shown
 
 __all__ = ["FILE_MODES", "database_checks", "file_checks", "file_modes", "validate_database"]
 
 _REWRITE = "with the sqlite3 shell, .dump it into a new database after PRAGMA encoding = 'UTF-8', and take that one"
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
-_MENDED = "troubleshoot.ipynb says why, and mends what it can; by hand: "
 _RESTORE = "stop the writers and restore a backup"
 
 # What integrity_check says of a row that breaks a rule, which is a fault of the row and not of the file.
@@ -42,10 +40,9 @@ async def validate_database(settings: Settings) -> Report:
     ``-shm`` beside the file.
     """
     report = await refusal("validate", settings)
-    if report and report.refused:  # which nobody mends: it is none of ours, or there is none
+    if report:
         return report
-    checks = report.checks if report else await file_checks(settings)
-    told = (replace(check, remedy=f"{_MENDED}{check.remedy}") if check.failed else check for check in checks)
+    told = map(to_be_mended, await file_checks(settings))
     return Report("validate", tuple(told), subject=str(settings.db_path))
 
 
