@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ import pytest
 
 from abathur_nb.initialize import initialize_database
 from abathur_nb.settings import Settings, resolve
+
+# What nohup sets is inherited by every process that a test starts, and the runner rightly ignores what it was told to.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ DECLARED = {
     "db_path": Parameter("db_path", str, None),
     "dry_run": Parameter("dry_run", bool, False),
     "rows": Parameter("rows", int, 10),
-    "limit": Parameter("limit", int, None),
+    "offset": Parameter("offset", int, None),
     "share": Parameter("share", float, 0.5),
 }
 
@@ -58,9 +58,9 @@ def yaml_of(text: str) -> tuple[dict[str, object], list[str]]:
         ("dry_run", "False", False),
         ("rows", "1", 1),
         ("rows", "10000000", 10_000_000),
-        ("limit", "0", 0),
-        ("limit", "-1", -1),
-        ("limit", "None", None),
+        ("offset", "0", 0),
+        ("offset", "-1", -1),
+        ("offset", "None", None),
         ("share", "0", 0.0),
         ("share", "1.10", 1.1),
         ("share", "-0.5", -0.5),
