@@ -16,6 +16,14 @@ from abathur_nb.settings import Settings, resolve
 # What nohup sets is inherited by every process that a test starts, and the runner rightly ignores what it was told to.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+# Without the bytecode that one process leaves the next, each kernel and each command compiles the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return three workers for two processors: a test waits a third of its time for a kernel, a browser or a server."""
+    return max(2, len(os.sched_getaffinity(0)) * 3 // 2)
+
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -638,6 +638,7 @@ def proofs(tmp_path_factory: pytest.TempPathFactory) -> Proofs:
         return Proofs(dict(zip(labels, pool.map(run, labels), strict=True)), folder, home, database, before)
 
 
+@pytest.mark.xdist_group("proofs")
 @pytest.mark.parametrize("label", PROOFS)
 def test_papermill_exits_with_1_and_the_notebook_says_in_one_line_why(label: str, proofs: Proofs) -> None:
     run = proofs.runs[label]
@@ -647,6 +648,7 @@ def test_papermill_exits_with_1_and_the_notebook_says_in_one_line_why(label: str
     run.failed(PROOFS[label][2])
 
 
+@pytest.mark.xdist_group("proofs")
 @pytest.mark.parametrize("label", UNREADABLE)
 def test_what_papermill_cannot_read_starts_nothing(label: str, proofs: Proofs) -> None:
     run = proofs.runs[label]

@@ -185,6 +185,7 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment
 
 
+@pytest.mark.xdist_group("wheel")
 def test_the_wheel_carries_sql_and_notebooks_byte_for_byte(built: Path) -> None:
     (path,) = built.glob("*.whl")
     with zipfile.ZipFile(path) as wheel:
@@ -195,6 +196,7 @@ def test_the_wheel_carries_sql_and_notebooks_byte_for_byte(built: Path) -> None:
     assert tops == {"abathur_nb", f"abathur_nb-{PROJECT['version']}.dist-info"}
 
 
+@pytest.mark.xdist_group("wheel")
 def test_the_sdist_carries_what_the_tests_and_the_makefile_need(built: Path) -> None:
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as sdist:
@@ -203,6 +205,7 @@ def test_the_sdist_carries_what_the_tests_and_the_makefile_need(built: Path) -> 
     assert names >= files_in("sql").keys() | files_in("notebooks").keys() | {"tests/test_packaging.py"}
 
 
+@pytest.mark.xdist_group("wheel")
 def test_an_installed_wheel_reads_its_own_sql(installed: Path, tmp_path: Path) -> None:
     ask = "import abathur_nb as nb; print(nb.__file__); print(*sorted(nb.load_queries()), sep='\\n')"
     where, *queries = run(installed / "bin/python", "-c", ask, cwd=tmp_path).splitlines()
@@ -210,6 +213,7 @@ def test_an_installed_wheel_reads_its_own_sql(installed: Path, tmp_path: Path) -
     assert queries == sorted(abathur_nb.load_queries())
 
 
+@pytest.mark.xdist_group("wheel")
 def test_an_installed_wheel_makes_a_database_from_another_directory(installed: Path, tmp_path: Path) -> None:
     """Papermill runs the wheel's init notebook on the wheel's own package."""
     (notebook,) = installed.glob("lib/python3.*/site-packages/abathur_nb/data/notebooks/init.ipynb")

@@ -515,12 +515,14 @@ def heard(tmp_path_factory: pytest.TempPathFactory) -> set[int]:
     return sung(tmp_path_factory.mktemp("browser"), pages)
 
 
+@pytest.mark.xdist_group("heard")
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
 def test_the_sanitizer_alone_stops_a_hostile_value_wherever_it_stands(number: int, heard: set[int]) -> None:
     """In parameters, prose, outputs of every kind, streams, errors, the record: with no policy behind it."""
     assert number not in heard
 
 
+@pytest.mark.xdist_group("heard")
 def test_the_harness_hears_a_value_that_runs(heard: set[int]) -> None:
     """The control: unguarded, all but a few run. Those need Markdown, a sanitizer that they fool, an older browser."""
     still = [value for number, value in enumerate(HOSTILE) if number + BARE not in heard]
