@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-# Of how many faults one is injected, so that ten and some more are.
-SAMPLES = {"kill": 20, "random": 50, "race": 50, "enospc": 20, "eio": 20, "flip": 10, "tamper": 20, "runs": 10}
-SAMPLES |= {"kill-backup": 20, "kill-restore": 20, "kill-rollback": 50, "kill-replace": 8, "kill-repair": 25}
-SAMPLES |= {"full-backup": 20, "full-restore": 20, "full-rollback": 50, "full-replace": 8, "full-repair": 25}
-SAMPLES |= {"hot": 30, "crowded": 15, "spoilt": 20, "mutated": 4, "good": 10}
+# Of how many faults one is injected.
+SAMPLES = {"kill": 20, "random": 25, "race": 25, "enospc": 20, "eio": 20, "flip": 10, "tamper": 20, "runs": 6}
+SAMPLES |= {"kill-backup": 14, "kill-restore": 20, "kill-rollback": 30, "kill-replace": 8, "kill-repair": 20}
+SAMPLES |= {"full-backup": 14, "full-restore": 20, "full-rollback": 30, "full-replace": 8, "full-repair": 20}
+SAMPLES |= {"hot": 25, "crowded": 10, "spoilt": 20, "mutated": 4, "good": 10}
 
 
 def prove(tmp_path: Path, *arguments: str, program: str = "", **environment: str) -> tuple[int, str]:
