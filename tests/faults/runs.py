@@ -99,7 +99,8 @@ def _strike(name: str, lifetime: float, seed: str, folder: Path) -> Outcome:
                 run.process.wait(moment)
             kernel = run.kernel()
             pid = kernel if whom == "kernel" else run.process.pid
-            if run.process.poll() is not None or pid is None:
+            # Before its kernel lives, papermill has written nothing: a control that is struck then shows nothing.
+            if run.process.poll() is not None or pid is None or (name == "naive" and kernel is None):
                 continue
             watched = os.pidfd_open(kernel) if kernel else None
             with suppress(ProcessLookupError):
