@@ -3,15 +3,28 @@
 import os
 import platform
 import pwd
+import re
 import sqlite3
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from shlex import quote
 
-__all__ = ["MB", "as_user", "did_you_mean", "printable", "shown", "timestamp", "user_name", "utc_now", "versions"]
+__all__ = [
+    "MB",
+    "as_user",
+    "did_you_mean",
+    "holds_password",
+    "printable",
+    "shown",
+    "timestamp",
+    "user_name",
+    "utc_now",
+    "versions",
+]
 
 MB = 1_000_000  # bytes, in all that is told
+_PASSWORD = re.compile(r"\w[\w+.-]*://[^/?#]*:[^/?#]*@")
 
 
 def printable(text: str) -> str:
@@ -46,6 +59,11 @@ def shown(value: object) -> str:
     except Exception:  # noqa: BLE001 - a hostile or enormous value must not break the message about it
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
+
+
+def holds_password(url: str) -> bool:
+    """Tell whether a URL holds a password, as in ``s3://KEY:SECRET@bucket``: it would be shown wherever the URL is."""
+    return _PASSWORD.match(url) is not None
 
 
 def user_name(uid: int) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from object_storage import running_s3
 
 from abathur_nb.initialize import initialize_database
 from abathur_nb.settings import Settings, resolve
@@ -57,3 +58,10 @@ def public() -> Iterator[Path]:
     folder.chmod(stat.S_IRWXU | stat.S_IXGRP | stat.S_IRGRP | stat.S_IXOTH | stat.S_IROTH)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Return the variables that let a client use a real S3 server, which has the bucket ``evidence``."""
+    with running_s3(tmp_path_factory.mktemp("weed")) as variables:
+        yield variables

@@ -4,18 +4,13 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import nbformat
 import pytest
@@ -80,93 +75,19 @@ def copied_runs(url: str, archive: Path) -> int:
     return ledger.count(b"\n")
 
 
-# --- a real S3 server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Return the variables that let a client use a SeaweedFS of this machine, which has the bucket ``evidence``."""
-    folder = tmp_path_factory.mktemp("weed")
-    key = {"accessKey": "an-access-key", "secretKey": "planted-s3cret-0815"}
-    identity = {"name": "t", "credentials": [key], "actions": ["Admin", "Read", "Write", "List"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(8)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        ports = [one.getsockname()[1] for one in sockets]
-    names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
-    command = [
-        *(
-            str(Path(sys.executable).with_name("weed")),
-            f"-logdir={folder}",
-            "server",
-            f"-dir={folder}",
-            "-filer",
-            "-s3",
-        ),
-        *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
-        *("-ip=127.0.0.1", f"-s3.config={folder / 's3.json'}", "-volume.max=50", "-master.volumeSizeLimitMB=64"),
-        *("-s3.port.iceberg=0", "-s3.port.lance=0"),
-    ]
-    variables = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports[6]}",
-        "AWS_ACCESS_KEY_ID": key["accessKey"],
-        "AWS_SECRET_ACCESS_KEY": key["secretKey"],
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1",
-    }
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            wait_until(lambda: _answers(variables["AWS_ENDPOINT_URL"]), process)
-            wait_until(lambda: _takes_objects(variables), process)
-            yield variables
-        finally:
-            process.kill()
-            process.wait()
-            for path in (path for port in ports for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")):  # noqa: S108
-                path.unlink()
-
-
-def wait_until(holds: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert process.poll() is None, "the server ended"
-        assert time.monotonic() < deadline, "the server does not answer"
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.1)
-
-
-def _answers(url: str) -> bool:
-    try:
-        urlopen(url, timeout=5).close()  # noqa: S310
-    except HTTPError as error:
-        return error.code == 403
-    except OSError:
-        return False
-    return True
-
-
-def _takes_objects(variables: dict[str, str]) -> bool:
-    program = "import s3fs\ns3fs.S3FileSystem().pipe_file('evidence/ready', b'')"
-    make = "import s3fs\ns3fs.S3FileSystem().mkdir('evidence')"
-    for source in (make, program):
-        done = subprocess.run([sys.executable, "-c", source], env={**os.environ, **variables}, check=False,
-                              capture_output=True)  # fmt: skip
-    return done.returncode == 0
-
-
 # --- the places
 
 
-PLACES = ["directory", "file URL", "memory", "s3"]
+# One server for all that ask it, and so one worker.
+S3 = pytest.param("s3", marks=pytest.mark.xdist_group("s3"))
+PLACES = ["directory", "file URL", "memory", S3]
 
 
 @pytest.fixture(params=PLACES)
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return a place for a copy, where nothing is yet."""
     if request.param == "s3":
-        for name, value in request.getfixturevalue("server").items():
+        for name, value in request.getfixturevalue("s3_server").items():
             monkeypatch.setenv(name, value)
     return {
         "directory": str(tmp_path / "copies" / "here"),
@@ -366,7 +287,7 @@ def test_a_torn_last_line_waits_until_a_run_has_closed_it(url: str, archive: Pat
 # --- a copy cut short
 
 
-@pytest.mark.parametrize("url", ["memory", "directory", "s3"], indirect=True)
+@pytest.mark.parametrize("url", ["memory", "directory", S3], indirect=True)
 @pytest.mark.parametrize("done", range(19))
 def test_cut_short_it_is_a_shorter_archive_and_the_next_one_goes_on(
     done: int, url: str, archive: Path, monkeypatch: pytest.MonkeyPatch
@@ -513,10 +434,10 @@ def test_without_the_extra_the_remedy_is_named_and_a_directory_wants_none(
     ],
 )
 def test_what_an_s3_server_says_no_to_is_told_in_a_line_and_the_archive_stays(
-    variables: dict[str, str], url: str, told: str, server: dict[str, str], archive: Path, settings: Settings
+    variables: dict[str, str], url: str, told: str, s3_server: dict[str, str], archive: Path, settings: Settings
 ) -> None:
     before = {path: fingerprint(path) for path in archive.rglob("*")}
-    done = cli("copy", url, "--db-path", str(settings.db_path), env={**server, **variables})
+    done = cli("copy", url, "--db-path", str(settings.db_path), env={**s3_server, **variables})
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"abathur_nb copy: {url} says no: {told}")
@@ -585,7 +506,7 @@ def cli(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.Compl
     )
 
 
-@pytest.mark.parametrize("url", ["directory", "file URL", "s3"], indirect=True)
+@pytest.mark.parametrize("url", ["directory", "file URL", S3], indirect=True)
 def test_the_command_copies_tells_what_it_did_and_verify_reads_the_copy(
     url: str, archive: Path, settings: Settings
 ) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
 
-from abathur_nb.errors import RefusedError
+from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import UNFINISHED, open_regular, read_regular, sha256
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, parse
 from abathur_nb.evidence.reading import add_archive_arguments, chosen_archive, run_ids
@@ -158,7 +158,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(arguments: argparse.Namespace) -> int:
     """Copy the archive that is meant, and say what was copied and what was not."""
-    done: Mapping[str, list[str]] = copy_archive(chosen_archive(arguments), arguments.url)
+    archive = chosen_archive(arguments)
+    if isinstance(archive, str):
+        raise ConfigurationError(f"--archive: expected a directory, found {shown(archive)}: no copy is made of a copy")
+    done: Mapping[str, list[str]] = copy_archive(archive, arguments.url)
     runs = sum(bool(_LINE.fullmatch(name)) for name in done["copied"])
     sys.stdout.write(f"copied {runs} lines of the ledger, {len(done['copied'])} objects in all, to {arguments.url}\n")
     if left := done["left"]:

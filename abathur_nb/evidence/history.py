@@ -8,7 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from abathur_nb.errors import AbathurError
+from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.difference import circumstances, differences
 from abathur_nb.evidence.ledger import FIRST, read_ledger
 from abathur_nb.evidence.past import PastRun, past_runs
@@ -41,7 +41,7 @@ class History:
     """
 
     report: Report
-    archive: Path
+    archive: Path | str
     runs: tuple[PastRun, ...] = ()
     ledger_head: str = FIRST
     since_green: Table = Table((), (), _NO_RUN)
@@ -87,10 +87,11 @@ def read_history(
 ) -> History:
     """Read what the runs of an archive tell: that of the environment, or another one, such as a copy. Read-only.
 
-    ``run`` is the run that asks, and is left out. Raises ConfigurationError where ``archive`` names no directory.
+    ``archive`` is a directory, or the URL of a copy. ``run`` is the run that asks, and is left out. Raises
+    ConfigurationError where ``archive`` names neither.
     """
     where = settings.archive_dir if archive is None else archive_at("archive", os.fspath(archive))
-    if not os.path.isdir(where):  # noqa: PTH112 - False, where Path raises for one in a closed directory
+    if isinstance(where, Path) and not os.path.isdir(where):  # noqa: PTH112 - False, where Path raises for one in a closed directory
         check = Check("archive", "fail", "the directory of an archive", f"no archive at {where}", _first_run(settings))
         return History(Report(_TITLE, (check,), subject=str(where), refused=True), where)
     own = run.folder.name if run and run.folder else None
@@ -99,16 +100,16 @@ def read_history(
     head = FIRST
     try:
         # Which runs are no evidence is asked below, where the one that asks is left out.
-        with local(Path(where)) as folder:
+        with local(where) as folder:
             checks += [check for check in verify_archive(folder).checks if check.name != "no evidence"]
             ledger = read_ledger(folder)
             head = ledger.lines[-1].sha256 if ledger.lines else FIRST
             entries = [entry for entry in read_archive(folder, ledger) if entry.run_id != own]
             runs = past_runs(entries)
         left_out = sorted({entry.run_id for entry in entries} - {past.run_id for past in runs})
-        checks += [_runs_check(runs, left_out), *_checks(runs)]
-    except (AbathurError, OSError) as error:
-        remedy = f"see who may read it: ls -la {quote(str(where))}"
+        checks += [_runs_check(runs, left_out), *_checks(runs, where)]
+    except (RefusedError, OSError) as error:
+        remedy = f"see who may read it: ls -la {quote(str(where))}" if isinstance(where, Path) else ""
         checks.append(Check("archive", "error", "can be read", f"could not run: {error}", remedy))
     report = Report(_TITLE, tuple(checks), subject=str(where))
     return History(report, where, runs, head, _since_green(runs), _changes(runs))
@@ -137,7 +138,7 @@ def _runs_check(runs: Sequence[PastRun], left_out: Sequence[str]) -> Check:
     )
 
 
-def _checks(runs: Sequence[PastRun]) -> Iterator[Check]:
+def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
     """Ask what a sound archive leaves open. None of it fails the report: each run has a verdict of its own."""
     unsealed = [run for run in runs if run.verdict == "unsealed"]
     loose = [run for run in runs if run.sealed and not run.entry.line]
@@ -167,7 +168,7 @@ def _checks(runs: Sequence[PastRun]) -> Iterator[Check]:
             run.verdict == "pass",
             expected="it passed",
             observed=f"{run.verdict}, {_when(run)}, run {run.run_id}{failed}",
-            remedy=f"see below what changed since it passed, and what it found: {run.entry.folder}",
+            remedy=f"see below what changed since it passed, and what it found: {where}/{run.run_id}",
             otherwise="warn",
         )
 

@@ -164,11 +164,15 @@ def add_archive_arguments(parser: argparse.ArgumentParser) -> None:
     """Let a command say which archive it reads: of an environment, of a database, or a directory."""
     parser.add_argument("--env", metavar="ENV", help="the environment whose archive is meant; development by default")
     parser.add_argument("--db-path", metavar="PATH", help="the database whose archive is meant")
-    parser.add_argument("--archive", metavar="DIR", help="the archive itself, in place of the two")
+    parser.add_argument(
+        "--archive",
+        metavar="DIR",
+        help="in place of the two the archive itself, or a copy: a directory or a URL",
+    )
 
 
-def chosen_archive(arguments: argparse.Namespace) -> Path:
-    """Return the directory of the archive that the arguments name; raise ConfigurationError if there is none."""
+def chosen_archive(arguments: argparse.Namespace) -> Path | str:
+    """Return the archive that the arguments name, as `archive_at` does; raise ConfigurationError if there is none."""
     if arguments.archive is None:
         env = "development" if arguments.env is None else arguments.env
         archive = resolve(env, db_path=arguments.db_path).archive_dir
@@ -180,8 +184,13 @@ def chosen_archive(arguments: argparse.Namespace) -> Path:
     return archive_at("--archive", arguments.archive)
 
 
-def archive_at(name: str, value: str) -> Path:
-    """Return the directory that an argument names; raise ConfigurationError if there is none. Read-only."""
+def archive_at(name: str, value: str) -> Path | str:
+    """Return the directory that an argument names, or a URL as it is: whether a copy is there, `local` finds out.
+
+    Raises ConfigurationError where there is no directory. Read-only.
+    """
+    if "://" in value:
+        return value
     faults: list[str] = []
     archive = absolute_path(name, value, "argument", relative_paths=True, faults=faults)
     if archive is None:
@@ -191,10 +200,13 @@ def archive_at(name: str, value: str) -> Path:
     return archive
 
 
-def local(archive: Path) -> AbstractContextManager[Path]:
-    """Return a context with an archive in its local form: of a copy what `fetched` brings, else itself. Read-only."""
+def local(archive: Path | str) -> AbstractContextManager[Path]:
+    """Return a context with an archive in its local form: of a copy what `fetched` brings, else itself. Read-only.
+
+    A text is the URL of a copy.
+    """
     # A copy has a file for each line of the ledger, in a folder.
-    if not is_folder(archive / "ledger") or os.path.lexists(archive / LEDGER):
+    if isinstance(archive, Path) and (not is_folder(archive / "ledger") or os.path.lexists(archive / LEDGER)):
         return nullcontext(archive)
     from abathur_nb.evidence.copying import fetched
 

@@ -11,9 +11,13 @@ from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import UNFINISHED, open_regular, write_durably
 from abathur_nb.layers import absolute_path
 from abathur_nb.scratch import make_private_directory
-from abathur_nb.wording import printable, shown
+from abathur_nb.wording import holds_password, printable, shown
 
 __all__ = ["Store", "open_store"]
+
+# Here s3fs tries each request 5 times, and botocore below it too, as often as AWS_MAX_ATTEMPTS says, 5 by default: a
+# server that never answers would be given up after 6 minutes. What failed is begun again, and goes on where it was.
+_TRIES_TWICE = ("s3", "s3a")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,7 +46,7 @@ def open_store(url: str) -> Store:
     if not url.isprintable() or ("://" in url and not (match := _URL.fullmatch(url))):
         raise ConfigurationError("URL: expected a directory, or protocol://place/path without ? and #")
     scheme, rest = match.groups() if "://" in url and match else ("file", url)
-    if ":" in rest.partition("/")[0].rpartition("@")[0]:
+    if holds_password(url):
         keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         raise ConfigurationError(f"URL: expected none with a password, which logs would show: s3:// takes {keys}")
     if scheme in ("file", "local"):
@@ -111,6 +115,8 @@ def _objects(url: str, scheme: str) -> Store:
     except ValueError:
         raise ConfigurationError(f"URL: expected a directory or a protocol of fsspec, found {shown(url)}") from None
     system, root = _telling(url, url_to_fs)(url)
+    if scheme in _TRIES_TWICE:
+        system.retries = 1
 
     def found() -> dict[str, str]:
         system.invalidate_cache()

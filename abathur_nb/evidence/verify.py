@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -158,15 +157,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(arguments: argparse.Namespace) -> int:
     """Print the report on an archive, faults first; return 0 if there is none, else 1. Read-only."""
     keys = public_keys(arguments.key)
-    with _local(arguments.archive) as archive:
+    with local(archive_at("ARCHIVE", arguments.archive)) as archive:
         report = replace(verify_archive(archive, keys=keys), subject=arguments.archive)
     sys.stdout.write(f"{report}\n")
     return 0 if report.ok else 1
-
-
-def _local(archive: str) -> AbstractContextManager[Path]:
-    if "://" not in archive:
-        return local(archive_at("ARCHIVE", archive))
-    from abathur_nb.evidence.copying import fetched
-
-    return fetched(archive)
