@@ -21,7 +21,7 @@ init: $(VENV)/.installed  ## make the database of ENV (development), keep the no
 	[ $$status -ne 0 ] || $(BIN)/python -m abathur_nb archive $$out || status=$$?; exit $$status
 
 lab: $(VENV)/.installed-lab  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir notebooks
+	$(BIN)/jupyter lab --notebook-dir notebooks notebooks/index.ipynb
 
 test: $(VENV)/.installed  ## run every test
 	$(BIN)/python -m pytest -n auto

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from abathur_nb.benchmark import run_benchmark
     from abathur_nb.database import Database
     from abathur_nb.evidence.history import History, read_history
+    from abathur_nb.evidence.index import Overview, show_environments
     from abathur_nb.explain import explain_queries
     from abathur_nb.explanation import Plans
     from abathur_nb.measurements import BenchmarkResult
@@ -56,6 +57,7 @@ __all__ = [
     "InvalidValueError",
     "MisuseError",
     "Monitoring",
+    "Overview",
     "Plans",
     "Query",
     "Readiness",
@@ -83,6 +85,7 @@ __all__ = [
     "said",
     "schedule",
     "show_backups",
+    "show_environments",
     "show_schema",
     "start_run",
     "troubleshoot",
@@ -97,6 +100,7 @@ _LATER = {
     "Exploration": "operate.explore",
     "History": "evidence.history",
     "Monitoring": "operate.monitor",
+    "Overview": "evidence.index",
     "Plans": "explanation",
     "Readiness": "operate.readiness",
     "Retention": "operate.retention",
@@ -111,6 +115,7 @@ _LATER = {
     "run_benchmark": "benchmark",
     "schedule": "operate.schedule",
     "show_backups": "operate.catalogue",
+    "show_environments": "evidence.index",
     "troubleshoot": "operate.troubleshoot",
 }
 

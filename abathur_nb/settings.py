@@ -12,7 +12,7 @@ from abathur_nb.errors import ConfigurationError
 from abathur_nb.layers import absolute_path, environment_variables, read_environments
 from abathur_nb.wording import did_you_mean, printable, shown, versions
 
-__all__ = ["ENVIRONMENTS", "SECRET_SETTINGS", "Settings", "resolve"]
+__all__ = ["ENVIRONMENTS", "SECRET_SETTINGS", "Settings", "environment_names", "resolve"]
 
 Severity = Literal["warn", "fail", "refuse"]
 
@@ -117,6 +117,14 @@ _BESIDE_THE_DATA = {"backup_dir": "backups", "archive_dir": "runs"}
 _SETTABLE = {setting.name: setting.metadata["meaning"] for setting in fields(Settings) if setting.metadata}
 SECRET_SETTINGS = tuple(setting.name for setting in fields(Settings) if setting.metadata.get("secret"))
 _TRUTHS = [setting.name for setting in fields(Settings) if setting.type is bool]
+
+
+def environment_names() -> tuple[str, ...]:
+    """Return the names of the environments: the three, then those that the settings file adds. Read-only.
+
+    What is wrong with the file ``resolve`` says.
+    """
+    return tuple({**ENVIRONMENTS, **read_environments(_SETTABLE, [])})
 
 
 def resolve(

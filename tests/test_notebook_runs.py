@@ -20,7 +20,7 @@ from abathur_nb.settings import Settings
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-WITHOUT_A_DATABASE = {"history", "init", "preflight", "restore", "rollback"}
+WITHOUT_A_DATABASE = {"history", "index", "init", "preflight", "readiness", "restore", "rollback"}
 PASSING = sorted({*NAMES} - {"readiness"})  # on a fresh database; nothing is ready before it was proven
 
 # Enough of everything for the benchmark to claim a p99, and no more.
@@ -186,9 +186,7 @@ async def test_it_passes_in_a_live_kernel_with_values_written_by_hand(
     assert list(away.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "name", sorted({*NAMES} - {"history", "init", "preflight", "readiness", "restore", "rollback"})
-)
+@pytest.mark.parametrize("name", sorted({*NAMES} - WITHOUT_A_DATABASE))
 def test_it_makes_no_database_where_there_is_none(name: str, settings: Settings, tmp_path: Path) -> None:
     run = papermill(NOTEBOOKS / f"{name}.ipynb", tmp_path / "out.ipynb", "-r", "db_path", str(settings.db_path))
     run.failed(f"{name} of {settings.db_path}: refused: database file: no database").showed_its_report()

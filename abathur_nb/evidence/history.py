@@ -12,7 +12,7 @@ from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.difference import circumstances, differences
 from abathur_nb.evidence.ledger import FIRST, read_ledger
 from abathur_nb.evidence.past import PastRun, past_runs
-from abathur_nb.evidence.reading import archive_at, local, read_archive
+from abathur_nb.evidence.reading import archive_at, first_run, local, read_archive
 from abathur_nb.evidence.run import Run
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.report import Check, Report
@@ -26,7 +26,6 @@ __all__ = ["History", "read_history"]
 
 _TITLE = "history"
 _NO_RUN = "no run yet"
-_MARKS = {"pass": "✓ pass", "unsealed": "? unsealed"}  # and a cross for each other verdict
 _CONTEXT = 3  # words shown on each side of what changed
 _MOST_NAMED = 12  # changes between two runs; `diff` names all
 
@@ -71,7 +70,7 @@ class History:
     def _table(self) -> Table:
         heads = ("", "start (UTC)", "notebook", "run", "seconds", "who", "what failed")
         rows = (
-            (_mark(r), _when(r), r.label + _other_cells(r), r.run_id, _seconds(r), r.who, ", ".join(r.facts.failed))
+            (r.mark, r.when, r.label + _other_cells(r), r.run_id, _seconds(r), r.who, ", ".join(r.facts.failed))
             for r in reversed(self.runs)
         )
         return Table(heads, tuple(rows), _NO_RUN)
@@ -92,7 +91,8 @@ def read_history(
     """
     where = settings.archive_dir if archive is None else archive_at("archive", os.fspath(archive))
     if isinstance(where, Path) and not os.path.isdir(where):  # noqa: PTH112 - False, where Path raises for one in a closed directory
-        check = Check("archive", "fail", "the directory of an archive", f"no archive at {where}", _first_run(settings))
+        remedy = f"{first_run(settings)}; or name another one: -p archive DIR"
+        check = Check("archive", "fail", "the directory of an archive", f"no archive at {where}", remedy)
         return History(Report(_TITLE, (check,), subject=str(where), refused=True), where)
     own = run.folder.name if run and run.folder else None
     checks: list[Check] = []
@@ -115,17 +115,10 @@ def read_history(
     return History(report, where, runs, head, _since_green(runs), _changes(runs))
 
 
-def _first_run(settings: Settings) -> str:
-    init = f"papermill init.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
-    return f"the first recorded run makes it: {init}; or name another one: -p archive DIR"
-
-
 def _runs_check(runs: Sequence[PastRun], left_out: Sequence[str]) -> Check:
     observed = "one" if runs else "none but this one"
     if len(runs) > 1:
-        observed = (
-            f"{len(runs):,}, of {len({run.label for run in runs})} notebooks, {_when(runs[0])} to {_when(runs[-1])}"
-        )
+        observed = f"{len(runs):,}, of {len({run.label for run in runs})} notebooks, {runs[0].when} to {runs[-1].when}"
     observed += f"; {len(left_out)} left out, whose id is no time of this century" if left_out else ""
     return Check.that(
         "runs over time",
@@ -167,7 +160,7 @@ def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
             f"newest {run.label}",
             run.verdict == "pass",
             expected="it passed",
-            observed=f"{run.verdict}, {_when(run)}, run {run.run_id}{failed}",
+            observed=f"{run.verdict}, {run.when}, run {run.run_id}{failed}",
             remedy=f"see below what changed since it passed, and what it found: {where}/{run.run_id}",
             otherwise="warn",
         )
@@ -184,7 +177,7 @@ def _since_green(runs: Sequence[PastRun]) -> Table:
         none = "none before it passed and is as it was written" if altered else "none passed before it"
         against = f"against {earlier[-1].run_id}" if earlier else none
         changed = _difference(earlier[-1], newest) if earlier else ""
-        rows.append((_mark(newest), label, f"{newest.run_id}\n{against}", changed))
+        rows.append((newest.mark, label, f"{newest.run_id}\n{against}", changed))
     return Table(("", "notebook", "newest run", "what changed since the last that passed"), tuple(rows), _NO_RUN)
 
 
@@ -210,7 +203,7 @@ def _changes(runs: Sequence[PastRun]) -> Table:
             known[run.database, kind] = found
             changed = [name for name in before.keys() | found.keys() if before.get(name) != found.get(name)]
             rows += [
-                (_when(run), run.label, run.run_id, kind, name, _change(before.get(name), found.get(name)))
+                (run.when, run.label, run.run_id, kind, name, _change(before.get(name), found.get(name)))
                 for name in sorted(changed, reverse=True)  # and so all of them are turned round below
             ]
     heads = ("first seen (UTC)", "notebook", "run", "of", "name", "change")
@@ -232,14 +225,6 @@ def _change(old: str | None, new: str | None) -> str:
 def _alike(one: Sequence[str], other: Sequence[str]) -> int:
     """Return in how many words the two begin alike."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-def _mark(run: PastRun) -> str:
-    return _MARKS.get(run.verdict, f"✗ {run.verdict}")
-
-
-def _when(run: PastRun) -> str:
-    return f"{run.started_at:%Y-%m-%d %H:%M:%S}"
 
 
 def _seconds(run: PastRun) -> str:

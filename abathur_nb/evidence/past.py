@@ -18,6 +18,7 @@ Interval = tuple[float | None, float, float | None]  # the lower bound, the perc
 # What a benchmark's figures depend on, apart from the versions, whose effect a history is to show.
 _BASIS = ("processor", "file system", "readers", "rows")
 _TIME = re.compile(r"(20\d{6}T\d{9})Z-")  # of another century, and a time axis would show nothing else
+_MARKS = {"pass": "✓ pass", "unsealed": "? unsealed"}  # and a cross for each other verdict
 _LARGEST = 1e15  # milliseconds, bytes
 _LONGEST = 60  # characters of a name
 
@@ -69,11 +70,21 @@ class PastRun:
         """Tell whether its record stands, whatever the verdict."""
         return self.seconds is not None
 
+    @property
+    def mark(self) -> str:
+        """Return the verdict with a shape before it, so that nothing hangs on colour alone."""
+        return _MARKS.get(self.verdict, f"✗ {self.verdict}")
+
+    @property
+    def when(self) -> str:
+        """Return when it began, in UTC, to the second."""
+        return f"{self.started_at:%Y-%m-%d %H:%M:%S}"
+
     def is_of(self, settings: Settings) -> bool:
-        """Tell whether its record stands and is of the database of ``settings``, under the same environment."""
-        record = self.entry.record if self.sealed else None
+        """Tell whether it is of the database of ``settings``, under the same environment."""
+        told = self.entry.record or self.entry.started
         own = (settings.env, tilde(str(settings.db_path)))
-        return record is not None and (record["env"], record["settings"].get("db_path")) == own
+        return told is not None and (told["env"], told["settings"].get("db_path")) == own
 
 
 def past_runs(entries: Iterable[Entry]) -> tuple[PastRun, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from abathur_nb.errors import ConfigurationError, RefusedError
@@ -14,7 +15,7 @@ from abathur_nb.evidence.canonical import fits, read_regular, sha256, unsealed
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, Ledger, Line, read_ledger
 from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED
 from abathur_nb.layers import absolute_path
-from abathur_nb.settings import resolve
+from abathur_nb.settings import Settings, resolve
 from abathur_nb.wording import shown
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "archive_at",
     "chosen_archive",
     "find_run",
+    "first_run",
     "is_folder",
     "local",
     "read_archive",
@@ -198,6 +200,12 @@ def archive_at(name: str, value: str) -> Path | str:
     if not os.path.isdir(archive):  # noqa: PTH112 - False, where Path raises for one in a closed directory
         raise ConfigurationError(f"{name}: expected the directory of an archive, found none at {archive}")
     return archive
+
+
+def first_run(settings: Settings) -> str:
+    """Return the remedy where an environment has no archive yet."""
+    init = f"papermill init.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
+    return f"the first recorded run makes it: {init}"
 
 
 def local(archive: Path | str) -> AbstractContextManager[Path]:

@@ -47,7 +47,7 @@ _FORMAT = 1
 # These run where there may be no database yet; what forbids one there forbids a record as well.
 _BEFORE_A_DATABASE = ("preflight", "init")
 # These too: they bring a lost one back, or ask what became of it.
-_WITHOUT_A_DATABASE = ("history", "readiness", "restore", "rollback", "troubleshoot")
+_WITHOUT_A_DATABASE = ("history", "index", "readiness", "restore", "rollback", "troubleshoot")
 
 
 def refused_before(settings: Settings, notebook: str) -> tuple[Check, ...]:

@@ -114,7 +114,7 @@ class _Archive:
             verified = verify_archive(folder)
         except RefusedError as error:
             return cls(settings, _archive_check(settings, False, error.observed), (), None)
-        ours = [run for run in runs if run.is_of(settings)]
+        ours = [run for run in runs if run.sealed and run.is_of(settings)]
         failed = [check.observed for check in verified.checks if check.failed]
         changed = [run.started_at for run in ours if _changed(run)]
         archived = [run for run in ours if run.entry.line is not None]
