@@ -65,6 +65,8 @@ class Table:
 
 def _cell(text: str) -> str:
     # Short ones, such as times and run ids, must not be broken; long ones must.
-    width = "max-width:48em" if any(len(line) > _SHORT for line in text.split("\n")) else "white-space:pre"
+    width = (
+        "min-width:9em;max-width:48em" if any(len(line) > _SHORT for line in text.split("\n")) else "white-space:pre"
+    )
     colour = ";color:#c4420f;font-weight:bold" if text.startswith(_LOUD) else ""
     return f"<td style='{_CELL};{width}{colour}'>{escape(text)}</td>"

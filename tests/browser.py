@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 
+from abathur_nb.evidence.pdf import FLAGS
+
 # Called by a hostile value that runs, in whatever frame or window it does, and without a quotation mark.
 CANARY = "top.postMessage({number},String.fromCharCode(42))"
 
@@ -59,10 +61,7 @@ def chromium(folder: Path, page: Path, *arguments: str) -> str:
     program = shutil.which("chromium")
     assert program, "the tests of pages need Debian's chromium: apt-get install chromium"
     profile = folder / f"profile-{len(list(folder.glob('profile-*')))}"
-    quiet = "no-first-run disable-background-networking disable-component-update disable-sync disable-default-apps"
-    flags = f"headless no-sandbox disable-gpu disable-quic disable-extensions {quiet}".split()
-    nowhere = "--proxy-server=127.0.0.1:9"  # the discard port: nobody listens; an argument may name another
-    switches = [*(f"--{flag}" for flag in flags), f"--user-data-dir={profile}", nowhere, *arguments]
+    switches = [*FLAGS, "--no-sandbox", f"--user-data-dir={profile}", *arguments]  # the last of two alike holds
     command = [program, *switches, page.as_uri()]
     environment = {**os.environ, "HOME": str(folder)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

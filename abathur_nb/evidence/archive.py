@@ -16,6 +16,7 @@ from abathur_nb.evidence import page, statement
 from abathur_nb.evidence.canonical import read_regular, sha256, unsealed, write_durably
 from abathur_nb.evidence.identity import shipped_notebook
 from abathur_nb.evidence.ledger import RUN_ID, append, locked, require_no_line
+from abathur_nb.evidence.pdf import Printer, add_pdf_argument, printer
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
 from abathur_nb.evidence.reading import read_entry, run_ids
 from abathur_nb.evidence.record import RECORD, STARTED
@@ -25,20 +26,26 @@ from abathur_nb.scratch import fsync
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.wording import printable, shown, utc_now
 
-__all__ = ["NOTEBOOK", "PAGE", "STATEMENT", "add_arguments", "archive_notebook", "command", "keep", "lapses"]
+__all__ = ["NOTEBOOK", "PAGE", "PDF", "STATEMENT", "add_arguments", "archive_notebook", "command", "keep", "lapses"]
 
-NOTEBOOK, PAGE, STATEMENT = "notebook.ipynb", "page.html", "statement.json"
+NOTEBOOK, PAGE, PDF, STATEMENT = "notebook.ipynb", "page.html", "page.pdf", "statement.json"
 
 
 def keep(
-    folder: Path, settings: Settings, notebook: Mapping[str, Any], *, html: bool = True, as_template: bool = False
+    folder: Path,
+    settings: Settings,
+    notebook: Mapping[str, Any],
+    *,
+    html: bool = True,
+    print_pdf: Printer | None = None,
+    as_template: bool = False,
 ) -> dict[str, Any]:
     """Put an executed notebook beside the sealed record of its run, and close the run with its line in the ledger.
 
-    Writes the notebook and (``html``) its page, the home directory written ``~`` in both, the signed statement, and
-    then the line with the hash of each file. Returns the line. ``as_template`` tells whether the cells are known to be
-    those of the template whose hash the record has. Raises RefusedError where a file would hold a secret (the run is
-    then unsealed: it is no evidence) or the run is in the ledger already.
+    Writes the notebook and (``html``) its page, the home directory written ``~`` in both, what ``print_pdf`` makes of
+    that page, the signed statement, and then the line with the hash of each file. Returns the line. ``as_template``
+    tells whether the cells are known to be those of the template whose hash the record has. Raises RefusedError where
+    a file would hold a secret (the run is then unsealed: it is no evidence) or the run is in the ledger already.
     """
     archive = folder.parent
     require_no_line(archive, folder.name)
@@ -50,10 +57,13 @@ def keep(
     files[NOTEBOOK] = text.encode(errors="backslashreplace")
     if html:
         files[PAGE] = page.render(executed, record, as_template=as_template)
-    hashes = {name: sha256(content) for name, content in files.items()}
-    files[STATEMENT] = statement.envelope(settings, record, hashes, as_template=as_template)
     try:
-        refuse_secrets(settings, files)
+        refuse_secrets(settings, files)  # in a PDF, which is compressed, none would be seen
+        if print_pdf and html and (printed := print_pdf(files[PAGE])):
+            files[PDF] = printed
+        hashes = {name: sha256(content) for name, content in files.items()}
+        files[STATEMENT] = statement.envelope(settings, record, hashes, as_template=as_template)
+        refuse_secrets(settings, {STATEMENT: files[STATEMENT]})
     except RefusedError:
         (folder / RECORD).unlink()
         fsync(folder)
@@ -67,7 +77,7 @@ def keep(
     }
     with locked(archive):
         require_no_line(archive, folder.name)  # nobody has archived it meanwhile: his files stay as the line says
-        for name in (NOTEBOOK, PAGE, STATEMENT):
+        for name in (NOTEBOOK, PAGE, PDF, STATEMENT):
             if name in files:
                 write_durably(folder / name, files[name])
         append(archive, line)
@@ -107,7 +117,7 @@ def _text(stream: Mapping[str, Any]) -> str:
     return "".join(stream["text"])  # a list of lines, or a text
 
 
-def archive_notebook(path: Path) -> tuple[Path, bool]:
+def archive_notebook(path: Path, *, print_pdf: Printer | None = None) -> tuple[Path, bool]:
     """Archive an executed notebook beside its record; return the folder, and whether its cells are the template's.
 
     What papermill adds to a template does not count as another cell. Raises ConfigurationError for what is no
@@ -134,7 +144,7 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
     recorded = entry.record["template"].get("sha256")
     as_template = shipped is not None and sha256(shipped) == recorded and same_cells(notebook, shipped)
     try:
-        keep(entry.folder, settings, notebook, as_template=as_template)
+        keep(entry.folder, settings, notebook, print_pdf=print_pdf, as_template=as_template)
     except OSError as error:
         raise RefusedError(f"{where}: it cannot be archived in {archive}: {error.strerror}") from None
     return entry.folder, as_template
@@ -161,11 +171,15 @@ def _settings(where: str, record: Mapping[str, Any]) -> Settings:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``archive`` takes."""
     parser.add_argument("notebook", metavar="OUT.ipynb", help="a notebook that was executed, and that sealed its run")
+    add_pdf_argument(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:
     """Archive an executed notebook and say where; return 0."""
-    folder, as_template = archive_notebook(Path(arguments.notebook))
+    failures: list[str] = []
+    print_pdf = printer(failures) if arguments.pdf else None
+    folder, as_template = archive_notebook(Path(arguments.notebook), print_pdf=print_pdf)
     cells = "as the template's" if as_template else "not known to be those of the template"
     sys.stdout.write(printable(f"abathur_nb archive: {folder / PAGE}; the cells are {cells}") + "\n")
+    sys.stderr.writelines(printable(f"abathur_nb archive: {failure}") + "\n" for failure in failures)
     return 0

@@ -6,7 +6,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from abathur_nb.errors import AbathurError
 from abathur_nb.evidence.canonical import UNFINISHED, read_regular, unsealed
@@ -18,6 +18,9 @@ from abathur_nb.evidence.run import MIME, RUN_ID, TEMPLATE, unrecorded
 from abathur_nb.evidence.source import ADDED, cell_id
 from abathur_nb.settings import Settings
 from abathur_nb.wording import printable
+
+if TYPE_CHECKING:
+    from abathur_nb.evidence.pdf import Printer
 
 __all__ = ["Job", "Outcome", "begin", "conclude", "environment"]
 
@@ -92,12 +95,19 @@ def _started(job: Job) -> Path:
 
 
 def conclude(
-    job: Job, ending: Ending, notebook: Mapping[str, Any], *, begun: bytes = b"", html: bool = True, as_template: bool
+    job: Job,
+    ending: Ending,
+    notebook: Mapping[str, Any],
+    *,
+    begun: bytes = b"",
+    html: bool = True,
+    print_pdf: "Printer | None" = None,
+    as_template: bool,
 ) -> Outcome:
     """Seal the record of a run that has ended, unless its notebook did so rightly, and archive both.
 
     ``begun`` is what ``begin`` wrote. What can't be written, or must not, makes the run an error and is told in the
-    outcome: nothing is raised.
+    outcome: nothing is raised. ``print_pdf`` makes a PDF of the page, and returns None where it can't.
     """
     try:
         if not (job.folder / STARTED).exists() and (told := _without_record(job, ending)):
@@ -109,7 +119,8 @@ def conclude(
     from abathur_nb.evidence.archive import NOTEBOOK, PAGE, keep
 
     try:
-        keep(job.folder, job.settings, _marked(notebook, record, ending), html=html, as_template=as_template)
+        marked = _marked(notebook, record, ending)
+        keep(job.folder, job.settings, marked, html=html, print_pdf=print_pdf, as_template=as_template)
     except Exception as error:  # noqa: BLE001 - and whatever a cell has shown, the page may fail on it
         _withdraw(job, record, error)
         return Outcome("error", f"no evidence, it is not archived: {error}")
@@ -119,7 +130,7 @@ def conclude(
 
 def _withdraw(job: Job, record: Mapping[str, Any], error: Exception) -> None:
     """Take back the record of a run that could not be archived, and say so in its place, if that can be written."""
-    from abathur_nb.evidence.archive import NOTEBOOK, PAGE, STATEMENT
+    from abathur_nb.evidence.archive import NOTEBOOK, PAGE, PDF, STATEMENT
 
     told = {"cell": None, "id": None, "name": type(error).__name__, "message": f"it could not be archived: {error}"}
     archived = True  # where that can't be told, what a line may name stays
@@ -128,7 +139,7 @@ def _withdraw(job: Job, record: Mapping[str, Any], error: Exception) -> None:
     if archived or not (job.folder / RECORD).exists():  # the latter because of a secret
         return
     with suppress(AbathurError, OSError, ValueError):
-        for name in (STATEMENT, PAGE, NOTEBOOK, RECORD):
+        for name in (STATEMENT, PDF, PAGE, NOTEBOOK, RECORD):
             (job.folder / name).unlink(missing_ok=True)
         _sealed_here(job, "error", told, record)
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from abathur_nb.evidence.archive import NOTEBOOK, PAGE, STATEMENT
+from abathur_nb.evidence.archive import NOTEBOOK, PAGE, PDF, STATEMENT
 from abathur_nb.evidence.canonical import open_regular, read_regular
 from abathur_nb.evidence.keys import PublicKeys
 from abathur_nb.evidence.ledger import FIRST, LEDGER, RUN_ID, Ledger
@@ -21,7 +21,7 @@ __all__ = ["Found", "of_order", "of_run", "strangers"]
 
 _SEALED = {STARTED, RECORD}  # all that a run without a line has
 _EVERY_RUN = _SEALED | {NOTEBOOK, STATEMENT}  # that has a line; and as a rule a page
-_FILES = _EVERY_RUN | {PAGE}
+_FILES = _EVERY_RUN | {PAGE, PDF}
 _CLOCKS_S = 120  # a line says when it was to be written, and then waits its turn; a clock may be set back a little
 Found = Iterator[tuple[str, str]]  # the name of what must hold, or "notes", and what was found
 

@@ -22,6 +22,7 @@ from abathur_nb.evidence.conclusion import Job, Outcome, begin, conclude, enviro
 from abathur_nb.evidence.execution import Around, Stop, execute, signals_noted
 from abathur_nb.evidence.identity import new_run_id
 from abathur_nb.evidence.keys import signer
+from abathur_nb.evidence.pdf import Printer, add_pdf_argument, printer
 from abathur_nb.evidence.privacy import masked, secret_values
 from abathur_nb.evidence.record import EXIT_CODES, refused_before
 from abathur_nb.evidence.source import Source, prepared, read_source
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", default=_RUN_S, metavar="SECONDS", help="a limit for each run; %(default)s")
     parser.add_argument("--cell-timeout", metavar="SECONDS", help="a limit for each cell; none by default")
     parser.add_argument("--no-html", action="store_true", help="leave out the page")
+    add_pdf_argument(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -63,6 +65,8 @@ def command(arguments: argparse.Namespace) -> int:
     faults: list[str] = []
     timeout = read_seconds("--timeout", arguments.timeout, faults)
     cell_timeout = read_seconds("--cell-timeout", arguments.cell_timeout, faults)
+    failures: list[str] = []
+    print_pdf = _printer(arguments, failures, faults)
     work = _checked(arguments, faults)
     with signals_noted() as stop:
         for source, values, settings in work:
@@ -71,12 +75,26 @@ def command(arguments: argparse.Namespace) -> int:
                 return EXIT_CODES["interrupted"]
             if forbidden := refused_before(settings, source.name):
                 for check in forbidden:
-                    _say(f"{source.name} of {settings.env}: {check.observed}: {check.remedy}", refused=True)
+                    _say(f"{source.name} of {settings.env}: {check.observed}: {check.remedy}", aside=True)
                 return EXIT_CODES["refused"]
-            outcome = _run(source, values, settings, (timeout, cell_timeout), stop, html=not arguments.no_html)
+            outcome = _run(source, values, settings, (timeout, cell_timeout), stop, not arguments.no_html, print_pdf)
+            while failures:
+                _say(f"{source.name} of {settings.env}: {failures.pop()}", aside=True)
             if outcome.code:
                 return outcome.code
     return 0
+
+
+def _printer(arguments: argparse.Namespace, failures: list[str], faults: list[str]) -> Printer | None:
+    if not arguments.pdf:
+        return None
+    if arguments.no_html:
+        faults.append("--pdf: expected a page to print, found --no-html")
+    try:
+        return printer(failures)
+    except ConfigurationError as error:
+        faults += error.faults
+    return None
 
 
 def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Source, dict[str, object], Settings]]:
@@ -123,8 +141,8 @@ def _run(
     settings: Settings,
     limits: tuple[float | None, float | None],
     stop: Stop,
-    *,
     html: bool,
+    print_pdf: Printer | None,
 ) -> Outcome:
     effective = {name: parameter.default for name, parameter in source.declared.items()} | values
     job = Job(source.name, source.template, settings, effective, new_run_id(), source.records)
@@ -155,7 +173,7 @@ def _run(
             around=around,
         )
     notebook = executed[0] if executed else prepared(source, values, run_id=job.run_id, template=template)
-    outcome = conclude(job, ending, notebook, begun=begun, html=html, as_template=True)
+    outcome = conclude(job, ending, notebook, begun=begun, html=html, print_pdf=print_pdf, as_template=True)
     reason = masked(outcome.message, settings).partition("\n")[0][:_LONGEST_REASON].rstrip(".")
     told = [f"{outcome.verdict.upper()} in {monotonic() - since:.1f} s", reason, str(outcome.archived or "")]
     _say(f"{job.name} of {settings.env}: {': '.join(filter(None, told))}")
@@ -181,9 +199,9 @@ def _progress(name: str, cells: int) -> Iterator[Around | None]:
         yield around
 
 
-def _say(line: str, *, refused: bool = False) -> None:
+def _say(line: str, *, aside: bool = False) -> None:
     """Print a line for a log; who reads it may have left, which must not end a run."""
-    stream = sys.stderr if refused else sys.stdout
+    stream = sys.stderr if aside else sys.stdout
     try:
         stream.write(printable(f"abathur_nb run: {line}") + "\n")
         stream.flush()
