@@ -15,6 +15,8 @@ from typing import Any
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
+from traitlets.config import Config
 
 from abathur_nb.evidence.reading import Entry, read_archive
 from abathur_nb.evidence.verify import verify_archive
@@ -144,6 +146,16 @@ def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     left = list(folder.iterdir())
     shutil.rmtree(folder)
     assert left == []
+
+
+async def execute_live(notebook: Any, **options: Any) -> None:
+    """Run a notebook in a kernel as JupyterLab does, but over sockets in a directory of its own.
+
+    Of a TCP port that was free another process may be the faster one to take it, and the kernel then dies.
+    """
+    with tempfile.TemporaryDirectory(prefix="abathur-", dir="/tmp") as folder:
+        config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}})
+        await NotebookClient(notebook, kernel_name="python3", config=config, **options).async_execute()
 
 
 def names_in(folder: Path) -> list[str]:

@@ -17,8 +17,7 @@ import nbformat
 import papermill
 import pytest
 from damage import drop_index, fingerprint
-from nbclient import NotebookClient
-from running import SOUND, artifact_of, assert_archived, names_in, only_run, record_of, write_notebook
+from running import SOUND, artifact_of, assert_archived, execute_live, names_in, only_run, record_of, write_notebook
 
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.archive import NOTEBOOK, PAGE, STATEMENT, keep
@@ -192,7 +191,7 @@ async def test_what_jupyterlab_executed_with_a_value_written_by_hand_is_no_templ
     notebook = nbformat.read(NOTEBOOKS / "validate.ipynb", as_version=4)
     (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     cell.source += f"\ndb_path = {str(database.db_path)!r}"
-    await NotebookClient(notebook, kernel_name="python3").async_execute()
+    await execute_live(notebook)
     nbformat.write(notebook, "out.ipynb")
     monkeypatch.setenv("ABATHUR_ENV", "x")
     assert archive()[0] == 0

@@ -10,8 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from running import execute_live
 from traitlets.config import Config
 
 from abathur_nb.guard import guard
@@ -148,9 +148,8 @@ async def run_notebook(folder: Path, injected: str) -> tuple[nbformat.NotebookNo
     """Run guard, parameters, injected cell and a witness in a kernel; return the notebook and its error."""
     sources = ["from abathur_nb.guard import guard\nguard()", CELL, f"# Parameters\n{injected}", "print(env)"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, timeout=60)
     try:
-        await client.async_execute()
+        await execute_live(notebook, resources={"metadata": {"path": str(folder)}}, timeout=60)
     except CellExecutionError as error:
         return notebook, str(error)
     return notebook, ""

@@ -33,7 +33,11 @@ async def test_on_a_fresh_path_it_makes_the_database_and_a_second_run_changes_no
     assert (os.stat(path).st_mode & 0o777, os.stat(path.parent).st_mode & 0o777) == (0o600, 0o700)
     # Each step of the runbook's section 2, numbered as it is there.
     for step in ("2.1", "2.2", "2.3", "2.4", "2.5", "2.6", "2.7"):
-        assert f"pass           {step} " in first.report or f"✓ pass           {step} " in first.report, step
+        assert f"pass           {step} " in first.report or f"✓ pass           {step} " in first.report, (
+            step,
+            first.report,
+            first.messages,
+        )
     assert "<b>memory_entries</b> — 3 rows" in "".join(first.shown())
     assert first.cells[5].source.startswith("preflight.raise_for_failures()\n")
 

@@ -11,8 +11,8 @@ from typing import Any
 import nbformat
 import pytest
 from damage import fingerprint, untouched
-from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from running import execute_live
 
 from abathur_nb.evidence.run import MIME
 from abathur_nb.operate.backup import backup_database
@@ -110,11 +110,23 @@ def cells_behind(cells: list[Any], cell: Any) -> list[Any]:
 def papermill(
     source: Path, output: Path, *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> Run:
-    """Run a notebook as the command line does, in another process, and read what it left."""
+    """Run a notebook as the command line does, in another process, and read what it left.
+
+    Once more where papermill's own kernel has lost the race for a TCP port, and so has run nothing.
+    """
     command = [Path(sys.executable).with_name("papermill"), source, output, *arguments, "--no-progress-bar"]
-    done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=120, check=False
-    )
+    for _ in range(3):
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if done.returncode == 0 or "Address already in use (addr='tcp://127.0.0.1:" not in done.stderr:
+            break
     left = nbformat.read(output, as_version=4) if output.is_file() and output.stat().st_size else None
     return Run(done.returncode, done.stderr, left)
 
@@ -126,11 +138,8 @@ async def in_kernel(source: Path, folder: Path, *, allow_errors: bool = False, *
     lines = [line for line in cell.source.splitlines() if line.partition(":")[0] not in parameters]
     cell.source = "\n".join([*lines, *(f"{name} = {value!r}" for name, value in parameters.items())])
     resources = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(
-        notebook, kernel_name="python3", resources=resources, timeout=120, allow_errors=allow_errors
-    )
     try:
-        await client.async_execute()
+        await execute_live(notebook, resources=resources, timeout=120, allow_errors=allow_errors)
     except CellExecutionError as error:
         return Run(1, str(error), notebook)
     return Run(0, "", notebook)
