@@ -2,10 +2,13 @@ PYTHON ?= python3
 VENV ?= .venv
 ENV ?= development
 
+# JupyterLab's own: beside it papermill takes twice as long to start.
+LAB ?= .venv-lab
+NEWS := @jupyterlab/apputils-extension:announcements  # asks its makers for news and newer versions
 BIN := $(VENV)/bin
-INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+INSTALL := pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help init lab test check bench prove
+.PHONY: help init lab test check bench prove browser
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -20,8 +23,8 @@ init: $(VENV)/.installed  ## make the database of ENV (development), keep the no
 	echo "executed notebook: $$out"; \
 	[ $$status -ne 0 ] || $(BIN)/python -m abathur_nb archive $$out || status=$$?; exit $$status
 
-lab: $(VENV)/.installed-lab  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab --notebook-dir notebooks notebooks/index.ipynb
+lab: $(LAB)/.installed  ## open the notebooks in JupyterLab, the index first
+	$(LAB)/bin/jupyter lab --notebook-dir notebooks --LabApp.default_url=/lab/tree/index.ipynb
 
 test: $(VENV)/.installed  ## run every test
 	$(BIN)/python -m pytest -n auto
@@ -37,11 +40,20 @@ bench: $(VENV)/.installed  ## measure speed against plain sqlite3 and papermill
 prove: $(VENV)/.installed  ## inject every fault and count what survives
 	$(BIN)/python tests/prove.py
 
+browser: $(LAB)/.installed-browser  ## run every notebook in JupyterLab, in Chromium, in both themes
+	$(LAB)/bin/python -m pytest tests/in_jupyterlab.py
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) '.[dev]'
+	$(BIN)/$(INSTALL) '.[dev]'
 	@touch $@
 
-$(VENV)/.installed-lab: $(VENV)/.installed
-	$(INSTALL) '.[lab]'
+$(LAB)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LAB)
+	$(LAB)/bin/$(INSTALL) '.[lab]'
+	$(LAB)/bin/jupyter labextension disable --level=sys_prefix $(NEWS)
+	@touch $@
+
+$(LAB)/.installed-browser: $(LAB)/.installed
+	$(LAB)/bin/$(INSTALL) '.[dev,browser]'
 	@touch $@

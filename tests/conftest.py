@@ -12,7 +12,7 @@ import pytest
 from object_storage import running_s3
 
 from abathur_nb.initialize import initialize_database
-from abathur_nb.settings import Settings, resolve
+from abathur_nb.settings import ENVIRONMENTS, Settings, resolve
 
 # What nohup sets is inherited by every process that a test starts, and the runner rightly ignores what it was told to.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -36,6 +36,19 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
     # matplotlib takes seconds to look at all fonts, which is enough to do once.
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path_factory.getbasetemp() / "matplotlib"))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def real_places() -> Iterator[None]:
+    """See that a test leaves the real directories of staging and production alone: as root it could make them."""
+    before = _in_real_places()
+    yield
+    assert _in_real_places() == before
+
+
+def _in_real_places() -> set[str]:
+    roots = [Path(ENVIRONMENTS[env]["db_path"]).parent for env in ("staging", "production")]
+    return {str(path) for root in roots if root.exists() for path in (root, *root.rglob("*"))}
 
 
 @pytest.fixture

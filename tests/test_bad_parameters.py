@@ -64,6 +64,12 @@ def shell(long_lived: InteractiveShell) -> InteractiveShell:
     return long_lived
 
 
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every environment in a directory of the test's own: in a shell its cells really run."""
+    monkeypatch.setenv("ABATHUR_DB_PATH", str(tmp_path / "elsewhere" / "abathur.db"))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Say where a notebook stopped: the error, and whether it came before the cell ran."""
@@ -477,6 +483,7 @@ def test_what_must_not_be_touched_is_refused_and_stays(
 # --- what passes
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_what_papermill_adds_by_itself_is_let_through(shell: InteractiveShell) -> None:
     given = {"PAPERMILL_INPUT_PATH": "/a.ipynb", "PAPERMILL_OUTPUT_PATH": "s3://b/é.ipynb", "env": "staging"}
     assert all(shell.run_cell(cell).success for cell in cells_of(INIT, given)[:4])
@@ -499,6 +506,7 @@ def edited(old: str, new: str) -> str:
     return cell.replace(old, new)
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_a_value_written_by_hand_holds(shell: InteractiveShell) -> None:
     guard, _, settings, *_ = cells_of(INIT, {})
     for cell in (guard, edited('"development"', '"staging"'), settings):
@@ -547,6 +555,7 @@ def test_the_guard_cell_may_be_run_twice_and_again_at_the_end(shell: Interactive
     assert shell.ast_transformers == []
 
 
+@pytest.mark.usefixtures("elsewhere")
 def test_the_parameters_cell_may_be_run_again_once_the_guard_is_gone(shell: InteractiveShell) -> None:
     guard, parameters, settings, *_ = cells_of(INIT, {})
     for cell in (guard, parameters, settings, edited('"development"', '"production"'), settings):

@@ -1,0 +1,240 @@
+"""Every notebook opened and run in JupyterLab, in a real browser, in both themes; a screenshot of each is kept.
+
+Run by ``make browser``, since JupyterLab is an extra. The screenshots are in ``executed/browser/``.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from abathur_nb.evidence.index import ORDER
+from abathur_nb.evidence.pdf import FLAGS, find_browser
+
+ROOT = Path(__file__).parents[1]
+SCREENSHOTS = ROOT / "executed" / "browser"
+TOKEN = "of-this-test-alone"
+THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+# The one that must not pass yet: nobody has said that the team is trained, and so on.
+NOT_READY = "readiness"
+# Chromium asks these of its maker, whatever it is told; no page of JupyterLab's names them.
+LOCAL = re.compile(r"(?:https?|wss?)://127\.0\.0\.1[:/]|data:|blob:")
+WIDTH, TALLEST = 1400, 16_000  # pixels
+
+# JupyterLab's own objects, which --LabApp.expose_app_in_browser gives to the page.
+PANEL = "window.jupyterapp.shell.currentWidget"
+OPENED = f"path => window.jupyterapp?.shell && {PANEL}?.context?.path === path && {PANEL}.context.isReady"
+# The idle light shows before the socket carries requests, and Run All then runs nothing: so the kernel is asked.
+RUN_ALL = f"""async () => {{
+  const panel = {PANEL};
+  await panel.sessionContext.ready;
+  await panel.sessionContext.session.kernel.info;
+  await window.jupyterapp.commands.execute("notebook:run-all-cells");
+}}"""
+COUNTS = f"() => [...{PANEL}.content.model.cells].filter(c => c.type === 'code').map(c => c.executionCount)"
+END = f"""async () => {{
+  await window.jupyterapp.commands.execute("docmanager:save");
+  await {PANEL}.sessionContext.shutdown();
+  {PANEL}.close();
+}}"""
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Hold a running JupyterLab: its address, the directory of its notebooks, and what its processes have as home."""
+
+    address: str
+    folder: Path
+    environment: dict[str, str]
+
+    def url(self, path: str = "") -> str:
+        """Return where the browser finds something of JupyterLab."""
+        return f"{self.address}/lab{path}?token={TOKEN}"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Start JupyterLab as ``make lab`` does, for somebody who has a database, a backup and an archive."""
+    base = tmp_path_factory.mktemp("lab")
+    home, folder, settings = base / "home", base / "notebooks", base / "config" / "settings"
+    home.mkdir()
+    shutil.copytree(ROOT / "notebooks", folder, ignore=shutil.ignore_patterns(".*"))
+    # Cells out of sight are otherwise not in the page, nor in its picture.
+    tracker = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text(json.dumps({"windowingMode": "none"}))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ABATHUR_", "JUPYTER"))}
+    environment |= {
+        "HOME": str(home),
+        "JUPYTER_CONFIG_DIR": str(base / "config"),
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "JUPYTERLAB_WORKSPACES_DIR": str(base / "config" / "workspaces"),
+        "MPLCONFIGDIR": str(base / "matplotlib"),
+    }
+    command = [sys.executable, "-m", "abathur_nb", "run", "init", "validate", "backup", "--env", "development"]
+    subprocess.run(command, env=environment, cwd=base, check=True, capture_output=True)
+    port = free_port()
+    told = subprocess.run(["make", "--dry-run", "lab"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = told.splitlines()[-1].split()
+    command[0] = str(Path(sys.executable).with_name(Path(command[0]).name))
+    options = ["no-browser", "allow-root", "ServerApp.ip=127.0.0.1", f"ServerApp.port={port}"]
+    options += ["ServerApp.port_retries=0", f"IdentityProvider.token={TOKEN}", "LabApp.expose_app_in_browser=True"]
+    with (base / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [*command, *(f"--{option}" for option in options)], env=environment, cwd=base, stdout=log, stderr=log
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(server, f"{address}/api/status?token={TOKEN}", base / "log")
+        yield Lab(address, folder, environment)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) in (0, -signal.SIGTERM)
+
+
+def wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Wait until the server answers; it tells of that in no other way that can be awaited."""
+    for _ in range(600):
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 - our own
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    arguments = [flag for flag in FLAGS if not flag.startswith(("--headless", "--proxy"))]
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=find_browser(), args=[*arguments, "--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser: Any, lab: Lab) -> Iterator[Page]:
+    """Open JupyterLab in a new tab; at its end, nothing may have been asked of any other host."""
+    opened = browser.new_page(viewport={"width": WIDTH, "height": 1000})
+    asked: list[str] = []
+    opened.on("request", lambda request: None if LOCAL.match(request.url) else asked.append(request.url))
+    opened.goto(lab.url("/tree/index.ipynb") + "&reset")
+    opened.locator("#jupyterlab-splash").wait_for(state="detached", timeout=60_000)
+    opened.wait_for_function(OPENED, arg="index.ipynb", timeout=60_000)
+    yield opened
+    opened.close()
+    assert asked == []
+
+
+def open_notebook(page: Page, name: str) -> None:
+    page.evaluate("path => window.jupyterapp.commands.execute('docmanager:open', {path})", f"{name}.ipynb")
+    page.wait_for_function(OPENED, arg=f"{name}.ipynb", timeout=60_000)
+
+
+def run_all(page: Page) -> None:
+    page.evaluate(RUN_ALL)
+    page.wait_for_function(f"() => ({COUNTS})().every(count => count !== null)", timeout=120_000)
+
+
+def keep_screenshots(page: Page, name: str) -> None:
+    """Keep a picture of the whole notebook in each theme."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.evaluate(f"() => {{ {PANEL}.content.activeCellIndex = 0; }}")
+    outer = f"{PANEL}.content.node.querySelector('.jp-WindowedPanel-outer')"
+    bottom = f"[...{outer}.querySelectorAll('.jp-Cell')].at(-1).getBoundingClientRect().bottom + {outer}.scrollTop"
+    page.set_viewport_size({"width": WIDTH, "height": min(int(page.evaluate(f"() => {bottom}")) + 60, TALLEST)})
+    for theme, title in THEMES.items():
+        page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", title)
+        page.locator(f"body[data-jp-theme-name='{title}']").wait_for(state="attached")
+        page.locator("#jupyterlab-splash").wait_for(state="detached")
+        page.evaluate(f"() => {{ {outer}.scrollTop = 0; }}")
+        page.screenshot(path=SCREENSHOTS / f"{name}-{theme}.png")
+
+
+def outputs_of(page: Page, start: str) -> list[Any]:
+    """Return the outputs of the code cells whose source begins so."""
+    cells = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell").all()
+    sources = page.evaluate(
+        f"() => [...{PANEL}.content.model.cells].filter(c => c.type === 'code').map(c => c.sharedModel.getSource())"
+    )
+    return [
+        cell.locator(".jp-OutputArea-output")
+        for cell, source in zip(cells, sources, strict=True)
+        if source.startswith(start)
+    ]
+
+
+@pytest.mark.parametrize("name", ["index", *ORDER])
+def test_it_runs_whole_and_shows_its_report_and_its_charts(name: str, page: Page, lab: Lab) -> None:
+    open_notebook(page, name)
+    run_all(page)
+    keep_screenshots(page, name)
+    panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
+    loud = panel.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
+    if name == NOT_READY:
+        (line,) = loud
+        assert line.startswith("ChecksFailedError: readiness of ")
+        assert len(line.strip().splitlines()) == 1, "one line, and no traceback"
+    else:
+        assert loud == [], "an error, a warning, or what should not have been printed"
+    assert panel.locator(".abathur-report").last.is_visible()
+    for output in outputs_of(page, "nb.charts."):
+        chart = output.locator("img")
+        if not chart.count():  # it says in words that there is nothing to draw yet
+            assert len(output.inner_text()) > 10
+            continue
+        assert chart.evaluate("img => img.complete && img.naturalWidth > 300")
+        assert chart.is_visible()
+    page.evaluate(END)
+    saved = json.loads((lab.folder / f"{name}.ipynb").read_text())
+    assert all(cell["execution_count"] for cell in saved["cells"] if cell["cell_type"] == "code")
+
+
+def test_the_index_leads_to_each_notebook_by_its_link(page: Page) -> None:
+    for name in ("preflight", "rollback"):
+        open_notebook(page, "index")
+        page.locator(f".jp-NotebookPanel:not(.lm-mod-hidden) a:text-is('{name}.ipynb')").first.click()
+        page.wait_for_function(OPENED, arg=f"{name}.ipynb", timeout=60_000)
+
+
+def test_a_notebook_that_was_run_and_saved_here_can_be_archived(page: Page, lab: Lab) -> None:
+    open_notebook(page, "explain")
+    run_all(page)
+    page.evaluate(END)
+    command = [sys.executable, "-m", "abathur_nb", "archive", str(lab.folder / "explain.ipynb")]
+    done = subprocess.run(command, env=lab.environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("the cells are as the template's")
+
+
+def test_make_lab_opens_the_index(page: Page, lab: Lab) -> None:
+    page.goto(f"{lab.address}/?token={TOKEN}&reset")
+    page.wait_for_url(f"{lab.address}/lab/tree/index.ipynb**")
+    page.wait_for_function(OPENED, arg="index.ipynb", timeout=60_000)
+    assert page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) h1").first.inner_text().startswith("Index: ")
+
+
+def test_nobody_is_asked_about_news(page: Page) -> None:
+    page.wait_for_function(f"() => {PANEL}.sessionContext.session?.kernel?.status === 'idle'")
+    assert page.locator(".Toastify__toast").count() == 0
