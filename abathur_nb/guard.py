@@ -1,4 +1,4 @@
-"""The guard of a notebook: it vets what papermill injects before any of it runs."""
+"""The guard of a notebook: it vets what papermill or a scheduler injects before any of it runs."""
 
 import ast
 import re
@@ -66,6 +66,14 @@ def _odd_lines(source: str, tree: ast.Module) -> list[str]:
     return faults or [f"{start}…: given twice" for start in dict.fromkeys(names) if names.count(start) > 1]
 
 
+def _only_literals(tree: ast.Module) -> dict[str, object]:
+    """Return the values of a cell that does nothing but assign literals to names, else an empty dict."""
+    try:
+        return {name: value for name, value, annotation in literal_assignments(tree) if annotation is None}
+    except ConfigurationError:
+        return {}
+
+
 def _refuse_odd_names(lines: list[str]) -> list[str]:
     """Raise ConfigurationError if the text of an injected cell holds a line that is not ``name = …``, of no keyword.
 
@@ -86,7 +94,7 @@ def _refuse_odd_names(lines: list[str]) -> list[str]:
 class _Guard(ast.NodeTransformer):
     """Reject what is no list of declared literals before it runs: an IPython AST transformer, gone when done.
 
-    It lets through the parameters cell, then an injected cell without fault, then any other cell, which ends it.
+    It lets through the parameters cell, then injected cells without fault, then any other cell, which ends it.
     ``declared`` is what the last one found declared, ``namespace`` where the values are.
     """
 
@@ -153,6 +161,9 @@ class _Guard(ast.NodeTransformer):
             _Guard.declared, _Guard.namespace = self._declared, self._shell.user_ns
         elif self._refused:
             raise ConfigurationError("the injected parameters were refused: correct them and run again")
+        elif given := _only_literals(tree):  # as jupyter-scheduler injects them, which papermill's mark is not on
+            if faults := check_parameters(self._declared, given):
+                raise ConfigurationError(faults)
         else:
             self.remove()
 

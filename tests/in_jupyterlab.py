@@ -23,6 +23,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from abathur_nb.evidence.index import ORDER
 from abathur_nb.evidence.pdf import FLAGS, find_browser
+from abathur_nb.evidence.reading import Entry, read_archive
 
 ROOT = Path(__file__).parents[1]
 SCREENSHOTS = ROOT / "executed" / "browser"
@@ -238,3 +239,73 @@ def test_make_lab_opens_the_index(page: Page, lab: Lab) -> None:
 def test_nobody_is_asked_about_news(page: Page) -> None:
     page.wait_for_function(f"() => {PANEL}.sessionContext.session?.kernel?.status === 'idle'")
     assert page.locator(".Toastify__toast").count() == 0
+
+
+# --- jupyter-scheduler
+
+
+def fill_in_job(page: Page, name: str, **parameters: str) -> None:
+    """Open the form that makes a job of a notebook, and fill in its parameters."""
+    open_notebook(page, name)
+    page.evaluate("() => window.jupyterapp.commands.execute('scheduling:create-from-notebook')")
+    for number, (parameter, value) in enumerate(parameters.items()):
+        page.locator("button[title='Add new parameter']").click()
+        for field, text in {"name": parameter, "value": value}.items():
+            page.locator(f"input[name=parameter-{number}-{field}]").press_sequentially(text)
+            page.keyboard.press("Tab")
+
+
+def create(page: Page) -> None:
+    """Press the button, and wait until the server has taken the job."""
+    with page.expect_response(lambda response: "/scheduler/job" in response.url and response.request.method == "POST"):
+        page.locator("button:text-is('Create')").click()
+
+
+def of_scheduler(page: Page, kind: str) -> list[Any]:
+    """Return what jupyter-scheduler knows of its jobs or its job_definitions."""
+    found = page.evaluate(f"async () => (await (await fetch('/scheduler/{kind}')).json()).{kind}")
+    return list(found)
+
+
+def status_of_job(page: Page, parameters: dict[str, str]) -> str:
+    """Wait until a job has ended, and return how; jupyter-scheduler tells of that in no way that can be awaited."""
+    for _ in range(300):
+        (status,) = (job["status"] for job in of_scheduler(page, "jobs") if job["parameters"] == parameters)
+        if status in ("COMPLETED", "FAILED"):
+            return str(status)
+        page.wait_for_timeout(200)
+    raise AssertionError(status)
+
+
+def archive_of(lab: Lab) -> list[Entry]:
+    return list(read_archive(Path(lab.environment["HOME"]) / "abathur_data" / "runs"))
+
+
+def test_a_backup_that_is_scheduled_runs_with_its_parameters_and_leaves_its_record(page: Page, lab: Lab) -> None:
+    parameters = {"reason": "'nightly'"}
+    fill_in_job(page, "backup", **parameters)
+    create(page)
+    assert status_of_job(page, parameters) == "COMPLETED"
+    record = archive_of(lab)[-1].record
+    assert record is not None
+    assert (record["notebook"], record["verdict"], record["parameters"]["reason"]) == ("backup", "pass", "nightly")
+
+
+def test_a_parameter_mistyped_in_a_schedule_fails_the_job_and_runs_nothing(page: Page, lab: Lab) -> None:
+    before, parameters = len(archive_of(lab)), {"reson": "'nightly'"}
+    fill_in_job(page, "backup", **parameters)
+    create(page)
+    assert status_of_job(page, parameters) == "FAILED"
+    assert len(archive_of(lab)) == before
+
+
+def test_a_validation_is_scheduled_for_each_weekday(page: Page) -> None:
+    fill_in_job(page, "validate", env="'development'")
+    page.locator("input[value=JobDefinition]").click()
+    page.locator("input[name=scheduleClock]").fill("06:30")
+    page.keyboard.press("Tab")
+    page.set_viewport_size({"width": WIDTH, "height": 1000})
+    page.screenshot(path=SCREENSHOTS / "schedule.png")
+    create(page)
+    (definition,) = of_scheduler(page, "job_definitions")
+    assert (definition["schedule"], definition["active"]) == ("30 6 * * MON-FRI", True)

@@ -108,6 +108,20 @@ def test_of_a_refused_cell_nothing_runs_and_no_later_cell_either(
     assert shell.user_ns["seen"] == "production"
 
 
+@pytest.mark.parametrize("injected", ["env = 'production'", "env = 'staging'\nrepetitions = 5"])
+def test_what_jupyter_scheduler_injects_bears_no_mark_and_is_vetted_all_the_same(
+    shell: InteractiveShell, injected: str
+) -> None:
+    assert not rejected(shell.run_cell(CELL))
+    assert not rejected(shell.run_cell(injected))
+    assert rejected(shell.run_cell("evn = 'production'")).startswith("parameter 'evn' is not declared")
+    assert "expected int, found 'many'" in rejected(shell.run_cell("repetitions = 'many'"))
+    assert not rejected(shell.run_cell("seen = env"))
+    assert shell.user_ns["seen"] == injected.split("'")[1]
+    assert "evn" not in shell.user_ns
+    assert not rejected(shell.run_cell("evn = 'production'")), "behind the parameters one may name what one likes"
+
+
 @pytest.mark.parametrize("name", ["class", "None", "import"])
 def test_a_keyword_as_name_is_refused_in_the_guards_own_words(shell: InteractiveShell, name: str) -> None:
     """Python itself would call it a syntax error, of a cell that nobody wrote."""

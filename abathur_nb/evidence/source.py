@@ -163,7 +163,7 @@ def _refuse_constant(text: str) -> None:
 
 
 def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
-    """Return the cells of a notebook that are its own: none that papermill or the runner has added."""
+    """Return the cells of a notebook that are its own: none that papermill, a scheduler or the runner has added."""
     return [cell for cell in notebook["cells"] if not _is_added(cell)]
 
 
@@ -172,7 +172,8 @@ def _is_added(cell: Mapping[str, Any]) -> bool:
     tags = {*_tags(cell)}
     if tags & _REMARKS:
         return bool(cell["cell_type"] == "markdown")
-    return _INJECTED in tags and cell["source"].startswith("# Parameters") and _only_assigns(cell["source"])
+    # papermill begins such a cell with a comment, jupyter-scheduler does not.
+    return _INJECTED in tags and _only_assigns(cell["source"])
 
 
 def _only_assigns(source: str) -> bool:
