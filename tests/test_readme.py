@@ -81,6 +81,16 @@ def test_its_papermill_commands_are_accepted(command: str, tmp_path: Path, datab
     assert done.returncode == 0, done.stderr
 
 
+def test_its_ten_minutes_end_with_a_healed_database(home: Path) -> None:
+    (block,) = (block for block in blocks("sh") if "repair True" in block)
+    for line in block.splitlines():
+        command = line.replace(".venv/bin/python", shlex.quote(sys.executable))
+        done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True, check=False)
+        assert done.returncode == ("# exit 1" in line), (line, done.stdout, done.stderr)
+    assert asyncio.run(nb.validate_database(nb.resolve())).ok
+    assert len(list((home / "abathur_data" / "backups" / "quarantine").glob("*.jsonl"))) == 1, "nothing was lost"
+
+
 def test_its_make_targets_exist() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     named = set(re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.MULTILINE))
