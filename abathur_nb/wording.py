@@ -48,7 +48,12 @@ def did_you_mean(found: str, names: Iterable[str]) -> str:
     """Return ``"; did you mean …?"`` for a near miss of one of ``names``, else an empty text."""
     plain = found.strip().casefold()
     near = get_close_matches(plain, [*names], 1, 0.7)
-    near = near or [n for n in names if len(plain) > 2 and (n.startswith(plain) or plain.startswith(n))]
+    # Short names are unlike by that measure when two letters are swapped, or half of one is missing.
+    near = near or [
+        n
+        for n in names
+        if len(plain) > 2 and (n.startswith(plain) or plain.startswith(n) or sorted(n) == sorted(plain))
+    ]
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -114,7 +114,9 @@ def test_what_jupyter_scheduler_injects_bears_no_mark_and_is_vetted_all_the_same
 ) -> None:
     assert not rejected(shell.run_cell(CELL))
     assert not rejected(shell.run_cell(injected))
-    assert rejected(shell.run_cell("evn = 'production'")).startswith("parameter 'evn' is not declared")
+    assert rejected(shell.run_cell("evn = 'production'")).startswith(
+        "parameter 'evn' is not declared (env, db_path, dry_run, repetitions); did you mean env?"
+    )
     assert "expected int, found 'many'" in rejected(shell.run_cell("repetitions = 'many'"))
     assert not rejected(shell.run_cell("seen = env"))
     assert shell.user_ns["seen"] == injected.split("'")[1]
