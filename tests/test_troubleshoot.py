@@ -4,6 +4,8 @@ import itertools
 import json
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
@@ -30,7 +32,8 @@ from abathur_nb.expected import expected_columns, expected_objects, expected_tab
 from abathur_nb.operate.diagnosis import diagnose
 from abathur_nb.operate.manifest import list_backups
 from abathur_nb.operate.quarantine import quarantine_dir, read_quarantine
-from abathur_nb.operate.troubleshoot import _run
+from abathur_nb.operate.treatment import REPAIR
+from abathur_nb.operate.troubleshoot import _empty_the_log, _run
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.validate import file_checks
@@ -318,6 +321,47 @@ async def test_a_reader_that_pins_the_log_is_named_with_its_process(database: Se
     assert "cause: a reader that pins it" in told.observed
     assert f"end PID {reader.pid}" in told.remedy
     assert report.ok
+
+
+def run_and_die(path: Path, script: str) -> None:
+    """Run SQL in a process that ends without closing the database, and so leaves its log."""
+    program = f"import os, sqlite3; sqlite3.connect({str(path)!r}).executescript({script!r}); os._exit(0)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+async def test_a_large_log_that_nobody_reads_is_emptied_and_no_row_is_lost(database: Settings) -> None:
+    path = database.db_path
+    log, small = Path(f"{path}-wal"), replace(database, max_wal_mb=0)
+    run_and_die(path, f"{TASK};")
+    assert log.stat().st_size > 0
+    with untouched(path):
+        told = check_of(await nb.troubleshoot(small), "WAL size")
+    assert (told.status, told.remedy) == ("warn", REPAIR)
+    report = await nb.troubleshoot(small, repair=True)
+    report.raise_for_failures()
+    assert check_of(report, "WAL size").status == "pass"
+    assert log.stat().st_size == 0
+    with closing(sqlite3.connect(path)) as conn:
+        assert conn.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
+
+
+async def test_a_large_log_in_use_is_left_and_its_user_named(database: Settings) -> None:
+    path = database.db_path
+    small = replace(database, max_wal_mb=0, busy_timeout_ms=200)
+    with closing(sqlite3.connect(path)) as conn:
+        conn.executescript(f"{TASK};")
+        with held(path, "BEGIN IMMEDIATE") as writer:
+            (told,) = await _empty_the_log(small)
+    assert told.status == "warn"
+    assert f"PID {writer.pid} (" in told.observed
+
+
+async def test_what_could_not_be_asked_is_given_no_cause(database: Settings) -> None:
+    run_sql(database.db_path, "PRAGMA foreign_keys = OFF", "DROP TABLE audit")
+    report = await nb.troubleshoot(database)
+    errors = [check for check in report.checks if check.status == "error"]
+    assert errors
+    assert not [check.name for check in errors if "cause:" in check.observed]
 
 
 async def test_who_holds_the_lock_is_named_and_a_repair_refused_after_a_bounded_wait(database: Settings) -> None:

@@ -79,5 +79,8 @@ async def diagnose(settings: Settings) -> Diagnosis:
         treatment.remedies["file names"] = REPAIR
     then = Look.at_files(path)
     checks = tuple(wal_check(settings, c, first, then) if c.name == "WAL size" else c for c in checks)
+    if any(check.name == "WAL size" and check.status != "pass" for check in checks) and not then.readers:
+        treatment.deeds.append("checkpoint")
+        treatment.remedies["WAL size"] = REPAIR
     checks = (*map(treatment.explained, checks), locks_check(path, first, then), leftovers_check(left))
     return Diagnosis(checks, tuple(treatment.deeds), tuple(treatment.changes), tuple(treatment.steps), changed, schema)

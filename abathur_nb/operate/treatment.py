@@ -60,7 +60,8 @@ class Treatment:
         """Return a check with its cause and its remedy."""
         if check.status == "pass":
             return check
-        cause = self.causes.get(check.name, _CAUSES.get(check.name, ""))
+        usual = "" if check.status == "error" else _CAUSES.get(check.name, "")  # what could not be asked has none yet
+        cause = self.causes.get(check.name, usual)
         observed = f"{check.observed}\ncause: {cause}" if cause else check.observed
         return replace(check, observed=observed, remedy=self.remedies.get(check.name, check.remedy))
 

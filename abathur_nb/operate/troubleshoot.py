@@ -9,6 +9,7 @@ from pathlib import Path
 from abathur_nb.connection import connect, explain_error, pragma, run_to_end
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.limits import add_functions
+from abathur_nb.operate.aside import users_of
 from abathur_nb.operate.backup import back_up
 from abathur_nb.operate.diagnosis import Diagnosis, diagnose
 from abathur_nb.operate.plan import Plan, check_apply, require
@@ -31,6 +32,7 @@ _DEEDS = {
     "move aside": "move the side files of {path} into a new directory abathur_aside_… beside it",
     "salvage": "write what can still be read of {path} to {salvaged}, and leave {path} as it is",
     "wal": "switch {path} to WAL mode",
+    "checkpoint": "write the log of {path} into it, and empty the log",
     "chmod": "make {path} and its side files 0600, without an access list",
     "sweep": "remove the scratch directories of dead processes beside it",
 }
@@ -50,9 +52,9 @@ async def troubleshoot(
 
     Read-only without ``repair``. With it: a proven backup; then the statements of the plan, in one transaction, before
     which each row that they change is written to a file in ``backup_dir``/quarantine; then what no transaction holds
-    (WAL mode, file modes, leftovers); then ``validate``. Damaged pages are never repaired in place, but salvaged into
-    a new file. ``put_back`` names a quarantine file, whose rows are put back (with ``repair``) as far as the rules of
-    the schema let them. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
+    (WAL mode, a large log, file modes, leftovers); then ``validate``. Damaged pages are never repaired in place, but
+    salvaged into a new file. ``put_back`` names a quarantine file, whose rows are put back (with ``repair``) as far as
+    the rules of the schema let them. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument.
     """
     require([*check_apply(repair, confirm, switch="repair"), *check_name(put_back)])
@@ -125,6 +127,8 @@ async def _mend(found: Diagnosis, settings: Settings) -> list[Check]:
         checks += await _run(found, settings)
     if "wal" in found.deeds:
         checks += await _switch_to_wal(settings)
+    if "checkpoint" in found.deeds:
+        checks += await _empty_the_log(settings)
     if "chmod" in found.deeds:
         make_private(path)
     if "sweep" in found.deeds:
@@ -184,3 +188,14 @@ async def _switch_to_wal(settings: Settings) -> list[Check]:
         fault = explain_error(settings.db_path, error)
         return [Check("switch to WAL", "fail", "nobody else uses the database", fault.observed, fault.remedy)]
     return []
+
+
+async def _empty_the_log(settings: Settings) -> list[Check]:
+    """Bring the write-ahead log into the database and cut it to nothing; who forbids it is named by a check."""
+    async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+        (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+    if not done["busy"]:
+        return []
+    users = ", ".join(users_of(settings.db_path)) or "somebody"
+    observed, remedy = f"{users} used it for more than {settings.busy_timeout_ms} ms", "end that, then run this again"
+    return [Check("empty log", "warn", "nobody reads or writes for a moment", observed, remedy)]
