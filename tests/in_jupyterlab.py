@@ -95,7 +95,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     subprocess.run(command, env=environment, cwd=base, check=True, capture_output=True)
     port = free_port()
     told = subprocess.run(["make", "--dry-run", "lab"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    command = told.splitlines()[-1].split()
+    (command,) = (line.split() for line in told.splitlines() if "/jupyter lab " in line)
     command[0] = str(Path(sys.executable).with_name(Path(command[0]).name))
     options = ["no-browser", "allow-root", "ServerApp.ip=127.0.0.1", f"ServerApp.port={port}"]
     options += ["ServerApp.port_retries=0", f"IdentityProvider.token={TOKEN}", "LabApp.expose_app_in_browser=True"]
@@ -135,21 +135,24 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, lab: Lab) -> Iterator[Page]:
-    """Open JupyterLab in a new tab; at its end, nothing may have been asked of any other host."""
+def page(browser: Any) -> Iterator[Page]:
+    """Return a new tab; at its end, nothing may have been asked of any other host."""
     opened = browser.new_page(viewport={"width": WIDTH, "height": 1000})
     asked: list[str] = []
     opened.on("request", lambda request: None if LOCAL.match(request.url) else asked.append(request.url))
-    opened.goto(lab.url("/tree/index.ipynb") + "&reset")
-    opened.locator("#jupyterlab-splash").wait_for(state="detached", timeout=60_000)
-    opened.wait_for_function(OPENED, arg="index.ipynb", timeout=60_000)
     yield opened
     opened.close()
     assert asked == []
 
 
-def open_notebook(page: Page, name: str) -> None:
-    page.evaluate("path => window.jupyterapp.commands.execute('docmanager:open', {path})", f"{name}.ipynb")
+def open_notebook(page: Page, lab: Lab, name: str) -> None:
+    """Open JupyterLab with this notebook, and nothing else."""
+    page.goto(lab.url(f"/tree/{name}.ipynb") + "&reset")
+    wait_until_opened(page, name)
+
+
+def wait_until_opened(page: Page, name: str) -> None:
+    page.locator("#jupyterlab-splash").wait_for(state="detached", timeout=60_000)
     page.wait_for_function(OPENED, arg=f"{name}.ipynb", timeout=60_000)
 
 
@@ -188,7 +191,7 @@ def outputs_of(page: Page, start: str) -> list[Any]:
 
 @pytest.mark.parametrize("name", [*ORDER, "index"])  # which then shows the runs of all the others
 def test_it_runs_whole_and_shows_its_report_and_its_charts(name: str, page: Page, lab: Lab) -> None:
-    open_notebook(page, name)
+    open_notebook(page, lab, name)
     run_all(page)
     keep_screenshots(page, name)
     panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
@@ -212,15 +215,16 @@ def test_it_runs_whole_and_shows_its_report_and_its_charts(name: str, page: Page
     assert all(cell["execution_count"] for cell in saved["cells"] if cell["cell_type"] == "code")
 
 
-def test_the_index_leads_to_each_notebook_by_its_link(page: Page) -> None:
-    for name in ("preflight", "rollback"):
-        open_notebook(page, "index")
+def test_the_index_leads_to_each_notebook_by_its_link(page: Page, lab: Lab) -> None:
+    open_notebook(page, lab, "index")
+    for name in (ORDER[0], ORDER[-1]):
+        page.evaluate("path => window.jupyterapp.commands.execute('docmanager:open', {path})", "index.ipynb")
         page.locator(f".jp-NotebookPanel:not(.lm-mod-hidden) a:text-is('{name}.ipynb')").first.click()
-        page.wait_for_function(OPENED, arg=f"{name}.ipynb", timeout=60_000)
+        wait_until_opened(page, name)
 
 
 def test_a_notebook_that_was_run_and_saved_here_can_be_archived(page: Page, lab: Lab) -> None:
-    open_notebook(page, "explain")
+    open_notebook(page, lab, "explain")
     run_all(page)
     page.evaluate(END)
     command = [sys.executable, "-m", "abathur_nb", "archive", str(lab.folder / "explain.ipynb")]
@@ -232,11 +236,12 @@ def test_a_notebook_that_was_run_and_saved_here_can_be_archived(page: Page, lab:
 def test_make_lab_opens_the_index(page: Page, lab: Lab) -> None:
     page.goto(f"{lab.address}/?token={TOKEN}&reset")
     page.wait_for_url(f"{lab.address}/lab/tree/index.ipynb**")
-    page.wait_for_function(OPENED, arg="index.ipynb", timeout=60_000)
+    wait_until_opened(page, "index")
     assert page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) h1").first.inner_text().startswith("Index: ")
 
 
-def test_nobody_is_asked_about_news(page: Page) -> None:
+def test_nobody_is_asked_about_news(page: Page, lab: Lab) -> None:
+    open_notebook(page, lab, "index")
     page.wait_for_function(f"() => {PANEL}.sessionContext.session?.kernel?.status === 'idle'")
     assert page.locator(".Toastify__toast").count() == 0
 
@@ -244,10 +249,11 @@ def test_nobody_is_asked_about_news(page: Page) -> None:
 # --- jupyter-scheduler
 
 
-def fill_in_job(page: Page, name: str, **parameters: str) -> None:
+def fill_in_job(page: Page, lab: Lab, name: str, **parameters: str) -> None:
     """Open the form that makes a job of a notebook, and fill in its parameters."""
-    open_notebook(page, name)
-    page.evaluate("() => window.jupyterapp.commands.execute('scheduling:create-from-notebook')")
+    open_notebook(page, lab, name)
+    page.locator("[data-command='scheduling:create-from-notebook']").click()
+    page.locator("input[name=jobName]").wait_for()
     for number, (parameter, value) in enumerate(parameters.items()):
         page.locator("button[title='Add new parameter']").click()
         for field, text in {"name": parameter, "value": value}.items():
@@ -257,8 +263,11 @@ def fill_in_job(page: Page, name: str, **parameters: str) -> None:
 
 def create(page: Page) -> None:
     """Press the button, and wait until the server has taken the job."""
-    with page.expect_response(lambda response: "/scheduler/job" in response.url and response.request.method == "POST"):
+    with page.expect_response(
+        lambda answer: "/scheduler/job" in answer.url and answer.request.method == "POST"
+    ) as sent:
         page.locator("button:text-is('Create')").click()
+    assert sent.value.ok, sent.value.text()
 
 
 def of_scheduler(page: Page, kind: str) -> list[Any]:
@@ -283,7 +292,7 @@ def archive_of(lab: Lab) -> list[Entry]:
 
 def test_a_backup_that_is_scheduled_runs_with_its_parameters_and_leaves_its_record(page: Page, lab: Lab) -> None:
     parameters = {"reason": "'nightly'"}
-    fill_in_job(page, "backup", **parameters)
+    fill_in_job(page, lab, "backup", **parameters)
     create(page)
     assert status_of_job(page, parameters) == "COMPLETED"
     record = archive_of(lab)[-1].record
@@ -293,14 +302,14 @@ def test_a_backup_that_is_scheduled_runs_with_its_parameters_and_leaves_its_reco
 
 def test_a_parameter_mistyped_in_a_schedule_fails_the_job_and_runs_nothing(page: Page, lab: Lab) -> None:
     before, parameters = len(archive_of(lab)), {"reson": "'nightly'"}
-    fill_in_job(page, "backup", **parameters)
+    fill_in_job(page, lab, "backup", **parameters)
     create(page)
     assert status_of_job(page, parameters) == "FAILED"
     assert len(archive_of(lab)) == before
 
 
-def test_a_validation_is_scheduled_for_each_weekday(page: Page) -> None:
-    fill_in_job(page, "validate", env="'development'")
+def test_a_validation_is_scheduled_for_each_weekday(page: Page, lab: Lab) -> None:
+    fill_in_job(page, lab, "validate", env="'development'")
     page.locator("input[value=JobDefinition]").click()
     page.locator("input[name=scheduleClock]").fill("06:30")
     page.keyboard.press("Tab")
