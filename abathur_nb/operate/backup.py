@@ -31,7 +31,7 @@ from abathur_nb.operate.manifest import (
     write_manifest,
 )
 from abathur_nb.operate.retention import Retention, apply_retention
-from abathur_nb.operate.transfer import copy_in, copy_out, publish
+from abathur_nb.operate.transfer import copy_in, copy_out, publish, told_where_it_is_full
 from abathur_nb.report import Check, Report
 from abathur_nb.schema import quoted
 from abathur_nb.scratch import make_private_directory, make_private_file, scratch_directory, sweep
@@ -129,7 +129,7 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
     folder = settings.backup_dir
     make_private_directory(folder, owned_as=settings.db_path.parent)
     sweep(folder)
-    with scratch_directory(folder, "backup") as scratch:
+    with told_where_it_is_full(folder), scratch_directory(folder, "backup") as scratch:
         draft = scratch / "copy.db"
         async with connect(settings.db_path, settings=settings) as conn:
             await conn.execute_fetchall("BEGIN")
