@@ -15,6 +15,7 @@ __all__ = ["Table"]
 _OPEN = 20  # rows; those behind them are folded away
 _MOST = 200  # rows of HTML, lest it grow to megabytes
 _SHORT = 36  # characters that stand on one line
+_LONG = 120  # characters that would be a tower of words in a column left narrow
 _CELL = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
 # What begins a cell that is to be seen first: the marks of report.py.
 _LOUD = ("✗", "?", "!")
@@ -65,8 +66,7 @@ class Table:
 
 def _cell(text: str) -> str:
     # Short ones, such as times and run ids, must not be broken; long ones must.
-    width = (
-        "min-width:9em;max-width:48em" if any(len(line) > _SHORT for line in text.split("\n")) else "white-space:pre"
-    )
+    wide = f"min-width:{18 if len(text) > _LONG else 9}em;max-width:48em"
+    width = wide if any(len(line) > _SHORT for line in text.split("\n")) else "white-space:pre"
     colour = ";color:#c4420f;font-weight:bold" if text.startswith(_LOUD) else ""
     return f"<td style='{_CELL};{width}{colour}'>{escape(text)}</td>"

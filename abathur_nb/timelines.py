@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,7 @@ _VERDICTS: Mapping[str, Mapping[str, Any]] = {
     "altered": {"marker": "*", "color": "black", "markersize": 11},
 }
 _FILE = "the file"
+_WEEK = 7  # days
 _CROWD = 100  # points; more of them are drawn small
 _LINES = ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), (RED, "v"), (PURPLE, "D"), (GREY, "x"))
 
@@ -157,6 +159,9 @@ def rows_over_time(growth: "Growth") -> Chart:
     for ax in (daily, whole):
         ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     time_axis(whole, "day (UTC)")
+    beside = timedelta(days=_WEEK - (every[-1] - every[0]).days)
+    if timedelta() < beside < min(date.max - every[-1], every[0] - date.min):  # of a single day the bar would be as wide as the picture
+        whole.set_xlim(dates[0] - beside, dates[-1] + timedelta(days=1))
     chart.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=len(_LINES), fontsize=8)
     told = ", ".join(f"{one_line(table, 100)} {totals[table]:,}" for table in largest)
     chart.alt = f"Rows by the day on which they came, {every[0]} to {every[-1]}: {told}"

@@ -100,3 +100,12 @@ def test_without_a_row_words_say_so() -> None:
 )
 def test_it_is_drawn_whatever_it_holds(found: Mapping[str, Mapping[date, int]]) -> None:
     drawn(charts.rows_over_time(Growth(found)))
+
+
+@pytest.mark.parametrize("day", [DAY, date.min, date.max])
+def test_a_single_day_is_drawn_and_its_bar_does_not_fill_the_picture(day: date) -> None:
+    chart = charts.rows_over_time(Growth({"tasks": {day: 3}}))
+    drawn(chart)
+    (bar,) = (patch for patch in chart.axes[0].patches if isinstance(patch, Rectangle))
+    first, last = chart.axes[0].get_xlim()
+    assert bar.get_width() <= (last - first) / 7 or day != DAY
