@@ -160,7 +160,8 @@ def rows_over_time(growth: "Growth") -> Chart:
         ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     time_axis(whole, "day (UTC)")
     beside = timedelta(days=_WEEK - (every[-1] - every[0]).days)
-    if timedelta() < beside < min(date.max - every[-1], every[0] - date.min):  # of a single day the bar would be as wide as the picture
+    # Of a single day the bar would be as wide as the picture.
+    if timedelta() < beside < min(date.max - every[-1], every[0] - date.min):
         whole.set_xlim(dates[0] - beside, dates[-1] + timedelta(days=1))
     chart.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=len(_LINES), fontsize=8)
     told = ", ".join(f"{one_line(table, 100)} {totals[table]:,}" for table in largest)
