@@ -234,3 +234,23 @@ def test_a_code_cell_is_not_hidden_by_the_tag_of_one_that_was_added(tag: str, tm
     assert not same_cells(notebook, template)
     notebook["cells"][3] |= {"source": "# Parameters\nenv = 'staging'"}
     assert same_cells(notebook, template) is (tag == "injected-parameters"), "a control: literals are what is injected"
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "added"),
+    [
+        ("# Parameters\nenv = 'staging'", 3, True),
+        ("env = 'staging'", 3, True),  # as jupyter-scheduler injects it
+        ("env: print('anything') = 'staging'", 3, False),  # which Python would evaluate
+        ("env = 'staging'", 4, False),  # once the record has begun it would not be what was recorded
+        ("env = 'staging'", 0, False),
+    ],
+)
+def test_what_was_injected_is_literals_right_behind_the_parameters(
+    source: str, place: int, added: bool, tmp_path: Path
+) -> None:
+    template = write_notebook(tmp_path / "a.ipynb", *SOUND).read_bytes()
+    notebook = nbformat.reads(template, as_version=4)
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]})
+    notebook["cells"].insert(place, cell)
+    assert same_cells(notebook, template) is added

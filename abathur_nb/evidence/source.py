@@ -164,21 +164,22 @@ def _refuse_constant(text: str) -> None:
 
 def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
     """Return the cells of a notebook that are its own: none that papermill, a scheduler or the runner has added."""
-    return [cell for cell in notebook["cells"] if not _is_added(cell)]
-
-
-def _is_added(cell: Mapping[str, Any]) -> bool:
-    # By its tag alone anything could be called added, and run unseen.
-    tags = {*_tags(cell)}
-    if tags & _REMARKS:
-        return bool(cell["cell_type"] == "markdown")
-    # papermill begins such a cell with a comment, jupyter-scheduler does not.
-    return _INJECTED in tags and _only_assigns(cell["source"])
+    own, behind_parameters = [], False
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown" and _REMARKS & {*_tags(cell)}:
+            continue
+        # Anywhere else it would change what a run does behind the back of its record.
+        if behind_parameters and _INJECTED in _tags(cell) and _only_assigns(cell["source"]):
+            continue
+        own.append(cell)
+        behind_parameters = _PARAMETERS in _tags(cell)
+    return own
 
 
 def _only_assigns(source: str) -> bool:
     try:
-        return bool([*literal_assignments(ast.parse(source))])
+        annotations = [annotation for _, _, annotation in literal_assignments(ast.parse(source))]
+        return bool(annotations) and not any(annotations)  # which Python would evaluate
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # a ConfigurationError is a ValueError
         return False
 
