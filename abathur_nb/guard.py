@@ -1,6 +1,7 @@
 """The guard of a notebook: it vets what papermill or a scheduler injects before any of it runs."""
 
 import ast
+import os
 import re
 from collections.abc import Mapping
 from keyword import iskeyword
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["effective_parameters", "guard"]
 
 _INJECTED = "# Parameters\n"  # how papermill begins the cell that it injects
+_STAGING = "scheduler_staging_area"  # where jupyter-scheduler runs a copy
 _GUARD_CELL = "import abathur_nb as nb\n\nnb.guard()"  # of every notebook
 
 
@@ -66,12 +68,14 @@ def _odd_lines(source: str, tree: ast.Module) -> list[str]:
     return faults or [f"{start}…: given twice" for start in dict.fromkeys(names) if names.count(start) > 1]
 
 
-def _only_literals(tree: ast.Module) -> dict[str, object]:
-    """Return the values of a cell that does nothing but assign literals to names, else an empty dict."""
+def _is_scheduled(tree: ast.Module) -> bool:
+    """Tell whether this is what jupyter-scheduler injects: nothing but assignments, in the directory where it runs."""
     try:
-        return {name: value for name, value, annotation in literal_assignments(tree) if annotation is None}
-    except ConfigurationError:
-        return {}
+        parts = os.getcwd().split("/")  # noqa: PTH109
+    except OSError:
+        return False
+    assigns = all(isinstance(statement, ast.Assign | ast.AnnAssign) for statement in tree.body)
+    return _STAGING in parts and bool(tree.body) and assigns
 
 
 def _refuse_odd_names(lines: list[str]) -> list[str]:
@@ -145,12 +149,8 @@ class _Guard(ast.NodeTransformer):
         if self._source.strip() == _GUARD_CELL:  # run again by hand: it makes a new guard, which begins anew
             self.remove()
         elif self._injected:
-            given = {}
-            for name, value, annotation in literal_assignments(tree):
-                if annotation is not None:  # running the cell would evaluate it
-                    raise ConfigurationError(f"parameter {shown(name)}: expected no annotation, found one")
-                given[name] = value
-            if faults := check_parameters(self._declared, given) or _odd_lines(self._source, tree):
+            self._check(tree)
+            if faults := _odd_lines(self._source, tree):
                 raise ConfigurationError(faults)
             self._refused = False
         elif not self._declared:
@@ -159,13 +159,24 @@ class _Guard(ast.NodeTransformer):
             except ConfigurationError as error:
                 raise ConfigurationError(["the cell after nb.guard() is the parameters cell", *error.faults]) from None
             _Guard.declared, _Guard.namespace = self._declared, self._shell.user_ns
+        elif _is_scheduled(tree):  # papermill's mark is not on it
+            self._refused = True
+            self._check(tree)
+            self._refused = False
         elif self._refused:
             raise ConfigurationError("the injected parameters were refused: correct them and run again")
-        elif given := _only_literals(tree):  # as jupyter-scheduler injects them, which papermill's mark is not on
-            if faults := check_parameters(self._declared, given):
-                raise ConfigurationError(faults)
         else:
             self.remove()
+
+    def _check(self, tree: ast.Module) -> None:
+        """Raise ConfigurationError unless a cell gives declared parameters literal values of their types."""
+        given = {}
+        for name, value, annotation in literal_assignments(tree):
+            if annotation is not None:  # running the cell would evaluate it
+                raise ConfigurationError(f"parameter {shown(name)}: expected no annotation, found one")
+            given[name] = value
+        if faults := check_parameters(self._declared, given):
+            raise ConfigurationError(faults)
 
     def remove(self) -> None:
         self._shell.ast_transformers.remove(self)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from html import escape
 from pathlib import Path
+from shlex import quote
 from types import MappingProxyType
 from typing import Any, Literal, get_type_hints
 
@@ -71,6 +72,12 @@ class Settings:
         rest = [n for n in names if n not in chosen]
         folded = f"<details><summary>{len(rest)} more, by default</summary>{self._table(rest, names)}</details>"
         return f"<p>{escape(versions())}</p>{self._table(chosen, names)}{folded if rest else ''}"
+
+    @property
+    def as_arguments(self) -> str:
+        """Return the arguments by which papermill comes to the same settings: the path only where it is another one."""
+        default = self.origins.get("db_path", "default") == "default"
+        return f"-p env {self.env}" + ("" if default else f" -p db_path {quote(str(self.db_path))}")
 
     def shown(self) -> dict[str, str]:
         """Return every setting as text, secrets masked."""
@@ -144,7 +151,7 @@ def resolve(
     known = {**dict.fromkeys(ENVIRONMENTS), **environments}
     if not isinstance(env, str):
         faults.append(f"env: expected one of the names {', '.join(known)}, found {shown(env)} ({type(env).__name__})")
-    elif env not in known:
+    elif env not in known and (environments or not faults):  # it may stand in a file that can't be read
         faults.append(f"env: expected one of {', '.join(known)}, found {shown(env)}{did_you_mean(env, known)}")
 
     # Each layer overwrites the one before it; a value stands beside the name of its source.

@@ -214,19 +214,20 @@ def wanted(target: Target, settings: Settings) -> Check:
     """Return the check of a target that should be a database: where there is none, it fails too."""
     if target.state != "absent":
         return target.check
-    given = f"out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
+    given = f"out.ipynb {settings.as_arguments}"
     make_it = f"papermill init.ipynb {given}"
     # A lost database is more than a new one, where there is something to restore.
     if any(settings.backup_dir.glob("abathur_*.db*")):
         # Named, because a db_path that is given has its backups beside it by default.
-        bring_back = f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir))} papermill restore.ipynb {given}"
+        where = f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir))} " if "db_path" in settings.as_arguments else ""
+        bring_back = f"{where}papermill restore.ipynb {given}"
         make_it = f"bring it back from a backup: {bring_back}; or make a new one: {make_it}"
     return replace(target.check, status="fail", remedy=make_it)
 
 
 def init_as(settings: Settings, uid: int) -> str:
     """Return the remedy of who is not the owner: the command that runs init as the user ``uid``."""
-    init = f"papermill init.ipynb /tmp/out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
+    init = f"papermill init.ipynb /tmp/out.ipynb {settings.as_arguments}"
     return f"run it as the owner: {as_user(uid)} {init}"
 
 

@@ -533,3 +533,15 @@ def test_without_an_archive_or_a_place_the_command_says_what_it_wants(settings: 
     assert (done.returncode, done.stdout) == (2, "")
     assert f"no archive at {settings.archive_dir}" in done.stderr
     assert cli("copy").returncode == 2
+
+
+def test_a_place_that_holds_other_things_is_refused_and_nothing_is_written(settings: Settings, tmp_path: Path) -> None:
+    folder = archive(settings)
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "letter").write_text("dear", encoding="utf-8")
+    with pytest.raises(
+        RefusedError, match=r"holds what is no copy of an archive, such as 'letter'\. Nothing was copied"
+    ):
+        copy_archive(folder, str(place))
+    assert [path.name for path in place.rglob("*")] == ["letter"]

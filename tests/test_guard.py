@@ -108,20 +108,43 @@ def test_of_a_refused_cell_nothing_runs_and_no_later_cell_either(
     assert shell.user_ns["seen"] == "production"
 
 
-@pytest.mark.parametrize("injected", ["env = 'production'", "env = 'staging'\nrepetitions = 5"])
+@pytest.fixture
+def staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be where jupyter-scheduler runs a notebook."""
+    folder = tmp_path / "scheduler_staging_area" / "job"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.usefixtures("staged")
+@pytest.mark.parametrize(
+    ("injected", "told"),
+    [
+        (
+            "evn = 'production'",
+            "parameter 'evn' is not declared (env, db_path, dry_run, repetitions); did you mean env?",
+        ),
+        ("repetitions = 'many'", "expected int, found 'many'"),
+        ("repetitions = 10 * 1000", "expected `name = literal value`"),
+        ("evn: str = 'production'", "expected no annotation, found one"),
+        ("env = 'staging'\nrwos = float('inf')", "expected `name = literal value`"),
+    ],
+)
 def test_what_jupyter_scheduler_injects_bears_no_mark_and_is_vetted_all_the_same(
-    shell: InteractiveShell, injected: str
+    shell: InteractiveShell, injected: str, told: str
 ) -> None:
     assert not rejected(shell.run_cell(CELL))
-    assert not rejected(shell.run_cell(injected))
-    assert rejected(shell.run_cell("evn = 'production'")).startswith(
-        "parameter 'evn' is not declared (env, db_path, dry_run, repetitions); did you mean env?"
-    )
-    assert "expected int, found 'many'" in rejected(shell.run_cell("repetitions = 'many'"))
-    assert not rejected(shell.run_cell("seen = env"))
-    assert shell.user_ns["seen"] == injected.split("'")[1]
-    assert "evn" not in shell.user_ns
-    assert not rejected(shell.run_cell("evn = 'production'")), "behind the parameters one may name what one likes"
+    assert told in rejected(shell.run_cell(injected))
+    assert rejected(shell.run_cell(CANARY)).startswith("the injected parameters were refused")
+    assert not rejected(shell.run_cell("env = 'staging'\nrepetitions = 5"))
+    assert not rejected(shell.run_cell("seen = (env, repetitions)\nseen"))
+    assert shell.user_ns["seen"] == ("staging", 5)
+
+
+def test_elsewhere_a_cell_of_constants_is_the_notebooks_own(shell: InteractiveShell) -> None:
+    assert not rejected(shell.run_cell(CELL))
+    assert not rejected(shell.run_cell("TITLE = 'our nightly check'\nTOLERANCE = 0.05"))
+    assert shell.ast_transformers == []
 
 
 @pytest.mark.parametrize("name", ["class", "None", "import"])

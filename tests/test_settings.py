@@ -429,3 +429,21 @@ def test_the_defaults_are_such_as_a_file_could_say(name: str, home: Path) -> Non
     write_config(home, f"[environments.{name}]\n{told}")
     assert resolve(name) == replace(resolve(name), origins={})
     assert all(origin != "default" for key, origin in resolve(name).origins.items() if key != "env")
+
+
+def test_the_arguments_of_an_environment_name_its_path_only_where_it_is_another(tmp_path: Path) -> None:
+    """Else its backups would be looked for beside the data."""
+    assert resolve("production").as_arguments == "-p env production"
+    path = tmp_path / "a b.db"
+    assert resolve("staging", db_path=path).as_arguments == f"-p env staging -p db_path '{path}'"
+
+
+def test_of_a_settings_file_that_cannot_be_read_nothing_else_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "abathur.toml"
+    file.write_text('[environments.qa]\ndb_path = "/srv/x.db\n', encoding="utf-8")
+    monkeypatch.setenv("ABATHUR_CONFIG", str(file))
+    with pytest.raises(ConfigurationError) as error:
+        resolve("qa")
+    assert len(error.value.faults) == 1

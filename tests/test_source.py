@@ -244,6 +244,7 @@ def test_a_code_cell_is_not_hidden_by_the_tag_of_one_that_was_added(tag: str, tm
         ("env: print('anything') = 'staging'", 3, False),  # which Python would evaluate
         ("env = 'staging'", 4, False),  # once the record has begun it would not be what was recorded
         ("env = 'staging'", 0, False),
+        ("nb = None", 3, False),  # no parameter
     ],
 )
 def test_what_was_injected_is_literals_right_behind_the_parameters(
@@ -254,3 +255,22 @@ def test_what_was_injected_is_literals_right_behind_the_parameters(
     cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]})
     notebook["cells"].insert(place, cell)
     assert same_cells(notebook, template) is added
+
+
+def test_no_second_parameters_cell_makes_another_place_the_one_behind_it(tmp_path: Path) -> None:
+    template = write_notebook(tmp_path / "a.ipynb", *SOUND).read_bytes()
+    notebook = nbformat.reads(template, as_version=4)
+    notebook["cells"][3]["metadata"]["tags"] = ["parameters"]
+    notebook["cells"].insert(4, nbformat.v4.new_code_cell("settings = 1", metadata={"tags": ["injected-parameters"]}))
+    assert not same_cells(notebook, template)
+    del notebook["cells"][4]
+    assert not same_cells(notebook, template)
+
+
+@pytest.mark.parametrize("change", [{"cell_type": "raw"}, {"metadata": {"tags": "injected-parameters"}}])
+def test_what_only_looks_injected_is_none(change: dict[str, Any], tmp_path: Path) -> None:
+    template = write_notebook(tmp_path / "a.ipynb", *SOUND).read_bytes()
+    notebook = nbformat.reads(template, as_version=4)
+    cell = nbformat.v4.new_code_cell("env = 'staging'", metadata={"tags": ["injected-parameters"]})
+    notebook["cells"].insert(3, {**cell, **change})
+    assert not same_cells(notebook, template)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -28,6 +29,7 @@ from damage import (
 from test_backup import content_of
 
 import abathur_nb as nb
+from abathur_nb.errors import BusyError
 from abathur_nb.expected import expected_columns, expected_objects, expected_tables
 from abathur_nb.operate.diagnosis import diagnose
 from abathur_nb.operate.manifest import list_backups
@@ -343,6 +345,54 @@ async def test_a_large_log_that_nobody_reads_is_emptied_and_no_row_is_lost(datab
     assert log.stat().st_size == 0
     with closing(sqlite3.connect(path)) as conn:
         assert conn.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("damage", ["header", "a frame", "all of it"])
+async def test_a_log_that_sqlite_does_not_read_to_its_end_is_left_as_it_is(damage: str, database: Settings) -> None:
+    path = database.db_path
+    log, small = Path(f"{path}-wal"), replace(database, max_wal_mb=0)
+    run_and_die(path, f"{TASK}; {SESSION};")
+    content = bytearray(log.read_bytes())
+    where = {"header": 24, "a frame": 32 + 24 + 100, "all of it": 0}[damage]
+    content[where] ^= 1
+    content = bytearray(b"?" * len(content)) if damage == "all of it" else content
+    Path(f"{path}-shm").unlink()
+    log.write_bytes(content)
+    for repair in (False, True):
+        report = await nb.troubleshoot(small, repair=repair)
+        assert report.refused
+        assert failing(report) == {"log"}
+        assert re.match(r"of \d+ frames SQLite reads \d+\n", check_of(report, "log").observed)
+        assert log.read_bytes() == content
+
+
+async def test_what_a_killed_writer_had_not_committed_is_no_damage(database: Settings) -> None:
+    path = database.db_path
+    log, small = Path(f"{path}-wal"), replace(database, max_wal_mb=0)
+    rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)"
+    spilt = f"{rows} INSERT INTO tasks (id, prompt) SELECT 'x' || i, hex(zeroblob(500)) FROM n;"
+    run_and_die(path, f"{TASK}; PRAGMA cache_size = 10; BEGIN; {spilt}")
+    assert log.stat().st_size > 500_000
+    (await nb.troubleshoot(small, repair=True)).raise_for_failures()
+    assert log.stat().st_size == 0
+    with closing(sqlite3.connect(path)) as conn:
+        assert conn.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
+
+
+async def test_what_was_committed_is_told_of_when_a_later_step_fails(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_sql(database.db_path, *FAULTS["indexes"], *FAULTS["journal mode"])
+
+    async def locked(_: Settings) -> list[Check]:
+        raise BusyError("somebody has it")
+
+    monkeypatch.setattr("abathur_nb.operate.troubleshoot._switch_to_wal", locked)
+    report = await nb.troubleshoot(database, repair=True)
+    assert not report.ok
+    assert not report.refused
+    assert check_of(report, "transaction").status == check_of(report, "backup").status == "pass"
+    assert check_of(report, "repair").observed == "what stands here was done; then: somebody has it"
 
 
 async def test_a_large_log_in_use_is_left_and_its_user_named(database: Settings) -> None:

@@ -405,8 +405,15 @@ def test_a_copy_at_a_url_is_verified_as_an_archive_is(
 def test_a_directory_that_is_no_archive_does_not_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(tmp_path)]) == 1
     assert f"no run, and no line of a ledger, is in {tmp_path}" in capsys.readouterr().out
-    (tmp_path / "letters").mkdir()
-    assert "letters" in check(verify_archive(tmp_path), "nothing else").observed
+
+
+def test_the_directory_above_or_below_an_archive_is_told_from_one_that_was_tampered_with(settings: Settings) -> None:
+    folder = archive(settings)
+    for near in (folder.parent, next(path for path in folder.iterdir() if path.is_dir())):
+        report = verify_archive(near)
+        assert [check.name for check in report.checks] == ["ledger"]
+        assert not report.ok
+        assert report.checks[0].remedy == f"did you mean {folder}?"
 
 
 def test_an_archive_that_may_not_be_read_is_refused(settings: Settings, public: Path) -> None:

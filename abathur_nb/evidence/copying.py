@@ -49,6 +49,13 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
     content = _ledger(archive)
     wanted = dict(_objects(archive, content))
     found = store.found()
+    if odd := sorted(
+        name for name in found if not _LINE.fullmatch(name) and not RUN_ID.fullmatch(name.partition("/")[0])
+    ):
+        raise RefusedError(
+            f"{store.where} holds what is no copy of an archive, such as {shown(odd[0])}. Nothing was copied",
+            "name an empty place, or that of an earlier copy",
+        )
     unlike = [name for name in wanted if name in found and not _is_same(store, name, found[name], wanted[name])]
     unlike += sorted(name for name in found if _LINE.fullmatch(name) and name not in wanted)
     if unlike:

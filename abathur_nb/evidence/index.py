@@ -7,7 +7,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from abathur_nb.errors import ConfigurationError, RefusedError
+from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.evidence.ledger import read_ledger
 from abathur_nb.evidence.past import PastRun, past_runs
 from abathur_nb.evidence.reading import first_run, read_archive
@@ -82,7 +82,7 @@ def show_environments(settings: Settings, *, run: Run | None = None) -> Overview
         databases[env] = _database(theirs.db_path)
         try:
             newest[env], found = _newest(theirs, own)
-        except (RefusedError, OSError) as error:
+        except (AbathurError, OSError) as error:
             found = _unread(theirs, error, mine=env == settings.env)
         checks.append(found)
     report = Report(_TITLE, tuple(checks), subject=str(settings.db_path))
@@ -104,8 +104,13 @@ def _newest(settings: Settings, own: str | None) -> tuple[Mapping[str, PastRun],
     os.stat(archive)
     ledger = read_ledger(archive)
     entries = [entry for entry in read_archive(archive, ledger) if entry.run_id != own]
-    newest = {run.notebook: run for run in past_runs(entries) if run.is_of(settings)}
+    runs = past_runs(entries)
+    newest = {run.notebook: run for run in runs if run.is_of(settings)}
     faults = [*ledger.faults, *(fault for entry in entries for fault in entry.faults)]
+    # Its hash may be right, and yet no run have written it.
+    faults += [
+        f"{run.run_id}: no run can have found that" for run in runs if run.verdict == "altered" and not run.entry.faults
+    ]
     return newest, _check(settings, newest, faults)
 
 
@@ -119,7 +124,7 @@ def _check(settings: Settings, newest: Mapping[str, PastRun], faults: list[str])
         return Check(settings.env, "skip", expected, "no run of its database yet", first_run(settings))
     last = max(newest.values(), key=lambda run: run.run_id)
     bad = [run for run in newest.values() if run.verdict != "pass"]
-    passed = f"{len(newest)} notebooks; the last was {last.notebook}, {last.when} UTC"
+    passed = f"{len(newest)} notebook{'s' * (len(newest) > 1)}; the last was {last.notebook}, {last.when} UTC"
     return Check.that(
         settings.env,
         not bad,

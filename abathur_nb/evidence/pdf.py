@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from shlex import quote
 from tempfile import TemporaryDirectory
 
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
+from abathur_nb.evidence.canonical import read_regular
 from abathur_nb.wording import printable
 
 __all__ = ["FLAGS", "Printer", "add_pdf_argument", "find_browser", "print_page", "printer"]
@@ -20,6 +22,8 @@ Printer = Callable[[bytes], bytes | None]  # returns the PDF of a page, None whe
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _PRINT_S = 60  # a page of 100 sheets takes some seconds
+_LARGEST = 256 * 1024 * 1024  # bytes of any file that the browser writes
+_LAST_WORDS = 4096  # bytes of its messages that are read
 _LONGEST_REASON = 300  # characters
 # The page asks nothing of any host; these keep the browser itself from doing so, and from whatever it was set to.
 FLAGS = tuple(
@@ -78,9 +82,9 @@ def print_page(page: bytes) -> bytes:
         where = [f"--user-data-dir={folder}/profile", "--no-pdf-header-footer", f"--print-to-pdf={printed}"]
         _run([browser, *FLAGS, *root, *where, source.as_uri()], folder)
         try:
-            content = printed.read_bytes()
-        except OSError as error:
-            raise _failed(browser, f"it wrote no PDF: {error.strerror}") from None
+            content = read_regular(printed)
+        except (OSError, ValueError) as error:
+            raise _failed(browser, f"it wrote no PDF: {getattr(error, 'strerror', error)}") from None
     if not content.startswith(b"%PDF-") or b"%%EOF" not in content[-64:]:
         raise _failed(browser, "what it wrote is no whole PDF")
     return content
@@ -88,27 +92,33 @@ def print_page(page: bytes) -> bytes:
 
 def _run(command: list[str], folder: str) -> None:
     environment = {**os.environ, "HOME": folder, "XDG_CONFIG_HOME": folder, "XDG_CACHE_HOME": folder}
-    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    log, nothing = Path(folder, "log"), subprocess.DEVNULL
     try:
-        process = subprocess.Popen(  # noqa: S603 - no shell
-            command,
-            env=environment,
-            stdin=nothing,
-            stdout=nothing,
-            stderr=pipe,
-            start_new_session=True,  # so that its own processes can be ended with it
-        )
+        with log.open("wb") as messages:
+            process = subprocess.Popen(  # noqa: S603 - no shell
+                command,
+                env=environment,
+                stdin=nothing,
+                stdout=nothing,
+                stderr=messages,
+                start_new_session=True,  # so that its own processes can be ended with it
+            )
     except OSError as error:
         raise _failed(command[0], f"it does not start: {error.strerror}") from None
-    with process:
-        try:
-            _, told = process.communicate(timeout=_PRINT_S)
-        except subprocess.TimeoutExpired:
-            raise _failed(command[0], f"it was not done after {_PRINT_S} s, and was ended") from None
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+    try:
+        with suppress(ProcessLookupError):
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (_LARGEST, _LARGEST))  # of its messages, too
+        process.wait(timeout=_PRINT_S)
+    except subprocess.TimeoutExpired:
+        raise _failed(command[0], f"it was not done after {_PRINT_S} s, and was ended") from None
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     if process.returncode:
+        with log.open("rb") as messages:
+            messages.seek(max(0, log.stat().st_size - _LAST_WORDS))
+            told = messages.read()
         lines = printable(told.decode(errors="replace")).strip().splitlines() or ["it says nothing"]
         raise _failed(command[0], f"it ended with {process.returncode}: {lines[-1][:_LONGEST_REASON]}")
 

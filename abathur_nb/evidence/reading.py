@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from abathur_nb.errors import ConfigurationError, RefusedError
@@ -204,8 +203,7 @@ def archive_at(name: str, value: str) -> Path | str:
 
 def first_run(settings: Settings) -> str:
     """Return the remedy where an environment has no archive yet."""
-    init = f"papermill init.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(settings.db_path))}"
-    return f"the first recorded run makes it: {init}"
+    return f"the first recorded run makes it: papermill init.ipynb out.ipynb {settings.as_arguments}"
 
 
 def local(archive: Path | str) -> AbstractContextManager[Path]:

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.archive import lapses
+from abathur_nb.evidence.archive import PDF, lapses
 from abathur_nb.evidence.arguments import (
     Given,
     add_parameter_arguments,
@@ -174,8 +174,10 @@ def _run(
         )
     notebook = executed[0] if executed else prepared(source, values, run_id=job.run_id, template=template)
     outcome = conclude(job, ending, notebook, begun=begun, html=html, print_pdf=print_pdf, as_template=True)
-    reason = masked(outcome.message, settings).partition("\n")[0][:_LONGEST_REASON].rstrip(".")
-    told = [f"{outcome.verdict.upper()} in {monotonic() - since:.1f} s", reason, str(outcome.archived or "")]
+    reason = masked(outcome.message, settings).partition("\n")[0].rstrip(".")
+    reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
+    printed = f" and {PDF}" if (job.folder / PDF).exists() else ""
+    told = [f"{outcome.verdict.upper()} in {monotonic() - since:.1f} s", reason, f"{outcome.archived or ''}{printed}"]
     _say(f"{job.name} of {settings.env}: {': '.join(filter(None, told))}")
     return outcome
 

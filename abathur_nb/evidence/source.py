@@ -164,37 +164,43 @@ def _refuse_constant(text: str) -> None:
 
 def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
     """Return the cells of a notebook that are its own: none that papermill, a scheduler or the runner has added."""
-    own, behind_parameters = [], False
+    own: list[Any] = []
+    declared: set[str] = set()  # by the cell before, if that is the parameters cell
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown" and _REMARKS & {*_tags(cell)}:
             continue
-        # Anywhere else it would change what a run does behind the back of its record.
-        if behind_parameters and _INJECTED in _tags(cell) and _only_assigns(cell["source"]):
-            continue
+        # Anywhere else, or of another name, it would change what a run does behind the back of its record.
+        if declared and cell["cell_type"] == "code" and _INJECTED in _tags(cell):
+            given = _assigned(cell["source"], annotated=False)
+            if given and all(name in declared or name.startswith("PAPERMILL_") for name in given):
+                continue
         own.append(cell)
-        behind_parameters = _PARAMETERS in _tags(cell)
+        declared = _assigned(cell["source"], annotated=True) if _PARAMETERS in _tags(cell) else set()
     return own
 
 
-def _only_assigns(source: str) -> bool:
+def _assigned(source: str, *, annotated: bool) -> set[str]:
+    """Return the names to which a cell assigns literals, if it does nothing else: an annotation is evaluated, too."""
     try:
-        annotations = [annotation for _, _, annotation in literal_assignments(ast.parse(source))]
-        return bool(annotations) and not any(annotations)  # which Python would evaluate
+        found = [*literal_assignments(ast.parse(source))]
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # a ConfigurationError is a ValueError
-        return False
+        return set()
+    return {name for name, _, _ in found} if annotated or not any(a for _, _, a in found) else set()
 
 
 def same_cells(notebook: Mapping[str, Any], template: bytes) -> bool:
     """Tell whether the cells of an executed notebook are those of a template, to the letter."""
     cells, others = cells_of(notebook), cells_of(read_notebook("the template", template, check=False))
-    return [(cell["cell_type"], cell["source"]) for cell in cells] == [
-        (cell["cell_type"], cell["source"]) for cell in others
-    ]
+    return [*map(_what_runs, cells)] == [*map(_what_runs, others)]
+
+
+def _what_runs(cell: Mapping[str, Any]) -> tuple[str, str, bool]:
+    return cell["cell_type"], cell["source"], _PARAMETERS in _tags(cell)
 
 
 def _tags(cell: Mapping[str, Any]) -> Iterable[str]:
-    tags: list[str] = cell["metadata"].get("tags", [])
-    return tags
+    tags = cell["metadata"].get("tags", [])
+    return tags if isinstance(tags, list) else ()
 
 
 def prepared(source: Source, values: Mapping[str, object], **metadata: object) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.findings import of_order, of_run, strangers
 from abathur_nb.evidence.keys import PublicKeys, public_keys
-from abathur_nb.evidence.ledger import Ledger, read_ledger
+from abathur_nb.evidence.ledger import LEDGER, Ledger, read_ledger
 from abathur_nb.evidence.reading import Entry, archive_at, local, read_entry, run_ids
 from abathur_nb.evidence.statement import Checked, check_signers
 from abathur_nb.report import Check, Report, Status
@@ -63,8 +63,8 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
         ledger, unread = Ledger(), str(error)
     in_order = (*ledger.runs, *sorted(names - ledger.runs.keys()))  # an id may be forged, its place in the chain not
     entries = [read_entry(archive, run_id, ledger.runs.get(run_id)) for run_id in in_order]
-    if not entries and ledger == Ledger():
-        unread = unread or f"no run, and no line of a ledger, is in {archive}"
+    if not entries and not unread and ledger == Ledger():
+        return Report(_TITLE, (_no_archive(archive),), subject=str(archive))
     found: dict[str, list[str]] = {name: [] for name in (*_RULES, "notes")}
     found["ledger"] += [unread, *ledger.faults] if unread else ledger.faults
     found["last line"] += [ledger.torn] if ledger.torn else []
@@ -105,6 +105,13 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
         if noted:
             checks.append(Check(name, "warn", observed=_first(noted), evidence=tuple(_several(noted))))
     return Report(_TITLE, (*checks, signatures), subject=str(archive))
+
+
+def _no_archive(archive: Path) -> Check:
+    observed = f"no run, and no line of a ledger, is in {archive}"
+    near = [folder for folder in (archive / "runs", archive.parent) if (folder / LEDGER).is_file()]
+    remedy = f"did you mean {near[0]}?" if near else "name the directory of an archive"
+    return Check("ledger", "fail", _RULES["ledger"][0], observed, remedy)
 
 
 def _first(found: Sequence[str]) -> str:

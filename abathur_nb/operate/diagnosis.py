@@ -10,7 +10,7 @@ from abathur_nb.limits import add_functions
 from abathur_nb.operate.quarantine import affected, digest_of
 from abathur_nb.operate.rebuild import Step
 from abathur_nb.operate.rows import Change
-from abathur_nb.operate.surroundings import Look, leftovers, leftovers_check, locks_check, wal_check
+from abathur_nb.operate.surroundings import Look, leftovers, leftovers_check, locks_check, log_check, wal_check
 from abathur_nb.operate.treatment import REPAIR, RESTORE, statistics_check, treat
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
@@ -70,10 +70,13 @@ async def diagnose(settings: Settings) -> Diagnosis:
                 checks = (*checks, await statistics_check(conn, treatment))
             changed = await digest_of(affected(conn, [change for change, _ in treatment.changes]))
             schema = await pragma(conn, "schema_version")
+            log = log_check(path)
     except (sqlite3.Error, AbathurError) as error:
         fault = explain_error(path, error)
         failed = Check("diagnosis", "error", "every fault can be looked into", fault.observed, fault.remedy)
         return Diagnosis((*checks, failed))
+    if log.failed:  # a repair would write, and so throw away what is left of it
+        return Diagnosis((*checks, log), refused=True)
     if left := leftovers(settings):
         treatment.deeds.append("sweep")
         treatment.remedies["file names"] = REPAIR
@@ -82,5 +85,5 @@ async def diagnose(settings: Settings) -> Diagnosis:
     if any(check.name == "WAL size" and check.status != "pass" for check in checks) and not then.readers:
         treatment.deeds.append("checkpoint")
         treatment.remedies["WAL size"] = REPAIR
-    checks = (*map(treatment.explained, checks), locks_check(path, first, then), leftovers_check(left))
+    checks = (*map(treatment.explained, checks), log, locks_check(path, first, then), leftovers_check(left))
     return Diagnosis(checks, tuple(treatment.deeds), tuple(treatment.changes), tuple(treatment.steps), changed, schema)

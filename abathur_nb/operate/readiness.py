@@ -178,9 +178,7 @@ def _unproven(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
 
 
 def _command(line: Line, settings: Settings) -> str:
-    words = ["python -m abathur_nb run", line.notebook, "--env", settings.env]
-    if settings.origins.get("db_path", "default") != "default":
-        words += ["-p db_path", str(settings.db_path)]
+    words = ["python -m abathur_nb run", line.notebook, settings.as_arguments.replace("-p env", "--env", 1)]
     words += [f"-p {name} {value}" for name, value in line.parameters.items()]
     return " ".join(words)
 

@@ -1,6 +1,7 @@
 """What is around a database: who uses it, what its log does, what a killed process left; told without opening it."""
 
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
@@ -21,12 +22,15 @@ __all__ = [
     "leftovers",
     "leftovers_check",
     "locks_check",
+    "log_check",
     "make_private",
     "move_stale",
     "wal_check",
     "why_no_wal",
 ]
 
+_WAL_MAGICS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
+_HEADER, _FRAME_HEADER = 32, 24  # bytes
 _READ_MARKS = range(123, 128)  # bytes of the -shm that a reader of the log locks (walformat.html, section 2.3)
 
 
@@ -101,6 +105,51 @@ def wal_check(settings: Settings, check: Check, first: Look, then: Look) -> Chec
     remedy = f"end {then.readers}; the next writer empties the log" if then.readers else check.remedy
     observed = "\n".join((*told, f"cause: {cause}"))
     return Check(check.name, check.status, check.expected, observed, remedy, check.evidence)
+
+
+def _frames(path: Path) -> int:
+    """Return how many frames a database's log has up to the last that ends a transaction, sound or not. Read-only.
+
+    Those of an earlier round bear other salts (https://sqlite.org/fileformat2.html#the_write_ahead_log). Behind a
+    header that is none, each frame counts.
+    """
+    try:
+        with open(f"{path}-wal", "rb") as log:  # noqa: PTH123
+            header = log.read(_HEADER)
+            size = os.fstat(log.fileno()).st_size
+            page = int.from_bytes(header[8:12], "big")
+            is_header = header[:4] in _WAL_MAGICS and 512 <= page <= 65_536
+            frame = (page if is_header else 4096) + _FRAME_HEADER
+            places = range(_HEADER, size - frame + 1, frame)
+            if not is_header:
+                return len(places)
+            for number, place in reversed([*enumerate(places, 1)]):
+                told = os.pread(log.fileno(), 16, place)
+                if told[8:] == header[16:24] and any(told[4:8]):  # which says how large the database is by then
+                    return number
+            return 0
+    except FileNotFoundError:
+        return 0
+
+
+def log_check(path: Path) -> Check:
+    """Judge whether SQLite reads the log to its last transaction; a connection must have read the database. Read-only.
+
+    What it does not read, the next one that writes throws away: a frame that is damaged, and all behind it.
+    """
+    frames, read = _frames(path), 0
+    with suppress(FileNotFoundError), open(f"{path}-shm", "rb") as index:  # noqa: PTH123
+        read = int.from_bytes(index.read(20)[16:], sys.byteorder)  # mxFrame: walformat.html, section 2.1
+    damaged = frames > read and frames == _frames(path)  # else a writer has begun the log anew meanwhile
+    told = f"of {frames:,} frames SQLite reads {read:,}\ncause: the rest is damaged"
+    keep = f"keep a copy of {quote(str(path))} and its -wal file"
+    return Check.that(
+        "log",
+        not damaged,
+        expected="SQLite reads the log to its last transaction",
+        observed=told if damaged else f"{read:,} frames",
+        remedy=f"stop its writers, the next one throws the rest away; {keep}, then restore a backup",
+    )
 
 
 def why_no_wal(settings: Settings) -> tuple[str, str]:

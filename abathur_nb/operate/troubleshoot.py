@@ -61,6 +61,7 @@ async def troubleshoot(
     if put_back is not None:
         return await put_back_rows(settings, put_back, apply=repair, confirm=confirm)
     title, subject, checks = _TITLE if repair else f"{_TITLE} (plan)", str(settings.db_path), list[Check]()
+    done: list[Check] = []
     try:
         found = await diagnose(settings)
         checks += found.checks
@@ -71,12 +72,15 @@ async def troubleshoot(
         checks.append(_approval(plan, repair=repair, confirm=confirm))
         if not repair or checks[-1].failed:
             return Report(title, tuple(checks), subject=subject, refused=checks[-1].failed)
-        mended = await _mend(found, settings)
+        await _mend(found, settings, done)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
+        if any(check.name == "transaction" for check in done):
+            failed = Check("repair", "error", "the whole plan", f"what stands here was done; then: {fault.observed}")
+            return Report(title, (*_history(checks), *done, replace(failed, remedy=fault.remedy)), subject=subject)
         failed = Check("repair", "error", "the whole plan, or nothing of it", fault.observed, fault.remedy)
         return Report(title, (*checks, failed), subject=subject, refused=True)
-    return Report(title, (*_history(checks), *mended), subject=subject)
+    return Report(title, (*_history(checks), *done), subject=subject)
 
 
 def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
@@ -112,29 +116,32 @@ def _history(checks: Iterable[Check]) -> Iterable[Check]:
             yield replace(check, name=f"found: {check.name}", status="warn", remedy="")
 
 
-async def _mend(found: Diagnosis, settings: Settings) -> list[Check]:
-    path, checks = settings.db_path, list[Check]()
+async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None:
+    """Do what the plan says; add to ``done`` the check of each step, so that it is told of when a later one fails."""
+    path = settings.db_path
     if "complete" in found.deeds:
-        return [*finish_begun(settings), *await file_checks(settings)]
-    if "move aside" in found.deeds:
+        done += finish_begun(settings)
+    elif "move aside" in found.deeds:
         observed = f"in {move_stale(path)}; no database stands at {path} now"
-        return [Check("moved aside", "warn", "a database", observed, "run restore.ipynb, or init.ipynb")]
-    if "salvage" in found.deeds:
-        return [await salvage(settings), *await file_checks(settings)]
-    backup, _ = await back_up(settings, reason="pre_repair")
-    checks.append(Check("backup", "pass", expected="a proven backup before the repair", observed=str(backup.path)))
-    if found.steps:
-        checks += await _run(found, settings)
-    if "wal" in found.deeds:
-        checks += await _switch_to_wal(settings)
-    if "checkpoint" in found.deeds:
-        checks += await _empty_the_log(settings)
-    if "chmod" in found.deeds:
-        make_private(path)
-    if "sweep" in found.deeds:
-        for folder in dict.fromkeys((path.parent, settings.backup_dir)):
-            sweep(folder)
-    return [*checks, *await file_checks(settings)]
+        done.append(Check("moved aside", "warn", "a database", observed, "run restore.ipynb, or init.ipynb"))
+        return
+    elif "salvage" in found.deeds:
+        done.append(await salvage(settings))
+    else:
+        backup, _ = await back_up(settings, reason="pre_repair")
+        done.append(Check("backup", "pass", expected="a proven backup before the repair", observed=str(backup.path)))
+        if found.steps:
+            done += await _run(found, settings)
+        if "wal" in found.deeds:
+            done += await _switch_to_wal(settings)
+        if "checkpoint" in found.deeds:
+            done += await _empty_the_log(settings)
+        if "chmod" in found.deeds:
+            make_private(path)
+        if "sweep" in found.deeds:
+            for folder in dict.fromkeys((path.parent, settings.backup_dir)):
+                sweep(folder)
+    done += await file_checks(settings)
 
 
 async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
