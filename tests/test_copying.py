@@ -535,13 +535,12 @@ def test_without_an_archive_or_a_place_the_command_says_what_it_wants(settings: 
     assert cli("copy").returncode == 2
 
 
-def test_a_place_that_holds_other_things_is_refused_and_nothing_is_written(settings: Settings, tmp_path: Path) -> None:
-    folder = archive(settings)
+def test_a_place_that_holds_other_things_is_refused_and_nothing_is_written(archive: Path, tmp_path: Path) -> None:
     place = tmp_path / "place"
     place.mkdir()
     (place / "letter").write_text("dear", encoding="utf-8")
     with pytest.raises(
         RefusedError, match=r"holds what is no copy of an archive, such as 'letter'\. Nothing was copied"
     ):
-        copy_archive(folder, str(place))
+        copy_archive(archive, str(place))
     assert [path.name for path in place.rglob("*")] == ["letter"]
