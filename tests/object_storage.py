@@ -32,32 +32,68 @@ _RESET = struct.pack("ii", 1, 0)  # close at once and send RST, as a machine tha
 @contextmanager
 def running_s3(folder: Path) -> Iterator[dict[str, str]]:
     """Start a SeaweedFS with the bucket ``evidence``; yield the variables that let a client use it."""
+    process, ports = _started(folder)
+    try:
+        yield _variables(ports)
+    finally:
+        _end(process, ports)
+
+
+def _started(folder: Path) -> "tuple[subprocess.Popen[bytes], dict[str, int]]":
+    """Start the server; once more where another process was the faster one to take a port that was free."""
     identity = {"name": "t", "credentials": [_KEY], "actions": ["Admin", "Read", "Write", "List"]}
-    config = folder / "s3.json"
+    config, log = folder / "s3.json", folder / "server.log"
     config.write_text(json.dumps({"identities": [identity]}))
-    ports = dict(zip([f"{part}.port{kind}" for part in _PARTS for kind in ("", ".grpc")], _free_ports(8), strict=True))
-    command = [
-        *(str(Path(sys.executable).with_name("weed")), f"-logdir={folder}", "server", f"-dir={folder}"),
-        *("-filer", "-s3", "-ip=127.0.0.1", f"-s3.config={config}", "-volume.max=50", "-master.volumeSizeLimitMB=64"),
-        *(f"-{name}={port}" for name, port in {**ports, "s3.port.iceberg": 0, "s3.port.lance": 0}.items()),
-    ]
-    variables = {
+    names = [f"{part}.port{kind}" for part in _PARTS for kind in ("", ".grpc")]
+    for _ in range(3):
+        ports = dict(zip(names, _free_ports(8), strict=True))
+        command = [
+            *(str(Path(sys.executable).with_name("weed")), f"-logdir={folder}", "server", f"-dir={folder}"),
+            *(
+                "-filer",
+                "-s3",
+                "-ip=127.0.0.1",
+                f"-s3.config={config}",
+                "-volume.max=50",
+                "-master.volumeSizeLimitMB=64",
+            ),
+            *(f"-{name}={port}" for name, port in {**ports, "s3.port.iceberg": 0, "s3.port.lance": 0}.items()),
+        ]
+        variables = _variables(ports)
+        with log.open("wb") as messages:
+            process = subprocess.Popen(command, stdout=messages, stderr=messages)
+        try:
+            _wait_until(lambda url=variables["AWS_ENDPOINT_URL"]: _answers(url), process)  # type: ignore[misc]
+            _wait_until(lambda known=variables: _takes_objects(known), process)  # type: ignore[misc]
+        except _EndedError:
+            _end(process, ports)
+        except BaseException:
+            _end(process, ports)
+            raise
+        else:
+            return process, ports
+    raise AssertionError(f"the server ended thrice: {log.read_text(errors='replace')[-2000:]}")
+
+
+class _EndedError(Exception):
+    """Tell that the server has ended before it answered."""
+
+
+def _variables(ports: dict[str, int]) -> dict[str, str]:
+    return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3.port']}",
         "AWS_ACCESS_KEY_ID": _KEY["accessKey"],
         "AWS_SECRET_ACCESS_KEY": _KEY["secretKey"],
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_MAX_ATTEMPTS": "1",
     }
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            _wait_until(lambda: _answers(variables["AWS_ENDPOINT_URL"]), process)
-            _wait_until(lambda: _takes_objects(variables), process)
-            yield variables
-        finally:
-            process.kill()
-            process.wait()
-            for path in (path for port in ports.values() for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")):  # noqa: S108
-                path.unlink()
+
+
+def _end(process: "subprocess.Popen[bytes]", ports: dict[str, int]) -> None:
+    process.kill()
+    process.wait()
+    for path in (path for port in ports.values() for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")):  # noqa: S108
+        path.unlink()
 
 
 def _free_ports(number: int) -> list[int]:
@@ -71,7 +107,8 @@ def _free_ports(number: int) -> list[int]:
 def _wait_until(holds: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + 60
     while not holds():
-        assert process.poll() is None, "the server ended"
+        if process.poll() is not None:
+            raise _EndedError
         assert time.monotonic() < deadline, "the server does not answer"
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.1)
