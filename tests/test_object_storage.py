@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -53,6 +54,16 @@ def cli(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
 
 def untimed(text: str) -> str:
     return re.sub(r"\d\d:\d\d:\d\d\.\d{3} UTC", "", text)
+
+
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have temporary files where no other test brings a copy; the path is short, as those of sockets must be."""
+    folder = tempfile.mkdtemp(prefix="abathur-", dir="/tmp")
+    monkeypatch.setenv("TMPDIR", folder)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield
+    shutil.rmtree(folder)
 
 
 def left_behind() -> set[str]:

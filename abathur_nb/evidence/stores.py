@@ -121,7 +121,9 @@ def _objects(url: str, scheme: str) -> Store:
     def found() -> dict[str, str]:
         system.invalidate_cache()
         listed = system.find(root, detail=True)
-        return {path.removeprefix(root).lstrip("/"): _md5(told) for path, told in listed.items()}
+        named = {path.removeprefix(root).strip("/"): told for path, told in listed.items()}
+        # A store may list the place itself, as a directory, once another has begun to write there.
+        return {name: _md5(told) for name, told in named.items() if name and told.get("type") != "directory"}
 
     def add(name: str, content: bytes) -> None:
         try:
