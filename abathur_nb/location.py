@@ -115,7 +115,7 @@ def _is_for_another(settings: Settings) -> bool:
         return False
     account = _user(settings.service_account)
     if account is None:  # a trial on a machine of one's own has no such account and another path
-        return settings.origins.get("db_path", "default") == "default"
+        return settings.is_own_path
     return account.pw_uid != os.geteuid()
 
 

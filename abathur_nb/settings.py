@@ -74,10 +74,14 @@ class Settings:
         return f"<p>{escape(versions())}</p>{self._table(chosen, names)}{folded if rest else ''}"
 
     @property
+    def is_own_path(self) -> bool:
+        """Tell whether ``db_path`` is the environment's own, and nobody has named another."""
+        return self.origins.get("db_path", "default") == "default"
+
+    @property
     def as_arguments(self) -> str:
         """Return the arguments by which papermill comes to the same settings: the path only where it is another one."""
-        default = self.origins.get("db_path", "default") == "default"
-        return f"-p env {self.env}" + ("" if default else f" -p db_path {quote(str(self.db_path))}")
+        return f"-p env {self.env}" + ("" if self.is_own_path else f" -p db_path {quote(str(self.db_path))}")
 
     def shown(self) -> dict[str, str]:
         """Return every setting as text, secrets masked."""

@@ -219,7 +219,7 @@ def wanted(target: Target, settings: Settings) -> Check:
     # A lost database is more than a new one, where there is something to restore.
     if any(settings.backup_dir.glob("abathur_*.db*")):
         # Named, because a db_path that is given has its backups beside it by default.
-        where = f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir))} " if "db_path" in settings.as_arguments else ""
+        where = "" if settings.is_own_path else f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir))} "
         bring_back = f"{where}papermill restore.ipynb {given}"
         make_it = f"bring it back from a backup: {bring_back}; or make a new one: {make_it}"
     return replace(target.check, status="fail", remedy=make_it)

@@ -8,10 +8,8 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, sync_playwright
+from servers import free_ports, wait_until
 
 from abathur_nb.evidence.index import ORDER
 from abathur_nb.evidence.pdf import FLAGS, find_browser
@@ -31,7 +30,7 @@ TOKEN = "of-this-test-alone"
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 # The one that must not pass yet: nobody has said that the team is trained, and so on.
 NOT_READY = "readiness"
-# Chromium asks these of its maker, whatever it is told; no page of JupyterLab's names them.
+# What a page may ask for: its own server, or what it holds itself.
 LOCAL = re.compile(r"(?:https?|wss?)://127\.0\.0\.1[:/]|data:|blob:")
 WIDTH, TALLEST = 1400, 16_000  # pixels
 
@@ -66,12 +65,6 @@ class Lab:
         return f"{self.address}/lab{path}?token={TOKEN}"
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """Start JupyterLab as ``make lab`` does, for somebody who has a database, a backup and an archive."""
@@ -93,7 +86,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     }
     command = [sys.executable, "-m", "abathur_nb", "run", "init", "validate", "backup", "--env", "development"]
     subprocess.run(command, env=environment, cwd=base, check=True, capture_output=True)
-    port = free_port()
+    (port,) = free_ports(1)
     told = subprocess.run(["make", "--dry-run", "lab"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     (command,) = (line.split() for line in told.splitlines() if "/jupyter lab " in line)
     command[0] = str(Path(sys.executable).with_name(Path(command[0]).name))
@@ -105,24 +98,19 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         )
     try:
         address = f"http://127.0.0.1:{port}"
-        wait_for(server, f"{address}/api/status?token={TOKEN}", base / "log")
+        assert wait_until(lambda: answers(f"{address}/api/status?token={TOKEN}"), server), (base / "log").read_text()
         yield Lab(address, folder, environment)
     finally:
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) in (0, -signal.SIGTERM)
 
 
-def wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Wait until the server answers; it tells of that in no other way that can be awaited."""
-    for _ in range(600):
-        assert server.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 - our own
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError(log.read_text())
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 - our own
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,14 @@ import struct
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
+
+from servers import free_ports, wait_until
 
 __all__ = ["Wire", "running_s3", "wire_to"]
 
@@ -44,39 +45,28 @@ def _started(folder: Path) -> "tuple[subprocess.Popen[bytes], dict[str, int]]":
     identity = {"name": "t", "credentials": [_KEY], "actions": ["Admin", "Read", "Write", "List"]}
     config, log = folder / "s3.json", folder / "server.log"
     config.write_text(json.dumps({"identities": [identity]}))
+    weed = [str(Path(sys.executable).with_name("weed")), f"-logdir={folder}", "server", f"-dir={folder}"]
+    weed += ["-filer", "-s3", "-ip=127.0.0.1", f"-s3.config={config}"]
+    weed += ["-volume.max=50", "-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", "-s3.port.lance=0"]
     names = [f"{part}.port{kind}" for part in _PARTS for kind in ("", ".grpc")]
     for _ in range(3):
-        ports = dict(zip(names, _free_ports(8), strict=True))
-        command = [
-            *(str(Path(sys.executable).with_name("weed")), f"-logdir={folder}", "server", f"-dir={folder}"),
-            *(
-                "-filer",
-                "-s3",
-                "-ip=127.0.0.1",
-                f"-s3.config={config}",
-                "-volume.max=50",
-                "-master.volumeSizeLimitMB=64",
-            ),
-            *(f"-{name}={port}" for name, port in {**ports, "s3.port.iceberg": 0, "s3.port.lance": 0}.items()),
-        ]
-        variables = _variables(ports)
+        ports = dict(zip(names, free_ports(8), strict=True))
         with log.open("wb") as messages:
+            command = [*weed, *(f"-{name}={port}" for name, port in ports.items())]
             process = subprocess.Popen(command, stdout=messages, stderr=messages)
-        try:
-            _wait_until(lambda url=variables["AWS_ENDPOINT_URL"]: _answers(url), process)  # type: ignore[misc]
-            _wait_until(lambda known=variables: _takes_objects(known), process)  # type: ignore[misc]
-        except _EndedError:
-            _end(process, ports)
-        except BaseException:
-            _end(process, ports)
-            raise
-        else:
-            return process, ports
+        with ExitStack() as ending:
+            ending.callback(_end, process, ports)
+            if _comes_up(process, _variables(ports)):
+                ending.pop_all()
+                return process, ports
     raise AssertionError(f"the server ended thrice: {log.read_text(errors='replace')[-2000:]}")
 
 
-class _EndedError(Exception):
-    """Tell that the server has ended before it answered."""
+def _comes_up(process: "subprocess.Popen[bytes]", variables: dict[str, str]) -> bool:
+    """Wait until the server takes objects; return False if it ends instead."""
+    return wait_until(lambda: _answers(variables["AWS_ENDPOINT_URL"]), process) and wait_until(
+        lambda: _takes_objects(variables), process
+    )
 
 
 def _variables(ports: dict[str, int]) -> dict[str, str]:
@@ -94,24 +84,6 @@ def _end(process: "subprocess.Popen[bytes]", ports: dict[str, int]) -> None:
     process.wait()
     for path in (path for port in ports.values() for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")):  # noqa: S108
         path.unlink()
-
-
-def _free_ports(number: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def _wait_until(holds: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        if process.poll() is not None:
-            raise _EndedError
-        assert time.monotonic() < deadline, "the server does not answer"
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.1)
 
 
 def _answers(url: str) -> bool:

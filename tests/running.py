@@ -148,6 +148,15 @@ def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert left == []
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001 - none may be left
+    """Be in an empty directory, in each test of a module that imports this."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
 async def execute_live(notebook: Any, **options: Any) -> None:
     """Run a notebook in a kernel as JupyterLab does, but over sockets in a directory of its own.
 

@@ -23,6 +23,7 @@ from running import (
     Fifo,
     artifact_of,
     assert_archived,
+    folder,
     only_run,
     record_of,
     sockets,
@@ -33,16 +34,7 @@ from abathur_nb.evidence.canonical import sha256
 from abathur_nb.evidence.reading import read_archive
 from abathur_nb.settings import Settings
 
-__all__ = ["sockets"]  # a fixture
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001 - none may be left
-    """Be in an empty directory."""
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    return here
+__all__ = ["folder", "sockets"]  # fixtures
 
 
 def command(settings: Settings, source: str | Path, *arguments: str, engine: str = "abathur") -> list[str]:

@@ -17,6 +17,7 @@ from running import (
     arguments_of,
     assert_archived,
     ended,
+    folder,
     names_in,
     only_run,
     record_of,
@@ -33,19 +34,10 @@ from abathur_nb.evidence.pdf import find_browser, print_page, printer
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.settings import Settings
 
-__all__ = ["sockets"]  # a fixture
+__all__ = ["folder", "sockets"]  # fixtures
 
 FILES = ["notebook.ipynb", "page.html", "page.pdf", "record.json", "started.json", "statement.json"]
 Browser = Callable[[str], Path]
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001 - nothing may be left
-    """Be in an empty directory."""
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    return here
 
 
 @pytest.fixture

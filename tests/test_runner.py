@@ -28,6 +28,7 @@ from running import (
     assert_archived,
     code_cells,
     ended,
+    folder,
     kernels_in,
     names_in,
     only_run,
@@ -46,20 +47,11 @@ from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.settings import Settings
 
-__all__ = ["sockets"]  # a fixture
+__all__ = ["folder", "sockets"]  # fixtures
 
 ASLEEP = "import time\ntime.sleep(600)"
 # In C and without a release of the interpreter's lock: no thread of the kernel runs, and no signal handler.
 BUSY = "sum(range(10**13))"
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001 - none may be left
-    """Be in an empty directory."""
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    return here
 
 
 def mine(*cells: str, **options: Any) -> Path:

@@ -6,21 +6,19 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from abathur_nb.errors import AbathurError
 from abathur_nb.evidence.canonical import UNFINISHED, read_regular, unsealed
 from abathur_nb.evidence.execution import Ending
 from abathur_nb.evidence.identity import database_identity
 from abathur_nb.evidence.ledger import read_ledger
+from abathur_nb.evidence.pdf import Printer
 from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED, Verdict, summary, write_record, write_started
 from abathur_nb.evidence.run import MIME, RUN_ID, TEMPLATE, unrecorded
 from abathur_nb.evidence.source import ADDED, cell_id
 from abathur_nb.settings import Settings
 from abathur_nb.wording import printable
-
-if TYPE_CHECKING:
-    from abathur_nb.evidence.pdf import Printer
 
 __all__ = ["Job", "Outcome", "begin", "conclude", "environment"]
 
@@ -101,7 +99,7 @@ def conclude(
     *,
     begun: bytes = b"",
     html: bool = True,
-    print_pdf: "Printer | None" = None,
+    print_pdf: Printer | None = None,
     as_template: bool,
 ) -> Outcome:
     """Seal the record of a run that has ended, unless its notebook did so rightly, and archive both.

@@ -33,7 +33,7 @@ class Overview:
     """Hold the newest runs of each environment, by environment and notebook; shown with a row for each notebook.
 
     ``databases`` says of each environment where its database is. ``report`` has a check for each environment, and
-    fails where its settings are wrong or its archive is not as it was written; of a run, its own verdict has told.
+    fails where its settings are wrong, or a record or the ledger was altered; of a run, its own verdict has told.
     """
 
     report: Report

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from html import escape
+from shlex import quote
 from typing import Any
 
 from abathur_nb.attestation import FORM, said, said_fault
@@ -178,7 +179,8 @@ def _unproven(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
 
 
 def _command(line: Line, settings: Settings) -> str:
-    words = ["python -m abathur_nb run", line.notebook, settings.as_arguments.replace("-p env", "--env", 1)]
+    words = ["python -m abathur_nb run", line.notebook, "--env", settings.env]
+    words += [] if settings.is_own_path else ["-p db_path", quote(str(settings.db_path))]
     words += [f"-p {name} {value}" for name, value in line.parameters.items()]
     return " ".join(words)
 

@@ -45,7 +45,7 @@ def schedule(settings: Settings, notebook: str) -> Schedule:
     """
     user = settings.service_account or user_name(os.geteuid())
     words = [sys.executable, "-m", "abathur_nb", "run", notebook, "--env", settings.env]
-    if settings.origins.get("db_path", "default") != "default":
+    if not settings.is_own_path:
         words += ["-p", "db_path", str(settings.db_path)]
     often, on_calendar, cron, *parameters = _WHEN.get(notebook, _NIGHTLY)
     words += parameters

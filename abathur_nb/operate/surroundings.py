@@ -123,8 +123,8 @@ def _frames(path: Path) -> int:
             places = range(_HEADER, size - frame + 1, frame)
             if not is_header:
                 return len(places)
-            for number, place in reversed([*enumerate(places, 1)]):
-                told = os.pread(log.fileno(), 16, place)
+            for number in range(len(places), 0, -1):
+                told = os.pread(log.fileno(), 16, places[number - 1])
                 if told[8:] == header[16:24] and any(told[4:8]):  # which says how large the database is by then
                     return number
             return 0

@@ -10,7 +10,6 @@ import json
 import os
 import queue
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import yaml
+from servers import free_ports
 
 import abathur_nb as nb
 from abathur_nb.operate.alerts import alerts_of, prometheus_rules
@@ -191,7 +191,7 @@ def _prometheus(settings: Settings, folder: Path) -> Iterator[_Host]:
     """Run a node exporter and a Prometheus on loopback, with the rules of ``settings``, and hear what it tells."""
     textfiles = folder / "textfile"
     textfiles.mkdir()
-    exporter, server = (f"127.0.0.1:{_free_port()}" for _ in range(2))
+    exporter, server = (f"127.0.0.1:{port}" for port in free_ports(2))
     host = _Host(settings, textfiles / "abathur.prom", server)
 
     class Alertmanager(BaseHTTPRequestHandler):
@@ -262,12 +262,6 @@ def _ready(address: str) -> None:
 def _ask(address: str) -> Any:
     with urlopen(address, timeout=_PATIENCE) as answer:  # noqa: S310 - on loopback
         return json.load(answer)
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 ALERT_SWEEPS = {"alerts": AlertSweep("troubles that a Prometheus on loopback tells of, and then that they are over")}
