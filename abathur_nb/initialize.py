@@ -13,6 +13,7 @@ from abathur_nb.connection import connect, connection_pragmas, explain_error, pr
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.location import directory_check, location_checks
+from abathur_nb.preflight import behaviour
 from abathur_nb.report import Check, Report
 from abathur_nb.scratch import fsync, make_private_directory, make_private_file, scratch_directory, sweep
 from abathur_nb.settings import Settings
@@ -54,6 +55,11 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
     if dry_run:
         return Report(f"{_TITLE} (dry run)", (*checks, *_plan(settings)), subject=subject)
     try:
+        # A file system that only warns by its name has to show that it can carry a write-ahead log.
+        if any(check.name == "file system" and check.status == "warn" for check in location):
+            checks.append(await behaviour(settings))
+            if checks[-1].failed:
+                return Report(_TITLE, tuple(checks), subject=subject, refused=True)
         return Report(_TITLE, (*checks, *await _create(settings)), subject=subject)
     except FileExistsError:  # a racing process won: see what stands there now
         return await initialize_database(settings)

@@ -3,12 +3,12 @@
 import grp
 import os
 import pwd
-import re
 import shutil
 import stat
 from pathlib import Path
 from shlex import quote
 
+from abathur_nb.filesystems import file_system, kind_of
 from abathur_nb.report import Check, Status
 from abathur_nb.scratch import nearest_existing
 from abathur_nb.settings import Settings, Severity
@@ -17,9 +17,7 @@ from abathur_nb.wording import MB, user_name
 
 __all__ = [
     "ELSEWHERE",
-    "NETWORK",
     "directory_check",
-    "file_system",
     "free_mb",
     "install_command",
     "location_checks",
@@ -28,9 +26,6 @@ __all__ = [
 
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
 
-# What a database in write-ahead mode meets on these: its index is shared memory, which no network carries.
-NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs")
-_LAYERED = ("overlay", "aufs", "fuse")
 _ALL = os.R_OK | os.W_OK | os.X_OK  # of a directory: to force the names in it to the disk, it must be opened
 
 
@@ -140,47 +135,29 @@ def _is_private_group(gid: int, uid: int) -> bool:
 
 
 def _file_system(settings: Settings, place: Path) -> tuple[Check, bool]:
-    kind = file_system(place)
-    severity: Severity | None = None
-    if kind in NETWORK:
-        severity = "refuse"
-    elif kind in ("tmpfs", "ramfs"):
-        severity = settings.on_tmpfs
-    elif kind.partition(".")[0] in _LAYERED:
-        severity = settings.on_overlay
+    name = file_system(place)
+    kind = kind_of(name)
+    by_kind: dict[str, Severity] = {
+        "shared": "refuse",
+        "host share": settings.on_host_share,
+        "memory": settings.on_tmpfs,
+        "layered": settings.on_overlay,
+        "unknown": "warn",
+    }
+    severity, observed = by_kind.get(kind), f"{name} at {place}"
+    if kind == "unknown":
+        observed += ", which is not known to be local or shared"
     if os.statvfs(place).f_flag & os.ST_RDONLY:
-        kind, severity = f"{kind}, mounted read-only", "refuse"
+        observed, severity = f"{name}, mounted read-only at {place}", "refuse"
     check = Check.that(
         "file system",
         severity is None,
         expected="a local one that keeps what is written, such as ext4, xfs or btrfs",
-        observed=f"{kind} at {place}",
+        observed=observed,
         remedy=f"{ELSEWHERE}; to see what there is: df -hT {quote(str(place))}",
         otherwise="warn" if severity == "warn" else "fail",
     )
     return check, severity == "refuse"
-
-
-def file_system(path: Path, mounts: str | None = None) -> str:
-    """Return the name of the file system that holds ``path``, ``unknown`` where it can't be told. Read-only.
-
-    ``mounts`` is the text of ``/proc/self/mountinfo`` (proc(5)), by default this process's own; Linux only.
-    """
-    if mounts is None:
-        try:
-            mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-        except OSError:
-            return "unknown"
-    real = os.path.realpath(path)
-    best, kind = "", "unknown"
-    for line in mounts.splitlines():
-        fields, _, behind = line.partition(" - ")
-        # A blank, a tab, a newline and a backslash in a mount point are written in octal.
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields.split()[4])
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):  # of two at one point the later hides the earlier
-            best, kind = point, behind.split()[0]
-    return kind
 
 
 def free_mb(path: Path) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import aiosqlite
 
-from abathur_nb.location import file_system
+from abathur_nb.filesystems import file_system
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.wording import shown

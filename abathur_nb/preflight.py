@@ -23,7 +23,7 @@ from abathur_nb.scratch import make_private_file, nearest_existing, scratch_dire
 from abathur_nb.settings import Settings
 from abathur_nb.target import identify
 
-__all__ = ["HAZARDS", "Hazard", "preflight"]
+__all__ = ["HAZARDS", "Hazard", "behaviour", "preflight"]
 
 Version = tuple[int, ...]
 
@@ -65,7 +65,7 @@ async def preflight(settings: Settings, *, team_trained: str | None = None) -> R
     location, refused = location_checks(settings)
     seen: list[str] = []
     asked: Sequence[tuple[str, Callable[[], Awaitable[Check]]]] = (
-        ("file system behaviour", lambda: _behaviour(settings)),
+        ("file system behaviour", lambda: behaviour(settings)),
         ("database file", lambda: _target(settings, seen)),
     )
     found = await asyncio.gather(
@@ -155,7 +155,7 @@ def _hazards(settings: Settings, linked: Version = sqlite3.sqlite_version_info) 
     return checks
 
 
-async def _behaviour(settings: Settings) -> Check:
+async def behaviour(settings: Settings) -> Check:
     """Try on a database of its own what write-ahead mode needs of the file system, with a second process."""
     place = nearest_existing(settings.db_path.parent)
     swept = sweep(place)

@@ -59,6 +59,7 @@ class Settings:
     require_safe_wal: bool = _setting(False, "fail on a SQLite that has the WAL-reset race")
     on_tmpfs: Severity = _setting("warn", "a database in memory, gone at the next boot")
     on_overlay: Severity = _setting("warn", "a layered or user-space file system")
+    on_host_share: Severity = _setting("refuse", "a share of the host: virtiofs or 9p")
     on_shared_directory: Severity = _setting("refuse", "others own or may write to the directory")
     confirm_changes: bool = _setting(True, "replacing or repairing needs the hash of the plan that was shown")
     alerts_fail: bool = _setting(True, "a critical alert fails the run that sees it, and does not only warn")
@@ -107,6 +108,7 @@ ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "development": {
             "db_path": "~/abathur_data/abathur.db",
             "service_account": "",
+            "on_host_share": "warn",
             "on_shared_directory": "fail",
             "confirm_changes": False,
             "alerts_fail": False,

@@ -1,6 +1,7 @@
 """Whether a machine and a place can carry a database: told by name and by trying, and nothing left behind."""
 
 import asyncio
+import json
 import os
 import pwd
 import shlex
@@ -19,7 +20,9 @@ import pytest
 from damage import fingerprint, run_as_other, untouched
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.location import file_system, install_command, location_checks, writable_by_others
+from abathur_nb.filesystems import file_system, kind_of
+from abathur_nb.initialize import initialize_database
+from abathur_nb.location import install_command, location_checks, writable_by_others
 from abathur_nb.preflight import HAZARDS, _hazards, _software, preflight
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings, resolve
@@ -200,6 +203,63 @@ def test_links_are_followed_and_an_unreadable_list_is_unknown(tmp_path: Path) ->
     assert file_system(Path("/"), "") == "unknown"
     assert file_system(Path("/dev/shm")) == "tmpfs"  # noqa: S108
     assert file_system(Path("/proc")) == "proc"
+
+
+# What development, staging and production say of each file system; unknown ones end with what is meant to look alike.
+VERDICTS = {
+    ("pass", "pass", "pass"): "ext2 ext3 ext4 xfs btrfs zfs f2fs bcachefs jfs nilfs2",
+    ("warn", "warn", "refused"): "tmpfs ramfs",
+    (
+        "warn",
+        "warn",
+        "warn",
+    ): "overlay aufs fuse fuseblk fuseblk.ntfs-3g fuse.gocryptfs fuse.bindfs fuse.ext4 fuse.tmpfs"
+    " unheard nfsx xnfs ext5 myxfs virtiofsd 9pfs NFS lustre2",
+    ("warn", "refused", "refused"): "virtiofs 9p fakeowner fuse.grpcfuse fuse.osxfs",
+    ("refused", "refused", "refused"): "nfs nfs4 cifs smb3 smbfs afs ceph lustre gpfs ocfs2 gfs2 gfs beegfs fhgfs pvfs2"
+    " orangefs coda ncpfs panfs acfs vxfs ibrix vboxsf vmhgfs prl_fs drvfs fuse.sshfs fuse.glusterfs fuse.s3fs"
+    " fuse.rclone fuse.ceph-fuse fuse.ceph fuse.mfs fuse.juicefs fuse.gcsfuse fuse.davfs fuse.vmhgfs-fuse fuse.cephfs"
+    " fuse.gvfsd-fuse fuse.blobfuse2",
+}
+
+
+def test_each_file_system_gets_its_verdict_by_its_exact_name(tmp_path: Path) -> None:
+    """The kernel's list of mounts is replaced, in a mount namespace of the process's own; the rest is real."""
+    mounts, program = tmp_path / "mounts", tmp_path / "program.py"
+    names = " ".join(VERDICTS.values()).split()
+    program.write_text(
+        "import asyncio, json, sys\nimport abathur_nb as nb\n"
+        "for name in sys.argv[2:]:\n"
+        "    open(sys.argv[1], 'w').write(f'22 1 8:1 / / rw - {name} x:y rw\\n')\n"
+        "    for env in ('development', 'staging', 'production'):\n"
+        "        settings = nb.resolve(env, db_path=f'{sys.argv[1]}-data/x.db')\n"
+        "        report = asyncio.run(nb.initialize_database(settings, dry_run=True))\n"
+        "        (told,) = [check for check in report.checks if check.name == 'file system']\n"
+        "        print(json.dumps([name, told.status, report.refused, told.observed]))\n"
+    )
+    mounts.touch()
+    shell = 'mount --bind "$0" /proc/$$/mountinfo && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", shell, str(mounts), sys.executable, str(program), str(mounts), *names]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    found: dict[str, list[str]] = {}
+    for name, status, refused, observed in lines:
+        assert observed.startswith(f"{name} at ")
+        assert (status == "fail") is refused
+        found.setdefault(name, []).append("refused" if refused else status)
+    assert found == {name: list(verdict) for verdict, known in VERDICTS.items() for name in known.split()}
+    assert all("not known to be local" in told for name, _, _, told in lines if kind_of(name) == "unknown")
+
+
+async def test_one_that_only_warns_by_its_name_is_refused_where_its_behaviour_cannot_be_tried(
+    in_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = resolve("development", db_path=in_memory / "data" / "abathur.db")
+    (await initialize_database(replace(settings, db_path=in_memory / "sound" / "abathur.db"))).raise_for_failures()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")  # the second process of the probe does not start
+    report = await initialize_database(settings)
+    assert report.refused
+    assert [path.name for path in in_memory.iterdir()] == ["sound"]
 
 
 @pytest.mark.parametrize(

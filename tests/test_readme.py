@@ -47,7 +47,11 @@ def test_its_table_of_environments_is_theirs() -> None:
         path = str(settings.db_path).replace(str(Path.home()), "~")
         assert f"`{path}`" in README
     severities = {"warn": "warns", "fail": "fails", "refuse": "refused"}
-    rows = {"directory that others own": "on_shared_directory", "tmpfs": "on_tmpfs"}
+    rows = {
+        "directory that others own": "on_shared_directory",
+        "tmpfs": "on_tmpfs",
+        "share of the host": "on_host_share",
+    }
     for words, setting in rows.items():
         told = [severities[getattr(nb.resolve(name), setting)] for name in nb.ENVIRONMENTS]
         (row,) = [line for line in README.splitlines() if line.startswith(f"| {words}")]

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from abathur_nb.connection import SIDE_FILES, command_of, lock_holders
 from abathur_nb.errors import BusyError
-from abathur_nb.location import ELSEWHERE, NETWORK, file_system, free_mb
+from abathur_nb.filesystems import file_system, kind_of
+from abathur_nb.location import ELSEWHERE, free_mb
 from abathur_nb.operate.aside import new_folder, users_of
 from abathur_nb.report import Check
 from abathur_nb.scratch import fsync, sweep
@@ -156,7 +157,7 @@ def why_no_wal(settings: Settings) -> tuple[str, str]:
     """Say why a database may not be in write-ahead mode, and what forbids to switch it, if anything does. Read-only."""
     path = settings.db_path
     kind = file_system(path.parent)
-    if kind in NETWORK:
+    if kind_of(kind) in ("shared", "host share"):
         return f"its file system is {kind}, which can't carry write-ahead mode", ELSEWHERE
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
         return "the file or its directory may not be written to", f"see who owns it: namei -l {quote(str(path))}"
