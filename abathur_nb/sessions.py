@@ -1,8 +1,11 @@
 """The sessions of a database: created, appended to, ended."""
 
 import json
+import sqlite3
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import aiosqlite
 
 from abathur_nb.errors import InvalidValueError
 from abathur_nb.values import MAX_BYTES, check_name, check_whole, decoded, json_text
@@ -15,6 +18,11 @@ __all__ = ["STATUSES", "Sessions"]
 
 STATUSES = ("created", "active", "paused", "terminated", "archived")
 _JSON = ("events", "state", "metadata")
+_AUDIT = {
+    **dict.fromkeys(("agent_id", "task_id", "memory_operation_type", "memory_namespace", "memory_entry_id")),
+    "action_type": "session_trim",
+    "result": "success",
+}
 
 
 class Sessions:
@@ -73,6 +81,22 @@ class Sessions:
             name, given = "append_event_with_delta", {**given, **_delta("state_delta", state_delta)}
         await self._update(name, given)
 
+    async def trim_events(self, session_id: str, keep_last: int) -> int:
+        """Remove all events but the ``keep_last`` newest, with an audit row; return how many were removed.
+
+        Raises InvalidValueError if the session is not found or ``keep_last`` is not a whole number of at least 0.
+        """
+        check_whole("keep_last", keep_last, 0, 2**63 - 1)
+        of = {"session_id": session_id}
+        async with self._db.write() as writer:
+            sizes = await self._sizes(writer, session_id)
+            removed: int = max(0, sizes["count"] - keep_last)
+            if removed:
+                await self._db.change(writer, "trim_events", {**of, "removed": removed})
+                told = json.dumps({**of, "removed": removed, "kept": keep_last}, ensure_ascii=False)
+                await self._db.change(writer, "insert_audit", {**_AUDIT, "action_data": told})
+        return removed
+
     async def update_status(self, session_id: str, status: str) -> None:
         """Set the status; ``terminated`` sets terminated_at and ``archived`` archived_at, each once."""
         _check_status(status)
@@ -99,12 +123,25 @@ class Sessions:
         async with self._db.changing() as writer:
             if await self._db.change(writer, name, given):
                 return
-            session_id = {"session_id": given["session_id"]}
-            if not await self._db.change(writer, "get_session", session_id):
-                raise InvalidValueError(f"session {shown(given['session_id'])} not found")
-            raise InvalidValueError(
-                f"session {shown(given['session_id'])} would grow beyond {MAX_BYTES:,} bytes of JSON"
-            )
+            raise _too_large(given, await self._sizes(writer, given["session_id"]))
+
+    async def _sizes(self, writer: aiosqlite.Connection, session_id: object) -> sqlite3.Row:
+        rows = await self._db.change(writer, "session_sizes", {"session_id": session_id})
+        if not rows:
+            raise InvalidValueError(f"session {shown(session_id)} not found")
+        return rows[0]
+
+
+def _too_large(given: Mapping[str, object], sizes: sqlite3.Row) -> InvalidValueError:
+    session_id, event = shown(given["session_id"]), len(str(given.get("event", "")).encode())
+    remedy = "keep large values as memories (db.memory.add_memory) and set their keys in the state to small ones"
+    if event and sizes["events"] + event >= MAX_BYTES:
+        # So many that half of the room is free afterwards, or enough for this event.
+        keep_last = sizes["count"] * max(0, MAX_BYTES // 2 - event) // sizes["events"]
+        trim = f"await db.sessions.trim_events({given['session_id']!r}, keep_last={keep_last})"
+        remedy = f"remove its oldest events: {trim}" if sizes["count"] else "append it as several smaller events"
+    observed = f"its events hold {sizes['events']:,}, its state {sizes['state']:,}"
+    return InvalidValueError(f"session {session_id} would grow beyond {MAX_BYTES:,} bytes of JSON: {observed}", remedy)
 
 
 def _delta(what: str, delta: dict[str, Any]) -> dict[str, str]:

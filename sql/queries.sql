@@ -68,6 +68,40 @@ WHERE id = :session_id
     AND length(CAST(json_patch(state, :cleared) AS BLOB)) + length(CAST(:delta AS BLOB)) - 1 <= :max_bytes
 RETURNING id;
 
+-- name: session_sizes
+-- How many events a session holds, and the bytes of its events and of its state.
+-- index: sqlite_autoindex_sessions_1
+-- parameters: {"session_id": "sess_1"}
+SELECT
+    json_array_length(events) AS count,
+    length(CAST(events AS BLOB)) AS events,
+    length(CAST(state AS BLOB)) AS state
+FROM sessions
+WHERE id = :session_id;
+
+-- name: trim_events
+-- Remove so many of a session's oldest events; each object that stays keeps its text.
+-- index: sqlite_autoindex_sessions_1
+-- scan: json_each over the events of one row
+-- parameters: {"session_id": "sess_1", "removed": 100}
+UPDATE sessions
+SET events = (
+        -- json_group_array would write an object as a string, and true as 1.
+        SELECT '[' || ifnull(group_concat(
+            CASE
+                WHEN type IN ('object', 'array') THEN value
+                WHEN type IN ('true', 'false', 'null') THEN type
+                ELSE json_quote(value)
+            END,
+            ','
+        ), '') || ']'
+        FROM json_each(sessions.events)
+        WHERE key >= :removed
+    ),
+    last_update_time = strftime('%Y-%m-%d %H:%M:%f', 'now')
+WHERE id = :session_id
+RETURNING id;
+
 -- name: update_session_status
 -- Set the status, and the time of the first termination or archiving with it.
 -- index: sqlite_autoindex_sessions_1

@@ -1,6 +1,9 @@
 """Sessions as an application uses them."""
 
+import ast
 import asyncio
+import json
+import re
 import sqlite3
 import sys
 from contextlib import closing
@@ -13,6 +16,7 @@ from abathur_nb.database import Database
 from abathur_nb.errors import InvalidValueError, RefusedError
 from abathur_nb.sessions import STATUSES
 from abathur_nb.settings import Settings
+from abathur_nb.validate import validate_database
 from abathur_nb.values import MAX_BYTES
 
 KEYS = [
@@ -132,8 +136,6 @@ async def test_a_delta_replaces_keys_and_keeps_the_rest_as_it_was(database: Sett
 @pytest.mark.parametrize("escaped", [False, True])
 async def test_a_key_of_any_text_is_replaced_and_never_doubled(database: Settings, escaped: bool) -> None:
     """Also where another program wrote it with escapes."""
-    import json
-
     async with Database.open(database) as db:
         await db.sessions.create_session("s", "app", "alice")
         old = json.dumps(dict.fromkeys(KEYS, 1), ensure_ascii=escaped)
@@ -209,6 +211,7 @@ async def test_what_does_not_exist_is_not_found_by_any_id(database: Settings, se
             db.sessions.update_status(session_id, "active"),
             db.sessions.terminate_session(session_id),
             db.sessions.set_state(session_id, "k", 1),
+            db.sessions.trim_events(session_id, 1),
         ):
             with pytest.raises(InvalidValueError, match=r"not found|does not take this"):
                 await work
@@ -224,16 +227,109 @@ async def test_a_session_may_not_outgrow_its_columns(database: Settings) -> None
     async with Database.open(database) as db:
         await db.sessions.create_session("s", "app", "alice")
         await db.sessions.append_event("s", big, big)
-        with pytest.raises(InvalidValueError, match="would grow beyond 16,777,216 bytes"):
+        with pytest.raises(InvalidValueError, match="would grow beyond 16,777,216 bytes") as refused:
             await db.sessions.append_event("s", big)
+        assert "trim_events('s', keep_last=0)" in refused.value.remedy
         with pytest.raises(InvalidValueError, match="would grow beyond"):
             await db.sessions.append_event("s", {}, {"y": big})
-        with pytest.raises(InvalidValueError, match="would grow beyond"):
+        with pytest.raises(InvalidValueError, match="would grow beyond") as refused:
             await db.sessions.set_state("s", "y", big)
+        assert "db.memory.add_memory" in refused.value.remedy
         await db.sessions.set_state("s", "x", 1)  # smaller than what it replaces
         session = await db.sessions.get_session("s")
         assert session is not None
         assert (len(session["events"]), session["state"]) == (1, {"x": 1})
+
+
+async def audited(db: Database) -> list[tuple[Any, ...]]:
+    async with db.read() as conn:
+        columns = "action_type, action_data, result, memory_operation_type, memory_namespace, memory_entry_id"
+        return [tuple(row) for row in await conn.execute_fetchall(f"SELECT {columns} FROM audit ORDER BY id")]
+
+
+async def test_the_oldest_events_are_removed_and_each_removal_is_audited(database: Settings) -> None:
+    async with Database.open(database) as db:
+        for name in ("s", "other"):
+            await db.sessions.create_session(name, "app", "alice", initial_state={"keep": 1})
+            for n in range(5):
+                await db.sessions.append_event(name, {"n": n})
+        found = [await db.sessions.trim_events("s", keep_last) for keep_last in (5, 9, 2**63 - 1, 3, 3, 0, 0)]
+        assert found == [0, 0, 0, 2, 0, 3, 0]
+        session, other = [await db.sessions.get_session(name) or {} for name in ("s", "other")]
+        assert (session["events"], session["state"], len(other["events"])) == ([], {"keep": 1}, 5)
+        data = [f'{{"session_id": "s", "removed": {gone}, "kept": {kept}}}' for gone, kept in ((2, 3), (3, 0))]
+        assert await audited(db) == [("session_trim", text, "success", None, None, None) for text in data]
+        for wrong in (-1, 1.0, True, "3", None, 2**63):
+            with pytest.raises(InvalidValueError, match="Invalid keep_last"):
+                await db.sessions.trim_events("other", wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidValueError, match="'none' not found"):
+            await db.sessions.trim_events("none", 1)
+        assert len(await audited(db)) == 2
+    assert (await validate_database(database)).ok
+
+
+@pytest.mark.parametrize("size", [100, 1_000_000, MAX_BYTES - 1000], ids=["many", "few", "one"])
+async def test_a_full_session_says_how_it_is_trimmed_and_takes_the_event_afterwards(
+    database: Settings, size: int
+) -> None:
+    """By the call that the remedy names."""
+    name, event = 'it\'s "one"', {"x": "x" * size}
+    count = (MAX_BYTES - 1) // (size + len('{"x":""},'))
+    text = json.dumps([event] * count, separators=(",", ":"))
+    async with Database.open(database) as db:
+        await db.sessions.create_session(name, "app", "alice")
+        async with db.write() as conn:
+            await conn.execute_fetchall("UPDATE sessions SET events = ?", (text,))
+        with pytest.raises(InvalidValueError, match="would grow beyond") as refused:
+            await db.sessions.append_event(name, event)
+        call = re.search(r"await db\.sessions\.trim_events\((.*), keep_last=(\d+)\)$", refused.value.remedy)
+        assert call is not None
+        assert ast.literal_eval(call[1]) == name
+        assert await db.sessions.trim_events(name, int(call[2])) >= count // 2
+        await db.sessions.append_event(name, event)
+        session = await db.sessions.get_session(name)
+        assert session is not None
+        assert session["events"][-1] == event
+
+
+async def test_an_event_that_no_trimming_makes_room_for_is_said_to_be_too_large(database: Settings) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+        with pytest.raises(InvalidValueError, match="as several smaller events"):
+            await db.sessions.append_event("s", {"x": "x" * (MAX_BYTES - 10)})
+
+
+async def test_a_removal_whose_audit_row_fails_removes_nothing(database: Settings) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+        await db.sessions.append_event("s", {"n": 1})
+    run_sql(database.db_path, "INSERT INTO audit (id, action_type) VALUES (9223372036854775807, 'the last id')")
+    async with Database.open(database) as db:
+        with pytest.raises(RefusedError, match="last id"):
+            await db.sessions.trim_events("s", 0)
+        assert (await db.sessions.get_session("s") or {})["events"] == [{"n": 1}]
+
+
+async def test_events_that_other_processes_append_during_a_trim_are_kept(database: Settings) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+        worker = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", APPEND, str(database.db_path), "w", "200"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert worker.stdout is not None
+        assert await worker.stdout.readline() == b"ready\n"
+        ended = asyncio.create_task(worker.communicate(b"go\n"))
+        removed = 0
+        while not ended.done():
+            removed += await db.sessions.trim_events("s", 3)
+        await ended
+        session = await db.sessions.get_session("s")
+        assert session is not None
+        assert removed, "they did run side by side"
+        assert removed + len(session["events"]) == 200
+        assert [event["n"] for event in session["events"]][-3:] == [197, 198, 199]
 
 
 @pytest.mark.parametrize("event", [[], "x", None, 7, {"a": float("nan")}, {"a": "\ud800"}, {1: 2}])

@@ -292,6 +292,15 @@ def test_an_empty_delta_is_refused_whole(run: Run) -> None:
     assert run("SELECT events, state FROM sessions") == [("[]", '{"a":1}')]
 
 
+@pytest.mark.parametrize("removed", [0, 1, 3, 7, 9])
+def test_the_events_that_stay_keep_their_order_and_their_text(run: Run, removed: int) -> None:
+    events = [EVENT, '{"n":0}', '[1.10,{"é":"\\u00e9"}]', "true", "null", "7", '"a\\"b"', '{"n":1e-7}']
+    insert(run, "sessions", {**GOOD["sessions"], "id": "other", "events": '[{"n":1}]'})
+    insert(run, "sessions", {**GOOD["sessions"], "events": f"[ {', '.join(events)} ]"})
+    assert query(run, "trim_events", session_id="s", removed=removed) == [("s",)]
+    assert run("SELECT events FROM sessions ORDER BY id") == [('[{"n":1}]',), (f"[{','.join(events[removed:])}]",)]
+
+
 def test_the_first_termination_keeps_its_time(run: Run) -> None:
     insert(run, "sessions", {**GOOD["sessions"], "terminated_at": "2025-01-01 00:00:00.000"})
     assert query(run, "update_session_status", session_id="s", status="terminated") == [("s",)]
