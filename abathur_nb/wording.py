@@ -11,10 +11,16 @@ from difflib import get_close_matches
 from shlex import quote
 
 __all__ = [
+    "AHEAD_S",
     "MB",
+    "SEE_CLOCK",
+    "age",
     "as_user",
     "did_you_mean",
+    "duration",
     "holds_password",
+    "is_ahead",
+    "moment_of",
     "printable",
     "shown",
     "timestamp",
@@ -24,6 +30,8 @@ __all__ = [
 ]
 
 MB = 1_000_000  # bytes, in all that is told
+AHEAD_S = 300  # a moment further ahead of the clock is wrong, or the clock is: two machines may differ by less
+SEE_CLOCK = "see the clock (timedatectl): it is wrong now, or was when this was written"
 _PASSWORD = re.compile(r"\w[\w+.-]*://[^/?#]*:[^/?#]*@")
 
 
@@ -42,6 +50,34 @@ def timestamp(moment: datetime) -> str:
 def utc_now() -> str:
     """Return the present UTC time as text."""
     return timestamp(datetime.now(UTC))
+
+
+def moment_of(text: str) -> datetime:
+    """Return the moment that a text names, in UTC, which a text without an offset is in. Raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError:  # 0001-01-01T00:00+01:00
+        raise ValueError(f"not a moment that has a UTC time: {text}") from None
+
+
+def is_ahead(moment: datetime, now: datetime | None = None) -> bool:
+    """Return whether a moment lies more than five minutes in the future: it is wrong, or this clock is."""
+    return (moment - (now or datetime.now(UTC))).total_seconds() > AHEAD_S
+
+
+def age(moment: datetime, now: datetime | None = None) -> str:
+    """Return how old a moment is, such as ``3.0 hours old``, or how far it lies in the future."""
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    return f"{duration(-seconds)} in the future" if seconds < -AHEAD_S else f"{duration(max(seconds, 0))} old"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the largest unit of which there are two: ``90 s``, ``3.5 hours``."""
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def did_you_mean(found: str, names: Iterable[str]) -> str:

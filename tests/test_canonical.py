@@ -15,12 +15,15 @@ import pytest
 from abathur_nb.evidence.canonical import (
     UNFINISHED,
     canonical,
-    fits,
+    misfits,
+    moment,
+    number,
     open_regular,
     read_regular,
     sealed,
     sha256,
     unsealed,
+    whole_number,
     write_durably,
 )
 
@@ -103,20 +106,45 @@ def test_a_hash_recomputed_over_another_form_is_noticed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "shape", "holds"),
+    ("data", "shape", "faults"),
     [
-        ({"a": "x", "more": 1}, {"a": str}, True),
-        ({}, {"a": str}, False),
-        ({"a": 1}, {"a": str}, False),
-        ([], {}, False),
-        ({"a": [{"b": 1}, {"b": 2}]}, {"a": [{"b": int}]}, True),
-        ({"a": [{"b": 1}, {}]}, {"a": [{"b": int}]}, False),
-        ({"a": {"b": 1}}, {"a": [{"b": int}]}, False),
-        ({"a": None}, {"a": (dict, type(None))}, True),
+        ({"a": "x", "more": 1}, {"a": str}, []),
+        ({}, {"a": str, "b": str}, ["a: missing", "b: missing"]),
+        ({"a": 1}, {"a": str}, ["a: expected str, found 1"]),
+        ([], {}, [": expected object, found []"]),
+        ({"a": [{"b": 1}, {"b": 2}]}, {"a": [{"b": int}]}, []),
+        ({"a": [{"b": 1}, {}]}, {"a": [{"b": int}]}, ["a.1.b: missing"]),
+        ({"a": {"b": 1}}, {"a": [{"b": int}]}, ["a: expected list, found {'b': 1}"]),
+        ({"a": None}, {"a": (dict, type(None))}, []),
+        (
+            {"a": True, "b": False},
+            {"a": int, "b": (int, float)},
+            ["a: expected int, found True", "b: expected int or float, found False"],
+        ),
+        ({"a": True}, {"a": bool}, []),
+        ({"x": 1, "y": "2"}, {str: whole_number}, ["y: expected whole number, found '2'"]),
+        ({"x": {"y": -1}}, {str: {str: whole_number}}, ["x.y: expected whole number, found -1"]),
+        (
+            {"a": 2**63, "b": 1e15},
+            {"a": whole_number, "b": number},
+            [f"a: expected whole number, found {2**63}", "b: expected number, found 1000000000000000.0"],
+        ),
+        ({"a": "2026-11-30 10:00:00.000", "b": "2026-11-30T10:00:00+05:30"}, {str: moment}, []),
+        (
+            {"a": "yesterday", "b": 7, "c": "0001-01-01T00:00:00+01:00"},
+            {str: moment},
+            [
+                "a: expected moment, found 'yesterday'",
+                "b: expected moment, found 7",
+                "c: expected moment, found '0001-01-01T00:00:00+01:00'",
+            ],
+        ),
     ],
 )
-def test_a_shape_fits_what_has_it(data: Any, shape: Any, holds: bool) -> None:
-    assert fits(data, shape) is holds
+def test_each_thing_that_does_not_have_the_shape_is_named_with_its_place(
+    data: Any, shape: Any, faults: list[str]
+) -> None:
+    assert misfits(data, shape) == faults
 
 
 def test_it_is_written_private_under_any_umask(tmp_path: Path) -> None:

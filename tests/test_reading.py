@@ -69,7 +69,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (_rewrite(STARTED, user="mallory"), f"{RECORD}: it does not belong to this {STARTED}"),
     (_rewrite(RECORD, user="mallory"), f"{RECORD}: user is not what {STARTED} says"),
     (_rewrite(RECORD, format=2), f"{RECORD}: its format is 2, known is 1"),
-    (_rewrite(RECORD, verdict="splendid"), f"{RECORD}: it does not say what a run's does"),
+    (_rewrite(RECORD, verdict="splendid"), f"{RECORD}: verdict: expected one of "),
     (lambda folder: (folder / RECORD).write_bytes(b""), f"{RECORD}: it is no canonical JSON"),
 ]
 

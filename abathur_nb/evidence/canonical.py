@@ -12,16 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.scratch import fsync, make_private_file
+from abathur_nb.wording import moment_of, shown
 
 __all__ = [
     "UNFINISHED",
     "canonical",
-    "fits",
+    "misfits",
+    "moment",
+    "number",
     "open_regular",
     "read_regular",
     "sealed",
     "sha256",
+    "uncanonical",
     "unsealed",
+    "whole_number",
     "write_durably",
 ]
 
@@ -51,8 +56,8 @@ def sealed(data: Mapping[str, Any]) -> bytes:
     return canonical({**plain, "sha256": sha256(canonical(plain))})
 
 
-def unsealed(content: bytes) -> dict[str, Any]:
-    """Return what ``sealed`` wrote, without the hash; raise ValueError, saying why, if a single byte is another."""
+def uncanonical(content: bytes) -> dict[str, Any]:
+    """Return what ``canonical`` wrote; raise ValueError, saying why, if a single byte is another."""
     try:
         data = json.loads(content.decode())
         if not isinstance(data, dict):
@@ -62,19 +67,57 @@ def unsealed(content: bytes) -> dict[str, Any]:
         raise ValueError(f"it is no canonical JSON ({error})") from None
     if written != content:
         raise ValueError("it is not in canonical form")
+    return data
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """Return what ``sealed`` wrote, without the hash; raise ValueError, saying why, if a single byte is another."""
+    data = uncanonical(content)
     claimed = data.pop("sha256", None)
     if claimed != sha256(canonical(data)):
         raise ValueError("its hash is not the one that it names")
     return data
 
 
-def fits(data: Any, shape: Any) -> bool:
-    """Tell whether JSON has a shape: a type, a list of one shape, or a mapping with at least these keys and shapes."""
-    if isinstance(shape, Mapping):
-        return isinstance(data, dict) and all(key in data and fits(data[key], shape[key]) for key in shape)
-    if isinstance(shape, list):
-        return isinstance(data, list) and all(fits(item, shape[0]) for item in data)
-    return isinstance(data, shape)
+def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
+    """Return what of JSON does not have a shape, each fault with the path to it; nothing if all has.
+
+    A shape is a type or several, where a bool is not a number; a function that tells, whose name says what it wants;
+    a list of one shape; a mapping with at least these keys, or ``{str: shape}`` with any keys.
+    """
+    if isinstance(shape, Mapping) and isinstance(data, dict):
+        inner = dict.fromkeys(data, shape[str]) if str in shape else shape
+        missing = [f"{where}{key}: missing" for key in inner if key not in data]
+        return missing + [f for key in inner if key in data for f in misfits(data[key], inner[key], f"{where}{key}.")]
+    if isinstance(shape, list) and isinstance(data, list):
+        return [fault for at, item in enumerate(data) for fault in misfits(item, shape[0], f"{where}{at}.")]
+    if isinstance(shape, type | tuple):
+        kinds = shape if isinstance(shape, tuple) else (shape,)
+        holds, expected = isinstance(data, kinds), " or ".join(kind.__name__ for kind in kinds)
+        holds &= bool in kinds or not isinstance(data, bool)
+    elif isinstance(shape, Mapping | list):
+        holds, expected = False, "object" if isinstance(shape, Mapping) else "list"
+    else:
+        holds, expected = shape(data), shape.__name__.replace("_", " ")
+    return [] if holds else [f"{where.removesuffix('.')}: expected {expected}, found {shown(data)}"]
+
+
+def whole_number(data: object) -> bool:
+    """Return whether JSON is a whole number from 0 that SQLite can hold."""
+    return isinstance(data, int) and not isinstance(data, bool) and 0 <= data < 2**63
+
+
+def number(data: object) -> bool:
+    """Return whether JSON is a number from 0, no larger than a measurement can be."""
+    return isinstance(data, int | float) and not isinstance(data, bool) and 0 <= data < 1e15
+
+
+def moment(data: object) -> bool:
+    """Return whether JSON is a moment, with or without an offset."""
+    try:
+        return isinstance(data, str) and moment_of(data) is not None
+    except ValueError:
+        return False
 
 
 def open_regular(path: Path) -> BufferedReader:

@@ -12,7 +12,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from abathur_nb.errors import BusyError, RefusedError
-from abathur_nb.evidence.canonical import fits, read_regular, sealed, sha256, unsealed
+from abathur_nb.evidence.canonical import misfits, read_regular, sealed, sha256, unsealed
 from abathur_nb.scratch import fsync, make_private_file
 from abathur_nb.wording import utc_now
 
@@ -129,7 +129,7 @@ def _read_line(piece: bytes) -> dict[str, Any]:
     torn, repair, rest = piece.rpartition(_REPAIR)
     data = unsealed(repair + rest + b"\n")
     shape = _SHAPES.get(str(data.get("kind")))
-    if shape is None or not fits(data, shape) or data.keys() - shape.keys() - {"kind", "previous"}:
+    if shape is None or misfits(data, shape) or data.keys() - shape.keys() - {"kind", "previous"}:
         raise ValueError("it is no line of a run, and no repair")
     if repair:
         if not torn or data["torn_sha256"] != sha256(torn):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.evidence.canonical import fits, read_regular, sha256, unsealed
+from abathur_nb.evidence.canonical import misfits, read_regular, sha256, unsealed
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, Ledger, Line, read_ledger
 from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED
 from abathur_nb.layers import absolute_path
@@ -132,8 +132,10 @@ def read_entry(archive: Path, run_id: str, line: Line | None) -> Entry:
 def _require(data: Mapping[str, Any], shape: Mapping[str, Any], run_id: str) -> None:
     if data.get("format") not in _FORMATS:
         raise ValueError(f"its format is {shown(data.get('format'))}, known is {_FORMATS[-1]}: update abathur_nb")
-    if not fits(data, shape) or ("verdict" in shape and data["verdict"] not in EXIT_CODES):
-        raise ValueError("it does not say what a run's does")
+    if faults := misfits(data, shape):
+        raise ValueError(f"not a record of a run: {'; '.join(faults)}")
+    if "verdict" in shape and data["verdict"] not in EXIT_CODES:
+        raise ValueError(f"verdict: expected one of {', '.join(EXIT_CODES)}, found {shown(data['verdict'])}")
     if data["run_id"] != run_id:
         raise ValueError(f"it is of run {shown(data['run_id'])}")
 

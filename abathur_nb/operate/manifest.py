@@ -12,7 +12,7 @@ from shlex import quote
 from typing import Any
 
 from abathur_nb.errors import RefusedError
-from abathur_nb.evidence.canonical import fits, open_regular, read_regular, sealed, unsealed
+from abathur_nb.evidence.canonical import misfits, open_regular, read_regular, sealed, unsealed
 from abathur_nb.operate.content import Content
 from abathur_nb.scratch import make_private_file
 from abathur_nb.wording import printable, shown
@@ -111,7 +111,7 @@ def read_backup(path: Path) -> Backup:
     remedy = "take another backup; this one can't be proven"
     try:
         facts = unsealed(read_regular(manifest))
-        if not fits(facts, _SHAPE) or not _readable(facts):
+        if misfits(facts, _SHAPE) or not _readable(facts):
             raise ValueError("it lacks what a manifest must say")
     except FileNotFoundError:
         raise RefusedError(f"{path} has no manifest {manifest.name}, so nobody knows what it holds", remedy) from None

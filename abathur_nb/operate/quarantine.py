@@ -1,30 +1,31 @@
 """The quarantine: every row that a repair changes, whole and as it was, in a file that puts it back."""
 
 import hashlib
-import json
 import math
+import re
 from collections.abc import AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import aiosqlite
 
 from abathur_nb.errors import RefusedError
-from abathur_nb.evidence.canonical import canonical, fits, open_regular, sha256
-from abathur_nb.expected import expected_columns
+from abathur_nb.evidence.canonical import canonical, misfits, moment, open_regular, sha256, uncanonical, whole_number
+from abathur_nb.expected import expected_columns, expected_tables
 from abathur_nb.limits import stored
 from abathur_nb.operate.rows import Change
 from abathur_nb.operate.transfer import publish
 from abathur_nb.scratch import make_private_directory, make_private_file, scratch_directory
 from abathur_nb.settings import Settings
-from abathur_nb.wording import timestamp
+from abathur_nb.wording import shown, timestamp
 
 __all__ = ["affected", "digest_of", "plain", "quarantine_dir", "read_quarantine", "value_of", "write_quarantine"]
 
 _FORMAT = 1
-_HEAD = {"format": int, "env": str, "database": str, "taken_at": str}
-_ENTRY = {"table": str, "rowid": int, "key": dict, "change": dict, "row": dict}
+_LITERAL = re.compile(r"NULL|'(?:[^']|'')*'")
+_NAMED = 5  # faults that an error names
 
 
 async def affected(conn: aiosqlite.Connection, changes: Iterable[Change]) -> AsyncIterator[bytes]:
@@ -89,15 +90,33 @@ def read_quarantine(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]
     try:
         with open_regular(path) as file:
             head, *lines, end = file.read().splitlines(keepends=True)
-        first, entries, last = json.loads(head), [json.loads(line) for line in lines], json.loads(end)
+        first, entries, last = uncanonical(head), [uncanonical(line) for line in lines], uncanonical(end)
     except FileNotFoundError:
         raise RefusedError(f"no file {path}", f"see what there is: ls {path.parent}") from None
     except (OSError, ValueError) as error:
         raise RefusedError(f"{path} is no quarantine file: {error}", "name another one") from None
-    whole = {"rows": len(entries), "sha256": sha256(head + b"".join(lines))}
-    if last != whole or not fits(first, _HEAD) or not all(fits(entry, _ENTRY) for entry in entries):
-        raise RefusedError(f"{path} is not as it was written: its hash or its form is another", "name another one")
+    faults = misfits(first, _HEAD)
+    if last != {"rows": len(entries), "sha256": sha256(head + b"".join(lines))}:
+        faults.append("its hash is not the one that its last line names")
+    for line, entry in enumerate(entries, 2):
+        faults += [f"line {line}: {fault}" for fault in misfits(entry, _ENTRY) or _strange_columns(entry)]
+    if faults:
+        observed = f"{path} is not as it was written: {'; '.join(faults[:_NAMED])}"
+        raise RefusedError(observed, f"name another one: ls {quote(str(path.parent))}")
     return first, entries
+
+
+def _strange_columns(entry: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the columns that an entry names; a table that was altered may have had others."""
+    keys = {column.name for column in expected_columns(entry["table"]) if column.in_key}
+    change, row = entry["change"], entry["row"]
+    faults = [] if entry["key"].keys() == keys <= row.keys() else [f"key: expected {', '.join(sorted(keys))}"]
+    faults += [f"row: expected text as names, found {shown(name)}" for name in row if not _value(name)]
+    # It becomes a part of a statement: no SQL of a stranger's may.
+    known = change.keys() == {"column", "becomes"} and change["column"] in row and _LITERAL.fullmatch(change["becomes"])
+    if change and not known:
+        faults.append(f"change: expected a column of the row and the literal that it becomes, found {shown(change)}")
+    return faults
 
 
 def plain(value: object) -> object:
@@ -110,11 +129,32 @@ def plain(value: object) -> object:
     return {"text": kept.hex()} if isinstance(kept, bytes) else kept
 
 
+def _value(data: object) -> bool:
+    """Return whether JSON is what ``plain`` makes of a value of SQLite's."""
+    try:
+        if isinstance(data, dict):
+            return not misfits(data, {str: str}) and value_of(data) is not None
+        if isinstance(data, int):
+            return not isinstance(data, bool) and -(2**63) <= data < 2**63
+        return not isinstance(data, list) and plain(data) == data
+    except (KeyError, TypeError, ValueError):  # among them a surrogate, which is no text to SQLite
+        return False
+
+
+def table(data: object) -> bool:
+    """Return whether JSON is the name of a table of the schema."""
+    return data in expected_tables()
+
+
 def value_of(found: Any) -> tuple[str, object]:
-    """Return the SQL that takes a value of a quarantine file, and the value."""
+    """Return the SQL that takes a value of a quarantine file, and the value; raise for what ``plain`` did not write."""
     if not isinstance(found, dict):
         return "?", found
     ((kind, text),) = found.items()
     if kind == "real":
         return "?", float(text)
-    return ("CAST(? AS TEXT)" if kind == "text" else "?"), bytes.fromhex(text)
+    return {"text": "CAST(? AS TEXT)", "blob": "?"}[kind], bytes.fromhex(text)
+
+
+_HEAD = {"format": whole_number, "env": str, "database": str, "taken_at": moment}
+_ENTRY = {"table": table, "rowid": int, "key": {str: _value}, "change": {str: str}, "row": {str: _value}}

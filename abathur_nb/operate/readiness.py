@@ -16,6 +16,7 @@ from abathur_nb.operate.checklist import CHECKLIST, Line
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.table import Table
+from abathur_nb.wording import SEE_CLOCK, age, is_ahead
 
 __all__ = ["Readiness", "readiness"]
 
@@ -139,15 +140,16 @@ class _Archive:
         if not found:
             return Check(line.text, "fail", expected, "no archived run of it", run_it)
         run = found[-1]
-        age = datetime.now(UTC) - run.started_at
-        observed = f"run {run.run_id}, {_age(age)} old: {run.verdict}"
+        observed = f"run {run.run_id}, {age(run.started_at)}: {run.verdict}"
         fault = ""
         if missing := _unproven(_record(run), line.checks):
             fault = f"; not passed: {', '.join(missing)}"
         elif not line.checks and run.verdict != "pass":
             fault = "; it did not pass"
-        elif age > timedelta(days=line.days):
+        elif datetime.now(UTC) - run.started_at > timedelta(days=line.days):
             fault = "; it is too old"
+        elif is_ahead(run.started_at):
+            fault = f"; {SEE_CLOCK}"
         elif line.state and self.changed_at and run.started_at < self.changed_at:
             fault = f"; the database was changed since, at {self.changed_at:%Y-%m-%d %H:%M:%S} UTC"
         return Check.that(line.text, not fault, expected=expected, observed=observed + fault, remedy=run_it)
@@ -183,8 +185,3 @@ def _command(line: Line, settings: Settings) -> str:
     words += [] if settings.is_own_path else ["-p db_path", quote(str(settings.db_path))]
     words += [f"-p {name} {value}" for name, value in line.parameters.items()]
     return " ".join(words)
-
-
-def _age(age: timedelta) -> str:
-    hours = age.total_seconds() / 3600
-    return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} hours"

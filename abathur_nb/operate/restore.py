@@ -22,7 +22,7 @@ from abathur_nb.operate.transfer import open_copy
 from abathur_nb.report import Check, Report
 from abathur_nb.scratch import nearest_existing, scratch_directory, sweep
 from abathur_nb.settings import Settings
-from abathur_nb.wording import shown
+from abathur_nb.wording import age, duration, shown
 
 __all__ = ["proven_source", "restore_database"]
 
@@ -120,12 +120,11 @@ async def proven_source(backup: Backup, settings: Settings) -> AsyncIterator[Pat
 
 def _chosen(backup: Backup) -> Check:
     findings = ", ".join(backup.findings)
-    age = (datetime.now(UTC) - backup.taken_at).total_seconds()
     return Check.that(
         "backup",
         not findings,
         expected="as its manifest says, of a database that passed validation",
-        observed=f"{backup.path}, {backup.content.total:,} rows, {_time(age)} old"
+        observed=f"{backup.path}, {backup.content.total:,} rows, {age(backup.taken_at)}"
         + (f"; its database failed: {findings}" if findings else ""),
         remedy="validate afterwards, and run troubleshoot.ipynb",
         otherwise="warn",
@@ -138,7 +137,7 @@ async def _drill(backup: Backup, settings: Settings) -> list[Check]:
     sweep(parent)
     with scratch_directory(parent, "restore") as scratch:
         proof = await prove(replace(settings, db_path=scratch / "drill.db"), backup, scratch)
-    took, age = proof["restored_s"] + proof["validated_s"], (datetime.now(UTC) - backup.taken_at).total_seconds()
+    took, since = proof["restored_s"] + proof["validated_s"], (datetime.now(UTC) - backup.taken_at).total_seconds()
     findings = ", ".join(proof["findings"])
     return [
         _chosen(backup),
@@ -151,12 +150,5 @@ async def _drill(backup: Backup, settings: Settings) -> list[Check]:
             remedy="drill with another backup, and see why this one's database was not sound",
         ),
         Check("RTO", "pass", observed=f"{took:.2f} s to restore and validate"),
-        Check("RPO", "pass", observed=f"{_time(age)}: what was written since the backup would be lost"),
+        Check("RPO", "pass", observed=f"{duration(max(since, 0))}: what was written since the backup would be lost"),
     ]
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
