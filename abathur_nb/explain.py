@@ -13,7 +13,7 @@ from abathur_nb.errors import AbathurError
 from abathur_nb.expected import expected_objects, expected_tables
 from abathur_nb.explanation import Plans, PlanTree, told
 from abathur_nb.plan import Fetch, Parameters, plan_steps, read_plan, tree_lines
-from abathur_nb.report import Check, Report, run_check
+from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.settings import Settings
 from abathur_nb.sql import Query, load_queries
 from abathur_nb.target import refusal
@@ -54,17 +54,20 @@ async def compare_plans(live: Fetch, copy: Fetch, queries: Mapping[str, Query], 
     keep no statements.
     """
     schema = [row for row in await live(load_queries("inspect.sql")["schema"].sql, ()) if row[2] in expected_tables()]
-    missing = set(_indexes()) - {str(row[1]) for row in schema}
+    indexes = {str(row[1]) for row in schema if row[0] == "index"}
+    missing, extra = set(_indexes()) - indexes, indexes - set(_indexes())
     trees: dict[str, PlanTree] = {}
     checks = [
-        await run_check(query.name, partial(_judge, live, query, missing, trees), remedy=_UNREAD)
+        await run_check(query.name, partial(_judge, live, query, missing, extra, trees), remedy=_UNREAD)
         for query in queries.values()
     ]
     coverage = {
         index: tuple(name for name, tree in trees.items() if any(step.index == index for step in plan_steps(tree)))
         for index in _indexes()
     }
-    checks.append(_coverage_check(coverage))
+    # The planner may well prefer an index that somebody added; that is for whoever did to weigh.
+    idle: Status = "warn" if any(_uses(tree, extra) for tree in trees.values()) else "fail"
+    checks.append(_coverage_check(coverage, idle))
     without: dict[str, dict[str, PlanTree]] = {}
 
     async def try_losses() -> Check:
@@ -72,7 +75,7 @@ async def compare_plans(live: Fetch, copy: Fetch, queries: Mapping[str, Query], 
         for index, names in coverage.items():
             without[index] = await _without(copy, index, [queries[name] for name in names])
         unlike = [name for name, tree in trees.items() if await _tree(copy, queries[name]) != tree]
-        return _losses_check(trees, without, unlike)
+        return _losses_check(trees, without, unlike, idle)
 
     checks.append(await run_check("the loss of an index", try_losses, remedy=_UNREAD))
     return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, trees, coverage, without)
@@ -82,7 +85,14 @@ async def _tree(fetch: Fetch, query: Query) -> PlanTree:
     return tuple(await read_plan(fetch, query.sql, query.parameters))
 
 
-async def _judge(live: Fetch, query: Query, missing: Collection[str], trees: dict[str, PlanTree]) -> Check:
+def _uses(tree: PlanTree, indexes: Collection[str]) -> str:
+    """Return the first of ``indexes`` that a plan uses, or an empty text."""
+    return next((step.index for step in plan_steps(tree) if step.index and step.index in indexes), "")
+
+
+async def _judge(
+    live: Fetch, query: Query, missing: Collection[str], extra: Collection[str], trees: dict[str, PlanTree]
+) -> Check:
     tree = trees[query.name] = await _tree(live, query)
     if not tree and query.index is None:
         return Check(query.name, "skip", "no plan", "not applicable: the statement has none")
@@ -91,6 +101,9 @@ async def _judge(live: Fetch, query: Query, missing: Collection[str], trees: dic
     faults = [told([step]) for step in steps if step.kind != "search" and not allowed.get(step.kind)]
     if query.index and not any(step.index == query.index for step in steps):
         faults.append(f"no use of {query.index}" + (", which is missing" if query.index in missing else ""))
+    added = _uses(tree, extra)
+    if faults and added:
+        faults.append(f"served by {added}, which is not of sql/")
     reasons = "; ".join(f"allowed: {reason}" for reason in (query.scan, query.sort) if reason)
     return Check.that(
         query.name,
@@ -98,11 +111,12 @@ async def _judge(live: Fetch, query: Query, missing: Collection[str], trees: dic
         expected=query.index or reasons or "a search by rowid",
         observed="; ".join(faults) or told(steps),
         remedy=f"{expected_objects()[query.index].sql};" if query.index and query.index in missing else _REMEDY,
+        otherwise="warn" if added and query.index not in missing else "fail",
         evidence=tree_lines(tree),
     )
 
 
-def _coverage_check(coverage: Mapping[str, tuple[str, ...]]) -> Check:
+def _coverage_check(coverage: Mapping[str, tuple[str, ...]], otherwise: Status) -> Check:
     idle = [index for index, names in coverage.items() if not names]
     return Check.that(
         "coverage",
@@ -110,12 +124,16 @@ def _coverage_check(coverage: Mapping[str, tuple[str, ...]]) -> Check:
         expected=f"each of {len(coverage)} indexes serves a query",
         observed=f"{len(idle)} serve none: {', '.join(idle)}" if idle else f"all {len(coverage)} do",
         remedy=_REMEDY,
+        otherwise=otherwise,
         evidence=(f"{index}: {', '.join(names) or 'none'}" for index, names in coverage.items()),
     )
 
 
 def _losses_check(
-    trees: Mapping[str, PlanTree], without: Mapping[str, Mapping[str, PlanTree]], unlike: Collection[str]
+    trees: Mapping[str, PlanTree],
+    without: Mapping[str, Mapping[str, PlanTree]],
+    unlike: Collection[str],
+    otherwise: Status,
 ) -> Check:
     name, expected = "the loss of an index", "each index, taken away in a copy, changes a plan"
     if unlike:
@@ -132,6 +150,7 @@ def _losses_check(
         expected=expected,
         observed=f"no plan changes without {', '.join(idle)}" if idle else f"all {len(changed)} do",
         remedy=_REMEDY,
+        otherwise=otherwise,
         evidence=(f"without {index}, {query}" for index, queries in changed.items() for query in queries),
     )
 

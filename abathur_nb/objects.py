@@ -1,6 +1,7 @@
 """The checks of a live schema's objects: its tables, its indexes, and the counters of its ids."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from difflib import unified_diff
 from pathlib import Path
 from shlex import quote
@@ -13,32 +14,27 @@ from abathur_nb.schema import Differences, quoted
 from abathur_nb.sql import load_queries
 from abathur_nb.wording import shown
 
-__all__ = ["indexes_check", "sequences_check", "tables_check"]
+__all__ = ["OTHERS", "indexes_check", "others_check", "sequences_check", "tables_check"]
 
+OTHERS = "other objects"
 _LAST_ID = 2**63 - 1
 
 
-async def tables_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
-    """Compare the live tables with ``sql/``; a view or trigger is one too many."""
-    differences = Differences.between(live, ("table", "view", "trigger"))
+async def tables_check(live: Mapping[str, SchemaObject]) -> Check:
+    """Compare the tables of ``sql/`` with the live ones."""
+    differences = Differences.between(live, ("table",))
     evidence = [
         *(f"expected: {expected_objects()[name].sql};" for name in differences.missing),
         *(_difference(expected_objects()[name].sql, live[name].sql) for name in differences.altered),
-        *_drops(differences.extra, live),
     ]
     remedy = "restore a backup, or make the table again as in sql/ and copy its rows"
-    if not (differences.missing or differences.altered):
-        remedy = f"find out who made it; if nobody needs it: sqlite3 {quote(str(path))}, and run the DROP below"
-    return _objects_check("tables", live, differences, ("table", "view", "trigger"), remedy, evidence)
+    return _objects_check("tables", "table", differences, remedy, evidence)
 
 
 async def indexes_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
-    """Compare the live indexes with ``sql/``; the evidence is what mends them."""
+    """Compare the indexes of ``sql/`` with the live ones; the evidence is what mends them."""
     differences = Differences.between(live, ("index",))
-    extra = {name.casefold(): name for name in differences.extra}
-    # To SQLite a name in other capitals is the same name, and taken.
-    replaced = {name: name for name in differences.altered}
-    replaced |= {name: extra.pop(name.casefold()) for name in differences.missing if name.casefold() in extra}
+    replaced = {name: name for name in differences.altered} | _in_other_capitals(differences)
     evidence = [
         *(f"{_one_line(expected_objects()[name].sql)};" for name in differences.missing if name not in replaced),
         *(
@@ -49,40 +45,53 @@ async def indexes_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
                 f"DROP INDEX {found}; {_one_line(expected_objects()[name].sql)};",
             )
         ),
-        *_drops(extra.values(), live),
     ]
     remedy = f"sqlite3 {quote(str(path))}, and run the statements of the evidence"
-    if extra:
-        remedy += "; of a DROP behind --, only what nobody needs"
-    return _objects_check("indexes", live, differences, ("index",), remedy, evidence)
+    return _objects_check("indexes", "index", differences, remedy, evidence)
 
 
-def _objects_check(
-    name: str,
-    live: Mapping[str, SchemaObject],
-    differences: Differences,
-    kinds: tuple[str, ...],
-    remedy: str,
-    evidence: Iterable[str],
-) -> Check:
-    expected = sum(found.type in kinds for found in expected_objects().values())
-    count = sum(found.type in kinds for found in live.values())
-    told = str(differences)
+async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
+    """Name what is not of ``sql/``: an extra table or index warns, anything else fails."""
+    differences = Differences.between(live, ("table", "index", "view", "trigger"))
+    found = [live[name] for name in differences.extra if name not in _in_other_capitals(differences).values()]
+    # Other tables and indexes, such as those of a replication tool, change nothing of ours; the rest runs code.
+    harmless = all(one.type in ("table", "index") and not one.sql.startswith("CREATE VIRTUAL") for one in found)
     return Check.that(
-        name,
-        not told,
-        expected=f"the {expected} of sql/, each with the same SQL, and no other",
-        observed=f"{count} {name}" + (f"; {told}" if told else ", each as in sql/"),
-        remedy=remedy,
-        evidence=evidence,
+        OTHERS,
+        not found,
+        expected="none but those of sql/",
+        observed="extra: " + ", ".join(f"{one.type} {one.name}" for one in found) if found else "none",
+        remedy=f"find out who made them; to drop what nobody needs: sqlite3 {quote(str(path))}, and the evidence",
+        otherwise="warn" if harmless else "fail",
+        # As comments: to run a DROP is somebody's decision.
+        evidence=(
+            line
+            for one in found
+            for line in (
+                f"-- extra: {_one_line(one.sql)};",
+                f"-- DROP {one.type.upper()} {_one_line(quoted(one.name))};",
+            )
+        ),
     )
 
 
-def _drops(extra: Iterable[str], live: Mapping[str, SchemaObject]) -> Iterable[str]:
-    """Yield what is extra and the statement that would drop it, as comments: to run it is somebody's decision."""
-    for name in extra:
-        yield f"-- extra: {_one_line(live[name].sql)};"
-        yield f"-- DROP {live[name].type.upper()} {_one_line(quoted(name))};"
+def _in_other_capitals(differences: Differences) -> dict[str, str]:
+    """Return the missing names that are taken by an extra one: to SQLite a name in other capitals is the same."""
+    extra = {name.casefold(): name for name in differences.extra}
+    return {name: extra[name.casefold()] for name in differences.missing if name.casefold() in extra}
+
+
+def _objects_check(name: str, kind: str, differences: Differences, remedy: str, evidence: Iterable[str]) -> Check:
+    expected = sum(found.type == kind for found in expected_objects().values())
+    told = str(replace(differences, extra=()))
+    return Check.that(
+        name,
+        not told,
+        expected=f"the {expected} of sql/, each with the same SQL",
+        observed=f"{expected - len(differences.missing)} {name}" + (f"; {told}" if told else ", each as in sql/"),
+        remedy=remedy,
+        evidence=evidence,
+    )
 
 
 def _one_line(sql: str) -> str:

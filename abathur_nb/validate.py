@@ -14,7 +14,7 @@ from abathur_nb.errors import AbathurError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, SchemaObject
 from abathur_nb.limits import add_functions, stored
 from abathur_nb.modes import FILE_MODES, file_modes, file_names, wal_size
-from abathur_nb.objects import indexes_check, sequences_check, tables_check
+from abathur_nb.objects import OTHERS, indexes_check, others_check, sequences_check, tables_check
 from abathur_nb.report import Check, Report, run_check
 from abathur_nb.rules import NAMED, named_row, row_checks
 from abathur_nb.schema import quoted, read_schema
@@ -101,8 +101,9 @@ def _questions(
 ) -> Iterable[tuple[str, Callable[[], Awaitable[Check]]]]:
     yield "integrity", lambda: _integrity(conn, path)
     yield "foreign keys", lambda: _foreign_keys(conn)
-    yield "tables", lambda: tables_check(live, path)
+    yield "tables", lambda: tables_check(live)
     yield "indexes", lambda: indexes_check(live, path)
+    yield OTHERS, lambda: others_check(live, path)
     yield "sequences", lambda: sequences_check(conn, path)
     yield "seed memories", lambda: seeds_check(conn, path)
     yield FILE_MODES, lambda: file_modes(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import aiosqlite
 import pytest
+from damage import run_sql
 from engines import LIBRARIES, Run, as_fetch, build, opened
 
 from abathur_nb import explain
@@ -332,6 +333,18 @@ async def test_a_missing_table_is_named_and_the_other_queries_are_explained(data
     assert len(plans.to_frame()) == len(load_queries())
     assert status["get_session"] == "pass"
     assert status["coverage"] == "fail"
+
+
+async def test_an_index_that_somebody_added_warns_where_it_serves_and_fails_nothing(database: Settings) -> None:
+    """A copy of each of the 33, which the planner takes for as good."""
+    ours = [found for found in expected_objects().values() if found.type == "index"]
+    run_sql(database.db_path, *(found.sql.replace(found.name, f"added_{found.name}", 1) for found in ours))
+    report = (await explain_queries(database)).report
+    assert report.ok, str(report)
+    told = [check for check in report.checks if check.status == "warn"]
+    assert any("is not of sql/" in check.observed for check in told)
+    run_sql(database.db_path, f"DROP INDEX {ours[0].name}")
+    assert not (await explain_queries(database)).report.ok, "one of ours is missing all the same"
 
 
 async def test_a_locked_database_is_an_error_and_no_traceback(database: Settings) -> None:

@@ -27,8 +27,8 @@ def _drop_index(path: Path) -> None:
     drop_index(path)
 
 
-def _extra_table_with_a_hostile_name(path: Path) -> None:
-    run_sql(path, 'CREATE TABLE "$\\frac$<script>alert(1)</script>" (x)')
+def _virtual_table_with_a_hostile_name(path: Path) -> None:
+    run_sql(path, 'CREATE VIRTUAL TABLE "$\\frac$<script>alert(1)</script>" USING fts5(x)')
 
 
 DAMAGES: list[tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]] = [
@@ -48,8 +48,8 @@ DAMAGES: list[tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]] =
         ("tasks.input_data: 1 rows, by key: &#x27;t1&#x27;", "keep a copy of these rows"),
     ),
     (
-        _extra_table_with_a_hostile_name,
-        ("tables: 10 tables; extra: $\\frac$<script>",),
+        _virtual_table_with_a_hostile_name,
+        ("other objects: extra: table $\\frac$<script>",),
         ("$\\frac$&lt;script&gt;",),
     ),
 ]

@@ -13,6 +13,7 @@ from damage import fingerprint
 import abathur_nb as nb
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.record import Verdict, write_started
+from abathur_nb.objects import OTHERS
 from abathur_nb.operate.checklist import CHECKLIST, STATEMENTS, Line
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.settings import Settings, resolve
@@ -165,6 +166,21 @@ def test_what_was_found_before_the_database_was_changed_is_void(
     assert found["All 33 indexes created"].failed is void
     assert ("the database was changed since" in found["All 33 indexes created"].observed) is void
     assert not found["Session retrieval <10ms (p99)"].failed
+
+
+def test_another_table_or_index_warns_in_the_lines_about_tables_and_indexes_and_is_no_no_go(settings: Settings) -> None:
+    wanted(settings, but="validate")
+    names = {name for line in CHECKLIST if line.notebook == "validate" for name in line.checks}
+    extra = Check(OTHERS, "warn", observed="extra: table _litestream_lock")
+    report = Report("validate", (*(Check(name, "pass") for name in names), extra))
+    folder = archives.start(settings, "validate")
+    archives.seal(folder, settings, "pass", reports=(report,), facts={})
+    keep(folder, settings, archives.notebook("validate"), html=False)
+    found = nb.readiness(settings, **SAID)
+    assert found.report.ok, str(found)
+    told = {check.name for check in found.report.checks if check.status == "warn"}
+    assert told == {line.text for line in LINES if {"tables", "indexes"} & {*line.checks}}
+    assert "_litestream_lock" in str(found)
 
 
 def test_a_run_that_is_not_in_the_ledger_is_no_evidence(settings: Settings) -> None:

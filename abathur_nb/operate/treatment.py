@@ -8,6 +8,7 @@ import aiosqlite
 
 from abathur_nb.expected import SchemaObject, expected_seeds, expected_tables
 from abathur_nb.modes import FILE_MODES
+from abathur_nb.objects import OTHERS
 from abathur_nb.operate.rebuild import Step, lacking, rebuild_table, repair_indexes
 from abathur_nb.operate.rows import Change, broken_json, broken_references
 from abathur_nb.operate.surroundings import why_no_wal
@@ -33,8 +34,9 @@ _CAUSES = {
     "values": _UNCHECKED,
     "required values": _UNCHECKED,
     "timestamps": "a writer with a clock format of its own",
-    "indexes": "somebody dropped, changed or added one",
+    "indexes": "somebody dropped or changed one",
     "tables": "somebody changed the schema",
+    OTHERS: "another program, such as a replication tool, or somebody by hand",
     "sequences": "somebody edited sqlite_sequence",
     "seed memories": "somebody edited or deleted version 1, which is to keep its content",
     FILE_MODES: "made under a wide umask, copied without its mode, or opened to others by hand",
