@@ -22,6 +22,7 @@ __all__ = [
     "connect",
     "connection_pragmas",
     "explain_error",
+    "kept_open",
     "lock_holders",
     "opened",
     "pragma",
@@ -67,6 +68,17 @@ async def connect(
         conn.row_factory = sqlite3.Row
         await _configure(conn, settings, mode)
         yield conn
+
+
+@asynccontextmanager
+async def kept_open(settings: Settings) -> AsyncIterator[None]:
+    """Let no connection of the block write the log into the database file when it closes. Read-only.
+
+    It would do so as the last one that closes, though what it was opened for has been refused.
+    """
+    async with connect(settings.db_path, settings=settings) as conn:
+        await pragma(conn, "schema_version")
+        yield
 
 
 @asynccontextmanager

@@ -52,10 +52,10 @@ async def indexes_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
 
 async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     """Name what is not of ``sql/``: an extra table or index warns, anything else fails."""
-    differences = Differences.between(live, ("table", "index", "view", "trigger"))
+    differences = Differences.between(live, ("table", "index", "view", "trigger", "virtual table"))
     found = [live[name] for name in differences.extra if name not in _in_other_capitals(differences).values()]
     # Other tables and indexes, such as those of a replication tool, change nothing of ours; the rest runs code.
-    harmless = all(one.type in ("table", "index") and not one.sql.startswith("CREATE VIRTUAL") for one in found)
+    harmless = all(one.type in ("table", "index") for one in found)
     return Check.that(
         OTHERS,
         not found,
@@ -69,7 +69,7 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
             for one in found
             for line in (
                 f"-- extra: {_one_line(one.sql)};",
-                f"-- DROP {one.type.upper()} {_one_line(quoted(one.name))};",
+                f"-- DROP {one.type.split()[-1].upper()} {_one_line(quoted(one.name))};",
             )
         ),
     )

@@ -18,7 +18,7 @@ from abathur_nb.sql import load_queries, normalized
 from abathur_nb.target import identify
 from abathur_nb.wording import printable
 
-__all__ = ["Differences", "Schema", "quoted", "read_schema", "show_schema"]
+__all__ = ["Differences", "Schema", "not_ours", "quoted", "read_schema", "show_schema"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,11 @@ async def read_schema(conn: aiosqlite.Connection) -> dict[str, SchemaObject]:
     """Return the named objects of a live schema; SQLite's own (``sqlite_…``) are left out. Read-only."""
     rows = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
     return {row["name"]: SchemaObject(row["type"], row["name"], row["tbl_name"], row["sql"] or "") for row in rows}
+
+
+def not_ours(live: Mapping[str, SchemaObject]) -> str:
+    """Name the triggers, views and virtual tables of a schema, of which ``sql/`` has none."""
+    return ", ".join(f"{found.type} {found.name}" for found in live.values() if found.type not in ("table", "index"))
 
 
 def quoted(name: str) -> str:
@@ -115,7 +120,7 @@ async def show_schema(settings: Settings, *, planned: bool = False) -> Schema:
     """
     if planned:
         return Schema(expected_objects(), note="not made yet: this is the schema of sql/")
-    target = await identify(settings)
+    target = await identify(settings, refuses=())
     if target.state != "present":
         return Schema({}, note=target.check.observed)
     objects: dict[str, SchemaObject] = {}

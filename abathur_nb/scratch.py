@@ -15,6 +15,7 @@ __all__ = [
     "make_private_directory",
     "make_private_file",
     "nearest_existing",
+    "private_directory",
     "scratch_directory",
     "sweep",
 ]
@@ -52,6 +53,20 @@ def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
         else:
             _make_private(folder, owned_as)
         fsync(folder.parent)
+
+
+@contextmanager
+def private_directory(path: Path, *, owned_as: Path | None = None) -> Iterator[None]:
+    """Make ``path`` as `make_private_directory` does; remove what was made, and is empty, if the block raises."""
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    try:
+        make_private_directory(path, owned_as=owned_as)
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _make_private(folder: Path, owned_as: Path | None) -> None:

@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -65,15 +66,20 @@ def _target(state: State, observed: str, remedy: str = "") -> Target:
     return Target(state, Check(_NAME, status, expected=expected, observed=observed, remedy=remedy))
 
 
-def examine(settings: Settings) -> Target:
-    """Tell from the directory alone what stands at ``settings.db_path``. Read-only; opens nothing."""
+def examine(settings: Settings, *, journal: bool = True) -> Target:
+    """Tell from the directory alone what stands at ``settings.db_path``. Read-only; opens nothing.
+
+    Without ``journal`` a replacement that was begun is not looked for.
+    """
     path = settings.db_path
     if path.name.endswith(SIDE_FILES):  # SQLite would take it for a part of the database that is named like the rest
         named = f"{path} is named as SQLite names a side file ({', '.join(SIDE_FILES)})"
         return _target("refused", named, "db_path: name another one, such as abathur.db")
-    if os.path.lexists(journal_of(path)):
+    if journal and os.path.lexists(journal_of(path)):
         begun = f"{path} was being replaced, and that was not completed: {journal_of(path).name} says so"
-        return _target("remains", begun, "run restore.ipynb or rollback.ipynb, which goes on with it first")
+        return _target(
+            "remains", begun, "run troubleshoot.ipynb, restore.ipynb or rollback.ipynb: each plans to complete it first"
+        )
     try:
         parent = os.lstat(path.parent)
         if stat.S_ISLNK(parent.st_mode):
@@ -131,8 +137,10 @@ def journal_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.replacing.json")
 
 
-async def identify(settings: Settings) -> Target:
+async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger", "view")) -> Target:
     """Tell what stands at ``settings.db_path``, its application and schema version included. Read-only.
+
+    ``refuses`` names the kinds of objects with which the caller can't use a database: a store, triggers and views.
 
     The file is read through SQLite alone: closing a descriptor of one's own would drop the locks that this very
     process holds on it through SQLite.
@@ -168,8 +176,7 @@ async def identify(settings: Settings) -> Target:
         )
         observed = f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}"
         return _target("refused", observed, version_remedy(version))
-    if alien:
-        names = ", ".join(f"{row['type']} {row['name']}" for row in alien)
+    if names := ", ".join(f"{row['type']} {row['name']}" for row in alien if row["type"] in refuses):
         remedy = "a trigger or view does not belong here: find out who made it; restore a backup or drop it by hand"
         return _target("refused", f"{path} holds {names}", remedy)
     return target
@@ -193,9 +200,9 @@ async def require_present(settings: Settings) -> None:
         raise target.error(check.observed.removeprefix(_UNTOLD), check.remedy)
 
 
-async def refusal(title: str, settings: Settings) -> Report | None:
+async def refusal(title: str, settings: Settings, *, refuses: Collection[str] = ()) -> Report | None:
     """Return the Report of a verb that needs an Abathur database and may not go on, or None. Read-only."""
-    target = await identify(settings)
+    target = await identify(settings, refuses=refuses)
     if target.state == "present":
         return None
     # An empty shell and a damaged file are findings about a database, the rest is none of ours to judge.

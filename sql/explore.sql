@@ -7,14 +7,14 @@
 -- The columns of every table, in the order in which they were made.
 SELECT tables.name AS "table", columns.name, columns.type, columns."notnull" AS required, columns.pk AS in_key
 FROM sqlite_master AS tables, pragma_table_xinfo(tables.name) AS columns
-WHERE tables.type = 'table' AND tables.name NOT LIKE 'sqlite^_%' ESCAPE '^'
+WHERE tables.type = 'table' AND tables.rootpage > 0 AND tables.name NOT LIKE 'sqlite^_%' ESCAPE '^'
 ORDER BY tables.rowid, columns.cid;
 
 -- name: references
 -- The foreign keys of every table, one row a column.
 SELECT tables.name AS "table", found."from" AS name, found."table" AS parent, found."to" AS parent_column, found.on_delete
 FROM sqlite_master AS tables, pragma_foreign_key_list(tables.name) AS found
-WHERE tables.type = 'table' AND tables.name NOT LIKE 'sqlite^_%' ESCAPE '^'
+WHERE tables.type = 'table' AND tables.rootpage > 0 AND tables.name NOT LIKE 'sqlite^_%' ESCAPE '^'
 ORDER BY tables.rowid, found.id, found.seq;
 
 -- name: unique_columns
@@ -22,7 +22,7 @@ ORDER BY tables.rowid, found.id, found.seq;
 SELECT DISTINCT tables.name AS "table", columns.name
 FROM
     sqlite_master AS tables, pragma_index_list(tables.name) AS indexes, pragma_index_info(indexes.name) AS columns
-WHERE tables.type = 'table' AND indexes.origin = 'u' AND tables.name NOT LIKE 'sqlite^_%' ESCAPE '^';
+WHERE tables.type = 'table' AND tables.rootpage > 0 AND indexes.origin = 'u' AND tables.name NOT LIKE 'sqlite^_%' ESCAPE '^';
 
 -- name: sessions
 -- The sessions last used, with how much each holds and how many tasks, agents and checkpoints name it.

@@ -2,16 +2,18 @@
 -- To existing data: nothing; each statement only reads.
 
 -- name: schema
--- Every object of the schema but SQLite's own, in the order in which it was made.
-SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid;
+-- Every object of the schema but SQLite's own, in the order in which it was made. A virtual table has no pages.
+SELECT CASE WHEN type = 'table' AND rootpage = 0 THEN 'virtual table' ELSE lower(type) END AS type, name, tbl_name, sql
+FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid;
 
 -- name: tables
---- Every table whose rows are content: SQLite's own sequences too, its statistics not.
-SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite^_stat%' ESCAPE '^' ORDER BY name;
+-- Every table whose rows are content: SQLite's own sequences too, its statistics not. A virtual table has no rows of
+-- its own: those that its module keeps are in ordinary tables beside it.
+SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND name NOT LIKE 'sqlite^_stat%' ESCAPE '^' ORDER BY name;
 
 -- name: triggers_and_views
 -- What does not belong into a database of this application; SQLite itself knows a `Trigger` by another case as well.
-SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index') ORDER BY name;
+SELECT lower(type) AS type, name FROM sqlite_master WHERE type NOT IN ('table', 'index') ORDER BY name;
 
 -- name: indexes
 -- The named indexes with their tables; those that a constraint brings have no SQL.

@@ -20,6 +20,10 @@ def execute(name: str, settings: Settings, tmp_path: Path, *arguments: str) -> R
     )
 
 
+def roll_back(settings: Settings, tmp_path: Path, *arguments: str) -> Run:
+    return execute("rollback", settings, tmp_path, "-r", "to", "fresh", *arguments)
+
+
 def namespaces(settings: Settings) -> set[str]:
     conn = sqlite3.connect(settings.db_path)
     found = {name for (name,) in conn.execute("SELECT namespace FROM memory_entries")}
@@ -66,8 +70,9 @@ def test_a_drill_tells_what_a_restoration_takes_and_changes_nothing(database: Se
 def test_a_rollback_is_shown_first_and_then_starts_afresh(database: Settings, tmp_path: Path) -> None:
     remember(database, "user:alice")
     with untouched(database.db_path):
-        execute("rollback", database, tmp_path).succeeded()
-    execute("rollback", database, tmp_path, "-p", "apply", "True").succeeded()
+        execute("rollback", database, tmp_path, "-p", "apply", "True").failed("to: expected 'fresh' or a backup")
+        roll_back(database, tmp_path).succeeded()
+    roll_back(database, tmp_path, "-p", "apply", "True").succeeded()
     assert "user:alice" not in namespaces(database)
     assert len(namespaces(database)) == 3
 
@@ -78,13 +83,26 @@ def test_where_a_plan_wants_to_be_confirmed_nothing_is_done_without_its_hash(
     monkeypatch.setenv("ABATHUR_CONFIRM_CHANGES", "true")
     remember(database, "user:alice")
     with untouched(database.db_path):
-        refused = execute("rollback", database, tmp_path, "-p", "apply", "True")
+        refused = roll_back(database, tmp_path, "-p", "apply", "True")
         refused.failed("rollback of", "refused").showed_its_report()
-        execute("rollback", database, tmp_path, "-p", "apply", "True", "-r", "confirm", "0123456789abcdef").failed(
-            "plan"
-        )
+        execute(
+            "rollback",
+            database,
+            tmp_path,
+            "-r",
+            "to",
+            "fresh",
+            "-p",
+            "apply",
+            "True",
+            "-r",
+            "confirm",
+            "0123456789abcdef",
+        ).failed("plan")
     confirm = refused.report.rpartition("-p confirm ")[2].split()[0]
-    execute("rollback", database, tmp_path, "-p", "apply", "True", "-r", "confirm", confirm).succeeded()
+    execute(
+        "rollback", database, tmp_path, "-r", "to", "fresh", "-p", "apply", "True", "-r", "confirm", confirm
+    ).succeeded()
     assert "user:alice" not in namespaces(database)
 
 

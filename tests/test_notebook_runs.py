@@ -20,11 +20,11 @@ from abathur_nb.settings import Settings
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
-WITHOUT_A_DATABASE = {"history", "index", "init", "preflight", "readiness", "restore", "rollback"}
+WITHOUT_A_DATABASE = {"history", "index", "init", "preflight", "readiness", "restore"}
 PASSING = sorted({*NAMES} - {"readiness"})  # on a fresh database; nothing is ready before it was proven
 
 # Enough of everything for the benchmark to claim a p99, and no more.
-QUICK = {"benchmark": ("-y", "{rows: 500, repetitions: 299}")}
+QUICK = {"benchmark": ("-y", "{rows: 500, repetitions: 299}"), "rollback": ("-r", "to", "fresh")}
 
 # What a machine busy with other tests meets too: one slow read in 299 would prove nothing.
 GENEROUS = {
@@ -188,6 +188,7 @@ async def test_it_passes_in_a_live_kernel_with_values_written_by_hand(
     for variable, value in GENEROUS.items():
         monkeypatch.setenv(variable, value)
     quick: dict[str, Any] = {"rows": 500, "repetitions": 299} if name == "benchmark" else {}
+    quick |= {"to": "fresh"} if name == "rollback" else {}
     with untouched(database.db_path):
         run = await in_kernel(NOTEBOOKS / f"{name}.ipynb", away, db_path=str(database.db_path), **quick)
     run.succeeded()
@@ -197,7 +198,8 @@ async def test_it_passes_in_a_live_kernel_with_values_written_by_hand(
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - WITHOUT_A_DATABASE))
 def test_it_makes_no_database_where_there_is_none(name: str, settings: Settings, tmp_path: Path) -> None:
-    run = papermill(NOTEBOOKS / f"{name}.ipynb", tmp_path / "out.ipynb", "-r", "db_path", str(settings.db_path))
+    arguments = (*QUICK.get(name, ()), "-r", "db_path", str(settings.db_path))
+    run = papermill(NOTEBOOKS / f"{name}.ipynb", tmp_path / "out.ipynb", *arguments)
     run.failed(f"{name} of {settings.db_path}: refused: database file: no database").showed_its_report()
     assert "papermill init.ipynb out.ipynb -p env development -p db_path" in run.report
     assert fingerprint(settings.db_path.parent) is None

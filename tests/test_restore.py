@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from damage import untouched
+from damage import fingerprint, untouched
 from test_backup import ADD, content_of, run_sql, taken
 
 import abathur_nb as nb
@@ -218,7 +218,10 @@ async def test_a_manifest_that_tells_another_number_is_refused(fact: str, databa
 async def test_another_application_s_database_is_never_replaced(database: Settings, backup: Backup) -> None:
     run_sql(database.db_path, "PRAGMA application_id = 7")
     with untouched(database.db_path):
-        for report in (await nb.restore_database(database, apply=True), await nb.roll_back(database, apply=True)):
+        for report in (
+            await nb.restore_database(database, apply=True),
+            await nb.roll_back(database, to="fresh", apply=True),
+        ):
             assert report.refused
             assert "another application's" in observed(report)
     assert backup.path.exists()
@@ -232,7 +235,7 @@ async def test_where_it_must_be_confirmed_only_the_hash_of_this_very_plan_will_d
     with untouched(database.db_path):
         for confirm in (None, "", "0" * 16):
             assert (await nb.restore_database(strict, apply=True, confirm=confirm)).refused
-        assert (await nb.roll_back(strict, apply=True, confirm=digits)).refused, "another plan"
+        assert (await nb.roll_back(strict, to="fresh", apply=True, confirm=digits)).refused, "another plan"
     (await nb.restore_database(strict, apply=True, confirm=digits)).raise_for_failures()
 
 
@@ -241,7 +244,7 @@ async def test_a_drill_restores_into_scratch_alone(database: Settings) -> None:
     with untouched(database.db_path):
         report = await nb.restore_database(database, drill=True)
     report.raise_for_failures()
-    assert [check.name for check in report.checks] == ["backup", "drill", "RTO", "RPO"]
+    assert [check.name for check in report.checks] == ["backup", "RPO", "what stands there", "drill", "RTO"]
     assert not list(database.db_path.parent.glob(".abathur-*"))
 
 
@@ -254,12 +257,41 @@ async def test_a_wrong_argument_is_a_configuration_error(arguments: dict[str, ob
 async def test_a_fresh_start_keeps_what_was_there_as_a_proven_backup(database: Settings) -> None:
     run_sql(database.db_path, ADD.replace("?", "'k'"))
     before = await content_of(database)
-    (await nb.roll_back(database, apply=True)).raise_for_failures()
+    (await nb.roll_back(database, to="fresh", apply=True)).raise_for_failures()
     assert (await content_of(database)).rows["memory_entries"] == 3
     (kept,) = list_backups(database.backup_dir)[0]
     assert (kept.content, kept.facts["reason"]) == (before, "pre_rollback")
     (await nb.roll_back(database, to=kept.path.name, apply=True)).raise_for_failures()
     assert await content_of(database) == before
+
+
+@pytest.mark.parametrize("state", ["absent", "no directory", "empty", "side files alone", "text"])
+@pytest.mark.parametrize("to", ["fresh", "a backup"])
+async def test_there_is_nothing_to_roll_back_where_no_database_is(
+    to: str, state: str, database: Settings, backup: Backup
+) -> None:
+    path = database.db_path
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    if state in ("empty", "text"):
+        path.write_text("a text" * (state == "text"))
+    elif state == "side files alone":
+        Path(f"{path}-wal").write_bytes(b"what may hold rows")
+    elif state == "no directory":
+        database = replace(database, db_path=path.parent / "typo" / "abathur.db")
+    before = {name: fingerprint(name) for name in path.parent.parent.rglob("*")}
+    report = await nb.roll_back(database, to=str(backup.path) if to == "a backup" else to, apply=True)
+    assert report.refused
+    assert [check.name for check in report.checks] == ["database file"]
+    assert {name: fingerprint(name) for name in path.parent.parent.rglob("*")} == before
+
+
+@pytest.mark.parametrize("to", [None, "", 7])
+async def test_what_to_roll_back_to_must_be_named(to: object, database: Settings) -> None:
+    with untouched(database.db_path), pytest.raises(nb.ConfigurationError, match="to: expected 'fresh' or a backup"):
+        await nb.roll_back(database, to=to, apply=True)  # type: ignore[arg-type]
+    with untouched(database.db_path), pytest.raises(TypeError, match="'to'"):
+        await nb.roll_back(database, apply=True)  # type: ignore[call-arg]
 
 
 async def test_a_copy_that_fails_leaves_the_old_content(database: Settings, backup: Backup, tmp_path: Path) -> None:

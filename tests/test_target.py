@@ -152,8 +152,9 @@ async def test_a_database_that_must_not_be_touched_is_refused_and_left_as_it_is(
         target = await identify(database)
         assert (target.state, target.check.status) == ("refused", "fail")
         assert told in target.check.observed
+        # A trigger or a view is a finding about a database, which only a store can't use.
         assert await verdicts(database) == (
-            True,
+            " evil" not in told and " view" not in told,
             True,
             f"{target.check.observed}: {target.check.remedy}",
         )

@@ -54,7 +54,9 @@ def refused_before(settings: Settings, notebook: str) -> tuple[Check, ...]:
     """Return what forbids a notebook before the database is looked into: the path, the file system. Read-only."""
     target = examine(settings)
     if notebook in _WITHOUT_A_DATABASE:
-        return (target.check,) if target.state == "refused" else ()
+        # What is rolled back must be there, or a typo in its path would leave a record beside nothing.
+        refuses = ("refused", "absent") if notebook == "rollback" else ("refused",)
+        return (wanted(target, settings),) if target.state in refuses else ()
     if notebook not in _BEFORE_A_DATABASE:
         return (wanted(target, settings),) if target.state in ("refused", "remains", "absent") else ()
     location, forbidden = location_checks(settings)

@@ -19,7 +19,7 @@ from abathur_nb.evidence.canonical import read_regular, sealed, unsealed, write_
 from abathur_nb.scratch import fsync, make_private_directory
 from abathur_nb.target import journal_of
 
-__all__ = ["complete", "discard", "new_folder", "replace_file", "users_of"]
+__all__ = ["begun", "complete", "discard", "new_folder", "replace_file", "require_unused", "users_of"]
 
 _FOLDER = "abathur_aside_"
 
@@ -43,8 +43,7 @@ def replace_file(path: Path, folder: Path, draft: Path) -> list[Path]:
     ``draft`` is a whole database inside ``folder``, closed. Killed at any moment, ``complete`` goes on with it. Raises
     BusyError while another process has one of the files open: it would go on writing to what is moved.
     """
-    if users := users_of(path):
-        raise BusyError(f"{path} is open in {', '.join(users)}", "stop it, then try again")
+    require_unused(path)
     draft.rename(_draft_in(folder, path))
     fsync(_draft_in(folder, path))
     fsync(folder)
@@ -52,8 +51,8 @@ def replace_file(path: Path, folder: Path, draft: Path) -> list[Path]:
     return complete(path)
 
 
-def complete(path: Path) -> list[Path]:
-    """Go on with a replacement that was begun; return what stands aside now, nothing if none was begun.
+def begun(path: Path) -> tuple[Path, Path] | None:
+    """Return the folder of a replacement that was begun, and where its new database is; None without one. Read-only.
 
     Raises RefusedError where the journal can't be read, or another file has taken the name meanwhile.
     """
@@ -61,19 +60,35 @@ def complete(path: Path) -> list[Path]:
     try:
         folder = path.with_name(str(unsealed(read_regular(journal))["folder"]))
     except FileNotFoundError:
-        return []
+        return None
     except (OSError, ValueError, KeyError) as error:
-        remedy = f"see what stands in {quote(str(path.parent))}, put it right by hand, then remove {journal.name}"
+        remedy = f"see which of the files in {quote(str(path.parent))} is the database, then remove {journal.name}"
         raise RefusedError(f"{journal} can't be read: {error}", remedy) from None
     draft = _draft_in(folder, path)
-    # Without a draft only the journal is left to be removed: what stands there then is the new database.
-    if draft.exists() and not _is_same(path, draft):
-        taken = RefusedError(
-            f"another file took the name {path} meanwhile",
-            f"see what it is, move it away, then run this again: {quote(str(path))}",
-        )
-        if os.path.lexists(path) and os.path.lexists(folder / path.name):
-            raise taken
+    # Without a draft only the journal is left to be removed: the new database has its name.
+    if not draft.exists() or _is_same(path, draft):
+        return folder, path
+    if os.path.lexists(path) and os.path.lexists(folder / path.name):
+        raise _taken(path)
+    return folder, draft
+
+
+def _taken(path: Path) -> RefusedError:
+    remedy = f"see what it is, move it away, then run this again: {quote(str(path))}"
+    return RefusedError(f"another file took the name {path} meanwhile", remedy)
+
+
+def complete(path: Path) -> list[Path]:
+    """Go on with a replacement that was begun; return what is moved aside now, nothing if none was begun.
+
+    Raises RefusedError as `begun` does, BusyError while another process has open what is to be moved.
+    """
+    found = begun(path)
+    if found is None:
+        return []
+    (folder, new), draft = found, _draft_in(found[0], path)
+    if new == draft:
+        require_unused(path)
         for name in (f"{path}{suffix}" for suffix in (*SIDE_FILES, "")):
             with suppress(FileNotFoundError):
                 os.rename(name, _free(folder / Path(name).name))  # noqa: PTH104
@@ -82,10 +97,10 @@ def complete(path: Path) -> list[Path]:
         try:
             os.link(draft, path)
         except FileExistsError:
-            raise taken from None
+            raise _taken(path) from None
     fsync(path.parent)
     draft.unlink(missing_ok=True)
-    journal.unlink()
+    journal_of(path).unlink()
     fsync(path.parent)
     return sorted(folder.iterdir())
 
@@ -115,6 +130,12 @@ def discard(folder: Path, path: Path) -> None:
         entry.name.startswith(path.name) for entry in folder.iterdir()
     ):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def require_unused(path: Path) -> None:
+    """Raise BusyError while another process has the database open, and would write to what is moved. Read-only."""
+    if users := users_of(path):
+        raise BusyError(f"{path} is open in {', '.join(users)}", "stop it, then try again")
 
 
 def users_of(path: Path) -> list[str]:

@@ -5,8 +5,8 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,22 +30,22 @@ from abathur_nb.operate.manifest import (
     unpack,
     write_manifest,
 )
-from abathur_nb.operate.retention import Retention, apply_retention
+from abathur_nb.operate.retention import Retention, apply_retention, remove
 from abathur_nb.operate.transfer import copy_in, copy_out, publish, told_where_it_is_full
 from abathur_nb.report import Check, Report
-from abathur_nb.schema import quoted
-from abathur_nb.scratch import make_private_directory, make_private_file, scratch_directory, sweep
+from abathur_nb.schema import not_ours, quoted, read_schema
+from abathur_nb.scratch import make_private_file, nearest_existing, private_directory, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.target import refusal
 from abathur_nb.validate import file_checks
 from abathur_nb.wording import MB, shown, timestamp, utc_now
 
-__all__ = ["back_up", "backup_database", "prove"]
+__all__ = ["COPIES", "back_up", "backup_database", "kept_before"]
 
 _TITLE = "backup"
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,40}")
-_COPIES = 3  # the backup, its proof, and what the proof writes before it is forced to its place
+COPIES = 3  # the backup, its proof, and what the proof writes before it is forced to its place
 
 
 async def backup_database(
@@ -75,6 +75,7 @@ async def backup_database(
         failed = Check("copy", "error", "a proven copy", f"no backup was made: {fault.observed}", fault.remedy)
         return Report(_TITLE, (*place, failed), subject=subject, refused=True)
     kept = apply_retention(settings, keep or Retention())
+    sweep(settings.backup_dir)
     return Report(_TITLE, (*place, *checks, *kept), subject=subject)
 
 
@@ -89,24 +90,24 @@ def _check_arguments(reason: object, compress: object) -> None:
 
 
 def _place(settings: Settings) -> tuple[list[Check], bool]:
-    """Return the checks of where backups go, which is made if it is missing, and whether one forbids the backup."""
+    """Return the checks of where backups go, and whether one forbids the backup. Read-only."""
     folder = settings.backup_dir
-    remedy = install_command(settings, folder)
-    try:
-        make_private_directory(folder, owned_as=settings.db_path.parent)
-        swept = sweep(folder)
-        writable = folder.is_dir() and not folder.is_symlink() and os.access(folder, os.W_OK | os.X_OK)
-        observed = str(folder) if writable else f"{folder} is no directory that this user may write to"
-    except OSError as error:
-        swept, writable, observed = [], False, f"{folder} cannot be made: {error.strerror}"
-    expected = "a directory of one's own, that no link stands for"
+    # Made only with the backup: what is refused must leave no directory behind.
+    place = folder if os.path.lexists(folder) else nearest_existing(folder)
+    writable = place.is_dir() and not place.is_symlink() and os.access(place, os.W_OK | os.X_OK)
     checks = [
-        Check.that("backup directory", writable, expected=expected, observed=observed, remedy=remedy, evidence=swept)
+        Check.that(
+            "backup directory",
+            writable,
+            expected="a directory of one's own, not a link, that this user may write to",
+            observed=str(folder) if writable else f"{place} is not one",
+            remedy=install_command(settings, folder),
+        )
     ]
     if not writable:
         return checks, True
-    free = free_mb(folder) - settings.min_free_mb
-    needed = settings.db_path.stat().st_size * _COPIES / MB
+    free = free_mb(place) - settings.min_free_mb
+    needed = settings.db_path.stat().st_size * COPIES / MB
     enough = free >= needed
     checks.append(
         Check.that(
@@ -114,7 +115,8 @@ def _place(settings: Settings) -> tuple[list[Check], bool]:
             enough,
             expected=f"{needed:,.1f} MB for the copy and its proof",
             observed=f"{free:,.0f} MB beyond the {settings.min_free_mb:,} MB that must stay free",
-            remedy=f"make room: du -xh --max-depth=2 {quote(str(folder))} | sort -h | tail",
+            remedy=f"make room: du -xh --max-depth=2 {quote(str(place))} | sort -h | tail",
+            evidence=[f"left by a killed process: {place / name}" for name in sweep(place, remove=False)],
         )
     )
     return checks, not enough
@@ -127,9 +129,11 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
     backed up too, before it is repaired. Raises RefusedError, BusyError, sqlite3.Error, OSError; then there is none.
     """
     folder = settings.backup_dir
-    make_private_directory(folder, owned_as=settings.db_path.parent)
-    sweep(folder)
-    with told_where_it_is_full(folder), scratch_directory(folder, "backup") as scratch:
+    with (
+        told_where_it_is_full(folder),
+        private_directory(folder, owned_as=settings.db_path.parent),
+        scratch_directory(folder, "backup") as scratch,
+    ):
         draft = scratch / "copy.db"
         async with connect(settings.db_path, settings=settings) as conn:
             await conn.execute_fetchall("BEGIN")
@@ -137,6 +141,7 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
             taken_at = datetime.now(UTC)
             with _progress(2 * rows) as progress:
                 ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
+                alien = not_ours(await read_schema(conn))
                 content = await read_content(conn, progress=progress)
                 started = perf_counter()
                 await copy_out(conn, draft, owned_as=folder)
@@ -158,7 +163,31 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
                 backup = Backup(draft, facts)
                 facts["proof"] = await prove(settings, backup, scratch, progress)
         backup = _publish(backup, folder)
-    return backup, _checks(backup, copied_s)
+    return backup, _checks(backup, copied_s, alien)
+
+
+@asynccontextmanager
+async def kept_before(
+    settings: Settings, reason: str, name: str, done: list[Check]
+) -> AsyncIterator[Callable[[], object]]:
+    """Back up before a change, and add to ``done`` the check ``name`` that says so.
+
+    The block calls what it is lent once the change is committed. If it is refused before that, the backup is removed,
+    so that nothing has changed.
+    """
+    committed = list[bool]()
+    with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
+        backup, _ = await back_up(settings, reason=reason)
+        done.append(Check(name, "pass", expected="a proven backup of it", observed=str(backup.path)))
+        try:
+            yield lambda: committed.append(True)
+        except (sqlite3.Error, OSError, AbathurError) as error:
+            # After a fault of the disk nobody knows what was committed.
+            unknown = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
+            if len(done) == 1 and not committed and not unknown:
+                done.clear()
+                remove(backup)
+            raise
 
 
 async def prove(
@@ -214,14 +243,18 @@ def _publish(backup: Backup, folder: Path) -> Backup:
         try:
             # The manifest first: alone it is no backup, and a copy without a manifest would be taken for one.
             publish(draft, manifest_of(path))
-            publish(backup.path, path)
+            try:
+                publish(backup.path, path)
+            except OSError:
+                manifest_of(path).unlink()
+                raise
         except FileExistsError:  # another one of the same millisecond
             moment += timedelta(milliseconds=1)
             continue
         return read_backup(path)
 
 
-def _checks(backup: Backup, copied_s: float) -> list[Check]:
+def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
     proof, content = backup.facts["proof"], backup.content
     took = proof["restored_s"] + proof["validated_s"]
     return [
@@ -247,7 +280,10 @@ def _checks(backup: Backup, copied_s: float) -> list[Check]:
             "what it holds",
             not backup.findings,
             expected="a database that passes validate",
-            observed=f"one that fails: {', '.join(backup.findings)}" if backup.findings else "one that passes validate",
+            observed=(
+                f"one that fails: {', '.join(backup.findings)}" if backup.findings else "one that passes validate"
+            )
+            + (f"; it holds {alien}: compared are its pages and the rows of its tables" if alien else ""),
             remedy="run validate.ipynb: the database itself has these faults",
             otherwise="warn",
         ),

@@ -2,7 +2,7 @@
 
 import hashlib
 import marshal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from abathur_nb.sql import load_queries, normalized
 __all__ = ["Content", "difference", "read_content"]
 
 _STEP = 1000  # rows from one report of progress to the next
+_COLUMNS = 100  # that one call of a function takes: SQLite allows 127 arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +35,10 @@ class Content:
 async def read_content(conn: aiosqlite.Connection, *, progress: Callable[[int], object] | None = None) -> Content:
     """Read every row of every table, SQLite's own sequences too, in the transaction that ``conn`` is in. Read-only.
 
-    Statistics (``sqlite_stat…``) are no content. Rows are taken in the order of the table, each as its values in the
-    second format of ``marshal``, which all versions of Python share; a text counts as its bytes, whether they are
-    UTF-8 or not. ``progress`` is told of rows that are done, from the connection's thread. Raises sqlite3.Error.
+    Statistics (``sqlite_stat…``), virtual tables and the columns that SQLite computes are left out. Rows are taken in
+    the order of the table, each as its values in the second format of ``marshal``, which all versions of Python share;
+    a text counts as its bytes, whether they are UTF-8 or not. ``progress`` gets the rows that are done, from the
+    connection's thread. Raises sqlite3.Error.
     """
     digest = hashlib.sha256()
     done = 0
@@ -53,20 +55,24 @@ async def read_content(conn: aiosqlite.Connection, *, progress: Callable[[int], 
     await conn.create_function("abathur_digest", -1, feed)
     rows: dict[str, int] = {}
     for (name,) in await conn.execute_fetchall(load_queries("inspect.sql")["tables"].sql):
-        found = await conn.execute_fetchall("SELECT name FROM pragma_table_xinfo(?) ORDER BY cid", (name,))
+        found = await conn.execute_fetchall(
+            "SELECT name FROM pragma_table_xinfo(?) WHERE hidden = 0 ORDER BY cid", (name,)
+        )
         columns = [quoted(column) for (column,) in found]
         digest.update(canonical({"table": name, "columns": [column for (column,) in found]}))
-        texts = " || ".join(f"(typeof({column}) = 'text')" for column in columns)
-        values = ", ".join(f"CASE typeof({c}) WHEN 'text' THEN CAST({c} AS BLOB) ELSE {c} END" for c in columns)
+        calls = [_call(columns[start : start + _COLUMNS]) for start in range(0, len(columns), _COLUMNS)]
         # NOT INDEXED: in the order of the table, which a copy shares.
-        ((count,),) = await conn.execute_fetchall(
-            f"SELECT count(abathur_digest({texts}, {values})) FROM {quoted(name)} NOT INDEXED"
-        )
-        rows[name] = count
+        ((rows[name], *_),) = await conn.execute_fetchall(f"SELECT {', '.join(calls)} FROM {quoted(name)} NOT INDEXED")
     schema = {name: normalized(found.sql) for name, found in (await read_schema(conn)).items()}
     if progress:
         progress(done % _STEP)
     return Content(digest.hexdigest(), sha256(canonical(schema)), rows)
+
+
+def _call(columns: Sequence[str]) -> str:
+    texts = " || ".join(f"(typeof({column}) = 'text')" for column in columns)
+    values = ", ".join(f"CASE typeof({c}) WHEN 'text' THEN CAST({c} AS BLOB) ELSE {c} END" for c in columns)
+    return f"count(abathur_digest({texts}, {values}))"
 
 
 def difference(wanted: Content, found: Content) -> str:

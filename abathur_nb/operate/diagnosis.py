@@ -52,7 +52,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
         cause = "a restoration or rollback that was killed" if begun else "its database was moved or deleted alone"
         check = replace(target.check, observed=f"{target.check.observed}\ncause: {cause}", remedy=REPAIR)
         return Diagnosis((check,), ("complete" if begun else "move aside",))
-    target = await identify(settings)
+    target = await identify(settings, refuses=("trigger",))  # which a repair would set off
     if target.state == "damaged":
         return Diagnosis((replace(target.check, remedy=RESTORE),), ("salvage",))
     if target.state != "present":

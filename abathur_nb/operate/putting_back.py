@@ -56,7 +56,7 @@ async def put_back_rows(
     which was changed since, stays in the file, and is named.
     """
     title, subject, checks = _TITLE if apply else f"{_TITLE} (plan)", str(settings.db_path), list[Check]()
-    if refused := await refusal(_TITLE, settings):
+    if refused := await refusal(_TITLE, settings, refuses=("trigger",)):
         return replace(refused, refused=True)
     try:
         path = quarantine_dir(settings) / name  # a path that is absolute stays what it is

@@ -1,37 +1,246 @@
-"""Replacing what a database holds: keep what stands there, write the new content, prove that it stands there."""
+"""Replacing what a database holds: the plan, its rehearsal, and the change itself; what stood there is kept."""
 
+import os
+import sqlite3
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
+from time import perf_counter
 
-from abathur_nb.connection import connect
-from abathur_nb.operate.aside import complete, discard, new_folder, replace_file
-from abathur_nb.operate.backup import back_up
+from abathur_nb.connection import connect, explain_error, kept_open
+from abathur_nb.errors import AbathurError
+from abathur_nb.location import free_mb
+from abathur_nb.objects import OTHERS
+from abathur_nb.operate.aside import complete, discard, new_folder, replace_file, users_of
+from abathur_nb.operate.backup import COPIES, kept_before
 from abathur_nb.operate.content import Content, difference, read_content
-from abathur_nb.operate.standing import Standing
+from abathur_nb.operate.plan import Plan
+from abathur_nb.operate.standing import Form, Standing, form_of, look
 from abathur_nb.operate.transfer import copy_in, copy_out, open_copy, publish
-from abathur_nb.report import Check
-from abathur_nb.scratch import make_private_directory, scratch_directory
+from abathur_nb.report import Check, Report, Status
+from abathur_nb.schema import not_ours, read_schema
+from abathur_nb.scratch import nearest_existing, private_directory, scratch_directory, sweep
 from abathur_nb.settings import Settings
+from abathur_nb.target import journal_of
 from abathur_nb.validate import file_checks
+from abathur_nb.wording import MB
 
-__all__ = ["finish_begun", "replace_database", "steps_to"]
+__all__ = ["Source", "finish_begun", "place_for_scratch", "read_source", "replace_content"]
+
+_KEPT = "what stood there"
 
 
-def steps_to(standing: Standing, settings: Settings, reason: str, new: str) -> tuple[str, ...]:
-    """Return, in words, what ``replace_database`` will do."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Hold a proven database in a file that nobody changes, and what a plan and a report say of it.
+
+    ``not_ours`` names the triggers, views and virtual tables in it.
+    """
+
+    path: Path
+    name: str
+    content: Content
+    form: Form
+    not_ours: str
+    facts: dict[str, str] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+
+
+async def read_source(path: Path, name: str) -> Source:
+    """Return what ``path`` holds, as the source of a replacement. Read-only."""
+    async with open_copy(path) as conn:
+        return Source(path, name, await read_content(conn), await form_of(conn), not_ours(await read_schema(conn)))
+
+
+def place_for_scratch(settings: Settings) -> Path:
+    """Return the directory for copies that do not stay: that of the database; where it is read-only, the backups'."""
+    places = [nearest_existing(folder) for folder in (settings.db_path.parent, settings.backup_dir)]
+    return next((place for place in places if os.access(place, os.W_OK | os.X_OK)), places[0])
+
+
+async def replace_content(
+    settings: Settings,
+    action: str,
+    source: AbstractAsyncContextManager[Source],
+    *,
+    apply: bool,
+    confirm: str | None,
+    drill: bool = False,
+) -> Report:
+    """Show how the content of ``source`` would replace that of the database; do it with ``apply``.
+
+    ``drill`` rehearses it in scratch. What is refused has changed nothing.
+    """
+    title = f"{action} ({'drill' if drill else 'plan'})" if drill or not apply else action
+    checks, done = list[Check](), list[Check]()
+    refused = True
+    try:
+        async with source as new:
+            standing = await look(settings)
+            checks += [*new.checks, standing.check]
+            found = await _obstacles(settings, standing, new, now=apply or drill)
+            forbids = any(check.failed for check in found) or standing.state == "forbidden"
+            checks += found
+            if drill:
+                checks += [] if forbids else await _rehearse(settings, standing, new)
+                refused = False
+            else:
+                facts = new.facts | ({"begun": standing.folder.name} if standing.folder else {})
+                plan = Plan(action, settings, _steps(standing, settings, f"pre_{action}", new), facts)
+                checks.append(plan.approval(apply=apply, confirm=confirm))
+                refused = forbids or checks[-1].failed
+                if apply and not refused:
+                    await _replace(settings, standing, new, f"pre_{action}", done)
+                    for folder in dict.fromkeys((settings.db_path.parent, settings.backup_dir)):
+                        sweep(folder)
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        fault = explain_error(settings.db_path, error)
+        done.append(Check(action, "error", "a proven source, and a place for it", fault.observed, fault.remedy))
+        refused = len(done) == 1
+    return Report(title, (*checks, *done), subject=str(settings.db_path), refused=refused)
+
+
+def _goes_aside(standing: Standing, new: Source) -> bool:
+    """Tell whether the file itself is replaced: SQLite copies only into one of the same form that it can read."""
+    return standing.state == "unreadable" or (standing.state == "readable" and standing.form != new.form)
+
+
+def _steps(standing: Standing, settings: Settings, reason: str, new: Source) -> tuple[str, ...]:
+    """Return, in words, what `_replace` will do."""
     path = settings.db_path
+    steps = [f"complete the replacement of {path} that was begun with {standing.folder}"] if standing.folder else []
     if standing.state == "readable":
-        return (
-            f"back up {path} as abathur_{reason}_… in {settings.backup_dir}, and prove that backup",
-            f"write {new} into {path}, in one transaction",
-            f"validate {path}",
-        )
+        steps.append(f"back up {path} as abathur_{reason}_… in {settings.backup_dir}, and prove that backup")
     if standing.state == "absent":
-        return (f"make {path} of {new}, under another name first", f"validate {path}")
-    return (
-        f"move {path}, with its side files, into a new directory abathur_aside_… beside it",
-        f"give the name {path.name} to a copy of {new}",
-        f"validate {path}",
-    )
+        steps.append(f"make {path} of {new.name}, under another name first")
+    elif _goes_aside(standing, new):
+        steps.append(f"move {path}, with its side files, into a new directory abathur_aside_… beside it")
+        steps.append(f"give the name {path.name} to a copy of {new.name}")
+    else:
+        steps.append(f"write {new.name} into {path}, in one transaction")
+    return (*steps, f"validate {path}")
+
+
+async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now: bool) -> list[Check]:
+    """Return a check for each condition of this machine that forbids the replacement. Read-only.
+
+    Who uses the database only warns of what is not to be done ``now``. What forbids to lock it is looked for too, if
+    it is to be done now.
+    """
+    path, found = settings.db_path, list[Check]()
+
+    def forbid(name: str, expected: str, observed: str, remedy: str, status: Status = "fail") -> None:
+        found.append(Check(name, status, expected, observed, remedy))
+
+    moved = standing.folder is not None or _goes_aside(standing, new)
+    if moved and (users := users_of(path)):
+        observed = f"{path} is open in {', '.join(users)}"
+        expected = "no process has it open while its file is replaced"
+        forbid("users", expected, observed, "stop it, then try again", "fail" if now else "warn")
+    in_place = standing.state == "readable" and not moved
+    if in_place and not os.access(path, os.W_OK):  # which SQLite says at the first change only
+        forbid(
+            "writable", "a file that may be written to", f"{path} may not be written to", f"namei -l {quote(str(path))}"
+        )
+    elif in_place and now:
+        try:
+            async with kept_open(settings), connect(path, settings=settings, mode="rw") as writer:
+                await writer.execute_fetchall("BEGIN EXCLUSIVE")
+                await writer.rollback()
+        except (sqlite3.Error, AbathurError) as error:
+            fault = explain_error(path, error)
+            forbid("writable", "the database can be locked and written to", fault.observed, fault.remedy)
+    copies = 2 if in_place else 1  # the log, and the file
+    needed = {nearest_existing(path.parent): copies * new.path.stat().st_size}
+    if standing.state == "readable":
+        place = nearest_existing(settings.backup_dir)
+        needed[place] = needed.get(place, 0) + COPIES * standing.path.stat().st_size
+    for folder, size in needed.items():
+        if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+            remedy = f"see how it is mounted and who owns it: findmnt -T {(q := quote(str(folder)))}; namei -l {q}"
+            forbid("directory", "a directory that may be written to", f"{folder} may not be written to", remedy)
+        elif (free := free_mb(folder)) < size / MB:
+            observed = f"{free:,.1f} MB free on the disk of {folder}"
+            forbid("room", f"{size / MB:,.1f} MB", observed, f"make room: df -h {quote(str(folder))}")
+    return found
+
+
+async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list[Check]:
+    """Replace, in scratch, a copy of what stands there as the database itself would be; return what came of it."""
+    with scratch_directory(place_for_scratch(settings), "restore") as scratch:
+        copy = replace(settings, db_path=scratch / settings.db_path.name, backup_dir=scratch / "backups")
+        if standing.state == "readable":
+            live = connect(standing.path, settings=settings) if not standing.folder else open_copy(standing.path)
+            async with live as conn:
+                await copy_out(conn, copy.db_path, owned_as=scratch)
+        elif standing.state == "unreadable":
+            copy.db_path.touch()  # which no more can be written into than what is damaged
+        started, done = perf_counter(), list[Check]()
+        await _replace(copy, replace(standing, folder=None), new, "drill", done)
+        took = perf_counter() - started
+    failed = ", ".join(check.name for check in done if check.failed)
+    return [
+        Check.that(
+            "drill",
+            not failed,
+            expected="what is restored has the backup's content and passes validate",
+            observed=f"{new.content.total:,} rows restored, digest {new.content.digest[:12]}…"
+            + (f"; failed: {failed}" if failed else ""),
+            remedy="drill with another backup, and run validate on the database that this one was taken of",
+        ),
+        Check("RTO", "pass", observed=f"{took:.2f} s to restore and validate"),
+    ]
+
+
+async def _replace(settings: Settings, standing: Standing, new: Source, reason: str, done: list[Check]) -> None:
+    """Put the content of ``new`` where ``standing`` was found; what stood there is kept.
+
+    Adds to ``done`` what has changed something, then what came of it. Raises RefusedError, BusyError, sqlite3.Error,
+    OSError: with nothing in ``done`` nothing has changed.
+    """
+    path, since = settings.db_path, False
+    if standing.folder:
+        done += finish_begun(settings)
+        standing = await look(settings)
+        if standing.state == "forbidden":
+            done.append(standing.check)
+            return
+    if standing.state == "readable":
+        async with kept_before(settings, reason, _KEPT, done) as written:
+            if _goes_aside(standing, new):
+                await _move_aside(settings, new, done)
+                written()
+            else:
+                _, since = await copy_in(new.path, settings, written=written)
+    elif standing.state == "absent":
+        with private_directory(path.parent), scratch_directory(path.parent, "restore") as scratch:
+            await _copy(new.path, scratch / "draft.db", path.parent)
+            publish(scratch / "draft.db", path)
+            done.append(Check("made", "pass", "no database before", str(path)))
+    else:
+        await _move_aside(settings, new, done)
+    async with connect(path, settings=settings) as conn:
+        await conn.execute_fetchall("BEGIN")
+        done.append(_content(new.content, await read_content(conn), since))
+    done += [_announced(check, new) for check in await file_checks(settings)]
+
+
+async def _move_aside(settings: Settings, new: Source, done: list[Check]) -> None:
+    """Move the database and its side files aside, and give its name to a copy of ``new``."""
+    path = settings.db_path
+    folder = new_folder(path)
+    try:
+        await _copy(new.path, folder / "draft.db", path.parent)
+        moved = replace_file(path, folder, folder / "draft.db")
+    except BaseException:
+        discard(folder, path)
+        if os.path.lexists(journal_of(path)):
+            observed = f"the replacement of {path} was begun with {folder}, and is not complete"
+            done.append(Check("begun", "warn", "a replacement that is complete", observed, "run this again"))
+        raise
+    observed = f"{folder}: {', '.join(entry.name for entry in moved)}"
+    done.append(Check("moved aside", "pass", expected="the file that stood there, as it was", observed=observed))
 
 
 def finish_begun(settings: Settings) -> tuple[Check, ...]:
@@ -44,46 +253,14 @@ def finish_begun(settings: Settings) -> tuple[Check, ...]:
     return (Check("begun before", "warn", "no replacement was left half done", observed, "none is needed"),)
 
 
-async def replace_database(
-    settings: Settings, standing: Standing, source: Path, wanted: Content, *, reason: str
-) -> list[Check]:
-    """Put the content of ``source`` where ``standing`` was found; what stood there is kept. Returns the checks.
-
-    Raises RefusedError, BusyError, sqlite3.Error, OSError: then what stood there stands there still, or, where it had
-    to be moved aside, ``finish_begun`` goes on.
-    """
-    path = settings.db_path
-    checks = []
-    if standing.state == "readable":
-        kept, _ = await back_up(settings, reason=reason)
-        checks.append(Check("what stood there", "pass", expected="a proven backup of it", observed=str(kept.path)))
-        found, written_since = await copy_in(source, settings)
-        return [*checks, _content(wanted, found, written_since), *await file_checks(settings)]
-    make_private_directory(path.parent)
-    if standing.state == "absent":
-        with scratch_directory(path.parent, "restore") as scratch:
-            await _copy(source, scratch / "draft.db", path.parent)
-            publish(scratch / "draft.db", path)
-    else:
-        folder = new_folder(path)
-        try:
-            draft = folder / "draft.db"
-            await _copy(source, draft, path.parent)
-            moved = replace_file(path, folder, draft)
-        except BaseException:
-            discard(folder, path)
-            raise
-        observed = f"{folder}: {', '.join(entry.name for entry in moved)}"
-        checks.append(Check("what stood there", "pass", expected="moved aside, as it was", observed=observed))
-    async with connect(path, settings=settings) as conn:
-        await conn.execute_fetchall("BEGIN")
-        found = await read_content(conn)
-    return [*checks, _content(wanted, found), *await file_checks(settings)]
-
-
 async def _copy(source: Path, draft: Path, owned_as: Path) -> None:
     async with open_copy(source) as conn:
         await copy_out(conn, draft, owned_as=owned_as)
+
+
+def _announced(check: Check, new: Source) -> Check:
+    """Return a check of validate; one that fails for what the source was said to hold warns."""
+    return replace(check, status="warn") if check.failed and check.name == OTHERS and new.not_ours else check
 
 
 def _content(wanted: Content, found: Content, written_since: bool = False) -> Check:

@@ -2,29 +2,25 @@
 
 import asyncio
 import os
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
-from abathur_nb.connection import explain_error, pragma
-from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.connection import pragma
+from abathur_nb.errors import RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
-from abathur_nb.operate.backup import prove
-from abathur_nb.operate.content import difference, read_content
+from abathur_nb.operate.content import difference
 from abathur_nb.operate.manifest import Backup, find_backup, unpack
-from abathur_nb.operate.plan import Plan, check_apply, require
-from abathur_nb.operate.replacement import finish_begun, replace_database, steps_to
-from abathur_nb.operate.standing import look
+from abathur_nb.operate.plan import check_apply, require
+from abathur_nb.operate.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.operate.transfer import open_copy
 from abathur_nb.report import Check, Report
-from abathur_nb.scratch import nearest_existing, scratch_directory, sweep
+from abathur_nb.scratch import scratch_directory
 from abathur_nb.settings import Settings
 from abathur_nb.wording import age, duration, shown
 
-__all__ = ["proven_source", "restore_database"]
+__all__ = ["restore_database"]
 
 
 async def restore_database(
@@ -41,9 +37,9 @@ async def restore_database(
 
     ``backup`` is a path, or a name in ``backup_dir``; None takes the newest whose database passed validation. One of
     another environment is refused unless ``from_env`` names that. Where the settings demand it, ``confirm`` must be
-    the hash of the plan. ``drill`` restores into scratch, leaves the live database alone, and reports what a
-    restoration takes (RTO) and what it would lose (RPO). ``title`` is what the report calls it. Raises
-    ConfigurationError for a wrong argument.
+    the hash of the plan. ``drill`` restores over a copy of the live database, in scratch, and reports how long it takes
+    (RTO) and what would be lost (RPO); it fails where a restoration would. ``title`` is what the report calls it.
+    Raises ConfigurationError for a wrong argument.
     """
     faults = check_apply(apply, confirm)
     if not isinstance(drill, bool):
@@ -51,32 +47,8 @@ async def restore_database(
     if drill is True and apply is True:
         faults.append("drill, apply: a drill changes nothing, so that there is nothing to apply: set one of them")
     require(faults)
-    subject, checks = str(settings.db_path), list[Check]()
-    action = title
-    title = f"{action} ({'drill' if drill else 'plan'})" if drill or not apply else action
-    try:
-        chosen = find_backup(settings.backup_dir, backup, settings.env if from_env is None else from_env)
-        _require_fit(chosen, settings, from_env)
-        if drill:
-            return Report(title, tuple(await _drill(chosen, settings)), subject=subject)
-        if apply:
-            checks += finish_begun(settings)
-        async with proven_source(chosen, settings) as source:
-            checks.append(_chosen(chosen))
-            standing = await look(settings)
-            steps = steps_to(standing, settings, f"pre_{action}", f"the content of {chosen.path.name}")
-            facts = {"backup": chosen.facts["sha256_of_file"], "content": chosen.content.digest}
-            plan = Plan(action, settings, steps, facts).approval(apply=apply, confirm=confirm)
-            checks += [standing.check, plan]
-            if plan.failed or standing.state == "forbidden":
-                return Report(title, tuple(checks), subject=subject, refused=True)
-            if apply:
-                checks += await replace_database(settings, standing, source, chosen.content, reason=f"pre_{action}")
-    except (sqlite3.Error, OSError, AbathurError) as error:
-        fault = explain_error(settings.db_path, error)
-        failed = Check(action, "error", "a proven backup, and a place for it", fault.observed, fault.remedy)
-        return Report(title, (*checks, failed), subject=subject, refused=True)
-    return Report(title, tuple(checks), subject=subject)
+    source = _proven(settings, backup, from_env, drill=drill)
+    return await replace_content(settings, title, source, apply=apply, confirm=confirm, drill=drill)
 
 
 def _require_fit(backup: Backup, settings: Settings, from_env: str | None) -> None:
@@ -97,58 +69,48 @@ def _require_fit(backup: Backup, settings: Settings, from_env: str | None) -> No
 
 
 @asynccontextmanager
-async def proven_source(backup: Backup, settings: Settings) -> AsyncIterator[Path]:
-    """Lend the path of a backup's database, every byte and row of it proven; scratch is removed at the end.
+async def _proven(
+    settings: Settings, name: str | os.PathLike[str] | None, from_env: str | None, *, drill: bool
+) -> AsyncIterator[Source]:
+    """Lend the content of a backup, every byte and row of it proven; scratch is removed at the end.
 
-    Raises RefusedError if anything is another than the manifest says.
+    Raises RefusedError if there is none that fits, or anything is another than its manifest says.
     """
-    parent = nearest_existing(settings.db_path.parent)
-    sweep(parent)
-    with scratch_directory(parent, "restore") as scratch:
-        source = await asyncio.to_thread(unpack, backup, scratch)
-        async with open_copy(source) as conn:
-            content = await read_content(conn)
+    backup = find_backup(settings.backup_dir, name, settings.env if from_env is None else from_env)
+    _require_fit(backup, settings, from_env)
+    with scratch_directory(place_for_scratch(settings), "restore") as scratch:
+        path = await asyncio.to_thread(unpack, backup, scratch)
+        source = await read_source(path, f"the content of {backup.path.name}")
+        async with open_copy(path) as conn:
             ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
-        told = [f"{name} {value}" for name, value in ids.items() if value != backup.facts[name]]
-        if content != backup.content:
-            told.append(difference(backup.content, content))
-        if told:
-            observed = f"{backup.path} holds something else than its manifest says: {', '.join(told)}"
+        other = [f"{name} {value}" for name, value in ids.items() if value != backup.facts[name]]
+        if source.content != backup.content:
+            other.append(difference(backup.content, source.content))
+        if other:
+            observed = f"{backup.path} does not hold what its manifest says: {', '.join(other)}"
             raise RefusedError(observed, "choose another backup")
-        yield source
+        facts = {"backup": backup.facts["sha256_of_file"], "content": backup.content.digest}
+        checks = (_chosen(backup, source.not_ours), *([_to_lose(backup)] if drill else []))
+        yield replace(source, facts=facts, checks=checks)
 
 
-def _chosen(backup: Backup) -> Check:
+def _to_lose(backup: Backup) -> Check:
+    since = (datetime.now(UTC) - backup.taken_at).total_seconds()
+    return Check("RPO", "pass", observed=f"{duration(max(since, 0))}: what was written since the backup would be lost")
+
+
+def _chosen(backup: Backup, not_ours: str) -> Check:
     findings = ", ".join(backup.findings)
+    told = f"; its database failed: {findings}" if findings else ""
+    told += (
+        f"; it holds {not_ours}: validate fails those, and the store opens no trigger and no view" if not_ours else ""
+    )
     return Check.that(
         "backup",
-        not findings,
+        not told,
         expected="as its manifest says, of a database that passed validation",
-        observed=f"{backup.path}, {backup.content.total:,} rows, {age(backup.taken_at)}"
-        + (f"; its database failed: {findings}" if findings else ""),
+        observed=f"{backup.path}, {backup.content.total:,} rows, {age(backup.taken_at)}{told}",
         remedy="validate afterwards, and run troubleshoot.ipynb",
         otherwise="warn",
         evidence=[f"{name}: {count:,} rows" for name, count in backup.content.rows.items()],
     )
-
-
-async def _drill(backup: Backup, settings: Settings) -> list[Check]:
-    parent = nearest_existing(settings.db_path.parent)
-    sweep(parent)
-    with scratch_directory(parent, "restore") as scratch:
-        proof = await prove(replace(settings, db_path=scratch / "drill.db"), backup, scratch)
-    took, since = proof["restored_s"] + proof["validated_s"], (datetime.now(UTC) - backup.taken_at).total_seconds()
-    findings = ", ".join(proof["findings"])
-    return [
-        _chosen(backup),
-        Check.that(
-            "drill",
-            not findings,
-            expected="what is restored passes validate",
-            observed=f"{backup.content.total:,} rows restored, digest {backup.content.digest[:12]}…"
-            + (f"; failed: {findings}" if findings else ""),
-            remedy="drill with another backup, and see why this one's database was not sound",
-        ),
-        Check("RTO", "pass", observed=f"{took:.2f} s to restore and validate"),
-        Check("RPO", "pass", observed=f"{duration(max(since, 0))}: what was written since the backup would be lost"),
-    ]

@@ -10,7 +10,7 @@ from abathur_nb.scratch import fsync
 from abathur_nb.settings import Settings
 from abathur_nb.wording import shown
 
-__all__ = ["Retention", "apply_retention", "expired"]
+__all__ = ["Retention", "apply_retention", "expired", "remove"]
 
 _MOST = 10_000
 # The form of a moment that two backups of one period share.
@@ -68,6 +68,13 @@ def _expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
     return [backup for backup in backups if backup.path not in kept]
 
 
+def remove(backup: Backup) -> None:
+    """Remove a backup and its manifest. Raises OSError."""
+    # The manifest last: it alone says of what is left that it is no backup any more.
+    backup.path.unlink(missing_ok=True)
+    backup.manifest.unlink(missing_ok=True)
+
+
 def apply_retention(settings: Settings, keep: Retention) -> Iterable[Check]:
     """Remove the backups of this database that ``keep`` lets go, and yield a check of what stands there now.
 
@@ -79,9 +86,7 @@ def apply_retention(settings: Settings, keep: Retention) -> Iterable[Check]:
     gone, left = expired(own, keep), []
     for backup in gone:
         try:
-            # The manifest last: it alone says of what is left that it is no backup any more.
-            backup.path.unlink(missing_ok=True)
-            backup.manifest.unlink(missing_ok=True)
+            remove(backup)
         except OSError as error:
             left.append(f"{backup.path.name}: {error.strerror}")
     if gone:

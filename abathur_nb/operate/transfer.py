@@ -44,13 +44,17 @@ async def open_copy(path: Path) -> AsyncIterator[aiosqlite.Connection]:
 
 
 async def copy_in(
-    source: Path, settings: Settings, *, progress: Callable[[int], object] | None = None
+    source: Path,
+    settings: Settings,
+    *,
+    progress: Callable[[int], object] | None = None,
+    written: Callable[[], object] = bool,
 ) -> tuple[Content, bool]:
     """Replace the content of the live database by that of ``source``, in one transaction of SQLite's.
 
     At every moment either the old content stands there or the new one, for a reader that has it open too. Waits
-    ``busy_timeout_ms`` for a writer. Returns what stands there then, and whether somebody else has written meanwhile.
-    Raises BusyError, sqlite3.Error.
+    ``busy_timeout_ms`` for a writer, and calls ``written`` once the new content is committed. Returns what it reads
+    back, and whether somebody else has written meanwhile. Raises BusyError, sqlite3.Error.
     """
     path = settings.db_path
     deadline = monotonic() + settings.busy_timeout_ms / 1000
@@ -68,6 +72,7 @@ async def copy_in(
             holders = lock_holders(path) or "a process that cannot be named"
             remedy = "let it finish or end it, then try again"
             raise BusyError(f"{path} is locked by {holders}", remedy) from None
+        written()
         await live.execute_fetchall("BEGIN")
         found = await read_content(live, progress=progress)
         # Own commits leave it as it is.
@@ -78,7 +83,11 @@ def publish(draft: Path, path: Path) -> None:
     """Give a finished file its name, durably; raise FileExistsError if the name is taken, and leave what has it."""
     fsync(draft)
     os.link(draft, path)  # refuses a name that exists, where rename would replace it
-    fsync(path.parent)
+    try:
+        fsync(path.parent)
+    except OSError:
+        path.unlink()
+        raise
 
 
 @contextmanager

@@ -139,7 +139,7 @@ async def _restore(settings: Settings, random: Random) -> None:
 
 
 async def _begin_anew(settings: Settings, _: Random) -> None:
-    (await nb.roll_back(settings, apply=True)).raise_for_failures()
+    (await nb.roll_back(settings, to="fresh", apply=True)).raise_for_failures()
 
 
 async def _repair(settings: Settings, random: Random) -> None:

@@ -83,7 +83,7 @@ def _is_restored(settings: Settings) -> bool:
 
 
 async def _start_afresh(db: Path) -> dict[str, Any]:
-    return await _told(nb.roll_back(settings_of(db), apply=True))
+    return await _told(nb.roll_back(settings_of(db), to="fresh", apply=True))
 
 
 async def _start_afresh_naively(db: Path) -> dict[str, Any]:
