@@ -6,9 +6,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from abathur_nb.errors import AbathurError, ConfigurationError
-from abathur_nb.wording import printable
+from abathur_nb.wording import printable, without_url_secrets
 
 # Each command's module has add_arguments(parser) and command(arguments) -> exit code. Only the one asked for is
 # imported: a run shall start at once.
@@ -30,10 +31,17 @@ _REFUSED = 2  # as argparse exits for wrong arguments
 _INTERRUPTED = 5
 
 
+class _Parser(argparse.ArgumentParser):
+    """Show no secret of a URL where an argument is wrong: argparse repeats it."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_url_secrets(printable(message)))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what a user can cause is told in a line each on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="python -m abathur_nb", description=_ABOUT, allow_abbrev=False)
+    parser = _Parser(prog="python -m abathur_nb", description=_ABOUT, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     code = 1
     try:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from abathur_nb.wording import without_url_secrets
+
 __all__ = [
     "AbathurError",
     "BusyError",
@@ -33,11 +35,11 @@ class AbathurError(Exception):
 class ConfigurationError(AbathurError, ValueError):
     """Name every faulty setting or parameter: correct them and run again.
 
-    ``faults`` holds one sentence each. Nothing was touched.
+    ``faults`` holds one sentence each, without what of a URL may be a secret. Nothing was touched.
     """
 
     def __init__(self, faults: str | Sequence[str]) -> None:
-        self.faults = (faults,) if isinstance(faults, str) else tuple(faults)
+        self.faults = tuple(map(without_url_secrets, (faults,) if isinstance(faults, str) else faults))
         super().__init__("; ".join(self.faults))
 
 

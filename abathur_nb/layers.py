@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from abathur_nb.scratch import is_scratch_name
-from abathur_nb.wording import did_you_mean, printable, shown
+from abathur_nb.wording import did_you_mean, printable, shown, without_url_secrets
 
 __all__ = ["absolute_path", "environment_variables", "read_environments"]
 
@@ -24,7 +24,7 @@ def read_environments(settable: Collection[str], faults: list[str]) -> dict[str,
     """Return the tables ``[environments.NAME]`` of the settings file, each with the file's name. Read-only."""
     named = os.environ.get("ABATHUR_CONFIG")
     path = Path(os.path.expanduser(_CONFIG if named is None else named))
-    where = f"settings file {printable(str(path))}"
+    where = f"settings file {without_url_secrets(printable(str(path)))}"
     if named is None and not (_has_home() and path.exists()):  # never one found in the working directory
         return {}
     try:
@@ -92,6 +92,8 @@ def absolute_path(name: str, value: object, source: str, relative_paths: bool, f
         expected = "a path of printable characters"
     elif text == ":memory:" or text.startswith("file:"):
         expected = "a path of a file, no in-memory database and no SQLite URI"
+    elif re.match(r"[A-Za-z][\w+.:-]+:/", text):  # development would take it for a relative path
+        expected = "a path, not a URL"
     elif text.startswith("~") and text != "~" and not text.startswith("~/"):
         expected = "an absolute path (`~` stands for your own home only)"
     elif text.startswith("~") and not _has_home():

@@ -8,7 +8,7 @@ from typing import Any
 
 from abathur_nb.attestation import said_fault
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.wording import did_you_mean, holds_password, shown
+from abathur_nb.wording import did_you_mean, shown, url_fault
 
 __all__ = [
     "RANGES",
@@ -59,8 +59,8 @@ class Parameter:
             return f"{self.name}: expected a finite number, found {shown(value)}"
         if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
             return f"{self.name}: expected text that can be written down, found {shown(value)}"
-        if isinstance(value, str) and holds_password(value):
-            return f"{self.name}: expected a URL without a password, which the record of the run would keep"
+        if isinstance(value, str) and (fault := url_fault(self.name, value)):
+            return fault
         if self.name in RANGES and isinstance(value, int):
             return _range_fault(self.name, value)
         if self.name in _SAID:

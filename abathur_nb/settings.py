@@ -11,7 +11,7 @@ from typing import Any, Literal, get_type_hints
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.layers import absolute_path, environment_variables, read_environments
-from abathur_nb.wording import did_you_mean, printable, shown, versions
+from abathur_nb.wording import did_you_mean, printable, shown, url_fault, versions
 
 __all__ = ["ENVIRONMENTS", "SECRET_SETTINGS", "Settings", "environment_names", "resolve"]
 
@@ -185,6 +185,8 @@ def resolve(
         if name not in values or (origins[name] == "default" != origins.get("db_path")):
             values[name] = data.parent / folder if isinstance(data, Path) else Path(folder)
             origins[name] = "beside the data"
+    texts = {k: v for k, v in values.items() if isinstance(v, str) and k not in (*_PATHS, *SECRET_SETTINGS)}
+    faults += [fault for k, text in texts.items() if (fault := url_fault(f"{k} (from {origins[k]})", text))]
     origins["env"] = "default" if env == "development" else "argument"
     checked = _checked({k: v for k, v in values.items() if k not in _PATHS}, origins, faults)
     if faults:

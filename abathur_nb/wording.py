@@ -18,21 +18,28 @@ __all__ = [
     "as_user",
     "did_you_mean",
     "duration",
-    "holds_password",
     "is_ahead",
     "moment_of",
     "printable",
     "shown",
     "timestamp",
+    "url_fault",
     "user_name",
     "utc_now",
     "versions",
+    "without_url_secrets",
 ]
 
 MB = 1_000_000  # bytes, in all that is told
 AHEAD_S = 300  # a moment further ahead of the clock is wrong, or the clock is: two machines may differ by less
 SEE_CLOCK = "see the clock (timedatectl): it is wrong now, or was when this was written"
-_PASSWORD = re.compile(r"\w[\w+.-]*://[^/?#]*:[^/?#]*@")
+# A slash is enough: a Path makes one of two. A scheme may be chained, as in simplecache::s3://.
+_BEGIN = r"([A-Za-z][\w+.:-]{1,60}):/+(?=\S)"
+_URL = re.compile(_BEGIN)
+# As `shown` quotes it, with its blanks; else up to a blank.
+_URL_IN_TEXT = re.compile(rf"(?:(?<=')|(?<=(\"))){_BEGIN}(?:\\.|(?(1)[^\"\\]|[^'\\]))*|{_BEGIN}\S+")
+_ENCODED = re.compile(r"%(?:25)*(23|3a|3b|3f|40)", re.IGNORECASE)
+_USER_IS_A_NAME = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs")  # of a person, or of a container
 
 
 def printable(text: str) -> str:
@@ -102,9 +109,32 @@ def shown(value: object) -> str:
     return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
 
 
-def holds_password(url: str) -> bool:
-    """Tell whether a URL holds a password, as in ``s3://KEY:SECRET@bucket``: it would be shown wherever the URL is."""
-    return _PASSWORD.match(url) is not None
+def url_fault(name: str, value: str) -> str:
+    """Say that the URL in ``value`` may hold a secret, which a record would keep; an empty text if it cannot."""
+    part = _secret_part(value)
+    told = f"{name}: expected a URL without {part}, which a record would keep: set credentials by variables"
+    return told if part else ""
+
+
+def without_url_secrets(text: str) -> str:
+    """Return a message with each URL in it that may hold a secret cut down to its scheme."""
+    return _URL_IN_TEXT.sub(lambda url: f"{url[0].partition('/')[0]}//…" if _secret_part(url[0]) else url[0], text)
+
+
+def _secret_part(text: str) -> str:
+    """Name the part of a URL that may be a secret: credentials, or what signs an address."""
+    text = text.strip()
+    if not (url := _URL.match(text)):
+        return ""
+    rest = _ENCODED.sub(lambda octet: chr(int(octet[1], 16)), text[url.end() :])
+    authority = rest.partition("/")[0]
+    user, at, _ = authority.rpartition("@")
+    port = authority.partition(":")[2]
+    if re.search(r"[;?#].", rest, re.DOTALL):
+        return "parameters, a query or a fragment"
+    if ":" in user or (port.strip("0123456789") and "@" in rest):  # a cloud's password may hold a slash
+        return "a password"
+    return "a user, which may be a token" if at and url[1].lower() not in _USER_IS_A_NAME else ""
 
 
 def user_name(uid: int) -> str:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.settings import SECRET_SETTINGS, Settings
+from abathur_nb.wording import without_url_secrets
 
 __all__ = ["masked", "refuse_secrets", "secret_values", "tilde"]
 
@@ -119,7 +120,7 @@ def refuse_secrets(settings: Settings, files: Mapping[str, bytes]) -> None:
 
 
 def masked(text: str, settings: Settings | None = None) -> str:
-    """Return a line for a log with the values of secrets taken out.
+    """Return a line for a log with the values of secrets taken out, and what of a URL may be one.
 
     Without settings, which a fault may have kept from being resolved: those of the variables that say so themselves.
     """
@@ -131,7 +132,7 @@ def masked(text: str, settings: Settings | None = None) -> str:
     for value in (value for value in values if len(value.strip()) >= _SHORTEST):
         for pattern in _patterns(value):
             text = pattern.sub("•••", text)
-    return text
+    return without_url_secrets(text)
 
 
 def _patterns(value: str) -> Iterator[re.Pattern[str]]:

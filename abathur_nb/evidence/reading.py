@@ -15,7 +15,7 @@ from abathur_nb.evidence.ledger import LEDGER, RUN_ID, Ledger, Line, read_ledger
 from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED
 from abathur_nb.layers import absolute_path
 from abathur_nb.settings import Settings, resolve
-from abathur_nb.wording import shown
+from abathur_nb.wording import shown, url_fault
 
 __all__ = [
     "Entry",
@@ -192,6 +192,8 @@ def archive_at(name: str, value: str) -> Path | str:
 
     Raises ConfigurationError where there is no directory. Read-only.
     """
+    if fault := url_fault(name, value):
+        raise ConfigurationError(fault)
     if "://" in value:
         return value
     faults: list[str] = []

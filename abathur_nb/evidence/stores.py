@@ -11,7 +11,7 @@ from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import UNFINISHED, open_regular, write_durably
 from abathur_nb.layers import absolute_path
 from abathur_nb.scratch import make_private_directory
-from abathur_nb.wording import holds_password, printable, shown
+from abathur_nb.wording import printable, shown, url_fault
 
 __all__ = ["Store", "open_store"]
 
@@ -41,14 +41,13 @@ class Store(NamedTuple):
 def open_store(url: str) -> Store:
     """Return the store that a directory or a URL names; raise ConfigurationError if it is none that is known.
 
-    No password is taken from a URL: URLs are shown. Makes nothing.
+    No credentials are taken from a URL: URLs are shown. Makes nothing.
     """
+    if fault := url_fault("URL", url):
+        raise ConfigurationError(fault)
     if not url.isprintable() or ("://" in url and not (match := _URL.fullmatch(url))):
         raise ConfigurationError("URL: expected a directory, or protocol://place/path without ? and #")
     scheme, rest = match.groups() if "://" in url and match else ("file", url)
-    if holds_password(url):
-        keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        raise ConfigurationError(f"URL: expected none with a password, which logs would show: s3:// takes {keys}")
     if scheme in ("file", "local"):
         faults: list[str] = []
         folder = absolute_path("URL", rest, "argument", "://" not in url, faults)

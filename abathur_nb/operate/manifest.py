@@ -11,11 +11,11 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from abathur_nb.errors import RefusedError
+from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import misfits, open_regular, read_regular, sealed, unsealed
 from abathur_nb.operate.content import Content
 from abathur_nb.scratch import make_private_file
-from abathur_nb.wording import printable, shown
+from abathur_nb.wording import printable, shown, url_fault
 
 __all__ = [
     "Backup",
@@ -163,6 +163,8 @@ def find_backup(folder: Path, name: str | os.PathLike[str] | None, env: str) -> 
     name only. Raises RefusedError if there is none.
     """
     if name is not None:
+        if fault := url_fault("backup", os.fspath(name)):
+            raise ConfigurationError(fault)
         path = Path(name).expanduser()
         return read_backup(path if path.is_absolute() else folder / path)
     backups, faults = list_backups(folder)

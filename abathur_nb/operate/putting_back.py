@@ -24,7 +24,7 @@ from abathur_nb.scratch import scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.target import refusal
 from abathur_nb.validate import file_checks
-from abathur_nb.wording import shown
+from abathur_nb.wording import shown, url_fault
 
 __all__ = ["check_name", "put_back_rows"]
 
@@ -43,7 +43,7 @@ class _Outcome:
 def check_name(name: object) -> list[str]:
     """Return what is wrong with the name of a quarantine file."""
     if name is None or (isinstance(name, str | os.PathLike) and os.fspath(name)):
-        return []
+        return list(filter(None, [url_fault("put_back", os.fspath(name or ""))]))
     return [f"put_back: expected a quarantine file's name or path, found {shown(name)}"]
 
 

@@ -1,0 +1,162 @@
+"""No secret of a URL enters anything that is kept or shown: such a URL is refused before a record could hold it."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from inspect import isawaitable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damage import fingerprint
+from patience import HANGING_S
+
+import abathur_nb as nb
+from abathur_nb.__main__ import main
+from abathur_nb.errors import AbathurError, ConfigurationError
+from abathur_nb.evidence.source import declared_in, read_source
+from abathur_nb.settings import SECRET_SETTINGS, Settings
+from abathur_nb.sql import DATA
+from abathur_nb.wording import url_fault, without_url_secrets
+
+CANARY = "CANARY-0815"
+SIGNED = f"https://h.example/b/x?X-Amz-Signature={CANARY}"
+SECRET = [
+    SIGNED,
+    *(f"{scheme}://bucket/x?key={CANARY}" for scheme in ("s3", "S3", "HTTPS", "simplecache::s3", "git+https", "file")),
+    *(f"https://h/x{sign}{CANARY}" for sign in ("#", ";", "%3F", "%3f", "%253F", "%23", "%3B", "?a=b c&d=")),
+    *(f"https://h{sign}{CANARY}" for sign in ("?", "#", ";", "%3f")),
+    *(f"{scheme}://alice:{CANARY}@h/x" for scheme in ("s3", "sftp", "HTTPS", "ssh")),
+    *(f"{user}@h/x" for user in (f"s3://a%3A{CANARY}", f"https://{CANARY}", f"s3://:{CANARY}", f"s3://k:a/{CANARY}")),
+    *(f"https://{CANARY}%40h/x", f"https:/h/x?{CANARY}", f" https://h/x?{CANARY}", f"https:///h?{CANARY}"),
+]
+OPEN = [
+    *("s3://bucket/x", "s3://bucket", "S3://bucket/a@b", "s3://bucket/a:b@c", "s3://bucket/%20x/", "memory://x"),
+    *("http://localhost:9000/a@b", "sftp://alice@host:22/x", "abfs://container@account.dfs.core.windows.net/x"),
+    *("/data/a?b#c;d.db", "~/x#1", "a@b:c", "user:alice:likes?", "C:/x?", "what? a/b", "Ada Lovelace, 2026-11-20"),
+    "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name",
+]
+
+
+@pytest.mark.parametrize("url", SECRET)
+def test_a_url_that_may_hold_a_secret_is_refused_and_not_shown(url: str) -> None:
+    assert url_fault("archive", url).startswith("archive: expected a URL without ")
+    for message in (str(ConfigurationError(f"x: found {url!r}; y")), without_url_secrets(f"x: found {url!r}; y")):
+        assert CANARY not in message
+        assert message.startswith("x: found '")
+        assert message.endswith(" y")
+
+
+@pytest.mark.parametrize("value", OPEN)
+def test_what_holds_no_secret_of_a_url_is_taken_and_shown(value: str) -> None:
+    assert url_fault("archive", value) == ""
+    assert without_url_secrets(f"{value}: a; b? c # d") == f"{value}: a; b? c # d"
+
+
+@pytest.mark.parametrize("notebook", sorted(path.stem for path in (DATA / "notebooks").glob("*.ipynb")))
+def test_each_parameter_that_is_text_refuses_it(notebook: str) -> None:
+    texts = [one for one in declared_in(read_source(notebook).notebook).values() if one.type is str]
+    assert texts
+    for parameter in texts:
+        told = parameter.fault(SIGNED)
+        assert told.startswith(f"{parameter.name}: expected a URL without parameters, a query or a fragment")
+        assert CANARY not in told
+
+
+@pytest.mark.parametrize("name", [s.name for s in fields(Settings) if s.metadata and s.name not in SECRET_SETTINGS])
+@pytest.mark.parametrize("layer", ["argument", "variable", "file"])
+@pytest.mark.parametrize("env", ["development", "staging"])
+def test_each_setting_refuses_it(name: str, layer: str, env: str, tmp_path: Path, monkeypatch: Any) -> None:
+    arguments = {}
+    if layer == "argument":
+        if not name.endswith(("_path", "_dir")):
+            return  # no argument of `resolve`
+        arguments = {name: SIGNED}
+    elif layer == "variable":
+        monkeypatch.setenv(f"ABATHUR_{name.upper()}", SIGNED)
+    else:
+        (tmp_path / "x.toml").write_text(f'[environments.{env}]\n{name} = "{SIGNED}"\n')
+        monkeypatch.setenv("ABATHUR_CONFIG", str(tmp_path / "x.toml"))
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        nb.resolve(env, **arguments)
+    assert CANARY not in str(caught.value)
+
+
+COMMANDS = [
+    *(["verify", "{}"], ["verify", "x", "--key", "{}"], ["verify", "--kee", "{}"], ["copy", "{}"], ["{}"]),
+    *(["runs", "--archive", "{}"], ["diff", "a", "b", "--archive", "{}"], ["diff", "{}", "{}"], ["archive", "{}"]),
+    *(["copy", "/x", "--archive", "{}"], ["runs", "--db-path", "{}"], ["runs", "--env", "{}"], ["alerts", "{}"]),
+    *(["metrics", "--output", "{}"], ["metrics", "--db-path", "{}"], ["run", "{}", "--env", "development"]),
+]
+RUNS = [
+    *(["-p", "archive", "{}"], ["-y", 'archive: "{}"'], ["-y", 'db_path: "{}"'], ["-p", "{}", "x"], ["-f", "{}"]),
+    *(["-y", "{}"], ["--timeout", "{}"], ["--cell-timeout", "{}"], ["--nothing", "{}"], ["--no-html={}"]),
+]
+
+
+@pytest.fixture
+def kept(database: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Settings]:
+    """Return a database; no file may hold the secret afterwards, and nothing may have been recorded."""
+    monkeypatch.chdir(tmp_path)
+    yield database
+    assert fingerprint(database.archive_dir) is None
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and CANARY.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("url", [SIGNED, f"S3://KEY:{CANARY}@bucket/x"])
+def test_each_command_refuses_it_and_no_line_holds_it(url: str, kept: Settings, capfd: Any) -> None:
+    runs = [["run", "history", "--env", "development", *more] for more in RUNS]
+    for given in (*COMMANDS, *runs):
+        where = ["-p", "db_path", str(kept.db_path)] if given[0] == "run" else []
+        try:
+            code: object = main([word.format(url) for word in given] + where)
+        except SystemExit as error:  # argparse's own
+            code = error.code
+        shown = "".join(capfd.readouterr())
+        assert code in (1, 2), given
+        assert shown, given
+        assert CANARY not in shown, given
+
+
+CALLS: dict[str, Callable[[Settings, str], Any]] = {
+    "restore": lambda settings, url: nb.restore_database(settings, backup=url),
+    "rollback": lambda settings, url: nb.roll_back(settings, to=url),
+    "put back": lambda settings, url: nb.troubleshoot(settings, put_back=url),
+    "history": nb.read_history,
+    "baseline": lambda settings, url: nb.run_benchmark(settings, baseline=url),
+    "save": lambda settings, url: nb.run_benchmark(settings, save_to=url),
+    "reason": lambda settings, url: nb.backup_database(settings, reason=url),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_each_verb_refuses_it_and_no_report_holds_it(call: Callable[..., Any], kept: Settings) -> None:
+    try:
+        found = call(kept, SIGNED)
+        report = await found if isawaitable(found) else found
+        assert report.refused
+        told = f"{report}{report.to_json()}"
+    except AbathurError as error:
+        told = str(error)
+    assert told
+    assert CANARY not in told
+
+
+@pytest.mark.parametrize("engine", [[], ["--engine", "abathur"]], ids=["papermill", "abathur"])
+def test_papermill_itself_keeps_what_it_is_given_and_nothing_of_ours_does(
+    engine: list[str], kept: Settings, tmp_path: Path
+) -> None:
+    command = [
+        str(Path(sys.executable).with_name("papermill")),
+        str(DATA / "notebooks" / "history.ipynb"),
+        "-",
+        *engine,
+    ]
+    values = ["-p", "db_path", str(kept.db_path), "-r", "archive", SIGNED]
+    done = subprocess.run(
+        [*command, *values], capture_output=True, text=True, check=False, timeout=HANGING_S, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert "archive: expected a URL without parameters, a query or a fragment" in done.stderr
+    assert CANARY not in done.stderr
