@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -67,20 +68,48 @@ def test_a_cell_that_asks_its_kernel_to_exit_ends_it_as_if_it_raised(cell: str) 
     assert (ending.how, ending.cell, ending.name) == ("raised", 1, "SystemExit")
 
 
-def test_a_kernel_that_dies_ends_it_and_what_it_had_shown_is_kept(tmp_path: Path) -> None:
+LONG = "x" * 3000
+DEATHS = {
+    "exit": ("print('last')", "os._exit(7)", r"the kernel exited with code 7: last\Z"),
+    "a torn line": (f"print('{LONG}\\nthe cause\\n\\nhalf a li', end='')", "os._exit(7)", r".* code 7: the cause\Z"),
+    "a torn line alone": ("print('half a li', end='')", "os._exit(7)", r".* code 7: half a li\Z"),
+    "standard error": ("os.write(2, b'from C\\xff\\n')", "os._exit(7)", r".* code 7: from C\ufffd\Z"),
+    "killed": ("print('last', file=sys.stderr)", "os.kill(os.getpid(), 9)", r".* killed by SIGKILL: last\Z"),
+    "a signal without a name": ("print('last')", "os.kill(os.getpid(), 40)", r".* killed by signal 40: last\Z"),
+    "aborted": (
+        "os.write(2, b'malloc(): corrupted\\n')",
+        "os.abort()",
+        r".* SIGABRT: Fatal Python error: Aborted: malloc\(\): corrupted\n\n.*line \d+ in <module>",
+    ),
+    "crashed": (
+        "print('last')",
+        "import ctypes; ctypes.string_at(0)",
+        r".* SIGSEGV: Fatal Python error: Segmentation fault: last\n\n.*line \d+ in <module>",
+    ),
+}
+
+
+@pytest.mark.parametrize(("write", "die", "message"), DEATHS.values(), ids=DEATHS)
+def test_a_kernel_that_dies_ends_it_with_its_last_whole_line_and_what_it_had_shown_is_kept(
+    write: str, die: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # by which ipykernel knows pytest, and leaves what C writes alone
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
 
     class Client(NotebookClient):
         def output(self, *arguments: Any) -> Any:
             shown = super().output(*arguments)
-            fifo.write_text("arrived")  # what a kernel has only printed may die with it
+            if fifo.exists():  # what a kernel has only printed may die with it
+                fifo.write_text("arrived")
+                fifo.unlink()
             return shown
 
-    notebook = notebook_of("x = 1", f"import os\nprint('last')\nopen({str(fifo)!r}).read()\nos._exit(7)", "2")
+    notebook = notebook_of("x = 1", f"import os, sys\n{write}\nopen({str(fifo)!r}).read()\n{die}", "2")
     ending = execute(lambda: Client(notebook, force_raise_errors=True), environment={})
-    assert ending == Ending("died", 1, "DeadKernelError", "the kernel exited with code 7")
-    assert texts(notebook) == ["last\n"]
+    assert (ending.how, ending.cell, ending.name) == ("died", 1, "DeadKernelError")
+    assert re.match(message, ending.message, re.DOTALL), ending.message
+    assert len(texts(notebook)) == 1
 
 
 def test_what_a_cell_prints_is_whole_though_it_is_a_flood() -> None:

@@ -105,6 +105,7 @@ class _Execution:
         self._asked = asyncio.Event()
         self._kernel: Kernel
         self._client: AsyncKernelClient | None = None
+        self._cell: Any = None
 
     async def run(
         self,
@@ -130,6 +131,7 @@ class _Execution:
                         client.nb.metadata["language_info"] = told["language_info"]
                         too_long = f"the cell took longer than {cell_timeout or 0:g} s"
                         for at, cell in enumerate(client.nb.cells):
+                            self._cell = cell
                             with around(cell, at):
                                 await self._until(partial(_run_cell, client, cell, at), cell_timeout, too_long)
                         client.set_widgets_metadata()
@@ -188,7 +190,9 @@ class _Execution:
         return _Ended("interrupted", "KeyboardInterrupt", f"the runner was sent {names}")
 
     def _death(self) -> _Ended:
-        return _Ended("died", "DeadKernelError", self._kernel.last_words())
+        outputs = self._cell.get("outputs", ()) if self._cell else ()
+        shown = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
+        return _Ended("died", "DeadKernelError", self._kernel.last_words(shown))
 
 
 async def _run_cell(client: "NotebookClient", cell: Any, index: int) -> None:

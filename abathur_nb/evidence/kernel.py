@@ -26,16 +26,18 @@ _SUBSCRIBED_S = 0.2  # until what a kernel publishes is missed
 _LONGEST_PARENT = 70  # bytes; a socket's path may have 107 (unix(7))
 _OPTIONS = ("--HistoryManager.hist_file=:memory:", "--IPKernelApp.exec_PYTHONSTARTUP=False")
 _LAST_WORDS = 1000  # characters of what a kernel wrote before it died
+_READ = 65_536  # bytes of its log, from the end
+_SIGNALS = {one.value: one.name for one in signal.Signals}  # but for most of the real-time ones
 _CRASHED = "Fatal Python error"  # how that begins which Python itself says of it
 
 # What the kernel's process runs. PR_SET_PDEATHSIG (prctl(2)): ipykernel itself looks for its parent in a thread, which
 # a cell that is busy in C never lets run. The parent may be dead before the call. ipykernel takes standard error for
-# itself, where what a crash says would be lost.
+# itself, where what a crash says would be lost; of that, other threads would hide the one that crashed.
 _PROGRAM = """\
 import ctypes, faulthandler, os, signal
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() != int(os.environ["JPY_PARENT_PID"]): os._exit(1)
-faulthandler.enable(os.fdopen(os.dup(2), "w"))
+faulthandler.enable(os.fdopen(os.dup(2), "w"), all_threads=False)
 from ipykernel.kernelapp import launch_new_instance
 launch_new_instance()
 """
@@ -55,13 +57,19 @@ class Kernel:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
 
-    def last_words(self) -> str:
-        """Say how the kernel died, and what it wrote before."""
+    def last_words(self, shown: str = "") -> str:
+        """Say how the kernel died, the last whole line that it wrote, and of a crash what Python says.
+
+        ``shown`` is what its cell has shown, which need not be in its log.
+        """
         code = self.process.returncode or 0
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        written = (self.folder / "log").read_text(errors="replace").strip()
-        told = written[written.find(_CRASHED) :] if _CRASHED in written else written[-_LAST_WORDS:]
-        return f"the kernel {how}{f': {told[:_LAST_WORDS]}' if told else ''}"
+        how = f"was killed by {_SIGNALS.get(-code, f'signal {-code}')}" if code < 0 else f"exited with code {code}"
+        with (self.folder / "log").open("rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - _READ))
+            written, marker, crash = log.read().decode(errors="replace").partition(_CRASHED)
+        head, newline, rest = f"{marker}{crash[:_LAST_WORDS]}".strip().partition("\n")
+        told = dict.fromkeys(filter(None, (f"the kernel {how}", head, _last_line(shown), _last_line(written))))
+        return ": ".join(told) + newline + rest
 
     @contextmanager
     def connected(self) -> Iterator["AsyncKernelClient"]:
@@ -125,6 +133,12 @@ async def ready(client: "AsyncKernelClient") -> Any:
             # A subscription may come later than a request, and what was published before it is lost.
             await kernel.iopub_channel.get_msg(timeout=_SUBSCRIBED_S)
             return reply["content"]
+
+
+def _last_line(text: str) -> str:
+    """Return the last whole line that is not blank, or what is torn off where there is no other."""
+    whole, _, torn = text.rpartition("\n")
+    return next((line.strip()[:_LAST_WORDS] for line in (*whole.splitlines()[::-1], torn) if line.strip()), "")
 
 
 @contextmanager
