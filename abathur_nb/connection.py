@@ -154,7 +154,10 @@ async def run_to_end(work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
 # What SQLite's primary result codes mean for an operator (https://sqlite.org/rescode.html): observed, remedy.
 _MEANINGS = {
     sqlite3.SQLITE_ERROR: ("{path} does not answer as this schema does ({error})", "run validate.ipynb"),
-    sqlite3.SQLITE_NOTADB: ("{path} is not SQLite or is encrypted", "name another db_path, or restore a backup"),
+    sqlite3.SQLITE_NOTADB: (
+        "{path} is not SQLite or is encrypted",
+        "db_path: name another path; if a backup is to take its place: mv -n {quoted} {aside}, then restore it",
+    ),
     sqlite3.SQLITE_CORRUPT: ("{path} is CORRUPT ({error})", "stop its writers and restore a backup"),
     sqlite3.SQLITE_FULL: (
         "the disk of {path} is full, or a table of it has given out its last id",
@@ -182,6 +185,7 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
         "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}",
     )
     names = {"path": path, "error": error, "quoted": quote(str(path)), "folder": quote(str(path.parent))}
+    names["aside"] = quote(f"{path}.not-sqlite")
     observed, remedy = _MEANINGS.get(code & 0xFF, unknown)
     return RefusedError(observed.format(**names), remedy.format(**names))
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -85,7 +84,6 @@ def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
         conn.close()
     python = sys.version.split()[0]
     linux = "Linux: elsewhere, who holds a lock and what file system this is can't be told"
-    shell = shutil.which("sqlite3")
     newer = "install a newer Python: conda env create -f environment.yml"
     return [
         Check.that(
@@ -124,14 +122,6 @@ def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
             expected="0.22 or newer",
             observed=async_driver,
             remedy=f"{quote(sys.executable)} -m pip install --upgrade aiosqlite",
-        ),
-        Check.that(
-            "sqlite3 shell",
-            shell is not None,
-            expected="there, for salvaging a damaged database",
-            observed=shell or "not found",
-            remedy="sudo apt-get install sqlite3",
-            otherwise="skip",
         ),
     ]
 

@@ -1,25 +1,31 @@
 """What stands at the database path: told from its directory entry and its identity, before anything is done to it."""
 
+import asyncio
+import json
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Literal
 
+from abathur_nb import pages
 from abathur_nb.connection import SIDE_FILES, connect, explain_error, pragma
 from abathur_nb.errors import AbathurError, RefusedError
-from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
-from abathur_nb.sql import load_queries
+from abathur_nb.sql import load_queries, normalized
 from abathur_nb.wording import as_user, user_name
 
 __all__ = [
     "Target",
     "examine",
+    "explain_unopened",
     "give_to_owner",
     "identify",
     "init_as",
@@ -33,6 +39,8 @@ __all__ = [
 
 _NAME = "database file"
 _UNTOLD = "could not run: "  # of a check, not of an error
+_ANOTHER = "db_path: name another path, or move it away by hand"
+_LOOK_S = 10  # at most; the schema of a file that is not hostile takes milliseconds
 _KINDS = {
     stat.S_ISDIR: "is a directory",
     stat.S_ISLNK: "is a symbolic link",
@@ -155,19 +163,16 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
             version = await pragma(conn, "user_version")
             alien = await conn.execute_fetchall(load_queries("inspect.sql")["triggers_and_views"].sql)
     except (sqlite3.Error, AbathurError) as error:
-        explained = explain_error(path, error)
-        observed, remedy = explained.observed, explained.remedy
-        code = getattr(error, "sqlite_errorcode", 0)
-        target = _target("damaged" if code & 0xFF == sqlite3.SQLITE_CORRUPT else "refused", observed, remedy)
-        target = replace(target, error=type(explained))
-        if code == sqlite3.SQLITE_READONLY_ROLLBACK:  # a sound database, perhaps: nobody can tell before its recovery
+        state, explained = await explain_unopened(path, error)
+        observed = explained.observed
+        target = replace(_target(state, observed, explained.remedy), error=type(explained))
+        # A sound database, perhaps: nobody can tell before its recovery.
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK:
             return replace(target, check=replace(target.check, status="error", observed=f"{_UNTOLD}{observed}"))
         return target
     if application_id != APPLICATION_ID:
         observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
-        return _target(
-            "refused", observed, f"db_path: name another path, or move it away (Abathur has {APPLICATION_ID:#x})"
-        )
+        return _target("refused", observed, f"{_ANOTHER} (Abathur has {APPLICATION_ID:#x})")
     if version != SCHEMA_VERSION:
         words = (
             "newer than this package"
@@ -180,6 +185,39 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
         remedy = "a trigger or view does not belong here: find out who made it; restore a backup or drop it by hand"
         return _target("refused", f"{path} holds {names}", remedy)
     return target
+
+
+async def explain_unopened(path: Path, error: Exception) -> tuple[State, AbathurError]:
+    """Return whether a file that SQLite can't open is a ``damaged`` database of ours, and the error. Read-only."""
+    explained, code = explain_error(path, error), getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return "refused", explained
+    ours = await asyncio.to_thread(_is_ours, path)
+    if code == sqlite3.SQLITE_NOTADB and ours:
+        observed = (
+            f"{path} is CORRUPT: its header (the first 100 bytes) is destroyed, the tables behind it are Abathur's"
+        )
+        explained = RefusedError(observed, "stop its writers and restore a backup")
+    elif not ours and code == sqlite3.SQLITE_CORRUPT:
+        explained = RefusedError(f"{path} is another application's, and CORRUPT ({error})", _ANOTHER)
+    return "damaged" if ours else "refused", explained
+
+
+def _is_ours(path: Path) -> bool:
+    """Tell from a file's header, or from the tables behind a destroyed one, whether it is Abathur's. Read-only.
+
+    By another process: this one may have the file open through SQLite, and would drop its locks.
+    """
+    look = [sys.executable, "-I", "-S", pages.__file__, str(path)]
+    try:
+        done = subprocess.run(look, capture_output=True, timeout=_LOOK_S, check=True)  # noqa: S603 - a path
+        found = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return False
+    known = {name: normalized(table.sql) for name, table in expected_objects().items()}
+    return found.pop("application_id", 0) == APPLICATION_ID or any(
+        normalized(sql) == known.get(name) for name, sql in found.items()
+    )
 
 
 def version_remedy(version: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiosqlite
 
-from abathur_nb.connection import connect, connection_pragmas, explain_error, pragma, read_pragmas
+from abathur_nb.connection import connect, connection_pragmas, pragma, read_pragmas
 from abathur_nb.errors import AbathurError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, SchemaObject
 from abathur_nb.limits import add_functions, stored
@@ -20,7 +20,7 @@ from abathur_nb.rules import NAMED, named_row, row_checks
 from abathur_nb.schema import quoted, read_schema
 from abathur_nb.seeds import seeds_check
 from abathur_nb.settings import Settings
-from abathur_nb.target import refusal, to_be_mended, version_remedy
+from abathur_nb.target import explain_unopened, refusal, to_be_mended, version_remedy
 from abathur_nb.wording import shown
 
 __all__ = ["FILE_MODES", "database_checks", "file_checks", "file_modes", "validate_database"]
@@ -91,7 +91,7 @@ async def file_checks(settings: Settings) -> tuple[Check, ...]:
         async with connect(path, settings=settings) as conn, connect(path, settings=settings) as beside:
             return await database_checks(conn, path, settings, beside=beside)
     except (sqlite3.Error, AbathurError) as error:
-        found = explain_error(path, error)
+        _, found = await explain_unopened(path, error)
         observed = f"could not run: {found.observed}"
         return (Check("database file", "error", expected="opens read-only", observed=observed, remedy=found.remedy),)
 

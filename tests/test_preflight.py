@@ -107,21 +107,6 @@ async def test_a_database_that_is_there_is_looked_at_and_not_touched(database: S
         assert (await checked(database, refused=True))["database file"].status == "fail"
 
 
-@pytest.mark.parametrize("path", [None, "/nowhere"])
-async def test_without_a_sqlite3_shell_the_check_is_skipped(
-    settings: Settings, path: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = settings.db_path.parent
-    folder.mkdir()
-    if path is None:
-        shell = folder / "sqlite3"
-        shell.write_text("#!/bin/sh\n")
-        shell.chmod(0o755)
-    monkeypatch.setenv("PATH", path or str(folder))
-    check = (await checked(settings))["sqlite3 shell"]
-    assert (check.status, check.observed) == (("pass", f"{folder}/sqlite3") if path is None else ("skip", "not found"))
-
-
 @pytest.mark.parametrize(
     ("version", "struck"),
     [

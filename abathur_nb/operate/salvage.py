@@ -2,151 +2,288 @@
 
 import asyncio
 import os
-import shutil
 import subprocess
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from shlex import quote
 from sqlite3 import Connection, DatabaseError
 from sqlite3 import connect as plain_connect
 from typing import Any
 
-from abathur_nb.errors import RefusedError
-from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_columns, expected_objects, expected_tables
+from abathur_nb.errors import BusyError, RefusedError
+from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects
+from abathur_nb.operate.aside import users_of
 from abathur_nb.operate.quarantine import plain, value_of
 from abathur_nb.operate.transfer import publish
+from abathur_nb.pages import INDEX, TABLE, Pages, has_header, header, without_header
 from abathur_nb.report import Check
 from abathur_nb.schema import quoted
-from abathur_nb.scratch import make_private_directory, make_private_file, scratch_directory
+from abathur_nb.scratch import make_private_directory, make_private_file, nearest_existing, scratch_directory
 from abathur_nb.settings import Settings
-from abathur_nb.sql import load_queries
+from abathur_nb.sql import tokens
 from abathur_nb.validate import file_checks
 
-__all__ = ["SHELL", "salvage", "salvage_path"]
+__all__ = ["salvage", "salvage_path"]
 
-SHELL = "sqlite3"
-_LAST = 2**63 - 1  # the largest rowid
+_COPIED = ("", "-wal", "-journal")  # the -shm is made anew from the -wal
 _IDENTITY = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
-_ADVICE = "restore a backup, then look in the salvaged file for what is newer than that"
+_SEQUENCES = "sqlite_sequence"
+_NOT_PLAIN = {"AS", "SELECT", "VIRTUAL", "WITHOUT"}
+_KINDS: dict[str, Any] = {"INTEGER": int, "REAL": int | float, "TEXT": str}
+_SHOWN = 5  # ranges of lost rowids
 # What comes out of a damaged file need not keep its rules; what does not would be left out without a word.
-_RULES = ("PRAGMA ignore_check_constraints = ON", "PRAGMA foreign_keys = OFF")
+_RULES = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF;"
+_UNFORCED = "PRAGMA synchronous = OFF"  # of a file that is thrown away, or forced to the disk once it is whole
 
 
 def salvage_path(settings: Settings) -> Path:
-    """Return the name of what is salvaged: that of the damaged file's last change, so that it is done once."""
-    moment = datetime.fromtimestamp(settings.db_path.stat().st_mtime, UTC)
+    """Return the name of what is salvaged: that of the damaged database's last change, so that it is done once."""
+    moment = datetime.fromtimestamp(max(_state(settings.db_path).values())[0] / 1e9, UTC)
     return settings.backup_dir / f"abathur_salvaged_{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}.sqlite"
 
 
 async def salvage(settings: Settings) -> Check:
-    """Write what can still be read of the damaged database into a new file, count it, and validate it.
+    """Write what the pages of the damaged database still hold into a new file, count it by table, and validate it.
 
-    By the sqlite3 shell's ``.recover``, which reads around the trees of the file too; where there is no shell that
-    can (Debian's is built without it), row by row. Only reads the damaged database. Raises RefusedError if nothing at
-    all can be read, OSError.
+    Only reads the damaged database, its log too. Raises RefusedError if nothing at all can be read, BusyError if it
+    is written meanwhile, OSError.
     """
-    path, how = salvage_path(settings), "salvaged before"
-    if not path.exists():
+    path = salvage_path(settings)
+    with scratch_directory(nearest_existing(settings.backup_dir), "backup") as scratch:
+        copy, log = await asyncio.to_thread(_copy, settings.db_path, scratch)
+        draft = scratch / "salvaged.db"
+        make_private_file(draft, owned_as=settings.db_path.parent)
+        tables, notes = await asyncio.to_thread(_fill, copy, draft)
+        rows = sum(len(table.rows) for table in tables)
+        if not rows:
+            raise RefusedError(f"nothing of {settings.db_path} can be read any more", "restore a backup")
+        failed = [check.name for check in await file_checks(replace(settings, db_path=draft)) if check.failed]
         make_private_directory(settings.backup_dir, owned_as=settings.db_path.parent)
-        with scratch_directory(settings.backup_dir, "backup") as scratch:
-            draft = scratch / "salvaged.db"
-            make_private_file(draft, owned_as=settings.backup_dir)
-            how = await asyncio.to_thread(_fill, settings.db_path, draft)
-            failed = [check.name for check in await file_checks(replace(settings, db_path=draft)) if check.failed]
-            how += f"; it fails: {', '.join(failed)}" if failed else "; it is valid"
+        try:
             publish(draft, path)
-    rows = await asyncio.to_thread(_count, path)
+            before = ""
+        except FileExistsError:
+            before = " (it was there before, and is left as it was)"
+    states = Counter(table.verdict.split(",")[0] for table in tables)
+    lines = [f"{table.name}: {table.verdict}" for table in tables]
+    told = ", ".join(f"{states[state]} {state}" for state in ("intact", "partly", "lost") if states[state])
+    valid = f"it fails {', '.join(failed)}" if failed else "it is valid"
     return Check(
         "salvaged",
         "warn",
         "what can still be read, in a file of its own",
-        f"{path}: {sum(rows.values()):,} rows, {how}",
-        _ADVICE,
-        tuple(f"{name}: {count:,} rows" for name, count in rows.items()),
+        f"{path}{before}: {rows:,} rows; of {len(tables)} tables {told}; {valid}{log}",
+        f"restore a backup, and look here for what is newer; or put this in place: {_in_place(settings, path)}",
+        (*lines, *notes),
     )
 
 
-def _fill(path: Path, draft: Path) -> str:
-    """Fill an empty file with what can be read of another; say how. Raises RefusedError if that is nothing."""
-    how = "by .recover"
-    told = _recover(path, draft)
-    if not _count(draft):
-        draft.write_bytes(b"")
-        refused = _read_out(path, draft)
-        how = f"row by row, as the {SHELL} shell could not ({told})"
-        how += f"; {refused:,} rows of it that break its rules were left out" if refused else ""
-    with suppress(DatabaseError), closing(plain_connect(draft, isolation_level=None)) as conn:
-        conn.executescript(f"{_IDENTITY} PRAGMA journal_mode = WAL;")
-        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    if not sum(_count(draft).values()):
-        raise RefusedError(f"nothing of {path} can be read any more", "restore a backup")
-    return how
+def _in_place(settings: Settings, path: Path) -> str:
+    """Return the commands that make a salvaged file the database, as a backup that is proven and restored."""
+    folder = quote(str(settings.backup_dir / "salvaged"))
+    back_up = f"papermill backup.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(path))}"
+    restore = f"papermill restore.ipynb out.ipynb {settings.as_arguments}"
+    return f"export ABATHUR_BACKUP_DIR={folder}; {back_up} && {restore}"
 
 
-def _recover(path: Path, draft: Path) -> str:
-    """Pipe the shell's ``.recover`` of one file into another; return what it complained of."""
-    if shutil.which(SHELL) is None:
-        return "there is none"
-    shell = (SHELL, "-batch", "-init", os.devnull)
-    # Into a file: a pipe that nobody reads yet would fill up, and both would wait.
-    with draft.with_name("messages").open("w+b") as messages:
-        read = [*shell, "-readonly", str(path), ".recover"]
-        write = [*shell, *(part for rule in _RULES for part in ("-cmd", rule)), str(draft)]
-        with subprocess.Popen(read, stdout=subprocess.PIPE, stderr=messages) as source:  # noqa: S603 - no shell
-            subprocess.run(write, stdin=source.stdout, stdout=messages, stderr=messages, check=False)  # noqa: S603
-        messages.seek(0)
-        return " ".join(messages.read(200).decode(errors="replace").split())
+def _state(path: Path) -> dict[str, tuple[int, int]]:
+    """Return the last change and the size of the files that make up a database, but for empty ones."""
+    found = {}
+    for name in (f"{path}{suffix}" for suffix in _COPIED):
+        with suppress(FileNotFoundError):
+            if (told := os.stat(name)).st_size:
+                found[name] = (told.st_mtime_ns, told.st_size)
+    return found
 
 
-def _read_out(path: Path, draft: Path) -> int:
-    """Copy each row that the trees of the file still lead to; return how many were refused."""
-    refused = 0
+def _copy(path: Path, folder: Path) -> tuple[Path, str]:
+    """Copy a database, with a header and with the rows of its log written into it; say what became of the log.
+
+    By another process, as closing the file would drop the locks that this one holds on it through SQLite.
+    """
+    before, copy = _state(path), folder / path.name
+    done = subprocess.run(["cp", "--", *before, str(folder)], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    if done.returncode:
+        raise RefusedError(f"{path} could not be copied: {done.stderr.strip()}", f"make room in {folder.parent}")
+    if _state(path) != before:
+        users = ", ".join(users_of(path)) or "a process that cannot be named"
+        raise BusyError(f"{path} is written meanwhile by {users}", "stop it, then run this again")
+    log = Path(f"{copy}-wal")
+    size = log.stat().st_size if log.exists() else 0
+    _settle(copy)
+    with copy.open("r+b") as file, mmap(file.fileno(), 0) as data:
+        if not has_header(data) and (pages := without_header(data)):  # else the log held a good one
+            data[:100] = header(pages.size, pages.count, APPLICATION_ID, SCHEMA_VERSION)
+    _settle(copy)
+    how = "not counted: SQLite can't read it" if log.exists() else "counted as far as SQLite reads it"
+    return copy, f"; its log of {size:,} bytes is {how}" if size else ""
+
+
+def _settle(copy: Path) -> None:
+    """Let SQLite write the log of a file into it, or roll its journal back, as far as it can."""
+    with suppress(DatabaseError), closing(plain_connect(copy, isolation_level=None)) as conn:
+        # A file that was cut is opened only so, and this PRAGMA alone reads no schema.
+        conn.execute("PRAGMA writable_schema = ON")
+        conn.execute(_UNFORCED)
+        conn.execute("PRAGMA user_version").fetchone()
+
+
+@dataclass(slots=True)
+class _Table:
+    """Hold what is found of a table: the rowids that are saved, those that its indexes name, what can't be read."""
+
+    name: str
+    root: int
+    columns: Sequence[tuple[str, str, bool]]  # name, type, whether it must have a value
+    alias: int | None  # the column that is the rowid, which a record leaves empty
+    rows: set[int] = field(default_factory=set)
+    indexed: set[int] = field(default_factory=set)
+    is_counted: bool = False  # an index that holds each row can be read whole
+    faults: list[str] = field(default_factory=list)
+    strays: int = 0  # rows of pages that no tree leads to
+
+    @property
+    def verdict(self) -> str:
+        """Say whether the table is intact, partly saved, or lost."""
+        missing, rows = self.indexed - self.rows, f"{len(self.rows):,} rows"
+        if self.strays:
+            rows += f" ({self.strays:,} of them from pages outside of its tree)"
+        if not missing and (self.is_counted or not self.faults):
+            return f"intact, {rows}"
+        known = f"{len(self.indexed | self.rows):,}" if self.is_counted else "an unknown number"
+        if not self.rows:
+            return f"lost, all rows of {known}"
+        deleted = "; deleted rows may be among them" if self.strays and not self.is_counted else ""
+        lost = f"; lost: rowid {_ranges(missing)}" if missing else ""
+        return f"partly, {rows} of {known}{deleted}{lost}"
+
+    def fits(self, values: tuple[Any, ...]) -> bool:
+        """Tell whether a record of an unknown table may be one of this."""
+        return len(values) == len(self.columns) and all(
+            value is None
+            if number == self.alias
+            else isinstance(value, _KINDS.get(kind, object)) or (value is None and not required)
+            for number, (value, (_, kind, required)) in enumerate(zip(values, self.columns, strict=True))
+        )
+
+    def save(self, conn: Connection, rowid: int, values: tuple[Any, ...]) -> None:
+        """Insert a row; one that the table does not take is a fault."""
+        given = {"rowid": rowid} | {name: value for (name, _, _), value in zip(self.columns, values, strict=False)}
+        if self.alias is not None:
+            given[self.columns[self.alias][0]] = rowid
+        marks, bound = zip(*map(value_of, map(plain, given.values())), strict=True)
+        insert = f"INSERT INTO {quoted(self.name)} ({', '.join(map(quoted, given))}) VALUES ({', '.join(marks)})"
+        try:
+            conn.execute(insert, bound)
+            self.rows.add(rowid)
+        except DatabaseError as error:
+            self.faults.append(f"rowid {rowid}: {error}")
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Return whole numbers as text: ``1-20, 33``, and how many more ranges there are beyond the first few."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        first = found.pop()[0] if found and found[-1][1] == number - 1 else number
+        found.append((first, number))
+    told = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found[:_SHOWN])
+    return told + (f" and {len(found) - _SHOWN:,} more ranges" if len(found) > _SHOWN else "")
+
+
+def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
+    """Fill an empty file with the rows that the pages of another hold; return what is found, table by table."""
     with (
-        closing(plain_connect(f"{path.as_uri()}?mode=ro", uri=True)) as source,
-        closing(plain_connect(draft, isolation_level=None)) as target,
+        copy.open("rb") as file,
+        mmap(file.fileno(), 0, access=ACCESS_READ) as data,
+        closing(plain_connect(draft, isolation_level=None)) as conn,
     ):
-        source.text_factory = lambda text: text.decode(errors="surrogateescape")
-        target.executescript(f"{'; '.join(_RULES)}; BEGIN;")
+        conn.executescript(f"{_RULES} {_UNFORCED}; BEGIN;")
+        pages, notes = Pages(data), list[str]()
+        schema = pages.schema([])
+        tables = _make_tables(conn, schema, notes)
+        for table in tables.values():
+            for rowid, values in pages.walk(table.root, TABLE, table.faults):
+                table.save(conn, rowid, values)
+        for kind, _, name, root, sql in schema:
+            if kind == "index" and name in tables:
+                faults, table = list[str](), tables[name]
+                table.indexed |= {values[-1] for _, values in pages.walk(root, INDEX, faults) if values}
+                table.is_counted |= not faults and (sql is None or "WHERE" not in _words(sql))
+        sequences = [root for _, name, _, root, _ in schema if name == _SEQUENCES]
+        notes += _save_sequences(conn, pages, sequences)
+        notes += _save_strays(conn, pages, [t for t in tables.values() if t.faults or t.indexed - t.rows])
         for found in expected_objects().values():
-            target.execute(found.sql)
-        for table in expected_tables():
-            columns = [column.name for column in expected_columns(table)]
-            for row in _rows(source, f"SELECT rowid, {', '.join(columns)} FROM {table} NOT INDEXED"):
-                marks, values = zip(*map(value_of, map(plain, row)), strict=True)
-                insert = f"INSERT INTO {table} (rowid, {', '.join(columns)}) VALUES ({', '.join(marks)})"
-                try:
-                    target.execute(insert, values)
-                except DatabaseError:
-                    refused += 1
-        target.execute("COMMIT")
-    return refused
+            if found.type == "index":
+                with suppress(DatabaseError):  # an altered table may lack its columns
+                    conn.execute(found.sql)
+        conn.execute("COMMIT")
+        conn.executescript(f"{_IDENTITY} PRAGMA journal_mode = WAL; PRAGMA wal_checkpoint(TRUNCATE);")
+    return list(tables.values()), notes
 
 
-def _rows(conn: Connection, select: str) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of a table on both sides of each gap that can't be read; the first value is the rowid."""
+def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: list[str]) -> dict[str, _Table]:
+    """Make the tables of a schema, and what it lacks of ours; return them by name."""
+    tables: dict[str, _Table] = {}
+    ours = [(found.type, found.name, None, 0, found.sql) for found in expected_objects().values()]
+    for kind, name, _, root, sql in (*schema, *ours):
+        if kind != "table" or name.startswith("sqlite_") or name in tables:
+            continue
+        try:
+            words = _words(str(sql))
+            # A damaged or hostile schema is not to run anything else, nor to compute anything.
+            if words[:2] != ["CREATE", "TABLE"] or _NOT_PLAIN & {*words}:
+                raise DatabaseError("not an ordinary table")
+            conn.execute(str(sql))
+            columns = conn.execute(f"PRAGMA table_info({quoted(name)})").fetchall()
+            keys = [number for number, _, kind, *_, key in columns if key and kind.upper() == "INTEGER"]
+            alias = keys[0] if len(keys) == sum(bool(column[5]) for column in columns) == 1 else None
+            tables[name] = _Table(name, root, [(c[1], c[2].upper(), bool(c[3])) for c in columns], alias)
+        except (DatabaseError, Warning) as error:
+            notes.append(f"{name}: left out ({error})")
+    return tables
 
-    def readable(above: int, below: int, order: str) -> Iterator[tuple[Any, ...]]:
-        with suppress(DatabaseError):
-            yield from conn.execute(f"{select} WHERE rowid > ? AND rowid < ? ORDER BY rowid {order}", (above, below))
 
-    last, start, step = -1, -1, 1
-    while start < _LAST:
-        for row in readable(start, _LAST, "ASC"):
-            if start > last:  # it is behind a gap, whose other end is looked for from here
-                yield from readable(last, row[0], "DESC")
-            yield row
-            last, step = max(last, row[0]), 1
-            start = last
-        start, step = start + step, 2 * step
-    yield from readable(last, _LAST, "DESC")
+def _save_sequences(conn: Connection, pages: Pages, roots: Iterable[int]) -> list[str]:
+    """Give each table the last id that it gave out; return a line that says where they are lost."""
+    faults = list[str]() if roots else ["no root"]
+    for root in roots:
+        for _, values in pages.walk(root, TABLE, faults):
+            if [*map(type, values)] == [str, int]:
+                conn.execute("DELETE FROM sqlite_sequence WHERE name = ?1 AND seq < ?2", values)
+                conn.execute(
+                    "INSERT INTO sqlite_sequence SELECT ?1, ?2 WHERE NOT EXISTS "
+                    "(SELECT 1 FROM sqlite_sequence WHERE name = ?1)",
+                    values,
+                )
+    return [f"{_SEQUENCES}: lost, so that the ids of deleted rows may be given out again"] if faults else []
 
 
-def _count(path: Path) -> dict[str, int]:
-    try:
-        with closing(plain_connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True)) as conn:
-            names = [name for (name,) in conn.execute(load_queries("inspect.sql")["tables"].sql)]
-            return {name: conn.execute(f"SELECT count(*) FROM {quoted(name)}").fetchone()[0] for name in names}
-    except DatabaseError:
-        return {}
+def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> list[str]:
+    """Save the rows of pages that no tree leads to, each page to the one damaged table that it fits."""
+    unknown = 0
+    for number in pages.orphans():
+        rows = [*pages.entries(number, TABLE, [], [])]
+        fitting = {table.name: sum(table.fits(values) for _, values in rows) for table in damaged}
+        owners = [table for table in damaged if fitting[table.name] == max(fitting.values()) > 0]
+        if len(owners) != 1:
+            unknown += len(rows)
+            continue
+        (table,) = owners
+        for rowid, values in rows:
+            if rowid not in table.rows and (not table.is_counted or rowid in table.indexed):
+                table.save(conn, rowid, values)
+                table.strays += 1
+    return (
+        [f"{unknown:,} rows of pages outside of any tree fit no damaged table, deleted rows among them"]
+        if unknown
+        else []
+    )
+
+
+def _words(sql: str) -> list[str]:
+    return [token.upper() for token in tokens(sql)]

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import aiosqlite
 
-from abathur_nb.connection import connect, explain_error, pragma
+from abathur_nb.connection import connect, pragma
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.operate.aside import begun
@@ -15,12 +15,11 @@ from abathur_nb.operate.content import Content, read_content
 from abathur_nb.operate.transfer import open_copy
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
-from abathur_nb.target import examine
+from abathur_nb.target import examine, explain_unopened
 
 __all__ = ["Form", "Standing", "form_of", "look"]
 
 State = Literal["readable", "unreadable", "absent", "forbidden"]
-_UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 _NAME = "what stands there"
 
 
@@ -95,8 +94,8 @@ async def _look(settings: Settings, live: Path) -> Standing:
                 return Standing("forbidden", _check(observed, "update abathur_nb"), path)
             content, form = await read_content(conn), await form_of(conn)
     except (sqlite3.Error, AbathurError) as error:
-        explained = explain_error(path, error)
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNREADABLE:
+        state, explained = await explain_unopened(path, error)
+        if state == "damaged" or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR:
             unread = _check(f"{path} can't be read to its end: {explained.observed}")
             return Standing("unreadable", unread, path)
         return Standing("forbidden", _check(explained.observed, explained.remedy), path)

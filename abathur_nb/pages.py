@@ -1,0 +1,214 @@
+"""The pages of a database file, read without SQLite and around what is damaged (https://sqlite.org/fileformat2.html).
+
+Imports nothing of the package: run as a script, it prints as JSON what ``identity`` returns for the file that is named.
+A process that has the database open would lose its locks by opening the file itself.
+"""
+
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+__all__ = ["INDEX", "MAGIC", "TABLE", "Pages", "has_header", "header", "identity", "without_header"]
+
+MAGIC = b"SQLite format 3\0"
+TABLE, INDEX = (5, 13), (2, 10)  # the kinds of a tree's pages: interior, leaf
+_LEAVES = (10, 13)
+_SIZES = tuple(2**power for power in range(9, 17))
+_ENCODINGS = {2: "utf-16-le", 3: "utf-16-be"}
+_BYTES = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)  # of a value, by its serial type
+_UNREADABLE = (ValueError, IndexError, struct.error)
+
+Entry = tuple[int, tuple[Any, ...]]  # the rowid, 0 in an index, and the values
+
+
+def header(size: int, count: int, application_id: int, user_version: int) -> bytes:
+    """Return the first 100 bytes of a database in WAL mode, UTF-8, of ``count`` pages of ``size`` bytes."""
+    numbers = (1, count, 0, 0, 1, 4, 0, 0, 1, user_version, 0, application_id)
+    return struct.pack(">16sH6B12I20xII", MAGIC, size % 65535, 2, 2, 0, 64, 32, 32, *numbers, 1, 3_040_000)
+
+
+class Pages:
+    """Read the trees of a database file; ``seen`` are the pages that they led to."""
+
+    def __init__(self, data: bytes | mmap, size: int = 0) -> None:
+        self.data = data
+        found = int.from_bytes(data[16:18], "big")
+        self.size = size or (65536 if found == 1 else found)
+        self.usable = self.size - (0 if size else data[20])
+        self.encoding = "utf-8" if size else _ENCODINGS.get(int.from_bytes(data[56:60], "big"), "utf-8")
+        self.count = len(data) // self.size
+        self.seen: set[int] = set()
+
+    def page(self, number: int) -> bytes:
+        """Return the bytes of a page; raise ValueError if the file does not hold it."""
+        if not 1 <= number <= self.count:
+            raise ValueError(f"page {number} is missing")
+        self.seen.add(number)
+        return self.data[(number - 1) * self.size : number * self.size]
+
+    def kind(self, number: int) -> int:
+        """Return the first byte of a page's tree header, 0 for a page that the file does not hold."""
+        at = (number - 1) * self.size + (100 if number == 1 else 0)
+        return self.data[at] if 1 <= number <= self.count else 0
+
+    def walk(self, root: int, kinds: tuple[int, int], faults: list[str]) -> Iterator[Entry]:
+        """Yield each entry below ``root`` that can be read; say in ``faults`` what can't."""
+        waiting, done = [root], set[int]()
+        while waiting:
+            number = waiting.pop()
+            if number in done:
+                faults.append(f"page {number} is there twice")
+                continue
+            done.add(number)
+            yield from self.entries(number, kinds, faults, waiting)
+
+    def entries(self, number: int, kinds: tuple[int, int], faults: list[str], below: list[int]) -> Iterator[Entry]:
+        """Yield the entries of one page, and add the pages below it to ``below``."""
+        try:
+            page, start = self.page(number), 100 if number == 1 else 0
+            kind, count = page[start], int.from_bytes(page[start + 3 : start + 5], "big")
+            if kind not in kinds:
+                raise ValueError(f"page {number} is not a page of its tree")
+            first = start + (8 if kind in _LEAVES else 12)
+            places = struct.unpack_from(f">{count}H", page, first)
+            children = [] if kind in _LEAVES else [int.from_bytes(page[start + 8 : start + 12], "big")]
+        except _UNREADABLE as error:
+            faults.append(str(error))
+            return
+        for place in places:
+            try:
+                at = place
+                if not first + 2 * count <= place < self.usable:
+                    raise ValueError("an entry outside of its page")
+                if kind not in _LEAVES:
+                    children.append(int.from_bytes(page[at : at + 4], "big"))
+                    at += 4
+                length, at = _varint(page, at)
+                rowid, at = _varint(page, at) if kind == 13 else (0, at)
+                if kind != 5:
+                    yield _signed(rowid), self._values(self._payload(page, at, length, kind))
+            except _UNREADABLE as error:
+                faults.append(f"page {number}: {error}")
+        below += children
+
+    def _payload(self, page: bytes, at: int, length: int, kind: int) -> bytes:
+        """Return the payload of an entry, that of its overflow pages too."""
+        usable = self.usable
+        least = (usable - 12) * 32 // 255 - 23
+        most = usable - 35 if kind == 13 else (usable - 12) * 64 // 255 - 23
+        local = length
+        if length > most:
+            local = least + (length - least) % (usable - 4)
+            local = local if local <= most else least
+        if length > len(self.data) or at + local + (4 if local < length else 0) > usable:
+            raise ValueError("an entry that goes beyond its page")
+        parts, left = [page[at : at + local]], length - local
+        follow = int.from_bytes(page[at + local : at + local + 4], "big")
+        while left:
+            more = self.page(follow)
+            if not any(more):  # of the last one of a chain the zeros would be taken for content
+                raise ValueError(f"its overflow page {follow} is empty")
+            parts.append(more[4 : 4 + min(left, usable - 4)])
+            left -= len(parts[-1])
+            follow = int.from_bytes(more[:4], "big")
+            if (follow == 0) != (left == 0):
+                raise ValueError("its overflow pages break off")
+        return b"".join(parts)
+
+    def _values(self, payload: bytes) -> tuple[Any, ...]:
+        end, at = _varint(payload, 0)
+        values: list[Any] = []
+        body = end
+        while at < end:
+            kind, at = _varint(payload, at)
+            length = (kind - 12) // 2 if kind > 11 else _BYTES[kind]
+            part = payload[body : body + length]
+            body += length
+            if kind > 11:
+                values.append(part.decode(self.encoding, "surrogateescape") if kind % 2 else part)
+            elif kind in (0, 7):
+                values.append(struct.unpack(">d", part)[0] if kind else None)
+            else:
+                values.append(kind - 8 if kind > 7 else int.from_bytes(part, "big", signed=True))
+        if (at, body) != (end, len(payload)):
+            raise ValueError("an entry that is not a row")
+        return tuple(values)
+
+    def schema(self, faults: list[str]) -> list[tuple[Any, ...]]:
+        """Return type, name, table, root page and SQL of each object that can be read of ``sqlite_schema``."""
+        found = [values for _, values in self.walk(1, TABLE, faults)]
+        reached = set(self.seen)
+        for number in self.orphans() if faults else ():
+            rows = [row for _, row in self.entries(number, TABLE, [], []) if is_schema_row(row)]
+            reached |= {number} if rows else set()
+            found += rows
+        self.seen = reached  # what else these pages hold, is nobody's yet
+        return [row for row in found if is_schema_row(row)]
+
+    def orphans(self) -> list[int]:
+        """Return the leaves of tables that neither a tree led to nor, as far as it can be told, the freelist."""
+        free = set[int]()
+        rest = [number for number in range(2, self.count + 1) if number not in self.seen]
+        for number in rest:
+            at = (number - 1) * self.size
+            follow, count = struct.unpack_from(">2I", self.data, at)
+            if follow <= self.count and 0 < count <= self.usable // 4 - 2:
+                listed = struct.unpack_from(f">{count}I", self.data, at + 8)
+                if all(1 < page <= self.count and page not in self.seen for page in listed):
+                    free.update(listed)
+        return [number for number in rest if number not in free and self.kind(number) == 13]
+
+
+def is_schema_row(row: tuple[Any, ...]) -> bool:
+    """Tell whether the values are a row of ``sqlite_schema``."""
+    kinds = (*map(type, row),)
+    return len(row) == 5 and kinds[:4] == (str, str, str, int) and row[0] in ("table", "index", "view", "trigger")
+
+
+def without_header(data: bytes | mmap) -> Pages | None:
+    """Return the pages of a file whose header is destroyed, their size found by trying; None if none fits."""
+    best, most = None, 0
+    for size in _SIZES:
+        pages = Pages(data, size)
+        if pages.count and pages.kind(1) in TABLE:
+            rows = [values for _, values in pages.walk(1, TABLE, [])]
+            fits = [pages.kind(row[3]) in (TABLE if row[0] == "table" else INDEX) for row in rows if is_schema_row(row)]
+            if sum(fits) > most:
+                best, most = pages, sum(fits)
+    return best
+
+
+def has_header(data: bytes | mmap) -> bool:
+    """Tell whether a file begins as SQLite begins one."""
+    return data[:16] == MAGIC and int.from_bytes(data[16:18], "big") in (1, *_SIZES[:-1]) and data[21:24] == b"@  "
+
+
+def identity(data: bytes | mmap) -> dict[str, Any]:
+    """Return the application_id of a file, or, of one without a header, the SQL of its objects by name."""
+    if has_header(data):
+        return {"application_id": int.from_bytes(data[68:72], "big")}
+    pages = without_header(data)
+    return {row[1]: row[4] for row in pages.schema([]) if isinstance(row[4], str)} if pages else {}
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for place in range(at, at + 8):
+        byte = data[place]
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return value, place + 1
+    return value << 8 | data[at + 8], at + 9
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+if __name__ == "__main__":
+    with Path(sys.argv[1]).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
+        sys.stdout.write(json.dumps(identity(mapped)))

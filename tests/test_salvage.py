@@ -1,0 +1,240 @@
+"""Salvage saves each row whose pages can be read, never claims more than that, and says what became of each table."""
+
+import json
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from damage import ROWS, fingerprint, held, run_sql, untouched
+
+import abathur_nb as nb
+from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_tables
+from abathur_nb.operate.salvage import _copy, _fill
+from abathur_nb.report import Check, Report
+from abathur_nb.settings import Settings
+from abathur_nb.sql import DDL_FILES, SEED_FILE, statements
+
+TABLES = (*expected_tables(), "sqlite_sequence")
+NOISE = random.Random(7).randbytes  # noqa: S311 - the same noise each time
+HEADERS = {
+    "zeros": bytes(100),
+    "noise": NOISE(100),
+    "no magic": bytes(16),
+    "no page size": b"SQLite format 3\0" + bytes(84),
+}
+
+
+def fill(path: Path, size: int, count: int = 60) -> None:
+    """Make a database of pages of ``size`` bytes, with values of several pages and, of what was deleted, free pages."""
+    long = json.dumps({"long": "y" * (size * 2)})
+    rows = (
+        "INSERT INTO tasks (id, prompt) VALUES ('t' || :n, 'p')",
+        "INSERT INTO sessions (id, app_name, user_id, metadata) VALUES ('s' || :n, 'app', 'alice', :json)",
+        "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES ('a:b', :n, :json, 'semantic')",
+        "INSERT INTO document_index (file_path, title, content_hash, embedding_blob) VALUES (:n, '', '', :blob)",
+        "INSERT INTO agents (id, name, specialization, task_id, model) VALUES (:n, '', '', 't' || :n, '')",
+        "INSERT INTO state (task_id, key, value) VALUES ('t' || :n, 'k', '{}')",
+        "INSERT INTO audit (action_type) VALUES (:n)",
+        "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', :n / 2.0)",
+        "INSERT INTO checkpoints (task_id, iteration, state) VALUES ('t' || :n, :n, '{}')",
+    )
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.executescript(
+            f"PRAGMA page_size = {size}; PRAGMA journal_mode = WAL; PRAGMA application_id = {APPLICATION_ID};"
+            f"PRAGMA user_version = {SCHEMA_VERSION}; BEGIN;"
+        )
+        for filename in (*DDL_FILES, SEED_FILE):
+            for statement in statements(filename):
+                conn.execute(statement)
+        for n in range(count):
+            values = {"n": n, "json": long if n % 20 == 7 else "{}", "blob": bytes(size) if n % 30 == 3 else None}
+            for row in rows:
+                conn.execute(row, values)
+        conn.execute("COMMIT")
+        for table, number in (("audit", "id"), ("metrics", "id"), ("checkpoints", "iteration")):
+            conn.execute(f"DELETE FROM {table} WHERE {number} BETWEEN {count // 4} AND {count // 2}")
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def rows_of(path: Path) -> dict[str, dict[object, tuple[object, ...]]]:
+    """Return the rows of each table by their rowid; of the sequences, by their table."""
+    with closing(sqlite3.connect(path)) as conn:
+        conn.text_factory = bytes
+        return {
+            table: {(row[1] if table == "sqlite_sequence" else row[0]): row[1:] for row in found}
+            for table in TABLES
+            for found in [conn.execute(f"SELECT rowid, * FROM {table}")]
+        }
+
+
+def judged(data: bytes, wanted: dict[str, dict[object, tuple[object, ...]]], folder: Path) -> Iterator[str]:
+    """Salvage a file, and yield what its report says that is not so."""
+    damaged, draft, scratch = folder / "damaged.db", folder / "salvaged.db", folder / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    draft.unlink(missing_ok=True)
+    damaged.write_bytes(data)
+    tables, notes = _fill(_copy(damaged, scratch)[0], draft)
+    found = rows_of(draft)
+    for table in tables:
+        rows, saved, verdict = wanted[table.name], found[table.name], table.verdict
+        if wrong := [rowid for rowid, row in saved.items() if rows.get(rowid) != row]:
+            yield f"{table.name}: {wrong} were never there"
+        if verdict.startswith("intact") and saved != rows:
+            yield f"{table.name}: {verdict}, where {len(rows)} were"
+        if verdict.startswith("lost") and saved:
+            yield f"{table.name}: {verdict}, where {len(saved)} are saved"
+        if saved == rows and not verdict.startswith("intact") and "unknown number" not in verdict:
+            yield f"{table.name}: {verdict}, where all are saved"
+        if table.is_counted and saved.keys() != rows.keys() and f" of {len(rows)}" not in verdict:
+            yield f"{table.name}: {verdict}, where {len(rows)} were"
+    if found["sqlite_sequence"] != wanted["sqlite_sequence"] and not any("sqlite_sequence" in note for note in notes):
+        yield "an id would be given out again, and nothing says so"
+
+
+def damages(data: bytes, size: int) -> Iterator[tuple[str, bytes]]:
+    """Yield a file with each page zeroed in turn, with or without its header, and cut behind it; of many, a sample."""
+    for name, spoilt in HEADERS.items():
+        yield name, spoilt + data[len(spoilt) :]
+    count = len(data) // size
+    for number in range(1, count + 1, max(1, count // 25)):
+        start = (number - 1) * size or 100  # of the first page, what is behind the header
+        without = data[:start] + bytes(number * size - start) + data[number * size :]
+        yield f"page {number} zeroed", without
+        if number > 1:
+            yield f"page {number} and the header zeroed", bytes(100) + without[100:]
+            yield f"cut behind page {number}", data[: number * size]
+            empty = b"\x0d\0\0\0\0" + (size % 65536).to_bytes(2, "big") + b"\0"
+            yield f"page {number} a leaf without rows", without[:start] + empty + without[start + 8 :]
+
+
+@pytest.mark.parametrize("size", [512, 4096, 65536])
+def test_of_a_page_that_is_lost_the_rows_are_named_and_all_others_saved(size: int, tmp_path: Path) -> None:
+    path = tmp_path / "abathur.db"
+    fill(path, size)
+    data, wanted = path.read_bytes(), rows_of(path)
+    told = {name: [*judged(spoilt, wanted, tmp_path)] for name, spoilt in damages(data, size)}
+    assert not {name: faults for name, faults in told.items() if faults}
+
+
+def test_of_a_table_with_lost_pages_only_the_rows_of_these_pages_are_lost(tmp_path: Path) -> None:
+    path = tmp_path / "abathur.db"
+    fill(path, 1024, 400)
+    wanted = rows_of(path)
+    with closing(sqlite3.connect(path)) as conn:
+        pages = "SELECT pagetype, pageno, ncell FROM dbstat WHERE name = 'tasks' ORDER BY path"
+        found = conn.execute(pages).fetchall()
+    leaves = [(page, cells) for kind, page, cells in found if kind == "leaf"]
+    lost = (leaves[0], leaves[len(leaves) // 2], leaves[len(leaves) // 2 + 2])
+    interior = [(page, 0) for kind, page, _ in found if kind == "internal"]
+    data = bytearray(path.read_bytes())
+    for page, _ in (*lost, *interior):  # what stands between the root and its leaves too
+        data[1024 * (page - 1) : 1024 * page] = bytes(1024)
+    assert not [*judged(bytes(data), wanted, tmp_path)]
+    assert len(rows_of(tmp_path / "salvaged.db")["tasks"]) == 400 - sum(cells for _, cells in lost)
+
+
+def check_of(report: Report, name: str) -> Check:
+    return next(check for check in report.checks if check.name == name)
+
+
+@pytest.mark.parametrize("spoilt", HEADERS.values(), ids=HEADERS)
+async def test_a_database_whose_header_is_destroyed_is_damaged_and_salvaged_whole(
+    spoilt: bytes, database: Settings
+) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS)
+    wanted = rows_of(path)
+    path.write_bytes(spoilt + path.read_bytes()[len(spoilt) :])
+    with untouched(path):
+        assert (await nb.initialize_database(database)).refused
+        for report in (await nb.validate_database(database), await nb.troubleshoot(database)):
+            assert not report.refused
+            assert "its header (the first 100 bytes) is destroyed" in check_of(report, "database file").observed
+        with pytest.raises(nb.RefusedError, match="its header"):
+            async with nb.Database.open(database):
+                pass
+        report = await nb.troubleshoot(database, repair=True)
+    assert "of 9 tables 9 intact; it is valid" in check_of(report, "salvaged").observed
+    (salvaged,) = database.backup_dir.glob("abathur_salvaged_*.sqlite")
+    assert rows_of(salvaged) == wanted
+    (await nb.roll_back(database, to="fresh", apply=True)).raise_for_failures()
+    assert [*path.parent.glob(f"abathur_aside_*/{path.name}")]
+
+
+async def test_rows_that_only_the_log_holds_are_salvaged_too(database: Settings) -> None:
+    path = database.db_path
+    with held(path, "PRAGMA wal_autocheckpoint = 0", "PRAGMA foreign_keys = OFF", *ROWS) as writer:
+        writer.kill()
+        writer.wait()
+    path.write_bytes(bytes(100) + path.read_bytes()[100:])
+    log = Path(f"{path}-wal").read_bytes()
+    report = await nb.troubleshoot(database, repair=True)
+    assert Path(f"{path}-wal").read_bytes() == log
+    told = check_of(report, "salvaged")
+    assert f"its log of {len(log):,} bytes is counted" in told.observed
+    assert "tasks: intact, 1 rows" in told.evidence
+
+
+def another_application(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as conn:
+        conn.executescript(
+            "CREATE TABLE tasks (id TEXT PRIMARY KEY, prompt TEXT); INSERT INTO tasks VALUES ('a', 'b');"
+        )
+    path.write_bytes(bytes(100) + path.read_bytes()[100:])
+
+
+def another_that_is_damaged(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as conn:
+        conn.executescript("CREATE TABLE tasks (id); INSERT INTO tasks VALUES ('a');")
+    path.write_bytes(path.read_bytes()[:100] + bytes(8092))
+
+
+STRANGERS: dict[str, Callable[[Path], object]] = {
+    "text": lambda path: path.write_text("a plain text\n" * 1000),
+    "10 bytes": lambda path: path.write_bytes(b"0123456789"),
+    "noise": lambda path: path.write_bytes(NOISE(65536)),
+    "zeros": lambda path: path.write_bytes(bytes(65536)),
+    "zeros and an empty leaf": lambda path: path.write_bytes(bytes(100) + b"\x0d" + bytes(8091)),
+    "another application's": another_application,
+    "another application's, damaged": another_that_is_damaged,
+}
+
+
+@pytest.mark.parametrize("stranger", STRANGERS.values(), ids=STRANGERS)
+async def test_any_other_file_that_sqlite_cannot_open_is_refused_by_each_verb_and_stays(
+    stranger: Callable[[Path], object], database: Settings
+) -> None:
+    (await nb.backup_database(database)).raise_for_failures()
+    database.db_path.unlink()
+    stranger(database.db_path)
+    before = fingerprint(database.db_path)
+    for report in (
+        await nb.initialize_database(database),
+        await nb.validate_database(database),
+        await nb.troubleshoot(database, repair=True),
+        await nb.restore_database(database, apply=True),
+        await nb.roll_back(database, to="fresh", apply=True),
+        await nb.backup_database(database),
+    ):
+        assert report.refused, report.title
+        assert fingerprint(database.db_path) == before
+
+
+async def test_commands_put_a_salvaged_file_in_place(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS)
+    wanted = rows_of(path)
+    path.write_bytes(bytes(100) + path.read_bytes()[100:])
+    told = check_of(await nb.troubleshoot(database, repair=True), "salvaged").remedy
+    (salvaged,) = database.backup_dir.glob("abathur_salvaged_*.sqlite")
+    assert f"export ABATHUR_BACKUP_DIR={database.backup_dir}/salvaged; papermill backup.ipynb out.ipynb" in told
+    assert f"-p db_path {salvaged} && papermill restore.ipynb out.ipynb {database.as_arguments}" in told
+    monkeypatch.setenv("ABATHUR_BACKUP_DIR", f"{database.backup_dir}/salvaged")
+    (await nb.backup_database(nb.resolve("development", db_path=salvaged))).raise_for_failures()
+    (await nb.restore_database(nb.resolve("development", db_path=path), apply=True)).raise_for_failures()
+    assert rows_of(path) == wanted
