@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from shlex import quote
@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import aiosqlite
 
+from abathur_nb.apart import ask
 from abathur_nb.errors import AbathurError, BusyError, RefusedError
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
@@ -18,14 +19,16 @@ from abathur_nb.wording import printable
 
 __all__ = [
     "SIDE_FILES",
-    "command_of",
     "connect",
     "connection_pragmas",
     "explain_error",
     "kept_open",
     "lock_holders",
+    "lock_owners",
+    "locked_by",
     "opened",
     "pragma",
+    "process_name",
     "read_pragmas",
     "run_to_end",
 ]
@@ -175,8 +178,7 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
         return error
     code = getattr(error, "sqlite_errorcode", 0)
     if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        holders = lock_holders(path) or "a process that cannot be named"
-        return BusyError(f"{path} is locked by {holders}", "let it finish or end it, then try again")
+        return locked_by(path)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
         recover = f"let a writer recover it: sqlite3 {quote(str(path))} 'PRAGMA user_version'"
         return RefusedError(f"{path} has a hot journal, left by a killed writer", recover)
@@ -190,26 +192,32 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
     return RefusedError(observed.format(**names), remedy.format(**names))
 
 
-def lock_holders(path: Path) -> str:
-    """Name the other processes that hold a lock on the database, as ``PID 12 (command)``. Linux only; else empty."""
-    try:
-        lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:
-        return ""
-    files = set()
-    for suffix in ("", *SIDE_FILES):
-        try:
-            found = os.stat(f"{path}{suffix}")
-        except OSError:
-            continue
-        files.add(f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}")
-    # "1: POSIX  ADVISORY  WRITE 1234 fd:00:2531 120 120": the owner and major:minor:inode. (Where stat tells another
-    # device than the kernel's list, as on btrfs, nobody is named: better than an innocent one.)
-    owners = {f[4] for f in map(str.split, lines) if f[1] != "->" and f[3] == "WRITE" and f[5] in files}
-    return ", ".join(f"PID {pid} ({command_of(pid)})" for pid in sorted(owners - {str(os.getpid())}))
+def lock_holders(path: Path, *, exclusive: bool = True) -> list[str]:
+    """Name the other processes with an exclusive lock, or with any, on the database. Read-only; Linux only, else none.
+
+    One of another PID namespace has no number here. Of several that share a lock, one is named.
+    """
+    return lock_owners(ask("look", path)[0], exclusive=exclusive)
 
 
-def command_of(pid: str) -> str:
+def lock_owners(locks: Iterable[tuple[str, int, bool, int]], *, exclusive: bool) -> list[str]:
+    """Name the other processes among the owners of the locks that a look found."""
+    pids = {pid for _, _, is_exclusive, pid in locks if is_exclusive or not exclusive}
+    return [process_name(pid) for pid in sorted(pids - {os.getpid()})]
+
+
+def process_name(pid: int) -> str:
+    """Return ``PID 12 (command)``; for 0, words for a process that this PID namespace does not show."""
+    return f"PID {pid} ({_command_of(pid)})" if pid else "a process that cannot be seen from here (another container?)"
+
+
+def locked_by(path: Path) -> BusyError:
+    """Return the error that names who has the database locked."""
+    holders = ", ".join(lock_holders(path)) or "a process that cannot be named"
+    return BusyError(f"{path} is locked by {holders}", "let it finish or end it, then try again")
+
+
+def _command_of(pid: int) -> str:
     """Return the command line of a process as one printable line, shortened. Linux only."""
     try:
         text = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")

@@ -121,10 +121,11 @@ def held(path: Path, *statements: str) -> Iterator[subprocess.Popen[str]]:
 def run_as_other(program: str, *arguments: str | Path, uid: int = 65534, imports: str = "") -> str:
     """Return what a program prints that runs without privileges, as ``setpriv --reuid --regid --clear-groups`` does it.
 
-    The privileges are dropped after the imports: the interpreter itself may stand where only root can read it.
+    The privileges are dropped after the imports: the interpreter itself may stand where only root can read it. What the
+    program starts is then run by the system's.
     """
     prelude = (
-        "import asyncio, os, sys, tempfile\n"
+        "import asyncio, os, shutil, sys, tempfile\n"
         "from pathlib import Path\n"
         "import abathur_nb as nb\n"
         "with tempfile.TemporaryDirectory() as folder:\n"  # what is imported or read at first use, is here
@@ -135,6 +136,7 @@ def run_as_other(program: str, *arguments: str | Path, uid: int = 65534, imports
         f"{imports}"
         f"os.setgroups([]); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid})\n"
         "os.environ['HOME'] = '/nonexistent'\n"
+        "sys.executable = shutil.which('python3', path=os.defpath) or sys.executable\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", prelude + program, *map(str, arguments)], capture_output=True, text=True, check=False

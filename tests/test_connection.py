@@ -12,12 +12,12 @@ import pytest
 from damage import edit_schema, held, untouched
 
 from abathur_nb.connection import (
-    command_of,
     connect,
     connection_pragmas,
     explain_error,
     lock_holders,
     pragma,
+    process_name,
     run_to_end,
 )
 from abathur_nb.errors import BusyError, RefusedError
@@ -154,12 +154,12 @@ async def test_work_that_fails_raises_its_own_error() -> None:
 
 
 def test_the_holder_of_a_lock_is_named_with_its_command(database: Settings) -> None:
-    assert lock_holders(database.db_path) == ""
+    assert lock_holders(database.db_path) == []
     with held(database.db_path, "BEGIN IMMEDIATE") as process:
-        found = lock_holders(database.db_path)
+        (found,) = lock_holders(database.db_path)
         assert found.startswith(f"PID {process.pid} (")
         assert "python" in found
-    assert lock_holders(Path("/none/such")) == ""
+    assert lock_holders(Path("/none/such")) == []
 
 
 def test_a_command_of_several_lines_and_colours_is_told_as_one_printable_line() -> None:
@@ -167,7 +167,8 @@ def test_a_command_of_several_lines_and_colours_is_told_as_one_printable_line() 
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"  # else it may still be the copy of this process
-        found = command_of(str(process.pid))
+        name = process_name(process.pid)
+    found = name.removeprefix(f"PID {process.pid} (").removesuffix(")")
     assert found.startswith(r"/bin/sh -c echo begun; read line \x1b[31m \u202exxx")
     assert found.isprintable()
     assert len(found) == 80
@@ -176,7 +177,7 @@ def test_a_command_of_several_lines_and_colours_is_told_as_one_printable_line() 
 async def test_one_does_not_name_oneself(database: Settings) -> None:
     async with connect(database.db_path, settings=database, mode="rw") as conn:
         await conn.execute_fetchall("BEGIN IMMEDIATE")
-        assert lock_holders(database.db_path) == ""
+        assert lock_holders(database.db_path) == []
         await conn.rollback()
 
 

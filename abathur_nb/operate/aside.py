@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
 
-from abathur_nb.connection import SIDE_FILES, command_of
+from abathur_nb.connection import SIDE_FILES, lock_holders, process_name
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence.canonical import read_regular, sealed, unsealed, write_durably
 from abathur_nb.scratch import fsync, make_private_directory
@@ -41,7 +41,7 @@ def replace_file(path: Path, folder: Path, draft: Path) -> list[Path]:
     """Move the database and its side files into ``folder`` and give the name to ``draft``; return what was moved.
 
     ``draft`` is a whole database inside ``folder``, closed. Killed at any moment, ``complete`` goes on with it. Raises
-    BusyError while another process has one of the files open: it would go on writing to what is moved.
+    BusyError while a process has one of the files open.
     """
     require_unused(path)
     draft.rename(_draft_in(folder, path))
@@ -132,30 +132,31 @@ def discard(folder: Path, path: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def require_unused(path: Path) -> None:
-    """Raise BusyError while another process has the database open, and would write to what is moved. Read-only."""
-    if users := users_of(path):
-        raise BusyError(f"{path} is open in {', '.join(users)}", "stop it, then try again")
+def users_of(path: Path, *, own: bool = False) -> list[str]:
+    """Name the other processes that have the database or a side file of it open, or locked. Read-only; Linux only.
 
-
-def users_of(path: Path) -> list[str]:
-    """Name the other processes that have the database or a side file of it open, as ``PID 12 (command)``. Linux only.
-
-    Those of another user can be seen by root alone.
+    ``own`` counts this process too. Of what another user has open, root alone sees more than one lock.
     """
     files = set()
     for suffix in ("", *SIDE_FILES):
         with suppress(OSError):
             found = os.stat(f"{path}{suffix}")
             files.add((found.st_dev, found.st_ino))
-    return sorted({f"PID {pid} ({command_of(pid)})" for pid in _having_open(files) if int(pid) != os.getpid()})
+    pids = {pid for pid in _having_open(files) if own or pid != os.getpid()}
+    return sorted({*map(process_name, pids), *lock_holders(path, exclusive=False)})
 
 
-def _having_open(files: set[tuple[int, int]]) -> Iterable[str]:
+def _having_open(files: set[tuple[int, int]]) -> Iterable[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # gone meanwhile, or another user's
             for descriptor in (process / "fd").iterdir():
                 with suppress(OSError):
                     found = os.stat(descriptor)
                     if (found.st_dev, found.st_ino) in files:
-                        yield process.name
+                        yield int(process.name)
+
+
+def require_unused(path: Path) -> None:
+    """Raise BusyError while a process, this one included, uses a file of the database: it would go on writing to it."""
+    if users := users_of(path, own=True):
+        raise BusyError(f"{path} or a side file of it is open in {', '.join(users)}", "stop it, then try again")

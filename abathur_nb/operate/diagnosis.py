@@ -1,5 +1,6 @@
 """The diagnosis: what is wrong with a database and why, and what would mend it. It only reads."""
 
+import asyncio
 import os
 import sqlite3
 from dataclasses import dataclass, replace
@@ -70,7 +71,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
                 checks = (*checks, await statistics_check(conn, treatment))
             changed = await digest_of(affected(conn, [change for change, _ in treatment.changes]))
             schema = await pragma(conn, "schema_version")
-            log = log_check(path)
+            log = await asyncio.to_thread(log_check, path)
     except (sqlite3.Error, AbathurError) as error:
         fault = explain_error(path, error)
         failed = Check("diagnosis", "error", "every fault can be looked into", fault.observed, fault.remedy)
@@ -82,7 +83,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
         treatment.remedies["file names"] = REPAIR
     then = Look.at_files(path)
     checks = tuple(wal_check(settings, c, first, then) if c.name == "WAL size" else c for c in checks)
-    if any(check.name == "WAL size" and check.status != "pass" for check in checks) and not then.readers:
+    if any(check.name == "WAL size" and check.status != "pass" for check in checks) and not then.behind_since(first):
         treatment.deeds.append("checkpoint")
         treatment.remedies["WAL size"] = REPAIR
     checks = (*map(treatment.explained, checks), log, locks_check(path, first, then), leftovers_check(left))

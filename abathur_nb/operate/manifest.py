@@ -1,6 +1,5 @@
 """A backup: a copy of a database, and the manifest beside it that says what it holds and how that was proven."""
 
-import hashlib
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from abathur_nb.apart import ask
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import misfits, open_regular, read_regular, sealed, unsealed
 from abathur_nb.operate.content import Content
@@ -182,9 +182,7 @@ def unpack(backup: Backup, scratch: Path) -> Path:
     Raises RefusedError if a single byte is another than when it was taken.
     """
     try:
-        with open_regular(backup.path) as file:
-            size = os.fstat(file.fileno()).st_size
-        found = file_sha256(backup.path)
+        size, found = os.lstat(backup.path).st_size, file_sha256(backup.path)
     except OSError as error:
         raise RefusedError(
             f"{backup.path} cannot be read: {error.strerror}", "see to the disk, or take another"
@@ -200,7 +198,7 @@ def unpack(backup: Backup, scratch: Path) -> Path:
     import zstandard
 
     target = scratch / backup.path.stem
-    with backup.path.open("rb") as packed, target.open("xb") as plain:
+    with open_regular(backup.path) as packed, target.open("xb") as plain:
         zstandard.ZstdDecompressor().copy_stream(packed, plain)
     target.chmod(0o600)
     return target
@@ -219,6 +217,5 @@ def pack(path: Path) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a regular file of any size; raise OSError for a link, a FIFO, a device. Read-only."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a regular file, which a store may have open here; raise OSError for others. Read-only."""
+    return str(ask("digest", path))

@@ -1,18 +1,17 @@
 """What is around a database: who uses it, what its log does, what a killed process left; told without opening it."""
 
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from time import monotonic
 from typing import NamedTuple
 
-from abathur_nb.connection import SIDE_FILES, command_of, lock_holders
-from abathur_nb.errors import BusyError
+from abathur_nb.apart import ask
+from abathur_nb.connection import SIDE_FILES, lock_owners, process_name
 from abathur_nb.filesystems import file_system, kind_of
 from abathur_nb.location import ELSEWHERE, free_mb
-from abathur_nb.operate.aside import new_folder, users_of
+from abathur_nb.operate.aside import new_folder, require_unused, users_of
 from abathur_nb.report import Check
 from abathur_nb.scratch import fsync, sweep
 from abathur_nb.settings import Settings
@@ -30,18 +29,21 @@ __all__ = [
     "why_no_wal",
 ]
 
-_WAL_MAGICS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
-_HEADER, _FRAME_HEADER = 32, 24  # bytes
 _READ_MARKS = range(123, 128)  # bytes of the -shm that a reader of the log locks (walformat.html, section 2.3)
+_LOG_S = 10  # seconds that a look at the log may take: some 100,000 frames
 
 
 class Look(NamedTuple):
-    """Hold what a glance at a database's files told: when, the bytes of its log, who writes, who reads it."""
+    """Hold what a glance at a database's files found: when, the bytes and frames of its log, who writes, who reads.
+
+    A reader is a process, the read mark that it has locked, and the frame that this mark names.
+    """
 
     at: float
     wal: int
+    frames: int
     writers: str
-    readers: str
+    readers: frozenset[tuple[int, int, int]]
 
     @classmethod
     def at_files(cls, path: Path) -> "Look":
@@ -49,23 +51,34 @@ class Look(NamedTuple):
         wal = 0
         with suppress(FileNotFoundError):
             wal = os.lstat(f"{path}-wal").st_size
-        return cls(monotonic(), wal, lock_holders(path), ", ".join(_readers(path)))
+        locks, index = ask("look", path)
+        marks = dict(zip(_READ_MARKS, index["marks"], strict=True)) if index else {}
+        held = {(pid, byte) for _, byte, _, pid in locks if not pid} | _read_locks(path)
+        readers = frozenset((pid, byte, marks[byte]) for pid, byte in held if byte in marks)
+        frames = index["frames"] if index else 0
+        return cls(monotonic(), wal, frames, ", ".join(lock_owners(locks, exclusive=True)), readers)
+
+    def behind_since(self, first: "Look") -> str:
+        """Name who has read since ``first`` what was the newest then and is not now: no checkpoint gets past them.
+
+        A writer is not among them: what it began to read is the newest until it commits.
+        """
+        kept = (pid for pid, _, frame in self.readers & first.readers if frame < self.frames)
+        return ", ".join(map(process_name, sorted({*kept})))
 
 
-def _readers(path: Path) -> list[str]:
-    """Name the other processes inside a transaction that reads the log: no checkpoint gets past them. Linux only."""
+def _read_locks(path: Path) -> set[tuple[int, int]]:
+    """Return each other process that has locked a byte of the log's index, and the byte. Read-only; Linux only."""
     try:
         found = os.stat(f"{path}-shm")
         lines = Path("/proc/locks").read_text().splitlines()
     except OSError:
-        return []
+        return set()
+    # "1: POSIX  ADVISORY  READ 1234 fd:00:2531 123 123": the owner and major:minor:inode. (Where stat reports another
+    # device than the kernel's list, as on btrfs, nobody is named: better than an innocent one.)
     file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    pids = {
-        f[4]
-        for f in map(str.split, lines)
-        if f[1] != "->" and f[3] == "READ" and f[5] == file and f[6].isdecimal() and int(f[6]) in _READ_MARKS
-    }
-    return [f"PID {pid} ({command_of(pid)})" for pid in sorted(pids - {str(os.getpid())})]
+    fields = (f for f in map(str.split, lines) if f[1] != "->" and f[5] == file and f[6].isdecimal())
+    return {(int(f[4]), int(f[6])) for f in fields} - {(os.getpid(), byte) for byte in _READ_MARKS}
 
 
 def locks_check(path: Path, first: Look, then: Look) -> Check:
@@ -85,9 +98,9 @@ def locks_check(path: Path, first: Look, then: Look) -> Check:
 
 def wal_check(settings: Settings, check: Check, first: Look, then: Look) -> Check:
     """Add to the check of the log's size who pins it, how fast it grows, and when the disk would be full."""
-    told = [check.observed]
-    if then.readers:
-        told.append(f"read by {then.readers}: while its transaction lasts, the log can't begin anew")
+    told, pinned = [check.observed], then.behind_since(first)
+    if pinned:
+        told.append(f"read by {pinned} at both looks: SQLite cannot reset the WAL until that read transaction ends")
     grown, seconds = then.wal - first.wal, then.at - first.at
     if grown > 0 and seconds > 0:
         rate = grown / MB / seconds
@@ -100,56 +113,31 @@ def wal_check(settings: Settings, check: Check, first: Look, then: Look) -> Chec
         told.append(f"it did not grow in {seconds:.2f} s")
     if check.status == "pass":
         return Check(check.name, "pass", check.expected, "; ".join(told), "", check.evidence)
-    cause = (
-        "a reader that pins it" if then.readers else "a writer that was killed, or one that never lets it begin anew"
-    )
-    remedy = f"end {then.readers}; the next writer empties the log" if then.readers else check.remedy
+    cause = "a reader that pins it" if pinned else "a large transaction, a writer that was killed, or readers in turn"
+    remedy = f"end {pinned}; the next writer resets the log" if pinned else check.remedy
     observed = "\n".join((*told, f"cause: {cause}"))
     return Check(check.name, check.status, check.expected, observed, remedy, check.evidence)
 
 
-def _frames(path: Path) -> int:
-    """Return how many frames a database's log has up to the last that ends a transaction, sound or not. Read-only.
-
-    Those of an earlier round bear other salts (https://sqlite.org/fileformat2.html#the_write_ahead_log). Behind a
-    header that is none, each frame counts.
-    """
-    try:
-        with open(f"{path}-wal", "rb") as log:  # noqa: PTH123
-            header = log.read(_HEADER)
-            size = os.fstat(log.fileno()).st_size
-            page = int.from_bytes(header[8:12], "big")
-            is_header = header[:4] in _WAL_MAGICS and 512 <= page <= 65_536
-            frame = (page if is_header else 4096) + _FRAME_HEADER
-            places = range(_HEADER, size - frame + 1, frame)
-            if not is_header:
-                return len(places)
-            for number in range(len(places), 0, -1):
-                told = os.pread(log.fileno(), 16, places[number - 1])
-                if told[8:] == header[16:24] and any(told[4:8]):  # which says how large the database is by then
-                    return number
-            return 0
-    except FileNotFoundError:
-        return 0
-
-
 def log_check(path: Path) -> Check:
-    """Judge whether SQLite reads the log to its last transaction; a connection must have read the database. Read-only.
+    """Judge whether the log is whole to its last commit; a connection must have read the database. Read-only.
 
-    What it does not read, the next one that writes throws away: a frame that is damaged, and all behind it.
+    What is behind a damaged frame, the first process that reads the log anew does not read, and the next writer
+    overwrites. An unfinished last transaction is normal.
     """
-    frames, read = _frames(path), 0
-    with suppress(FileNotFoundError), open(f"{path}-shm", "rb") as index:  # noqa: PTH123
-        read = int.from_bytes(index.read(20)[16:], sys.byteorder)  # mxFrame: walformat.html, section 2.1
-    damaged = frames > read and frames == _frames(path)  # else a writer has begun the log anew meanwhile
-    told = f"of {frames:,} frames SQLite reads {read:,}\ncause: the rest is damaged"
-    keep = f"keep a copy of {quote(str(path))} and its -wal file"
+    found = ask("log", path, str(_LOG_S))
+    expected = "each frame is as it was written, to the last commit"
+    if found is None:
+        return Check("log", "skip", expected, f"could not tell: it was not still for a look in {_LOG_S} s")
+    where = f"frame {found['torn']:,}" if found["torn"] else "its header"
+    damaged = f"of {found['frames']:,} frames SQLite reads {found['read']:,}\ncause: {where} is damaged"
+    copy = " ".join(("cp -p", *(quote(f"{path}{suffix}") for suffix in ("", "-wal")), "DIR/"))
     return Check.that(
         "log",
-        not damaged,
-        expected="SQLite reads the log to its last transaction",
-        observed=told if damaged else f"{read:,} frames",
-        remedy=f"stop its writers, the next one throws the rest away; {keep}, then restore a backup",
+        found["torn"] < 0,
+        expected=expected,
+        observed=f"{found['read']:,} frames" if found["torn"] < 0 else damaged,
+        remedy=f"stop its writers, then copy the database with its log before it is opened again: {copy}",
     )
 
 
@@ -205,8 +193,7 @@ def move_stale(path: Path) -> Path:
 
     Raises BusyError while a process has one open: its database was moved away, or deleted, under it.
     """
-    if users := users_of(path):
-        raise BusyError(f"the side files of {path} are open in {', '.join(users)}", "stop it, then try again")
+    require_unused(path)
     folder = new_folder(path)
     for suffix in SIDE_FILES:
         with suppress(FileNotFoundError):

@@ -10,8 +10,8 @@ from time import monotonic
 
 import aiosqlite
 
-from abathur_nb.connection import connect, lock_holders, opened, pragma, run_to_end
-from abathur_nb.errors import BusyError, RefusedError
+from abathur_nb.connection import connect, locked_by, opened, pragma, run_to_end
+from abathur_nb.errors import RefusedError
 from abathur_nb.operate.content import Content, read_content
 from abathur_nb.scratch import fsync, make_private_file
 from abathur_nb.settings import Settings
@@ -69,9 +69,7 @@ async def copy_in(
         try:
             await run_to_end(copy.backup(live, progress=give_up, sleep=_RETRY_S))
         except TimeoutError:
-            holders = lock_holders(path) or "a process that cannot be named"
-            remedy = "let it finish or end it, then try again"
-            raise BusyError(f"{path} is locked by {holders}", remedy) from None
+            raise locked_by(path) from None
         written()
         await live.execute_fetchall("BEGIN")
         found = await read_content(live, progress=progress)

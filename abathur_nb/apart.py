@@ -1,0 +1,204 @@
+"""Look at the files of a database from a process of its own: ``python -I -S apart.py LOOK PATH …`` writes a literal.
+
+POSIX locks belong to a process: closing any descriptor of a file there drops every lock that SQLite holds on it, and
+another process then writes inside an open transaction. So ``ask`` starts this file as a program, which imports nothing
+of the package. Linux only where a look asks for locks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+import sys
+import time
+
+TYPE_CHECKING = False  # the program does without typing, json and their like, which take longer than its look
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = ["ask"]
+
+# https://sqlite.org/fileformat2.html#walformat and https://sqlite.org/walformat.html, section 2
+_MAGICS = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}  # the byte order of the words that are summed
+_HEADER, _FRAME_HEADER = 32, 24  # bytes of the log
+_LOCKS = {"": ((2**30, 1), (2**30 + 1, 1), (2**30 + 2, 510)), "-shm": tuple((byte, 1) for byte in range(120, 129))}
+_WRITE_LOCK = 120
+_PAUSE_S = 0.005
+
+
+def ask(look: str, *paths: str | os.PathLike[str]) -> Any:
+    """Return what a look at files found, made by another process. Read-only. Raises OSError."""
+    from ast import literal_eval
+    from subprocess import PIPE, run
+
+    command = (sys.executable, "-I", "-S", __file__, look, *(os.fspath(path) for path in paths))
+    answer, error = literal_eval(run(command, stdout=PIPE, check=True).stdout.decode())  # noqa: S603 - no shell
+    if error:
+        raise OSError(*error)
+    return answer
+
+
+def _open(path: str) -> int:
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise FileNotFoundError(2, "not a regular file", path)
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _digest(path: str) -> str:
+    """Return the SHA-256 of a file."""
+    import hashlib  # 5 ms
+
+    found = hashlib.sha256()
+    with os.fdopen(_open(path), "rb") as file:
+        while chunk := file.read(2**20):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def _locks(path: str) -> list[tuple[str, int, bool, int]]:
+    """Return a lock on each byte that SQLite locks: file, byte, whether exclusive, owner; 0 for one out of sight."""
+    found = []
+    for suffix, ranges in _LOCKS.items() if sys.platform == "linux" else ():
+        try:
+            file = _open(f"{path}{suffix}")
+        except OSError:
+            continue
+        for start, length in ranges:
+            asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+            kind, _, _, _, pid = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
+            if kind != fcntl.F_UNLCK:
+                found.append((suffix, start, kind == fcntl.F_WRLCK, max(pid, 0)))
+        os.close(file)
+    return found
+
+
+def _look(path: str) -> tuple[list[tuple[str, int, bool, int]], dict[str, Any] | None]:
+    """Return the locks on a database, and what the index of its log says, if it can be read."""
+    return _locks(path), _index(path)
+
+
+def _index(path: str) -> dict[str, Any] | None:
+    """Return what the index of the log says; None while another process writes it."""
+    try:
+        file = _open(f"{path}-shm")
+    except OSError:
+        return None
+    head = os.pread(file, 120, 0)
+    os.close(file)
+    # Two copies, the second written first: equal, they are whole.
+    if len(head) < 120 or head[:48] != head[48:96] or not head[12] or _sums("=", head[:40]) != head[40:48]:
+        return None
+    commits, frames = struct.unpack_from("=I4xI", head, 8)
+    # The first mark is always 0: who holds it reads the database alone, into which the log was written so far.
+    backfilled, _, *marks = struct.unpack_from("=6I", head, 96)
+    return {
+        "commits": commits,  # since SQLite has read the log anew
+        "frames": frames,
+        "salts": head[32:40],
+        "marks": (backfilled, *marks),
+    }
+
+
+def _sums(order: str, data: bytes, start: bytes = bytes(8), form: str = "=") -> bytes:
+    """Return SQLite's checksum of whole words, which goes on from ``start``; ``form`` is the order it is kept in."""
+    first, second = struct.unpack(f"{form}2I", start)
+    odd = len(data) % 32
+    for one, two in struct.iter_unpack(f"{order}2I", data[:odd]):
+        first = first + one + second & 0xFFFFFFFF
+        second = second + two + first & 0xFFFFFFFF
+    # Eight words at a time take a third of the time, and a log has a thousand in each of its frames.
+    for a, b, c, d, e, f, g, h in struct.iter_unpack(f"{order}8I", data[odd:]):
+        first += a + second
+        second += b + first
+        first += c + second
+        second += d + first
+        first += e + second
+        second += f + first
+        first = first + g + second & 0xFFFFFFFF
+        second = second + h + first & 0xFFFFFFFF
+    return struct.pack(f"{form}2I", first, second)
+
+
+def _log(path: str, seconds: str) -> dict[str, int] | None:
+    """Judge the log of a database in WAL mode; None where it was never still for a look.
+
+    ``torn`` is the number of the first frame that is not as it was written though commits stand behind it, -1 for none.
+    """
+    until = time.monotonic() + float(seconds)
+    while True:
+        found = _judge(path, until)
+        if found or time.monotonic() > until:
+            return found
+        time.sleep(_PAUSE_S)
+
+
+def _judge(path: str, until: float) -> dict[str, int] | None:
+    try:
+        log = _open(f"{path}-wal")
+    except FileNotFoundError:
+        return {"frames": 0, "read": 0, "torn": -1}
+    try:
+        index, header = _index(path), os.pread(log, _HEADER, 0)
+        if not header:
+            return {"frames": 0, "read": 0, "torn": -1}
+        found = None if index is None else _frames(log, header, index, until)
+        if index is None or found is None or found["torn"] < 0:
+            return found
+        # Committed frames stay as they are until the log begins anew, with other salts. Those behind them may be what a
+        # writer is writing.
+        written = found["torn"] < index["frames"] or (
+            _index(path) == index and ("-shm", _WRITE_LOCK) not in [lock[:2] for lock in _locks(path)]
+        )
+        return found if written and os.pread(log, _HEADER, 0) == header else None
+    finally:
+        os.close(log)
+
+
+def _frames(log: int, header: bytes, index: dict[str, Any], until: float) -> dict[str, int] | None:
+    """Sum up the frames of a log; None where its index is of another round, or no time is left."""
+    order, page = _MAGICS.get(header[:4]), int.from_bytes(header[8:12], "big")
+    is_header = order is not None and 512 <= page <= 65_536
+    frame = (page if is_header else 4096) + _FRAME_HEADER
+    places, read, salts = (os.fstat(log).st_size - _HEADER) // frame, index["frames"], header[16:24]
+    if order is None or not is_header or _sums(order, header[:24], form=">") != header[24:]:
+        return {"frames": max(places, 0), "read": read, "torn": 0 if places > 0 else -1}
+    if salts != index["salts"]:  # before the first frame of a new round, the old ones are in the database
+        return None if read else {"frames": 0, "read": 0, "torn": -1}
+    last, sums, broken, row = read, header[24:], 0, 0
+    for number in range(1, places + 1):
+        if time.monotonic() > until:
+            return None
+        place = _HEADER + (number - 1) * frame
+        head = os.pread(log, _FRAME_HEADER, place)
+        sound = head[8:16] == salts
+        if sound and (not broken or index["commits"]):
+            page_of = os.pread(log, page, place + _FRAME_HEADER)
+            sound = len(page_of) == page and _sums(order, head[:8] + page_of, sums, ">") == head[16:]
+        sums = head[16:]
+        if not broken and sound:
+            continue
+        broken = broken or number
+        if broken <= read:
+            return {"frames": max(read, number), "read": read, "torn": broken}
+        # A killed writer leaves one commit that nobody was promised, behind what the next one has written over it: two
+        # in a row were a log that is cut off. Nobody has written since SQLite has read it anew: so was one.
+        row = row if sound else 0
+        if number > broken and head[8:16] == salts and head[4:8] != bytes(4):
+            last, row = number, row + 1
+            if row > 1 or not index["commits"]:
+                return {"frames": last, "read": read, "torn": broken}
+    return {"frames": last, "read": read, "torn": -1}
+
+
+_LOOKS: dict[str, Callable[..., Any]] = {"digest": _digest, "log": _log, "look": _look}
+
+if __name__ == "__main__":
+    answer, fault = None, None
+    try:
+        answer = _LOOKS[sys.argv[1]](*sys.argv[2:])
+    except OSError as error:
+        fault = (error.errno, error.strerror, error.filename)
+    sys.stdout.write(ascii((answer, fault)))

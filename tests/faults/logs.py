@@ -1,0 +1,180 @@
+"""Looks at the log of a database: none may find damage beside a writer, and each must where a frame is damaged.
+
+The control reads the log and its index one after the other, as a plain program would: of two moments.
+"""
+
+import mmap
+import os
+import signal
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from damage import held
+
+from abathur_nb.operate.surroundings import log_check
+from faults.outcomes import Experiment, Outcome
+
+__all__ = ["busy_logs", "torn_logs"]
+
+_PLACES, _LOOKS, _TORN = 50, 10, 100
+_TABLE = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, x)"
+_FRAME = 4096 + 24
+_READING = ("BEGIN", "SELECT count(*) FROM t")
+
+
+# Few pages are cached: a large transaction writes to the log, and there again, before it ends.
+class _Writer(NamedTuple):
+    synchronous: str
+    rows: tuple[int, int] = (1, 40)
+    checkpoint: int = 1000
+    readers: int = 0
+
+
+_WRITERS = {
+    "NORMAL": _Writer("NORMAL"),
+    "FULL": _Writer("FULL"),
+    "checkpoints": _Writer("FULL", (1, 4), 20),
+    "readers": _Writer("FULL", readers=4),
+    "large": _Writer("NORMAL", (300, 900)),
+}
+
+
+def busy_logs(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
+    """Return the experiments: each looks ten times at the log of a database that is written to."""
+    del folder
+    return [partial(_look_beside, name, f"{seed}-{n}") for n in range(seed % every, _PLACES, every)]
+
+
+def torn_logs(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
+    """Return the experiments: each damages one frame that has a commit behind it."""
+    del folder
+    return [partial(_look_at_damage, name, f"{seed}-{n}") for n in range(seed % every, _TORN, every)]
+
+
+def _look_beside(name: str, seed: str, folder: Path) -> Outcome:
+    random = Random(seed)  # noqa: S311 - to be repeatable
+    kind = list(_WRITERS)[int(seed.rpartition("-")[2]) % len(_WRITERS)]
+    folder.mkdir()
+    db = folder / "x.db"
+    with _writing(db, kind, random) as acknowledged, ExitStack() as readers:
+        for _ in range(_WRITERS[kind].readers):
+            readers.enter_context(_reading(db, random))
+        harms, before = list[str](), acknowledged()
+        while len(harms) < _LOOKS or acknowledged() == before:
+            harms.append(_LOOKS_BY[name](db))
+    harm = next(filter(None, harms), "")
+    return Outcome(_LOOKS, _LOOKS, f"{kind}, {seed}: {harm}" if harm else "")
+
+
+def _look_at_damage(name: str, seed: str, folder: Path) -> Outcome:
+    random = Random(seed)  # noqa: S311 - to be repeatable
+    folder.mkdir()
+    db = folder / "x.db"
+    frame = random.randrange(_leave_log(db, random) - 1)
+    with ExitStack() as users:
+        if random.random() < 0.5:  # who has read the log before goes on with its index
+            users.enter_context(held(db, *_READING))
+        with Path(f"{db}-wal").open("r+b") as log:
+            place = 32 + frame * _FRAME + random.randrange(_FRAME)
+            (byte,) = os.pread(log.fileno(), 1, place)
+            os.pwrite(log.fileno(), bytes([byte ^ random.randrange(1, 256)]), place)
+        users.enter_context(held(db, "PRAGMA schema_version"))
+        found = _LOOKS_BY[name](db)
+    return Outcome(1, 1, "" if found else f"{seed}: not found, frame {frame + 1}, byte {place}")
+
+
+def _leave_log(db: Path, random: Random) -> int:
+    """Make a database whose log a killed process left; return the last frame that ends a transaction."""
+    with _forked() as pid:
+        if pid == 0:
+            conn = sqlite3.connect(db, isolation_level=None)
+            conn.executescript(f"PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; {_TABLE};")
+            for _ in range(random.randrange(1, 40)):
+                _write(conn, random, (1, 60))
+            os._exit(0)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    content = Path(f"{db}-wal").read_bytes()
+    heads = (content[place + 4 : place + 8] for place in range(32, len(content), _FRAME))
+    return max(number for number, head in enumerate(heads, 1) if head != bytes(4))
+
+
+def _write(conn: sqlite3.Connection, random: Random, rows: tuple[int, int]) -> None:
+    conn.execute("BEGIN IMMEDIATE")
+    for _ in range(random.randint(*rows)):
+        conn.execute("INSERT OR REPLACE INTO t VALUES (?, ?)", (random.randrange(3000), random.randbytes(3000)))
+    conn.execute("COMMIT" if random.random() < 0.9 else "ROLLBACK")
+
+
+@contextmanager
+def _writing(db: Path, kind: str, random: Random) -> Iterator[Callable[[], int]]:
+    """Let a process write during the block; yields what counts its transactions."""
+    writer = _WRITERS[kind]
+    with closing(sqlite3.connect(db, isolation_level=None)) as conn:
+        conn.executescript(f"PRAGMA journal_mode = WAL; {_TABLE};")
+    with mmap.mmap(-1, 8) as shared, _forked() as pid:
+        if pid == 0:
+            conn = sqlite3.connect(db, timeout=60, isolation_level=None)
+            conn.executescript(f"PRAGMA synchronous = {writer.synchronous}; PRAGMA cache_size = 50;")
+            conn.execute(f"PRAGMA wal_autocheckpoint = {writer.checkpoint}").fetchall()
+            for number in count(1):
+                _write(conn, random, writer.rows)
+                shared[:8] = number.to_bytes(8, "little")
+        yield lambda: int.from_bytes(shared[:8], "little")
+
+
+@contextmanager
+def _reading(db: Path, random: Random) -> Iterator[None]:
+    """Let a process read during the block, one short transaction after the other."""
+    with _forked() as pid:
+        if pid == 0:
+            conn = sqlite3.connect(db, timeout=60, isolation_level=None)
+            while True:
+                for statement in (*_READING, "COMMIT"):
+                    conn.execute(statement).fetchall()
+                time.sleep(random.random() / 50)
+        yield
+
+
+@contextmanager
+def _forked() -> Iterator[int]:
+    """Yield 0 in a new process, which ends with the block, and its number in this one, which kills it then."""
+    pid = os.fork()
+    try:
+        yield pid
+    finally:
+        if pid == 0:
+            os._exit(70)  # the rest of the parent's stack is not this process's to run
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def _ask(db: Path) -> str:
+    check = log_check(db)
+    return check.observed if check.failed else ""
+
+
+def _read_twice(db: Path) -> str:
+    """Compare what the log holds with what its index said a moment before."""
+    if not Path(f"{db}-shm").exists():
+        return ""
+    with Path(f"{db}-shm").open("rb") as index:
+        read = int.from_bytes(index.read(20)[16:], sys.byteorder)
+    with Path(f"{db}-wal").open("rb") as log:
+        header = log.read(32)
+        places = range(32, os.fstat(log.fileno()).st_size - _FRAME + 1, _FRAME)
+        for number in range(len(places), 0, -1):
+            head = os.pread(log.fileno(), 16, places[number - 1])
+            if head[8:] == header[16:24] and any(head[4:8]):
+                return f"of {number} frames SQLite reads {read}" if number > read else ""
+    return ""
+
+
+_LOOKS_BY = {"sound": _ask, "naive": _read_twice}

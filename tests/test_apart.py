@@ -1,0 +1,130 @@
+"""A look at the log of a database speaks of one moment: damage is found, and what writers leave behind is none."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from damage import held
+
+from abathur_nb.operate.surroundings import log_check
+
+_FRAME = 4096 + 24
+_PROGRAM = """
+import os, sqlite3, sys
+conn = sqlite3.connect(sys.argv[1], isolation_level=None)
+for pages in sys.argv[2:]:
+    conn.execute("UPDATE t SET x = randomblob(?)", (4000 * int(pages),))
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Path:
+    path = tmp_path / "x.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.executescript("PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1);")
+    return path
+
+
+def write(db: Path, *pages: int) -> None:
+    """Commit transactions of so many pages each, in a process that does not close the database."""
+    subprocess.run([sys.executable, "-I", "-S", "-c", _PROGRAM, db, *map(str, pages)], check=True)
+
+
+def write_without_index(db: Path, *pages: int) -> None:
+    """Leave transactions in the log that its index does not name, as a process killed before that does."""
+    index = Path(f"{db}-shm").read_bytes()[:136]
+    write(db, *pages)
+    with Path(f"{db}-shm").open("r+b") as file:
+        file.write(index)
+
+
+def frames(db: Path) -> int:
+    return (Path(f"{db}-wal").stat().st_size - 32) // _FRAME
+
+
+def damage(db: Path, frame: int, place: int = 100) -> None:
+    """Change a byte of a frame, counted from 0; from the end, if negative."""
+    with Path(f"{db}-wal").open("r+b") as log:
+        at = 32 + (frame % frames(db)) * _FRAME + place
+        (byte,) = os.pread(log.fileno(), 1, at)
+        os.pwrite(log.fileno(), bytes([byte ^ 1]), at)
+
+
+def unfinished(db: Path) -> None:
+    write_without_index(db, 9)
+    damage(db, -1)
+
+
+def overwritten(db: Path, *pages: int) -> None:
+    write_without_index(db, *pages)
+    write(db, 1)
+
+
+def overwritten_twice(db: Path) -> None:
+    overwritten(db, 30)
+    overwritten(db, 9)
+
+
+HEALTHY: dict[str, Callable[[Path], object]] = {
+    "nothing": lambda _: None,
+    "commits": lambda db: write(db, 1, 30, 2),
+    "a commit that its writer did not live to announce": lambda db: write_without_index(db, 9),
+    "an unfinished last transaction": unfinished,
+    "what is left of one, behind the next": lambda db: overwritten(db, 9),
+    "what is left of two": overwritten_twice,
+}
+TORN: dict[str, Callable[[Path], object]] = {
+    "the header": lambda db: damage(db, 0, -8),
+    "the salts of the header": lambda db: damage(db, 0, -16),
+    "the magic number": lambda db: damage(db, 0, -32),
+    "the first frame": lambda db: damage(db, 0),
+    "the number of a page": lambda db: damage(db, 3, 0),
+    "the salts of a frame": lambda db: damage(db, 3, 9),
+    "the checksum of a frame": lambda db: damage(db, 3, 17),
+    "the frame before the last": lambda db: damage(db, -2),
+    "the last frame, which the index names": lambda db: damage(db, -1),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_what_writers_leave_in_a_log_is_no_damage(name: str, db: Path) -> None:
+    with held(db, "SELECT * FROM t"):
+        write(db, 1, 5, 5)
+        HEALTHY[name](db)
+        check = log_check(db)
+    assert check.status == "pass", check.observed
+
+
+@pytest.mark.parametrize("name", TORN)
+def test_a_damaged_log_is_found_while_its_index_is_in_use(name: str, db: Path) -> None:
+    with held(db, "SELECT * FROM t"):
+        write(db, 1, 5, 5)
+        TORN[name](db)
+        check = log_check(db)
+    assert check.status == "fail"
+    assert "restore" not in check.remedy
+    assert f"{db}-wal" in check.remedy
+
+
+@pytest.mark.parametrize("name", [name for name in TORN if "index" not in name])
+def test_a_damaged_log_is_found_after_it_was_read_anew(name: str, db: Path) -> None:
+    write(db, 1, 5, 5)
+    TORN[name](db)
+    with held(db, "SELECT * FROM t"):
+        check = log_check(db)
+    assert check.status == "fail"
+
+
+def test_commits_that_are_cut_off_are_found_after_somebody_has_written_since(db: Path) -> None:
+    write(db, 1, 5, 5, 5)
+    damage(db, 4)
+    with held(db, "SELECT * FROM t"):
+        write(db, 1)
+        check = log_check(db)
+    assert check.status == "fail"
