@@ -8,10 +8,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
+from time import monotonic, sleep
+
+from abathur_nb.errors import BusyError
 
 __all__ = [
     "fsync",
     "is_scratch_name",
+    "locked",
     "make_private_directory",
     "make_private_file",
     "nearest_existing",
@@ -21,6 +26,7 @@ __all__ = [
 ]
 
 _PREFIX = ".abathur-"
+_PATIENCE_S, _RETRY_S = 10, 0.01
 # Nothing else is swept: a folder of a user's own may well begin with the same prefix.
 _SWEPT = re.compile(rf"{re.escape(_PREFIX)}(init|probe|benchmark|kernel|backup|restore)-[0-9a-f]{{12}}")
 
@@ -100,6 +106,33 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Wait for the lock of a directory and keep it; it ends with the process.
+
+    Whoever adds to a ledger or publishes a backup holds it for some milliseconds. ``shared`` is for readers, whom other
+    readers do not disturb. Raises BusyError after 10 s.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor, folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path, kind: int) -> None:
+    deadline = monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if monotonic() > deadline:
+                remedy = f"see who: fuser -v {quote(str(folder))}; end it, then try again"
+                raise BusyError(f"{folder} is locked by another process", remedy) from None
+            sleep(_RETRY_S)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from test_main import command
 from abathur_nb.operate.alerts import RULES, Rule, alerts_of, prometheus_rules
 from abathur_nb.operate.gauges import Sample, Snapshot, place_of
 from abathur_nb.settings import Settings, resolve
+from abathur_nb.wording import AHEAD_S
 
 # promtool's clock begins at 0; each rule has waited for its time by then.
 MINUTES = 60
@@ -107,6 +108,22 @@ def test_on_each_side_of_each_limit_both_judge_alike(database: Settings, tmp_pat
     fired_in_prometheus(prometheus_rules(database), cases, tmp_path)
 
 
+@pytest.mark.parametrize("rule", [rule for rule in JUDGED if rule.age], ids=lambda rule: rule.name)
+def test_a_moment_more_than_five_minutes_ahead_fires_in_both(rule: Rule, database: Settings, tmp_path: Path) -> None:
+    cases = {}
+    for seconds in (-1, 0, 299, 300, 301, 3600, 366 * 86_400):
+        moment = Sample(rule.gauge, NOW.timestamp() + seconds)
+        samples = (moment, *(one for one in snapshot(database).samples if one.name != rule.gauge))
+        found = Snapshot(NOW, place_of(database), samples)
+        expected = {rule.name} if seconds > AHEAD_S else set()
+        assert firing(found, database) == expected, seconds
+        cases[str(seconds)] = ([*series(found)], expected)
+    fired_in_prometheus(prometheus_rules(database), cases, tmp_path)
+    told = next(check for check in alerts_of(found, database) if check.status != "pass")
+    assert told.observed.endswith(" in the future")
+    assert "timedatectl" in told.remedy
+
+
 def test_a_rule_that_does_not_fire_where_it_must_is_found_out(database: Settings, tmp_path: Path) -> None:
     """The control of the test above: the limit of one rule is another in what Prometheus is given."""
     found = snapshot(database, JUDGED[0])
@@ -171,7 +188,8 @@ def test_the_command_prints_what_prometheus_loads_with_the_limits_of_the_environ
     promtool("check", "rules", tmp_path / "rules.yml")
     rules = {rule["alert"]: rule for rule in yaml.safe_load(done.stdout)["groups"][0]["rules"]}
     assert list(rules) == [rule.name for rule in RULES]
-    assert rules["AbathurBackupOld"]["expr"].endswith(" > 180000.0")
+    assert rules["AbathurBackupOld"]["expr"].endswith(" < -300")
+    assert " > 180000.0 or " in rules["AbathurBackupOld"]["expr"]
     assert 'env="production"' in rules["AbathurBackupOld"]["expr"]
     assert re.search(r"over 50\.0 hours", rules["AbathurBackupOld"]["annotations"]["summary"])
 

@@ -16,6 +16,7 @@ from damage import untouched
 
 import abathur_nb as nb
 from abathur_nb.connection import connect
+from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.operate.content import Content, read_content
 from abathur_nb.operate.manifest import Backup, list_backups, read_backup, unpack
 from abathur_nb.operate.retention import expired
@@ -199,7 +200,8 @@ async def test_two_at_once_are_two_backups(database: Settings) -> None:
 def made(days: float, *, findings: tuple[str, ...] = (), reason: str = "nightly") -> Backup:
     """Return a backup, of which there is no file, taken so many days before a certain moment."""
     taken_at = f"2026-11-{23 - int(days):02} {12 - int(days % 1 * 24):02}:00:00.000"
-    facts = {"taken_at": taken_at, "proof": {"findings": list(findings)}, "reason": reason}
+    ids = {"application_id": APPLICATION_ID, "user_version": SCHEMA_VERSION}
+    facts = {"taken_at": taken_at, "proof": {"findings": list(findings)}, "reason": reason, **ids}
     return Backup(Path(f"/nowhere/{reason}-{days}"), facts)
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from abathur_nb import scratch
 from abathur_nb.errors import BusyError, RefusedError
-from abathur_nb.evidence import ledger
 from abathur_nb.evidence import ledger as module
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
-from abathur_nb.evidence.ledger import FIRST, LEDGER, Ledger, append, ledger_head, locked, parse, read_ledger
+from abathur_nb.evidence.ledger import FIRST, LEDGER, Ledger, append, ledger_head, parse, read_ledger
+from abathur_nb.scratch import locked
 
 FORK = get_context("fork")
 
@@ -238,7 +239,7 @@ def test_a_line_that_is_only_being_written_is_not_called_torn(tmp_path: Path, mo
             file.write(content[half:])
         os._exit(0)
     os.read(written[0], 1)
-    original = module.locked
+    original = locked
 
     @contextmanager
     def observed(archive: Path, *, shared: bool = False) -> Iterator[None]:
@@ -373,7 +374,7 @@ def test_a_ledger_that_is_no_regular_file_is_refused_and_not_waited_for(tmp_path
 
 
 def test_a_lock_that_is_not_given_up_ends_the_wait_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "_PATIENCE_S", 0)
+    monkeypatch.setattr(scratch, "_PATIENCE_S", 0)
     with (
         locked(tmp_path),
         pytest.raises(BusyError, match=r"is locked by another process: see who: fuser -v "),

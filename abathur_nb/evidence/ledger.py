@@ -1,19 +1,15 @@
 """The ledger of an archive: one line a run, each with its own hash and the hash of the line before."""
 
-import fcntl
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
-from time import monotonic, sleep
 from typing import Any
 
-from abathur_nb.errors import BusyError, RefusedError
+from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import misfits, read_regular, sealed, sha256, unsealed
-from abathur_nb.scratch import fsync, make_private_file
+from abathur_nb.scratch import fsync, locked, make_private_file
 from abathur_nb.wording import utc_now
 
 __all__ = [
@@ -24,14 +20,12 @@ __all__ = [
     "Line",
     "append",
     "ledger_head",
-    "locked",
     "parse",
     "read_ledger",
     "require_no_line",
 ]
 
 LEDGER = "ledger.jsonl"
-_PATIENCE_S, _RETRY_S = 10, 0.01
 FIRST = "0" * 64  # what the first line names as the hash of the line before
 RUN_ID = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{6}", re.ASCII)
 # A repair stands on the line that it closes, right behind what is torn: whatever a writer had written when it died is
@@ -140,33 +134,6 @@ def _read_line(piece: bytes) -> dict[str, Any]:
     if not all(_FILE.fullmatch(name) and isinstance(digest, str) for name, digest in data["files"].items()):
         raise ValueError("it names files that no run has")
     return data
-
-
-@contextmanager
-def locked(archive: Path, *, shared: bool = False) -> Iterator[None]:
-    """Wait until no other process writes to the ledger, and keep it so. The lock ends with the process.
-
-    ``shared`` is for readers, whom other readers do not disturb. Raises BusyError after 10 s: whoever writes has it for
-    some milliseconds.
-    """
-    descriptor = os.open(archive, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _lock(descriptor, archive, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, archive: Path, kind: int) -> None:
-    deadline = monotonic() + _PATIENCE_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if monotonic() > deadline:
-                remedy = f"see who: fuser -v {quote(str(archive))}; end it, then try again"
-                raise BusyError(f"the ledger in {archive} is locked by another process", remedy) from None
-            sleep(_RETRY_S)
 
 
 def ledger_head(archive: Path) -> str:

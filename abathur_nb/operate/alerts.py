@@ -11,7 +11,7 @@ from typing import Any, Literal
 from abathur_nb.operate.gauges import LAST_BACKUP, LAST_VALIDATION, RETRIEVAL, TAKEN, UP, Snapshot, place_of
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings, resolve
-from abathur_nb.wording import MB
+from abathur_nb.wording import AHEAD_S, MB, SEE_CLOCK
 
 __all__ = ["RULES", "Rule", "add_arguments", "add_database_arguments", "alerts_of", "command", "prometheus_rules"]
 
@@ -27,7 +27,8 @@ class Rule:
     """Hold one alert: which gauge must not lie above or below which setting, or not be missing at all.
 
     The setting is in its own unit, ``unit`` of which are one of the gauge's; a number stands for itself. With ``age``
-    it is about the time since the moment that the gauge holds, with ``per`` about the gauge divided by another one.
+    it is about the time since the moment that the gauge holds, and fires too where that lies in the future; with
+    ``per`` it is about the gauge divided by another one.
     ``wait`` is how long Prometheus sees it so before it tells; ``told`` the form of a value in the setting's unit.
     """
 
@@ -68,7 +69,8 @@ class Rule:
             return f"absent({value})"
         value = f"time() - {value}" if self.age else value
         value = f"{value} / {self.per}{{{selector}}}" if self.per else value
-        return f"{value} {_SIGNS[self.fires]} {self.limit_of(settings) * self.unit!r}"
+        ahead = f" or {value} < {-AHEAD_S}" if self.age else ""
+        return f"{value} {_SIGNS[self.fires]} {self.limit_of(settings) * self.unit!r}{ahead}"
 
 
 RULES = (
@@ -197,13 +199,14 @@ def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
     if value is None:
         return Check(rule.title, "skip", expected, "nothing to measure it by", evidence=evidence)
     never = rule.age and not snapshot.value(rule.gauge, rule.labels)
+    ahead = rule.age and value * rule.unit < -AHEAD_S
     observed = "there is none" if never else "no growth" if math.isinf(value) else rule.told.format(value)
     return Check.that(
         rule.title,
-        not (value > limit if rule.fires == "above" else value < limit),
+        not (ahead or (value > limit if rule.fires == "above" else value < limit)),
         expected=expected,
-        observed=observed,
-        remedy=rule.remedy,
+        observed=f"{rule.told.format(-value)} in the future" if ahead else observed,
+        remedy=SEE_CLOCK if ahead else rule.remedy,
         otherwise="fail" if rule.severity == "critical" and settings.alerts_fail else "warn",
         evidence=evidence,
     )
@@ -217,6 +220,7 @@ def prometheus_rules(settings: Settings) -> dict[str, Any]:
 def _prometheus(rules: Iterable[Rule], settings: Settings) -> Iterable[dict[str, Any]]:
     for rule in rules:
         found = f"{_FOUND[rule.fires]}{rule.told.format(rule.limit_of(settings))}"
+        found += ", or lies in the future: see the clock" if rule.age else ""
         yield {
             "alert": rule.name,
             "expr": rule.expression(settings),

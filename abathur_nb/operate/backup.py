@@ -25,6 +25,7 @@ from abathur_nb.operate.manifest import (
     Backup,
     file_sha256,
     manifest_of,
+    next_sequence,
     pack,
     read_backup,
     unpack,
@@ -34,7 +35,7 @@ from abathur_nb.operate.retention import Retention, apply_retention, remove
 from abathur_nb.operate.transfer import copy_in, copy_out, publish, told_where_it_is_full
 from abathur_nb.report import Check, Report
 from abathur_nb.schema import not_ours, quoted, read_schema
-from abathur_nb.scratch import make_private_file, nearest_existing, private_directory, scratch_directory, sweep
+from abathur_nb.scratch import locked, make_private_file, nearest_existing, private_directory, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.target import refusal
@@ -69,12 +70,12 @@ async def backup_database(
     if forbidden:
         return Report(_TITLE, tuple(place), subject=subject, refused=True)
     try:
-        _, checks = await back_up(settings, reason=reason, compress=compress)
+        made, checks = await back_up(settings, reason=reason, compress=compress)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
         failed = Check("copy", "error", "a proven copy", f"no backup was made: {fault.observed}", fault.remedy)
         return Report(_TITLE, (*place, failed), subject=subject, refused=True)
-    kept = apply_retention(settings, keep or Retention())
+    kept = apply_retention(settings, keep or Retention(), made)
     sweep(settings.backup_dir)
     return Report(_TITLE, (*place, *checks, *kept), subject=subject)
 
@@ -147,6 +148,7 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
                 await copy_out(conn, draft, owned_as=folder)
                 copied_s = perf_counter() - started
                 await conn.rollback()
+                unpacked = draft.stat().st_size
                 draft = await asyncio.to_thread(pack, draft) if compress else draft
                 facts = {
                     "reason": reason,
@@ -156,6 +158,7 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
                     **ids,
                     "content": asdict(content),
                     "bytes": draft.stat().st_size,
+                    "bytes_unpacked": unpacked,
                     "sha256_of_file": await asyncio.to_thread(file_sha256, draft),
                     **person_and_host(),
                     "versions": versions_of(),
@@ -231,27 +234,28 @@ def _progress(rows: int) -> Iterator[Callable[[int], object]]:
 
 
 def _publish(backup: Backup, folder: Path) -> Backup:
-    """Give a proven backup and its manifest their names, durably."""
+    """Give a proven backup and its manifest their names, durably, and the next number of the directory."""
     stem = f"abathur_{backup.facts['reason']}"
     suffix = ".db.zst" if backup.compressed else ".db"
     moment, draft = backup.taken_at, backup.path.with_name("manifest.json")
-    while True:
-        path = folder / f"{stem}_{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}{suffix}"
-        facts = {**backup.facts, "file": path.name}
-        draft.unlink(missing_ok=True)
-        write_manifest(draft, facts)
-        try:
-            # The manifest first: alone it is no backup, and a copy without a manifest would be taken for one.
-            publish(draft, manifest_of(path))
+    with locked(folder):
+        sequence = next_sequence(folder)
+        while True:
+            path = folder / f"{stem}_{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}{suffix}"
+            draft.unlink(missing_ok=True)
+            write_manifest(draft, {**backup.facts, "file": path.name, "sequence": sequence})
             try:
-                publish(backup.path, path)
-            except OSError:
-                manifest_of(path).unlink()
-                raise
-        except FileExistsError:  # another one of the same millisecond
-            moment += timedelta(milliseconds=1)
-            continue
-        return read_backup(path)
+                # The manifest first: alone it is swept, and a copy without a manifest would be taken for a backup.
+                publish(draft, manifest_of(path))
+                try:
+                    publish(backup.path, path)
+                except OSError:
+                    manifest_of(path).unlink()
+                    raise
+            except FileExistsError:  # another one of the same millisecond
+                moment += timedelta(milliseconds=1)
+                continue
+            return read_backup(path)
 
 
 def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:

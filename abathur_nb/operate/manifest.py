@@ -3,19 +3,31 @@
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from datetime import datetime
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from abathur_nb.apart import ask
-from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.evidence.canonical import misfits, open_regular, read_regular, sealed, unsealed
+from abathur_nb.errors import BusyError, ConfigurationError, RefusedError
+from abathur_nb.evidence.canonical import (
+    misfits,
+    moment,
+    number,
+    open_regular,
+    read_regular,
+    sealed,
+    unsealed,
+    whole_number,
+)
+from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.location import free_mb
 from abathur_nb.operate.content import Content
-from abathur_nb.scratch import make_private_file
-from abathur_nb.wording import printable, shown, url_fault
+from abathur_nb.scratch import locked, make_private_file
+from abathur_nb.wording import MB, age, is_ahead, moment_of, printable, shown, url_fault
 
 __all__ = [
     "Backup",
@@ -23,8 +35,12 @@ __all__ = [
     "find_backup",
     "list_backups",
     "manifest_of",
+    "newest_fit",
+    "next_sequence",
+    "of_database",
     "pack",
     "read_backup",
+    "sweep_manifests",
     "unpack",
     "write_manifest",
 ]
@@ -35,20 +51,21 @@ BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback")
 NAME = re.compile(r"abathur_([a-z][a-z0-9_]{0,40})_(\d{8}_\d{6}_\d{3})\.db(\.zst)?")
 _FORMAT = 1
 _CHUNK = 2**20  # bytes
+# What a file of ours may unpack to: ``pack`` leaves alone what would be more. zstd makes 32,000 bytes of one.
+_RATIO, _ALWAYS = 1000, 256 * 2**20
+_SPARE_MB = 50  # that unpacking leaves free
+# What manifests did not say before: 0 stands for not known.
+_LATER = {"sequence": 0, "bytes_unpacked": 0}
 _SHAPE = {
-    "format": int,
-    "file": str,
-    "bytes": int,
-    "sha256_of_file": str,
-    "reason": str,
-    "env": str,
-    "database": str,
-    "application_id": int,
-    "user_version": int,
-    "taken_at": str,
-    "content": {"digest": str, "schema": str, "rows": dict},
-    "proof": {"restored_s": (int, float), "validated_s": (int, float), "findings": [str]},
+    **dict.fromkeys(("format", "bytes", "application_id", "user_version", *_LATER), whole_number),
+    **dict.fromkeys(("file", "sha256_of_file", "reason", "env", "database"), str),
+    "taken_at": moment,
+    "content": {"digest": str, "schema": str, "rows": {str: whole_number}},
+    "proof": {"restored_s": number, "validated_s": number, "findings": [str]},
 }
+# Checks of validate whose failure keeps the store from opening what is restored, or rows from being read. The others
+# are about files, or about rows that stand there whole: a copy of them is as good as the database was.
+_UNFIT = ("application_id", "database file", "encoding", "indexes", "integrity", "tables", "user_version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +78,37 @@ class Backup:
     @property
     def taken_at(self) -> datetime:
         """When its snapshot was taken, UTC."""
-        return datetime.fromisoformat(self.facts["taken_at"]).replace(tzinfo=UTC)
+        return moment_of(self.facts["taken_at"])
+
+    @property
+    def order(self) -> tuple[int, datetime, str]:
+        """What backups are sorted by: the sequence, which no clock turns; before it was kept, the time."""
+        return self.facts["sequence"], self.taken_at, self.path.name
+
+    @property
+    def is_older(self) -> bool:
+        """Tell whether its manifest is from before backups had a sequence."""
+        return not self.facts["sequence"]
 
     @property
     def content(self) -> Content:
         """What its snapshot held."""
-        return Content(**self.facts["content"])
+        return Content(**{f.name: self.facts["content"][f.name] for f in fields(Content)})
 
     @property
     def findings(self) -> tuple[str, ...]:
         """The names of the checks that its database failed when it was taken."""
         return tuple(self.facts["proof"]["findings"])
+
+    @property
+    def unfit(self) -> str:
+        """Say why no restoration takes it without being asked for it by name; empty if it may serve."""
+        if self.facts["application_id"] != APPLICATION_ID:
+            return "it is of another application's database"
+        if self.facts["user_version"] > SCHEMA_VERSION:
+            return f"its schema version is {self.facts['user_version']}, known is {SCHEMA_VERSION}"
+        failed = [name for name in self.findings if name in _UNFIT]
+        return f"its database failed {', '.join(failed)}" if failed else ""
 
     @property
     def before_a_change(self) -> bool:
@@ -110,9 +147,9 @@ def read_backup(path: Path) -> Backup:
         raise RefusedError(f"there is no backup {path}", f"see what there is: ls {quote(str(path.parent))}")
     remedy = "take another backup; this one can't be proven"
     try:
-        facts = unsealed(read_regular(manifest))
-        if misfits(facts, _SHAPE) or not _readable(facts):
-            raise ValueError("it lacks what a manifest must say")
+        facts = {**_LATER, **unsealed(read_regular(manifest))}
+        if faults := misfits(facts, _SHAPE):
+            raise ValueError("; ".join(faults))
     except FileNotFoundError:
         raise RefusedError(f"{path} has no manifest {manifest.name}, so nobody knows what it holds", remedy) from None
     except (OSError, ValueError) as error:
@@ -124,56 +161,109 @@ def read_backup(path: Path) -> Backup:
     return Backup(path, facts)
 
 
-def _readable(facts: Mapping[str, Any]) -> bool:
-    try:
-        datetime.fromisoformat(facts["taken_at"])
-    except ValueError:
-        return False
-    return True
+def list_backups(folder: Path) -> tuple[list[Backup], dict[str, str]]:
+    """Return the backups in ``folder``, oldest first, and what is wrong with each other file that should be one.
 
-
-def list_backups(folder: Path) -> tuple[list[Backup], list[str]]:
-    """Return the backups in ``folder``, oldest first, and a sentence for each file that should be one. Read-only.
-
-    Their own bytes are not read: ``unpack`` does that.
+    Read-only. Their own bytes are not read: ``unpack`` does that.
     """
-    found, faults = [], []
-    try:
-        names = sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is wanted
-    except FileNotFoundError:
-        return [], []
-    for name in names:
-        data = name.removesuffix(MANIFEST)
-        if not NAME.fullmatch(data) or (name != data and data in names):
-            continue
-        if name != data:
-            faults.append(f"{name} has lost its backup")
-            continue
+    if _lone_manifests(folder):  # perhaps the backup of one is only being published
+        with suppress(OSError, BusyError), locked(folder, shared=True):
+            return _listed(folder)
+    return _listed(folder)
+
+
+def _listed(folder: Path) -> tuple[list[Backup], dict[str, str]]:
+    found = []
+    faults = {name.removesuffix(MANIFEST): f"{name} has lost its backup" for name in _lone_manifests(folder)}
+    for name in filter(NAME.fullmatch, _names(folder)):
         try:
             found.append(read_backup(folder / name))
         except RefusedError as error:
-            faults.append(error.observed)
-    return sorted(found, key=lambda backup: (backup.taken_at, backup.path.name)), faults
+            faults[name] = error.observed
+    return sorted(found, key=lambda backup: backup.order), faults
 
 
-def find_backup(folder: Path, name: str | os.PathLike[str] | None, env: str) -> Backup:
-    """Return the backup that ``name`` names, or the newest whose database passed validation. Read-only.
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is wanted
+    except FileNotFoundError:
+        return []
 
-    ``name`` is a path, or a file's name in ``folder``. What was taken before a repair or a replacement is found by its
-    name only. Raises RefusedError if there is none.
+
+def _lone_manifests(folder: Path) -> list[str]:
+    names = _names(folder)
+    packed = [name for name in names if name.endswith(MANIFEST) and NAME.fullmatch(name.removesuffix(MANIFEST))]
+    return [name for name in packed if name.removesuffix(MANIFEST) not in names]
+
+
+def next_sequence(folder: Path) -> int:
+    """Return the number of the next backup in ``folder``, whose lock must be held. Read-only."""
+    highest = max((backup.facts["sequence"] for backup in _listed(folder)[0]), default=0)
+    return min(highest + 1, 2**63 - 1)  # a manifest may claim the last number
+
+
+def sweep_manifests(folder: Path) -> list[str]:
+    """Remove the manifests whose backup a killed run or expiry left out, and return their names.
+
+    Waits until no backup is being published.
+    """
+    swept = []
+    with suppress(OSError, BusyError), locked(folder):
+        for name in _lone_manifests(folder):
+            with suppress(OSError):
+                (folder / name).unlink()
+                swept.append(name)
+    return swept
+
+
+def of_database(backups: Iterable[Backup], env: str, database: Path) -> list[Backup]:
+    """Return those of ``backups`` that are of this very database."""
+    return [b for b in backups if (b.facts["env"], b.facts["database"]) == (env, str(database))]
+
+
+def newest_fit(backups: Sequence[Backup]) -> Backup | None:
+    """Return the last of ``backups`` that a restoration takes without being asked for it by name."""
+    return next((b for b in reversed(backups) if not b.before_a_change and not b.unfit), None)
+
+
+def find_backup(
+    folder: Path, name: str | os.PathLike[str] | None, env: str, database: Path
+) -> tuple[Backup, list[str]]:
+    """Return the backup that ``name`` names, or else the newest, and what else there is that is newer. Read-only.
+
+    ``name`` is a path, or a file's name in ``folder``. What was taken before a repair or a replacement is taken by its
+    name only. Raises RefusedError if there is none, and where a newer one can't serve: an older one has to be named.
     """
     if name is not None:
         if fault := url_fault("backup", os.fspath(name)):
             raise ConfigurationError(fault)
         path = Path(name).expanduser()
-        return read_backup(path if path.is_absolute() else folder / path)
-    backups, faults = list_backups(folder)
-    sound = [b for b in backups if not b.findings and not b.before_a_change and b.facts["env"] == env]
-    if sound:
-        return sound[-1]
-    others = [f"{b.path.name} of {b.facts['env']}, whose database failed {len(b.findings)} checks" for b in backups]
-    known = "; ".join([*others, *faults]) or "there is no backup at all"
-    raise RefusedError(f"{folder} holds no sound backup of {env}: {known}", "name one: -p backup FILE")
+        return read_backup(path if path.is_absolute() else folder / path), []
+    found, faults = list_backups(folder)
+    of_env = [b for b in found if b.facts["env"] == env]
+    backups = of_database(of_env, env, database) or of_env
+    chosen = newest_fit(backups)
+    newer = backups[backups.index(chosen) + 1 :] if chosen else backups
+    worse = [f"{b.path.name}: {b.unfit}" for b in newer if b.unfit and not b.before_a_change]
+    worse += [fault for file, fault in faults.items() if _may_be_newer(file, chosen)]
+    if chosen is None:
+        known = "; ".join([*worse, *(f"{b.path.name} was taken before a change" for b in newer if b.before_a_change)])
+        remedy = "name one: -p backup FILE"
+        raise RefusedError(f"{folder} holds no backup of {env} that serves: {known or 'there is none at all'}", remedy)
+    if worse:
+        observed = f"{folder} holds what is newer than {chosen.path.name}, {age(chosen.taken_at)}, and can't serve: "
+        remedy = f"to take the older one, and lose what came since: -p backup {quote(chosen.path.name)}"
+        raise RefusedError(observed + "; ".join(worse), remedy)
+    return chosen, [f"{b.path.name} is newer, taken before a change: it is taken by name only" for b in newer]
+
+
+def _may_be_newer(file: str, chosen: Backup | None) -> bool:
+    """Return whether a file that can't be read as a backup may be newer than ``chosen``, by what its name says."""
+    match = NAME.fullmatch(file)
+    if match is None or match[1] in BEFORE_A_CHANGE:
+        return False
+    own = NAME.fullmatch(chosen.path.name) if chosen else None
+    return chosen is None or own is None or is_ahead(chosen.taken_at) or match[2] > own[2]
 
 
 def unpack(backup: Backup, scratch: Path) -> Path:
@@ -195,23 +285,63 @@ def unpack(backup: Backup, scratch: Path) -> Path:
         raise RefusedError(f"{backup.path} is damaged: {size_told}", "choose another backup")
     if not backup.compressed:
         return backup.path
-    import zstandard
-
     target = scratch / backup.path.stem
-    with open_regular(backup.path) as packed, target.open("xb") as plain:
-        zstandard.ZstdDecompressor().copy_stream(packed, plain)
-    target.chmod(0o600)
+    _decompress(backup, target)
     return target
 
 
+def _decompress(backup: Backup, target: Path) -> None:
+    """Unpack no more than the manifest says, the ratio of ours allows and the disk has room for."""
+    import zstandard
+
+    told, most = backup.facts["bytes_unpacked"], max(_ALWAYS, _RATIO * backup.facts["bytes"])
+    room = int((free_mb(target.parent) - _SPARE_MB) * MB)
+    full = RefusedError(
+        f"{backup.path} needs {(told or backup.facts['bytes']) / MB:,.1f} MB unpacked, and the disk of"
+        f" {target.parent.parent} has {max(room, 0) / MB:,.1f} MB beyond the {_SPARE_MB} MB that must stay free",
+        f"make room: df -h {quote(str(target.parent.parent))}",
+    )
+    large = RefusedError(
+        f"{backup.path} is damaged: {backup.facts['bytes']:,} bytes unpack to more than {min(told or most, most):,}",
+        "choose another backup",
+    )
+    if told > most:
+        raise large
+    if max(told, backup.facts["bytes"]) > room:
+        raise full
+    written = 0
+    try:
+        with open_regular(backup.path) as packed, target.open("xb") as plain:
+            target.chmod(0o600)
+            reader = zstandard.ZstdDecompressor().stream_reader(packed)
+            while chunk := reader.read(_CHUNK):
+                written += len(chunk)
+                if written > (told or most):
+                    raise large
+                if free_mb(target.parent) < _SPARE_MB:
+                    raise full
+                plain.write(chunk)
+    except (zstandard.ZstdError, MemoryError) as error:
+        raise RefusedError(f"{backup.path} can't be unpacked: {error}", "choose another backup") from None
+    if told and written != told:
+        observed = f"{backup.path} unpacks to {written:,} bytes of {told:,}"
+        raise RefusedError(observed, "choose another backup")
+
+
 def pack(path: Path) -> Path:
-    """Compress a file with zstd beside it, remove it, and return the new one's path."""
+    """Compress a file with zstd beside it, remove it, and return the new one's path.
+
+    What shrinks so much that ``unpack`` would refuse it is left as it is.
+    """
     import zstandard
 
     target = path.with_name(f"{path.name}.zst")
     with path.open("rb") as plain, target.open("xb") as packed:
         zstandard.ZstdCompressor(level=3, threads=-1).copy_stream(plain, packed)
-    shutil.copymode(path, target)
+    if path.stat().st_size > max(_ALWAYS, _RATIO * target.stat().st_size):
+        path, target = target, path
+    else:
+        shutil.copymode(path, target)
     path.unlink()
     return target
 

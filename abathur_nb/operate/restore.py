@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from abathur_nb.operate.transfer import open_copy
 from abathur_nb.report import Check, Report
 from abathur_nb.scratch import scratch_directory
 from abathur_nb.settings import Settings
-from abathur_nb.wording import age, duration, shown
+from abathur_nb.wording import SEE_CLOCK, age, duration, is_ahead, shown
 
 __all__ = ["restore_database"]
 
@@ -35,11 +36,11 @@ async def restore_database(
 ) -> Report:
     """Show how the content of a backup would be put where the live database stands; do it with ``apply``.
 
-    ``backup`` is a path, or a name in ``backup_dir``; None takes the newest whose database passed validation. One of
-    another environment is refused unless ``from_env`` names that. Where the settings demand it, ``confirm`` must be
-    the hash of the plan. ``drill`` restores over a copy of the live database, in scratch, and reports how long it takes
-    (RTO) and what would be lost (RPO); it fails where a restoration would. ``title`` is what the report calls it.
-    Raises ConfigurationError for a wrong argument.
+    ``backup`` is a path, or a name in ``backup_dir``; None takes the newest, and is refused where that can't serve.
+    One of another environment is refused unless ``from_env`` names that. Where the settings demand it, ``confirm``
+    must be the hash of the plan. ``drill`` restores over a copy of the live database, in scratch, and reports how long
+    it takes (RTO) and what would be lost (RPO); it fails where a restoration would. ``title`` is what the report calls
+    it. Raises ConfigurationError for a wrong argument.
     """
     faults = check_apply(apply, confirm)
     if not isinstance(drill, bool):
@@ -76,11 +77,15 @@ async def _proven(
 
     Raises RefusedError if there is none that fits, or anything is another than its manifest says.
     """
-    backup = find_backup(settings.backup_dir, name, settings.env if from_env is None else from_env)
+    wanted = settings.env if from_env is None else from_env
+    backup, notes = find_backup(settings.backup_dir, name, wanted, settings.db_path)
     _require_fit(backup, settings, from_env)
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:
         path = await asyncio.to_thread(unpack, backup, scratch)
-        source = await read_source(path, f"the content of {backup.path.name}")
+        try:
+            source = await read_source(path, f"the content of {backup.path.name}")
+        except sqlite3.Error as error:
+            raise RefusedError(f"{backup.path} can't be read: {error}", "choose another backup") from None
         async with open_copy(path) as conn:
             ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
         other = [f"{name} {value}" for name, value in ids.items() if value != backup.facts[name]]
@@ -90,7 +95,7 @@ async def _proven(
             observed = f"{backup.path} does not hold what its manifest says: {', '.join(other)}"
             raise RefusedError(observed, "choose another backup")
         facts = {"backup": backup.facts["sha256_of_file"], "content": backup.content.digest}
-        checks = (_chosen(backup, source.not_ours), *([_to_lose(backup)] if drill else []))
+        checks = (_chosen(backup, settings, source.not_ours, notes), *([_to_lose(backup)] if drill else []))
         yield replace(source, facts=facts, checks=checks)
 
 
@@ -99,18 +104,21 @@ def _to_lose(backup: Backup) -> Check:
     return Check("RPO", "pass", observed=f"{duration(max(since, 0))}: what was written since the backup would be lost")
 
 
-def _chosen(backup: Backup, not_ours: str) -> Check:
-    findings = ", ".join(backup.findings)
-    told = f"; its database failed: {findings}" if findings else ""
-    told += (
-        f"; it holds {not_ours}: validate fails those, and the store opens no trigger and no view" if not_ours else ""
-    )
+def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: Sequence[str]) -> Check:
+    told = [f"its database failed: {', '.join(backup.findings)}"] if backup.findings else []
+    if not_ours:
+        told.append(f"it holds {not_ours}: validate fails those, and the store opens no trigger and no view")
+    if backup.facts["database"] != str(settings.db_path):
+        told.append(f"it is of {backup.facts['database']}")
+    if is_ahead(backup.taken_at):
+        told.append(SEE_CLOCK)
+    told += notes
     return Check.that(
         "backup",
         not told,
-        expected="as its manifest says, of a database that passed validation",
-        observed=f"{backup.path}, {backup.content.total:,} rows, {age(backup.taken_at)}{told}",
-        remedy="validate afterwards, and run troubleshoot.ipynb",
+        expected="the newest of this database, which passed validation",
+        observed="; ".join([f"{backup.path}, {backup.content.total:,} rows, {age(backup.taken_at)}", *told]),
+        remedy="see that this is the one that you want; validate afterwards, and run troubleshoot.ipynb",
         otherwise="warn",
         evidence=[f"{name}: {count:,} rows" for name, count in backup.content.rows.items()],
     )

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.operate.manifest import Backup, list_backups
+from abathur_nb.operate.manifest import Backup, list_backups, of_database, sweep_manifests
 from abathur_nb.report import Check
 from abathur_nb.scratch import fsync
 from abathur_nb.settings import Settings
-from abathur_nb.wording import shown
+from abathur_nb.wording import SEE_CLOCK, age, is_ahead, shown
 
 __all__ = ["Retention", "apply_retention", "expired", "remove"]
 
@@ -46,7 +46,7 @@ class Retention:
 def expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
     """Return those of ``backups`` (of one database, oldest first) that no rule keeps, oldest first.
 
-    The newest one, and the newest whose database passed validation, are kept whatever the rules say. Those taken
+    The newest one, and the newest that can serve, are kept whatever the rules say. Those taken
     before a change are counted by themselves: many changes shall not push out the others.
     """
     return [
@@ -59,7 +59,7 @@ def expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
 def _expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
     newest_first = backups[::-1]
     kept = {backup.path for backup in newest_first[: max(keep.last, 1)]}
-    kept |= {backup.path for backup in [b for b in newest_first if not b.findings][:1]}
+    kept |= {backup.path for backup in [b for b in newest_first if not b.unfit][:1]}
     for period, form in _PERIODS.items():
         newest: dict[str, Backup] = {}
         for backup in newest_first:
@@ -75,15 +75,17 @@ def remove(backup: Backup) -> None:
     backup.manifest.unlink(missing_ok=True)
 
 
-def apply_retention(settings: Settings, keep: Retention) -> Iterable[Check]:
+def apply_retention(settings: Settings, keep: Retention, made: Backup) -> Iterable[Check]:
     """Remove the backups of this database that ``keep`` lets go, and yield a check of what stands there now.
 
-    Those of another environment or database in the same directory are left alone; so is what is no whole backup.
+    ``made``, of this run, stays, whatever others made meanwhile. Those of another environment or database in the same
+    directory are left alone; so is what is not a whole backup, but for manifests alone.
     """
     folder = settings.backup_dir
+    swept = sweep_manifests(folder)
     found, faults = list_backups(folder)
-    own = [b for b in found if (b.facts["env"], b.facts["database"]) == (settings.env, str(settings.db_path))]
-    gone, left = expired(own, keep), []
+    own = of_database(found, settings.env, settings.db_path)
+    gone, left = [backup for backup in expired(own, keep) if backup.path != made.path], []
     for backup in gone:
         try:
             remove(backup)
@@ -100,6 +102,15 @@ def apply_retention(settings: Settings, keep: Retention) -> Iterable[Check]:
         otherwise="warn",
         evidence=[*left, *(f"removed {backup.path.name}" for backup in gone)],
     )
+    ahead = [f"{b.path.name}: {age(b.taken_at)}" for b in own if b not in gone and is_ahead(b.taken_at)]
+    yield Check.that(
+        "clock",
+        not ahead,
+        expected="no backup was taken in the future",
+        observed="; ".join(ahead) or "none was",
+        remedy=SEE_CLOCK,
+        otherwise="warn",
+    )
     yield Check.that(
         "leftovers",
         not faults,
@@ -107,5 +118,5 @@ def apply_retention(settings: Settings, keep: Retention) -> Iterable[Check]:
         observed=f"{len(faults)} are not" if faults else "every one is",
         remedy="see what they are, then remove them by hand",
         otherwise="warn",
-        evidence=faults,
+        evidence=[*faults.values(), *(f"removed {name}, whose backup was gone" for name in swept)],
     )

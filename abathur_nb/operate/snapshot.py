@@ -18,7 +18,7 @@ from abathur_nb.evidence.past import past_runs
 from abathur_nb.evidence.reading import read_entry, run_ids
 from abathur_nb.location import free_mb
 from abathur_nb.operate.gauges import LAST_BACKUP, LAST_VALIDATION, RETRIEVAL, TAKEN, UP, Sample, Snapshot, place_of
-from abathur_nb.operate.manifest import list_backups
+from abathur_nb.operate.manifest import list_backups, newest_fit, of_database
 from abathur_nb.percentiles import percentiles
 from abathur_nb.report import Check, Report
 from abathur_nb.scratch import nearest_existing
@@ -80,11 +80,10 @@ def _of_files(settings: Settings) -> Iterator[Sample]:
 
 
 def _last_backup(settings: Settings) -> float:
-    """Return when the newest sound backup of this database was taken, 0 if there is none. Read-only."""
-    database = (settings.env, str(settings.db_path))
+    """Return when the newest backup of this database was taken that can serve, 0 if there is none. Read-only."""
     with suppress(OSError, RefusedError):
-        found = [b for b in list_backups(settings.backup_dir)[0] if (b.facts["env"], b.facts["database"]) == database]
-        return max((b.taken_at.timestamp() for b in found if not b.findings), default=0.0)
+        found = newest_fit(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path))
+        return found.taken_at.timestamp() if found else 0.0
     return 0.0
 
 
