@@ -326,6 +326,9 @@ def _decompress(backup: Backup, target: Path) -> None:
     if told and written != told:
         observed = f"{backup.path} unpacks to {written:,} bytes of {told:,}"
         raise RefusedError(observed, "choose another backup")
+    with target.open("rb") as plain:
+        if plain.read(16) != b"SQLite format 3\0":  # else the live database would be blamed
+            raise RefusedError(f"{backup.path} is not a SQLite database, once unpacked", "choose another backup")
 
 
 def pack(path: Path) -> Path:
