@@ -11,6 +11,7 @@ from abathur_nb.wording import shown
 __all__ = [
     "MAX_BYTES",
     "MAX_DEPTH",
+    "check_depth",
     "check_name",
     "check_namespace",
     "check_whole",
@@ -55,7 +56,7 @@ def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), 
     if not isinstance(value, kinds):
         wanted = " or ".join("a JSON object (dict)" if kind is dict else f"a JSON {kind.__name__}" for kind in kinds)
         raise InvalidValueError(f"Invalid {what}: expected {wanted}, found {shown(value)} ({type(value).__name__})")
-    _check_depth(what, value, MAX_DEPTH - within)
+    check_depth(what, value, MAX_DEPTH - within)
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         size = len(text.encode())
@@ -84,7 +85,8 @@ def _check_size(what: str, size: int) -> None:
         raise InvalidValueError(f"Invalid {what}: expected at most {MAX_BYTES:,} bytes of JSON, found {size:,}")
 
 
-def _check_depth(what: str, value: object, allowed: int) -> None:
+def check_depth(what: str, value: object, allowed: int = MAX_DEPTH) -> None:
+    """Raise InvalidValueError where JSON has more levels than are allowed, or a key that is not text."""
     # Level by level: no recursion that a deep value could exhaust; one that holds itself is too deep as well.
     level: list[Any] = [value]
     depth = 0

@@ -177,8 +177,7 @@ def test_a_ledger_that_is_none_fails_and_the_rest_is_told(settings: Settings) ->
     (settings.archive_dir / LEDGER).mkdir()
     history = nb.read_history(settings)
     assert check(history, "ledger").status == "fail"
-    assert check(history, "archive").status == "error"
-    assert history.runs == ()
+    assert len(history.runs) == 1
 
 
 def test_reading_changes_nothing(settings: Settings) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.scratch import fsync, make_private_file
+from abathur_nb.values import check_depth
 from abathur_nb.wording import moment_of, shown
 
 __all__ = [
@@ -62,6 +63,7 @@ def uncanonical(content: bytes) -> dict[str, Any]:
         data = json.loads(content.decode())
         if not isinstance(data, dict):
             raise ValueError("it is no JSON object")  # noqa: TRY004 - every fault of the content is one kind
+        check_depth("content", data)  # deeper, and whoever reads it runs out of stack at another place
         written = canonical(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is no canonical JSON ({error})") from None

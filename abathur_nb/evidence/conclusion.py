@@ -12,7 +12,7 @@ from abathur_nb.errors import AbathurError
 from abathur_nb.evidence.canonical import UNFINISHED, read_regular, unsealed
 from abathur_nb.evidence.execution import Ending
 from abathur_nb.evidence.identity import database_identity
-from abathur_nb.evidence.ledger import read_ledger
+from abathur_nb.evidence.ledger import require_no_line
 from abathur_nb.evidence.pdf import Printer
 from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED, Verdict, summary, write_record, write_started
 from abathur_nb.evidence.run import MIME, RUN_ID, TEMPLATE, unrecorded
@@ -133,7 +133,8 @@ def _withdraw(job: Job, record: Mapping[str, Any], error: Exception) -> None:
     told = {"cell": None, "id": None, "name": type(error).__name__, "message": f"it could not be archived: {error}"}
     archived = True  # where that can't be told, what a line may name stays
     with suppress(AbathurError):
-        archived = job.run_id in read_ledger(job.folder.parent).runs
+        require_no_line(job.folder.parent, job.run_id)
+        archived = False
     if archived or not (job.folder / RECORD).exists():  # the latter because of a secret
         return
     with suppress(AbathurError, OSError, ValueError):

@@ -4,7 +4,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from abathur_nb.evidence.ledger import FIRST, LEDGER, RUN_ID, Ledger
 from abathur_nb.evidence.reading import Entry, is_folder
 from abathur_nb.evidence.record import RECORD, STARTED
 from abathur_nb.evidence.statement import Checked, check_statement
-from abathur_nb.wording import shown
+from abathur_nb.wording import moment_of, shown
 
 __all__ = ["Found", "of_order", "of_run", "strangers"]
 
@@ -92,10 +91,10 @@ def _place(started: Mapping[str, Any]) -> str:
 
 
 def _is_before(earlier: str, later: str) -> bool:
-    """Tell whether a time is clearly before another one; so is what is no time."""
+    """Return whether a moment is clearly before another one; so is what is not a moment."""
     try:
-        return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds() > _CLOCKS_S
-    except (ValueError, TypeError):  # a forged time may name a zone
+        return (moment_of(later) - moment_of(earlier)).total_seconds() > _CLOCKS_S
+    except ValueError:
         return True
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import misfits, read_regular, sealed, sha256, unsealed
 from abathur_nb.scratch import fsync, locked, make_private_file
-from abathur_nb.wording import utc_now
+from abathur_nb.wording import printable, shown, utc_now
 
 __all__ = [
     "FIRST",
@@ -68,17 +68,20 @@ class Ledger:
 
 
 def read_ledger(archive: Path) -> Ledger:
-    """Read the ledger of an archive and check each hash and link. Read-only; an absent ledger has no lines.
+    """Read the ledger of an archive and check each hash and link. Read-only.
 
-    Raises RefusedError where it can't be read.
+    An absent ledger has no lines; one that cannot be read has none either, and a fault.
     """
-    ledger = parse(_content(archive))
+    try:
+        ledger = parse(_content(archive))
+    except RefusedError as error:
+        return Ledger(faults=(str(error),))
     if not ledger.torn:
         return ledger
     try:
         with locked(archive, shared=True):  # perhaps it was only being written
             return parse(_content(archive))
-    except OSError:  # a file system without locks
+    except (OSError, RefusedError):  # a file system without locks
         return ledger
 
 
@@ -123,8 +126,11 @@ def _read_line(piece: bytes) -> dict[str, Any]:
     torn, repair, rest = piece.rpartition(_REPAIR)
     data = unsealed(repair + rest + b"\n")
     shape = _SHAPES.get(str(data.get("kind")))
-    if shape is None or misfits(data, shape) or data.keys() - shape.keys() - {"kind", "previous"}:
-        raise ValueError("it is no line of a run, and no repair")
+    if shape is None:
+        raise ValueError(f"not a line of a run, nor a repair: its kind is {shown(data.get('kind'))}")
+    strange = data.keys() - {*shape, "kind", "previous"}
+    if faults := misfits(data, shape) + [f"{printable(key)}: not of a {data['kind']}" for key in sorted(strange)]:
+        raise ValueError(f"not a line of a run, nor a repair: {'; '.join(faults)}")
     if repair:
         if not torn or data["torn_sha256"] != sha256(torn):
             raise ValueError("its repair closes another line than this one")

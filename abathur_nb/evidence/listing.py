@@ -4,12 +4,12 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from itertools import count
 from typing import Any
 
+from abathur_nb.evidence.ledger import read_ledger
 from abathur_nb.evidence.reading import Entry, add_archive_arguments, chosen_archive, local, read_archive
-from abathur_nb.wording import printable
+from abathur_nb.wording import moment_of, printable
 
 __all__ = ["add_arguments", "command", "listed", "table"]
 
@@ -39,8 +39,8 @@ def listed(entry: Entry) -> dict[str, Any]:
 
 def _seconds(started: str | None, ended: str | None) -> float | None:
     try:
-        return (datetime.fromisoformat(str(ended)) - datetime.fromisoformat(str(started))).total_seconds()
-    except (ValueError, TypeError):  # a forged time may name a zone
+        return (moment_of(ended or "") - moment_of(started or "")).total_seconds()
+    except ValueError:  # of a line of the ledger, or not ended
         return None
 
 
@@ -102,7 +102,9 @@ def command(arguments: argparse.Namespace) -> int:
     """Print the runs of an archive, and return 0. Read-only."""
     archive = chosen_archive(arguments)
     with local(archive) as folder:
-        entries = read_archive(folder)
+        ledger = read_ledger(folder)
+        entries = read_archive(folder, ledger)
+    sys.stderr.writelines(f"abathur_nb runs: {printable(fault)}\n" for fault in ledger.faults)
     if arguments.json:
         sys.stdout.write("".join(f"{json.dumps(listed(entry))}\n" for entry in entries))
     else:

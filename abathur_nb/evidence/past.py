@@ -9,7 +9,7 @@ from typing import Any
 from abathur_nb.evidence.privacy import tilde
 from abathur_nb.evidence.reading import Entry
 from abathur_nb.settings import Settings
-from abathur_nb.wording import printable
+from abathur_nb.wording import moment_of, printable
 
 __all__ = ["Facts", "Interval", "PastRun", "past_runs"]
 
@@ -112,14 +112,10 @@ def _past(entry: Entry, started_at: datetime) -> PastRun:
     if entry.record is None or entry.verdict == "altered":
         return run
     try:
-        seconds = (_utc(entry.record["ended_at"]) - _utc(entry.record["started_at"])).total_seconds()
+        seconds = (moment_of(entry.record["ended_at"]) - moment_of(entry.record["started_at"])).total_seconds()
         return replace(run, seconds=seconds, facts=_facts(entry.record))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return replace(run, verdict="altered")  # its hash is right, but no run of this package wrote it
-
-
-def _utc(text: str) -> datetime:
-    return datetime.fromisoformat(f"{text}+00:00")
 
 
 def _facts(record: Mapping[str, Any]) -> Facts:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.evidence.canonical import misfits, read_regular, sha256, unsealed
+from abathur_nb.evidence.canonical import misfits, moment, read_regular, sha256, unsealed
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, Ledger, Line, read_ledger
 from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED
 from abathur_nb.layers import absolute_path
@@ -34,14 +34,20 @@ __all__ = [
 _FORMATS = (1,)
 _NAMED = 5  # runs that an error names
 _IN_LINE = ("run_id", "notebook", "env", "verdict", "started_at", "ended_at")  # that the ledger repeats of a record
-_TEXTS = ("run_id", "notebook", "env", "user", "host", "started_at", "ledger_head")
+_TEXTS = ("run_id", "notebook", "env", "user", "host", "ledger_head")
 _CHECK = dict.fromkeys(("name", "status", "expected", "observed"), str)
-_STARTED = {**dict.fromkeys(_TEXTS, str), "template": {"name": str}, "parameters": {}, "settings": {}, "versions": {}}
+_STARTED = {
+    **dict.fromkeys(_TEXTS, str),
+    **dict.fromkeys(("parameters", "settings", "versions"), dict),
+    "started_at": moment,
+    "template": {"name": str},
+}
 _SHAPES: Mapping[str, Mapping[str, Any]] = {
     STARTED: _STARTED,
     RECORD: {
         **_STARTED,
-        **dict.fromkeys(("started_sha256", "ended_at", "verdict"), str),
+        **dict.fromkeys(("started_sha256", "verdict"), str),
+        "ended_at": moment,
         "reports": [{"title": str, "checks": [_CHECK]}],
         "facts": {},
         "database": {},

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.findings import of_order, of_run, strangers
 from abathur_nb.evidence.keys import PublicKeys, public_keys
 from abathur_nb.evidence.ledger import LEDGER, Ledger, read_ledger
@@ -57,16 +56,13 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
     ledger, are a warning: no evidence, and no fault. Raises RefusedError for a directory that can't be read.
     """
     names = run_ids(archive)  # before the ledger: of a run that ends meanwhile the folder is found too
-    try:
-        ledger, unread = read_ledger(archive), ""
-    except RefusedError as error:
-        ledger, unread = Ledger(), str(error)
+    ledger = read_ledger(archive)
     in_order = (*ledger.runs, *sorted(names - ledger.runs.keys()))  # an id may be forged, its place in the chain not
     entries = [read_entry(archive, run_id, ledger.runs.get(run_id)) for run_id in in_order]
-    if not entries and not unread and ledger == Ledger():
+    if not entries and ledger == Ledger():
         return Report(_TITLE, (_no_archive(archive),), subject=str(archive))
     found: dict[str, list[str]] = {name: [] for name in (*_RULES, "notes")}
-    found["ledger"] += [unread, *ledger.faults] if unread else ledger.faults
+    found["ledger"] += ledger.faults
     found["last line"] += [ledger.torn] if ledger.torn else []
     found["notes"] += ledger.notes
     statements: list[tuple[str, Checked]] = []
