@@ -13,6 +13,7 @@ import aiosqlite
 
 from abathur_nb.apart import ask
 from abathur_nb.errors import AbathurError, BusyError, RefusedError
+from abathur_nb.guarded import Connection, refuse_mixing
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.wording import printable
@@ -59,17 +60,20 @@ def connection_pragmas(settings: Settings) -> dict[str, int]:
 @asynccontextmanager
 async def connect(
     path: Path, *, settings: Settings, mode: Literal["ro", "rw"] = "ro", cached_statements: int = 128
-) -> AsyncIterator[aiosqlite.Connection]:
+) -> AsyncIterator[Connection]:
     """Open the existing file ``path`` in autocommit mode and close it at the end, cancelled or not.
 
     ``ro`` never writes to the main file (SQLite may leave an empty ``-wal`` and a ``-shm``). Rows are sqlite3.Row.
-    ``trusted_schema`` is OFF where this SQLite's CHECKs work with it. Raises sqlite3.Error as SQLite does, and
-    RefusedError if a PRAGMA does not read back.
+    ``trusted_schema`` is OFF where this SQLite's CHECKs work with it. Raises sqlite3.Error as SQLite does,
+    RefusedError if a PRAGMA does not read back or this process has other files open as this database, and MisuseError
+    if its parent had it open.
     """
+    main = refuse_mixing(path)
     # as_uri() quotes what SQLite would read as the end of the file's name.
     async with opened(f"{path.as_uri()}?mode={mode}", cached_statements=cached_statements) as conn:
         conn.row_factory = sqlite3.Row
         await _configure(conn, settings, mode)
+        await conn.watch(path, main, settings.busy_timeout_ms / 1000, mode == "rw")
         yield conn
 
 
@@ -85,18 +89,19 @@ async def kept_open(settings: Settings) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[aiosqlite.Connection]:
+async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[Connection]:
     """Open what ``uri`` names, as it is, in autocommit mode, and close it at the end, cancelled or not."""
-    conn = aiosqlite.connect(uri, uri=True, isolation_level=None, cached_statements=cached_statements)
+    conn = Connection(uri, cached_statements)
     try:
         await run_to_end(conn)  # a cancelled opening would leave a connection that nobody closes
         yield conn
     finally:
-        try:
-            await run_to_end(conn.close())
-        finally:
-            # aiosqlite does not wait for its thread, whose last word could reach a loop closed by then: a traceback.
-            conn._thread.join()  # noqa: SLF001
+        if not conn.forked:  # else connection and loop are the parent's: a turn of the loop here would take its events
+            try:
+                await run_to_end(conn.close())
+            finally:
+                # aiosqlite does not wait for its thread, whose last word could reach a loop closed by then.
+                conn._thread.join()  # noqa: SLF001
 
 
 async def _configure(conn: aiosqlite.Connection, settings: Settings, mode: str) -> None:

@@ -13,6 +13,7 @@ import aiosqlite
 
 from abathur_nb.connection import connect, explain_error, pragma, run_to_end
 from abathur_nb.errors import AbathurError, BusyError, InvalidValueError, MisuseError, RefusedError
+from abathur_nb.guarded import Connection
 from abathur_nb.memory import Memory
 from abathur_nb.plan import Parameters, plan_apart
 from abathur_nb.schema import Differences, read_schema
@@ -43,8 +44,8 @@ class Database:
     def __init__(
         self,
         settings: Settings,
-        writer: aiosqlite.Connection,
-        readers: Sequence[aiosqlite.Connection],
+        writer: Connection,
+        readers: Sequence[Connection],
     ) -> None:
         self.settings = settings
         self.sessions = Sessions(self)
@@ -77,6 +78,7 @@ class Database:
             db = cls(settings, writer, readers)
             try:
                 yield db
+                writer.require_own()
             finally:
                 db._closed = _CLOSED.format(settings.db_path)
 
@@ -95,8 +97,10 @@ class Database:
                 raise explain_error(self.settings.db_path, error) from None
             try:
                 yield lent
+                lent.check(outcome="what was read may be wrong")
             finally:
-                await run_to_end(_quiet(lent))
+                if not lent.forked:
+                    await run_to_end(_quiet(lent))
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[aiosqlite.Connection]:
@@ -111,6 +115,7 @@ class Database:
             await self._run(writer, "BEGIN IMMEDIATE")
             yield writer
             self._require_open()
+            self._writer.check()
             if not writer.in_transaction:
                 raise MisuseError("the block ended its transaction by itself: leave COMMIT and ROLLBACK to write()")
 
@@ -133,12 +138,14 @@ class Database:
                 # What begins the transaction stands inside: a cancelled one may still begin, and is rolled back.
                 yield self._writer
                 await self._run(self._writer, "COMMIT")
+                self._writer.check(outcome="the write is not acknowledged and may exist")
                 self._locked = None
             except BaseException as error:
                 self._locked = error if isinstance(error, BusyError) else None
                 # Queued behind whatever the thread still runs, and without effect where nothing is open.
-                with suppress(ValueError):  # closed meanwhile, which rolls back as well
-                    await run_to_end(self._writer.rollback())
+                if not self._writer.forked:
+                    with suppress(ValueError):  # closed meanwhile, which rolls back as well
+                        await run_to_end(self._writer.rollback())
                 raise
             finally:
                 self._open_write = None
@@ -146,6 +153,7 @@ class Database:
     def _require_open(self) -> None:
         if self._closed:
             raise MisuseError(self._closed)
+        self._writer.require_own()
 
     async def fetch(self, name: str, parameters: Parameters) -> list[sqlite3.Row]:
         """Run the named query on the next reader in turn and return its rows. Read-only."""
@@ -183,6 +191,8 @@ class Database:
 
         Raises InvalidValueError for anything but one SELECT, and for one that SQLite does not take, or not in time.
         """
+        self._require_open()
+        self._writer.check()
         try:
             return await plan_apart(self.settings, sql, params)
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
@@ -212,7 +222,7 @@ async def _quiet(lent: aiosqlite.Connection) -> None:
         rollback.result()
 
 
-def _reader(settings: Settings) -> AbstractAsyncContextManager[aiosqlite.Connection]:
+def _reader(settings: Settings) -> AbstractAsyncContextManager[Connection]:
     return connect(settings.db_path, settings=settings)
 
 

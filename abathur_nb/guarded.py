@@ -1,0 +1,182 @@
+"""A connection that refuses to lose data: after a fork, or once its files are no longer those at its path."""
+
+import ctypes
+import os
+import sqlite3
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+
+from abathur_nb.errors import MisuseError, RefusedError
+
+__all__ = ["Connection", "refuse_mixing"]
+
+_HARMLESS = ("rollback", "close")  # they write nothing
+_FORKED = "the store was opened before this process was forked, and SQLite's locks do not outlive a fork"
+_NO_FORK = "open a store in each process after its start; with multiprocessing, use the start method spawn"
+Identity = tuple[int, int] | None
+_UNKNOWN = (0, 0)  # of a file that may not be looked at, such as in a directory without permissions
+_open: set["_Handle"] = set()
+
+
+class _Handle(sqlite3.Connection):
+    """Close without a checkpoint once the files are no longer those at the path."""
+
+    forked = False
+    names: tuple[str, ...] = ()  # of the database, its log and the log's index, once they are watched
+    files: tuple[Identity, ...] = ()
+    lost = ""  # what became of them
+    keeper: sqlite3.Connection | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _open.add(self)
+
+    def watch(self, path: Path, main: Identity, patience: float, keep: bool) -> None:
+        """Remember which files are open; ``main`` is the database's identity before it was opened."""
+        if keep:
+            # A connection that can only read makes no checkpoint and removes no log: closed last, it prevents both.
+            self.keeper = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=patience)
+            self.keeper.execute("PRAGMA schema_version").fetchall()
+        names = _names(path)
+        self.names, self.files = names, (main, *_identities(names[1:]))
+
+    def changed(self) -> str:
+        """Return which files at the path are no longer those that are open; empty if none. Final. Read-only."""
+        if self.lost or (found := _identities(self.names)) == self.files:
+            return self.lost
+        lost = ", ".join(
+            f"{Path(name).name} is {'another file' if now else 'missing'}"
+            for name, before, now in zip(self.names, self.files, found, strict=True)
+            if before not in (None, now) and now != _UNKNOWN  # None: as of a database that is not in WAL mode
+        )
+        for handle in tuple(_open) if lost else ():
+            if handle.files == self.files:
+                handle.lost = lost
+        return lost
+
+    def close(self) -> None:
+        """Close; without a checkpoint where the files have changed, and so that they can still be saved."""
+        if self.forked:
+            return
+        _open.discard(self)
+        if self.changed() and self.keeper:
+            self._stay_reachable()
+            super().close()
+        if self.keeper:
+            self.keeper.close()
+        super().close()
+
+    def _stay_reachable(self) -> None:
+        """Hold the deleted files until this process ends, so that troubleshoot can save them from /proc/PID/fd."""
+        with suppress(OSError):
+            fds = [int(fd.name) for fd in Path("/proc/self/fd").iterdir()]
+            found = dict(zip(_identities(fds), fds, strict=True))
+            for identity in {*self.files} - {*_identities(self.names)}:
+                if identity in found:
+                    os.dup(found[identity])
+
+
+class Connection(aiosqlite.Connection):
+    """Serve what ``uri`` names, in autocommit mode, as long as that loses no data.
+
+    Every use raises MisuseError in a forked process, and RefusedError once the files at a watched path are others.
+    """
+
+    _connection: _Handle | None
+
+    def __init__(self, uri: str, cached_statements: int) -> None:
+        given = {"uri": True, "isolation_level": None, "cached_statements": cached_statements, "factory": _Handle}
+        super().__init__(partial(sqlite3.connect, uri, **given), 64)
+
+    async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        handle = self._connection
+        # Of a transaction that writes the beginning and the end are checked: each check takes several microseconds.
+        if handle is not None and handle.keeper and handle.in_transaction:
+            self.require_own()
+        else:
+            self.check(fn)
+        return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    @property
+    def forked(self) -> bool:
+        """Say whether this process was forked since the connection was opened."""
+        return self._connection is not None and self._connection.forked
+
+    def require_own(self) -> None:
+        """Raise MisuseError in a process that was forked since the connection was opened."""
+        if self.forked:
+            raise MisuseError(_FORKED, _NO_FORK)
+
+    def check(self, fn: object = None, *, outcome: str = "nothing was done") -> None:
+        """Raise MisuseError in a forked process, RefusedError once the watched files are others. Read-only."""
+        self.require_own()
+        handle = self._connection
+        if handle is not None and handle.changed() and getattr(fn, "__name__", "") not in _HARMLESS:
+            raise _split(handle, outcome)
+
+    async def watch(self, path: Path, main: Identity, patience: float, keep: bool) -> None:
+        """Refuse from now on once the files at ``path`` are no longer the open ones; ``keep`` if it may write."""
+        if self._connection is not None:
+            await self._execute(self._connection.watch, path, main, patience, keep)
+            self.check()
+
+    async def close(self) -> None:
+        """Close the connection and end its thread, which a forked process does not have."""
+        self.require_own()
+        await super().close()
+
+
+def refuse_mixing(path: Path) -> Identity:
+    """Return the identity of the file at ``path``, or raise if this process must not open it. Read-only.
+
+    SQLite shares the index of the log among the connections of a process: one more would read the new log by the
+    index of the old one.
+    """
+    names = _names(path)
+    for handle in tuple(_open):
+        if handle.names == names and handle.forked:
+            raise MisuseError(_FORKED, _NO_FORK)
+        if handle.names == names and handle.changed():
+            raise _split(handle, "nothing was done")
+    return _identities(names)[0]
+
+
+def _split(handle: _Handle, outcome: str) -> RefusedError:
+    return RefusedError(
+        f"{handle.names[0]} is no longer the database that PID {os.getpid()} has open ({handle.lost}); {outcome}",
+        "leave this process running, run troubleshoot.ipynb in another, which can save its rows, then stop this one",
+    )
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    return (f"{path}", f"{path}-wal", f"{path}-shm")
+
+
+def _identities(names: Iterable[str | int]) -> tuple[Identity, ...]:
+    """Return device and inode of each file: None of what is missing, zeros of what may not be looked at. Read-only."""
+    identities: list[Identity] = []
+    for name in names:
+        try:
+            found = os.stat(name)
+        except (FileNotFoundError, NotADirectoryError):
+            identities.append(None)
+        except OSError:
+            identities.append(_UNKNOWN)
+        else:
+            identities.append((found.st_dev, found.st_ino))
+    return tuple(identities)
+
+
+def _keep_forever() -> None:
+    # To close SQLite's connection in the child would wait for locks of threads that it does not have.
+    for handle in _open:
+        handle.forked = True
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
+
+
+os.register_at_fork(after_in_child=_keep_forever)
