@@ -185,8 +185,7 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
     if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return locked_by(path)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
-        recover = f"let a writer recover it: sqlite3 {quote(str(path))} 'PRAGMA user_version'"
-        return RefusedError(f"{path} has a hot journal, left by a killed writer", recover)
+        return RefusedError(f"{path} has a hot journal, left by a killed writer", "troubleshoot.ipynb rolls it back")
     unknown = (
         "{path} could not be used ({error})",
         "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}",

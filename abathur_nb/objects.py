@@ -12,7 +12,7 @@ from abathur_nb.expected import SchemaObject, expected_objects
 from abathur_nb.report import Check
 from abathur_nb.schema import Differences, quoted
 from abathur_nb.sql import load_queries
-from abathur_nb.wording import shown
+from abathur_nb.wording import SHELL, shown
 
 __all__ = ["OTHERS", "indexes_check", "others_check", "sequences_check", "tables_check"]
 
@@ -31,8 +31,8 @@ async def tables_check(live: Mapping[str, SchemaObject]) -> Check:
     return _objects_check("tables", "table", differences, remedy, evidence)
 
 
-async def indexes_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
-    """Compare the indexes of ``sql/`` with the live ones; the evidence is what mends them."""
+async def indexes_check(live: Mapping[str, SchemaObject], repair: str) -> Check:
+    """Compare the indexes of ``sql/`` with the live ones; the evidence is what repairs them, as ``repair`` does."""
     differences = Differences.between(live, ("index",))
     replaced = {name: name for name in differences.altered} | _in_other_capitals(differences)
     evidence = [
@@ -46,8 +46,7 @@ async def indexes_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
             )
         ),
     ]
-    remedy = f"sqlite3 {quote(str(path))}, and run the statements of the evidence"
-    return _objects_check("indexes", "index", differences, remedy, evidence)
+    return _objects_check("indexes", "index", differences, repair, evidence)
 
 
 async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
@@ -61,7 +60,7 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
         not found,
         expected="none but those of sql/",
         observed="extra: " + ", ".join(f"{one.type} {one.name}" for one in found) if found else "none",
-        remedy=f"find out who made them; to drop what nobody needs: sqlite3 {quote(str(path))}, and the evidence",
+        remedy=f"find out who made them; to drop what nobody needs, {SHELL} {quote(str(path))}, then the DROP below",
         otherwise="warn" if harmless else "fail",
         # As comments: to run a DROP is somebody's decision.
         evidence=(
@@ -104,7 +103,7 @@ def _difference(expected: str, found: str) -> str:
     return "\n".join(unified_diff(expected.splitlines(), found.splitlines(), "expected", "found", n=1, lineterm=""))
 
 
-async def sequences_check(conn: aiosqlite.Connection, path: Path) -> Check:
+async def sequences_check(conn: aiosqlite.Connection, repair: str) -> Check:
     """Check the counters of AUTOINCREMENT against the ids that there are. Read-only."""
     rows = await conn.execute_fetchall(load_queries("inspect.sql")["sequences"].sql)
     # An id below the largest would be given out twice, and after the last one every insert fails.
@@ -114,7 +113,7 @@ async def sequences_check(conn: aiosqlite.Connection, path: Path) -> Check:
         not wrong,
         expected="the last id given out, of each table that counts its ids, is a number not below the largest there",
         observed=", ".join(f"{row['name']} {shown(row['seq'])}, largest {row['largest']}" for row in wrong) or "right",
-        remedy=f"sqlite3 {quote(str(path))}, and run the statements of the evidence",
+        remedy=repair,
         evidence=(
             f"DELETE FROM sqlite_sequence WHERE name = '{row['name']}'; "
             f"INSERT INTO sqlite_sequence VALUES ('{row['name']}', {row['largest'] or 0});"

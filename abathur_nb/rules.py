@@ -155,7 +155,7 @@ def _rows_check(kind: str, rows: _Rows) -> Check:
     if unread and not broken:
         observed = f"could not run: {'; '.join(unread)}"
         return Check(
-            kind, "error", expected=_KINDS[kind], observed=observed, remedy="first mend the tables named above"
+            kind, "error", expected=_KINDS[kind], observed=observed, remedy="first repair what the checks above name"
         )
     # The number without a unit: how many rows are broken is what a comparison of two runs is about.
     columns = ", ".join(f"{rule} × {number:,}" for rule, (number, _) in rows.broken.items() if rule.kind == kind)

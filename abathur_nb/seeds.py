@@ -2,8 +2,6 @@
 
 import json
 import sqlite3
-from pathlib import Path
-from shlex import quote
 
 import aiosqlite
 
@@ -15,7 +13,7 @@ from abathur_nb.wording import shown
 __all__ = ["seeds_check"]
 
 
-async def seeds_check(conn: aiosqlite.Connection, path: Path) -> Check:
+async def seeds_check(conn: aiosqlite.Connection, repair: str) -> Check:
     """Check that version 1 of each seed is as its file made it; the evidence is what restores it. Read-only."""
     faults, newer = {}, 0
     seeds = expected_seeds()
@@ -30,7 +28,7 @@ async def seeds_check(conn: aiosqlite.Connection, path: Path) -> Check:
         not faults,
         expected=f"version 1 of each of the {len(seeds)}, with its content",
         observed=f"{len(seeds) - len(faults)} of {len(seeds)}" + (f"; {newer} with later versions" if newer else ""),
-        remedy=f"keep a copy, then: sqlite3 {quote(str(path))}, and run the statements of the evidence",
+        remedy=repair,
         evidence=(line for seed, fault in faults.items() for line in (fault, _restoring(seed))),
     )
 

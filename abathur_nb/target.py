@@ -31,6 +31,7 @@ __all__ = [
     "init_as",
     "journal_of",
     "refusal",
+    "repair_command",
     "require_present",
     "to_be_mended",
     "version_remedy",
@@ -126,8 +127,7 @@ def _absent(settings: Settings) -> Target:
     stale = [f"{path}{suffix}" for suffix in SIDE_FILES if os.path.lexists(f"{path}{suffix}")]
     if stale and not os.path.lexists(path):  # else it was made since the look before, and these are its own
         # A database made beside another's log would be given that log's rows.
-        kept = " ".join(quote(name) for name in stale)
-        remedy = f"keep what may hold committed rows of a lost database: mkdir stale && mv {kept} stale/"
+        remedy = f"they may hold committed rows of a lost database; to move them aside: {repair_command(settings)}"
         return _target("remains", f"no database, but side files of a former one: {', '.join(stale)}", remedy)
     above = next(folder for folder in path.parents if os.path.lexists(folder))
     if not os.path.isdir(above):  # noqa: PTH112 - False, where Path raises for a link into a closed directory
@@ -168,7 +168,10 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
         target = replace(_target(state, observed, explained.remedy), error=type(explained))
         # A sound database, perhaps: nobody can tell before its recovery.
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK:
-            return replace(target, check=replace(target.check, status="error", observed=f"{_UNTOLD}{observed}"))
+            check = replace(
+                target.check, status="error", observed=f"{_UNTOLD}{observed}", remedy=repair_command(settings)
+            )
+            return replace(target, check=check)
         return target
     if application_id != APPLICATION_ID:
         observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
@@ -182,7 +185,7 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
         observed = f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}"
         return _target("refused", observed, version_remedy(version))
     if names := ", ".join(f"{row['type']} {row['name']}" for row in alien if row["type"] in refuses):
-        remedy = "a trigger or view does not belong here: find out who made it; restore a backup or drop it by hand"
+        remedy = "a trigger or view does not belong here: find out who made it; validate.ipynb shows what drops it"
         return _target("refused", f"{path} holds {names}", remedy)
     return target
 
@@ -246,12 +249,21 @@ async def refusal(title: str, settings: Settings, *, refuses: Collection[str] = 
     # An empty shell and a damaged file are findings about a database, the rest is none of ours to judge.
     refused = target.state not in ("empty", "damaged")
     check = wanted(target, settings)
-    return Report(title, (check if refused else to_be_mended(check),), subject=str(settings.db_path), refused=refused)
+    return Report(
+        title, (check if refused else to_be_mended(check, settings),), subject=str(settings.db_path), refused=refused
+    )
 
 
-def to_be_mended(check: Check) -> Check:
-    """Return ``check`` with the notebook that mends named before its remedy by hand, if it failed."""
-    remedy = f"troubleshoot.ipynb says why, and mends what it can; by hand: {check.remedy}"
+def repair_command(settings: Settings) -> str:
+    """Return the command that says why a check fails, and shows the plan of a repair, which it does if told to."""
+    return f"papermill troubleshoot.ipynb out.ipynb {settings.as_arguments}"
+
+
+def to_be_mended(check: Check, settings: Settings) -> Check:
+    """Return ``check`` with the command that repairs before its remedy by hand, if it failed."""
+    command = repair_command(settings)
+    by_hand = "" if check.remedy == command else f"; by hand: {check.remedy}"
+    remedy = f"to see why, and how to repair it: {command}{by_hand}"
     return replace(check, remedy=remedy) if check.failed else check
 
 

@@ -20,12 +20,11 @@ from abathur_nb.rules import NAMED, named_row, row_checks
 from abathur_nb.schema import quoted, read_schema
 from abathur_nb.seeds import seeds_check
 from abathur_nb.settings import Settings
-from abathur_nb.target import explain_unopened, refusal, to_be_mended, version_remedy
+from abathur_nb.target import explain_unopened, refusal, repair_command, to_be_mended, version_remedy
 from abathur_nb.wording import shown
 
 __all__ = ["FILE_MODES", "database_checks", "file_checks", "file_modes", "validate_database"]
 
-_REWRITE = "with the sqlite3 shell, .dump it into a new database after PRAGMA encoding = 'UTF-8', and take that one"
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
 _RESTORE = "stop the writers and restore a backup"
 
@@ -42,8 +41,8 @@ async def validate_database(settings: Settings) -> Report:
     report = await refusal("validate", settings)
     if report:
         return report
-    told = map(to_be_mended, await file_checks(settings))
-    return Report("validate", tuple(told), subject=str(settings.db_path))
+    told = tuple(to_be_mended(check, settings) for check in await file_checks(settings))
+    return Report("validate", told, subject=str(settings.db_path))
 
 
 async def database_checks(
@@ -57,7 +56,7 @@ async def database_checks(
     rows = asyncio.create_task(row_checks(reader))
     try:
         mode = await pragma(conn, "journal_mode")
-        checks = [*_identity(await read_pragmas(conn), mode, path, settings)]
+        checks = [*_identity(await read_pragmas(conn), mode, settings)]
         live = await read_schema(conn)
         remedy = (
             f"if integrity failed, begin there; else see who uses it: fuser {quote(str(path))}; then validate again"
@@ -99,25 +98,26 @@ async def file_checks(settings: Settings) -> tuple[Check, ...]:
 def _questions(
     conn: aiosqlite.Connection, live: Mapping[str, SchemaObject], path: Path, settings: Settings
 ) -> Iterable[tuple[str, Callable[[], Awaitable[Check]]]]:
-    yield "integrity", lambda: _integrity(conn, path)
-    yield "foreign keys", lambda: _foreign_keys(conn)
+    repair = repair_command(settings)
+    yield "integrity", lambda: _integrity(conn, repair)
+    yield "foreign keys", lambda: _foreign_keys(conn, repair)
     yield "tables", lambda: tables_check(live)
-    yield "indexes", lambda: indexes_check(live, path)
+    yield "indexes", lambda: indexes_check(live, repair)
     yield OTHERS, lambda: others_check(live, path)
-    yield "sequences", lambda: sequences_check(conn, path)
-    yield "seed memories", lambda: seeds_check(conn, path)
+    yield "sequences", lambda: sequences_check(conn, repair)
+    yield "seed memories", lambda: seeds_check(conn, repair)
     yield FILE_MODES, lambda: file_modes(path)
     yield "file names", lambda: file_names(path)
     yield "WAL size", lambda: wal_size(path, settings)
 
 
-def _identity(found: Mapping[str, Any], mode: str, path: Path, settings: Settings) -> Iterable[Check]:
+def _identity(found: Mapping[str, Any], mode: str, settings: Settings) -> Iterable[Check]:
     """Yield a check of each PRAGMA that the file keeps."""
     another = "db_path: name Abathur's own database; leave this one, which is another application's, as it is"
     for name, expected, remedy in (
         ("application_id", APPLICATION_ID, another),
         ("user_version", SCHEMA_VERSION, version_remedy(found["user_version"])),
-        ("encoding", "UTF-8", _REWRITE),
+        ("encoding", "UTF-8", repair_command(settings)),
     ):
         holds = found[name] == expected
         yield Check.that(name, holds, expected=str(expected), observed=str(found[name]), remedy=remedy)
@@ -129,12 +129,12 @@ def _identity(found: Mapping[str, Any], mode: str, path: Path, settings: Setting
         mode == "wal",
         expected="wal",
         observed=mode,
-        remedy=f"stop its writers, then: sqlite3 {quote(str(path))} 'PRAGMA journal_mode = WAL'",
+        remedy=repair_command(settings),
         evidence=(f"read back on this connection: {told}",),
     )
 
 
-async def _integrity(conn: aiosqlite.Connection, path: Path) -> Check:
+async def _integrity(conn: aiosqlite.Connection, repair: str) -> Check:
     try:
         messages = [str(row[0]) for row in await conn.execute_fetchall("PRAGMA integrity_check(100)")]
     except sqlite3.DatabaseError as error:
@@ -146,7 +146,7 @@ async def _integrity(conn: aiosqlite.Connection, path: Path) -> Check:
         observed += f" (and {len(messages) - 1} more)"
     remedy = "mend the rows named below"
     if corrupt:
-        remedy = f"sqlite3 {quote(str(path))} REINDEX" if missing_entries else _RESTORE
+        remedy = repair if missing_entries else _RESTORE
     return Check.that(
         "integrity",
         messages == ["ok"],
@@ -157,7 +157,7 @@ async def _integrity(conn: aiosqlite.Connection, path: Path) -> Check:
     )
 
 
-async def _foreign_keys(conn: aiosqlite.Connection) -> Check:
+async def _foreign_keys(conn: aiosqlite.Connection, repair: str) -> Check:
     found = (
         f'SELECT "table", rowid, parent, fkid, count(*) OVER () AS total FROM pragma_foreign_key_check LIMIT {NAMED}'
     )
@@ -167,7 +167,7 @@ async def _foreign_keys(conn: aiosqlite.Connection) -> Check:
         not rows,
         expected="every reference has its row",
         observed=f"{rows[0]['total'] if rows else 0:,} references without a row",
-        remedy="keep a copy of these rows, then clear the reference or delete them (section 6.2 of the prose runbook)",
+        remedy=repair,
         evidence=[await _reference(conn, *row[:-1]) for row in rows],
     )
 

@@ -203,7 +203,7 @@ async def test_stale_side_files_are_refused_and_kept(settings: Settings, suffix:
     with untouched(stale):
         report = await initialize_database(settings)
     assert report.refused
-    assert "mv" in report.checks[0].remedy
+    assert "to move them aside: papermill troubleshoot.ipynb" in report.checks[0].remedy
     assert [path.name for path in settings.db_path.parent.iterdir()] == [stale.name]
 
 

@@ -13,6 +13,7 @@ from test_validate import failing, validated
 from abathur_nb.expected import expected_objects
 from abathur_nb.settings import Settings
 from abathur_nb.sql import statements
+from abathur_nb.target import repair_command
 from abathur_nb.validate import file_checks
 
 INDEXES = sorted(name for name, found in expected_objects().items() if found.type == "index")
@@ -107,7 +108,7 @@ async def test_the_evidence_of_a_missing_or_altered_index_is_what_mends_it(
     run_sql(database.db_path, *spoil)
     check = (await validated(database))["indexes"]
     assert check.status == "fail"
-    assert check.remedy.startswith(f"sqlite3 {database.db_path}, and run the statements of the evidence")
+    assert check.remedy == repair_command(database)
     assert all(line.endswith(";") and "\n" not in line for line in check.evidence)
     with closing(sqlite3.connect(database.db_path, isolation_level=None)) as conn:
         conn.executescript("\n".join(check.evidence))

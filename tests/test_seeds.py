@@ -10,6 +10,7 @@ from damage import run_sql
 from test_validate import validated
 
 from abathur_nb.settings import Settings
+from abathur_nb.target import repair_command
 
 CONFIG = "WHERE namespace = 'app:abathur:config'"
 
@@ -43,7 +44,7 @@ CONFIG = "WHERE namespace = 'app:abathur:config'"
 def test_a_seed_whose_version_1_is_altered_or_missing_is_named_and_mended_by_the_evidence(
     database: Settings, spoil: str, told: str
 ) -> None:
-    """The evidence is what the sqlite3 shell reads; what refers to the row keeps on doing so."""
+    """The evidence is what a sqlite3 shell reads; what refers to the row keeps on doing so."""
     path = database.db_path
     run_sql(path, f"INSERT INTO audit (action_type, memory_entry_id) SELECT 'x', id FROM memory_entries {CONFIG}")
     run_sql(path, spoil)
@@ -52,7 +53,7 @@ def test_a_seed_whose_version_1_is_altered_or_missing_is_named_and_mended_by_the
     assert check.observed.startswith("2 of 3")
     named, mending = check.evidence
     assert named.startswith(f"-- app:abathur:config / memory_lifecycle_policies: {told}")
-    assert check.remedy == f"keep a copy, then: sqlite3 {path}, and run the statements of the evidence"
+    assert check.remedy == repair_command(database)
     subprocess.run(["sqlite3", "-bail", path], input=f"{named}\n{mending}\n", text=True, check=True)
     assert asyncio.run(validated(database))["seed memories"].observed.startswith("3 of 3")
     kept = "SELECT count(*) FROM audit JOIN memory_entries ON memory_entry_id = memory_entries.id"

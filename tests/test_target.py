@@ -17,6 +17,7 @@ from abathur_nb.connection import SIDE_FILES
 from abathur_nb.database import Database
 from abathur_nb.errors import AbathurError, BusyError, RefusedError
 from abathur_nb.initialize import initialize_database
+from abathur_nb.operate.troubleshoot import troubleshoot
 from abathur_nb.preflight import preflight
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.target import examine, identify, require_present
@@ -220,7 +221,8 @@ async def test_a_damaged_database_is_corrupt_for_every_verb(database: Settings, 
         target = await identify(database)
         assert target.state == "damaged"
         assert "CORRUPT" in target.check.observed
-        assert (await validate_database(database)).checks[0].remedy.startswith("troubleshoot.ipynb says why")
+        remedy = (await validate_database(database)).checks[0].remedy
+        assert remedy.startswith("to see why, and how to repair it: papermill troubleshoot.ipynb")
         assert "restore a backup" in target.check.remedy
         _, initialize_refuses, error = await verdicts(database)
     assert initialize_refuses
@@ -261,11 +263,14 @@ async def test_a_hot_journal_is_told_with_its_remedy_and_left_for_a_writer(datab
         told = report.checks[0].observed + report.checks[0].remedy
         assert "could not run" in told
         assert "has a hot journal, left by a killed writer" in told
-        assert "PRAGMA user_version" in told
+        assert "papermill troubleshoot.ipynb" in told
         assert (await initialize_database(database)).refused
-        with pytest.raises(RefusedError, match=r"^\S+ has a hot journal, left by a killed writer: let a writer"):
+        with pytest.raises(RefusedError, match=r"^\S+ has a hot journal, left by a killed writer: papermill tr"):
             await _open(database)
-    run_sql(path, "PRAGMA journal_mode = WAL")
+    report = await troubleshoot(database, repair=True)
+    assert not Path(f"{path}-journal").exists()
+    assert {check.name for check in report.checks if check.failed} == {"journal mode"}
+    (await troubleshoot(database, repair=True)).raise_for_failures()
     assert (await validate_database(database)).ok
 
 

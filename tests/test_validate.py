@@ -34,6 +34,7 @@ from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.sql import DDL_FILES, SEED_FILE, statements
+from abathur_nb.target import repair_command
 from abathur_nb.validate import _begin, database_checks, file_checks, validate_database
 
 CHECKS = (
@@ -41,8 +42,6 @@ CHECKS = (
     *("other objects", "sequences", "seed memories", "file modes", "file names", "WAL size", "JSON columns", "values"),
     *("required values", "timestamps", "readable text", "JSON limits"),
 )
-
-BY_HAND = "troubleshoot.ipynb says why, and mends what it can; by hand: "
 
 
 async def validated(settings: Settings) -> dict[str, Check]:
@@ -54,8 +53,10 @@ async def validated(settings: Settings) -> dict[str, Check]:
     assert tuple(checks) == CHECKS
     for name, check in checks.items():
         if check.failed:
-            assert check.remedy.startswith(BY_HAND)
-            checks[name] = replace(check, remedy=check.remedy.removeprefix(BY_HAND))
+            first = f"to see why, and how to repair it: {repair_command(settings)}"
+            assert check.remedy.startswith(first)
+            by_hand = check.remedy.removeprefix(first).removeprefix("; by hand: ")
+            checks[name] = replace(check, remedy=by_hand or repair_command(settings))
         assert check.expected
         assert check.observed
         assert bool(check.remedy) == (check.status in ("fail", "error", "warn"))
@@ -173,7 +174,7 @@ async def test_a_database_that_is_not_in_wal_mode_fails(database: Settings, mode
     run_sql(database.db_path, "PRAGMA journal_mode = DELETE")
     check = (await validated(replace(database, env=mode)))["journal mode"]  # the others do not stay in the file
     assert (check.status, check.observed) == ("fail", "delete")
-    assert "PRAGMA journal_mode = WAL" in check.remedy
+    assert check.remedy.startswith("papermill troubleshoot.ipynb")
 
 
 @pytest.mark.parametrize("page", [3, 8, 20, 40])
@@ -226,7 +227,7 @@ async def test_an_index_that_lacks_entries_can_be_rebuilt_and_says_so(database: 
     checks = await validated(database)
     assert failing(checks) == {"integrity"}
     assert "idx_tasks_submitted_at" in checks["integrity"].observed
-    assert checks["integrity"].remedy == f"sqlite3 {path} REINDEX"
+    assert checks["integrity"].remedy == repair_command(database)
     run_sql(path, "REINDEX")
     assert failing(await validated(database)) == set()
 

@@ -110,7 +110,8 @@ def _read(path: Path, digest: str) -> bytes:
         raise RefusedError(f"{path} cannot be read: {error.strerror}") from None
     if sha256(content) != digest:  # since it was verified
         archive = quote(str(path.parent.parent))
-        raise RefusedError(f"{path} is not the file that the ledger names", f"python -m abathur_nb verify {archive}")
+        remedy = f"python -m abathur_nb verify {quote(str(archive))}"
+        raise RefusedError(f"{path} is not the file that the ledger names", remedy)
     return content
 
 

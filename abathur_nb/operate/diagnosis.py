@@ -56,6 +56,8 @@ async def diagnose(settings: Settings) -> Diagnosis:
     target = await identify(settings, refuses=("trigger",))  # which a repair would set off
     if target.state == "damaged":
         return Diagnosis((replace(target.check, remedy=RESTORE),), ("salvage",))
+    if target.check.status == "error":  # a hot journal, which only a writer may roll back
+        return Diagnosis((replace(target.check, remedy=REPAIR),), ("roll back",))
     if target.state != "present":
         return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
     first = Look.at_files(path)

@@ -92,7 +92,7 @@ def read_quarantine(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]
             head, *lines, end = file.read().splitlines(keepends=True)
         first, entries, last = uncanonical(head), [uncanonical(line) for line in lines], uncanonical(end)
     except FileNotFoundError:
-        raise RefusedError(f"no file {path}", f"see what there is: ls {path.parent}") from None
+        raise RefusedError(f"no file {path}", f"see what there is: ls {quote(str(path.parent))}") from None
     except (OSError, ValueError) as error:
         raise RefusedError(f"{path} is no quarantine file: {error}", "name another one") from None
     faults = misfits(first, _HEAD)

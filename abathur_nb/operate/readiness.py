@@ -151,7 +151,7 @@ class _Archive:
 
 
 def _archive_check(settings: Settings, holds: bool, observed: str) -> Check:
-    remedy = f"python -m abathur_nb verify {settings.archive_dir}"
+    remedy = f"python -m abathur_nb verify {quote(str(settings.archive_dir))}"
     return Check.that(f"{settings.env}: {_ARCHIVE}", holds, expected="verify passes", observed=observed, remedy=remedy)
 
 

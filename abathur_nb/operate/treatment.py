@@ -24,6 +24,7 @@ RESTORE = (
     "stop its writers and restore a backup; before that, -p repair True salvages what can be read into a file of its "
     "own in the backup directory"
 )
+_REWRITE = "-p repair True writes its rows as UTF-8 into a file of its own, and says how to put that in place"
 _JSON = ("JSON columns", "JSON limits", "readable text")
 _UNCHECKED = "a writer that had the CHECKs switched off"
 _CAUSES = {
@@ -81,6 +82,10 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
     if "integrity" in failing and _treat_damage(failing["integrity"], found):
         others = (name for name in failing if name in _CAUSES and name != FILE_MODES)
         found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
+        return found
+    if "encoding" in failing:
+        found.deeds.append("salvage")
+        found.causes["encoding"], found.remedies["encoding"] = "made by another program", _REWRITE
         return found
     if "journal mode" in failing:
         cause, forbids = why_no_wal(settings)

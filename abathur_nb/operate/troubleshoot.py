@@ -30,6 +30,7 @@ _TITLE = "troubleshoot"
 _DEEDS = {
     "complete": "go on with the replacement of {path} that was begun",
     "move aside": "move the side files of {path} into a new directory abathur_aside_… beside it",
+    "roll back": "roll back what a killed writer left half done in {path}, by its journal",
     "salvage": "write what can still be read of {path} to {salvaged}, and leave {path} as it is",
     "wal": "switch {path} to WAL mode",
     "checkpoint": "write the log of {path} into it, and empty the log",
@@ -87,7 +88,7 @@ def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     """Return, in words and in SQL, what ``_mend`` will do; nothing if there is nothing to mend."""
     names = {"path": settings.db_path, "salvaged": salvage_path(settings) if "salvage" in found.deeds else ""}
     deeds = [_DEEDS[name].format(**names) for name in _DEEDS if name in found.deeds]
-    if not (found.steps or deeds) or {"complete", "move aside", "salvage"} & set(found.deeds):
+    if not (found.steps or deeds) or {"complete", "move aside", "roll back", "salvage"} & set(found.deeds):
         return tuple(deeds)
     steps = [f"back up {settings.db_path} as abathur_pre_repair_… in {settings.backup_dir}, and prove that backup"]
     if found.changes:
@@ -125,6 +126,10 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
         observed = f"in {move_stale(path)}; no database stands at {path} now"
         done.append(Check("moved aside", "warn", "a database", observed, "run restore.ipynb, or init.ipynb"))
         return
+    elif "roll back" in found.deeds:
+        async with connect(path, settings=settings, mode="rw"):  # the first read by a writer does it
+            observed = f"{path} is as it was before the transaction that was killed"
+        done.append(Check("rolled back", "pass", "no hot journal", observed))
     elif "salvage" in found.deeds:
         done.append(await salvage(settings))
     else:
@@ -136,11 +141,11 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
             done += await _switch_to_wal(settings)
         if "checkpoint" in found.deeds:
             done += await _empty_the_log(settings)
-        if "chmod" in found.deeds:
-            make_private(path)
         if "sweep" in found.deeds:
             for folder in dict.fromkeys((path.parent, settings.backup_dir)):
                 sweep(folder)
+    if "chmod" in found.deeds:
+        make_private(path)
     done += await file_checks(settings)
 
 
