@@ -90,7 +90,7 @@ def judged(data: bytes, wanted: dict[str, dict[object, tuple[object, ...]]], fol
             yield f"{table.name}: {verdict}, where {len(saved)} are saved"
         if saved == rows and not verdict.startswith("intact") and "unknown number" not in verdict:
             yield f"{table.name}: {verdict}, where all are saved"
-        if table.is_counted and saved.keys() != rows.keys() and f" of {len(rows)}" not in verdict:
+        if table.counts and saved.keys() != rows.keys() and f" of {len(rows)}" not in verdict:
             yield f"{table.name}: {verdict}, where {len(rows)} were"
     if found["sqlite_sequence"] != wanted["sqlite_sequence"] and not any("sqlite_sequence" in note for note in notes):
         yield "an id would be given out again, and nothing says so"
@@ -109,6 +109,8 @@ def damages(data: bytes, size: int) -> Iterator[tuple[str, bytes]]:
             yield f"page {number} and the header zeroed", bytes(100) + without[100:]
             yield f"cut behind page {number}", data[: number * size]
             empty = b"\x0d\0\0\0\0" + (size % 65536).to_bytes(2, "big") + b"\0"
+            after = data[number * size :][:size] or data[size : 2 * size]
+            yield f"page {number} a copy of another", data[:start] + after + data[number * size :]
             yield f"page {number} a leaf without rows", without[:start] + empty + without[start + 8 :]
 
 
@@ -164,6 +166,23 @@ async def test_a_database_whose_header_is_destroyed_is_damaged_and_salvaged_whol
     assert rows_of(salvaged) == wanted
     (await nb.roll_back(database, to="fresh", apply=True)).raise_for_failures()
     assert [*path.parent.glob(f"abathur_aside_*/{path.name}")]
+
+
+async def test_a_table_with_rows_that_break_a_rule_is_not_called_intact(database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS, f"UPDATE tasks SET input_data = '{json.dumps(['y' * 20_000])}'")
+    with closing(sqlite3.connect(path)) as conn:
+        (page,) = conn.execute(
+            "SELECT max(pageno) FROM dbstat WHERE name = 'tasks' AND pagetype = 'overflow'"
+        ).fetchone()
+    with path.open("r+b") as file:  # the end of a value: the page is still one of its chain
+        file.seek(4096 * (page - 1) + 4)
+        file.write(bytes(100))
+        file.seek(0)
+        file.write(bytes(100))
+    told = check_of(await nb.troubleshoot(database, repair=True), "salvaged")
+    assert "8 intact, 1 partly; it fails JSON columns" in told.observed
+    assert "tasks: partly, 1 rows, some of which break the rules, of 1" in told.evidence
 
 
 async def test_rows_that_only_the_log_holds_are_salvaged_too(database: Settings) -> None:

@@ -62,7 +62,9 @@ async def salvage(settings: Settings) -> Check:
         rows = sum(len(table.rows) for table in tables)
         if not rows:
             raise RefusedError(f"nothing of {settings.db_path} can be read any more", "restore a backup")
-        failed = [check.name for check in await file_checks(replace(settings, db_path=draft)) if check.failed]
+        failed = {c.name: c.observed for c in await file_checks(replace(settings, db_path=draft)) if c.failed}
+        for table in tables:
+            table.is_altered = any(f" {table.name}." in told for told in failed.values())
         make_private_directory(settings.backup_dir, owned_as=settings.db_path.parent)
         try:
             publish(draft, path)
@@ -76,7 +78,7 @@ async def salvage(settings: Settings) -> Check:
     return Check(
         "salvaged",
         "warn",
-        "what can still be read, in a file of its own",
+        "what can still be read, in a file of its own; intact says that no row is missing, not that none was altered",
         f"{path}{before}: {rows:,} rows; of {len(tables)} tables {told}; {valid}{log}",
         f"restore a backup, and look here for what is newer; or put this in place: {_in_place(settings, path)}",
         (*lines, *notes),
@@ -117,7 +119,9 @@ def _copy(path: Path, folder: Path) -> tuple[Path, str]:
     size = log.stat().st_size if log.exists() else 0
     _settle(copy)
     with copy.open("r+b") as file, mmap(file.fileno(), 0) as data:
-        if not has_header(data) and (pages := without_header(data)):  # else the log held a good one
+        if not has_header(data):  # else it had one, or the log did
+            if (pages := without_header(data)) is None:
+                raise RefusedError(f"nothing of {path} can be read any more", "restore a backup")
             data[:100] = header(pages.size, pages.count, APPLICATION_ID, SCHEMA_VERSION)
     _settle(copy)
     how = "not counted: SQLite can't read it" if log.exists() else "counted as far as SQLite reads it"
@@ -140,12 +144,14 @@ class _Table:
     name: str
     root: int
     columns: Sequence[tuple[str, str, bool]]  # name, type, whether it must have a value
+    least: int  # values of a record: fewer than columns where a column was added
     alias: int | None  # the column that is the rowid, which a record leaves empty
     rows: set[int] = field(default_factory=set)
     indexed: set[int] = field(default_factory=set)
-    is_counted: bool = False  # an index that holds each row can be read whole
+    counts: list[set[int]] = field(default_factory=list)  # the rowids of each whole index that names each row
     faults: list[str] = field(default_factory=list)
     strays: int = 0  # rows of pages that no tree leads to
+    is_altered: bool = False  # validate names rows of it that break a rule
 
     @property
     def verdict(self) -> str:
@@ -153,12 +159,14 @@ class _Table:
         missing, rows = self.indexed - self.rows, f"{len(self.rows):,} rows"
         if self.strays:
             rows += f" ({self.strays:,} of them from pages outside of its tree)"
-        if not missing and (self.is_counted or not self.faults):
+        if self.rows and self.is_altered:
+            rows += ", some of which break the rules,"
+        elif self.rows in self.counts or not (missing or self.faults):
             return f"intact, {rows}"
-        known = f"{len(self.indexed | self.rows):,}" if self.is_counted else "an unknown number"
+        known = f"{len(self.indexed | self.rows):,}" if self.counts else "an unknown number"
         if not self.rows:
             return f"lost, all rows of {known}"
-        deleted = "; deleted rows may be among them" if self.strays and not self.is_counted else ""
+        deleted = "; deleted rows may be among them" if self.strays and not self.counts else ""
         lost = f"; lost: rowid {_ranges(missing)}" if missing else ""
         return f"partly, {rows} of {known}{deleted}{lost}"
 
@@ -173,6 +181,10 @@ class _Table:
 
     def save(self, conn: Connection, rowid: int, values: tuple[Any, ...]) -> None:
         """Insert a row; one that the table does not take is a fault."""
+        number, alias = len(values), self.alias
+        if not self.least <= number <= len(self.columns) or (alias is not None and values[alias] is not None):
+            self.faults.append(f"rowid {rowid} is not a row of this table")
+            return
         given = {"rowid": rowid} | {name: value for (name, _, _), value in zip(self.columns, values, strict=False)}
         if self.alias is not None:
             given[self.columns[self.alias][0]] = rowid
@@ -212,8 +224,10 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
         for kind, _, name, root, sql in schema:
             if kind == "index" and name in tables:
                 faults, table = list[str](), tables[name]
-                table.indexed |= {values[-1] for _, values in pages.walk(root, INDEX, faults) if values}
-                table.is_counted |= not faults and (sql is None or "WHERE" not in _words(sql))
+                rowids = {values[-1] for _, values in pages.walk(root, INDEX, faults) if values}
+                table.indexed |= rowids
+                if not faults and (sql is None or "WHERE" not in _words(sql)):
+                    table.counts.append(rowids)
         sequences = [root for _, name, _, root, _ in schema if name == _SEQUENCES]
         notes += _save_sequences(conn, pages, sequences)
         notes += _save_strays(conn, pages, [t for t in tables.values() if t.faults or t.indexed - t.rows])
@@ -229,7 +243,8 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
 def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: list[str]) -> dict[str, _Table]:
     """Make the tables of a schema, and what it lacks of ours; return them by name."""
     tables: dict[str, _Table] = {}
-    ours = [(found.type, found.name, None, 0, found.sql) for found in expected_objects().values()]
+    known = expected_objects()
+    ours = [(found.type, found.name, None, 0, found.sql) for found in known.values()]
     for kind, name, _, root, sql in (*schema, *ours):
         if kind != "table" or name.startswith("sqlite_") or name in tables:
             continue
@@ -242,7 +257,8 @@ def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: lis
             columns = conn.execute(f"PRAGMA table_info({quoted(name)})").fetchall()
             keys = [number for number, _, kind, *_, key in columns if key and kind.upper() == "INTEGER"]
             alias = keys[0] if len(keys) == sum(bool(column[5]) for column in columns) == 1 else None
-            tables[name] = _Table(name, root, [(c[1], c[2].upper(), bool(c[3])) for c in columns], alias)
+            least = len(columns) if name in known and known[name].sql == sql else 1
+            tables[name] = _Table(name, root, [(c[1], c[2].upper(), bool(c[3])) for c in columns], least, alias)
         except (DatabaseError, Warning) as error:
             notes.append(f"{name}: left out ({error})")
     return tables
@@ -275,7 +291,7 @@ def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> l
             continue
         (table,) = owners
         for rowid, values in rows:
-            if rowid not in table.rows and (not table.is_counted or rowid in table.indexed):
+            if rowid not in table.rows and (not table.counts or rowid in table.indexed):
                 table.save(conn, rowid, values)
                 table.strays += 1
     return (
