@@ -19,6 +19,7 @@ from abathur_nb.report import Check, Report, run_check
 from abathur_nb.rules import NAMED, named_row, row_checks
 from abathur_nb.schema import quoted, read_schema
 from abathur_nb.seeds import seeds_check
+from abathur_nb.session_sizes import sizes_check
 from abathur_nb.settings import Settings
 from abathur_nb.target import explain_unopened, refusal, repair_command, to_be_mended, version_remedy
 from abathur_nb.wording import shown
@@ -53,7 +54,7 @@ async def database_checks(
     ``beside`` is a second connection to it, by which the rows are read while ``conn`` checks the pages.
     """
     reader = await _begin(conn, beside)
-    rows = asyncio.create_task(row_checks(reader))
+    rows = asyncio.create_task(_of_rows(reader))
     try:
         mode = await pragma(conn, "journal_mode")
         checks = [*_identity(await read_pragmas(conn), mode, settings)]
@@ -66,6 +67,12 @@ async def database_checks(
         found = await rows  # nobody else would wait for it
     await conn.rollback()
     return (*checks, *found)
+
+
+async def _of_rows(reader: aiosqlite.Connection) -> tuple[Check, ...]:
+    remedy = "first repair the table sessions; then validate again"
+    sizes = await run_check("session sizes", lambda: sizes_check(reader), remedy=remedy)
+    return (*await row_checks(reader), sizes)
 
 
 async def _begin(conn: aiosqlite.Connection, beside: aiosqlite.Connection | None) -> aiosqlite.Connection:

@@ -46,10 +46,10 @@ def together(reads: Iterator[Read], tasks: int) -> Iterator[Read]:
         yield read_all
 
 
-async def time_reads(reads: Iterator[Read], repetitions: int) -> list[int]:
+async def time_reads(reads: Iterator[Read], repetitions: int, *, warm_up: int = _WARM_UP) -> list[int]:
     """Return the nanoseconds that each read took, after a warm-up that is not counted."""
     samples = []
-    for read in islice(reads, _WARM_UP):
+    for read in islice(reads, warm_up):
         await read()
     for read in islice(reads, repetitions):
         start = perf_counter_ns()

@@ -49,3 +49,17 @@ FROM (
 ) AS tables
 LEFT JOIN sqlite_sequence AS sequence ON sequence.name = tables.name
 WHERE sequence.seq IS NOT NULL OR tables.largest IS NOT NULL;
+
+-- name: large_sessions
+-- The columns of sessions that are larger than so many bytes, the largest first.
+WITH sizes AS MATERIALIZED (
+    SELECT
+        rowid AS number, id, length(CAST(events AS BLOB)) AS events, length(CAST(state AS BLOB)) AS state,
+        length(CAST(metadata AS BLOB)) AS metadata
+    FROM sessions
+    WHERE max(length(CAST(events AS BLOB)), length(CAST(state AS BLOB)), length(CAST(metadata AS BLOB))) > :bytes
+)
+SELECT number, id, 'events' AS "column", events AS bytes FROM sizes WHERE events > :bytes
+UNION ALL SELECT number, id, 'state', state FROM sizes WHERE state > :bytes
+UNION ALL SELECT number, id, 'metadata', metadata FROM sizes WHERE metadata > :bytes
+ORDER BY bytes DESC;

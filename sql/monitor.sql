@@ -1,63 +1,99 @@
 -- What monitor asks of a database, and what it writes of it into the table metrics when it is asked to.
 -- To existing data: each SELECT only reads; the INSERT adds a row, the DELETE removes old rows of one metric.
 
+-- name: last_ids
+-- The highest rowid of each table.
+SELECT 'sessions' AS "table", max(rowid) AS last_id FROM sessions
+UNION ALL SELECT 'memory_entries', max(rowid) FROM memory_entries
+UNION ALL SELECT 'document_index', max(rowid) FROM document_index
+UNION ALL SELECT 'tasks', max(rowid) FROM tasks
+UNION ALL SELECT 'agents', max(rowid) FROM agents
+UNION ALL SELECT 'state', max(rowid) FROM state
+UNION ALL SELECT 'audit', max(rowid) FROM audit
+UNION ALL SELECT 'metrics', max(rowid) FROM metrics
+UNION ALL SELECT 'checkpoints', max(rowid) FROM checkpoints;
+
 -- name: growth
--- How many rows each table has, and how many of them came since a moment.
-SELECT 'sessions' AS "table", count(*) AS rows, count(CASE WHEN created_at >= :since THEN 1 END) AS recent FROM sessions
-UNION ALL SELECT 'memory_entries', count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM memory_entries
-UNION ALL SELECT 'document_index', count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM document_index
-UNION ALL SELECT 'tasks', count(*), count(CASE WHEN submitted_at >= :since THEN 1 END) FROM tasks
-UNION ALL SELECT 'agents', count(*), count(CASE WHEN spawned_at >= :since THEN 1 END) FROM agents
-UNION ALL SELECT 'state', count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM state
-UNION ALL SELECT 'audit', count(*), count(CASE WHEN timestamp >= :since THEN 1 END) FROM audit
-UNION ALL SELECT 'metrics', count(*), count(CASE WHEN timestamp >= :since THEN 1 END) FROM metrics
-UNION ALL SELECT 'checkpoints', count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM checkpoints;
+-- How many rows a table has, and how many of them came since a moment: all from indexes, but for state and checkpoints.
+SELECT count(*) AS rows, count(CASE WHEN created_at >= :since THEN 1 END) AS recent FROM sessions
+    WHERE :table = 'sessions'
+UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM memory_entries
+    WHERE :table = 'memory_entries'
+UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM document_index
+    WHERE :table = 'document_index'
+UNION ALL SELECT count(*), count(CASE WHEN submitted_at >= :since THEN 1 END) FROM tasks
+    WHERE :table = 'tasks'
+UNION ALL SELECT count(*), count(CASE WHEN spawned_at >= :since THEN 1 END) FROM agents
+    WHERE :table = 'agents'
+UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM state
+    WHERE :table = 'state'
+UNION ALL SELECT count(*), count(CASE WHEN timestamp >= :since THEN 1 END) FROM audit
+    WHERE :table = 'audit'
+UNION ALL SELECT count(*), count(CASE WHEN timestamp >= :since THEN 1 END) FROM metrics
+    WHERE :table = 'metrics'
+UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM checkpoints
+    WHERE :table = 'checkpoints';
 
--- name: namespaces
--- The largest namespaces with their rows; all others together under a name that no namespace can have.
-WITH counted AS (
-    SELECT namespace, count(*) AS rows FROM memory_entries GROUP BY namespace
-),
-largest AS (
-    SELECT namespace, rows FROM counted ORDER BY rows DESC, namespace LIMIT :limit
-)
-SELECT namespace, rows FROM largest
-UNION ALL
-SELECT 'others', sum(rows) FROM counted
-WHERE namespace NOT IN (SELECT namespace FROM largest) HAVING sum(rows) > 0;
+-- name: growth_between
+-- The same of the rows between two rowids, the first of them left out.
+SELECT count(*) AS rows, count(CASE WHEN created_at >= :since THEN 1 END) AS recent FROM sessions
+    WHERE :table = 'sessions' AND rowid > :after AND rowid <= :last
+UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM memory_entries
+    WHERE :table = 'memory_entries' AND rowid > :after AND rowid <= :last
+UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM document_index
+    WHERE :table = 'document_index' AND rowid > :after AND rowid <= :last
+UNION ALL SELECT count(*), count(CASE WHEN submitted_at >= :since THEN 1 END) FROM tasks
+    WHERE :table = 'tasks' AND rowid > :after AND rowid <= :last
+UNION ALL SELECT count(*), count(CASE WHEN spawned_at >= :since THEN 1 END) FROM agents
+    WHERE :table = 'agents' AND rowid > :after AND rowid <= :last
+UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM state
+    WHERE :table = 'state' AND rowid > :after AND rowid <= :last
+UNION ALL SELECT count(*), count(CASE WHEN timestamp >= :since THEN 1 END) FROM audit
+    WHERE :table = 'audit' AND rowid > :after AND rowid <= :last
+UNION ALL SELECT count(*), count(CASE WHEN timestamp >= :since THEN 1 END) FROM metrics
+    WHERE :table = 'metrics' AND rowid > :after AND rowid <= :last
+UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM checkpoints
+    WHERE :table = 'checkpoints' AND rowid > :after AND rowid <= :last;
 
--- name: recent_namespaces
--- How many rows each namespace has got since a moment.
-SELECT namespace, count(*) AS recent FROM memory_entries WHERE created_at >= :since GROUP BY namespace;
-
--- name: memory_versions
--- How many versions of memories there are, how many are deleted, and how many memories are live.
+-- name: memories_between
+-- Of the versions of memories between two ids, by namespace: all, those since a moment, the deleted, the superseded.
 SELECT
-    (SELECT count(*) FROM memory_entries) AS versions,
-    (SELECT count(*) FROM memory_entries WHERE is_deleted = 1) AS deleted,
-    (
-        SELECT count(*)
-        FROM (SELECT 1 FROM memory_entries WHERE is_deleted = 0 GROUP BY namespace, key)
-    ) AS current;
+    namespace, count(*) AS rows, sum(created_at >= :since) AS recent, sum(is_deleted) AS deleted,
+    sum(is_deleted = 0 AND EXISTS (
+        SELECT 1 FROM memory_entries AS newer
+        WHERE newer.namespace = m.namespace AND newer.key = m.key
+            AND newer.is_deleted = 0 AND newer.version > m.version
+    )) AS superseded
+FROM memory_entries AS m
+WHERE id > :after AND id <= :last
+GROUP BY +namespace;  -- the + keeps the planner from an index, all of which it would read
+
+-- name: last_used_sessions
+-- The sessions of a status that were last used.
+SELECT rowid, id AS session_id FROM sessions WHERE status = :status ORDER BY last_update_time DESC LIMIT :limit;
+
+-- name: last_begun_sessions
+-- The sessions that were last begun.
+SELECT rowid, id AS session_id FROM sessions ORDER BY rowid DESC LIMIT :limit;
 
 -- name: some_sessions
--- The ids of sessions drawn at random, at most as many as were drawn.
+-- Sessions drawn at random, at most as many as were drawn.
 WITH RECURSIVE drawn (n, id) AS (
     SELECT 1, abs(random() % (SELECT max(rowid) FROM sessions)) + 1
     UNION ALL
-    SELECT n + 1, abs(random() % (SELECT max(rowid) FROM sessions)) + 1 FROM drawn WHERE n < :draws
+    SELECT n + 1, abs(random() % (SELECT max(rowid) FROM sessions)) + 1 FROM drawn WHERE n < :limit
 )
-SELECT sessions.id AS session_id FROM (SELECT DISTINCT id FROM drawn) AS drawn CROSS JOIN sessions
+SELECT sessions.rowid, sessions.id AS session_id FROM (SELECT DISTINCT id FROM drawn) AS drawn CROSS JOIN sessions
 WHERE sessions.rowid = drawn.id;
 
 -- name: some_memories
--- The names of live memories drawn at random, at most as many as were drawn.
+-- Live memories drawn at random, at most as many as were drawn.
 WITH RECURSIVE drawn (n, id) AS (
     SELECT 1, abs(random() % (SELECT max(id) FROM memory_entries)) + 1
     UNION ALL
-    SELECT n + 1, abs(random() % (SELECT max(id) FROM memory_entries)) + 1 FROM drawn WHERE n < :draws
+    SELECT n + 1, abs(random() % (SELECT max(id) FROM memory_entries)) + 1 FROM drawn WHERE n < :limit
 )
-SELECT DISTINCT namespace, key FROM (SELECT DISTINCT id FROM drawn) AS drawn CROSS JOIN memory_entries
+SELECT memory_entries.id AS rowid, namespace, key FROM (SELECT DISTINCT id FROM drawn) AS drawn CROSS JOIN memory_entries
 WHERE memory_entries.id = drawn.id AND is_deleted = 0;
 
 -- name: insert_metric

@@ -8,9 +8,21 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from abathur_nb.operate.gauges import LAST_BACKUP, LAST_VALIDATION, RETRIEVAL, TAKEN, UP, Snapshot, place_of
+from abathur_nb.operate.gauges import (
+    LAST_BACKUP,
+    LAST_VALIDATION,
+    RETRIEVAL,
+    SESSION_BYTES,
+    TAKEN,
+    UP,
+    Sample,
+    Snapshot,
+    place_of,
+)
 from abathur_nb.report import Check
+from abathur_nb.session_sizes import LEVELS, TOLD_SIZE, TRIM
 from abathur_nb.settings import Settings, resolve
+from abathur_nb.values import MAX_BYTES
 from abathur_nb.wording import AHEAD_S, MB, SEE_CLOCK
 
 __all__ = ["RULES", "Rule", "add_arguments", "add_database_arguments", "alerts_of", "command", "prometheus_rules"]
@@ -50,9 +62,16 @@ class Rule:
         """Return the limit that holds, in the setting's own unit."""
         return float(getattr(settings, self.limit) if isinstance(self.limit, str) else self.limit)
 
+    def sample_of(self, snapshot: Snapshot) -> Sample | None:
+        """Return the sample that lies farthest on the side on which the rule fires; None where none was measured."""
+        found = [s for s in snapshot.samples if s.name == self.gauge and self.labels.items() <= s.labels.items()]
+        farthest = max if self.fires == "above" else min
+        return farthest(found, key=lambda sample: sample.value, default=None)
+
     def value_of(self, snapshot: Snapshot) -> float | None:
         """Return what the limit is about, in the setting's own unit; None where it was not measured."""
-        value = snapshot.value(self.gauge, self.labels)
+        sample = self.sample_of(snapshot)
+        value = None if sample is None else sample.value
         if value is not None and self.age:
             value = snapshot.taken_at.timestamp() - value
         if value is not None and self.per:
@@ -184,6 +203,20 @@ RULES = (
         )
         for what in ("session", "memory")
     ),
+    *(
+        Rule(
+            f"AbathurSession{name}",
+            f"largest session, {percent} %",
+            SESSION_BYTES,
+            "above",
+            percent,
+            TOLD_SIZE,
+            "warning",
+            TRIM,
+            unit=MAX_BYTES / 100,
+        )
+        for name, percent in zip(("Large", "NearlyFull"), LEVELS, strict=True)
+    ),
 )
 
 
@@ -201,6 +234,9 @@ def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
     never = rule.age and not snapshot.value(rule.gauge, rule.labels)
     ahead = rule.age and value * rule.unit < -AHEAD_S
     observed = "there is none" if never else "no growth" if math.isinf(value) else rule.told.format(value)
+    sample = rule.sample_of(snapshot)
+    if sample and sample.labels != rule.labels:
+        observed += f" ({', '.join(f'{k} {v}' for k, v in sample.labels.items() if k not in rule.labels)})"
     return Check.that(
         rule.title,
         not (ahead or (value > limit if rule.fires == "above" else value < limit)),

@@ -16,7 +16,9 @@ __all__ = [
     "GAUGES",
     "LAST_BACKUP",
     "LAST_VALIDATION",
+    "READ",
     "RETRIEVAL",
+    "SESSION_BYTES",
     "TAKEN",
     "UP",
     "Sample",
@@ -28,6 +30,8 @@ __all__ = [
 UP = "abathur_up"
 TAKEN = "abathur_snapshot_timestamp_seconds"
 RETRIEVAL = "abathur_retrieval_seconds"
+READ = "abathur_read_ratio"
+SESSION_BYTES = "abathur_session_bytes"
 LAST_BACKUP = "abathur_last_backup_timestamp_seconds"
 LAST_VALIDATION = "abathur_last_validation_timestamp_seconds"
 
@@ -41,6 +45,8 @@ GAUGES: Mapping[str, str] = {
     "abathur_wal_bytes": "the write-ahead log",
     "abathur_disk_free_bytes": "free room on the disk of the database",
     "abathur_database_growth_bytes_per_day": "the share of the file that the rows of the last 24 hours take, estimated",
+    READ: "the share of the rows that these figures come from; they are estimates where it is under 1",
+    SESSION_BYTES: "the largest events, state and metadata of a session, of the newest sessions and of some at random",
     "abathur_rows": "rows of a table",
     "abathur_rows_of_last_day": "rows of a table that came in the last 24 hours",
     "abathur_namespace_rows": "versions of memories in one of the largest namespaces, and in all others together",
@@ -117,6 +123,7 @@ _UNITS = (
     ("_seconds", "{:.3g} ms", 1e-3),
     ("_bytes_per_day", "{:,.1f} MB a day", MB),
     ("_bytes", "{:,.1f} MB", MB),
+    ("_ratio", "{:.2%}", 1),
     ("", "{:,.0f}", 1),
 )
 
