@@ -128,8 +128,9 @@ async def test_rows_of_sixteen_megabytes_are_measured_in_time_and_no_figure_is_m
 
 
 CHECKPOINT = """
-import sqlite3, sys, time
+import signal, sqlite3, sys, time
 conn = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=0)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 print("ready", flush=True)
 n = 0
 while True:
@@ -140,7 +141,8 @@ while True:
     except sqlite3.OperationalError:
         busy = 1
     if not busy:
-        print(time.monotonic(), flush=True)
+        print(time.monotonic())
+        time.sleep(0.001)  # what nobody reads yet must find room in the pipe
 """
 
 
@@ -160,8 +162,8 @@ async def test_a_checkpoint_of_a_writer_gets_through_while_monitor_runs(database
             assert (await monitor(database)).report.ok
             ended = monotonic()
     finally:
-        worker.kill()
-    moments = [float(line) for line in (await worker.stdout.read()).splitlines()[:-1]]
+        worker.terminate()
+    moments = [float(line) for line in (await worker.stdout.read()).splitlines()]
     await worker.wait()
     fifth = (ended - begun) / 5
     assert any(begun + fifth < moment < ended - fifth for moment in moments), (begun, ended, moments)
