@@ -155,6 +155,8 @@ def test_yaml_is_read_by_the_declared_type_too(text: str, values: dict[str, obje
         ("rows: !!python/name:os.system canary", "found a tag or an anchor at 'canary'"),
         ("rows: &a 5", "found a tag or an anchor at '5'"),
         ("rows: *a", "found an alias in it"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nrows: *b", "found a list in it"),
+        ("a: &a x\nrows: {b: *a}", "found a tag or an anchor at 'x'"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "found a list in it"),
         ("rows: 5: 6", "-y: broken YAML: mapping values are not allowed here"),
         ("rows: 'open", "-y: broken YAML: while scanning a quoted scalar"),
@@ -238,6 +240,7 @@ def test_a_file_that_is_none_or_too_large_is_refused_without_a_wait(tmp_path: Pa
     "arguments",
     [
         ("--env", "a", "-p", "env", "a"),
+        ("--env", "a", "--env", "b"),
         ("-p", "env", "a", "-p", "env", "b"),
         ("--env", "a", "-y", "env: b"),
         ("-p", "env", "a", "-y", "env: a"),

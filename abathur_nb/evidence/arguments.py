@@ -48,7 +48,10 @@ class Given:
 
 def add_parameter_arguments(parser: argparse.ArgumentParser) -> None:
     """Let a command take the parameters of notebooks."""
-    parser.add_argument("--env", metavar="ENV", help="the environment: development, staging, production, or your own")
+    names = "the environment: development, staging, production, or your own"
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="ENV", help=names
+    )  # twice is a fault, not the last
     parser.add_argument(
         *("-p", "--parameter"),
         nargs=2,
@@ -65,7 +68,7 @@ def add_parameter_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
     """Return every value that was given, or add what is wrong with the form of it to ``faults``. Reads the files."""
-    given = [] if arguments.env is None else [Given("env", arguments.env, "--env")]
+    given = [Given("env", env, "--env") for env in arguments.env]
     given += [Given(name, text, "-p") for name, text in arguments.parameters]
     texts = [("-y", text) for text in arguments.yaml]
     for name in arguments.files:
