@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 
+from patience import HANGING_S
+
 from abathur_nb.evidence.pdf import FLAGS
 
 # Called by a hostile value that runs, in whatever frame or window it does, and without a quotation mark.
@@ -64,7 +66,7 @@ def chromium(folder: Path, page: Path, *arguments: str) -> str:
     switches = [*FLAGS, "--no-sandbox", f"--user-data-dir={profile}", *arguments]  # the last of two alike holds
     command = [program, *switches, page.as_uri()]
     environment = {**os.environ, "HOME": str(folder)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGING_S, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

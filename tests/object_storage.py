@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+from patience import HANGING_S
 from servers import free_ports, wait_until
 
 __all__ = ["Wire", "running_s3", "wire_to"]
@@ -88,7 +89,7 @@ def _end(process: "subprocess.Popen[bytes]", ports: dict[str, int]) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        urlopen(url, timeout=5).close()  # noqa: S310
+        urlopen(url, timeout=HANGING_S).close()  # noqa: S310
     except HTTPError as error:
         return error.code == 403
     except OSError:

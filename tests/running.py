@@ -16,6 +16,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from patience import HANGING_S
 from traitlets.config import Config
 
 from abathur_nb.evidence.reading import Entry, read_archive
@@ -77,7 +78,7 @@ def runner(*arguments: str | Path, **options: Any) -> Iterator[subprocess.Popen[
 
 def ended(process: subprocess.Popen[str]) -> Ran:
     """Wait for the runner; no bare traceback of its own may be among what it printed."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=HANGING_S)
     assert "Traceback" not in out + err, err
     return Ran(process.returncode, out, err)
 
@@ -104,20 +105,20 @@ class Fifo:
         """Wait until a cell has come there; return the process id of its kernel."""
         descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            assert select.select([descriptor], [], [], 60)[0], "no cell came there"
+            assert select.select([descriptor], [], [], HANGING_S)[0], "no cell came there"
             return int(os.read(descriptor, 100))
         finally:
             os.close(descriptor)
 
 
-def wait_for_death(pid: int, *, seconds: float = 10) -> None:
+def wait_for_death(pid: int) -> None:
     """Wait until a process is gone that need not be a child of this one."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     try:
-        assert select.select([descriptor], [], [], seconds)[0], f"process {pid} lives"
+        assert select.select([descriptor], [], [], HANGING_S)[0], f"process {pid} lives"
     finally:
         os.close(descriptor)
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
-__all__ = ["free_ports", "wait_until"]
+from patience import HANGING_S
 
-_PATIENCE = 60  # seconds
+__all__ = ["free_ports", "wait_until"]
 
 
 def free_ports(number: int) -> list[int]:
@@ -22,7 +22,7 @@ def free_ports(number: int) -> list[int]:
 
 def wait_until(holds: Callable[[], bool], process: "subprocess.Popen[bytes]") -> bool:
     """Wait until something holds, which no server tells of; return False if the process ends instead."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + HANGING_S
     while not holds():
         if process.poll() is not None:
             return False

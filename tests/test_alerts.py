@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from patience import HANGING_S
 from test_main import command
 
 from abathur_nb.operate.alerts import RULES, Rule, alerts_of, prometheus_rules
@@ -29,7 +30,9 @@ SEVERITIES = {"critical": "fail", "warning": "warn"}
 def promtool(*arguments: str | Path, given: str = "") -> str:
     tool = shutil.which("promtool")
     assert tool, "promtool is missing: apt-get install prometheus"
-    done = subprocess.run([tool, *arguments], input=given, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [tool, *arguments], input=given, capture_output=True, text=True, check=False, timeout=HANGING_S
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

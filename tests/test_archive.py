@@ -17,6 +17,7 @@ import nbformat
 import papermill
 import pytest
 from damage import drop_index, fingerprint
+from patience import HANGING_S
 from running import SOUND, artifact_of, assert_archived, execute_live, names_in, only_run, record_of, write_notebook
 
 from abathur_nb.errors import RefusedError
@@ -134,7 +135,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def archive(path: str | Path = "out.ipynb") -> tuple[int, str, str]:
     command = [sys.executable, "-m", "abathur_nb", "archive", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_S, check=False)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr
 

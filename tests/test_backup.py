@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from damage import untouched
+from patience import HANGING_S
 
 import abathur_nb as nb
 from abathur_nb.connection import connect
@@ -68,7 +69,7 @@ async def test_beside_a_busy_writer_it_holds_every_commit_that_was_acknowledged_
     stop, acknowledged = threading.Event(), [0]
 
     def write() -> None:
-        conn = sqlite3.connect(database.db_path, timeout=60)
+        conn = sqlite3.connect(database.db_path, timeout=HANGING_S)
         while not stop.is_set():
             with conn:  # two rows a commit: half a commit would be seen
                 conn.executemany(ADD, [(f"{acknowledged[0]}-{half}",) for half in "ab"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from damage import edit_schema, held, untouched
+from patience import HANGING_S
 
 from abathur_nb.connection import (
     connect,
@@ -27,7 +28,7 @@ from abathur_nb.settings import Settings
 def assert_no_connection_is_left() -> None:
     for thread in threading.enumerate():
         if "connection_worker" in thread.name:
-            thread.join(5)
+            thread.join(HANGING_S)
             assert not thread.is_alive()
 
 

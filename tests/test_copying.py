@@ -16,6 +16,7 @@ import nbformat
 import pytest
 from damage import fingerprint
 from fsspec.implementations.memory import MemoryFileSystem
+from patience import HANGING_S
 
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence import stores
@@ -502,7 +503,7 @@ def test_where_there_is_no_copy_none_is_brought(url: str) -> None:
 def cli(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "abathur_nb", *arguments]
     return subprocess.run(
-        command, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False, timeout=120
+        command, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False, timeout=HANGING_S
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import aiosqlite
 import pytest
 from damage import drop_check, drop_index, edit_schema, held, run_sql, untouched
+from patience import HANGING_S
 
 from abathur_nb.database import Database
 from abathur_nb.errors import BusyError, InvalidValueError, MisuseError, RefusedError
@@ -182,7 +183,7 @@ async def test_an_endless_statement_of_a_lent_connection_ends_with_its_task(data
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGING_S):
             with pytest.raises(asyncio.CancelledError):
                 await task
             async with db.read() as conn:
@@ -190,7 +191,7 @@ async def test_an_endless_statement_of_a_lent_connection_ends_with_its_task(data
 
 
 async def test_an_endless_statement_that_its_own_block_gave_up_ends_with_the_block(database: Settings) -> None:
-    async with Database.open(database) as db, asyncio.timeout(5):
+    async with Database.open(database) as db, asyncio.timeout(HANGING_S):
         with pytest.raises(TimeoutError):
             async with db.read() as conn:
                 await asyncio.wait_for(conn.execute_fetchall(ENDLESS), 0.05)
@@ -277,7 +278,7 @@ async def test_concurrent_blocks_do_not_interleave(database: Settings) -> None:
 
 async def test_a_write_within_a_write_is_an_error_and_not_a_deadlock(database: Settings) -> None:
     """Of this task, or of one that it starts and waits for."""
-    async with Database.open(database) as db, asyncio.timeout(5):
+    async with Database.open(database) as db, asyncio.timeout(HANGING_S):
         async with db.write() as conn:
             for work in (lambda: db.sessions.create_session("s", "a", "u"), lambda: db.write().__aenter__()):
                 with pytest.raises(MisuseError, match="open already"):
@@ -291,7 +292,7 @@ async def test_a_write_within_a_write_is_an_error_and_not_a_deadlock(database: S
 
 
 async def test_a_task_started_within_a_write_may_write_after_it(database: Settings) -> None:
-    async with Database.open(database) as db, asyncio.timeout(5):
+    async with Database.open(database) as db, asyncio.timeout(HANGING_S):
         over = asyncio.Event()
 
         async def later() -> None:
@@ -335,7 +336,7 @@ async def test_what_waits_to_write_or_writes_when_the_store_closes_is_told_so(da
             begun.set()
             await closed.wait()
 
-    async with asyncio.timeout(5), Database.open(database) as db:
+    async with asyncio.timeout(HANGING_S), Database.open(database) as db:
         tasks = [
             asyncio.create_task(work) for work in (write("a"), write("b"), db.sessions.create_session("s", "a", "u"))
         ]
@@ -471,7 +472,7 @@ async def test_a_plan_is_read_and_the_statement_is_not_run(database: Settings) -
         (line,) = await db.explain_query_plan(by_status, ("active",))
         assert line == "SEARCH sessions USING INDEX idx_sessions_status_updated (status=?)"
         assert await db.explain_query_plan("SELECT * FROM sessions WHERE id = :id", {"id": "s"})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGING_S):
             lines = await db.explain_query_plan(endless)
         assert any(line.startswith("  ") for line in lines)  # a tree
 

@@ -12,6 +12,7 @@ import nbformat
 import papermill
 import pytest
 from damage import drop_index, untouched
+from patience import HANGING_S
 from running import (
     CHECK,
     KILLED,
@@ -45,7 +46,11 @@ def command(settings: Settings, source: str | Path, *arguments: str, engine: str
 
 def run(settings: Settings, source: str | Path, *arguments: str, engine: str = "abathur") -> tuple[int, str]:
     done = subprocess.run(
-        command(settings, source, *arguments, engine=engine), capture_output=True, text=True, timeout=120, check=False
+        command(settings, source, *arguments, engine=engine),
+        capture_output=True,
+        text=True,
+        timeout=HANGING_S,
+        check=False,
     )
     return done.returncode, done.stderr
 
@@ -109,15 +114,16 @@ def test_each_way_of_dying_has_papermills_exit_code_and_the_runners_record(name:
     if not cells:
         drop_index(database.db_path)
     source = write_notebook(Path("mine.ipynb"), *(cells or SOUND))
+    limit = ("--execution-timeout", "3" if name == "out of time" else str(HANGING_S))
     with untouched(database.db_path):
-        found, messages = run(database, source, "--execution-timeout", "3")
+        found, messages = run(database, source, *limit)
     assert found == code, messages
     record = record_of(only_run(database))
     assert record["verdict"] == verdict
     assert record["template"]["sha256"] == sha256(source.read_bytes())
     assert artifact_of(only_run(database)).cells[0].source.startswith(f"**{verdict.upper()}: ")
     if name not in ("exit()", "SystemExit(0)", "never seals"):  # which papermill itself takes for a success
-        plain, _ = run(database, source, "--execution-timeout", "3", engine="")
+        plain, _ = run(database, source, *limit, engine="")
         assert plain == code, "as papermill's own engine"
 
 

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from nbclient.exceptions import CellExecutionError
+from patience import HANGING_S
 from running import execute_live
 from traitlets.config import Config
 
@@ -189,7 +190,7 @@ async def run_notebook(folder: Path, injected: str) -> tuple[nbformat.NotebookNo
     sources = ["from abathur_nb.guard import guard\nguard()", CELL, f"# Parameters\n{injected}", "print(env)"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     try:
-        await execute_live(notebook, resources={"metadata": {"path": str(folder)}}, timeout=60)
+        await execute_live(notebook, resources={"metadata": {"path": str(folder)}}, timeout=HANGING_S)
     except CellExecutionError as error:
         return notebook, str(error)
     return notebook, ""

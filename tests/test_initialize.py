@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from damage import drop_check, drop_index, fingerprint, flip_bits, held, run_as_other, run_sql, spoil_json, untouched
+from patience import HANGING_S
 
 from abathur_nb.expected import expected_objects
 from abathur_nb.initialize import initialize_database
@@ -314,7 +315,11 @@ init(base / "warm" / "x.db")
 def forked(base: Path, program: str) -> list[Any]:
     """Run a program whose children are forked from a process that has imported everything; return what it printed."""
     done = subprocess.run(
-        [sys.executable, "-c", FORKED + program, str(base)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", FORKED + program, str(base)],
+        capture_output=True,
+        text=True,
+        timeout=HANGING_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert not done.stderr

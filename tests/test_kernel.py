@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import HANGING_S
 from running import kernels_in, names_in, sockets, wait_for_death
 
 from abathur_nb.evidence.kernel import ready, running_kernel
@@ -19,7 +20,7 @@ __all__ = ["sockets"]  # a fixture
 async def test_it_answers_and_is_gone_at_the_end(sockets: Path) -> None:
     async with running_kernel({"ABATHUR_TRIAL": "1"}) as kernel:
         with kernel.connected() as client:
-            told = await asyncio.wait_for(ready(client), 60)
+            told = await asyncio.wait_for(ready(client), HANGING_S)
         assert told["language_info"]["name"] == "python"
         assert Path(f"/proc/{kernel.process.pid}/exe").samefile(sys.executable)
         assert b"ABATHUR_TRIAL=1\0" in Path(f"/proc/{kernel.process.pid}/environ").read_bytes()
@@ -41,7 +42,7 @@ async def test_nothing_in_the_working_directory_takes_the_place_of_its_modules(
     monkeypatch.chdir(tmp_path)
     async with running_kernel({}) as kernel:
         with kernel.connected() as client:
-            await asyncio.wait_for(ready(client), 60)
+            await asyncio.wait_for(ready(client), HANGING_S)
     assert not (tmp_path / "canary").exists()
 
 
@@ -57,7 +58,7 @@ async def test_what_a_user_runs_in_each_kernel_of_his_does_not_run_in_it(
     monkeypatch.setenv("PYTHONSTARTUP", str(home / "startup.py"))
     async with running_kernel({}) as kernel:
         with kernel.connected() as client:
-            await asyncio.wait_for(ready(client), 60)
+            await asyncio.wait_for(ready(client), HANGING_S)
     assert not (home / "canary").exists()
 
 
@@ -69,7 +70,7 @@ async def test_where_the_usual_place_is_too_deep_for_a_socket_it_takes_another(
     monkeypatch.setattr("tempfile.tempdir", str(deep))
     async with running_kernel({}) as kernel:
         with kernel.connected() as client:
-            await asyncio.wait_for(ready(client), 60)
+            await asyncio.wait_for(ready(client), HANGING_S)
         assert kernel.folder.parent == Path("/tmp")  # noqa: S108
         assert not list(deep.iterdir())
     assert not kernel.folder.exists()
@@ -124,11 +125,11 @@ async def test_what_it_has_started_is_gone_though_it_died_first(sockets: Path) -
         with kernel.connected() as client:
             await ready(client)
             client.execute(program + "time.sleep(0)")
-            while (content := (await client.get_iopub_msg(timeout=60))["content"]).get("name") != "stdout":
+            while (content := (await client.get_iopub_msg(timeout=HANGING_S))["content"]).get("name") != "stdout":
                 pass
             child = int(content["text"])
             client.execute("os.kill(os.getpid(), 9)")
             await kernel.died
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANGING_S):
         while Path(f"/proc/{child}").exists():  # noqa: ASYNC110 - the end of another's child is no event here
             await asyncio.sleep(0)

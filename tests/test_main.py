@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANGING_S
 
 from abathur_nb.__main__ import _COMMANDS, main
 from abathur_nb.evidence.record import EXIT_CODES
@@ -14,7 +15,7 @@ from abathur_nb.evidence.record import EXIT_CODES
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "abathur_nb", *arguments], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "abathur_nb", *arguments], capture_output=True, text=True, timeout=HANGING_S, check=False
     )
 
 
@@ -80,7 +81,7 @@ def test_a_signal_before_a_run_has_begun_exits_with_5_in_silence(number: signal.
         os.close(write)
         assert os.read(read, 1) == b"."
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=HANGING_S)
     os.close(read)
     assert (process.returncode, err) == (5, b"")
 

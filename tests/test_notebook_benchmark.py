@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from damage import untouched
-from test_notebook_runs import GENEROUS, NOTEBOOKS, Run, papermill
+from patience import GENEROUS
+from test_notebook_runs import NOTEBOOKS, Run, papermill
 
 import abathur_nb as nb
 from abathur_nb.settings import Settings

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from damage import fingerprint, untouched
 from nbclient.exceptions import CellExecutionError
+from patience import GENEROUS, HANGING_S
 from running import execute_live
 
 from abathur_nb.evidence.run import MIME
@@ -25,13 +26,6 @@ PASSING = sorted({*NAMES} - {"readiness"})  # on a fresh database; nothing is re
 
 # Enough of everything for the benchmark to claim a p99, and no more.
 QUICK = {"benchmark": ("-y", "{rows: 500, repetitions: 299}"), "rollback": ("-r", "to", "fresh")}
-
-# What a machine busy with other tests meets too: one slow read in 299 would prove nothing.
-GENEROUS = {
-    "ABATHUR_SESSION_P99_MS": "2000",
-    "ABATHUR_MEMORY_P99_MS": "2000",
-    "ABATHUR_CONCURRENT_READS_S": "60",
-}
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,7 @@ def papermill(
             env={**os.environ, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANGING_S,
             check=False,
         )
         if done.returncode == 0 or "Address already in use (addr='tcp://127.0.0.1:" not in done.stderr:
@@ -139,7 +133,7 @@ async def in_kernel(source: Path, folder: Path, *, allow_errors: bool = False, *
     cell.source = "\n".join([*lines, *(f"{name} = {value!r}" for name, value in parameters.items())])
     resources = {"metadata": {"path": str(folder)}}
     try:
-        await execute_live(notebook, resources=resources, timeout=120, allow_errors=allow_errors)
+        await execute_live(notebook, resources=resources, timeout=HANGING_S, allow_errors=allow_errors)
     except CellExecutionError as error:
         return Run(1, str(error), notebook)
     return Run(0, "", notebook)

@@ -17,6 +17,7 @@ import pytest
 from damage import fingerprint
 from fsspec import filesystem
 from object_storage import wire_to
+from patience import HANGING_S
 
 import abathur_nb as nb
 from abathur_nb.errors import ConfigurationError
@@ -49,7 +50,9 @@ def url(tmp_path: Path) -> str:
 
 def cli(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "abathur_nb", *arguments]
-    return subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(
+        command, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=HANGING_S
+    )
 
 
 def untimed(text: str) -> str:
@@ -241,7 +244,7 @@ def test_papermill_reads_a_template_from_s3_and_writes_its_output_there(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=HANGING_S,
     )
     assert done.returncode == 0, done.stderr
     output = json.loads(system.cat_file(f"{place}/out.ipynb"))
@@ -261,7 +264,7 @@ def test_papermill_that_may_not_write_to_its_bucket_begins_no_run(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=HANGING_S,
     )
     assert done.returncode != 0
     assert "SignatureDoesNotMatch" in done.stderr

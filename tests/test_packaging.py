@@ -18,6 +18,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from patience import HANGING_S
 
 import abathur_nb
 
@@ -40,7 +41,13 @@ DEV = requirements(PROJECT["optional-dependencies"]["dev"])
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
     """Run a command and return what it printed; an exit code other than 0 fails the test with all of it."""
     done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=HANGING_S,
+        check=False,
     )
     assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -15,6 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 from browser import CANARY, asked_for, chromium, sung
+from patience import HANGING_S
 
 from abathur_nb import charts
 from abathur_nb.evidence import page
@@ -385,7 +386,7 @@ def test_a_notebook_cut_short_by_a_kernel_that_died_shows_what_there_is(tmp_path
     )
     nbformat.write(source, tmp_path / "in.ipynb")
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "in.ipynb", "out.ipynb"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGING_S, check=False)
     assert done.returncode != 0
     left = nbformat.read(tmp_path / "out.ipynb", as_version=4)
     shown = words(render(left, {**RECORD, "verdict": "error"}).decode())

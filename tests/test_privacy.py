@@ -16,6 +16,7 @@ from urllib.parse import quote, quote_plus
 import nbformat
 import pytest
 from damage import fingerprint, run_sql
+from patience import HANGING_S
 from test_run import SOUND, TOP, execute, only_run
 
 from abathur_nb.errors import ConfigurationError, RefusedError
@@ -371,7 +372,7 @@ def test_the_runner_says_why_in_its_log_and_shows_no_secret(place: str, planted:
     nbformat.write(notebook, tmp_path / "trial.ipynb")
     command = [sys.executable, "-m", "abathur_nb", "run", str(tmp_path / "trial.ipynb"), "--env", "development"]
     command += ["-p", "db_path", str(planted.db_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANGING_S)
     log = done.stdout + done.stderr
     assert done.returncode == 3, log
     assert f"it would hold the value of {VARIABLE} in " in log

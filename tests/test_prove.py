@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import HANGING_S
 
 TESTS = Path(__file__).resolve().parent
 # Of how many faults one is injected.
@@ -24,7 +25,7 @@ def prove(tmp_path: Path, *arguments: str, program: str = "", **environment: str
         env={**os.environ, "TMPDIR": str(tmp_path), **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGING_S,
         check=False,
         start_new_session=True,
     )

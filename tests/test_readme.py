@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import os
 import re
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import GENEROUS
 
 import abathur_nb as nb
 from abathur_nb.parameters import RANGES
@@ -81,7 +83,14 @@ def test_its_papermill_commands_are_accepted(command: str, tmp_path: Path, datab
             arguments[arguments.index(name) + 1] = value
         elif name == "db_path":
             arguments += [flag, name, value]
-    done = subprocess.run([BIN / "papermill", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [BIN / "papermill", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **GENEROUS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 

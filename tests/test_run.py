@@ -11,6 +11,7 @@ import nbformat
 import pytest
 from damage import drop_index, fingerprint, run_sql
 from nbclient.exceptions import CellExecutionError
+from patience import HANGING_S
 from running import execute_live
 
 from abathur_nb.errors import MisuseError, RefusedError
@@ -40,7 +41,7 @@ async def execute(settings: Settings, *cells: str) -> Any:
     sources = [TOP[0], TOP[1].replace("{path}", str(settings.db_path)), *TOP[2:], *cells]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     with contextlib.suppress(CellExecutionError):
-        await execute_live(notebook, timeout=60)
+        await execute_live(notebook, timeout=HANGING_S)
     return notebook
 
 
@@ -93,7 +94,7 @@ async def test_started_is_on_the_disk_before_the_database_is_touched(settings: S
     text = 'settings = nb.resolve(env, db_path=db_path)\nrun = nb.start_run(settings, "init")\nrun'
     sources = [TOP[0], TOP[1].replace("{path}", str(settings.db_path)), text, *cells]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    await execute_live(notebook, timeout=60)
+    await execute_live(notebook, timeout=HANGING_S)
     assert only_run(settings).verdict == "unsealed", "started and never sealed means: no evidence"
 
 

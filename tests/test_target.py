@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from damage import drop_index, fingerprint, flip_bits, held, run_as_other, run_sql, untouched
+from patience import HANGING_S
 
 from abathur_nb.connection import SIDE_FILES
 from abathur_nb.database import Database
@@ -93,16 +94,16 @@ STRANGE: list[tuple[Callable[[Path], object], str, str]] = [
 
 async def verdicts(settings: Settings) -> tuple[bool, bool, str]:
     """Ask both verbs and the store, each within 5 seconds; return (validate refused, initialize refused, the error)."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGING_S):
         validated = await validate_database(settings)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGING_S):
         initialized = await initialize_database(settings)
     assert not validated.ok
     assert not initialized.ok
     for report in (validated, initialized):
         for check in report.checks:
             assert not check.failed or check.remedy or check.evidence, f"{check.name} has no remedy"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGING_S):
         with pytest.raises(AbathurError) as caught:
             async with Database.open(settings):
                 pass
@@ -119,7 +120,7 @@ async def test_what_is_no_database_of_ours_is_refused_and_left_as_it_is(
     make(settings.db_path)
     before = {path.name: fingerprint(path) for path in folder.iterdir()}
     with untouched(Path("/etc/passwd")):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGING_S):
             target = await identify(settings)
         assert (target.state, target.check.status) == (state, "fail")
         assert told in target.check.observed
@@ -379,7 +380,7 @@ async def test_a_side_file_that_is_a_fifo_is_refused_and_not_waited_for(database
     path = Path(f"{database.db_path}{suffix}")
     path.unlink(missing_ok=True)
     os.mkfifo(path)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGING_S):
         report = await validate_database(database)
     assert report.refused
     assert "is a FIFO" in report.checks[0].observed

@@ -26,6 +26,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import yaml
+from patience import HANGING_S
 from servers import free_ports
 
 import abathur_nb as nb
@@ -37,8 +38,7 @@ from faults.tracing import BrokenHarnessError
 
 __all__ = ["ALERT_SWEEPS", "AlertSweep"]
 
-_PATIENCE = 60  # seconds that a server has to answer
-_TELLS_WITHIN = 30  # seconds in which an alert fires or resolves
+_TELLS_WITHIN = HANGING_S  # for an alert to fire or to resolve
 _POLL = 0.2  # seconds
 _MAX_WAL_MB = 1
 
@@ -154,7 +154,7 @@ class _Host:
     def scrape_once(self) -> None:
         """Wait until what is in the file now was scraped, and the rules were judged after that."""
         now = time.time()
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + HANGING_S
         while time.monotonic() < deadline:
             groups = _ask(f"http://{self._address}/api/v1/rules")["data"]["groups"]
             scrapes = _ask(f"http://{self._address}/api/v1/targets")["data"]["activeTargets"]
@@ -249,10 +249,10 @@ def _running(program: str, *arguments: str) -> Iterator[None]:
 
 
 def _ready(address: str) -> None:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + HANGING_S
     while True:
         try:
-            with urlopen(address, timeout=_PATIENCE):  # noqa: S310 - on loopback
+            with urlopen(address, timeout=HANGING_S):  # noqa: S310 - on loopback
                 return
         except (URLError, ConnectionError) as error:
             if time.monotonic() > deadline:
@@ -260,7 +260,7 @@ def _ready(address: str) -> None:
 
 
 def _ask(address: str) -> Any:
-    with urlopen(address, timeout=_PATIENCE) as answer:  # noqa: S310 - on loopback
+    with urlopen(address, timeout=HANGING_S) as answer:  # noqa: S310 - on loopback
         return json.load(answer)
 
 

@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 import nbformat
+from patience import HANGING_S
 
 from abathur_nb.evidence.reading import Entry, read_archive
 from abathur_nb.evidence.record import EXIT_CODES
@@ -70,7 +71,7 @@ class _Run:
 
     def end(self) -> tuple[int, str]:
         """Wait for the end; return the exit code and all that was printed."""
-        out, err = self.process.communicate(timeout=120)
+        out, err = self.process.communicate(timeout=HANGING_S)
         return self.process.returncode, out + err
 
 
@@ -120,7 +121,7 @@ def _lives(watched: int | None) -> str:
     if watched is None:
         return ""
     try:
-        return "" if select.select([watched], [], [], 20)[0] else "its kernel lives"
+        return "" if select.select([watched], [], [], HANGING_S)[0] else "its kernel lives"
     finally:
         os.close(watched)
 
