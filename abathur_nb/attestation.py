@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.report import Check
-from abathur_nb.wording import shown
+from abathur_nb.wording import is_printable, shown
 
 __all__ = ["FORM", "said", "said_fault"]
 
@@ -45,6 +45,6 @@ def _parts(answer: object) -> tuple[str, date]:
     if not isinstance(answer, str):
         raise TypeError
     match = _ANSWER.fullmatch(answer.strip())
-    if not match or not answer.isprintable() or len(answer) > _LONGEST or not re.search(r"[^\W\d_]", match["person"]):
+    if not match or not is_printable(answer) or len(answer) > _LONGEST or not re.search(r"[^\W\d_]", match["person"]):
         raise ValueError
     return match["person"], date.fromisoformat(match["day"])

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from abathur_nb.scratch import is_scratch_name
-from abathur_nb.wording import did_you_mean, printable, shown, without_url_secrets
+from abathur_nb.wording import did_you_mean, is_printable, printable, shown, without_url_secrets
 
 __all__ = ["absolute_path", "environment_variables", "read_environments"]
 
@@ -88,7 +88,7 @@ def absolute_path(name: str, value: object, source: str, relative_paths: bool, f
     expected = ""
     if not text:
         expected = "a path (leave it out, or None, for the default)"
-    elif not text.isprintable():
+    elif not is_printable(text):
         expected = "a path of printable characters"
     elif text == ":memory:" or text.startswith("file:"):
         expected = "a path of a file, no in-memory database and no SQLite URI"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import aiosqlite
 
 from abathur_nb.errors import InvalidValueError
-from abathur_nb.values import check_name, check_namespace, check_whole, decoded, json_text, prefix_range
+from abathur_nb.values import check_name, check_namespace, check_whole, decoded, json_text, prefix_range, spellings
 from abathur_nb.wording import shown, timestamp
 
 if TYPE_CHECKING:
@@ -39,9 +39,11 @@ class Memory:
 
         Raises InvalidValueError if the key is live ("already exists") or a value is not to be written.
         """
-        _check_place(namespace, key)
+        given_as = list(spellings(namespace, key))
+        namespace, key = check_namespace(namespace), check_name("key", key)
         _check_type(memory_type)
-        _check_people(created_by=created_by, task_id=task_id)
+        created_by = check_name("created_by", created_by, optional=True)
+        task_id = check_name("task_id", task_id, optional=True)
         given = {
             "namespace": namespace,
             "key": key,
@@ -52,7 +54,8 @@ class Memory:
         }
         async with self._db.changing() as writer:
             rows = await self._db.change(writer, "insert_memory", given)
-            if not rows:
+            others = [{"namespace": n, "key": k} for n, k in given_as if (n, k) != (namespace, key)]
+            if not rows or any([await self._db.change(writer, "get_memory", other) for other in others]):
                 raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} already exists: update it instead")
             await self._audit(writer, "create", namespace, key, rows, task_id)
             return int(rows[0]["id"])
@@ -60,11 +63,10 @@ class Memory:
     async def get_memory(self, namespace: str, key: str, version: int | None = None) -> dict[str, Any] | None:
         """Return the current version, or the one of that number, superseded or deleted as it may be; else None."""
         if version is None:
-            rows = await self._db.fetch("get_memory", {"namespace": namespace, "key": key})
+            rows = await self._fetch("get_memory", namespace, key)
         else:
             check_whole("version", version, 1, 2**63 - 1)
-            given = {"namespace": namespace, "key": key, "version": version}
-            rows = await self._db.fetch("get_memory_version", given)
+            rows = await self._fetch("get_memory_version", namespace, key, version=version)
         return decoded(rows[0], _JSON) if rows else None
 
     async def update_memory(
@@ -79,37 +81,44 @@ class Memory:
 
         The new version keeps who created the memory and when, and says who updated it.
         """
-        _check_place(namespace, key)
-        _check_people(updated_by=updated_by, task_id=task_id)
-        given = {"namespace": namespace, "key": key, "value": json_text("value", value), "updated_by": updated_by}
+        check_namespace(namespace)
+        check_name("key", key)
+        updated_by = check_name("updated_by", updated_by, optional=True)
+        task_id = check_name("task_id", task_id, optional=True)
+        given = {"value": json_text("value", value), "updated_by": updated_by}
         async with self._db.changing() as writer:
-            rows = await self._db.change(writer, "insert_memory_version", given)
-            if not rows:
-                raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} not found")
-            await self._audit(writer, "update", namespace, key, rows, task_id)
-            return int(rows[0]["id"])
+            for n, k in spellings(namespace, key):
+                given |= {"namespace": n, "key": k}
+                if rows := await self._db.change(writer, "insert_memory_version", given):
+                    await self._audit(writer, "update", n, k, rows, task_id)
+                    return int(rows[0]["id"])
+            raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} not found")
 
     async def delete_memory(self, namespace: str, key: str, task_id: str | None = None) -> bool:
         """Mark every live version as deleted; tell whether there was one."""
-        _check_people(task_id=task_id)
+        task_id = check_name("task_id", task_id, optional=True)
         async with self._db.changing() as writer:
-            rows = await self._db.change(writer, "soft_delete_memory", {"namespace": namespace, "key": key})
-            if rows:
-                await self._audit(writer, "delete", namespace, key, rows, task_id)
-            return bool(rows)
+            for n, k in spellings(namespace, key):
+                if rows := await self._db.change(writer, "soft_delete_memory", {"namespace": n, "key": k}):
+                    await self._audit(writer, "delete", n, k, rows, task_id)
+                    return True
+            return False
 
     async def search_memories(
         self, namespace_prefix: str, memory_type: str | None = None, limit: int = 50
     ) -> list[dict[str, Any]]:
         """Return the current versions in the namespaces that start with a literal prefix, newest first in each."""
         check_whole("limit", limit, 1, 100_000)
-        prefix, prefix_end = prefix_range(namespace_prefix)
-        given: dict[str, object] = {"prefix": prefix, "prefix_end": prefix_end, "limit": limit}
+        given: dict[str, object] = {"limit": limit}
         name = "search_memories"
         if memory_type is not None:
             _check_type(memory_type)
             name, given = "search_memories_of_type", {**given, "memory_type": memory_type}
-        return [decoded(row, _JSON) for row in await self._db.fetch(name, given)]
+        rows: list[Any] = []
+        for (spelling,) in spellings(namespace_prefix):
+            prefix, prefix_end = prefix_range(spelling)
+            rows += await self._db.fetch(name, {**given, "prefix": prefix, "prefix_end": prefix_end})
+        return [decoded(row, _JSON) for row in rows[:limit]]
 
     async def list_namespaces(self) -> list[str]:
         """Return the namespaces that hold a live memory, in order."""
@@ -117,8 +126,7 @@ class Memory:
 
     async def get_memory_history(self, namespace: str, key: str) -> list[dict[str, Any]]:
         """Return every version, deleted ones too, newest first."""
-        rows = await self._db.fetch("memory_history", {"namespace": namespace, "key": key})
-        return [decoded(row, _JSON) for row in rows]
+        return [decoded(row, _JSON) for row in await self._fetch("memory_history", namespace, key)]
 
     async def cleanup_expired_memories(self, ttl_days: int = 90) -> int:
         """Mark the episodic entries created more than ``ttl_days`` ago as deleted; return how many."""
@@ -128,6 +136,12 @@ class Memory:
             rows = await self._db.change(writer, "expire_memories", {"before": before})
             await self._audit_expired(writer, rows)
             return len(rows)
+
+    async def _fetch(self, name: str, namespace: str, key: str, **more: object) -> list[Any]:
+        for n, k in spellings(namespace, key):
+            if rows := await self._db.fetch(name, {"namespace": n, "key": k, **more}):
+                return rows
+        return []
 
     async def _audit(
         self,
@@ -165,18 +179,8 @@ def _audit_row(
     }
 
 
-def _check_place(namespace: object, key: object) -> None:
-    check_namespace(namespace)
-    check_name("key", key)
-
-
 def _check_type(memory_type: object) -> None:
     if memory_type not in MEMORY_TYPES:
         raise InvalidValueError(
             f"Invalid memory_type: expected one of {', '.join(MEMORY_TYPES)}, found {shown(memory_type)}"
         )
-
-
-def _check_people(**names: object) -> None:
-    for what, value in names.items():
-        check_name(what, value, optional=True)

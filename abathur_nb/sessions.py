@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import aiosqlite
 
 from abathur_nb.errors import InvalidValueError
-from abathur_nb.values import MAX_BYTES, check_name, check_whole, decoded, json_text
+from abathur_nb.values import MAX_BYTES, check_name, check_whole, decoded, json_text, spellings
 from abathur_nb.wording import shown
 
 if TYPE_CHECKING:
@@ -40,18 +40,21 @@ class Sessions:
         initial_state: dict[str, Any] | None = None,
     ) -> None:
         """Create a session in status ``created``; raise InvalidValueError if one of this id already exists."""
-        for what, value in (("session_id", session_id), ("app_name", app_name), ("user_id", user_id)):
-            check_name(what, value)
-        check_name("project_id", project_id, optional=True)
         row = {"session_id": session_id, "app_name": app_name, "user_id": user_id, "project_id": project_id}
-        state = json_text("initial_state", {} if initial_state is None else initial_state, (dict,))
+        row = {what: check_name(what, value, optional=what == "project_id") for what, value in row.items()}
+        state = json_text(
+            "initial_state", {} if initial_state is None else _in_nfc("initial_state", initial_state), (dict,)
+        )
+        stored = await self._stored(session_id)
         async with self._db.changing() as writer:
-            if not await self._db.change(writer, "insert_session", {**row, "state": state}):
+            if stored != row["session_id"] or not await self._db.change(
+                writer, "insert_session", {**row, "state": state}
+            ):
                 raise InvalidValueError(f"session {shown(session_id)} already exists")
 
     async def get_session(self, session_id: str) -> dict[str, Any] | None:
         """Return one session with events, state and metadata decoded, or None."""
-        rows = await self._db.fetch("get_session", {"session_id": session_id})
+        rows = await self._db.fetch("get_session", {"session_id": await self._stored(session_id)})
         return decoded(rows[0], _JSON) if rows else None
 
     async def list_sessions(
@@ -63,9 +66,12 @@ class Sessions:
             _check_status(status)
         name = "list_sessions" + ("_of_project" if project_id is not None else "")
         name += ("_with_status" if project_id is not None else "_by_status") if status is not None else ""
-        given = {"project_id": project_id, "status": status, "limit": limit}
-        rows = await self._db.fetch(name, {key: value for key, value in given.items() if value is not None})
-        return [decoded(row, _JSON) for row in rows]
+        rows: list[Any] = []
+        for (spelling,) in spellings(project_id):
+            given = {"project_id": spelling, "status": status, "limit": limit}
+            found = await self._db.fetch(name, {key: value for key, value in given.items() if value is not None})
+            rows = sorted([*rows, *found], key=lambda row: str(row["created_at"]), reverse=True) if rows else found
+        return [decoded(row, _JSON) for row in rows[:limit]]
 
     async def append_event(
         self, session_id: str, event: dict[str, Any], state_delta: dict[str, Any] | None = None
@@ -87,6 +93,7 @@ class Sessions:
         Raises InvalidValueError if the session is not found or ``keep_last`` is not a whole number of at least 0.
         """
         check_whole("keep_last", keep_last, 0, 2**63 - 1)
+        session_id = await self._stored(session_id)
         of = {"session_id": session_id}
         async with self._db.write() as writer:
             sizes = await self._sizes(writer, session_id)
@@ -110,16 +117,24 @@ class Sessions:
         """Return the value of one key of a session's state, or None where there is no such session or key."""
         if not isinstance(key, str):
             raise InvalidValueError(f"Invalid key: expected text, found {shown(key)}")
-        session = await self.get_session(session_id)
-        return session["state"].get(key) if session else None
+        state = (await self.get_session(session_id) or {"state": {}})["state"]
+        return next((state[spelling] for (spelling,) in spellings(key) if spelling in state), None)
 
     async def set_state(self, session_id: str, key: str, value: Any) -> None:
         """Replace one key of a session's state by any JSON value, in one atomic statement."""
-        check_name("key", key)
         given = {"session_id": session_id, "max_bytes": MAX_BYTES, **_delta("value", {key: value})}
         await self._update("set_state", given)
 
-    async def _update(self, name: str, given: Mapping[str, object]) -> None:
+    async def _stored(self, session_id: str) -> str:
+        """Return the id of a session as it is stored: as given, or else in NFC."""
+        *others, (written,) = spellings(session_id)
+        for (spelling,) in others:
+            if await self._db.fetch("session_sizes", {"session_id": spelling}):
+                return str(spelling)
+        return written  # type: ignore[no-any-return]
+
+    async def _update(self, name: str, given: Mapping[str, Any]) -> None:
+        given = {**given, "session_id": await self._stored(given["session_id"])}
         async with self._db.changing() as writer:
             if await self._db.change(writer, name, given):
                 return
@@ -146,10 +161,21 @@ def _too_large(given: Mapping[str, object], sizes: sqlite3.Row) -> InvalidValueE
 
 def _delta(what: str, delta: dict[str, Any]) -> dict[str, str]:
     # SQLite's own merge is recursive and drops nulls: the statement clears the keys and then adds them as they are.
-    # A key is cleared in both of its spellings: another program may have written it with escapes.
-    text = json_text(what, delta, (dict,))
-    names = dict.fromkeys(json.dumps(key, ensure_ascii=escaped) for key in delta for escaped in (False, True))
+    # A key is cleared as given and in NFC, each with and without escapes: another program may have written it so.
+    text = json_text(what, _in_nfc(what, delta), (dict,))
+    keys = (spelling for key in delta for (spelling,) in spellings(key))
+    names = dict.fromkeys(json.dumps(key, ensure_ascii=escaped) for key in keys for escaped in (False, True))
     return {"delta": text, "cleared": "{" + ",".join(f"{name}:null" for name in names) + "}"}
+
+
+def _in_nfc(what: str, state: Any) -> Any:
+    """Return (a part of) a state with its keys in NFC, as names are written; raise InvalidValueError if one is not."""
+    if not isinstance(state, dict):
+        return state  # json_text says what is wrong
+    written = {check_name("key" if what == "value" else f"{what} key", key): value for key, value in state.items()}
+    if len(written) < len(state):
+        raise InvalidValueError(f"Invalid {what}: two of its keys are one in NFC, the form that is written")
+    return written
 
 
 def _check_status(status: object) -> None:

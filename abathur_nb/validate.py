@@ -14,6 +14,7 @@ from abathur_nb.errors import AbathurError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, SchemaObject
 from abathur_nb.limits import add_functions, stored
 from abathur_nb.modes import FILE_MODES, file_modes, file_names, wal_size
+from abathur_nb.names import names_check
 from abathur_nb.objects import OTHERS, indexes_check, others_check, sequences_check, tables_check
 from abathur_nb.report import Check, Report, run_check
 from abathur_nb.rules import NAMED, named_row, row_checks
@@ -113,6 +114,7 @@ def _questions(
     yield OTHERS, lambda: others_check(live, path)
     yield "sequences", lambda: sequences_check(conn, repair)
     yield "seed memories", lambda: seeds_check(conn, repair)
+    yield "names", lambda: names_check(conn)
     yield FILE_MODES, lambda: file_modes(path)
     yield "file names", lambda: file_names(path)
     yield "WAL size", lambda: wal_size(path, settings)

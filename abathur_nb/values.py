@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterable
+from itertools import product
 from sqlite3 import Row
 from typing import Any
+from unicodedata import normalize
 
 from abathur_nb.errors import InvalidValueError, RefusedError
-from abathur_nb.wording import shown
+from abathur_nb.wording import is_printable, shown
 
 __all__ = [
     "MAX_BYTES",
@@ -19,6 +21,7 @@ __all__ = [
     "json_fault",
     "json_text",
     "prefix_range",
+    "spellings",
 ]
 
 MAX_BYTES = 16 * 1024 * 1024  # of one JSON value, and of the column that it ends up in
@@ -27,19 +30,35 @@ MAX_NAME = 512  # characters
 _HIGHEST = "\U0010ffff"
 
 
-def check_name(what: str, value: object, *, optional: bool = False) -> None:
-    """Raise InvalidValueError unless ``value`` is text of 1 to 512 printable characters (or None if ``optional``)."""
+def check_name(what: str, value: Any, *, optional: bool = False) -> Any:
+    """Return a name as it is written, in NFC; None if it is ``optional`` and missing.
+
+    Raises InvalidValueError for anything but text of 1 to 512 printable characters.
+    """
     if value is None and optional:
-        return
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME or not value.isprintable():
+        return None
+    name = normalize("NFC", value) if isinstance(value, str) else ""
+    if not 1 <= len(name) <= MAX_NAME or not is_printable(name):
         raise InvalidValueError(f"Invalid {what}: expected 1 to {MAX_NAME} printable characters, found {shown(value)}")
+    return name
 
 
-def check_namespace(value: object) -> None:
-    """Raise InvalidValueError unless ``value`` is a name that holds at least one ``:``."""
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_NAME or not value.isprintable() or ":" not in value:
+def check_namespace(value: Any) -> Any:
+    """Return a namespace as it is written, in NFC; raise InvalidValueError unless it is a name that holds a ``:``."""
+    name = normalize("NFC", value) if isinstance(value, str) else ""
+    if not 1 <= len(name) <= MAX_NAME or not is_printable(name) or ":" not in name:
         wanted = f"1 to {MAX_NAME} printable characters with a `:` among them, such as user:alice:preferences"
         raise InvalidValueError(f"Invalid namespace format: expected {wanted}, found {shown(value)}")
+    return name
+
+
+def spellings(*names: Any) -> Iterable[tuple[Any, ...]]:
+    """Yield the spellings by which names are looked for: as given, then in NFC, each only where they differ."""
+    return product(*((n, normalize("NFC", n)) if _has_another_spelling(n) else (n,) for n in names))
+
+
+def _has_another_spelling(name: object) -> bool:
+    return isinstance(name, str) and not name.isascii() and normalize("NFC", name) != name
 
 
 def check_whole(what: str, value: object, low: int, high: int) -> None:
@@ -124,7 +143,7 @@ def decoded(row: Row, columns: Iterable[str]) -> dict[str, Any]:
 
 def prefix_range(prefix: str) -> tuple[str, str]:
     """Return the half-open range of texts that start with ``prefix``, in the order in which SQLite compares text."""
-    if not isinstance(prefix, str) or not prefix.isprintable() or len(prefix) > MAX_NAME:
+    if not isinstance(prefix, str) or not is_printable(prefix) or len(prefix) > MAX_NAME:
         raise InvalidValueError(
             f"Invalid namespace_prefix: expected up to {MAX_NAME} printable characters, found {shown(prefix)}"
         )

@@ -12,6 +12,7 @@ from shlex import quote
 
 __all__ = [
     "AHEAD_S",
+    "IGNORABLE",
     "MB",
     "SEE_CLOCK",
     "SHELL",
@@ -20,6 +21,7 @@ __all__ = [
     "did_you_mean",
     "duration",
     "is_ahead",
+    "is_printable",
     "moment_of",
     "printable",
     "shown",
@@ -45,11 +47,26 @@ _ENCODED = re.compile(r"%(?:25)*(23|3a|3b|3f|40)", re.IGNORECASE)
 _USER_IS_A_NAME = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs")  # of a person, or of a container
 
 
+# Control characters, surrogates, separators of lines and paragraphs, direction overrides. str.isprintable also refuses
+# joiners, ideographic blanks, and the emoji that its Python does not know yet.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_BLANKS = r" \xa0\u1680\u2000-\u200a\u202f\u205f\u2800\u3000"
+# What Unicode lets a font ignore (Default_Ignorable_Code_Point), such as joiners.
+IGNORABLE = (
+    r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_BLANK = re.compile(f"[{_BLANKS}{IGNORABLE}]+")
+
+
+def is_printable(text: str) -> bool:
+    """Return whether a text can be shown, and shows anything (an empty one passes). The same on every Python."""
+    return not _UNPRINTABLE.search(text) and not _BLANK.fullmatch(text)
+
+
 def printable(text: str) -> str:
     """Escape what cannot be shown or encoded (control characters, lone surrogates, direction overrides)."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+    return _UNPRINTABLE.sub(lambda c: c[0] if c[0] == "\n" else c[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def timestamp(moment: datetime) -> str:
@@ -106,10 +123,16 @@ def did_you_mean(found: str, names: Iterable[str]) -> str:
 def shown(value: object) -> str:
     """Return a short printable form of any value, for a message."""
     try:
-        text = printable(repr(value).replace("\n", "\\n"))
+        text = printable(_quoted(value) if isinstance(value, str) else repr(value)).replace("\n", "\\n")
     except Exception:  # noqa: BLE001 - a hostile or enormous value must not break the message about it
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
+
+
+def _quoted(text: str) -> str:
+    # As repr does it, which also escapes what its Python does not take for printable.
+    quote = '"' if "'" in text and '"' not in text else "'"
+    return quote + text.replace("\\", "\\\\").replace(quote, f"\\{quote}") + quote
 
 
 def url_fault(name: str, value: str) -> str:

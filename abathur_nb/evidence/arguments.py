@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.source import Source, read_file
 from abathur_nb.parameters import Parameter
-from abathur_nb.wording import did_you_mean, printable, shown
+from abathur_nb.wording import did_you_mean, is_printable, printable, shown
 
 if TYPE_CHECKING:
     import yaml
@@ -181,7 +181,7 @@ def _value(parameter: Parameter, given: Given) -> object:
     if is_null:
         raise given.fault(f"{parameter.type.__name__}, and no null")
     if parameter.type is str:
-        if not text.isprintable():
+        if not is_printable(text):
             raise given.fault("printable characters")
         return text
     if given.form == "quoted":

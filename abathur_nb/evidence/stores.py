@@ -11,7 +11,7 @@ from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import UNFINISHED, open_regular, write_durably
 from abathur_nb.layers import absolute_path
 from abathur_nb.scratch import make_private_directory
-from abathur_nb.wording import printable, shown, url_fault
+from abathur_nb.wording import is_printable, printable, shown, url_fault
 
 __all__ = ["Store", "open_store"]
 
@@ -45,7 +45,7 @@ def open_store(url: str) -> Store:
     """
     if fault := url_fault("URL", url):
         raise ConfigurationError(fault)
-    if not url.isprintable() or ("://" in url and not (match := _URL.fullmatch(url))):
+    if not is_printable(url) or ("://" in url and not (match := _URL.fullmatch(url))):
         raise ConfigurationError("URL: expected a directory, or protocol://place/path without ? and #")
     scheme, rest = match.groups() if "://" in url and match else ("file", url)
     if scheme in ("file", "local"):

@@ -21,7 +21,7 @@ from abathur_nb.schema import quoted, read_schema
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.target import refusal
-from abathur_nb.values import MAX_BYTES, check_name, prefix_range
+from abathur_nb.values import MAX_BYTES, check_name, prefix_range, spellings
 from abathur_nb.wording import shown
 
 __all__ = ["Exploration", "explore"]
@@ -76,7 +76,12 @@ async def explore(
     ``limit`` bounds every listing, and of a value of more than 256 KiB only the beginning is read. All is of one
     snapshot. Raises ConfigurationError, naming every fault.
     """
-    wanted = _wanted(namespace, key, session, limit)
+    wanted = [_wanted(n, k, s, limit) for n, k, s in spellings(namespace, key, session)]
+    found = [await _explored(settings, given) for given in wanted]
+    return min(found, key=lambda one: sum(check.status != "pass" for check in one.report.checks))
+
+
+async def _explored(settings: Settings, wanted: _Wanted) -> Exploration:
     if refused := await refusal(_TITLE, settings):
         return Exploration(refused)
     found = Exploration(Report(_TITLE, (), subject=str(settings.db_path)))
