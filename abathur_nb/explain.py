@@ -22,6 +22,7 @@ __all__ = ["compare_plans", "explain_queries"]
 
 _TITLE = "explain"
 _REMEDY = "run validate.ipynb: it names each index that is missing or altered; if none is, run ANALYZE and this again"
+_MISSING = "run troubleshoot.ipynb, which makes it again with -p repair True"
 _UNREAD = "run validate.ipynb: it names each table that is missing, altered or unreadable; then run this again"
 
 
@@ -110,7 +111,7 @@ async def _judge(
         not faults,
         expected=query.index or reasons or "a search by rowid",
         observed="; ".join(faults) or told(steps),
-        remedy=f"{expected_objects()[query.index].sql};" if query.index and query.index in missing else _REMEDY,
+        remedy=_MISSING if query.index in missing else _REMEDY,
         otherwise="warn" if added and query.index not in missing else "fail",
         evidence=tree_lines(tree),
     )

@@ -18,7 +18,7 @@ from abathur_nb.report import Check, Report
 from abathur_nb.scratch import fsync, make_private_directory, make_private_file, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import SEED_FILE, statements
-from abathur_nb.target import identify
+from abathur_nb.target import identify, repair_command
 from abathur_nb.validate import FILE_MODES, database_checks, file_checks, file_modes
 
 __all__ = ["initialize_database"]
@@ -79,7 +79,7 @@ async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
     # Who may read it is a finding, and no reason to take a database for another.
     broken = any(check.failed for check in checks if check.name != FILE_MODES)
     observed = "a database that is not valid: left as it is" if broken else "already initialized: left as it is"
-    remedy = "run validate.ipynb, and mend what it names"
+    remedy = repair_command(settings)
     done, swept = [], []
     if not broken and not dry_run:
         # Whoever made it may have been killed before its name was durable, or before its scratch directory was gone.

@@ -33,6 +33,7 @@ __all__ = [
     "refusal",
     "repair_command",
     "require_present",
+    "restore_command",
     "to_be_mended",
     "version_remedy",
     "wanted",
@@ -41,6 +42,7 @@ __all__ = [
 _NAME = "database file"
 _UNTOLD = "could not run: "  # of a check, not of an error
 _ANOTHER = "db_path: name another path, or move it away by hand"
+_RESTORE = "stop its writers and restore a backup"
 _LOOK_S = 10  # at most; the schema of a file that is not hostile takes milliseconds
 _KINDS = {
     stat.S_ISDIR: "is a directory",
@@ -106,7 +108,7 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
         if words := _kind(name):
             return _target("refused", f"{name} {words}", "db_path: name a regular file, or one that is to be made")
     if found.st_size == 0:
-        remedy = f"see that nothing uses it, then: rm {quote(str(path))} and run init"
+        remedy = f"see that nothing uses it, then: rm {quote(str(path))} && {_command('init', settings)}"
         return _target("empty", f"{path} is an empty shell of 0 bytes", remedy)
     if not os.access(path, os.R_OK):
         return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", _as_owner(settings, path))
@@ -165,7 +167,8 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
     except (sqlite3.Error, AbathurError) as error:
         state, explained = await explain_unopened(path, error)
         observed = explained.observed
-        target = replace(_target(state, observed, explained.remedy), error=type(explained))
+        remedy = f"{_RESTORE}: {restore_command(settings)}" if state == "damaged" else explained.remedy
+        target = replace(_target(state, observed, remedy), error=type(explained))
         # A sound database, perhaps: nobody can tell before its recovery.
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK:
             check = replace(
@@ -200,7 +203,7 @@ async def explain_unopened(path: Path, error: Exception) -> tuple[State, Abathur
         observed = (
             f"{path} is CORRUPT: its header (the first 100 bytes) is destroyed, the tables behind it are Abathur's"
         )
-        explained = RefusedError(observed, "stop its writers and restore a backup")
+        explained = RefusedError(observed, _RESTORE)
     elif not ours and code == sqlite3.SQLITE_CORRUPT:
         explained = RefusedError(f"{path} is another application's, and CORRUPT ({error})", _ANOTHER)
     return "damaged" if ours else "refused", explained
@@ -256,7 +259,19 @@ async def refusal(title: str, settings: Settings, *, refuses: Collection[str] = 
 
 def repair_command(settings: Settings) -> str:
     """Return the command that says why a check fails, and shows the plan of a repair, which it does if told to."""
-    return f"papermill troubleshoot.ipynb out.ipynb {settings.as_arguments}"
+    return _command("troubleshoot", settings)
+
+
+def restore_command(settings: Settings) -> str:
+    """Return the command that shows the plan of a restoration, which it does if told to."""
+    return _command("restore", settings)
+
+
+def _command(notebook: str, settings: Settings) -> str:
+    # A db_path that is given has its backups beside it, unless they are named.
+    usual = settings.is_own_path or settings.backup_dir == settings.db_path.with_name("backups")
+    where = "" if usual else f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir))} "
+    return f"{where}papermill {notebook}.ipynb out.ipynb {settings.as_arguments}"
 
 
 def to_be_mended(check: Check, settings: Settings) -> Check:
@@ -269,16 +284,12 @@ def to_be_mended(check: Check, settings: Settings) -> Check:
 
 def wanted(target: Target, settings: Settings) -> Check:
     """Return the check of a target that should be a database: where there is none, it fails too."""
-    if target.state != "absent":
+    if target.state not in ("absent", "empty"):
         return target.check
-    given = f"out.ipynb {settings.as_arguments}"
-    make_it = f"papermill init.ipynb {given}"
+    make_it = target.check.remedy or _command("init", settings)
     # A lost database is more than a new one, where there is something to restore.
     if any(settings.backup_dir.glob("abathur_*.db*")):
-        # Named, because a db_path that is given has its backups beside it by default.
-        where = "" if settings.is_own_path else f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir))} "
-        bring_back = f"{where}papermill restore.ipynb {given}"
-        make_it = f"bring it back from a backup: {bring_back}; or make a new one: {make_it}"
+        make_it = f"bring it back from a backup: {restore_command(settings)}; or make a new one: {make_it}"
     return replace(target.check, status="fail", remedy=make_it)
 
 

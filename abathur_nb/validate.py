@@ -22,13 +22,12 @@ from abathur_nb.schema import quoted, read_schema
 from abathur_nb.seeds import seeds_check
 from abathur_nb.session_sizes import sizes_check
 from abathur_nb.settings import Settings
-from abathur_nb.target import explain_unopened, refusal, repair_command, to_be_mended, version_remedy
+from abathur_nb.target import explain_unopened, refusal, repair_command, restore_command, to_be_mended, version_remedy
 from abathur_nb.wording import shown
 
 __all__ = ["FILE_MODES", "database_checks", "file_checks", "file_modes", "validate_database"]
 
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
-_RESTORE = "stop the writers and restore a backup"
 
 # What integrity_check says of a row that breaks a rule, which is a fault of the row and not of the file.
 _ROW_FAULTS = ("CHECK constraint failed", "NULL value in", "NUMERIC value in", "TEXT value in", "non-unique entry")
@@ -107,7 +106,10 @@ def _questions(
     conn: aiosqlite.Connection, live: Mapping[str, SchemaObject], path: Path, settings: Settings
 ) -> Iterable[tuple[str, Callable[[], Awaitable[Check]]]]:
     repair = repair_command(settings)
-    yield "integrity", lambda: _integrity(conn, repair)
+    yield (
+        "integrity",
+        lambda: _integrity(conn, repair, f"stop its writers and restore a backup: {restore_command(settings)}"),
+    )
     yield "foreign keys", lambda: _foreign_keys(conn, repair)
     yield "tables", lambda: tables_check(live)
     yield "indexes", lambda: indexes_check(live, repair)
@@ -143,7 +145,7 @@ def _identity(found: Mapping[str, Any], mode: str, settings: Settings) -> Iterab
     )
 
 
-async def _integrity(conn: aiosqlite.Connection, repair: str) -> Check:
+async def _integrity(conn: aiosqlite.Connection, repair: str, restore: str) -> Check:
     try:
         messages = [str(row[0]) for row in await conn.execute_fetchall("PRAGMA integrity_check(100)")]
     except sqlite3.DatabaseError as error:
@@ -155,7 +157,7 @@ async def _integrity(conn: aiosqlite.Connection, repair: str) -> Check:
         observed += f" (and {len(messages) - 1} more)"
     remedy = "mend the rows named below"
     if corrupt:
-        remedy = repair if missing_entries else _RESTORE
+        remedy = repair if missing_entries else restore
     return Check.that(
         "integrity",
         messages == ["ok"],

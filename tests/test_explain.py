@@ -234,7 +234,7 @@ async def test_a_statement_without_a_plan_is_not_applicable_unless_it_should_hav
     assert (await verdict(library, live, replace(insert, index="idx_audit_task"))).status == "fail"
 
 
-async def test_a_missing_index_is_named_with_the_statement_that_makes_it(library: str, live: Run) -> None:
+async def test_a_missing_index_is_named_with_the_notebook_that_makes_it(library: str, live: Run) -> None:
     live("DROP INDEX idx_audit_task")
     plans = await plans_of(library, live)
     failed = {check.name: check for check in plans.report.checks if check.failed}
@@ -242,7 +242,8 @@ async def test_a_missing_index_is_named_with_the_statement_that_makes_it(library
     assert "idx_audit_task, which is missing" in failed["audit_of_task"].observed
     assert plans.coverage["idx_audit_task"] == ()
     assert "idx_audit_task" in failed["coverage"].observed
-    live(failed["audit_of_task"].remedy)
+    assert failed["audit_of_task"].remedy.startswith("run troubleshoot.ipynb")
+    live(expected_objects()["idx_audit_task"].sql)
     (await plans_of(library, live)).report.raise_for_failures()
 
 

@@ -112,7 +112,7 @@ async def test_a_database_that_is_not_valid_is_left_as_it_is_and_the_verdict_say
     assert run.code == 1
     assert "initialize of " in run.error
     assert "indexes: 32 indexes; missing: idx_audit_task" in run.error
-    assert "run validate.ipynb" in run.report
+    assert "papermill troubleshoot.ipynb" in run.report
     run.showed_its_report()
 
 

@@ -61,7 +61,7 @@ def test_no_value_stands_in_a_command_unquoted() -> None:
             for part in node.values:
                 if isinstance(part, ast.FormattedValue):
                     value = ast.unparse(part.value)
-                    in_command = re.search(rf"(?:^|[:;,(] |&& |then )(?:{COMMANDS}) [^;:]*$", before)
+                    in_command = re.search(rf"(?:^|[:;,(] |&& |then )(?:{COMMANDS}) [^;:&]*$", before)
                     if in_command and not value.startswith(SAFE) and value not in SAFE_NAMES:
                         faults.append(f"{path.relative_to(ROOT)}:{node.lineno}: {value} in {before!r}")
                     before += "…"

@@ -251,7 +251,7 @@ async def test_commands_put_a_salvaged_file_in_place(database: Settings, monkeyp
     path.write_bytes(bytes(100) + path.read_bytes()[100:])
     told = check_of(await nb.troubleshoot(database, repair=True), "salvaged").remedy
     (salvaged,) = database.backup_dir.glob("abathur_salvaged_*.sqlite")
-    assert f"export ABATHUR_BACKUP_DIR={database.backup_dir}/salvaged; papermill backup.ipynb out.ipynb" in told
+    assert f"export ABATHUR_BACKUP_DIR={database.backup_dir}/salvaged && papermill backup.ipynb out.ipynb" in told
     assert f"-p db_path {salvaged} && papermill restore.ipynb out.ipynb {database.as_arguments}" in told
     monkeypatch.setenv("ABATHUR_BACKUP_DIR", f"{database.backup_dir}/salvaged")
     (await nb.backup_database(nb.resolve("development", db_path=salvaged))).raise_for_failures()

@@ -184,7 +184,7 @@ async def test_where_there_are_backups_an_absent_database_is_to_be_brought_back(
     given = f"out.ipynb -p env development -p db_path {settings.db_path}"
     assert remedy == (
         f"bring it back from a backup: ABATHUR_BACKUP_DIR='{settings.backup_dir}' papermill restore.ipynb {given}; "
-        f"or make a new one: papermill init.ipynb {given}"
+        f"or make a new one: ABATHUR_BACKUP_DIR='{settings.backup_dir}' papermill init.ipynb {given}"
     )
 
 

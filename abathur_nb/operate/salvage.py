@@ -90,7 +90,7 @@ def _in_place(settings: Settings, path: Path) -> str:
     folder = quote(str(settings.backup_dir / "salvaged"))
     back_up = f"papermill backup.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(path))}"
     restore = f"papermill restore.ipynb out.ipynb {settings.as_arguments}"
-    return f"export ABATHUR_BACKUP_DIR={folder}; {back_up} && {restore}"
+    return f"export ABATHUR_BACKUP_DIR={folder} && {back_up} && {restore}"
 
 
 def _state(path: Path) -> dict[str, tuple[int, int]]:
