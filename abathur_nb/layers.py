@@ -8,6 +8,7 @@ from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
 
+from abathur_nb.evidence.canonical import open_regular
 from abathur_nb.scratch import is_scratch_name
 from abathur_nb.wording import did_you_mean, is_printable, printable, shown, without_url_secrets
 
@@ -31,7 +32,8 @@ def read_environments(settable: Collection[str], faults: list[str]) -> dict[str,
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > _FILE_MAX:
             raise ValueError(f"expected a regular file of at most {_FILE_MAX:,} bytes")
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path, follow=True) as file:
+            content = tomllib.loads(file.read().decode())
     except FileNotFoundError:
         faults.append(f"{where}: named by ABATHUR_CONFIG, but there is none")
         return {}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.errors import ConfigurationError
+from abathur_nb.evidence.canonical import open_regular
 from abathur_nb.machine import compare_machines
 from abathur_nb.percentiles import above, percentiles
 from abathur_nb.report import Check, Report
@@ -132,7 +133,8 @@ def load_baseline(path: str | os.PathLike[str] | None) -> Baseline:
         found = file.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
             raise ConfigurationError(f"baseline: expected a regular file of at most {_MAX_BYTES:,} bytes, found {name}")
-        content = json.loads(file.read_text(encoding="utf-8"))
+        with open_regular(file, follow=True) as saved:
+            content = json.loads(saved.read().decode())
         samples = {str(key): [_sample(value) for value in values] for key, values in content["samples_ns"].items()}
         machine = dict(content["machine"].items())
     except OSError as error:
@@ -160,7 +162,7 @@ def _require_replaceable(target: Path) -> None:
     except FileNotFoundError:
         return
     if is_file:
-        with target.open("rb") as file:
+        with open_regular(target) as file:
             if file.read(len(_BEGINNING)) == _BEGINNING:
                 return
     raise FileExistsError(errno.EEXIST, "it is no saved result, and is not replaced")

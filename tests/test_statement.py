@@ -278,8 +278,8 @@ def _linked(path: Path) -> None:
 
 BAD_KEYS: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: path.with_name("absent"), "cannot be read: No such file or directory"),
-    (lambda path: path.mkdir(), "expected the regular file of a key, found something else"),
-    (_fifo, "expected the regular file of a key, found something else"),
+    (lambda path: path.mkdir(), "not a regular file"),
+    (_fifo, "not a regular file"),
     (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
     (lambda path: make_key(path).chmod(0o640), "with mode 0640: chmod 600 "),
     (lambda path: make_key(path).chmod(0o604), "with mode 0604: chmod 600 "),

@@ -281,7 +281,7 @@ def test_no_link_is_followed_and_no_fifo_waited_for(settings: Settings, tmp_path
     report = verify_archive(settings.archive_dir)
     told = check(report, "runs").evidence
     assert len(told) == 10
-    assert all("it cannot be read: it is no regular file" in fault for fault in told)
+    assert all("it cannot be read: not a regular file" in fault for fault in told)
 
 
 def test_a_folder_that_is_a_link_or_a_file_is_no_run(settings: Settings, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_ledger_that_is_no_file_is_a_fault(settings: Settings) -> None:
     run(settings)
     (settings.archive_dir / LEDGER).unlink()
     os.mkfifo(settings.archive_dir / LEDGER)
-    assert "it is no regular file" in check(verify_archive(settings.archive_dir), "ledger").observed
+    assert "not a regular file" in check(verify_archive(settings.archive_dir), "ledger").observed
 
 
 def test_a_socket_and_a_device_do_not_belong_here(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, TypeAlias
 
 from abathur_nb.errors import ConfigurationError
+from abathur_nb.evidence.canonical import open_regular
 from abathur_nb.layers import absolute_path
 from abathur_nb.settings import Settings
 
@@ -96,14 +97,8 @@ def _read(where: str, name: str, *, relative: bool = False) -> tuple[Path, bytes
     if path is None or faults:
         raise ConfigurationError(faults)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            mode = os.fstat(descriptor).st_mode
-            content = os.read(descriptor, _LONGEST) if stat.S_ISREG(mode) else b""
-        finally:
-            os.close(descriptor)
+        with open_regular(path, follow=True) as file:
+            mode, content = os.fstat(file.fileno()).st_mode, file.read(_LONGEST)
     except OSError as error:
         raise ConfigurationError(f"{where}: {path} cannot be read: {error.strerror}") from None
-    if not stat.S_ISREG(mode):
-        raise ConfigurationError(f"{where}: expected the regular file of a key, found something else at {path}")
     return path, content, stat.S_IMODE(mode)

@@ -2,9 +2,7 @@
 
 import ast
 import json
-import os
 import re
-import stat
 import warnings
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.canonical import sha256
+from abathur_nb.evidence.canonical import open_regular, sha256
 from abathur_nb.parameters import Parameter, declared_parameters, literal_assignments
 from abathur_nb.sql import DATA
 from abathur_nb.wording import did_you_mean, printable, shown
@@ -109,13 +107,8 @@ def _code(notebook: Mapping[str, Any]) -> list[Any]:
 def read_file(where: str, path: Path, most: int) -> bytes:
     """Return the content of a small regular file; raise ConfigurationError if it is none. Never waits, as at a FIFO."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ConfigurationError(f"{where}: expected a regular file, found something else")
+        with open_regular(path, follow=True) as file:
             content = file.read(most + 1)
-    except ConfigurationError:  # a ValueError too
-        raise
     except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
         raise ConfigurationError(f"{where}: cannot be read: {getattr(error, 'strerror', error)}") from None
     if len(content) > most:

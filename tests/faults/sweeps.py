@@ -24,6 +24,7 @@ from faults.alarms import good_databases
 from faults.backups import hot_backups
 from faults.initializers import INITIALIZERS, sound
 from faults.judge import after_a_second_run, false_success, state
+from faults.locks import looks_inside
 from faults.logs import busy_logs, torn_logs
 from faults.mutations import schema_mutations
 from faults.operations import OPERATIONS
@@ -244,6 +245,7 @@ SWEEPS = {
     "hot": Sweep("backups beside a hot writer", hot_backups, blunt=0.3),
     "crowded": Sweep("restores beside a stale log and open readers", crowded_restores),
     "spoilt": Sweep("a backup damaged in one place", damaged_backups),
+    "locks": Sweep("looks from inside a transaction's process", looks_inside),
     "logs": Sweep("looks at the log beside a writer, in which nothing is damaged", busy_logs, blunt=0.3),
     "torn": Sweep("a log damaged in one place", torn_logs, blunt=0.3),
     "mutated": Sweep("an object of the schema changed", schema_mutations),

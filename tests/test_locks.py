@@ -1,0 +1,94 @@
+"""No call drops a lock that SQLite holds in its process, and no lock is overlooked because its owner cannot be seen."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from damage import TASK, held
+from locking import CASES, public
+
+import abathur_nb as nb
+from abathur_nb.operate.aside import require_unused
+from abathur_nb.settings import Settings
+
+_TESTS = Path(__file__).resolve().parent
+# As in a container: processes that do not see the others, on the same files.
+_APART = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", sys.executable)
+_HOLD = """
+import sqlite3, sys
+conn = sqlite3.connect(sys.argv[1], isolation_level=None)
+for statement in sys.argv[2:]:
+    conn.execute(statement).fetchall()
+print("held", flush=True)
+sys.stdin.read()
+"""
+_UNSEEN = "a process that cannot be seen from here (another container?)"
+
+
+def test_every_public_call_has_a_case() -> None:
+    missing = {*public()} - {*CASES}
+    assert not missing, "add them to tests/locking.py"
+
+
+def test_no_call_changes_a_lock_of_its_own_process(tmp_path: Path) -> None:
+    command = [sys.executable, str(_TESTS / "locking.py"), str(tmp_path / "data" / "abathur.db")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {}
+
+
+@pytest.mark.parametrize(
+    ("statements", "writes"),
+    [
+        (("BEGIN IMMEDIATE",), True),
+        (("BEGIN EXCLUSIVE",), True),
+        ((TASK, "BEGIN", "SELECT * FROM tasks"), False),
+        (("SELECT * FROM tasks",), False),
+        (("PRAGMA journal_mode = DELETE", "BEGIN IMMEDIATE"), True),
+        (("PRAGMA journal_mode = DELETE", "BEGIN", "SELECT * FROM tasks"), False),
+    ],
+)
+def test_a_lock_whose_owner_cannot_be_seen_is_reported_and_nothing_moved(
+    statements: tuple[str, ...], writes: bool, database: Settings
+) -> None:
+    holding = [*_APART, "-I", "-S", "-c", _HOLD, str(database.db_path), *statements]
+    with subprocess.Popen(holding, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        looking = [*_APART, str(_TESTS / "test_locks.py"), str(database.db_path)]
+        done = subprocess.run(looking, capture_output=True, text=True, check=False)
+        process.kill()
+    assert done.returncode == 0, done.stderr
+    observed, refused = json.loads(done.stdout.splitlines()[-1])
+    assert (_UNSEEN in observed) == writes, observed
+    assert _UNSEEN in refused
+
+
+async def test_nothing_is_moved_that_this_very_process_has_open(database: Settings) -> None:
+    require_unused(database.db_path)
+    async with nb.Database.open(database):
+        with pytest.raises(nb.BusyError, match=f"PID {os.getpid()} "):
+            require_unused(database.db_path)
+    require_unused(database.db_path)
+    with held(database.db_path, "SELECT * FROM tasks") as other, pytest.raises(nb.BusyError, match=f"PID {other.pid} "):
+        require_unused(database.db_path)
+
+
+def _look(path: str) -> None:
+    """Print what troubleshoot says of the locks, and what a replacement does."""
+    settings = nb.resolve("development", db_path=path)
+    report = asyncio.run(nb.troubleshoot(settings))
+    refused = ""
+    try:
+        require_unused(settings.db_path)
+    except nb.BusyError as error:
+        refused = str(error)
+    sys.stdout.write(json.dumps([next(c.observed for c in report.checks if c.name == "locks"), refused]))
+
+
+if __name__ == "__main__":
+    _look(sys.argv[1])
