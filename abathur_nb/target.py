@@ -20,6 +20,7 @@ from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries, normalized
+from abathur_nb.strays import strays, strays_check
 from abathur_nb.wording import as_user, user_name
 
 __all__ = [
@@ -159,6 +160,11 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
     if target.state != "present":
         return target
     path = settings.db_path
+    if found := strays(path, own=True):  # SQLite would mix its files with those at the path
+        remedy = (
+            "close it here; from another process, troubleshoot says what it holds, and saves that with -p repair True"
+        )
+        return _target("refused", f"this process, {found[0]}", remedy)
     try:
         async with connect(path, settings=settings) as conn:
             application_id = await pragma(conn, "application_id")
@@ -284,6 +290,8 @@ def to_be_mended(check: Check, settings: Settings) -> Check:
 
 def wanted(target: Target, settings: Settings) -> Check:
     """Return the check of a target that should be a database: where there is none, it fails too."""
+    if target.state in ("absent", "remains") and (lost := strays_check(settings.db_path)).failed:
+        return lost
     if target.state not in ("absent", "empty"):
         return target.check
     make_it = target.check.remedy or _command("init", settings)

@@ -22,6 +22,7 @@ from abathur_nb.schema import quoted, read_schema
 from abathur_nb.seeds import seeds_check
 from abathur_nb.session_sizes import sizes_check
 from abathur_nb.settings import Settings
+from abathur_nb.strays import strays_check
 from abathur_nb.target import explain_unopened, refusal, repair_command, restore_command, to_be_mended, version_remedy
 from abathur_nb.wording import shown
 
@@ -119,6 +120,7 @@ def _questions(
     yield "names", lambda: names_check(conn)
     yield FILE_MODES, lambda: file_modes(path)
     yield "file names", lambda: file_names(path)
+    yield "open files", lambda: asyncio.to_thread(strays_check, path)
     yield "WAL size", lambda: wal_size(path, settings)
 
 

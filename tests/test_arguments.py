@@ -224,8 +224,8 @@ def test_a_file_that_is_none_or_too_large_is_refused_without_a_wait(tmp_path: Pa
     assert len(faults) == len(names)
     for name, words in (
         ("missing", "cannot be read: No such file or directory"),
-        ("folder", "cannot be read: Is a directory"),
-        ("fifo", "expected a regular file"),
+        ("folder", "cannot be read: not a regular file"),
+        ("fifo", "not a regular file"),
         ("latin", "expected UTF-8, found another encoding at byte 10"),
         ("bom", "without a byte order mark"),
         ("large", "expected at most 65,536 bytes"),

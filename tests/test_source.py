@@ -43,7 +43,7 @@ def test_a_notebook_of_ones_own_is_named_by_the_run_that_it_starts_else_by_its_f
         ("", "notebook '': expected one of "),
         ("../validate", "notebook ../validate: cannot be read: No such file or directory"),
         ("missing.ipynb", "notebook missing.ipynb: cannot be read: No such file or directory"),
-        ("/", "notebook /: cannot be read: Is a directory"),
+        ("/", "notebook /: cannot be read: not a regular file"),
         ("/dev/null", "notebook /dev/null: cannot be read: not a regular file"),
         ("/dev/zero", "notebook /dev/zero: cannot be read: not a regular file"),
         ("a\0b.ipynb", r"notebook a\x00b.ipynb: cannot be read: "),
@@ -60,7 +60,7 @@ def test_a_name_or_path_of_no_notebook_is_refused(given: str, told: str) -> None
 
 def test_a_fifo_is_refused_without_a_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.ipynb")
-    with pytest.raises(ConfigurationError, match="expected a regular file"):
+    with pytest.raises(ConfigurationError, match="not a regular file"):
         read_source(str(tmp_path / "x.ipynb"))
 
 

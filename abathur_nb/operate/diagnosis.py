@@ -10,11 +10,13 @@ from abathur_nb.errors import AbathurError
 from abathur_nb.limits import add_functions
 from abathur_nb.operate.quarantine import affected, digest_of
 from abathur_nb.operate.rebuild import Step
+from abathur_nb.operate.rescue import stray_rows
 from abathur_nb.operate.rows import Change
 from abathur_nb.operate.surroundings import Look, leftovers, leftovers_check, locks_check, log_check, wal_check
 from abathur_nb.operate.treatment import REPAIR, RESTORE, statistics_check, treat
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
+from abathur_nb.strays import strays
 from abathur_nb.target import examine, identify, journal_of, wanted
 from abathur_nb.validate import file_checks
 
@@ -47,6 +49,9 @@ class Diagnosis:
 async def diagnose(settings: Settings) -> Diagnosis:
     """Find out what is wrong with the database at ``settings.db_path`` and what would mend it. Read-only."""
     path = settings.db_path
+    if strays(path):  # what they hold is lost with them, and what is read or repaired meanwhile is half of the truth
+        check, newer = await asyncio.to_thread(stray_rows, settings)
+        return Diagnosis((check,), ("rescue",) if newer else ())
     target = examine(settings)
     if target.state == "remains":
         begun = os.path.lexists(journal_of(path))

@@ -47,7 +47,7 @@ __all__ = [
 
 MANIFEST = ".manifest.json"  # behind the name of the backup
 # Taken before something replaces or repairs a database: what stood there then is, as a rule, not wanted back.
-BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback")
+BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback", "rescued")
 NAME = re.compile(r"abathur_([a-z][a-z0-9_]{0,40})_(\d{8}_\d{6}_\d{3})\.db(\.zst)?")
 _FORMAT = 1
 _CHUNK = 2**20  # bytes

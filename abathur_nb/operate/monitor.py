@@ -14,6 +14,7 @@ from abathur_nb.operate.snapshot import take_snapshot
 from abathur_nb.parameters import check_ranges
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
+from abathur_nb.strays import strays_check
 from abathur_nb.wording import shown
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 
     subject = str(settings.db_path)
     snapshot, taken = await take_snapshot(settings)
     checks, recorded = [*taken.checks, *alerts_of(snapshot, settings)], list[Moment]()
+    if (lost := strays_check(settings.db_path)).failed:
+        checks.append(lost)
     if not taken.ok:
         report = Report(_TITLE, tuple(checks), subject=subject, refused=taken.refused)
         return Monitoring(report, snapshot, (), settings)

@@ -16,6 +16,7 @@ from abathur_nb.operate.plan import Plan, check_apply, require
 from abathur_nb.operate.putting_back import check_name, put_back_rows
 from abathur_nb.operate.quarantine import affected, write_quarantine
 from abathur_nb.operate.replacement import finish_begun
+from abathur_nb.operate.rescue import rescue
 from abathur_nb.operate.salvage import salvage, salvage_path
 from abathur_nb.operate.surroundings import make_private, move_stale
 from abathur_nb.report import Check, Report
@@ -28,6 +29,7 @@ __all__ = ["troubleshoot"]
 
 _TITLE = "troubleshoot"
 _DEEDS = {
+    "rescue": "write what each of these processes holds into a backup abathur_rescued_… in {backups}, and prove that",
     "complete": "go on with the replacement of {path} that was begun",
     "move aside": "move the side files of {path} into a new directory abathur_aside_… beside it",
     "roll back": "roll back what a killed writer left half done in {path}, by its journal",
@@ -86,9 +88,10 @@ async def troubleshoot(
 
 def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     """Return, in words and in SQL, what ``_mend`` will do; nothing if there is nothing to mend."""
-    names = {"path": settings.db_path, "salvaged": salvage_path(settings) if "salvage" in found.deeds else ""}
+    salvaged = salvage_path(settings) if "salvage" in found.deeds else ""
+    names = {"path": settings.db_path, "backups": settings.backup_dir, "salvaged": salvaged}
     deeds = [_DEEDS[name].format(**names) for name in _DEEDS if name in found.deeds]
-    if not (found.steps or deeds) or {"complete", "move aside", "roll back", "salvage"} & set(found.deeds):
+    if not (found.steps or deeds) or {"complete", "move aside", "rescue", "roll back", "salvage"} & set(found.deeds):
         return tuple(deeds)
     steps = [f"back up {settings.db_path} as abathur_pre_repair_… in {settings.backup_dir}, and prove that backup"]
     if found.changes:
@@ -120,6 +123,9 @@ def _history(checks: Iterable[Check]) -> Iterable[Check]:
 async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None:
     """Do what the plan says; add to ``done`` the check of each step, so that it is told of when a later one fails."""
     path = settings.db_path
+    if "rescue" in found.deeds:
+        done += await rescue(settings)
+        return
     if "complete" in found.deeds:
         done += finish_begun(settings)
     elif "move aside" in found.deeds:

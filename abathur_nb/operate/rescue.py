@@ -1,0 +1,93 @@
+"""Rescue: what only a process with deleted or moved files of a database still holds, in a proven backup of its own."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from sqlite3 import connect as plain_connect
+
+from abathur_nb.apart import ask
+from abathur_nb.errors import RefusedError
+from abathur_nb.expected import expected_tables
+from abathur_nb.operate.backup import back_up
+from abathur_nb.operate.salvage import salvage
+from abathur_nb.report import Check
+from abathur_nb.scratch import scratch_directory
+from abathur_nb.settings import Settings
+from abathur_nb.strays import Stray, strays, strays_check
+
+__all__ = ["rescue", "stray_rows"]
+
+_END = "then end it by kill -9: ended in any other way, it may write its log over the database"
+
+
+def stray_rows(settings: Settings) -> tuple[Check, bool]:
+    """Say of each process with lost files which rows it alone holds, and whether there are any. Read-only.
+
+    It is compared with what others find at the path, on copies of both.
+    """
+    path, found, told, newer = settings.db_path, strays(settings.db_path), list[str](), False
+    with scratch_directory(path.parent, "restore") as scratch:
+        live = scratch / "live.db"
+        if path.exists():
+            ask("copy", path, *(name if Path(name).exists() else "" for name in (f"{path}-wal", f"{path}-shm")), live)
+        for stray in found:
+            try:
+                ours, theirs = _compare(_copied(stray, scratch), live if live.exists() else None)
+            except (sqlite3.Error, OSError) as error:
+                ours, theirs = f"what cannot be compared ({error})", "rows"
+            main = stray.files.get("", "")
+            newer |= bool(ours) or not (path.exists() and os.path.exists(main) and os.path.samefile(main, path))  # noqa: PTH110, PTH121
+            told.append(f"PID {stray.pid} alone holds {ours or 'no row'}; it lacks {theirs or 'no row'} of {path}")
+    check = strays_check(path)
+    observed = "\n".join((check.observed, *told, "cause: somebody deleted or moved the file under it"))
+    remedy = f"save it with -p repair True, {_END}" if newer else _END.removeprefix("then ")
+    return replace(check, observed=observed, remedy=remedy), newer
+
+
+async def rescue(settings: Settings) -> list[Check]:
+    """Write what each process with lost files holds into a proven backup of its own. Raises RefusedError, OSError."""
+    done = []
+    for stray in strays(settings.db_path):
+        with scratch_directory(settings.db_path.parent, "restore") as scratch:
+            copy = replace(settings, db_path=await asyncio.to_thread(_copied, stray, scratch))
+            try:
+                kept, _ = await back_up(copy, reason="rescued")
+            except (sqlite3.Error, RefusedError):  # pages of another moment: its database was written to by others
+                done.append(replace(await salvage(copy), name=f"rescued from PID {stray.pid}"))
+                continue
+        observed = f"{kept.path}: {kept.content.total:,} rows, as PID {stray.pid} sees them, proven"
+        remedy = f"{_END}; to put them in place of the database: restore with -p backup {kept.path.name}"
+        done.append(Check(f"rescued from PID {stray.pid}", "warn", "its rows in a file", observed, remedy))
+    return done
+
+
+def _copied(stray: Stray, scratch: Path) -> Path:
+    target = scratch / f"of-{stray.pid}.db"
+    ask("copy", *(stray.files.get(suffix, "") for suffix in ("", "-wal", "-shm")), target)
+    return target
+
+
+def _compare(copy: Path, live: Path | None) -> tuple[str, str]:
+    """Return which tables of a copy hold rows that the other one lacks, and the other way round."""
+    with closing(plain_connect(copy, isolation_level=None)) as conn:
+        conn.execute("ATTACH ? AS live", (str(live) if live else ":memory:",))
+        return _only_in(conn, "main", "live"), _only_in(conn, "live", "main")
+
+
+def _only_in(conn: sqlite3.Connection, one: str, other: str) -> str:
+    def has(name: str, table: str) -> bool:
+        return bool(conn.execute(f"SELECT 1 FROM {name}.sqlite_master WHERE name = ?", (table,)).fetchone())
+
+    def counts() -> Iterator[str]:
+        for table in expected_tables():
+            rest = f"EXCEPT SELECT * FROM {other}.{table}" if has(other, table) else ""
+            if has(one, table):
+                ((rows,),) = conn.execute(f"SELECT count(*) FROM (SELECT * FROM {one}.{table} {rest})").fetchall()
+                if rows:
+                    yield f"{rows:,} rows of {table}"
+
+    return ", ".join(counts())

@@ -1,0 +1,102 @@
+"""Processes that have a deleted or moved file of a database open: what they write is lost once they end."""
+
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from time import sleep
+from typing import NamedTuple
+
+from abathur_nb.connection import process_name
+from abathur_nb.report import Check
+
+__all__ = ["Stray", "strays", "strays_check"]
+
+_DELETED = " (deleted)"
+_ASIDE = re.compile(r"/abathur_aside_[^/]+(?=/[^/]+$)")
+_SUFFIXES = ("", "-wal", "-shm")
+_LOOKS, _PAUSE_S = 6, 0.03  # who closes a database last deletes its log, and has it open for a moment more
+_SHARED_LOCK = "1073741826"  # the first byte of the database that each reader locks
+
+
+class Stray(NamedTuple):
+    """Name a process, the files of its database that others do not find, and where in /proc it has which file open."""
+
+    pid: int
+    lost: tuple[str, ...]
+    files: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"{process_name(self.pid)} has open: {', '.join(self.lost)}"
+
+
+def strays(path: Path, *, own: bool = False) -> list[Stray]:
+    """Return the processes that have a file of the database open that was deleted or moved. Read-only; Linux only.
+
+    Of all processes, or with ``own`` of this one. What another user has open, root alone sees.
+    """
+    found = _strays(path, [os.getpid()] if own else [*map(int, filter(str.isdecimal, os.listdir("/proc")))])  # noqa: PTH208
+    for _ in range(_LOOKS if found else 0):
+        sleep(_PAUSE_S)
+        found = _strays(path, [stray.pid for stray in found])
+    return found
+
+
+def _strays(path: Path, pids: Iterable[int]) -> list[Stray]:
+    found, current = [], {}
+    for suffix in _SUFFIXES:
+        with suppress(OSError):
+            current[suffix] = _identity(f"{path}{suffix}")
+    for pid in pids:
+        with suppress(OSError):  # gone meanwhile, another user's, or no directory of the database
+            if stray := _stray(pid, Path(os.path.realpath(path.parent), path.name), current):
+                found.append(stray)
+    return found
+
+
+def _identity(name: str) -> tuple[int, int]:
+    found = os.stat(name)
+    return found.st_dev, found.st_ino
+
+
+def _stray(pid: int, path: Path, current: dict[str, tuple[int, int]]) -> Stray | None:
+    files, lost, others = dict[str, str](), dict[str, str](), dict[str, str]()
+    name, device = str(path), os.stat(path.parent).st_dev
+    for descriptor in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
+        where = f"/proc/{pid}/fd/{descriptor}"
+        with suppress(OSError):  # closed meanwhile
+            link = os.readlink(where)  # noqa: PTH115 - as text
+            plain = _ASIDE.sub("", link.removesuffix(_DELETED))
+            if not link.startswith("/") or (found := _identity(where))[0] != device:
+                continue
+            suffix = plain.removeprefix(name)
+            if plain != f"{name}{suffix}" or suffix not in _SUFFIXES:
+                others[link] = where
+            elif found == current.get(suffix):
+                files.setdefault(suffix, where)
+            elif link != plain or suffix not in current:  # else it is of another mount namespace
+                files[suffix], lost[suffix] = where, link
+    if files and "" not in files and (main := _main(pid, others)):  # the database alone was moved
+        files[""], lost[""] = others[main], main
+    return Stray(pid, tuple(lost[suffix] for suffix in sorted(lost)), files) if lost else None
+
+
+def _main(pid: int, others: dict[str, str]) -> str:
+    """Return which of the other files that a process has open is a database with a log elsewhere."""
+    locks = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    inodes = {int(f[5].rpartition(":")[2]) for f in locks if f[4:5] == [str(pid)] and f[6] == _SHARED_LOCK}
+    own = (link for link in others if f"{link}-wal" not in others)
+    return next((link for link in own if _identity(others[link])[1] in inodes), "")
+
+
+def strays_check(path: Path) -> Check:
+    """Check that no process has a deleted or moved file of the database open. Read-only."""
+    found = strays(path)
+    return Check.that(
+        "open files",
+        not found,
+        expected="no process has a file of it open that was deleted or moved",
+        observed="; ".join(map(str, found)) or "none",
+        remedy="run troubleshoot with -p repair True before you end any of them: it saves what they alone hold",
+    )

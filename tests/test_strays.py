@@ -1,0 +1,162 @@
+"""A process whose file was deleted or moved under it is named, and what it alone holds is saved before it is lost."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from damage import MEMORY, held, run_sql
+
+import abathur_nb as nb
+from abathur_nb.operate.manifest import find_backup, list_backups
+from abathur_nb.report import Check, Report
+from abathur_nb.settings import Settings
+from abathur_nb.strays import strays
+
+_ROWS = [MEMORY.replace("'k'", f"'alone-{number}'") for number in range(7)]
+
+
+def files(path: Path) -> list[Path]:
+    return [Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm") if Path(f"{path}{suffix}").exists()]
+
+
+def delete_log(path: Path) -> None:
+    for file in files(path)[1:]:
+        file.unlink()
+
+
+def delete_all(path: Path) -> None:
+    for file in files(path):
+        file.unlink()
+
+
+def delete_database(path: Path) -> None:
+    path.unlink()
+
+
+def move_another_over(path: Path) -> None:
+    other = nb.resolve("development", db_path=path.with_name("other.db"))
+    asyncio.run(nb.initialize_database(other)).raise_for_failures()
+    other.db_path.replace(path)
+    for file in files(other.db_path):
+        file.unlink()
+
+
+def move_database(path: Path) -> None:
+    path.rename(path.with_name("old.db"))
+
+
+def move_aside(path: Path) -> None:
+    folder = path.with_name("abathur_aside_20261130_000000_000")
+    folder.mkdir()
+    for file in files(path):
+        file.rename(folder / file.name)
+
+
+def copy_over(path: Path) -> None:
+    """Put a copy in its place, as a restore by hand does."""
+    copy = path.with_name("copy.db")
+    shutil.copy(path, copy)
+    delete_log(path)
+    copy.replace(path)
+
+
+# What it then holds that nobody else finds: with the three seed memories, where no database is left at the path.
+SPLITS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "its log deleted": (delete_log, "7 rows of memory_entries"),
+    "all deleted": (delete_all, "10 rows of memory_entries"),
+    "the database deleted": (delete_database, "10 rows of memory_entries"),
+    "another moved over it": (move_another_over, "no row"),  # which is read with its log
+    "moved away alone": (move_database, "10 rows of memory_entries"),
+    "moved aside": (move_aside, "10 rows of memory_entries"),
+    "a copy in its place": (copy_over, "7 rows of memory_entries"),
+}
+
+
+def check_of(report: Report, name: str) -> Check:
+    return next(check for check in report.checks if check.name.startswith(name))
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_who_holds_lost_files_is_named_and_what_it_alone_holds_is_saved(name: str, database: Settings) -> None:
+    path = database.db_path
+    split, rows = SPLITS[name]
+    with held(path, *_ROWS) as process:
+        split(path)
+        before = {file: file.read_bytes() for file in files(path)}
+        for report in (asyncio.run(nb.validate_database(database)), asyncio.run(nb.monitor(database)).report):
+            assert f"PID {process.pid} (" in check_of(report, "open files").observed
+            assert not report.ok
+        report = asyncio.run(nb.troubleshoot(database))
+        assert f"PID {process.pid} alone holds {rows}" in check_of(report, "open files").observed
+        assert f"abathur_rescued_… in {database.backup_dir}" in check_of(report, "plan").observed
+        assert not database.backup_dir.exists()
+        report = asyncio.run(nb.troubleshoot(database, repair=True))
+        assert "kill -9" in check_of(report, f"rescued from PID {process.pid}").remedy
+        assert [
+            file for file in files(path) if file.read_bytes() != before.get(file, b"") and file.suffix != ".db-shm"
+        ] == []
+    (backup,), faults = list_backups(database.backup_dir)
+    assert not faults
+    assert backup.content.rows["memory_entries"] == 3 + len(_ROWS)
+    with pytest.raises(nb.RefusedError):  # by name only
+        find_backup(database.backup_dir, None, database.env, path)
+
+
+def test_who_lacks_the_newer_rows_is_named_with_them(database: Settings) -> None:
+    path = database.db_path
+    with held(path, _ROWS[0]) as process:
+        delete_log(path)
+        run_sql(path, *_ROWS[1:4])
+        report = asyncio.run(nb.troubleshoot(database))
+        told = check_of(report, "open files").observed
+        assert f"PID {process.pid} alone holds 1 rows of memory_entries" in told
+        assert f"it lacks 3 rows of memory_entries of {path}" in told
+
+
+def test_what_holds_no_row_of_its_own_is_named_and_nothing_saved(database: Settings) -> None:
+    with held(database.db_path, "SELECT * FROM tasks") as process:
+        delete_log(database.db_path)
+        report = asyncio.run(nb.troubleshoot(database, repair=True))
+    assert f"PID {process.pid} alone holds no row" in check_of(report, "open files").observed
+    assert not report.ok
+    assert not database.backup_dir.exists()
+
+
+async def test_a_store_of_this_very_process_is_not_mixed_with_what_came_after_it(database: Settings) -> None:
+    async with nb.Database.open(database) as db:
+        await db.memory.add_memory("user:a", "k", {}, "semantic", None)
+        delete_log(database.db_path)
+        for work in (nb.validate_database, nb.backup_database, nb.explain_queries, nb.monitor):
+            result: object = await work(database)
+            report = getattr(result, "report", result)
+            assert isinstance(report, Report)
+            assert f"PID {os.getpid()} " in check_of(report, "").observed
+            assert not report.ok
+        with pytest.raises(nb.RefusedError, match="this process, PID"):
+            async with nb.Database.open(database):
+                pass
+        report = await nb.troubleshoot(database, repair=True)
+    assert f"rescued from PID {os.getpid()}" in {check.name for check in report.checks}
+
+
+def test_opening_and_closing_beside_a_look_is_no_alarm(database: Settings) -> None:
+    program = (
+        "import sqlite3, sys\n"
+        "print(flush=True)\n"
+        "while True:\n"
+        "    conn = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "    conn.execute(\"INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)\")\n"
+        "    conn.close()\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", program, str(database.db_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = [strays(database.db_path) for _ in range(300)]
+        process.kill()
+    assert not any(found)
