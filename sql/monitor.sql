@@ -104,6 +104,16 @@ INSERT INTO metrics (timestamp, metric_name, metric_value, labels) VALUES (:time
 -- Remove the measurements of one metric from before a moment.
 DELETE FROM metrics WHERE metric_name = :name AND timestamp < :before;
 
--- name: metrics_since
--- The measurements of one metric since a moment, oldest first.
-SELECT timestamp, metric_value, labels FROM metrics WHERE metric_name = :name AND timestamp >= :since ORDER BY timestamp;
+-- name: recorded_moments
+-- When one metric was measured since a moment, newest first.
+SELECT DISTINCT timestamp FROM metrics
+WHERE metric_name = :name AND timestamp >= :since
+ORDER BY timestamp DESC
+LIMIT 100000;
+
+-- name: metrics_at
+-- The measurements of one metric at these moments, oldest first.
+SELECT timestamp, metric_value, labels FROM metrics
+WHERE metric_name = :name AND timestamp IN (SELECT value FROM json_each(:moments))
+ORDER BY timestamp
+LIMIT 100000;

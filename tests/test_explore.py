@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import sqlite3
+import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -265,6 +266,37 @@ async def test_a_version_that_is_no_json_or_not_utf8_is_shown(database: Settings
         2: ("changed", '{"x": 1}', '"{broken"'),
         1: ("first", "", '{"x": 1}'),
     }
+
+
+async def test_of_millions_of_events_those_that_are_shown_cost_memory(database: Settings) -> None:
+    insert(database, SESSION)
+    insert(database, "UPDATE sessions SET events = ?", f"[{','.join('7' * 2_000_000)}]")
+    tracemalloc.start()
+    try:
+        found = await explore(database, limit=3)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.session.rows == tuple(("event", str(n), "7") for n in (2_000_000, 1_999_999, 1_999_998))
+    assert "2,000,000 events, of which 3 are shown" in found.session.caption
+    assert peak < 100_000_000
+
+
+async def test_a_part_that_is_not_read_in_time_is_named_and_the_others_are_read(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is up at once: what has not been read by then is interrupted."""
+    await fill(database)
+    monkeypatch.setattr("abathur_nb.operate.explore.PART_S", 0.0)
+    insert(
+        database,
+        "INSERT INTO audit (action_type)"
+        " WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 500000) SELECT 'x' FROM n",
+    )
+    found = await explore(database)
+    late = {one.name for one in found.report.checks if "not read within 0 s" in one.observed}
+    assert "growth" in late
+    assert all(one.remedy for one in found.report.checks if one.name in late)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,24 @@ async def test_what_is_recorded_is_read_back_and_old_measurements_go(database: S
     assert len({at for at, _ in again.moments}) == 3
     assert (await nb.validate_database(database)).ok
     assert set(again.to_frame()["of"]) >= {"memory, p99", "memory_entries", ""}
+
+
+async def test_of_many_recorded_snapshots_some_are_read_spread_over_all_the_time(database: Settings) -> None:
+    now = datetime.now(UTC)
+    moments = [now - timedelta(minutes=minutes) for minutes in range(1, 20_001)]
+    labels = '{"table":"tasks"}'
+    rows = [(timestamp(at), name, 7, of) for at in moments for name, of in ((UP, None), ("abathur_rows", labels))]
+    with closing(sqlite3.connect(database.db_path)) as conn:
+        conn.executemany("INSERT INTO metrics (timestamp, metric_name, metric_value, labels) VALUES (?, ?, ?, ?)", rows)
+        conn.commit()
+    found = await monitor(database)
+    for name in (UP, "abathur_rows"):
+        read = [at for at, sample in found.moments if sample.name == name and sample.value == 7]
+        assert 400 < len(read) <= 500
+        assert read[-1] - read[0] > timedelta(minutes=19_900)
+        assert max(after - before for before, after in pairwise(read)) < timedelta(minutes=60)
+    (check,) = (check for check in found.report.checks if check.name == "what was recorded")
+    assert "20,000 snapshots" in check.observed
 
 
 async def test_what_cannot_be_recorded_fails_and_leaves_nothing_behind(database: Settings) -> None:

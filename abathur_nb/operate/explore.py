@@ -2,8 +2,9 @@
 
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import aiosqlite
@@ -14,6 +15,7 @@ from abathur_nb.operate.diagram import Diagram, read_diagram
 from abathur_nb.operate.excerpt import Excerpt
 from abathur_nb.operate.growth import Growth, read_growth
 from abathur_nb.operate.namespaces import Namespaces
+from abathur_nb.operate.sampling import in_time
 from abathur_nb.operate.versions import MemoryHistory, as_json
 from abathur_nb.parameters import check_ranges
 from abathur_nb.report import Check, Report, run_check
@@ -28,6 +30,7 @@ __all__ = ["Exploration", "explore"]
 
 _TITLE = "explore"
 _LARGEST = 256 * 1024  # bytes of a value that is read whole
+PART_S = 60.0  # that the reading of one part may take: its transaction keeps SQLite from resetting the WAL
 
 
 @dataclass(slots=True)
@@ -89,7 +92,10 @@ async def _explored(settings: Settings, wanted: _Wanted) -> Exploration:
         async with connect(settings.db_path, settings=settings) as conn:
             conn.text_factory = _read
             await conn.execute_fetchall("BEGIN")
-            checks = [await run_check(*part, remedy="run validate.ipynb") for part in _parts(conn, wanted, found)]
+            checks = [
+                await run_check(name, lambda read=read: in_time(conn, PART_S, read()), remedy="run validate.ipynb")  # type: ignore[misc]
+                for name, read in _parts(conn, wanted, found)
+            ]
             await conn.rollback()
     except (sqlite3.Error, AbathurError) as error:
         told = explain_error(settings.db_path, error)
@@ -187,19 +193,22 @@ async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorati
     if not rows:
         found.session = Excerpt(nothing="no such session" if wanted.session else "no session yet")
         return _seen("session", "none yet", f"no session {shown(wanted.session)}" if wanted.session else "")
-    members = [("state", *member) for member in _members(rows[0]["state"])]
-    happened = [("event", *member) for member in reversed(_members(rows[0]["events"]))]
-    told = f"session {name}: {len(members):,} values of its state, {_of(wanted.limit, len(happened), 'events')}"
+    number, members = _members(rows[0]["state"], wanted.limit, iter)
+    events, happened = _members(rows[0]["events"], wanted.limit, reversed)
+    told = f"session {name}: {number:,} values of its state, {_of(wanted.limit, events, 'events')}"
     # Bounded as everything is, though the session was read whole.
-    shown_rows = (*members[: wanted.limit], *happened[: wanted.limit])
-    found.session = Excerpt(("part", "name", "value"), shown_rows, told, "an empty session")
+    texts = (*(("state", *member) for member in members), *(("event", *member) for member in happened))
+    found.session = Excerpt(("part", "name", "value"), texts, told, "an empty session")
     return _seen("session", told)
 
 
-def _members(stored: object) -> list[tuple[str, str]]:
+def _members(stored: object, limit: int, order: Callable[[Any], Iterator[Any]]) -> tuple[int, list[tuple[str, str]]]:
+    """Return how many members a value has, and the first of them in this order: a session can hold millions."""
     value = as_json("none, or too large" if stored is None else stored)
-    pairs = value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else [value], 1)
-    return [(str(name), json.dumps(member, ensure_ascii=False)) for name, member in pairs]
+    value = value if isinstance(value, dict | list) else [value]
+    names, members = (value, value.values()) if isinstance(value, dict) else (range(1, len(value) + 1), value)
+    pairs = islice(zip(order(names), order(members), strict=True), limit)
+    return len(value), [(str(name), json.dumps(member, ensure_ascii=False)) for name, member in pairs]
 
 
 async def _namespaces(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> Check:

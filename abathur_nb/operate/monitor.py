@@ -9,7 +9,7 @@ from abathur_nb.connection import explain_error
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.operate.alerts import alerts_of
 from abathur_nb.operate.gauges import Snapshot, samples_frame
-from abathur_nb.operate.recording import Moment, read_recorded, record_snapshot
+from abathur_nb.operate.recording import SNAPSHOTS, Moment, read_recorded, record_snapshot
 from abathur_nb.operate.snapshot import take_snapshot
 from abathur_nb.parameters import check_ranges
 from abathur_nb.report import Check, Report
@@ -27,9 +27,9 @@ _TITLE = "monitor"
 
 @dataclass(frozen=True, slots=True)
 class Monitoring:
-    """Hold what was measured and judged: the ``report``, the ``snapshot``, and ``moments``, all that was ever recorded.
+    """Hold what was measured and judged: the ``report``, the ``snapshot``, and ``moments``, what was recorded.
 
-    The snapshot is the last of the moments, recorded or not.
+    The snapshot is the last of the moments, recorded or not. Of many recorded snapshots some are held, spread evenly.
     """
 
     report: Report
@@ -65,7 +65,10 @@ async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 
         report = Report(_TITLE, tuple(checks), subject=subject, refused=taken.refused)
         return Monitoring(report, snapshot, (), settings)
     try:
-        recorded = await read_recorded(settings, snapshot.taken_at - timedelta(days=keep_days))
+        recorded, number = await read_recorded(settings, snapshot.taken_at - timedelta(days=keep_days))
+        if number > SNAPSHOTS:
+            told = f"{number:,} snapshots, of which at most {SNAPSHOTS:,} are read, spread evenly"
+            checks.append(Check("what was recorded", "pass", "it can be read", told))
     except (sqlite3.Error, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
         checks.append(Check("what was recorded", "error", "it can be read", fault.observed, fault.remedy))

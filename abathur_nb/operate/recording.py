@@ -2,23 +2,22 @@
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-
-import aiosqlite
 
 from abathur_nb.connection import connect, explain_error
 from abathur_nb.database import Database
 from abathur_nb.errors import AbathurError
-from abathur_nb.operate.gauges import GAUGES, Sample, Snapshot
+from abathur_nb.operate.gauges import GAUGES, UP, Sample, Snapshot
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.wording import timestamp
 
-__all__ = ["Moment", "read_recorded", "record_snapshot"]
+__all__ = ["SNAPSHOTS", "Moment", "read_recorded", "record_snapshot"]
 
 _NAME = "record"
+SNAPSHOTS = 500  # that are read of what was recorded: a chart shows no more points than that
 Moment = tuple[datetime, Sample]
 
 
@@ -43,29 +42,31 @@ async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int
     )
 
 
-async def read_recorded(settings: Settings, since: datetime) -> list[Moment]:
-    """Return what was recorded since a moment, by gauge and then by time. Read-only.
+async def read_recorded(settings: Settings, since: datetime) -> tuple[list[Moment], int]:
+    """Return what was recorded since a moment, by gauge and then by time, and how many snapshots that is. Read-only.
 
-    What another program wrote under the name of a gauge and is none of its samples is left out.
+    Of more than so many snapshots as a chart can show, some are read, spread evenly. What another program wrote under
+    the name of a gauge and is none of its samples is left out.
     """
-    found: list[Moment] = []
+    ask, found = load_queries("monitor.sql"), list[Moment]()
     async with connect(settings.db_path, settings=settings) as conn:
+        given = {"name": UP, "since": timestamp(since)}
+        every = [text for (text,) in await conn.execute_fetchall(ask["recorded_moments"].sql, given)]
+        moments = json.dumps(every[:: len(every) // SNAPSHOTS + 1])
         for name in GAUGES:
-            found += await _of_gauge(conn, name, since)
-    return found
+            rows = await conn.execute_fetchall(ask["metrics_at"].sql, {"name": name, "moments": moments})
+            found += _samples(name, rows)
+    return found, len(every)
 
 
-async def _of_gauge(conn: aiosqlite.Connection, name: str, since: datetime) -> list[Moment]:
-    given = {"name": name, "since": timestamp(since)}
-    moments = []
-    for moment, value, text in await conn.execute_fetchall(load_queries("monitor.sql")["metrics_since"].sql, given):
+def _samples(name: str, rows: Iterable[sqlite3.Row]) -> Iterator[Moment]:
+    for moment, value, text in rows:
         try:
             at = datetime.fromisoformat(moment).replace(tzinfo=UTC)
             labels = json.loads(text or "{}")
-            moments.append((at, Sample(name, float(value), {str(k): str(v) for k, v in labels.items()})))
+            yield at, Sample(name, float(value), {str(k): str(v) for k, v in labels.items()})
         except (ValueError, TypeError, AttributeError, RecursionError):
             continue
-    return moments
 
 
 def _text(labels: Mapping[str, str]) -> str | None:

@@ -5,21 +5,39 @@ Each read is a transaction of its own and a short one: SQLite cannot reset the W
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from math import gcd, inf
 from random import randrange
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import aiosqlite
 
-__all__ = ["blob_sizes", "read_some", "rows_within"]
+from abathur_nb.errors import RefusedError
+
+__all__ = ["blob_sizes", "in_time", "read_some", "rows_within"]
+
+T = TypeVar("T")
 
 _WIDTH = 256  # rowids of one read
 _LONGEST_S = 0.1  # of one read
 _AGAIN_S = 0.02  # an interrupt before the statement has begun has no effect
+
+
+async def in_time(conn: aiosqlite.Connection, seconds: float, work: Awaitable[T]) -> T:
+    """Return what ``work`` does on a connection; interrupt it, and raise RefusedError, when the time is up."""
+    task, left = asyncio.ensure_future(work), seconds
+    while not (await asyncio.wait([task], timeout=left))[0]:
+        await conn.interrupt()
+        left = _AGAIN_S
+    try:
+        return task.result()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+            raise
+    raise RefusedError(f"not read within {seconds:g} s")
 
 
 async def rows_within(
@@ -27,15 +45,8 @@ async def rows_within(
 ) -> list[sqlite3.Row] | None:
     """Return the rows of a statement, or None if it had to be interrupted: a read may last 0.1 s. Read-only."""
     seconds = max(0, min(until - monotonic(), _LONGEST_S))
-    asked = asyncio.ensure_future(conn.execute_fetchall(sql, given))
-    while not (await asyncio.wait([asked], timeout=seconds))[0]:
-        await conn.interrupt()
-        seconds = _AGAIN_S
-    try:
-        return list(await asked)
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
-            raise
+    with suppress(RefusedError):
+        return list(await in_time(conn, seconds, conn.execute_fetchall(sql, given)))
     return None
 
 
