@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import HANGING_S
 from playwright.sync_api import Page, sync_playwright
 from servers import free_ports, wait_until
 
@@ -107,7 +108,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 def answers(url: str) -> bool:
     try:
-        urllib.request.urlopen(url, timeout=2).close()  # noqa: S310 - our own
+        urllib.request.urlopen(url, timeout=HANGING_S).close()  # noqa: S310 - our own
     except OSError:
         return False
     return True
@@ -126,6 +127,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any) -> Iterator[Page]:
     """Return a new tab; at its end, nothing may have been asked of any other host."""
     opened = browser.new_page(viewport={"width": WIDTH, "height": 1000})
+    opened.set_default_timeout(HANGING_S * 1000)
     asked: list[str] = []
     opened.on("request", lambda request: None if LOCAL.match(request.url) else asked.append(request.url))
     yield opened
@@ -140,13 +142,13 @@ def open_notebook(page: Page, lab: Lab, name: str) -> None:
 
 
 def wait_until_opened(page: Page, name: str) -> None:
-    page.locator("#jupyterlab-splash").wait_for(state="detached", timeout=60_000)
-    page.wait_for_function(OPENED, arg=f"{name}.ipynb", timeout=60_000)
+    page.locator("#jupyterlab-splash").wait_for(state="detached")
+    page.wait_for_function(OPENED, arg=f"{name}.ipynb")
 
 
 def run_all(page: Page) -> None:
     page.evaluate(RUN_ALL)
-    page.wait_for_function(f"() => ({COUNTS})().every(count => count !== null)", timeout=120_000)
+    page.wait_for_function(f"() => ({COUNTS})().every(count => count !== null)")
 
 
 def keep_screenshots(page: Page, name: str) -> None:
@@ -266,7 +268,7 @@ def of_scheduler(page: Page, kind: str) -> list[Any]:
 
 def status_of_job(page: Page, parameters: dict[str, str]) -> str:
     """Wait until a job has ended, and return how; jupyter-scheduler tells of that in no way that can be awaited."""
-    for _ in range(300):
+    for _ in range(5 * HANGING_S):
         (status,) = (job["status"] for job in of_scheduler(page, "jobs") if job["parameters"] == parameters)
         if status in ("COMPLETED", "FAILED"):
             return str(status)
