@@ -11,18 +11,20 @@ from abathur_nb.expected import column_checks, expected_columns, expected_tables
 from abathur_nb.limits import FAULT, IS_UTF8, stored, suspicious
 from abathur_nb.report import Check
 from abathur_nb.values import MAX_BYTES, MAX_DEPTH
-from abathur_nb.wording import shown
+from abathur_nb.wording import AHEAD_S, SEE_CLOCK, shown
 
 __all__ = ["NAMED", "named_row", "row_checks"]
 
 NAMED = 20  # offending keys that a check names; it counts them all
 _JSON, _VALUES, _REQUIRED, _TIMESTAMPS = "JSON columns", "values", "required values", "timestamps"
+_CLOCK = "moments"
 _ENCODING, _LIMITS = "readable text", "JSON limits"
 _KINDS = {
     _JSON: "text that holds the kind of JSON that its column wants",
     _VALUES: "within the enumerations and ranges of the schema",
     _REQUIRED: "no NULL where the schema wants a value",
     _TIMESTAMPS: "UTC as YYYY-MM-DD HH:MM:SS, with or without .mmm",
+    _CLOCK: f"none more than {AHEAD_S // 60} minutes in the future: what is kept for some days from then never expires",
     _ENCODING: "text that is UTF-8; a listing that meets another fails",
     _LIMITS: "JSON that the store itself would write: finite numbers, whole characters, "
     f"at most {MAX_DEPTH} levels and {MAX_BYTES:,} bytes",
@@ -33,6 +35,9 @@ _IS_TIMESTAMP = (
     "{0} IS NULL OR datetime(CASE length({0}) WHEN 19 THEN {0} WHEN 23 THEN {0} || '0' END, '+0 days')"
     " IS substr({0}, 1, 19)"
 )
+# The subquery is evaluated once a statement. What is not a time, the rule above finds.
+_LATEST = f"(SELECT strftime('%Y-%m-%d %H:%M:%f', 'now', '+{AHEAD_S} seconds'))"
+_IS_PAST = f"{{0}} IS NULL OR {{0}} <= {_LATEST} OR NOT ({_IS_TIMESTAMP})"
 
 
 async def row_checks(conn: aiosqlite.Connection) -> tuple[Check, ...]:
@@ -77,6 +82,7 @@ def _rules(table: str) -> tuple[_Rule, ...]:
             rules.append(_Rule(_REQUIRED, table, column.name, f"typeof({column.name}) <> 'null'"))
         if column.name.endswith(("_at", "_time")) or column.name == "timestamp":
             rules.append(_Rule(_TIMESTAMPS, table, column.name, _IS_TIMESTAMP.format(column.name)))
+            rules.append(_Rule(_CLOCK, table, column.name, _IS_PAST.format(column.name)))
     return tuple(rules)
 
 
@@ -114,7 +120,7 @@ def _look(table: str) -> str:
     rules = _rules(table)
     of = {kind: [rule.column for rule in rules if rule.kind == kind] for kind in _KINDS}
     others = [column for column in of[_ENCODING] if column not in (*of[_JSON], *of[_TIMESTAMPS])]
-    broken = [rule.broken for rule in rules if rule.kind in (_JSON, _VALUES, _TIMESTAMPS)]
+    broken = [rule.broken for rule in rules if rule.kind in (_JSON, _VALUES, _TIMESTAMPS, _CLOCK)]
     nulls = "".join(f" + count(*) - count({column})" for column in of[_REQUIRED])
     return f"count(CASE WHEN {' OR '.join([*broken, suspicious(of[_JSON], others)])} THEN 1 END){nulls}"
 
@@ -164,6 +170,8 @@ def _rows_check(kind: str, rows: _Rows) -> Check:
         not broken,
         expected=_KINDS[kind],
         observed=f"broken: {columns}" if broken else f"{len(rules)} rules hold for {rows.count:,} rows",
-        remedy="keep a copy of these rows, then write what belongs there, or restore a backup",
+        remedy=f"{SEE_CLOCK}; then write what belongs there"
+        if kind == _CLOCK
+        else "keep a copy of these rows, then write what belongs there, or restore a backup",
         evidence=broken + unread,
     )

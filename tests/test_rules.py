@@ -15,7 +15,7 @@ from abathur_nb.settings import Settings
 from abathur_nb.validate import validate_database
 from abathur_nb.wording import printable
 
-KINDS = ("JSON columns", "values", "required values", "timestamps", "readable text", "JSON limits")
+KINDS = ("JSON columns", "values", "required values", "timestamps", "moments", "readable text", "JSON limits")
 
 
 async def checked(settings: Settings) -> dict[str, Check]:
@@ -85,6 +85,32 @@ BAD_ROWS = [  # (the check, the column, what it is made to hold)
     ("timestamps", "audit.timestamp", "'now'"),
     ("timestamps", "sessions.last_update_time", "'now'"),
 ]
+
+
+MOMENTS = [
+    f"{table}.{column.name}"
+    for table in expected_tables()
+    for column in expected_columns(table)
+    if column.name.endswith(("_at", "_time")) or column.name == "timestamp"
+]
+
+
+@pytest.mark.parametrize("column", MOMENTS)
+async def test_a_moment_in_the_future_is_named_by_column_and_key(column: str, database: Settings) -> None:
+    table, name = column.split(".")
+    run_sql(database.db_path, *ROWS)
+    for moment, ahead in {
+        "'9999-01-01 00:00:00.000'": True,
+        "strftime('%Y-%m-%d %H:%M:%f', 'now', '+10 minutes')": True,
+        "datetime('now', '+1 day')": True,
+        "strftime('%Y-%m-%d %H:%M:%f', 'now', '+4 minutes')": False,
+        "'1970-01-01 00:00:00'": False,
+    }.items():
+        run_sql(database.db_path, f"UPDATE {table} SET {name} = {moment}")
+        found = (await checked(database))["moments"]
+        assert found.status == ("fail" if ahead else "pass"), moment
+        assert (column in found.observed) is ahead
+        assert ("timedatectl" in found.remedy) is ahead
 
 
 KEYS = {"tasks": "'t1'", "sessions": "'s1'", "agents": "'a1'", "memory_entries": "4", "checkpoints": "'t1', 0"}

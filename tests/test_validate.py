@@ -40,7 +40,8 @@ from abathur_nb.validate import _begin, database_checks, file_checks, validate_d
 CHECKS = (
     *("application_id", "user_version", "encoding", "journal mode", "integrity", "foreign keys", "tables", "indexes"),
     *("other objects", "sequences", "seed memories", "names", "file modes", "file names", "open files", "WAL size"),
-    *("JSON columns", "values", "required values", "timestamps", "readable text", "JSON limits", "session sizes"),
+    *("JSON columns", "values", "required values", "timestamps", "moments", "readable text", "JSON limits"),
+    "session sizes",
 )
 
 

@@ -35,6 +35,7 @@ _CAUSES = {
     "values": _UNCHECKED,
     "required values": _UNCHECKED,
     "timestamps": "a writer with a clock format of its own",
+    "moments": "a clock that was ahead, or is behind now",
     "indexes": "somebody dropped or changed one",
     "tables": "somebody changed the schema",
     OTHERS: "another program, such as a replication tool, or somebody by hand",
