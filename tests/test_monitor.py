@@ -152,6 +152,18 @@ async def test_what_others_wrote_under_a_gauge_s_name_is_left_out(database: Sett
     assert [sample.value for _, sample in found.moments if sample.name == UP] == [1]
 
 
+async def test_measurements_of_the_future_are_named_and_left_out(database: Settings) -> None:
+    now = datetime.now(UTC)
+    for ahead in (-60, 240, 3600, 366 * 86_400):
+        add_metric(database, now + timedelta(seconds=ahead), UP)
+    found = await monitor(database)
+    (check,) = (check for check in found.report.checks if check.name == "what was recorded")
+    assert (check.status, check.observed) == ("warn", "2 samples, the last one 366.0 days in the future: left out")
+    assert len([sample for _, sample in found.moments if sample.name == UP]) == 3
+    run_sql(database.db_path, "DELETE FROM metrics WHERE timestamp > datetime('now', '+5 minutes')")
+    assert "what was recorded" not in {check.name for check in (await monitor(database)).report.checks}
+
+
 async def test_the_last_backup_and_the_last_green_validation_are_told(database: Settings, tmp_path: Path) -> None:
     begun = datetime.now(UTC).timestamp()
     assert value(await monitor(database), LAST_BACKUP) == 0

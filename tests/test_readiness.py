@@ -1,5 +1,6 @@
 """Each line of the checklists is answered by a run that is archived, fresh and green, or by a named person."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +16,9 @@ import abathur_nb as nb
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.record import Verdict, write_started
 from abathur_nb.objects import OTHERS
+from abathur_nb.operate.alerts import alerts_of
 from abathur_nb.operate.checklist import CHECKLIST, STATEMENTS, Line
+from abathur_nb.operate.snapshot import take_snapshot
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.settings import Settings, resolve
 
@@ -140,6 +143,35 @@ def test_a_drill_proves_the_procedures_for_a_quarter(days: float, failed: bool, 
     wanted(settings, but="restore")
     run(settings, "restore", days=days, parameters={"drill": True})
     assert answers(nb.readiness(settings, **SAID))["Rollback procedures tested"].failed is failed
+
+
+def test_a_run_of_the_future_is_no_evidence_until_the_ledger_has_one_after_it(settings: Settings) -> None:
+    wanted(settings, but="explain")
+    run(settings, "explain", days=-300)
+    name = "No full table scans in critical queries"
+    check = answers(nb.readiness(settings, **SAID))[name]
+    assert check.failed
+    assert "300.0 days in the future" in check.observed
+    run(settings, "explain", days=0.01)
+    found = nb.readiness(settings, **SAID)
+    assert found.report.ok, str(found)
+
+
+def test_the_last_validation_is_the_last_of_the_ledger_whatever_its_clock_said(settings: Settings) -> None:
+    for days in (1, -300, 0.1):
+        run(settings, "validate", days=days)
+        found = asyncio.run(take_snapshot(settings))[0]
+        (alert,) = (c for c in alerts_of(found, settings) if c.name == "age of the last green validation")
+        assert alert.status == ("warn" if days < 0 else "pass"), days
+
+
+def test_a_change_of_the_future_voids_what_the_ledger_has_before_it_alone(settings: Settings) -> None:
+    wanted(settings)
+    run(settings, "restore", days=-300, parameters={"apply": True})
+    name = "All 33 indexes created"
+    assert "the database was changed since" in answers(nb.readiness(settings, **SAID))[name].observed
+    run(settings, "validate", days=0.01)
+    assert not answers(nb.readiness(settings, **SAID))[name].failed
 
 
 def test_a_restoration_that_was_no_drill_is_no_drill(settings: Settings) -> None:

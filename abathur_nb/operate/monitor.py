@@ -15,7 +15,7 @@ from abathur_nb.parameters import check_ranges
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.strays import strays_check
-from abathur_nb.wording import shown
+from abathur_nb.wording import SEE_CLOCK, age, is_ahead, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -72,6 +72,10 @@ async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 
     except (sqlite3.Error, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
         checks.append(Check("what was recorded", "error", "it can be read", fault.observed, fault.remedy))
+    if ahead := [moment for moment, _ in recorded if is_ahead(moment, snapshot.taken_at)]:
+        observed = f"{len(ahead):,} samples, the last one {age(max(ahead), snapshot.taken_at)}: left out"
+        checks.append(Check("what was recorded", "warn", "no sample of the future", observed, SEE_CLOCK))
+        recorded = [one for one in recorded if one[0] not in ahead]
     if record:
         checks.append(await record_snapshot(settings, snapshot, keep_days))
     now = [(snapshot.taken_at, sample) for sample in snapshot.samples]

@@ -106,7 +106,7 @@ class _Archive:
     settings: Settings
     check: Check
     runs: Sequence[PastRun]
-    changed_at: datetime | None
+    changes: Sequence[PastRun]
 
     @classmethod
     def of(cls, settings: Settings) -> "_Archive":
@@ -115,14 +115,14 @@ class _Archive:
             runs = past_runs(read_archive(folder))
             verified = verify_archive(folder)
         except RefusedError as error:
-            return cls(settings, _archive_check(settings, False, error.observed), (), None)
+            return cls(settings, _archive_check(settings, False, error.observed), (), ())
         ours = [run for run in runs if run.sealed and run.is_of(settings)]
         failed = [check.observed for check in verified.checks if check.failed]
-        changed = [run.started_at for run in ours if _changed(run)]
-        archived = [run for run in ours if run.entry.line is not None]
+        # The order of the ledger, which no clock turns.
+        archived = sorted((run for run in ours if run.entry.line), key=_number)
         observed = failed[0] if failed else f"{folder}, {len(archived)} archived runs of {settings.db_path}"
         check = _archive_check(settings, not failed, observed)
-        return cls(settings, check, archived, max(changed, default=None))
+        return cls(settings, check, archived, [run for run in ours if _changed(run)])
 
     def answer(self, line: Line) -> Check:
         """Return what the newest run that ``line`` asks for says."""
@@ -142,8 +142,8 @@ class _Archive:
             fault = "; it is too old"
         elif is_ahead(run.started_at):
             fault = f"; {SEE_CLOCK}"
-        elif line.state and self.changed_at and run.started_at < self.changed_at:
-            fault = f"; the database was changed since, at {self.changed_at:%Y-%m-%d %H:%M:%S} UTC"
+        elif line.state and (since := [change for change in self.changes if _is_after(change, run)]):
+            fault = f"; the database was changed since, at {since[-1].when} UTC"
         if not fault and {"tables", "indexes"} & {*line.checks} and (extra := _extra(_record(run))):
             remedy = "find out who made them: another table or index changes nothing of ours"
             return Check(line.text, "warn", expected, f"{observed}; {extra}", remedy)
@@ -162,6 +162,17 @@ def _record(run: PastRun) -> Mapping[str, Any]:
 def _changed(run: PastRun) -> bool:
     """Tell whether after this run another state may stand at the database's path."""
     return run.verdict != "refused" and any(_record(run)["parameters"].get(name) is True for name in _APPLIED)
+
+
+def _number(run: PastRun) -> int:
+    return run.entry.line.number if run.entry.line else 0
+
+
+def _is_after(change: PastRun, run: PastRun) -> bool:
+    """Return whether a change began after a run; by the ledger where the clock was ahead then."""
+    if is_ahead(change.started_at) and change.entry.line:
+        return _number(change) > _number(run)
+    return change.started_at > run.started_at
 
 
 def _has(run: PastRun, parameters: Mapping[str, object]) -> bool:

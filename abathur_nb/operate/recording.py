@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from abathur_nb.connection import connect, explain_error
 from abathur_nb.database import Database
@@ -12,7 +12,7 @@ from abathur_nb.operate.gauges import GAUGES, UP, Sample, Snapshot
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
-from abathur_nb.wording import timestamp
+from abathur_nb.wording import moment_of, timestamp
 
 __all__ = ["SNAPSHOTS", "Moment", "read_recorded", "record_snapshot"]
 
@@ -62,7 +62,7 @@ async def read_recorded(settings: Settings, since: datetime) -> tuple[list[Momen
 def _samples(name: str, rows: Iterable[sqlite3.Row]) -> Iterator[Moment]:
     for moment, value, text in rows:
         try:
-            at = datetime.fromisoformat(moment).replace(tzinfo=UTC)
+            at = moment_of(moment)
             labels = json.loads(text or "{}")
             yield at, Sample(name, float(value), {str(k): str(v) for k, v in labels.items()})
         except (ValueError, TypeError, AttributeError, RecursionError):

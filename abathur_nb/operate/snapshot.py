@@ -2,7 +2,7 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -25,6 +25,7 @@ from abathur_nb.workloads import one_cpu
 __all__ = ["take_snapshot"]
 
 _NAME = "snapshot"
+_GREEN = ("validate", "pass")
 
 
 async def take_snapshot(settings: Settings) -> tuple[Snapshot, Report]:
@@ -76,14 +77,19 @@ def _last_backup(settings: Settings) -> float:
 def _last_validation(settings: Settings) -> float:
     """Return when the newest validation of this database began that passed, 0 if there is none. Read-only."""
     archive = settings.archive_dir
-    with suppress(RefusedError):
-        lines = read_ledger(archive).runs
-        for run_id in sorted(run_ids(archive), reverse=True):
-            line = lines.get(run_id)
-            # Of thousands of runs, those that the ledger says are something else are not read.
-            if line and (line.data["notebook"], line.data["verdict"]) != ("validate", "pass"):
-                continue
-            for run in past_runs([read_entry(archive, run_id, line)]):
-                if (run.notebook, run.verdict) == ("validate", "pass") and run.is_of(settings):
+
+    def newest(ids: Iterable[str]) -> float:
+        for run_id in ids:
+            for run in past_runs([read_entry(archive, run_id, lines.get(run_id))]):
+                if (run.notebook, run.verdict) == _GREEN and run.is_of(settings):
                     return run.started_at.timestamp()
+        return 0.0
+
+    with suppress(RefusedError):
+        lines, ids = read_ledger(archive).runs, run_ids(archive)
+        # Of thousands of runs, those that the ledger says are something else are not read.
+        green = [i for i in ids & lines.keys() if (lines[i].data["notebook"], lines[i].data["verdict"]) == _GREEN]
+        # The order of the ledger, which no clock turns; the ids of runs that it does not know are times.
+        green.sort(key=lambda run_id: lines[run_id].number, reverse=True)
+        return max(newest(green), newest(sorted(ids - lines.keys(), reverse=True)))
     return 0.0
