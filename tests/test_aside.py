@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from damage import untouched
+from damage import fingerprint, untouched
+from hostile import BYTES, reshaped
 from test_backup import content_of, taken
 
 import abathur_nb as nb
@@ -63,3 +64,19 @@ async def test_no_name_of_a_database_is_one_of_its_replacement_s_own(name: str, 
     assert await content_of(settings) == backup.content
     ((folder,),) = [list(settings.db_path.parent.glob("abathur_aside_*"))]
     assert [path.read_bytes() for path in folder.iterdir()] == [b"damaged" * 1000]
+
+
+def test_a_journal_of_any_other_shape_is_refused_and_nothing_is_moved(begun: Path, database: Settings) -> None:
+    journal = journal_of(database.db_path)
+    spoilt = {what: sealed(data) for what, data in reshaped({"folder": begun.name})}
+    spoilt |= BYTES | {
+        name: sealed({"folder": name}) for name in ("..", "a/b", "abathur_aside_x", database.db_path.name)
+    }
+    before = {path: fingerprint(path) for path in database.db_path.parent.rglob("*") if path != journal}
+    for what, content in spoilt.items():
+        journal.write_bytes(content)
+        with pytest.raises(nb.RefusedError) as caught:
+            complete(database.db_path)
+        assert str(journal) in caught.value.observed, what
+        assert journal.read_bytes() == content
+    assert {path: fingerprint(path) for path in database.db_path.parent.rglob("*") if path != journal} == before

@@ -2,12 +2,14 @@
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from damage import run_as_other
+from hostile import BYTES, PLACES
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.settings import ENVIRONMENTS, Settings, resolve
@@ -447,3 +449,45 @@ def test_of_a_settings_file_that_cannot_be_read_nothing_else_is_said(
     with pytest.raises(ConfigurationError) as error:
         resolve("qa")
     assert len(error.value.faults) == 1
+
+
+# --- a file of another shape
+
+TOML = (
+    *("true", "false", "0", "-1", "1.5", "1e400", "nan", "-inf", "9" * 300, "''", "'x'", "'\\u0000'", '"\\u202e"'),
+    *("[]", "[1]", "{}", "{a = {b = []}}", "1979-05-27", "07:32:00", "[" * 60 + "]" * 60),
+)
+
+
+@pytest.mark.parametrize("name", [setting.name for setting in fields(Settings) if setting.metadata])
+def test_a_setting_of_any_other_type_is_named_or_taken(name: str, home: Path) -> None:
+    path = write_config(home, "")
+    refused = list[str]()
+    for value in TOML:
+        path.write_text(f"[environments.development]\n{name} = {value}\n")
+        try:
+            resolve("development").shown()
+        except ConfigurationError as error:
+            refused += error.faults[:1]
+    assert len(refused) >= 10
+    assert all(name in fault or "cannot be read" in fault for fault in refused)
+
+
+@pytest.mark.parametrize("content", BYTES.values(), ids=BYTES)
+def test_a_file_that_is_not_toml_is_named(content: bytes, home: Path) -> None:
+    path = write_config(home, content)
+    if content:
+        assert str(path) in faults("development")[0]
+    else:
+        resolve("development")
+
+
+@pytest.mark.parametrize("make", PLACES.values(), ids=PLACES)
+def test_what_is_not_a_file_of_settings_is_named(
+    make: Callable[[Path], object], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(home, "")
+    path.unlink()
+    make(path)
+    monkeypatch.setenv("ABATHUR_CONFIG", str(path))
+    assert str(path) in faults("development")[0]

@@ -6,6 +6,7 @@ database is made there next.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from shlex import quote
 
 from abathur_nb.connection import SIDE_FILES, lock_holders, process_name
 from abathur_nb.errors import BusyError, RefusedError
-from abathur_nb.evidence.canonical import read_regular, sealed, unsealed, write_durably
+from abathur_nb.evidence.canonical import misfits, read_regular, sealed, unsealed, write_durably
 from abathur_nb.scratch import fsync, make_private_directory
 from abathur_nb.target import journal_of
 
@@ -35,6 +36,11 @@ def new_folder(path: Path) -> Path:
             folder.rmdir()
         raise
     return folder
+
+
+def _folder_of_ours(data: object) -> bool:
+    """Return whether JSON is a name that ``new_folder`` gives: whatever else it names must not be moved or removed."""
+    return isinstance(data, str) and re.fullmatch(rf"{_FOLDER}\d{{8}}_\d{{6}}_\d{{3}}", data, re.ASCII) is not None
 
 
 def replace_file(path: Path, folder: Path, draft: Path) -> list[Path]:
@@ -58,10 +64,13 @@ def begun(path: Path) -> tuple[Path, Path] | None:
     """
     journal = journal_of(path)
     try:
-        folder = path.with_name(str(unsealed(read_regular(journal))["folder"]))
+        data = unsealed(read_regular(journal))
+        if faults := misfits(data, {"folder": _folder_of_ours}):
+            raise ValueError("; ".join(faults))
+        folder = path.with_name(data["folder"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         remedy = f"see which of the files in {quote(str(path.parent))} is the database, then remove {journal.name}"
         raise RefusedError(f"{journal} can't be read: {error}", remedy) from None
     draft = _draft_in(folder, path)

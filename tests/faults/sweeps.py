@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from faults.alarms import good_databases
 from faults.backups import hot_backups
+from faults.choices import choices_of_backups
 from faults.initializers import INITIALIZERS, sound
 from faults.judge import after_a_second_run, false_success, state
 from faults.locks import looks_inside
@@ -248,6 +249,7 @@ SWEEPS = {
     "locks": Sweep("looks from inside a transaction's process", looks_inside),
     "logs": Sweep("looks at the log beside a writer, in which nothing is damaged", busy_logs, blunt=0.3),
     "torn": Sweep("a log damaged in one place", torn_logs, blunt=0.3),
+    "choice": Sweep("backups of which the newest is to be restored", choices_of_backups),
     "mutated": Sweep("an object of the schema changed", schema_mutations),
     # The control must be alarmed each time.
     "good": Sweep("good databases, none of which may raise an alarm", good_databases, blunt=0.99),
