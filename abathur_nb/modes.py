@@ -113,6 +113,6 @@ async def wal_size(path: Path, settings: Settings) -> Check:
         size <= settings.max_wal_mb,
         expected=f"at most {settings.max_wal_mb} MB",
         observed=f"{size:.1f} MB",
-        remedy=f"find the reader that holds it back (fuser {quote(str(path))}), end it, then let a writer checkpoint",
+        remedy="run troubleshoot.ipynb: it names the reader that keeps SQLite from resetting the WAL, if there is one",
         otherwise="warn",
     )

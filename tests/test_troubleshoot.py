@@ -1,5 +1,6 @@
 """The diagnosis only reads; the repair is the plan that was shown, whole or not at all, and accounts for each row."""
 
+import asyncio
 import itertools
 import json
 import re
@@ -31,9 +32,11 @@ from test_backup import content_of
 import abathur_nb as nb
 from abathur_nb.errors import BusyError
 from abathur_nb.expected import expected_columns, expected_objects, expected_tables
+from abathur_nb.modes import wal_size
 from abathur_nb.operate.diagnosis import diagnose
 from abathur_nb.operate.manifest import list_backups
 from abathur_nb.operate.quarantine import quarantine_dir, read_quarantine
+from abathur_nb.operate.surroundings import Look, wal_check
 from abathur_nb.operate.treatment import REPAIR
 from abathur_nb.operate.troubleshoot import _empty_the_log, _run
 from abathur_nb.report import Check, Report
@@ -528,3 +531,47 @@ async def test_the_content_beside_a_repair_stays_as_it_is(database: Settings) ->
     (await nb.troubleshoot(database, repair=True)).raise_for_failures()
     after = await content_of(database)
     assert (after.digest, after.rows) == (before.digest, before.rows)
+
+
+METRIC = "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)"
+# What a process does again and again that holds nothing back, though it may have a lock at both looks.
+BUSY = {
+    "a writer": ("BEGIN IMMEDIATE", METRIC, "COMMIT"),
+    "a long writer": ("BEGIN IMMEDIATE", *[METRIC] * 1000, "COMMIT"),
+    "a reader of what is newest": ("BEGIN", "SELECT count(*) FROM metrics", "SELECT count(*) FROM tasks", "COMMIT"),
+}
+
+
+@pytest.mark.parametrize("name", BUSY)
+def test_who_does_no_harm_to_the_log_is_not_to_be_ended(name: str, database: Settings) -> None:
+    path, small = database.db_path, replace(database, max_wal_mb=0)
+    program = (
+        "import sqlite3, sys\n"
+        "conn = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)\n"
+        "print(flush=True)\n"
+        "while True:\n"
+        "    for statement in sys.argv[2:]: conn.execute(statement).fetchall()\n"
+    )
+    run_and_die(path, f"{TASK};")
+    command = [sys.executable, "-I", "-S", "-c", program, str(path), *BUSY[name]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        for _ in range(5):
+            first = Look.at_files(path)
+            check = wal_check(small, asyncio.run(wal_size(path, small)), first, Look.at_files(path))
+            assert str(process.pid) not in f"{check.observed} {check.remedy}"
+        report = asyncio.run(nb.troubleshoot(small))
+        process.kill()
+    assert f"end PID {process.pid}" not in check_of(report, "WAL size").remedy
+    assert check_of(report, "locks").status == "pass" or name == "a long writer"
+
+
+def test_who_reads_what_is_no_longer_the_newest_is_named_at_once(database: Settings) -> None:
+    path, small = database.db_path, replace(database, max_wal_mb=0)
+    with held(path, "BEGIN", "SELECT count(*) FROM tasks") as reader, held(path, "SELECT 1") as other:
+        run_sql(path, TASK)
+        first = Look.at_files(path)
+        check = wal_check(small, asyncio.run(wal_size(path, small)), first, Look.at_files(path))
+    assert f"end PID {reader.pid} (" in check.remedy
+    assert str(other.pid) not in check.observed + check.remedy

@@ -34,7 +34,7 @@ _LOG_S = 10  # seconds that a look at the log may take: some 100,000 frames
 
 
 class Look(NamedTuple):
-    """Hold what a glance at a database's files found: when, the bytes and frames of its log, who writes, who reads.
+    """Hold what a glance at a database's files found: when, its log's bytes, frames and commits, who writes, who reads.
 
     A reader is a process, the read mark that it has locked, and the frame that this mark names.
     """
@@ -42,6 +42,7 @@ class Look(NamedTuple):
     at: float
     wal: int
     frames: int
+    commits: int
     writers: str
     readers: frozenset[tuple[int, int, int]]
 
@@ -55,8 +56,8 @@ class Look(NamedTuple):
         marks = dict(zip(_READ_MARKS, index["marks"], strict=True)) if index else {}
         held = {(pid, byte) for _, byte, _, pid in locks if not pid} | _read_locks(path)
         readers = frozenset((pid, byte, marks[byte]) for pid, byte in held if byte in marks)
-        frames = index["frames"] if index else 0
-        return cls(monotonic(), wal, frames, ", ".join(lock_owners(locks, exclusive=True)), readers)
+        frames, commits = (index["frames"], index["commits"]) if index else (0, 0)
+        return cls(monotonic(), wal, frames, commits, ", ".join(lock_owners(locks, exclusive=True)), readers)
 
     def behind_since(self, first: "Look") -> str:
         """Name who has read since ``first`` what was the newest then and is not now: no checkpoint gets past them.
@@ -83,7 +84,8 @@ def _read_locks(path: Path) -> set[tuple[int, int]]:
 
 def locks_check(path: Path, first: Look, then: Look) -> Check:
     """Say who holds the lock that writes at both looks: nobody else can write meanwhile."""
-    held = first.writers if first.writers == then.writers else ""
+    # One that commits in between has another transaction open by then.
+    held = first.writers if (first.writers, first.commits) == (then.writers, then.commits) else ""
     apart = f"at two looks {(then.at - first.at) * 1000:,.0f} ms apart"
     return Check.that(
         "locks",

@@ -1,7 +1,7 @@
 """The sweeps: each does the same to what must survive it and, as its control, to what will not.
 
-Five strike initialize_database and the naive initialization; ten strike what operates a database, and five try that on
-spoilt, busy and sound ones; one strikes the runner and plain papermill.
+Some strike initialize_database and the naive initialization, some what operates a database; some try that on spoilt,
+busy and sound ones, or look at them beside writers; one strikes the runner and plain papermill.
 """
 
 import asyncio
