@@ -31,6 +31,7 @@ _DRAWN = 1000  # sessions and memories at random; of the newest sessions as many
 _RETRIEVALS = 1000  # of sessions, and of memories
 _NAMESPACES = 20  # that are counted by themselves: each is a series of its own for as long as anybody keeps it
 _OTHERS = "others"  # the rest: without a colon, so not a namespace
+_ENOUGH = 5000  # rows, of which to say how many are of the last day
 _SPARSE = 0.01  # rows per rowid: in fewer, a sample of rowids says nothing of how many rows there are
 _COLUMNS = {"sessions": ("events", "state", "metadata"), "memory_entries": ("value", "metadata")}
 _EVERY = {"after": -(2**63), "last": 2**63 - 1}
@@ -49,12 +50,13 @@ async def measure(settings: Settings, now: datetime) -> list[Sample]:
         last: dict[str, int] = {table: n or 0 for table, n in await _ask(conn, latest, "last_ids")}
         drawn = await _ask(conn, latest, "some_sessions", limit=_DRAWN)
         largest, sizes = await _sizes(conn, until("sizes"), drawn)
-        tables, read = await _tables(conn, until("rows"), since, last)
+        tables, read, sure = await _tables(conn, until("rows"), since, last)
         share = sum(recent for _, recent in tables.values()) / max(1, sum(rows for rows, _ in tables.values()))
+        growth = [Sample("abathur_database_growth_bytes_per_day", page * (pages - free) * share)] if sure else []
         others = await _ask(conn, latest, "some_memories", limit=_DRAWN)
         return [
             Sample("abathur_database_free_bytes", page * free),
-            Sample("abathur_database_growth_bytes_per_day", page * (pages - free) * share),
+            *growth,
             *largest,
             Sample(READ, read, {"of": "rows"}),
             Sample(READ, min(1.0, sizes / max(1, tables.get("sessions", (sizes,))[0])), {"of": "sizes of sessions"}),
@@ -72,10 +74,13 @@ async def _ask(conn: aiosqlite.Connection, until: float, name: str, **given: obj
 
 async def _tables(
     conn: aiosqlite.Connection, until: float, since: Mapping[str, object], last: Mapping[str, int]
-) -> tuple[_Tables, float]:
-    """Count the rows of each table, the smallest first; return also the smallest share of a table that was read."""
+) -> tuple[_Tables, float, bool]:
+    """Count the rows of each table, the smallest first; return also the smallest share of a table that was read.
+
+    And whether that suffices to tell how the database grows: the rows of one day lie together, in few windows.
+    """
     ask = load_queries("monitor.sql")
-    tables, shares = _Tables(), [1.0]
+    tables, shares, sure = _Tables(), list[float](), bool(last)
     for n, table in enumerate(sorted(last, key=lambda table: last[table])):
         given, half = {**since, "table": table}, (until - monotonic()) / (len(last) - n) / 2
         rows, share = await rows_within(conn, monotonic() + half, ask["growth"].sql, given), 1.0
@@ -83,19 +88,21 @@ async def _tables(
             sql = ask["growth_between"].sql
             rows, share = await read_some(conn, monotonic() + half, sql, given, last[table])
         found, recent = (sum(column) for column in zip(*rows, strict=True))
+        sure = sure and (share == 1 or found >= _ENOUGH)
         if share == 1 or found > _SPARSE * share * last[table]:
             tables[table] = round(found / share), round(recent / share)
             shares.append(share)
         else:
             shares.append(0)
-    return tables, min(shares)
+    return tables, min(shares, default=0.0), sure
 
 
 async def _sizes(conn: aiosqlite.Connection, until: float, drawn: list[sqlite3.Row]) -> tuple[list[Sample], int]:
     """Return the largest size of each column of the newest sessions and of those drawn, and how many those are."""
-    rows = [*await _ask(conn, until, "last_begun_sessions", limit=_DRAWN), *drawn]
+    listed = (monotonic() + until) / 2  # on a machine under load the lists must leave time to look at those listed
+    rows = [*await _ask(conn, listed, "last_begun_sessions", limit=_DRAWN), *drawn]
     for status in STATUSES:
-        rows += await _ask(conn, until, "last_used_sessions", status=status, limit=_DRAWN // len(STATUSES))
+        rows += await _ask(conn, listed, "last_used_sessions", status=status, limit=_DRAWN // len(STATUSES))
     ids = {rowid: printable(str(session_id)) for rowid, session_id in reversed(rows)}
     sizes = await blob_sizes(conn, until, "sessions", _COLUMNS["sessions"], ids)
     largest = {column: max(sizes, key=lambda rowid: sizes[rowid][column]) for column in _COLUMNS["sessions"] if sizes}
