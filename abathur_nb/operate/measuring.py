@@ -27,6 +27,7 @@ __all__ = ["measure"]
 
 # Seconds that the measurements may take, each and all together, whatever the database holds.
 _SECONDS, _ALL_S = {"sizes": 0.3, "rows": 0.4, "sessions": 0.2, "memories": 0.2, "namespaces": 0.3}, 1.7
+_AT_LEAST_S = 0.05  # for a table: on a machine under load, even a small one takes a while
 _DRAWN = 1000  # sessions and memories at random; of the newest sessions as many
 _RETRIEVALS = 1000  # of sessions, and of memories
 _NAMESPACES = 20  # that are counted by themselves: each is a series of its own for as long as anybody keeps it
@@ -83,11 +84,11 @@ async def _tables(
     tables, shares, sure = _Tables(), list[float](), bool(last)
     for n, table in enumerate(sorted(last, key=lambda table: last[table])):
         given, half = {**since, "table": table}, (until - monotonic()) / (len(last) - n) / 2
-        rows, share = await rows_within(conn, monotonic() + half, ask["growth"].sql, given), 1.0
+        rows, share = await rows_within(conn, monotonic() + max(half, _AT_LEAST_S), ask["growth"].sql, given), 1.0
         if rows is None:
             sql = ask["growth_between"].sql
             rows, share = await read_some(conn, monotonic() + half, sql, given, last[table])
-        found, recent = (sum(column) for column in zip(*rows, strict=True))
+        found, recent = (sum(row[name] for row in rows) for name in ("rows", "recent"))
         sure = sure and (share == 1 or found >= _ENOUGH)
         if share == 1 or found > _SPARSE * share * last[table]:
             tables[table] = round(found / share), round(recent / share)
