@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from damage import run_sql
+from patience import HANGING_S
 
 import abathur_nb as nb
 from abathur_nb.connection import connect
@@ -43,7 +44,7 @@ asyncio.run(main(nb.resolve('development', db_path=sys.argv[1])))
 
 def beside(settings: Settings) -> int:
     done = subprocess.run(
-        [sys.executable, "-c", OTHER, settings.db_path], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", OTHER, settings.db_path], capture_output=True, text=True, check=True, timeout=HANGING_S
     )
     return int(done.stdout)
 
@@ -354,15 +355,15 @@ def in_child(work: Callable[[], Any]) -> str:
 
     def run() -> None:
         try:
-            asyncio.run(asyncio.wait_for(work(), 30))
+            asyncio.run(asyncio.wait_for(work(), HANGING_S))
             theirs.send("nothing")
         except BaseException as error:  # noqa: BLE001
             theirs.send(f"{type(error).__name__}: {error}")
 
     process = context.Process(target=run)
     process.start()
-    assert ours.poll(60)
-    process.join(60)
+    assert ours.poll(HANGING_S)
+    process.join(HANGING_S)
     assert process.exitcode == 0
     return str(ours.recv())
 
@@ -456,6 +457,6 @@ loop.run_until_complete(store.__aexit__(None, None, None))
 )
 def test_a_child_that_leaves_the_block_ends_and_the_parent_goes_on(database: Settings, program: str, code: int) -> None:
     command = [sys.executable, "-W", "ignore", "-c", program, str(database.db_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_S, check=False)
     assert (done.returncode, done.stdout) == (0, f"{code}\n"), done.stderr
     assert rows(database, "user:a") == 2
