@@ -33,6 +33,7 @@ from faults.outcomes import Experiment, Outcome, Planner, Result
 from faults.place import Place
 from faults.restores import crowded_restores
 from faults.runs import kills_of_runs
+from faults.splits import splits
 from faults.spoiling import damaged_backups
 from faults.strikes import strikes
 from faults.tracing import BrokenHarnessError, Call, mutating_calls, strike
@@ -245,6 +246,7 @@ SWEEPS = {
     },
     "hot": Sweep("backups beside a hot writer", hot_backups, blunt=0.3),
     "crowded": Sweep("restores beside a stale log and open readers", crowded_restores),
+    "split": Sweep("files removed or replaced under an open store", splits),
     "spoilt": Sweep("a backup damaged in one place", damaged_backups),
     "locks": Sweep("looks from inside a transaction's process", looks_inside),
     "logs": Sweep("looks at the log beside a writer, in which nothing is damaged", busy_logs, blunt=0.3),
