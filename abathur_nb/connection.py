@@ -68,12 +68,12 @@ async def connect(
     RefusedError if a PRAGMA does not read back or this process has other files open as this database, and MisuseError
     if its parent had it open.
     """
-    main = refuse_mixing(path)
+    refuse_mixing(path)
     # as_uri() quotes what SQLite would read as the end of the file's name.
     async with opened(f"{path.as_uri()}?mode={mode}", cached_statements=cached_statements) as conn:
         conn.row_factory = sqlite3.Row
         await _configure(conn, settings, mode)
-        await conn.watch(path, main, settings.busy_timeout_ms / 1000, mode == "rw")
+        await conn.watch(path, settings.busy_timeout_ms / 1000, mode == "rw")
         yield conn
 
 

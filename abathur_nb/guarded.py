@@ -1,10 +1,8 @@
 """A connection that refuses to lose data: after a fork, or once its files are no longer those at its path."""
 
-import ctypes
 import os
 import sqlite3
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,14 +34,18 @@ class _Handle(sqlite3.Connection):
         super().__init__(*args, **kwargs)
         _open.add(self)
 
-    def watch(self, path: Path, main: Identity, patience: float, keep: bool) -> None:
-        """Remember which files are open; ``main`` is the database's identity before it was opened."""
+    def watch(self, path: Path, patience: float, keep: bool) -> None:
+        """Remember which files are open."""
         if keep:
             # A connection that can only read makes no checkpoint and removes no log: closed last, it prevents both.
             self.keeper = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=patience)
             self.keeper.execute("PRAGMA schema_version").fetchall()
-        names = _names(path)
-        self.names, self.files = names, (main, *_identities(names[1:]))
+        self.names = _names(path)
+        self.files = _identities(self.names)
+        # Without a log, what else lies beside the database is not open.
+        found = {*(self.files if self.files[1] else self.files[:1])} - {None, _UNKNOWN}
+        if (ours := _descriptors()) and not found <= ours.keys():
+            self.lost = "replaced while it was opened"
 
     def changed(self) -> str:
         """Return which files at the path are no longer those that are open; empty if none. Final. Read-only."""
@@ -73,12 +75,10 @@ class _Handle(sqlite3.Connection):
 
     def _stay_reachable(self) -> None:
         """Hold the deleted files until this process ends, so that troubleshoot can save them from /proc/PID/fd."""
-        with suppress(OSError):
-            fds = [int(fd.name) for fd in Path("/proc/self/fd").iterdir()]
-            found = dict(zip(_identities(fds), fds, strict=True))
-            for identity in {*self.files} - {*_identities(self.names)}:
-                if identity in found:
-                    os.dup(found[identity])
+        ours = _descriptors()
+        for identity in {*self.files} - {*_identities(self.names)}:
+            if identity in ours:
+                os.dup(ours[identity])
 
 
 class Connection(aiosqlite.Connection):
@@ -119,10 +119,10 @@ class Connection(aiosqlite.Connection):
         if handle is not None and handle.changed() and getattr(fn, "__name__", "") not in _HARMLESS:
             raise _split(handle, outcome)
 
-    async def watch(self, path: Path, main: Identity, patience: float, keep: bool) -> None:
+    async def watch(self, path: Path, patience: float, keep: bool) -> None:
         """Refuse from now on once the files at ``path`` are no longer the open ones; ``keep`` if it may write."""
         if self._connection is not None:
-            await self._execute(self._connection.watch, path, main, patience, keep)
+            await self._execute(self._connection.watch, path, patience, keep)
             self.check()
 
     async def close(self) -> None:
@@ -131,8 +131,8 @@ class Connection(aiosqlite.Connection):
         await super().close()
 
 
-def refuse_mixing(path: Path) -> Identity:
-    """Return the identity of the file at ``path``, or raise if this process must not open it. Read-only.
+def refuse_mixing(path: Path) -> None:
+    """Raise MisuseError or RefusedError if this process must not open the database at ``path``. Read-only.
 
     SQLite shares the index of the log among the connections of a process: one more would read the new log by the
     index of the old one.
@@ -143,7 +143,6 @@ def refuse_mixing(path: Path) -> Identity:
             raise MisuseError(_FORKED, _NO_FORK)
         if handle.names == names and handle.changed():
             raise _split(handle, "nothing was done")
-    return _identities(names)[0]
 
 
 def _split(handle: _Handle, outcome: str) -> RefusedError:
@@ -172,7 +171,18 @@ def _identities(names: Iterable[str | int]) -> tuple[Identity, ...]:
     return tuple(identities)
 
 
+def _descriptors() -> dict[Identity, int]:
+    """Return a descriptor of each file that this process has open. Linux only; else none. Read-only."""
+    try:
+        numbers = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - a third of the time
+    except OSError:
+        return {}
+    return dict(zip(_identities(numbers), numbers, strict=True))
+
+
 def _keep_forever() -> None:
+    import ctypes  # not for each import of this package: 3 ms
+
     # To close SQLite's connection in the child would wait for locks of threads that it does not have.
     for handle in _open:
         handle.forked = True
