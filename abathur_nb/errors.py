@@ -48,7 +48,7 @@ class InvalidValueError(AbathurError, ValueError):
 
 
 class RefusedError(AbathurError):
-    """Refuse what stands at the database path: follow the remedy in the message. Nothing was changed."""
+    """Refuse what is at the database path: follow the remedy in the message. Nothing was changed, unless it says so."""
 
 
 class BusyError(AbathurError):
