@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import NoReturn
 
 from abathur_nb.errors import AbathurError, ConfigurationError
@@ -66,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # whoever read it has left
             return code
-        sys.stderr.write(f"abathur_nb {given[0]}: {printable(str(error))}\n")
+        from abathur_nb.causes import os_cause
+
+        told = os_cause(error, Path()) if error.filename else f"standard output could not be written: {error.strerror}"
+        sys.stderr.write(f"abathur_nb {given[0]}: {told}\n")
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED

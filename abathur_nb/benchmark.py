@@ -30,6 +30,7 @@ __all__ = ["run_benchmark"]
 
 _TITLE = "benchmark"
 _BYTES_A_ROW = 4_000  # a synthetic memory and session with their indexes and related rows take about 2,600
+_UNSAVED = "not saved: it was not measured to its end"
 _ROUNDS = 100  # the fewest of concurrent reads; to claim a p95 takes 59
 _REPETITIONS = 1000  # the default, and the most that stay at so few rounds
 _MOST_REPETITIONS = 100_000
@@ -61,9 +62,11 @@ async def run_benchmark(
     samples: Samples = {}
     limits = _limits(settings)
     machine = describe_machine(settings, rows, repetitions)
-    report = await refusal(_TITLE, settings) or _lack_of_room(settings, rows)
+    report = await refusal(_TITLE, settings)
     if report is None:
         try:
+            if lacking := _lack_of_room(settings, rows):
+                return BenchmarkResult(lacking, samples, machine, earlier.samples, limits, _UNSAVED)
             with scratch_directory(settings.db_path.parent, _TITLE) as scratch:
                 machine["PRAGMAs"] = await _measure(settings, scratch, rows, repetitions, full, samples)
             verdicts = _verdicts(limits, samples, repetitions)
@@ -76,9 +79,7 @@ async def run_benchmark(
             remedy = told.remedy or "run validate.ipynb, and when it passes this again"
             check = Check(_TITLE, "error", expected="runs to its end", observed=observed, remedy=remedy)
             report = Report(_TITLE, (check,), subject=str(settings.db_path))
-    return BenchmarkResult(
-        report, samples, machine, earlier.samples, limits, "not saved: it was not measured to its end"
-    )
+    return BenchmarkResult(report, samples, machine, earlier.samples, limits, _UNSAVED)
 
 
 def _save(result: BenchmarkResult, save_to: str | os.PathLike[str] | None) -> BenchmarkResult:
@@ -86,7 +87,7 @@ def _save(result: BenchmarkResult, save_to: str | os.PathLike[str] | None) -> Be
     try:
         return replace(result, saved=result.save(save_to))
     except ConfigurationError as error:
-        remedy = "make room there, or name another file: -p save_to result.json"
+        remedy = "remove that cause, or name another file: -p save_to result.json"
         check = Check(
             "saving", "error", expected=f"saved as {save_to}", observed=f"could not run: {error}", remedy=remedy
         )

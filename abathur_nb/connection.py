@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import aiosqlite
 
 from abathur_nb.apart import ask
+from abathur_nb.causes import ask_system, os_cause
 from abathur_nb.errors import AbathurError, BusyError, RefusedError
 from abathur_nb.guarded import Connection, refuse_mixing
 from abathur_nb.settings import Settings
@@ -95,6 +97,11 @@ async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[Conne
     try:
         await run_to_end(conn)  # a cancelled opening would leave a connection that nobody closes
         yield conn
+    except sqlite3.Error as error:
+        # Asked now and here: when the error is explained, a scratch file that filled the disk is gone.
+        if error.__cause__ is None:
+            error.__cause__ = ask_system(Path(unquote(urlsplit(uri).path)), error)
+        raise
     finally:
         if not conn.forked:  # else connection and loop are the parent's: a turn of the loop here would take its events
             try:
@@ -186,6 +193,9 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
         return locked_by(path)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
         return RefusedError(f"{path} has a hot journal, left by a killed writer", "troubleshoot.ipynb rolls it back")
+    found = error.__cause__ or (ask_system(path, error) if isinstance(error, sqlite3.Error) else error)
+    if isinstance(found, OSError):
+        return os_cause(found, path)
     unknown = (
         "{path} could not be used ({error})",
         "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}",

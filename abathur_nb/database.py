@@ -73,9 +73,9 @@ class Database:
                 writer = await stack.enter_async_context(connect(settings.db_path, settings=settings, mode="rw"))
                 writer.isolation_level = "IMMEDIATE"  # sqlite3 begins so before a change outside of a transaction
                 readers = [await stack.enter_async_context(_reader(settings)) for _ in range(settings.readers)]
-            except sqlite3.Error as error:
+                db = cls(settings, writer, readers)
+            except (sqlite3.Error, OSError) as error:
                 raise explain_error(settings.db_path, error) from None
-            db = cls(settings, writer, readers)
             try:
                 yield db
                 writer.require_own()
@@ -93,7 +93,7 @@ class Database:
             try:
                 # Not one of the readers in turn: a BEGIN, a PRAGMA, a temporary view would strike who reads next.
                 lent = await stack.enter_async_context(_reader(self.settings))
-            except (sqlite3.Error, AbathurError) as error:
+            except (sqlite3.Error, OSError, AbathurError) as error:
                 raise explain_error(self.settings.db_path, error) from None
             try:
                 yield lent
@@ -233,7 +233,7 @@ async def _require_valid(settings: Settings) -> None:
         async with connect(path, settings=settings) as conn:
             mode, encoding = await pragma(conn, "journal_mode"), await pragma(conn, "encoding")
             differences = Differences.between(await read_schema(conn))
-    except (sqlite3.Error, AbathurError) as error:
+    except (sqlite3.Error, OSError, AbathurError) as error:
         raise explain_error(path, error) from None
     if mode != "wal":
         raise RefusedError(f"database {path} is in journal mode {mode}, expected wal", _VALIDATE)

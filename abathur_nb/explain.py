@@ -41,7 +41,7 @@ async def explain_queries(settings: Settings) -> Plans:
         async with connect(path, settings=settings, cached_statements=0) as conn, _in_memory() as copy:
             await conn.execute_fetchall("BEGIN")  # one snapshot of schema and statistics
             return await compare_plans(partial(_fetch, conn), partial(_fetch, copy), load_queries(), subject=str(path))
-    except (sqlite3.Error, AbathurError) as error:
+    except (sqlite3.Error, OSError, AbathurError) as error:
         found = explain_error(path, error)
         observed = f"could not run: {found.observed}"
         check = Check("database file", "error", "opens read-only", observed, found.remedy or _UNREAD)

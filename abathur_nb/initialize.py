@@ -4,17 +4,19 @@ import os
 import sqlite3
 import stat
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
 import aiosqlite
 
+from abathur_nb.causes import os_cause
 from abathur_nb.connection import connect, connection_pragmas, explain_error, pragma
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
-from abathur_nb.location import directory_check, location_checks
+from abathur_nb.location import directory_checks, location_checks
 from abathur_nb.preflight import behaviour
-from abathur_nb.report import Check, Report
+from abathur_nb.report import Check, Report, run_check
 from abathur_nb.scratch import fsync, make_private_directory, make_private_file, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import SEED_FILE, statements
@@ -42,39 +44,47 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
     to its own name, which one of several racing processes wins. What stands there already is never changed.
     ``dry_run`` shows the statements and changes nothing.
     """
-    subject = str(settings.db_path)
-    target = await identify(settings)
-    if target.state == "present":
-        return await _already_initialized(settings, dry_run)
-    if target.state != "absent":
-        return Report(_TITLE, (target.check,), subject=subject, refused=True)
-    location, forbidden = location_checks(settings)
-    checks = [target.check, *location]
-    if forbidden:
-        return Report(_TITLE, tuple(checks), subject=subject, refused=True)
-    if dry_run:
-        return Report(f"{_TITLE} (dry run)", (*checks, *_plan(settings)), subject=subject)
+    checks: list[Check] = []
     try:
-        # A file system that only warns by its name has to show that it can carry a write-ahead log.
-        if any(check.name == "file system" and check.status == "warn" for check in location):
-            checks.append(await behaviour(settings))
-            if checks[-1].failed:
-                return Report(_TITLE, tuple(checks), subject=subject, refused=True)
-        return Report(_TITLE, (*checks, *await _create(settings)), subject=subject)
+        return await _initialize(settings, dry_run, checks)
     except FileExistsError:  # a racing process won: see what stands there now
         return await initialize_database(settings)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
-    remedy = f"{fault.remedy or 'mend that'}; then run init again: no database was made"
+    remedy = f"{fault.remedy or 'remove that cause'}; then run init again: no database was made"
     failed = Check("create", "error", expected="a whole database", observed=fault.observed, remedy=remedy)
-    return Report(_TITLE, (*checks, failed), subject=subject, refused=True)
+    return Report(_TITLE, (*checks, failed), subject=str(settings.db_path), refused=True)
+
+
+async def _initialize(settings: Settings, dry_run: bool, checks: list[Check]) -> Report:
+    """Do what ``initialize_database`` does; add to ``checks``, so that they are shown when a later step fails."""
+    subject = str(settings.db_path)
+    target = await identify(settings)
+    if target.state == "present":
+        return await _already_initialized(settings, dry_run)
+    checks.append(target.check)
+    if target.state != "absent":
+        return Report(_TITLE, tuple(checks), subject=subject, refused=True)
+    location, forbidden = location_checks(settings)
+    checks += location
+    if forbidden:
+        return Report(_TITLE, tuple(checks), subject=subject, refused=True)
+    if dry_run:
+        return Report(f"{_TITLE} (dry run)", (*checks, *_plan(settings)), subject=subject)
+    # A file system that only warns by its name has to show that it can carry a write-ahead log.
+    if any(check.name == "file system" and check.status == "warn" for check in location):
+        checks.append(await behaviour(settings))
+        if checks[-1].failed:
+            return Report(_TITLE, tuple(checks), subject=subject, refused=True)
+    return Report(_TITLE, (*checks, *await _create(settings)), subject=subject)
 
 
 async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
     """Report on the database that stands there, refused unless it is valid, in a fit place. Changes no byte of it."""
-    place, forbids = directory_check(settings)
-    if forbids and place.failed:
-        return Report(_TITLE, (place,), subject=str(settings.db_path), refused=True)
+    judged = directory_checks(settings)
+    place = [check for check, _ in judged]
+    if any(check.failed and forbids for check, forbids in judged):
+        return Report(_TITLE, tuple(place), subject=str(settings.db_path), refused=True)
     checks = await file_checks(settings)
     # Who may read it is a finding, and no reason to take a database for another.
     broken = any(check.failed for check in checks if check.name != FILE_MODES)
@@ -95,7 +105,7 @@ async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
         remedy=remedy,
         evidence=swept,
     )
-    return Report(_TITLE, (stands, place, *done, *checks), subject=str(settings.db_path), refused=broken)
+    return Report(_TITLE, (stands, *place, *done, *checks), subject=str(settings.db_path), refused=broken)
 
 
 async def _create(settings: Settings) -> list[Check]:
@@ -122,7 +132,9 @@ async def _create(settings: Settings) -> list[Check]:
         if not os.path.samestat(os.lstat(folder), checked):
             raise RefusedError(f"{folder} was replaced by another directory or a link in the meantime")
         published = _publish(draft, settings.db_path)
-        validation.append(await file_modes(settings.db_path))
+        # From here on there is a database, whatever becomes of its directory.
+        ask = partial(file_modes, settings.db_path)
+        validation.append(await run_check(FILE_MODES, ask, remedy=f"namei -l {quote(str(folder))}"))
     created = Check("2.1 database file", "pass", observed=f"{settings.db_path}, mode 0600", evidence=tuple(swept))
     return [created, *checks, *(_numbered(check) for check in validation), published]
 
@@ -169,8 +181,9 @@ def _force_name(path: Path, done: str = "") -> Check:
     try:
         fsync(path.parent)
     except OSError as error:
-        observed = f"{path} is whole, but its name may not survive a power cut: {error.strerror}"
-        return Check(name, "error", expected=expected, observed=observed, remedy="see to the disk, then run init again")
+        cause = os_cause(error, path.parent)
+        observed = f"{path} is whole, but its name may not survive a power cut: {cause.observed}"
+        return Check(name, "error", expected, observed, f"{cause.remedy}; then run init again")
     return Check(name, "pass", expected=expected, observed=f"{path}{done}")
 
 

@@ -5,9 +5,11 @@ import os
 import pwd
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 
+from abathur_nb.connection import explain_error
 from abathur_nb.filesystems import file_system, kind_of
 from abathur_nb.report import Check, Status
 from abathur_nb.scratch import nearest_existing
@@ -17,7 +19,7 @@ from abathur_nb.wording import MB, user_name
 
 __all__ = [
     "ELSEWHERE",
-    "directory_check",
+    "directory_checks",
     "free_mb",
     "install_command",
     "location_checks",
@@ -26,21 +28,29 @@ __all__ = [
 
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
 
+_MOST_LINKS = 40  # as many as the kernel follows (path_resolution(7))
 _ALL = os.R_OK | os.W_OK | os.X_OK  # of a directory: to force the names in it to the disk, it must be opened
 
 
 def location_checks(settings: Settings) -> tuple[list[Check], bool]:
     """Check the directory, its file system and the free disk, and tell whether any forbids a database. Read-only."""
-    place = nearest_existing(settings.db_path.parent)
-    answers = [directory_check(settings), _file_system(settings, place), (_free_disk(settings, place), False)]
+    folder = settings.db_path.parent
+    try:
+        place = nearest_existing(folder)
+        answers = [*directory_checks(settings), _file_system(settings, place), (_free_disk(settings, place), False)]
+    except OSError as error:  # a directory that was there has vanished
+        fault = explain_error(folder, error)
+        answers = [(Check("directory", "fail", "a directory that stays", fault.observed, fault.remedy), True)]
     return [check for check, _ in answers], any(check.failed and forbids for check, forbids in answers)
 
 
-def directory_check(settings: Settings) -> tuple[Check, bool]:
-    """Check who owns and may use the database's directory, and tell whether that forbids a database. Read-only.
+def directory_checks(settings: Settings) -> list[tuple[Check, bool]]:
+    """Check the database's directory and those above it, and tell of each whether it forbids a database. Read-only."""
+    return [_directory(settings), _above(settings)]
 
-    A missing one will be made.
-    """
+
+def _directory(settings: Settings) -> tuple[Check, bool]:
+    """Check who owns and may use the database's directory; a missing one will be made."""
     folder, place = settings.db_path.parent, nearest_existing(settings.db_path.parent)
     if place != folder:
         return _missing_directory(settings, place), True
@@ -73,6 +83,63 @@ def directory_check(settings: Settings) -> tuple[Check, bool]:
             status: Status = "warn" if severity == "warn" else "fail"
             return Check(name, status, expected=expected, observed=observed, remedy=remedy), severity == "refuse"
     return Check(name, "pass", expected=expected, observed=observed), False
+
+
+def _above(settings: Settings) -> tuple[Check, bool]:
+    """Check the directories above the database's: who may rename what is in one of them can swap the database's."""
+    folder, severity = settings.db_path.parent, settings.on_shared_directory
+    trusted = {0, os.geteuid(), *([os.lstat(folder).st_uid] if os.path.lexists(folder) else [])}
+    # What cannot be told apart from root, or holds only until somebody makes the next directory, warns where a
+    # database may be tried out.
+    lesser: Severity = "warn" if severity == "fail" else severity
+    faults: dict[Path, tuple[Severity, str]] = {}
+    for above, entry in _way_to(folder):
+        found, inside = os.lstat(above), os.lstat(entry) if os.path.lexists(entry) else None
+        told = f"{above} is {user_name(found.st_uid)}'s, mode {stat.S_IMODE(found.st_mode):04o}"
+        if found.st_uid not in trusted:
+            unmapped = _is_unmapped(found.st_uid)
+            faults[above] = (lesser if unmapped else severity, told + ", who is not in this user namespace" * unmapped)
+        elif writable_by_others(found):
+            # Where it is sticky only the owner of an entry renames it.
+            sticky = found.st_mode & stat.S_ISVTX and (inside is None or inside.st_uid in trusted)
+            faults.setdefault(above, ("warn", f"{told}, sticky") if sticky else (severity, told))
+    worst = next((s for s in ("refuse", "fail", "warn") if s in [s for s, _ in faults.values()]), None)
+    me = user_name(os.geteuid())
+    check = Check.that(
+        "directories above",
+        worst is None,
+        expected=f"each of root's or {me}'s, and written to by nobody else: who may rename one can swap the database",
+        observed="; ".join(told for _, told in faults.values()) or f"as expected, from / to {folder.parent}",
+        remedy=f"put the database below directories of root's or your own; to see each: namei -l {quote(str(folder))}",
+        otherwise="warn" if worst == "warn" else "fail",
+    )
+    return check, worst == "refuse"
+
+
+def _way_to(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield each directory that a lookup of ``path`` passes, links followed, and the entry that it takes there."""
+    here, names, links = Path("/"), [*reversed(path.parts[1:])], 0
+    while names and os.path.isdir(here):  # noqa: PTH112 - False, where Path raises for one in a closed directory
+        entry = here / names.pop()
+        yield here, entry
+        if not entry.is_symlink():
+            here = here.parent if entry.name == ".." else entry
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            return
+        target = str(entry.readlink())
+        here = Path("/") if target.startswith("/") else here
+        names += [name for name in reversed(target.split("/")) if name not in ("", ".")]
+
+
+def _is_unmapped(uid: int) -> bool:
+    """Tell whether a number may stand for every user that this user namespace does not map (user_namespaces(7))."""
+    try:
+        overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
+        return uid == overflow and Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+    except (OSError, ValueError):
+        return False
 
 
 def _is_our_own(settings: Settings) -> bool:

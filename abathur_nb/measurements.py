@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abathur_nb.causes import in_words
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.canonical import open_regular
 from abathur_nb.machine import compare_machines
@@ -119,8 +120,8 @@ def check_savable(path: str | os.PathLike[str] | None) -> Path | None:
 
 def _not_savable(path: object, error: Exception) -> ConfigurationError:
     name = shown(str(path) if isinstance(path, os.PathLike) else path)
-    told = (error.strerror if isinstance(error, OSError) else None) or printable(str(error))
-    return ConfigurationError(f"the result cannot be saved as {name}: {told}")
+    told = in_words(error, Path(str(path)))
+    return ConfigurationError(f"the result cannot be saved as {name}: {printable(told)}")
 
 
 def load_baseline(path: str | os.PathLike[str] | None) -> Baseline:
@@ -190,7 +191,9 @@ def _write(target: Path, text: str) -> None:
             file.flush()
             os.fsync(descriptor)
         draft.replace(target)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(target)
         draft.unlink(missing_ok=True)
         raise
 

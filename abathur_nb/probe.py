@@ -9,8 +9,8 @@ import sys
 
 if __name__ == "__main__":
     found: dict[str, object] = {}
-    conn = sqlite3.connect(f"{sys.argv[1]}?mode=rw", uri=True, isolation_level=None, timeout=0)
     try:
+        conn = sqlite3.connect(f"{sys.argv[1]}?mode=rw", uri=True, isolation_level=None, timeout=0)
         found["journal_mode"] = conn.execute("PRAGMA journal_mode").fetchone()[0]
         found["user_version"] = conn.execute("PRAGMA user_version").fetchone()[0]
         conn.execute("BEGIN IMMEDIATE")

@@ -4,9 +4,11 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
+from pathlib import Path
 from sqlite3 import Error as SQLiteError
 from typing import TYPE_CHECKING, Any, Literal
 
+from abathur_nb.causes import os_cause
 from abathur_nb.errors import AbathurError, ChecksFailedError
 from abathur_nb.wording import printable, utc_now
 
@@ -80,6 +82,11 @@ async def run_check(name: str, find_out: Callable[[], Awaitable[Check]], *, reme
         return await find_out()
     except (SQLiteError, OSError, AbathurError) as error:
         observed = f"could not run: {type(error).__name__}: {error}"
+        # What the system says is the cause of an error of SQLite's, too.
+        found = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(found, OSError) and isinstance(found.filename, str):
+            cause = os_cause(found, Path(found.filename))
+            observed, remedy = f"could not run: {cause.observed}", cause.remedy
         return Check(name, "error", expected="the check can be made", observed=observed, remedy=remedy)
 
 

@@ -134,6 +134,6 @@ async def show_schema(settings: Settings, *, planned: bool = False) -> Schema:
             with suppress(OperationalError):  # a SQLite without dbstat
                 found = await conn.execute_fetchall(load_queries("inspect.sql")["sizes"].sql)
                 sizes = {row["name"]: row["bytes"] for row in found}
-    except (SQLiteError, AbathurError) as error:
+    except (SQLiteError, OSError, AbathurError) as error:
         return Schema(objects, rows, note=f"not all could be read: {explain_error(settings.db_path, error)}")
     return Schema(objects, rows, sizes)

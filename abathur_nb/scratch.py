@@ -14,6 +14,7 @@ from time import monotonic, sleep
 from abathur_nb.errors import BusyError
 
 __all__ = [
+    "at",
     "fsync",
     "is_scratch_name",
     "locked",
@@ -40,6 +41,17 @@ def nearest_existing(path: Path) -> Path:
     """Return ``path`` or its nearest ancestor that exists. Read-only."""
     # A link that leads nowhere is nothing that exists; Path.exists raises for one in a closed directory.
     return next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110
+
+
+@contextmanager
+def at(path: Path) -> Iterator[None]:
+    """Name ``path`` in an OSError that names no file, as that of a write or an fsync by a descriptor."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
@@ -79,10 +91,11 @@ def _make_private(folder: Path, owned_as: Path | None) -> None:
     # By a descriptor: by its name root would give away whatever a link leads to that took its place meanwhile.
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        os.fchmod(descriptor, 0o700)
-        if owned_as is not None and os.geteuid() == 0:
-            owner = os.stat(owned_as)
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        with at(folder):
+            os.fchmod(descriptor, 0o700)
+            if owned_as is not None and os.geteuid() == 0:
+                owner = os.stat(owned_as)
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
     finally:
         os.close(descriptor)
 
@@ -91,10 +104,11 @@ def make_private_file(path: Path, *, owned_as: Path | None = None) -> None:
     """Make an empty file, 0600 under any umask, owned by whom ``owned_as`` belongs to; raise OSError if it exists."""
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
-        os.fchmod(descriptor, 0o600)
-        if owned_as is not None and os.geteuid() == 0:
-            owner = os.stat(owned_as)
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        with at(path):
+            os.fchmod(descriptor, 0o600)
+            if owned_as is not None and os.geteuid() == 0:
+                owner = os.stat(owned_as)
+                os.fchown(descriptor, owner.st_uid, owner.st_gid)
     finally:
         os.close(descriptor)
 
@@ -103,7 +117,8 @@ def fsync(path: Path) -> None:
     """Force a file, or the names in a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with at(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

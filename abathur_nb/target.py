@@ -170,7 +170,7 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
             application_id = await pragma(conn, "application_id")
             version = await pragma(conn, "user_version")
             alien = await conn.execute_fetchall(load_queries("inspect.sql")["triggers_and_views"].sql)
-    except (sqlite3.Error, AbathurError) as error:
+    except (sqlite3.Error, OSError, AbathurError) as error:
         state, explained = await explain_unopened(path, error)
         observed = explained.observed
         remedy = f"{_RESTORE}: {restore_command(settings)}" if state == "damaged" else explained.remedy

@@ -97,7 +97,7 @@ async def file_checks(settings: Settings) -> tuple[Check, ...]:
     try:
         async with connect(path, settings=settings) as conn, connect(path, settings=settings) as beside:
             return await database_checks(conn, path, settings, beside=beside)
-    except (sqlite3.Error, AbathurError) as error:
+    except (sqlite3.Error, OSError, AbathurError) as error:
         _, found = await explain_unopened(path, error)
         observed = f"could not run: {found.observed}"
         return (Check("database file", "error", expected="opens read-only", observed=observed, remedy=found.remedy),)

@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, tzinfo
 from pathlib import Path
-from typing import Any
 
 import pytest
 from damage import untouched
@@ -175,21 +174,6 @@ async def test_where_there_is_no_database_or_no_room_or_no_directory_it_is_refus
     assert (await nb.backup_database(replace(settings, backup_dir=tmp_path / "file"))).refused
     (tmp_path / "link").symlink_to(tmp_path)
     assert (await nb.backup_database(replace(settings, backup_dir=tmp_path / "link"))).refused
-
-
-async def test_a_disk_that_fills_up_under_it_is_that_of_the_backups_and_said_so(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def copy_out(*_: Any, **__: Any) -> None:
-        with closing(sqlite3.connect(":memory:")) as full:
-            full.executescript("PRAGMA max_page_count = 1; CREATE TABLE t (x); CREATE TABLE u (x);")
-
-    monkeypatch.setattr("abathur_nb.operate.backup.copy_out", copy_out)
-    report = await nb.backup_database(database)
-    (failed,) = (check for check in report.checks if check.failed)
-    assert failed.observed == f"no backup was made: the disk of {database.backup_dir} is full"
-    assert failed.remedy == f"make room: df -h {database.backup_dir}"
-    assert not database.backup_dir.exists()
 
 
 async def test_two_at_once_are_two_backups(database: Settings) -> None:

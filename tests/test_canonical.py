@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_the_older_file_and_nothing_else(
     if call == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
-        monkeypatch.setattr(Path, "open", full)
+        monkeypatch.setattr(os, "fdopen", full)
     with pytest.raises(OSError, match="No space left"):
         write_durably(path, b"newer")
     monkeypatch.undo()

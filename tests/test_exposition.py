@@ -1,6 +1,8 @@
 """What Prometheus collects is what was measured, whole or not at all, and says so where nothing could be."""
 
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,6 +65,31 @@ async def test_the_file_is_replaced_whole_and_can_be_read_by_the_collector(datab
     assert parsed(file.read_text())["abathur_up"] == {"": 1}
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
     assert list(folder.iterdir()) == [file]
+
+
+def test_its_scratch_file_is_private_from_its_first_moment(database: Settings, tmp_path: Path) -> None:
+    folder, log = tmp_path / "textfile", tmp_path / "log"
+    folder.mkdir()
+    traced = ["strace", "-f", "-y", "-e", "trace=openat,rename,renameat2", "-o", str(log)]
+    arguments = ["metrics", "--db-path", str(database.db_path), "--output", str(folder / "abathur.prom")]
+    subprocess.run([*traced, sys.executable, "-m", "abathur_nb", *arguments], check=True, umask=0)
+    made = [line for line in log.read_text().splitlines() if "O_CREAT" in line and f'"{folder}/' in line]
+    assert len(made) == 1
+    assert "O_EXCL" in made[0]
+    assert ", 0600) = " in made[0]
+    assert [path.name for path in folder.iterdir()] == ["abathur.prom"]
+
+
+def test_where_it_cannot_be_written_the_cause_is_told_in_a_line(database: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "textfile"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs", folder], check=True)
+    try:
+        done = command("metrics", "--db-path", str(database.db_path), "--output", str(folder / "abathur.prom"))
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"the disk of {folder} is full" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["x.txt", "no/where/x.prom", "folder.prom", "link.prom", ""])

@@ -96,4 +96,7 @@ def test_an_output_that_is_full_is_told_in_a_line_and_exits_with_1(tmp_path: Pat
             text=True,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (1, "abathur_nb runs: [Errno 28] No space left on device\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "abathur_nb runs: standard output could not be written: No space left on device\n",
+    )

@@ -268,7 +268,7 @@ async def test_a_read_only_file_system_is_refused(mounted: Path) -> None:
     assert checks["file system"].status == "fail"
     assert "tmpfs, mounted read-only" in checks["file system"].observed
     assert checks["file system behaviour"].status == "error"
-    assert "Read-only file system" in checks["file system behaviour"].observed
+    assert "is mounted read-only" in checks["file system behaviour"].observed
     assert list(mounted.iterdir()) == []
 
 
@@ -371,6 +371,105 @@ def test_who_may_write_is_told_by_mode_owner_and_group(
     os.chown(tmp_path, uid, gid)
     tmp_path.chmod(mode)
     assert writable_by_others(tmp_path.stat()) is shared
+
+
+# --- the directories above
+
+
+@pytest.fixture
+def apart() -> Iterator[Path]:
+    """Return a directory below none that others write to: pytest's own lie below a sticky one."""
+    folder = Path(tempfile.mkdtemp(prefix="abathur-test-", dir="/var/lib"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def tree(apart: Path, names: str, **given: tuple[int, int]) -> Path:
+    """Make directories inside each other, each root's and 0755 unless an owner and a mode are given."""
+    path = apart
+    for name in names.split("/"):
+        path /= name
+        path.mkdir(exist_ok=True)
+        owner, mode = given.get(name, (0, 0o755))
+        os.chown(path, owner, owner)
+        path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("given", "verdicts"),  # of development, staging, production
+    [
+        ({}, "pass pass pass"),
+        ({"a": (0, 0o700), "b": (0, 0o711)}, "pass pass pass"),
+        ({"b": (65534, 0o755)}, "fail refused refused"),
+        ({"a": (65534, 0o755)}, "fail refused refused"),
+        ({"a": (NAMELESS, 0o700)}, "fail refused refused"),
+        ({"b": (0, 0o777)}, "fail refused refused"),
+        ({"a": (0, 0o757)}, "fail refused refused"),
+        ({"a": (0, 0o1777)}, "warn warn warn"),  # who may write to it can't rename what is root's in it
+        ({"a": (65534, 0o1777)}, "fail refused refused"),
+    ],
+)
+@pytest.mark.parametrize("made", [True, False])
+async def test_who_may_swap_any_directory_up_to_the_root_fails_or_is_refused(
+    given: dict[str, tuple[int, int]], verdicts: str, made: bool, apart: Path
+) -> None:
+    folder = tree(apart, "a/b/data" if made else "a/b", data=(0, 0o700), **given)
+    path = (folder if made else folder / "data") / "x.db"
+    for env, verdict in zip(("development", "staging", "production"), verdicts.split(), strict=True):
+        settings = replace(resolve(env, db_path=path), service_account="")
+        checks = await checked(settings, refused=verdict == "refused")
+        above = checks["directories above"]
+        assert above.status == {"refused": "fail"}.get(verdict, verdict), above
+        assert (
+            all(f"{apart / ('a' if name == 'a' else 'a/b')} is " in above.observed for name in given)
+            or not above.failed
+        )
+        if verdict == "refused":
+            assert (await initialize_database(settings)).refused
+            assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("link", "owner", "status"),
+    [
+        ("a/link -> ../safe", 0, "pass"),
+        ("a/link -> {apart}/safe/./", 0, "pass"),
+        ("a/link -> ../others/inner", 0, "fail"),  # what it leads to lies in a directory of somebody else's
+        ("sticky/link -> ../safe", 65534, "fail"),  # who owns it can turn it
+        ("sticky/link -> ../safe", 0, "warn"),
+    ],
+)
+async def test_links_are_followed_to_each_directory_that_they_lead_through(
+    link: str, owner: int, status: str, apart: Path
+) -> None:
+    tree(apart, "a")
+    tree(apart, "sticky", sticky=(0, 0o1777))
+    for name in ("safe/data", "others/inner/data"):
+        tree(apart, name, data=(0, 0o700), others=(65534, 0o755))
+    name, _, target = link.format(apart=apart).partition(" -> ")
+    (apart / name).symlink_to(target)
+    os.lchown(apart / name, owner, owner)
+    checks = await checked(resolve(db_path=apart / name / "data" / "x.db"))
+    assert checks["directories above"].status == status
+
+
+def test_an_owner_that_the_user_namespace_does_not_map_warns_in_development(apart: Path) -> None:
+    tree(apart, "a/data", a=(12345, 0o755), data=(0, 0o700))
+    program = (
+        "import asyncio, sys\nimport abathur_nb as nb\n"
+        "for env in ('development', 'production'):\n"
+        "    report = asyncio.run(nb.preflight(nb.resolve(env, db_path=sys.argv[1])))\n"
+        "    (above,) = [check for check in report.checks if check.name == 'directories above']\n"
+        "    print(above.status, report.refused, above.observed)\n"
+    )
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", program, str(apart / "a/data/x.db")]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    development, production = done.stdout.splitlines()
+    assert development.startswith("warn False ")
+    assert production.startswith("fail True ")
+    assert f"{apart}/a is nobody's, mode 0755, who is not in this user namespace" in development
 
 
 # --- the one who is to own it

@@ -11,6 +11,7 @@ from typing import Any
 
 import nbformat
 
+from abathur_nb.causes import os_cause
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence import page, statement
 from abathur_nb.evidence.canonical import read_regular, sha256, unsealed, write_durably
@@ -146,7 +147,8 @@ def archive_notebook(path: Path, *, print_pdf: Printer | None = None) -> tuple[P
     try:
         keep(entry.folder, settings, notebook, print_pdf=print_pdf, as_template=as_template)
     except OSError as error:
-        raise RefusedError(f"{where}: it cannot be archived in {archive}: {error.strerror}") from None
+        cause = os_cause(error, archive)
+        raise RefusedError(f"{where}: it cannot be archived in {archive}: {cause.observed}", cause.remedy) from None
     return entry.folder, as_template
 
 

@@ -154,20 +154,25 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Write a file 0600 under a temporary name, force it to the disk, and give it its name, replacing an older one.
 
-    Whatever interrupts it, ``path`` is whole or as it was. Owned by whom its directory belongs to.
+    Whatever interrupts it, ``path`` is whole or as it was. Owned by whom its directory belongs to. Whole, it gets
+    ``mode``.
     """
     draft = path.with_name(f"{UNFINISHED}{secrets.token_hex(6)}")
-    make_private_file(draft, owned_as=path.parent)
     try:
-        with draft.open("wb") as file:
+        make_private_file(draft, owned_as=path.parent)
+        with os.fdopen(os.open(draft, os.O_WRONLY), "wb") as file:
             file.write(content)
             file.flush()
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        with suppress(OSError):  # of a disk that fails: the error is that of the write
+            draft.unlink(missing_ok=True)
         raise
     fsync(path.parent)

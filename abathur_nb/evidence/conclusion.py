@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from abathur_nb.causes import in_words
 from abathur_nb.errors import AbathurError
 from abathur_nb.evidence.canonical import UNFINISHED, read_regular, unsealed
 from abathur_nb.evidence.execution import Ending
@@ -112,7 +113,7 @@ def conclude(
             return told
         record = _settled(job, ending, notebook, begun)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must be told of as no evidence
-        return Outcome("error", f"no evidence, its record is not sealed: {error}")
+        return Outcome("error", f"no evidence, its record is not sealed: {in_words(error, job.folder)}")
     # Imported here, and not while the kernel starts: what makes the page takes a while.
     from abathur_nb.evidence.archive import NOTEBOOK, PAGE, keep
 
@@ -121,7 +122,7 @@ def conclude(
         keep(job.folder, job.settings, marked, html=html, print_pdf=print_pdf, as_template=as_template)
     except Exception as error:  # noqa: BLE001 - and whatever a cell has shown, the page may fail on it
         _withdraw(job, record, error)
-        return Outcome("error", f"no evidence, it is not archived: {error}")
+        return Outcome("error", f"no evidence, it is not archived: {in_words(error, job.folder)}")
     message = ending.message or str((record["error"] or {}).get("message", ""))
     return Outcome(record["verdict"], message, job.folder / (PAGE if html else NOTEBOOK))
 
@@ -130,7 +131,12 @@ def _withdraw(job: Job, record: Mapping[str, Any], error: Exception) -> None:
     """Take back the record of a run that could not be archived, and say so in its place, if that can be written."""
     from abathur_nb.evidence.archive import NOTEBOOK, PAGE, PDF, STATEMENT
 
-    told = {"cell": None, "id": None, "name": type(error).__name__, "message": f"it could not be archived: {error}"}
+    told = {
+        "cell": None,
+        "id": None,
+        "name": type(error).__name__,
+        "message": f"it could not be archived: {in_words(error, job.folder)}",
+    }
     archived = True  # where that can't be told, what a line may name stays
     with suppress(AbathurError):
         require_no_line(job.folder.parent, job.run_id)

@@ -18,7 +18,7 @@ from abathur_nb.evidence.reading import add_archive_arguments, chosen_archive, r
 from abathur_nb.evidence.record import STARTED
 from abathur_nb.evidence.stores import Store, open_store
 from abathur_nb.evidence.verify import verify_archive
-from abathur_nb.scratch import make_private_directory, make_private_file
+from abathur_nb.scratch import at, make_private_directory, make_private_file
 from abathur_nb.wording import shown
 
 __all__ = ["add_arguments", "command", "copy_archive", "fetched"]
@@ -153,7 +153,8 @@ def fetched(url: str) -> Iterator[Path]:
 def _put(path: Path, content: bytes) -> None:
     make_private_directory(path.parent)
     make_private_file(path)
-    path.write_bytes(content)
+    with at(path):
+        path.write_bytes(content)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,14 +7,17 @@ one run of nine.
 
 import asyncio
 import signal
+import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
+from abathur_nb.causes import in_words
 from abathur_nb.evidence.kernel import START_S, Kernel, ready, running_kernel
 from abathur_nb.wording import printable
 
@@ -143,7 +146,7 @@ class _Execution:
         except _Ended as end:
             return Ending(end.how, at, end.name, printable(end.message)[:_LONGEST_MESSAGE])
         except Exception as error:  # noqa: BLE001 - no room for sockets, or a cell sent what nbclient can't take
-            message = printable(f"it could not be executed further: {error}")
+            message = printable(f"it could not be executed further: {in_words(error, Path(tempfile.gettempdir()))}")
             return Ending("died", at, type(error).__name__, message[:_LONGEST_MESSAGE])
         finally:
             self._stop.tell = None

@@ -7,13 +7,13 @@ import re
 import secrets
 import sqlite3
 import stat
-from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar
+from typing import Any
 
+from abathur_nb.causes import os_cause
 from abathur_nb.connection import connect, explain_error, pragma
 from abathur_nb.errors import AbathurError
 from abathur_nb.evidence.canonical import canonical, sha256
@@ -24,7 +24,6 @@ from abathur_nb.wording import user_name
 
 __all__ = ["database_identity", "new_run_id", "person_and_host", "shipped_notebook", "versions_of"]
 
-T = TypeVar("T")
 _LONGEST_WAIT = 1000  # ms: who the database is matters less than what the notebook came for
 _PACKAGES = ("abathur_nb", "aiosqlite", "papermill", "nbclient", "ipykernel")
 
@@ -66,8 +65,12 @@ def database_identity(settings: Settings) -> dict[str, Any] | None:
     None where there is none. What can't be read stands under ``unread``, and is no error here; a link is not
     followed, and a lock waited for no longer than a second.
     """
-    # A notebook's own event loop is busy with the cell that asks.
-    return _in_thread(_identity(settings))
+    try:
+        # A notebook's own event loop is busy with the cell that asks.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(lambda: asyncio.run(_identity(settings))).result()
+    except OSError as error:  # too many files open, for a loop of its own
+        return {"path": settings.db_path.name, "unread": str(os_cause(error, settings.db_path))}
 
 
 async def _identity(settings: Settings) -> dict[str, Any] | None:
@@ -91,8 +94,3 @@ async def _identity(settings: Settings) -> dict[str, Any] | None:
     except (sqlite3.Error, OSError, AbathurError, TypeError, ValueError) as error:
         return {**found, "unread": str(explain_error(path, error))}
     return {**found, **ids, "schema_sha256": digest}
-
-
-def _in_thread(work: Coroutine[Any, Any, T]) -> T:
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()

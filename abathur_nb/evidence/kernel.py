@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from abathur_nb.scratch import scratch_directory, sweep
+from abathur_nb.scratch import at, scratch_directory, sweep
 
 if TYPE_CHECKING:
     from jupyter_client.asynchronous.client import AsyncKernelClient
@@ -101,7 +101,8 @@ async def running_kernel(environment: Mapping[str, str]) -> AsyncIterator[Kernel
         ports = {f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "hb", "control"), 1)}
         where = {"transport": "ipc", "ip": str(folder / "k"), "key": secrets.token_hex(), **ports}
         connection = folder / "connection.json"
-        connection.write_text(json.dumps({**where, "signature_scheme": "hmac-sha256"}))
+        with at(connection):
+            connection.write_text(json.dumps({**where, "signature_scheme": "hmac-sha256"}))
         with (folder / "log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-c", _PROGRAM, "-f", connection, *_OPTIONS),

@@ -9,7 +9,7 @@ from typing import Any
 
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import misfits, read_regular, sealed, sha256, unsealed
-from abathur_nb.scratch import fsync, locked, make_private_file
+from abathur_nb.scratch import at, fsync, locked, make_private_file
 from abathur_nb.wording import printable, shown, utc_now
 
 __all__ = [
@@ -188,9 +188,10 @@ def append(archive: Path, data: Mapping[str, Any]) -> str:
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
     try:
         left = added
-        while left:
-            left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
+        with at(path):
+            while left:
+                left = left[os.write(descriptor, left) :]
+            os.fsync(descriptor)
     except BaseException:  # a full disk takes a part
         os.ftruncate(descriptor, len(content))
         raise

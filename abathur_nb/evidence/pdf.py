@@ -10,8 +10,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
+from abathur_nb.causes import in_words, os_cause
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import read_regular
 from abathur_nb.wording import printable
@@ -61,7 +62,7 @@ def printer(failures: list[str]) -> Printer:
         try:
             return print_page(page)
         except (AbathurError, OSError) as error:
-            failures.append(str(error))
+            failures.append(in_words(error, Path(gettempdir())))
             return None
 
     return print_or_tell
@@ -104,7 +105,7 @@ def _run(command: list[str], folder: str) -> None:
                 start_new_session=True,  # so that its own processes can be ended with it
             )
     except OSError as error:
-        raise _failed(command[0], f"it does not start: {error.strerror}") from None
+        raise _failed(command[0], f"it does not start: {os_cause(error, Path(folder)).observed}") from None
     try:
         with suppress(ProcessLookupError):
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (_LARGEST, _LARGEST))  # of its messages, too

@@ -8,6 +8,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
+from abathur_nb.causes import os_cause
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import read_regular, sealed, sha256, unsealed, write_durably
 from abathur_nb.evidence.identity import new_run_id, person_and_host, shipped_notebook, versions_of
@@ -130,14 +131,13 @@ def _make_archive(archive: Path) -> None:
 
 
 def _unwritable(archive: Path, error: OSError) -> RefusedError:
-    try:
-        owner = os.stat(nearest_existing(archive)).st_uid
-    except OSError:
-        owner = os.geteuid()
-    remedy = f"make room: df -h {quote(str(nearest_existing(archive)))}"
+    cause = os_cause(error, archive)
+    remedy = f"{cause.remedy}; or name another archive: ABATHUR_ARCHIVE_DIR"
     if isinstance(error, PermissionError):
-        remedy = f"run it {as_user(owner)}, or name another archive: ABATHUR_ARCHIVE_DIR"
-    return RefusedError(f"the record of this run cannot be written to {archive}: {error.strerror}", remedy)
+        with suppress(OSError):
+            owner = as_user(os.stat(nearest_existing(archive)).st_uid)
+            remedy = f"run it {owner}, or name another archive: ABATHUR_ARCHIVE_DIR"
+    return RefusedError(f"the record of this run cannot be written to {archive}: {cause.observed}", remedy)
 
 
 def read_started(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import aiosqlite
 
+from abathur_nb.causes import os_cause, unwritable
 from abathur_nb.connection import connect, explain_error, pragma
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.identity import person_and_host, versions_of
@@ -32,7 +33,7 @@ from abathur_nb.operate.manifest import (
     write_manifest,
 )
 from abathur_nb.operate.retention import Retention, apply_retention, remove
-from abathur_nb.operate.transfer import copy_in, copy_out, publish, told_where_it_is_full
+from abathur_nb.operate.transfer import copy_in, copy_out, publish
 from abathur_nb.report import Check, Report
 from abathur_nb.schema import not_ours, quoted, read_schema
 from abathur_nb.scratch import locked, make_private_file, nearest_existing, private_directory, scratch_directory, sweep
@@ -95,20 +96,24 @@ def _place(settings: Settings) -> tuple[list[Check], bool]:
     folder = settings.backup_dir
     # Made only with the backup: what is refused must leave no directory behind.
     place = folder if os.path.lexists(folder) else nearest_existing(folder)
-    writable = place.is_dir() and not place.is_symlink() and os.access(place, os.W_OK | os.X_OK)
+    fault = unwritable(place) if place.is_dir() and not place.is_symlink() else RefusedError(f"{place} is not one")
     checks = [
         Check.that(
             "backup directory",
-            writable,
+            not fault,
             expected="a directory of one's own, not a link, that this user may write to",
-            observed=str(folder) if writable else f"{place} is not one",
-            remedy=install_command(settings, folder),
+            observed=fault.observed if fault else str(folder),
+            remedy=(fault and fault.remedy) or install_command(settings, folder),
         )
     ]
-    if not writable:
+    if fault:
         return checks, True
-    free = free_mb(place) - settings.min_free_mb
-    needed = settings.db_path.stat().st_size * COPIES / MB
+    try:
+        needed = settings.db_path.stat().st_size * COPIES / MB
+        free = free_mb(place) - settings.min_free_mb
+    except OSError as error:
+        gone = os_cause(error, place)
+        return [*checks, Check("room", "error", "room for the copy and its proof", gone.observed, gone.remedy)], True
     enough = free >= needed
     checks.append(
         Check.that(
@@ -131,7 +136,6 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
     """
     folder = settings.backup_dir
     with (
-        told_where_it_is_full(folder),
         private_directory(folder, owned_as=settings.db_path.parent),
         scratch_directory(folder, "backup") as scratch,
     ):

@@ -79,7 +79,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
             changed = await digest_of(affected(conn, [change for change, _ in treatment.changes]))
             schema = await pragma(conn, "schema_version")
             log = await asyncio.to_thread(log_check, path)
-    except (sqlite3.Error, AbathurError) as error:
+    except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(path, error)
         failed = Check("diagnosis", "error", "every fault can be looked into", fault.observed, fault.remedy)
         return Diagnosis((*checks, failed))

@@ -97,7 +97,7 @@ async def _explored(settings: Settings, wanted: _Wanted) -> Exploration:
                 for name, read in _parts(conn, wanted, found)
             ]
             await conn.rollback()
-    except (sqlite3.Error, AbathurError) as error:
+    except (sqlite3.Error, OSError, AbathurError) as error:
         told = explain_error(settings.db_path, error)
         checks = [Check("database file", "error", "opens read-only", f"could not run: {told.observed}", told.remedy)]
     found.report = Report(_TITLE, tuple(checks), subject=str(settings.db_path))

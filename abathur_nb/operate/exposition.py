@@ -6,9 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest, write_to_textfile
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from abathur_nb.causes import os_cause
 from abathur_nb.errors import ConfigurationError
+from abathur_nb.evidence.canonical import write_durably
 from abathur_nb.operate.alerts import add_database_arguments
 from abathur_nb.operate.gauges import GAUGES, Snapshot
 from abathur_nb.operate.snapshot import take_snapshot
@@ -44,8 +46,11 @@ def command(arguments: argparse.Namespace) -> int:
     if output is None:
         sys.stdout.write(generate_latest(registry_of(snapshot)).decode())
     else:
-        write_to_textfile(str(output), registry_of(snapshot))
-        output.chmod(0o644)  # the collector runs as another user
+        try:
+            write_durably(output, generate_latest(registry_of(snapshot)), mode=0o644)  # the collector is another user
+        except OSError as error:
+            cause = os_cause(error, output)
+            raise ConfigurationError(f"--output: {shown(arguments.output)}: {cause}") from None
     for check in (check for check in report.checks if check.failed):
         sys.stderr.write(f"abathur_nb metrics: {check.observed}: {check.remedy}\n")
     return int(not report.ok)

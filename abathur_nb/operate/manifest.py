@@ -12,6 +12,7 @@ from shlex import quote
 from typing import Any
 
 from abathur_nb.apart import ask
+from abathur_nb.causes import os_cause
 from abathur_nb.errors import BusyError, ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import (
     misfits,
@@ -26,7 +27,7 @@ from abathur_nb.evidence.canonical import (
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.location import free_mb
 from abathur_nb.operate.content import Content
-from abathur_nb.scratch import locked, make_private_file
+from abathur_nb.scratch import at, locked, make_private_file
 from abathur_nb.wording import MB, age, is_ahead, moment_of, printable, shown, url_fault
 
 __all__ = [
@@ -134,7 +135,8 @@ def manifest_of(path: Path) -> Path:
 def write_manifest(path: Path, facts: Mapping[str, Any]) -> None:
     """Write what is known of a backup, in canonical form, with its own hash."""
     make_private_file(path)
-    path.write_bytes(sealed({"format": _FORMAT, **facts}))
+    with at(path):
+        path.write_bytes(sealed({"format": _FORMAT, **facts}))
 
 
 def read_backup(path: Path) -> Backup:
@@ -274,9 +276,8 @@ def unpack(backup: Backup, scratch: Path) -> Path:
     try:
         size, found = os.lstat(backup.path).st_size, file_sha256(backup.path)
     except OSError as error:
-        raise RefusedError(
-            f"{backup.path} cannot be read: {error.strerror}", "see to the disk, or take another"
-        ) from None
+        cause = os_cause(error, backup.path)
+        raise RefusedError(f"{backup.path} cannot be read: {cause.observed}", cause.remedy) from None
     wanted = backup.facts["sha256_of_file"]
     if (found, size) != (wanted, backup.facts["bytes"]):
         size_told = (
@@ -339,7 +340,7 @@ def pack(path: Path) -> Path:
     import zstandard
 
     target = path.with_name(f"{path.name}.zst")
-    with path.open("rb") as plain, target.open("xb") as packed:
+    with at(target), path.open("rb") as plain, target.open("xb") as packed:
         zstandard.ZstdCompressor(level=3, threads=-1).copy_stream(plain, packed)
     if path.stat().st_size > max(_ALWAYS, _RATIO * target.stat().st_size):
         path, target = target, path

@@ -69,7 +69,7 @@ async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 
         if number > SNAPSHOTS:
             told = f"{number:,} snapshots, of which at most {SNAPSHOTS:,} are read, spread evenly"
             checks.append(Check("what was recorded", "pass", "it can be read", told))
-    except (sqlite3.Error, AbathurError) as error:
+    except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
         checks.append(Check("what was recorded", "error", "it can be read", fault.observed, fault.remedy))
     if ahead := [moment for moment, _ in recorded if is_ahead(moment, snapshot.taken_at)]:

@@ -17,7 +17,7 @@ from abathur_nb.expected import expected_columns, expected_tables
 from abathur_nb.limits import stored
 from abathur_nb.operate.rows import Change
 from abathur_nb.operate.transfer import publish
-from abathur_nb.scratch import make_private_directory, make_private_file, scratch_directory
+from abathur_nb.scratch import at, make_private_directory, make_private_file, scratch_directory
 from abathur_nb.settings import Settings
 from abathur_nb.wording import shown, timestamp
 
@@ -71,7 +71,7 @@ async def write_quarantine(settings: Settings, lines: AsyncIterator[bytes]) -> t
     with scratch_directory(settings.backup_dir, "backup") as scratch:
         draft = scratch / "quarantine"
         make_private_file(draft, owned_as=folder)
-        with draft.open("wb") as file:
+        with at(draft), draft.open("wb") as file:
             whole = hashlib.sha256(canonical(head))
             file.write(canonical(head))
             async for line in lines:

@@ -34,7 +34,7 @@ async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int
             await conn.executemany(ask["insert_metric"].sql, rows)
             cursors = [await conn.execute(ask["delete_metrics"].sql, {"name": n, "before": before}) for n in GAUGES]
             removed = sum(cursor.rowcount for cursor in cursors)
-    except (sqlite3.Error, AbathurError) as error:
+    except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
         return Check(_NAME, "error", expected, f"nothing was written: {fault.observed}", fault.remedy)
     return Check(

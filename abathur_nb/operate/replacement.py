@@ -1,5 +1,6 @@
 """Replacing what a database holds: the plan, its rehearsal, and the change itself; what stood there is kept."""
 
+import errno
 import os
 import sqlite3
 from contextlib import AbstractAsyncContextManager
@@ -8,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 from time import perf_counter
 
+from abathur_nb.causes import ask_system, os_cause, unwritable
 from abathur_nb.connection import connect, explain_error, kept_open
 from abathur_nb.errors import AbathurError
 from abathur_nb.location import free_mb
@@ -83,7 +85,9 @@ async def replace_content(
             forbids = any(check.failed for check in found) or standing.state == "forbidden"
             checks += found
             if drill:
-                checks += [] if forbids else await _rehearse(settings, standing, new)
+                # Beside a database that is mounted read-only too: what it would take is told, and that it can't be.
+                elsewhere = place_for_scratch(settings) != nearest_existing(settings.db_path.parent)
+                checks += [] if forbids and not elsewhere else await _rehearse(settings, standing, new)
                 refused = False
             else:
                 facts = new.facts | ({"begun": standing.folder.name} if standing.folder else {})
@@ -140,15 +144,15 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
         forbid("users", expected, observed, "stop it, then try again", "fail" if now else "warn")
     in_place = standing.state == "readable" and not moved
     if in_place and not os.access(path, os.W_OK):  # which SQLite says at the first change only
-        forbid(
-            "writable", "a file that may be written to", f"{path} may not be written to", f"namei -l {quote(str(path))}"
-        )
+        cause = ask_system(path) or PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        refused = os_cause(cause, path)
+        forbid("writable", "a file that may be written to", refused.observed, refused.remedy)
     elif in_place and now:
         try:
             async with kept_open(settings), connect(path, settings=settings, mode="rw") as writer:
                 await writer.execute_fetchall("BEGIN EXCLUSIVE")
                 await writer.rollback()
-        except (sqlite3.Error, AbathurError) as error:
+        except (sqlite3.Error, OSError, AbathurError) as error:
             fault = explain_error(path, error)
             forbid("writable", "the database can be locked and written to", fault.observed, fault.remedy)
     copies = 2 if in_place else 1  # the log, and the file
@@ -157,9 +161,8 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
         place = nearest_existing(settings.backup_dir)
         needed[place] = needed.get(place, 0) + COPIES * standing.path.stat().st_size
     for folder, size in needed.items():
-        if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
-            remedy = f"see how it is mounted and who owns it: findmnt -T {(q := quote(str(folder)))}; namei -l {q}"
-            forbid("directory", "a directory that may be written to", f"{folder} may not be written to", remedy)
+        if shut := unwritable(folder):
+            forbid("directory", "a directory that may be written to", shut.observed, shut.remedy)
         elif (free := free_mb(folder)) < size / MB:
             observed = f"{free:,.1f} MB free on the disk of {folder}"
             forbid("room", f"{size / MB:,.1f} MB", observed, f"make room: df -h {quote(str(folder))}")

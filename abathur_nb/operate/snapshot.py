@@ -41,7 +41,7 @@ async def take_snapshot(settings: Settings) -> tuple[Snapshot, Report]:
             # Pinned as the benchmark is, so that both can be compared.
             with one_cpu():
                 samples = await measure(settings, now)
-        except (sqlite3.Error, AbathurError) as error:
+        except (sqlite3.Error, OSError, AbathurError) as error:
             fault = explain_error(settings.db_path, error)
             failed = Check(_NAME, "error", "the database can be read", fault.observed, fault.remedy)
             report = Report(_NAME, (failed,))

@@ -93,7 +93,7 @@ async def _look(settings: Settings, live: Path) -> Standing:
                 observed = f"{path} is newer than this package: user_version {version}, known is {SCHEMA_VERSION}"
                 return Standing("forbidden", _check(observed, "update abathur_nb"), path)
             content, form = await read_content(conn), await form_of(conn)
-    except (sqlite3.Error, AbathurError) as error:
+    except (sqlite3.Error, OSError, AbathurError) as error:
         state, explained = await explain_unopened(path, error)
         if state == "damaged" or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR:
             unread = _check(f"{path} can't be read to its end: {explained.observed}")

@@ -2,21 +2,19 @@
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from shlex import quote
 from time import monotonic
 
 import aiosqlite
 
 from abathur_nb.connection import connect, locked_by, opened, pragma, run_to_end
-from abathur_nb.errors import RefusedError
 from abathur_nb.operate.content import Content, read_content
 from abathur_nb.scratch import fsync, make_private_file
 from abathur_nb.settings import Settings
 
-__all__ = ["copy_in", "copy_out", "open_copy", "publish", "told_where_it_is_full"]
+__all__ = ["copy_in", "copy_out", "open_copy", "publish"]
 
 _RETRY_S = 0.05  # between two tries to write to a locked database
 
@@ -85,15 +83,4 @@ def publish(draft: Path, path: Path) -> None:
         fsync(path.parent)
     except OSError:
         path.unlink()
-        raise
-
-
-@contextmanager
-def told_where_it_is_full(folder: Path) -> Iterator[None]:
-    """Raise RefusedError that names the directory whose disk is full, where SQLite says only that one is."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
-            raise RefusedError(f"the disk of {folder} is full", f"make room: df -h {quote(str(folder))}") from None
         raise
