@@ -15,7 +15,7 @@ from abathur_nb.wording import printable, user_name
 
 __all__ = ["ask_system", "in_words", "os_cause", "unwritable"]
 
-_DENIED = ("{path} may not be used by {user}", "see who owns it: namei -l {quoted}")
+_DENIED = ("{path} may not be {used} by {user}", "see who owns it: namei -l {quoted}")
 _MEANINGS = {
     errno.ENOSPC: (
         "the disk of {folder} is full",
@@ -66,6 +66,7 @@ def os_cause(error: OSError, path: Path) -> RefusedError:
         "above": f": no directory {above}" if above else "",
         "folder": folder,
         "user": user_name(os.geteuid()),
+        "used": "written to" if os.access(place, os.R_OK) else "read",
         "limit": "its file system"
         if largest == resource.RLIM_INFINITY
         else f"this process may write {largest:,} bytes",
