@@ -127,10 +127,10 @@ def _checked_arguments(
 
 
 def _lack_of_room(settings: Settings, rows: int) -> Report | None:
-    sweep(settings.db_path.parent)
     free = free_mb(settings.db_path.parent) - settings.min_free_mb
     needed = (settings.db_path.stat().st_size * 2 + rows * _BYTES_A_ROW) / MB
     if free >= needed:
+        sweep(settings.db_path.parent)
         return None
     observed = f"{free:,.0f} MB beyond the {settings.min_free_mb:,} MB that must stay free"
     remedy = "make room, or ask for fewer rows: -p rows 1000"

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from shlex import quote
+from time import monotonic
 from typing import Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -14,11 +15,11 @@ import aiosqlite
 
 from abathur_nb.apart import ask
 from abathur_nb.causes import ask_system, os_cause
-from abathur_nb.errors import AbathurError, BusyError, RefusedError
+from abathur_nb.errors import BOUND_S, AbathurError, BusyError, RefusedError, bound_reached
 from abathur_nb.guarded import Connection, refuse_mixing
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
-from abathur_nb.wording import printable
+from abathur_nb.wording import MB, printable
 
 __all__ = [
     "SIDE_FILES",
@@ -36,6 +37,7 @@ __all__ = [
     "run_to_end",
 ]
 
+_STEPS = 100_000  # of SQLite's machine from one look at the clock to the next: some milliseconds
 SIDE_FILES = ("-wal", "-shm", "-journal")
 T = TypeVar("T")
 
@@ -61,14 +63,20 @@ def connection_pragmas(settings: Settings) -> dict[str, int]:
 
 @asynccontextmanager
 async def connect(
-    path: Path, *, settings: Settings, mode: Literal["ro", "rw"] = "ro", cached_statements: int = 128
+    path: Path,
+    *,
+    settings: Settings,
+    mode: Literal["ro", "rw"] = "ro",
+    cached_statements: int = 128,
+    bounded: bool = True,
 ) -> AsyncIterator[Connection]:
     """Open the existing file ``path`` in autocommit mode and close it at the end, cancelled or not.
 
     ``ro`` never writes to the main file (SQLite may leave an empty ``-wal`` and a ``-shm``). Rows are sqlite3.Row.
-    ``trusted_schema`` is OFF where this SQLite's CHECKs work with it. Raises sqlite3.Error as SQLite does,
-    RefusedError if a PRAGMA does not read back or this process has other files open as this database, and MisuseError
-    if its parent had it open.
+    ``trusted_schema`` is OFF where this SQLite's CHECKs work with it. If ``bounded``, a reader ends after a time that
+    the size of the file sets, whatever the schema computes. Raises sqlite3.Error as SQLite does, RefusedError if a
+    PRAGMA does not read back or this process has other files open as this database, and MisuseError if its parent had
+    it open.
     """
     refuse_mixing(path)
     # as_uri() quotes what SQLite would read as the end of the file's name.
@@ -76,6 +84,9 @@ async def connect(
         conn.row_factory = sqlite3.Row
         await _configure(conn, settings, mode)
         await conn.watch(path, settings.busy_timeout_ms / 1000, mode == "rw")
+        if bounded and mode == "ro":
+            deadline = monotonic() + BOUND_S + os.stat(path).st_size / MB
+            await conn.set_progress_handler(lambda: monotonic() > deadline, _STEPS)
         yield conn
 
 
@@ -188,6 +199,8 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
     """Return the error of this package that says what an error of SQLite, or of the system, means for the operator."""
     if isinstance(error, AbathurError):
         return error
+    if words := bound_reached(error):
+        return RefusedError(f"{path} was not read to its end: {words}", "see what it computes: run validate.ipynb")
     code = getattr(error, "sqlite_errorcode", 0)
     if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return locked_by(path)

@@ -223,7 +223,7 @@ async def _quiet(lent: aiosqlite.Connection) -> None:
 
 
 def _reader(settings: Settings) -> AbstractAsyncContextManager[Connection]:
-    return connect(settings.db_path, settings=settings)
+    return connect(settings.db_path, settings=settings, bounded=False)
 
 
 async def _require_valid(settings: Settings) -> None:

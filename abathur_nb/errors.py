@@ -1,10 +1,12 @@
 """The errors of abathur_nb: one class for each thing that an operator can do about it."""
 
+import sqlite3
 from collections.abc import Sequence
 
 from abathur_nb.wording import without_url_secrets
 
 __all__ = [
+    "BOUND_S",
     "AbathurError",
     "BusyError",
     "ChecksFailedError",
@@ -12,7 +14,17 @@ __all__ = [
     "InvalidValueError",
     "MisuseError",
     "RefusedError",
+    "bound_reached",
 ]
+
+BOUND_S = 30  # what a verb reads for at most, and one second more for each MB: an idle machine reads 10 MB in that time
+
+
+def bound_reached(error: Exception) -> str:
+    """Say that an error of SQLite is the end of the time that a verb may read for; nothing for any other error."""
+    if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_INTERRUPT:
+        return ""
+    return f"the bound of {BOUND_S} s, and 1 s for each MB, was reached: some expression or index costs more"
 
 
 class AbathurError(Exception):

@@ -17,7 +17,7 @@ from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.location import directory_checks, location_checks
 from abathur_nb.preflight import behaviour
 from abathur_nb.report import Check, Report, run_check
-from abathur_nb.scratch import fsync, make_private_directory, make_private_file, scratch_directory, sweep
+from abathur_nb.scratch import fsync, make_private_file, private_directory, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import SEED_FILE, statements
 from abathur_nb.target import identify, repair_command
@@ -110,11 +110,14 @@ async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
 
 async def _create(settings: Settings) -> list[Check]:
     folder = settings.db_path.parent
-    make_private_directory(folder)
+    with private_directory(folder):
+        return await _create_in(folder, settings)
+
+
+async def _create_in(folder: Path, settings: Settings) -> list[Check]:
     checked = os.lstat(folder)
     if not stat.S_ISDIR(checked.st_mode):
         raise RefusedError(f"{folder} was replaced by a link in the meantime")
-    swept = sweep(folder)
     with scratch_directory(folder, "init") as scratch:
         draft = scratch / settings.db_path.name
         make_private_file(draft, owned_as=folder)
@@ -135,6 +138,7 @@ async def _create(settings: Settings) -> list[Check]:
         # From here on there is a database, whatever becomes of its directory.
         ask = partial(file_modes, settings.db_path)
         validation.append(await run_check(FILE_MODES, ask, remedy=f"namei -l {quote(str(folder))}"))
+    swept = sweep(folder)
     created = Check("2.1 database file", "pass", observed=f"{settings.db_path}, mode 0600", evidence=tuple(swept))
     return [created, *checks, *(_numbered(check) for check in validation), published]
 

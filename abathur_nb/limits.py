@@ -1,6 +1,7 @@
 """What SQL lets pass and the store cannot read: text that is no UTF-8, JSON beyond the store's limits."""
 
 import asyncio
+from codecs import getincrementaldecoder
 from collections.abc import Iterable
 
 import aiosqlite
@@ -20,6 +21,7 @@ _EXPONENT = "0e00"  # of 1e999; with an exponent of one digit, an infinite numbe
 _DIGITS = "0" * 300
 _BACKSLASH = ord("\\")
 _NUL = 0  # where SQLite stops to read
+_PIECE = 2**20  # bytes
 _ROOM = 2 * MAX_DEPTH  # bytes that it takes to open and close so many levels
 
 
@@ -74,8 +76,11 @@ def _suspicious(json: bytes | None, *_: object) -> bool:
 
 
 def _is_utf8(text: bytes | None) -> bool:
+    decoder, whole = getincrementaldecoder("utf-8")(), memoryview(text or b"")
     try:
-        (text or b"").decode()
+        for start in range(0, len(whole), _PIECE):  # a copy of a piece, and not of a whole text of any size
+            decoder.decode(whole[start : start + _PIECE])
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
     return True

@@ -18,7 +18,7 @@ from abathur_nb.attestation import said
 from abathur_nb.connection import connect, pragma, run_to_end
 from abathur_nb.location import ELSEWHERE, install_command, location_checks
 from abathur_nb.report import Check, Report, run_check
-from abathur_nb.scratch import make_private_file, nearest_existing, scratch_directory, sweep
+from abathur_nb.scratch import make_private_file, nearest_existing, scratch_directory
 from abathur_nb.settings import Settings
 from abathur_nb.target import identify
 
@@ -148,7 +148,6 @@ def _hazards(settings: Settings, linked: Version = sqlite3.sqlite_version_info) 
 async def behaviour(settings: Settings) -> Check:
     """Try on a database of its own what write-ahead mode needs of the file system, with a second process."""
     place = nearest_existing(settings.db_path.parent)
-    swept = sweep(place)
     with scratch_directory(place, "probe") as scratch:
         path = scratch / "probe.db"
         make_private_file(path)
@@ -165,7 +164,7 @@ async def behaviour(settings: Settings) -> Check:
         expected="journal mode wal is kept; a second process reads, and is refused a second write lock",
         observed=f"journal mode {mode}; the second process: {', '.join(f'{k} {v}' for k, v in seen.items())}",
         remedy=f"{ELSEWHERE}; to see what there is: df -hT {quote(str(place))}",
-        evidence=[f"tried in a scratch directory in {place}", *(f"swept a dead run's {name}" for name in swept)],
+        evidence=[f"tried in a scratch directory in {place}"],
     )
 
 

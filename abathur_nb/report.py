@@ -9,7 +9,7 @@ from sqlite3 import Error as SQLiteError
 from typing import TYPE_CHECKING, Any, Literal
 
 from abathur_nb.causes import os_cause
-from abathur_nb.errors import AbathurError, ChecksFailedError
+from abathur_nb.errors import AbathurError, ChecksFailedError, bound_reached
 from abathur_nb.wording import printable, utc_now
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ async def run_check(name: str, find_out: Callable[[], Awaitable[Check]], *, reme
     try:
         return await find_out()
     except (SQLiteError, OSError, AbathurError) as error:
-        observed = f"could not run: {type(error).__name__}: {error}"
+        observed = f"could not run: {bound_reached(error) or f'{type(error).__name__}: {error}'}"
         # What the system says is the cause of an error of SQLite's, too.
         found = error if isinstance(error, OSError) else error.__cause__
         if isinstance(found, OSError) and isinstance(found.filename, str):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import aiosqlite
 
+from abathur_nb.errors import bound_reached
 from abathur_nb.expected import column_checks, expected_columns, expected_tables
 from abathur_nb.limits import FAULT, IS_UTF8, stored, suspicious
 from abathur_nb.report import Check
@@ -39,6 +40,9 @@ _IS_TIMESTAMP = (
 _LATEST = f"(SELECT strftime('%Y-%m-%d %H:%M:%f', 'now', '+{AHEAD_S} seconds'))"
 _IS_PAST = f"{{0}} IS NULL OR {{0}} <= {_LATEST} OR NOT ({_IS_TIMESTAMP})"
 
+# The bytes, as a limit counts them.
+_TOO_LONG = f"length(CAST({{0}} AS BLOB)) > {MAX_BYTES}"
+
 
 async def row_checks(conn: aiosqlite.Connection) -> tuple[Check, ...]:
     """Return a check of each kind of rule over all tables. Read-only.
@@ -70,13 +74,23 @@ def _rules(table: str) -> tuple[_Rule, ...]:
     """Return the rules that each row must keep, read from the DDL so that there is no second copy of them."""
     rules = []
     for check in column_checks(table):
-        rules.append(_Rule(_JSON if check.kind == "json" else _VALUES, table, check.column, check.expression))
-        if check.kind == "json":
-            reason = FAULT.format(check.column)
-            within = f"NOT ({check.expression}) OR {reason} = ''"
-            rules.append(_Rule(_LIMITS, table, check.column, within, reason))
+        if check.kind == "value":
+            rules.append(_Rule(_VALUES, table, check.column, check.expression))
+            continue
+        # To parse it may take twenty times its size.
+        long, reason = _TOO_LONG.format(check.column), FAULT.format(check.column)
+        rules.append(_Rule(_JSON, table, check.column, f"{long} OR ({check.expression})"))
+        within = f"NOT ({long}) AND (NOT ({check.expression}) OR {reason} = '')"
+        # The size of what is too long, of which the message is made: to ask twice would hold two copies.
+        size = f"nullif(max(length(CAST({check.column} AS BLOB)), {MAX_BYTES}), {MAX_BYTES})"
+        reason = f"ifnull({size}, {reason})"
+        rules.append(_Rule(_LIMITS, table, check.column, within, reason))
+    json = {check.column for check in column_checks(table) if check.kind == "json"}
     for column in expected_columns(table):
-        rules.append(_Rule(_ENCODING, table, column.name, IS_UTF8.format(column.name)))
+        is_utf8 = IS_UTF8.format(column.name)
+        if column.name in json:
+            is_utf8 = f"{_TOO_LONG.format(column.name)} OR {is_utf8}"
+        rules.append(_Rule(_ENCODING, table, column.name, is_utf8))
         if column.required:
             # SQLite takes `x IS NOT NULL` for true where the schema says NOT NULL, and does not look.
             rules.append(_Rule(_REQUIRED, table, column.name, f"typeof({column.name}) <> 'null'"))
@@ -110,7 +124,7 @@ async def _read_rows(conn: aiosqlite.Connection) -> _Rows:
         try:
             counts[table] = await _look_closer(conn, table, broken)
         except sqlite3.Error as error:
-            unread[table] = f"{table}: {error}"
+            unread[table] = f"{table}: {bound_reached(error) or error}"
     return _Rows(sum(counts.values()), broken, unread)
 
 
@@ -121,29 +135,42 @@ def _look(table: str) -> str:
     of = {kind: [rule.column for rule in rules if rule.kind == kind] for kind in _KINDS}
     others = [column for column in of[_ENCODING] if column not in (*of[_JSON], *of[_TIMESTAMPS])]
     broken = [rule.broken for rule in rules if rule.kind in (_JSON, _VALUES, _TIMESTAMPS, _CLOCK)]
-    nulls = "".join(f" + count(*) - count({column})" for column in of[_REQUIRED])
-    return f"count(CASE WHEN {' OR '.join([*broken, suspicious(of[_JSON], others)])} THEN 1 END){nulls}"
+    # The type of a value is told without reading the value.
+    nulls = "".join(f" + count(CASE typeof({column}) WHEN 'null' THEN 1 END)" for column in of[_REQUIRED])
+    long = " OR ".join(map(_TOO_LONG.format, of[_JSON])) or "0"
+    return (
+        f"count(CASE WHEN {long} THEN 1 WHEN {' OR '.join([*broken, suspicious(of[_JSON], others)])} THEN 1 END){nulls}"
+    )
 
 
 async def _look_closer(conn: aiosqlite.Connection, table: str, broken: dict[_Rule, tuple[int, str]]) -> int:
     """Add to ``broken`` the rules that rows of a table break, with the rows' keys; return how many rows it has."""
     # CASE evaluates from left to right and stops, as a CHECK does; a bare AND would call json_type on bad text.
-    counts = ", ".join(f"count(CASE WHEN {rule.broken} THEN 1 END)" for rule in _rules(table))
-    ((count, *faults),) = await conn.execute_fetchall(f"SELECT count(*), {counts} FROM {table}")
-    for rule, number in zip(_rules(table), faults, strict=True):
-        if number:
-            broken[rule] = number, f"{rule}: {number:,} rows, by key: {await _keys_of(conn, rule)}"
-    return int(count)
+    count = 0
+    for kind in _KINDS:  # each by itself: for each rule that looks at a value a statement keeps a copy of it
+        rules = [rule for rule in _rules(table) if rule.kind == kind]
+        counts = "".join(f", count(CASE WHEN {rule.broken} THEN 1 END)" for rule in rules)
+        ((count, *faults),) = await conn.execute_fetchall(f"SELECT count(*){counts} FROM {table}")
+        for rule, number in zip(rules, faults, strict=True):
+            if number:
+                broken[rule] = number, f"{rule}: {number:,} rows, by key: {await _keys_of(conn, rule)}"
+    return count
 
 
 async def _keys_of(conn: aiosqlite.Connection, rule: _Rule) -> str:
     key = ", ".join(column.name for column in expected_columns(rule.table) if column.in_key)
-    sql = f"SELECT rowid, {rule.reason}, {key} FROM {rule.table} WHERE {rule.broken} ORDER BY {key} LIMIT {NAMED + 1}"
-    rows = [
-        named_row(rowid, *key) + (f" ({reason})" if reason else "")
-        for rowid, reason, *key in await conn.execute_fetchall(sql)
-    ]
+    sql = f"SELECT rowid, {key} FROM {rule.table} WHERE {rule.broken} ORDER BY {key} LIMIT {NAMED + 1}"
+    found = [tuple(row) for row in await conn.execute_fetchall(sql)]
+    numbers = ", ".join(str(rowid) for rowid, *_ in found)
+    why = f"SELECT rowid, {rule.reason} FROM {rule.table} WHERE rowid IN ({numbers})"
+    reasons = {rowid: f" ({_told(reason)})" for rowid, reason in await conn.execute_fetchall(why) if reason}
+    rows = [named_row(rowid, *key) + reasons.get(rowid, "") for rowid, *key in found]
     return "; ".join(rows[:NAMED]) + ("; …" if len(rows) > NAMED else "")
+
+
+def _told(reason: str | int) -> str:
+    too_long = f"expected at most {MAX_BYTES:,} bytes of JSON, found "
+    return f"{too_long}{reason:,}" if isinstance(reason, int) else reason
 
 
 def named_row(rowid: int, *key: object) -> str:

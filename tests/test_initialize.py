@@ -61,7 +61,7 @@ def whole(path: Path) -> bool:
 
 def left_in(folder: Path) -> set[str]:
     """Name what is in a directory; SQLite may leave an empty log and a -shm after a read."""
-    return {path.name for path in folder.iterdir() if not path.name.endswith(("-wal", "-shm"))}
+    return {path.name for path in folder.glob("*") if not path.name.endswith(("-wal", "-shm"))}
 
 
 # --- a fresh one
@@ -489,7 +489,7 @@ for n, limit in enumerate(range(0, 600_000, 30_000)):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         return init(base / str(n) / "abathur.db")
     code = os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
-    print(json.dumps([code, os.listdir(base / str(n))]))
+    print(json.dumps([code, [path.name for path in (base / str(n)).glob("*")]]))
 """
     codes = []
     for code, left in forked(tmp_path, program):

@@ -15,7 +15,7 @@ SAMPLES = {"kill": 20, "random": 25, "race": 25, "enospc": 20, "eio": 20, "flip"
 SAMPLES |= {"kill-backup": 14, "kill-restore": 20, "kill-rollback": 30, "kill-replace": 8, "kill-repair": 20}
 SAMPLES |= {"full-backup": 14, "full-restore": 20, "full-rollback": 30, "full-replace": 8, "full-repair": 20}
 SAMPLES |= {"hot": 25, "crowded": 10, "spoilt": 20, "mutated": 4, "good": 10, "locks": 5, "logs": 10, "torn": 5}
-SAMPLES |= {"choice": 18, "split": 5}
+SAMPLES |= {"choice": 18, "split": 5, "drills": 6, "refused": 12}
 
 
 def prove(tmp_path: Path, *arguments: str, program: str = "", **environment: str) -> tuple[int, str]:

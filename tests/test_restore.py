@@ -16,6 +16,7 @@ from test_backup import ADD, content_of, run_sql, taken
 
 import abathur_nb as nb
 from abathur_nb.evidence.canonical import sealed, unsealed
+from abathur_nb.operate.aside import new_folder
 from abathur_nb.operate.manifest import Backup, list_backups
 from abathur_nb.operate.transfer import copy_in
 from abathur_nb.report import Report
@@ -301,3 +302,24 @@ async def test_a_copy_that_fails_leaves_the_old_content(database: Settings, back
     with pytest.raises(sqlite3.DatabaseError):
         await copy_in(half, database)
     assert await content_of(database) == before
+
+
+async def test_a_begun_replacement_is_completed_by_the_plan_that_was_approved(
+    database: Settings, backup: Backup
+) -> None:
+    folder = new_folder(database.db_path)
+    shutil.copy(backup.path, folder / f"new.{database.db_path.name}")
+    journal_of(database.db_path).write_bytes(sealed({"folder": folder.name}))
+    strict = replace(database, confirm_changes=True)
+    old = database.db_path.read_bytes()
+    plan = await nb.roll_back(strict, to="fresh")
+    steps = next(check.observed for check in plan.checks if check.name == "plan")
+    assert f"1. complete the replacement of {database.db_path} that was begun with {folder}" in steps
+    assert journal_of(database.db_path).exists()
+    report = await nb.roll_back(strict, to="fresh", apply=True, confirm=steps.split()[1])
+    report.raise_for_failures()
+    assert not journal_of(database.db_path).exists()
+    assert (folder / database.db_path.name).read_bytes() == old
+    # What was to be put there before is what stood there when the rollback came.
+    assert list_backups(database.backup_dir)[0][-1].content == backup.content
+    assert (await content_of(database)).rows["memory_entries"] == 3

@@ -67,7 +67,9 @@ async def diagnose(settings: Settings) -> Diagnosis:
         return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
     first = Look.at_files(path)
     checks = await file_checks(settings)
-    if checks[0].status == "error":  # none of them could run, and what is found without them would be a part only
+    could_not_run = {check.name for check in checks if check.status == "error"}
+    # Nothing is planned without that on which the others rest: it would be a part only.
+    if checks[0].status == "error" or "integrity" in could_not_run:
         return Diagnosis(checks, refused=True)
     try:
         async with connect(path, settings=settings) as conn:

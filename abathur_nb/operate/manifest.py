@@ -188,7 +188,7 @@ def _listed(folder: Path) -> tuple[list[Backup], dict[str, str]]:
 def _names(folder: Path) -> list[str]:
     try:
         return sorted(os.listdir(folder))  # noqa: PTH208 - names are all that is wanted
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 

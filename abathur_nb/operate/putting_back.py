@@ -10,11 +10,11 @@ from typing import Any
 
 import aiosqlite
 
-from abathur_nb.connection import connect, explain_error, run_to_end
+from abathur_nb.connection import connect, explain_error, kept_open, run_to_end
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.evidence.canonical import canonical, sha256
 from abathur_nb.limits import add_functions
-from abathur_nb.operate.backup import back_up
+from abathur_nb.operate.backup import kept_before
 from abathur_nb.operate.plan import Plan
 from abathur_nb.operate.quarantine import plain, quarantine_dir, read_quarantine, value_of
 from abathur_nb.operate.transfer import copy_out
@@ -56,6 +56,7 @@ async def put_back_rows(
     which was changed since, stays in the file, and is named.
     """
     title, subject, checks = _TITLE if apply else f"{_TITLE} (plan)", str(settings.db_path), list[Check]()
+    done = list[Check]()
     if refused := await refusal(_TITLE, settings, refuses=("trigger",)):
         return replace(refused, refused=True)
     try:
@@ -80,17 +81,18 @@ async def put_back_rows(
         checks.append(Plan(_TITLE, settings, steps, facts, "repair").approval(apply=apply, confirm=confirm))
         if not apply or checks[-1].failed:
             return Report(title, tuple(checks), subject=subject, refused=checks[-1].failed)
-        backup, _ = await back_up(settings, reason="pre_put_back")
-        checks.append(Check("backup", "pass", expected="a proven backup before the change", observed=str(backup.path)))
-        async with connect(settings.db_path, settings=settings, mode="rw") as conn:
-            if await _put(conn, entries) != outcome:
-                raise RefusedError(f"{settings.db_path} has changed since it was looked at", "look at it again")
-            await run_to_end(conn.execute_fetchall("COMMIT"))
+        async with kept_before(settings, "pre_put_back", "backup", done) as written, kept_open(settings):
+            async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+                if await _put(conn, entries) != outcome:
+                    raise RefusedError(f"{settings.db_path} has changed since it was looked at", "look at it again")
+                await run_to_end(conn.execute_fetchall("COMMIT"))
+            written()
+        sweep(settings.db_path.parent)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
         failed = Check(_TITLE, "error", "all that can be put back, or nothing of it", fault.observed, fault.remedy)
-        return Report(title, (*checks, failed), subject=subject, refused=True)
-    return Report(title, (*checks, *await file_checks(settings)), subject=subject)
+        return Report(title, (*checks, *done, failed), subject=subject, refused=not done)
+    return Report(title, (*checks, *done, *await file_checks(settings)), subject=subject)
 
 
 def _check(path: Path, outcome: _Outcome, count: int) -> Check:
@@ -109,7 +111,6 @@ def _check(path: Path, outcome: _Outcome, count: int) -> Check:
 async def _try(settings: Settings, entries: list[dict[str, Any]]) -> _Outcome:
     """Find out on a copy what can be put back."""
     parent = settings.db_path.parent
-    sweep(parent)
     with scratch_directory(parent, "restore") as scratch:
         copy = scratch / "copy.db"
         async with connect(settings.db_path, settings=settings) as conn:

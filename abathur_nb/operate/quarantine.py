@@ -17,7 +17,7 @@ from abathur_nb.expected import expected_columns, expected_tables
 from abathur_nb.limits import stored
 from abathur_nb.operate.rows import Change
 from abathur_nb.operate.transfer import publish
-from abathur_nb.scratch import at, make_private_directory, make_private_file, scratch_directory
+from abathur_nb.scratch import at, make_private_file, private_directory, scratch_directory
 from abathur_nb.settings import Settings
 from abathur_nb.wording import shown, timestamp
 
@@ -63,12 +63,12 @@ async def write_quarantine(settings: Settings, lines: AsyncIterator[bytes]) -> t
     Returns its path, the SHA-256 of the lines and their number. Raises OSError.
     """
     folder = quarantine_dir(settings)
-    make_private_directory(folder, owned_as=settings.db_path.parent)
     now = datetime.now(UTC)
     digest, count = hashlib.sha256(), 0
     head = {"format": _FORMAT, "env": settings.env, "database": str(settings.db_path), "taken_at": timestamp(now)}
     # A killed repair leaves no file that breaks off: the next backup sweeps its scratch.
-    with scratch_directory(settings.backup_dir, "backup") as scratch:
+    private = private_directory(folder, owned_as=settings.db_path.parent)
+    with private, scratch_directory(settings.backup_dir, "backup") as scratch:
         draft = scratch / "quarantine"
         make_private_file(draft, owned_as=folder)
         with at(draft), draft.open("wb") as file:

@@ -138,7 +138,7 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
         found.append(Check(name, status, expected, observed, remedy))
 
     moved = standing.folder is not None or _goes_aside(standing, new)
-    if moved and (users := users_of(path)):
+    if moved and (users := users_of(path, own=True)):
         observed = f"{path} is open in {', '.join(users)}"
         expected = "no process has it open while its file is replaced"
         forbid("users", expected, observed, "stop it, then try again", "fail" if now else "warn")

@@ -23,7 +23,7 @@ from abathur_nb.operate.transfer import publish
 from abathur_nb.pages import INDEX, TABLE, Pages, has_header, header, without_header
 from abathur_nb.report import Check
 from abathur_nb.schema import quoted
-from abathur_nb.scratch import make_private_directory, make_private_file, nearest_existing, scratch_directory
+from abathur_nb.scratch import make_private_file, nearest_existing, private_directory, scratch_directory
 from abathur_nb.settings import Settings
 from abathur_nb.sql import tokens
 from abathur_nb.validate import file_checks
@@ -65,9 +65,9 @@ async def salvage(settings: Settings) -> Check:
         failed = {c.name: c.observed for c in await file_checks(replace(settings, db_path=draft)) if c.failed}
         for table in tables:
             table.is_altered = any(f" {table.name}." in told for told in failed.values())
-        make_private_directory(settings.backup_dir, owned_as=settings.db_path.parent)
         try:
-            publish(draft, path)
+            with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
+                publish(draft, path)
             before = ""
         except FileExistsError:
             before = " (it was there before, and is left as it was)"

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from abathur_nb.connection import connect, explain_error, pragma, run_to_end
+from abathur_nb.connection import connect, explain_error, kept_open, pragma, run_to_end
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.limits import add_functions
 from abathur_nb.operate.aside import users_of
-from abathur_nb.operate.backup import back_up
+from abathur_nb.operate.backup import kept_before
 from abathur_nb.operate.diagnosis import Diagnosis, diagnose
 from abathur_nb.operate.plan import Plan, check_apply, require
 from abathur_nb.operate.putting_back import check_name, put_back_rows
@@ -78,7 +78,7 @@ async def troubleshoot(
         await _mend(found, settings, done)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
-        if any(check.name == "transaction" for check in done):
+        if done:
             failed = Check("repair", "error", "the whole plan", f"what stands here was done; then: {fault.observed}")
             return Report(title, (*_history(checks), *done, replace(failed, remedy=fault.remedy)), subject=subject)
         failed = Check("repair", "error", "the whole plan, or nothing of it", fault.observed, fault.remedy)
@@ -139,10 +139,8 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
     elif "salvage" in found.deeds:
         done.append(await salvage(settings))
     else:
-        backup, _ = await back_up(settings, reason="pre_repair")
-        done.append(Check("backup", "pass", expected="a proven backup before the repair", observed=str(backup.path)))
-        if found.steps:
-            done += await _run(found, settings)
+        async with kept_before(settings, "pre_repair", "backup", done):
+            done += await _run(found, settings) if found.steps else []
         if "wal" in found.deeds:
             done += await _switch_to_wal(settings)
         if "checkpoint" in found.deeds:
@@ -158,7 +156,7 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
 async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
     """Run the statements of the plan, all or none; raise RefusedError if they no longer mean what was shown."""
     kept: Path | None = None
-    async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+    async with kept_open(settings), connect(settings.db_path, settings=settings, mode="rw") as conn:
         await add_functions(conn)
         for setting in _REPAIRING:
             await conn.execute_fetchall(f"PRAGMA {setting}")

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from faults.alarms import good_databases
 from faults.backups import hot_backups
 from faults.choices import choices_of_backups
+from faults.drills import drills
 from faults.initializers import INITIALIZERS, sound
 from faults.judge import after_a_second_run, false_success, state
 from faults.locks import looks_inside
@@ -31,6 +32,7 @@ from faults.mutations import schema_mutations
 from faults.operations import OPERATIONS
 from faults.outcomes import Experiment, Outcome, Planner, Result
 from faults.place import Place
+from faults.refusals import refusals
 from faults.restores import crowded_restores
 from faults.runs import kills_of_runs
 from faults.splits import splits
@@ -252,6 +254,8 @@ SWEEPS = {
     "logs": Sweep("looks at the log beside a writer, in which nothing is damaged", busy_logs, blunt=0.3),
     "torn": Sweep("a log damaged in one place", torn_logs, blunt=0.3),
     "choice": Sweep("backups of which the newest is to be restored", choices_of_backups),
+    "drills": Sweep("drills and restorations between page sizes", drills),
+    "refused": Sweep("refusals, which change nothing", refusals),
     "mutated": Sweep("an object of the schema changed", schema_mutations),
     # The control must be alarmed each time.
     "good": Sweep("good databases, none of which may raise an alarm", good_databases, blunt=0.99),

@@ -1,0 +1,77 @@
+"""Each verb that reads ends, whatever the schema computes and however large a value is, and says what it did not do."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from damage import run_sql
+
+import abathur_nb as nb
+from abathur_nb import connection
+from abathur_nb.settings import Settings
+
+SIZE = 60_000_000
+# Text of JSON, by what it costs to parse it.
+VALUES = {
+    "one text": "json_object('a', printf('%.*c', {size}, 'x'))",
+    "many numbers": "'[' || replace(hex(zeroblob({size} / 4)), '00', '1,') || '1]'",
+    "no JSON": "replace(hex(zeroblob({size} / 2)), '00', '{{{{')",
+}
+# Prints what validate has added to the memory that this process has needed at most, in bytes.
+PROGRAM = """
+import asyncio, json, sys
+import abathur_nb as nb
+settings = nb.resolve("development", db_path=sys.argv[1])
+small = nb.resolve("development", db_path=sys.argv[2])
+asyncio.run(nb.initialize_database(small))
+asyncio.run(nb.validate_database(small))
+def most():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+open("/proc/self/clear_refs", "w").write("5")
+before = most()
+report = asyncio.run(nb.validate_database(settings))
+print(json.dumps([most() - before, [check.name for check in report.checks if check.failed]]))
+"""
+
+
+@pytest.mark.parametrize("column", ["tasks.input_data", "sessions.events"])
+@pytest.mark.parametrize("kind", VALUES)
+def test_one_large_value_costs_validate_about_three_times_its_size(
+    kind: str, column: str, database: Settings, tmp_path: Path
+) -> None:
+    value = VALUES[kind].format(size=SIZE)
+    insert = {
+        "tasks.input_data": f"INSERT INTO tasks (id, prompt, input_data) VALUES ('t', 'p', {value})",
+        "sessions.events": f"INSERT INTO sessions (id, app_name, user_id, events) VALUES ('s', 'a', 'u', {value})",
+    }
+    run_sql(database.db_path, insert[column])
+    command = [sys.executable, "-c", PROGRAM, str(database.db_path), str(tmp_path / "small" / "abathur.db")]
+    used, failed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert failed == ["JSON limits"]
+    assert used < 3.2 * SIZE, "the value, a copy of it, the pages of the file that are mapped, and what validate takes"
+
+
+def fill(path: Path, rows: int) -> None:
+    """Fill tables so that each check of validate takes longer than SQLite lets pass between two looks at the clock."""
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.executemany(
+            "INSERT INTO metrics (metric_name, metric_value) VALUES (?, 1)", ((f"m{n}",) for n in range(rows))
+        )
+
+
+async def test_a_check_that_reaches_its_bound_is_no_damage(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(database.db_path, 20_000)
+    monkeypatch.setattr(connection, "BOUND_S", -60)
+    report = await nb.validate_database(database)
+    stopped = {check.name for check in report.checks if check.status == "error" and "the bound of" in check.observed}
+    assert {"integrity", "values"} <= stopped
+    assert "CORRUPT" not in str(report)
+    assert not any(check.status == "fail" for check in report.checks), str(report)
+    for refused in (await nb.backup_database(database), await nb.troubleshoot(database, repair=True)):
+        assert refused.refused
+        assert "the bound of 30 s" in str(refused)
+    assert not database.backup_dir.exists()
