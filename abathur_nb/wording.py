@@ -57,6 +57,8 @@ IGNORABLE = (
     r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _BLANK = re.compile(f"[{_BLANKS}{IGNORABLE}]+")
+# Signs that show nothing and shape nothing: two values that differ by one would look the same in a message.
+_INVISIBLE = re.compile(r"[\u200b\u2060-\u2064\ufeff]")
 
 
 def is_printable(text: str) -> bool:
@@ -66,7 +68,11 @@ def is_printable(text: str) -> bool:
 
 def printable(text: str) -> str:
     """Escape what cannot be shown or encoded (control characters, lone surrogates, direction overrides)."""
-    return _UNPRINTABLE.sub(lambda c: c[0] if c[0] == "\n" else c[0].encode("unicode_escape").decode("ascii"), text)
+    return _UNPRINTABLE.sub(lambda c: c[0] if c[0] == "\n" else _escaped(c), text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
 
 
 def timestamp(moment: datetime) -> str:
@@ -124,6 +130,7 @@ def shown(value: object) -> str:
     """Return a short printable form of any value, for a message."""
     try:
         text = printable(_quoted(value) if isinstance(value, str) else repr(value)).replace("\n", "\\n")
+        text = _INVISIBLE.sub(_escaped, text)
     except Exception:  # noqa: BLE001 - a hostile or enormous value must not break the message about it
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
