@@ -18,7 +18,7 @@ from abathur_nb.attestation import said
 from abathur_nb.connection import connect, pragma, run_to_end
 from abathur_nb.location import ELSEWHERE, install_command, location_checks
 from abathur_nb.report import Check, Report, run_check
-from abathur_nb.scratch import make_private_file, nearest_existing, scratch_directory
+from abathur_nb.scratch import make_private_file, nearest_existing, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.target import identify
 
@@ -56,8 +56,8 @@ _PROBE_SECONDS = 5
 async def preflight(settings: Settings, *, team_trained: str | None = None) -> Report:
     """Report whether a database can be made and used at ``settings.db_path``. Leaves nothing behind.
 
-    What a killed one left behind is removed. ``team_trained`` names who says that the team is trained on the
-    procedures, and when: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another form.
+    What a killed one left behind is removed, unless this one is refused. ``team_trained`` names who says that the team
+    is trained on the procedures, and when: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another form.
     """
     trained = said("team trained on procedures", team_trained)
     folder = settings.db_path.parent
@@ -71,7 +71,10 @@ async def preflight(settings: Settings, *, team_trained: str | None = None) -> R
         *(run_check(name, ask, remedy=f"namei -l {quote(str(folder))}") for name, ask in asked)
     )
     checks = (*_software(), *_hazards(settings), *location, *found, _backups(settings), trained)
-    return Report("preflight", checks, subject=str(settings.db_path), refused=refused or "refused" in seen)
+    refused = refused or "refused" in seen
+    if not refused:
+        sweep(nearest_existing(folder))
+    return Report("preflight", checks, subject=str(settings.db_path), refused=refused)
 
 
 def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
