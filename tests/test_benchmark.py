@@ -313,7 +313,7 @@ async def test_a_place_that_goes_away_while_it_measures_fails_it_and_loses_no_fi
     *measured, saving = result.report.checks
     assert [check.name for check in measured] == list(LIMITED)
     assert (saving.name, saving.status) == ("saving", "error")
-    assert "No such file or directory" in saving.observed
+    assert f"{folder} is missing" in saving.observed
     assert saving.remedy
     assert result.saved.startswith("not saved: the result cannot be saved as ")
     assert tuple(result.samples) == LIMITED

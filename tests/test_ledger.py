@@ -366,7 +366,7 @@ def test_a_ledger_that_is_no_regular_file_is_refused_and_not_waited_for(tmp_path
         archive = tmp_path / str(number)
         archive.mkdir()
         make(archive / LEDGER)
-        assert "cannot be read: it is no regular file" in read_ledger(archive).faults[0]
+        assert "cannot be read: not a regular file" in read_ledger(archive).faults[0]
         uses: tuple[Callable[[Path], object], ...] = (ledger_head, lambda archive: add(archive, 1))
         for use in uses:
             with pytest.raises(RefusedError, match=r"cannot be read: not a regular file"):

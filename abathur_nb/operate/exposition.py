@@ -65,7 +65,7 @@ def _output(name: str) -> Path:
     elif not os.access(f"{path.parent}/.", os.W_OK | os.X_OK):
         fault = f"{path.parent} is no directory that this user may write to"
     elif os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-        fault = "it is no regular file"
+        fault = "it is not a regular file"
     if fault:
         raise ConfigurationError(f"--output: {shown(name)}: {printable(fault)}")
     return path
