@@ -53,7 +53,8 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     """Name what is not of ``sql/``: an extra table or index warns, anything else fails."""
     differences = Differences.between(live, ("table", "index", "view", "trigger", "virtual table"))
     found = [live[name] for name in differences.extra if name not in _in_other_capitals(differences).values()]
-    # Other tables and indexes, such as those of a replication tool, change nothing of ours; the rest runs code.
+    # Other tables and indexes, such as those of a replication tool, change nothing of ours; the rest, first, runs code.
+    found.sort(key=lambda one: one.type in ("table", "index"))
     harmless = all(one.type in ("table", "index") for one in found)
     return Check.that(
         OTHERS,

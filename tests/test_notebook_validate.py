@@ -49,7 +49,7 @@ DAMAGES: list[tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]] =
     ),
     (
         _virtual_table_with_a_hostile_name,
-        ("other objects: extra: table $\\frac$<script>",),
+        ("other objects: extra: virtual table $\\frac$<script>",),
         ("$\\frac$&lt;script&gt;",),
     ),
 ]
