@@ -323,3 +323,13 @@ async def test_a_begun_replacement_is_completed_by_the_plan_that_was_approved(
     # What was to be put there before is what stood there when the rollback came.
     assert list_backups(database.backup_dir)[0][-1].content == backup.content
     assert (await content_of(database)).rows["memory_entries"] == 3
+
+
+async def test_a_database_that_was_moved_is_restored_twice_from_the_backup_of_its_old_place(
+    database: Settings, backup: Backup, tmp_path: Path
+) -> None:
+    moved = replace(database, db_path=tmp_path / "moved" / "abathur.db")
+    (await nb.initialize_database(moved)).raise_for_failures()
+    for _ in range(2):
+        (await nb.restore_database(moved, apply=True)).raise_for_failures()
+        assert await content_of(moved) == backup.content

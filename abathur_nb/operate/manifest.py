@@ -243,7 +243,9 @@ def find_backup(
         return read_backup(path if path.is_absolute() else folder / path), []
     found, faults = list_backups(folder)
     of_env = [b for b in found if b.facts["env"] == env]
-    backups = of_database(of_env, env, database) or of_env
+    own = of_database(of_env, env, database)
+    # One that was moved has none of its own but those that a change takes, and is brought back from the others again.
+    backups = own if any(not b.before_a_change for b in own) else of_env
     chosen = newest_fit(backups)
     newer = backups[backups.index(chosen) + 1 :] if chosen else backups
     worse = [f"{b.path.name}: {b.unfit}" for b in newer if b.unfit and not b.before_a_change]
