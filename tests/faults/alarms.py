@@ -160,7 +160,8 @@ async def _leave_aside(settings: Settings, random: Random) -> None:
     await _back_up(settings, random)
     for suffix in ("-wal", "-shm"):
         Path(f"{settings.db_path}{suffix}").unlink(missing_ok=True)
-    settings.db_path.write_bytes(b"damaged" * 1000)
+    header = settings.db_path.read_bytes()[:100]  # by which it is known for one of ours
+    settings.db_path.write_bytes(header + b"damaged" * 1000)
     (await nb.restore_database(settings, apply=True)).raise_for_failures()
 
 
