@@ -49,8 +49,11 @@ def stray_rows(settings: Settings) -> tuple[Check, bool]:
 
 
 async def rescue(settings: Settings) -> list[Check]:
-    """Write what each process with lost files holds into a proven backup of its own. Raises RefusedError, OSError."""
-    done = []
+    """Write what each process with lost files holds into a proven backup of its own. Raises RefusedError, OSError.
+
+    The last check fails as long as one still holds them.
+    """
+    done = list[Check]()
     for stray in strays(settings.db_path):
         with scratch_directory(settings.db_path.parent, "restore") as scratch:
             copy = replace(settings, db_path=await asyncio.to_thread(_copied, stray, scratch))
@@ -62,7 +65,7 @@ async def rescue(settings: Settings) -> list[Check]:
         observed = f"{kept.path}: {kept.content.total:,} rows, as PID {stray.pid} sees them, proven"
         remedy = f"{_END}; to put them in place of the database: restore with -p backup {kept.path.name}"
         done.append(Check(f"rescued from PID {stray.pid}", "warn", "its rows in a file", observed, remedy))
-    return done
+    return [*done, replace(strays_check(settings.db_path), remedy=_END.removeprefix("then "))]
 
 
 def _copied(stray: Stray, scratch: Path) -> Path:

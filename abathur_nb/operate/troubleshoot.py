@@ -23,6 +23,7 @@ from abathur_nb.report import Check, Report
 from abathur_nb.scratch import sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
+from abathur_nb.target import identify, wanted
 from abathur_nb.validate import file_checks
 
 __all__ = ["troubleshoot"]
@@ -124,7 +125,7 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
     """Do what the plan says; add to ``done`` the check of each step, so that it is told of when a later one fails."""
     path = settings.db_path
     if "rescue" in found.deeds:
-        done += await rescue(settings)
+        done += [*await rescue(settings), wanted(await identify(settings), settings)]
         return
     if "complete" in found.deeds:
         done += finish_begun(settings)
