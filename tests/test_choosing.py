@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -333,3 +334,34 @@ async def test_a_default_restoration_keeps_the_rows_of_after_the_table_of_a_repl
         found = conn.execute("SELECT count(*) FROM memory_entries WHERE key = 'precious'").fetchone()
     assert found == (1,)
     assert json.loads(list_backups(database.backup_dir)[0][0].manifest.read_text())["proof"]["findings"] == []
+
+
+@pytest.mark.parametrize("how", ["another environment", "moved and back"])
+async def test_a_newer_one_of_this_file_under_another_name_is_not_passed_over(how: str, database: Settings) -> None:
+    older = await taken(database)
+    folder, other = database.db_path.parent, replace(database, env="staging")
+    if how == "moved and back":
+        other = replace(database, db_path=folder.with_name("moved") / database.db_path.name)
+        database = replace(database, backup_dir=folder.with_name("backups"))
+        shutil.copytree(folder / "backups", database.backup_dir)
+        other = replace(other, backup_dir=database.backup_dir)
+        folder.rename(other.db_path.parent)
+    run_sql(other.db_path, MEMORY)
+    newer = await taken(other)
+    if how == "moved and back":
+        other.db_path.parent.rename(folder)
+    with untouched(database.db_path):
+        report = await nb.restore_database(database, apply=True)
+    assert report.refused
+    assert newer.path.name in str(report)
+    assert f"-p backup {older.path.name}" in str(report)
+
+
+async def test_the_same_file_by_a_link_is_the_same_database(database: Settings) -> None:
+    await taken(database)
+    link = database.db_path.parent.with_name("link")
+    link.symlink_to(database.db_path.parent.parent)
+    by_link = replace(database, db_path=link / "data" / database.db_path.name)
+    newer = await taken(by_link)
+    report = await nb.restore_database(database)
+    assert newer.path.name in next(check.observed for check in report.checks if check.name == "backup")

@@ -219,8 +219,20 @@ def sweep_manifests(folder: Path) -> list[str]:
 
 
 def of_database(backups: Iterable[Backup], env: str, database: Path) -> list[Backup]:
-    """Return those of ``backups`` that are of this very database."""
-    return [b for b in backups if (b.facts["env"], b.facts["database"]) == (env, str(database))]
+    """Return those of ``backups`` that are of this very database, by whatever path."""
+    return [b for b in backups if b.facts["env"] == env and _is_file(b.facts, database)]
+
+
+def _is_file(facts: Mapping[str, Any], database: Path) -> bool:
+    return os.path.realpath(str(facts["database"])) == os.path.realpath(database)
+
+
+def _elsewhere(backup: Backup, database: Path) -> str:
+    """Say why a backup may be of this database though it names another; empty if that one exists, and is another."""
+    if _is_file(backup.facts, database):
+        return f"it is of {backup.facts['env']}, whose file this is as well: name that by -p from_env"
+    place = backup.facts["database"]
+    return "" if Path(place).exists() else f"it is of {place}, which is missing"
 
 
 def newest_fit(backups: Sequence[Backup]) -> Backup | None:
@@ -249,6 +261,9 @@ def find_backup(
     chosen = newest_fit(backups)
     newer = backups[backups.index(chosen) + 1 :] if chosen else backups
     worse = [f"{b.path.name}: {b.unfit}" for b in newer if b.unfit and not b.before_a_change]
+    if chosen and backups is own:  # the file may have been moved, or used as another environment's, meanwhile
+        others = [b for b in found if b not in own and not b.before_a_change and b.order > chosen.order]
+        worse += [f"{b.path.name}: {why}" for b in others if (why := _elsewhere(b, database))]
     worse += [fault for file, fault in faults.items() if _may_be_newer(file, chosen)]
     if chosen is None:
         known = "; ".join([*worse, *(f"{b.path.name} was taken before a change" for b in newer if b.before_a_change)])
