@@ -19,7 +19,8 @@ from abathur_nb.errors import BOUND_S, AbathurError, BusyError, RefusedError, bo
 from abathur_nb.guarded import Connection, refuse_mixing
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
-from abathur_nb.wording import MB, printable
+from abathur_nb.strays import strays_check
+from abathur_nb.wording import MB, process_name
 
 __all__ = [
     "SIDE_FILES",
@@ -32,7 +33,6 @@ __all__ = [
     "locked_by",
     "opened",
     "pragma",
-    "process_name",
     "read_pragmas",
     "run_to_end",
 ]
@@ -206,6 +206,9 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
         return locked_by(path)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
         return RefusedError(f"{path} has a hot journal, left by a killed writer", "troubleshoot.ipynb rolls it back")
+    # Without the log alone, SQLite reports an error of the disk.
+    if code & 0xFF == sqlite3.SQLITE_IOERR and (lost := strays_check(path)).failed:
+        return RefusedError(lost.observed, lost.remedy)
     found = error.__cause__ or (ask_system(path, error) if isinstance(error, sqlite3.Error) else error)
     if isinstance(found, OSError):
         return os_cause(found, path)
@@ -233,21 +236,7 @@ def lock_owners(locks: Iterable[tuple[str, int, bool, int]], *, exclusive: bool)
     return [process_name(pid) for pid in sorted(pids - {os.getpid()})]
 
 
-def process_name(pid: int) -> str:
-    """Return ``PID 12 (command)``; for 0, words for a process that this PID namespace does not show."""
-    return f"PID {pid} ({_command_of(pid)})" if pid else "a process that cannot be seen from here (another container?)"
-
-
 def locked_by(path: Path) -> BusyError:
     """Return the error that names who has the database locked."""
     holders = ", ".join(lock_holders(path)) or "a process that cannot be named"
     return BusyError(f"{path} is locked by {holders}", "let it finish or end it, then try again")
-
-
-def _command_of(pid: int) -> str:
-    """Return the command line of a process as one printable line, shortened. Linux only."""
-    try:
-        text = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return "its command cannot be read"
-    return printable(" ".join(text.split()))[:80]

@@ -1,5 +1,6 @@
 """A connection that refuses to lose data: after a fork, or once its files are no longer those at its path."""
 
+import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterable
@@ -41,10 +42,10 @@ class _Handle(sqlite3.Connection):
             self.keeper = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=patience)
             self.keeper.execute("PRAGMA schema_version").fetchall()
         self.names = _names(path)
-        self.files = _identities(self.names)
-        # Without a log, what else lies beside the database is not open.
-        found = {*(self.files if self.files[1] else self.files[:1])} - {None, _UNKNOWN}
-        if (ours := _descriptors()) and not found <= ours.keys():
+        # Without WAL mode, a log that lies beside the database is not open.
+        in_wal_mode = self.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+        self.files = _identities(self.names) if in_wal_mode else (*_identities(self.names[:1]), None, None)
+        if (ours := _descriptors()) and not {*self.files} - {None, _UNKNOWN} <= ours.keys():
             self.lost = "replaced while it was opened"
 
     def changed(self) -> str:
@@ -66,19 +67,21 @@ class _Handle(sqlite3.Connection):
         if self.forked:
             return
         _open.discard(self)
-        if self.changed() and self.keeper:
-            self._stay_reachable()
+        lost = self.keeper is not None and self.changed()
+        kept = self._kept() if lost else []
+        if lost:
             super().close()
         if self.keeper:
             self.keeper.close()
         super().close()
+        for descriptor in kept:
+            # SQLite's locks ended with its connections. Of what bears no lock, troubleshoot thinks a fork inherited it.
+            fcntl.lockf(descriptor, fcntl.LOCK_SH, 1)
 
-    def _stay_reachable(self) -> None:
+    def _kept(self) -> list[int]:
         """Hold the deleted files until this process ends, so that troubleshoot can save them from /proc/PID/fd."""
         ours = _descriptors()
-        for identity in {*self.files} - {*_identities(self.names)}:
-            if identity in ours:
-                os.dup(ours[identity])
+        return [os.dup(ours[lost]) for lost in {*self.files} - {*_identities(self.names)} if lost in ours]
 
 
 class Connection(aiosqlite.Connection):

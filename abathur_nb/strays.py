@@ -8,8 +8,8 @@ from pathlib import Path
 from time import sleep
 from typing import NamedTuple
 
-from abathur_nb.connection import process_name
 from abathur_nb.report import Check
+from abathur_nb.wording import process_name
 
 __all__ = ["Stray", "strays", "strays_check"]
 
@@ -79,15 +79,21 @@ def _stray(pid: int, path: Path, current: dict[str, tuple[int, int]]) -> Stray |
                 files[suffix], lost[suffix] = where, link
     if files and "" not in files and (main := _main(pid, others)):  # the database alone was moved
         files[""], lost[""] = others[main], main
-    return Stray(pid, tuple(lost[suffix] for suffix in sorted(lost)), files) if lost else None
+    if not lost or not _locked(pid) & {_identity(where)[1] for where in files.values()}:
+        return None  # a fork inherits the files and not the locks, and writes nothing
+    return Stray(pid, tuple(lost[suffix] for suffix in sorted(lost)), files)
 
 
 def _main(pid: int, others: dict[str, str]) -> str:
     """Return which of the other files that a process has open is a database with a log elsewhere."""
-    locks = (line.split() for line in Path("/proc/locks").read_text().splitlines())
-    inodes = {int(f[5].rpartition(":")[2]) for f in locks if f[4:5] == [str(pid)] and f[6] == _SHARED_LOCK}
-    own = (link for link in others if f"{link}-wal" not in others)
+    inodes, own = _locked(pid, _SHARED_LOCK), (link for link in others if f"{link}-wal" not in others)
     return next((link for link in own if _identity(others[link])[1] in inodes), "")
+
+
+def _locked(pid: int, start: str | None = None) -> set[int]:
+    """Return the inodes on which a process has a POSIX lock, that begins at ``start`` if it is given."""
+    locks = (line.split() for line in Path("/proc/locks").read_text().splitlines())
+    return {int(f[5].rpartition(":")[2]) for f in locks if f[4:5] == [str(pid)] and start in (None, f[6])}
 
 
 def strays_check(path: Path) -> Check:

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from pathlib import Path
 from shlex import quote
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "is_printable",
     "moment_of",
     "printable",
+    "process_name",
     "shown",
     "timestamp",
     "url_fault",
@@ -176,6 +178,20 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"#{uid}"  # the form that sudo -u takes, where a shell does not see it: to that a # begins a comment
+
+
+def process_name(pid: int) -> str:
+    """Return ``PID 12 (command)``; for 0, words for a process that this PID namespace does not show."""
+    return f"PID {pid} ({_command_of(pid)})" if pid else "a process that cannot be seen from here (another container?)"
+
+
+def _command_of(pid: int) -> str:
+    """Return the command line of a process as one printable line, shortened. Linux only."""
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return "its command cannot be read"
+    return printable(" ".join(text.split()))[:80]
 
 
 def as_user(uid: int) -> str:

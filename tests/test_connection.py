@@ -18,11 +18,11 @@ from abathur_nb.connection import (
     explain_error,
     lock_holders,
     pragma,
-    process_name,
     run_to_end,
 )
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.settings import Settings
+from abathur_nb.wording import process_name
 
 
 def assert_no_connection_is_left() -> None:

@@ -1,11 +1,12 @@
 """A process whose file was deleted or moved under it is named, and what it alone holds is saved before it is lost."""
 
 import asyncio
+import multiprocessing.pool
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,44 @@ def test_opening_and_closing_beside_a_look_is_no_alarm(database: Settings) -> No
         found = [strays(database.db_path) for _ in range(300)]
         process.kill()
     assert not any(found)
+
+
+def test_what_a_fork_has_merely_inherited_is_no_alarm(database: Settings) -> None:
+    async def forked_meanwhile() -> multiprocessing.pool.Pool:
+        async with nb.Database.open(database) as db:
+            await db.memory.add_memory("user:a", "k", {}, "semantic", None)
+            return multiprocessing.get_context("fork").Pool(1)
+
+    with asyncio.run(forked_meanwhile()):  # its child lives on with the files of the closed store
+        asyncio.run(nb.validate_database(database)).raise_for_failures()
+
+
+@pytest.mark.parametrize("verb", [nb.validate_database, nb.initialize_database, nb.backup_database, nb.monitor])
+def test_without_the_log_alone_each_verb_names_the_process_and_not_the_disk(
+    verb: Callable[[Settings], Awaitable[object]], database: Settings
+) -> None:
+    with held(database.db_path, _ROWS[0]) as process:
+        Path(f"{database.db_path}-wal").unlink()
+        result = asyncio.run(run_async(verb(database)))
+    report = getattr(result, "report", result)
+    assert isinstance(report, Report)
+    assert not report.ok
+    assert f"PID {process.pid} " in str(report)
+    assert "dmesg" not in str(report)
+
+
+async def run_async(work: Awaitable[object]) -> object:
+    return await work
+
+
+def test_a_backup_warns_of_who_alone_holds_rows_and_a_restoration_waits_for_them(database: Settings) -> None:
+    asyncio.run(nb.backup_database(database)).raise_for_failures()
+    with held(database.db_path, _ROWS[0]) as process:
+        delete_log(database.db_path)
+        run_sql(database.db_path, _ROWS[1])
+        assert check_of(asyncio.run(nb.backup_database(database)), "open files").status == "warn"
+        before = database.db_path.read_bytes()
+        report = asyncio.run(nb.restore_database(database, apply=True))
+        assert report.refused
+        assert f"PID {process.pid} " in check_of(report, "open files").observed
+        assert database.db_path.read_bytes() == before

@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
 
-from abathur_nb.connection import SIDE_FILES, lock_holders, process_name
+from abathur_nb.connection import SIDE_FILES, lock_holders
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence.canonical import misfits, read_regular, sealed, unsealed, write_durably
 from abathur_nb.scratch import fsync, make_private_directory
 from abathur_nb.target import journal_of
+from abathur_nb.wording import process_name
 
 __all__ = ["begun", "complete", "discard", "new_folder", "replace_file", "require_unused", "users_of"]
 

@@ -39,6 +39,7 @@ from abathur_nb.schema import not_ours, quoted, read_schema
 from abathur_nb.scratch import locked, make_private_file, nearest_existing, private_directory, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
+from abathur_nb.strays import strays_check
 from abathur_nb.target import refusal
 from abathur_nb.validate import file_checks
 from abathur_nb.wording import MB, shown, timestamp, utc_now
@@ -76,6 +77,8 @@ async def backup_database(
         fault = explain_error(settings.db_path, error)
         failed = Check("copy", "error", "a proven copy", f"no backup was made: {fault.observed}", fault.remedy)
         return Report(_TITLE, (*place, failed), subject=subject, refused=True)
+    if (lost := strays_check(settings.db_path)).failed:  # the copy lacks what they alone hold
+        checks.append(replace(lost, status="warn"))
     kept = apply_retention(settings, keep or Retention(), made)
     sweep(settings.backup_dir)
     return Report(_TITLE, (*place, *checks, *kept), subject=subject)

@@ -24,6 +24,7 @@ from abathur_nb.report import Check, Report, Status
 from abathur_nb.schema import not_ours, read_schema
 from abathur_nb.scratch import nearest_existing, private_directory, scratch_directory, sweep
 from abathur_nb.settings import Settings
+from abathur_nb.strays import strays_check
 from abathur_nb.target import journal_of
 from abathur_nb.validate import file_checks
 from abathur_nb.wording import MB
@@ -137,6 +138,8 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
     def forbid(name: str, expected: str, observed: str, remedy: str, status: Status = "fail") -> None:
         found.append(Check(name, status, expected, observed, remedy))
 
+    if (lost := strays_check(path)).failed:  # its rows are saved first
+        found.append(lost)
     moved = standing.folder is not None or _goes_aside(standing, new)
     if moved and (users := users_of(path, own=True)):
         observed = f"{path} is open in {', '.join(users)}"
