@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import warnings
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -65,6 +66,7 @@ class Database:
 
         Raises RefusedError for what is no SQLite file, another application's, newer, no regular file, not in WAL
         mode, or lacks or alters an object of the schema; BusyError if it stays locked. Runs no integrity_check.
+        Warns at the end where the files have been removed or replaced meanwhile.
         """
         await _require_valid(settings)
         async with AsyncExitStack() as stack:
@@ -78,7 +80,10 @@ class Database:
                 raise explain_error(settings.db_path, error) from None
             try:
                 yield db
-                writer.require_own()
+                try:
+                    writer.check(outcome="what was written since may be missing at the path")
+                except RefusedError as lost:  # the block is done: no error of it
+                    warnings.warn(str(lost), RuntimeWarning, stacklevel=3)
             finally:
                 db._closed = _CLOSED.format(settings.db_path)
 

@@ -460,3 +460,24 @@ def test_a_child_that_leaves_the_block_ends_and_the_parent_goes_on(database: Set
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_S, check=False)
     assert (done.returncode, done.stdout) == (0, f"{code}\n"), done.stderr
     assert rows(database, "user:a") == 2
+
+
+async def test_a_store_that_only_closes_warns_of_what_it_lost(database: Settings) -> None:
+    async def only_close() -> None:
+        async with nb.Database.open(database) as db:
+            await db.memory.add_memory("user:a", "k", {}, "semantic", None)
+            remove("-wal", "-shm")(database.db_path)
+
+    with pytest.warns(RuntimeWarning, match="what was written since may be missing"):
+        await only_close()
+
+
+@pytest.mark.parametrize("suffixes", [("-wal",), ("-wal", "-shm")])
+async def test_a_log_beside_a_database_in_another_mode_is_not_open(
+    suffixes: tuple[str, ...], database: Settings
+) -> None:
+    run_sql(database.db_path, "PRAGMA journal_mode = DELETE")
+    for suffix in suffixes:
+        Path(f"{database.db_path}{suffix}").touch(mode=0o600)
+    report = await nb.validate_database(database)
+    assert [check.name for check in report.checks if check.failed] == ["journal mode"]
