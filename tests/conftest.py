@@ -16,6 +16,7 @@ from abathur_nb.settings import ENVIRONMENTS, Settings, resolve
 
 # What nohup sets is inherited by every process that a test starts, and the runner rightly ignores what it was told to.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # and what a shell sets for a job in the background
 
 # Without the bytecode that one process leaves the next, each kernel and each command compiles the package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
