@@ -126,7 +126,8 @@ def _sums(order: str, data: bytes, start: bytes = bytes(8), form: str = "=") -> 
 def _log(path: str, seconds: str) -> dict[str, int] | None:
     """Judge the log of a database in WAL mode; None where it was never still for a look.
 
-    ``torn`` is the number of the first frame that is not as it was written though commits stand behind it, -1 for none.
+    ``torn`` is the number of the first frame that is not as it was written though commits stand behind it, -1 for none,
+    -2 where the time was over before the last frame.
     """
     until = time.monotonic() + float(seconds)
     while True:
@@ -146,6 +147,8 @@ def _judge(path: str, until: float) -> dict[str, int] | None:
         if not header:
             return {"frames": 0, "read": 0, "torn": -1}
         found = None if index is None else _frames(log, header, index, until)
+        if found and found["torn"] == -2 and (_index(path), os.pread(log, _HEADER, 0)) != (index, header):
+            return None
         if index is None or found is None or found["torn"] < 0:
             return found
         # Committed frames stay as they are until the log begins anew, with other salts. Those behind them may be what a
@@ -159,7 +162,7 @@ def _judge(path: str, until: float) -> dict[str, int] | None:
 
 
 def _frames(log: int, header: bytes, index: dict[str, Any], until: float) -> dict[str, int] | None:
-    """Sum up the frames of a log; None where its index is of another round, or no time is left."""
+    """Sum up the frames of a log; None where its index is of another round."""
     order, page = _MAGICS.get(header[:4]), int.from_bytes(header[8:12], "big")
     is_header = order is not None and 512 <= page <= 65_536
     frame = (page if is_header else 4096) + _FRAME_HEADER
@@ -171,7 +174,7 @@ def _frames(log: int, header: bytes, index: dict[str, Any], until: float) -> dic
     last, sums, broken, row = read, header[24:], 0, 0
     for number in range(1, places + 1):
         if time.monotonic() > until:
-            return None
+            return {"frames": places, "read": read, "torn": -2}
         place = _HEADER + (number - 1) * frame
         head = os.pread(log, _FRAME_HEADER, place)
         sound = head[8:16] == salts

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from damage import held
 
+from abathur_nb.operate import surroundings
 from abathur_nb.operate.surroundings import log_check
 
 _FRAME = 4096 + 24
@@ -128,3 +129,14 @@ def test_commits_that_are_cut_off_are_found_after_somebody_has_written_since(db:
         write(db, 1)
         check = log_check(db)
     assert check.status == "fail"
+
+
+def test_a_log_that_is_too_large_to_be_judged_in_time_is_not_called_whole(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(surroundings, "_LOG_S", 0)
+    with held(db, "SELECT * FROM t"):
+        write(db, 1, 5)
+        check = log_check(db)
+    assert check.status == "error"  # a repair would write over what nobody has looked at
+    assert "were not summed up" in check.observed

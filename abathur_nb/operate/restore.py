@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from shlex import quote
 
 from abathur_nb.connection import pragma
 from abathur_nb.errors import RefusedError
@@ -63,7 +64,7 @@ def _require_fit(backup: Backup, settings: Settings, from_env: str | None) -> No
     wanted = settings.env if from_env is None else from_env
     if facts["env"] != wanted:
         observed = f"{backup.path} is a backup of {facts['env']}, not of {wanted}"
-        raise RefusedError(observed, f"if that is what you want, say so: -p from_env {facts['env']}")
+        raise RefusedError(observed, f"if that is what you want, say so: -p from_env {quote(facts['env'])}")
     with_inode = os.stat(backup.path)
     if settings.db_path.exists() and os.path.samestat(with_inode, os.stat(settings.db_path)):
         raise RefusedError(f"{backup.path} is the live database itself, by another name", "choose another backup")

@@ -29,8 +29,9 @@ __all__ = [
     "why_no_wal",
 ]
 
+_WRITE_LOCK = 120  # the byte of the -shm that a writer of the log locks
 _READ_MARKS = range(123, 128)  # bytes of the -shm that a reader of the log locks (walformat.html, section 2.3)
-_LOG_S = 10  # seconds that a look at the log may take: some 100,000 frames
+_LOG_S, _FRAMES_A_SECOND = 10, 10_000  # how long a look at the log may take, and how much a slow machine sums up
 
 
 class Look(NamedTuple):
@@ -54,10 +55,12 @@ class Look(NamedTuple):
             wal = os.lstat(f"{path}-wal").st_size
         locks, index = ask("look", path)
         marks = dict(zip(_READ_MARKS, index["marks"], strict=True)) if index else {}
-        held = {(pid, byte) for _, byte, _, pid in locks if not pid} | _read_locks(path)
+        held = {(pid, byte) for _, byte, exclusive, pid in locks if not pid and not exclusive} | _read_locks(path)
         readers = frozenset((pid, byte, marks[byte]) for pid, byte in held if byte in marks)
         frames, commits = (index["frames"], index["commits"]) if index else (0, 0)
-        return cls(monotonic(), wal, frames, commits, ", ".join(lock_owners(locks, exclusive=True)), readers)
+        # The other exclusive locks on the index of the log are those of a checkpoint.
+        writing = [lock for lock in locks if lock[0] == "" or lock[1] == _WRITE_LOCK]
+        return cls(monotonic(), wal, frames, commits, ", ".join(lock_owners(writing, exclusive=True)), readers)
 
     def behind_since(self, first: "Look") -> str:
         """Name who has read since ``first`` what was the newest then and is not now: no checkpoint gets past them.
@@ -69,7 +72,7 @@ class Look(NamedTuple):
 
 
 def _read_locks(path: Path) -> set[tuple[int, int]]:
-    """Return each other process that has locked a byte of the log's index, and the byte. Read-only; Linux only."""
+    """Return each other process that shares a byte of the log's index, and the byte. Read-only; Linux only."""
     try:
         found = os.stat(f"{path}-shm")
         lines = Path("/proc/locks").read_text().splitlines()
@@ -78,7 +81,7 @@ def _read_locks(path: Path) -> set[tuple[int, int]]:
     # "1: POSIX  ADVISORY  READ 1234 fd:00:2531 123 123": the owner and major:minor:inode. (Where stat reports another
     # device than the kernel's list, as on btrfs, nobody is named: better than an innocent one.)
     file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    fields = (f for f in map(str.split, lines) if f[1] != "->" and f[5] == file and f[6].isdecimal())
+    fields = (f for f in map(str.split, lines) if f[1] != "->" and (f[3], f[5]) == ("READ", file) and f[6].isdecimal())
     return {(int(f[4]), int(f[6])) for f in fields} - {(os.getpid(), byte) for byte in _READ_MARKS}
 
 
@@ -98,12 +101,16 @@ def locks_check(path: Path, first: Look, then: Look) -> Check:
     )
 
 
-def wal_check(settings: Settings, check: Check, first: Look, then: Look) -> Check:
-    """Add to the check of the log's size who pins it, how fast it grows, and when the disk would be full."""
+def wal_check(settings: Settings, check: Check, first: Look, then: Look, unpinned: Look | None = None) -> Check:
+    """Add to the check of the log's size who pins it, how fast it grows, and when the disk would be full.
+
+    It grows since ``unpinned``, before which this process itself read the database.
+    """
     told, pinned = [check.observed], then.behind_since(first)
     if pinned:
         told.append(f"read by {pinned} at both looks: SQLite cannot reset the WAL until that read transaction ends")
-    grown, seconds = then.wal - first.wal, then.at - first.at
+    since = unpinned or first
+    grown, seconds = then.wal - since.wal, then.at - since.at
     if grown > 0 and seconds > 0:
         rate = grown / MB / seconds
         hours = free_mb(settings.db_path.parent) / rate / 3600
@@ -127,10 +134,15 @@ def log_check(path: Path) -> Check:
     What is behind a damaged frame, the first process that reads the log anew does not read, and the next writer
     overwrites. An unfinished last transaction is normal.
     """
-    found = ask("log", path, str(_LOG_S))
+    log = Path(f"{path}-wal")
+    seconds = _LOG_S + (log.stat().st_size if log.exists() else 0) // 4096 // _FRAMES_A_SECOND
+    found = ask("log", path, str(seconds))
     expected = "each frame is as it was written, to the last commit"
     if found is None:
-        return Check("log", "skip", expected, f"could not tell: it was not still for a look in {_LOG_S} s")
+        return Check("log", "skip", expected, f"could not tell: it was not still for a look in {seconds} s")
+    if found["torn"] == -2:
+        observed = f"could not run: its {found['frames']:,} frames were not summed up in {seconds} s"
+        return Check("log", "error", expected, observed, "run this again when the machine is idle")
     where = f"frame {found['torn']:,}" if found["torn"] else "its header"
     damaged = f"of {found['frames']:,} frames SQLite reads {found['read']:,}\ncause: {where} is damaged"
     copy = " ".join(("cp -p", *(quote(f"{path}{suffix}") for suffix in ("", "-wal")), "DIR/"))
