@@ -148,3 +148,49 @@ async def test_the_digest_of_an_ordinary_database_is_that_of_older_manifests(dat
                 digest.update(marshal.dumps(("".join(map(str, text)), *row), 2))
     async with connect(database.db_path, settings=database) as conn:
         assert (await read_content(conn)).digest == digest.hexdigest()
+
+
+# Ordinary tables and indexes of others that this process can't use, or whose rows break their own rules.
+UNUSABLE = {
+    "an index by another collation": "CREATE INDEX o ON memory_entries (key COLLATE theirs)",
+    "an index by another function": "CREATE INDEX o ON tasks (theirs(status))",
+    "a key by another collation": "CREATE TABLE o (k TEXT COLLATE theirs PRIMARY KEY); INSERT INTO o VALUES ('x')",
+    "a table kept by another collation": (
+        "CREATE TABLE o (k TEXT COLLATE theirs PRIMARY KEY) WITHOUT ROWID; INSERT INTO o VALUES ('x'), ('y')"
+    ),
+    "a reference that can lead nowhere": (
+        "CREATE TABLE p (x); CREATE TABLE o (k REFERENCES p (x)); INSERT INTO o VALUES (1)"
+    ),
+    "a reference that leads nowhere": "CREATE TABLE o (k REFERENCES sessions); INSERT INTO o VALUES ('none')",
+    "a NULL where they forbid it": (
+        "CREATE TABLE o (k); INSERT INTO o VALUES (NULL); PRAGMA writable_schema = ON;"
+        "UPDATE sqlite_master SET sql = 'CREATE TABLE o (k NOT NULL)' WHERE name = 'o'"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+async def test_what_is_wrong_with_the_tables_of_others_makes_nothing_of_ours_unsound(
+    name: str, database: Settings
+) -> None:
+    with closing(sqlite3.connect(database.db_path, isolation_level=None)) as conn:
+        conn.create_collation("theirs", lambda one, two: (one > two) - (one < two))
+        conn.create_function("theirs", 1, str, deterministic=True)
+        conn.executescript(UNUSABLE[name])
+    before = await content_of(database)
+    report = await nb.validate_database(database)
+    assert findings(report) == set(), str(report)
+    assert "warn" in {check.status for check in report.checks if check.name == "other objects"}
+    await taken(database)
+    for apply in (False, True):
+        report = await nb.restore_database(database, apply=apply, drill=not apply)
+        assert report.ok, str(report)
+    assert await content_of(database) == before
+
+
+async def test_a_reference_of_another_table_hides_none_of_ours(database: Settings) -> None:
+    run_sql(database.db_path, *UNUSABLE["a reference that can lead nowhere"].split(";"))
+    run_sql(database.db_path, "INSERT INTO audit (action_type, agent_id) VALUES ('x', 'none')")
+    (check,) = [check for check in (await nb.validate_database(database)).checks if check.failed]
+    assert check.name == "foreign keys"
+    assert "audit.agent_id: 'none'" in check.evidence[0]

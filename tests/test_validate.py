@@ -154,7 +154,8 @@ async def test_a_reference_from_a_table_whose_name_is_no_text_is_named_as_far_as
     edit = f"SET name = {name}, tbl_name = {name}, sql = replace(sql, 'odd', {name}) WHERE name = 'odd'"
     run_sql(database.db_path, "PRAGMA writable_schema = ON", f"UPDATE sqlite_master {edit}")
     checks = await validated(database)
-    assert failing(checks) == {"foreign keys"}
+    assert failing(checks) == set()  # a row of another table
+    assert checks["foreign keys"].status == "warn"
     assert checks["foreign keys"].evidence == (r"o\udcff, by key: (rowid 1), to tasks",)
     assert checks["other objects"].observed == r"extra: table o\udcff"
 

@@ -4,11 +4,13 @@ import hashlib
 import marshal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from sqlite3 import SQLITE_ERROR, OperationalError
 from typing import Any
 
 import aiosqlite
 
 from abathur_nb.evidence.canonical import canonical, sha256
+from abathur_nb.expected import expected_tables
 from abathur_nb.schema import quoted, read_schema
 from abathur_nb.sql import load_queries, normalized
 
@@ -59,10 +61,17 @@ async def read_content(conn: aiosqlite.Connection, *, progress: Callable[[int], 
             "SELECT name FROM pragma_table_xinfo(?) WHERE hidden = 0 ORDER BY cid", (name,)
         )
         columns = [quoted(column) for (column,) in found]
-        digest.update(canonical({"table": name, "columns": [column for (column,) in found]}))
         calls = [_call(columns[start : start + _COLUMNS]) for start in range(0, len(columns), _COLUMNS)]
         # NOT INDEXED: in the order of the table, which a copy shares.
-        ((rows[name], *_),) = await conn.execute_fetchall(f"SELECT {', '.join(calls)} FROM {quoted(name)} NOT INDEXED")
+        select = f"SELECT {', '.join(calls)} FROM {quoted(name)} NOT INDEXED"
+        try:
+            await conn.execute_fetchall(f"EXPLAIN {select}")
+        except OperationalError as error:
+            if name in expected_tables() or error.sqlite_errorcode & 0xFF != SQLITE_ERROR:
+                raise
+            continue  # a table of others whose order this process does not know, such as by a collation of theirs
+        digest.update(canonical({"table": name, "columns": [column for (column,) in found]}))
+        ((rows[name], *_),) = await conn.execute_fetchall(select)
     schema = {name: normalized(found.sql) for name, found in (await read_schema(conn)).items()}
     if progress:
         progress(done % _STEP)
