@@ -31,6 +31,8 @@ TOKEN = "of-this-test-alone"
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 # The one that must not pass yet: nobody has said that the team is trained, and so on.
 NOT_READY = "readiness"
+# What a person has to say in the parameters cell before it does anything.
+SAID = {"rollback": ('to: "Optional[str]" = None', 'to: "Optional[str]" = "fresh"')}
 # What a page may ask for: its own server, or what it holds itself.
 LOCAL = re.compile(r"(?:https?|wss?)://127\.0\.0\.1[:/]|data:|blob:")
 WIDTH, TALLEST = 1400, 16_000  # pixels
@@ -46,6 +48,11 @@ RUN_ALL = f"""async () => {{
   await window.jupyterapp.commands.execute("notebook:run-all-cells");
 }}"""
 COUNTS = f"() => [...{PANEL}.content.model.cells].filter(c => c.type === 'code').map(c => c.executionCount)"
+SAY = f"""([before, after]) => {{
+  for (const cell of {PANEL}.content.model.cells) {{
+    cell.sharedModel.setSource(cell.sharedModel.getSource().replace(before, after));
+  }}
+}}"""
 END = f"""async () => {{
   await window.jupyterapp.commands.execute("docmanager:save");
   await {PANEL}.sessionContext.shutdown();
@@ -182,6 +189,8 @@ def outputs_of(page: Page, start: str) -> list[Any]:
 @pytest.mark.parametrize("name", [*ORDER, "index"])  # which then shows the runs of all the others
 def test_it_runs_whole_and_shows_its_report_and_its_charts(name: str, page: Page, lab: Lab) -> None:
     open_notebook(page, lab, name)
+    if name in SAID:
+        page.evaluate(SAY, SAID[name])
     run_all(page)
     keep_screenshots(page, name)
     panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
