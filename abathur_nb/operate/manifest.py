@@ -232,7 +232,13 @@ def _elsewhere(backup: Backup, database: Path) -> str:
     if _is_file(backup.facts, database):
         return f"it is of {backup.facts['env']}, whose file this is as well: name that by -p from_env"
     place = backup.facts["database"]
-    return "" if Path(place).exists() else f"it is of {place}, which is missing"
+    try:
+        os.stat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        return f"it is of {place}, which is missing"
+    except (OSError, ValueError):  # nobody can tell, in a directory that is closed to this user
+        pass
+    return ""
 
 
 def newest_fit(backups: Sequence[Backup]) -> Backup | None:
