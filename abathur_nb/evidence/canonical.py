@@ -140,7 +140,7 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
 
 def _is_locked_here(file: os.stat_result) -> bool:
     try:
-        lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        lines = Path("/proc/locks").read_text().splitlines()
     except OSError:  # Linux only
         return False
     mine, inode = str(os.getpid()), f":{file.st_ino}"
