@@ -45,13 +45,17 @@ def file_system(path: Path, mounts: str | None = None) -> str:
             mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
         except OSError:
             return "unknown"
-    real = os.path.realpath(path)
-    best, kind = "", "unknown"
+    real, found = os.path.realpath(path), list[tuple[str, str, str, str]]()
     for line in mounts.splitlines():
         fields, _, behind = line.partition(" - ")
+        number, parent, _, _, written = fields.split()[:5]
         # A blank, a tab, a newline and a backslash in a mount point are written in octal.
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields.split()[4])
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):  # of two at one point the later hides the earlier
-            best, kind = point, behind.split()[0]
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), written)
+        if real == point or real.startswith(point.rstrip("/") + "/"):
+            found.append((point, number, parent if parent != number else "", behind.split()[0]))
+    numbers, at, kind = {number for _, number, _, _ in found}, "", "unknown"
+    # As the kernel looks a path up: at each step the mount that the path comes to first. One that was mounted later on
+    # a directory above hides what was mounted deeper before: that one's parent is another mount.
+    while here := [mount for mount in found if (mount[2] if mount[2] in numbers else "") == at]:
+        _, at, _, kind = min(here, key=lambda mount: len(mount[0]))
     return kind

@@ -156,6 +156,9 @@ MOUNTS = r"""
 38 37 0:38 / /nfs/local rw - tmpfs hides-what-was-mounted-there-before rw
 39 34 0:39 /sub /tmpfs/bound rw - ext4 /dev/sda1 rw
 40 22 0:40 / /fuse rw - fuse.gocryptfs x rw
+41 22 0:41 / /srv/deep rw - xfs hidden-by-the-next rw
+42 22 0:42 / /srv rw - nfs4 mounted-later-above rw
+43 42 0:43 / /srv/in/it rw - ext4 /dev/sdd rw
 """.strip("\n")
 
 
@@ -176,10 +179,20 @@ MOUNTS = r"""
         ("/fuse", "fuse.gocryptfs"),
         ("/with blank\ttab\\back\nline/x", "xfs"),
         ("/nfs/local/x", "tmpfs"),
+        ("/srv/deep/x", "nfs4"),
+        ("/srv/in/it/x", "ext4"),
     ],
 )
 def test_the_file_system_is_that_of_the_innermost_and_latest_mount(path: str, kind: str) -> None:
     assert file_system(Path(path), MOUNTS) == kind
+
+
+def test_the_root_of_a_chroot_and_the_first_file_system_of_a_boot_do_not_mislead() -> None:
+    boot = "1 1 0:1 / / rw - rootfs rootfs rw\n"
+    assert file_system(Path("/nfs/a"), boot + MOUNTS) == "nfs4"
+    assert file_system(Path("/var"), boot + MOUNTS) == "ext4"
+    below = "50 9 0:50 / /data rw - nfs4 x rw\n51 50 0:51 / /data/db rw - xfs y rw"  # mount 9 is out of sight
+    assert [file_system(Path(path), below) for path in ("/data/db/x", "/data/x", "/x")] == ["xfs", "nfs4", "unknown"]
 
 
 def test_links_are_followed_and_an_unreadable_list_is_unknown(tmp_path: Path) -> None:
