@@ -21,6 +21,8 @@ __all__ = [
     "ELSEWHERE",
     "directory_checks",
     "free_mb",
+    "group_name",
+    "has_access_list",
     "install_command",
     "location_checks",
     "writable_by_others",
@@ -72,7 +74,7 @@ def _directory(settings: Settings) -> tuple[Check, bool]:
         (not stat.S_ISDIR(found.st_mode), "refuse", f"db_path: name a file in a directory, not {quote(str(folder))}"),
         (not os.access(folder, _ALL), "refuse", usable),
         (not mine, settings.on_shared_directory, as_owner),
-        (writable_by_others(found), settings.on_shared_directory, chmod),
+        (writable_by_others(folder), settings.on_shared_directory, chmod),
         (_is_for_another(settings), "warn", install_command(settings, folder)),
         (bool(mode & 0o077), "warn", chmod),
     ]
@@ -99,7 +101,7 @@ def _above(settings: Settings) -> tuple[Check, bool]:
         if found.st_uid not in trusted:
             unmapped = _is_unmapped(found.st_uid)
             faults[above] = (lesser if unmapped else severity, told + ", who is not in this user namespace" * unmapped)
-        elif writable_by_others(found):
+        elif writable_by_others(above):
             # Where it is sticky only the owner of an entry renames it.
             sticky = found.st_mode & stat.S_ISVTX and (inside is None or inside.st_uid in trusted)
             faults.setdefault(above, ("warn", f"{told}, sticky") if sticky else (severity, told))
@@ -181,24 +183,23 @@ def _is_for_another(settings: Settings) -> bool:
     return account.pw_uid != os.geteuid()
 
 
-def writable_by_others(found: os.stat_result) -> bool:
-    """Tell whether anybody but the owner may write to it: all, or a group of more than its owner. Read-only.
+def writable_by_others(path: Path) -> bool:
+    """Return whether anybody but its owner may write to a file or directory. Read-only.
 
-    Where each user has a group of his own the umask is 002, and what he makes is writable for that group: for him.
+    A group of the owner's name is taken for a private one: where each user has one, the umask is 002. With an access
+    control list the group's bits are the most that it grants (acl(5)).
     """
-    shared_with_group = found.st_mode & stat.S_IWGRP and not _is_private_group(found.st_gid, found.st_uid)
-    return bool(found.st_mode & stat.S_IWOTH or shared_with_group)
+    found = os.lstat(path)
+    private = group_name(found.st_gid) == user_name(found.st_uid) and not has_access_list(path)
+    return bool(found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and not private))
 
 
-def _is_private_group(gid: int, uid: int) -> bool:
+def has_access_list(path: Path) -> bool:
+    """Return whether a file or directory has an access control list; False where none can be had. Read-only."""
     try:
-        group, owner = grp.getgrgid(gid), pwd.getpwuid(uid)
-    except KeyError:
+        return bool(os.getxattr(path, "system.posix_acl_access", follow_symlinks=False))
+    except OSError:
         return False
-    # Whose primary group it is does not stand among its members.
-    others = {user.pw_name for user in pwd.getpwall() if user.pw_gid == gid and user.pw_uid != uid}
-    others |= {*group.gr_mem} - {owner.pw_name}
-    return (owner.pw_gid, owner.pw_name) == (gid, group.gr_name) and not others
 
 
 def _file_system(settings: Settings, place: Path) -> tuple[Check, bool]:
@@ -252,11 +253,11 @@ def install_command(settings: Settings, folder: Path) -> str:
     account = _user(name)
     make_account = ""
     if account is not None:
-        user, group = account.pw_name, _group_name(account.pw_gid)
+        user, group = account.pw_name, group_name(account.pw_gid)
     elif name.removeprefix("#").isdecimal():  # install takes a bare number
         user = group = name.removeprefix("#")
         if not settings.service_account:
-            group = _group_name(os.getegid())
+            group = group_name(os.getegid())
     else:
         user = group = name
         make_account = f"sudo useradd --system --user-group {quote(user)} && "
@@ -270,7 +271,8 @@ def _user(name: str) -> pwd.struct_passwd | None:
         return None
 
 
-def _group_name(gid: int) -> str:
+def group_name(gid: int) -> str:
+    """Return the name of a group, or the number of one that has none. Read-only."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:

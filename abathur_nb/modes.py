@@ -1,15 +1,12 @@
 """What the file system says of a database: who may use its files, under how many names, how large its log is."""
 
-import grp
 import os
 import stat
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 
 from abathur_nb.connection import SIDE_FILES
-from abathur_nb.location import writable_by_others
+from abathur_nb.location import has_access_list, writable_by_others
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.target import give_to_owner
@@ -19,11 +16,6 @@ __all__ = ["FILE_MODES", "file_modes", "file_names", "wal_size"]
 
 FILE_MODES = "file modes"
 _MB = 1_000_000
-
-# An access control list as Linux keeps it (acl(5)): 4 bytes of version, then tag, permissions and id of each entry.
-_ACL = "system.posix_acl_access"
-_USER, _GROUP, _MASK = 0x02, 0x08, 0x10
-_WRITE = 2
 
 
 async def file_modes(path: Path) -> Check:
@@ -37,10 +29,8 @@ async def file_modes(path: Path) -> Check:
     wrong = [name for name, at in found.items() if stat.S_IMODE(at.st_mode) != 0o600]
     folder = os.stat(path.parent)
     strange = [name for name, at in found.items() if at.st_uid != folder.st_uid]
-    listed = {name: grants for name in (*found, str(path.parent)) if (grants := dict(_acl_grants(name)))}
-    # The group's bits of a file with a list are the most that the list may grant: 0600 leaves it nothing. But those of
-    # the directory may be a private group's own.
-    shut = writable_by_others(folder) or any(perms & _WRITE for perms in listed.get(str(path.parent), {}).values())
+    listed = [name for name in (*found, str(path.parent)) if has_access_list(Path(name))]
+    shut = writable_by_others(path.parent)
     remedies = [f"chmod 600 {' '.join(map(quote, wrong))}"] if wrong else []
     # The owner of a directory that serves others as well, such as /tmp, has no claim to it.
     remedies += [give_to_owner(path, *strange)] if strange and not shut else []
@@ -53,37 +43,12 @@ async def file_modes(path: Path) -> Check:
         observed=", ".join(f"{Path(name).name} {_mode(at, owner=bool(strange))}" for name, at in found.items())
         + f"; directory {_mode(folder, owner=bool(strange))}",
         remedy="; ".join(remedies),
-        evidence=(
-            f"{name}: an access control list grants {who} {stat.filemode(perms)[-3:]}"
-            for name, grants in listed.items()
-            for who, perms in grants.items()
-        ),
+        evidence=[f"{name} has an access control list; to see it: getfacl {quote(name)}" for name in listed],
     )
 
 
 def _mode(found: os.stat_result, *, owner: bool) -> str:
     return f"{stat.S_IMODE(found.st_mode):04o}" + (f" of {user_name(found.st_uid)}" if owner else "")
-
-
-def _acl_grants(name: str) -> Iterator[tuple[str, int]]:
-    """Yield whom the access control list of a file grants something by name, and the permissions. Read-only."""
-    try:
-        entries = list(struct.iter_unpack("<HHI", os.getxattr(name, _ACL, follow_symlinks=False)[4:]))
-    except OSError:  # no list, or a file system without
-        return
-    mask = next((perms for tag, perms, _ in entries if tag == _MASK), 7)
-    for tag, perms, number in entries:
-        if tag in (_USER, _GROUP) and perms & mask:
-            yield f"{'user' if tag == _USER else 'group'} {_name(tag, number)}", perms & mask
-
-
-def _name(tag: int, number: int) -> str:
-    if tag == _USER:
-        return user_name(number)
-    try:
-        return grp.getgrgid(number).gr_name
-    except KeyError:
-        return f"#{number}"
 
 
 async def file_names(path: Path) -> Check:

@@ -143,7 +143,7 @@ def decoded(row: Row, columns: Iterable[str]) -> dict[str, Any]:
 
 def prefix_range(prefix: str) -> tuple[str, str]:
     """Return the half-open range of texts that start with ``prefix``, in the order in which SQLite compares text."""
-    if not isinstance(prefix, str) or not is_printable(prefix) or len(prefix) > MAX_NAME:
+    if not isinstance(prefix, str) or not is_printable(prefix) or len(normalize("NFC", prefix)) > MAX_NAME:
         raise InvalidValueError(
             f"Invalid namespace_prefix: expected up to {MAX_NAME} printable characters, found {shown(prefix)}"
         )

@@ -157,11 +157,16 @@ def without_url_secrets(text: str) -> str:
 
 
 def _secret_part(text: str) -> str:
-    """Name the part of a URL that may be a secret: credentials, or what signs an address."""
+    """Name the part of the URLs in a text that may be a secret: credentials, or what signs an address."""
     text = text.strip()
-    if not (url := _URL.match(text)):
-        return ""
-    rest = _ENCODED.sub(lambda octet: chr(int(octet[1], 16)), text[url.end() :])
+    for url in _URL.finditer(text):
+        rest = text[url.end() :] if url.start() == 0 else text[url.end() :].split()[0]
+        if part := _secret_part_of(url[1].lower(), _ENCODED.sub(lambda octet: chr(int(octet[1], 16)), rest)):
+            return part
+    return ""
+
+
+def _secret_part_of(scheme: str, rest: str) -> str:
     authority = rest.partition("/")[0]
     user, at, _ = authority.rpartition("@")
     port = authority.partition(":")[2]
@@ -169,7 +174,7 @@ def _secret_part(text: str) -> str:
         return "parameters, a query or a fragment"
     if ":" in user or (port.strip("0123456789") and "@" in rest):  # a cloud's password may hold a slash
         return "a password"
-    return "a user, which may be a token" if at and url[1].lower() not in _USER_IS_A_NAME else ""
+    return "a user, which may be a token" if at and scheme not in _USER_IS_A_NAME else ""
 
 
 def user_name(uid: int) -> str:

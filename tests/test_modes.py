@@ -53,19 +53,19 @@ def test_a_file_of_another_than_its_directorys_owner_is_named_with_the_command(d
     assert "chown" not in asyncio.run(validated(database))["file modes"].remedy
 
 
-def test_an_access_control_list_is_told_with_whom_it_grants_what(database: Settings) -> None:
+def test_an_access_control_list_is_named_with_the_command_that_shows_it(database: Settings) -> None:
     path = database.db_path
     grant_by_acl(path, 65534, 7, mask=6)
     check = asyncio.run(validated(database))["file modes"]
     assert check.status == "fail"
     assert "abathur.db 0660" in check.observed
-    assert check.evidence == (f"{path}: an access control list grants user {user_name(65534)} rw-",)
+    assert check.evidence == (f"{path} has an access control list; to see it: getfacl {path}",)
     assert check.remedy.startswith(f"chmod 600 {path} ")  # and what SQLite has just made beside it
     assert check.remedy.endswith(f"; setfacl -b {path}")
     # The first command alone shuts the list off.
     subprocess.run(["sh", "-c", check.remedy.partition(";")[0]], check=True)
     check = asyncio.run(validated(database))["file modes"]
-    assert (check.status, check.evidence) == ("pass", ())
+    assert check.status == "pass"
 
 
 async def test_a_directory_that_lets_others_write_by_its_list_alone_is_found(database: Settings) -> None:
@@ -74,12 +74,9 @@ async def test_a_directory_that_lets_others_write_by_its_list_alone_is_found(dat
     group = pwd.getpwuid(os.getuid()).pw_gid
     os.chown(folder, -1, group)
     folder.chmod(0o770)
-    assert not writable_by_others(folder.stat()), "whoever runs this needs a group of one's own: useradd --user-group"
-    assert (await validated(database))["file modes"].status == "pass"
-    grant_by_acl(folder, 65534, 5)
+    assert not writable_by_others(folder), "whoever runs this needs a group of one's own: useradd --user-group"
     assert (await validated(database))["file modes"].status == "pass"
     grant_by_acl(folder, 65534, 7)
-    assert not writable_by_others(folder.stat())
     check = (await validated(database))["file modes"]
     assert (check.status, check.remedy) == ("fail", f"chmod 700 {folder}; setfacl -b {folder}")
     folder.chmod(0o700)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import fingerprint, run_as_other, untouched
+from damage import fingerprint, grant_by_acl, run_as_other, untouched
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.filesystems import file_system, kind_of
@@ -383,7 +383,21 @@ def test_who_may_write_is_told_by_mode_owner_and_group(
 ) -> None:
     os.chown(tmp_path, uid, gid)
     tmp_path.chmod(mode)
-    assert writable_by_others(tmp_path.stat()) is shared
+    assert writable_by_others(tmp_path) is shared
+
+
+def test_an_access_list_lets_others_write_behind_a_private_group(tmp_path: Path, apart: Path) -> None:
+    own, above = tmp_path / "own", apart / "a"
+    for folder in (own, above / "data"):
+        folder.mkdir(parents=True)
+        folder.chmod(0o700)
+    for folder, name, path in ((own, "directory", own / "x.db"), (above, "directories above", above / "data" / "x.db")):
+        folder.chmod(0o750)
+        for perms, status in ((5, "warn" if folder == own else "pass"), (7, "fail")):
+            grant_by_acl(folder, 65534, perms, mask=perms)
+            checks, refused = location_checks(resolve("staging", db_path=path))
+            found = {check.name: check.status for check in checks}
+            assert (found[name], refused) == (status, status == "fail")
 
 
 # --- the directories above
@@ -420,6 +434,7 @@ def tree(apart: Path, names: str, **given: tuple[int, int]) -> Path:
         ({"a": (NAMELESS, 0o700)}, "fail refused refused"),
         ({"b": (0, 0o777)}, "fail refused refused"),
         ({"a": (0, 0o757)}, "fail refused refused"),
+        ({"b": (0, 0o775)}, "pass pass pass"),  # root's own group
         ({"a": (0, 0o1777)}, "warn warn warn"),  # who may write to it can't rename what is root's in it
         ({"a": (65534, 0o1777)}, "fail refused refused"),
     ],

@@ -123,7 +123,7 @@ def _make_archive(archive: Path) -> None:
     found = os.lstat(archive)
     if not stat.S_ISDIR(found.st_mode):
         raise RefusedError(f"the archive {archive} is no directory", "archive_dir: name another one")
-    if writable_by_others(found):
+    if writable_by_others(archive):
         raise RefusedError(
             f"others may write to the archive {archive}, mode {stat.S_IMODE(found.st_mode):04o}",
             f"see what they changed, then: chmod 700 {quote(str(archive))}",
