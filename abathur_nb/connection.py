@@ -4,7 +4,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from time import monotonic
@@ -15,7 +15,7 @@ import aiosqlite
 
 from abathur_nb.apart import ask
 from abathur_nb.causes import ask_system, os_cause
-from abathur_nb.errors import BOUND_S, AbathurError, BusyError, RefusedError, bound_reached
+from abathur_nb.errors import BOUND_BYTES, BOUND_S, AbathurError, BusyError, RefusedError, bound_reached
 from abathur_nb.guarded import Connection, refuse_mixing
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
@@ -24,6 +24,7 @@ from abathur_nb.wording import MB, process_name
 
 __all__ = [
     "SIDE_FILES",
+    "bound",
     "connect",
     "connection_pragmas",
     "explain_error",
@@ -73,10 +74,9 @@ async def connect(
     """Open the existing file ``path`` in autocommit mode and close it at the end, cancelled or not.
 
     ``ro`` never writes to the main file (SQLite may leave an empty ``-wal`` and a ``-shm``). Rows are sqlite3.Row.
-    ``trusted_schema`` is OFF where this SQLite's CHECKs work with it. If ``bounded``, a reader ends after a time that
-    the size of the file sets, whatever the schema computes. Raises sqlite3.Error as SQLite does, RefusedError if a
-    PRAGMA does not read back or this process has other files open as this database, and MisuseError if its parent had
-    it open.
+    ``trusted_schema`` is OFF where this SQLite's CHECKs work with it. If ``bounded``, a reader ends at its `bound`,
+    whatever the schema computes. Raises sqlite3.Error as SQLite does, RefusedError if a PRAGMA does not read back or
+    this process has other files open as this database, and MisuseError if its parent had it open.
     """
     refuse_mixing(path)
     # as_uri() quotes what SQLite would read as the end of the file's name.
@@ -85,9 +85,19 @@ async def connect(
         await _configure(conn, settings, mode)
         await conn.watch(path, settings.busy_timeout_ms / 1000, mode == "rw")
         if bounded and mode == "ro":
-            deadline = monotonic() + BOUND_S + os.stat(path).st_size / MB
-            await conn.set_progress_handler(lambda: monotonic() > deadline, _STEPS)
+            await bound(conn, path)
         yield conn
+
+
+async def bound(conn: Connection, path: Path, *, timed: bool = True) -> None:
+    """Limit by the size of its files how long a value of ``path`` may be and, if ``timed``, how long reading takes."""
+    size = os.stat(path).st_size
+    with suppress(OSError):
+        size += os.stat(f"{path}-wal").st_size
+    await conn.set_longest(size + BOUND_BYTES)
+    if timed:
+        deadline = monotonic() + BOUND_S + size / MB
+        await conn.set_progress_handler(lambda: monotonic() > deadline, _STEPS)
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from abathur_nb.wording import without_url_secrets
 
 __all__ = [
+    "BOUND_BYTES",
     "BOUND_S",
     "AbathurError",
     "BusyError",
@@ -18,13 +19,16 @@ __all__ = [
 ]
 
 BOUND_S = 30  # what a verb reads for at most, and one second more for each MB: an idle machine reads 10 MB in that time
+BOUND_BYTES = 2**20  # of one value, beyond the size of the file: only what the schema computes is longer
 
 
 def bound_reached(error: Exception) -> str:
-    """Say that an error of SQLite is the end of the time that a verb may read for; nothing for any other error."""
-    if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_INTERRUPT:
-        return ""
-    return f"the bound of {BOUND_S} s, and 1 s for each MB, was reached: some expression or index costs more"
+    """Name the bound of a reading verb that an error of SQLite reports; empty for any other error."""
+    bound = {
+        sqlite3.SQLITE_INTERRUPT: f"{BOUND_S} s, and 1 s for each MB,",
+        sqlite3.SQLITE_TOOBIG: f"{BOUND_BYTES:,} bytes beyond the size of the file, for one value,",
+    }.get(getattr(error, "sqlite_errorcode", 0))
+    return f"the bound of {bound} was reached: some expression or index costs more" if bound else ""
 
 
 class AbathurError(Exception):

@@ -128,6 +128,11 @@ class Connection(aiosqlite.Connection):
             await self._execute(self._connection.watch, path, patience, keep)
             self.check()
 
+    async def set_longest(self, length: int) -> None:
+        """Refuse each value of more bytes from now on, with SQLITE_TOOBIG."""
+        if self._connection is not None:
+            await self._execute(self._connection.setlimit, sqlite3.SQLITE_LIMIT_LENGTH, length)
+
     async def close(self) -> None:
         """Close the connection and end its thread, which a forked process does not have."""
         self.require_own()

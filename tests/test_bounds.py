@@ -1,6 +1,7 @@
 """Each verb that reads ends, whatever the schema computes and however large a value is, and says what it did not do."""
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from damage import run_sql
+from damage import ROWS, run_sql
 
 import abathur_nb as nb
 from abathur_nb import connection
@@ -53,6 +54,65 @@ def test_one_large_value_costs_validate_about_three_times_its_size(
     used, failed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert failed == ["JSON limits"]
     assert used < 3.2 * SIZE, "the value, a copy of it, the pages of the file that are mapped, and what validate takes"
+
+
+# What a schema may compute, by its table; of 4e8 it would take 1.2 GB.
+COMPUTED = {
+    "tasks": "CREATE INDEX i1 ON tasks (prompt, length(hex(zeroblob(4e8))))",
+    "metrics": "CREATE INDEX i2 ON metrics (metric_name) WHERE length(hex(zeroblob(4e8))) > 1",
+    "audit": "CREATE INDEX i3 ON audit (replace(hex(zeroblob(4e8)), '0', action_type) > 'x')",
+    "generated": "CREATE TABLE generated (a, b AS (length(hex(zeroblob(4e8)))) NOT NULL)",
+}
+UNREAD = (
+    "CREATE TABLE checked (a, CHECK (length(hex(zeroblob(4e8))) > 1))",
+    "CREATE VIEW shown AS SELECT length(hex(zeroblob(4e8)))",
+    "INSERT INTO generated VALUES (1)",
+    "INSERT INTO checked VALUES (1)",
+)
+# Prints of each verb on each database the memory that it has added, whether it was refused, and its checks.
+VERBS = """
+import asyncio, json, sys
+import abathur_nb as nb
+def most():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+verbs = {
+    "validate": nb.validate_database, "troubleshoot": nb.troubleshoot, "backup": nb.backup_database,
+    "monitor": nb.monitor, "explore": nb.explore, "rollback": lambda settings: nb.roll_back(settings, to="fresh"),
+    "drill": lambda settings: nb.restore_database(settings, drill=True),
+    "restore": lambda settings: nb.restore_database(settings, apply=True),
+    "repair": lambda settings: nb.troubleshoot(settings, repair=True),
+}
+async def main():
+    for path in sys.argv[1:]:
+        settings = nb.resolve("development", db_path=path)
+        for name, verb in verbs.items():
+            open("/proc/self/clear_refs", "w").write("5")
+            before, shown = most(), await verb(settings)
+            report = getattr(shown, "report", shown)
+            told = [f"{check.status} {check.name}: {check.observed}" for check in report.checks]
+            print(json.dumps([name, most() - before, report.refused, told]), flush=True)
+asyncio.run(main())
+"""
+
+
+def test_no_verb_takes_the_memory_that_a_schema_asks_for_and_each_works_around_it(
+    database: Settings, tmp_path: Path
+) -> None:
+    usual = tmp_path / "usual" / "abathur.db"
+    usual.parent.mkdir(mode=0o700)
+    shutil.copy(database.db_path, usual)
+    small = [statement.replace("4e8", "4e1") for statement in (*COMPUTED.values(), *UNREAD)]
+    in_full = "UPDATE sqlite_schema SET sql = replace(sql, '4e1', '4e8')"
+    run_sql(database.db_path, *ROWS, *small, "PRAGMA writable_schema = ON", in_full)
+    command = [sys.executable, "-c", VERBS, str(usual), str(database.db_path)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    ran = [json.loads(line) for line in done]
+    assert not [(name, used) for name, used, *_ in ran[9:] if used > 20_000_000]  # behind those that load the modules
+    for name, _, refused, told in ran[9:]:
+        assert not refused, (name, told)
+        assert not [line for line in told if line.startswith(("error", "fail integrity"))], (name, told)
+    for table in COMPUTED:
+        assert f"{table}, integrity_check: the bound of" in str(ran[9][-1])
 
 
 def fill(path: Path, rows: int) -> None:

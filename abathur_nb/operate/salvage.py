@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from shlex import quote
-from sqlite3 import Connection, DatabaseError
+from sqlite3 import SQLITE_LIMIT_LENGTH, Connection, DatabaseError
 from sqlite3 import connect as plain_connect
 from typing import Any
 
-from abathur_nb.errors import BusyError, RefusedError
+from abathur_nb.errors import BOUND_BYTES, BusyError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects
 from abathur_nb.operate.aside import users_of
 from abathur_nb.operate.quarantine import plain, value_of
@@ -214,6 +214,7 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
         mmap(file.fileno(), 0, access=ACCESS_READ) as data,
         closing(plain_connect(draft, isolation_level=None)) as conn,
     ):
+        conn.setlimit(SQLITE_LIMIT_LENGTH, 2 * len(data) + BOUND_BYTES)  # for a DEFAULT; in UTF-8 a text may be longer
         conn.executescript(f"{_RULES} {_UNFORCED}; BEGIN;")
         pages, notes = Pages(data), list[str]()
         schema = pages.schema([])

@@ -9,7 +9,7 @@ from time import monotonic
 
 import aiosqlite
 
-from abathur_nb.connection import connect, locked_by, opened, pragma, run_to_end
+from abathur_nb.connection import bound, connect, locked_by, opened, pragma, run_to_end
 from abathur_nb.operate.content import Content, read_content
 from abathur_nb.scratch import fsync, make_private_file
 from abathur_nb.settings import Settings
@@ -38,6 +38,7 @@ async def open_copy(path: Path) -> AsyncIterator[aiosqlite.Connection]:
     """Open a file that nobody changes, and make nothing beside it, as a reader of a WAL database would. Read-only."""
     async with opened(f"{path.as_uri()}?mode=ro&immutable=1") as conn:
         conn.row_factory = sqlite3.Row
+        await bound(conn, path)
         yield conn
 
 

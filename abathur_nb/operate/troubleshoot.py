@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from abathur_nb.connection import connect, explain_error, kept_open, pragma, run_to_end
+from abathur_nb.connection import bound, connect, explain_error, kept_open, pragma, run_to_end
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.limits import add_functions
 from abathur_nb.operate.aside import users_of
@@ -159,6 +159,7 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
     kept: Path | None = None
     async with kept_open(settings), connect(settings.db_path, settings=settings, mode="rw") as conn:
         await add_functions(conn)
+        await bound(conn, settings.db_path, timed=False)  # what is stopped halfway would never be repaired
         for setting in _REPAIRING:
             await conn.execute_fetchall(f"PRAGMA {setting}")
         violations = load_queries("troubleshoot.sql")["violations"].sql
