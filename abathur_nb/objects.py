@@ -12,11 +12,12 @@ from abathur_nb.expected import SchemaObject, expected_objects
 from abathur_nb.report import Check
 from abathur_nb.schema import Differences, quoted
 from abathur_nb.sql import load_queries
-from abathur_nb.wording import SHELL, shown
+from abathur_nb.wording import SHELL, shown, some
 
 __all__ = ["OTHERS", "indexes_check", "others_check", "sequences_check", "tables_check"]
 
 OTHERS = "other objects"
+_MOST = 1000  # objects of others that a check shows in full
 _LAST_ID = 2**63 - 1
 
 
@@ -52,7 +53,8 @@ async def indexes_check(live: Mapping[str, SchemaObject], repair: str) -> Check:
 async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     """Name what is not of ``sql/``: an extra table or index warns, anything else fails."""
     differences = Differences.between(live, ("table", "index", "view", "trigger", "virtual table"))
-    found = [live[name] for name in differences.extra if name not in _in_other_capitals(differences).values()]
+    ours = {*_in_other_capitals(differences).values()}
+    found = [live[name] for name in differences.extra if name not in ours]
     # Other tables and indexes, such as those of a replication tool, change nothing of ours; the rest, first, runs code.
     found.sort(key=lambda one: one.type in ("table", "index"))
     harmless = all(one.type in ("table", "index") for one in found)
@@ -60,13 +62,13 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
         OTHERS,
         not found,
         expected="none but those of sql/",
-        observed="extra: " + ", ".join(f"{one.type} {one.name}" for one in found) if found else "none",
+        observed=f"extra: {some([f'{one.type} {one.name}' for one in found])}" if found else "none",
         remedy=f"find out who made them; to drop what nobody needs, {SHELL} {quote(str(path))}, then the DROP below",
         otherwise="warn" if harmless else "fail",
         # As comments: to run a DROP is somebody's decision.
         evidence=(
             line
-            for one in found
+            for one in found[:_MOST]
             for line in (
                 f"-- extra: {_one_line(one.sql)};",
                 f"-- DROP {one.type.split()[-1].upper()} {_one_line(quoted(one.name))};",

@@ -16,7 +16,7 @@ from abathur_nb.expected import SchemaObject, expected_objects
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries, normalized
 from abathur_nb.target import identify
-from abathur_nb.wording import printable
+from abathur_nb.wording import printable, some
 
 __all__ = ["Differences", "Schema", "not_ours", "quoted", "read_schema", "show_schema"]
 
@@ -60,7 +60,7 @@ async def read_schema(conn: aiosqlite.Connection) -> dict[str, SchemaObject]:
 
 def not_ours(live: Mapping[str, SchemaObject]) -> str:
     """Name the triggers, views and virtual tables of a schema, of which ``sql/`` has none."""
-    return ", ".join(f"{found.type} {found.name}" for found in live.values() if found.type not in ("table", "index"))
+    return some([f"{found.type} {found.name}" for found in live.values() if found.type not in ("table", "index")])
 
 
 def quoted(name: str) -> str:

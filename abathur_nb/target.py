@@ -21,7 +21,7 @@ from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries, normalized
 from abathur_nb.strays import strays, strays_check
-from abathur_nb.wording import as_user, user_name
+from abathur_nb.wording import as_user, some, user_name
 
 __all__ = [
     "Target",
@@ -193,7 +193,7 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
         )
         observed = f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}"
         return _target("refused", observed, version_remedy(version))
-    if names := ", ".join(f"{row['type']} {row['name']}" for row in alien if row["type"] in refuses):
+    if names := some([f"{row['type']} {row['name']}" for row in alien if row["type"] in refuses]):
         remedy = "a trigger or view does not belong here: find out who made it; validate.ipynb shows what drops it"
         return _target("refused", f"{path} holds {names}", remedy)
     return target

@@ -26,7 +26,7 @@ from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.strays import strays_check
 from abathur_nb.target import explain_unopened, refusal, repair_command, restore_command, to_be_mended, version_remedy
-from abathur_nb.wording import shown
+from abathur_nb.wording import shown, some
 
 __all__ = ["FILE_MODES", "database_checks", "file_checks", "file_modes", "validate_database"]
 
@@ -159,7 +159,7 @@ async def _integrity(conn: aiosqlite.Connection, repair: str, restore: str) -> C
         await conn.execute_fetchall("PRAGMA ignore_check_constraints = ON")
         messages = [str(row[0]) for row in await conn.execute_fetchall("PRAGMA integrity_check(100)")]
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode in _OF_AN_EXPRESSION:
+        if error.sqlite_errorcode & 0xFF in _OF_AN_EXPRESSION:
             return await _integrity_by_table(conn, restore)
         if bound_reached(error):
             raise
@@ -199,7 +199,7 @@ async def _integrity_by_table(conn: aiosqlite.Connection, restore: str) -> Check
             try:
                 rows = await conn.execute_fetchall(f"PRAGMA {check}({quoted(table)})")
             except sqlite3.DatabaseError as error:
-                if error.sqlite_errorcode not in _OF_AN_EXPRESSION:
+                if error.sqlite_errorcode & 0xFF not in _OF_AN_EXPRESSION:
                     raise
                 unknown.append(f"{table}, {check}: {bound_reached(error) or error}")
             else:
@@ -207,7 +207,7 @@ async def _integrity_by_table(conn: aiosqlite.Connection, restore: str) -> Check
                 break
     if faults:
         return Check("integrity", "fail", expected, f"{_CORRUPT}{faults[0]}", restore, (*faults, *unknown))
-    observed = f"ok, but for what could not be checked: {'; '.join(unknown)}"
+    observed = f"ok, but for what could not be checked: {some(unknown)}"
     remedy = "see who made the index or the table that needs it: *other objects* names it"
     return Check("integrity", "warn", expected, observed, remedy, tuple(unknown))
 

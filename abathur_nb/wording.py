@@ -5,7 +5,7 @@ import platform
 import pwd
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,6 +27,7 @@ __all__ = [
     "printable",
     "process_name",
     "shown",
+    "some",
     "timestamp",
     "url_fault",
     "user_name",
@@ -126,6 +127,11 @@ def did_you_mean(found: str, names: Iterable[str]) -> str:
         if len(plain) > 2 and (n.startswith(plain) or plain.startswith(n) or sorted(n) == sorted(plain))
     ]
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def some(names: Sequence[str], most: int = 20) -> str:
+    """Return the first names as text, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def shown(value: object) -> str:

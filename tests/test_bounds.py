@@ -135,3 +135,18 @@ async def test_a_check_that_reaches_its_bound_is_no_damage(database: Settings, m
         assert refused.refused
         assert "the bound of 30 s" in str(refused)
     assert not database.backup_dir.exists()
+
+
+async def test_of_hundreds_of_tables_that_are_not_ours_each_verb_names_some(database: Settings) -> None:
+    run_sql(database.db_path, "BEGIN", *(f"CREATE TABLE other_{n} (a)" for n in range(300)), "COMMIT")
+    reports = [await verb(database) for verb in (nb.validate_database, nb.troubleshoot, nb.backup_database)]
+    reports += [await nb.restore_database(database, apply=True), (await nb.explore(database)).report]
+    for report in reports:
+        assert not report.refused
+        report.raise_for_failures()
+        assert max(len(check.observed) for check in report.checks) < 1000, report.title
+    assert " and 280 more" in next(check.observed for check in reports[0].checks if check.name == "other objects")
+    run_sql(database.db_path, "BEGIN", *(f"CREATE VIEW view_{n} AS SELECT 1" for n in range(300)), "COMMIT")
+    with pytest.raises(nb.RefusedError, match="and 280 more"):
+        async with nb.Database.open(database):
+            pass

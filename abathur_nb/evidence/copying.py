@@ -19,7 +19,7 @@ from abathur_nb.evidence.record import STARTED
 from abathur_nb.evidence.stores import Store, open_store
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.scratch import at, make_private_directory, make_private_file
-from abathur_nb.wording import shown
+from abathur_nb.wording import shown, some
 
 __all__ = ["add_arguments", "command", "copy_archive", "fetched"]
 
@@ -59,9 +59,8 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
     unlike = [name for name in wanted if name in found and not _is_same(store, name, found[name], wanted[name])]
     unlike += sorted(name for name in found if _LINE.fullmatch(name) and name not in wanted)
     if unlike:
-        named = ", ".join(unlike[:_NAMED]) + (f" and {len(unlike) - _NAMED} more" if len(unlike) > _NAMED else "")
         raise RefusedError(
-            f"{store.where} holds what the archive {archive} does not: {named}. Nothing was copied",
+            f"{store.where} holds what the archive {archive} does not: {some(unlike, _NAMED)}. Nothing was copied",
             "find out which of the two was altered, with verify; copy an archive of another database elsewhere",
         )
     added = [name for name in wanted if name not in found]

@@ -18,6 +18,7 @@ from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.table import Table
+from abathur_nb.wording import some
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +28,7 @@ __all__ = ["History", "read_history"]
 _TITLE = "history"
 _NO_RUN = "no run yet"
 _CONTEXT = 3  # words shown on each side of what changed
-_MOST_FAILED = 3  # checks that the table of runs names; the run's own page names all
+_NAMED = 3  # checks that the table of runs names; the run's own page names all
 _MOST_NAMED = 12  # changes between two runs; `diff` names all
 
 
@@ -71,15 +72,10 @@ class History:
     def _table(self) -> Table:
         heads = ("", "start (UTC)", "notebook", "run", "seconds", "who", "what failed")
         rows = (
-            (r.mark, r.when, r.label + _other_cells(r), r.run_id, _seconds(r), r.who, _failed(r))
+            (r.mark, r.when, r.label + _other_cells(r), r.run_id, _seconds(r), r.who, some(r.facts.failed, _NAMED))
             for r in reversed(self.runs)
         )
         return Table(heads, tuple(rows), _NO_RUN)
-
-
-def _failed(run: PastRun) -> str:
-    named, more = run.facts.failed[:_MOST_FAILED], len(run.facts.failed) - _MOST_FAILED
-    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 
 
 def _other_cells(run: PastRun) -> str:
