@@ -88,7 +88,7 @@ class Database:
                 db._closed = _CLOSED.format(settings.db_path)
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[aiosqlite.Connection]:
+    async def read(self) -> AsyncIterator[Connection]:
         """Lend a new connection, query_only, to this task alone: for several reads, or a snapshot after ``BEGIN``.
 
         Opening it takes a millisecond; what still runs on it at the end of the block is interrupted.
@@ -108,7 +108,7 @@ class Database:
                     await run_to_end(_quiet(lent))
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[aiosqlite.Connection]:
+    async def write(self) -> AsyncIterator[Connection]:
         """Lend the writer inside ``BEGIN IMMEDIATE`` … ``COMMIT``; roll back on an exception or a cancellation.
 
         A write that is cancelled once its COMMIT is queued commits all the same. Raises BusyError if another
@@ -125,7 +125,7 @@ class Database:
                 raise MisuseError("the block ended its transaction by itself: leave COMMIT and ROLLBACK to write()")
 
     @asynccontextmanager
-    async def changing(self) -> AsyncIterator[aiosqlite.Connection]:
+    async def changing(self) -> AsyncIterator[Connection]:
         """Lend the writer as `write` does, but begin with the first change: one hop to its thread less."""
         self._require_open()
         if _inside.get() is self._open_write is not None:
@@ -142,7 +142,8 @@ class Database:
             try:
                 # What begins the transaction stands inside: a cancelled one may still begin, and is rolled back.
                 yield self._writer
-                await self._run(self._writer, "COMMIT")
+                if self._writer.in_transaction:  # else its last change has committed
+                    await self._run(self._writer, "COMMIT")
                 self._writer.check(outcome="the write is not acknowledged and may exist")
                 self._locked = None
             except BaseException as error:
@@ -164,9 +165,14 @@ class Database:
         """Run the named query on the next reader in turn and return its rows. Read-only."""
         return await self._run(next(self._readers), self._queries[name].sql, parameters)
 
-    async def change(self, writer: aiosqlite.Connection, name: str, parameters: Parameters) -> list[sqlite3.Row]:
-        """Run the named statement on the connection that ``write()`` lent, and return the rows it returns."""
-        return await self._run(writer, self._queries[name].sql, parameters)
+    async def change(
+        self, writer: Connection, name: str, parameters: Parameters, *, last: bool = False
+    ) -> list[sqlite3.Row]:
+        """Run the named statement on the connection that ``write()`` lent, and return the rows it returns.
+
+        ``last`` commits in the same hop to the writer's thread, inside of ``changing()``.
+        """
+        return await self._run(writer, self._queries[name].sql, parameters, last=last)
 
     async def change_many(self, writer: aiosqlite.Connection, name: str, rows: Iterable[Parameters]) -> None:
         """Run the named statement once for each of ``rows``, without a hop to the writer's thread for each."""
@@ -176,8 +182,12 @@ class Database:
         except (sqlite3.Error, OverflowError, ValueError) as error:
             raise self._explained(error) from None
 
-    async def _run(self, conn: aiosqlite.Connection, sql: str, parameters: Parameters = _NONE) -> list[sqlite3.Row]:
+    async def _run(
+        self, conn: Connection, sql: str, parameters: Parameters = _NONE, *, last: bool = False
+    ) -> list[sqlite3.Row]:
         try:
+            if last:
+                return await conn.execute_and_commit(sql, parameters)
             # One hop to the connection's thread; a cursor of one's own would take two or three.
             return await conn.execute_fetchall(sql, parameters)  # type: ignore[return-value]
         except (sqlite3.Error, OverflowError, ValueError) as error:

@@ -1,9 +1,10 @@
 """A connection that refuses to lose data: after a fork, or once its files are no longer those at its path."""
 
+import asyncio
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,15 +96,30 @@ class Connection(aiosqlite.Connection):
     def __init__(self, uri: str, cached_statements: int) -> None:
         given = {"uri": True, "isolation_level": None, "cached_statements": cached_statements, "factory": _Handle}
         super().__init__(partial(sqlite3.connect, uri, **given), 64)
+        self._checked = False  # in this turn of the event loop
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         handle = self._connection
         # Of a transaction that writes the beginning and the end are checked: each check takes several microseconds.
-        if handle is not None and handle.keeper and handle.in_transaction:
+        if (handle is not None and handle.keeper and handle.in_transaction) or self._checked:
             self.require_own()
         else:
             self.check(fn)
+            if handle is not None and handle.names and not handle.keeper:
+                # The reads of one turn share a check: each look at a file lets the other threads run first.
+                self._checked = True
+                asyncio.get_running_loop().call_soon(setattr, self, "_checked", False)
         return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    async def execute_and_commit(self, sql: str, parameters: Any) -> list[sqlite3.Row]:
+        """Run the last statement of a transaction, commit, and return its rows."""
+
+        def both() -> list[sqlite3.Row]:
+            rows = self._conn.execute(sql, parameters).fetchall()
+            self._conn.execute("COMMIT")
+            return rows
+
+        return await self._execute(both)  # type: ignore[no-any-return]
 
     @property
     def forked(self) -> bool:
@@ -164,19 +180,22 @@ def _names(path: Path) -> tuple[str, ...]:
     return (f"{path}", f"{path}-wal", f"{path}-shm")
 
 
-def _identities(names: Iterable[str | int]) -> tuple[Identity, ...]:
+def _identities(names: Sequence[str | int]) -> tuple[Identity, ...]:
     """Return device and inode of each file: None of what is missing, zeros of what may not be looked at. Read-only."""
-    identities: list[Identity] = []
-    for name in names:
-        try:
-            found = os.stat(name)
-        except (FileNotFoundError, NotADirectoryError):
-            identities.append(None)
-        except OSError:
-            identities.append(_UNKNOWN)
-        else:
-            identities.append((found.st_dev, found.st_ino))
-    return tuple(identities)
+    try:
+        return tuple([((found := os.stat(name)).st_dev, found.st_ino) for name in names])
+    except OSError:
+        return tuple(map(_identity, names))
+
+
+def _identity(name: str | int) -> Identity:
+    try:
+        found = os.stat(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError:
+        return _UNKNOWN
+    return found.st_dev, found.st_ino
 
 
 def _descriptors() -> dict[Identity, int]:

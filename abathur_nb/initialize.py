@@ -4,6 +4,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -20,6 +21,7 @@ from abathur_nb.report import Check, Report, run_check
 from abathur_nb.scratch import fsync, make_private_file, private_directory, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import SEED_FILE, statements
+from abathur_nb.strays import strays_check
 from abathur_nb.target import identify, repair_command
 from abathur_nb.validate import FILE_MODES, database_checks, file_checks, file_modes
 
@@ -67,6 +69,8 @@ async def _initialize(settings: Settings, dry_run: bool, checks: list[Check]) ->
         return Report(_TITLE, tuple(checks), subject=subject, refused=True)
     location, forbidden = location_checks(settings)
     checks += location
+    if (lost := strays_check(settings.db_path)).failed:  # a deleted database is open: its process refuses to go on
+        checks.append(replace(lost, status="warn"))
     if forbidden:
         return Report(_TITLE, tuple(checks), subject=subject, refused=True)
     if dry_run:

@@ -4,9 +4,8 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import aiosqlite
-
 from abathur_nb.errors import InvalidValueError
+from abathur_nb.guarded import Connection
 from abathur_nb.values import check_name, check_namespace, check_whole, decoded, json_text, prefix_range, spellings
 from abathur_nb.wording import shown, timestamp
 
@@ -144,17 +143,12 @@ class Memory:
         return []
 
     async def _audit(
-        self,
-        writer: aiosqlite.Connection,
-        operation: str,
-        namespace: str,
-        key: str,
-        rows: list[Any],
-        task_id: str | None,
+        self, writer: Connection, operation: str, namespace: str, key: str, rows: list[Any], task_id: str | None
     ) -> None:
-        await self._db.change(writer, "insert_audit", _audit_row(operation, namespace, key, rows, task_id))
+        given = _audit_row(operation, namespace, key, rows, task_id)
+        await self._db.change(writer, "insert_audit", given, last=True)
 
-    async def _audit_expired(self, writer: aiosqlite.Connection, rows: list[Any]) -> None:
+    async def _audit_expired(self, writer: Connection, rows: list[Any]) -> None:
         """Write the audit rows of all entries in one hop to the writer's thread: others wait for its lock."""
         entries = [_audit_row("delete", row["namespace"], row["key"], [row], None) for row in rows]
         await self._db.change_many(writer, "insert_audit", entries)

@@ -5,9 +5,8 @@ import sqlite3
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import aiosqlite
-
 from abathur_nb.errors import InvalidValueError
+from abathur_nb.guarded import Connection
 from abathur_nb.values import MAX_BYTES, check_name, check_whole, decoded, json_text, spellings
 from abathur_nb.wording import shown
 
@@ -140,7 +139,7 @@ class Sessions:
                 return
             raise _too_large(given, await self._sizes(writer, given["session_id"]))
 
-    async def _sizes(self, writer: aiosqlite.Connection, session_id: object) -> sqlite3.Row:
+    async def _sizes(self, writer: Connection, session_id: object) -> sqlite3.Row:
         rows = await self._db.change(writer, "session_sizes", {"session_id": session_id})
         if not rows:
             raise InvalidValueError(f"session {shown(session_id)} not found")

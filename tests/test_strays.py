@@ -187,6 +187,16 @@ def test_without_the_log_alone_each_verb_names_the_process_and_not_the_disk(
     assert "dmesg" not in str(report)
 
 
+def test_init_names_who_has_the_deleted_database_open_that_it_makes_anew(database: Settings) -> None:
+    with held(database.db_path, _ROWS[0]) as process:
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{database.db_path}{suffix}").unlink()
+        report = asyncio.run(nb.initialize_database(database))
+    check = check_of(report, "open files")
+    assert (report.ok, check.status) == (True, "warn")
+    assert f"PID {process.pid} " in check.observed
+
+
 async def run_async(work: Awaitable[object]) -> object:
     return await work
 

@@ -12,6 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from abathur_nb.locks import posix_locks
 from abathur_nb.scratch import fsync, make_private_file
 from abathur_nb.values import check_depth
 from abathur_nb.wording import moment_of, shown
@@ -133,18 +134,10 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     # SQLite writes whole words: most other files are told apart by their size, a hundred times as fast.
-    if found.st_size % 8 == 0 and _is_locked_here(found):
+    here = (os.getpid(), found.st_ino)
+    if found.st_size % 8 == 0 and any(here == (lock.pid, lock.inode) for lock in posix_locks()):
         raise OSError(errno.EBUSY, "this process has it open, as a database or for one", str(path))
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)), "rb")
-
-
-def _is_locked_here(file: os.stat_result) -> bool:
-    try:
-        lines = Path("/proc/locks").read_text().splitlines()
-    except OSError:  # Linux only
-        return False
-    mine, inode = str(os.getpid()), f":{file.st_ino}"
-    return any(f[1] == "POSIX" and f[4] == mine and f[5].endswith(inode) for f in map(str.split, lines))
 
 
 def read_regular(path: Path) -> bytes:

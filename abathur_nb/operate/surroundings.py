@@ -11,6 +11,7 @@ from abathur_nb.apart import ask
 from abathur_nb.connection import SIDE_FILES, lock_owners
 from abathur_nb.filesystems import file_system, kind_of
 from abathur_nb.location import ELSEWHERE, free_mb
+from abathur_nb.locks import posix_locks
 from abathur_nb.operate.aside import new_folder, require_unused, users_of
 from abathur_nb.report import Check
 from abathur_nb.scratch import fsync, sweep
@@ -75,14 +76,12 @@ def _read_locks(path: Path) -> set[tuple[int, int]]:
     """Return each other process that shares a byte of the log's index, and the byte. Read-only; Linux only."""
     try:
         found = os.stat(f"{path}-shm")
-        lines = Path("/proc/locks").read_text().splitlines()
     except OSError:
         return set()
-    # "1: POSIX  ADVISORY  READ 1234 fd:00:2531 123 123": the owner and major:minor:inode. (Where stat reports another
-    # device than the kernel's list, as on btrfs, nobody is named: better than an innocent one.)
+    # Where stat reports another device than the kernel does, as on btrfs, no process is named.
     file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-    fields = (f for f in map(str.split, lines) if f[1] != "->" and (f[3], f[5]) == ("READ", file) and f[6].isdecimal())
-    return {(int(f[4]), int(f[6])) for f in fields} - {(os.getpid(), byte) for byte in _READ_MARKS}
+    shared = {(lock.pid, lock.start) for lock in posix_locks() if lock.file == file and not lock.exclusive}
+    return shared - {(os.getpid(), byte) for byte in _READ_MARKS}
 
 
 def locks_check(path: Path, first: Look, then: Look) -> Check:
