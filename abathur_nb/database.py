@@ -16,11 +16,11 @@ from abathur_nb.connection import connect, explain_error, pragma, run_to_end
 from abathur_nb.errors import AbathurError, BusyError, InvalidValueError, MisuseError, RefusedError
 from abathur_nb.guarded import Connection
 from abathur_nb.memory import Memory
-from abathur_nb.plan import Parameters, plan_apart
+from abathur_nb.plan import plan_apart
 from abathur_nb.schema import Differences, read_schema
 from abathur_nb.sessions import Sessions
 from abathur_nb.settings import Settings
-from abathur_nb.sql import load_queries
+from abathur_nb.sql import Parameters, load_queries
 from abathur_nb.target import require_present
 
 __all__ = ["Database"]
@@ -174,7 +174,7 @@ class Database:
         """
         return await self._run(writer, self._queries[name].sql, parameters, last=last)
 
-    async def change_many(self, writer: aiosqlite.Connection, name: str, rows: Iterable[Parameters]) -> None:
+    async def change_many(self, writer: Connection, name: str, rows: Iterable[Parameters]) -> None:
         """Run the named statement once for each of ``rows``, without a hop to the writer's thread for each."""
         try:
             async with writer.executemany(self._queries[name].sql, rows):

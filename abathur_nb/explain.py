@@ -12,10 +12,10 @@ from abathur_nb.connection import connect, explain_error, run_to_end
 from abathur_nb.errors import AbathurError
 from abathur_nb.expected import expected_objects, expected_tables
 from abathur_nb.explanation import Plans, PlanTree, told
-from abathur_nb.plan import Fetch, Parameters, plan_steps, read_plan, tree_lines
+from abathur_nb.plan import Fetch, plan_steps, read_plan, tree_lines
 from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.settings import Settings
-from abathur_nb.sql import Query, load_queries
+from abathur_nb.sql import Parameters, Query, load_queries
 from abathur_nb.target import refusal
 
 __all__ = ["compare_plans", "explain_queries"]

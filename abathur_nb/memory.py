@@ -2,15 +2,13 @@
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from abathur_nb.errors import InvalidValueError
 from abathur_nb.guarded import Connection
+from abathur_nb.serving import Serving
 from abathur_nb.values import check_name, check_namespace, check_whole, decoded, json_text, prefix_range, spellings
 from abathur_nb.wording import shown, timestamp
-
-if TYPE_CHECKING:
-    from abathur_nb.database import Database
 
 __all__ = ["MEMORY_TYPES", "Memory"]
 
@@ -21,7 +19,7 @@ _JSON = ("value", "metadata")
 class Memory:
     """Read and write the table ``memory_entries``; reached as ``db.memory``."""
 
-    def __init__(self, db: "Database") -> None:
+    def __init__(self, db: Serving) -> None:
         self._db = db
 
     async def add_memory(

@@ -13,12 +13,11 @@ from abathur_nb import planner
 from abathur_nb.connection import run_to_end
 from abathur_nb.errors import InvalidValueError
 from abathur_nb.settings import Settings
-from abathur_nb.sql import tokens
+from abathur_nb.sql import Parameters, tokens
 from abathur_nb.wording import shown
 
 __all__ = [
     "Fetch",
-    "Parameters",
     "PlanNode",
     "Step",
     "StepKind",
@@ -29,7 +28,6 @@ __all__ = [
     "tree_lines",
 ]
 
-Parameters = Sequence[object] | Mapping[str, object]
 # Runs one statement and returns its rows; the same code then reads the plans of any SQLite library.
 Fetch = Callable[[str, Parameters], Awaitable[Iterable[Sequence[Any]]]]
 StepKind = Literal["search", "table scan", "index scan", "automatic index", "sort"]

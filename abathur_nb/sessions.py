@@ -3,15 +3,13 @@
 import json
 import sqlite3
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from abathur_nb.errors import InvalidValueError
 from abathur_nb.guarded import Connection
+from abathur_nb.serving import Serving
 from abathur_nb.values import MAX_BYTES, check_name, check_whole, decoded, json_text, spellings
 from abathur_nb.wording import shown
-
-if TYPE_CHECKING:
-    from abathur_nb.database import Database
 
 __all__ = ["STATUSES", "Sessions"]
 
@@ -27,7 +25,7 @@ _AUDIT = {
 class Sessions:
     """Read and write the table ``sessions``; reached as ``db.sessions``."""
 
-    def __init__(self, db: "Database") -> None:
+    def __init__(self, db: Serving) -> None:
         self._db = db
 
     async def create_session(

@@ -3,7 +3,7 @@
 import json
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ __all__ = [
     "DATA",
     "DDL_FILES",
     "SEED_FILE",
+    "Parameters",
     "Query",
     "SqlFileError",
     "load_queries",
@@ -23,6 +24,7 @@ __all__ = [
     "tokens",
 ]
 
+Parameters = Sequence[object] | Mapping[str, object]  # of a statement: by place, or by name
 _PACKAGED = Path(__file__).parent / "data"
 # Where sql/ and notebooks/ stand: in the wheel beside this file, in a checkout one level up.
 DATA = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parent.parent

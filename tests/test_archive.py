@@ -21,10 +21,10 @@ from patience import HANGING_S
 from running import SOUND, artifact_of, assert_archived, execute_live, names_in, only_run, record_of, write_notebook
 
 from abathur_nb.errors import RefusedError
-from abathur_nb.evidence.archive import NOTEBOOK, PAGE, STATEMENT, keep
+from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sha256
 from abathur_nb.evidence.ledger import LEDGER, read_ledger
-from abathur_nb.evidence.record import RECORD, STARTED
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.settings import Settings, resolve

@@ -22,10 +22,10 @@ from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence import stores
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
-from abathur_nb.evidence.copying import copy_archive, fetched
+from abathur_nb.evidence.copying import copy_archive
 from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import STARTED, write_record, write_started
-from abathur_nb.evidence.stores import open_store
+from abathur_nb.evidence.stores import fetched, open_store
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings, resolve

@@ -9,11 +9,11 @@ from archives import ledger_lines, notebook, run, seal, start
 from test_verify import check, make_key
 
 from abathur_nb.evidence import record
-from abathur_nb.evidence.archive import NOTEBOOK, PAGE, STATEMENT, keep
+from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.keys import public_keys
 from abathur_nb.evidence.ledger import LEDGER, append
-from abathur_nb.evidence.record import RECORD, write_started
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STATEMENT, write_started
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.report import Report
 from abathur_nb.scratch import locked

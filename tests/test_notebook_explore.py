@@ -10,7 +10,7 @@ from test_explore import HOSTILE, fill, insert
 from test_notebook_operate import execute
 
 from abathur_nb.__main__ import main
-from abathur_nb.evidence.archive import PAGE
+from abathur_nb.evidence.record import PAGE
 from abathur_nb.settings import Settings
 
 SVG = "image/svg+xml"

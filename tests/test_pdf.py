@@ -29,8 +29,8 @@ from running import (
 
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence import pdf
-from abathur_nb.evidence.archive import PDF
 from abathur_nb.evidence.pdf import find_browser, print_page, printer
+from abathur_nb.evidence.record import PDF
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.settings import Settings
 

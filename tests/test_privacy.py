@@ -20,10 +20,10 @@ from patience import HANGING_S
 from test_run import SOUND, TOP, execute, only_run
 
 from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.evidence.archive import NOTEBOOK, PAGE, STATEMENT, keep
+from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.privacy import refuse_secrets, secret_values, tilde
-from abathur_nb.evidence.record import RECORD, STARTED, write_started
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, write_started
 from abathur_nb.initialize import initialize_database
 from abathur_nb.settings import Settings, resolve
 

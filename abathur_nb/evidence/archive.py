@@ -20,16 +20,14 @@ from abathur_nb.evidence.ledger import RUN_ID, append, require_no_line
 from abathur_nb.evidence.pdf import Printer, add_pdf_argument, printer
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
 from abathur_nb.evidence.reading import read_entry, run_ids
-from abathur_nb.evidence.record import RECORD, STARTED
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, PDF, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.source import LONGEST, read_file, read_notebook, same_cells
 from abathur_nb.scratch import fsync, locked
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.wording import printable, shown, utc_now
 
-__all__ = ["NOTEBOOK", "PAGE", "PDF", "STATEMENT", "add_arguments", "archive_notebook", "command", "keep", "lapses"]
-
-NOTEBOOK, PAGE, PDF, STATEMENT = "notebook.ipynb", "page.html", "page.pdf", "statement.json"
+__all__ = ["add_arguments", "archive_notebook", "command", "keep", "lapses"]
 
 
 def keep(

@@ -115,7 +115,8 @@ def conclude(
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must be told of as no evidence
         return Outcome("error", f"no evidence, its record is not sealed: {in_words(error, job.folder)}")
     # Imported here, and not while the kernel starts: what makes the page takes a while.
-    from abathur_nb.evidence.archive import NOTEBOOK, PAGE, keep
+    from abathur_nb.evidence.archive import keep
+    from abathur_nb.evidence.record import NOTEBOOK, PAGE
 
     try:
         marked = _marked(notebook, record, ending)
@@ -129,7 +130,7 @@ def conclude(
 
 def _withdraw(job: Job, record: Mapping[str, Any], error: Exception) -> None:
     """Take back the record of a run that could not be archived, and say so in its place, if that can be written."""
-    from abathur_nb.evidence.archive import NOTEBOOK, PAGE, PDF, STATEMENT
+    from abathur_nb.evidence.record import NOTEBOOK, PAGE, PDF, STATEMENT
 
     told = {
         "cell": None,

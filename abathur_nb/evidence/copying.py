@@ -2,30 +2,24 @@
 
 import argparse
 import hashlib
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from shlex import quote
-from tempfile import TemporaryDirectory
 
 from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.evidence.canonical import UNFINISHED, open_regular, read_regular, sha256
+from abathur_nb.evidence.canonical import open_regular, read_regular, sha256
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, parse
 from abathur_nb.evidence.reading import add_archive_arguments, chosen_archive, run_ids
 from abathur_nb.evidence.record import STARTED
-from abathur_nb.evidence.stores import Store, open_store
+from abathur_nb.evidence.stores import LINE, Store, open_store
 from abathur_nb.evidence.verify import verify_archive
-from abathur_nb.scratch import at, make_private_directory, make_private_file
 from abathur_nb.wording import shown, some
 
-__all__ = ["add_arguments", "command", "copy_archive", "fetched"]
+__all__ = ["add_arguments", "command", "copy_archive"]
 
-_LINE = re.compile(r"ledger/\d{8}\.jsonl")  # an object a line: an object can't be appended to
-# What may be brought back: nothing that leads out of its directory, or passes for the ledger.
-_SAFE = re.compile(r"(?!\.\.?(?:/|\Z))[\w.-]+(?:/(?!\.\.?\Z)[\w.-]+)?")
 _NAMED = 5  # objects that an error names
 _NOT_COPIED = ("last line", "nothing else")  # what verify may find wrong with what stays behind
 
@@ -50,14 +44,14 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
     wanted = dict(_objects(archive, content))
     found = store.found()
     if odd := sorted(
-        name for name in found if not _LINE.fullmatch(name) and not RUN_ID.fullmatch(name.partition("/")[0])
+        name for name in found if not LINE.fullmatch(name) and not RUN_ID.fullmatch(name.partition("/")[0])
     ):
         raise RefusedError(
             f"{store.where} holds what is no copy of an archive, such as {shown(odd[0])}. Nothing was copied",
             "name an empty place, or that of an earlier copy",
         )
     unlike = [name for name in wanted if name in found and not _is_same(store, name, found[name], wanted[name])]
-    unlike += sorted(name for name in found if _LINE.fullmatch(name) and name not in wanted)
+    unlike += sorted(name for name in found if LINE.fullmatch(name) and name not in wanted)
     if unlike:
         raise RefusedError(
             f"{store.where} holds what the archive {archive} does not: {some(unlike, _NAMED)}. Nothing was copied",
@@ -122,40 +116,6 @@ def _is_same(store: Store, name: str, md5: str, read: Callable[[], bytes]) -> bo
     return store.read(name) == content
 
 
-@contextmanager
-def fetched(url: str) -> Iterator[Path]:
-    """Bring a copy into a private directory, in the form of an archive, and remove it at the end.
-
-    Everything is brought that the copy holds, so that what does not belong there is seen. Raises RefusedError where
-    there is no copy.
-    """
-    store = open_store(url)
-    names = store.found()
-    lines = sorted(name for name in names if _LINE.fullmatch(name))
-    odd = [name for name in names if not _SAFE.fullmatch(name) or name == LEDGER]
-    if not lines or odd:
-        found = f"an object named {shown(odd[0])}" if odd else "no line of a ledger"
-        raise RefusedError(f"{store.where} is no copy of an archive: {found}", "name the place that copy was given")
-    with TemporaryDirectory(prefix="abathur-copy-") as folder:
-        archive = Path(folder)
-        ledger = b"".join(map(store.read, lines))
-        whole = parse(ledger).runs
-        for name in sorted(names.keys() - {*lines}):
-            # A copy is made of runs that have a line, which comes last: without one it was cut short.
-            run_id = name.partition("/")[0]
-            cut_short = RUN_ID.fullmatch(run_id) and run_id not in whole
-            _put(archive / (f"{UNFINISHED}{name}" if cut_short else name), store.read(name))
-        _put(archive / LEDGER, ledger)
-        yield archive
-
-
-def _put(path: Path, content: bytes) -> None:
-    make_private_directory(path.parent)
-    make_private_file(path)
-    with at(path):
-        path.write_bytes(content)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``copy`` takes."""
     parser.add_argument(
@@ -170,7 +130,7 @@ def command(arguments: argparse.Namespace) -> int:
     if isinstance(archive, str):
         raise ConfigurationError(f"--archive: expected a directory, found {shown(archive)}: no copy is made of a copy")
     done: Mapping[str, list[str]] = copy_archive(archive, arguments.url)
-    runs = sum(bool(_LINE.fullmatch(name)) for name in done["copied"])
+    runs = sum(bool(LINE.fullmatch(name)) for name in done["copied"])
     sys.stdout.write(f"copied {runs} lines of the ledger, {len(done['copied'])} objects in all, to {arguments.url}\n")
     if left := done["left"]:
         sys.stdout.write(f"not copied, without a line in the ledger and no evidence: {', '.join(left)}\n")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.reading import Entry, add_archive_arguments, chosen_archive, find_run, local
+from abathur_nb.evidence.reading import Entry, add_archive_arguments, chosen_archive, find_run
+from abathur_nb.evidence.stores import local
 from abathur_nb.percentiles import above
 from abathur_nb.wording import printable
 

@@ -8,7 +8,8 @@ from itertools import count
 from typing import Any
 
 from abathur_nb.evidence.ledger import read_ledger
-from abathur_nb.evidence.reading import Entry, add_archive_arguments, chosen_archive, local, read_archive
+from abathur_nb.evidence.reading import Entry, add_archive_arguments, chosen_archive, read_archive
+from abathur_nb.evidence.stores import local
 from abathur_nb.wording import moment_of, printable
 
 __all__ = ["add_arguments", "command", "listed", "table"]

@@ -4,7 +4,6 @@ import argparse
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ __all__ = [
     "find_run",
     "first_run",
     "is_folder",
-    "local",
     "read_archive",
     "read_entry",
     "run_ids",
@@ -194,7 +192,7 @@ def chosen_archive(arguments: argparse.Namespace) -> Path | str:
 
 
 def archive_at(name: str, value: str) -> Path | str:
-    """Return the directory that an argument names, or a URL as it is: whether a copy is there, `local` finds out.
+    """Return the directory that an argument names, or a URL as it is; `stores.local` looks whether a copy is there.
 
     Raises ConfigurationError where there is no directory. Read-only.
     """
@@ -214,16 +212,3 @@ def archive_at(name: str, value: str) -> Path | str:
 def first_run(settings: Settings) -> str:
     """Return the remedy where an environment has no archive yet."""
     return f"the first recorded run makes it: papermill init.ipynb out.ipynb {settings.as_arguments}"
-
-
-def local(archive: Path | str) -> AbstractContextManager[Path]:
-    """Return a context with an archive in its local form: of a copy what `fetched` brings, else itself. Read-only.
-
-    A text is the URL of a copy.
-    """
-    # A copy has a file for each line of the ledger, in a folder.
-    if isinstance(archive, Path) and (not is_folder(archive / "ledger") or os.path.lexists(archive / LEDGER)):
-        return nullcontext(archive)
-    from abathur_nb.evidence.copying import fetched
-
-    return fetched(str(archive))

@@ -24,8 +24,12 @@ from abathur_nb.wording import as_user, shown, utc_now
 
 __all__ = [
     "EXIT_CODES",
+    "NOTEBOOK",
+    "PAGE",
+    "PDF",
     "RECORD",
     "STARTED",
+    "STATEMENT",
     "Verdict",
     "read_started",
     "refused_before",
@@ -43,7 +47,9 @@ EXIT_CODES: Mapping[Verdict, int] = {
     "timeout": 4,
     "interrupted": 5,
 }
+# The files of one run.
 STARTED, RECORD = "started.json", "record.json"
+NOTEBOOK, PAGE, PDF, STATEMENT = "notebook.ipynb", "page.html", "page.pdf", "statement.json"
 _FORMAT = 1
 # These run where there may be no database yet; what forbids one there forbids a record as well.
 _BEFORE_A_DATABASE = ("preflight", "init")

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.archive import PDF, lapses
+from abathur_nb.evidence.archive import lapses
 from abathur_nb.evidence.arguments import (
     Given,
     add_parameter_arguments,
@@ -24,7 +24,7 @@ from abathur_nb.evidence.identity import new_run_id
 from abathur_nb.evidence.keys import signer
 from abathur_nb.evidence.pdf import Printer, add_pdf_argument, printer
 from abathur_nb.evidence.privacy import masked, secret_values
-from abathur_nb.evidence.record import EXIT_CODES, refused_before
+from abathur_nb.evidence.record import EXIT_CODES, PDF, refused_before
 from abathur_nb.evidence.source import Source, prepared, read_source
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.wording import printable

@@ -3,17 +3,25 @@
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import UNFINISHED, open_regular, write_durably
+from abathur_nb.evidence.ledger import LEDGER, RUN_ID, parse
+from abathur_nb.evidence.reading import is_folder
 from abathur_nb.layers import absolute_path
-from abathur_nb.scratch import make_private_directory
+from abathur_nb.scratch import at, make_private_directory, make_private_file
 from abathur_nb.wording import is_printable, printable, shown, url_fault
 
-__all__ = ["Store", "open_store"]
+__all__ = ["LINE", "Store", "fetched", "local", "open_store"]
+
+LINE = re.compile(r"ledger/\d{8}\.jsonl")  # an object a line: an object can't be appended to
+# What may be brought back: nothing that leads out of its directory, or passes for the ledger.
+_SAFE = re.compile(r"(?!\.\.?(?:/|\Z))[\w.-]+(?:/(?!\.\.?\Z)[\w.-]+)?")
 
 # Here s3fs tries each request 5 times, and botocore below it too, as often as AWS_MAX_ATTEMPTS says, 5 by default: a
 # server that never answers would be given up after 6 minutes. What failed is begun again, and goes on where it was.
@@ -141,3 +149,48 @@ def _objects(url: str, scheme: str) -> Store:
 def _md5(told: Any) -> str:
     match = _MD5.fullmatch(str(told.get("ETag", "")))
     return match[1] if match else ""
+
+
+@contextmanager
+def fetched(url: str) -> Iterator[Path]:
+    """Bring a copy into a private directory, in the form of an archive, and remove it at the end.
+
+    Everything is brought that the copy holds, so that what does not belong there is seen. Raises RefusedError where
+    there is no copy.
+    """
+    store = open_store(url)
+    names = store.found()
+    lines = sorted(name for name in names if LINE.fullmatch(name))
+    odd = [name for name in names if not _SAFE.fullmatch(name) or name == LEDGER]
+    if not lines or odd:
+        found = f"an object named {shown(odd[0])}" if odd else "no line of a ledger"
+        raise RefusedError(f"{store.where} is no copy of an archive: {found}", "name the place that copy was given")
+    with TemporaryDirectory(prefix="abathur-copy-") as folder:
+        archive = Path(folder)
+        ledger = b"".join(map(store.read, lines))
+        whole = parse(ledger).runs
+        for name in sorted(names.keys() - {*lines}):
+            # A copy is made of runs that have a line, which comes last: without one it was cut short.
+            run_id = name.partition("/")[0]
+            cut_short = RUN_ID.fullmatch(run_id) and run_id not in whole
+            _put(archive / (f"{UNFINISHED}{name}" if cut_short else name), store.read(name))
+        _put(archive / LEDGER, ledger)
+        yield archive
+
+
+def _put(path: Path, content: bytes) -> None:
+    make_private_directory(path.parent)
+    make_private_file(path)
+    with at(path):
+        path.write_bytes(content)
+
+
+def local(archive: Path | str) -> AbstractContextManager[Path]:
+    """Return a context with an archive in its local form: of a copy what `fetched` brings, else itself. Read-only.
+
+    A text is the URL of a copy.
+    """
+    # A copy has a file for each line of the ledger, in a folder.
+    if isinstance(archive, Path) and (not is_folder(archive / "ledger") or os.path.lexists(archive / LEDGER)):
+        return nullcontext(archive)
+    return fetched(str(archive))

@@ -10,8 +10,9 @@ from types import MappingProxyType
 from abathur_nb.evidence.findings import of_order, of_run, strangers
 from abathur_nb.evidence.keys import PublicKeys, public_keys
 from abathur_nb.evidence.ledger import LEDGER, Ledger, read_ledger
-from abathur_nb.evidence.reading import Entry, archive_at, local, read_entry, run_ids
+from abathur_nb.evidence.reading import Entry, archive_at, read_entry, run_ids
 from abathur_nb.evidence.statement import Checked, check_signers
+from abathur_nb.evidence.stores import local
 from abathur_nb.report import Check, Report, Status
 
 __all__ = ["add_arguments", "command", "verify_archive"]
