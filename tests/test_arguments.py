@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from abathur_nb.cli import make_parser
 from abathur_nb.evidence.arguments import (
     Given,
-    add_parameter_arguments,
     faults_of_names,
     read_given,
     read_seconds,
@@ -29,9 +29,7 @@ DECLARED = {
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_parameter_arguments(parser)
-    return parser.parse_args(arguments)
+    return make_parser().parse_args(["run", "x", *arguments])
 
 
 def read(*arguments: str) -> tuple[dict[str, object], list[str]]:

@@ -10,7 +10,7 @@ import pytest
 from archives import FACTS, GREEN, IDENTITY, RED, run, seal, start
 from damage import ROWS, run_sql
 
-from abathur_nb.__main__ import main
+from abathur_nb.cli import main
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.difference import circumstances, differences
 from abathur_nb.evidence.record import RECORD

@@ -12,7 +12,7 @@ import pytest
 from hostile import BYTES, PLACES, reshaped
 
 import abathur_nb as nb
-from abathur_nb.__main__ import main
+from abathur_nb.cli import main
 from abathur_nb.evidence.canonical import canonical, sealed, sha256, unsealed
 from abathur_nb.evidence.ledger import FIRST, LEDGER
 from abathur_nb.evidence.listing import table

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from archives import archive, run, seal, start
 
-from abathur_nb.__main__ import main
+from abathur_nb.cli import main
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.copying import copy_archive
 from abathur_nb.evidence.listing import table

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from patience import HANGING_S
 
-from abathur_nb.__main__ import _COMMANDS, main
+from abathur_nb.cli import main
 from abathur_nb.evidence.record import EXIT_CODES
+
+COMMANDS = ("run", "archive", "runs", "verify", "diff", "copy", "metrics", "alerts")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -23,14 +25,14 @@ def test_help_names_every_command_and_imports_none() -> None:
     done = command("--help")
     assert done.returncode == 0
     assert "`" not in done.stdout, "what is meant for programmers"
-    assert all(f"\n    {name} " in done.stdout for name in _COMMANDS)
+    assert all(f"\n    {name} " in done.stdout for name in COMMANDS)
     loaded = "import sys; sys.argv[1:] = ['--help']\ntry: main()\nexcept SystemExit: pass"
-    program = f"from abathur_nb.__main__ import main\n{loaded}\nprint('abathur_nb.evidence.runner' in sys.modules)"
+    program = f"from abathur_nb.cli import main\n{loaded}\nprint('abathur_nb.evidence.runner' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n")
 
 
-@pytest.mark.parametrize("name", _COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_tells_what_it_takes(name: str) -> None:
     done = command(name, "--help")
     assert done.returncode == 0, done.stderr

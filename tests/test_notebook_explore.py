@@ -9,7 +9,7 @@ from running import only_run, record_of
 from test_explore import HOSTILE, fill, insert
 from test_notebook_operate import execute
 
-from abathur_nb.__main__ import main
+from abathur_nb.cli import main
 from abathur_nb.evidence.record import PAGE
 from abathur_nb.settings import Settings
 

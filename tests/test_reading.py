@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from archives import archive, ledger_lines, run, seal, start
 
+from abathur_nb.cli import make_parser
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.reading import (
-    add_archive_arguments,
     archive_at,
     chosen_archive,
     find_run,
@@ -25,9 +25,7 @@ from abathur_nb.settings import Settings
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_archive_arguments(parser)
-    return parser.parse_args(arguments)
+    return make_parser().parse_args(["runs", *arguments])
 
 
 # --- the runs

@@ -13,7 +13,7 @@ from damage import fingerprint
 from patience import HANGING_S
 
 import abathur_nb as nb
-from abathur_nb.__main__ import main
+from abathur_nb.cli import main
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.evidence.source import declared_in, read_source
 from abathur_nb.settings import SECRET_SETTINGS, Settings

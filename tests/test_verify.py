@@ -16,7 +16,7 @@ from archives import archive, ledger_lines, notebook, run, seal, start
 from damage import fingerprint, run_as_other
 from faults.tampering import TAMPERINGS, Tampering
 
-from abathur_nb.__main__ import main
+from abathur_nb.cli import main
 from abathur_nb.evidence import verify
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import UNFINISHED, sealed, sha256, unsealed
@@ -93,7 +93,7 @@ def test_it_writes_nothing_and_asks_no_other_host(settings: Settings) -> None:
         "        os._exit(9)\n"
         "import abathur_nb.evidence.verify\n"
         "sys.addaudithook(watch)\n"
-        "from abathur_nb.__main__ import main\n"
+        "from abathur_nb.cli import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     command = [sys.executable, "-B", "-c", program, "verify", str(folder)]
@@ -423,7 +423,7 @@ def test_an_archive_that_may_not_be_read_is_refused(settings: Settings, public: 
     # Imported before the privileges are dropped: the package may stand where only root can read it.
     program = (
         "import contextlib, io\n"
-        "from abathur_nb.__main__ import main\n"
+        "from abathur_nb.cli import main\n"
         "with contextlib.redirect_stderr(io.StringIO()) as told: code = main(['verify', sys.argv[1]])\n"
         "print(code, told.getvalue())\n"
     )

@@ -17,7 +17,7 @@ from abathur_nb.evidence import page, statement
 from abathur_nb.evidence.canonical import read_regular, sha256, unsealed, write_durably
 from abathur_nb.evidence.identity import shipped_notebook
 from abathur_nb.evidence.ledger import RUN_ID, append, require_no_line
-from abathur_nb.evidence.pdf import Printer, add_pdf_argument, printer
+from abathur_nb.evidence.pdf import Printer, printer
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
 from abathur_nb.evidence.reading import read_entry, run_ids
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, PDF, RECORD, STARTED, STATEMENT
@@ -27,7 +27,7 @@ from abathur_nb.scratch import fsync, locked
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.wording import printable, shown, utc_now
 
-__all__ = ["add_arguments", "archive_notebook", "command", "keep", "lapses"]
+__all__ = ["archive_notebook", "command", "keep", "lapses"]
 
 
 def keep(
@@ -166,12 +166,6 @@ def _settings(where: str, record: Mapping[str, Any]) -> Settings:
     if not isinstance(settings, dict) or not all(isinstance(settings.get(name), str) for name in names):
         raise RefusedError(f"{where}: its record does not say which archive it is of")
     return resolve(settings["env"], db_path=settings["db_path"], archive_dir=settings["archive_dir"])
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``archive`` takes."""
-    parser.add_argument("notebook", metavar="OUT.ipynb", help="a notebook that was executed, and that sealed its run")
-    add_pdf_argument(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from abathur_nb.wording import did_you_mean, is_printable, printable, shown
 if TYPE_CHECKING:
     import yaml
 
-__all__ = ["Given", "add_parameter_arguments", "faults_of_names", "read_given", "read_seconds", "values_for"]
+__all__ = ["Given", "faults_of_names", "read_given", "read_seconds", "values_for"]
 
 _LONGEST = 65_536  # bytes of a file of parameters, and of an argument
 _BOM = "\ufeff"
@@ -44,26 +44,6 @@ class Given:
         return ConfigurationError(
             f"{printable(self.name)} (from {self.origin}): expected {expected}, found {shown(self.text)}"
         )
-
-
-def add_parameter_arguments(parser: argparse.ArgumentParser) -> None:
-    """Let a command take the parameters of notebooks."""
-    names = "the environment: development, staging, production, or your own"
-    parser.add_argument(
-        "--env", action="append", default=[], metavar="ENV", help=names
-    )  # twice is a fault, not the last
-    parser.add_argument(
-        *("-p", "--parameter"),
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        dest="parameters",
-        help="a parameter of each listed notebook that declares it, read by its declared type",
-    )
-    file_help = "a YAML file of parameters, NAME: VALUE, of at most 64 KiB"
-    parser.add_argument("-f", "--file", action="append", default=[], metavar="FILE", dest="files", help=file_help)
-    parser.add_argument("-y", "--yaml", action="append", default=[], metavar="YAML", help="the same as text")
 
 
 def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:

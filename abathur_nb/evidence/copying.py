@@ -12,13 +12,13 @@ from shlex import quote
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import open_regular, read_regular, sha256
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, parse
-from abathur_nb.evidence.reading import add_archive_arguments, chosen_archive, run_ids
+from abathur_nb.evidence.reading import chosen_archive, run_ids
 from abathur_nb.evidence.record import STARTED
 from abathur_nb.evidence.stores import LINE, Store, open_store
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.wording import shown, some
 
-__all__ = ["add_arguments", "command", "copy_archive"]
+__all__ = ["command", "copy_archive"]
 
 _NAMED = 5  # objects that an error names
 _NOT_COPIED = ("last line", "nothing else")  # what verify may find wrong with what stays behind
@@ -114,14 +114,6 @@ def _is_same(store: Store, name: str, md5: str, read: Callable[[], bytes]) -> bo
     if md5 == hashlib.md5(content, usedforsecurity=False).hexdigest():
         return True
     return store.read(name) == content
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``copy`` takes."""
-    parser.add_argument(
-        "url", metavar="URL", help="a directory, or s3://bucket/prefix, or another URL that fsspec knows"
-    )
-    add_archive_arguments(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:

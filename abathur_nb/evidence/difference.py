@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.reading import Entry, add_archive_arguments, chosen_archive, find_run
+from abathur_nb.evidence.reading import Entry, chosen_archive, find_run
 from abathur_nb.evidence.stores import local
 from abathur_nb.percentiles import above
 from abathur_nb.wording import printable
 
-__all__ = ["Change", "add_arguments", "circumstances", "clipped", "command", "differences"]
+__all__ = ["Change", "circumstances", "clipped", "command", "differences"]
 
 # What merely varies in the words of a check: times, paths, amounts with a unit, the interval of a percentile. What they
 # stand for is compared where it is a number: rows, sizes, percentiles.
@@ -184,12 +184,6 @@ def clipped(before: str, after: str) -> list[str]:
     return [
         f"{'…' if cut else ''}{text[cut : cut + _LONG]}{'…' if text[cut + _LONG :] else ''}" for text in (before, after)
     ]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``diff`` takes."""
-    parser.add_argument("runs", nargs=2, metavar="RUN", help="a run id, or a beginning that no other has")
-    add_archive_arguments(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:

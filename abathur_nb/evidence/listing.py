@@ -8,11 +8,11 @@ from itertools import count
 from typing import Any
 
 from abathur_nb.evidence.ledger import read_ledger
-from abathur_nb.evidence.reading import Entry, add_archive_arguments, chosen_archive, read_archive
+from abathur_nb.evidence.reading import Entry, chosen_archive, read_archive
 from abathur_nb.evidence.stores import local
 from abathur_nb.wording import moment_of, printable
 
-__all__ = ["add_arguments", "command", "listed", "table"]
+__all__ = ["command", "listed", "table"]
 
 _HEAD = ("when (UTC)", "what", "env", "verdict", "duration", "who", "run", "archived")
 _SHORTEST = 15  # characters of a run id: its second
@@ -91,12 +91,6 @@ def _duration(seconds: float | None) -> str:
 def _unique(run_ids: Sequence[str]) -> int:
     """Return how many characters tell all these ids apart."""
     return next(n for n in count(_SHORTEST) if len({run_id[:n] for run_id in run_ids}) == len(run_ids))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``runs`` takes."""
-    add_archive_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
 
 
 def command(arguments: argparse.Namespace) -> int:

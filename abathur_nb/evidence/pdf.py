@@ -1,6 +1,5 @@
 """The page of a run on paper: a PDF of it, printed by a Chromium that is there already."""
 
-import argparse
 import os
 import resource
 import shutil
@@ -17,7 +16,7 @@ from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import read_regular
 from abathur_nb.wording import printable
 
-__all__ = ["FLAGS", "Printer", "add_pdf_argument", "find_browser", "print_page", "printer"]
+__all__ = ["FLAGS", "Printer", "find_browser", "print_page", "printer"]
 
 Printer = Callable[[bytes], bytes | None]  # returns the PDF of a page, None where it could not be printed
 
@@ -35,11 +34,6 @@ FLAGS = tuple(
         "proxy-server=127.0.0.1:9",  # the discard port, where nobody listens
     )
 )
-
-
-def add_pdf_argument(parser: argparse.ArgumentParser) -> None:
-    """Let a command be told to print the page."""
-    parser.add_argument("--pdf", action="store_true", help="print the page as well, with Chromium, if one is there")
 
 
 def find_browser() -> str:

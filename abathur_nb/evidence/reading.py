@@ -18,7 +18,6 @@ from abathur_nb.wording import shown, url_fault
 
 __all__ = [
     "Entry",
-    "add_archive_arguments",
     "archive_at",
     "chosen_archive",
     "find_run",
@@ -165,17 +164,6 @@ def find_run(archive: Path, beginning: str) -> Entry:
         return read_entry(archive, found[0], lines.get(found[0]))
     told = ", ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "") or "none"
     raise ConfigurationError(f"run {shown(beginning)}: expected the beginning of one run id, found {told} in {archive}")
-
-
-def add_archive_arguments(parser: argparse.ArgumentParser) -> None:
-    """Let a command say which archive it reads: of an environment, of a database, or a directory."""
-    parser.add_argument("--env", metavar="ENV", help="the environment whose archive is meant; development by default")
-    parser.add_argument("--db-path", metavar="PATH", help="the database whose archive is meant")
-    parser.add_argument(
-        "--archive",
-        metavar="DIR",
-        help="in place of the two the archive itself, or a copy: a directory or a URL",
-    )
 
 
 def chosen_archive(arguments: argparse.Namespace) -> Path | str:

@@ -12,7 +12,6 @@ from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.archive import lapses
 from abathur_nb.evidence.arguments import (
     Given,
-    add_parameter_arguments,
     faults_of_names,
     read_given,
     read_seconds,
@@ -22,7 +21,7 @@ from abathur_nb.evidence.conclusion import Job, Outcome, begin, conclude, enviro
 from abathur_nb.evidence.execution import Around, Stop, execute, signals_noted
 from abathur_nb.evidence.identity import new_run_id
 from abathur_nb.evidence.keys import signer
-from abathur_nb.evidence.pdf import Printer, add_pdf_argument, printer
+from abathur_nb.evidence.pdf import Printer, printer
 from abathur_nb.evidence.privacy import masked, secret_values
 from abathur_nb.evidence.record import EXIT_CODES, PDF, refused_before
 from abathur_nb.evidence.source import Source, prepared, read_source
@@ -32,29 +31,11 @@ from abathur_nb.wording import printable
 if TYPE_CHECKING:
     from nbclient import NotebookClient
 
-__all__ = ["add_arguments", "command"]
+__all__ = ["command"]
 
-_RUN_S = "3600"  # a run without an end would hold up whatever waits for it
 _OUTPUT_S = 60  # for the outputs of a cell that is done to come in
 _PATHS = ("db_path", "backup_dir", "archive_dir")
-_EXITS = (
-    "exit codes: 0 pass; 1 a check failed, or could not run; 2 refused; 3 the run broke: a cell raised, the kernel"
-    " died, it could not be archived; 4 out of time; 5 interrupted"
-)
 _LONGEST_REASON = 300  # characters, in a line of a log
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``run`` takes."""
-    parser.epilog = _EXITS
-    parser.add_argument(
-        "notebooks", nargs="+", metavar="NOTEBOOK", help="a shipped one by its name, or the path of your own"
-    )
-    add_parameter_arguments(parser)
-    parser.add_argument("--timeout", default=_RUN_S, metavar="SECONDS", help="a limit for each run; %(default)s")
-    parser.add_argument("--cell-timeout", metavar="SECONDS", help="a limit for each cell; none by default")
-    parser.add_argument("--no-html", action="store_true", help="leave out the page")
-    add_pdf_argument(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from abathur_nb.evidence.statement import Checked, check_signers
 from abathur_nb.evidence.stores import local
 from abathur_nb.report import Check, Report, Status
 
-__all__ = ["add_arguments", "command", "verify_archive"]
+__all__ = ["command", "verify_archive"]
 
 _TITLE = "verify"
 _FIND_OUT = "find out who did it; trust a copy that verify passes"
@@ -144,18 +144,6 @@ def _no_evidence(entry: Entry) -> str:
         return f"{entry.run_id} {entry.record['notebook']}: {ending.format(verdict=entry.verdict)}"
     begun = f"{entry.started['notebook']}: begun" if entry.started else "begun"
     return f"{entry.run_id} {begun}, never sealed: it died, or still runs"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``verify`` takes."""
-    parser.add_argument("archive", metavar="ARCHIVE", help="the directory of an archive, or the URL of a copy")
-    parser.add_argument(
-        "--key",
-        action="append",
-        default=[],
-        metavar="PUBLIC.pem",
-        help="a public key that runs must be signed with; several may be given",
-    )
 
 
 def command(arguments: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ from abathur_nb.settings import Settings, resolve
 from abathur_nb.values import MAX_BYTES
 from abathur_nb.wording import AHEAD_S, MB, SEE_CLOCK
 
-__all__ = ["RULES", "Rule", "add_arguments", "add_database_arguments", "alerts_of", "command", "prometheus_rules"]
+__all__ = ["RULES", "Rule", "alerts_of", "command", "prometheus_rules"]
 
 _HOUR, _DAY = 3600, 86_400  # seconds
 _SIGNS = {"above": ">", "below": "<"}
@@ -267,17 +267,6 @@ def _prometheus(rules: Iterable[Rule], settings: Settings) -> Iterable[dict[str,
                 "description": f"{{{{ $labels.database }}}} on {{{{ $labels.instance }}}}: {rule.remedy}",
             },
         }
-
-
-def add_database_arguments(parser: argparse.ArgumentParser) -> None:
-    """Let a command say which database it is about."""
-    parser.add_argument("--env", metavar="ENV", default="development", help="the environment; development by default")
-    parser.add_argument("--db-path", metavar="PATH", help="a database of your own")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``alerts`` takes."""
-    add_database_arguments(parser)
 
 
 def command(arguments: argparse.Namespace) -> int:

@@ -11,13 +11,12 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from abathur_nb.causes import os_cause
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.canonical import write_durably
-from abathur_nb.operate.alerts import add_database_arguments
 from abathur_nb.operate.gauges import GAUGES, Snapshot
 from abathur_nb.operate.snapshot import take_snapshot
 from abathur_nb.settings import resolve
 from abathur_nb.wording import printable, shown
 
-__all__ = ["add_arguments", "command", "registry_of"]
+__all__ = ["command", "registry_of"]
 
 
 def registry_of(snapshot: Snapshot) -> CollectorRegistry:
@@ -30,12 +29,6 @@ def registry_of(snapshot: Snapshot) -> CollectorRegistry:
             gauges[sample.name] = Gauge(sample.name, GAUGES[sample.name], tuple(labels), registry=registry)
         gauges[sample.name].labels(**labels).set(sample.value)
     return registry
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``metrics`` takes."""
-    add_database_arguments(parser)
-    parser.add_argument("--output", metavar="FILE.prom", help="replace this file, whole or not at all; else print")
 
 
 def command(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,137 @@
+"""The command line: ``python -m abathur_nb COMMAND``, one parser for all commands."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from abathur_nb.errors import AbathurError, ConfigurationError
+from abathur_nb.wording import printable, without_url_secrets
+
+_ABOUT = "Run the runbook's notebooks, keep and check the records of their runs, and measure a database."
+_EXITS = (
+    "exit codes: 0 pass; 1 a check failed, or could not run; 2 refused; 3 the run broke: a cell raised, the kernel"
+    " died, it could not be archived; 4 out of time; 5 interrupted"
+)
+_RUN_S = "3600"  # a run without an end would hold up whatever waits for it
+_REFUSED = 2  # as argparse exits for wrong arguments
+_INTERRUPTED = 5
+
+
+class _Parser(argparse.ArgumentParser):
+    """Show no secret of a URL where an argument is wrong: argparse repeats it."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(without_url_secrets(printable(message)))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; ``module`` of what it parses names the module whose ``command`` does the work.
+
+    Only that one is imported: a run shall start at once.
+    """
+    parser = _Parser(prog="python -m abathur_nb", description=_ABOUT, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, module: str, words: str, **more: Any) -> argparse.ArgumentParser:
+        about = f"{words[0].upper()}{words[1:]}."
+        one = commands.add_parser(name, help=words, description=about, allow_abbrev=False, **more)
+        one.set_defaults(module=module)
+        return one
+
+    words = "run notebooks in order, each with a record and an archived copy; stop at the first that fails"
+    run = command("run", "evidence.runner", words, epilog=_EXITS)
+    add = run.add_argument
+    add("notebooks", nargs="+", metavar="NOTEBOOK", help="a shipped one by its name, or the path of your own")
+    # Given twice is a fault, and the last one does not win: hence lists.
+    several: dict[str, Any] = {"action": "append", "default": []}
+    add("--env", metavar="ENV", help="the environment: development, staging, production, or your own", **several)
+    words = "a parameter of each listed notebook that declares it, read by its declared type"
+    add("-p", "--parameter", nargs=2, metavar=("NAME", "VALUE"), dest="parameters", help=words, **several)
+    words = "a YAML file of parameters, NAME: VALUE, of at most 64 KiB"
+    add("-f", "--file", metavar="FILE", dest="files", help=words, **several)
+    add("-y", "--yaml", metavar="YAML", help="the same as text", **several)
+    add("--timeout", default=_RUN_S, metavar="SECONDS", help="a limit for each run; %(default)s")
+    add("--cell-timeout", metavar="SECONDS", help="a limit for each cell; none by default")
+    add("--no-html", action="store_true", help="leave out the page")
+
+    archive = command(
+        "archive", "evidence.archive", "archive a notebook that plain papermill, or JupyterLab, has executed"
+    )
+    archive.add_argument("notebook", metavar="OUT.ipynb", help="a notebook that was executed, and that sealed its run")
+    for one in (run, archive):
+        one.add_argument("--pdf", action="store_true", help="print the page as well, with Chromium, if one is there")
+
+    runs = command("runs", "evidence.listing", "list the runs of an archive: when, what, verdict, duration, who")
+    runs.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+
+    verify = command("verify", "evidence.verify", "recompute every hash, link and signature of an archive; offline")
+    verify.add_argument("archive", metavar="ARCHIVE", help="the directory of an archive, or the URL of a copy")
+    words = "a public key that runs must be signed with; several may be given"
+    verify.add_argument("--key", metavar="PUBLIC.pem", help=words, **several)
+
+    diff = command("diff", "evidence.difference", "say what changed in meaning between two runs")
+    diff.add_argument("runs", nargs=2, metavar="RUN", help="a run id, or a beginning that no other has")
+
+    words = "copy an archive, run by run, to another directory or to object storage"
+    copy = command("copy", "evidence.copying", words)
+    words = "a directory, or s3://bucket/prefix, or another URL that fsspec knows"
+    copy.add_argument("url", metavar="URL", help=words)
+    for one in (runs, diff, copy):
+        add = one.add_argument
+        add("--env", metavar="ENV", help="the environment whose archive is meant; development by default")
+        add("--db-path", metavar="PATH", help="the database whose archive is meant")
+        words = "in place of the two the archive itself, or a copy: a directory or a URL"
+        add("--archive", metavar="DIR", help=words)
+
+    words = "measure a database and write that as Prometheus' textfile collector reads it"
+    metrics = command("metrics", "operate.exposition", words)
+    metrics.add_argument("--output", metavar="FILE.prom", help="replace this file, whole or not at all; else print")
+    alerts = command("alerts", "operate.alerts", "print the alert rules for Prometheus")
+    for one in (metrics, alerts):
+        one.add_argument("--env", metavar="ENV", default="development", help="the environment; development by default")
+        one.add_argument("--db-path", metavar="PATH", help="a database of your own")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; what a user can cause is one line each on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    code = 1
+    try:
+        parsed = make_parser().parse_args(given)
+        code = int(import_module(f"abathur_nb.{parsed.module}").command(parsed))
+        sys.stdout.flush()
+        return code
+    except AbathurError as error:
+        from abathur_nb.evidence.privacy import masked
+
+        faults = error.faults if isinstance(error, ConfigurationError) else (str(error),)
+        sys.stderr.write("".join(f"abathur_nb {given[0]}: {printable(masked(fault))}\n" for fault in faults))
+        return _REFUSED
+    except OSError as error:
+        # Else Python would try once more to write when it exits, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # whoever read it has left
+            return code
+        from abathur_nb.causes import os_cause
+
+        told = os_cause(error, Path()) if error.filename else f"standard output could not be written: {error.strerror}"
+        sys.stderr.write(f"abathur_nb {given[0]}: {told}\n")
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def script() -> int:
+    """Run the command of this process: make its streams usable, and let SIGTERM interrupt it as Ctrl-C does."""
+    for name in ("stdin", "stdout", "stderr"):  # a job's may be closed, and Python then has none
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a terminal may know ASCII only
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a run shall say that it was interrupted
+    return main()
