@@ -21,9 +21,9 @@ from patience import HANGING_S
 from playwright.sync_api import Page, sync_playwright
 from servers import free_ports, wait_until
 
-from abathur_nb.evidence.index import ORDER
 from abathur_nb.evidence.pdf import FLAGS, find_browser
 from abathur_nb.evidence.reading import Entry, read_archive
+from abathur_nb.notebooks import NOTEBOOKS
 
 ROOT = Path(__file__).parents[1]
 SCREENSHOTS = ROOT / "executed" / "browser"
@@ -186,7 +186,7 @@ def outputs_of(page: Page, start: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("name", [*ORDER, "index"])  # which then shows the runs of all the others
+@pytest.mark.parametrize("name", NOTEBOOKS)  # which then shows the runs of all the others
 def test_it_runs_whole_and_shows_its_report_and_its_charts(name: str, page: Page, lab: Lab) -> None:
     open_notebook(page, lab, name)
     if name in SAID:
@@ -216,7 +216,7 @@ def test_it_runs_whole_and_shows_its_report_and_its_charts(name: str, page: Page
 
 def test_the_index_leads_to_each_notebook_by_its_link(page: Page, lab: Lab) -> None:
     open_notebook(page, lab, "index")
-    for name in (ORDER[0], ORDER[-1]):
+    for name in ("preflight", "rollback"):
         page.evaluate("path => window.jupyterapp.commands.execute('docmanager:open', {path})", "index.ipynb")
         page.locator(f".jp-NotebookPanel:not(.lm-mod-hidden) a:text-is('{name}.ipynb')").first.click()
         wait_until_opened(page, name)

@@ -12,19 +12,15 @@ from abathur_nb.evidence.ledger import read_ledger
 from abathur_nb.evidence.past import PastRun, past_runs
 from abathur_nb.evidence.reading import first_run, read_archive
 from abathur_nb.evidence.run import Run
+from abathur_nb.notebooks import NOTEBOOKS
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings, environment_names, resolve
 from abathur_nb.table import Table
 
-__all__ = ["ORDER", "Overview", "show_environments"]
+__all__ = ["Overview", "show_environments"]
 
 _TITLE = "index"
-# The notebooks in the order of an operator's day.
-ORDER = (
-    *("preflight", "init", "validate", "explain", "benchmark", "backup"),  # before anybody uses it
-    *("monitor", "explore", "history", "readiness"),
-    *("troubleshoot", "restore", "rollback"),
-)
+_SHOWN = tuple(name for name in NOTEBOOKS if name != _TITLE)
 _NEVER = "–"
 
 
@@ -47,9 +43,9 @@ class Overview:
 
     def table(self) -> Table:
         """Return the table that a notebook shows: the databases, then each notebook; a column for each environment."""
-        others = {name: "" for newest in self.newest.values() for name in sorted(newest) if name not in ORDER}
+        others = {name: "" for newest in self.newest.values() for name in sorted(newest) if name not in _SHOWN}
         rows = [("database", *self.databases.values())]
-        for name in (*ORDER, *others):
+        for name in (*_SHOWN, *others):
             found = (newest.get(name) for newest in self.newest.values())
             rows.append((name, *(f"{run.mark}\n{run.when}" if run else _NEVER for run in found)))
         return Table(("newest run of", *self.newest), tuple(rows), "no environment")

@@ -16,6 +16,7 @@ from abathur_nb.evidence.keys import signer
 from abathur_nb.evidence.ledger import RUN_ID, ledger_head, require_no_line
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
 from abathur_nb.location import location_checks, writable_by_others
+from abathur_nb.notebooks import notebook_named
 from abathur_nb.report import Check
 from abathur_nb.scratch import make_private_directory, nearest_existing
 from abathur_nb.settings import Settings
@@ -51,23 +52,15 @@ EXIT_CODES: Mapping[Verdict, int] = {
 STARTED, RECORD = "started.json", "record.json"
 NOTEBOOK, PAGE, PDF, STATEMENT = "notebook.ipynb", "page.html", "page.pdf", "statement.json"
 _FORMAT = 1
-# These run where there may be no database yet; what forbids one there forbids a record as well.
-_BEFORE_A_DATABASE = ("preflight", "init")
-# These too: they bring a lost one back, or ask what became of it.
-_WITHOUT_A_DATABASE = ("history", "index", "readiness", "restore", "rollback", "troubleshoot")
 
 
 def refused_before(settings: Settings, notebook: str) -> tuple[Check, ...]:
     """Return what forbids a notebook before the database is looked into: the path, the file system. Read-only."""
-    target = examine(settings)
-    if notebook in _WITHOUT_A_DATABASE:
-        # What is rolled back must be there, or a typo in its path would leave a record beside nothing.
-        refuses = ("refused", "absent") if notebook == "rollback" else ("refused",)
-        return (wanted(target, settings),) if target.state in refuses else ()
-    if notebook not in _BEFORE_A_DATABASE:
-        return (wanted(target, settings),) if target.state in ("refused", "remains", "absent") else ()
+    target, known = examine(settings), notebook_named(notebook)
+    if not known.judges_place:
+        return (wanted(target, settings),) if target.state in known.refused_at else ()
     location, forbidden = location_checks(settings)
-    refused = (target.check,) if target.state in ("refused", "remains") else ()
+    refused = (target.check,) if target.state in known.refused_at else ()
     return (*refused, *(check for check in location if forbidden and check.failed))
 
 

@@ -11,6 +11,7 @@ from abathur_nb.errors import AbathurError, BusyError, ChecksFailedError, Config
 from abathur_nb.evidence.identity import database_identity
 from abathur_nb.evidence.record import Verdict, refused_before, summary, write_record, write_started
 from abathur_nb.guard import effective_parameters
+from abathur_nb.notebooks import notebook_named
 from abathur_nb.report import Report
 from abathur_nb.settings import Settings
 from abathur_nb.wording import printable, utc_now
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MIME", "RUN_ID", "TEMPLATE", "Run", "start_run", "unrecorded"]
 
-_CHANGES = ("apply", "repair")  # the parameters by which a notebook is told to change a database
 MIME = "application/vnd.abathur.run+json"
 # What the runner tells the kernel: the id of its run, and the name and hash of the notebook that it executes.
 _LONGEST_MESSAGE = 2000  # characters
@@ -160,15 +160,9 @@ def unrecorded(settings: Settings, notebook: str, parameters: Mapping[str, objec
     """Say why a run of ``notebook`` is not recorded, or return an empty text. Read-only."""
     if forbidden := refused_before(settings, notebook):
         return "; ".join(f"{check.name}: {check.observed}" for check in forbidden)
-    if _only_looks(notebook, parameters) and not _has_a_place(settings):
+    if notebook_named(notebook).only_looks(parameters) and not _has_a_place(settings):
         return f"there is no {settings.db_path.parent} yet, and this run makes nothing"
     return ""
-
-
-def _only_looks(notebook: str, parameters: Mapping[str, object]) -> bool:
-    if notebook == "init":
-        return parameters.get("dry_run") is True
-    return not any(parameters.get(name) is True for name in _CHANGES)
 
 
 def _has_a_place(settings: Settings) -> bool:

@@ -12,6 +12,7 @@ from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.past import PastRun, past_runs
 from abathur_nb.evidence.reading import read_archive
 from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.notebooks import notebook_named
 from abathur_nb.objects import OTHERS
 from abathur_nb.operate.checklist import CHECKLIST, Line
 from abathur_nb.report import Check, Report
@@ -23,7 +24,6 @@ __all__ = ["Readiness", "readiness"]
 
 _TITLE = "readiness"
 _ARCHIVE = "the archive is as it was written"
-_APPLIED = ("apply", "repair")  # the parameters by which a notebook is told to change the database
 _MARKS = {"pass": "✓", "skip": "✓ said", "warn": "!", "fail": "✗", "error": "✗"}
 
 
@@ -161,7 +161,7 @@ def _record(run: PastRun) -> Mapping[str, Any]:
 
 def _changed(run: PastRun) -> bool:
     """Tell whether after this run another state may stand at the database's path."""
-    return run.verdict != "refused" and any(_record(run)["parameters"].get(name) is True for name in _APPLIED)
+    return run.verdict != "refused" and notebook_named(run.notebook).changes(_record(run)["parameters"])
 
 
 def _number(run: PastRun) -> int:

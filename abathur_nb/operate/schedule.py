@@ -6,15 +6,11 @@ from dataclasses import dataclass
 from html import escape
 from shlex import quote
 
+from abathur_nb.notebooks import notebook_named
 from abathur_nb.settings import Settings
 from abathur_nb.wording import user_name
 
 __all__ = ["Schedule", "schedule"]
-
-# Local time, as systemd and as cron write it; parameters beyond the notebook's own defaults.
-_NIGHTLY = ("every night", "*-*-* 02:30:00", "30 2 * * *")
-_HOURLY = ("every hour", "*-*-* *:05:00", "5 * * * *")
-_WHEN = {"backup": (*_NIGHTLY, "-p", "reason", "nightly"), "monitor": (*_HOURLY, "-p", "record", "True")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +43,8 @@ def schedule(settings: Settings, notebook: str) -> Schedule:
     words = [sys.executable, "-m", "abathur_nb", "run", notebook, "--env", settings.env]
     if not settings.is_own_path:
         words += ["-p", "db_path", str(settings.db_path)]
-    often, on_calendar, cron, *parameters = _WHEN.get(notebook, _NIGHTLY)
-    words += parameters
+    timing = notebook_named(notebook).timing
+    words += timing.parameters
     name = f"abathur-{notebook}-{settings.env}"
     service = f"""\
 [Unit]
@@ -61,10 +57,10 @@ ExecStart={" ".join(_unit_word(word) for word in words)}
 """
     timer = f"""\
 [Unit]
-Description=Abathur: {notebook} of {settings.env}, {often}
+Description=Abathur: {notebook} of {settings.env}, {timing.words}
 
 [Timer]
-OnCalendar={on_calendar}
+OnCalendar={timing.on_calendar}
 RandomizedDelaySec=300
 Persistent=true
 
@@ -73,7 +69,7 @@ WantedBy=timers.target
 """
     # A per cent sign begins a new line in a crontab (crontab(5)).
     command = " ".join(quote(word) for word in words).replace("%", r"\%")
-    return Schedule({f"{name}.service": service, f"{name}.timer": timer}, f"{cron} {command}")
+    return Schedule({f"{name}.service": service, f"{name}.timer": timer}, f"{timing.cron} {command}")
 
 
 def _unit_word(word: str) -> str:
