@@ -59,6 +59,15 @@ def _digest(path: str) -> str:
     return found.hexdigest()
 
 
+def _write_version(path: str) -> int:
+    """Return the byte of the header by which SQLite only reads a file if it is over 2; 0 if it can't be read."""
+    try:
+        with os.fdopen(_open(path), "rb") as file:
+            return (file.read(19) + bytes(19))[18]
+    except OSError:
+        return 0
+
+
 def _locks(path: str) -> list[tuple[str, int, bool, int]]:
     """Return a lock on each byte that SQLite locks: file, byte, whether exclusive, owner; 0 for one out of sight."""
     found = []
@@ -219,7 +228,13 @@ def _copy(database: str, log: str, index: str, target: str) -> None:
                 os.write(written, chunk)
 
 
-_LOOKS: dict[str, Callable[..., Any]] = {"copy": _copy, "digest": _digest, "log": _log, "look": _look}
+_LOOKS: dict[str, Callable[..., Any]] = {
+    "copy": _copy,
+    "digest": _digest,
+    "log": _log,
+    "look": _look,
+    "write version": _write_version,
+}
 
 if __name__ == "__main__":
     answer, fault = None, None

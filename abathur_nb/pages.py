@@ -8,40 +8,39 @@ import json
 import struct
 import sys
 from collections.abc import Iterator
+from itertools import product
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-__all__ = ["INDEX", "MAGIC", "TABLE", "Pages", "has_header", "header", "identity", "without_header"]
+__all__ = ["INDEX", "MAGIC", "TABLE", "Pages", "has_header", "identity", "read_pages"]
 
 MAGIC = b"SQLite format 3\0"
 TABLE, INDEX = (5, 13), (2, 10)  # the kinds of a tree's pages: interior, leaf
 _LEAVES = (10, 13)
 _SIZES = tuple(2**power for power in range(9, 17))
-_ENCODINGS = {2: "utf-16-le", 3: "utf-16-be"}
+_ENCODINGS = {1: "utf-8", 2: "utf-16-le", 3: "utf-16-be"}
 _BYTES = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)  # of a value, by its serial type
 _UNREADABLE = (ValueError, IndexError, struct.error)
 
 Entry = tuple[int, tuple[Any, ...]]  # the rowid, 0 in an index, and the values
 
 
-def header(size: int, count: int, application_id: int, user_version: int) -> bytes:
-    """Return the first 100 bytes of a database in WAL mode, UTF-8, of ``count`` pages of ``size`` bytes."""
-    numbers = (1, count, 0, 0, 1, 4, 0, 0, 1, user_version, 0, application_id)
-    return struct.pack(">16sH6B12I20xII", MAGIC, size % 65535, 2, 2, 0, 64, 32, 32, *numbers, 1, 3_040_000)
-
-
 class Pages:
     """Read the trees of a database file; ``seen`` are the pages that they led to."""
 
-    def __init__(self, data: bytes | mmap, size: int = 0) -> None:
-        self.data = data
-        found = int.from_bytes(data[16:18], "big")
-        self.size = size or (65536 if found == 1 else found)
-        self.usable = self.size - (0 if size else data[20])
-        self.encoding = "utf-8" if size else _ENCODINGS.get(int.from_bytes(data[56:60], "big"), "utf-8")
-        self.count = len(data) // self.size
+    def __init__(self, data: bytes | mmap, size: int, reserved: int = 0, encoding: str = "utf-8") -> None:
+        self.data, self.size, self.encoding = data, size, encoding
+        self.usable = size - reserved  # bytes of a page
+        self.count = len(data) // size
         self.seen: set[int] = set()
+
+    def header(self, application_id: int, user_version: int) -> bytes:
+        """Return the first 100 bytes of a database in WAL mode that has these pages."""
+        encoding = next(number for number, name in _ENCODINGS.items() if name == self.encoding)
+        numbers = (1, self.count, 0, 0, 1, 4, 0, 0, encoding, user_version, 0, application_id)
+        sizes = (self.size % 65535, 2, 2, self.size - self.usable, 64, 32, 32)
+        return struct.pack(">16sH6B12I20xII", MAGIC, *sizes, *numbers, 1, 3_040_000)
 
     def page(self, number: int) -> bytes:
         """Return the bytes of a page; raise ValueError if the file does not hold it."""
@@ -169,16 +168,23 @@ def is_schema_row(row: tuple[Any, ...]) -> bool:
     return len(row) == 5 and kinds[:4] == (str, str, str, int) and row[0] in ("table", "index", "view", "trigger")
 
 
-def without_header(data: bytes | mmap) -> Pages | None:
-    """Return the pages of a file whose header is destroyed, their size found by trying; None if none fits."""
-    best, most = None, 0
-    for size in _SIZES:
-        pages = Pages(data, size)
-        if pages.count and pages.kind(1) in TABLE:
-            rows = [values for _, values in pages.walk(1, TABLE, [])]
-            fits = [pages.kind(row[3]) in (TABLE if row[0] == "table" else INDEX) for row in rows if is_schema_row(row)]
-            if sum(fits) > most:
-                best, most = pages, sum(fits)
+def read_pages(data: bytes | mmap) -> Pages:
+    """Return the pages of a file in the form by which most of its schema can be read, or no page if none fits.
+
+    The form that the header states counts first: each of its bytes may be wrong.
+    """
+    stated, best, most = has_header(data), Pages(b"", 512), -1
+    size, reserved, encoding = int.from_bytes(data[16:18], "big"), data[20:21], int.from_bytes(data[56:60], "big")
+    sizes = (65536 if size == 1 else size, *_SIZES) if stated else _SIZES
+    encodings = (_ENCODINGS.get(encoding, "utf-8"), *_ENCODINGS.values())
+    for form in product(sizes, (reserved[0], 0) if stated else (0,), encodings):
+        pages, faults = Pages(data, *form), list[str]()
+        rows = [row for _, row in pages.walk(1, TABLE, faults) if is_schema_row(row) and row[3]]
+        fits = sum(pages.kind(root) in (TABLE if kind == "table" else INDEX) for kind, _, _, root, _ in rows)
+        if fits > most and (fits or stated):
+            best, most = Pages(data, *form), fits
+        if rows and fits == len(rows) and not faults:
+            break
     return best
 
 
@@ -191,8 +197,7 @@ def identity(data: bytes | mmap) -> dict[str, Any]:
     """Return the application_id of a file, or, of one without a header, the SQL of its objects by name."""
     if has_header(data):
         return {"application_id": int.from_bytes(data[68:72], "big")}
-    pages = without_header(data)
-    return {row[1]: row[4] for row in pages.schema([]) if isinstance(row[4], str)} if pages else {}
+    return {row[1]: row[4] for row in read_pages(data).schema([]) if isinstance(row[4], str)}
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

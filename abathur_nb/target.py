@@ -35,6 +35,7 @@ __all__ = [
     "repair_command",
     "require_present",
     "restore_command",
+    "spoilt_ids",
     "to_be_mended",
     "version_remedy",
     "wanted",
@@ -182,6 +183,8 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
             )
             return replace(target, check=check)
         return target
+    if ids := spoilt_ids(application_id, version):
+        return _target("damaged", f"{path} {ids}", f"{_RESTORE}: {restore_command(settings)}")
     if application_id != APPLICATION_ID:
         observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
         return _target("refused", observed, f"{_ANOTHER} (Abathur has {APPLICATION_ID:#x})")
@@ -202,6 +205,8 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
 async def explain_unopened(path: Path, error: Exception) -> tuple[State, AbathurError]:
     """Return whether a file that SQLite can't open is a ``damaged`` database of ours, and the error. Read-only."""
     explained, code = explain_error(path, error), getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if str(error) == "unsupported file format":  # one byte of the header, which no other error names
+        code = sqlite3.SQLITE_NOTADB
     if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return "refused", explained
     ours = await asyncio.to_thread(_is_ours, path)
@@ -230,6 +235,18 @@ def _is_ours(path: Path) -> bool:
     return found.pop("application_id", 0) == APPLICATION_ID or any(
         normalized(sql) == known.get(name) for name, sql in found.items()
     )
+
+
+def spoilt_ids(application_id: int, version: int) -> str:
+    """Say that one byte of the header's ids is damaged, if no other application or version would have them."""
+    found, ours = (
+        [number.to_bytes(4, "big", signed=True) for number in ids]
+        for ids in ((application_id, version), (APPLICATION_ID, SCHEMA_VERSION))
+    )
+    bytes_off = sum(one != two for one, two in zip(b"".join(found), b"".join(ours), strict=True))
+    if bytes_off != 1 or found[1][3:] != ours[1][3:]:  # the last byte is what a newer version would change
+        return ""
+    return f"is CORRUPT: one byte of its header, which says application_id {application_id:#x}, user_version {version}"
 
 
 def version_remedy(version: int) -> str:

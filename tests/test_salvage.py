@@ -168,6 +168,72 @@ async def test_a_database_whose_header_is_destroyed_is_damaged_and_salvaged_whol
     assert [*path.parent.glob(f"abathur_aside_*/{path.name}")]
 
 
+def test_with_any_wrong_byte_in_its_header_every_row_is_salvaged(tmp_path: Path) -> None:
+    path = tmp_path / "abathur.db"
+    fill(path, 1024, 4)
+    data, wanted = path.read_bytes(), rows_of(path)
+    # What SQLite may take for another size of the pages, reserved bytes, a schema format, an encoding.
+    values = {16: (1, 2, 8, 16), 17: (1,), 20: (1, 8, 255), 47: (0, 1, 5), 59: (0, 2, 3)}
+    wrong = [(place, value) for place in range(100) for value in values.get(place, (data[place] ^ 0x80,))]
+    told = {
+        (place, value): [*judged(data[:place] + bytes([value]) + data[place + 1 :], wanted, tmp_path)]
+        for place, value in wrong
+    }
+    assert not {where: faults for where, faults in told.items() if faults}
+
+
+# A byte of the header, a wrong value, and the check that fails for it.
+BYTES = {
+    "page size": (16, 0x20, "database file"),
+    "write version": (18, 3, "write version"),
+    "read version": (19, 3, "database file"),
+    "reserved bytes": (20, 1, "integrity"),
+    "number of pages": (31, 1, "database file"),
+    "first free page": (35, 9, "integrity"),
+    "schema format": (47, 5, "database file"),
+    "encoding": (59, 2, "database file"),
+    "user_version": (61, 1, "database file"),
+    "application_id": (70, 0x40, "database file"),
+}
+
+
+@pytest.mark.parametrize("name", BYTES)
+async def test_troubleshoot_salvages_and_restore_replaces_a_database_with_one_wrong_byte(
+    name: str, database: Settings
+) -> None:
+    path, (place, value, failing) = database.db_path, BYTES[name]
+    run_sql(path, *ROWS)
+    wanted = rows_of(path)
+    (await nb.backup_database(database)).raise_for_failures()
+    data = path.read_bytes()
+    path.write_bytes(data[:place] + bytes([value]) + data[place + 1 :])
+    shown = await nb.troubleshoot(database)
+    assert check_of(shown, failing).failed
+    assert not shown.refused
+    report = await nb.troubleshoot(database, repair=True)
+    assert "of 9 tables 9 intact; it is valid" in check_of(report, "salvaged").observed
+    (salvaged,) = database.backup_dir.glob("abathur_salvaged_*.sqlite")
+    assert rows_of(salvaged) == wanted
+    (await nb.restore_database(database, apply=True)).raise_for_failures()
+    assert rows_of(path) == wanted
+    (await nb.validate_database(database)).raise_for_failures()
+    assert "write version" not in {check.name for check in (await nb.troubleshoot(database)).checks}
+
+
+async def test_wrong_bytes_that_harm_nothing_raise_no_alarm(database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS)
+    wanted, data = rows_of(path), bytearray(path.read_bytes())
+    for place in (18, *range(24, 28), *range(40, 44), *range(48, 52), *range(56, 60), *range(72, 100)):
+        data[place] = 0 if data[place] else 1 if place not in range(56, 60) else 0
+    path.write_bytes(data)
+    assert [check.name for check in (await nb.troubleshoot(database)).checks if check.status != "pass"] == []
+    (await nb.backup_database(database)).raise_for_failures()
+    async with nb.Database.open(database) as db:
+        await db.sessions.create_session("another", "app", "alice")
+    assert rows_of(path)["tasks"] == wanted["tasks"]
+
+
 async def test_a_table_with_rows_that_break_a_rule_is_not_called_intact(database: Settings) -> None:
     path = database.db_path
     run_sql(path, *ROWS, f"UPDATE tasks SET input_data = '{json.dumps(['y' * 20_000])}'")

@@ -5,6 +5,7 @@ import os
 import sqlite3
 from dataclasses import dataclass, replace
 
+from abathur_nb.apart import ask
 from abathur_nb.connection import connect, explain_error, pragma
 from abathur_nb.errors import AbathurError
 from abathur_nb.limits import add_functions
@@ -71,6 +72,10 @@ async def diagnose(settings: Settings) -> Diagnosis:
     # Nothing is planned without that on which the others rest: it would be a part only.
     if checks[0].status == "error" or "integrity" in could_not_run:
         return Diagnosis(checks, refused=True)
+    version = await asyncio.to_thread(ask, "write version", path)
+    if version > 2:
+        observed = f"{path} is CORRUPT: its header has the write version {version}, so that SQLite only reads it"
+        return Diagnosis((*checks, Check("write version", "fail", "1 or 2", observed, RESTORE)), ("salvage",))
     try:
         async with connect(path, settings=settings) as conn:
             await add_functions(conn)

@@ -20,7 +20,7 @@ from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects
 from abathur_nb.operate.aside import users_of
 from abathur_nb.operate.quarantine import plain, value_of
 from abathur_nb.operate.transfer import publish
-from abathur_nb.pages import INDEX, TABLE, Pages, has_header, header, without_header
+from abathur_nb.pages import INDEX, TABLE, Pages, read_pages
 from abathur_nb.report import Check
 from abathur_nb.schema import quoted
 from abathur_nb.scratch import make_private_file, nearest_existing, private_directory, scratch_directory
@@ -119,10 +119,10 @@ def _copy(path: Path, folder: Path) -> tuple[Path, str]:
     size = log.stat().st_size if log.exists() else 0
     _settle(copy)
     with copy.open("r+b") as file, mmap(file.fileno(), 0) as data:
-        if not has_header(data):  # else it had one, or the log did
-            if (pages := without_header(data)) is None:
-                raise RefusedError(f"nothing of {path} can be read any more", "restore a backup")
-            data[:100] = header(pages.size, pages.count, APPLICATION_ID, SCHEMA_VERSION)
+        pages = read_pages(data)
+        if not pages.count:
+            raise RefusedError(f"nothing of {path} can be read any more", "restore a backup")
+        data[:100] = pages.header(APPLICATION_ID, SCHEMA_VERSION)  # any byte of it may be what is damaged
     _settle(copy)
     how = "not counted: SQLite can't read it" if log.exists() else "counted as far as SQLite reads it"
     return copy, f"; its log of {size:,} bytes is {how}" if size else ""
@@ -216,7 +216,7 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
     ):
         conn.setlimit(SQLITE_LIMIT_LENGTH, 2 * len(data) + BOUND_BYTES)  # for a DEFAULT; in UTF-8 a text may be longer
         conn.executescript(f"{_RULES} {_UNFORCED}; BEGIN;")
-        pages, notes = Pages(data), list[str]()
+        pages, notes = read_pages(data), list[str]()
         schema = pages.schema([])
         tables = _make_tables(conn, schema, notes)
         for table in tables.values():

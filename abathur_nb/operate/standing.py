@@ -1,5 +1,6 @@
 """What stands at the database path before it is replaced: whether it can be written into, and what it holds."""
 
+import asyncio
 import sqlite3
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import aiosqlite
 
+from abathur_nb.apart import ask
 from abathur_nb.connection import connect, pragma
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
@@ -15,7 +17,7 @@ from abathur_nb.operate.content import Content, read_content
 from abathur_nb.operate.transfer import open_copy
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
-from abathur_nb.target import examine, explain_unopened
+from abathur_nb.target import examine, explain_unopened, spoilt_ids
 
 __all__ = ["Form", "Standing", "form_of", "look"]
 
@@ -85,6 +87,8 @@ async def _look(settings: Settings, live: Path) -> Standing:
         async with connect(path, settings=settings) if path == live else open_copy(path) as conn:
             await conn.execute_fetchall("BEGIN")
             application_id, version = await pragma(conn, "application_id"), await pragma(conn, "user_version")
+            if ids := spoilt_ids(application_id, version):
+                return Standing("unreadable", _check(f"{path} {ids}"), path)
             if application_id != APPLICATION_ID:
                 observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
                 remedy = "db_path: name another path, or move it away by hand"
@@ -93,6 +97,8 @@ async def _look(settings: Settings, live: Path) -> Standing:
                 observed = f"{path} is newer than this package: user_version {version}, known is {SCHEMA_VERSION}"
                 return Standing("forbidden", _check(observed, "update abathur_nb"), path)
             content, form = await read_content(conn), await form_of(conn)
+            if await asyncio.to_thread(ask, "write version", path) > 2:
+                return Standing("unreadable", _check(f"{path} is CORRUPT: by its header, SQLite only reads it"), path)
     except (sqlite3.Error, OSError, AbathurError) as error:
         state, explained = await explain_unopened(path, error)
         if state == "damaged" or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR:
