@@ -8,10 +8,11 @@ import aiosqlite
 
 from abathur_nb.values import MAX_BYTES, MAX_DEPTH, json_fault
 
-__all__ = ["FAULT", "IS_UTF8", "add_functions", "stored", "suspicious"]
+__all__ = ["FAULT", "IS_UTF8", "TOO_LONG", "add_functions", "stored", "suspicious"]
 
 # SQL that holds a column against a limit. Python is given text only if it can be decoded: hence the BLOBs.
 IS_UTF8 = "typeof({0}) <> 'text' OR abathur_is_utf8(CAST({0} AS BLOB))"
+TOO_LONG = f"length(CAST({{0}} AS BLOB)) > {MAX_BYTES}"  # the bytes, as a limit counts them
 FAULT = "CASE WHEN abathur_is_utf8(CAST({0} AS BLOB)) THEN abathur_json_fault({0}) ELSE '' END"  # empty for none
 
 # So that a few plain searches find what a regular expression takes several times as long for: digits and signs are

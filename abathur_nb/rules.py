@@ -9,7 +9,7 @@ import aiosqlite
 
 from abathur_nb.errors import bound_reached
 from abathur_nb.expected import column_checks, expected_columns, expected_tables
-from abathur_nb.limits import FAULT, IS_UTF8, stored, suspicious
+from abathur_nb.limits import FAULT, IS_UTF8, TOO_LONG, stored, suspicious
 from abathur_nb.report import Check
 from abathur_nb.values import MAX_BYTES, MAX_DEPTH
 from abathur_nb.wording import AHEAD_S, SEE_CLOCK, shown
@@ -39,9 +39,6 @@ _IS_TIMESTAMP = (
 # The subquery is evaluated once a statement. What is not a time, the rule above finds.
 _LATEST = f"(SELECT strftime('%Y-%m-%d %H:%M:%f', 'now', '+{AHEAD_S} seconds'))"
 _IS_PAST = f"{{0}} IS NULL OR {{0}} <= {_LATEST} OR NOT ({_IS_TIMESTAMP})"
-
-# The bytes, as a limit counts them.
-_TOO_LONG = f"length(CAST({{0}} AS BLOB)) > {MAX_BYTES}"
 
 
 async def row_checks(conn: aiosqlite.Connection) -> tuple[Check, ...]:
@@ -78,7 +75,7 @@ def _rules(table: str) -> tuple[_Rule, ...]:
             rules.append(_Rule(_VALUES, table, check.column, check.expression))
             continue
         # To parse it may take twenty times its size.
-        long, reason = _TOO_LONG.format(check.column), FAULT.format(check.column)
+        long, reason = TOO_LONG.format(check.column), FAULT.format(check.column)
         rules.append(_Rule(_JSON, table, check.column, f"{long} OR ({check.expression})"))
         within = f"NOT ({long}) AND (NOT ({check.expression}) OR {reason} = '')"
         # The size of what is too long, of which the message is made: to ask twice would hold two copies.
@@ -89,7 +86,7 @@ def _rules(table: str) -> tuple[_Rule, ...]:
     for column in expected_columns(table):
         is_utf8 = IS_UTF8.format(column.name)
         if column.name in json:
-            is_utf8 = f"{_TOO_LONG.format(column.name)} OR {is_utf8}"
+            is_utf8 = f"{TOO_LONG.format(column.name)} OR {is_utf8}"
         rules.append(_Rule(_ENCODING, table, column.name, is_utf8))
         if column.required:
             # SQLite takes `x IS NOT NULL` for true where the schema says NOT NULL, and does not look.
@@ -137,7 +134,7 @@ def _look(table: str) -> str:
     broken = [rule.broken for rule in rules if rule.kind in (_JSON, _VALUES, _TIMESTAMPS, _CLOCK)]
     # The type of a value is told without reading the value.
     nulls = "".join(f" + count(CASE typeof({column}) WHEN 'null' THEN 1 END)" for column in of[_REQUIRED])
-    long = " OR ".join(map(_TOO_LONG.format, of[_JSON])) or "0"
+    long = " OR ".join(map(TOO_LONG.format, of[_JSON])) or "0"
     return (
         f"count(CASE WHEN {long} THEN 1 WHEN {' OR '.join([*broken, suspicious(of[_JSON], others)])} THEN 1 END){nulls}"
     )

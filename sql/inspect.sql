@@ -53,11 +53,14 @@ WHERE sequence.seq IS NOT NULL OR tables.largest IS NOT NULL;
 -- name: large_sessions
 -- The columns of sessions that are larger than so many bytes, the largest first.
 WITH sizes AS MATERIALIZED (
-    SELECT
-        rowid AS number, id, length(CAST(events AS BLOB)) AS events, length(CAST(state AS BLOB)) AS state,
-        length(CAST(metadata AS BLOB)) AS metadata
-    FROM sessions
-    WHERE max(length(CAST(events AS BLOB)), length(CAST(state AS BLOB)), length(CAST(metadata AS BLOB))) > :bytes
+    SELECT * FROM (
+        -- With a LIMIT SQLite computes each length once, of one copy of a value.
+        SELECT
+            rowid AS number, id, length(CAST(events AS BLOB)) AS events, length(CAST(state AS BLOB)) AS state,
+            length(CAST(metadata AS BLOB)) AS metadata
+        FROM sessions LIMIT -1
+    )
+    WHERE max(events, state, metadata) > :bytes
 )
 SELECT number, id, 'events' AS "column", events AS bytes FROM sizes WHERE events > :bytes
 UNION ALL SELECT number, id, 'state', state FROM sizes WHERE state > :bytes

@@ -79,6 +79,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
     try:
         async with connect(path, settings=settings) as conn:
             await add_functions(conn)
+            await conn.executescript("PRAGMA mmap_size = 0; PRAGMA cache_size = -4000;")  # as `file_checks` does
             await conn.execute_fetchall("BEGIN")
             treatment = await treat(conn, {check.name: check for check in checks if check.failed}, settings)
             if not any(check.name == "integrity" and check.failed for check in checks):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import aiosqlite
 
 from abathur_nb.expected import column_checks, expected_columns, expected_objects, expected_tables
-from abathur_nb.limits import FAULT, IS_UTF8
+from abathur_nb.limits import FAULT, IS_UTF8, TOO_LONG
 from abathur_nb.sql import load_queries
 
 __all__ = ["Change", "Reference", "broken_json", "broken_references", "doomed", "model"]
@@ -124,12 +124,14 @@ async def broken_json(conn: aiosqlite.Connection, besides: Iterable[Change]) -> 
             if kind != "json":
                 continue
             empty = "NULL" if column not in _required(table) else "'{}'" if "'object'" in rule else "'[]'"
+            long = TOO_LONG.format(column)  # to parse it may take twenty times its size
             unreadable = f"CASE WHEN {IS_UTF8.format(column)} THEN {FAULT.format(column)} <> '' ELSE 1 END"
             # A comparison within a CASE is evaluated in order: only JSON is held against the limits.
-            beyond = f"CASE WHEN {rule} THEN {column} IS NOT NULL AND {unreadable} ELSE 0 END"
+            within = f"WHEN {rule} THEN {column} IS NOT NULL AND {unreadable} ELSE 0 END"
+            beyond = f"CASE WHEN {long} THEN 1 {within}"
             others = [f" AND NOT ({c.where})" for c in besides if (c.table, c.column) == (table, column)]
             rest = "".join((_staying(table), *others))
-            changes += [Change(table, where + rest, column, empty) for where in (f"NOT ({rule})", beyond)]
+            changes += [Change(table, where + rest, column, empty) for where in (f"NOT ({long} OR ({rule}))", beyond)]
     return await _counted(conn, changes)
 
 
