@@ -29,10 +29,11 @@ lab: $(LAB)/.installed  ## open the notebooks in JupyterLab, the index first
 test: $(VENV)/.installed  ## run every test
 	$(BIN)/python -m pytest -n auto
 
-check: $(VENV)/.installed  ## lint, formatting, types
+check: $(VENV)/.installed  ## lint, formatting, types, the ways of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed  ## measure speed against plain sqlite3 and papermill
 	$(BIN)/python tests/bench.py

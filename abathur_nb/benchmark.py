@@ -13,13 +13,13 @@ from abathur_nb import synthetic
 from abathur_nb.connection import connect, explain_error, pragma, read_pragmas
 from abathur_nb.database import Database
 from abathur_nb.errors import AbathurError, ConfigurationError
+from abathur_nb.files import scratch_directory, sweep
 from abathur_nb.location import free_mb
 from abathur_nb.machine import describe_machine
 from abathur_nb.measurements import Baseline, BenchmarkResult, check_savable, compare, load_baseline
 from abathur_nb.parameters import check_ranges
 from abathur_nb.percentiles import percentiles, verdict
 from abathur_nb.report import Check, Report
-from abathur_nb.scratch import scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import statements
 from abathur_nb.target import refusal

@@ -15,10 +15,10 @@ from abathur_nb.causes import os_cause
 from abathur_nb.connection import connect, connection_pragmas, explain_error, pragma
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.files import fsync, make_private_file, private_directory, scratch_directory, sweep
 from abathur_nb.location import directory_checks, location_checks
 from abathur_nb.preflight import behaviour
 from abathur_nb.report import Check, Report, run_check
-from abathur_nb.scratch import fsync, make_private_file, private_directory, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import SEED_FILE, statements
 from abathur_nb.strays import strays_check

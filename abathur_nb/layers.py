@@ -8,8 +8,7 @@ from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
 
-from abathur_nb.evidence.canonical import open_regular
-from abathur_nb.scratch import is_scratch_name
+from abathur_nb.files import is_scratch_name, open_regular
 from abathur_nb.wording import did_you_mean, is_printable, printable, shown, without_url_secrets
 
 __all__ = ["absolute_path", "environment_variables", "read_environments"]

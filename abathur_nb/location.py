@@ -10,9 +10,9 @@ from pathlib import Path
 from shlex import quote
 
 from abathur_nb.connection import explain_error
+from abathur_nb.files import nearest_existing
 from abathur_nb.filesystems import file_system, kind_of
 from abathur_nb.report import Check, Status
-from abathur_nb.scratch import nearest_existing
 from abathur_nb.settings import Settings, Severity
 from abathur_nb.target import init_as
 from abathur_nb.wording import MB, user_name

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from abathur_nb.causes import in_words
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.canonical import open_regular
+from abathur_nb.files import open_regular
 from abathur_nb.machine import compare_machines
 from abathur_nb.percentiles import above, percentiles
 from abathur_nb.report import Check, Report

@@ -16,9 +16,9 @@ import aiosqlite
 from abathur_nb import probe
 from abathur_nb.attestation import said
 from abathur_nb.connection import connect, pragma, run_to_end
+from abathur_nb.files import make_private_file, nearest_existing, scratch_directory, sweep
 from abathur_nb.location import ELSEWHERE, install_command, location_checks
 from abathur_nb.report import Check, Report, run_check
-from abathur_nb.scratch import make_private_file, nearest_existing, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.target import identify
 

@@ -35,9 +35,9 @@ from abathur_nb import synthetic
 from abathur_nb.connection import connect, connection_pragmas
 from abathur_nb.evidence.execution import execute
 from abathur_nb.evidence.source import prepared, read_source
+from abathur_nb.files import fsync
 from abathur_nb.operate.backup import back_up, prove
 from abathur_nb.operate.content import Content
-from abathur_nb.scratch import fsync
 from abathur_nb.sql import DATA, DDL_FILES, SEED_FILE, statements
 from abathur_nb.workloads import one_cpu
 

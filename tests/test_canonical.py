@@ -12,20 +12,8 @@ from typing import Any
 
 import pytest
 
-from abathur_nb.evidence.canonical import (
-    UNFINISHED,
-    canonical,
-    misfits,
-    moment,
-    number,
-    open_regular,
-    read_regular,
-    sealed,
-    sha256,
-    unsealed,
-    whole_number,
-    write_durably,
-)
+from abathur_nb.evidence.canonical import canonical, misfits, moment, number, sealed, sha256, unsealed, whole_number
+from abathur_nb.files import UNFINISHED, open_regular, read_regular, write_durably
 
 DATA = {"b": [1, 2.5, None, True], "a": {"ü": '\u202e\x00\n"\\'}, "n": -0.0, "big": 10**30, "small": 1e-300}
 

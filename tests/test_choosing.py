@@ -19,11 +19,11 @@ from test_backup import taken
 import abathur_nb as nb
 from abathur_nb import scratch
 from abathur_nb.evidence.canonical import sealed, unsealed
+from abathur_nb.files import locked
 from abathur_nb.operate.gauges import LAST_BACKUP
 from abathur_nb.operate.manifest import Backup, list_backups, read_backup
 from abathur_nb.operate.retention import apply_retention
 from abathur_nb.operate.snapshot import take_snapshot
-from abathur_nb.scratch import locked
 from abathur_nb.settings import Settings
 
 ONE = nb.Retention(last=1, daily=0, weekly=0, monthly=0)

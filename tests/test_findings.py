@@ -15,8 +15,8 @@ from abathur_nb.evidence.keys import public_keys
 from abathur_nb.evidence.ledger import LEDGER, append
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STATEMENT, write_started
 from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.files import locked
 from abathur_nb.report import Report
-from abathur_nb.scratch import locked
 from abathur_nb.settings import Settings, resolve
 
 

@@ -18,9 +18,9 @@ from damage import drop_check, drop_index, fingerprint, flip_bits, held, run_as_
 from patience import HANGING_S
 
 from abathur_nb.expected import expected_objects
+from abathur_nb.files import scratch_directory
 from abathur_nb.initialize import initialize_database
 from abathur_nb.report import Report
-from abathur_nb.scratch import scratch_directory
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.sql import statements
 from abathur_nb.validate import validate_database

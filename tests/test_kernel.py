@@ -12,7 +12,7 @@ from patience import HANGING_S
 from running import kernels_in, names_in, sockets, wait_for_death
 
 from abathur_nb.evidence.kernel import ready, running_kernel
-from abathur_nb.scratch import sweep
+from abathur_nb.files import sweep
 
 __all__ = ["sockets"]  # a fixture
 

@@ -17,7 +17,7 @@ from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence import ledger as module
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
 from abathur_nb.evidence.ledger import FIRST, LEDGER, Ledger, append, ledger_head, parse, read_ledger
-from abathur_nb.scratch import locked
+from abathur_nb.files import locked
 
 FORK = get_context("fork")
 

@@ -19,11 +19,12 @@ from faults.tampering import TAMPERINGS, Tampering
 from abathur_nb.cli import main
 from abathur_nb.evidence import verify
 from abathur_nb.evidence.archive import keep
-from abathur_nb.evidence.canonical import UNFINISHED, sealed, sha256, unsealed
+from abathur_nb.evidence.canonical import sealed, sha256, unsealed
 from abathur_nb.evidence.keys import public_keys
 from abathur_nb.evidence.ledger import LEDGER, read_ledger
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.files import UNFINISHED
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 

@@ -14,7 +14,7 @@ import nbformat
 from abathur_nb.causes import os_cause
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence import page, statement
-from abathur_nb.evidence.canonical import read_regular, sha256, unsealed, write_durably
+from abathur_nb.evidence.canonical import sha256, unsealed
 from abathur_nb.evidence.identity import shipped_notebook
 from abathur_nb.evidence.ledger import RUN_ID, append, require_no_line
 from abathur_nb.evidence.pdf import Printer, printer
@@ -23,7 +23,7 @@ from abathur_nb.evidence.reading import read_entry, run_ids
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, PDF, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.source import LONGEST, read_file, read_notebook, same_cells
-from abathur_nb.scratch import fsync, locked
+from abathur_nb.files import fsync, locked, read_regular, write_durably
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.wording import printable, shown, utc_now
 

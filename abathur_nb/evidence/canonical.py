@@ -1,40 +1,24 @@
-"""The one form in which evidence is written: canonical JSON that holds its own hash, put down durably."""
+"""The one form in which evidence is written: canonical JSON that holds its own hash."""
 
-import errno
 import hashlib
 import json
-import os
-import secrets
-import stat
 from collections.abc import Mapping
-from contextlib import suppress
-from io import BufferedReader
-from pathlib import Path
 from typing import Any
 
-from abathur_nb.locks import posix_locks
-from abathur_nb.scratch import fsync, make_private_file
 from abathur_nb.values import check_depth
 from abathur_nb.wording import moment_of, shown
 
 __all__ = [
-    "UNFINISHED",
     "canonical",
     "misfits",
     "moment",
     "number",
-    "open_regular",
-    "read_regular",
     "sealed",
     "sha256",
     "uncanonical",
     "unsealed",
     "whole_number",
-    "write_durably",
 ]
-
-UNFINISHED = ".unfinished-"  # how the name of a file begins that is still being written
-_MOST = 256 * 2**20  # bytes of a file that is read as a whole; a record has some 100,000
 
 
 def sha256(content: bytes) -> str:
@@ -123,51 +107,3 @@ def moment(data: object) -> bool:
         return isinstance(data, str) and moment_of(data) is not None
     except ValueError:
         return False
-
-
-def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
-    """Open a regular file to read its bytes; raise OSError for a link, a FIFO, a device, which nothing waits for.
-
-    With ``follow`` a link may lead to it. A file on which this process has a POSIX lock is refused: it is SQLite's, and
-    to close another descriptor of it would drop that lock.
-    """
-    found = os.stat(path, follow_symlinks=follow)
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    # SQLite writes whole words: most other files are told apart by their size, a hundred times as fast.
-    here = (os.getpid(), found.st_ino)
-    if found.st_size % 8 == 0 and any(here == (lock.pid, lock.inode) for lock in posix_locks()):
-        raise OSError(errno.EBUSY, "this process has it open, as a database or for one", str(path))
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)), "rb")
-
-
-def read_regular(path: Path) -> bytes:
-    """Return the bytes of a regular file; raise OSError as ``open_regular``, and for an enormous one. Read-only."""
-    with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size > _MOST:
-            raise OSError(errno.EFBIG, f"it is larger than {_MOST:,} bytes", str(path))
-        return file.read()
-
-
-def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Write a file 0600 under a temporary name, force it to the disk, and give it its name, replacing an older one.
-
-    Whatever interrupts it, ``path`` is whole or as it was. Owned by whom its directory belongs to. Whole, it gets
-    ``mode``.
-    """
-    draft = path.with_name(f"{UNFINISHED}{secrets.token_hex(6)}")
-    try:
-        make_private_file(draft, owned_as=path.parent)
-        with os.fdopen(os.open(draft, os.O_WRONLY), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = str(path)
-        with suppress(OSError):  # of a disk that fails: the error is that of the write
-            draft.unlink(missing_ok=True)
-        raise
-    fsync(path.parent)

@@ -10,7 +10,7 @@ from typing import Any
 
 from abathur_nb.causes import in_words
 from abathur_nb.errors import AbathurError
-from abathur_nb.evidence.canonical import UNFINISHED, read_regular, unsealed
+from abathur_nb.evidence.canonical import unsealed
 from abathur_nb.evidence.execution import Ending
 from abathur_nb.evidence.identity import database_identity
 from abathur_nb.evidence.ledger import require_no_line
@@ -18,6 +18,7 @@ from abathur_nb.evidence.pdf import Printer
 from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED, Verdict, summary, write_record, write_started
 from abathur_nb.evidence.run import MIME, RUN_ID, TEMPLATE, unrecorded
 from abathur_nb.evidence.source import ADDED, cell_id
+from abathur_nb.files import UNFINISHED, read_regular
 from abathur_nb.settings import Settings
 from abathur_nb.wording import printable
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from shlex import quote
 
 from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.evidence.canonical import open_regular, read_regular, sha256
+from abathur_nb.evidence.canonical import sha256
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, parse
 from abathur_nb.evidence.reading import chosen_archive, run_ids
 from abathur_nb.evidence.record import STARTED
 from abathur_nb.evidence.stores import LINE, Store, open_store
 from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.files import open_regular, read_regular
 from abathur_nb.wording import shown, some
 
 __all__ = ["command", "copy_archive"]

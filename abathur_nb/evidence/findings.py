@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from abathur_nb.evidence.canonical import open_regular, read_regular
 from abathur_nb.evidence.keys import PublicKeys
 from abathur_nb.evidence.ledger import FIRST, LEDGER, RUN_ID, Ledger
 from abathur_nb.evidence.reading import Entry, is_folder
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, PDF, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.statement import Checked, check_statement
+from abathur_nb.files import open_regular, read_regular
 from abathur_nb.wording import moment_of, shown
 
 __all__ = ["Found", "of_order", "of_run", "strangers"]

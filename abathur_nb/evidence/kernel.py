@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from abathur_nb.scratch import at, scratch_directory, sweep
+from abathur_nb.files import at, scratch_directory, sweep
 
 if TYPE_CHECKING:
     from jupyter_client.asynchronous.client import AsyncKernelClient

@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, TypeAlias
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.canonical import open_regular
+from abathur_nb.files import open_regular
 from abathur_nb.layers import absolute_path
 from abathur_nb.settings import Settings
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.errors import RefusedError
-from abathur_nb.evidence.canonical import misfits, read_regular, sealed, sha256, unsealed
-from abathur_nb.scratch import at, fsync, locked, make_private_file
+from abathur_nb.evidence.canonical import misfits, sealed, sha256, unsealed
+from abathur_nb.files import at, fsync, locked, make_private_file, read_regular
 from abathur_nb.wording import printable, shown, utc_now
 
 __all__ = [

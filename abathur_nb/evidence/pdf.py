@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory, gettempdir
 
 from abathur_nb.causes import in_words, os_cause
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
-from abathur_nb.evidence.canonical import read_regular
+from abathur_nb.files import read_regular
 from abathur_nb.wording import printable
 
 __all__ = ["FLAGS", "Printer", "find_browser", "print_page", "printer"]

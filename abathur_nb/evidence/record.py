@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 from abathur_nb.causes import os_cause
 from abathur_nb.errors import RefusedError
-from abathur_nb.evidence.canonical import read_regular, sealed, sha256, unsealed, write_durably
+from abathur_nb.evidence.canonical import sealed, sha256, unsealed
 from abathur_nb.evidence.identity import new_run_id, person_and_host, shipped_notebook, versions_of
 from abathur_nb.evidence.keys import signer
 from abathur_nb.evidence.ledger import RUN_ID, ledger_head, require_no_line
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
+from abathur_nb.files import make_private_directory, nearest_existing, read_regular, write_durably
 from abathur_nb.location import location_checks, writable_by_others
 from abathur_nb.notebooks import notebook_named
 from abathur_nb.report import Check
-from abathur_nb.scratch import make_private_directory, nearest_existing
 from abathur_nb.settings import Settings
 from abathur_nb.target import examine, wanted
 from abathur_nb.wording import as_user, shown, utc_now

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.canonical import open_regular, sha256
+from abathur_nb.evidence.canonical import sha256
+from abathur_nb.files import open_regular
 from abathur_nb.parameters import Parameter, declared_parameters, literal_assignments
 from abathur_nb.sql import DATA
 from abathur_nb.wording import did_you_mean, printable, shown

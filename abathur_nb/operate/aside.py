@@ -16,8 +16,8 @@ from shlex import quote
 
 from abathur_nb.connection import SIDE_FILES, lock_holders
 from abathur_nb.errors import BusyError, RefusedError
-from abathur_nb.evidence.canonical import misfits, read_regular, sealed, unsealed, write_durably
-from abathur_nb.scratch import fsync, make_private_directory
+from abathur_nb.evidence.canonical import misfits, sealed, unsealed
+from abathur_nb.files import fsync, make_private_directory, read_regular, write_durably
 from abathur_nb.target import journal_of
 from abathur_nb.wording import process_name
 

@@ -20,6 +20,7 @@ from abathur_nb.causes import os_cause, unwritable
 from abathur_nb.connection import connect, explain_error, pragma
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.identity import person_and_host, versions_of
+from abathur_nb.files import locked, make_private_file, nearest_existing, private_directory, scratch_directory, sweep
 from abathur_nb.location import free_mb, install_command
 from abathur_nb.operate.content import difference, read_content
 from abathur_nb.operate.manifest import (
@@ -36,7 +37,6 @@ from abathur_nb.operate.retention import Retention, apply_retention, remove
 from abathur_nb.operate.transfer import copy_in, copy_out, publish
 from abathur_nb.report import Check, Report
 from abathur_nb.schema import not_ours, quoted, read_schema
-from abathur_nb.scratch import locked, make_private_file, nearest_existing, private_directory, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.strays import strays_check

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from abathur_nb.causes import os_cause
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.canonical import write_durably
+from abathur_nb.files import write_durably
 from abathur_nb.operate.gauges import GAUGES, Snapshot
 from abathur_nb.operate.snapshot import take_snapshot
 from abathur_nb.settings import resolve

@@ -14,20 +14,11 @@ from typing import Any
 from abathur_nb.apart import ask
 from abathur_nb.causes import os_cause
 from abathur_nb.errors import BusyError, ConfigurationError, RefusedError
-from abathur_nb.evidence.canonical import (
-    misfits,
-    moment,
-    number,
-    open_regular,
-    read_regular,
-    sealed,
-    unsealed,
-    whole_number,
-)
+from abathur_nb.evidence.canonical import misfits, moment, number, sealed, unsealed, whole_number
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.files import at, locked, make_private_file, open_regular, read_regular
 from abathur_nb.location import free_mb
 from abathur_nb.operate.content import Content
-from abathur_nb.scratch import at, locked, make_private_file
 from abathur_nb.wording import MB, age, is_ahead, moment_of, printable, shown, url_fault
 
 __all__ = [

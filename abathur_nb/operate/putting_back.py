@@ -13,6 +13,7 @@ import aiosqlite
 from abathur_nb.connection import connect, explain_error, kept_open, run_to_end
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.evidence.canonical import canonical, sha256
+from abathur_nb.files import scratch_directory, sweep
 from abathur_nb.limits import add_functions
 from abathur_nb.operate.backup import kept_before
 from abathur_nb.operate.plan import Plan
@@ -20,7 +21,6 @@ from abathur_nb.operate.quarantine import plain, quarantine_dir, read_quarantine
 from abathur_nb.operate.transfer import copy_out
 from abathur_nb.report import Check, Report
 from abathur_nb.schema import quoted
-from abathur_nb.scratch import scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.target import refusal
 from abathur_nb.validate import file_checks

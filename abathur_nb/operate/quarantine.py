@@ -12,12 +12,12 @@ from typing import Any
 import aiosqlite
 
 from abathur_nb.errors import RefusedError
-from abathur_nb.evidence.canonical import canonical, misfits, moment, open_regular, sha256, uncanonical, whole_number
+from abathur_nb.evidence.canonical import canonical, misfits, moment, sha256, uncanonical, whole_number
 from abathur_nb.expected import expected_columns, expected_tables
+from abathur_nb.files import at, make_private_file, open_regular, private_directory, scratch_directory
 from abathur_nb.limits import stored
 from abathur_nb.operate.rows import Change
 from abathur_nb.operate.transfer import publish
-from abathur_nb.scratch import at, make_private_file, private_directory, scratch_directory
 from abathur_nb.settings import Settings
 from abathur_nb.wording import shown, timestamp
 

@@ -12,6 +12,7 @@ from time import perf_counter
 from abathur_nb.causes import ask_system, os_cause, unwritable
 from abathur_nb.connection import connect, explain_error, kept_open
 from abathur_nb.errors import AbathurError
+from abathur_nb.files import nearest_existing, private_directory, scratch_directory, sweep
 from abathur_nb.location import free_mb
 from abathur_nb.objects import OTHERS
 from abathur_nb.operate.aside import complete, discard, new_folder, replace_file, users_of
@@ -22,7 +23,6 @@ from abathur_nb.operate.standing import Form, Standing, form_of, look
 from abathur_nb.operate.transfer import copy_in, copy_out, open_copy, publish
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.schema import not_ours, read_schema
-from abathur_nb.scratch import nearest_existing, private_directory, scratch_directory, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.strays import strays_check
 from abathur_nb.target import journal_of

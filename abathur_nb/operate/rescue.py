@@ -12,10 +12,10 @@ from sqlite3 import connect as plain_connect
 from abathur_nb.apart import ask
 from abathur_nb.errors import RefusedError
 from abathur_nb.expected import expected_tables
+from abathur_nb.files import scratch_directory
 from abathur_nb.operate.backup import back_up
 from abathur_nb.operate.salvage import salvage
 from abathur_nb.report import Check
-from abathur_nb.scratch import scratch_directory
 from abathur_nb.settings import Settings
 from abathur_nb.strays import Stray, strays, strays_check
 

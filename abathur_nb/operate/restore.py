@@ -12,13 +12,13 @@ from shlex import quote
 from abathur_nb.connection import pragma
 from abathur_nb.errors import RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.files import scratch_directory
 from abathur_nb.operate.content import difference
 from abathur_nb.operate.manifest import Backup, find_backup, unpack
 from abathur_nb.operate.plan import check_apply, require
 from abathur_nb.operate.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.operate.transfer import open_copy
 from abathur_nb.report import Check, Report
-from abathur_nb.scratch import scratch_directory
 from abathur_nb.settings import Settings
 from abathur_nb.wording import SEE_CLOCK, age, duration, is_ahead, shown
 

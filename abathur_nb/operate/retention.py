@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from abathur_nb.errors import ConfigurationError
+from abathur_nb.files import fsync
 from abathur_nb.operate.manifest import Backup, list_backups, of_database, sweep_manifests
 from abathur_nb.report import Check
-from abathur_nb.scratch import fsync
 from abathur_nb.settings import Settings
 from abathur_nb.wording import SEE_CLOCK, age, is_ahead, shown
 

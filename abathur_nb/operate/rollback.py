@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+from abathur_nb.files import scratch_directory
 from abathur_nb.initialize import initialize_database
 from abathur_nb.operate.plan import check_apply, require
 from abathur_nb.operate.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.operate.restore import restore_database
 from abathur_nb.report import Report
-from abathur_nb.scratch import scratch_directory
 from abathur_nb.settings import Settings
 from abathur_nb.target import identify, journal_of, wanted
 from abathur_nb.wording import shown

@@ -17,13 +17,13 @@ from typing import Any
 
 from abathur_nb.errors import BOUND_BYTES, BusyError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects
+from abathur_nb.files import make_private_file, nearest_existing, private_directory, scratch_directory
 from abathur_nb.operate.aside import users_of
 from abathur_nb.operate.quarantine import plain, value_of
 from abathur_nb.operate.transfer import publish
 from abathur_nb.pages import INDEX, TABLE, Pages, read_pages
 from abathur_nb.report import Check
 from abathur_nb.schema import quoted
-from abathur_nb.scratch import make_private_file, nearest_existing, private_directory, scratch_directory
 from abathur_nb.settings import Settings
 from abathur_nb.sql import tokens
 from abathur_nb.validate import file_checks

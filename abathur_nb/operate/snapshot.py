@@ -11,12 +11,12 @@ from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.evidence.ledger import read_ledger
 from abathur_nb.evidence.past import past_runs
 from abathur_nb.evidence.reading import read_entry, run_ids
+from abathur_nb.files import nearest_existing
 from abathur_nb.location import free_mb
 from abathur_nb.operate.gauges import LAST_BACKUP, LAST_VALIDATION, READ, TAKEN, UP, Sample, Snapshot, place_of
 from abathur_nb.operate.manifest import list_backups, newest_fit, of_database
 from abathur_nb.operate.measuring import measure
 from abathur_nb.report import Check, Report
-from abathur_nb.scratch import nearest_existing
 from abathur_nb.settings import Settings
 from abathur_nb.target import refusal
 from abathur_nb.wording import MB

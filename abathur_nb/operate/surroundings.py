@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from abathur_nb.apart import ask
 from abathur_nb.connection import SIDE_FILES, lock_owners
+from abathur_nb.files import fsync, sweep
 from abathur_nb.filesystems import file_system, kind_of
 from abathur_nb.location import ELSEWHERE, free_mb
 from abathur_nb.locks import posix_locks
 from abathur_nb.operate.aside import new_folder, require_unused, users_of
 from abathur_nb.report import Check
-from abathur_nb.scratch import fsync, sweep
 from abathur_nb.settings import Settings
 from abathur_nb.wording import MB, process_name
 

@@ -10,8 +10,8 @@ from time import monotonic
 import aiosqlite
 
 from abathur_nb.connection import bound, connect, locked_by, opened, pragma, run_to_end
+from abathur_nb.files import fsync, make_private_file
 from abathur_nb.operate.content import Content, read_content
-from abathur_nb.scratch import fsync, make_private_file
 from abathur_nb.settings import Settings
 
 __all__ = ["copy_in", "copy_out", "open_copy", "publish"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from abathur_nb.connection import bound, connect, explain_error, kept_open, pragma, run_to_end
 from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.files import sweep
 from abathur_nb.limits import add_functions
 from abathur_nb.operate.aside import users_of
 from abathur_nb.operate.backup import kept_before
@@ -20,7 +21,6 @@ from abathur_nb.operate.rescue import rescue
 from abathur_nb.operate.salvage import salvage, salvage_path
 from abathur_nb.operate.surroundings import make_private, move_stale
 from abathur_nb.report import Check, Report
-from abathur_nb.scratch import sweep
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.target import identify, wanted

@@ -21,7 +21,7 @@ from patience import HANGING_S
 from abathur_nb.evidence.reading import Entry, read_archive
 from abathur_nb.evidence.record import EXIT_CODES
 from abathur_nb.evidence.verify import verify_archive
-from abathur_nb.scratch import sweep
+from abathur_nb.files import sweep
 from faults.initializers import sound
 from faults.outcomes import Experiment, Outcome
 from faults.place import Place

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from damage import run_as_other
 
-from abathur_nb.scratch import fsync, make_private_directory, nearest_existing, scratch_directory, sweep
+from abathur_nb.files import fsync, make_private_directory, nearest_existing, scratch_directory, sweep
 
 ORPHAN = ".abathur-init-0123456789a"  # one hexadecimal digit less than a name that is swept
 
 HOLD = """
 import sys
 from pathlib import Path
-from abathur_nb.scratch import scratch_directory
+from abathur_nb.files import scratch_directory
 with scratch_directory(Path(sys.argv[1]), "init") as scratch:
     (scratch / "draft.db").touch()
     print(scratch.name, flush=True)
@@ -125,7 +125,7 @@ def test_only_root_sweeps_what_belongs_to_another(public: Path) -> None:
     orphan = public / f"{ORPHAN}0"
     orphan.mkdir(mode=0o777)
     orphan.chmod(0o777)
-    program = "from abathur_nb.scratch import sweep\nprint(sweep(Path(sys.argv[1])))\n"
+    program = "from abathur_nb.files import sweep\nprint(sweep(Path(sys.argv[1])))\n"
     assert run_as_other(program, public) == "[]\n"
     assert orphan.is_dir()
     os.chown(orphan, 65534, 65534)
@@ -137,14 +137,14 @@ def test_what_could_not_be_removed_is_not_said_to_be_swept(public: Path) -> None
     orphan = public / f"{ORPHAN}0"
     orphan.mkdir()
     os.chown(orphan, 65534, 65534)
-    program = "from abathur_nb.scratch import sweep\nprint(sweep(Path(sys.argv[1])))\n"
+    program = "from abathur_nb.files import sweep\nprint(sweep(Path(sys.argv[1])))\n"
     assert run_as_other(program, public) == "[]\n"
     assert orphan.is_dir()
 
 
 def test_sweepers_and_makers_do_not_disturb_each_other(tmp_path: Path) -> None:
     """A maker whose directory is swept before it is locked makes another."""
-    program = "from pathlib import Path; from abathur_nb.scratch import sweep\nwhile True: sweep(Path.cwd())"
+    program = "from pathlib import Path; from abathur_nb.files import sweep\nwhile True: sweep(Path.cwd())"
     with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) as sweeper:
         try:
             for _ in range(1000):

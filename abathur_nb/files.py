@@ -1,19 +1,24 @@
-"""Directories: made private and durable, and scratch ones inside them that no killed process leaves for long."""
+"""Files and directories: private, durable, scratch ones that no killed process leaves for long; regular ones read."""
 
+import errno
 import fcntl
 import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from shlex import quote
 from time import monotonic, sleep
 
 from abathur_nb.errors import BusyError
+from abathur_nb.locks import posix_locks
 
 __all__ = [
+    "UNFINISHED",
     "at",
     "fsync",
     "is_scratch_name",
@@ -21,12 +26,17 @@ __all__ = [
     "make_private_directory",
     "make_private_file",
     "nearest_existing",
+    "open_regular",
     "private_directory",
+    "read_regular",
     "scratch_directory",
     "sweep",
+    "write_durably",
 ]
 
+UNFINISHED = ".unfinished-"  # how the name of a file begins that is still being written
 _PREFIX = ".abathur-"
+_MOST = 256 * 2**20  # bytes of a file that is read as a whole; a record has some 100,000
 _PATIENCE_S, _RETRY_S = 10, 0.01
 # Nothing else is swept: a folder of a user's own may well begin with the same prefix.
 _SWEPT = re.compile(rf"{re.escape(_PREFIX)}(init|probe|benchmark|kernel|backup|restore)-[0-9a-f]{{12}}")
@@ -121,6 +131,54 @@ def fsync(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
+    """Open a regular file to read its bytes; raise OSError for a link, a FIFO, a device, which nothing waits for.
+
+    With ``follow`` a link may lead to it. A file on which this process has a POSIX lock is refused: it is SQLite's, and
+    to close another descriptor of it would drop that lock.
+    """
+    found = os.stat(path, follow_symlinks=follow)
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    # SQLite writes whole words: most other files are told apart by their size, a hundred times as fast.
+    here = (os.getpid(), found.st_ino)
+    if found.st_size % 8 == 0 and any(here == (lock.pid, lock.inode) for lock in posix_locks()):
+        raise OSError(errno.EBUSY, "this process has it open, as a database or for one", str(path))
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)), "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of a regular file; raise OSError as ``open_regular``, and for an enormous one. Read-only."""
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > _MOST:
+            raise OSError(errno.EFBIG, f"it is larger than {_MOST:,} bytes", str(path))
+        return file.read()
+
+
+def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
+    """Write a file 0600 under a temporary name, force it to the disk, and give it its name, replacing an older one.
+
+    Whatever interrupts it, ``path`` is whole or as it was. Owned by whom its directory belongs to. Whole, it gets
+    ``mode``.
+    """
+    draft = path.with_name(f"{UNFINISHED}{secrets.token_hex(6)}")
+    try:
+        make_private_file(draft, owned_as=path.parent)
+        with os.fdopen(os.open(draft, os.O_WRONLY), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        with suppress(OSError):  # of a disk that fails: the error is that of the write
+            draft.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
 
 
 @contextmanager
