@@ -35,15 +35,14 @@ async def tables_check(live: Mapping[str, SchemaObject]) -> Check:
 async def indexes_check(live: Mapping[str, SchemaObject], repair: str) -> Check:
     """Compare the indexes of ``sql/`` with the live ones; the evidence is what repairs them, as ``repair`` does."""
     differences = Differences.between(live, ("index",))
-    replaced = {name: name for name in differences.altered} | _in_other_capitals(differences)
     evidence = [
-        *(f"{_one_line(expected_objects()[name].sql)};" for name in differences.missing if name not in replaced),
+        *(f"{_one_line(expected_objects()[name].sql)};" for name in differences.missing),
         *(
             line
-            for name, found in replaced.items()
+            for name in differences.altered
             for line in (
-                f"-- found: {_one_line(live[found].sql)};",
-                f"DROP INDEX {found}; {_one_line(expected_objects()[name].sql)};",
+                f"-- found: {_one_line(live[name].sql)};",
+                f"DROP INDEX {name}; {_one_line(expected_objects()[name].sql)};",
             )
         ),
     ]
@@ -53,8 +52,7 @@ async def indexes_check(live: Mapping[str, SchemaObject], repair: str) -> Check:
 async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     """Name what is not of ``sql/``: an extra table or index warns, anything else fails."""
     differences = Differences.between(live, ("table", "index", "view", "trigger", "virtual table"))
-    ours = {*_in_other_capitals(differences).values()}
-    found = [live[name] for name in differences.extra if name not in ours]
+    found = [live[name] for name in differences.extra]
     # Other tables and indexes, such as those of a replication tool, change nothing of ours; the rest, first, runs code.
     found.sort(key=lambda one: one.type in ("table", "index"))
     harmless = all(one.type in ("table", "index") for one in found)
@@ -75,12 +73,6 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
             )
         ),
     )
-
-
-def _in_other_capitals(differences: Differences) -> dict[str, str]:
-    """Return the missing names that are taken by an extra one: to SQLite a name in other capitals is the same."""
-    extra = {name.casefold(): name for name in differences.extra}
-    return {name: extra[name.casefold()] for name in differences.missing if name.casefold() in extra}
 
 
 def _objects_check(name: str, kind: str, differences: Differences, remedy: str, evidence: Iterable[str]) -> Check:

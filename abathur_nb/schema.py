@@ -53,9 +53,21 @@ class Differences:
 
 
 async def read_schema(conn: aiosqlite.Connection) -> dict[str, SchemaObject]:
-    """Return the named objects of a live schema; SQLite's own (``sqlite_…``) are left out. Read-only."""
-    rows = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
-    return {row["name"]: SchemaObject(row["type"], row["name"], row["tbl_name"], row["sql"] or "") for row in rows}
+    """Return the named objects of a live schema, ours by their names in ``sql/``. Read-only.
+
+    SQLite's own (``sqlite_…``) are left out.
+    """
+    found = {}
+    for row in await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql):
+        name = _known_as(row["name"])
+        found[name] = SchemaObject(row["type"], name, _known_as(row["tbl_name"]), row["sql"] or "")
+    return found
+
+
+def _known_as(name: Any) -> Any:
+    # To SQLite a name in other capitals is the same, as far as it is ASCII. Written by hand, it may not be a text.
+    plain = name.lower() if isinstance(name, str) and name.isascii() else name
+    return plain if plain in expected_objects() else name
 
 
 def not_ours(live: Mapping[str, SchemaObject]) -> str:

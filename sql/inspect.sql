@@ -47,7 +47,7 @@ FROM (
     UNION ALL SELECT 'audit', (SELECT max(id) FROM audit)
     UNION ALL SELECT 'metrics', (SELECT max(id) FROM metrics)
 ) AS tables
-LEFT JOIN sqlite_sequence AS sequence ON sequence.name = tables.name
+LEFT JOIN sqlite_sequence AS sequence ON sequence.name = tables.name COLLATE NOCASE
 WHERE sequence.seq IS NOT NULL OR tables.largest IS NOT NULL;
 
 -- name: large_sessions

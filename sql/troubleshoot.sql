@@ -30,4 +30,4 @@ SELECT tbl AS "table", max(CAST(stat AS INTEGER)) AS rows FROM sqlite_stat1 GROU
 
 -- name: last_id
 -- The last id that a table gave out.
-SELECT seq FROM sqlite_sequence WHERE name = :table AND typeof(seq) = 'integer';
+SELECT seq FROM sqlite_sequence WHERE name = :table COLLATE NOCASE AND typeof(seq) = 'integer';

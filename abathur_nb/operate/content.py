@@ -11,7 +11,7 @@ import aiosqlite
 
 from abathur_nb.evidence.canonical import canonical, sha256
 from abathur_nb.expected import expected_tables
-from abathur_nb.schema import quoted, read_schema
+from abathur_nb.schema import quoted
 from abathur_nb.sql import load_queries, normalized
 
 __all__ = ["Content", "difference", "read_content"]
@@ -72,7 +72,8 @@ async def read_content(conn: aiosqlite.Connection, *, progress: Callable[[int], 
             continue  # a table of others whose order this process does not know, such as by a collation of theirs
         digest.update(canonical({"table": name, "columns": [column for (column,) in found]}))
         ((rows[name], *_),) = await conn.execute_fetchall(select)
-    schema = {name: normalized(found.sql) for name, found in (await read_schema(conn)).items()}
+    found = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
+    schema = {name: normalized(sql or "") for _, name, _, sql in found}
     if progress:
         progress(done % _STEP)
     return Content(digest.hexdigest(), sha256(canonical(schema)), rows)

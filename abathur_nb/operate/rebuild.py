@@ -1,7 +1,8 @@
 """What a repair does to the schema: the statements that make an index or a table as ``sql/`` has it."""
 
 from collections.abc import Collection, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
+from sqlite3 import Error
 from typing import NamedTuple
 
 import aiosqlite
@@ -28,13 +29,10 @@ class Step(NamedTuple):
 
 
 def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -> list[Step]:
-    """Return what makes the indexes those of ``sql/``, but for those of tables that are ``rebuilt`` or missing.
-
-    An extra one is dropped where its table is ours.
-    """
+    """Return what makes the indexes those of ``sql/``, but for those of tables that are ``rebuilt`` or missing."""
     found = Differences.between(live, ("index",))
     tables = {name for name, known in expected_objects().items() if known.type == "table" and name in live}
-    dropped = [name for name in (*found.altered, *found.extra) if live[name].table in tables - set(rebuilt)]
+    dropped = [name for name in found.altered if live[name].table in tables - set(rebuilt)]
     made = [expected_objects()[name] for name in (*found.missing, *found.altered)]
     return [
         *(Step(f"DROP INDEX {quoted(name)}") for name in dropped),
@@ -52,7 +50,8 @@ async def rebuild_table(
 ) -> tuple[list[Step], list[str]]:
     """Return what makes an altered table as in ``sql/`` with all its rows, or no step and what is in the way.
 
-    Rows that other steps delete, and JSON that others empty, are not in the way. Read-only.
+    Rows that other steps delete, and JSON that others empty, are not in the way. An index of others is made again,
+    unless the table of ``sql/`` can't have it. Read-only.
     """
     if missing := await lacking(conn, table):
         return [], [f"{table} lacks {', '.join(missing)}: what stood there is in a backup only"]
@@ -74,9 +73,18 @@ async def rebuild_table(
             # An id that was given out once is not given out again.
             steps.append(Step(f"DELETE FROM sqlite_sequence WHERE name = '{table}'"))
             steps.append(Step(f"INSERT INTO sqlite_sequence (name, seq) VALUES ('{table}', {seq})", 1))
-    extra = [name for name in Differences.between(live, ("index",)).extra if live[name].table == table]
-    steps = [*(Step(f"DROP INDEX {quoted(name)}") for name in extra), *steps]
-    return [*steps, *(Step(index.sql) for index in indexes if _is_free(index.name, live))], []
+    extra = [live[name] for name in Differences.between(live, ("index",)).extra if live[name].table == table]
+    lost = [index for index in extra if not _fits(index)]
+    made = [*(index for index in indexes if _is_free(index.name, live)), *(one for one in extra if one not in lost)]
+    return [*(Step(f"DROP INDEX {quoted(one.name)}") for one in lost), *steps, *(Step(one.sql) for one in made)], []
+
+
+def _fits(index: SchemaObject) -> bool:
+    """Tell whether an index can be made on the tables of ``sql/``."""
+    with closing(model()) as conn, suppress(Error):
+        conn.execute(index.sql)
+        return True
+    return False
 
 
 async def lacking(conn: aiosqlite.Connection, table: str) -> list[str]:
@@ -87,7 +95,7 @@ async def lacking(conn: aiosqlite.Connection, table: str) -> list[str]:
 
 async def _columns(conn: aiosqlite.Connection, table: str) -> list[str]:
     rows = await conn.execute_fetchall(load_queries("troubleshoot.sql")["columns"].sql, {"table": table})
-    return [row["name"] for row in rows]
+    return [row["name"].lower() if row["name"].isascii() else row["name"] for row in rows]
 
 
 async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[str]) -> list[str]:
