@@ -2,8 +2,10 @@
 
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,28 @@ async def test_another_encoding_is_replaced_and_not_written_into(live: str, othe
     settings = await made(tmp_path / "live" / "abathur.db", encoding=live)
     # What is restored is encoded as the backup is, which validate says of both.
     assert await agree(settings, read_backup(path)) == (other == "UTF-8")
+
+
+OPENED: dict[str, Callable[[Path], object]] = {
+    "0400": partial(Path.chmod, mode=0o400),
+    "0644": partial(Path.chmod, mode=0o644),
+    "0777, of the directory": lambda path: path.parent.chmod(0o777),
+    "another owner": lambda path: shutil.chown(path, 65534),
+}
+
+
+@pytest.mark.parametrize("size", [4096, 8192])
+@pytest.mark.parametrize("how", OPENED)
+async def test_who_may_use_the_database_is_judged_by_a_drill_too(
+    how: str, size: int, database: Settings, tmp_path: Path
+) -> None:
+    backup = await taken(database)
+    settings = await made(tmp_path / "live" / "abathur.db", page_size=size)
+    OPENED[how](settings.db_path)
+    # A file that is replaced leaves its mode behind, and its directory does not.
+    assert await agree(settings, backup) == (size != 4096 and "directory" not in how)
+    report = await nb.restore_database(settings, backup=backup.path, drill=True)
+    assert report.ok == (size != 4096 and "directory" not in how)
 
 
 CONDITIONS: dict[str, tuple[tuple[str, ...] | None, bool, bool]] = {

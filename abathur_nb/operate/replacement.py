@@ -14,6 +14,7 @@ from abathur_nb.connection import connect, explain_error, kept_open
 from abathur_nb.errors import AbathurError
 from abathur_nb.files import nearest_existing, private_directory, scratch_directory, sweep
 from abathur_nb.location import free_mb
+from abathur_nb.modes import FILE_MODES, file_modes
 from abathur_nb.objects import OTHERS
 from abathur_nb.operate.aside import complete, discard, new_folder, replace_file, users_of
 from abathur_nb.operate.backup import COPIES, kept_before
@@ -32,6 +33,7 @@ from abathur_nb.wording import MB
 __all__ = ["Source", "finish_begun", "place_for_scratch", "read_source", "replace_content"]
 
 _KEPT = "what stood there"
+_NEW = ".abathur-new"  # a name that nothing has: what will be made is 0600, in a directory that keeps its mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +187,11 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
         started, done = perf_counter(), list[Check]()
         await _replace(copy, replace(standing, folder=None), new, "drill", done)
         took = perf_counter() - started
-    failed = ", ".join(check.name for check in done if check.failed)
+    # Who may use the copy says nothing of the database: what is written into keeps its mode.
+    keeps = standing.state == "readable" and not standing.folder and not _goes_aside(standing, new)
+    path = settings.db_path if keeps else settings.db_path.with_name(_NEW)
+    modes = [await file_modes(path)] if os.path.lexists(path.parent) else []
+    failed = ", ".join(check.name for check in done if check.failed and check.name != FILE_MODES)
     return [
         Check.that(
             "drill",
@@ -196,6 +202,7 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
             remedy="drill with another backup, and run validate on the database that this one was taken of",
         ),
         Check("RTO", "pass", observed=f"{took:.2f} s to restore and validate"),
+        *(check for check in modes if check.failed),
     ]
 
 
