@@ -1,5 +1,6 @@
 """The place of a database on this machine: its directory, its file system, the room on the disk."""
 
+import errno
 import grp
 import os
 import pwd
@@ -9,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 
+from abathur_nb.causes import os_cause
 from abathur_nb.connection import explain_error
+from abathur_nb.errors import RefusedError
 from abathur_nb.files import nearest_existing
 from abathur_nb.filesystems import file_system, kind_of
 from abathur_nb.report import Check, Status
@@ -65,9 +68,12 @@ def _directory(settings: Settings) -> tuple[Check, bool]:
     another = f"take a directory of its own: -p db_path {quote(str(folder / 'abathur' / settings.db_path.name))}"
     chmod = f"chmod 700 {quote(str(folder))}" if own else another
     as_owner = init_as(settings, found.st_uid)
-    if not mine:
+    shut = read_only(folder)
+    if shut:
+        usable = shut.remedy
+    elif not mine:
         usable = f"{as_owner}; or make it the right one's: {install_command(settings, folder)}" if own else another
-    else:  # what its mode allows, a read-only file system may not
+    else:  # what its mode allows, a file system may not
         usable = ELSEWHERE if mode & 0o700 == 0o700 else chmod
     # A shared directory lets others swap the files; one that only others can read is a lesser thing.
     faults: list[tuple[bool, Severity, str]] = [
@@ -79,7 +85,7 @@ def _directory(settings: Settings) -> tuple[Check, bool]:
         (bool(mode & 0o077), "warn", chmod),
     ]
     name, expected = "directory", f"a directory of {user_name(os.geteuid())}'s own, mode 0700"
-    observed = f"{folder} is {user_name(found.st_uid)}'s, mode {mode:04o}"
+    observed = f"{folder} is {user_name(found.st_uid)}'s, mode {mode:04o}" + (f"; {shut.observed}" if shut else "")
     for at_fault, severity, remedy in faults:
         if at_fault:
             status: Status = "warn" if severity == "warn" else "fail"
@@ -157,10 +163,11 @@ def _missing_directory(settings: Settings, place: Path) -> Check:
     """Say that the directory will be made, unless it can't be, or would be made for the wrong user."""
     folder, me, account = settings.db_path.parent, user_name(os.geteuid()), settings.service_account
     status: Status = "pass"
-    owner, observed = me, f"{folder} will be made 0700"
+    owner, observed, shut = me, f"{folder} will be made 0700", read_only(place)
     if not os.access(place, _ALL):
         lacks = "listed" if os.access(place, os.W_OK | os.X_OK) else "written to"
-        status, observed = "fail", f"no {folder}, and {place} may not be {lacks} by {me}"
+        status = "fail"
+        observed = f"no {folder}, and " + (shut.observed if shut else f"{place} may not be {lacks} by {me}")
     elif _is_for_another(settings):
         status, owner, observed = "warn", account, f"{observed} for {me}, not for {account}"
     return Check.that(
@@ -168,7 +175,7 @@ def _missing_directory(settings: Settings, place: Path) -> Check:
         status == "pass",
         expected=f"a directory of {owner}'s own, mode 0700",
         observed=observed,
-        remedy=install_command(settings, folder),
+        remedy=shut.remedy if shut else install_command(settings, folder),
         otherwise=status,
     )
 
@@ -215,7 +222,7 @@ def _file_system(settings: Settings, place: Path) -> tuple[Check, bool]:
     severity, observed = by_kind.get(kind), f"{name} at {place}"
     if kind == "unknown":
         observed += ", which is not known to be local or shared"
-    if os.statvfs(place).f_flag & os.ST_RDONLY:
+    if read_only(place):
         observed, severity = f"{name}, mounted read-only at {place}", "refuse"
     check = Check.that(
         "file system",
@@ -226,6 +233,14 @@ def _file_system(settings: Settings, place: Path) -> tuple[Check, bool]:
         otherwise="warn" if severity == "warn" else "fail",
     )
     return check, severity == "refuse"
+
+
+def read_only(place: Path) -> RefusedError | None:
+    """Return the error of a place that is mounted read-only, None for another. Read-only."""
+    if not os.statvfs(place).f_flag & os.ST_RDONLY:
+        return None
+    fault = os_cause(OSError(errno.EROFS, os.strerror(errno.EROFS), str(place)), place)
+    return RefusedError(fault.observed, f"{ELSEWHERE}; or {fault.remedy}")
 
 
 def free_mb(path: Path) -> float:

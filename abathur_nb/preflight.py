@@ -199,7 +199,7 @@ def _backups(settings: Settings) -> Check:
     folder = settings.backup_dir
     there = os.path.isdir(folder)  # noqa: PTH112 - False, where Path raises for one in a closed directory
     usable = there and os.access(folder, os.W_OK | os.X_OK)
-    fault = "may not be written to" if there else "is no directory yet"
+    fault = "may not be written to" if there else "is missing"
     # Made before the data's directory, it would make that one too, and for root.
     too_early = not os.path.lexists(settings.db_path.parent) and folder.parent == settings.db_path.parent
     first = "after init: " if too_early else ""

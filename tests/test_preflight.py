@@ -280,6 +280,10 @@ async def test_a_read_only_file_system_is_refused(mounted: Path) -> None:
     checks = await checked(settings, refused=True)
     assert checks["file system"].status == "fail"
     assert "tmpfs, mounted read-only" in checks["file system"].observed
+    below = location_checks(replace(settings, db_path=mounted / "below" / "abathur.db"))[0]
+    for check in (checks["directory"], next(check for check in below if check.name == "directory")):
+        assert f"{mounted} is mounted read-only" in check.observed
+        assert f"findmnt -T {mounted}" in check.remedy
     assert checks["file system behaviour"].status == "error"
     assert "is mounted read-only" in checks["file system behaviour"].observed
     assert list(mounted.iterdir()) == []
