@@ -177,7 +177,22 @@ def test_a_change_of_the_future_voids_what_the_ledger_has_before_it_alone(settin
 def test_a_restoration_that_was_no_drill_is_no_drill(settings: Settings) -> None:
     wanted(settings, but="restore")
     run(settings, "restore", parameters={"drill": False})
-    assert answers(nb.readiness(settings, **SAID))["Rollback procedures tested"].observed == "no archived run of it"
+    check = answers(nb.readiness(settings, **SAID))["Rollback procedures tested"]
+    assert check.observed.startswith("no archived run of restore with drill True; the newest, 20")
+    assert check.observed.endswith(" has drill False")
+    assert check.remedy.endswith("run restore --env development -p db_path " + str(settings.db_path) + " -p drill True")
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.parameters], ids=lambda line: line.text[:20])
+def test_a_run_with_other_parameters_is_told_from_none(line: Line, settings: Settings) -> None:
+    wanted(settings, but=line.notebook)
+    words = " ".join(f"{name} {value}" for name, value in line.parameters.items())
+    check = answers(nb.readiness(settings, **SAID))[line.text]
+    assert check.observed == f"no archived run of {line.notebook} with {words}"
+    run(settings, line.notebook, parameters={"reason": "manual"})
+    check = answers(nb.readiness(settings, **SAID))[line.text]
+    assert f"with {words}; the newest, " in check.observed
+    assert check.remedy.endswith(f"-p {words}")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +252,9 @@ def test_an_altered_run_is_no_evidence_and_costs_no_other_line(settings: Setting
 
 def test_the_run_of_another_database_is_no_evidence(settings: Settings) -> None:
     wanted(replace(settings, db_path=settings.db_path.with_name("other.db")))
-    assert "no archived run of it" in answers(nb.readiness(settings, **SAID))["Backup directory created"].observed
+    assert (
+        "no archived run of preflight" in answers(nb.readiness(settings, **SAID))["Backup directory created"].observed
+    )
 
 
 def test_production_wants_a_green_validation_of_staging(

@@ -18,7 +18,7 @@ from abathur_nb.operate.checklist import CHECKLIST, Line
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.table import Table
-from abathur_nb.wording import SEE_CLOCK, age, is_ahead
+from abathur_nb.wording import SEE_CLOCK, age, is_ahead, shown
 
 __all__ = ["Readiness", "readiness"]
 
@@ -128,9 +128,10 @@ class _Archive:
         """Return what the newest run that ``line`` asks for says."""
         run_it = _command(line, self.settings)
         expected = f"{line.notebook} passed within {line.days} days"
-        found = [run for run in self.runs if run.notebook == line.notebook and _has(run, line.parameters)]
+        of_notebook = [run for run in self.runs if run.notebook == line.notebook]
+        found = [run for run in of_notebook if _has(run, line.parameters)]
         if not found:
-            return Check(line.text, "fail", expected, "no archived run of it", run_it)
+            return Check(line.text, "fail", expected, _lacking(line, of_notebook), run_it)
         run = found[-1]
         observed = f"run {run.run_id}, {age(run.started_at)}: {run.verdict}"
         fault = ""
@@ -178,6 +179,16 @@ def _is_after(change: PastRun, run: PastRun) -> bool:
 def _has(run: PastRun, parameters: Mapping[str, object]) -> bool:
     given = _record(run)["parameters"]
     return all(given.get(name) == value for name, value in parameters.items())
+
+
+def _lacking(line: Line, runs: Sequence[PastRun]) -> str:
+    """Say which run a line lacks, and with what other parameters the newest run of its notebook was made."""
+    wanted = "".join(f" with {name} {value}" for name, value in line.parameters.items())
+    if not runs or not line.parameters:
+        return f"no archived run of {line.notebook}{wanted}"
+    given = _record(runs[-1])["parameters"]
+    has = ", ".join(f"{name} {shown(given.get(name))}" for name in line.parameters)
+    return f"no archived run of {line.notebook}{wanted}; the newest, {runs[-1].run_id}, has {has}"
 
 
 def _unproven(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
