@@ -22,7 +22,7 @@ __all__ = ["compare_plans", "explain_queries"]
 
 _TITLE = "explain"
 _REMEDY = "run validate.ipynb: it names each index that is missing or altered; if none is, run ANALYZE and this again"
-_MISSING = "run troubleshoot.ipynb, which makes it again with -p repair True"
+_MISSING = "run troubleshoot.ipynb: it shows the plan that makes it again, and the parameters that carry it out"
 _UNREAD = "run validate.ipynb: it names each table that is missing, altered or unreadable; then run this again"
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from difflib import unified_diff
 from pathlib import Path
-from shlex import quote
 
 import aiosqlite
 
@@ -12,7 +11,8 @@ from abathur_nb.expected import SchemaObject, expected_objects
 from abathur_nb.report import Check
 from abathur_nb.schema import Differences, quoted
 from abathur_nb.sql import load_queries
-from abathur_nb.wording import SHELL, shown, some
+from abathur_nb.target import FIND_OUT, shell_command
+from abathur_nb.wording import shown, some
 
 __all__ = ["OTHERS", "indexes_check", "others_check", "sequences_check", "tables_check"]
 
@@ -55,24 +55,31 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     found = [live[name] for name in differences.extra]
     # Other tables and indexes, such as those of a replication tool, change nothing of ours; the rest, first, runs code.
     found.sort(key=lambda one: one.type in ("table", "index"))
-    harmless = all(one.type in ("table", "index") for one in found)
+    harmful = [one for one in found if one.type not in ("table", "index")]
+    module = "; a virtual table is dropped only where its module is known" if "virtual table" in str(harmful) else ""
+    what_to_do = FIND_OUT if harmful else "it does no harm; if nobody needs it, drop it"
+    command = shell_command(path, [_drop(one) for one in harmful or found])
     return Check.that(
         OTHERS,
         not found,
         expected="none but those of sql/",
         observed=f"extra: {some([f'{one.type} {one.name}' for one in found])}" if found else "none",
-        remedy=f"find out who made them; to drop what nobody needs, {SHELL} {quote(str(path))}, then the DROP below",
-        otherwise="warn" if harmless else "fail",
+        remedy=f"{what_to_do} {command}{module}",
+        otherwise="fail" if harmful else "warn",
         # As comments: to run a DROP is somebody's decision.
         evidence=(
             line
             for one in found[:_MOST]
             for line in (
                 f"-- extra: {_one_line(one.sql)};",
-                f"-- DROP {one.type.split()[-1].upper()} {_one_line(quoted(one.name))};",
+                f"-- {_drop(one)}",
             )
         ),
     )
+
+
+def _drop(one: SchemaObject) -> str:
+    return f"DROP {one.type.split()[-1].upper()} {_one_line(quoted(one.name))};"
 
 
 def _objects_check(name: str, kind: str, differences: Differences, remedy: str, evidence: Iterable[str]) -> Check:

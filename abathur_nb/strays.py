@@ -105,5 +105,6 @@ def strays_check(path: Path) -> Check:
         not found,
         expected="no process has a file of it open that was deleted or moved",
         observed="; ".join(map(str, found)) or "none",
-        remedy="run troubleshoot with -p repair True before you end any of them: it saves what they alone hold",
+        remedy="before you end any of them, save what it alone holds: run troubleshoot.ipynb, which shows a plan and "
+        "names the parameters that carry it out",
     )

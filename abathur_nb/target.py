@@ -7,11 +7,13 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Literal
+
+from aiosqlite import Connection
 
 from abathur_nb import pages
 from abathur_nb.connection import SIDE_FILES, connect, explain_error, pragma
@@ -21,9 +23,10 @@ from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries, normalized
 from abathur_nb.strays import strays, strays_check
-from abathur_nb.wording import as_user, some, user_name
+from abathur_nb.wording import SHELL, as_user, some, user_name
 
 __all__ = [
+    "FIND_OUT",
     "Target",
     "examine",
     "explain_unopened",
@@ -35,9 +38,11 @@ __all__ = [
     "repair_command",
     "require_present",
     "restore_command",
+    "rollback_command",
+    "shell_command",
     "spoilt_ids",
     "to_be_mended",
-    "version_remedy",
+    "version_fault",
     "wanted",
 ]
 
@@ -45,6 +50,8 @@ _NAME = "database file"
 _UNTOLD = "could not run: "  # of a check, not of an error
 _ANOTHER = "db_path: name another path, or move it away by hand"
 _RESTORE = "stop its writers and restore a backup"
+FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, drop it"
+_MOST = 20  # statements of a command
 _LOOK_S = 10  # at most; the schema of a file that is not hostile takes milliseconds
 _KINDS = {
     stat.S_ISDIR: "is a directory",
@@ -162,15 +169,13 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
         return target
     path = settings.db_path
     if found := strays(path, own=True):  # SQLite would mix its files with those at the path
-        remedy = (
-            "close it here; from another process, troubleshoot says what it holds, and saves that with -p repair True"
-        )
+        remedy = f"close it here; to save what it holds, from another process: {repair_command(settings)}"
         return _target("refused", f"this process, {found[0]}", remedy)
     try:
         async with connect(path, settings=settings) as conn:
-            application_id = await pragma(conn, "application_id")
-            version = await pragma(conn, "user_version")
+            application_id, version = await pragma(conn, "application_id"), await pragma(conn, "user_version")
             alien = await conn.execute_fetchall(load_queries("inspect.sql")["triggers_and_views"].sql)
+            fault = await version_fault(conn, settings)
     except (sqlite3.Error, OSError, AbathurError) as error:
         state, explained = await explain_unopened(path, error)
         observed = explained.observed
@@ -188,17 +193,11 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
     if application_id != APPLICATION_ID:
         observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
         return _target("refused", observed, f"{_ANOTHER} (Abathur has {APPLICATION_ID:#x})")
-    if version != SCHEMA_VERSION:
-        words = (
-            "newer than this package"
-            if version > SCHEMA_VERSION
-            else "half-made, or of no schema that was ever released"
-        )
-        observed = f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}"
-        return _target("refused", observed, version_remedy(version))
-    if names := some([f"{row['type']} {row['name']}" for row in alien if row["type"] in refuses]):
-        remedy = "a trigger or view does not belong here: find out who made it; validate.ipynb shows what drops it"
-        return _target("refused", f"{path} holds {names}", remedy)
+    if fault:
+        return _target("refused", fault.observed, fault.remedy)
+    if aliens := [row for row in alien if row["type"] in refuses]:
+        names, drops = some([f"{row['type']} {row['name']}" for row in aliens]), [row["drops"] for row in aliens]
+        return _target("refused", f"{path} holds {names}", f"{FIND_OUT} {shell_command(path, drops)}")
     return target
 
 
@@ -249,11 +248,33 @@ def spoilt_ids(application_id: int, version: int) -> str:
     return f"is CORRUPT: one byte of its header, which says application_id {application_id:#x}, user_version {version}"
 
 
-def version_remedy(version: int) -> str:
-    """Return the remedy of a database whose schema version is not the one that this package knows."""
+async def version_fault(conn: Connection, settings: Settings) -> RefusedError | None:
+    """Return the error of a database whose schema version is not the one that this package knows, or None. Read-only.
+
+    Where its schema is the known one, only the number is wrong.
+    """
+    path, version = settings.db_path, await pragma(conn, "user_version")
+    if version == SCHEMA_VERSION:
+        return None
+    rows = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
+    live = {row["name"]: normalized(row["sql"] or "") for row in rows}
+    if all(live.get(name) == normalized(found.sql) for name, found in expected_objects().items()):
+        remedy = f"its schema is that of version {SCHEMA_VERSION}; if the number was set by hand, set it back "
+        remedy += shell_command(path, [f"PRAGMA user_version = {SCHEMA_VERSION};"])
+    else:
+        moved = f"mv -n {quote(str(path))} {quote(f'{path}.version-{version}')}"
+        remedy = f"stop its users and move it aside: {moved}; then restore a backup: {restore_command(settings)}; "
+        remedy += f"or make a new one: {_command('init', settings)}"
+    words = "half-made, or of no schema that was ever released"
     if version > SCHEMA_VERSION:
-        return "update abathur_nb"
-    return "restore a backup with restore.ipynb, or move the file away and run init.ipynb"
+        words, remedy = "newer than this package", f"update abathur_nb; if no newer one exists: {remedy}"
+    return RefusedError(f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}", remedy)
+
+
+def shell_command(path: Path, statements: Sequence[str]) -> str:
+    """Return the command that runs statements for which no verb stands; its shell must be of a sound version."""
+    rest = f"; then look again: there are {len(statements) - _MOST:,} more" if len(statements) > _MOST else ""
+    return f"{SHELL} {quote(str(path))} {quote(' '.join(statements[:_MOST]))}{rest}"
 
 
 async def require_present(settings: Settings) -> None:
@@ -288,6 +309,11 @@ def repair_command(settings: Settings) -> str:
 def restore_command(settings: Settings) -> str:
     """Return the command that shows the plan of a restoration, which it does if told to."""
     return _command("restore", settings)
+
+
+def rollback_command(settings: Settings, to: str) -> str:
+    """Return the command that shows the plan of going back to a backup or to a fresh database."""
+    return f"{_command('rollback', settings)} -p to {quote(to)}"
 
 
 def _command(notebook: str, settings: Settings) -> str:

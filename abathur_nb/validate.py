@@ -25,7 +25,7 @@ from abathur_nb.session_sizes import sizes_check
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.strays import strays_check
-from abathur_nb.target import explain_unopened, refusal, repair_command, restore_command, to_be_mended, version_remedy
+from abathur_nb.target import explain_unopened, refusal, repair_command, restore_command, to_be_mended
 from abathur_nb.wording import shown, some
 
 __all__ = ["FILE_MODES", "database_checks", "file_checks", "file_modes", "validate_database"]
@@ -47,7 +47,8 @@ async def validate_database(settings: Settings) -> Report:
     report = await refusal("validate", settings)
     if report:
         return report
-    told = tuple(to_be_mended(check, settings) for check in await file_checks(settings))
+    # What is not ours no verb drops.
+    told = tuple(c if c.name == OTHERS else to_be_mended(c, settings) for c in await file_checks(settings))
     return Report("validate", told, subject=str(settings.db_path))
 
 
@@ -135,7 +136,7 @@ def _identity(found: Mapping[str, Any], mode: str, settings: Settings) -> Iterab
     another = "db_path: name Abathur's own database; leave this one, which is another application's, as it is"
     for name, expected, remedy in (
         ("application_id", APPLICATION_ID, another),
-        ("user_version", SCHEMA_VERSION, version_remedy(found["user_version"])),
+        ("user_version", SCHEMA_VERSION, repair_command(settings)),
         ("encoding", "UTF-8", repair_command(settings)),
     ):
         holds = found[name] == expected

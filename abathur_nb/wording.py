@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 # Older ones can damage a database in WAL mode that another process writes (https://sqlite.org/wal.html#walresetbug).
-SHELL = "by a shell of SQLite 3.51.3 or newer, or 3.50.7, or 3.44.6: sqlite3"
+SHELL = "with SQLite's shell, 3.51.3 or newer (or 3.50.7, 3.44.6): sqlite3"
 MB = 1_000_000  # bytes, in all that is told
 AHEAD_S = 300  # a moment further ahead of the clock is wrong, or the clock is: two machines may differ by less
 SEE_CLOCK = "see the clock (timedatectl): it is wrong now, or was when this was written"

@@ -13,7 +13,8 @@ SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND name NO
 
 -- name: triggers_and_views
 -- What does not belong into a database of this application; SQLite itself knows a `Trigger` by another case as well.
-SELECT lower(type) AS type, name FROM sqlite_master WHERE type NOT IN ('table', 'index') ORDER BY name;
+SELECT lower(type) AS type, name, printf('DROP %s "%w";', upper(type), name) AS drops
+FROM sqlite_master WHERE type NOT IN ('table', 'index') ORDER BY name;
 
 -- name: indexes
 -- The named indexes with their tables; those that a constraint brings have no SQL.

@@ -33,5 +33,5 @@ def test_a_dropped_index_is_named_with_the_query_that_misses_it(database: Settin
         "audit_of_task: full scan of the index idx_audit_timestamp; no use of idx_audit_task, which is missing"
         in run.report
     )
-    assert "run troubleshoot.ipynb, which makes it again with -p repair True" in run.report
+    assert "run troubleshoot.ipynb: it shows the plan that makes it again" in run.report
     assert any("unused: idx_audit_task" in text for text in run.shown("text/plain"))

@@ -73,7 +73,7 @@ THEIRS = {
     "o": "CREATE INDEX o ON tasks (prompt)",
     "partial": "CREATE INDEX partial ON tasks (status) WHERE status = 'x'",
     "by expression": 'CREATE UNIQUE INDEX "by expression" ON tasks (id || prompt)',
-    "of another": "CREATE INDEX \"of another\" ON audit (action_type)",
+    "of another": 'CREATE INDEX "of another" ON audit (action_type)',
 }
 
 

@@ -5,15 +5,20 @@ import asyncio
 import json
 import re
 import shlex
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from damage import MEMORY, ROWS, drop_check, drop_index, held, run_sql
+from oddities import ODD, ODD_TABLES
+from situations import SITUATIONS, free, prepared
 
 import abathur_nb as nb
 from abathur_nb.report import Report
@@ -242,3 +247,87 @@ async def test_where_no_verb_helps_the_shell_is_named_with_the_versions_that_do_
     run_sql(odd.db_path, "CREATE TABLE extra (x)")
     told = next(c for c in (await nb.validate_database(odd)).checks if c.status == "warn" and "extra" in c.observed)
     assert f"{SHELL} {shlex.quote(str(odd.db_path))}" in told.remedy
+
+
+RUNS: dict[str, Callable[..., Any]] = {
+    "init": nb.initialize_database,
+    "validate": nb.validate_database,
+    "troubleshoot": nb.troubleshoot,
+    "backup": nb.backup_database,
+    "restore": nb.restore_database,
+    "rollback": nb.roll_back,
+    "preflight": nb.preflight,
+}
+GIVEN = re.compile(r"-p (\w+) ('[^']*'|[^\s;,]+)")
+NAMED = re.compile(rf"\b({'|'.join(RUNS)})\.ipynb((?: [\w/]+\.ipynb)?(?: -p \w+ (?:'[^']*'|[^\s;,]+))*)")
+Run = tuple[str, frozenset[tuple[str, str]]]
+
+
+def runs_in(remedy: str, this: Run, settings: Settings) -> Iterator[Run]:
+    """Yield the runs to which a remedy sends an operator: of a notebook that it names, or this one with more."""
+    remedy = re.sub(r"(?:&&|mv -n|1\. stop) .*", "", remedy)  # what comes after a change by hand
+    for verb, words in NAMED.findall(remedy):
+        given = dict(GIVEN.findall(words))
+        if shlex.split(given.pop("db_path", str(settings.db_path))) == [str(settings.db_path)]:
+            yield verb, frozenset((name, value) for name, value in given.items() if name != "env")
+    if more := GIVEN.findall(NAMED.sub("", remedy)):
+        yield this[0], frozenset({**dict(this[1]), **dict(more)}.items())
+
+
+async def follow(run: Run, settings: Settings, path: tuple[Run, ...], acted: tuple[Run, ...] = ()) -> None:
+    """Follow the remedies of a run to their ends: none returns to what was run before, until something was changed."""
+    assert run not in path, f"in a circle: {path} {run}"
+    verb, given = run
+    values = {name: value == "True" if value in ("True", "False") else value for name, value in given}
+    acts = verb in ("init", "backup") or bool(values.keys() & {"apply", "repair"})
+    assert not acts or run not in acted, f"done again: {acted} {run}"
+    report = await RUNS[verb](settings, **({"to": "fresh"} if verb == "rollback" else {}), **values)
+    path, acted = ((run,), (*acted, run)) if acts and not report.refused else ((*path, run), acted)
+    found = [run_ for check in report.checks if check.status != "pass" for run_ in runs_in(check.remedy, run, settings)]
+    # What changes the database last.
+    for then in sorted(dict.fromkeys(found), key=lambda one: bool({"apply", "repair"} & {*dict(one[1])})):
+        await follow(then, settings, path, acted)
+
+
+ODDITIES: dict[str, Callable[[Path], object]] = {name: sql(*lines) for name, lines in (ODD | ODD_TABLES).items()}
+OTHER = {"a newer schema": sql("DROP INDEX idx_tasks_parent", "PRAGMA user_version = 9")}
+DAMAGES = REPAIRED | LEFT | ODDITIES | OTHER
+# Those that end with nobody in the way.
+MADE = {name: make for name, (make, _, given, place) in SITUATIONS.items() if place is free and not given}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("template"))
+
+
+@pytest.mark.parametrize("backup", [True, False], ids=["a backup", "no backup"])
+@pytest.mark.parametrize("name", [name for name in DAMAGES if name not in ("columns that cost", "2000 columns")])
+async def test_no_remedy_of_a_damage_leads_in_a_circle(name: str, backup: bool, database: Settings) -> None:
+    settings = replace(database, confirm_changes=True)
+    run_sql(settings.db_path, *ROWS)
+    if backup:
+        (await nb.backup_database(settings)).raise_for_failures()
+    DAMAGES[name](settings.db_path)
+    await follow(("validate", frozenset()), settings, ())
+
+
+@pytest.mark.parametrize("name", MADE)
+async def test_no_remedy_in_a_situation_leads_in_a_circle(name: str, template: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    shutil.copytree(template, folder, symlinks=True)
+    settings = nb.resolve("development", db_path=folder / "data" / "abathur.db")
+    MADE[name](settings)
+    await follow(("validate", frozenset()), replace(settings, confirm_changes=True), ())
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if name != "a module that is absent"])
+async def test_the_command_that_drops_what_does_not_belong_here_ends_it(name: str, database: Settings) -> None:
+    run_sql(database.db_path, *ODD[name])
+    for verb in (nb.validate_database, nb.troubleshoot):
+        (told,) = {check.remedy for check in (await verb(database)).checks if check.failed}
+        assert "troubleshoot" not in told
+        assert "validate" not in told
+    path, statement, *_ = shlex.split(told.rpartition("sqlite3 ")[2].partition("; a virtual")[0])
+    run_sql(Path(path), *filter(None, statement.split(";")))
+    (await nb.validate_database(database)).raise_for_failures()

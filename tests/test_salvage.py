@@ -317,8 +317,10 @@ async def test_commands_put_a_salvaged_file_in_place(database: Settings, monkeyp
     path.write_bytes(bytes(100) + path.read_bytes()[100:])
     told = check_of(await nb.troubleshoot(database, repair=True), "salvaged").remedy
     (salvaged,) = database.backup_dir.glob("abathur_salvaged_*.sqlite")
-    assert f"export ABATHUR_BACKUP_DIR={database.backup_dir}/salvaged && papermill backup.ipynb out.ipynb" in told
-    assert f"-p db_path {salvaged} && papermill restore.ipynb out.ipynb {database.as_arguments}" in told
+    folder = f"ABATHUR_BACKUP_DIR={database.backup_dir}/salvaged"
+    back_up = f"{folder} papermill backup.ipynb out.ipynb -p env development -p db_path {salvaged}; "
+    restore = f"{folder} papermill restore.ipynb out.ipynb {database.as_arguments}; 4. run that command again with "
+    assert 0 < told.index(back_up) < told.index(restore)
     monkeypatch.setenv("ABATHUR_BACKUP_DIR", f"{database.backup_dir}/salvaged")
     (await nb.backup_database(nb.resolve("development", db_path=salvaged))).raise_for_failures()
     (await nb.restore_database(nb.resolve("development", db_path=path), apply=True)).raise_for_failures()

@@ -3,8 +3,11 @@
 import asyncio
 import os
 import random
+import re
+import shlex
 import socket
 import sqlite3
+import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -18,6 +21,8 @@ from abathur_nb.connection import SIDE_FILES
 from abathur_nb.database import Database
 from abathur_nb.errors import AbathurError, BusyError, RefusedError
 from abathur_nb.initialize import initialize_database
+from abathur_nb.operate.backup import backup_database
+from abathur_nb.operate.restore import restore_database
 from abathur_nb.operate.troubleshoot import troubleshoot
 from abathur_nb.preflight import preflight
 from abathur_nb.settings import Settings, resolve
@@ -284,11 +289,24 @@ async def test_a_database_of_another_version_is_refused_with_the_remedy_of_that_
     check = (await identify(database)).check
     assert f"user_version {version}, known is 1" in check.observed
     assert ("newer than this package" in check.observed) is (version > 1)
-    assert check.remedy == (
-        "update abathur_nb"
-        if version > 1
-        else "restore a backup with restore.ipynb, or move the file away and run init.ipynb"
-    )
+    assert check.remedy.startswith("update abathur_nb; if no newer one exists: ") is (version > 1)
+    with closing(sqlite3.connect(database.db_path)) as conn:
+        conn.execute(shlex.split(check.remedy.rpartition("sqlite3 ")[2])[1])
+    assert (await identify(database)).state == "present"
+    (await validate_database(database)).raise_for_failures()
+
+
+@pytest.mark.parametrize("version", [0, 2])
+async def test_the_number_of_another_schema_is_not_set_back(database: Settings, version: int) -> None:
+    (await backup_database(database)).raise_for_failures()
+    drop_index(database.db_path)
+    run_sql(database.db_path, f"PRAGMA user_version = {version}")
+    remedy = (await identify(database)).check.remedy
+    assert "PRAGMA" not in remedy
+    move = re.search(r"mv -n .*?(?=;)", remedy)
+    assert move
+    subprocess.run(move[0], shell=True, check=True)  # noqa: ASYNC221, S602 - as an operator would
+    assert (await restore_database(database, apply=True)).ok
 
 
 async def test_a_database_without_an_index_is_present_but_no_store_opens_it(database: Settings) -> None:

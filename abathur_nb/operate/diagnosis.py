@@ -18,7 +18,7 @@ from abathur_nb.operate.treatment import REPAIR, RESTORE, statistics_check, trea
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.strays import strays
-from abathur_nb.target import examine, identify, journal_of, wanted
+from abathur_nb.target import examine, identify, journal_of, restore_command, wanted
 from abathur_nb.validate import file_checks
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -61,7 +61,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
         return Diagnosis((check,), ("complete" if begun else "move aside",))
     target = await identify(settings, refuses=("trigger",))  # which a repair would set off
     if target.state == "damaged":
-        return Diagnosis((replace(target.check, remedy=RESTORE),), ("salvage",))
+        return Diagnosis((replace(target.check, remedy=RESTORE.format(restore_command(settings))),), ("salvage",))
     if target.check.status == "error":  # a hot journal, which only a writer may roll back
         return Diagnosis((replace(target.check, remedy=REPAIR),), ("roll back",))
     if target.state != "present":
@@ -75,7 +75,10 @@ async def diagnose(settings: Settings) -> Diagnosis:
     version = await asyncio.to_thread(ask, "write version", path)
     if version > 2:
         observed = f"{path} is CORRUPT: its header has the write version {version}, so that SQLite only reads it"
-        return Diagnosis((*checks, Check("write version", "fail", "1 or 2", observed, RESTORE)), ("salvage",))
+        return Diagnosis(
+            (*checks, Check("write version", "fail", "1 or 2", observed, RESTORE.format(restore_command(settings)))),
+            ("salvage",),
+        )
     try:
         async with connect(path, settings=settings) as conn:
             await add_functions(conn)

@@ -52,7 +52,7 @@ class Plan:
             approved,
             expected=f"in {self.settings.env} confirm is the hash of this very plan" if needed else "it is shown first",
             observed=observed,
-            remedy=f"read the steps; to do them: -p {self.switch} True -p confirm {self.hash}",
+            remedy=f"read the steps; to carry them out: -p {self.switch} True -p confirm {self.hash}",
         )
 
 

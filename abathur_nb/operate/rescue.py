@@ -18,6 +18,7 @@ from abathur_nb.operate.salvage import salvage
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.strays import Stray, strays, strays_check
+from abathur_nb.target import restore_command
 
 __all__ = ["rescue", "stray_rows"]
 
@@ -44,7 +45,7 @@ def stray_rows(settings: Settings) -> tuple[Check, bool]:
             told.append(f"PID {stray.pid} alone holds {ours or 'no row'}; it lacks {theirs or 'no row'} of {path}")
     check = strays_check(path)
     observed = "\n".join((check.observed, *told, "cause: somebody deleted or moved the file under it"))
-    remedy = f"save it with -p repair True, {_END}" if newer else _END.removeprefix("then ")
+    remedy = f"the plan below saves it; {_END}" if newer else _END.removeprefix("then ")
     return replace(check, observed=observed, remedy=remedy), newer
 
 
@@ -63,7 +64,7 @@ async def rescue(settings: Settings) -> list[Check]:
                 done.append(replace(await salvage(copy), name=f"rescued from PID {stray.pid}"))
                 continue
         observed = f"{kept.path}: {kept.content.total:,} rows, as PID {stray.pid} sees them, proven"
-        remedy = f"{_END}; to put them in place of the database: restore with -p backup {kept.path.name}"
+        remedy = f"{_END}; to put them in place of the database: {restore_command(settings)} -p backup {kept.path.name}"
         done.append(Check(f"rescued from PID {stray.pid}", "warn", "its rows in a file", observed, remedy))
     return [*done, replace(strays_check(settings.db_path), remedy=_END.removeprefix("then "))]
 

@@ -119,7 +119,7 @@ def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: Sequence[s
         not told,
         expected="the newest of this database, which passed validation",
         observed="; ".join([f"{backup.path}, {backup.content.total:,} rows, {age(backup.taken_at)}", *told]),
-        remedy="see that this is the one that you want; validate afterwards, and run troubleshoot.ipynb",
+        remedy="see that this is the one that you want; validate the database once it is restored",
         otherwise="warn",
         evidence=[f"{name}: {count:,} rows" for name, count in backup.content.rows.items()],
     )

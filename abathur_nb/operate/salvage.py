@@ -26,6 +26,7 @@ from abathur_nb.report import Check
 from abathur_nb.schema import quoted
 from abathur_nb.settings import Settings
 from abathur_nb.sql import tokens
+from abathur_nb.target import restore_command
 from abathur_nb.validate import file_checks
 
 __all__ = ["salvage", "salvage_path"]
@@ -80,17 +81,22 @@ async def salvage(settings: Settings) -> Check:
         "warn",
         "what can still be read, in a file of its own; intact says that no row is missing, not that none was altered",
         f"{path}{before}: {rows:,} rows; of {len(tables)} tables {told}; {valid}{log}",
-        f"restore a backup, and look here for what is newer; or put this in place: {_in_place(settings, path)}",
+        f"either restore a backup: {restore_command(settings)}; then copy from this file what is newer\n"
+        f"or put this file in place: {_in_place(settings, path)}",
         (*lines, *notes),
     )
 
 
 def _in_place(settings: Settings, path: Path) -> str:
-    """Return the commands that make a salvaged file the database, as a backup that is proven and restored."""
-    folder = quote(str(settings.backup_dir / "salvaged"))
-    back_up = f"papermill backup.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(path))}"
-    restore = f"papermill restore.ipynb out.ipynb {settings.as_arguments}"
-    return f"export ABATHUR_BACKUP_DIR={folder} && {back_up} && {restore}"
+    """Say, in order, what makes a salvaged file the database: a proven backup of it, which is restored."""
+    folder = f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir / 'salvaged'))}"
+    back_up = f"{folder} papermill backup.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(path))}"
+    restore = f"{folder} papermill restore.ipynb out.ipynb {settings.as_arguments}"
+    confirm = " and the -p confirm that the plan names" if settings.confirm_changes else ""
+    return (
+        f"1. stop its users; 2. back up this file: {back_up}; 3. see the plan of a restore: {restore}; "
+        f"4. run that command again with -p apply True{confirm}"
+    )
 
 
 def _state(path: Path) -> dict[str, tuple[int, int]]:

@@ -17,7 +17,7 @@ from abathur_nb.operate.content import Content, read_content
 from abathur_nb.operate.transfer import open_copy
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
-from abathur_nb.target import examine, explain_unopened, spoilt_ids
+from abathur_nb.target import examine, explain_unopened, spoilt_ids, version_fault
 
 __all__ = ["Form", "Standing", "form_of", "look"]
 
@@ -93,9 +93,8 @@ async def _look(settings: Settings, live: Path) -> Standing:
                 observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
                 remedy = "db_path: name another path, or move it away by hand"
                 return Standing("forbidden", _check(observed, remedy), path)
-            if version > SCHEMA_VERSION:
-                observed = f"{path} is newer than this package: user_version {version}, known is {SCHEMA_VERSION}"
-                return Standing("forbidden", _check(observed, "update abathur_nb"), path)
+            if version > SCHEMA_VERSION and (fault := await version_fault(conn, settings)):
+                return Standing("forbidden", _check(fault.observed, fault.remedy), path)
             content, form = await read_content(conn), await form_of(conn)
             if await asyncio.to_thread(ask, "write version", path) > 2:
                 return Standing("unreadable", _check(f"{path} is CORRUPT: by its header, SQLite only reads it"), path)

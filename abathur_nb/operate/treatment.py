@@ -16,15 +16,20 @@ from abathur_nb.report import Check
 from abathur_nb.schema import Differences, quoted, read_schema
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
+from abathur_nb.target import restore_command
 
 __all__ = ["REPAIR", "RESTORE", "Treatment", "statistics_check", "treat"]
 
-REPAIR = "read the plan below, then run this with -p repair True"
+# The plan names the parameters, as its hash may be wanted too.
+REPAIR = "read the plan below: it repairs this, and names the parameters that carry it out"
 RESTORE = (
-    "stop its writers and restore a backup; before that, -p repair True salvages what can be read into a file of its "
-    "own in the backup directory"
+    "stop its writers; carry out the plan below, which writes what can be read into a file of its own in the backup "
+    "directory; then restore a backup: {}"
 )
-_REWRITE = "-p repair True writes its rows as UTF-8 into a file of its own, and says how to put that in place"
+_REWRITE = (
+    "carry out the plan below, which writes its rows as UTF-8 into a file of its own and names the commands that put "
+    "that in place"
+)
 _JSON = ("JSON columns", "JSON limits", "readable text")
 _UNCHECKED = "a writer that had the CHECKs switched off"
 _CAUSES = {
@@ -80,7 +85,7 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
     if FILE_MODES in failing and failing[FILE_MODES].remedy.startswith("chmod 600"):
         found.deeds.append("chmod")
         found.remedies[FILE_MODES] = f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}"
-    if "integrity" in failing and _treat_damage(failing["integrity"], found):
+    if "integrity" in failing and _treat_damage(failing["integrity"], found, settings):
         others = (name for name in failing if name in _CAUSES and name != FILE_MODES)
         found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
         return found
@@ -95,17 +100,18 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
     live = await read_schema(conn)
     tables = Differences.between(live, ("table",))
     if tables.missing:
-        advice = f"restore a backup: {', '.join(tables.missing)} is gone, and of what refers to it nothing can be told"
+        names = ", ".join(tables.missing)
+        advice = f"restore a backup: {restore_command(settings)}; the rest cannot be judged without {names}"
         found.remedies |= {name: advice for name in failing if name in _CAUSES and name != FILE_MODES}
         return found
-    await _treat_tables(conn, tables, live, failing, found)
+    await _treat_tables(conn, tables, live, failing, found, settings)
     if "sequences" in failing:
         found.steps += [Step(part) for line in failing["sequences"].evidence for part in line.strip(";").split("; ")]
         found.remedies["sequences"] = REPAIR
     return found
 
 
-def _treat_damage(check: Check, found: Treatment) -> bool:
+def _treat_damage(check: Check, found: Treatment, settings: Settings) -> bool:
     """Find what mends a file that integrity_check fails; tell whether the rest can't be judged before that."""
     messages = [message for message in check.evidence if not _OF_ROW.match(message)]
     if not messages and check.evidence:
@@ -122,7 +128,7 @@ def _treat_damage(check: Check, found: Treatment) -> bool:
     else:
         found.deeds.append("salvage")
         found.causes["integrity"] = "damaged pages: a fault of the disk, or somebody who wrote around SQLite"
-        found.remedies["integrity"] = RESTORE
+        found.remedies["integrity"] = RESTORE.format(restore_command(settings))
     return True
 
 
@@ -132,6 +138,7 @@ async def _treat_tables(
     live: Mapping[str, SchemaObject],
     failing: Mapping[str, Check],
     found: Treatment,
+    settings: Settings,
 ) -> None:
     """Find what mends altered tables, the rows of all tables, and the indexes."""
     rebuilds, obstacles = {}, []
@@ -155,7 +162,8 @@ async def _treat_tables(
         found.remedies["indexes"] = REPAIR
     if obstacles:
         found.causes["tables"] = f"{_CAUSES['tables']}; in the way of making it anew: {'; '.join(obstacles)}"
-        found.remedies["tables"] = "write into these rows what belongs there, then run this again; or restore a backup"
+        backup = f"or restore a backup: {restore_command(settings)}"
+        found.remedies["tables"] = f"write into these rows what belongs there, then run this again; {backup}"
     elif done:
         found.remedies["tables"] = REPAIR
 

@@ -29,6 +29,7 @@ from abathur_nb.validate import file_checks
 __all__ = ["troubleshoot"]
 
 _TITLE = "troubleshoot"
+_SALVAGED = "put the salvaged file or a backup in place, as the check *salvaged* says"
 _DEEDS = {
     "rescue": "write what each of these processes holds into a backup abathur_rescued_… in {backups}, and prove that",
     "complete": "go on with the replacement of {path} that was begun",
@@ -109,7 +110,8 @@ def _approval(plan: Plan, *, repair: bool, confirm: str | None) -> Check:
     if repair or check.failed:
         return check
     confirmed = f" -p confirm {plan.hash}" if plan.settings.confirm_changes else ""
-    return replace(check, status="warn", remedy=f"read the steps; to do them: -p repair True{confirmed}")
+    remedy = f"read the steps; to carry them out: -p repair True{confirmed}"
+    return replace(check, status="warn", remedy=remedy)
 
 
 def _history(checks: Iterable[Check]) -> Iterable[Check]:
@@ -131,7 +133,8 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
         done += finish_begun(settings)
     elif "move aside" in found.deeds:
         observed = f"in {move_stale(path)}; no database stands at {path} now"
-        done.append(Check("moved aside", "warn", "a database", observed, "run restore.ipynb, or init.ipynb"))
+        remedy = wanted(await identify(settings), settings).remedy
+        done.append(Check("moved aside", "warn", "a database", observed, remedy))
         return
     elif "roll back" in found.deeds:
         async with connect(path, settings=settings, mode="rw"):  # the first read by a writer does it
@@ -151,7 +154,10 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
                 sweep(folder)
     if "chmod" in found.deeds:
         make_private(path)
-    done += await file_checks(settings)
+    after = await file_checks(settings)
+    if "salvage" in found.deeds:  # the damaged one is left as it is: to repair it again would lead in a circle
+        after = tuple(replace(check, remedy=_SALVAGED) if check.failed else check for check in after)
+    done += after
 
 
 async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
