@@ -53,8 +53,8 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
         return await initialize_database(settings)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
-    remedy = f"{fault.remedy or 'remove that cause'}; then run init again: no database was made"
-    failed = Check("create", "error", expected="a whole database", observed=fault.observed, remedy=remedy)
+    observed, remedy = f"no database was made: {fault.observed}", fault.remedy or "remove that cause, then try again"
+    failed = Check("create", "error", expected="a whole database", observed=observed, remedy=remedy)
     return Report(_TITLE, (*checks, failed), subject=str(settings.db_path), refused=True)
 
 

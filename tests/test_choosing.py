@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -151,6 +152,20 @@ async def test_with_none_that_serves_each_is_named_with_what_is_wrong(database: 
     newer = await taken(database)
     with pytest.raises(nb.ChecksFailedError, match=rf"{newer.path.name}: its database failed indexes"):
         (await nb.restore_database(database)).raise_for_failures()
+
+
+@pytest.mark.parametrize("older", [True, False], ids=["an older one", "no other"])
+async def test_where_the_newest_cannot_serve_what_a_change_kept_is_named_as_well(
+    older: bool, database: Settings
+) -> None:
+    first = await taken(database) if older else None
+    spoilt, kept = await taken(database), await taken(database, reason="pre_repair")
+    _cut(spoilt)
+    failed = next(check for check in (await nb.restore_database(database)).checks if check.failed)
+    named = re.findall(r"-p backup (\S+?)(?=;|$)", failed.remedy)
+    assert named == [first.path.name, kept.path.name] if first else [kept.path.name]
+    for name in named:
+        assert (await nb.restore_database(database, backup=name)).ok
 
 
 async def test_what_was_taken_before_a_change_is_named_and_left(database: Settings) -> None:

@@ -35,6 +35,8 @@ async def test_what_is_refused_has_changed_nothing(situation: str, template: Pat
             result = await result if inspect.isawaitable(result) else result
             after = tree(folder)
         report = getattr(result, "report", result)
+        silent = [check for check in getattr(report, "checks", ()) if check.failed and not check.remedy]
+        assert not silent, f"{verb} gives no remedy: {silent}"
         if getattr(report, "refused", verb in READING):
             refused.add(verb)
             changed[verb] = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}

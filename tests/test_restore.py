@@ -1,6 +1,7 @@
 """The old state or the new one stands there at every moment, what stood there is kept, nothing unproven is taken."""
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -293,6 +294,18 @@ async def test_what_to_roll_back_to_must_be_named(to: object, database: Settings
         await nb.roll_back(database, to=to, apply=True)  # type: ignore[arg-type]
     with untouched(database.db_path), pytest.raises(TypeError, match="'to'"):
         await nb.roll_back(database, apply=True)  # type: ignore[call-arg]
+
+
+async def test_the_commands_that_name_what_to_roll_back_to_are_told(database: Settings) -> None:
+    for number in (1, 2):
+        with pytest.raises(nb.ConfigurationError) as raised:
+            await nb.roll_back(database, to=None)
+        told = rf"papermill rollback\.ipynb out\.ipynb {re.escape(database.as_arguments)} -p to ([^;\s]+)"
+        given = re.findall(told, str(raised.value))
+        assert len(given) == number
+        for to in given:
+            assert (await nb.roll_back(database, to=to)).ok
+        (await nb.backup_database(database)).raise_for_failures()
 
 
 async def test_a_copy_that_fails_leaves_the_old_content(database: Settings, backup: Backup, tmp_path: Path) -> None:

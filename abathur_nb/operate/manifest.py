@@ -262,13 +262,16 @@ def find_backup(
         others = [b for b in found if b not in own and not b.before_a_change and b.order > chosen.order]
         worse += [f"{b.path.name}: {why}" for b in others if (why := _elsewhere(b, database))]
     worse += [fault for file, fault in faults.items() if _may_be_newer(file, chosen)]
+    # What a change kept is never taken unasked, and may still be the best there is.
+    kept = [b.path.name for b in newer if b.before_a_change and not b.unfit]
     if chosen is None:
         known = "; ".join([*worse, *(f"{b.path.name} was taken before a change" for b in newer if b.before_a_change)])
-        remedy = "name one: -p backup FILE"
+        remedy = f"name one: -p backup {quote(kept[-1]) if kept else 'FILE'}"
         raise RefusedError(f"{folder} holds no backup of {env} that serves: {known or 'there is none at all'}", remedy)
     if worse:
         observed = f"{folder} holds what is newer than {chosen.path.name}, {age(chosen.taken_at)}, and can't serve: "
         remedy = f"to take the older one, and lose what came since: -p backup {quote(chosen.path.name)}"
+        remedy += f"; newer than that is what was kept before a change: -p backup {quote(kept[-1])}" if kept else ""
         raise RefusedError(observed + "; ".join(worse), remedy)
     return chosen, [f"{b.path.name} is newer, taken before a change: it is taken by name only" for b in newer]
 

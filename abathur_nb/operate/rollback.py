@@ -2,17 +2,19 @@
 
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
+from abathur_nb.errors import RefusedError
 from abathur_nb.files import scratch_directory
 from abathur_nb.initialize import initialize_database
+from abathur_nb.operate.manifest import Backup, list_backups, newest_fit
 from abathur_nb.operate.plan import check_apply, require
 from abathur_nb.operate.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.operate.restore import restore_database
 from abathur_nb.report import Report
 from abathur_nb.settings import Settings
-from abathur_nb.target import identify, journal_of, wanted
+from abathur_nb.target import identify, journal_of, rollback_command, wanted
 from abathur_nb.wording import shown
 
 __all__ = ["FRESH", "roll_back"]
@@ -35,9 +37,14 @@ async def roll_back(
     with its side files. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument, and where ``to`` is not named.
     """
-    faults = check_apply(apply, confirm)
+    faults, backups = check_apply(apply, confirm), list[Backup]()
     if not isinstance(to, str | os.PathLike) or not os.fspath(to):
-        faults.append(f"to: expected '{FRESH}' or a backup, found {shown(to)}")
+        with suppress(OSError):  # of a directory that is closed to this user
+            backups = [b for b in list_backups(settings.backup_dir)[0] if b.facts["env"] == settings.env]
+        newest = newest_fit(backups)
+        back = f"{rollback_command(settings, newest.path.name)}; or " if newest else ""
+        show = f"to see a plan: {back}{rollback_command(settings, FRESH)}"
+        faults.append(f"to: expected '{FRESH}' or a backup, found {shown(to)}; {show}")
     require(faults)
     target = await identify(settings, refuses=())
     # Where no database is, a typo in its path must not make one.
@@ -53,7 +60,9 @@ async def _fresh(settings: Settings) -> AsyncIterator[Source]:
     """Lend a new database in scratch."""
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:
         fresh = replace(settings, db_path=scratch / "fresh.db")
-        (await initialize_database(fresh)).raise_for_failures()
+        made = await initialize_database(fresh)
+        if failed := next((check for check in made.checks if check.failed), None):
+            raise RefusedError(failed.observed, failed.remedy)
         source = await read_source(fresh.db_path, "a fresh start, with the seed memories")
         # The rows hold the moment of their making: the schema alone is the same in each plan.
         yield replace(source, facts={"schema": source.content.schema})
