@@ -23,7 +23,7 @@ from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.sql import statements
 from abathur_nb.target import refusal
-from abathur_nb.wording import MB, shown
+from abathur_nb.wording import MB, counted, shown
 from abathur_nb.workloads import memory_reads, one_cpu, session_reads, time_plainly, time_reads, together, writing
 
 __all__ = ["run_benchmark"]
@@ -218,7 +218,7 @@ def _verdicts(limits: Mapping[str, tuple[float, float]], samples: Samples, repet
             name,
             found == "met",
             expected=f"p{level * 100:g} < {limit_ms:g} ms, with 95 % confidence, on one CPU",
-            observed=f"{told}, {len(samples[name]):,} samples: {found}",
+            observed=f"{told}, {counted(len(samples[name]), 'sample')}: {found}",
             remedy=remedy,
         )
 
@@ -238,4 +238,6 @@ def _readings(limits: Mapping[str, tuple[float, float]], samples: Samples) -> It
     for name, nanoseconds in samples.items():
         if name not in limits:
             observed = "; ".join(map(str, percentiles(nanoseconds)))
-            yield Check(name, "pass", expected="shown, no limit", observed=f"{observed}, {len(nanoseconds):,} samples")
+            yield Check(
+                name, "pass", expected="shown, no limit", observed=f"{observed}, {counted(len(nanoseconds), 'sample')}"
+            )

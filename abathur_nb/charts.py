@@ -13,6 +13,7 @@ from abathur_nb.expected import expected_objects, expected_tables
 from abathur_nb.figure import BLUE, GREY, MILLISECONDS, ORANGE, RED, Chart, blank, new_chart, one_line
 from abathur_nb.percentiles import percentiles
 from abathur_nb.timelines import percentiles_over_time, rows_over_time, sizes_over_time, verdicts_over_time
+from abathur_nb.wording import counted
 
 if TYPE_CHECKING:
     from abathur_nb.explanation import Plans
@@ -55,7 +56,7 @@ def latency_distribution(result: "BenchmarkResult") -> Chart:
             ax.text(0.99, 0.9, _OPEN, transform=ax.transAxes, ha="right", fontsize=8, backgroundcolor="white")
         ax.axvline(p99.value, color="black", linestyle="--", label=f"p99 {p99.value:.3g} ms")
         ax.axvline(limit, color=RED, linewidth=2, label=f"limit {limit:g} ms")
-        ax.set(xscale="log", title=f"{name}: {len(milliseconds):,} samples", ylabel="samples")
+        ax.set(xscale="log", title=f"{name}: {counted(len(milliseconds), 'sample')}", ylabel="samples")
         ax.legend(fontsize=8, loc="upper center")
         told.append(f"{name}: {p99}, limit {limit:g} ms")
     axes[-1].set_xlim(left, right)
@@ -146,12 +147,12 @@ def table_sizes(schema: "Schema") -> Chart:
     ax.set_yticks(places, [one_line(name, 40).replace("$", r"\$") for name in tables])
     for y, (table, end) in enumerate(zip(tables, ends, strict=True)):
         ax.annotate(
-            f"{schema.rows[table]:,} rows", (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8
+            counted(schema.rows[table], "row"), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8
         )
     ax.margins(x=0.15)
     ax.set_title("Tables by size")
     chart.alt = "Tables by size: " + ", ".join(
-        f"{one_line(name, 100)} {schema.rows[name]:,} rows" for name in reversed(tables)
+        f"{one_line(name, 100)} {counted(schema.rows[name], 'row')}" for name in reversed(tables)
     )
     return chart
 

@@ -24,6 +24,7 @@ from abathur_nb.sql import SEED_FILE, statements
 from abathur_nb.strays import strays_check
 from abathur_nb.target import identify, repair_command
 from abathur_nb.validate import FILE_MODES, database_checks, file_checks, file_modes
+from abathur_nb.wording import counted
 
 __all__ = ["initialize_database"]
 
@@ -168,7 +169,7 @@ async def _fill(conn: aiosqlite.Connection) -> list[Check]:
     ]
     await conn.executescript(";\n".join(script) + ";")
     return [
-        Check(step, "pass", observed=f"{len(statements(filename))} statements of sql/{filename}")
+        Check(step, "pass", observed=f"{counted(len(statements(filename)), 'statement')} of sql/{filename}")
         for step, filename in _STEPS
     ]
 
@@ -214,6 +215,11 @@ def _plan(settings: Settings) -> list[Check]:
         ("end of the transaction", ("COMMIT", "PRAGMA wal_checkpoint(TRUNCATE)")),
     ]
     return [
-        Check(step, "skip", observed=f"would run {len(lines)} statements", evidence=tuple(f"{line};" for line in lines))
+        Check(
+            step,
+            "skip",
+            observed=f"would run {counted(len(lines), 'statement')}",
+            evidence=tuple(f"{line};" for line in lines),
+        )
         for step, lines in steps
     ]

@@ -12,7 +12,7 @@ from abathur_nb.expected import column_checks, expected_columns, expected_tables
 from abathur_nb.limits import FAULT, IS_UTF8, TOO_LONG, stored, suspicious
 from abathur_nb.report import Check
 from abathur_nb.values import MAX_BYTES, MAX_DEPTH
-from abathur_nb.wording import AHEAD_S, SEE_CLOCK, shown
+from abathur_nb.wording import AHEAD_S, SEE_CLOCK, counted, shown
 
 __all__ = ["NAMED", "named_row", "row_checks"]
 
@@ -150,7 +150,7 @@ async def _look_closer(conn: aiosqlite.Connection, table: str, broken: dict[_Rul
         ((count, *faults),) = await conn.execute_fetchall(f"SELECT count(*){counts} FROM {table}")
         for rule, number in zip(rules, faults, strict=True):
             if number:
-                broken[rule] = number, f"{rule}: {number:,} rows, by key: {await _keys_of(conn, rule)}"
+                broken[rule] = number, f"{rule}: {counted(number, 'row')}, by key: {await _keys_of(conn, rule)}"
     return count
 
 

@@ -16,7 +16,7 @@ from abathur_nb.expected import SchemaObject, expected_objects
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries, normalized
 from abathur_nb.target import identify
-from abathur_nb.wording import printable, some
+from abathur_nb.wording import counted, printable, some
 
 __all__ = ["Differences", "Schema", "not_ours", "quoted", "read_schema", "show_schema"]
 
@@ -114,7 +114,7 @@ class Schema:
         parts = [f"<p>{escape(printable(self.note))}</p>"] if self.note else []
         for table in (found for found in self.objects.values() if found.type == "table"):
             indexes = [found for found in self.objects.values() if found.type == "index" and found.table == table.name]
-            counts = f"{self.rows[table.name]:,} rows, " if table.name in self.rows else ""
+            counts = f"{counted(self.rows[table.name], 'row')}, " if table.name in self.rows else ""
             counts += f"{self.sizes[table.name] / 1024:,.0f} KiB, " if table.name in self.sizes else ""
             counts += f"{len(indexes)} indexes"
             sql = ";\n\n".join([table.sql, *(index.sql for index in indexes)])

@@ -24,6 +24,7 @@ from abathur_nb.figure import (
     one_line,
     time_axis,
 )
+from abathur_nb.wording import counted
 
 if TYPE_CHECKING:
     from abathur_nb.evidence.history import History
@@ -67,11 +68,11 @@ def verdicts_over_time(history: "History") -> Chart:
     ax.grid(visible=True, axis="y", color="#dddddd", linewidth=0.5)
     ax.set_axisbelow(True)
     time_axis(ax)
-    ax.set_title(f"{len(runs):,} runs" if len(runs) > 1 else "One run: nothing to compare it with yet")
+    ax.set_title(counted(len(runs), "run") if len(runs) > 1 else "One run: nothing to compare it with yet")
     chart.legend(loc="outside lower center", ncols=len(_VERDICTS) // 2, fontsize=8)
     counts = {name: Counter(run.verdict for run in runs if run.label == name) for name in labels}
     told = (f"{name} {', '.join(f'{n} {verdict}' for verdict, n in found.items())}" for name, found in counts.items())
-    chart.alt = f"Verdicts of {len(runs):,} runs, {_span(runs)}: {'; '.join(told)}"
+    chart.alt = f"Verdicts of {counted(len(runs), 'run')}, {_span(runs)}: {'; '.join(told)}"
     return chart
 
 

@@ -26,7 +26,7 @@ from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.strays import strays_check
 from abathur_nb.target import explain_unopened, refusal, repair_command, restore_command, to_be_mended
-from abathur_nb.wording import shown, some
+from abathur_nb.wording import counted, shown, some
 
 __all__ = ["FILE_MODES", "database_checks", "file_checks", "file_modes", "validate_database"]
 
@@ -232,7 +232,7 @@ async def _foreign_keys(conn: aiosqlite.Connection, repair: str) -> Check:
         "foreign keys",
         not rows,
         expected="every reference has its row",
-        observed=f"{rows[0]['total'] if rows else 0:,} references without a row",
+        observed=f"{counted(rows[0]['total'] if rows else 0, 'reference')} without a row",
         remedy=repair,
         otherwise="fail" if rows and rows[0]["table"] in expected_tables() else "warn",
         evidence=[await _reference(conn, *row[:-1]) for row in rows],

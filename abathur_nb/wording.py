@@ -19,6 +19,7 @@ __all__ = [
     "SHELL",
     "age",
     "as_user",
+    "counted",
     "did_you_mean",
     "duration",
     "is_ahead",
@@ -116,6 +117,11 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def counted(number: int, one: str) -> str:
+    """Return a number with its noun, whose plural ends in s: ``1 row``, ``2,000 rows``."""
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
 def did_you_mean(found: str, names: Iterable[str]) -> str:

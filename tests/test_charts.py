@@ -232,7 +232,7 @@ def test_the_largest_table_with_its_indexes_stands_on_top() -> None:
     objects = {"i": SchemaObject("index", "i", "indexed", "CREATE INDEX i ON indexed (x)")}
     chart = charts.table_sizes(Schema(objects, {"plain": 9, "indexed": 1}, {"plain": 8192, "indexed": 4096, "i": 8192}))
     assert [label.get_text() for label in chart.axes[0].get_yticklabels()] == ["plain", "indexed"]  # from below
-    assert chart.alt == "Tables by size: indexed 1 rows, plain 9 rows"
+    assert chart.alt == "Tables by size: indexed 1 row, plain 9 rows"
 
 
 async def test_where_sqlite_tells_no_sizes_the_rows_are_drawn(database: Settings) -> None:

@@ -74,7 +74,7 @@ async def test_each_part_says_how_much_there_is(database: Settings) -> None:
     assert found.report.ok
     told = {one.name: one.observed for one in found.report.checks}
     assert told["sessions"] == "1 sessions, the last used first"
-    assert told["session"] == "session s1: 1 values of its state, 2 events"
+    assert told["session"] == "session s1: 1 value of its state, 2 events"
     assert told["namespaces"] == f"{3 + 3} namespaces"
     assert told["memories"] == f"{3 + 2} current memories, the last updated first"
     assert told["memory"] == "user:alice:likes tea: 3 versions; 6 changes"
@@ -212,7 +212,7 @@ async def test_a_time_that_is_none_stays_to_be_seen_in_the_frame(database: Setti
     found = await explore(database)
     assert found.report.ok
     assert found.sessions.to_frame()["created_at"].tolist() == ["yesterday"]
-    assert check(found, "growth").observed.endswith("; 1 rows have no time that is one: run validate.ipynb")
+    assert check(found, "growth").observed.endswith("; 1 row without a valid timestamp: run validate.ipynb")
 
 
 async def test_of_an_enormous_value_the_beginning_is_read_and_its_end_is_not_judged(database: Settings) -> None:

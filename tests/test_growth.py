@@ -47,7 +47,7 @@ async def test_the_sums_are_the_rows_of_every_table(database: Settings) -> None:
     assert frame.groupby("table")["rows"].sum().to_dict() == sums
     assert frame.groupby("table")["total"].last().to_dict() == sums
     assert frame["day"].max().year == 9999
-    assert "1 rows have no time that is one" in str(found)
+    assert "1 row without a valid timestamp" in str(found)
 
 
 async def test_a_later_version_of_a_memory_came_when_it_was_written(database: Settings) -> None:

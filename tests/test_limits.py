@@ -35,7 +35,7 @@ async def test_what_the_store_would_not_write_is_named_with_the_reason(
     assert failing(checks) == {"JSON limits"}
     assert checks["JSON limits"].observed == "broken: sessions.events × 1"
     (evidence,) = checks["JSON limits"].evidence
-    assert evidence.startswith("sessions.events: 1 rows, by key: 's' (")
+    assert evidence.startswith("sessions.events: 1 row, by key: 's' (")
     assert told in evidence
     assert len(evidence) < 250
 

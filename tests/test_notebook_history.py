@@ -70,7 +70,7 @@ async def test_the_run_itself_is_no_unsealed_one_in_a_live_kernel_either(databas
     run_at(database, "20261001T080000")
     run = (await in_kernel(SOURCE, tmp_path, db_path=str(database.db_path))).succeeded()
     assert "✓ pass           sealed: each has" in run.report
-    assert any(text.startswith("Verdicts of 1 runs") for text in run.shown("text/plain"))
+    assert any(text.startswith("Verdicts of 1 run") for text in run.shown("text/plain"))
 
 
 def test_a_number_changed_in_an_old_record_fails_it_by_name_and_so_it_is_recorded(

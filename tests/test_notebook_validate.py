@@ -45,7 +45,7 @@ DAMAGES: list[tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]] =
     (
         spoil_json,
         ("JSON columns: broken: tasks.input_data",),
-        ("tasks.input_data: 1 rows, by key: &#x27;t1&#x27;", "keep a copy of these rows"),
+        ("tasks.input_data: 1 row, by key: &#x27;t1&#x27;", "keep a copy of these rows"),
     ),
     (
         _virtual_table_with_a_hostile_name,

@@ -47,7 +47,7 @@ async def test_once_the_lost_parents_are_back_every_row_stands_as_it_stood(
     with untouched(path):
         plan = await nb.troubleshoot(database, put_back=quarantine.name)
     assert plan.ok
-    assert "1 rows of agents" in check_of(plan, "plan").observed
+    assert "1 row of agents" in check_of(plan, "plan").observed
     (await nb.troubleshoot(database, put_back=quarantine.name, repair=True)).raise_for_failures()
     assert all(backup.before_a_change for backup in list_backups(database.backup_dir)[0]), "never restored unasked"
     other = nb.resolve("development", db_path=path.with_name("other") / "abathur.db")

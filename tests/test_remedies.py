@@ -23,7 +23,7 @@ from situations import SITUATIONS, free, prepared
 import abathur_nb as nb
 from abathur_nb.report import Report
 from abathur_nb.settings import Settings
-from abathur_nb.wording import SHELL
+from abathur_nb.wording import SHELL, counted
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = "chmod|conda|df|du|export|find|fuser|ls|mkdir|mv|namei|papermill|python|rm|sqlite3|sudo"
@@ -87,6 +87,22 @@ def test_no_text_of_the_package_sends_anybody_to_a_shell_of_any_version() -> Non
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
         assert not [cell for cell in cells if re.search(r"\bsqlite3 ", "".join(cell["source"]))], notebook.name
+
+
+NOUNS = "backup|check|frame|line|object|reference|row|run|sample|snapshot|statement|table|value"
+# Never one: of a fixed number, or of many only; or it is said of the whole.
+MANY = "lines lack|runs name|runs are signed|frames (?:were|SQLite)|more tables|checks failed|rules hold|rows of …"
+
+
+def test_no_number_that_may_be_one_has_a_plural() -> None:
+    told = [
+        f"{path.relative_to(ROOT)}:{line}: {text}"
+        for path in sorted((ROOT / "abathur_nb").rglob("*.py"))
+        for line, text in texts(path)
+        if re.search(rf"… (?:archived |more )?(?:{NOUNS})s\b", text) and not re.search(MANY, text)
+    ]
+    assert told == []
+    assert [counted(number, "row") for number in (0, 1, 2, 1000)] == ["0 rows", "1 row", "2 rows", "1,000 rows"]
 
 
 def utf_16(path: Path) -> None:

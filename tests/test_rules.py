@@ -127,7 +127,7 @@ async def test_a_value_that_does_not_belong_is_named_by_column_and_key(
     assert failing(checks) == {check}  # a fault of the row, not of the file
     assert checks[check].observed == f"broken: {column} × 1"
     key = "'t1', -1" if name == "iteration" else KEYS.get(table, "1")
-    assert checks[check].evidence == (f"{column}: 1 rows, by key: {key}",)
+    assert checks[check].evidence == (f"{column}: 1 row, by key: {key}",)
 
 
 def test_every_rule_of_the_schema_has_its_kind_among_the_bad_rows() -> None:
@@ -172,7 +172,7 @@ async def test_each_null_where_a_value_is_required_is_named(database: Settings, 
     edit_schema(path, table, lax, line)
     checks = await validated(database)
     assert checks["required values"].observed == f"broken: {table}.{column} × 1"
-    assert re.fullmatch(rf"{table}\.{column}: 1 rows, by key: \S.*", checks["required values"].evidence[0])
+    assert re.fullmatch(rf"{table}\.{column}: 1 row, by key: \S.*", checks["required values"].evidence[0])
     assert "integrity" in failing(checks)
 
 
@@ -190,7 +190,7 @@ async def test_text_that_is_no_utf_8_is_found_in_each_column(database: Settings,
         run_sql(path, f"UPDATE {table} SET {column} = CAST(x'613a7b7dff' AS TEXT) WHERE {last}")
         check = (await checked(database))["readable text"]
         assert (check.status, check.observed) == ("fail", f"broken: {table}.{column} × 1")
-        assert check.evidence[0].startswith(f"{table}.{column}: 1 rows, by key: ")
+        assert check.evidence[0].startswith(f"{table}.{column}: 1 row, by key: ")
 
 
 NOT_UTF_8 = ["ff", "80", "e9", "c3", "c3a9c3", "e282", "c0af", "eda080", "f4908080", "61ff62", "e9746574"]
@@ -208,8 +208,8 @@ async def test_what_python_cannot_decode_is_named_with_whatever_key_it_has(datab
     assert failing(checks) == {"readable text"}
     key = f"{bytes.fromhex(text)!r} (rowid 1)"
     assert checks["readable text"].evidence == (
-        f"sessions.id: 1 rows, by key: {printable(key)}",
-        f"sessions.user_id: 1 rows, by key: {printable(key)}",
+        f"sessions.id: 1 row, by key: {printable(key)}",
+        f"sessions.user_id: 1 row, by key: {printable(key)}",
     )
     run_sql(database.db_path, "DELETE FROM sessions WHERE rowid = 1")
     assert failing(await validated(database)) == set()
@@ -227,12 +227,12 @@ async def test_a_broken_rule_and_text_that_is_no_utf_8_do_not_hide_each_other(da
     assert failing(checks) >= {"values", "readable text", "JSON limits", "tables"}
     unread = "audit: no such column: result"
     assert checks["values"].evidence == (
-        r"tasks.status: 1 rows, by key: b't\xff' (rowid 1)",
-        "metrics.metric_value: 1 rows, by key: 1",
+        r"tasks.status: 1 row, by key: b't\xff' (rowid 1)",
+        "metrics.metric_value: 1 row, by key: 1",
         unread,
     )
-    assert checks["readable text"].evidence == (r"tasks.id: 1 rows, by key: b't\xff' (rowid 1)", unread)
-    assert checks["JSON limits"].evidence[0].startswith("tasks.input_data: 1 rows, by key: 't2' (not JSON: ")
+    assert checks["readable text"].evidence == (r"tasks.id: 1 row, by key: b't\xff' (rowid 1)", unread)
+    assert checks["JSON limits"].evidence[0].startswith("tasks.input_data: 1 row, by key: 't2' (not JSON: ")
 
 
 @pytest.mark.parametrize(("table", "column"), EACH_JSON)
@@ -247,7 +247,7 @@ async def test_json_beyond_the_stores_limits_is_found_in_each_column(
     assert failing(checks) == {"JSON limits"}
     assert checks["JSON limits"].observed == f"broken: {table}.{column} × 1"
     (told,) = checks["JSON limits"].evidence
-    assert told.startswith(f"{table}.{column}: 1 rows, by key: ")
+    assert told.startswith(f"{table}.{column}: 1 row, by key: ")
     assert " (not JSON: Out of range float values are not JSON compliant" in told
 
 

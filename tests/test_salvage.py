@@ -248,7 +248,7 @@ async def test_a_table_with_rows_that_break_a_rule_is_not_called_intact(database
         file.write(bytes(100))
     told = check_of(await nb.troubleshoot(database, repair=True), "salvaged")
     assert "8 intact, 1 partly; it fails JSON columns" in told.observed
-    assert "tasks: partly, 1 rows, some of which break the rules, of 1" in told.evidence
+    assert "tasks: partly, 1 row, some of which break the rules, of 1" in told.evidence
 
 
 async def test_rows_that_only_the_log_holds_are_salvaged_too(database: Settings) -> None:
@@ -262,7 +262,7 @@ async def test_rows_that_only_the_log_holds_are_salvaged_too(database: Settings)
     assert Path(f"{path}-wal").read_bytes() == log
     told = check_of(report, "salvaged")
     assert f"its log of {len(log):,} bytes is counted" in told.observed
-    assert "tasks: intact, 1 rows" in told.evidence
+    assert "tasks: intact, 1 row" in told.evidence
 
 
 def another_application(path: Path) -> None:

@@ -115,7 +115,7 @@ def test_who_lacks_the_newer_rows_is_named_with_them(database: Settings) -> None
         run_sql(path, *_ROWS[1:4])
         report = asyncio.run(nb.troubleshoot(database))
         told = check_of(report, "open files").observed
-        assert f"PID {process.pid} alone holds 1 rows of memory_entries" in told
+        assert f"PID {process.pid} alone holds 1 row of memory_entries" in told
         assert f"it lacks 3 rows of memory_entries of {path}" in told
 
 

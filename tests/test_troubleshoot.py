@@ -169,8 +169,8 @@ async def test_rows_in_the_way_of_a_table_are_named_and_the_table_is_left(databa
     before = rows_of(path)
     report = await nb.troubleshoot(database, repair=True)
     told = check_of(report, "tables").observed
-    assert "1 rows with tasks.status outside its range" in told
-    assert "1 rows with metrics.filled is no column of sql/, and not empty" in told
+    assert "1 row with tasks.status outside its range" in told
+    assert "1 row with metrics.filled is no column of sql/, and not empty" in told
     assert rows_of(path) == before
     run_sql(path, "UPDATE tasks SET status = 'failed'", "UPDATE metrics SET filled = NULL")
     (await nb.troubleshoot(database, repair=True)).raise_for_failures()

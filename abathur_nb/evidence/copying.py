@@ -17,7 +17,7 @@ from abathur_nb.evidence.record import STARTED
 from abathur_nb.evidence.stores import LINE, Store, open_store
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import open_regular, read_regular
-from abathur_nb.wording import shown, some
+from abathur_nb.wording import counted, shown, some
 
 __all__ = ["command", "copy_archive"]
 
@@ -124,7 +124,8 @@ def command(arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"--archive: expected a directory, found {shown(archive)}: no copy is made of a copy")
     done: Mapping[str, list[str]] = copy_archive(archive, arguments.url)
     runs = sum(bool(LINE.fullmatch(name)) for name in done["copied"])
-    sys.stdout.write(f"copied {runs} lines of the ledger, {len(done['copied'])} objects in all, to {arguments.url}\n")
+    objects = counted(len(done["copied"]), "object")
+    sys.stdout.write(f"copied {counted(runs, 'line')} of the ledger, {objects} in all, to {arguments.url}\n")
     if left := done["left"]:
         sys.stdout.write(f"not copied, without a line in the ledger and no evidence: {', '.join(left)}\n")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.evidence.sanitizer import clean, picture_of
-from abathur_nb.wording import printable
+from abathur_nb.wording import counted, printable
 
 __all__ = ["render"]
 
@@ -107,7 +107,7 @@ def _of(status: str, checks: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]
 def _counts(checks: list[Mapping[str, Any]]) -> str:
     counts = Counter(str(check.get("status")) for check in checks)
     told = ", ".join(f"{counts[status]} {status}" for status in (*_FINDINGS, "pass", "skip") if counts[status])
-    return f"{len(checks)} checks: {told}." if checks else ""
+    return f"{counted(len(checks), 'check')}: {told}." if checks else ""
 
 
 def _facts(record: Mapping[str, Any], cells: list[dict[str, Any]], as_template: bool) -> Iterator[tuple[str, str]]:

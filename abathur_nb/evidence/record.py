@@ -21,7 +21,7 @@ from abathur_nb.notebooks import notebook_named
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.target import examine, wanted
-from abathur_nb.wording import as_user, shown, utc_now
+from abathur_nb.wording import as_user, counted, shown, utc_now
 
 __all__ = [
     "EXIT_CODES",
@@ -190,7 +190,7 @@ def summary(record: Mapping[str, Any]) -> str:
     lines = [
         f"{record['verdict'].upper()} {record['notebook']} of {record['env']}, run {record['run_id']}",
         f"{record['started_at']} to {record['ended_at']} UTC, {record['user']} on {record['host']}",
-        f"{len(checks)} checks, {len(failed)} failed or could not run",
+        f"{counted(len(checks), 'check')}, {len(failed)} failed or could not run",
         *failed,
         *([f"broke in cell {error['cell']}: {error['name']}: {error['message']}"] if error else []),
     ]

@@ -14,6 +14,7 @@ from abathur_nb.evidence.reading import Entry, archive_at, read_entry, run_ids
 from abathur_nb.evidence.statement import Checked, check_signers
 from abathur_nb.evidence.stores import local
 from abathur_nb.report import Check, Report, Status
+from abathur_nb.wording import counted
 
 __all__ = ["command", "verify_archive"]
 
@@ -23,7 +24,7 @@ _FIND_OUT = "find out who did it; trust a copy that verify passes"
 _RULES = {
     "ledger": (
         "each line whole, with its own hash and the hash of the line before",
-        "{lines} lines, each with the hash of the one before",
+        "{lines}, each with the hash of the one before",
         _FIND_OUT,
     ),
     "last line": ("a whole one", "it is whole", "it is no tampering: the next run of this environment closes it"),
@@ -34,12 +35,12 @@ _RULES = {
     ),
     "order": (
         "what each run, when it began, names as the last line was then the last line of this ledger",
-        "{begun} runs, each begun behind a line that stands",
+        "{begun}, each begun behind a line that stands",
         _FIND_OUT,
     ),
     "statements": (
         "each says in canonical form what the record and the hashes say",
-        "{statements} statements, as the records say",
+        "{statements}, as the records say",
         _FIND_OUT,
     ),
     "nothing else": (
@@ -75,11 +76,11 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
         found[rule].append(told)
     signatures = _signatures(statements, keys)
     count = {
-        "lines": len(ledger.lines),
+        "lines": counted(len(ledger.lines), "line"),
         "runs": len(entries),
         "archived": sum(entry.line is not None for entry in entries),
-        "begun": sum(entry.started is not None for entry in entries),
-        "statements": len(statements),
+        "begun": counted(sum(entry.started is not None for entry in entries), "run"),
+        "statements": counted(len(statements), "statement"),
     }
     checks = [
         Check.that(

@@ -42,7 +42,7 @@ from abathur_nb.sql import load_queries
 from abathur_nb.strays import strays_check
 from abathur_nb.target import refusal
 from abathur_nb.validate import file_checks
-from abathur_nb.wording import MB, shown, timestamp, utc_now
+from abathur_nb.wording import MB, counted, shown, timestamp, utc_now
 
 __all__ = ["COPIES", "back_up", "backup_database", "kept_before"]
 
@@ -278,13 +278,14 @@ def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
             "pass",
             expected="one snapshot, in one step",
             observed=f"{backup.path}, {backup.facts['bytes']:,} bytes, copied in {copied_s:.2f} s",
-            evidence=tuple(f"{name}: {count:,} rows" for name, count in content.rows.items()),
+            evidence=tuple(f"{name}: {counted(count, 'row')}" for name, count in content.rows.items()),
         ),
         Check(
             "proof",
             "pass",
             expected="restored, it holds the very rows of the snapshot",
-            observed=f"{content.total:,} rows, digest {content.digest[:12]}…; restored and validated in {took:.2f} s",
+            observed=f"{counted(content.total, 'row')}, digest {content.digest[:12]}…; "
+            f"restored and validated in {took:.2f} s",
             evidence=(
                 f"digest {content.digest}",
                 f"file {backup.facts['sha256_of_file']}",

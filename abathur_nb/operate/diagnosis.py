@@ -49,7 +49,7 @@ class Diagnosis:
 
 async def diagnose(settings: Settings) -> Diagnosis:
     """Find out what is wrong with the database at ``settings.db_path`` and what would mend it. Read-only."""
-    path = settings.db_path
+    path, restore = settings.db_path, RESTORE.format(restore_command(settings))
     if strays(path):  # what they hold is lost with them, and what is read or repaired meanwhile is half of the truth
         check, newer = await asyncio.to_thread(stray_rows, settings)
         return Diagnosis((check,), ("rescue",) if newer else ())
@@ -61,7 +61,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
         return Diagnosis((check,), ("complete" if begun else "move aside",))
     target = await identify(settings, refuses=("trigger",))  # which a repair would set off
     if target.state == "damaged":
-        return Diagnosis((replace(target.check, remedy=RESTORE.format(restore_command(settings))),), ("salvage",))
+        return Diagnosis((replace(target.check, remedy=restore),), ("salvage",))
     if target.check.status == "error":  # a hot journal, which only a writer may roll back
         return Diagnosis((replace(target.check, remedy=REPAIR),), ("roll back",))
     if target.state != "present":
@@ -75,10 +75,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
     version = await asyncio.to_thread(ask, "write version", path)
     if version > 2:
         observed = f"{path} is CORRUPT: its header has the write version {version}, so that SQLite only reads it"
-        return Diagnosis(
-            (*checks, Check("write version", "fail", "1 or 2", observed, RESTORE.format(restore_command(settings)))),
-            ("salvage",),
-        )
+        return Diagnosis((*checks, Check("write version", "fail", "1 or 2", observed, restore)), ("salvage",))
     try:
         async with connect(path, settings=settings) as conn:
             await add_functions(conn)

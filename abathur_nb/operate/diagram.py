@@ -9,7 +9,7 @@ import aiosqlite
 from abathur_nb.operate.arrangement import Box, Link
 from abathur_nb.operate.drawing import draw
 from abathur_nb.sql import load_queries
-from abathur_nb.wording import printable
+from abathur_nb.wording import counted, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,11 +86,11 @@ def _boxes(columns: Sequence[TableColumn], rows: dict[str, int]) -> list[Box]:
     for column in columns:
         marks = "P" * column.primary_key + "F" * bool(column.refers_to) + "U" * column.unique
         lines.setdefault(column.table, []).append((marks, column.column, column.type, column.required))
-    return [Box(table, f"{rows[table]:,} rows" if table in rows else "", tuple(of)) for table, of in lines.items()]
+    return [Box(table, counted(rows[table], "row") if table in rows else "", tuple(of)) for table, of in lines.items()]
 
 
 def _in_words(columns: Sequence[TableColumn], links: Sequence[Link]) -> str:
     tables = list(dict.fromkeys(column.table for column in columns))
     refers = "; ".join(f"{link.table}.{link.column} refers to {link.parent}.{link.parent_column}" for link in links)
-    words = f"Diagram of {len(tables)} tables: {', '.join(tables)}. {refers or 'None refers to another'}."
+    words = f"Diagram of {counted(len(tables), 'table')}: {', '.join(tables)}. {refers or 'None refers to another'}."
     return printable(words).replace("\n", "\\n")

@@ -24,7 +24,7 @@ from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.target import refusal
 from abathur_nb.values import MAX_BYTES, check_name, prefix_range, spellings
-from abathur_nb.wording import shown
+from abathur_nb.wording import counted, shown
 
 __all__ = ["Exploration", "explore"]
 
@@ -177,7 +177,8 @@ async def _schema(conn: aiosqlite.Connection, found: Exploration) -> Check:
         found.rows[name] = int(count)
     found.diagram = await read_diagram(conn, found.rows)
     references = sum(bool(column.refers_to) for column in found.diagram.columns)
-    return _seen("schema", f"{len(found.rows)} tables, {references} references, {sum(found.rows.values()):,} rows")
+    tables, rows = counted(len(found.rows), "table"), counted(sum(found.rows.values()), "row")
+    return _seen("schema", f"{tables}, {counted(references, 'reference')}, {rows}")
 
 
 async def _sessions(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> Check:
@@ -195,7 +196,7 @@ async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorati
         return _seen("session", "none yet", f"no session {shown(wanted.session)}" if wanted.session else "")
     number, members = _members(rows[0]["state"], wanted.limit, iter)
     events, happened = _members(rows[0]["events"], wanted.limit, reversed)
-    told = f"session {name}: {number:,} values of its state, {_of(wanted.limit, events, 'events')}"
+    told = f"session {name}: {counted(number, 'value')} of its state, {_of(wanted.limit, events, 'events')}"
     # Bounded as everything is, though the session was read whole.
     texts = (*(("state", *member) for member in members), *(("event", *member) for member in happened))
     found.session = Excerpt(("part", "name", "value"), texts, told, "an empty session")
@@ -256,5 +257,5 @@ async def _growth(conn: aiosqlite.Connection, found: Exploration) -> Check:
     days = sorted({day for counts in found.growth.days.values() for day in counts})
     told = f"rows of {len(days):,} days" + (f", {days[0]} to {days[-1]}" if days else "")
     undated = found.growth.undated
-    told += f"; {undated:,} rows have no time that is one: run validate.ipynb" if undated else ""
+    told += f"; {counted(undated, 'row')} without a valid timestamp: run validate.ipynb" if undated else ""
     return _seen("growth", told)

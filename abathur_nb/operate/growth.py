@@ -10,6 +10,7 @@ import aiosqlite
 
 from abathur_nb.operate.excerpt import Excerpt
 from abathur_nb.sql import load_queries
+from abathur_nb.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +59,7 @@ class Growth:
             busiest = max(sorted(found), key=lambda day: found[day])
             rows.append((table, sum(found.values()), *map(str, (min(found), max(found), busiest)), found[busiest]))
         heads = ("table", "rows", "first day", "last day", "busiest day", "rows that day")
-        caption = f"{self.undated:,} rows have no time that is one" if self.undated else ""
+        caption = f"{counted(self.undated, 'row')} without a valid timestamp" if self.undated else ""
         return Excerpt(heads, tuple(rows), caption, "no row yet")
 
 

@@ -15,7 +15,7 @@ from abathur_nb.parameters import check_ranges
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.strays import strays_check
-from abathur_nb.wording import SEE_CLOCK, age, is_ahead, shown
+from abathur_nb.wording import SEE_CLOCK, age, counted, is_ahead, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,13 +67,13 @@ async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 
     try:
         recorded, number = await read_recorded(settings, snapshot.taken_at - timedelta(days=keep_days))
         if number > SNAPSHOTS:
-            told = f"{number:,} snapshots, of which at most {SNAPSHOTS:,} are read, spread evenly"
+            told = f"{counted(number, 'snapshot')}, of which at most {SNAPSHOTS:,} are read, spread evenly"
             checks.append(Check("what was recorded", "pass", "it can be read", told))
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
         checks.append(Check("what was recorded", "error", "it can be read", fault.observed, fault.remedy))
     if ahead := [moment for moment, _ in recorded if is_ahead(moment, snapshot.taken_at)]:
-        observed = f"{len(ahead):,} samples, the last one {age(max(ahead), snapshot.taken_at)}: left out"
+        observed = f"{counted(len(ahead), 'sample')}, the last one {age(max(ahead), snapshot.taken_at)}: left out"
         checks.append(Check("what was recorded", "warn", "no sample of the future", observed, SEE_CLOCK))
         recorded = [one for one in recorded if one[0] not in ahead]
     if record:

@@ -24,7 +24,7 @@ from abathur_nb.schema import quoted
 from abathur_nb.settings import Settings
 from abathur_nb.target import refusal
 from abathur_nb.validate import file_checks
-from abathur_nb.wording import shown, url_fault
+from abathur_nb.wording import counted, shown, url_fault
 
 __all__ = ["check_name", "put_back_rows"]
 
@@ -69,9 +69,10 @@ async def put_back_rows(
         if not outcome.put:
             return Report(title, tuple(checks), subject=subject)
         tables = Counter(line.split(":")[0] for line in outcome.put)
+        put_back = ", ".join(f"{counted(number, 'row')} of {table}" for table, number in tables.items())
         steps = (
             f"back up {settings.db_path} as abathur_pre_put_back_… in {settings.backup_dir}, and prove that backup",
-            f"in one transaction, put back {', '.join(f'{n:,} rows of {table}' for table, n in tables.items())}",
+            f"in one transaction, put back {put_back}",
             f"validate {settings.db_path}",
         )
         facts = {
@@ -100,7 +101,7 @@ def _check(path: Path, outcome: _Outcome, count: int) -> Check:
     return Check.that(
         "quarantine",
         not outcome.in_the_way,
-        expected=f"all of its {count:,} rows can stand where they stood",
+        expected=f"all of its {counted(count, 'row')} can stand where they stood",
         observed=f"{observed}, {len(outcome.in_the_way):,} stay in the file" if outcome.in_the_way else observed,
         remedy="see the evidence; what these rows held stands in the file: write by hand what belongs there",
         otherwise="warn",

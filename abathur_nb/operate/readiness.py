@@ -18,7 +18,7 @@ from abathur_nb.operate.checklist import CHECKLIST, Line
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.table import Table
-from abathur_nb.wording import SEE_CLOCK, age, is_ahead, shown
+from abathur_nb.wording import SEE_CLOCK, age, counted, is_ahead, shown
 
 __all__ = ["Readiness", "readiness"]
 
@@ -120,7 +120,7 @@ class _Archive:
         failed = [check.observed for check in verified.checks if check.failed]
         # The order of the ledger, which no clock turns.
         archived = sorted((run for run in ours if run.entry.line), key=_number)
-        observed = failed[0] if failed else f"{folder}, {len(archived)} archived runs of {settings.db_path}"
+        observed = failed[0] if failed else f"{folder}, {counted(len(archived), 'archived run')} of {settings.db_path}"
         check = _archive_check(settings, not failed, observed)
         return cls(settings, check, archived, [run for run in ours if _changed(run)])
 

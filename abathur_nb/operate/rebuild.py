@@ -11,6 +11,7 @@ from abathur_nb.expected import SchemaObject, column_checks, expected_columns, e
 from abathur_nb.operate.rows import doomed, model
 from abathur_nb.schema import Differences, quoted
 from abathur_nb.sql import load_queries, normalized
+from abathur_nb.wording import counted
 
 __all__ = ["Step", "lacking", "rebuild_table", "repair_indexes"]
 
@@ -25,7 +26,7 @@ class Step(NamedTuple):
 
     def __str__(self) -> str:
         text = " ".join(self.sql.split()) if "--" not in self.sql else normalized(self.sql)
-        return f"{text};" + ("" if self.rows is None else f" -- {self.rows:,} {'row' if self.rows == 1 else 'rows'}")
+        return f"{text};" + ("" if self.rows is None else f" -- {counted(self.rows, 'row')}")
 
 
 def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -> list[Step]:
@@ -118,12 +119,12 @@ async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[s
     told = []
     for what, condition in asked.items():
         ((count,),) = await conn.execute_fetchall(_counting(table, condition))
-        told += [f"{count:,} rows with {what}"] if count else []
+        told += [f"{counted(count, 'row')} with {what}"] if count else []
     for columns in dict.fromkeys((key, *(name.replace(",", ", ") for name in unique))):
         ((count,),) = await conn.execute_fetchall(
             f"SELECT count(*) FROM (SELECT 1 FROM {table} GROUP BY {columns} HAVING count(*) > 1)"
         )
-        told += [f"{count:,} values of {table}.{columns} that come more than once"] if count else []
+        told += [f"{counted(count, 'value')} of {table}.{columns} found more than once"] if count else []
     return told
 
 

@@ -12,7 +12,7 @@ from abathur_nb.operate.gauges import GAUGES, UP, Sample, Snapshot
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
-from abathur_nb.wording import moment_of, timestamp
+from abathur_nb.wording import counted, moment_of, timestamp
 
 __all__ = ["SNAPSHOTS", "Moment", "read_recorded", "record_snapshot"]
 
@@ -38,7 +38,10 @@ async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int
         fault = explain_error(settings.db_path, error)
         return Check(_NAME, "error", expected, f"nothing was written: {fault.observed}", fault.remedy)
     return Check(
-        _NAME, "pass", expected, f"{len(rows):,} rows written to the table metrics, {removed:,} old ones removed"
+        _NAME,
+        "pass",
+        expected,
+        f"{counted(len(rows), 'row')} written to the table metrics, {removed:,} old ones removed",
     )
 
 

@@ -28,7 +28,7 @@ from abathur_nb.settings import Settings
 from abathur_nb.strays import strays_check
 from abathur_nb.target import journal_of
 from abathur_nb.validate import file_checks
-from abathur_nb.wording import MB
+from abathur_nb.wording import MB, counted
 
 __all__ = ["Source", "finish_begun", "place_for_scratch", "read_source", "replace_content"]
 
@@ -197,7 +197,7 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
             "drill",
             not failed,
             expected="what is restored has the backup's content and passes validate",
-            observed=f"{new.content.total:,} rows restored, digest {new.content.digest[:12]}…"
+            observed=f"{counted(new.content.total, 'row')} restored, digest {new.content.digest[:12]}…"
             + (f"; failed: {failed}" if failed else ""),
             remedy="drill with another backup, and run validate on the database that this one was taken of",
         ),
@@ -281,8 +281,8 @@ def _content(wanted: Content, found: Content, written_since: bool = False) -> Ch
     return Check.that(
         "content",
         found == wanted,
-        expected=f"{wanted.total:,} rows, digest {wanted.digest[:12]}…",
-        observed=f"{found.total:,} rows, digest {found.digest[:12]}…{since}",
+        expected=f"{counted(wanted.total, 'row')}, digest {wanted.digest[:12]}…",
+        observed=f"{counted(found.total, 'row')}, digest {found.digest[:12]}…{since}",
         remedy="stop who writes, see which rows are new, and restore again",
         otherwise="warn" if written_since else "fail",
     )

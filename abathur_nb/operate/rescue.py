@@ -19,6 +19,7 @@ from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.strays import Stray, strays, strays_check
 from abathur_nb.target import restore_command
+from abathur_nb.wording import counted
 
 __all__ = ["rescue", "stray_rows"]
 
@@ -63,7 +64,7 @@ async def rescue(settings: Settings) -> list[Check]:
             except (sqlite3.Error, RefusedError):  # pages of another moment: its database was written to by others
                 done.append(replace(await salvage(copy), name=f"rescued from PID {stray.pid}"))
                 continue
-        observed = f"{kept.path}: {kept.content.total:,} rows, as PID {stray.pid} sees them, proven"
+        observed = f"{kept.path}: {counted(kept.content.total, 'row')}, as PID {stray.pid} sees them, proven"
         remedy = f"{_END}; to put them in place of the database: {restore_command(settings)} -p backup {kept.path.name}"
         done.append(Check(f"rescued from PID {stray.pid}", "warn", "its rows in a file", observed, remedy))
     return [*done, replace(strays_check(settings.db_path), remedy=_END.removeprefix("then "))]
@@ -92,6 +93,6 @@ def _only_in(conn: sqlite3.Connection, one: str, other: str) -> str:
             if has(one, table):
                 ((rows,),) = conn.execute(f"SELECT count(*) FROM (SELECT * FROM {one}.{table} {rest})").fetchall()
                 if rows:
-                    yield f"{rows:,} rows of {table}"
+                    yield f"{counted(rows, 'row')} of {table}"
 
     return ", ".join(counts())

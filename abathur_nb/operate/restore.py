@@ -20,7 +20,7 @@ from abathur_nb.operate.replacement import Source, place_for_scratch, read_sourc
 from abathur_nb.operate.transfer import open_copy
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
-from abathur_nb.wording import SEE_CLOCK, age, duration, is_ahead, shown
+from abathur_nb.wording import SEE_CLOCK, age, counted, duration, is_ahead, shown
 
 __all__ = ["restore_database"]
 
@@ -118,8 +118,8 @@ def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: Sequence[s
         "backup",
         not told,
         expected="the newest of this database, which passed validation",
-        observed="; ".join([f"{backup.path}, {backup.content.total:,} rows, {age(backup.taken_at)}", *told]),
+        observed="; ".join([f"{backup.path}, {counted(backup.content.total, 'row')}, {age(backup.taken_at)}", *told]),
         remedy="see that this is the one that you want; validate the database once it is restored",
         otherwise="warn",
-        evidence=[f"{name}: {count:,} rows" for name, count in backup.content.rows.items()],
+        evidence=[f"{name}: {counted(count, 'row')}" for name, count in backup.content.rows.items()],
     )

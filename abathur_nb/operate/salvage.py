@@ -28,6 +28,7 @@ from abathur_nb.settings import Settings
 from abathur_nb.sql import tokens
 from abathur_nb.target import restore_command
 from abathur_nb.validate import file_checks
+from abathur_nb.wording import counted
 
 __all__ = ["salvage", "salvage_path"]
 
@@ -80,7 +81,7 @@ async def salvage(settings: Settings) -> Check:
         "salvaged",
         "warn",
         "what can still be read, in a file of its own; intact says that no row is missing, not that none was altered",
-        f"{path}{before}: {rows:,} rows; of {len(tables)} tables {told}; {valid}{log}",
+        f"{path}{before}: {counted(rows, 'row')}; of {counted(len(tables), 'table')} {told}; {valid}{log}",
         f"either restore a backup: {restore_command(settings)}; then copy from this file what is newer\n"
         f"or put this file in place: {_in_place(settings, path)}",
         (*lines, *notes),
@@ -162,7 +163,7 @@ class _Table:
     @property
     def verdict(self) -> str:
         """Say whether the table is intact, partly saved, or lost."""
-        missing, rows = self.indexed - self.rows, f"{len(self.rows):,} rows"
+        missing, rows = self.indexed - self.rows, counted(len(self.rows), "row")
         if self.strays:
             rows += f" ({self.strays:,} of them from pages outside of its tree)"
         if self.rows and self.is_altered:
@@ -302,7 +303,7 @@ def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> l
                 table.save(conn, rowid, values)
                 table.strays += 1
     return (
-        [f"{unknown:,} rows of pages outside of any tree fit no damaged table, deleted rows among them"]
+        [f"{counted(unknown, 'row')} of pages outside of any tree fit no damaged table, deleted rows among them"]
         if unknown
         else []
     )

@@ -19,7 +19,7 @@ from abathur_nb.operate.measuring import measure
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.target import refusal
-from abathur_nb.wording import MB
+from abathur_nb.wording import MB, counted
 from abathur_nb.workloads import one_cpu
 
 __all__ = ["take_snapshot"]
@@ -50,7 +50,7 @@ async def take_snapshot(settings: Settings) -> tuple[Snapshot, Report]:
     up = (Sample(UP, float(report is None)), Sample(TAKEN, now.timestamp()))
     snapshot = Snapshot(now, place_of(settings), (*up, *around, *samples))
     took = (datetime.now(UTC) - now).total_seconds()
-    observed = f"{len(snapshot.samples)} values of {settings.db_path}, in {took:.2f} s"
+    observed = f"{counted(len(snapshot.samples), 'value')} of {settings.db_path}, in {took:.2f} s"
     part = [f"{s.labels['of']} from {s.value:.2%} of the rows" for s in samples if s.name == READ and s.value < 1]
     observed += f"; estimates: {', '.join(part)}" if part else ""
     return snapshot, report or Report(_NAME, (Check(_NAME, "pass", "the database is measured", observed),))

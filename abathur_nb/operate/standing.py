@@ -18,6 +18,7 @@ from abathur_nb.operate.transfer import open_copy
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.target import examine, explain_unopened, spoilt_ids, version_fault
+from abathur_nb.wording import counted
 
 __all__ = ["Form", "Standing", "form_of", "look"]
 
@@ -105,7 +106,7 @@ async def _look(settings: Settings, live: Path) -> Standing:
             return Standing("unreadable", unread, path)
         return Standing("forbidden", _check(explained.observed, explained.remedy), path)
     rows = ", ".join(f"{name} {count:,}" for name, count in content.rows.items() if count)
-    observed = f"{path}, {content.total:,} rows: {rows or 'none'}"
+    observed = f"{path}, {counted(content.total, 'row')}: {rows or 'none'}"
     seen = Check(_NAME, "pass", observed=observed, evidence=(f"digest {content.digest}",))
     return Standing("readable", seen, path, content, form)
 

@@ -16,7 +16,7 @@ from abathur_nb.locks import posix_locks
 from abathur_nb.operate.aside import new_folder, require_unused, users_of
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
-from abathur_nb.wording import MB, process_name
+from abathur_nb.wording import MB, counted, process_name
 
 __all__ = [
     "Look",
@@ -149,7 +149,7 @@ def log_check(path: Path) -> Check:
         "log",
         found["torn"] < 0,
         expected=expected,
-        observed=f"{found['read']:,} frames" if found["torn"] < 0 else damaged,
+        observed=counted(found["read"], "frame") if found["torn"] < 0 else damaged,
         remedy=f"stop its writers, then copy the database with its log before it is opened again: {copy}",
     )
 

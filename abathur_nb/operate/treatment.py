@@ -17,6 +17,7 @@ from abathur_nb.schema import Differences, quoted, read_schema
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.target import restore_command
+from abathur_nb.wording import counted
 
 __all__ = ["REPAIR", "RESTORE", "Treatment", "statistics_check", "treat"]
 
@@ -202,7 +203,7 @@ async def statistics_check(conn: aiosqlite.Connection, found: Treatment) -> Chec
     for table, then in told.items():
         ((now,),) = await conn.execute_fetchall(f"SELECT count(*) FROM {table} NOT INDEXED")
         if max(now, then) >= _FEW and max(now, then) > _STALE * min(now, then):
-            stale.append(f"{table}: {then:,} rows when analysed, {now:,} now")
+            stale.append(f"{table}: {counted(then, 'row')} when analysed, {now:,} now")
     if stale:
         found.steps.append(Step("ANALYZE"))
         found.remedies["statistics"] = REPAIR
@@ -211,7 +212,7 @@ async def statistics_check(conn: aiosqlite.Connection, found: Treatment) -> Chec
         "statistics",
         not stale,
         expected=f"none, or not off by more than {_STALE} times",
-        observed="; ".join(stale) or (f"of {len(told)} tables" if told else "none"),
+        observed="; ".join(stale) or (f"of {counted(len(told), 'table')}" if told else "none"),
         remedy=REPAIR,
         otherwise="warn",
     )

@@ -25,6 +25,7 @@ from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.target import identify, wanted
 from abathur_nb.validate import file_checks
+from abathur_nb.wording import counted
 
 __all__ = ["troubleshoot"]
 
@@ -98,7 +99,7 @@ def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     steps = [f"back up {settings.db_path} as abathur_pre_repair_… in {settings.backup_dir}, and prove that backup"]
     if found.changes:
         rows = sum(count for _, count in found.changes)
-        steps.append(f"write the {rows:,} rows that are changed, as they are, to {settings.backup_dir}/quarantine")
+        steps.append(f"write what is changed, {counted(rows, 'row')} as before, to {settings.backup_dir}/quarantine")
     if found.steps:
         steps.append("in one transaction:\n" + "\n".join(f"     {step}" for step in found.steps))
     return (*steps, *deeds, f"validate {settings.db_path}")
@@ -182,22 +183,23 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
             for step in found.steps:
                 cursor = await conn.execute(step.sql)
                 if step.rows not in (None, cursor.rowcount):
-                    observed = f"{step.sql} changed {cursor.rowcount:,} rows, not {step.rows:,}: nothing was repaired"
-                    raise RefusedError(observed, "look at it again")
+                    changed = f"{step.sql} changed {counted(cursor.rowcount, 'row')}, not {step.rows:,}"
+                    raise RefusedError(f"{changed}: nothing was repaired", "look at it again")
                 await cursor.close()
             after = sum(row["number"] for row in await conn.execute_fetchall(violations))
             if after > before:
-                observed = f"{after:,} references without a row would stand there, {before:,} do: nothing was repaired"
-                raise RefusedError(observed, "restore a backup")
+                worse = f"{counted(after, 'reference')} without a row after the repair, {before:,} before"
+                raise RefusedError(f"{worse}: nothing was repaired", "restore a backup")
             await run_to_end(conn.execute_fetchall("COMMIT"))
         except BaseException:
             if conn.in_transaction and kept:
                 kept.unlink()  # of rows that are as they were
             raise
-    checks = [Check("transaction", "pass", "all statements of the plan", f"{len(found.steps)} statements committed")]
+    committed = f"{counted(len(found.steps), 'statement')} committed"
+    checks = [Check("transaction", "pass", "all statements of the plan", committed)]
     if kept:
-        observed = f"{kept}: {sum(count for _, count in found.changes):,} rows, each whole and as it was"
-        lost = tuple(f"{change.sql}; -- {count:,} rows" for change, count in found.changes)
+        observed = f"{kept}: {counted(sum(count for _, count in found.changes), 'row')}, each whole and as it was"
+        lost = tuple(f"{change.sql}; -- {counted(count, 'row')}" for change, count in found.changes)
         remedy = f"to put back what can be put back: -p put_back {kept.name}"
         checks.append(Check("quarantine", "warn", "every changed row is accounted for", observed, remedy, lost))
     return checks
