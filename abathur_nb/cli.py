@@ -54,7 +54,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("-p", "--parameter", nargs=2, metavar=("NAME", "VALUE"), dest="parameters", help=words, **several)
     words = "a YAML file of parameters, NAME: VALUE, of at most 64 KiB"
     add("-f", "--file", metavar="FILE", dest="files", help=words, **several)
-    add("-y", "--yaml", metavar="YAML", help="the same as text", **several)
     add("--timeout", default=_RUN_S, metavar="SECONDS", help="a limit for each run; %(default)s")
     add("--cell-timeout", metavar="SECONDS", help="a limit for each cell; none by default")
     add("--no-html", action="store_true", help="leave out the page")
@@ -63,8 +62,6 @@ def make_parser() -> argparse.ArgumentParser:
         "archive", "evidence.archive", "archive a notebook that plain papermill, or JupyterLab, has executed"
     )
     archive.add_argument("notebook", metavar="OUT.ipynb", help="a notebook that was executed, and that sealed its run")
-    for one in (run, archive):
-        one.add_argument("--pdf", action="store_true", help="print the page as well, with Chromium, if one is there")
 
     runs = command("runs", "evidence.listing", "list the runs of an archive: when, what, verdict, duration, who")
     runs.add_argument("--json", action="store_true", help="one JSON object a line, for programs")

@@ -14,7 +14,15 @@ from pathlib import Path
 
 from patience import HANGING_S
 
-from abathur_nb.evidence.pdf import FLAGS
+# The page asks nothing of any host; these keep the browser itself from doing so, and from whatever it was set to.
+FLAGS = tuple(
+    f"--{flag}"
+    for flag in (
+        *("headless", "disable-gpu", "disable-quic", "disable-extensions", "disable-default-apps", "disable-sync"),
+        *("no-first-run", "disable-background-networking", "disable-component-update", "disable-dev-shm-usage"),
+        "proxy-server=127.0.0.1:9",  # the discard port, where nobody listens
+    )
+)
 
 # Called by a hostile value that runs, in whatever frame or window it does, and without a quotation mark.
 CANARY = "top.postMessage({number},String.fromCharCode(42))"

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import FLAGS
 from patience import HANGING_S
 from playwright.sync_api import Page, sync_playwright
 from servers import free_ports, wait_until
 
-from abathur_nb.evidence.pdf import FLAGS, find_browser
 from abathur_nb.evidence.reading import Entry, read_archive
 from abathur_nb.notebooks import NOTEBOOKS
 
@@ -125,7 +125,9 @@ def answers(url: str) -> bool:
 def browser() -> Iterator[Any]:
     arguments = [flag for flag in FLAGS if not flag.startswith(("--headless", "--proxy"))]
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=find_browser(), args=[*arguments, "--no-sandbox"])
+        launched = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=[*arguments, "--no-sandbox"]
+        )
         yield launched
         launched.close()
 

@@ -28,6 +28,16 @@ DECLARED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def file_of(text: str) -> str:
+    Path("y").write_text(text, encoding="utf-8", errors="surrogateescape")
+    return "y"
+
+
 def parsed(*arguments: str) -> argparse.Namespace:
     return make_parser().parse_args(["run", "x", *arguments])
 
@@ -40,7 +50,7 @@ def read(*arguments: str) -> tuple[dict[str, object], list[str]]:
 
 
 def yaml_of(text: str) -> tuple[dict[str, object], list[str]]:
-    return read("-y", text)
+    return read("-f", file_of(text))
 
 
 @pytest.mark.parametrize(
@@ -133,17 +143,17 @@ def test_yaml_is_read_by_the_declared_type_too(text: str, values: dict[str, obje
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("- a", "-y: expected a mapping NAME: VALUE, found no mapping"),
-        ("rows", "-y: expected a mapping NAME: VALUE, found no mapping"),
-        ("", "-y: expected a mapping NAME: VALUE, found nothing"),
-        ("# nothing", "-y: expected a mapping NAME: VALUE, found nothing"),
-        ("rows: 5\n---\nrows: 6", "-y: expected a mapping NAME: VALUE, found more than one document"),
-        ("rows: [5]", "-y: expected a mapping NAME: VALUE, found a list in it"),
-        ("rows: {a: 5}", "-y: expected a mapping NAME: VALUE, found a mapping in it"),
-        ("[a]: 5", "-y: expected a mapping NAME: VALUE, found a list in it"),
-        ("? {a: b}\n: 5", "-y: expected a mapping NAME: VALUE, found a mapping in it"),
-        ("[" * 10_000, "-y: expected a mapping NAME: VALUE, found no mapping"),
-        ("a: " + "[" * 10_000, "-y: expected a mapping NAME: VALUE, found a list in it"),
+        ("- a", "-f y: expected a mapping NAME: VALUE, found no mapping"),
+        ("rows", "-f y: expected a mapping NAME: VALUE, found no mapping"),
+        ("", "-f y: expected a mapping NAME: VALUE, found nothing"),
+        ("# nothing", "-f y: expected a mapping NAME: VALUE, found nothing"),
+        ("rows: 5\n---\nrows: 6", "-f y: expected a mapping NAME: VALUE, found more than one document"),
+        ("rows: [5]", "-f y: expected a mapping NAME: VALUE, found a list in it"),
+        ("rows: {a: 5}", "-f y: expected a mapping NAME: VALUE, found a mapping in it"),
+        ("[a]: 5", "-f y: expected a mapping NAME: VALUE, found a list in it"),
+        ("? {a: b}\n: 5", "-f y: expected a mapping NAME: VALUE, found a mapping in it"),
+        ("[" * 10_000, "-f y: expected a mapping NAME: VALUE, found no mapping"),
+        ("a: " + "[" * 10_000, "-f y: expected a mapping NAME: VALUE, found a list in it"),
         ("rows: !!int 5", "found a tag or an anchor at '5'"),
         ("rows: !!str 5", "found a tag or an anchor at '5'"),
         ("rows: ! 5", "found a tag or an anchor at '5'"),
@@ -156,25 +166,25 @@ def test_yaml_is_read_by_the_declared_type_too(text: str, values: dict[str, obje
         ("a: &a [x, x]\nb: &b [*a, *a]\nrows: *b", "found a list in it"),
         ("a: &a x\nrows: {b: *a}", "found a tag or an anchor at 'x'"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "found a list in it"),
-        ("rows: 5: 6", "-y: broken YAML: mapping values are not allowed here"),
-        ("rows: 'open", "-y: broken YAML: while scanning a quoted scalar"),
-        ("rows:\t- 5", "-y: broken YAML: "),
-        ("rows: \x00", "-y: broken YAML: unacceptable character"),
-        ("rows: \udc80", "-y: broken YAML: unacceptable character"),
-        ("\ufeffrows: 5", "-y: expected at most 64 KiB of UTF-8 without a byte order mark"),
-        ("rows: 5 #" + "x" * 70_000, "-y: expected at most 64 KiB of UTF-8 without a byte order mark"),
-        ("rows: 5\nrows: 6", "rows: given twice (from -y, -y)"),
-        ('rows: 5\n"rows": 6', "rows: given twice (from -y, -y)"),
-        ("rows: '5'", "rows (from -y): expected int without quotation marks, found '5'"),
-        ('dry_run: "true"', "dry_run (from -y): expected bool without quotation marks, found 'true'"),
-        ("dry_run: yes", "dry_run (from -y): expected True or False, found 'yes'"),
-        ("rows: |\n  5\n", "rows (from -y): expected int without quotation marks"),
-        ("db_path: |\n  /a\n  /b\n", "db_path (from -y): expected printable characters"),
-        ("rows: 0o17", "rows (from -y): expected a whole number in plain digits, found '0o17'"),
-        ("rows: 1_000", "rows (from -y): expected a whole number in plain digits, found '1_000'"),
-        ("rows: 1:30", "rows (from -y): expected a whole number in plain digits, found '1:30'"),
-        ("rows: ~", "rows (from -y): expected int, and no null, found '~'"),
-        ("share: .inf", "share (from -y): expected a number in plain digits"),
+        ("rows: 5: 6", "-f y: broken YAML: mapping values are not allowed here"),
+        ("rows: 'open", "-f y: broken YAML: while scanning a quoted scalar"),
+        ("rows:\t- 5", "-f y: broken YAML: "),
+        ("rows: \x00", "-f y: broken YAML: unacceptable character"),
+        ("rows: \udc80", "-f y: expected UTF-8, found another encoding"),
+        ("\ufeffrows: 5", "-f y: expected UTF-8 without a byte order mark"),
+        ("rows: 5 #" + "x" * 70_000, "-f y: expected at most 65,536 bytes"),
+        ("rows: 5\nrows: 6", "rows: given twice (from -f y, -f y)"),
+        ('rows: 5\n"rows": 6', "rows: given twice (from -f y, -f y)"),
+        ("rows: '5'", "rows (from -f y): expected int without quotation marks, found '5'"),
+        ('dry_run: "true"', "dry_run (from -f y): expected bool without quotation marks, found 'true'"),
+        ("dry_run: yes", "dry_run (from -f y): expected True or False, found 'yes'"),
+        ("rows: |\n  5\n", "rows (from -f y): expected int without quotation marks"),
+        ("db_path: |\n  /a\n  /b\n", "db_path (from -f y): expected printable characters"),
+        ("rows: 0o17", "rows (from -f y): expected a whole number in plain digits, found '0o17'"),
+        ("rows: 1_000", "rows (from -f y): expected a whole number in plain digits, found '1_000'"),
+        ("rows: 1:30", "rows (from -f y): expected a whole number in plain digits, found '1:30'"),
+        ("rows: ~", "rows (from -f y): expected int, and no null, found '~'"),
+        ("share: .inf", "share (from -f y): expected a number in plain digits"),
     ],
 )
 def test_yaml_that_is_no_plain_mapping_is_refused_in_one_line(
@@ -186,17 +196,17 @@ def test_yaml_that_is_no_plain_mapping_is_refused_in_one_line(
     for fault in faults:
         assert fault.isprintable()
         assert len(fault) < 400
-    assert list(tmp_path.iterdir()) == [], "code of a parameter has run"
+    assert [path.name for path in tmp_path.iterdir()] == ["y"], "code of a parameter has run"
 
 
 def test_a_null_for_a_parameter_that_must_have_a_value_is_refused() -> None:
     _, faults = values_of_env("env:")
-    assert faults == ["env (from -y): expected str, and no null, found ''"]
+    assert faults == ["env (from -f y): expected str, and no null, found ''"]
 
 
 def values_of_env(text: str) -> tuple[dict[str, object], list[str]]:
     faults: list[str] = []
-    given = read_given(parsed("-y", text), faults)
+    given = read_given(parsed("-f", file_of(text)), faults)
     return values_for(DECLARED, given, faults), faults
 
 
@@ -240,21 +250,21 @@ def test_a_file_that_is_none_or_too_large_is_refused_without_a_wait(tmp_path: Pa
         ("--env", "a", "-p", "env", "a"),
         ("--env", "a", "--env", "b"),
         ("-p", "env", "a", "-p", "env", "b"),
-        ("--env", "a", "-y", "env: b"),
-        ("-p", "env", "a", "-y", "env: a"),
+        ("--env", "a", "-f", "env: b"),
+        ("-p", "env", "a", "-f", "env: a"),
     ],
 )
 def test_a_parameter_that_is_given_twice_is_refused(arguments: tuple[str, ...]) -> None:
     faults: list[str] = []
-    read_given(parsed(*arguments), faults)
+    read_given(parsed(*(file_of(word) if ":" in word else word for word in arguments)), faults)
     (fault,) = faults
     assert fault.startswith("env: given twice (from ")
 
 
-@pytest.mark.parametrize("arguments", [("--env", "a"), ("-p", "env", "a"), ("-y", "env: a")])
+@pytest.mark.parametrize("arguments", [("--env", "a"), ("-p", "env", "a"), ("-f", "env: a")])
 def test_the_environment_may_be_given_in_any_way_but_must_be_given(arguments: tuple[str, ...]) -> None:
     faults: list[str] = []
-    (given,) = read_given(parsed(*arguments), faults)
+    (given,) = read_given(parsed(*(file_of(word) if ":" in word else word for word in arguments)), faults)
     assert (given.name, given.text, faults) == ("env", "a", [])
     read_given(parsed(), faults)
     assert faults == ["env: expected --env ENV, the environment to run in, found none"]

@@ -135,7 +135,7 @@ def test_without_html_there_is_no_page(database: Settings) -> None:
     [
         ("validate", "--env", "development", "-p", "enviroment", "production"),
         ("validate", "--env", "development", "-p", "x=1;open('canary','w').close();y", "1"),
-        ("validate", "--env", "development", "-y", "'x=1;open(''canary'',''w'').close();y': 1"),
+        ("validate", "--env", "development", "-f", "code-in-a-name.yaml"),
         ("validate", "--env", "'); open('canary','w').close(); ('"),
         ("validate", "--env", "prod"),
         ("validate", "--env", ""),
@@ -143,8 +143,8 @@ def test_without_html_there_is_no_page(database: Settings) -> None:
         ("validate",),
         ("validate", "--env", "development", "-p", "env", "development"),
         ("validate", "--env", "development", "-f", "missing.yaml"),
-        ("validate", "--env", "development", "-y", "- a"),
-        ("validate", "--env", "development", "-y", "a: !!python/object/apply:os.system ['touch canary']"),
+        ("validate", "--env", "development", "-f", "list.yaml"),
+        ("validate", "--env", "development", "-f", "object.yaml"),
         ("validate", "--env", "development", "--timeout", "0"),
         ("validate", "--env", "development", "--cell-timeout", "soon"),
         ("benchmark", "--env", "development", "-p", "rows", "0"),
@@ -164,6 +164,13 @@ def test_without_html_there_is_no_page(database: Settings) -> None:
 def test_a_fault_of_the_arguments_is_refused_before_anything_is_begun(
     given: tuple[str, ...], database: Settings, home: Path, sockets: Path
 ) -> None:
+    files = {
+        "code-in-a-name.yaml": "'x=1;open(''canary'',''w'').close();y': 1",
+        "list.yaml": "- a",
+        "object.yaml": "a: !!python/object/apply:os.system ['touch canary']",
+    }
+    for name, text in files.items():
+        Path(name).write_text(text)
     write_notebook(Path("no-guard.ipynb"))
     notebook = json.loads(Path("no-guard.ipynb").read_text())
     del notebook["cells"][1]
@@ -178,17 +185,17 @@ def test_a_fault_of_the_arguments_is_refused_before_anything_is_begun(
     assert "abathur_nb" in done.err.splitlines()[-1]
     assert not database.archive_dir.exists(), "no record"
     assert os.stat(sockets).st_mtime_ns == before, "a kernel was begun"
-    assert {path.name for path in Path().iterdir()} == {"no-guard.ipynb"}
+    assert {path.name for path in Path().iterdir()} == {"no-guard.ipynb", *files}
     assert not list(home.glob("abathur*"))
 
 
 def test_all_faults_are_told_at_once_a_line_each(database: Settings) -> None:
     done = run(
         *("init", "validat", "--env", "prod", "-p", "dry_run", "yes", "-p", "db_path", "file:x"),
-        *("-y", "- a", "-f", "missing", "--timeout", "-1", "--cell-timeout", "x"),
+        *("-f", "missing", "--timeout", "-1", "--cell-timeout", "x"),
     )
     assert done.code == 2
-    for words in ("'validat'", "did you mean validate", "dry_run", "file:x", "-y:", "-f missing:", "--timeout", "'x'"):
+    for words in ("'validat'", "did you mean validate", "dry_run", "file:x", "-f missing:", "--timeout", "'x'"):
         (_,) = (line for line in done.err.splitlines() if words in line)
     assert "did you mean production?" in done.err
     assert not database.archive_dir.exists()

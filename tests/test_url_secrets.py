@@ -92,8 +92,8 @@ COMMANDS = [
     *(["metrics", "--output", "{}"], ["metrics", "--db-path", "{}"], ["run", "{}", "--env", "development"]),
 ]
 RUNS = [
-    *(["-p", "archive", "{}"], ["-y", 'archive: "{}"'], ["-y", 'db_path: "{}"'], ["-p", "{}", "x"], ["-f", "{}"]),
-    *(["-y", "{}"], ["--timeout", "{}"], ["--cell-timeout", "{}"], ["--nothing", "{}"], ["--no-html={}"]),
+    *(["-p", "archive", "{}"], ["-p", "{}", "x"], ["-f", "{}"]),
+    *(["--timeout", "{}"], ["--cell-timeout", "{}"], ["--nothing", "{}"], ["--no-html={}"]),
 ]
 
 

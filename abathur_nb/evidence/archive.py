@@ -17,10 +17,9 @@ from abathur_nb.evidence import page, statement
 from abathur_nb.evidence.canonical import sha256, unsealed
 from abathur_nb.evidence.identity import shipped_notebook
 from abathur_nb.evidence.ledger import RUN_ID, append, require_no_line
-from abathur_nb.evidence.pdf import Printer, printer
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
 from abathur_nb.evidence.reading import read_entry, run_ids
-from abathur_nb.evidence.record import NOTEBOOK, PAGE, PDF, RECORD, STARTED, STATEMENT
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.source import LONGEST, read_file, read_notebook, same_cells
 from abathur_nb.files import fsync, locked, read_regular, write_durably
@@ -36,15 +35,14 @@ def keep(
     notebook: Mapping[str, Any],
     *,
     html: bool = True,
-    print_pdf: Printer | None = None,
     as_template: bool = False,
 ) -> dict[str, Any]:
     """Put an executed notebook beside the sealed record of its run, and close the run with its line in the ledger.
 
-    Writes the notebook and (``html``) its page, the home directory written ``~`` in both, what ``print_pdf`` makes of
-    that page, the signed statement, and then the line with the hash of each file. Returns the line. ``as_template``
-    tells whether the cells are known to be those of the template whose hash the record has. Raises RefusedError where
-    a file would hold a secret (the run is then unsealed: it is no evidence) or the run is in the ledger already.
+    Writes the notebook and (``html``) its page, the home directory written ``~`` in both, the signed statement, and
+    then the line with the hash of each file. Returns the line. ``as_template`` tells whether the cells are known to be
+    those of the template whose hash the record has. Raises RefusedError where a file would hold a secret (the run is
+    then unsealed: it is no evidence) or the run is in the ledger already.
     """
     archive = folder.parent
     require_no_line(archive, folder.name)
@@ -57,9 +55,7 @@ def keep(
     if html:
         files[PAGE] = page.render(executed, record, as_template=as_template)
     try:
-        refuse_secrets(settings, files)  # in a PDF, which is compressed, none would be seen
-        if print_pdf and html and (printed := print_pdf(files[PAGE])):
-            files[PDF] = printed
+        refuse_secrets(settings, files)
         hashes = {name: sha256(content) for name, content in files.items()}
         files[STATEMENT] = statement.envelope(settings, record, hashes, as_template=as_template)
         refuse_secrets(settings, {STATEMENT: files[STATEMENT]})
@@ -76,7 +72,7 @@ def keep(
     }
     with locked(archive):
         require_no_line(archive, folder.name)  # nobody has archived it meanwhile: his files stay as the line says
-        for name in (NOTEBOOK, PAGE, PDF, STATEMENT):
+        for name in (NOTEBOOK, PAGE, STATEMENT):
             if name in files:
                 write_durably(folder / name, files[name])
         append(archive, line)
@@ -116,7 +112,7 @@ def _text(stream: Mapping[str, Any]) -> str:
     return "".join(stream["text"])  # a list of lines, or a text
 
 
-def archive_notebook(path: Path, *, print_pdf: Printer | None = None) -> tuple[Path, bool]:
+def archive_notebook(path: Path) -> tuple[Path, bool]:
     """Archive an executed notebook beside its record; return the folder, and whether its cells are the template's.
 
     What papermill adds to a template does not count as another cell. Raises ConfigurationError for what is no
@@ -143,7 +139,7 @@ def archive_notebook(path: Path, *, print_pdf: Printer | None = None) -> tuple[P
     recorded = entry.record["template"].get("sha256")
     as_template = shipped is not None and sha256(shipped) == recorded and same_cells(notebook, shipped)
     try:
-        keep(entry.folder, settings, notebook, print_pdf=print_pdf, as_template=as_template)
+        keep(entry.folder, settings, notebook, as_template=as_template)
     except OSError as error:
         cause = os_cause(error, archive)
         raise RefusedError(f"{where}: it cannot be archived in {archive}: {cause.observed}", cause.remedy) from None
@@ -170,10 +166,7 @@ def _settings(where: str, record: Mapping[str, Any]) -> Settings:
 
 def command(arguments: argparse.Namespace) -> int:
     """Archive an executed notebook and say where; return 0."""
-    failures: list[str] = []
-    print_pdf = printer(failures) if arguments.pdf else None
-    folder, as_template = archive_notebook(Path(arguments.notebook), print_pdf=print_pdf)
+    folder, as_template = archive_notebook(Path(arguments.notebook))
     cells = "as the template's" if as_template else "not known to be those of the template"
     sys.stdout.write(printable(f"abathur_nb archive: {folder / PAGE}; the cells are {cells}") + "\n")
-    sys.stderr.writelines(printable(f"abathur_nb archive: {failure}") + "\n" for failure in failures)
     return 0

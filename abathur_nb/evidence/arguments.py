@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Given", "faults_of_names", "read_given", "read_seconds", "values_for"]
 
-_LONGEST = 65_536  # bytes of a file of parameters, and of an argument
+_LONGEST = 65_536  # bytes of a file of parameters
 _BOM = "\ufeff"
 _TRUTHS = {"True": True, "False": False}
 _YAML_TRUTHS = {"true": True, "false": False}
@@ -50,7 +50,7 @@ def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
     """Return every value that was given, or add what is wrong with the form of it to ``faults``. Reads the files."""
     given = [Given("env", env, "--env") for env in arguments.env]
     given += [Given(name, text, "-p") for name, text in arguments.parameters]
-    texts = [("-y", text) for text in arguments.yaml]
+    texts = list[tuple[str, str]]()
     for name in arguments.files:
         origin = f"-f {printable(name)}"
         try:
@@ -59,8 +59,8 @@ def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
             faults += error.faults
     for origin, text in texts:
         try:
-            if text.startswith(_BOM) or len(text) > _LONGEST:
-                raise ConfigurationError(f"{origin}: expected at most 64 KiB of UTF-8 without a byte order mark")
+            if text.startswith(_BOM):
+                raise ConfigurationError(f"{origin}: expected UTF-8 without a byte order mark")
             given += _from_yaml(origin, text)
         except ConfigurationError as error:
             faults += error.faults

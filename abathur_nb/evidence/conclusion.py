@@ -14,7 +14,6 @@ from abathur_nb.evidence.canonical import unsealed
 from abathur_nb.evidence.execution import Ending
 from abathur_nb.evidence.identity import database_identity
 from abathur_nb.evidence.ledger import require_no_line
-from abathur_nb.evidence.pdf import Printer
 from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED, Verdict, summary, write_record, write_started
 from abathur_nb.evidence.run import MIME, RUN_ID, TEMPLATE, unrecorded
 from abathur_nb.evidence.source import ADDED, cell_id
@@ -101,13 +100,12 @@ def conclude(
     *,
     begun: bytes = b"",
     html: bool = True,
-    print_pdf: Printer | None = None,
     as_template: bool,
 ) -> Outcome:
     """Seal the record of a run that has ended, unless its notebook did so rightly, and archive both.
 
     ``begun`` is what ``begin`` wrote. What can't be written, or must not, makes the run an error and is told in the
-    outcome: nothing is raised. ``print_pdf`` makes a PDF of the page, and returns None where it can't.
+    outcome: nothing is raised.
     """
     try:
         if not (job.folder / STARTED).exists() and (told := _without_record(job, ending)):
@@ -121,7 +119,7 @@ def conclude(
 
     try:
         marked = _marked(notebook, record, ending)
-        keep(job.folder, job.settings, marked, html=html, print_pdf=print_pdf, as_template=as_template)
+        keep(job.folder, job.settings, marked, html=html, as_template=as_template)
     except Exception as error:  # noqa: BLE001 - and whatever a cell has shown, the page may fail on it
         _withdraw(job, record, error)
         return Outcome("error", f"no evidence, it is not archived: {in_words(error, job.folder)}")
@@ -131,7 +129,7 @@ def conclude(
 
 def _withdraw(job: Job, record: Mapping[str, Any], error: Exception) -> None:
     """Take back the record of a run that could not be archived, and say so in its place, if that can be written."""
-    from abathur_nb.evidence.record import NOTEBOOK, PAGE, PDF, STATEMENT
+    from abathur_nb.evidence.record import NOTEBOOK, PAGE, STATEMENT
 
     told = {
         "cell": None,
@@ -146,7 +144,7 @@ def _withdraw(job: Job, record: Mapping[str, Any], error: Exception) -> None:
     if archived or not (job.folder / RECORD).exists():  # the latter because of a secret
         return
     with suppress(AbathurError, OSError, ValueError):
-        for name in (STATEMENT, PDF, PAGE, NOTEBOOK, RECORD):
+        for name in (STATEMENT, PAGE, NOTEBOOK, RECORD):
             (job.folder / name).unlink(missing_ok=True)
         _sealed_here(job, "error", told, record)
 

@@ -50,7 +50,8 @@ EXIT_CODES: Mapping[Verdict, int] = {
 }
 # The files of one run.
 STARTED, RECORD = "started.json", "record.json"
-NOTEBOOK, PAGE, PDF, STATEMENT = "notebook.ipynb", "page.html", "page.pdf", "statement.json"
+NOTEBOOK, PAGE, STATEMENT = "notebook.ipynb", "page.html", "statement.json"
+PDF = "page.pdf"  # that earlier versions made of the page
 _FORMAT = 1
 
 

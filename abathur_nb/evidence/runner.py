@@ -21,9 +21,8 @@ from abathur_nb.evidence.conclusion import Job, Outcome, begin, conclude, enviro
 from abathur_nb.evidence.execution import Around, Stop, execute, signals_noted
 from abathur_nb.evidence.identity import new_run_id
 from abathur_nb.evidence.keys import signer
-from abathur_nb.evidence.pdf import Printer, printer
 from abathur_nb.evidence.privacy import masked, secret_values
-from abathur_nb.evidence.record import EXIT_CODES, PDF, refused_before
+from abathur_nb.evidence.record import EXIT_CODES, refused_before
 from abathur_nb.evidence.source import Source, prepared, read_source
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.wording import printable
@@ -46,8 +45,6 @@ def command(arguments: argparse.Namespace) -> int:
     faults: list[str] = []
     timeout = read_seconds("--timeout", arguments.timeout, faults)
     cell_timeout = read_seconds("--cell-timeout", arguments.cell_timeout, faults)
-    failures: list[str] = []
-    print_pdf = _printer(arguments, failures, faults)
     work = _checked(arguments, faults)
     with signals_noted() as stop:
         for source, values, settings in work:
@@ -58,24 +55,10 @@ def command(arguments: argparse.Namespace) -> int:
                 for check in forbidden:
                     _say(f"{source.name} of {settings.env}: {check.observed}: {check.remedy}", aside=True)
                 return EXIT_CODES["refused"]
-            outcome = _run(source, values, settings, (timeout, cell_timeout), stop, not arguments.no_html, print_pdf)
-            while failures:
-                _say(f"{source.name} of {settings.env}: {failures.pop()}", aside=True)
+            outcome = _run(source, values, settings, (timeout, cell_timeout), stop, not arguments.no_html)
             if outcome.code:
                 return outcome.code
     return 0
-
-
-def _printer(arguments: argparse.Namespace, failures: list[str], faults: list[str]) -> Printer | None:
-    if not arguments.pdf:
-        return None
-    if arguments.no_html:
-        faults.append("--pdf: expected a page to print, found --no-html")
-    try:
-        return printer(failures)
-    except ConfigurationError as error:
-        faults += error.faults
-    return None
 
 
 def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Source, dict[str, object], Settings]]:
@@ -123,7 +106,6 @@ def _run(
     limits: tuple[float | None, float | None],
     stop: Stop,
     html: bool,
-    print_pdf: Printer | None,
 ) -> Outcome:
     effective = {name: parameter.default for name, parameter in source.declared.items()} | values
     job = Job(source.name, source.template, settings, effective, new_run_id(), source.records)
@@ -154,11 +136,10 @@ def _run(
             around=around,
         )
     notebook = executed[0] if executed else prepared(source, values, run_id=job.run_id, template=template)
-    outcome = conclude(job, ending, notebook, begun=begun, html=html, print_pdf=print_pdf, as_template=True)
+    outcome = conclude(job, ending, notebook, begun=begun, html=html, as_template=True)
     reason = masked(outcome.message, settings).partition("\n")[0].rstrip(".")
     reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
-    printed = f" and {PDF}" if (job.folder / PDF).exists() else ""
-    told = [f"{outcome.verdict.upper()} in {monotonic() - since:.1f} s", reason, f"{outcome.archived or ''}{printed}"]
+    told = [f"{outcome.verdict.upper()} in {monotonic() - since:.1f} s", reason, f"{outcome.archived or ''}"]
     _say(f"{job.name} of {settings.env}: {': '.join(filter(None, told))}")
     return outcome
 
