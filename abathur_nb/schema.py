@@ -21,6 +21,9 @@ from abathur_nb.wording import counted, printable, some
 __all__ = ["Differences", "Schema", "not_ours", "quoted", "read_schema", "show_schema"]
 
 
+_MOST = 200  # tables that are shown
+
+
 @dataclass(frozen=True, slots=True)
 class Differences:
     """Hold how a live schema differs from the one in ``sql/``, by the names of its objects."""
@@ -112,7 +115,8 @@ class Schema:
     def to_html(self) -> str:
         """Return the schema as an HTML fragment, one folded part for each table."""
         parts = [f"<p>{escape(printable(self.note))}</p>"] if self.note else []
-        for table in (found for found in self.objects.values() if found.type == "table"):
+        tables = [found for found in self.objects.values() if found.type == "table"]
+        for table in tables[:_MOST]:
             indexes = [found for found in self.objects.values() if found.type == "index" and found.table == table.name]
             counts = f"{counted(self.rows[table.name], 'row')}, " if table.name in self.rows else ""
             counts += f"{self.sizes[table.name] / 1024:,.0f} KiB, " if table.name in self.sizes else ""
@@ -122,6 +126,8 @@ class Schema:
                 f"<details><summary><b>{escape(printable(table.name))}</b> — {counts}</summary>"
                 f"<pre style='font-family:monospace;text-align:left'>{escape(printable(sql))};</pre></details>"
             )
+        if len(tables) > _MOST:
+            parts.append(f"<p>and {len(tables) - _MOST:,} more tables</p>")
         return "".join(parts)
 
 

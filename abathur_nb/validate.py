@@ -10,6 +10,7 @@ from typing import Any
 
 import aiosqlite
 
+from abathur_nb.apart import ask
 from abathur_nb.connection import connect, connection_pragmas, pragma, read_pragmas
 from abathur_nb.errors import AbathurError, bound_reached
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, SchemaObject, expected_tables
@@ -28,8 +29,9 @@ from abathur_nb.strays import strays_check
 from abathur_nb.target import explain_unopened, refusal, repair_command, restore_command, to_be_mended
 from abathur_nb.wording import counted, shown, some
 
-__all__ = ["FILE_MODES", "database_checks", "file_checks", "file_modes", "validate_database"]
+__all__ = ["FILE_MODES", "WRITE_VERSION", "database_checks", "file_checks", "file_modes", "validate_database"]
 
+WRITE_VERSION = "write version"
 # What an index or a generated column may end a check with, though each page is sound.
 _OF_AN_EXPRESSION = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
@@ -103,12 +105,22 @@ async def file_checks(settings: Settings) -> tuple[Check, ...]:
         async with connect(path, settings=settings) as conn, connect(path, settings=settings) as beside:
             # It reads each page once: a map and a cache of them would only take memory.
             await beside.executescript("PRAGMA mmap_size = 0; PRAGMA cache_size = -4000;")
-            checks = await database_checks(conn, path, settings, beside=beside)
-            return (*checks, await asyncio.to_thread(strays_check, path))
+            # No SQL returns that byte.
+            asked = asyncio.to_thread(ask, "write version", path)
+            checks, version = await asyncio.gather(database_checks(conn, path, settings, beside=beside), asked)
+            return (*checks, *_write_version(version, settings), await asyncio.to_thread(strays_check, path))
     except (sqlite3.Error, OSError, AbathurError) as error:
         _, found = await explain_unopened(path, error)
         observed = f"could not run: {found.observed}"
         return (Check("database file", "error", expected="opens read-only", observed=observed, remedy=found.remedy),)
+
+
+def _write_version(version: int, settings: Settings) -> Iterable[Check]:
+    """Yield a check where the header lets SQLite only read the file."""
+    if version > 2:
+        observed = f"CORRUPT: the header has the write version {version}, so that SQLite only reads the file"
+        remedy = f"stop its writers and restore a backup: {restore_command(settings)}"
+        yield Check(WRITE_VERSION, "fail", "1 or 2", observed, remedy)
 
 
 def _questions(

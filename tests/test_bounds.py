@@ -149,6 +149,7 @@ async def test_of_hundreds_of_tables_that_are_not_ours_each_verb_names_some(data
         report.raise_for_failures()
         assert max(len(check.observed) for check in report.checks) < 1000, report.title
     assert " and 280 more" in next(check.observed for check in reports[0].checks if check.name == "other objects")
+    assert (await nb.show_schema(database)).to_html().endswith("<p>and 109 more tables</p>")
     run_sql(database.db_path, "BEGIN", *(f"CREATE VIEW view_{n} AS SELECT 1" for n in range(300)), "COMMIT")
     with pytest.raises(nb.RefusedError, match="and 280 more"):
         async with nb.Database.open(database):

@@ -212,6 +212,8 @@ async def test_troubleshoot_salvages_and_restore_replaces_a_database_with_one_wr
     assert not shown.refused
     report = await nb.troubleshoot(database, repair=True)
     assert "of 9 tables 9 intact; it is valid" in check_of(report, "salvaged").observed
+    assert not report.ok
+    assert not (await nb.validate_database(database)).ok
     (salvaged,) = database.backup_dir.glob("abathur_salvaged_*.sqlite")
     assert rows_of(salvaged) == wanted
     (await nb.restore_database(database, apply=True)).raise_for_failures()

@@ -5,7 +5,6 @@ import os
 import sqlite3
 from dataclasses import dataclass, replace
 
-from abathur_nb.apart import ask
 from abathur_nb.connection import connect, explain_error, pragma
 from abathur_nb.errors import AbathurError
 from abathur_nb.limits import add_functions
@@ -19,7 +18,7 @@ from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.strays import strays
 from abathur_nb.target import examine, identify, journal_of, restore_command, wanted
-from abathur_nb.validate import file_checks
+from abathur_nb.validate import WRITE_VERSION, file_checks
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -72,10 +71,8 @@ async def diagnose(settings: Settings) -> Diagnosis:
     # Nothing is planned without that on which the others rest: it would be a part only.
     if checks[0].status == "error" or "integrity" in could_not_run:
         return Diagnosis(checks, refused=True)
-    version = await asyncio.to_thread(ask, "write version", path)
-    if version > 2:
-        observed = f"{path} is CORRUPT: its header has the write version {version}, so that SQLite only reads it"
-        return Diagnosis((*checks, Check("write version", "fail", "1 or 2", observed, restore)), ("salvage",))
+    if WRITE_VERSION in {check.name for check in checks if check.failed}:
+        return Diagnosis(checks, ("salvage",))
     try:
         async with connect(path, settings=settings) as conn:
             await add_functions(conn)

@@ -57,7 +57,16 @@ _SHAPE = {
 }
 # Checks of validate whose failure keeps the store from opening what is restored, or rows from being read. The others
 # are about files, or about rows that stand there whole: a copy of them is as good as the database was.
-_UNFIT = ("application_id", "database file", "encoding", "indexes", "integrity", "tables", "user_version")
+_UNFIT = (
+    "application_id",
+    "database file",
+    "encoding",
+    "indexes",
+    "integrity",
+    "tables",
+    "user_version",
+    "write version",
+)
 
 
 @dataclass(frozen=True, slots=True)
