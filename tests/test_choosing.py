@@ -18,7 +18,7 @@ from manifests import as_before, redated, rewritten
 from test_backup import taken
 
 import abathur_nb as nb
-from abathur_nb import scratch
+from abathur_nb import files
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.files import locked
 from abathur_nb.operate.gauges import LAST_BACKUP
@@ -325,7 +325,7 @@ async def test_a_manifest_whose_backup_is_being_published_right_now_stays(
 ) -> None:
     half, kept = await taken(database), await taken(database)
     aside = half.path.rename(half.path.with_suffix(".draft"))
-    monkeypatch.setattr(scratch, "_PATIENCE_S", 0)
+    monkeypatch.setattr(files, "_PATIENCE_S", 0)
     with locked(database.backup_dir):
         assert not list_backups(database.backup_dir)[0][:-1]
         assert (await nb.backup_database(database)).refused, "its own turn has not come"

@@ -259,7 +259,7 @@ def test_what_verify_refuses_is_not_copied_and_the_next_command_tells_why(tmp_pa
 
 
 def test_only_what_is_parsed_has_a_largest_size(url: str, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("abathur_nb.evidence.canonical._MOST", 5000)
+    monkeypatch.setattr("abathur_nb.files._MOST", 5000)
     assert all(path.stat().st_size > 5000 for path in archive.glob("*/page.html"))
     copy_archive(archive, url)
     assert copied_runs(url, archive) == 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from abathur_nb import scratch
+from abathur_nb import files
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence import ledger as module
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
@@ -375,7 +375,7 @@ def test_a_ledger_that_is_no_regular_file_is_refused_and_not_waited_for(tmp_path
 
 
 def test_a_lock_that_is_not_given_up_ends_the_wait_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scratch, "_PATIENCE_S", 0)
+    monkeypatch.setattr(files, "_PATIENCE_S", 0)
     with (
         locked(tmp_path),
         pytest.raises(BusyError, match=r"is locked by another process: see who: fuser -v "),
