@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb import synthetic
-from abathur_nb.connection import connect, explain_error, pragma, read_pragmas
+from abathur_nb.connection import connect, explain_error, read_pragmas
 from abathur_nb.database import Database
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.files import scratch_directory, sweep
@@ -145,7 +145,7 @@ async def _measure(
     copy = replace(settings, db_path=scratch / "copy.db")
     await _snapshot(settings, copy)
     async with connect(copy.db_path, settings=copy) as conn:
-        pragmas = {"journal_mode": await pragma(conn, "journal_mode"), **await read_pragmas(conn)}
+        pragmas = await read_pragmas(conn)
     sizes = [size for size in (1_000, 10_000, 100_000, 1_000_000) if size < rows] if full else []
     with one_cpu():  # so that two runs can be compared
         for start, size in pairwise((0, *sizes, rows)):

@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from time import monotonic
@@ -70,20 +71,22 @@ async def connect(
     mode: Literal["ro", "rw"] = "ro",
     cached_statements: int = 128,
     bounded: bool = True,
+    watched: bool = True,
 ) -> AsyncIterator[Connection]:
     """Open the existing file ``path`` in autocommit mode and close it at the end, cancelled or not.
 
     ``ro`` never writes to the main file (SQLite may leave an empty ``-wal`` and a ``-shm``). Rows are sqlite3.Row.
     ``trusted_schema`` is OFF where this SQLite's CHECKs work with it. If ``bounded``, a reader ends at its `bound`,
-    whatever the schema computes. Raises sqlite3.Error as SQLite does, RefusedError if a PRAGMA does not read back or
-    this process has other files open as this database, and MisuseError if its parent had it open.
+    whatever the schema computes; if ``watched``, every use is refused once the files at the path are others. Raises
+    sqlite3.Error as SQLite does, RefusedError if a PRAGMA does not read back or this process has other files open as
+    this database, and MisuseError if its parent had it open.
     """
     refuse_mixing(path)
     # as_uri() quotes what SQLite would read as the end of the file's name.
     async with opened(f"{path.as_uri()}?mode={mode}", cached_statements=cached_statements) as conn:
-        conn.row_factory = sqlite3.Row
-        await _configure(conn, settings, mode)
-        await conn.watch(path, settings.busy_timeout_ms / 1000, mode == "rw")
+        await conn.apply(partial(_configure, settings, mode))
+        if watched:
+            await conn.watch(path, settings.busy_timeout_ms / 1000, mode == "rw")
         if bounded and mode == "ro":
             await bound(conn, path)
         yield conn
@@ -94,10 +97,14 @@ async def bound(conn: Connection, path: Path, *, timed: bool = True) -> None:
     size = os.stat(path).st_size
     with suppress(OSError):
         size += os.stat(f"{path}-wal").st_size
-    await conn.set_longest(size + BOUND_BYTES)
-    if timed:
-        deadline = monotonic() + BOUND_S + size / MB
-        await conn.set_progress_handler(lambda: monotonic() > deadline, _STEPS)
+    deadline = monotonic() + BOUND_S + size / MB
+
+    def limit(of: sqlite3.Connection) -> None:
+        of.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, size + BOUND_BYTES)
+        if timed:
+            of.set_progress_handler(lambda: monotonic() > deadline, _STEPS)
+
+    await conn.apply(limit)
 
 
 @asynccontextmanager
@@ -132,20 +139,21 @@ async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[Conne
                 conn._thread.join()  # noqa: SLF001
 
 
-async def _configure(conn: aiosqlite.Connection, settings: Settings, mode: str) -> None:
+def _configure(settings: Settings, mode: str, conn: sqlite3.Connection) -> None:
+    conn.row_factory = sqlite3.Row
     wanted = connection_pragmas(settings) | ({"query_only": 1} if mode == "ro" else {})
     # Before anything has read the schema: one that is read already works on until another process changes it.
-    await conn.executescript(f"PRAGMA busy_timeout = {settings.busy_timeout_ms}; PRAGMA trusted_schema = OFF;")
+    conn.executescript(f"PRAGMA busy_timeout = {settings.busy_timeout_ms}; PRAGMA trusted_schema = OFF;")
     script = "".join(f"PRAGMA {name} = {value};" for name, value in wanted.items())
     try:
-        await conn.execute_fetchall(_TRUST_PROBE)
+        conn.execute(_TRUST_PROBE).fetchall()
     except sqlite3.DatabaseError as error:
         # A database without the table, or with another one of its name, has nothing to try it on.
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR and "unsafe use" not in str(error):
             raise
         script = f"PRAGMA trusted_schema = ON; {script}"
-    await conn.executescript(script)
-    found = await read_pragmas(conn)
+    conn.executescript(script)
+    found = _pragmas(conn)
     if wrong := [
         f"{name} = {found[name]} where {wanted[name]} was set" for name in wanted if found[name] != wanted[name]
     ]:
@@ -153,11 +161,15 @@ async def _configure(conn: aiosqlite.Connection, settings: Settings, mode: str) 
         raise RefusedError(f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}", remedy)
 
 
-async def read_pragmas(conn: aiosqlite.Connection) -> dict[str, Any]:
+def _pragmas(conn: sqlite3.Connection) -> dict[str, Any]:
+    (row,) = conn.execute(load_queries("inspect.sql")["pragmas"].sql)
+    rest = ("journal_mode", "wal_autocheckpoint", "mmap_size")
+    return {**row, **{name: conn.execute(f"PRAGMA {name}").fetchone()[0] for name in rest}}
+
+
+async def read_pragmas(conn: Connection) -> dict[str, Any]:
     """Return what the file and this connection are set to, by the names of the PRAGMAs. Read-only."""
-    (row,) = await conn.execute_fetchall(load_queries("inspect.sql")["pragmas"].sql)
-    rest = ("wal_autocheckpoint", "mmap_size")
-    return {**row, **{name: await pragma(conn, name) for name in rest}}
+    return await conn.apply(_pragmas)
 
 
 async def pragma(conn: aiosqlite.Connection, name: str) -> Any:

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiosqlite
 
@@ -19,6 +19,7 @@ _HARMLESS = ("rollback", "close")  # they write nothing
 _FORKED = "the store was opened before this process was forked, and SQLite's locks do not outlive a fork"
 _NO_FORK = "open a store in each process after its start; with multiprocessing, use the start method spawn"
 Identity = tuple[int, int] | None
+T = TypeVar("T")
 _UNKNOWN = (0, 0)  # of a file that may not be looked at, such as in a directory without permissions
 _open: set["_Handle"] = set()
 
@@ -42,16 +43,17 @@ class _Handle(sqlite3.Connection):
             # A connection that can only read makes no checkpoint and removes no log: closed last, it prevents both.
             self.keeper = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=patience)
             self.keeper.execute("PRAGMA schema_version").fetchall()
-        self.names = _names(path)
+        names = _names(path)
         # Without WAL mode, a log that lies beside the database is not open.
         in_wal_mode = self.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-        self.files = _identities(self.names) if in_wal_mode else (*_identities(self.names[:1]), None, None)
+        self.files = _identities(names) if in_wal_mode else (*_identities(names[:1]), None, None)
         if (ours := _descriptors()) and not {*self.files} - {None, _UNKNOWN} <= ours.keys():
             self.lost = "replaced while it was opened"
+        self.names = names  # last: another thread may look meanwhile, when the opening is cancelled
 
     def changed(self) -> str:
         """Return which files at the path are no longer those that are open; empty if none. Final. Read-only."""
-        if self.lost or (found := _identities(self.names)) == self.files:
+        if not self.names or self.lost or (found := _identities(self.names)) == self.files:
             return self.lost
         lost = ", ".join(
             f"{Path(name).name} is {'another file' if now else 'missing'}"
@@ -114,12 +116,12 @@ class Connection(aiosqlite.Connection):
     async def execute_and_commit(self, sql: str, parameters: Any) -> list[sqlite3.Row]:
         """Run the last statement of a transaction, commit, and return its rows."""
 
-        def both() -> list[sqlite3.Row]:
-            rows = self._conn.execute(sql, parameters).fetchall()
-            self._conn.execute("COMMIT")
+        def both(conn: sqlite3.Connection) -> list[sqlite3.Row]:
+            rows = conn.execute(sql, parameters).fetchall()
+            conn.execute("COMMIT")
             return rows
 
-        return await self._execute(both)  # type: ignore[no-any-return]
+        return await self.apply(both)
 
     @property
     def forked(self) -> bool:
@@ -144,10 +146,9 @@ class Connection(aiosqlite.Connection):
             await self._execute(self._connection.watch, path, patience, keep)
             self.check()
 
-    async def set_longest(self, length: int) -> None:
-        """Refuse each value of more bytes from now on, with SQLITE_TOOBIG."""
-        if self._connection is not None:
-            await self._execute(self._connection.setlimit, sqlite3.SQLITE_LIMIT_LENGTH, length)
+    async def apply(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Return what ``work`` does with SQLite's own connection, in one hop to its thread."""
+        return await self._execute(work, self._conn)  # type: ignore[no-any-return]
 
     async def close(self) -> None:
         """Close the connection and end its thread, which a forked process does not have."""

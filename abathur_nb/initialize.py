@@ -126,7 +126,7 @@ async def _create_in(folder: Path, settings: Settings) -> list[Check]:
     with scratch_directory(folder, "init") as scratch:
         draft = scratch / settings.db_path.name
         make_private_file(draft, owned_as=folder)
-        async with connect(draft, settings=settings, mode="rw") as conn:
+        async with connect(draft, settings=settings, mode="rw", watched=False) as conn:
             checks = [await _set_pragmas(conn, settings), *await _fill(conn)]
             # Closing would checkpoint as well, but says nothing if it fails.
             (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")

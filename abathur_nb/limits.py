@@ -1,11 +1,10 @@
 """What SQL lets pass and the store cannot read: text that is no UTF-8, JSON beyond the store's limits."""
 
-import asyncio
+import sqlite3
 from codecs import getincrementaldecoder
 from collections.abc import Iterable
 
-import aiosqlite
-
+from abathur_nb.guarded import Connection
 from abathur_nb.values import MAX_BYTES, MAX_DEPTH, json_fault
 
 __all__ = ["FAULT", "IS_UTF8", "TOO_LONG", "add_functions", "stored", "suspicious"]
@@ -26,18 +25,19 @@ _PIECE = 2**20  # bytes
 _ROOM = 2 * MAX_DEPTH  # bytes that it takes to open and close so many levels
 
 
-async def add_functions(conn: aiosqlite.Connection) -> None:
+async def add_functions(conn: Connection) -> None:
     """Give a connection the functions that FAULT, IS_UTF8 and ``suspicious`` call, and let it read any text.
 
     What is no UTF-8 it then reads as Python reads the names of files: with lone surrogates for the bytes.
     """
+    await conn.apply(_add_functions)
+
+
+def _add_functions(conn: sqlite3.Connection) -> None:
     conn.text_factory = _read
-    # All at once: each alone would wait for the connection's thread.
-    await asyncio.gather(
-        conn.create_function("abathur_suspicious", -1, _suspicious, deterministic=True),
-        conn.create_function("abathur_is_utf8", 1, _is_utf8, deterministic=True),
-        conn.create_function("abathur_json_fault", 1, _json_fault, deterministic=True),
-    )
+    conn.create_function("abathur_suspicious", -1, _suspicious, deterministic=True)
+    conn.create_function("abathur_is_utf8", 1, _is_utf8, deterministic=True)
+    conn.create_function("abathur_json_fault", 1, _json_fault, deterministic=True)
 
 
 def _read(text: bytes) -> str:

@@ -103,14 +103,17 @@ def _above(settings: Settings) -> tuple[Check, bool]:
     faults: dict[Path, tuple[Severity, str]] = {}
     for above, entry in _way_to(folder):
         found, inside = os.lstat(above), os.lstat(entry) if os.path.lexists(entry) else None
-        told = f"{above} is {user_name(found.st_uid)}'s, mode {stat.S_IMODE(found.st_mode):04o}"
+        fault: tuple[Severity, str] | None = None
         if found.st_uid not in trusted:
             unmapped = _is_unmapped(found.st_uid)
-            faults[above] = (lesser if unmapped else severity, told + ", who is not in this user namespace" * unmapped)
+            fault = (lesser, ", who is not in this user namespace") if unmapped else (severity, "")
         elif writable_by_others(above):
             # Where it is sticky only the owner of an entry renames it.
             sticky = found.st_mode & stat.S_ISVTX and (inside is None or inside.st_uid in trusted)
-            faults.setdefault(above, ("warn", f"{told}, sticky") if sticky else (severity, told))
+            fault = ("warn", ", sticky") if sticky else (severity, "")
+        if fault:
+            told = f"{above} is {user_name(found.st_uid)}'s, mode {stat.S_IMODE(found.st_mode):04o}"
+            faults.setdefault(above, (fault[0], told + fault[1]))
     worst = next((s for s in ("refuse", "fail", "warn") if s in [s for s, _ in faults.values()]), None)
     me = user_name(os.geteuid())
     check = Check.that(
@@ -197,8 +200,10 @@ def writable_by_others(path: Path) -> bool:
     control list the group's bits are the most that it grants (acl(5)).
     """
     found = os.lstat(path)
+    if not found.st_mode & stat.S_IWGRP:
+        return bool(found.st_mode & stat.S_IWOTH)
     private = group_name(found.st_gid) == user_name(found.st_uid) and not has_access_list(path)
-    return bool(found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and not private))
+    return bool(found.st_mode & stat.S_IWOTH) or not private
 
 
 def has_access_list(path: Path) -> bool:

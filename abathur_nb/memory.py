@@ -1,13 +1,21 @@
 """The memories of a database: versions that are added and marked, never rewritten, each change with its audit row."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from abathur_nb.errors import InvalidValueError
 from abathur_nb.guarded import Connection
 from abathur_nb.serving import Serving
-from abathur_nb.values import check_name, check_namespace, check_whole, decoded, json_text, prefix_range, spellings
+from abathur_nb.values import (
+    check_name,
+    check_namespace,
+    check_whole,
+    compact_json,
+    decoded,
+    json_text,
+    prefix_range,
+    spellings,
+)
 from abathur_nb.wording import shown, timestamp
 
 __all__ = ["MEMORY_TYPES", "Memory"]
@@ -161,9 +169,7 @@ def _audit_row(
         "agent_id": None,
         "task_id": task_id,
         "action_type": f"memory_{operation}",
-        "action_data": json.dumps(
-            {"key": key, "versions": versions}, ensure_ascii=False, separators=(",", ":")
-        ),  # all checked before
+        "action_data": compact_json({"key": key, "versions": versions}),  # all checked before
         "result": "success",
         "memory_operation_type": operation,
         "memory_namespace": namespace,

@@ -2,6 +2,7 @@
 
 import sqlite3
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from abathur_nb.expected import column_checks, expected_columns, expected_tables
 from abathur_nb.limits import FAULT, IS_UTF8, TOO_LONG, stored, suspicious
 from abathur_nb.report import Check
 from abathur_nb.values import MAX_BYTES, MAX_DEPTH
-from abathur_nb.wording import AHEAD_S, SEE_CLOCK, counted, shown
+from abathur_nb.wording import AHEAD_S, SEE_CLOCK, counted, shown, timestamp
 
 __all__ = ["NAMED", "named_row", "row_checks"]
 
@@ -36,9 +37,9 @@ _IS_TIMESTAMP = (
     "{0} IS NULL OR datetime(CASE length({0}) WHEN 19 THEN {0} WHEN 23 THEN {0} || '0' END, '+0 days')"
     " IS substr({0}, 1, 19)"
 )
-# The subquery is evaluated once a statement. What is not a time, the rule above finds.
-_LATEST = f"(SELECT strftime('%Y-%m-%d %H:%M:%f', 'now', '+{AHEAD_S} seconds'))"
-_IS_PAST = f"{{0}} IS NULL OR {{0}} <= {_LATEST} OR NOT ({_IS_TIMESTAMP})"
+# What is not a time, the rule above finds. Text is compared as text: so a few that are no times look too late at first.
+_IS_PAST = f"{{0}} IS NULL OR {{0}} <= :latest OR NOT ({_IS_TIMESTAMP})"
+_MAY_BE_LATE = "{0} > :latest"
 
 
 async def row_checks(conn: aiosqlite.Connection) -> tuple[Check, ...]:
@@ -111,7 +112,7 @@ async def _read_rows(conn: aiosqlite.Connection) -> _Rows:
     tables = expected_tables()
     looks = ", ".join(f"(SELECT count(*), {_look(table)} FROM {table})" for table in tables)
     try:
-        (row,) = await conn.execute_fetchall(f"SELECT * FROM {looks}")
+        (row,) = await conn.execute_fetchall(f"SELECT * FROM {looks}", _moment())
         counts, wrong = dict(zip(tables, row[::2], strict=True)), row[1::2]
     except sqlite3.Error:  # a table that can't be read, or text that is no UTF-8: one must not hide the others
         counts, wrong = {}, (True,) * len(tables)
@@ -125,13 +126,20 @@ async def _read_rows(conn: aiosqlite.Connection) -> _Rows:
     return _Rows(sum(counts.values()), broken, unread)
 
 
+def _moment() -> dict[str, str]:
+    """Return what the SQL of the rules is given: the latest time that is not in the future."""
+    return {"latest": timestamp(datetime.now(UTC) + timedelta(seconds=AHEAD_S))}
+
+
 @cache
 def _look(table: str) -> str:
     """Return SQL that is 0 where all rows of a table keep all rules; a few that do may count as well."""
     rules = _rules(table)
     of = {kind: [rule.column for rule in rules if rule.kind == kind] for kind in _KINDS}
     others = [column for column in of[_ENCODING] if column not in (*of[_JSON], *of[_TIMESTAMPS])]
-    broken = [rule.broken for rule in rules if rule.kind in (_JSON, _VALUES, _TIMESTAMPS, _CLOCK)]
+    broken = [rule.broken for rule in rules if rule.kind in (_VALUES, _TIMESTAMPS)]
+    broken += [f"NOT ({check.expression})" for check in column_checks(table) if check.kind == "json"]
+    broken += [_MAY_BE_LATE.format(column) for column in of[_CLOCK]]
     # The type of a value is told without reading the value.
     nulls = "".join(f" + count(CASE typeof({column}) WHEN 'null' THEN 1 END)" for column in of[_REQUIRED])
     long = " OR ".join(map(TOO_LONG.format, of[_JSON])) or "0"
@@ -147,7 +155,7 @@ async def _look_closer(conn: aiosqlite.Connection, table: str, broken: dict[_Rul
     for kind in _KINDS:  # each by itself: for each rule that looks at a value a statement keeps a copy of it
         rules = [rule for rule in _rules(table) if rule.kind == kind]
         counts = "".join(f", count(CASE WHEN {rule.broken} THEN 1 END)" for rule in rules)
-        ((count, *faults),) = await conn.execute_fetchall(f"SELECT count(*){counts} FROM {table}")
+        ((count, *faults),) = await conn.execute_fetchall(f"SELECT count(*){counts} FROM {table}", _moment())
         for rule, number in zip(rules, faults, strict=True):
             if number:
                 broken[rule] = number, f"{rule}: {counted(number, 'row')}, by key: {await _keys_of(conn, rule)}"
@@ -157,7 +165,7 @@ async def _look_closer(conn: aiosqlite.Connection, table: str, broken: dict[_Rul
 async def _keys_of(conn: aiosqlite.Connection, rule: _Rule) -> str:
     key = ", ".join(column.name for column in expected_columns(rule.table) if column.in_key)
     sql = f"SELECT rowid, {key} FROM {rule.table} WHERE {rule.broken} ORDER BY {key} LIMIT {NAMED + 1}"
-    found = [tuple(row) for row in await conn.execute_fetchall(sql)]
+    found = [tuple(row) for row in await conn.execute_fetchall(sql, _moment())]
     numbers = ", ".join(str(rowid) for rowid, *_ in found)
     why = f"SELECT rowid, {rule.reason} FROM {rule.table} WHERE rowid IN ({numbers})"
     reasons = {rowid: f" ({_told(reason)})" for rowid, reason in await conn.execute_fetchall(why) if reason}

@@ -3,9 +3,8 @@
 import json
 import sqlite3
 
-import aiosqlite
-
 from abathur_nb.expected import SeedRow, expected_seeds
+from abathur_nb.guarded import Connection
 from abathur_nb.report import Check
 from abathur_nb.sql import load_queries
 from abathur_nb.wording import shown
@@ -13,13 +12,15 @@ from abathur_nb.wording import shown
 __all__ = ["seeds_check"]
 
 
-async def seeds_check(conn: aiosqlite.Connection, repair: str) -> Check:
+async def seeds_check(conn: Connection, repair: str) -> Check:
     """Check that version 1 of each seed is as its file made it; the evidence is what restores it. Read-only."""
     faults, newer = {}, 0
     seeds = expected_seeds()
-    for seed in seeds:
-        key = {"namespace": seed.namespace, "key": seed.key}
-        rows = {row["version"]: row for row in await conn.execute_fetchall(load_queries()["memory_history"].sql, key)}
+    keys = [{"namespace": seed.namespace, "key": seed.key} for seed in seeds]
+    history = load_queries()["memory_history"].sql
+    found = await conn.apply(lambda of: [of.execute(history, key).fetchall() for key in keys])
+    for seed, versions in zip(seeds, found, strict=True):
+        rows = {row["version"]: row for row in versions}
         newer += any(isinstance(version, int) and version > seed.version for version in rows)
         if fault := _seed_fault(seed, rows.get(seed.version)):
             faults[seed] = f"-- {seed.namespace} / {seed.key}: version {seed.version} {fault}"

@@ -8,12 +8,11 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-import aiosqlite
-
 from abathur_nb.apart import ask
 from abathur_nb.connection import connect, connection_pragmas, pragma, read_pragmas
 from abathur_nb.errors import AbathurError, bound_reached
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, SchemaObject, expected_tables
+from abathur_nb.guarded import Connection
 from abathur_nb.limits import add_functions, stored
 from abathur_nb.modes import FILE_MODES, file_modes, file_names, wal_size
 from abathur_nb.names import names_check
@@ -55,7 +54,7 @@ async def validate_database(settings: Settings) -> Report:
 
 
 async def database_checks(
-    conn: aiosqlite.Connection, path: Path, settings: Settings, *, beside: aiosqlite.Connection | None = None
+    conn: Connection, path: Path, settings: Settings, *, beside: Connection | None = None
 ) -> tuple[Check, ...]:
     """Return every check of the database at ``path``, all of one snapshot. Read-only.
 
@@ -64,8 +63,7 @@ async def database_checks(
     reader = await _begin(conn, beside)
     rows = asyncio.create_task(_of_rows(reader))
     try:
-        mode = await pragma(conn, "journal_mode")
-        checks = [*_identity(await read_pragmas(conn), mode, settings)]
+        checks = [*_identity(await read_pragmas(conn), settings)]
         live = await read_schema(conn)
         remedy = (
             f"if integrity failed, begin there; else see who uses it: fuser {quote(str(path))}; then validate again"
@@ -77,13 +75,13 @@ async def database_checks(
     return (*checks, *found)
 
 
-async def _of_rows(reader: aiosqlite.Connection) -> tuple[Check, ...]:
+async def _of_rows(reader: Connection) -> tuple[Check, ...]:
     remedy = "first repair the table sessions; then validate again"
     sizes = await run_check("session sizes", lambda: sizes_check(reader), remedy=remedy)
     return (*await row_checks(reader), sizes)
 
 
-async def _begin(conn: aiosqlite.Connection, beside: aiosqlite.Connection | None) -> aiosqlite.Connection:
+async def _begin(conn: Connection, beside: Connection | None) -> Connection:
     """Begin a transaction on each, and return ``beside`` if it sees the snapshot that ``conn`` sees, else ``conn``."""
     await add_functions(conn)
     if beside is None:
@@ -124,7 +122,7 @@ def _write_version(version: int, settings: Settings) -> Iterable[Check]:
 
 
 def _questions(
-    conn: aiosqlite.Connection, live: Mapping[str, SchemaObject], path: Path, settings: Settings
+    conn: Connection, live: Mapping[str, SchemaObject], path: Path, settings: Settings
 ) -> Iterable[tuple[str, Callable[[], Awaitable[Check]]]]:
     repair = repair_command(settings)
     yield (
@@ -143,7 +141,7 @@ def _questions(
     yield "WAL size", lambda: wal_size(path, settings)
 
 
-def _identity(found: Mapping[str, Any], mode: str, settings: Settings) -> Iterable[Check]:
+def _identity(found: Mapping[str, Any], settings: Settings) -> Iterable[Check]:
     """Yield a check of each PRAGMA that the file keeps."""
     another = "db_path: name Abathur's own database; leave this one, which is another application's, as it is"
     for name, expected, remedy in (
@@ -158,19 +156,18 @@ def _identity(found: Mapping[str, Any], mode: str, settings: Settings) -> Iterab
     told = ", ".join(f"{name} = {found[name]}" for name in names)
     yield Check.that(
         "journal mode",
-        mode == "wal",
+        found["journal_mode"] == "wal",
         expected="wal",
-        observed=mode,
+        observed=found["journal_mode"],
         remedy=repair_command(settings),
         evidence=(f"read back on this connection: {told}",),
     )
 
 
-async def _integrity(conn: aiosqlite.Connection, repair: str, restore: str) -> Check:
+async def _integrity(conn: Connection, repair: str, restore: str) -> Check:
     try:
         # Each CHECK is a rule of `row_checks`, which looks at the length of a value before it parses it.
-        await conn.execute_fetchall("PRAGMA ignore_check_constraints = ON")
-        messages = [str(row[0]) for row in await conn.execute_fetchall("PRAGMA integrity_check(100)")]
+        messages = [str(row[0]) for row in await conn.apply(_check_pages)]
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF in _OF_AN_EXPRESSION:
             return await _integrity_by_table(conn, restore)
@@ -198,13 +195,18 @@ async def _integrity(conn: aiosqlite.Connection, repair: str, restore: str) -> C
     )
 
 
+def _check_pages(conn: sqlite3.Connection) -> list[Any]:
+    conn.execute("PRAGMA ignore_check_constraints = ON")
+    return conn.execute("PRAGMA integrity_check(100)").fetchall()
+
+
 def _of_others(message: str) -> bool:
     """Tell whether a message of integrity_check is about a row of a table that is not ours."""
     match = re.match(r"(?:NULL|NUMERIC|TEXT) value in (.+)\.[^.]+$", message)
     return match is not None and match[1] not in expected_tables()
 
 
-async def _integrity_by_table(conn: aiosqlite.Connection, restore: str) -> Check:
+async def _integrity_by_table(conn: Connection, restore: str) -> Check:
     """Check each table by itself, where an index computes what this process does not know, or beyond its bound."""
     expected, faults, unknown = "integrity_check says ok of each table", list[str](), list[str]()
     for (table,) in await conn.execute_fetchall(load_queries("inspect.sql")["tables"].sql):
@@ -225,7 +227,7 @@ async def _integrity_by_table(conn: aiosqlite.Connection, restore: str) -> Check
     return Check("integrity", "warn", expected, observed, remedy, tuple(unknown))
 
 
-async def _foreign_keys(conn: aiosqlite.Connection, repair: str) -> Check:
+async def _foreign_keys(conn: Connection, repair: str) -> Check:
     ours = ", ".join(f"'{name}'" for name in expected_tables())
     found = (
         'SELECT f."table", f.rowid, f.parent, f.fkid, count(*) OVER () AS total FROM {} AS f'
@@ -251,7 +253,7 @@ async def _foreign_keys(conn: aiosqlite.Connection, repair: str) -> Check:
     )
 
 
-async def _reference(conn: aiosqlite.Connection, table: str, rowid: int, parent: str, fkid: int) -> str:
+async def _reference(conn: Connection, table: str, rowid: int, parent: str, fkid: int) -> str:
     """Say which row refers by which column to what, for a row of foreign_key_check."""
     refers = 'SELECT "from", ifnull("to", \'key\') FROM pragma_foreign_key_list(?) WHERE id = ? ORDER BY seq'
     keys = "SELECT name FROM pragma_table_info(?) WHERE pk ORDER BY pk"

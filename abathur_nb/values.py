@@ -17,6 +17,7 @@ __all__ = [
     "check_name",
     "check_namespace",
     "check_whole",
+    "compact_json",
     "decoded",
     "json_fault",
     "json_text",
@@ -80,12 +81,15 @@ def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), 
         raise InvalidValueError(f"Invalid {what}: expected {wanted}, found {shown(value)} ({type(value).__name__})")
     check_depth(what, value, MAX_DEPTH - within)
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = compact_json(value)
         size = len(text.encode())
     except (ValueError, TypeError) as error:  # NaN or Infinity, a lone surrogate, a type that JSON has not
         raise InvalidValueError(f"Invalid {what}: not JSON: {error}") from None
     _check_size(what, size)
     return text
+
+
+compact_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def json_fault(text: str) -> str:

@@ -20,7 +20,15 @@ from abathur_nb.causes import os_cause, unwritable
 from abathur_nb.connection import connect, explain_error, pragma
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.identity import person_and_host, versions_of
-from abathur_nb.files import locked, make_private_file, nearest_existing, private_directory, scratch_directory, sweep
+from abathur_nb.files import (
+    fsync,
+    locked,
+    make_private_file,
+    nearest_existing,
+    private_directory,
+    scratch_directory,
+    sweep,
+)
 from abathur_nb.location import free_mb, install_command
 from abathur_nb.operate.content import difference, read_content
 from abathur_nb.operate.manifest import (
@@ -157,6 +165,9 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
                 await conn.rollback()
                 unpacked = draft.stat().st_size
                 draft = await asyncio.to_thread(pack, draft) if compress else draft
+                # The disk and the processor work at the same time.
+                asks = (asyncio.to_thread(file_sha256, draft), asyncio.to_thread(fsync, draft))
+                digest, _ = await asyncio.gather(*asks)
                 facts = {
                     "reason": reason,
                     "taken_at": timestamp(taken_at),
@@ -166,7 +177,7 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
                     "content": asdict(content),
                     "bytes": draft.stat().st_size,
                     "bytes_unpacked": unpacked,
-                    "sha256_of_file": await asyncio.to_thread(file_sha256, draft),
+                    "sha256_of_file": digest,
                     **person_and_host(),
                     "versions": versions_of(),
                 }

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import aiosqlite
-
 from abathur_nb.connection import connect, explain_error, kept_open, run_to_end
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.evidence.canonical import canonical, sha256
 from abathur_nb.files import scratch_directory, sweep
+from abathur_nb.guarded import Connection
 from abathur_nb.limits import add_functions
 from abathur_nb.operate.backup import kept_before
 from abathur_nb.operate.plan import Plan
@@ -120,7 +119,7 @@ async def _try(settings: Settings, entries: list[dict[str, Any]]) -> _Outcome:
             return await _put(conn, entries)
 
 
-async def _put(conn: aiosqlite.Connection, entries: list[dict[str, Any]]) -> _Outcome:
+async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:
     """Put back what can be put back, in a transaction that is begun and left open."""
     await add_functions(conn)
     await conn.execute_fetchall("PRAGMA synchronous = FULL")
@@ -148,7 +147,7 @@ def _named(entry: Mapping[str, Any]) -> str:
     return f"{entry['table']}: {key}" + (f", {entry['change']['column']}" if entry["change"] else "")
 
 
-async def _put_one(conn: aiosqlite.Connection, entry: Mapping[str, Any]) -> bool:
+async def _put_one(conn: Connection, entry: Mapping[str, Any]) -> bool:
     """Put back one row, or one value; tell whether it did not stand there already.
 
     Raises IntegrityError where a rule forbids it, RefusedError where something else stands there.

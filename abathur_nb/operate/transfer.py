@@ -20,7 +20,7 @@ _RETRY_S = 0.05  # between two tries to write to a locked database
 
 
 async def copy_out(conn: aiosqlite.Connection, path: Path, *, owned_as: Path) -> None:
-    """Write the snapshot that ``conn`` sees to a new file, 0600, in WAL mode, and force it to the disk.
+    """Write the snapshot that ``conn`` sees to a new file, 0600, in WAL mode; ``publish`` forces it to the disk.
 
     In one step: with more, a copy beside a busy writer begins anew at each of its commits. Made by root, it belongs to
     whom ``owned_as`` belongs to. Raises FileExistsError.
@@ -30,7 +30,6 @@ async def copy_out(conn: aiosqlite.Connection, path: Path, *, owned_as: Path) ->
         # The file is new: what is half written is thrown away, and needs no journal.
         await target.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
         await run_to_end(conn.backup(target))
-    fsync(path)
 
 
 @asynccontextmanager
