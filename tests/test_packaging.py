@@ -55,8 +55,8 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
 
 def files_in(folder: str) -> dict[str, bytes]:
     """Return the files that a checkout's ``sql/`` or ``notebooks/`` must bring, by path."""
-    suffix = {"notebooks": ".ipynb", "sql": ".sql"}[folder]
-    found = {f"{folder}/{path.name}": path.read_bytes() for path in (ROOT / folder).glob(f"*{suffix}")}
+    suffix = {"notebooks": (".ipynb",), "sql": (".sql", ".svg")}[folder]
+    found = {f"{folder}/{p.name}": p.read_bytes() for p in (ROOT / folder).iterdir() if p.suffix in suffix}
     assert found, f"{folder}/ is empty"
     return found
 

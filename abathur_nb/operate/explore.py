@@ -175,7 +175,7 @@ async def _schema(conn: aiosqlite.Connection, found: Exploration) -> Check:
     for name in (item.name for item in live.values() if item.type == "table"):
         ((count,),) = await conn.execute_fetchall(f"SELECT count(*) FROM {quoted(name)}")
         found.rows[name] = int(count)
-    found.diagram = await read_diagram(conn, found.rows)
+    found.diagram = await read_diagram(conn)
     references = sum(bool(column.refers_to) for column in found.diagram.columns)
     tables, rows = counted(len(found.rows), "table"), counted(sum(found.rows.values()), "row")
     return _seen("schema", f"{tables}, {counted(references, 'reference')}, {rows}")
