@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["CONFIDENCE", "LEVELS", "Percentile", "Verdict", "above", "percentiles", "verdict"]
 
@@ -34,15 +37,29 @@ class Percentile:
 def percentiles(nanoseconds: Sequence[int]) -> tuple[Percentile, ...]:
     """Return p50, p95 and p99 of samples in nanoseconds."""
     import numpy as np
-    from scipy.stats import quantile_test
 
-    milliseconds = np.asarray(nanoseconds, dtype=float) / 1e6
-    found = []
+    ordered = np.sort(np.asarray(nanoseconds, dtype=float)) / 1e6
+    tail, found = (1 - CONFIDENCE) / 2, []
     for level in LEVELS:
-        interval: Any = quantile_test(milliseconds, p=level).confidence_interval(CONFIDENCE)
-        low, high = (None if np.isnan(bound) else float(bound) for bound in (interval.low, interval.high))
-        found.append(Percentile(level, float(np.quantile(milliseconds, level)), low, high))
+        low, high = np.searchsorted(_at_most(len(ordered), level), (tail, 1 - tail))
+        found.append(
+            Percentile(
+                level,
+                float(np.quantile(ordered, level)),
+                float(ordered[low - 1]) if low > 0 else None,
+                float(ordered[high]) if high < len(ordered) else None,
+            )
+        )
     return tuple(found)
+
+
+def _at_most(count: int, chance: float) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    """Return, for each k of 0..count, the probability of at most k successes in ``count`` trials of ``chance`` each."""
+    import numpy as np
+
+    k = np.arange(count + 1)
+    logs = np.cumsum(np.log(np.maximum(k, 1)))  # of each factorial
+    return np.cumsum(np.exp(logs[-1] - logs - logs[::-1] + k * np.log(chance) + (count - k) * np.log1p(-chance)))
 
 
 def above(low: float | None, high: float | None) -> bool:
@@ -59,13 +76,11 @@ def verdict(nanoseconds: Sequence[int], level: float, limit_ms: float) -> Verdic
     Each side is a one-sided bound: to claim that p99 lies under a limit takes 299 samples with none above it, since
     0.99**299 < 0.05 <= 0.99**298.
     """
-    from scipy.stats import binom
-
-    above = sum(sample >= limit_ms * 1e6 for sample in nanoseconds)
-    count = len(nanoseconds)
+    above, count = sum(sample >= limit_ms * 1e6 for sample in nanoseconds), len(nanoseconds)
     # Were the percentile at the limit, a share of 1 - level of the samples would lie above it.
-    if binom.cdf(above, count, 1 - level) <= 1 - CONFIDENCE:
+    at_most = _at_most(count, 1 - level)
+    if at_most[above] <= 1 - CONFIDENCE:
         return "met"
-    if binom.sf(above - 1, count, 1 - level) <= 1 - CONFIDENCE:
+    if above and at_most[above - 1] >= CONFIDENCE:
         return "not met"
     return "not enough samples"

@@ -1,10 +1,10 @@
 """Percentiles, the interval in which each lies, and the verdict of three on a limit."""
 
 from collections.abc import Sequence
+from math import log
 
 import numpy as np
 import pytest
-from scipy.stats import expon
 
 from abathur_nb.percentiles import LEVELS, Percentile, percentiles, verdict
 
@@ -36,6 +36,20 @@ def samples_of(rng: np.random.Generator, count: int) -> list[int]:
 )
 def test_a_limit_is_met_not_met_or_not_proven(fast: int, slow: int, level: float, said: str) -> None:
     assert verdict([MS] * fast + [20 * MS] * slow, level, 10) == said
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"), [(6, 1, 6), (8, 1, 8), (10, 2, 9), (20, 6, 15), (25, 8, 18), (50, 18, 33), (100, 40, 61)]
+)
+def test_the_interval_of_a_median_is_that_of_the_published_tables(count: int, low: int, high: int) -> None:
+    """By order statistics: the table of the sign test's 95 % intervals (Conover; Dixon and Massey)."""
+    median = percentiles([number * MS for number in range(1, count + 1)])[0]
+    assert (median.low, median.high) == (low, high)
+
+
+def test_five_samples_bound_no_median() -> None:
+    median = percentiles([MS] * 5)[0]
+    assert (median.low, median.high) == (None, None)
 
 
 def test_no_samples_prove_nothing() -> None:
@@ -72,7 +86,7 @@ def test_the_interval_holds_the_true_percentile_at_least_95_times_in_100() -> No
     missed = dict.fromkeys(LEVELS, 0)
     for _ in range(400):
         for found in percentiles(samples_of(rng, 700)):
-            true = float(expon.ppf(found.level))
+            true = -log(1 - found.level)
             low = -np.inf if found.low is None else found.low
             high = np.inf if found.high is None else found.high
             missed[found.level] += not low <= true <= high
@@ -82,7 +96,7 @@ def test_the_interval_holds_the_true_percentile_at_least_95_times_in_100() -> No
 @pytest.mark.parametrize("wrong", ["met", "not met"])
 def test_a_verdict_is_wrong_at_most_5_times_in_100_even_on_the_limit_itself(wrong: str) -> None:
     rng = np.random.default_rng(4)
-    limit = float(expon.ppf(0.99))
+    limit = -log(0.01)
     told = [verdict(samples_of(rng, 500), 0.99, limit) == wrong for _ in range(600)]
     assert sum(told) <= 0.05 * 600 + 16  # 3 standard deviations
 
@@ -90,7 +104,7 @@ def test_a_verdict_is_wrong_at_most_5_times_in_100_even_on_the_limit_itself(wron
 @pytest.mark.parametrize(("times", "said"), [(2, "met"), (0.5, "not met")])
 def test_a_verdict_far_from_the_limit_is_right(times: float, said: str) -> None:
     rng = np.random.default_rng(5)
-    limit = float(expon.ppf(0.99)) * times
+    limit = -log(0.01) * times
     assert {verdict(samples_of(rng, 1000), 0.99, limit) for _ in range(50)} == {said}
 
 
