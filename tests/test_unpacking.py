@@ -2,6 +2,7 @@
 
 import hashlib
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -120,3 +121,15 @@ async def test_a_backup_of_ours_is_never_refused_however_well_it_packs(
         assert backup.facts["bytes_unpacked"] > 8_000_000
         (await nb.restore_database(database, drill=True)).raise_for_failures()
     assert len(list_backups(database.backup_dir)[0]) == 2
+
+
+async def test_without_zstd_a_compressed_backup_is_refused_before_it_is_made(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    report = await nb.backup_database(database, compress=True)
+    assert report.refused
+    (failed,) = (check for check in report.checks if check.failed)
+    assert failed.remedy == "pip install 'abathur_nb[zstd]'"
+    assert not database.backup_dir.exists()

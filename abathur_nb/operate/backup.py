@@ -40,6 +40,7 @@ from abathur_nb.operate.manifest import (
     read_backup,
     unpack,
     write_manifest,
+    zstd_module,
 )
 from abathur_nb.operate.retention import Retention, apply_retention, remove
 from abathur_nb.operate.transfer import copy_in, copy_out, publish
@@ -80,6 +81,8 @@ async def backup_database(
     if forbidden:
         return Report(_TITLE, tuple(place), subject=subject, refused=True)
     try:
+        if compress:
+            zstd_module()  # before the copy is made
         made, checks = await back_up(settings, reason=reason, compress=compress)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)

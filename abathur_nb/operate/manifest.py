@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -35,6 +36,7 @@ __all__ = [
     "sweep_manifests",
     "unpack",
     "write_manifest",
+    "zstd_module",
 ]
 
 MANIFEST = ".manifest.json"  # behind the name of the backup
@@ -319,8 +321,7 @@ def unpack(backup: Backup, scratch: Path) -> Path:
 
 def _decompress(backup: Backup, target: Path) -> None:
     """Unpack no more than the manifest says, the ratio of ours allows and the disk has room for."""
-    import zstandard
-
+    zstd = zstd_module()
     told, most = backup.facts["bytes_unpacked"], max(_ALWAYS, _RATIO * backup.facts["bytes"])
     room = int((free_mb(target.parent) - _SPARE_MB) * MB)
     full = RefusedError(
@@ -340,7 +341,7 @@ def _decompress(backup: Backup, target: Path) -> None:
     try:
         with open_regular(backup.path) as packed, target.open("xb") as plain:
             target.chmod(0o600)
-            reader = zstandard.ZstdDecompressor().stream_reader(packed)
+            reader = zstd.open(packed, "rb")
             while chunk := reader.read(_CHUNK):
                 written += len(chunk)
                 if written > (told or most):
@@ -348,7 +349,7 @@ def _decompress(backup: Backup, target: Path) -> None:
                 if free_mb(target.parent) < _SPARE_MB:
                     raise full
                 plain.write(chunk)
-    except (zstandard.ZstdError, MemoryError) as error:
+    except (zstd.ZstdError, EOFError, MemoryError) as error:
         raise RefusedError(f"{backup.path} can't be unpacked: {error}", "choose another backup") from None
     if told and written != told:
         observed = f"{backup.path} unpacks to {written:,} bytes of {told:,}"
@@ -358,16 +359,23 @@ def _decompress(backup: Backup, target: Path) -> None:
             raise RefusedError(f"{backup.path} is not a SQLite database, once unpacked", "choose another backup")
 
 
+def zstd_module() -> Any:
+    """Return the module that reads and writes zstd: Python's own from 3.14 on; raise RefusedError without one."""
+    for name in ("compression.zstd", "zstandard"):
+        with suppress(ImportError):
+            return import_module(name)
+    raise RefusedError("a compressed backup needs zstd, which is not installed", "pip install 'abathur_nb[zstd]'")
+
+
 def pack(path: Path) -> Path:
     """Compress a file with zstd beside it, remove it, and return the new one's path.
 
     What shrinks so much that ``unpack`` would refuse it is left as it is.
     """
-    import zstandard
-
+    zstd = zstd_module()
     target = path.with_name(f"{path.name}.zst")
-    with at(target), path.open("rb") as plain, target.open("xb") as packed:
-        zstandard.ZstdCompressor(level=3, threads=-1).copy_stream(plain, packed)
+    with at(target), path.open("rb") as plain, target.open("xb") as packed, zstd.open(packed, "wb") as compressed:
+        shutil.copyfileobj(plain, compressed, _CHUNK)
     if path.stat().st_size > max(_ALWAYS, _RATIO * target.stat().st_size):
         path, target = target, path
     else:
