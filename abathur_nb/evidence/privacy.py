@@ -5,10 +5,10 @@ import json
 import os
 import pwd
 import re
-from collections.abc import Iterator, Mapping
-from html.entities import codepoint2name
+from collections.abc import Mapping
+from html import escape
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.settings import SECRET_SETTINGS, Settings
@@ -25,16 +25,6 @@ _BEGINS = re.compile(
 _ENDS = r"(?![\w@-]|\.\w)"  # /home/al is no part of /home/alice or /home/al.old
 _SEEN_BEFORE = 300  # characters
 _SHORTEST = 8  # characters of a secret
-
-# How the signs of an escape or an entity stand in a file that quotes another that quotes …
-_BACKSLASH = r"(?:\\|%(?:25)*5[Cc]|&#92;|&#[xX]5[Cc];)"
-_BACKSLASHES = rf"(?:{_BACKSLASH}{{1,31}})"  # as many as five levels need
-_SEMICOLON, _HASH = r"(?:;|%(?:25)*3[Bb])", r"(?:#|%(?:25)*23)"
-_AMPERSAND = rf"(?:&|%(?:25)*26)(?:(?:amp|{_HASH}38|{_HASH}[xX]26){_SEMICOLON})*"
-_SHORT_ESCAPES = {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}
-# What wrapped lines, and what a page's markup and a terminal's colours, put between two characters.
-_LINE_END = rf"\n|{_BACKSLASHES}n"
-_NOISE = rf"(?:{_LINE_END}|<[^<>]{{0,300}}>|(?:\x1b|{_BACKSLASHES}(?:x1b|u001b))\[[\d;]*m)*"
 
 
 def tilde(value: Any) -> Any:
@@ -100,19 +90,18 @@ def secret_values(settings: Settings) -> dict[str, str]:
 
 
 def refuse_secrets(settings: Settings, files: Mapping[str, bytes]) -> None:
-    """Raise RefusedError, naming each secret and the files that hold its value, in any usual spelling of it.
+    """Raise RefusedError, naming each secret and the files that hold its value.
 
-    Found as it is, quoted in JSON, HTML, a URL or a program, and so within another; with colours, markup or ends of
-    lines inside; in base64 and in hexadecimal digits. Not found: what a picture shows, what was compressed or
-    encrypted, and a value that was shown in pieces with other text between them.
+    Found as it is, as JSON, HTML and a URL write it, one of these within another, and in base64. Not found: what a
+    picture shows, what was compressed or encrypted, and a value in pieces, with markup or ends of lines between them.
     """
-    secrets = {name: [*_patterns(value)] for name, value in secret_values(settings).items()}
+    secrets = {name: _spellings(value) for name, value in secret_values(settings).items()}
     texts = {name: content.decode(errors="surrogateescape") for name, content in files.items()} if secrets else {}
     found = [
         f"{secret} in {name}"
-        for secret, patterns in secrets.items()
+        for secret, spellings in secrets.items()
         for name, text in texts.items()
-        if any(pattern.search(text) for pattern in patterns)
+        if any(spelling in text for spelling in spellings)
     ]
     if found:
         remedy = "take it out of what the notebook shows, or of its parameters, and run it again"
@@ -130,46 +119,32 @@ def masked(text: str, settings: Settings | None = None) -> str:
     else:
         values = [*secret_values(settings).values()]
     for value in (value for value in values if len(value.strip()) >= _SHORTEST):
-        for pattern in _patterns(value):
-            text = pattern.sub("•••", text)
+        for spelling in _spellings(value):
+            text = text.replace(spelling, "•••")
     return without_url_secrets(text)
 
 
-def _patterns(value: str) -> Iterator[re.Pattern[str]]:
-    """Yield what matches a secret as it may stand in a file."""
+def _spellings(value: str) -> list[str]:
+    """Return a secret as a file may write it, the longest spelling first."""
     value = value.strip()
     # Of a key in PEM form each line is a secret, but for those that say what it is.
     lines = [line.strip() for line in value.splitlines() if not line.startswith("-----")]
-    for piece in {value, tilde(value), *lines}:
-        if piece == value or len(piece) >= 2 * _SHORTEST:
-            yield re.compile(_NOISE.join(map(_spellings, piece)))
+    pieces = {value} | {piece for piece in (str(tilde(value)), *lines) if len(piece) >= 2 * _SHORTEST}
+    # Twice: a page in HTML shows JSON, a notebook in JSON shows a URL.
+    found = {twice for piece in pieces for once in _written(piece) for twice in _written(once)}
     raw = value.encode(errors="surrogateescape")
-    yield re.compile(f"(?i:{raw.hex()})")
     for phase in range(3):
         # Of the first and the last group other bytes decide as well.
         encoded = base64.b64encode(b"\0" * phase + raw).decode()
         sure = encoded[4 if phase else 0 : len(encoded) - (4 if (phase + len(raw)) % 3 else 0)]
-        yield re.compile(f"(?:{_LINE_END})*".join({"+": "[-+]", "/": rf"(?:_|{_BACKSLASH}?/)"}.get(c, c) for c in sure))
+        found |= {sure, sure.replace("+", "-").replace("/", "_")}
+    return sorted(found, key=len, reverse=True)
 
 
-def _spellings(character: str) -> str:
-    """Return a pattern for one character of a secret: itself, escaped, as an entity, percent-encoded."""
-    if character.isascii() and character.isalnum():
-        return character
-    code = ord(character)
-    utf16 = character.encode("utf-16-be", "surrogatepass").hex()
-    entities = [f"{_HASH}0*{code}", f"{_HASH}x0*{code:x}"]
-    entities += [codepoint2name[code]] if code in codepoint2name else []
-    quoted = [
-        "" if character == "\\" else re.escape(character),
-        f"{_AMPERSAND}(?i:{'|'.join(entities)}){_SEMICOLON}",
-        "".join(f"%(?:25)*(?i:{octet:02x})" for octet in character.encode(errors="surrogateescape")),
-        *([r"\+|%(?:25)*2[Bb]"] if character == " " else []),
-    ]
-    escaped = [
-        f"(?i:x{code:02x}|u{code:04x}|U{code:08x})",
-        _BACKSLASHES.join(f"u(?i:{utf16[i : i + 4]})" for i in range(0, len(utf16), 4)),
-        *_SHORT_ESCAPES.get(character, ""),
-    ]
-    needed = "" if character == "\\" else "?"
-    return f"(?:{_BACKSLASHES}{needed}(?:{'|'.join(quoted)})|{_BACKSLASHES}(?:{'|'.join(escaped)}))"
+def _written(text: str) -> set[str]:
+    """Return a text as it is, and as JSON, HTML and a URL write it."""
+    octets = text.encode(errors="surrogateescape")
+    return {
+        *(text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]),
+        *(escape(text), escape(text, quote=False), quote(octets), quote(octets, safe=""), quote_plus(octets)),
+    }
