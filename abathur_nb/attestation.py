@@ -14,7 +14,7 @@ _LONGEST = 200  # characters
 _ANSWER = re.compile(r"(?P<person>[^,\s](?:.*\S)?)\s*,\s*(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})")
 
 
-def said(question: str, answer: str | None) -> Check:
+def said(question: str, answer: str | None, *, check_id: str = "said") -> Check:
     """Record who answers for something that no program can find out: ``answer`` names the person and the day.
 
     The check is ``skip``, whatever is said: a statement is no proof. None says that nobody answers for it. Raises
@@ -22,11 +22,11 @@ def said(question: str, answer: str | None) -> Check:
     """
     expected = "a person who answers for it, and the day on which they said so"
     if answer is None:
-        return Check(question, "skip", expected=expected, observed="nobody has said so", remedy=f"name them: {FORM}")
+        return Check(check_id, "skip", expected, "nobody has said so", f"name them: {FORM}", name=question)
     if fault := said_fault(question, answer):
         raise ConfigurationError(fault)
     person, day = _parts(answer)
-    return Check(question, "skip", expected=expected, observed=f"said by {person} on {day}")
+    return Check(check_id, "skip", expected, f"said by {person} on {day}", name=question)
 
 
 def said_fault(name: str, answer: object) -> str:

@@ -19,7 +19,7 @@ from abathur_nb.machine import describe_machine
 from abathur_nb.measurements import Baseline, BenchmarkResult, check_savable, compare, load_baseline
 from abathur_nb.parameters import check_ranges
 from abathur_nb.percentiles import percentiles, verdict
-from abathur_nb.report import Check, Report
+from abathur_nb.report import Check, Report, id_of
 from abathur_nb.settings import Settings
 from abathur_nb.sql import statements
 from abathur_nb.target import refusal
@@ -134,7 +134,7 @@ def _lack_of_room(settings: Settings, rows: int) -> Report | None:
         return None
     observed = f"{free:,.0f} MB beyond the {settings.min_free_mb:,} MB that must stay free"
     remedy = "make room, or ask for fewer rows: -p rows 1000"
-    check = Check("free disk", "fail", expected=f"{needed:,.0f} MB for the copy", observed=observed, remedy=remedy)
+    check = Check("free_disk", "fail", expected=f"{needed:,.0f} MB for the copy", observed=observed, remedy=remedy)
     return Report(_TITLE, (check,), subject=str(settings.db_path), refused=True)
 
 
@@ -215,11 +215,12 @@ def _verdicts(limits: Mapping[str, tuple[float, float]], samples: Samples, repet
         if found == "not enough samples":
             remedy = _ask_for_more(repetitions, rounds=name == _CONCURRENT)
         yield Check.that(
-            name,
+            id_of(name),
             found == "met",
             expected=f"p{level * 100:g} < {limit_ms:g} ms, with 95 % confidence, on one CPU",
             observed=f"{told}, {counted(len(samples[name]), 'sample')}: {found}",
             remedy=remedy,
+            name=name,
         )
 
 
@@ -237,7 +238,5 @@ def _readings(limits: Mapping[str, tuple[float, float]], samples: Samples) -> It
     """Show what has no limit of its own."""
     for name, nanoseconds in samples.items():
         if name not in limits:
-            observed = "; ".join(map(str, percentiles(nanoseconds)))
-            yield Check(
-                name, "pass", expected="shown, no limit", observed=f"{observed}, {counted(len(nanoseconds), 'sample')}"
-            )
+            observed = f"{'; '.join(map(str, percentiles(nanoseconds)))}, {counted(len(nanoseconds), 'sample')}"
+            yield Check(id_of(name), "pass", "shown, no limit", observed, name=name)

@@ -22,6 +22,7 @@ __all__ = ["compare_plans", "explain_queries"]
 
 _TITLE = "explain"
 _REMEDY = "run validate.ipynb: it names each index that is missing or altered; if none is, run ANALYZE and this again"
+_LOSS = "the loss of an index"
 _MISSING = "run troubleshoot.ipynb: it shows the plan that makes it again, and the parameters that carry it out"
 _UNREAD = "run validate.ipynb: it names each table that is missing, altered or unreadable; then run this again"
 
@@ -44,7 +45,7 @@ async def explain_queries(settings: Settings) -> Plans:
     except (sqlite3.Error, OSError, AbathurError) as error:
         found = explain_error(path, error)
         observed = f"could not run: {found.observed}"
-        check = Check("database file", "error", "opens read-only", observed, found.remedy or _UNREAD)
+        check = Check("database_file", "error", "opens read-only", observed, found.remedy or _UNREAD)
         return Plans(Report(_TITLE, (check,), subject=str(path)), load_queries(), coverage=nothing)
 
 
@@ -59,7 +60,9 @@ async def compare_plans(live: Fetch, copy: Fetch, queries: Mapping[str, Query], 
     missing, extra = set(_indexes()) - indexes, indexes - set(_indexes())
     trees: dict[str, PlanTree] = {}
     checks = [
-        await run_check(query.name, partial(_judge, live, query, missing, extra, trees), remedy=_UNREAD)
+        await run_check(
+            query.name, partial(_judge, live, query, missing, extra, trees), remedy=_UNREAD, name=query.name
+        )
         for query in queries.values()
     ]
     coverage = {
@@ -78,7 +81,7 @@ async def compare_plans(live: Fetch, copy: Fetch, queries: Mapping[str, Query], 
         unlike = [name for name, tree in trees.items() if await _tree(copy, queries[name]) != tree]
         return _losses_check(trees, without, unlike, idle)
 
-    checks.append(await run_check("the loss of an index", try_losses, remedy=_UNREAD))
+    checks.append(await run_check("loss_of_an_index", try_losses, remedy=_UNREAD, name=_LOSS))
     return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, trees, coverage, without)
 
 
@@ -96,7 +99,7 @@ async def _judge(
 ) -> Check:
     tree = trees[query.name] = await _tree(live, query)
     if not tree and query.index is None:
-        return Check(query.name, "skip", "no plan", "not applicable: the statement has none")
+        return Check(query.name, "skip", "no plan", "not applicable: the statement has none", name=query.name)
     allowed = {"table scan": query.scan, "index scan": query.scan, "sort": query.sort}
     steps = plan_steps(tree)
     faults = [told([step]) for step in steps if step.kind != "search" and not allowed.get(step.kind)]
@@ -114,6 +117,7 @@ async def _judge(
         remedy=_MISSING if query.index in missing else _REMEDY,
         otherwise="warn" if added and query.index not in missing else "fail",
         evidence=tree_lines(tree),
+        name=query.name,
     )
 
 
@@ -136,23 +140,24 @@ def _losses_check(
     unlike: Collection[str],
     otherwise: Status,
 ) -> Check:
-    name, expected = "the loss of an index", "each index, taken away in a copy, changes a plan"
+    expected = "each index, taken away in a copy, changes a plan"
     if unlike:
         observed = f"could not run: the copy plans otherwise than the database: {', '.join(unlike)}"
-        return Check(name, "error", expected, observed, _REMEDY)
+        return Check("loss_of_an_index", "error", expected, observed, _REMEDY, name=_LOSS)
     changed = {
         index: [f"{query}: {told(plan_steps(tree))}" for query, tree in after.items() if tree != trees[query]]
         for index, after in without.items()
     }
     idle = [index for index, queries in changed.items() if not queries]
     return Check.that(
-        name,
+        "loss_of_an_index",
         not idle,
         expected=expected,
         observed=f"no plan changes without {', '.join(idle)}" if idle else f"all {len(changed)} do",
         remedy=_REMEDY,
         otherwise=otherwise,
         evidence=(f"without {index}, {query}" for index, queries in changed.items() for query in queries),
+        name=_LOSS,
     )
 
 

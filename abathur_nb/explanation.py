@@ -56,7 +56,7 @@ class Plans:
         return pd.DataFrame(rows, columns=["query", "status", "index", "plan", "answers"])
 
     def _verdicts(self) -> list[tuple[str, Status]]:
-        return [(check.name, check.status) for check in self.report.checks if check.name in self.queries]
+        return [(check.id, check.status) for check in self.report.checks if check.id in self.queries]
 
     def to_record(self) -> dict[str, Any]:
         """Return what a run's record keeps: the plan of each query, as lines."""

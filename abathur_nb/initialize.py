@@ -32,10 +32,10 @@ _TITLE = "initialize"
 
 # The steps of section 2 that one transaction takes, in its order.
 _STEPS = (
-    ("2.3 memory tables", "ddl-memory-tables.sql"),
-    ("2.4 core tables", "ddl-core-tables.sql"),
-    ("2.5 indexes", "ddl-indexes.sql"),
-    ("2.6 seed memories", SEED_FILE),
+    ("make_memory_tables", "2.3 memory tables", "ddl-memory-tables.sql"),
+    ("make_core_tables", "2.4 core tables", "ddl-core-tables.sql"),
+    ("make_indexes", "2.5 indexes", "ddl-indexes.sql"),
+    ("make_seed_memories", "2.6 seed memories", SEED_FILE),
 )
 _IDENTITY = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -77,7 +77,7 @@ async def _initialize(settings: Settings, dry_run: bool, checks: list[Check]) ->
     if dry_run:
         return Report(f"{_TITLE} (dry run)", (*checks, *_plan(settings)), subject=subject)
     # A file system that only warns by its name has to show that it can carry a write-ahead log.
-    if any(check.name == "file system" and check.status == "warn" for check in location):
+    if any(check.id == "file_system" and check.status == "warn" for check in location):
         checks.append(await behaviour(settings))
         if checks[-1].failed:
             return Report(_TITLE, tuple(checks), subject=subject, refused=True)
@@ -92,7 +92,7 @@ async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
         return Report(_TITLE, tuple(place), subject=str(settings.db_path), refused=True)
     checks = await file_checks(settings)
     # Who may read it is a finding, and no reason to take a database for another.
-    broken = any(check.failed for check in checks if check.name != FILE_MODES)
+    broken = any(check.failed for check in checks if check.id != FILE_MODES)
     observed = "a database that is not valid: left as it is" if broken else "already initialized: left as it is"
     remedy = repair_command(settings)
     done, swept = [], []
@@ -133,7 +133,7 @@ async def _create_in(folder: Path, settings: Settings) -> list[Check]:
             if tuple(done) != (0, 0, 0):
                 raise RefusedError(f"the write-ahead log of the new database could not be emptied: {tuple(done)}")
             # The draft's directory is not the database's: that one is looked at once it holds it.
-            validation = [c for c in await database_checks(conn, draft, settings) if c.name != FILE_MODES]
+            validation = [c for c in await database_checks(conn, draft, settings) if c.id != FILE_MODES]
         if failed := [check for check in validation if check.failed]:
             named = "; ".join(f"{check.name}: {check.observed}" for check in failed)
             raise RefusedError(f"the new database is not valid and was thrown away: {named}")
@@ -144,7 +144,9 @@ async def _create_in(folder: Path, settings: Settings) -> list[Check]:
         ask = partial(file_modes, settings.db_path)
         validation.append(await run_check(FILE_MODES, ask, remedy=f"namei -l {quote(str(folder))}"))
     swept = sweep(folder)
-    created = Check("2.1 database file", "pass", observed=f"{settings.db_path}, mode 0600", evidence=tuple(swept))
+    created = Check(
+        "make_file", "pass", observed=f"{settings.db_path}, mode 0600", evidence=tuple(swept), name="2.1 database file"
+    )
     return [created, *checks, *(_numbered(check) for check in validation), published]
 
 
@@ -155,7 +157,7 @@ async def _set_pragmas(conn: aiosqlite.Connection, settings: Settings) -> Check:
     told = ", ".join(f"{name} = {value}" for name, value in found.items())
     if mode != "wal":
         raise RefusedError(f"SQLite did not switch to write-ahead mode: {told}")
-    return Check("2.2 PRAGMA settings", "pass", expected="the eight, read back", observed=told)
+    return Check("set_pragmas", "pass", expected="the eight, read back", observed=told, name="2.2 PRAGMA settings")
 
 
 async def _fill(conn: aiosqlite.Connection) -> list[Check]:
@@ -164,13 +166,13 @@ async def _fill(conn: aiosqlite.Connection) -> list[Check]:
     script = [
         "BEGIN IMMEDIATE",
         *_IDENTITY,
-        *(line for _, filename in _STEPS for line in statements(filename)),
+        *(line for *_, filename in _STEPS for line in statements(filename)),
         "COMMIT",
     ]
     await conn.executescript(";\n".join(script) + ";")
     return [
-        Check(step, "pass", observed=f"{counted(len(statements(filename)), 'statement')} of sql/{filename}")
-        for step, filename in _STEPS
+        Check(step, "pass", observed=f"{counted(len(statements(filename)), 'statement')} of sql/{filename}", name=name)
+        for step, name, filename in _STEPS
     ]
 
 
@@ -186,33 +188,34 @@ def _publish(draft: Path, path: Path) -> Check:
 
 
 def _force_name(path: Path, done: str = "") -> Check:
-    name, expected = "published", "under its own name, forced to the disk"
+    expected = "under its own name, forced to the disk"
     try:
         fsync(path.parent)
     except OSError as error:
         cause = os_cause(error, path.parent)
         observed = f"{path} is whole, but its name may not survive a power cut: {cause.observed}"
-        return Check(name, "error", expected, observed, f"{cause.remedy}; then run init again")
-    return Check(name, "pass", expected=expected, observed=f"{path}{done}")
+        return Check("published", "error", expected, observed, f"{cause.remedy}; then run init again")
+    return Check("published", "pass", expected, f"{path}{done}")
 
 
 def _numbered(check: Check) -> Check:
-    return Check(f"2.7 {check.name}", check.status, check.expected, check.observed, check.remedy, check.evidence)
+    return replace(check, name=f"2.7 {check.name}")
 
 
 def _plan(settings: Settings) -> list[Check]:
     """Return the steps with the exact statements that they would run."""
     path = quote(str(settings.db_path))
     pragmas = {"journal_mode": "WAL", **connection_pragmas(settings)}
-    steps: list[tuple[str, Sequence[str]]] = [
+    steps: list[tuple[str, str, Sequence[str]]] = [
         (
+            "make_file",
             "2.1 database file",
             (f"mkdir -p -m 700 {quote(str(settings.db_path.parent))}", f"install -m 600 /dev/null {path}"),
         ),
-        ("2.2 PRAGMA settings", [f"PRAGMA {name} = {value}" for name, value in pragmas.items()]),
-        ("one transaction", ("BEGIN IMMEDIATE", *_IDENTITY)),
-        *((step, statements(filename)) for step, filename in _STEPS),
-        ("end of the transaction", ("COMMIT", "PRAGMA wal_checkpoint(TRUNCATE)")),
+        ("set_pragmas", "2.2 PRAGMA settings", [f"PRAGMA {name} = {value}" for name, value in pragmas.items()]),
+        ("begin", "one transaction", ("BEGIN IMMEDIATE", *_IDENTITY)),
+        *((step, name, statements(filename)) for step, name, filename in _STEPS),
+        ("commit", "end of the transaction", ("COMMIT", "PRAGMA wal_checkpoint(TRUNCATE)")),
     ]
     return [
         Check(
@@ -220,6 +223,8 @@ def _plan(settings: Settings) -> list[Check]:
             "skip",
             observed=f"would run {counted(len(lines), 'statement')}",
             evidence=tuple(f"{line};" for line in lines),
+            name=name,
+            data={"statements": list(lines)},
         )
-        for step, lines in steps
+        for step, name, lines in steps
     ]

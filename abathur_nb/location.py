@@ -84,13 +84,13 @@ def _directory(settings: Settings) -> tuple[Check, bool]:
         (_is_for_another(settings), "warn", install_command(settings, folder)),
         (bool(mode & 0o077), "warn", chmod),
     ]
-    name, expected = "directory", f"a directory of {user_name(os.geteuid())}'s own, mode 0700"
+    expected = f"a directory of {user_name(os.geteuid())}'s own, mode 0700"
     observed = f"{folder} is {user_name(found.st_uid)}'s, mode {mode:04o}" + (f"; {shut.observed}" if shut else "")
     for at_fault, severity, remedy in faults:
         if at_fault:
             status: Status = "warn" if severity == "warn" else "fail"
-            return Check(name, status, expected=expected, observed=observed, remedy=remedy), severity == "refuse"
-    return Check(name, "pass", expected=expected, observed=observed), False
+            return Check("directory", status, expected, observed, remedy), severity == "refuse"
+    return Check("directory", "pass", expected, observed), False
 
 
 def _above(settings: Settings) -> tuple[Check, bool]:
@@ -117,7 +117,7 @@ def _above(settings: Settings) -> tuple[Check, bool]:
     worst = next((s for s in ("refuse", "fail", "warn") if s in [s for s, _ in faults.values()]), None)
     me = user_name(os.geteuid())
     check = Check.that(
-        "directories above",
+        "directories_above",
         worst is None,
         expected=f"each of root's or {me}'s, and written to by nobody else: who may rename one can swap the database",
         observed="; ".join(told for _, told in faults.values()) or f"as expected, from / to {folder.parent}",
@@ -230,7 +230,7 @@ def _file_system(settings: Settings, place: Path) -> tuple[Check, bool]:
     if read_only(place):
         observed, severity = f"{name}, mounted read-only at {place}", "refuse"
     check = Check.that(
-        "file system",
+        "file_system",
         severity is None,
         expected="a local one that keeps what is written, such as ext4, xfs or btrfs",
         observed=observed,
@@ -258,7 +258,7 @@ def _free_disk(settings: Settings, place: Path) -> Check:
     low = settings.min_free_mb
     enough = max(low, settings.recommended_free_mb)
     return Check.that(
-        "free disk",
+        "free_disk",
         free >= enough,
         expected=f"{enough:,} MB or more; less than {low:,} MB fails",
         observed=f"{free:,.0f} MB at {place}",

@@ -53,12 +53,13 @@ def compare_machines(now: Mapping[str, Any], then: Mapping[str, Any]) -> Check:
         if was.get(name) != found.get(name)
     ]
     return Check.that(
-        "the baseline's machine",
+        "baseline_machine",
         not differences,
         expected="the same processor, versions, settings, rows and repetitions",
         observed="; ".join(differences) or "the same",
         remedy="compare with a baseline that differs in nothing but what you want to know of",
         otherwise="warn",
+        name="the baseline's machine",
     )
 
 

@@ -15,7 +15,7 @@ from abathur_nb.errors import ConfigurationError
 from abathur_nb.files import open_regular
 from abathur_nb.machine import compare_machines
 from abathur_nb.percentiles import above, percentiles
-from abathur_nb.report import Check, Report
+from abathur_nb.report import Check, Report, id_of
 from abathur_nb.wording import printable, shown
 
 if TYPE_CHECKING:
@@ -208,10 +208,11 @@ def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], ba
             told.append(f"{now}, was {then.value:.3g} ms ({now.value / then.value:.2f} times)")
             slower |= above(now.low, then.high)
         yield Check.that(
-            f"{name} against the baseline",
+            f"{id_of(name)}_against_the_baseline",
             not slower,
             expected="no percentile more than a tenth above the baseline's interval",
             observed="; ".join(told),
             remedy="see the check of the baseline's machine; if that is the same, look at explain.ipynb",
             otherwise="warn",
+            name=f"{name} against the baseline",
         )

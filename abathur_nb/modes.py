@@ -14,7 +14,7 @@ from abathur_nb.wording import user_name
 
 __all__ = ["FILE_MODES", "file_modes", "file_names", "wal_size"]
 
-FILE_MODES = "file modes"
+FILE_MODES = "file_modes"
 _MB = 1_000_000
 
 
@@ -56,7 +56,7 @@ async def file_names(path: Path) -> Check:
     count = os.lstat(path).st_nlink
     quoted = quote(str(path))
     return Check.that(
-        "file names",
+        "file_names",
         count == 1,
         expected="one name, because a database's log goes by its name",
         observed=f"{count} names (hard links)" if count > 1 else "one name",
@@ -74,10 +74,11 @@ async def wal_size(path: Path, settings: Settings) -> Check:
     except FileNotFoundError:
         size = 0.0
     return Check.that(
-        "WAL size",
+        "wal_size",
         size <= settings.max_wal_mb,
         expected=f"at most {settings.max_wal_mb} MB",
         observed=f"{size:.1f} MB",
         remedy="run troubleshoot.ipynb: it names the reader that keeps SQLite from resetting the WAL, if there is one",
         otherwise="warn",
+        name="WAL size",
     )

@@ -16,7 +16,7 @@ from abathur_nb.wording import shown, some
 
 __all__ = ["OTHERS", "indexes_check", "others_check", "sequences_check", "tables_check"]
 
-OTHERS = "other objects"
+OTHERS = "other_objects"
 _MOST = 1000  # objects of others that a check shows in full
 _LAST_ID = 2**63 - 1
 

@@ -30,23 +30,25 @@ Version = tuple[int, ...]
 class Hazard(NamedTuple):
     """Hold a fault known of some versions of SQLite: from ``first`` to ``last``, less the branches that mended it."""
 
-    name: str
+    id: str
     first: Version
     last: Version
     mended: tuple[Version, ...]
     effect: str
     remedy: str
+    name: str
 
 
 HAZARDS = (
     # https://sqlite.org/wal.html, "The WAL-Reset Bug"
     Hazard(
-        "WAL-reset race",
+        "wal_reset_race",
         (3, 7, 0),
         (3, 51, 2),
         ((3, 44, 6), (3, 50, 7)),
         "two connections that commit and checkpoint at once can corrupt the database",
         "let only one process write, until there is a SQLite of 3.51.3 or newer: conda env create -f environment.yml",
+        "WAL-reset race",
     ),
 )
 
@@ -59,13 +61,13 @@ async def preflight(settings: Settings, *, team_trained: str | None = None) -> R
     What a killed one left behind is removed, unless this one is refused. ``team_trained`` names who says that the team
     is trained on the procedures, and when: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another form.
     """
-    trained = said("team trained on procedures", team_trained)
+    trained = said("team trained on procedures", team_trained, check_id="team_trained")
     folder = settings.db_path.parent
     location, refused = location_checks(settings)
     seen: list[str] = []
     asked: Sequence[tuple[str, Callable[[], Awaitable[Check]]]] = (
-        ("file system behaviour", lambda: behaviour(settings)),
-        ("database file", lambda: _target(settings, seen)),
+        ("file_system_behaviour", lambda: behaviour(settings)),
+        ("database_file", lambda: _target(settings, seen)),
     )
     found = await asyncio.gather(
         *(run_check(name, ask, remedy=f"namei -l {quote(str(folder))}") for name, ask in asked)
@@ -90,34 +92,44 @@ def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
     newer = "install a newer Python: conda env create -f environment.yml"
     return [
         Check.that(
-            "operating system",
+            "operating_system",
             sys.platform == "linux",
             expected=linux,
             observed=sys.platform,
             remedy="run it on Linux",
             otherwise="warn",
         ),
-        Check.that("Python", sys.version_info >= (3, 11), expected="3.11 or newer", observed=python, remedy=newer),
         Check.that(
-            "SQLite",
+            "python",
+            sys.version_info >= (3, 11),
+            expected="3.11 or newer",
+            observed=python,
+            remedy=newer,
+            name="Python",
+        ),
+        Check.that(
+            "sqlite",
             sqlite3.sqlite_version_info >= (3, 35),
             expected="3.35 or newer",
             observed=sqlite3.sqlite_version,
             remedy=newer,
+            name="SQLite",
         ),
         Check.that(
-            "SQLite's JSON functions",
+            "sqlite_json_functions",
             json_works,
             expected="compiled in",
             observed="work" if json_works else "missing",
             remedy=newer,
+            name="SQLite's JSON functions",
         ),
         Check.that(
-            "SQLite's thread safety",
+            "sqlite_thread_safety",
             sqlite3.threadsafety > 0,
             expected="connections may live in threads",
             observed=f"sqlite3.threadsafety = {sqlite3.threadsafety}",
             remedy=newer,
+            name="SQLite's thread safety",
         ),
         Check.that(
             "aiosqlite",
@@ -137,12 +149,13 @@ def _hazards(settings: Settings, linked: Version = sqlite3.sqlite_version_info) 
         observed = f"SQLite {'.'.join(map(str, linked))}"
         checks.append(
             Check.that(
-                hazard.name,
+                hazard.id,
                 not struck,
                 expected="a version of SQLite without it",
                 observed=f"{observed}: {hazard.effect}" if struck else observed,
                 remedy=hazard.remedy,
                 otherwise="fail" if settings.require_safe_wal else "warn",
+                name=hazard.name,
             )
         )
     return checks
@@ -162,7 +175,7 @@ async def behaviour(settings: Settings) -> Check:
             seen = await _second_process(path)
     wanted = {"journal_mode": "wal", "user_version": 7, "lock": "SQLITE_BUSY"}
     return Check.that(
-        "file system behaviour",
+        "file_system_behaviour",
         (mode, written) == ("wal", 7) and seen == wanted,
         expected="journal mode wal is kept; a second process reads, and is refused a second write lock",
         observed=f"journal mode {mode}; the second process: {', '.join(f'{k} {v}' for k, v in seen.items())}",
@@ -204,7 +217,7 @@ def _backups(settings: Settings) -> Check:
     too_early = not os.path.lexists(settings.db_path.parent) and folder.parent == settings.db_path.parent
     first = "after init: " if too_early else ""
     return Check.that(
-        "backup directory",
+        "backup_directory",
         usable,
         expected="a directory that may be written to",
         observed=str(folder) if usable else f"{folder} {fault}",

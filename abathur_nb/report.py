@@ -1,8 +1,9 @@
 """Check and Report: the one currency in which every verb of this package answers."""
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from html import escape
 from pathlib import Path
 from sqlite3 import Error as SQLiteError
@@ -15,7 +16,7 @@ from abathur_nb.wording import printable, utc_now
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Check", "Report", "Status", "run_check"]
+__all__ = ["Check", "Report", "Status", "id_of", "run_check"]
 
 Status = Literal["pass", "warn", "fail", "error", "skip"]
 
@@ -39,17 +40,22 @@ class Check:
     """Hold one question that was asked: what was expected, what was observed, what to do about it.
 
     ``error`` means that the check could not run, which counts as failed. ``evidence`` lists what the observation
-    rests on: offending keys, statements, messages. All texts are made printable.
+    rests on: offending keys, statements, messages. All texts are made printable, and are for people: programs select
+    a check by its ``id`` and read its ``data``, which JSON can hold. ``name`` is its title: as a rule the id in words.
     """
 
-    name: str
+    id: str
     status: Status
     expected: str = ""
     observed: str = ""
     remedy: str = ""
     evidence: tuple[str, ...] = ()
+    _: KW_ONLY
+    name: str = ""
+    data: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or self.id.replace("_", " "))
         for name in ("name", "expected", "observed", "remedy"):
             object.__setattr__(self, name, printable(getattr(self, name)))
         object.__setattr__(self, "evidence", tuple(printable(line) for line in self.evidence))
@@ -57,7 +63,7 @@ class Check:
     @classmethod
     def that(
         cls,
-        name: str,
+        check_id: str,
         holds: bool,
         *,
         expected: str,
@@ -65,10 +71,13 @@ class Check:
         remedy: str = "",
         otherwise: Status = "fail",
         evidence: Iterable[str] = (),
+        name: str = "",
+        data: Mapping[str, Any] | None = None,
     ) -> "Check":
         """Make a check that passes if ``holds``, and has the status ``otherwise`` and the remedy if not."""
         status: Status = "pass" if holds else otherwise
-        return cls(name, status, expected, observed, "" if holds else remedy, tuple(evidence))
+        told = "" if holds else remedy
+        return cls(check_id, status, expected, observed, told, tuple(evidence), name=name, data=data or {})
 
     @property
     def failed(self) -> bool:
@@ -76,7 +85,12 @@ class Check:
         return self.status in ("fail", "error")
 
 
-async def run_check(name: str, find_out: Callable[[], Awaitable[Check]], *, remedy: str) -> Check:
+def id_of(title: str) -> str:
+    """Return the id of a check whose title is made at run time, or stands alone in an old record."""
+    return re.sub(r"\W+", "_", title.lower())
+
+
+async def run_check(check_id: str, find_out: Callable[[], Awaitable[Check]], *, remedy: str, name: str = "") -> Check:
     """Await ``find_out()`` and return its check, or an ``error`` check with the remedy if it could not be asked."""
     try:
         return await find_out()
@@ -87,7 +101,7 @@ async def run_check(name: str, find_out: Callable[[], Awaitable[Check]], *, reme
         if isinstance(found, OSError) and isinstance(found.filename, str):
             cause = os_cause(found, Path(found.filename))
             observed, remedy = f"could not run: {cause.observed}", cause.remedy
-        return Check(name, "error", expected="the check can be made", observed=observed, remedy=remedy)
+        return Check(check_id, "error", "the check can be made", observed, remedy, name=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +154,7 @@ class Report:
         """Return the checks as a pandas frame, one row a check, in the order in which they were made."""
         import pandas as pd
 
-        columns = ["name", "status", "expected", "observed", "remedy", "evidence"]
+        columns = ["id", "name", "status", "expected", "observed", "remedy", "evidence", "data"]
         return pd.DataFrame([asdict(check) for check in self.checks], columns=columns)
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from abathur_nb.wording import AHEAD_S, SEE_CLOCK, counted, shown, timestamp
 __all__ = ["NAMED", "named_row", "row_checks"]
 
 NAMED = 20  # offending keys that a check names; it counts them all
-_JSON, _VALUES, _REQUIRED, _TIMESTAMPS = "JSON columns", "values", "required values", "timestamps"
+_JSON, _VALUES, _REQUIRED, _TIMESTAMPS = "json_columns", "values", "required_values", "timestamps"
 _CLOCK = "moments"
-_ENCODING, _LIMITS = "readable text", "JSON limits"
+_ENCODING, _LIMITS = "readable_text", "json_limits"
+_TITLES = {_JSON: "JSON columns", _LIMITS: "JSON limits"}  # of those that are not the id in words
 _KINDS = {
     _JSON: "text that holds the kind of JSON that its column wants",
     _VALUES: "within the enumerations and ranges of the schema",
@@ -190,11 +191,10 @@ def _rows_check(kind: str, rows: _Rows) -> Check:
     rules = [rule for table in expected_tables() for rule in _rules(table) if rule.kind == kind]
     broken = [told for rule, (_, told) in rows.broken.items() if rule.kind == kind]
     unread = [told for table, told in rows.unread.items() if any(rule.table == table for rule in rules)]
+    name = _TITLES.get(kind, "")
     if unread and not broken:
         observed = f"could not run: {'; '.join(unread)}"
-        return Check(
-            kind, "error", expected=_KINDS[kind], observed=observed, remedy="first repair what the checks above name"
-        )
+        return Check(kind, "error", _KINDS[kind], observed, "first repair what the checks above name", name=name)
     # The number without a unit: how many rows are broken is what a comparison of two runs is about.
     columns = ", ".join(f"{rule} × {number:,}" for rule, (number, _) in rows.broken.items() if rule.kind == kind)
     return Check.that(
@@ -206,4 +206,5 @@ def _rows_check(kind: str, rows: _Rows) -> Check:
         if kind == _CLOCK
         else "keep a copy of these rows, then write what belongs there, or restore a backup",
         evidence=broken + unread,
+        name=name,
     )

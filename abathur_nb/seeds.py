@@ -25,7 +25,7 @@ async def seeds_check(conn: Connection, repair: str) -> Check:
         if fault := _seed_fault(seed, rows.get(seed.version)):
             faults[seed] = f"-- {seed.namespace} / {seed.key}: version {seed.version} {fault}"
     return Check.that(
-        "seed memories",
+        "seed_memories",
         not faults,
         expected=f"version 1 of each of the {len(seeds)}, with its content",
         observed=f"{len(seeds) - len(faults)} of {len(seeds)}" + (f"; {newer} with later versions" if newer else ""),

@@ -24,7 +24,7 @@ async def sizes_check(conn: aiosqlite.Connection) -> Check:
     told = [f"{named_row(row[0], row[1])}: {row[2]}, {TOLD_SIZE.format(row[3] * 100 / MAX_BYTES)}" for row in rows]
     counts = f"{len(rows):,} over {LEVELS[0]} %, {sum(row[3] > high for row in rows):,} over {LEVELS[1]} %"
     return Check.that(
-        "session sizes",
+        "session_sizes",
         not rows,
         expected=f"events, state and metadata of at most {TOLD_SIZE.format(LEVELS[0])}, where an append is refused",
         observed=f"{counts}; the largest is {told[0]}" if rows else f"none is over {LEVELS[0]} %",

@@ -101,7 +101,7 @@ def strays_check(path: Path) -> Check:
     """Check that no process has a deleted or moved file of the database open. Read-only."""
     found = strays(path)
     return Check.that(
-        "open files",
+        "open_files",
         not found,
         expected="no process has a file of it open that was deleted or moved",
         observed="; ".join(map(str, found)) or "none",

@@ -46,7 +46,6 @@ __all__ = [
     "wanted",
 ]
 
-_NAME = "database file"
 _UNTOLD = "could not run: "  # of a check, not of an error
 _ANOTHER = "db_path: name another path, or move it away by hand"
 _RESTORE = "stop its writers and restore a backup"
@@ -83,7 +82,7 @@ State = Literal["absent", "empty", "damaged", "remains", "refused", "present"]
 def _target(state: State, observed: str, remedy: str = "") -> Target:
     status: Literal["pass", "fail"] = "pass" if state in ("absent", "present") else "fail"
     expected = "an Abathur database, a regular file in a directory that is no link"
-    return Target(state, Check(_NAME, status, expected=expected, observed=observed, remedy=remedy))
+    return Target(state, Check("database_file", status, expected=expected, observed=observed, remedy=remedy))
 
 
 def examine(settings: Settings, *, journal: bool = True) -> Target:

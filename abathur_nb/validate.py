@@ -3,7 +3,8 @@
 import asyncio
 import re
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -30,7 +31,7 @@ from abathur_nb.wording import counted, shown, some
 
 __all__ = ["FILE_MODES", "WRITE_VERSION", "database_checks", "file_checks", "file_modes", "validate_database"]
 
-WRITE_VERSION = "write version"
+WRITE_VERSION = "write_version"
 # What an index or a generated column may end a check with, though each page is sound.
 _OF_AN_EXPRESSION = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
@@ -49,7 +50,7 @@ async def validate_database(settings: Settings) -> Report:
     if report:
         return report
     # What is not ours no verb drops.
-    told = tuple(c if c.name == OTHERS else to_be_mended(c, settings) for c in await file_checks(settings))
+    told = tuple(c if c.id == OTHERS else to_be_mended(c, settings) for c in await file_checks(settings))
     return Report("validate", told, subject=str(settings.db_path))
 
 
@@ -65,10 +66,7 @@ async def database_checks(
     try:
         checks = [*_identity(await read_pragmas(conn), settings)]
         live = await read_schema(conn)
-        remedy = (
-            f"if integrity failed, begin there; else see who uses it: fuser {quote(str(path))}; then validate again"
-        )
-        checks += [await run_check(name, ask, remedy=remedy) for name, ask in _questions(conn, live, path, settings)]
+        checks += [await asked for asked in _questions(conn, live, path, settings)]
     finally:
         found = await rows  # nobody else would wait for it
     await conn.rollback()
@@ -77,7 +75,7 @@ async def database_checks(
 
 async def _of_rows(reader: Connection) -> tuple[Check, ...]:
     remedy = "first repair the table sessions; then validate again"
-    sizes = await run_check("session sizes", lambda: sizes_check(reader), remedy=remedy)
+    sizes = await run_check("session_sizes", lambda: sizes_check(reader), remedy=remedy)
     return (*await row_checks(reader), sizes)
 
 
@@ -110,7 +108,7 @@ async def file_checks(settings: Settings) -> tuple[Check, ...]:
     except (sqlite3.Error, OSError, AbathurError) as error:
         _, found = await explain_unopened(path, error)
         observed = f"could not run: {found.observed}"
-        return (Check("database file", "error", expected="opens read-only", observed=observed, remedy=found.remedy),)
+        return (Check("database_file", "error", expected="opens read-only", observed=observed, remedy=found.remedy),)
 
 
 def _write_version(version: int, settings: Settings) -> Iterable[Check]:
@@ -123,22 +121,21 @@ def _write_version(version: int, settings: Settings) -> Iterable[Check]:
 
 def _questions(
     conn: Connection, live: Mapping[str, SchemaObject], path: Path, settings: Settings
-) -> Iterable[tuple[str, Callable[[], Awaitable[Check]]]]:
-    repair = repair_command(settings)
-    yield (
-        "integrity",
-        lambda: _integrity(conn, repair, f"stop its writers and restore a backup: {restore_command(settings)}"),
-    )
-    yield "foreign keys", lambda: _foreign_keys(conn, repair)
-    yield "tables", lambda: tables_check(live)
-    yield "indexes", lambda: indexes_check(live, repair)
-    yield OTHERS, lambda: others_check(live, path)
-    yield "sequences", lambda: sequences_check(conn, repair)
-    yield "seed memories", lambda: seeds_check(conn, repair)
-    yield "names", lambda: names_check(conn)
-    yield FILE_MODES, lambda: file_modes(path)
-    yield "file names", lambda: file_names(path)
-    yield "WAL size", lambda: wal_size(path, settings)
+) -> Iterator[Awaitable[Check]]:
+    repair, restore = repair_command(settings), f"stop its writers and restore a backup: {restore_command(settings)}"
+    busy = f"if integrity failed, begin there; else see who uses it: fuser {quote(str(path))}; then validate again"
+    run = partial(run_check, remedy=busy)
+    yield run("integrity", lambda: _integrity(conn, repair, restore))
+    yield run("foreign_keys", lambda: _foreign_keys(conn, repair))
+    yield run("tables", lambda: tables_check(live))
+    yield run("indexes", lambda: indexes_check(live, repair))
+    yield run(OTHERS, lambda: others_check(live, path))
+    yield run("sequences", lambda: sequences_check(conn, repair))
+    yield run("seed_memories", lambda: seeds_check(conn, repair))
+    yield run("names", lambda: names_check(conn))
+    yield run(FILE_MODES, lambda: file_modes(path))
+    yield run("file_names", lambda: file_names(path))
+    yield run("wal_size", lambda: wal_size(path, settings), name="WAL size")
 
 
 def _identity(found: Mapping[str, Any], settings: Settings) -> Iterable[Check]:
@@ -150,12 +147,12 @@ def _identity(found: Mapping[str, Any], settings: Settings) -> Iterable[Check]:
         ("encoding", "UTF-8", repair_command(settings)),
     ):
         holds = found[name] == expected
-        yield Check.that(name, holds, expected=str(expected), observed=str(found[name]), remedy=remedy)
+        yield Check.that(name, holds, expected=str(expected), observed=str(found[name]), remedy=remedy, name=name)
     # The rest each connection sets for itself, as this one did.
     names = (*connection_pragmas(settings), "query_only", "trusted_schema")
     told = ", ".join(f"{name} = {found[name]}" for name in names)
     yield Check.that(
-        "journal mode",
+        "journal_mode",
         found["journal_mode"] == "wal",
         expected="wal",
         observed=found["journal_mode"],
@@ -243,7 +240,7 @@ async def _foreign_keys(conn: Connection, repair: str) -> Check:
         of_ours = f"{tables}, pragma_foreign_key_check(name)"
         rows = list(await conn.execute_fetchall(found.format(of_ours)))
     return Check.that(
-        "foreign keys",
+        "foreign_keys",
         not rows,
         expected="every reference has its row",
         observed=f"{counted(rows[0]['total'] if rows else 0, 'reference')} without a row",

@@ -55,6 +55,14 @@ def test_a_check_that_holds_has_no_remedy_but_keeps_what_was_observed() -> None:
     assert (bad.status, bad.observed, bad.remedy) == ("warn", "32", "do this")
 
 
+def test_a_check_has_an_id_for_programs_and_a_title_which_is_the_id_in_words_unless_it_is_given() -> None:
+    plain, named = Check("file_modes", "pass"), Check("wal_size", "warn", name="WAL size", data={"bytes": 5})
+    assert (plain.name, dict(plain.data), named.name) == ("file modes", {}, "WAL size")
+    told = json.loads(report(plain, named).to_json())["checks"][1]
+    assert (told["id"], told["name"], told["data"]) == ("wal_size", "WAL size", {"bytes": 5})
+    assert len({plain, named}) == 2
+
+
 @pytest.mark.parametrize("error", [sqlite3.OperationalError("locked"), OSError(28, "No space"), BusyError("x")])
 async def test_a_check_that_cannot_be_asked_could_not_run(error: Exception) -> None:
     async def ask() -> Check:
@@ -81,7 +89,8 @@ def test_every_form_shows_every_check_failures_first() -> None:
         assert places == sorted(places)
         assert max(places) < min(text.index("is pass"), text.index("is skip"))
     assert list(made.to_frame()["name"]) == [check.name for check in EVERY]
-    assert list(report().to_frame().columns) == ["name", "status", "expected", "observed", "remedy", "evidence"]
+    columns = ["id", "name", "status", "expected", "observed", "remedy", "evidence", "data"]
+    assert list(report().to_frame().columns) == columns
     told = json.loads(made.to_json())
     assert told["ok"] is False
     assert [check["status"] for check in told["checks"]] == [check.status for check in EVERY]

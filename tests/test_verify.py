@@ -101,7 +101,7 @@ def test_it_writes_nothing_and_asks_no_other_host(settings: Settings) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert tree(folder) == before
-    writing = program.replace("from abathur_nb.__main__", "open(os.devnull, 'w')\nfrom abathur_nb.__main__")
+    writing = program.replace("from abathur_nb.cli", "open(os.devnull, 'w')\nfrom abathur_nb.cli")
     assert subprocess.run([sys.executable, "-c", writing], capture_output=True, check=False).returncode == 9
 
 

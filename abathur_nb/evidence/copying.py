@@ -22,7 +22,7 @@ from abathur_nb.wording import counted, shown, some
 __all__ = ["command", "copy_archive"]
 
 _NAMED = 5  # objects that an error names
-_NOT_COPIED = ("last line", "nothing else")  # what verify may find wrong with what stays behind
+_NOT_COPIED = ("last_line", "nothing_else")  # what verify may find wrong with what stays behind
 
 
 def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
@@ -36,7 +36,7 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
     store = open_store(url)
     if Path(store.where).is_absolute() and Path(store.where, "x").resolve().is_relative_to(archive.resolve()):
         raise RefusedError(f"{store.where} lies in the archive itself", "name another directory")
-    if faults := [one for one in verify_archive(archive).checks if one.failed and one.name not in _NOT_COPIED]:
+    if faults := [one for one in verify_archive(archive).checks if one.failed and one.id not in _NOT_COPIED]:
         raise RefusedError(
             f"{archive} is not as it was written: {faults[0].name}: {faults[0].observed}. Nothing was copied",
             f"python -m abathur_nb verify {quote(str(archive))}",

@@ -21,7 +21,7 @@ _SEALED = {STARTED, RECORD}  # all that a run without a line has
 _EVERY_RUN = _SEALED | {NOTEBOOK, STATEMENT}  # that has a line; and as a rule a page
 _FILES = _EVERY_RUN | {PAGE, PDF}
 _CLOCKS_S = 120  # a line says when it was to be written, and then waits its turn; a clock may be set back a little
-Found = Iterator[tuple[str, str]]  # the name of what must hold, or "notes", and what was found
+Found = Iterator[tuple[str, str]]  # the id of the check of what must hold, or "notes", and what was found
 
 
 def of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]]) -> Found:
@@ -109,14 +109,14 @@ def strangers(archive: Path, entries: list[Entry]) -> Found:
         try:
             paths = sorted(folder.iterdir())
         except OSError as error:
-            yield "nothing else", f"{folder.name}: it cannot be read: {error.strerror}"
+            yield "nothing_else", f"{folder.name}: it cannot be read: {error.strerror}"
             continue
         for path in paths:
             where = shown(str(path.relative_to(archive)))
             if path.name not in expected and not RUN_ID.fullmatch(str(path.relative_to(archive))):
                 # Of a killed run, or of JupyterLab; of one that was killed while it was archived, or still is.
                 is_left = path.name.startswith(".") or (expected == _SEALED and _is_half_archived(path))
-                yield ("notes", f"{where} is a leftover, no evidence") if is_left else ("nothing else", where)
+                yield ("notes", f"{where} is a leftover, no evidence") if is_left else ("nothing_else", where)
             elif _is_open_to_others(path):
                 open_to_others.append(where)
     if open_to_others:

@@ -104,7 +104,7 @@ def read_history(
     try:
         # Which runs are no evidence is asked below, where the one that asks is left out.
         with local(where) as folder:
-            checks += [check for check in verify_archive(folder).checks if check.name != "no evidence"]
+            checks += [check for check in verify_archive(folder).checks if check.id != "no_evidence"]
             ledger = read_ledger(folder)
             head = ledger.lines[-1].sha256 if ledger.lines else FIRST
             entries = [entry for entry in read_archive(folder, ledger) if entry.run_id != own]
@@ -124,7 +124,7 @@ def _runs_check(runs: Sequence[PastRun], left_out: Sequence[str]) -> Check:
         observed = f"{len(runs):,}, of {len({run.label for run in runs})} notebooks, {runs[0].when} to {runs[-1].when}"
     observed += f"; {len(left_out)} left out, whose id is no time of this century" if left_out else ""
     return Check.that(
-        "runs over time",
+        "runs_over_time",
         bool(runs) and not left_out,
         expected="runs to tell of, each with an id that holds its time",
         observed=observed,
@@ -160,12 +160,14 @@ def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
     for run in {run.label: run for run in runs}.values():
         failed = f": {', '.join(run.facts.failed)}" if run.facts.failed else ""
         yield Check.that(
-            f"newest {run.label}",
+            "newest_run",
             run.verdict == "pass",
             expected="it passed",
             observed=f"{run.verdict}, {run.when}, run {run.run_id}{failed}",
             remedy=f"see below what changed since it passed, and what it found: {where}/{run.run_id}",
             otherwise="warn",
+            name=f"newest {run.label}",
+            data={"notebook": run.notebook, "run_id": run.run_id},
         )
 
 

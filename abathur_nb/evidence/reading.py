@@ -14,6 +14,7 @@ from abathur_nb.evidence.ledger import LEDGER, RUN_ID, Ledger, Line, read_ledger
 from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED
 from abathur_nb.files import read_regular
 from abathur_nb.layers import absolute_path
+from abathur_nb.report import id_of
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.wording import shown, url_fault
 
@@ -23,6 +24,7 @@ __all__ = [
     "chosen_archive",
     "find_run",
     "first_run",
+    "id_in",
     "is_folder",
     "read_archive",
     "read_entry",
@@ -52,6 +54,15 @@ _SHAPES: Mapping[str, Mapping[str, Any]] = {
         "error": (dict, type(None)),
     },
 }
+
+
+# Of checks in records without ids, those whose title does not give the id.
+_IDS = {"SQLite's JSON functions": "sqlite_json_functions", "SQLite's thread safety": "sqlite_thread_safety"}
+
+
+def id_in(check: Mapping[str, Any]) -> str:
+    """Return the id of a check of a record; of an old record, which holds titles only, the one that it has now."""
+    return str(check.get("id") or _IDS.get(check["name"]) or id_of(check["name"]))
 
 
 @dataclass(frozen=True, slots=True)

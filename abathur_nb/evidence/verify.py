@@ -27,7 +27,7 @@ _RULES = {
         "{lines}, each with the hash of the one before",
         _FIND_OUT,
     ),
-    "last line": ("a whole one", "it is whole", "it is no tampering: the next run of this environment closes it"),
+    "last_line": ("a whole one", "it is whole", "it is no tampering: the next run of this environment closes it"),
     "runs": (
         "each file is there, with the hash that the ledger names; each record says what the ledger says",
         "{archived} archived of {runs}, as they were written",
@@ -43,7 +43,7 @@ _RULES = {
         "{statements}, as the records say",
         _FIND_OUT,
     ),
-    "nothing else": (
+    "nothing_else": (
         "nothing but the ledger and the runs",
         "the ledger and the runs alone",
         "find out whose it is, and move it away",
@@ -65,7 +65,7 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
         return Report(_TITLE, (_no_archive(archive),), subject=str(archive))
     found: dict[str, list[str]] = {name: [] for name in (*_RULES, "notes")}
     found["ledger"] += ledger.faults
-    found["last line"] += [ledger.torn] if ledger.torn else []
+    found["last_line"] += [ledger.torn] if ledger.torn else []
     found["notes"] += ledger.notes
     statements: list[tuple[str, Checked]] = []
     for rule, told in (
@@ -99,7 +99,7 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
         for entry in entries
         if entry.line and not entry.line.data["as_template"]
     ]
-    for name, noted in (("no evidence", no_evidence), ("other cells", edited), ("notes", found["notes"])):
+    for name, noted in (("no_evidence", no_evidence), ("other_cells", edited), ("notes", found["notes"])):
         if noted:
             checks.append(Check(name, "warn", observed=_first(noted), evidence=tuple(_several(noted))))
     return Report(_TITLE, (*checks, signatures), subject=str(archive))

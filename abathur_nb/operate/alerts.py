@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -57,6 +58,11 @@ class Rule:
     age: bool = False
     per: str = ""
     wait: str = "0m"
+
+    @property
+    def id(self) -> str:
+        """The id of the check that this rule makes, such as ``backup_old``."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", self.name.removeprefix("Abathur")).lower()
 
     def limit_of(self, settings: Settings) -> float:
         """Return the limit that holds, in the setting's own unit."""
@@ -230,7 +236,7 @@ def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
     expected = f"{_EXPECTED[rule.fires]}{rule.told.format(limit)}"
     evidence = (f"{rule.name}, {rule.severity}: {rule.expression(settings)}",)
     if value is None:
-        return Check(rule.title, "skip", expected, "nothing to measure it by", evidence=evidence)
+        return Check(rule.id, "skip", expected, "nothing to measure it by", evidence=evidence, name=rule.title)
     never = rule.age and not snapshot.value(rule.gauge, rule.labels)
     ahead = rule.age and value * rule.unit < -AHEAD_S
     observed = "there is none" if never else "no growth" if math.isinf(value) else rule.told.format(value)
@@ -238,13 +244,14 @@ def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
     if sample and sample.labels != rule.labels:
         observed += f" ({', '.join(f'{k} {v}' for k, v in sample.labels.items() if k not in rule.labels)})"
     return Check.that(
-        rule.title,
+        rule.id,
         not (ahead or (value > limit if rule.fires == "above" else value < limit)),
         expected=expected,
         observed=f"{rule.told.format(-value)} in the future" if ahead else observed,
         remedy=SEE_CLOCK if ahead else rule.remedy,
         otherwise="fail" if rule.severity == "critical" and settings.alerts_fail else "warn",
         evidence=evidence,
+        name=rule.title,
     )
 
 

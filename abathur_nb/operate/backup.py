@@ -113,7 +113,7 @@ def _place(settings: Settings) -> tuple[list[Check], bool]:
     fault = unwritable(place) if place.is_dir() and not place.is_symlink() else RefusedError(f"{place} is not one")
     checks = [
         Check.that(
-            "backup directory",
+            "backup_directory",
             not fault,
             expected="a directory of one's own, not a link, that this user may write to",
             observed=fault.observed if fault else str(folder),
@@ -202,7 +202,7 @@ async def kept_before(
     committed = list[bool]()
     with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
         backup, _ = await back_up(settings, reason=reason)
-        done.append(Check(name, "pass", expected="a proven backup of it", observed=str(backup.path)))
+        done.append(Check("kept", "pass", "a proven backup of it", str(backup.path), name=name))
         try:
             yield lambda: committed.append(True)
         except (sqlite3.Error, OSError, AbathurError) as error:
@@ -307,7 +307,7 @@ def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
             ),
         ),
         Check.that(
-            "what it holds",
+            "what_it_holds",
             not backup.findings,
             expected="a database that passes validate",
             observed=(

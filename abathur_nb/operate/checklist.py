@@ -11,11 +11,12 @@ class Line:
     """Hold one line of a checklist, in its words, and the evidence that it wants.
 
     The newest run of ``notebook`` whose parameters are ``parameters``, not older than ``days``, in which each of
-    ``checks`` passed, or all of them where none is named; in the archive of ``env`` where it is another environment's.
-    ``state`` says that it is about the database itself, and void once that was replaced or repaired. Without a
-    notebook, a person answers for it, by the readiness parameter ``said_by``.
+    ``checks``, which are ids, passed, or all of them where none is named; in the archive of ``env`` where it is another
+    environment's. ``state`` says that it is about the database itself, and void once that was replaced or repaired.
+    Without a notebook, a person answers for it, by the readiness parameter ``said_by``.
     """
 
+    id: str
     section: str
     text: str
     notebook: str = ""
@@ -40,28 +41,38 @@ _MEASURED, _RECORDED = ("snapshot", "record"), {"record": True}
 
 CHECKLIST = (
     Line(
+        "system_requirements",
         "Pre-Migration",
         "System requirements verified (Python 3.11+, SQLite 3.35+)",
         "preflight",
-        ("Python", "SQLite", "SQLite's JSON functions", "SQLite's thread safety", "aiosqlite"),
+        ("python", "sqlite", "sqlite_json_functions", "sqlite_thread_safety", "aiosqlite"),
     ),
-    Line("Pre-Migration", "Disk space available (10GB+)", "preflight", ("free disk",)),
+    Line("disk_space", "Pre-Migration", "Disk space available (10GB+)", "preflight", ("free_disk",)),
     Line(
+        "file_system",
         "Pre-Migration",
         "File system compatible with WAL mode",
         "preflight",
-        ("file system", "file system behaviour"),
+        ("file_system", "file_system_behaviour"),
     ),
-    Line("Pre-Migration", "Backup directory created", "preflight", ("backup directory",)),
-    Line("Pre-Migration", "Database directory created with correct permissions", "preflight", ("directory",)),
+    Line("backup_directory", "Pre-Migration", "Backup directory created", "preflight", ("backup_directory",)),
     Line(
+        "database_directory",
+        "Pre-Migration",
+        "Database directory created with correct permissions",
+        "preflight",
+        ("directory",),
+    ),
+    Line(
+        "pragma_settings",
         "Initialization",
         "PRAGMA settings configured (WAL mode, foreign keys, etc.)",
         "validate",
-        ("journal mode",),
+        ("journal_mode",),
         state=True,
     ),
     Line(
+        "memory_tables",
         "Initialization",
         "Memory tables created (sessions, memory_entries, document_index)",
         "validate",
@@ -69,25 +80,56 @@ CHECKLIST = (
         state=True,
     ),
     Line(
+        "core_tables",
         "Initialization",
         "Core tables created (tasks, agents, audit, checkpoints, state, metrics)",
         "validate",
         ("tables",),
         state=True,
     ),
-    Line("Initialization", "All 33 indexes created", "validate", ("indexes",), state=True),
-    Line("Initialization", "Initial data seeded (3 application memories)", "validate", ("seed memories",), state=True),
-    Line("Validation", 'PRAGMA integrity_check returns "ok"', "validate", ("integrity",), state=True),
-    Line("Validation", "PRAGMA foreign_key_check returns no violations", "validate", ("foreign keys",), state=True),
-    Line("Validation", "All expected tables exist (9 tables)", "validate", ("tables",), state=True),
-    Line("Validation", "All indexes created (33 indexes)", "validate", ("indexes",), state=True),
-    Line("Validation", "Seed data verified (3 memories)", "validate", ("seed memories",), state=True),
-    Line("Validation", "Index usage verified (EXPLAIN QUERY PLAN)", "explain", ("coverage",), 30, state=True),
-    Line("Performance", "Session retrieval <10ms (p99)", "benchmark", ("session retrieval",), 30),
-    Line("Performance", "Memory retrieval <20ms (p99)", "benchmark", ("memory retrieval",), 30),
-    Line("Performance", "50+ concurrent sessions supported", "benchmark", ("50 concurrent reads",), 30),
-    Line("Performance", "No full table scans in critical queries", "explain", (), 30, state=True),
+    Line("indexes_created", "Initialization", "All 33 indexes created", "validate", ("indexes",), state=True),
     Line(
+        "seed_memories",
+        "Initialization",
+        "Initial data seeded (3 application memories)",
+        "validate",
+        ("seed_memories",),
+        state=True,
+    ),
+    Line("integrity", "Validation", 'PRAGMA integrity_check returns "ok"', "validate", ("integrity",), state=True),
+    Line(
+        "foreign_keys",
+        "Validation",
+        "PRAGMA foreign_key_check returns no violations",
+        "validate",
+        ("foreign_keys",),
+        state=True,
+    ),
+    Line("tables_exist", "Validation", "All expected tables exist (9 tables)", "validate", ("tables",), state=True),
+    Line("indexes_exist", "Validation", "All indexes created (33 indexes)", "validate", ("indexes",), state=True),
+    Line("seeds_verified", "Validation", "Seed data verified (3 memories)", "validate", ("seed_memories",), state=True),
+    Line(
+        "index_usage",
+        "Validation",
+        "Index usage verified (EXPLAIN QUERY PLAN)",
+        "explain",
+        ("coverage",),
+        30,
+        state=True,
+    ),
+    Line("session_retrieval", "Performance", "Session retrieval <10ms (p99)", "benchmark", ("session_retrieval",), 30),
+    Line("memory_retrieval", "Performance", "Memory retrieval <20ms (p99)", "benchmark", ("memory_retrieval",), 30),
+    Line(
+        "concurrent_sessions",
+        "Performance",
+        "50+ concurrent sessions supported",
+        "benchmark",
+        ("50_concurrent_reads",),
+        30,
+    ),
+    Line("full_scans", "Performance", "No full table scans in critical queries", "explain", (), 30, state=True),
+    Line(
+        "backup_automation",
         "Production Readiness",
         "Backup automation configured",
         "backup",
@@ -95,13 +137,24 @@ CHECKLIST = (
         2,
         parameters={"reason": "nightly"},
     ),
-    Line("Production Readiness", "Monitoring dashboards deployed", "monitor", _MEASURED, 2, parameters=_RECORDED),
-    Line("Production Readiness", STATEMENTS["alerts_configured"], said_by="alerts_configured"),
-    Line("Production Readiness", STATEMENTS["runbooks_accessible"], said_by="runbooks_accessible"),
-    Line("Production Readiness", STATEMENTS["team_trained"], said_by="team_trained"),
-    Line("Pre-Production (3.3)", "Staging environment validated", "validate", (), env="staging"),
-    Line("Pre-Production (3.3)", STATEMENTS["tests_passing"], said_by="tests_passing"),
     Line(
+        "dashboards",
+        "Production Readiness",
+        "Monitoring dashboards deployed",
+        "monitor",
+        _MEASURED,
+        2,
+        parameters=_RECORDED,
+    ),
+    Line("alerts_configured", "Production Readiness", STATEMENTS["alerts_configured"], said_by="alerts_configured"),
+    Line(
+        "runbooks_accessible", "Production Readiness", STATEMENTS["runbooks_accessible"], said_by="runbooks_accessible"
+    ),
+    Line("team_trained", "Production Readiness", STATEMENTS["team_trained"], said_by="team_trained"),
+    Line("staging_validated", "Pre-Production (3.3)", "Staging environment validated", "validate", (), env="staging"),
+    Line("tests_passing", "Pre-Production (3.3)", STATEMENTS["tests_passing"], said_by="tests_passing"),
+    Line(
+        "backup_automation",
         "Pre-Production (3.3)",
         "Backup automation configured",
         "backup",
@@ -109,8 +162,17 @@ CHECKLIST = (
         2,
         parameters={"reason": "nightly"},
     ),
-    Line("Pre-Production (3.3)", "Monitoring dashboards ready", "monitor", _MEASURED, 2, parameters=_RECORDED),
     Line(
+        "dashboards",
+        "Pre-Production (3.3)",
+        "Monitoring dashboards ready",
+        "monitor",
+        _MEASURED,
+        2,
+        parameters=_RECORDED,
+    ),
+    Line(
+        "rollback_tested",
         "Pre-Production (3.3)",
         "Rollback procedures tested",
         "restore",

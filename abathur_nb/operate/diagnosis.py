@@ -67,19 +67,19 @@ async def diagnose(settings: Settings) -> Diagnosis:
         return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
     first = Look.at_files(path)
     checks = await file_checks(settings)
-    could_not_run = {check.name for check in checks if check.status == "error"}
+    could_not_run = {check.id for check in checks if check.status == "error"}
     # Nothing is planned without that on which the others rest: it would be a part only.
     if checks[0].status == "error" or "integrity" in could_not_run:
         return Diagnosis(checks, refused=True)
-    if WRITE_VERSION in {check.name for check in checks if check.failed}:
+    if WRITE_VERSION in {check.id for check in checks if check.failed}:
         return Diagnosis(checks, ("salvage",))
     try:
         async with connect(path, settings=settings) as conn:
             await add_functions(conn)
             await conn.executescript("PRAGMA mmap_size = 0; PRAGMA cache_size = -4000;")  # as `file_checks` does
             await conn.execute_fetchall("BEGIN")
-            treatment = await treat(conn, {check.name: check for check in checks if check.failed}, settings)
-            if not any(check.name == "integrity" and check.failed for check in checks):
+            treatment = await treat(conn, {check.id: check for check in checks if check.failed}, settings)
+            if not any(check.id == "integrity" and check.failed for check in checks):
                 checks = (*checks, await statistics_check(conn, treatment))
             changed = await digest_of(affected(conn, [change for change, _ in treatment.changes]))
             schema = await pragma(conn, "schema_version")
@@ -94,12 +94,12 @@ async def diagnose(settings: Settings) -> Diagnosis:
         return Diagnosis((*checks, log), refused=True)
     if left := leftovers(settings):
         treatment.deeds.append("sweep")
-        treatment.remedies["file names"] = REPAIR
+        treatment.remedies["file_names"] = REPAIR
     then = Look.at_files(path)
-    checks = tuple(wal_check(settings, c, first, then, unpinned) if c.name == "WAL size" else c for c in checks)
-    large = any(check.name == "WAL size" and check.status != "pass" for check in checks)
+    checks = tuple(wal_check(settings, c, first, then, unpinned) if c.id == "wal_size" else c for c in checks)
+    large = any(check.id == "wal_size" and check.status != "pass" for check in checks)
     if large and log.status == "pass" and not then.behind_since(first):
         treatment.deeds.append("checkpoint")
-        treatment.remedies["WAL size"] = REPAIR
+        treatment.remedies["wal_size"] = REPAIR
     checks = (*map(treatment.explained, checks), log, locks_check(path, first, then), leftovers_check(left))
     return Diagnosis(checks, tuple(treatment.deeds), tuple(treatment.changes), tuple(treatment.steps), changed, schema)

@@ -99,7 +99,7 @@ async def _explored(settings: Settings, wanted: _Wanted) -> Exploration:
             await conn.rollback()
     except (sqlite3.Error, OSError, AbathurError) as error:
         told = explain_error(settings.db_path, error)
-        checks = [Check("database file", "error", "opens read-only", f"could not run: {told.observed}", told.remedy)]
+        checks = [Check("database_file", "error", "opens read-only", f"could not run: {told.observed}", told.remedy)]
     found.report = Report(_TITLE, tuple(checks), subject=str(settings.db_path))
     return found
 
@@ -139,7 +139,7 @@ def _parts(
         ("namespaces", lambda: _namespaces(conn, wanted, found)),
         ("memories", lambda: _memories(conn, wanted, found)),
         ("memory", lambda: _memory(conn, wanted, found)),
-        ("audit trail", lambda: _audit(conn, wanted, found)),
+        ("audit_trail", lambda: _audit(conn, wanted, found)),
         ("growth", lambda: _growth(conn, found)),
     ]
 
@@ -158,10 +158,10 @@ def _of(shown_rows: int, total: int, words: str) -> str:
     return f"{total:,} {words}" + (f", of which {shown_rows:,} are shown" if shown_rows < total else "")
 
 
-def _seen(name: str, observed: str, missing: str = "") -> Check:
+def _seen(check_id: str, observed: str, missing: str = "") -> Check:
     """Return the check of a part that was read; ``missing`` names what was asked for and is not there."""
     return Check.that(
-        name,
+        check_id,
         not missing,
         expected="what was asked for is there" if missing else "can be read",
         observed=missing or observed,
@@ -249,7 +249,7 @@ async def _audit(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration
     rows = await _fetch(conn, "audit_of_namespaces" if wanted.prefix else "audit", wanted)
     told = _of(len(rows), max(total, len(rows)), words)
     found.audit = _excerpt(rows, told, "no audit row", "memory_operation_type", "memory_entry_id", "result", "id")
-    return _seen("audit trail", told)
+    return _seen("audit_trail", told)
 
 
 async def _growth(conn: aiosqlite.Connection, found: Exploration) -> Check:

@@ -68,13 +68,13 @@ async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 
         recorded, number = await read_recorded(settings, snapshot.taken_at - timedelta(days=keep_days))
         if number > SNAPSHOTS:
             told = f"{counted(number, 'snapshot')}, of which at most {SNAPSHOTS:,} are read, spread evenly"
-            checks.append(Check("what was recorded", "pass", "it can be read", told))
+            checks.append(Check("what_was_recorded", "pass", "it can be read", told))
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
-        checks.append(Check("what was recorded", "error", "it can be read", fault.observed, fault.remedy))
+        checks.append(Check("what_was_recorded", "error", "it can be read", fault.observed, fault.remedy))
     if ahead := [moment for moment, _ in recorded if is_ahead(moment, snapshot.taken_at)]:
         observed = f"{counted(len(ahead), 'sample')}, the last one {age(max(ahead), snapshot.taken_at)}: left out"
-        checks.append(Check("what was recorded", "warn", "no sample of the future", observed, SEE_CLOCK))
+        checks.append(Check("what_was_recorded", "warn", "no sample of the future", observed, SEE_CLOCK))
         recorded = [one for one in recorded if one[0] not in ahead]
     if record:
         checks.append(await record_snapshot(settings, snapshot, keep_days))

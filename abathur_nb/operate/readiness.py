@@ -10,7 +10,7 @@ from typing import Any
 from abathur_nb.attestation import FORM, said, said_fault
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.past import PastRun, past_runs
-from abathur_nb.evidence.reading import read_archive
+from abathur_nb.evidence.reading import id_in, read_archive
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.notebooks import notebook_named
 from abathur_nb.objects import OTHERS
@@ -93,10 +93,10 @@ def readiness(
 
 def _stated(line: Line, answer: str | None) -> Check:
     if answer is not None:
-        return said(line.text, answer)
+        return said(line.text, answer, check_id=line.id)
     expected = "a person who answers for it, and the day"
     remedy = f"name them: -p {line.said_by} {FORM}"
-    return Check(line.text, "fail", expected, "nobody has said so", remedy)
+    return Check(line.id, "fail", expected, "nobody has said so", remedy, name=line.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +131,12 @@ class _Archive:
         of_notebook = [run for run in self.runs if run.notebook == line.notebook]
         found = [run for run in of_notebook if _has(run, line.parameters)]
         if not found:
-            return Check(line.text, "fail", expected, _lacking(line, of_notebook), run_it)
+            return Check(line.id, "fail", expected, _lacking(line, of_notebook), run_it, name=line.text)
         run = found[-1]
         observed = f"run {run.run_id}, {age(run.started_at)}: {run.verdict}"
         fault = ""
         if missing := _unproven(_record(run), line.checks):
-            fault = f"; not passed: {', '.join(missing)}"
+            fault = f"; not passed: {', '.join(missing).replace('_', ' ')}"
         elif not line.checks and run.verdict != "pass":
             fault = "; it did not pass"
         elif datetime.now(UTC) - run.started_at > timedelta(days=line.days):
@@ -147,13 +147,14 @@ class _Archive:
             fault = f"; the database was changed since, at {since[-1].when} UTC"
         if not fault and {"tables", "indexes"} & {*line.checks} and (extra := _extra(_record(run))):
             remedy = "find out who made them: another table or index changes nothing of ours"
-            return Check(line.text, "warn", expected, f"{observed}; {extra}", remedy)
-        return Check.that(line.text, not fault, expected=expected, observed=observed + fault, remedy=run_it)
+            return Check(line.id, "warn", expected, f"{observed}; {extra}", remedy, name=line.text)
+        observed += fault
+        return Check.that(line.id, not fault, expected=expected, observed=observed, remedy=run_it, name=line.text)
 
 
 def _archive_check(settings: Settings, holds: bool, observed: str) -> Check:
-    remedy = f"python -m abathur_nb verify {quote(str(settings.archive_dir))}"
-    return Check.that(f"{settings.env}: {_ARCHIVE}", holds, expected="verify passes", observed=observed, remedy=remedy)
+    remedy, name = f"python -m abathur_nb verify {quote(str(settings.archive_dir))}", f"{settings.env}: {_ARCHIVE}"
+    return Check.that("archive", holds, expected="verify passes", observed=observed, remedy=remedy, name=name)
 
 
 def _record(run: PastRun) -> Mapping[str, Any]:
@@ -193,14 +194,14 @@ def _lacking(line: Line, runs: Sequence[PastRun]) -> str:
 
 def _unproven(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """Return those of ``names`` that are no check of the record which passed."""
-    passed = {c["name"] for report in record["reports"] for c in report["checks"] if c["status"] == "pass"}
+    passed = {id_in(c) for report in record["reports"] for c in report["checks"] if c["status"] == "pass"}
     return [name for name in names if name not in passed]
 
 
 def _extra(record: Mapping[str, Any]) -> str:
     """Return what a record of validate names that is not of ``sql/``; an empty text for nothing."""
     checks = (c for report in record["reports"] for c in report["checks"])
-    return next((str(c["observed"]) for c in checks if c["name"] == OTHERS and c["status"] != "pass"), "")
+    return next((str(c["observed"]) for c in checks if id_in(c) == OTHERS and c["status"] != "pass"), "")
 
 
 def _command(line: Line, settings: Settings) -> str:

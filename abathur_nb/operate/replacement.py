@@ -137,8 +137,8 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
     """
     path, found = settings.db_path, list[Check]()
 
-    def forbid(name: str, expected: str, observed: str, remedy: str, status: Status = "fail") -> None:
-        found.append(Check(name, status, expected, observed, remedy))
+    def forbid(check_id: str, expected: str, observed: str, remedy: str, status: Status = "fail") -> None:
+        found.append(Check(check_id, status, expected, observed, remedy))
 
     if (lost := strays_check(path)).failed:  # its rows are saved first
         found.append(lost)
@@ -191,7 +191,7 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
     keeps = standing.state == "readable" and not standing.folder and not _goes_aside(standing, new)
     path = settings.db_path if keeps else settings.db_path.with_name(_NEW)
     modes = [await file_modes(path)] if os.path.lexists(path.parent) else []
-    failed = ", ".join(check.name for check in done if check.failed and check.name != FILE_MODES)
+    failed = ", ".join(check.name for check in done if check.failed and check.id != FILE_MODES)
     return [
         Check.that(
             "drill",
@@ -201,7 +201,7 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
             + (f"; failed: {failed}" if failed else ""),
             remedy="drill with another backup, and run validate on the database that this one was taken of",
         ),
-        Check("RTO", "pass", observed=f"{took:.2f} s to restore and validate"),
+        Check("rto", "pass", observed=f"{took:.2f} s to restore and validate", name="RTO"),
         *(check for check in modes if check.failed),
     ]
 
@@ -253,7 +253,7 @@ async def _move_aside(settings: Settings, new: Source, done: list[Check]) -> Non
             done.append(Check("begun", "warn", "a replacement that is complete", observed, "run this again"))
         raise
     observed = f"{folder}: {', '.join(entry.name for entry in moved)}"
-    done.append(Check("moved aside", "pass", expected="the file that stood there, as it was", observed=observed))
+    done.append(Check("moved_aside", "pass", expected="the file that stood there, as it was", observed=observed))
 
 
 def finish_begun(settings: Settings) -> tuple[Check, ...]:
@@ -263,7 +263,7 @@ def finish_begun(settings: Settings) -> tuple[Check, ...]:
         return ()
     names = ", ".join(path.name for path in moved)
     observed = f"a replacement that was begun is completed; what stood there is in {moved[0].parent}: {names}"
-    return (Check("begun before", "warn", "no replacement was left half done", observed, "none is needed"),)
+    return (Check("begun_before", "warn", "no replacement was left half done", observed, "none is needed"),)
 
 
 async def _copy(source: Path, draft: Path, owned_as: Path) -> None:
@@ -273,7 +273,7 @@ async def _copy(source: Path, draft: Path, owned_as: Path) -> None:
 
 def _announced(check: Check, new: Source) -> Check:
     """Return a check of validate; one that fails for what the source was said to hold warns."""
-    return replace(check, status="warn") if check.failed and check.name == OTHERS and new.not_ours else check
+    return replace(check, status="warn") if check.failed and check.id == OTHERS and new.not_ours else check
 
 
 def _content(wanted: Content, found: Content, written_since: bool = False) -> Check:

@@ -57,16 +57,17 @@ async def rescue(settings: Settings) -> list[Check]:
     """
     done = list[Check]()
     for stray in strays(settings.db_path):
+        name, data = f"rescued from PID {stray.pid}", {"pid": stray.pid}
         with scratch_directory(settings.db_path.parent, "restore") as scratch:
             copy = replace(settings, db_path=await asyncio.to_thread(_copied, stray, scratch))
             try:
                 kept, _ = await back_up(copy, reason="rescued")
             except (sqlite3.Error, RefusedError):  # pages of another moment: its database was written to by others
-                done.append(replace(await salvage(copy), name=f"rescued from PID {stray.pid}"))
+                done.append(replace(await salvage(copy), id="rescued", name=name, data=data))
                 continue
         observed = f"{kept.path}: {counted(kept.content.total, 'row')}, as PID {stray.pid} sees them, proven"
         remedy = f"{_END}; to put them in place of the database: {restore_command(settings)} -p backup {kept.path.name}"
-        done.append(Check(f"rescued from PID {stray.pid}", "warn", "its rows in a file", observed, remedy))
+        done.append(Check("rescued", "warn", "its rows in a file", observed, remedy, name=name, data=data))
     return [*done, replace(strays_check(settings.db_path), remedy=_END.removeprefix("then "))]
 
 

@@ -102,7 +102,12 @@ async def _proven(
 
 def _to_lose(backup: Backup) -> Check:
     since = (datetime.now(UTC) - backup.taken_at).total_seconds()
-    return Check("RPO", "pass", observed=f"{duration(max(since, 0))}: what was written since the backup would be lost")
+    return Check(
+        "rpo",
+        "pass",
+        observed=f"{duration(max(since, 0))}: what was written since the backup would be lost",
+        name="RPO",
+    )
 
 
 def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: Sequence[str]) -> Check:

@@ -15,7 +15,7 @@ from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.operate.aside import begun
 from abathur_nb.operate.content import Content, read_content
 from abathur_nb.operate.transfer import open_copy
-from abathur_nb.report import Check
+from abathur_nb.report import Check, Status
 from abathur_nb.settings import Settings
 from abathur_nb.target import examine, explain_unopened, spoilt_ids, version_fault
 from abathur_nb.wording import counted
@@ -23,7 +23,6 @@ from abathur_nb.wording import counted
 __all__ = ["Form", "Standing", "form_of", "look"]
 
 State = Literal["readable", "unreadable", "absent", "forbidden"]
-_NAME = "what stands there"
 
 
 class Form(NamedTuple):
@@ -107,10 +106,11 @@ async def _look(settings: Settings, live: Path) -> Standing:
         return Standing("forbidden", _check(explained.observed, explained.remedy), path)
     rows = ", ".join(f"{name} {count:,}" for name, count in content.rows.items() if count)
     observed = f"{path}, {counted(content.total, 'row')}: {rows or 'none'}"
-    seen = Check(_NAME, "pass", observed=observed, evidence=(f"digest {content.digest}",))
+    seen = replace(_check(observed), expected="", evidence=(f"digest {content.digest}",))
     return Standing("readable", seen, path, content, form)
 
 
 def _check(observed: str, remedy: str = "") -> Check:
     expected = "a database of this application, a damaged one, or none"
-    return Check(_NAME, "fail" if remedy else "pass", expected, observed, remedy)
+    status: Status = "fail" if remedy else "pass"
+    return Check("existing_database", status, expected, observed, remedy, name="what stands there")

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from time import monotonic
@@ -120,11 +121,11 @@ def wal_check(settings: Settings, check: Check, first: Look, then: Look, unpinne
     elif check.status != "pass":
         told.append(f"it did not grow in {seconds:.2f} s")
     if check.status == "pass":
-        return Check(check.name, "pass", check.expected, "; ".join(told), "", check.evidence)
+        return replace(check, observed="; ".join(told))
     cause = "a reader that pins it" if pinned else "a large transaction, a writer that was killed, or readers in turn"
     remedy = f"end {pinned}; the next writer resets the log" if pinned else check.remedy
     observed = "\n".join((*told, f"cause: {cause}"))
-    return Check(check.name, check.status, check.expected, observed, remedy, check.evidence)
+    return replace(check, observed=observed, remedy=remedy)
 
 
 def log_check(path: Path) -> Check:

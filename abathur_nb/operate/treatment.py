@@ -31,24 +31,24 @@ _REWRITE = (
     "carry out the plan below, which writes its rows as UTF-8 into a file of its own and names the commands that put "
     "that in place"
 )
-_JSON = ("JSON columns", "JSON limits", "readable text")
+_JSON = ("json_columns", "json_limits", "readable_text")
 _UNCHECKED = "a writer that had the CHECKs switched off"
 _CAUSES = {
-    "foreign keys": "a writer with foreign_keys off, which is SQLite's default",
-    "JSON columns": _UNCHECKED,
-    "JSON limits": "a writer other than this package, which refuses such values",
-    "readable text": "a writer that stored bytes as text",
+    "foreign_keys": "a writer with foreign_keys off, which is SQLite's default",
+    "json_columns": _UNCHECKED,
+    "json_limits": "a writer other than this package, which refuses such values",
+    "readable_text": "a writer that stored bytes as text",
     "values": _UNCHECKED,
-    "required values": _UNCHECKED,
+    "required_values": _UNCHECKED,
     "timestamps": "a writer with a clock format of its own",
     "moments": "a clock that was ahead, or is behind now",
     "indexes": "somebody dropped or changed one",
     "tables": "somebody changed the schema",
     OTHERS: "another program, such as a replication tool, or somebody by hand",
     "sequences": "somebody edited sqlite_sequence",
-    "seed memories": "somebody edited or deleted version 1, which is to keep its content",
+    "seed_memories": "somebody edited or deleted version 1, which is to keep its content",
     FILE_MODES: "made under a wide umask, copied without its mode, or opened to others by hand",
-    "file names": "a hard link to it",
+    "file_names": "a hard link to it",
 }
 # What integrity_check says of an index whose entries are not those of its table, and of a row that breaks a rule.
 _OF_INDEX = re.compile(r"(?:row \S+ (?:missing from|values differ from)|wrong # of entries in) index (.+)")
@@ -70,10 +70,10 @@ class Treatment:
         """Return a check with its cause and its remedy."""
         if check.status == "pass":
             return check
-        usual = "" if check.status == "error" else _CAUSES.get(check.name, "")  # what could not be asked has none yet
-        cause = self.causes.get(check.name, usual)
+        usual = "" if check.status == "error" else _CAUSES.get(check.id, "")  # what could not be asked has none yet
+        cause = self.causes.get(check.id, usual)
         observed = f"{check.observed}\ncause: {cause}" if cause else check.observed
-        return replace(check, observed=observed, remedy=self.remedies.get(check.name, check.remedy))
+        return replace(check, observed=observed, remedy=self.remedies.get(check.id, check.remedy))
 
 
 async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings) -> Treatment:
@@ -94,9 +94,9 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
         found.deeds.append("salvage")
         found.causes["encoding"], found.remedies["encoding"] = "made by another program", _REWRITE
         return found
-    if "journal mode" in failing:
+    if "journal_mode" in failing:
         cause, forbids = why_no_wal(settings)
-        found.causes["journal mode"], found.remedies["journal mode"] = cause, forbids or REPAIR
+        found.causes["journal_mode"], found.remedies["journal_mode"] = cause, forbids or REPAIR
         found.deeds += [] if forbids else ["wal"]
     live = await read_schema(conn)
     tables = Differences.between(live, ("table",))
@@ -151,10 +151,10 @@ async def _treat_tables(
         seeds = await _seeds(conn, failing, found)
         spoilt = any(name in failing for name in _JSON)
         json = await broken_json(conn, [change for change, _ in seeds]) if spoilt else []
-        references = await broken_references(conn) if "foreign keys" in failing else []
+        references = await broken_references(conn) if "foreign_keys" in failing else []
         found.changes += [*json, *seeds, *references]
         found.remedies |= dict.fromkeys([name for name in _JSON if name in failing and (json or seeds)], REPAIR)
-        found.remedies |= {"foreign keys": REPAIR} if references else {}
+        found.remedies |= {"foreign_keys": REPAIR} if references else {}
     done = [table for table, steps in rebuilds.items() if steps]
     found.steps = [*(step for table in done for step in rebuilds[table]), *found.steps]
     indexes = repair_indexes(live, {*done, *incomplete})
@@ -173,14 +173,14 @@ async def _seeds(
     conn: aiosqlite.Connection, failing: Mapping[str, Check], found: Treatment
 ) -> list[tuple[Change, int]]:
     """Return what gives a changed seed memory its content back; one that is gone is inserted by a step."""
-    lines = failing["seed memories"].evidence if "seed memories" in failing else ()
+    lines = failing["seed_memories"].evidence if "seed_memories" in failing else ()
     changes = []
     for seed in expected_seeds():
         about = f"-- {seed.namespace} / {seed.key}: "
         statement = next((lines[n + 1] for n, line in enumerate(lines) if line.startswith(about)), "")
         if not statement:
             continue
-        found.remedies["seed memories"] = REPAIR
+        found.remedies["seed_memories"] = REPAIR
         row = {name: "'" + str(value).replace("'", "''") + "'" for name, value in seed._asdict().items()}
         same = f"namespace = {row['namespace']} AND key = {row['key']} AND version = {seed.version}"
         ((there,),) = await conn.execute_fetchall(f"SELECT count(*) FROM memory_entries WHERE {same}")

@@ -118,10 +118,10 @@ def _approval(plan: Plan, *, repair: bool, confirm: str | None) -> Check:
 def _history(checks: Iterable[Check]) -> Iterable[Check]:
     """Yield the faults that were found, as what was found: whether they are mended, the checks after them say."""
     for check in checks:
-        if check.name == "plan":
+        if check.id == "plan":
             yield check
         elif check.status != "pass":
-            yield replace(check, name=f"found: {check.name}", status="warn", remedy="")
+            yield replace(check, id=f"found_{check.id}", name=f"found: {check.name}", status="warn", remedy="")
 
 
 async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None:
@@ -135,12 +135,12 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
     elif "move aside" in found.deeds:
         observed = f"in {move_stale(path)}; no database stands at {path} now"
         remedy = wanted(await identify(settings), settings).remedy
-        done.append(Check("moved aside", "warn", "a database", observed, remedy))
+        done.append(Check("moved_aside", "warn", "a database", observed, remedy))
         return
     elif "roll back" in found.deeds:
         async with connect(path, settings=settings, mode="rw"):  # the first read by a writer does it
             observed = f"{path} is as it was before the transaction that was killed"
-        done.append(Check("rolled back", "pass", "no hot journal", observed))
+        done.append(Check("rolled_back", "pass", "no hot journal", observed))
     elif "salvage" in found.deeds:
         done.append(await salvage(settings))
     else:
@@ -212,7 +212,16 @@ async def _switch_to_wal(settings: Settings) -> list[Check]:
             await conn.execute_fetchall("PRAGMA journal_mode = WAL")
     except sqlite3.Error as error:
         fault = explain_error(settings.db_path, error)
-        return [Check("switch to WAL", "fail", "nobody else uses the database", fault.observed, fault.remedy)]
+        return [
+            Check(
+                "switch_to_wal",
+                "fail",
+                "nobody else uses the database",
+                fault.observed,
+                fault.remedy,
+                name="switch to WAL",
+            )
+        ]
     return []
 
 
@@ -224,4 +233,4 @@ async def _empty_the_log(settings: Settings) -> list[Check]:
         return []
     users = ", ".join(users_of(settings.db_path)) or "somebody"
     observed, remedy = f"{users} used it for more than {settings.busy_timeout_ms} ms", "end that, then run this again"
-    return [Check("empty log", "warn", "nobody reads or writes for a moment", observed, remedy)]
+    return [Check("empty_log", "warn", "nobody reads or writes for a moment", observed, remedy)]
