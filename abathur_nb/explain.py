@@ -1,14 +1,13 @@
 """Explain: whether the planner answers every named query by its index (the runbook's sections 4.2 and 6.4)."""
 
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
 import aiosqlite
 
-from abathur_nb.connection import connect, explain_error, run_to_end
+from abathur_nb.connection import connect, explain_error
 from abathur_nb.errors import AbathurError
 from abathur_nb.expected import expected_objects, expected_tables
 from abathur_nb.explanation import Plans, PlanTree, told
@@ -18,30 +17,25 @@ from abathur_nb.settings import Settings
 from abathur_nb.sql import Parameters, Query, load_queries
 from abathur_nb.target import refusal
 
-__all__ = ["compare_plans", "explain_queries"]
+__all__ = ["explain_queries", "judge_plans"]
 
 _TITLE = "explain"
 _REMEDY = "run validate.ipynb: it names each index that is missing or altered; if none is, run ANALYZE and this again"
-_LOSS = "the loss of an index"
 _MISSING = "run troubleshoot.ipynb: it shows the plan that makes it again, and the parameters that carry it out"
 _UNREAD = "run validate.ipynb: it names each table that is missing, altered or unreadable; then run this again"
 
 
 async def explain_queries(settings: Settings) -> Plans:
-    """Read the plan of every named query and judge it; try in memory what the loss of each index would change.
-
-    Read-only: the live file is opened ``mode=ro``, no query is run, and indexes are dropped in a copy of the schema
-    and its statistics alone.
-    """
+    """Read the plan of every named query and judge it. Read-only: no query is run."""
     nothing = dict.fromkeys(_indexes(), ())
     if refused := await refusal(_TITLE, settings):
         return Plans(refused, load_queries(), coverage=nothing)
     path = settings.db_path
     try:
         # Without a cache: a cached statement keeps the plan of an index dropped since.
-        async with connect(path, settings=settings, cached_statements=0) as conn, _in_memory() as copy:
+        async with connect(path, settings=settings, cached_statements=0) as conn:
             await conn.execute_fetchall("BEGIN")  # one snapshot of schema and statistics
-            return await compare_plans(partial(_fetch, conn), partial(_fetch, copy), load_queries(), subject=str(path))
+            return await judge_plans(partial(_fetch, conn), load_queries(), subject=str(path))
     except (sqlite3.Error, OSError, AbathurError) as error:
         found = explain_error(path, error)
         observed = f"could not run: {found.observed}"
@@ -49,12 +43,8 @@ async def explain_queries(settings: Settings) -> Plans:
         return Plans(Report(_TITLE, (check,), subject=str(path)), load_queries(), coverage=nothing)
 
 
-async def compare_plans(live: Fetch, copy: Fetch, queries: Mapping[str, Query], *, subject: str = "") -> Plans:
-    """Judge the plans of ``queries`` over ``live``, and try the loss of each index in ``copy``.
-
-    ``live`` is only read. ``copy`` must be an empty database in memory, of the same SQLite, and is filled. Both must
-    keep no statements.
-    """
+async def judge_plans(live: Fetch, queries: Mapping[str, Query], *, subject: str = "") -> Plans:
+    """Judge the plans of ``queries`` over ``live``, which must keep no statements. Read-only."""
     schema = [row for row in await live(load_queries("inspect.sql")["schema"].sql, ()) if row[2] in expected_tables()]
     indexes = {str(row[1]) for row in schema if row[0] == "index"}
     missing, extra = set(_indexes()) - indexes, indexes - set(_indexes())
@@ -72,17 +62,7 @@ async def compare_plans(live: Fetch, copy: Fetch, queries: Mapping[str, Query], 
     # The planner may well prefer an index that somebody added; that is for whoever did to weigh.
     idle: Status = "warn" if any(_uses(tree, extra) for tree in trees.values()) else "fail"
     checks.append(_coverage_check(coverage, idle))
-    without: dict[str, dict[str, PlanTree]] = {}
-
-    async def try_losses() -> Check:
-        await _copy_schema(live, copy, [str(row[3]) for row in schema if row[0] in ("table", "index") and row[3]])
-        for index, names in coverage.items():
-            without[index] = await _without(copy, index, [queries[name] for name in names])
-        unlike = [name for name, tree in trees.items() if await _tree(copy, queries[name]) != tree]
-        return _losses_check(trees, without, unlike, idle)
-
-    checks.append(await run_check("loss_of_an_index", try_losses, remedy=_UNREAD, name=_LOSS))
-    return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, trees, coverage, without)
+    return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, trees, coverage)
 
 
 async def _tree(fetch: Fetch, query: Query) -> PlanTree:
@@ -134,69 +114,8 @@ def _coverage_check(coverage: Mapping[str, tuple[str, ...]], otherwise: Status) 
     )
 
 
-def _losses_check(
-    trees: Mapping[str, PlanTree],
-    without: Mapping[str, Mapping[str, PlanTree]],
-    unlike: Collection[str],
-    otherwise: Status,
-) -> Check:
-    expected = "each index, taken away in a copy, changes a plan"
-    if unlike:
-        observed = f"could not run: the copy plans otherwise than the database: {', '.join(unlike)}"
-        return Check("loss_of_an_index", "error", expected, observed, _REMEDY, name=_LOSS)
-    changed = {
-        index: [f"{query}: {told(plan_steps(tree))}" for query, tree in after.items() if tree != trees[query]]
-        for index, after in without.items()
-    }
-    idle = [index for index, queries in changed.items() if not queries]
-    return Check.that(
-        "loss_of_an_index",
-        not idle,
-        expected=expected,
-        observed=f"no plan changes without {', '.join(idle)}" if idle else f"all {len(changed)} do",
-        remedy=_REMEDY,
-        otherwise=otherwise,
-        evidence=(f"without {index}, {query}" for index, queries in changed.items() for query in queries),
-        name=_LOSS,
-    )
-
-
-async def _copy_schema(live: Fetch, copy: Fetch, schema: Collection[str]) -> None:
-    for sql in ("PRAGMA foreign_keys = ON", *schema):  # else a plan of DELETE leaves out the search for children
-        await copy(sql, ())
-    wanted = [str(row[0]) for row in await live(load_queries("explain.sql")["statistics_tables"].sql, ())]
-    if not wanted:
-        return
-    await copy("ANALYZE sqlite_master", ())  # makes the tables of statistics, those that this SQLite knows
-    known = [row[0] for row in await copy(load_queries("explain.sql")["statistics_tables"].sql, ())]
-    for table in (name for name in wanted if name in known):
-        for row in await live(load_queries("explain.sql")[table].sql, ()):
-            await copy(load_queries("explain.sql")[f"put_{table}"].sql, tuple(row))
-    await copy("ANALYZE sqlite_master", ())  # has the planner read them
-
-
-async def _without(copy: Fetch, index: str, queries: Collection[Query]) -> dict[str, PlanTree]:
-    if not queries:
-        return {}
-    await copy("BEGIN", ())
-    try:
-        await copy(f"DROP INDEX {index}", ())
-        return {query.name: await _tree(copy, query) for query in queries}
-    finally:
-        await copy("ROLLBACK", ())
-
-
 def _indexes() -> tuple[str, ...]:
     return tuple(found.name for found in expected_objects().values() if found.type == "index")
-
-
-@asynccontextmanager
-async def _in_memory() -> AsyncIterator[aiosqlite.Connection]:
-    conn = await aiosqlite.connect(":memory:", isolation_level=None, cached_statements=0)
-    try:
-        yield conn
-    finally:
-        await run_to_end(conn.close())
 
 
 async def _fetch(conn: aiosqlite.Connection, sql: str, params: Parameters) -> list[Any]:

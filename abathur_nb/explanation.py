@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from abathur_nb.plan import PlanNode, Step, StepKind, plan_steps, tree_lines
+from abathur_nb.plan import PlanNode, Step, StepKind, tree_lines
 from abathur_nb.report import Report, Status
 from abathur_nb.sql import Query
 from abathur_nb.wording import printable
@@ -27,17 +27,15 @@ _WORDS: dict[StepKind, str] = {  # {0} is the step, {1} its index or the word ro
 
 @dataclass(frozen=True, slots=True)
 class Plans:
-    """Hold the plan of every named query, and what each index is good for; a notebook shows the plans, folded.
+    """Hold the plan of every named query; a notebook shows the plans, folded.
 
-    ``coverage`` names the queries whose plans use an index, for each of the 33. ``without`` holds the plans that
-    these queries would have if that index were missing.
+    ``coverage`` names the queries whose plans use an index, for each of the 33.
     """
 
     report: Report
     queries: Mapping[str, Query]
     trees: Mapping[str, PlanTree] = field(default_factory=dict)
     coverage: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    without: Mapping[str, Mapping[str, PlanTree]] = field(default_factory=dict)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return a pandas frame, one row a query: its verdict, its index, its plan."""
@@ -71,15 +69,7 @@ class Plans:
             for name, status in self._verdicts()
             for query in (self.queries[name],)
         ]
-        losses = (
-            _folded(f"without {index}: {query} — {told(plan_steps(tree))}", self.queries[query].doc, tree)
-            for index, trees in self.without.items()
-            for query, tree in trees.items()
-        )
-        return (
-            f"<details><summary>the plans of {len(plans)} queries</summary>{''.join(plans)}</details>"
-            f"<details><summary>what the loss of each index would change</summary>{''.join(losses)}</details>"
-        )
+        return f"<details><summary>the plans of {len(plans)} queries</summary>{''.join(plans)}</details>"
 
 
 def _folded(title: str, doc: str, tree: PlanTree, sql: str = "") -> str:
