@@ -60,7 +60,14 @@ class ConfigurationError(AbathurError, ValueError):
 
 
 class InvalidValueError(AbathurError, ValueError):
-    """Refuse a value that the database must not hold: pass another. Nothing was written."""
+    """Refuse a value that the database must not hold: pass another. Nothing was written.
+
+    ``what`` names the value; ``fault`` says what is wrong with it, without that name.
+    """
+
+    def __init__(self, fault: str, remedy: str = "", *, what: str = "") -> None:
+        self.fault = fault
+        super().__init__(f"Invalid {what}: {fault}" if what else fault, remedy)
 
 
 class RefusedError(AbathurError):

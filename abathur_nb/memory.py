@@ -180,5 +180,5 @@ def _audit_row(
 def _check_type(memory_type: object) -> None:
     if memory_type not in MEMORY_TYPES:
         raise InvalidValueError(
-            f"Invalid memory_type: expected one of {', '.join(MEMORY_TYPES)}, found {shown(memory_type)}"
+            f"expected one of {', '.join(MEMORY_TYPES)}, found {shown(memory_type)}", what="memory_type"
         )

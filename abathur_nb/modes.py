@@ -43,6 +43,7 @@ async def file_modes(path: Path) -> Check:
         observed=", ".join(f"{Path(name).name} {_mode(at, owner=bool(strange))}" for name, at in found.items())
         + f"; directory {_mode(folder, owner=bool(strange))}",
         remedy="; ".join(remedies),
+        data={"not_0600": wrong},
         evidence=[f"{name} has an access control list; to see it: getfacl {quote(name)}" for name in listed],
     )
 

@@ -32,8 +32,8 @@ async def tables_check(live: Mapping[str, SchemaObject]) -> Check:
     return _objects_check("tables", "table", differences, remedy, evidence)
 
 
-async def indexes_check(live: Mapping[str, SchemaObject], repair: str) -> Check:
-    """Compare the indexes of ``sql/`` with the live ones; the evidence is what repairs them, as ``repair`` does."""
+async def indexes_check(live: Mapping[str, SchemaObject]) -> Check:
+    """Compare the indexes of ``sql/`` with the live ones; the evidence is what repairs them."""
     differences = Differences.between(live, ("index",))
     evidence = [
         *(f"{_one_line(expected_objects()[name].sql)};" for name in differences.missing),
@@ -46,7 +46,7 @@ async def indexes_check(live: Mapping[str, SchemaObject], repair: str) -> Check:
             )
         ),
     ]
-    return _objects_check("indexes", "index", differences, repair, evidence)
+    return _objects_check("indexes", "index", differences, "", evidence)
 
 
 async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
@@ -56,7 +56,11 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     # Other tables and indexes, such as those of a replication tool, change nothing of ours; the rest, first, runs code.
     found.sort(key=lambda one: one.type in ("table", "index"))
     harmful = [one for one in found if one.type not in ("table", "index")]
-    module = "; a virtual table is dropped only where its module is known" if "virtual table" in str(harmful) else ""
+    module = (
+        "; a virtual table is dropped only where its module is known"
+        if any(one.type == "virtual table" for one in harmful)
+        else ""
+    )
     what_to_do = FIND_OUT if harmful else "it does no harm; if nobody needs it, drop it"
     command = shell_command(path, [_drop(one) for one in harmful or found])
     return Check.that(
@@ -65,6 +69,7 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
         expected="none but those of sql/",
         observed=f"extra: {some([f'{one.type} {one.name}' for one in found])}" if found else "none",
         remedy=f"{what_to_do} {command}{module}",
+        data={"extra": [one.name for one in found[:_MOST]]},
         otherwise="fail" if harmful else "warn",
         # As comments: to run a DROP is somebody's decision.
         evidence=(
@@ -82,16 +87,17 @@ def _drop(one: SchemaObject) -> str:
     return f"DROP {one.type.split()[-1].upper()} {_one_line(quoted(one.name))};"
 
 
-def _objects_check(name: str, kind: str, differences: Differences, remedy: str, evidence: Iterable[str]) -> Check:
+def _objects_check(check_id: str, kind: str, differences: Differences, remedy: str, evidence: Iterable[str]) -> Check:
     expected = sum(found.type == kind for found in expected_objects().values())
     told = str(replace(differences, extra=()))
     return Check.that(
-        name,
+        check_id,
         not told,
         expected=f"the {expected} of sql/, each with the same SQL",
-        observed=f"{expected - len(differences.missing)} {name}" + (f"; {told}" if told else ", each as in sql/"),
+        observed=f"{expected - len(differences.missing)} {check_id}" + (f"; {told}" if told else ", each as in sql/"),
         remedy=remedy,
         evidence=evidence,
+        data={"missing": differences.missing, "altered": differences.altered},
     )
 
 
@@ -105,20 +111,23 @@ def _difference(expected: str, found: str) -> str:
     return "\n".join(unified_diff(expected.splitlines(), found.splitlines(), "expected", "found", n=1, lineterm=""))
 
 
-async def sequences_check(conn: aiosqlite.Connection, repair: str) -> Check:
+async def sequences_check(conn: aiosqlite.Connection) -> Check:
     """Check the counters of AUTOINCREMENT against the ids that there are. Read-only."""
     rows = await conn.execute_fetchall(load_queries("inspect.sql")["sequences"].sql)
     # An id below the largest would be given out twice, and after the last one every insert fails.
     wrong = [row for row in rows if row["kind"] != "integer" or not (row["largest"] or 0) <= row["seq"] < _LAST_ID // 2]
+    repairs = [
+        (
+            f"DELETE FROM sqlite_sequence WHERE name = '{row['name']}'",
+            f"INSERT INTO sqlite_sequence VALUES ('{row['name']}', {row['largest'] or 0})",
+        )
+        for row in wrong
+    ]
     return Check.that(
         "sequences",
         not wrong,
         expected="the last id given out, of each table that counts its ids, is a number not below the largest there",
         observed=", ".join(f"{row['name']} {shown(row['seq'])}, largest {row['largest']}" for row in wrong) or "right",
-        remedy=repair,
-        evidence=(
-            f"DELETE FROM sqlite_sequence WHERE name = '{row['name']}'; "
-            f"INSERT INTO sqlite_sequence VALUES ('{row['name']}', {row['largest'] or 0});"
-            for row in wrong
-        ),
+        evidence=(f"{delete}; {insert};" for delete, insert in repairs),
+        data={"statements": [statement for pair in repairs for statement in pair]},
     )

@@ -87,7 +87,7 @@ class Check:
 
 def id_of(title: str) -> str:
     """Return the id of a check whose title is made at run time, or stands alone in an old record."""
-    return re.sub(r"\W+", "_", title.lower())
+    return re.sub(r"(?:'s)?\W+", "_", title.lower())
 
 
 async def run_check(check_id: str, find_out: Callable[[], Awaitable[Check]], *, remedy: str, name: str = "") -> Check:

@@ -196,7 +196,8 @@ def _rows_check(kind: str, rows: _Rows) -> Check:
         observed = f"could not run: {'; '.join(unread)}"
         return Check(kind, "error", _KINDS[kind], observed, "first repair what the checks above name", name=name)
     # The number without a unit: how many rows are broken is what a comparison of two runs is about.
-    columns = ", ".join(f"{rule} × {number:,}" for rule, (number, _) in rows.broken.items() if rule.kind == kind)
+    found = [(rule, number) for rule, (number, _) in rows.broken.items() if rule.kind == kind]
+    columns = ", ".join(f"{rule} × {number:,}" for rule, number in found)
     return Check.that(
         kind,
         not broken,
@@ -206,5 +207,6 @@ def _rows_check(kind: str, rows: _Rows) -> Check:
         if kind == _CLOCK
         else "keep a copy of these rows, then write what belongs there, or restore a backup",
         evidence=broken + unread,
+        data={"broken": [{"table": rule.table, "column": rule.column, "rows": number} for rule, number in found]},
         name=name,
     )

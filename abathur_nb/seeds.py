@@ -12,7 +12,7 @@ from abathur_nb.wording import shown
 __all__ = ["seeds_check"]
 
 
-async def seeds_check(conn: Connection, repair: str) -> Check:
+async def seeds_check(conn: Connection) -> Check:
     """Check that version 1 of each seed is as its file made it; the evidence is what restores it. Read-only."""
     faults, newer = {}, 0
     seeds = expected_seeds()
@@ -23,14 +23,19 @@ async def seeds_check(conn: Connection, repair: str) -> Check:
         rows = {row["version"]: row for row in versions}
         newer += any(isinstance(version, int) and version > seed.version for version in rows)
         if fault := _seed_fault(seed, rows.get(seed.version)):
-            faults[seed] = f"-- {seed.namespace} / {seed.key}: version {seed.version} {fault}"
+            faults[seed] = fault
+    restored = [{"namespace": seed.namespace, "key": seed.key, "sql": _restoring(seed)} for seed in faults]
     return Check.that(
         "seed_memories",
         not faults,
         expected=f"version 1 of each of the {len(seeds)}, with its content",
         observed=f"{len(seeds) - len(faults)} of {len(seeds)}" + (f"; {newer} with later versions" if newer else ""),
-        remedy=repair,
-        evidence=(line for seed, fault in faults.items() for line in (fault, _restoring(seed))),
+        evidence=(
+            line
+            for seed, fault in faults.items()
+            for line in (f"-- {seed.namespace} / {seed.key}: version {seed.version} {fault}", f"{_restoring(seed)};")
+        ),
+        data={"restored_by": restored},
     )
 
 
@@ -44,7 +49,7 @@ def _restoring(seed: SeedRow) -> str:
     values = ", ".join(value if name == "version" else f"'{value}'" for name, value in row.items())
     return (
         f"INSERT INTO memory_entries ({', '.join(row)}, is_deleted) VALUES ({values}, {deleted}) "
-        f"ON CONFLICT (namespace, key, version) DO UPDATE SET {', '.join(f'{n} = excluded.{n}' for n in content)};"
+        f"ON CONFLICT (namespace, key, version) DO UPDATE SET {', '.join(f'{n} = excluded.{n}' for n in content)}"
     )
 
 

@@ -113,7 +113,7 @@ class Sessions:
     async def get_state(self, session_id: str, key: str) -> Any:
         """Return the value of one key of a session's state, or None where there is no such session or key."""
         if not isinstance(key, str):
-            raise InvalidValueError(f"Invalid key: expected text, found {shown(key)}")
+            raise InvalidValueError(f"expected text, found {shown(key)}", what="key")
         state = (await self.get_session(session_id) or {"state": {}})["state"]
         return next((state[spelling] for (spelling,) in spellings(key) if spelling in state), None)
 
@@ -171,10 +171,10 @@ def _in_nfc(what: str, state: Any) -> Any:
         return state  # json_text says what is wrong
     written = {check_name("key" if what == "value" else f"{what} key", key): value for key, value in state.items()}
     if len(written) < len(state):
-        raise InvalidValueError(f"Invalid {what}: two of its keys are one in NFC, the form that is written")
+        raise InvalidValueError("two of its keys are one in NFC, the form that is written", what=what)
     return written
 
 
 def _check_status(status: object) -> None:
     if status not in STATUSES:
-        raise InvalidValueError(f"Invalid status: expected one of {', '.join(STATUSES)}, found {shown(status)}")
+        raise InvalidValueError(f"expected one of {', '.join(STATUSES)}, found {shown(status)}", what="status")

@@ -46,7 +46,6 @@ __all__ = [
     "wanted",
 ]
 
-_UNTOLD = "could not run: "  # of a check, not of an error
 _ANOTHER = "db_path: name another path, or move it away by hand"
 _RESTORE = "stop its writers and restore a backup"
 FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, drop it"
@@ -183,7 +182,11 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
         # A sound database, perhaps: nobody can tell before its recovery.
         if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK:
             check = replace(
-                target.check, status="error", observed=f"{_UNTOLD}{observed}", remedy=repair_command(settings)
+                target.check,
+                status="error",
+                observed=f"could not run: {observed}",
+                remedy=repair_command(settings),
+                data={"error": observed},
             )
             return replace(target, check=check)
         return target
@@ -284,7 +287,7 @@ async def require_present(settings: Settings) -> None:
     target = await identify(settings)
     if target.state != "present":
         check = wanted(target, settings)
-        raise target.error(check.observed.removeprefix(_UNTOLD), check.remedy)
+        raise target.error(check.data.get("error", check.observed), check.remedy)
 
 
 async def refusal(title: str, settings: Settings, *, refuses: Collection[str] = ()) -> Report | None:
@@ -324,10 +327,10 @@ def _command(notebook: str, settings: Settings) -> str:
 
 def to_be_mended(check: Check, settings: Settings) -> Check:
     """Return ``check`` with the command that repairs before its remedy by hand, if it failed."""
-    command = repair_command(settings)
-    by_hand = "" if check.remedy == command else f"; by hand: {check.remedy}"
-    remedy = f"to see why, and how to repair it: {command}{by_hand}"
-    return replace(check, remedy=remedy) if check.failed else check
+    if not check.failed and (check.remedy or check.status == "pass"):
+        return check
+    by_hand = f"; by hand: {check.remedy}" if check.remedy else ""
+    return replace(check, remedy=f"to see why, and how to repair it: {repair_command(settings)}{by_hand}")
 
 
 def wanted(target: Target, settings: Settings) -> Check:

@@ -4,6 +4,7 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -36,8 +37,10 @@ WRITE_VERSION = "write_version"
 _OF_AN_EXPRESSION = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
 
-# What integrity_check says of a row that breaks a rule, which is a fault of the row and not of the file.
-_ROW_FAULTS = ("CHECK constraint failed", "NULL value in", "NUMERIC value in", "TEXT value in", "non-unique entry")
+# What integrity_check says of a row that breaks a rule, which is a fault of the row and not of the file; and of an
+# index whose entries are not those of its table.
+_OF_ROW = re.compile(r"ok$|CHECK constraint failed|(?:NULL|NUMERIC|TEXT) value in|non-unique entry")
+_OF_INDEX = re.compile(r"(?:row \S+ (?:missing from|values differ from)|wrong # of entries in) index (.+)")
 
 
 async def validate_database(settings: Settings) -> Report:
@@ -50,7 +53,7 @@ async def validate_database(settings: Settings) -> Report:
     if report:
         return report
     # What is not ours no verb drops.
-    told = tuple(c if c.id == OTHERS else to_be_mended(c, settings) for c in await file_checks(settings))
+    told = tuple(c if c.id == OTHERS else to_be_mended(c, settings) for c in await _file_checks(settings))
     return Report("validate", told, subject=str(settings.db_path))
 
 
@@ -96,6 +99,13 @@ async def _begin(conn: Connection, beside: Connection | None) -> Connection:
 
 async def file_checks(settings: Settings) -> tuple[Check, ...]:
     """Return every check of the database file, or one that says why it could not be opened. Read-only."""
+    repair = repair_command(settings)
+    found = await _file_checks(settings)
+    return tuple(c if c.remedy or c.status == "pass" else replace(c, remedy=repair) for c in found)
+
+
+async def _file_checks(settings: Settings) -> tuple[Check, ...]:
+    """Return the checks; where the repair is the remedy, without one."""
     path = settings.db_path
     try:
         async with connect(path, settings=settings) as conn, connect(path, settings=settings) as beside:
@@ -122,16 +132,16 @@ def _write_version(version: int, settings: Settings) -> Iterable[Check]:
 def _questions(
     conn: Connection, live: Mapping[str, SchemaObject], path: Path, settings: Settings
 ) -> Iterator[Awaitable[Check]]:
-    repair, restore = repair_command(settings), f"stop its writers and restore a backup: {restore_command(settings)}"
+    restore = f"stop its writers and restore a backup: {restore_command(settings)}"
     busy = f"if integrity failed, begin there; else see who uses it: fuser {quote(str(path))}; then validate again"
     run = partial(run_check, remedy=busy)
-    yield run("integrity", lambda: _integrity(conn, repair, restore))
-    yield run("foreign_keys", lambda: _foreign_keys(conn, repair))
+    yield run("integrity", lambda: _integrity(conn, restore))
+    yield run("foreign_keys", lambda: _foreign_keys(conn))
     yield run("tables", lambda: tables_check(live))
-    yield run("indexes", lambda: indexes_check(live, repair))
+    yield run("indexes", lambda: indexes_check(live))
     yield run(OTHERS, lambda: others_check(live, path))
-    yield run("sequences", lambda: sequences_check(conn, repair))
-    yield run("seed_memories", lambda: seeds_check(conn, repair))
+    yield run("sequences", lambda: sequences_check(conn))
+    yield run("seed_memories", lambda: seeds_check(conn))
     yield run("names", lambda: names_check(conn))
     yield run(FILE_MODES, lambda: file_modes(path))
     yield run("file_names", lambda: file_names(path))
@@ -143,8 +153,8 @@ def _identity(found: Mapping[str, Any], settings: Settings) -> Iterable[Check]:
     another = "db_path: name Abathur's own database; leave this one, which is another application's, as it is"
     for name, expected, remedy in (
         ("application_id", APPLICATION_ID, another),
-        ("user_version", SCHEMA_VERSION, repair_command(settings)),
-        ("encoding", "UTF-8", repair_command(settings)),
+        ("user_version", SCHEMA_VERSION, ""),
+        ("encoding", "UTF-8", ""),
     ):
         holds = found[name] == expected
         yield Check.that(name, holds, expected=str(expected), observed=str(found[name]), remedy=remedy, name=name)
@@ -156,12 +166,11 @@ def _identity(found: Mapping[str, Any], settings: Settings) -> Iterable[Check]:
         found["journal_mode"] == "wal",
         expected="wal",
         observed=found["journal_mode"],
-        remedy=repair_command(settings),
         evidence=(f"read back on this connection: {told}",),
     )
 
 
-async def _integrity(conn: Connection, repair: str, restore: str) -> Check:
+async def _integrity(conn: Connection, restore: str) -> Check:
     try:
         # Each CHECK is a rule of `row_checks`, which looks at the length of a value before it parses it.
         messages = [str(row[0]) for row in await conn.apply(_check_pages)]
@@ -174,14 +183,11 @@ async def _integrity(conn: Connection, repair: str, restore: str) -> Check:
     if messages != ["ok"] and all(_of_others(message) for message in messages):
         observed = f"ok, but for rows of other tables: {messages[0]}"
         return Check("integrity", "warn", "integrity_check says ok", observed, "repair that table", tuple(messages))
-    corrupt = [message for message in messages if message != "ok" and not message.startswith(_ROW_FAULTS)]
-    missing_entries = all("missing from index" in m or "entries in index" in m for m in corrupt)
+    corrupt, indexes = _damage(messages)
     observed = "ok" if messages == ["ok"] else f"{_CORRUPT if corrupt else ''}{(corrupt or messages)[0]}"
     if len(messages) > 1:
         observed += f" (and {len(messages) - 1} more)"
-    remedy = "mend the rows named below"
-    if corrupt:
-        remedy = repair if missing_entries else restore
+    remedy = "" if indexes else restore if corrupt else "mend the rows named below"
     return Check.that(
         "integrity",
         messages == ["ok"],
@@ -189,7 +195,15 @@ async def _integrity(conn: Connection, repair: str, restore: str) -> Check:
         observed=observed,
         remedy=remedy,
         evidence=() if messages == ["ok"] else messages,
+        data={"is_corrupt": bool(corrupt), "indexes": indexes},
     )
+
+
+def _damage(messages: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the messages of damaged pages, and the indexes to be made anew where these are all that is damaged."""
+    corrupt = [message for message in messages if not _OF_ROW.match(message)]
+    indexes = [match and match[1] for match in map(_OF_INDEX.fullmatch, corrupt)]
+    return corrupt, sorted({index for index in indexes if index}) if all(indexes) else []
 
 
 def _check_pages(conn: sqlite3.Connection) -> list[Any]:
@@ -218,13 +232,14 @@ async def _integrity_by_table(conn: Connection, restore: str) -> Check:
                 faults += [f"{table}: {row[0]}" for row in rows if row[0] != "ok" and not _of_others(row[0])]
                 break
     if faults:
-        return Check("integrity", "fail", expected, f"{_CORRUPT}{faults[0]}", restore, (*faults, *unknown))
+        data = {"is_corrupt": True, "indexes": []}
+        return Check("integrity", "fail", expected, f"{_CORRUPT}{faults[0]}", restore, (*faults, *unknown), data=data)
     observed = f"ok, but for what could not be checked: {some(unknown)}"
     remedy = "see who made the index or the table that needs it: *other objects* names it"
     return Check("integrity", "warn", expected, observed, remedy, tuple(unknown))
 
 
-async def _foreign_keys(conn: Connection, repair: str) -> Check:
+async def _foreign_keys(conn: Connection) -> Check:
     ours = ", ".join(f"'{name}'" for name in expected_tables())
     found = (
         'SELECT f."table", f.rowid, f.parent, f.fkid, count(*) OVER () AS total FROM {} AS f'
@@ -244,7 +259,6 @@ async def _foreign_keys(conn: Connection, repair: str) -> Check:
         not rows,
         expected="every reference has its row",
         observed=f"{counted(rows[0]['total'] if rows else 0, 'reference')} without a row",
-        remedy=repair,
         otherwise="fail" if rows and rows[0]["table"] in expected_tables() else "warn",
         evidence=[await _reference(conn, *row[:-1]) for row in rows],
     )

@@ -40,7 +40,7 @@ def check_name(what: str, value: Any, *, optional: bool = False) -> Any:
         return None
     name = _written(value)
     if not 1 <= len(name) <= MAX_NAME or not is_printable(name):
-        raise InvalidValueError(f"Invalid {what}: expected 1 to {MAX_NAME} printable characters, found {shown(value)}")
+        raise InvalidValueError(f"expected 1 to {MAX_NAME} printable characters, found {shown(value)}", what=what)
     return name
 
 
@@ -49,7 +49,7 @@ def check_namespace(value: Any) -> Any:
     name = _written(value)
     if not 1 <= len(name) <= MAX_NAME or not is_printable(name) or ":" not in name:
         wanted = f"1 to {MAX_NAME} printable characters with a `:` among them, such as user:alice:preferences"
-        raise InvalidValueError(f"Invalid namespace format: expected {wanted}, found {shown(value)}")
+        raise InvalidValueError(f"expected {wanted}, found {shown(value)}", what="namespace format")
     return name
 
 
@@ -68,7 +68,7 @@ def spellings(*names: Any) -> Iterable[tuple[Any, ...]]:
 def check_whole(what: str, value: object, low: int, high: int) -> None:
     """Raise InvalidValueError unless ``value`` is a whole number in ``low..high``."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise InvalidValueError(f"Invalid {what}: expected a whole number in {low}..{high}, found {shown(value)}")
+        raise InvalidValueError(f"expected a whole number in {low}..{high}, found {shown(value)}", what=what)
 
 
 def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), *, within: int = 0) -> str:
@@ -78,13 +78,13 @@ def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), 
     """
     if not isinstance(value, kinds):
         wanted = " or ".join("a JSON object (dict)" if kind is dict else f"a JSON {kind.__name__}" for kind in kinds)
-        raise InvalidValueError(f"Invalid {what}: expected {wanted}, found {shown(value)} ({type(value).__name__})")
+        raise InvalidValueError(f"expected {wanted}, found {shown(value)} ({type(value).__name__})", what=what)
     check_depth(what, value, MAX_DEPTH - within)
     try:
         text = compact_json(value)
         size = len(text.encode())
     except (ValueError, TypeError) as error:  # NaN or Infinity, a lone surrogate, a type that JSON has not
-        raise InvalidValueError(f"Invalid {what}: not JSON: {error}") from None
+        raise InvalidValueError(f"not JSON: {error}", what=what) from None
     _check_size(what, size)
     return text
 
@@ -100,15 +100,15 @@ def json_fault(text: str) -> str:
     except RecursionError:
         return f"expected at most {MAX_DEPTH} levels of JSON"
     except InvalidValueError as error:
-        return error.observed.removeprefix("Invalid JSON: ")
+        return error.fault
     except ValueError as error:  # behind a semicolon Python tells a programmer what to do
-        return f"not JSON: {error}".partition(";")[0]
+        return f"not JSON: {str(error).partition(';')[0]}"
     return ""
 
 
 def _check_size(what: str, size: int) -> None:
     if size > MAX_BYTES:
-        raise InvalidValueError(f"Invalid {what}: expected at most {MAX_BYTES:,} bytes of JSON, found {size:,}")
+        raise InvalidValueError(f"expected at most {MAX_BYTES:,} bytes of JSON, found {size:,}", what=what)
 
 
 def check_depth(what: str, value: object, allowed: int = MAX_DEPTH) -> None:
@@ -119,14 +119,12 @@ def check_depth(what: str, value: object, allowed: int = MAX_DEPTH) -> None:
     while level := [item for item in level if isinstance(item, dict | list | tuple)]:
         depth += 1
         if depth > allowed:
-            raise InvalidValueError(f"Invalid {what}: expected at most {MAX_DEPTH} levels of JSON")
+            raise InvalidValueError(f"expected at most {MAX_DEPTH} levels of JSON", what=what)
         inner: list[Any] = []
         for item in level:
             if isinstance(item, dict):
                 for strange in (key for key in item if not isinstance(key, str)):
-                    raise InvalidValueError(
-                        f"Invalid {what}: expected text as keys of an object, found {shown(strange)}"
-                    )
+                    raise InvalidValueError(f"expected text as keys of an object, found {shown(strange)}", what=what)
                 inner.extend(item.values())
             else:
                 inner.extend(item)
@@ -152,7 +150,7 @@ def prefix_range(prefix: str) -> tuple[str, str]:
     """Return the half-open range of texts that start with ``prefix``, in the order in which SQLite compares text."""
     if not isinstance(prefix, str) or not is_printable(prefix) or len(_written(prefix)) > MAX_NAME:
         raise InvalidValueError(
-            f"Invalid namespace_prefix: expected up to {MAX_NAME} printable characters, found {shown(prefix)}"
+            f"expected up to {MAX_NAME} printable characters, found {shown(prefix)}", what="namespace_prefix"
         )
     stem = prefix.rstrip(_HIGHEST)
     if not stem:

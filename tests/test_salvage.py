@@ -81,17 +81,17 @@ def judged(data: bytes, wanted: dict[str, dict[object, tuple[object, ...]]], fol
     tables, notes = _fill(_copy(damaged, scratch)[0], draft)
     found = rows_of(draft)
     for table in tables:
-        rows, saved, verdict = wanted[table.name], found[table.name], table.verdict
+        rows, saved, (state, verdict) = wanted[table.name], found[table.name], table.verdict
         if wrong := [rowid for rowid, row in saved.items() if rows.get(rowid) != row]:
             yield f"{table.name}: {wrong} were never there"
-        if verdict.startswith("intact") and saved != rows:
-            yield f"{table.name}: {verdict}, where {len(rows)} were"
-        if verdict.startswith("lost") and saved:
-            yield f"{table.name}: {verdict}, where {len(saved)} are saved"
-        if saved == rows and not verdict.startswith("intact") and "unknown number" not in verdict:
-            yield f"{table.name}: {verdict}, where all are saved"
+        if state == "intact" and saved != rows:
+            yield f"{table.name}: {state}, {verdict}, where {len(rows)} were"
+        if state == "lost" and saved:
+            yield f"{table.name}: {state}, {verdict}, where {len(saved)} are saved"
+        if saved == rows and state != "intact" and "unknown number" not in verdict:
+            yield f"{table.name}: {state}, {verdict}, where all are saved"
         if table.counts and saved.keys() != rows.keys() and f" of {len(rows)}" not in verdict:
-            yield f"{table.name}: {verdict}, where {len(rows)} were"
+            yield f"{table.name}: {state}, {verdict}, where {len(rows)} were"
     if found["sqlite_sequence"] != wanted["sqlite_sequence"] and not any("sqlite_sequence" in note for note in notes):
         yield "an id would be given out again, and nothing says so"
 

@@ -35,7 +35,7 @@ from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.sql import DDL_FILES, SEED_FILE, statements
 from abathur_nb.target import repair_command
-from abathur_nb.validate import _begin, database_checks, file_checks, validate_database
+from abathur_nb.validate import _begin, _file_checks, database_checks, file_checks, validate_database
 
 CHECKS = (
     *("application_id", "user_version", "encoding", "journal mode", "integrity", "foreign keys", "tables", "indexes"),
@@ -271,7 +271,7 @@ async def test_without_a_second_connection_all_checks_are_the_same(database: Set
     drop_index(database.db_path)
     async with connect(database.db_path, settings=database) as conn:
         alone = await database_checks(conn, database.db_path, database)
-    assert alone == (await file_checks(database))[:-1]  # but the check of who has it open
+    assert alone == (await _file_checks(database))[:-1]  # but the check of who has it open
 
 
 async def test_beside_a_busy_writer_it_sees_one_snapshot_and_passes(database: Settings) -> None:

@@ -56,13 +56,9 @@ _SHAPES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-# Of checks in records without ids, those whose title does not give the id.
-_IDS = {"SQLite's JSON functions": "sqlite_json_functions", "SQLite's thread safety": "sqlite_thread_safety"}
-
-
 def id_in(check: Mapping[str, Any]) -> str:
     """Return the id of a check of a record; of an old record, which holds titles only, the one that it has now."""
-    return str(check.get("id") or _IDS.get(check["name"]) or id_of(check["name"]))
+    return str(check.get("id") or id_of(check["name"]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,7 +202,9 @@ async def kept_before(
     committed = list[bool]()
     with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
         backup, _ = await back_up(settings, reason=reason)
-        done.append(Check("kept", "pass", "a proven backup of it", str(backup.path), name=name))
+        done.append(
+            Check("kept", "pass", "a proven backup of it", str(backup.path), name=name, data={"path": str(backup.path)})
+        )
         try:
             yield lambda: committed.append(True)
         except (sqlite3.Error, OSError, AbathurError) as error:
@@ -293,6 +295,7 @@ def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
             expected="one snapshot, in one step",
             observed=f"{backup.path}, {backup.facts['bytes']:,} bytes, copied in {copied_s:.2f} s",
             evidence=tuple(f"{name}: {counted(count, 'row')}" for name, count in content.rows.items()),
+            data={"path": str(backup.path), "bytes": backup.facts["bytes"], "rows": dict(content.rows)},
         ),
         Check(
             "proof",
@@ -305,6 +308,7 @@ def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
                 f"file {backup.facts['sha256_of_file']}",
                 f"taken at {backup.facts['taken_at']} UTC",
             ),
+            data={"digest": content.digest, "sha256_of_file": backup.facts["sha256_of_file"]},
         ),
         Check.that(
             "what_it_holds",

@@ -119,7 +119,7 @@ def _wanted(namespace: object, key: object, session: object, limit: object) -> _
         try:
             check_name(name, value, optional=True)
         except InvalidValueError as error:
-            faults.append(f"{name}: {error.observed.removeprefix(f'Invalid {name}: ')}")
+            faults.append(f"{name}: {error.fault}")
     try:
         check_ranges(limit=limit)
     except ConfigurationError as error:

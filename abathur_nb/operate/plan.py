@@ -53,6 +53,7 @@ class Plan:
             expected=f"in {self.settings.env} confirm is the hash of this very plan" if needed else "it is shown first",
             observed=observed,
             remedy=f"read the steps; to carry them out: -p {self.switch} True -p confirm {self.hash}",
+            data={"hash": self.hash, "steps": self.steps},
         )
 
 

@@ -35,6 +35,7 @@ class _Outcome:
     """Hold what becomes of the entries of a quarantine file, as lines that name table and key."""
 
     put: list[str] = field(default_factory=list)
+    tables: Counter[str] = field(default_factory=Counter)  # of what is put
     already: list[str] = field(default_factory=list)
     in_the_way: list[str] = field(default_factory=list)
 
@@ -67,8 +68,7 @@ async def put_back_rows(
         checks.append(_check(path, outcome, len(entries)))
         if not outcome.put:
             return Report(title, tuple(checks), subject=subject)
-        tables = Counter(line.split(":")[0] for line in outcome.put)
-        put_back = ", ".join(f"{counted(number, 'row')} of {table}" for table, number in tables.items())
+        put_back = ", ".join(f"{counted(number, 'row')} of {table}" for table, number in outcome.tables.items())
         steps = (
             f"back up {settings.db_path} as abathur_pre_put_back_… in {settings.backup_dir}, and prove that backup",
             f"in one transaction, put back {put_back}",
@@ -131,6 +131,7 @@ async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:
             try:
                 done = await _put_one(conn, entry)
                 (outcome.put if done else outcome.already).append(_named(entry))
+                outcome.tables[entry["table"]] += done
             except (sqlite3.IntegrityError, RefusedError) as error:
                 faults[number] = f"{_named(entry)}: {getattr(error, 'observed', error)}"
                 failed.append((number, entry))

@@ -23,7 +23,7 @@ from abathur_nb.wording import counted
 
 __all__ = ["rescue", "stray_rows"]
 
-_END = "then end it by kill -9: ended in any other way, it may write its log over the database"
+_END = "end it by kill -9: ended in any other way, it may write its log over the database"
 
 
 def stray_rows(settings: Settings) -> tuple[Check, bool]:
@@ -46,7 +46,7 @@ def stray_rows(settings: Settings) -> tuple[Check, bool]:
             told.append(f"PID {stray.pid} alone holds {ours or 'no row'}; it lacks {theirs or 'no row'} of {path}")
     check = strays_check(path)
     observed = "\n".join((check.observed, *told, "cause: somebody deleted or moved the file under it"))
-    remedy = f"the plan below saves it; {_END}" if newer else _END.removeprefix("then ")
+    remedy = f"the plan below saves it; then {_END}" if newer else _END
     return replace(check, observed=observed, remedy=remedy), newer
 
 
@@ -66,9 +66,11 @@ async def rescue(settings: Settings) -> list[Check]:
                 done.append(replace(await salvage(copy), id="rescued", name=name, data=data))
                 continue
         observed = f"{kept.path}: {counted(kept.content.total, 'row')}, as PID {stray.pid} sees them, proven"
-        remedy = f"{_END}; to put them in place of the database: {restore_command(settings)} -p backup {kept.path.name}"
+        remedy = (
+            f"then {_END}; to put them in place of the database: {restore_command(settings)} -p backup {kept.path.name}"
+        )
         done.append(Check("rescued", "warn", "its rows in a file", observed, remedy, name=name, data=data))
-    return [*done, replace(strays_check(settings.db_path), remedy=_END.removeprefix("then "))]
+    return [*done, replace(strays_check(settings.db_path), remedy=_END)]
 
 
 def _copied(stray: Stray, scratch: Path) -> Path:

@@ -64,19 +64,21 @@ async def salvage(settings: Settings) -> Check:
         rows = sum(len(table.rows) for table in tables)
         if not rows:
             raise RefusedError(f"nothing of {settings.db_path} can be read any more", "restore a backup")
-        failed = {c.name: c.observed for c in await file_checks(replace(settings, db_path=draft)) if c.failed}
+        failed = [check for check in await file_checks(replace(settings, db_path=draft)) if check.failed]
+        broken = {rule["table"] for check in failed for rule in check.data.get("broken", ())}
         for table in tables:
-            table.is_altered = any(f" {table.name}." in told for told in failed.values())
+            table.is_altered = table.name in broken
         try:
             with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
                 publish(draft, path)
             before = ""
         except FileExistsError:
             before = " (it was there before, and is left as it was)"
-    states = Counter(table.verdict.split(",")[0] for table in tables)
-    lines = [f"{table.name}: {table.verdict}" for table in tables]
+    verdicts = {table.name: table.verdict for table in tables}
+    states = Counter(state for state, _ in verdicts.values())
+    lines = [f"{name}: {state}, {rows}" for name, (state, rows) in verdicts.items()]
     told = ", ".join(f"{states[state]} {state}" for state in ("intact", "partly", "lost") if states[state])
-    valid = f"it fails {', '.join(failed)}" if failed else "it is valid"
+    valid = f"it fails {', '.join(check.name for check in failed)}" if failed else "it is valid"
     return Check(
         "salvaged",
         "warn",
@@ -85,6 +87,7 @@ async def salvage(settings: Settings) -> Check:
         f"either restore a backup: {restore_command(settings)}; then copy from this file what is newer\n"
         f"or put this file in place: {_in_place(settings, path)}",
         (*lines, *notes),
+        data={"path": str(path), "tables": {name: state for name, (state, _) in verdicts.items()}},
     )
 
 
@@ -161,21 +164,21 @@ class _Table:
     is_altered: bool = False  # validate names rows of it that break a rule
 
     @property
-    def verdict(self) -> str:
-        """Say whether the table is intact, partly saved, or lost."""
+    def verdict(self) -> tuple[str, str]:
+        """Whether the table is intact, partly saved, or lost; and which of its rows are saved."""
         missing, rows = self.indexed - self.rows, counted(len(self.rows), "row")
         if self.strays:
             rows += f" ({self.strays:,} of them from pages outside of its tree)"
         if self.rows and self.is_altered:
             rows += ", some of which break the rules,"
         elif self.rows in self.counts or not (missing or self.faults):
-            return f"intact, {rows}"
+            return "intact", rows
         known = f"{len(self.indexed | self.rows):,}" if self.counts else "an unknown number"
         if not self.rows:
-            return f"lost, all rows of {known}"
+            return "lost", f"all rows of {known}"
         deleted = "; deleted rows may be among them" if self.strays and not self.counts else ""
         lost = f"; lost: rowid {_ranges(missing)}" if missing else ""
-        return f"partly, {rows} of {known}{deleted}{lost}"
+        return "partly", f"{rows} of {known}{deleted}{lost}"
 
     def fits(self, values: tuple[Any, ...]) -> bool:
         """Tell whether a record of an unknown table may be one of this."""

@@ -1,6 +1,5 @@
 """What would mend the faults that validate names: the cause of each, the statements, and what they can't mend."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -50,9 +49,6 @@ _CAUSES = {
     FILE_MODES: "made under a wide umask, copied without its mode, or opened to others by hand",
     "file_names": "a hard link to it",
 }
-# What integrity_check says of an index whose entries are not those of its table, and of a row that breaks a rule.
-_OF_INDEX = re.compile(r"(?:row \S+ (?:missing from|values differ from)|wrong # of entries in) index (.+)")
-_OF_ROW = re.compile(r"ok$|CHECK constraint failed|(?:NULL|NUMERIC|TEXT) value in|non-unique entry")
 _STALE, _FEW = 10, 1000  # statistics so many times too large or too small, of a table of so many rows
 
 
@@ -83,7 +79,7 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
     """
     found = Treatment()
     # Who owns the files, and the directory, is for somebody with more rights to change.
-    if FILE_MODES in failing and failing[FILE_MODES].remedy.startswith("chmod 600"):
+    if FILE_MODES in failing and failing[FILE_MODES].data.get("not_0600"):
         found.deeds.append("chmod")
         found.remedies[FILE_MODES] = f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}"
     if "integrity" in failing and _treat_damage(failing["integrity"], found, settings):
@@ -107,20 +103,18 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
         return found
     await _treat_tables(conn, tables, live, failing, found, settings)
     if "sequences" in failing:
-        found.steps += [Step(part) for line in failing["sequences"].evidence for part in line.strip(";").split("; ")]
+        found.steps += map(Step, failing["sequences"].data.get("statements", ()))
         found.remedies["sequences"] = REPAIR
     return found
 
 
 def _treat_damage(check: Check, found: Treatment, settings: Settings) -> bool:
     """Find what mends a file that integrity_check fails; tell whether the rest can't be judged before that."""
-    messages = [message for message in check.evidence if not _OF_ROW.match(message)]
-    if not messages and check.evidence:
+    if not check.data["is_corrupt"]:
         found.causes["integrity"] = "the rows that are named below"
         return False
-    indexes = {match[1] for message in messages if (match := _OF_INDEX.fullmatch(message))}
-    if indexes and all(_OF_INDEX.fullmatch(message) for message in messages):
-        found.steps += [Step(f"REINDEX {quoted(name)}") for name in sorted(indexes)]
+    if indexes := check.data["indexes"]:
+        found.steps += [Step(f"REINDEX {quoted(name)}") for name in indexes]
         found.causes["integrity"] = (
             "an index that does not agree with its table: a fault of the disk, or a writer with another SQLite. "
             "Its table is sound; what else is wrong is told once it is rebuilt"
@@ -173,19 +167,18 @@ async def _seeds(
     conn: aiosqlite.Connection, failing: Mapping[str, Check], found: Treatment
 ) -> list[tuple[Change, int]]:
     """Return what gives a changed seed memory its content back; one that is gone is inserted by a step."""
-    lines = failing["seed_memories"].evidence if "seed_memories" in failing else ()
+    restored = failing["seed_memories"].data.get("restored_by", ()) if "seed_memories" in failing else ()
+    statements = {(one["namespace"], one["key"]): one["sql"] for one in restored}
     changes = []
     for seed in expected_seeds():
-        about = f"-- {seed.namespace} / {seed.key}: "
-        statement = next((lines[n + 1] for n, line in enumerate(lines) if line.startswith(about)), "")
-        if not statement:
+        if (seed.namespace, seed.key) not in statements:
             continue
         found.remedies["seed_memories"] = REPAIR
         row = {name: "'" + str(value).replace("'", "''") + "'" for name, value in seed._asdict().items()}
         same = f"namespace = {row['namespace']} AND key = {row['key']} AND version = {seed.version}"
         ((there,),) = await conn.execute_fetchall(f"SELECT count(*) FROM memory_entries WHERE {same}")
         if not there:
-            found.steps.append(Step(statement.rstrip(";"), 1))
+            found.steps.append(Step(statements[seed.namespace, seed.key], 1))
         for column in ("value", "metadata", "memory_type", "created_by", "updated_by") if there else ():
             change = Change("memory_entries", f"{same} AND {column} IS NOT {row[column]}", column, row[column])
             ((other,),) = await conn.execute_fetchall(change.counting)

@@ -1,0 +1,99 @@
+"""What is written for people is only shown: a program selects a check by its id, and reads its data."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import abathur_nb
+
+ROOT = Path(abathur_nb.__file__).parent
+MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "report.py")  # which shows them
+TEXTS = {"observed", "expected", "remedy", "evidence"}
+# Where a text may stand: in another one, or handed on to what shows or raises it.
+_SHOWN = (
+    ast.FormattedValue,
+    ast.Call,
+    ast.keyword,
+    ast.Tuple,
+    ast.List,
+    ast.Starred,
+    ast.BoolOp,
+    ast.IfExp,
+    ast.BinOp,
+    ast.Assign,
+    ast.ListComp,
+)
+_SHOWN_TITLES = (ast.FormattedValue, ast.Call, ast.keyword, ast.Tuple, ast.List, ast.GeneratorExp, ast.ListComp)
+_READING = {"search", "match", "fullmatch", "findall", "split", "sub", "len", "any", "all", "sorted", "filter"}
+
+
+def read_back(tree: ast.AST) -> Iterator[str]:
+    """Yield each place where a check's title is compared, or one of its texts is used other than to show it."""
+    for parent in ast.walk(tree):
+        for node in ast.iter_child_nodes(parent):
+            if not (name := _read(node)):
+                continue
+            allowed = _SHOWN if name in TEXTS else _SHOWN_TITLES
+            if not isinstance(parent, allowed) or (isinstance(parent, ast.Call) and _reads(parent, node)):
+                yield ast.unparse(parent)
+
+
+def _read(node: ast.AST) -> str:
+    """Return which text of a check an expression reads: an attribute, or a key of a record; empty for none."""
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        of, name = ast.unparse(node.value), node.attr
+    elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.ctx, ast.Load):
+        of, name = ast.unparse(node.value), str(node.slice.value)
+    else:
+        return ""
+    is_check = of.rpartition(".")[2] in ("c", "check", "checks[0]", "checks[-1]", "failed", "fault")
+    return name if name in TEXTS or (name == "name" and is_check) else ""
+
+
+def _reads(call: ast.Call, node: ast.AST) -> bool:
+    called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    return called in _READING or (called == "get" and node is call.args[0])
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_reads_back_what_a_check_says_to_people(path: Path) -> None:
+    assert list(read_back(ast.parse(path.read_text()))) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'check.name == "file modes"',
+        'check["name"] in wanted',
+        "{c.name for c in checks}",
+        "{check.name: check for check in checks}",
+        "causes[check.name]",
+        "causes.get(check.name)",
+        'check.remedy.startswith("chmod")',
+        'error.observed.removeprefix("Invalid JSON: ")',
+        "if check.observed: pass",
+        'check.observed == "ok"',
+        '"CORRUPT" in check.observed',
+        "pattern.match(check.observed)",
+        "[line for line in check.evidence]",
+        "check.evidence[0]",
+    ],
+)
+def test_the_sweep_finds(code: str) -> None:
+    assert list(read_back(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'f"{check.name}: {check.observed}"',
+        '", ".join(check.name for check in checks if check.failed)',
+        "RefusedError(error.observed, error.remedy or other)",
+        "Check(check.id, check.status, check.expected, name=check.name)",
+        'path.name == "abathur.db"',
+    ],
+)
+def test_the_sweep_passes(code: str) -> None:
+    assert not list(read_back(ast.parse(code)))
