@@ -13,7 +13,7 @@ _DEEP: list[Any] = []
 for _ in range(60):
     _DEEP = [_DEEP]
 _VALUES: tuple[Any, ...] = (
-    *(None, True, False, -1, 0, 1.5, 2**63, 10**400, 1e300, "", "x", "\ud800", "2026-11-30"),
+    *(None, True, False, -1, 0, 1.5, 2**63, 10**400, 1e300, "", "x", "\ud800", "a\0b", "2026-11-30"),
     *([], [1], [None], {}, {"a": 1}, {"a": {"b": []}}, _DEEP),
 )
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from abathur_nb import files
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.files import locked
 from abathur_nb.operate.gauges import LAST_BACKUP
-from abathur_nb.operate.manifest import Backup, list_backups, read_backup
+from abathur_nb.operate.manifest import Backup, find_backup, list_backups, read_backup
 from abathur_nb.operate.retention import apply_retention
 from abathur_nb.operate.snapshot import take_snapshot
 from abathur_nb.settings import Settings
@@ -275,6 +275,8 @@ async def test_a_manifest_of_any_other_shape_costs_its_own_backup_alone(database
         assert good.path in [backup.path for backup in found], what
         assert set(faults) | {backup.path.name for backup in found} == {bad.path.name, good.path.name}, what
         nb.show_backups(database).to_html().encode()
+        with suppress(nb.RefusedError):  # where it is newer, and can't serve
+            find_backup(database.backup_dir, None, database.env, database.db_path)
         if bad.path.name in faults:
             assert bad.manifest.name in faults[bad.path.name], what
             refused += 1

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from abathur_nb.values import check_depth
-from abathur_nb.wording import moment_of, shown
+from abathur_nb.wording import is_printable, moment_of, shown
 
 __all__ = [
     "canonical",
     "misfits",
     "moment",
     "number",
+    "printable_text",
     "sealed",
     "sha256",
     "uncanonical",
@@ -99,6 +100,11 @@ def whole_number(data: object) -> bool:
 def number(data: object) -> bool:
     """Return whether JSON is a number from 0, no larger than a measurement can be."""
     return isinstance(data, int | float) and not isinstance(data, bool) and 0 <= data < 1e15
+
+
+def printable_text(data: object) -> bool:
+    """Return whether JSON is text that can be shown: without a NUL or a lone surrogate, which no path can hold."""
+    return isinstance(data, str) and is_printable(data)
 
 
 def moment(data: object) -> bool:

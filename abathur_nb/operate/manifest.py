@@ -15,7 +15,7 @@ from typing import Any
 from abathur_nb.apart import ask
 from abathur_nb.causes import os_cause
 from abathur_nb.errors import BusyError, ConfigurationError, RefusedError
-from abathur_nb.evidence.canonical import misfits, moment, number, sealed, unsealed, whole_number
+from abathur_nb.evidence.canonical import misfits, moment, number, printable_text, sealed, unsealed, whole_number
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.files import at, locked, make_private_file, open_regular, read_regular
 from abathur_nb.location import free_mb
@@ -52,10 +52,10 @@ _SPARE_MB = 50  # that unpacking leaves free
 _LATER = {"sequence": 0, "bytes_unpacked": 0}
 _SHAPE = {
     **dict.fromkeys(("format", "bytes", "application_id", "user_version", *_LATER), whole_number),
-    **dict.fromkeys(("file", "sha256_of_file", "reason", "env", "database"), str),
+    **dict.fromkeys(("file", "sha256_of_file", "reason", "env", "database"), printable_text),
     "taken_at": moment,
-    "content": {"digest": str, "schema": str, "rows": {str: whole_number}},
-    "proof": {"restored_s": number, "validated_s": number, "findings": [str]},
+    "content": {"digest": printable_text, "schema": printable_text, "rows": {str: whole_number}},
+    "proof": {"restored_s": number, "validated_s": number, "findings": [printable_text]},
 }
 # Checks of validate whose failure keeps the store from opening what is restored, or rows from being read. The others
 # are about files, or about rows that stand there whole: a copy of them is as good as the database was.
