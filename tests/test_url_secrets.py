@@ -3,9 +3,10 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import fields
 from inspect import isawaitable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -143,6 +144,25 @@ async def test_each_verb_refuses_it_and_no_report_holds_it(call: Callable[..., A
         told = str(error)
     assert told
     assert CANARY not in told
+
+
+NO_FILES = ("", "/", "//", ".", "..", "~", "~nobody/x", "\0", "\ud800", "x" * 5000, b"x", 7, Path("/"), PurePath())
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_each_verb_refuses_what_names_no_file(call: Callable[..., Any], kept: Settings) -> None:
+    for value in NO_FILES:
+        with suppress(AbathurError):
+            found = call(kept, value)
+            report = await found if isawaitable(found) else found
+            assert not getattr(report, "report", report).ok, value
+
+
+@pytest.mark.parametrize("name", ["db_path", "backup_dir", "archive_dir"])
+@pytest.mark.parametrize("value", ["", "~nobody/x", "\0", "\ud800", "x" * 5000, b"x", 7])
+def test_no_setting_takes_what_is_not_a_path(name: str, value: Any) -> None:
+    with pytest.raises(nb.ConfigurationError, match=name):
+        nb.resolve("development", **{name: value})
 
 
 @pytest.mark.parametrize("engine", [[], ["--engine", "abathur"]], ids=["papermill", "abathur"])

@@ -92,7 +92,7 @@ def read_history(
     ``archive`` is a directory, or the URL of a copy. ``run`` is the run that asks, and is left out. Raises
     ConfigurationError where ``archive`` names neither.
     """
-    where = settings.archive_dir if archive is None else archive_at("archive", os.fspath(archive))
+    where = settings.archive_dir if archive is None else archive_at("archive", archive)
     if isinstance(where, Path) and not os.path.isdir(where):  # noqa: PTH112 - False, where Path raises for one in a closed directory
         remedy = f"{first_run(settings)}; or name another one: -p archive DIR"
         check = Check("archive", "fail", "the directory of an archive", f"no archive at {where}", remedy)

@@ -187,14 +187,14 @@ def chosen_archive(arguments: argparse.Namespace) -> Path | str:
     return archive_at("--archive", arguments.archive)
 
 
-def archive_at(name: str, value: str) -> Path | str:
+def archive_at(name: str, value: object) -> Path | str:
     """Return the directory that an argument names, or a URL as it is; `stores.local` looks whether a copy is there.
 
     Raises ConfigurationError where there is no directory. Read-only.
     """
-    if fault := url_fault(name, value):
+    if fault := url_fault(name, str(value)):
         raise ConfigurationError(fault)
-    if "://" in value:
+    if isinstance(value, str) and "://" in value:
         return value
     faults: list[str] = []
     archive = absolute_path(name, value, "argument", relative_paths=True, faults=faults)

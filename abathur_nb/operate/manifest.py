@@ -14,13 +14,13 @@ from typing import Any
 
 from abathur_nb.apart import ask
 from abathur_nb.causes import os_cause
-from abathur_nb.errors import BusyError, ConfigurationError, RefusedError
+from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence.canonical import misfits, moment, number, printable_text, sealed, unsealed, whole_number
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.files import at, locked, make_private_file, open_regular, read_regular
 from abathur_nb.location import free_mb
 from abathur_nb.operate.content import Content
-from abathur_nb.wording import MB, age, is_ahead, moment_of, printable, shown, url_fault
+from abathur_nb.wording import MB, age, is_ahead, moment_of, printable, shown
 
 __all__ = [
     "Backup",
@@ -257,10 +257,7 @@ def find_backup(
     name only. Raises RefusedError if there is none, and where a newer one can't serve: an older one has to be named.
     """
     if name is not None:
-        if fault := url_fault("backup", os.fspath(name)):
-            raise ConfigurationError(fault)
-        path = Path(name).expanduser()
-        return read_backup(path if path.is_absolute() else folder / path), []
+        return read_backup(folder / os.path.expanduser(name)), []
     found, faults = list_backups(folder)
     of_env = [b for b in found if b.facts["env"] == env]
     own = of_database(of_env, env, database)

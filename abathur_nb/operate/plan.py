@@ -1,15 +1,17 @@
 """What is about to be changed, shown before it is done, with a hash by which it is approved."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.canonical import canonical, sha256
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
-from abathur_nb.wording import shown
+from abathur_nb.wording import shown, url_fault
 
-__all__ = ["Plan", "check_apply"]
+__all__ = ["Plan", "check_apply", "check_file", "file_named", "require"]
 
 _DIGITS = 16
 
@@ -65,6 +67,19 @@ def check_apply(apply: object, confirm: object, *, switch: str = "apply") -> lis
     if confirm is not None and not isinstance(confirm, str):
         faults.append(f"confirm: expected the hash of a plan, found {shown(confirm)} ({type(confirm).__name__})")
     return faults
+
+
+def file_named(value: object) -> str:
+    """Return the path that an argument gives, empty where it is not text or does not name a file, as `/` does."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+    return text if isinstance(text, str) and Path(os.path.expanduser(text)).name else ""
+
+
+def check_file(name: str, value: object, kind: str) -> list[str]:
+    """Return what is wrong with an argument that names a file, or is None."""
+    if value is not None and not file_named(value):
+        return [f"{name}: expected the name or path of a {kind}, found {shown(value)}"]
+    return list(filter(None, [url_fault(name, file_named(value))]))
 
 
 def require(faults: list[str]) -> None:

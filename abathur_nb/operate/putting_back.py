@@ -23,9 +23,9 @@ from abathur_nb.schema import quoted
 from abathur_nb.settings import Settings
 from abathur_nb.target import refusal
 from abathur_nb.validate import file_checks
-from abathur_nb.wording import counted, shown, url_fault
+from abathur_nb.wording import counted, shown
 
-__all__ = ["check_name", "put_back_rows"]
+__all__ = ["put_back_rows"]
 
 _TITLE = "put back"
 
@@ -38,13 +38,6 @@ class _Outcome:
     tables: Counter[str] = field(default_factory=Counter)  # of what is put
     already: list[str] = field(default_factory=list)
     in_the_way: list[str] = field(default_factory=list)
-
-
-def check_name(name: object) -> list[str]:
-    """Return what is wrong with the name of a quarantine file."""
-    if name is None or (isinstance(name, str | os.PathLike) and os.fspath(name)):
-        return list(filter(None, [url_fault("put_back", os.fspath(name or ""))]))
-    return [f"put_back: expected a quarantine file's name or path, found {shown(name)}"]
 
 
 async def put_back_rows(

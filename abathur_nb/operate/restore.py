@@ -15,7 +15,7 @@ from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.files import scratch_directory
 from abathur_nb.operate.content import difference
 from abathur_nb.operate.manifest import Backup, find_backup, unpack
-from abathur_nb.operate.plan import check_apply, require
+from abathur_nb.operate.plan import check_apply, check_file, require
 from abathur_nb.operate.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.operate.transfer import open_copy
 from abathur_nb.report import Check, Report
@@ -43,7 +43,7 @@ async def restore_database(
     it takes (RTO) and what would be lost (RPO); it fails where a restoration would. ``title`` is what the report calls
     it. Raises ConfigurationError for a wrong argument.
     """
-    faults = check_apply(apply, confirm)
+    faults = [*check_apply(apply, confirm), *check_file("backup", backup, "backup")]
     if not isinstance(drill, bool):
         faults.append(f"drill: expected True or False, found {shown(drill)} ({type(drill).__name__})")
     if drill is True and apply is True:

@@ -9,7 +9,7 @@ from abathur_nb.errors import RefusedError
 from abathur_nb.files import scratch_directory
 from abathur_nb.initialize import initialize_database
 from abathur_nb.operate.manifest import Backup, list_backups, newest_fit
-from abathur_nb.operate.plan import check_apply, require
+from abathur_nb.operate.plan import check_apply, file_named, require
 from abathur_nb.operate.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.operate.restore import restore_database
 from abathur_nb.report import Report
@@ -38,7 +38,7 @@ async def roll_back(
     ConfigurationError for a wrong argument, and where ``to`` is not named.
     """
     faults, backups = check_apply(apply, confirm), list[Backup]()
-    if not isinstance(to, str | os.PathLike) or not os.fspath(to):
+    if not file_named(to):
         with suppress(OSError):  # of a directory that is closed to this user
             backups = [b for b in list_backups(settings.backup_dir)[0] if b.facts["env"] == settings.env]
         newest = newest_fit(backups)

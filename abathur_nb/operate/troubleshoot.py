@@ -13,8 +13,8 @@ from abathur_nb.limits import add_functions
 from abathur_nb.operate.aside import users_of
 from abathur_nb.operate.backup import kept_before
 from abathur_nb.operate.diagnosis import Diagnosis, diagnose
-from abathur_nb.operate.plan import Plan, check_apply, require
-from abathur_nb.operate.putting_back import check_name, put_back_rows
+from abathur_nb.operate.plan import Plan, check_apply, check_file, require
+from abathur_nb.operate.putting_back import put_back_rows
 from abathur_nb.operate.quarantine import affected, write_quarantine
 from abathur_nb.operate.replacement import finish_begun
 from abathur_nb.operate.rescue import rescue
@@ -63,7 +63,7 @@ async def troubleshoot(
     the rules of the schema let them. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument.
     """
-    require([*check_apply(repair, confirm, switch="repair"), *check_name(put_back)])
+    require([*check_apply(repair, confirm, switch="repair"), *check_file("put_back", put_back, "quarantine file")])
     if put_back is not None:
         return await put_back_rows(settings, put_back, apply=repair, confirm=confirm)
     title, subject, checks = _TITLE if repair else f"{_TITLE} (plan)", str(settings.db_path), list[Check]()
