@@ -111,7 +111,7 @@ def sizes_over_time(history: "History") -> Chart:
     """Draw how the file of the database has grown, and the largest tables and indexes in it."""
     lines: dict[str, list[tuple[PastRun, int]]] = {}
     for run in history.runs:
-        of = run.label.removeprefix(run.notebook)
+        of = f" of {run.database}" if run.label != run.notebook else ""
         for name, size in {_FILE: run.facts.size, **run.facts.sizes}.items():
             if size is not None:
                 lines.setdefault(f"{name}{of}", []).append((run, size))

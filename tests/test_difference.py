@@ -376,5 +376,5 @@ async def test_more_broken_rows_than_before_are_a_change(database: Settings) -> 
         observed.append(await validate_database(database))
     earlier, later = (record(reports=[report.to_dict()]) for report in observed)
     assert told(earlier, later) == [
-        "check validate: JSON columns, observed: broken: metrics.labels × 2 → broken: metrics.labels × 902"
+        "check validate: json columns, observed: broken: metrics.labels × 2 → broken: metrics.labels × 902"
     ]

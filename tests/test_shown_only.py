@@ -1,6 +1,7 @@
 """What is written for people is only shown: a program selects a check by its id, and reads its data."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,17 @@ def _reads(call: ast.Call, node: ast.AST) -> bool:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_reads_back_what_a_check_says_to_people(path: Path) -> None:
     assert list(read_back(ast.parse(path.read_text()))) == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_id_of_a_check_is_written_in_snake_case(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    constants = {ast.unparse(one.targets[0]): one.value for one in tree.body if isinstance(one, ast.Assign)}
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
+        if ast.unparse(call.func) in ("Check", "Check.that", "run_check"):
+            given = constants.get(ast.unparse(call.args[0]), call.args[0])
+            if isinstance(given, ast.Constant):
+                assert re.fullmatch(r"[a-z0-9_]+", str(given.value)), ast.unparse(call)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.reading import Entry, chosen_archive, find_run
+from abathur_nb.evidence.reading import Entry, chosen_archive, find_run, id_in
 from abathur_nb.evidence.stores import local
 from abathur_nb.percentiles import above
 from abathur_nb.wording import printable
@@ -53,7 +53,7 @@ class Change:
 def differences(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> tuple[Change, ...]:
     """Return what changed in meaning from one sealed record to another. Read-only.
 
-    Compared are the verdict; the error of the cell that broke the run; each check, by its report and its name: status,
+    Compared are the verdict; the error of the cell that broke the run; each check, by its report and its id: status,
     expected, observed; the database's application_id and user_version; each object's SQL (or the hash of all, where a
     notebook shows none); each plan; rows and sizes; each percentile, which has changed where one interval lies above
     the other. Not compared are times, evidence and remedies, and in the words of a check and an error whatever merely
@@ -80,7 +80,7 @@ def _meaning(record: Mapping[str, Any], both_name_objects: bool) -> Found:
     seen: Counter[str] = Counter()
     for report in record["reports"]:
         for check in report["checks"]:
-            name = f"{report['title']}: {check['name']}"
+            name = f"{report['title']}: {id_in(check).replace('_', ' ')}"
             seen[name] += 1
             numbered = name if seen[name] == 1 else f"{name} ({seen[name]})"
             found["check", numbered] = {field: check[field] for field in ("status", "expected", "observed")}

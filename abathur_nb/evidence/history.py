@@ -16,7 +16,7 @@ from abathur_nb.evidence.reading import archive_at, first_run, read_archive
 from abathur_nb.evidence.run import Run
 from abathur_nb.evidence.stores import local
 from abathur_nb.evidence.verify import verify_archive
-from abathur_nb.report import Check, Report
+from abathur_nb.report import Check, Report, id_of
 from abathur_nb.settings import Settings
 from abathur_nb.table import Table
 from abathur_nb.wording import some
@@ -160,7 +160,7 @@ def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
     for run in {run.label: run for run in runs}.values():
         failed = f": {', '.join(run.facts.failed)}" if run.facts.failed else ""
         yield Check.that(
-            "newest_run",
+            f"newest_{id_of(run.label)}",
             run.verdict == "pass",
             expected="it passed",
             observed=f"{run.verdict}, {run.when}, run {run.run_id}{failed}",

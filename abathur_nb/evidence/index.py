@@ -73,7 +73,7 @@ def show_environments(settings: Settings, *, run: Run | None = None) -> Overview
             theirs = settings if env == settings.env else resolve(env)
         except ConfigurationError as error:
             observed, remedy = "; ".join(error.faults), "mend the settings file, or the variable that is named"
-            checks.append(Check("environment", "fail", "its settings can be resolved", observed, remedy, name=env))
+            checks.append(Check(env, "fail", "its settings can be resolved", observed, remedy, name=env))
             continue
         databases[env] = _database(theirs.db_path)
         try:
@@ -116,17 +116,17 @@ def _check(settings: Settings, newest: Mapping[str, PastRun], faults: list[str])
         remedy = f"python -m abathur_nb verify {quote(str(settings.archive_dir))}"
         observed = f"its archive is not as it was written: {faults[0]}"
         return Check(
-            "environment", "fail", "an archive as it was written", observed, remedy, tuple(faults), name=settings.env
+            settings.env, "fail", "an archive as it was written", observed, remedy, tuple(faults), name=settings.env
         )
     if not newest:
         return Check(
-            "environment", "skip", expected, "no run of its database yet", first_run(settings), name=settings.env
+            settings.env, "skip", expected, "no run of its database yet", first_run(settings), name=settings.env
         )
     last = max(newest.values(), key=lambda run: run.run_id)
     bad = [run for run in newest.values() if run.verdict != "pass"]
     passed = f"{len(newest)} notebook{'s' * (len(newest) > 1)}; the last was {last.notebook}, {last.when} UTC"
     return Check.that(
-        "environment",
+        settings.env,
         not bad,
         expected=expected,
         observed=", ".join(f"{run.notebook} {run.verdict}" for run in bad) if bad else passed,
@@ -147,12 +147,12 @@ def _unread(settings: Settings, error: Exception, *, mine: bool) -> Check:
     """Say why an archive can't be read; a person need not be allowed to read that of another environment."""
     if isinstance(error, FileNotFoundError):
         observed = f"no archive at {settings.archive_dir}"
-        return Check("environment", "skip", "an archive", observed, first_run(settings), name=settings.env)
+        return Check(settings.env, "skip", "an archive", observed, first_run(settings), name=settings.env)
     account = settings.service_account
     remedy = f"run this notebook as {account}, who owns it" if account else "see who may read it"
     reason = getattr(error, "strerror", None) or str(error)
     observed = f"could not run: {settings.archive_dir} cannot be read: {reason}"
     look = f"{remedy}: ls -la {quote(str(settings.archive_dir.parent))}"
     return Check(
-        "environment", "error" if mine else "skip", "an archive that can be read", observed, look, name=settings.env
+        settings.env, "error" if mine else "skip", "an archive that can be read", observed, look, name=settings.env
     )

@@ -83,7 +83,7 @@ async def put_back_rows(
         sweep(settings.db_path.parent)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
-        failed = Check(_TITLE, "error", "all that can be put back, or nothing of it", fault.observed, fault.remedy)
+        failed = Check("put_back", "error", "all that can be put back, or nothing of it", fault.observed, fault.remedy)
         return Report(title, (*checks, *done, failed), subject=subject, refused=not done)
     return Report(title, (*checks, *done, *await file_checks(settings)), subject=subject)
 
