@@ -151,6 +151,12 @@ def taken(settings: Settings) -> None:
     shutil.copy(settings.db_path, folder / settings.db_path.name)
 
 
+def without_folder(settings: Settings) -> None:
+    begun(settings)
+    (folder,) = settings.db_path.parent.glob("abathur_aside_*")
+    shutil.rmtree(folder)
+
+
 def damaged_journal(settings: Settings) -> None:
     begun(settings)
     journal_of(settings.db_path).write_bytes(b"{}")
@@ -265,6 +271,7 @@ SITUATIONS: dict[str, tuple[Callable[[Settings], None], Mapping[str, Any], Mappi
     "begun, wrong confirm": (begun, UNCONFIRMED, {"confirm": "0" * 16}, free),
     "begun, in use": (begun, {}, {}, reader),
     "begun, its name taken": (taken, {}, {}, free),
+    "begun, its folder missing": (without_folder, {}, {}, free),
     "begun, its journal damaged": (damaged_journal, {}, {}, free),
     "unapproved": (leave, UNCONFIRMED, {}, free),
     "wrong confirm": (leave, UNCONFIRMED, {"confirm": "0" * 16}, free),

@@ -61,7 +61,7 @@ def replace_file(path: Path, folder: Path, draft: Path) -> list[Path]:
 def begun(path: Path) -> tuple[Path, Path] | None:
     """Return the folder of a replacement that was begun, and where its new database is; None without one. Read-only.
 
-    Raises RefusedError where the journal can't be read, or another file has taken the name meanwhile.
+    Raises RefusedError where the journal can't be read, its folder is missing, or another file has taken the name.
     """
     journal = journal_of(path)
     try:
@@ -69,11 +69,13 @@ def begun(path: Path) -> tuple[Path, Path] | None:
         if faults := misfits(data, {"folder": _folder_of_ours}):
             raise ValueError("; ".join(faults))
         folder = path.with_name(data["folder"])
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is missing")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         remedy = f"see which of the files in {quote(str(path.parent))} is the database, then remove {journal.name}"
-        raise RefusedError(f"{journal} can't be read: {error}", remedy) from None
+        raise RefusedError(f"{journal} can't be completed: {error}", remedy) from None
     draft = _draft_in(folder, path)
     # Without a draft only the journal is left to be removed: the new database has its name.
     if not draft.exists() or _is_same(path, draft):
@@ -109,10 +111,11 @@ def complete(path: Path) -> list[Path]:
         except FileExistsError:
             raise _taken(path) from None
     fsync(path.parent)
+    moved = sorted(entry for entry in folder.iterdir() if entry != draft)
     draft.unlink(missing_ok=True)
     journal_of(path).unlink()
     fsync(path.parent)
-    return sorted(folder.iterdir())
+    return moved
 
 
 def _draft_in(folder: Path, path: Path) -> Path:

@@ -1,13 +1,13 @@
 """The diagnosis: what is wrong with a database and why, and what would mend it. It only reads."""
 
 import asyncio
-import os
 import sqlite3
 from dataclasses import dataclass, replace
 
 from abathur_nb.connection import connect, explain_error, pragma
-from abathur_nb.errors import AbathurError
+from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.limits import add_functions
+from abathur_nb.operate.aside import begun
 from abathur_nb.operate.quarantine import affected, digest_of
 from abathur_nb.operate.rebuild import Step
 from abathur_nb.operate.rescue import stray_rows
@@ -17,7 +17,7 @@ from abathur_nb.operate.treatment import REPAIR, RESTORE, statistics_check, trea
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.strays import strays
-from abathur_nb.target import examine, identify, journal_of, restore_command, wanted
+from abathur_nb.target import examine, identify, restore_command, wanted
 from abathur_nb.validate import WRITE_VERSION, file_checks
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -54,10 +54,14 @@ async def diagnose(settings: Settings) -> Diagnosis:
         return Diagnosis((check,), ("rescue",) if newer else ())
     target = examine(settings)
     if target.state == "remains":
-        begun = os.path.lexists(journal_of(path))
-        cause = "a restoration or rollback that was killed" if begun else "its database was moved or deleted alone"
+        try:
+            completes = begun(path)
+        except RefusedError as error:
+            check = replace(target.check, observed=error.observed, remedy=error.remedy)
+            return Diagnosis((check,), refused=True)
+        cause = "a restoration or rollback that was killed" if completes else "its database was moved or deleted alone"
         check = replace(target.check, observed=f"{target.check.observed}\ncause: {cause}", remedy=REPAIR)
-        return Diagnosis((check,), ("complete" if begun else "move aside",))
+        return Diagnosis((check,), ("complete" if completes else "move aside",))
     target = await identify(settings, refuses=("trigger",))  # which a repair would set off
     if target.state == "damaged":
         return Diagnosis((replace(target.check, remedy=restore),), ("salvage",))

@@ -214,7 +214,7 @@ async def _replace(settings: Settings, standing: Standing, new: Source, reason: 
     """
     path, since = settings.db_path, False
     if standing.folder:
-        done += finish_begun(settings)
+        done.append(finish_begun(settings))
         standing = await look(settings)
         if standing.state == "forbidden":
             done.append(standing.check)
@@ -256,14 +256,11 @@ async def _move_aside(settings: Settings, new: Source, done: list[Check]) -> Non
     done.append(Check("moved_aside", "pass", expected="the file that stood there, as it was", observed=observed))
 
 
-def finish_begun(settings: Settings) -> tuple[Check, ...]:
-    """Go on with a replacement that was killed, and return a check that says so, or none. Raises RefusedError."""
-    moved = complete(settings.db_path)
-    if not moved:
-        return ()
-    names = ", ".join(path.name for path in moved)
-    observed = f"a replacement that was begun is completed; what stood there is in {moved[0].parent}: {names}"
-    return (Check("begun_before", "warn", "no replacement was left half done", observed, "none is needed"),)
+def finish_begun(settings: Settings) -> Check:
+    """Go on with a replacement that was killed, and return a check that says so. Raises RefusedError."""
+    moved = ", ".join(map(str, complete(settings.db_path))) or "nothing"
+    observed = f"a replacement that was begun is completed; moved aside: {moved}"
+    return Check("begun_before", "warn", "no replacement was left half done", observed, "none is needed")
 
 
 async def _copy(source: Path, draft: Path, owned_as: Path) -> None:

@@ -131,7 +131,7 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
         done += [*await rescue(settings), wanted(await identify(settings), settings)]
         return
     if "complete" in found.deeds:
-        done += finish_begun(settings)
+        done.append(finish_begun(settings))
     elif "move aside" in found.deeds:
         observed = f"in {move_stale(path)}; no database stands at {path} now"
         remedy = wanted(await identify(settings), settings).remedy
