@@ -65,6 +65,8 @@ async def run_benchmark(
     report = await refusal(_TITLE, settings)
     if report is None:
         try:
+            async with Database.open(settings):  # what it refuses is named by the live path, and not by the copy's
+                pass
             if lacking := _lack_of_room(settings, rows):
                 return BenchmarkResult(lacking, samples, machine, earlier.samples, limits, _UNSAVED)
             with scratch_directory(settings.db_path.parent, _TITLE) as scratch:

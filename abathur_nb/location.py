@@ -115,11 +115,11 @@ def _above(settings: Settings) -> tuple[Check, bool]:
             told = f"{above} is {user_name(found.st_uid)}'s, mode {stat.S_IMODE(found.st_mode):04o}"
             faults.setdefault(above, (fault[0], told + fault[1]))
     worst = next((s for s in ("refuse", "fail", "warn") if s in [s for s, _ in faults.values()]), None)
-    me = user_name(os.geteuid())
+    owners = " or ".join(dict.fromkeys(("root", user_name(os.geteuid()))))
     check = Check.that(
         "directories_above",
         worst is None,
-        expected=f"each of root's or {me}'s, and written to by nobody else: who may rename one can swap the database",
+        expected=f"each belongs to {owners}, and nobody else may write to it: who renames one can swap the database",
         observed="; ".join(told for _, told in faults.values()) or f"as expected, from / to {folder.parent}",
         remedy=f"put the database below directories of root's or your own; to see each: namei -l {quote(str(folder))}",
         otherwise="warn" if worst == "warn" else "fail",

@@ -41,6 +41,8 @@ _CORRUPT = "CORRUPT, so that no other result can be relied on: "
 # index whose entries are not those of its table.
 _OF_ROW = re.compile(r"ok$|CHECK constraint failed|(?:NULL|NUMERIC|TEXT) value in|non-unique entry")
 _OF_INDEX = re.compile(r"(?:row \S+ (?:missing from|values differ from)|wrong # of entries in) index (.+)")
+# What troubleshoot does not repair: what is not ours, and values of which only a person knows the right one.
+_BY_HAND = (OTHERS, "open_files", "values", "required_values", "timestamps", "moments")
 
 
 async def validate_database(settings: Settings) -> Report:
@@ -52,8 +54,7 @@ async def validate_database(settings: Settings) -> Report:
     report = await refusal("validate", settings)
     if report:
         return report
-    # What is not ours no verb drops.
-    told = tuple(c if c.id == OTHERS else to_be_mended(c, settings) for c in await _file_checks(settings))
+    told = tuple(c if c.id in _BY_HAND else to_be_mended(c, settings) for c in await _file_checks(settings))
     return Report("validate", told, subject=str(settings.db_path))
 
 
@@ -107,6 +108,9 @@ async def file_checks(settings: Settings) -> tuple[Check, ...]:
 async def _file_checks(settings: Settings) -> tuple[Check, ...]:
     """Return the checks; where the repair is the remedy, without one."""
     path = settings.db_path
+    lost = await asyncio.to_thread(strays_check, path)
+    if lost.failed:  # what is read meanwhile is a part of it, and SQLite may call that damaged
+        return (lost,)
     try:
         async with connect(path, settings=settings) as conn, connect(path, settings=settings) as beside:
             # It reads each page once: a map and a cache of them would only take memory.
@@ -114,7 +118,7 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
             # No SQL returns that byte.
             asked = asyncio.to_thread(ask, "write version", path)
             checks, version = await asyncio.gather(database_checks(conn, path, settings, beside=beside), asked)
-            return (*checks, *_write_version(version, settings), await asyncio.to_thread(strays_check, path))
+            return (*checks, *_write_version(version, settings), lost)
     except (sqlite3.Error, OSError, AbathurError) as error:
         _, found = await explain_unopened(path, error)
         observed = f"could not run: {found.observed}"
@@ -177,7 +181,8 @@ async def _integrity(conn: Connection, restore: str) -> Check:
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF in _OF_AN_EXPRESSION:
             return await _integrity_by_table(conn, restore)
-        if bound_reached(error):
+        # What could not be read is not known to be damaged: the disk, or who removed the log, is the cause.
+        if bound_reached(error) or error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR:
             raise
         messages = [str(error)]
     if messages != ["ok"] and all(_of_others(message) for message in messages):

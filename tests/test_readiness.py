@@ -27,6 +27,13 @@ SAID = dict.fromkeys(STATEMENTS, "Ada Lovelace, 2026-01-31")
 LINES = tuple(line for line in CHECKLIST if not line.env)  # of an environment that is not production
 
 
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Return the settings of a database that is there."""
+    asyncio.run(nb.initialize_database(settings)).raise_for_failures()
+    return settings
+
+
 def run(
     settings: Settings,
     notebook: str,
@@ -95,7 +102,15 @@ def test_with_all_evidence_and_all_statements_it_is_a_go(settings: Settings) -> 
 def test_with_no_archive_it_is_a_no_go_and_nothing_is_made(settings: Settings) -> None:
     found = nb.readiness(settings)
     assert found.verdict == f"NO-GO: {len(LINES) + 1} of {len(LINES) + 1} lines lack their evidence"
-    assert not settings.db_path.parent.exists()
+    assert not settings.archive_dir.exists()
+
+
+def test_what_was_found_out_about_a_database_that_is_gone_is_no_evidence(settings: Settings) -> None:
+    wanted(settings)
+    settings.db_path.rename(f"{settings.db_path}.gone")
+    found = nb.readiness(settings, **SAID)
+    (failed,) = (check for check in found.report.checks if check.failed)
+    assert "no database" in failed.observed
 
 
 @pytest.mark.parametrize("name", sorted(SAID))

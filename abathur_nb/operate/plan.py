@@ -47,14 +47,17 @@ class Plan:
         approved = not apply or not needed or confirm == self.hash
         steps = "\n".join(f"{number}. {step}" for number, step in enumerate(self.steps, 1))
         observed = f"hash {self.hash}\n{steps}"
-        if apply and needed and confirm is not None and not approved:
+        how = f"-p {self.switch} True" + (f" -p confirm {self.hash}" if needed else "")
+        if not apply:
+            observed += f"\nonly shown, nothing is changed; to carry it out, add to the same parameters: {how}"
+        elif needed and confirm is not None and not approved:
             observed += f"\nconfirm is {shown(confirm)}: another plan was approved, or things have changed since"
         return Check.that(
             "plan",
             approved,
             expected=f"in {self.settings.env} confirm is the hash of this very plan" if needed else "it is shown first",
             observed=observed,
-            remedy=f"read the steps; to carry them out: -p {self.switch} True -p confirm {self.hash}",
+            remedy=f"read the steps; to carry them out: {how}",
             data={"hash": self.hash, "steps": self.steps},
         )
 

@@ -80,6 +80,7 @@ async def put_back_rows(
                     raise RefusedError(f"{settings.db_path} has changed since it was looked at", "look at it again")
                 await run_to_end(conn.execute_fetchall("COMMIT"))
             written()
+            done.append(Check("put_back", "pass", "in one transaction", f"put back: {put_back}"))
         sweep(settings.db_path.parent)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
@@ -97,7 +98,7 @@ def _check(path: Path, outcome: _Outcome, count: int) -> Check:
         observed=f"{observed}, {len(outcome.in_the_way):,} stay in the file" if outcome.in_the_way else observed,
         remedy="see the evidence; what these rows held stands in the file: write by hand what belongs there",
         otherwise="warn",
-        evidence=[*outcome.in_the_way, *(f"put back: {line}" for line in outcome.put)],
+        evidence=[*outcome.in_the_way, *(f"can be put back: {line}" for line in outcome.put)],
     )
 
 

@@ -18,6 +18,7 @@ from abathur_nb.operate.checklist import CHECKLIST, Line
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings, resolve
 from abathur_nb.table import Table
+from abathur_nb.target import examine, wanted
 from abathur_nb.wording import SEE_CLOCK, age, counted, is_ahead, shown
 
 __all__ = ["Readiness", "readiness"]
@@ -84,6 +85,8 @@ def readiness(
     for env in {line.env for line in lines if line.env}:
         archives[env] = _Archive.of(resolve(env))
     checks = [("Evidence", archive.check) for archive in archives.values()]
+    if (target := examine(settings)).state != "present":  # what was found out about it is void
+        checks.append(("Evidence", wanted(target, settings)))
     for line in lines:
         answer = _stated(line, statements[line.said_by]) if line.said_by else archives[line.env].answer(line)
         checks.append((line.section, answer))
