@@ -167,6 +167,21 @@ def test_two_checks_of_one_name_are_compared_each_with_its_own() -> None:
     ]
 
 
+def test_a_check_of_an_old_record_which_has_no_id_is_compared_by_its_title() -> None:
+    def of(**more: Any) -> dict[str, Any]:
+        return record(reports=[Report("monitor", (Check("disk_low", "pass", name="free disk"),)).to_dict() | more])
+
+    old = deepcopy(of())
+    del old["reports"][0]["checks"][0]["id"]
+    assert told(old, of()) == told(of(), old) == []
+    reworded = [{**of()["reports"][0]["checks"][0], "name": "room on the disk"}]
+    assert told(of(), of(checks=reworded)) == []
+    assert told(old, of(checks=reworded)) == [
+        "check monitor: free disk, status: pass → nothing",
+        "check monitor: room on the disk, status: nothing → pass",
+    ]
+
+
 def test_of_a_long_text_what_differs_is_shown() -> None:
     columns = ", ".join(f"column_{n} TEXT" for n in range(100))
     earlier, later = (facts(schema={"t": f"CREATE TABLE t ({columns}, {last} TEXT)"}) for last in ("a", "b"))

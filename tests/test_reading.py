@@ -16,6 +16,7 @@ from abathur_nb.evidence.reading import (
     archive_at,
     chosen_archive,
     find_run,
+    id_in,
     is_folder,
     read_archive,
     run_ids,
@@ -115,6 +116,19 @@ def test_an_archive_without_a_ledger_has_runs_all_the_same(settings: Settings) -
     folder = archive(settings)
     (folder / LEDGER).unlink()
     assert [entry.line for entry in read_archive(folder)] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    ("check", "check_id"),
+    [
+        ({"name": "what it is called today", "id": "tables"}, "tables"),
+        ({"name": "free disk"}, "free_disk"),
+        ({"name": "SQLite's JSON functions"}, "sqlite_json_functions"),
+        ({"name": "50 concurrent reads"}, "50_concurrent_reads"),
+    ],
+)
+def test_a_check_of_an_old_record_has_the_id_of_its_title(check: dict[str, str], check_id: str) -> None:
+    assert id_in(check) == check_id
 
 
 def test_a_directory_that_is_gone_is_refused(tmp_path: Path) -> None:

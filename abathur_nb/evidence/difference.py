@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.reading import Entry, chosen_archive, find_run, id_in
+from abathur_nb.evidence.reading import Entry, chosen_archive, find_run
 from abathur_nb.evidence.stores import local
 from abathur_nb.percentiles import above
 from abathur_nb.wording import printable
@@ -59,8 +59,12 @@ def differences(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> tuple[C
     the other. Not compared are times, evidence and remedies, and in the words of a check and an error whatever merely
     varies: times, paths, and amounts with a unit.
     """
-    both_name_objects = all("schema" in record["facts"] for record in (earlier, later))
-    return tuple(_changes(_meaning(earlier, both_name_objects), _meaning(later, both_name_objects)))
+    records = (earlier, later)
+    both_name_objects = all("schema" in record["facts"] for record in records)
+    # An old record knows its checks by their titles alone.
+    checks = [check for record in records for report in record["reports"] for check in report["checks"]]
+    key = "id" if all("id" in check for check in checks) else "name"
+    return tuple(_changes(*(_meaning(record, both_name_objects, key) for record in records)))
 
 
 def circumstances(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> tuple[Change, ...]:
@@ -72,7 +76,7 @@ def circumstances(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> tuple
     return tuple(_changes(_conditions(earlier), _conditions(later)))
 
 
-def _meaning(record: Mapping[str, Any], both_name_objects: bool) -> Found:
+def _meaning(record: Mapping[str, Any], both_name_objects: bool, key: str) -> Found:
     facts, after = record["facts"], _mapping(record["database"].get("after"))
     found: Found = {("verdict", "of the run"): {"": record["verdict"]}}
     if error := record["error"]:
@@ -80,7 +84,7 @@ def _meaning(record: Mapping[str, Any], both_name_objects: bool) -> Found:
     seen: Counter[str] = Counter()
     for report in record["reports"]:
         for check in report["checks"]:
-            name = f"{report['title']}: {id_in(check).replace('_', ' ')}"
+            name = f"{report['title']}: {check[key].replace('_', ' ')}"
             seen[name] += 1
             numbered = name if seen[name] == 1 else f"{name} ({seen[name]})"
             found["check", numbered] = {field: check[field] for field in ("status", "expected", "observed")}
