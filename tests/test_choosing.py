@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from shlex import quote
 
 import pytest
 from damage import MEMORY, TASK, flip_bits, run_sql, untouched
@@ -26,6 +27,7 @@ from abathur_nb.operate.manifest import Backup, find_backup, list_backups, read_
 from abathur_nb.operate.retention import apply_retention
 from abathur_nb.operate.snapshot import take_snapshot
 from abathur_nb.settings import Settings
+from abathur_nb.wording import printable
 
 ONE = nb.Retention(last=1, daily=0, weekly=0, monthly=0)
 
@@ -80,6 +82,24 @@ def _flip(newer: Backup) -> None:
     flip_bits(newer.path, 9000)
 
 
+def _renamed(to: str, manifest: str = "") -> Callable[[Backup], None]:
+    def rename(newer: Backup) -> None:
+        newer.manifest.rename(newer.path.with_name(f"{manifest or to}.manifest.json"))
+        newer.path.rename(newer.path.with_name(to))
+
+    return rename
+
+
+# A newer one under a name that a backup never has, and the name by which a restoration takes it.
+RENAMED: dict[str, tuple[str, str]] = {
+    "for a person": ("before the upgrade.db", ""),
+    "in capitals": ("ABATHUR_MANUAL_20261130_120000_000.DB", ""),
+    "as an older one": ("abathur_manual_20000101_000000_000.db", ""),
+    "as one before a change": ("abathur_pre_repair_20300101_000000_000.db", ""),
+    "without a suffix": ("x", ""),
+    "not UTF-8": ("x\udcff.db", ""),
+    "each by itself": ("before.db", "before"),
+}
 SPOILT: dict[str, Callable[[Backup], object]] = {
     "a manifest that is cut": _cut,
     "a manifest of another shape": lambda newer: rewritten(newer, content=[]),
@@ -136,6 +156,35 @@ async def test_a_newer_one_that_was_spoilt_is_named_and_the_older_one_wants_a_na
     await refused_until_named(database, older, newer.path, known=known)
     if known:
         assert await last_backup(database) == older.taken_at.timestamp()
+
+
+@pytest.mark.parametrize("name", RENAMED)
+async def test_a_newer_one_that_was_renamed_counts_by_its_manifest(name: str, database: Settings) -> None:
+    older, newer = await taken(database), await taken(database)
+    path, manifest = RENAMED[name]
+    _renamed(path, manifest)(newer)
+    renamed = newer.path.with_name(path)
+    await refused_until_named(database, older, Path(printable(manifest or path)))
+    plan = await nb.restore_database(database)
+    assert (f"; newer, and taken by its name only: -p backup {printable(quote(path))}" in str(plan)) != bool(manifest)
+    assert printable(manifest or path) in nb.show_backups(database).index
+    named = await nb.restore_database(database, backup=renamed)
+    assert (named.refused, named.ok) == (bool(manifest), not manifest)
+    assert manifest or "its manifest is of" in str(named)
+    (await nb.backup_database(database, keep=ONE)).raise_for_failures()
+    assert renamed.exists(), "what was renamed is kept by hand"
+    assert list_backups(database.backup_dir)[0][-1].facts["sequence"] == 3
+    assert (await nb.restore_database(database)).ok, "it is older now"
+
+
+async def test_a_copy_of_the_newest_under_another_name_is_none_that_is_passed_over(database: Settings) -> None:
+    newest = await taken(database)
+    for name in ("a.db", "z.db"):
+        shutil.copy(newest.path, newest.path.with_name(name))
+        shutil.copy(newest.manifest, newest.path.with_name(f"{name}.manifest.json"))
+    newest.path.with_name("other.manifest.json").write_text("{}")
+    report = await nb.restore_database(database)
+    assert [check.status for check in report.checks if check.id == "backup"] == ["pass"]
 
 
 @pytest.mark.parametrize("spoil", SPOILT)

@@ -27,7 +27,7 @@ def show_backups(settings: Settings) -> "pd.DataFrame":
     now = datetime.now(UTC)
     rows = [
         {
-            "file": backup.path.name,
+            "file": printable(backup.path.name),
             "environment": printable(backup.facts["env"]),
             "reason": printable(backup.facts["reason"]),
             "taken at": timestamp(backup.taken_at),
@@ -49,6 +49,7 @@ def _told(backup: Backup) -> str:
     words = [f"failed {', '.join(backup.findings)}" if backup.findings else "sound"]
     notes = {
         "does not serve": backup.unfit,
+        "renamed": backup.renamed,
         "taken in the future": is_ahead(backup.taken_at),
         "older manifest": backup.is_older,
     }

@@ -104,6 +104,11 @@ class Backup:
         return tuple(self.facts["proof"]["findings"])
 
     @property
+    def renamed(self) -> str:
+        """Say which name its manifest gives it, if that is another one; else empty."""
+        return "" if self.facts["file"] == self.path.name else f"its manifest is of {shown(self.facts['file'])}"
+
+    @property
     def unfit(self) -> str:
         """Say why no restoration takes it without being asked for it by name; empty if it may serve."""
         if self.facts["application_id"] != APPLICATION_ID:
@@ -144,11 +149,15 @@ def write_manifest(path: Path, facts: Mapping[str, Any]) -> None:
 def read_backup(path: Path) -> Backup:
     """Read the manifest of the backup at ``path``, whose own bytes it leaves for ``unpack``. Read-only.
 
-    Raises RefusedError if there is no backup, or no manifest, or one that was changed or belongs to another file.
+    Raises RefusedError if there is no backup, or no manifest, or one that was changed.
     """
-    manifest = manifest_of(path)
     if not os.path.lexists(path):
         raise RefusedError(f"there is no backup {path}", f"see what there is: ls {quote(str(path.parent))}")
+    return _read_manifest(path)
+
+
+def _read_manifest(path: Path) -> Backup:
+    manifest = manifest_of(path)
     remedy = "take another backup; this one can't be proven"
     try:
         facts = {**_LATER, **unsealed(read_regular(manifest))}
@@ -160,8 +169,6 @@ def read_backup(path: Path) -> Backup:
         raise RefusedError(f"{manifest} is damaged: {printable(str(error))}", remedy) from None
     if facts["format"] != _FORMAT:
         raise RefusedError(f"{manifest} is of format {facts['format']}, known is {_FORMAT}", "update abathur_nb")
-    if facts["file"] != path.name:
-        raise RefusedError(f"{manifest} is the manifest of {shown(facts['file'])}", remedy)
     return Backup(path, facts)
 
 
@@ -179,11 +186,16 @@ def list_backups(folder: Path) -> tuple[list[Backup], dict[str, str]]:
 def _listed(folder: Path) -> tuple[list[Backup], dict[str, str]]:
     found = []
     faults = {name.removesuffix(MANIFEST): f"{name} has lost its backup" for name in _lone_manifests(folder)}
-    for name in filter(NAME.fullmatch, _names(folder)):
+    names = _names(folder)
+    for name in filter(NAME.fullmatch, names):
         try:
             found.append(read_backup(folder / name))
         except RefusedError as error:
             faults[name] = error.observed
+    for name in (name.removesuffix(MANIFEST) for name in names if name.endswith(MANIFEST)):
+        if not NAME.fullmatch(name):  # renamed, by its manifest; whether that is ours, it says itself
+            with suppress(RefusedError):
+                found.append(_read_manifest(folder / name))
     return sorted(found, key=lambda backup: backup.order), faults
 
 
@@ -245,7 +257,7 @@ def _elsewhere(backup: Backup, database: Path) -> str:
 
 def newest_fit(backups: Sequence[Backup]) -> Backup | None:
     """Return the last of ``backups`` that a restoration takes without being asked for it by name."""
-    return next((b for b in reversed(backups) if not b.before_a_change and not b.unfit), None)
+    return next((b for b in reversed(backups) if not (b.before_a_change or b.renamed or b.unfit)), None)
 
 
 def find_backup(
@@ -264,14 +276,15 @@ def find_backup(
     # One that was moved has none of its own but those that a change takes, and is brought back from the others again.
     backups = own if any(not b.before_a_change for b in own) else of_env
     chosen = newest_fit(backups)
-    newer = backups[backups.index(chosen) + 1 :] if chosen else backups
-    worse = [f"{b.path.name}: {b.unfit}" for b in newer if b.unfit and not b.before_a_change]
+    # A copy of the chosen one under another name has its sequence and time.
+    newer = [b for b in backups if chosen is None or b.order[:2] > chosen.order[:2]]
+    worse = [f"{b.path.name}: {why}" for b in newer if (why := b.unfit or b.renamed) and not b.before_a_change]
     if chosen and backups is own:  # the file may have been moved, or used as another environment's, meanwhile
-        others = [b for b in found if b not in own and not b.before_a_change and b.order > chosen.order]
+        others = [b for b in found if b not in own and not b.before_a_change and b.order[:2] > chosen.order[:2]]
         worse += [f"{b.path.name}: {why}" for b in others if (why := _elsewhere(b, database))]
     worse += [fault for file, fault in faults.items() if _may_be_newer(file, chosen)]
-    # What a change kept is never taken unasked, and may still be the best there is.
-    kept = [b.path.name for b in newer if b.before_a_change and not b.unfit]
+    # What a change or a person kept is never taken unasked, and may still be the best there is.
+    kept = [b.path.name for b in newer if (b.before_a_change or b.renamed) and not b.unfit and os.path.lexists(b.path)]
     if chosen is None:
         known = "; ".join([*worse, *(f"{b.path.name} was taken before a change" for b in newer if b.before_a_change)])
         remedy = f"name one: -p backup {quote(kept[-1]) if kept else 'FILE'}"
@@ -279,7 +292,7 @@ def find_backup(
     if worse:
         observed = f"{folder} holds what is newer than {chosen.path.name}, {age(chosen.taken_at)}, and can't serve: "
         remedy = f"to take the older one, and lose what came since: -p backup {quote(chosen.path.name)}"
-        remedy += f"; newer than that is what was kept before a change: -p backup {quote(kept[-1])}" if kept else ""
+        remedy += f"; newer, and taken by its name only: -p backup {quote(kept[-1])}" if kept else ""
         raise RefusedError(observed + "; ".join(worse), remedy)
     return chosen, [f"{b.path.name} is newer, taken before a change: it is taken by name only" for b in newer]
 

@@ -112,6 +112,8 @@ def _to_lose(backup: Backup) -> Check:
 
 def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: Sequence[str]) -> Check:
     told = [f"its database failed: {', '.join(backup.findings)}"] if backup.findings else []
+    if backup.renamed:
+        told.append(backup.renamed)
     if not_ours:
         told.append(f"it holds {not_ours}: validate fails those, and the store opens no trigger and no view")
     if backup.facts["database"] != str(settings.db_path):

@@ -84,7 +84,8 @@ def apply_retention(settings: Settings, keep: Retention, made: Backup) -> Iterab
     folder = settings.backup_dir
     swept = sweep_manifests(folder)
     found, faults = list_backups(folder)
-    own = of_database(found, settings.env, settings.db_path)
+    # What was renamed was kept by hand.
+    own = of_database((b for b in found if not b.renamed), settings.env, settings.db_path)
     gone, left = [backup for backup in expired(own, keep) if backup.path != made.path], []
     for backup in gone:
         try:
