@@ -82,9 +82,9 @@ class _Handle(sqlite3.Connection):
             fcntl.lockf(descriptor, fcntl.LOCK_SH, 1)
 
     def _kept(self) -> list[int]:
-        """Hold the deleted files until this process ends, so that troubleshoot can save them from /proc/PID/fd."""
+        """Hold all files until this process ends, so that troubleshoot can save them: a log needs its database."""
         ours = _descriptors()
-        return [os.dup(ours[lost]) for lost in {*self.files} - {*_identities(self.names)} if lost in ours]
+        return [os.dup(ours[file]) for file in self.files if file in ours]
 
 
 class Connection(aiosqlite.Connection):
@@ -181,17 +181,18 @@ def _names(path: Path) -> tuple[str, ...]:
     return (f"{path}", f"{path}-wal", f"{path}-shm")
 
 
-def _identities(names: Sequence[str | int]) -> tuple[Identity, ...]:
+def _identities(names: Sequence[str]) -> tuple[Identity, ...]:
     """Return device and inode of each file: None of what is missing, zeros of what may not be looked at. Read-only."""
     try:
-        return tuple([((found := os.stat(name)).st_dev, found.st_ino) for name in names])
+        # Not what a link leads to: SQLite looks for the log beside that.
+        return tuple([((found := os.lstat(name)).st_dev, found.st_ino) for name in names])
     except OSError:
         return tuple(map(_identity, names))
 
 
 def _identity(name: str | int) -> Identity:
     try:
-        found = os.stat(name)
+        found = os.fstat(name) if isinstance(name, int) else os.lstat(name)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:
@@ -205,7 +206,7 @@ def _descriptors() -> dict[Identity, int]:
         numbers = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - a third of the time
     except OSError:
         return {}
-    return dict(zip(_identities(numbers), numbers, strict=True))
+    return {_identity(number): number for number in numbers}
 
 
 def _keep_forever() -> None:

@@ -18,18 +18,18 @@ _DELETED = " (deleted)"
 _ASIDE = re.compile(r"/abathur_aside_[^/]+(?=/[^/]+$)")
 _SUFFIXES = ("", "-wal", "-shm")
 _LOOKS, _PAUSE_S = 6, 0.03  # who closes a database last deletes its log, and has it open for a moment more
-_SHARED_LOCK = 1073741826  # the first byte of the database that each reader locks
+_MAIN_LOCKS = (0, 1073741826)  # the byte that a closed store locks, and the first that each reader locks
 
 
 class Stray(NamedTuple):
     """Name a process, the files of its database that others do not find, and where in /proc it has which file open."""
 
     pid: int
-    lost: tuple[str, ...]
+    lost: dict[str, str]
     files: dict[str, str]
 
     def __str__(self) -> str:
-        return f"{process_name(self.pid)} has open: {', '.join(self.lost)}"
+        return f"{process_name(self.pid)} has open: {', '.join(self.lost[suffix] for suffix in sorted(self.lost))}"
 
 
 def strays(path: Path, *, own: bool = False) -> list[Stray]:
@@ -49,7 +49,7 @@ def _strays(path: Path, pids: Iterable[int]) -> list[Stray]:
     found, current = [], {}
     for suffix in _SUFFIXES:
         with suppress(OSError):
-            current[suffix] = _identity(f"{path}{suffix}")
+            current[suffix] = _identity(os.lstat(f"{path}{suffix}"))
     for pid in pids:
         with suppress(OSError):  # gone meanwhile, another user's, or no directory of the database
             if stray := _stray(pid, Path(os.path.realpath(path.parent), path.name), current):
@@ -57,8 +57,7 @@ def _strays(path: Path, pids: Iterable[int]) -> list[Stray]:
     return found
 
 
-def _identity(name: str) -> tuple[int, int]:
-    found = os.stat(name)
+def _identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
@@ -70,7 +69,7 @@ def _stray(pid: int, path: Path, current: dict[str, tuple[int, int]]) -> Stray |
         with suppress(OSError):  # closed meanwhile
             link = os.readlink(where)  # noqa: PTH115 - as text
             plain = _ASIDE.sub("", link.removesuffix(_DELETED))
-            if not link.startswith("/") or (found := _identity(where))[0] != device:
+            if not link.startswith("/") or (found := _identity(os.stat(where)))[0] != device:
                 continue
             suffix = plain.removeprefix(name)
             if plain != f"{name}{suffix}" or suffix not in _SUFFIXES:
@@ -81,20 +80,20 @@ def _stray(pid: int, path: Path, current: dict[str, tuple[int, int]]) -> Stray |
                 files[suffix], lost[suffix] = where, link
     if files and "" not in files and (main := _main(pid, others)):  # the database alone was moved
         files[""], lost[""] = others[main], main
-    if not lost or not _locked(pid) & {_identity(where)[1] for where in files.values()}:
+    if not lost or not _locked(pid) & {os.stat(where).st_ino for where in files.values()}:
         return None
-    return Stray(pid, tuple(lost[suffix] for suffix in sorted(lost)), files)
+    return Stray(pid, lost, files)
 
 
 def _main(pid: int, others: dict[str, str]) -> str:
     """Return which of the other files that a process has open is a database with a log elsewhere."""
-    inodes, own = _locked(pid, _SHARED_LOCK), (link for link in others if f"{link}-wal" not in others)
-    return next((link for link in own if _identity(others[link])[1] in inodes), "")
+    inodes, own = _locked(pid, *_MAIN_LOCKS), (link for link in others if f"{link}-wal" not in others)
+    return next((link for link in own if os.stat(others[link]).st_ino in inodes), "")
 
 
-def _locked(pid: int, start: int | None = None) -> set[int]:
-    """Return the inodes on which a process has a POSIX lock, that begins at ``start`` if it is given."""
-    return {lock.inode for lock in posix_locks() if lock.pid == pid and start in (None, lock.start)}
+def _locked(pid: int, *starts: int) -> set[int]:
+    """Return the inodes on which a process has a POSIX lock, that begins at one of ``starts`` if they are given."""
+    return {lock.inode for lock in posix_locks() if lock.pid == pid and (not starts or lock.start in starts)}
 
 
 def strays_check(path: Path) -> Check:

@@ -4,9 +4,11 @@ import asyncio
 import multiprocessing.pool
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,61 @@ SPLITS: dict[str, tuple[Callable[[Path], None], str]] = {
     "moved aside": (move_aside, "10 rows of memory_entries"),
     "a copy in its place": (copy_over, "7 rows of memory_entries"),
 }
+
+
+def link_to_it(path: Path) -> None:
+    """Move it elsewhere and leave a link, which SQLite follows to a place without the log."""
+    path.rename(path.with_name("real.db"))
+    path.symlink_to("real.db")
+
+
+LEAVES: dict[str, tuple[Callable[[Path], None], bool]] = {
+    **{f"{name}, then closed": (split, True) for name, (split, _) in SPLITS.items()},
+    "the log alone deleted, then closed": (lambda path: Path(f"{path}-wal").unlink(), True),
+    "the index alone deleted, then closed": (lambda path: Path(f"{path}-shm").unlink(), True),
+    "a link in its place, then closed": (link_to_it, True),
+    "a link in its place": (link_to_it, False),
+}
+_STORE = """
+import asyncio, sys, abathur_nb as nb
+async def main():
+    async with nb.Database.open(nb.resolve('development', db_path=sys.argv[1])) as db:
+        for n in range(7): await db.memory.add_memory('user:a', str(n), {}, 'semantic', None)
+        print('acknowledged', flush=True)
+        if sys.stdin.readline() == 'stay\\n':
+            try:
+                await db.memory.add_memory('user:a', 'later', {}, 'semantic', None)
+                print('not refused', flush=True)
+            except nb.RefusedError:
+                print('refused', flush=True)
+            sys.stdin.read()
+asyncio.run(main())
+print('closed', flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_every_acknowledged_row_of_a_store_is_saved_before_its_process_is_killed(name: str, database: Settings) -> None:
+    split, closes = LEAVES[name]
+    command = [sys.executable, "-W", "ignore", "-c", _STORE, str(database.db_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "acknowledged\n"
+        split(database.db_path)
+        process.stdin.write("close\n" if closes else "stay\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == ("closed\n" if closes else "refused\n")
+        told = check_of(asyncio.run(nb.troubleshoot(database)), "open files").observed
+        assert f"PID {process.pid} alone holds" in told
+        report = asyncio.run(nb.troubleshoot(database, repair=True))
+        process.kill()
+    saved = [backup.content.rows["memory_entries"] for backup in list_backups(database.backup_dir)[0]]
+    if "rescued" not in {check.id for check in report.checks}:  # all of it is at the path
+        with closing(sqlite3.connect(database.db_path)) as conn:
+            saved = [row for (row,) in conn.execute("SELECT count(*) FROM memory_entries")]
+    assert saved == [3 + 7]
 
 
 def check_of(report: Report, name: str) -> Check:

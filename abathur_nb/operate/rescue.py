@@ -1,7 +1,6 @@
 """Rescue: what only a process with deleted or moved files of a database still holds, in a proven backup of its own."""
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,7 +9,7 @@ from pathlib import Path
 from sqlite3 import connect as plain_connect
 
 from abathur_nb.apart import ask
-from abathur_nb.errors import RefusedError
+from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.expected import expected_tables
 from abathur_nb.files import scratch_directory
 from abathur_nb.operate.backup import back_up
@@ -24,6 +23,7 @@ from abathur_nb.wording import counted
 __all__ = ["rescue", "stray_rows"]
 
 _END = "end it by kill -9: ended in any other way, it may write its log over the database"
+_KEEP = "leave it running; copy all of its open files from /proc/PID/fd before it ends"
 
 
 def stray_rows(settings: Settings) -> tuple[Check, bool]:
@@ -34,15 +34,14 @@ def stray_rows(settings: Settings) -> tuple[Check, bool]:
     path, found, told, newer = settings.db_path, strays(settings.db_path), list[str](), False
     with scratch_directory(path.parent, "restore") as scratch:
         live = scratch / "live.db"
-        if path.exists():
+        if path.is_file() and not path.is_symlink():
             ask("copy", path, *(name if Path(name).exists() else "" for name in (f"{path}-wal", f"{path}-shm")), live)
         for stray in found:
             try:
                 ours, theirs = _compare(_copied(stray, scratch), live if live.exists() else None)
             except (sqlite3.Error, OSError) as error:
                 ours, theirs = f"what cannot be compared ({error})", "rows"
-            main = stray.files.get("", "")
-            newer |= bool(ours) or not (path.exists() and os.path.exists(main) and os.path.samefile(main, path))  # noqa: PTH110, PTH121
+            newer |= bool(ours) or "" in stray.lost
             told.append(f"PID {stray.pid} alone holds {ours or 'no row'}; it lacks {theirs or 'no row'} of {path}")
     check = strays_check(path)
     observed = "\n".join((check.observed, *told, "cause: somebody deleted or moved the file under it"))
@@ -59,11 +58,15 @@ async def rescue(settings: Settings) -> list[Check]:
     for stray in strays(settings.db_path):
         name, data = f"rescued from PID {stray.pid}", {"pid": stray.pid}
         with scratch_directory(settings.db_path.parent, "restore") as scratch:
-            copy = replace(settings, db_path=await asyncio.to_thread(_copied, stray, scratch))
             try:
-                kept, _ = await back_up(copy, reason="rescued")
-            except (sqlite3.Error, RefusedError):  # pages of another moment: its database was written to by others
-                done.append(replace(await salvage(copy), id="rescued", name=name, data=data))
+                copy = replace(settings, db_path=await asyncio.to_thread(_copied, stray, scratch))
+                try:
+                    kept, _ = await back_up(copy, reason="rescued")
+                except (sqlite3.Error, RefusedError):  # pages of another moment: its database was written to by others
+                    done.append(replace(await salvage(copy), id="rescued", name=name, data=data))
+                    continue
+            except (sqlite3.Error, OSError, AbathurError) as error:  # the rows of the other processes are saved
+                done.append(Check("rescued", "fail", "its rows in a file", f"{error}", _KEEP, name=name, data=data))
                 continue
         observed = f"{kept.path}: {counted(kept.content.total, 'row')}, as PID {stray.pid} sees them, proven"
         remedy = (
@@ -74,6 +77,8 @@ async def rescue(settings: Settings) -> list[Check]:
 
 
 def _copied(stray: Stray, scratch: Path) -> Path:
+    if "" not in stray.files:  # SQLite takes a log alone for an empty database
+        raise FileNotFoundError(2, f"PID {stray.pid} has no database open with the log", stray.lost.get("-wal"))
     target = scratch / f"of-{stray.pid}.db"
     ask("copy", *(stray.files.get(suffix, "") for suffix in ("", "-wal", "-shm")), target)
     return target

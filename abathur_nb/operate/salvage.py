@@ -45,7 +45,7 @@ _UNFORCED = "PRAGMA synchronous = OFF"  # of a file that is thrown away, or forc
 
 def salvage_path(settings: Settings) -> Path:
     """Return the name of what is salvaged: that of the damaged database's last change, so that it is done once."""
-    moment = datetime.fromtimestamp(max(_state(settings.db_path).values())[0] / 1e9, UTC)
+    moment = datetime.fromtimestamp(max(_state(settings.db_path).values(), default=(0, 0))[0] / 1e9, UTC)
     return settings.backup_dir / f"abathur_salvaged_{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}.sqlite"
 
 
@@ -119,6 +119,8 @@ def _copy(path: Path, folder: Path) -> tuple[Path, str]:
     By another process, as closing the file would drop the locks that this one holds on it through SQLite.
     """
     before, copy = _state(path), folder / path.name
+    if str(path) not in before:
+        raise RefusedError(f"{path} is empty", "restore a backup")
     done = subprocess.run(["cp", "--", *before, str(folder)], capture_output=True, text=True, check=False)  # noqa: S603, S607
     if done.returncode:
         raise RefusedError(f"{path} could not be copied: {done.stderr.strip()}", f"make room in {folder.parent}")
