@@ -61,7 +61,10 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
         if any(one.type == "virtual table" for one in harmful)
         else ""
     )
-    what_to_do = FIND_OUT if harmful else "it does no harm; if nobody needs it, drop it"
+    # A unique index, a reference or an unknown collation of it may refuse what the store writes.
+    what_to_do = (
+        FIND_OUT if harmful else "find out who made it; if the store fails to write, or nobody needs it, drop it:"
+    )
     command = shell_command(path, [_drop(one) for one in harmful or found])
     return Check.that(
         OTHERS,
