@@ -84,7 +84,7 @@ def _flip(newer: Backup) -> None:
 
 def _renamed(to: str, manifest: str = "") -> Callable[[Backup], None]:
     def rename(newer: Backup) -> None:
-        newer.manifest.rename(newer.path.with_name(f"{manifest or to}.manifest.json"))
+        newer.manifest.rename(newer.path.with_name(manifest or f"{to}.manifest.json"))
         newer.path.rename(newer.path.with_name(to))
 
     return rename
@@ -98,7 +98,8 @@ RENAMED: dict[str, tuple[str, str]] = {
     "as one before a change": ("abathur_pre_repair_20300101_000000_000.db", ""),
     "without a suffix": ("x", ""),
     "not UTF-8": ("x\udcff.db", ""),
-    "each by itself": ("before.db", "before"),
+    "each by itself": ("before.db", "before.manifest.json"),
+    "with a suffix": ("x.db.bak", "x.db.manifest.json.bak"),
 }
 SPOILT: dict[str, Callable[[Backup], object]] = {
     "a manifest that is cut": _cut,
@@ -164,10 +165,11 @@ async def test_a_newer_one_that_was_renamed_counts_by_its_manifest(name: str, da
     path, manifest = RENAMED[name]
     _renamed(path, manifest)(newer)
     renamed = newer.path.with_name(path)
-    await refused_until_named(database, older, Path(printable(manifest or path)))
+    told = printable(manifest.replace(".manifest.json", "") or path)
+    await refused_until_named(database, older, Path(told))
     plan = await nb.restore_database(database)
     assert (f"; newer, and taken by its name only: -p backup {printable(quote(path))}" in str(plan)) != bool(manifest)
-    assert printable(manifest or path) in nb.show_backups(database).index
+    assert told in nb.show_backups(database).index
     named = await nb.restore_database(database, backup=renamed)
     assert (named.refused, named.ok) == (bool(manifest), not manifest)
     assert manifest or "its manifest is of" in str(named)

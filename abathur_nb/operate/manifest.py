@@ -153,11 +153,10 @@ def read_backup(path: Path) -> Backup:
     """
     if not os.path.lexists(path):
         raise RefusedError(f"there is no backup {path}", f"see what there is: ls {quote(str(path.parent))}")
-    return _read_manifest(path)
+    return _read_manifest(path, manifest_of(path))
 
 
-def _read_manifest(path: Path) -> Backup:
-    manifest = manifest_of(path)
+def _read_manifest(path: Path, manifest: Path) -> Backup:
     remedy = "take another backup; this one can't be proven"
     try:
         facts = {**_LATER, **unsealed(read_regular(manifest))}
@@ -192,10 +191,11 @@ def _listed(folder: Path) -> tuple[list[Backup], dict[str, str]]:
             found.append(read_backup(folder / name))
         except RefusedError as error:
             faults[name] = error.observed
-    for name in (name.removesuffix(MANIFEST) for name in names if name.endswith(MANIFEST)):
-        if not NAME.fullmatch(name):  # renamed, by its manifest; whether that is ours, it says itself
+    for name in (name for name in names if MANIFEST in name):
+        backup = name.replace(MANIFEST, "", 1)  # of both, if each got a suffix more, such as .bak
+        if not NAME.fullmatch(backup):  # renamed; whether the manifest is ours, it says itself
             with suppress(RefusedError):
-                found.append(_read_manifest(folder / name))
+                found.append(_read_manifest(folder / backup, folder / name))
     return sorted(found, key=lambda backup: backup.order), faults
 
 
@@ -284,7 +284,11 @@ def find_backup(
         worse += [f"{b.path.name}: {why}" for b in others if (why := _elsewhere(b, database))]
     worse += [fault for file, fault in faults.items() if _may_be_newer(file, chosen)]
     # What a change or a person kept is never taken unasked, and may still be the best there is.
-    kept = [b.path.name for b in newer if (b.before_a_change or b.renamed) and not b.unfit and os.path.lexists(b.path)]
+    kept = [
+        b.path.name
+        for b in newer
+        if (b.before_a_change or b.renamed) and not b.unfit and all(map(os.path.lexists, (b.path, b.manifest)))
+    ]
     if chosen is None:
         known = "; ".join([*worse, *(f"{b.path.name} was taken before a change" for b in newer if b.before_a_change)])
         remedy = f"name one: -p backup {quote(kept[-1]) if kept else 'FILE'}"
