@@ -113,7 +113,13 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
     for name in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)):
         # SQLite would wait for ever for the other end of a FIFO, be it only a side file.
         if words := _kind(name):
-            return _target("refused", f"{name} {words}", "db_path: name a regular file, or one that is to be made")
+            remedy = "db_path: name a regular file, or one that is to be made"
+            if stat.S_ISLNK(found.st_mode) and os.path.lexists(f"{path}-wal"):  # at the other place it is not read
+                real = os.path.realpath(path)
+                remedy = (
+                    f"{path}-wal may hold committed rows of {real}: if so, stop its users and move it back to {path}"
+                )
+            return _target("refused", f"{name} {words}", remedy)
     if found.st_size == 0:
         remedy = f"see that nothing uses it, then: rm {quote(str(path))} && {_command('init', settings)}"
         return _target("empty", f"{path} is an empty shell of 0 bytes", remedy)

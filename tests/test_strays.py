@@ -165,6 +165,17 @@ def test_who_holds_lost_files_is_named_and_what_it_alone_holds_is_saved(name: st
         find_backup(database.backup_dir, None, database.env, path)
 
 
+def test_of_a_link_beside_a_log_the_database_is_moved_back_to_the_log(database: Settings) -> None:
+    path = database.db_path
+    with held(path, *_ROWS):
+        link_to_it(path)
+    (check,) = (check for check in asyncio.run(nb.validate_database(database)).checks if check.failed)
+    assert f"{path}-wal may hold committed rows of {path.with_name('real.db')}" in check.remedy
+    path.with_name("real.db").replace(path)
+    with closing(sqlite3.connect(path)) as conn:
+        assert conn.execute("SELECT count(*) FROM memory_entries").fetchall() == [(3 + len(_ROWS),)]
+
+
 def test_who_lacks_the_newer_rows_is_named_with_them(database: Settings) -> None:
     path = database.db_path
     with held(path, _ROWS[0]) as process:
