@@ -1,7 +1,7 @@
 """The checklists of the prose runbook (its sections 7 and 3.3), and what answers each of their lines."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 __all__ = ["CHECKLIST", "STATEMENTS", "Line"]
 
@@ -17,7 +17,6 @@ class Line:
     """
 
     id: str
-    section: str
     text: str
     notebook: str = ""
     checks: tuple[str, ...] = ()
@@ -26,6 +25,7 @@ class Line:
     env: str = ""
     state: bool = False
     said_by: str = ""
+    section: str = ""
 
 
 # Which statement of a person each of these parameters of the notebook is.
@@ -39,145 +39,76 @@ _QUARTER = 90  # days
 # A dashboard is what its timer feeds; whether an alert fires then is another matter.
 _MEASURED, _RECORDED = ("snapshot", "record"), {"record": True}
 
-CHECKLIST = (
-    Line(
-        "system_requirements",
-        "Pre-Migration",
-        "System requirements verified (Python 3.11+, SQLite 3.35+)",
-        "preflight",
-        ("python", "sqlite", "sqlite_json_functions", "sqlite_thread_safety", "aiosqlite"),
-    ),
-    Line("disk_space", "Pre-Migration", "Disk space available (10GB+)", "preflight", ("free_disk",)),
-    Line(
-        "file_system",
-        "Pre-Migration",
-        "File system compatible with WAL mode",
-        "preflight",
-        ("file_system", "file_system_behaviour"),
-    ),
-    Line("backup_directory", "Pre-Migration", "Backup directory created", "preflight", ("backup_directory",)),
-    Line(
-        "database_directory",
-        "Pre-Migration",
-        "Database directory created with correct permissions",
-        "preflight",
-        ("directory",),
-    ),
-    Line(
-        "pragma_settings",
-        "Initialization",
-        "PRAGMA settings configured (WAL mode, foreign keys, etc.)",
-        "validate",
-        ("journal_mode",),
-        state=True,
-    ),
-    Line(
-        "memory_tables",
-        "Initialization",
-        "Memory tables created (sessions, memory_entries, document_index)",
-        "validate",
-        ("tables",),
-        state=True,
-    ),
-    Line(
-        "core_tables",
-        "Initialization",
-        "Core tables created (tasks, agents, audit, checkpoints, state, metrics)",
-        "validate",
-        ("tables",),
-        state=True,
-    ),
-    Line("indexes_created", "Initialization", "All 33 indexes created", "validate", ("indexes",), state=True),
-    Line(
-        "seed_memories",
-        "Initialization",
-        "Initial data seeded (3 application memories)",
-        "validate",
-        ("seed_memories",),
-        state=True,
-    ),
-    Line("integrity", "Validation", 'PRAGMA integrity_check returns "ok"', "validate", ("integrity",), state=True),
-    Line(
-        "foreign_keys",
-        "Validation",
-        "PRAGMA foreign_key_check returns no violations",
-        "validate",
-        ("foreign_keys",),
-        state=True,
-    ),
-    Line("tables_exist", "Validation", "All expected tables exist (9 tables)", "validate", ("tables",), state=True),
-    Line("indexes_exist", "Validation", "All indexes created (33 indexes)", "validate", ("indexes",), state=True),
-    Line("seeds_verified", "Validation", "Seed data verified (3 memories)", "validate", ("seed_memories",), state=True),
-    Line(
-        "index_usage",
-        "Validation",
-        "Index usage verified (EXPLAIN QUERY PLAN)",
-        "explain",
-        ("coverage",),
-        30,
-        state=True,
-    ),
-    Line("session_retrieval", "Performance", "Session retrieval <10ms (p99)", "benchmark", ("session_retrieval",), 30),
-    Line("memory_retrieval", "Performance", "Memory retrieval <20ms (p99)", "benchmark", ("memory_retrieval",), 30),
-    Line(
-        "concurrent_sessions",
-        "Performance",
-        "50+ concurrent sessions supported",
-        "benchmark",
-        ("50_concurrent_reads",),
-        30,
-    ),
-    Line("full_scans", "Performance", "No full table scans in critical queries", "explain", (), 30, state=True),
-    Line(
-        "backup_automation",
-        "Production Readiness",
-        "Backup automation configured",
-        "backup",
-        ("copy", "proof"),
-        2,
-        parameters={"reason": "nightly"},
-    ),
-    Line(
-        "dashboards",
-        "Production Readiness",
-        "Monitoring dashboards deployed",
-        "monitor",
-        _MEASURED,
-        2,
-        parameters=_RECORDED,
-    ),
-    Line("alerts_configured", "Production Readiness", STATEMENTS["alerts_configured"], said_by="alerts_configured"),
-    Line(
-        "runbooks_accessible", "Production Readiness", STATEMENTS["runbooks_accessible"], said_by="runbooks_accessible"
-    ),
-    Line("team_trained", "Production Readiness", STATEMENTS["team_trained"], said_by="team_trained"),
-    Line("staging_validated", "Pre-Production (3.3)", "Staging environment validated", "validate", (), env="staging"),
-    Line("tests_passing", "Pre-Production (3.3)", STATEMENTS["tests_passing"], said_by="tests_passing"),
-    Line(
-        "backup_automation",
-        "Pre-Production (3.3)",
-        "Backup automation configured",
-        "backup",
-        ("copy", "proof"),
-        2,
-        parameters={"reason": "nightly"},
-    ),
-    Line(
-        "dashboards",
-        "Pre-Production (3.3)",
-        "Monitoring dashboards ready",
-        "monitor",
-        _MEASURED,
-        2,
-        parameters=_RECORDED,
-    ),
-    Line(
-        "rollback_tested",
-        "Pre-Production (3.3)",
-        "Rollback procedures tested",
-        "restore",
-        ("drill",),
-        _QUARTER,
-        parameters={"drill": True},
-    ),
+
+def _said(by: str) -> Line:
+    return Line(by, STATEMENTS[by], said_by=by)
+
+
+def _state(line_id: str, text: str, check: str) -> Line:
+    return Line(line_id, text, "validate", (check,), state=True)
+
+
+_NIGHTLY = Line(
+    "backup_automation",
+    "Backup automation configured",
+    "backup",
+    ("copy", "proof"),
+    2,
+    parameters={"reason": "nightly"},
 )
+
+
+_LISTS: Mapping[str, tuple[Line, ...]] = {
+    "Pre-Migration": (
+        Line(
+            "system_requirements",
+            "System requirements verified (Python 3.11+, SQLite 3.35+)",
+            "preflight",
+            ("python", "sqlite", "sqlite_json_functions", "sqlite_thread_safety", "aiosqlite"),
+        ),
+        Line("disk_space", "Disk space available (10GB+)", "preflight", ("free_disk",)),
+        Line(
+            "file_system", "File system compatible with WAL mode", "preflight", ("file_system", "file_system_behaviour")
+        ),
+        Line("backup_directory", "Backup directory created", "preflight", ("backup_directory",)),
+        Line("database_directory", "Database directory created with correct permissions", "preflight", ("directory",)),
+    ),
+    "Initialization": (
+        _state("pragma_settings", "PRAGMA settings configured (WAL mode, foreign keys, etc.)", "journal_mode"),
+        _state("memory_tables", "Memory tables created (sessions, memory_entries, document_index)", "tables"),
+        _state("core_tables", "Core tables created (tasks, agents, audit, checkpoints, state, metrics)", "tables"),
+        _state("indexes_created", "All 33 indexes created", "indexes"),
+        _state("seed_memories", "Initial data seeded (3 application memories)", "seed_memories"),
+    ),
+    "Validation": (
+        _state("integrity", 'PRAGMA integrity_check returns "ok"', "integrity"),
+        _state("foreign_keys", "PRAGMA foreign_key_check returns no violations", "foreign_keys"),
+        _state("tables_exist", "All expected tables exist (9 tables)", "tables"),
+        _state("indexes_exist", "All indexes created (33 indexes)", "indexes"),
+        _state("seeds_verified", "Seed data verified (3 memories)", "seed_memories"),
+        Line("index_usage", "Index usage verified (EXPLAIN QUERY PLAN)", "explain", ("coverage",), 30, state=True),
+    ),
+    "Performance": (
+        Line("session_retrieval", "Session retrieval <10ms (p99)", "benchmark", ("session_retrieval",), 30),
+        Line("memory_retrieval", "Memory retrieval <20ms (p99)", "benchmark", ("memory_retrieval",), 30),
+        Line("concurrent_sessions", "50+ concurrent sessions supported", "benchmark", ("50_concurrent_reads",), 30),
+        Line("full_scans", "No full table scans in critical queries", "explain", (), 30, state=True),
+    ),
+    "Production Readiness": (
+        _NIGHTLY,
+        Line("dashboards", "Monitoring dashboards deployed", "monitor", _MEASURED, 2, parameters=_RECORDED),
+        _said("alerts_configured"),
+        _said("runbooks_accessible"),
+        _said("team_trained"),
+    ),
+    "Pre-Production (3.3)": (
+        Line("staging_validated", "Staging environment validated", "validate", (), env="staging"),
+        _said("tests_passing"),
+        _NIGHTLY,
+        Line("dashboards", "Monitoring dashboards ready", "monitor", _MEASURED, 2, parameters=_RECORDED),
+        Line(
+            "rollback_tested", "Rollback procedures tested", "restore", ("drill",), _QUARTER, parameters={"drill": True}
+        ),
+    ),
+}
+CHECKLIST = tuple(replace(line, section=section) for section, lines in _LISTS.items() for line in lines)
