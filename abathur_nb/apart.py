@@ -58,13 +58,16 @@ def _digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_version(path: str) -> int:
-    """Return the byte of the header by which SQLite only reads a file if it is over 2; 0 if it can't be read."""
+def _header(path: str) -> str:
+    """Return what in a header keeps SQLite from writing, or another file from being attached; empty if nothing."""
     try:
         with os.fdopen(_open(path), "rb") as file:
-            return (file.read(19) + bytes(19))[18]
+            header = file.read(60).ljust(60, b"\0")
     except OSError:
-        return 0
+        return ""
+    encoding = int.from_bytes(header[56:60], "big")  # SQLite looks at its last two bits
+    faults = {f"the write version {header[18]}": header[18] > 2, f"the text encoding {encoding}": encoding > 3}
+    return next((fault for fault, holds in faults.items() if holds), "")
 
 
 def _locks(path: str) -> list[tuple[str, int, bool, int]]:
@@ -232,7 +235,7 @@ _LOOKS: dict[str, Callable[..., Any]] = {
     "digest": _digest,
     "log": _log,
     "look": _look,
-    "write version": _write_version,
+    "header": _header,
 }
 
 if __name__ == "__main__":

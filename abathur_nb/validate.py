@@ -30,9 +30,9 @@ from abathur_nb.strays import strays_check
 from abathur_nb.target import explain_unopened, refusal, repair_command, restore_command, to_be_mended
 from abathur_nb.wording import counted, shown, some
 
-__all__ = ["FILE_MODES", "WRITE_VERSION", "database_checks", "file_checks", "file_modes", "validate_database"]
+__all__ = ["FILE_MODES", "HEADER", "database_checks", "file_checks", "file_modes", "validate_database"]
 
-WRITE_VERSION = "write_version"
+HEADER = "header"
 # What an index or a generated column may end a check with, though each page is sound.
 _OF_AN_EXPRESSION = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
@@ -116,21 +116,20 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
             # It reads each page once: a map and a cache of them would only take memory.
             await beside.executescript("PRAGMA mmap_size = 0; PRAGMA cache_size = -4000;")
             # No SQL returns that byte.
-            asked = asyncio.to_thread(ask, "write version", path)
-            checks, version = await asyncio.gather(database_checks(conn, path, settings, beside=beside), asked)
-            return (*checks, *_write_version(version, settings), lost)
+            asked = asyncio.to_thread(ask, "header", path)
+            checks, fault = await asyncio.gather(database_checks(conn, path, settings, beside=beside), asked)
+            return (*checks, *_header(fault, settings), lost)
     except (sqlite3.Error, OSError, AbathurError) as error:
         _, found = await explain_unopened(path, error)
         observed = f"could not run: {found.observed}"
         return (Check("database_file", "error", expected="opens read-only", observed=observed, remedy=found.remedy),)
 
 
-def _write_version(version: int, settings: Settings) -> Iterable[Check]:
-    """Yield a check where the header lets SQLite only read the file."""
-    if version > 2:
-        observed = f"CORRUPT: the header has the write version {version}, so that SQLite only reads the file"
+def _header(fault: str, settings: Settings) -> Iterable[Check]:
+    """Yield a check where the header has what SQLite never writes, and reads past."""
+    if fault:
         remedy = f"stop its writers and restore a backup: {restore_command(settings)}"
-        yield Check(WRITE_VERSION, "fail", "1 or 2", observed, remedy)
+        yield Check(HEADER, "fail", "what SQLite writes", f"CORRUPT: it has {fault}", remedy)
 
 
 def _questions(

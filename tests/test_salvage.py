@@ -185,13 +185,14 @@ def test_with_any_wrong_byte_in_its_header_every_row_is_salvaged(tmp_path: Path)
 # A byte of the header, a wrong value, and the check that fails for it.
 BYTES = {
     "page size": (16, 0x20, "database file"),
-    "write version": (18, 3, "write version"),
+    "write version": (18, 3, "header"),
     "read version": (19, 3, "database file"),
     "reserved bytes": (20, 1, "integrity"),
     "number of pages": (31, 1, "database file"),
     "first free page": (35, 9, "integrity"),
     "schema format": (47, 5, "database file"),
     "encoding": (59, 2, "database file"),
+    "encoding that SQLite reads past": (59, 5, "header"),
     "user_version": (61, 1, "database file"),
     "application_id": (70, 0x40, "database file"),
 }
@@ -219,7 +220,7 @@ async def test_troubleshoot_salvages_and_restore_replaces_a_database_with_one_wr
     (await nb.restore_database(database, apply=True)).raise_for_failures()
     assert rows_of(path) == wanted
     (await nb.validate_database(database)).raise_for_failures()
-    assert "write version" not in {check.name for check in (await nb.troubleshoot(database)).checks}
+    assert "header" not in {check.name for check in (await nb.troubleshoot(database)).checks}
 
 
 async def test_wrong_bytes_that_harm_nothing_raise_no_alarm(database: Settings) -> None:

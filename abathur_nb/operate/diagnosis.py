@@ -18,7 +18,7 @@ from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.strays import strays
 from abathur_nb.target import examine, identify, restore_command, wanted
-from abathur_nb.validate import WRITE_VERSION, file_checks
+from abathur_nb.validate import HEADER, file_checks
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -75,7 +75,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
     # Nothing is planned without that on which the others rest: it would be a part only.
     if checks[0].status == "error" or "integrity" in could_not_run:
         return Diagnosis(checks, refused=True)
-    if WRITE_VERSION in {check.id for check in checks if check.failed}:
+    if HEADER in {check.id for check in checks if check.failed}:
         return Diagnosis(checks, ("salvage",))
     try:
         async with connect(path, settings=settings) as conn:

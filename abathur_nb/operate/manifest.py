@@ -63,11 +63,11 @@ _UNFIT = (
     "application_id",
     "database file",
     "encoding",
+    "header",
     "indexes",
     "integrity",
     "tables",
     "user_version",
-    "write version",
 )
 
 

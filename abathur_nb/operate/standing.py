@@ -96,8 +96,8 @@ async def _look(settings: Settings, live: Path) -> Standing:
             if version > SCHEMA_VERSION and (fault := await version_fault(conn, settings)):
                 return Standing("forbidden", _check(fault.observed, fault.remedy), path)
             content, form = await read_content(conn), await form_of(conn)
-            if await asyncio.to_thread(ask, "write version", path) > 2:
-                return Standing("unreadable", _check(f"{path} is CORRUPT: by its header, SQLite only reads it"), path)
+            if fault := await asyncio.to_thread(ask, "header", path):
+                return Standing("unreadable", _check(f"{path} is CORRUPT: its header has {fault}"), path)
     except (sqlite3.Error, OSError, AbathurError) as error:
         state, explained = await explain_unopened(path, error)
         if state == "damaged" or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR:
