@@ -73,12 +73,18 @@ def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
     """Return what of JSON does not have a shape, each fault with the path to it; nothing if all has.
 
     A shape is a type or several, where a bool is not a number; a function that tells, whose name says what it wants;
-    a list of one shape; a mapping with at least these keys, or ``{str: shape}`` with any keys.
+    a list of one shape; a mapping with at least these keys (``key?`` is optional), or ``{str: shape}`` with any keys.
     """
     if isinstance(shape, Mapping) and isinstance(data, dict):
         inner = dict.fromkeys(data, shape[str]) if str in shape else shape
-        missing = [f"{where}{key}: missing" for key in inner if key not in data]
-        return missing + [f for key in inner if key in data for f in misfits(data[key], inner[key], f"{where}{key}.")]
+        named = {key: key if key in data else key.removesuffix("?") for key in inner}
+        missing = [f"{where}{key}: missing" for key in inner if key not in data and not key.endswith("?")]
+        return missing + [
+            fault
+            for key, name in named.items()
+            if name in data
+            for fault in misfits(data[name], inner[key], f"{where}{name}.")
+        ]
     if isinstance(shape, list) and isinstance(data, list):
         return [fault for at, item in enumerate(data) for fault in misfits(item, shape[0], f"{where}{at}.")]
     if isinstance(shape, type | tuple):

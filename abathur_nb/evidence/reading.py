@@ -35,7 +35,7 @@ _FORMATS = (1,)
 _NAMED = 5  # runs that an error names
 _IN_LINE = ("run_id", "notebook", "env", "verdict", "started_at", "ended_at")  # that the ledger repeats of a record
 _TEXTS = ("run_id", "notebook", "env", "user", "host", "ledger_head")
-_CHECK = dict.fromkeys(("name", "status", "expected", "observed"), str)
+_CHECK = {**dict.fromkeys(("name", "status", "expected", "observed", "id?"), str), "data?": dict}
 _STARTED = {
     **dict.fromkeys(_TEXTS, str),
     **dict.fromkeys(("parameters", "settings", "versions"), dict),
