@@ -185,7 +185,6 @@ _FAULTS = (
     "UPDATE memory_entries SET value = '{\"theirs\": 1}' WHERE version = 1 AND key = 'default_workflow'",
     "DELETE FROM memory_entries WHERE version = 1 AND key = 'memory_lifecycle_policies'",
     "DROP INDEX idx_agents_session",
-    "CREATE INDEX idx_of_theirs ON audit (result)",
     "ALTER TABLE audit ADD COLUMN of_theirs",
     "PRAGMA journal_mode = DELETE",
 )
