@@ -253,6 +253,8 @@ def test_nobody_is_asked_about_news(page: Page, lab: Lab) -> None:
 def fill_in_job(page: Page, lab: Lab, name: str, **parameters: str) -> None:
     """Open the form that makes a job of a notebook, and fill in its parameters."""
     open_notebook(page, lab, name)
+    # The form takes the path of the notebook once, when it opens: of one that is not ready it is empty.
+    page.wait_for_function(f"() => {PANEL}.sessionContext.session?.kernel?.status === 'idle'")
     page.locator("[data-command='scheduling:create-from-notebook']").click()
     page.locator("input[name=jobName]").wait_for()
     for number, (parameter, value) in enumerate(parameters.items()):
