@@ -79,7 +79,9 @@ def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
         except FileExistsError:  # a racing process made it, and its name may not be durable yet
             pass
         else:
-            _make_private(folder, owned_as)
+            # By a descriptor: by its name root would give away whatever a link leads to that took its place meanwhile.
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            _make_private(descriptor, folder, 0o700, owned_as)
         fsync(folder.parent)
 
 
@@ -97,12 +99,11 @@ def private_directory(path: Path, *, owned_as: Path | None = None) -> Iterator[N
         raise
 
 
-def _make_private(folder: Path, owned_as: Path | None) -> None:
-    # By a descriptor: by its name root would give away whatever a link leads to that took its place meanwhile.
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+def _make_private(descriptor: int, path: Path, mode: int, owned_as: Path | None) -> None:
+    """Set the mode and the owner of what was opened from ``path``, and close it."""
     try:
-        with at(folder):
-            os.fchmod(descriptor, 0o700)
+        with at(path):
+            os.fchmod(descriptor, mode)
             if owned_as is not None and os.geteuid() == 0:
                 owner = os.stat(owned_as)
                 os.fchown(descriptor, owner.st_uid, owner.st_gid)
@@ -112,15 +113,7 @@ def _make_private(folder: Path, owned_as: Path | None) -> None:
 
 def make_private_file(path: Path, *, owned_as: Path | None = None) -> None:
     """Make an empty file, 0600 under any umask, owned by whom ``owned_as`` belongs to; raise OSError if it exists."""
-    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        with at(path):
-            os.fchmod(descriptor, 0o600)
-            if owned_as is not None and os.geteuid() == 0:
-                owner = os.stat(owned_as)
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)
-    finally:
-        os.close(descriptor)
+    _make_private(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), path, 0o600, owned_as)
 
 
 def fsync(path: Path) -> None:
