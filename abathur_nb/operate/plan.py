@@ -41,15 +41,26 @@ class Plan:
         }
         return sha256(canonical(whole))[:_DIGITS]
 
+    @property
+    def parameters(self) -> str:
+        """The parameters that carry the plan out."""
+        return f"-p {self.switch} True" + (f" -p confirm {self.hash}" if self.settings.confirm_changes else "")
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a plan that is not carried out yet."""
+        return f"read the steps; to carry them out: {self.parameters}"
+
     def approval(self, *, apply: bool, confirm: str | None) -> Check:
         """Return the check that shows the plan, and fails where it is to be applied without being approved."""
         needed = self.settings.confirm_changes
         approved = not apply or not needed or confirm == self.hash
         steps = "\n".join(f"{number}. {step}" for number, step in enumerate(self.steps, 1))
         observed = f"hash {self.hash}\n{steps}"
-        how = f"-p {self.switch} True" + (f" -p confirm {self.hash}" if needed else "")
         if not apply:
-            observed += f"\nonly shown, nothing is changed; to carry it out, add to the same parameters: {how}"
+            observed += (
+                f"\nonly shown, nothing is changed; to carry it out, add to the same parameters: {self.parameters}"
+            )
         elif needed and confirm is not None and not approved:
             observed += f"\nconfirm is {shown(confirm)}: another plan was approved, or things have changed since"
         return Check.that(
@@ -57,7 +68,7 @@ class Plan:
             approved,
             expected=f"in {self.settings.env} confirm is the hash of this very plan" if needed else "it is shown first",
             observed=observed,
-            remedy=f"read the steps; to carry them out: {how}",
+            remedy=self.remedy,
             data={"hash": self.hash, "steps": self.steps},
         )
 

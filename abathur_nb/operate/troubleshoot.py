@@ -110,9 +110,7 @@ def _approval(plan: Plan, *, repair: bool, confirm: str | None) -> Check:
     check = plan.approval(apply=repair, confirm=confirm)
     if repair or check.failed:
         return check
-    confirmed = f" -p confirm {plan.hash}" if plan.settings.confirm_changes else ""
-    remedy = f"read the steps; to carry them out: -p repair True{confirmed}"
-    return replace(check, status="warn", remedy=remedy)
+    return replace(check, status="warn", remedy=plan.remedy)
 
 
 def _history(checks: Iterable[Check]) -> Iterable[Check]:
