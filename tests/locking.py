@@ -17,6 +17,7 @@ from typing import Any
 import abathur_nb as nb
 from abathur_nb.evidence.keys import public_keys
 from abathur_nb.evidence.source import read_file
+from abathur_nb.locks import Lock, posix_locks
 from abathur_nb.memory import Memory
 from abathur_nb.operate.manifest import list_backups
 from abathur_nb.sessions import Sessions
@@ -155,10 +156,9 @@ def _configured(path: Path) -> None:
         del os.environ["ABATHUR_CONFIG"]
 
 
-def locks() -> list[str]:
-    """Return what this process has locked by POSIX locks: how, the file, from where to where."""
-    lines = (line.split()[1:] for line in Path("/proc/locks").read_text().splitlines())
-    return sorted({" ".join(f) for f in lines if f[0] == "POSIX" and f[3] == str(os.getpid())})
+def locks() -> list[Lock]:
+    """Return the POSIX locks of this process, in one order."""
+    return sorted(lock for lock in posix_locks() if lock.pid == os.getpid())
 
 
 async def _begin(conn: Any) -> None:
@@ -166,9 +166,9 @@ async def _begin(conn: Any) -> None:
     await conn.execute_fetchall("SELECT count(*) FROM tasks")
 
 
-async def main(path: Path) -> dict[str, list[list[str]]]:
+async def main(path: Path) -> dict[str, list[list[Lock]]]:
     """Make every call, each beside a read of its own, and return which locks each has changed."""
-    settings, changed = nb.resolve("development", db_path=path), dict[str, list[list[str]]]()
+    settings, changed = nb.resolve("development", db_path=path), dict[str, list[list[Lock]]]()
     (await nb.initialize_database(settings)).raise_for_failures()
     (await nb.backup_database(settings)).raise_for_failures()
     calls = {**CASES}
@@ -186,10 +186,8 @@ async def main(path: Path) -> dict[str, list[list[str]]]:
                 result = call(settings, db)
                 if inspect.isawaitable(result):
                     await result
-            # The kernel's list is no snapshot: beside others that lock, a line may be missing or stand there twice.
-            seen = [locks() for _ in range(10)]
-            if before not in seen:
-                changed[name] = [before, seen[-1]]
+            if (after := locks()) != before:
+                changed[name] = [before, after]
     return changed
 
 

@@ -399,9 +399,9 @@ async def test_a_child_opens_no_store_of_its_own_at_a_path_that_its_parent_has_o
 # The child does not end the loop: that would take the parent's out of their common epoll, with or without a store.
 PARENT = """
 import asyncio, os, sys, abathur_nb as nb
+from abathur_nb.locks import posix_locks
 def locks():
-    pid = str(os.getpid())
-    return sorted(line.split(None, 1)[1] for line in open('/proc/locks') if pid in line.split())
+    return sorted(lock for lock in posix_locks() if lock.pid == os.getpid())
 def goes_on(child, before):
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert before and locks() == before

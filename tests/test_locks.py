@@ -1,10 +1,12 @@
 """No call drops a lock that SQLite holds in its process, and no lock is overlooked because its owner cannot be seen."""
 
 import asyncio
+import fcntl
 import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from damage import TASK, held
 from locking import CASES, public
 
 import abathur_nb as nb
+from abathur_nb.locks import Lock, posix_locks
 from abathur_nb.operate.aside import require_unused
 from abathur_nb.settings import Settings
 
@@ -66,6 +69,34 @@ def test_a_lock_whose_owner_cannot_be_seen_is_reported_and_nothing_moved(
     observed, refused = json.loads(done.stdout.splitlines()[-1])
     assert (_UNSEEN in observed) == writes, observed
     assert _UNSEEN in refused
+
+
+# Keeps the kernel's list longer than one page, and changing.
+_CHURN = """
+import fcntl, sys
+with open(sys.argv[1], "w") as file:
+    for first in range(10**9):
+        for byte in range(60):
+            fcntl.lockf(file, fcntl.LOCK_EX if first % 2 == 0 else fcntl.LOCK_UN, 1, 2 * byte)
+        if first == 0:
+            print("locking", flush=True)
+"""
+
+
+def test_a_lock_held_is_found_at_each_look_beside_processes_that_lock_and_unlock(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-S", "-c", _CHURN]
+    with ExitStack() as stack, (tmp_path / "held").open("w") as file:
+        for number in range(4):
+            churn = stack.enter_context(
+                subprocess.Popen([*command, str(tmp_path / f"{number}")], stdout=subprocess.PIPE)
+            )
+            stack.callback(churn.kill)
+            assert churn.stdout is not None
+            churn.stdout.readline()
+        fcntl.lockf(file, fcntl.LOCK_EX, 1, 5)
+        own = Lock(os.getpid(), True, "", 5)
+        looks = [[lock._replace(file="") for lock in posix_locks()] for _ in range(1500)]
+    assert sum(own not in look for look in looks) == 0
 
 
 async def test_nothing_is_moved_that_this_very_process_has_open(database: Settings) -> None:
