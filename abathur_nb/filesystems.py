@@ -3,9 +3,13 @@
 import os
 import re
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
-__all__ = ["file_system", "kind_of"]
+from abathur_nb.connection import SIDE_FILES
+from abathur_nb.report import Check
+
+__all__ = ["file_system", "kind_of", "mounted_files"]
 
 Kind = Literal["local", "layered", "memory", "host share", "shared", "unknown"]
 # By the exact names of the kernel, as mountinfo has them, those of FUSE without "fuse."; the remote ones are those of
@@ -35,8 +39,30 @@ def kind_of(name: str) -> Kind:
     return _KINDS.get(name, "unknown")
 
 
+def mounted_files(path: Path) -> list[Check]:
+    """Return a warning if the database or a side file is itself a mount point, else nothing. Read-only; Linux only.
+
+    Such a file can be written to, and neither renamed nor removed (EBUSY).
+    """
+    names = [f"{path}{suffix}" for suffix in ("", *SIDE_FILES)]
+    found = [name for name in names if _mount_of(Path(name))[0] == os.path.realpath(name)]
+    if not found:
+        return []
+    expected = "the directory is mounted, and no single file of the database"
+    observed = f"a mount point itself, which cannot be renamed or removed: {', '.join(found)}"
+    folder = quote(str(path.parent))
+    # A log beside a file that is mounted alone is lost with the container.
+    remedy = f"stop its processes, copy the database with its -wal into one directory, and mount that at {folder} "
+    return [Check("mounted_files", "warn", expected, observed, f"{remedy}in place of the file: -v DIRECTORY:{folder}")]
+
+
 def file_system(path: Path, mounts: str | None = None) -> str:
-    """Return the name of the file system that holds ``path``, ``unknown`` where it can't be told. Read-only.
+    """Return the name of the file system that holds ``path``, ``unknown`` where it can't be told. Read-only."""
+    return _mount_of(path, mounts)[1]
+
+
+def _mount_of(path: Path, mounts: str | None = None) -> tuple[str, str]:
+    """Return the mount point of the file system that holds ``path``, and its name. Read-only.
 
     ``mounts`` is the text of ``/proc/self/mountinfo`` (proc(5)), by default this process's own; Linux only.
     """
@@ -44,7 +70,7 @@ def file_system(path: Path, mounts: str | None = None) -> str:
         try:
             mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
         except OSError:
-            return "unknown"
+            return "", "unknown"
     real, found = os.path.realpath(path), list[tuple[str, str, str, str]]()
     for line in mounts.splitlines():
         fields, _, behind = line.partition(" - ")
@@ -53,9 +79,9 @@ def file_system(path: Path, mounts: str | None = None) -> str:
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), written)
         if real == point or real.startswith(point.rstrip("/") + "/"):
             found.append((point, number, parent if parent != number else "", behind.split()[0]))
-    numbers, at, kind = {number for _, number, _, _ in found}, "", "unknown"
+    numbers, at, point, kind = {number for _, number, _, _ in found}, "", "", "unknown"
     # As the kernel looks a path up: at each step the mount that the path comes to first. One that was mounted later on
     # a directory above hides what was mounted deeper before: that one's parent is another mount.
     while here := [mount for mount in found if (mount[2] if mount[2] in numbers else "") == at]:
-        _, at, _, kind = min(here, key=lambda mount: len(mount[0]))
-    return kind
+        point, at, _, kind = min(here, key=lambda mount: len(mount[0]))
+    return point, kind

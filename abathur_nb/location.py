@@ -14,7 +14,7 @@ from abathur_nb.causes import os_cause
 from abathur_nb.connection import explain_error
 from abathur_nb.errors import RefusedError
 from abathur_nb.files import nearest_existing
-from abathur_nb.filesystems import file_system, kind_of
+from abathur_nb.filesystems import file_system, kind_of, mounted_files
 from abathur_nb.report import Check, Status
 from abathur_nb.settings import Settings, Severity
 from abathur_nb.target import init_as
@@ -43,6 +43,7 @@ def location_checks(settings: Settings) -> tuple[list[Check], bool]:
     try:
         place = nearest_existing(folder)
         answers = [*directory_checks(settings), _file_system(settings, place), (_free_disk(settings, place), False)]
+        answers += [(check, False) for check in mounted_files(settings.db_path)]
     except OSError as error:  # a directory that was there has vanished
         fault = explain_error(folder, error)
         answers = [(Check("directory", "fail", "a directory that stays", fault.observed, fault.remedy), True)]

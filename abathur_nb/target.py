@@ -19,6 +19,7 @@ from abathur_nb import pages
 from abathur_nb.connection import SIDE_FILES, connect, explain_error, pragma
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects
+from abathur_nb.filesystems import mounted_files
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries, normalized
@@ -121,7 +122,9 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
                 )
             return _target("refused", f"{name} {words}", remedy)
     if found.st_size == 0:
+        mounted = [check.remedy for check in mounted_files(path)]  # a container's runtime makes what is missing
         remedy = f"see that nothing uses it, then: rm {quote(str(path))} && {_command('init', settings)}"
+        remedy = f"{mounted[0]}; then: {_command('init', settings)}" if mounted else remedy
         return _target("empty", f"{path} is an empty shell of 0 bytes", remedy)
     if not os.access(path, os.R_OK):
         return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", _as_owner(settings, path))

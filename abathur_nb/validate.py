@@ -14,6 +14,7 @@ from abathur_nb.apart import ask
 from abathur_nb.connection import connect, connection_pragmas, pragma, read_pragmas
 from abathur_nb.errors import AbathurError, bound_reached
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, SchemaObject, expected_tables
+from abathur_nb.filesystems import mounted_files
 from abathur_nb.guarded import Connection
 from abathur_nb.limits import add_functions, stored
 from abathur_nb.modes import FILE_MODES, file_modes, file_names, wal_size
@@ -118,7 +119,7 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
             # No SQL returns that byte.
             asked = asyncio.to_thread(ask, "header", path)
             checks, fault = await asyncio.gather(database_checks(conn, path, settings, beside=beside), asked)
-            return (*checks, *_header(fault, settings), lost)
+            return (*checks, *_header(fault, settings), *mounted_files(path), lost)
     except (sqlite3.Error, OSError, AbathurError) as error:
         _, found = await explain_unopened(path, error)
         observed = f"could not run: {found.observed}"

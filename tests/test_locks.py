@@ -15,7 +15,7 @@ from locking import CASES, public
 
 import abathur_nb as nb
 from abathur_nb.locks import Lock, posix_locks
-from abathur_nb.operate.aside import require_unused
+from abathur_nb.operate.aside import require_movable
 from abathur_nb.settings import Settings
 
 _TESTS = Path(__file__).resolve().parent
@@ -100,13 +100,13 @@ def test_a_lock_held_is_found_at_each_look_beside_processes_that_lock_and_unlock
 
 
 async def test_nothing_is_moved_that_this_very_process_has_open(database: Settings) -> None:
-    require_unused(database.db_path)
+    require_movable(database.db_path)
     async with nb.Database.open(database):
         with pytest.raises(nb.BusyError, match=f"PID {os.getpid()} "):
-            require_unused(database.db_path)
-    require_unused(database.db_path)
+            require_movable(database.db_path)
+    require_movable(database.db_path)
     with held(database.db_path, "SELECT * FROM tasks") as other, pytest.raises(nb.BusyError, match=f"PID {other.pid} "):
-        require_unused(database.db_path)
+        require_movable(database.db_path)
 
 
 def _look(path: str) -> None:
@@ -115,7 +115,7 @@ def _look(path: str) -> None:
     report = asyncio.run(nb.troubleshoot(settings))
     refused = ""
     try:
-        require_unused(settings.db_path)
+        require_movable(settings.db_path)
     except nb.BusyError as error:
         refused = str(error)
     sys.stdout.write(json.dumps([next(c.observed for c in report.checks if c.name == "locks"), refused]))

@@ -18,10 +18,11 @@ from abathur_nb.connection import SIDE_FILES, lock_holders
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence.canonical import misfits, sealed, unsealed
 from abathur_nb.files import fsync, make_private_directory, read_regular, write_durably
+from abathur_nb.filesystems import mounted_files
 from abathur_nb.target import journal_of
 from abathur_nb.wording import process_name
 
-__all__ = ["begun", "complete", "discard", "new_folder", "replace_file", "require_unused", "users_of"]
+__all__ = ["begun", "complete", "discard", "new_folder", "replace_file", "require_movable", "users_of"]
 
 _FOLDER = "abathur_aside_"
 
@@ -48,9 +49,9 @@ def replace_file(path: Path, folder: Path, draft: Path) -> list[Path]:
     """Move the database and its side files into ``folder`` and give the name to ``draft``; return what was moved.
 
     ``draft`` is a whole database inside ``folder``, closed. Killed at any moment, ``complete`` goes on with it. Raises
-    BusyError while a process has one of the files open.
+    as `require_movable` does.
     """
-    require_unused(path)
+    require_movable(path)
     draft.rename(_draft_in(folder, path))
     fsync(_draft_in(folder, path))
     fsync(folder)
@@ -93,14 +94,14 @@ def _taken(path: Path) -> RefusedError:
 def complete(path: Path) -> list[Path]:
     """Go on with a replacement that was begun; return what is moved aside now, nothing if none was begun.
 
-    Raises RefusedError as `begun` does, BusyError while another process has open what is to be moved.
+    Raises RefusedError as `begun` does, and as `require_movable` does.
     """
     found = begun(path)
     if found is None:
         return []
     (folder, new), draft = found, _draft_in(found[0], path)
     if new == draft:
-        require_unused(path)
+        require_movable(path)
         for name in (f"{path}{suffix}" for suffix in (*SIDE_FILES, "")):
             with suppress(FileNotFoundError):
                 os.rename(name, _free(folder / Path(name).name))  # noqa: PTH104
@@ -169,7 +170,12 @@ def _having_open(files: set[tuple[int, int]]) -> Iterable[int]:
                         yield int(process.name)
 
 
-def require_unused(path: Path) -> None:
-    """Raise BusyError while a process, this one included, uses a file of the database: it would go on writing to it."""
+def require_movable(path: Path) -> None:
+    """Raise RefusedError where a file of the database is a mount point, BusyError while a process has one open.
+
+    A process, this one included, would go on writing to the file that was moved.
+    """
+    for mounted in mounted_files(path):
+        raise RefusedError(mounted.observed, mounted.remedy)
     if users := users_of(path, own=True):
         raise BusyError(f"{path} or a side file of it is open in {', '.join(users)}", "stop it, then try again")

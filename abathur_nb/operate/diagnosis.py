@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from abathur_nb.connection import connect, explain_error, pragma
 from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.filesystems import mounted_files
 from abathur_nb.limits import add_functions
 from abathur_nb.operate.aside import begun
 from abathur_nb.operate.quarantine import affected, digest_of
@@ -59,6 +60,8 @@ async def diagnose(settings: Settings) -> Diagnosis:
         except RefusedError as error:
             check = replace(target.check, observed=error.observed, remedy=error.remedy)
             return Diagnosis((check,), refused=True)
+        if mounted := mounted_files(path):
+            return Diagnosis((target.check, replace(mounted[0], status="fail")), refused=True)
         cause = "a restoration or rollback that was killed" if completes else "its database was moved or deleted alone"
         check = replace(target.check, observed=f"{target.check.observed}\ncause: {cause}", remedy=REPAIR)
         return Diagnosis((check,), ("complete" if completes else "move aside",))

@@ -14,7 +14,7 @@ import aiosqlite
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import canonical, misfits, moment, sha256, uncanonical, whole_number
 from abathur_nb.expected import expected_columns, expected_tables
-from abathur_nb.files import at, make_private_file, open_regular, private_directory, scratch_directory
+from abathur_nb.files import at, make_private_file, open_regular, private_directory, scratch_directory, sweep
 from abathur_nb.limits import stored
 from abathur_nb.operate.rows import Change
 from abathur_nb.operate.transfer import publish
@@ -66,9 +66,9 @@ async def write_quarantine(settings: Settings, lines: AsyncIterator[bytes]) -> t
     now = datetime.now(UTC)
     digest, count = hashlib.sha256(), 0
     head = {"format": _FORMAT, "env": settings.env, "database": str(settings.db_path), "taken_at": timestamp(now)}
-    # A killed repair leaves no file that breaks off: the next backup sweeps its scratch.
-    private = private_directory(folder, owned_as=settings.db_path.parent)
-    with private, scratch_directory(settings.backup_dir, "backup") as scratch:
+    # A killed repair leaves no file that breaks off. No other directory serves: this one may be a mount of its own.
+    sweep(folder)
+    with private_directory(folder, owned_as=settings.db_path.parent), scratch_directory(folder, "backup") as scratch:
         draft = scratch / "quarantine"
         make_private_file(draft, owned_as=folder)
         with at(draft), draft.open("wb") as file:

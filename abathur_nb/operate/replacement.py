@@ -13,6 +13,7 @@ from abathur_nb.causes import ask_system, os_cause, unwritable
 from abathur_nb.connection import connect, explain_error, kept_open
 from abathur_nb.errors import AbathurError
 from abathur_nb.files import nearest_existing, private_directory, scratch_directory, sweep
+from abathur_nb.filesystems import mounted_files
 from abathur_nb.location import free_mb
 from abathur_nb.modes import FILE_MODES, file_modes
 from abathur_nb.objects import OTHERS
@@ -143,6 +144,7 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
     if (lost := strays_check(path)).failed:  # its rows are saved first
         found.append(lost)
     moved = standing.folder is not None or _goes_aside(standing, new)
+    found += [replace(check, status="fail") for check in mounted_files(path) if moved]
     if moved and (users := users_of(path, own=True)):
         observed = f"{path} is open in {', '.join(users)}"
         expected = "no process has it open while its file is replaced"

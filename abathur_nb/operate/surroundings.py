@@ -14,7 +14,7 @@ from abathur_nb.files import fsync, sweep
 from abathur_nb.filesystems import file_system, kind_of
 from abathur_nb.location import ELSEWHERE, free_mb
 from abathur_nb.locks import posix_locks
-from abathur_nb.operate.aside import new_folder, require_unused, users_of
+from abathur_nb.operate.aside import new_folder, require_movable, users_of
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.wording import MB, counted, process_name
@@ -205,9 +205,9 @@ def make_private(path: Path) -> None:
 def move_stale(path: Path) -> Path:
     """Move side files that have lost their database into a new directory beside them, and return it.
 
-    Raises BusyError while a process has one open: its database was moved away, or deleted, under it.
+    Raises as `require_movable` does: BusyError where the database was moved away, or deleted, under a process.
     """
-    require_unused(path)
+    require_movable(path)
     folder = new_folder(path)
     for suffix in SIDE_FILES:
         with suppress(FileNotFoundError):
