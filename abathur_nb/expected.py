@@ -36,9 +36,10 @@ class ColumnCheck(NamedTuple):
 
 
 class Column(NamedTuple):
-    """Hold a column of the DDL: whether it must not be NULL, whether it is part of the primary key."""
+    """Hold a column of the DDL: its type, whether it must not be NULL, whether it is part of the primary key."""
 
     name: str
+    type: str
     required: bool
     in_key: bool
 
@@ -103,8 +104,8 @@ def _columns() -> dict[str, tuple[Column, ...]]:
     found: dict[str, tuple[Column, ...]] = {}
     with closing(_build()) as conn:
         for table in expected_tables():
-            rows = conn.execute('SELECT name, "notnull", pk FROM pragma_table_info(?) ORDER BY cid', (table,))
-            found[table] = tuple(Column(name, bool(required), bool(in_key)) for name, required, in_key in rows)
+            rows = conn.execute('SELECT name, type, "notnull", pk FROM pragma_table_info(?) ORDER BY cid', (table,))
+            found[table] = tuple(Column(name, kind, bool(required), bool(key)) for name, kind, required, key in rows)
     return found
 
 

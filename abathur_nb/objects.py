@@ -66,12 +66,15 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
         FIND_OUT if harmful else "find out who made it; if the store fails to write, or nobody needs it, drop it:"
     )
     command = shell_command(path, [_drop(one) for one in harmful or found])
+    remedy = f"{what_to_do} {command}{module}"
+    if differences.missing and any(one.type == "table" for one in found):  # a renamed one has all its rows
+        remedy = f"drop nothing: one of them may be {' or '.join(differences.missing)} under another name"
     return Check.that(
         OTHERS,
         not found,
         expected="none but those of sql/",
         observed=f"extra: {some([f'{one.type} {one.name}' for one in found])}" if found else "none",
-        remedy=f"{what_to_do} {command}{module}",
+        remedy=remedy,
         data={"extra": [one.name for one in found[:_MOST]]},
         otherwise="fail" if harmful else "warn",
         # As comments: to run a DROP is somebody's decision.

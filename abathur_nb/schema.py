@@ -12,9 +12,9 @@ import aiosqlite
 
 from abathur_nb.connection import connect, explain_error
 from abathur_nb.errors import AbathurError
-from abathur_nb.expected import SchemaObject, expected_objects
+from abathur_nb.expected import SchemaObject, expected_columns, expected_objects, expected_tables
 from abathur_nb.settings import Settings
-from abathur_nb.sql import load_queries, normalized
+from abathur_nb.sql import load_queries, normalized, tokens
 from abathur_nb.target import identify
 from abathur_nb.wording import counted, printable, some
 
@@ -38,7 +38,7 @@ class Differences:
 
     @classmethod
     def between(cls, live: Mapping[str, SchemaObject], kinds: tuple[str, ...] = ("table", "index")) -> "Differences":
-        """Compare the objects of these kinds with ``sql/``, one by one, ignoring only layout and comments."""
+        """Compare the objects of these kinds with ``sql/``, ignoring only layout, comments and quotes around names."""
         expected = {name: found for name, found in expected_objects().items() if found.type in kinds}
         live = {name: found for name, found in live.items() if found.type in kinds}
         altered = (
@@ -46,7 +46,7 @@ class Differences:
             for name in expected.keys() & live.keys()
             if (live[name].type, live[name].table) != (expected[name].type, expected[name].table)
             # Texts that are the same need no tokenizing, and as a rule they are.
-            or (live[name].sql != expected[name].sql and normalized(live[name].sql) != normalized(expected[name].sql))
+            or (live[name].sql != expected[name].sql and _plain(live[name].sql) != _plain(expected[name].sql))
         )
         return cls(
             tuple(sorted(expected.keys() - live.keys())),
@@ -65,6 +65,12 @@ async def read_schema(conn: aiosqlite.Connection) -> dict[str, SchemaObject]:
         name = _known_as(row["name"])
         found[name] = SchemaObject(row["type"], name, _known_as(row["tbl_name"]), row["sql"] or "")
     return found
+
+
+def _plain(sql: str) -> list[str]:
+    """Return the tokens of SQL, names of ``sql/`` without quotes: ALTER TABLE adds them, to a name given back too."""
+    names = {*expected_tables(), *(column.name for table in expected_tables() for column in expected_columns(table))}
+    return [token.strip('"') if token[:1] == '"' and token[1:-1] in names else token for token in tokens(sql)]
 
 
 def _known_as(name: Any) -> Any:

@@ -2,8 +2,8 @@
 -- To existing data: nothing; each statement only reads. What a repair runs is made from the DDL and shown first.
 
 -- name: columns
--- The columns of a table, hidden and generated ones too.
-SELECT name FROM pragma_table_xinfo(:table) ORDER BY cid;
+-- The columns of a table and their declared types, hidden and generated ones too.
+SELECT name, type FROM pragma_table_xinfo(:table) ORDER BY cid;
 
 -- name: references
 -- The references of a table: each column with the table and column that it refers to.

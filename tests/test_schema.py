@@ -50,12 +50,14 @@ INDEX = expected_objects()["idx_audit_task"]
     ("live", "altered"),
     [
         (INDEX._replace(sql=INDEX.sql.replace(" (", "  /* a comment */ (\n")), False),
+        (INDEX._replace(sql=INDEX.sql.replace("task_id", '"task_id"')), False),
+        (INDEX._replace(sql=INDEX.sql.replace("DESC", '"DESC"')), True),
         (INDEX._replace(sql=INDEX.sql.replace("DESC", "ASC")), True),
         (INDEX._replace(table="tasks"), True),
     ],
-    ids=["layout", "order", "another table"],
+    ids=["layout", "a quoted name", "a quoted keyword", "order", "another table"],
 )
-def test_only_layout_and_comments_do_not_count(live: SchemaObject, altered: bool) -> None:
+def test_only_layout_comments_and_quotes_around_names_do_not_count(live: SchemaObject, altered: bool) -> None:
     assert live != INDEX
     found = Differences.between({**expected_objects(), INDEX.name: live})
     assert found == Differences((), (INDEX.name,) if altered else (), ())

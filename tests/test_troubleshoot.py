@@ -30,12 +30,14 @@ from damage import (
 from test_backup import content_of
 
 import abathur_nb as nb
+from abathur_nb.connection import connect
 from abathur_nb.errors import BusyError
 from abathur_nb.expected import expected_columns, expected_objects, expected_tables
 from abathur_nb.modes import wal_size
 from abathur_nb.operate.diagnosis import diagnose
 from abathur_nb.operate.manifest import list_backups
 from abathur_nb.operate.quarantine import quarantine_dir, read_quarantine
+from abathur_nb.operate.rebuild import rename_back
 from abathur_nb.operate.surroundings import Look, wal_check
 from abathur_nb.operate.treatment import REPAIR
 from abathur_nb.operate.troubleshoot import _empty_the_log, _run
@@ -170,7 +172,8 @@ async def test_rows_in_the_way_of_a_table_are_named_and_the_table_is_left(databa
     report = await nb.troubleshoot(database, repair=True)
     told = check_of(report, "tables").observed
     assert "1 row with tasks.status outside its range" in told
-    assert "1 row with metrics.filled is no column of sql/, and not empty" in told
+    assert "1 row with a value in metrics.filled, not a column of sql/" in told
+    assert """'ALTER TABLE metrics DROP COLUMN "filled";'""" in check_of(report, "tables").remedy
     assert rows_of(path) == before
     run_sql(path, "UPDATE tasks SET status = 'failed'", "UPDATE metrics SET filled = NULL")
     (await nb.troubleshoot(database, repair=True)).raise_for_failures()
@@ -180,7 +183,38 @@ async def test_a_column_that_is_gone_is_named_and_the_table_is_left(database: Se
     run_sql(database.db_path, TASK, "ALTER TABLE tasks DROP COLUMN error_message")
     with untouched(database.db_path):
         report = await nb.troubleshoot(database, repair=True)
-    assert "tasks lacks error_message" in check_of(report, "tables").observed
+    told = check_of(report, "tables")
+    assert "tasks lacks error_message, and no other column of it may hold their values" in told.observed
+    assert told.remedy.startswith("restore a backup")
+    run_sql(database.db_path, "ALTER TABLE tasks ADD COLUMN error TEXT")  # at the end: a rename leaves it in its place
+    told = check_of(await nb.troubleshoot(database, repair=True), "tables")
+    assert "tasks lacks error_message, whose values may be in error" in told.observed
+    assert told.remedy.startswith("if a column was renamed, let the application that did it rename it back; then")
+
+
+@pytest.mark.parametrize("table", expected_tables())
+async def test_a_renamed_table_or_column_is_named_and_renamed_back_with_all_its_rows(
+    table: str, database: Settings
+) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS)
+    before, columns = rows_of(path), [column.name for column in expected_columns(table)]
+    live = dict(expected_objects())
+    for new in columns:  # each alone
+        run_sql(path, f"ALTER TABLE {table} RENAME COLUMN {new} TO old")
+        async with connect(path, settings=database) as conn:
+            steps = await rename_back(conn, live | {table: live[table]._replace(sql="altered")})
+        assert [step.sql for step in steps] == [f'ALTER TABLE {table} RENAME COLUMN "old" TO {new}']
+        run_sql(path, f"ALTER TABLE {table} RENAME COLUMN old TO {new}")
+    at_once = [f'ALTER TABLE {table} RENAME COLUMN {name} TO "old {name}"' for name in columns]
+    for renames in (at_once, [f'ALTER TABLE {table} RENAME TO "an old one"']):
+        run_sql(path, *renames)
+        report = await nb.troubleshoot(database)
+        assert "somebody renamed" in check_of(report, "tables").observed
+        assert not [check for check in report.checks if "drop it" in check.remedy or "troubleshoot" in check.remedy]
+        (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+        assert rows_of(path) == before
+        (await nb.validate_database(database)).raise_for_failures()
 
 
 async def test_an_id_that_was_given_out_is_not_given_out_again_by_a_table_made_anew(database: Settings) -> None:

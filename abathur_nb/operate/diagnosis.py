@@ -18,10 +18,12 @@ from abathur_nb.operate.treatment import REPAIR, RESTORE, statistics_check, trea
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.strays import strays
-from abathur_nb.target import examine, identify, restore_command, wanted
+from abathur_nb.target import examine, identify, repair_command, restore_command, wanted
 from abathur_nb.validate import HEADER, file_checks
 
 __all__ = ["Diagnosis", "diagnose"]
+
+_FIRST = "first repair what the other checks name, then run this again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,8 @@ async def diagnose(settings: Settings) -> Diagnosis:
     if target.state != "present":
         return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
     first = Look.at_files(path)
-    checks = await file_checks(settings)
+    again = repair_command(settings)  # this very diagnosis
+    checks = tuple(replace(c, remedy=_FIRST) if c.remedy == again else c for c in await file_checks(settings))
     could_not_run = {check.id for check in checks if check.status == "error"}
     # Nothing is planned without that on which the others rest: it would be a part only.
     if checks[0].status == "error" or "integrity" in could_not_run:

@@ -13,9 +13,11 @@ from abathur_nb.schema import Differences, quoted
 from abathur_nb.sql import load_queries, normalized
 from abathur_nb.wording import counted
 
-__all__ = ["Step", "lacking", "rebuild_table", "repair_indexes"]
+__all__ = ["Step", "lacking", "rebuild_table", "rename_back", "repair_indexes"]
 
 _ASIDE = "abathur_before_repair"  # an altered table's name while its rows are copied
+_RENAME = "if a column was renamed, let the application that did it rename it back"
+_WRITE = "write into these rows what belongs there"
 
 
 class Step(NamedTuple):
@@ -46,18 +48,47 @@ def _is_free(name: str, live: Mapping[str, SchemaObject]) -> bool:
     return name not in live or live[name].type == "index"
 
 
+async def rename_back(conn: aiosqlite.Connection, live: Mapping[str, SchemaObject]) -> list[Step]:
+    """Return what gives tables and columns that were renamed, in all probability, their names of ``sql/``. Read-only.
+
+    Such a table has the columns of a missing one and their types. Such a column has the place and the type of a missing
+    one while each other column is in its own place: where one was dropped, nothing says which name belongs to which.
+    """
+    found, steps = Differences.between(live, ("table",)), list[Step]()
+    extra = {name: await _columns(conn, name) for name in found.extra if found.missing}
+    for table in found.missing:
+        wanted = {one.name: one.type for one in expected_columns(table)}
+        alike = [name for name, columns in extra.items() if [*columns.items()] == [*wanted.items()]]
+        if len(alike) == 1:  # with the references to it, which the setting of a repair would leave
+            steps += [Step("PRAGMA legacy_alter_table = OFF"), Step(f"ALTER TABLE {quoted(*alike)} RENAME TO {table}")]
+    for table in found.altered:
+        here, wanted = await _columns(conn, table), {one.name: one.type for one in expected_columns(table)}
+        pairs = [(old, new) for old, new in zip(here, wanted, strict=False) if old != new]
+        if len(here) >= len(wanted) and all(
+            old not in wanted and new not in here and here[old] == wanted[new] for old, new in pairs
+        ):
+            steps += [Step(f"ALTER TABLE {table} RENAME COLUMN {quoted(old)} TO {new}") for old, new in pairs]
+    return steps
+
+
 async def rebuild_table(
     conn: aiosqlite.Connection, table: str, live: Mapping[str, SchemaObject]
-) -> tuple[list[Step], list[str]]:
+) -> tuple[list[Step], dict[str, str]]:
     """Return what makes an altered table as in ``sql/`` with all its rows, or no step and what is in the way.
+
+    Beside each obstacle is what removes it, empty where only a backup does; a statement ends with ``;``.
 
     Rows that other steps delete, and JSON that others empty, are not in the way. An index of others is made again,
     unless the table of ``sql/`` can't have it. Read-only.
     """
-    if missing := await lacking(conn, table):
-        return [], [f"{table} lacks {', '.join(missing)}: what stood there is in a backup only"]
     wanted = [column.name for column in expected_columns(table)]
-    if obstacles := await _obstacles(conn, table, set(await _columns(conn, table)) - set(wanted)):
+    extra = [name for name in await _columns(conn, table) if name not in wanted]
+    if missing := await lacking(conn, table):
+        lacks = f"{table} lacks {', '.join(missing)}"
+        if not extra:
+            return [], {f"{lacks}, and no other column of it may hold their values": ""}
+        return [], {f"{lacks}, whose values may be in {', '.join(extra)}": _RENAME}
+    if obstacles := await _obstacles(conn, table, extra):
         return [], obstacles
     ((count,),) = await conn.execute_fetchall(_counting(table, "1"))
     own_id = "AUTOINCREMENT" in expected_objects()[table].sql
@@ -74,10 +105,10 @@ async def rebuild_table(
             # An id that was given out once is not given out again.
             steps.append(Step(f"DELETE FROM sqlite_sequence WHERE name = '{table}'"))
             steps.append(Step(f"INSERT INTO sqlite_sequence (name, seq) VALUES ('{table}', {seq})", 1))
-    extra = [live[name] for name in Differences.between(live, ("index",)).extra if live[name].table == table]
-    lost = [index for index in extra if not _fits(index)]
-    made = [*(index for index in indexes if _is_free(index.name, live)), *(one for one in extra if one not in lost)]
-    return [*(Step(f"DROP INDEX {quoted(one.name)}") for one in lost), *steps, *(Step(one.sql) for one in made)], []
+    others = [live[name] for name in Differences.between(live, ("index",)).extra if live[name].table == table]
+    lost = [index for index in others if not _fits(index)]
+    made = [*(index for index in indexes if _is_free(index.name, live)), *(one for one in others if one not in lost)]
+    return [*(Step(f"DROP INDEX {quoted(one.name)}") for one in lost), *steps, *(Step(one.sql) for one in made)], {}
 
 
 def _fits(index: SchemaObject) -> bool:
@@ -94,16 +125,18 @@ async def lacking(conn: aiosqlite.Connection, table: str) -> list[str]:
     return [column.name for column in expected_columns(table) if column.name not in found]
 
 
-async def _columns(conn: aiosqlite.Connection, table: str) -> list[str]:
+async def _columns(conn: aiosqlite.Connection, table: str) -> dict[str, str]:
+    """Return the declared type of each column of a live table, in their order."""
     rows = await conn.execute_fetchall(load_queries("troubleshoot.sql")["columns"].sql, {"table": table})
-    return [row["name"].lower() if row["name"].isascii() else row["name"] for row in rows]
+    return {row["name"].lower() if row["name"].isascii() else row["name"]: row["type"].upper() for row in rows}
 
 
-async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[str]) -> list[str]:
+async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[str]) -> dict[str, str]:
     """Say which rows the table of ``sql/`` would not take, and which columns it has no place for."""
     checks = column_checks(table)
     json = {check.column for check in checks if check.kind == "json"}
-    asked = {f"{table}.{name} is no column of sql/, and not empty": f"{quoted(name)} IS NOT NULL" for name in extra}
+    drops = {f"a value in {table}.{name}, not a column of sql/": name for name in extra}
+    asked = {what: f"{quoted(name)} IS NOT NULL" for what, name in drops.items()}
     asked |= {f"{table}.{c.column} outside its range": f"NOT ({c.expression})" for c in checks if c.kind == "value"}
     asked |= {
         f"{table}.{column.name} without a value": f"{column.name} IS NULL"
@@ -116,15 +149,17 @@ async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[s
             for row in conn_of_model.execute(load_queries("troubleshoot.sql")["unique_columns"].sql, {"table": table})
         ]
     key = ", ".join(column.name for column in expected_columns(table) if column.in_key)
-    told = []
+    told = {}
     for what, condition in asked.items():
         ((count,),) = await conn.execute_fetchall(_counting(table, condition))
-        told += [f"{counted(count, 'row')} with {what}"] if count else []
+        if count:
+            drop = f"ALTER TABLE {table} DROP COLUMN {quoted(drops[what])};" if what in drops else _WRITE
+            told[f"{counted(count, 'row')} with {what}"] = drop
     for columns in dict.fromkeys((key, *(name.replace(",", ", ") for name in unique))):
         ((count,),) = await conn.execute_fetchall(
             f"SELECT count(*) FROM (SELECT 1 FROM {table} GROUP BY {columns} HAVING count(*) > 1)"
         )
-        told += [f"{counted(count, 'value')} of {table}.{columns} found more than once"] if count else []
+        told |= {f"{counted(count, 'value')} of {table}.{columns} found more than once": _WRITE} if count else {}
     return told
 
 

@@ -8,14 +8,14 @@ import aiosqlite
 from abathur_nb.expected import SchemaObject, expected_seeds, expected_tables
 from abathur_nb.modes import FILE_MODES
 from abathur_nb.objects import OTHERS
-from abathur_nb.operate.rebuild import Step, lacking, rebuild_table, repair_indexes
+from abathur_nb.operate.rebuild import Step, lacking, rebuild_table, rename_back, repair_indexes
 from abathur_nb.operate.rows import Change, broken_json, broken_references
 from abathur_nb.operate.surroundings import why_no_wal
 from abathur_nb.report import Check
 from abathur_nb.schema import Differences, quoted, read_schema
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
-from abathur_nb.target import restore_command
+from abathur_nb.target import restore_command, shell_command
 from abathur_nb.wording import counted
 
 __all__ = ["REPAIR", "RESTORE", "Treatment", "statistics_check", "treat"]
@@ -96,6 +96,14 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
         found.deeds += [] if forbids else ["wal"]
     live = await read_schema(conn)
     tables = Differences.between(live, ("table",))
+    if renames := await rename_back(conn, live):
+        found.steps += renames
+        found.causes["tables"] = (
+            "in all probability somebody renamed what the plan renames back: it has the place and the type of what is "
+            "missing; what else is wrong is reported after that"
+        )
+        found.remedies["tables"] = REPAIR
+        return found
     if tables.missing:
         names = ", ".join(tables.missing)
         advice = f"restore a backup: {restore_command(settings)}; the rest cannot be judged without {names}"
@@ -136,10 +144,10 @@ async def _treat_tables(
     settings: Settings,
 ) -> None:
     """Find what mends altered tables, the rows of all tables, and the indexes."""
-    rebuilds, obstacles = {}, []
+    rebuilds, obstacles = {}, dict[str, str]()
     for table in tables.altered:
         rebuilds[table], in_the_way = await rebuild_table(conn, table, live)
-        obstacles += in_the_way
+        obstacles |= in_the_way
     incomplete = [table for table in tables.altered if await lacking(conn, table)]
     if not incomplete:
         seeds = await _seeds(conn, failing, found)
@@ -157,8 +165,13 @@ async def _treat_tables(
         found.remedies["indexes"] = REPAIR
     if obstacles:
         found.causes["tables"] = f"{_CAUSES['tables']}; in the way of making it anew: {'; '.join(obstacles)}"
-        backup = f"or restore a backup: {restore_command(settings)}"
-        found.remedies["tables"] = f"write into these rows what belongs there, then run this again; {backup}"
+        drops = [way for way in obstacles.values() if way.endswith(";")]
+        ways = [way for way in dict.fromkeys(obstacles.values()) if way and way not in drops]
+        ways += (
+            [f"save what these columns hold, then drop them {shell_command(settings.db_path, drops)}"] if drops else []
+        )
+        again = f"{'; '.join(ways)}; then run this again; or " if ways else ""
+        found.remedies["tables"] = f"{again}restore a backup: {restore_command(settings)}"
     elif done:
         found.remedies["tables"] = REPAIR
 
