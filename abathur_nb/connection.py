@@ -16,12 +16,12 @@ import aiosqlite
 
 from abathur_nb.apart import ask
 from abathur_nb.causes import ask_system, os_cause
-from abathur_nb.errors import BOUND_BYTES, BOUND_S, AbathurError, BusyError, RefusedError, bound_reached
+from abathur_nb.errors import BOUND_BYTES, BOUND_S, BOUND_SCHEMA, AbathurError, BusyError, RefusedError, bound_reached
 from abathur_nb.guarded import Connection, refuse_mixing
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.strays import strays_check
-from abathur_nb.wording import MB, process_name
+from abathur_nb.wording import MB, SHELL, process_name
 
 __all__ = [
     "SIDE_FILES",
@@ -36,6 +36,7 @@ __all__ = [
     "opened",
     "pragma",
     "read_pragmas",
+    "require_short_schema",
     "run_to_end",
 ]
 
@@ -84,7 +85,7 @@ async def connect(
     refuse_mixing(path)
     # as_uri() quotes what SQLite would read as the end of the file's name.
     async with opened(f"{path.as_uri()}?mode={mode}", cached_statements=cached_statements) as conn:
-        await conn.apply(partial(_configure, settings, mode))
+        await conn.apply(partial(_configure, path, settings, mode))
         if watched:
             await conn.watch(path, settings.busy_timeout_ms / 1000, mode == "rw")
         if bounded and mode == "ro":
@@ -139,7 +140,7 @@ async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[Conne
                 conn._thread.join()  # noqa: SLF001
 
 
-def _configure(settings: Settings, mode: str, conn: sqlite3.Connection) -> None:
+def _configure(path: Path, settings: Settings, mode: str, conn: sqlite3.Connection) -> None:
     conn.row_factory = sqlite3.Row
     wanted = connection_pragmas(settings) | ({"query_only": 1} if mode == "ro" else {})
     # Before anything has read the schema: one that is read already works on until another process changes it.
@@ -153,12 +154,27 @@ def _configure(settings: Settings, mode: str, conn: sqlite3.Connection) -> None:
             raise
         script = f"PRAGMA trusted_schema = ON; {script}"
     conn.executescript(script)
+    require_short_schema(path, conn)
     found = _pragmas(conn)
     if wrong := [
         f"{name} = {found[name]} where {wanted[name]} was set" for name in wanted if found[name] != wanted[name]
     ]:
         remedy = "use another SQLite: conda env create -f environment.yml"
         raise RefusedError(f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}", remedy)
+
+
+def require_short_schema(path: Path, conn: sqlite3.Connection) -> None:
+    """Raise RefusedError where the SQL of all objects is longer than its bound. Read-only."""
+    (size,) = conn.execute(load_queries("inspect.sql")["schema_size"].sql).fetchone()
+    if size > BOUND_SCHEMA:
+        raise _too_long(path, f"its SQL has {size:,} bytes, the bound is {BOUND_SCHEMA:,} bytes")
+
+
+def _too_long(path: Path, observed: str) -> RefusedError:
+    remedy = "find out who made what is not in sql/; if nobody needs it, drop it"
+    return RefusedError(
+        f"the schema of {path} is too long to be read: {observed}", f"{remedy} {SHELL} {quote(str(path))}"
+    )
 
 
 def _pragmas(conn: sqlite3.Connection) -> dict[str, Any]:
@@ -221,9 +237,12 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
     """Return the error of this package that says what an error of SQLite, or of the system, means for the operator."""
     if isinstance(error, AbathurError):
         return error
-    if words := bound_reached(error):
-        return RefusedError(f"{path} was not read to its end: {words}", "see what it computes: run validate.ipynb")
     code = getattr(error, "sqlite_errorcode", 0)
+    words = bound_reached(error)
+    if words and code == sqlite3.SQLITE_CORRUPT:
+        return _too_long(path, words)
+    if words:
+        return RefusedError(f"{path} was not read to its end: {words}", "see what it computes: run validate.ipynb")
     if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return locked_by(path)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:

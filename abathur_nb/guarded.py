@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import aiosqlite
 
-from abathur_nb.errors import MisuseError, RefusedError
+from abathur_nb.errors import BOUND_SQL, MisuseError, RefusedError
 
 __all__ = ["Connection", "refuse_mixing"]
 
@@ -35,6 +35,7 @@ class _Handle(sqlite3.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)  # of the schema, too, when SQLite parses it
         _open.add(self)
 
     def watch(self, path: Path, patience: float, keep: bool) -> None:

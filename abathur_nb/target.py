@@ -17,7 +17,7 @@ from aiosqlite import Connection
 
 from abathur_nb import pages
 from abathur_nb.connection import SIDE_FILES, connect, explain_error, pragma
-from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.errors import AbathurError, RefusedError, bound_reached
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects
 from abathur_nb.filesystems import mounted_files
 from abathur_nb.report import Check, Report
@@ -217,7 +217,7 @@ async def explain_unopened(path: Path, error: Exception) -> tuple[State, Abathur
     explained, code = explain_error(path, error), getattr(error, "sqlite_errorcode", 0) & 0xFF
     if str(error) == "unsupported file format":  # one byte of the header, which no other error names
         code = sqlite3.SQLITE_NOTADB
-    if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or bound_reached(error):
         return "refused", explained
     ours = await asyncio.to_thread(_is_ours, path)
     if code == sqlite3.SQLITE_NOTADB and ours:

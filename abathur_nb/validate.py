@@ -36,6 +36,7 @@ __all__ = ["FILE_MODES", "HEADER", "database_checks", "file_checks", "file_modes
 HEADER = "header"
 # What an index or a generated column may end a check with, though each page is sound.
 _OF_AN_EXPRESSION = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
+_COMPUTED = 3  # columns of an index, each as long as a value may be
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
 
 # What integrity_check says of a row that breaks a rule, which is a fault of the row and not of the file; and of an
@@ -213,6 +214,11 @@ def _damage(messages: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def _check_pages(conn: sqlite3.Connection) -> list[Any]:
     conn.execute("PRAGMA ignore_check_constraints = ON")
+    # Of a row, SQLite holds all that an index computes at once: hundreds of values as long as one may be.
+    (most,) = conn.execute(load_queries("inspect.sql")["computed"].sql).fetchone()
+    if most > _COMPUTED:
+        limit = conn.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+        conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit * _COMPUTED // most)
     return conn.execute("PRAGMA integrity_check(100)").fetchall()
 
 

@@ -6,6 +6,20 @@
 SELECT CASE WHEN type = 'table' AND rootpage = 0 THEN 'virtual table' ELSE lower(type) END AS type, name, tbl_name, sql
 FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid;
 
+-- name: schema_size
+-- The bytes of the SQL of all objects.
+SELECT ifnull(sum(length(CAST(sql AS BLOB))), 0) FROM sqlite_master;
+
+-- name: computed
+-- The most columns of one index that SQLite computes: expressions, and generated columns.
+SELECT ifnull(max(number), 0) FROM (
+    SELECT count(*) AS number FROM sqlite_master AS found, pragma_index_xinfo(found.name) AS part
+    WHERE found.type = 'index' AND (part.cid = -2 OR EXISTS (
+        SELECT 1 FROM pragma_table_xinfo(found.tbl_name) AS shown WHERE shown.cid = part.cid AND shown.hidden > 1
+    ))
+    GROUP BY found.rowid
+);
+
 -- name: tables
 -- Every table whose rows are content: SQLite's own sequences too, its statistics not. A virtual table has no rows of
 -- its own: those that its module keeps are in ordinary tables beside it.

@@ -1,10 +1,12 @@
 """Each verb that reads ends, whatever the schema computes and however large a value is, and says what it did not do."""
 
+import asyncio
 import json
 import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from damage import ROWS, run_sql
 
 import abathur_nb as nb
 from abathur_nb import connection
+from abathur_nb.guarded import Connection
+from abathur_nb.operate.replacement import read_source
 from abathur_nb.settings import Settings
 
 SIZE = 40_000_000  # over what malloc keeps for itself
@@ -98,24 +102,102 @@ asyncio.run(main())
 """
 
 
+def measured(database: Settings, folder: Path, *hostile: Path) -> Iterator[tuple[str, int, bool, list[str]]]:
+    """Yield what each verb adds to the memory on hostile databases, whether it was refused, and its checks."""
+    usual = folder / "usual" / "abathur.db"
+    usual.parent.mkdir(mode=0o700)
+    shutil.copy(database.db_path, usual)
+    command = [sys.executable, "-c", VERBS, *map(str, (usual, *hostile))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    for line in done[9:]:  # behind those that load the modules
+        yield tuple(json.loads(line))
+
+
 def test_no_verb_takes_the_memory_that_a_schema_asks_for_and_each_works_around_it(
     database: Settings, tmp_path: Path
 ) -> None:
-    usual = tmp_path / "usual" / "abathur.db"
-    usual.parent.mkdir(mode=0o700)
-    shutil.copy(database.db_path, usual)
     small = [statement.replace("4e8", "4e1") for statement in (*COMPUTED.values(), *UNREAD)]
     in_full = "UPDATE sqlite_schema SET sql = replace(sql, '4e1', '4e8')"
     run_sql(database.db_path, *ROWS, *small, "PRAGMA writable_schema = ON", in_full)
-    command = [sys.executable, "-c", VERBS, str(usual), str(database.db_path)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
-    ran = [json.loads(line) for line in done]
-    assert not [(name, used) for name, used, *_ in ran[9:] if used > 20_000_000]  # behind those that load the modules
-    for name, _, refused, told in ran[9:]:
+    ran = [*measured(database, tmp_path, database.db_path)]
+    assert not [(name, used) for name, used, *_ in ran if used > 20_000_000]
+    for name, _, refused, told in ran:
         assert not refused, (name, told)
         assert not [line for line in told if line.startswith(("error", "fail integrity"))], (name, told)
     for table in COMPUTED:
-        assert f"{table}, integrity_check: the bound of" in str(ran[9][-1])
+        assert f"{table}, integrity_check: the bound of" in str(ran[0][-1])
+
+
+# Schemas that are too long. To parse a list, SQLite needs 20 times its size.
+SCHEMAS = {
+    "text": ["CREATE TABLE evil (a DEFAULT '{}')".format("x" * 8_000_000)],
+    "list": [f"CREATE TABLE evil (a CHECK (a IN ({'1,' * 4_000_000}1)))"],
+    "name": ['CREATE TABLE "evil{}" (a)'.format("n" * 8_000_000)],
+    "index": ["CREATE INDEX evil ON tasks (prompt) WHERE prompt <> '{}'".format("x" * 8_000_000)],
+    "many": ["CREATE TABLE evil{} (a DEFAULT '{}')".format(n, "x" * 900_000) for n in range(9)],
+}
+
+
+def test_a_schema_too_long_to_be_read_is_refused_with_its_bound(database: Settings, tmp_path: Path) -> None:
+    hostile = [tmp_path / kind / "abathur.db" for kind in SCHEMAS]
+    for path, statements in zip(hostile, SCHEMAS.values(), strict=True):
+        path.parent.mkdir(mode=0o700)
+        shutil.copy(database.db_path, path)
+        run_sql(path, *statements)
+    for name, used, refused, told in measured(database, tmp_path, *hostile):
+        assert refused, name
+        assert "CORRUPT" not in str(told)
+        assert name in ("drill", "restore") or "is too long to be read: " in str(told), (name, told)
+        assert used < 3 * 8_000_000 + 60_000_000, name  # as much as SQLite needs for a list until its bound
+    for path in hostile:
+        with pytest.raises(
+            nb.RefusedError, match=r"evil.*the bound of 1,048,576|its SQL has .* the bound is 2,097,152"
+        ):
+            asyncio.run(open_store(nb.resolve("development", db_path=path)))
+
+
+async def open_store(settings: Settings) -> None:
+    async with nb.Database.open(settings):
+        pass
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+async def test_a_backup_with_such_a_schema_is_refused(kind: str, database: Settings) -> None:
+    run_sql(database.db_path, *SCHEMAS[kind])
+    with pytest.raises((nb.RefusedError, sqlite3.DatabaseError), match=r"too long|too big"):
+        await read_source(database.db_path, "a backup")
+
+
+def test_what_the_columns_of_an_index_compute_is_bounded_together(database: Settings, tmp_path: Path) -> None:
+    columns = ", ".join(f"hex(zeroblob(4{n:02}))" for n in range(100))
+    generated = ", ".join(f"g{n} AS (hex(zeroblob(4{n:02})))" for n in range(100))
+    run_sql(
+        *(database.db_path, "CREATE TABLE other (a)", f"CREATE INDEX evil ON other ({columns})"),
+        *(f"CREATE TABLE more (a, {generated}, UNIQUE ({', '.join(f'g{n}' for n in range(100))}))",),
+        *("INSERT INTO other VALUES (1)", "INSERT INTO more (a) VALUES (1)", "PRAGMA writable_schema = ON"),
+        "UPDATE sqlite_schema SET sql = replace(sql, 'zeroblob(4', 'zeroblob(4000')",
+    )
+    shown = [*measured(database, tmp_path, database.db_path)]
+    for name, used, refused, told in shown:
+        assert used < 20_000_000, name
+        assert not refused, (name, told)
+    assert "other, integrity_check: the bound of" in str(shown[0])
+
+
+async def test_a_backup_asks_no_more_often_for_more_tables(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[object]()
+    run = Connection._execute
+
+    async def count(conn: Connection, what: object, *args: object, **given: object) -> object:
+        asked.append(what)
+        return await run(conn, what, *args, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Connection, "_execute", count)
+    (await nb.backup_database(database)).raise_for_failures()
+    usual = len(asked)
+    run_sql(database.db_path, "BEGIN", *(f"CREATE TABLE other_{n} (a)" for n in range(300)), "COMMIT")
+    (await nb.backup_database(database)).raise_for_failures()
+    assert len(asked) == 2 * usual
 
 
 def fill(path: Path, rows: int) -> None:

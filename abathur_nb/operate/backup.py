@@ -14,8 +14,6 @@ from shlex import quote
 from time import perf_counter
 from typing import Any
 
-import aiosqlite
-
 from abathur_nb.causes import os_cause, unwritable
 from abathur_nb.connection import connect, explain_error, pragma
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
@@ -156,7 +154,7 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
         draft = scratch / "copy.db"
         async with connect(settings.db_path, settings=settings) as conn:
             await conn.execute_fetchall("BEGIN")
-            rows = await _count_rows(conn)  # the first read takes the snapshot
+            rows = await conn.apply(_count_rows)  # the first read takes the snapshot
             taken_at = datetime.now(UTC)
             with _progress(2 * rows) as progress:
                 ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
@@ -241,13 +239,11 @@ async def prove(
     return {"at": at, "restored_s": restored_s, "validated_s": validated_s, "findings": findings}
 
 
-async def _count_rows(conn: aiosqlite.Connection) -> int:
-    tables = await conn.execute_fetchall(load_queries("inspect.sql")["tables"].sql)
+def _count_rows(conn: sqlite3.Connection) -> int:
     rows = 0
-    for (name,) in tables:
+    for (name,) in conn.execute(load_queries("inspect.sql")["tables"].sql).fetchall():
         with suppress(sqlite3.OperationalError):  # a table of others, whose order this process does not know
-            ((count,),) = await conn.execute_fetchall(f"SELECT count(*) FROM {quoted(name)} NOT INDEXED")
-            rows += count
+            rows += conn.execute(f"SELECT count(*) FROM {quoted(name)} NOT INDEXED").fetchone()[0]
     return rows
 
 

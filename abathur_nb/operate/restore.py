@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from shlex import quote
 
 from abathur_nb.connection import pragma
-from abathur_nb.errors import RefusedError
+from abathur_nb.errors import RefusedError, bound_reached
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.files import scratch_directory
 from abathur_nb.operate.content import difference
@@ -86,7 +86,9 @@ async def _proven(
         try:
             source = await read_source(path, f"the content of {backup.path.name}")
         except sqlite3.Error as error:
-            raise RefusedError(f"{backup.path} can't be read: {error}", "choose another backup") from None
+            raise RefusedError(
+                f"{backup.path} can't be read: {bound_reached(error) or error}", "choose another backup"
+            ) from None
         async with open_copy(path) as conn:
             ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
         other = [f"{name} {value}" for name, value in ids.items() if value != backup.facts[name]]

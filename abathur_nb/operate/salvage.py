@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from shlex import quote
-from sqlite3 import SQLITE_LIMIT_LENGTH, Connection, DatabaseError
+from sqlite3 import SQLITE_LIMIT_LENGTH, SQLITE_LIMIT_SQL_LENGTH, Connection, DatabaseError
 from sqlite3 import connect as plain_connect
 from typing import Any
 
-from abathur_nb.errors import BOUND_BYTES, BusyError, RefusedError
+from abathur_nb.errors import BOUND_BYTES, BOUND_SQL, BusyError, RefusedError
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects
 from abathur_nb.files import make_private_file, nearest_existing, private_directory, scratch_directory
 from abathur_nb.operate.aside import users_of
@@ -227,6 +227,7 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
         closing(plain_connect(draft, isolation_level=None)) as conn,
     ):
         conn.setlimit(SQLITE_LIMIT_LENGTH, 2 * len(data) + BOUND_BYTES)  # for a DEFAULT; in UTF-8 a text may be longer
+        conn.setlimit(SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)
         conn.executescript(f"{_RULES} {_UNFORCED}; BEGIN;")
         pages, notes = read_pages(data), list[str]()
         schema = pages.schema([])
@@ -315,4 +316,4 @@ def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> l
 
 
 def _words(sql: str) -> list[str]:
-    return [token.upper() for token in tokens(sql)]
+    return [token.upper() for token in tokens(sql[:BOUND_SQL])]

@@ -4,13 +4,15 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
 import aiosqlite
 
-from abathur_nb.connection import bound, connect, locked_by, opened, pragma, run_to_end
+from abathur_nb.connection import bound, connect, locked_by, opened, pragma, require_short_schema, run_to_end
 from abathur_nb.files import fsync, make_private_file
+from abathur_nb.guarded import Connection
 from abathur_nb.operate.content import Content, read_content
 from abathur_nb.settings import Settings
 
@@ -33,11 +35,12 @@ async def copy_out(conn: aiosqlite.Connection, path: Path, *, owned_as: Path) ->
 
 
 @asynccontextmanager
-async def open_copy(path: Path) -> AsyncIterator[aiosqlite.Connection]:
+async def open_copy(path: Path) -> AsyncIterator[Connection]:
     """Open a file that nobody changes, and make nothing beside it, as a reader of a WAL database would. Read-only."""
     async with opened(f"{path.as_uri()}?mode=ro&immutable=1") as conn:
         conn.row_factory = sqlite3.Row
         await bound(conn, path)
+        await conn.apply(partial(require_short_schema, path))
         yield conn
 
 
