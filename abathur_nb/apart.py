@@ -36,7 +36,8 @@ def ask(look: str, *paths: str | os.PathLike[str]) -> Any:
     from subprocess import PIPE, run
 
     compiled = __spec__.cached or ""  # the import of this module has made it, as a rule: 5 ms less
-    program = compiled if os.path.exists(compiled) else __file__  # noqa: PTH110
+    # Where no import may write it, it may be that of an older source.
+    program = compiled if os.path.exists(compiled) and not sys.dont_write_bytecode else __file__  # noqa: PTH110
     command = (sys.executable, "-I", "-S", program, look, *(os.fspath(path) for path in paths))
     answer, error = literal_eval(run(command, stdout=PIPE, check=True).stdout.decode())  # noqa: S603 - no shell
     if error:
@@ -58,16 +59,45 @@ def _digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _header(path: str) -> str:
-    """Return what in a header keeps SQLite from writing, or another file from being attached; empty if nothing."""
+def _header(path: str, least_format: str = "1") -> str:
+    """Say what SQLite never writes into a header, or how much of the file is missing by it; empty if nothing.
+
+    In a schema format below 4 SQLite ignores DESC: only where indexes do not agree with their tables is that a fault.
+    """
+    before = _settled(path)
     try:
         with os.fdopen(_open(path), "rb") as file:
-            header = file.read(60).ljust(60, b"\0")
+            header, size = file.read(100).ljust(100, b"\0"), os.fstat(file.fileno()).st_size
+            still = before is not None and _settled(path) == before and os.pread(file.fileno(), 100, 0) == header
     except OSError:
         return ""
-    encoding = int.from_bytes(header[56:60], "big")  # SQLite looks at its last two bits
-    faults = {f"the write version {header[18]}": header[18] > 2, f"the text encoding {encoding}": encoding > 3}
+    page, pages = struct.unpack_from(">H10xI", header, 16)
+    page = 65_536 if page == 1 else page
+    if header[:16] != b"SQLite format 3\0" or page < 512 or page & (page - 1):
+        return ""
+    if header[24:28] != header[92:96]:  # its number of pages counts for nothing
+        pages = -(-size // page)
+    encoding = int.from_bytes(header[56:60], "big")  # SQLite looks at its last two bits, and at one byte of the format
+    faults = {
+        f"its header has the write version {header[18]}": header[18] > 2,
+        f"its header has the text encoding {encoding}": encoding > 3,
+        f"its header has the schema format {header[47]}, not 4": not int(least_format) <= header[47] <= 4,
+        f"the file has {size:,} bytes, by its header {pages:,} pages of {page:,} bytes": still and size < pages * page,
+    }
     return next((fault for fault, holds in faults.items() if holds), "")
+
+
+def _settled(path: str) -> tuple[list[int], dict[str, Any] | None] | None:
+    """Return the sizes of the journals and the index of the log; None where they may hold what the file lacks."""
+    sizes = []
+    for suffix in ("-wal", "-journal"):
+        try:
+            sizes.append(os.stat(path + suffix).st_size)
+        except FileNotFoundError:
+            sizes.append(0)
+    index = _index(path)
+    is_copied = index is not None and index["marks"][0] >= index["frames"]
+    return (sizes, index) if not sizes[1] and (not sizes[0] or is_copied) else None
 
 
 def _locks(path: str) -> list[tuple[str, int, bool, int]]:

@@ -248,7 +248,7 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
         return RefusedError(f"{path} has a hot journal, left by a killed writer", "troubleshoot.ipynb rolls it back")
     if code == sqlite3.SQLITE_READONLY and (fault := ask("header", path)):
-        return RefusedError(f"{path} is CORRUPT: its header has {fault}", "run troubleshoot.ipynb")
+        return RefusedError(f"{path} is CORRUPT: {fault}", "run troubleshoot.ipynb")
     # Without the log alone, SQLite reports an error of the disk.
     if code & 0xFF == sqlite3.SQLITE_IOERR and (lost := strays_check(path)).failed:
         return RefusedError(lost.observed, lost.remedy)

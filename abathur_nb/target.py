@@ -16,6 +16,7 @@ from typing import Literal
 from aiosqlite import Connection
 
 from abathur_nb import pages
+from abathur_nb.apart import ask
 from abathur_nb.connection import SIDE_FILES, connect, explain_error, pragma
 from abathur_nb.errors import AbathurError, RefusedError, bound_reached
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects
@@ -220,11 +221,10 @@ async def explain_unopened(path: Path, error: Exception) -> tuple[State, Abathur
     if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or bound_reached(error):
         return "refused", explained
     ours = await asyncio.to_thread(_is_ours, path)
-    if code == sqlite3.SQLITE_NOTADB and ours:
-        observed = (
-            f"{path} is CORRUPT: its header (the first 100 bytes) is destroyed, the tables behind it are Abathur's"
-        )
-        explained = RefusedError(observed, _RESTORE)
+    fault = await asyncio.to_thread(ask, "header", path) if ours else ""
+    if ours and (fault or code == sqlite3.SQLITE_NOTADB):
+        destroyed = "its header (the first 100 bytes) is destroyed, the tables behind it are Abathur's"
+        explained = RefusedError(f"{path} is CORRUPT: {fault or destroyed}", _RESTORE)
     elif not ours and code == sqlite3.SQLITE_CORRUPT:
         explained = RefusedError(f"{path} is another application's, and CORRUPT ({error})", _ANOTHER)
     return "damaged" if ours else "refused", explained

@@ -37,6 +37,7 @@ HEADER = "header"
 # What an index or a generated column may end a check with, though each page is sound.
 _OF_AN_EXPRESSION = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
 _COMPUTED = 3  # columns of an index, each as long as a value may be
+_MESSAGES = 100  # of integrity_check, which looks at all pages before it compares indexes with their tables
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
 
 # What integrity_check says of a row that breaks a rule, which is a fault of the row and not of the file; and of an
@@ -128,10 +129,10 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
 
 
 def _header(fault: str, settings: Settings) -> Iterable[Check]:
-    """Yield a check where the header has what SQLite never writes, and reads past."""
+    """Yield a check where the header has what SQLite never writes, and reads past, or the file is too short for it."""
     if fault:
         remedy = f"stop its writers and restore a backup: {restore_command(settings)}"
-        yield Check(HEADER, "fail", "what SQLite writes", f"CORRUPT: it has {fault}", remedy)
+        yield Check(HEADER, "fail", "what SQLite writes", f"CORRUPT: {fault}", remedy)
 
 
 def _questions(
@@ -190,6 +191,8 @@ async def _integrity(conn: Connection, restore: str) -> Check:
         observed = f"ok, but for rows of other tables: {messages[0]}"
         return Check("integrity", "warn", "integrity_check says ok", observed, "repair that table", tuple(messages))
     corrupt, indexes = _damage(messages)
+    if indexes and len(messages) >= _MESSAGES:  # more indexes may be damaged than are named, but no page is
+        indexes += expected_tables()
     observed = "ok" if messages == ["ok"] else f"{_CORRUPT if corrupt else ''}{(corrupt or messages)[0]}"
     if len(messages) > 1:
         observed += f" (and {len(messages) - 1} more)"
@@ -219,7 +222,7 @@ def _check_pages(conn: sqlite3.Connection) -> list[Any]:
     if most > _COMPUTED:
         limit = conn.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
         conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit * _COMPUTED // most)
-    return conn.execute("PRAGMA integrity_check(100)").fetchall()
+    return conn.execute(f"PRAGMA integrity_check({_MESSAGES})").fetchall()
 
 
 def _of_others(message: str) -> bool:

@@ -146,6 +146,12 @@ def destroy_header(path: Path) -> None:
     path.write_bytes(bytes(100) + path.read_bytes()[100:])
 
 
+def another_format(path: Path) -> None:
+    """Let the header say that indexes know no DESC."""
+    run_sql(path, *(MEMORY.replace("'k'", f"'k{n}'") for n in range(9)))
+    path.write_bytes(path.read_bytes()[:47] + b"\2" + path.read_bytes()[48:])
+
+
 def destroy_rows(path: Path) -> None:
     run_sql(path, *(MEMORY.replace("'k'", f"'k{n}'") for n in range(200)))
     with closing(sqlite3.connect(path)) as conn:
@@ -173,6 +179,8 @@ LEFT: dict[str, Callable[[Path], object]] = {
     "UTF-16": utf_16,
     "no header": destroy_header,
     "lost pages": destroy_rows,
+    "a lost byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "another schema format": another_format,
     "an extra table": sql("CREATE TABLE extra (x)"),
     "an extra column": sql("ALTER TABLE tasks ADD COLUMN x NOT NULL DEFAULT 1"),
     "a dropped column": sql("ALTER TABLE tasks DROP COLUMN error_message"),

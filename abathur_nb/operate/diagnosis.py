@@ -13,13 +13,14 @@ from abathur_nb.operate.quarantine import affected, digest_of
 from abathur_nb.operate.rebuild import Step
 from abathur_nb.operate.rescue import stray_rows
 from abathur_nb.operate.rows import Change
+from abathur_nb.operate.salvage import SALVAGED, salvaged_before
 from abathur_nb.operate.surroundings import Look, leftovers, leftovers_check, locks_check, log_check, wal_check
 from abathur_nb.operate.treatment import REPAIR, RESTORE, statistics_check, treat
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.strays import strays
 from abathur_nb.target import examine, identify, repair_command, restore_command, wanted
-from abathur_nb.validate import HEADER, file_checks
+from abathur_nb.validate import file_checks
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -51,6 +52,14 @@ class Diagnosis:
 
 async def diagnose(settings: Settings) -> Diagnosis:
     """Find out what is wrong with the database at ``settings.db_path`` and what would mend it. Read-only."""
+    found = await _diagnose(settings)
+    if "salvage" not in found.deeds or not (before := salvaged_before(settings)):
+        return found
+    checks = [replace(check, remedy=SALVAGED) if check.failed else check for check in found.checks]
+    return replace(found, checks=(*checks, before), deeds=tuple(deed for deed in found.deeds if deed != "salvage"))
+
+
+async def _diagnose(settings: Settings) -> Diagnosis:
     path, restore = settings.db_path, RESTORE.format(restore_command(settings))
     if strays(path):  # what they hold is lost with them, and what is read or repaired meanwhile is half of the truth
         check, newer = await asyncio.to_thread(stray_rows, settings)
@@ -81,8 +90,6 @@ async def diagnose(settings: Settings) -> Diagnosis:
     # Nothing is planned without that on which the others rest: it would be a part only.
     if checks[0].status == "error" or "integrity" in could_not_run:
         return Diagnosis(checks, refused=True)
-    if HEADER in {check.id for check in checks if check.failed}:
-        return Diagnosis(checks, ("salvage",))
     try:
         async with connect(path, settings=settings) as conn:
             await add_functions(conn)
@@ -108,7 +115,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
     then = Look.at_files(path)
     checks = tuple(wal_check(settings, c, first, then, unpinned) if c.id == "wal_size" else c for c in checks)
     large = any(check.id == "wal_size" and check.status != "pass" for check in checks)
-    if large and log.status == "pass" and not then.behind_since(first):
+    if large and "salvage" not in treatment.deeds and log.status == "pass" and not then.behind_since(first):
         treatment.deeds.append("checkpoint")
         treatment.remedies["wal_size"] = REPAIR
     checks = (*map(treatment.explained, checks), log, locks_check(path, first, then), leftovers_check(left))

@@ -30,8 +30,12 @@ from abathur_nb.target import restore_command
 from abathur_nb.validate import file_checks
 from abathur_nb.wording import counted
 
-__all__ = ["salvage", "salvage_path"]
+__all__ = ["SALVAGED", "salvage", "salvage_path", "salvaged_before"]
 
+SALVAGED = "put the salvaged file or a backup in place, as the check *salvaged* says"
+_EXPECTED = (
+    "what can still be read, in a file of its own; intact says that no row is missing, not that none was altered"
+)
 _COPIED = ("", "-wal", "-journal")  # the -shm is made anew from the -wal
 _IDENTITY = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
 _SEQUENCES = "sqlite_sequence"
@@ -47,6 +51,15 @@ def salvage_path(settings: Settings) -> Path:
     """Return the name of what is salvaged: that of the damaged database's last change, so that it is done once."""
     moment = datetime.fromtimestamp(max(_state(settings.db_path).values(), default=(0, 0))[0] / 1e9, UTC)
     return settings.backup_dir / f"abathur_salvaged_{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}.sqlite"
+
+
+def salvaged_before(settings: Settings) -> Check | None:
+    """Return the check that names the file into which the damaged database was salvaged, if it was. Read-only."""
+    path = salvage_path(settings)
+    if not path.exists():
+        return None
+    observed = f"{path} was written from this very file before: the run that did it says what became of each table"
+    return Check("salvaged", "warn", _EXPECTED, observed, _remedy(settings, path), data={"path": str(path)})
 
 
 async def salvage(settings: Settings) -> Check:
@@ -82,24 +95,24 @@ async def salvage(settings: Settings) -> Check:
     return Check(
         "salvaged",
         "warn",
-        "what can still be read, in a file of its own; intact says that no row is missing, not that none was altered",
+        _EXPECTED,
         f"{path}{before}: {counted(rows, 'row')}; of {counted(len(tables), 'table')} {told}; {valid}{log}",
-        f"either restore a backup: {restore_command(settings)}; then copy from this file what is newer\n"
-        f"or put this file in place: {_in_place(settings, path)}",
+        _remedy(settings, path),
         (*lines, *notes),
         data={"path": str(path), "tables": {name: state for name, (state, _) in verdicts.items()}},
     )
 
 
-def _in_place(settings: Settings, path: Path) -> str:
-    """Say, in order, what makes a salvaged file the database: a proven backup of it, which is restored."""
+def _remedy(settings: Settings, path: Path) -> str:
+    """Say how to restore a backup, or, in order, what makes a salvaged file the database: a proven backup of it."""
     folder = f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir / 'salvaged'))}"
     back_up = f"{folder} papermill backup.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(path))}"
     restore = f"{folder} papermill restore.ipynb out.ipynb {settings.as_arguments}"
     confirm = " and the -p confirm that the plan names" if settings.confirm_changes else ""
     return (
-        f"1. stop its users; 2. back up this file: {back_up}; 3. see the plan of a restore: {restore}; "
-        f"4. run that command again with -p apply True{confirm}"
+        f"either restore a backup: {restore_command(settings)}; then copy from this file what is newer\n"
+        f"or put this file in place: 1. stop its users; 2. back up this file: {back_up}; "
+        f"3. see the plan of a restore: {restore}; 4. run that command again with -p apply True{confirm}"
     )
 
 

@@ -1,10 +1,12 @@
 """What would mend the faults that validate names: the cause of each, the statements, and what they can't mend."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import aiosqlite
 
+from abathur_nb.apart import ask
 from abathur_nb.expected import SchemaObject, expected_seeds, expected_tables
 from abathur_nb.modes import FILE_MODES
 from abathur_nb.objects import OTHERS
@@ -16,6 +18,7 @@ from abathur_nb.schema import Differences, quoted, read_schema
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
 from abathur_nb.target import restore_command, shell_command
+from abathur_nb.validate import HEADER
 from abathur_nb.wording import counted
 
 __all__ = ["REPAIR", "RESTORE", "Treatment", "statistics_check", "treat"]
@@ -82,7 +85,10 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
     if FILE_MODES in failing and failing[FILE_MODES].data.get("not_0600"):
         found.deeds.append("chmod")
         found.remedies[FILE_MODES] = f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}"
-    if "integrity" in failing and _treat_damage(failing["integrity"], found, settings):
+    if HEADER in failing:
+        found.deeds.append("salvage")
+        found.remedies |= dict.fromkeys((HEADER, "integrity"), RESTORE.format(restore_command(settings)))
+    if HEADER in failing or ("integrity" in failing and await _treat_damage(failing["integrity"], found, settings)):
         others = (name for name in failing if name in _CAUSES and name != FILE_MODES)
         found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
         return found
@@ -116,21 +122,24 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
     return found
 
 
-def _treat_damage(check: Check, found: Treatment, settings: Settings) -> bool:
+async def _treat_damage(check: Check, found: Treatment, settings: Settings) -> bool:
     """Find what mends a file that integrity_check fails; tell whether the rest can't be judged before that."""
     if not check.data["is_corrupt"]:
         found.causes["integrity"] = "the rows that are named below"
         return False
-    if indexes := check.data["indexes"]:
+    indexes = check.data["indexes"]
+    header = await asyncio.to_thread(ask, "header", settings.db_path, "4") if indexes else ""
+    if indexes and not header:
         found.steps += [Step(f"REINDEX {quoted(name)}") for name in indexes]
         found.causes["integrity"] = (
-            "an index that does not agree with its table: a fault of the disk, or a writer with another SQLite. "
-            "Its table is sound; what else is wrong is told once it is rebuilt"
+            "an index that does not agree with its table: a fault of the disk, or a writer with another SQLite. Each "
+            "page of the table can be read, and the index is made anew from it; what else is wrong is reported then"
         )
         found.remedies["integrity"] = REPAIR
     else:
         found.deeds.append("salvage")
-        found.causes["integrity"] = "damaged pages: a fault of the disk, or somebody who wrote around SQLite"
+        by_whom = "a fault of the disk, or somebody who wrote around SQLite"
+        found.causes["integrity"] = f"{header or 'damaged pages'}: {by_whom}"
         found.remedies["integrity"] = RESTORE.format(restore_command(settings))
     return True
 

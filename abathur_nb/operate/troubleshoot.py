@@ -18,7 +18,7 @@ from abathur_nb.operate.putting_back import put_back_rows
 from abathur_nb.operate.quarantine import affected, write_quarantine
 from abathur_nb.operate.replacement import finish_begun
 from abathur_nb.operate.rescue import rescue
-from abathur_nb.operate.salvage import salvage, salvage_path
+from abathur_nb.operate.salvage import SALVAGED, salvage, salvage_path
 from abathur_nb.operate.surroundings import make_private, move_stale
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
@@ -30,7 +30,6 @@ from abathur_nb.wording import counted
 __all__ = ["troubleshoot"]
 
 _TITLE = "troubleshoot"
-_SALVAGED = "put the salvaged file or a backup in place, as the check *salvaged* says"
 _DEEDS = {
     "rescue": "write what each of these processes holds into a backup abathur_rescued_… in {backups}, and prove that",
     "complete": "go on with the replacement of {path} that was begun",
@@ -148,14 +147,14 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
             done += await _switch_to_wal(settings)
         if "checkpoint" in found.deeds:
             done += await _empty_the_log(settings)
-        if "sweep" in found.deeds:
-            for folder in dict.fromkeys((path.parent, settings.backup_dir)):
-                sweep(folder)
+    if "sweep" in found.deeds:
+        for folder in dict.fromkeys((path.parent, settings.backup_dir)):
+            sweep(folder)
     if "chmod" in found.deeds:
         make_private(path)
     after = await file_checks(settings)
     if "salvage" in found.deeds:  # the damaged one is left as it is: to repair it again would lead in a circle
-        after = tuple(replace(check, remedy=_SALVAGED) if check.failed else check for check in after)
+        after = tuple(replace(check, remedy=SALVAGED) if check.failed else check for check in after)
     done += after
 
 
