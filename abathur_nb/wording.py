@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
 from shlex import quote
+from urllib.parse import unquote
 
 __all__ = [
     "AHEAD_S",
@@ -48,6 +49,18 @@ _URL = re.compile(_BEGIN)
 # As `shown` quotes it, with its blanks; else up to a blank.
 _URL_IN_TEXT = re.compile(rf"(?:(?<=')|(?<=(\"))){_BEGIN}(?:\\.|(?(1)[^\"\\]|[^'\\]))*|{_BEGIN}\S+")
 _ENCODED = re.compile(r"%(?:25)*(23|3a|3b|3f|40)", re.IGNORECASE)
+# Names of parameters that hold a credential, in small letters, without - and _: of presigned URLs, by the pages of
+# AWS, Google, Azure (SAS) and Alibaba on them, of OAuth 2 (RFC 6749, 6750, 7521), of GitLab, and usual ones.
+_CREDENTIAL = re.compile(
+    "x(?:amz|goog|oss).+|sig(?:nature)?|hmac|jwt|sas|(?:aws|oss)?accesskeyid|googleaccessid|(?:client)?(?:secret|assertion)"
+    "|(?:access|api|auth|bearer|id|job|private|refresh|sas|security|session)?token|bearer|sessionid"
+    "|(?:access|api|auth|private|secret|secretaccess|subscription)?key|auth(?:orization)?|credentials?|pass(?:word|wd)?|pwd"
+)
+# What ends a URL in a text, such as in JSON or SQL: none of it stands in a URL, or only as a sign of quoting.
+_WORD = re.compile(r"[^\s\"'<>{}|^`]+")
+_SLASH = re.compile(r"[/\\]|%(?:25)*(?:2f|5c)", re.IGNORECASE)
+_SIGNED = "parameters, a query or a fragment"
+_GIVEN = re.compile(r"[?#;&]([\w.-]+)=.")
 _USER_IS_A_NAME = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs")  # of a person, or of a container
 
 
@@ -166,8 +179,9 @@ def url_fault(name: str, value: str) -> str:
 
 
 def without_url_secrets(text: str) -> str:
-    """Return a message with each URL in it that may hold a secret cut down to its scheme."""
-    return _URL_IN_TEXT.sub(lambda url: f"{url[0].partition('/')[0]}//…" if _secret_part(url[0]) else url[0], text)
+    """Return a message with each URL in it that may hold a secret cut down to its scheme, or before its first slash."""
+    text = _URL_IN_TEXT.sub(lambda url: f"{url[0].partition('/')[0]}//…" if _secret_part(url[0]) else url[0], text)
+    return _WORD.sub(lambda word: f"{_SLASH.split(word[0])[0]}/…" if _is_signed(word[0]) else word[0], text)
 
 
 def _secret_part(text: str) -> str:
@@ -177,7 +191,14 @@ def _secret_part(text: str) -> str:
         rest = text[url.end() :] if url.start() == 0 else text[url.end() :].split()[0]
         if part := _secret_part_of(url[1].lower(), _ENCODED.sub(lambda octet: chr(int(octet[1], 16)), rest)):
             return part
-    return ""
+    return _SIGNED if any(map(_is_signed, _WORD.findall(text))) else ""
+
+
+def _is_signed(word: str) -> bool:
+    """Tell whether a word is an address without a scheme, such as ``host/k?sig=…``, with a credential in its query."""
+    path = _SLASH.split(unquote(unquote(word)), maxsplit=1)[1:]
+    names = [name.lower().replace("-", "").replace("_", "") for name in _GIVEN.findall(path[0])] if path else []
+    return any(map(_CREDENTIAL.fullmatch, names))
 
 
 def _secret_part_of(scheme: str, rest: str) -> str:
@@ -185,7 +206,7 @@ def _secret_part_of(scheme: str, rest: str) -> str:
     user, at, _ = authority.rpartition("@")
     port = authority.partition(":")[2]
     if re.search(r"[;?#].", rest, re.DOTALL):
-        return "parameters, a query or a fragment"
+        return _SIGNED
     if ":" in user or (port.strip("0123456789") and "@" in rest):  # a cloud's password may hold a slash
         return "a password"
     return "a user, which may be a token" if at and scheme not in _USER_IS_A_NAME else ""

@@ -31,6 +31,20 @@ SECRET = [
     *(f"{scheme}://alice:{CANARY}@h/x" for scheme in ("s3", "sftp", "HTTPS", "ssh")),
     *(f"{user}@h/x" for user in (f"s3://a%3A{CANARY}", f"https://{CANARY}", f"s3://:{CANARY}", f"s3://k:a/{CANARY}")),
     *(f"https://{CANARY}%40h/x", f"https:/h/x?{CANARY}", f" https://h/x?{CANARY}", f"https:///h?{CANARY}"),
+    *(
+        f"{place}k?sig={CANARY}"
+        for place in ("//host/", "https:host/", "host/", "host:8080/a/", "\\\\host\\", "./", "see h/")
+    ),
+    *(
+        f"host/k?v=1&{name}={CANARY}"
+        for name in ("X-Amz-Signature", "x-goog-credential", "access_token", "KEY", "%73ig")
+    ),
+    *(f"host/k{sign}{CANARY}" for sign in ("#token=", ";jwt=", "%3Fsig%3D", "%253Fsig=", "?a#b&password=")),
+    *(
+        f'{{"url":"host/k?sig={CANARY}"}}',
+        f"host%2Fk%3Fsig%3D{CANARY}",
+        f"acct.blob.core.windows.net/c?sp=r&sig={CANARY}",
+    ),
     *(f"'{SIGNED}'", f'"{SIGNED}"', f"<{SIGNED}>", f"see {SIGNED}", f"s3://open/x and https://a:{CANARY}@h/x"),
 ]
 OPEN = [
@@ -38,6 +52,23 @@ OPEN = [
     *("http://localhost:9000/a@b", "sftp://alice@host:22/x", "abfs://container@account.dfs.core.windows.net/x"),
     *("/data/a?b#c;d.db", "~/x#1", "a@b:c", "user:alice:likes?", "C:/x?", "what? a/b", "Ada Lovelace, 2026-11-20"),
     *("see https://wiki/page; then ask", "as said? https://wiki/page: why?", "'s3://bucket/x'"),
+    *(
+        "is it done? yes",
+        "a/b? c=d",
+        "a/b?c=d",
+        "docs/*.md?",
+        "either/or? key=value",
+        "and/or?monkey=1&page_token_count=2",
+    ),
+    *(
+        '{"a":"x/y","b":"?key=1"}',
+        '{"a": "b/c?d=e"}',
+        "SELECT a/b FROM t WHERE key=?",
+        "x/y='?key=1'",
+        "k?sig=1",
+        "1/2;3",
+    ),
+    *("/data/a?v=1.db", "C:\\a\\b?c=1", "a/key=1/part?", "/sig=1/token=2", "TOKEN=x/y", "hosts/a#b=c"),
     "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name",
 ]
 
