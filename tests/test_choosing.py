@@ -129,7 +129,7 @@ async def refused_until_named(database: Settings, older: Backup, newer: Path, *,
         assert failed.remedy
         if known:  # by its manifest, and not only once its bytes are read
             assert older.path.name in failed.observed
-            assert f"-p backup {older.path.name}" in failed.remedy
+        assert f"-p backup {older.path.name}" in failed.remedy
     assert (await nb.restore_database(database, backup=older.path.name)).ok
     assert (await nb.roll_back(database, to=older.path.name)).ok
 
@@ -177,6 +177,39 @@ async def test_a_newer_one_that_was_renamed_counts_by_its_manifest(name: str, da
     assert renamed.exists(), "what was renamed is kept by hand"
     assert list_backups(database.backup_dir)[0][-1].facts["sequence"] == 3
     assert (await nb.restore_database(database)).ok, "it is older now"
+
+
+@pytest.mark.parametrize("name", [name for name in RENAMED if not name.startswith("as ")])
+async def test_a_renamed_one_whose_manifest_is_damaged_is_named_as_perhaps_newer(name: str, database: Settings) -> None:
+    older, newer = await taken(database), await taken(database)
+    _cut(newer)
+    _renamed(*RENAMED[name])(newer)
+    report = await nb.restore_database(database)
+    chosen = next(check for check in report.checks if check.id == "backup")
+    assert (chosen.status, older.path.name in chosen.observed) == ("warn", True)
+    assert printable(RENAMED[name][1] or f"{RENAMED[name][0]}.manifest.json") in chosen.observed
+    assert "may be newer" in chosen.observed
+    older.path.unlink()
+    assert printable(RENAMED[name][1] or RENAMED[name][0]) in str(await nb.restore_database(database)), (
+        "of none as well"
+    )
+
+
+async def test_where_the_newest_is_damaged_the_newest_that_is_whole_is_named(database: Settings) -> None:
+    first, second, third, kept, newest = [
+        await taken(database, reason=reason) for reason in ("a", "b", "c", "pre_repair", "d")
+    ]
+    for damaged in (third, newest):
+        _flip(damaged)
+    for given in (None, newest.path.name):
+        failed = next(check for check in (await nb.restore_database(database, backup=given)).checks if check.failed)
+        assert newest.path.name in failed.observed
+        assert failed.remedy.endswith(f"-p backup {second.path.name}")
+    for damaged in (first, second):
+        _flip(damaged)
+    failed = next(check for check in (await nb.restore_database(database)).checks if check.failed)
+    assert failed.remedy == "choose another backup"
+    assert (await nb.restore_database(database, backup=kept.path.name)).ok
 
 
 async def test_a_copy_of_the_newest_under_another_name_is_none_that_is_passed_over(database: Settings) -> None:

@@ -23,9 +23,11 @@ from abathur_nb.operate.content import Content
 from abathur_nb.wording import MB, age, is_ahead, moment_of, printable, shown
 
 __all__ = [
+    "ANOTHER",
     "Backup",
     "file_sha256",
     "find_backup",
+    "in_place_of",
     "list_backups",
     "manifest_of",
     "newest_fit",
@@ -39,6 +41,7 @@ __all__ = [
     "zstd_module",
 ]
 
+ANOTHER = "choose another backup"  # the remedy of one that is damaged: `in_place_of` names it
 MANIFEST = ".manifest.json"  # behind the name of the backup
 # Taken before something replaces or repairs a database: what stood there then is, as a rule, not wanted back.
 BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback", "rescued")
@@ -194,9 +197,19 @@ def _listed(folder: Path) -> tuple[list[Backup], dict[str, str]]:
     for name in (name for name in names if MANIFEST in name):
         backup = name.replace(MANIFEST, "", 1)  # of both, if each got a suffix more, such as .bak
         if not NAME.fullmatch(backup):  # renamed; whether the manifest is ours, it says itself
-            with suppress(RefusedError):
+            try:
                 found.append(_read_manifest(folder / backup, folder / name))
+            except RefusedError as error:
+                if _may_be_ours(folder / backup, folder / name):
+                    faults[backup] = error.observed
     return sorted(found, key=lambda backup: backup.order), faults
+
+
+def _may_be_ours(path: Path, manifest: Path) -> bool:
+    """Return whether a manifest that can't be read may be that of a renamed backup. Read-only."""
+    with suppress(OSError, ValueError):
+        return os.path.lexists(path) or b"sha256_of_file" in read_regular(manifest)
+    return False
 
 
 def _names(folder: Path) -> list[str]:
@@ -283,6 +296,7 @@ def find_backup(
         others = [b for b in found if b not in own and not b.before_a_change and b.order[:2] > chosen.order[:2]]
         worse += [f"{b.path.name}: {why}" for b in others if (why := _elsewhere(b, database))]
     worse += [fault for file, fault in faults.items() if _may_be_newer(file, chosen)]
+    renamed = [fault for file, fault in faults.items() if not NAME.fullmatch(file)]
     # What a change or a person kept is never taken unasked, and may still be the best there is.
     kept = [
         b.path.name
@@ -290,7 +304,9 @@ def find_backup(
         if (b.before_a_change or b.renamed) and not b.unfit and all(map(os.path.lexists, (b.path, b.manifest)))
     ]
     if chosen is None:
-        known = "; ".join([*worse, *(f"{b.path.name} was taken before a change" for b in newer if b.before_a_change)])
+        known = "; ".join(
+            [*worse, *renamed, *(f"{b.path.name} was taken before a change" for b in newer if b.before_a_change)]
+        )
         remedy = f"name one: -p backup {quote(kept[-1]) if kept else 'FILE'}"
         raise RefusedError(f"{folder} holds no backup of {env} that serves: {known or 'there is none at all'}", remedy)
     if worse:
@@ -298,7 +314,19 @@ def find_backup(
         remedy = f"to take the older one, and lose what came since: -p backup {quote(chosen.path.name)}"
         remedy += f"; newer, and taken by its name only: -p backup {quote(kept[-1])}" if kept else ""
         raise RefusedError(observed + "; ".join(worse), remedy)
-    return chosen, [f"{b.path.name} is newer, taken before a change: it is taken by name only" for b in newer]
+    notes = [f"{b.path.name} is newer, taken before a change: it is taken by name only" for b in newer]
+    return chosen, [*notes, *(f"what was renamed may be newer: {fault}" for fault in renamed)]
+
+
+def in_place_of(damaged: Backup, folder: Path, env: str, database: Path) -> str:
+    """Return the remedy of a damaged backup: the newest other one that serves and whose bytes are proven. Read-only."""
+    of_env = [b for b in list_backups(folder)[0] if b.facts["env"] == env and b.path != damaged.path]
+    for backup in reversed(of_database(of_env, env, database) or of_env):
+        with suppress(OSError):
+            if newest_fit([backup]) and not _bytes_fault(backup):
+                told = f"{backup.path.name}, {age(backup.taken_at)}"
+                return f"to take {told}, and lose what came since: -p backup {quote(backup.path.name)}"
+    return ANOTHER
 
 
 def _may_be_newer(file: str, chosen: Backup | None) -> bool:
@@ -316,21 +344,25 @@ def unpack(backup: Backup, scratch: Path) -> Path:
     Raises RefusedError if a single byte is another than when it was taken.
     """
     try:
-        size, found = os.lstat(backup.path).st_size, file_sha256(backup.path)
+        fault = _bytes_fault(backup)
     except OSError as error:
         cause = os_cause(error, backup.path)
         raise RefusedError(f"{backup.path} cannot be read: {cause.observed}", cause.remedy) from None
-    wanted = backup.facts["sha256_of_file"]
-    if (found, size) != (wanted, backup.facts["bytes"]):
-        size_told = (
-            f"{size:,} bytes of {backup.facts['bytes']:,}, sha256 {found[:12]}… where {wanted[:12]}… was written"
-        )
-        raise RefusedError(f"{backup.path} is damaged: {size_told}", "choose another backup")
+    if fault:
+        raise RefusedError(f"{backup.path} is damaged: {fault}", ANOTHER)
     if not backup.compressed:
         return backup.path
     target = scratch / backup.path.stem
     _decompress(backup, target)
     return target
+
+
+def _bytes_fault(backup: Backup) -> str:
+    """Say in what the bytes of a backup are others than its manifest says; empty if in nothing. Raises OSError."""
+    size, found, wanted = os.lstat(backup.path).st_size, file_sha256(backup.path), backup.facts["sha256_of_file"]
+    if (found, size) == (wanted, backup.facts["bytes"]):
+        return ""
+    return f"{size:,} bytes of {backup.facts['bytes']:,}, sha256 {found[:12]}… where {wanted[:12]}… was written"
 
 
 def _decompress(backup: Backup, target: Path) -> None:
@@ -345,7 +377,7 @@ def _decompress(backup: Backup, target: Path) -> None:
     )
     large = RefusedError(
         f"{backup.path} is damaged: {backup.facts['bytes']:,} bytes unpack to more than {min(told or most, most):,}",
-        "choose another backup",
+        ANOTHER,
     )
     if told > most:
         raise large
@@ -364,13 +396,13 @@ def _decompress(backup: Backup, target: Path) -> None:
                     raise full
                 plain.write(chunk)
     except (zstd.ZstdError, EOFError, MemoryError) as error:
-        raise RefusedError(f"{backup.path} can't be unpacked: {error}", "choose another backup") from None
+        raise RefusedError(f"{backup.path} can't be unpacked: {error}", ANOTHER) from None
     if told and written != told:
         observed = f"{backup.path} unpacks to {written:,} bytes of {told:,}"
-        raise RefusedError(observed, "choose another backup")
+        raise RefusedError(observed, ANOTHER)
     with target.open("rb") as plain:
         if plain.read(16) != b"SQLite format 3\0":  # else the live database would be blamed
-            raise RefusedError(f"{backup.path} is not a SQLite database, once unpacked", "choose another backup")
+            raise RefusedError(f"{backup.path} is not a SQLite database, once unpacked", ANOTHER)
 
 
 def zstd_module() -> Any:
