@@ -187,7 +187,7 @@ def _judge(path: str, until: float) -> dict[str, int] | None:
         index, header = _index(path), os.pread(log, _HEADER, 0)
         if not header:
             return {"frames": 0, "read": 0, "torn": -1}
-        found = None if index is None else _frames(log, header, index, until)
+        found = None if index is None else _frames(log, header, index, _page_size(path), until)
         if found and found["torn"] == -2 and (_index(path), os.pread(log, _HEADER, 0)) != (index, header):
             return None
         if index is None or found is None or found["torn"] < 0:
@@ -202,14 +202,20 @@ def _judge(path: str, until: float) -> dict[str, int] | None:
         os.close(log)
 
 
-def _frames(log: int, header: bytes, index: dict[str, Any], until: float) -> dict[str, int] | None:
-    """Sum up the frames of a log; None where its index is of another round."""
+def _page_size(path: str) -> int:
+    """Return the page size in the header of a database, 0 where it has none, as when all of it is in the log."""
+    with os.fdopen(_open(path), "rb") as file:
+        size = int.from_bytes(file.read(18)[16:], "big")
+    return 65_536 if size == 1 else size if size >= 512 else 0
+
+
+def _frames(log: int, header: bytes, index: dict[str, Any], pages: int, until: float) -> dict[str, int] | None:
+    """Sum up the frames of a log of ``pages`` of so many bytes; None where its index is of another round."""
     order, page = _MAGICS.get(header[:4]), int.from_bytes(header[8:12], "big")
-    is_header = order is not None and 512 <= page <= 65_536
-    frame = (page if is_header else 4096) + _FRAME_HEADER
-    places, read, salts = (os.fstat(log).st_size - _HEADER) // frame, index["frames"], header[16:24]
-    if order is None or not is_header or _sums(order, header[:24], form=">") != header[24:]:
-        return {"frames": max(places, 0), "read": read, "torn": 0 if places > 0 else -1}
+    frame, read, salts = (pages or page) + _FRAME_HEADER, index["frames"], header[16:24]
+    places = (os.fstat(log).st_size - _HEADER) // frame
+    if order is None or page + _FRAME_HEADER != frame or _sums(order, header[:24], form=">") != header[24:]:
+        return {"frames": places, "read": read, "torn": 0 if places > 0 else -1}
     if salts != index["salts"]:  # before the first frame of a new round, the old ones are in the database
         return None if read else {"frames": 0, "read": 0, "torn": -1}
     last, sums, broken, row = read, header[24:], 0, 0

@@ -101,7 +101,7 @@ async def bound(conn: Connection, path: Path, *, timed: bool = True) -> None:
     deadline = monotonic() + BOUND_S + size / MB
 
     def limit(of: sqlite3.Connection) -> None:
-        of.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, size + BOUND_BYTES)
+        of.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, min(size + BOUND_BYTES, 2**31 - 1))
         if timed:
             of.set_progress_handler(lambda: monotonic() > deadline, _STEPS)
 

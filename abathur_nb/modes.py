@@ -1,21 +1,23 @@
-"""What the file system says of a database: who may use its files, under how many names, how large its log is."""
+"""What the files of a database say: who may use them, under how many names, how large and how whole its log is."""
 
 import os
 import stat
 from pathlib import Path
 from shlex import quote
 
+from abathur_nb.apart import ask
 from abathur_nb.connection import SIDE_FILES
 from abathur_nb.location import has_access_list, writable_by_others
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.target import give_to_owner
-from abathur_nb.wording import user_name
+from abathur_nb.wording import counted, user_name
 
-__all__ = ["FILE_MODES", "file_modes", "file_names", "wal_size"]
+__all__ = ["FILE_MODES", "file_modes", "file_names", "log_check", "wal_size"]
 
 FILE_MODES = "file_modes"
 _MB = 1_000_000
+_LOG_S, _FRAMES_A_SECOND = 10, 10_000  # how long a look at the log may take, and how much a slow machine sums up
 
 
 async def file_modes(path: Path) -> Check:
@@ -70,10 +72,7 @@ async def file_names(path: Path) -> Check:
 
 async def wal_size(path: Path, settings: Settings) -> Check:
     """Check that the write-ahead log is no larger than the settings allow. Read-only."""
-    try:
-        size = os.lstat(f"{path}-wal").st_size / _MB
-    except FileNotFoundError:
-        size = 0.0
+    size = _log_bytes(path) / _MB
     return Check.that(
         "wal_size",
         size <= settings.max_wal_mb,
@@ -82,4 +81,39 @@ async def wal_size(path: Path, settings: Settings) -> Check:
         remedy="run troubleshoot.ipynb: it names the reader that keeps SQLite from resetting the WAL, if there is one",
         otherwise="warn",
         name="WAL size",
+    )
+
+
+def _log_bytes(path: Path) -> int:
+    try:
+        return os.lstat(f"{path}-wal").st_size
+    except FileNotFoundError:
+        return 0
+
+
+def log_check(path: Path, seconds: int = 0) -> Check:
+    """Check that the log is whole to its last commit; a connection must have read the database. Read-only.
+
+    It is skipped if it takes more than ``seconds``; without them it takes as long as the log is large. What is behind a
+    damaged frame, the first process that reads the log anew does not read, and the next writer overwrites. An
+    unfinished last transaction is normal.
+    """
+    size, patient = _log_bytes(path), not seconds
+    seconds = seconds or _LOG_S + size // 4096 // _FRAMES_A_SECOND
+    found = ask("log", path, str(seconds)) if size else {"frames": 0, "read": 0, "torn": -1}
+    expected = "each frame is as it was written, to the last commit"
+    if found is None or (found["torn"] == -2 and not patient):
+        return Check("log", "skip", expected, f"could not tell: {seconds} s are too short for a look at it")
+    if found["torn"] == -2:
+        observed = f"could not run: its {found['frames']:,} frames were not summed up in {seconds} s"
+        return Check("log", "error", expected, observed, "run this again when the machine is idle")
+    where = f"frame {found['torn']:,}" if found["torn"] else "its header"
+    damaged = f"of {found['frames']:,} frames SQLite reads {found['read']:,}\ncause: {where} is damaged"
+    copy = " ".join(("cp -p", *(quote(f"{path}{suffix}") for suffix in ("", "-wal")), "DIR/"))
+    return Check.that(
+        "log",
+        found["torn"] < 0,
+        expected=expected,
+        observed=counted(found["read"], "frame") if found["torn"] < 0 else damaged,
+        remedy=f"first copy the database with its log, which the next writer overwrites: {copy}; stop its processes",
     )

@@ -17,7 +17,7 @@ from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, SchemaObject, ex
 from abathur_nb.filesystems import mounted_files
 from abathur_nb.guarded import Connection
 from abathur_nb.limits import add_functions, stored
-from abathur_nb.modes import FILE_MODES, file_modes, file_names, wal_size
+from abathur_nb.modes import FILE_MODES, file_modes, file_names, log_check, wal_size
 from abathur_nb.names import names_check
 from abathur_nb.objects import OTHERS, indexes_check, others_check, sequences_check, tables_check
 from abathur_nb.report import Check, Report, run_check
@@ -34,6 +34,7 @@ from abathur_nb.wording import counted, shown, some
 __all__ = ["FILE_MODES", "HEADER", "database_checks", "file_checks", "file_modes", "validate_database"]
 
 HEADER = "header"
+_LOG_S = 2  # for a look at the log, which grows while this reads
 # What an index or a generated column may end a check with, though each page is sound.
 _OF_AN_EXPRESSION = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
 _COMPUTED = 3  # columns of an index, each as long as a value may be
@@ -118,10 +119,10 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
         async with connect(path, settings=settings) as conn, connect(path, settings=settings) as beside:
             # It reads each page once: a map and a cache of them would only take memory.
             await beside.executescript("PRAGMA mmap_size = 0; PRAGMA cache_size = -4000;")
-            # No SQL returns that byte.
-            asked = asyncio.to_thread(ask, "header", path)
-            checks, fault = await asyncio.gather(database_checks(conn, path, settings, beside=beside), asked)
-            return (*checks, *_header(fault, settings), *mounted_files(path), lost)
+            # No SQL returns that byte, nor what is behind the part of a log that SQLite reads.
+            asked = (asyncio.to_thread(ask, "header", path), asyncio.to_thread(log_check, path, _LOG_S))
+            checks, fault, log = await asyncio.gather(database_checks(conn, path, settings, beside=beside), *asked)
+            return (*checks, log, *_header(fault, settings), *mounted_files(path), lost)
     except (sqlite3.Error, OSError, AbathurError) as error:
         _, found = await explain_unopened(path, error)
         observed = f"could not run: {found.observed}"

@@ -1,6 +1,7 @@
 """A look at the log of a database speaks of one moment: damage is found, and what writers leave behind is none."""
 
 import os
+import py_compile
 import sqlite3
 import subprocess
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 from damage import held
 
-from abathur_nb.operate import surroundings
-from abathur_nb.operate.surroundings import log_check
+from abathur_nb import apart, modes
+from abathur_nb.modes import log_check
 
 _FRAME = 4096 + 24
 _PROGRAM = """
@@ -122,6 +123,26 @@ def test_a_damaged_log_is_found_after_it_was_read_anew(name: str, db: Path) -> N
     assert check.status == "fail"
 
 
+@pytest.mark.parametrize("bits", [0x01, 0x90, 0xFF])  # of the page size: a larger one, with which no frame is whole
+@pytest.mark.parametrize("in_use", [True, False])
+def test_any_damaged_byte_of_the_header_is_found(in_use: bool, bits: int, db: Path) -> None:
+    write(db, 1)
+    log, index = Path(f"{db}-wal"), Path(f"{db}-shm")
+    content, missed = log.read_bytes(), []
+    for place in range(32):
+        with closing(sqlite3.connect(db)) as conn:
+            index.unlink(missing_ok=True)
+            log.write_bytes(content)
+            if in_use:
+                conn.execute("SELECT * FROM t")
+            with log.open("r+b") as file:
+                file.write(bytes([*content[:place], content[place] ^ bits, *content[place + 1 : 32]]))
+            conn.execute("SELECT * FROM t")
+            check = log_check(db)
+            missed += [] if f"SQLite reads {1 if in_use else 0}\n" in check.observed else [(place, check.observed)]
+    assert missed == []
+
+
 def test_commits_that_are_cut_off_are_found_after_somebody_has_written_since(db: Path) -> None:
     write(db, 1, 5, 5, 5)
     damage(db, 4)
@@ -134,9 +155,21 @@ def test_commits_that_are_cut_off_are_found_after_somebody_has_written_since(db:
 def test_a_log_that_is_too_large_to_be_judged_in_time_is_not_called_whole(
     db: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surroundings, "_LOG_S", 0)
+    monkeypatch.setattr(modes, "_LOG_S", 0)
     with held(db, "SELECT * FROM t"):
         write(db, 1, 5)
         check = log_check(db)
     assert check.status == "error"  # a repair would write over what nobody has looked at
     assert "were not summed up" in check.observed
+
+
+def test_bytecode_of_an_older_source_is_not_run(tmp_path: Path) -> None:
+    source = tmp_path / "apart.py"
+    source.write_text(Path(apart.__file__).read_text())
+    py_compile.compile(str(source))
+    source.write_text(source.read_text().replace('.file_digest(file, "sha256")', '.new("md5")'))
+    os.utime(source, (2**32, 2**32))
+    program = "import apart, sys; print(len(apart.ask('digest', sys.argv[1])))"
+    command = [sys.executable, "-B", "-c", program, str(source)]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout == "32\n"

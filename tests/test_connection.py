@@ -1,6 +1,7 @@
 """The one way to open a connection: set, read back, closed whatever happens, and errors that say what to do."""
 
 import asyncio
+import os
 import sqlite3
 import subprocess
 import threading
@@ -203,3 +204,10 @@ def test_an_error_of_sqlite_says_what_to_do(code: int | None, kind: type[Excepti
     assert type(explained) is kind
     assert str(explained).startswith(str(tmp_path / "x.db") if code != sqlite3.SQLITE_FULL else "the disk of")
     assert told in str(explained)
+
+
+async def test_files_of_more_than_two_gigabytes_are_opened(database: Settings) -> None:
+    Path(f"{database.db_path}-wal").touch()
+    os.truncate(f"{database.db_path}-wal", 2**31)  # takes no room
+    async with connect(database.db_path, settings=database) as conn:
+        assert await pragma(conn, "user_version") == 1

@@ -365,23 +365,39 @@ async def test_a_large_log_that_nobody_reads_is_emptied_and_no_row_is_lost(datab
         assert conn.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
 
 
-@pytest.mark.parametrize("damage", ["header", "a frame", "all of it"])
-async def test_a_log_that_sqlite_does_not_read_to_its_end_is_left_as_it_is(damage: str, database: Settings) -> None:
+@pytest.mark.parametrize("damage", ["header", "page size", "a frame", "all of it"])
+async def test_a_log_that_sqlite_does_not_read_to_its_end_is_kept_and_the_database_usable(
+    damage: str, database: Settings
+) -> None:
     path = database.db_path
     log, small = Path(f"{path}-wal"), replace(database, max_wal_mb=0)
-    run_and_die(path, f"{TASK}; {SESSION};")
+    run_and_die(path, f"{TASK}; {SESSION}; {MEMORY};")
     content = bytearray(log.read_bytes())
-    where = {"header": 24, "a frame": 32 + 24 + 100, "all of it": 0}[damage]
+    behind = next(at for at in range(32, len(content), 4096 + 24) if any(content[at + 4 : at + 8])) + 4096 + 24
+    where = {"header": 24, "page size": 9, "a frame": behind + 100, "all of it": 0}[damage]
     content[where] ^= 1
     content = bytearray(b"?" * len(content)) if damage == "all of it" else content
     Path(f"{path}-shm").unlink()
     log.write_bytes(content)
-    for repair in (False, True):
-        report = await nb.troubleshoot(small, repair=repair)
-        assert report.refused
-        assert failing(report) == {"log"}
-        assert re.match(r"of \d+ frames SQLite reads \d+\n", check_of(report, "log").observed)
-        assert log.read_bytes() == content
+    assert "repair it: papermill troubleshoot.ipynb" in check_of(await nb.validate_database(small), "log").remedy
+    with untouched(path):
+        plan = await nb.troubleshoot(small)
+    assert failing(plan) == {"log"}
+    assert re.match(r"of \d+ frames SQLite reads \d+\n", check_of(plan, "log").observed)
+    assert f"{path}-wal DIR/; stop its processes; then {REPAIR}" in check_of(plan, "log").remedy
+    with held(path, "SELECT 1 FROM sessions"):
+        report = await nb.troubleshoot(small, repair=True)
+        assert (report.refused, failing(report)) == (True, {"log", "repair"})
+    assert log.read_bytes() == content
+    (await nb.troubleshoot(small, repair=True)).raise_for_failures()
+    (kept,) = path.parent.glob("abathur_aside_*/*-wal")
+    assert kept.read_bytes() == content
+    (await nb.validate_database(small)).raise_for_failures()
+    (await nb.troubleshoot(small)).raise_for_failures()
+    async with nb.Database.open(database) as db:
+        read = 1 if damage == "a frame" else 0
+        async with db.read() as conn:
+            assert [tuple(r) for r in await conn.execute_fetchall("SELECT count(*) FROM tasks")] == [(read,)]
 
 
 async def test_what_a_killed_writer_had_not_committed_is_no_damage(database: Settings) -> None:

@@ -8,13 +8,14 @@ from abathur_nb.connection import connect, explain_error, pragma
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.filesystems import mounted_files
 from abathur_nb.limits import add_functions
+from abathur_nb.modes import log_check
 from abathur_nb.operate.aside import begun
 from abathur_nb.operate.quarantine import affected, digest_of
 from abathur_nb.operate.rebuild import Step
 from abathur_nb.operate.rescue import stray_rows
 from abathur_nb.operate.rows import Change
 from abathur_nb.operate.salvage import SALVAGED, salvaged_before
-from abathur_nb.operate.surroundings import Look, leftovers, leftovers_check, locks_check, log_check, wal_check
+from abathur_nb.operate.surroundings import Look, leftovers, leftovers_check, locks_check, wal_check
 from abathur_nb.operate.treatment import REPAIR, RESTORE, statistics_check, treat
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
@@ -90,6 +91,7 @@ async def _diagnose(settings: Settings) -> Diagnosis:
     # Nothing is planned without that on which the others rest: it would be a part only.
     if checks[0].status == "error" or "integrity" in could_not_run:
         return Diagnosis(checks, refused=True)
+    checks = tuple(check for check in checks if check.id != "log")
     try:
         async with connect(path, settings=settings) as conn:
             await add_functions(conn)
@@ -107,8 +109,11 @@ async def _diagnose(settings: Settings) -> Diagnosis:
         fault = explain_error(path, error)
         failed = Check("diagnosis", "error", "every fault can be looked into", fault.observed, fault.remedy)
         return Diagnosis((*checks, failed))
-    if log.failed:  # a repair would write, and so throw away what is left of it
+    if log.status == "error":
         return Diagnosis((*checks, log), refused=True)
+    if log.failed:  # any other repair would write, and so throw away what is left of it
+        log = replace(log, remedy=f"{log.remedy}; then {REPAIR}, but for the transactions behind the damage")
+        return Diagnosis((*checks, log), ("set log aside",))
     if left := leftovers(settings):
         treatment.deeds.append("sweep")
         treatment.remedies["file_names"] = REPAIR

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from abathur_nb.apart import ask
-from abathur_nb.connection import SIDE_FILES, lock_owners
+from abathur_nb.connection import SIDE_FILES, connect, kept_open, lock_owners
 from abathur_nb.files import fsync, sweep
 from abathur_nb.filesystems import file_system, kind_of
 from abathur_nb.location import ELSEWHERE, free_mb
@@ -17,23 +17,22 @@ from abathur_nb.locks import posix_locks
 from abathur_nb.operate.aside import new_folder, require_movable, users_of
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
-from abathur_nb.wording import MB, counted, process_name
+from abathur_nb.wording import MB, process_name
 
 __all__ = [
     "Look",
     "leftovers",
     "leftovers_check",
     "locks_check",
-    "log_check",
     "make_private",
     "move_stale",
+    "set_log_aside",
     "wal_check",
     "why_no_wal",
 ]
 
 _WRITE_LOCK = 120  # the byte of the -shm that a writer of the log locks
 _READ_MARKS = range(123, 128)  # bytes of the -shm that a reader of the log locks (walformat.html, section 2.3)
-_LOG_S, _FRAMES_A_SECOND = 10, 10_000  # how long a look at the log may take, and how much a slow machine sums up
 
 
 class Look(NamedTuple):
@@ -128,33 +127,6 @@ def wal_check(settings: Settings, check: Check, first: Look, then: Look, unpinne
     return replace(check, observed=observed, remedy=remedy)
 
 
-def log_check(path: Path) -> Check:
-    """Judge whether the log is whole to its last commit; a connection must have read the database. Read-only.
-
-    What is behind a damaged frame, the first process that reads the log anew does not read, and the next writer
-    overwrites. An unfinished last transaction is normal.
-    """
-    log = Path(f"{path}-wal")
-    seconds = _LOG_S + (log.stat().st_size if log.exists() else 0) // 4096 // _FRAMES_A_SECOND
-    found = ask("log", path, str(seconds))
-    expected = "each frame is as it was written, to the last commit"
-    if found is None:
-        return Check("log", "skip", expected, f"could not tell: it was not still for a look in {seconds} s")
-    if found["torn"] == -2:
-        observed = f"could not run: its {found['frames']:,} frames were not summed up in {seconds} s"
-        return Check("log", "error", expected, observed, "run this again when the machine is idle")
-    where = f"frame {found['torn']:,}" if found["torn"] else "its header"
-    damaged = f"of {found['frames']:,} frames SQLite reads {found['read']:,}\ncause: {where} is damaged"
-    copy = " ".join(("cp -p", *(quote(f"{path}{suffix}") for suffix in ("", "-wal")), "DIR/"))
-    return Check.that(
-        "log",
-        found["torn"] < 0,
-        expected=expected,
-        observed=counted(found["read"], "frame") if found["torn"] < 0 else damaged,
-        remedy=f"stop its writers, then copy the database with its log before it is opened again: {copy}",
-    )
-
-
 def why_no_wal(settings: Settings) -> tuple[str, str]:
     """Say why a database may not be in write-ahead mode, and what forbids to switch it, if anything does. Read-only."""
     path = settings.db_path
@@ -215,3 +187,18 @@ def move_stale(path: Path) -> Path:
     fsync(folder)
     fsync(path.parent)
     return folder
+
+
+async def set_log_aside(settings: Settings) -> Check:
+    """Write what SQLite reads of a damaged log into the database, then move the log into a new directory beside it.
+
+    Raises as `require_movable` does: who has it open may know more of the log than a process that reads it anew.
+    """
+    path = settings.db_path
+    require_movable(path)
+    # The checkpoint leaves the log as it is, and so does the last connection that closes.
+    async with kept_open(settings), connect(path, settings=settings, mode="rw") as conn:
+        await conn.execute_fetchall("PRAGMA wal_checkpoint(FULL)")
+    expected, observed = "a log that is read to its end", f"{move_stale(path)} has the log as it was"
+    remedy = "the transactions behind the damage are in that file alone, and SQLite does not read them: keep it until "
+    return Check("log_aside", "warn", expected, observed, f"{remedy}you know that nobody misses one")

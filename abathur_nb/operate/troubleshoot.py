@@ -19,7 +19,7 @@ from abathur_nb.operate.quarantine import affected, write_quarantine
 from abathur_nb.operate.replacement import finish_begun
 from abathur_nb.operate.rescue import rescue
 from abathur_nb.operate.salvage import SALVAGED, salvage, salvage_path
-from abathur_nb.operate.surroundings import make_private, move_stale
+from abathur_nb.operate.surroundings import make_private, move_stale, set_log_aside
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
@@ -34,6 +34,8 @@ _DEEDS = {
     "rescue": "write what each of these processes holds into a backup abathur_rescued_… in {backups}, and prove that",
     "complete": "go on with the replacement of {path} that was begun",
     "move aside": "move the side files of {path} into a new directory abathur_aside_… beside it",
+    "set log aside": "write what SQLite reads of the log into {path}, then move the log as it is, with what is behind "
+    "the damage, into a new directory abathur_aside_… beside it",
     "roll back": "roll back what a killed writer left half done in {path}, by its journal",
     "salvage": "write what can still be read of {path} to {salvaged}, and leave {path} as it is",
     "wal": "switch {path} to WAL mode",
@@ -93,7 +95,8 @@ def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     salvaged = salvage_path(settings) if "salvage" in found.deeds else ""
     names = {"path": settings.db_path, "backups": settings.backup_dir, "salvaged": salvaged}
     deeds = [_DEEDS[name].format(**names) for name in _DEEDS if name in found.deeds]
-    if not (found.steps or deeds) or {"complete", "move aside", "rescue", "roll back", "salvage"} & set(found.deeds):
+    alone = {"complete", "move aside", "rescue", "roll back", "salvage", "set log aside"}
+    if not (found.steps or deeds) or alone & {*found.deeds}:
         return tuple(deeds)
     steps = [f"back up {settings.db_path} as abathur_pre_repair_… in {settings.backup_dir}, and prove that backup"]
     if found.changes:
@@ -134,6 +137,8 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
         remedy = wanted(await identify(settings), settings).remedy
         done.append(Check("moved_aside", "warn", "a database", observed, remedy))
         return
+    elif "set log aside" in found.deeds:
+        done.append(await set_log_aside(settings))
     elif "roll back" in found.deeds:
         async with connect(path, settings=settings, mode="rw"):  # the first read by a writer does it
             observed = f"{path} is as it was before the transaction that was killed"
