@@ -37,8 +37,8 @@ HEADER = "header"
 _LOG_S = 2  # for a look at the log, which grows while this reads
 # What an index or a generated column may end a check with, though each page is sound.
 _OF_AN_EXPRESSION = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
-_COMPUTED = 3  # columns of an index, each as long as a value may be
 _MESSAGES = 100  # of integrity_check, which looks at all pages before it compares indexes with their tables
+_COMPUTED = 3  # values for one index, each as long as one may be
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
 
 # What integrity_check says of a row that breaks a rule, which is a fault of the row and not of the file; and of an
@@ -216,14 +216,24 @@ def _damage(messages: Iterable[str]) -> tuple[list[str], list[str]]:
     return corrupt, sorted({index for index in indexes if index}) if all(indexes) else []
 
 
+def _computed(conn: sqlite3.Connection) -> dict[str, int]:
+    """Return how many values SQLite may hold at once for an index, by its table."""
+    return dict(conn.execute(load_queries("inspect.sql")["computed"].sql).fetchall())
+
+
 def _check_pages(conn: sqlite3.Connection) -> list[Any]:
     conn.execute("PRAGMA ignore_check_constraints = ON")
-    # Of a row, SQLite holds all that an index computes at once: hundreds of values as long as one may be.
-    (most,) = conn.execute(load_queries("inspect.sql")["computed"].sql).fetchone()
-    if most > _COMPUTED:
-        limit = conn.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
-        conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit * _COMPUTED // most)
-    return conn.execute(f"PRAGMA integrity_check({_MESSAGES})").fetchall()
+    return _checked(f"integrity_check({_MESSAGES})", max(_computed(conn).values(), default=0), conn)
+
+
+def _checked(check: str, values: int, conn: sqlite3.Connection) -> list[Any]:
+    """Run a check in the memory that a few values of the greatest length take, however many an index computes."""
+    limit = conn.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
+    conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit * _COMPUTED // max(values, _COMPUTED))
+    try:
+        return conn.execute(f"PRAGMA {check}").fetchall()
+    finally:
+        conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)
 
 
 def _of_others(message: str) -> bool:
@@ -235,10 +245,11 @@ def _of_others(message: str) -> bool:
 async def _integrity_by_table(conn: Connection, restore: str) -> Check:
     """Check each table by itself, where an index computes what this process does not know, or beyond its bound."""
     expected, faults, unknown = "integrity_check says ok of each table", list[str](), list[str]()
+    computed = await conn.apply(_computed)
     for (table,) in await conn.execute_fetchall(load_queries("inspect.sql")["tables"].sql):
         for check in ("integrity_check", "quick_check"):  # which computes no index
             try:
-                rows = await conn.execute_fetchall(f"PRAGMA {check}({quoted(table)})")
+                rows = await conn.apply(partial(_checked, f"{check}({quoted(table)})", computed.get(table, 0)))
             except sqlite3.DatabaseError as error:
                 if error.sqlite_errorcode & 0xFF not in _OF_AN_EXPRESSION:
                     raise

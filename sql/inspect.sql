@@ -11,14 +11,17 @@ FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid;
 SELECT ifnull(sum(length(CAST(sql AS BLOB))), 0) FROM sqlite_master;
 
 -- name: computed
--- The most columns of one index that SQLite computes: expressions, and generated columns.
-SELECT ifnull(max(number), 0) FROM (
-    SELECT count(*) AS number FROM sqlite_master AS found, pragma_index_xinfo(found.name) AS part
-    WHERE found.type = 'index' AND (part.cid = -2 OR EXISTS (
-        SELECT 1 FROM pragma_table_xinfo(found.tbl_name) AS shown WHERE shown.cid = part.cid AND shown.hidden > 1
-    ))
-    GROUP BY found.rowid
-);
+-- The tables whose indexes compute something, with the most values that one of them may hold at once: columns, arguments
+-- and the lists of IN are separated by commas.
+SELECT found.tbl_name AS "table", max(length(found.sql) - length(replace(found.sql, ',', '')) + 1) AS number
+FROM sqlite_master AS found
+WHERE found.sql LIKE '%,%,%,%' AND (
+    found.type = 'index' AND (
+        found.sql LIKE '%where%' OR EXISTS (SELECT 1 FROM pragma_index_xinfo(found.name) WHERE cid = -2)
+    )
+    OR EXISTS (SELECT 1 FROM pragma_table_xinfo(found.tbl_name) WHERE hidden > 1)
+)
+GROUP BY found.tbl_name;
 
 -- name: tables
 -- Every table whose rows are content: SQLite's own sequences too, its statistics not. A virtual table has no rows of
