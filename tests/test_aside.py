@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from damage import fingerprint, untouched
 from hostile import BYTES, reshaped
+from situations import gone
 from test_backup import content_of, taken
 
 import abathur_nb as nb
@@ -81,3 +82,31 @@ def test_a_journal_of_any_other_shape_is_refused_and_nothing_is_moved(begun: Pat
         assert str(journal) in caught.value.observed, what
         assert journal.read_bytes() == content
     assert {path: fingerprint(path) for path in database.db_path.parent.rglob("*") if path != journal} == before
+
+
+@pytest.mark.parametrize("content", [b"{}", b"", sealed({"folder": "abathur_aside_20260101_000000_000"}), None])
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_journal_that_nobody_can_complete_is_moved_aside_and_the_database_usable(
+    is_there: bool, content: bytes | None, database: Settings
+) -> None:
+    path, journal = database.db_path, journal_of(database.db_path)
+    await taken(database)
+    if content is None:
+        journal.mkdir()
+    else:
+        journal.write_bytes(content)
+    if not is_there:
+        gone(database)
+    for look in (nb.initialize_database, nb.validate_database, nb.restore_database):
+        assert any("troubleshoot.ipynb" in check.remedy for check in (await look(database)).checks)
+    plan = await nb.troubleshoot(database)
+    assert not plan.refused
+    with untouched(path):
+        done = await nb.troubleshoot(database, repair=True)
+    (aside,) = path.parent.glob("abathur_aside_*/*")
+    assert aside.is_dir() if content is None else aside.read_bytes() == content
+    assert done.ok is is_there
+    if not is_there:
+        assert "restore.ipynb" in done.checks[-1].remedy
+        (await nb.restore_database(database, apply=True)).raise_for_failures()
+    (await nb.validate_database(database)).raise_for_failures()

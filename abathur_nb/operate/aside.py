@@ -22,9 +22,23 @@ from abathur_nb.filesystems import mounted_files
 from abathur_nb.target import journal_of
 from abathur_nb.wording import process_name
 
-__all__ = ["begun", "complete", "discard", "new_folder", "replace_file", "require_movable", "users_of"]
+__all__ = [
+    "JournalError",
+    "begun",
+    "complete",
+    "discard",
+    "new_folder",
+    "replace_file",
+    "require_movable",
+    "set_journal_aside",
+    "users_of",
+]
 
 _FOLDER = "abathur_aside_"
+
+
+class JournalError(RefusedError):
+    """Say that a journal cannot be read, or names a folder that is missing: nobody can complete its replacement."""
 
 
 def new_folder(path: Path) -> Path:
@@ -62,7 +76,7 @@ def replace_file(path: Path, folder: Path, draft: Path) -> list[Path]:
 def begun(path: Path) -> tuple[Path, Path] | None:
     """Return the folder of a replacement that was begun, and where its new database is; None without one. Read-only.
 
-    Raises RefusedError where the journal can't be read, its folder is missing, or another file has taken the name.
+    Raises JournalError where that cannot be known, RefusedError where another file has taken the name.
     """
     journal = journal_of(path)
     try:
@@ -75,8 +89,8 @@ def begun(path: Path) -> tuple[Path, Path] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        remedy = f"see which of the files in {quote(str(path.parent))} is the database, then remove {journal.name}"
-        raise RefusedError(f"{journal} can't be completed: {error}", remedy) from None
+        remedy = "run troubleshoot.ipynb: its plan moves that file aside"
+        raise JournalError(f"{journal} can't be completed: {error}", remedy) from None
     draft = _draft_in(folder, path)
     # Without a draft only the journal is left to be removed: the new database has its name.
     if not draft.exists() or _is_same(path, draft):
@@ -117,6 +131,19 @@ def complete(path: Path) -> list[Path]:
     journal_of(path).unlink()
     fsync(path.parent)
     return moved
+
+
+def set_journal_aside(path: Path) -> list[Path]:
+    """Move a journal that nobody can complete into a new directory; return all that lies in directories of its kind."""
+    folder, journal = new_folder(path), journal_of(path)
+    try:
+        journal.rename(folder / journal.name)
+    except OSError:
+        folder.rmdir()
+        raise
+    fsync(folder)
+    fsync(path.parent)
+    return sorted(path.parent.glob(f"{_FOLDER}*/*"))
 
 
 def _draft_in(folder: Path, path: Path) -> Path:

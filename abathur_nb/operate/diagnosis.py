@@ -9,7 +9,7 @@ from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.filesystems import mounted_files
 from abathur_nb.limits import add_functions
 from abathur_nb.modes import log_check
-from abathur_nb.operate.aside import begun
+from abathur_nb.operate.aside import JournalError, begun
 from abathur_nb.operate.quarantine import affected, digest_of
 from abathur_nb.operate.rebuild import Step
 from abathur_nb.operate.rescue import stray_rows
@@ -69,6 +69,8 @@ async def _diagnose(settings: Settings) -> Diagnosis:
     if target.state == "remains":
         try:
             completes = begun(path)
+        except JournalError as error:
+            return Diagnosis((replace(target.check, observed=error.observed, remedy=REPAIR),), ("set journal aside",))
         except RefusedError as error:
             check = replace(target.check, observed=error.observed, remedy=error.remedy)
             return Diagnosis((check,), refused=True)

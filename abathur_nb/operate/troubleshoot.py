@@ -10,7 +10,7 @@ from abathur_nb.connection import bound, connect, explain_error, kept_open, prag
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import sweep
 from abathur_nb.limits import add_functions
-from abathur_nb.operate.aside import users_of
+from abathur_nb.operate.aside import set_journal_aside, users_of
 from abathur_nb.operate.backup import kept_before
 from abathur_nb.operate.diagnosis import Diagnosis, diagnose
 from abathur_nb.operate.plan import Plan, check_apply, check_file, require
@@ -23,7 +23,7 @@ from abathur_nb.operate.surroundings import make_private, move_stale, set_log_as
 from abathur_nb.report import Check, Report
 from abathur_nb.settings import Settings
 from abathur_nb.sql import load_queries
-from abathur_nb.target import identify, wanted
+from abathur_nb.target import identify, journal_of, wanted
 from abathur_nb.validate import file_checks
 from abathur_nb.wording import counted
 
@@ -33,6 +33,7 @@ _TITLE = "troubleshoot"
 _DEEDS = {
     "rescue": "write what each of these processes holds into a backup abathur_rescued_… in {backups}, and prove that",
     "complete": "go on with the replacement of {path} that was begun",
+    "set journal aside": "move {journal} into a new directory abathur_aside_… beside it, and leave {path} as it is",
     "move aside": "move the side files of {path} into a new directory abathur_aside_… beside it",
     "set log aside": "write what SQLite reads of the log into {path}, then move the log as it is, with what is behind "
     "the damage, into a new directory abathur_aside_… beside it",
@@ -93,9 +94,10 @@ async def troubleshoot(
 def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     """Return, in words and in SQL, what ``_mend`` will do; nothing if there is nothing to mend."""
     salvaged = salvage_path(settings) if "salvage" in found.deeds else ""
-    names = {"path": settings.db_path, "backups": settings.backup_dir, "salvaged": salvaged}
+    journal = journal_of(settings.db_path)
+    names = {"path": settings.db_path, "journal": journal, "backups": settings.backup_dir, "salvaged": salvaged}
     deeds = [_DEEDS[name].format(**names) for name in _DEEDS if name in found.deeds]
-    alone = {"complete", "move aside", "rescue", "roll back", "salvage", "set log aside"}
+    alone = {"complete", "move aside", "rescue", "roll back", "salvage", "set journal aside", "set log aside"}
     if not (found.steps or deeds) or alone & {*found.deeds}:
         return tuple(deeds)
     steps = [f"back up {settings.db_path} as abathur_pre_repair_… in {settings.backup_dir}, and prove that backup"]
@@ -132,6 +134,16 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
         return
     if "complete" in found.deeds:
         done.append(finish_begun(settings))
+    elif "set journal aside" in found.deeds:
+        aside = set_journal_aside(path)
+        observed = f"moved aside by now: {', '.join(map(str, aside))}"
+        remedy = (
+            f"see that {path} holds the rows that you expect: a database or log among these is older than it, or was "
+        )
+        done.append(Check("journal_aside", "warn", "a replacement that is complete", observed, f"{remedy}moved away"))
+        if (target := await identify(settings)).state != "present":
+            done.append(wanted(target, settings))
+            return
     elif "move aside" in found.deeds:
         observed = f"in {move_stale(path)}; no database stands at {path} now"
         remedy = wanted(await identify(settings), settings).remedy
