@@ -244,6 +244,16 @@ def _frames(log: int, header: bytes, index: dict[str, Any], pages: int, until: f
     return {"frames": last, "read": read, "torn": -1}
 
 
+def _logs(*files: str) -> list[str]:
+    """Return which of the files, by the names that /proc has for open ones, begin as a log does."""
+    found = []
+    for name in files:
+        if stat.S_ISREG(os.stat(name).st_mode):
+            with open(name, "rb") as file:  # noqa: PTH123
+                found += [name] if file.read(4) in _MAGICS else []
+    return found
+
+
 def _copy(database: str, log: str, index: str, target: str) -> None:
     """Copy a database and its log, by the names that /proc has for open files, so that both are of one moment.
 
@@ -270,6 +280,7 @@ _LOOKS: dict[str, Callable[..., Any]] = {
     "copy": _copy,
     "digest": _digest,
     "log": _log,
+    "logs": _logs,
     "look": _look,
     "header": _header,
 }

@@ -13,7 +13,7 @@ import aiosqlite
 
 from abathur_nb.errors import BOUND_SQL, MisuseError, RefusedError
 
-__all__ = ["Connection", "refuse_mixing"]
+__all__ = ["Connection", "open_files", "refuse_mixing"]
 
 _HARMLESS = ("rollback", "close")  # they write nothing
 _FORKED = "the store was opened before this process was forked, and SQLite's locks do not outlive a fork"
@@ -169,6 +169,17 @@ def refuse_mixing(path: Path) -> None:
             raise MisuseError(_FORKED, _NO_FORK)
         if handle.names == names and handle.changed():
             raise _split(handle, "nothing was done")
+
+
+def open_files(path: Path) -> dict[Identity, str]:
+    """Return the files that this process has open for the database at ``path``, each with its suffix. Read-only."""
+    names = _names(path)
+    return {
+        file: name.removeprefix(str(path))
+        for handle in tuple(_open)
+        if handle.names == names
+        for file, name in zip(handle.files, names, strict=True)
+    }
 
 
 def _split(handle: _Handle, outcome: str) -> RefusedError:

@@ -2,12 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from time import sleep
 from typing import NamedTuple
 
+from abathur_nb.apart import ask
+from abathur_nb.guarded import open_files
 from abathur_nb.locks import posix_locks
 from abathur_nb.report import Check
 from abathur_nb.wording import process_name
@@ -18,6 +20,7 @@ _DELETED = " (deleted)"
 _ASIDE = re.compile(r"/abathur_aside_[^/]+(?=/[^/]+$)")
 _SUFFIXES = ("", "-wal", "-shm")
 _LOOKS, _PAUSE_S = 6, 0.03  # who closes a database last deletes its log, and has it open for a moment more
+_INDEX_LOCKS = (0, 128)  # the byte that a closed store locks, and the one that each connection to an index locks
 _MAIN_LOCKS = (0, 1073741826)  # the byte that a closed store locks, and the first that each reader locks
 
 
@@ -52,7 +55,7 @@ def _strays(path: Path, pids: Iterable[int]) -> list[Stray]:
             current[suffix] = _identity(os.lstat(f"{path}{suffix}"))
     for pid in pids:
         with suppress(OSError):  # gone meanwhile, another user's, or no directory of the database
-            if stray := _stray(pid, Path(os.path.realpath(path.parent), path.name), current):
+            if stray := _stray(pid, path, current):
                 found.append(stray)
     return found
 
@@ -61,18 +64,24 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _stray(pid: int, path: Path, current: dict[str, tuple[int, int]]) -> Stray | None:
+def _stray(pid: int, given: Path, current: dict[str, tuple[int, int]]) -> Stray | None:
+    path = Path(os.path.realpath(given.parent), given.name)
     files, lost, others = dict[str, str](), dict[str, str](), dict[str, str]()
     name, device = str(path), os.stat(path.parent).st_dev
+    # Where the directory was moved away, this process alone knows by which path it has the files open.
+    ours = open_files(given) if pid == os.getpid() else {}
     for descriptor in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
         where = f"/proc/{pid}/fd/{descriptor}"
         with suppress(OSError):  # closed meanwhile
             link = os.readlink(where)  # noqa: PTH115 - as text
             plain = _ASIDE.sub("", link.removesuffix(_DELETED))
-            if not link.startswith("/") or (found := _identity(os.stat(where)))[0] != device:
+            found = _identity(os.stat(where))
+            if not link.startswith("/") or (found[0] != device and found not in ours):
                 continue
             suffix = plain.removeprefix(name)
-            if plain != f"{name}{suffix}" or suffix not in _SUFFIXES:
+            if found in ours and found != current.get(ours[found]):
+                files[ours[found]], lost[ours[found]] = where, link
+            elif plain != f"{name}{suffix}" or suffix not in _SUFFIXES:
                 others[link] = where
             elif found == current.get(suffix):
                 files.setdefault(suffix, where)
@@ -80,6 +89,8 @@ def _stray(pid: int, path: Path, current: dict[str, tuple[int, int]]) -> Stray |
                 files[suffix], lost[suffix] = where, link
     if files and "" not in files and (main := _main(pid, others)):  # the database alone was moved
         files[""], lost[""] = others[main], main
+    for suffix, moved in _moved_alone(pid, files, others):
+        files[suffix], lost[suffix] = others[moved], moved
     if not lost or not _locked(pid) & {os.stat(where).st_ino for where in files.values()}:
         return None
     return Stray(pid, lost, files)
@@ -89,6 +100,22 @@ def _main(pid: int, others: dict[str, str]) -> str:
     """Return which of the other files that a process has open is a database with a log elsewhere."""
     inodes, own = _locked(pid, *_MAIN_LOCKS), (link for link in others if f"{link}-wal" not in others)
     return next((link for link in own if os.stat(others[link]).st_ino in inodes), "")
+
+
+def _moved_alone(pid: int, files: dict[str, str], others: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield the index and the log that SQLite has open with a database, if they have another name than it by now."""
+    if "" not in files or {"-wal", "-shm"} <= files.keys():
+        return
+    inodes, databases = _locked(pid, *_INDEX_LOCKS), {link.removesuffix(_DELETED) for link in others}
+    alone = [link for link in others if link.removesuffix(_DELETED).removesuffix("-wal") not in databases - {link}]
+    indexes = [link for link in alone if os.stat(others[link]).st_ino in inodes]
+    if "-shm" not in files and not indexes:  # it is about to open or close them
+        return
+    logs = [link for link in alone if others[link] in ask("logs", *others.values())]
+    if "-shm" not in files:
+        yield from (("-shm", link) for link in indexes if link not in logs)
+    if "-wal" not in files:
+        yield from (("-wal", link) for link in logs)
 
 
 def _locked(pid: int, *starts: int) -> set[int]:

@@ -60,6 +60,22 @@ def move_aside(path: Path) -> None:
         file.rename(folder / file.name)
 
 
+def rename_log(path: Path) -> None:
+    Path(f"{path}-wal").rename(f"{path}-wal.old")
+
+
+def move_log(path: Path) -> None:
+    """Move it where nothing names the database; another database of that process is no concern."""
+    folder = path.with_name("elsewhere")
+    folder.mkdir()
+    Path(f"{path}-wal").rename(folder / "log")
+
+
+def rename_side_files(path: Path) -> None:
+    for file in files(path)[1:]:
+        file.rename(f"{file}.old")
+
+
 def copy_over(path: Path) -> None:
     """Put a copy in its place, as a restore by hand does."""
     copy = path.with_name("copy.db")
@@ -76,6 +92,9 @@ SPLITS: dict[str, tuple[Callable[[Path], None], str]] = {
     "another moved over it": (move_another_over, "no row"),  # which is read with its log
     "moved away alone": (move_database, "10 rows of memory_entries"),
     "moved aside": (move_aside, "10 rows of memory_entries"),
+    "its log renamed": (rename_log, "7 rows of memory_entries"),
+    "its log moved": (move_log, "7 rows of memory_entries"),
+    "its side files renamed": (rename_side_files, "7 rows of memory_entries"),
     "a copy in its place": (copy_over, "7 rows of memory_entries"),
 }
 
@@ -280,3 +299,19 @@ def test_a_backup_warns_of_who_alone_holds_rows_and_a_restoration_waits_for_them
         assert report.refused
         assert f"PID {process.pid} " in check_of(report, "open files").observed
         assert database.db_path.read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore:.*no longer the database:RuntimeWarning")
+async def test_a_store_whose_directory_was_moved_is_named_by_its_own_process(database: Settings) -> None:
+    folder = database.db_path.parent
+    async with nb.Database.open(database) as db:
+        await db.memory.add_memory("user:a", "k", {}, "semantic", None)
+        folder.rename(folder.with_name("away"))
+        folder.mkdir(mode=0o700)
+        for look in (nb.validate_database, nb.initialize_database, nb.validate_database, nb.troubleshoot):
+            told = " ".join(check.observed for check in (await look(database)).checks)
+            assert f"PID {os.getpid()} (" in told
+            assert str(folder.with_name("away") / "abathur.db-wal") in told
+        await nb.troubleshoot(database, repair=True)
+    saved = [backup.content.rows["memory_entries"] for backup in list_backups(database.backup_dir)[0]]
+    assert saved == [3 + 1]
