@@ -137,10 +137,8 @@ async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None
     elif "set journal aside" in found.deeds:
         aside = set_journal_aside(path)
         observed = f"moved aside by now: {', '.join(map(str, aside))}"
-        remedy = (
-            f"see that {path} holds the rows that you expect: a database or log among these is older than it, or was "
-        )
-        done.append(Check("journal_aside", "warn", "a replacement that is complete", observed, f"{remedy}moved away"))
+        remedy = f"see that {path} holds the rows that you expect: a database or a log among these may hold them"
+        done.append(Check("journal_aside", "warn", "a replacement that is complete", observed, remedy))
         if (target := await identify(settings)).state != "present":
             done.append(wanted(target, settings))
             return
