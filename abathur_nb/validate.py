@@ -58,7 +58,9 @@ async def validate_database(settings: Settings) -> Report:
     report = await refusal("validate", settings)
     if report:
         return report
-    told = tuple(c if c.id in _BY_HAND else to_be_mended(c, settings) for c in await _file_checks(settings))
+    told = tuple(
+        c if c.id in _BY_HAND else to_be_mended(c, settings) for c in await file_checks(settings, unrepaired="")
+    )
     return Report("validate", told, subject=str(settings.db_path))
 
 
@@ -102,15 +104,17 @@ async def _begin(conn: Connection, beside: Connection | None) -> Connection:
     return beside if await pragma(conn, "data_version") == version else conn
 
 
-async def file_checks(settings: Settings) -> tuple[Check, ...]:
-    """Return every check of the database file, or one that says why it could not be opened. Read-only."""
-    repair = repair_command(settings)
+async def file_checks(settings: Settings, *, unrepaired: str | None = None) -> tuple[Check, ...]:
+    """Return every check of the database file, or one that says why it could not be opened. Read-only.
+
+    ``unrepaired`` is the remedy where the repair is: by default the command that shows its plan.
+    """
+    remedy = repair_command(settings) if unrepaired is None else unrepaired
     found = await _file_checks(settings)
-    return tuple(c if c.remedy or c.status == "pass" else replace(c, remedy=repair) for c in found)
+    return tuple(c if c.remedy or c.status == "pass" else replace(c, remedy=remedy) for c in found)
 
 
 async def _file_checks(settings: Settings) -> tuple[Check, ...]:
-    """Return the checks; where the repair is the remedy, without one."""
     path = settings.db_path
     lost = await asyncio.to_thread(strays_check, path)
     if lost.failed:  # what is read meanwhile is a part of it, and SQLite may call that damaged

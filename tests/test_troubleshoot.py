@@ -533,7 +533,7 @@ async def test_where_the_checks_could_not_run_nothing_is_repaired(
 ) -> None:
     run_sql(database.db_path, *ROWS, *FAULTS["indexes"], *FAULTS["JSON columns"])
     elsewhere = replace(database, db_path=database.db_path.with_name("gone.db"))  # as where the disk fails them
-    monkeypatch.setattr("abathur_nb.operate.diagnosis.file_checks", lambda _: file_checks(elsewhere))
+    monkeypatch.setattr("abathur_nb.operate.diagnosis.file_checks", lambda _, **more: file_checks(elsewhere, **more))
     with untouched(database.db_path):
         report = await nb.troubleshoot(database, repair=True)
     assert report.refused

@@ -20,7 +20,7 @@ from abathur_nb.operate.treatment import REPAIR, RESTORE, statistics_check, trea
 from abathur_nb.report import Check
 from abathur_nb.settings import Settings
 from abathur_nb.strays import strays
-from abathur_nb.target import examine, identify, repair_command, restore_command, wanted
+from abathur_nb.target import examine, identify, restore_command, wanted
 from abathur_nb.validate import file_checks
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -87,8 +87,7 @@ async def _diagnose(settings: Settings) -> Diagnosis:
     if target.state != "present":
         return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
     first = Look.at_files(path)
-    again = repair_command(settings)  # this very diagnosis
-    checks = tuple(replace(c, remedy=_FIRST) if c.remedy == again else c for c in await file_checks(settings))
+    checks = await file_checks(settings, unrepaired=_FIRST)  # the repair is this very diagnosis
     could_not_run = {check.id for check in checks if check.status == "error"}
     # Nothing is planned without that on which the others rest: it would be a part only.
     if checks[0].status == "error" or "integrity" in could_not_run:

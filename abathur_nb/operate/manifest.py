@@ -23,8 +23,8 @@ from abathur_nb.operate.content import Content
 from abathur_nb.wording import MB, age, is_ahead, moment_of, printable, shown
 
 __all__ = [
-    "ANOTHER",
     "Backup",
+    "UnfitBackupError",
     "file_sha256",
     "find_backup",
     "in_place_of",
@@ -41,7 +41,6 @@ __all__ = [
     "zstd_module",
 ]
 
-ANOTHER = "choose another backup"  # the remedy of one that is damaged: `in_place_of` names it
 MANIFEST = ".manifest.json"  # behind the name of the backup
 # Taken before something replaces or repairs a database: what stood there then is, as a rule, not wanted back.
 BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback", "rescued")
@@ -72,6 +71,13 @@ _UNFIT = (
     "tables",
     "user_version",
 )
+
+
+class UnfitBackupError(RefusedError):
+    """Refuse a backup that can't serve: `in_place_of` names another."""
+
+    def __init__(self, observed: str) -> None:
+        super().__init__(observed, "choose another backup")
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +332,7 @@ def in_place_of(damaged: Backup, folder: Path, env: str, database: Path) -> str:
             if newest_fit([backup]) and not _bytes_fault(backup):
                 told = f"{backup.path.name}, {age(backup.taken_at)}"
                 return f"to take {told}, and lose what came since: -p backup {quote(backup.path.name)}"
-    return ANOTHER
+    return "choose another backup"
 
 
 def _may_be_newer(file: str, chosen: Backup | None) -> bool:
@@ -349,7 +355,7 @@ def unpack(backup: Backup, scratch: Path) -> Path:
         cause = os_cause(error, backup.path)
         raise RefusedError(f"{backup.path} cannot be read: {cause.observed}", cause.remedy) from None
     if fault:
-        raise RefusedError(f"{backup.path} is damaged: {fault}", ANOTHER)
+        raise UnfitBackupError(f"{backup.path} is damaged: {fault}")
     if not backup.compressed:
         return backup.path
     target = scratch / backup.path.stem
@@ -375,9 +381,8 @@ def _decompress(backup: Backup, target: Path) -> None:
         f" {target.parent.parent} has {max(room, 0) / MB:,.1f} MB beyond the {_SPARE_MB} MB that must stay free",
         f"make room: df -h {quote(str(target.parent.parent))}",
     )
-    large = RefusedError(
-        f"{backup.path} is damaged: {backup.facts['bytes']:,} bytes unpack to more than {min(told or most, most):,}",
-        ANOTHER,
+    large = UnfitBackupError(
+        f"{backup.path} is damaged: {backup.facts['bytes']:,} bytes unpack to more than {min(told or most, most):,}"
     )
     if told > most:
         raise large
@@ -396,13 +401,13 @@ def _decompress(backup: Backup, target: Path) -> None:
                     raise full
                 plain.write(chunk)
     except (zstd.ZstdError, EOFError, MemoryError) as error:
-        raise RefusedError(f"{backup.path} can't be unpacked: {error}", ANOTHER) from None
+        raise UnfitBackupError(f"{backup.path} can't be unpacked: {error}") from None
     if told and written != told:
         observed = f"{backup.path} unpacks to {written:,} bytes of {told:,}"
-        raise RefusedError(observed, ANOTHER)
+        raise UnfitBackupError(observed)
     with target.open("rb") as plain:
         if plain.read(16) != b"SQLite format 3\0":  # else the live database would be blamed
-            raise RefusedError(f"{backup.path} is not a SQLite database, once unpacked", ANOTHER)
+            raise UnfitBackupError(f"{backup.path} is not a SQLite database, once unpacked")
 
 
 def zstd_module() -> Any:

@@ -15,7 +15,7 @@ from abathur_nb.errors import RefusedError, bound_reached
 from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.files import scratch_directory
 from abathur_nb.operate.content import difference
-from abathur_nb.operate.manifest import ANOTHER, Backup, find_backup, in_place_of, unpack
+from abathur_nb.operate.manifest import Backup, UnfitBackupError, find_backup, in_place_of, unpack
 from abathur_nb.operate.plan import check_apply, check_file, require
 from abathur_nb.operate.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.operate.transfer import open_copy
@@ -58,7 +58,7 @@ def _require_fit(backup: Backup, settings: Settings, from_env: str | None) -> No
     """Raise RefusedError for a backup that must not stand in for this database."""
     facts = backup.facts
     if facts["application_id"] != APPLICATION_ID:
-        raise RefusedError(f"{backup.path} is a backup of another application's database", ANOTHER)
+        raise UnfitBackupError(f"{backup.path} is a backup of another application's database")
     if facts["user_version"] > SCHEMA_VERSION:
         observed = f"{backup.path} has schema version {facts['user_version']}, known is {SCHEMA_VERSION}"
         raise RefusedError(observed, "update abathur_nb")
@@ -68,7 +68,7 @@ def _require_fit(backup: Backup, settings: Settings, from_env: str | None) -> No
         raise RefusedError(observed, f"if that is what you want, say so: -p from_env {quote(facts['env'])}")
     with_inode = os.stat(backup.path)
     if settings.db_path.exists() and os.path.samestat(with_inode, os.stat(settings.db_path)):
-        raise RefusedError(f"{backup.path} is the live database itself, by another name", ANOTHER)
+        raise UnfitBackupError(f"{backup.path} is the live database itself, by another name")
 
 
 @asynccontextmanager
@@ -85,9 +85,7 @@ async def _proven(
         try:
             _require_fit(backup, settings, from_env)
             source = await _read(backup, scratch)
-        except RefusedError as error:
-            if error.remedy != ANOTHER:
-                raise
+        except UnfitBackupError as error:
             instead = await asyncio.to_thread(in_place_of, backup, settings.backup_dir, wanted, settings.db_path)
             raise RefusedError(error.observed, instead) from None
         facts = {"backup": backup.facts["sha256_of_file"], "content": backup.content.digest}
@@ -101,14 +99,14 @@ async def _read(backup: Backup, scratch: Path) -> Source:
     try:
         source = await read_source(path, f"the content of {backup.path.name}")
     except sqlite3.Error as error:
-        raise RefusedError(f"{backup.path} can't be read: {bound_reached(error) or error}", ANOTHER) from None
+        raise UnfitBackupError(f"{backup.path} can't be read: {bound_reached(error) or error}") from None
     async with open_copy(path) as conn:
         ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
     other = [f"{name} {value}" for name, value in ids.items() if value != backup.facts[name]]
     if source.content != backup.content:
         other.append(difference(backup.content, source.content))
     if other:
-        raise RefusedError(f"{backup.path} does not hold what its manifest says: {', '.join(other)}", ANOTHER)
+        raise UnfitBackupError(f"{backup.path} does not hold what its manifest says: {', '.join(other)}")
     return source
 
 
