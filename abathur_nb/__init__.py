@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from abathur_nb.attestation import said
+from abathur_nb.config.parameters import guard, said
+from abathur_nb.config.settings import ENVIRONMENTS, Settings, resolve
 from abathur_nb.errors import (
     AbathurError,
     BusyError,
@@ -14,34 +15,30 @@ from abathur_nb.errors import (
     RefusedError,
 )
 from abathur_nb.evidence.run import Run, start_run
-from abathur_nb.guard import guard
-from abathur_nb.initialize import initialize_database
-from abathur_nb.preflight import preflight
 from abathur_nb.report import Check, Report
-from abathur_nb.schema import Schema, show_schema
-from abathur_nb.settings import ENVIRONMENTS, Settings, resolve
-from abathur_nb.sql import Query, load_queries
-from abathur_nb.validate import validate_database
+from abathur_nb.runbook.init import initialize_database
+from abathur_nb.runbook.preflight import preflight
+from abathur_nb.runbook.validate import validate_database
+from abathur_nb.store.schema import Schema, show_schema
+from abathur_nb.store.sql import Query, load_queries
 
 if TYPE_CHECKING:
     from abathur_nb import charts
-    from abathur_nb.benchmark import run_benchmark
-    from abathur_nb.database import Database
-    from abathur_nb.evidence.history import History, read_history
-    from abathur_nb.evidence.index import Overview, show_environments
-    from abathur_nb.explain import explain_queries
-    from abathur_nb.explanation import Plans
-    from abathur_nb.measurements import BenchmarkResult
-    from abathur_nb.operate.backup import backup_database
-    from abathur_nb.operate.catalogue import show_backups
-    from abathur_nb.operate.explore import Exploration, explore
-    from abathur_nb.operate.monitor import Monitoring, monitor
-    from abathur_nb.operate.readiness import Readiness, readiness
-    from abathur_nb.operate.restore import restore_database
-    from abathur_nb.operate.retention import Retention
-    from abathur_nb.operate.rollback import roll_back
-    from abathur_nb.operate.schedule import schedule
-    from abathur_nb.operate.troubleshoot import troubleshoot
+    from abathur_nb.backups.retention import Retention, show_backups
+    from abathur_nb.config.notebooks import schedule
+    from abathur_nb.measure.measurements import BenchmarkResult
+    from abathur_nb.runbook.backup import backup_database
+    from abathur_nb.runbook.benchmark import run_benchmark
+    from abathur_nb.runbook.explain import Plans, explain_queries
+    from abathur_nb.runbook.explore import Exploration, explore
+    from abathur_nb.runbook.history import History, read_history
+    from abathur_nb.runbook.index import Overview, show_environments
+    from abathur_nb.runbook.monitor import Monitoring, monitor
+    from abathur_nb.runbook.readiness import Readiness, readiness
+    from abathur_nb.runbook.restore import restore_database
+    from abathur_nb.runbook.rollback import roll_back
+    from abathur_nb.runbook.troubleshoot import troubleshoot
+    from abathur_nb.store.database import Database
 
 __all__ = [
     "ENVIRONMENTS",
@@ -92,37 +89,34 @@ __all__ = [
     "validate_database",
 ]
 
-
-# What init and validate do without is imported when it is first asked for: they shall start at once.
+# What init and validate do without is imported when it is first asked for, so that both start at once.
 _LATER = {
-    "BenchmarkResult": "measurements",
-    "Database": "database",
-    "Exploration": "operate.explore",
-    "History": "evidence.history",
-    "Monitoring": "operate.monitor",
-    "Overview": "evidence.index",
-    "Plans": "explanation",
-    "Readiness": "operate.readiness",
-    "Retention": "operate.retention",
-    "backup_database": "operate.backup",
-    "explain_queries": "explain",
-    "monitor": "operate.monitor",
-    "explore": "operate.explore",
-    "read_history": "evidence.history",
-    "readiness": "operate.readiness",
-    "restore_database": "operate.restore",
-    "roll_back": "operate.rollback",
-    "run_benchmark": "benchmark",
-    "schedule": "operate.schedule",
-    "show_backups": "operate.catalogue",
-    "show_environments": "evidence.index",
-    "troubleshoot": "operate.troubleshoot",
+    "backups.retention": ("Retention", "show_backups"),
+    "config.notebooks": ("schedule",),
+    "measure.measurements": ("BenchmarkResult",),
+    "runbook.backup": ("backup_database",),
+    "runbook.benchmark": ("run_benchmark",),
+    "runbook.explain": ("Plans", "explain_queries"),
+    "runbook.explore": ("Exploration", "explore"),
+    "runbook.history": ("History", "read_history"),
+    "runbook.index": ("Overview", "show_environments"),
+    "runbook.monitor": ("Monitoring", "monitor"),
+    "runbook.readiness": ("Readiness", "readiness"),
+    "runbook.restore": ("restore_database",),
+    "runbook.rollback": ("roll_back",),
+    "runbook.troubleshoot": ("troubleshoot",),
+    "store.database": ("Database",),
 }
+_HOMES = {name: module for module, names in _LATER.items() for name in names}
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:
     if name == "charts":
         return import_module("abathur_nb.charts")
-    if name not in _LATER:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"abathur_nb.{_LATER[name]}"), name)
+    return getattr(import_module(f"abathur_nb.{_HOMES[name]}"), name)

@@ -11,7 +11,7 @@ from shlex import quote
 
 from abathur_nb.errors import RefusedError
 from abathur_nb.files import is_scratch_name, nearest_existing
-from abathur_nb.wording import printable, user_name
+from abathur_nb.text import printable, user_name
 
 __all__ = ["ask_system", "in_words", "os_cause", "unwritable"]
 

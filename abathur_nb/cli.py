@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from abathur_nb.errors import AbathurError, ConfigurationError
-from abathur_nb.wording import printable, without_url_secrets
+from abathur_nb.text import printable, without_url_secrets
 
 _ABOUT = "Run the runbook's notebooks, keep and check the records of their runs, and measure a database."
 _EXITS = (
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         return one
 
     words = "run notebooks in order, each with a record and an archived copy; stop at the first that fails"
-    run = command("run", "evidence.runner", words, epilog=_EXITS)
+    run = command("run", "runner.run", words, epilog=_EXITS)
     add = run.add_argument
     add("notebooks", nargs="+", metavar="NOTEBOOK", help="a shipped one by its name, or the path of your own")
     # Given twice is a fault, and the last one does not win: hence lists.
@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     archive.add_argument("notebook", metavar="OUT.ipynb", help="a notebook that was executed, and that sealed its run")
 
-    runs = command("runs", "evidence.listing", "list the runs of an archive: when, what, verdict, duration, who")
+    runs = command("runs", "runbook.index", "list the runs of an archive: when, what, verdict, duration, who")
     runs.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
 
     verify = command("verify", "evidence.verify", "recompute every hash, link and signature of an archive; offline")
@@ -86,9 +86,9 @@ def make_parser() -> argparse.ArgumentParser:
         add("--archive", metavar="DIR", help=words)
 
     words = "measure a database and write that as Prometheus' textfile collector reads it"
-    metrics = command("metrics", "operate.exposition", words)
+    metrics = command("metrics", "measure.snapshot", words)
     metrics.add_argument("--output", metavar="FILE.prom", help="replace this file, whole or not at all; else print")
-    alerts = command("alerts", "operate.alerts", "print the alert rules for Prometheus")
+    alerts = command("alerts", "measure.alerts", "print the alert rules for Prometheus")
     for one in (metrics, alerts):
         one.add_argument("--env", metavar="ENV", default="development", help="the environment; development by default")
         one.add_argument("--db-path", metavar="PATH", help="a database of your own")

@@ -4,7 +4,7 @@ import re
 import sqlite3
 from collections.abc import Sequence
 
-from abathur_nb.wording import shown, without_url_secrets
+from abathur_nb.text import shown, without_url_secrets
 
 __all__ = [
     "BOUND_BYTES",

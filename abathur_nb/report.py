@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from abathur_nb.causes import os_cause
 from abathur_nb.errors import AbathurError, ChecksFailedError, bound_reached
-from abathur_nb.wording import printable, utc_now
+from abathur_nb.text import printable, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,11 +6,11 @@ from typing import Any
 
 import nbformat
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import Verdict, write_record, write_started
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings
 
 GREEN = Report("validate", (Check("tables", "pass", "9 tables", "9 tables, each as in sql/"),))
 RED = Report("validate", (Check("tables", "fail", "9 tables", "8 tables; missing: audit", "restore a backup"),))

@@ -32,15 +32,15 @@ import nbformat
 from nbclient import NotebookClient
 
 import abathur_nb as nb
-from abathur_nb import synthetic
-from abathur_nb.connection import connect, connection_pragmas
-from abathur_nb.evidence.execution import execute
-from abathur_nb.evidence.source import prepared, read_source
+from abathur_nb.backups.copying import Content
+from abathur_nb.backups.taking import back_up, prove
+from abathur_nb.evidence.notebook import prepared, read_source
 from abathur_nb.files import fsync
-from abathur_nb.operate.backup import back_up, prove
-from abathur_nb.operate.content import Content
-from abathur_nb.sql import DATA, DDL_FILES, SEED_FILE, statements
-from abathur_nb.workloads import one_cpu
+from abathur_nb.measure import synthetic
+from abathur_nb.measure.workloads import one_cpu
+from abathur_nb.runner.execution import execute
+from abathur_nb.store.connection import connect, connection_pragmas
+from abathur_nb.store.sql import DATA, DDL_FILES, SEED_FILE, statements
 
 QUERIES = nb.load_queries()
 BLOCKS = 5
@@ -387,7 +387,7 @@ def backing_up(place: Path) -> Sides:
                 return {"at": "", "restored_s": 0.0, "validated_s": 0.0, "findings": []}
 
             async def ours() -> list[int]:
-                with patch.multiple("abathur_nb.operate.backup", read_content=undigested, prove=unproven):
+                with patch.multiple("abathur_nb.runbook.backup", read_content=undigested, prove=unproven):
                     found = await timed_await(lambda: back_up(settings, reason="bench"))
                 shutil.rmtree(settings.backup_dir)
                 return [found]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from object_storage import running_s3
 
-from abathur_nb.initialize import initialize_database
-from abathur_nb.settings import ENVIRONMENTS, Settings, resolve
+from abathur_nb.config.settings import ENVIRONMENTS, Settings, resolve
+from abathur_nb.runbook.init import initialize_database
 
 # What nohup sets is inherited by every process that a test starts, and the runner rightly ignores what it was told to.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

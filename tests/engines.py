@@ -8,8 +8,8 @@ from typing import Any
 
 import apsw
 
-from abathur_nb.plan import Fetch
-from abathur_nb.sql import DDL_FILES, SEED_FILE, Parameters, statements
+from abathur_nb.store.query_plan import Fetch
+from abathur_nb.store.sql import DDL_FILES, SEED_FILE, Parameters, statements
 
 LIBRARIES = ("sqlite3", "apsw")
 REFUSALS = (sqlite3.IntegrityError, apsw.ConstraintError)

@@ -8,7 +8,7 @@ from typing import Any
 from damage import ROWS, run_sql
 
 import abathur_nb as nb
-from abathur_nb.settings import Settings, resolve
+from abathur_nb.config.settings import Settings, resolve
 
 __all__ = ["MODES", "PAGES", "made"]
 

@@ -22,8 +22,8 @@ from patience import HANGING_S
 from playwright.sync_api import Page, sync_playwright
 from servers import free_ports, wait_until
 
+from abathur_nb.config.notebooks import NOTEBOOKS
 from abathur_nb.evidence.reading import Entry, read_archive
-from abathur_nb.notebooks import NOTEBOOKS
 
 ROOT = Path(__file__).parents[1]
 SCREENSHOTS = ROOT / "executed" / "browser"

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import abathur_nb as nb
+from abathur_nb.backups.manifest import list_backups
 from abathur_nb.evidence.keys import public_keys
-from abathur_nb.evidence.source import read_file
-from abathur_nb.locks import Lock, posix_locks
-from abathur_nb.memory import Memory
-from abathur_nb.operate.manifest import list_backups
-from abathur_nb.sessions import Sessions
+from abathur_nb.evidence.notebook import read_file
+from abathur_nb.files import Lock, posix_locks
+from abathur_nb.store.memory import Memory
+from abathur_nb.store.sessions import Sessions
 
 Call = Callable[[nb.Settings, nb.Database], object]
 

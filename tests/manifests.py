@@ -3,9 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from abathur_nb.backups.manifest import Backup, read_backup
 from abathur_nb.evidence.canonical import sealed, unsealed
-from abathur_nb.operate.manifest import Backup, read_backup
-from abathur_nb.wording import timestamp
+from abathur_nb.text import timestamp
 
 __all__ = ["as_before", "redated", "rewritten"]
 

@@ -19,9 +19,9 @@ from nbclient import NotebookClient
 from patience import HANGING_S
 from traitlets.config import Config
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.reading import Entry, read_archive
 from abathur_nb.evidence.verify import verify_archive
-from abathur_nb.settings import Settings
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}

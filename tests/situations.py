@@ -16,11 +16,11 @@ from typing import Any
 from damage import ROWS, TASK, held, run_sql
 
 import abathur_nb as nb
+from abathur_nb.backups.aside import new_folder
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.canonical import sealed
-from abathur_nb.operate.aside import new_folder
-from abathur_nb.operate.quarantine import quarantine_dir
-from abathur_nb.settings import Settings, resolve
-from abathur_nb.target import journal_of
+from abathur_nb.repair.quarantine import quarantine_dir
+from abathur_nb.store.target import journal_of
 
 VERBS: dict[str, Callable[..., Any]] = {
     "preflight": lambda s, **_: nb.preflight(s),

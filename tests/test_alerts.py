@@ -15,10 +15,18 @@ import yaml
 from patience import HANGING_S
 from test_main import command
 
-from abathur_nb.operate.alerts import RULES, Rule, alerts_of, prometheus_rules
-from abathur_nb.operate.gauges import SESSION_BYTES, Sample, Snapshot, place_of
-from abathur_nb.settings import Settings, resolve
-from abathur_nb.wording import AHEAD_S
+from abathur_nb.config.settings import Settings, resolve
+from abathur_nb.measure.alerts import (
+    RULES,
+    SESSION_BYTES,
+    Rule,
+    Sample,
+    Snapshot,
+    alerts_of,
+    place_of,
+    prometheus_rules,
+)
+from abathur_nb.text import AHEAD_S
 
 # promtool's clock begins at 0; each rule has waited for its time by then.
 MINUTES = 60

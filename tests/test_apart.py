@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from damage import held
 
-from abathur_nb import apart, modes
-from abathur_nb.modes import log_check
+from abathur_nb.health import path_on_disk as modes
+from abathur_nb.health.path_on_disk import log_check
+from abathur_nb.store import apart
 
 _FRAME = 4096 + 24
 _PROGRAM = """

@@ -20,6 +20,7 @@ from damage import drop_index, fingerprint
 from patience import HANGING_S
 from running import SOUND, artifact_of, assert_archived, execute_live, names_in, only_run, record_of, write_notebook
 
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sha256
@@ -27,7 +28,6 @@ from abathur_nb.evidence.ledger import LEDGER, read_ledger
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.verify import verify_archive
-from abathur_nb.settings import Settings, resolve
 
 FILES = {STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT}
 

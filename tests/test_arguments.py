@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from abathur_nb.cli import make_parser
-from abathur_nb.evidence.arguments import (
+from abathur_nb.config.parameters import Parameter
+from abathur_nb.evidence.notebook import Source
+from abathur_nb.runner.run import (
     Given,
     faults_of_names,
     read_given,
     read_seconds,
     values_for,
 )
-from abathur_nb.evidence.source import Source
-from abathur_nb.parameters import Parameter
 
 DECLARED = {
     "env": Parameter("env", str, "development"),

@@ -9,10 +9,10 @@ from situations import gone
 from test_backup import content_of, taken
 
 import abathur_nb as nb
+from abathur_nb.backups.aside import complete, new_folder
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed
-from abathur_nb.operate.aside import complete, new_folder
-from abathur_nb.settings import Settings
-from abathur_nb.target import journal_of
+from abathur_nb.store.target import journal_of
 
 
 @pytest.fixture

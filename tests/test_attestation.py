@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 
 import abathur_nb as nb
-from abathur_nb.attestation import FORM, said, said_fault
+from abathur_nb.config.parameters import FORM, check_parameters, declared_parameters, said, said_fault
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.parameters import check_parameters, declared_parameters
 from abathur_nb.report import Report
 
 QUESTION = "team trained on procedures"

@@ -15,13 +15,13 @@ from damage import untouched
 from patience import HANGING_S
 
 import abathur_nb as nb
-from abathur_nb.connection import connect
-from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
-from abathur_nb.operate.content import Content, read_content
-from abathur_nb.operate.manifest import Backup, list_backups, read_backup, unpack
-from abathur_nb.operate.retention import expired
+from abathur_nb.backups.copying import Content, read_content
+from abathur_nb.backups.manifest import Backup, list_backups, read_backup, unpack
+from abathur_nb.backups.retention import expired
+from abathur_nb.config.settings import Settings
 from abathur_nb.report import Report
-from abathur_nb.settings import Settings
+from abathur_nb.store.connection import connect
+from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
 
 ADD = "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES ('user:a', ?, '{}', 'semantic')"
 
@@ -104,7 +104,7 @@ async def test_of_one_millisecond_there_are_two_names(database: Settings, monkey
         def now(cls, tz: tzinfo | None = None) -> "Stopped":
             return cls(2026, 11, 23, 10, 0, 0, 999_000, tzinfo=tz)
 
-    monkeypatch.setattr("abathur_nb.operate.backup.datetime", Stopped)
+    monkeypatch.setattr("abathur_nb.runbook.backup.datetime", Stopped)
     first, second = await taken(database), await taken(database)
     names = sorted(backup.path.name for backup in list_backups(database.backup_dir)[0])
     assert names == ["abathur_manual_20261123_100000_999.db", "abathur_manual_20261123_100001_000.db"]

@@ -29,8 +29,8 @@ from test_notebook_runs import NOTEBOOKS, Run, cells_behind, in_kernel
 from test_notebook_runs import papermill as run_papermill
 from traitlets.config import Config
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.settings import Settings
 
 CODE = "open('canary', 'w').close()"
 INIT, PREFLIGHT, BENCHMARK = (NOTEBOOKS / f"{name}.ipynb" for name in ("init", "preflight", "benchmark"))

@@ -17,13 +17,13 @@ from damage import drop_index, held, run_sql, untouched
 from patience import HANGING_S
 
 import abathur_nb as nb
-from abathur_nb import synthetic
-from abathur_nb.benchmark import _snapshot, _verdicts
-from abathur_nb.connection import connection_pragmas
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.measurements import load_baseline
+from abathur_nb.measure import synthetic
+from abathur_nb.measure.measurements import load_baseline
 from abathur_nb.percentiles import percentiles
-from abathur_nb.settings import Settings
+from abathur_nb.runbook.benchmark import _snapshot, _verdicts
+from abathur_nb.store.connection import connection_pragmas
 
 LIMITED = ("session retrieval", "memory retrieval", "50 concurrent reads")
 QUICK: dict[str, Any] = {"rows": 200, "repetitions": 299}

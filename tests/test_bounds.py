@@ -14,10 +14,10 @@ import pytest
 from damage import ROWS, run_sql
 
 import abathur_nb as nb
-from abathur_nb import connection
-from abathur_nb.guarded import Connection
-from abathur_nb.operate.replacement import read_source
-from abathur_nb.settings import Settings
+from abathur_nb.backups.replacement import read_source
+from abathur_nb.config.settings import Settings
+from abathur_nb.store import connection
+from abathur_nb.store.guarded import Connection
 
 SIZE = 40_000_000  # over what malloc keeps for itself
 # Text of JSON, by what it costs to parse it.

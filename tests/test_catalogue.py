@@ -1,7 +1,7 @@
 """The table of backups shows each file in the directory, and which of them is none."""
 
 import abathur_nb as nb
-from abathur_nb.settings import Settings
+from abathur_nb.config.settings import Settings
 
 
 async def test_backups_stand_there_newest_first_with_what_they_hold(database: Settings) -> None:

@@ -16,9 +16,9 @@ import pytest
 from damage import fingerprint, run_sql
 
 import abathur_nb as nb
+from abathur_nb.backups.copying import copy_out
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError
-from abathur_nb.operate.transfer import copy_out
-from abathur_nb.settings import Settings, resolve
 
 Verb = Callable[[Settings], Coroutine[Any, Any, Any]]
 ROOM = "free on the disk of {}"
@@ -164,7 +164,7 @@ async def test_a_disk_that_fills_up_under_a_backup_is_that_of_the_backups(
         await copy_out(*arguments, **options)
 
     mounted(three.backup_dir, "size=8m")
-    monkeypatch.setattr("abathur_nb.operate.backup.copy_out", fill_and_copy)
+    monkeypatch.setattr("abathur_nb.runbook.backup.copy_out", fill_and_copy)
     report = await nb.backup_database(three)
     (failed,) = (check for check in report.checks if check.failed)
     assert failed.observed == f"no backup was made: {FULL.format(three.backup_dir)}"

@@ -13,13 +13,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation, Text
 
 import abathur_nb as nb
-from abathur_nb import charts, dashboard, figure, timelines
-from abathur_nb.charts import Chart
-from abathur_nb.expected import SchemaObject
-from abathur_nb.measurements import BenchmarkResult
+from abathur_nb import charts
+from abathur_nb.charts import Chart, figure, timelines
+from abathur_nb.charts import timelines as dashboard
+from abathur_nb.config.settings import Settings
+from abathur_nb.measure.measurements import BenchmarkResult
 from abathur_nb.report import Check, Report
-from abathur_nb.schema import Schema
-from abathur_nb.settings import Settings
+from abathur_nb.store.expected import SchemaObject
+from abathur_nb.store.schema import Schema
 
 MS = 1_000_000
 LIMITED = ("session retrieval", "memory retrieval")

@@ -20,14 +20,14 @@ from test_backup import taken
 
 import abathur_nb as nb
 from abathur_nb import files
+from abathur_nb.backups.manifest import Backup, find_backup, list_backups, read_backup
+from abathur_nb.backups.retention import apply_retention
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.files import locked
-from abathur_nb.operate.gauges import LAST_BACKUP
-from abathur_nb.operate.manifest import Backup, find_backup, list_backups, read_backup
-from abathur_nb.operate.retention import apply_retention
-from abathur_nb.operate.snapshot import take_snapshot
-from abathur_nb.settings import Settings
-from abathur_nb.wording import printable
+from abathur_nb.measure.alerts import LAST_BACKUP
+from abathur_nb.measure.snapshot import take_snapshot
+from abathur_nb.text import printable
 
 ONE = nb.Retention(last=1, daily=0, weekly=0, monthly=0)
 

@@ -9,13 +9,12 @@ import nbformat
 import pytest
 from running import artifact_of, assert_archived, only_run, record_of
 
-from abathur_nb.evidence.conclusion import Job, Outcome, begin, conclude, environment
-from abathur_nb.evidence.execution import Ending
-from abathur_nb.evidence.identity import new_run_id
-from abathur_nb.evidence.record import EXIT_CODES, RECORD, Verdict, write_record, write_started
+from abathur_nb.config.settings import Settings
+from abathur_nb.evidence.record import EXIT_CODES, RECORD, Verdict, new_run_id, write_record, write_started
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import UNFINISHED
-from abathur_nb.settings import Settings
+from abathur_nb.runner.conclusion import Job, Outcome, begin, conclude, environment
+from abathur_nb.runner.execution import Ending
 
 CHECKS_FAILED = Ending("raised", 0, "ChecksFailedError", "sky")
 RAISED = Ending("raised", 0, "ValueError", "sky")

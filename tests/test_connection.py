@@ -13,7 +13,9 @@ import pytest
 from damage import edit_schema, held, untouched
 from patience import HANGING_S
 
-from abathur_nb.connection import (
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import BusyError, RefusedError
+from abathur_nb.store.connection import (
     connect,
     connection_pragmas,
     explain_error,
@@ -21,9 +23,7 @@ from abathur_nb.connection import (
     pragma,
     run_to_end,
 )
-from abathur_nb.errors import BusyError, RefusedError
-from abathur_nb.settings import Settings
-from abathur_nb.wording import process_name
+from abathur_nb.text import process_name
 
 
 def assert_no_connection_is_left() -> None:

@@ -18,6 +18,7 @@ from damage import fingerprint
 from fsspec.implementations.memory import MemoryFileSystem
 from patience import HANGING_S
 
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence import stores
 from abathur_nb.evidence.archive import keep
@@ -28,7 +29,6 @@ from abathur_nb.evidence.record import STARTED, write_record, write_started
 from abathur_nb.evidence.stores import fetched, open_store
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings, resolve
 
 NOTEBOOK = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
 

@@ -16,9 +16,9 @@ import pytest
 from damage import drop_check, drop_index, edit_schema, held, run_sql, untouched
 from patience import HANGING_S
 
-from abathur_nb.database import Database
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, InvalidValueError, MisuseError, RefusedError
-from abathur_nb.settings import Settings
+from abathur_nb.store.database import Database
 
 INSERT = "INSERT INTO metrics (metric_name, metric_value) VALUES (?, 1)"
 

@@ -5,11 +5,11 @@ from xml.etree import ElementTree as ET
 import pytest
 from damage import run_sql
 
-from abathur_nb.connection import connect
-from abathur_nb.evidence.sanitizer import picture_of
-from abathur_nb.expected import expected_columns, expected_tables
-from abathur_nb.operate.diagram import Diagram, read_diagram
-from abathur_nb.settings import Settings
+from abathur_nb.config.settings import Settings
+from abathur_nb.evidence.page import picture_of
+from abathur_nb.runbook.explore import Diagram, read_diagram
+from abathur_nb.store.connection import connect
+from abathur_nb.store.expected import expected_columns, expected_tables
 
 SVG = "image/svg+xml"
 

@@ -11,15 +11,15 @@ from archives import FACTS, GREEN, IDENTITY, RED, run, seal, start
 from damage import ROWS, run_sql
 
 from abathur_nb.cli import main
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.difference import circumstances, differences
 from abathur_nb.evidence.record import RECORD
-from abathur_nb.explain import explain_queries
-from abathur_nb.initialize import initialize_database
-from abathur_nb.preflight import preflight
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings, resolve
-from abathur_nb.validate import validate_database
+from abathur_nb.runbook.explain import explain_queries
+from abathur_nb.runbook.init import initialize_database
+from abathur_nb.runbook.preflight import preflight
+from abathur_nb.runbook.validate import validate_database
 
 
 def record(**more: Any) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from forms import MODES, PAGES, made
 from test_backup import content_of, taken
 
 import abathur_nb as nb
-from abathur_nb.operate.manifest import Backup, list_backups, read_backup
-from abathur_nb.settings import Settings
+from abathur_nb.backups.manifest import Backup, list_backups, read_backup
+from abathur_nb.config.settings import Settings
 
 
 async def agree(settings: Settings, backup: Backup) -> bool:

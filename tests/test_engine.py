@@ -31,9 +31,9 @@ from running import (
     write_notebook,
 )
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sha256
 from abathur_nb.evidence.reading import read_archive
-from abathur_nb.settings import Settings
 
 __all__ = ["folder", "sockets"]  # fixtures
 
@@ -200,7 +200,7 @@ async def test_it_works_within_a_running_event_loop(database: Settings) -> None:
 def test_papermill_itself_starts_without_what_an_execution_needs() -> None:
     program = (
         "import sys, papermill.cli\n"
-        "assert 'abathur_nb.evidence.engine' in sys.modules\n"
+        "assert 'abathur_nb.runner.engine' in sys.modules\n"
         "print([name for name in sys.modules if name.startswith('abathur_nb.evidence.') and 'conclusion' in name])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

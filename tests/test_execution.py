@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from patience import ever_longer
 from running import Fifo, kernels_in, sockets
 
-from abathur_nb.evidence.execution import Ending, Stop, execute, signals_noted
+from abathur_nb.runner.execution import Ending, Stop, execute, signals_noted
 
 __all__ = ["sockets"]  # a fixture
 

@@ -10,7 +10,8 @@ import pytest
 from engines import LIBRARIES, Run, build, opened
 from rows import BAD, GOOD, insert
 
-from abathur_nb.expected import (
+from abathur_nb.config.settings import Settings
+from abathur_nb.store.expected import (
     APPLICATION_ID,
     SeedRow,
     column_checks,
@@ -19,8 +20,7 @@ from abathur_nb.expected import (
     expected_seeds,
     expected_tables,
 )
-from abathur_nb.settings import Settings
-from abathur_nb.sql import DDL_FILES, SEED_FILE, load_queries, statements, tokens
+from abathur_nb.store.sql import DDL_FILES, SEED_FILE, load_queries, statements, tokens
 
 # The runbook's section 2.6.
 SEEDS = {

@@ -13,16 +13,15 @@ import pytest
 from damage import run_sql
 from engines import LIBRARIES, Run, as_fetch, build, opened
 
-from abathur_nb import explain
-from abathur_nb.connection import connect
-from abathur_nb.expected import expected_objects
-from abathur_nb.explain import explain_queries, judge_plans
-from abathur_nb.explanation import Plans
-from abathur_nb.plan import plan_steps, read_plan
+from abathur_nb.config.settings import Settings
+from abathur_nb.measure.synthetic import fill
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings
-from abathur_nb.sql import Query, load_queries
-from abathur_nb.synthetic import fill
+from abathur_nb.runbook import explain
+from abathur_nb.runbook.explain import Plans, explain_queries, judge_plans
+from abathur_nb.store.connection import connect
+from abathur_nb.store.expected import expected_objects
+from abathur_nb.store.query_plan import plan_steps, read_plan
+from abathur_nb.store.sql import Query, load_queries
 
 INDEXES = [found.name for found in expected_objects().values() if found.type == "index"]
 STATES = ("empty", "seeded and analysed", "filled", "filled and analysed")

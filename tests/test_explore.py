@@ -15,11 +15,11 @@ import pytest
 from damage import AGENT, MEMORY, ROWS, SESSION, TASK, flip_bits, held, run_sql, spoil_json, untouched
 
 import abathur_nb as nb
-from abathur_nb.evidence.sanitizer import clean
-from abathur_nb.expected import expected_tables
-from abathur_nb.operate.explore import Exploration, explore
+from abathur_nb.config.settings import Settings
+from abathur_nb.evidence.page import clean
 from abathur_nb.report import Check
-from abathur_nb.settings import Settings
+from abathur_nb.runbook.explore import Exploration, explore
+from abathur_nb.store.expected import expected_tables
 
 PARTS = ("sessions", "session", "namespaces", "memories", "memory", "audit", "growth", "diagram")
 # A tag, a direction that is turned round, a terminal's escape, an end of line.
@@ -287,7 +287,7 @@ async def test_a_part_that_is_not_read_in_time_is_named_and_the_others_are_read(
 ) -> None:
     """The time is up at once: what has not been read by then is interrupted."""
     await fill(database)
-    monkeypatch.setattr("abathur_nb.operate.explore.PART_S", 0.0)
+    monkeypatch.setattr("abathur_nb.runbook.explore.PART_S", 0.0)
     insert(
         database,
         "INSERT INTO audit (action_type)"

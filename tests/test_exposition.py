@@ -11,8 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_alerts import promtool
 from test_main import command
 
-from abathur_nb.operate.gauges import GAUGES
-from abathur_nb.settings import Settings
+from abathur_nb.config.settings import Settings
+from abathur_nb.measure.alerts import GAUGES
 
 
 def metrics(settings: Settings, *arguments: str, code: int = 0) -> str:

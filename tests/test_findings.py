@@ -8,6 +8,7 @@ import pytest
 from archives import ledger_lines, notebook, run, seal, start
 from test_verify import check, make_key
 
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence import record
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sealed, unsealed
@@ -17,7 +18,6 @@ from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STATEMENT, write_
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import locked
 from abathur_nb.report import Report
-from abathur_nb.settings import Settings, resolve
 
 
 @pytest.fixture

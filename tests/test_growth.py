@@ -10,10 +10,10 @@ from matplotlib.patches import Rectangle
 from test_charts import drawn, is_blank, texts
 
 from abathur_nb import charts
-from abathur_nb.connection import connect
-from abathur_nb.expected import expected_tables
-from abathur_nb.operate.growth import Growth, read_growth
-from abathur_nb.settings import Settings
+from abathur_nb.config.settings import Settings
+from abathur_nb.measure.growth import Growth, read_growth
+from abathur_nb.store.connection import connect
+from abathur_nb.store.expected import expected_tables
 
 DAY = date(2026, 11, 1)
 

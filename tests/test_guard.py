@@ -15,7 +15,7 @@ from patience import HANGING_S
 from running import execute_live
 from traitlets.config import Config
 
-from abathur_nb.guard import guard
+from abathur_nb.config.parameters import guard
 
 CELL = """\
 # What this run works with
@@ -26,9 +26,11 @@ repetitions = 1000
 """
 
 
-@pytest.mark.parametrize("order", ["", "import abathur_nb.guard; ", "from abathur_nb.guard import guard; "])
+@pytest.mark.parametrize(
+    "order", ["", "import abathur_nb.config.parameters; ", "from abathur_nb.config.parameters import guard; "]
+)
 def test_the_public_name_is_the_function_and_not_its_room(order: str) -> None:
-    code = f"{order}import abathur_nb as nb; import abathur_nb.guard; nb.guard()"
+    code = f"{order}import abathur_nb as nb; import abathur_nb.config.parameters; nb.guard()"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr == ""
 
 
@@ -36,7 +38,7 @@ def test_the_public_name_is_the_function_and_not_its_room(order: str) -> None:
 def shell(home: Path) -> Iterator[InteractiveShell]:  # noqa: ARG001 - its profile is made there
     InteractiveShell.clear_instance()
     made = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
-    made.run_cell("from abathur_nb.guard import guard\nguard()")
+    made.run_cell("from abathur_nb.config.parameters import guard\nguard()")
     yield made
     made.restore_sys_module_state()
     InteractiveShell.clear_instance()
@@ -187,7 +189,12 @@ def test_any_failure_of_the_guard_itself_also_rejects_the_cell(shell: Interactiv
 
 async def run_notebook(folder: Path, injected: str) -> tuple[nbformat.NotebookNode, str]:
     """Run guard, parameters, injected cell and a witness in a kernel; return the notebook and its error."""
-    sources = ["from abathur_nb.guard import guard\nguard()", CELL, f"# Parameters\n{injected}", "print(env)"]
+    sources = [
+        "from abathur_nb.config.parameters import guard\nguard()",
+        CELL,
+        f"# Parameters\n{injected}",
+        "print(env)",
+    ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     try:
         await execute_live(notebook, resources={"metadata": {"path": str(folder)}}, timeout=HANGING_S)

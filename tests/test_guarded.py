@@ -19,9 +19,9 @@ from damage import run_sql
 from patience import HANGING_S
 
 import abathur_nb as nb
-from abathur_nb.connection import connect
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
-from abathur_nb.settings import Settings
+from abathur_nb.store.connection import connect
 
 # Another process: it makes the database if there is none, and prints how many of 60 writes were acknowledged.
 OTHER = """
@@ -399,7 +399,7 @@ async def test_a_child_opens_no_store_of_its_own_at_a_path_that_its_parent_has_o
 # The child does not end the loop: that would take the parent's out of their common epoll, with or without a store.
 PARENT = """
 import asyncio, os, sys, abathur_nb as nb
-from abathur_nb.locks import posix_locks
+from abathur_nb.files import posix_locks
 def locks():
     return sorted(lock for lock in posix_locks() if lock.pid == os.getpid())
 def goes_on(child, before):

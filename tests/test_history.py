@@ -11,13 +11,13 @@ from damage import fingerprint
 from test_past import run_at
 
 import abathur_nb as nb
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.copying import copy_archive
 from abathur_nb.evidence.ledger import FIRST, LEDGER
 from abathur_nb.evidence.record import RECORD, write_started
 from abathur_nb.report import Check
-from abathur_nb.settings import Settings
 
 CHANGED = "what changed since the last that passed"
 MORNING, NOON, EVENING = "20261001T080000", "20261001T120000", "20261001T180000"

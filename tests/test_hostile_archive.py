@@ -13,14 +13,14 @@ from hostile import BYTES, PLACES, reshaped
 
 import abathur_nb as nb
 from abathur_nb.cli import main
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical, sealed, sha256, unsealed
 from abathur_nb.evidence.ledger import FIRST, LEDGER
-from abathur_nb.evidence.listing import table
 from abathur_nb.evidence.past import past_runs
 from abathur_nb.evidence.reading import Entry, read_archive
 from abathur_nb.evidence.verify import verify_archive
-from abathur_nb.operate.snapshot import _last_validation
-from abathur_nb.settings import Settings
+from abathur_nb.measure.snapshot import _last_validation
+from abathur_nb.runbook.index import table
 
 # Each fifth change is tried, and each fiftieth on every reader: which is each field, and each value many times.
 STEP, FULL = 5, 50

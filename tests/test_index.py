@@ -12,10 +12,10 @@ from damage import fingerprint
 from test_past import run_at
 
 import abathur_nb as nb
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import RECORD
 from abathur_nb.report import Check
-from abathur_nb.settings import Settings
 
 MORNING, NOON, EVENING = "20261001T080000", "20261001T120000", "20261001T180000"
 

@@ -17,14 +17,14 @@ import pytest
 from damage import drop_check, drop_index, fingerprint, flip_bits, held, run_as_other, run_sql, spoil_json, untouched
 from patience import HANGING_S
 
-from abathur_nb.expected import expected_objects
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.files import scratch_directory
-from abathur_nb.initialize import initialize_database
 from abathur_nb.report import Report
-from abathur_nb.settings import Settings, resolve
-from abathur_nb.sql import statements
-from abathur_nb.validate import validate_database
-from abathur_nb.wording import user_name
+from abathur_nb.runbook.init import initialize_database
+from abathur_nb.runbook.validate import validate_database
+from abathur_nb.store.expected import expected_objects
+from abathur_nb.store.sql import statements
+from abathur_nb.text import user_name
 
 STEPS = (
     "2.1 database file",

@@ -11,8 +11,8 @@ import pytest
 from patience import HANGING_S
 from running import kernels_in, names_in, sockets, wait_for_death
 
-from abathur_nb.evidence.kernel import ready, running_kernel
 from abathur_nb.files import sweep
+from abathur_nb.runner.execution import ready, running_kernel
 
 __all__ = ["sockets"]  # a fixture
 
@@ -93,7 +93,7 @@ def parent(sockets: Path) -> Iterator["subprocess.Popen[str]"]:  # noqa: ARG001
     """Start a process that starts a kernel, prints its process id once it answers, and waits."""
     program = (
         "import asyncio\n"
-        "from abathur_nb.evidence.kernel import ready, running_kernel\n"
+        "from abathur_nb.runner.execution import ready, running_kernel\n"
         "async def main():\n"
         "    async with running_kernel({}) as kernel:\n"
         "        with kernel.connected() as client:\n"

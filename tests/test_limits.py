@@ -10,11 +10,10 @@ from damage import run_sql
 from test_validate import failing, validated
 from test_values import BEYOND, nested, within
 
-from abathur_nb.database import Database
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
-from abathur_nb.limits import _json_fault, _suspicious, stored
-from abathur_nb.settings import Settings
-from abathur_nb.values import MAX_BYTES, json_fault
+from abathur_nb.store.database import Database
+from abathur_nb.store.values import MAX_BYTES, _json_fault, _suspicious, json_fault, stored
 
 
 def insert(text: str) -> str:

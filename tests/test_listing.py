@@ -10,12 +10,12 @@ import pytest
 from archives import archive, run, seal, start
 
 from abathur_nb.cli import main
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.copying import copy_archive
-from abathur_nb.evidence.listing import table
 from abathur_nb.evidence.reading import Entry
 from abathur_nb.evidence.record import RECORD, STARTED
-from abathur_nb.settings import Settings
+from abathur_nb.runbook.index import table
 
 
 def entry(run_id: str = "20261123T101500123Z-9f3ac1", **more: Any) -> Entry:

@@ -14,9 +14,9 @@ from damage import TASK, held
 from locking import CASES, public
 
 import abathur_nb as nb
-from abathur_nb.locks import Lock, posix_locks
-from abathur_nb.operate.aside import require_movable
-from abathur_nb.settings import Settings
+from abathur_nb.backups.aside import require_movable
+from abathur_nb.config.settings import Settings
+from abathur_nb.files import Lock, posix_locks
 
 _TESTS = Path(__file__).resolve().parent
 # As in a container: processes that do not see the others, on the same files.

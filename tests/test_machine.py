@@ -5,8 +5,8 @@ import sqlite3
 
 import pytest
 
-from abathur_nb.machine import compare_machines, describe_machine
-from abathur_nb.settings import Settings
+from abathur_nb.config.settings import Settings
+from abathur_nb.measure.measurements import compare_machines, describe_machine
 
 
 def test_the_machine_is_told_by_name(settings: Settings) -> None:

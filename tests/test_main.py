@@ -27,7 +27,7 @@ def test_help_names_every_command_and_imports_none() -> None:
     assert "`" not in done.stdout, "what is meant for programmers"
     assert all(f"\n    {name} " in done.stdout for name in COMMANDS)
     loaded = "import sys; sys.argv[1:] = ['--help']\ntry: main()\nexcept SystemExit: pass"
-    program = f"from abathur_nb.cli import main\n{loaded}\nprint('abathur_nb.evidence.runner' in sys.modules)"
+    program = f"from abathur_nb.cli import main\n{loaded}\nprint('abathur_nb.runner.run' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n")
 
@@ -67,7 +67,7 @@ def test_a_signal_before_a_run_has_begun_exits_with_5_in_silence(number: signal.
     read, write = os.pipe()
     program = (
         "import os, runpy\n"
-        "from abathur_nb.evidence import runner\n"
+        "from abathur_nb.runner import run as runner\n"
         "def wait(*_): os.write(int(os.environ['PIPE']), b'.'); os.read(0, 1)\n"
         "runner._checked = wait\n"
         "runpy.run_module('abathur_nb', run_name='__main__')\n"

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from damage import fingerprint, run_as_other, untouched
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.measurements import Baseline, BenchmarkResult, check_savable, compare, load_baseline
+from abathur_nb.measure.measurements import Baseline, BenchmarkResult, check_savable, compare, load_baseline
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings
 
 MS = 1_000_000
 SAMPLES = {
@@ -146,7 +146,7 @@ def test_whether_it_can_be_saved_is_found_out_without_a_trace(tmp_path: Path, re
 
 def test_a_directory_that_may_not_be_written_to_is_no_place(public: Path) -> None:
     program = (
-        "from abathur_nb.measurements import check_savable\n"
+        "from abathur_nb.measure.measurements import check_savable\n"
         "try:\n    check_savable(sys.argv[1])\nexcept nb.ConfigurationError as error:\n    print(error)\n"
     )
     told = run_as_other(program, public / "result.json")
@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_the_earlier_result_whole(result: BenchmarkResult, tm
     result.save(path)
     program = (
         "import resource, signal, sys\n"
-        "from abathur_nb.measurements import BenchmarkResult\n"
+        "from abathur_nb.measure.measurements import BenchmarkResult\n"
         "from abathur_nb.report import Report\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "result = BenchmarkResult(Report('b', ()), {'a': list(range(1, 100_000))}, {}, {})\n"

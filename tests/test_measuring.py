@@ -14,17 +14,17 @@ import pytest
 from damage import run_sql
 from test_exposition import metrics, parsed
 
-from abathur_nb import synthetic
-from abathur_nb.connection import connect
-from abathur_nb.database import Database
-from abathur_nb.operate.gauges import READ, RETRIEVAL, SESSION_BYTES
-from abathur_nb.operate.monitor import monitor
-from abathur_nb.operate.sampling import read_some, rows_within
+from abathur_nb.config.settings import Settings
+from abathur_nb.measure import synthetic
+from abathur_nb.measure.alerts import READ, RETRIEVAL, SESSION_BYTES
+from abathur_nb.measure.sampling import read_some, rows_within
 from abathur_nb.report import Check
-from abathur_nb.settings import Settings
-from abathur_nb.sql import load_queries
-from abathur_nb.validate import validate_database
-from abathur_nb.values import MAX_BYTES
+from abathur_nb.runbook.monitor import monitor
+from abathur_nb.runbook.validate import validate_database
+from abathur_nb.store.connection import connect
+from abathur_nb.store.database import Database
+from abathur_nb.store.sql import load_queries
+from abathur_nb.store.values import MAX_BYTES
 
 COLUMNS = {"events": '["', "state": '{"x":"', "metadata": '{"x":"'}
 LARGE = f"(SELECT replace(hex(zeroblob({MAX_BYTES // 2 - 50})), '0', 'x'))"  # nearly as large as can be

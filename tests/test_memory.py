@@ -9,11 +9,11 @@ import aiosqlite
 import pytest
 from damage import run_sql
 
-from abathur_nb.database import Database
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import InvalidValueError, RefusedError
-from abathur_nb.memory import MEMORY_TYPES
-from abathur_nb.settings import Settings
-from abathur_nb.values import MAX_BYTES
+from abathur_nb.store.database import Database
+from abathur_nb.store.memory import MEMORY_TYPES
+from abathur_nb.store.values import MAX_BYTES
 
 PLACE = ("user:alice:pref", "theme")
 

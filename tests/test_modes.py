@@ -11,10 +11,10 @@ import pytest
 from damage import SESSION, grant_by_acl, held
 from test_validate import failing, validated
 
-from abathur_nb.initialize import initialize_database
-from abathur_nb.location import writable_by_others
-from abathur_nb.settings import Settings
-from abathur_nb.wording import user_name
+from abathur_nb.config.settings import Settings
+from abathur_nb.health.path_on_disk import writable_by_others
+from abathur_nb.runbook.init import initialize_database
+from abathur_nb.text import user_name
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o666, 0o640, 0o700, 0o601, 0o400, 0o200])

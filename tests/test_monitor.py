@@ -13,11 +13,11 @@ import pytest
 from damage import ROWS, run_sql, untouched
 
 import abathur_nb as nb
-from abathur_nb.operate.gauges import GAUGES, LAST_BACKUP, LAST_VALIDATION, RETRIEVAL, UP
-from abathur_nb.operate.monitor import Monitoring, monitor
-from abathur_nb.operate.snapshot import take_snapshot
-from abathur_nb.settings import Settings
-from abathur_nb.wording import timestamp
+from abathur_nb.config.settings import Settings
+from abathur_nb.measure.alerts import GAUGES, LAST_BACKUP, LAST_VALIDATION, RETRIEVAL, UP
+from abathur_nb.measure.snapshot import take_snapshot
+from abathur_nb.runbook.monitor import Monitoring, monitor
+from abathur_nb.text import timestamp
 
 
 def value(monitoring: Monitoring, name: str, **labels: str) -> float:

@@ -11,9 +11,9 @@ from damage import ROWS, run_sql
 from situations import VERBS, begun, stale, tree, without_side_files
 
 import abathur_nb as nb
-from abathur_nb.operate.quarantine import quarantine_dir
+from abathur_nb.config.settings import Settings
+from abathur_nb.repair.quarantine import quarantine_dir
 from abathur_nb.report import Report
-from abathur_nb.settings import Settings
 
 
 def destroy_header(settings: Settings) -> None:

@@ -11,13 +11,13 @@ import pytest
 from damage import run_sql
 
 import abathur_nb as nb
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError, InvalidValueError
-from abathur_nb.names import look_of
+from abathur_nb.health.rows import look_of
 from abathur_nb.report import Check
-from abathur_nb.settings import Settings
-from abathur_nb.validate import validate_database
-from abathur_nb.values import check_name, spellings
-from abathur_nb.wording import is_printable, printable, shown
+from abathur_nb.runbook.validate import validate_database
+from abathur_nb.store.values import check_name, spellings
+from abathur_nb.text import is_printable, printable, shown
 
 REFUSED = (*(range(0x20), range(0x7F, 0xA0), range(0x2028, 0x202F), range(0x2066, 0x206A), range(0xD800, 0xE000)),)
 ZWNJ, ZWJ = "\u200c", "\u200d"

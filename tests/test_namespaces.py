@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from abathur_nb.operate.namespaces import Namespaces
+from abathur_nb.runbook.memories import Namespaces
 
 MOMENT = "2026-11-01 10:20:30.400"
 

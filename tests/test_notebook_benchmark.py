@@ -8,7 +8,7 @@ from patience import GENEROUS
 from test_notebook_runs import NOTEBOOKS, Run, papermill
 
 import abathur_nb as nb
-from abathur_nb.settings import Settings
+from abathur_nb.config.settings import Settings
 
 SOURCE = NOTEBOOKS / "benchmark.ipynb"
 

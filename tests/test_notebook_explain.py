@@ -5,8 +5,8 @@ from pathlib import Path
 from damage import drop_index, untouched
 from test_notebook_runs import NOTEBOOKS, papermill
 
-from abathur_nb.settings import Settings
-from abathur_nb.sql import load_queries
+from abathur_nb.config.settings import Settings
+from abathur_nb.store.sql import load_queries
 
 SOURCE = NOTEBOOKS / "explain.ipynb"
 

@@ -10,8 +10,8 @@ from test_explore import HOSTILE, fill, insert
 from test_notebook_operate import execute
 
 from abathur_nb.cli import main
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.record import PAGE
-from abathur_nb.settings import Settings
 
 SVG = "image/svg+xml"
 

@@ -10,9 +10,9 @@ from damage import fingerprint, untouched
 from test_notebook_runs import NOTEBOOKS, Run, in_kernel, papermill
 from test_past import run_at
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.reading import Entry, read_archive
 from abathur_nb.evidence.record import RECORD
-from abathur_nb.settings import Settings
 
 SOURCE = NOTEBOOKS / "history.ipynb"
 LIMITED = {**archives.FACTS, "limits_ms": {"session retrieval": ["p99", 10.0]}, "machine": {"rows": 500}}

@@ -7,10 +7,10 @@ from test_notebook_runs import NOTEBOOKS, papermill
 from test_notebooks import PATHS, README, read
 from test_past import run_at
 
+from abathur_nb.config.notebooks import NOTEBOOKS as KNOWN
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.reading import read_archive
 from abathur_nb.evidence.record import RECORD
-from abathur_nb.notebooks import NOTEBOOKS as KNOWN
-from abathur_nb.settings import Settings
 
 SOURCE = NOTEBOOKS / "index.ipynb"
 

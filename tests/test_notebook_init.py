@@ -10,7 +10,7 @@ from damage import drop_index, fingerprint, untouched
 from test_notebook_runs import NOTEBOOKS, Run, in_kernel, papermill
 
 import abathur_nb as nb
-from abathur_nb.settings import Settings
+from abathur_nb.config.settings import Settings
 
 SOURCE = NOTEBOOKS / "init.ipynb"
 

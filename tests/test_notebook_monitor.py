@@ -10,7 +10,7 @@ from damage import run_sql as spoil
 from running import only_run, record_of
 from test_notebook_operate import execute
 
-from abathur_nb.settings import Settings
+from abathur_nb.config.settings import Settings
 
 
 def recorded(settings: Settings) -> int:

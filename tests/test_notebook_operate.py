@@ -10,8 +10,8 @@ from running import only_run, record_of
 from test_notebook_runs import NOTEBOOKS, Run, papermill
 
 import abathur_nb as nb
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.reading import read_archive
-from abathur_nb.settings import Settings
 
 
 def execute(name: str, settings: Settings, tmp_path: Path, *arguments: str) -> Run:

@@ -6,8 +6,8 @@ import pytest
 from damage import untouched
 from test_notebook_runs import NOTEBOOKS, in_kernel, papermill
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.reading import read_archive
-from abathur_nb.settings import Settings
 
 SOURCE = NOTEBOOKS / "preflight.ipynb"
 

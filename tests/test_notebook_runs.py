@@ -15,9 +15,9 @@ from nbclient.exceptions import CellExecutionError
 from patience import GENEROUS, HANGING_S
 from running import execute_live
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.run import MIME
-from abathur_nb.operate.backup import backup_database
-from abathur_nb.settings import Settings
+from abathur_nb.runbook.backup import backup_database
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))

@@ -7,7 +7,7 @@ import pytest
 from damage import drop_check, drop_index, flip_bits, run_sql, spoil_json, untouched
 from test_notebook_runs import NOTEBOOKS, papermill
 
-from abathur_nb.settings import Settings
+from abathur_nb.config.settings import Settings
 
 SOURCE = NOTEBOOKS / "validate.ipynb"
 

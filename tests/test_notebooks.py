@@ -14,7 +14,7 @@ import papermill
 import pytest
 
 import abathur_nb as nb
-from abathur_nb.parameters import declared_parameters
+from abathur_nb.config.parameters import declared_parameters
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 README = FOLDER.parent / "README.md"

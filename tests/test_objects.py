@@ -10,11 +10,11 @@ import pytest
 from damage import drop_check, drop_index, edit_schema, run_sql, untouched
 from test_validate import failing, validated
 
-from abathur_nb.expected import expected_objects
-from abathur_nb.settings import Settings
-from abathur_nb.sql import statements
-from abathur_nb.target import repair_command
-from abathur_nb.validate import file_checks
+from abathur_nb.config.settings import Settings
+from abathur_nb.health.checks import file_checks
+from abathur_nb.store.expected import expected_objects
+from abathur_nb.store.sql import statements
+from abathur_nb.store.target import repair_command
 
 INDEXES = sorted(name for name, found in expected_objects().items() if found.type == "index")
 

@@ -13,14 +13,14 @@ from oddities import ODD, ODD_TABLES
 from test_backup import content_of
 
 import abathur_nb as nb
-from abathur_nb.connection import connect
+from abathur_nb.backups.copying import read_content
+from abathur_nb.backups.manifest import Backup, list_backups
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical
-from abathur_nb.expected import expected_tables
-from abathur_nb.operate.content import read_content
-from abathur_nb.operate.manifest import Backup, list_backups
 from abathur_nb.report import Report
-from abathur_nb.schema import show_schema
-from abathur_nb.settings import Settings
+from abathur_nb.store.connection import connect
+from abathur_nb.store.expected import expected_tables
+from abathur_nb.store.schema import show_schema
 
 EVERY = ODD | ODD_TABLES
 # The words for what is not a table.

@@ -18,13 +18,12 @@ from browser import CANARY, asked_for, chromium, sung
 from patience import HANGING_S
 
 from abathur_nb import charts
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence import page
-from abathur_nb.evidence.page import render
+from abathur_nb.evidence.page import clean, render
 from abathur_nb.evidence.record import EXIT_CODES
-from abathur_nb.evidence.sanitizer import clean
 from abathur_nb.report import Check, Report
-from abathur_nb.schema import show_schema
-from abathur_nb.settings import Settings
+from abathur_nb.store.schema import show_schema
 
 RECORD: dict[str, Any] = {
     "run_id": "20261123T041742422Z-8086a2",

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from abathur_nb.config.parameters import check_parameters, check_ranges, declared_parameters
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.parameters import check_parameters, check_ranges, declared_parameters
 
 CELL = """\
 # What this run works with

@@ -9,12 +9,12 @@ import archives
 import pytest
 
 import abathur_nb as nb
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.past import PastRun, past_runs
 from abathur_nb.evidence.reading import read_archive
 from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED, Verdict, write_started
-from abathur_nb.settings import Settings, resolve
 
 
 def run_at(

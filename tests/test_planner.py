@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from patience import HANGING_S
 
-from abathur_nb.database import Database
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import InvalidValueError
-from abathur_nb.settings import Settings
+from abathur_nb.store.database import Database
 
 
 def nested(levels: int, first: str, further: str) -> str:

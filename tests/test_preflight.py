@@ -19,14 +19,14 @@ from typing import Any
 import pytest
 from damage import fingerprint, grant_by_acl, run_as_other, untouched
 
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.filesystems import file_system, kind_of
-from abathur_nb.initialize import initialize_database
-from abathur_nb.location import install_command, location_checks, writable_by_others
-from abathur_nb.preflight import HAZARDS, _hazards, _software, preflight
+from abathur_nb.health.path_on_disk import install_command, location_checks, writable_by_others
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings, resolve
-from abathur_nb.wording import user_name
+from abathur_nb.runbook.init import initialize_database
+from abathur_nb.runbook.preflight import HAZARDS, _hazards, _software, preflight
+from abathur_nb.store.filesystems import file_system, kind_of
+from abathur_nb.text import user_name
 
 ME = user_name(os.geteuid())
 NAMELESS = 3_999_999  # no user and no group has it
@@ -573,7 +573,7 @@ def test_a_user_without_a_name_gets_commands_that_a_shell_takes_whole(public: Pa
     assert words[:4] == ["sudo", "-u", f"#{NAMELESS}", "papermill"]
     assert words[-1] == str(settings.db_path)
     program = (
-        "from abathur_nb.location import install_command\n"
+        "from abathur_nb.health.path_on_disk import install_command\n"
         "print(install_command(nb.resolve('development'), Path('/x')))\n"
     )
     made = run_as_other(program, uid=NAMELESS)
@@ -581,7 +581,7 @@ def test_a_user_without_a_name_gets_commands_that_a_shell_takes_whole(public: Pa
 
 
 AS_OTHER = """
-from abathur_nb.location import location_checks
+from abathur_nb.health.path_on_disk import location_checks
 for name in sys.argv[1:]:
     settings = nb.resolve("production", db_path=name)
     (directory, *_), refused = location_checks(settings)

@@ -19,13 +19,13 @@ from damage import fingerprint, run_sql
 from patience import HANGING_S
 from test_run import SOUND, TOP, execute, only_run
 
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.privacy import refuse_secrets, secret_values, tilde
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, write_started
-from abathur_nb.initialize import initialize_database
-from abathur_nb.settings import Settings, resolve
+from abathur_nb.runbook.init import initialize_database
 
 # --- the home directory
 

@@ -12,9 +12,9 @@ from test_backup import content_of
 from test_troubleshoot import check_of, rows_of
 
 import abathur_nb as nb
-from abathur_nb.operate.manifest import list_backups
-from abathur_nb.operate.quarantine import plain, quarantine_dir, value_of
-from abathur_nb.settings import Settings
+from abathur_nb.backups.manifest import list_backups
+from abathur_nb.config.settings import Settings
+from abathur_nb.repair.quarantine import plain, quarantine_dir, value_of
 
 LOST = (
     TASK,

@@ -10,9 +10,9 @@ from damage import SESSION, TASK, fingerprint, run_sql
 from hostile import BYTES, PLACES, reshaped
 
 import abathur_nb as nb
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical, sha256
-from abathur_nb.operate.quarantine import quarantine_dir, read_quarantine
-from abathur_nb.settings import Settings
+from abathur_nb.repair.quarantine import quarantine_dir, read_quarantine
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 from archives import archive, ledger_lines, run, seal, start
 
 from abathur_nb.cli import make_parser
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.ledger import LEDGER
@@ -22,7 +23,6 @@ from abathur_nb.evidence.reading import (
     run_ids,
 )
 from abathur_nb.evidence.record import RECORD, STARTED
-from abathur_nb.settings import Settings
 
 
 def parsed(*arguments: str) -> argparse.Namespace:

@@ -13,8 +13,8 @@ import pytest
 from patience import GENEROUS
 
 import abathur_nb as nb
-from abathur_nb.parameters import RANGES
-from abathur_nb.settings import Settings
+from abathur_nb.config.parameters import RANGES
+from abathur_nb.config.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

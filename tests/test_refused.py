@@ -11,7 +11,7 @@ from damage import run_as_other
 from situations import CHANGING, READING, SITUATIONS, VERBS, begun, in_the_log, leave, other_form, prepared, tree
 
 import abathur_nb as nb
-from abathur_nb.settings import Settings, resolve
+from abathur_nb.config.settings import Settings, resolve
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from oddities import ODD, ODD_TABLES
 from situations import SITUATIONS, free, prepared
 
 import abathur_nb as nb
+from abathur_nb.config.settings import Settings
 from abathur_nb.report import Report
-from abathur_nb.settings import Settings
-from abathur_nb.wording import SHELL, counted
+from abathur_nb.text import SHELL, counted
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = "chmod|conda|df|du|export|find|fuser|ls|mkdir|mv|namei|papermill|python|rm|sqlite3|sudo"

@@ -9,7 +9,7 @@ import pytest
 
 from abathur_nb.errors import AbathurError, BusyError, ChecksFailedError
 from abathur_nb.report import Check, Report, Status, run_check
-from abathur_nb.wording import printable
+from abathur_nb.text import printable
 
 HOSTILE = "<script>alert(1)</script>|a\nb\x00\u202e\udce9\x1b[31m"
 EVERY = tuple(Check(f"is {s}", s, "wanted", f"found {s}", "do this") for s in ("pass", "skip", "warn", "fail", "error"))

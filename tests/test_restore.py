@@ -16,13 +16,13 @@ from damage import fingerprint, untouched
 from test_backup import ADD, content_of, run_sql, taken
 
 import abathur_nb as nb
+from abathur_nb.backups.aside import new_folder
+from abathur_nb.backups.copying import copy_in
+from abathur_nb.backups.manifest import Backup, list_backups
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed, unsealed
-from abathur_nb.operate.aside import new_folder
-from abathur_nb.operate.manifest import Backup, list_backups
-from abathur_nb.operate.transfer import copy_in
 from abathur_nb.report import Report
-from abathur_nb.settings import Settings
-from abathur_nb.target import journal_of
+from abathur_nb.store.target import journal_of
 
 
 def observed(report: Report) -> str:

@@ -6,14 +6,14 @@ import pytest
 from damage import ROWS, edit_schema, run_sql, untouched
 from test_validate import failing, validated
 
-from abathur_nb.connection import connect
-from abathur_nb.expected import column_checks, expected_columns, expected_objects, expected_tables
-from abathur_nb.limits import add_functions
+from abathur_nb.config.settings import Settings
+from abathur_nb.health.rows import row_checks
 from abathur_nb.report import Check
-from abathur_nb.rules import row_checks
-from abathur_nb.settings import Settings
-from abathur_nb.validate import validate_database
-from abathur_nb.wording import printable
+from abathur_nb.runbook.validate import validate_database
+from abathur_nb.store.connection import connect
+from abathur_nb.store.expected import column_checks, expected_columns, expected_objects, expected_tables
+from abathur_nb.store.values import add_functions
+from abathur_nb.text import printable
 
 KINDS = ("JSON columns", "values", "required values", "timestamps", "moments", "readable text", "JSON limits")
 

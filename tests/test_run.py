@@ -14,15 +14,15 @@ from nbclient.exceptions import CellExecutionError
 from patience import HANGING_S
 from running import execute_live
 
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import MisuseError, RefusedError
 from abathur_nb.evidence.canonical import unsealed
 from abathur_nb.evidence.reading import Entry, read_archive
 from abathur_nb.evidence.record import RECORD, STARTED, summary
 from abathur_nb.evidence.run import MIME, RUN_ID, start_run
-from abathur_nb.initialize import initialize_database
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings, resolve
-from abathur_nb.validate import validate_database
+from abathur_nb.runbook.init import initialize_database
+from abathur_nb.runbook.validate import validate_database
 
 LATER = "2999-12-31 23:59:59.999"  # than any run of these tests begins
 GREEN = Report("trial", (Check("sky", "pass", "blue", "blue"),), finished_at=LATER)

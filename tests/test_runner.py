@@ -43,11 +43,11 @@ from running import (
 )
 from test_statement import make_key
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.reading import read_archive
 from abathur_nb.evidence.record import RECORD
 from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.verify import verify_archive
-from abathur_nb.settings import Settings
 
 __all__ = ["folder", "sockets"]  # fixtures
 

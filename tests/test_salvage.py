@@ -12,11 +12,11 @@ import pytest
 from damage import ROWS, fingerprint, held, run_sql, untouched
 
 import abathur_nb as nb
-from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION, expected_tables
-from abathur_nb.operate.salvage import _copy, _fill
+from abathur_nb.config.settings import Settings
+from abathur_nb.repair.salvage import _copy, _fill
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings
-from abathur_nb.sql import DDL_FILES, SEED_FILE, statements
+from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION, expected_tables
+from abathur_nb.store.sql import DDL_FILES, SEED_FILE, statements
 
 TABLES = (*expected_tables(), "sqlite_sequence")
 NOISE = random.Random(7).randbytes  # noqa: S311 - the same noise each time

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import abathur_nb as nb
-from abathur_nb.settings import Settings, resolve
+from abathur_nb.config.settings import Settings, resolve
 
 
 def test_it_runs_the_notebook_by_this_python_for_this_database(database: Settings) -> None:

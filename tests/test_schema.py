@@ -8,10 +8,10 @@ import pytest
 from damage import ROWS, drop_index, flip_bits, run_sql, untouched
 
 import abathur_nb as nb
-from abathur_nb.connection import connect
-from abathur_nb.expected import SchemaObject, expected_objects, expected_tables
-from abathur_nb.schema import Differences, Schema, read_schema
-from abathur_nb.settings import Settings
+from abathur_nb.config.settings import Settings
+from abathur_nb.store.connection import connect
+from abathur_nb.store.expected import SchemaObject, expected_objects, expected_tables
+from abathur_nb.store.schema import Differences, Schema, read_schema
 
 
 async def live_schema(settings: Settings) -> dict[str, SchemaObject]:

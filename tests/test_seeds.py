@@ -9,8 +9,8 @@ import pytest
 from damage import run_sql
 from test_validate import validated
 
-from abathur_nb.settings import Settings
-from abathur_nb.target import repair_command
+from abathur_nb.config.settings import Settings
+from abathur_nb.store.target import repair_command
 
 CONFIG = "WHERE namespace = 'app:abathur:config'"
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from damage import run_sql
 
-from abathur_nb.database import Database
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import InvalidValueError, RefusedError
-from abathur_nb.sessions import STATUSES
-from abathur_nb.settings import Settings
-from abathur_nb.validate import validate_database
-from abathur_nb.values import MAX_BYTES
+from abathur_nb.runbook.validate import validate_database
+from abathur_nb.store.database import Database
+from abathur_nb.store.sessions import STATUSES
+from abathur_nb.store.values import MAX_BYTES
 
 KEYS = [
     "a",

@@ -11,9 +11,9 @@ import pytest
 from damage import run_as_other
 from hostile import BYTES, PLACES
 
+from abathur_nb.config.settings import ENVIRONMENTS, Settings, resolve
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.settings import ENVIRONMENTS, Settings, resolve
-from abathur_nb.wording import shown
+from abathur_nb.text import shown
 
 
 def write_config(home: Path, text: str | bytes) -> Path:

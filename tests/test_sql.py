@@ -13,8 +13,8 @@ import pytest
 from engines import ERRORS, LIBRARIES, REFUSALS, Run, build, opened
 from rows import BAD, GOOD, insert
 
-from abathur_nb.expected import expected_objects, expected_tables
-from abathur_nb.sql import (
+from abathur_nb.store.expected import expected_objects, expected_tables
+from abathur_nb.store.sql import (
     DATA,
     DDL_FILES,
     SEED_FILE,
@@ -401,7 +401,7 @@ def test_only_old_episodic_memories_expire(run: Run) -> None:
 
 def test_importing_reads_no_file() -> None:
     code = (
-        "from abathur_nb import expected, sql\n"
+        "from abathur_nb.store import expected; from abathur_nb.store import sql\n"
         "print([f.cache_info().currsize for f in (sql.statements, sql.load_queries, expected.expected_objects)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,13 +15,13 @@ import pytest
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.canonical import canonical, sha256, unsealed
 from abathur_nb.evidence.keys import public_keys, signer
 from abathur_nb.evidence.record import RECORD, STARTED, write_record, write_started
 from abathur_nb.evidence.statement import Checked, check_signers, check_statement, envelope
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings
 
 CHECKS = tuple(Check(f"is {status}", status) for status in ("pass", "warn", "fail", "error", "skip"))
 HASHES = {name: sha256(name.encode()) for name in (RECORD, STARTED, "notebook.ipynb", "page.html")}

@@ -15,10 +15,10 @@ import pytest
 from damage import MEMORY, held, run_sql
 
 import abathur_nb as nb
-from abathur_nb.operate.manifest import find_backup, list_backups
+from abathur_nb.backups.manifest import find_backup, list_backups
+from abathur_nb.config.settings import Settings
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings
-from abathur_nb.strays import strays
+from abathur_nb.store.strays import strays
 
 _ROWS = [MEMORY.replace("'k'", f"'alone-{number}'") for number in range(7)]
 

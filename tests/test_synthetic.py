@@ -9,11 +9,11 @@ import aiosqlite
 import pytest
 from engines import REFUSALS
 
-from abathur_nb.connection import connect
-from abathur_nb.expected import expected_tables
-from abathur_nb.settings import Settings
-from abathur_nb.sql import load_queries
-from abathur_nb.synthetic import fill, memory_keys, row_counts, session_ids
+from abathur_nb.config.settings import Settings
+from abathur_nb.measure.synthetic import fill, memory_keys, row_counts, session_ids
+from abathur_nb.store.connection import connect
+from abathur_nb.store.expected import expected_tables
+from abathur_nb.store.sql import load_queries
 
 ROWS = 2_000
 

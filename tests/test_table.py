@@ -5,7 +5,7 @@ from html import escape
 
 import pytest
 
-from abathur_nb.table import Table
+from abathur_nb.text import Table
 
 HEADS = ("", "name")
 

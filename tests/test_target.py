@@ -17,18 +17,18 @@ import pytest
 from damage import drop_index, fingerprint, flip_bits, held, run_as_other, run_sql, untouched
 from patience import HANGING_S
 
-from abathur_nb.connection import SIDE_FILES
-from abathur_nb.database import Database
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError, BusyError, RefusedError
-from abathur_nb.initialize import initialize_database
-from abathur_nb.operate.backup import backup_database
-from abathur_nb.operate.restore import restore_database
-from abathur_nb.operate.troubleshoot import troubleshoot
-from abathur_nb.preflight import preflight
-from abathur_nb.settings import Settings, resolve
-from abathur_nb.target import examine, identify, require_present
-from abathur_nb.validate import validate_database
-from abathur_nb.wording import user_name
+from abathur_nb.runbook.backup import backup_database
+from abathur_nb.runbook.init import initialize_database
+from abathur_nb.runbook.preflight import preflight
+from abathur_nb.runbook.restore import restore_database
+from abathur_nb.runbook.troubleshoot import troubleshoot
+from abathur_nb.runbook.validate import validate_database
+from abathur_nb.store.connection import SIDE_FILES
+from abathur_nb.store.database import Database
+from abathur_nb.store.target import examine, identify, require_present
+from abathur_nb.text import user_name
 
 
 def make_socket(path: Path) -> None:
@@ -324,7 +324,7 @@ async def _open(settings: Settings) -> None:
 async def test_what_another_may_not_read_is_refused_with_the_owner(public: Path) -> None:
     """A directory and a file of root's, asked by somebody without privileges."""
     program = (
-        "from abathur_nb.target import identify\n"
+        "from abathur_nb.store.target import identify\n"
         "for name in sys.argv[1:]:\n"
         "    target = asyncio.run(identify(nb.resolve('development', db_path=name)))\n"
         "    print(target.state, '|', target.check.observed, '|', target.check.remedy)\n"
@@ -355,7 +355,7 @@ def test_a_remedy_is_never_to_do_it_as_the_one_who_does_it_already(public: Path)
     os.chown(own / "x.db", 65534, 65534)
     (own / "x.db").chmod(0)
     program = (
-        "from abathur_nb.target import examine\n"
+        "from abathur_nb.store.target import examine\n"
         "for path in sys.argv[1:]:\n"
         "    print(examine(nb.resolve('production', db_path=path)).check.remedy)\n"
     )

@@ -12,11 +12,11 @@ from matplotlib.container import ErrorbarContainer
 from test_charts import drawn, is_blank, texts
 
 from abathur_nb import charts
-from abathur_nb.evidence.history import History
 from abathur_nb.evidence.past import Facts, PastRun
 from abathur_nb.evidence.reading import Entry
 from abathur_nb.evidence.record import EXIT_CODES
 from abathur_nb.report import Report
+from abathur_nb.runbook.history import History
 
 BEGIN = datetime(2026, 10, 1, tzinfo=UTC)
 VERDICTS = (*EXIT_CODES, "unsealed", "altered")

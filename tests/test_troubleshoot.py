@@ -30,20 +30,19 @@ from damage import (
 from test_backup import content_of
 
 import abathur_nb as nb
-from abathur_nb.connection import connect
+from abathur_nb.backups.manifest import list_backups
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError
-from abathur_nb.expected import expected_columns, expected_objects, expected_tables
-from abathur_nb.modes import wal_size
-from abathur_nb.operate.diagnosis import diagnose
-from abathur_nb.operate.manifest import list_backups
-from abathur_nb.operate.quarantine import quarantine_dir, read_quarantine
-from abathur_nb.operate.rebuild import rename_back
-from abathur_nb.operate.surroundings import Look, wal_check
-from abathur_nb.operate.treatment import REPAIR
-from abathur_nb.operate.troubleshoot import _empty_the_log, _run
+from abathur_nb.health.checks import file_checks
+from abathur_nb.health.path_on_disk import wal_size
+from abathur_nb.repair.diagnosis import REPAIR, diagnose
+from abathur_nb.repair.quarantine import quarantine_dir, read_quarantine
+from abathur_nb.repair.statements import rename_back
+from abathur_nb.repair.surroundings import Look, wal_check
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings
-from abathur_nb.validate import file_checks
+from abathur_nb.runbook.troubleshoot import _empty_the_log, _run
+from abathur_nb.store.connection import connect
+from abathur_nb.store.expected import expected_columns, expected_objects, expected_tables
 
 # The four faults of the runbook's section 6, each as a careless writer leaves it.
 FAULTS = {
@@ -421,7 +420,7 @@ async def test_what_was_committed_is_told_of_when_a_later_step_fails(
     async def locked(_: Settings) -> list[Check]:
         raise BusyError("somebody has it")
 
-    monkeypatch.setattr("abathur_nb.operate.troubleshoot._switch_to_wal", locked)
+    monkeypatch.setattr("abathur_nb.runbook.troubleshoot._switch_to_wal", locked)
     report = await nb.troubleshoot(database, repair=True)
     assert not report.ok
     assert not report.refused
@@ -533,7 +532,7 @@ async def test_where_the_checks_could_not_run_nothing_is_repaired(
 ) -> None:
     run_sql(database.db_path, *ROWS, *FAULTS["indexes"], *FAULTS["JSON columns"])
     elsewhere = replace(database, db_path=database.db_path.with_name("gone.db"))  # as where the disk fails them
-    monkeypatch.setattr("abathur_nb.operate.diagnosis.file_checks", lambda _, **more: file_checks(elsewhere, **more))
+    monkeypatch.setattr("abathur_nb.repair.diagnosis.file_checks", lambda _, **more: file_checks(elsewhere, **more))
     with untouched(database.db_path):
         report = await nb.troubleshoot(database, repair=True)
     assert report.refused

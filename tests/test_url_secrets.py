@@ -15,11 +15,11 @@ from patience import HANGING_S
 
 import abathur_nb as nb
 from abathur_nb.cli import main
+from abathur_nb.config.settings import SECRET_SETTINGS, Settings
 from abathur_nb.errors import AbathurError, ConfigurationError
-from abathur_nb.evidence.source import declared_in, read_source
-from abathur_nb.settings import SECRET_SETTINGS, Settings
-from abathur_nb.sql import DATA
-from abathur_nb.wording import url_fault, without_url_secrets
+from abathur_nb.evidence.notebook import declared_in, read_source
+from abathur_nb.store.sql import DATA
+from abathur_nb.text import url_fault, without_url_secrets
 
 CANARY = "CANARY-0815"
 SIGNED = f"https://h.example/b/x?X-Amz-Signature={CANARY}"

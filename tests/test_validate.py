@@ -26,16 +26,17 @@ from damage import (
     untouched,
 )
 
-from abathur_nb import synthetic
-from abathur_nb.connection import connect
-from abathur_nb.database import Database
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
-from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.health.checks import _begin, _file_checks, database_checks, file_checks
+from abathur_nb.measure import synthetic
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings
-from abathur_nb.sql import DDL_FILES, SEED_FILE, statements
-from abathur_nb.target import repair_command
-from abathur_nb.validate import _begin, _file_checks, database_checks, file_checks, validate_database
+from abathur_nb.runbook.validate import validate_database
+from abathur_nb.store.connection import connect
+from abathur_nb.store.database import Database
+from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.sql import DDL_FILES, SEED_FILE, statements
+from abathur_nb.store.target import repair_command
 
 CHECKS = (
     *("application_id", "user_version", "encoding", "journal mode", "integrity", "foreign keys", "tables", "indexes"),

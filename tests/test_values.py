@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from abathur_nb.errors import InvalidValueError, RefusedError
-from abathur_nb.values import (
+from abathur_nb.store.values import (
     MAX_BYTES,
     check_name,
     check_namespace,

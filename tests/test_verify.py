@@ -17,6 +17,7 @@ from damage import fingerprint, run_as_other
 from faults.tampering import TAMPERINGS, Tampering
 
 from abathur_nb.cli import main
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence import verify
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
@@ -26,7 +27,6 @@ from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMEN
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import UNFINISHED
 from abathur_nb.report import Check, Report
-from abathur_nb.settings import Settings
 
 
 def check(report: Report, name: str) -> Check:

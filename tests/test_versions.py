@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from abathur_nb.operate.versions import Difference, MemoryHistory, compare
+from abathur_nb.runbook.memories import Difference, MemoryHistory, compare
 
 
 def row(version: int, value: object, **more: Any) -> dict[str, Any]:

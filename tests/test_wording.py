@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from abathur_nb.wording import age, is_ahead, moment_of
+from abathur_nb.text import age, is_ahead, moment_of
 
 NOW = datetime(2026, 11, 30, 12, tzinfo=UTC)
 

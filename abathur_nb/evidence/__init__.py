@@ -1,1 +1,1 @@
-"""Evidence: the record of each run, the archive that keeps it, the runner that leaves no doubt about its verdict."""
+"""The record of each run, the archive that keeps it; reading, verifying, comparing them."""

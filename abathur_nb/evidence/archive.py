@@ -12,19 +12,18 @@ from typing import Any
 import nbformat
 
 from abathur_nb.causes import os_cause
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence import page, statement
 from abathur_nb.evidence.canonical import sha256, unsealed
-from abathur_nb.evidence.identity import shipped_notebook
 from abathur_nb.evidence.ledger import RUN_ID, append, require_no_line
+from abathur_nb.evidence.notebook import LONGEST, read_file, read_notebook, same_cells
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
 from abathur_nb.evidence.reading import read_entry, run_ids
-from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, shipped_notebook
 from abathur_nb.evidence.run import MIME
-from abathur_nb.evidence.source import LONGEST, read_file, read_notebook, same_cells
 from abathur_nb.files import fsync, locked, read_regular, write_durably
-from abathur_nb.settings import Settings, resolve
-from abathur_nb.wording import printable, shown, utc_now
+from abathur_nb.text import printable, shown, utc_now
 
 __all__ = ["archive_notebook", "command", "keep", "lapses"]
 

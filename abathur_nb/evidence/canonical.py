@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from abathur_nb.values import check_depth
-from abathur_nb.wording import is_printable, moment_of, shown
+from abathur_nb.store.values import check_depth
+from abathur_nb.text import is_printable, moment_of, shown
 
 __all__ = [
     "canonical",

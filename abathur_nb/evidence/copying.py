@@ -17,7 +17,7 @@ from abathur_nb.evidence.record import STARTED
 from abathur_nb.evidence.stores import LINE, Store, open_store
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import open_regular, read_regular
-from abathur_nb.wording import counted, shown, some
+from abathur_nb.text import counted, shown, some
 
 __all__ = ["command", "copy_archive"]
 

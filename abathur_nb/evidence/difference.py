@@ -14,7 +14,7 @@ from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.reading import Entry, chosen_archive, find_run
 from abathur_nb.evidence.stores import local
 from abathur_nb.percentiles import above
-from abathur_nb.wording import printable
+from abathur_nb.text import printable
 
 __all__ = ["Change", "circumstances", "clipped", "command", "differences"]
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, TypeAlias
 
+from abathur_nb.config.settings import Settings, absolute_path
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.files import open_regular
-from abathur_nb.layers import absolute_path
-from abathur_nb.settings import Settings
 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner, Key  # type: ignore[attr-defined] # it has no __all__

@@ -10,7 +10,7 @@ from typing import Any
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import misfits, sealed, sha256, unsealed
 from abathur_nb.files import at, fsync, locked, make_private_file, read_regular
-from abathur_nb.wording import printable, shown, utc_now
+from abathur_nb.text import printable, shown, utc_now
 
 __all__ = [
     "FIRST",

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.privacy import tilde
 from abathur_nb.evidence.reading import Entry
-from abathur_nb.settings import Settings
-from abathur_nb.wording import moment_of, printable
+from abathur_nb.text import moment_of, printable
 
 __all__ = ["Facts", "Interval", "PastRun", "past_runs"]
 

@@ -10,9 +10,9 @@ from html import escape
 from typing import Any
 from urllib.parse import quote, quote_plus
 
+from abathur_nb.config.settings import SECRET_SETTINGS, Settings
 from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.settings import SECRET_SETTINGS, Settings
-from abathur_nb.wording import without_url_secrets
+from abathur_nb.text import without_url_secrets
 
 __all__ = ["masked", "refuse_secrets", "secret_values", "tilde"]
 

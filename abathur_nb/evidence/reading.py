@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from abathur_nb.config.settings import Settings, absolute_path, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import misfits, moment, sha256, unsealed
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, Ledger, Line, read_ledger
 from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED
 from abathur_nb.files import read_regular
-from abathur_nb.layers import absolute_path
 from abathur_nb.report import id_of
-from abathur_nb.settings import Settings, resolve
-from abathur_nb.wording import shown, url_fault
+from abathur_nb.text import shown, url_fault
 
 __all__ = [
     "Entry",

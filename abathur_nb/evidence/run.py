@@ -7,14 +7,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abathur_nb.config.notebooks import notebook_named
+from abathur_nb.config.parameters import effective_parameters
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, BusyError, ChecksFailedError, ConfigurationError, MisuseError, RefusedError
-from abathur_nb.evidence.identity import database_identity
-from abathur_nb.evidence.record import Verdict, refused_before, summary, write_record, write_started
-from abathur_nb.guard import effective_parameters
-from abathur_nb.notebooks import notebook_named
+from abathur_nb.evidence.record import Verdict, database_identity, refused_before, summary, write_record, write_started
 from abathur_nb.report import Report
-from abathur_nb.settings import Settings
-from abathur_nb.wording import printable, utc_now
+from abathur_nb.text import printable, utc_now
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell

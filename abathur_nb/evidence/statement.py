@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical, sha256
 from abathur_nb.evidence.keys import PublicKeys, signer
-from abathur_nb.settings import Settings
 
 __all__ = ["Checked", "check_signers", "check_statement", "envelope", "is_signed"]
 

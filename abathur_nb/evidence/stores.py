@@ -9,12 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+from abathur_nb.config.settings import absolute_path
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, parse
 from abathur_nb.evidence.reading import is_folder
 from abathur_nb.files import UNFINISHED, at, make_private_directory, make_private_file, open_regular, write_durably
-from abathur_nb.layers import absolute_path
-from abathur_nb.wording import is_printable, printable, shown, url_fault
+from abathur_nb.text import is_printable, printable, shown, url_fault
 
 __all__ = ["LINE", "Store", "fetched", "local", "open_store"]
 

@@ -14,10 +14,10 @@ from random import Random
 from damage import MEMORY, ROWS, run_sql
 
 import abathur_nb as nb
-from abathur_nb import synthetic
-from abathur_nb.connection import connect
-from abathur_nb.operate.quarantine import quarantine_dir
-from abathur_nb.settings import Settings
+from abathur_nb.config.settings import Settings
+from abathur_nb.measure import synthetic
+from abathur_nb.repair.quarantine import quarantine_dir
+from abathur_nb.store.connection import connect
 from faults.contents import settings_of
 from faults.outcomes import Experiment, Outcome
 

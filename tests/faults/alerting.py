@@ -30,9 +30,9 @@ from patience import HANGING_S
 from servers import free_ports
 
 import abathur_nb as nb
-from abathur_nb.operate.alerts import alerts_of, prometheus_rules
-from abathur_nb.operate.snapshot import take_snapshot
-from abathur_nb.settings import Settings, resolve
+from abathur_nb.config.settings import Settings, resolve
+from abathur_nb.measure.alerts import alerts_of, prometheus_rules
+from abathur_nb.measure.snapshot import take_snapshot
 from faults.outcomes import Result
 from faults.tracing import BrokenHarnessError
 

@@ -17,9 +17,9 @@ from damage import MEMORY, TASK, flip_bits, run_sql
 from manifests import as_before, redated, rewritten
 
 import abathur_nb as nb
-from abathur_nb.expected import expected_objects
-from abathur_nb.operate.manifest import Backup, list_backups
-from abathur_nb.settings import Settings
+from abathur_nb.backups.manifest import Backup, list_backups
+from abathur_nb.config.settings import Settings
+from abathur_nb.store.expected import expected_objects
 from faults.contents import content_of, settings_of
 from faults.outcomes import Experiment, Outcome
 

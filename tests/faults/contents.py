@@ -6,10 +6,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from abathur_nb.operate.content import Content, read_content
-from abathur_nb.operate.manifest import Backup, list_backups
-from abathur_nb.operate.transfer import open_copy
-from abathur_nb.settings import Settings, resolve
+from abathur_nb.backups.copying import Content, open_copy, read_content
+from abathur_nb.backups.manifest import Backup, list_backups
+from abathur_nb.config.settings import Settings, resolve
 
 __all__ = ["content_of", "first_backup", "newest_backup", "settings_of"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from forms import MODES, PAGES, made
 
 import abathur_nb as nb
-from abathur_nb.operate.content import Content
-from abathur_nb.operate.manifest import read_backup
-from abathur_nb.settings import Settings
+from abathur_nb.backups.copying import Content
+from abathur_nb.backups.manifest import read_backup
+from abathur_nb.config.settings import Settings
 from faults.contents import content_of, first_backup
 from faults.outcomes import Experiment, Outcome
 

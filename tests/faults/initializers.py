@@ -6,10 +6,10 @@ from typing import Any
 
 import aiosqlite
 
-from abathur_nb.expected import APPLICATION_ID, SCHEMA_VERSION
-from abathur_nb.initialize import initialize_database
-from abathur_nb.settings import resolve
-from abathur_nb.sql import DDL_FILES, SEED_FILE, statements
+from abathur_nb.config.settings import resolve
+from abathur_nb.runbook.init import initialize_database
+from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.sql import DDL_FILES, SEED_FILE, statements
 
 __all__ = ["INITIALIZERS", "Initializer"]
 

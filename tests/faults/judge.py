@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
-from abathur_nb.settings import resolve
-from abathur_nb.validate import validate_database
+from abathur_nb.config.settings import resolve
+from abathur_nb.runbook.validate import validate_database
 from faults.initializers import INITIALIZERS
 from faults.place import Place
 from faults.victim import Ending, Victim

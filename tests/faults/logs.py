@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from damage import held
 
-from abathur_nb.modes import log_check
+from abathur_nb.health.path_on_disk import log_check
 from faults.outcomes import Experiment, Outcome
 
 __all__ = ["busy_logs", "torn_logs"]

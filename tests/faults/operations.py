@@ -12,8 +12,8 @@ import tqdm  # noqa: F401 - a victim is forked with everything imported
 from damage import MEMORY, ROWS, run_sql
 
 import abathur_nb as nb
+from abathur_nb.config.settings import Settings
 from abathur_nb.report import Report
-from abathur_nb.settings import Settings
 from faults.contents import content_of, first_backup, newest_backup, settings_of
 from faults.initializers import Initializer
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from situations import CHANGING, SITUATIONS, VERBS, prepared, tree
 
+from abathur_nb.backups.aside import complete
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError
-from abathur_nb.operate.aside import complete
-from abathur_nb.settings import Settings, resolve
 from faults.outcomes import Experiment, Outcome
 
 __all__ = ["refusals"]

@@ -17,8 +17,8 @@ from random import Random
 from damage import MEMORY, held
 
 import abathur_nb as nb
-from abathur_nb.operate.content import Content
-from abathur_nb.settings import Settings
+from abathur_nb.backups.copying import Content
+from abathur_nb.config.settings import Settings
 from faults.contents import content_of, first_backup, newest_backup, settings_of
 from faults.operations import prepare
 from faults.outcomes import Experiment, Outcome

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 import abathur_nb as nb
-from abathur_nb.settings import Settings
+from abathur_nb.config.settings import Settings
 from faults.contents import settings_of
 from faults.outcomes import Experiment, Outcome
 

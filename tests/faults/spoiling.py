@@ -19,9 +19,9 @@ from typing import Any
 from damage import MEMORY, fingerprint, run_sql
 
 import abathur_nb as nb
+from abathur_nb.backups.manifest import Backup, list_backups
+from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed, unsealed
-from abathur_nb.operate.manifest import Backup, list_backups
-from abathur_nb.settings import Settings
 from faults.contents import settings_of
 from faults.operations import prepare
 from faults.outcomes import Experiment, Outcome

@@ -8,9 +8,9 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from abathur_nb.operate.content import Content
-from abathur_nb.operate.manifest import list_backups, unpack
-from abathur_nb.target import journal_of
+from abathur_nb.backups.copying import Content
+from abathur_nb.backups.manifest import list_backups, unpack
+from abathur_nb.store.target import journal_of
 from faults.contents import content_of, first_backup, settings_of
 from faults.operations import OPERATIONS, prepare
 from faults.outcomes import Experiment, Outcome, Planner

@@ -12,12 +12,12 @@ from random import Random
 from archives import archive as make_archive
 from archives import run as make_run
 
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
 from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.statement import envelope
 from abathur_nb.evidence.verify import verify_archive
-from abathur_nb.settings import Settings, resolve
 from faults.outcomes import Result
 from faults.tracing import BrokenHarnessError
 

@@ -1,0 +1,1 @@
+"""Backups, and the change engine: whatever replaces what a database holds."""

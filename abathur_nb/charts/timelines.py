@@ -1,0 +1,307 @@
+"""Figures over time: the runs of an archive, the growth of a database, and what monitor recorded beside its limits."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter
+
+from abathur_nb.charts.figure import (
+    BLUE,
+    GREEN,
+    GREY,
+    MILLISECONDS,
+    ORANGE,
+    PURPLE,
+    RED,
+    Chart,
+    blank,
+    label,
+    new_chart,
+    one_line,
+    time_axis,
+)
+from abathur_nb.measure.alerts import LAST_BACKUP, LAST_VALIDATION, RETRIEVAL, RULES, Rule, Sample
+from abathur_nb.text import counted
+
+__all__ = ["monitoring_over_time", "percentiles_over_time", "rows_over_time", "sizes_over_time", "verdicts_over_time"]
+
+if TYPE_CHECKING:
+    from abathur_nb.runbook.monitor import Monitoring
+
+
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY, RED)
+_FORMS = {"bytes": EngFormatter(unit="B"), "ms": MILLISECONDS}
+_CROWD_OF_SAMPLES = 100  # points; more of them are drawn without markers
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """Name gauges that are drawn together, each with its words, in ``unit`` of the gauge's own.
+
+    ``log`` where a limit lies far above what is usual, ``age`` for the time since the moments that the gauges hold.
+    """
+
+    title: str
+    axis: str
+    gauges: Mapping[str, str]
+    unit: float = 1
+    log: bool = False
+    age: bool = False
+
+
+_PANELS = (
+    _Panel(
+        "The file and its log",
+        "bytes",
+        {"abathur_database_bytes": "the file", "abathur_wal_bytes": "its log"},
+        log=True,
+    ),
+    _Panel("Free room on its disk", "bytes", {"abathur_disk_free_bytes": "free"}),
+    _Panel("Rows of the largest tables", "rows", {"abathur_rows": ""}),
+    _Panel("Rows of the largest namespaces", "versions", {"abathur_namespace_rows": ""}),
+    _Panel("Versions of memories", "versions", {"abathur_memory_versions": ""}),
+    _Panel("Retrieval", "ms", {RETRIEVAL: ""}, 1e-3, log=True),
+    _Panel("Age", "hours", {LAST_BACKUP: "last backup", LAST_VALIDATION: "last validation"}, 3600, age=True),
+)
+_Line = list[tuple[datetime, float]]
+
+
+def monitoring_over_time(monitoring: "Monitoring") -> Chart:
+    """Draw what was recorded of a database over time, one panel a subject, and the limits of the alert rules in it."""
+    if not monitoring.moments:
+        return blank("nothing could be measured: the report says why")
+    found = [(panel, lines) for panel in _PANELS if (lines := _lines(panel, monitoring.moments))]
+    chart, axes = new_chart(0.6 + 1.75 * len(found), len(found), sharex=True)
+    told = [_draw(ax, panel, lines, monitoring) for ax, (panel, lines) in zip(axes, found, strict=True)]
+    time_axis(axes[-1])
+    axes[-1].set_xlabel("time (UTC)")
+    chart.alt = f"Over time, snapshots: {len({at for at, _ in monitoring.moments}):,}. " + ". ".join(told)
+    return chart
+
+
+def _lines(panel: _Panel, moments: Sequence[tuple[datetime, Sample]]) -> dict[tuple[str, tuple[str, ...]], _Line]:
+    """Return the lines of a panel, those that end highest first: by gauge and labels, the values at their moments."""
+    lines: dict[tuple[str, tuple[str, ...]], _Line] = {}
+    for at, sample in moments:
+        if sample.name in panel.gauges and (sample.value or not panel.age):
+            value = at.timestamp() - sample.value if panel.age else sample.value
+            lines.setdefault((sample.name, tuple(sample.labels.values())), []).append((at, value / panel.unit))
+    return dict(sorted(lines.items(), key=lambda line: -line[1][-1][1])[: len(_COLOURS)])
+
+
+def _draw(ax: Axes, panel: _Panel, lines: Mapping[tuple[str, tuple[str, ...]], _Line], monitoring: "Monitoring") -> str:
+    told = []
+    for colour, ((gauge, labels), line) in zip(_COLOURS, lines.items(), strict=False):
+        words = ", ".join(labels) or panel.gauges[gauge]
+        marker = "" if len(line) > _CROWD_OF_SAMPLES else "o"
+        times: Any = [at for at, _ in line]
+        ax.plot(times, [value for _, value in line], color=colour, marker=marker, ms=3, label=label(words))
+        told.append(f"{words} {line[-1][1]:,.4g}")
+        for rule in _rules(gauge, labels):
+            limit = rule.limit_of(monitoring.settings) * rule.unit / panel.unit
+            ax.axhline(limit, color=colour, linestyle="--", linewidth=1.2, label=label(f"limit: {rule.title}"))
+            told.append(f"its limit {limit:,.4g}")
+    ax.set_title(panel.title, fontsize=10)
+    ax.set_ylabel(f"{panel.axis} (log)" if panel.log else panel.axis)
+    if panel.log:
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter(_FORMS.get(panel.axis, EngFormatter()))
+    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return f"{panel.title}, {panel.axis} at last: {', '.join(told)}"
+
+
+def _rules(gauge: str, labels: Sequence[str]) -> Iterator[Rule]:
+    for rule in RULES:
+        if (
+            rule.gauge == gauge
+            and tuple(rule.labels.values()) == tuple(labels)
+            and rule.fires != "absent"
+            and not rule.per
+        ):
+            yield rule
+
+
+if TYPE_CHECKING:
+    from abathur_nb.evidence.past import PastRun
+    from abathur_nb.measure.growth import Growth
+    from abathur_nb.runbook.history import History
+
+
+# A shape and a colour for each verdict, the good ones below the bad ones; hollow and black for what is no evidence.
+_VERDICTS: Mapping[str, Mapping[str, Any]] = {
+    "pass": {"marker": "o", "color": GREEN, "markersize": 6},
+    "refused": {"marker": "s", "color": ORANGE, "markersize": 7},
+    "interrupted": {"marker": "v", "color": GREY, "markersize": 8},
+    "timeout": {"marker": "D", "color": PURPLE, "markersize": 7},
+    "error": {"marker": "P", "color": RED, "markersize": 9},
+    "fail": {"marker": "X", "color": RED, "markersize": 9},
+    "unsealed": {"marker": "o", "color": "black", "markersize": 8, "fillstyle": "none"},
+    "altered": {"marker": "*", "color": "black", "markersize": 11},
+}
+_FILE = "the file"
+_WEEK = 7  # days
+_CROWD = 100  # points; more of them are drawn small
+_LINES = ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), (RED, "v"), (PURPLE, "D"), (GREY, "x"))
+
+
+def verdicts_over_time(history: "History") -> Chart:
+    """Draw each run of an archive at its time, a row a notebook, by the shape and the colour of its verdict."""
+    runs = history.runs
+    if not runs:
+        return blank("no run yet: there is nothing to draw")
+    labels = list(dict.fromkeys(run.label for run in runs))
+    chart, (ax,) = new_chart(1.4 + 0.36 * len(labels))
+    for verdict, style in _VERDICTS.items():
+        found = [run for run in runs if run.verdict == verdict]
+        small = {"markersize": 3, "alpha": 0.5} if verdict == "pass" and len(runs) > _CROWD else {}
+        if found:
+            rows = [labels.index(run.label) for run in found]
+            ax.plot(_times(found), rows, linestyle="", label=f"{verdict}: {len(found):,}", **{**style, **small})
+    ax.set_yticks(range(len(labels)), [label(name) for name in labels])
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(visible=True, axis="y", color="#dddddd", linewidth=0.5)
+    ax.set_axisbelow(True)
+    time_axis(ax)
+    ax.set_title(counted(len(runs), "run") if len(runs) > 1 else "One run: nothing to compare it with yet")
+    chart.legend(loc="outside lower center", ncols=len(_VERDICTS) // 2, fontsize=8)
+    counts = {name: Counter(run.verdict for run in runs if run.label == name) for name in labels}
+    told = (f"{name} {', '.join(f'{n} {verdict}' for verdict, n in found.items())}" for name, found in counts.items())
+    chart.alt = f"Verdicts of {counted(len(runs), 'run')}, {_span(runs)}: {'; '.join(told)}"
+    return chart
+
+
+def percentiles_over_time(history: "History") -> Chart:
+    """Draw the percentiles of what has a limit, with their intervals, over the benchmarks of an archive.
+
+    A line joins the runs on one database, one machine and as many rows; others can't be compared with them.
+    """
+    runs = [run for run in history.runs if run.facts.percentiles]
+    names = list(dict.fromkeys(name for run in runs for name in _measured(run)))
+    if not names:
+        tried = any(run.notebook == "benchmark" for run in history.runs)
+        return blank(f"no benchmark {'came to its figures ' if tried else ''}yet: run benchmark.ipynb")
+    chart, axes = new_chart(0.9 + 2.0 * len(names), len(names), sharex=True)
+    told = []
+    for ax, name in zip(axes, names, strict=True):
+        found = [run for run in runs if name in _measured(run)]
+        level, limit = found[-1].facts.limits[name]
+        _intervals_over_time(ax, found, name, "p50", BLUE, "o")
+        values = _intervals_over_time(ax, found, name, level, ORANGE, "^")
+        limits = [run.facts.limits[name][1] for run in found]
+        if len({*limits}) > 1:
+            ax.step(_times(found), limits, where="post", color=RED, linewidth=2, label=f"limit, at last {limit:g} ms")
+        else:
+            ax.axhline(limit, color=RED, linewidth=2, label=f"limit {limit:g} ms")
+        ax.set(yscale="log", title=label(name), ylabel="ms (logarithmic)")
+        ax.yaxis.set_major_formatter(MILLISECONDS)
+        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        told.append(f"{name} {level} {values[0]:.3g} ms at first, {values[-1]:.3g} ms at last, limit {limit:g} ms")
+    time_axis(axes[-1])
+    chart.alt = f"Percentiles of {len(runs):,} benchmarks, {_span(runs)}: {'; '.join(told)}"
+    return chart
+
+
+def sizes_over_time(history: "History") -> Chart:
+    """Draw how the file of the database has grown, and the largest tables and indexes in it."""
+    lines: dict[str, list[tuple[PastRun, int]]] = {}
+    for run in history.runs:
+        of = f" of {run.database}" if run.label != run.notebook else ""
+        for name, size in {_FILE: run.facts.size, **run.facts.sizes}.items():
+            if size is not None:
+                lines.setdefault(f"{name}{of}", []).append((run, size))
+    if not lines:
+        return blank("no size is recorded yet: run validate.ipynb")
+    chart, (ax,) = new_chart(3.4)
+    largest = sorted(lines, key=lambda name: (not name.startswith(_FILE), -lines[name][-1][1]))[: len(_LINES)]
+    for name, (colour, marker) in zip(largest, _LINES, strict=False):
+        times, sizes = _times([run for run, _ in lines[name]]), [size for _, size in lines[name]]
+        ax.plot(times, sizes, color=colour, marker=marker, markersize=_marker_size(times), label=label(name))
+    ax.yaxis.set_major_formatter(EngFormatter(unit="B"))
+    ax.set(title="The file, and the largest tables and indexes in it", ylabel="size (bytes)")
+    ax.set_ylim(bottom=0)
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    time_axis(ax)
+    ends = (
+        f"{one_line(name, 100)} {lines[name][0][1]:,} bytes at first, {lines[name][-1][1]:,} at last"
+        for name in largest
+    )
+    chart.alt = f"Sizes over time: {'; '.join(ends)}"
+    return chart
+
+
+def rows_over_time(growth: "Growth") -> Chart:
+    """Draw how many rows came on each day, and how many there were by then: the largest tables, the rest as one."""
+    totals = {table: sum(days.values()) for table, days in growth.days.items()}
+    if not totals:
+        return blank("no row yet: there is nothing to draw")
+    largest = sorted(totals, key=lambda table: -totals[table])
+    alone = len(_LINES) if len(largest) <= len(_LINES) else len(_LINES) - 1
+    groups = {table: [table] for table in largest[:alone]}
+    if rest := largest[alone:]:
+        groups[f"{len(rest)} smaller ones"] = rest
+    every = sorted({day for days in growth.days.values() for day in days})
+    dates: list[Any] = list(every)  # matplotlib's types know no dates
+    chart, (daily, whole) = new_chart(4.8, 2, sharex=True)
+    below = np.zeros(len(every))
+    for (name, tables), (colour, marker) in zip(groups.items(), _LINES, strict=False):
+        came = np.array([sum(growth.days[table].get(day, 0) for table in tables) for day in every])
+        daily.bar(dates, came, bottom=below, width=1, color=colour)
+        small: dict[str, Any] = {"marker": marker, "markersize": 4} if len(every) <= _CROWD // 4 else {}
+        whole.plot(dates, np.cumsum(came), color=colour, label=label(name), **small)
+        below += came
+    daily.set(title="Rows by the day on which they came", ylabel="rows a day")
+    whole.set(ylabel="rows by then", ylim=(0, None))
+    for ax in (daily, whole):
+        ax.yaxis.set_major_formatter(EngFormatter(sep=""))
+    time_axis(whole, "day (UTC)")
+    beside = timedelta(days=_WEEK - (every[-1] - every[0]).days)
+    # Of a single day the bar would be as wide as the picture.
+    if timedelta() < beside < min(date.max - every[-1], every[0] - date.min):
+        whole.set_xlim(dates[0] - beside, dates[-1] + timedelta(days=1))
+    chart.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=len(_LINES), fontsize=8)
+    told = ", ".join(f"{one_line(table, 100)} {totals[table]:,}" for table in largest)
+    chart.alt = f"Rows by the day on which they came, {every[0]} to {every[-1]}: {told}"
+    return chart
+
+
+def _times(runs: Sequence["PastRun"]) -> list[Any]:
+    return [run.started_at for run in runs]
+
+
+def _span(runs: Sequence["PastRun"]) -> str:
+    return f"{runs[0].started_at:%Y-%m-%d} to {runs[-1].started_at:%Y-%m-%d}"
+
+
+def _marker_size(points: Sequence[object]) -> float:
+    return 2 if len(points) > _CROWD else 5
+
+
+def _intervals_over_time(
+    ax: Axes, runs: Sequence["PastRun"], name: str, level: str, colour: str, marker: str
+) -> list[float]:
+    """Draw one percentile of ``name`` over its runs, a line for each basis that the figures have; return its values."""
+    runs = [run for run in runs if level in run.facts.percentiles[name]]
+    words = f"{level}, 95 % interval"
+    for basis in dict.fromkeys(run.facts.basis for run in runs):
+        found = [run for run in runs if run.facts.basis == basis]
+        bounds = [run.facts.percentiles[name][level] for run in found]
+        # Where there are too few samples to give a bound, there is no bar on that side.
+        errors = [[v - (low or v) for low, v, _ in bounds], [(high or v) - v for _, v, high in bounds]]
+        values = [value for _, value, _ in bounds]
+        style: dict[str, Any] = {"elinewidth": 0.5} if len(runs) > _CROWD else {"elinewidth": 1, "capsize": 2}
+        style |= {"color": colour, "marker": marker, "markersize": _marker_size(runs), "linewidth": 1}
+        ax.errorbar(_times(found), values, yerr=np.maximum(errors, 0), label=words, **style)
+        words = ""  # one line of the legend for all
+    return [run.facts.percentiles[name][level][1] for run in runs]
+
+
+def _measured(run: "PastRun") -> list[str]:
+    """Return what has both a limit and the percentile that it is for."""
+    return [name for name, (level, _) in run.facts.limits.items() if level in run.facts.percentiles.get(name, ())]

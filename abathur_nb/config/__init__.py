@@ -1,0 +1,1 @@
+"""What a run is given: settings, parameters and their guard, the notebooks as data."""

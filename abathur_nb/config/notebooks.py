@@ -1,0 +1,143 @@
+"""The notebooks as data: their order, what refuses each before it starts, what changes the database, when it runs."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from html import escape
+from shlex import quote
+
+from abathur_nb.config.settings import Settings
+from abathur_nb.text import user_name
+
+__all__ = ["NOTEBOOKS", "Notebook", "Schedule", "notebook_named", "schedule"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Hold when a notebook runs by itself, in words and as systemd and cron write local time; its parameters then."""
+
+    words: str
+    on_calendar: str
+    cron: str
+    parameters: tuple[str, ...] = ()
+
+
+NIGHTLY = Timing("every night", "*-*-* 02:30:00", "30 2 * * *")
+
+
+@dataclass(frozen=True, slots=True)
+class Notebook:
+    """Hold what the package knows of a notebook."""
+
+    name: str
+    # The states of the path (see `target`) in which a run is refused, and leaves no record.
+    refused_at: tuple[str, ...] = ("refused", "remains", "absent")
+    judges_place: bool = False  # whether a directory or file system that forbids a database refuses it too
+    changes_by: tuple[str, ...] = ()  # the parameters that, when True, let it change the database
+    looks_by: str = ""  # the parameter that, when True, keeps it from making a database
+    timing: Timing = NIGHTLY
+
+    def changes(self, parameters: Mapping[str, object]) -> bool:
+        """Return whether a run with these parameters may change an existing database."""
+        return any(parameters.get(name) is True for name in self.changes_by)
+
+    def only_looks(self, parameters: Mapping[str, object]) -> bool:
+        """Return whether a run with these parameters leaves the database, or its absence, as it is."""
+        return parameters.get(self.looks_by) is True if self.looks_by else not self.changes(parameters)
+
+
+_ANY = ("refused",)  # it brings a lost database back, or asks what became of it
+# In the order of an operator's day.
+NOTEBOOKS = {
+    notebook.name: notebook
+    for notebook in (
+        # before anybody uses the database
+        Notebook("preflight", ("refused", "remains"), judges_place=True),
+        Notebook("init", ("refused", "remains"), judges_place=True, looks_by="dry_run"),
+        Notebook("validate"),
+        Notebook("explain"),
+        Notebook("benchmark"),
+        Notebook("backup", timing=replace(NIGHTLY, parameters=("-p", "reason", "nightly"))),
+        # day by day
+        Notebook("monitor", timing=Timing("every hour", "*-*-* *:05:00", "5 * * * *", ("-p", "record", "True"))),
+        Notebook("explore"),
+        Notebook("history", _ANY),
+        Notebook("readiness", _ANY),
+        # after a fault; a typo in the path of a rollback would leave a record beside nothing
+        Notebook("troubleshoot", _ANY, changes_by=("repair",)),
+        Notebook("restore", _ANY, changes_by=("apply",)),
+        Notebook("rollback", ("refused", "absent"), changes_by=("apply",)),
+        Notebook("index", _ANY),  # shows the others
+    )
+}
+
+
+def notebook_named(name: str) -> Notebook:
+    """Return what is known of a notebook: of one of your own, that it needs a database."""
+    return NOTEBOOKS.get(name) or Notebook(name, changes_by=("apply", "repair"))
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Hold the units of a systemd timer by their file names, and the line of a crontab that does the same."""
+
+    units: dict[str, str]
+    crontab: str
+
+    def __str__(self) -> str:
+        timer = next(name for name in self.units if name.endswith(".timer"))
+        parts = [f"# /etc/systemd/system/{name}\n{text}" for name, text in self.units.items()]
+        enable = f"# then\nsudo systemctl daemon-reload && sudo systemctl enable --now {timer}"
+        return "\n".join([*parts, enable, "", "# or, where there is no systemd: crontab -e", self.crontab])
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        html = (
+            f"<details><summary>a systemd timer, and a crontab line</summary><pre>{escape(str(self))}</pre></details>"
+        )
+        return {"text/html": html, "text/plain": str(self)}
+
+
+def schedule(settings: Settings, notebook: str) -> Schedule:
+    """Return what has ``notebook`` run by the strict runner, for this database. Read-only.
+
+    Every night at 02:30, ``monitor`` every hour. By this Python, and as the environment's service account, or as who
+    asks where it has none.
+    """
+    user = settings.service_account or user_name(os.geteuid())
+    words = [sys.executable, "-m", "abathur_nb", "run", notebook, "--env", settings.env]
+    if not settings.is_own_path:
+        words += ["-p", "db_path", str(settings.db_path)]
+    timing = notebook_named(notebook).timing
+    words += timing.parameters
+    name = f"abathur-{notebook}-{settings.env}"
+    service = f"""\
+[Unit]
+Description=Abathur: {notebook} of {settings.env}
+
+[Service]
+Type=oneshot
+User={user}
+ExecStart={" ".join(_unit_word(word) for word in words)}
+"""
+    timer = f"""\
+[Unit]
+Description=Abathur: {notebook} of {settings.env}, {timing.words}
+
+[Timer]
+OnCalendar={timing.on_calendar}
+RandomizedDelaySec=300
+Persistent=true
+
+[Install]
+WantedBy=timers.target
+"""
+    # A per cent sign begins a new line in a crontab (crontab(5)).
+    command = " ".join(quote(word) for word in words).replace("%", r"\%")
+    return Schedule({f"{name}.service": service, f"{name}.timer": timer}, f"{timing.cron} {command}")
+
+
+def _unit_word(word: str) -> str:
+    """Quote a word as systemd.service(5) reads it: ``%`` and ``$`` have a meaning inside of quotes too."""
+    word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{word}"' if not word or any(c in word for c in " \t'\"\\;") else word

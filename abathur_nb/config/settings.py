@@ -1,0 +1,348 @@
+"""Settings: the environments as frozen data, and how arguments, variables and the settings file are resolved."""
+
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from html import escape
+from pathlib import Path
+from shlex import quote
+from types import MappingProxyType
+from typing import Any, Literal, get_type_hints
+
+from abathur_nb.errors import ConfigurationError
+from abathur_nb.files import is_scratch_name, open_regular
+from abathur_nb.text import did_you_mean, is_printable, printable, shown, url_fault, versions, without_url_secrets
+
+__all__ = [
+    "ENVIRONMENTS",
+    "SECRET_SETTINGS",
+    "Settings",
+    "absolute_path",
+    "environment_names",
+    "environment_variables",
+    "read_environments",
+    "resolve",
+]
+
+_CONFIG = "~/.config/abathur/abathur.toml"
+_BOOLEANS = {"true": True, "false": False}
+# Bytes. Linux takes names of 255 and SQLite paths of 512: less `-journal`, a NUL and a scratch directory's name.
+_NAME_MAX, _PATH_MAX = 247, 475
+_FILE_MAX = 65_536  # bytes; a settings file has a few hundred
+
+
+def read_environments(settable: Collection[str], faults: list[str]) -> dict[str, tuple[dict[str, object], str]]:
+    """Return the tables ``[environments.NAME]`` of the settings file, each with the file's name. Read-only."""
+    named = os.environ.get("ABATHUR_CONFIG")
+    path = Path(os.path.expanduser(_CONFIG if named is None else named))
+    where = f"settings file {without_url_secrets(printable(str(path)))}"
+    if named is None and not (_has_home() and path.exists()):  # never one found in the working directory
+        return {}
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _FILE_MAX:
+            raise ValueError(f"expected a regular file of at most {_FILE_MAX:,} bytes")
+        with open_regular(path, follow=True) as file:
+            content = tomllib.loads(file.read().decode())
+    except FileNotFoundError:
+        faults.append(f"{where}: named by ABATHUR_CONFIG, but there is none")
+        return {}
+    except (OSError, ValueError, RecursionError) as error:  # a TOML or a Unicode fault is a ValueError
+        faults.append(f"{where}: cannot be read: {printable(str(error))}")
+        return {}
+    tables = content.pop("environments", {})
+    faults += [f"{where}: expected tables [environments.NAME], found {shown(key)}" for key in content]
+    if not isinstance(tables, dict):
+        faults.append(f"{where}: expected tables [environments.NAME], found environments = {shown(tables)}")
+        return {}
+    environments = {}
+    for name, table in tables.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or not isinstance(table, dict):
+            faults.append(f"{where}: expected a table [environments.NAME] (a-z, 0-9, _ and -), found {shown(name)}")
+            continue
+        unknown = [key for key in table if key not in settable]
+        faults += [
+            f"{where}: [environments.{name}] has no setting {shown(k)}{did_you_mean(k, settable)}" for k in unknown
+        ]
+        environments[name] = ({key: value for key, value in table.items() if key in settable}, where)
+    return environments
+
+
+def environment_variables(
+    settable: Collection[str], truths: Collection[str], faults: list[str]
+) -> dict[str, tuple[object, str]]:
+    """Return the settings given as ``ABATHUR_…``; a near miss of one is a fault, other programs' names are not.
+
+    ``true`` and ``false`` are read for those named in ``truths``; all else stays text, for the caller to judge.
+    """
+    found: dict[str, tuple[object, str]] = {}
+    names = {f"ABATHUR_{name.upper()}": name for name in settable}
+    for variable, value in os.environ.items():
+        if variable in names:
+            name = names[variable]
+            # A variable is always text, and a truth value in the file never: only here text can become one.
+            found[name] = (_BOOLEANS.get(value.lower(), value) if name in truths else value, variable)
+        elif variable.startswith("ABATHUR_") and (near := get_close_matches(variable, names, 1, 0.9)):
+            faults.append(f"{printable(variable)}: no such setting; did you mean {near[0]}?")
+    return found
+
+
+def _has_home() -> bool:
+    """Tell whether `~` stands for an absolute path: in a container a user may have no entry, or an empty HOME."""
+    return os.environ.get("HOME") != "" and os.path.isabs(os.path.expanduser("~"))
+
+
+def absolute_path(name: str, value: object, source: str, relative_paths: bool, faults: list[str]) -> Path | None:
+    """Return ``value`` as an absolute path without looking at the disk, or add what is wrong with it to ``faults``."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str):
+        faults.append(f"{name} (from {source}): expected a path as text, found {shown(value)} ({type(value).__name__})")
+        return None
+    expected = ""
+    if not text:
+        expected = "a path (leave it out, or None, for the default)"
+    elif not is_printable(text):
+        expected = "a path of printable characters"
+    elif text == ":memory:" or text.startswith("file:"):
+        expected = "a path of a file, no in-memory database and no SQLite URI"
+    elif re.match(r"[A-Za-z][\w+.:-]+:/", text):  # development would take it for a relative path
+        expected = "a path, not a URL"
+    elif text.startswith("~") and text != "~" and not text.startswith("~/"):
+        expected = "an absolute path (`~` stands for your own home only)"
+    elif text.startswith("~") and not _has_home():
+        expected = "an absolute path, since HOME names no home for `~`"
+    elif not os.path.isabs(os.path.expanduser(text)) and not relative_paths:
+        expected = "an absolute path"
+    else:
+        try:
+            # abspath keeps two leading slashes, which in a URI would begin a host's name.
+            path = "/" + os.path.abspath(os.path.expanduser(text)).lstrip("/")
+        except OSError:
+            faults.append(f"{name} (from {source}): expected an absolute path, since the working directory is gone")
+            return None
+        names = path.split("/")
+        if any(map(is_scratch_name, names)):  # the next sweep beside it would remove it
+            expected = "a path outside of the scratch directories (.abathur-…), which are removed again"
+        elif len(os.fsencode(path)) > _PATH_MAX or any(len(os.fsencode(part)) > _NAME_MAX for part in names):
+            expected = f"a path of at most {_PATH_MAX} bytes, {_NAME_MAX} for each name"
+        else:
+            return Path(path)
+    faults.append(f"{name} (from {source}): expected {expected}, found {shown(text)}")
+    return None
+
+
+Severity = Literal["warn", "fail", "refuse"]
+
+
+def _setting(default: Any, meaning: str, *, secret: bool = False, **limits: float) -> Any:
+    """Return a field of Settings with what it means, whether it is shown, and the limits that pydantic holds it to."""
+    return field(default=default, metadata={"meaning": meaning, "secret": secret, "limits": limits}, repr=not secret)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Hold what one run works with: paths, limits, policy. Frozen; made by ``resolve``.
+
+    The defaults are the strict ones, which an environment of one's own gets too; development loosens them.
+    ``origins`` names, for each setting, where its value came from.
+    """
+
+    env: str
+    db_path: Path = _setting(None, "the database")
+    backup_dir: Path = _setting(None, "where backups go")
+    archive_dir: Path = _setting(None, "where records of runs go")
+    # Limits
+    session_p99_ms: float = _setting(10, "session retrieval, p99 (ms)", gt=0)
+    memory_p99_ms: float = _setting(20, "memory retrieval, p99 (ms)", gt=0)
+    concurrent_reads_s: float = _setting(1, "50 concurrent reads together (s)", gt=0)
+    min_free_mb: int = _setting(500, "less free disk fails (MB)", ge=0)
+    recommended_free_mb: int = _setting(10_000, "less free disk warns (MB)", ge=0)
+    max_wal_mb: int = _setting(256, "a larger write-ahead log warns (MB)", gt=0)
+    disk_full_days: float = _setting(30, "a disk that will be full sooner alarms (days)", gt=0)
+    backup_max_age_hours: float = _setting(26, "an older last proven backup alarms (hours)", gt=0)
+    validation_max_age_days: float = _setting(7, "an older last green validation alarms (days)", gt=0)
+    metrics_max_age_minutes: float = _setting(60, "older metrics alarm (minutes)", gt=0)
+    busy_timeout_ms: int = _setting(5000, "wait for a lock (ms)", ge=0, le=600_000)
+    readers: int = _setting(2, "connections that serve reads", ge=1, le=32)
+    # NORMAL is the seed's choice; it never corrupts, but a power cut can take the last acknowledged commits.
+    synchronous: Literal["NORMAL", "FULL"] = _setting("NORMAL", "durability of a commit")
+    service_account: str = _setting("abathur", "who is to own the directories; empty: who runs it")
+    # Evidence
+    signing_key: str = _setting("", "PEM file of the ed25519 key that signs each run; empty: unsigned")
+    signing_key_passphrase: str = _setting("", "what that file is encrypted with", secret=True)
+    secrets: str = _setting("AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN", "variables whose values no archive may hold")
+    # Policy: what a hazard gets
+    require_safe_wal: bool = _setting(False, "fail on a SQLite that has the WAL-reset race")
+    on_tmpfs: Severity = _setting("warn", "a database in memory, gone at the next boot")
+    on_overlay: Severity = _setting("warn", "a layered or user-space file system")
+    on_host_share: Severity = _setting("refuse", "a share of the host: virtiofs or 9p")
+    on_shared_directory: Severity = _setting("refuse", "others own or may write to the directory")
+    confirm_changes: bool = _setting(True, "replacing or repairing needs the hash of the plan that was shown")
+    alerts_fail: bool = _setting(True, "a critical alert fails the run that sees it, and does not only warn")
+    relative_paths: bool = _setting(False, "accept a path relative to the working directory")
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def _repr_html_(self) -> str:
+        # What differs from run to run stands open, the rest is folded away.
+        names = {"env": "the environment", **_SETTABLE}
+        chosen = [n for n in names if n == "env" or n in _PATHS or self.origins.get(n, "default") != "default"]
+        rest = [n for n in names if n not in chosen]
+        folded = f"<details><summary>{len(rest)} more, by default</summary>{self._table(rest, names)}</details>"
+        return f"<p>{escape(versions())}</p>{self._table(chosen, names)}{folded if rest else ''}"
+
+    @property
+    def is_own_path(self) -> bool:
+        """Tell whether ``db_path`` is the environment's own, and nobody has named another."""
+        return self.origins.get("db_path", "default") == "default"
+
+    @property
+    def as_arguments(self) -> str:
+        """Return the arguments by which papermill comes to the same settings: the path only where it is another one."""
+        return f"-p env {self.env}" + ("" if self.is_own_path else f" -p db_path {quote(str(self.db_path))}")
+
+    def shown(self) -> dict[str, str]:
+        """Return every setting as text, secrets masked."""
+        values = {name: printable(str(getattr(self, name))) for name in ("env", *_SETTABLE)}
+        return values | {name: "•••" for name in SECRET_SETTINGS if values[name]}
+
+    def _table(self, names: Iterable[str], meanings: Mapping[str, str]) -> str:
+        cell = "<td style='text-align:left;overflow-wrap:anywhere'>"
+        shown = self.shown()
+        rows = ((name, shown[name], meanings[name], self.origins.get(name, "default")) for name in names)
+        body = "".join(f"<tr>{''.join(f'{cell}{escape(text)}</td>' for text in row)}</tr>" for row in rows)
+        head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("setting", "value", "meaning", "from"))
+        return f"<table style='table-layout:auto'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def __str__(self) -> str:
+        lines = [f"{name} = {value} ({self.origins.get(name, 'default')})" for name, value in self.shown().items()]
+        return "\n".join((versions(), *lines))
+
+
+ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        # One's own machine: everything beside the data, hazards warn.
+        "development": {
+            "db_path": "~/abathur_data/abathur.db",
+            "service_account": "",
+            "on_host_share": "warn",
+            "on_shared_directory": "fail",
+            "confirm_changes": False,
+            "alerts_fail": False,
+            "relative_paths": True,
+        },
+        # The rehearsal: production's rules on a database that may be lost.
+        "staging": {"db_path": "/var/lib/abathur-staging/abathur.db", "confirm_changes": False},
+        # The real thing: a database in memory is refused, backups lie apart from the data.
+        "production": {
+            "db_path": "/var/lib/abathur/abathur.db",
+            "backup_dir": "/backups",
+            "on_tmpfs": "refuse",
+        },
+    }
+)
+
+_PATHS = ("db_path", "backup_dir", "archive_dir")
+_BESIDE_THE_DATA = {"backup_dir": "backups", "archive_dir": "runs"}
+_SETTABLE = {setting.name: setting.metadata["meaning"] for setting in fields(Settings) if setting.metadata}
+SECRET_SETTINGS = tuple(setting.name for setting in fields(Settings) if setting.metadata.get("secret"))
+_TRUTHS = [setting.name for setting in fields(Settings) if setting.type is bool]
+
+
+def environment_names() -> tuple[str, ...]:
+    """Return the names of the environments: the three, then those that the settings file adds. Read-only.
+
+    What is wrong with the file ``resolve`` says.
+    """
+    return tuple({**ENVIRONMENTS, **read_environments(_SETTABLE, [])})
+
+
+def resolve(
+    env: str = "development",
+    *,
+    db_path: str | os.PathLike[str] | None = None,
+    backup_dir: str | os.PathLike[str] | None = None,
+    archive_dir: str | os.PathLike[str] | None = None,
+) -> Settings:
+    """Settle which settings hold for ``env``. Reads the settings file; touches nothing else.
+
+    Strongest first: the arguments, ``ABATHUR_…`` variables, the file named by ``ABATHUR_CONFIG`` (or else
+    ``~/.config/abathur/abathur.toml``), the environment's defaults. Raises ConfigurationError with every fault.
+    """
+    faults: list[str] = []
+    environments = read_environments(_SETTABLE, faults)
+    known = {**dict.fromkeys(ENVIRONMENTS), **environments}
+    if not isinstance(env, str):
+        faults.append(f"env: expected one of the names {', '.join(known)}, found {shown(env)} ({type(env).__name__})")
+    elif env not in known and (environments or not faults):  # it may stand in a file that can't be read
+        faults.append(f"env: expected one of {', '.join(known)}, found {shown(env)}{did_you_mean(env, known)}")
+
+    # Each layer overwrites the one before it; a value stands beside the name of its source.
+    layers: dict[str, tuple[object, str]] = {}
+    if isinstance(env, str):
+        layers |= {k: (v, "default") for k, v in ENVIRONMENTS.get(env, {}).items()}
+        file_values, source = environments.get(env, ({}, ""))
+        layers |= {k: (v, source) for k, v in file_values.items()}
+    layers |= environment_variables(_SETTABLE, _TRUTHS, faults)
+    arguments = {"db_path": db_path, "backup_dir": backup_dir, "archive_dir": archive_dir}
+    layers |= {k: (v, "argument") for k, v in arguments.items() if v is not None}
+
+    # What is no truth value is a fault of its own, and no path is blamed for what it was to allow.
+    relative_paths = layers.get("relative_paths", (False,))[0] is not False
+    values: dict[str, object] = {k: v for k, (v, _) in layers.items()}
+    origins = {k: source for k, (_, source) in layers.items()}
+    for name in _PATHS:
+        if name in values:
+            values[name] = absolute_path(name, values[name], origins[name], relative_paths, faults)
+    data = values.get("db_path")
+    if data is None and "db_path" not in layers and not faults:
+        faults.append(f"db_path: environment {env!r} names none; add it to its table in the settings file")
+    for name, folder in _BESIDE_THE_DATA.items():
+        # A default backup directory belongs to the default database only.
+        if name not in values or (origins[name] == "default" != origins.get("db_path")):
+            values[name] = data.parent / folder if isinstance(data, Path) else Path(folder)
+            origins[name] = "beside the data"
+    texts = {k: v for k, v in values.items() if isinstance(v, str) and k not in (*_PATHS, *SECRET_SETTINGS)}
+    faults += [fault for k, text in texts.items() if (fault := url_fault(f"{k} (from {origins[k]})", text))]
+    origins["env"] = "default" if env == "development" else "argument"
+    checked = _checked({k: v for k, v in values.items() if k not in _PATHS}, origins, faults)
+    if faults:
+        raise ConfigurationError(faults)
+    return Settings(env=env, **{k: values[k] for k in _PATHS}, **checked, origins=MappingProxyType(origins))  # type: ignore[arg-type]
+
+
+def _checked(values: dict[str, object], origins: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
+    """Return the values as their settings' types, or add what is wrong with them to ``faults``."""
+    if all(origins[name] == "default" for name in values):  # ours, and tested
+        return values
+    # Imported here, and only if it is needed: pydantic takes longer to import than the rest of the package.
+    from pydantic import ConfigDict, Field, ValidationError, create_model
+
+    types = get_type_hints(Settings)
+    # pydantic would take True for 1, and 1 or "yes" for True.
+    for name, value in values.items():
+        if types[name] is bool and not isinstance(value, bool):
+            faults.append(f"{name} (from {origins[name]}): expected true or false, found {shown(value)}")
+        elif isinstance(value, bool) and types[name] is not bool:
+            faults.append(f"{name} (from {origins[name]}): expected no truth value, found {value}")
+    values = {name: value for name, value in values.items() if isinstance(value, bool) == (types[name] is bool)}
+    make_model: Any = create_model  # its overloads do not take a dict of fields
+    model = make_model(
+        "Values",
+        __config__=ConfigDict(extra="forbid", allow_inf_nan=False),
+        **{
+            setting.name: (types[setting.name], Field(setting.default, **setting.metadata["limits"]))
+            for setting in fields(Settings)
+            if setting.name in values
+        },
+    )
+    try:
+        return dict(model(**values))
+    except ValidationError as error:
+        for fault in error.errors():
+            name = str(fault["loc"][0])
+            found = "a secret" if name in SECRET_SETTINGS else shown(fault["input"])
+            faults.append(f"{name} (from {origins[name]}): {fault['msg']}, found {found}")
+    return {}

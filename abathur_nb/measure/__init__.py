@@ -1,0 +1,1 @@
+"""What benchmark and monitor measure, and the limits that they are held against."""

@@ -1,0 +1,249 @@
+"""Deterministic rows to fill a copy of a database with: skewed like real ones, and never in the way of live rows."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date, timedelta
+from itertools import accumulate
+from typing import TypeVar
+
+import aiosqlite
+
+from abathur_nb.store.connection import run_to_end
+from abathur_nb.store.sql import load_queries
+
+__all__ = ["fill", "memory_keys", "row_counts", "session_ids"]
+
+# Every row follows from its own number alone: a database filled to 1,000 rows is the beginning of one filled to 10,000.
+Row = tuple[object, ...]
+T = TypeVar("T")
+
+_BATCH = 100_000  # rows a transaction: with fewer, the same pages of the indexes are written again and again
+_CACHE_SIZE = -500_000  # KiB, when negative; while filling alone: a million rows take 100 s with 64 MB, 70 s with this
+
+# Versions of ten memories in turn: most are never updated, a few often. In a memory of seven, three were deleted before
+# it was begun again.
+_VERSIONS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 7)
+_ENDS = tuple(accumulate(_VERSIONS))
+_DELETED_BEFORE = 3
+
+_DAYS = tuple((date(2025, 1, 1) + timedelta(days=n)).isoformat() for n in range(500))
+_MINUTES = tuple(f"{n // 60:02}:{n % 60:02}" for n in range(1_440))
+_TEXT = "The user prefers short answers, metric units and examples in Python; asked to be reminded of open questions. "
+_EVENT = f'{{"type":"message","role":"user","text":"{_TEXT[:60]}"}}'
+_EVENTS = tuple(f"[{','.join([_EVENT] * count)}]" for count in range(6))
+_STATUSES = ("archived",) * 12 + ("terminated",) * 4 + ("active",) * 2 + ("paused", "created")
+_TYPES = ("semantic",) * 5 + ("episodic",) * 4 + ("procedural",)
+_TASK_STATUSES = ("completed",) * 16 + ("failed", "cancelled", "pending", "running")
+_AGENT_STATES = ("terminated",) * 8 + ("idle", "working")
+_AGENT_TYPES = ("general", "general", "coder", "reviewer", "researcher")
+_SYNC_STATUSES = ("synced",) * 7 + ("pending", "failed", "stale")
+
+
+async def fill(
+    conn: aiosqlite.Connection, rows: int, *, start: int = 0, progress: Callable[[int], object] | None = None
+) -> None:
+    """Insert ``rows`` memories and as many sessions, with a fitting number of rows in the other seven tables.
+
+    ``conn`` must be in autocommit mode; each batch is one transaction. ``start`` says how many there are already from
+    a former call. ``progress`` is called with the number of rows just added, of the sum of `row_counts`. All ids,
+    namespaces and names begin with ``synthetic``, so that no live row is met.
+    """
+    before, counts = row_counts(start), row_counts(start + rows)
+    ((cache_size,),) = await conn.execute_fetchall("PRAGMA cache_size")
+    await conn.execute_fetchall(f"PRAGMA cache_size = {_CACHE_SIZE}")
+    try:
+        for table in _TABLES:
+            for first in range(before[table], counts[table], _BATCH):
+                stop = min(first + _BATCH, counts[table])
+                await _insert(conn, table, first, stop)
+                if progress is not None:
+                    progress(stop - first)
+    finally:
+        await run_to_end(conn.execute_fetchall(f"PRAGMA cache_size = {cache_size}"))
+
+
+async def _insert(conn: aiosqlite.Connection, table: str, first: int, stop: int) -> None:
+    try:
+        await conn.execute_fetchall("BEGIN IMMEDIATE")
+        # A generator: the rows are made in the connection's thread, so that the event loop goes on meanwhile.
+        await conn.executemany(load_queries("synthetic.sql")[table].sql, _TABLES[table][1](first, stop))
+        await conn.commit()
+    except BaseException:
+        await run_to_end(conn.rollback())
+        raise
+
+
+def row_counts(rows: int) -> dict[str, int]:
+    """Return how many rows `fill` puts into each table."""
+    return {table: int(rows * share) for table, (share, _) in _TABLES.items()}
+
+
+def memory_keys(rows: int, count: int) -> list[tuple[str, str]]:
+    """Return up to ``count`` (namespace, key) pairs that `fill` leaves live, from hot namespaces and cold ones."""
+    whole = rows // _ENDS[-1] * len(_VERSIONS) + bisect_right(_ENDS, rows % _ENDS[-1])
+    return [(_namespace(n), f"key-{n}") for n in _spread([n for n in range(whole) if not _is_deleted(n)], count)]
+
+
+def session_ids(rows: int, count: int) -> list[str]:
+    """Return up to ``count`` ids of sessions that `fill` inserts, spread over the whole table."""
+    return [_session(n) for n in _spread(range(rows), count)]
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    count = min(count, len(items))
+    return [items[n * len(items) // count] for n in range(count)]
+
+
+def _part(n: int, salt: float) -> float:
+    # The fractional parts of a number's multiples fill 0 to 1 evenly and look random; other salt, other parts.
+    return (n + 1) * salt % 1.0
+
+
+def _pick(choices: Sequence[T], n: int, salt: float = 0.8191725134) -> T:
+    return choices[int(_part(n, salt) * len(choices))]
+
+
+def _rank(n: int, of: int, salt: float) -> int:
+    """Return a rank from 0 to ``of`` - 1 by Zipf's law: rank r is drawn about 1/(r + 1) times as often as the first."""
+    return int(of ** _part(n, salt)) - 1
+
+
+def _moment(n: int, later_days: int = 0) -> str:
+    minutes, milliseconds = divmod(int(_part(n, 0.7548776662) * 365 * 86_400_000), 60_000)
+    day, minute = divmod(minutes, 1_440)
+    return f"{_DAYS[day + later_days]} {_MINUTES[minute]}:{milliseconds // 1000:02}.{milliseconds % 1000:03}"
+
+
+def _session(n: int) -> str:
+    # An odd factor permutes the 32-bit numbers: unique ids in no order, as random ones are.
+    return f"synthetic-{n * 2654435761 % 2**32:08x}"
+
+
+def _namespace(memory: int) -> str:
+    rank = _rank(memory, 10 + memory // 10, 0.6180339887)
+    return f"synthetic:{('user', 'project', 'agent')[rank % 3]}-{rank:05}:{('facts', 'preferences')[rank % 2]}"
+
+
+def _is_deleted(memory: int) -> bool:
+    return _part(memory, 0.5698402909) < 0.05
+
+
+def _sessions(start: int, stop: int) -> Iterator[Row]:
+    for n in range(start, stop):
+        status = _pick(_STATUSES, n)
+        ended = _moment(n, 2) if status in ("terminated", "archived") else None
+        yield (
+            _session(n),
+            f"synthetic-app-{n % 5}",
+            f"synthetic-user-{_rank(n, 10 + n // 10, 0.6180339887)}",
+            f"synthetic-project-{_rank(n, 50, 0.4656557543)}" if n % 3 == 0 else None,
+            status,
+            _EVENTS[n % 6],
+            f'{{"step":{n % 10},"mode":"dark","language":"en"}}',
+            _moment(n),
+            _moment(n, 1),
+            ended,
+            ended if status == "archived" else None,
+        )
+
+
+def _memories(start: int, stop: int) -> Iterator[Row]:
+    for n in range(start, stop):
+        block, offset = divmod(n, _ENDS[-1])
+        place = bisect_right(_ENDS, offset)
+        memory = block * len(_VERSIONS) + place
+        version = offset - (_ENDS[place] - _VERSIONS[place]) + 1
+        begun_again = _VERSIONS[place] == _VERSIONS[-1] and version <= _DELETED_BEFORE
+        yield (
+            _namespace(memory),
+            f"key-{memory}",
+            f'{{"n":{n},"text":"{_TEXT[: 20 + n * 7 % 80]}"}}',
+            _pick(_TYPES, memory),
+            version,
+            int(begun_again or _is_deleted(memory)),
+            f"synthetic-agent-{_rank(memory, 10 + memory // 50, 0.4656557543)}",
+            f"synthetic-agent-{_rank(n, 10 + memory // 50, 0.4656557543)}",
+            _moment(memory),
+            _moment(memory, 5 * version),
+        )
+
+
+def _documents(start: int, stop: int) -> Iterator[Row]:
+    for n in range(start, stop):
+        status = _pick(_SYNC_STATUSES, n)
+        yield (
+            f"synthetic/{n}.md",
+            f"Document {n}",
+            ("markdown", "code", "pdf")[n % 3] if n % 7 else None,
+            f"{n - n % 50 // 49:064x}",  # one in fifty is a copy of the one before
+            1 + n % 9,
+            f"synthetic-model-{n % 3}" if status == "synced" else None,
+            _moment(n, 1) if status == "synced" else None,
+            status,
+            _moment(n),
+        )
+
+
+def _tasks(start: int, stop: int) -> Iterator[Row]:
+    for n in range(start, stop):
+        yield (
+            f"synthetic-task-{n}",
+            _TEXT,
+            _pick(_AGENT_TYPES, n, 0.4656557543),
+            _rank(n, 11, 0.6180339887),
+            _pick(_TASK_STATUSES, n),
+            _moment(n),
+            _moment(n, 1),
+            f"synthetic-task-{n // 2}" if n % 4 == 1 else None,
+            _session(n) if n % 3 else None,
+        )
+
+
+def _agents(start: int, stop: int) -> Iterator[Row]:
+    for n in range(start, stop):
+        kind, state = _pick(_AGENT_TYPES, n, 0.4656557543), _pick(_AGENT_STATES, n)
+        session = _session(n) if n % 3 else None
+        yield (f"synthetic-agent-{n}", kind, kind, f"synthetic-task-{n}", state, "model-1", _moment(n), session)
+
+
+def _states(start: int, stop: int) -> Iterator[Row]:
+    for n in range(start, stop):
+        yield f"synthetic-task-{n // 2}", f"key-{n % 2}", f'{{"n":{n}}}'
+
+
+def _audit(start: int, stop: int) -> Iterator[Row]:
+    for n in range(start, stop):
+        agent, task, memory = f"synthetic-agent-{n // 2}" if n % 2 else None, f"synthetic-task-{n // 2}", n // 4
+        if n % 4:
+            operation = _pick(("create", "create", "update", "delete"), n)
+            yield _moment(n), agent, task, "memory_write", operation, _namespace(memory), f"key-{memory}"
+        else:
+            yield _moment(n), agent, task, "task_step", None, None, None
+
+
+def _metrics(start: int, stop: int) -> Iterator[Row]:
+    for n in range(start, stop):
+        yield (
+            _moment(n),
+            f"synthetic.{_pick(('latency', 'latency', 'tokens', 'errors'), n)}",
+            _part(n, 0.5698402909) * 100,
+        )
+
+
+def _checkpoints(start: int, stop: int) -> Iterator[Row]:
+    for n in range(start, stop):
+        yield f"synthetic-task-{n // 5}", n % 5, f'{{"n":{n}}}', _session(n // 5) if n % 10 < 5 else None
+
+
+# How many rows for each row asked for, and what makes them; in an order in which every foreign key finds its parent.
+_TABLES: dict[str, tuple[float, Callable[[int, int], Iterator[Row]]]] = {
+    "sessions": (1.0, _sessions),
+    "memory_entries": (1.0, _memories),
+    "document_index": (0.05, _documents),
+    "tasks": (0.1, _tasks),
+    "agents": (0.1, _agents),
+    "state": (0.05, _states),
+    "audit": (0.2, _audit),
+    "metrics": (0.2, _metrics),
+    "checkpoints": (0.05, _checkpoints),
+}

@@ -1,1 +1,0 @@
-"""Operate: back up, restore, roll back a database that exists."""

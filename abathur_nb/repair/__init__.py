@@ -1,0 +1,1 @@
+"""What troubleshoot needs: the diagnosis, the statements of a repair, quarantine, salvage."""

@@ -1,0 +1,353 @@
+"""The diagnosis: what is wrong with a database and why, and which statements repair it. Read-only."""
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import aiosqlite
+
+from abathur_nb.backups.aside import JournalError, begun
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.health.checks import HEADER, file_checks
+from abathur_nb.health.objects import OTHERS
+from abathur_nb.health.path_on_disk import FILE_MODES, log_check
+from abathur_nb.repair.quarantine import affected, digest_of
+from abathur_nb.repair.salvage import SALVAGED, salvaged_before, stray_rows
+from abathur_nb.repair.statements import (
+    Change,
+    Step,
+    broken_json,
+    broken_references,
+    lacking,
+    rebuild_table,
+    rename_back,
+    repair_indexes,
+)
+from abathur_nb.repair.surroundings import Look, leftovers, leftovers_check, locks_check, wal_check, why_no_wal
+from abathur_nb.report import Check
+from abathur_nb.store.apart import ask
+from abathur_nb.store.connection import connect, explain_error, pragma
+from abathur_nb.store.expected import SchemaObject, expected_seeds, expected_tables
+from abathur_nb.store.filesystems import mounted_files
+from abathur_nb.store.schema import Differences, quoted, read_schema
+from abathur_nb.store.sql import load_queries
+from abathur_nb.store.strays import strays
+from abathur_nb.store.target import examine, identify, restore_command, shell_command, wanted
+from abathur_nb.store.values import add_functions
+from abathur_nb.text import counted
+
+__all__ = ["REPAIR", "RESTORE", "Diagnosis", "Treatment", "diagnose", "statistics_check", "treat"]
+
+# The plan names the parameters, as its hash may be wanted too.
+REPAIR = "read the plan below: it repairs this, and names the parameters that carry it out"
+RESTORE = (
+    "stop its writers; carry out the plan below, which writes what can be read into a file of its own in the backup "
+    "directory; then restore a backup: {}"
+)
+_REWRITE = (
+    "carry out the plan below, which writes its rows as UTF-8 into a file of its own and names the commands that put "
+    "that in place"
+)
+_JSON = ("json_columns", "json_limits", "readable_text")
+_UNCHECKED = "a writer that had the CHECKs switched off"
+_CAUSES = {
+    "foreign_keys": "a writer with foreign_keys off, which is SQLite's default",
+    "json_columns": _UNCHECKED,
+    "json_limits": "a writer other than this package, which refuses such values",
+    "readable_text": "a writer that stored bytes as text",
+    "values": _UNCHECKED,
+    "required_values": _UNCHECKED,
+    "timestamps": "a writer with a clock format of its own",
+    "moments": "a clock that was ahead, or is behind now",
+    "indexes": "somebody dropped or changed one",
+    "tables": "somebody changed the schema",
+    OTHERS: "another program, such as a replication tool, or somebody by hand",
+    "sequences": "somebody edited sqlite_sequence",
+    "seed_memories": "somebody edited or deleted version 1, which is to keep its content",
+    FILE_MODES: "made under a wide umask, copied without its mode, or opened to others by hand",
+    "file_names": "a hard link to it",
+}
+_STALE, _FEW = 10, 1000  # statistics so many times too large or too small, of a table of so many rows
+
+
+@dataclass(slots=True)
+class Treatment:
+    """Gather what would mend the faults, and what is told of each check beyond its own words."""
+
+    deeds: list[str] = field(default_factory=list)
+    changes: list[tuple[Change, int]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    causes: dict[str, str] = field(default_factory=dict)
+    remedies: dict[str, str] = field(default_factory=dict)
+
+    def explained(self, check: Check) -> Check:
+        """Return a check with its cause and its remedy."""
+        if check.status == "pass":
+            return check
+        usual = "" if check.status == "error" else _CAUSES.get(check.id, "")  # what could not be asked has none yet
+        cause = self.causes.get(check.id, usual)
+        observed = f"{check.observed}\ncause: {cause}" if cause else check.observed
+        return replace(check, observed=observed, remedy=self.remedies.get(check.id, check.remedy))
+
+
+async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings) -> Treatment:
+    """Find what mends each failing check of validate. Read-only; ``conn`` must have the functions of `limits`.
+
+    Nothing stands on unsound ground: where pages are damaged or a table is gone, that is mended first.
+    """
+    found = Treatment()
+    # Who owns the files, and the directory, is for somebody with more rights to change.
+    if FILE_MODES in failing and failing[FILE_MODES].data.get("not_0600"):
+        found.deeds.append("chmod")
+        found.remedies[FILE_MODES] = f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}"
+    if HEADER in failing:
+        found.deeds.append("salvage")
+        found.remedies |= dict.fromkeys((HEADER, "integrity"), RESTORE.format(restore_command(settings)))
+    if HEADER in failing or ("integrity" in failing and await _treat_damage(failing["integrity"], found, settings)):
+        others = (name for name in failing if name in _CAUSES and name != FILE_MODES)
+        found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
+        return found
+    if "encoding" in failing:
+        found.deeds.append("salvage")
+        found.causes["encoding"], found.remedies["encoding"] = "made by another program", _REWRITE
+        return found
+    if "journal_mode" in failing:
+        cause, forbids = why_no_wal(settings)
+        found.causes["journal_mode"], found.remedies["journal_mode"] = cause, forbids or REPAIR
+        found.deeds += [] if forbids else ["wal"]
+    live = await read_schema(conn)
+    tables = Differences.between(live, ("table",))
+    if renames := await rename_back(conn, live):
+        found.steps += renames
+        found.causes["tables"] = (
+            "in all probability somebody renamed what the plan renames back: it has the place and the type of what is "
+            "missing; what else is wrong is reported after that"
+        )
+        found.remedies["tables"] = REPAIR
+        return found
+    if tables.missing:
+        names = ", ".join(tables.missing)
+        advice = f"restore a backup: {restore_command(settings)}; the rest cannot be judged without {names}"
+        found.remedies |= {name: advice for name in failing if name in _CAUSES and name != FILE_MODES}
+        return found
+    await _treat_tables(conn, tables, live, failing, found, settings)
+    if "sequences" in failing:
+        found.steps += map(Step, failing["sequences"].data.get("statements", ()))
+        found.remedies["sequences"] = REPAIR
+    return found
+
+
+async def _treat_damage(check: Check, found: Treatment, settings: Settings) -> bool:
+    """Find what mends a file that integrity_check fails; tell whether the rest can't be judged before that."""
+    if not check.data["is_corrupt"]:
+        found.causes["integrity"] = "the rows that are named below"
+        return False
+    indexes = check.data["indexes"]
+    header = await asyncio.to_thread(ask, "header", settings.db_path, "4") if indexes else ""
+    if indexes and not header:
+        found.steps += [Step(f"REINDEX {quoted(name)}") for name in indexes]
+        found.causes["integrity"] = (
+            "an index that does not agree with its table: a fault of the disk, or a writer with another SQLite. Each "
+            "page of the table can be read, and the index is made anew from it; what else is wrong is reported then"
+        )
+        found.remedies["integrity"] = REPAIR
+    else:
+        found.deeds.append("salvage")
+        by_whom = "a fault of the disk, or somebody who wrote around SQLite"
+        found.causes["integrity"] = f"{header or 'damaged pages'}: {by_whom}"
+        found.remedies["integrity"] = RESTORE.format(restore_command(settings))
+    return True
+
+
+async def _treat_tables(
+    conn: aiosqlite.Connection,
+    tables: Differences,
+    live: Mapping[str, SchemaObject],
+    failing: Mapping[str, Check],
+    found: Treatment,
+    settings: Settings,
+) -> None:
+    """Find what mends altered tables, the rows of all tables, and the indexes."""
+    rebuilds, obstacles = {}, dict[str, str]()
+    for table in tables.altered:
+        rebuilds[table], in_the_way = await rebuild_table(conn, table, live)
+        obstacles |= in_the_way
+    incomplete = [table for table in tables.altered if await lacking(conn, table)]
+    if not incomplete:
+        seeds = await _seeds(conn, failing, found)
+        spoilt = any(name in failing for name in _JSON)
+        json = await broken_json(conn, [change for change, _ in seeds]) if spoilt else []
+        references = await broken_references(conn) if "foreign_keys" in failing else []
+        found.changes += [*json, *seeds, *references]
+        found.remedies |= dict.fromkeys([name for name in _JSON if name in failing and (json or seeds)], REPAIR)
+        found.remedies |= {"foreign_keys": REPAIR} if references else {}
+    done = [table for table, steps in rebuilds.items() if steps]
+    found.steps = [*(step for table in done for step in rebuilds[table]), *found.steps]
+    indexes = repair_indexes(live, {*done, *incomplete})
+    found.steps += indexes
+    if indexes or done:
+        found.remedies["indexes"] = REPAIR
+    if obstacles:
+        found.causes["tables"] = f"{_CAUSES['tables']}; in the way of making it anew: {'; '.join(obstacles)}"
+        drops = [way for way in obstacles.values() if way.endswith(";")]
+        ways = [way for way in dict.fromkeys(obstacles.values()) if way and way not in drops]
+        ways += (
+            [f"save what these columns hold, then drop them {shell_command(settings.db_path, drops)}"] if drops else []
+        )
+        again = f"{'; '.join(ways)}; then run this again; or " if ways else ""
+        found.remedies["tables"] = f"{again}restore a backup: {restore_command(settings)}"
+    elif done:
+        found.remedies["tables"] = REPAIR
+
+
+async def _seeds(
+    conn: aiosqlite.Connection, failing: Mapping[str, Check], found: Treatment
+) -> list[tuple[Change, int]]:
+    """Return what gives a changed seed memory its content back; one that is gone is inserted by a step."""
+    restored = failing["seed_memories"].data.get("restored_by", ()) if "seed_memories" in failing else ()
+    statements = {(one["namespace"], one["key"]): one["sql"] for one in restored}
+    changes = []
+    for seed in expected_seeds():
+        if (seed.namespace, seed.key) not in statements:
+            continue
+        found.remedies["seed_memories"] = REPAIR
+        row = {name: "'" + str(value).replace("'", "''") + "'" for name, value in seed._asdict().items()}
+        same = f"namespace = {row['namespace']} AND key = {row['key']} AND version = {seed.version}"
+        ((there,),) = await conn.execute_fetchall(f"SELECT count(*) FROM memory_entries WHERE {same}")
+        if not there:
+            found.steps.append(Step(statements[seed.namespace, seed.key], 1))
+        for column in ("value", "metadata", "memory_type", "created_by", "updated_by") if there else ():
+            change = Change("memory_entries", f"{same} AND {column} IS NOT {row[column]}", column, row[column])
+            ((other,),) = await conn.execute_fetchall(change.counting)
+            changes += [(change, int(other))] if other else []
+    return changes
+
+
+async def statistics_check(conn: aiosqlite.Connection, found: Treatment) -> Check:
+    """Check that what ANALYZE once counted, if it ever did, is about what there is. Read-only."""
+    ask = load_queries("troubleshoot.sql")
+    ((analysed,),) = await conn.execute_fetchall(ask["has_statistics"].sql)
+    rows = await conn.execute_fetchall(ask["statistics"].sql) if analysed else []
+    told = {row["table"]: row["rows"] for row in rows if row["table"] in expected_tables()}
+    stale = []
+    for table, then in told.items():
+        ((now,),) = await conn.execute_fetchall(f"SELECT count(*) FROM {table} NOT INDEXED")
+        if max(now, then) >= _FEW and max(now, then) > _STALE * min(now, then):
+            stale.append(f"{table}: {counted(then, 'row')} when analysed, {now:,} now")
+    if stale:
+        found.steps.append(Step("ANALYZE"))
+        found.remedies["statistics"] = REPAIR
+        found.causes["statistics"] = "the planner still chooses by what ANALYZE counted long ago"
+    return Check.that(
+        "statistics",
+        not stale,
+        expected=f"none, or not off by more than {_STALE} times",
+        observed="; ".join(stale) or (f"of {counted(len(told), 'table')}" if told else "none"),
+        remedy=REPAIR,
+        otherwise="warn",
+    )
+
+
+_FIRST = "first repair what the other checks name, then run this again"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Hold what was found, and what a repair does about it.
+
+    ``deeds`` name what is done outside of the transaction, ``changes`` what becomes of rows and of how many,
+    ``statements`` what else the transaction runs. ``changed`` is the SHA-256 of all rows that are changed, as they
+    are; ``schema`` is SQLite's number of the schema's version. ``refused`` says that this is nothing to be repaired.
+    """
+
+    checks: tuple[Check, ...]
+    deeds: tuple[str, ...] = ()
+    changes: tuple[tuple[Change, int], ...] = ()
+    statements: tuple[Step, ...] = ()
+    changed: str = ""
+    schema: int = 0
+    refused: bool = False
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The statements of the one transaction, in their order: rows first, then what their tables are made of."""
+        return (*(Step(change.sql, count) for change, count in self.changes), *self.statements)
+
+
+async def diagnose(settings: Settings) -> Diagnosis:
+    """Find out what is wrong with the database at ``settings.db_path`` and what would mend it. Read-only."""
+    found = await _diagnose(settings)
+    if "salvage" not in found.deeds or not (before := salvaged_before(settings)):
+        return found
+    checks = [replace(check, remedy=SALVAGED) if check.failed else check for check in found.checks]
+    return replace(found, checks=(*checks, before), deeds=tuple(deed for deed in found.deeds if deed != "salvage"))
+
+
+async def _diagnose(settings: Settings) -> Diagnosis:
+    path, restore = settings.db_path, RESTORE.format(restore_command(settings))
+    if strays(path):  # what they hold is lost with them, and what is read or repaired meanwhile is half of the truth
+        check, newer = await asyncio.to_thread(stray_rows, settings)
+        return Diagnosis((check,), ("rescue",) if newer else ())
+    target = examine(settings)
+    if target.state == "remains":
+        try:
+            completes = begun(path)
+        except JournalError as error:
+            return Diagnosis((replace(target.check, observed=error.observed, remedy=REPAIR),), ("set journal aside",))
+        except RefusedError as error:
+            check = replace(target.check, observed=error.observed, remedy=error.remedy)
+            return Diagnosis((check,), refused=True)
+        if mounted := mounted_files(path):
+            return Diagnosis((target.check, replace(mounted[0], status="fail")), refused=True)
+        cause = "a restoration or rollback that was killed" if completes else "its database was moved or deleted alone"
+        check = replace(target.check, observed=f"{target.check.observed}\ncause: {cause}", remedy=REPAIR)
+        return Diagnosis((check,), ("complete" if completes else "move aside",))
+    target = await identify(settings, refuses=("trigger",))  # which a repair would set off
+    if target.state == "damaged":
+        return Diagnosis((replace(target.check, remedy=restore),), ("salvage",))
+    if target.check.status == "error":  # a hot journal, which only a writer may roll back
+        return Diagnosis((replace(target.check, remedy=REPAIR),), ("roll back",))
+    if target.state != "present":
+        return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
+    first = Look.at_files(path)
+    checks = await file_checks(settings, unrepaired=_FIRST)  # the repair is this very diagnosis
+    could_not_run = {check.id for check in checks if check.status == "error"}
+    # Nothing is planned without that on which the others rest: it would be a part only.
+    if checks[0].status == "error" or "integrity" in could_not_run:
+        return Diagnosis(checks, refused=True)
+    checks = tuple(check for check in checks if check.id != "log")
+    try:
+        async with connect(path, settings=settings) as conn:
+            await add_functions(conn)
+            await conn.executescript("PRAGMA mmap_size = 0; PRAGMA cache_size = -4000;")  # as `file_checks` does
+            await conn.execute_fetchall("BEGIN")
+            treatment = await treat(conn, {check.id: check for check in checks if check.failed}, settings)
+            if not any(check.id == "integrity" and check.failed for check in checks):
+                checks = (*checks, await statistics_check(conn, treatment))
+            changed = await digest_of(affected(conn, [change for change, _ in treatment.changes]))
+            schema = await pragma(conn, "schema_version")
+        # Behind the last read transaction: while one lasts, the log of a busy database only grows.
+        unpinned = Look.at_files(path)
+        log = await asyncio.to_thread(log_check, path)
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        fault = explain_error(path, error)
+        failed = Check("diagnosis", "error", "every fault can be looked into", fault.observed, fault.remedy)
+        return Diagnosis((*checks, failed))
+    if log.status == "error":
+        return Diagnosis((*checks, log), refused=True)
+    if log.failed:  # any other repair would write, and so throw away what is left of it
+        log = replace(log, remedy=f"{log.remedy}; then {REPAIR}, but for the transactions behind the damage")
+        return Diagnosis((*checks, log), ("set log aside",))
+    if left := leftovers(settings):
+        treatment.deeds.append("sweep")
+        treatment.remedies["file_names"] = REPAIR
+    then = Look.at_files(path)
+    checks = tuple(wal_check(settings, c, first, then, unpinned) if c.id == "wal_size" else c for c in checks)
+    large = any(check.id == "wal_size" and check.status != "pass" for check in checks)
+    if large and "salvage" not in treatment.deeds and log.status == "pass" and not then.behind_since(first):
+        treatment.deeds.append("checkpoint")
+        treatment.remedies["wal_size"] = REPAIR
+    checks = (*map(treatment.explained, checks), log, locks_check(path, first, then), leftovers_check(left))
+    return Diagnosis(checks, tuple(treatment.deeds), tuple(treatment.changes), tuple(treatment.steps), changed, schema)

@@ -1,0 +1,329 @@
+"""The quarantine: every row that a repair changes, as it was, in a file; and putting such rows back."""
+
+import hashlib
+import math
+import os
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import aiosqlite
+
+from abathur_nb.backups.copying import copy_out, publish
+from abathur_nb.backups.plan import Plan
+from abathur_nb.backups.taking import kept_before
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.evidence.canonical import canonical, misfits, moment, sha256, uncanonical, whole_number
+from abathur_nb.files import at, make_private_file, open_regular, private_directory, scratch_directory, sweep
+from abathur_nb.health.checks import file_checks
+from abathur_nb.repair.statements import Change
+from abathur_nb.report import Check, Report
+from abathur_nb.store.connection import connect, explain_error, kept_open, run_to_end
+from abathur_nb.store.expected import expected_columns, expected_tables
+from abathur_nb.store.guarded import Connection
+from abathur_nb.store.schema import quoted
+from abathur_nb.store.target import refusal
+from abathur_nb.store.values import add_functions, stored
+from abathur_nb.text import counted, shown, timestamp
+
+__all__ = [
+    "affected",
+    "digest_of",
+    "plain",
+    "put_back_rows",
+    "quarantine_dir",
+    "read_quarantine",
+    "value_of",
+    "write_quarantine",
+]
+
+_FORMAT = 1
+_LITERAL = re.compile(r"NULL|'(?:[^']|'')*'")
+_NAMED = 5  # faults that an error names
+
+
+async def affected(conn: aiosqlite.Connection, changes: Iterable[Change]) -> AsyncIterator[bytes]:
+    """Yield a line for each row that each change will change, as it is now. Read-only.
+
+    ``conn`` must have the functions of `limits`.
+    """
+    for change in changes:
+        keys = [column.name for column in expected_columns(change.table) if column.in_key]
+        done: dict[str, Any] = {"column": change.column, "becomes": change.empty} if change.column else {}
+        async with conn.execute(change.rows) as cursor:
+            names = [column[0] for column in cursor.description][1:]
+            async for rowid, *values in cursor:
+                row = {name: plain(value) for name, value in zip(names, values, strict=True)}
+                key = {name: row[name] for name in keys}
+                yield canonical({"table": change.table, "rowid": rowid, "key": key, "change": done, "row": row})
+
+
+async def digest_of(lines: AsyncIterator[bytes]) -> str:
+    """Return the SHA-256 of all lines."""
+    digest = hashlib.sha256()
+    async for line in lines:
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def quarantine_dir(settings: Settings) -> Path:
+    """Return where the quarantine files of an environment are."""
+    return settings.backup_dir / "quarantine"
+
+
+async def write_quarantine(settings: Settings, lines: AsyncIterator[bytes]) -> tuple[Path, str, int]:
+    """Write the lines to a new file of mode 0600 in ``backup_dir``/quarantine, durably.
+
+    Returns its path, the SHA-256 of the lines and their number. Raises OSError.
+    """
+    folder = quarantine_dir(settings)
+    now = datetime.now(UTC)
+    digest, count = hashlib.sha256(), 0
+    head = {"format": _FORMAT, "env": settings.env, "database": str(settings.db_path), "taken_at": timestamp(now)}
+    # A killed repair leaves no file that breaks off. No other directory serves: this one may be a mount of its own.
+    sweep(folder)
+    with private_directory(folder, owned_as=settings.db_path.parent), scratch_directory(folder, "backup") as scratch:
+        draft = scratch / "quarantine"
+        make_private_file(draft, owned_as=folder)
+        with at(draft), draft.open("wb") as file:
+            whole = hashlib.sha256(canonical(head))
+            file.write(canonical(head))
+            async for line in lines:
+                file.write(line)
+                digest.update(line)
+                whole.update(line)
+                count += 1
+            file.write(canonical({"rows": count, "sha256": whole.hexdigest()}))
+        path = folder / f"quarantine_{now:%Y%m%d_%H%M%S}_{now.microsecond // 1000:03}_{digest.hexdigest()[:12]}.jsonl"
+        publish(draft, path)
+    return path, digest.hexdigest(), count
+
+
+def read_quarantine(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
+    """Return the head of a quarantine file and its entries; raise RefusedError if a byte is another. Read-only."""
+    try:
+        with open_regular(path) as file:
+            head, *lines, end = file.read().splitlines(keepends=True)
+        first, entries, last = uncanonical(head), [uncanonical(line) for line in lines], uncanonical(end)
+    except FileNotFoundError:
+        raise RefusedError(f"no file {path}", f"see what there is: ls {quote(str(path.parent))}") from None
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"{path} is no quarantine file: {error}", "name another one") from None
+    faults = misfits(first, _HEAD)
+    if last != {"rows": len(entries), "sha256": sha256(head + b"".join(lines))}:
+        faults.append("its hash is not the one that its last line names")
+    for line, entry in enumerate(entries, 2):
+        faults += [f"line {line}: {fault}" for fault in misfits(entry, _ENTRY) or _strange_columns(entry)]
+    if faults:
+        observed = f"{path} is not as it was written: {'; '.join(faults[:_NAMED])}"
+        raise RefusedError(observed, f"name another one: ls {quote(str(path.parent))}")
+    return first, entries
+
+
+def _strange_columns(entry: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the columns that an entry names; a table that was altered may have had others."""
+    keys = {column.name for column in expected_columns(entry["table"]) if column.in_key}
+    change, row = entry["change"], entry["row"]
+    faults = [] if entry["key"].keys() == keys <= row.keys() else [f"key: expected {', '.join(sorted(keys))}"]
+    faults += [f"row: expected text as names, found {shown(name)}" for name in row if not _value(name)]
+    # It becomes a part of a statement: no SQL of a stranger's may.
+    known = change.keys() == {"column", "becomes"} and change["column"] in row and _LITERAL.fullmatch(change["becomes"])
+    if change and not known:
+        faults.append(f"change: expected a column of the row and the literal that it becomes, found {shown(change)}")
+    return faults
+
+
+def plain(value: object) -> object:
+    """Return a value of SQLite's as JSON has it; else an object that names its kind: blob, real, broken text."""
+    if isinstance(value, bytes):
+        return {"blob": value.hex()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"real": repr(value)}
+    kept = stored(value)
+    return {"text": kept.hex()} if isinstance(kept, bytes) else kept
+
+
+def _value(data: object) -> bool:
+    """Return whether JSON is what ``plain`` makes of a value of SQLite's."""
+    try:
+        if isinstance(data, dict):
+            return not misfits(data, {str: str}) and value_of(data) is not None
+        if isinstance(data, int):
+            return not isinstance(data, bool) and -(2**63) <= data < 2**63
+        return not isinstance(data, list) and plain(data) == data
+    except (KeyError, TypeError, ValueError):  # among them a surrogate, which is no text to SQLite
+        return False
+
+
+def table(data: object) -> bool:
+    """Return whether JSON is the name of a table of the schema."""
+    return data in expected_tables()
+
+
+def value_of(found: Any) -> tuple[str, object]:
+    """Return the SQL that takes a value of a quarantine file, and the value; raise for what ``plain`` did not write."""
+    if not isinstance(found, dict):
+        return "?", found
+    ((kind, text),) = found.items()
+    if kind == "real":
+        return "?", float(text)
+    return {"text": "CAST(? AS TEXT)", "blob": "?"}[kind], bytes.fromhex(text)
+
+
+_HEAD = {"format": whole_number, "env": str, "database": str, "taken_at": moment}
+_ENTRY = {"table": table, "rowid": int, "key": {str: _value}, "change": {str: str}, "row": {str: _value}}
+
+
+_TITLE = "put back"
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """Hold what becomes of the entries of a quarantine file, as lines that name table and key."""
+
+    put: list[str] = field(default_factory=list)
+    tables: Counter[str] = field(default_factory=Counter)  # of what is put
+    already: list[str] = field(default_factory=list)
+    in_the_way: list[str] = field(default_factory=list)
+
+
+async def put_back_rows(
+    settings: Settings, name: str | os.PathLike[str], *, apply: bool, confirm: str | None
+) -> Report:
+    """Show which rows of a quarantine file would stand where they stood; with ``apply``, put them there.
+
+    Read-only without ``apply``: it is tried on a copy. A row that would break a rule again, whose place is taken, or
+    which was changed since, stays in the file, and is named.
+    """
+    title, subject, checks = _TITLE if apply else f"{_TITLE} (plan)", str(settings.db_path), list[Check]()
+    done = list[Check]()
+    if refused := await refusal(_TITLE, settings, refuses=("trigger",)):
+        return replace(refused, refused=True)
+    try:
+        path = quarantine_dir(settings) / name  # a path that is absolute stays what it is
+        head, entries = read_quarantine(path)
+        if head["env"] != settings.env:
+            raise RefusedError(f"{path} is of {head['env']}, not of {settings.env}", "name one of this environment")
+        outcome = await _try(settings, entries)
+        checks.append(_check(path, outcome, len(entries)))
+        if not outcome.put:
+            return Report(title, tuple(checks), subject=subject)
+        put_back = ", ".join(f"{counted(number, 'row')} of {table}" for table, number in outcome.tables.items())
+        steps = (
+            f"back up {settings.db_path} as abathur_pre_put_back_… in {settings.backup_dir}, and prove that backup",
+            f"in one transaction, put back {put_back}",
+            f"validate {settings.db_path}",
+        )
+        facts = {
+            "quarantine": sha256(b"".join(map(canonical, entries))),
+            "rows": sha256(canonical({"put": outcome.put})),
+        }
+        checks.append(Plan(_TITLE, settings, steps, facts, "repair").approval(apply=apply, confirm=confirm))
+        if not apply or checks[-1].failed:
+            return Report(title, tuple(checks), subject=subject, refused=checks[-1].failed)
+        async with kept_before(settings, "pre_put_back", "backup", done) as written, kept_open(settings):
+            async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+                if await _put(conn, entries) != outcome:
+                    raise RefusedError(f"{settings.db_path} has changed since it was looked at", "look at it again")
+                await run_to_end(conn.execute_fetchall("COMMIT"))
+            written()
+            done.append(Check("put_back", "pass", "in one transaction", f"put back: {put_back}"))
+        sweep(settings.db_path.parent)
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        fault = explain_error(settings.db_path, error)
+        failed = Check("put_back", "error", "all that can be put back, or nothing of it", fault.observed, fault.remedy)
+        return Report(title, (*checks, *done, failed), subject=subject, refused=not done)
+    return Report(title, (*checks, *done, *await file_checks(settings)), subject=subject)
+
+
+def _check(path: Path, outcome: _Outcome, count: int) -> Check:
+    observed = f"{path}: {len(outcome.put):,} can be put back, {len(outcome.already):,} stand there already"
+    return Check.that(
+        "quarantine",
+        not outcome.in_the_way,
+        expected=f"all of its {counted(count, 'row')} can stand where they stood",
+        observed=f"{observed}, {len(outcome.in_the_way):,} stay in the file" if outcome.in_the_way else observed,
+        remedy="see the evidence; what these rows held stands in the file: write by hand what belongs there",
+        otherwise="warn",
+        evidence=[*outcome.in_the_way, *(f"can be put back: {line}" for line in outcome.put)],
+    )
+
+
+async def _try(settings: Settings, entries: list[dict[str, Any]]) -> _Outcome:
+    """Find out on a copy what can be put back."""
+    parent = settings.db_path.parent
+    with scratch_directory(parent, "restore") as scratch:
+        copy = scratch / "copy.db"
+        async with connect(settings.db_path, settings=settings) as conn:
+            await copy_out(conn, copy, owned_as=parent)
+        async with connect(copy, settings=settings, mode="rw") as conn:
+            return await _put(conn, entries)
+
+
+async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:
+    """Put back what can be put back, in a transaction that is begun and left open."""
+    await add_functions(conn)
+    await conn.execute_fetchall("PRAGMA synchronous = FULL")
+    await conn.execute_fetchall("BEGIN IMMEDIATE")
+    outcome, waiting, faults = _Outcome(), list(enumerate(entries)), dict[int, str]()
+    while waiting:
+        failed = []
+        for number, entry in waiting:
+            try:
+                done = await _put_one(conn, entry)
+                (outcome.put if done else outcome.already).append(_named(entry))
+                outcome.tables[entry["table"]] += done
+            except (sqlite3.IntegrityError, RefusedError) as error:
+                faults[number] = f"{_named(entry)}: {getattr(error, 'observed', error)}"
+                failed.append((number, entry))
+        # What one refers to may have come behind it.
+        if len(failed) == len(waiting):
+            break
+        waiting = failed
+    outcome.in_the_way += [faults[number] for number, _ in waiting]
+    return outcome
+
+
+def _named(entry: Mapping[str, Any]) -> str:
+    key = ", ".join(shown(value) for value in entry["key"].values())
+    return f"{entry['table']}: {key}" + (f", {entry['change']['column']}" if entry["change"] else "")
+
+
+async def _put_one(conn: Connection, entry: Mapping[str, Any]) -> bool:
+    """Put back one row, or one value; tell whether it did not stand there already.
+
+    Raises IntegrityError where a rule forbids it, RefusedError where something else stands there.
+    """
+    table, row = quoted(entry["table"]), entry["row"]
+    keys = {name: value_of(value) for name, value in entry["key"].items()}
+    where = " AND ".join(f"{quoted(name)} IS {sql}" for name, (sql, _) in keys.items())
+    key = [value for _, value in keys.values()]
+    found = list(await conn.execute_fetchall(f"SELECT * FROM {table} WHERE {where}", key))
+    there = {name: plain(value) for name, value in dict(found[0]).items()} if found else {}
+    if not entry["change"]:
+        if there == row:
+            return False
+        if there:
+            raise RefusedError("another row has its key now", "see which one is right")
+        values = {name: value_of(value) for name, value in row.items()}
+        names, marks = ", ".join(map(quoted, values)), ", ".join(sql for sql, _ in values.values())
+        await conn.execute_fetchall(
+            f"INSERT INTO {table} ({names}) VALUES ({marks})", [value for _, value in values.values()]
+        )
+        return True
+    column = entry["change"]["column"]
+    if there and there[column] == row[column]:
+        return False
+    is_as_left = f"SELECT 1 FROM {table} WHERE {where} AND {quoted(column)} IS ({entry['change']['becomes']})"
+    if not there or not list(await conn.execute_fetchall(is_as_left, key)):
+        raise RefusedError("changed since" if there else "its row is gone", "see which one is right")
+    sql, value = value_of(row[column])
+    await conn.execute_fetchall(f"UPDATE {table} SET {quoted(column)} = {sql} WHERE {where}", [value, *key])
+    return True

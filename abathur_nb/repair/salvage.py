@@ -1,0 +1,420 @@
+"""Salvage: what can still be read of a damaged database, or of files that only a process has open, in a new file."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from shlex import quote
+from sqlite3 import SQLITE_LIMIT_LENGTH, SQLITE_LIMIT_SQL_LENGTH, Connection, DatabaseError
+from sqlite3 import connect as plain_connect
+from typing import Any
+
+from abathur_nb.backups.aside import users_of
+from abathur_nb.backups.copying import publish
+from abathur_nb.backups.taking import back_up
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import BOUND_BYTES, BOUND_SQL, AbathurError, BusyError, RefusedError
+from abathur_nb.files import make_private_file, nearest_existing, private_directory, scratch_directory
+from abathur_nb.health.checks import file_checks
+from abathur_nb.repair.quarantine import plain, value_of
+from abathur_nb.report import Check
+from abathur_nb.store.apart import ask
+from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects, expected_tables
+from abathur_nb.store.pages import INDEX, TABLE, Pages, read_pages
+from abathur_nb.store.schema import quoted
+from abathur_nb.store.sql import tokens
+from abathur_nb.store.strays import Stray, strays, strays_check
+from abathur_nb.store.target import restore_command
+from abathur_nb.text import counted
+
+__all__ = ["SALVAGED", "rescue", "salvage", "salvage_path", "salvaged_before", "stray_rows"]
+
+SALVAGED = "put the salvaged file or a backup in place, as the check *salvaged* says"
+_EXPECTED = (
+    "what can still be read, in a file of its own; intact says that no row is missing, not that none was altered"
+)
+_COPIED = ("", "-wal", "-journal")  # the -shm is made anew from the -wal
+_IDENTITY = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
+_SEQUENCES = "sqlite_sequence"
+_NOT_PLAIN = {"AS", "SELECT", "VIRTUAL", "WITHOUT"}
+_KINDS: dict[str, Any] = {"INTEGER": int, "REAL": int | float, "TEXT": str}
+_SHOWN = 5  # ranges of lost rowids
+# What comes out of a damaged file need not keep its rules; what does not would be left out without a word.
+_RULES = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF;"
+_UNFORCED = "PRAGMA synchronous = OFF"  # of a file that is thrown away, or forced to the disk once it is whole
+
+
+def salvage_path(settings: Settings) -> Path:
+    """Return the name of what is salvaged: that of the damaged database's last change, so that it is done once."""
+    moment = datetime.fromtimestamp(max(_state(settings.db_path).values(), default=(0, 0))[0] / 1e9, UTC)
+    return settings.backup_dir / f"abathur_salvaged_{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}.sqlite"
+
+
+def salvaged_before(settings: Settings) -> Check | None:
+    """Return the check that names the file into which the damaged database was salvaged, if it was. Read-only."""
+    path = salvage_path(settings)
+    if not path.exists():
+        return None
+    observed = f"{path} was written from this very file before: the run that did it says what became of each table"
+    return Check("salvaged", "warn", _EXPECTED, observed, _remedy(settings, path), data={"path": str(path)})
+
+
+async def salvage(settings: Settings) -> Check:
+    """Write what the pages of the damaged database still hold into a new file, count it by table, and validate it.
+
+    Only reads the damaged database, its log too. Raises RefusedError if nothing at all can be read, BusyError if it
+    is written meanwhile, OSError.
+    """
+    path = salvage_path(settings)
+    with scratch_directory(nearest_existing(settings.backup_dir), "backup") as scratch:
+        copy, log = await asyncio.to_thread(_copy, settings.db_path, scratch)
+        draft = scratch / "salvaged.db"
+        make_private_file(draft, owned_as=settings.db_path.parent)
+        tables, notes = await asyncio.to_thread(_fill, copy, draft)
+        rows = sum(len(table.rows) for table in tables)
+        if not rows:
+            raise RefusedError(f"nothing of {settings.db_path} can be read any more", "restore a backup")
+        failed = [check for check in await file_checks(replace(settings, db_path=draft)) if check.failed]
+        broken = {rule["table"] for check in failed for rule in check.data.get("broken", ())}
+        for table in tables:
+            table.is_altered = table.name in broken
+        try:
+            with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
+                publish(draft, path)
+            before = ""
+        except FileExistsError:
+            before = " (it was there before, and is left as it was)"
+    verdicts = {table.name: table.verdict for table in tables}
+    states = Counter(state for state, _ in verdicts.values())
+    lines = [f"{name}: {state}, {rows}" for name, (state, rows) in verdicts.items()]
+    told = ", ".join(f"{states[state]} {state}" for state in ("intact", "partly", "lost") if states[state])
+    valid = f"it fails {', '.join(check.name for check in failed)}" if failed else "it is valid"
+    return Check(
+        "salvaged",
+        "warn",
+        _EXPECTED,
+        f"{path}{before}: {counted(rows, 'row')}; of {counted(len(tables), 'table')} {told}; {valid}{log}",
+        _remedy(settings, path),
+        (*lines, *notes),
+        data={"path": str(path), "tables": {name: state for name, (state, _) in verdicts.items()}},
+    )
+
+
+def _remedy(settings: Settings, path: Path) -> str:
+    """Say how to restore a backup, or, in order, what makes a salvaged file the database: a proven backup of it."""
+    folder = f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir / 'salvaged'))}"
+    back_up = f"{folder} papermill backup.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(path))}"
+    restore = f"{folder} papermill restore.ipynb out.ipynb {settings.as_arguments}"
+    confirm = " and the -p confirm that the plan names" if settings.confirm_changes else ""
+    return (
+        f"either restore a backup: {restore_command(settings)}; then copy from this file what is newer\n"
+        f"or put this file in place: 1. stop its users; 2. back up this file: {back_up}; "
+        f"3. see the plan of a restore: {restore}; 4. run that command again with -p apply True{confirm}"
+    )
+
+
+def _state(path: Path) -> dict[str, tuple[int, int]]:
+    """Return the last change and the size of the files that make up a database, but for empty ones."""
+    found = {}
+    for name in (f"{path}{suffix}" for suffix in _COPIED):
+        with suppress(FileNotFoundError):
+            if (told := os.stat(name)).st_size:
+                found[name] = (told.st_mtime_ns, told.st_size)
+    return found
+
+
+def _copy(path: Path, folder: Path) -> tuple[Path, str]:
+    """Copy a database, with a header and with the rows of its log written into it; say what became of the log.
+
+    By another process, as closing the file would drop the locks that this one holds on it through SQLite.
+    """
+    before, copy = _state(path), folder / path.name
+    if str(path) not in before:
+        raise RefusedError(f"{path} is empty", "restore a backup")
+    done = subprocess.run(["cp", "--", *before, str(folder)], capture_output=True, text=True, check=False)  # noqa: S603, S607
+    if done.returncode:
+        raise RefusedError(f"{path} could not be copied: {done.stderr.strip()}", f"make room in {folder.parent}")
+    if _state(path) != before:
+        users = ", ".join(users_of(path)) or "a process that cannot be named"
+        raise BusyError(f"{path} is written meanwhile by {users}", "stop it, then run this again")
+    log = Path(f"{copy}-wal")
+    size = log.stat().st_size if log.exists() else 0
+    _settle(copy)
+    with copy.open("r+b") as file, mmap(file.fileno(), 0) as data:
+        pages = read_pages(data)
+        if not pages.count:
+            raise RefusedError(f"nothing of {path} can be read any more", "restore a backup")
+        data[:100] = pages.header(APPLICATION_ID, SCHEMA_VERSION)  # any byte of it may be what is damaged
+    _settle(copy)
+    how = "not counted: SQLite can't read it" if log.exists() else "counted as far as SQLite reads it"
+    return copy, f"; its log of {size:,} bytes is {how}" if size else ""
+
+
+def _settle(copy: Path) -> None:
+    """Let SQLite write the log of a file into it, or roll its journal back, as far as it can."""
+    with suppress(DatabaseError), closing(plain_connect(copy, isolation_level=None)) as conn:
+        # A file that was cut is opened only so, and this PRAGMA alone reads no schema.
+        conn.execute("PRAGMA writable_schema = ON")
+        conn.execute(_UNFORCED)
+        conn.execute("PRAGMA user_version").fetchone()
+
+
+@dataclass(slots=True)
+class _Table:
+    """Hold what is found of a table: the rowids that are saved, those that its indexes name, what can't be read."""
+
+    name: str
+    root: int
+    columns: Sequence[tuple[str, str, bool]]  # name, type, whether it must have a value
+    least: int  # values of a record: fewer than columns where a column was added
+    alias: int | None  # the column that is the rowid, which a record leaves empty
+    rows: set[int] = field(default_factory=set)
+    indexed: set[int] = field(default_factory=set)
+    counts: list[set[int]] = field(default_factory=list)  # the rowids of each whole index that names each row
+    faults: list[str] = field(default_factory=list)
+    strays: int = 0  # rows of pages that no tree leads to
+    is_altered: bool = False  # validate names rows of it that break a rule
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """Whether the table is intact, partly saved, or lost; and which of its rows are saved."""
+        missing, rows = self.indexed - self.rows, counted(len(self.rows), "row")
+        if self.strays:
+            rows += f" ({self.strays:,} of them from pages outside of its tree)"
+        if self.rows and self.is_altered:
+            rows += ", some of which break the rules,"
+        elif self.rows in self.counts or not (missing or self.faults):
+            return "intact", rows
+        known = f"{len(self.indexed | self.rows):,}" if self.counts else "an unknown number"
+        if not self.rows:
+            return "lost", f"all rows of {known}"
+        deleted = "; deleted rows may be among them" if self.strays and not self.counts else ""
+        lost = f"; lost: rowid {_ranges(missing)}" if missing else ""
+        return "partly", f"{rows} of {known}{deleted}{lost}"
+
+    def fits(self, values: tuple[Any, ...]) -> bool:
+        """Tell whether a record of an unknown table may be one of this."""
+        return len(values) == len(self.columns) and all(
+            value is None
+            if number == self.alias
+            else isinstance(value, _KINDS.get(kind, object)) or (value is None and not required)
+            for number, (value, (_, kind, required)) in enumerate(zip(values, self.columns, strict=True))
+        )
+
+    def save(self, conn: Connection, rowid: int, values: tuple[Any, ...]) -> None:
+        """Insert a row; one that the table does not take is a fault."""
+        number, alias = len(values), self.alias
+        if not self.least <= number <= len(self.columns) or (alias is not None and values[alias] is not None):
+            self.faults.append(f"rowid {rowid} is not a row of this table")
+            return
+        given = {"rowid": rowid} | {name: value for (name, _, _), value in zip(self.columns, values, strict=False)}
+        if self.alias is not None:
+            given[self.columns[self.alias][0]] = rowid
+        marks, bound = zip(*map(value_of, map(plain, given.values())), strict=True)
+        insert = f"INSERT INTO {quoted(self.name)} ({', '.join(map(quoted, given))}) VALUES ({', '.join(marks)})"
+        try:
+            conn.execute(insert, bound)
+            self.rows.add(rowid)
+        except DatabaseError as error:
+            self.faults.append(f"rowid {rowid}: {error}")
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Return whole numbers as text: ``1-20, 33``, and how many more ranges there are beyond the first few."""
+    found: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        first = found.pop()[0] if found and found[-1][1] == number - 1 else number
+        found.append((first, number))
+    told = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found[:_SHOWN])
+    return told + (f" and {len(found) - _SHOWN:,} more ranges" if len(found) > _SHOWN else "")
+
+
+def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
+    """Fill an empty file with the rows that the pages of another hold; return what is found, table by table."""
+    with (
+        copy.open("rb") as file,
+        mmap(file.fileno(), 0, access=ACCESS_READ) as data,
+        closing(plain_connect(draft, isolation_level=None)) as conn,
+    ):
+        conn.setlimit(SQLITE_LIMIT_LENGTH, 2 * len(data) + BOUND_BYTES)  # for a DEFAULT; in UTF-8 a text may be longer
+        conn.setlimit(SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)
+        conn.executescript(f"{_RULES} {_UNFORCED}; BEGIN;")
+        pages, notes = read_pages(data), list[str]()
+        schema = pages.schema([])
+        tables = _make_tables(conn, schema, notes)
+        for table in tables.values():
+            for rowid, values in pages.walk(table.root, TABLE, table.faults):
+                table.save(conn, rowid, values)
+        for kind, _, name, root, sql in schema:
+            if kind == "index" and name in tables:
+                faults, table = list[str](), tables[name]
+                rowids = {values[-1] for _, values in pages.walk(root, INDEX, faults) if values}
+                table.indexed |= rowids
+                if not faults and (sql is None or "WHERE" not in _words(sql)):
+                    table.counts.append(rowids)
+        sequences = [root for _, name, _, root, _ in schema if name == _SEQUENCES]
+        notes += _save_sequences(conn, pages, sequences)
+        notes += _save_strays(conn, pages, [t for t in tables.values() if t.faults or t.indexed - t.rows])
+        for found in expected_objects().values():
+            if found.type == "index":
+                with suppress(DatabaseError):  # an altered table may lack its columns
+                    conn.execute(found.sql)
+        conn.execute("COMMIT")
+        conn.executescript(f"{_IDENTITY} PRAGMA journal_mode = WAL; PRAGMA wal_checkpoint(TRUNCATE);")
+    return list(tables.values()), notes
+
+
+def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: list[str]) -> dict[str, _Table]:
+    """Make the tables of a schema, and what it lacks of ours; return them by name."""
+    tables: dict[str, _Table] = {}
+    known = expected_objects()
+    ours = [(found.type, found.name, None, 0, found.sql) for found in known.values()]
+    for kind, name, _, root, sql in (*schema, *ours):
+        if kind != "table" or name.startswith("sqlite_") or name in tables:
+            continue
+        try:
+            words = _words(str(sql))
+            # A damaged or hostile schema is not to run anything else, nor to compute anything.
+            if words[:2] != ["CREATE", "TABLE"] or _NOT_PLAIN & {*words}:
+                raise DatabaseError("not an ordinary table")
+            conn.execute(str(sql))
+            columns = conn.execute(f"PRAGMA table_info({quoted(name)})").fetchall()
+            keys = [number for number, _, kind, *_, key in columns if key and kind.upper() == "INTEGER"]
+            alias = keys[0] if len(keys) == sum(bool(column[5]) for column in columns) == 1 else None
+            least = len(columns) if name in known and known[name].sql == sql else 1
+            tables[name] = _Table(name, root, [(c[1], c[2].upper(), bool(c[3])) for c in columns], least, alias)
+        except (DatabaseError, Warning) as error:
+            notes.append(f"{name}: left out ({error})")
+    return tables
+
+
+def _save_sequences(conn: Connection, pages: Pages, roots: Iterable[int]) -> list[str]:
+    """Give each table the last id that it gave out; return a line that says where they are lost."""
+    faults = list[str]() if roots else ["no root"]
+    for root in roots:
+        for _, values in pages.walk(root, TABLE, faults):
+            if [*map(type, values)] == [str, int]:
+                conn.execute("DELETE FROM sqlite_sequence WHERE name = ?1 AND seq < ?2", values)
+                conn.execute(
+                    "INSERT INTO sqlite_sequence SELECT ?1, ?2 WHERE NOT EXISTS "
+                    "(SELECT 1 FROM sqlite_sequence WHERE name = ?1)",
+                    values,
+                )
+    return [f"{_SEQUENCES}: lost, so that the ids of deleted rows may be given out again"] if faults else []
+
+
+def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> list[str]:
+    """Save the rows of pages that no tree leads to, each page to the one damaged table that it fits."""
+    unknown = 0
+    for number in pages.orphans():
+        rows = [*pages.entries(number, TABLE, [], [])]
+        fitting = {table.name: sum(table.fits(values) for _, values in rows) for table in damaged}
+        owners = [table for table in damaged if fitting[table.name] == max(fitting.values()) > 0]
+        if len(owners) != 1:
+            unknown += len(rows)
+            continue
+        (table,) = owners
+        for rowid, values in rows:
+            if rowid not in table.rows and (not table.counts or rowid in table.indexed):
+                table.save(conn, rowid, values)
+                table.strays += 1
+    return (
+        [f"{counted(unknown, 'row')} of pages outside of any tree fit no damaged table, deleted rows among them"]
+        if unknown
+        else []
+    )
+
+
+def _words(sql: str) -> list[str]:
+    return [token.upper() for token in tokens(sql[:BOUND_SQL])]
+
+
+_END = "end it by kill -9: ended in any other way, it may write its log over the database"
+_KEEP = "leave it running; copy all of its open files from /proc/PID/fd before it ends"
+
+
+def stray_rows(settings: Settings) -> tuple[Check, bool]:
+    """Say of each process with lost files which rows it alone holds, and whether there are any. Read-only.
+
+    It is compared with what others find at the path, on copies of both.
+    """
+    path, found, told, newer = settings.db_path, strays(settings.db_path), list[str](), False
+    with scratch_directory(path.parent, "restore") as scratch:
+        live = scratch / "live.db"
+        if path.is_file() and not path.is_symlink():
+            ask("copy", path, *(name if Path(name).exists() else "" for name in (f"{path}-wal", f"{path}-shm")), live)
+        for stray in found:
+            try:
+                ours, theirs = _compare(_copied(stray, scratch), live if live.exists() else None)
+            except (sqlite3.Error, OSError) as error:
+                ours, theirs = f"what cannot be compared ({error})", "rows"
+            newer |= bool(ours) or "" in stray.lost
+            told.append(f"PID {stray.pid} alone holds {ours or 'no row'}; it lacks {theirs or 'no row'} of {path}")
+    check = strays_check(path)
+    observed = "\n".join((check.observed, *told, "cause: somebody deleted or moved the file under it"))
+    remedy = f"the plan below saves it; then {_END}" if newer else _END
+    return replace(check, observed=observed, remedy=remedy), newer
+
+
+async def rescue(settings: Settings) -> list[Check]:
+    """Write what each process with lost files holds into a proven backup of its own. Raises RefusedError, OSError.
+
+    The last check fails as long as one still holds them.
+    """
+    done = list[Check]()
+    for stray in strays(settings.db_path):
+        name, data = f"rescued from PID {stray.pid}", {"pid": stray.pid}
+        with scratch_directory(settings.db_path.parent, "restore") as scratch:
+            try:
+                copy = replace(settings, db_path=await asyncio.to_thread(_copied, stray, scratch))
+                try:
+                    kept, _ = await back_up(copy, reason="rescued")
+                except (sqlite3.Error, RefusedError):  # pages of another moment: its database was written to by others
+                    done.append(replace(await salvage(copy), id="rescued", name=name, data=data))
+                    continue
+            except (sqlite3.Error, OSError, AbathurError) as error:  # the rows of the other processes are saved
+                done.append(Check("rescued", "fail", "its rows in a file", f"{error}", _KEEP, name=name, data=data))
+                continue
+        observed = f"{kept.path}: {counted(kept.content.total, 'row')}, as PID {stray.pid} sees them, proven"
+        remedy = (
+            f"then {_END}; to put them in place of the database: {restore_command(settings)} -p backup {kept.path.name}"
+        )
+        done.append(Check("rescued", "warn", "its rows in a file", observed, remedy, name=name, data=data))
+    return [*done, replace(strays_check(settings.db_path), remedy=_END)]
+
+
+def _copied(stray: Stray, scratch: Path) -> Path:
+    if "" not in stray.files:  # SQLite takes a log alone for an empty database
+        raise FileNotFoundError(2, f"PID {stray.pid} has no database open with the log", stray.lost.get("-wal"))
+    target = scratch / f"of-{stray.pid}.db"
+    ask("copy", *(stray.files.get(suffix, "") for suffix in ("", "-wal", "-shm")), target)
+    return target
+
+
+def _compare(copy: Path, live: Path | None) -> tuple[str, str]:
+    """Return which tables of a copy hold rows that the other one lacks, and the other way round."""
+    with closing(plain_connect(copy, isolation_level=None)) as conn:
+        conn.execute("ATTACH ? AS live", (str(live) if live else ":memory:",))
+        return _only_in(conn, "main", "live"), _only_in(conn, "live", "main")
+
+
+def _only_in(conn: sqlite3.Connection, one: str, other: str) -> str:
+    def has(name: str, table: str) -> bool:
+        return bool(conn.execute(f"SELECT 1 FROM {name}.sqlite_master WHERE name = ?", (table,)).fetchone())
+
+    def counts() -> Iterator[str]:
+        for table in expected_tables():
+            rest = f"EXCEPT SELECT * FROM {other}.{table}" if has(other, table) else ""
+            if has(one, table):
+                ((rows,),) = conn.execute(f"SELECT count(*) FROM (SELECT * FROM {one}.{table} {rest})").fetchall()
+                if rows:
+                    yield f"{counted(rows, 'row')} of {table}"
+
+    return ", ".join(counts())

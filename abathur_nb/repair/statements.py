@@ -1,0 +1,312 @@
+"""The statements of a repair: the smallest change of rows, and tables and indexes as ``sql/`` has them."""
+
+import sqlite3
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import closing, suppress
+from functools import cache
+from sqlite3 import Error
+from typing import NamedTuple
+
+import aiosqlite
+
+from abathur_nb.store.expected import SchemaObject, column_checks, expected_columns, expected_objects, expected_tables
+from abathur_nb.store.schema import Differences, quoted
+from abathur_nb.store.sql import load_queries, normalized
+from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG
+from abathur_nb.text import counted
+
+__all__ = [
+    "Change",
+    "Reference",
+    "Step",
+    "broken_json",
+    "broken_references",
+    "doomed",
+    "lacking",
+    "model",
+    "rebuild_table",
+    "rename_back",
+    "repair_indexes",
+]
+
+
+class Change(NamedTuple):
+    """Hold what becomes of the rows of ``table`` for which ``where`` is true.
+
+    With a ``column`` that gets the SQL value ``empty``, without one the row is deleted. ``where`` tells the same rows
+    before any change of a repair and at its own turn.
+    """
+
+    table: str
+    where: str
+    column: str | None = None
+    empty: str = "NULL"
+
+    @property
+    def sql(self) -> str:
+        """The statement that does it."""
+        if self.column is None:
+            return f"DELETE FROM {self.table} WHERE {self.where}"
+        return f"UPDATE {self.table} SET {self.column} = {self.empty} WHERE {self.where}"
+
+    @property
+    def counting(self) -> str:
+        """The statement that counts the rows."""
+        return f"SELECT count(*) FROM {self.table} WHERE {self.where}"
+
+    @property
+    def rows(self) -> str:
+        """The statement that reads the rows, each behind its number."""
+        return f"SELECT rowid, * FROM {self.table} WHERE {self.where} ORDER BY rowid"
+
+
+class Reference(NamedTuple):
+    """Hold one foreign key of the DDL."""
+
+    column: str
+    parent: str
+    parent_column: str
+
+
+def model() -> sqlite3.Connection:
+    """Return an empty database in memory with the schema of ``sql/``."""
+    conn = sqlite3.connect(":memory:")
+    for found in expected_objects().values():
+        conn.execute(found.sql)
+    return conn
+
+
+@cache
+def _references(table: str) -> tuple[Reference, ...]:
+    with closing(model()) as conn:
+        return tuple(
+            Reference(*row) for row in conn.execute(load_queries("troubleshoot.sql")["references"].sql, (table,))
+        )
+
+
+@cache
+def _required(table: str) -> frozenset[str]:
+    return frozenset(column.name for column in expected_columns(table) if column.required)
+
+
+def doomed(table: str, name: str = "") -> str:
+    """Return SQL that is true for a row that can't stay, as a reference that it must have leads nowhere, or nothing."""
+    lost = [_lost(ref, name or table) for ref in _references(table) if ref.column in _required(table)]
+    return " OR ".join(lost)
+
+
+def _lost(reference: Reference, name: str) -> str:
+    """Return SQL that is true where a reference leads to no row, or to one that can't stay either."""
+    column, parent, parent_column = reference
+    other = f"{parent}_of_{name}"
+    stays = f" AND NOT ({condition})" if (condition := doomed(parent, other)) else ""
+    return (
+        f"{name}.{column} IS NOT NULL AND NOT EXISTS "
+        f"(SELECT 1 FROM {parent} AS {other} WHERE {other}.{parent_column} = {name}.{column}{stays})"
+    )
+
+
+def _staying(table: str) -> str:
+    return f" AND NOT ({condition})" if (condition := doomed(table)) else ""
+
+
+async def broken_references(conn: aiosqlite.Connection) -> list[tuple[Change, int]]:
+    """Return what mends references without a row, with the number of rows: cleared if they may be, else deleted.
+
+    The children of what is deleted are among them. Children come first. Read-only.
+    """
+    changes = []
+    for table in reversed(expected_tables()):
+        required = _required(table)
+        changes += [
+            Change(table, _lost(ref, table) + _staying(table), ref.column)
+            for ref in _references(table)
+            if ref.column not in required
+        ]
+    changes += [Change(table, condition) for table in reversed(expected_tables()) if (condition := doomed(table))]
+    return await _counted(conn, changes)
+
+
+async def broken_json(conn: aiosqlite.Connection, besides: Iterable[Change]) -> list[tuple[Change, int]]:
+    """Return what mends JSON columns that hold no JSON, or JSON that the store can't read. Read-only.
+
+    What one of the changes ``besides`` gives another value to is left to it. ``conn`` must have the functions of
+    `limits`.
+    """
+    changes = []
+    for table in expected_tables():
+        for column, kind, rule in column_checks(table):
+            if kind != "json":
+                continue
+            empty = "NULL" if column not in _required(table) else "'{}'" if "'object'" in rule else "'[]'"
+            long = TOO_LONG.format(column)  # to parse it may take twenty times its size
+            unreadable = f"CASE WHEN {IS_UTF8.format(column)} THEN {FAULT.format(column)} <> '' ELSE 1 END"
+            # A comparison within a CASE is evaluated in order: only JSON is held against the limits.
+            within = f"WHEN {rule} THEN {column} IS NOT NULL AND {unreadable} ELSE 0 END"
+            beyond = f"CASE WHEN {long} THEN 1 {within}"
+            others = [f" AND NOT ({c.where})" for c in besides if (c.table, c.column) == (table, column)]
+            rest = "".join((_staying(table), *others))
+            changes += [Change(table, where + rest, column, empty) for where in (f"NOT ({long} OR ({rule}))", beyond)]
+    return await _counted(conn, changes)
+
+
+async def _counted(conn: aiosqlite.Connection, changes: Iterable[Change]) -> list[tuple[Change, int]]:
+    counted = []
+    for change in changes:
+        ((number,),) = await conn.execute_fetchall(change.counting)
+        if number:
+            counted.append((change, int(number)))
+    return counted
+
+
+_ASIDE = "abathur_before_repair"  # an altered table's name while its rows are copied
+_RENAME = "if a column was renamed, let the application that did it rename it back"
+_WRITE = "write into these rows what belongs there"
+
+
+class Step(NamedTuple):
+    """Hold one statement of a repair, and how many rows it must change; None for a change of the schema."""
+
+    sql: str
+    rows: int | None = None
+
+    def __str__(self) -> str:
+        text = " ".join(self.sql.split()) if "--" not in self.sql else normalized(self.sql)
+        return f"{text};" + ("" if self.rows is None else f" -- {counted(self.rows, 'row')}")
+
+
+def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -> list[Step]:
+    """Return what makes the indexes those of ``sql/``, but for those of tables that are ``rebuilt`` or missing."""
+    found = Differences.between(live, ("index",))
+    tables = {name for name, known in expected_objects().items() if known.type == "table" and name in live}
+    dropped = [name for name in found.altered if live[name].table in tables - set(rebuilt)]
+    made = [expected_objects()[name] for name in (*found.missing, *found.altered)]
+    return [
+        *(Step(f"DROP INDEX {quoted(name)}") for name in dropped),
+        *(Step(index.sql) for index in made if index.table in tables - set(rebuilt) and _is_free(index.name, live)),
+    ]
+
+
+def _is_free(name: str, live: Mapping[str, SchemaObject]) -> bool:
+    """Tell whether nothing but an index has the name."""
+    return name not in live or live[name].type == "index"
+
+
+async def rename_back(conn: aiosqlite.Connection, live: Mapping[str, SchemaObject]) -> list[Step]:
+    """Return what gives tables and columns that were renamed, in all probability, their names of ``sql/``. Read-only.
+
+    Such a table has the columns of a missing one and their types. Such a column has the place and the type of a missing
+    one while each other column is in its own place: where one was dropped, nothing says which name belongs to which.
+    """
+    found, steps = Differences.between(live, ("table",)), list[Step]()
+    extra = {name: await _columns(conn, name) for name in found.extra if found.missing}
+    for table in found.missing:
+        wanted = {one.name: one.type for one in expected_columns(table)}
+        alike = [name for name, columns in extra.items() if [*columns.items()] == [*wanted.items()]]
+        if len(alike) == 1:  # with the references to it, which the setting of a repair would leave
+            steps += [Step("PRAGMA legacy_alter_table = OFF"), Step(f"ALTER TABLE {quoted(*alike)} RENAME TO {table}")]
+    for table in found.altered:
+        here, wanted = await _columns(conn, table), {one.name: one.type for one in expected_columns(table)}
+        pairs = [(old, new) for old, new in zip(here, wanted, strict=False) if old != new]
+        if len(here) >= len(wanted) and all(
+            old not in wanted and new not in here and here[old] == wanted[new] for old, new in pairs
+        ):
+            steps += [Step(f"ALTER TABLE {table} RENAME COLUMN {quoted(old)} TO {new}") for old, new in pairs]
+    return steps
+
+
+async def rebuild_table(
+    conn: aiosqlite.Connection, table: str, live: Mapping[str, SchemaObject]
+) -> tuple[list[Step], dict[str, str]]:
+    """Return what makes an altered table as in ``sql/`` with all its rows, or no step and what is in the way.
+
+    Beside each obstacle is what removes it, empty where only a backup does; a statement ends with ``;``.
+
+    Rows that other steps delete, and JSON that others empty, are not in the way. An index of others is made again,
+    unless the table of ``sql/`` can't have it. Read-only.
+    """
+    wanted = [column.name for column in expected_columns(table)]
+    extra = [name for name in await _columns(conn, table) if name not in wanted]
+    if missing := await lacking(conn, table):
+        lacks = f"{table} lacks {', '.join(missing)}"
+        if not extra:
+            return [], {f"{lacks}, and no other column of it may hold their values": ""}
+        return [], {f"{lacks}, whose values may be in {', '.join(extra)}": _RENAME}
+    if obstacles := await _obstacles(conn, table, extra):
+        return [], obstacles
+    ((count,),) = await conn.execute_fetchall(_counting(table, "1"))
+    own_id = "AUTOINCREMENT" in expected_objects()[table].sql
+    columns = ", ".join(wanted if own_id else ["rowid", *wanted])
+    indexes = [index for index in expected_objects().values() if index.type == "index" and index.table == table]
+    steps = [
+        Step(f"ALTER TABLE {table} RENAME TO {_ASIDE}"),
+        Step(expected_objects()[table].sql),
+        Step(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {_ASIDE}", count),
+        Step(f"DROP TABLE {_ASIDE}"),
+    ]
+    if own_id:
+        for (seq,) in await conn.execute_fetchall(load_queries("troubleshoot.sql")["last_id"].sql, {"table": table}):
+            # An id that was given out once is not given out again.
+            steps.append(Step(f"DELETE FROM sqlite_sequence WHERE name = '{table}'"))
+            steps.append(Step(f"INSERT INTO sqlite_sequence (name, seq) VALUES ('{table}', {seq})", 1))
+    others = [live[name] for name in Differences.between(live, ("index",)).extra if live[name].table == table]
+    lost = [index for index in others if not _fits(index)]
+    made = [*(index for index in indexes if _is_free(index.name, live)), *(one for one in others if one not in lost)]
+    return [*(Step(f"DROP INDEX {quoted(one.name)}") for one in lost), *steps, *(Step(one.sql) for one in made)], {}
+
+
+def _fits(index: SchemaObject) -> bool:
+    """Tell whether an index can be made on the tables of ``sql/``."""
+    with closing(model()) as conn, suppress(Error):
+        conn.execute(index.sql)
+        return True
+    return False
+
+
+async def lacking(conn: aiosqlite.Connection, table: str) -> list[str]:
+    """Return the columns of ``sql/`` that a live table has not. Read-only."""
+    found = await _columns(conn, table)
+    return [column.name for column in expected_columns(table) if column.name not in found]
+
+
+async def _columns(conn: aiosqlite.Connection, table: str) -> dict[str, str]:
+    """Return the declared type of each column of a live table, in their order."""
+    rows = await conn.execute_fetchall(load_queries("troubleshoot.sql")["columns"].sql, {"table": table})
+    return {row["name"].lower() if row["name"].isascii() else row["name"]: row["type"].upper() for row in rows}
+
+
+async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[str]) -> dict[str, str]:
+    """Say which rows the table of ``sql/`` would not take, and which columns it has no place for."""
+    checks = column_checks(table)
+    json = {check.column for check in checks if check.kind == "json"}
+    drops = {f"a value in {table}.{name}, not a column of sql/": name for name in extra}
+    asked = {what: f"{quoted(name)} IS NOT NULL" for what, name in drops.items()}
+    asked |= {f"{table}.{c.column} outside its range": f"NOT ({c.expression})" for c in checks if c.kind == "value"}
+    asked |= {
+        f"{table}.{column.name} without a value": f"{column.name} IS NULL"
+        for column in expected_columns(table)
+        if column.required and column.name not in json
+    }
+    with closing(model()) as conn_of_model:
+        unique = [
+            row[0]
+            for row in conn_of_model.execute(load_queries("troubleshoot.sql")["unique_columns"].sql, {"table": table})
+        ]
+    key = ", ".join(column.name for column in expected_columns(table) if column.in_key)
+    told = {}
+    for what, condition in asked.items():
+        ((count,),) = await conn.execute_fetchall(_counting(table, condition))
+        if count:
+            drop = f"ALTER TABLE {table} DROP COLUMN {quoted(drops[what])};" if what in drops else _WRITE
+            told[f"{counted(count, 'row')} with {what}"] = drop
+    for columns in dict.fromkeys((key, *(name.replace(",", ", ") for name in unique))):
+        ((count,),) = await conn.execute_fetchall(
+            f"SELECT count(*) FROM (SELECT 1 FROM {table} GROUP BY {columns} HAVING count(*) > 1)"
+        )
+        told |= {f"{counted(count, 'value')} of {table}.{columns} found more than once": _WRITE} if count else {}
+    return told
+
+
+def _counting(table: str, condition: str) -> str:
+    staying = f" AND NOT ({lost})" if (lost := doomed(table)) else ""
+    return f"SELECT count(*) FROM {table} WHERE ({condition}){staying}"

@@ -1,0 +1,1 @@
+"""One module for each notebook, named as the notebook."""

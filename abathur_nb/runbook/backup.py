@@ -1,0 +1,114 @@
+"""Back up: a copy of the live database, consistent beside any writer, and proven at once."""
+
+import os
+import re
+import sqlite3
+from dataclasses import replace
+from shlex import quote
+
+from abathur_nb.backups.manifest import (
+    zstd_module,
+)
+from abathur_nb.backups.retention import Retention, apply_retention
+from abathur_nb.backups.taking import COPIES, back_up
+from abathur_nb.causes import os_cause, unwritable
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
+from abathur_nb.files import (
+    nearest_existing,
+    sweep,
+)
+from abathur_nb.health.path_on_disk import free_mb, install_command
+from abathur_nb.report import Check, Report
+from abathur_nb.store.connection import explain_error
+from abathur_nb.store.strays import strays_check
+from abathur_nb.store.target import refusal
+from abathur_nb.text import MB, shown
+
+__all__ = ["backup_database"]
+
+
+_TITLE = "backup"
+_REASON = re.compile(r"[a-z][a-z0-9_]{0,40}")
+
+
+async def backup_database(
+    settings: Settings,
+    *,
+    reason: str = "manual",
+    compress: bool = False,
+    keep: Retention | None = None,
+) -> Report:
+    """Copy the live database into ``backup_dir``, prove the copy by restoring it, and drop what ``keep`` lets go.
+
+    Writes ``abathur_REASON_YYYYMMDD_HHMMSS_mmm.db`` (UTC; ``.zst`` with ``compress``) and its manifest, under names
+    that replace nothing; the live database is only read. Of a run that is killed nothing is left under those names,
+    or the whole backup. Raises ConfigurationError for a wrong argument.
+    """
+    _check_arguments(reason, compress)
+    if refused := await refusal(_TITLE, settings):
+        return replace(refused, refused=True)
+    subject = str(settings.db_path)
+    place, forbidden = _place(settings)
+    if forbidden:
+        return Report(_TITLE, tuple(place), subject=subject, refused=True)
+    try:
+        if compress:
+            zstd_module()  # before the copy is made
+        made, checks = await back_up(settings, reason=reason, compress=compress)
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        fault = explain_error(settings.db_path, error)
+        failed = Check("copy", "error", "a proven copy", f"no backup was made: {fault.observed}", fault.remedy)
+        return Report(_TITLE, (*place, failed), subject=subject, refused=True)
+    if (lost := strays_check(settings.db_path)).failed:  # the copy lacks what they alone hold
+        checks.append(replace(lost, status="warn"))
+    kept = apply_retention(settings, keep or Retention(), made)
+    sweep(settings.backup_dir)
+    return Report(_TITLE, (*place, *checks, *kept), subject=subject)
+
+
+def _check_arguments(reason: object, compress: object) -> None:
+    faults = []
+    if not isinstance(reason, str) or not _REASON.fullmatch(reason):
+        faults.append(f"reason: expected a word of a-z, 0-9 and _, such as pre_migration, found {shown(reason)}")
+    if not isinstance(compress, bool):
+        faults.append(f"compress: expected True or False, found {shown(compress)} ({type(compress).__name__})")
+    if faults:
+        raise ConfigurationError(faults)
+
+
+def _place(settings: Settings) -> tuple[list[Check], bool]:
+    """Return the checks of where backups go, and whether one forbids the backup. Read-only."""
+    folder = settings.backup_dir
+    # Made only with the backup: what is refused must leave no directory behind.
+    place = folder if os.path.lexists(folder) else nearest_existing(folder)
+    fault = unwritable(place) if place.is_dir() and not place.is_symlink() else RefusedError(f"{place} is not one")
+    checks = [
+        Check.that(
+            "backup_directory",
+            not fault,
+            expected="a directory of one's own, not a link, that this user may write to",
+            observed=fault.observed if fault else str(folder),
+            remedy=(fault and fault.remedy) or install_command(settings, folder),
+        )
+    ]
+    if fault:
+        return checks, True
+    try:
+        needed = settings.db_path.stat().st_size * COPIES / MB
+        free = free_mb(place) - settings.min_free_mb
+    except OSError as error:
+        gone = os_cause(error, place)
+        return [*checks, Check("room", "error", "room for the copy and its proof", gone.observed, gone.remedy)], True
+    enough = free >= needed
+    checks.append(
+        Check.that(
+            "room",
+            enough,
+            expected=f"{needed:,.1f} MB for the copy and its proof",
+            observed=f"{free:,.0f} MB beyond the {settings.min_free_mb:,} MB that must stay free",
+            remedy=f"make room: du -xh --max-depth=2 {quote(str(place))} | sort -h | tail",
+            evidence=[f"left by a killed process: {place / name}" for name in sweep(place, remove=False)],
+        )
+    )
+    return checks, not enough

@@ -1,0 +1,200 @@
+"""Explain: whether the planner answers every named query by its index (the runbook's sections 4.2 and 6.4)."""
+
+import sqlite3
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import aiosqlite
+
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import AbathurError
+from abathur_nb.report import Check, Report, Status, run_check
+from abathur_nb.store.connection import connect, explain_error
+from abathur_nb.store.expected import expected_objects, expected_tables
+from abathur_nb.store.query_plan import Fetch, PlanNode, Step, StepKind, plan_steps, read_plan, tree_lines
+from abathur_nb.store.sql import Parameters, Query, load_queries
+from abathur_nb.store.target import refusal
+from abathur_nb.text import printable
+
+__all__ = ["PlanTree", "Plans", "explain_queries", "judge_plans", "told"]
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+PlanTree = tuple[PlanNode, ...]
+_WORDS: dict[StepKind, str] = {  # {0} is the step, {1} its index or the word rowid
+    "search": "search by {1}",
+    "table scan": "full scan of the table {0.table}",
+    "index scan": "full scan of the index {0.index}",
+    "automatic index": "an index made for this one run on {0.table}",
+    "sort": "a sort",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plans:
+    """Hold the plan of every named query; a notebook shows the plans, folded.
+
+    ``coverage`` names the queries whose plans use an index, for each of the 33.
+    """
+
+    report: Report
+    queries: Mapping[str, Query]
+    trees: Mapping[str, PlanTree] = field(default_factory=dict)
+    coverage: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return a pandas frame, one row a query: its verdict, its index, its plan."""
+        import pandas as pd
+
+        rows = [
+            {
+                "query": name,
+                "status": status,
+                "index": self.queries[name].index,
+                "plan": "\n".join(tree_lines(self.trees.get(name, ()))),
+                "answers": self.queries[name].doc,
+            }
+            for name, status in self._verdicts()
+        ]
+        return pd.DataFrame(rows, columns=["query", "status", "index", "plan", "answers"])
+
+    def _verdicts(self) -> list[tuple[str, Status]]:
+        return [(check.id, check.status) for check in self.report.checks if check.id in self.queries]
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what a run's record keeps: the plan of each query, as lines."""
+        return {"plans": {name: tree_lines(tree) for name, tree in self.trees.items()}}
+
+    def __str__(self) -> str:
+        return "\n\n".join("\n  ".join((name, *tree_lines(tree))) for name, tree in self.trees.items())
+
+    def _repr_html_(self) -> str:
+        plans = [
+            _folded(f"{status}: {name} — {query.index or 'no index'}", query.doc, self.trees.get(name, ()), query.sql)
+            for name, status in self._verdicts()
+            for query in (self.queries[name],)
+        ]
+        return f"<details><summary>the plans of {len(plans)} queries</summary>{''.join(plans)}</details>"
+
+
+def _folded(title: str, doc: str, tree: PlanTree, sql: str = "") -> str:
+    texts = [escape(printable(text)) for text in ("\n".join(tree_lines(tree)) or "no plan", sql) if text]
+    style = "font-family:monospace;text-align:left;white-space:pre-wrap"
+    return (
+        f"<details style='margin-left:1.5em'><summary>{escape(printable(title))}</summary><p>{escape(doc)}</p>"
+        + "".join(f"<pre style='{style}'>{text}</pre>" for text in texts)
+        + "</details>"
+    )
+
+
+def told(steps: Collection[Step]) -> str:
+    """Say in words what the steps of a plan do, each once."""
+    return "; ".join(dict.fromkeys(_WORDS[step.kind].format(step, step.index or "rowid") for step in steps))
+
+
+_TITLE = "explain"
+_REMEDY = "run validate.ipynb: it names each index that is missing or altered; if none is, run ANALYZE and this again"
+_MISSING = "run troubleshoot.ipynb: it shows the plan that makes it again, and the parameters that carry it out"
+_UNREAD = "run validate.ipynb: it names each table that is missing, altered or unreadable; then run this again"
+
+
+async def explain_queries(settings: Settings) -> Plans:
+    """Read the plan of every named query and judge it. Read-only: no query is run."""
+    nothing = dict.fromkeys(_indexes(), ())
+    if refused := await refusal(_TITLE, settings):
+        return Plans(refused, load_queries(), coverage=nothing)
+    path = settings.db_path
+    try:
+        # Without a cache: a cached statement keeps the plan of an index dropped since.
+        async with connect(path, settings=settings, cached_statements=0) as conn:
+            await conn.execute_fetchall("BEGIN")  # one snapshot of schema and statistics
+            return await judge_plans(partial(_fetch, conn), load_queries(), subject=str(path))
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        found = explain_error(path, error)
+        observed = f"could not run: {found.observed}"
+        check = Check("database_file", "error", "opens read-only", observed, found.remedy or _UNREAD)
+        return Plans(Report(_TITLE, (check,), subject=str(path)), load_queries(), coverage=nothing)
+
+
+async def judge_plans(live: Fetch, queries: Mapping[str, Query], *, subject: str = "") -> Plans:
+    """Judge the plans of ``queries`` over ``live``, which must keep no statements. Read-only."""
+    schema = [row for row in await live(load_queries("inspect.sql")["schema"].sql, ()) if row[2] in expected_tables()]
+    indexes = {str(row[1]) for row in schema if row[0] == "index"}
+    missing, extra = set(_indexes()) - indexes, indexes - set(_indexes())
+    trees: dict[str, PlanTree] = {}
+    checks = [
+        await run_check(
+            query.name, partial(_judge, live, query, missing, extra, trees), remedy=_UNREAD, name=query.name
+        )
+        for query in queries.values()
+    ]
+    coverage = {
+        index: tuple(name for name, tree in trees.items() if any(step.index == index for step in plan_steps(tree)))
+        for index in _indexes()
+    }
+    # The planner may well prefer an index that somebody added; that is for whoever did to weigh.
+    idle: Status = "warn" if any(_uses(tree, extra) for tree in trees.values()) else "fail"
+    checks.append(_coverage_check(coverage, idle))
+    return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, trees, coverage)
+
+
+async def _tree(fetch: Fetch, query: Query) -> PlanTree:
+    return tuple(await read_plan(fetch, query.sql, query.parameters))
+
+
+def _uses(tree: PlanTree, indexes: Collection[str]) -> str:
+    """Return the first of ``indexes`` that a plan uses, or an empty text."""
+    return next((step.index for step in plan_steps(tree) if step.index and step.index in indexes), "")
+
+
+async def _judge(
+    live: Fetch, query: Query, missing: Collection[str], extra: Collection[str], trees: dict[str, PlanTree]
+) -> Check:
+    tree = trees[query.name] = await _tree(live, query)
+    if not tree and query.index is None:
+        return Check(query.name, "skip", "no plan", "not applicable: the statement has none", name=query.name)
+    allowed = {"table scan": query.scan, "index scan": query.scan, "sort": query.sort}
+    steps = plan_steps(tree)
+    faults = [told([step]) for step in steps if step.kind != "search" and not allowed.get(step.kind)]
+    if query.index and not any(step.index == query.index for step in steps):
+        faults.append(f"no use of {query.index}" + (", which is missing" if query.index in missing else ""))
+    added = _uses(tree, extra)
+    if faults and added:
+        faults.append(f"served by {added}, which is not of sql/")
+    reasons = "; ".join(f"allowed: {reason}" for reason in (query.scan, query.sort) if reason)
+    return Check.that(
+        query.name,
+        not faults,
+        expected=query.index or reasons or "a search by rowid",
+        observed="; ".join(faults) or told(steps),
+        remedy=_MISSING if query.index in missing else _REMEDY,
+        otherwise="warn" if added and query.index not in missing else "fail",
+        evidence=tree_lines(tree),
+        name=query.name,
+    )
+
+
+def _coverage_check(coverage: Mapping[str, tuple[str, ...]], otherwise: Status) -> Check:
+    idle = [index for index, names in coverage.items() if not names]
+    return Check.that(
+        "coverage",
+        not idle,
+        expected=f"each of {len(coverage)} indexes serves a query",
+        observed=f"{len(idle)} serve none: {', '.join(idle)}" if idle else f"all {len(coverage)} do",
+        remedy=_REMEDY,
+        otherwise=otherwise,
+        evidence=(f"{index}: {', '.join(names) or 'none'}" for index, names in coverage.items()),
+    )
+
+
+def _indexes() -> tuple[str, ...]:
+    return tuple(found.name for found in expected_objects().values() if found.type == "index")
+
+
+async def _fetch(conn: aiosqlite.Connection, sql: str, params: Parameters) -> list[Any]:
+    return list(await conn.execute_fetchall(sql, params))

@@ -1,0 +1,239 @@
+"""History: what the runs of an archive tell together: which passed, what changed, what is no evidence."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import RefusedError
+from abathur_nb.evidence.difference import circumstances, differences
+from abathur_nb.evidence.ledger import FIRST, read_ledger
+from abathur_nb.evidence.past import PastRun, past_runs
+from abathur_nb.evidence.reading import archive_at, first_run, read_archive
+from abathur_nb.evidence.run import Run
+from abathur_nb.evidence.stores import local
+from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.report import Check, Report, id_of
+from abathur_nb.text import Table, some
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["History", "read_history"]
+
+_TITLE = "history"
+_NO_RUN = "no run yet"
+_CONTEXT = 3  # words shown on each side of what changed
+_NAMED = 3  # checks that the table of runs names; the run's own page names all
+_MOST_NAMED = 12  # changes between two runs; `diff` names all
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Hold what the runs of an archive tell, oldest first; a notebook shows them as a table, newest first.
+
+    ``since_green`` says for each notebook what changed between its newest sealed run and the last that passed before
+    it, ``changes`` when the schema and the plans changed. ``report`` fails only for what is wrong with the archive:
+    of a run that failed, its own verdict has told.
+    """
+
+    report: Report
+    archive: Path | str
+    runs: tuple[PastRun, ...] = ()
+    ledger_head: str = FIRST
+    since_green: Table = Table((), (), _NO_RUN)
+    changes: Table = Table((), (), _NO_RUN)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return a pandas frame, one row a run, oldest first."""
+        import pandas as pd
+
+        columns = ["started_at", "notebook", "database", "verdict", "seconds", "failed", "who", "size", "run_id"]
+        rows = [
+            (r.started_at, r.notebook, r.database, r.verdict, r.seconds, r.facts.failed, r.who, r.facts.size, r.run_id)
+            for r in self.runs
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what a run's record keeps: which archive was read, and how far it went."""
+        return {"history": {"archive": str(self.archive), "runs": len(self.runs), "ledger_head": self.ledger_head}}
+
+    def __str__(self) -> str:
+        return str(self._table())
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return self._table()._repr_mimebundle_()
+
+    def _table(self) -> Table:
+        heads = ("", "start (UTC)", "notebook", "run", "seconds", "who", "what failed")
+        rows = (
+            (r.mark, r.when, r.label + _other_cells(r), r.run_id, _seconds(r), r.who, some(r.facts.failed, _NAMED))
+            for r in reversed(self.runs)
+        )
+        return Table(heads, tuple(rows), _NO_RUN)
+
+
+def _other_cells(run: PastRun) -> str:
+    line = run.entry.line
+    return ", other cells" if line and not line.data["as_template"] else ""
+
+
+def read_history(
+    settings: Settings, archive: str | os.PathLike[str] | None = None, *, run: Run | None = None
+) -> History:
+    """Read what the runs of an archive tell: that of the environment, or another one, such as a copy. Read-only.
+
+    ``archive`` is a directory, or the URL of a copy. ``run`` is the run that asks, and is left out. Raises
+    ConfigurationError where ``archive`` names neither.
+    """
+    where = settings.archive_dir if archive is None else archive_at("archive", archive)
+    if isinstance(where, Path) and not os.path.isdir(where):  # noqa: PTH112 - False, where Path raises for one in a closed directory
+        remedy = f"{first_run(settings)}; or name another one: -p archive DIR"
+        check = Check("archive", "fail", "the directory of an archive", f"no archive at {where}", remedy)
+        return History(Report(_TITLE, (check,), subject=str(where), refused=True), where)
+    own = run.folder.name if run and run.folder else None
+    checks: list[Check] = []
+    runs: tuple[PastRun, ...] = ()
+    head = FIRST
+    try:
+        # Which runs are no evidence is asked below, where the one that asks is left out.
+        with local(where) as folder:
+            checks += [check for check in verify_archive(folder).checks if check.id != "no_evidence"]
+            ledger = read_ledger(folder)
+            head = ledger.lines[-1].sha256 if ledger.lines else FIRST
+            entries = [entry for entry in read_archive(folder, ledger) if entry.run_id != own]
+            runs = past_runs(entries)
+        left_out = sorted({entry.run_id for entry in entries} - {past.run_id for past in runs})
+        checks += [_runs_check(runs, left_out), *_checks(runs, where)]
+    except (RefusedError, OSError) as error:
+        remedy = f"see who may read it: ls -la {quote(str(where))}" if isinstance(where, Path) else ""
+        checks.append(Check("archive", "error", "can be read", f"could not run: {error}", remedy))
+    report = Report(_TITLE, tuple(checks), subject=str(where))
+    return History(report, where, runs, head, _since_green(runs), _changes(runs))
+
+
+def _runs_check(runs: Sequence[PastRun], left_out: Sequence[str]) -> Check:
+    observed = "one" if runs else "none but this one"
+    if len(runs) > 1:
+        observed = f"{len(runs):,}, of {len({run.label for run in runs})} notebooks, {runs[0].when} to {runs[-1].when}"
+    observed += f"; {len(left_out)} left out, whose id is no time of this century" if left_out else ""
+    return Check.that(
+        "runs_over_time",
+        bool(runs) and not left_out,
+        expected="runs to tell of, each with an id that holds its time",
+        observed=observed,
+        remedy="find out who made them" if left_out else "run validate.ipynb, or another one: each run is recorded",
+        otherwise="warn",
+        evidence=left_out,
+    )
+
+
+def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
+    """Ask what a sound archive leaves open. None of it fails the report: each run has a verdict of its own."""
+    unsealed = [run for run in runs if run.verdict == "unsealed"]
+    loose = [run for run in runs if run.sealed and not run.entry.line]
+    if runs:
+        yield Check.that(
+            "sealed",
+            not unsealed,
+            expected="each run that was started has a verdict",
+            observed=f"{len(unsealed)} have none, and are no evidence" if unsealed else "each has",
+            remedy="they were killed, or are not over yet: run their notebooks again",
+            otherwise="warn",
+            evidence=(f"{_named(run)}, started by {run.who}" for run in unsealed),
+        )
+        yield Check.that(
+            "archived",
+            not loose,
+            expected="the executed notebook of each sealed run lies beside its record",
+            observed=f"{len(loose)} do not" if loose else "each does",
+            remedy="python -m abathur_nb archive OUT.ipynb",
+            otherwise="warn",
+            evidence=map(_named, loose),
+        )
+    for run in {run.label: run for run in runs}.values():
+        failed = f": {', '.join(run.facts.failed)}" if run.facts.failed else ""
+        yield Check.that(
+            f"newest_{id_of(run.label)}",
+            run.verdict == "pass",
+            expected="it passed",
+            observed=f"{run.verdict}, {run.when}, run {run.run_id}{failed}",
+            remedy=f"see below what changed since it passed, and what it found: {where}/{run.run_id}",
+            otherwise="warn",
+            name=f"newest {run.label}",
+            data={"notebook": run.notebook, "run_id": run.run_id},
+        )
+
+
+def _since_green(runs: Sequence[PastRun]) -> Table:
+    """Tell, for each notebook, what its newest sealed run found otherwise than the last one before it that passed."""
+    rows = []
+    # What an earlier history found otherwise, this one tells anew.
+    for label, newest in {run.label: run for run in runs if run.sealed and run.notebook != _TITLE}.items():
+        before = [run for run in runs if run.label == label and run.run_id < newest.run_id]
+        earlier = [run for run in before if run.verdict == "pass"]
+        altered = any(run.verdict == "altered" for run in before)  # which may have passed
+        none = "none before it passed and is as it was written" if altered else "none passed before it"
+        against = f"against {earlier[-1].run_id}" if earlier else none
+        changed = _difference(earlier[-1], newest) if earlier else ""
+        rows.append((newest.mark, label, f"{newest.run_id}\n{against}", changed))
+    return Table(("", "notebook", "newest run", "what changed since the last that passed"), tuple(rows), _NO_RUN)
+
+
+def _difference(earlier: PastRun, later: PastRun) -> str:
+    one, other = earlier.entry.record or {}, later.entry.record or {}
+    changed = [str(change) for change in differences(one, other)] or ["nothing"]
+    changed += [f"made with another {change}" for change in circumstances(one, other)]
+    if len(changed) > _MOST_NAMED:
+        rest = f"and {len(changed) - _MOST_NAMED} more: python -m abathur_nb diff {earlier.run_id} {later.run_id}"
+        changed = [*changed[:_MOST_NAMED], rest]
+    return "\n".join(changed)
+
+
+def _changes(runs: Sequence[PastRun]) -> Table:
+    """Tell, newest first, which run was the first to find an object of the schema, or a plan, other than before."""
+    known: dict[tuple[str, str], Mapping[str, str]] = {}
+    rows = []
+    for run in runs:
+        for kind, found in {"schema": run.facts.schema, "plan": run.facts.plans}.items():
+            if not found:
+                continue
+            before = known.setdefault((run.database, kind), found)
+            known[run.database, kind] = found
+            changed = [name for name in before.keys() | found.keys() if before.get(name) != found.get(name)]
+            rows += [
+                (run.when, run.label, run.run_id, kind, name, _change(before.get(name), found.get(name)))
+                for name in sorted(changed, reverse=True)  # and so all of them are turned round below
+            ]
+    heads = ("first seen (UTC)", "notebook", "run", "of", "name", "change")
+    return Table(heads, tuple(reversed(rows)), "neither the schema nor a plan has changed" if known else _NO_RUN)
+
+
+def _change(old: str | None, new: str | None) -> str:
+    if old is None or new is None:
+        return "it is gone" if new is None else "it is new"
+    before, after = old.split(), new.split()
+    start = _alike(before, after)
+    end = max(0, _alike(before[start:][::-1], after[start:][::-1]) - _CONTEXT)
+    start = max(0, start - _CONTEXT)
+    pieces = (words[start : len(words) - end] for words in (before, after))
+    was, now = (" ".join(["…"] * bool(start) + piece + ["…"] * bool(end)) for piece in pieces)
+    return f"{was or 'nothing'}\n→ {now or 'nothing'}"
+
+
+def _alike(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return in how many words the two begin alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def _seconds(run: PastRun) -> str:
+    return "" if run.seconds is None else f"{run.seconds:.1f}"
+
+
+def _named(run: PastRun) -> str:
+    return f"{run.run_id} {run.label}"

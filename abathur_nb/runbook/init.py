@@ -1,0 +1,230 @@
+"""Initialize: bring a database into being, whole and durable or not at all (the runbook's section 2)."""
+
+import os
+import sqlite3
+import stat
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from shlex import quote
+
+import aiosqlite
+
+from abathur_nb.causes import os_cause
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.files import fsync, make_private_file, private_directory, scratch_directory, sweep
+from abathur_nb.health.checks import FILE_MODES, database_checks, file_checks, file_modes
+from abathur_nb.health.path_on_disk import directory_checks, location_checks
+from abathur_nb.report import Check, Report, run_check
+from abathur_nb.runbook.preflight import behaviour
+from abathur_nb.store.connection import connect, connection_pragmas, explain_error, pragma
+from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.sql import SEED_FILE, statements
+from abathur_nb.store.strays import strays_check
+from abathur_nb.store.target import identify, repair_command
+from abathur_nb.text import counted
+
+__all__ = ["initialize_database"]
+
+_TITLE = "initialize"
+
+# The steps of section 2 that one transaction takes, in its order.
+_STEPS = (
+    ("make_memory_tables", "2.3 memory tables", "ddl-memory-tables.sql"),
+    ("make_core_tables", "2.4 core tables", "ddl-core-tables.sql"),
+    ("make_indexes", "2.5 indexes", "ddl-indexes.sql"),
+    ("make_seed_memories", "2.6 seed memories", SEED_FILE),
+)
+_IDENTITY = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+async def initialize_database(settings: Settings, *, dry_run: bool = False) -> Report:
+    """Create the database at ``settings.db_path``, or say that a valid one is there already.
+
+    All or nothing: it is built and validated under another name in the same directory, forced to the disk, and linked
+    to its own name, which one of several racing processes wins. What stands there already is never changed.
+    ``dry_run`` shows the statements and changes nothing.
+    """
+    checks: list[Check] = []
+    try:
+        return await _initialize(settings, dry_run, checks)
+    except FileExistsError:  # a racing process won: see what stands there now
+        return await initialize_database(settings)
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        fault = explain_error(settings.db_path, error)
+    observed, remedy = f"no database was made: {fault.observed}", fault.remedy or "remove that cause, then try again"
+    failed = Check("create", "error", expected="a whole database", observed=observed, remedy=remedy)
+    return Report(_TITLE, (*checks, failed), subject=str(settings.db_path), refused=True)
+
+
+async def _initialize(settings: Settings, dry_run: bool, checks: list[Check]) -> Report:
+    """Do what ``initialize_database`` does; add to ``checks``, so that they are shown when a later step fails."""
+    subject = str(settings.db_path)
+    target = await identify(settings)
+    if target.state == "present":
+        return await _already_initialized(settings, dry_run)
+    checks.append(target.check)
+    if target.state != "absent":
+        return Report(_TITLE, tuple(checks), subject=subject, refused=True)
+    location, forbidden = location_checks(settings)
+    checks += location
+    if (lost := strays_check(settings.db_path)).failed:  # a deleted database is open: its process refuses to go on
+        checks.append(replace(lost, status="warn"))
+    if forbidden:
+        return Report(_TITLE, tuple(checks), subject=subject, refused=True)
+    if dry_run:
+        return Report(f"{_TITLE} (dry run)", (*checks, *_plan(settings)), subject=subject)
+    # A file system that only warns by its name has to show that it can carry a write-ahead log.
+    if any(check.id == "file_system" and check.status == "warn" for check in location):
+        checks.append(await behaviour(settings))
+        if checks[-1].failed:
+            return Report(_TITLE, tuple(checks), subject=subject, refused=True)
+    return Report(_TITLE, (*checks, *await _create(settings)), subject=subject)
+
+
+async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
+    """Report on the database that stands there, refused unless it is valid, in a fit place. Changes no byte of it."""
+    judged = directory_checks(settings)
+    place = [check for check, _ in judged]
+    if any(check.failed and forbids for check, forbids in judged):
+        return Report(_TITLE, tuple(place), subject=str(settings.db_path), refused=True)
+    checks = await file_checks(settings)
+    # Who may read it is a finding, and no reason to take a database for another.
+    broken = any(check.failed for check in checks if check.id != FILE_MODES)
+    observed = "a database that is not valid: left as it is" if broken else "already initialized: left as it is"
+    remedy = repair_command(settings)
+    done, swept = [], []
+    if not broken and not dry_run:
+        # Whoever made it may have been killed before its name was durable, or before its scratch directory was gone.
+        done, swept = (
+            [_force_name(settings.db_path, " was there already; its name was forced again")],
+            sweep(settings.db_path.parent),
+        )
+    stands = Check.that(
+        "create",
+        not broken,
+        expected="no database yet, or a valid one",
+        observed=observed,
+        remedy=remedy,
+        evidence=swept,
+    )
+    return Report(_TITLE, (stands, *place, *done, *checks), subject=str(settings.db_path), refused=broken)
+
+
+async def _create(settings: Settings) -> list[Check]:
+    folder = settings.db_path.parent
+    with private_directory(folder):
+        return await _create_in(folder, settings)
+
+
+async def _create_in(folder: Path, settings: Settings) -> list[Check]:
+    checked = os.lstat(folder)
+    if not stat.S_ISDIR(checked.st_mode):
+        raise RefusedError(f"{folder} was replaced by a link in the meantime")
+    with scratch_directory(folder, "init") as scratch:
+        draft = scratch / settings.db_path.name
+        make_private_file(draft, owned_as=folder)
+        async with connect(draft, settings=settings, mode="rw", watched=False) as conn:
+            checks = [await _set_pragmas(conn, settings), *await _fill(conn)]
+            # Closing would checkpoint as well, but says nothing if it fails.
+            (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+            if tuple(done) != (0, 0, 0):
+                raise RefusedError(f"the write-ahead log of the new database could not be emptied: {tuple(done)}")
+            # The draft's directory is not the database's: that one is looked at once it holds it.
+            validation = [c for c in await database_checks(conn, draft, settings) if c.id != FILE_MODES]
+        if failed := [check for check in validation if check.failed]:
+            named = "; ".join(f"{check.name}: {check.observed}" for check in failed)
+            raise RefusedError(f"the new database is not valid and was thrown away: {named}")
+        if not os.path.samestat(os.lstat(folder), checked):
+            raise RefusedError(f"{folder} was replaced by another directory or a link in the meantime")
+        published = _publish(draft, settings.db_path)
+        # From here on there is a database, whatever becomes of its directory.
+        ask = partial(file_modes, settings.db_path)
+        validation.append(await run_check(FILE_MODES, ask, remedy=f"namei -l {quote(str(folder))}"))
+    swept = sweep(folder)
+    created = Check(
+        "make_file", "pass", observed=f"{settings.db_path}, mode 0600", evidence=tuple(swept), name="2.1 database file"
+    )
+    return [created, *checks, *(_numbered(check) for check in validation), published]
+
+
+async def _set_pragmas(conn: aiosqlite.Connection, settings: Settings) -> Check:
+    mode = await pragma(conn, "journal_mode = WAL")
+    # The other seven were read back when the connection was opened.
+    found = {"journal_mode": mode, **connection_pragmas(settings)}
+    told = ", ".join(f"{name} = {value}" for name, value in found.items())
+    if mode != "wal":
+        raise RefusedError(f"SQLite did not switch to write-ahead mode: {told}")
+    return Check("set_pragmas", "pass", expected="the eight, read back", observed=told, name="2.2 PRAGMA settings")
+
+
+async def _fill(conn: aiosqlite.Connection) -> list[Check]:
+    """Run every statement in one transaction."""
+    # One script is one hop to the connection's thread, where fifty statements would be fifty.
+    script = [
+        "BEGIN IMMEDIATE",
+        *_IDENTITY,
+        *(line for *_, filename in _STEPS for line in statements(filename)),
+        "COMMIT",
+    ]
+    await conn.executescript(";\n".join(script) + ";")
+    return [
+        Check(step, "pass", observed=f"{counted(len(statements(filename)), 'statement')} of sql/{filename}", name=name)
+        for step, name, filename in _STEPS
+    ]
+
+
+def _publish(draft: Path, path: Path) -> Check:
+    """Give the finished draft its name, durably; raise FileExistsError if the name is taken."""
+    log = Path(f"{draft}-wal")
+    if log.exists() and log.stat().st_size:
+        raise RefusedError(f"the new database still has a write-ahead log of {log.stat().st_size} bytes")
+    fsync(draft)
+    # link refuses a name that exists, where rename would replace it.
+    os.link(draft, path)
+    return _force_name(path)
+
+
+def _force_name(path: Path, done: str = "") -> Check:
+    expected = "under its own name, forced to the disk"
+    try:
+        fsync(path.parent)
+    except OSError as error:
+        cause = os_cause(error, path.parent)
+        observed = f"{path} is whole, but its name may not survive a power cut: {cause.observed}"
+        return Check("published", "error", expected, observed, f"{cause.remedy}; then run init again")
+    return Check("published", "pass", expected, f"{path}{done}")
+
+
+def _numbered(check: Check) -> Check:
+    return replace(check, name=f"2.7 {check.name}")
+
+
+def _plan(settings: Settings) -> list[Check]:
+    """Return the steps with the exact statements that they would run."""
+    path = quote(str(settings.db_path))
+    pragmas = {"journal_mode": "WAL", **connection_pragmas(settings)}
+    steps: list[tuple[str, str, Sequence[str]]] = [
+        (
+            "make_file",
+            "2.1 database file",
+            (f"mkdir -p -m 700 {quote(str(settings.db_path.parent))}", f"install -m 600 /dev/null {path}"),
+        ),
+        ("set_pragmas", "2.2 PRAGMA settings", [f"PRAGMA {name} = {value}" for name, value in pragmas.items()]),
+        ("begin", "one transaction", ("BEGIN IMMEDIATE", *_IDENTITY)),
+        *((step, name, statements(filename)) for step, name, filename in _STEPS),
+        ("commit", "end of the transaction", ("COMMIT", "PRAGMA wal_checkpoint(TRUNCATE)")),
+    ]
+    return [
+        Check(
+            step,
+            "skip",
+            observed=f"would run {counted(len(lines), 'statement')}",
+            evidence=tuple(f"{line};" for line in lines),
+            name=name,
+            data={"statements": list(lines)},
+        )
+        for step, name, lines in steps
+    ]

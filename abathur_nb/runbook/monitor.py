@@ -1,0 +1,81 @@
+"""Monitor: one look at what matters of a database, which alerts it fires, and how it has changed over time."""
+
+import sqlite3
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from abathur_nb.config.parameters import check_ranges
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import AbathurError, ConfigurationError
+from abathur_nb.measure.alerts import Snapshot, alerts_of, samples_frame
+from abathur_nb.measure.snapshot import SNAPSHOTS, Moment, read_recorded, record_snapshot, take_snapshot
+from abathur_nb.report import Check, Report
+from abathur_nb.store.connection import explain_error
+from abathur_nb.store.strays import strays_check
+from abathur_nb.text import SEE_CLOCK, age, counted, is_ahead, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Monitoring", "monitor"]
+
+_TITLE = "monitor"
+
+
+@dataclass(frozen=True, slots=True)
+class Monitoring:
+    """Hold what was measured and judged: the ``report``, the ``snapshot``, and ``moments``, what was recorded.
+
+    The snapshot is the last of the moments, recorded or not. Of many recorded snapshots some are held, spread evenly.
+    """
+
+    report: Report
+    snapshot: Snapshot
+    moments: tuple[Moment, ...]
+    settings: Settings
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row a sample, oldest first: ``time`` (UTC), ``gauge``, ``of`` (its labels), ``value``."""
+        return samples_frame(self.moments)
+
+    def to_record(self) -> dict[str, object]:
+        """Return what the record of a run keeps: the samples of the snapshot."""
+        return self.snapshot.to_record()
+
+
+async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 90) -> Monitoring:
+    """Measure the database and what is around it, and judge that by the alert rules.
+
+    Read-only without ``record``. With it the samples are written to the table metrics, and those of them that are
+    older than ``keep_days`` removed. A critical alert fails the report where the settings say so, and warns elsewhere.
+    Raises ConfigurationError for a wrong argument.
+    """
+    check_ranges(keep_days=keep_days)
+    if not isinstance(record, bool):
+        raise ConfigurationError(f"record: expected True or False, found {shown(record)} ({type(record).__name__})")
+    subject = str(settings.db_path)
+    snapshot, taken = await take_snapshot(settings)
+    checks, recorded = [*taken.checks, *alerts_of(snapshot, settings)], list[Moment]()
+    if (lost := strays_check(settings.db_path)).failed:
+        checks.append(lost)
+    if not taken.ok:
+        report = Report(_TITLE, tuple(checks), subject=subject, refused=taken.refused)
+        return Monitoring(report, snapshot, (), settings)
+    try:
+        recorded, number = await read_recorded(settings, snapshot.taken_at - timedelta(days=keep_days))
+        if number > SNAPSHOTS:
+            told = f"{counted(number, 'snapshot')}, of which at most {SNAPSHOTS:,} are read, spread evenly"
+            checks.append(Check("what_was_recorded", "pass", "it can be read", told))
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        fault = explain_error(settings.db_path, error)
+        checks.append(Check("what_was_recorded", "error", "it can be read", fault.observed, fault.remedy))
+    if ahead := [moment for moment, _ in recorded if is_ahead(moment, snapshot.taken_at)]:
+        observed = f"{counted(len(ahead), 'sample')}, the last one {age(max(ahead), snapshot.taken_at)}: left out"
+        checks.append(Check("what_was_recorded", "warn", "no sample of the future", observed, SEE_CLOCK))
+        recorded = [one for one in recorded if one[0] not in ahead]
+    if record:
+        checks.append(await record_snapshot(settings, snapshot, keep_days))
+    now = [(snapshot.taken_at, sample) for sample in snapshot.samples]
+    moments = sorted([*recorded, *now], key=lambda moment: moment[0])
+    return Monitoring(Report(_TITLE, tuple(checks), subject=subject), snapshot, tuple(moments), settings)

@@ -1,0 +1,226 @@
+"""Preflight: whether this machine, and the place of the database on it, can carry one (the runbook's section 1)."""
+
+import asyncio
+import json
+import os
+import re
+import sqlite3
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from shlex import quote
+from typing import NamedTuple
+
+import aiosqlite
+
+from abathur_nb.config.parameters import said
+from abathur_nb.config.settings import Settings
+from abathur_nb.files import make_private_file, nearest_existing, scratch_directory, sweep
+from abathur_nb.health import probe
+from abathur_nb.health.path_on_disk import ELSEWHERE, install_command, location_checks
+from abathur_nb.report import Check, Report, run_check
+from abathur_nb.store.connection import connect, pragma, run_to_end
+from abathur_nb.store.target import identify
+
+__all__ = ["HAZARDS", "Hazard", "behaviour", "preflight"]
+
+Version = tuple[int, ...]
+
+
+class Hazard(NamedTuple):
+    """Hold a fault known of some versions of SQLite: from ``first`` to ``last``, less the branches that mended it."""
+
+    id: str
+    first: Version
+    last: Version
+    mended: tuple[Version, ...]
+    effect: str
+    remedy: str
+    name: str
+
+
+HAZARDS = (
+    # https://sqlite.org/wal.html, "The WAL-Reset Bug"
+    Hazard(
+        "wal_reset_race",
+        (3, 7, 0),
+        (3, 51, 2),
+        ((3, 44, 6), (3, 50, 7)),
+        "two connections that commit and checkpoint at once can corrupt the database",
+        "let only one process write, until there is a SQLite of 3.51.3 or newer: conda env create -f environment.yml",
+        "WAL-reset race",
+    ),
+)
+
+_PROBE_SECONDS = 5
+
+
+async def preflight(settings: Settings, *, team_trained: str | None = None) -> Report:
+    """Report whether a database can be made and used at ``settings.db_path``. Leaves nothing behind.
+
+    What a killed one left behind is removed, unless this one is refused. ``team_trained`` names who says that the team
+    is trained on the procedures, and when: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another form.
+    """
+    trained = said("team trained on procedures", team_trained, check_id="team_trained")
+    folder = settings.db_path.parent
+    location, refused = location_checks(settings)
+    seen: list[str] = []
+    asked: Sequence[tuple[str, Callable[[], Awaitable[Check]]]] = (
+        ("file_system_behaviour", lambda: behaviour(settings)),
+        ("database_file", lambda: _target(settings, seen)),
+    )
+    found = await asyncio.gather(
+        *(run_check(name, ask, remedy=f"namei -l {quote(str(folder))}") for name, ask in asked)
+    )
+    checks = (*_software(), *_hazards(settings), *location, *found, _backups(settings), trained)
+    refused = refused or "refused" in seen
+    if not refused:
+        sweep(nearest_existing(folder))
+    return Report("preflight", checks, subject=str(settings.db_path), refused=refused)
+
+
+def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
+    conn = sqlite3.connect(":memory:")
+    try:
+        json_works = conn.execute("SELECT json_insert('[1]', '$[#]', 2)").fetchone()[0] == "[1,2]"
+    except sqlite3.Error:
+        json_works = False
+    finally:
+        conn.close()
+    python = sys.version.split()[0]
+    linux = "Linux: elsewhere, who holds a lock and what file system this is can't be told"
+    newer = "install a newer Python: conda env create -f environment.yml"
+    return [
+        Check.that(
+            "operating_system",
+            sys.platform == "linux",
+            expected=linux,
+            observed=sys.platform,
+            remedy="run it on Linux",
+            otherwise="warn",
+        ),
+        Check.that(
+            "python",
+            sys.version_info >= (3, 11),
+            expected="3.11 or newer",
+            observed=python,
+            remedy=newer,
+            name="Python",
+        ),
+        Check.that(
+            "sqlite",
+            sqlite3.sqlite_version_info >= (3, 35),
+            expected="3.35 or newer",
+            observed=sqlite3.sqlite_version,
+            remedy=newer,
+            name="SQLite",
+        ),
+        Check.that(
+            "sqlite_json_functions",
+            json_works,
+            expected="compiled in",
+            observed="work" if json_works else "missing",
+            remedy=newer,
+            name="SQLite's JSON functions",
+        ),
+        Check.that(
+            "sqlite_thread_safety",
+            sqlite3.threadsafety > 0,
+            expected="connections may live in threads",
+            observed=f"sqlite3.threadsafety = {sqlite3.threadsafety}",
+            remedy=newer,
+            name="SQLite's thread safety",
+        ),
+        Check.that(
+            "aiosqlite",
+            tuple(map(int, re.findall(r"\d+", async_driver)[:2])) >= (0, 22),
+            expected="0.22 or newer",
+            observed=async_driver,
+            remedy=f"{quote(sys.executable)} -m pip install --upgrade aiosqlite",
+        ),
+    ]
+
+
+def _hazards(settings: Settings, linked: Version = sqlite3.sqlite_version_info) -> list[Check]:
+    checks = []
+    for hazard in HAZARDS:
+        mended = any(linked[:2] == branch[:2] and linked >= branch for branch in hazard.mended)
+        struck = hazard.first <= linked <= hazard.last and not mended
+        observed = f"SQLite {'.'.join(map(str, linked))}"
+        checks.append(
+            Check.that(
+                hazard.id,
+                not struck,
+                expected="a version of SQLite without it",
+                observed=f"{observed}: {hazard.effect}" if struck else observed,
+                remedy=hazard.remedy,
+                otherwise="fail" if settings.require_safe_wal else "warn",
+                name=hazard.name,
+            )
+        )
+    return checks
+
+
+async def behaviour(settings: Settings) -> Check:
+    """Try on a database of its own what write-ahead mode needs of the file system, with a second process."""
+    place = nearest_existing(settings.db_path.parent)
+    with scratch_directory(place, "probe") as scratch:
+        path = scratch / "probe.db"
+        make_private_file(path)
+        async with connect(path, settings=settings, mode="rw") as conn:
+            await conn.execute_fetchall("PRAGMA journal_mode = WAL")
+            await conn.execute_fetchall("PRAGMA user_version = 7")
+            mode, written = await pragma(conn, "journal_mode"), await pragma(conn, "user_version")
+            await conn.execute_fetchall("BEGIN IMMEDIATE")
+            seen = await _second_process(path)
+    wanted = {"journal_mode": "wal", "user_version": 7, "lock": "SQLITE_BUSY"}
+    return Check.that(
+        "file_system_behaviour",
+        (mode, written) == ("wal", 7) and seen == wanted,
+        expected="journal mode wal is kept; a second process reads, and is refused a second write lock",
+        observed=f"journal mode {mode}; the second process: {', '.join(f'{k} {v}' for k, v in seen.items())}",
+        remedy=f"{ELSEWHERE}; to see what there is: df -hT {quote(str(place))}",
+        evidence=[f"tried in a scratch directory in {place}"],
+    )
+
+
+async def _second_process(path: Path) -> dict[str, object]:
+    process = await asyncio.create_subprocess_exec(
+        # -I and -S: no site-packages, which would take longer than the probe itself
+        *(sys.executable, "-I", "-S", probe.__file__, path.as_uri()),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, _ = await asyncio.wait_for(process.communicate(), _PROBE_SECONDS)
+    except TimeoutError:
+        return {"error": f"no answer within {_PROBE_SECONDS} s"}
+    finally:
+        if process.returncode is None:  # else it could still make files in a directory that is being removed
+            process.kill()
+            await run_to_end(process.wait())
+    answer: dict[str, object] = json.loads(output or b'{"error": "ended without an answer"}')
+    return answer
+
+
+async def _target(settings: Settings, seen: list[str]) -> Check:
+    target = await identify(settings)
+    seen.append(target.state)
+    return target.check
+
+
+def _backups(settings: Settings) -> Check:
+    folder = settings.backup_dir
+    there = os.path.isdir(folder)  # noqa: PTH112 - False, where Path raises for one in a closed directory
+    usable = there and os.access(folder, os.W_OK | os.X_OK)
+    fault = "may not be written to" if there else "is missing"
+    # Made before the data's directory, it would make that one too, and for root.
+    too_early = not os.path.lexists(settings.db_path.parent) and folder.parent == settings.db_path.parent
+    first = "after init: " if too_early else ""
+    return Check.that(
+        "backup_directory",
+        usable,
+        expected="a directory that may be written to",
+        observed=str(folder) if usable else f"{folder} {fault}",
+        remedy=f"{first}{install_command(settings, folder)}",
+        otherwise="warn",
+    )

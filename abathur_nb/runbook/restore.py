@@ -1,0 +1,141 @@
+"""Restore: the content of a proven backup, where the live database stands; or, as a drill, in scratch only."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from shlex import quote
+
+from abathur_nb.backups.copying import difference, open_copy
+from abathur_nb.backups.manifest import Backup, UnfitBackupError, find_backup, in_place_of, unpack
+from abathur_nb.backups.plan import check_apply, check_file, require
+from abathur_nb.backups.replacement import Source, place_for_scratch, read_source, replace_content
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import RefusedError, bound_reached
+from abathur_nb.files import scratch_directory
+from abathur_nb.report import Check, Report
+from abathur_nb.store.connection import pragma
+from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.text import SEE_CLOCK, age, counted, duration, is_ahead, shown
+
+__all__ = ["restore_database"]
+
+
+async def restore_database(
+    settings: Settings,
+    *,
+    backup: str | os.PathLike[str] | None = None,
+    from_env: str | None = None,
+    drill: bool = False,
+    apply: bool = False,
+    confirm: str | None = None,
+    title: str = "restore",
+) -> Report:
+    """Show how the content of a backup would be put where the live database stands; do it with ``apply``.
+
+    ``backup`` is a path, or a name in ``backup_dir``; None takes the newest, and is refused where that can't serve.
+    One of another environment is refused unless ``from_env`` names that. Where the settings demand it, ``confirm``
+    must be the hash of the plan. ``drill`` restores over a copy of the live database, in scratch, and reports how long
+    it takes (RTO) and what would be lost (RPO); it fails where a restoration would. ``title`` is what the report calls
+    it. Raises ConfigurationError for a wrong argument.
+    """
+    faults = [*check_apply(apply, confirm), *check_file("backup", backup, "backup")]
+    if not isinstance(drill, bool):
+        faults.append(f"drill: expected True or False, found {shown(drill)} ({type(drill).__name__})")
+    if drill is True and apply is True:
+        faults.append("drill, apply: a drill changes nothing, so that there is nothing to apply: set one of them")
+    require(faults)
+    source = _proven(settings, backup, from_env, drill=drill)
+    return await replace_content(settings, title, source, apply=apply, confirm=confirm, drill=drill)
+
+
+def _require_fit(backup: Backup, settings: Settings, from_env: str | None) -> None:
+    """Raise RefusedError for a backup that must not stand in for this database."""
+    facts = backup.facts
+    if facts["application_id"] != APPLICATION_ID:
+        raise UnfitBackupError(f"{backup.path} is a backup of another application's database")
+    if facts["user_version"] > SCHEMA_VERSION:
+        observed = f"{backup.path} has schema version {facts['user_version']}, known is {SCHEMA_VERSION}"
+        raise RefusedError(observed, "update abathur_nb")
+    wanted = settings.env if from_env is None else from_env
+    if facts["env"] != wanted:
+        observed = f"{backup.path} is a backup of {facts['env']}, not of {wanted}"
+        raise RefusedError(observed, f"if that is what you want, say so: -p from_env {quote(facts['env'])}")
+    with_inode = os.stat(backup.path)
+    if settings.db_path.exists() and os.path.samestat(with_inode, os.stat(settings.db_path)):
+        raise UnfitBackupError(f"{backup.path} is the live database itself, by another name")
+
+
+@asynccontextmanager
+async def _proven(
+    settings: Settings, name: str | os.PathLike[str] | None, from_env: str | None, *, drill: bool
+) -> AsyncIterator[Source]:
+    """Lend the content of a backup, every byte and row of it proven; scratch is removed at the end.
+
+    Raises RefusedError if there is none that fits, or anything is another than its manifest says.
+    """
+    wanted = settings.env if from_env is None else from_env
+    backup, notes = find_backup(settings.backup_dir, name, wanted, settings.db_path)
+    with scratch_directory(place_for_scratch(settings), "restore") as scratch:
+        try:
+            _require_fit(backup, settings, from_env)
+            source = await _read(backup, scratch)
+        except UnfitBackupError as error:
+            instead = await asyncio.to_thread(in_place_of, backup, settings.backup_dir, wanted, settings.db_path)
+            raise RefusedError(error.observed, instead) from None
+        facts = {"backup": backup.facts["sha256_of_file"], "content": backup.content.digest}
+        checks = (_chosen(backup, settings, source.not_ours, notes), *([_to_lose(backup)] if drill else []))
+        yield replace(source, facts=facts, checks=checks)
+
+
+async def _read(backup: Backup, scratch: Path) -> Source:
+    """Return what a backup holds, which must be what its manifest says. Raises RefusedError."""
+    path = await asyncio.to_thread(unpack, backup, scratch)
+    try:
+        source = await read_source(path, f"the content of {backup.path.name}")
+    except sqlite3.Error as error:
+        raise UnfitBackupError(f"{backup.path} can't be read: {bound_reached(error) or error}") from None
+    async with open_copy(path) as conn:
+        ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
+    other = [f"{name} {value}" for name, value in ids.items() if value != backup.facts[name]]
+    if source.content != backup.content:
+        other.append(difference(backup.content, source.content))
+    if other:
+        raise UnfitBackupError(f"{backup.path} does not hold what its manifest says: {', '.join(other)}")
+    return source
+
+
+def _to_lose(backup: Backup) -> Check:
+    since = (datetime.now(UTC) - backup.taken_at).total_seconds()
+    return Check(
+        "rpo",
+        "pass",
+        observed=f"{duration(max(since, 0))}: what was written since the backup would be lost",
+        name="RPO",
+    )
+
+
+def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: Sequence[str]) -> Check:
+    told = [f"its database failed: {', '.join(backup.findings)}"] if backup.findings else []
+    if backup.renamed:
+        told.append(backup.renamed)
+    if not_ours:
+        told.append(f"it holds {not_ours}: validate fails those, and the store opens no trigger and no view")
+    if backup.facts["database"] != str(settings.db_path):
+        told.append(f"it is of {backup.facts['database']}")
+    if is_ahead(backup.taken_at):
+        told.append(SEE_CLOCK)
+    told += notes
+    return Check.that(
+        "backup",
+        not told,
+        expected="the newest of this database, which passed validation",
+        observed="; ".join([f"{backup.path}, {counted(backup.content.total, 'row')}, {age(backup.taken_at)}", *told]),
+        remedy="see that this is the one that you want; validate the database once it is restored",
+        otherwise="warn",
+        evidence=[f"{name}: {counted(count, 'row')}" for name, count in backup.content.rows.items()],
+    )

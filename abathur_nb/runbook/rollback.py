@@ -1,0 +1,68 @@
+"""Roll back: to a fresh start (the runbook's own strategy) or to a backup; what stood there is kept and proven."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+
+from abathur_nb.backups.manifest import Backup, list_backups, newest_fit
+from abathur_nb.backups.plan import check_apply, file_named, require
+from abathur_nb.backups.replacement import Source, place_for_scratch, read_source, replace_content
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import RefusedError
+from abathur_nb.files import scratch_directory
+from abathur_nb.report import Report
+from abathur_nb.runbook.init import initialize_database
+from abathur_nb.runbook.restore import restore_database
+from abathur_nb.store.target import identify, journal_of, rollback_command, wanted
+from abathur_nb.text import shown
+
+__all__ = ["FRESH", "roll_back"]
+
+_TITLE = "rollback"
+FRESH = "fresh"
+
+
+async def roll_back(
+    settings: Settings,
+    *,
+    to: str | os.PathLike[str] | None,
+    apply: bool = False,
+    confirm: str | None = None,
+) -> Report:
+    """Show how the database would be set back; do it with ``apply``.
+
+    ``to`` is ``fresh``, a new database with its seed memories, or a backup: its path, or its name in
+    ``backup_dir``. What stands there is backed up and that backup proven; what is too damaged for it is moved aside
+    with its side files. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
+    ConfigurationError for a wrong argument, and where ``to`` is not named.
+    """
+    faults, backups = check_apply(apply, confirm), list[Backup]()
+    if not file_named(to):
+        with suppress(OSError):  # of a directory that is closed to this user
+            backups = [b for b in list_backups(settings.backup_dir)[0] if b.facts["env"] == settings.env]
+        newest = newest_fit(backups)
+        back = f"{rollback_command(settings, newest.path.name)}; or " if newest else ""
+        show = f"to see a plan: {back}{rollback_command(settings, FRESH)}"
+        faults.append(f"to: expected '{FRESH}' or a backup, found {shown(to)}; {show}")
+    require(faults)
+    target = await identify(settings, refuses=())
+    # Where no database is, a typo in its path must not make one.
+    if target.state not in ("present", "damaged") and not os.path.lexists(journal_of(settings.db_path)):
+        return Report(_TITLE, (wanted(target, settings),), subject=str(settings.db_path), refused=True)
+    if to != FRESH:
+        return await restore_database(settings, backup=to, apply=apply, confirm=confirm, title=_TITLE)
+    return await replace_content(settings, _TITLE, _fresh(settings), apply=apply, confirm=confirm)
+
+
+@asynccontextmanager
+async def _fresh(settings: Settings) -> AsyncIterator[Source]:
+    """Lend a new database in scratch."""
+    with scratch_directory(place_for_scratch(settings), "restore") as scratch:
+        fresh = replace(settings, db_path=scratch / "fresh.db")
+        made = await initialize_database(fresh)
+        if failed := next((check for check in made.checks if check.failed), None):
+            raise RefusedError(failed.observed, failed.remedy)
+        source = await read_source(fresh.db_path, "a fresh start, with the seed memories")
+        # The rows hold the moment of their making: the schema alone is the same in each plan.
+        yield replace(source, facts={"schema": source.content.schema})

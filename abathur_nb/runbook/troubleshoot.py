@@ -1,0 +1,246 @@
+"""Troubleshoot: what is wrong with a database, why, and what mends it; when asked, the repair that was shown."""
+
+import os
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from abathur_nb.backups.aside import set_journal_aside, users_of
+from abathur_nb.backups.plan import Plan, check_apply, check_file, require
+from abathur_nb.backups.replacement import finish_begun
+from abathur_nb.backups.taking import kept_before
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.files import sweep
+from abathur_nb.health.checks import file_checks
+from abathur_nb.repair.diagnosis import Diagnosis, diagnose
+from abathur_nb.repair.quarantine import affected, put_back_rows, write_quarantine
+from abathur_nb.repair.salvage import SALVAGED, rescue, salvage, salvage_path
+from abathur_nb.repair.surroundings import make_private, move_stale, set_log_aside
+from abathur_nb.report import Check, Report
+from abathur_nb.store.connection import bound, connect, explain_error, kept_open, pragma, run_to_end
+from abathur_nb.store.sql import load_queries
+from abathur_nb.store.target import identify, journal_of, wanted
+from abathur_nb.store.values import add_functions
+from abathur_nb.text import counted
+
+__all__ = ["troubleshoot"]
+
+_TITLE = "troubleshoot"
+_DEEDS = {
+    "rescue": "write what each of these processes holds into a backup abathur_rescued_… in {backups}, and prove that",
+    "complete": "go on with the replacement of {path} that was begun",
+    "set journal aside": "move {journal} into a new directory abathur_aside_… beside it, and leave {path} as it is",
+    "move aside": "move the side files of {path} into a new directory abathur_aside_… beside it",
+    "set log aside": "write what SQLite reads of the log into {path}, then move the log as it is, with what is behind "
+    "the damage, into a new directory abathur_aside_… beside it",
+    "roll back": "roll back what a killed writer left half done in {path}, by its journal",
+    "salvage": "write what can still be read of {path} to {salvaged}, and leave {path} as it is",
+    "wal": "switch {path} to WAL mode",
+    "checkpoint": "write the log of {path} into it, and empty the log",
+    "chmod": "make {path} and its side files 0600, without an access list",
+    "sweep": "remove the scratch directories of dead processes beside it",
+}
+# A table that is made anew must not take the rows that refer to it along, nor these references with its old name; and
+# a row with two faults must not be kept from losing the first by the second.
+_REPAIRING = ("foreign_keys = OFF", "legacy_alter_table = ON", "ignore_check_constraints = ON", "synchronous = FULL")
+
+
+async def troubleshoot(
+    settings: Settings,
+    *,
+    repair: bool = False,
+    put_back: str | os.PathLike[str] | None = None,
+    confirm: str | None = None,
+) -> Report:
+    """Say what is wrong with the database, why, and what mends it; mend it with ``repair``.
+
+    Read-only without ``repair``. With it: a proven backup; then the statements of the plan, in one transaction, before
+    which each row that they change is written to a file in ``backup_dir``/quarantine; then what no transaction holds
+    (WAL mode, a large log, file modes, leftovers); then ``validate``. Damaged pages are never repaired in place, but
+    salvaged into a new file. ``put_back`` names a quarantine file, whose rows are put back (with ``repair``) as far as
+    the rules of the schema let them. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
+    ConfigurationError for a wrong argument.
+    """
+    require([*check_apply(repair, confirm, switch="repair"), *check_file("put_back", put_back, "quarantine file")])
+    if put_back is not None:
+        return await put_back_rows(settings, put_back, apply=repair, confirm=confirm)
+    title, subject, checks = _TITLE if repair else f"{_TITLE} (plan)", str(settings.db_path), list[Check]()
+    done: list[Check] = []
+    try:
+        found = await diagnose(settings)
+        checks += found.checks
+        steps = _steps(found, settings)
+        if found.refused or not steps:
+            return Report(_TITLE, found.checks, subject=subject, refused=found.refused)
+        plan = Plan("repair", settings, steps, {"rows": found.changed, "schema": str(found.schema)}, "repair")
+        checks.append(_approval(plan, repair=repair, confirm=confirm))
+        if not repair or checks[-1].failed:
+            return Report(title, tuple(checks), subject=subject, refused=checks[-1].failed)
+        await _mend(found, settings, done)
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        fault = explain_error(settings.db_path, error)
+        if done:
+            failed = Check("repair", "error", "the whole plan", f"what stands here was done; then: {fault.observed}")
+            return Report(title, (*_history(checks), *done, replace(failed, remedy=fault.remedy)), subject=subject)
+        failed = Check("repair", "error", "the whole plan, or nothing of it", fault.observed, fault.remedy)
+        return Report(title, (*checks, failed), subject=subject, refused=True)
+    return Report(title, (*_history(checks), *done), subject=subject)
+
+
+def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
+    """Return, in words and in SQL, what ``_mend`` will do; nothing if there is nothing to mend."""
+    salvaged = salvage_path(settings) if "salvage" in found.deeds else ""
+    journal = journal_of(settings.db_path)
+    names = {"path": settings.db_path, "journal": journal, "backups": settings.backup_dir, "salvaged": salvaged}
+    deeds = [_DEEDS[name].format(**names) for name in _DEEDS if name in found.deeds]
+    alone = {"complete", "move aside", "rescue", "roll back", "salvage", "set journal aside", "set log aside"}
+    if not (found.steps or deeds) or alone & {*found.deeds}:
+        return tuple(deeds)
+    steps = [f"back up {settings.db_path} as abathur_pre_repair_… in {settings.backup_dir}, and prove that backup"]
+    if found.changes:
+        rows = sum(count for _, count in found.changes)
+        steps.append(f"write what is changed, {counted(rows, 'row')} as before, to {settings.backup_dir}/quarantine")
+    if found.steps:
+        steps.append("in one transaction:\n" + "\n".join(f"     {step}" for step in found.steps))
+    return (*steps, *deeds, f"validate {settings.db_path}")
+
+
+def _approval(plan: Plan, *, repair: bool, confirm: str | None) -> Check:
+    """Return the check that shows the plan; one that is still to be done warns, and says how."""
+    check = plan.approval(apply=repair, confirm=confirm)
+    if repair or check.failed:
+        return check
+    return replace(check, status="warn", remedy=plan.remedy)
+
+
+def _history(checks: Iterable[Check]) -> Iterable[Check]:
+    """Yield the faults that were found, as what was found: whether they are mended, the checks after them say."""
+    for check in checks:
+        if check.id == "plan":
+            yield check
+        elif check.status != "pass":
+            yield replace(check, id=f"found_{check.id}", name=f"found: {check.name}", status="warn", remedy="")
+
+
+async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None:
+    """Do what the plan says; add to ``done`` the check of each step, so that it is told of when a later one fails."""
+    path = settings.db_path
+    if "rescue" in found.deeds:
+        done += [*await rescue(settings), wanted(await identify(settings), settings)]
+        return
+    if "complete" in found.deeds:
+        done.append(finish_begun(settings))
+    elif "set journal aside" in found.deeds:
+        aside = set_journal_aside(path)
+        observed = f"moved aside by now: {', '.join(map(str, aside))}"
+        remedy = f"see that {path} holds the rows that you expect: a database or a log among these may hold them"
+        done.append(Check("journal_aside", "warn", "a replacement that is complete", observed, remedy))
+        if (target := await identify(settings)).state != "present":
+            done.append(wanted(target, settings))
+            return
+    elif "move aside" in found.deeds:
+        observed = f"in {move_stale(path)}; no database stands at {path} now"
+        remedy = wanted(await identify(settings), settings).remedy
+        done.append(Check("moved_aside", "warn", "a database", observed, remedy))
+        return
+    elif "set log aside" in found.deeds:
+        done.append(await set_log_aside(settings))
+    elif "roll back" in found.deeds:
+        async with connect(path, settings=settings, mode="rw"):  # the first read by a writer does it
+            observed = f"{path} is as it was before the transaction that was killed"
+        done.append(Check("rolled_back", "pass", "no hot journal", observed))
+    elif "salvage" in found.deeds:
+        done.append(await salvage(settings))
+    else:
+        async with kept_before(settings, "pre_repair", "backup", done):
+            done += await _run(found, settings) if found.steps else []
+        if "wal" in found.deeds:
+            done += await _switch_to_wal(settings)
+        if "checkpoint" in found.deeds:
+            done += await _empty_the_log(settings)
+    if "sweep" in found.deeds:
+        for folder in dict.fromkeys((path.parent, settings.backup_dir)):
+            sweep(folder)
+    if "chmod" in found.deeds:
+        make_private(path)
+    after = await file_checks(settings)
+    if "salvage" in found.deeds:  # the damaged one is left as it is: to repair it again would lead in a circle
+        after = tuple(replace(check, remedy=SALVAGED) if check.failed else check for check in after)
+    done += after
+
+
+async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
+    """Run the statements of the plan, all or none; raise RefusedError if they no longer mean what was shown."""
+    kept: Path | None = None
+    async with kept_open(settings), connect(settings.db_path, settings=settings, mode="rw") as conn:
+        await add_functions(conn)
+        await bound(conn, settings.db_path, timed=False)  # what is stopped halfway would never be repaired
+        for setting in _REPAIRING:
+            await conn.execute_fetchall(f"PRAGMA {setting}")
+        violations = load_queries("troubleshoot.sql")["violations"].sql
+        try:
+            await conn.execute_fetchall("BEGIN IMMEDIATE")
+            same = await pragma(conn, "schema_version") == found.schema
+            before = sum(row["number"] for row in await conn.execute_fetchall(violations))
+            if found.changes:
+                lines = affected(conn, [change for change, _ in found.changes])
+                kept, digest, _ = await write_quarantine(settings, lines)
+                same &= digest == found.changed
+            if not same:
+                raise RefusedError(f"{settings.db_path} has changed since it was looked at", "look at it again")
+            for step in found.steps:
+                cursor = await conn.execute(step.sql)
+                if step.rows not in (None, cursor.rowcount):
+                    changed = f"{step.sql} changed {counted(cursor.rowcount, 'row')}, not {step.rows:,}"
+                    raise RefusedError(f"{changed}: nothing was repaired", "look at it again")
+                await cursor.close()
+            after = sum(row["number"] for row in await conn.execute_fetchall(violations))
+            if after > before:
+                worse = f"{counted(after, 'reference')} without a row after the repair, {before:,} before"
+                raise RefusedError(f"{worse}: nothing was repaired", "restore a backup")
+            await run_to_end(conn.execute_fetchall("COMMIT"))
+        except BaseException:
+            if conn.in_transaction and kept:
+                kept.unlink()  # of rows that are as they were
+            raise
+    committed = f"{counted(len(found.steps), 'statement')} committed"
+    checks = [Check("transaction", "pass", "all statements of the plan", committed)]
+    if kept:
+        observed = f"{kept}: {counted(sum(count for _, count in found.changes), 'row')}, each whole and as it was"
+        lost = tuple(f"{change.sql}; -- {counted(count, 'row')}" for change, count in found.changes)
+        remedy = f"to put back what can be put back: -p put_back {kept.name}"
+        checks.append(Check("quarantine", "warn", "every changed row is accounted for", observed, remedy, lost))
+    return checks
+
+
+async def _switch_to_wal(settings: Settings) -> list[Check]:
+    """Switch the database to write-ahead mode, once nobody else uses it; what forbids it is a check that fails."""
+    try:
+        async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+            await conn.execute_fetchall("PRAGMA journal_mode = WAL")
+    except sqlite3.Error as error:
+        fault = explain_error(settings.db_path, error)
+        return [
+            Check(
+                "switch_to_wal",
+                "fail",
+                "nobody else uses the database",
+                fault.observed,
+                fault.remedy,
+                name="switch to WAL",
+            )
+        ]
+    return []
+
+
+async def _empty_the_log(settings: Settings) -> list[Check]:
+    """Bring the write-ahead log into the database and cut it to nothing; who forbids it is named by a check."""
+    async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+        (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+    if not done["busy"]:
+        return []
+    users = ", ".join(users_of(settings.db_path)) or "somebody"
+    observed, remedy = f"{users} used it for more than {settings.busy_timeout_ms} ms", "end that, then run this again"
+    return [Check("empty_log", "warn", "nobody reads or writes for a moment", observed, remedy)]

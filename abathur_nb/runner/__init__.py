@@ -1,0 +1,1 @@
+"""The runner of notebooks, and the engine of papermill."""

@@ -1,0 +1,285 @@
+"""The one way to open a connection: its PRAGMAs set and read back, and closed whatever happens."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from time import monotonic
+from typing import Any, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import aiosqlite
+
+from abathur_nb.causes import ask_system, os_cause
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import BOUND_BYTES, BOUND_S, BOUND_SCHEMA, AbathurError, BusyError, RefusedError, bound_reached
+from abathur_nb.store.apart import ask
+from abathur_nb.store.guarded import Connection, refuse_mixing
+from abathur_nb.store.sql import load_queries
+from abathur_nb.store.strays import strays_check
+from abathur_nb.text import MB, SHELL, process_name
+
+__all__ = [
+    "SIDE_FILES",
+    "bound",
+    "connect",
+    "connection_pragmas",
+    "explain_error",
+    "kept_open",
+    "lock_holders",
+    "lock_owners",
+    "locked_by",
+    "opened",
+    "pragma",
+    "read_pragmas",
+    "require_short_schema",
+    "run_to_end",
+]
+
+_STEPS = 100_000  # of SQLite's machine from one look at the clock to the next: some milliseconds
+SIDE_FILES = ("-wal", "-shm", "-journal")
+T = TypeVar("T")
+
+# Fails to compile where the CHECKs of a table may not call json_valid under trusted_schema=OFF (SQLite before 3.41).
+_TRUST_PROBE = "EXPLAIN INSERT INTO sessions (id, app_name, user_id) VALUES ('', '', '')"
+
+
+def connection_pragmas(settings: Settings) -> dict[str, int]:
+    """Return the PRAGMAs that every connection sets for itself, with the values that must be read back.
+
+    Together with journal_mode, which the file itself keeps, they are the eight of the runbook's section 2.2.
+    """
+    return {
+        "busy_timeout": settings.busy_timeout_ms,
+        "foreign_keys": 1,
+        "synchronous": {"NORMAL": 1, "FULL": 2}[settings.synchronous],
+        "wal_autocheckpoint": 1000,  # pages
+        "cache_size": -64_000,  # KiB, when negative
+        "temp_store": 2,  # MEMORY
+        "mmap_size": 268_435_456,  # bytes
+    }
+
+
+@asynccontextmanager
+async def connect(
+    path: Path,
+    *,
+    settings: Settings,
+    mode: Literal["ro", "rw"] = "ro",
+    cached_statements: int = 128,
+    bounded: bool = True,
+    watched: bool = True,
+) -> AsyncIterator[Connection]:
+    """Open the existing file ``path`` in autocommit mode and close it at the end, cancelled or not.
+
+    ``ro`` never writes to the main file (SQLite may leave an empty ``-wal`` and a ``-shm``). Rows are sqlite3.Row.
+    ``trusted_schema`` is OFF where this SQLite's CHECKs work with it. If ``bounded``, a reader ends at its `bound`,
+    whatever the schema computes; if ``watched``, every use is refused once the files at the path are others. Raises
+    sqlite3.Error as SQLite does, RefusedError if a PRAGMA does not read back or this process has other files open as
+    this database, and MisuseError if its parent had it open.
+    """
+    refuse_mixing(path)
+    # as_uri() quotes what SQLite would read as the end of the file's name.
+    async with opened(f"{path.as_uri()}?mode={mode}", cached_statements=cached_statements) as conn:
+        await conn.apply(partial(_configure, path, settings, mode))
+        if watched:
+            await conn.watch(path, settings.busy_timeout_ms / 1000, mode == "rw")
+        if bounded and mode == "ro":
+            await bound(conn, path)
+        yield conn
+
+
+async def bound(conn: Connection, path: Path, *, timed: bool = True) -> None:
+    """Limit by the size of its files how long a value of ``path`` may be and, if ``timed``, how long reading takes."""
+    size = os.stat(path).st_size
+    with suppress(OSError):
+        size += os.stat(f"{path}-wal").st_size
+    deadline = monotonic() + BOUND_S + size / MB
+
+    def limit(of: sqlite3.Connection) -> None:
+        of.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, min(size + BOUND_BYTES, 2**31 - 1))
+        if timed:
+            of.set_progress_handler(lambda: monotonic() > deadline, _STEPS)
+
+    await conn.apply(limit)
+
+
+@asynccontextmanager
+async def kept_open(settings: Settings) -> AsyncIterator[None]:
+    """Let no connection of the block write the log into the database file when it closes. Read-only.
+
+    It would do so as the last one that closes, though what it was opened for has been refused.
+    """
+    async with connect(settings.db_path, settings=settings) as conn:
+        await pragma(conn, "schema_version")
+        yield
+
+
+@asynccontextmanager
+async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[Connection]:
+    """Open what ``uri`` names, as it is, in autocommit mode, and close it at the end, cancelled or not."""
+    conn = Connection(uri, cached_statements)
+    try:
+        await run_to_end(conn)  # a cancelled opening would leave a connection that nobody closes
+        yield conn
+    except sqlite3.Error as error:
+        # Asked now and here: when the error is explained, a scratch file that filled the disk is gone.
+        if error.__cause__ is None:
+            error.__cause__ = ask_system(Path(unquote(urlsplit(uri).path)), error)
+        raise
+    finally:
+        if not conn.forked:  # else connection and loop are the parent's: a turn of the loop here would take its events
+            try:
+                await run_to_end(conn.close())
+            finally:
+                # aiosqlite does not wait for its thread, whose last word could reach a loop closed by then.
+                conn._thread.join()  # noqa: SLF001
+
+
+def _configure(path: Path, settings: Settings, mode: str, conn: sqlite3.Connection) -> None:
+    conn.row_factory = sqlite3.Row
+    wanted = connection_pragmas(settings) | ({"query_only": 1} if mode == "ro" else {})
+    # Before anything has read the schema: one that is read already works on until another process changes it.
+    conn.executescript(f"PRAGMA busy_timeout = {settings.busy_timeout_ms}; PRAGMA trusted_schema = OFF;")
+    script = "".join(f"PRAGMA {name} = {value};" for name, value in wanted.items())
+    try:
+        conn.execute(_TRUST_PROBE).fetchall()
+    except sqlite3.DatabaseError as error:
+        # A database without the table, or with another one of its name, has nothing to try it on.
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR and "unsafe use" not in str(error):
+            raise
+        script = f"PRAGMA trusted_schema = ON; {script}"
+    conn.executescript(script)
+    require_short_schema(path, conn)
+    found = _pragmas(conn)
+    if wrong := [
+        f"{name} = {found[name]} where {wanted[name]} was set" for name in wanted if found[name] != wanted[name]
+    ]:
+        remedy = "use another SQLite: conda env create -f environment.yml"
+        raise RefusedError(f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}", remedy)
+
+
+def require_short_schema(path: Path, conn: sqlite3.Connection) -> None:
+    """Raise RefusedError where the SQL of all objects is longer than its bound. Read-only."""
+    (size,) = conn.execute(load_queries("inspect.sql")["schema_size"].sql).fetchone()
+    if size > BOUND_SCHEMA:
+        raise _too_long(path, f"its SQL has {size:,} bytes, the bound is {BOUND_SCHEMA:,} bytes")
+
+
+def _too_long(path: Path, observed: str) -> RefusedError:
+    remedy = "find out who made what is not in sql/; if nobody needs it, drop it"
+    return RefusedError(
+        f"the schema of {path} is too long to be read: {observed}", f"{remedy} {SHELL} {quote(str(path))}"
+    )
+
+
+def _pragmas(conn: sqlite3.Connection) -> dict[str, Any]:
+    (row,) = conn.execute(load_queries("inspect.sql")["pragmas"].sql)
+    rest = ("journal_mode", "wal_autocheckpoint", "mmap_size")
+    return {**row, **{name: conn.execute(f"PRAGMA {name}").fetchone()[0] for name in rest}}
+
+
+async def read_pragmas(conn: Connection) -> dict[str, Any]:
+    """Return what the file and this connection are set to, by the names of the PRAGMAs. Read-only."""
+    return await conn.apply(_pragmas)
+
+
+async def pragma(conn: aiosqlite.Connection, name: str) -> Any:
+    """Return the value of one PRAGMA. Read-only."""
+    return next(iter(await conn.execute_fetchall(f"PRAGMA {name}")))[0]
+
+
+async def run_to_end(work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
+    """Await ``work`` to its end even if this task is cancelled meanwhile; then let the cancellation go on.
+
+    Cancelling a call of aiosqlite does not stop its statement: who cleans up must wait for the thread.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+            cancelled = True
+        except BaseException:  # noqa: BLE001 - the task's own failure: raised by result() below
+            break
+    if cancelled:
+        task.exception()
+        raise asyncio.CancelledError
+    return task.result()
+
+
+# What SQLite's primary result codes mean for an operator (https://sqlite.org/rescode.html): observed, remedy.
+_MEANINGS = {
+    sqlite3.SQLITE_ERROR: ("{path} does not answer as this schema does ({error})", "run validate.ipynb"),
+    sqlite3.SQLITE_NOTADB: (
+        "{path} is not SQLite or is encrypted",
+        "db_path: name another path; if a backup is to take its place: mv -n {quoted} {aside}, then restore it",
+    ),
+    sqlite3.SQLITE_CORRUPT: ("{path} is CORRUPT ({error})", "stop its writers and restore a backup"),
+    sqlite3.SQLITE_FULL: (
+        "the disk of {path} is full, or a table of it has given out its last id",
+        "make room: df -h {folder}; if there is room, run validate.ipynb",
+    ),
+    sqlite3.SQLITE_IOERR: ("{path} could not be read or written ({error})", "see to the disk: dmesg | tail"),
+    sqlite3.SQLITE_CANTOPEN: ("{path} could not be opened", "see who owns it: namei -l {quoted}"),
+    sqlite3.SQLITE_READONLY: ("{path} may not be written to", "see who owns it: namei -l {quoted}"),
+}
+
+
+def explain_error(path: Path, error: Exception) -> AbathurError:
+    """Return the error of this package that says what an error of SQLite, or of the system, means for the operator."""
+    if isinstance(error, AbathurError):
+        return error
+    code = getattr(error, "sqlite_errorcode", 0)
+    words = bound_reached(error)
+    if words and code == sqlite3.SQLITE_CORRUPT:
+        return _too_long(path, words)
+    if words:
+        return RefusedError(f"{path} was not read to its end: {words}", "see what it computes: run validate.ipynb")
+    if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return locked_by(path)
+    if code == sqlite3.SQLITE_READONLY_ROLLBACK:
+        return RefusedError(f"{path} has a hot journal, left by a killed writer", "troubleshoot.ipynb rolls it back")
+    if code == sqlite3.SQLITE_READONLY and (fault := ask("header", path)):
+        return RefusedError(f"{path} is CORRUPT: {fault}", "run troubleshoot.ipynb")
+    # Without the log alone, SQLite reports an error of the disk.
+    if code & 0xFF == sqlite3.SQLITE_IOERR and (lost := strays_check(path)).failed:
+        return RefusedError(lost.observed, lost.remedy)
+    found = error.__cause__ or (ask_system(path, error) if isinstance(error, sqlite3.Error) else error)
+    if isinstance(found, OSError):
+        return os_cause(found, path)
+    unknown = (
+        "{path} could not be used ({error})",
+        "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}",
+    )
+    names = {"path": path, "error": error, "quoted": quote(str(path)), "folder": quote(str(path.parent))}
+    names["aside"] = quote(f"{path}.not-sqlite")
+    observed, remedy = _MEANINGS.get(code & 0xFF, unknown)
+    return RefusedError(observed.format(**names), remedy.format(**names))
+
+
+def lock_holders(path: Path, *, exclusive: bool = True) -> list[str]:
+    """Name the other processes with an exclusive lock, or with any, on the database. Read-only; Linux only, else none.
+
+    One of another PID namespace has no number here. Of several that share a lock, one is named.
+    """
+    return lock_owners(ask("look", path)[0], exclusive=exclusive)
+
+
+def lock_owners(locks: Iterable[tuple[str, int, bool, int]], *, exclusive: bool) -> list[str]:
+    """Name the other processes among the owners of the locks that a look found."""
+    pids = {pid for _, _, is_exclusive, pid in locks if is_exclusive or not exclusive}
+    return [process_name(pid) for pid in sorted(pids - {os.getpid()})]
+
+
+def locked_by(path: Path) -> BusyError:
+    """Return the error that names who has the database locked."""
+    holders = ", ".join(lock_holders(path)) or "a process that cannot be named"
+    return BusyError(f"{path} is locked by {holders}", "let it finish or end it, then try again")

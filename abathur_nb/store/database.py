@@ -1,0 +1,260 @@
+"""The store as an application uses it: one writer, a few readers, the sessions and the memories."""
+
+import asyncio
+import sqlite3
+import warnings
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextvars import ContextVar
+from itertools import cycle
+from time import monotonic
+from typing import Any
+
+import aiosqlite
+
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import AbathurError, BusyError, InvalidValueError, MisuseError, RefusedError
+from abathur_nb.store.connection import connect, explain_error, pragma, run_to_end
+from abathur_nb.store.guarded import Connection
+from abathur_nb.store.memory import Memory
+from abathur_nb.store.query_plan import plan_apart
+from abathur_nb.store.schema import Differences, read_schema
+from abathur_nb.store.sessions import Sessions
+from abathur_nb.store.sql import Parameters, load_queries
+from abathur_nb.store.target import require_present
+
+__all__ = ["Database"]
+
+# Which write the present task, and every task that it starts, is inside of.
+_inside: ContextVar[object | None] = ContextVar("_inside", default=None)
+_NONE: tuple[object, ...] = ()
+# What SQLite, or Python's module for it, says of a value that it does not take.
+_OF_A_VALUE = (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.IntegrityError, OverflowError, UnicodeError)
+_CLOSED = "{} is closed: use it inside of `async with Database.open`"
+_VALIDATE = "run validate.ipynb"
+_PATIENCE = 0.02  # seconds until what still runs on a lent connection is interrupted, again and again
+
+
+class Database:
+    """Serve one Abathur database to one event loop; made by ``Database.open``.
+
+    Single-statement reads go to the next reader in turn; ``read()`` opens a connection of its own. Writes are one
+    at a time: ``BEGIN IMMEDIATE``, the work, ``COMMIT``.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        writer: Connection,
+        readers: Sequence[Connection],
+    ) -> None:
+        self.settings = settings
+        self.sessions = Sessions(self)
+        self.memory = Memory(self)
+        self._queries = load_queries()
+        self._writer = writer
+        self._write_lock = asyncio.Lock()
+        self._open_write: object | None = None
+        self._locked: BusyError | None = None  # what the last write raised, if it found the database locked
+        self._readers = cycle(readers)
+        self._closed = ""  # what to say once it is
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: Settings) -> AsyncIterator["Database"]:
+        """Open an existing, valid database and close it at the end.
+
+        Raises RefusedError for what is no SQLite file, another application's, newer, no regular file, not in WAL
+        mode, or lacks or alters an object of the schema; BusyError if it stays locked. Runs no integrity_check.
+        Warns at the end where the files have been removed or replaced meanwhile.
+        """
+        await _require_valid(settings)
+        async with AsyncExitStack() as stack:
+            try:
+                # The writer is opened first and so closed last: the one connection that checkpoints.
+                writer = await stack.enter_async_context(connect(settings.db_path, settings=settings, mode="rw"))
+                writer.isolation_level = "IMMEDIATE"  # sqlite3 begins so before a change outside of a transaction
+                readers = [await stack.enter_async_context(_reader(settings)) for _ in range(settings.readers)]
+                db = cls(settings, writer, readers)
+            except (sqlite3.Error, OSError) as error:
+                raise explain_error(settings.db_path, error) from None
+            try:
+                yield db
+                try:
+                    writer.check(outcome="what was written since may be missing at the path")
+                except RefusedError as lost:  # the block is done: no error of it
+                    warnings.warn(str(lost), RuntimeWarning, stacklevel=3)
+            finally:
+                db._closed = _CLOSED.format(settings.db_path)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[Connection]:
+        """Lend a new connection, query_only, to this task alone: for several reads, or a snapshot after ``BEGIN``.
+
+        Opening it takes a millisecond; what still runs on it at the end of the block is interrupted.
+        """
+        self._require_open()
+        async with AsyncExitStack() as stack:
+            try:
+                # Not one of the readers in turn: a BEGIN, a PRAGMA, a temporary view would strike who reads next.
+                lent = await stack.enter_async_context(_reader(self.settings))
+            except (sqlite3.Error, OSError, AbathurError) as error:
+                raise explain_error(self.settings.db_path, error) from None
+            try:
+                yield lent
+                lent.check(outcome="what was read may be wrong")
+            finally:
+                if not lent.forked:
+                    await run_to_end(_quiet(lent))
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Connection]:
+        """Lend the writer inside ``BEGIN IMMEDIATE`` … ``COMMIT``; roll back on an exception or a cancellation.
+
+        A write that is cancelled once its COMMIT is queued commits all the same. Raises BusyError if another
+        process holds the lock for longer than ``busy_timeout_ms``, the wait behind a write of this process that found
+        it held included; MisuseError if this task, or the one that started it, is writing already, or if the block
+        ended its transaction by itself.
+        """
+        async with self.changing() as writer:
+            await self._run(writer, "BEGIN IMMEDIATE")
+            yield writer
+            self._require_open()
+            self._writer.check()
+            if not writer.in_transaction:
+                raise MisuseError("the block ended its transaction by itself: leave COMMIT and ROLLBACK to write()")
+
+    @asynccontextmanager
+    async def changing(self) -> AsyncIterator[Connection]:
+        """Lend the writer as `write` does, but begin with the first change: one hop to its thread less."""
+        self._require_open()
+        if _inside.get() is self._open_write is not None:
+            raise MisuseError("write() is open already, here or where this task was started: use its connection")
+        asked = monotonic()
+        async with self._write_lock:
+            self._require_open()  # it may have been closed meanwhile
+            # Else the waits of all that are queued for the same foreign lock would add up.
+            if self._locked and monotonic() - asked >= self.settings.busy_timeout_ms / 1000:
+                raise BusyError(self._locked.observed, self._locked.remedy)
+            self._open_write = object()
+            self._writer.row_factory = sqlite3.Row  # whoever had it before may have set another
+            _inside.set(self._open_write)
+            try:
+                # What begins the transaction stands inside: a cancelled one may still begin, and is rolled back.
+                yield self._writer
+                if self._writer.in_transaction:  # else its last change has committed
+                    await self._run(self._writer, "COMMIT")
+                self._writer.check(outcome="the write is not acknowledged and may exist")
+                self._locked = None
+            except BaseException as error:
+                self._locked = error if isinstance(error, BusyError) else None
+                # Queued behind whatever the thread still runs, and without effect where nothing is open.
+                if not self._writer.forked:
+                    with suppress(ValueError):  # closed meanwhile, which rolls back as well
+                        await run_to_end(self._writer.rollback())
+                raise
+            finally:
+                self._open_write = None
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise MisuseError(self._closed)
+        self._writer.require_own()
+
+    async def fetch(self, name: str, parameters: Parameters) -> list[sqlite3.Row]:
+        """Run the named query on the next reader in turn and return its rows. Read-only."""
+        return await self._run(next(self._readers), self._queries[name].sql, parameters)
+
+    async def change(
+        self, writer: Connection, name: str, parameters: Parameters, *, last: bool = False
+    ) -> list[sqlite3.Row]:
+        """Run the named statement on the connection that ``write()`` lent, and return the rows it returns.
+
+        ``last`` commits in the same hop to the writer's thread, inside of ``changing()``.
+        """
+        return await self._run(writer, self._queries[name].sql, parameters, last=last)
+
+    async def change_many(self, writer: Connection, name: str, rows: Iterable[Parameters]) -> None:
+        """Run the named statement once for each of ``rows``, without a hop to the writer's thread for each."""
+        try:
+            async with writer.executemany(self._queries[name].sql, rows):
+                pass
+        except (sqlite3.Error, OverflowError, ValueError) as error:
+            raise self._explained(error) from None
+
+    async def _run(
+        self, conn: Connection, sql: str, parameters: Parameters = _NONE, *, last: bool = False
+    ) -> list[sqlite3.Row]:
+        try:
+            if last:
+                return await conn.execute_and_commit(sql, parameters)
+            # One hop to the connection's thread; a cursor of one's own would take two or three.
+            return await conn.execute_fetchall(sql, parameters)  # type: ignore[return-value]
+        except (sqlite3.Error, OverflowError, ValueError) as error:
+            raise self._explained(error) from None
+
+    def _explained(self, error: Exception) -> AbathurError:
+        """Return the error of this package for one of SQLite, of Python's module for it, or of aiosqlite."""
+        if isinstance(error, _OF_A_VALUE):
+            return InvalidValueError(f"{self.settings.db_path} does not take this: {error}")
+        if isinstance(error, ValueError):  # aiosqlite's word for a connection that is closed
+            return MisuseError(_CLOSED.format(self.settings.db_path))
+        return explain_error(self.settings.db_path, error)
+
+    async def explain_query_plan(self, sql: str, params: Sequence[object] | Mapping[str, object] = ()) -> list[str]:
+        """Return the plan of one SELECT as indented lines. Read-only; the statement itself is not run.
+
+        Raises InvalidValueError for anything but one SELECT, and for one that SQLite does not take, or not in time.
+        """
+        self._require_open()
+        self._writer.check()
+        try:
+            return await plan_apart(self.settings, sql, params)
+        except (sqlite3.Error, OverflowError, UnicodeError) as error:
+            # The schema was compared when the store was opened: what SQLite can't compile is the statement's own fault.
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR:
+                raise InvalidValueError(f"SQLite does not take this SELECT: {error}") from None
+            raise self._explained(error) from None
+
+    async def validate_foreign_keys(self) -> list[dict[str, Any]]:
+        """Return each row that names a parent which does not exist: table, rowid, parent, fkid. Read-only."""
+        async with self.read() as conn:
+            return [dict(row) for row in await self._run(conn, "PRAGMA foreign_key_check")]
+
+    async def get_index_usage(self) -> dict[str, Any]:
+        """Return how many named indexes there are, and each one's name and table. Read-only."""
+        rows = await self._run(next(self._readers), load_queries("inspect.sql")["indexes"].sql)
+        indexes = [dict(row) for row in rows]
+        return {"index_count": len(indexes), "indexes": indexes}
+
+
+async def _quiet(lent: aiosqlite.Connection) -> None:
+    """Roll back what is open on a connection, and interrupt what still runs before that, whenever it starts."""
+    rollback = asyncio.ensure_future(lent.rollback())
+    while not (await asyncio.wait([rollback], timeout=_PATIENCE))[0]:
+        await lent.interrupt()
+    with suppress(sqlite3.OperationalError):  # interrupted itself, which it survives: there was nothing to roll back
+        rollback.result()
+
+
+def _reader(settings: Settings) -> AbstractAsyncContextManager[Connection]:
+    return connect(settings.db_path, settings=settings, bounded=False)
+
+
+async def _require_valid(settings: Settings) -> None:
+    path = settings.db_path
+    await require_present(settings)
+    try:
+        async with connect(path, settings=settings) as conn:
+            mode, encoding = await pragma(conn, "journal_mode"), await pragma(conn, "encoding")
+            differences = Differences.between(await read_schema(conn))
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        raise explain_error(path, error) from None
+    if mode != "wal":
+        raise RefusedError(f"database {path} is in journal mode {mode}, expected wal", _VALIDATE)
+    if encoding != "UTF-8":  # text would be compared in another order, and a prefix found where it is not
+        raise RefusedError(f"database {path} is encoded in {encoding}, expected UTF-8", _VALIDATE)
+    # What is extra does no harm to those who read and write the rest; validate reports it.
+    harmful = Differences(differences.missing, differences.altered, ())
+    if str(harmful):
+        raise RefusedError(f"database {path} does not have the schema of this package: {harmful}", _VALIDATE)

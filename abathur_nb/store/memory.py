@@ -1,0 +1,183 @@
+"""The memories of a database: versions that are added and marked, never rewritten, each change with its audit row."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from abathur_nb.errors import InvalidValueError
+from abathur_nb.store.guarded import Connection, Serving
+from abathur_nb.store.values import (
+    check_name,
+    check_namespace,
+    check_whole,
+    compact_json,
+    decoded,
+    json_text,
+    prefix_range,
+    spellings,
+)
+from abathur_nb.text import shown, timestamp
+
+__all__ = ["MEMORY_TYPES", "Memory"]
+
+MEMORY_TYPES = ("semantic", "episodic", "procedural")
+_JSON = ("value", "metadata")
+
+
+class Memory:
+    """Read and write the table ``memory_entries``; reached as ``db.memory``."""
+
+    def __init__(self, db: Serving) -> None:
+        self._db = db
+
+    async def add_memory(
+        self,
+        namespace: str,
+        key: str,
+        value: dict[str, Any] | list[Any],
+        memory_type: str,
+        created_by: str | None,
+        task_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> int:
+        """Add a memory and return its entry's id; a deleted key goes on with its next version number.
+
+        Raises InvalidValueError if the key is live ("already exists") or a value is not to be written.
+        """
+        given_as = list(spellings(namespace, key))
+        namespace, key = check_namespace(namespace), check_name("key", key)
+        _check_type(memory_type)
+        created_by = check_name("created_by", created_by, optional=True)
+        task_id = check_name("task_id", task_id, optional=True)
+        given = {
+            "namespace": namespace,
+            "key": key,
+            "value": json_text("value", value),
+            "memory_type": memory_type,
+            "created_by": created_by,
+            "metadata": "{}" if metadata is None else json_text("metadata", metadata, (dict,)),
+        }
+        async with self._db.changing() as writer:
+            rows = await self._db.change(writer, "insert_memory", given)
+            others = [{"namespace": n, "key": k} for n, k in given_as if (n, k) != (namespace, key)]
+            if not rows or any([await self._db.change(writer, "get_memory", other) for other in others]):
+                raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} already exists: update it instead")
+            await self._audit(writer, "create", namespace, key, rows, task_id)
+            return int(rows[0]["id"])
+
+    async def get_memory(self, namespace: str, key: str, version: int | None = None) -> dict[str, Any] | None:
+        """Return the current version, or the one of that number, superseded or deleted as it may be; else None."""
+        if version is None:
+            rows = await self._fetch("get_memory", namespace, key)
+        else:
+            check_whole("version", version, 1, 2**63 - 1)
+            rows = await self._fetch("get_memory_version", namespace, key, version=version)
+        return decoded(rows[0], _JSON) if rows else None
+
+    async def update_memory(
+        self,
+        namespace: str,
+        key: str,
+        value: dict[str, Any] | list[Any],
+        updated_by: str | None,
+        task_id: str | None = None,
+    ) -> int:
+        """Add the next version of a live memory and return its entry's id; InvalidValueError if it is not found.
+
+        The new version keeps who created the memory and when, and says who updated it.
+        """
+        check_namespace(namespace)
+        check_name("key", key)
+        updated_by = check_name("updated_by", updated_by, optional=True)
+        task_id = check_name("task_id", task_id, optional=True)
+        given = {"value": json_text("value", value), "updated_by": updated_by}
+        async with self._db.changing() as writer:
+            for n, k in spellings(namespace, key):
+                given |= {"namespace": n, "key": k}
+                if rows := await self._db.change(writer, "insert_memory_version", given):
+                    await self._audit(writer, "update", n, k, rows, task_id)
+                    return int(rows[0]["id"])
+            raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} not found")
+
+    async def delete_memory(self, namespace: str, key: str, task_id: str | None = None) -> bool:
+        """Mark every live version as deleted; tell whether there was one."""
+        task_id = check_name("task_id", task_id, optional=True)
+        async with self._db.changing() as writer:
+            for n, k in spellings(namespace, key):
+                if rows := await self._db.change(writer, "soft_delete_memory", {"namespace": n, "key": k}):
+                    await self._audit(writer, "delete", n, k, rows, task_id)
+                    return True
+            return False
+
+    async def search_memories(
+        self, namespace_prefix: str, memory_type: str | None = None, limit: int = 50
+    ) -> list[dict[str, Any]]:
+        """Return the current versions in the namespaces that start with a literal prefix, newest first in each."""
+        check_whole("limit", limit, 1, 100_000)
+        given: dict[str, object] = {"limit": limit}
+        name = "search_memories"
+        if memory_type is not None:
+            _check_type(memory_type)
+            name, given = "search_memories_of_type", {**given, "memory_type": memory_type}
+        rows: list[Any] = []
+        for (spelling,) in spellings(namespace_prefix):
+            prefix, prefix_end = prefix_range(spelling)
+            rows += await self._db.fetch(name, {**given, "prefix": prefix, "prefix_end": prefix_end})
+        return [decoded(row, _JSON) for row in rows[:limit]]
+
+    async def list_namespaces(self) -> list[str]:
+        """Return the namespaces that hold a live memory, in order."""
+        return [row[0] for row in await self._db.fetch("list_namespaces", {})]
+
+    async def get_memory_history(self, namespace: str, key: str) -> list[dict[str, Any]]:
+        """Return every version, deleted ones too, newest first."""
+        return [decoded(row, _JSON) for row in await self._fetch("memory_history", namespace, key)]
+
+    async def cleanup_expired_memories(self, ttl_days: int = 90) -> int:
+        """Mark the episodic entries created more than ``ttl_days`` ago as deleted; return how many."""
+        check_whole("ttl_days", ttl_days, 0, 36_500)
+        before = timestamp(datetime.now(UTC) - timedelta(days=ttl_days))
+        async with self._db.changing() as writer:
+            rows = await self._db.change(writer, "expire_memories", {"before": before})
+            await self._audit_expired(writer, rows)
+            return len(rows)
+
+    async def _fetch(self, name: str, namespace: str, key: str, **more: object) -> list[Any]:
+        for n, k in spellings(namespace, key):
+            if rows := await self._db.fetch(name, {"namespace": n, "key": k, **more}):
+                return rows
+        return []
+
+    async def _audit(
+        self, writer: Connection, operation: str, namespace: str, key: str, rows: list[Any], task_id: str | None
+    ) -> None:
+        given = _audit_row(operation, namespace, key, rows, task_id)
+        await self._db.change(writer, "insert_audit", given, last=True)
+
+    async def _audit_expired(self, writer: Connection, rows: list[Any]) -> None:
+        """Write the audit rows of all entries in one hop to the writer's thread: others wait for its lock."""
+        entries = [_audit_row("delete", row["namespace"], row["key"], [row], None) for row in rows]
+        await self._db.change_many(writer, "insert_audit", entries)
+
+
+def _audit_row(
+    operation: str, namespace: str, key: str, rows: list[Any], task_id: str | None
+) -> dict[str, str | int | None]:
+    """Return the audit row of one change, which names the newest of the entries that it touched."""
+    versions = sorted(row["version"] for row in rows)
+    return {
+        "agent_id": None,
+        "task_id": task_id,
+        "action_type": f"memory_{operation}",
+        "action_data": compact_json({"key": key, "versions": versions}),  # all checked before
+        "result": "success",
+        "memory_operation_type": operation,
+        "memory_namespace": namespace,
+        "memory_entry_id": max(row["id"] for row in rows),
+    }
+
+
+def _check_type(memory_type: object) -> None:
+    if memory_type not in MEMORY_TYPES:
+        raise InvalidValueError(
+            f"expected one of {', '.join(MEMORY_TYPES)}, found {shown(memory_type)}", what="memory_type"
+        )

@@ -1,0 +1,205 @@
+"""Query plans as trees, whatever SQLite wrote them, and what their steps mean."""
+
+import asyncio
+import pickle
+import re
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import InvalidValueError
+from abathur_nb.store import planner
+from abathur_nb.store.connection import run_to_end
+from abathur_nb.store.sql import Parameters, tokens
+from abathur_nb.text import shown
+
+__all__ = [
+    "Fetch",
+    "PlanNode",
+    "Step",
+    "StepKind",
+    "plan_apart",
+    "plan_steps",
+    "read_plan",
+    "require_single_select",
+    "tree_lines",
+]
+
+# Runs one statement and returns its rows; the same code then reads the plans of any SQLite library.
+Fetch = Callable[[str, Parameters], Awaitable[Iterable[Sequence[Any]]]]
+StepKind = Literal["search", "table scan", "index scan", "automatic index", "sort"]
+
+# The word TABLE and the table's name before AS were written until SQLite 3.35, the alias alone since.
+_STEP = re.compile(
+    r"(?P<verb>SCAN|SEARCH) (?:TABLE )?(?P<name>SUBQUERY \d+|\S+)(?: AS \S+)?"
+    r"(?: USING (?P<auto>AUTOMATIC )?(?:PARTIAL )?(?:COVERING )?INDEX(?: (?P<index>[^\s(].*?))?(?= \(|$))?"
+)
+_BY_INDEX = re.compile(r"USING (?:COVERING )?INDEX (?P<index>.+?) FOR IN-OPERATOR")
+_DERIVED = re.compile(r"(?:CO-ROUTINE|MATERIALIZE) (?P<name>\S+)")
+_NOT_A_TABLE = re.compile(r"SCAN (?:(?:\d+ )?CONSTANT ROWS?|\d+-ROW VALUES|SUBQUERY \d+|(?:TABLE )?\S+ VIRTUAL TABLE)")
+
+_MOST_CHARACTERS = 100_000  # of a SELECT that is explained: they are read into tokens in 20 ms
+
+
+@dataclass(frozen=True, slots=True)
+class PlanNode:
+    """Hold one row of ``EXPLAIN QUERY PLAN`` with the rows below it."""
+
+    detail: str
+    children: tuple["PlanNode", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Say what one row of a plan does: how it reads ``table`` (or its alias), and by which ``index``, if by one."""
+
+    kind: StepKind
+    table: str
+    index: str | None = None
+
+
+@dataclass(slots=True)
+class _Building:
+    detail: str
+    children: list["_Building"] = field(default_factory=list)
+
+    def done(self) -> PlanNode:
+        return PlanNode(self.detail, tuple(child.done() for child in self.children))
+
+
+async def read_plan(fetch: Fetch, sql: str, params: Parameters = ()) -> list[PlanNode]:
+    """Return the plan of one statement as trees; empty for a statement without one. The statement is not run.
+
+    Read it on a connection that keeps no statements: a kept one still has the plan of an index dropped since.
+    """
+    root = _Building("")
+    latest = {0: root}
+    for row in await fetch(f"EXPLAIN QUERY PLAN {sql}", params):
+        node = latest[row[0]] = _Building(str(row[3]))
+        latest.get(row[1], root).children.append(node)
+    return [child.done() for child in root.children]
+
+
+def tree_lines(nodes: Iterable[PlanNode]) -> list[str]:
+    """Return plan trees as lines of text, two spaces further in for each level."""
+    return [line for node in nodes for line in (node.detail, *(f"  {below}" for below in tree_lines(node.children)))]
+
+
+async def plan_apart(settings: Settings, sql: str, params: Parameters) -> list[str]:
+    """Return the plan of one SELECT as lines, made in a process with limits of time and memory. Read-only.
+
+    Raises InvalidValueError for anything else and for one beyond the limits, sqlite3.Error as SQLite does.
+    """
+    require_single_select(sql)
+    if not isinstance(params, Mapping | Sequence):
+        raise InvalidValueError(f"parameters are a sequence, or a mapping by name, these are {shown(params)}")
+    try:
+        return tree_lines(await read_plan(partial(_fetch_apart, settings), sql, params))
+    except (ChildProcessError, RecursionError):
+        observed = f"to plan it takes more than {planner.SECONDS} s or {planner.MEGABYTES} MB: {sql.strip()[:80]!r}"
+        raise InvalidValueError(observed, "nest fewer subqueries and names of WITH in each other") from None
+
+
+async def _fetch_apart(settings: Settings, sql: str, params: Parameters) -> list[Sequence[Any]]:
+    given = dict(params) if isinstance(params, Mapping) else tuple(params)
+    for value in (*given, *given.values()) if isinstance(given, dict) else given:
+        if type(value) not in (type(None), bool, int, float, str, bytes):  # the process knows no others
+            raise InvalidValueError(f"a parameter is None, a number, text or bytes, this is {shown(value)}")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", planner.__file__),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        asked = (f"{settings.db_path.as_uri()}?mode=ro", settings.busy_timeout_ms / 1000, sql, given)
+        output, _ = await process.communicate(pickle.dumps(asked))
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await run_to_end(process.wait())
+    if process.returncode:
+        raise ChildProcessError(process.returncode)
+    answer = pickle.loads(output)  # noqa: S301 - from a program of our own
+    if isinstance(answer, Exception):
+        raise answer
+    return list(answer)
+
+
+def plan_steps(nodes: Iterable[PlanNode]) -> list[Step]:
+    """Return what a plan does, in its order: searches, full scans of a table or an index, automatic indexes, sorts.
+
+    Constant rows, the results of subqueries, table-valued functions and the queue of a recursive query are no scans.
+    """
+    return list(_steps(nodes, set()))
+
+
+def _steps(nodes: Iterable[PlanNode], derived: set[str], own: str = "") -> Iterator[Step]:
+    """Yield the steps. ``derived`` names the results of subqueries seen so far, ``own`` the subquery we are in."""
+    for node in nodes:
+        if "USE TEMP B-TREE" in node.detail or "USING TEMP B-TREE" in node.detail:
+            yield Step("sort", "")
+        elif (step := _read_step(node.detail)) and not (step.kind.endswith("scan") and step.table in derived):
+            yield step
+        if match := _DERIVED.match(node.detail):
+            yield from _steps(node.children, derived, match["name"])
+            derived.add(match["name"])  # after its own rows: within them the name may be a table's
+        elif node.detail == "RECURSIVE STEP":
+            yield from _steps(node.children, derived | {_queue(node, own)})
+        else:
+            yield from _steps(node.children, derived, own)
+
+
+def _read_step(detail: str) -> Step | None:
+    if by_index := _BY_INDEX.match(detail):
+        return Step("search", "", by_index["index"])
+    match = _STEP.match(detail)
+    if match is None or match["name"].startswith("(") or _NOT_A_TABLE.match(detail):
+        return None
+    if match["auto"]:
+        return Step("automatic index", match["name"])
+    if match["verb"] == "SEARCH":
+        return Step("search", match["name"], match["index"])
+    return Step("index scan" if match["index"] else "table scan", match["name"], match["index"])
+
+
+def _queue(step: PlanNode, own: str) -> str:
+    # SQLite 3.35 numbers the subquery; its queue is then the first thing that the step scans.
+    if not own.isdigit():
+        return own
+    steps = (_read_step(child.detail) for child in step.children)
+    return next((found.table for found in steps if found and found.kind == "table scan"), own)
+
+
+def require_single_select(sql: str) -> None:
+    """Raise InvalidValueError for anything but one SELECT, or WITH … SELECT; one ``;`` may end it."""
+    if not isinstance(sql, str):
+        raise InvalidValueError(f"one SELECT as text is wanted, this is {type(sql).__name__}")
+    if "\0" in sql or any("\ud800" <= c <= "\udfff" for c in sql):
+        raise InvalidValueError("one SELECT is wanted, this holds a NUL or half a character")
+    if len(sql) > _MOST_CHARACTERS:
+        raise InvalidValueError(
+            f"one SELECT of {_MOST_CHARACTERS:,} characters or less is wanted, this has {len(sql):,}"
+        )
+    found = tokens(sql)
+    if found[-1:] == [";"]:
+        found.pop()
+    if ";" in found:
+        raise InvalidValueError(f"one SELECT is wanted, these are several statements: {sql.strip()[:80]!r}")
+    if (verb := _verb(found)) != "SELECT":
+        raise InvalidValueError(f"one SELECT is wanted, this begins with {verb or 'nothing'}: {sql.strip()[:80]!r}")
+
+
+def _verb(found: Sequence[str]) -> str:
+    """Return the word that says what a statement does: its first, or the first outside parentheses after WITH."""
+    if not found or found[0].upper() != "WITH":
+        return found[0].upper() if found else ""
+    depth = 0
+    for token in found:
+        depth += (token == "(") - (token == ")")
+        if depth == 0 and token.upper() in {"SELECT", "VALUES", "INSERT", "REPLACE", "UPDATE", "DELETE"}:
+            return token.upper()
+    return "WITH"

@@ -1,0 +1,179 @@
+"""The sessions of a database: created, appended to, ended."""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from abathur_nb.errors import InvalidValueError
+from abathur_nb.store.guarded import Connection, Serving
+from abathur_nb.store.values import MAX_BYTES, check_name, check_whole, decoded, json_text, spellings
+from abathur_nb.text import shown
+
+__all__ = ["STATUSES", "Sessions"]
+
+STATUSES = ("created", "active", "paused", "terminated", "archived")
+_JSON = ("events", "state", "metadata")
+_AUDIT = {
+    **dict.fromkeys(("agent_id", "task_id", "memory_operation_type", "memory_namespace", "memory_entry_id")),
+    "action_type": "session_trim",
+    "result": "success",
+}
+
+
+class Sessions:
+    """Read and write the table ``sessions``; reached as ``db.sessions``."""
+
+    def __init__(self, db: Serving) -> None:
+        self._db = db
+
+    async def create_session(
+        self,
+        session_id: str,
+        app_name: str,
+        user_id: str,
+        project_id: str | None = None,
+        initial_state: dict[str, Any] | None = None,
+    ) -> None:
+        """Create a session in status ``created``; raise InvalidValueError if one of this id already exists."""
+        row = {"session_id": session_id, "app_name": app_name, "user_id": user_id, "project_id": project_id}
+        row = {what: check_name(what, value, optional=what == "project_id") for what, value in row.items()}
+        state = json_text(
+            "initial_state", {} if initial_state is None else _in_nfc("initial_state", initial_state), (dict,)
+        )
+        stored = await self._stored(session_id)
+        async with self._db.changing() as writer:
+            if stored != row["session_id"] or not await self._db.change(
+                writer, "insert_session", {**row, "state": state}
+            ):
+                raise InvalidValueError(f"session {shown(session_id)} already exists")
+
+    async def get_session(self, session_id: str) -> dict[str, Any] | None:
+        """Return one session with events, state and metadata decoded, or None."""
+        rows = await self._db.fetch("get_session", {"session_id": await self._stored(session_id)})
+        return decoded(rows[0], _JSON) if rows else None
+
+    async def list_sessions(
+        self, project_id: str | None = None, status: str | None = None, limit: int = 50
+    ) -> list[dict[str, Any]]:
+        """Return up to ``limit`` sessions of a project, of a status, of both, or the newest of all."""
+        check_whole("limit", limit, 1, 100_000)
+        if status is not None:
+            _check_status(status)
+        name = "list_sessions" + ("_of_project" if project_id is not None else "")
+        name += ("_with_status" if project_id is not None else "_by_status") if status is not None else ""
+        rows: list[Any] = []
+        for (spelling,) in spellings(project_id):
+            given = {"project_id": spelling, "status": status, "limit": limit}
+            found = await self._db.fetch(name, {key: value for key, value in given.items() if value is not None})
+            rows = sorted([*rows, *found], key=lambda row: str(row["created_at"]), reverse=True) if rows else found
+        return [decoded(row, _JSON) for row in rows[:limit]]
+
+    async def append_event(
+        self, session_id: str, event: dict[str, Any], state_delta: dict[str, Any] | None = None
+    ) -> None:
+        """Append an event and replace the keys of ``state_delta`` in the state, in one atomic statement."""
+        given = {
+            "session_id": session_id,
+            "event": json_text("event", event, (dict,), within=1),
+            "max_bytes": MAX_BYTES,
+        }
+        name = "append_event"
+        if state_delta not in (None, {}):
+            name, given = "append_event_with_delta", {**given, **_delta("state_delta", state_delta)}
+        await self._update(name, given)
+
+    async def trim_events(self, session_id: str, keep_last: int) -> int:
+        """Remove all events but the ``keep_last`` newest, with an audit row; return how many were removed.
+
+        Raises InvalidValueError if the session is not found or ``keep_last`` is not a whole number of at least 0.
+        """
+        check_whole("keep_last", keep_last, 0, 2**63 - 1)
+        session_id = await self._stored(session_id)
+        of = {"session_id": session_id}
+        async with self._db.write() as writer:
+            sizes = await self._sizes(writer, session_id)
+            removed: int = max(0, sizes["count"] - keep_last)
+            if removed:
+                await self._db.change(writer, "trim_events", {**of, "removed": removed})
+                told = json.dumps({**of, "removed": removed, "kept": keep_last}, ensure_ascii=False)
+                await self._db.change(writer, "insert_audit", {**_AUDIT, "action_data": told})
+        return removed
+
+    async def update_status(self, session_id: str, status: str) -> None:
+        """Set the status; ``terminated`` sets terminated_at and ``archived`` archived_at, each once."""
+        _check_status(status)
+        await self._update("update_session_status", {"session_id": session_id, "status": status})
+
+    async def terminate_session(self, session_id: str) -> None:
+        """Set the status ``terminated``."""
+        await self.update_status(session_id, "terminated")
+
+    async def get_state(self, session_id: str, key: str) -> Any:
+        """Return the value of one key of a session's state, or None where there is no such session or key."""
+        if not isinstance(key, str):
+            raise InvalidValueError(f"expected text, found {shown(key)}", what="key")
+        state = (await self.get_session(session_id) or {"state": {}})["state"]
+        return next((state[spelling] for (spelling,) in spellings(key) if spelling in state), None)
+
+    async def set_state(self, session_id: str, key: str, value: Any) -> None:
+        """Replace one key of a session's state by any JSON value, in one atomic statement."""
+        given = {"session_id": session_id, "max_bytes": MAX_BYTES, **_delta("value", {key: value})}
+        await self._update("set_state", given)
+
+    async def _stored(self, session_id: str) -> str:
+        """Return the id of a session as it is stored: as given, or else in NFC."""
+        *others, (written,) = spellings(session_id)
+        for (spelling,) in others:
+            if await self._db.fetch("session_sizes", {"session_id": spelling}):
+                return str(spelling)
+        return written  # type: ignore[no-any-return]
+
+    async def _update(self, name: str, given: Mapping[str, Any]) -> None:
+        given = {**given, "session_id": await self._stored(given["session_id"])}
+        async with self._db.changing() as writer:
+            if await self._db.change(writer, name, given):
+                return
+            raise _too_large(given, await self._sizes(writer, given["session_id"]))
+
+    async def _sizes(self, writer: Connection, session_id: object) -> sqlite3.Row:
+        rows = await self._db.change(writer, "session_sizes", {"session_id": session_id})
+        if not rows:
+            raise InvalidValueError(f"session {shown(session_id)} not found")
+        return rows[0]
+
+
+def _too_large(given: Mapping[str, object], sizes: sqlite3.Row) -> InvalidValueError:
+    session_id, event = shown(given["session_id"]), len(str(given.get("event", "")).encode())
+    remedy = "keep large values as memories (db.memory.add_memory) and set their keys in the state to small ones"
+    if event and sizes["events"] + event >= MAX_BYTES:
+        # So many that half of the room is free afterwards, or enough for this event.
+        keep_last = sizes["count"] * max(0, MAX_BYTES // 2 - event) // sizes["events"]
+        trim = f"await db.sessions.trim_events({given['session_id']!r}, keep_last={keep_last})"
+        remedy = f"remove its oldest events: {trim}" if sizes["count"] else "append it as several smaller events"
+    observed = f"its events hold {sizes['events']:,}, its state {sizes['state']:,}"
+    return InvalidValueError(f"session {session_id} would grow beyond {MAX_BYTES:,} bytes of JSON: {observed}", remedy)
+
+
+def _delta(what: str, delta: dict[str, Any]) -> dict[str, str]:
+    # SQLite's own merge is recursive and drops nulls: the statement clears the keys and then adds them as they are.
+    # A key is cleared as given and in NFC, each with and without escapes: another program may have written it so.
+    text = json_text(what, _in_nfc(what, delta), (dict,))
+    keys = (spelling for key in delta for (spelling,) in spellings(key))
+    names = dict.fromkeys(json.dumps(key, ensure_ascii=escaped) for key in keys for escaped in (False, True))
+    return {"delta": text, "cleared": "{" + ",".join(f"{name}:null" for name in names) + "}"}
+
+
+def _in_nfc(what: str, state: Any) -> Any:
+    """Return (a part of) a state with its keys in NFC, as names are written; raise InvalidValueError if one is not."""
+    if not isinstance(state, dict):
+        return state  # json_text says what is wrong
+    written = {check_name("key" if what == "value" else f"{what} key", key): value for key, value in state.items()}
+    if len(written) < len(state):
+        raise InvalidValueError("two of its keys are one in NFC, the form that is written", what=what)
+    return written
+
+
+def _check_status(status: object) -> None:
+    if status not in STATUSES:
+        raise InvalidValueError(f"expected one of {', '.join(STATUSES)}, found {shown(status)}", what="status")

@@ -1,0 +1,158 @@
+"""Read ``sql/``: the statements of a script, and the named queries."""
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+__all__ = [
+    "DATA",
+    "DDL_FILES",
+    "SEED_FILE",
+    "Parameters",
+    "Query",
+    "SqlFileError",
+    "load_queries",
+    "normalized",
+    "parse_queries",
+    "split",
+    "statements",
+    "tokens",
+]
+
+Parameters = Sequence[object] | Mapping[str, object]  # of a statement: by place, or by name
+_PACKAGED = Path(__file__).parents[1] / "data"
+# Where sql/ and notebooks/ stand: in the wheel beside this file, in a checkout one level up.
+DATA = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2]
+
+# In the order in which they must run.
+DDL_FILES = ("ddl-memory-tables.sql", "ddl-core-tables.sql", "ddl-indexes.sql")
+SEED_FILE = "seed-memories.sql"
+
+# Longest first where one alternative begins another. A broken-off string or comment runs to the end, as in SQLite.
+_TOKEN = re.compile(
+    r"""(?P<layout> [ \t\n\f\r]+ | --[^\n]* | /\*.*?(?:\*/|\Z) )
+    | [xX]?'(?:[^']|'')*(?:'|\Z) | "(?:[^"]|"")*(?:"|\Z) | `(?:[^`]|``)*(?:`|\Z) | \[[^]]*(?:\]|\Z)
+    | 0[xX][0-9a-fA-F]+ | (?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)? | [:@$\#?]?[\w\x80-\U0010ffff][\w$\x80-\U0010ffff]*
+    | ->>? | \|\| | <> | [<>=!]= | << | >> | .""",
+    re.VERBOSE | re.DOTALL | re.ASCII,
+)
+_HEADER_LINE = re.compile(r"--\s*(name|index|parameters|scan|sort):\s*(.*)")
+
+
+class SqlFileError(RuntimeError):
+    """Report a faulty file in ``sql/``: a fault of this package, which no operator can mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Hold a named query of ``queries.sql``: the very object that the store runs, explain explains, benchmark times.
+
+    ``doc`` is its sentence; ``index`` the index that its plan must use (None: a rowid lookup or a plain INSERT);
+    ``parameters`` an example for its ``:names``; ``scan`` and ``sort`` the reasons why it may do so, if it may.
+    """
+
+    name: str
+    sql: str
+    doc: str
+    index: str | None = None
+    parameters: Mapping[str, object] = field(default_factory=dict, hash=False)
+    scan: str | None = None
+    sort: str | None = None
+
+
+def split(script: str) -> Iterator[tuple[str, str]]:
+    """Yield each statement of an SQL script with the comments above it, as (comments, statement without its ``;``).
+
+    Comments inside a statement stay in it: SQLite keeps them in ``sqlite_master``. Raises SqlFileError if the script
+    breaks off within a statement.
+    """
+    start = end = 0
+    while (end := script.find(";", end) + 1) > 0:
+        # Only SQLite's own lexer knows which `;` ends a statement: others stand in comments and strings.
+        if sqlite3.complete_statement(script[start:end]):
+            comments, statement = _without_leading_comments(script[start:end])
+            if statement == ";":
+                raise SqlFileError(f"an empty statement before character {end}")
+            yield comments, statement.removesuffix(";").rstrip()
+            start = end
+    if rest := _without_leading_comments(script[start:])[1]:
+        raise SqlFileError(f"the last statement breaks off: {rest[:60]!r}")
+
+
+@cache
+def statements(filename: str) -> tuple[str, ...]:
+    """Return the statements of a file in ``sql/``, comments inside them kept, those between them left out."""
+    return tuple(statement for _, statement in split(_read(filename)))
+
+
+@cache
+def load_queries(filename: str = "queries.sql") -> Mapping[str, Query]:
+    """Return the named queries of a file in ``sql/`` by name, in the order of the file."""
+    return MappingProxyType(parse_queries(_read(filename)))
+
+
+def parse_queries(script: str) -> dict[str, Query]:
+    """Return the named queries of a script; raises SqlFileError where a header is incomplete or a name comes twice."""
+    queries: dict[str, Query] = {}
+    for comments, statement in split(script):
+        query = _query(comments, statement)
+        if query.name in queries:
+            raise SqlFileError(f"two queries are named {query.name}")
+        queries[query.name] = query
+    return queries
+
+
+def _query(comments: str, statement: str) -> Query:
+    fields: dict[str, str] = {}
+    doc: list[str] = []
+    for line in comments.splitlines():
+        if match := _HEADER_LINE.match(line):
+            if match[1] in fields:
+                raise SqlFileError(f"{match[1]} twice above: {statement[:60]!r}")
+            fields[match[1]] = match[2].strip()
+        elif "name" in fields and line.startswith("--"):  # what stands above the name is no part of the query
+            doc.append(line.removeprefix("--").strip())
+    if not (fields.get("name") and doc):
+        raise SqlFileError(f"no name or no sentence above: {statement[:60]!r}")
+    try:
+        parameters = json.loads(fields.get("parameters", "{}"))
+    except ValueError as error:
+        raise SqlFileError(f"the parameters of {fields['name']} are no JSON: {error}") from error
+    return Query(
+        name=fields["name"],
+        sql=statement,
+        doc=" ".join(doc),
+        index=fields["index"] if fields.get("index", "none") != "none" else None,
+        parameters=parameters,
+        scan=fields.get("scan"),
+        sort=fields.get("sort"),
+    )
+
+
+def normalized(sql: str) -> str:
+    """Return SQL with its layout and comments taken out: equal texts are equal statements.
+
+    All else counts, the case of a keyword too. Strings and quoted names stay as they are.
+    """
+    return " ".join(tokens(sql))
+
+
+def tokens(sql: str) -> list[str]:
+    """Return the tokens of SQL; its layout and comments are none."""
+    return [match[0] for match in _TOKEN.finditer(sql) if match["layout"] is None]
+
+
+def _without_leading_comments(text: str) -> tuple[str, str]:
+    start = 0
+    while (match := _TOKEN.match(text, start)) and match["layout"] is not None:
+        start = match.end()
+    return text[:start].strip(), text[start:].rstrip()
+
+
+def _read(filename: str) -> str:
+    return (DATA / "sql" / filename).read_text(encoding="utf-8")

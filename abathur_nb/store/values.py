@@ -1,0 +1,251 @@
+"""What the database may hold and SQL alone cannot refuse: checked before a write, and found in stored rows."""
+
+import json
+import sqlite3
+from codecs import getincrementaldecoder
+from collections.abc import Iterable
+from itertools import product
+from sqlite3 import Row
+from typing import Any
+from unicodedata import normalize
+
+from abathur_nb.errors import InvalidValueError, RefusedError
+from abathur_nb.store.guarded import Connection
+from abathur_nb.text import is_printable, shown
+
+__all__ = [
+    "FAULT",
+    "IS_UTF8",
+    "MAX_BYTES",
+    "MAX_DEPTH",
+    "TOO_LONG",
+    "add_functions",
+    "check_depth",
+    "check_name",
+    "check_namespace",
+    "check_whole",
+    "compact_json",
+    "decoded",
+    "json_fault",
+    "json_text",
+    "prefix_range",
+    "spellings",
+    "stored",
+    "suspicious",
+]
+
+MAX_BYTES = 16 * 1024 * 1024  # of one JSON value, and of the column that it ends up in
+MAX_DEPTH = 100
+MAX_NAME = 512  # characters
+_HIGHEST = "\U0010ffff"
+
+
+def check_name(what: str, value: Any, *, optional: bool = False) -> Any:
+    """Return a name as it is written, in NFC; None if it is ``optional`` and missing.
+
+    Raises InvalidValueError for anything but text of 1 to 512 printable characters.
+    """
+    if value is None and optional:
+        return None
+    name = _written(value)
+    if not 1 <= len(name) <= MAX_NAME or not is_printable(name):
+        raise InvalidValueError(f"expected 1 to {MAX_NAME} printable characters, found {shown(value)}", what=what)
+    return name
+
+
+def check_namespace(value: Any) -> Any:
+    """Return a namespace as it is written, in NFC; raise InvalidValueError unless it is a name that holds a ``:``."""
+    name = _written(value)
+    if not 1 <= len(name) <= MAX_NAME or not is_printable(name) or ":" not in name:
+        wanted = f"1 to {MAX_NAME} printable characters with a `:` among them, such as user:alice:preferences"
+        raise InvalidValueError(f"expected {wanted}, found {shown(value)}", what="namespace format")
+    return name
+
+
+def _written(value: object) -> str:
+    """Return a name in NFC, the form in which it is written; an empty text for what is not text."""
+    if not isinstance(value, str):
+        return ""
+    return value if value.isascii() else normalize("NFC", value)
+
+
+def spellings(*names: Any) -> Iterable[tuple[Any, ...]]:
+    """Yield the spellings by which names are looked for: as given, then in NFC, each only where they differ."""
+    return product(*((n,) if (written := _written(n)) in ("", n) else (n, written) for n in names))
+
+
+def check_whole(what: str, value: object, low: int, high: int) -> None:
+    """Raise InvalidValueError unless ``value`` is a whole number in ``low..high``."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise InvalidValueError(f"expected a whole number in {low}..{high}, found {shown(value)}", what=what)
+
+
+def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), *, within: int = 0) -> str:
+    """Return ``value`` as compact JSON text that reads back equal (a tuple as a list), or raise InvalidValueError.
+
+    ``kinds`` are the types it may have. ``within`` is how many levels of JSON the value will be put into.
+    """
+    if not isinstance(value, kinds):
+        wanted = " or ".join("a JSON object (dict)" if kind is dict else f"a JSON {kind.__name__}" for kind in kinds)
+        raise InvalidValueError(f"expected {wanted}, found {shown(value)} ({type(value).__name__})", what=what)
+    check_depth(what, value, MAX_DEPTH - within)
+    try:
+        text = compact_json(value)
+        size = len(text.encode())
+    except (ValueError, TypeError) as error:  # NaN or Infinity, a lone surrogate, a type that JSON has not
+        raise InvalidValueError(f"not JSON: {error}", what=what) from None
+    _check_size(what, size)
+    return text
+
+
+compact_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def json_fault(text: str) -> str:
+    """Say why the store would not have written JSON text, or cannot read it; nothing if all is well."""
+    try:
+        _check_size("JSON", len(text.encode()))
+        json_text("JSON", json.loads(text), (object,))
+    except RecursionError:
+        return f"expected at most {MAX_DEPTH} levels of JSON"
+    except InvalidValueError as error:
+        return error.fault
+    except ValueError as error:  # behind a semicolon Python tells a programmer what to do
+        return f"not JSON: {str(error).partition(';')[0]}"
+    return ""
+
+
+def _check_size(what: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise InvalidValueError(f"expected at most {MAX_BYTES:,} bytes of JSON, found {size:,}", what=what)
+
+
+def check_depth(what: str, value: object, allowed: int = MAX_DEPTH) -> None:
+    """Raise InvalidValueError where JSON has more levels than are allowed, or a key that is not text."""
+    # Level by level: no recursion that a deep value could exhaust; one that holds itself is too deep as well.
+    level: list[Any] = [value]
+    depth = 0
+    while level := [item for item in level if isinstance(item, dict | list | tuple)]:
+        depth += 1
+        if depth > allowed:
+            raise InvalidValueError(f"expected at most {MAX_DEPTH} levels of JSON", what=what)
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                for strange in (key for key in item if not isinstance(key, str)):
+                    raise InvalidValueError(f"expected text as keys of an object, found {shown(strange)}", what=what)
+                inner.extend(item.values())
+            else:
+                inner.extend(item)
+        level = inner
+
+
+def decoded(row: Row, columns: Iterable[str]) -> dict[str, Any]:
+    """Return ``row`` as a dict with the named JSON columns decoded; raise RefusedError where one is spoiled."""
+    values = dict(row)
+    for column in columns:
+        try:
+            values[column] = json.loads(values[column])
+        except (ValueError, TypeError, RecursionError):
+            key = shown(row[0])
+            raise RefusedError(
+                f"{column} of row {key} holds no JSON that can be read",
+                "run validate.ipynb, which says why; write the value anew",
+            ) from None
+    return values
+
+
+def prefix_range(prefix: str) -> tuple[str, str]:
+    """Return the half-open range of texts that start with ``prefix``, in the order in which SQLite compares text."""
+    if not isinstance(prefix, str) or not is_printable(prefix) or len(_written(prefix)) > MAX_NAME:
+        raise InvalidValueError(
+            f"expected up to {MAX_NAME} printable characters, found {shown(prefix)}", what="namespace_prefix"
+        )
+    stem = prefix.rstrip(_HIGHEST)
+    if not stem:
+        return prefix, _HIGHEST * (MAX_NAME + 1)
+    following = ord(stem[-1]) + 1
+    # The surrogates are no characters: after the last before them comes the first behind them.
+    return prefix, stem[:-1] + chr(0xE000 if following == 0xD800 else following)
+
+
+# SQL that holds a column against a limit. Python is given text only if it can be decoded: hence the BLOBs.
+IS_UTF8 = "typeof({0}) <> 'text' OR abathur_is_utf8(CAST({0} AS BLOB))"
+TOO_LONG = f"length(CAST({{0}} AS BLOB)) > {MAX_BYTES}"  # the bytes, as a limit counts them
+FAULT = "CASE WHEN abathur_is_utf8(CAST({0} AS BLOB)) THEN abathur_json_fault({0}) ELSE '' END"  # empty for none
+
+# So that a few plain searches find what a regular expression takes several times as long for: digits and signs are
+# all 0, braces are brackets, letters small.
+_ALIKE = bytes.maketrans(b"123456789+-ED{", b"00000000000ed[")
+_EXPONENT = "0e00"  # of 1e999; with an exponent of one digit, an infinite number has 300 others
+_DIGITS = "0" * 300
+_BACKSLASH = ord("\\")
+_NUL = 0  # where SQLite stops to read
+_PIECE = 2**20  # bytes
+_ROOM = 2 * MAX_DEPTH  # bytes that it takes to open and close so many levels
+
+
+async def add_functions(conn: Connection) -> None:
+    """Give a connection the functions that FAULT, IS_UTF8 and ``suspicious`` call, and let it read any text.
+
+    What is no UTF-8 it then reads as Python reads the names of files: with lone surrogates for the bytes.
+    """
+    await conn.apply(_add_functions)
+
+
+def _add_functions(conn: sqlite3.Connection) -> None:
+    conn.text_factory = _read
+    conn.create_function("abathur_suspicious", -1, _suspicious, deterministic=True)
+    conn.create_function("abathur_is_utf8", 1, _is_utf8, deterministic=True)
+    conn.create_function("abathur_json_fault", 1, _json_fault, deterministic=True)
+
+
+def _read(text: bytes) -> str:
+    return text.decode(errors="surrogateescape")
+
+
+def stored(value: object) -> object:
+    """Return a value that such a connection read: the bytes in place of text that is no UTF-8."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode(errors="surrogateescape")
+    return value
+
+
+def suspicious(json: Iterable[str], others: Iterable[str]) -> str:
+    """Return SQL that is true for a row worth a closer look, and cannot be evaluated for text that is no UTF-8.
+
+    One call a row, and no JSON parsed: a microsecond.
+    """
+    joined = " || ".join(f"ifnull({column}, '')" for column in json)
+    return f"abathur_suspicious({', '.join([f'CAST({joined} AS BLOB)' if joined else 'NULL', *others])})"
+
+
+def _suspicious(json: bytes | None, *_: object) -> bool:
+    # The other columns are arguments so that sqlite3 decodes them.
+    if not json:
+        return False
+    alike = json.translate(_ALIKE).decode()
+    return (
+        _EXPONENT in alike
+        or (_BACKSLASH in json and "\\ud" in alike)
+        or _NUL in json
+        or (len(json) > _ROOM and (alike.count("[") > MAX_DEPTH or _DIGITS in alike or len(json) > MAX_BYTES))
+    )
+
+
+def _is_utf8(text: bytes | None) -> bool:
+    decoder, whole = getincrementaldecoder("utf-8")(), memoryview(text or b"")
+    try:
+        for start in range(0, len(whole), _PIECE):  # a copy of a piece, and not of a whole text of any size
+            decoder.decode(whole[start : start + _PIECE])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _json_fault(json: str | None) -> str:
+    return json_fault(json) if json and _suspicious(json.encode()) else ""
