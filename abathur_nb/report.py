@@ -159,7 +159,26 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON-able data, ``ok`` and ``summary`` included."""
-        return {**asdict(self), "ok": self.ok, "summary": self.summary}
+        checks = [asdict(check) | {"evidence": list(check.evidence)} for check in self.checks]
+        return {**asdict(self), "checks": checks, "ok": self.ok, "summary": self.summary}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Report":
+        """Return the report that ``to_dict`` wrote; the id of a check that has none is made of its title."""
+        checks = tuple(
+            Check(
+                check.get("id") or id_of(check["name"]),
+                check["status"],
+                check["expected"],
+                check["observed"],
+                check["remedy"],
+                tuple(check["evidence"]),
+                name=check["name"],
+                data=check.get("data", {}),
+            )
+            for check in data["checks"]
+        )
+        return cls(data["title"], checks, *(data[name] for name in ("subject", "refused", "finished_at")))
 
     def to_json(self) -> str:
         """Return ``to_dict()`` as JSON text."""

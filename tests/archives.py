@@ -1,6 +1,8 @@
 """Archives made quickly, without a kernel, as runs make them; and ways to tamper with them."""
 
+import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import nbformat
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.ledger import LEDGER
-from abathur_nb.evidence.record import Verdict, write_record, write_started
+from abathur_nb.evidence.record import Record, Verdict, read_run, write_record, write_started
 from abathur_nb.report import Check, Report
 
 GREEN = Report("validate", (Check("tables", "pass", "9 tables", "9 tables, each as in sql/"),))
@@ -45,12 +47,36 @@ def seal(
     facts: Mapping[str, Any] = FACTS,
     database: Mapping[str, Any] = IDENTITY,
     **more: Any,
-) -> dict[str, Any]:
+) -> Record:
     """Seal a run, and leave its notebook unarchived."""
-    said = [report.to_dict() for report in reports]
-    return write_record(
-        folder, settings, verdict, reports=said, facts=facts, database={"before": database, "after": database}, **more
-    )
+    both = {"before": database, "after": database}
+    return write_record(folder, settings, verdict, reports=tuple(reports), facts=facts, database=both, **more)
+
+
+def record_with(**fields: Any) -> Record:
+    """Return a sealed record that was never written."""
+    defaults = {
+        "format": 2,
+        "run_id": "20261123T101500123Z-9f3ac1",
+        "notebook": "validate",
+        "env": "development",
+        "user": "ada",
+        "host": "lab",
+        "ledger_head": "0" * 64,
+        "started_sha256": "0" * 64,
+        "template": {"name": "validate.ipynb", "sha256": "0" * 64},
+        "parameters": {"env": "development"},
+        "settings": {"readers": "2"},
+        "versions": {"SQLite": "3.40.1"},
+        "started_at": "2026-11-23 10:15:00.123",
+        "ended_at": "2026-11-23 10:15:01.623",
+        "verdict": "pass",
+        "reports": [GREEN.to_dict()],
+        "facts": deepcopy(dict(FACTS)),
+        "database": {"before": IDENTITY, "after": IDENTITY},
+        "error": None,
+    }
+    return read_run(Record, json.loads(json.dumps({**defaults, **fields})))
 
 
 def run(settings: Settings, verdict: Verdict = "pass", *, name: str = "validate", **more: Any) -> Path:

@@ -300,7 +300,7 @@ def test_a_backup_that_is_scheduled_runs_with_its_parameters_and_leaves_its_reco
     assert status_of_job(page, parameters) == "COMPLETED"
     record = archive_of(lab)[-1].record
     assert record is not None
-    assert (record["notebook"], record["verdict"], record["parameters"]["reason"]) == ("backup", "pass", "nightly")
+    assert (record.notebook, record.verdict, record.parameters["reason"]) == ("backup", "pass", "nightly")
 
 
 def test_a_parameter_mistyped_in_a_schedule_fails_the_job_and_runs_nothing(page: Page, lab: Lab) -> None:

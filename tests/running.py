@@ -183,7 +183,7 @@ def only_run(settings: Settings) -> Entry:
 def record_of(entry: Entry) -> dict[str, Any]:
     """Return the record of a run that is sealed."""
     assert entry.record is not None, "unsealed"
-    return dict(entry.record)
+    return entry.record.to_dict()
 
 
 def artifact_of(entry: Entry) -> Any:

@@ -37,7 +37,7 @@ def add_run(settings: Settings) -> str:
     """Add a sealed and archived run, and return its id."""
     folder = write_started(settings, "init", {"env": "development"})
     report = Report("trial", (Check("sky", "pass", "blue", "blue"),))
-    write_record(folder, settings, "pass", reports=[report.to_dict()])
+    write_record(folder, settings, "pass", reports=(report,))
     keep(folder, settings, NOTEBOOK)
     return folder.name
 

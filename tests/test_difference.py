@@ -1,20 +1,21 @@
 """The difference of two runs: what they found out counts, what merely varies does not."""
 
-import json
 import sqlite3
 from copy import deepcopy
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from archives import FACTS, GREEN, IDENTITY, RED, run, seal, start
+from archives import record_with as record
 from damage import ROWS, run_sql
 
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.difference import circumstances, differences
-from abathur_nb.evidence.record import RECORD
+from abathur_nb.evidence.record import RECORD, Record
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.explain import explain_queries
 from abathur_nb.runbook.init import initialize_database
@@ -22,40 +23,17 @@ from abathur_nb.runbook.preflight import preflight
 from abathur_nb.runbook.validate import validate_database
 
 
-def record(**more: Any) -> dict[str, Any]:
-    """Return a sealed record that was never written."""
-    return {
-        "run_id": "20261123T101500123Z-9f3ac1",
-        "notebook": "validate",
-        "env": "development",
-        "user": "ada",
-        "host": "lab",
-        "template": {"name": "validate.ipynb", "sha256": "0" * 64},
-        "parameters": {"env": "development"},
-        "settings": {"readers": "2"},
-        "versions": {"SQLite": "3.40.1"},
-        "started_at": "2026-11-23 10:15:00.123",
-        "ended_at": "2026-11-23 10:15:01.623",
-        "verdict": "pass",
-        "reports": [GREEN.to_dict()],
-        "facts": deepcopy(dict(FACTS)),
-        "database": {"before": IDENTITY, "after": IDENTITY},
-        "error": None,
-        **more,
-    }
-
-
-def observed(*texts: str) -> dict[str, Any]:
+def observed(*texts: str) -> Record:
     """Return a record whose checks have observed this."""
     checks = tuple(Check(f"number {n}", "pass", "well", text) for n, text in enumerate(texts))
     return record(reports=[Report("trial", checks).to_dict()])
 
 
-def facts(**more: Any) -> dict[str, Any]:
+def facts(**more: Any) -> Record:
     return record(facts={**deepcopy(dict(FACTS)), **more})
 
 
-def told(earlier: dict[str, Any], later: dict[str, Any]) -> list[str]:
+def told(earlier: Record, later: Record) -> list[str]:
     return [str(change) for change in differences(earlier, later)]
 
 
@@ -112,7 +90,7 @@ def test_a_record_does_not_differ_from_itself() -> None:
         ),
     ],
 )
-def test_what_was_found_out_counts(later: dict[str, Any], words: list[str]) -> None:
+def test_what_was_found_out_counts(later: Record, words: list[str]) -> None:
     assert told(record(), later) == words
     assert len(differences(later, record())) == len(words)
 
@@ -168,15 +146,15 @@ def test_two_checks_of_one_name_are_compared_each_with_its_own() -> None:
 
 
 def test_a_check_of_an_old_record_which_has_no_id_is_compared_by_its_title() -> None:
-    def of(**more: Any) -> dict[str, Any]:
-        return record(reports=[Report("monitor", (Check("disk_low", "pass", name="free disk"),)).to_dict() | more])
+    def of(number: int = 2, **more: Any) -> Record:
+        check = asdict(Check("disk_low", "pass", name="free disk")) | more
+        lacking = {name: value for name, value in check.items() if number == 2 or name != "id"}
+        return record(format=number, reports=[{**GREEN.to_dict(), "title": "monitor", "checks": [lacking]}])
 
-    old = deepcopy(of())
-    del old["reports"][0]["checks"][0]["id"]
+    old = of(1)
     assert told(old, of()) == told(of(), old) == []
-    reworded = [{**of()["reports"][0]["checks"][0], "name": "room on the disk"}]
-    assert told(of(), of(checks=reworded)) == []
-    assert told(old, of(checks=reworded)) == [
+    assert told(of(), of(name="room on the disk")) == []
+    assert told(old, of(name="room on the disk")) == [
         "check monitor: free disk, status: pass → nothing",
         "check monitor: room on the disk, status: nothing → pass",
     ]
@@ -232,7 +210,7 @@ def test_what_else_is_in_the_words_of_a_check_counts(earlier: str, later: str) -
 @pytest.mark.parametrize(
     ("later", "words"),
     [
-        (record(started_at="2027", ended_at="2028", run_id="x"), []),
+        (record(started_at="2027-01-01 00:00:00", ended_at="2028-01-01 00:00:00", run_id="x"), []),
         (record(user="bob", host="den"), ["run user: ada → bob", "run host: lab → den"]),
         (record(env="production"), ["run env: development → production"]),
         (record(versions={"SQLite": "3.51.3"}), ["versions SQLite: 3.40.1 → 3.51.3"]),
@@ -244,7 +222,7 @@ def test_what_else_is_in_the_words_of_a_check_counts(earlier: str, later: str) -
         ),
     ],
 )
-def test_circumstances_are_told_and_do_not_count(later: dict[str, Any], words: list[str]) -> None:
+def test_circumstances_are_told_and_do_not_count(later: Record, words: list[str]) -> None:
     assert differences(record(), later) == ()
     assert [str(change) for change in circumstances(record(), later)] == words
 
@@ -281,11 +259,11 @@ async def test_the_same_database_made_twice_elsewhere_has_reports_that_do_not_di
         if number:
             run_sql(settings.db_path, *ROWS)
             reports[2] = await validate_database(settings)
-        found.append(json.loads(json.dumps(record(reports=[report.to_dict() for report in reports]))))
+        found.append(record(reports=[report.to_dict() for report in reports]))
     assert told(*found) == []
     run_sql(settings.db_path, "DROP INDEX idx_audit_task")
     reports[2] = await validate_database(settings)
-    found[1]["reports"] = [report.to_dict() for report in reports]
+    found[1] = replace(found[1], reports=tuple(reports))
     assert told(*found)[0] == "check validate: indexes, status: pass → fail"
 
 

@@ -59,8 +59,8 @@ def test_its_own_record_says_what_it_read_and_is_read_by_the_next(database: Sett
     history(database, tmp_path / "one.ipynb").succeeded()
     record = own(archive).record
     assert record is not None
-    assert record["notebook"] == "history"
-    assert record["facts"] == {"history": {"archive": str(archive), "runs": 5, "ledger_head": record["ledger_head"]}}
+    assert record.notebook == "history"
+    assert record.facts == {"history": {"archive": str(archive), "runs": 5, "ledger_head": record.ledger_head}}
     run = history(database, tmp_path / "two.ipynb").succeeded()
     assert "newest history: pass" in run.report
     assert any(text.startswith("Verdicts of 6 runs, ") for text in run.shown("text/plain"))
@@ -106,7 +106,7 @@ def test_the_archive_of_a_database_that_is_gone_is_read_and_that_is_recorded(
     assert any(text.startswith("Verdicts of 5 runs, ") for text in run.shown("text/plain"))
     record = own(archive).record
     assert record
-    assert (record["verdict"], record["database"]) == ("pass", {"before": None, "after": None})
+    assert (record.verdict, record.database) == ("pass", {"before": None, "after": None})
     assert len(read_archive(archive)) == 6
 
 

@@ -34,8 +34,8 @@ def test_it_shows_the_newest_runs_and_is_recorded(database: Settings, tmp_path: 
     assert "! warn           development: backup fail" in run.report
     record = read_archive(database.archive_dir)[-1].record
     assert record is not None
-    assert (record["notebook"], record["verdict"]) == ("index", "pass")
-    assert record["facts"]["newest_runs"]["development"] == {"backup": failed.name}
+    assert (record.notebook, record.verdict) == ("index", "pass")
+    assert record.facts["newest_runs"]["development"] == {"backup": failed.name}
 
 
 def test_on_a_machine_that_has_nothing_it_passes_and_makes_nothing(settings: Settings, tmp_path: Path) -> None:

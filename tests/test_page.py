@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 import pytest
+from archives import record_with
 from browser import CANARY, asked_for, chromium, sung
 from patience import HANGING_S
 
@@ -21,13 +23,17 @@ from abathur_nb import charts
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence import page
 from abathur_nb.evidence.page import clean, render
-from abathur_nb.evidence.record import EXIT_CODES
+from abathur_nb.evidence.record import EXIT_CODES, Record, Verdict
 from abathur_nb.report import Check, Report
 from abathur_nb.store.schema import show_schema
 
-RECORD: dict[str, Any] = {
+CHECKS = (
+    Check("integrity", "pass", "ok", "ok"),
+    Check("indexes", "fail", "the 33 of sql/", "32 indexes", "run the statements", ("CREATE INDEX idx_audit_task",)),
+    Check("WAL", "warn", "less", "more"),
+)
+FIELDS: dict[str, Any] = {
     "run_id": "20261123T041742422Z-8086a2",
-    "notebook": "validate",
     "template": {"name": "validate.ipynb", "sha256": "5885bd04a5c0d19a" + "0" * 48},
     "env": "staging",
     "parameters": {"env": "staging", "db_path": None, "rows": 500},
@@ -37,36 +43,14 @@ RECORD: dict[str, Any] = {
     "started_at": "2026-11-23 04:17:42.427",
     "ended_at": "2026-11-23 04:17:44.927",
     "verdict": "fail",
-    "reports": [
-        {
-            "title": "validate",
-            "checks": [
-                {
-                    "name": "integrity",
-                    "status": "pass",
-                    "expected": "ok",
-                    "observed": "ok",
-                    "remedy": "",
-                    "evidence": [],
-                },
-                {
-                    "name": "indexes",
-                    "status": "fail",
-                    "expected": "the 33 of sql/",
-                    "observed": "32 indexes",
-                    "remedy": "run the statements",
-                    "evidence": ["CREATE INDEX idx_audit_task"],
-                },
-                {"name": "WAL", "status": "warn", "expected": "less", "observed": "more", "remedy": "", "evidence": []},
-            ],
-        }
-    ],
+    "reports": [Report("validate", CHECKS).to_dict()],
     "database": {
         "before": {"path": "abathur.db", "size": 229376, "schema_sha256": "be2d1ee0bf8c915e" + "0" * 48},
         "after": {"path": "abathur.db", "size": 233472, "schema_sha256": "d3dbf37e484e254c" + "0" * 48},
     },
     "error": {"cell": 2, "id": None, "name": "OperationalError", "message": "disk I/O error"},
 }
+RECORD = record_with(**FIELDS)
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="  # one, red
 
 
@@ -97,7 +81,7 @@ def notebook(*cells: Mapping[str, Any], **metadata: Any) -> dict[str, Any]:
     return {"cells": list(cells), "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
 
-def page_of(*cells: Mapping[str, Any], record: Mapping[str, Any] = RECORD) -> str:
+def page_of(*cells: Mapping[str, Any], record: Record = RECORD) -> str:
     return render(notebook(*cells), record).decode()
 
 
@@ -128,21 +112,12 @@ def words(html: str) -> str:
 # --- the head
 
 
-@pytest.mark.parametrize("verdict", [*EXIT_CODES, None])
-def test_the_verdict_stands_first_as_a_shape_and_a_word(verdict: str | None) -> None:
-    shown = words(page_of(record={**RECORD, "verdict": verdict}))
-    mark, meaning = page._VERDICTS[verdict or "unsealed"]
-    assert shown.startswith(f"{mark} {verdict or 'unsealed'} validate of staging {meaning}")
-    assert len({mark for mark, _ in page._VERDICTS.values()}) == len(EXIT_CODES) + 1
-
-
-def test_a_run_that_was_only_started_is_called_no_evidence() -> None:
-    names = ("run_id", "notebook", "template", "env", "parameters", "user", "host", "versions", "started_at")
-    started = {name: RECORD[name] for name in names}
-    shown = words(page_of(record=started))
-    assert shown.startswith("? unsealed validate of staging The run was never sealed: it is no evidence.")
-    assert "when 2026-11-23 04:17:42.427 UTC; it has no end who alice on db1" in shown
-    assert "database before not known database after not known" in shown
+@pytest.mark.parametrize("verdict", EXIT_CODES)
+def test_the_verdict_stands_first_as_a_shape_and_a_word(verdict: Verdict) -> None:
+    shown = words(page_of(record=replace(RECORD, verdict=verdict)))
+    mark, meaning = page._VERDICTS[verdict]
+    assert shown.startswith(f"{mark} {verdict} validate of staging {meaning}")
+    assert len({mark for mark, _ in page._VERDICTS.values()}) == len(EXIT_CODES)
 
 
 def test_the_head_says_what_ran_where_when_by_whom_and_on_which_database() -> None:
@@ -160,10 +135,10 @@ def test_the_head_says_what_ran_where_when_by_whom_and_on_which_database() -> No
         "Parameters env staging db_path null rows 500",
     ):
         assert fact in shown
-    same = {**RECORD, "database": {"before": RECORD["database"]["before"], "after": RECORD["database"]["before"]}}
+    same = replace(RECORD, database=dict.fromkeys(("before", "after"), RECORD.database["before"]))
     assert "database after the same: size, ids, schema" in words(page_of(record=same))
     assert "database before none database after none" in words(
-        page_of(record={**RECORD, "database": {"before": None, "after": None}})
+        page_of(record=replace(RECORD, database={"before": None, "after": None}))
     )
 
 
@@ -178,7 +153,7 @@ def test_what_failed_stands_before_what_ran() -> None:
 @pytest.mark.parametrize("named", [{"cell": 2, "id": None}, {"cell": None, "id": "the-one"}])
 def test_the_cell_in_which_it_ended_is_named_and_linked(named: dict[str, Any]) -> None:
     error = {**named, "name": "OperationalError", "message": "disk I/O error"}
-    html = page_of(markdown("# a"), code(), code(count=2, id="the-one"), record={**RECORD, "error": error})
+    html = page_of(markdown("# a"), code(), code(count=2, id="the-one"), record=replace(RECORD, error=error))
     assert 'It ended in <a href="#cell-2">' in html
     assert 'id="cell-2"' in html
     assert "OperationalError: disk I/O error" in words(html)
@@ -187,12 +162,12 @@ def test_the_cell_in_which_it_ended_is_named_and_linked(named: dict[str, Any]) -
 def test_an_end_in_no_cell_is_told_all_the_same() -> None:
     """As the runner seals it: out of time before the first cell."""
     error = {"cell": None, "id": None, "name": "", "message": "the run took longer than 60 s"}
-    more = {"error": error, "sealed_by": "runner", "notebook_verdict": None}
-    shown = words(page_of(code(count=None), record={**RECORD, "verdict": "timeout", **more}))
+    sealed = replace(RECORD, error=error, sealed_by="runner")
+    shown = words(page_of(code(count=None), record=replace(sealed, verdict="timeout")))
     assert "the run took longer than 60 s Findings" in shown
     assert "It ended in" not in shown
     assert "sealed by runner; the notebook had not who" in shown
-    shown = words(page_of(record={**RECORD, **more, "notebook_verdict": "pass"}))
+    shown = words(page_of(record=replace(sealed, notebook_verdict="pass")))
     assert "sealed by runner; the notebook had sealed it as: pass who" in shown
 
 
@@ -328,10 +303,12 @@ def test_the_same_run_gives_the_same_bytes_in_another_process(tmp_path: Path) ->
     made = notebook(
         markdown("# a\n\n<p style='color:red;width:1em' title='t'>b"), code(shows(text_html=report()), stream("x"))
     )
-    (tmp_path / "in.json").write_text(json.dumps([made, RECORD]))
+    (tmp_path / "in.json").write_text(json.dumps([made, RECORD.to_dict()]))
     program = (
-        "import hashlib, json; from abathur_nb.evidence.page import render\n"
-        f"with open({str(tmp_path / 'in.json')!r}) as file: print(hashlib.sha256(render(*json.load(file))).hexdigest())"
+        "import hashlib, json\nfrom abathur_nb.evidence.page import render\n"
+        "from abathur_nb.evidence.record import Record, read_run\n"
+        f"with open({str(tmp_path / 'in.json')!r}) as file: made, record = json.load(file)\n"
+        "print(hashlib.sha256(render(made, read_run(Record, record))).hexdigest())"
     )
     assert len({run_python(program, PYTHONHASHSEED=seed) for seed in ("1", "2", "3")}) == 1
 
@@ -364,11 +341,8 @@ ODD_NOTEBOOKS: list[Any] = [
 
 
 @pytest.mark.parametrize("odd", ODD_NOTEBOOKS)
-@pytest.mark.parametrize(
-    "record", [RECORD, {}, dict.fromkeys(RECORD), dict.fromkeys(RECORD, 7), dict.fromkeys(RECORD, "x")]
-)
-def test_an_odd_notebook_or_record_still_gives_a_page(odd: Any, record: dict[str, Any]) -> None:
-    html = render(odd, record).decode()
+def test_an_odd_notebook_still_gives_a_page(odd: Any) -> None:
+    html = render(odd, RECORD).decode()
     assert html.endswith("</html>\n")
     assert words(html).endswith("and the hash of this page.")
 
@@ -388,7 +362,7 @@ def test_a_notebook_cut_short_by_a_kernel_that_died_shows_what_there_is(tmp_path
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANGING_S, check=False)
     assert done.returncode != 0
     left = nbformat.read(tmp_path / "out.ipynb", as_version=4)
-    shown = words(render(left, {**RECORD, "verdict": "error"}).decode())
+    shown = words(render(left, replace(RECORD, verdict="error")).decode())
     assert "! error" in shown
     assert "2 of them never ran" in shown or "1 of them never ran" in shown
     assert "before the end" in shown
@@ -460,7 +434,7 @@ def hostile(number: int, offset: int = 0) -> str:
     return HOSTILE[number].format(js=CANARY.format(number=number + offset))
 
 
-def planted(value: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def planted(value: str) -> tuple[dict[str, Any], Record]:
     """Return a notebook and a record that hold a value wherever there is a text, and a page may not expect one."""
     cell = {"id": value, "metadata": {"tags": [value], "papermill": {"status": value}, value: value}}
     kinds = "text/html text/markdown text/plain text/latex image/svg+xml image/png image/jpeg application/json"
@@ -487,13 +461,20 @@ def planted(value: str) -> tuple[dict[str, Any], dict[str, Any]]:
         code(*outputs, source=value, count=value, **cell),  # type: ignore[arg-type]
         **{value: value, "title": value, "language_info": {"name": value}},
     )
-    return made, _with_texts(RECORD, value)
+    return made, hostile_record(value)
+
+
+def hostile_record(value: str) -> Record:
+    """Return a record with each text, and each number, replaced where a record may have another."""
+    return record_with(**{name: _with_texts({name: field}, value)[name] for name, field in FIELDS.items()})
+
+
+_FIXED = {"status", "verdict", "started_at", "ended_at", "finished_at", "refused"}
 
 
 def _with_texts(data: Any, value: str) -> Any:
-    """Return data with each text, and each number, replaced."""
     if isinstance(data, dict):
-        replaced = {key: item if key == "status" else _with_texts(item, value) for key, item in data.items()}
+        replaced = {key: item if key in _FIXED else _with_texts(item, value) for key, item in data.items()}
         return {**replaced, value: value}
     return [_with_texts(item, value) for item in data] if isinstance(data, list) else value
 
@@ -575,7 +556,7 @@ def test_a_page_asks_nothing_of_any_host(tmp_path: Path, monkeypatch: pytest.Mon
         *(markdown(value) for value in values),
         *(code(shows(text_html=value), shows(text_markdown=value), stream(value)) for value in values),
     )
-    html = render(made, _with_texts(RECORD, " ".join(values))).decode()
+    html = render(made, hostile_record(" ".join(values))).decode()
     monkeypatch.setattr(page, "clean", lambda html: html)
     unclean = without_the_policy(render(made, RECORD).decode()).replace("http-equiv=refresh", "")
     found = asked_for(tmp_path, {"page": html, "bare": without_the_policy(html), "control": unclean})
@@ -612,9 +593,8 @@ def test_a_style_keeps_what_neither_loads_nor_covers_anything(style: str, kept: 
 
 def test_a_cell_cannot_dress_up_as_the_head() -> None:
     value = "<p class='verdict pass' id='cell-0'>✓ pass</p><header class=head>"
-    html = page_of(markdown(value), code(shows(text_html=value)), record={**RECORD, "verdict": "fail pass"})
+    html = page_of(markdown(value), code(shows(text_html=value)))
     assert html.count('class="verdict') == 1
-    assert 'class="verdict "' in html  # nor can a verdict that is none of ours
     assert html.count('id="cell-0"') == 1
     assert html.count("<header") == 1
 
@@ -643,5 +623,5 @@ def test_paper_is_a4_and_shows_what_was_folded(tmp_path: Path) -> None:
 
 
 def test_a_hostile_run_id_stays_out_of_the_style_sheet() -> None:
-    html = page_of(record={**RECORD, "run_id": '"; } body { background: url(http://x.invalid/) } @page { x: "'})
+    html = page_of(record=replace(RECORD, run_id='"; } body { background: url(http://x.invalid/) } @page { x: "'))
     assert '@bottom-left { content: "";' in html

@@ -390,7 +390,7 @@ async def test_no_file_of_an_archived_run_names_the_home_directory(
     assert text.count(str(home)) > 10
     entry = only_run(settings)
     assert entry.record is not None
-    assert entry.record["error"]["name"] == "FileNotFoundError"
+    assert (entry.record.error or {})["name"] == "FileNotFoundError"
     keep(entry.folder, settings, notebook)
     for path in settings.archive_dir.rglob("*"):
         if path.is_file():

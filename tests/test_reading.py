@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from archives import archive, ledger_lines, run, seal, start
+from archives import GREEN, archive, ledger_lines, record_with, run, seal, start
 
 from abathur_nb.cli import make_parser
 from abathur_nb.config.settings import Settings
@@ -17,7 +17,6 @@ from abathur_nb.evidence.reading import (
     archive_at,
     chosen_archive,
     find_run,
-    id_in,
     is_folder,
     read_archive,
     run_ids,
@@ -40,7 +39,7 @@ def test_the_runs_come_oldest_first_each_with_its_verdict_and_its_line(settings:
     assert not any(entry.faults for entry in entries)
     assert all(entry.started for entry in entries)
     assert entries[0].record is not None
-    assert entries[0].record["run_id"] == entries[0].run_id
+    assert entries[0].record.run_id == entries[0].run_id
     assert entries[-1].record is None
 
 
@@ -67,8 +66,8 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (_replace_record, f"{RECORD}: it is of run "),
     (_rewrite(STARTED, user="mallory"), f"{RECORD}: it does not belong to this {STARTED}"),
     (_rewrite(RECORD, user="mallory"), f"{RECORD}: user is not what {STARTED} says"),
-    (_rewrite(RECORD, format=2), f"{RECORD}: its format is 2, known is 1"),
-    (_rewrite(RECORD, verdict="splendid"), f"{RECORD}: verdict: expected one of "),
+    (_rewrite(RECORD, format=3), f"{RECORD}: its format is 3, known is 2"),
+    (_rewrite(RECORD, verdict="splendid"), f"{RECORD}: not a record of a run: verdict: expected one of "),
     (lambda folder: (folder / RECORD).write_bytes(b""), f"{RECORD}: it is no canonical JSON"),
 ]
 
@@ -128,7 +127,9 @@ def test_an_archive_without_a_ledger_has_runs_all_the_same(settings: Settings) -
     ],
 )
 def test_a_check_of_an_old_record_has_the_id_of_its_title(check: dict[str, str], check_id: str) -> None:
-    assert id_in(check) == check_id
+    told = {"expected": "", "observed": "", "remedy": "", "status": "pass", "evidence": [], **check}
+    record = record_with(format=1, reports=[{**GREEN.to_dict(), "checks": [told]}])
+    assert [check.id for check in record.checks] == [check_id]
 
 
 def test_a_directory_that_is_gone_is_refused(tmp_path: Path) -> None:

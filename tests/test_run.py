@@ -54,7 +54,7 @@ def only_run(settings: Settings) -> Entry:
 def record_of(settings: Settings) -> dict[str, Any]:
     record = only_run(settings).record
     assert record is not None
-    return dict(record)
+    return record.to_dict()
 
 
 def shown_in(notebook: Any) -> list[dict[str, Any]]:
@@ -285,7 +285,9 @@ def test_record_and_started_are_canonical_and_linked(database: Settings) -> None
 
 def test_the_short_text_names_what_failed(database: Settings) -> None:
     start_run(database, "validate").seal(GREEN, RED)
-    text = summary(record_of(database))
+    record = only_run(database).record
+    assert record is not None
+    text = summary(record)
     assert text.startswith("FAIL validate of development, run 2")
     assert "\n2 checks, 1 failed or could not run\nsky: green" in text
 

@@ -581,8 +581,8 @@ def test_a_disk_that_is_full_breaks_the_run_and_nothing_is_torn(when: str, datab
     assert entry.faults == ()
     assert entry.verdict == ("unsealed" if "before" in when else "error")
     if entry.record:
-        assert entry.record["notebook_verdict"] == "pass"
-        assert "it could not be archived" in entry.record["error"]["message"]
+        assert entry.record.notebook_verdict == "pass"
+        assert "it could not be archived" in str(entry.record.error)
     assert not (entry.folder / "notebook.ipynb").exists() or artifact_of(entry)
     assert not list(entry.folder.glob(".*"))
     assert verify_archive(small / "runs").ok

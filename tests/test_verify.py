@@ -320,7 +320,7 @@ def test_what_a_forger_writes_is_a_fault_and_no_traceback(settings: Settings) ->
         {"reports": [{"title": "x"}]},
         {"verdict": "splendid"},
         {"verdict": []},
-        {"format": 2},
+        {"format": 3},
         {"format": None},
         {"run_id": "20261123T101500123Z-9f3ac1"},
         {"facts": []},

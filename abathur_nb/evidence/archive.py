@@ -15,12 +15,12 @@ from abathur_nb.causes import os_cause
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence import page, statement
-from abathur_nb.evidence.canonical import sha256, unsealed
+from abathur_nb.evidence.canonical import canonical, sha256, unsealed
 from abathur_nb.evidence.ledger import RUN_ID, append, require_no_line
 from abathur_nb.evidence.notebook import LONGEST, read_file, read_notebook, same_cells
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
-from abathur_nb.evidence.reading import read_entry, run_ids
-from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, shipped_notebook
+from abathur_nb.evidence.reading import IN_LINE, read_entry, run_ids
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, Record, read_run, shipped_notebook
 from abathur_nb.evidence.run import MIME
 from abathur_nb.files import fsync, locked, read_regular, write_durably
 from abathur_nb.text import printable, shown, utc_now
@@ -46,7 +46,7 @@ def keep(
     archive = folder.parent
     require_no_line(archive, folder.name)
     files = {name: read_regular(folder / name) for name in (STARTED, RECORD)}
-    record = unsealed(files[RECORD])
+    record = read_run(Record, unsealed(files[RECORD]))
     executed = nbformat.from_dict(tilde(_joined(notebook)))
     # Of a lone surrogate, which has no UTF-8, backslashreplace makes JSON's own \ud800.
     text = json.dumps(executed, indent=1, ensure_ascii=False) + "\n"
@@ -64,7 +64,7 @@ def keep(
         raise
     line = {
         "kind": "run",
-        **{name: record[name] for name in ("run_id", "notebook", "env", "verdict", "started_at", "ended_at")},
+        **{name: getattr(record, name) for name in IN_LINE},
         "as_template": as_template,
         "files": hashes | {STATEMENT: sha256(files[STATEMENT])},
         "written_at": utc_now(),
@@ -126,16 +126,17 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
         raise RefusedError(f"{where}: its record names no run: {shown(run_id)}")
     require_no_line(archive, run_id)
     entry = read_entry(archive, run_id, None)
-    if entry.record != shown_record:
-        found = "; ".join(entry.faults) or ("another one" if entry.record else "none that is sealed")
+    record = entry.record
+    if record is None or json.loads(canonical(record.to_dict())) != shown_record:
+        found = "; ".join(entry.faults) or ("another one" if record else "none that is sealed")
         raise RefusedError(
             f"{where}: expected the record of run {run_id} in {archive} to be the one that it shows, found {found}"
         )
     raised = any(output["output_type"] == "error" for cell in notebook["cells"] for output in cell.get("outputs", ()))
-    if entry.record["verdict"] == "pass" and raised:
+    if record.verdict == "pass" and raised:
         raise RefusedError(f"{where}: its record says pass, but one of its cells raised", "run it again, whole")
-    shipped = shipped_notebook(entry.record["notebook"])
-    recorded = entry.record["template"].get("sha256")
+    shipped = shipped_notebook(record.notebook)
+    recorded = record.template["sha256"]
     as_template = shipped is not None and sha256(shipped) == recorded and same_cells(notebook, shipped)
     try:
         keep(entry.folder, settings, notebook, as_template=as_template)

@@ -72,8 +72,9 @@ def unsealed(content: bytes) -> dict[str, Any]:
 def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
     """Return what of JSON does not have a shape, each fault with the path to it; nothing if all has.
 
-    A shape is a type or several, where a bool is not a number; a function that tells, whose name says what it wants;
-    a list of one shape; a mapping with at least these keys (``key?`` is optional), or ``{str: shape}`` with any keys.
+    A shape is a type or several, where a bool is not a number; a set of texts; a function that tells, whose name says
+    what it wants; a list of one shape; a mapping with at least these keys (``key?`` is optional), or ``{str: shape}``
+    with any keys.
     """
     if isinstance(shape, Mapping) and isinstance(data, dict):
         inner = dict.fromkeys(data, shape[str]) if str in shape else shape
@@ -87,7 +88,9 @@ def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
         ]
     if isinstance(shape, list) and isinstance(data, list):
         return [fault for at, item in enumerate(data) for fault in misfits(item, shape[0], f"{where}{at}.")]
-    if isinstance(shape, type | tuple):
+    if isinstance(shape, frozenset):
+        holds, expected = isinstance(data, str) and data in shape, f"one of {', '.join(sorted(shape))}"
+    elif isinstance(shape, type | tuple):
         kinds = shape if isinstance(shape, tuple) else (shape,)
         holds, expected = isinstance(data, kinds), " or ".join(kind.__name__ for kind in kinds)
         holds &= bool in kinds or not isinstance(data, bool)

@@ -12,6 +12,7 @@ from typing import Any
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.reading import Entry, chosen_archive, find_run
+from abathur_nb.evidence.record import Record
 from abathur_nb.evidence.stores import local
 from abathur_nb.percentiles import above
 from abathur_nb.text import printable
@@ -50,7 +51,7 @@ class Change:
         return printable(f"{self.kind} {self.name}: {before} → {after}").replace("\n", "\\n")
 
 
-def differences(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> tuple[Change, ...]:
+def differences(earlier: Record, later: Record) -> tuple[Change, ...]:
     """Return what changed in meaning from one sealed record to another. Read-only.
 
     Compared are the verdict; the error of the cell that broke the run; each check, by its report and its id: status,
@@ -60,14 +61,12 @@ def differences(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> tuple[C
     varies: times, paths, and amounts with a unit.
     """
     records = (earlier, later)
-    both_name_objects = all("schema" in record["facts"] for record in records)
-    # An old record knows its checks by their titles alone.
-    checks = [check for record in records for report in record["reports"] for check in report["checks"]]
-    key = "id" if all("id" in check for check in checks) else "name"
+    both_name_objects = all("schema" in record.facts for record in records)
+    key = "name" if any(record.format == 1 for record in records) else "id"  # older ones may have titles alone
     return tuple(_changes(*(_meaning(record, both_name_objects, key) for record in records)))
 
 
-def circumstances(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> tuple[Change, ...]:
+def circumstances(earlier: Record, later: Record) -> tuple[Change, ...]:
     """Return what the two runs were made with that differs: it explains a difference, and is none. Read-only.
 
     The notebook, its template, the environment, who and where, the database's name, parameters, settings, versions, the
@@ -76,18 +75,18 @@ def circumstances(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> tuple
     return tuple(_changes(_conditions(earlier), _conditions(later)))
 
 
-def _meaning(record: Mapping[str, Any], both_name_objects: bool, key: str) -> Found:
-    facts, after = record["facts"], _mapping(record["database"].get("after"))
-    found: Found = {("verdict", "of the run"): {"": record["verdict"]}}
-    if error := record["error"]:
+def _meaning(record: Record, both_name_objects: bool, key: str) -> Found:
+    facts, after = record.facts, _mapping(record.database.get("after"))
+    found: Found = {("verdict", "of the run"): {"": record.verdict}}
+    if error := record.error:
         found["error", "of a cell"] = {"": f"{error.get('name')}: {error.get('message')}"}
     seen: Counter[str] = Counter()
-    for report in record["reports"]:
-        for check in report["checks"]:
-            name = f"{report['title']}: {check[key].replace('_', ' ')}"
+    for report in record.reports:
+        for check in report.checks:
+            name = f"{report.title}: {getattr(check, key).replace('_', ' ')}"
             seen[name] += 1
             numbered = name if seen[name] == 1 else f"{name} ({seen[name]})"
-            found["check", numbered] = {field: check[field] for field in ("status", "expected", "observed")}
+            found["check", numbered] = {field: getattr(check, field) for field in ("status", "expected", "observed")}
     ids = (
         ("application_id", "user_version") if both_name_objects else ("application_id", "user_version", "schema_sha256")
     )
@@ -104,12 +103,12 @@ def _meaning(record: Mapping[str, Any], both_name_objects: bool, key: str) -> Fo
     return found
 
 
-def _conditions(record: Mapping[str, Any]) -> Found:
-    found: Found = {("run", name): {"": record[name]} for name in ("notebook", "env", "user", "host")}
-    found["run", "database"] = {"": _mapping(record["database"].get("after")).get("path", "")}
+def _conditions(record: Record) -> Found:
+    found: Found = {("run", name): {"": getattr(record, name)} for name in ("notebook", "env", "user", "host")}
+    found["run", "database"] = {"": _mapping(record.database.get("after")).get("path", "")}
     for kind in ("template", "parameters", "settings", "versions"):
-        found |= {(kind, name): {"": value} for name, value in record[kind].items()}
-    found |= {("machine", name): {"": value} for name, value in _mapping(record["facts"].get("machine")).items()}
+        found |= {(kind, name): {"": value} for name, value in getattr(record, kind).items()}
+    found |= {("machine", name): {"": value} for name, value in _mapping(record.facts.get("machine")).items()}
     return found
 
 
@@ -207,9 +206,9 @@ def command(arguments: argparse.Namespace) -> int:
     return 1 if changed else 0
 
 
-def _sealed(archive: Path, names: Sequence[str]) -> list[Mapping[str, Any]]:
+def _sealed(archive: Path, names: Sequence[str]) -> list[Record]:
     """Return the records of these runs; raise ConfigurationError naming each that can't be compared."""
-    records: list[Mapping[str, Any]] = []
+    records = list[Record]()
     faults: list[str] = []
     for name in names:
         try:
@@ -221,7 +220,7 @@ def _sealed(archive: Path, names: Sequence[str]) -> list[Mapping[str, Any]]:
     return records
 
 
-def _record(entry: Entry) -> Mapping[str, Any]:
+def _record(entry: Entry) -> Record:
     if entry.faults:
         raise ConfigurationError(f"run {entry.run_id}: expected one that is as it was written, found {entry.faults[0]}")
     if entry.record is None:
@@ -229,7 +228,6 @@ def _record(entry: Entry) -> Mapping[str, Any]:
     return entry.record
 
 
-def _told(word: str, record: Mapping[str, Any]) -> str:
-    who = f"{record['user']} on {record['host']}"
-    text = f"{word + ':':<9}{record['run_id']} {record['notebook']} of {record['env']}: {record['verdict']}, {who}"
+def _told(word: str, record: Record) -> str:
+    text = f"{word + ':':<9}{record.run_id} {record.notebook} of {record.env}: {record.verdict}, {record.who}"
     return printable(text).replace("\n", "\\n")

@@ -4,11 +4,13 @@ import json
 import re
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from abathur_nb.evidence.record import Record, Verdict
+from abathur_nb.report import Check, Status
 from abathur_nb.text import counted, printable
 
 __all__ = ["clean", "picture_of", "render"]
@@ -96,16 +98,19 @@ def picture_of(mime: str, text: str) -> str:
 
 
 # A shape and a word, so that nothing hangs on colour alone; and what the word means.
-_VERDICTS = {
+_VERDICTS: Mapping[Verdict, tuple[str, str]] = {
     "pass": ("✓", "No check failed."),
     "fail": ("✗", "A check failed, or could not run."),
     "refused": ("⊘", "Something forbade it: nothing was done."),
     "error": ("!", "The run broke."),
     "timeout": ("◷", "The run was out of time, and was ended."),
     "interrupted": ("■", "The run was interrupted."),
-    "unsealed": ("?", "The run was never sealed: it is no evidence."),
 }
-_FINDINGS = {"error": "? could not run", "fail": "✗ fail", "warn": "! warn"}  # in this order; they stand at the top
+_FINDINGS: Mapping[Status, str] = {
+    "error": "? could not run",
+    "fail": "✗ fail",
+    "warn": "! warn",
+}  # in this order; they stand at the top
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _HASH_SHOWN = 16  # hexadecimal digits: the record has them all
 _EVIDENCE_OPEN = 5  # more pieces of evidence than this are folded away
@@ -113,13 +118,13 @@ _RUN_ID = re.compile(r"[0-9A-Za-z-]{1,64}")  # what may stand in a style sheet, 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
-def render(notebook: Mapping[str, Any], record: Mapping[str, Any], *, as_template: bool = True) -> bytes:
+def render(notebook: Mapping[str, Any], record: Record, *, as_template: bool = True) -> bytes:
     """Return an executed notebook as one HTML page, headed by what its record says. Read-only.
 
     ``as_template`` tells whether its cells are known to be those of the template.
 
-    The same input gives the same bytes. Whatever a notebook or a record lacks is left out. The template escapes
-    every text; HTML and Markdown of the notebook are sanitized.
+    The same input gives the same bytes. The template escapes every text; HTML and Markdown of the notebook are
+    sanitized.
     """
     from jinja2 import ChainableUndefined, Environment
 
@@ -132,23 +137,23 @@ def render(notebook: Mapping[str, Any], record: Mapping[str, Any], *, as_templat
         trim_blocks=True,
     )
     cells = list(_cells(notebook))
-    checks = [check for report in _mappings(record.get("reports")) for check in _mappings(report.get("checks"))]
-    verdict = str(record.get("verdict") or "unsealed")
-    mark, meaning = _VERDICTS.get(verdict, ("?", "This version knows no such verdict."))
-    run_id = str(record.get("run_id", ""))
+    mark, meaning = _VERDICTS[record.verdict]
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         record=record,
-        verdict=verdict,
-        tone=verdict if verdict in _VERDICTS else "",
         mark=mark,
         meaning=meaning,
-        counts=_counts(checks),
-        findings=[{**check, "mark": _FINDINGS[status]} for status in _FINDINGS for check in _of(status, checks)],
-        ended=_ended(record.get("error"), cells),
+        counts=_counts(record.checks),
+        findings=[
+            {**asdict(check), "mark": mark}
+            for status, mark in _FINDINGS.items()
+            for check in record.checks
+            if check.status == status
+        ],
+        ended=_ended(record.error, cells),
         facts=list(_facts(record, cells, as_template)),
-        parameters=[(name, _text(value)) for name, value in _mapping(record.get("parameters")).items()],
+        parameters=[(name, _text(value)) for name, value in record.parameters.items()],
         cells=cells,
-        footer_id=run_id if _RUN_ID.fullmatch(run_id) else "",
+        footer_id=record.run_id if _RUN_ID.fullmatch(record.run_id) else "",
         evidence_open=_EVIDENCE_OPEN,
     )
     return page.encode()
@@ -179,33 +184,25 @@ def _text(value: Any) -> str:
 # --- the head
 
 
-def _of(status: str, checks: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    for check in checks:
-        if check.get("status") == status:
-            evidence = check.get("evidence")
-            yield {**check, "evidence": evidence if isinstance(evidence, list | tuple) else []}
-
-
-def _counts(checks: list[Mapping[str, Any]]) -> str:
-    counts = Counter(str(check.get("status")) for check in checks)
-    told = ", ".join(f"{counts[status]} {status}" for status in (*_FINDINGS, "pass", "skip") if counts[status])
+def _counts(checks: Sequence[Check]) -> str:
+    counts = Counter(check.status for check in checks)
+    order: tuple[Status, ...] = (*_FINDINGS, "pass", "skip")
+    told = ", ".join(f"{counts[status]} {status}" for status in order if counts[status])
     return f"{counted(len(checks), 'check')}: {told}." if checks else ""
 
 
-def _facts(record: Mapping[str, Any], cells: list[dict[str, Any]], as_template: bool) -> Iterator[tuple[str, str]]:
+def _facts(record: Record, cells: list[dict[str, Any]], as_template: bool) -> Iterator[tuple[str, str]]:
     """Yield what identifies the run, each with its name."""
-    template, versions = _mapping(record.get("template")), _mapping(record.get("versions"))
-    database = _mapping(record.get("database"))
-    before, after = (database.get(name, "not known") for name in ("before", "after"))
-    yield "run", str(record.get("run_id", "–"))
-    yield "notebook", f"{template.get('name', record.get('notebook', '–'))}, sha256 {_digits(template.get('sha256'))}"
-    yield "environment", str(record.get("env", "–"))
-    yield "when", _when(record)
-    if record.get("sealed_by"):  # by another than the notebook, which may have come to a verdict of its own
-        own = record.get("notebook_verdict")
-        yield "sealed by", f"{record['sealed_by']}; the notebook {f'had sealed it as: {own}' if own else 'had not'}"
-    yield "who", f"{record.get('user', '–')} on {record.get('host', '–')}"
-    yield "versions", ", ".join(f"{name} {of}" for name, of in versions.items() if name != "SQLite source")
+    before, after = (record.database.get(name, "not known") for name in ("before", "after"))
+    yield "run", record.run_id
+    yield "notebook", f"{record.template['name']}, sha256 {_digits(record.template['sha256'])}"
+    yield "environment", record.env
+    yield "when", f"{record.started_at} to {record.ended_at} UTC, {record.seconds:.1f} s"
+    if record.sealed_by:  # by another than the notebook, which may have come to a verdict of its own
+        own = record.notebook_verdict
+        yield "sealed by", f"{record.sealed_by}; the notebook {f'had sealed it as: {own}' if own else 'had not'}"
+    yield "who", record.who
+    yield "versions", ", ".join(f"{name} {of}" for name, of in record.versions.items() if name != "SQLite source")
     yield "database before", _database(before)
     same = isinstance(before, Mapping) and "schema_sha256" in before and before == after
     yield "database after", "the same: size, ids, schema" if same else _database(after)
@@ -213,17 +210,6 @@ def _facts(record: Mapping[str, Any], cells: list[dict[str, Any]], as_template: 
     never = sum(cell["count"] is None for cell in code)
     ran = f"{len(code)}, {never} of them never ran" if never else f"{len(code)}, all of them ran"
     yield "cells of code", ran if as_template else f"{ran}; they are not known to be those of the template"
-
-
-def _when(record: Mapping[str, Any]) -> str:
-    start, end = record.get("started_at"), record.get("ended_at")
-    if not end:
-        return f"{start} UTC; it has no end"
-    try:
-        took = (datetime.fromisoformat(end) - datetime.fromisoformat(start or "")).total_seconds()
-    except (TypeError, ValueError):
-        return f"{start} to {end} UTC"
-    return f"{start} to {end} UTC, {took:.1f} s"
 
 
 def _database(identity: Any) -> str:
@@ -242,9 +228,9 @@ def _digits(digest: Any) -> str:
     return f"{digest[:_HASH_SHOWN]}…" if isinstance(digest, str) and digest else "not known"
 
 
-def _ended(error: Any, cells: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _ended(error: Mapping[str, Any] | None, cells: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return what a record says of the cell in which its run ended, with the ``number`` of that cell on the page."""
-    if not isinstance(error, Mapping):
+    if error is None:
         return None
     told = ": ".join(str(error[name]) for name in ("name", "message") if error.get(name))
     numbers = [

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.privacy import tilde
 from abathur_nb.evidence.reading import Entry
-from abathur_nb.text import moment_of, printable
+from abathur_nb.evidence.record import Record
+from abathur_nb.text import printable
 
 __all__ = ["Facts", "Interval", "PastRun", "past_runs"]
 
@@ -82,9 +82,8 @@ class PastRun:
 
     def is_of(self, settings: Settings) -> bool:
         """Tell whether it is of the database of ``settings``, under the same environment."""
-        told = self.entry.record or self.entry.started
-        own = (settings.env, tilde(str(settings.db_path)))
-        return told is not None and (told["env"], told["settings"].get("db_path")) == own
+        run, own = self.entry.known, (settings.env, tilde(str(settings.db_path)))
+        return run is not None and (run.env, run.settings.get("db_path")) == own
 
 
 def past_runs(entries: Iterable[Entry]) -> tuple[PastRun, ...]:
@@ -104,27 +103,25 @@ def _moment(run_id: str) -> datetime | None:
 
 
 def _past(entry: Entry, started_at: datetime) -> PastRun:
-    told: Mapping[str, Any] = entry.record or entry.started or (entry.line.data if entry.line else {})
-    notebook = _short(told.get("notebook", "?"))
-    database = _short(told.get("settings", {}).get("db_path", ""))
-    who = " on ".join(_short(told[name]) for name in ("user", "host") if name in told)
+    known = entry.known
+    notebook = _short(known.notebook if known else entry.line.data["notebook"] if entry.line else "?")
+    database = _short(known.settings.get("db_path", "") if known else "")
+    who = _short(known.who) if known else ""
     run = PastRun(entry, started_at, notebook, database, notebook, entry.verdict, who=who)
     if entry.record is None or entry.verdict == "altered":
         return run
     try:
-        seconds = (moment_of(entry.record["ended_at"]) - moment_of(entry.record["started_at"])).total_seconds()
-        return replace(run, seconds=seconds, facts=_facts(entry.record))
+        return replace(run, seconds=entry.record.seconds, facts=_facts(entry.record))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return replace(run, verdict="altered")  # its hash is right, but no run of this package wrote it
 
 
-def _facts(record: Mapping[str, Any]) -> Facts:
+def _facts(record: Record) -> Facts:
     """Read the facts of a record; raise what shows that they are none: no hash says who wrote it."""
-    facts, machine = record["facts"], record["facts"].get("machine", {})
-    checks = [check for report in record["reports"] for check in report["checks"]]
-    after = record["database"].get("after") or {}
+    facts, machine = record.facts, record.facts.get("machine", {})
+    after = record.database.get("after") or {}
     return Facts(
-        failed=tuple(_short(check["name"]) for check in checks if check["status"] in ("fail", "error")),
+        failed=tuple(_short(check.name) for check in record.checks if check.failed),
         percentiles={
             _short(name): {str(level): _interval(*bounds) for level, bounds in levels.items()}
             for name, levels in facts.get("percentiles_ms", {}).items()
@@ -132,7 +129,7 @@ def _facts(record: Mapping[str, Any]) -> Facts:
         limits={
             _short(name): (str(level), _figure(limit)) for name, (level, limit) in facts.get("limits_ms", {}).items()
         },
-        basis=(_short(record["settings"].get("db_path", "")), *(str(machine.get(name)) for name in _BASIS)),
+        basis=(_short(record.settings.get("db_path", "")), *(str(machine.get(name)) for name in _BASIS)),
         # What a dry run of init shows is only planned, and of that no rows are counted.
         schema={str(name): str(sql) for name, sql in facts.get("schema", {}).items() if facts.get("rows")},
         plans={str(name): "\n".join(lines) for name, lines in facts.get("plans", {}).items()},

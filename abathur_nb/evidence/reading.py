@@ -3,61 +3,33 @@
 import argparse
 import os
 import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from abathur_nb.config.settings import Settings, absolute_path, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.evidence.canonical import misfits, moment, sha256, unsealed
+from abathur_nb.evidence.canonical import sha256, unsealed
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, Ledger, Line, read_ledger
-from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED
+from abathur_nb.evidence.record import RECORD, STARTED, Record, Started, read_run
 from abathur_nb.files import read_regular
-from abathur_nb.report import id_of
 from abathur_nb.text import shown, url_fault
 
 __all__ = [
+    "IN_LINE",
     "Entry",
     "archive_at",
     "chosen_archive",
     "find_run",
     "first_run",
-    "id_in",
     "is_folder",
     "read_archive",
     "read_entry",
     "run_ids",
 ]
 
-_FORMATS = (1,)
 _NAMED = 5  # runs that an error names
-_IN_LINE = ("run_id", "notebook", "env", "verdict", "started_at", "ended_at")  # that the ledger repeats of a record
-_TEXTS = ("run_id", "notebook", "env", "user", "host", "ledger_head")
-_CHECK = {**dict.fromkeys(("name", "status", "expected", "observed", "id?"), str), "data?": dict}
-_STARTED = {
-    **dict.fromkeys(_TEXTS, str),
-    **dict.fromkeys(("parameters", "settings", "versions"), dict),
-    "started_at": moment,
-    "template": {"name": str},
-}
-_SHAPES: Mapping[str, Mapping[str, Any]] = {
-    STARTED: _STARTED,
-    RECORD: {
-        **_STARTED,
-        **dict.fromkeys(("started_sha256", "verdict"), str),
-        "ended_at": moment,
-        "reports": [{"title": str, "checks": [_CHECK]}],
-        "facts": {},
-        "database": {},
-        "error": (dict, type(None)),
-    },
-}
-
-
-def id_in(check: Mapping[str, Any]) -> str:
-    """Return the id of a check of a record; of an old record, which holds titles only, the one that it has now."""
-    return str(check.get("id") or id_of(check["name"]))
+IN_LINE = ("run_id", "notebook", "env", "verdict", "started_at", "ended_at")  # that the ledger repeats of a record
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +42,8 @@ class Entry:
 
     run_id: str
     folder: Path
-    started: Mapping[str, Any] | None
-    record: Mapping[str, Any] | None
+    started: Started | None
+    record: Record | None
     line: Line | None
     faults: tuple[str, ...] = ()
 
@@ -80,7 +52,12 @@ class Entry:
         """Return the verdict of the sealed record, ``unsealed`` where there is none, ``altered`` with a fault."""
         if self.faults:
             return "altered"
-        return str(self.record["verdict"]) if self.record else "unsealed"
+        return self.record.verdict if self.record else "unsealed"
+
+    @property
+    def known(self) -> Record | Started | None:
+        """Return the record, of a run that has none how it started."""
+        return self.record or self.started
 
 
 def run_ids(archive: Path) -> frozenset[str]:
@@ -115,17 +92,18 @@ def read_entry(archive: Path, run_id: str, line: Line | None) -> Entry:
     if not is_folder(folder):
         words = "it is no directory that can be read" if os.path.lexists(folder) else "its folder is gone"
         return Entry(run_id, folder, None, None, line, (f"{run_id}: {words}",))
-    found: dict[str, dict[str, Any]] = {}
-    digests: dict[str, str] = {}
+    found = dict[str, Started]()
+    digests = dict[str, str]()
     faults = []
-    for name, shape in _SHAPES.items():
+    for name, kind in {STARTED: Started, RECORD: Record}.items():
         try:
             content = read_regular(folder / name)
             digest = sha256(content)
             if line and digest != line.data["files"].get(name):
                 raise ValueError("it is not the file that the ledger names")
-            data = unsealed(content)
-            _require(data, shape, run_id)
+            data: Started = read_run(kind, unsealed(content))
+            if data.run_id != run_id:
+                raise ValueError(f"it is of run {shown(data.run_id)}")
             found[name], digests[name] = data, digest
         except FileNotFoundError:
             if line or (name == STARTED and os.path.lexists(folder / RECORD)):
@@ -134,31 +112,21 @@ def read_entry(archive: Path, run_id: str, line: Line | None) -> Entry:
             faults.append(f"{run_id}/{name}: it cannot be read: {error.strerror}")
         except ValueError as error:
             faults.append(f"{run_id}/{name}: {error}")
-    if record := found.get(RECORD):
-        faults += [f"{run_id}/{RECORD}: {fault}" for fault in _disagreements(record, found, digests, line)]
-    return Entry(run_id, folder, found.get(STARTED), record, line, tuple(faults))
+    record, started = found.get(RECORD), found.get(STARTED)
+    if isinstance(record, Record):
+        belongs = record.started_sha256 == digests.get(STARTED, record.started_sha256)
+        faults += [f"{run_id}/{RECORD}: {fault}" for fault in _disagreements(record, belongs, started, line)]
+    return Entry(run_id, folder, started, record if isinstance(record, Record) else None, line, tuple(faults))
 
 
-def _require(data: Mapping[str, Any], shape: Mapping[str, Any], run_id: str) -> None:
-    if data.get("format") not in _FORMATS:
-        raise ValueError(f"its format is {shown(data.get('format'))}, known is {_FORMATS[-1]}: update abathur_nb")
-    if faults := misfits(data, shape):
-        raise ValueError(f"not a record of a run: {'; '.join(faults)}")
-    if "verdict" in shape and data["verdict"] not in EXIT_CODES:
-        raise ValueError(f"verdict: expected one of {', '.join(EXIT_CODES)}, found {shown(data['verdict'])}")
-    if data["run_id"] != run_id:
-        raise ValueError(f"it is of run {shown(data['run_id'])}")
-
-
-def _disagreements(
-    record: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]], digests: Mapping[str, str], line: Line | None
-) -> Iterator[str]:
+def _disagreements(record: Record, belongs: bool, started: Started | None, line: Line | None) -> Iterator[str]:
     """Yield what a sealed record says otherwise than how its run started, or than its line in the ledger."""
-    if record["started_sha256"] != digests.get(STARTED, record["started_sha256"]):
+    if not belongs:
         yield f"it does not belong to this {STARTED}"
-    told = {STARTED: found.get(STARTED, {}), LEDGER: {name: line.data[name] for name in _IN_LINE} if line else {}}
+    told = {STARTED: {each.name: getattr(started, each.name) for each in fields(Started)} if started else {}}
+    told[LEDGER] = {name: line.data[name] for name in IN_LINE} if line else {}
     for source, data in told.items():
-        if other := sorted(name for name in data if record.get(name) != data[name]):
+        if other := sorted(name for name in data if getattr(record, name) != data[name]):
             yield f"{', '.join(other)} is not what {source} says"
 
 

@@ -7,32 +7,32 @@ import re
 import secrets
 import sqlite3
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shlex import quote
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from abathur_nb.causes import os_cause
 from abathur_nb.config.notebooks import notebook_named
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
-from abathur_nb.evidence.canonical import canonical, sealed, sha256, unsealed
+from abathur_nb.evidence.canonical import canonical, misfits, moment, sealed, sha256, unsealed
 from abathur_nb.evidence.keys import signer
 from abathur_nb.evidence.ledger import RUN_ID, ledger_head, require_no_line
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
 from abathur_nb.files import make_private_directory, nearest_existing, read_regular, write_durably
 from abathur_nb.health.path_on_disk import location_checks, writable_by_others
-from abathur_nb.report import Check
+from abathur_nb.report import Check, Report, Status
 from abathur_nb.store.connection import connect, explain_error, pragma
 from abathur_nb.store.schema import read_schema
 from abathur_nb.store.sql import DATA, normalized
 from abathur_nb.store.target import examine, wanted
-from abathur_nb.text import as_user, counted, shown, user_name, utc_now
+from abathur_nb.text import as_user, counted, moment_of, shown, user_name, utc_now
 
 __all__ = [
     "EXIT_CODES",
@@ -42,11 +42,13 @@ __all__ = [
     "RECORD",
     "STARTED",
     "STATEMENT",
+    "Record",
+    "Started",
     "Verdict",
     "database_identity",
     "new_run_id",
     "person_and_host",
-    "read_started",
+    "read_run",
     "refused_before",
     "shipped_notebook",
     "summary",
@@ -56,6 +58,7 @@ __all__ = [
 ]
 
 _LONGEST_WAIT = 1000  # ms: who the database is matters less than what the notebook came for
+Kind = TypeVar("Kind", bound="Started")
 _PACKAGES = ("abathur_nb", "aiosqlite", "papermill", "nbclient", "ipykernel")
 
 
@@ -140,7 +143,106 @@ EXIT_CODES: Mapping[Verdict, int] = {
 STARTED, RECORD = "started.json", "record.json"
 NOTEBOOK, PAGE, STATEMENT = "notebook.ipynb", "page.html", "statement.json"
 PDF = "page.pdf"  # that earlier versions made of the page
-_FORMAT = 1
+_FORMAT = 2  # since then each check has its id and its data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """Hold what a run wrote down before it touched the database."""
+
+    run_id: str
+    notebook: str
+    template: Mapping[str, Any]  # its name, its sha256 or None, and from where that is known
+    env: str
+    parameters: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    user: str
+    host: str
+    versions: Mapping[str, Any]
+    started_at: str
+    ledger_head: str
+    format: int = _FORMAT
+
+    @property
+    def who(self) -> str:
+        """Return the user and the host."""
+        return f"{self.user} on {self.host}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record(Started):
+    """Hold the sealed record of a run: how it started, its verdict, and what it found.
+
+    ``facts`` is what was found besides the reports (plans, percentiles, sizes), ``database`` its identity ``before``
+    and ``after``, ``error`` the cell that broke the run. Where the runner sealed it, ``notebook_verdict`` is the one
+    to which the notebook had come.
+    """
+
+    started_sha256: str
+    ended_at: str
+    verdict: Verdict
+    reports: tuple[Report, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    database: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, Any] | None = None
+    sealed_by: str | None = None
+    notebook_verdict: str | None = None
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Return the checks of all reports."""
+        return tuple(check for report in self.reports for check in report.checks)
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the run took."""
+        return (moment_of(self.ended_at) - moment_of(self.started_at)).total_seconds()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain data, which JSON can hold."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return plain | {"reports": [report.to_dict() for report in self.reports]}
+
+
+_CHECK_1 = {
+    **dict.fromkeys(("name", "expected", "observed", "remedy"), str),
+    "status": frozenset(get_args(Status)),
+    "evidence": [str],
+}
+_CHECKS = {1: {**_CHECK_1, "id?": str, "data?": dict}, 2: {**_CHECK_1, "id": str, "data": dict}}
+_STARTED = {
+    **dict.fromkeys(("run_id", "notebook", "env", "user", "host", "ledger_head"), str),
+    **dict.fromkeys(("parameters", "settings", "versions"), dict),
+    "started_at": moment,
+    "template": {"name": str, "sha256": (str, type(None))},
+}
+
+
+def _shape(kind: type[Started], number: int) -> Mapping[str, Any]:
+    report = {**dict.fromkeys(("title", "subject"), str), "refused": bool, "finished_at": moment}
+    sealed_shape = {
+        "started_sha256": str,
+        "verdict": frozenset(EXIT_CODES),
+        "ended_at": moment,
+        "reports": [{**report, "checks": [_CHECKS[number]]}],
+        "facts": {},
+        "database": {},
+        "error": (dict, type(None)),
+    }
+    return {**_STARTED, **sealed_shape} if kind is Record else _STARTED
+
+
+def read_run(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
+    """Return the Started or the Record that ``data`` holds; raise ValueError, naming each fault. Read-only."""
+    number = data.get("format")
+    if not isinstance(number, int) or number not in _CHECKS:
+        raise ValueError(f"its format is {shown(number)}, known is {_FORMAT}: update abathur_nb")
+    if faults := misfits(data, _shape(kind, number)):
+        raise ValueError(f"not a record of a run: {'; '.join(faults)}")
+    known = {each.name: data[each.name] for each in fields(kind) if each.name in data}
+    if kind is Record:
+        known["reports"] = tuple(Report.from_dict(report) for report in data["reports"])
+    return kind(**known)
 
 
 def refused_before(settings: Settings, notebook: str) -> tuple[Check, ...]:
@@ -228,58 +330,34 @@ def _unwritable(archive: Path, error: OSError) -> RefusedError:
     return RefusedError(f"the record of this run cannot be written to {archive}: {cause.observed}", remedy)
 
 
-def read_started(folder: Path) -> dict[str, Any]:
-    """Return what was written down when a run started; raise ValueError if it is not as it was written. Read-only."""
-    return unsealed(read_regular(folder / STARTED))
-
-
-def write_record(
-    folder: Path,
-    settings: Settings,
-    verdict: Verdict,
-    *,
-    reports: Sequence[Mapping[str, Any]] = (),
-    facts: Mapping[str, Any] | None = None,
-    database: Mapping[str, Any] | None = None,
-    error: Mapping[str, Any] | None = None,
-    **more: Any,
-) -> dict[str, Any]:
+def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: Any) -> Record:
     """Seal the record of a run with its verdict, durably, and return it.
 
-    ``reports`` are Reports as plain data, ``facts`` what else was found (plans, percentiles, sizes), ``database``
-    its identity before and after, ``error`` the cell that broke the run. Raises RefusedError where it would hold
-    a secret, or can't be written.
+    ``found`` are fields of Record. Raises RefusedError where it would hold a secret, or can't be written, ValueError
+    where the run's beginning is not as it was written.
     """
-    record: dict[str, Any] = {
-        **read_started(folder),
-        "started_sha256": sha256(read_regular(folder / STARTED)),
-        "ended_at": utc_now(),
-        "verdict": verdict,
-        "reports": list(reports),
-        "facts": dict(facts or {}),
-        "database": dict(database or {}),
-        "error": error,
-        **more,
-    }
-    record = tilde(record)
-    content = sealed(record)
+    begun = read_regular(folder / STARTED)
+    started = read_run(Started, unsealed(begun))
+    told = {each.name: getattr(started, each.name) for each in fields(Started)}
+    record = Record(**told, started_sha256=sha256(begun), ended_at=utc_now(), verdict=verdict, **found)
+    data = tilde(record.to_dict())
+    content = sealed(data)
     refuse_secrets(settings, {RECORD: content})
     try:
         write_durably(folder / RECORD, content)
     except OSError as failure:
         raise _unwritable(folder.parent, failure) from None
-    return record
+    return read_run(Record, unsealed(content))
 
 
-def summary(record: Mapping[str, Any]) -> str:
+def summary(record: Record) -> str:
     """Return the short text of a record, for people."""
-    checks = [check for report in record["reports"] for check in report["checks"]]
-    failed = [f"{check['name']}: {check['observed']}" for check in checks if check["status"] in ("fail", "error")]
-    error = record["error"] or {}
+    failed = [f"{check.name}: {check.observed}" for check in record.checks if check.failed]
+    error = record.error
     lines = [
-        f"{record['verdict'].upper()} {record['notebook']} of {record['env']}, run {record['run_id']}",
-        f"{record['started_at']} to {record['ended_at']} UTC, {record['user']} on {record['host']}",
-        f"{counted(len(checks), 'check')}, {len(failed)} failed or could not run",
+        f"{record.verdict.upper()} {record.notebook} of {record.env}, run {record.run_id}",
+        f"{record.started_at} to {record.ended_at} UTC, {record.who}",
+        f"{counted(len(record.checks), 'check')}, {len(failed)} failed or could not run",
         *failed,
         *([f"broke in cell {error['cell']}: {error['name']}: {error['message']}"] if error else []),
     ]

@@ -11,7 +11,15 @@ from abathur_nb.config.notebooks import notebook_named
 from abathur_nb.config.parameters import effective_parameters
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, BusyError, ChecksFailedError, ConfigurationError, MisuseError, RefusedError
-from abathur_nb.evidence.record import Verdict, database_identity, refused_before, summary, write_record, write_started
+from abathur_nb.evidence.record import (
+    Record,
+    Verdict,
+    database_identity,
+    refused_before,
+    summary,
+    write_record,
+    write_started,
+)
 from abathur_nb.report import Report
 from abathur_nb.text import printable, utc_now
 
@@ -49,7 +57,7 @@ class Run:
         self.settings = settings
         self.notebook = notebook
         self.folder: Path | None = None
-        self.record: dict[str, Any] | None = None
+        self.record: Record | None = None
         self.reason = ""
         self._results: list[Any] = []
         self._since = utc_now()
@@ -81,7 +89,7 @@ class Run:
         ``results`` are Reports, or what holds one as ``report``. What the cells have shown is recorded as well.
         """
         if self.record:
-            raise MisuseError(f"this run is sealed already, as {self.record['verdict']}: run the notebook from its top")
+            raise MisuseError(f"this run is sealed already, as {self.record.verdict}: run the notebook from its top")
         for result in results:
             self._keep(result)
         reports = self._reports()
@@ -134,7 +142,7 @@ class Run:
                 self.folder,
                 self.settings,
                 verdict,
-                reports=[report.to_dict() for report in self._reports()],
+                reports=tuple(self._reports()),
                 facts=facts,
                 database={"before": self._before, "after": database_identity(self.settings)},
                 error=error,
@@ -143,7 +151,7 @@ class Run:
             if self._shell:
                 self._shell.events.unregister("post_run_cell", self._watch)
         text = summary(self.record)
-        _show({MIME: self.record, "text/plain": text, "text/html": f"<pre>{escape(text)}</pre>"})
+        _show({MIME: self.record.to_dict(), "text/plain": text, "text/html": f"<pre>{escape(text)}</pre>"})
 
     def __str__(self) -> str:
         if self.folder is None:

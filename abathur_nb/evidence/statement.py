@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical, sha256
 from abathur_nb.evidence.keys import PublicKeys, signer
+from abathur_nb.evidence.record import Record
 
 __all__ = ["Checked", "check_signers", "check_statement", "envelope", "is_signed"]
 
@@ -23,22 +24,18 @@ def is_signed(content: bytes) -> bool:
         return False
 
 
-def _statement(record: Mapping[str, Any], hashes: Mapping[str, str], *, as_template: bool) -> dict[str, Any]:
+def _statement(record: Record, hashes: Mapping[str, str], *, as_template: bool) -> dict[str, Any]:
     """Return what a run attests: https://github.com/in-toto/attestation/blob/main/spec/predicates/test-result.md."""
-    checks = [
-        (f"{report['title']}: {check['name']}", check["status"])
-        for report in record["reports"]
-        for check in report["checks"]
-    ]
+    checks = [(f"{report.title}: {check.name}", check.status) for report in record.reports for check in report.checks]
     tests = {name: [title for title, status in checks if status in said] for name, said in _TESTS.items()}
     result = "FAILED"
-    if record["verdict"] == "pass":
+    if record.verdict == "pass":
         result = "WARNED" if tests["warnedTests"] else "PASSED"
-    asked = {name: record[name] for name in ("notebook", "env", "parameters")} | {"as_template": as_template}
-    template = record["template"]
+    asked = {name: getattr(record, name) for name in ("notebook", "env", "parameters")} | {"as_template": as_template}
+    template = record.template
     configuration = [
         {"name": "run", "content": _base64(canonical(asked)), "mediaType": "application/json"},
-        {"name": "settings", "digest": {"sha256": sha256(canonical(record["settings"]))}},
+        {"name": "settings", "digest": {"sha256": sha256(canonical(record.settings))}},
         # A descriptor has a digest, and that of a notebook of one's own may be unknown.
         *([{"name": template["name"], "digest": {"sha256": template["sha256"]}}] if template["sha256"] else []),
     ]
@@ -50,9 +47,7 @@ def _statement(record: Mapping[str, Any], hashes: Mapping[str, str], *, as_templ
     }
 
 
-def envelope(
-    settings: Settings, record: Mapping[str, Any], hashes: Mapping[str, str], *, as_template: bool = False
-) -> bytes:
+def envelope(settings: Settings, record: Record, hashes: Mapping[str, str], *, as_template: bool = False) -> bytes:
     """Return the statement of a run in its envelope: signed where ``signing_key`` is set, else without a signature.
 
     ``hashes`` has the SHA-256 of each file of the run by its name; ``as_template`` tells whether the cells that ran
@@ -85,7 +80,7 @@ class Checked(NamedTuple):
 def check_statement(
     content: bytes,
     hashes: Mapping[str, str],
-    record: Mapping[str, Any],
+    record: Record,
     keys: PublicKeys,
     *,
     as_template: bool = False,

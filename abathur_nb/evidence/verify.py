@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from abathur_nb.evidence.keys import PublicKeys, public_keys
 from abathur_nb.evidence.ledger import FIRST, LEDGER, RUN_ID, Ledger, read_ledger
 from abathur_nb.evidence.reading import Entry, archive_at, is_folder, read_entry, run_ids
-from abathur_nb.evidence.record import NOTEBOOK, PAGE, PDF, RECORD, STARTED, STATEMENT
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, PDF, RECORD, STARTED, STATEMENT, Started
 from abathur_nb.evidence.statement import Checked, check_signers, check_statement
 from abathur_nb.evidence.stores import local
 from abathur_nb.files import open_regular, read_regular
@@ -74,7 +73,7 @@ def of_order(entries: list[Entry], ledger: Ledger) -> Found:
     behind = dict(zip(known, ledger.lines, strict=False))  # the line that follows
     first = next((_place(entry.started) for entry in entries if entry.started and entry.line), "")
     for entry, started in ((entry, entry.started) for entry in entries if entry.started):
-        head, began = started["ledger_head"], started["started_at"]
+        head, began = started.ledger_head, started.started_at
         after = behind.get(head)
         if head not in known:
             yield "order", f"{entry.run_id}: the last line of the ledger when it began is gone: cut off, or rewritten"
@@ -91,8 +90,8 @@ def of_order(entries: list[Entry], ledger: Ledger) -> Found:
         before = written
 
 
-def _place(started: Mapping[str, Any]) -> str:
-    return f"{started['env']} {started['settings'].get('archive_dir')} on {started['host']}"
+def _place(started: Started) -> str:
+    return f"{started.env} {started.settings.get('archive_dir')} on {started.host}"
 
 
 def _is_before(earlier: str, later: str) -> bool:
@@ -265,8 +264,8 @@ def _no_evidence(entry: Entry) -> str:
         return ""
     if entry.record:
         ending = "sealed as {verdict}, but without a line in the ledger: not archived, or the line was taken away"
-        return f"{entry.run_id} {entry.record['notebook']}: {ending.format(verdict=entry.verdict)}"
-    begun = f"{entry.started['notebook']}: begun" if entry.started else "begun"
+        return f"{entry.run_id} {entry.record.notebook}: {ending.format(verdict=entry.verdict)}"
+    begun = f"{entry.started.notebook}: begun" if entry.started else "begun"
     return f"{entry.run_id} {begun}, never sealed: it died, or still runs"
 
 

@@ -186,7 +186,9 @@ def _since_green(runs: Sequence[PastRun]) -> Table:
 
 
 def _difference(earlier: PastRun, later: PastRun) -> str:
-    one, other = earlier.entry.record or {}, later.entry.record or {}
+    one, other = earlier.entry.record, later.entry.record
+    if one is None or other is None:
+        return ""
     changed = [str(change) for change in differences(one, other)] or ["nothing"]
     changed += [f"made with another {change}" for change in circumstances(one, other)]
     if len(changed) > _MOST_NAMED:

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from shlex import quote
@@ -34,7 +34,8 @@ _NO_EVIDENCE = {
 
 def listed(entry: Entry) -> dict[str, Any]:
     """Return what a list says of one run: plain data, None for what is not known."""
-    said: Mapping[str, Any] = entry.record or entry.started or (entry.line.data if entry.line else {})
+    known = entry.known
+    said: Mapping[str, Any] = asdict(known) if known else entry.line.data if entry.line else {}
     started, ended = said.get("started_at"), said.get("ended_at")
     return {
         "run_id": entry.run_id,

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from html import escape
 from shlex import quote
-from typing import Any
 
 from abathur_nb.config.notebooks import notebook_named
 from abathur_nb.config.parameters import FORM, said, said_fault
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.past import PastRun, past_runs
-from abathur_nb.evidence.reading import id_in, read_archive
+from abathur_nb.evidence.reading import read_archive
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.health.objects import OTHERS
 from abathur_nb.report import Check, Report
@@ -245,7 +244,7 @@ class _Archive:
         run = found[-1]
         observed = f"run {run.run_id}, {age(run.started_at)}: {run.verdict}"
         fault = ""
-        if missing := _unproven(_record(run), line.checks):
+        if missing := _unproven(run, line.checks):
             fault = f"; not passed: {', '.join(missing).replace('_', ' ')}"
         elif not line.checks and run.verdict != "pass":
             fault = "; it did not pass"
@@ -255,7 +254,7 @@ class _Archive:
             fault = f"; {SEE_CLOCK}"
         elif line.state and (since := [change for change in self.changes if _is_after(change, run)]):
             fault = f"; the database was changed since, at {since[-1].when} UTC"
-        if not fault and {"tables", "indexes"} & {*line.checks} and (extra := _extra(_record(run))):
+        if not fault and {"tables", "indexes"} & {*line.checks} and (extra := _extra(run)):
             remedy = "find out who made them: another table or index changes nothing of ours"
             return Check(line.id, "warn", expected, f"{observed}; {extra}", remedy, name=line.text)
         observed += fault
@@ -267,13 +266,9 @@ def _archive_check(settings: Settings, holds: bool, observed: str) -> Check:
     return Check.that("archive", holds, expected="verify passes", observed=observed, remedy=remedy, name=name)
 
 
-def _record(run: PastRun) -> Mapping[str, Any]:
-    return run.entry.record or {}
-
-
 def _changed(run: PastRun) -> bool:
     """Tell whether after this run another state may stand at the database's path."""
-    return run.verdict != "refused" and notebook_named(run.notebook).changes(_record(run)["parameters"])
+    return run.verdict != "refused" and notebook_named(run.notebook).changes(_parameters(run))
 
 
 def _number(run: PastRun) -> int:
@@ -288,7 +283,7 @@ def _is_after(change: PastRun, run: PastRun) -> bool:
 
 
 def _has(run: PastRun, parameters: Mapping[str, object]) -> bool:
-    given = _record(run)["parameters"]
+    given = _parameters(run)
     return all(given.get(name) == value for name, value in parameters.items())
 
 
@@ -297,21 +292,28 @@ def _lacking(line: Line, runs: Sequence[PastRun]) -> str:
     wanted = "".join(f" with {name} {value}" for name, value in line.parameters.items())
     if not runs or not line.parameters:
         return f"no archived run of {line.notebook}{wanted}"
-    given = _record(runs[-1])["parameters"]
+    given = _parameters(runs[-1])
     has = ", ".join(f"{name} {shown(given.get(name))}" for name in line.parameters)
     return f"no archived run of {line.notebook}{wanted}; the newest, {runs[-1].run_id}, has {has}"
 
 
-def _unproven(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """Return those of ``names`` that are no check of the record which passed."""
-    passed = {id_in(c) for report in record["reports"] for c in report["checks"] if c["status"] == "pass"}
+def _parameters(run: PastRun) -> Mapping[str, object]:
+    return run.entry.record.parameters if run.entry.record else {}
+
+
+def _checks(run: PastRun) -> tuple[Check, ...]:
+    return run.entry.record.checks if run.entry.record else ()
+
+
+def _unproven(run: PastRun, names: Iterable[str]) -> list[str]:
+    """Return those of ``names`` that are not the id of a check that passed."""
+    passed = {check.id for check in _checks(run) if check.status == "pass"}
     return [name for name in names if name not in passed]
 
 
-def _extra(record: Mapping[str, Any]) -> str:
-    """Return what a record of validate names that is not of ``sql/``; an empty text for nothing."""
-    checks = (c for report in record["reports"] for c in report["checks"])
-    return next((str(c["observed"]) for c in checks if id_in(c) == OTHERS and c["status"] != "pass"), "")
+def _extra(run: PastRun) -> str:
+    """Return what a run of validate named that is not of ``sql/``; an empty text for nothing."""
+    return next((check.observed for check in _checks(run) if check.id == OTHERS and check.status != "pass"), "")
 
 
 def _command(line: Line, settings: Settings) -> str:

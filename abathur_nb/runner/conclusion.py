@@ -18,8 +18,10 @@ from abathur_nb.evidence.record import (
     EXIT_CODES,
     RECORD,
     STARTED,
+    Record,
     Verdict,
     database_identity,
+    read_run,
     summary,
     write_record,
     write_started,
@@ -131,11 +133,11 @@ def conclude(
     except Exception as error:  # noqa: BLE001 - and whatever a cell has shown, the page may fail on it
         _withdraw(job, record, error)
         return Outcome("error", f"no evidence, it is not archived: {in_words(error, job.folder)}")
-    message = ending.message or str((record["error"] or {}).get("message", ""))
-    return Outcome(record["verdict"], message, job.folder / (PAGE if html else NOTEBOOK))
+    message = ending.message or str((record.error or {}).get("message", ""))
+    return Outcome(record.verdict, message, job.folder / (PAGE if html else NOTEBOOK))
 
 
-def _withdraw(job: Job, record: Mapping[str, Any], error: Exception) -> None:
+def _withdraw(job: Job, record: Record, error: Exception) -> None:
     """Take back the record of a run that could not be archived, and say so in its place, if that can be written."""
     from abathur_nb.evidence.record import NOTEBOOK, PAGE, STATEMENT
 
@@ -171,13 +173,15 @@ def _verdict(ending: Ending) -> Verdict:
     return {"completed": "pass", "died": "error"}.get(ending.how, ending.how)  # type: ignore[return-value]
 
 
-def _settled(job: Job, ending: Ending, notebook: Mapping[str, Any], begun: bytes) -> dict[str, Any]:
+def _settled(job: Job, ending: Ending, notebook: Mapping[str, Any], begun: bytes) -> Record:
     """Return the record of a run, sealed here unless the notebook has sealed it in accordance with how it ended."""
     for draft in job.folder.glob(f"{UNFINISHED}*"):  # of a kernel that was killed as it wrote
         with suppress(FileNotFoundError):
             draft.unlink()
-    own = unsealed(read_regular(job.folder / RECORD)) if os.path.lexists(job.folder / RECORD) else None
-    if own and _agree(own["verdict"], ending):
+    own = (
+        read_run(Record, unsealed(read_regular(job.folder / RECORD))) if os.path.lexists(job.folder / RECORD) else None
+    )
+    if own and _agree(own.verdict, ending):
         return own
     if not (job.folder / STARTED).exists():
         _started(job)
@@ -191,13 +195,11 @@ def _settled(job: Job, ending: Ending, notebook: Mapping[str, Any], begun: bytes
     return _sealed_here(job, verdict, None if verdict == "pass" else error, own)
 
 
-def _sealed_here(
-    job: Job, verdict: Verdict, error: Mapping[str, Any] | None, own: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _sealed_here(job: Job, verdict: Verdict, error: Mapping[str, Any] | None, own: Record | None) -> Record:
     """Seal the record of a run in its notebook's place, whose own verdict and findings, if it had any, stand in it."""
     more: dict[str, Any] = {"database": {"before": None, "after": database_identity(job.settings)}}
-    more |= {key: own[key] for key in ("reports", "facts", "database")} if own else {}
-    more |= {"sealed_by": "runner", "notebook_verdict": own["verdict"] if own else None}
+    more |= {key: getattr(own, key) for key in ("reports", "facts", "database")} if own else {}
+    more |= {"sealed_by": "runner", "notebook_verdict": own.verdict if own else None}
     return write_record(job.folder, job.settings, verdict, error=error, **more)
 
 
@@ -210,17 +212,17 @@ def _agree(own: str, ending: Ending) -> bool:
     return own == _verdict(ending)
 
 
-def _marked(notebook: Mapping[str, Any], record: Mapping[str, Any], ending: Ending) -> dict[str, Any]:
+def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict[str, Any]:
     """Return a copy of an executed notebook that says at its top what happened, unless the run passed."""
     marked = deepcopy(dict(notebook))
-    marked["metadata"].setdefault("abathur", {}).update(run_id=record["run_id"], verdict=record["verdict"])
-    if record["verdict"] == "pass":
+    marked["metadata"].setdefault("abathur", {}).update(run_id=record.run_id, verdict=record.verdict)
+    if record.verdict == "pass":
         return marked
     cells = marked["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
-    if record.get("sealed_by") and code:  # the notebook itself has shown no record, or another one
+    if record.sealed_by and code:  # the notebook itself has shown no record, or another one
         shown = code[-1] if ending.cell is None else cells[ending.cell]
-        bundle = {MIME: record, "text/plain": summary(record)}
+        bundle = {MIME: record.to_dict(), "text/plain": summary(record)}
         shown.setdefault("outputs", []).append({"output_type": "display_data", "data": bundle, "metadata": {}})
     ran = sum(cell["execution_count"] is not None for cell in code)
     where = f"{ran} of {len(code)} code cells were begun."
@@ -228,14 +230,14 @@ def _marked(notebook: Mapping[str, Any], record: Mapping[str, Any], ending: Endi
         count = cells[ending.cell].get("execution_count") or " "
         where = f"It ended at [In [{count}]](#{_ENDED_HERE}); {where}"
         cells.insert(ending.cell, _added(notebook, _ENDED_HERE, f'<a id="{_ENDED_HERE}"></a>**The run ended here.**'))
-    error = record["error"] or {"name": ending.name, "message": ending.message}
+    error = record.error or {"name": ending.name, "message": ending.message}
     told = printable(f"{error['name']}: {error['message']}").splitlines() if error["name"] else []
     lines = [
-        f"**{record['verdict'].upper()}: this run did not pass, {_WORDS[record['verdict']]}.** {where}",
+        f"**{record.verdict.upper()}: this run did not pass, {_WORDS[record.verdict]}.** {where}",
         "",
         *(f"    {line}" for line in told),  # as code: whatever a message holds is text
         "",
-        f"Run `{record['run_id']}`; `record.json` beside this notebook says the rest.",
+        f"Run `{record.run_id}`; `record.json` beside this notebook says the rest.",
     ]
     cells.insert(0, _added(notebook, ADDED, "\n".join(lines)))
     return marked

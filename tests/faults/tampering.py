@@ -15,7 +15,7 @@ from archives import run as make_run
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
 from abathur_nb.evidence.ledger import LEDGER
-from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, Record, read_run
 from abathur_nb.evidence.statement import envelope
 from abathur_nb.evidence.verify import verify_archive
 from faults.outcomes import Result
@@ -144,7 +144,7 @@ def _change_verdict(made: Tampering) -> str:
     record = {**unsealed((folder / RECORD).read_bytes()), "verdict": "interrupted"}
     (folder / RECORD).write_bytes(sealed(record))
     hashes = {name: sha256((folder / name).read_bytes()) for name in (STARTED, RECORD, NOTEBOOK, PAGE)}
-    (folder / STATEMENT).write_bytes(envelope(made.settings, record, hashes))
+    (folder / STATEMENT).write_bytes(envelope(made.settings, read_run(Record, record), hashes))
     hashes[STATEMENT] = sha256((folder / STATEMENT).read_bytes())
     lines = []
     for line in made.lines():
