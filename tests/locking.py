@@ -114,8 +114,6 @@ PATHS: dict[str, Callable[[nb.Settings, Path], object]] = {
     "put_back": lambda s, path: nb.troubleshoot(s, put_back=path),
     "backup": lambda s, path: nb.restore_database(s, backup=path),
     "to": lambda s, path: nb.roll_back(s, to=path),
-    "baseline": lambda s, path: nb.run_benchmark(s, rows=100, repetitions=10, baseline=path),
-    "save_to": lambda s, path: nb.run_benchmark(s, rows=100, repetitions=10, save_to=path),
     "ABATHUR_CONFIG": lambda _, path: _configured(path),
     "a file of the command line": lambda _, path: read_file("-f", path, 10**6),
     "a key": lambda _, path: public_keys([str(path)]),

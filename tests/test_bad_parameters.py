@@ -311,7 +311,7 @@ def test_a_number_given_as_text_is_refused(shell: InteractiveShell) -> None:
 
 
 def test_none_is_let_through_only_where_it_is_the_default(shell: InteractiveShell, settings: Settings) -> None:
-    cells = cells_of(BENCHMARK, {"db_path": None, "baseline": None, "save_to": None})[:4]
+    cells = cells_of(BENCHMARK, {"db_path": None, "compare_with": None})[:4]
     assert all(shell.run_cell(cell).success for cell in cells)
     assert shell.user_ns["settings"].db_path != settings.db_path
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archives import run
 from damage import drop_index, held, run_sql, untouched
 from patience import HANGING_S
 
@@ -20,7 +21,6 @@ import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.measure import synthetic
-from abathur_nb.measure.measurements import load_baseline
 from abathur_nb.percentiles import percentiles
 from abathur_nb.runbook.benchmark import _snapshot, _verdicts
 from abathur_nb.store.connection import connection_pragmas
@@ -191,27 +191,47 @@ async def test_a_busy_writer_on_the_live_database_disturbs_nothing(database: Set
         result.report.raise_for_failures()
 
 
-# --- baseline
+# --- the comparison with an earlier run
 
 
-async def test_a_run_against_a_faster_baseline_warns_and_still_passes(database: Settings, tmp_path: Path) -> None:
+def archived(settings: Settings, result: nb.BenchmarkResult, **machine: object) -> str:
+    """Archive what a benchmark found, on another machine if ``machine`` says so; return the id of the run."""
+    facts = result.to_record()
+    facts["machine"] = {**facts["machine"], **machine}
+    return run(settings, name="benchmark", reports=(result.report,), facts=facts).name
+
+
+async def test_it_is_compared_with_the_newest_comparable_run_or_with_the_one_named(database: Settings) -> None:
     result = await nb.run_benchmark(database, **QUICK)
-    saved = tmp_path / "result.json"
-    result.save(saved)
-    assert load_baseline(saved).samples == result.samples
+    assert not [name for name in status(result) if "earlier" in name], "there was none"
+    fast = replace(result, samples={name: [max(1, n // 50) for n in found] for name, found in result.samples.items()})
+    comparable = archived(database, fast)
+    other = archived(database, result, rows=7)
+    run(database, name="validate")
 
-    faster = json.loads(saved.read_text())
-    faster["machine"] |= {"rows": 7, "PRAGMAs": faster["machine"]["PRAGMAs"] | {"synchronous": 2}}
-    faster["samples_ns"] = {name: [max(1, n // 50) for n in samples] for name, samples in faster["samples_ns"].items()}
-    saved.write_text(json.dumps(faster))
-    with untouched(saved):
-        slower = await nb.run_benchmark(database, **QUICK, baseline=saved)
-    told = status(slower)
-    (machine,) = (check for check in slower.report.checks if check.name == "the baseline's machine")
-    assert (machine.status, machine.observed) == ("warn", "rows: was 7, is 200; PRAGMAs synchronous: was 2, is 1")
-    assert [told[f"{name} against the baseline"] for name in LIMITED] == ["warn"] * 3
-    assert slower.report.ok
-    assert slower.baseline == faster["samples_ns"]
+    by_default = await nb.run_benchmark(database, **QUICK)
+    assert [status(by_default)[f"{name} against the earlier run"] for name in LIMITED] == ["warn"] * 3
+    assert by_default.report.ok
+    assert {check.evidence for check in by_default.report.checks if "earlier" in check.id} == {(f"run {comparable}",)}
+    assert status(by_default)["machine"] == "pass"
+
+    named = await nb.run_benchmark(database, **QUICK, compare_with=other)
+    (machine,) = (check for check in named.report.checks if check.id == "machine")
+    assert (machine.status, machine.observed) == ("warn", "rows: was 7, is 200")
+
+
+async def test_what_names_no_benchmark_is_refused_before_anything_is_measured(database: Settings) -> None:
+    with nothing_changes(database), pytest.raises(ConfigurationError, match=r"^compare_with: the archive .* cannot be"):
+        await nb.run_benchmark(database, compare_with="20010101")
+    validated = run(database).name
+    for value, words in (
+        ("20010101", "^run '20010101': expected the beginning of one run id, found none"),
+        ("", "^run '': expected the beginning of one run id"),
+        (7, "^compare_with: expected the id of an archived run, found 7"),
+        (validated, "^compare_with: expected a benchmark that was measured"),
+    ):
+        with nothing_changes(database), pytest.raises(ConfigurationError, match=words):
+            await nb.run_benchmark(database, compare_with=value)  # type: ignore[arg-type]
 
 
 # --- wrong arguments
@@ -227,96 +247,12 @@ async def test_wrong_numbers_are_all_named_at_once_before_anything_is_touched(va
     assert all("expected a whole number" in fault for fault in faults)
 
 
-async def test_all_kinds_of_wrong_arguments_are_named_at_once(database: Settings, tmp_path: Path) -> None:
-    wrong: dict[str, Any] = {"rows": 0, "repetitions": "many", "full": "false", "baseline": tmp_path / "absent.json"}
-    wrong["save_to"] = tmp_path / "absent" / "result.json"
+async def test_all_kinds_of_wrong_arguments_are_named_at_once(database: Settings) -> None:
+    wrong: dict[str, Any] = {"rows": 0, "repetitions": "many", "full": "false", "compare_with": 7}
     with nothing_changes(database), pytest.raises(ConfigurationError) as caught:
         await nb.run_benchmark(database, **wrong)
     assert [fault.partition(":")[0] for fault in caught.value.faults] == [*wrong]
     assert "full: expected True or False, found 'false' (str)" in caught.value.faults
-
-
-async def test_a_baseline_that_is_none_is_refused_before_anything_is_measured(
-    database: Settings, tmp_path: Path
-) -> None:
-    (tmp_path / "x.json").write_text("{}")
-    with (
-        nothing_changes(database),
-        pytest.raises(ConfigurationError, match=r"^baseline: .*x\.json' is no saved result"),
-    ):
-        await nb.run_benchmark(database, baseline=tmp_path / "x.json")
-
-
-@pytest.mark.parametrize("name", ["result.json", "../{folder}/result.json", "link/result.json"])
-async def test_the_baseline_is_never_what_the_result_replaces(name: str, database: Settings, tmp_path: Path) -> None:
-    saved = tmp_path / "result.json"
-    nb.BenchmarkResult(nb.Report("benchmark", ()), {"a": [1]}, {}, {}).save(saved)
-    (tmp_path / "link").symlink_to(tmp_path)
-    same = tmp_path / name.format(folder=tmp_path.name)
-    for baseline, save_to in ((saved, same), (same, saved)):
-        with (
-            nothing_changes(database),
-            untouched(saved),
-            pytest.raises(ConfigurationError, match=r"^save_to: it is the baseline"),
-        ):
-            await nb.run_benchmark(database, baseline=baseline, save_to=save_to)
-
-
-# --- saving
-
-
-async def test_the_result_is_saved_where_it_was_asked_to_and_says_so(database: Settings, tmp_path: Path) -> None:
-    saved = tmp_path / "result.json"
-    result = await nb.run_benchmark(database, **QUICK, save_to=saved)
-    assert result.saved == f"saved as {saved}"
-    assert load_baseline(saved).samples == result.samples
-    # It replaces an earlier result, and is compared with another: of the same machine.
-    other = shutil.copy(saved, tmp_path / "other.json")
-    again = await nb.run_benchmark(database, **QUICK, baseline=other, save_to=saved)
-    assert again.baseline == result.samples
-    assert load_baseline(saved).samples == again.samples
-    assert status(again)["the baseline's machine"] == "pass"
-    assert (await nb.run_benchmark(database, **QUICK)).saved == "not saved: no path was given"
-
-
-@pytest.mark.parametrize("where", ["absent/result.json", "data/abathur.db", "."])
-async def test_where_it_cannot_be_saved_nothing_is_measured(where: str, database: Settings, tmp_path: Path) -> None:
-    before = database.db_path.parent.stat().st_mtime_ns
-    with (
-        nothing_changes(database),
-        pytest.raises(ConfigurationError, match=r"^save_to: the result cannot be saved as "),
-    ):
-        await nb.run_benchmark(database, save_to=tmp_path / where)
-    assert database.db_path.parent.stat().st_mtime_ns == before, "no copy was made"
-
-
-async def test_what_was_not_measured_to_its_end_replaces_no_earlier_result(database: Settings, tmp_path: Path) -> None:
-    saved = tmp_path / "result.json"
-    await nb.run_benchmark(database, **QUICK, save_to=saved)
-    drop_index(database.db_path)
-    with untouched(saved):
-        for given in (database, replace(database, db_path=tmp_path / "none" / "x.db")):
-            result = await nb.run_benchmark(given, **QUICK, save_to=saved)
-            assert not result.report.ok
-            assert result.saved == "not saved: it was not measured to its end"
-
-
-async def test_a_place_that_goes_away_while_it_measures_fails_it_and_loses_no_figure(
-    database: Settings, tmp_path: Path
-) -> None:
-    folder = tmp_path / "results"
-    folder.mkdir()
-    running = asyncio.create_task(nb.run_benchmark(database, **QUICK, save_to=folder / "result.json"))
-    await asyncio.wait_for(scratch_of(database), HANGING_S)
-    folder.rmdir()
-    result = await running
-    *measured, saving = result.report.checks
-    assert [check.name for check in measured] == list(LIMITED)
-    assert (saving.name, saving.status) == ("saving", "error")
-    assert f"{folder} is missing" in saving.observed
-    assert saving.remedy
-    assert result.saved.startswith("not saved: the result cannot be saved as ")
-    assert tuple(result.samples) == LIMITED
 
 
 # --- what forbids it, and what stops it

@@ -32,7 +32,7 @@ def times(count: int, median_ms: float = 0.2) -> list[int]:
 
 
 def result(samples: Mapping[str, list[int]], *limited: str, limit_ms: float = 10) -> BenchmarkResult:
-    return BenchmarkResult(Report("benchmark", ()), samples, {}, {}, dict.fromkeys(limited, (0.99, limit_ms)))
+    return BenchmarkResult(Report("benchmark", ()), samples, {}, dict.fromkeys(limited, (0.99, limit_ms)))
 
 
 def full(count: int) -> BenchmarkResult:
@@ -107,7 +107,7 @@ def test_any_limit_is_drawn_at_its_place(limit: float) -> None:
 def test_where_no_limit_was_measured_words_say_so(samples: Mapping[str, list[int]]) -> None:
     check = Check("benchmark", "error", observed="could not run: disk full")
     limits = dict.fromkeys(LIMITED, (0.99, 10.0))
-    chart = charts.latency_distribution(BenchmarkResult(Report("benchmark", (check,)), samples, {}, {}, limits))
+    chart = charts.latency_distribution(BenchmarkResult(Report("benchmark", (check,)), samples, {}, limits))
     assert is_blank(chart)
     assert chart.alt == "nothing was measured: the report says why"
 

@@ -1,4 +1,4 @@
-"""What a measurement depends on is told by name, and each difference from a baseline's."""
+"""What a measurement depends on is told by name, and each difference from an earlier run's."""
 
 import os
 import sqlite3

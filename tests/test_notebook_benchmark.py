@@ -1,14 +1,15 @@
 """benchmark.ipynb: a limit is met, not met, or not proven; the live rows stay."""
 
-import json
 from pathlib import Path
 
+import nbformat
 from damage import untouched
 from patience import GENEROUS
 from test_notebook_runs import NOTEBOOKS, Run, papermill
 
-import abathur_nb as nb
 from abathur_nb.config.settings import Settings
+from abathur_nb.evidence.archive import keep
+from abathur_nb.evidence.reading import read_archive
 
 SOURCE = NOTEBOOKS / "benchmark.ipynb"
 
@@ -22,33 +23,16 @@ def benchmark(database: Settings, output: Path, *arguments: str, **env: str) -> 
     return run
 
 
-async def test_a_full_run_is_held_against_an_earlier_one_and_saved_for_the_next(
-    database: Settings, tmp_path: Path
-) -> None:
-    earlier, saved = tmp_path / "earlier.json", tmp_path / "saved.json"
-    (await nb.run_benchmark(database, rows=500, repetitions=299)).save(earlier)
-    arguments = (
-        "-y",
-        "full: true",
-        "-p",
-        "repetitions",
-        "299",
-        "-r",
-        "baseline",
-        str(earlier),
-        "-r",
-        "save_to",
-        str(saved),
-    )
-    with untouched(earlier):
-        run = benchmark(database, tmp_path / "out.ipynb", *arguments).succeeded()
+def test_a_full_run_is_compared_with_the_one_before_it(database: Settings, tmp_path: Path) -> None:
+    arguments = ("-p", "full", "True", "-p", "repetitions", "299")
+    benchmark(database, tmp_path / "one.ipynb", *arguments).succeeded()
+    (earlier,) = read_archive(database.archive_dir)
+    keep(earlier.folder, database, nbformat.read(tmp_path / "one.ipynb", as_version=4))
+    run = benchmark(database, tmp_path / "out.ipynb", *arguments).succeeded()
     assert run.report.count(" samples: met") == 3
-    assert "memory retrieval against the baseline: " in run.report
-    assert "the baseline's machine: the same" in run.report
+    assert "memory retrieval against the earlier run: " in run.report
+    assert "machine: the same" in run.report
     assert len(run.shown("image/png")) == 3  # the two curves are drawn with `full` only
-    assert saved.stat().st_mode & 0o777 == 0o600
-    assert json.loads(saved.read_text())["report"]["ok"] is True
-    assert f"'saved as {saved}'" in run.shown("text/plain")
 
 
 def test_a_limit_that_is_not_met_fails_it_by_name(database: Settings, tmp_path: Path) -> None:
@@ -65,6 +49,6 @@ def test_too_few_repetitions_prove_nothing_and_fail_it(database: Settings, tmp_p
     assert "ask for more: -p repetitions 1000" in run.report
 
 
-def test_a_baseline_that_is_none_stops_it_before_anything_is_measured(database: Settings, tmp_path: Path) -> None:
-    run = benchmark(database, tmp_path / "out.ipynb", "-r", "baseline", str(tmp_path / "absent.json"))
-    run.failed("ConfigurationError: baseline: ", "absent.json' cannot be read: No such file or directory")
+def test_a_run_that_is_none_stops_it_before_anything_is_measured(database: Settings, tmp_path: Path) -> None:
+    run = benchmark(database, tmp_path / "out.ipynb", "-r", "compare_with", "2001")
+    run.failed("ConfigurationError: run '2001': expected the beginning of one run id, found none")

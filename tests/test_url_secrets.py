@@ -158,8 +158,7 @@ CALLS: dict[str, Callable[[Settings, str], Any]] = {
     "rollback": lambda settings, url: nb.roll_back(settings, to=url),
     "put back": lambda settings, url: nb.troubleshoot(settings, put_back=url),
     "history": nb.read_history,
-    "baseline": lambda settings, url: nb.run_benchmark(settings, baseline=url),
-    "save": lambda settings, url: nb.run_benchmark(settings, save_to=url),
+    "compare with": lambda settings, url: nb.run_benchmark(settings, compare_with=url),
     "reason": lambda settings, url: nb.backup_database(settings, reason=url),
 }
 

@@ -1,13 +1,10 @@
 """The result of a benchmark: its samples, the machine they were taken on, and the comparison with an earlier run."""
 
-import errno
 import json
 import os
 import platform
 import sqlite3
-import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -15,23 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 import aiosqlite
 
-from abathur_nb.causes import in_words
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import ConfigurationError
-from abathur_nb.files import open_regular
+from abathur_nb.errors import ConfigurationError, RefusedError
+from abathur_nb.evidence.ledger import read_ledger
+from abathur_nb.evidence.past import PastRun, past_runs
+from abathur_nb.evidence.reading import find_run, read_entry
 from abathur_nb.percentiles import above, percentiles
 from abathur_nb.report import Check, Report, id_of
 from abathur_nb.store.filesystems import file_system
-from abathur_nb.text import printable, shown
+from abathur_nb.text import shown, url_fault
 
 __all__ = [
-    "Baseline",
     "BenchmarkResult",
-    "check_savable",
     "compare",
     "compare_machines",
     "describe_machine",
-    "load_baseline",
+    "named_run",
+    "newest_comparable",
 ]
 
 
@@ -62,22 +59,25 @@ def _cpus() -> int | None:
 
 
 def compare_machines(now: Mapping[str, Any], then: Mapping[str, Any]) -> Check:
-    """Name all in which the machine of a baseline was another: then a difference in time says little."""
+    """Name all in which the machine of an earlier run was another: then a difference in time says little."""
+    differences = _differences(now, then)
+    return Check.that(
+        "machine",
+        not differences,
+        expected="the same processor, versions, settings, rows and repetitions as in the earlier run",
+        observed="; ".join(differences) or "the same",
+        remedy="compare with a run that differs in nothing but what you want to know of: -p compare_with RUN_ID",
+        otherwise="warn",
+    )
+
+
+def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     was, found = dict(_flat(then)), dict(_flat(now))
-    differences = [
+    return [
         f"{name}: was {shown(was.get(name))}, is {shown(found.get(name))}"
         for name in dict.fromkeys((*found, *was))
         if was.get(name) != found.get(name)
     ]
-    return Check.that(
-        "baseline_machine",
-        not differences,
-        expected="the same processor, versions, settings, rows and repetitions",
-        observed="; ".join(differences) or "the same",
-        remedy="compare with a baseline that differs in nothing but what you want to know of",
-        otherwise="warn",
-        name="the baseline's machine",
-    )
 
 
 def _flat(machine: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -92,35 +92,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-_MAX_BYTES = 64 * 1024 * 1024  # a baseline larger than this was not written by a benchmark
-_MAX_NANOSECONDS = 10**18  # thirty years
-_BEGINNING = b'{"report": {'  # of every saved result
-
-
-@dataclass(frozen=True, slots=True)
-class Baseline:
-    """Hold what a comparison takes from an earlier result: its file, its samples, its machine; nothing by default."""
-
-    path: Path | None = None
-    samples: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    machine: Mapping[str, Any] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
 class BenchmarkResult:
     """Hold what a benchmark measured: ``samples`` are nanoseconds by measurement, ``machine`` what they depend on.
 
     Measurements that make a curve are named ``concurrency/50``, ``growth/1000``, ``share/SQLite``. ``limits`` holds,
-    for each measurement that has one, a percentile (0.99) and the milliseconds that it must lie under. ``saved`` says
-    what became of the JSON.
+    for each measurement that has one, a percentile (0.99) and the milliseconds that it must lie under.
     """
 
     report: Report
     samples: Mapping[str, Sequence[int]]
     machine: Mapping[str, Any]
-    baseline: Mapping[str, Sequence[int]]
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    saved: str = "not saved: no path was given"
 
     def curve(self, name: str) -> dict[str, Sequence[int]]:
         """Return the samples of ``growth``, ``concurrency`` or ``share`` by what follows the ``/``, in that order."""
@@ -159,129 +142,63 @@ class BenchmarkResult:
             "limits_ms": {name: [f"p{level * 100:g}", limit] for name, (level, limit) in self.limits.items()},
         }
 
-    def save(self, path: str | os.PathLike[str] | None) -> str:
-        """Write ``to_json()`` to ``path``, whole or not at all, 0600, replacing an earlier result; say what was done.
 
-        Nothing else is ever replaced. With None nothing is written. Raises ConfigurationError where it can't be.
-        """
-        target = check_savable(path)
-        if target is None:
-            return "not saved: no path was given"
-        try:
-            _write(target, self.to_json())
-        except OSError as error:
-            raise _not_savable(path, error) from None
-        return f"saved as {printable(str(target))}"
+def named_run(settings: Settings, compare_with: object) -> PastRun | None:
+    """Return the archived benchmark that ``compare_with`` names, None for None. Read-only.
 
-
-def check_savable(path: str | os.PathLike[str] | None) -> Path | None:
-    """Return the whole path to which a result can be saved; raise ConfigurationError where it can't. Read-only."""
-    if path is None:
+    Raises ConfigurationError where no run has that id, or none that was measured.
+    """
+    if compare_with is None:
         return None
+    if not isinstance(compare_with, str):
+        raise ConfigurationError(f"compare_with: expected the id of an archived run, found {shown(compare_with)}")
+    if fault := url_fault("compare_with", compare_with):
+        raise ConfigurationError(fault)
     try:
-        target = Path(os.path.abspath(os.path.expanduser(path)))
-        _require_replaceable(target)
-        _require_writable(target)
-    except (OSError, ValueError, TypeError) as error:  # a ValueError where the path holds what no path can
-        raise _not_savable(path, error) from None
-    return target
+        found = past_runs([find_run(settings.archive_dir, compare_with)])
+    except RefusedError as error:
+        raise ConfigurationError(f"compare_with: {error.observed}") from None
+    if not found or found[0].notebook != "benchmark" or not found[0].facts.percentiles:
+        raise ConfigurationError(f"compare_with: expected a benchmark that was measured, found {shown(compare_with)}")
+    return found[0]
 
 
-def _not_savable(path: object, error: Exception) -> ConfigurationError:
-    name = shown(str(path) if isinstance(path, os.PathLike) else path)
-    told = in_words(error, Path(str(path)))
-    return ConfigurationError(f"the result cannot be saved as {name}: {printable(told)}")
-
-
-def load_baseline(path: str | os.PathLike[str] | None) -> Baseline:
-    """Read a saved result, an empty one for None; raise ConfigurationError if it is no saved result."""
-    if path is None:
-        return Baseline()
-    name = shown(str(path) if isinstance(path, os.PathLike) else path)
+def newest_comparable(settings: Settings, machine: Mapping[str, Any]) -> PastRun | None:
+    """Return the newest archived benchmark of the same machine, versions, rows and settings, if any. Read-only."""
     try:
-        file = Path(os.path.expanduser(path))
-        found = file.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
-            raise ConfigurationError(f"baseline: expected a regular file of at most {_MAX_BYTES:,} bytes, found {name}")
-        with open_regular(file, follow=True) as saved:
-            content = json.loads(saved.read().decode())
-        samples = {str(key): [_sample(value) for value in values] for key, values in content["samples_ns"].items()}
-        machine = dict(content["machine"].items())
-    except OSError as error:
-        raise ConfigurationError(f"baseline: {name} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        told = printable(f"{type(error).__name__}: {error}".replace("\n", " "))
-        raise ConfigurationError(f"baseline: {name} is no saved result of a benchmark ({told})") from None
-    if not all(samples.values()):
-        raise ConfigurationError(f"baseline: {name} holds a measurement without samples")
-    return Baseline(file, samples, machine)
+        lines = read_ledger(settings.archive_dir).runs
+    except RefusedError:  # no archive yet
+        return None
+    for run_id in sorted((i for i, line in lines.items() if line.data["notebook"] == "benchmark"), reverse=True):
+        for run in past_runs([read_entry(settings.archive_dir, run_id, lines[run_id])]):
+            if run.facts.percentiles and not _differences(machine, machine_of(run)):
+                return run
+    return None
 
 
-def _sample(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_NANOSECONDS:
-        return value
-    raise ValueError(f"expected nanoseconds, found {shown(value)}")
+def machine_of(run: PastRun) -> Mapping[str, Any]:
+    """Return the machine that an archived benchmark was measured on."""
+    found = run.entry.record.facts.get("machine") if run.entry.record else None
+    return found if isinstance(found, Mapping) else {}
 
 
-def _require_replaceable(target: Path) -> None:
-    """Raise FileExistsError if ``target`` is anything but an earlier result: a database, a device, a link."""
-    try:
-        is_file = stat.S_ISREG(os.lstat(target).st_mode)
-    except FileNotFoundError:
-        return
-    if is_file:
-        with open_regular(target) as file:
-            if file.read(len(_BEGINNING)) == _BEGINNING:
-                return
-    raise FileExistsError(errno.EEXIST, "it is no saved result, and is not replaced")
-
-
-def _require_writable(target: Path) -> None:
-    """Raise OSError if no file can be made beside ``target``."""
-    os.stat(f"{target.parent}/.")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "its directory may not be written to")
-    with suppress(FileNotFoundError):
-        os.lstat(_draft(target))  # whose name is longer than that of the file
-
-
-def _draft(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}.tmp")
-
-
-def _write(target: Path, text: str) -> None:
-    draft = _draft(target)
-    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-        draft.replace(target)
-    except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = str(target)
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], baseline: Baseline) -> Iterator[Check]:
+def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], earlier: PastRun) -> Iterator[Check]:
     """Compare the machine, then each measurement: slower where the interval of a percentile lies above the other."""
-    if baseline.path:
-        yield compare_machines(machine, baseline.machine)
-    for name in (name for name in samples if name in baseline.samples):
+    yield compare_machines(machine, machine_of(earlier))
+    for name in (name for name in samples if name in earlier.facts.percentiles):
         told, slower = [], False
-        for now, then in zip(percentiles(samples[name]), percentiles(baseline.samples[name]), strict=True):
-            told.append(f"{now}, was {then.value:.3g} ms ({now.value / then.value:.2f} times)")
-            slower |= above(now.low, then.high)
+        for now in percentiles(samples[name]):
+            was = earlier.facts.percentiles[name].get(f"p{now.level * 100:g}")
+            if was:
+                told.append(f"{now}, was {was[1]:.3g} ms ({now.value / was[1]:.2f} times)")
+                slower |= above(now.low, was[2])
         yield Check.that(
-            f"{id_of(name)}_against_the_baseline",
+            f"{id_of(name)}_against_the_earlier_run",
             not slower,
-            expected="no percentile more than a tenth above the baseline's interval",
+            expected="no percentile more than a tenth above the earlier run's interval",
             observed="; ".join(told),
-            remedy="see the check of the baseline's machine; if that is the same, look at explain.ipynb",
+            remedy="see the check *machine*; if that is the same, look at explain.ipynb",
             otherwise="warn",
-            name=f"{name} against the baseline",
+            evidence=(f"run {earlier.run_id}",),
+            name=f"{name} against the earlier run",
         )

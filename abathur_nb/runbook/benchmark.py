@@ -1,6 +1,5 @@
 """Benchmark: how fast a copy of the database answers, held against limits (the runbook's section 5)."""
 
-import os
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,16 +11,16 @@ from typing import Any
 from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError
+from abathur_nb.evidence.past import PastRun
 from abathur_nb.files import scratch_directory, sweep
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.measure import synthetic
 from abathur_nb.measure.measurements import (
-    Baseline,
     BenchmarkResult,
-    check_savable,
     compare,
     describe_machine,
-    load_baseline,
+    named_run,
+    newest_comparable,
 )
 from abathur_nb.measure.workloads import (
     memory_reads,
@@ -44,7 +43,6 @@ __all__ = ["run_benchmark"]
 
 _TITLE = "benchmark"
 _BYTES_A_ROW = 4_000  # a synthetic memory and session with their indexes and related rows take about 2,600
-_UNSAVED = "not saved: it was not measured to its end"
 _ROUNDS = 100  # the fewest of concurrent reads; to claim a p95 takes 59
 _REPETITIONS = 1000  # the default, and the most that stay at so few rounds
 _MOST_REPETITIONS = 100_000
@@ -61,18 +59,17 @@ async def run_benchmark(
     rows: int = 10_000,
     repetitions: int = _REPETITIONS,
     full: bool = False,
-    baseline: str | os.PathLike[str] | None = None,
-    save_to: str | os.PathLike[str] | None = None,
+    compare_with: str | None = None,
 ) -> BenchmarkResult:
     """Time the store on a snapshot of the database, filled up with ``rows`` synthetic memories and sessions.
 
     The snapshot lies in a scratch directory beside the database and is removed at the end; the live rows are only
     read, once, for the copy. ``full`` adds the reads beside a busy writer, 1 to 200 concurrent reads, the growth
-    from 1,000 to ``rows``, and the share of the driver. ``baseline`` names the JSON of an earlier result to compare
-    with; to ``save_to`` the JSON of this one is written, if it was measured to its end. Raises ConfigurationError for
-    a wrong argument.
+    from 1,000 to ``rows``, and the share of the driver. ``compare_with`` is the id of an archived run to compare with;
+    by default it is the newest of the same machine, versions, rows and settings, if there is one. Raises
+    ConfigurationError for a wrong argument.
     """
-    earlier = _checked_arguments(rows, repetitions, full, baseline, save_to)
+    earlier = _checked_arguments(settings, rows, repetitions, full, compare_with)
     samples: Samples = {}
     limits = _limits(settings)
     machine = describe_machine(settings, rows, repetitions)
@@ -82,45 +79,27 @@ async def run_benchmark(
             async with Database.open(settings):  # what it refuses is named by the live path, and not by the copy's
                 pass
             if lacking := _lack_of_room(settings, rows):
-                return BenchmarkResult(lacking, samples, machine, earlier.samples, limits, _UNSAVED)
+                return BenchmarkResult(lacking, samples, machine, limits)
             with scratch_directory(settings.db_path.parent, _TITLE) as scratch:
                 machine["PRAGMAs"] = await _measure(settings, scratch, rows, repetitions, full, samples)
-            verdicts = _verdicts(limits, samples, repetitions)
-            checks = (*verdicts, *_readings(limits, samples), *compare(samples, machine, earlier))
-            report = Report(_TITLE, checks, subject=str(settings.db_path))
-            return _save(BenchmarkResult(report, samples, machine, earlier.samples, limits), save_to)
+            checks = [*_verdicts(limits, samples, repetitions), *_readings(limits, samples)]
+            if earlier := earlier or newest_comparable(settings, machine):
+                checks += compare(samples, machine, earlier)
+            report = Report(_TITLE, tuple(checks), subject=str(settings.db_path))
         except (sqlite3.Error, OSError, AbathurError) as error:
             told = explain_error(settings.db_path, error)
             observed = f"could not run: {told.observed}"
             remedy = told.remedy or "run validate.ipynb, and when it passes this again"
             check = Check(_TITLE, "error", expected="runs to its end", observed=observed, remedy=remedy)
             report = Report(_TITLE, (check,), subject=str(settings.db_path))
-    return BenchmarkResult(report, samples, machine, earlier.samples, limits, _UNSAVED)
-
-
-def _save(result: BenchmarkResult, save_to: str | os.PathLike[str] | None) -> BenchmarkResult:
-    """Save a result and say so in it; what has been measured is not lost where that fails in the end."""
-    try:
-        return replace(result, saved=result.save(save_to))
-    except ConfigurationError as error:
-        remedy = "remove that cause, or name another file: -p save_to result.json"
-        check = Check(
-            "saving", "error", expected=f"saved as {save_to}", observed=f"could not run: {error}", remedy=remedy
-        )
-        report = replace(result.report, checks=(*result.report.checks, check))
-        return replace(result, report=report, saved=f"not saved: {error}")
+    return BenchmarkResult(report, samples, machine, limits)
 
 
 def _checked_arguments(
-    rows: int,
-    repetitions: int,
-    full: bool,
-    baseline: str | os.PathLike[str] | None,
-    save_to: str | os.PathLike[str] | None,
-) -> Baseline:
-    """Return the baseline, or raise ConfigurationError naming every wrong argument."""
-    faults: list[str] = []
-    earlier, target = Baseline(), None
+    settings: Settings, rows: object, repetitions: object, full: object, compare_with: object
+) -> PastRun | None:
+    """Return the run to compare with, if one is named; raise ConfigurationError naming every wrong argument."""
+    faults, earlier = list[str](), None
     try:
         check_ranges(rows=rows, repetitions=repetitions)
     except ConfigurationError as error:
@@ -128,15 +107,9 @@ def _checked_arguments(
     if not isinstance(full, bool):
         faults.append(f"full: expected True or False, found {shown(full)} ({type(full).__name__})")
     try:
-        earlier = load_baseline(baseline)
+        earlier = named_run(settings, compare_with)
     except ConfigurationError as error:
         faults += error.faults
-    try:
-        target = check_savable(save_to)
-    except ConfigurationError as error:
-        faults += [f"save_to: {fault}" for fault in error.faults]
-    if earlier.path and target and os.path.realpath(target) == os.path.realpath(earlier.path):
-        faults.append("save_to: it is the baseline, which the result would replace: name another file")
     if faults:
         raise ConfigurationError(faults)
     return earlier
