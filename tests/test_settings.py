@@ -222,7 +222,10 @@ def test_the_variable_names_another_file_and_one_in_the_working_directory_is_nev
         ("[environments.development]\norigins = {}", "has no setting 'origins'"),
         ("[environments.development]\ndb_path = 7", "expected a path as text, found 7 (int)"),
         ("[environments.development]\nreaders = 0", "readers (from settings file"),
-        ("[environments.development]\nreaders = true", "expected no truth value, found True"),
+        (
+            "[environments.development]\nreaders = true",
+            "expected a whole number of at least 1 and at most 32, found True",
+        ),
         ("[environments.development]\nreaders = 'many'", "found 'many'"),
         ("[environments.development]\nsession_p99_ms = nan", "session_p99_ms (from settings file"),
         ("[environments.development]\nsession_p99_ms = inf", "session_p99_ms (from settings file"),
@@ -242,7 +245,7 @@ def test_a_faulty_settings_file_is_named_with_its_fault(home: Path, text: str | 
     [
         ("ABATHUR_READERS", "0x10", "found '0x10'"),
         ("ABATHUR_READERS", "", "found ''"),
-        ("ABATHUR_READERS", "33", "less than or equal to 32"),
+        ("ABATHUR_READERS", "33", "expected a whole number of at least 1 and at most 32, found '33'"),
         ("ABATHUR_REQUIRE_SAFE_WAL", "perhaps", "found 'perhaps'"),
         ("ABATHUR_DB_PAHT", "/x.db", "no such setting; did you mean ABATHUR_DB_PATH?"),
     ],

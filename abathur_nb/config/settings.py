@@ -4,14 +4,16 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from html import escape
+from math import isfinite
+from operator import ge, gt, le
 from pathlib import Path
 from shlex import quote
 from types import MappingProxyType
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.files import is_scratch_name, open_regular
@@ -138,7 +140,7 @@ Severity = Literal["warn", "fail", "refuse"]
 
 
 def _setting(default: Any, meaning: str, *, secret: bool = False, **limits: float) -> Any:
-    """Return a field of Settings with what it means, whether it is shown, and the limits that pydantic holds it to."""
+    """Return a field of Settings with what it means, whether it is shown, and its limits."""
     return field(default=default, metadata={"meaning": meaning, "secret": secret, "limits": limits}, repr=not secret)
 
 
@@ -315,34 +317,37 @@ def resolve(
 
 def _checked(values: dict[str, object], origins: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
     """Return the values as their settings' types, or add what is wrong with them to ``faults``."""
-    if all(origins[name] == "default" for name in values):  # ours, and tested
-        return values
-    # Imported here, and only if it is needed: pydantic takes longer to import than the rest of the package.
-    from pydantic import ConfigDict, Field, ValidationError, create_model
-
-    types = get_type_hints(Settings)
-    # pydantic would take True for 1, and 1 or "yes" for True.
+    found, kinds = dict[str, Any](), get_type_hints(Settings)
+    all_limits = {setting.name: setting.metadata.get("limits", {}) for setting in fields(Settings)}
     for name, value in values.items():
-        if types[name] is bool and not isinstance(value, bool):
-            faults.append(f"{name} (from {origins[name]}): expected true or false, found {shown(value)}")
-        elif isinstance(value, bool) and types[name] is not bool:
-            faults.append(f"{name} (from {origins[name]}): expected no truth value, found {value}")
-    values = {name: value for name, value in values.items() if isinstance(value, bool) == (types[name] is bool)}
-    make_model: Any = create_model  # its overloads do not take a dict of fields
-    model = make_model(
-        "Values",
-        __config__=ConfigDict(extra="forbid", allow_inf_nan=False),
-        **{
-            setting.name: (types[setting.name], Field(setting.default, **setting.metadata["limits"]))
-            for setting in fields(Settings)
-            if setting.name in values
-        },
-    )
-    try:
-        return dict(model(**values))
-    except ValidationError as error:
-        for fault in error.errors():
-            name = str(fault["loc"][0])
-            found = "a secret" if name in SECRET_SETTINGS else shown(fault["input"])
-            faults.append(f"{name} (from {origins[name]}): {fault['msg']}, found {found}")
-    return {}
+        kind, limits = kinds[name], all_limits[name]
+        try:
+            found[name] = _read(kind, value)
+            if not all(_HOLDS[limit](found[name], bound) for limit, bound in limits.items()):
+                raise ValueError(name)
+        except (ValueError, OverflowError):
+            told = "a secret" if name in SECRET_SETTINGS else shown(value)
+            faults.append(f"{name} (from {origins[name]}): expected {_expected(kind, limits)}, found {told}")
+    return found
+
+
+_HOLDS: Mapping[str, Callable[[float, float], bool]] = {"gt": gt, "ge": ge, "le": le}
+_LIMITS = {"gt": "over", "ge": "of at least", "le": "and at most"}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _expected(kind: Any, limits: Mapping[str, float]) -> str:
+    words = _KINDS.get(kind) or f"one of {', '.join(get_args(kind))}"
+    return " ".join((words, *(f"{_LIMITS[limit]} {bound:g}" for limit, bound in limits.items())))
+
+
+def _read(kind: Any, value: object) -> Any:
+    """Return a value as its setting's type; of the environment all are text. Raises ValueError."""
+    if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
+        number = float(value)
+        if not isfinite(number) or (kind is int and not number.is_integer()):
+            raise ValueError(value)
+        return kind(number)
+    if isinstance(value, kind) if kind in (bool, str) else value in get_args(kind):
+        return value
+    raise ValueError(value)
