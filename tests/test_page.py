@@ -196,12 +196,8 @@ def test_markdown_is_rendered() -> None:
 
 
 def test_of_a_progress_bar_the_last_state_is_shown() -> None:
-    chunks = [
-        stream("\r", "stderr"),
-        stream("  0%|   | 0/50\r", "stderr"),
-        stream(["\r100%|███| ", "50/50\r\n"], "stderr"),
-    ]
-    shown = words(page_of(code(*chunks, stream("done\n"), stream("\n", "stderr"))))
+    bar = stream("\r  0%|   | 0/50\r\r100%|███| 50/50\r\n", "stderr")
+    shown = words(page_of(code(bar, stream("done\n"), stream("\n", "stderr"))))
     assert "[1] code 1 100%|███| 50/50 done A copy for reading." in shown
     assert "0/50" not in shown.replace("50/50", "")
 
@@ -224,13 +220,13 @@ def test_an_error_is_shown_without_its_colours() -> None:
         (shows(text_plain=["two ", "lines"]), "two lines"),
         (shows(application_json={"a": [1]}), '{ "a": [ 1 ] }'),
         (shows(application_javascript="run()"), "not shown here: application/javascript"),
-        ({"output_type": "display_data", "data": {"image/svg+xml": "<svg/>"}}, "not shown here: image/svg+xml"),
+        (shows() | {"data": {"image/svg+xml": "<svg/>"}}, "not shown here: image/svg+xml"),
         (
-            {"output_type": "display_data", "data": {"application/vnd.abathur.run+json": {}, "text/plain": "PASS"}},
+            shows() | {"data": {"application/vnd.abathur.run+json": {}, "text/plain": "PASS"}},
             "PASS",
         ),
         (shows(image_png="<no base64>", text_plain="a figure"), "a figure"),
-        ({"output_type": "new in nbformat 5"}, "not shown here: an output without content"),
+        (shows(), "not shown here: an output without content"),
     ],
 )
 def test_the_best_of_an_output_is_shown(output: dict[str, Any], shown: str) -> None:
@@ -317,34 +313,6 @@ def test_importing_the_page_imports_nothing_that_only_rendering_needs() -> None:
     names = "{'jinja2', 'mistune', 'nh3', 'nbconvert', 'nbformat', 'pandas', 'matplotlib'}"
     program = f"import sys, abathur_nb, abathur_nb.evidence.page; print(sorted({names} & sys.modules.keys()))"
     assert run_python(program) == "[]\n"
-
-
-ODD_NOTEBOOKS: list[Any] = [
-    {},
-    {"cells": None},
-    {"cells": [None, 1, "x", []]},
-    {"cells": [{}], "metadata": 3},
-    {"cells": [{"cell_type": "code"}]},
-    {"cells": [{"cell_type": "code", "source": None, "outputs": {"a": 1}, "execution_count": "x", "metadata": []}]},
-    {"cells": [{"cell_type": "code", "source": "x", "metadata": {"tags": "injected-parameters"}}]},
-    {"cells": [code(source=["a\n", "b"])]},  # type: ignore[arg-type]
-    {"cells": [code({}, {"output_type": None}, {"output_type": "stream"}, {"output_type": "error"})]},
-    {"cells": [code(fails("E", "v"), {"output_type": "error", "ename": 1, "evalue": None, "traceback": "text"})]},
-    {"cells": [code({"output_type": "display_data", "data": None, "metadata": None})]},
-    {"cells": [code(shows({"image/png": [1]}, image_png=PIXEL))]},
-    {"cells": [code(shows({"image/png": {"alt": 5, "width": "1e9"}}, image_png=[PIXEL, "\n"]))]},
-    {"cells": [code(shows(text_html={"a": 1}, text_plain=None))]},
-    {"cells": [{"cell_type": "heading", "source": "v3"}, {"cell_type": "raw", "source": "raw"}]},
-    {"cells": [markdown("[a](attachment:x.png) ![b](attachment:y.png)", attachments={"x.png": None})]},
-    {"cells": [markdown("> " * 5000 + "deep"), markdown("[" * 5000), markdown("*a " * 5000)]},
-]
-
-
-@pytest.mark.parametrize("odd", ODD_NOTEBOOKS)
-def test_an_odd_notebook_still_gives_a_page(odd: Any) -> None:
-    html = render(odd, RECORD).decode()
-    assert html.endswith("</html>\n")
-    assert words(html).endswith("and the hash of this page.")
 
 
 def test_a_notebook_cut_short_by_a_kernel_that_died_shows_what_there_is(tmp_path: Path) -> None:
@@ -445,12 +413,11 @@ def planted(value: str) -> tuple[dict[str, Any], Record]:
         shows({"image/png": {"alt": value, "width": value}, value: value}, image_png=PIXEL, text_plain=value),
         shows({"text/html": {"isolated": True}}, text_html=value),
         {"output_type": "display_data", "data": {value: value}, "metadata": {}},
-        {"output_type": "display_data", "data": {"application/vnd.abathur.run+json": {value: value}}},
+        shows() | {"data": {"application/vnd.abathur.run+json": {value: value}}},
         stream(value),
         stream(value, "stderr"),
         stream(value, value),
         fails(value, value, value),
-        {"output_type": value, "data": {"text/html": value}},
     ]
     made = notebook(
         markdown(value, attachments={value: {"image/svg+xml": value}}, **cell),
@@ -469,7 +436,7 @@ def hostile_record(value: str) -> Record:
     return record_with(**{name: _with_texts({name: field}, value)[name] for name, field in FIELDS.items()})
 
 
-_FIXED = {"status", "verdict", "started_at", "ended_at", "finished_at", "refused"}
+_FIXED = {"size", "status", "verdict", "started_at", "ended_at", "finished_at", "refused"}
 
 
 def _with_texts(data: Any, value: str) -> Any:

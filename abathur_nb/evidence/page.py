@@ -166,14 +166,6 @@ def _shown(value: Any) -> Any:
     return printable(value.expandtabs() if isinstance(value, str) else str(value))
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _mappings(value: Any) -> list[Mapping[str, Any]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list | tuple) else []
-
-
 def _text(value: Any) -> str:
     """Return a text of a notebook, which may stand there as a list of lines; JSON for anything else."""
     if isinstance(value, list):
@@ -212,11 +204,10 @@ def _facts(record: Record, cells: list[dict[str, Any]], as_template: bool) -> It
     yield "cells of code", ran if as_template else f"{ran}; they are not known to be those of the template"
 
 
-def _database(identity: Any) -> str:
-    if not isinstance(identity, Mapping):
-        return "none" if identity is None else str(identity)
-    size = identity.get("size")
-    parts = [str(identity.get("path", "–")), f"{size:,} bytes" if isinstance(size, int) else "of unknown size"]
+def _database(identity: Mapping[str, Any] | str | None) -> str:
+    if identity is None or isinstance(identity, str):
+        return identity or "none"
+    parts = [identity["path"], f"{identity['size']:,} bytes" if "size" in identity else "of unknown size"]
     if "schema_sha256" in identity:
         parts.append(f"schema {_digits(identity['schema_sha256'])}")
     if "unread" in identity:
@@ -224,8 +215,8 @@ def _database(identity: Any) -> str:
     return ", ".join(parts)
 
 
-def _digits(digest: Any) -> str:
-    return f"{digest[:_HASH_SHOWN]}…" if isinstance(digest, str) and digest else "not known"
+def _digits(digest: str | None) -> str:
+    return f"{digest[:_HASH_SHOWN]}…" if digest else "not known"
 
 
 def _ended(error: Mapping[str, Any] | None, cells: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -247,44 +238,32 @@ def _ended(error: Mapping[str, Any] | None, cells: list[dict[str, Any]]) -> dict
 
 def _cells(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield what the page shows of each cell; the ``kind`` is code, html or text."""
-    for number, cell in enumerate(_mappings(notebook.get("cells"))):
-        source = _text(cell.get("source", ""))
+    for number, cell in enumerate(notebook["cells"]):
+        source = cell["source"]
         shown = {"number": number, "id": cell.get("id"), "source": source}
         if not source.strip() and not cell.get("outputs"):
             continue
-        if cell.get("cell_type") == "markdown":
+        if cell["cell_type"] == "markdown":
             yield {**shown, "kind": "html", "html": _markdown(source)}
-        elif cell.get("cell_type") == "code":
-            tags = _mapping(cell.get("metadata")).get("tags")
-            given = isinstance(tags, list) and "injected-parameters" in tags
-            count = cell.get("execution_count")
-            yield {**shown, "kind": "code", "count": count, "given": given, "outputs": list(_outputs(cell))}
+        elif cell["cell_type"] == "code":
+            given = "injected-parameters" in cell["metadata"].get("tags", ())
+            outputs = [found for output in cell["outputs"] if (found := _output(output))]
+            yield {**shown, "kind": "code", "count": cell["execution_count"], "given": given, "outputs": outputs}
         else:
             yield {**shown, "kind": "text"}
 
 
-def _outputs(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what the page shows of each output; the ``kind`` is html, text, stderr, error or picture."""
-    outputs = _mappings(cell.get("outputs"))
-    for position, output in enumerate(outputs):
-        if output.get("output_type") == "stream":
-            before = outputs[position - 1] if position else {}
-            if (before.get("output_type"), before.get("name")) == ("stream", output.get("name")):
-                continue  # shown with the one before
-            text = ""
-            for piece in outputs[position:]:
-                if (piece.get("output_type"), piece.get("name")) != ("stream", output.get("name")):
-                    break
-                text += _text(piece.get("text", ""))
-            if shown := _terminal(text).strip("\n"):
-                yield {"kind": "stderr" if output.get("name") == "stderr" else "text", "text": shown}
-        elif output.get("output_type") == "error":
-            line = f"{_text(output.get('ename', ''))}: {_text(output.get('evalue', ''))}"
-            trace = output.get("traceback")
-            told = _terminal("\n".join(map(_text, trace)) if isinstance(trace, list) else _text(trace or ""))
-            yield {"kind": "error", "text": _terminal(line), "traceback": told if told.strip() != line.strip() else ""}
-        else:
-            yield _bundle(_mapping(output.get("data")), _mapping(output.get("metadata")))
+def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what the page shows of an output; the ``kind`` is html, text, stderr, error or picture."""
+    if output["output_type"] == "stream":
+        kind = "stderr" if output["name"] == "stderr" else "text"
+        shown = _terminal(_text(output["text"])).strip("\n")
+        return {"kind": kind, "text": shown} if shown else None
+    if output["output_type"] == "error":
+        line = f"{output['ename']}: {output['evalue']}"
+        told = _terminal("\n".join(output["traceback"]))
+        return {"kind": "error", "text": _terminal(line), "traceback": told if told.strip() != line.strip() else ""}
+    return _bundle(output["data"], output["metadata"])
 
 
 def _bundle(data: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,7 +272,8 @@ def _bundle(data: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, A
         return {"kind": "html", "html": clean(_text(data["text/html"]))}
     for mime in ("image/png", "image/jpeg", "image/svg+xml"):
         if picture := picture_of(mime, _text(data.get(mime, ""))):
-            told = _mapping(metadata.get(mime))
+            told = metadata.get(mime)
+            told = told if isinstance(told, Mapping) else {}
             alt = told.get("alt") or data.get("text/plain") or "a picture without a description"
             width = told.get("width")
             url = f"data:{mime};base64,{picture}"
