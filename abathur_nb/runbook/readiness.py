@@ -313,7 +313,8 @@ def _unproven(run: PastRun, names: Iterable[str]) -> list[str]:
 
 def _extra(run: PastRun) -> str:
     """Return what a run of validate named that is not of ``sql/``; an empty text for nothing."""
-    return next((check.observed for check in _checks(run) if check.id == OTHERS and check.status != "pass"), "")
+    named = [check.observed for check in _checks(run) if check.id == OTHERS and check.status != "pass"]
+    return named[0] if named else ""
 
 
 def _command(line: Line, settings: Settings) -> str:
