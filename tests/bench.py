@@ -387,7 +387,7 @@ def backing_up(place: Path) -> Sides:
                 return {"at": "", "restored_s": 0.0, "validated_s": 0.0, "findings": []}
 
             async def ours() -> list[int]:
-                with patch.multiple("abathur_nb.runbook.backup", read_content=undigested, prove=unproven):
+                with patch.multiple("abathur_nb.backups.taking", read_content=undigested, prove=unproven):
                     found = await timed_await(lambda: back_up(settings, reason="bench"))
                 shutil.rmtree(settings.backup_dir)
                 return [found]

@@ -104,7 +104,7 @@ async def test_of_one_millisecond_there_are_two_names(database: Settings, monkey
         def now(cls, tz: tzinfo | None = None) -> "Stopped":
             return cls(2026, 11, 23, 10, 0, 0, 999_000, tzinfo=tz)
 
-    monkeypatch.setattr("abathur_nb.runbook.backup.datetime", Stopped)
+    monkeypatch.setattr("abathur_nb.backups.taking.datetime", Stopped)
     first, second = await taken(database), await taken(database)
     names = sorted(backup.path.name for backup in list_backups(database.backup_dir)[0])
     assert names == ["abathur_manual_20261123_100000_999.db", "abathur_manual_20261123_100001_000.db"]

@@ -164,7 +164,7 @@ async def test_a_disk_that_fills_up_under_a_backup_is_that_of_the_backups(
         await copy_out(*arguments, **options)
 
     mounted(three.backup_dir, "size=8m")
-    monkeypatch.setattr("abathur_nb.runbook.backup.copy_out", fill_and_copy)
+    monkeypatch.setattr("abathur_nb.backups.taking.copy_out", fill_and_copy)
     report = await nb.backup_database(three)
     (failed,) = (check for check in report.checks if check.failed)
     assert failed.observed == f"no backup was made: {FULL.format(three.backup_dir)}"

@@ -246,7 +246,7 @@ async def test_a_drill_restores_into_scratch_alone(database: Settings) -> None:
     with untouched(database.db_path):
         report = await nb.restore_database(database, drill=True)
     report.raise_for_failures()
-    assert [check.name for check in report.checks] == ["backup", "RPO", "what stands there", "drill", "RTO"]
+    assert [check.name for check in report.checks] == ["backup", "RPO", "existing database", "drill", "RTO"]
     assert not list(database.db_path.parent.glob(".abathur-*"))
 
 

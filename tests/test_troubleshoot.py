@@ -424,8 +424,8 @@ async def test_what_was_committed_is_told_of_when_a_later_step_fails(
     report = await nb.troubleshoot(database, repair=True)
     assert not report.ok
     assert not report.refused
-    assert check_of(report, "transaction").status == check_of(report, "backup").status == "pass"
-    assert check_of(report, "repair").observed == "what stands here was done; then: somebody has it"
+    assert check_of(report, "transaction").status == check_of(report, "backup before").status == "pass"
+    assert check_of(report, "repair").observed == "the steps above were done; then: somebody has it"
 
 
 async def test_a_large_log_in_use_is_left_and_its_user_named(database: Settings) -> None:

@@ -4,7 +4,8 @@ import asyncio
 import errno
 import os
 import sqlite3
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
@@ -13,15 +14,14 @@ from typing import Literal, NamedTuple
 
 import aiosqlite
 
-from abathur_nb.backups.aside import begun, complete, discard, new_folder, replace_file, users_of
+from abathur_nb.backups.aside import begun, discard, new_folder, replace_file, users_of
+from abathur_nb.backups.change import Change, Plan, carry_out, make_change
 from abathur_nb.backups.copying import Content, copy_in, copy_out, difference, open_copy, publish, read_content
-from abathur_nb.backups.plan import Plan
-from abathur_nb.backups.taking import COPIES, kept_before
+from abathur_nb.backups.taking import COPIES
 from abathur_nb.causes import ask_system, os_cause, unwritable
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
-from abathur_nb.files import nearest_existing, private_directory, scratch_directory, sweep
-from abathur_nb.health.checks import file_checks
+from abathur_nb.files import nearest_existing, private_directory, scratch_directory
 from abathur_nb.health.objects import OTHERS
 from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, free_mb
 from abathur_nb.report import Check, Report, Status
@@ -38,7 +38,6 @@ __all__ = [
     "Form",
     "Source",
     "Standing",
-    "finish_begun",
     "form_of",
     "look",
     "place_for_scratch",
@@ -137,10 +136,9 @@ async def _look(settings: Settings, live: Path) -> Standing:
 def _check(observed: str, remedy: str = "") -> Check:
     expected = "a database of this application, a damaged one, or none"
     status: Status = "fail" if remedy else "pass"
-    return Check("existing_database", status, expected, observed, remedy, name="what stands there")
+    return Check("existing_database", status, expected, observed, remedy, name="existing database")
 
 
-_KEPT = "what stood there"
 _NEW = ".abathur-new"  # a name that nothing has: what will be made is 0600, in a directory that keeps its mode
 
 
@@ -185,35 +183,57 @@ async def replace_content(
 
     ``drill`` rehearses it in scratch. What is refused has changed nothing.
     """
-    title = f"{action} ({'drill' if drill else 'plan'})" if drill or not apply else action
-    checks, done = list[Check](), list[Check]()
-    refused = True
-    try:
-        async with source as new:
-            standing = await look(settings)
-            checks += [*new.checks, standing.check]
-            found = await _obstacles(settings, standing, new, now=apply or drill)
-            forbids = any(check.failed for check in found) or standing.state == "forbidden"
-            checks += found
-            if drill:
-                # Beside a database that is mounted read-only too: what it would take is told, and that it can't be.
-                elsewhere = place_for_scratch(settings) != nearest_existing(settings.db_path.parent)
-                checks += [] if forbids and not elsewhere else await _rehearse(settings, standing, new)
-                refused = False
-            else:
-                facts = new.facts | ({"begun": standing.folder.name} if standing.folder else {})
-                plan = Plan(action, settings, _steps(standing, settings, f"pre_{action}", new), facts)
-                checks.append(plan.approval(apply=apply, confirm=confirm))
-                refused = forbids or checks[-1].failed
-                if apply and not refused:
-                    await _replace(settings, standing, new, f"pre_{action}", done)
-                    for folder in dict.fromkeys((settings.db_path.parent, settings.backup_dir)):
-                        sweep(folder)
-    except (sqlite3.Error, OSError, AbathurError) as error:
-        fault = explain_error(settings.db_path, error)
-        done.append(Check(action, "error", "a proven source, and a place for it", fault.observed, fault.remedy))
-        refused = len(done) == 1
-    return Report(title, (*checks, *done), subject=str(settings.db_path), refused=refused)
+    title, finding = f"{action} (drill)" if drill else action, _find(settings, action, source, apply=apply, drill=drill)
+    return await make_change(settings, title, finding, apply=apply, confirm=confirm)
+
+
+@asynccontextmanager
+async def _find(
+    settings: Settings, action: str, source: AbstractAsyncContextManager[Source], *, apply: bool, drill: bool
+) -> AsyncIterator[Change]:
+    """Lend the replacement by ``source``, while that stands in scratch; of a drill what came of it."""
+    async with source as new:
+        standing = await look(settings)
+        found = await _obstacles(settings, standing, new, now=apply or drill)
+        forbidden = any(check.failed for check in found) or standing.state == "forbidden"
+        checks = (*new.checks, standing.check, *found)
+        if drill:
+            # Beside a database that is mounted read-only too: what it would take is told, and that it can't be.
+            elsewhere = place_for_scratch(settings) != nearest_existing(settings.db_path.parent)
+            yield Change((*checks, *([] if forbidden and not elsewhere else await _rehearse(settings, standing, new))))
+            return
+        facts = new.facts | ({"begun": standing.folder.name} if standing.folder else {})
+        plan = Plan(action, settings, _steps(standing, settings, f"pre_{action}", new), facts)
+        yield replace(
+            _replacement(settings, standing, new, f"pre_{action}"), checks=checks, plan=plan, forbidden=forbidden
+        )
+
+
+def _replacement(settings: Settings, standing: Standing, new: Source, reason: str) -> Change:
+    """Return the change that puts the content of ``new`` where ``standing`` was found; what stood there is kept."""
+
+    async def do(done: list[Check], committed: Callable[[], object]) -> None:
+        path, since = settings.db_path, False
+        if _goes_aside(standing, new):
+            await _move_aside(settings, new, done)
+            committed()
+        elif standing.state == "readable":
+            _, since = await copy_in(new.path, settings, written=committed)
+        else:
+            with private_directory(path.parent), scratch_directory(path.parent, "restore") as scratch:
+                await _copy(new.path, scratch / "draft.db", path.parent)
+                publish(scratch / "draft.db", path)
+                done.append(Check("made", "pass", "no database before", str(path)))
+        async with connect(path, settings=settings) as conn:
+            await conn.execute_fetchall("BEGIN")
+            done.append(_content(new.content, await read_content(conn), since))
+
+    def judged(checks: Iterable[Check]) -> Iterable[Check]:
+        """Let what the source was said to hold only warn."""
+        return [replace(c, status="warn") if c.failed and c.id == OTHERS and new.not_ours else c for c in checks]
+
+    keeps = reason if standing.state == "readable" else ""
+    return Change((), None, do, begun=standing.folder is not None, backup=keeps, judged=judged)
 
 
 def _goes_aside(standing: Standing, new: Source) -> bool:
@@ -294,7 +314,7 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
         elif standing.state == "unreadable":
             copy.db_path.touch()  # which no more can be written into than what is damaged
         started, done = perf_counter(), list[Check]()
-        await _replace(copy, replace(standing, folder=None), new, "drill", done)
+        await carry_out(copy, _replacement(copy, replace(standing, folder=None), new, "drill"), done)
         took = perf_counter() - started
     # Who may use the copy says nothing of the database: what is written into keeps its mode.
     keeps = standing.state == "readable" and not standing.folder and not _goes_aside(standing, new)
@@ -315,39 +335,6 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
     ]
 
 
-async def _replace(settings: Settings, standing: Standing, new: Source, reason: str, done: list[Check]) -> None:
-    """Put the content of ``new`` where ``standing`` was found; what stood there is kept.
-
-    Adds to ``done`` what has changed something, then what came of it. Raises RefusedError, BusyError, sqlite3.Error,
-    OSError: with nothing in ``done`` nothing has changed.
-    """
-    path, since = settings.db_path, False
-    if standing.folder:
-        done.append(finish_begun(settings))
-        standing = await look(settings)
-        if standing.state == "forbidden":
-            done.append(standing.check)
-            return
-    if standing.state == "readable":
-        async with kept_before(settings, reason, _KEPT, done) as written:
-            if _goes_aside(standing, new):
-                await _move_aside(settings, new, done)
-                written()
-            else:
-                _, since = await copy_in(new.path, settings, written=written)
-    elif standing.state == "absent":
-        with private_directory(path.parent), scratch_directory(path.parent, "restore") as scratch:
-            await _copy(new.path, scratch / "draft.db", path.parent)
-            publish(scratch / "draft.db", path)
-            done.append(Check("made", "pass", "no database before", str(path)))
-    else:
-        await _move_aside(settings, new, done)
-    async with connect(path, settings=settings) as conn:
-        await conn.execute_fetchall("BEGIN")
-        done.append(_content(new.content, await read_content(conn), since))
-    done += [_announced(check, new) for check in await file_checks(settings)]
-
-
 async def _move_aside(settings: Settings, new: Source, done: list[Check]) -> None:
     """Move the database and its side files aside, and give its name to a copy of ``new``."""
     path = settings.db_path
@@ -365,21 +352,9 @@ async def _move_aside(settings: Settings, new: Source, done: list[Check]) -> Non
     done.append(Check("moved_aside", "pass", expected="the file that stood there, as it was", observed=observed))
 
 
-def finish_begun(settings: Settings) -> Check:
-    """Go on with a replacement that was killed, and return a check that says so. Raises RefusedError."""
-    moved = ", ".join(map(str, complete(settings.db_path))) or "nothing"
-    observed = f"a replacement that was begun is completed; moved aside: {moved}"
-    return Check("begun_before", "warn", "no replacement was left half done", observed, "none is needed")
-
-
 async def _copy(source: Path, draft: Path, owned_as: Path) -> None:
     async with open_copy(source) as conn:
         await copy_out(conn, draft, owned_as=owned_as)
-
-
-def _announced(check: Check, new: Source) -> Check:
-    """Return a check of validate; one that fails for what the source was said to hold warns."""
-    return replace(check, status="warn") if check.failed and check.id == OTHERS and new.not_ours else check
 
 
 def _content(wanted: Content, found: Content, written_since: bool = False) -> Check:

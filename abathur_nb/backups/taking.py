@@ -94,10 +94,8 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
 
 
 @asynccontextmanager
-async def kept_before(
-    settings: Settings, reason: str, name: str, done: list[Check]
-) -> AsyncIterator[Callable[[], object]]:
-    """Back up before a change, and add to ``done`` the check ``name`` that says so.
+async def kept_before(settings: Settings, reason: str, done: list[Check]) -> AsyncIterator[Callable[[], object]]:
+    """Back up before a change, and add to ``done`` a check that says so.
 
     The block calls what it is lent once the change is committed. If it is refused before that, the backup is removed,
     so that nothing has changed.
@@ -105,9 +103,8 @@ async def kept_before(
     committed = list[bool]()
     with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
         backup, _ = await back_up(settings, reason=reason)
-        done.append(
-            Check("kept", "pass", "a proven backup of it", str(backup.path), name=name, data={"path": str(backup.path)})
-        )
+        path = str(backup.path)
+        done.append(Check("kept", "pass", "a proven backup of it", path, name="backup before", data={"path": path}))
         try:
             yield lambda: committed.append(True)
         except (sqlite3.Error, OSError, AbathurError) as error:

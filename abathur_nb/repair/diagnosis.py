@@ -16,7 +16,7 @@ from abathur_nb.health.path_on_disk import FILE_MODES, log_check
 from abathur_nb.repair.quarantine import affected, digest_of
 from abathur_nb.repair.salvage import SALVAGED, salvaged_before, stray_rows
 from abathur_nb.repair.statements import (
-    Change,
+    RowChange,
     Step,
     broken_json,
     broken_references,
@@ -77,7 +77,7 @@ class Treatment:
     """Gather what would mend the faults, and what is told of each check beyond its own words."""
 
     deeds: list[str] = field(default_factory=list)
-    changes: list[tuple[Change, int]] = field(default_factory=list)
+    changes: list[tuple[RowChange, int]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     causes: dict[str, str] = field(default_factory=dict)
     remedies: dict[str, str] = field(default_factory=dict)
@@ -204,7 +204,7 @@ async def _treat_tables(
 
 async def _seeds(
     conn: aiosqlite.Connection, failing: Mapping[str, Check], found: Treatment
-) -> list[tuple[Change, int]]:
+) -> list[tuple[RowChange, int]]:
     """Return what gives a changed seed memory its content back; one that is gone is inserted by a step."""
     restored = failing["seed_memories"].data.get("restored_by", ()) if "seed_memories" in failing else ()
     statements = {(one["namespace"], one["key"]): one["sql"] for one in restored}
@@ -219,7 +219,7 @@ async def _seeds(
         if not there:
             found.steps.append(Step(statements[seed.namespace, seed.key], 1))
         for column in ("value", "metadata", "memory_type", "created_by", "updated_by") if there else ():
-            change = Change("memory_entries", f"{same} AND {column} IS NOT {row[column]}", column, row[column])
+            change = RowChange("memory_entries", f"{same} AND {column} IS NOT {row[column]}", column, row[column])
             ((other,),) = await conn.execute_fetchall(change.counting)
             changes += [(change, int(other))] if other else []
     return changes
@@ -264,7 +264,7 @@ class Diagnosis:
 
     checks: tuple[Check, ...]
     deeds: tuple[str, ...] = ()
-    changes: tuple[tuple[Change, int], ...] = ()
+    changes: tuple[tuple[RowChange, int], ...] = ()
     statements: tuple[Step, ...] = ()
     changed: str = ""
     schema: int = 0

@@ -6,7 +6,8 @@ import os
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,17 +16,15 @@ from typing import Any
 
 import aiosqlite
 
+from abathur_nb.backups.change import Change, Plan, make_change
 from abathur_nb.backups.copying import copy_out, publish
-from abathur_nb.backups.plan import Plan
-from abathur_nb.backups.taking import kept_before
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import canonical, misfits, moment, sha256, uncanonical, whole_number
 from abathur_nb.files import at, make_private_file, open_regular, private_directory, scratch_directory, sweep
-from abathur_nb.health.checks import file_checks
-from abathur_nb.repair.statements import Change
+from abathur_nb.repair.statements import RowChange
 from abathur_nb.report import Check, Report
-from abathur_nb.store.connection import connect, explain_error, kept_open, run_to_end
+from abathur_nb.store.connection import connect, kept_open, run_to_end
 from abathur_nb.store.expected import expected_columns, expected_tables
 from abathur_nb.store.guarded import Connection
 from abathur_nb.store.schema import quoted
@@ -49,7 +48,7 @@ _LITERAL = re.compile(r"NULL|'(?:[^']|'')*'")
 _NAMED = 5  # faults that an error names
 
 
-async def affected(conn: aiosqlite.Connection, changes: Iterable[Change]) -> AsyncIterator[bytes]:
+async def affected(conn: aiosqlite.Connection, changes: Iterable[RowChange]) -> AsyncIterator[bytes]:
     """Yield a line for each row that each change will change, as it is now. Read-only.
 
     ``conn`` must have the functions of `limits`.
@@ -202,45 +201,40 @@ async def put_back_rows(
     Read-only without ``apply``: it is tried on a copy. A row that would break a rule again, whose place is taken, or
     which was changed since, stays in the file, and is named.
     """
-    title, subject, checks = _TITLE if apply else f"{_TITLE} (plan)", str(settings.db_path), list[Check]()
-    done = list[Check]()
     if refused := await refusal(_TITLE, settings, refuses=("trigger",)):
         return replace(refused, refused=True)
-    try:
-        path = quarantine_dir(settings) / name  # a path that is absolute stays what it is
-        head, entries = read_quarantine(path)
-        if head["env"] != settings.env:
-            raise RefusedError(f"{path} is of {head['env']}, not of {settings.env}", "name one of this environment")
-        outcome = await _try(settings, entries)
-        checks.append(_check(path, outcome, len(entries)))
-        if not outcome.put:
-            return Report(title, tuple(checks), subject=subject)
-        put_back = ", ".join(f"{counted(number, 'row')} of {table}" for table, number in outcome.tables.items())
-        steps = (
-            f"back up {settings.db_path} as abathur_pre_put_back_… in {settings.backup_dir}, and prove that backup",
-            f"in one transaction, put back {put_back}",
-            f"validate {settings.db_path}",
-        )
-        facts = {
-            "quarantine": sha256(b"".join(map(canonical, entries))),
-            "rows": sha256(canonical({"put": outcome.put})),
-        }
-        checks.append(Plan(_TITLE, settings, steps, facts, "repair").approval(apply=apply, confirm=confirm))
-        if not apply or checks[-1].failed:
-            return Report(title, tuple(checks), subject=subject, refused=checks[-1].failed)
-        async with kept_before(settings, "pre_put_back", "backup", done) as written, kept_open(settings):
-            async with connect(settings.db_path, settings=settings, mode="rw") as conn:
-                if await _put(conn, entries) != outcome:
-                    raise RefusedError(f"{settings.db_path} has changed since it was looked at", "look at it again")
-                await run_to_end(conn.execute_fetchall("COMMIT"))
-            written()
-            done.append(Check("put_back", "pass", "in one transaction", f"put back: {put_back}"))
-        sweep(settings.db_path.parent)
-    except (sqlite3.Error, OSError, AbathurError) as error:
-        fault = explain_error(settings.db_path, error)
-        failed = Check("put_back", "error", "all that can be put back, or nothing of it", fault.observed, fault.remedy)
-        return Report(title, (*checks, *done, failed), subject=subject, refused=not done)
-    return Report(title, (*checks, *done, *await file_checks(settings)), subject=subject)
+    return await make_change(settings, _TITLE, _find(settings, name), apply=apply, confirm=confirm)
+
+
+@asynccontextmanager
+async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterator[Change]:
+    """Lend the change that puts back what can be put back of a quarantine file."""
+    path = quarantine_dir(settings) / name  # a path that is absolute stays what it is
+    head, entries = read_quarantine(path)
+    if head["env"] != settings.env:
+        raise RefusedError(f"{path} is of {head['env']}, not of {settings.env}", "name one of this environment")
+    outcome = await _try(settings, entries)
+    checks = (_check(path, outcome, len(entries)),)
+    if not outcome.put:
+        yield Change(checks)
+        return
+    put_back = ", ".join(f"{counted(number, 'row')} of {table}" for table, number in outcome.tables.items())
+    steps = (
+        f"back up {settings.db_path} as abathur_pre_put_back_… in {settings.backup_dir}, and prove that backup",
+        f"in one transaction, put back {put_back}",
+        f"validate {settings.db_path}",
+    )
+    facts = {"quarantine": sha256(b"".join(map(canonical, entries))), "rows": sha256(canonical({"put": outcome.put}))}
+
+    async def do(done: list[Check], committed: Callable[[], object]) -> None:
+        async with kept_open(settings), connect(settings.db_path, settings=settings, mode="rw") as conn:
+            if await _put(conn, entries) != outcome:
+                raise RefusedError(f"{settings.db_path} has changed since it was looked at", "look at it again")
+            await run_to_end(conn.execute_fetchall("COMMIT"))
+        committed()
+        done.append(Check("put_back", "pass", "in one transaction", f"put back: {put_back}"))
+
+    yield Change(checks, Plan(_TITLE, settings, steps, facts, "repair"), do, backup="pre_put_back")
 
 
 def _check(path: Path, outcome: _Outcome, count: int) -> Check:

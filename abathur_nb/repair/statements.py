@@ -16,8 +16,8 @@ from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG
 from abathur_nb.text import counted
 
 __all__ = [
-    "Change",
     "Reference",
+    "RowChange",
     "Step",
     "broken_json",
     "broken_references",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-class Change(NamedTuple):
+class RowChange(NamedTuple):
     """Hold what becomes of the rows of ``table`` for which ``where`` is true.
 
     With a ``column`` that gets the SQL value ``empty``, without one the row is deleted. ``where`` tells the same rows
@@ -110,7 +110,7 @@ def _staying(table: str) -> str:
     return f" AND NOT ({condition})" if (condition := doomed(table)) else ""
 
 
-async def broken_references(conn: aiosqlite.Connection) -> list[tuple[Change, int]]:
+async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange, int]]:
     """Return what mends references without a row, with the number of rows: cleared if they may be, else deleted.
 
     The children of what is deleted are among them. Children come first. Read-only.
@@ -119,15 +119,15 @@ async def broken_references(conn: aiosqlite.Connection) -> list[tuple[Change, in
     for table in reversed(expected_tables()):
         required = _required(table)
         changes += [
-            Change(table, _lost(ref, table) + _staying(table), ref.column)
+            RowChange(table, _lost(ref, table) + _staying(table), ref.column)
             for ref in _references(table)
             if ref.column not in required
         ]
-    changes += [Change(table, condition) for table in reversed(expected_tables()) if (condition := doomed(table))]
+    changes += [RowChange(table, condition) for table in reversed(expected_tables()) if (condition := doomed(table))]
     return await _counted(conn, changes)
 
 
-async def broken_json(conn: aiosqlite.Connection, besides: Iterable[Change]) -> list[tuple[Change, int]]:
+async def broken_json(conn: aiosqlite.Connection, besides: Iterable[RowChange]) -> list[tuple[RowChange, int]]:
     """Return what mends JSON columns that hold no JSON, or JSON that the store can't read. Read-only.
 
     What one of the changes ``besides`` gives another value to is left to it. ``conn`` must have the functions of
@@ -146,11 +146,13 @@ async def broken_json(conn: aiosqlite.Connection, besides: Iterable[Change]) -> 
             beyond = f"CASE WHEN {long} THEN 1 {within}"
             others = [f" AND NOT ({c.where})" for c in besides if (c.table, c.column) == (table, column)]
             rest = "".join((_staying(table), *others))
-            changes += [Change(table, where + rest, column, empty) for where in (f"NOT ({long} OR ({rule}))", beyond)]
+            changes += [
+                RowChange(table, where + rest, column, empty) for where in (f"NOT ({long} OR ({rule}))", beyond)
+            ]
     return await _counted(conn, changes)
 
 
-async def _counted(conn: aiosqlite.Connection, changes: Iterable[Change]) -> list[tuple[Change, int]]:
+async def _counted(conn: aiosqlite.Connection, changes: Iterable[RowChange]) -> list[tuple[RowChange, int]]:
     counted = []
     for change in changes:
         ((number,),) = await conn.execute_fetchall(change.counting)

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
 
+from abathur_nb.backups.change import check_apply, check_file, require
 from abathur_nb.backups.copying import difference, open_copy
 from abathur_nb.backups.manifest import Backup, UnfitBackupError, find_backup, in_place_of, unpack
-from abathur_nb.backups.plan import check_apply, check_file, require
 from abathur_nb.backups.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError, bound_reached

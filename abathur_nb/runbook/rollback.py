@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
+from abathur_nb.backups.change import check_apply, file_named, require
 from abathur_nb.backups.manifest import Backup, list_backups, newest_fit
-from abathur_nb.backups.plan import check_apply, file_named, require
 from abathur_nb.backups.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError

@@ -2,17 +2,15 @@
 
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from abathur_nb.backups.aside import set_journal_aside, users_of
-from abathur_nb.backups.plan import Plan, check_apply, check_file, require
-from abathur_nb.backups.replacement import finish_begun
-from abathur_nb.backups.taking import kept_before
+from abathur_nb.backups.change import Change, Plan, check_apply, check_file, make_change, require
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError, RefusedError
-from abathur_nb.files import sweep
+from abathur_nb.errors import RefusedError
 from abathur_nb.health.checks import file_checks
 from abathur_nb.repair.diagnosis import Diagnosis, diagnose
 from abathur_nb.repair.quarantine import affected, put_back_rows, write_quarantine
@@ -28,6 +26,8 @@ from abathur_nb.text import counted
 __all__ = ["troubleshoot"]
 
 _TITLE = "troubleshoot"
+# What is done by itself, before all else is looked at again.
+_ALONE = {"complete", "move aside", "rescue", "roll back", "salvage", "set journal aside", "set log aside"}
 _DEEDS = {
     "rescue": "write what each of these processes holds into a backup abathur_rescued_… in {backups}, and prove that",
     "complete": "go on with the replacement of {path} that was begun",
@@ -66,27 +66,40 @@ async def troubleshoot(
     require([*check_apply(repair, confirm, switch="repair"), *check_file("put_back", put_back, "quarantine file")])
     if put_back is not None:
         return await put_back_rows(settings, put_back, apply=repair, confirm=confirm)
-    title, subject, checks = _TITLE if repair else f"{_TITLE} (plan)", str(settings.db_path), list[Check]()
-    done: list[Check] = []
-    try:
-        found = await diagnose(settings)
-        checks += found.checks
-        steps = _steps(found, settings)
-        if found.refused or not steps:
-            return Report(_TITLE, found.checks, subject=subject, refused=found.refused)
-        plan = Plan("repair", settings, steps, {"rows": found.changed, "schema": str(found.schema)}, "repair")
-        checks.append(_approval(plan, repair=repair, confirm=confirm))
-        if not repair or checks[-1].failed:
-            return Report(title, tuple(checks), subject=subject, refused=checks[-1].failed)
-        await _mend(found, settings, done)
-    except (sqlite3.Error, OSError, AbathurError) as error:
-        fault = explain_error(settings.db_path, error)
-        if done:
-            failed = Check("repair", "error", "the whole plan", f"what stands here was done; then: {fault.observed}")
-            return Report(title, (*_history(checks), *done, replace(failed, remedy=fault.remedy)), subject=subject)
-        failed = Check("repair", "error", "the whole plan, or nothing of it", fault.observed, fault.remedy)
-        return Report(title, (*checks, failed), subject=subject, refused=True)
-    return Report(title, (*_history(checks), *done), subject=subject)
+    return await make_change(settings, _TITLE, _find(settings), apply=repair, confirm=confirm)
+
+
+@asynccontextmanager
+async def _find(settings: Settings) -> AsyncIterator[Change]:
+    """Lend the repair of what is wrong."""
+    found = await diagnose(settings)
+    steps = _steps(found, settings)
+    if found.refused or not steps:
+        yield Change(found.checks, forbidden=found.refused)
+        return
+    facts = {"rows": found.changed, "schema": str(found.schema)}
+    plan = Plan("repair", settings, steps, facts, "repair", pending="warn")
+
+    async def do(done: list[Check], committed: Callable[[], object]) -> None:
+        await _repair(found, settings, done)
+        committed()
+
+    def judged(checks: Iterable[Check]) -> Iterable[Check]:
+        """Lead on from a salvage: the damaged database is left as it is, and to repair it again would be a circle."""
+        if "salvage" not in found.deeds:
+            return checks
+        return [replace(check, remedy=SALVAGED) if check.failed else check for check in checks]
+
+    yield Change(
+        found.checks,
+        plan,
+        do,
+        begun="complete" in found.deeds,
+        backup="" if _ALONE & {*found.deeds} else "pre_repair",
+        validates=not {"rescue", "move aside", "set journal aside"} & {*found.deeds},
+        past=_past,
+        judged=judged,
+    )
 
 
 def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
@@ -95,8 +108,7 @@ def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     journal = journal_of(settings.db_path)
     names = {"path": settings.db_path, "journal": journal, "backups": settings.backup_dir, "salvaged": salvaged}
     deeds = [_DEEDS[name].format(**names) for name in _DEEDS if name in found.deeds]
-    alone = {"complete", "move aside", "rescue", "roll back", "salvage", "set journal aside", "set log aside"}
-    if not (found.steps or deeds) or alone & {*found.deeds}:
+    if not (found.steps or deeds) or _ALONE & {*found.deeds}:
         return tuple(deeds)
     steps = [f"back up {settings.db_path} as abathur_pre_repair_… in {settings.backup_dir}, and prove that backup"]
     if found.changes:
@@ -107,68 +119,45 @@ def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     return (*steps, *deeds, f"validate {settings.db_path}")
 
 
-def _approval(plan: Plan, *, repair: bool, confirm: str | None) -> Check:
-    """Return the check that shows the plan; one that is still to be done warns, and says how."""
-    check = plan.approval(apply=repair, confirm=confirm)
-    if repair or check.failed:
-        return check
-    return replace(check, status="warn", remedy=plan.remedy)
-
-
-def _history(checks: Iterable[Check]) -> Iterable[Check]:
-    """Yield the faults that were found, as what was found: whether they are mended, the checks after them say."""
+def _past(checks: Iterable[Check]) -> Iterable[Check]:
+    """Yield the faults that were found, as what was found: whether they are repaired, the checks after them say."""
     for check in checks:
-        if check.id == "plan":
-            yield check
-        elif check.status != "pass":
+        if check.status != "pass":
             yield replace(check, id=f"found_{check.id}", name=f"found: {check.name}", status="warn", remedy="")
 
 
-async def _mend(found: Diagnosis, settings: Settings, done: list[Check]) -> None:
-    """Do what the plan says; add to ``done`` the check of each step, so that it is told of when a later one fails."""
-    path = settings.db_path
-    if "rescue" in found.deeds:
+async def _repair(found: Diagnosis, settings: Settings, done: list[Check]) -> None:
+    """Do what the plan says; add to ``done`` the check of each step, so that it is reported when a later one fails."""
+    path, deeds = settings.db_path, found.deeds
+    if "rescue" in deeds:
         done += [*await rescue(settings), wanted(await identify(settings), settings)]
-        return
-    if "complete" in found.deeds:
-        done.append(finish_begun(settings))
-    elif "set journal aside" in found.deeds:
+    if "set journal aside" in deeds:
         aside = set_journal_aside(path)
         observed = f"moved aside by now: {', '.join(map(str, aside))}"
         remedy = f"see that {path} holds the rows that you expect: a database or a log among these may hold them"
         done.append(Check("journal_aside", "warn", "a replacement that is complete", observed, remedy))
-        if (target := await identify(settings)).state != "present":
-            done.append(wanted(target, settings))
-            return
-    elif "move aside" in found.deeds:
+        target = await identify(settings)
+        done += await file_checks(settings) if target.state == "present" else [wanted(target, settings)]
+    if "move aside" in deeds:
         observed = f"in {move_stale(path)}; no database stands at {path} now"
         remedy = wanted(await identify(settings), settings).remedy
         done.append(Check("moved_aside", "warn", "a database", observed, remedy))
-        return
-    elif "set log aside" in found.deeds:
+    if "set log aside" in deeds:
         done.append(await set_log_aside(settings))
-    elif "roll back" in found.deeds:
+    if "roll back" in deeds:
         async with connect(path, settings=settings, mode="rw"):  # the first read by a writer does it
             observed = f"{path} is as it was before the transaction that was killed"
         done.append(Check("rolled_back", "pass", "no hot journal", observed))
-    elif "salvage" in found.deeds:
+    if "salvage" in deeds:
         done.append(await salvage(settings))
-    else:
-        async with kept_before(settings, "pre_repair", "backup", done):
-            done += await _run(found, settings) if found.steps else []
-        if "wal" in found.deeds:
-            done += await _switch_to_wal(settings)
-        if "checkpoint" in found.deeds:
-            done += await _empty_the_log(settings)
-    if "sweep" in found.deeds:
-        for folder in dict.fromkeys((path.parent, settings.backup_dir)):
-            sweep(folder)
-    if "chmod" in found.deeds:
+    if found.steps and not _ALONE & {*deeds}:
+        done += await _run(found, settings)
+    if "wal" in deeds:
+        done += await _switch_to_wal(settings)
+    if "checkpoint" in deeds:
+        done += await _empty_the_log(settings)
+    if "chmod" in deeds:
         make_private(path)
-    after = await file_checks(settings)
-    if "salvage" in found.deeds:  # the damaged one is left as it is: to repair it again would lead in a circle
-        after = tuple(replace(check, remedy=SALVAGED) if check.failed else check for check in after)
-    done += after
 
 
 async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
