@@ -117,6 +117,8 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name == "charts":
         return import_module("abathur_nb.charts")
+    if name == "__version__":
+        return import_module("importlib.metadata").version("abathur_nb")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"abathur_nb.{_HOMES[name]}"), name)

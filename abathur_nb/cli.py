@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,14 @@ _REFUSED = 2  # as argparse exits for wrong arguments
 _INTERRUPTED = 5
 
 
+class _Version(argparse.Action):
+    """Print the version and exit: it is looked up only if it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        sys.stdout.write(f"abathur_nb {version('abathur_nb')}\n")
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     """Show no secret of a URL where an argument is wrong: argparse repeats it."""
 
@@ -35,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     Only that one is imported: a run shall start at once.
     """
     parser = _Parser(prog="python -m abathur_nb", description=_ABOUT, allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, module: str, words: str, **more: Any) -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from patience import HANGING_S
 
+import abathur_nb as nb
 from abathur_nb.cli import main
 from abathur_nb.evidence.record import EXIT_CODES
 
@@ -37,6 +38,11 @@ def test_every_command_tells_what_it_takes(name: str) -> None:
     done = command(name, "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: python -m abathur_nb {name} ")
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    done = command("--version")
+    assert (done.returncode, done.stdout) == (0, f"abathur_nb {nb.__version__}\n")
 
 
 def test_the_help_of_run_documents_its_exit_codes() -> None:

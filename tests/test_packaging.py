@@ -208,7 +208,16 @@ def test_the_sdist_carries_what_the_tests_and_the_makefile_need(built: Path) -> 
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as sdist:
         names = {name.split("/", 1)[1] for name in sdist.getnames()}
-    assert names >= {"pyproject.toml", "LICENSE", "README.md", "Makefile", "constraints.txt", "environment.yml"}
+    assert names >= {
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "Makefile",
+        "constraints.txt",
+        "environment.yml",
+    }
     assert names >= files_in("sql").keys() | files_in("notebooks").keys() | {"tests/test_packaging.py"}
 
 
@@ -218,6 +227,11 @@ def test_an_installed_wheel_reads_its_own_sql(installed: Path, tmp_path: Path) -
     where, *queries = run(installed / "bin/python", "-c", ask, cwd=tmp_path).splitlines()
     assert Path(where).is_relative_to(installed)
     assert queries == sorted(abathur_nb.load_queries())
+    assert run(installed / "bin/abathur-nb", "--version", cwd=tmp_path) == f"abathur_nb {abathur_nb.__version__}\n"
+
+
+def test_tab_completion_shows_the_public_names_and_nothing_else() -> None:
+    assert dir(abathur_nb) == sorted(abathur_nb.__all__)
 
 
 @pytest.mark.xdist_group("wheel")
