@@ -7,8 +7,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import closing
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -315,3 +315,96 @@ async def test_a_store_whose_directory_was_moved_is_named_by_its_own_process(dat
         await nb.troubleshoot(database, repair=True)
     saved = [backup.content.rows["memory_entries"] for backup in list_backups(database.backup_dir)[0]]
     assert saved == [3 + 1]
+
+
+_OTHER = """
+import os, sqlite3, sys
+path, mode = sys.argv[1:]
+folder = os.path.join(os.path.dirname(path), 'files')
+os.mkdir(folder)
+other = sqlite3.connect(folder + '/other.db', isolation_level=None)
+other.execute(f'PRAGMA journal_mode = {mode}')
+other.execute('PRAGMA application_id = 0x41424154')
+other.execute('CREATE TABLE t (x)')
+other.execute('INSERT INTO t VALUES (1)')
+other.execute('BEGIN')
+other.execute('SELECT * FROM t').fetchall()
+"""
+_IDLE = "keep = sqlite3.connect(path)\n"
+_LOOSE = "for s in ('wal', 'shm'): os.rename(f'{folder}/other.db-{s}', f'{folder}/loose-{s}')\n"
+HEALTHY = {
+    "an idle connection beside another database": ("wal", _IDLE),
+    "an open file beside another database": ("wal", "keep = open(path, 'rb')\n"),
+    "an open log beside another database": ("wal", "keep = open(path + '-wal', 'rb')\n"),
+    "an open log beside a database without one": ("delete", "keep = open(path + '-wal', 'rb')\n"),
+    "an open log and index beside a database without them": (
+        "delete",
+        "keep = [open(path + suffix, 'rb') for suffix in ('-wal', '-shm')]\n",
+    ),
+    "an idle connection beside another database whose log was moved": ("wal", _LOOSE + _IDLE),
+    "a connection in use beside another database whose log was moved": (
+        "wal",
+        _LOOSE + _IDLE + "keep.execute('SELECT * FROM tasks').fetchall()\n",
+    ),
+}
+
+
+@contextmanager
+def running(program: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """Let another process run a program, and stay until the block ends."""
+    command = [sys.executable, "-I", "-S", "-c", f"{program}print(flush=True)\nsys.stdin.read()\n", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_another_database_of_a_process_is_never_taken_for_a_lost_file(name: str, database: Settings) -> None:
+    mode, program = HEALTHY[name]
+    with held(database.db_path, _ROWS[0]), running(_OTHER + program, database.db_path, mode):
+        assert strays(database.db_path) == []
+
+
+async def test_nor_is_one_of_this_very_process(database: Settings, tmp_path: Path) -> None:
+    other = nb.resolve("development", db_path=tmp_path / "other" / "abathur.db")
+    (await nb.initialize_database(other)).raise_for_failures()
+    async with nb.Database.open(other):
+        with closing(sqlite3.connect(database.db_path)):  # idle
+            (await nb.validate_database(database)).raise_for_failures()
+            async with nb.Database.open(database):
+                pass
+
+
+_BUSY = """
+import os, resource, sqlite3, sys, threading
+resource.setrlimit(resource.RLIMIT_NOFILE, (1200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+conn = sqlite3.connect(sys.argv[1], isolation_level=None)
+conn.execute(sys.argv[2])
+folder = os.path.join(os.path.dirname(sys.argv[1]), 'files')
+os.mkdir(folder)
+keep = []
+for number in range(1000):
+    keep.append(open(f'{folder}/{number}', 'w+b'))
+    keep[-1].write(bytes(4096))
+def churn():
+    while True:
+        for file in [open(f'{folder}/new{number}', 'wb') for number in range(40)]: file.close()
+threading.Thread(target=churn, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize("split", [rename_log, rename_side_files, move_database])
+def test_a_thousand_open_files_and_others_that_come_and_go_hide_nothing(
+    split: Callable[[Path], None], database: Settings
+) -> None:
+    started = list[object]()
+    with running(_BUSY, database.db_path, _ROWS[0]) as process:
+        split(database.db_path)
+        sys.addaudithook(lambda event, _: started.append(event) if event == "subprocess.Popen" else None)
+        assert [stray.pid for stray in strays(database.db_path)] == [process.pid]
+        looks = len(started)
+    assert looks == 7  # one process for each look, however many files there are

@@ -23,6 +23,7 @@ __all__ = ["ask"]
 
 # https://sqlite.org/fileformat2.html#walformat and https://sqlite.org/walformat.html, section 2
 _MAGICS = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}  # the byte order of the words that are summed
+_INDEX_VERSION = struct.pack("=I", 3_007_000)
 _HEADER, _FRAME_HEADER = 32, 24  # bytes of the log
 _LOCKS = {"": ((2**30, 1), (2**30 + 1, 1), (2**30 + 2, 510)), "-shm": tuple((byte, 1) for byte in range(120, 129))}
 _WRITE_LOCK, _CHECKPOINT_LOCK = 120, 121
@@ -244,13 +245,25 @@ def _frames(log: int, header: bytes, index: dict[str, Any], pages: int, until: f
     return {"frames": last, "read": read, "torn": -1}
 
 
-def _logs(*files: str) -> list[str]:
-    """Return which of the files, by the names that /proc has for open ones, begin as a log does."""
-    found = []
+def _marks(*files: str) -> dict[str, tuple[str, int | bytes]]:
+    """Say of each file in WAL mode, by the name that /proc has for an open one, what it is: its suffix and its mark.
+
+    The mark of a database is its application_id; of a log and of its index the salts, empty where it has no frames yet.
+    """
+    found = dict[str, tuple[str, int | bytes]]()
     for name in files:
-        if stat.S_ISREG(os.stat(name).st_mode):
-            with open(name, "rb") as file:  # noqa: PTH123
-                found += [name] if file.read(4) in _MAGICS else []
+        try:
+            file = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:  # closed meanwhile: of the others it says nothing
+            continue
+        head = os.pread(file, 100, 0).ljust(100, b"\0") if stat.S_ISREG(os.fstat(file).st_mode) else bytes(100)
+        os.close(file)
+        if head[:16] == b"SQLite format 3\0" and head[18] == 2:
+            found[name] = ("", int.from_bytes(head[68:72], "big"))
+        elif head[:4] in _MAGICS:
+            found[name] = ("-wal", head[16:24])
+        elif head[:4] == _INDEX_VERSION and head[12]:
+            found[name] = ("-shm", head[32:40] if any(head[16:20]) else b"")
     return found
 
 
@@ -280,8 +293,8 @@ _LOOKS: dict[str, Callable[..., Any]] = {
     "copy": _copy,
     "digest": _digest,
     "log": _log,
-    "logs": _logs,
     "look": _look,
+    "marks": _marks,
     "header": _header,
 }
 

@@ -2,15 +2,16 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from time import sleep
 from typing import NamedTuple
 
-from abathur_nb.files import posix_locks
+from abathur_nb.files import Lock, posix_locks
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
+from abathur_nb.store.expected import APPLICATION_ID
 from abathur_nb.store.guarded import open_files
 from abathur_nb.text import process_name
 
@@ -20,8 +21,8 @@ _DELETED = " (deleted)"
 _ASIDE = re.compile(r"/abathur_aside_[^/]+(?=/[^/]+$)")
 _SUFFIXES = ("", "-wal", "-shm")
 _LOOKS, _PAUSE_S = 6, 0.03  # who closes a database last deletes its log, and has it open for a moment more
-_INDEX_LOCKS = (0, 128)  # the byte that a closed store locks, and the one that each connection to an index locks
-_MAIN_LOCKS = (0, 1073741826)  # the byte that a closed store locks, and the first that each reader locks
+_INDEX = (0, 128)  # the byte that a closed store locks, and the one that each connection to an index locks
+_MAIN = (0, 1073741826)  # the byte that a closed store locks, and the first that each reader locks
 
 
 class Stray(NamedTuple):
@@ -67,6 +68,7 @@ def _identity(found: os.stat_result) -> tuple[int, int]:
 def _stray(pid: int, given: Path, current: dict[str, tuple[int, int]]) -> Stray | None:
     path = Path(os.path.realpath(given.parent), given.name)
     files, lost, others = dict[str, str](), dict[str, str](), dict[str, str]()
+    inodes, names = dict[str, int](), set[str]()
     name, device = str(path), os.stat(path.parent).st_dev
     # Where the directory was moved away, this process alone knows by which path it has the files open.
     ours = open_files(given) if pid == os.getpid() else {}
@@ -75,52 +77,60 @@ def _stray(pid: int, given: Path, current: dict[str, tuple[int, int]]) -> Stray 
         with suppress(OSError):  # closed meanwhile
             link = os.readlink(where)  # noqa: PTH115 - as text
             plain = _ASIDE.sub("", link.removesuffix(_DELETED))
+            names.add(plain)
             found = _identity(os.stat(where))
             if not link.startswith("/") or (found[0] != device and found not in ours):
                 continue
-            suffix = plain.removeprefix(name)
+            inodes[where], suffix = found[1], plain.removeprefix(name)
             if found in ours and found != current.get(ours[found]):
                 files[ours[found]], lost[ours[found]] = where, link
             elif plain != f"{name}{suffix}" or suffix not in _SUFFIXES:
-                others[link] = where
+                others[where] = link
             elif found == current.get(suffix):
                 files.setdefault(suffix, where)
             elif link != plain or suffix not in current:  # else it is of another mount namespace
                 files[suffix], lost[suffix] = where, link
-    if files and "" not in files and (main := _main(pid, others)):  # the database alone was moved
-        files[""], lost[""] = others[main], main
-    for suffix, moved in _moved_alone(pid, files, others):
-        files[suffix], lost[suffix] = others[moved], moved
-    if not lost or not _locked(pid) & {os.stat(where).st_ino for where in files.values()}:
-        return None
-    return Stray(pid, lost, files)
+    locks = [lock for lock in posix_locks() if lock.pid == pid] if files else []
+    if files and len(files) < len(_SUFFIXES):
+        alone = [where for where, link in others.items() if not _has_companion(link.removesuffix(_DELETED), names)]
+        used, indexed = (_locked(inodes, locks, starts) for starts in (_MAIN, _INDEX))
+        for suffix, where in _moved(files, alone, used, indexed).items():
+            files[suffix], lost[suffix] = where, others[where]
+    return Stray(pid, lost, files) if lost and _locked(inodes, locks) & {*files.values()} else None
 
 
-def _main(pid: int, others: dict[str, str]) -> str:
-    """Return which of the other files that a process has open is a database with a log elsewhere."""
-    inodes, own = _locked(pid, *_MAIN_LOCKS), (link for link in others if f"{link}-wal" not in others)
-    return next((link for link in own if os.stat(others[link]).st_ino in inodes), "")
+def _has_companion(link: str, names: set[str]) -> bool:
+    """Return whether a process also has the log of this database open, or the database of this log or index."""
+    return f"{link}-wal" in names or (link.endswith(_SUFFIXES[1:]) and link[:-4] in names)
 
 
-def _moved_alone(pid: int, files: dict[str, str], others: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield the index and the log that SQLite has open with a database, if they have another name than it by now."""
-    if "" not in files or {"-wal", "-shm"} <= files.keys():
-        return
-    inodes, databases = _locked(pid, *_INDEX_LOCKS), {link.removesuffix(_DELETED) for link in others}
-    alone = [link for link in others if link.removesuffix(_DELETED).removesuffix("-wal") not in databases - {link}]
-    indexes = [link for link in alone if os.stat(others[link]).st_ino in inodes]
-    if "-shm" not in files and not indexes:  # it is about to open or close them
-        return
-    logs = [link for link in alone if others[link] in ask("logs", *others.values())]
-    if "-shm" not in files:
-        yield from (("-shm", link) for link in indexes if link not in logs)
-    if "-wal" not in files:
-        yield from (("-wal", link) for link in logs)
+def _moved(files: dict[str, str], others: Iterable[str], used: set[str], indexed: set[str]) -> dict[str, str]:
+    """Return which of the other files that a process has open are what it lacks of the database that it uses.
+
+    Of a database that nobody reads, or reads in another mode than WAL, nothing is missing.
+    """
+    if "" in files and files[""] not in used:
+        return {}
+    marks = ask("marks", *others, *files.values())
+    ways = {s: [files[s]] if s in files else [o for o in others if marks.get(o, "?")[0] == s] for s in _SUFFIXES}
+    mains = [main for main in ways[""] if main in used and ("" in files or marks[main][1] == APPLICATION_ID)]
+    pairs = [
+        (index, log)
+        for index in ways["-shm"]
+        if index in indexed
+        for log in (*ways["-wal"], "")
+        if not log or marks.get(index, ("", b""))[1] in (b"", marks.get(log, ("", b""))[1])
+    ]
+    if not mains or not pairs:  # it is about to open or close them
+        return {}
+    index, log = max(pairs, key=lambda pair: bool(pair[1]))
+    return {s: where for s, where in zip(_SUFFIXES, (mains[0], log, index), strict=True) if where and s not in files}
 
 
-def _locked(pid: int, *starts: int) -> set[int]:
-    """Return the inodes on which a process has a POSIX lock, that begins at one of ``starts`` if they are given."""
-    return {lock.inode for lock in posix_locks() if lock.pid == pid and (not starts or lock.start in starts)}
+def _locked(files: dict[str, int], locks: Iterable[Lock], starts: tuple[int, ...] = ()) -> set[str]:
+    """Return which of the files, by their inodes, bear a lock, which begins at one of ``starts`` if they are given."""
+    inodes = {lock.inode for lock in locks if not starts or lock.start in starts}
+    return {where for where, inode in files.items() if inode in inodes}
 
 
 def strays_check(path: Path) -> Check:
