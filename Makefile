@@ -8,7 +8,7 @@ NEWS := @jupyterlab/apputils-extension:announcements  # asks its makers for news
 BIN := $(VENV)/bin
 INSTALL := pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: help init lab test check bench prove browser
+.PHONY: help init lab test check docs bench prove browser
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +34,9 @@ check: $(VENV)/.installed  ## lint, formatting, types, the ways of imports
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed  ## write what the documents take from the code
+	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.installed  ## measure speed against plain sqlite3 and papermill
 	$(BIN)/python tests/bench.py

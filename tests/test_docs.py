@@ -1,4 +1,4 @@
-"""The README's code, settings and commands do what it says."""
+"""The code, settings and commands of README and docs do what they say, and what is generated is up to date."""
 
 import ast
 import asyncio
@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -18,18 +19,31 @@ from abathur_nb.config.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path: path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))}
+PROSE = "\n".join(text for path, text in DOCS.items() if path.name not in ("api.md", "schema.md", "CHANGELOG.md"))
 BIN = Path(sys.executable).parent
 
 
 def blocks(language: str) -> list[str]:
-    """Return the README's code blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    """Return the code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PROSE, re.MULTILINE | re.DOTALL)
+
+
+def test_what_is_generated_is_up_to_date() -> None:
+    """After a change of the code: ``python docs/generate.py``."""
+    spec = spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert {path for path, text in generate.pages().items() if DOCS[path] != text} == set()
 
 
 def test_its_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    for path, text in DOCS.items():
+        links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link and path.name != "api.md"]
+        assert [link for link in links if not (path.parent / link).exists()] == [], path
+    assert len(README.splitlines()) <= 150
 
 
 def test_its_settings_file_makes_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +61,7 @@ def test_its_table_of_environments_is_theirs() -> None:
     for name in nb.ENVIRONMENTS:
         settings = nb.resolve(name)
         path = str(settings.db_path).replace(str(Path.home()), "~")
-        assert f"`{path}`" in README
+        assert f"`{path}`" in PROSE
     severities = {"warn": "warns", "fail": "fails", "refuse": "refused"}
     rows = {
         "directory that others own": "on_shared_directory",
@@ -56,7 +70,7 @@ def test_its_table_of_environments_is_theirs() -> None:
     }
     for words, setting in rows.items():
         told = [severities[getattr(nb.resolve(name), setting)] for name in nb.ENVIRONMENTS]
-        (row,) = [line for line in README.splitlines() if line.startswith(f"| {words}")]
+        (row,) = [line for line in PROSE.splitlines() if line.startswith(f"| {words}")]
         assert [cell.strip() for cell in row.split("|")[2:5]] == told
 
 
@@ -113,4 +127,4 @@ def test_its_make_targets_exist() -> None:
 
 def test_its_ranges_are_those_that_are_checked() -> None:
     for name, (low, high) in RANGES.items():
-        assert f"`{name}` ({low} to {high:,})" in README
+        assert f"`{name}` ({low} to {high:,})" in PROSE
