@@ -53,7 +53,7 @@ def test_who_says_that_the_team_is_trained_stands_in_the_report_and_in_the_recor
     assert "– skip           team trained on procedures: said by Ada Lovelace on 2026-11-20" in run.report
     (record,) = (entry.record for entry in read_archive(settings.archive_dir))
     assert record is not None
-    (check,) = (check for check in record.checks if check.id == "team_trained_on_procedures")
+    (check,) = (check for check in record.checks if check.id == "team_trained")
     assert (check.status, check.observed) == ("skip", "said by Ada Lovelace on 2026-11-20")
     assert record.parameters["team_trained"] == "Ada Lovelace, 2026-11-20"
 
