@@ -53,13 +53,13 @@ _URL = re.compile(_BEGIN)
 # As `shown` quotes it, with its blanks; else up to a blank.
 _URL_IN_TEXT = re.compile(rf"(?:(?<=')|(?<=(\"))){_BEGIN}(?:\\.|(?(1)[^\"\\]|[^'\\]))*|{_BEGIN}\S+")
 _ENCODED = re.compile(r"%(?:25)*(23|3a|3b|3f|40)", re.IGNORECASE)
-# Names of parameters that hold a credential, in small letters, without - and _: of presigned URLs, by the pages of
-# AWS, Google, Azure (SAS) and Alibaba on them, of OAuth 2 (RFC 6749, 6750, 7521), of GitLab, and usual ones.
+# How the name of a parameter ends that holds a credential; a key only as a word of its own: there are monkeys, too.
 _CREDENTIAL = re.compile(
-    "x(?:amz|goog|oss).+|sig(?:nature)?|hmac|jwt|sas|(?:aws|oss)?accesskeyid|googleaccessid|(?:client)?(?:secret|assertion)"
-    "|(?:access|api|auth|bearer|id|job|private|refresh|sas|security|session)?token|bearer|sessionid"
-    "|(?:access|api|auth|private|secret|secretaccess|subscription)?key|auth(?:orization)?|credentials?|pass(?:word|wd)?|pwd"
+    r".*(?:token|secret|sig(?:nature)?|pass[-_]?(?:word|wd|phrase)|pwd|credentials?|hmac|jwt"
+    r"|(?:\b|_|api|access|(?-i:[a-z](?=K)))(?:auth|key(?:id)?|pass|sas))\d*",
+    re.IGNORECASE,
 )
+_HOST = re.compile(r"\w[\w-]*\.\w[\w.:-]*")
 # What ends a URL in a text, such as in JSON or SQL: none of it stands in a URL, or only as a sign of quoting.
 _WORD = re.compile(r"[^\s\"'<>{}|^`]+")
 _SLASH = re.compile(r"[/\\]|%(?:25)*(?:2f|5c)", re.IGNORECASE)
@@ -183,9 +183,9 @@ def url_fault(name: str, value: str) -> str:
 
 
 def without_url_secrets(text: str) -> str:
-    """Return a message with each URL in it that may hold a secret cut down to its scheme, or before its first slash."""
+    """Return a message with each URL in it that may hold a secret cut down to its scheme, if it has one."""
     text = _URL_IN_TEXT.sub(lambda url: f"{url[0].partition('/')[0]}//…" if _secret_part(url[0]) else url[0], text)
-    return _WORD.sub(lambda word: f"{_SLASH.split(word[0])[0]}/…" if _is_signed(word[0]) else word[0], text)
+    return _WORD.sub(lambda word: "…" if _secret_part_of_word(word[0]) else word[0], text)
 
 
 def _secret_part(text: str) -> str:
@@ -195,14 +195,18 @@ def _secret_part(text: str) -> str:
         rest = text[url.end() :] if url.start() == 0 else text[url.end() :].split()[0]
         if part := _secret_part_of(url[1].lower(), _ENCODED.sub(lambda octet: chr(int(octet[1], 16)), rest)):
             return part
-    return _SIGNED if any(map(_is_signed, _WORD.findall(text))) else ""
+    return next(filter(None, map(_secret_part_of_word, _WORD.findall(text))), "")
 
 
-def _is_signed(word: str) -> bool:
-    """Tell whether a word is an address without a scheme, such as ``host/k?sig=…``, with a credential in its query."""
-    path = _SLASH.split(unquote(unquote(word)), maxsplit=1)[1:]
-    names = [name.lower().replace("-", "").replace("_", "") for name in _GIVEN.findall(path[0])] if path else []
-    return any(map(_CREDENTIAL.fullmatch, names))
+def _secret_part_of_word(word: str) -> str:
+    """Name the part that may be a secret of an address without a scheme, such as ``host/k?sig=…`` or ``a:b@host/k``."""
+    host, *path = _SLASH.split(unquote(unquote(word)), maxsplit=1)
+    if path and ":" in host.rpartition("@")[0]:
+        return "a password"
+    known = _HOST.match(host)
+    names = _GIVEN.findall(path[0] if path else host if known else "")
+    with_code = path and known and "code" in map(str.lower, names)
+    return _SIGNED if with_code or any(map(_CREDENTIAL.fullmatch, names)) else ""
 
 
 def _secret_part_of(scheme: str, rest: str) -> str:

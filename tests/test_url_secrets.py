@@ -45,6 +45,25 @@ SECRET = [
         f"host%2Fk%3Fsig%3D{CANARY}",
         f"acct.blob.core.windows.net/c?sp=r&sig={CANARY}",
     ),
+    *(
+        f"github.com/o/r/x?v=1&{name}={CANARY}"
+        for name in (
+            *("sso_token", "id_token", "personal_access_token", "oauth_token", "csrfToken", "x-cos-security-token"),
+            *(
+                "webhook_secret",
+                "oauth_signature",
+                "upload_signature",
+                "q-signature",
+                "x-bce-signature",
+                "X-Obs-Signature",
+            ),
+            *("apikey", "API_KEY", "sas_key", "storage-key", "masterKey", "AWSAccessKeyId", "X-Amz-Credential"),
+            *("password", "password1", "pass_word", "passwd", "pwd", "code", "Code"),
+        )
+    ),
+    *(f"host.example.com{sign}{CANARY}" for sign in ("?sig=", "#token=", ":80?v=1&key=", "/?code=", ":80/x?code=")),
+    *(f"{place}user:{CANARY}@{host}/path" for place in ("", "see ") for host in ("host", "h.example:80", "[::1]")),
+    *(f"user:{CANARY}%40h/x", f"user%3A{CANARY}@h/x", f"{CANARY}:x@h/x"),
     *(f"'{SIGNED}'", f'"{SIGNED}"', f"<{SIGNED}>", f"see {SIGNED}", f"s3://open/x and https://a:{CANARY}@h/x"),
 ]
 OPEN = [
@@ -69,6 +88,17 @@ OPEN = [
         "1/2;3",
     ),
     *("/data/a?v=1.db", "C:\\a\\b?c=1", "a/key=1/part?", "/sig=1/token=2", "TOKEN=x/y", "hosts/a#b=c"),
+    *("and/or?hockey=1&turkey=2&design=3&compass=4", "x/y?keyword=1&tokens_used=2&monkeys=3&signed=4"),
+    *("docs/page.html?code=1", "./x?code=1", "/data/x.db?code=1", "h.example?code=1", "k.v?monkey=1", "ok.done?yes=1"),
+    *(
+        "10:30@noon",
+        "git@host:path/x",
+        "a/b:c@d/e",
+        "user:ada@example.com",
+        "at 10:30 @ h/x",
+        "/a:b@c/d",
+        "img:tag@sha256:1",
+    ),
     "s3://arn:aws:s3:us-west-2:123456789012:accesspoint/name",
 ]
 
