@@ -27,6 +27,7 @@ _INDEX_VERSION = struct.pack("=I", 3_007_000)
 _HEADER, _FRAME_HEADER = 32, 24  # bytes of the log
 _LOCKS = {"": ((2**30, 1), (2**30 + 1, 1), (2**30 + 2, 510)), "-shm": tuple((byte, 1) for byte in range(120, 129))}
 _WRITE_LOCK, _CHECKPOINT_LOCK = 120, 121
+_SECTOR = 512  # bytes that a disk loses at once
 _COPY_S = 5  # until a checkpoint is over
 _PAUSE_S = 0.005
 
@@ -169,7 +170,7 @@ def _log(path: str, seconds: str) -> dict[str, int] | None:
     """Judge the log of a database in WAL mode; None where it was never still for a look.
 
     ``torn`` is the number of the first frame that is not as it was written though commits stand behind it, -1 for none,
-    -2 where the time was over before the last frame.
+    -2 where the time was over before the last frame. ``doubt`` says that it may as well be an unfinished transaction.
     """
     until = time.monotonic() + float(seconds)
     while True:
@@ -226,7 +227,7 @@ def _frames(log: int, header: bytes, index: dict[str, Any], pages: int, until: f
         place = _HEADER + (number - 1) * frame
         head = os.pread(log, _FRAME_HEADER, place)
         sound = head[8:16] == salts
-        if sound and (not broken or index["commits"]):
+        if sound:
             page_of = os.pread(log, page, place + _FRAME_HEADER)
             sound = len(page_of) == page and _sums(order, head[:8] + page_of, sums, ">") == head[16:]
         sums = head[16:]
@@ -236,13 +237,54 @@ def _frames(log: int, header: bytes, index: dict[str, Any], pages: int, until: f
         if broken <= read:
             return {"frames": max(read, number), "read": read, "torn": broken}
         # A killed writer leaves one commit that nobody was promised, behind what the next one has written over it: two
-        # in a row were a log that is cut off. Nobody has written since SQLite has read it anew: so was one.
+        # in a row were a log that is cut off. Of one nobody can tell, unless somebody has written since SQLite has read
+        # the log anew.
         row = row if sound else 0
         if number > broken and head[8:16] == salts and head[4:8] != bytes(4):
             last, row = number, row + 1
-            if row > 1 or not index["commits"]:
+            if row > 1:
                 return {"frames": last, "read": read, "torn": broken}
+    if last > read and not index["commits"]:
+        return {"frames": last, "read": read, "torn": broken, "doubt": 1}
     return {"frames": last, "read": read, "torn": -1}
+
+
+def _same(one: bytes, two: bytes, most: int) -> bool:
+    """Return whether two pages differ in so many bytes at most, from the first that does."""
+    place = len(os.path.commonprefix((one, two))) + most  # noqa: RUF071 - of bytes
+    return one[place:] == two[place:]
+
+
+def _newer(path: str, torn: str) -> bool:
+    """Return whether a database file is newer than what SQLite reads through its log, of which a frame is ``torn``.
+
+    A checkpoint had written it before the damage: where it differs from what SQLite reads, more of its pages equal a
+    frame behind the damage than do not. A single page may equal one by chance.
+    """
+    log, file = _open(f"{path}-wal"), _open(path)
+    index, header, page = _index(path), os.pread(log, _HEADER, 0), _page_size(path)
+    if index is None or not page or index["salts"] != header[16:24]:
+        return False
+    frame, pages = page + _FRAME_HEADER, os.fstat(file).st_size // page
+    read, behind = dict[int, int](), dict[int, list[tuple[int, int]]]()
+    for number, place in enumerate(range(_HEADER, os.fstat(log).st_size - frame + 1, frame), 1):
+        head = os.pread(log, _FRAME_HEADER, place)
+        of, after = struct.unpack(">2I", head[:8])
+        if head[8:16] != header[16:24] or not of:
+            continue
+        if number <= index["frames"]:
+            read[of], pages = place, after or pages
+        else:
+            behind.setdefault(of, []).append((place, _SECTOR if number == int(torn) else 0))
+    newer = older = 0
+    for of in {*read, *behind}:
+        now = os.pread(file, page, (of - 1) * page)
+        if now == os.pread(log, page, read[of] + _FRAME_HEADER) if of in read else of <= pages:
+            continue
+        later = any(_same(now, os.pread(log, page, place + _FRAME_HEADER), most) for place, most in behind.get(of, ()))
+        newer += later
+        older += of in read and not later
+    return newer > older
 
 
 def _marks(*files: str) -> dict[str, tuple[str, int | bytes]]:
@@ -295,6 +337,7 @@ _LOOKS: dict[str, Callable[..., Any]] = {
     "log": _log,
     "look": _look,
     "marks": _marks,
+    "newer": _newer,
     "header": _header,
 }
 

@@ -54,7 +54,7 @@ def busy_logs(name: str, every: int, seed: int, folder: Path) -> list[Experiment
 
 
 def torn_logs(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
-    """Return the experiments: each damages one frame that has a commit behind it."""
+    """Return the experiments: each damages one frame that has two commits behind it."""
     del folder
     return [partial(_look_at_damage, name, f"{seed}-{n}") for n in range(seed % every, _TORN, every)]
 
@@ -92,18 +92,18 @@ def _look_at_damage(name: str, seed: str, folder: Path) -> Outcome:
 
 
 def _leave_log(db: Path, random: Random) -> int:
-    """Make a database whose log a killed process left; return the last frame that ends a transaction."""
+    """Make a database whose log a killed process left; return the last frame but one that ends a transaction."""
     with _forked() as pid:
         if pid == 0:
             conn = sqlite3.connect(db, isolation_level=None)
             conn.executescript(f"PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; {_TABLE};")
-            for _ in range(random.randrange(1, 40)):
+            for _ in range(random.randrange(5, 40)):
                 _write(conn, random, (1, 60))
             os._exit(0)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     content = Path(f"{db}-wal").read_bytes()
     heads = (content[place + 4 : place + 8] for place in range(32, len(content), _FRAME))
-    return max(number for number, head in enumerate(heads, 1) if head != bytes(4))
+    return [number for number, head in enumerate(heads, 1) if head != bytes(4)][-2]
 
 
 def _write(conn: sqlite3.Connection, random: Random, rows: tuple[int, int]) -> None:
