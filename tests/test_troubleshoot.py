@@ -35,6 +35,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError
 from abathur_nb.health.checks import file_checks
 from abathur_nb.health.path_on_disk import wal_size
+from abathur_nb.repair import surroundings
 from abathur_nb.repair.diagnosis import REPAIR, diagnose
 from abathur_nb.repair.quarantine import quarantine_dir, read_quarantine
 from abathur_nb.repair.statements import rename_back
@@ -378,6 +379,7 @@ async def test_a_log_that_sqlite_does_not_read_to_its_end_is_kept_and_the_databa
     content = bytearray(b"?" * len(content)) if damage == "all of it" else content
     Path(f"{path}-shm").unlink()
     log.write_bytes(content)
+    file = path.read_bytes()
     assert "repair it: papermill troubleshoot.ipynb" in check_of(await nb.validate_database(small), "log").remedy
     with untouched(path):
         plan = await nb.troubleshoot(small)
@@ -389,14 +391,68 @@ async def test_a_log_that_sqlite_does_not_read_to_its_end_is_kept_and_the_databa
         assert (report.refused, failing(report)) == (True, {"log", "repair"})
     assert log.read_bytes() == content
     (await nb.troubleshoot(small, repair=True)).raise_for_failures()
-    (kept,) = path.parent.glob("abathur_aside_*/*-wal")
-    assert kept.read_bytes() == content
+    (folder,) = path.parent.glob("abathur_aside_*")
+    assert [(folder / f"{path.name}{suffix}").read_bytes() for suffix in ("", "-wal")] == [file, content]
     (await nb.validate_database(small)).raise_for_failures()
     (await nb.troubleshoot(small)).raise_for_failures()
     async with nb.Database.open(database) as db:
         read = 1 if damage == "a frame" else 0
         async with db.read() as conn:
             assert [tuple(r) for r in await conn.execute_fetchall("SELECT count(*) FROM tasks")] == [(read,)]
+
+
+def leave_written_log(path: Path, damaged: int) -> list[bytes]:
+    """Leave a database into which its log was written, as a power cut does, and damage a frame of that log."""
+    log, index = Path(f"{path}-wal"), Path(f"{path}-shm")
+    inserts = ";".join(f"INSERT INTO sessions (id, app_name, user_id) VALUES ('s{n}', 'a', 'u')" for n in range(150))
+    deletes = "DELETE FROM sessions WHERE id > 's5'; PRAGMA wal_checkpoint(PASSIVE)"
+    run_and_die(path, f"PRAGMA wal_autocheckpoint = 0; {inserts}; {deletes};")
+    index.unlink()
+    content = bytearray(log.read_bytes())
+    content[32 + (damaged % (len(content) // 4120)) * 4120 + 2000] ^= 1
+    log.write_bytes(content)
+    return [path.read_bytes(), bytes(content)]
+
+
+@pytest.mark.parametrize(("damaged", "found"), [(40, {"database file", "log"}), (500, {"log"}), (-60, {"log"})])
+async def test_a_database_that_is_newer_than_its_damaged_log_keeps_each_row(
+    damaged: int, found: set[str], database: Settings
+) -> None:
+    path = database.db_path
+    before = leave_written_log(path, damaged)
+    plan = await nb.troubleshoot(database)
+    assert failing(plan) == found
+    assert "it is newer" in check_of(plan, "log").observed
+    assert not any("restore" in check.remedy for check in plan.checks)
+    assert "byte for byte" in check_of(plan, "plan").observed
+    report = await nb.troubleshoot(database, repair=True)
+    report.raise_for_failures()
+    (folder,) = path.parent.glob("abathur_aside_*")
+    assert [(folder / f"{path.name}{suffix}").read_bytes() for suffix in ("", "-wal")] == before
+    assert path.read_bytes() == before[0]
+    (await nb.validate_database(database)).raise_for_failures()
+    with closing(sqlite3.connect(path)) as conn:
+        assert conn.execute("SELECT count(*), max(id) FROM sessions").fetchone() == (96, "s5")
+
+
+async def test_a_damaged_database_with_a_damaged_log_is_salvaged(database: Settings) -> None:
+    path = database.db_path
+    file = bytearray(leave_written_log(path, 40)[0])
+    file[-3 * 4096 :: 7] = b"?" * len(file[-3 * 4096 :: 7])
+    path.write_bytes(file)
+    assert "salvaged" in check_of(await nb.troubleshoot(database), "plan").observed
+
+
+async def test_a_log_is_not_set_aside_without_room_for_the_copies(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = leave_written_log(database.db_path, 500)
+    monkeypatch.setattr(surroundings, "free_mb", lambda _: 0.5)
+    report = await nb.troubleshoot(database, repair=True)
+    assert report.refused
+    assert "0.5 MB free" in report.checks[-1].observed
+    assert not [*database.db_path.parent.glob("abathur_aside_*")]
+    assert [database.db_path.read_bytes(), Path(f"{database.db_path}-wal").read_bytes()] == before
 
 
 async def test_what_a_killed_writer_had_not_committed_is_no_damage(database: Settings) -> None:

@@ -28,7 +28,7 @@ from abathur_nb.store.target import explain_unopened, repair_command, restore_co
 from abathur_nb.store.values import add_functions, stored
 from abathur_nb.text import counted, shown, some
 
-__all__ = ["FILE_MODES", "HEADER", "database_checks", "file_checks", "file_modes"]
+__all__ = ["FILE_MODES", "HEADER", "database_checks", "file_checks", "file_modes", "integrity_check"]
 
 
 HEADER = "header"
@@ -127,7 +127,7 @@ def _questions(
     restore = f"stop its writers and restore a backup: {restore_command(settings)}"
     busy = f"if integrity failed, begin there; else see who uses it: fuser {quote(str(path))}; then validate again"
     run = partial(run_check, remedy=busy)
-    yield run("integrity", lambda: _integrity(conn, restore))
+    yield run("integrity", lambda: integrity_check(conn, restore))
     yield run("foreign_keys", lambda: _foreign_keys(conn))
     yield run("tables", lambda: tables_check(live))
     yield run("indexes", lambda: indexes_check(live))
@@ -162,7 +162,8 @@ def _identity(found: Mapping[str, Any], settings: Settings) -> Iterable[Check]:
     )
 
 
-async def _integrity(conn: Connection, restore: str) -> Check:
+async def integrity_check(conn: Connection, restore: str) -> Check:
+    """Check the pages and indexes of a database; damage has the remedy ``restore``. Read-only."""
     try:
         # Each CHECK is a rule of `row_checks`, which looks at the length of a value before it parses it.
         messages = [str(row[0]) for row in await conn.apply(_check_pages)]

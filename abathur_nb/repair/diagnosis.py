@@ -4,13 +4,15 @@ import asyncio
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import aiosqlite
 
 from abathur_nb.backups.aside import JournalError, begun
+from abathur_nb.backups.copying import open_copy
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
-from abathur_nb.health.checks import HEADER, file_checks
+from abathur_nb.health.checks import HEADER, file_checks, integrity_check
 from abathur_nb.health.objects import OTHERS
 from abathur_nb.health.path_on_disk import FILE_MODES, log_check
 from abathur_nb.repair.quarantine import affected, digest_of
@@ -306,6 +308,9 @@ async def _diagnose(settings: Settings) -> Diagnosis:
         return Diagnosis((check,), ("complete" if completes else "move aside",))
     target = await identify(settings, refuses=("trigger",))  # which a repair would set off
     if target.state == "damaged":
+        log = await asyncio.to_thread(log_check, path)
+        if log.failed and (why := await _why_alone(path, log, corrupt=True)):
+            return _without_log((target.check,), log, why)
         return Diagnosis((replace(target.check, remedy=restore),), ("salvage",))
     if target.check.status == "error":  # a hot journal, which only a writer may roll back
         return Diagnosis((replace(target.check, remedy=REPAIR),), ("roll back",))
@@ -338,8 +343,10 @@ async def _diagnose(settings: Settings) -> Diagnosis:
     if log.status == "error":
         return Diagnosis((*checks, log), refused=True)
     if log.failed:  # any other repair would write, and so throw away what is left of it
-        log = replace(log, remedy=f"{log.remedy}; then {REPAIR}, but for the transactions behind the damage")
-        return Diagnosis((*checks, log), ("set log aside",))
+        corrupt = any(check.id == "integrity" and check.data.get("is_corrupt") for check in checks)
+        why = await _why_alone(path, log, corrupt=corrupt)
+        if why or not corrupt or "salvage" not in treatment.deeds:
+            return _without_log(checks, log, why)
     if left := leftovers(settings):
         treatment.deeds.append("sweep")
         treatment.remedies["file_names"] = REPAIR
@@ -351,3 +358,30 @@ async def _diagnose(settings: Settings) -> Diagnosis:
         treatment.remedies["wal_size"] = REPAIR
     checks = (*map(treatment.explained, checks), log, locks_check(path, first, then), leftovers_check(left))
     return Diagnosis(checks, tuple(treatment.deeds), tuple(treatment.changes), tuple(treatment.steps), changed, schema)
+
+
+async def _why_alone(path: Path, log: Check, *, corrupt: bool) -> str:
+    """Say why the database file alone is to be kept, and not what SQLite reads through its damaged log; or nothing.
+
+    ``corrupt`` says that the latter is damaged. Read-only.
+    """
+    newer = await asyncio.to_thread(ask, "newer", path, str(log.data["torn"]))
+    if not newer and not corrupt:
+        return ""
+    try:
+        async with open_copy(path) as conn:  # which has no log
+            alone = await integrity_check(conn, "")
+    except (sqlite3.Error, AbathurError):
+        return ""
+    return "" if alone.data.get("is_corrupt") else "it is newer" if newer else "it alone is sound"
+
+
+def _without_log(checks: tuple[Check, ...], log: Check, why: str) -> Diagnosis:
+    """Plan to set a damaged log aside, after what SQLite reads of it is written unless there is a ``why`` not to."""
+    if not why:
+        log = replace(log, remedy=f"{log.remedy}; then {REPAIR}, as far as SQLite reads the log")
+        return Diagnosis((*checks, log), ("write log",))
+    observed = f"{log.observed}; the database file is kept and not what SQLite reads through the log: {why}"
+    log = replace(log, observed=observed, remedy=f"{log.remedy}; then {REPAIR}")
+    checks = tuple(replace(check, remedy=REPAIR) if check.failed else check for check in checks)
+    return Diagnosis((*checks, log), ("set log aside",))

@@ -1,6 +1,8 @@
 """What is around a database: who uses it, what its log does, what a killed process left; told without opening it."""
 
+import asyncio
 import os
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import NamedTuple
 
 from abathur_nb.backups.aside import new_folder, require_movable, users_of
 from abathur_nb.config.settings import Settings
+from abathur_nb.errors import RefusedError
 from abathur_nb.files import fsync, posix_locks, sweep
 from abathur_nb.health.path_on_disk import ELSEWHERE, free_mb
 from abathur_nb.report import Check
@@ -173,13 +176,13 @@ def make_private(path: Path) -> None:
                 os.close(descriptor)
 
 
-def move_stale(path: Path) -> Path:
-    """Move side files that have lost their database into a new directory beside them, and return it.
+def move_stale(path: Path, folder: Path | None = None) -> Path:
+    """Move side files into a directory beside them, a new one by default, and return it.
 
     Raises as `require_movable` does: BusyError where the database was moved away, or deleted, under a process.
     """
     require_movable(path)
-    folder = new_folder(path)
+    folder = folder or new_folder(path)
     for suffix in SIDE_FILES:
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(folder / f"{path.name}{suffix}")
@@ -188,16 +191,48 @@ def move_stale(path: Path) -> Path:
     return folder
 
 
-async def set_log_aside(settings: Settings) -> Check:
-    """Write what SQLite reads of a damaged log into the database, then move the log into a new directory beside it.
+async def set_log_aside(settings: Settings, *, write: bool) -> Check:
+    """Copy a database and its damaged log into a new directory beside it, then move the log there.
 
-    Raises as `require_movable` does: who has it open may know more of the log than a process that reads it anew.
+    With ``write``, what SQLite reads of the log is written into the database in between. Raises RefusedError without
+    room, OSError, and as `require_movable`: who has it open may know more of the log than who reads it anew.
     """
     path = settings.db_path
     require_movable(path)
-    # The checkpoint leaves the log as it is, and so does the last connection that closes.
-    async with kept_open(settings), connect(path, settings=settings, mode="rw") as conn:
-        await conn.execute_fetchall("PRAGMA wal_checkpoint(FULL)")
-    expected, observed = "a log that is read to its end", f"{move_stale(path)} has the log as it was"
-    remedy = "the transactions behind the damage are in that file alone, and SQLite does not read them: keep it until "
-    return Check("log_aside", "warn", expected, observed, f"{remedy}you know that nobody misses one")
+    folder = await asyncio.to_thread(_copy_beside, path)
+    if write:
+        # The checkpoint leaves the log as it is, and so does the last connection that closes.
+        async with kept_open(settings), connect(path, settings=settings, mode="rw") as conn:
+            await conn.execute_fetchall("PRAGMA wal_checkpoint(FULL)")
+    move_stale(path, folder)
+    expected, observed = "a log that is read to its end", f"{folder} has the database and its log as they were"
+    remedy = f"the log may hold transactions that {path} lacks: keep {folder} until you know that nobody misses one"
+    return Check("log_aside", "warn", expected, observed, remedy)
+
+
+def _copy_beside(path: Path) -> Path:
+    """Copy a database and its log, byte for byte, into a new directory beside it, and return that."""
+    sizes = [os.stat(name).st_size for name in (path, f"{path}-wal")]
+    needed = (sum(sizes) + sizes[1]) / MB  # the database may grow by what is written into it
+    if (free := free_mb(path.parent)) < needed:
+        lacking = (
+            f"{free:,.1f} MB free on the disk of {path.parent}, {needed:,.1f} MB needed to copy {path} and its log"
+        )
+        raise RefusedError(lacking, f"make room: df -h {quote(str(path.parent))}; then run this again")
+    folder = new_folder(path)
+    try:
+        ask("copy", path, f"{path}-wal", "", folder / path.name)
+        for suffix in ("", "-wal"):
+            copy = folder / f"{path.name}{suffix}"
+            fsync(copy)
+            if ask("digest", copy) != ask("digest", f"{path}{suffix}"):
+                raise RefusedError(f"{copy} is not the same as {path}{suffix}", "see to the disk: dmesg")
+            if os.geteuid() == 0:
+                owner = os.stat(path)
+                os.chown(copy, owner.st_uid, owner.st_gid)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    fsync(folder)
+    fsync(path.parent)
+    return folder

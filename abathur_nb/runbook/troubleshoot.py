@@ -27,14 +27,14 @@ __all__ = ["troubleshoot"]
 
 _TITLE = "troubleshoot"
 # What is done by itself, before all else is looked at again.
-_ALONE = {"complete", "move aside", "rescue", "roll back", "salvage", "set journal aside", "set log aside"}
+_ALONE = {"complete", "move aside", "rescue", "roll back", "salvage", "set journal aside", "set log aside", "write log"}
 _DEEDS = {
     "rescue": "write what each of these processes holds into a backup abathur_rescued_… in {backups}, and prove that",
     "complete": "go on with the replacement of {path} that was begun",
     "set journal aside": "move {journal} into a new directory abathur_aside_… beside it, and leave {path} as it is",
     "move aside": "move the side files of {path} into a new directory abathur_aside_… beside it",
-    "set log aside": "write what SQLite reads of the log into {path}, then move the log as it is, with what is behind "
-    "the damage, into a new directory abathur_aside_… beside it",
+    "set log aside": "{copied}; then move the log there, and leave {path} as it is",
+    "write log": "{copied}; then write what SQLite reads of the log into {path}, and move the log there",
     "roll back": "roll back what a killed writer left half done in {path}, by its journal",
     "salvage": "write what can still be read of {path} to {salvaged}, and leave {path} as it is",
     "wal": "switch {path} to WAL mode",
@@ -107,7 +107,8 @@ def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     salvaged = salvage_path(settings) if "salvage" in found.deeds else ""
     journal = journal_of(settings.db_path)
     names = {"path": settings.db_path, "journal": journal, "backups": settings.backup_dir, "salvaged": salvaged}
-    deeds = [_DEEDS[name].format(**names) for name in _DEEDS if name in found.deeds]
+    copied = f"copy {settings.db_path} and its log, byte for byte, into a new directory abathur_aside_… beside it"
+    deeds = [_DEEDS[name].format(**names, copied=copied) for name in _DEEDS if name in found.deeds]
     if not (found.steps or deeds) or _ALONE & {*found.deeds}:
         return tuple(deeds)
     steps = [f"back up {settings.db_path} as abathur_pre_repair_… in {settings.backup_dir}, and prove that backup"]
@@ -142,8 +143,8 @@ async def _repair(found: Diagnosis, settings: Settings, done: list[Check]) -> No
         observed = f"in {move_stale(path)}; no database stands at {path} now"
         remedy = wanted(await identify(settings), settings).remedy
         done.append(Check("moved_aside", "warn", "a database", observed, remedy))
-    if "set log aside" in deeds:
-        done.append(await set_log_aside(settings))
+    if {"set log aside", "write log"} & {*deeds}:
+        done.append(await set_log_aside(settings, write="write log" in deeds))
     if "roll back" in deeds:
         async with connect(path, settings=settings, mode="rw"):  # the first read by a writer does it
             observed = f"{path} is as it was before the transaction that was killed"
