@@ -145,18 +145,20 @@ def number(db: Path, how: str) -> int:
         return 99
 
 
-@pytest.mark.parametrize("toggles", [False, True], ids=["rows", "a row that is changed to and fro"])
+@pytest.mark.parametrize("rows", [True, False])
+@pytest.mark.parametrize("toggles", [False, True], ids=["", "a row that is changed to and fro"])
 @pytest.mark.parametrize("written", [0, 3, 7, 9])
 def test_a_database_into_which_the_log_was_written_is_newer_than_a_log_cut_off_before(
-    written: int, toggles: bool, db: Path
+    written: int, toggles: bool, rows: bool, db: Path
 ) -> None:
     saved, wrong = dict[str, bytes](), []
     with closing(sqlite3.connect(db)) as reader, closing(sqlite3.connect(db, isolation_level=None)) as conn:
         conn.executescript("PRAGMA wal_autocheckpoint = 0; CREATE TABLE v (n, x); CREATE TABLE w (x);")
-        conn.executescript("INSERT INTO w VALUES (0); PRAGMA wal_checkpoint(TRUNCATE);")
+        conn.executescript("INSERT INTO w VALUES (0); INSERT INTO v VALUES (0, 0); PRAGMA wal_checkpoint(TRUNCATE);")
         for n in range(1, 10):
             change = f"UPDATE w SET x = {n % 2};" if toggles else ""
-            conn.executescript(f"BEGIN; INSERT INTO v VALUES ({n}, zeroblob({n % 4} * 3000)); {change} COMMIT;")
+            row = f"INSERT INTO v VALUES ({n}, zeroblob({n % 4} * 3000))" if rows else f"UPDATE v SET n = {n}"
+            conn.executescript(f"BEGIN; {row}; {change} COMMIT;")
             if n == written:
                 reader.executescript("BEGIN; SELECT count(*) FROM v;")  # while it lasts, the log does not begin anew
                 conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
@@ -167,7 +169,9 @@ def test_a_database_into_which_the_log_was_written_is_newer_than_a_log_cut_off_b
             Path(f"{db}{suffix}").write_bytes(content)
         damage(db, frame, *([3] if frame % 4 == 0 else []))  # there, the number of the page
         alone, through = number(db, "mode=ro&immutable=1"), number(db, "mode=ro")
-        if through < 99 and apart._newer(str(db), str(frame + 1)) != (alone > through):
+        # Where it ends with the damaged frame of the one page that was changed, nobody can tell.
+        known = through < 99 and (rows or alone != through + 1)
+        if known and apart._newer(str(db), str(frame + 1)) != (alone > through):
             wrong.append((frame, alone, through))
     assert wrong == []
 

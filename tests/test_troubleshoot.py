@@ -414,7 +414,9 @@ def leave_written_log(path: Path, damaged: int) -> list[bytes]:
     return [path.read_bytes(), bytes(content)]
 
 
-@pytest.mark.parametrize(("damaged", "found"), [(40, {"database file", "log"}), (500, {"log"}), (-60, {"log"})])
+@pytest.mark.parametrize(
+    ("damaged", "found"), [(40, {"database file", "log"}), (500, {"log"}), (-60, {"log"}), (-2, {"log"})]
+)
 async def test_a_database_that_is_newer_than_its_damaged_log_keeps_each_row(
     damaged: int, found: set[str], database: Settings
 ) -> None:

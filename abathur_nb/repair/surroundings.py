@@ -206,7 +206,7 @@ async def set_log_aside(settings: Settings, *, write: bool) -> Check:
             await conn.execute_fetchall("PRAGMA wal_checkpoint(FULL)")
     move_stale(path, folder)
     expected, observed = "a log that is read to its end", f"{folder} has the database and its log as they were"
-    remedy = f"the log may hold transactions that {path} lacks: keep {folder} until you know that nobody misses one"
+    remedy = f"they may hold transactions that {path} lacks now: keep {folder} until you know that nobody misses one"
     return Check("log_aside", "warn", expected, observed, remedy)
 
 

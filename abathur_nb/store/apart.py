@@ -199,6 +199,8 @@ def _judge(path: str, until: float) -> dict[str, int] | None:
         written = found["torn"] < index["frames"] or (
             _index(path) == index and ("-shm", _WRITE_LOCK) not in [lock[:2] for lock in _locks(path)]
         )
+        if found.get("doubt") and _newer(path, str(found["torn"])):  # no checkpoint writes what is not committed
+            del found["doubt"]
         return found if written and os.pread(log, _HEADER, 0) == header else None
     finally:
         os.close(log)
@@ -281,9 +283,11 @@ def _newer(path: str, torn: str) -> bool:
         now = os.pread(file, page, (of - 1) * page)
         if now == os.pread(log, page, read[of] + _FRAME_HEADER) if of in read else of <= pages:
             continue
-        later = any(_same(now, os.pread(log, page, place + _FRAME_HEADER), most) for place, most in behind.get(of, ()))
-        newer += later
-        older += of in read and not later
+        found = [
+            most for place, most in behind.get(of, ()) if _same(now, os.pread(log, page, place + _FRAME_HEADER), most)
+        ]
+        newer += 0 in found
+        older += of in read and not found  # what is like the damaged frame may be older than that, or newer
     return newer > older
 
 
