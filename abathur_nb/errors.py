@@ -29,13 +29,13 @@ BOUND_SQL, BOUND_SCHEMA = 2**20, 2**21
 _LONG_SQL = re.compile(r"malformed database schema \((.*)\) - string or blob too big", re.DOTALL)
 
 
-def bound_reached(error: Exception) -> str:
+def bound_reached(error: Exception, longest: str = f"{BOUND_BYTES:,} bytes beyond the size of the file") -> str:
     """Name the bound of a reading verb that an error of SQLite reports; empty for any other error."""
     if long := _LONG_SQL.fullmatch(str(error)):  # which SQLite calls malformed, and is sound
         return f"the SQL of {shown(long[1])} is longer than the bound of {BOUND_SQL:,} bytes"
     bound = {
         sqlite3.SQLITE_INTERRUPT: f"{BOUND_S} s, and 1 s for each MB,",
-        sqlite3.SQLITE_TOOBIG: f"{BOUND_BYTES:,} bytes beyond the size of the file, for one value,",
+        sqlite3.SQLITE_TOOBIG: f"{longest}, for one value,",
     }.get(getattr(error, "sqlite_errorcode", 0))
     return f"the bound of {bound} was reached: some expression or index costs more" if bound else ""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -16,6 +17,7 @@ from damage import ROWS, run_sql
 import abathur_nb as nb
 from abathur_nb.backups.replacement import read_source
 from abathur_nb.config.settings import Settings
+from abathur_nb.errors import BOUND_BYTES
 from abathur_nb.store import connection
 from abathur_nb.store.guarded import Connection
 
@@ -190,6 +192,12 @@ def test_what_an_index_computes_together_is_bounded(database: Settings, tmp_path
         assert not refused, (name, told)
         if name == "validate":
             assert "other, integrity_check: the bound of" in str(told)
+            bounds = [
+                int(one.replace(",", "")) for one in re.findall(r"the bound of ([\d,]+) bytes, for one", str(told))
+            ]
+            assert bounds
+            # Of what one value may have, each of the many that an index computes gets a part.
+            assert max(bounds) < BOUND_BYTES
             assert "tasks, " not in str(told)
 
 

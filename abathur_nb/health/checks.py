@@ -215,11 +215,15 @@ def _check_pages(conn: sqlite3.Connection) -> list[Any]:
 def _checked(check: str, values: int, conn: sqlite3.Connection) -> list[Any]:
     """Run a check in the memory that a few values of the greatest length take, however many an index computes."""
     limit = conn.getlimit(sqlite3.SQLITE_LIMIT_LENGTH)
-    conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit * _COMPUTED // max(values, _COMPUTED))
+    conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _longest(limit, values))
     try:
         return conn.execute(f"PRAGMA {check}").fetchall()
     finally:
         conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, limit)
+
+
+def _longest(limit: int, values: int) -> int:
+    return limit * _COMPUTED // max(values, _COMPUTED)
 
 
 def _of_others(message: str) -> bool:
@@ -232,6 +236,7 @@ async def _integrity_by_table(conn: Connection, restore: str) -> Check:
     """Check each table by itself, where an index computes what this process does not know, or beyond its bound."""
     expected, faults, unknown = "integrity_check says ok of each table", list[str](), list[str]()
     computed = await conn.apply(_computed)
+    limit = await conn.apply(lambda of: of.getlimit(sqlite3.SQLITE_LIMIT_LENGTH))
     for (table,) in await conn.execute_fetchall(load_queries("inspect.sql")["tables"].sql):
         for check in ("integrity_check", "quick_check"):  # which computes no index
             try:
@@ -239,7 +244,8 @@ async def _integrity_by_table(conn: Connection, restore: str) -> Check:
             except sqlite3.DatabaseError as error:
                 if error.sqlite_errorcode & 0xFF not in _OF_AN_EXPRESSION:
                     raise
-                unknown.append(f"{table}, {check}: {bound_reached(error) or error}")
+                longest = f"{_longest(limit, computed.get(table, 0)):,} bytes"
+                unknown.append(f"{table}, {check}: {bound_reached(error, longest) or error}")
             else:
                 faults += [f"{table}: {row[0]}" for row in rows if row[0] != "ok" and not _of_others(row[0])]
                 break
