@@ -141,7 +141,8 @@ async def test_what_is_no_database_of_ours_is_refused_and_left_as_it_is(
 ALIEN = "PRAGMA application_id = 1"
 OURS: list[tuple[tuple[str, ...], str]] = [
     ((ALIEN,), "another application's"),
-    (("PRAGMA application_id = 0",), "half-made"),
+    (("PRAGMA application_id = 0",), "has Abathur's tables, but its application_id is missing, as after a dump"),
+    (("PRAGMA application_id = 0", "DROP TABLE metrics"), "half-made"),
     (("PRAGMA user_version = 2",), "newer than this package: user_version 2, known is 1"),
     (("PRAGMA user_version = 0",), "of no schema that was ever released"),
     (("CREATE TRIGGER evil AFTER INSERT ON audit BEGIN DELETE FROM tasks; END",), "holds trigger evil"),

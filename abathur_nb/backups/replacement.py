@@ -27,11 +27,11 @@ from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, free_mb
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, kept_open, pragma
-from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.expected import SCHEMA_VERSION
 from abathur_nb.store.filesystems import mounted_files
 from abathur_nb.store.schema import not_ours, read_schema
 from abathur_nb.store.strays import strays_check
-from abathur_nb.store.target import examine, explain_unopened, journal_of, spoilt_ids, version_fault
+from abathur_nb.store.target import examine, explain_unopened, foreign_check, journal_of, spoilt_ids, version_fault
 from abathur_nb.text import MB, counted
 
 __all__ = [
@@ -112,10 +112,8 @@ async def _look(settings: Settings, live: Path) -> Standing:
             application_id, version = await pragma(conn, "application_id"), await pragma(conn, "user_version")
             if ids := spoilt_ids(application_id, version):
                 return Standing("unreadable", _check(f"{path} {ids}"), path)
-            if application_id != APPLICATION_ID:
-                observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
-                remedy = "db_path: name another path, or move it away by hand"
-                return Standing("forbidden", _check(observed, remedy), path)
+            if foreign := await foreign_check(conn, settings):
+                return Standing("forbidden", _check(foreign.observed, foreign.remedy), path)
             if version > SCHEMA_VERSION and (fault := await version_fault(conn, settings)):
                 return Standing("forbidden", _check(fault.observed, fault.remedy), path)
             content, form = await read_content(conn), await form_of(conn)

@@ -32,6 +32,7 @@ __all__ = [
     "Target",
     "examine",
     "explain_unopened",
+    "foreign_check",
     "give_to_owner",
     "identify",
     "init_as",
@@ -183,7 +184,7 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
         async with connect(path, settings=settings) as conn:
             application_id, version = await pragma(conn, "application_id"), await pragma(conn, "user_version")
             alien = await conn.execute_fetchall(load_queries("inspect.sql")["triggers_and_views"].sql)
-            fault = await version_fault(conn, settings)
+            foreign, fault = await foreign_check(conn, settings), await version_fault(conn, settings)
     except (sqlite3.Error, OSError, AbathurError) as error:
         state, explained = await explain_unopened(path, error)
         observed = explained.observed
@@ -202,15 +203,14 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
         return target
     if ids := spoilt_ids(application_id, version):
         return _target("damaged", f"{path} {ids}", f"{_RESTORE}: {restore_command(settings)}")
-    if application_id != APPLICATION_ID:
-        observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
-        return _target("refused", observed, f"{_ANOTHER} (Abathur has {APPLICATION_ID:#x})")
-    if fault:
+    if foreign and not foreign.data:
+        return Target("refused", foreign)
+    if fault and not foreign:
         return _target("refused", fault.observed, fault.remedy)
     if aliens := [row for row in alien if row["type"] in refuses]:
         names, drops = some([f"{row['type']} {row['name']}" for row in aliens]), [row["drops"] for row in aliens]
         return _target("refused", f"{path} holds {names}", f"{FIND_OUT} {shell_command(path, drops)}")
-    return target
+    return Target("refused", foreign) if foreign else target
 
 
 async def explain_unopened(path: Path, error: Exception) -> tuple[State, AbathurError]:
@@ -259,6 +259,21 @@ def spoilt_ids(application_id: int, version: int) -> str:
     return f"is CORRUPT: one byte of its header, which says application_id {application_id:#x}, user_version {version}"
 
 
+async def foreign_check(conn: Connection, settings: Settings) -> Check | None:
+    """Return the check of a database that is not marked as ours, or None. Read-only.
+
+    Its data says so where it has all tables and indexes of ours, and a repair can mark it.
+    """
+    path, found = settings.db_path, await pragma(conn, "application_id")
+    if found == APPLICATION_ID:
+        return None
+    if found == 0 and await _has_our_schema(conn):
+        observed = f"{path} has Abathur's tables, but its application_id is missing, as after a dump"
+        return replace(_target("refused", observed, f"to set it: {repair_command(settings)}").check, data={"remade": 1})
+    observed = f"{path} is another application's or half-made: application_id {found:#010x}"
+    return _target("refused", observed, f"{_ANOTHER} (Abathur has {APPLICATION_ID:#x})").check
+
+
 async def version_fault(conn: Connection, settings: Settings) -> RefusedError | None:
     """Return the error of a database whose schema version is not the one that this package knows, or None. Read-only.
 
@@ -267,9 +282,7 @@ async def version_fault(conn: Connection, settings: Settings) -> RefusedError | 
     path, version = settings.db_path, await pragma(conn, "user_version")
     if version == SCHEMA_VERSION:
         return None
-    rows = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
-    live = {row["name"]: normalized(row["sql"] or "") for row in rows}
-    if all(live.get(name) == normalized(found.sql) for name, found in expected_objects().items()):
+    if await _has_our_schema(conn):
         remedy = f"its schema is that of version {SCHEMA_VERSION}; if the number was set by hand, set it back "
         remedy += shell_command(path, [f"PRAGMA user_version = {SCHEMA_VERSION};"])
     else:
@@ -280,6 +293,12 @@ async def version_fault(conn: Connection, settings: Settings) -> RefusedError | 
     if version > SCHEMA_VERSION:
         words, remedy = "newer than this package", f"update abathur_nb; if no newer one exists: {remedy}"
     return RefusedError(f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}", remedy)
+
+
+async def _has_our_schema(conn: Connection) -> bool:
+    rows = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
+    live = {row["name"]: normalized(row["sql"] or "") for row in rows}
+    return all(live.get(name) == normalized(found.sql) for name, found in expected_objects().items())
 
 
 def shell_command(path: Path, statements: Sequence[str]) -> str:
