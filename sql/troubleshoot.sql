@@ -2,19 +2,29 @@
 -- To existing data: nothing; each statement only reads. What a repair runs is made from the DDL and shown first.
 
 -- name: columns
--- The columns of a table and their declared types, hidden and generated ones too.
-SELECT name, type FROM pragma_table_xinfo(:table) ORDER BY cid;
+-- The columns of a table, hidden and generated ones too.
+SELECT name FROM pragma_table_xinfo(:table) ORDER BY cid;
 
 -- name: references
 -- The references of a table: each column with the table and column that it refers to.
 SELECT "from" AS "column", "table" AS parent, "to" AS parent_column FROM pragma_foreign_key_list(:table) ORDER BY id, seq;
 
--- name: unique_columns
--- The columns that a constraint of a table keeps unique together, one row a constraint.
-SELECT group_concat(columns.name) AS columns
-FROM pragma_index_list(:table) AS indexes, pragma_index_info(indexes.name) AS columns
-WHERE indexes.origin IN ('u', 'pk')
-GROUP BY indexes.name;
+-- name: unique
+-- The unique indexes and primary keys with their tables, their columns, and SQL that is true for a row with a key. None
+-- that is partial or computed, nor of a table without a rowid.
+SELECT
+    indexes.name AS "index", tables.name AS "table", group_concat(printf('"%w"', columns.name), ', ') AS columns,
+    group_concat(printf('"%w" IS NOT NULL', columns.name), ' AND ') AS given
+FROM sqlite_master AS tables, pragma_index_list(tables.name) AS indexes, pragma_index_info(indexes.name) AS columns
+WHERE tables.type = 'table' AND tables.sql NOT LIKE '%without%rowid%' AND indexes."unique" AND NOT indexes.partial
+GROUP BY tables.name, indexes.name
+HAVING count(columns.name) = count(*)
+UNION SELECT
+    '', tables.name, group_concat(printf('"%w"', columns.name), ', '),
+    group_concat(printf('"%w" IS NOT NULL', columns.name), ' AND ')
+FROM sqlite_master AS tables, pragma_table_info(tables.name) AS columns
+WHERE tables.type = 'table' AND tables.sql NOT LIKE '%without%rowid%' AND columns.pk
+GROUP BY tables.name;
 
 -- name: violations
 -- How many references of each table have no row.

@@ -42,8 +42,9 @@ from abathur_nb.repair.statements import rename_back
 from abathur_nb.repair.surroundings import Look, wal_check
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.troubleshoot import _empty_the_log, _run
-from abathur_nb.store.connection import connect
+from abathur_nb.store.connection import connect, explain_error
 from abathur_nb.store.expected import expected_columns, expected_objects, expected_tables
+from abathur_nb.store.schema import read_schema
 
 # The four faults of the runbook's section 6, each as a careless writer leaves it.
 FAULTS = {
@@ -199,12 +200,12 @@ async def test_a_renamed_table_or_column_is_named_and_renamed_back_with_all_its_
     path = database.db_path
     run_sql(path, *ROWS)
     before, columns = rows_of(path), [column.name for column in expected_columns(table)]
-    live = dict(expected_objects())
     for new in columns:  # each alone
         run_sql(path, f"ALTER TABLE {table} RENAME COLUMN {new} TO old")
         async with connect(path, settings=database) as conn:
-            steps = await rename_back(conn, live | {table: live[table]._replace(sql="altered")})
-        assert [step.sql for step in steps] == [f'ALTER TABLE {table} RENAME COLUMN "old" TO {new}']
+            steps = await rename_back(conn, await read_schema(conn))
+        assert [str(step) for step in steps.pop(table)] == [f'ALTER TABLE {table} RENAME COLUMN "old" TO {new};']
+        assert not steps, "another table only refers to it"
         run_sql(path, f"ALTER TABLE {table} RENAME COLUMN old TO {new}")
     at_once = [f'ALTER TABLE {table} RENAME COLUMN {name} TO "old {name}"' for name in columns]
     for renames in (at_once, [f'ALTER TABLE {table} RENAME TO "an old one"']):
@@ -215,6 +216,139 @@ async def test_a_renamed_table_or_column_is_named_and_renamed_back_with_all_its_
         (await nb.troubleshoot(database, repair=True)).raise_for_failures()
         assert rows_of(path) == before
         (await nb.validate_database(database)).raise_for_failures()
+
+
+MIGRATED = ("ALTER TABLE tasks RENAME TO tasks_v2", "CREATE VIEW tasks AS SELECT * FROM tasks_v2")
+IN_THE_WAY = {
+    "view tasks": MIGRATED,
+    "index tasks": (MIGRATED[0], "CREATE INDEX tasks ON sessions (id)"),
+    "view v": (MIGRATED[0], "CREATE VIEW v AS SELECT * FROM tasks_v2 JOIN nowhere"),
+}
+
+
+@pytest.mark.parametrize("named", IN_THE_WAY)
+async def test_what_hinders_a_renaming_is_named_with_its_remedy_and_nothing_that_has_rows_is_to_be_dropped(
+    named: str, database: Settings
+) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS)
+    before = rows_of(path)
+    run_sql(path, *IN_THE_WAY[named])
+    for report in (await nb.validate_database(database), await nb.troubleshoot(database, repair=True)):
+        assert "plan" not in {check.name for check in report.checks}
+        others = check_of(report, "other objects")
+        assert "drop no table: tasks_v2 may be tasks under another name" in others.remedy
+        assert not re.search("DROP TABLE", "\n".join((others.remedy, *others.evidence)))
+    assert f"first drop {named}, as *other objects* says" in check_of(report, "tables").remedy
+    ((drop,),) = [re.findall("'(DROP .*?);'", others.remedy)]
+    run_sql(path, drop)
+    for _ in range(2):  # indexes come after their table
+        await nb.troubleshoot(database, repair=True)
+    (await nb.validate_database(database)).raise_for_failures()
+    assert rows_of(path) == before
+
+
+async def test_a_trigger_with_the_name_of_a_table_is_an_extra_object_and_the_table_is_not_missing(
+    database: Settings,
+) -> None:
+    run_sql(database.db_path, "CREATE TRIGGER tasks AFTER INSERT ON audit BEGIN SELECT 1; END")
+    report = await nb.validate_database(database)
+    assert failing(report) == {"other objects"}
+    assert "extra: trigger tasks" in check_of(report, "other objects").observed
+
+
+OTHER_DDL = {
+    "a copy": ("CREATE TABLE sessions_2025 AS SELECT * FROM sessions", "DROP TABLE sessions"),
+    "a column of another program": (
+        "ALTER TABLE document_index DROP COLUMN updated_at",
+        "ALTER TABLE document_index ADD COLUMN note TEXT",
+    ),
+    "a column with another rule": (
+        "ALTER TABLE tasks RENAME COLUMN prompt TO p",
+        "ALTER TABLE tasks ADD COLUMN more TEXT",
+    ),
+}
+
+
+@pytest.mark.parametrize("statements", OTHER_DDL.values(), ids=OTHER_DDL)
+async def test_what_was_not_made_by_the_sql_of_a_missing_table_or_column_is_never_renamed(
+    statements: tuple[str, ...], database: Settings
+) -> None:
+    run_sql(database.db_path, *ROWS, *statements)
+    with untouched(database.db_path):
+        report = await nb.troubleshoot(database, repair=True)
+    told = check_of(report, "tables")
+    assert "plan" not in {check.name for check in report.checks}
+    assert "restore a backup" in told.remedy
+    assert "somebody renamed" not in told.observed
+
+
+async def test_a_table_with_the_sql_of_a_missing_one_is_shown_with_its_rows_and_those_of_the_newest_backup(
+    database: Settings,
+) -> None:
+    archive = expected_objects()["metrics"].sql.replace("TABLE metrics", "TABLE metrics_2025")
+    run_sql(database.db_path, archive, METRIC.replace("metrics", "metrics_2025"), *[METRIC] * 3)
+    (await nb.backup_database(database)).raise_for_failures()
+    (backup,), _ = list_backups(database.backup_dir)
+    run_sql(database.db_path, "DROP TABLE metrics")
+    report = await nb.troubleshoot(database)
+    assert 'ALTER TABLE "metrics_2025" RENAME TO metrics; -- 1 row\n' in check_of(report, "plan").observed
+    told = check_of(report, "tables").remedy
+    assert re.search(rf"if that table holds other rows, .* -p backup {backup.path.name}, .* 3 rows of metrics", told)
+
+
+async def test_an_index_is_not_made_anew_where_its_table_holds_a_key_twice(database: Settings) -> None:
+    path, index = database.db_path, "sqlite_autoindex_sessions_1"
+    run_sql(path, SESSION)
+    (await nb.backup_database(database)).raise_for_failures()
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (index,)).fetchone()
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.seek(4096 * (page - 1))
+        file.write(bytes([10, 0, 0, 0, 0, 16, 0, 0]))  # an index leaf without a cell
+    run_sql(path, "PRAGMA foreign_keys = OFF", SESSION)
+    assert content != path.read_bytes()
+    with untouched(path):
+        report = await nb.troubleshoot(database, repair=True)
+    told = check_of(report, "integrity")
+    assert "plan" not in {check.name for check in report.checks}
+    assert "sessions, rowid 1 and 2: 's1'" in told.observed
+    (backup,), _ = list_backups(database.backup_dir)
+    assert f"-p backup {backup.path.name}" in told.remedy
+
+
+async def test_a_database_that_was_made_from_a_dump_is_marked_as_ours_with_all_its_rows(database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, *ROWS)
+    (await nb.backup_database(database)).raise_for_failures()
+    before = rows_of(path)
+    with closing(sqlite3.connect(path)) as conn:
+        dump = "\n".join(conn.iterdump())
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    with closing(sqlite3.connect(path)) as conn:
+        conn.executescript(dump)
+    for verb in (nb.validate_database, nb.initialize_database, nb.restore_database):
+        (told,) = [check for check in (await verb(database)).checks if "as after a dump" in check.observed]
+        assert "troubleshoot.ipynb" in told.remedy
+    with pytest.raises(nb.RefusedError, match="as after a dump"):
+        async with nb.Database.open(database):
+            pass
+    assert "application_id" in check_of(await nb.troubleshoot(database), "plan").observed
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+    (await nb.validate_database(database)).raise_for_failures()
+    async with nb.Database.open(database):
+        assert rows_of(path) == before
+
+
+def test_a_broken_rule_is_no_question_of_owners_and_users(database: Settings) -> None:
+    run_sql(database.db_path, SESSION)
+    with pytest.raises(sqlite3.IntegrityError) as caught:
+        run_sql(database.db_path, SESSION)
+    told = str(explain_error(database.db_path, caught.value))
+    assert "UNIQUE constraint failed: sessions.id" in told
+    assert not re.search("namei|fuser", told)
 
 
 async def test_an_id_that_was_given_out_is_not_given_out_again_by_a_table_made_anew(database: Settings) -> None:

@@ -17,7 +17,7 @@ from abathur_nb.store.sql import load_queries
 from abathur_nb.store.target import FIND_OUT, shell_command
 from abathur_nb.text import shown, some
 
-__all__ = ["OTHERS", "indexes_check", "others_check", "seeds_check", "sequences_check", "tables_check"]
+__all__ = ["OTHERS", "in_the_way", "indexes_check", "others_check", "seeds_check", "sequences_check", "tables_check"]
 
 OTHERS = "other_objects"
 _MOST = 1000  # objects of others that a check shows in full
@@ -54,24 +54,22 @@ async def indexes_check(live: Mapping[str, SchemaObject]) -> Check:
 
 async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     """Name what is not of ``sql/``: an extra table or index warns, anything else fails."""
-    differences = Differences.between(live, ("table", "index", "view", "trigger", "virtual table"))
-    found = [live[name] for name in differences.extra]
+    ours, missing = expected_objects(), Differences.between(live, ("table",)).missing
+    found = [one for name, one in live.items() if name not in ours or one.type != ours[name].type]
     # Other tables and indexes, such as those of a replication tool, change nothing of ours; the rest, first, runs code.
-    found.sort(key=lambda one: one.type in ("table", "index"))
+    found.sort(key=lambda one: (one.type in ("table", "index"), one.name))
     harmful = [one for one in found if one.type not in ("table", "index")]
-    module = (
-        "; a virtual table is dropped only where its module is known"
-        if any(one.type == "virtual table" for one in harmful)
-        else ""
-    )
+    tables = [one.name for one in found if missing and one.type == "table"]  # a renamed one has all its rows
+    drops = in_the_way(live) if tables else harmful or found
     # A unique index, a reference or an unknown collation of it may refuse what the store writes.
-    what_to_do = (
-        FIND_OUT if harmful else "find out who made it; if the store fails to write, or nobody needs it, drop it:"
-    )
-    command = shell_command(path, [_drop(one) for one in harmful or found])
-    remedy = f"{what_to_do} {command}{module}"
-    if differences.missing and any(one.type == "table" for one in found):  # a renamed one has all its rows
-        remedy = f"drop nothing: one of them may be {' or '.join(differences.missing)} under another name"
+    remedy = FIND_OUT if harmful else "find out who made it; if the store fails to write, or nobody needs it, drop it:"
+    remedy += f" {shell_command(path, [_drop(one) for one in drops])}"
+    if any(one.type == "virtual table" for one in drops):
+        remedy += "; a virtual table is dropped only where its module is known"
+    if tables:
+        remedy = f"drop no table: {some(tables)} may be {' or '.join(missing)} under another name" + (
+            f"; {some([f'{one.type} {one.name}' for one in drops])}: {remedy}" if drops else ""
+        )
     return Check.that(
         OTHERS,
         not found,
@@ -84,12 +82,15 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
         evidence=(
             line
             for one in found[:_MOST]
-            for line in (
-                f"-- extra: {_one_line(one.sql)};",
-                f"-- {_drop(one)}",
-            )
+            for line in (f"-- extra: {_one_line(one.sql)};", f"-- {_drop(one)}")[: 1 + (one in drops or not tables)]
         ),
     )
+
+
+def in_the_way(live: Mapping[str, SchemaObject]) -> list[SchemaObject]:
+    """Return what must go before a table is renamed: views and triggers, and what has the name of a missing table."""
+    missing = Differences.between(live, ("table",)).missing
+    return [one for one in live.values() if one.type in ("view", "trigger") or one.name in missing]
 
 
 def _drop(one: SchemaObject) -> str:

@@ -2,18 +2,20 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 
 import aiosqlite
 
 from abathur_nb.backups.aside import JournalError, begun
 from abathur_nb.backups.copying import open_copy
+from abathur_nb.backups.manifest import list_backups, newest_fit, of_database
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.health.checks import HEADER, file_checks, integrity_check
-from abathur_nb.health.objects import OTHERS
+from abathur_nb.health.objects import OTHERS, in_the_way
 from abathur_nb.health.path_on_disk import FILE_MODES, log_check
 from abathur_nb.repair.quarantine import affected, digest_of
 from abathur_nb.repair.salvage import SALVAGED, salvaged_before, stray_rows
@@ -22,6 +24,7 @@ from abathur_nb.repair.statements import (
     Step,
     broken_json,
     broken_references,
+    duplicates,
     lacking,
     rebuild_table,
     rename_back,
@@ -31,14 +34,14 @@ from abathur_nb.repair.surroundings import Look, leftovers, leftovers_check, loc
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, pragma
-from abathur_nb.store.expected import SchemaObject, expected_seeds, expected_tables
+from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION, SchemaObject, expected_seeds, expected_tables
 from abathur_nb.store.filesystems import mounted_files
 from abathur_nb.store.schema import Differences, quoted, read_schema
 from abathur_nb.store.sql import load_queries
 from abathur_nb.store.strays import strays
 from abathur_nb.store.target import examine, identify, restore_command, shell_command, wanted
 from abathur_nb.store.values import add_functions
-from abathur_nb.text import counted
+from abathur_nb.text import age, counted, some
 
 __all__ = ["REPAIR", "RESTORE", "Diagnosis", "Treatment", "diagnose", "statistics_check", "treat"]
 
@@ -107,7 +110,8 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
     if HEADER in failing:
         found.deeds.append("salvage")
         found.remedies |= dict.fromkeys((HEADER, "integrity"), RESTORE.format(restore_command(settings)))
-    if HEADER in failing or ("integrity" in failing and await _treat_damage(failing["integrity"], found, settings)):
+    damage = failing.get("integrity")
+    if HEADER in failing or (damage and await _treat_damage(conn, damage, found, settings)):
         others = (name for name in failing if name in _CAUSES and name != FILE_MODES)
         found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
         return found
@@ -119,20 +123,27 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
         cause, forbids = why_no_wal(settings)
         found.causes["journal_mode"], found.remedies["journal_mode"] = cause, forbids or REPAIR
         found.deeds += [] if forbids else ["wal"]
+    if "application_id" in failing:  # of a database with all tables of ours, which a dump made
+        ids = {"application_id": APPLICATION_ID, "user_version": SCHEMA_VERSION}
+        found.steps += [Step(f"PRAGMA {name} = {number}") for name, number in ids.items()]
+        found.remedies |= dict.fromkeys(ids, REPAIR)
     live = await read_schema(conn)
     tables = Differences.between(live, ("table",))
     if renames := await rename_back(conn, live):
-        found.steps += renames
-        found.causes["tables"] = (
-            "in all probability somebody renamed what the plan renames back: it has the place and the type of what is "
-            "missing; what else is wrong is reported after that"
-        )
-        found.remedies["tables"] = REPAIR
+        found.causes["tables"] = "somebody renamed it, by its SQL, which is that of sql/ but for the names"
+        lost = [table for table in tables.missing if table in renames]
+        other = f"; if that table holds other rows, restore a backup: {_restoring(settings, lost)}" if lost else ""
+        # SQLite renames nothing where it can't read a view, and gives no name twice.
+        first = some([f"{one.type} {one.name}" for one in in_the_way(live)])
+        found.remedies["tables"] = f"first drop {first}, as *other objects* says; then run this again{other}"
+        if not first:
+            found.steps += [step for steps in renames.values() for step in steps]
+            found.remedies["tables"] = REPAIR + other
         return found
     if tables.missing:
         names = ", ".join(tables.missing)
         advice = f"restore a backup: {restore_command(settings)}; the rest cannot be judged without {names}"
-        found.remedies |= {name: advice for name in failing if name in _CAUSES and name != FILE_MODES}
+        found.remedies |= {name: advice for name in failing if name in _CAUSES and name not in (FILE_MODES, OTHERS)}
         return found
     await _treat_tables(conn, tables, live, failing, found, settings)
     if "sequences" in failing:
@@ -141,14 +152,28 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
     return found
 
 
-async def _treat_damage(check: Check, found: Treatment, settings: Settings) -> bool:
+def _restoring(settings: Settings, tables: Iterable[str] = ()) -> str:
+    """Return the command that restores the newest backup, its age, and how many rows of ``tables`` it holds."""
+    backup = newest_fit(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path))
+    if backup is None:
+        return restore_command(settings)
+    holds = "".join(f", with {counted(backup.content.rows.get(name, 0), 'row')} of {name}" for name in tables)
+    return f"{restore_command(settings)} -p backup {quote(backup.path.name)}, {age(backup.taken_at)}{holds}"
+
+
+async def _treat_damage(conn: aiosqlite.Connection, check: Check, found: Treatment, settings: Settings) -> bool:
     """Find what mends a file that integrity_check fails; tell whether the rest can't be judged before that."""
     if not check.data["is_corrupt"]:
         found.causes["integrity"] = "the rows that are named below"
         return False
     indexes = check.data["indexes"]
     header = await asyncio.to_thread(ask, "header", settings.db_path, "4") if indexes else ""
-    if indexes and not header:
+    if indexes and not header and (rows := await duplicates(conn, indexes)):
+        found.causes["integrity"] = f"rows with the key of another, which a whole index keeps out: {some(rows)}"
+        found.remedies["integrity"] = (
+            f"restore a backup from before them: {_restoring(settings)}; or decide by hand which of these rows stay"
+        )
+    elif indexes and not header:
         found.steps += [Step(f"REINDEX {quoted(name)}") for name in indexes]
         found.causes["integrity"] = (
             "an index that does not agree with its table: a fault of the disk, or a writer with another SQLite. Each "
@@ -314,7 +339,7 @@ async def _diagnose(settings: Settings) -> Diagnosis:
         return Diagnosis((replace(target.check, remedy=restore),), ("salvage",))
     if target.check.status == "error":  # a hot journal, which only a writer may roll back
         return Diagnosis((replace(target.check, remedy=REPAIR),), ("roll back",))
-    if target.state != "present":
+    if target.state != "present" and "remade" not in target.check.data:
         return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
     first = Look.at_files(path)
     checks = await file_checks(settings, unrepaired=_FIRST)  # the repair is this very diagnosis

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import aiosqlite
 
+from abathur_nb.health.rows import NAMED
 from abathur_nb.store.expected import SchemaObject, column_checks, expected_columns, expected_objects, expected_tables
 from abathur_nb.store.schema import Differences, quoted
-from abathur_nb.store.sql import load_queries, normalized
-from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG
-from abathur_nb.text import counted
+from abathur_nb.store.sql import load_queries, normalized, tokens
+from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG, stored
+from abathur_nb.text import counted, shown
 
 __all__ = [
     "Reference",
@@ -22,6 +23,7 @@ __all__ = [
     "broken_json",
     "broken_references",
     "doomed",
+    "duplicates",
     "lacking",
     "model",
     "rebuild_table",
@@ -171,10 +173,12 @@ class Step(NamedTuple):
 
     sql: str
     rows: int | None = None
+    note: str = ""
 
     def __str__(self) -> str:
         text = " ".join(self.sql.split()) if "--" not in self.sql else normalized(self.sql)
-        return f"{text};" + ("" if self.rows is None else f" -- {counted(self.rows, 'row')}")
+        note = self.note if self.rows is None else counted(self.rows, "row")
+        return f"{text};" + (f" -- {note}" if note else "")
 
 
 def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -> list[Step]:
@@ -194,27 +198,46 @@ def _is_free(name: str, live: Mapping[str, SchemaObject]) -> bool:
     return name not in live or live[name].type == "index"
 
 
-async def rename_back(conn: aiosqlite.Connection, live: Mapping[str, SchemaObject]) -> list[Step]:
-    """Return what gives tables and columns that were renamed, in all probability, their names of ``sql/``. Read-only.
-
-    Such a table has the columns of a missing one and their types. Such a column has the place and the type of a missing
-    one while each other column is in its own place: where one was dropped, nothing says which name belongs to which.
-    """
-    found, steps = Differences.between(live, ("table",)), list[Step]()
-    extra = {name: await _columns(conn, name) for name in found.extra if found.missing}
+async def rename_back(conn: aiosqlite.Connection, live: Mapping[str, SchemaObject]) -> dict[str, list[Step]]:
+    """Return, by its name in ``sql/``, what renames a table or its columns back: only the names differ. Read-only."""
+    found, steps = Differences.between(live, ("table",)), dict[str, list[Step]]()
     for table in found.missing:
-        wanted = {one.name: one.type for one in expected_columns(table)}
-        alike = [name for name, columns in extra.items() if [*columns.items()] == [*wanted.items()]]
+        alike = [name for name in found.extra if _renamed(table, live[name].sql) == {name: table}]
         if len(alike) == 1:  # with the references to it, which the setting of a repair would leave
-            steps += [Step("PRAGMA legacy_alter_table = OFF"), Step(f"ALTER TABLE {quoted(*alike)} RENAME TO {table}")]
+            ((count,),) = await conn.execute_fetchall(f"SELECT count(*) FROM {quoted(*alike)} NOT INDEXED")
+            rename = Step(f"ALTER TABLE {quoted(*alike)} RENAME TO {table}", note=counted(count, "row"))
+            steps[table] = [Step("PRAGMA legacy_alter_table = OFF"), rename]
     for table in found.altered:
-        here, wanted = await _columns(conn, table), {one.name: one.type for one in expected_columns(table)}
-        pairs = [(old, new) for old, new in zip(here, wanted, strict=False) if old != new]
-        if len(here) >= len(wanted) and all(
-            old not in wanted and new not in here and here[old] == wanted[new] for old, new in pairs
-        ):
-            steps += [Step(f"ALTER TABLE {table} RENAME COLUMN {quoted(old)} TO {new}") for old, new in pairs]
-    return steps
+        names, columns = _renamed(table, live[table].sql), {column.name for column in expected_columns(table)}
+        # Where the column is there, only a parent's was renamed, or two were swapped, or it is in other capitals.
+        if columns.issuperset(names.values()) and not {*names.values()} & {*await _columns(conn, table)}:
+            steps[table] = [Step(f"ALTER TABLE {table} RENAME COLUMN {quoted(old)} TO {names[old]}") for old in names]
+    return {table: renames for table, renames in steps.items() if renames}
+
+
+def _renamed(table: str, sql: str) -> dict[str, str]:
+    """Return the names of ``sql/`` by those that stand for them in the SQL of a table, if nothing else differs."""
+    here, wanted = (
+        [token[1:-1].replace('""', '"') if token[:1] == '"' else token for token in tokens(text)]
+        for text in (sql, expected_objects()[table].sql)
+    )
+    names = {old: new for old, new in zip(here, wanted, strict=False) if old != new}
+    is_same = [names.get(token, token) for token in here] == wanted
+    return names if is_same and len({*names.values()}) == len(names) else {}
+
+
+async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list[str]:
+    """Name the rows that a unique index among ``names``, or of a table, can't hold, by sql/ or as it is. Read-only."""
+    unique, found = load_queries("troubleshoot.sql")["unique"].sql, list[str]()
+    with closing(model()) as ours:
+        keys = {*ours.execute(unique), *map(tuple, await conn.execute_fetchall(unique))}
+    for table, columns, given in sorted({key[1:] for key in keys if {*key[:2]} & {*names}}):
+        rows = await conn.execute_fetchall(
+            f"SELECT group_concat(rowid, ' and '), {columns} FROM {quoted(table)} NOT INDEXED WHERE {given}"
+            f" GROUP BY {columns} HAVING count(*) > 1 LIMIT {NAMED}"
+        )
+        found += [f"{table}, rowid {row[0]}: {', '.join(shown(stored(v)) for v in row[1:])}" for row in rows]
+    return found
 
 
 async def rebuild_table(
@@ -271,10 +294,9 @@ async def lacking(conn: aiosqlite.Connection, table: str) -> list[str]:
     return [column.name for column in expected_columns(table) if column.name not in found]
 
 
-async def _columns(conn: aiosqlite.Connection, table: str) -> dict[str, str]:
-    """Return the declared type of each column of a live table, in their order."""
+async def _columns(conn: aiosqlite.Connection, table: str) -> list[str]:
     rows = await conn.execute_fetchall(load_queries("troubleshoot.sql")["columns"].sql, {"table": table})
-    return {row["name"].lower() if row["name"].isascii() else row["name"]: row["type"].upper() for row in rows}
+    return [name.lower() if name.isascii() else name for (name,) in rows]
 
 
 async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[str]) -> dict[str, str]:
@@ -289,23 +311,14 @@ async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[s
         for column in expected_columns(table)
         if column.required and column.name not in json
     }
-    with closing(model()) as conn_of_model:
-        unique = [
-            row[0]
-            for row in conn_of_model.execute(load_queries("troubleshoot.sql")["unique_columns"].sql, {"table": table})
-        ]
-    key = ", ".join(column.name for column in expected_columns(table) if column.in_key)
     told = {}
     for what, condition in asked.items():
         ((count,),) = await conn.execute_fetchall(_counting(table, condition))
         if count:
             drop = f"ALTER TABLE {table} DROP COLUMN {quoted(drops[what])};" if what in drops else _WRITE
             told[f"{counted(count, 'row')} with {what}"] = drop
-    for columns in dict.fromkeys((key, *(name.replace(",", ", ") for name in unique))):
-        ((count,),) = await conn.execute_fetchall(
-            f"SELECT count(*) FROM (SELECT 1 FROM {table} GROUP BY {columns} HAVING count(*) > 1)"
-        )
-        told |= {f"{counted(count, 'value')} of {table}.{columns} found more than once": _WRITE} if count else {}
+    for rows in await duplicates(conn, {table}):
+        told[f"the same key more than once: {rows}"] = _WRITE
     return told
 
 

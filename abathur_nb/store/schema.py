@@ -61,9 +61,9 @@ async def read_schema(conn: aiosqlite.Connection) -> dict[str, SchemaObject]:
     SQLite's own (``sqlite_…``) are left out.
     """
     found = {}
-    for row in await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql):
-        name = _known_as(row["name"])
-        found[name] = SchemaObject(row["type"], name, _known_as(row["tbl_name"]), row["sql"] or "")
+    for kind, name, table, sql in await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql):
+        one = SchemaObject(kind, _known_as(name), _known_as(table), sql or "")
+        found[f"trigger {name}" if kind == "trigger" else one.name] = one  # one may have the name of a table
     return found
 
 
