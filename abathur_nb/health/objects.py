@@ -202,10 +202,7 @@ def _seed_fault(seed: SeedRow, found: sqlite3.Row | None) -> str:
 
 def _same_json(found: object, expected: str) -> bool:
     try:  # as text: to Python 1 and true are the same
-        return isinstance(found, str) and _canonical(found) == _canonical(expected)
+        one, other = (json.dumps(json.loads(str(text)), sort_keys=True) for text in (found, expected))
+        return isinstance(found, str) and one == other
     except (ValueError, RecursionError):
         return False
-
-
-def _canonical(text: str) -> str:
-    return json.dumps(json.loads(text), sort_keys=True)

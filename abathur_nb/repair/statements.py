@@ -17,7 +17,6 @@ from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG, stored
 from abathur_nb.text import counted, shown
 
 __all__ = [
-    "Reference",
     "RowChange",
     "Step",
     "broken_json",
@@ -62,14 +61,6 @@ class RowChange(NamedTuple):
         return f"SELECT rowid, * FROM {self.table} WHERE {self.where} ORDER BY rowid"
 
 
-class Reference(NamedTuple):
-    """Hold one foreign key of the DDL."""
-
-    column: str
-    parent: str
-    parent_column: str
-
-
 def model() -> sqlite3.Connection:
     """Return an empty database in memory with the schema of ``sql/``."""
     conn = sqlite3.connect(":memory:")
@@ -79,11 +70,10 @@ def model() -> sqlite3.Connection:
 
 
 @cache
-def _references(table: str) -> tuple[Reference, ...]:
+def _references(table: str) -> tuple[tuple[str, str, str], ...]:
+    """Return each column of a table that refers to another table, with that and its column."""
     with closing(model()) as conn:
-        return tuple(
-            Reference(*row) for row in conn.execute(load_queries("troubleshoot.sql")["references"].sql, (table,))
-        )
+        return tuple(conn.execute(load_queries("troubleshoot.sql")["references"].sql, (table,)))
 
 
 @cache
@@ -93,23 +83,23 @@ def _required(table: str) -> frozenset[str]:
 
 def doomed(table: str, name: str = "") -> str:
     """Return SQL that is true for a row that can't stay, as a reference that it must have leads nowhere, or nothing."""
-    lost = [_lost(ref, name or table) for ref in _references(table) if ref.column in _required(table)]
+    lost = [_lost(ref, name or table) for ref in _references(table) if ref[0] in _required(table)]
     return " OR ".join(lost)
 
 
-def _lost(reference: Reference, name: str) -> str:
+def _lost(reference: tuple[str, str, str], name: str) -> str:
     """Return SQL that is true where a reference leads to no row, or to one that can't stay either."""
     column, parent, parent_column = reference
     other = f"{parent}_of_{name}"
-    stays = f" AND NOT ({condition})" if (condition := doomed(parent, other)) else ""
+    stays = _staying(parent, other)
     return (
         f"{name}.{column} IS NOT NULL AND NOT EXISTS "
         f"(SELECT 1 FROM {parent} AS {other} WHERE {other}.{parent_column} = {name}.{column}{stays})"
     )
 
 
-def _staying(table: str) -> str:
-    return f" AND NOT ({condition})" if (condition := doomed(table)) else ""
+def _staying(table: str, name: str = "") -> str:
+    return f" AND NOT ({condition})" if (condition := doomed(table, name)) else ""
 
 
 async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange, int]]:
@@ -121,9 +111,9 @@ async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange,
     for table in reversed(expected_tables()):
         required = _required(table)
         changes += [
-            RowChange(table, _lost(ref, table) + _staying(table), ref.column)
+            RowChange(table, _lost(ref, table) + _staying(table), ref[0])
             for ref in _references(table)
-            if ref.column not in required
+            if ref[0] not in required
         ]
     changes += [RowChange(table, condition) for table in reversed(expected_tables()) if (condition := doomed(table))]
     return await _counted(conn, changes)
@@ -323,5 +313,4 @@ async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[s
 
 
 def _counting(table: str, condition: str) -> str:
-    staying = f" AND NOT ({lost})" if (lost := doomed(table)) else ""
-    return f"SELECT count(*) FROM {table} WHERE ({condition}){staying}"
+    return f"SELECT count(*) FROM {table} WHERE ({condition}){_staying(table)}"
