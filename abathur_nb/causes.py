@@ -13,8 +13,6 @@ from abathur_nb.errors import RefusedError
 from abathur_nb.files import is_scratch_name, nearest_existing
 from abathur_nb.text import printable, user_name
 
-__all__ = ["ask_system", "in_words", "os_cause", "unwritable"]
-
 _DENIED = ("{path} may not be {used} by {user}", "see who owns it: namei -l {quoted}")
 _MEANINGS = {
     errno.ENOSPC: (

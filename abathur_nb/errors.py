@@ -6,21 +6,6 @@ from collections.abc import Sequence
 
 from abathur_nb.text import shown, without_url_secrets
 
-__all__ = [
-    "BOUND_BYTES",
-    "BOUND_S",
-    "BOUND_SCHEMA",
-    "BOUND_SQL",
-    "AbathurError",
-    "BusyError",
-    "ChecksFailedError",
-    "ConfigurationError",
-    "InvalidValueError",
-    "MisuseError",
-    "RefusedError",
-    "bound_reached",
-]
-
 BOUND_S = 30  # what a verb reads for at most, and one second more for each MB: an idle machine reads 10 MB in that time
 BOUND_BYTES = 2**20  # of one value, beyond the size of the file: only what the schema computes is longer
 # Of the SQL of one table or index, and of all. To parse `a IN (1, 1, …)` SQLite takes 20 times as much memory as it has

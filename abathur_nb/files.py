@@ -17,25 +17,6 @@ from typing import NamedTuple
 
 from abathur_nb.errors import BusyError
 
-__all__ = [
-    "UNFINISHED",
-    "Lock",
-    "at",
-    "fsync",
-    "is_scratch_name",
-    "locked",
-    "make_private_directory",
-    "make_private_file",
-    "nearest_existing",
-    "open_regular",
-    "posix_locks",
-    "private_directory",
-    "read_regular",
-    "scratch_directory",
-    "sweep",
-    "write_durably",
-]
-
 # The kernel prints the list page by page. While others lock and unlock, one of 25 readings of several pages lacked a
 # lock that was held throughout; no reading of one page did, nor did the union of three in 1,000.
 _ONE_PIECE, _READINGS = 4000, 5

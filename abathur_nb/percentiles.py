@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["CONFIDENCE", "LEVELS", "Percentile", "Verdict", "above", "percentiles", "verdict"]
-
 CONFIDENCE = 0.95
 LEVELS = (0.5, 0.95, 0.99)
 _NOISE = 1.1  # the intervals of eight runs on one quiet machine lay up to 1.02 apart: they tell of samples, not of runs

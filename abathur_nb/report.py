@@ -16,8 +16,6 @@ from abathur_nb.text import printable, utc_now
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Check", "Report", "Status", "id_of", "run_check"]
-
 Status = Literal["pass", "warn", "fail", "error", "skip"]
 
 # A shape and a word, so that nothing hangs on colour alone.

@@ -15,33 +15,6 @@ from shlex import quote
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-__all__ = [
-    "AHEAD_S",
-    "IGNORABLE",
-    "MB",
-    "SEE_CLOCK",
-    "SHELL",
-    "Table",
-    "age",
-    "as_user",
-    "counted",
-    "did_you_mean",
-    "duration",
-    "is_ahead",
-    "is_printable",
-    "moment_of",
-    "printable",
-    "process_name",
-    "shown",
-    "some",
-    "timestamp",
-    "url_fault",
-    "user_name",
-    "utc_now",
-    "versions",
-    "without_url_secrets",
-]
-
 # Older ones can damage a database in WAL mode that another process writes (https://sqlite.org/wal.html#walresetbug).
 SHELL = "with SQLite's shell, 3.51.3 or newer (or 3.50.7, 3.44.6): sqlite3"
 MB = 1_000_000  # bytes, in all that is told

@@ -22,18 +22,6 @@ from abathur_nb.store.filesystems import mounted_files
 from abathur_nb.store.target import journal_of
 from abathur_nb.text import process_name
 
-__all__ = [
-    "JournalError",
-    "begun",
-    "complete",
-    "discard",
-    "new_folder",
-    "replace_file",
-    "require_movable",
-    "set_journal_aside",
-    "users_of",
-]
-
 _FOLDER = "abathur_aside_"
 
 

@@ -18,8 +18,6 @@ from abathur_nb.report import Check, Report, Status
 from abathur_nb.store.connection import explain_error
 from abathur_nb.text import shown, url_fault
 
-__all__ = ["Change", "Plan", "carry_out", "check_apply", "check_file", "file_named", "make_change", "require"]
-
 _DIGITS = 16
 
 

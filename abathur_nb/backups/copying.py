@@ -23,8 +23,6 @@ from abathur_nb.store.guarded import Connection
 from abathur_nb.store.schema import quoted
 from abathur_nb.store.sql import load_queries, normalized
 
-__all__ = ["Content", "copy_in", "copy_out", "difference", "open_copy", "publish", "read_content"]
-
 _STEP = 1000  # rows from one report of progress to the next
 _COLUMNS = 100  # that one call of a function takes: SQLite allows 127 arguments
 

@@ -22,25 +22,6 @@ from abathur_nb.store.apart import ask
 from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.text import MB, age, is_ahead, moment_of, printable, shown
 
-__all__ = [
-    "Backup",
-    "UnfitBackupError",
-    "file_sha256",
-    "find_backup",
-    "in_place_of",
-    "list_backups",
-    "manifest_of",
-    "newest_fit",
-    "next_sequence",
-    "of_database",
-    "pack",
-    "read_backup",
-    "sweep_manifests",
-    "unpack",
-    "write_manifest",
-    "zstd_module",
-]
-
 MANIFEST = ".manifest.json"  # behind the name of the backup
 # Taken before something replaces or repairs a database: what stood there then is, as a rule, not wanted back.
 BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback", "rescued")

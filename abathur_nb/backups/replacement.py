@@ -34,17 +34,6 @@ from abathur_nb.store.strays import strays_check
 from abathur_nb.store.target import examine, explain_unopened, foreign_check, journal_of, spoilt_ids, version_fault
 from abathur_nb.text import MB, counted
 
-__all__ = [
-    "Form",
-    "Source",
-    "Standing",
-    "form_of",
-    "look",
-    "place_for_scratch",
-    "read_source",
-    "replace_content",
-]
-
 State = Literal["readable", "unreadable", "absent", "forbidden"]
 
 

@@ -12,8 +12,6 @@ from abathur_nb.files import fsync
 from abathur_nb.report import Check
 from abathur_nb.text import MB, SEE_CLOCK, age, is_ahead, printable, shown, timestamp
 
-__all__ = ["Retention", "apply_retention", "expired", "remove", "show_backups"]
-
 _MOST = 10_000
 # The form of a moment that two backups of one period share.
 _PERIODS = {"daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m"}

@@ -40,8 +40,6 @@ from abathur_nb.store.schema import not_ours, quoted, read_schema
 from abathur_nb.store.sql import load_queries
 from abathur_nb.text import counted, timestamp, utc_now
 
-__all__ = ["COPIES", "back_up", "kept_before", "prove"]
-
 COPIES = 3  # the backup, its proof, and what the proof writes before it is forced to its place
 
 

@@ -10,8 +10,6 @@ from shlex import quote
 from abathur_nb.config.settings import Settings
 from abathur_nb.text import user_name
 
-__all__ = ["NOTEBOOKS", "Notebook", "Schedule", "notebook_named", "schedule"]
-
 
 @dataclass(frozen=True, slots=True)
 class Timing:

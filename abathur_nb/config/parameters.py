@@ -14,20 +14,6 @@ from abathur_nb.errors import ConfigurationError
 from abathur_nb.report import Check
 from abathur_nb.text import did_you_mean, is_printable, shown, url_fault
 
-__all__ = [
-    "FORM",
-    "RANGES",
-    "Parameter",
-    "check_parameters",
-    "check_ranges",
-    "declared_parameters",
-    "effective_parameters",
-    "guard",
-    "literal_assignments",
-    "said",
-    "said_fault",
-]
-
 FORM = '"Ada Lovelace, 2026-11-20"'
 _LONGEST = 200  # characters
 _ANSWER = re.compile(r"(?P<person>[^,\s](?:.*\S)?)\s*,\s*(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})")

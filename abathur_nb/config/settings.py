@@ -19,17 +19,6 @@ from abathur_nb.errors import ConfigurationError
 from abathur_nb.files import is_scratch_name, open_regular
 from abathur_nb.text import did_you_mean, is_printable, printable, shown, url_fault, versions, without_url_secrets
 
-__all__ = [
-    "ENVIRONMENTS",
-    "SECRET_SETTINGS",
-    "Settings",
-    "absolute_path",
-    "environment_names",
-    "environment_variables",
-    "read_environments",
-    "resolve",
-]
-
 _CONFIG = "~/.config/abathur/abathur.toml"
 _BOOLEANS = {"true": True, "false": False}
 # Bytes. Linux takes names of 255 and SQLite paths of 512: less `-journal`, a NUL and a scratch directory's name.

@@ -25,8 +25,6 @@ from abathur_nb.evidence.run import MIME
 from abathur_nb.files import fsync, locked, read_regular, write_durably
 from abathur_nb.text import printable, shown, utc_now
 
-__all__ = ["archive_notebook", "command", "keep", "lapses"]
-
 
 def keep(
     folder: Path,

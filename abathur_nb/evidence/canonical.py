@@ -8,19 +8,6 @@ from typing import Any
 from abathur_nb.store.values import check_depth
 from abathur_nb.text import is_printable, moment_of, shown
 
-__all__ = [
-    "canonical",
-    "misfits",
-    "moment",
-    "number",
-    "printable_text",
-    "sealed",
-    "sha256",
-    "uncanonical",
-    "unsealed",
-    "whole_number",
-]
-
 
 def sha256(content: bytes) -> str:
     """Return the SHA-256 of ``content`` as hexadecimal digits."""

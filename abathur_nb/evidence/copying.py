@@ -19,8 +19,6 @@ from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import open_regular, read_regular
 from abathur_nb.text import counted, shown, some
 
-__all__ = ["command", "copy_archive"]
-
 _NAMED = 5  # objects that an error names
 _NOT_COPIED = ("last_line", "nothing_else")  # what verify may find wrong with what stays behind
 

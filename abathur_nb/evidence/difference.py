@@ -17,8 +17,6 @@ from abathur_nb.evidence.stores import local
 from abathur_nb.percentiles import above
 from abathur_nb.text import printable
 
-__all__ = ["Change", "circumstances", "clipped", "command", "differences"]
-
 # What merely varies in the words of a check: times, paths, amounts with a unit, the interval of a percentile. What they
 # stand for is compared where it is a number: rows, sizes, percentiles.
 _VARYING = re.compile(

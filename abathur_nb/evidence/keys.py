@@ -15,8 +15,6 @@ from abathur_nb.files import open_regular
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner, Key  # type: ignore[attr-defined] # it has no __all__
 
-__all__ = ["PublicKeys", "public_keys", "signer"]
-
 PublicKeys: TypeAlias = "Mapping[str, Key]"  # by key id
 _LONGEST = 65_536  # bytes of a file; a key has some hundred
 

@@ -12,19 +12,6 @@ from abathur_nb.evidence.canonical import misfits, sealed, sha256, unsealed
 from abathur_nb.files import at, fsync, locked, make_private_file, read_regular
 from abathur_nb.text import printable, shown, utc_now
 
-__all__ = [
-    "FIRST",
-    "LEDGER",
-    "RUN_ID",
-    "Ledger",
-    "Line",
-    "append",
-    "ledger_head",
-    "parse",
-    "read_ledger",
-    "require_no_line",
-]
-
 LEDGER = "ledger.jsonl"
 FIRST = "0" * 64  # what the first line names as the hash of the line before
 RUN_ID = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{6}", re.ASCII)

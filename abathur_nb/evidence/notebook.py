@@ -17,20 +17,6 @@ from abathur_nb.files import open_regular
 from abathur_nb.store.sql import DATA
 from abathur_nb.text import did_you_mean, printable, shown
 
-__all__ = [
-    "ADDED",
-    "LONGEST",
-    "Source",
-    "cell_id",
-    "declared_in",
-    "prepared",
-    "read_file",
-    "read_notebook",
-    "read_source",
-    "recorded_as",
-    "same_cells",
-]
-
 ADDED = "abathur-verdict"  # the tag of the cells that the runner adds when a run has not passed
 _INJECTED, _PARAMETERS = "injected-parameters", "parameters"
 # Tags of cells that whoever executes a notebook adds to it; papermill marks so the cell that raised.

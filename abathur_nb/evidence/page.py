@@ -13,8 +13,6 @@ from abathur_nb.evidence.record import Record, Verdict
 from abathur_nb.report import Check, Status
 from abathur_nb.text import counted, printable
 
-__all__ = ["clean", "picture_of", "render"]
-
 _TAGS = (
     "a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6"
     " hr i img ins kbd li mark ol p pre q s samp small span strong sub summary sup table tbody td tfoot th thead tr tt"

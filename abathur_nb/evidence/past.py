@@ -11,8 +11,6 @@ from abathur_nb.evidence.reading import Entry
 from abathur_nb.evidence.record import Record
 from abathur_nb.text import printable
 
-__all__ = ["Facts", "Interval", "PastRun", "past_runs"]
-
 Interval = tuple[float | None, float, float | None]  # the lower bound, the percentile, the upper bound; ms
 
 # What a benchmark's figures depend on, apart from the versions, whose effect a history is to show.

@@ -14,8 +14,6 @@ from abathur_nb.config.settings import SECRET_SETTINGS, Settings
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.text import without_url_secrets
 
-__all__ = ["masked", "refuse_secrets", "secret_values", "tilde"]
-
 # What stands before a path that begins there: no letter, dot or tilde, as in a longer path, but an escape sequence
 # of a terminal or of JSON, an option's letter (-I/home/al), steps upwards, or the beginning of a file's URI.
 _BEGINS = re.compile(

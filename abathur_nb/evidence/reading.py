@@ -15,19 +15,6 @@ from abathur_nb.evidence.record import RECORD, STARTED, Record, Started, read_ru
 from abathur_nb.files import read_regular
 from abathur_nb.text import shown, url_fault
 
-__all__ = [
-    "IN_LINE",
-    "Entry",
-    "archive_at",
-    "chosen_archive",
-    "find_run",
-    "first_run",
-    "is_folder",
-    "read_archive",
-    "read_entry",
-    "run_ids",
-]
-
 _NAMED = 5  # runs that an error names
 IN_LINE = ("run_id", "notebook", "env", "verdict", "started_at", "ended_at")  # that the ledger repeats of a record
 

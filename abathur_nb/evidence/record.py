@@ -34,29 +34,6 @@ from abathur_nb.store.sql import DATA, normalized
 from abathur_nb.store.target import examine, wanted
 from abathur_nb.text import as_user, counted, moment_of, shown, user_name, utc_now
 
-__all__ = [
-    "EXIT_CODES",
-    "NOTEBOOK",
-    "PAGE",
-    "PDF",
-    "RECORD",
-    "STARTED",
-    "STATEMENT",
-    "Record",
-    "Started",
-    "Verdict",
-    "database_identity",
-    "new_run_id",
-    "person_and_host",
-    "read_run",
-    "refused_before",
-    "shipped_notebook",
-    "summary",
-    "versions_of",
-    "write_record",
-    "write_started",
-]
-
 _LONGEST_WAIT = 1000  # ms: who the database is matters less than what the notebook came for
 Kind = TypeVar("Kind", bound="Started")
 _PACKAGES = ("abathur_nb", "aiosqlite", "papermill", "nbclient", "ipykernel")

@@ -26,8 +26,6 @@ from abathur_nb.text import printable, utc_now
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
-__all__ = ["MIME", "RUN_ID", "TEMPLATE", "Run", "start_run", "unrecorded"]
-
 MIME = "application/vnd.abathur.run+json"
 # What the runner tells the kernel: the id of its run, and the name and hash of the notebook that it executes.
 _LONGEST_MESSAGE = 2000  # characters

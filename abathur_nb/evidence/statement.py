@@ -10,8 +10,6 @@ from abathur_nb.evidence.canonical import canonical, sha256
 from abathur_nb.evidence.keys import PublicKeys, signer
 from abathur_nb.evidence.record import Record
 
-__all__ = ["Checked", "check_signers", "check_statement", "envelope", "is_signed"]
-
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"  # https://github.com/in-toto/attestation/blob/main/spec/v1/envelope.md
 _TESTS = {"passedTests": ("pass",), "warnedTests": ("warn",), "failedTests": ("fail", "error")}
 

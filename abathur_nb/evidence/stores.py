@@ -16,8 +16,6 @@ from abathur_nb.evidence.reading import is_folder
 from abathur_nb.files import UNFINISHED, at, make_private_directory, make_private_file, open_regular, write_durably
 from abathur_nb.text import is_printable, printable, shown, url_fault
 
-__all__ = ["LINE", "Store", "fetched", "local", "open_store"]
-
 LINE = re.compile(r"ledger/\d{8}\.jsonl")  # an object a line: an object can't be appended to
 # What may be brought back: nothing that leads out of its directory, or passes for the ledger.
 _SAFE = re.compile(r"(?!\.\.?(?:/|\Z))[\w.-]+(?:/(?!\.\.?\Z)[\w.-]+)?")

@@ -20,8 +20,6 @@ from abathur_nb.files import open_regular, read_regular
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.text import counted, moment_of, shown
 
-__all__ = ["Found", "command", "of_order", "of_run", "strangers", "verify_archive"]
-
 _SEALED = {STARTED, RECORD}  # all that a run without a line has
 _EVERY_RUN = _SEALED | {NOTEBOOK, STATEMENT}  # that has a line; and as a rule a page
 _FILES = _EVERY_RUN | {PAGE, PDF}

@@ -28,9 +28,6 @@ from abathur_nb.store.target import explain_unopened, repair_command, restore_co
 from abathur_nb.store.values import add_functions, stored
 from abathur_nb.text import counted, shown, some
 
-__all__ = ["FILE_MODES", "HEADER", "database_checks", "file_checks", "file_modes", "integrity_check"]
-
-
 HEADER = "header"
 _LOG_S = 2  # for a look at the log, which grows while this reads
 # What an index or a generated column may end a check with, though each page is sound.

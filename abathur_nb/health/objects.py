@@ -17,8 +17,6 @@ from abathur_nb.store.sql import load_queries
 from abathur_nb.store.target import FIND_OUT, shell_command
 from abathur_nb.text import shown, some
 
-__all__ = ["OTHERS", "in_the_way", "indexes_check", "others_check", "seeds_check", "sequences_check", "tables_check"]
-
 OTHERS = "other_objects"
 _MOST = 1000  # objects of others that a check shows in full
 _LAST_ID = 2**63 - 1

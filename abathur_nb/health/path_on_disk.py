@@ -21,22 +21,6 @@ from abathur_nb.store.filesystems import file_system, kind_of, mounted_files
 from abathur_nb.store.target import give_to_owner, init_as
 from abathur_nb.text import MB, counted, user_name
 
-__all__ = [
-    "ELSEWHERE",
-    "FILE_MODES",
-    "directory_checks",
-    "file_modes",
-    "file_names",
-    "free_mb",
-    "group_name",
-    "has_access_list",
-    "install_command",
-    "location_checks",
-    "log_check",
-    "wal_size",
-    "writable_by_others",
-]
-
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
 
 _MOST_LINKS = 40  # as many as the kernel follows (path_resolution(7))

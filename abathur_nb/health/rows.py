@@ -17,8 +17,6 @@ from abathur_nb.store.sql import load_queries
 from abathur_nb.store.values import FAULT, IS_UTF8, MAX_BYTES, MAX_DEPTH, TOO_LONG, stored, suspicious
 from abathur_nb.text import AHEAD_S, IGNORABLE, SEE_CLOCK, counted, shown, timestamp
 
-__all__ = ["LEVELS", "NAMED", "TOLD_SIZE", "TRIM", "look_of", "named_row", "names_check", "row_checks", "sizes_check"]
-
 NAMED = 20  # offending keys that a check names; it counts them all
 _JSON, _VALUES, _REQUIRED, _TIMESTAMPS = "json_columns", "values", "required_values", "timestamps"
 _CLOCK = "moments"

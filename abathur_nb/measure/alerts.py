@@ -16,26 +16,6 @@ from abathur_nb.report import Check
 from abathur_nb.store.values import MAX_BYTES
 from abathur_nb.text import AHEAD_S, MB, SEE_CLOCK, Table, timestamp
 
-__all__ = [
-    "GAUGES",
-    "LAST_BACKUP",
-    "LAST_VALIDATION",
-    "READ",
-    "RETRIEVAL",
-    "RULES",
-    "SESSION_BYTES",
-    "TAKEN",
-    "UP",
-    "Rule",
-    "Sample",
-    "Snapshot",
-    "alerts_of",
-    "command",
-    "place_of",
-    "prometheus_rules",
-    "samples_frame",
-]
-
 if TYPE_CHECKING:
     import pandas as pd
 

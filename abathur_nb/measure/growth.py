@@ -12,8 +12,6 @@ import aiosqlite
 from abathur_nb.store.sql import load_queries
 from abathur_nb.text import Table, counted, printable
 
-__all__ = ["Excerpt", "Growth", "captioned", "read_growth", "shortened"]
-
 if TYPE_CHECKING:
     import pandas as pd
 

@@ -22,15 +22,6 @@ from abathur_nb.report import Check, Report, id_of
 from abathur_nb.store.filesystems import file_system
 from abathur_nb.text import shown, url_fault
 
-__all__ = [
-    "BenchmarkResult",
-    "compare",
-    "compare_machines",
-    "describe_machine",
-    "named_run",
-    "newest_comparable",
-]
-
 
 def describe_machine(settings: Settings, rows: int, repetitions: int) -> dict[str, Any]:
     """Return what the figures of a benchmark depend on, by its name. Read-only."""

@@ -26,8 +26,6 @@ from abathur_nb.store.sql import load_queries
 from abathur_nb.store.values import MAX_BYTES, decoded
 from abathur_nb.text import printable, timestamp
 
-__all__ = ["blob_sizes", "in_time", "measure", "read_some", "rows_within"]
-
 T = TypeVar("T")
 
 _WIDTH = 256  # rowids of one read

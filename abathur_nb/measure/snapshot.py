@@ -32,8 +32,6 @@ from abathur_nb.store.sql import load_queries
 from abathur_nb.store.target import refusal
 from abathur_nb.text import MB, counted, moment_of, printable, shown, timestamp
 
-__all__ = ["SNAPSHOTS", "Moment", "command", "read_recorded", "record_snapshot", "registry_of", "take_snapshot"]
-
 _NAME = "snapshot"
 _GREEN = ("validate", "pass")
 

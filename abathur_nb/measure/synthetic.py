@@ -11,8 +11,6 @@ import aiosqlite
 from abathur_nb.store.connection import run_to_end
 from abathur_nb.store.sql import load_queries
 
-__all__ = ["fill", "memory_keys", "row_counts", "session_ids"]
-
 # Every row follows from its own number alone: a database filled to 1,000 rows is the beginning of one filled to 10,000.
 Row = tuple[object, ...]
 T = TypeVar("T")

@@ -15,8 +15,6 @@ from abathur_nb.store.connection import connection_pragmas, run_to_end
 from abathur_nb.store.database import Database
 from abathur_nb.store.sql import load_queries
 
-__all__ = ["memory_reads", "one_cpu", "session_reads", "time_plainly", "time_reads", "together", "writing"]
-
 _WARM_UP = 100
 _KEYS = 1000  # distinct keys that are read in turn
 

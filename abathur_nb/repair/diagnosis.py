@@ -43,8 +43,6 @@ from abathur_nb.store.target import examine, identify, restore_command, shell_co
 from abathur_nb.store.values import add_functions
 from abathur_nb.text import age, counted, some
 
-__all__ = ["REPAIR", "RESTORE", "Diagnosis", "Treatment", "diagnose", "statistics_check", "treat"]
-
 # The plan names the parameters, as its hash may be wanted too.
 REPAIR = "read the plan below: it repairs this, and names the parameters that carry it out"
 RESTORE = (

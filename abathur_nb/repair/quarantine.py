@@ -32,17 +32,6 @@ from abathur_nb.store.target import refusal
 from abathur_nb.store.values import add_functions, stored
 from abathur_nb.text import counted, shown, timestamp
 
-__all__ = [
-    "affected",
-    "digest_of",
-    "plain",
-    "put_back_rows",
-    "quarantine_dir",
-    "read_quarantine",
-    "value_of",
-    "write_quarantine",
-]
-
 _FORMAT = 1
 _LITERAL = re.compile(r"NULL|'(?:[^']|'')*'")
 _NAMED = 5  # faults that an error names

@@ -34,8 +34,6 @@ from abathur_nb.store.strays import Stray, strays, strays_check
 from abathur_nb.store.target import restore_command
 from abathur_nb.text import counted
 
-__all__ = ["SALVAGED", "rescue", "salvage", "salvage_path", "salvaged_before", "stray_rows"]
-
 SALVAGED = "put the salvaged file or a backup in place, as the check *salvaged* says"
 _EXPECTED = (
     "what can still be read, in a file of its own; intact says that no row is missing, not that none was altered"

@@ -16,20 +16,6 @@ from abathur_nb.store.sql import load_queries, normalized, tokens
 from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG, stored
 from abathur_nb.text import counted, shown
 
-__all__ = [
-    "RowChange",
-    "Step",
-    "broken_json",
-    "broken_references",
-    "doomed",
-    "duplicates",
-    "lacking",
-    "model",
-    "rebuild_table",
-    "rename_back",
-    "repair_indexes",
-]
-
 
 class RowChange(NamedTuple):
     """Hold what becomes of the rows of ``table`` for which ``where`` is true.

@@ -21,18 +21,6 @@ from abathur_nb.store.connection import SIDE_FILES, connect, kept_open, lock_own
 from abathur_nb.store.filesystems import file_system, kind_of
 from abathur_nb.text import MB, process_name
 
-__all__ = [
-    "Look",
-    "leftovers",
-    "leftovers_check",
-    "locks_check",
-    "make_private",
-    "move_stale",
-    "set_log_aside",
-    "wal_check",
-    "why_no_wal",
-]
-
 _WRITE_LOCK = 120  # the byte of the -shm that a writer of the log locks
 _READ_MARKS = range(123, 128)  # bytes of the -shm that a reader of the log locks (walformat.html, section 2.3)
 

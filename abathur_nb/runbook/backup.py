@@ -25,9 +25,6 @@ from abathur_nb.store.strays import strays_check
 from abathur_nb.store.target import refusal
 from abathur_nb.text import MB, shown
 
-__all__ = ["backup_database"]
-
-
 _TITLE = "backup"
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,40}")
 

@@ -39,8 +39,6 @@ from abathur_nb.store.sql import statements
 from abathur_nb.store.target import refusal
 from abathur_nb.text import MB, counted, shown
 
-__all__ = ["run_benchmark"]
-
 _TITLE = "benchmark"
 _BYTES_A_ROW = 4_000  # a synthetic memory and session with their indexes and related rows take about 2,600
 _ROUNDS = 100  # the fewest of concurrent reads; to claim a p95 takes 59

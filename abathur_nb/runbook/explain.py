@@ -19,8 +19,6 @@ from abathur_nb.store.sql import Parameters, Query, load_queries
 from abathur_nb.store.target import refusal
 from abathur_nb.text import printable
 
-__all__ = ["PlanTree", "Plans", "explain_queries", "judge_plans", "told"]
-
 if TYPE_CHECKING:
     import pandas as pd
 

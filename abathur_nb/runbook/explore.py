@@ -24,8 +24,6 @@ from abathur_nb.store.target import refusal
 from abathur_nb.store.values import MAX_BYTES, check_name, prefix_range, spellings
 from abathur_nb.text import counted, printable, shown
 
-__all__ = ["Diagram", "Exploration", "TableColumn", "explore", "read_diagram"]
-
 if TYPE_CHECKING:
     import pandas as pd
 

@@ -23,8 +23,6 @@ from abathur_nb.text import Table, some
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["History", "read_history"]
-
 _TITLE = "history"
 _NO_RUN = "no run yet"
 _CONTEXT = 3  # words shown on each side of what changed

@@ -22,8 +22,6 @@ from abathur_nb.evidence.stores import local
 from abathur_nb.report import Check, Report
 from abathur_nb.text import Table, moment_of, printable
 
-__all__ = ["Overview", "command", "listed", "show_environments", "table"]
-
 _HEAD = ("when (UTC)", "what", "env", "verdict", "duration", "who", "run", "archived")
 _SHORTEST = 15  # characters of a run id: its second
 _NO_EVIDENCE = {

@@ -15,8 +15,8 @@ from abathur_nb.causes import os_cause
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import fsync, make_private_file, private_directory, scratch_directory, sweep
-from abathur_nb.health.checks import FILE_MODES, database_checks, file_checks, file_modes
-from abathur_nb.health.path_on_disk import directory_checks, location_checks
+from abathur_nb.health.checks import database_checks, file_checks
+from abathur_nb.health.path_on_disk import FILE_MODES, directory_checks, file_modes, location_checks
 from abathur_nb.report import Check, Report, run_check
 from abathur_nb.runbook.preflight import behaviour
 from abathur_nb.store.connection import connect, connection_pragmas, explain_error, pragma
@@ -25,8 +25,6 @@ from abathur_nb.store.sql import SEED_FILE, statements
 from abathur_nb.store.strays import strays_check
 from abathur_nb.store.target import identify, repair_command
 from abathur_nb.text import counted
-
-__all__ = ["initialize_database"]
 
 _TITLE = "initialize"
 

@@ -13,8 +13,6 @@ from abathur_nb.measure.growth import Excerpt, captioned, shortened
 from abathur_nb.store.values import MAX_DEPTH
 from abathur_nb.text import Table, printable
 
-__all__ = ["Branch", "Difference", "MemoryHistory", "Namespaces", "as_json", "branches", "compare"]
-
 if TYPE_CHECKING:
     import pandas as pd
 

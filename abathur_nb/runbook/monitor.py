@@ -18,8 +18,6 @@ from abathur_nb.text import SEE_CLOCK, age, counted, is_ahead, shown
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Monitoring", "monitor"]
-
 _TITLE = "monitor"
 
 

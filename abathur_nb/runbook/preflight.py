@@ -22,8 +22,6 @@ from abathur_nb.report import Check, Report, run_check
 from abathur_nb.store.connection import connect, pragma, run_to_end
 from abathur_nb.store.target import identify
 
-__all__ = ["HAZARDS", "Hazard", "behaviour", "preflight"]
-
 Version = tuple[int, ...]
 
 

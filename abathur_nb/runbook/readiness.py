@@ -18,8 +18,6 @@ from abathur_nb.report import Check, Report
 from abathur_nb.store.target import examine, wanted
 from abathur_nb.text import SEE_CLOCK, Table, age, counted, is_ahead, shown
 
-__all__ = ["CHECKLIST", "STATEMENTS", "Line", "Readiness", "readiness"]
-
 
 @dataclass(frozen=True, slots=True)
 class Line:

@@ -22,8 +22,6 @@ from abathur_nb.store.connection import pragma
 from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.text import SEE_CLOCK, age, counted, duration, is_ahead, shown
 
-__all__ = ["restore_database"]
-
 
 async def restore_database(
     settings: Settings,

@@ -17,8 +17,6 @@ from abathur_nb.runbook.restore import restore_database
 from abathur_nb.store.target import identify, journal_of, rollback_command, wanted
 from abathur_nb.text import shown
 
-__all__ = ["FRESH", "roll_back"]
-
 _TITLE = "rollback"
 FRESH = "fresh"
 

@@ -23,8 +23,6 @@ from abathur_nb.store.target import identify, journal_of, wanted
 from abathur_nb.store.values import add_functions
 from abathur_nb.text import counted
 
-__all__ = ["troubleshoot"]
-
 _TITLE = "troubleshoot"
 # What is done by itself, before all else is looked at again.
 _ALONE = {"complete", "move aside", "rescue", "roll back", "salvage", "set journal aside", "set log aside", "write log"}

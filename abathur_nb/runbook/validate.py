@@ -6,8 +6,6 @@ from abathur_nb.health.objects import OTHERS
 from abathur_nb.report import Report
 from abathur_nb.store.target import refusal, to_be_mended
 
-__all__ = ["validate_database"]
-
 # What troubleshoot does not repair: what is not ours, and values of which only a person knows the right one.
 _BY_HAND = (OTHERS, "open_files", "values", "required_values", "timestamps", "moments")
 

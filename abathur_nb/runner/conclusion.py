@@ -31,8 +31,6 @@ from abathur_nb.files import UNFINISHED, read_regular
 from abathur_nb.runner.execution import Ending
 from abathur_nb.text import printable
 
-__all__ = ["Job", "Outcome", "begin", "conclude", "environment"]
-
 # What the error that a cell raised says of its run; any other is an error of the notebook.
 _BY_ERROR: Mapping[str, Verdict] = {
     "ChecksFailedError": "fail",

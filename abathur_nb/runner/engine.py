@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from abathur_nb.runner.conclusion import Job
     from abathur_nb.runner.execution import Ending
 
-__all__ = ["AbathurEngine"]
-
 _OUTPUT_S = 60  # for the outputs of a cell that is done to come in
 
 

@@ -21,8 +21,6 @@ from abathur_nb.causes import in_words
 from abathur_nb.files import at, scratch_directory, sweep
 from abathur_nb.text import printable
 
-__all__ = ["START_S", "Around", "Ending", "Kernel", "Stop", "execute", "ready", "running_kernel", "signals_noted"]
-
 if TYPE_CHECKING:
     from jupyter_client.asynchronous.client import AsyncKernelClient
 

@@ -23,8 +23,6 @@ from abathur_nb.runner.conclusion import Job, Outcome, begin, conclude, environm
 from abathur_nb.runner.execution import Around, Stop, execute, signals_noted
 from abathur_nb.text import did_you_mean, is_printable, printable, shown
 
-__all__ = ["Given", "command", "faults_of_names", "read_given", "read_seconds", "values_for"]
-
 if TYPE_CHECKING:
     import yaml
 

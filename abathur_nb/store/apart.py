@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["ask"]
-
 # https://sqlite.org/fileformat2.html#walformat and https://sqlite.org/walformat.html, section 2
 _MAGICS = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}  # the byte order of the words that are summed
 _INDEX_VERSION = struct.pack("=I", 3_007_000)

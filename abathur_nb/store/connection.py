@@ -23,23 +23,6 @@ from abathur_nb.store.sql import load_queries
 from abathur_nb.store.strays import strays_check
 from abathur_nb.text import MB, SHELL, process_name
 
-__all__ = [
-    "SIDE_FILES",
-    "bound",
-    "connect",
-    "connection_pragmas",
-    "explain_error",
-    "kept_open",
-    "lock_holders",
-    "lock_owners",
-    "locked_by",
-    "opened",
-    "pragma",
-    "read_pragmas",
-    "require_short_schema",
-    "run_to_end",
-]
-
 _STEPS = 100_000  # of SQLite's machine from one look at the clock to the next: some milliseconds
 SIDE_FILES = ("-wal", "-shm", "-journal")
 T = TypeVar("T")

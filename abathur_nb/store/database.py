@@ -23,8 +23,6 @@ from abathur_nb.store.sessions import Sessions
 from abathur_nb.store.sql import Parameters, load_queries
 from abathur_nb.store.target import require_present
 
-__all__ = ["Database"]
-
 # Which write the present task, and every task that it starts, is inside of.
 _inside: ContextVar[object | None] = ContextVar("_inside", default=None)
 _NONE: tuple[object, ...] = ()

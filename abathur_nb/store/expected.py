@@ -9,20 +9,6 @@ from typing import Literal, NamedTuple
 
 from abathur_nb.store.sql import DDL_FILES, SEED_FILE, SqlFileError, load_queries, statements, tokens
 
-__all__ = [
-    "APPLICATION_ID",
-    "SCHEMA_VERSION",
-    "Column",
-    "ColumnCheck",
-    "SchemaObject",
-    "SeedRow",
-    "column_checks",
-    "expected_columns",
-    "expected_objects",
-    "expected_seeds",
-    "expected_tables",
-]
-
 APPLICATION_ID = 0x41424154  # "ABAT": PRAGMA application_id of a database of ours
 SCHEMA_VERSION = 1  # PRAGMA user_version
 

@@ -9,8 +9,6 @@ from typing import Literal
 from abathur_nb.report import Check
 from abathur_nb.store.connection import SIDE_FILES
 
-__all__ = ["file_system", "kind_of", "mounted_files"]
-
 Kind = Literal["local", "layered", "memory", "host share", "shared", "unknown"]
 # By the exact names of the kernel, as mountinfo has them, those of FUSE without "fuse."; the remote ones are those of
 # coreutils' stat.c, gnulib's mountlist.c and systemd. The index of a write-ahead log is memory that the processes of

@@ -15,8 +15,6 @@ import aiosqlite
 from abathur_nb.errors import BOUND_SQL, MisuseError, RefusedError
 from abathur_nb.store.sql import Parameters
 
-__all__ = ["Connection", "Serving", "open_files", "refuse_mixing"]
-
 _HARMLESS = ("rollback", "close")  # they write nothing
 _FORKED = "the store was opened before this process was forked, and SQLite's locks do not outlive a fork"
 _NO_FORK = "open a store in each process after its start; with multiprocessing, use the start method spawn"

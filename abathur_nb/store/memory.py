@@ -17,8 +17,6 @@ from abathur_nb.store.values import (
 )
 from abathur_nb.text import shown, timestamp
 
-__all__ = ["MEMORY_TYPES", "Memory"]
-
 MEMORY_TYPES = ("semantic", "episodic", "procedural")
 _JSON = ("value", "metadata")
 

@@ -13,8 +13,6 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-__all__ = ["INDEX", "MAGIC", "TABLE", "Pages", "has_header", "identity", "read_pages"]
-
 MAGIC = b"SQLite format 3\0"
 TABLE, INDEX = (5, 13), (2, 10)  # the kinds of a tree's pages: interior, leaf
 _LEAVES = (10, 13)

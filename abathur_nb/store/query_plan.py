@@ -16,18 +16,6 @@ from abathur_nb.store.connection import run_to_end
 from abathur_nb.store.sql import Parameters, tokens
 from abathur_nb.text import shown
 
-__all__ = [
-    "Fetch",
-    "PlanNode",
-    "Step",
-    "StepKind",
-    "plan_apart",
-    "plan_steps",
-    "read_plan",
-    "require_single_select",
-    "tree_lines",
-]
-
 # Runs one statement and returns its rows; the same code then reads the plans of any SQLite library.
 Fetch = Callable[[str, Parameters], Awaitable[Iterable[Sequence[Any]]]]
 StepKind = Literal["search", "table scan", "index scan", "automatic index", "sort"]

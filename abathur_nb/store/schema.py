@@ -18,9 +18,6 @@ from abathur_nb.store.sql import load_queries, normalized, tokens
 from abathur_nb.store.target import identify
 from abathur_nb.text import counted, printable, some
 
-__all__ = ["Differences", "Schema", "not_ours", "quoted", "read_schema", "show_schema"]
-
-
 _MOST = 200  # tables that are shown
 
 

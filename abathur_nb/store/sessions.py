@@ -10,8 +10,6 @@ from abathur_nb.store.guarded import Connection, Serving
 from abathur_nb.store.values import MAX_BYTES, check_name, check_whole, decoded, json_text, spellings
 from abathur_nb.text import shown
 
-__all__ = ["STATUSES", "Sessions"]
-
 STATUSES = ("created", "active", "paused", "terminated", "archived")
 _JSON = ("events", "state", "metadata")
 _AUDIT = {

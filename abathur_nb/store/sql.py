@@ -9,21 +9,6 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-__all__ = [
-    "DATA",
-    "DDL_FILES",
-    "SEED_FILE",
-    "Parameters",
-    "Query",
-    "SqlFileError",
-    "load_queries",
-    "normalized",
-    "parse_queries",
-    "split",
-    "statements",
-    "tokens",
-]
-
 Parameters = Sequence[object] | Mapping[str, object]  # of a statement: by place, or by name
 _PACKAGED = Path(__file__).parents[1] / "data"
 # Where sql/ and notebooks/ stand: in the wheel beside this file, in a checkout one level up.

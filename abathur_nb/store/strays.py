@@ -15,8 +15,6 @@ from abathur_nb.store.expected import APPLICATION_ID
 from abathur_nb.store.guarded import open_files
 from abathur_nb.text import process_name
 
-__all__ = ["Stray", "strays", "strays_check"]
-
 _DELETED = " (deleted)"
 _ASIDE = re.compile(r"/abathur_aside_[^/]+(?=/[^/]+$)")
 _SUFFIXES = ("", "-wal", "-shm")

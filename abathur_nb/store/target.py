@@ -27,28 +27,6 @@ from abathur_nb.store.sql import load_queries, normalized
 from abathur_nb.store.strays import strays, strays_check
 from abathur_nb.text import SHELL, as_user, some, user_name
 
-__all__ = [
-    "FIND_OUT",
-    "Target",
-    "examine",
-    "explain_unopened",
-    "foreign_check",
-    "give_to_owner",
-    "identify",
-    "init_as",
-    "journal_of",
-    "refusal",
-    "repair_command",
-    "require_present",
-    "restore_command",
-    "rollback_command",
-    "shell_command",
-    "spoilt_ids",
-    "to_be_mended",
-    "version_fault",
-    "wanted",
-]
-
 _ANOTHER = "db_path: name another path, or move it away by hand"
 _RESTORE = "stop its writers and restore a backup"
 FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, drop it"

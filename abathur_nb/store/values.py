@@ -13,27 +13,6 @@ from abathur_nb.errors import InvalidValueError, RefusedError
 from abathur_nb.store.guarded import Connection
 from abathur_nb.text import is_printable, shown
 
-__all__ = [
-    "FAULT",
-    "IS_UTF8",
-    "MAX_BYTES",
-    "MAX_DEPTH",
-    "TOO_LONG",
-    "add_functions",
-    "check_depth",
-    "check_name",
-    "check_namespace",
-    "check_whole",
-    "compact_json",
-    "decoded",
-    "json_fault",
-    "json_text",
-    "prefix_range",
-    "spellings",
-    "stored",
-    "suspicious",
-]
-
 MAX_BYTES = 16 * 1024 * 1024  # of one JSON value, and of the column that it ends up in
 MAX_DEPTH = 100
 MAX_NAME = 512  # characters
