@@ -54,10 +54,10 @@ def os_cause(error: OSError, path: Path) -> RefusedError:
         place = nearest_existing(place)  # what was to be made in it
     folder = nearest_existing(place)
     folder = folder if os.path.isdir(folder) else folder.parent  # noqa: PTH112 - where Path raises
-    told = _MEANINGS.get(error.errno or 0, _OTHER)
+    noted = _MEANINGS.get(error.errno or 0, _OTHER)
     if error.strerror != os.strerror(error.errno or 0):  # this package's own words, which say more
-        told = _OTHER
-    observed, remedy = told
+        noted = _OTHER
+    observed, remedy = noted
     largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     values = {
         "path": place,

@@ -127,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
         from abathur_nb.causes import os_cause
 
-        told = os_cause(error, Path()) if error.filename else f"standard output could not be written: {error.strerror}"
-        sys.stderr.write(f"abathur_nb {given[0]}: {told}\n")
+        noted = os_cause(error, Path()) if error.filename else f"standard output could not be written: {error.strerror}"
+        sys.stderr.write(f"abathur_nb {given[0]}: {noted}\n")
         return 1
     except KeyboardInterrupt:
         return _INTERRUPTED

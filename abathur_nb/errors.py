@@ -73,7 +73,7 @@ class BusyError(AbathurError):
 
 
 class MisuseError(AbathurError):
-    """Report a fault of the calling program: the store was used in a way that cannot work. Mend the program."""
+    """Report a fault of the calling program: the store was used in a way that cannot work. Repair the program."""
 
 
 class ChecksFailedError(AbathurError):

@@ -61,7 +61,7 @@ _SWEPT = re.compile(rf"{re.escape(_PREFIX)}(init|probe|benchmark|kernel|backup|r
 
 
 def is_scratch_name(name: str) -> bool:
-    """Tell whether a directory of this name is taken for a scratch one, and swept with all that it holds."""
+    """Return whether a directory of this name is taken for a scratch one, and swept with all that it holds."""
     return _SWEPT.fullmatch(name) is not None
 
 
@@ -153,7 +153,7 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     found = os.stat(path, follow_symlinks=follow)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    # SQLite writes whole words: most other files are told apart by their size, a hundred times as fast.
+    # SQLite writes whole words: most other files are distinguished by their size, a hundred times as fast.
     here = (os.getpid(), found.st_ino)
     if found.st_size % 8 == 0 and any(here == (lock.pid, lock.inode) for lock in posix_locks()):
         raise OSError(errno.EBUSY, "this process has it open, as a database or for one", str(path))
@@ -261,7 +261,7 @@ def sweep(parent: Path, *, remove: bool = True) -> list[str]:
 
 
 def _is_orphan(path: Path, remove: bool) -> bool:
-    """Tell whether the process of a scratch directory is dead; with ``remove``, whether it is gone as well now."""
+    """Return whether the process of a scratch directory is dead; with ``remove``, whether it is gone as well now."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:  # no directory, a link to one, not ours, or gone already

@@ -61,7 +61,7 @@ def _at_most(count: int, chance: float) -> "np.ndarray[Any, np.dtype[np.float64]
 
 
 def above(low: float | None, high: float | None) -> bool:
-    """Tell whether an interval that begins at ``low`` lies above one that ends at ``high``, by more than runs differ.
+    """Return whether an interval that begins at ``low`` lies above one that ends at ``high``, by more than runs differ.
 
     A bound that the samples could not give is open.
     """

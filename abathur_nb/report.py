@@ -74,12 +74,12 @@ class Check:
     ) -> "Check":
         """Make a check that passes if ``holds``, and has the status ``otherwise`` and the remedy if not."""
         status: Status = "pass" if holds else otherwise
-        told = "" if holds else remedy
-        return cls(check_id, status, expected, observed, told, tuple(evidence), name=name, data=data or {})
+        noted = "" if holds else remedy
+        return cls(check_id, status, expected, observed, noted, tuple(evidence), name=name, data=data or {})
 
     @property
     def failed(self) -> bool:
-        """Tell whether this check fails its report: it failed, or it could not run."""
+        """Return whether this check fails its report: it failed, or it could not run."""
         return self.status in ("fail", "error")
 
 
@@ -122,7 +122,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Tell whether the verb did its work and no check failed or could not run."""
+        """Return whether the verb did its work and no check failed or could not run."""
         return not self.refused and not any(check.failed for check in self.checks)
 
     @property

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 # Older ones can damage a database in WAL mode that another process writes (https://sqlite.org/wal.html#walresetbug).
 SHELL = "with SQLite's shell, 3.51.3 or newer (or 3.50.7, 3.44.6): sqlite3"
-MB = 1_000_000  # bytes, in all that is told
+MB = 1_000_000  # bytes, in all that is shown
 AHEAD_S = 300  # a moment further ahead of the clock is wrong, or the clock is: two machines may differ by less
 SEE_CLOCK = "see the clock (timedatectl): it is wrong now, or was when this was written"
 # A slash is enough: a Path makes one of two. A scheme may be chained, as in simplecache::s3://.
@@ -151,8 +151,8 @@ def _quoted(text: str) -> str:
 def url_fault(name: str, value: str) -> str:
     """Say that the URL in ``value`` may hold a secret, which a record would keep; an empty text if it cannot."""
     part = _secret_part(value)
-    told = f"{name}: expected a URL without {part}, which a record would keep: set credentials by variables"
-    return told if part else ""
+    noted = f"{name}: expected a URL without {part}, which a record would keep: set credentials by variables"
+    return noted if part else ""
 
 
 def without_url_secrets(text: str) -> str:

@@ -2,7 +2,7 @@
 -- To existing data: nothing. Where version 1 of one of them stands, its statement fails (UNIQUE) and changes nothing.
 -- Version 1 keeps its content for ever; the later versions are the users' own.
 
--- How an agent works unless it is told otherwise.
+-- How an agent works unless it is words otherwise.
 INSERT INTO memory_entries (namespace, key, value, memory_type, created_by, updated_by)
 VALUES (
     'app:abathur:agent_instructions',

@@ -58,7 +58,7 @@ def drop_check(path: Path) -> None:
 
 
 def spoil_json(path: Path, text: str = "{broken") -> None:
-    """Write a task whose input_data is no JSON."""
+    """Write a task whose input_data is not JSON."""
     run_sql(path, TASK, f"UPDATE tasks SET input_data = '{text}'")
 
 

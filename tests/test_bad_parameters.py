@@ -525,7 +525,7 @@ def test_a_value_written_by_hand_holds(shell: InteractiveShell) -> None:
         ("env: str =", "env: Path =", "parameter env: expected a type such as"),
     ],
 )
-def test_a_mistake_made_by_hand_is_refused_until_it_is_mended(
+def test_a_mistake_made_by_hand_is_refused_until_it_is_repaired(
     old: str, new: str, told: str, shell: InteractiveShell
 ) -> None:
     guard, parameters, settings, *_ = cells_of(INIT, {})

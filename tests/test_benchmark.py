@@ -308,7 +308,7 @@ async def test_a_table_that_takes_no_row_fails_it_and_removes_the_copy(database:
 
 
 async def scratch_of(settings: Settings) -> Path:
-    """Wait until the copy stands there, and return it."""
+    """Wait until the copy is there, and return it."""
     while True:
         if found := list(settings.db_path.parent.glob(".abathur-benchmark-*/copy.db")):
             return found[0]

@@ -23,7 +23,7 @@ DATA = {"b": [1, 2.5, None, True], "a": {"ü": '\u202e\x00\n"\\'}, "n": -0.0, "b
     [
         DATA,
         {},
-        {"text": "\udc80 alone"},  # as Python reads a name that is no UTF-8
+        {"text": "\udc80 alone"},  # as Python reads a name that is not UTF-8
         {"text": "\ud83d\ude00"},  # two halves, which JSON makes one character of
         {"numbers": {10: "ten", 2: "two"}},
         {"tuple": (1, 2)},

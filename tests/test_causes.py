@@ -279,7 +279,7 @@ VANISHING: dict[str, Verb] = {
     "store": store,
     "record": begin,
 }
-# Each of the first calls of these; of others, and of the thousands by which open files are told apart, fewer and fewer.
+# Each of the first calls of these; of others, and of the thousands that look at open files, fewer and fewer.
 EACH = {"init": 1, "init where there is one": 3, "record": 5}
 
 

@@ -133,7 +133,7 @@ def test_a_run_that_can_not_be_archived_is_no_pass(database: Settings) -> None:
     assert not (job.folder / "statement.json").exists()
     database.archive_dir.joinpath("ledger.jsonl").rmdir()
     (check,) = (one for one in verify_archive(database.archive_dir).checks if one.name == "no evidence")
-    assert job.run_id in check.observed, "a record without a line in the ledger is no evidence"
+    assert job.run_id in check.observed, "a record without a line in the ledger is not evidence"
 
 
 def test_a_notebook_that_starts_no_run_is_started_by_begin_alone(database: Settings) -> None:

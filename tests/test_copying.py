@@ -68,7 +68,7 @@ def copied_runs(url: str, archive: Path) -> int:
             report = verify_archive(copy)
             ledger = (copy / LEDGER).read_bytes()
     except RefusedError as error:
-        assert "is no copy of an archive: no line of a ledger" in error.observed  # noqa: PT017
+        assert "is not a copy of an archive: no line of a ledger" in error.observed  # noqa: PT017
         return 0
     assert report.ok, str(report)
     assert "never sealed" not in str(report)  # a copied run was; what was cut short is only left over
@@ -456,7 +456,7 @@ def test_an_object_whose_name_leads_elsewhere_is_refused(name: str, archive: Pat
     MemoryFileSystem().store[f"/{tmp_path.name}/{name}"] = MemoryFileSystem().store[
         f"/{tmp_path.name}/ledger/00000001.jsonl"
     ]
-    with pytest.raises(RefusedError, match="is no copy of an archive: an object named"), fetched(url):
+    with pytest.raises(RefusedError, match="is not a copy of an archive: an object named"), fetched(url):
         pass
 
 
@@ -493,7 +493,7 @@ def test_a_link_in_a_copy_is_not_followed(archive: Path, tmp_path: Path) -> None
 
 
 def test_where_there_is_no_copy_none_is_brought(url: str) -> None:
-    with pytest.raises(RefusedError, match="is no copy of an archive: no line of a ledger"), fetched(url):
+    with pytest.raises(RefusedError, match="is not a copy of an archive: no line of a ledger"), fetched(url):
         pass
 
 
@@ -541,7 +541,7 @@ def test_a_place_that_holds_other_things_is_refused_and_nothing_is_written(archi
     place.mkdir()
     (place / "letter").write_text("dear", encoding="utf-8")
     with pytest.raises(
-        RefusedError, match=r"holds what is no copy of an archive, such as 'letter'\. Nothing was copied"
+        RefusedError, match=r"holds what is not a copy of an archive, such as 'letter'\. Nothing was copied"
     ):
         copy_archive(archive, str(place))
     assert [path.name for path in place.rglob("*")] == ["letter"]

@@ -331,7 +331,7 @@ async def test_a_locked_database_is_an_error_and_no_traceback(database: Settings
 async def test_a_lock_taken_after_the_first_look_is_an_error_with_a_remedy(
     database: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the look at what stands there and the reading of the plans another process may lock it whole."""
+    """Between the look at what is there and the reading of the plans another process may lock it whole."""
 
     async def no_refusal(*_: object) -> None:
         return None

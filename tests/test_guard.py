@@ -105,7 +105,7 @@ def test_of_a_refused_cell_nothing_runs_and_no_later_cell_either(
     assert rejected(shell.run_cell(CANARY)).startswith("the injected parameters were refused")
     assert shell.user_ns["env"] == before["env"]
     assert list(tmp_path.iterdir()) == []
-    # Mended, it runs.
+    # Repaired, it runs.
     assert not rejected(shell.run_cell("# Parameters\nenv = 'production'\n"))
     assert not rejected(shell.run_cell("seen = env"))
     assert shell.user_ns["seen"] == "production"

@@ -1,4 +1,4 @@
-"""What an archive tells of its runs together: sound or not, what is no evidence, what changed and when."""
+"""What an archive tells of its runs together: sound or not, what is not evidence, what changed and when."""
 
 import shutil
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What identifies a run: ids that sort, versions, and a database that is looked at, whatever stands there."""
+"""What identifies a run: ids that sort, versions, and a database that is looked at, whatever is there."""
 
 import json
 import os

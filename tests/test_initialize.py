@@ -45,7 +45,7 @@ def outcome(report: Report) -> str:
 
 
 def whole(path: Path) -> bool:
-    """Tell whether a finished database stands at ``path``, asking nobody but sqlite3."""
+    """Return whether a finished database stands at ``path``, asking nobody but sqlite3."""
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as conn:
         objects = {row[0]: row[1] for row in conn.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")}
         objects.pop("sqlite_sequence", None)
@@ -162,7 +162,7 @@ async def test_any_file_name_will_do(settings: Settings, name: str) -> None:
     assert whole(odd.db_path)
 
 
-# --- what stands there already
+# --- what is there already
 
 WRONG: list[tuple[str, Callable[[Path], None], str]] = [
     ("index missing", drop_index, "missing: idx_audit_task"),

@@ -308,7 +308,7 @@ def _cases() -> dict[str, Callable[[list[bytes]], list[bytes]]]:
         ],
         "a line that is a list": lambda lines: [*lines, b"[]\n"],
         "a line without a verdict": lambda lines: [*lines, sealed({"kind": "run", "run_id": run_id(9)})],
-        "a line whose kind is no text": lambda lines: [*lines, forged(sha256(lines[-1]), kind=[])],
+        "a line whose kind is not text": lambda lines: [*lines, forged(sha256(lines[-1]), kind=[])],
     }
 
 

@@ -1,4 +1,4 @@
-"""The table of runs: what was asked, what came of it, and what is no evidence, in words."""
+"""The table of runs: what was asked, what came of it, and what is not evidence, in words."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def test_an_unsealed_and_an_altered_run_stand_out_in_words(
     *_, unsealed_row, altered_row, first, second, fault = listed(settings, capsys).splitlines()
     assert " UNSEALED " in unsealed_row
     assert " ALTERED " in altered_row
-    assert first.endswith("was never sealed: it died, or still runs. It is no evidence.")
+    assert first.endswith("was never sealed: it died, or still runs. It is not evidence.")
     assert second.endswith("is not as it was written: verify says what is wrong.")
     assert fault == f"  {folder.name}/{RECORD}: it is not the file that the ledger names"
 

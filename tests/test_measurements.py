@@ -36,8 +36,8 @@ def test_the_json_holds_report_machine_percentiles_and_every_sample(result: Benc
     assert told["samples_ns"] == SAMPLES
     low, value, high = told["percentiles_ms"]["session retrieval"]["p99"]
     assert low <= value <= high
-    assert told["percentiles_ms"]["share/SQLite"]["p99"] == [1.0, 1.0, None]  # None, not NaN, which is no JSON
-    json.loads(result.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert told["percentiles_ms"]["share/SQLite"]["p99"] == [1.0, 1.0, None]  # None, not NaN, which is not JSON
+    json.loads(result.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
 def test_the_frame_has_a_row_a_measurement_with_the_interval_of_each_percentile(result: BenchmarkResult) -> None:

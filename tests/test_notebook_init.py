@@ -1,4 +1,4 @@
-"""init.ipynb: the database stands, whole and valid, or nothing was made; what stands there already stays."""
+"""init.ipynb: the database stands, whole and valid, or nothing was made; what is there already stays."""
 
 import os
 import sqlite3

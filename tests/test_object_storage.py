@@ -146,7 +146,7 @@ def test_no_copy_is_made_of_a_copy(archive: Path, url: str) -> None:
     ("variables", "where", "told"),
     [
         ({}, "s3://missing-bucket/x", "FileNotFoundError: "),
-        ({}, "s3://evidence/none", "is no copy of an archive: no line of a ledger"),
+        ({}, "s3://evidence/none", "is not a copy of an archive: no line of a ledger"),
         ({"AWS_SECRET_ACCESS_KEY": "wrong-" + "s3cret"}, "s3://evidence/x", "PermissionError: "),
         ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "s3://evidence/x", "EndpointConnectionError: "),
     ],

@@ -1,4 +1,4 @@
-"""The objects of a live schema: what is missing, altered or extra is named, with what mends it."""
+"""The objects of a live schema: what is missing, altered or extra is named, with what repairs it."""
 
 import sqlite3
 from collections.abc import Callable
@@ -37,7 +37,7 @@ EXTRA = (
     ("CREATE VIEW seen AS SELECT 1", "view seen", "fail"),
     ("CREATE TRIGGER seen AFTER INSERT ON audit BEGIN DELETE FROM tasks; END", "trigger seen", "fail"),
 )
-EDITS = (  # (an object, a piece of its SQL, what stands there instead)
+EDITS = (  # (an object, a piece of its SQL, what is there instead)
     ("idx_audit_task", "timestamp DESC", "timestamp ASC"),
     ("tasks", "BETWEEN 0 AND 10", "BETWEEN 0 AND 99"),
     ("tasks", "prompt TEXT NOT NULL", "prompt TEXT"),
@@ -101,7 +101,7 @@ INDEX_FAULTS = [
 
 
 @pytest.mark.parametrize("spoil", INDEX_FAULTS, ids=range(len(INDEX_FAULTS)))
-async def test_the_evidence_of_a_missing_or_altered_index_is_what_mends_it(
+async def test_the_evidence_of_a_missing_or_altered_index_is_what_repairs_it(
     database: Settings, spoil: tuple[str, ...]
 ) -> None:
     """Each line is a whole statement or a comment; what is extra stays, and is not a fault of an index."""
@@ -112,15 +112,15 @@ async def test_the_evidence_of_a_missing_or_altered_index_is_what_mends_it(
     assert all(line.endswith(";") and "\n" not in line for line in check.evidence)
     with closing(sqlite3.connect(database.db_path, isolation_level=None)) as conn:
         conn.executescript("\n".join(check.evidence))
-    mended = (await validated(database))["indexes"]
-    assert mended.observed == "33 indexes, each as in sql/"
+    repaired = (await validated(database))["indexes"]
+    assert repaired.observed == "33 indexes, each as in sql/"
 
 
 async def test_what_an_altered_index_was_is_shown_as_a_comment(database: Settings) -> None:
     run_sql(database.db_path, *DROP, "CREATE INDEX idx_tasks_parent ON tasks (prompt)")
-    found, mending = (await validated(database))["indexes"].evidence
+    found, repairing = (await validated(database))["indexes"].evidence
     assert found == "-- found: CREATE INDEX idx_tasks_parent ON tasks (prompt);"
-    assert mending.startswith("DROP INDEX idx_tasks_parent; CREATE INDEX idx_tasks_parent ON tasks (parent_task_id)")
+    assert repairing.startswith("DROP INDEX idx_tasks_parent; CREATE INDEX idx_tasks_parent ON tasks (parent_task_id)")
 
 
 @pytest.mark.parametrize(("statement", "named", "status"), EXTRA, ids=[named for _, named, _ in EXTRA])
@@ -197,7 +197,7 @@ def test_the_statements_of_the_schema_number_nine_and_thirty_three() -> None:
         "DELETE FROM sqlite_sequence",
     ],
 )
-async def test_a_spoiled_counter_of_ids_is_named_and_mended_by_what_the_check_says(
+async def test_a_spoiled_counter_of_ids_is_named_and_repaired_by_what_the_check_says(
     database: Settings, spoil: str
 ) -> None:
     run_sql(database.db_path, spoil)

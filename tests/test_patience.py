@@ -10,7 +10,7 @@ LIMITS |= {"check_output", "check_call", "call", "execute_live", "get_iopub_msg"
 
 
 def limits_of(source: str) -> Iterator[ast.Call]:
-    """Yield the calls that wait, within a number of seconds that stands there: none but 0, and what is cancelled."""
+    """Yield the calls that wait, within a number of seconds that is there: none but 0, and what is cancelled."""
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
         given = [k.value for k in call.keywords if k.arg == "timeout"]

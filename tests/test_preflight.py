@@ -615,7 +615,7 @@ def test_somebody_without_privileges_is_refused_where_he_may_not_write(public: P
     assert below(public) == before
 
 
-def test_ones_own_directory_that_may_not_be_written_to_is_mended_by_its_owner(public: Path) -> None:
+def test_ones_own_directory_that_may_not_be_written_to_is_repaired_by_its_owner(public: Path) -> None:
     os.chown(public, 65534, 65534)
     public.chmod(0o500)
     found = run_as_other(AS_OTHER, public / "x.db").strip().split("|")
@@ -623,7 +623,7 @@ def test_ones_own_directory_that_may_not_be_written_to_is_mended_by_its_owner(pu
 
 
 @pytest.mark.parametrize("mode", [0o300, 0o100, 0o000])
-def test_ones_own_directory_that_may_not_be_listed_is_mended_by_its_owner(public: Path, mode: int) -> None:
+def test_ones_own_directory_that_may_not_be_listed_is_repaired_by_its_owner(public: Path, mode: int) -> None:
     """Init must open it, to force the new name to the disk."""
     (public / "own").mkdir()
     os.chown(public / "own", 65534, 65534)

@@ -68,7 +68,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (_rewrite(RECORD, user="mallory"), f"{RECORD}: user is not what {STARTED} says"),
     (_rewrite(RECORD, format=3), f"{RECORD}: its format is 3, known is 2"),
     (_rewrite(RECORD, verdict="splendid"), f"{RECORD}: not a record of a run: verdict: expected one of "),
-    (lambda folder: (folder / RECORD).write_bytes(b""), f"{RECORD}: it is no canonical JSON"),
+    (lambda folder: (folder / RECORD).write_bytes(b""), f"{RECORD}: it is not canonical JSON"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The old state or the new one stands there at every moment, what stood there is kept, nothing unproven is taken."""
+"""The old state or the new one is there at every moment, what was there before is kept, nothing unproven is taken."""
 
 import os
 import re
@@ -333,7 +333,7 @@ async def test_a_begun_replacement_is_completed_by_the_plan_that_was_approved(
     report.raise_for_failures()
     assert not journal_of(database.db_path).exists()
     assert (folder / database.db_path.name).read_bytes() == old
-    # What was to be put there before is what stood there when the rollback came.
+    # What was to be put there before is what was there before when the rollback came.
     assert list_backups(database.backup_dir)[0][-1].content == backup.content
     assert (await content_of(database)).rows["memory_entries"] == 3
 

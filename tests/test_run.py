@@ -192,7 +192,7 @@ async def test_a_report_made_before_the_run_began_is_no_evidence_of_it(database:
 @pytest.mark.parametrize("run_id", ["../../evil", "x", "20261123T000000000Z-abcdeg"])
 def test_what_is_no_run_id_makes_nothing(database: Settings, monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
     monkeypatch.setenv(RUN_ID, run_id)
-    with pytest.raises(RefusedError, match="is no run id: leave it to the runner: unset ABATHUR_RUN_ID"):
+    with pytest.raises(RefusedError, match="is not a run id: leave it to the runner: unset ABATHUR_RUN_ID"):
         start_run(database, "validate")
     assert not database.archive_dir.exists()
 
@@ -268,7 +268,7 @@ def test_an_archive_that_is_no_directory_is_refused(database: Settings, tmp_path
         database.archive_dir.write_text("mine")
     else:
         database.archive_dir.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RefusedError, match=r"the record of this run cannot be written to|is no directory"):
+    with pytest.raises(RefusedError, match=r"the record of this run cannot be written to|is not a directory"):
         start_run(database, "validate")
     assert list((tmp_path / "elsewhere").iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""The seed memories: what is wrong with one is named, and mended by the evidence."""
+"""The seed memories: what is wrong with one is named, and repaired by the evidence."""
 
 import asyncio
 import sqlite3
@@ -41,7 +41,7 @@ CONFIG = "WHERE namespace = 'app:abathur:config'"
         (f"UPDATE memory_entries SET metadata = '{{\"a\":1}}' {CONFIG}", "version 1 holds '{\"a\":1}' as its metadata"),
     ],
 )
-def test_a_seed_whose_version_1_is_altered_or_missing_is_named_and_mended_by_the_evidence(
+def test_a_seed_whose_version_1_is_altered_or_missing_is_named_and_repaired_by_the_evidence(
     database: Settings, spoil: str, told: str
 ) -> None:
     """The evidence is what a sqlite3 shell reads; what refers to the row keeps on doing so."""
@@ -51,10 +51,10 @@ def test_a_seed_whose_version_1_is_altered_or_missing_is_named_and_mended_by_the
     check = asyncio.run(validated(database))["seed memories"]
     assert check.status == "fail"
     assert check.observed.startswith("2 of 3")
-    named, mending = check.evidence
+    named, repairing = check.evidence
     assert named.startswith(f"-- app:abathur:config / memory_lifecycle_policies: {told}")
     assert check.remedy == repair_command(database)
-    subprocess.run(["sqlite3", "-bail", path], input=f"{named}\n{mending}\n", text=True, check=True)
+    subprocess.run(["sqlite3", "-bail", path], input=f"{named}\n{repairing}\n", text=True, check=True)
     assert asyncio.run(validated(database))["seed memories"].observed.startswith("3 of 3")
     kept = "SELECT count(*) FROM audit JOIN memory_entries ON memory_entry_id = memory_entries.id"
     with closing(sqlite3.connect(path)) as conn:

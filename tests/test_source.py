@@ -76,7 +76,7 @@ def test_a_fifo_is_refused_without_a_wait(tmp_path: Path) -> None:
         (b'{"nbformat": 3, "nbformat_minor": 0, "worksheets": [], "metadata": {}}', "its format is 3, and not 4"),
         (b'{"nbformat": 4, "cells": []}', "expected a"),
         (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": 5}', "'int' object is not iterable"),
-        (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {"x": NaN}, "cells": []}', "NaN is no JSON"),
+        (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {"x": NaN}, "cells": []}', "NaN is not JSON"),
         (b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {"x": "\\ud800"}, "cells": []}', "surrogates not allowed"),
         (b"[" * 100_000, "expected a valid notebook of format 4: maximum recursion depth"),
         (

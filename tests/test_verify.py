@@ -292,7 +292,7 @@ def test_a_folder_that_is_a_link_or_a_file_is_no_run(settings: Settings, tmp_pat
     shutil.rmtree(other)
     other.write_bytes(b"")
     assert faults(verify_archive(settings.archive_dir)) == [
-        f"{found.name}: it is no directory that can be read" for found in sorted((folder, other))
+        f"{found.name}: it is not a directory that can be read" for found in sorted((folder, other))
     ]
 
 

@@ -1,4 +1,4 @@
-"""Replacing a file that SQLite can't write into: what stands there is moved aside, the new one takes its name.
+"""Replacing a file that SQLite can't write into: what is there is moved aside, the new one takes its name.
 
 Several renames are no transaction. A journal says what is to be done before the first of them, and whoever finds one
 completes it. The side files go first: a main file that is gone and a log that stays would give its rows to whatever

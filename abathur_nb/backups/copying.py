@@ -138,7 +138,7 @@ async def copy_in(
 ) -> tuple[Content, bool]:
     """Replace the content of the live database by that of ``source``, in one transaction of SQLite's.
 
-    At every moment either the old content stands there or the new one, for a reader that has it open too. Waits
+    At every moment either the old content is there or the new one, for a reader that has it open too. Waits
     ``busy_timeout_ms`` for a writer, and calls ``written`` once the new content is committed. Returns what it reads
     back, and whether somebody else has written meanwhile. Raises BusyError, sqlite3.Error.
     """

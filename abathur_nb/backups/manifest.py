@@ -23,7 +23,7 @@ from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.text import MB, age, is_ahead, moment_of, printable, shown
 
 MANIFEST = ".manifest.json"  # behind the name of the backup
-# Taken before something replaces or repairs a database: what stood there then is, as a rule, not wanted back.
+# Taken before something replaces or repairs a database: what was there then is, as a rule, not wanted back.
 BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback", "rescued")
 NAME = re.compile(r"abathur_([a-z][a-z0-9_]{0,40})_(\d{8}_\d{6}_\d{3})\.db(\.zst)?")
 _FORMAT = 1
@@ -80,7 +80,7 @@ class Backup:
 
     @property
     def is_older(self) -> bool:
-        """Tell whether its manifest is from before backups had a sequence."""
+        """Return whether its manifest is from before backups had a sequence."""
         return not self.facts["sequence"]
 
     @property
@@ -110,12 +110,12 @@ class Backup:
 
     @property
     def before_a_change(self) -> bool:
-        """Tell whether it was taken before a repair or a replacement, for whoever wants that undone."""
+        """Return whether it was taken before a repair or a replacement, for whoever wants that undone."""
         return self.facts["reason"] in BEFORE_A_CHANGE
 
     @property
     def compressed(self) -> bool:
-        """Tell whether it has to be unpacked before it can be read."""
+        """Return whether it has to be unpacked before it can be read."""
         return self.path.suffix == ".zst"
 
     @property
@@ -311,8 +311,8 @@ def in_place_of(damaged: Backup, folder: Path, env: str, database: Path) -> str:
     for backup in reversed(of_database(of_env, env, database) or of_env):
         with suppress(OSError):
             if newest_fit([backup]) and not _bytes_fault(backup):
-                told = f"{backup.path.name}, {age(backup.taken_at)}"
-                return f"to take {told}, and lose what came since: -p backup {quote(backup.path.name)}"
+                words = f"{backup.path.name}, {age(backup.taken_at)}"
+                return f"to take {words}, and lose what came since: -p backup {quote(backup.path.name)}"
     return "choose another backup"
 
 
@@ -355,19 +355,19 @@ def _bytes_fault(backup: Backup) -> str:
 def _decompress(backup: Backup, target: Path) -> None:
     """Unpack no more than the manifest says, the ratio of ours allows and the disk has room for."""
     zstd = zstd_module()
-    told, most = backup.facts["bytes_unpacked"], max(_ALWAYS, _RATIO * backup.facts["bytes"])
+    words, most = backup.facts["bytes_unpacked"], max(_ALWAYS, _RATIO * backup.facts["bytes"])
     room = int((free_mb(target.parent) - _SPARE_MB) * MB)
     full = RefusedError(
-        f"{backup.path} needs {(told or backup.facts['bytes']) / MB:,.1f} MB unpacked, and the disk of"
+        f"{backup.path} needs {(words or backup.facts['bytes']) / MB:,.1f} MB unpacked, and the disk of"
         f" {target.parent.parent} has {max(room, 0) / MB:,.1f} MB beyond the {_SPARE_MB} MB that must stay free",
         f"make room: df -h {quote(str(target.parent.parent))}",
     )
     large = UnfitBackupError(
-        f"{backup.path} is damaged: {backup.facts['bytes']:,} bytes unpack to more than {min(told or most, most):,}"
+        f"{backup.path} is damaged: {backup.facts['bytes']:,} bytes unpack to more than {min(words or most, most):,}"
     )
-    if told > most:
+    if words > most:
         raise large
-    if max(told, backup.facts["bytes"]) > room:
+    if max(words, backup.facts["bytes"]) > room:
         raise full
     written = 0
     try:
@@ -376,15 +376,15 @@ def _decompress(backup: Backup, target: Path) -> None:
             reader = zstd.open(packed, "rb")
             while chunk := reader.read(_CHUNK):
                 written += len(chunk)
-                if written > (told or most):
+                if written > (words or most):
                     raise large
                 if free_mb(target.parent) < _SPARE_MB:
                     raise full
                 plain.write(chunk)
     except (zstd.ZstdError, EOFError, MemoryError) as error:
         raise UnfitBackupError(f"{backup.path} can't be unpacked: {error}") from None
-    if told and written != told:
-        observed = f"{backup.path} unpacks to {written:,} bytes of {told:,}"
+    if words and written != words:
+        observed = f"{backup.path} unpacks to {written:,} bytes of {words:,}"
         raise UnfitBackupError(observed)
     with target.open("rb") as plain:
         if plain.read(16) != b"SQLite format 3\0":  # else the live database would be blamed

@@ -76,10 +76,10 @@ async def look(settings: Settings) -> Standing:
         return await _look(settings, settings.db_path)
     folder, path = found
     standing = replace(await _look(replace(settings, db_path=path), settings.db_path), folder=folder)
-    told = (
+    noted = (
         f"a replacement of {settings.db_path} was begun, with {folder}; completed, it leaves: {standing.check.observed}"
     )
-    check = replace(standing.check, status="fail" if standing.state == "forbidden" else "warn", observed=told)
+    check = replace(standing.check, status="fail" if standing.state == "forbidden" else "warn", observed=noted)
     return replace(standing, check=check)
 
 
@@ -185,7 +185,7 @@ async def _find(
         forbidden = any(check.failed for check in found) or standing.state == "forbidden"
         checks = (*new.checks, standing.check, *found)
         if drill:
-            # Beside a database that is mounted read-only too: what it would take is told, and that it can't be.
+            # Beside a database that is mounted read-only too: what it would take is noted, and that it can't be.
             elsewhere = place_for_scratch(settings) != nearest_existing(settings.db_path.parent)
             yield Change((*checks, *([] if forbidden and not elsewhere else await _rehearse(settings, standing, new))))
             return
@@ -197,7 +197,7 @@ async def _find(
 
 
 def _replacement(settings: Settings, standing: Standing, new: Source, reason: str) -> Change:
-    """Return the change that puts the content of ``new`` where ``standing`` was found; what stood there is kept."""
+    """Return the change that puts the content of ``new`` in place of what was found, which is kept."""
 
     async def do(done: list[Check], committed: Callable[[], object]) -> None:
         path, since = settings.db_path, False
@@ -224,7 +224,7 @@ def _replacement(settings: Settings, standing: Standing, new: Source, reason: st
 
 
 def _goes_aside(standing: Standing, new: Source) -> bool:
-    """Tell whether the file itself is replaced: SQLite copies only into one of the same form that it can read."""
+    """Return whether the file itself is replaced: SQLite copies only into one of the same form that it can read."""
     return standing.state == "unreadable" or (standing.state == "readable" and standing.form != new.form)
 
 
@@ -291,7 +291,7 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
 
 
 async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list[Check]:
-    """Replace, in scratch, a copy of what stands there as the database itself would be; return what came of it."""
+    """Replace, in scratch, a copy of what is there as the database itself would be; return what came of it."""
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:
         copy = replace(settings, db_path=scratch / settings.db_path.name, backup_dir=scratch / "backups")
         if standing.state == "readable":
@@ -336,7 +336,7 @@ async def _move_aside(settings: Settings, new: Source, done: list[Check]) -> Non
             done.append(Check("begun", "warn", "a replacement that is complete", observed, "run this again"))
         raise
     observed = f"{folder}: {', '.join(entry.name for entry in moved)}"
-    done.append(Check("moved_aside", "pass", expected="the file that stood there, as it was", observed=observed))
+    done.append(Check("moved_aside", "pass", expected="the file that was there, as it was", observed=observed))
 
 
 async def _copy(source: Path, draft: Path, owned_as: Path) -> None:

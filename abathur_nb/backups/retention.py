@@ -70,13 +70,13 @@ def _expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
 
 def remove(backup: Backup) -> None:
     """Remove a backup and its manifest. Raises OSError."""
-    # The manifest last: it alone says of what is left that it is no backup any more.
+    # The manifest last: it alone says of what is left that it is not a backup any more.
     backup.path.unlink(missing_ok=True)
     backup.manifest.unlink(missing_ok=True)
 
 
 def apply_retention(settings: Settings, keep: Retention, made: Backup) -> Iterable[Check]:
-    """Remove the backups of this database that ``keep`` lets go, and yield a check of what stands there now.
+    """Remove the backups of this database that ``keep`` lets go, and yield a check of what is there now.
 
     ``made``, of this run, stays, whatever others made meanwhile. Those of another environment or database in the same
     directory are left alone; so is what is not a whole backup, but for manifests alone.

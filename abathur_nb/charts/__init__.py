@@ -48,7 +48,7 @@ def latency_distribution(result: "BenchmarkResult") -> Chart:
     if not wanted:
         return blank("nothing was measured: the report says why")
     chart, axes = new_chart(1.0 + 1.9 * len(wanted), len(wanted), sharex=True)
-    told = []
+    words = []
     ends = [end for name, limit in wanted.items() for end in (*result.samples[name], limit * 1e6)]
     left, right = min(ends) / 1e6 / 1.3, max(ends) / 1e6 * 1.3
     for ax, (name, limit) in zip(axes, wanted.items(), strict=True):
@@ -63,11 +63,11 @@ def latency_distribution(result: "BenchmarkResult") -> Chart:
         ax.axvline(limit, color=RED, linewidth=2, label=f"limit {limit:g} ms")
         ax.set(xscale="log", title=f"{name}: {counted(len(milliseconds), 'sample')}", ylabel="samples")
         ax.legend(fontsize=8, loc="upper center")
-        told.append(f"{name}: {p99}, limit {limit:g} ms")
+        words.append(f"{name}: {p99}, limit {limit:g} ms")
     axes[-1].set_xlim(left, right)
     axes[-1].set_xlabel("time of one read (ms, logarithmic)")
     axes[-1].xaxis.set_major_formatter(MILLISECONDS)
-    chart.alt = "Histogram of read times. " + "; ".join(told)
+    chart.alt = "Histogram of read times. " + "; ".join(words)
     return chart
 
 

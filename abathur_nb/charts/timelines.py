@@ -77,10 +77,10 @@ def monitoring_over_time(monitoring: "Monitoring") -> Chart:
         return blank("nothing could be measured: the report says why")
     found = [(panel, lines) for panel in _PANELS if (lines := _lines(panel, monitoring.moments))]
     chart, axes = new_chart(0.6 + 1.75 * len(found), len(found), sharex=True)
-    told = [_draw(ax, panel, lines, monitoring) for ax, (panel, lines) in zip(axes, found, strict=True)]
+    noted = [_draw(ax, panel, lines, monitoring) for ax, (panel, lines) in zip(axes, found, strict=True)]
     time_axis(axes[-1])
     axes[-1].set_xlabel("time (UTC)")
-    chart.alt = f"Over time, snapshots: {len({at for at, _ in monitoring.moments}):,}. " + ". ".join(told)
+    chart.alt = f"Over time, snapshots: {len({at for at, _ in monitoring.moments}):,}. " + ". ".join(noted)
     return chart
 
 
@@ -95,17 +95,17 @@ def _lines(panel: _Panel, moments: Sequence[tuple[datetime, Sample]]) -> dict[tu
 
 
 def _draw(ax: Axes, panel: _Panel, lines: Mapping[tuple[str, tuple[str, ...]], _Line], monitoring: "Monitoring") -> str:
-    told = []
+    noted = []
     for colour, ((gauge, labels), line) in zip(_COLOURS, lines.items(), strict=False):
         words = ", ".join(labels) or panel.gauges[gauge]
         marker = "" if len(line) > _CROWD_OF_SAMPLES else "o"
         times: Any = [at for at, _ in line]
         ax.plot(times, [value for _, value in line], color=colour, marker=marker, ms=3, label=label(words))
-        told.append(f"{words} {line[-1][1]:,.4g}")
+        noted.append(f"{words} {line[-1][1]:,.4g}")
         for rule in _rules(gauge, labels):
             limit = rule.limit_of(monitoring.settings) * rule.unit / panel.unit
             ax.axhline(limit, color=colour, linestyle="--", linewidth=1.2, label=label(f"limit: {rule.title}"))
-            told.append(f"its limit {limit:,.4g}")
+            noted.append(f"its limit {limit:,.4g}")
     ax.set_title(panel.title, fontsize=10)
     ax.set_ylabel(f"{panel.axis} (log)" if panel.log else panel.axis)
     if panel.log:
@@ -114,7 +114,7 @@ def _draw(ax: Axes, panel: _Panel, lines: Mapping[tuple[str, tuple[str, ...]], _
         ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter(_FORMS.get(panel.axis, EngFormatter()))
     ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return f"{panel.title}, {panel.axis} at last: {', '.join(told)}"
+    return f"{panel.title}, {panel.axis} at last: {', '.join(noted)}"
 
 
 def _rules(gauge: str, labels: Sequence[str]) -> Iterator[Rule]:
@@ -134,7 +134,7 @@ if TYPE_CHECKING:
     from abathur_nb.runbook.history import History
 
 
-# A shape and a colour for each verdict, the good ones below the bad ones; hollow and black for what is no evidence.
+# A shape and a colour for each verdict, the good ones below the bad ones; hollow and black for what is not evidence.
 _VERDICTS: Mapping[str, Mapping[str, Any]] = {
     "pass": {"marker": "o", "color": GREEN, "markersize": 6},
     "refused": {"marker": "s", "color": ORANGE, "markersize": 7},
@@ -172,8 +172,8 @@ def verdicts_over_time(history: "History") -> Chart:
     ax.set_title(counted(len(runs), "run") if len(runs) > 1 else "One run: nothing to compare it with yet")
     chart.legend(loc="outside lower center", ncols=len(_VERDICTS) // 2, fontsize=8)
     counts = {name: Counter(run.verdict for run in runs if run.label == name) for name in labels}
-    told = (f"{name} {', '.join(f'{n} {verdict}' for verdict, n in found.items())}" for name, found in counts.items())
-    chart.alt = f"Verdicts of {counted(len(runs), 'run')}, {_span(runs)}: {'; '.join(told)}"
+    noted = (f"{name} {', '.join(f'{n} {verdict}' for verdict, n in found.items())}" for name, found in counts.items())
+    chart.alt = f"Verdicts of {counted(len(runs), 'run')}, {_span(runs)}: {'; '.join(noted)}"
     return chart
 
 
@@ -188,7 +188,7 @@ def percentiles_over_time(history: "History") -> Chart:
         tried = any(run.notebook == "benchmark" for run in history.runs)
         return blank(f"no benchmark {'came to its figures ' if tried else ''}yet: run benchmark.ipynb")
     chart, axes = new_chart(0.9 + 2.0 * len(names), len(names), sharex=True)
-    told = []
+    noted = []
     for ax, name in zip(axes, names, strict=True):
         found = [run for run in runs if name in _measured(run)]
         level, limit = found[-1].facts.limits[name]
@@ -202,9 +202,9 @@ def percentiles_over_time(history: "History") -> Chart:
         ax.set(yscale="log", title=label(name), ylabel="ms (logarithmic)")
         ax.yaxis.set_major_formatter(MILLISECONDS)
         ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        told.append(f"{name} {level} {values[0]:.3g} ms at first, {values[-1]:.3g} ms at last, limit {limit:g} ms")
+        noted.append(f"{name} {level} {values[0]:.3g} ms at first, {values[-1]:.3g} ms at last, limit {limit:g} ms")
     time_axis(axes[-1])
-    chart.alt = f"Percentiles of {len(runs):,} benchmarks, {_span(runs)}: {'; '.join(told)}"
+    chart.alt = f"Percentiles of {len(runs):,} benchmarks, {_span(runs)}: {'; '.join(noted)}"
     return chart
 
 
@@ -266,8 +266,8 @@ def rows_over_time(growth: "Growth") -> Chart:
     if timedelta() < beside < min(date.max - every[-1], every[0] - date.min):
         whole.set_xlim(dates[0] - beside, dates[-1] + timedelta(days=1))
     chart.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=len(_LINES), fontsize=8)
-    told = ", ".join(f"{one_line(table, 100)} {totals[table]:,}" for table in largest)
-    chart.alt = f"Rows by the day on which they came, {every[0]} to {every[-1]}: {told}"
+    noted = ", ".join(f"{one_line(table, 100)} {totals[table]:,}" for table in largest)
+    chart.alt = f"Rows by the day on which they came, {every[0]} to {every[-1]}: {noted}"
     return chart
 
 

@@ -22,7 +22,7 @@ _ANSWER = re.compile(r"(?P<person>[^,\s](?:.*\S)?)\s*,\s*(?P<day>[0-9]{4}-[0-9]{
 def said(question: str, answer: str | None, *, check_id: str = "said") -> Check:
     """Record who answers for something that no program can find out: ``answer`` names the person and the day.
 
-    The check is ``skip``, whatever is said: a statement is no proof. None says that nobody answers for it. Raises
+    The check is ``skip``, whatever is said: a statement is not proof. None says that nobody answers for it. Raises
     ConfigurationError, telling the form, for anything else.
     """
     expected = "a person who answers for it, and the day on which they said so"
@@ -195,7 +195,7 @@ def guard() -> None:
     """Vet the ``parameters`` cell, which comes next, and what papermill injects after it, before either runs.
 
     papermill pastes parameter *names* into code unescaped, so what it injects must be refused before it runs.
-    Of a refused cell nothing runs, and no later cell does until the fault is mended. Outside IPython: no effect.
+    Of a refused cell nothing runs, and no later cell does until the fault is repaired. Outside IPython: no effect.
     """
     try:
         from IPython.core.getipython import get_ipython
@@ -239,7 +239,7 @@ def _odd_lines(source: str, tree: ast.Module) -> list[str]:
 
 
 def _is_scheduled(tree: ast.Module) -> bool:
-    """Tell whether this is what jupyter-scheduler injects: nothing but assignments, in the directory where it runs."""
+    """Return whether jupyter-scheduler injected this: nothing but assignments, in the directory where it runs."""
     try:
         parts = os.getcwd().split("/")  # noqa: PTH109
     except OSError:
@@ -266,7 +266,7 @@ def _refuse_odd_names(lines: list[str]) -> list[str]:
 
 
 class _Guard(ast.NodeTransformer):
-    """Reject what is no list of declared literals before it runs: an IPython AST transformer, gone when done.
+    """Reject what is not a list of declared literals before it runs: an IPython AST transformer, gone when done.
 
     It lets through the parameters cell, then injected cells without fault, then any other cell, which ends it.
     ``declared`` is what the last one found declared, ``namespace`` where the values are.

@@ -83,7 +83,7 @@ def environment_variables(
 
 
 def _has_home() -> bool:
-    """Tell whether `~` stands for an absolute path: in a container a user may have no entry, or an empty HOME."""
+    """Return whether `~` stands for an absolute path: in a container a user may have no entry, or an empty HOME."""
     return os.environ.get("HOME") != "" and os.path.isabs(os.path.expanduser("~"))
 
 
@@ -186,7 +186,7 @@ class Settings:
 
     @property
     def is_own_path(self) -> bool:
-        """Tell whether ``db_path`` is the environment's own, and nobody has named another."""
+        """Return whether ``db_path`` is the environment's own, and nobody has named another."""
         return self.origins.get("db_path", "default") == "default"
 
     @property
@@ -280,7 +280,7 @@ def resolve(
     arguments = {"db_path": db_path, "backup_dir": backup_dir, "archive_dir": archive_dir}
     layers |= {k: (v, "argument") for k, v in arguments.items() if v is not None}
 
-    # What is no truth value is a fault of its own, and no path is blamed for what it was to allow.
+    # What is not a truth value is a fault of its own, and no path is blamed for what it was to allow.
     relative_paths = layers.get("relative_paths", (False,))[0] is not False
     values: dict[str, object] = {k: v for k, (v, _) in layers.items()}
     origins = {k: source for k, (_, source) in layers.items()}
@@ -315,8 +315,8 @@ def _checked(values: dict[str, object], origins: Mapping[str, str], faults: list
             if not all(_HOLDS[limit](found[name], bound) for limit, bound in limits.items()):
                 raise ValueError(name)
         except (ValueError, OverflowError):
-            told = "a secret" if name in SECRET_SETTINGS else shown(value)
-            faults.append(f"{name} (from {origins[name]}): expected {_expected(kind, limits)}, found {told}")
+            noted = "a secret" if name in SECRET_SETTINGS else shown(value)
+            faults.append(f"{name} (from {origins[name]}): expected {_expected(kind, limits)}, found {noted}")
     return found
 
 

@@ -39,7 +39,7 @@ def keep(
     Writes the notebook and (``html``) its page, the home directory written ``~`` in both, the signed statement, and
     then the line with the hash of each file. Returns the line. ``as_template`` tells whether the cells are known to be
     those of the template whose hash the record has. Raises RefusedError where a file would hold a secret (the run is
-    then unsealed: it is no evidence) or the run is in the ledger already.
+    then unsealed: it is not evidence) or the run is in the ledger already.
     """
     archive = folder.parent
     require_no_line(archive, folder.name)
@@ -77,7 +77,7 @@ def keep(
 
 
 def lapses(settings: Settings) -> bool:
-    """Tell whether a run without a key would follow a signed one: ``verify --key`` fails from then on. Read-only."""
+    """Return whether a run without a key would follow a signed one: ``verify --key`` fails from then on. Read-only."""
     if settings.signing_key:
         return False
     archive = settings.archive_dir

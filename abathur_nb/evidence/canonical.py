@@ -37,11 +37,11 @@ def uncanonical(content: bytes) -> dict[str, Any]:
     try:
         data = json.loads(content.decode())
         if not isinstance(data, dict):
-            raise ValueError("it is no JSON object")  # noqa: TRY004 - every fault of the content is one kind
+            raise ValueError("it is not a JSON object")  # noqa: TRY004 - every fault of the content is one kind
         check_depth("content", data)  # deeper, and whoever reads it runs out of stack at another place
         written = canonical(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"it is no canonical JSON ({error})") from None
+        raise ValueError(f"it is not canonical JSON ({error})") from None
     if written != content:
         raise ValueError("it is not in canonical form")
     return data

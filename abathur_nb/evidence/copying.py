@@ -46,7 +46,7 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
         name for name in found if not LINE.fullmatch(name) and not RUN_ID.fullmatch(name.partition("/")[0])
     ):
         raise RefusedError(
-            f"{store.where} holds what is no copy of an archive, such as {shown(odd[0])}. Nothing was copied",
+            f"{store.where} holds what is not a copy of an archive, such as {shown(odd[0])}. Nothing was copied",
             "name an empty place, or that of an earlier copy",
         )
     unlike = [name for name in wanted if name in found and not _is_same(store, name, found[name], wanted[name])]

@@ -27,7 +27,7 @@ _VARYING = re.compile(
 )
 _CONTEXT = 30  # characters shown before and behind what differs in a long text
 _LONG = 200
-_LARGEST = 1e300  # milliseconds; what is larger is no number of a benchmark
+_LARGEST = 1e300  # milliseconds; what is larger is not a number of a benchmark
 
 Found = dict[tuple[str, str], dict[str, Any]]  # by kind and name, each fact
 
@@ -163,7 +163,7 @@ def _says_the_same(one: Any, other: Any) -> bool:
 
 
 def _meet(one: Any, other: Any) -> bool:
-    """Tell whether two percentiles are the same, as far as their samples tell."""
+    """Return whether two percentiles are the same, as far as their samples tell."""
     if not (_is_interval(one) and _is_interval(other)):
         return bool(one == other)
     return not above(one[0], other[2]) and not above(other[0], one[2])
@@ -222,7 +222,7 @@ def _record(entry: Entry) -> Record:
     if entry.faults:
         raise ConfigurationError(f"run {entry.run_id}: expected one that is as it was written, found {entry.faults[0]}")
     if entry.record is None:
-        raise ConfigurationError(f"run {entry.run_id}: expected a sealed one, found it unsealed: it is no evidence")
+        raise ConfigurationError(f"run {entry.run_id}: expected a sealed one, found it unsealed: it is not evidence")
     return entry.record
 
 

@@ -157,7 +157,7 @@ def append(archive: Path, data: Mapping[str, Any]) -> str:
     """Add a line to the ledger, forced to the disk, and return its hash; close a torn line first. Wants the lock.
 
     A crash leaves it whole, absent, or torn at the end, which the next one closes. What the lines before it say is
-    not asked: ``verify`` does. Raises RefusedError for a run that has a line, or if the ledger is no regular file.
+    not asked: ``verify`` does. Raises RefusedError for a run that has a line, or if the ledger is not a regular file.
     """
     path = archive / LEDGER
     if not os.path.lexists(path):

@@ -131,7 +131,7 @@ def _validate(notebook: Any) -> None:
 
     try:
         with warnings.catch_warnings():
-            for unnamed in (MissingIDFieldWarning, DuplicateCellId):  # mended in the copy only, at random
+            for unnamed in (MissingIDFieldWarning, DuplicateCellId):  # repaired in the copy only, at random
                 warnings.simplefilter("error", unnamed)
             nbformat.validate(deepcopy(notebook))
     except (nbformat.ValidationError, MissingIDFieldWarning, DuplicateCellId) as error:
@@ -139,7 +139,7 @@ def _validate(notebook: Any) -> None:
 
 
 def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
@@ -169,7 +169,7 @@ def _assigned(source: str, *, annotated: bool) -> set[str]:
 
 
 def same_cells(notebook: Mapping[str, Any], template: bytes) -> bool:
-    """Tell whether the cells of an executed notebook are those of a template, to the letter."""
+    """Return whether the cells of an executed notebook are those of a template, to the letter."""
     cells, others = cells_of(notebook), cells_of(read_notebook("the template", template, check=False))
     return [*map(_what_runs, cells)] == [*map(_what_runs, others)]
 

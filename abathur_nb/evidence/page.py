@@ -177,8 +177,8 @@ def _text(value: Any) -> str:
 def _counts(checks: Sequence[Check]) -> str:
     counts = Counter(check.status for check in checks)
     order: tuple[Status, ...] = (*_FINDINGS, "pass", "skip")
-    told = ", ".join(f"{counts[status]} {status}" for status in order if counts[status])
-    return f"{counted(len(checks), 'check')}: {told}." if checks else ""
+    noted = ", ".join(f"{counts[status]} {status}" for status in order if counts[status])
+    return f"{counted(len(checks), 'check')}: {noted}." if checks else ""
 
 
 def _facts(record: Record, cells: list[dict[str, Any]], as_template: bool) -> Iterator[tuple[str, str]]:
@@ -221,14 +221,14 @@ def _ended(error: Mapping[str, Any] | None, cells: list[dict[str, Any]]) -> dict
     """Return what a record says of the cell in which its run ended, with the ``number`` of that cell on the page."""
     if error is None:
         return None
-    told = ": ".join(str(error[name]) for name in ("name", "message") if error.get(name))
+    noted = ": ".join(str(error[name]) for name in ("name", "message") if error.get(name))
     numbers = [
         cell["number"]
         for name, key in (("id", "id"), ("count", "cell"))
         for cell in cells
         if error.get(key) is not None and cell.get(name) == error[key]
     ]
-    return {"told": told, "cell": error.get("cell"), "number": numbers[0] if numbers else None}
+    return {"noted": noted, "cell": error.get("cell"), "number": numbers[0] if numbers else None}
 
 
 # --- the cells
@@ -259,8 +259,8 @@ def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
         return {"kind": kind, "text": shown} if shown else None
     if output["output_type"] == "error":
         line = f"{output['ename']}: {output['evalue']}"
-        told = _terminal("\n".join(output["traceback"]))
-        return {"kind": "error", "text": _terminal(line), "traceback": told if told.strip() != line.strip() else ""}
+        noted = _terminal("\n".join(output["traceback"]))
+        return {"kind": "error", "text": _terminal(line), "traceback": noted if noted.strip() != line.strip() else ""}
     return _bundle(output["data"], output["metadata"])
 
 
@@ -270,10 +270,10 @@ def _bundle(data: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, A
         return {"kind": "html", "html": clean(_text(data["text/html"]))}
     for mime in ("image/png", "image/jpeg", "image/svg+xml"):
         if picture := picture_of(mime, _text(data.get(mime, ""))):
-            told = metadata.get(mime)
-            told = told if isinstance(told, Mapping) else {}
-            alt = told.get("alt") or data.get("text/plain") or "a picture without a description"
-            width = told.get("width")
+            noted = metadata.get(mime)
+            noted = noted if isinstance(noted, Mapping) else {}
+            alt = noted.get("alt") or data.get("text/plain") or "a picture without a description"
+            width = noted.get("width")
             url = f"data:{mime};base64,{picture}"
             return {"kind": "picture", "url": url, "alt": _text(alt), "width": width if isinstance(width, int) else ""}
     if "text/markdown" in data:

@@ -65,7 +65,7 @@ class PastRun:
 
     @property
     def sealed(self) -> bool:
-        """Tell whether its record stands, whatever the verdict."""
+        """Return whether its record stands, whatever the verdict."""
         return self.seconds is not None
 
     @property
@@ -79,7 +79,7 @@ class PastRun:
         return f"{self.started_at:%Y-%m-%d %H:%M:%S}"
 
     def is_of(self, settings: Settings) -> bool:
-        """Tell whether it is of the database of ``settings``, under the same environment."""
+        """Return whether it is of the database of ``settings``, under the same environment."""
         run, own = self.entry.known, (settings.env, tilde(str(settings.db_path)))
         return run is not None and (run.env, run.settings.get("db_path")) == own
 

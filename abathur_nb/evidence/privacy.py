@@ -20,7 +20,7 @@ _BEGINS = re.compile(
     r"(?:(?:\A|[^\w./~:])/*|:(?:/{2,})?|\[[\d;]*m|\\[abfnrtv]|(?:\A|[^\w-])-[A-Za-z]|(?:\A|[^\w./])(?:\.\./)*\.\."
     r"|file://[\w.-]*)\Z"
 )
-_ENDS = r"(?![\w@-]|\.\w)"  # /home/al is no part of /home/alice or /home/al.old
+_ENDS = r"(?![\w@-]|\.\w)"  # /home/al is not part of /home/alice or /home/al.old
 _SEEN_BEFORE = 300  # characters
 _SHORTEST = 8  # characters of a secret
 
@@ -82,7 +82,7 @@ def secret_values(settings: Settings) -> dict[str, str]:
     named |= {name: getattr(settings, name) for name in SECRET_SETTINGS}
     found = {name: value for name, value in named.items() if value.strip()}
     if short := [name for name, value in found.items() if len(value.strip()) < _SHORTEST]:
-        wanted = f"expected a secret of at least {_SHORTEST} characters: a shorter one can't be told from other text"
+        wanted = f"expected a secret of at least {_SHORTEST} characters: a shorter one is found in other text"
         raise ConfigurationError([f"{name}: {wanted}" for name in short])
     return found
 

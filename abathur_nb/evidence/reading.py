@@ -66,7 +66,7 @@ def read_archive(archive: Path, ledger: Ledger | None = None) -> tuple[Entry, ..
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether a directory stands there, and no link to one. Read-only."""
+    """Return whether a directory is there, and no link to one. Read-only."""
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
     except OSError:
@@ -77,7 +77,7 @@ def read_entry(archive: Path, run_id: str, line: Line | None) -> Entry:
     """Return one run of an archive, whose line in the ledger is ``line``. Read-only; follows no link."""
     folder = archive / run_id
     if not is_folder(folder):
-        words = "it is no directory that can be read" if os.path.lexists(folder) else "its folder is gone"
+        words = "it is not a directory that can be read" if os.path.lexists(folder) else "its folder is gone"
         return Entry(run_id, folder, None, None, line, (f"{run_id}: {words}",))
     found = dict[str, Started]()
     digests = dict[str, str]()
@@ -110,9 +110,9 @@ def _disagreements(record: Record, belongs: bool, started: Started | None, line:
     """Yield what a sealed record says otherwise than how its run started, or than its line in the ledger."""
     if not belongs:
         yield f"it does not belong to this {STARTED}"
-    told = {STARTED: {each.name: getattr(started, each.name) for each in fields(Started)} if started else {}}
-    told[LEDGER] = {name: line.data[name] for name in IN_LINE} if line else {}
-    for source, data in told.items():
+    noted = {STARTED: {each.name: getattr(started, each.name) for each in fields(Started)} if started else {}}
+    noted[LEDGER] = {name: line.data[name] for name in IN_LINE} if line else {}
+    for source, data in noted.items():
         if other := sorted(name for name in data if getattr(record, name) != data[name]):
             yield f"{', '.join(other)} is not what {source} says"
 
@@ -124,8 +124,10 @@ def find_run(archive: Path, beginning: str) -> Entry:
     found = [run_id for run_id in known if beginning and run_id.startswith(beginning)]
     if len(found) == 1:
         return read_entry(archive, found[0], lines.get(found[0]))
-    told = ", ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "") or "none"
-    raise ConfigurationError(f"run {shown(beginning)}: expected the beginning of one run id, found {told} in {archive}")
+    noted = ", ".join(found[:_NAMED]) + (f" and {len(found) - _NAMED} more" if len(found) > _NAMED else "") or "none"
+    raise ConfigurationError(
+        f"run {shown(beginning)}: expected the beginning of one run id, found {noted} in {archive}"
+    )
 
 
 def chosen_archive(arguments: argparse.Namespace) -> Path | str:

@@ -73,7 +73,7 @@ def shipped_notebook(name: str) -> bytes | None:
 def database_identity(settings: Settings) -> dict[str, Any] | None:
     """Return what identifies the database: its name in its directory, size, ids, the hash of its schema. Read-only.
 
-    None where there is none. What can't be read stands under ``unread``, and is no error here; a link is not
+    None where there is none. What can't be read stands under ``unread``, and is not an error here; a link is not
     followed, and a lock waited for no longer than a second.
     """
     try:
@@ -254,7 +254,7 @@ def write_started(
     archive = settings.archive_dir
     run_id = run_id or new_run_id()
     if not RUN_ID.fullmatch(run_id):
-        raise RefusedError(f"{shown(run_id)} is no run id", "leave it to the runner: unset ABATHUR_RUN_ID")
+        raise RefusedError(f"{shown(run_id)} is not a run id", "leave it to the runner: unset ABATHUR_RUN_ID")
     started = {
         "format": _FORMAT,
         "run_id": run_id,
@@ -289,7 +289,7 @@ def _make_archive(archive: Path) -> None:
     make_private_directory(archive, owned_as=nearest_existing(archive))
     found = os.lstat(archive)
     if not stat.S_ISDIR(found.st_mode):
-        raise RefusedError(f"the archive {archive} is no directory", "archive_dir: name another one")
+        raise RefusedError(f"the archive {archive} is not a directory", "archive_dir: name another one")
     if writable_by_others(archive):
         raise RefusedError(
             f"others may write to the archive {archive}, mode {stat.S_IMODE(found.st_mode):04o}",
@@ -315,8 +315,8 @@ def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: An
     """
     begun = read_regular(folder / STARTED)
     started = read_run(Started, unsealed(begun))
-    told = {each.name: getattr(started, each.name) for each in fields(Started)}
-    record = Record(**told, started_sha256=sha256(begun), ended_at=utc_now(), verdict=verdict, **found)
+    words = {each.name: getattr(started, each.name) for each in fields(Started)}
+    record = Record(**words, started_sha256=sha256(begun), ended_at=utc_now(), verdict=verdict, **found)
     data = tilde(record.to_dict())
     content = sealed(data)
     refuse_secrets(settings, {RECORD: content})

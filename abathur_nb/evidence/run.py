@@ -171,7 +171,7 @@ def unrecorded(settings: Settings, notebook: str, parameters: Mapping[str, objec
 
 
 def _has_a_place(settings: Settings) -> bool:
-    """Tell whether a record can be kept without making the database's own directory, which preflight only probes."""
+    """Return whether a record can be kept without making the database's own directory, which preflight only probes."""
     data = settings.db_path.parent
     return data.is_dir() or not settings.archive_dir.is_relative_to(data)
 

@@ -15,7 +15,7 @@ _TESTS = {"passedTests": ("pass",), "warnedTests": ("warn",), "failedTests": ("f
 
 
 def is_signed(content: bytes) -> bool:
-    """Tell whether an envelope carries a signature, be it a good one or not."""
+    """Return whether an envelope carries a signature, be it a good one or not."""
     try:
         return bool(json.loads(content)["signatures"])
     except (ValueError, TypeError, LookupError):
@@ -99,7 +99,7 @@ def check_statement(
         if _enclosed(payload, signatures) != content:
             return Checked(("it is not in canonical form",))
     except (KeyError, TypeError, ValueError, RecursionError):
-        return Checked(("it is no DSSE envelope with an in-toto statement",))
+        return Checked(("it is not a DSSE envelope with an in-toto statement",))
     faults = [] if payload == wanted else ["it does not say what the record and the hashes of the files say"]
     named = [one["keyid"] for one in signatures]
     known = {keyid: key for keyid, key in keys.items() if keyid in named}

@@ -63,9 +63,9 @@ def open_store(url: str) -> Store:
 
 
 def _telling(where: str, call: Callable[P, T]) -> Callable[P, T]:
-    """Return ``call`` with what it raises told as one line."""
+    """Return ``call`` with what it raises reported in one line."""
 
-    def told(*args: P.args, **kwargs: P.kwargs) -> T:
+    def words(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return call(*args, **kwargs)
         except AbathurError:
@@ -75,7 +75,7 @@ def _telling(where: str, call: Callable[P, T]) -> Callable[P, T]:
             remedy = "see that it is there and may be used, then begin again"
             raise RefusedError(f"{where} says no: {type(error).__name__}: {reason}", remedy) from None
 
-    return told
+    return words
 
 
 def _directory(folder: Path) -> Store:
@@ -125,9 +125,9 @@ def _objects(url: str, scheme: str) -> Store:
     def found() -> dict[str, str]:
         system.invalidate_cache()
         listed = system.find(root, detail=True)
-        named = {path.removeprefix(root).strip("/"): told for path, told in listed.items()}
+        named = {path.removeprefix(root).strip("/"): words for path, words in listed.items()}
         # A store may list the place itself, as a directory, once another has begun to write there.
-        return {name: _md5(told) for name, told in named.items() if name and told.get("type") != "directory"}
+        return {name: _md5(words) for name, words in named.items() if name and words.get("type") != "directory"}
 
     def add(name: str, content: bytes) -> None:
         try:
@@ -143,8 +143,8 @@ def _objects(url: str, scheme: str) -> Store:
     return Store(url, _telling(url, found), _telling(url, read), _telling(url, add))
 
 
-def _md5(told: Any) -> str:
-    match = _MD5.fullmatch(str(told.get("ETag", "")))
+def _md5(words: Any) -> str:
+    match = _MD5.fullmatch(str(words.get("ETag", "")))
     return match[1] if match else ""
 
 
@@ -161,7 +161,7 @@ def fetched(url: str) -> Iterator[Path]:
     odd = [name for name in names if not _SAFE.fullmatch(name) or name == LEDGER]
     if not lines or odd:
         found = f"an object named {shown(odd[0])}" if odd else "no line of a ledger"
-        raise RefusedError(f"{store.where} is no copy of an archive: {found}", "name the place that copy was given")
+        raise RefusedError(f"{store.where} is not a copy of an archive: {found}", "name the place that copy was given")
     with TemporaryDirectory(prefix="abathur-copy-") as folder:
         archive = Path(folder)
         ledger = b"".join(map(store.read, lines))

@@ -76,8 +76,8 @@ def of_order(entries: list[Entry], ledger: Ledger) -> Found:
         if head not in known:
             yield "order", f"{entry.run_id}: the last line of the ledger when it began is gone: cut off, or rewritten"
         elif after and after != entry.line and _is_before(after.data["written_at"], began):
-            told = f"it began at {began}, and does not know {LEDGER} line {after.number}, which was written before"
-            yield "order", f"{entry.run_id}: {told}"
+            words = f"it began at {began}, and does not know {LEDGER} line {after.number}, which was written before"
+            yield "order", f"{entry.run_id}: {words}"
         elif head == FIRST and entry.line and _place(started) != first:
             yield "order", f"{entry.run_id}: it began in {_place(started)}, the first run in {first}: another archive"
     before = ""
@@ -133,7 +133,7 @@ def _is_half_archived(path: Path) -> bool:
 def _is_open_to_others(path: Path) -> bool:
     try:
         found = os.lstat(path).st_mode
-    except OSError:  # gone since, or a fault that is told elsewhere
+    except OSError:  # gone since, or a fault that is reported elsewhere
         return False
     return not stat.S_ISLNK(found) and bool(found & 0o077)
 
@@ -147,7 +147,7 @@ _RULES = {
         "{lines}, each with the hash of the one before",
         _FIND_OUT,
     ),
-    "last_line": ("a whole one", "it is whole", "it is no tampering: the next run of this environment closes it"),
+    "last_line": ("a whole one", "it is whole", "it is not tampering: the next run of this environment closes it"),
     "runs": (
         "each file is there, with the hash that the ledger names; each record says what the ledger says",
         "{archived} archived of {runs}, as they were written",
@@ -188,12 +188,12 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
     found["last_line"] += [ledger.torn] if ledger.torn else []
     found["notes"] += ledger.notes
     statements: list[tuple[str, Checked]] = []
-    for rule, told in (
+    for rule, words in (
         *(one for entry in entries for one in of_run(entry, keys, statements)),
         *of_order(entries, ledger),
         *strangers(archive, entries),
     ):
-        found[rule].append(told)
+        found[rule].append(words)
     signatures = _signatures(statements, keys)
     count = {
         "lines": counted(len(ledger.lines), "line"),
@@ -213,7 +213,7 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
         )
         for name, (expected, passed, remedy) in _RULES.items()
     ]
-    no_evidence = [told for entry in entries if (told := _no_evidence(entry))]
+    no_evidence = [words for entry in entries if (words := _no_evidence(entry))]
     edited = [
         f"{entry.run_id} {entry.line.data['notebook']}: its cells are not known to be the template's"
         for entry in entries
@@ -237,7 +237,7 @@ def _first(found: Sequence[str]) -> str:
 
 
 def _several(found: Sequence[str]) -> Sequence[str]:
-    """Return what was found, unless the first is all: that is told already."""
+    """Return what was found, unless the first is all: that is shown already."""
     return found if len(found) > 1 else ()
 
 

@@ -149,13 +149,13 @@ def _identity(found: Mapping[str, Any], settings: Settings) -> Iterable[Check]:
         yield Check.that(name, holds, expected=str(expected), observed=str(found[name]), remedy=remedy, name=name)
     # The rest each connection sets for itself, as this one did.
     names = (*connection_pragmas(settings), "query_only", "trusted_schema")
-    told = ", ".join(f"{name} = {found[name]}" for name in names)
+    words = ", ".join(f"{name} = {found[name]}" for name in names)
     yield Check.that(
         "journal_mode",
         found["journal_mode"] == "wal",
         expected="wal",
         observed=found["journal_mode"],
-        evidence=(f"read back on this connection: {told}",),
+        evidence=(f"read back on this connection: {words}",),
     )
 
 
@@ -180,7 +180,7 @@ async def integrity_check(conn: Connection, restore: str) -> Check:
     observed = "ok" if messages == ["ok"] else f"{_CORRUPT if corrupt else ''}{(corrupt or messages)[0]}"
     if len(messages) > 1:
         observed += f" (and {len(messages) - 1} more)"
-    remedy = "" if indexes else restore if corrupt else "mend the rows named below"
+    remedy = "" if indexes else restore if corrupt else "repair the rows named below"
     return Check.that(
         "integrity",
         messages == ["ok"],
@@ -224,7 +224,7 @@ def _longest(limit: int, values: int) -> int:
 
 
 def _of_others(message: str) -> bool:
-    """Tell whether a message of integrity_check is about a row of a table that is not ours."""
+    """Return whether a message of integrity_check is about a row of a table that is not ours."""
     match = re.match(r"(?:NULL|NUMERIC|TEXT) value in (.+)\.[^.]+$", message)
     return match is not None and match[1] not in expected_tables()
 
@@ -288,7 +288,7 @@ async def _reference(conn: Connection, table: str, rowid: int, parent: str, fkid
         wanted = [*columns, *(name for (name,) in await conn.execute_fetchall(keys, (table,)))]
         row = f"SELECT {', '.join(map(quoted, wanted))} FROM {quoted(table)} WHERE rowid = ?"
         ((*values,),) = await conn.execute_fetchall(row, (rowid,))
-    except UnicodeEncodeError:  # somebody else's table, whose name is no text
+    except UnicodeEncodeError:  # somebody else's table, whose name is not text
         return f"{table}, by key: (rowid {rowid}), to {parent}"
     referring = ", ".join(shown(stored(value)) for value in values[: len(columns)])
     key = named_row(rowid, *values[len(columns) :])

@@ -97,12 +97,12 @@ def _drop(one: SchemaObject) -> str:
 
 def _objects_check(check_id: str, kind: str, differences: Differences, remedy: str, evidence: Iterable[str]) -> Check:
     expected = sum(found.type == kind for found in expected_objects().values())
-    told = str(replace(differences, extra=()))
+    words = str(replace(differences, extra=()))
     return Check.that(
         check_id,
-        not told,
+        not words,
         expected=f"the {expected} of sql/, each with the same SQL",
-        observed=f"{expected - len(differences.missing)} {check_id}" + (f"; {told}" if told else ", each as in sql/"),
+        observed=f"{expected - len(differences.missing)} {check_id}" + (f"; {words}" if words else ", each as in sql/"),
         remedy=remedy,
         evidence=evidence,
         data={"missing": differences.missing, "altered": differences.altered},

@@ -88,7 +88,7 @@ def _above(settings: Settings) -> tuple[Check, bool]:
     """Check the directories above the database's: who may rename what is in one of them can swap the database's."""
     folder, severity = settings.db_path.parent, settings.on_shared_directory
     trusted = {0, os.geteuid(), *([os.lstat(folder).st_uid] if os.path.lexists(folder) else [])}
-    # What cannot be told apart from root, or holds only until somebody makes the next directory, warns where a
+    # What cannot be distinguished from root, or holds only until somebody makes the next directory, warns where a
     # database may be tried out.
     lesser: Severity = "warn" if severity == "fail" else severity
     faults: dict[Path, tuple[Severity, str]] = {}
@@ -103,15 +103,15 @@ def _above(settings: Settings) -> tuple[Check, bool]:
             sticky = found.st_mode & stat.S_ISVTX and (inside is None or inside.st_uid in trusted)
             fault = ("warn", ", sticky") if sticky else (severity, "")
         if fault:
-            told = f"{above} is {user_name(found.st_uid)}'s, mode {stat.S_IMODE(found.st_mode):04o}"
-            faults.setdefault(above, (fault[0], told + fault[1]))
+            words = f"{above} is {user_name(found.st_uid)}'s, mode {stat.S_IMODE(found.st_mode):04o}"
+            faults.setdefault(above, (fault[0], words + fault[1]))
     worst = next((s for s in ("refuse", "fail", "warn") if s in [s for s, _ in faults.values()]), None)
     owners = " or ".join(dict.fromkeys(("root", user_name(os.geteuid()))))
     check = Check.that(
         "directories_above",
         worst is None,
         expected=f"each belongs to {owners}, and nobody else may write to it: who renames one can swap the database",
-        observed="; ".join(told for _, told in faults.values()) or f"as expected, from / to {folder.parent}",
+        observed="; ".join(words for _, words in faults.values()) or f"as expected, from / to {folder.parent}",
         remedy=f"put the database below directories of root's or your own; to see each: namei -l {quote(str(folder))}",
         otherwise="warn" if worst == "warn" else "fail",
     )
@@ -136,7 +136,7 @@ def _way_to(path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _is_unmapped(uid: int) -> bool:
-    """Tell whether a number may stand for every user that this user namespace does not map (user_namespaces(7))."""
+    """Return whether a number may stand for every user that this user namespace does not map (user_namespaces(7))."""
     try:
         overflow = int(Path("/proc/sys/kernel/overflowuid").read_text())
         return uid == overflow and Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
@@ -145,7 +145,7 @@ def _is_unmapped(uid: int) -> bool:
 
 
 def _is_our_own(settings: Settings) -> bool:
-    """Tell whether the database's directory holds nothing but what belongs to it. Read-only."""
+    """Return whether the database's directory holds nothing but what belongs to it. Read-only."""
     ours = (settings.db_path.name, settings.backup_dir.name, settings.archive_dir.name, ".abathur-")
     try:
         return all(found.name.startswith(ours) for found in settings.db_path.parent.iterdir())
@@ -175,7 +175,7 @@ def _missing_directory(settings: Settings, place: Path) -> Check:
 
 
 def _is_for_another(settings: Settings) -> bool:
-    """Tell whether the database is to belong to another than the one who runs this."""
+    """Return whether the database is to belong to another than the one who runs this."""
     if settings.service_account in ("", user_name(os.geteuid())):
         return False
     account = _user(settings.service_account)

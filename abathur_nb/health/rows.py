@@ -115,7 +115,7 @@ async def _read_rows(conn: aiosqlite.Connection) -> _Rows:
     try:
         (row,) = await conn.execute_fetchall(f"SELECT * FROM {looks}", _moment())
         counts, wrong = dict(zip(tables, row[::2], strict=True)), row[1::2]
-    except sqlite3.Error:  # a table that can't be read, or text that is no UTF-8: one must not hide the others
+    except sqlite3.Error:  # a table that can't be read, or text that is not UTF-8: one must not hide the others
         counts, wrong = {}, (True,) * len(tables)
     broken: dict[_Rule, tuple[int, str]] = {}
     unread = {}
@@ -141,7 +141,7 @@ def _look(table: str) -> str:
     broken = [rule.broken for rule in rules if rule.kind in (_VALUES, _TIMESTAMPS)]
     broken += [f"NOT ({check.expression})" for check in column_checks(table) if check.kind == "json"]
     broken += [_MAY_BE_LATE.format(column) for column in of[_CLOCK]]
-    # The type of a value is told without reading the value.
+    # The type of a value is known without reading the value.
     nulls = "".join(f" + count(CASE typeof({column}) WHEN 'null' THEN 1 END)" for column in of[_REQUIRED])
     long = " OR ".join(map(TOO_LONG.format, of[_JSON])) or "0"
     return (
@@ -182,15 +182,17 @@ def _told(reason: str | int) -> str:
 def named_row(rowid: int, *key: object) -> str:
     """Return how a message names a row: by its key, and by its number where nobody can type the key."""
     values = [stored(value) for value in key]
-    told = ", ".join(map(shown, values))
-    return told if key and not any(isinstance(value, bytes) for value in values) else f"{told} (rowid {rowid})".strip()
+    noted = ", ".join(map(shown, values))
+    return (
+        noted if key and not any(isinstance(value, bytes) for value in values) else f"{noted} (rowid {rowid})".strip()
+    )
 
 
 def _rows_check(kind: str, rows: _Rows) -> Check:
     """Return the check of one kind of rule over all tables."""
     rules = [rule for table in expected_tables() for rule in _rules(table) if rule.kind == kind]
-    broken = [told for rule, (_, told) in rows.broken.items() if rule.kind == kind]
-    unread = [told for table, told in rows.unread.items() if any(rule.table == table for rule in rules)]
+    broken = [noted for rule, (_, noted) in rows.broken.items() if rule.kind == kind]
+    unread = [noted for table, noted in rows.unread.items() if any(rule.table == table for rule in rules)]
     name = _TITLES.get(kind, "")
     if unread and not broken:
         observed = f"could not run: {'; '.join(unread)}"
@@ -275,14 +277,14 @@ async def sizes_check(conn: aiosqlite.Connection) -> Check:
     """Return a check of the events, state and metadata of every session. Read-only."""
     low, high = (MAX_BYTES * level // 100 for level in LEVELS)
     rows = list(await conn.execute_fetchall(load_queries("inspect.sql")["large_sessions"].sql, {"bytes": low}))
-    told = [f"{named_row(row[0], row[1])}: {row[2]}, {TOLD_SIZE.format(row[3] * 100 / MAX_BYTES)}" for row in rows]
+    noted = [f"{named_row(row[0], row[1])}: {row[2]}, {TOLD_SIZE.format(row[3] * 100 / MAX_BYTES)}" for row in rows]
     counts = f"{len(rows):,} over {LEVELS[0]} %, {sum(row[3] > high for row in rows):,} over {LEVELS[1]} %"
     return Check.that(
         "session_sizes",
         not rows,
         expected=f"events, state and metadata of at most {TOLD_SIZE.format(LEVELS[0])}, where an append is refused",
-        observed=f"{counts}; the largest is {told[0]}" if rows else f"none is over {LEVELS[0]} %",
+        observed=f"{counts}; the largest is {noted[0]}" if rows else f"none is over {LEVELS[0]} %",
         remedy=TRIM,
         otherwise="warn",
-        evidence=told[:NAMED],
+        evidence=noted[:NAMED],
     )

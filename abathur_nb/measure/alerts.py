@@ -111,7 +111,7 @@ def samples_frame(samples: Iterable[tuple[datetime, Sample]]) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=["time", "gauge", "of", "value"])
 
 
-# By the end of a gauge's name, the first that fits: how its value is told, and in which unit.
+# By the end of a gauge's name, the first that fits: how its value is noted, and in which unit.
 _UNITS = (
     ("_seconds", "{:.3g} ms", 1e-3),
     ("_bytes_per_day", "{:,.1f} MB a day", MB),
@@ -142,7 +142,7 @@ class Rule:
     The setting is in its own unit, ``unit`` of which are one of the gauge's; a number stands for itself. With ``age``
     it is about the time since the moment that the gauge holds, and fires too where that lies in the future; with
     ``per`` it is about the gauge divided by another one.
-    ``wait`` is how long Prometheus sees it so before it tells; ``told`` the form of a value in the setting's unit.
+    ``wait`` is how long Prometheus sees it so before it reports; ``noted`` the form of a value in the setting's unit.
     """
 
     name: str
@@ -150,7 +150,7 @@ class Rule:
     gauge: str
     fires: Literal["above", "below", "absent"]
     limit: str | float
-    told: str
+    noted: str
     severity: Literal["critical", "warning"]
     remedy: str
     unit: float = 1
@@ -333,13 +333,13 @@ def alerts_of(snapshot: Snapshot, settings: Settings) -> list[Check]:
 
 def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
     limit, value = rule.limit_of(settings), rule.value_of(snapshot)
-    expected = f"{_EXPECTED[rule.fires]}{rule.told.format(limit)}"
+    expected = f"{_EXPECTED[rule.fires]}{rule.noted.format(limit)}"
     evidence = (f"{rule.name}, {rule.severity}: {rule.expression(settings)}",)
     if value is None:
         return Check(rule.id, "skip", expected, "nothing to measure it by", evidence=evidence, name=rule.title)
     never = rule.age and not snapshot.value(rule.gauge, rule.labels)
     ahead = rule.age and value * rule.unit < -AHEAD_S
-    observed = "there is none" if never else "no growth" if math.isinf(value) else rule.told.format(value)
+    observed = "there is none" if never else "no growth" if math.isinf(value) else rule.noted.format(value)
     sample = rule.sample_of(snapshot)
     if sample and sample.labels != rule.labels:
         observed += f" ({', '.join(f'{k} {v}' for k, v in sample.labels.items() if k not in rule.labels)})"
@@ -347,7 +347,7 @@ def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
         rule.id,
         not (ahead or (value > limit if rule.fires == "above" else value < limit)),
         expected=expected,
-        observed=f"{rule.told.format(-value)} in the future" if ahead else observed,
+        observed=f"{rule.noted.format(-value)} in the future" if ahead else observed,
         remedy=SEE_CLOCK if ahead else rule.remedy,
         otherwise="fail" if rule.severity == "critical" and settings.alerts_fail else "warn",
         evidence=evidence,
@@ -362,7 +362,7 @@ def prometheus_rules(settings: Settings) -> dict[str, Any]:
 
 def _prometheus(rules: Iterable[Rule], settings: Settings) -> Iterable[dict[str, Any]]:
     for rule in rules:
-        found = f"{_FOUND[rule.fires]}{rule.told.format(rule.limit_of(settings))}"
+        found = f"{_FOUND[rule.fires]}{rule.noted.format(rule.limit_of(settings))}"
         found += ", or lies in the future: see the clock" if rule.age else ""
         yield {
             "alert": rule.name,

@@ -177,17 +177,17 @@ def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], ea
     """Compare the machine, then each measurement: slower where the interval of a percentile lies above the other."""
     yield compare_machines(machine, machine_of(earlier))
     for name in (name for name in samples if name in earlier.facts.percentiles):
-        told, slower = [], False
+        words, slower = [], False
         for now in percentiles(samples[name]):
             was = earlier.facts.percentiles[name].get(f"p{now.level * 100:g}")
             if was:
-                told.append(f"{now}, was {was[1]:.3g} ms ({now.value / was[1]:.2f} times)")
+                words.append(f"{now}, was {was[1]:.3g} ms ({now.value / was[1]:.2f} times)")
                 slower |= above(now.low, was[2])
         yield Check.that(
             f"{id_of(name)}_against_the_earlier_run",
             not slower,
             expected="no percentile more than a tenth above the earlier run's interval",
-            observed="; ".join(told),
+            observed="; ".join(words),
             remedy="see the check *machine*; if that is the same, look at explain.ipynb",
             otherwise="warn",
             evidence=(f"run {earlier.run_id}",),

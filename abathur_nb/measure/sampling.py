@@ -249,8 +249,8 @@ async def _memories(
         Sample(READ, share, {"of": "namespaces and versions"}),
         *(Sample("abathur_memory_versions", round(total[s] * scale), {"state": s}) for s in states if total["rows"]),
         *(
-            Sample(gauge, round(found[name][kind] * scale), {"namespace": told})
+            Sample(gauge, round(found[name][kind] * scale), {"namespace": words})
             for gauge, kind in kinds.items()
-            for name, told in largest.items()
+            for name, words in largest.items()
         ),
     ]

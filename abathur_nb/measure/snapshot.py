@@ -140,7 +140,7 @@ def _output(name: str) -> Path:
     if path.suffix != ".prom":
         fault = "the collector reads files that end with .prom"
     elif not os.access(f"{path.parent}/.", os.W_OK | os.X_OK):
-        fault = f"{path.parent} is no directory that this user may write to"
+        fault = f"{path.parent} is not a directory that this user may write to"
     elif os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
         fault = "it is not a regular file"
     if fault:

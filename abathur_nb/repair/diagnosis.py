@@ -77,7 +77,7 @@ _STALE, _FEW = 10, 1000  # statistics so many times too large or too small, of a
 
 @dataclass(slots=True)
 class Treatment:
-    """Gather what would mend the faults, and what is told of each check beyond its own words."""
+    """Gather what would repair the faults, and what is said of each check beyond its own words."""
 
     deeds: list[str] = field(default_factory=list)
     changes: list[tuple[RowChange, int]] = field(default_factory=list)
@@ -96,9 +96,9 @@ class Treatment:
 
 
 async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings) -> Treatment:
-    """Find what mends each failing check of validate. Read-only; ``conn`` must have the functions of `limits`.
+    """Find what repairs each failing check of validate. Read-only; ``conn`` must have the functions of `limits`.
 
-    Nothing stands on unsound ground: where pages are damaged or a table is gone, that is mended first.
+    Nothing stands on unsound ground: where pages are damaged or a table is gone, that is repaired first.
     """
     found = Treatment()
     # Who owns the files, and the directory, is for somebody with more rights to change.
@@ -160,7 +160,7 @@ def _restoring(settings: Settings, tables: Iterable[str] = ()) -> str:
 
 
 async def _treat_damage(conn: aiosqlite.Connection, check: Check, found: Treatment, settings: Settings) -> bool:
-    """Find what mends a file that integrity_check fails; tell whether the rest can't be judged before that."""
+    """Find what repairs a file that integrity_check fails; tell whether the rest can't be judged before that."""
     if not check.data["is_corrupt"]:
         found.causes["integrity"] = "the rows that are named below"
         return False
@@ -194,7 +194,7 @@ async def _treat_tables(
     found: Treatment,
     settings: Settings,
 ) -> None:
-    """Find what mends altered tables, the rows of all tables, and the indexes."""
+    """Find what repairs altered tables, the rows of all tables, and the indexes."""
     rebuilds, obstacles = {}, dict[str, str]()
     for table in tables.altered:
         rebuilds[table], in_the_way = await rebuild_table(conn, table, live)
@@ -255,9 +255,9 @@ async def statistics_check(conn: aiosqlite.Connection, found: Treatment) -> Chec
     ask = load_queries("troubleshoot.sql")
     ((analysed,),) = await conn.execute_fetchall(ask["has_statistics"].sql)
     rows = await conn.execute_fetchall(ask["statistics"].sql) if analysed else []
-    told = {row["table"]: row["rows"] for row in rows if row["table"] in expected_tables()}
+    noted = {row["table"]: row["rows"] for row in rows if row["table"] in expected_tables()}
     stale = []
-    for table, then in told.items():
+    for table, then in noted.items():
         ((now,),) = await conn.execute_fetchall(f"SELECT count(*) FROM {table} NOT INDEXED")
         if max(now, then) >= _FEW and max(now, then) > _STALE * min(now, then):
             stale.append(f"{table}: {counted(then, 'row')} when analysed, {now:,} now")
@@ -269,7 +269,7 @@ async def statistics_check(conn: aiosqlite.Connection, found: Treatment) -> Chec
         "statistics",
         not stale,
         expected=f"none, or not off by more than {_STALE} times",
-        observed="; ".join(stale) or (f"of {counted(len(told), 'table')}" if told else "none"),
+        observed="; ".join(stale) or (f"of {counted(len(noted), 'table')}" if noted else "none"),
         remedy=REPAIR,
         otherwise="warn",
     )
@@ -302,7 +302,7 @@ class Diagnosis:
 
 
 async def diagnose(settings: Settings) -> Diagnosis:
-    """Find out what is wrong with the database at ``settings.db_path`` and what would mend it. Read-only."""
+    """Find out what is wrong with the database at ``settings.db_path`` and what would repair it. Read-only."""
     found = await _diagnose(settings)
     if "salvage" not in found.deeds or not (before := salvaged_before(settings)):
         return found

@@ -103,7 +103,7 @@ def read_quarantine(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]
     except FileNotFoundError:
         raise RefusedError(f"no file {path}", f"see what there is: ls {quote(str(path.parent))}") from None
     except (OSError, ValueError) as error:
-        raise RefusedError(f"{path} is no quarantine file: {error}", "name another one") from None
+        raise RefusedError(f"{path} is not a quarantine file: {error}", "name another one") from None
     faults = misfits(first, _HEAD)
     if last != {"rows": len(entries), "sha256": sha256(head + b"".join(lines))}:
         faults.append("its hash is not the one that its last line names")
@@ -146,7 +146,7 @@ def _value(data: object) -> bool:
         if isinstance(data, int):
             return not isinstance(data, bool) and -(2**63) <= data < 2**63
         return not isinstance(data, list) and plain(data) == data
-    except (KeyError, TypeError, ValueError):  # among them a surrogate, which is no text to SQLite
+    except (KeyError, TypeError, ValueError):  # among them a surrogate, which is not text to SQLite
         return False
 
 
@@ -282,7 +282,7 @@ def _named(entry: Mapping[str, Any]) -> str:
 async def _put_one(conn: Connection, entry: Mapping[str, Any]) -> bool:
     """Put back one row, or one value; tell whether it did not stand there already.
 
-    Raises IntegrityError where a rule forbids it, RefusedError where something else stands there.
+    Raises IntegrityError where a rule forbids it, RefusedError where something else is there.
     """
     table, row = quoted(entry["table"]), entry["row"]
     keys = {name: value_of(value) for name, value in entry["key"].items()}

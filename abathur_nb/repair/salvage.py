@@ -92,13 +92,13 @@ async def salvage(settings: Settings) -> Check:
     verdicts = {table.name: table.verdict for table in tables}
     states = Counter(state for state, _ in verdicts.values())
     lines = [f"{name}: {state}, {rows}" for name, (state, rows) in verdicts.items()]
-    told = ", ".join(f"{states[state]} {state}" for state in ("intact", "partly", "lost") if states[state])
+    noted = ", ".join(f"{states[state]} {state}" for state in ("intact", "partly", "lost") if states[state])
     valid = f"it fails {', '.join(check.name for check in failed)}" if failed else "it is valid"
     return Check(
         "salvaged",
         "warn",
         _EXPECTED,
-        f"{path}{before}: {counted(rows, 'row')}; of {counted(len(tables), 'table')} {told}; {valid}{log}",
+        f"{path}{before}: {counted(rows, 'row')}; of {counted(len(tables), 'table')} {noted}; {valid}{log}",
         _remedy(settings, path),
         (*lines, *notes),
         data={"path": str(path), "tables": {name: state for name, (state, _) in verdicts.items()}},
@@ -123,8 +123,8 @@ def _state(path: Path) -> dict[str, tuple[int, int]]:
     found = {}
     for name in (f"{path}{suffix}" for suffix in _COPIED):
         with suppress(FileNotFoundError):
-            if (told := os.stat(name)).st_size:
-                found[name] = (told.st_mtime_ns, told.st_size)
+            if (noted := os.stat(name)).st_size:
+                found[name] = (noted.st_mtime_ns, noted.st_size)
     return found
 
 
@@ -198,7 +198,7 @@ class _Table:
         return "partly", f"{rows} of {known}{deleted}{lost}"
 
     def fits(self, values: tuple[Any, ...]) -> bool:
-        """Tell whether a record of an unknown table may be one of this."""
+        """Return whether a record of an unknown table may be one of this."""
         return len(values) == len(self.columns) and all(
             value is None
             if number == self.alias
@@ -230,8 +230,8 @@ def _ranges(numbers: Iterable[int]) -> str:
     for number in sorted(numbers):
         first = found.pop()[0] if found and found[-1][1] == number - 1 else number
         found.append((first, number))
-    told = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found[:_SHOWN])
-    return told + (f" and {len(found) - _SHOWN:,} more ranges" if len(found) > _SHOWN else "")
+    noted = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found[:_SHOWN])
+    return noted + (f" and {len(found) - _SHOWN:,} more ranges" if len(found) > _SHOWN else "")
 
 
 def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
@@ -343,7 +343,7 @@ def stray_rows(settings: Settings) -> tuple[Check, bool]:
 
     It is compared with what others find at the path, on copies of both.
     """
-    path, found, told, newer = settings.db_path, strays(settings.db_path), list[str](), False
+    path, found, noted, newer = settings.db_path, strays(settings.db_path), list[str](), False
     with scratch_directory(path.parent, "restore") as scratch:
         live = scratch / "live.db"
         if path.is_file() and not path.is_symlink():
@@ -354,9 +354,9 @@ def stray_rows(settings: Settings) -> tuple[Check, bool]:
             except (sqlite3.Error, OSError) as error:
                 ours, theirs = f"what cannot be compared ({error})", "rows"
             newer |= bool(ours) or "" in stray.lost
-            told.append(f"PID {stray.pid} alone holds {ours or 'no row'}; it lacks {theirs or 'no row'} of {path}")
+            noted.append(f"PID {stray.pid} alone holds {ours or 'no row'}; it lacks {theirs or 'no row'} of {path}")
     check = strays_check(path)
-    observed = "\n".join((check.observed, *told, "cause: somebody deleted or moved the file under it"))
+    observed = "\n".join((check.observed, *noted, "cause: somebody deleted or moved the file under it"))
     remedy = f"the plan below saves it; then {_END}" if newer else _END
     return replace(check, observed=observed, remedy=remedy), newer
 

@@ -89,7 +89,7 @@ def _staying(table: str, name: str = "") -> str:
 
 
 async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange, int]]:
-    """Return what mends references without a row, with the number of rows: cleared if they may be, else deleted.
+    """Return what repairs references without a row, with the number of rows: cleared if they may be, else deleted.
 
     The children of what is deleted are among them. Children come first. Read-only.
     """
@@ -106,7 +106,7 @@ async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange,
 
 
 async def broken_json(conn: aiosqlite.Connection, besides: Iterable[RowChange]) -> list[tuple[RowChange, int]]:
-    """Return what mends JSON columns that hold no JSON, or JSON that the store can't read. Read-only.
+    """Return what repairs JSON columns that hold no JSON, or JSON that the store can't read. Read-only.
 
     What one of the changes ``besides`` gives another value to is left to it. ``conn`` must have the functions of
     `limits`.
@@ -170,7 +170,7 @@ def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -
 
 
 def _is_free(name: str, live: Mapping[str, SchemaObject]) -> bool:
-    """Tell whether nothing but an index has the name."""
+    """Return whether nothing but an index has the name."""
     return name not in live or live[name].type == "index"
 
 
@@ -257,7 +257,7 @@ async def rebuild_table(
 
 
 def _fits(index: SchemaObject) -> bool:
-    """Tell whether an index can be made on the tables of ``sql/``."""
+    """Return whether an index can be made on the tables of ``sql/``."""
     with closing(model()) as conn, suppress(Error):
         conn.execute(index.sql)
         return True
@@ -287,15 +287,15 @@ async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[s
         for column in expected_columns(table)
         if column.required and column.name not in json
     }
-    told = {}
+    words = {}
     for what, condition in asked.items():
         ((count,),) = await conn.execute_fetchall(_counting(table, condition))
         if count:
             drop = f"ALTER TABLE {table} DROP COLUMN {quoted(drops[what])};" if what in drops else _WRITE
-            told[f"{counted(count, 'row')} with {what}"] = drop
+            words[f"{counted(count, 'row')} with {what}"] = drop
     for rows in await duplicates(conn, {table}):
-        told[f"the same key more than once: {rows}"] = _WRITE
-    return told
+        words[f"the same key more than once: {rows}"] = _WRITE
+    return words
 
 
 def _counting(table: str, condition: str) -> str:

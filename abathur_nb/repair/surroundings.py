@@ -1,4 +1,4 @@
-"""What is around a database: who uses it, what its log does, what a killed process left; told without opening it."""
+"""What is around a database: who uses it, what its log does, what a killed process left; found without opening it."""
 
 import asyncio
 import os
@@ -95,25 +95,25 @@ def wal_check(settings: Settings, check: Check, first: Look, then: Look, unpinne
 
     It grows since ``unpinned``, before which this process itself read the database.
     """
-    told, pinned = [check.observed], then.behind_since(first)
+    words, pinned = [check.observed], then.behind_since(first)
     if pinned:
-        told.append(f"read by {pinned} at both looks: SQLite cannot reset the WAL until that read transaction ends")
+        words.append(f"read by {pinned} at both looks: SQLite cannot reset the WAL until that read transaction ends")
     since = unpinned or first
     grown, seconds = then.wal - since.wal, then.at - since.at
     if grown > 0 and seconds > 0:
         rate = grown / MB / seconds
         hours = free_mb(settings.db_path.parent) / rate / 3600
-        told.append(
+        words.append(
             f"grew by {grown / MB:.1f} MB in {seconds:.2f} s; at that rate the disk is full in {hours:,.1f} hours"
             " (two looks only: an estimate)"
         )
     elif check.status != "pass":
-        told.append(f"it did not grow in {seconds:.2f} s")
+        words.append(f"it did not grow in {seconds:.2f} s")
     if check.status == "pass":
-        return replace(check, observed="; ".join(told))
+        return replace(check, observed="; ".join(words))
     cause = "a reader that pins it" if pinned else "a large transaction, a writer that was killed, or readers in turn"
     remedy = f"end {pinned}; the next writer resets the log" if pinned else check.remedy
-    observed = "\n".join((*told, f"cause: {cause}"))
+    observed = "\n".join((*words, f"cause: {cause}"))
     return replace(check, observed=observed, remedy=remedy)
 
 

@@ -85,9 +85,9 @@ async def run_benchmark(
                 checks += compare(samples, machine, earlier)
             report = Report(_TITLE, tuple(checks), subject=str(settings.db_path))
         except (sqlite3.Error, OSError, AbathurError) as error:
-            told = explain_error(settings.db_path, error)
-            observed = f"could not run: {told.observed}"
-            remedy = told.remedy or "run validate.ipynb, and when it passes this again"
+            words = explain_error(settings.db_path, error)
+            observed = f"could not run: {words.observed}"
+            remedy = words.remedy or "run validate.ipynb, and when it passes this again"
             check = Check(_TITLE, "error", expected="runs to its end", observed=observed, remedy=remedy)
             report = Report(_TITLE, (check,), subject=str(settings.db_path))
     return BenchmarkResult(report, samples, machine, limits)
@@ -197,7 +197,7 @@ def _verdicts(limits: Mapping[str, tuple[float, float]], samples: Samples, repet
     """Hold each limit of the environment against its samples; only a limit that is proven met passes."""
     for name, (level, limit_ms) in limits.items():
         found = verdict(samples[name], level, limit_ms)
-        told = next(p for p in percentiles(samples[name]) if p.level == level)
+        words = next(p for p in percentiles(samples[name]) if p.level == level)
         remedy = "see explain.ipynb, and the disk"
         if found == "not enough samples":
             remedy = _ask_for_more(repetitions, rounds=name == _CONCURRENT)
@@ -205,7 +205,7 @@ def _verdicts(limits: Mapping[str, tuple[float, float]], samples: Samples, repet
             id_of(name),
             found == "met",
             expected=f"p{level * 100:g} < {limit_ms:g} ms, with 95 % confidence, on one CPU",
-            observed=f"{told}, {counted(len(samples[name]), 'sample')}: {found}",
+            observed=f"{words}, {counted(len(samples[name]), 'sample')}: {found}",
             remedy=remedy,
             name=name,
         )

@@ -90,7 +90,7 @@ def _folded(title: str, doc: str, tree: PlanTree, sql: str = "") -> str:
     )
 
 
-def told(steps: Collection[Step]) -> str:
+def noted(steps: Collection[Step]) -> str:
     """Say in words what the steps of a plan do, each once."""
     return "; ".join(dict.fromkeys(_WORDS[step.kind].format(step, step.index or "rowid") for step in steps))
 
@@ -158,7 +158,7 @@ async def _judge(
         return Check(query.name, "skip", "no plan", "not applicable: the statement has none", name=query.name)
     allowed = {"table scan": query.scan, "index scan": query.scan, "sort": query.sort}
     steps = plan_steps(tree)
-    faults = [told([step]) for step in steps if step.kind != "search" and not allowed.get(step.kind)]
+    faults = [noted([step]) for step in steps if step.kind != "search" and not allowed.get(step.kind)]
     if query.index and not any(step.index == query.index for step in steps):
         faults.append(f"no use of {query.index}" + (", which is missing" if query.index in missing else ""))
     added = _uses(tree, extra)
@@ -169,7 +169,7 @@ async def _judge(
         query.name,
         not faults,
         expected=query.index or reasons or "a search by rowid",
-        observed="; ".join(faults) or told(steps),
+        observed="; ".join(faults) or noted(steps),
         remedy=_MISSING if query.index in missing else _REMEDY,
         otherwise="warn" if added and query.index not in missing else "fail",
         evidence=tree_lines(tree),

@@ -143,7 +143,7 @@ async def explore(
 ) -> Exploration:
     """Look at the sessions, the memories, the audit trail, the schema and the growth of a database. Read-only.
 
-    ``namespace`` is a literal prefix for the memories and the trail. ``key`` names the memory whose history is told,
+    ``namespace`` is a literal prefix for the memories and the trail. ``key`` names the memory whose history is shown,
     by default the one with the most versions; ``session`` the session that is shown, by default the last used.
     ``limit`` bounds every listing, and of a value of more than 256 KiB only the beginning is read. All is of one
     snapshot. Raises ConfigurationError, naming every fault.
@@ -167,14 +167,14 @@ async def _explored(settings: Settings, wanted: _Wanted) -> Exploration:
             ]
             await conn.rollback()
     except (sqlite3.Error, OSError, AbathurError) as error:
-        told = explain_error(settings.db_path, error)
-        checks = [Check("database_file", "error", "opens read-only", f"could not run: {told.observed}", told.remedy)]
+        noted = explain_error(settings.db_path, error)
+        checks = [Check("database_file", "error", "opens read-only", f"could not run: {noted.observed}", noted.remedy)]
     found.report = Report(_TITLE, tuple(checks), subject=str(settings.db_path))
     return found
 
 
 def _read(text: bytes) -> str:
-    return text.decode(errors="backslashreplace")  # what is no UTF-8 is shown, and validate's finding
+    return text.decode(errors="backslashreplace")  # what is not UTF-8 is shown, and validate's finding
 
 
 def _wanted(namespace: object, key: object, session: object, limit: object) -> _Wanted:
@@ -252,9 +252,11 @@ async def _schema(conn: aiosqlite.Connection, found: Exploration) -> Check:
 
 async def _sessions(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> Check:
     rows = await _fetch(conn, "sessions", wanted)
-    told = _of(len(rows), found.rows.get("sessions", len(rows)), "sessions, the last used first")
-    found.sessions = _excerpt(rows, told, "no session yet", "checkpoints", "created_at", "terminated_at", "archived_at")
-    return _seen("sessions", told)
+    noted = _of(len(rows), found.rows.get("sessions", len(rows)), "sessions, the last used first")
+    found.sessions = _excerpt(
+        rows, noted, "no session yet", "checkpoints", "created_at", "terminated_at", "archived_at"
+    )
+    return _seen("sessions", noted)
 
 
 async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> Check:
@@ -265,11 +267,11 @@ async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorati
         return _seen("session", "none yet", f"no session {shown(wanted.session)}" if wanted.session else "")
     number, members = _members(rows[0]["state"], wanted.limit, iter)
     events, happened = _members(rows[0]["events"], wanted.limit, reversed)
-    told = f"session {name}: {counted(number, 'value')} of its state, {_of(wanted.limit, events, 'events')}"
+    noted = f"session {name}: {counted(number, 'value')} of its state, {_of(wanted.limit, events, 'events')}"
     # Bounded as everything is, though the session was read whole.
     texts = (*(("state", *member) for member in members), *(("event", *member) for member in happened))
-    found.session = Excerpt(("part", "name", "value"), texts, told, "an empty session")
-    return _seen("session", told)
+    found.session = Excerpt(("part", "name", "value"), texts, noted, "an empty session")
+    return _seen("session", noted)
 
 
 def _members(stored: object, limit: int, order: Callable[[Any], Iterator[Any]]) -> tuple[int, list[tuple[str, str]]]:
@@ -292,17 +294,17 @@ async def _memories(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorat
     rows = await _fetch(conn, "current_memories", wanted)
     # A tree's first level holds all that is below it.
     total = sum(branch.memories for branch in found.namespaces.found if len(branch.path) == 1)
-    told = _of(len(rows), max(total, len(rows)), "current memories, the last updated first")
-    found.memories = _excerpt(rows, told, "no current memory", "memory_type", "bytes", "created_by", "created_at")
-    return _seen("memories", told)
+    noted = _of(len(rows), max(total, len(rows)), "current memories, the last updated first")
+    found.memories = _excerpt(rows, noted, "no current memory", "memory_type", "bytes", "created_by", "created_at")
+    return _seen("memories", noted)
 
 
 async def _memory(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> Check:
     named = await _fetch(conn, "most_versions", wanted)
     if not named:
-        told = f"no memory has the key {shown(wanted.key)} there" if wanted.key else ""
+        noted = f"no memory has the key {shown(wanted.key)} there" if wanted.key else ""
         found.memory = MemoryHistory.of("", "", (), 0, wanted.limit)
-        return _seen("memory", "none there", told)
+        return _seen("memory", "none there", noted)
     namespace, key, total = named[0].values()
     # One more than are shown: the oldest one shown is held against it.
     rows = await _fetch(conn, "memory_versions", wanted, namespace=namespace, key=key, limit=wanted.limit + 1)
@@ -316,15 +318,15 @@ async def _audit(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration
         words = f"audit rows of namespaces that begin with {shown(wanted.prefix)}, the newest first"
         ((total,),) = (row.values() for row in await _fetch(conn, "count_audit_of_namespaces", wanted))
     rows = await _fetch(conn, "audit_of_namespaces" if wanted.prefix else "audit", wanted)
-    told = _of(len(rows), max(total, len(rows)), words)
-    found.audit = _excerpt(rows, told, "no audit row", "memory_operation_type", "memory_entry_id", "result", "id")
-    return _seen("audit_trail", told)
+    noted = _of(len(rows), max(total, len(rows)), words)
+    found.audit = _excerpt(rows, noted, "no audit row", "memory_operation_type", "memory_entry_id", "result", "id")
+    return _seen("audit_trail", noted)
 
 
 async def _growth(conn: aiosqlite.Connection, found: Exploration) -> Check:
     found.growth = await read_growth(conn)
     days = sorted({day for counts in found.growth.days.values() for day in counts})
-    told = f"rows of {len(days):,} days" + (f", {days[0]} to {days[-1]}" if days else "")
+    noted = f"rows of {len(days):,} days" + (f", {days[0]} to {days[-1]}" if days else "")
     undated = found.growth.undated
-    told += f"; {counted(undated, 'row')} without a valid timestamp: run validate.ipynb" if undated else ""
-    return _seen("growth", told)
+    noted += f"; {counted(undated, 'row')} without a valid timestamp: run validate.ipynb" if undated else ""
+    return _seen("growth", noted)

@@ -1,4 +1,4 @@
-"""History: what the runs of an archive tell together: which passed, what changed, what is no evidence."""
+"""History: what the runs of an archive tell together: which passed, what changed, what is not evidence."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ class History:
 
     ``since_green`` says for each notebook what changed between its newest sealed run and the last that passed before
     it, ``changes`` when the schema and the plans changed. ``report`` fails only for what is wrong with the archive:
-    of a run that failed, its own verdict has told.
+    of a run that failed, its own verdict has noted.
     """
 
     report: Report
@@ -119,7 +119,7 @@ def _runs_check(runs: Sequence[PastRun], left_out: Sequence[str]) -> Check:
     observed = "one" if runs else "none but this one"
     if len(runs) > 1:
         observed = f"{len(runs):,}, of {len({run.label for run in runs})} notebooks, {runs[0].when} to {runs[-1].when}"
-    observed += f"; {len(left_out)} left out, whose id is no time of this century" if left_out else ""
+    observed += f"; {len(left_out)} left out, whose id is not a time of this century" if left_out else ""
     return Check.that(
         "runs_over_time",
         bool(runs) and not left_out,

@@ -25,7 +25,7 @@ from abathur_nb.text import Table, moment_of, printable
 _HEAD = ("when (UTC)", "what", "env", "verdict", "duration", "who", "run", "archived")
 _SHORTEST = 15  # characters of a run id: its second
 _NO_EVIDENCE = {
-    "unsealed": "was never sealed: it died, or still runs. It is no evidence.",
+    "unsealed": "was never sealed: it died, or still runs. It is not evidence.",
     "altered": "is not as it was written: verify says what is wrong.",
 }
 
@@ -126,7 +126,7 @@ class Overview:
     """Hold the newest runs of each environment, by environment and notebook; shown with a row for each notebook.
 
     ``databases`` says of each environment where its database is. ``report`` has a check for each environment, and
-    fails where its settings are wrong, or a record or the ledger was altered; of a run, its own verdict has told.
+    fails where its settings are wrong, or a record or the ledger was altered; of a run, its own verdict has noted.
     """
 
     report: Report
@@ -169,7 +169,7 @@ def show_environments(settings: Settings, *, run: Run | None = None) -> Overview
         try:
             theirs = settings if env == settings.env else resolve(env)
         except ConfigurationError as error:
-            observed, remedy = "; ".join(error.faults), "mend the settings file, or the variable that is named"
+            observed, remedy = "; ".join(error.faults), "repair the settings file, or the variable that is named"
             checks.append(Check(env, "fail", "its settings can be resolved", observed, remedy, name=env))
             continue
         databases[env] = _database(theirs.db_path)

@@ -42,13 +42,13 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
     """Create the database at ``settings.db_path``, or say that a valid one is there already.
 
     All or nothing: it is built and validated under another name in the same directory, forced to the disk, and linked
-    to its own name, which one of several racing processes wins. What stands there already is never changed.
+    to its own name, which one of several racing processes wins. What is there already is never changed.
     ``dry_run`` shows the statements and changes nothing.
     """
     checks: list[Check] = []
     try:
         return await _initialize(settings, dry_run, checks)
-    except FileExistsError:  # a racing process won: see what stands there now
+    except FileExistsError:  # a racing process won: see what is there now
         return await initialize_database(settings)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
@@ -83,7 +83,7 @@ async def _initialize(settings: Settings, dry_run: bool, checks: list[Check]) ->
 
 
 async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
-    """Report on the database that stands there, refused unless it is valid, in a fit place. Changes no byte of it."""
+    """Report on the database that is there, refused unless it is valid, in a fit place. Changes no byte of it."""
     judged = directory_checks(settings)
     place = [check for check, _ in judged]
     if any(check.failed and forbids for check, forbids in judged):
@@ -152,10 +152,10 @@ async def _set_pragmas(conn: aiosqlite.Connection, settings: Settings) -> Check:
     mode = await pragma(conn, "journal_mode = WAL")
     # The other seven were read back when the connection was opened.
     found = {"journal_mode": mode, **connection_pragmas(settings)}
-    told = ", ".join(f"{name} = {value}" for name, value in found.items())
+    words = ", ".join(f"{name} = {value}" for name, value in found.items())
     if mode != "wal":
-        raise RefusedError(f"SQLite did not switch to write-ahead mode: {told}")
-    return Check("set_pragmas", "pass", expected="the eight, read back", observed=told, name="2.2 PRAGMA settings")
+        raise RefusedError(f"SQLite did not switch to write-ahead mode: {words}")
+    return Check("set_pragmas", "pass", expected="the eight, read back", observed=words, name="2.2 PRAGMA settings")
 
 
 async def _fill(conn: aiosqlite.Connection) -> list[Check]:

@@ -246,7 +246,7 @@ def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> Ite
     if left := sum(1 for _ in found):
         yield Difference("…", f"and {left:,} more", "", "")
     if first is None:
-        # Text is no JSON, and perhaps only its beginning was read.
+        # Text is not JSON, and perhaps only its beginning was read.
         part = " as far as it was read" if any(isinstance(value, str) for value in after) else ""
         yield Difference("value", f"the same{part}", "", "")
 

@@ -63,8 +63,8 @@ async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 
     try:
         recorded, number = await read_recorded(settings, snapshot.taken_at - timedelta(days=keep_days))
         if number > SNAPSHOTS:
-            told = f"{counted(number, 'snapshot')}, of which at most {SNAPSHOTS:,} are read, spread evenly"
-            checks.append(Check("what_was_recorded", "pass", "it can be read", told))
+            words = f"{counted(number, 'snapshot')}, of which at most {SNAPSHOTS:,} are read, spread evenly"
+            checks.append(Check("what_was_recorded", "pass", "it can be read", words))
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
         checks.append(Check("what_was_recorded", "error", "it can be read", fault.observed, fault.remedy))

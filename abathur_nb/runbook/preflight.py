@@ -26,12 +26,12 @@ Version = tuple[int, ...]
 
 
 class Hazard(NamedTuple):
-    """Hold a fault known of some versions of SQLite: from ``first`` to ``last``, less the branches that mended it."""
+    """Hold a fault known of some versions of SQLite: from ``first`` to ``last``, less the branches that repaired it."""
 
     id: str
     first: Version
     last: Version
-    mended: tuple[Version, ...]
+    repaired: tuple[Version, ...]
     effect: str
     remedy: str
     name: str
@@ -86,7 +86,7 @@ def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
     finally:
         conn.close()
     python = sys.version.split()[0]
-    linux = "Linux: elsewhere, who holds a lock and what file system this is can't be told"
+    linux = "Linux: elsewhere, who holds a lock and what file system this is can't be known"
     newer = "install a newer Python: conda env create -f environment.yml"
     return [
         Check.that(
@@ -142,8 +142,8 @@ def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
 def _hazards(settings: Settings, linked: Version = sqlite3.sqlite_version_info) -> list[Check]:
     checks = []
     for hazard in HAZARDS:
-        mended = any(linked[:2] == branch[:2] and linked >= branch for branch in hazard.mended)
-        struck = hazard.first <= linked <= hazard.last and not mended
+        repaired = any(linked[:2] == branch[:2] and linked >= branch for branch in hazard.repaired)
+        struck = hazard.first <= linked <= hazard.last and not repaired
         observed = f"SQLite {'.'.join(map(str, linked))}"
         checks.append(
             Check.that(

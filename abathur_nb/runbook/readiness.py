@@ -265,7 +265,7 @@ def _archive_check(settings: Settings, holds: bool, observed: str) -> Check:
 
 
 def _changed(run: PastRun) -> bool:
-    """Tell whether after this run another state may stand at the database's path."""
+    """Return whether after this run another state may stand at the database's path."""
     return run.verdict != "refused" and notebook_named(run.notebook).changes(_parameters(run))
 
 

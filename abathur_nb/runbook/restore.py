@@ -118,21 +118,21 @@ def _to_lose(backup: Backup) -> Check:
 
 
 def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: Sequence[str]) -> Check:
-    told = [f"its database failed: {', '.join(backup.findings)}"] if backup.findings else []
+    words = [f"its database failed: {', '.join(backup.findings)}"] if backup.findings else []
     if backup.renamed:
-        told.append(backup.renamed)
+        words.append(backup.renamed)
     if not_ours:
-        told.append(f"it holds {not_ours}: validate fails those, and the store opens no trigger and no view")
+        words.append(f"it holds {not_ours}: validate fails those, and the store opens no trigger and no view")
     if backup.facts["database"] != str(settings.db_path):
-        told.append(f"it is of {backup.facts['database']}")
+        words.append(f"it is of {backup.facts['database']}")
     if is_ahead(backup.taken_at):
-        told.append(SEE_CLOCK)
-    told += notes
+        words.append(SEE_CLOCK)
+    words += notes
     return Check.that(
         "backup",
-        not told,
+        not words,
         expected="the newest of this database, which passed validation",
-        observed="; ".join([f"{backup.path}, {counted(backup.content.total, 'row')}, {age(backup.taken_at)}", *told]),
+        observed="; ".join([f"{backup.path}, {counted(backup.content.total, 'row')}, {age(backup.taken_at)}", *words]),
         remedy="see that this is the one that you want; validate the database once it is restored",
         otherwise="warn",
         evidence=[f"{name}: {counted(count, 'row')}" for name, count in backup.content.rows.items()],

@@ -1,4 +1,4 @@
-"""Roll back: to a fresh start (the runbook's own strategy) or to a backup; what stood there is kept and proven."""
+"""Roll back: to a fresh start (the runbook's own strategy) or to a backup; what was there before is kept and proven."""
 
 import os
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ async def roll_back(
     """Show how the database would be set back; do it with ``apply``.
 
     ``to`` is ``fresh``, a new database with its seed memories, or a backup: its path, or its name in
-    ``backup_dir``. What stands there is backed up and that backup proven; what is too damaged for it is moved aside
+    ``backup_dir``. What is there is backed up and that backup proven; what is too damaged for it is moved aside
     with its side files. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument, and where ``to`` is not named.
     """

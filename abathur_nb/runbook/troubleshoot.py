@@ -1,4 +1,4 @@
-"""Troubleshoot: what is wrong with a database, why, and what mends it; when asked, the repair that was shown."""
+"""Troubleshoot: what is wrong with a database, why, and what repairs it; when asked, the repair that was shown."""
 
 import os
 import sqlite3
@@ -52,7 +52,7 @@ async def troubleshoot(
     put_back: str | os.PathLike[str] | None = None,
     confirm: str | None = None,
 ) -> Report:
-    """Say what is wrong with the database, why, and what mends it; mend it with ``repair``.
+    """Say what is wrong with the database, why, and what repairs it; repair it with ``repair``.
 
     Read-only without ``repair``. With it: a proven backup; then the statements of the plan, in one transaction, before
     which each row that they change is written to a file in ``backup_dir``/quarantine; then what no transaction holds
@@ -101,7 +101,7 @@ async def _find(settings: Settings) -> AsyncIterator[Change]:
 
 
 def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
-    """Return, in words and in SQL, what ``_mend`` will do; nothing if there is nothing to mend."""
+    """Return, in words and in SQL, what ``_repair`` will do; nothing if there is nothing to repair."""
     salvaged = salvage_path(settings) if "salvage" in found.deeds else ""
     journal = journal_of(settings.db_path)
     names = {"path": settings.db_path, "journal": journal, "backups": settings.backup_dir, "salvaged": salvaged}

@@ -4,7 +4,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.health.checks import file_checks
 from abathur_nb.health.objects import OTHERS
 from abathur_nb.report import Report
-from abathur_nb.store.target import refusal, to_be_mended
+from abathur_nb.store.target import refusal, to_be_repaired
 
 # What troubleshoot does not repair: what is not ours, and values of which only a person knows the right one.
 _BY_HAND = (OTHERS, "open_files", "values", "required_values", "timestamps", "moments")
@@ -19,7 +19,7 @@ async def validate_database(settings: Settings) -> Report:
     report = await refusal("validate", settings)
     if report:
         return report
-    told = tuple(
-        c if c.id in _BY_HAND else to_be_mended(c, settings) for c in await file_checks(settings, unrepaired="")
+    words = tuple(
+        c if c.id in _BY_HAND else to_be_repaired(c, settings) for c in await file_checks(settings, unrepaired="")
     )
-    return Report("validate", told, subject=str(settings.db_path))
+    return Report("validate", words, subject=str(settings.db_path))

@@ -83,7 +83,7 @@ class Outcome:
 
 
 def environment(job: Job) -> dict[str, str]:
-    """Return what the kernel of a run is told by its environment."""
+    """Return what the kernel of a run is given by its environment."""
     return {RUN_ID: job.run_id, **({TEMPLATE: ":".join(job.template)} if job.template else {})}
 
 
@@ -112,14 +112,14 @@ def conclude(
 ) -> Outcome:
     """Seal the record of a run that has ended, unless its notebook did so rightly, and archive both.
 
-    ``begun`` is what ``begin`` wrote. What can't be written, or must not, makes the run an error and is told in the
+    ``begun`` is what ``begin`` wrote. What can't be written, or must not, makes the run an error and is reported in the
     outcome: nothing is raised.
     """
     try:
-        if not (job.folder / STARTED).exists() and (told := _without_record(job, ending)):
-            return told
+        if not (job.folder / STARTED).exists() and (words := _without_record(job, ending)):
+            return words
         record = _settled(job, ending, notebook, begun)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the run must be told of as no evidence
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run must be reported as no evidence
         return Outcome("error", f"no evidence, its record is not sealed: {in_words(error, job.folder)}")
     # Imported here, and not while the kernel starts: what makes the page takes a while.
     from abathur_nb.evidence.archive import keep
@@ -139,13 +139,13 @@ def _withdraw(job: Job, record: Record, error: Exception) -> None:
     """Take back the record of a run that could not be archived, and say so in its place, if that can be written."""
     from abathur_nb.evidence.record import NOTEBOOK, PAGE, STATEMENT
 
-    told = {
+    words = {
         "cell": None,
         "id": None,
         "name": type(error).__name__,
         "message": f"it could not be archived: {in_words(error, job.folder)}",
     }
-    archived = True  # where that can't be told, what a line may name stays
+    archived = True  # where that can't be known, what a line may name stays
     with suppress(AbathurError):
         require_no_line(job.folder.parent, job.run_id)
         archived = False
@@ -154,7 +154,7 @@ def _withdraw(job: Job, record: Record, error: Exception) -> None:
     with suppress(AbathurError, OSError, ValueError):
         for name in (STATEMENT, PAGE, NOTEBOOK, RECORD):
             (job.folder / name).unlink(missing_ok=True)
-        _sealed_here(job, "error", told, record)
+        _sealed_here(job, "error", words, record)
 
 
 def _without_record(job: Job, ending: Ending) -> Outcome | None:
@@ -202,7 +202,7 @@ def _sealed_here(job: Job, verdict: Verdict, error: Mapping[str, Any] | None, ow
 
 
 def _agree(own: str, ending: Ending) -> bool:
-    """Tell whether the verdict that a notebook has sealed is in accordance with how its execution ended."""
+    """Return whether the verdict that a notebook has sealed is in accordance with how its execution ended."""
     if ending.how == "completed":
         return True
     if ending.how == "raised" and own not in ("pass", "fail"):  # the notebook knew the error, and not only its name
@@ -229,11 +229,11 @@ def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict
         where = f"It ended at [In [{count}]](#{_ENDED_HERE}); {where}"
         cells.insert(ending.cell, _added(notebook, _ENDED_HERE, f'<a id="{_ENDED_HERE}"></a>**The run ended here.**'))
     error = record.error or {"name": ending.name, "message": ending.message}
-    told = printable(f"{error['name']}: {error['message']}").splitlines() if error["name"] else []
+    words = printable(f"{error['name']}: {error['message']}").splitlines() if error["name"] else []
     lines = [
         f"**{record.verdict.upper()}: this run did not pass, {_WORDS[record.verdict]}.** {where}",
         "",
-        *(f"    {line}" for line in told),  # as code: whatever a message holds is text
+        *(f"    {line}" for line in words),  # as code: whatever a message holds is text
         "",
         f"Run `{record.run_id}`; `record.json` beside this notebook says the rest.",
     ]

@@ -72,8 +72,8 @@ class Kernel:
             log.seek(max(0, os.fstat(log.fileno()).st_size - _READ))
             written, marker, crash = log.read().decode(errors="replace").partition(_CRASHED)
         head, newline, rest = f"{marker}{crash[:_LAST_WORDS]}".strip().partition("\n")
-        told = dict.fromkeys(filter(None, (f"the kernel {how}", head, _last_line(shown), _last_line(written))))
-        return ": ".join(told) + newline + rest
+        words = dict.fromkeys(filter(None, (f"the kernel {how}", head, _last_line(shown), _last_line(written))))
+        return ": ".join(words) + newline + rest
 
     @contextmanager
     def connected(self) -> Iterator["AsyncKernelClient"]:
@@ -264,8 +264,10 @@ class _Execution:
                 try:
                     with self._kernel.connected() as self._client:
                         client.kc = self._client
-                        told = await self._until(partial(ready, client.kc), START_S, "the kernel did not start in time")
-                        client.nb.metadata["language_info"] = told["language_info"]
+                        words = await self._until(
+                            partial(ready, client.kc), START_S, "the kernel did not start in time"
+                        )
+                        client.nb.metadata["language_info"] = words["language_info"]
                         too_long = f"the cell took longer than {cell_timeout or 0:g} s"
                         for at, cell in enumerate(client.nb.cells):
                             self._cell = cell

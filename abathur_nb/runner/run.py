@@ -262,7 +262,7 @@ def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Sou
 
 def _settings(values: dict[str, object], given: Sequence[Given]) -> Settings:
     """Return the settings that hold for a notebook with these values; raise ConfigurationError if they can't."""
-    # Where a notebook declares no environment, it is told to the runner all the same.
+    # Where a notebook declares no environment, it is given to the runner all the same.
     env: Any = values.get("env", next((one.text for one in given if one.name == "env"), "development"))
     paths: dict[str, Any] = {name: values[name] for name in _PATHS if name in values}
     settings = resolve(env, **paths)
@@ -311,8 +311,8 @@ def _run(
     outcome = conclude(job, ending, notebook, begun=begun, html=html, as_template=True)
     reason = masked(outcome.message, settings).partition("\n")[0].rstrip(".")
     reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
-    told = [f"{outcome.verdict.upper()} in {monotonic() - since:.1f} s", reason, f"{outcome.archived or ''}"]
-    _say(f"{job.name} of {settings.env}: {': '.join(filter(None, told))}")
+    words = [f"{outcome.verdict.upper()} in {monotonic() - since:.1f} s", reason, f"{outcome.archived or ''}"]
+    _say(f"{job.name} of {settings.env}: {': '.join(filter(None, words))}")
     return outcome
 
 

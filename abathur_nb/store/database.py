@@ -62,7 +62,7 @@ class Database:
     async def open(cls, settings: Settings) -> AsyncIterator["Database"]:
         """Open an existing, valid database and close it at the end.
 
-        Raises RefusedError for what is no SQLite file, another application's, newer, no regular file, not in WAL
+        Raises RefusedError for what is not a SQLite file, another application's, newer, no regular file, not in WAL
         mode, or lacks or alters an object of the schema; BusyError if it stays locked. Runs no integrity_check.
         Warns at the end where the files have been removed or replaced meanwhile.
         """

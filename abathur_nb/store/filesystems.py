@@ -55,7 +55,7 @@ def mounted_files(path: Path) -> list[Check]:
 
 
 def file_system(path: Path, mounts: str | None = None) -> str:
-    """Return the name of the file system that holds ``path``, ``unknown`` where it can't be told. Read-only."""
+    """Return the name of the file system that holds ``path``, ``unknown`` where it can't be known. Read-only."""
     return _mount_of(path, mounts)[1]
 
 

@@ -147,7 +147,7 @@ class Pages:
         return [row for row in found if is_schema_row(row)]
 
     def orphans(self) -> list[int]:
-        """Return the leaves of tables that neither a tree led to nor, as far as it can be told, the freelist."""
+        """Return the leaves of tables that neither a tree led to nor, as far as it can be words, the freelist."""
         free = set[int]()
         rest = [number for number in range(2, self.count + 1) if number not in self.seen]
         for number in rest:
@@ -161,7 +161,7 @@ class Pages:
 
 
 def is_schema_row(row: tuple[Any, ...]) -> bool:
-    """Tell whether the values are a row of ``sqlite_schema``."""
+    """Return whether the values are a row of ``sqlite_schema``."""
     kinds = (*map(type, row),)
     return len(row) == 5 and kinds[:4] == (str, str, str, int) and row[0] in ("table", "index", "view", "trigger")
 
@@ -187,7 +187,7 @@ def read_pages(data: bytes | mmap) -> Pages:
 
 
 def has_header(data: bytes | mmap) -> bool:
-    """Tell whether a file begins as SQLite begins one."""
+    """Return whether a file begins as SQLite begins one."""
     return data[:16] == MAGIC and int.from_bytes(data[16:18], "big") in (1, *_SIZES[:-1]) and data[21:24] == b"@  "
 
 

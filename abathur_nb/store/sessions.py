@@ -94,8 +94,8 @@ class Sessions:
             removed: int = max(0, sizes["count"] - keep_last)
             if removed:
                 await self._db.change(writer, "trim_events", {**of, "removed": removed})
-                told = json.dumps({**of, "removed": removed, "kept": keep_last}, ensure_ascii=False)
-                await self._db.change(writer, "insert_audit", {**_AUDIT, "action_data": told})
+                words = json.dumps({**of, "removed": removed, "kept": keep_last}, ensure_ascii=False)
+                await self._db.change(writer, "insert_audit", {**_AUDIT, "action_data": words})
         return removed
 
     async def update_status(self, session_id: str, status: str) -> None:

@@ -30,7 +30,7 @@ _HEADER_LINE = re.compile(r"--\s*(name|index|parameters|scan|sort):\s*(.*)")
 
 
 class SqlFileError(RuntimeError):
-    """Report a faulty file in ``sql/``: a fault of this package, which no operator can mend."""
+    """Report a faulty file in ``sql/``: a fault of this package, which an operator can't repair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _query(comments: str, statement: str) -> Query:
             if match[1] in fields:
                 raise SqlFileError(f"{match[1]} twice above: {statement[:60]!r}")
             fields[match[1]] = match[2].strip()
-        elif "name" in fields and line.startswith("--"):  # what stands above the name is no part of the query
+        elif "name" in fields and line.startswith("--"):  # what stands above the name is not part of the query
             doc.append(line.removeprefix("--").strip())
     if not (fields.get("name") and doc):
         raise SqlFileError(f"no name or no sentence above: {statement[:60]!r}")

@@ -1,4 +1,4 @@
-"""What stands at the database path: told from its directory entry and its identity, before anything is done to it."""
+"""What stands at the database path: known from its directory entry and its identity, before anything is done to it."""
 
 import asyncio
 import json
@@ -61,7 +61,7 @@ State = Literal["absent", "empty", "damaged", "remains", "refused", "present"]
 
 def _target(state: State, observed: str, remedy: str = "") -> Target:
     status: Literal["pass", "fail"] = "pass" if state in ("absent", "present") else "fail"
-    expected = "an Abathur database, a regular file in a directory that is no link"
+    expected = "an Abathur database, a regular file in a directory that is not a link"
     return Target(state, Check("database_file", status, expected=expected, observed=observed, remedy=remedy))
 
 
@@ -112,7 +112,7 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
 
 
 def _kind(name: str) -> str:
-    """Say what stands at ``name`` if it is no regular file; an empty text if it is one, or nothing."""
+    """Say what stands at ``name`` if it is not a regular file; an empty text if it is one, or nothing."""
     try:
         mode = os.lstat(name).st_mode
     except FileNotFoundError:
@@ -305,17 +305,17 @@ async def refusal(title: str, settings: Settings, *, refuses: Collection[str] = 
     refused = target.state not in ("empty", "damaged")
     check = wanted(target, settings)
     return Report(
-        title, (check if refused else to_be_mended(check, settings),), subject=str(settings.db_path), refused=refused
+        title, (check if refused else to_be_repaired(check, settings),), subject=str(settings.db_path), refused=refused
     )
 
 
 def repair_command(settings: Settings) -> str:
-    """Return the command that says why a check fails, and shows the plan of a repair, which it does if told to."""
+    """Return the command that says why a check fails, and shows the plan of a repair, which it does if noted to."""
     return _command("troubleshoot", settings)
 
 
 def restore_command(settings: Settings) -> str:
-    """Return the command that shows the plan of a restoration, which it does if told to."""
+    """Return the command that shows the plan of a restoration, which it does if noted to."""
     return _command("restore", settings)
 
 
@@ -331,7 +331,7 @@ def _command(notebook: str, settings: Settings) -> str:
     return f"{where}papermill {notebook}.ipynb out.ipynb {settings.as_arguments}"
 
 
-def to_be_mended(check: Check, settings: Settings) -> Check:
+def to_be_repaired(check: Check, settings: Settings) -> Check:
     """Return ``check`` with the command that repairs before its remedy by hand, if it failed."""
     if not check.failed and (check.remedy or check.status == "pass"):
         return check
@@ -367,7 +367,7 @@ def _as_owner(settings: Settings, path: Path) -> str:
     is_file = not stat.S_ISDIR(found.st_mode)
     if found.st_uid == os.geteuid():
         return f"chmod {600 if is_file else 700} {quote(str(path))}"
-    if is_file and found.st_uid != folder.st_uid:  # its owner may not use the directory, and is told so
+    if is_file and found.st_uid != folder.st_uid:  # its owner may not use the directory, and is informed
         return give_to_owner(path)
     return init_as(settings, found.st_uid)
 

@@ -167,7 +167,7 @@ _ROOM = 2 * MAX_DEPTH  # bytes that it takes to open and close so many levels
 async def add_functions(conn: Connection) -> None:
     """Give a connection the functions that FAULT, IS_UTF8 and ``suspicious`` call, and let it read any text.
 
-    What is no UTF-8 it then reads as Python reads the names of files: with lone surrogates for the bytes.
+    What is not UTF-8 it then reads as Python reads the names of files: with lone surrogates for the bytes.
     """
     await conn.apply(_add_functions)
 
@@ -184,7 +184,7 @@ def _read(text: bytes) -> str:
 
 
 def stored(value: object) -> object:
-    """Return a value that such a connection read: the bytes in place of text that is no UTF-8."""
+    """Return a value that such a connection read: the bytes in place of text that is not UTF-8."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -194,7 +194,7 @@ def stored(value: object) -> object:
 
 
 def suspicious(json: Iterable[str], others: Iterable[str]) -> str:
-    """Return SQL that is true for a row worth a closer look, and cannot be evaluated for text that is no UTF-8.
+    """Return SQL that is true for a row worth a closer look, and cannot be evaluated for text that is not UTF-8.
 
     One call a row, and no JSON parsed: a microsecond.
     """

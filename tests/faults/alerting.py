@@ -1,4 +1,4 @@
-"""Alerts in a real Prometheus: what goes wrong with a database fires there, and resolves once it is mended.
+"""Alerts in a real Prometheus: what goes wrong with a database fires there, and resolves once it is repaired.
 
 The metrics go the way that they go on a host: ``python -m abathur_nb metrics`` writes a file, the node exporter's
 textfile collector serves it, Prometheus scrapes that and evaluates what ``alerts`` prints, and tells an Alertmanager,
@@ -45,11 +45,11 @@ _MAX_WAL_MB = 1
 
 @dataclass(frozen=True, slots=True)
 class _Trouble:
-    """Name an alert, what brings it about, and what mends that."""
+    """Name an alert, what brings it about, and what repairs that."""
 
     alert: str
     make: Callable[[Settings], object]
-    mend: Callable[[Settings], object]
+    repair: Callable[[Settings], object]
 
 
 def _grow_wal(settings: Settings) -> None:
@@ -80,7 +80,7 @@ def _away(settings: Settings) -> Path:
     return settings.db_path.with_name("away.db")
 
 
-# Mended in this order: the database comes back before anything is done with it.
+# Repaired in this order: the database comes back before anything is done with it.
 _TROUBLES = (
     _Trouble(
         "AbathurDatabaseUnreadable",
@@ -95,7 +95,7 @@ _TROUBLES = (
 
 @dataclass(frozen=True, slots=True)
 class AlertSweep:
-    """Bring about every trouble at once, then mend all, and count the alerts that fire and then resolve."""
+    """Bring about every trouble at once, then repair all, and count the alerts that fire and then resolve."""
 
     title: str
 
@@ -121,7 +121,7 @@ class AlertSweep:
             host.measure()
             fired = host.wait_for(lambda: host.firing >= set(names)) & set(names)
             for trouble in _TROUBLES:
-                trouble.mend(settings)
+                trouble.repair(settings)
             host.measure()
             left = host.wait_for(lambda: not host.firing & set(names))
         result.survived = len(fired - left)

@@ -107,7 +107,7 @@ def _told(place: Place) -> str:
 
 
 def _durable(place: Place) -> bool:
-    """Tell whether file, name and directory were forced to the disk, each after it was made, by any of the runs."""
+    """Return whether file, name and directory were forced to the disk, each after it was made, by any of the runs."""
     text = place.events.read_text()
     draft = rf"{re.escape(str(place.db.parent))}/\.abathur-init-\w+/{re.escape(place.db.name)}"
     # A victim may have been killed before it noted a link or a directory that it had made: then all notes count.

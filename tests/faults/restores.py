@@ -77,7 +77,7 @@ def _cp(settings: Settings) -> str:
 
 
 def _other(wanted: Content, found: Content | None) -> str:
-    return "" if found == wanted else "what stands there is not what was backed up"
+    return "" if found == wanted else "what is there is not what was backed up"
 
 
 _RESTORES_BY = {"sound": _restore, "naive": _cp}

@@ -1,6 +1,6 @@
 """An operation killed, or refused by a full disk, at each of its mutating calls.
 
-At every moment the old state stands there, or the new one; of the old one nothing is lost; a rerun completes.
+At every moment the old state is there, or the new one; of the old one nothing is lost; a rerun completes.
 """
 
 import shutil

@@ -15,7 +15,7 @@ from faults.victim import Ending, Victim
 
 __all__ = ["BrokenHarnessError", "Call", "Tracer", "calls_within", "injected_within", "mutating_calls", "strike"]
 
-# Those that change a file or a directory, or open one: whether an open creates can't be told from its name. `?`: not
+# Those that change a file or a directory, or open one: its name does not say whether an open creates. `?`: not
 # every machine has each of them.
 _CALLS = (
     "creat open openat openat2 mkdir mkdirat write writev pwrite64 pwritev pwritev2 truncate ftruncate fallocate fsync "
@@ -111,7 +111,7 @@ def calls_within(log: str, thread: int, folder: Path) -> list[Call]:
 
 
 def injected_within(log: str, folder: Path) -> bool:
-    """Tell whether the one fault of a trace struck a call on ``folder``."""
+    """Return whether the one fault of a trace struck a call on ``folder``."""
     return [str(folder) in line for line in _lines(log) if line.endswith("(INJECTED)")] == [True]
 
 

@@ -149,7 +149,7 @@ class Ending:
 
     @property
     def killed(self) -> bool:
-        """Tell whether SIGKILL ended it."""
+        """Return whether SIGKILL ended it."""
         return self.code == -signal.SIGKILL
 
     @property
@@ -163,12 +163,12 @@ class Ending:
 
     @property
     def ok(self) -> bool:
-        """Tell whether it claims success."""
+        """Return whether it claims success."""
         return self.code == 0 and bool(self.report.get("ok"))
 
     @property
     def created(self) -> bool:
-        """Tell whether it says that it made the database, rather than that it found one."""
+        """Return whether it says that it made the database, rather than that it found one."""
         return self.ok and any(check["name"] == "2.1 database file" for check in self.report["checks"])
 
     @property
