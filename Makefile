@@ -8,6 +8,8 @@ NEWS := @jupyterlab/apputils-extension:announcements  # asks its makers for news
 BIN := $(VENV)/bin
 INSTALL := pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
+TESTS := PYTHONPATH=tests:tests/support
+
 .PHONY: help init lab test check docs bench prove browser
 
 help:  ## list these targets
@@ -39,13 +41,13 @@ docs: $(VENV)/.installed  ## write what the documents take from the code
 	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.installed  ## measure speed against plain sqlite3 and papermill
-	$(BIN)/python tests/bench.py
+	$(TESTS) $(BIN)/python tests/bench/bench.py
 
 prove: $(VENV)/.installed  ## inject every fault and count what survives
-	$(BIN)/python tests/prove.py
+	$(TESTS) $(BIN)/python -m faults.prove
 
 browser: $(LAB)/.installed-browser  ## run every notebook in JupyterLab, in Chromium, in both themes
-	$(LAB)/bin/python -m pytest tests/in_jupyterlab.py
+	$(LAB)/bin/python -m pytest tests/browser/in_jupyterlab.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,365 @@
+"""An archived run: its files beside its record, its line in the ledger; whole, private, and made once."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import archives
+import nbformat
+import papermill
+import pytest
+from damage import drop_index, fingerprint
+from patience import HANGING_S
+from running import SOUND, artifact_of, assert_archived, execute_live, names_in, only_run, record_of, write_notebook
+
+from abathur_nb.config.settings import Settings, resolve
+from abathur_nb.errors import RefusedError
+from abathur_nb.evidence.archive import keep
+from abathur_nb.evidence.canonical import sha256
+from abathur_nb.evidence.ledger import LEDGER, read_ledger
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
+from abathur_nb.evidence.run import MIME
+from abathur_nb.evidence.verify import verify_archive
+
+FILES = {STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT}
+
+
+def sealed_run(settings: Settings) -> Path:
+    folder = archives.start(settings)
+    archives.seal(folder, settings)
+    return folder
+
+
+def test_an_archived_run_has_its_files_and_a_line_with_their_hashes(database: Settings) -> None:
+    folder = archives.run(database)
+    (line,) = read_ledger(folder.parent).lines
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert line.data["files"] == {path.name: sha256(path.read_bytes()) for path in folder.iterdir()}
+    assert (line.data["run_id"], line.data["verdict"]) == (folder.name, "pass")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (*folder.iterdir(), folder.parent / LEDGER)}
+    assert modes == {0o600}
+
+
+def test_without_a_page_the_run_is_whole_all_the_same(database: Settings) -> None:
+    folder = sealed_run(database)
+    keep(folder, database, archives.notebook("1"), html=False)
+    assert {path.name for path in folder.iterdir()} == FILES - {PAGE}
+    assert verify_archive(folder.parent).ok
+
+
+def test_an_archived_run_is_not_archived_again(database: Settings) -> None:
+    folder = archives.run(database)
+    before = fingerprint(folder.parent)
+    with pytest.raises(RefusedError, match="is archived already"):
+        keep(folder, database, archives.notebook("another"))
+    assert fingerprint(folder.parent) == before
+
+
+def _keep(db_path: Path, folder: Path, text: str) -> str:
+    try:
+        keep(folder, resolve(db_path=db_path), archives.notebook(text))
+    except RefusedError as error:
+        return str(error)
+    return "kept"
+
+
+def test_of_processes_that_archive_one_run_at_once_one_wins_and_its_files_stay(database: Settings) -> None:
+    folder = sealed_run(database)
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        said = pool.starmap(_keep, [(database.db_path, folder, f"'{number}'") for number in range(8)])
+    assert said.count("kept") == 1
+    assert all("is archived already" in words for words in said if words != "kept")
+    assert verify_archive(folder.parent).ok
+
+
+def test_what_has_no_utf8_is_archived_as_json_writes_it(database: Settings) -> None:
+    folder = sealed_run(database)
+    keep(folder, database, archives.notebook("'half \ud83d of a pair'"))
+    written = (folder / NOTEBOOK).read_bytes().decode()
+    assert "half \\ud83d of a pair" in written
+    nbformat.validate(json.loads(written))
+    assert verify_archive(folder.parent).ok
+
+
+def test_what_is_not_sealed_is_not_archived(database: Settings) -> None:
+    folder = archives.start(database)
+    with pytest.raises(FileNotFoundError):
+        keep(folder, database, archives.notebook("1"))
+    assert {path.name for path in folder.iterdir()} == {STARTED}
+    assert not (folder.parent / LEDGER).exists()
+
+
+def test_what_is_split_over_two_pieces_of_a_stream_is_found_all_the_same(database: Settings, home: Path) -> None:
+    folder = sealed_run(database)
+    notebook = archives.notebook("1")
+    text = f"{home}/x\n"
+    notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text=part) for part in (text[:4], text[4:])]
+    keep(folder, database, notebook)
+    for name in (NOTEBOOK, PAGE):
+        content = (folder / name).read_text()
+        assert "~/x" in content
+        assert home.name not in content
+
+
+def test_a_run_whose_cells_are_another_templates_is_named_by_verify(database: Settings) -> None:
+    folder = archives.run(database)
+    (check,) = (check for check in verify_archive(folder.parent).checks if check.name == "other cells")
+    assert check.status == "warn"
+    assert check.observed == f"{folder.name} validate: its cells are not known to be the template's"
+    other = sealed_run(database)
+    keep(other, database, archives.notebook("1"), as_template=True)
+    assert other.name not in str(verify_archive(folder.parent)), "a control"
+
+
+# --- what plain papermill, or JupyterLab, has executed
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Be in an empty directory."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+def archive(path: str | Path = "out.ipynb") -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "abathur_nb", "archive", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_S, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def execute(settings: Settings, source: Path = NOTEBOOKS / "validate.ipynb") -> None:
+    """Execute a notebook with plain papermill, which leaves it and its record."""
+    parameters = {"db_path": str(settings.db_path)}
+    papermill.execute_notebook(source, "out.ipynb", parameters=parameters, progress_bar=False)
+
+
+def test_what_plain_papermill_executed_is_archived(database: Settings) -> None:
+    execute(database)
+    code, out, err = archive()
+    entry = only_run(database)
+    assert (code, err) == (0, "")
+    assert out == f"abathur_nb archive: {entry.folder}/page.html; the cells are as the template's\n"
+    assert entry.line is not None
+    assert entry.line.data["as_template"] is True
+    artifact_of(entry)
+    assert_archived(database)
+
+
+def test_a_failed_run_is_archived_too(database: Settings) -> None:
+    drop_index(database.db_path)
+    with pytest.raises(papermill.PapermillExecutionError):
+        execute(database)
+    code, out, _ = archive()
+    assert code == 0
+    assert "as the template's" in out, "what papermill adds at the top and at the cell is none of the template"
+    assert record_of(only_run(database))["verdict"] == "fail"
+    assert_archived(database)
+
+
+def test_an_edited_notebook_is_archived_and_the_ledger_says_so(database: Settings, tmp_path: Path) -> None:
+    source = tmp_path / "validate.ipynb"
+    source.write_text(
+        (NOTEBOOKS / "validate.ipynb").read_text().replace("table_sizes(schema)", "table_sizes(schema); 1")
+    )
+    execute(database, source)
+    code, out, _ = archive()
+    assert code == 0
+    assert out.endswith("; the cells are not known to be those of the template\n")
+    line = only_run(database).line
+    assert line is not None
+    assert line.data["as_template"] is False
+    assert_archived(database)
+
+
+async def test_what_jupyterlab_executed_with_a_value_written_by_hand_is_no_template(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import nbformat
+
+    notebook = nbformat.read(NOTEBOOKS / "validate.ipynb", as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    cell.source += f"\ndb_path = {str(database.db_path)!r}"
+    await execute_live(notebook)
+    nbformat.write(notebook, "out.ipynb")
+    monkeypatch.setenv("ABATHUR_ENV", "x")
+    assert archive()[0] == 0
+    line = only_run(database).line
+    assert line is not None
+    assert line.data["as_template"] is False
+
+
+def test_a_notebook_of_ones_own_is_archived(database: Settings) -> None:
+    execute(database, write_notebook(Path("mine.ipynb"), *SOUND))
+    assert archive()[0] == 0
+    assert_archived(database)
+
+
+def test_where_the_archive_lies_in_the_home_directory_it_is_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record names the home directory `~`."""
+    monkeypatch.setenv("ABATHUR_DB_PATH", str(home / "data" / "abathur.db"))
+    papermill.execute_notebook(NOTEBOOKS / "init.ipynb", "out.ipynb", progress_bar=False)
+    code, out, err = archive()
+    assert code == 0, err
+    assert str(home / "data" / "runs") in out
+
+
+def test_a_run_is_archived_once(database: Settings) -> None:
+    execute(database)
+    assert archive()[0] == 0
+    before = {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")}
+    code, out, err = archive()
+    assert (code, out) == (2, "")
+    assert "is archived already: see " in err
+    assert {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")} == before
+
+
+def no_record(notebook: Any, _: Settings) -> None:
+    for cell in notebook["cells"]:
+        cell["outputs"] = [] if cell["cell_type"] == "code" else cell.pop("outputs", None)
+        if cell["cell_type"] != "code":
+            del cell["outputs"]
+
+
+def records(notebook: Any) -> list[Any]:
+    outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", ()))
+    return [output["data"] for output in outputs if MIME in output.get("data", {})]
+
+
+def two_records(notebook: Any, _: Settings) -> None:
+    cells = [cell for cell in notebook["cells"] if any(MIME in o.get("data", {}) for o in cell.get("outputs", ()))]
+    cells[0]["outputs"] *= 2
+
+
+def a_record_that_is_none(notebook: Any, _: Settings) -> None:
+    records(notebook)[0][MIME] = ["x"]
+
+
+def another_verdict(notebook: Any, _: Settings) -> None:
+    records(notebook)[0][MIME]["verdict"] = "fail"
+
+
+def another_run(notebook: Any, _: Settings) -> None:
+    records(notebook)[0][MIME]["run_id"] = "20200101T000000000Z-000000"
+
+
+def a_run_outside(notebook: Any, _: Settings) -> None:
+    records(notebook)[0][MIME]["run_id"] = "../../x"
+
+
+def no_settings(notebook: Any, _: Settings) -> None:
+    del records(notebook)[0][MIME]["settings"]
+
+
+def another_environment(notebook: Any, _: Settings) -> None:
+    records(notebook)[0][MIME]["settings"]["env"] = "prod"
+
+
+def another_archive(notebook: Any, settings: Settings) -> None:
+    records(notebook)[0][MIME]["settings"]["archive_dir"] = str(settings.db_path.parent / "other")
+
+
+def an_altered_record(_: Any, settings: Settings) -> None:
+    path = only_run(settings).folder / "record.json"
+    path.write_bytes(path.read_bytes().replace(b'"pass"', b'"Pass"', 1))
+
+
+def an_unsealed_run(_: Any, settings: Settings) -> None:
+    (only_run(settings).folder / "record.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (no_record, "expected the record of one run in its outputs, found 0"),
+        (two_records, "expected the record of one run in its outputs, found 2"),
+        (a_record_that_is_none, "expected the record of one run in its outputs, found 1"),
+        (another_verdict, "to be the one that it shows, found another one"),
+        (another_run, "to be the one that it shows, found "),
+        (a_run_outside, "its record names no run: '../../x'"),
+        (no_settings, "its record does not say which archive it is of"),
+        (another_environment, "did you mean production?"),
+        (another_archive, "to be the one that it shows, found "),
+        (an_altered_record, "record.json: its hash is not the one that it names"),
+        (an_unsealed_run, "to be the one that it shows, found none that is sealed"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused_in_a_line_and_changes_nothing(
+    change: Callable[[Any, Settings], None], told: str, database: Settings
+) -> None:
+    execute(database)
+    notebook = json.loads(Path("out.ipynb").read_text())
+    change(notebook, database)
+    Path("out.ipynb").write_text(json.dumps(notebook))
+    before = {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")}
+    code, out, err = archive()
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert told in line, line
+    assert line.startswith("abathur_nb archive: ")
+    assert {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "fifo", "text", "template"])
+def test_what_is_no_executed_notebook_is_refused_in_a_line(kind: str) -> None:
+    path = Path("x.ipynb")
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "fifo":
+            os.mkfifo(path)
+        case "text":
+            path.write_text("plain")
+        case "template":
+            shutil.copy(NOTEBOOKS / "validate.ipynb", path)
+    code, out, err = archive(path)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith("abathur_nb archive: notebook x.ipynb: ")
+
+
+def test_where_it_can_not_be_written_it_is_refused_and_can_be_archived_later(
+    database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", small], check=True)
+    try:
+        monkeypatch.setenv("ABATHUR_ARCHIVE_DIR", str(small / "runs"))
+        execute(database)
+        filler = small / "filler"
+        with suppress(OSError):
+            filler.write_bytes(bytes(2**20))
+        code, _, err = archive()
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert "it cannot be archived in " in err
+        assert f"the disk of {small}/runs/" in err
+        assert "is full" in err
+        (run,) = (path for path in (small / "runs").iterdir() if path.is_dir())
+        assert "ledger.jsonl" not in names_in(small / "runs")
+        assert not list(run.glob(".*"))
+        filler.unlink()
+        assert archive() == (0, f"abathur_nb archive: {run}/page.html; the cells are as the template's\n", "")
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)
+
+
+def test_a_run_that_passed_before_a_cell_raised_is_not_archived_as_passed(database: Settings, tmp_path: Path) -> None:
+    notebook = write_notebook(tmp_path / "mine.ipynb", *SOUND, "raise RuntimeError('behind the seal')")
+    with pytest.raises(papermill.exceptions.PapermillExecutionError):
+        execute(database, notebook)
+    code, _, error = archive()
+    assert code == 2
+    assert "its record says pass, but one of its cells raised: run it again, whole" in error
+    assert read_ledger(database.archive_dir).lines == ()

@@ -1,0 +1,272 @@
+"""An archive in object storage: read as it lies there, and clear words for whatever a real S3 server says no to."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import archives
+import pytest
+from damage import fingerprint
+from fsspec import filesystem
+from object_storage import wire_to
+from patience import HANGING_S
+
+import abathur_nb as nb
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import ConfigurationError
+from abathur_nb.evidence.copying import copy_archive
+
+pytestmark = pytest.mark.xdist_group("s3")
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+
+
+@pytest.fixture(autouse=True)
+def _client(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def archive(settings: Settings) -> Path:
+    """Return an archive of three runs, the newest of which failed."""
+    archives.run(settings)
+    archives.run(settings)
+    archives.run(settings, "fail", reports=(archives.RED,))
+    return settings.archive_dir
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"s3://evidence/{tmp_path.name}/copy"
+
+
+def cli(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "abathur_nb", *arguments]
+    return subprocess.run(
+        command, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=HANGING_S
+    )
+
+
+def untimed(text: str) -> str:
+    return re.sub(r"\d\d:\d\d:\d\d\.\d{3} UTC", "", text)
+
+
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have temporary files where no other test brings a copy; the path is short, as those of sockets must be."""
+    folder = tempfile.mkdtemp(prefix="abathur-", dir="/tmp")
+    monkeypatch.setenv("TMPDIR", folder)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield
+    shutil.rmtree(folder)
+
+
+def left_behind() -> set[str]:
+    return {path.name for path in Path(tempfile.gettempdir()).glob("abathur-copy-*")}
+
+
+# --- read where it lies
+
+
+def test_runs_diff_and_verify_say_of_the_copy_what_they_say_of_the_archive(archive: Path, url: str) -> None:
+    copy_archive(archive, url)
+    one, _, last = sorted(path.name for path in archive.iterdir() if path.is_dir())
+    before = left_behind()
+    for arguments in (("runs",), ("runs", "--json"), ("diff", one, last)):
+        here, there = (cli(*arguments, "--archive", where) for where in (str(archive), url))
+        assert (there.returncode, there.stdout, there.stderr) == (here.returncode, here.stdout, here.stderr)
+        assert here.stdout
+    here, there = cli("verify", str(archive)), cli("verify", url)
+    assert untimed(there.stdout) == untimed(here.stdout).replace(str(archive), url)
+    assert left_behind() == before
+
+
+def test_a_history_of_the_copy_tells_the_same(archive: Path, url: str, settings: Settings) -> None:
+    copy_archive(archive, url)
+    here, there = nb.read_history(settings), nb.read_history(settings, url)
+    assert str(there) == str(here)
+    assert str(there.since_green) == str(here.since_green)
+    assert untimed(str(there.report)) == untimed(str(here.report)).replace(str(archive), url)
+    newest = there.runs[-1].run_id
+    assert f"{url}/{newest}" in str(there.report), "where it lies, and not where it was brought to"
+    assert there.to_record()["history"]["archive"] == url
+
+
+def test_the_history_notebook_reads_a_copy(archive: Path, url: str, database: Settings) -> None:
+    copy_archive(archive, url)
+    shutil.rmtree(archive)
+    done = cli("run", "history", "--env", "development", "-p", "db_path", str(database.db_path), "-p", "archive", url)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    (page,) = archive.glob("*/page.html")
+    assert url in page.read_text()
+
+
+# --- what says no
+
+
+@pytest.mark.parametrize("where", ["s4://x/y", "://x", "s3://evidence/a b", "s3://a-key:s3cret@evidence/x"])
+def test_what_is_no_url_is_told_by_each_command_in_a_line_and_no_password_is_shown(
+    where: str, settings: Settings
+) -> None:
+    for arguments in (("runs", "--archive", where), ("diff", "a", "b", "--archive", where), ("verify", where)):
+        done = cli(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert re.search(r"URL: expected|: expected a URL", line)
+        assert "s3cret" not in line
+    with pytest.raises(ConfigurationError, match=r"URL: expected|: expected a URL"):
+        nb.read_history(settings, where)
+
+
+def test_a_password_in_a_url_is_refused_before_a_record_could_keep_it(database: Settings) -> None:
+    where = "s3://a-key:s3cret-0815@evidence/x"
+    done = cli("run", "history", "--env", "development", "-p", "db_path", str(database.db_path), "-p", "archive", where)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "archive: expected a URL without a password" in done.stderr
+    assert "s3cret" not in done.stderr
+    assert fingerprint(database.archive_dir) is None
+
+
+def test_no_copy_is_made_of_a_copy(archive: Path, url: str) -> None:
+    copy_archive(archive, url)
+    done = cli("copy", f"{url}-again", "--archive", url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"--archive: expected a directory, found '{url}'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "where", "told"),
+    [
+        ({}, "s3://missing-bucket/x", "FileNotFoundError: "),
+        ({}, "s3://evidence/none", "is not a copy of an archive: no line of a ledger"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong-" + "s3cret"}, "s3://evidence/x", "PermissionError: "),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "s3://evidence/x", "EndpointConnectionError: "),
+    ],
+)
+def test_a_copy_that_cannot_be_read_is_told_in_a_line(variables: dict[str, str], where: str, told: str) -> None:
+    for arguments in (("verify", where), ("runs", "--archive", where)):
+        done = cli(*arguments, **variables)
+        assert (done.returncode, done.stdout) == (2, "")
+        (line,) = done.stderr.splitlines()
+        assert told in line
+        assert where in line
+        assert "s3cret" not in line
+
+
+def test_a_history_of_a_copy_that_cannot_be_read_is_an_error_of_its_report(settings: Settings) -> None:
+    history = nb.read_history(settings, "s3://missing-bucket/x")
+    (check,) = history.report.checks
+    assert (check.name, check.status) == ("archive", "error")
+    assert "s3://missing-bucket/x says no: FileNotFoundError" in check.observed
+
+
+# --- a wire that is cut
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_a_copy_whose_wire_is_cut_says_so_and_the_next_one_goes_on(
+    share: float, archive: Path, url: str, s3_server: dict[str, str]
+) -> None:
+    before = {path: fingerprint(path) for path in archive.rglob("*")}
+    whole = 2**62
+    with wire_to(s3_server["AWS_ENDPOINT_URL"], whole) as wire:
+        assert cli("copy", f"{url}-whole", "--archive", str(archive), AWS_ENDPOINT_URL=wire.url).returncode == 0
+        needed = whole - wire.left
+    with wire_to(s3_server["AWS_ENDPOINT_URL"], int(needed * share)) as wire:
+        done = cli("copy", url, "--archive", str(archive), AWS_ENDPOINT_URL=wire.url)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert re.search(rf"{url} says no: \w+: .*: see that it is there and may be used, then begin again", line)
+    assert {path: fingerprint(path) for path in archive.rglob("*")} == before
+    copied = len(copy_archive(archive, url)["copied"])
+    assert copied == 18 if share < 0.1 else 0 < copied < 18, "what was there already is not copied again"
+    assert cli("verify", url).returncode == 0
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_a_copy_that_is_read_over_a_wire_that_is_cut_says_so_and_leaves_nothing_behind(
+    share: float, archive: Path, url: str, s3_server: dict[str, str]
+) -> None:
+    copy_archive(archive, url)
+    before, whole = left_behind(), 2**62
+    with wire_to(s3_server["AWS_ENDPOINT_URL"], whole) as wire:
+        assert cli("verify", url, AWS_ENDPOINT_URL=wire.url).returncode == 0
+        needed = whole - wire.left
+    with wire_to(s3_server["AWS_ENDPOINT_URL"], int(needed * share)) as wire:
+        done = cli("verify", url, AWS_ENDPOINT_URL=wire.url)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert f"{url} says no: " in line
+    assert left_behind() == before
+
+
+def test_a_server_that_never_answers_is_given_up_after_the_attempts_that_are_set(archive: Path, url: str) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        silent.settimeout(0)
+        done = cli(
+            *("copy", url, "--archive", str(archive)),
+            AWS_ENDPOINT_URL=f"http://127.0.0.1:{silent.getsockname()[1]}",
+            AWS_MAX_ATTEMPTS="2",
+            FSSPEC_S3=json.dumps({"config_kwargs": {"read_timeout": 0.5}}),
+        )
+        asked = 0
+        with suppress(BlockingIOError):
+            while True:
+                silent.accept()[0].close()
+                asked += 1
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert f"{url} says no: ReadTimeoutError: " in line
+    assert asked == 2
+
+
+# --- papermill itself
+
+
+@pytest.mark.parametrize("engine", [(), ("--engine", "abathur")])
+def test_papermill_reads_a_template_from_s3_and_writes_its_output_there(
+    engine: tuple[str, ...], url: str, database: Settings
+) -> None:
+    system = filesystem("s3", skip_instance_cache=True)
+    place = url.removeprefix("s3://")
+    system.put_file(str(NOTEBOOKS / "explain.ipynb"), f"{place}/explain.ipynb")
+    command = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar", *engine]
+    done = subprocess.run(
+        [*command, f"{url}/explain.ipynb", f"{url}/out.ipynb", "-p", "db_path", str(database.db_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANGING_S,
+    )
+    assert done.returncode == 0, done.stderr
+    output = json.loads(system.cat_file(f"{place}/out.ipynb"))
+    assert all(cell["execution_count"] for cell in output["cells"] if cell["cell_type"] == "code")
+    (record,) = database.archive_dir.glob("*/record.json")
+    assert json.loads(record.read_bytes())["verdict"] == "pass"
+    assert bool([*database.archive_dir.glob("*/page.html")]) is bool(engine)
+
+
+def test_papermill_that_may_not_write_to_its_bucket_begins_no_run(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-" + "s3cret")
+    command = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar", str(NOTEBOOKS / "validate.ipynb")]
+    done = subprocess.run(
+        [*command, "s3://evidence/out.ipynb", "-p", "db_path", str(database.db_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANGING_S,
+    )
+    assert done.returncode != 0
+    assert "SignatureDoesNotMatch" in done.stderr
+    assert "s3cret" not in done.stderr
+    assert fingerprint(database.archive_dir) is None

@@ -1,0 +1,400 @@
+"""What never enters an archive: the name of the home directory, and a secret, however it is spelled."""
+
+import base64
+import html
+import json
+import string
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import nbformat
+import pytest
+from damage import fingerprint, run_sql
+from patience import HANGING_S
+from run_helpers import SOUND, TOP, execute, only_run
+
+from abathur_nb.config.settings import Settings, resolve
+from abathur_nb.errors import ConfigurationError, RefusedError
+from abathur_nb.evidence.archive import keep
+from abathur_nb.evidence.ledger import LEDGER
+from abathur_nb.evidence.privacy import refuse_secrets, secret_values, tilde
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, write_started
+from abathur_nb.runbook.init import initialize_database
+
+# --- the home directory
+
+AL = "/home/al"
+REPLACED = {
+    "/home/al": "~",
+    "/home/al/x.db": "~/x.db",
+    "//home/al/x": "/~/x",
+    "see /home/al.": "see ~.",
+    "/home/al, /home/al/x and '/home/al'": "~, ~/x and '~'",
+    'File "/home/al/x.py", line 1': 'File "~/x.py", line 1',
+    "PosixPath('/home/al/x')": "PosixPath('~/x')",
+    "PATH=/home/al/bin:/bin:/home/al/.local/bin": "PATH=~/bin:/bin:~/.local/bin",
+    "-I/home/al/include --prefix=/home/al @/home/al/x": "-I~/include --prefix=~ @~/x",
+    "file:///home/al/x": "file://~/x",
+    "file:/home/al/x": "file:~/x",
+    "file://localhost/home/al/x": "file://localhost~/x",
+    "host:/home/al/x": "host:~/x",
+    "?path=%2Fhome%2Fal%2Fx": "?path=~%2Fx",
+    '{"path": "\\/home\\/al\\/x"}': '{"path": "~\\/x"}',
+    "\x1b[0;32m/home/al/x.py\x1b[0m": "\x1b[0;32m~/x.py\x1b[0m",
+    json.dumps("a\n/home/al/x\t/home/al"): json.dumps("a\n~/x\t~"),
+    json.dumps("\x1b[1m/home/al\x1b[0m"): json.dumps("\x1b[1m~\x1b[0m"),
+    "<pre>/home/al/x</pre>": "<pre>~/x</pre>",
+    "“/home/al/x”": "“~/x”",
+    "../../home/al/x": "../..~/x",
+}
+KEPT = [
+    *("", "~", "/home", "/home/alice/x", "/home/al-old", "/home/al.old/x", "/home/al_2", "/home/al2", "/home/al@x"),
+    *("/mnt/home/al/x", "/mnt/a b/home/al", "data/home/al", "./home/al", "~/home/al", "_/home/al", "%s/home/al"),
+    *("https://host/home/al/x", "https://home/al", "/HOME/AL", "/home/älice", "</home/al>"),
+]
+
+
+@pytest.fixture
+def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", AL)
+
+
+@pytest.mark.usefixtures("at_home")
+@pytest.mark.parametrize(("text", "wanted"), REPLACED.items())
+def test_the_home_directory_is_written_as_a_tilde(text: str, wanted: str) -> None:
+    assert tilde(text) == wanted
+    assert AL not in tilde(text)
+    assert tilde(wanted) == wanted
+
+
+@pytest.mark.usefixtures("at_home")
+@pytest.mark.parametrize("text", KEPT)
+def test_what_only_looks_like_the_home_directory_stays(text: str) -> None:
+    assert tilde(text) == text
+
+
+@pytest.mark.usefixtures("at_home")
+def test_it_is_found_in_every_text_of_the_data_and_nothing_else_is_changed() -> None:
+    data: dict[str, Any] = {
+        "/home/al/key": ["/home/al", {"deep": ("/home/al/x", 7, 1.5, None, True)}],
+        "outputs": [{"traceback": ["\x1b[0;31mOSError\x1b[0m", 'File \x1b[0;32m/home/al/x.py:1\x1b[0m, in "f"']}],
+    }
+    assert tilde(data) == {
+        "~/key": ["~", {"deep": ["~/x", 7, 1.5, None, True]}],
+        "outputs": [{"traceback": ["\x1b[0;31mOSError\x1b[0m", 'File \x1b[0;32m~/x.py:1\x1b[0m, in "f"']}],
+    }
+
+
+@pytest.mark.parametrize("home", ["/home/Ada Lövelace", "/home/x&y", "/srv/(a)+[b]", "/h"])
+def test_any_name_of_a_home_is_found_however_it_is_quoted(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", home)
+    for spelled in (home, quote(home), quote(home, safe=""), json.dumps(home)[1:-1], f"{home}/"):
+        assert tilde(f"in {spelled}!") == f"in ~{'/' if spelled.endswith('/') else ''}!"
+
+
+def test_a_home_behind_a_link_is_found_by_both_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "var" / "al").mkdir(parents=True)
+    (tmp_path / "home").symlink_to("var")
+    monkeypatch.setenv("HOME", f"{tmp_path}/home/al/")
+    assert tilde(f"{tmp_path}/home/al/x {tmp_path}/var/al/x {tmp_path}/var/x") == f"~/x ~/x {tmp_path}/var/x"
+
+
+def test_roots_home_is_no_tag_no_user_and_no_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/root")
+    for text in ("<a></root></a>", "postgres://root@host/db", "https://root/x", "chroot/root", "/root@host"):
+        assert tilde(text) == text
+    assert tilde("</root/x>") == "<~/x>"
+
+
+@pytest.mark.parametrize("home", ["/root", AL, "/home/x-y", "/srv/(a)+[b]"])
+@pytest.mark.parametrize("before", ["{}", "x{}", "/mnt/x{}", "${{X:{}", "https://host/?a={}"])
+def test_behind_any_punctuation_it_is_gone(before: str, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a dot, a tilde, a slash and a low line, which make it part of a longer path."""
+    monkeypatch.setenv("HOME", home)
+    for sign in sorted({*string.punctuation, *"“”…–·\xa0\x1b"} - {*"./~_"}):
+        for behind in ("", "/", "/.ssh/id", "/a b/ö", "}", ")", ":", "'"):
+            told = tilde(f"{before.format(sign)}{home}{behind}")
+            assert (told.endswith(f"~{behind}"), home in told) == (True, False), told
+
+
+@pytest.mark.parametrize("home", ["/", "", "relative"])
+def test_where_there_is_no_home_nothing_is_replaced(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", home)
+    for text in ("/", "/x", "//", "a/b", "relative/x"):
+        assert tilde(text) == text
+
+
+# --- secrets
+
+VARIABLE = "AWS_SECRET_ACCESS_KEY"  # one that `secrets` names by default
+PLANTED = "planted-s3cret-0815"
+SECRETS = [
+    PLANTED,
+    "12345678",
+    "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLE=",
+    "p\"a's<s>&\\w/ö %41&lt;+ \t€😀{x}",
+    "sixteen bytes--- and more",
+    "\udc80not UTF-8\udcff",
+    "/home/al/a path as a secret",
+    "C:\\new\\\\table",
+]
+TEXTS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "in JSON": lambda text: json.dumps(text)[1:-1],
+    "in JSON, not ASCII": lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    "in HTML": html.escape,
+    "in HTML, few entities": lambda text: html.escape(text, quote=False),
+    "in a URL": lambda text: quote(text, safe="", errors="surrogateescape"),
+    "in a form": lambda text: quote_plus(text, errors="surrogateescape"),
+}
+WHOLE: dict[str, Callable[[str], str]] = {
+    **{
+        f"base64 behind {n} bytes": lambda text, n=n: base64.b64encode(  # type: ignore[misc]
+            b"x" * n + text.encode(errors="surrogateescape") + b"\xff" * 3
+        ).decode()
+        for n in range(4)
+    },
+    "base64 for a URL": lambda text: base64.urlsafe_b64encode(text.encode(errors="surrogateescape")).decode(),
+}
+
+
+def refused(settings: Settings, text: str) -> bool:
+    try:
+        refuse_secrets(settings, {"page.html": f"before {text} after".encode(errors="surrogateescape")})
+    except RefusedError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("how", [*TEXTS, *WHOLE])
+def test_a_secret_is_found_in_every_usual_spelling(
+    how: str, secret: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spell = {**TEXTS, **WHOLE}[how]
+    spelled = spell(secret)
+    assert not refused(settings, spelled)
+    monkeypatch.setenv(VARIABLE, secret)
+    assert refused(settings, spelled)
+    assert not refused(settings, spell(secret[:-4]))
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_secret_is_found_in_one_spelling_within_another(
+    secret: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, secret)
+    for ways in product(TEXTS, TEXTS):
+        spelled = secret
+        for way in ways:
+            spelled = TEXTS[way](spelled)
+        assert refused(settings, spelled), ways
+
+
+def test_each_line_of_a_key_is_a_secret_but_not_what_says_that_it_is_a_key(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [
+        "-----BEGIN PRIVATE KEY-----",
+        "MC4CAQAwBQYDK2VwBCIEIDyR",
+        "q7Xb0Yb4OyZXg0gJ2cuRvlhU",
+        "-----END PRIVATE KEY-----",
+    ]
+    monkeypatch.setenv(VARIABLE, "\n".join([*lines, ""]))
+    assert refused(settings, lines[1])
+    assert refused(settings, f"<td>{lines[2]}</td>")
+    assert not refused(settings, f"{lines[0]} {lines[3]}")
+
+
+def test_the_error_names_each_secret_and_each_file_and_shows_no_value(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_TOKEN", PLANTED)
+    monkeypatch.setenv("B_TOKEN", "another-secret")
+    monkeypatch.setenv("UNUSED", "never-shown-anywhere")
+    watching = replace(settings, secrets="A_TOKEN, B_TOKEN,UNUSED ABSENT", signing_key_passphrase="open sesame")  # noqa: S106
+    assert secret_values(watching).keys() == {"A_TOKEN", "B_TOKEN", "UNUSED", "signing_key_passphrase"}
+    files = {"one": PLANTED.encode(), "two": b"x another-secret open sesame", "three": b"nothing"}
+    with pytest.raises(RefusedError) as caught:
+        refuse_secrets(watching, files)
+    assert caught.value.observed == (
+        "nothing was archived, because it would hold the value of A_TOKEN in one; of B_TOKEN in two; "
+        "of signing_key_passphrase in two"
+    )
+    refuse_secrets(watching, {"three": files["three"]})
+
+
+@pytest.mark.parametrize("short", ["1", "1234567", "  1234567\n"])
+def test_a_secret_too_short_to_be_searched_for_stops_the_run_before_it_begins(
+    short: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, short)
+    with pytest.raises(ConfigurationError) as caught:
+        write_started(replace(settings, signing_key_passphrase=short), "init", {})
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == [VARIABLE, "signing_key_passphrase"]
+    assert all("at least 8 characters" in fault for fault in caught.value.faults)
+    assert not settings.db_path.parent.exists()
+    monkeypatch.setenv(VARIABLE, "  \n")  # set, and empty
+    write_started(settings, "init", {})
+
+
+# --- a secret planted in a run
+
+
+@pytest.fixture
+def planted(database: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv(VARIABLE, PLANTED)
+    return database
+
+
+def hits(archive: Path, secret: str = PLANTED) -> list[str]:
+    """Return the files of an archive that hold a secret, in what their base64 says too."""
+    return [
+        path.name
+        for path in archive.rglob("*")
+        if path.is_file() and (secret.encode() in (content := path.read_bytes()) or in_base64(content, secret))
+    ]
+
+
+def in_base64(content: bytes, secret: str) -> bool:
+    try:
+        payload = base64.b64decode(json.loads(content)["payload"])
+        inner = json.loads(payload)["predicate"]["configuration"][0]["content"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return secret.encode() in payload or secret.encode() in base64.b64decode(inner)
+
+
+PLACES = {
+    "a print": f"print({PLANTED!r})",
+    "an error's message": f"raise ValueError('no access with {PLANTED}')",
+    "a result": f"{{'key': {PLANTED!r}}}",
+    "shown HTML": f"from IPython.display import HTML\nHTML('<b>{html.escape(PLANTED)}</b>')",
+    "a log on stderr": f"import logging\nlogging.warning({PLANTED!r})",
+    "code alone": f"key = {PLANTED!r}",
+    "a comment": f"# key: {base64.b64encode(PLANTED.encode()).decode()}",
+    "two prints": f"import sys\nprint({PLANTED[:9]!r}, end='', flush=True)\nprint({PLANTED[9:]!r})",
+    "two streams": (
+        f"import sys, time\nsys.stdout.write({PLANTED[:9]!r})\nsys.stdout.flush()\n"
+        f"sys.stdout.write({PLANTED[9:]!r})\nsys.stdout.flush()"
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_a_secret_in_a_cell_never_enters_the_archive_and_leaves_the_run_unsealed(
+    place: str, planted: Settings
+) -> None:
+    notebook = await execute(planted, SOUND[0], PLACES[place], SOUND[1])
+    entry = only_run(planted)
+    if entry.record:
+        with pytest.raises(RefusedError, match=VARIABLE):
+            keep(entry.folder, planted, notebook)
+    assert [path.name for path in entry.folder.iterdir()] == [STARTED]
+    assert only_run(planted).verdict == "unsealed"
+    assert hits(planted.archive_dir) == []
+    assert not (planted.archive_dir / LEDGER).exists()
+
+
+async def test_the_search_would_find_it_in_every_file(database: Settings) -> None:
+    """The control: nobody declared it a secret."""
+    cell = f"print({PLANTED!r})\nnb.Report({PLANTED!r}, (nb.Check('sky', 'pass'),))"
+    notebook = await execute(database, SOUND[0], cell, SOUND[1])
+    keep(only_run(database).folder, database, notebook)
+    assert sorted(hits(database.archive_dir)) == sorted([NOTEBOOK, PAGE, RECORD, STATEMENT])
+
+
+async def test_a_secret_in_a_parameter_leaves_nothing_on_the_disk(planted: Settings) -> None:
+    notebook = await execute(planted, *SOUND)
+    keep(only_run(planted).folder, planted, notebook)
+    before = sorted(planted.archive_dir.rglob("*"))
+    with pytest.raises(RefusedError, match=f"{VARIABLE} in started.json"):
+        write_started(planted, "validate", {"baseline": f"/x/{PLANTED}.json"})
+    assert sorted(planted.archive_dir.rglob("*")) == before
+    elsewhere = replace(planted, archive_dir=planted.archive_dir / "deeper")
+    with pytest.raises(RefusedError, match=f"{VARIABLE} in started.json"):
+        write_started(elsewhere, "validate", {PLANTED: 1})
+    assert not elsewhere.archive_dir.exists()
+
+
+async def test_a_secret_in_the_name_of_an_environment_leaves_nothing_on_the_disk(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "abathur.toml").write_text(f"[environments.{PLANTED}]\ndb_path = '{tmp_path}/data/x.db'\n")
+    monkeypatch.setenv("ABATHUR_CONFIG", str(home / "abathur.toml"))
+    monkeypatch.setenv(VARIABLE, PLANTED)
+    with pytest.raises(RefusedError, match=VARIABLE):
+        write_started(resolve(PLANTED), "init", {})
+    assert not (tmp_path / "data").exists()
+
+
+async def test_a_secret_in_the_database_that_a_report_shows_leaves_the_run_unsealed(planted: Settings) -> None:
+    run_sql(planted.db_path, f"CREATE INDEX extra ON tasks (id) WHERE prompt = '{PLANTED}'")
+    notebook = await execute(planted, *SOUND)
+    assert PLANTED in json.dumps(notebook)  # where the operator saw it
+    told = [o for cell in notebook.cells for o in cell.outputs if o.output_type == "error"]
+    assert [o.ename for o in told] == ["RefusedError"]
+    assert VARIABLE in told[0].evalue
+    assert PLANTED not in told[0].evalue
+    assert [path.name for path in only_run(planted).folder.iterdir()] == [STARTED]
+    assert hits(planted.archive_dir) == []
+
+
+async def test_a_run_without_the_secret_is_archived_as_ever(planted: Settings) -> None:
+    notebook = await execute(planted, *SOUND)
+    keep(only_run(planted).folder, planted, notebook)
+    assert {path.name for path in only_run(planted).folder.iterdir()} == {STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT}
+    assert hits(planted.archive_dir) == []
+    assert fingerprint(planted.archive_dir / LEDGER)
+
+
+@pytest.mark.parametrize("place", ["a print", "an error's message", "code alone"])
+def test_the_runner_says_why_in_its_log_and_shows_no_secret(place: str, planted: Settings, tmp_path: Path) -> None:
+    sources = [TOP[0], TOP[1].replace("{path}", str(planted.db_path)), TOP[2], SOUND[0], PLACES[place], SOUND[1]]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    notebook.cells[1].metadata["tags"] = ["parameters"]
+    nbformat.write(notebook, tmp_path / "trial.ipynb")
+    command = [sys.executable, "-m", "abathur_nb", "run", str(tmp_path / "trial.ipynb"), "--env", "development"]
+    command += ["-p", "db_path", str(planted.db_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANGING_S)
+    log = done.stdout + done.stderr
+    assert done.returncode == 3, log
+    assert f"it would hold the value of {VARIABLE} in " in log
+    assert PLANTED not in log
+    assert [path.name for path in only_run(planted).folder.iterdir()] == [STARTED]
+    assert hits(planted.archive_dir) == []
+
+
+# --- the home directory in a run
+
+
+async def test_no_file_of_an_archived_run_names_the_home_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home" / "al"
+    (home / "lib").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    (home / "lib" / "broken.py").write_text("def f():\n    open(__file__ + '.none')\n")
+    settings = resolve(db_path=home / "data" / "abathur.db")
+    (await initialize_database(settings)).raise_for_failures()
+    broken = f"import sys, os\nsys.path.insert(0, {str(home / 'lib')!r})\nprint(os.environ['HOME'], {{sys.path[0]: 1}})"
+    notebook = await execute(settings, broken, "import broken\nbroken.f()")
+    notebook.metadata["papermill"] = {"input_path": f"{home}/in.ipynb", "parameters": {"db_path": str(home / "x.db")}}
+    text = json.dumps(notebook)
+    assert text.count(str(home)) > 10
+    entry = only_run(settings)
+    assert entry.record is not None
+    assert (entry.record.error or {})["name"] == "FileNotFoundError"
+    keep(entry.folder, settings, notebook)
+    for path in settings.archive_dir.rglob("*"):
+        if path.is_file():
+            assert str(home) not in path.read_text(), path
+    kept = json.loads((entry.folder / NOTEBOOK).read_text())
+    assert kept["metadata"]["papermill"] == {"input_path": "~/in.ipynb", "parameters": {"db_path": "~/x.db"}}
+    assert "~/lib/broken.py" in (entry.folder / PAGE).read_text()

@@ -1,0 +1,277 @@
+"""A run's record is written by its notebook: started before the database is touched, sealed with the verdict."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from damage import drop_index, fingerprint, run_sql
+from patience import HANGING_S
+from run_helpers import SOUND, TOP, execute, only_run
+from running import execute_live
+
+from abathur_nb.config.settings import Settings, resolve
+from abathur_nb.errors import MisuseError, RefusedError
+from abathur_nb.evidence.canonical import unsealed
+from abathur_nb.evidence.reading import read_archive
+from abathur_nb.evidence.record import RECORD, STARTED, summary
+from abathur_nb.evidence.run import MIME, RUN_ID, start_run
+from abathur_nb.report import Check, Report
+from abathur_nb.runbook.init import initialize_database
+from abathur_nb.runbook.validate import validate_database
+
+LATER = "2999-12-31 23:59:59.999"  # than any run of these tests begins
+GREEN = Report("trial", (Check("sky", "pass", "blue", "blue"),), finished_at=LATER)
+RED = Report("trial", (Check("sky", "fail", "blue", "green", "wait"),), finished_at=LATER)
+REFUSED = Report("trial", (Check("sky", "fail", "blue", "none", "wait"),), refused=True, finished_at=LATER)
+
+
+def record_of(settings: Settings) -> dict[str, Any]:
+    record = only_run(settings).record
+    assert record is not None
+    return record.to_dict()
+
+
+def shown_in(notebook: Any) -> list[dict[str, Any]]:
+    outputs = (output for cell in notebook.cells for output in cell.outputs if "data" in output)
+    return [output.data[MIME] for output in outputs if MIME in output.data]
+
+
+async def test_the_record_says_what_ran_on_what_with_which_result(database: Settings) -> None:
+    notebook = await execute(database, *SOUND)
+    record = record_of(database)
+    assert (record["verdict"], record["notebook"], record["env"]) == ("pass", "validate", "development")
+    assert record["parameters"] == {"env": "development", "db_path": str(database.db_path), "rows": 7}
+    assert record["template"]["name"] == "validate.ipynb"
+    assert record["versions"].keys() >= {"Python", "SQLite", "SQLite source", "abathur_nb", "papermill"}
+    assert record["user"]
+    assert record["host"] == os.uname().nodename
+    before, after = record["database"]["before"], record["database"]["after"]
+    assert before == after
+    assert (before["path"], before["application_id"]) == ("abathur.db", 0x41424154)
+    (report,) = record["reports"]
+    expected = json.loads((await validate_database(database)).to_json())["checks"]
+    assert [(check["name"], check["expected"]) for check in report["checks"]] == [
+        (check["name"], check["expected"]) for check in expected
+    ]
+    assert all(check["observed"] for check in report["checks"])
+    assert record["started_at"] <= report["finished_at"] <= record["ended_at"]
+    assert shown_in(notebook) == [record], "notebook and record can be matched"
+
+
+async def test_started_is_on_the_disk_before_the_database_is_touched(settings: Settings) -> None:
+    """A cell that looks after start_run sees the started record, and no database yet."""
+    cells = [
+        'started = [path.name for path in settings.archive_dir.glob("*/*")]',
+        "assert started == ['started.json'], started",
+        "assert not settings.db_path.exists()",
+    ]
+    text = 'settings = nb.resolve(env, db_path=db_path)\nrun = nb.start_run(settings, "init")\nrun'
+    sources = [TOP[0], TOP[1].replace("{path}", str(settings.db_path)), text, *cells]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    await execute_live(notebook, timeout=HANGING_S)
+    assert only_run(settings).verdict == "unsealed", "started and never sealed means: no evidence"
+
+
+async def test_a_failed_check_is_sealed_as_fail_with_all_checks(database: Settings) -> None:
+    drop_index(database.db_path)
+    notebook = await execute(database, *SOUND)
+    record = record_of(database)
+    assert record["verdict"] == "fail"
+    statuses = {check["name"]: check["status"] for check in record["reports"][0]["checks"]}
+    assert statuses["indexes"] == "fail"
+    assert statuses["integrity"] == "pass"
+    assert record["error"] is None
+    assert notebook.cells[-1].outputs[-1].ename == "ChecksFailedError"
+
+
+async def test_a_check_that_could_not_run_is_sealed_as_fail(database: Settings) -> None:
+    unrun = Report("trial", (Check("sky", "error", "blue", "could not run: night"),), finished_at=LATER)
+    run = start_run(database, "validate")
+    run.seal(unrun)
+    assert record_of(database)["verdict"] == "fail"
+
+
+async def test_what_only_a_look_into_the_database_refuses_is_sealed_as_refused(database: Settings) -> None:
+    run_sql(database.db_path, "PRAGMA user_version = 99")
+    before = database.db_path.read_bytes()
+    await execute(database, *SOUND)
+    record = record_of(database)
+    assert record["verdict"] == "refused"
+    assert "newer than this package" in record["reports"][0]["checks"][0]["observed"]
+    assert database.db_path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("cell", "verdict", "name"),
+    [
+        ("1 / 0", "error", "ZeroDivisionError"),
+        ("raise SystemExit(0)", "error", "SystemExit"),
+        ("raise KeyboardInterrupt", "interrupted", "KeyboardInterrupt"),
+        ("nope)", "error", "SyntaxError"),
+        ('raise nb.BusyError("locked by PID 7")', "refused", "BusyError"),
+        ('nb.resolve("nowhere")', "refused", "ConfigurationError"),
+    ],
+)
+async def test_a_cell_that_raises_seals_the_run_and_is_named(
+    database: Settings, cell: str, verdict: str, name: str
+) -> None:
+    notebook = await execute(database, "report = await nb.validate_database(settings)\nreport", cell)
+    record = record_of(database)
+    assert (record["verdict"], record["error"]["name"], record["error"]["cell"]) == (verdict, name, 5)
+    assert [report["title"] for report in record["reports"]] == ["validate"], "what was shown before is kept"
+    assert shown_in(notebook) == [record]
+
+
+async def test_an_earlier_report_that_raises_is_kept_with_the_others(database: Settings) -> None:
+    drop_index(database.db_path)
+    cells = (SOUND[0], "report.raise_for_failures()", "run.seal()")
+    await execute(database, *cells)
+    record = record_of(database)
+    assert record["verdict"] == "fail"
+    assert record["error"] is None, "a check that failed is no broken cell"
+    assert len(record["reports"]) == 1
+
+
+async def test_facts_beside_the_report_enter_the_record(database: Settings) -> None:
+    schema = "schema = await nb.show_schema(settings)\nschema"
+    await execute(database, SOUND[0], schema, "run.seal(report, schema)")
+    facts = record_of(database)["facts"]
+    assert facts["rows"]["memory_entries"] == 3
+    assert "CREATE INDEX idx_audit_task" in facts["schema"]["idx_audit_task"]
+
+
+async def test_a_second_start_leaves_the_first_run_without_evidence(database: Settings) -> None:
+    await execute(database, TOP[2], *SOUND)
+    assert [entry.verdict for entry in read_archive(database.archive_dir)] == ["unsealed", "pass"]
+
+
+def test_a_sealed_run_is_not_sealed_again(database: Settings) -> None:
+    run = start_run(database, "validate")
+    run.seal(GREEN)
+    before = fingerprint(database.archive_dir)
+    with pytest.raises(MisuseError, match="sealed already, as pass: run the notebook from its top"):
+        run.seal(RED)
+    assert fingerprint(database.archive_dir) == before
+
+
+async def test_a_report_made_before_the_run_began_is_no_evidence_of_it(database: Settings) -> None:
+    """Who runs the first cells again, and then only the last, would seal what was found of another database."""
+    drop = f'import sqlite3\nsqlite3.connect("{database.db_path}").execute("DROP INDEX idx_audit_task")'
+    notebook = await execute(database, SOUND[0], drop, TOP[2], SOUND[1])
+    first, second = read_archive(database.archive_dir)
+    assert (first.verdict, second.verdict) == ("unsealed", "error")
+    assert "what validate reports was found before this run began" in notebook.cells[-1].outputs[0].evalue
+
+
+@pytest.mark.parametrize("run_id", ["../../evil", "x", "20261123T000000000Z-abcdeg"])
+def test_what_is_no_run_id_makes_nothing(database: Settings, monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
+    monkeypatch.setenv(RUN_ID, run_id)
+    with pytest.raises(RefusedError, match="is not a run id: leave it to the runner: unset ABATHUR_RUN_ID"):
+        start_run(database, "validate")
+    assert not database.archive_dir.exists()
+
+
+def test_the_id_of_a_run_that_is_sealed_is_not_used_again(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_run(database, "validate").seal(GREEN)
+    before = fingerprint(database.archive_dir)
+    monkeypatch.setenv(RUN_ID, only_run(database).run_id)
+    with pytest.raises(RefusedError, match="is sealed already"):
+        start_run(database, "validate")
+    assert fingerprint(database.archive_dir) == before
+
+
+@pytest.mark.parametrize(("reports", "verdict"), [((GREEN,), "pass"), ((GREEN, RED), "fail"), ((REFUSED,), "refused")])
+def test_the_worst_report_makes_the_verdict(database: Settings, reports: tuple[Report, ...], verdict: str) -> None:
+    start_run(database, "validate").seal(*reports)
+    assert record_of(database)["verdict"] == verdict
+
+
+def test_what_the_path_refuses_leaves_no_record_and_makes_no_directory(settings: Settings) -> None:
+    for notebook in ("validate", "explain", "benchmark"):
+        run = start_run(settings, notebook)
+        assert run.folder is None
+        assert "no database" in str(run)
+        run.seal(REFUSED)
+    assert not settings.db_path.parent.exists()
+
+
+def test_what_the_file_system_refuses_leaves_no_record(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    settings = resolve("development", db_path=tmp_path / "file" / "abathur.db")
+    for notebook in ("preflight", "init"):
+        assert start_run(settings, notebook).folder is None
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_that_only_looks_does_not_make_the_databases_directory(settings: Settings) -> None:
+    run = start_run(settings, "preflight")
+    assert str(run) == f"not recorded: there is no {settings.db_path.parent} yet, and this run makes nothing"
+    assert not settings.db_path.parent.exists()
+    elsewhere = resolve("development", db_path=settings.db_path, archive_dir=settings.db_path.parents[1] / "archive")
+    assert start_run(elsewhere, "preflight").folder is not None, "a control: this archive makes no such directory"
+    assert not settings.db_path.parent.exists()
+
+
+async def test_the_archive_is_private_under_any_umask(settings: Settings) -> None:
+    old = os.umask(0)
+    try:
+        run = start_run(settings, "init")
+        (await initialize_database(settings)).raise_for_failures()
+        run.seal(GREEN)
+    finally:
+        os.umask(old)
+    assert run.folder is not None
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (run.folder, run.folder.parent)}
+    assert set(modes.values()) == {0o700}
+    files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in run.folder.iterdir()}
+    assert files == {STARTED: 0o600, RECORD: 0o600}
+
+
+def test_an_archive_that_others_may_write_to_is_refused(database: Settings) -> None:
+    database.archive_dir.mkdir(mode=0o700)
+    database.archive_dir.chmod(0o777)
+    with pytest.raises(RefusedError, match=r"others may write to the archive .*chmod 700 "):
+        start_run(database, "validate")
+    assert list(database.archive_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_an_archive_that_is_no_directory_is_refused(database: Settings, tmp_path: Path, kind: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    if kind == "file":
+        database.archive_dir.write_text("mine")
+    else:
+        database.archive_dir.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RefusedError, match=r"the record of this run cannot be written to|is not a directory"):
+        start_run(database, "validate")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_record_and_started_are_canonical_and_linked(database: Settings) -> None:
+    run = start_run(database, "validate")
+    run.seal(GREEN)
+    assert run.folder is not None
+    started = unsealed((run.folder / STARTED).read_bytes())
+    record = unsealed((run.folder / RECORD).read_bytes())
+    assert started.items() <= record.items()
+    assert record["ledger_head"] == "0" * 64
+
+
+def test_the_short_text_names_what_failed(database: Settings) -> None:
+    start_run(database, "validate").seal(GREEN, RED)
+    record = only_run(database).record
+    assert record is not None
+    text = summary(record)
+    assert text.startswith("FAIL validate of development, run 2")
+    assert "\n2 checks, 1 failed or could not run\nsky: green" in text
+
+
+def test_a_run_without_a_single_check_proves_nothing_and_is_not_sealed(database: Settings) -> None:
+    run = start_run(database, "validate")
+    with pytest.raises(MisuseError, match="without a single check"):
+        run.seal()
+    assert run.record is None

@@ -1,0 +1,356 @@
+"""The statement of a run: in-toto's form, signatures that two independent programs accept, keys refused in time."""
+
+import base64
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import VerificationError
+from statement_helpers import make_key, openssl
+
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import ConfigurationError
+from abathur_nb.evidence.canonical import canonical, sha256
+from abathur_nb.evidence.keys import public_keys, signer
+from abathur_nb.evidence.record import RECORD, STARTED, Record, write_record, write_started
+from abathur_nb.evidence.statement import Checked, check_signers, check_statement, envelope
+from abathur_nb.report import Check, Report
+
+CHECKS = tuple(Check(f"is {status}", status) for status in ("pass", "warn", "fail", "error", "skip"))
+HASHES = {name: sha256(name.encode()) for name in (RECORD, STARTED, "notebook.ipynb", "page.html")}
+
+
+@pytest.fixture
+def key(tmp_path: Path) -> Path:
+    return make_key(tmp_path / "key.pem")
+
+
+@pytest.fixture
+def signing(settings: Settings, key: Path) -> Settings:
+    return replace(settings, signing_key=str(key))
+
+
+def made(settings: Settings, *checks: Check, verdict: Any = "pass") -> Record:
+    """Return the record of a run with these checks, as it was sealed."""
+    report = Report("validate", checks)
+    folder = write_started(settings, "validate", {"env": "development"})
+    return write_record(folder, settings, verdict, reports=(report,))
+
+
+def said(content: bytes) -> dict[str, Any]:
+    statement: dict[str, Any] = json.loads(base64.b64decode(json.loads(content)["payload"]))
+    return statement
+
+
+# --- what it says
+
+
+def test_it_names_every_file_by_its_hash_and_every_check_by_what_became_of_it(settings: Settings) -> None:
+    record = made(settings, *CHECKS, verdict="fail")
+    content = envelope(settings, record, HASHES)
+    assert json.loads(content)["payloadType"] == "application/vnd.in-toto+json"
+    assert json.loads(content)["signatures"] == []
+    statement = said(content)
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["predicateType"] == "https://in-toto.io/attestation/test-result/v0.1"
+    assert {one["name"]: one["digest"] for one in statement["subject"]} == {
+        name: {"sha256": digest} for name, digest in HASHES.items()
+    }
+    predicate = statement["predicate"]
+    assert predicate["passedTests"] == ["validate: is pass"]
+    assert predicate["warnedTests"] == ["validate: is warn"]
+    assert predicate["failedTests"] == ["validate: is fail", "validate: is error"]
+    assert "is skip" not in json.dumps(statement)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "statuses", "result"),
+    [
+        ("pass", ("pass", "skip"), "PASSED"),
+        ("pass", ("pass", "warn"), "WARNED"),
+        ("fail", ("pass", "fail"), "FAILED"),
+        *((broken, ("pass",), "FAILED") for broken in ("refused", "error", "timeout", "interrupted")),
+    ],
+)
+def test_only_a_run_that_passed_is_called_so(
+    verdict: str, statuses: tuple[Any, ...], result: str, settings: Settings
+) -> None:
+    record = made(settings, *(Check(status, status) for status in statuses), verdict=verdict)
+    assert said(envelope(settings, record, HASHES))["predicate"]["result"] == result
+
+
+def test_its_configuration_is_the_template_and_what_it_was_run_with(settings: Settings) -> None:
+    record = made(settings)
+    by_name = {one["name"]: one for one in said(envelope(settings, record, HASHES))["predicate"]["configuration"]}
+    assert by_name["validate.ipynb"]["digest"] == {"sha256": record.template["sha256"]}
+    assert json.loads(base64.b64decode(by_name["run"]["content"])) == {
+        "notebook": "validate",
+        "env": "development",
+        "parameters": {"env": "development"},
+        "as_template": False,
+    }
+    other = replace(record, settings={**record.settings, "readers": "9"})
+    assert said(envelope(settings, other, HASHES))["predicate"]["configuration"][1] != by_name["settings"]
+
+
+def test_a_template_of_unknown_hash_is_left_out_where_a_descriptor_wants_one(settings: Settings) -> None:
+    record = replace(made(settings), template={"name": "own.ipynb", "sha256": None})
+    configuration = said(envelope(settings, record, HASHES))["predicate"]["configuration"]
+    assert [one["name"] for one in configuration] == ["run", "settings"]
+    assert all({"uri", "digest", "content"} & one.keys() for one in configuration)
+
+
+def test_equal_runs_have_equal_statements_in_the_one_canonical_form(signing: Settings) -> None:
+    record = made(signing, *CHECKS)
+    content = envelope(signing, record, HASHES)
+    assert content == envelope(signing, record, dict(reversed(HASHES.items())))
+    assert content == canonical(json.loads(content))
+    assert base64.b64decode(json.loads(content)["payload"]) == canonical(said(content))
+
+
+# --- its signature
+
+
+@pytest.fixture(params=["plain", "encrypted"])
+def signed(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> tuple[bytes, Record, Path]:
+    """Return a signed statement, the record that it is about, and the public key."""
+    phrase = "open sesame äöü"
+    options = ("-algorithm", "ed25519", "-aes-256-cbc", "-pass", f"pass:{phrase}") if request.param != "plain" else ()
+    key = make_key(tmp_path / "key.pem", *options)
+    settings = replace(settings, signing_key=str(key), signing_key_passphrase=phrase if options else "")
+    record = made(settings, *CHECKS)
+    return envelope(settings, record, HASHES), record, key.with_suffix(".pub")
+
+
+def test_securesystemslib_accepts_it_and_nothing_else(signed: tuple[bytes, Record, Path]) -> None:
+    content, _, public = signed
+    (key,) = public_keys([str(public)]).values()
+    assert Envelope.from_dict(json.loads(content)).verify([key], 1) == {key.keyid: key}
+    forged = json.loads(content)
+    forged["payload"] = base64.b64encode(base64.b64decode(forged["payload"]).replace(b"is pass", b"is_pass")).decode()
+    with pytest.raises(VerificationError):
+        Envelope.from_dict(forged).verify([key], 1)
+
+
+def test_openssl_accepts_it_and_nothing_else(signed: tuple[bytes, Record, Path], tmp_path: Path) -> None:
+    content, _, public = signed
+    given = json.loads(content)
+    payload, kind = base64.b64decode(given["payload"]), given["payloadType"].encode()
+    # https://github.com/secure-systems-lab/dsse/blob/master/protocol.md, written down once more from the text
+    pae = b" ".join([b"DSSEv1", b"%d" % len(kind), kind, b"%d" % len(payload), payload])
+    (tmp_path / "pae").write_bytes(pae)
+    (tmp_path / "forged").write_bytes(pae.replace(b"is pass", b"is_pass"))
+    (tmp_path / "sig").write_bytes(base64.b64decode(given["signatures"][0]["sig"]))
+
+    def verified(name: str) -> subprocess.CompletedProcess[bytes]:
+        return openssl(
+            *("pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", public),
+            *("-sigfile", tmp_path / "sig", "-in", tmp_path / name),
+        )
+
+    assert verified("pae").stdout == b"Signature Verified Successfully\n"
+    assert verified("pae").returncode == 0
+    assert verified("forged").returncode == 1
+
+
+# --- checking it
+
+
+def test_a_statement_is_checked_against_the_record_and_the_hashes(
+    signed: tuple[bytes, Record, Path],
+) -> None:
+    content, record, public = signed
+    keys = public_keys([str(public)])
+    assert check_statement(content, HASHES, record, keys) == Checked((), tuple(keys), ())
+    unlike = ("it does not say what the record and the hashes of the files say",)
+    for hashes, other in (
+        ({**HASHES, RECORD: "0" * 64}, record),
+        ({**HASHES, "more.txt": "0" * 64}, record),
+        ({RECORD: HASHES[RECORD]}, record),
+        (HASHES, replace(record, verdict="fail")),
+        (HASHES, replace(record, parameters={"env": "production"})),
+        (HASHES, replace(record, reports=())),
+    ):
+        assert check_statement(content, hashes, other, keys).faults == unlike
+
+
+def test_no_byte_of_it_can_be_another(signed: tuple[bytes, Record, Path]) -> None:
+    content, record, public = signed
+    keys = public_keys([str(public)])
+    trusted = [("a", check_statement(content, HASHES, record, keys))]
+    for place in range(len(content)):
+        forged = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+        checked = check_statement(forged, HASHES, record, keys)
+        assert checked.faults or check_signers([*trusted, ("b", checked)], keys)[0], forged
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"payload":1,"signatures":[]}\n',
+     b'{"payload":"","payloadType":1,"signatures":[1]}\n', b'{"payload":"!","payloadType":"","signatures":[]}\n'],
+)  # fmt: skip
+def test_what_is_no_envelope_is_told_without_a_traceback(content: bytes, settings: Settings) -> None:
+    assert check_statement(content, HASHES, made(settings), {}).faults
+
+
+def test_a_signature_by_another_key_under_its_name_is_a_fault(signing: Settings, tmp_path: Path) -> None:
+    record = made(signing)
+    ours = public_keys([str(tmp_path / "key.pub")])
+    theirs = replace(signing, signing_key=str(make_key(tmp_path / "other.pem")))
+    forged = json.loads(envelope(theirs, record, HASHES))
+    (forged["signatures"][0]["keyid"],) = ours
+    checked = check_statement(canonical(forged), HASHES, record, ours)
+    assert checked == Checked((f"its signature is not by key {next(iter(ours))}, which it names",), (), tuple(ours))
+    twice = json.loads(envelope(signing, record, HASHES))
+    twice["signatures"] *= 2
+    assert check_statement(canonical(twice), HASHES, record, ours).faults == ("it names a key twice",)
+
+
+def test_from_the_first_run_signed_by_the_key_on_each_must_be(signing: Settings, tmp_path: Path) -> None:
+    record = made(signing)
+    keys = public_keys([str(tmp_path / "key.pub")])
+    (name,) = keys
+    theirs = replace(signing, signing_key=str(make_key(tmp_path / "other.pem")))
+    unsigned = check_statement(envelope(replace(signing, signing_key=""), record, HASHES), HASHES, record, keys)
+    signed = check_statement(envelope(signing, record, HASHES), HASHES, record, keys)
+    other = check_statement(envelope(theirs, record, HASHES), HASHES, record, keys)
+    assert not (*unsigned.faults, *signed.faults, *other.faults)
+
+    faults, notes = check_signers([("a", unsigned), ("b", signed), ("c", signed)], keys)
+    assert faults == []
+    assert notes == ["2 of 3 runs are signed by a given key", "1 before the first signed one is not"]
+    for late in (unsigned, other):
+        faults, _ = check_signers([("a", unsigned), ("b", signed), ("c", late), ("d", signed)], keys)
+        assert faults == ["run c is not signed by a given key, but run b before it is"]
+    for all_of_them in ([], [("a", unsigned)], [("a", other), ("b", unsigned)]):
+        assert check_signers(all_of_them, keys)[0] == [f"no run is signed by key {name}"]
+    both = {**keys, **public_keys([str(tmp_path / "other.pub")])}
+    turned = check_statement(envelope(theirs, record, HASHES), HASHES, record, both)
+    assert check_signers([("a", signed), ("b", turned)], both)[0] == []
+
+
+def test_without_a_key_a_signature_never_passes_as_checked(signing: Settings) -> None:
+    record = made(signing)
+    signed = check_statement(envelope(signing, record, HASHES), HASHES, record, {})
+    assert (signed.signers, len(signed.claimed)) == ((), 1)
+    _, (note,) = check_signers([("a", signed), ("b", Checked())], {})
+    named = f"1 of 2 runs name a signature by key {signed.claimed[0]}"
+    assert note == f"{named}, which is NOT checked: give --key PUBLIC.pem"
+    assert check_signers([("b", Checked())], {}) == (
+        [],
+        ["no run is signed: a wholesale rewriting of the archive would not show"],
+    )
+
+
+# --- keys that can't sign
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path, 0o600)
+
+
+def _linked(path: Path) -> None:
+    make_key(path.with_name("real.pem"))
+    path.symlink_to("real.pem")
+
+
+BAD_KEYS: list[tuple[Callable[[Path], object], str]] = [
+    (lambda path: path.with_name("absent"), "cannot be read: No such file or directory"),
+    (lambda path: path.mkdir(), "not a regular file"),
+    (_fifo, "not a regular file"),
+    (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
+    (lambda path: make_key(path).chmod(0o640), "with mode 0640: chmod 600 "),
+    (lambda path: make_key(path).chmod(0o604), "with mode 0604: chmod 600 "),
+    (lambda path: path.write_bytes(b""), "found none in"),
+    (lambda path: path.write_bytes(b"\xff" * 70_000), "found none in"),
+    (lambda path: make_key(path, "-algorithm", "RSA"), "another kind in"),
+    (lambda path: make_key(path, "-algorithm", "ed448"), "another kind in"),
+    (lambda path: make_key(path).write_bytes(path.with_suffix(".pub").read_bytes()), "found none in"),
+    (
+        lambda path: make_key(path, "-algorithm", "ed25519", "-aes-256-cbc", "-pass", "pass:12345678"),
+        "is encrypted: set signing_key_passphrase",
+    ),
+]
+
+
+@pytest.mark.parametrize(("spoil", "told"), BAD_KEYS, ids=range(len(BAD_KEYS)))
+def test_a_run_does_not_begin_with_a_key_that_cannot_sign(
+    spoil: Callable[[Path], object], told: str, settings: Settings, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.pem"
+    spoil(path)
+    if path.is_file() and stat.S_IMODE(path.stat().st_mode) == 0o644:
+        path.chmod(0o600)
+    with pytest.raises(ConfigurationError) as caught:
+        write_started(replace(settings, signing_key=str(path)), "validate", {})
+    (fault,) = caught.value.faults
+    assert fault.startswith("signing_key: ")
+    assert told in fault
+    assert str(path) in fault
+    assert not settings.archive_dir.exists()
+
+
+@pytest.mark.parametrize("path", ["key.pem", "~other/key.pem", "/a\0b", "/a\nb", "/" + "n" * 300])
+def test_a_bad_path_of_a_key_is_a_fault_like_that_of_a_database(path: str, settings: Settings) -> None:
+    with pytest.raises(ConfigurationError, match=r"signing_key \(from .*expected a"):
+        signer(replace(settings, signing_key=path))
+
+
+def test_a_key_in_the_home_directory_and_behind_a_link_signs(settings: Settings, home: Path) -> None:
+    _linked(home / "key.pem")
+    signer(replace(settings, signing_key="~/key.pem"))
+
+
+@pytest.mark.parametrize("phrase", ["open sesame", "\udc80"])
+def test_a_wrong_passphrase_is_told_and_never_shown(phrase: str, settings: Settings, tmp_path: Path) -> None:
+    key = make_key(tmp_path / "key.pem", "-algorithm", "ed25519", "-aes-256-cbc", "-pass", "pass:12345678")
+    with pytest.raises(ConfigurationError, match="an ed25519 key that signing_key_passphrase opens") as caught:
+        signer(replace(settings, signing_key=str(key), signing_key_passphrase=phrase))
+    assert phrase not in str(caught.value)
+
+
+def test_a_passphrase_for_a_key_that_is_not_encrypted_is_told(signing: Settings) -> None:
+    with pytest.raises(ConfigurationError, match="is not encrypted: leave out signing_key_passphrase"):
+        signer(replace(signing, signing_key_passphrase="sesame"))  # noqa: S106
+
+
+def test_without_the_extra_the_remedy_is_named(
+    signing: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "securesystemslib", None)
+    for ask in (lambda: signer(signing), lambda: public_keys([str(tmp_path / "key.pub")])):
+        with pytest.raises(ConfigurationError, match=r"want securesystemslib.*pip install 'abathur_nb\[sign\]'"):
+            ask()
+
+
+def test_without_a_key_nothing_of_the_extra_is_imported(tmp_path: Path) -> None:
+    program = (
+        "import sys, abathur_nb as nb\n"
+        "nb.start_run(nb.resolve(db_path=sys.argv[1]), 'init')\n"
+        "print([name for name in sys.modules if name.startswith(('securesystemslib', 'cryptography'))])"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "data" / "x.db")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert len(list((tmp_path / "data" / "runs").iterdir())) == 1
+
+
+def test_every_wrong_public_key_is_named_at_once(key: Path, tmp_path: Path) -> None:
+    make_key(tmp_path / "rsa.pem", "-algorithm", "RSA")
+    given = [str(key), str(tmp_path / "absent"), str(key.with_suffix(".pub")), str(tmp_path / "rsa.pub")]
+    with pytest.raises(ConfigurationError) as caught:
+        public_keys(given)
+    private, absent, other = caught.value.faults
+    assert "found none in" in private
+    assert "openssl pkey -in PRIVATE.pem -pubout" in private
+    assert "No such file" in absent
+    assert "found none in" in other
+    assert list(public_keys(given[2:3])) == [one.keyid for one in public_keys(given[2:3]).values()]

@@ -1,0 +1,254 @@
+"""Every figure over time: one moment, thousands, none; each verdict by shape and colour; intervals, limits, sizes."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import matplotlib.colors
+import numpy as np
+import pytest
+from charts_helpers import drawn, is_blank, texts
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+
+from abathur_nb import charts
+from abathur_nb.evidence.past import Facts, PastRun
+from abathur_nb.evidence.reading import Entry
+from abathur_nb.evidence.record import EXIT_CODES
+from abathur_nb.report import Report
+from abathur_nb.runbook.history import History
+
+BEGIN = datetime(2026, 10, 1, tzinfo=UTC)
+VERDICTS = (*EXIT_CODES, "unsealed", "altered")
+ALL = (charts.verdicts_over_time, charts.percentiles_over_time, charts.sizes_over_time)
+
+
+def at(hours: float, verdict: str = "pass", label: str = "validate", **facts: Any) -> PastRun:
+    entry = Entry("", Path(), None, None, None)
+    return PastRun(entry, BEGIN + timedelta(hours=hours), label, "", label, verdict, 1.0, facts=Facts(**facts))
+
+
+def history(*runs: PastRun) -> History:
+    return History(Report("history", ()), Path(), runs)
+
+
+def measured(hours: float, ms: float = 1.0, limit: float = 20, rows: str = "500", high: float | None = 3) -> PastRun:
+    bounds = {"p50": (ms * 0.9, ms, ms * 1.1), "p99": (ms * 2, ms * 2.5, high and ms * high)}
+    limits = {"memory retrieval": ("p99", limit)}
+    return at(hours, label="benchmark", basis=(rows,), percentiles={"memory retrieval": bounds}, limits=limits)
+
+
+def lines(ax: Axes) -> dict[str, Any]:
+    """Return what is drawn as a line, by what the legend calls it."""
+    return {str(line.get_label()): line for line in ax.lines}
+
+
+# --- verdicts
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_each_verdict_is_drawn_and_counted(verdict: str) -> None:
+    chart = charts.verdicts_over_time(history(at(0), at(1, verdict)))
+    drawn(chart)
+    (ax,) = chart.axes
+    count = 2 if verdict == "pass" else 1
+    assert len(lines(ax)[f"{verdict}: {count}"].get_xdata()) == count
+    assert f"{count} {verdict}" in chart.alt
+    assert ax.get_xlabel() == "start of the run (UTC)"
+
+
+def test_no_two_verdicts_look_alike_without_colour() -> None:
+    chart = charts.verdicts_over_time(history(*(at(hour, verdict) for hour, verdict in enumerate(VERDICTS))))
+    drawn(chart)
+    shapes = {(line.get_marker(), line.get_fillstyle()) for line in chart.axes[0].lines}
+    assert len(shapes) == len(VERDICTS)
+
+
+def test_each_notebook_has_a_row_in_the_order_of_their_first_runs() -> None:
+    chart = charts.verdicts_over_time(history(at(0, label="init"), at(1), at(2, label="explain"), at(3)))
+    drawn(chart)
+    (ax,) = chart.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["init", "validate", "explain"]
+    assert ax.get_ylim() == (2.5, -0.5)  # the first on top
+    assert list(lines(ax)["pass: 4"].get_ydata()) == [0, 1, 2, 1]
+
+
+def test_of_many_runs_those_that_passed_are_small_below_those_that_did_not() -> None:
+    runs = [at(hour, "fail" if hour % 100 == 50 else "pass") for hour in range(1000)]
+    chart = charts.verdicts_over_time(history(*runs))
+    drawn(chart)
+    passed, failed = chart.axes[0].lines
+    assert (passed.get_label(), failed.get_label()) == ("pass: 990", "fail: 10")
+    assert passed.get_markersize() < failed.get_markersize() / 2
+
+
+@pytest.mark.parametrize("label", ["$\\frac$", "a$b$", "<script>", "x" * 500, "_hidden", "", "été"])
+def test_a_notebook_may_be_named_anything(label: str) -> None:
+    chart = charts.verdicts_over_time(history(at(0, label=label), at(1)))
+    drawn(chart)
+    assert len(chart.axes[0].get_yticklabels()) == 2
+
+
+# --- percentiles
+
+
+def errorbars(ax: Axes) -> dict[str, ErrorbarContainer]:
+    return {str(found.get_label()): found for found in ax.containers if isinstance(found, ErrorbarContainer)}
+
+
+def test_the_percentiles_are_drawn_with_their_intervals_and_the_limit() -> None:
+    chart = charts.percentiles_over_time(history(measured(0), measured(24, ms=2), at(30)))
+    drawn(chart)
+    (ax,) = chart.axes
+    assert (ax.get_title(), ax.get_ylabel(), ax.get_yscale()) == ("memory retrieval", "ms (logarithmic)", "log")
+    bars = errorbars(ax)
+    assert set(bars) == {"p50, 95 % interval", "p99, 95 % interval"}
+    assert list(np.asarray(bars["p99, 95 % interval"][0].get_ydata())) == [2.5, 5]
+    (drawn_bars,) = bars["p99, 95 % interval"][2]
+    assert [[y for _, y in bar] for bar in drawn_bars.get_segments()] == [[2, 3], [4, 6]]
+    assert list(lines(ax)["limit 20 ms"].get_ydata()) == [20, 20]
+    assert "memory retrieval p99 2.5 ms at first, 5 ms at last, limit 20 ms" in chart.alt
+
+
+def test_where_there_are_too_few_samples_for_a_bound_the_bar_has_one_half() -> None:
+    chart = charts.percentiles_over_time(history(measured(0, high=None), measured(1)))
+    drawn(chart)
+    (bars,) = errorbars(chart.axes[0])["p99, 95 % interval"][2]
+    assert [[y for _, y in bar] for bar in bars.get_segments()] == [[2, 2.5], [2, 3]]
+
+
+def test_a_line_joins_only_what_can_be_compared() -> None:
+    chart = charts.percentiles_over_time(history(measured(0), measured(1, rows="1000000"), measured(2)))
+    drawn(chart)
+    joined = [list(np.asarray(found[0].get_xdata())) for found in chart.axes[0].containers]
+    assert [len(times) for times in joined] == [2, 1, 2, 1]  # of p50 and of p99
+    legend = chart.axes[0].get_legend()
+    assert legend is not None
+    assert len(legend.get_texts()) == 3
+
+
+def test_a_limit_that_was_changed_is_drawn_as_steps() -> None:
+    chart = charts.percentiles_over_time(history(measured(0), measured(1, limit=10), measured(2, limit=10)))
+    drawn(chart)
+    limit = lines(chart.axes[0])["limit, at last 10 ms"]
+    assert list(limit.get_ydata()) == [20, 10, 10]
+    assert limit.get_drawstyle() == "steps-post"
+
+
+def test_a_percentile_without_its_limit_or_the_other_way_round_is_not_drawn() -> None:
+    half = at(
+        0, label="benchmark", percentiles={"x": {"p50": (1, 1, 1)}}, limits={"x": ("p99", 1.0), "y": ("p99", 1.0)}
+    )
+    chart = charts.percentiles_over_time(history(half))
+    assert is_blank(chart)
+    assert chart.alt == "no benchmark came to its figures yet: run benchmark.ipynb"
+    assert charts.percentiles_over_time(history(at(0))).alt == "no benchmark yet: run benchmark.ipynb"
+
+
+def test_each_measurement_has_axes_of_its_own_and_all_the_same_time() -> None:
+    two = {name: {"p99": (1.0, 2.0, 3.0)} for name in ("session retrieval", "memory retrieval")}
+    run = at(0, label="benchmark", percentiles=two, limits=dict.fromkeys(two, ("p99", 10.0)))
+    chart = charts.percentiles_over_time(history(run, measured(24)))
+    drawn(chart)
+    assert [ax.get_title() for ax in chart.axes] == list(two)
+    assert len({ax.get_xlim() for ax in chart.axes}) == 1
+
+
+# --- sizes
+
+
+def test_the_sizes_show_the_file_first_and_then_the_largest_at_last() -> None:
+    names = [f"t{number}" for number in range(20)]
+    early = at(0, size=50_000, sizes=dict.fromkeys(names, 4096))
+    late = at(24, size=60_000, sizes={name: 4096 * (number + 1) for number, name in enumerate(names)})
+    chart = charts.sizes_over_time(history(early, late))
+    drawn(chart)
+    (ax,) = chart.axes
+    assert list(lines(ax)) == ["the file", "t19", "t18", "t17", "t16", "t15"]
+    assert len({(line.get_color(), line.get_marker()) for line in ax.lines}) == 6
+    assert ax.get_ylabel() == "size (bytes)"
+    assert ax.get_ylim()[0] == 0
+    assert "the file 50,000 bytes at first, 60,000 at last" in chart.alt
+
+
+def test_sizes_of_two_databases_are_two_lines() -> None:
+    runs = [
+        PastRun(
+            Entry("", Path(), None, None, None),
+            BEGIN,
+            "validate",
+            name,
+            f"validate of {name}",
+            "pass",
+            1.0,
+            facts=Facts(size=size),
+        )
+        for name, size in (("/a.db", 10), ("/b.db", 20))
+    ]
+    chart = charts.sizes_over_time(history(*runs))
+    drawn(chart)
+    assert set(lines(chart.axes[0])) == {"the file of /a.db", "the file of /b.db"}
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "a$b$", "_hidden", "x" * 500, "<script>", "é"])
+def test_a_table_of_somebody_elses_may_be_named_anything(name: str) -> None:
+    drawn(charts.sizes_over_time(history(at(0, size=1, sizes={name: 1}), at(1, size=2, sizes={name: 3}))))
+
+
+@pytest.mark.parametrize("size", [0, 1, 10**15])
+def test_an_empty_and_an_enormous_file_are_drawn(size: int) -> None:
+    drawn(charts.sizes_over_time(history(at(0, size=size), at(1, size=size))))
+
+
+# --- all of them
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_without_a_run_words_say_so(draw: Any) -> None:
+    assert is_blank(draw(history()))
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_a_run_that_found_out_nothing_of_the_kind_is_words_or_a_mark(draw: Any) -> None:
+    chart = draw(history(at(0, "unsealed")))
+    drawn(chart)
+    assert bool(chart.axes) == (draw is charts.verdicts_over_time)
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_one_run_is_drawn_at_its_hour_and_not_in_years(draw: Any) -> None:
+    run = measured(0)
+    chart = draw(history(PastRun(run.entry, run.started_at, "b", "", "b", "pass", 1.0, facts=run.facts), *()))
+    if draw is charts.sizes_over_time:
+        chart = draw(history(at(0, size=4096)))
+    drawn(chart)
+    first, last = chart.axes[-1].get_xlim()
+    assert last - first == 1  # day
+
+
+def test_one_run_says_that_there_is_nothing_to_compare_it_with() -> None:
+    assert "One run: nothing to compare it with yet" in texts(charts.verdicts_over_time(history(at(0))))
+
+
+@pytest.mark.parametrize("draw", ALL)
+@pytest.mark.parametrize("hours", [1e-6, 1, 24 * 365 * 99], ids=["3 ms", "an hour", "99 years"])
+def test_runs_close_together_and_far_apart_are_drawn(draw: Any, hours: float) -> None:
+    runs = [measured(0), measured(hours), at(0, size=1), at(hours, size=2)]
+    drawn(draw(history(*runs)))
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_a_thousand_runs_are_drawn_with_small_marks(draw: Any) -> None:
+    runs = [measured(hour) if hour % 2 else at(hour, size=hour + 1) for hour in range(1000)]
+    chart = draw(history(*runs))
+    drawn(chart)
+    # Of what is drawn at all points; caps of intervals are lines of two.
+    marked = [line for ax in chart.axes for line in ax.lines if len(np.asarray(line.get_xdata())) >= 400]
+    assert marked
+    assert all(line.get_markersize() <= 3 for line in marked)
+
+
+def test_every_colour_is_of_the_palette_that_test_charts_holds_to() -> None:
+    chart = charts.verdicts_over_time(history(*(at(hour, verdict) for hour, verdict in enumerate(VERDICTS))))
+    used = {matplotlib.colors.to_hex(line.get_color()).upper() for line in chart.axes[0].lines}
+    assert used <= {"#009E73", "#E69F00", "#666666", "#CC79A7", "#D55E00", "#000000"}

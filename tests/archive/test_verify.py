@@ -1,0 +1,426 @@
+"""Verify: a sound archive passes, whatever was done to another is named, and nothing is touched or waited for."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from archives import archive, ledger_lines, notebook, run, seal, start
+from damage import fingerprint, run_as_other
+from faults.tampering import TAMPERINGS, Tampering
+from verify_helpers import check, make_key
+
+from abathur_nb.cli import main
+from abathur_nb.config.settings import Settings
+from abathur_nb.evidence import verify
+from abathur_nb.evidence.archive import keep
+from abathur_nb.evidence.canonical import sealed, sha256, unsealed
+from abathur_nb.evidence.keys import public_keys
+from abathur_nb.evidence.ledger import LEDGER, read_ledger
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
+from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.files import UNFINISHED
+from abathur_nb.report import Report
+
+
+def faults(report: Report) -> list[str]:
+    return [told for one in report.checks if one.failed for told in one.evidence or (one.observed,)]
+
+
+def tree(folder: Path) -> dict[str, object]:
+    """Return what must stay as it is of everything in a folder."""
+    return {str(path): fingerprint(path) for path in [folder, *folder.rglob("*")]}
+
+
+# --- what is sound
+
+
+def test_a_sound_archive_passes_and_what_is_no_evidence_is_named(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = archive(settings)
+    *_, loose, unsealed_run = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    report = verify_archive(folder)
+    assert report.ok, str(report)
+    assert check(report, "ledger").observed == "4 lines, each with the hash of the one before"
+    assert check(report, "runs").observed == "4 archived of 6, as they were written"
+    told = check(report, "no evidence")
+    assert told.status == "warn"
+    assert [line.partition(" ")[0] for line in told.evidence] == [loose, unsealed_run]
+    assert "sealed as pass, but without a line in the ledger" in told.evidence[0]
+    assert "never sealed" in told.evidence[1]
+    assert main(["verify", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert loose in out
+    assert unsealed_run in out
+    assert "faults" not in out
+
+
+def test_an_archive_whose_first_run_is_not_over_has_no_ledger_and_passes(settings: Settings) -> None:
+    start(settings)
+    report = verify_archive(settings.archive_dir)
+    assert report.ok
+    assert check(report, "no evidence").status == "warn"
+
+
+def test_a_run_without_a_page_is_whole(settings: Settings) -> None:
+    folder = start(settings)
+    seal(folder, settings)
+    keep(folder, settings, notebook("1"), html=False)
+    assert not (folder / PAGE).exists()
+    assert verify_archive(settings.archive_dir).ok
+
+
+def test_it_writes_nothing_and_asks_no_other_host(settings: Settings) -> None:
+    folder = archive(settings)
+    before = tree(folder)
+    program = (
+        "import os, sys\n"
+        "def watch(event, args):\n"
+        "    writes = event == 'open' and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)\n"
+        "    if event.startswith(('socket.connect', 'socket.bind', 'os.rename', 'os.remove', 'os.mkdir')) or writes:\n"
+        "        sys.stderr.write(f'{event} {args}')\n"
+        "        os._exit(9)\n"
+        "import abathur_nb.evidence.verify\n"
+        "sys.addaudithook(watch)\n"
+        "from abathur_nb.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-B", "-c", program, "verify", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert tree(folder) == before
+    writing = program.replace("from abathur_nb.cli", "open(os.devnull, 'w')\nfrom abathur_nb.cli")
+    assert subprocess.run([sys.executable, "-c", writing], capture_output=True, check=False).returncode == 9
+
+
+# --- what was done to it
+
+
+@pytest.mark.parametrize("tampering", TAMPERINGS, ids=lambda tampering: tampering.__name__.strip("_"))
+def test_tampering_is_found_and_named(
+    tampering: Callable[[Tampering], str], settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = archive(settings)
+    assert verify_archive(folder).ok
+    tampering(Tampering(folder, settings, Random(7)))  # noqa: S311 - to be repeatable
+    found = faults(verify_archive(folder))
+    assert found
+    assert main(["verify", str(folder)]) == 1
+    assert found[0] in capsys.readouterr().out.splitlines()[2]
+
+
+def _alter_number(folder: Path) -> None:
+    record = unsealed((folder / RECORD).read_bytes())
+    record["facts"]["rows"]["tasks"] += 1
+    (folder / RECORD).write_bytes(sealed(record))
+
+
+def _alter_statement(folder: Path) -> None:
+    """Let a statement say something else, and the ledger's last line its hash."""
+    content = (folder / STATEMENT).read_bytes()
+    (folder / STATEMENT).write_bytes(content.replace(b'"signatures":[]', b'"signatures":[ ]'))
+    _rewrite_last(folder)
+
+
+def _rewrite_last(folder: Path, **changes: Any) -> None:
+    *lines, last = ledger_lines(folder.parent)
+    data = unsealed(last)
+    data["files"] = {name: sha256((folder / name).read_bytes()) for name in data["files"]}
+    (folder.parent / LEDGER).write_bytes(b"".join([*lines, sealed(data | changes)]))
+
+
+def _fewer_files(folder: Path) -> None:
+    (folder / NOTEBOOK).unlink()
+    files = {name: sha256((folder / name).read_bytes()) for name in (STARTED, RECORD, STATEMENT, PAGE)}
+    *lines, last = ledger_lines(folder.parent)
+    (folder.parent / LEDGER).write_bytes(b"".join([*lines, sealed({**unsealed(last), "files": files})]))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "name", "words"),
+    [
+        (lambda f: (f / NOTEBOOK).write_text("{}"), "runs", f"{NOTEBOOK}: it is not the file that the ledger names"),
+        (_alter_number, "runs", f"{RECORD}: it is not the file that the ledger names"),
+        (lambda f: (f / PAGE).unlink(), "runs", f"{PAGE}: it is gone"),
+        (lambda f: (f / STARTED).unlink(), "runs", f"{STARTED}: it is gone"),
+        (shutil.rmtree, "runs", "its folder is gone"),
+        (lambda f: _rewrite_last(f, verdict="fail"), "runs", f"verdict is not what {LEDGER} says"),
+        (_alter_statement, "statements", f"{STATEMENT}: it is not in canonical form"),
+        (_fewer_files, "runs", f"expected the hashes of '{NOTEBOOK}', "),
+        (lambda f: (f / "a\x1b[2J").touch(), "nothing else", r"a\x1b[2J"),
+        (lambda f: (f.parent / "a\nb").touch(), "nothing else", r"a\nb"),
+    ],
+)
+def test_the_fault_is_named_for_what_it_is(
+    tamper: Callable[[Path], object], name: str, words: str, settings: Settings
+) -> None:
+    run(settings)
+    folder = run(settings)
+    tamper(folder)
+    report = verify_archive(settings.archive_dir)
+    assert words in check(report, name).observed
+    if name != "nothing else":
+        assert folder.name in check(report, name).observed or LEDGER in check(report, name).observed
+    assert "\x1b" not in str(report)
+
+
+def test_the_first_fault_is_named_and_the_rest_is_counted(settings: Settings) -> None:
+    folder = archive(settings)
+    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+    for found in folders[:3]:
+        _alter_number(found)
+    report = verify_archive(folder)
+    wanted = f"{folders[0].name}/{RECORD}: it is not the file that the ledger names; and 2 more"
+    assert check(report, "runs").observed == wanted
+    assert len(faults(report)) == 3
+
+
+def test_a_ledger_cut_at_a_line_is_found_by_what_began_later(settings: Settings) -> None:
+    folder = archive(settings)
+    lines = ledger_lines(folder)
+    (folder / LEDGER).write_bytes(b"".join(lines[:-1]))
+    report = verify_archive(folder)
+    assert not report.ok
+    assert "the last line of the ledger when it began is gone" in check(report, "order").observed
+
+
+def test_the_last_line_of_all_taken_away_leaves_a_run_that_is_named_as_no_evidence(settings: Settings) -> None:
+    """As when its run died one step before: nothing that came later can tell the two apart."""
+    run(settings)
+    last = run(settings)
+    (settings.archive_dir / LEDGER).write_bytes(ledger_lines(settings.archive_dir)[0])
+    report = verify_archive(settings.archive_dir)
+    assert report.ok
+    assert last.name in check(report, "no evidence").observed
+
+
+# --- what a crash leaves
+
+
+def test_a_torn_line_is_named_as_torn_and_closed_by_the_next_run(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = archive(settings)
+    content = (folder / LEDGER).read_bytes()
+    (folder / LEDGER).write_bytes(content + content[:200])
+    report = verify_archive(folder)
+    assert [one.name for one in report.checks if one.failed] == ["last line"]
+    assert check(report, "last line").observed == f"{LEDGER} line 5 is torn: a run died while it wrote it"
+    assert "no tampering" in check(report, "last line").remedy
+    assert main(["verify", str(folder)]) == 1
+    assert "torn" in capsys.readouterr().out.splitlines()[2]
+    run(settings)
+    report = verify_archive(folder)
+    assert report.ok
+    assert check(report, "notes").status == "warn"
+    assert "line 5 was torn by a crash, and closed" in check(report, "notes").observed
+
+
+def test_leftovers_of_killed_runs_and_of_jupyterlab_are_notes(settings: Settings) -> None:
+    folder = run(settings)
+    (folder / f"{UNFINISHED}0123456789ab").write_bytes(b"half")
+    (settings.archive_dir / f"{UNFINISHED}ba9876543210").touch()
+    (folder / ".ipynb_checkpoints").mkdir()
+    report = verify_archive(settings.archive_dir)
+    assert report.ok
+    assert len(check(report, "notes").evidence) == 3
+
+
+def test_an_empty_folder_is_a_run_that_died_at_once(settings: Settings) -> None:
+    run(settings)
+    (settings.archive_dir / "20261123T101500123Z-9f3ac1").mkdir(mode=0o700)
+    report = verify_archive(settings.archive_dir)
+    assert report.ok
+    assert "20261123T101500123Z-9f3ac1 begun, never sealed" in check(report, "no evidence").observed
+
+
+def test_what_others_may_read_is_noted(settings: Settings) -> None:
+    folder = run(settings)
+    (folder / PAGE).chmod(0o644)
+    settings.archive_dir.chmod(0o755)
+    told = check(verify_archive(settings.archive_dir), "notes")
+    assert told.status == "warn"
+    assert "others may use 2 files or folders" in told.observed
+
+
+def test_a_run_that_is_archived_meanwhile_is_no_fault(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(settings)
+
+    def meanwhile(archive: Path) -> Any:
+        monkeypatch.setattr(verify, "read_ledger", read_ledger)
+        run(settings)
+        return read_ledger(archive)
+
+    monkeypatch.setattr(verify, "read_ledger", meanwhile)
+    report = verify_archive(settings.archive_dir)
+    assert report.ok, str(report)
+    assert check(report, "runs").observed == "2 archived of 2, as they were written"
+
+
+# --- what is no file
+
+
+def test_no_link_is_followed_and_no_fifo_waited_for(settings: Settings, tmp_path: Path) -> None:
+    for name in (STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT):
+        linked, fifo = run(settings), run(settings)
+        shutil.move(linked / name, tmp_path / name)
+        (linked / name).symlink_to(tmp_path / name)
+        (fifo / name).unlink()
+        os.mkfifo(fifo / name)
+    report = verify_archive(settings.archive_dir)
+    told = check(report, "runs").evidence
+    assert len(told) == 10
+    assert all("it cannot be read: not a regular file" in fault for fault in told)
+
+
+def test_a_folder_that_is_a_link_or_a_file_is_no_run(settings: Settings, tmp_path: Path) -> None:
+    folder, other = run(settings), run(settings)
+    shutil.move(folder, tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    shutil.rmtree(other)
+    other.write_bytes(b"")
+    assert faults(verify_archive(settings.archive_dir)) == [
+        f"{found.name}: it is not a directory that can be read" for found in sorted((folder, other))
+    ]
+
+
+def test_a_ledger_that_is_no_file_is_a_fault(settings: Settings) -> None:
+    run(settings)
+    (settings.archive_dir / LEDGER).unlink()
+    os.mkfifo(settings.archive_dir / LEDGER)
+    assert "not a regular file" in check(verify_archive(settings.archive_dir), "ledger").observed
+
+
+def test_a_socket_and_a_device_do_not_belong_here(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = run(settings)
+    monkeypatch.chdir(folder)  # the path of a socket may have no more than 107 bytes
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")
+        os.mknod(folder / "device", 0o600 | 0o020000, os.makedev(1, 5))  # /dev/zero has no end
+        assert len(faults(verify_archive(settings.archive_dir))) == 2
+
+
+def test_what_a_forger_writes_is_a_fault_and_no_traceback(settings: Settings) -> None:
+    folder = run(settings)
+    original = unsealed((folder / RECORD).read_bytes())
+    changes: tuple[dict[str, Any], ...] = (
+        {"reports": None},
+        {"reports": [{"title": "x"}]},
+        {"verdict": "splendid"},
+        {"verdict": []},
+        {"format": 3},
+        {"format": None},
+        {"run_id": "20261123T101500123Z-9f3ac1"},
+        {"facts": []},
+        {"ledger_head": 7},
+    )
+    for change in changes:
+        (folder / RECORD).write_bytes(sealed(original | change))
+        _rewrite_last(folder)
+        assert not verify_archive(settings.archive_dir).ok, change
+    (folder / RECORD).write_bytes(sealed(original))
+    _rewrite_last(folder)
+    assert verify_archive(settings.archive_dir).ok
+
+
+# --- signatures
+
+
+def test_with_a_key_each_run_since_the_first_signed_one_must_be_signed(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    public, other = make_key(tmp_path / "key.pem"), make_key(tmp_path / "other.pem")
+    signing = replace(settings, signing_key=str(tmp_path / "key.pem"))
+    run(settings)
+    run(signing)
+    keys = public_keys([str(public)])
+    assert check(verify_archive(settings.archive_dir, keys=keys), "signatures").status == "pass"
+    assert check(verify_archive(settings.archive_dir), "signatures").status == "warn"
+    assert main(["verify", str(settings.archive_dir), "--key", str(public)]) == 0
+    assert main(["verify", str(settings.archive_dir), "--key", str(other)]) == 1
+    late = run(settings)
+    assert main(["verify", str(settings.archive_dir), "--key", str(other), "--key", str(public)]) == 1
+    assert f"run {late.name} is not signed by a given key" in capsys.readouterr().out
+    assert main(["verify", str(settings.archive_dir)]) == 0
+
+
+def test_without_a_key_and_a_signature_none_is_said_to_have_passed(settings: Settings) -> None:
+    run(settings)
+    told = check(verify_archive(settings.archive_dir), "signatures")
+    assert told.status == "skip"
+    assert "a wholesale rewriting of the archive would not show" in told.observed
+
+
+# --- the command
+
+
+def test_wrong_arguments_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for arguments in (
+        [str(tmp_path / "absent")],
+        [str(tmp_path / "file")],
+        [""],
+        [str(tmp_path), "--key", "absent.pem"],
+    ):
+        assert main(["verify", *arguments]) == 2
+        assert capsys.readouterr().err.startswith("abathur_nb verify: ")
+    for arguments in ([], [str(tmp_path), "more"], [str(tmp_path), "--unknown"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["verify", *arguments])
+        assert ended.value.code == 2
+
+
+def test_a_copy_at_a_url_is_verified_as_an_archive_is(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, copy = archive(settings), tmp_path / "copy"
+    assert main(["copy", copy.as_uri(), "--archive", str(folder)]) == 0
+    assert main(["verify", copy.as_uri()]) == 0
+    page = next(copy.glob(f"*/{PAGE}"))
+    page.chmod(0o600)
+    page.write_bytes(b"")
+    assert main(["verify", copy.as_uri()]) == 1
+    assert f"{page.parent.name}/{PAGE}: it is not the file" in capsys.readouterr().out
+
+
+def test_a_directory_that_is_no_archive_does_not_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(tmp_path)]) == 1
+    assert f"no run, and no line of a ledger, is in {tmp_path}" in capsys.readouterr().out
+
+
+def test_the_directory_above_or_below_an_archive_is_told_from_one_that_was_tampered_with(settings: Settings) -> None:
+    folder = archive(settings)
+    for near in (folder.parent, next(path for path in folder.iterdir() if path.is_dir())):
+        report = verify_archive(near)
+        assert [check.name for check in report.checks] == ["ledger"]
+        assert not report.ok
+        assert report.checks[0].remedy == f"did you mean {folder}?"
+
+
+def test_an_archive_that_may_not_be_read_is_refused(settings: Settings, public: Path) -> None:
+    """As another user than root, whom no mode holds."""
+    shutil.move(archive(settings), public / "runs")
+    (public / "runs").chmod(0o700)
+    # Imported before the privileges are dropped: the package may stand where only root can read it.
+    program = (
+        "import contextlib, io\n"
+        "from abathur_nb.cli import main\n"
+        "with contextlib.redirect_stderr(io.StringIO()) as told: code = main(['verify', sys.argv[1]])\n"
+        "print(code, told.getvalue())\n"
+    )
+    imported = "import abathur_nb.evidence.verify, abathur_nb.evidence.privacy, abathur_nb.__main__\n"
+    told = run_as_other(program, public / "runs", imports=imported)
+    assert told.startswith("2 ")
+    assert "cannot be read: Permission denied" in told
+    (public / "runs").chmod(0o755)
+    told = run_as_other(program, public / "runs", imports=imported)
+    assert told.rstrip().endswith("1")
+    assert "cannot be read" in told

@@ -1,0 +1,279 @@
+"""Every figure: a picture, words in its place, axes that say their units; whatever it is given."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from charts_helpers import drawn, is_blank, texts
+from damage import drop_index, run_sql
+from matplotlib.container import ErrorbarContainer
+from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation
+
+import abathur_nb as nb
+from abathur_nb import charts
+from abathur_nb.charts import Chart, figure, timelines
+from abathur_nb.charts import timelines as dashboard
+from abathur_nb.config.settings import Settings
+from abathur_nb.measure.measurements import BenchmarkResult
+from abathur_nb.report import Check, Report
+from abathur_nb.store.expected import SchemaObject
+from abathur_nb.store.schema import Schema
+
+MS = 1_000_000
+LIMITED = ("session retrieval", "memory retrieval")
+
+
+def times(count: int, median_ms: float = 0.2) -> list[int]:
+    rng = np.random.default_rng(count)
+    return [int(value) + 1 for value in rng.lognormal(np.log(median_ms * MS), 0.5, count)]
+
+
+def result(samples: Mapping[str, list[int]], *limited: str, limit_ms: float = 10) -> BenchmarkResult:
+    return BenchmarkResult(Report("benchmark", ()), samples, {}, dict.fromkeys(limited, (0.99, limit_ms)))
+
+
+def full(count: int) -> BenchmarkResult:
+    curves = {f"concurrency/{n}": times(count, n / 10) for n in (1, 2, 5, 10, 20, 50, 100, 200)}
+    growth = {f"growth/{n}": times(count) for n in (1000, 10_000, 100_000, 1_000_000)}
+    return result({**{name: times(count) for name in LIMITED}, **curves, **growth}, *LIMITED)
+
+
+# --- the charts of a benchmark
+
+
+@pytest.mark.parametrize("count", [2, 299, 1000, 100_000])
+def test_the_distribution_shows_samples_limit_and_interval_and_says_them_in_words(count: int) -> None:
+    chart = charts.latency_distribution(full(count))
+    drawn(chart)
+    assert [ax.get_title() for ax in chart.axes] == [f"{name}: {count:,} samples" for name in LIMITED]
+    assert [ax.get_ylabel() for ax in chart.axes] == ["samples", "samples"]
+    assert chart.axes[-1].get_xlabel() == "time of one read (ms, logarithmic)"
+    for ax in chart.axes:
+        legend = ax.get_legend()
+        assert legend is not None
+        assert {"samples", "95 % interval of p99", "limit 10 ms"} < {text.get_text() for text in legend.get_texts()}
+    assert chart.alt.count(", limit 10 ms") == 2
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [[MS], [MS, MS], [MS] * 500, [1], [1, 10**15]],
+    ids=["one", "two equal", "all equal", "1 ns", "years apart"],
+)
+def test_a_degenerate_distribution_is_drawn_too(samples: list[int]) -> None:
+    chart = charts.latency_distribution(result(dict.fromkeys(LIMITED, samples), *LIMITED))
+    drawn(chart)
+    assert len(chart.axes) == 2
+
+
+@pytest.mark.parametrize("limit", [0.001, 1e-06, 1e06, 12.3456789])
+def test_any_limit_is_drawn_at_its_place(limit: float) -> None:
+    chart = charts.latency_distribution(result({LIMITED[0]: times(300)}, LIMITED[0], limit_ms=limit))
+    drawn(chart)
+    lines = [line.get_xdata() for line in chart.axes[0].lines]
+    assert any(float(np.asarray(line)[0]) == limit for line in lines)
+
+
+@pytest.mark.parametrize("samples", [{}, {"growth/1000": times(300)}], ids=["nothing", "cut short"])
+def test_where_no_limit_was_measured_words_say_so(samples: Mapping[str, list[int]]) -> None:
+    check = Check("benchmark", "error", observed="could not run: disk full")
+    limits = dict.fromkeys(LIMITED, (0.99, 10.0))
+    chart = charts.latency_distribution(BenchmarkResult(Report("benchmark", (check,)), samples, {}, limits))
+    assert is_blank(chart)
+    assert chart.alt == "nothing was measured: the report says why"
+
+
+@pytest.mark.parametrize(
+    ("draw", "x", "y"),
+    [
+        (charts.concurrency_curve, "reads at a time", "until all are answered (ms)"),
+        (charts.growth_curve, "synthetic memories in the table", "time of one read (ms)"),
+    ],
+    ids=["concurrency", "growth"],
+)
+def test_a_curve_has_both_axes_logarithmic_and_named_with_their_units(
+    draw: Callable[[BenchmarkResult], Chart], x: str, y: str
+) -> None:
+    chart = draw(full(300))
+    drawn(chart)
+    (ax,) = chart.axes
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (x, y)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert {"p50, 95 % interval", "p99, 95 % interval"} <= set(texts(chart).split("\n"))
+    assert "ms at the median for 1" in chart.alt
+
+
+OPEN = "open where the samples are too few for a bound"
+
+
+@pytest.mark.parametrize("draw", [charts.concurrency_curve, charts.growth_curve], ids=["concurrency", "growth"])
+@pytest.mark.parametrize("count", [367, 368])
+def test_a_bound_that_the_samples_cannot_give_is_drawn_as_open(
+    draw: Callable[[BenchmarkResult], Chart], count: int
+) -> None:
+    """The slowest sample is no end of an interval."""
+    chart = draw(full(count))
+    drawn(chart)
+    (ax,) = chart.axes
+    bars = next(c for c in ax.containers if isinstance(c, ErrorbarContainer) and c.get_label() == "p99, 95 % interval")
+    line, _, (collection,) = bars.lines
+    tops = [float(segment[1][1]) for segment in collection.get_segments()]
+    values = [float(value) for value in np.asarray(line.get_ydata())]
+    arrows = [(text.xy[1], text.get_position()[1]) for text in ax.texts if isinstance(text, Annotation)]
+    if count == 367:
+        assert tops == pytest.approx(values)
+        assert arrows == [(value, 20) for value in values]  # upwards
+        assert OPEN in texts(chart)
+    else:
+        assert all(top > value for top, value in zip(tops, values, strict=True))
+        assert arrows == []
+        assert OPEN not in texts(chart)
+
+
+@pytest.mark.parametrize("count", [367, 368])
+def test_an_interval_without_an_end_runs_off_the_edge_of_the_distribution(count: int) -> None:
+    chart = charts.latency_distribution(full(count))
+    drawn(chart)
+    for ax in chart.axes:
+        (span,) = (patch for patch in ax.patches if patch.get_label() == "95 % interval of p99")
+        assert isinstance(span, Rectangle)
+        assert bool(span.get_x() + span.get_width() == pytest.approx(ax.get_xlim()[1])) is (count == 367)
+        assert (OPEN in texts(chart)) is (count == 367)
+
+
+@pytest.mark.parametrize("draw", [charts.concurrency_curve, charts.growth_curve], ids=["concurrency", "growth"])
+def test_a_curve_of_one_point_or_one_sample_is_drawn_and_without_any_words_say_why(
+    draw: Callable[[BenchmarkResult], Chart],
+) -> None:
+    for samples in ([MS], [MS, MS], times(100)):
+        drawn(draw(result({"concurrency/50": samples, "growth/1000": samples})))
+    drawn(draw(full(1)))
+    chart = draw(result({LIMITED[0]: times(300)}, *LIMITED[:1]))
+    assert is_blank(chart)
+    assert chart.alt == "not measured: run with full = True"
+
+
+# --- the matrix
+
+
+async def test_the_matrix_shows_each_index_and_each_query_and_names_the_unused(database: Settings) -> None:
+    plans = await nb.explain_queries(database)
+    chart = charts.coverage_matrix(plans)
+    drawn(chart)
+    (ax,) = chart.axes
+    assert {label.get_text() for label in ax.get_yticklabels()} == set(plans.coverage)
+    shown = [label.get_text() for label in ax.get_xticklabels()]
+    assert set(shown) == {query for queries in plans.coverage.values() for query in queries}
+    points = np.asarray(ax.lines[0].get_xydata())
+    assert len(points) == sum(len(queries) for queries in plans.coverage.values())
+    assert chart.alt == f"Matrix of 33 indexes and {len(shown)} queries; unused: none"
+    assert ax.get_title() == "33 of 33 indexes serve a query"
+
+
+async def test_a_missing_index_is_an_unused_one(database: Settings) -> None:
+    drop_index(database.db_path)
+    chart = charts.coverage_matrix(await nb.explain_queries(database))
+    drawn(chart)
+    assert chart.axes[0].get_title() == "32 of 33 indexes serve a query"
+    assert chart.alt.endswith("unused: idx_audit_task")
+
+
+async def test_without_a_database_every_index_is_unused(settings: Settings) -> None:
+    plans = await nb.explain_queries(settings)
+    assert not plans.report.ok
+    chart = charts.coverage_matrix(plans)
+    drawn(chart)
+    assert chart.axes[0].get_title() == "0 of 33 indexes serve a query"
+
+
+# --- the sizes
+
+
+async def test_the_sizes_show_each_table_with_its_rows(database: Settings) -> None:
+    schema = await nb.show_schema(database)
+    chart = charts.table_sizes(schema)
+    drawn(chart)
+    (ax,) = chart.axes
+    assert len(ax.get_yticklabels()) == 9
+    assert "memory_entries 3 rows" in chart.alt
+    assert "3 rows" in texts(chart)
+    assert ax.get_xlabel() == ("size in the file (bytes)" if schema.sizes else "rows")
+
+
+def test_the_largest_table_with_its_indexes_stands_on_top() -> None:
+    objects = {"i": SchemaObject("index", "i", "indexed", "CREATE INDEX i ON indexed (x)")}
+    chart = charts.table_sizes(Schema(objects, {"plain": 9, "indexed": 1}, {"plain": 8192, "indexed": 4096, "i": 8192}))
+    assert [label.get_text() for label in chart.axes[0].get_yticklabels()] == ["plain", "indexed"]  # from below
+    assert chart.alt == "Tables by size: indexed 1 row, plain 9 rows"
+
+
+async def test_where_sqlite_tells_no_sizes_the_rows_are_drawn(database: Settings) -> None:
+    schema = replace(await nb.show_schema(database), sizes={})
+    chart = charts.table_sizes(schema)
+    drawn(chart)
+    assert chart.axes[0].get_xlabel() == "rows"
+
+
+def test_where_sqlite_tells_sizes_the_indexes_stand_behind_their_table() -> None:
+    objects = {
+        "t": SchemaObject("table", "t", "t", "CREATE TABLE t (x UNIQUE)"),
+        "i": SchemaObject("index", "i", "t", "CREATE INDEX i ON t (x)"),
+    }
+    schema = Schema(objects, {"t": 5}, {"t": 4096, "i": 8192, "sqlite_autoindex_t_1": 4096})
+    chart = charts.table_sizes(schema)
+    drawn(chart)
+    bars = (bar for bar in chart.axes[0].patches if isinstance(bar, Rectangle))
+    own, of_indexes = ((bar.get_x(), bar.get_width()) for bar in bars)
+    assert (own, of_indexes) == ((0, 4096), (4096, 12288))
+    assert chart.axes[0].get_xlabel() == "size in the file (bytes)"
+
+
+@pytest.mark.parametrize("rows", [0, 1, 10**12])
+@pytest.mark.parametrize("sizes", [{}, {"t": 4096}])
+def test_an_empty_and_an_enormous_table_are_drawn(rows: int, sizes: dict[str, int]) -> None:
+    drawn(charts.table_sizes(Schema({}, {"t": rows}, sizes)))
+
+
+async def test_where_no_table_could_be_read_words_say_so(settings: Settings) -> None:
+    for schema in (Schema({}), await nb.show_schema(settings)):
+        chart = charts.table_sizes(schema)
+        assert is_blank(chart)
+        assert chart.alt == "no table could be read: the report says why"
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "a$b", "$x$", "<script>", "a\nb", "\u202eevil", "x" * 500, "_hidden", ""])
+@pytest.mark.parametrize("sizes", [True, False])
+def test_a_table_of_somebody_elses_may_be_named_anything(name: str, sizes: bool) -> None:
+    chart = charts.table_sizes(Schema({}, {name: 1, "t": 2}, {name: 4096} if sizes else {}))
+    drawn(chart)
+    assert len(chart.axes[0].get_yticklabels()) == 2
+
+
+async def test_a_live_table_with_a_hostile_name_is_drawn(database: Settings) -> None:
+    run_sql(database.db_path, 'CREATE TABLE "$\\frac$<script>" (x)')
+    chart = charts.table_sizes(await nb.show_schema(database))
+    drawn(chart)
+    assert "$\\frac$<script> 0 rows" in chart.alt
+
+
+# --- all of them
+
+
+def test_the_colours_are_of_a_palette_that_the_colour_blind_can_tell_apart() -> None:
+    """Okabe and Ito's: no two of these are confused in any of the three kinds of colour-blindness."""
+    palette = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
+    used = {figure.BLUE, figure.ORANGE, figure.GREEN, figure.RED, figure.PURPLE}
+    assert used <= palette
+    assert len(used) == 5
+
+
+def test_what_a_chart_shows_stays_the_same_when_it_is_shown_twice() -> None:
+    chart = charts.growth_curve(full(300))
+    assert drawn(chart) == drawn(chart)
+
+
+def test_each_public_chart_is_tried_here() -> None:
+    here = {"concurrency_curve", "coverage_matrix", "growth_curve", "latency_distribution", "table_sizes"}
+    assert set(charts.__all__) == here | {"Chart", *timelines.__all__, *dashboard.__all__}  # tried in files of theirs

@@ -1,0 +1,433 @@
+"""explore shows what a database holds, whoever wrote it and while others write, and changes nothing."""
+
+import asyncio
+import json
+import re
+import sqlite3
+import tracemalloc
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damage import AGENT, MEMORY, ROWS, SESSION, TASK, flip_bits, held, run_sql, spoil_json, untouched
+from explore_helpers import HOSTILE, fill, insert
+
+import abathur_nb as nb
+from abathur_nb.config.settings import Settings
+from abathur_nb.evidence.page import clean
+from abathur_nb.report import Check
+from abathur_nb.runbook.explore import Exploration, explore
+from abathur_nb.store.expected import expected_tables
+
+PARTS = ("sessions", "session", "namespaces", "memories", "memory", "audit", "growth", "diagram")
+LARGE = 300_000  # bytes: more than is read whole
+
+
+def remember(settings: Settings, namespace: str, key: str, *values: object) -> None:
+    """Write a memory whose versions are these values, whatever they are."""
+    sql = "INSERT INTO memory_entries (namespace, key, value, memory_type, version) VALUES (?, ?, ?, 'semantic', ?)"
+    for version, value in enumerate(values, 1):
+        insert(settings, sql, namespace, key, value, version)
+
+
+def check(found: Exploration, name: str) -> Check:
+    (one,) = (one for one in found.report.checks if one.name == name)
+    return one
+
+
+def bundles(found: Exploration) -> dict[str, dict[str, str]]:
+    return {name: getattr(found, name)._repr_mimebundle_() for name in PARTS}
+
+
+# --- what it shows
+
+
+async def test_each_part_says_how_much_there_is(database: Settings) -> None:
+    await fill(database)
+    found = await explore(database)
+    assert found.report.ok
+    told = {one.name: one.observed for one in found.report.checks}
+    assert told["sessions"] == "1 sessions, the last used first"
+    assert told["session"] == "session s1: 1 value of its state, 2 events"
+    assert told["namespaces"] == f"{3 + 3} namespaces"
+    assert told["memories"] == f"{3 + 2} current memories, the last updated first"
+    assert told["memory"] == "user:alice:likes tea: 3 versions; 6 changes"
+    assert found.session.rows == (
+        ("state", "app:mode", '"dark"'),
+        ("event", "2", '{"type": "message", "n": 2}'),
+        ("event", "1", '{"type": "message", "n": 1}'),
+    )
+    assert found.to_record() == {"rows": found.rows}
+    assert (found.rows["memory_entries"], found.rows["sessions"]) == (3 + 5, 1)
+
+
+async def test_a_look_changes_nothing(database: Settings) -> None:
+    run_sql(database.db_path, *ROWS)
+    beside = sorted(path.name for path in database.db_path.parent.iterdir())
+    with untouched(database.db_path):
+        found = await explore(database)
+        assert found.report.ok
+        bundles(found)
+    assert {path.name for path in database.db_path.parent.iterdir()} - {*beside} <= {"abathur.db-wal", "abathur.db-shm"}
+
+
+async def test_a_fresh_database_says_of_each_part_that_there_is_nothing(database: Settings) -> None:
+    found = await explore(database, namespace="nobody:")
+    assert found.report.ok
+    assert [one.name for one in found.report.checks if one.status == "warn"] == ["namespaces"]
+    assert str(found.sessions) == str(found.session) == "no session yet"
+    assert str(found.namespaces) == "no namespace begins with 'nobody:'"
+    assert str(found.memories) == "no current memory"
+    assert str(found.audit) == "no audit row"
+    assert check(found, "memory").observed == "none there"
+    assert all(bundle["text/plain"] for bundle in bundles(found).values())
+
+
+async def test_of_rows_that_were_all_taken_away_words_say_so(database: Settings) -> None:
+    run_sql(database.db_path, *(f"DELETE FROM {table}" for table in expected_tables()))
+    found = await explore(database)
+    assert found.report.ok
+    assert str(found.growth) == "no row yet"
+    assert str(found.namespaces) == "no memory yet"
+    assert nb.charts.rows_over_time(found.growth).alt == "no row yet: there is nothing to draw"
+    assert all(part.to_frame().empty for part in (found.sessions, found.namespaces, found.memory, found.growth))
+
+
+@pytest.mark.parametrize("prefix", ["user:100%", "user:100%_"])
+async def test_a_prefix_is_taken_literally(database: Settings, prefix: str) -> None:
+    await fill(database)
+    remember(database, "user:100xy", "k", "{}")
+    run_sql(database.db_path, "INSERT INTO audit (action_type, memory_namespace) VALUES ('x', 'user:100xy')")
+    found = await explore(database, namespace=prefix)
+    assert [row[0] for row in found.memories.rows] == ["user:100%_x"]
+    assert [row["branch"] for _, row in found.namespaces.to_frame().iterrows()] == ["user", "user:100%_x"]
+    assert {row[3] for row in found.audit.rows} == {"user:100%_x"}
+    assert (await explore(database, namespace="%")).memories.rows == ()
+    # The control: without its sign it begins both.
+    assert len((await explore(database, namespace="user:100")).memories.rows) == 2
+
+
+async def test_every_listing_ends_at_the_limit_and_tells_of_how_many_it_is(database: Settings) -> None:
+    session = "INSERT INTO sessions (id, app_name, user_id, events, state) VALUES (?, 'a', 'u', ?, ?)"
+    for n in range(7):
+        insert(database, session, f"s{n}", json.dumps([{}] * 9), json.dumps(dict.fromkeys(map(str, range(8)))))
+        insert(database, "INSERT INTO audit (action_type, memory_namespace) VALUES ('x', 'n:a')")
+        remember(database, f"n:{n}", "k", *["{}"] * (9 if n == 3 else 1))
+    found = await explore(database, namespace="n:", limit=4)
+    assert check(found, "sessions").observed.startswith("7 sessions, ")
+    assert check(found, "session").observed.endswith("8 values of its state, 9 events, of which 4 are shown")
+    assert check(found, "namespaces").observed == "7 namespaces; shown are the 4 largest of 8 branches"
+    assert check(found, "memories").observed.startswith("7 current memories, ")
+    assert check(found, "memory").observed == "n:3 k: 9 versions, the last 4; 4 changes"
+    assert check(found, "audit trail").observed.startswith("7 audit rows ")
+    for part in (found.sessions, found.memories, found.audit):
+        assert part.caption.endswith(", of which 4 are shown")
+        assert len(part.rows) == len(part.to_frame()) == 4
+    assert [part for part, _, _ in found.session.rows] == ["state"] * 4 + ["event"] * 4
+    assert str(found.namespaces).count("\n") == 4
+    assert [version for version, *_ in found.memory.changes.rows] == [9, 8, 7, 6]
+    assert {change for _, _, _, _, _, change, _, _ in found.memory.changes.rows} == {"the same"}, "none is the first"
+
+
+async def test_a_memory_and_a_session_are_shown_by_their_names(database: Settings) -> None:
+    await fill(database)
+    insert(database, "INSERT INTO sessions (id, app_name, user_id) VALUES ('s2', 'a', 'u')")
+    remember(database, "user:carol", "tea", "{}")
+    found = await explore(database, namespace="user:carol", key="tea", session="s1")
+    assert (found.memory.namespace, found.memory.key) == ("user:carol", "tea")
+    assert found.session.caption.startswith("session s1: ")
+    assert (await explore(database, key="tea")).memory.namespace == "user:alice:likes", "the one of most versions"
+
+
+async def test_what_was_asked_for_and_is_not_there_is_told_and_fails_nothing(database: Settings) -> None:
+    await fill(database)
+    found = await explore(database, namespace="user:a", key="coffee", session="s2")
+    assert found.report.ok
+    told = {one.name: one.observed for one in found.report.checks if one.status == "warn"}
+    assert told == {"session": "no session 's2'", "memory": "no memory has the key 'coffee' there"}
+    assert str(found.session) == "no such session"
+
+
+async def test_the_frames_have_the_columns_that_one_goes_on_with(database: Settings) -> None:
+    await fill(database)
+    run_sql(database.db_path, TASK, AGENT)
+    found = await explore(database)
+    columns = {name: " ".join(getattr(found, name).to_frame().columns) for name in PARTS}
+    assert columns == {
+        "sessions": "id app_name user_id project_id status events bytes tasks agents checkpoints created_at"
+        " last_update_time terminated_at archived_at",
+        "session": "part name value",
+        "namespaces": "branch depth namespaces memories versions superseded deleted bytes newest",
+        "memories": "namespace key version memory_type value bytes created_by updated_by created_at updated_at",
+        "memory": "version state is_deleted memory_type value bytes metadata created_by updated_by created_at"
+        " updated_at id",
+        "audit": "timestamp action_type memory_operation_type memory_namespace memory_entry_id agent_id task_id result"
+        " action_data id",
+        "growth": "table day rows total",
+        "diagram": "table column type required primary_key unique refers_to on_delete",
+    }
+    changes = found.memory.changes.to_frame()
+    assert " ".join(changes.columns) == "version state updated_at updated_by path change before after"
+    for frame in (found.sessions.to_frame(), found.memories.to_frame(), found.memory.to_frame()):
+        assert str(frame["created_at"].dtype).endswith("UTC]"), "a time that one can compute with"
+    assert str(found.audit.to_frame()["timestamp"].dtype).endswith("UTC]")
+
+
+async def test_a_number_beside_a_null_stays_exact_in_the_frame(database: Settings) -> None:
+    sql = "INSERT INTO audit (action_type, memory_entry_id) VALUES ('x', ?)"
+    run_sql(database.db_path, "PRAGMA foreign_keys = OFF", sql.replace("?", "NULL"), sql.replace("?", str(2**53 + 1)))
+    ids = (await explore(database)).audit.to_frame()["memory_entry_id"]
+    assert str(ids.dtype) == "Int64"
+    assert ids.dropna().tolist() == [2**53 + 1]
+
+
+async def test_a_time_that_is_none_stays_to_be_seen_in_the_frame(database: Settings) -> None:
+    run_sql(database.db_path, SESSION, "UPDATE sessions SET created_at = 'yesterday'")
+    found = await explore(database)
+    assert found.report.ok
+    assert found.sessions.to_frame()["created_at"].tolist() == ["yesterday"]
+    assert check(found, "growth").observed.endswith("; 1 row without a valid timestamp: run validate.ipynb")
+
+
+async def test_of_an_enormous_value_the_beginning_is_read_and_its_end_is_not_judged(database: Settings) -> None:
+    remember(database, "user:a", "k", *(json.dumps({"x": "y" * LARGE + end}) for end in "ab"))
+    found = await explore(database, namespace="user:a")
+    (row,) = found.memories.rows
+    assert (len(row[4]), row[5]) == (1000, LARGE + 10)
+    first, second = sorted(found.memory.changes.rows)
+    assert first[5] == "first"
+    assert second[5] == "the same as far as it was read"
+
+
+# --- what is hostile or spoiled
+
+
+async def test_what_is_hostile_is_shown_and_does_nothing(database: Settings) -> None:
+    session = "INSERT INTO sessions (id, app_name, user_id, events, state) VALUES (?, ?, ?, ?, ?)"
+    insert(
+        database, session, HOSTILE, HOSTILE, HOSTILE, json.dumps([{HOSTILE: HOSTILE}]), json.dumps({HOSTILE: HOSTILE})
+    )
+    remember(database, f"a:{HOSTILE}:b", HOSTILE, json.dumps({HOSTILE: 1}), json.dumps([HOSTILE]), HOSTILE)
+    audit = "INSERT INTO audit (action_type, memory_namespace, result, action_data) VALUES (?, ?, ?, ?)"
+    insert(database, audit, HOSTILE, f"a:{HOSTILE}:b", HOSTILE, HOSTILE)
+    found = await explore(database, namespace="a:")
+    assert found.report.ok
+    assert (found.sessions.to_frame()["id"].iloc[0], found.memories.to_frame()["key"].iloc[0]) == (HOSTILE, HOSTILE)
+    shown = {name: bundle for name, bundle in bundles(found).items() if name not in ("growth", "diagram")}
+    assert len(shown) == 6
+    for name, bundle in {**shown, "report": found.report._repr_mimebundle_()}.items():
+        html, plain = bundle["text/html"], bundle["text/plain"]
+        assert "<script" not in html, name
+        assert "\u202e" not in html + plain, name
+        assert "\x1b" not in html + plain, name
+        assert "&lt;script&gt;" in html or name == "report", name
+        assert clean(html) == clean(clean(html)), name
+
+
+async def test_a_version_that_is_no_json_or_not_utf8_is_shown(database: Settings) -> None:
+    remember(database, "user:a", "k", '{"x": 1}', "{broken", "[" * 1000)
+    run_sql(
+        database.db_path,
+        "INSERT INTO memory_entries (namespace, key, value, memory_type, version)"
+        " VALUES ('user:a', 'k', CAST(x'7bff7d' AS TEXT), 'semantic', 4)",
+    )
+    found = await explore(database, namespace="user:a")
+    assert found.report.ok
+    changed = {row[0]: row[5:] for row in found.memory.changes.rows}
+    assert changed == {
+        4: ("changed", json.dumps("[" * 1000), '"{\\\\xff}"'),
+        3: ("changed", '"{broken"', json.dumps("[" * 1000)),
+        2: ("changed", '{"x": 1}', '"{broken"'),
+        1: ("first", "", '{"x": 1}'),
+    }
+
+
+async def test_of_millions_of_events_those_that_are_shown_cost_memory(database: Settings) -> None:
+    insert(database, SESSION)
+    insert(database, "UPDATE sessions SET events = ?", f"[{','.join('7' * 2_000_000)}]")
+    tracemalloc.start()
+    try:
+        found = await explore(database, limit=3)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.session.rows == tuple(("event", str(n), "7") for n in (2_000_000, 1_999_999, 1_999_998))
+    assert "2,000,000 events, of which 3 are shown" in found.session.caption
+    assert peak < 100_000_000
+
+
+async def test_a_part_that_is_not_read_in_time_is_named_and_the_others_are_read(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is up at once: what has not been read by then is interrupted."""
+    await fill(database)
+    monkeypatch.setattr("abathur_nb.runbook.explore.PART_S", 0.0)
+    insert(
+        database,
+        "INSERT INTO audit (action_type)"
+        " WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 500000) SELECT 'x' FROM n",
+    )
+    found = await explore(database)
+    late = {one.name for one in found.report.checks if "not read within 0 s" in one.observed}
+    assert "growth" in late
+    assert all(one.remedy for one in found.report.checks if one.name in late)
+
+
+@pytest.mark.parametrize(
+    "stored", [b"\xff\x00", b"[]", 7, 1.5, "null", "7", "{broken", '{"x": NaN}', "[" * 5000, "[" * 985 + "]" * 985]
+)
+async def test_a_session_of_what_the_schema_forbids_is_shown(database: Settings, stored: object) -> None:
+    sql = "INSERT INTO sessions (id, app_name, user_id, events, state, metadata) VALUES ('s', 'a', 'u', ?1, ?1, ?1)"
+    insert(database, sql, stored)
+    remember(database, "user:a", "k", stored, stored)
+    found = await explore(database, namespace="user:a")
+    assert found.report.ok, str(found.report)
+    assert all(bundle["text/plain"] for bundle in bundles(found).values())
+    assert not found.session.to_frame().isna().any(axis=None)
+
+
+# --- what is no database, or one that cannot be read
+
+
+async def test_a_database_that_is_not_there_is_told_and_not_made(settings: Settings) -> None:
+    found = await explore(settings)
+    assert found.report.refused
+    assert not settings.db_path.parent.exists()
+    assert all(
+        "could not be read" in bundle["text/plain"] for name, bundle in bundles(found).items() if name != "growth"
+    )
+    assert found.to_record() == {}
+
+
+def another_application(path: Path) -> None:
+    path.unlink()
+    with closing(sqlite3.connect(path)) as conn:
+        conn.executescript("PRAGMA application_id = 7; CREATE TABLE sessions (x);")
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def garbled(path: Path) -> None:
+    path.write_bytes(b"x" * 1000)
+
+
+def later(path: Path) -> None:
+    run_sql(path, "PRAGMA user_version = 99")
+
+
+@pytest.mark.parametrize("spoil", [another_application, emptied, garbled, later])
+async def test_what_is_no_database_of_ours_is_told_as_validate_tells_it(
+    database: Settings, spoil: Callable[[Path], None]
+) -> None:
+    spoil(database.db_path)
+    with untouched(database.db_path):
+        found, validated = await explore(database), await nb.validate_database(database)
+    assert not found.report.ok
+    assert found.report.refused == validated.refused
+    assert found.report.checks[0] == validated.checks[0]
+
+
+async def test_a_damaged_page_costs_the_parts_that_stand_on_it_and_the_rest_is_shown(database: Settings) -> None:
+    await fill(database)
+    with closing(sqlite3.connect(database.db_path)) as conn:
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        ((page,),) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'memory_entries'")
+        ((size,),) = conn.execute("PRAGMA page_size")
+    flip_bits(database.db_path, (page - 1) * size)
+    with untouched(database.db_path):
+        found = await explore(database)
+    failed = {one.name: one for one in found.report.checks if one.failed}
+    assert {"memories", "growth"} <= {*failed}
+    assert "malformed" in failed["memories"].observed
+    assert failed["memories"].remedy == "run validate.ipynb"
+    assert not check(found, "session").failed
+    assert found.session.rows
+    assert all(bundle["text/plain"] for bundle in bundles(found).values())
+
+
+@pytest.mark.parametrize(("table", "part"), [("audit", "audit trail"), ("sessions", "sessions")])
+async def test_a_missing_table_is_named_and_the_rest_is_shown(database: Settings, table: str, part: str) -> None:
+    await fill(database)
+    run_sql(database.db_path, f"DROP TABLE {table}")
+    found = await explore(database)
+    assert f"no such table: {table}" in check(found, part).observed
+    assert found.memories.rows
+    assert table not in {column.table for column in found.diagram.columns}
+
+
+async def test_a_database_locked_whole_is_told_with_who_holds_it(database: Settings) -> None:
+    settings = replace(database, busy_timeout_ms=50)
+    with held(database.db_path, "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "COMMIT") as process:
+        found = await explore(settings)
+    assert not found.report.ok
+    assert f"locked by PID {process.pid}" in str(found.report)
+
+
+# --- beside others, and arguments
+
+
+async def test_all_parts_are_of_one_snapshot_whoever_writes_meanwhile(database: Settings) -> None:
+    """Each commit adds one session, one memory and one audit row: in no part there is more than in another."""
+    run_sql(database.db_path, *(f"DELETE FROM {table}" for table in expected_tables()))
+    commits = 0
+    with closing(sqlite3.connect(database.db_path, isolation_level=None)) as conn:
+        look = asyncio.create_task(explore(database, limit=1000))
+        while not look.done():
+            commits += 1
+            conn.execute("BEGIN")
+            conn.execute("INSERT INTO sessions (id, app_name, user_id) VALUES (?, 'a', 'u')", (f"s{commits}",))
+            conn.execute(MEMORY.replace("'k'", f"'k{commits}'"))
+            conn.execute("INSERT INTO audit (action_type) VALUES ('x')")
+            conn.execute("COMMIT")
+            await asyncio.sleep(0)  # lets the look go on
+    found = look.result()
+    assert found.report.ok
+    seen = found.rows["sessions"]
+    assert seen < commits, "somebody wrote after the snapshot was taken"
+    assert (found.rows["memory_entries"], found.rows["audit"]) == (seen, seen)
+    assert {len(part.rows) for part in (found.sessions, found.memories, found.audit)} <= {min(seen, 1000)}
+    assert sum(branch.memories for branch in found.namespaces.found if len(branch.path) == 1) == seen
+    assert {table: sum(days.values()) for table, days in found.growth.days.items()} == {
+        table: seen for table in ("sessions", "memory_entries", "audit") if seen
+    }
+
+
+async def test_all_wrong_arguments_are_named_at_once(database: Settings) -> None:
+    given: dict[str, Any] = {"namespace": "a\nb", "key": "", "session": 7, "limit": 0}
+    with pytest.raises(nb.ConfigurationError) as refused:
+        await explore(database, **given)
+    assert [fault.partition(":")[0] for fault in refused.value.faults] == [*given]
+    assert re.search(r"limit: expected .*1.*1,?000", str(refused.value))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"limit": limit} for limit in (-1, 1001, 1.0, True, "5", None)),
+        *({"namespace": prefix} for prefix in (b"a", 7, "x" * 513, "\u202e")),
+        *({"key": key} for key in (b"a", "x" * 513, "a\x00b")),
+        *({"session": session} for session in ("", "\ud800")),
+    ],
+)
+async def test_a_wrong_argument_is_refused_by_name(database: Settings, given: dict[str, Any]) -> None:
+    with pytest.raises(nb.ConfigurationError, match=next(iter(given))):
+        await explore(database, **given)
+
+
+async def test_a_name_that_looks_like_sql_is_a_name(database: Settings) -> None:
+    await fill(database)
+    name = "'; DROP TABLE sessions; --"
+    found = await explore(database, namespace=name, key=name, session=name)
+    assert found.report.ok
+    assert found.rows["sessions"] == 1
+    assert [one.name for one in found.report.checks if one.status == "warn"] == ["session", "namespaces", "memory"]
+
+
+async def test_a_broken_value_elsewhere_fails_nothing(database: Settings) -> None:
+    spoil_json(database.db_path)
+    assert (await explore(database)).report.ok

@@ -1,0 +1,295 @@
+"""Every check of validate, each in a database in which it fails: and in none is a byte of the main file changed."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import pytest
+from damage import (
+    ROWS,
+    TASK,
+    drop_check,
+    drop_index,
+    fingerprint,
+    flip_bits,
+    held,
+    run_as_other,
+    run_sql,
+    spoil_json,
+    untouched,
+)
+from validate_helpers import failing, validated
+
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import RefusedError
+from abathur_nb.health.checks import _begin, _file_checks, database_checks, file_checks
+from abathur_nb.measure import synthetic
+from abathur_nb.report import Report
+from abathur_nb.runbook.validate import validate_database
+from abathur_nb.store.connection import connect
+from abathur_nb.store.database import Database
+from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.sql import DDL_FILES, SEED_FILE, statements
+from abathur_nb.store.target import repair_command
+
+
+async def test_a_fresh_database_passes_and_each_check_keeps_what_it_observed(database: Settings) -> None:
+    checks = await validated(database)
+    assert {check.status for check in checks.values()} == {"pass"}
+    assert checks["application_id"].observed == "1094861140"
+    assert checks["indexes"].observed == "33 indexes, each as in sql/"
+    assert checks["tables"].observed == "9 tables, each as in sql/"
+    assert checks["journal mode"].observed == "wal"
+    (told,) = checks["journal mode"].evidence
+    assert told.startswith("read back on this connection: busy_timeout = 5000, foreign_keys = 1, synchronous = 1, ")
+    assert told.endswith(", query_only = 1, trusted_schema = 0")
+    assert checks["seed memories"].observed == "3 of 3"
+    assert "abathur.db 0600" in checks["file modes"].observed
+    assert "for 3 rows" in checks["values"].observed
+
+
+async def test_a_filled_database_passes(database: Settings) -> None:
+    run_sql(database.db_path, *ROWS, "ANALYZE")
+    assert {check.status for check in (await validated(database)).values()} == {"pass"}
+
+
+async def test_a_database_of_synthetic_rows_passes(database: Settings) -> None:
+    async with connect(database.db_path, settings=database, mode="rw") as conn:
+        await synthetic.fill(conn, 2000)
+    checks = await validated(database)
+    assert {check.status for check in checks.values()} == {"pass"}
+    assert f"for {sum(synthetic.row_counts(2000).values()) + 3:,} rows" in checks["JSON limits"].observed
+
+
+# --- all of it
+
+
+async def test_a_check_that_could_not_run_says_what_to_do(database: Settings) -> None:
+    run_sql(database.db_path, "DROP TABLE memory_entries")
+    checks = await validated(database)
+    assert checks["seed memories"].status == "error"
+    assert f"fuser {database.db_path}" in checks["seed memories"].remedy
+
+
+async def test_all_faults_are_found_in_one_run(database: Settings) -> None:
+    drop_index(database.db_path)
+    drop_check(database.db_path)
+    spoil_json(database.db_path)
+    assert failing(await validated(database)) == {"indexes", "tables", "JSON columns"}
+
+
+# --- references
+
+
+async def test_a_reference_without_its_row_is_named_by_key_column_and_value(database: Settings) -> None:
+    agent = "INSERT INTO agents (id, name, specialization, task_id, model) VALUES"
+    run_sql(
+        database.db_path,
+        f"{agent} ('a', 'n', 's', 'none', 'm')",
+        f"{agent} (CAST(x'61ff' AS TEXT), 'n', 's', CAST(x'ff' AS TEXT), 'm')",
+        "INSERT INTO audit (action_type, memory_entry_id) VALUES ('x', 99)",
+        "INSERT INTO audit (action_type, task_id) VALUES ('x', 'none')",  # no reference: it outlives its task
+        "INSERT INTO checkpoints (task_id, iteration, state, session_id) VALUES ('t', 7, '{}', NULL)",
+        'CREATE TABLE "odd ""table" (x REFERENCES tasks)',
+        """INSERT INTO "odd ""table" VALUES ('none')""",
+    )
+    checks = await validated(database)
+    assert failing(checks) == {"foreign keys", "readable text"}
+    assert checks["foreign keys"].observed == "5 references without a row"
+    assert set(checks["foreign keys"].evidence) == {
+        "agents.task_id: 'none' is no id of tasks, by key: 'a'",
+        r"agents.task_id: b'\xff' is no id of tasks, by key: b'a\xff' (rowid 2)",
+        "audit.memory_entry_id: 99 is no id of memory_entries, by key: 1",
+        "checkpoints.task_id: 't' is no id of tasks, by key: 't', 7",
+        "odd \"table.x: 'none' is no key of tasks, by key: (rowid 1)",
+    }
+
+
+async def test_many_references_without_a_row_are_counted_and_twenty_are_named(database: Settings) -> None:
+    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)"
+    run_sql(database.db_path, f"{many} INSERT INTO audit (action_type, agent_id) SELECT 'x', 'none' FROM n")
+    check = (await validated(database))["foreign keys"]
+    assert check.observed == "1,000 references without a row"
+    assert len(check.evidence) == 20
+
+
+async def test_a_reference_from_a_table_whose_name_is_no_text_is_named_as_far_as_can_be(database: Settings) -> None:
+    run_sql(database.db_path, "CREATE TABLE odd (x REFERENCES tasks)", "INSERT INTO odd VALUES ('none')")
+    name = "CAST(x'6fff' AS TEXT)"
+    edit = f"SET name = {name}, tbl_name = {name}, sql = replace(sql, 'odd', {name}) WHERE name = 'odd'"
+    run_sql(database.db_path, "PRAGMA writable_schema = ON", f"UPDATE sqlite_master {edit}")
+    checks = await validated(database)
+    assert failing(checks) == set()  # a row of another table
+    assert checks["foreign keys"].status == "warn"
+    assert checks["foreign keys"].evidence == (r"o\udcff, by key: (rowid 1), to tasks",)
+    assert checks["other objects"].observed == r"extra: table o\udcff"
+
+
+# --- the file
+
+
+async def test_a_wrong_identity_is_a_finding_in_a_copy_though_refused_in_place(database: Settings) -> None:
+    run_sql(database.db_path, "PRAGMA application_id = 7", "PRAGMA user_version = 9")
+    checks = {check.name: check for check in await file_checks(database)}
+    assert failing(checks) == {"application_id", "user_version"}
+    assert (checks["application_id"].observed, checks["user_version"].observed) == ("7", "9")
+    assert checks["application_id"].remedy.startswith("db_path: name Abathur's own database")
+
+
+@pytest.mark.parametrize("mode", ["delete", "truncate", "persist", "memory"])
+async def test_a_database_that_is_not_in_wal_mode_fails(database: Settings, mode: str) -> None:
+    run_sql(database.db_path, "PRAGMA journal_mode = DELETE")
+    check = (await validated(replace(database, env=mode)))["journal mode"]  # the others do not stay in the file
+    assert (check.status, check.observed) == ("fail", "delete")
+    assert check.remedy.startswith("papermill troubleshoot.ipynb")
+
+
+@pytest.mark.parametrize("page", [3, 8, 20, 40])
+async def test_flipped_bits_are_corrupt(database: Settings, page: int) -> None:
+    """Each page holds a root of a table or an index, whose header is what is spoiled."""
+    flip_bits(database.db_path, 4096 * (page - 1), 8)
+    with untouched(database.db_path):
+        report = await validate_database(database)
+    assert not report.ok
+    assert "CORRUPT" in " ".join(check.observed for check in report.checks if check.failed)
+    assert "restore" in " ".join(check.remedy for check in report.checks if check.failed)
+    assert str(report).count("no other result can be relied on") == 1
+
+
+async def test_any_flipped_page_either_is_found_or_held_nothing(database: Settings) -> None:
+    """No page makes the verb raise, or changes the file."""
+    found, pages = 0, database.db_path.stat().st_size // 4096
+    original = database.db_path.read_bytes()
+    for page in range(1, pages, 3):
+        database.db_path.write_bytes(original)
+        flip_bits(database.db_path, 4096 * page, 16)
+        with untouched(database.db_path):
+            found += not (await validate_database(database)).ok
+    assert found == len(range(1, pages, 3))
+
+
+@pytest.mark.parametrize("kept", [100, 512, 4096, 5000, 8192, 100_000])
+async def test_a_truncated_file_is_corrupt(database: Settings, kept: int) -> None:
+    os.truncate(database.db_path, kept)
+    with untouched(database.db_path):
+        report = await validate_database(database)
+    assert not report.ok
+    told = " ".join(check.observed for check in report.checks if check.failed)
+    assert "CORRUPT" in told or "not SQLite" in told
+
+
+async def test_an_index_that_lacks_entries_can_be_rebuilt_and_says_so(database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, TASK)
+    kept = fingerprint(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:  # a row that the index never heard of
+        conn.execute("PRAGMA writable_schema = ON")
+        conn.execute("UPDATE sqlite_master SET sql = NULL, rootpage = 0, name = name || '_' WHERE 0")
+        (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'idx_tasks_submitted_at'").fetchone()
+    assert fingerprint(path) == kept
+    empty = bytes([10, 0, 0, 0, 0, 16, 0, 0])  # an index leaf without a cell
+    with path.open("r+b") as file:
+        file.seek(4096 * (page - 1))
+        file.write(empty)
+    checks = await validated(database)
+    assert failing(checks) == {"integrity"}
+    assert "idx_tasks_submitted_at" in checks["integrity"].observed
+    assert checks["integrity"].remedy == repair_command(database)
+    run_sql(path, "REINDEX")
+    assert failing(await validated(database)) == set()
+
+
+class Interrupted:
+    """Stand for a connection, with somebody who commits before or after its snapshot is taken."""
+
+    def __init__(self, conn: aiosqlite.Connection, path: Path, moment: str) -> None:
+        self.conn, self.path, self.moment = conn, path, moment
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.conn, name)
+
+    async def execute_fetchall(self, sql: str) -> Any:
+        """Run a statement, and perhaps somebody else's."""
+        if sql == self.moment:
+            run_sql(self.path, TASK)
+        found = await self.conn.execute_fetchall(sql)
+        if f"after {sql}" == self.moment:
+            run_sql(self.path, TASK)
+        return found
+
+
+@pytest.mark.parametrize("moment", ["", "BEGIN", "PRAGMA schema_version", "after PRAGMA schema_version"])
+async def test_the_rows_are_read_by_a_second_connection_only_if_it_sees_the_same_snapshot(
+    database: Settings, moment: str
+) -> None:
+    path, count = database.db_path, "SELECT count(*) FROM tasks"
+    async with connect(path, settings=database) as conn, connect(path, settings=database) as other:
+        beside: Any = Interrupted(other, path, moment)
+        reader = await _begin(conn, beside)
+        assert reader is (conn if moment else beside)
+        (seen,), (seen_beside,) = [list(await each.execute_fetchall(count)) for each in (conn, other)]
+    assert (seen[0], seen_beside[0]) == (bool(moment), moment in ("BEGIN", "PRAGMA schema_version"))
+
+
+async def test_without_a_second_connection_all_checks_are_the_same(database: Settings) -> None:
+    spoil_json(database.db_path)
+    drop_index(database.db_path)
+    async with connect(database.db_path, settings=database) as conn:
+        alone = await database_checks(conn, database.db_path, database)
+    assert alone == (await _file_checks(database))[:-2]  # but for its log, and who has it open
+
+
+async def test_beside_a_busy_writer_it_sees_one_snapshot_and_passes(database: Settings) -> None:
+    with held(database.db_path, "BEGIN IMMEDIATE", "DELETE FROM memory_entries"):
+        assert failing(await validated(database)) == set()
+
+
+async def test_a_database_locked_whole_could_not_be_validated(database: Settings) -> None:
+    settings = replace(database, busy_timeout_ms=50)
+    with held(database.db_path, "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "COMMIT") as process:
+        (check,) = await file_checks(settings)
+    assert check.status == "error"
+    assert f"could not run: {database.db_path} is locked by PID {process.pid}" in check.observed
+
+
+def test_without_write_access_to_the_directory_it_says_so_and_does_not_raise(public: Path) -> None:
+    """SQLite then cannot make the -shm that it needs to read."""
+    program = (
+        "report = asyncio.run(nb.validate_database(nb.resolve('development', db_path=sys.argv[1])))\n"
+        "print(report.ok, report.refused, report.checks[0].observed, report.checks[0].remedy)\n"
+    )
+    path = public / "x.db"
+    run_as_root = (
+        "import asyncio, sys, abathur_nb as nb\nasyncio.run(nb.initialize_database(nb.resolve(db_path=sys.argv[1])))"
+    )
+    subprocess.run([sys.executable, "-c", run_as_root, str(path)], check=True)
+    path.chmod(0o644)
+    with untouched(path):
+        told = run_as_other(program, path)
+    assert told.startswith("False True ")
+    assert "may not be written to" in told
+
+
+def test_a_report_of_validate_is_a_report(database: Settings) -> None:
+    report = asyncio.run(validate_database(database))
+    assert isinstance(report, Report)
+    assert (report.title, report.subject) == ("validate", str(database.db_path))
+
+
+async def test_text_in_another_encoding_is_named_and_not_opened(settings: Settings) -> None:
+    settings.db_path.parent.mkdir(mode=0o700)
+    settings.db_path.touch(mode=0o600)
+    ddl = [line for name in (*DDL_FILES, SEED_FILE) for line in statements(name)]
+    identity = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION}")
+    run_sql(settings.db_path, "PRAGMA encoding = 'UTF-16le'", "PRAGMA journal_mode = WAL", *identity, *ddl)
+    assert failing(await validated(settings)) == {"encoding"}
+    with pytest.raises(RefusedError, match="encoded in UTF-16le"):
+        async with Database.open(settings):
+            pass

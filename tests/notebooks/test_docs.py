@@ -1,0 +1,130 @@
+"""The code, settings and commands of README and docs do what they say, and what is generated is up to date."""
+
+import ast
+import asyncio
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+from patience import GENEROUS
+
+import abathur_nb as nb
+from abathur_nb.config.parameters import RANGES
+from abathur_nb.config.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path: path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))}
+PROSE = "\n".join(text for path, text in DOCS.items() if path.name not in ("api.md", "schema.md", "CHANGELOG.md"))
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    """Return the code blocks of one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", PROSE, re.MULTILINE | re.DOTALL)
+
+
+def test_what_is_generated_is_up_to_date() -> None:
+    """After a change of the code: ``python docs/generate.py``."""
+    spec = spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert {path for path, text in generate.pages().items() if DOCS[path] != text} == set()
+
+
+def test_its_links_lead_somewhere() -> None:
+    for path, text in DOCS.items():
+        links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link and path.name != "api.md"]
+        assert [link for link in links if not (path.parent / link).exists()] == [], path
+    assert len(README.splitlines()) <= 150
+
+
+def test_its_settings_file_makes_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = blocks("toml")
+    (tmp_path / "abathur.toml").write_text(example, encoding="utf-8")
+    monkeypatch.setenv("ABATHUR_CONFIG", str(tmp_path / "abathur.toml"))
+    settings = nb.resolve("qa")
+    assert settings.db_path == Path("/srv/qa/abathur.db")
+    assert settings.backup_dir == Path("/srv/qa/backups")
+    assert (settings.memory_p99_ms, settings.require_safe_wal, settings.synchronous) == (50, False, "FULL")
+    assert settings.on_shared_directory == "refuse", "an environment of one's own starts with the strict policy"
+
+
+def test_its_table_of_environments_is_theirs() -> None:
+    for name in nb.ENVIRONMENTS:
+        settings = nb.resolve(name)
+        path = str(settings.db_path).replace(str(Path.home()), "~")
+        assert f"`{path}`" in PROSE
+    severities = {"warn": "warns", "fail": "fails", "refuse": "refused"}
+    rows = {
+        "directory that others own": "on_shared_directory",
+        "tmpfs": "on_tmpfs",
+        "share of the host": "on_host_share",
+    }
+    for words, setting in rows.items():
+        told = [severities[getattr(nb.resolve(name), setting)] for name in nb.ENVIRONMENTS]
+        (row,) = [line for line in PROSE.splitlines() if line.startswith(f"| {words}")]
+        assert [cell.strip() for cell in row.split("|")[2:5]] == told
+
+
+def test_its_code_runs(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ABATHUR_DB_PATH", str(database.db_path))
+    (example,) = blocks("python")
+    code = compile(example, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    names: dict[str, object] = {}
+    asyncio.run(eval(code, names))  # noqa: S307 - the README's own code
+    report = names["report"]
+    assert isinstance(report, nb.Report)
+    report.raise_for_failures()
+
+
+@pytest.mark.parametrize(
+    "command", [line for block in blocks("sh") for line in block.splitlines() if line.startswith(".venv/bin/papermill")]
+)
+def test_its_papermill_commands_are_accepted(command: str, tmp_path: Path, database: Settings) -> None:
+    """They run as they stand, but for the database's path and a size that a test can wait for."""
+    arguments = shlex.split(command, comments=True)[1:]
+    arguments[1] = str(tmp_path / "out.ipynb")
+    for flag, name, value in (("-p", "db_path", str(database.db_path)), ("-p", "rows", "1000")):
+        if name in arguments:
+            arguments[arguments.index(name) + 1] = value
+        elif name == "db_path":
+            arguments += [flag, name, value]
+    done = subprocess.run(
+        [BIN / "papermill", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **GENEROUS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_its_ten_minutes_end_with_a_healed_database(home: Path) -> None:
+    (block,) = (block for block in blocks("sh") if "repair True" in block)
+    for line in block.splitlines():
+        command = line.replace(".venv/bin/python", shlex.quote(sys.executable))
+        done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True, check=False)
+        assert done.returncode == ("# exit 1" in line), (line, done.stdout, done.stderr)
+    assert asyncio.run(nb.validate_database(nb.resolve())).ok
+    assert len(list((home / "abathur_data" / "backups" / "quarantine").glob("*.jsonl"))) == 1, "nothing was lost"
+
+
+def test_its_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.MULTILINE))
+    assert named
+    assert named <= targets
+
+
+def test_its_ranges_are_those_that_are_checked() -> None:
+    for name, (low, high) in RANGES.items():
+        assert f"`{name}` ({low} to {high:,})" in PROSE

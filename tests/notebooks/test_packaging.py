@@ -1,0 +1,246 @@
+"""What installs this project: the requirement files, the Makefile, a wheel outside a checkout."""
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from contextlib import closing
+from importlib.metadata import Distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from patience import HANGING_S
+
+import abathur_nb
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONDA_NAMES: dict[str, str] = {}  # PyPI's name: conda-forge's, where they differ; none does today
+
+
+def requirements(*lists: list[str]) -> dict[str, Requirement]:
+    """Return the requirements of some lists by canonical name."""
+    parsed = [Requirement(line) for lines in lists for line in lines]
+    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
+
+
+CORE = requirements(PROJECT["dependencies"])
+LAB = requirements(PROJECT["optional-dependencies"]["lab"])
+DEV = requirements(PROJECT["optional-dependencies"]["dev"])
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
+    """Run a command and return what it printed; an exit code other than 0 fails the test with all of it."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=HANGING_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def files_in(folder: str) -> dict[str, bytes]:
+    """Return the files that a checkout's ``sql/`` or ``notebooks/`` must bring, by path."""
+    suffix = {"notebooks": (".ipynb",), "sql": (".sql", ".svg")}[folder]
+    found = {f"{folder}/{p.name}": p.read_bytes() for p in (ROOT / folder).iterdir() if p.suffix in suffix}
+    assert found, f"{folder}/ is empty"
+    return found
+
+
+# --- the requirement files
+
+
+def conda_environment() -> dict[str, Any]:
+    environment: dict[str, Any] = yaml.safe_load((ROOT / "environment.yml").read_text())
+    return environment
+
+
+def test_environment_yml_names_the_packages_and_bounds_of_pyproject() -> None:
+    """Conda brings the core and JupyterLab, python, sqlite and pip, and nothing else."""
+    listed = requirements([line for line in conda_environment()["dependencies"] if isinstance(line, str)])
+    expected = {CONDA_NAMES.get(name, name): str(wanted.specifier) for name, wanted in (CORE | LAB).items()}
+    expected |= {"python": PROJECT["requires-python"], "sqlite": ">=3.51.3", "pip": ""}
+    assert {name: str(wanted.specifier) for name, wanted in listed.items()} == expected
+
+
+def test_environment_yml_installs_the_checkout_itself_from_conda_forge_alone() -> None:
+    environment = conda_environment()
+    assert environment["name"] == "abathur"
+    assert environment["channels"] == ["conda-forge"]
+    assert [line for line in environment["dependencies"] if isinstance(line, dict)] == [{"pip": ["-e ."]}]
+
+
+def test_jupyterlab_is_an_extra_and_no_core_dependency() -> None:
+    """Beside JupyterLab papermill takes twice as long to start."""
+    assert {"jupyterlab", "jupyter-scheduler"} <= {*LAB}
+    assert not {"jupyterlab", "jupyter-scheduler"} & {*CORE, *DEV}
+
+
+def test_no_requirement_caps_a_version() -> None:
+    for wanted in (CORE | LAB | DEV).values():
+        assert {clause.operator for clause in wanted.specifier} == {">="}, str(wanted)
+
+
+def pins() -> dict[str, Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return requirements([line for line in lines if line and not line.startswith("#")])
+
+
+def test_constraints_pin_each_direct_dependency_within_its_bound() -> None:
+    pinned = pins()
+    for name, wanted in (CORE | LAB | DEV).items():
+        (clause,) = pinned[name].specifier
+        assert clause.operator == "=="
+        assert wanted.specifier.contains(clause.version), f"{pinned[name]} is outside of {wanted}"
+
+
+def test_constraints_pin_whatever_the_running_environment_was_given() -> None:
+    """Dependencies of dependencies too: an unpinned one would change under the tests."""
+    pinned, seen, queue = pins(), {"abathur-nb"}, list((CORE | DEV).values())
+    while queue:
+        wanted = queue.pop()
+        name = canonicalize_name(wanted.name)
+        if name in seen:
+            continue
+        seen.add(name)
+        assert name in pinned, f"constraints.txt does not pin {name}"
+        for line in Distribution.from_name(name).requires or ():
+            needed = Requirement(line)
+            extras = ("", *wanted.extras)
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                queue.append(needed)
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "environment.yml", "pyproject.toml", "Makefile", ".ci/run"])
+def test_no_file_of_the_packaging_names_an_index_or_a_folder_of_one_machine(name: str) -> None:
+    text = (ROOT / name).read_text()
+    forbidden = r"\w+://|--?(?:extra-)?index-url|find-links|trusted-host|(?:^|[\s'\"=:])/(?:root|home|work|Users|opt)/"
+    assert re.findall(forbidden, text, flags=re.MULTILINE) == []
+
+
+# --- make
+
+
+def test_make_alone_lists_every_target() -> None:
+    listed = re.findall(r"^ +make (\w+) +\S", run("make", "--no-print-directory"), flags=re.MULTILINE)
+    assert sorted(listed) == ["bench", "browser", "check", "help", "init", "lab", "prove", "test"]
+
+
+@pytest.mark.parametrize("target", ["init", "lab", "test", "check", "bench", "prove", "browser"])
+def test_each_target_makes_its_environment_from_python_alone(target: str, tmp_path: Path) -> None:
+    plan = run("make", "--dry-run", f"VENV={tmp_path}/fresh", f"LAB={tmp_path}/fresh", target)
+    made = plan.index(f"-m venv {tmp_path}/fresh")
+    installed = plan.index(f"{tmp_path}/fresh/bin/pip install")
+    assert made < installed < plan.rindex(f"{tmp_path}/fresh/bin/")
+    assert "--constraint constraints.txt" in plan
+
+
+# --- the editable installation
+
+
+def test_an_editable_installation_reads_the_checkout_and_holds_no_copy(tmp_path: Path) -> None:
+    """Copied into site-packages, ``sql/`` would grow stale while the checkout's is edited."""
+    build = f"from hatchling.build import build_editable; print(build_editable({str(tmp_path)!r}))"
+    with zipfile.ZipFile(tmp_path / run(sys.executable, "-c", build).splitlines()[-1]) as wheel:
+        (name,) = (name for name in wheel.namelist() if ".dist-info/" not in name)
+        assert name.endswith(".pth")
+        assert wheel.read(name).decode().strip() == str(ROOT)
+
+
+def test_the_running_package_is_that_of_this_checkout() -> None:
+    assert Path(abathur_nb.__file__).parent == ROOT / "abathur_nb"
+    assert not (ROOT / "abathur_nb" / "data").exists(), "data/ would hide the checkout's own sql/ and notebooks/"
+
+
+# --- the wheel
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the sdist, and from that the wheel, as a release would."""
+    folder = tmp_path_factory.mktemp("built")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel into a new environment, which borrows the dependencies of the running one."""
+    environment = tmp_path_factory.mktemp("installed") / "env"
+    python = environment / "bin" / "python"
+    run(sys.executable, "-m", "venv", "--without-pip", environment)
+    (wheel,) = built.glob("*.whl")
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps", wheel)
+    # A directory that a .pth file adds has its own .pth files ignored, so the checkout stays out of sight.
+    (site_packages,) = environment.glob("lib/python3.*/site-packages")
+    (site_packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    run(python, "-m", "ipykernel", "install", "--sys-prefix", "--name", "python3")
+    return environment
+
+
+@pytest.mark.xdist_group("wheel")
+def test_the_wheel_carries_sql_and_notebooks_byte_for_byte(built: Path) -> None:
+    (path,) = built.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        for name, content in (files_in("sql") | files_in("notebooks")).items():
+            assert wheel.read(f"abathur_nb/data/{name}") == content
+        assert "abathur_nb/evidence/page.html.j2" in wheel.namelist()
+        tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert tops == {"abathur_nb", f"abathur_nb-{PROJECT['version']}.dist-info"}
+
+
+@pytest.mark.xdist_group("wheel")
+def test_the_sdist_carries_what_the_tests_and_the_makefile_need(built: Path) -> None:
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as sdist:
+        names = {name.split("/", 1)[1] for name in sdist.getnames()}
+    assert names >= {
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "Makefile",
+        "constraints.txt",
+        "environment.yml",
+    }
+    assert names >= files_in("sql").keys() | files_in("notebooks").keys() | {"tests/test_packaging.py"}
+
+
+@pytest.mark.xdist_group("wheel")
+def test_an_installed_wheel_reads_its_own_sql(installed: Path, tmp_path: Path) -> None:
+    ask = "import abathur_nb as nb; print(nb.__file__); print(*sorted(nb.load_queries()), sep='\\n')"
+    where, *queries = run(installed / "bin/python", "-c", ask, cwd=tmp_path).splitlines()
+    assert Path(where).is_relative_to(installed)
+    assert queries == sorted(abathur_nb.load_queries())
+    assert run(installed / "bin/abathur-nb", "--version", cwd=tmp_path) == f"abathur_nb {abathur_nb.__version__}\n"
+
+
+def test_tab_completion_shows_the_public_names_and_nothing_else() -> None:
+    assert dir(abathur_nb) == sorted(abathur_nb.__all__)
+
+
+@pytest.mark.xdist_group("wheel")
+def test_an_installed_wheel_makes_a_database_from_another_directory(installed: Path, tmp_path: Path) -> None:
+    """Papermill runs the wheel's init notebook on the wheel's own package."""
+    (notebook,) = installed.glob("lib/python3.*/site-packages/abathur_nb/data/notebooks/init.ipynb")
+    database = tmp_path / "data" / "abathur.db"
+    papermill: list[str | Path] = [installed / "bin/python", "-m", "papermill"]
+    run(*papermill, notebook, "out.ipynb", "-p", "db_path", database, cwd=tmp_path, JUPYTER_PREFER_ENV_PATH="1")
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        named = "SELECT count(*) FROM sqlite_master WHERE type = 'index' AND name NOT LIKE 'sqlite_%'"
+        assert connection.execute(named).fetchone() == (33,)

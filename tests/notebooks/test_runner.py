@@ -1,0 +1,759 @@
+"""Each way of dying ends as it must: the exit code, the record, the artifact, the database, and no kernel left."""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damage import drop_index, fingerprint, held, run_sql, untouched
+from patience import HANGING_S, ever_longer
+from running import (
+    CHECK,
+    KILLED,
+    NOTEBOOKS,
+    SEAL,
+    SOUND,
+    START,
+    VERDICT,
+    Fifo,
+    arguments_of,
+    artifact_of,
+    assert_archived,
+    code_cells,
+    ended,
+    folder,
+    kernels_in,
+    names_in,
+    only_run,
+    record_of,
+    run,
+    runner,
+    sockets,
+    wait_for_death,
+    write_notebook,
+)
+from statement_helpers import make_key
+
+from abathur_nb.config.settings import Settings
+from abathur_nb.evidence.reading import read_archive
+from abathur_nb.evidence.record import RECORD
+from abathur_nb.evidence.run import MIME
+from abathur_nb.evidence.verify import verify_archive
+
+__all__ = ["folder", "sockets"]  # fixtures
+
+ASLEEP = "import time\ntime.sleep(600)"
+# In C and without a release of the interpreter's lock: no thread of the kernel runs, and no signal handler.
+BUSY = "sum(range(10**13))"
+
+
+def mine(*cells: str, **options: Any) -> Path:
+    return write_notebook(Path("mine.ipynb"), *cells, **options)
+
+
+# --- pass
+
+
+def test_a_run_that_passes_is_recorded_and_archived(database: Settings) -> None:
+    with untouched(database.db_path):
+        done = run(*arguments_of(database, "validate"))
+    entry = only_run(database)
+    assert (done.code, done.err) == (0, "")
+    assert done.lines[0] == f"abathur_nb run: validate of development: run {entry.run_id} begins"
+    assert done.lines[1].startswith("abathur_nb run: validate of development: PASS in ")
+    assert done.lines[1].endswith(f": {entry.folder}/page.html")
+    assert len(done.lines) == 2
+    notebook = artifact_of(entry)
+    record = record_of(entry)
+    assert record["verdict"] == "pass"
+    assert record["template"]["name"] == "validate.ipynb"
+    assert record["parameters"] == {"env": "development", "db_path": str(database.db_path)}
+    assert all(cell.execution_count for cell in code_cells(notebook))
+    assert notebook.metadata.abathur["run_id"] == entry.run_id
+    assert notebook.metadata.abathur["parameters"] == record["parameters"]
+    assert "sealed_by" not in record, "the notebook itself sealed it"
+    assert_archived(database)
+    assert entry.line is not None
+    assert entry.line.data["as_template"] is True
+
+
+def test_parameters_are_injected_as_papermill_does(database: Settings) -> None:
+    run(*arguments_of(database, "validate"))
+    cells = artifact_of(only_run(database)).cells
+    (number,) = (n for n, cell in enumerate(cells) if "injected-parameters" in cell.metadata.get("tags", []))
+    assert cells[number - 1].metadata.tags == ["parameters"]
+    assert cells[number].source == f"# Parameters\nenv = 'development'\ndb_path = '{database.db_path}'"
+
+
+def test_several_notebooks_run_in_order_from_nothing(settings: Settings) -> None:
+    done = run(*arguments_of(settings, "init", "validate", "explain"))
+    assert done.code == 0, done.out
+    entries = read_archive(settings.archive_dir)
+    assert [record_of(entry)["notebook"] for entry in entries] == ["init", "validate", "explain"]
+    assert_archived(settings, 3)
+
+
+def test_they_stop_at_the_first_that_fails(database: Settings) -> None:
+    drop_index(database.db_path)
+    done = run(*arguments_of(database, "validate", "explain"))
+    assert done.code == 1
+    entry = only_run(database)
+    assert record_of(entry)["notebook"] == "validate"
+    assert done.lines[-1].endswith(f"The report says what to do: {entry.folder}/page.html")
+
+
+def test_a_parameter_goes_to_each_notebook_that_declares_it(database: Settings) -> None:
+    done = run(*arguments_of(database, "init", "validate"), "-p", "dry_run", "True")
+    assert done.code == 0, done.out
+    first, second = (record_of(entry)["parameters"] for entry in read_archive(database.archive_dir))
+    assert first["dry_run"] is True
+    assert "dry_run" not in second
+
+
+def test_without_html_there_is_no_page(database: Settings) -> None:
+    done = run(*arguments_of(database, "validate"), "--no-html")
+    entry = only_run(database)
+    assert done.lines[-1].endswith(f": {entry.folder}/notebook.ipynb")
+    assert not (entry.folder / "page.html").exists()
+    assert_archived(database)
+
+
+# --- refused before it starts
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("validate", "--env", "development", "-p", "enviroment", "production"),
+        ("validate", "--env", "development", "-p", "x=1;open('canary','w').close();y", "1"),
+        ("validate", "--env", "development", "-f", "code-in-a-name.yaml"),
+        ("validate", "--env", "'); open('canary','w').close(); ('"),
+        ("validate", "--env", "prod"),
+        ("validate", "--env", ""),
+        ("validate", "--env", "development\n"),
+        ("validate",),
+        ("validate", "--env", "development", "-p", "env", "development"),
+        ("validate", "--env", "development", "-f", "missing.yaml"),
+        ("validate", "--env", "development", "-f", "list.yaml"),
+        ("validate", "--env", "development", "-f", "object.yaml"),
+        ("validate", "--env", "development", "--timeout", "0"),
+        ("validate", "--env", "development", "--cell-timeout", "soon"),
+        ("benchmark", "--env", "development", "-p", "rows", "0"),
+        ("benchmark", "--env", "development", "-p", "full", "true"),
+        ("init", "validat", "--env", "development"),
+        ("init", "missing.ipynb", "--env", "development"),
+        ("init", "no-guard.ipynb", "--env", "development"),
+        ("init", "--env", "development", "-p", "db_path", "file:x?mode=memory"),
+        ("init", "--env", "development", "-p", "db_path", ""),
+        ("init", "--env", "development", "-p", "db_path", "~other/x.db"),
+        ("init", "--env", "production", "-p", "db_path", "relative.db"),
+        ("--env", "development"),
+        ("init", "--env"),
+        ("init", "--env", "development", "--wat"),
+    ],
+)
+def test_a_fault_of_the_arguments_is_refused_before_anything_is_begun(
+    given: tuple[str, ...], database: Settings, home: Path, sockets: Path
+) -> None:
+    files = {
+        "code-in-a-name.yaml": "'x=1;open(''canary'',''w'').close();y': 1",
+        "list.yaml": "- a",
+        "object.yaml": "a: !!python/object/apply:os.system ['touch canary']",
+    }
+    for name, text in files.items():
+        Path(name).write_text(text)
+    write_notebook(Path("no-guard.ipynb"))
+    notebook = json.loads(Path("no-guard.ipynb").read_text())
+    del notebook["cells"][1]
+    Path("no-guard.ipynb").write_text(json.dumps(notebook))
+    before = os.stat(sockets).st_mtime_ns
+    rest = () if "db_path" in given or "--env" not in given else ("-p", "db_path", str(database.db_path))
+    with untouched(database.db_path):
+        done = run(*given, *rest)
+    assert done.code == 2, done.err
+    assert done.out == ""
+    assert all(line.isprintable() for line in done.err.splitlines())
+    assert "abathur_nb" in done.err.splitlines()[-1]
+    assert not database.archive_dir.exists(), "no record"
+    assert os.stat(sockets).st_mtime_ns == before, "a kernel was begun"
+    assert {path.name for path in Path().iterdir()} == {"no-guard.ipynb", *files}
+    assert not list(home.glob("abathur*"))
+
+
+def test_all_faults_are_told_at_once_a_line_each(database: Settings) -> None:
+    done = run(
+        *("init", "validat", "--env", "prod", "-p", "dry_run", "yes", "-p", "db_path", "file:x"),
+        *("-f", "missing", "--timeout", "-1", "--cell-timeout", "x"),
+    )
+    assert done.code == 2
+    for words in ("'validat'", "did you mean validate", "dry_run", "file:x", "-f missing:", "--timeout", "'x'"):
+        (_,) = (line for line in done.err.splitlines() if words in line)
+    assert "did you mean production?" in done.err
+    assert not database.archive_dir.exists()
+
+
+def test_a_database_that_is_missing_is_refused_without_a_record(settings: Settings) -> None:
+    done = run(*arguments_of(settings, "validate"))
+    assert (done.code, done.out) == (2, "")
+    assert f"no database, and no directory {settings.db_path.parent}: papermill init.ipynb" in done.err
+    assert fingerprint(settings.db_path.parent) is None
+
+
+def test_what_the_path_forbids_is_refused_without_a_record(settings: Settings) -> None:
+    settings.db_path.parent.mkdir(mode=0o700)
+    os.mkfifo(settings.db_path)
+    for name in ("preflight", "init", "validate"):
+        done = run(*arguments_of(settings, name))
+        assert (done.code, done.out) == (2, "")
+        assert "is a FIFO: db_path: name a regular file" in done.err
+    assert names_in(settings.db_path.parent) == [settings.db_path.name]
+
+
+def test_a_look_that_makes_nothing_is_not_recorded_where_there_is_no_directory_yet(settings: Settings) -> None:
+    done = run(*arguments_of(settings, "preflight"))
+    assert done.code == 0
+    assert "PASS in " in done.lines[-1]
+    assert "not recorded: there is no " in done.lines[-1]
+    assert fingerprint(settings.db_path.parent) is None
+
+
+def test_a_secret_among_the_parameters_is_refused_without_a_record(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret-1234")
+    for cells in (SOUND, ("1",)):
+        given = ("-p", "token", "planted-secret-1234")
+        done = run(*arguments_of(database, mine(*cells, more='token: str = ""\n')), *given)
+        assert done.code == 2, done.out
+        assert "planted-secret" not in done.out + done.err
+        assert not database.archive_dir.exists()
+
+
+def test_a_working_directory_that_is_gone_is_refused(database: Settings, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with runner(*arguments_of(database, "validate"), cwd=gone, preexec_fn=lambda: os.rmdir(gone)) as process:  # noqa: PTH106
+        done = ended(process)
+    assert done.code == 2
+    assert "the working directory cannot be used: No such file or directory" in done.err
+
+
+def test_to_plain_papermill_a_hostile_parameter_leaves_no_record_either(database: Settings) -> None:
+    command: list[str | Path] = [Path(sys.executable).with_name("papermill"), NOTEBOOKS / "init.ipynb", "out.ipynb"]
+    for name in ("enviroment", "x=1;open('canary','w').close();y"):
+        with untouched(database.db_path):
+            done = subprocess.run(
+                [*command, "-p", "db_path", database.db_path, "-p", name, "1"], capture_output=True, check=False
+            )
+        assert done.returncode == 1
+        assert not database.archive_dir.exists()
+    assert not Path("canary").exists()
+
+
+# --- fail, refused
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["fails", "could not run"])
+def test_a_check_that_fails_or_could_not_run_seals_fail_with_all_checks(hidden: bool, database: Settings) -> None:
+    if hidden:
+        cells = (
+            START,
+            'report = nb.Report("trial", (nb.Check("sky", "error", "blue", "could not run"), nb.Check("sea", "pass")))',
+            SEAL,
+            VERDICT,
+        )
+        done = run(*arguments_of(database, mine(*cells)))
+    else:
+        drop_index(database.db_path)
+        done = run(*arguments_of(database, "validate"))
+    assert done.code == 1
+    record = record_of(only_run(database))
+    assert record["verdict"] == "fail"
+    statuses = {check["name"]: check["status"] for check in record["reports"][0]["checks"]}
+    assert statuses == {"sky": "error", "sea": "pass"} if hidden else statuses["indexes"] == "fail"
+    assert len(statuses) == 2 if hidden else len(statuses) > 10
+    top = artifact_of(only_run(database)).cells[0]
+    assert top.source.startswith("**FAIL: this run did not pass, a check failed, or could not run.** It ended at [In [")
+    assert only_run(database).run_id in top.source
+    assert_archived(database)
+
+
+def test_what_only_a_look_into_the_database_forbids_seals_refused(database: Settings) -> None:
+    run_sql(database.db_path, "PRAGMA user_version = 99")
+    before = database.db_path.read_bytes()
+    for name in ("validate", "init"):
+        done = run(*arguments_of(database, name))
+        assert done.code == 2, done.out
+    for entry in read_archive(database.archive_dir):
+        assert record_of(entry)["verdict"] == "refused"
+        assert (
+            artifact_of(entry).cells[0].source.startswith("**REFUSED: this run did not pass, something forbade it.**")
+        )
+    assert database.db_path.read_bytes() == before
+    assert_archived(database, 2)
+
+
+def test_a_database_that_is_locked_too_long_seals_a_verdict_and_changes_nothing(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABATHUR_BUSY_TIMEOUT_MS", "50")
+    with held(database.db_path, "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE"), untouched(database.db_path):
+        done = run(*arguments_of(database, "validate"))
+    assert done.code in (1, 2)
+    assert record_of(only_run(database))["verdict"] == {1: "fail", 2: "refused"}[done.code]
+    assert_archived(database)
+
+
+# --- error
+
+CELLS_THAT_BREAK = {
+    "raises": ((START, "1 / 0", *SOUND[1:]), "ZeroDivisionError", "division by zero"),
+    "raises before the run starts": (("1 / 0", *SOUND), "ZeroDivisionError", "division by zero"),
+    "raises after it is sealed": ((*SOUND, "1 / 0"), "ZeroDivisionError", "division by zero"),
+    "is no Python": ((START, "1 +", *SOUND[1:]), "SyntaxError", "invalid syntax"),
+    "SystemExit(0)": ((START, "raise SystemExit(0)", *SOUND[1:]), "SystemExit", "0"),
+    "SystemExit in the last cell": ((*SOUND, "import sys\nsys.exit()"), "SystemExit", ""),
+    "exit()": ((START, "exit()", *SOUND[1:]), "SystemExit", "the cell asked the kernel to exit"),
+    "exit() in the last cell": ((*SOUND, "quit()"), "SystemExit", "the cell asked the kernel to exit"),
+    "os._exit(0)": ((START, "import os\nos._exit(0)", *SOUND[1:]), "DeadKernelError", "exited with code 0"),
+    "os._exit(0), in the last cell": ((*SOUND, "import os\nos._exit(0)"), "DeadKernelError", "exited with code 0"),
+    "killed": ((START, KILLED, *SOUND[1:]), "DeadKernelError", "the kernel was killed by SIGKILL"),
+    "killed before the run starts": ((KILLED, *SOUND), "DeadKernelError", "the kernel was killed by SIGKILL"),
+    "killed in the last cell, unsealed": (
+        (START, CHECK, f"{KILLED}\n{SEAL}"),
+        "DeadKernelError",
+        "the kernel was killed by SIGKILL",
+    ),
+    "killed in the last cell, sealed": (
+        (START, CHECK, f"{SEAL}\n{KILLED}"),
+        "DeadKernelError",
+        "the kernel was killed by SIGKILL",
+    ),
+    "crashes": ((START, "import ctypes\nctypes.string_at(0)", *SOUND[1:]), "DeadKernelError", "was killed by SIGSEGV"),
+    "sends what nbclient can't take": (
+        (START, "import comm\ncomm.create_comm(target_name='jupyter.widget', data={})", *SOUND[1:]),
+        "KeyError",
+        "it could not be executed further: 'state'",
+    ),
+    "never seals": ((START, CHECK), "UnsealedError", "the notebook did not seal its run"),
+    "a tag that would let errors pass": ((START, "1 / 0", *SOUND[1:]), "ZeroDivisionError", "division by zero"),
+}
+
+
+@pytest.mark.parametrize("name", CELLS_THAT_BREAK)
+def test_a_cell_that_breaks_the_run_seals_error(name: str, database: Settings) -> None:
+    cells, error, message = CELLS_THAT_BREAK[name]
+    notebook = mine(*cells)
+    if "tag" in name:
+        content = json.loads(notebook.read_text())
+        content["cells"][4]["metadata"]["tags"] = ["raises-exception"]
+        notebook.write_text(json.dumps(content))
+    with untouched(database.db_path):
+        done = run(*arguments_of(database, notebook))
+    assert done.code == 3, done.out + done.err
+    entry = only_run(database)
+    record = record_of(entry)
+    assert record["verdict"] == "error"
+    assert record["error"]["name"] == error
+    assert message in record["error"]["message"]
+    artifact = artifact_of(entry)
+    assert artifact.cells[0].source.startswith("**ERROR: this run did not pass, it broke.**")
+    assert error in artifact.cells[0].source
+    if error != "UnsealedError":
+        told = record["error"]["id"], record["error"]["cell"]  # of what the notebook sealed, the second alone
+        (cell,) = (cell for cell in code_cells(artifact) if told in ((cell.id, told[1]), (None, cell.execution_count)))
+        assert artifact.cells[artifact.cells.index(cell) - 1].id == "abathur-ended-here"
+        assert cell.source in cells
+        behind = artifact.cells[artifact.cells.index(cell) + 1 :]
+        assert not [later for later in behind if later.execution_count or later.outputs], "a cell ran behind it"
+    sealed = name.endswith(("sealed", "last cell")) and "unsealed" not in name
+    assert record.get("notebook_verdict") == ("pass" if sealed else None)
+    assert bool(record["reports"]) == sealed
+    assert_archived(database)
+
+
+def test_what_a_dead_kernel_wrote_last_is_in_the_record(database: Settings) -> None:
+    run(*arguments_of(database, mine(START, "import os, faulthandler\nos.abort()")))
+    message = record_of(only_run(database))["error"]["message"]
+    assert message.startswith("the kernel was killed by SIGABRT: ")
+    assert "Fatal Python error: Aborted" in message
+
+
+def test_what_was_shown_before_the_kernel_died_is_in_the_artifact(database: Settings) -> None:
+    run(*arguments_of(database, mine(START, "print('a last word')", KILLED)))
+    outputs = [output for cell in code_cells(artifact_of(only_run(database))) for output in cell.outputs]
+    assert "a last word\n" in [output.get("text") for output in outputs]
+
+
+# --- out of time, interrupted
+
+
+@pytest.mark.parametrize(
+    "sleep", [ASLEEP, "import asyncio\nawait asyncio.sleep(600)", BUSY], ids=["main", "async", "C"]
+)
+@pytest.mark.parametrize("limit", ["--timeout", "--cell-timeout"])
+def test_out_of_time_seals_timeout(limit: str, sleep: str, database: Settings) -> None:
+    notebook = mine(START, CHECK, sleep, SEAL)
+    for seconds in ever_longer(4 if limit == "--timeout" else 1):
+        shutil.rmtree(database.archive_dir, ignore_errors=True)
+        done = run(*arguments_of(database, notebook), limit, str(seconds))
+        assert done.code == 4, done.out + done.err
+        entry = only_run(database)
+        record = record_of(entry)
+        if record["error"]["cell"] == 6:
+            break
+    words = "the run took longer than its limit of" if limit == "--timeout" else "the cell took longer than"
+    words += f" {seconds} s"
+    assert (record["verdict"], record["error"]["message"]) == ("timeout", words)
+    # A cell that can be interrupted seals the run with what was found so far, and the runner says why.
+    assert record["notebook_verdict"] == (None if sleep == BUSY else "interrupted")
+    assert bool(record["reports"]) == (sleep != BUSY)
+    artifact = artifact_of(entry)
+    assert artifact.cells[0].source.startswith("**TIMEOUT: this run did not pass, it was out of time")
+    assert record["error"]["cell"] == 6, "the cell that never answered"
+    shown = [
+        output.data[MIME] for cell in code_cells(artifact) for output in cell.outputs if MIME in output.get("data", {})
+    ]
+    assert shown[-1] == record, "the bundle of the record, as a run that seals itself has it"
+    assert_archived(database)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("sleep", [ASLEEP, BUSY], ids=["asleep", "busy"])
+def test_a_signal_seals_interrupted(number: signal.Signals, sleep: str, database: Settings, tmp_path: Path) -> None:
+    fifo = Fifo(tmp_path / "fifo")
+    with runner(*arguments_of(database, mine(START, CHECK, f"{fifo.cell}\n{sleep}", SEAL), "validate")) as process:
+        kernel = fifo.wait()
+        process.send_signal(number)
+        done = ended(process)
+    assert done.code == 5
+    entry = only_run(database)
+    record = record_of(entry)
+    assert record["verdict"] == "interrupted"
+    assert artifact_of(entry).cells[0].source.startswith("**INTERRUPTED: this run did not pass, it was interrupted.**")
+    # A cell that can be interrupted seals the run itself; so does a busy one that had not yet begun to be so.
+    assert (sleep, bool(record.get("sealed_by"))) != (ASLEEP, True)
+    assert record["error"]["message"] == (f"the runner was sent {number.name}" if record.get("sealed_by") else "")
+    assert not Path(f"/proc/{kernel}").exists()
+    assert_archived(database)
+
+
+def test_ctrl_c_at_a_terminal_seals_interrupted(database: Settings, tmp_path: Path) -> None:
+    fifo = Fifo(tmp_path / "fifo")
+    terminal, side = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    command = [
+        sys.executable,
+        "-m",
+        "abathur_nb",
+        "run",
+        *arguments_of(database, mine(START, f"{fifo.cell}\n{ASLEEP}")),
+    ]
+    program = (
+        "import fcntl, os, sys, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\nos.execv(sys.argv[1], sys.argv[1:])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *command], stdin=side, stdout=side, stderr=side, start_new_session=True
+    ) as process:
+        fifo.wait()
+        os.write(terminal, b"\x03")
+        assert process.wait(60) == 5
+    os.close(side)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert "| 0/6 [" in shown, "progress is shown"
+    assert "INTERRUPTED in " in shown
+    assert record_of(only_run(database))["verdict"] == "interrupted"
+    assert_archived(database)
+
+
+def test_a_second_signal_does_not_wait(database: Settings, tmp_path: Path) -> None:
+    fifo, again = Fifo(tmp_path / "fifo"), Fifo(tmp_path / "again")
+    lines = [
+        "import os, time",
+        "try:",  # whatever the first signal interrupts
+        *(f"    {line}" for line in fifo.cell.splitlines()),
+        "    time.sleep(600)",
+        "except KeyboardInterrupt:",
+        f"    with open({str(again.path)!r}, 'w') as fifo: fifo.write('1')",
+        "    while True:",
+        "        try: time.sleep(600)",
+        "        except KeyboardInterrupt: pass",
+    ]
+    with runner(*arguments_of(database, mine(START, "\n".join(lines)))) as process:
+        fifo.wait()
+        process.send_signal(signal.SIGTERM)
+        again.wait()
+        process.send_signal(signal.SIGTERM)
+        done = ended(process)
+    assert done.code == 5
+    record = record_of(only_run(database))
+    assert record["error"]["message"] == "the runner was sent SIGTERM, SIGTERM"
+    assert_archived(database)
+
+
+def test_a_signal_between_two_notebooks_keeps_the_next_from_beginning(database: Settings) -> None:
+    """The cell asks its runner to stop; whether that comes in before its reply or after, the next does not begin."""
+    last = "import os, signal\nos.kill(os.getppid(), signal.SIGTERM)"
+    done = run(*arguments_of(database, mine(*SOUND, last), "validate"))
+    assert done.code == 5
+    assert record_of(only_run(database))["verdict"] in ("pass", "interrupted")
+    assert_archived(database)
+
+
+# --- SIGKILL
+
+
+@pytest.mark.parametrize("sleep", [ASLEEP, BUSY], ids=["asleep", "busy in C"])
+def test_a_runner_that_is_killed_leaves_no_kernel_and_a_run_that_is_no_evidence(
+    sleep: str, database: Settings, tmp_path: Path, sockets: Path
+) -> None:
+    fifo = Fifo(tmp_path / "fifo")
+    with runner(*arguments_of(database, mine(START, f"{fifo.cell}\n{sleep}", *SOUND[1:]))) as process:
+        kernel = fifo.wait()
+        assert kernels_in(sockets) == [kernel], "the control: it is found while it lives"
+        process.kill()
+        wait_for_death(kernel)
+        process.communicate()
+    entry = only_run(database)
+    assert entry.verdict == "unsealed"
+    assert names_in(entry.folder) == ["started.json"]
+    report = verify_archive(database.archive_dir)
+    assert report.ok
+    (check,) = (check for check in report.checks if check.name == "no evidence")
+    assert entry.run_id in check.observed
+    # The next run sweeps what the killed one left.
+    assert [path.name.startswith(".abathur-kernel-") for path in sockets.iterdir()] == [True]
+    assert run(*arguments_of(database, "validate")).code == 0
+
+
+def test_a_runner_that_is_killed_while_its_kernel_starts_leaves_none(database: Settings, sockets: Path) -> None:
+    with runner(*arguments_of(database, "validate")) as process:
+        while not (found := kernels_in(sockets)):
+            assert process.poll() is None
+        process.kill()
+        wait_for_death(found[0])
+        process.communicate()
+    assert not database.archive_dir.exists() or only_run(database).verdict == "unsealed"
+    assert run(*arguments_of(database, "validate")).code == 0
+
+
+# --- a full disk
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return an archive on a file system of its own with little room."""
+    place = tmp_path / "small"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,mode=700", "tmpfs", place], check=True)
+    monkeypatch.setenv("ABATHUR_ARCHIVE_DIR", str(place / "runs"))
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+FILL = "from pathlib import Path\ntry: Path({path!r}).write_bytes(bytes(2**20))\nexcept OSError: pass"
+
+
+def filled(place: Path) -> str:
+    return FILL.format(path=str(place / "filler"))
+
+
+@pytest.mark.parametrize("when", ["before it is sealed", "after it is sealed"])
+def test_a_disk_that_is_full_breaks_the_run_and_nothing_is_torn(when: str, database: Settings, small: Path) -> None:
+    before = (START, CHECK, filled(small), SEAL, VERDICT)
+    after = (*SOUND[:3], f"{filled(small)}\n{VERDICT}")
+    with untouched(database.db_path):
+        done = run(*arguments_of(database, mine(*(before if "before" in when else after))))
+    assert done.code == 3
+    assert "no evidence" in done.lines[-1]
+    assert "is full" in done.lines[-1]
+    (entry,) = read_archive(small / "runs")
+    assert entry.faults == ()
+    assert entry.verdict == ("unsealed" if "before" in when else "error")
+    if entry.record:
+        assert entry.record.notebook_verdict == "pass"
+        assert "it could not be archived" in str(entry.record.error)
+    assert not (entry.folder / "notebook.ipynb").exists() or artifact_of(entry)
+    assert not list(entry.folder.glob(".*"))
+    assert verify_archive(small / "runs").ok
+    (small / "filler").unlink()
+    assert run(*arguments_of(database, "validate")).code == 0
+    assert verify_archive(small / "runs").ok
+
+
+def test_a_disk_that_is_full_from_the_start_refuses_the_run(database: Settings, small: Path) -> None:
+    (small / "runs").mkdir(mode=0o700)
+    with suppress(OSError):
+        (small / "filler").write_bytes(bytes(2**20))
+    with untouched(database.db_path):
+        done = run(*arguments_of(database, "validate"))
+    assert done.code == 2
+    assert "cannot be written" in done.out + done.err
+    assert names_in(small / "runs") == [], "no record, and no folder of one"
+
+
+# --- two at once
+
+
+def test_two_runs_at_once_are_two_records_in_one_chain(database: Settings, tmp_path: Path) -> None:
+    first, second = Fifo(tmp_path / "first"), Fifo(tmp_path / "second")
+    notebooks = [
+        write_notebook(Path(f"{fifo.path.name}.ipynb"), START, f"{fifo.cell}", *SOUND[1:]) for fifo in (first, second)
+    ]
+    with (
+        untouched(database.db_path),
+        runner(*arguments_of(database, notebooks[0])) as one,
+        runner(*arguments_of(database, notebooks[1])) as other,
+    ):
+        kernels = {first.wait(), second.wait()}
+        codes = [ended(one).code, ended(other).code]
+    assert (codes, len(kernels)) == ([0, 0], 2)
+    for entry in read_archive(database.archive_dir):
+        assert record_of(entry)["verdict"] == "pass"
+        artifact_of(entry)
+    assert_archived(database, 2)
+
+
+# --- a notebook that records nothing itself
+
+
+@pytest.mark.parametrize(
+    ("cell", "code", "verdict"),
+    [
+        ("1", 0, "pass"),
+        ("1 / 0", 3, "error"),
+        ("raise nb.RefusedError('it may not', 'ask')", 2, "refused"),
+        ("nb.Report('trial', (nb.Check('sky', 'fail'),)).raise_for_failures()", 1, "fail"),
+        (KILLED, 3, "error"),
+    ],
+)
+def test_for_a_notebook_that_starts_no_run_the_runner_records(
+    cell: str, code: int, verdict: str, database: Settings
+) -> None:
+    done = run(*arguments_of(database, mine(cell, more="rows: int = 7\n")), "-p", "rows", "8")
+    assert done.code == code, done.out + done.err
+    entry = only_run(database)
+    record = record_of(entry)
+    assert (record["verdict"], record["notebook"], record["sealed_by"]) == (verdict, "mine", "runner")
+    assert record["parameters"] == {"env": "development", "db_path": str(database.db_path), "rows": 8}
+    artifact_of(entry)
+    assert_archived(database)
+
+
+def test_it_is_written_down_as_started_before_its_cells_run(database: Settings, tmp_path: Path) -> None:
+    fifo = Fifo(tmp_path / "fifo")
+    with runner(*arguments_of(database, mine(f"{fifo.cell}\n{ASLEEP}"))) as process:
+        fifo.wait()
+        assert only_run(database).verdict == "unsealed"
+        process.terminate()
+        assert ended(process).code == 5
+    assert_archived(database)
+
+
+def test_a_run_that_was_started_behind_the_runners_back_and_never_sealed_is_no_pass(database: Settings) -> None:
+    hidden = START.replace("nb.start_run(settings", "getattr(nb, 'start' + '_run')(settings")
+    done = run(*arguments_of(database, mine(hidden, CHECK)))
+    assert done.code == 3
+    assert record_of(only_run(database))["error"]["name"] == "UnsealedError"
+
+
+def test_outputs_of_an_earlier_run_do_not_come_into_this_one(database: Settings) -> None:
+    path = mine(START, "1 / 0", "'never run'")
+    content = json.loads(path.read_text())
+    content["cells"][-1] |= {
+        "execution_count": 9,
+        "outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}],
+    }
+    path.write_text(json.dumps(content))
+    run(*arguments_of(database, path))
+    last = artifact_of(only_run(database)).cells[-1]
+    assert (last.source, last.execution_count, last.outputs) == ("'never run'", None, [])
+
+
+def test_an_artifact_can_be_run_again(database: Settings) -> None:
+    """What papermill, or the runner, has added to a notebook is not run with it."""
+    run(*arguments_of(database, mine(START, "1 / 0")))
+    first = only_run(database)
+    done = run(*arguments_of(database, first.folder / "notebook.ipynb"))
+    assert done.code == 3
+    one, other = (artifact_of(entry).cells for entry in read_archive(database.archive_dir))
+    assert [cell.cell_type for cell in one] == [cell.cell_type for cell in other]
+
+
+# --- secrets and logs
+
+
+def test_a_secret_that_a_cell_shows_leaves_the_run_unsealed_and_no_artifact(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret-1234")
+    done = run(
+        *arguments_of(database, mine(START, "import os\nprint(os.environ['AWS_SECRET_ACCESS_KEY'])", *SOUND[1:]))
+    )
+    assert done.code == 3
+    assert "planted-secret" not in done.out + done.err
+    entry = only_run(database)
+    assert (entry.verdict, names_in(entry.folder)) == ("unsealed", ["started.json"])
+
+
+def test_a_run_without_a_key_behind_a_signed_one_is_told_before_it_begins(
+    database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "will not be signed, as earlier ones are: set signing_key"
+    assert told not in " ".join(run(*arguments_of(database, "preflight")).lines)
+    monkeypatch.setenv("ABATHUR_SIGNING_KEY", str(make_key(tmp_path / "key.pem")))
+    assert told not in " ".join(run(*arguments_of(database, "preflight")).lines)
+    monkeypatch.delenv("ABATHUR_SIGNING_KEY")
+    assert told in run(*arguments_of(database, "preflight")).lines[0]
+
+
+def test_a_log_that_nobody_reads_any_more_does_not_end_a_run(database: Settings) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "abathur_nb", "run", *arguments_of(database, "validate")]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=HANGING_S, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert_archived(database)
+
+
+def tcp_sockets(pid: int) -> list[str]:
+    """Return the state of each TCP socket of a process: field 3 of its table, with the inode as field 9 (proc(5))."""
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    inodes = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}  # noqa: PTH115 - it is no path
+    return [fields[3] for fields in lines if f"socket:[{fields[9]}]" in inodes]
+
+
+def test_the_kernel_talks_over_sockets_that_only_this_user_can_reach(
+    database: Settings, tmp_path: Path, sockets: Path
+) -> None:
+    fifo = Fifo(tmp_path / "fifo")
+    with runner(*arguments_of(database, mine(START, f"{fifo.cell}\n{ASLEEP}"))) as process:
+        kernel = fifo.wait()
+        (place,) = sockets.iterdir()
+        assert place.stat().st_mode & 0o777 == 0o700
+        # Of the runner none, of the kernel the one that takes what its own forks print, with a password.
+        assert tcp_sockets(process.pid) == []
+        assert tcp_sockets(kernel) in ([], ["0A"])
+        assert len(list(place.glob("k-*"))) == 5
+        process.terminate()
+        ended(process)
+
+
+def test_a_record_that_is_sealed_is_not_written_again(database: Settings) -> None:
+    """What the notebook sealed in accordance with how it ended stays, to the byte."""
+    cell = f"{VERDICT}\nfrom pathlib import Path\nprint((run.folder / '{RECORD}').stat().st_ino)"
+    run(*arguments_of(database, mine(*SOUND[:3], cell)))
+    entry = only_run(database)
+    (output,) = code_cells(artifact_of(entry))[-1].outputs
+    assert int(output.text) == (entry.folder / RECORD).stat().st_ino

@@ -1,0 +1,31 @@
+"""What test_backup and other tests share."""
+
+import sqlite3
+from pathlib import Path
+
+import abathur_nb as nb
+from abathur_nb.backups.copying import Content, read_content
+from abathur_nb.backups.manifest import Backup, list_backups
+from abathur_nb.config.settings import Settings
+from abathur_nb.store.connection import connect
+
+ADD = "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES ('user:a', ?, '{}', 'semantic')"
+
+
+def run_sql(path: Path, *statements: str) -> None:
+    conn = sqlite3.connect(path)
+    with conn:
+        for statement in statements:
+            conn.execute(statement)
+    conn.close()
+
+
+async def content_of(settings: Settings) -> Content:
+    async with connect(settings.db_path, settings=settings) as conn:
+        await conn.execute_fetchall("BEGIN")
+        return await read_content(conn)
+
+
+async def taken(settings: Settings, reason: str = "manual", *, compress: bool = False) -> Backup:
+    (await nb.backup_database(settings, reason=reason, compress=compress)).raise_for_failures()
+    return list_backups(settings.backup_dir)[0][-1]

@@ -1,0 +1,184 @@
+"""What the database may hold and SQL alone cannot refuse."""
+
+import json
+import math
+import sqlite3
+from contextlib import closing
+from typing import Any
+
+import pytest
+from values_helpers import BEYOND, nested, within
+
+from abathur_nb.errors import InvalidValueError, RefusedError
+from abathur_nb.store.values import (
+    MAX_BYTES,
+    check_name,
+    check_namespace,
+    check_whole,
+    decoded,
+    json_fault,
+    json_text,
+    prefix_range,
+)
+
+BAD_NAMES = ["", "a\0b", b"a:b", "x:" * 500_000, "a:\u202eb", "a:\nb", "a:\t", "a:\ud800", None, 7, ["a:b"], "a" * 513]
+
+
+@pytest.mark.parametrize("value", BAD_NAMES, ids=range(len(BAD_NAMES)))
+def test_a_name_is_1_to_512_printable_characters(value: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"^Invalid key: expected 1 to 512 printable characters, found "):
+        check_name("key", value)
+    with pytest.raises(InvalidValueError, match=r"^Invalid namespace format: expected 1 to 512 printable characters"):
+        check_namespace(value)
+
+
+@pytest.mark.parametrize("value", ["a", "x" * 512, "'; DROP TABLE tasks;--", "é漢 %_*", "<script>"])
+def test_any_printable_text_is_a_name_but_a_namespace_holds_a_colon(value: str) -> None:
+    check_name("key", value)
+    check_namespace(f"{value[:511]}:")
+    with pytest.raises(InvalidValueError, match="with a `:` among them"):
+        check_namespace(value)
+
+
+def test_only_where_it_is_optional_may_a_name_be_missing() -> None:
+    check_name("task_id", None, optional=True)
+    with pytest.raises(InvalidValueError):
+        check_name("task_id", "", optional=True)
+
+
+@pytest.mark.parametrize("value", [0, -1, 11, True, 1.0, "1", None, math.nan, 2**63])
+def test_a_whole_number_is_one_and_in_its_range(value: Any) -> None:
+    check_whole("limit", 1, 1, 10)
+    check_whole("limit", 10, 1, 10)
+    with pytest.raises(InvalidValueError, match=r"^Invalid limit: expected a whole number in 1\.\.10, found "):
+        check_whole("limit", value, 1, 10)
+
+
+def holds_itself() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+BAD_JSON = [
+    (math.nan, "expected a JSON object"),
+    ({"a": math.nan}, "not JSON"),
+    ({"a": [math.inf]}, "not JSON"),
+    ([1e999], "not JSON"),
+    ({"a": -math.inf}, "not JSON"),
+    ({"a": "\ud800"}, "not JSON"),
+    ({"\udfff": 1}, "not JSON"),
+    ({"a": {1}}, "not JSON"),
+    ({"a": b"x"}, "not JSON"),
+    ({"a": 10**5000}, "not JSON"),
+    ({1: "a"}, "expected text as keys"),
+    ({0: "a"}, "expected text as keys"),
+    ({None: "a"}, "expected text as keys"),
+    ({False: "a"}, "expected text as keys"),
+    ([{"a": {"b": {0: 1}}}], "expected text as keys"),
+    (nested(101), "at most 100 levels"),
+    (nested(100_000), "at most 100 levels"),
+    (holds_itself(), "at most 100 levels"),
+    ({"a": "x" * MAX_BYTES}, "at most 16,777,216 bytes"),
+    ("text", "expected a JSON object (dict) or a JSON list, found 'text' (str)"),
+    (b"{}", "found b'{}' (bytes)"),
+    (7, "found 7 (int)"),
+    (None, "found None (NoneType)"),
+    ((1, 2), "(tuple)"),
+]
+
+
+@pytest.mark.parametrize(("value", "told"), BAD_JSON, ids=range(len(BAD_JSON)))
+def test_what_is_no_json_is_refused(value: Any, told: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        json_text("value", value)
+    assert str(caught.value).startswith("Invalid value: ")
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        [],
+        {"": None},
+        {"a": [1, 1.5, -0.0, True, None, 'é漢😀\x00\n"\\/']},
+        nested(100),
+        [10**300],
+        {"a": "x" * (MAX_BYTES - 8)},
+    ],
+    ids=range(7),
+)
+def test_json_reads_back_equal_in_python_and_in_sqlite(value: Any) -> None:
+    text = json_text("value", value)
+    assert json.loads(text) == value
+    assert len(text.encode()) <= MAX_BYTES
+    with closing(sqlite3.connect(":memory:")) as conn:
+        assert conn.execute("SELECT json_valid(?), json_type(?)", (text, text)).fetchone()[0] == 1
+
+
+def test_the_kind_and_the_depth_may_be_narrowed() -> None:
+    with pytest.raises(InvalidValueError, match=r"expected a JSON object \(dict\), found \[\]"):
+        json_text("event", [], (dict,))
+    json_text("event", nested(99), within=1)
+    with pytest.raises(InvalidValueError, match="at most 100 levels"):
+        json_text("event", nested(100), within=1)
+
+
+@pytest.mark.parametrize(("text", "told"), BEYOND, ids=range(len(BEYOND)))
+def test_json_beyond_the_limits_is_told_in_one_line(text: str, told: str) -> None:
+    assert told in json_fault(text)
+    assert len(json_fault(text)) < 200
+    assert "\n" not in json_fault(text)
+
+
+@pytest.mark.parametrize("text", within(), ids=range(len(within())))
+def test_json_within_the_limits_has_no_fault(text: str) -> None:
+    assert json_fault(text) == ""
+
+
+@pytest.mark.parametrize("spoiled", ["{broken", "", None, 7.5, b"\xff"])
+def test_a_spoiled_column_is_refused_by_the_rows_key(spoiled: Any) -> None:
+    with closing(sqlite3.connect(":memory:")) as conn:
+        conn.row_factory = sqlite3.Row
+        good = conn.execute("SELECT 's1' AS id, '[1]' AS events").fetchone()
+        assert decoded(good, ("events",)) == {"id": "s1", "events": [1]}
+        bad = conn.execute("SELECT 's1' AS id, ? AS events", (spoiled,)).fetchone()
+        with pytest.raises(RefusedError, match=r"^events of row 's1' holds no JSON that can be read: run validate"):
+            decoded(bad, ("events",))
+
+
+@pytest.mark.parametrize("prefix", ["", "a", "user:", "user_", "%", "_", "é", "漢", "😀", "~", "\ud7fb"])
+def test_a_prefix_is_literal(prefix: str) -> None:
+    """SQLite compares UTF-8 by its bytes: the range must hold what starts with the prefix, and nothing else."""
+    begin, end = prefix_range(prefix)
+    stems = [
+        "",
+        "a",
+        "b",
+        "user:",
+        "user_",
+        "userX",
+        "User:",
+        "%",
+        "_",
+        "é",
+        "漢",
+        "😀",
+        "~",
+        "\x7f",
+        "\ud7fb",
+        "\ue000",
+        "\U0010ffff",
+    ]
+    with closing(sqlite3.connect(":memory:")) as conn:
+        for text in {stem + rest for stem in stems for rest in ("", "a", "\U0010ffff", "\U0010ffff\U0010ffffz")}:
+            inside = conn.execute("SELECT ? >= ? AND ? < ?", (text, begin, text, end)).fetchone()[0]
+            assert inside == text.startswith(prefix), (text, prefix)
+
+
+@pytest.mark.parametrize("prefix", ["a\n", "\ud800", "x" * 513, b"a", None, 7])
+def test_a_prefix_is_held_to_the_rule_of_names(prefix: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"^Invalid namespace_prefix: "):
+        prefix_range(prefix)
