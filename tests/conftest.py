@@ -1,11 +1,13 @@
 """Fixtures of all tests: a home and settings of the test's own, and an initialized database."""
 
 import os
+import re
 import shutil
 import signal
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,35 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 def pytest_xdist_auto_num_workers() -> int:
     """Return three workers for two processors: a test waits a third of its time for a kernel, a browser or a server."""
     return max(2, len(os.sched_getaffinity(0)) * 3 // 2)
+
+
+# The programs that some tests need, and the packages that install them on Debian.
+_TOOLS = {name: name for name in ("chromium", "openssl", "prometheus", "sqlite3", "strace")}
+_TOOLS |= {"promtool": "prometheus", "systemd-analyze": "systemd"}
+_MISSING = {tool: package for tool, package in _TOOLS.items() if shutil.which(tool) is None}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Count a test that fails because a program is missing as not run; with CI=true it stays a failure."""
+    report = yield
+    if report.failed and _MISSING and "CI" not in os.environ:
+        for tool in _MISSING:
+            if re.search(rf"\b{tool}\b", str(report.longrepr)):
+                report.outcome = "skipped"
+                report.longrepr = (str(item.path), 0, f"needs {tool}")
+                break
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which programs are missing, how many tests were not run for them, and what installs them."""
+    reasons = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []) if report.longrepr]
+    needed = Counter(reason.removeprefix("needs ") for reason in reasons if reason.startswith("needs "))
+    if needed:
+        told = ", ".join(f"{count} for want of {tool}" for tool, count in needed.items())
+        packages = " ".join(sorted({_TOOLS[tool] for tool in needed}))
+        terminalreporter.write_line(f"not run: {told}; to run them: apt-get install {packages}", yellow=True)
 
 
 @pytest.fixture(autouse=True)
