@@ -214,7 +214,7 @@ def test_a_torn_line_is_named_as_torn_and_closed_by_the_next_run(
     report = verify_archive(folder)
     assert [one.name for one in report.checks if one.failed] == ["last line"]
     assert check(report, "last line").observed == f"{LEDGER} line 5 is torn: a run died while it wrote it"
-    assert "no tampering" in check(report, "last line").remedy
+    assert "not tampering" in check(report, "last line").remedy
     assert main(["verify", str(folder)]) == 1
     assert "torn" in capsys.readouterr().out.splitlines()[2]
     run(settings)
