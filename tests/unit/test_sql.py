@@ -90,7 +90,7 @@ def test_run_a_second_time_each_statement_fails_and_changes_nothing(run: Run) ->
         ("-- It answers.\nSELECT 1;", "no name"),
         ("-- name: a\n-- It.\nSELECT 1;\n-- name: a\n-- It.\nSELECT 1;", "two queries"),
         ("-- name: a\n-- name: b\n-- It.\nSELECT 1;", "name twice"),
-        ("-- name: a\n-- It.\n-- parameters: {\nSELECT 1;", "not JSON"),
+        ("-- name: a\n-- It.\n-- parameters: {\nSELECT 1;", "no JSON"),
     ],
 )
 def test_a_faulty_header_is_refused(script: str, fault: str) -> None:
