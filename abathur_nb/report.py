@@ -127,7 +127,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """Say the verdict in one line, naming each check that failed."""
+        """Say in one line the verdict, and how many checks have which status."""
         counts = ", ".join(
             f"{n} {status}" for status in _MARKS if (n := sum(check.status == status for check in self.checks))
         )

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 MIME = "application/vnd.abathur.run+json"
-# What the runner tells the kernel: the id of its run, and the name and hash of the notebook that it executes.
 _LONGEST_MESSAGE = 2000  # characters
+# What the runner tells the kernel: the id of its run, and the name and hash of the notebook that it executes.
 RUN_ID, TEMPLATE = "ABATHUR_RUN_ID", "ABATHUR_RUN_TEMPLATE"
 
 
