@@ -34,7 +34,14 @@ from abathur_nb.repair.surroundings import Look, leftovers, leftovers_check, loc
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, pragma
-from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION, SchemaObject, expected_seeds, expected_tables
+from abathur_nb.store.expected import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
+    SchemaObject,
+    expected_objects,
+    expected_seeds,
+    expected_tables,
+)
 from abathur_nb.store.filesystems import mounted_files
 from abathur_nb.store.schema import Differences, quoted, read_schema
 from abathur_nb.store.sql import load_queries
@@ -142,12 +149,25 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
         names = ", ".join(tables.missing)
         advice = f"restore a backup: {restore_command(settings)}; the rest cannot be judged without {names}"
         found.remedies |= {name: advice for name in failing if name in _CAUSES and name not in (FILE_MODES, OTHERS)}
+        if not _is_backed_up(
+            settings, tables.missing
+        ):  # the plan makes nothing up: a person decides that rows are lost
+            again = "; ".join(f"{expected_objects()[name].sql};" for name in tables.missing)
+            found.remedies["tables"] += (
+                f"; no backup here has a row of it: if none elsewhere has, make it again: {again}"
+            )
         return found
     await _treat_tables(conn, tables, live, failing, found, settings)
     if "sequences" in failing:
         found.steps += map(Step, failing["sequences"].data.get("statements", ()))
         found.remedies["sequences"] = REPAIR
     return found
+
+
+def _is_backed_up(settings: Settings, tables: Iterable[str]) -> bool:
+    """Return whether a backup holds a row of one of these tables, or can't be asked."""
+    backups, faults = list_backups(settings.backup_dir)
+    return bool(faults) or any(backup.content.rows.get(name) for backup in backups for name in tables)
 
 
 def _restoring(settings: Settings, tables: Iterable[str] = ()) -> str:

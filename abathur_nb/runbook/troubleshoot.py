@@ -129,7 +129,8 @@ async def _repair(found: Diagnosis, settings: Settings, done: list[Check]) -> No
     """Do what the plan says; add to ``done`` the check of each step, so that it is reported when a later one fails."""
     path, deeds = settings.db_path, found.deeds
     if "rescue" in deeds:
-        done += [*await rescue(settings), wanted(await identify(settings), settings)]
+        found_there = wanted(await identify(settings), settings)
+        done += [*await rescue(settings), *([] if found_there.id == "open_files" else [found_there])]
     if "set journal aside" in deeds:
         aside = set_journal_aside(path)
         observed = f"moved aside by now: {', '.join(map(str, aside))}"

@@ -709,6 +709,19 @@ async def test_a_repair_that_fails_half_way_leaves_the_database_and_no_quarantin
     assert (await nb.troubleshoot(database, repair=True)).ok
 
 
+async def test_the_remedy_of_a_dropped_table_ends_with_a_backup_and_without_one(database: Settings) -> None:
+    run_sql(database.db_path, "DROP TABLE metrics")
+    remedy = check_of(await nb.troubleshoot(database), "tables").remedy
+    run_sql(database.db_path, remedy.partition("make it again: ")[2])
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()  # the indexes on it
+    run_sql(database.db_path, "INSERT INTO metrics (metric_name, metric_value) VALUES ('a', 1)")
+    (await nb.backup_database(database)).raise_for_failures()
+    run_sql(database.db_path, "DROP TABLE metrics")
+    remedy = check_of(await nb.troubleshoot(database), "tables").remedy
+    assert "papermill restore.ipynb" in remedy
+    assert "make it again" not in remedy
+
+
 async def test_where_the_checks_could_not_run_nothing_is_repaired(
     database: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ async def validated(settings: Settings) -> dict[str, Check]:
         report = await validate_database(settings)
     assert not report.refused
     checks = {check.name: check for check in report.checks}
-    assert tuple(checks) == CHECKS
+    assert tuple(checks) == CHECKS, "a check that is added or renamed stands in CHECKS above, in its order"
     for name, check in checks.items():
         # What troubleshoot does not repair, it is not named for.
         if check.failed and check.id not in ("other_objects", "values", "required_values", "timestamps", "moments"):
