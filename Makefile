@@ -13,7 +13,7 @@ TESTS := PYTHONPATH=tests:tests/support
 .PHONY: help init lab test check docs bench prove browser
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 17
 
 # umask: the notebook shows what is in the database, and papermill saves it readable by everyone.
 # JUPYTER_…: a kernel `python3` that the user has elsewhere would run another Python.

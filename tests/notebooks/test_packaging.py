@@ -137,10 +137,10 @@ def test_no_file_of_the_packaging_names_an_index_or_a_folder_of_one_machine(name
 
 def test_make_alone_lists_every_target() -> None:
     listed = re.findall(r"^ +make (\w+) +\S", run("make", "--no-print-directory"), flags=re.MULTILINE)
-    assert sorted(listed) == ["bench", "browser", "check", "help", "init", "lab", "prove", "test"]
+    assert sorted(listed) == ["bench", "browser", "check", "docs", "help", "init", "lab", "prove", "test"]
 
 
-@pytest.mark.parametrize("target", ["init", "lab", "test", "check", "bench", "prove", "browser"])
+@pytest.mark.parametrize("target", ["init", "lab", "test", "check", "docs", "bench", "prove", "browser"])
 def test_each_target_makes_its_environment_from_python_alone(target: str, tmp_path: Path) -> None:
     plan = run("make", "--dry-run", f"VENV={tmp_path}/fresh", f"LAB={tmp_path}/fresh", target)
     made = plan.index(f"-m venv {tmp_path}/fresh")
@@ -218,7 +218,7 @@ def test_the_sdist_carries_what_the_tests_and_the_makefile_need(built: Path) -> 
         "constraints.txt",
         "environment.yml",
     }
-    assert names >= files_in("sql").keys() | files_in("notebooks").keys() | {"tests/test_packaging.py"}
+    assert names >= files_in("sql").keys() | files_in("notebooks").keys() | {"tests/notebooks/test_packaging.py"}
 
 
 @pytest.mark.xdist_group("wheel")

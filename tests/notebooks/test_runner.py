@@ -80,7 +80,7 @@ def test_a_run_that_passes_is_recorded_and_archived(database: Settings) -> None:
     assert all(cell.execution_count for cell in code_cells(notebook))
     assert notebook.metadata.abathur["run_id"] == entry.run_id
     assert notebook.metadata.abathur["parameters"] == record["parameters"]
-    assert "sealed_by" not in record, "the notebook itself sealed it"
+    assert record["sealed_by"] is None, "the notebook itself sealed it"
     assert_archived(database)
     assert entry.line is not None
     assert entry.line.data["as_template"] is True
