@@ -295,7 +295,6 @@ def find_backup(
             [*worse, *renamed, *(f"{b.path.name} was taken before a change" for b in newer if b.before_a_change)]
         )
         remedy = f"name one: -p backup {quote(kept[-1]) if kept else 'FILE'}"
-        remedy += "" if known else "; or make a new database: init.ipynb"
         raise RefusedError(f"{folder} holds no backup of {env} that serves: {known or 'there is none at all'}", remedy)
     if worse:
         observed = f"{folder} holds what is newer than {chosen.path.name}, {age(chosen.taken_at)}, and can't serve: "
