@@ -15,7 +15,7 @@ from abathur_nb.causes import os_cause
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence import page, statement
-from abathur_nb.evidence.canonical import canonical, sha256, unsealed
+from abathur_nb.evidence.canonical import sha256, unsealed
 from abathur_nb.evidence.ledger import RUN_ID, append, require_no_line
 from abathur_nb.evidence.notebook import LONGEST, read_file, read_notebook, same_cells
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
@@ -125,7 +125,8 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
     require_no_line(archive, run_id)
     entry = read_entry(archive, run_id, None)
     record = entry.record
-    if record is None or json.loads(canonical(record.to_dict())) != shown_record:
+    # As it was written: a record of an earlier format has other keys.
+    if record is None or unsealed(read_regular(entry.folder / RECORD)) != shown_record:
         found = "; ".join(entry.faults) or ("another one" if record else "none that is sealed")
         raise RefusedError(
             f"{where}: expected the record of run {run_id} in {archive} to be the one that it shows, found {found}"

@@ -23,7 +23,7 @@ from running import SOUND, artifact_of, assert_archived, execute_live, names_in,
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.archive import keep
-from abathur_nb.evidence.canonical import sha256
+from abathur_nb.evidence.canonical import sealed, sha256, unsealed
 from abathur_nb.evidence.ledger import LEDGER, read_ledger
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.run import MIME
@@ -224,6 +224,24 @@ def test_a_run_is_archived_once(database: Settings) -> None:
     assert (code, out) == (2, "")
     assert "is archived already: see " in err
     assert {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")} == before
+
+
+def test_a_run_of_an_earlier_format_that_was_not_archived_yet_can_be(database: Settings) -> None:
+    execute(database)
+    folder = only_run(database).folder
+    started = unsealed((folder / STARTED).read_bytes()) | {"format": 1}
+    (folder / STARTED).write_bytes(sealed(started))
+    record = unsealed((folder / RECORD).read_bytes()) | started
+    record["started_sha256"] = sha256((folder / STARTED).read_bytes())
+    del record["sealed_by"], record["notebook_verdict"]
+    for check in (check for report in record["reports"] for check in report["checks"]):
+        del check["id"], check["data"]
+    (folder / RECORD).write_bytes(sealed(record))
+    notebook = json.loads(Path("out.ipynb").read_text())
+    records(notebook)[0][MIME] = record
+    Path("out.ipynb").write_text(json.dumps(notebook))
+    assert archive()[0] == 0
+    assert verify_archive(database.archive_dir).ok
 
 
 def no_record(notebook: Any, _: Settings) -> None:
