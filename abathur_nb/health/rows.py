@@ -46,7 +46,7 @@ _MAY_BE_LATE = "{0} > :latest"
 async def row_checks(conn: aiosqlite.Connection) -> tuple[Check, ...]:
     """Return a check of each kind of rule over all tables. Read-only.
 
-    ``conn`` must have the functions of `limits`.
+    ``conn`` must have the functions of `add_functions`.
     """
     rows = await _read_rows(conn)
     return tuple(_rows_check(kind, rows) for kind in _KINDS)

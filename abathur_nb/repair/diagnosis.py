@@ -103,7 +103,7 @@ class Treatment:
 
 
 async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings) -> Treatment:
-    """Find what repairs each failing check of validate. Read-only; ``conn`` must have the functions of `limits`.
+    """Find what repairs each failing check of validate. Read-only; ``conn`` must have the functions of `add_functions`.
 
     Nothing stands on unsound ground: where pages are damaged or a table is gone, that is repaired first.
     """
@@ -149,9 +149,8 @@ async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settin
         names = ", ".join(tables.missing)
         advice = f"restore a backup: {restore_command(settings)}; the rest cannot be judged without {names}"
         found.remedies |= {name: advice for name in failing if name in _CAUSES and name not in (FILE_MODES, OTHERS)}
-        if not _is_backed_up(
-            settings, tables.missing
-        ):  # the plan makes nothing up: a person decides that rows are lost
+        # The plan makes nothing up: a person decides that rows are lost.
+        if not _is_backed_up(settings, tables.missing):
             again = "; ".join(f"{expected_objects()[name].sql};" for name in tables.missing)
             found.remedies["tables"] += (
                 f"; no backup here has a row of it: if none elsewhere has, make it again: {again}"
@@ -217,8 +216,8 @@ async def _treat_tables(
     """Find what repairs altered tables, the rows of all tables, and the indexes."""
     rebuilds, obstacles = {}, dict[str, str]()
     for table in tables.altered:
-        rebuilds[table], in_the_way = await rebuild_table(conn, table, live)
-        obstacles |= in_the_way
+        rebuilds[table], hindrances = await rebuild_table(conn, table, live)
+        obstacles |= hindrances
     incomplete = [table for table in tables.altered if await lacking(conn, table)]
     if not incomplete:
         seeds = await _seeds(conn, failing, found)

@@ -40,7 +40,7 @@ _NAMED = 5  # faults that an error names
 async def affected(conn: aiosqlite.Connection, changes: Iterable[RowChange]) -> AsyncIterator[bytes]:
     """Yield a line for each row that each change will change, as it is now. Read-only.
 
-    ``conn`` must have the functions of `limits`.
+    ``conn`` must have the functions of `add_functions`.
     """
     for change in changes:
         keys = [column.name for column in expected_columns(change.table) if column.in_key]

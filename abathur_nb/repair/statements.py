@@ -109,7 +109,7 @@ async def broken_json(conn: aiosqlite.Connection, besides: Iterable[RowChange]) 
     """Return what repairs JSON columns that hold no JSON, or JSON that the store can't read. Read-only.
 
     What one of the changes ``besides`` gives another value to is left to it. ``conn`` must have the functions of
-    `limits`.
+    `add_functions`.
     """
     changes = []
     for table in expected_tables():

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from shlex import quote
@@ -32,15 +32,14 @@ _NO_EVIDENCE = {
 
 def listed(entry: Entry) -> dict[str, Any]:
     """Return what a list says of one run: plain data, None for what is not known."""
-    known = entry.known
-    said: Mapping[str, Any] = asdict(known) if known else entry.line.data if entry.line else {}
-    started, ended = said.get("started_at"), said.get("ended_at")
+    line: Mapping[str, Any] = entry.line.data if entry.line else {}
+    names = ("started_at", "ended_at", "notebook", "env", "user", "host")
+    said = {name: getattr(entry.known, name, None) if entry.known else line.get(name) for name in names}
     return {
         "run_id": entry.run_id,
-        **{name: said.get(name) for name in ("started_at", "ended_at", "notebook", "env")},
+        **said,
         "verdict": entry.verdict,
-        "seconds": _seconds(started, ended),
-        **{name: said.get(name) for name in ("user", "host")},
+        "seconds": _seconds(said["started_at"], said["ended_at"]),
         "archived": entry.line is not None,
         "as_template": entry.line.data["as_template"] if entry.line else None,
         "faults": list(entry.faults),
