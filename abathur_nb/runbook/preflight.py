@@ -19,6 +19,7 @@ from abathur_nb.files import make_private_file, nearest_existing, scratch_direct
 from abathur_nb.health import probe
 from abathur_nb.health.path_on_disk import ELSEWHERE, install_command, location_checks
 from abathur_nb.report import Check, Report, run_check
+from abathur_nb.store import apart
 from abathur_nb.store.connection import connect, pragma, run_to_end
 from abathur_nb.store.target import identify
 
@@ -184,8 +185,7 @@ async def behaviour(settings: Settings) -> Check:
 
 async def _second_process(path: Path) -> dict[str, object]:
     process = await asyncio.create_subprocess_exec(
-        # -I and -S: no site-packages, which would take longer than the probe itself
-        *(sys.executable, "-I", "-S", probe.__file__, path.as_uri()),
+        *apart.program(probe.__file__, path.as_uri()),
         stdout=asyncio.subprocess.PIPE,
     )
     try:

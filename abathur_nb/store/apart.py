@@ -1,8 +1,8 @@
-"""Look at the files of a database from a process of its own: ``python -I -S apart.py LOOK PATH …`` writes a literal.
+"""Look at the files of a database from a process of its own.
 
 POSIX locks belong to a process: closing any descriptor of a file there drops every lock that SQLite holds on it, and
-another process then writes inside an open transaction. So ``ask`` starts this file as a program, which imports nothing
-of the package. Linux only where a look asks for locks.
+another process then writes inside an open transaction. So ``ask`` starts this module as a program, which imports
+nothing of the package. Linux only where a look asks for locks.
 """
 
 from __future__ import annotations
@@ -30,15 +30,23 @@ _COPY_S = 5  # until a checkpoint is over
 _PAUSE_S = 0.005
 
 
+# Imported, not run as a file: Python then takes its compiled form where that is current. -I and -S: site-packages take
+# longer than a look.
+_START = ("-I", "-S", "-B", "-c", "import sys; sys.path.append(sys.argv[1]); sys.exit(__import__(sys.argv[2]).main())")
+
+
+def program(module: str, *arguments: str) -> tuple[str, ...]:
+    """Return the command that runs ``main()`` of a module of this package, which imports only the standard library."""
+    folder, name = os.path.split(module)
+    return (sys.executable, *_START, folder, name.removesuffix(".py"), *arguments)
+
+
 def ask(look: str, *paths: str | os.PathLike[str]) -> Any:
     """Return what a look at files found, made by another process. Read-only. Raises OSError."""
     from ast import literal_eval
     from subprocess import PIPE, run
 
-    compiled = __spec__.cached or ""  # the import of this module has made it, as a rule: 5 ms less
-    # Where no import may write it, it may be that of an older source.
-    program = compiled if os.path.exists(compiled) and not sys.dont_write_bytecode else __file__  # noqa: PTH110
-    command = (sys.executable, "-I", "-S", program, look, *(os.fspath(path) for path in paths))
+    command = program(__file__, look, *(os.fspath(path) for path in paths))
     answer, error = literal_eval(run(command, stdout=PIPE, check=True).stdout.decode())  # noqa: S603 - no shell
     if error:
         raise OSError(*error)
@@ -343,10 +351,12 @@ _LOOKS: dict[str, Callable[..., Any]] = {
     "header": _header,
 }
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Write what a look found, and its error, as a literal."""
     answer, fault = None, None
     try:
-        answer = _LOOKS[sys.argv[1]](*sys.argv[2:])
+        answer = _LOOKS[sys.argv[3]](*sys.argv[4:])
     except OSError as error:
         fault = (error.errno, error.strerror, error.filename)
     sys.stdout.write(ascii((answer, fault)))

@@ -1,6 +1,6 @@
 """The pages of a database file, read without SQLite and around what is damaged (https://sqlite.org/fileformat2.html).
 
-Imports nothing of the package: run as a script, it prints as JSON what ``identity`` returns for the file that is named.
+Imports nothing of the package: as a program it prints what ``identity`` returns for a file, as JSON.
 A process that has the database open would lose its locks by opening the file itself.
 """
 
@@ -212,6 +212,7 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-if __name__ == "__main__":
-    with Path(sys.argv[1]).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
+def main() -> None:
+    """Write the identity of a file as JSON."""
+    with Path(sys.argv[3]).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
         sys.stdout.write(json.dumps(identity(mapped)))

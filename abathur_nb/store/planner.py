@@ -1,4 +1,4 @@
-"""Be the process that plans a statement: ``python -I -S planner.py`` reads one pickle and answers with another.
+"""Plan a statement in a process of its own: read one pickle from standard input, answer with another.
 
 A process of its own, with limits, because SQLite may compile a statement of twenty lines for minutes and gigabytes, and
 within a process nothing stops it: before SQLite 3.41 an interrupt and a progress handler wait for the end.
@@ -11,7 +11,9 @@ import sys
 
 SECONDS, MEGABYTES = 5, 512  # a statement of this package's own takes a millisecond and 15 MB
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Answer with the rows of EXPLAIN QUERY PLAN, or with the error."""
     uri, timeout, statement, parameters = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent alone
     limits = {resource.RLIMIT_CPU: SECONDS, resource.RLIMIT_AS: MEGABYTES * 1_000_000, resource.RLIMIT_CORE: 0}
     for what, limit in limits.items():

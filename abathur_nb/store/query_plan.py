@@ -3,7 +3,6 @@
 import asyncio
 import pickle
 import re
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any, Literal
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import InvalidValueError
-from abathur_nb.store import planner
+from abathur_nb.store import apart, planner
 from abathur_nb.store.connection import run_to_end
 from abathur_nb.store.sql import Parameters, tokens
 from abathur_nb.text import shown
@@ -97,7 +96,7 @@ async def _fetch_apart(settings: Settings, sql: str, params: Parameters) -> list
         if type(value) not in (type(None), bool, int, float, str, bytes):  # the process knows no others
             raise InvalidValueError(f"a parameter is None, a number, text or bytes, this is {shown(value)}")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-S", planner.__file__),
+        *apart.program(planner.__file__),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,

@@ -6,7 +6,6 @@ import os
 import sqlite3
 import stat
 import subprocess
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from aiosqlite import Connection
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError, bound_reached
 from abathur_nb.report import Check, Report
-from abathur_nb.store import pages
+from abathur_nb.store import apart, pages
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, connect, explain_error, pragma
 from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects
@@ -213,7 +212,7 @@ def _is_ours(path: Path) -> bool:
 
     By another process: this one may have the file open through SQLite, and would drop its locks.
     """
-    look = [sys.executable, "-I", "-S", pages.__file__, str(path)]
+    look = apart.program(pages.__file__, str(path))
     try:
         done = subprocess.run(look, capture_output=True, timeout=_LOOK_S, check=True)  # noqa: S603 - a path
         found = json.loads(done.stdout)

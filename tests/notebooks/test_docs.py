@@ -2,7 +2,6 @@
 
 import ast
 import asyncio
-import os
 import re
 import shlex
 import subprocess
@@ -11,6 +10,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+from notebook_runs_helpers import papermill
 from patience import GENEROUS
 
 import abathur_nb as nb
@@ -90,22 +90,13 @@ def test_its_code_runs(database: Settings, monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_its_papermill_commands_are_accepted(command: str, tmp_path: Path, database: Settings) -> None:
     """They run as they stand, but for the database's path and a size that a test can wait for."""
-    arguments = shlex.split(command, comments=True)[1:]
-    arguments[1] = str(tmp_path / "out.ipynb")
+    source, _, *arguments = shlex.split(command, comments=True)[1:]
     for flag, name, value in (("-p", "db_path", str(database.db_path)), ("-p", "rows", "1000")):
         if name in arguments:
             arguments[arguments.index(name) + 1] = value
         elif name == "db_path":
             arguments += [flag, name, value]
-    done = subprocess.run(
-        [BIN / "papermill", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **GENEROUS},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    papermill(ROOT / source, tmp_path / "out.ipynb", *arguments, env=GENEROUS).succeeded()
 
 
 def test_its_ten_minutes_end_with_a_healed_database(home: Path) -> None:
