@@ -1,5 +1,6 @@
 """Fixtures of all tests: a home and settings of the test's own, and an initialized database."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -22,6 +23,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # and what a shell set
 
 # Without the bytecode that one process leaves the next, each kernel and each command compiles the package anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# No setting comes from outside.
+for _name in [name for name in os.environ if name.startswith(("ABATHUR_", "XDG_"))]:
+    del os.environ[_name]
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -60,10 +64,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the test, and the processes that it starts, an empty home and no setting from outside."""
+    """Give the test, and the processes that it starts, an empty home."""
     folder = tmp_path_factory.mktemp("home")
-    for name in [name for name in os.environ if name.startswith(("ABATHUR_", "XDG_"))]:
-        monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(folder))
     # matplotlib takes seconds to look at all fonts, which is enough to do once.
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path_factory.getbasetemp() / "matplotlib"))
@@ -89,10 +91,22 @@ def settings(home: Path, tmp_path: Path) -> Settings:  # noqa: ARG001 - a home o
     return resolve("development", db_path=tmp_path / "data" / "abathur.db")
 
 
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the bytes of a fresh database, made once for all tests of this process."""
+    path = tmp_path_factory.mktemp("pristine") / "abathur.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(path.parent))
+        asyncio.run(initialize_database(resolve("development", db_path=path))).raise_for_failures()
+    return path.read_bytes()
+
+
 @pytest.fixture
-async def database(settings: Settings) -> Settings:
+def database(settings: Settings, pristine: bytes) -> Settings:
     """Return the settings of a fresh database."""
-    (await initialize_database(settings)).raise_for_failures()
+    settings.db_path.parent.mkdir(mode=0o700)
+    settings.db_path.touch(mode=0o600)
+    settings.db_path.write_bytes(pristine)
     return settings
 
 

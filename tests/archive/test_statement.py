@@ -164,9 +164,7 @@ def test_openssl_accepts_it_and_nothing_else(signed: tuple[bytes, Record, Path],
 # --- checking it
 
 
-def test_a_statement_is_checked_against_the_record_and_the_hashes(
-    signed: tuple[bytes, Record, Path],
-) -> None:
+def test_a_statement_is_checked_against_the_record_and_the_hashes(signed: tuple[bytes, Record, Path]) -> None:
     content, record, public = signed
     keys = public_keys([str(public)])
     assert check_statement(content, HASHES, record, keys) == Checked((), tuple(keys), ())

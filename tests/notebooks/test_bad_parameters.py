@@ -569,17 +569,9 @@ NAME = "a parameter's name is a-z, 0-9 and _"
 PROOFS: dict[str, tuple[Path, tuple[str, ...], str]] = {
     "code in a name, -p": (INIT, ("-p", f"x=1;{CODE};y", "1"), NAME),
     "code in a name, -r": (INIT, ("-r", f"env: {CODE}", "x"), NAME),
-    "code in a name, -y": (
-        INIT,
-        ("-y", "{\"x\\nopen('canary', 'w').close()\\ny\": 1}"),
-        NAME,
-    ),
+    "code in a name, -y": (INIT, ("-y", "{\"x\\nopen('canary', 'w').close()\\ny\": 1}"), NAME),
     "code in a name, -f": (INIT, ("-f", "names.yaml"), NAME),
-    "code in a name, -b": (
-        INIT,
-        ("-b", "eyJ4PTE7b3BlbignY2FuYXJ5JywgJ3cnKTt5IjogMX0="),
-        NAME,
-    ),
+    "code in a name, -b": (INIT, ("-b", "eyJ4PTE7b3BlbignY2FuYXJ5JywgJ3cnKTt5IjogMX0="), NAME),
     "a magic in a name": (INIT, ("-p", "!touch canary\nenv", "x"), NAME),
     "a name that exhausts the parser": (INIT, ("-p", "a." * 5000 + "b", "1"), NAME),
     "a keyword as name": (INIT, ("-p", "class", "1"), f"{NAME}, no keyword: found 'class = 1'"),

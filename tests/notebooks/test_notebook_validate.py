@@ -37,11 +37,7 @@ DAMAGES: list[tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]] =
         ("indexes: 32 indexes; missing: idx_audit_task",),
         ("the 33 of sql/", "CREATE INDEX idx_audit_task ON audit"),
     ),
-    (
-        drop_check,
-        ("tables: ", "altered: tasks"),
-        ("--- expected", "+++ found", "CHECK (status IN ("),
-    ),
+    (drop_check, ("tables: ", "altered: tasks"), ("--- expected", "+++ found", "CHECK (status IN (")),
     (
         spoil_json,
         ("JSON columns: broken: tasks.input_data",),

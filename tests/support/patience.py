@@ -9,11 +9,7 @@ __all__ = ["GENEROUS", "HANGING_S", "ever_longer"]
 HANGING_S = 600
 
 # What a benchmark is held to where its figures are not the matter: the variables that a process is given.
-GENEROUS = {
-    "ABATHUR_SESSION_P99_MS": "60000",
-    "ABATHUR_MEMORY_P99_MS": "60000",
-    "ABATHUR_CONCURRENT_READS_S": "600",
-}
+GENEROUS = {"ABATHUR_SESSION_P99_MS": "60000", "ABATHUR_MEMORY_P99_MS": "60000", "ABATHUR_CONCURRENT_READS_S": "600"}
 
 
 def ever_longer(seconds: float) -> Iterator[float]:

@@ -2,9 +2,7 @@
 
 from dataclasses import replace
 
-from damage import (
-    untouched,
-)
+from damage import untouched
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.report import Check

@@ -3,9 +3,7 @@
 import json
 from typing import Any
 
-from abathur_nb.store.values import (
-    MAX_BYTES,
-)
+from abathur_nb.store.values import MAX_BYTES
 
 
 def nested(levels: int) -> Any:

@@ -15,14 +15,7 @@ from patience import HANGING_S
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, RefusedError
-from abathur_nb.store.connection import (
-    connect,
-    connection_pragmas,
-    explain_error,
-    lock_holders,
-    pragma,
-    run_to_end,
-)
+from abathur_nb.store.connection import connect, connection_pragmas, explain_error, lock_holders, pragma, run_to_end
 from abathur_nb.text import process_name
 
 

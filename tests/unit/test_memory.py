@@ -68,11 +68,7 @@ async def test_versions_are_added_marked_and_never_counted_twice(database: Setti
         history = await db.memory.get_memory_history(*PLACE)
         assert [
             (m["id"], m["version"], m["is_deleted"], m["value"], m["created_by"], m["updated_by"]) for m in history
-        ] == [
-            (fourth, 3, 0, [4], "c", "c"),
-            (second, 2, 1, {"n": 2}, "a", "b"),
-            (first, 1, 1, {"n": 1}, "a", "a"),
-        ]
+        ] == [(fourth, 3, 0, [4], "c", "c"), (second, 2, 1, {"n": 2}, "a", "b"), (first, 1, 1, {"n": 1}, "a", "a")]
         assert history[1]["memory_type"] == "episodic"
         assert history[1]["created_at"] == history[2]["created_at"]
         # By number also what is superseded or deleted.

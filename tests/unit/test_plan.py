@@ -30,10 +30,7 @@ def search(table: str, index: str | None) -> Step:
         ("SELECT value FROM json_each('[1]')", []),
         ("VALUES (1), (2)", []),
         ("SELECT 1", []),
-        (
-            "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 9) SELECT i FROM n",
-            [],
-        ),
+        ("WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 9) SELECT i FROM n", []),
         (
             # A table's name inside the subquery of the same name is the table's.
             "WITH tasks AS MATERIALIZED (SELECT * FROM main.tasks) SELECT * FROM tasks",

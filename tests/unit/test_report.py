@@ -128,12 +128,7 @@ def test_hostile_text_is_shown_escaped_in_every_form() -> None:
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [
-        ("plain é 漢 ", "plain é 漢 "),
-        ("a\nb", "a\nb"),
-        ("\x00\r\t", "\\x00\\r\\t"),
-        ("\u202e\ud800", "\\u202e\\ud800"),
-    ],
+    [("plain é 漢 ", "plain é 漢 "), ("a\nb", "a\nb"), ("\x00\r\t", "\\x00\\r\\t"), ("\u202e\ud800", "\\u202e\\ud800")],
 )
 def test_printable_escapes_what_cannot_be_shown(text: str, shown: str) -> None:
     assert printable(text) == shown

@@ -19,20 +19,7 @@ from abathur_nb.store.database import Database
 from abathur_nb.store.sessions import STATUSES
 from abathur_nb.store.values import MAX_BYTES
 
-KEYS = [
-    "a",
-    "a.b",
-    'a"b',
-    "a\\b",
-    "é",
-    "漢",
-    "😀",
-    "$",
-    "[0]",
-    "a'b",
-    "/",
-    "null",
-]
+KEYS = ["a", "a.b", 'a"b', "a\\b", "é", "漢", "😀", "$", "[0]", "a'b", "/", "null"]
 
 
 async def test_a_new_session_has_its_defaults(database: Settings) -> None:

@@ -330,10 +330,7 @@ def test_a_live_memory_is_not_added_again_and_a_deleted_one_goes_on_counting(run
     assert add_memory(run)[0][1] == 1
     assert add_memory(run) == []
     assert update_memory(run)[0][1] == 2
-    assert sorted(version for _, version in query(run, "soft_delete_memory", namespace="user:a:p", key="k")) == [
-        1,
-        2,
-    ]
+    assert sorted(version for _, version in query(run, "soft_delete_memory", namespace="user:a:p", key="k")) == [1, 2]
     assert query(run, "get_memory", namespace="user:a:p", key="k") == []
     assert update_memory(run) == []
     assert add_memory(run)[0][1] == 3

@@ -29,11 +29,7 @@ def test_a_moment_more_than_five_minutes_ahead_is_in_the_future(seconds: int, to
 
 @pytest.mark.parametrize(
     ("text", "moment"),
-    [
-        ("2026-11-30 12:00:00.000", NOW),
-        ("2026-11-30T17:30:00+05:30", NOW),
-        ("2026-11-30T04:00:00-08:00", NOW),
-    ],
+    [("2026-11-30 12:00:00.000", NOW), ("2026-11-30T17:30:00+05:30", NOW), ("2026-11-30T04:00:00-08:00", NOW)],
 )
 def test_a_moment_with_an_offset_is_converted_and_one_without_is_utc(text: str, moment: datetime) -> None:
     assert moment_of(text) == moment
