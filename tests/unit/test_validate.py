@@ -1,0 +1,500 @@
+"""Validate names each damage by its check, its place and what repairs it; nothing else fails, and no byte changes."""
+
+import json
+import os
+import random
+import sqlite3
+import subprocess
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from damage import ROWS, SESSION, drop_check, edit_schema, grant_by_acl, held, run_sql
+from validate_helpers import failing, validated
+from values_helpers import BEYOND, nested, within
+
+from abathur_nb.config.settings import Settings
+from abathur_nb.errors import RefusedError
+from abathur_nb.report import Check
+from abathur_nb.runbook.init import initialize_database
+from abathur_nb.runbook.validate import validate_database
+from abathur_nb.store.database import Database
+from abathur_nb.store.expected import column_checks, expected_columns, expected_objects, expected_tables
+from abathur_nb.store.target import repair_command
+from abathur_nb.store.values import MAX_BYTES, _json_fault, _suspicious, json_fault
+from abathur_nb.text import printable, user_name
+
+
+@pytest.fixture
+def filled(database: Settings) -> Settings:
+    """Return the settings of a database with a row in each table."""
+    run_sql(database.db_path, *ROWS)
+    return database
+
+
+async def each_spoiled(settings: Settings, spoils: dict[str, str]) -> dict[str, dict[str, Check]]:
+    """Run each statement on a copy of its own of the database, and return what validate finds of it."""
+    original, found = settings.db_path.read_bytes(), {}
+    for name, spoil in spoils.items():
+        settings.db_path.write_bytes(original)
+        run_sql(settings.db_path, spoil)
+        found[name] = await validated(settings)
+    settings.db_path.write_bytes(original)
+    return found
+
+
+# --- the rows
+
+
+async def test_a_sound_database_passes_and_says_how_much_was_looked_at(filled: Settings) -> None:
+    checks = await validated(filled)
+    assert {check.status for check in checks.values()} == {"pass"}
+    every = [found for table in expected_tables() for found in column_checks(table)]
+    json_rules = sum(found.kind == "json" for found in every)
+    assert checks["JSON columns"].observed == f"{json_rules} rules hold for {len(ROWS) + 3} rows"
+    assert checks["values"].observed == f"{len(every) - json_rules} rules hold for {len(ROWS) + 3} rows"
+
+
+LAST = "rowid = (SELECT max(rowid) FROM {0})"
+KEYS = {"tasks": "'t1'", "sessions": "'s1'", "agents": "'a1'", "memory_entries": "4", "checkpoints": "'t1', 0"}
+BAD_VALUES = {  # what breaks a CHECK, and test_expected tries all such values; a time has a rule of its own
+    ("JSON columns", "tasks.input_data"): ("'{broken'", "x'7b7d'", "7", "'null'"),
+    ("JSON columns", "sessions.events"): ("'{}'",),
+    ("values", "tasks.priority"): ("999", "1.5", "'high'"),
+    ("values", "memory_entries.namespace"): ("'plain'",),
+    ("values", "metrics.metric_value"): ("9e999", "-1"),
+    ("values", "checkpoints.iteration"): ("-1",),
+    ("timestamps", "tasks.submitted_at"): (
+        *("'not a time'", "''", "1700000000", "x'00'", "'2026-01-01T00:00:00'", "'2026-01-01 00:00:00 UTC'"),
+        *("'2026-01-01 30:00:00'", "'2026-02-30 00:00:00'", "'2026-13-01 00:00:00.000'", "'2026-01-01 24:00:00'"),
+        *("'2026-01-01 00:00:00.1x3'", "'2026-01-01 00:00:00   Z'", "'2026-01-01 00:00:00  '"),
+        "'2026-01-01 00:00:00.12Z'",
+    ),
+    ("timestamps", "audit.timestamp"): ("'now'",),
+}
+
+
+@pytest.mark.parametrize(("check", "column"), BAD_VALUES)
+async def test_a_bad_value_is_named_by_column_and_key_and_is_a_fault_of_the_row_alone(
+    filled: Settings, check: str, column: str
+) -> None:
+    table, name = column.split(".")
+    update = f"UPDATE {table} SET {name} = {{}} WHERE {LAST.format(table)}"
+    for value, checks in (await each_spoiled(filled, {v: update.format(v) for v in BAD_VALUES[check, column]})).items():
+        assert failing(checks) == {check}, value
+        assert checks[check].observed == f"broken: {column} × 1"
+        key = "'t1', -1" if name == "iteration" else KEYS.get(table, "1")
+        assert checks[check].evidence == (f"{column}: 1 row, by key: {key}",)
+
+
+async def test_each_moment_in_the_future_is_named(filled: Settings) -> None:
+    moments = [
+        (table, column.name)
+        for table in expected_tables()
+        for column in expected_columns(table)
+        if column.name.endswith(("_at", "_time")) or column.name == "timestamp"
+    ]
+    ahead = {
+        f"{table}.{name}": f"UPDATE {table} SET {name} = datetime('now', '+10 minutes')" for table, name in moments
+    }
+    for name, checks in (await each_spoiled(filled, ahead)).items():
+        assert (checks["moments"].status, "timedatectl" in checks["moments"].remedy) == ("fail", True)
+        assert name in checks["moments"].observed
+
+
+async def test_broken_json_and_json_beyond_the_limits_are_found_in_each_column(filled: Settings) -> None:
+    for table in expected_tables():
+        for found in (found for found in column_checks(table) if found.kind == "json"):
+            beyond = "[1e999]" if "'array'" in found.expression else '{"a":1e999}'
+            update = f"UPDATE {table} SET {found.column} = '{{}}' WHERE {LAST.format(table)}"
+            checks = await each_spoiled(
+                filled, {"JSON columns": update.format("{broken"), "JSON limits": update.format(beyond)}
+            )
+            for name in checks:
+                assert failing(checks[name]) == {name}
+                assert checks[name][name].observed == f"broken: {table}.{found.column} × 1"
+
+
+async def test_each_null_where_a_value_is_required_is_named(filled: Settings) -> None:
+    """Also in a primary key: the rule is taken out of the schema, broken, and put back."""
+    path, original = filled.db_path, filled.db_path.read_bytes()
+    for table in expected_tables():
+        sql = expected_objects()[table].sql
+        for column in (found.name for found in expected_columns(table) if found.required):
+            if column == "id" and table not in ("tasks", "sessions", "agents"):  # a rowid is never NULL
+                continue
+            path.write_bytes(original)
+            start = sql.index(f"\n    {column} ") + 1
+            line = sql[start : sql.index("\n", start)]
+            lax = line.replace(" NOT NULL", "")
+            edit_schema(path, table, line, lax)
+            run_sql(path, f"UPDATE {table} SET {column} = NULL WHERE {LAST.format(table)}")
+            edit_schema(path, table, lax, line)
+            checks = await validated(filled)
+            assert checks["required values"].observed == f"broken: {table}.{column} × 1"
+            assert checks["required values"].evidence[0].startswith(f"{table}.{column}: 1 row, by key: ")
+            assert "integrity" in failing(checks)
+
+
+async def test_text_that_is_not_utf_8_is_found_in_each_column(filled: Settings) -> None:
+    numbered = ("memory_entries", "document_index", "state", "audit", "metrics")  # by an id that can't be text
+    for table in expected_tables():
+        columns = [found.name for found in expected_columns(table) if found.name != "id" or table not in numbered]
+        update = f"UPDATE {table} SET {{}} = CAST(x'613a7b7dff' AS TEXT) WHERE {LAST.format(table)}"
+        for column, checks in (await each_spoiled(filled, {c: update.format(c) for c in columns})).items():
+            check = checks["readable text"]
+            assert (check.status, check.observed) == ("fail", f"broken: {table}.{column} × 1")
+
+
+async def test_what_python_cannot_decode_is_named_with_whatever_key_it_has(database: Settings) -> None:
+    """Latin-1, a broken-off character, an overlong one, a surrogate: a listing that meets one of them fails."""
+    insert = (
+        "INSERT INTO sessions (id, app_name, user_id) VALUES (CAST(x'{0}' AS TEXT), 'app', 'u'), ('ok', 'é', '漢😀')"
+    )
+    texts = ("ff", "80", "e9", "c3", "c3a9c3", "e282", "c0af", "eda080", "f4908080", "61ff62", "e9746574")
+    for text, checks in (await each_spoiled(database, {text: insert.format(text) for text in texts})).items():
+        assert failing(checks) == {"readable text"}
+        key = printable(f"{bytes.fromhex(text)!r} (rowid 1)")
+        assert checks["readable text"].evidence == (f"sessions.id: 1 row, by key: {key}",)
+
+
+async def test_faults_do_not_hide_each_other_nor_does_a_table_that_cannot_be_read(database: Settings) -> None:
+    run_sql(
+        database.db_path,
+        "INSERT INTO tasks (id, prompt, status) VALUES (CAST(x'74ff' AS TEXT), 'p', 'WHATEVER')",
+        "INSERT INTO tasks (id, prompt, input_data) VALUES ('t2', 'p', '[1e999]')",
+        "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', -1)",
+        "ALTER TABLE audit RENAME COLUMN result TO outcome",
+    )
+    checks = await validated(database)
+    assert failing(checks) >= {"values", "readable text", "JSON limits", "tables"}
+    unread = "audit: no such column: result"
+    assert checks["values"].evidence == (
+        r"tasks.status: 1 row, by key: b't\xff' (rowid 1)",
+        "metrics.metric_value: 1 row, by key: 1",
+        unread,
+    )
+    assert checks["readable text"].evidence == (r"tasks.id: 1 row, by key: b't\xff' (rowid 1)", unread)
+    run_sql(database.db_path, "DELETE FROM tasks", "DELETE FROM metrics")
+    checks = await validated(database)
+    for name in ("values", "required values"):
+        assert (checks[name].status, unread in checks[name].observed) == ("error", True)
+
+
+async def test_twenty_of_many_rows_are_named_and_a_hostile_key_is_escaped(database: Settings) -> None:
+    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 999)"
+    insert = f"{many} INSERT INTO tasks (id, prompt, status) SELECT printf('t%04d', i), 'p', 'WHATEVER' FROM n"
+    hostile = "INSERT INTO tasks (id, prompt, status) VALUES ('<script>' || char(10, 0, 8238), 'p', 'x')"
+    run_sql(database.db_path, hostile, insert)
+    report = await validate_database(database)
+    (told,) = next(check for check in report.checks if check.name == "values").evidence
+    assert told.startswith("tasks.status: 1,000 rows, by key: ")
+    assert told.endswith("'t0019'; …")
+    assert "<script>" not in report.to_html()
+    assert "\u202e" not in report.to_json()
+
+
+# --- what SQL lets pass and the store cannot read
+
+
+def event_row(text: str) -> str:
+    """Return the statement of somebody who writes whatever SQLite takes for JSON."""
+    literal = text.replace("'", "''").replace("\0", "' || char(0) || '")
+    return f"INSERT INTO sessions (id, app_name, user_id, events) VALUES ('s', 'a', 'u', '{literal}')"
+
+
+@pytest.mark.parametrize(("text", "told"), BEYOND, ids=range(len(BEYOND)))
+async def test_what_the_store_would_not_write_is_named_with_the_reason(
+    database: Settings, text: str, told: str
+) -> None:
+    run_sql(database.db_path, event_row(text))
+    with closing(sqlite3.connect(database.db_path)) as conn:  # SQLite's own check passes it
+        assert conn.execute("SELECT json_valid(events), json_type(events) FROM sessions").fetchone() == (1, "array")
+    checks = await validated(database)
+    assert failing(checks) == {"JSON limits"}
+    (evidence,) = checks["JSON limits"].evidence
+    assert evidence.startswith("sessions.events: 1 row, by key: 's' (")
+    assert told in evidence
+    assert len(evidence) < 250
+    if "9" * 4301 in text:
+        async with Database.open(database) as db:
+            with pytest.raises(RefusedError, match="run validate"):
+                await db.sessions.get_session("s")
+
+
+async def test_what_the_store_writes_or_what_only_looks_suspicious_passes(database: Settings) -> None:
+    for text, checks in (
+        await each_spoiled(database, {text: event_row(text) for text in within() if len(text) < MAX_BYTES / 2})
+    ).items():
+        assert failing(checks) == set(), text[:50]
+    async with Database.open(database) as db:
+        await db.memory.add_memory("user:a", "k", {"a": "x" * (MAX_BYTES - 8)}, "semantic", "me")
+        await db.memory.add_memory("user:a", "l", nested(100), "semantic", "me")
+    assert failing(await validated(database)) == set()
+
+
+def test_a_closer_look_is_taken_at_all_that_is_beyond_the_limits_and_at_no_usual_row() -> None:
+    assert all(_suspicious(text.encode()) for text, _ in BEYOND)
+    random.seed(1)
+    pieces = [*'10.eE+-[],"u', "9" * 100, "9" * 300, "99", "400", "\\", "d8", "D8", "00"]
+    found = 0
+    for _ in range(20_000):
+        text = "[" + "".join(random.choices(pieces, k=random.randint(1, 9))) + "]"  # noqa: S311 - not a secret
+        with suppress(ValueError):
+            json.loads(text)
+            found += bool(json_fault(text))
+            assert _json_fault(text) == json_fault(text), text
+    assert found > 20
+    usual = {"text": "An event, 'quoted' \"twice\"\nand \\ escaped: 2026-11-23", "n": [1, 2.5, -3, 1e6, True, None]}
+    assert not _suspicious(json.dumps([usual] * 20).encode())
+    assert not _suspicious(None)
+
+
+# --- the objects of the schema
+
+INDEXES = sorted(name for name, found in expected_objects().items() if found.type == "index")
+DROP = ("DROP INDEX idx_tasks_parent",)
+
+
+def sql(*statements: str) -> Callable[[Path], None]:
+    return lambda path: run_sql(path, *statements)
+
+
+def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
+    return partial(edit_schema, name=name, old=old, new=new)
+
+
+SCHEMA: list[tuple[Callable[[Path], None], str, str]] = [
+    (sql(*DROP, "CREATE INDEX idx_tasks_parent ON tasks (prompt)"), "indexes", "altered: idx_tasks_parent"),
+    (sql(*DROP, "CREATE INDEX idx_tasks_parent ON tasks (parent_task_id)"), "indexes", "altered: idx_tasks_parent"),
+    (sql(*DROP, "CREATE INDEX idx_parent ON tasks (parent_task_id)"), "indexes", "missing: idx_tasks_parent"),
+    (sql("ALTER TABLE audit ADD extra TEXT"), "tables", "altered: audit"),
+    (sql("ALTER TABLE sessions RENAME COLUMN id TO sid"), "tables", "altered: agents, checkpoints, sessions, tasks"),
+    (sql("DROP TABLE metrics"), "tables", "missing: metrics"),
+    (edit("idx_audit_task", "timestamp DESC", "timestamp ASC"), "indexes", "altered: idx_audit_task"),
+    (edit("tasks", "BETWEEN 0 AND 10", "BETWEEN 0 AND 99"), "tables", "altered: tasks"),
+    (edit("tasks", "prompt TEXT NOT NULL", "prompt TEXT"), "tables", "altered: tasks"),
+    (edit("tasks", "prompt TEXT NOT NULL", "prompt TEXT\u00a0NOT NULL"), "tables", "altered: tasks"),  # a type's name
+    (edit("tasks", "DEFAULT 'general'", "DEFAULT 'General'"), "tables", "altered: tasks"),
+    (edit("agents", " REFERENCES tasks (id)", ""), "tables", "altered: agents"),
+    (edit("agents", "ON DELETE SET NULL", "ON DELETE CASCADE"), "tables", "altered: agents"),
+    (drop_check, "tables", "altered: tasks"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "check", "told"), SCHEMA)
+async def test_what_is_missing_or_altered_is_named(
+    database: Settings, spoil: Callable[[Path], None], check: str, told: str
+) -> None:
+    spoil(database.db_path)
+    checks = await validated(database)
+    assert checks[check].status == "fail"
+    assert told in checks[check].observed
+    if "altered" in told and check == "tables":
+        assert any("expected" in line and "found" in line for line in checks[check].evidence)
+
+
+async def test_any_of_the_33_indexes_that_is_missing_is_named(database: Settings) -> None:
+    assert len(INDEXES) == 33
+    for name, checks in (await each_spoiled(database, {name: f"DROP INDEX {name}" for name in INDEXES})).items():
+        assert failing(checks) == {"indexes"}
+        assert checks["indexes"].observed == f"32 indexes; missing: {name}"
+
+
+INDEX_FAULTS = [
+    (*DROP, "CREATE INDEX\n-- hidden;\nidx_tasks_parent ON tasks (prompt) -- DROP TABLE tasks;\n"),
+    (*DROP, "CREATE INDEX idx_tasks_parent ON sessions (status, id)", "DROP INDEX idx_audit_task"),
+    ("DROP INDEX idx_audit_task", "CREATE INDEX IDX_Audit_task ON audit (result)", *DROP),
+    ('CREATE INDEX "odd ""name\nDROP TABLE tasks;" ON audit (result)', *DROP),
+]
+
+
+@pytest.mark.parametrize("spoil", INDEX_FAULTS, ids=range(len(INDEX_FAULTS)))
+async def test_the_evidence_of_a_missing_or_altered_index_is_what_repairs_it(
+    database: Settings, spoil: tuple[str, ...]
+) -> None:
+    """Each line is a whole statement or a comment; what is extra stays, and is not a fault of an index."""
+    run_sql(database.db_path, *spoil)
+    check = (await validated(database))["indexes"]
+    assert (check.status, check.remedy) == ("fail", repair_command(database))
+    assert all(line.endswith(";") and "\n" not in line for line in check.evidence)
+    with closing(sqlite3.connect(database.db_path, isolation_level=None)) as conn:
+        conn.executescript("\n".join(check.evidence))
+    assert (await validated(database))["indexes"].observed == "33 indexes, each as in sql/"
+
+
+EXTRA = {  # what is not of sql/, how it is named, and its status
+    "CREATE TABLE 'odd \"name' (x)": ('table odd "name', "warn"),
+    "CREATE TABLE child (task_id TEXT REFERENCES tasks (id)) STRICT": ("table child", "warn"),
+    "CREATE UNIQUE INDEX 'odd \"name' ON audit (id, result) WHERE result IS NOT NULL": ('index odd "name', "warn"),
+    "CREATE VIRTUAL TABLE seen USING fts5(value)": ("table seen", "fail"),
+    "create  virtual table seen using rtree(id, low, high)": ("table seen", "fail"),
+    "CREATE VIEW seen AS SELECT 1": ("view seen", "fail"),
+    "CREATE TRIGGER seen AFTER INSERT ON audit BEGIN DELETE FROM tasks; END": ("trigger seen", "fail"),
+}
+
+
+@pytest.mark.parametrize("statement", EXTRA)
+async def test_what_is_extra_is_named_and_fails_only_where_it_can_run_code(database: Settings, statement: str) -> None:
+    named, status = EXTRA[statement]
+    run_sql(database.db_path, statement)
+    checks = await validated(database)
+    assert failing(checks) == ({"other objects"} if status == "fail" else set())
+    found = checks["other objects"]
+    assert found.status == status
+    assert named in found.observed
+    for drop in found.evidence[1::2]:
+        with suppress(sqlite3.OperationalError):  # a shadow table goes with its virtual one
+            run_sql(database.db_path, drop.removeprefix("-- ").rstrip(";"))
+    assert (await validated(database))["other objects"].observed == "none"
+
+
+async def test_layout_and_comments_alone_are_no_difference(database: Settings) -> None:
+    new = "( task_id,\n\ttimestamp /* newest first */ DESC)"
+    edit_schema(database.db_path, "idx_audit_task", "(task_id, timestamp DESC)", new)
+    assert failing(await validated(database)) == set()
+
+
+# --- the seeds and the counters of ids: the evidence repairs them
+
+CONFIG = "WHERE namespace = 'app:abathur:config'"
+COUNTER = "UPDATE sqlite_sequence SET seq = {} WHERE name = 'memory_entries'"
+REPAIRED = {
+    f"DELETE FROM memory_entries {CONFIG}": "version 1 is missing",
+    f"UPDATE memory_entries SET value = '{{}}' {CONFIG}": "version 1 holds '{}'",
+    f"UPDATE memory_entries SET value = x'00' {CONFIG}": "version 1 holds b'\\x00'",
+    f"UPDATE memory_entries SET value = CAST(x'ff' AS TEXT) {CONFIG}": r"version 1 holds '\udcff'",
+    f"UPDATE memory_entries SET version = 'x' {CONFIG}": "version 1 is missing",
+    f"UPDATE memory_entries SET memory_type = 'episodic' {CONFIG}": "version 1 is episodic, created by system",
+    f"UPDATE memory_entries SET created_by = NULL {CONFIG}": "version 1 is procedural, created by None, updated by",
+    f"UPDATE memory_entries SET metadata = '{{\"a\":1}}' {CONFIG}": "version 1 holds '{\"a\":1}' as its metadata",
+    COUNTER.format("9223372036854775807"): "",
+    COUNTER.format("'abc'"): "",
+    COUNTER.format("-5"): "",
+    "DELETE FROM sqlite_sequence": "",
+}
+
+
+@pytest.mark.parametrize("spoil", REPAIRED)
+async def test_a_spoiled_seed_or_counter_is_named_and_repaired_by_the_evidence(database: Settings, spoil: str) -> None:
+    """The evidence is what a sqlite3 shell reads; what refers to the row keeps on doing so."""
+    path, told = database.db_path, REPAIRED[spoil]
+    run_sql(path, f"INSERT INTO audit (action_type, memory_entry_id) SELECT 'x', id FROM memory_entries {CONFIG}")
+    run_sql(path, spoil)
+    name = "seed memories" if told else "sequences"
+    check = (await validated(database))[name]
+    assert check.status == "fail"
+    if told:
+        assert check.observed.startswith("2 of 3")
+        assert check.evidence[0].startswith(f"-- app:abathur:config / memory_lifecycle_policies: {told}")
+    run_sql(path, *(part for line in check.evidence for part in line.split("; ") if not line.startswith("--")))
+    assert (await validated(database))[name].status == "pass"
+    kept = "SELECT count(*) FROM audit JOIN memory_entries ON memory_entry_id = memory_entries.id"
+    with closing(sqlite3.connect(path)) as conn:
+        assert conn.execute(kept).fetchone() == (0 if spoil.startswith("DELETE FROM memory") else 1,)
+
+
+@pytest.mark.parametrize("deleted", [0, 1])
+async def test_a_version_1_that_is_put_back_does_not_revive_what_a_user_deleted(
+    database: Settings, deleted: int
+) -> None:
+    run_sql(database.db_path, f"UPDATE memory_entries SET version = 2, is_deleted = {deleted} {CONFIG}")
+    run_sql(database.db_path, (await validated(database))["seed memories"].evidence[1])
+    with closing(sqlite3.connect(database.db_path)) as conn:
+        found = conn.execute(f"SELECT version, is_deleted FROM memory_entries {CONFIG} ORDER BY version").fetchall()
+    assert found == [(1, deleted), (2, deleted)]
+
+
+async def test_later_versions_of_a_seed_are_the_users_own_and_only_reported(database: Settings) -> None:
+    run_sql(
+        database.db_path,
+        "INSERT INTO memory_entries (namespace, key, value, memory_type, version)"
+        f" SELECT namespace, key, '{{}}', memory_type, 2 FROM memory_entries {CONFIG}",
+        "UPDATE memory_entries SET is_deleted = 1 WHERE namespace = 'app:abathur:defaults'",
+        f"UPDATE memory_entries SET value = json(value) {CONFIG} AND version = 1",  # in another layout
+    )
+    check = (await validated(database))["seed memories"]
+    assert (check.status, check.observed) == ("pass", "3 of 3; 1 with later versions")
+
+
+# --- the file system: modes, access control lists, names, the size of the log
+
+
+async def test_a_file_of_any_mode_but_0600_is_named_with_the_command(database: Settings) -> None:
+    for mode in (0o644, 0o666, 0o640, 0o700, 0o601, 0o400, 0o200):
+        database.db_path.chmod(mode)
+        check = (await validated(database))["file modes"]
+        assert check.status == "fail"
+        assert f"abathur.db {mode:04o}" in check.observed
+        assert check.remedy.startswith(f"chmod 600 {database.db_path}")
+
+
+async def test_side_files_and_the_directory_are_looked_at_too(database: Settings) -> None:
+    with held(database.db_path, "BEGIN IMMEDIATE", SESSION, "COMMIT"):
+        for suffix in ("-wal", "-shm"):
+            Path(f"{database.db_path}{suffix}").chmod(0o644)
+        database.db_path.parent.chmod(0o777)
+        check = (await validated(database))["file modes"]
+    assert "abathur.db 0600, abathur.db-wal 0644, abathur.db-shm 0644; directory 0777" in check.observed
+    folder = database.db_path.parent
+    assert check.remedy == f"chmod 600 {folder}/abathur.db-wal {folder}/abathur.db-shm; chmod 700 {folder}"
+
+
+async def test_a_file_of_another_than_its_directorys_owner_is_named_with_the_command(database: Settings) -> None:
+    folder, path = database.db_path.parent, database.db_path
+    os.chown(path, 65534, 65534)
+    check = (await validated(database))["file modes"]
+    assert check.status == "fail"
+    assert f"abathur.db 0600 of {user_name(65534)}" in check.observed
+    assert check.observed.endswith(f"; directory 0700 of {user_name(os.geteuid())}")
+    assert check.remedy.startswith(f"sudo chown --reference={folder} {path}")
+    folder.chmod(0o777)  # like /tmp: its owner does not say whose the file should be
+    assert "chown" not in (await validated(database))["file modes"].remedy
+
+
+async def test_an_access_control_list_is_named_with_the_command_that_shows_it(database: Settings) -> None:
+    path, folder = database.db_path, database.db_path.parent
+    grant_by_acl(path, 65534, 7, mask=6)
+    check = (await validated(database))["file modes"]
+    assert (check.status, "abathur.db 0660" in check.observed) == ("fail", True)
+    assert check.evidence == (f"{path} has an access control list; to see it: getfacl {path}",)
+    assert check.remedy.startswith(f"chmod 600 {path} ")  # and what SQLite has just made beside it
+    assert check.remedy.endswith(f"; setfacl -b {path}")
+    first = check.remedy.partition(";")[0]  # alone shuts the list off
+    subprocess.run(["sh", "-c", first], check=True)  # noqa: ASYNC221
+    assert (await validated(database))["file modes"].status == "pass"
+    grant_by_acl(folder, 65534, 7)
+    remedy = (await validated(database))["file modes"].remedy
+    assert remedy.startswith(f"chmod 700 {folder}; setfacl -b ")
+    assert remedy.endswith(str(folder))
+
+
+async def test_a_second_name_of_the_file_warns_with_the_command_that_finds_it(database: Settings) -> None:
+    path = database.db_path
+    other = path.parent.parent / "another name.db"
+    os.link(path, other)
+    check = (await validated(database))["file names"]
+    assert (check.status, check.observed) == ("warn", "2 names (hard links)")
+    command = check.remedy.removeprefix("name all: ").partition(";")[0]
+    here = command.replace(f'"$(stat -c %m {path})"', f'"$(dirname {path.parent})"')  # not the whole file system
+    assert here != command
+    found = subprocess.run(["sh", "-c", here], capture_output=True, text=True, check=True).stdout  # noqa: ASYNC221
+    assert set(found.splitlines()) == {str(path), str(other)}
+
+
+async def test_init_that_gives_the_second_name_itself_does_not_warn_of_it(settings: Settings) -> None:
+    checks = {check.name: check for check in (await initialize_database(settings)).checks}
+    assert (checks["2.7 file names"].status, checks["2.7 file names"].observed) == ("pass", "one name")
+
+
+async def test_a_large_log_warns(database: Settings) -> None:
+    """A reader that stays holds it back."""
+    fill = "INSERT INTO metrics (metric_name, metric_value) VALUES (hex(randomblob(600000)), 1)"
+    with held(database.db_path, "BEGIN", "SELECT count(*) FROM metrics"), held(database.db_path, fill):
+        checks = await validated(replace(database, max_wal_mb=1))
+    assert checks["WAL size"].status == "warn"
+    assert float(checks["WAL size"].observed.removesuffix(" MB")) > 1
+    assert failing(checks) == set()
