@@ -18,8 +18,7 @@ from abathur_nb.evidence.run import Run, start_run
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.init import initialize_database
 from abathur_nb.runbook.preflight import preflight
-from abathur_nb.runbook.validate import validate_database
-from abathur_nb.store.schema import Schema, show_schema
+from abathur_nb.runbook.validate import Schema, show_schema, validate_database
 from abathur_nb.store.sql import Query, load_queries
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence.canonical import misfits, sealed, unsealed
 from abathur_nb.files import fsync, make_private_directory, read_regular, write_durably
 from abathur_nb.store.connection import SIDE_FILES, lock_holders
-from abathur_nb.store.filesystems import mounted_files
-from abathur_nb.store.target import journal_of
+from abathur_nb.store.target import journal_of, mounted_files
 from abathur_nb.text import process_name
 
 _FOLDER = "abathur_aside_"

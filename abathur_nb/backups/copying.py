@@ -18,9 +18,8 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical, sha256
 from abathur_nb.files import fsync, make_private_file
 from abathur_nb.store.connection import bound, connect, locked_by, opened, pragma, require_short_schema, run_to_end
-from abathur_nb.store.expected import expected_tables
 from abathur_nb.store.guarded import Connection
-from abathur_nb.store.schema import quoted
+from abathur_nb.store.schema import expected_tables, quoted
 from abathur_nb.store.sql import load_queries, normalized
 
 _STEP = 1000  # rows from one report of progress to the next

@@ -19,7 +19,7 @@ from abathur_nb.evidence.canonical import misfits, moment, number, printable_tex
 from abathur_nb.files import at, locked, make_private_file, open_regular, read_regular
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.store.apart import ask
-from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.text import MB, age, is_ahead, moment_of, printable, shown
 
 MANIFEST = ".manifest.json"  # behind the name of the backup

@@ -27,11 +27,17 @@ from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, free_mb
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, kept_open, pragma
-from abathur_nb.store.expected import SCHEMA_VERSION
-from abathur_nb.store.filesystems import mounted_files
-from abathur_nb.store.schema import not_ours, read_schema
-from abathur_nb.store.strays import strays_check
-from abathur_nb.store.target import examine, explain_unopened, foreign_check, journal_of, spoilt_ids, version_fault
+from abathur_nb.store.guarded import strays_check
+from abathur_nb.store.schema import SCHEMA_VERSION, not_ours, read_schema
+from abathur_nb.store.target import (
+    examine,
+    explain_unopened,
+    foreign_check,
+    journal_of,
+    mounted_files,
+    spoilt_ids,
+    version_fault,
+)
 from abathur_nb.text import MB, counted
 
 State = Literal["readable", "unreadable", "absent", "forbidden"]

@@ -17,13 +17,13 @@ from abathur_nb.charts.timelines import (
     verdicts_over_time,
 )
 from abathur_nb.percentiles import percentiles
-from abathur_nb.store.expected import expected_objects, expected_tables
+from abathur_nb.store.schema import expected_objects, expected_tables
 from abathur_nb.text import counted
 
 if TYPE_CHECKING:
     from abathur_nb.measure.measurements import BenchmarkResult
     from abathur_nb.runbook.explain import Plans
-    from abathur_nb.store.schema import Schema
+    from abathur_nb.runbook.validate import Schema
 
 __all__ = [
     "Chart",

@@ -18,13 +18,10 @@ from abathur_nb.health.rows import NAMED, named_row, names_check, row_checks, si
 from abathur_nb.report import Check, run_check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, connection_pragmas, pragma, read_pragmas
-from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION, SchemaObject, expected_tables
-from abathur_nb.store.filesystems import mounted_files
-from abathur_nb.store.guarded import Connection
-from abathur_nb.store.schema import quoted, read_schema
+from abathur_nb.store.guarded import Connection, strays_check
+from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, SchemaObject, expected_tables, quoted, read_schema
 from abathur_nb.store.sql import load_queries
-from abathur_nb.store.strays import strays_check
-from abathur_nb.store.target import explain_unopened, repair_command, restore_command
+from abathur_nb.store.target import explain_unopened, mounted_files, repair_command, restore_command
 from abathur_nb.store.values import add_functions, stored
 from abathur_nb.text import counted, shown, some
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import aiosqlite
 
 from abathur_nb.report import Check
-from abathur_nb.store.expected import SchemaObject, SeedRow, expected_objects, expected_seeds
 from abathur_nb.store.guarded import Connection
-from abathur_nb.store.schema import Differences, quoted
+from abathur_nb.store.schema import Differences, SchemaObject, SeedRow, expected_objects, expected_seeds, quoted
 from abathur_nb.store.sql import load_queries
 from abathur_nb.store.target import FIND_OUT, shell_command
 from abathur_nb.text import shown, some

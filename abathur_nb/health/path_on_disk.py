@@ -17,8 +17,7 @@ from abathur_nb.files import nearest_existing
 from abathur_nb.report import Check, Status
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, explain_error
-from abathur_nb.store.filesystems import file_system, kind_of, mounted_files
-from abathur_nb.store.target import give_to_owner, init_as
+from abathur_nb.store.target import file_system, give_to_owner, init_as, kind_of, mounted_files
 from abathur_nb.text import MB, counted, user_name
 
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"

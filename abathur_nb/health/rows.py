@@ -12,7 +12,7 @@ import aiosqlite
 
 from abathur_nb.errors import bound_reached
 from abathur_nb.report import Check
-from abathur_nb.store.expected import column_checks, expected_columns, expected_tables
+from abathur_nb.store.schema import column_checks, expected_columns, expected_tables
 from abathur_nb.store.sql import load_queries
 from abathur_nb.store.values import FAULT, IS_UTF8, MAX_BYTES, MAX_DEPTH, TOO_LONG, stored, suspicious
 from abathur_nb.text import AHEAD_S, IGNORABLE, SEE_CLOCK, counted, shown, timestamp

@@ -19,7 +19,7 @@ from abathur_nb.evidence.past import PastRun, past_runs
 from abathur_nb.evidence.reading import find_run, read_entry
 from abathur_nb.percentiles import above, percentiles
 from abathur_nb.report import Check, Report, id_of
-from abathur_nb.store.filesystems import file_system
+from abathur_nb.store.target import file_system
 from abathur_nb.text import shown, url_fault
 
 

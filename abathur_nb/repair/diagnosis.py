@@ -34,19 +34,20 @@ from abathur_nb.repair.surroundings import Look, leftovers, leftovers_check, loc
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, pragma
-from abathur_nb.store.expected import (
+from abathur_nb.store.guarded import strays
+from abathur_nb.store.schema import (
     APPLICATION_ID,
     SCHEMA_VERSION,
+    Differences,
     SchemaObject,
     expected_objects,
     expected_seeds,
     expected_tables,
+    quoted,
+    read_schema,
 )
-from abathur_nb.store.filesystems import mounted_files
-from abathur_nb.store.schema import Differences, quoted, read_schema
 from abathur_nb.store.sql import load_queries
-from abathur_nb.store.strays import strays
-from abathur_nb.store.target import examine, identify, restore_command, shell_command, wanted
+from abathur_nb.store.target import examine, identify, mounted_files, restore_command, shell_command, wanted
 from abathur_nb.store.values import add_functions
 from abathur_nb.text import age, counted, some
 

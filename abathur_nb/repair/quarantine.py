@@ -25,9 +25,8 @@ from abathur_nb.files import at, make_private_file, open_regular, private_direct
 from abathur_nb.repair.statements import RowChange
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import connect, kept_open, run_to_end
-from abathur_nb.store.expected import expected_columns, expected_tables
 from abathur_nb.store.guarded import Connection
-from abathur_nb.store.schema import quoted
+from abathur_nb.store.schema import expected_columns, expected_tables, quoted
 from abathur_nb.store.target import refusal
 from abathur_nb.store.values import add_functions, stored
 from abathur_nb.text import counted, shown, timestamp

@@ -26,11 +26,10 @@ from abathur_nb.health.checks import file_checks
 from abathur_nb.repair.quarantine import plain, value_of
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
-from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION, expected_objects, expected_tables
+from abathur_nb.store.guarded import Stray, strays, strays_check
 from abathur_nb.store.pages import INDEX, TABLE, Pages, read_pages
-from abathur_nb.store.schema import quoted
+from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, expected_objects, expected_tables, quoted
 from abathur_nb.store.sql import tokens
-from abathur_nb.store.strays import Stray, strays, strays_check
 from abathur_nb.store.target import restore_command
 from abathur_nb.text import counted
 

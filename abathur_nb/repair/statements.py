@@ -10,8 +10,15 @@ from typing import NamedTuple
 import aiosqlite
 
 from abathur_nb.health.rows import NAMED
-from abathur_nb.store.expected import SchemaObject, column_checks, expected_columns, expected_objects, expected_tables
-from abathur_nb.store.schema import Differences, quoted
+from abathur_nb.store.schema import (
+    Differences,
+    SchemaObject,
+    column_checks,
+    expected_columns,
+    expected_objects,
+    expected_tables,
+    quoted,
+)
 from abathur_nb.store.sql import load_queries, normalized, tokens
 from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG, stored
 from abathur_nb.text import counted, shown

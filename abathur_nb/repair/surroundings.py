@@ -18,7 +18,7 @@ from abathur_nb.health.path_on_disk import ELSEWHERE, free_mb
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, connect, kept_open, lock_owners
-from abathur_nb.store.filesystems import file_system, kind_of
+from abathur_nb.store.target import file_system, kind_of
 from abathur_nb.text import MB, process_name
 
 _WRITE_LOCK = 120  # the byte of the -shm that a writer of the log locks

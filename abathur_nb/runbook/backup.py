@@ -21,7 +21,7 @@ from abathur_nb.files import (
 from abathur_nb.health.path_on_disk import free_mb, install_command
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import explain_error
-from abathur_nb.store.strays import strays_check
+from abathur_nb.store.guarded import strays_check
 from abathur_nb.store.target import refusal
 from abathur_nb.text import MB, shown
 

@@ -17,8 +17,7 @@ from abathur_nb.measure.sampling import in_time
 from abathur_nb.report import Check, Report, run_check
 from abathur_nb.runbook.memories import MemoryHistory, Namespaces, as_json
 from abathur_nb.store.connection import connect, explain_error
-from abathur_nb.store.expected import expected_columns, expected_tables
-from abathur_nb.store.schema import quoted, read_schema
+from abathur_nb.store.schema import expected_columns, expected_tables, quoted, read_schema
 from abathur_nb.store.sql import DATA, load_queries
 from abathur_nb.store.target import refusal
 from abathur_nb.store.values import MAX_BYTES, check_name, prefix_range, spellings

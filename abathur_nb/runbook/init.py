@@ -20,9 +20,9 @@ from abathur_nb.health.path_on_disk import FILE_MODES, directory_checks, file_mo
 from abathur_nb.report import Check, Report, run_check
 from abathur_nb.runbook.preflight import behaviour
 from abathur_nb.store.connection import connect, connection_pragmas, explain_error, pragma
-from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.guarded import strays_check
+from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.store.sql import SEED_FILE, statements
-from abathur_nb.store.strays import strays_check
 from abathur_nb.store.target import identify, repair_command
 from abathur_nb.text import counted
 

@@ -12,7 +12,7 @@ from abathur_nb.measure.alerts import Snapshot, alerts_of, samples_frame
 from abathur_nb.measure.snapshot import SNAPSHOTS, Moment, read_recorded, record_snapshot, take_snapshot
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import explain_error
-from abathur_nb.store.strays import strays_check
+from abathur_nb.store.guarded import strays_check
 from abathur_nb.text import SEE_CLOCK, age, counted, is_ahead, shown
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from abathur_nb.errors import RefusedError, bound_reached
 from abathur_nb.files import scratch_directory
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import pragma
-from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.text import SEE_CLOCK, age, counted, duration, is_ahead, shown
 
 

@@ -1,13 +1,26 @@
 """Validate: whether a database is sound, is ours, and holds what it must (the runbook's sections 2.7 and 4)."""
 
+import sqlite3
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
 from abathur_nb.config.settings import Settings
+from abathur_nb.errors import AbathurError
 from abathur_nb.health.checks import file_checks
 from abathur_nb.health.objects import OTHERS
 from abathur_nb.report import Report
-from abathur_nb.store.target import refusal, to_be_repaired
+from abathur_nb.store.connection import connect, explain_error
+from abathur_nb.store.schema import SchemaObject, expected_objects, quoted, read_schema
+from abathur_nb.store.sql import load_queries, normalized
+from abathur_nb.store.target import identify, refusal, to_be_repaired
+from abathur_nb.text import counted, printable
 
 # What troubleshoot does not repair: what is not ours, and values of which only a person knows the right one.
 _BY_HAND = (OTHERS, "open_files", "values", "required_values", "timestamps", "moments")
+_MOST = 200  # tables that are shown
 
 
 async def validate_database(settings: Settings) -> Report:
@@ -23,3 +36,77 @@ async def validate_database(settings: Settings) -> Report:
         c if c.id in _BY_HAND else to_be_repaired(c, settings) for c in await file_checks(settings, unrepaired="")
     )
     return Report("validate", words, subject=str(settings.db_path))
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """Hold a live schema; a notebook shows each table's SQL with its comments, and its indexes, folded.
+
+    ``rows`` counts each table's rows. ``sizes`` are bytes by table or index, empty where this SQLite can't tell.
+    ``note`` says what is missing.
+    """
+
+    objects: Mapping[str, SchemaObject]
+    rows: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""
+
+    def __str__(self) -> str:
+        return ";\n\n".join(found.sql for found in self.objects.values()) + ";"
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/html": self.to_html(), "text/plain": str(self)}
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what a run's record keeps: each object's SQL without layout and comments, rows and sizes.
+
+        Nothing of a schema that was only planned or could not be read.
+        """
+        if not self.rows:
+            return {}
+        sql = {name: normalized(found.sql) for name, found in self.objects.items()}
+        return {"schema": sql, "rows": dict(self.rows), "sizes": dict(self.sizes)}
+
+    def to_html(self) -> str:
+        """Return the schema as an HTML fragment, one folded part for each table."""
+        parts = [f"<p>{escape(printable(self.note))}</p>"] if self.note else []
+        tables = [found for found in self.objects.values() if found.type == "table"]
+        for table in tables[:_MOST]:
+            indexes = [found for found in self.objects.values() if found.type == "index" and found.table == table.name]
+            counts = f"{counted(self.rows[table.name], 'row')}, " if table.name in self.rows else ""
+            counts += f"{self.sizes[table.name] / 1024:,.0f} KiB, " if table.name in self.sizes else ""
+            counts += f"{len(indexes)} indexes"
+            sql = ";\n\n".join([table.sql, *(index.sql for index in indexes)])
+            parts.append(
+                f"<details><summary><b>{escape(printable(table.name))}</b> — {counts}</summary>"
+                f"<pre style='font-family:monospace;text-align:left'>{escape(printable(sql))};</pre></details>"
+            )
+        if len(tables) > _MOST:
+            parts.append(f"<p>and {len(tables) - _MOST:,} more tables</p>")
+        return "".join(parts)
+
+
+async def show_schema(settings: Settings, *, planned: bool = False) -> Schema:
+    """Read the live schema, with the rows and the size of each table; or, ``planned``, what ``sql/`` would make.
+
+    Read-only. Where there is no database, or not all of it can be read, ``note`` says why.
+    """
+    if planned:
+        return Schema(expected_objects(), note="not made yet: this is the schema of sql/")
+    target = await identify(settings, refuses=())
+    if target.state != "present":
+        return Schema({}, note=target.check.observed)
+    objects: dict[str, SchemaObject] = {}
+    rows, sizes = {}, {}
+    try:
+        async with connect(settings.db_path, settings=settings) as conn:
+            objects = await read_schema(conn)
+            for name in (found.name for found in objects.values() if found.type == "table"):
+                (count,) = await conn.execute_fetchall(f"SELECT count(*) FROM {quoted(name)}")
+                rows[name] = int(count[0])
+            with suppress(sqlite3.OperationalError):  # a SQLite without dbstat
+                found = await conn.execute_fetchall(load_queries("inspect.sql")["sizes"].sql)
+                sizes = {row["name"]: row["bytes"] for row in found}
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        return Schema(objects, rows, note=f"not all could be read: {explain_error(settings.db_path, error)}")
+    return Schema(objects, rows, sizes)

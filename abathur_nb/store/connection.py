@@ -18,9 +18,8 @@ from abathur_nb.causes import ask_system, os_cause
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES, BOUND_S, BOUND_SCHEMA, AbathurError, BusyError, RefusedError, bound_reached
 from abathur_nb.store.apart import ask
-from abathur_nb.store.guarded import Connection, refuse_mixing
+from abathur_nb.store.guarded import Connection, refuse_mixing, strays_check
 from abathur_nb.store.sql import load_queries
-from abathur_nb.store.strays import strays_check
 from abathur_nb.text import MB, SHELL, process_name
 
 _STEPS = 100_000  # of SQLite's machine from one look at the clock to the next: some milliseconds

@@ -1,24 +1,129 @@
-"""The schema of a live database: read, compared with the one in ``sql/``, and shown as SQL."""
+"""The schema: what the DDL in ``sql/`` builds, and how that of a live database differs."""
 
+import sqlite3
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from html import escape
-from sqlite3 import Error as SQLiteError
-from sqlite3 import OperationalError
-from typing import Any
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import aiosqlite
 
-from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError
-from abathur_nb.store.connection import connect, explain_error
-from abathur_nb.store.expected import SchemaObject, expected_columns, expected_objects, expected_tables
-from abathur_nb.store.sql import load_queries, normalized, tokens
-from abathur_nb.store.target import identify
-from abathur_nb.text import counted, printable, some
+from abathur_nb.store.sql import DDL_FILES, SEED_FILE, load_queries, statements, tokens
+from abathur_nb.text import some
 
-_MOST = 200  # tables that are shown
+APPLICATION_ID = 0x41424154  # "ABAT": PRAGMA application_id of a database of ours
+SCHEMA_VERSION = 1  # PRAGMA user_version
+
+
+class ColumnCheck(NamedTuple):
+    """Hold one CHECK of the DDL: SQL that is true (or NULL) for a good row of its table."""
+
+    column: str
+    kind: Literal["json", "value"]
+    expression: str
+
+
+class Column(NamedTuple):
+    """Hold a column of the DDL: its type, whether it must not be NULL, whether it is part of the primary key."""
+
+    name: str
+    type: str
+    required: bool
+    in_key: bool
+
+
+class SeedRow(NamedTuple):
+    """Hold what version 1 of a seed memory must contain; ``value`` and ``metadata`` are JSON text."""
+
+    namespace: str
+    key: str
+    value: str
+    memory_type: str
+    metadata: str
+    created_by: str
+    updated_by: str
+    version: int
+
+
+class SchemaObject(NamedTuple):
+    """Hold a row of ``sqlite_master``: ``type`` is table or index, ``table`` the one that an index belongs to."""
+
+    type: str
+    name: str
+    table: str
+    sql: str
+
+
+@cache
+def expected_objects() -> Mapping[str, SchemaObject]:
+    """Return the tables and indexes that the DDL builds, by name, as SQLite itself records them.
+
+    SQLite's own objects (named ``sqlite_…``) are left out.
+    """
+    with closing(_build()) as conn:
+        rows = conn.execute(load_queries("inspect.sql")["schema"].sql)
+        return MappingProxyType({row[1]: SchemaObject(*row) for row in rows})
+
+
+@cache
+def expected_tables() -> tuple[str, ...]:
+    """Return the names of the tables that the DDL builds, in its order: parents first."""
+    return tuple(found.name for found in expected_objects().values() if found.type == "table")
+
+
+@cache
+def expected_seeds() -> tuple[SeedRow, ...]:
+    """Return what the seed file writes, read back from a database in memory."""
+    with closing(_build()) as conn:
+        for statement in statements(SEED_FILE):
+            conn.execute(statement)
+        rows = conn.execute(f"SELECT {', '.join(SeedRow._fields)} FROM memory_entries ORDER BY id")
+        return tuple(SeedRow(*row) for row in rows)
+
+
+def expected_columns(table: str) -> tuple[Column, ...]:
+    """Return the columns that the DDL gives a table, in its order."""
+    return _columns().get(table, ())
+
+
+@cache
+def _columns() -> dict[str, tuple[Column, ...]]:
+    query = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?) ORDER BY cid'
+    with closing(_build()) as conn:  # once for all tables: each build takes milliseconds
+        return {
+            table: tuple(Column(name, kind, bool(must), bool(key)) for name, kind, must, key in rows)
+            for table in expected_tables()
+            for rows in [conn.execute(query, (table,))]
+        }
+
+
+@cache
+def column_checks(table: str) -> tuple[ColumnCheck, ...]:
+    """Return the CHECK conditions of a table, read from its DDL so that there is no second copy of them."""
+    found = tokens(expected_objects()[table].sql)
+    checks: list[ColumnCheck] = []
+    column, depth, start = "", 0, 0
+    for i, token in enumerate(found):
+        if depth == 1 and found[i - 1] in ("(", ","):
+            column = token
+        if depth == 1 and token == "CHECK":
+            start = i + 2
+        depth += (token == "(") - (token == ")")
+        if start and depth == 1 and token == ")":
+            condition = found[start:i]
+            checks.append(ColumnCheck(column, "json" if "json_valid" in condition else "value", " ".join(condition)))
+            start = 0
+    return tuple(checks)
+
+
+def _build() -> sqlite3.Connection:
+    conn = sqlite3.connect(":memory:")
+    for filename in DDL_FILES:
+        for statement in statements(filename):
+            conn.execute(statement)
+    return conn
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +141,26 @@ class Differences:
     @classmethod
     def between(cls, live: Mapping[str, SchemaObject], kinds: tuple[str, ...] = ("table", "index")) -> "Differences":
         """Compare the objects of these kinds with ``sql/``, ignoring only layout, comments and quotes around names."""
-        expected = {name: found for name, found in expected_objects().items() if found.type in kinds}
-        live = {name: found for name, found in live.items() if found.type in kinds}
-        altered = (
-            name
-            for name in expected.keys() & live.keys()
-            if (live[name].type, live[name].table) != (expected[name].type, expected[name].table)
-            # Texts that are the same need no tokenizing, and as a rule they are.
-            or (live[name].sql != expected[name].sql and _plain(live[name].sql) != _plain(expected[name].sql))
+        expected, live = (
+            {name: found for name, found in objects.items() if found.type in kinds}
+            for objects in (expected_objects(), live)
         )
-        return cls(
-            tuple(sorted(expected.keys() - live.keys())),
-            tuple(sorted(altered)),
-            tuple(sorted(live.keys() - expected.keys())),
-        )
+        common = expected.keys() & live.keys()
+        altered = (name for name in common if not _is_same(live[name], expected[name]))
+        missing, extra = expected.keys() - live.keys(), live.keys() - expected.keys()
+        return cls(tuple(sorted(missing)), tuple(sorted(altered)), tuple(sorted(extra)))
+
+
+def _is_same(live: SchemaObject, expected: SchemaObject) -> bool:
+    if live == expected:  # as a rule; to tokenize takes longer
+        return True
+    return live[:3] == expected[:3] and _plain(live.sql) == _plain(expected.sql)
+
+
+def _plain(sql: str) -> list[str]:
+    """Return the tokens of SQL, names of ``sql/`` without the quotes that ALTER TABLE adds."""
+    names = {*expected_tables(), *(column.name for table in expected_tables() for column in expected_columns(table))}
+    return [token.strip('"') if token[:1] == '"' and token[1:-1] in names else token for token in tokens(sql)]
 
 
 async def read_schema(conn: aiosqlite.Connection) -> dict[str, SchemaObject]:
@@ -62,12 +173,6 @@ async def read_schema(conn: aiosqlite.Connection) -> dict[str, SchemaObject]:
         one = SchemaObject(kind, _known_as(name), _known_as(table), sql or "")
         found[f"trigger {name}" if kind == "trigger" else one.name] = one  # one may have the name of a table
     return found
-
-
-def _plain(sql: str) -> list[str]:
-    """Return the tokens of SQL, names of ``sql/`` without quotes: ALTER TABLE adds them, to a name given back too."""
-    names = {*expected_tables(), *(column.name for table in expected_tables() for column in expected_columns(table))}
-    return [token.strip('"') if token[:1] == '"' and token[1:-1] in names else token for token in tokens(sql)]
 
 
 def _known_as(name: Any) -> Any:
@@ -84,77 +189,3 @@ def not_ours(live: Mapping[str, SchemaObject]) -> str:
 def quoted(name: str) -> str:
     """Return a name as SQL takes it whatever is in it."""
     return '"' + name.replace('"', '""') + '"'
-
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """Hold a live schema; a notebook shows each table's SQL with its comments, and its indexes, folded.
-
-    ``rows`` counts each table's rows. ``sizes`` are bytes by table or index, empty where this SQLite can't tell.
-    ``note`` says what is missing.
-    """
-
-    objects: Mapping[str, SchemaObject]
-    rows: Mapping[str, int] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    note: str = ""
-
-    def __str__(self) -> str:
-        return ";\n\n".join(found.sql for found in self.objects.values()) + ";"
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/html": self.to_html(), "text/plain": str(self)}
-
-    def to_record(self) -> dict[str, Any]:
-        """Return what a run's record keeps: each object's SQL without layout and comments, rows and sizes.
-
-        Nothing of a schema that was only planned or could not be read.
-        """
-        if not self.rows:
-            return {}
-        sql = {name: normalized(found.sql) for name, found in self.objects.items()}
-        return {"schema": sql, "rows": dict(self.rows), "sizes": dict(self.sizes)}
-
-    def to_html(self) -> str:
-        """Return the schema as an HTML fragment, one folded part for each table."""
-        parts = [f"<p>{escape(printable(self.note))}</p>"] if self.note else []
-        tables = [found for found in self.objects.values() if found.type == "table"]
-        for table in tables[:_MOST]:
-            indexes = [found for found in self.objects.values() if found.type == "index" and found.table == table.name]
-            counts = f"{counted(self.rows[table.name], 'row')}, " if table.name in self.rows else ""
-            counts += f"{self.sizes[table.name] / 1024:,.0f} KiB, " if table.name in self.sizes else ""
-            counts += f"{len(indexes)} indexes"
-            sql = ";\n\n".join([table.sql, *(index.sql for index in indexes)])
-            parts.append(
-                f"<details><summary><b>{escape(printable(table.name))}</b> — {counts}</summary>"
-                f"<pre style='font-family:monospace;text-align:left'>{escape(printable(sql))};</pre></details>"
-            )
-        if len(tables) > _MOST:
-            parts.append(f"<p>and {len(tables) - _MOST:,} more tables</p>")
-        return "".join(parts)
-
-
-async def show_schema(settings: Settings, *, planned: bool = False) -> Schema:
-    """Read the live schema, with the rows and the size of each table; or, ``planned``, what ``sql/`` would make.
-
-    Read-only. Where there is no database, or not all of it can be read, ``note`` says why.
-    """
-    if planned:
-        return Schema(expected_objects(), note="not made yet: this is the schema of sql/")
-    target = await identify(settings, refuses=())
-    if target.state != "present":
-        return Schema({}, note=target.check.observed)
-    objects: dict[str, SchemaObject] = {}
-    rows, sizes = {}, {}
-    try:
-        async with connect(settings.db_path, settings=settings) as conn:
-            objects = await read_schema(conn)
-            for name in (found.name for found in objects.values() if found.type == "table"):
-                (count,) = await conn.execute_fetchall(f"SELECT count(*) FROM {quoted(name)}")
-                rows[name] = int(count[0])
-            with suppress(OperationalError):  # a SQLite without dbstat
-                found = await conn.execute_fetchall(load_queries("inspect.sql")["sizes"].sql)
-                sizes = {row["name"]: row["bytes"] for row in found}
-    except (SQLiteError, OSError, AbathurError) as error:
-        return Schema(objects, rows, note=f"not all could be read: {explain_error(settings.db_path, error)}")
-    return Schema(objects, rows, sizes)

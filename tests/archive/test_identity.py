@@ -17,7 +17,7 @@ from damage import drop_index, edit_schema, fingerprint, flip_bits, held, run_as
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical, sha256
 from abathur_nb.evidence.record import database_identity, new_run_id, person_and_host, shipped_notebook, versions_of
-from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 
 
 def identity(settings: Settings) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from abathur_nb.evidence import page
 from abathur_nb.evidence.page import clean, render
 from abathur_nb.evidence.record import EXIT_CODES, Record, Verdict
 from abathur_nb.report import Check, Report
-from abathur_nb.store.schema import show_schema
+from abathur_nb.runbook.validate import show_schema
 
 CHECKS = (
     Check("integrity", "pass", "ok", "ok"),

@@ -19,7 +19,7 @@ from manifests import as_before, redated, rewritten
 import abathur_nb as nb
 from abathur_nb.backups.manifest import Backup, list_backups
 from abathur_nb.config.settings import Settings
-from abathur_nb.store.expected import expected_objects
+from abathur_nb.store.schema import expected_objects
 from faults.contents import content_of, settings_of
 from faults.outcomes import Experiment, Outcome
 

@@ -8,7 +8,7 @@ import aiosqlite
 
 from abathur_nb.config.settings import resolve
 from abathur_nb.runbook.init import initialize_database
-from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.store.sql import DDL_FILES, SEED_FILE, statements
 
 __all__ = ["INITIALIZERS", "Initializer"]

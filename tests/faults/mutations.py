@@ -16,7 +16,7 @@ from damage import edit_schema, run_sql
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
-from abathur_nb.store.expected import SchemaObject, expected_columns, expected_objects, expected_tables
+from abathur_nb.store.schema import SchemaObject, expected_columns, expected_objects, expected_tables
 from faults.contents import content_of, settings_of
 from faults.operations import prepare
 from faults.outcomes import Experiment, Outcome

@@ -20,7 +20,7 @@ from abathur_nb.backups.manifest import Backup, list_backups, read_backup, unpac
 from abathur_nb.backups.retention import expired
 from abathur_nb.config.settings import Settings
 from abathur_nb.report import Report
-from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 
 
 def named(report: Report, name: str) -> str:

@@ -18,8 +18,8 @@ from abathur_nb.charts import timelines as dashboard
 from abathur_nb.config.settings import Settings
 from abathur_nb.measure.measurements import BenchmarkResult
 from abathur_nb.report import Check, Report
-from abathur_nb.store.expected import SchemaObject
-from abathur_nb.store.schema import Schema
+from abathur_nb.runbook.validate import Schema
+from abathur_nb.store.schema import SchemaObject
 
 MS = 1_000_000
 LIMITED = ("session retrieval", "memory retrieval")

@@ -19,8 +19,8 @@ from abathur_nb.report import Check, Report
 from abathur_nb.runbook import explain
 from abathur_nb.runbook.explain import Plans, explain_queries, judge_plans
 from abathur_nb.store.connection import connect
-from abathur_nb.store.expected import expected_objects
 from abathur_nb.store.query_plan import plan_steps, read_plan
+from abathur_nb.store.schema import expected_objects
 from abathur_nb.store.sql import Query, load_queries
 
 INDEXES = [found.name for found in expected_objects().values() if found.type == "index"]

@@ -20,7 +20,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.page import clean
 from abathur_nb.report import Check
 from abathur_nb.runbook.explore import Exploration, explore
-from abathur_nb.store.expected import expected_tables
+from abathur_nb.store.schema import expected_tables
 
 PARTS = ("sessions", "session", "namespaces", "memories", "memory", "audit", "growth", "diagram")
 LARGE = 300_000  # bytes: more than is read whole

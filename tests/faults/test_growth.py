@@ -13,7 +13,7 @@ from abathur_nb import charts
 from abathur_nb.config.settings import Settings
 from abathur_nb.measure.growth import Growth, read_growth
 from abathur_nb.store.connection import connect
-from abathur_nb.store.expected import expected_tables
+from abathur_nb.store.schema import expected_tables
 
 DAY = date(2026, 11, 1)
 

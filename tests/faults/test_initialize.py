@@ -22,7 +22,7 @@ from abathur_nb.files import scratch_directory
 from abathur_nb.report import Report
 from abathur_nb.runbook.init import initialize_database
 from abathur_nb.runbook.validate import validate_database
-from abathur_nb.store.expected import expected_objects
+from abathur_nb.store.schema import expected_objects
 from abathur_nb.store.sql import statements
 from abathur_nb.text import user_name
 

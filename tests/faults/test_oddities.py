@@ -18,9 +18,9 @@ from abathur_nb.backups.manifest import Backup, list_backups
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical
 from abathur_nb.report import Report
+from abathur_nb.runbook.validate import show_schema
 from abathur_nb.store.connection import connect
-from abathur_nb.store.expected import expected_tables
-from abathur_nb.store.schema import show_schema
+from abathur_nb.store.schema import expected_tables
 
 EVERY = ODD | ODD_TABLES
 # The words for what is not a table.

@@ -11,7 +11,7 @@ from damage import ROWS, drop_check, drop_index, run_sql
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
-from abathur_nb.store.expected import expected_tables
+from abathur_nb.store.schema import expected_tables
 
 # The name of a table alone, those of its columns alone, and both.
 CAPITALS = {

@@ -25,7 +25,7 @@ from abathur_nb.health.path_on_disk import install_command, location_checks, wri
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.init import initialize_database
 from abathur_nb.runbook.preflight import HAZARDS, _hazards, _software, preflight
-from abathur_nb.store.filesystems import file_system, kind_of
+from abathur_nb.store.target import file_system, kind_of
 from abathur_nb.text import user_name
 
 ME = user_name(os.geteuid())

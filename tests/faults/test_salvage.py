@@ -15,7 +15,7 @@ import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.repair.salvage import _copy, _fill
 from abathur_nb.report import Check, Report
-from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION, expected_tables
+from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, expected_tables
 from abathur_nb.store.sql import DDL_FILES, SEED_FILE, statements
 
 TABLES = (*expected_tables(), "sqlite_sequence")

@@ -18,7 +18,7 @@ import abathur_nb as nb
 from abathur_nb.backups.manifest import find_backup, list_backups
 from abathur_nb.config.settings import Settings
 from abathur_nb.report import Check, Report
-from abathur_nb.store.strays import strays
+from abathur_nb.store.guarded import strays
 
 _ROWS = [MEMORY.replace("'k'", f"'alone-{number}'") for number in range(7)]
 

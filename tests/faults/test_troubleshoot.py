@@ -44,8 +44,7 @@ from abathur_nb.repair.surroundings import Look, wal_check
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.troubleshoot import _empty_the_log, _run
 from abathur_nb.store.connection import connect, explain_error
-from abathur_nb.store.expected import expected_columns, expected_objects, expected_tables
-from abathur_nb.store.schema import read_schema
+from abathur_nb.store.schema import expected_columns, expected_objects, expected_tables, read_schema
 
 # The four faults of the runbook's section 6, each as a careless writer leaves it.
 FAULTS = {

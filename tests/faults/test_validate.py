@@ -35,7 +35,7 @@ from abathur_nb.report import Report
 from abathur_nb.runbook.validate import validate_database
 from abathur_nb.store.connection import connect
 from abathur_nb.store.database import Database
-from abathur_nb.store.expected import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.store.sql import DDL_FILES, SEED_FILE, statements
 from abathur_nb.store.target import repair_command
 

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from abathur_nb.report import Check, Report
-from abathur_nb.store.expected import expected_tables
+from abathur_nb.store.schema import expected_tables
 
 
 def check_of(report: Report, name: str) -> Check:

@@ -9,7 +9,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.page import picture_of
 from abathur_nb.runbook.explore import Diagram, read_diagram
 from abathur_nb.store.connection import connect
-from abathur_nb.store.expected import expected_columns, expected_tables
+from abathur_nb.store.schema import expected_columns, expected_tables
 
 SVG = "image/svg+xml"
 

@@ -11,7 +11,7 @@ from engines import LIBRARIES, Run, build, opened
 from rows import BAD, GOOD, insert
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.store.expected import (
+from abathur_nb.store.schema import (
     APPLICATION_ID,
     SeedRow,
     column_checks,

@@ -9,9 +9,9 @@ from damage import ROWS, drop_index, flip_bits, run_sql, untouched
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
+from abathur_nb.runbook.validate import Schema
 from abathur_nb.store.connection import connect
-from abathur_nb.store.expected import SchemaObject, expected_objects, expected_tables
-from abathur_nb.store.schema import Differences, Schema, read_schema
+from abathur_nb.store.schema import Differences, SchemaObject, expected_objects, expected_tables, read_schema
 
 
 async def live_schema(settings: Settings) -> dict[str, SchemaObject]:

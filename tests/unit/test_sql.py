@@ -13,7 +13,7 @@ import pytest
 from engines import ERRORS, LIBRARIES, REFUSALS, Run, build, opened
 from rows import BAD, GOOD, insert
 
-from abathur_nb.store.expected import expected_objects, expected_tables
+from abathur_nb.store.schema import expected_objects, expected_tables
 from abathur_nb.store.sql import (
     DATA,
     DDL_FILES,
@@ -398,8 +398,8 @@ def test_only_old_episodic_memories_expire(run: Run) -> None:
 
 def test_importing_reads_no_file() -> None:
     code = (
-        "from abathur_nb.store import expected; from abathur_nb.store import sql\n"
-        "print([f.cache_info().currsize for f in (sql.statements, sql.load_queries, expected.expected_objects)])"
+        "from abathur_nb.store import schema; from abathur_nb.store import sql\n"
+        "print([f.cache_info().currsize for f in (sql.statements, sql.load_queries, schema.expected_objects)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[0, 0, 0]"

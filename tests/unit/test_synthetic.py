@@ -12,7 +12,7 @@ from engines import REFUSALS
 from abathur_nb.config.settings import Settings
 from abathur_nb.measure.synthetic import fill, memory_keys, row_counts, session_ids
 from abathur_nb.store.connection import connect
-from abathur_nb.store.expected import expected_tables
+from abathur_nb.store.schema import expected_tables
 from abathur_nb.store.sql import load_queries
 
 ROWS = 2_000

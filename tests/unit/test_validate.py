@@ -22,7 +22,7 @@ from abathur_nb.report import Check
 from abathur_nb.runbook.init import initialize_database
 from abathur_nb.runbook.validate import validate_database
 from abathur_nb.store.database import Database
-from abathur_nb.store.expected import column_checks, expected_columns, expected_objects, expected_tables
+from abathur_nb.store.schema import column_checks, expected_columns, expected_objects, expected_tables
 from abathur_nb.store.target import repair_command
 from abathur_nb.store.values import MAX_BYTES, _json_fault, _suspicious, json_fault
 from abathur_nb.text import printable, user_name
