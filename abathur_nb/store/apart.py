@@ -1,8 +1,7 @@
-"""Look at the files of a database from a process of its own.
+"""Look at the files of a database, or plan a statement, in a process of its own that imports nothing of the package.
 
 POSIX locks belong to a process: closing any descriptor of a file there drops every lock that SQLite holds on it, and
-another process then writes inside an open transaction. So ``ask`` starts this module as a program, which imports
-nothing of the package. Linux only where a look asks for locks.
+another process then writes inside an open transaction. Locks are found on Linux only.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _WRITE_LOCK, _CHECKPOINT_LOCK = 120, 121
 _SECTOR = 512  # bytes that a disk loses at once
 _COPY_S = 5  # until a checkpoint is over
 _PAUSE_S = 0.005
-
+PLAN_S, PLAN_MB = 5, 512  # a statement of this package's own takes a millisecond and 15 MB
 
 # Imported, not run as a file: Python then takes its compiled form where that is current. -I and -S: site-packages take
 # longer than a look.
@@ -60,7 +59,6 @@ def _open(path: str) -> int:
 
 
 def _digest(path: str) -> str:
-    """Return the SHA-256 of a file."""
     import hashlib  # 5 ms
 
     with os.fdopen(_open(path), "rb") as file:
@@ -123,11 +121,6 @@ def _locks(path: str) -> list[tuple[str, int, bool, int]]:
                 found.append((suffix, start, kind == fcntl.F_WRLCK, max(pid, 0)))
         os.close(file)
     return found
-
-
-def _look(path: str) -> tuple[list[tuple[str, int, bool, int]], dict[str, Any] | None]:
-    """Return the locks on a database, and what the index of its log says, if it can be read."""
-    return _locks(path), _index(path)
 
 
 def _index(path: str) -> dict[str, Any] | None:
@@ -195,19 +188,17 @@ def _judge(path: str, until: float) -> dict[str, int] | None:
         index, header = _index(path), os.pread(log, _HEADER, 0)
         if not header:
             return {"frames": 0, "read": 0, "torn": -1}
-        found = None if index is None else _frames(log, header, index, _page_size(path), until)
-        if found and found["torn"] == -2 and (_index(path), os.pread(log, _HEADER, 0)) != (index, header):
-            return None
-        if index is None or found is None or found["torn"] < 0:
+        found = _frames(log, header, index, _page_size(path), until) if index else None
+        if index is None or found is None or found["torn"] == -1:
             return found
         # Committed frames stay as they are until the log begins anew, with other salts. Those behind them may be what a
         # writer is writing.
-        written = found["torn"] < index["frames"] or (
-            _index(path) == index and ("-shm", _WRITE_LOCK) not in [lock[:2] for lock in _locks(path)]
+        settled = 0 <= found["torn"] < index["frames"] or (
+            _index(path) == index and (found["torn"] < 0 or ("-shm", _WRITE_LOCK) not in [k[:2] for k in _locks(path)])
         )
         if found.get("doubt") and _newer(path, str(found["torn"])):  # no checkpoint writes what is not committed
             del found["doubt"]
-        return found if written and os.pread(log, _HEADER, 0) == header else None
+        return found if settled and os.pread(log, _HEADER, 0) == header else None
     finally:
         os.close(log)
 
@@ -341,11 +332,35 @@ def _copy(database: str, log: str, index: str, target: str) -> None:
                 os.write(written, chunk)
 
 
+def _plan() -> None:
+    """Answer one pickle with another: the rows of EXPLAIN QUERY PLAN, or the error.
+
+    With limits, because SQLite may compile a statement of twenty lines for minutes and gigabytes, and before version
+    3.41 neither an interrupt nor a progress handler ends that.
+    """
+    import pickle
+    import resource
+    import sqlite3
+
+    uri, timeout, statement, parameters = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent alone
+    limits = {resource.RLIMIT_CPU: PLAN_S, resource.RLIMIT_AS: PLAN_MB * 1_000_000, resource.RLIMIT_CORE: 0}
+    for what, limit in limits.items():
+        hard = resource.getrlimit(what)[1]
+        resource.setrlimit(what, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    answer: object
+    try:
+        conn = sqlite3.connect(uri, uri=True, timeout=timeout, isolation_level=None)
+        answer = conn.execute(statement, parameters).fetchall()
+    except (sqlite3.Error, OverflowError, UnicodeError) as error:
+        answer = error
+    pickle.dump(answer, sys.stdout.buffer)
+
+
 _LOOKS: dict[str, Callable[..., Any]] = {
     "copy": _copy,
     "digest": _digest,
     "log": _log,
-    "look": _look,
+    "look": lambda path: (_locks(path), _index(path)),
     "marks": _marks,
     "newer": _newer,
     "header": _header,
@@ -353,7 +368,10 @@ _LOOKS: dict[str, Callable[..., Any]] = {
 
 
 def main() -> None:
-    """Write what a look found, and its error, as a literal."""
+    """Write what a look found, and its error, as a literal; or the plan of a statement."""
+    if sys.argv[3] == "plan":
+        _plan()
+        return
     answer, fault = None, None
     try:
         answer = _LOOKS[sys.argv[3]](*sys.argv[4:])

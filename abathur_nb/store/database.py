@@ -207,7 +207,7 @@ class Database:
         self._require_open()
         self._writer.check()
         try:
-            return await plan_apart(self.settings, sql, params)
+            return await plan_apart(self.settings.db_path, self.settings.busy_timeout_ms / 1000, sql, params)
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
             # The schema was compared when the store was opened: what SQLite can't compile is the statement's own fault.
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR:

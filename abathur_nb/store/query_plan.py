@@ -6,11 +6,11 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
-from abathur_nb.config.settings import Settings
 from abathur_nb.errors import InvalidValueError
-from abathur_nb.store import apart, planner
+from abathur_nb.store import apart
 from abathur_nb.store.connection import run_to_end
 from abathur_nb.store.sql import Parameters, tokens
 from abathur_nb.text import shown
@@ -29,14 +29,16 @@ _DERIVED = re.compile(r"(?:CO-ROUTINE|MATERIALIZE) (?P<name>\S+)")
 _NOT_A_TABLE = re.compile(r"SCAN (?:(?:\d+ )?CONSTANT ROWS?|\d+-ROW VALUES|SUBQUERY \d+|(?:TABLE )?\S+ VIRTUAL TABLE)")
 
 _MOST_CHARACTERS = 100_000  # of a SELECT that is explained: they are read into tokens in 20 ms
+# The words that say what a statement does.
+_VERBS = {"SELECT", "VALUES", "INSERT", "REPLACE", "UPDATE", "DELETE"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PlanNode:
     """Hold one row of ``EXPLAIN QUERY PLAN`` with the rows below it."""
 
     detail: str
-    children: tuple["PlanNode", ...] = ()
+    children: list["PlanNode"] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +50,17 @@ class Step:
     index: str | None = None
 
 
-@dataclass(slots=True)
-class _Building:
-    detail: str
-    children: list["_Building"] = field(default_factory=list)
-
-    def done(self) -> PlanNode:
-        return PlanNode(self.detail, tuple(child.done() for child in self.children))
-
-
 async def read_plan(fetch: Fetch, sql: str, params: Parameters = ()) -> list[PlanNode]:
     """Return the plan of one statement as trees; empty for a statement without one. The statement is not run.
 
     Read it on a connection that keeps no statements: a kept one still has the plan of an index dropped since.
     """
-    root = _Building("")
+    root = PlanNode("")
     latest = {0: root}
-    for row in await fetch(f"EXPLAIN QUERY PLAN {sql}", params):
-        node = latest[row[0]] = _Building(str(row[3]))
-        latest.get(row[1], root).children.append(node)
-    return [child.done() for child in root.children]
+    for number, parent, _, detail in await fetch(f"EXPLAIN QUERY PLAN {sql}", params):
+        node = latest[number] = PlanNode(str(detail))
+        latest.get(parent, root).children.append(node)
+    return root.children
 
 
 def tree_lines(nodes: Iterable[PlanNode]) -> list[str]:
@@ -75,35 +68,32 @@ def tree_lines(nodes: Iterable[PlanNode]) -> list[str]:
     return [line for node in nodes for line in (node.detail, *(f"  {below}" for below in tree_lines(node.children)))]
 
 
-async def plan_apart(settings: Settings, sql: str, params: Parameters) -> list[str]:
+async def plan_apart(path: Path, patience: float, sql: str, params: Parameters) -> list[str]:
     """Return the plan of one SELECT as lines, made in a process with limits of time and memory. Read-only.
 
-    Raises InvalidValueError for anything else and for one beyond the limits, sqlite3.Error as SQLite does.
+    ``patience`` is how many seconds to wait for a lock. Raises InvalidValueError for anything but one SELECT and for
+    one beyond the limits, sqlite3.Error as SQLite does.
     """
     require_single_select(sql)
     if not isinstance(params, Mapping | Sequence):
         raise InvalidValueError(f"parameters are a sequence, or a mapping by name, these are {shown(params)}")
-    try:
-        return tree_lines(await read_plan(partial(_fetch_apart, settings), sql, params))
-    except (ChildProcessError, RecursionError):
-        observed = f"to plan it takes more than {planner.SECONDS} s or {planner.MEGABYTES} MB: {sql.strip()[:80]!r}"
-        raise InvalidValueError(observed, "nest fewer subqueries and names of WITH in each other") from None
-
-
-async def _fetch_apart(settings: Settings, sql: str, params: Parameters) -> list[Sequence[Any]]:
     given = dict(params) if isinstance(params, Mapping) else tuple(params)
     for value in (*given, *given.values()) if isinstance(given, dict) else given:
         if type(value) not in (type(None), bool, int, float, str, bytes):  # the process knows no others
             raise InvalidValueError(f"a parameter is None, a number, text or bytes, this is {shown(value)}")
-    process = await asyncio.create_subprocess_exec(
-        *apart.program(planner.__file__),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
     try:
-        asked = (f"{settings.db_path.as_uri()}?mode=ro", settings.busy_timeout_ms / 1000, sql, given)
-        output, _ = await process.communicate(pickle.dumps(asked))
+        return tree_lines(await read_plan(partial(_fetch_apart, path, patience), sql, given))
+    except (ChildProcessError, RecursionError):
+        observed = f"to plan it takes more than {apart.PLAN_S} s or {apart.PLAN_MB} MB: {sql.strip()[:80]!r}"
+        raise InvalidValueError(observed, "nest fewer subqueries and names of WITH in each other") from None
+
+
+async def _fetch_apart(path: Path, patience: float, sql: str, params: Parameters) -> list[Sequence[Any]]:
+    pipe = asyncio.subprocess.PIPE
+    command = apart.program(apart.__file__, "plan")
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        output, _ = await process.communicate(pickle.dumps((f"{path.as_uri()}?mode=ro", patience, sql, params)))
     finally:
         if process.returncode is None:
             process.kill()
@@ -127,9 +117,8 @@ def plan_steps(nodes: Iterable[PlanNode]) -> list[Step]:
 def _steps(nodes: Iterable[PlanNode], derived: set[str], own: str = "") -> Iterator[Step]:
     """Yield the steps. ``derived`` names the results of subqueries seen so far, ``own`` the subquery we are in."""
     for node in nodes:
-        if "USE TEMP B-TREE" in node.detail or "USING TEMP B-TREE" in node.detail:
-            yield Step("sort", "")
-        elif (step := _read_step(node.detail)) and not (step.kind.endswith("scan") and step.table in derived):
+        step = _read_step(node.detail)
+        if step and not (step.kind.endswith("scan") and step.table in derived):
             yield step
         if match := _DERIVED.match(node.detail):
             yield from _steps(node.children, derived, match["name"])
@@ -141,6 +130,8 @@ def _steps(nodes: Iterable[PlanNode], derived: set[str], own: str = "") -> Itera
 
 
 def _read_step(detail: str) -> Step | None:
+    if "TEMP B-TREE" in detail:
+        return Step("sort", "")
     if by_index := _BY_INDEX.match(detail):
         return Step("search", "", by_index["index"])
     match = _STEP.match(detail)
@@ -163,30 +154,27 @@ def _queue(step: PlanNode, own: str) -> str:
 
 def require_single_select(sql: str) -> None:
     """Raise InvalidValueError for anything but one SELECT, or WITH … SELECT; one ``;`` may end it."""
+    found: list[str] = []
     if not isinstance(sql, str):
-        raise InvalidValueError(f"one SELECT as text is wanted, this is {type(sql).__name__}")
-    if "\0" in sql or any("\ud800" <= c <= "\udfff" for c in sql):
-        raise InvalidValueError("one SELECT is wanted, this holds a NUL or half a character")
-    if len(sql) > _MOST_CHARACTERS:
-        raise InvalidValueError(
-            f"one SELECT of {_MOST_CHARACTERS:,} characters or less is wanted, this has {len(sql):,}"
-        )
-    found = tokens(sql)
-    if found[-1:] == [";"]:
-        found.pop()
-    if ";" in found:
-        raise InvalidValueError(f"one SELECT is wanted, these are several statements: {sql.strip()[:80]!r}")
-    if (verb := _verb(found)) != "SELECT":
-        raise InvalidValueError(f"one SELECT is wanted, this begins with {verb or 'nothing'}: {sql.strip()[:80]!r}")
+        fault = f"as text is wanted, this is {type(sql).__name__}"
+    elif "\0" in sql or any("\ud800" <= c <= "\udfff" for c in sql):
+        fault = "is wanted, this holds a NUL or half a character"
+    elif len(sql) > _MOST_CHARACTERS:
+        fault = f"of {_MOST_CHARACTERS:,} characters or less is wanted, this has {len(sql):,}"
+    elif ";" in (found := tokens(sql))[:-1]:
+        fault = f"is wanted, these are several statements: {sql.strip()[:80]!r}"
+    elif (verb := _verb(found)) != "SELECT":
+        fault = f"is wanted, this begins with {verb.strip(';') or 'nothing'}: {sql.strip()[:80]!r}"
+    else:
+        return
+    raise InvalidValueError(f"one SELECT {fault}")
 
 
 def _verb(found: Sequence[str]) -> str:
     """Return the word that says what a statement does: its first, or the first outside parentheses after WITH."""
-    if not found or found[0].upper() != "WITH":
-        return found[0].upper() if found else ""
-    depth = 0
-    for token in found:
+    first, depth = found[0].upper() if found else "", 0
+    for token in found if first == "WITH" else ():
         depth += (token == "(") - (token == ")")
-        if depth == 0 and token.upper() in {"SELECT", "VALUES", "INSERT", "REPLACE", "UPDATE", "DELETE"}:
+        if depth == 0 and token.upper() in _VERBS:
             return token.upper()
-    return "WITH"
+    return first

@@ -100,12 +100,12 @@ def test_the_wordings_of_all_versions_are_read(detail: str, step: Step | None) -
 
 
 def test_the_queue_of_a_recursive_query_is_no_scan_in_the_wording_of_3_35_either() -> None:
-    step = PlanNode("RECURSIVE STEP", (PlanNode("SCAN TABLE names"), PlanNode("SCAN TABLE tasks")))
-    assert plan_steps([PlanNode("CO-ROUTINE 2", (step,)), PlanNode("SCAN SUBQUERY 2")]) == [SCAN]
+    step = PlanNode("RECURSIVE STEP", [PlanNode("SCAN TABLE names"), PlanNode("SCAN TABLE tasks")])
+    assert plan_steps([PlanNode("CO-ROUTINE 2", [step]), PlanNode("SCAN SUBQUERY 2")]) == [SCAN]
 
 
 def test_a_tree_is_shown_with_each_level_further_in() -> None:
-    tree = [PlanNode("A", (PlanNode("B", (PlanNode("C"),)), PlanNode("D"))), PlanNode("E")]
+    tree = [PlanNode("A", [PlanNode("B", [PlanNode("C")]), PlanNode("D")]), PlanNode("E")]
     assert tree_lines(tree) == ["A", "  B", "    C", "  D", "E"]
 
 
