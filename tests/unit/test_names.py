@@ -16,83 +16,57 @@ from abathur_nb.errors import ConfigurationError, InvalidValueError
 from abathur_nb.health.rows import look_of
 from abathur_nb.report import Check
 from abathur_nb.runbook.validate import validate_database
-from abathur_nb.store.values import check_name, spellings
+from abathur_nb.store.values import check_name, check_namespace, check_whole, prefix_range, spellings
 from abathur_nb.text import is_printable, printable, shown
 
 REFUSED = (*(range(0x20), range(0x7F, 0xA0), range(0x2028, 0x202F), range(0x2066, 0x206A), range(0xD800, 0xE000)),)
-ZWNJ, ZWJ = "\u200c", "\u200d"
+# fmt: off
 GOOD = (
-    *(
-        "علی\u200cرضا",
-        "山田\u3000太郎",
-        "👨\u200d👩\u200d👧",
-        "\U0001fae8",
-        "क्\u200dष",
-        "10\u202f000\xa0km",
-        "שלום\u200f",
-        "❤\ufe0f",
-    ),
-    *("\U0001fbfa", "\U000e0041x", "\ufffex", "\u0378", "한국어", "ไทย", "y\xad", "\ue000"),
+    "علی\u200cرضا", "山田\u3000太郎", "👨\u200d👩\u200d👧", "\U0001fae8", "क्\u200dष", "10\u202f000\xa0km",
+    "שלום\u200f", "❤\ufe0f", "\U0001fbfa", "\U000e0041x", "\ufffex", "\u0378", "한국어", "ไทย", "y\xad", "\ue000", "'; DROP TABLE t;--",
 )
 BLANK = (
-    "",
-    " ",
-    "\u3000",
-    "\xa0\u2009",
-    ZWJ,
-    ZWNJ,
-    "\u200b \ufeff",
-    "\u2060",
-    "\ufe0f",
-    "\u3164",
-    "\u2800",
+    "", " ", "\u3000", "\xa0\u2009", "\u200d", "\u200c", "\u200b \ufeff", "\u2060", "\ufe0f", "\u3164", "\u2800",
     "\U000e0020",
 )
 BAD = (
-    *BLANK,
-    "a\0",
-    "a\nb",
-    "\t",
-    "a\x7f",
-    "a\x9b",
-    "a\ud800",
-    "\u2028",
-    "a\u2029",
-    *(f"a{chr(c)}" for c in range(0x202A, 0x202F)),
+    *BLANK, "a\0", "a\nb", "\t", "a\x7f", "a\x9b", "a\ud800", "\u2028", "a\u2029", *(f"a{chr(c)}" for c in REFUSED[3]),
 )
-BAD += tuple(f"a{chr(c)}b" for c in range(0x2066, 0x206A))
+LIKE = (  # pairs that look alike
+    ("é한", normalize("NFD", "é한")), ("علی\u200cرضا", "علیرضا"), ("Ａlice", "Alice"), ("ﬁle", "file"),
+    ("\u0440\u0430\u0443", "pay"), ("a\u200bb", "ab"), ("a\xa0b", "a b"), ("soft\xadware", "software"),
+    ("❤\ufe0f", "❤"), ("\u0391\u0392", "AB"),
+)
+UNLIKE = (
+    "Alice", "alice", "ALICE", "new york", "newyork", "straße", "strasse", "résumé", "resume", "мир", "mir", "東京",
+    "东京", "ё", "е\u0432", "علي", "على", "user-1", "user_1", "naïve", "naive", "ı", "i", "ñ", "n", "カ", "ガ", "か",
+    "😀", "😃",
+)
+# fmt: on
+NFC, NFD = LIKE[0]
 
-NFC, NFD = "é한", normalize("NFD", "é한")
-Write = Callable[[nb.Database, str], Any]
+SESSION = {"session_id": "new", "app_name": "a", "user_id": "u"}
+MEMORY = {"namespace": "new:", "key": "k", "value": {}, "memory_type": "semantic", "created_by": None}
 
 
 async def _session(db: nb.Database, **given: Any) -> None:
-    await db.sessions.create_session(**{"session_id": "new", "app_name": "a", "user_id": "u", **given})
+    await db.sessions.create_session(**{**SESSION, **given})
 
 
 async def _memory(db: nb.Database, **given: Any) -> int:
-    row = {"namespace": "new:", "key": "k", "value": {}, "memory_type": "semantic", "created_by": None, **given}
-    return await db.memory.add_memory(**row)
+    return await db.memory.add_memory(**{**MEMORY, **given})
 
 
+STATE = "SELECT key FROM sessions, json_each(state)"
 # Each parameter that takes a name, of each verb that writes one, and the column that it ends up in.
-WRITES: dict[str, tuple[Write, str]] = {
+WRITES: dict[str, tuple[Callable[[nb.Database, str], Any], str]] = {
     "create_session session_id": (lambda db, name: _session(db, session_id=name), "SELECT id FROM sessions"),
     "create_session app_name": (lambda db, name: _session(db, app_name=name), "SELECT app_name FROM sessions"),
     "create_session user_id": (lambda db, name: _session(db, user_id=name), "SELECT user_id FROM sessions"),
     "create_session project_id": (lambda db, name: _session(db, project_id=name), "SELECT project_id FROM sessions"),
-    "create_session initial_state": (
-        lambda db, name: _session(db, initial_state={name: 1}),
-        "SELECT key FROM sessions, json_each(state)",
-    ),
-    "append_event state_delta": (
-        lambda db, name: db.sessions.append_event("s", {}, {name: 1}),
-        "SELECT key FROM sessions, json_each(state)",
-    ),
-    "set_state key": (
-        lambda db, name: db.sessions.set_state("s", name, 1),
-        "SELECT key FROM sessions, json_each(state)",
-    ),
+    "create_session initial_state": (lambda db, name: _session(db, initial_state={name: 1}), STATE),
+    "append_event state_delta": (lambda db, name: db.sessions.append_event("s", {}, {name: 1}), STATE),
+    "set_state key": (lambda db, name: db.sessions.set_state("s", name, 1), STATE),
     "add_memory namespace": (
         lambda db, name: _memory(db, namespace=f"{name}:"),
         "SELECT rtrim(namespace, ':') FROM memory_entries",
@@ -119,52 +93,80 @@ def test_what_is_printable_is_a_matter_of_ranges_and_not_of_the_version_of_unico
     refused = {code for codes in REFUSED for code in codes} - {0x202F}
     assert {code for code in range(0x110000) if not is_printable(f"a{chr(code)}")} == refused
     for name in GOOD:
-        assert (is_printable(name), printable(name), shown(name)) == (True, name, f"'{name}'")
+        assert (is_printable(name), printable(name), shown(name)) == (
+            True,
+            name,
+            repr(name) if "'" in name else f"'{name}'",
+        )
         assert Check("a", "pass", name, name, name).observed == name
     for name in BAD:
         assert not is_printable(name) or name == ""
         printable(name).encode()
 
 
+@pytest.mark.parametrize("name", [*BAD, b"a:b", "x:" * 500_000, None, 7, ["a:b"], "a" * 513], ids=range(len(BAD) + 6))
+def test_what_is_not_a_name_of_1_to_512_printable_characters_is_refused(name: Any) -> None:
+    with pytest.raises(InvalidValueError, match=r"^Invalid key: expected 1 to 512 printable characters, found "):
+        check_name("key", name)
+    with pytest.raises(InvalidValueError, match=r"^Invalid namespace format: expected 1 to 512 printable characters"):
+        check_namespace(name)
+    if name not in BLANK:  # a prefix may be empty
+        with pytest.raises(InvalidValueError, match=r"^Invalid namespace_prefix: "):
+            prefix_range(name)
+
+
+def test_any_other_text_is_a_name_and_a_namespace_holds_a_colon() -> None:
+    for name in (*GOOD, "x" * 511):
+        check_name("key", name)
+        check_namespace(f"{name}:")
+        with pytest.raises(InvalidValueError, match="with a `:` among them"):
+            check_namespace(name)
+    check_name("task_id", None, optional=True)
+    assert check_name("key", "e\u0301" * 512) == "é" * 512, "it is measured in NFC"
+    for wrong in ("\u0958" * 512, ""):  # two characters each in NFC
+        with pytest.raises(InvalidValueError):
+            check_name("key", wrong, optional=True)
+    assert list(spellings("a", NFC, None)) == [("a", NFC, None)]
+    assert list(spellings(NFD, NFD)) == [(NFD, NFD), (NFD, NFC), (NFC, NFD), (NFC, NFC)]
+
+
+def test_a_whole_number_is_one_and_in_its_range() -> None:
+    check_whole("limit", 1, 1, 10)
+    check_whole("limit", 10, 1, 10)
+    wrong: list[Any] = [0, -1, 11, True, 1.0, "1", None, float("nan"), 2**63]
+    for value in wrong:
+        with pytest.raises(InvalidValueError, match=r"^Invalid limit: expected a whole number in 1\.\.10, found "):
+            check_whole("limit", value, 1, 10)
+
+
 @pytest.mark.parametrize("write", WRITES)
-async def test_every_verb_holds_a_name_to_the_one_rule_and_writes_it_in_nfc(database: Settings, write: str) -> None:
+async def test_every_verb_holds_a_name_to_the_rule_and_writes_it_in_nfc(database: Settings, write: str) -> None:
     go, query = WRITES[write]
-    run_sql(
-        database.db_path,
-        "INSERT INTO sessions (id, app_name, user_id) VALUES ('s', 'a', 'u')",
-        "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES ('user:m', 'k', '{}', 'semantic')",
-    )
-    for number, name in enumerate((*GOOD, *BAD, NFD)):
-        copy = database.db_path.with_name(f"{number}.db")
-        copy.write_bytes(database.db_path.read_bytes())
-        async with nb.Database.open(nb.resolve("development", db_path=copy)) as db:
-            # A colon shows something, so that a namespace is never only blanks.
-            if name in BAD and not (name in BLANK and "namespace" in write):
-                with pytest.raises(InvalidValueError, match="expected 1 to 512 printable"):
-                    await go(db, name)
-                continue
-            await go(db, name)
-            async with db.read() as conn:
-                found = [row[0] for row in await conn.execute_fetchall(query)]
-        assert normalize("NFC", name) in found, name
+    async with nb.Database.open(database) as db:
+        await _session(db, session_id="s")
+        await _memory(db, namespace="user:m")
+        for bad in ("a\nb", "\u202eb"):
+            with pytest.raises(InvalidValueError, match="expected 1 to 512 printable"):
+                await go(db, bad)
+        await go(db, NFD)
+        async with db.read() as conn:
+            assert NFC in [row[0] for row in await conn.execute_fetchall(query)]
 
 
-def test_settings_and_messages_hold_to_the_same_rule(tmp_path: Path) -> None:
+def test_settings_hold_to_the_same_rule(tmp_path: Path) -> None:
     for name in GOOD:
         assert nb.resolve("development", db_path=tmp_path / name / "x.db").db_path.parent.name == name
-    for name in BAD:
-        if name not in BLANK:
-            with pytest.raises(ConfigurationError, match=r"printable"):
-                nb.resolve("development", db_path=f"{tmp_path}/{name}/x.db")
+    for name in (name for name in BAD if name not in BLANK):
+        with pytest.raises(ConfigurationError, match="printable"):
+            nb.resolve("development", db_path=f"{tmp_path}/{name}/x.db")
 
 
 async def test_a_name_is_looked_for_as_given_and_then_in_nfc(database: Settings) -> None:
-    """As the store has written it: whoever spells it in another way finds the same row."""
+    """As the store has written it: another spelling finds the same row."""
     async with nb.Database.open(database) as db:
+        await _session(db, session_id=NFC, project_id=NFC, initial_state={NFC: 0})
+        await _memory(db, namespace=f"{NFC}:x", key=NFC)
         for n, spelling in enumerate((NFC, NFD)):
-            if not n:
-                await _session(db, session_id=NFC, project_id=NFC, initial_state={NFC: 0})
-                await _memory(db, namespace=f"{NFC}:x", key=NFC)
             with pytest.raises(InvalidValueError, match="already exists"):
                 await _session(db, session_id=spelling)
             with pytest.raises(InvalidValueError, match="already exists"):
@@ -174,7 +176,6 @@ async def test_a_name_is_looked_for_as_given_and_then_in_nfc(database: Settings)
             await db.sessions.set_state(spelling, spelling, [n])
             await db.sessions.terminate_session(spelling)
             assert (await db.sessions.get_session(spelling) or {})["state"] == {NFC: [n]}
-            assert len(await db.sessions.list_sessions(spelling)) == 1
             assert await db.sessions.list_sessions(spelling, "terminated", 1)
             await db.memory.update_memory(f"{spelling}:x", spelling, {"n": n}, None)
             assert (await db.memory.get_memory(f"{spelling}:x", spelling) or {})["value"] == {"n": n}
@@ -184,99 +185,39 @@ async def test_a_name_is_looked_for_as_given_and_then_in_nfc(database: Settings)
             explored = await nb.explore(database, namespace=spelling, key=spelling, session=spelling)
             assert [check.name for check in explored.report.checks if check.status != "pass"] == []
         assert await db.memory.delete_memory(f"{NFD}:x", NFD)
-        assert not await db.memory.delete_memory(f"{NFC}:x", NFC)
+        with pytest.raises(InvalidValueError, match="two of its keys are one in NFC"):
+            await _session(db, session_id="two", initial_state={NFC: 1, NFD: 2})
     assert not [check for check in (await validate_database(database)).checks if check.status == "warn"]
 
 
 async def test_rows_that_were_stored_otherwise_before_stay_reachable_and_are_the_ones_that_change(
     database: Settings,
 ) -> None:
-    state = f'{{"{NFD}": 0}}'
-    for namespace, key in ((f"{NFD}:x", NFD), (f"{NFC}:x", NFD)):  # each name by itself
-        run_sql(
-            database.db_path,
-            "DELETE FROM sessions",
-            "INSERT INTO sessions (id, app_name, user_id, project_id, state) "
-            f"VALUES ('{NFD}', 'a', 'u', '{NFD}', '{state}')",
-            "INSERT INTO memory_entries (namespace, key, value, memory_type) "
-            f"VALUES ('{namespace}', '{key}', '{{}}', 'semantic')",
-        )
-        async with nb.Database.open(database) as db:
-            with pytest.raises(InvalidValueError, match="already exists"):
-                await _session(db, session_id=NFD)
-            with pytest.raises(InvalidValueError, match="already exists"):
-                await _memory(db, namespace=f"{NFD}:x", key=NFD)
-            assert await db.sessions.get_state(NFD, NFD) == 0
-            await db.sessions.set_state(NFD, NFD, 1)
-            assert (await db.sessions.get_session(NFD) or {})["state"] == {NFC: 1}, "one key, not two"
-            assert [row["id"] for row in await db.sessions.list_sessions(NFD)] == [NFD]
-            await db.memory.update_memory(f"{NFD}:x", NFD, {"n": 2}, None)
-            found = await db.memory.get_memory(f"{NFD}:x", NFD)
-            assert found
-            assert (found["namespace"], found["key"], found["version"]) == (namespace, key, 2)
-            assert [row["namespace"] for row in await db.memory.search_memories(NFD)] == [namespace]
-            assert await db.memory.delete_memory(f"{NFD}:x", NFD)
-            assert await db.memory.get_memory(f"{NFD}:x", NFD) is None
-            assert len(await db.memory.get_memory_history(f"{NFD}:x", NFD)) == 2
+    run_sql(
+        database.db_path,
+        "INSERT INTO sessions (id, app_name, user_id, project_id, state) "
+        f"VALUES ('{NFD}', 'a', 'u', '{NFD}', '{{\"{NFD}\": 0}}')",
+        "INSERT INTO memory_entries (namespace, key, value, memory_type) "
+        f"VALUES ('{NFC}:x', '{NFD}', '{{}}', 'semantic')",  # each name by itself
+    )
+    async with nb.Database.open(database) as db:
+        with pytest.raises(InvalidValueError, match="already exists"):
+            await _session(db, session_id=NFD)
+        with pytest.raises(InvalidValueError, match="already exists"):
+            await _memory(db, namespace=f"{NFD}:x", key=NFD)
+        assert await db.sessions.get_state(NFD, NFD) == 0
+        await db.sessions.set_state(NFD, NFD, 1)
+        assert (await db.sessions.get_session(NFD) or {})["state"] == {NFC: 1}, "one key, not two"
+        assert [row["id"] for row in await db.sessions.list_sessions(NFD)] == [NFD]
+        await db.memory.update_memory(f"{NFD}:x", NFD, {"n": 2}, None)
+        found = await db.memory.get_memory(f"{NFD}:x", NFD) or {}
+        assert (found["namespace"], found["key"], found["version"]) == (f"{NFC}:x", NFD, 2)
+        assert await db.memory.delete_memory(f"{NFD}:x", NFD)
+        assert await db.memory.get_memory(f"{NFD}:x", NFD) is None
+        assert len(await db.memory.get_memory_history(f"{NFD}:x", NFD)) == 2
     with closing(sqlite3.connect(database.db_path)) as conn:
         told = conn.execute("SELECT memory_namespace, json_extract(action_data, '$.key') FROM audit").fetchall()
-    assert set(told) == {(f"{NFD}:x", NFD), (f"{NFC}:x", NFD)}, "the audit names the rows that changed"
-
-
-async def test_two_keys_of_a_state_that_are_one_in_nfc_are_refused(database: Settings) -> None:
-    async with nb.Database.open(database) as db:
-        with pytest.raises(InvalidValueError, match="two of its keys are one in NFC"):
-            await _session(db, initial_state={NFC: 1, NFD: 2})
-
-
-def test_a_name_has_as_many_spellings_as_it_needs_and_is_measured_in_nfc() -> None:
-    assert list(spellings("a", NFC, None)) == [("a", NFC, None)]
-    assert list(spellings(NFD, NFD)) == [(NFD, NFD), (NFD, NFC), (NFC, NFD), (NFC, NFC)]
-    assert check_name("key", "e\u0301" * 512) == "é" * 512
-    with pytest.raises(InvalidValueError):
-        check_name("key", "\u0958" * 512)  # two characters each in NFC
-
-
-LIKE = (
-    *((NFC, NFD), ("علی\u200cرضا", "علیرضا"), ("Ａlice", "Alice"), ("ﬁle", "file"), ("\u0440\u0430\u0443", "pay")),
-    *(("a\u200bb", "ab"), ("a\xa0b", "a b"), ("soft\xadware", "software"), ("❤\ufe0f", "❤"), ("\u0391\u0392", "AB")),
-)
-UNLIKE = (
-    *(
-        "Alice",
-        "alice",
-        "ALICE",
-        "new york",
-        "newyork",
-        "straße",
-        "strasse",
-        "résumé",
-        "resume",
-        "мир",
-        "mir",
-        "東京",
-        "东京",
-    ),
-    *(
-        "ё",
-        "е\u0432",
-        "علي",
-        "على",
-        "user-1",
-        "user_1",
-        "naïve",
-        "naive",
-        "ı",
-        "i",
-        "ñ",
-        "n",
-        "カ",
-        "ガ",
-        "か",
-        "😀",
-        "😃",
-    ),
-)
+    assert set(told) == {(f"{NFC}:x", NFD)}, "the audit names the rows that changed"
 
 
 @pytest.mark.parametrize("column", ["namespace", "key", "session", "user", "app", "project"])
