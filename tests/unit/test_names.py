@@ -23,7 +23,8 @@ REFUSED = (*(range(0x20), range(0x7F, 0xA0), range(0x2028, 0x202F), range(0x2066
 # fmt: off
 GOOD = (
     "علی\u200cرضا", "山田\u3000太郎", "👨\u200d👩\u200d👧", "\U0001fae8", "क्\u200dष", "10\u202f000\xa0km",
-    "שלום\u200f", "❤\ufe0f", "\U0001fbfa", "\U000e0041x", "\ufffex", "\u0378", "한국어", "ไทย", "y\xad", "\ue000", "'; DROP TABLE t;--",
+    "שלום\u200f", "❤\ufe0f",
+    "\U0001fbfa", "\U000e0041x", "\ufffex", "\u0378", "한국어", "ไทย", "y\xad", "\ue000", "'; DROP TABLE t;--",
 )
 BLANK = (
     "", " ", "\u3000", "\xa0\u2009", "\u200d", "\u200c", "\u200b \ufeff", "\u2060", "\ufe0f", "\u3164", "\u2800",
