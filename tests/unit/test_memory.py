@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import aiosqlite
@@ -10,7 +10,7 @@ import pytest
 from damage import run_sql
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import InvalidValueError, RefusedError
+from abathur_nb.errors import InvalidValueError
 from abathur_nb.store.database import Database
 from abathur_nb.store.memory import MEMORY_TYPES
 from abathur_nb.store.values import MAX_BYTES
@@ -86,55 +86,37 @@ async def test_versions_are_added_marked_and_never_counted_twice(database: Setti
 
 
 GOOD: dict[str, Any] = {"namespace": "user:a", "key": "k", "value": {}, "memory_type": "semantic", "created_by": "x"}
-BAD: dict[str, list[Any]] = {
-    "namespace": ["", "a:\0", b"a:b", "a:" + "x" * 10**6, "a:\u202e", "a:\n", "no colon", None, "a:\ud800"],
-    "key": ["", "a\0", 7, None, "x" * 513, "\ud800"],
+BAD: dict[str, list[Any]] = {  # test_names has all the names
+    "namespace": ["no colon", None, "a:\ud800"],
+    "key": ["", 7],
     "value": [None, 7, "x", b"{}", {"a": float("inf")}, {"a": "\ud800"}, {"a": "x" * MAX_BYTES}, {0: 1}],
     "memory_type": ["", "Semantic", "WHATEVER", None, 7, ["semantic"]],
-    "created_by": ["", 7, "a\0"],
+    "created_by": ["", 7],
     "task_id": ["", 7],
     "metadata": [[], "x", {"a": float("nan")}],
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-async def test_a_bad_value_is_refused_by_name_and_nothing_is_written(database: Settings, name: str) -> None:
+async def test_a_bad_value_is_refused_by_name_and_nothing_is_written(database: Settings) -> None:
     async with Database.open(database) as db:
-        for bad in BAD[name]:
+        for name, bad in ((field, value) for field in BAD for value in BAD[field]):
+            given = {**GOOD, name: bad}
             with pytest.raises(ValueError, match=f"^Invalid {name}") as caught:
-                await db.memory.add_memory(**(GOOD | {name: bad}))
+                await db.memory.add_memory(**given)
             assert isinstance(caught.value, InvalidValueError)
             if name in ("namespace", "key", "value"):
-                place = {field: (GOOD | {name: bad})[field] for field in ("namespace", "key", "value")}
                 with pytest.raises(InvalidValueError, match=f"^Invalid {name}"):
-                    await db.memory.update_memory(**place, updated_by="x")
+                    await db.memory.update_memory(given["namespace"], given["key"], given["value"], "x")
+        versions: list[Any] = [0, -1, 2**63, 1.0, True, "1"]
+        for version in versions:
+            with pytest.raises(InvalidValueError, match="Invalid version"):
+                await db.memory.get_memory(*PLACE, version)
+        places: list[Any] = [("\ud800", "k"), ("a:b", "\ud800"), (7, b"x"), (None, None), ("", ""), (2**63, "k")]
+        for place in places:
+            for work in (db.memory.get_memory, db.memory.get_memory_history, db.memory.delete_memory):
+                with suppress(InvalidValueError):
+                    assert not await work(*place)
     assert (entries(database), audit(database)) == (0, [])
-
-
-@pytest.mark.parametrize("version", [0, -1, 2**63, 1.0, True, "1"])
-async def test_a_version_is_a_number_from_1(database: Settings, version: Any) -> None:
-    async with Database.open(database) as db:
-        with pytest.raises(InvalidValueError, match="Invalid version"):
-            await db.memory.get_memory(*PLACE, version)
-
-
-@pytest.mark.parametrize("place", [("\ud800", "k"), ("a:b", "\ud800"), (7, b"x"), (None, None), ("", ""), (2**63, "k")])
-async def test_a_place_that_cannot_exist_holds_nothing_and_makes_no_bare_error(database: Settings, place: Any) -> None:
-    async with Database.open(database) as db:
-        for work in (db.memory.get_memory, db.memory.get_memory_history, db.memory.delete_memory):
-            try:
-                assert not await work(*place)
-            except InvalidValueError as error:
-                assert "does not take this" in str(error) or "Invalid" in str(error)  # noqa: PT017
-    assert audit(database) == []
-
-
-async def test_hostile_text_is_stored_as_text(database: Settings) -> None:
-    key = "'; DROP TABLE memory_entries;--"
-    async with Database.open(database) as db:
-        await db.memory.add_memory(f"a:{key}", key, {key: key}, "semantic", key, key)
-        assert (await db.memory.get_memory(f"a:{key}", key) or {})["value"] == {key: key}
-    assert entries(database) == 1
 
 
 async def test_a_prefix_is_literal_and_only_current_versions_are_found(database: Settings) -> None:
@@ -162,19 +144,14 @@ async def test_a_prefix_is_literal_and_only_current_versions_are_found(database:
         for given in wrong:
             with pytest.raises(InvalidValueError):
                 await db.memory.search_memories("user:", **given)
+        await db.memory.add_memory("zzz:a", "k", {}, "semantic", "x")
+        await db.memory.delete_memory("zzz:a", "k")
         names = await db.memory.list_namespaces()
         assert names == sorted(names)
         assert set(names) == {
             *("user:a", "user:a:x", "userXa:", "user_a:", "user%a:", "User:a", "%:"),
             *("app:abathur:agent_instructions", "app:abathur:config", "app:abathur:defaults"),
         }
-
-
-async def test_a_namespace_whose_memories_are_all_deleted_is_not_listed(database: Settings) -> None:
-    async with Database.open(database) as db:
-        await db.memory.add_memory("zzz:a", "k", {}, "semantic", "x")
-        await db.memory.delete_memory("zzz:a", "k")
-        assert "zzz:a" not in await db.memory.list_namespaces()
 
 
 async def test_only_live_episodic_memories_expire_each_with_its_audit_row(database: Settings) -> None:
@@ -202,51 +179,33 @@ async def test_only_live_episodic_memories_expire_each_with_its_audit_row(databa
     assert [(row[0], row[2]) for row in audit(database)[before:]] == [("memory_delete", "a:episodic")]
 
 
-async def test_many_expired_memories_take_few_turns_of_the_writers_thread(
+async def test_many_expired_memories_take_few_turns_and_each_has_its_audit_row(
     database: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever else writes waits for them all; each still has an audit row of its own."""
+    """Whoever else writes waits for the turns of the writer's thread."""
     many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)"
     run_sql(
         database.db_path,
         f"{many} INSERT INTO memory_entries (namespace, key, value, memory_type, version, created_at)"
         " SELECT 'a:b', printf('é%d', i / 2), '{}', 'episodic', 1 + i % 2, '2020-01-01 00:00:00.000' FROM n",
     )
-    turns = 0
+    turns: list[Any] = []
     execute: Any = aiosqlite.Connection._execute
 
     async def counted(conn: aiosqlite.Connection, *work: Any) -> Any:
-        nonlocal turns
-        turns += 1
+        turns.append(work)
         return await execute(conn, *work)
 
     async with Database.open(database) as db:
         monkeypatch.setattr(aiosqlite.Connection, "_execute", counted)
         assert await db.memory.cleanup_expired_memories() == 1000
         monkeypatch.undo()
-    assert turns < 10
+    assert len(turns) < 10
     rows = audit(database)
     assert {row[:3] + row[4:5] for row in rows} == {("memory_delete", "delete", "a:b", None)}
-    assert len({row[3] for row in rows}) == len(rows) == 1000
     with closing(sqlite3.connect(database.db_path)) as conn:
-        keys = {entry: place for entry, *place in conn.execute("SELECT id, key, version FROM memory_entries")}
-    for *_, entry, _, data in rows:
-        key, version = keys[entry]
-        assert data == f'{{"key":"{key}","versions":[{version}]}}'
-
-
-async def test_an_expiry_whose_audit_row_is_refused_is_an_error_of_the_package(database: Settings) -> None:
-    async with Database.open(database) as db:
-        await db.memory.add_memory(*PLACE, {"n": 1}, "episodic", "x")
-        spoils: list[tuple[str, type[Exception]]] = [
-            ("ALTER TABLE audit ADD COLUMN more CHECK (action_type <> 'memory_delete')", InvalidValueError),
-            ("ALTER TABLE audit RENAME TO audit_away", RefusedError),
-        ]
-        for spoil, error in spoils:
-            run_sql(database.db_path, spoil)
-            with pytest.raises(error):
-                await db.memory.cleanup_expired_memories(0)
-            assert await db.memory.get_memory(*PLACE) is not None
+        named = 'SELECT id, printf(\'{"key":"%s","versions":[%d]}\', key, version) FROM memory_entries WHERE id > 3'
+        assert {row[3]: row[5] for row in rows} == dict(conn.execute(named))
 
 
 @pytest.mark.parametrize("change", ["add", "update", "delete", "expire"])

@@ -4,9 +4,7 @@ import ast
 import asyncio
 import json
 import re
-import sqlite3
 import sys
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -44,36 +42,9 @@ async def test_a_new_session_has_its_defaults(database: Settings) -> None:
         }
         assert len(created) == 23
         assert await db.sessions.get_session("sess_2") is None
-
-
-async def test_a_duplicate_is_refused_and_the_first_stays(database: Settings) -> None:
-    async with Database.open(database) as db:
-        await db.sessions.create_session("s", "app", "alice")
-        with pytest.raises(ValueError, match="session 's' already exists"):
-            await db.sessions.create_session("s", "other", "bob")
-        session = await db.sessions.get_session("s")
-        assert session is not None
-        assert session["app_name"] == "app"
-
-
-@pytest.mark.parametrize("name", ["session_id", "app_name", "user_id", "project_id"])
-@pytest.mark.parametrize("value", ["", "a\0b", "\ud800", "x" * 513, 7, b"s"])
-async def test_a_name_that_is_none_is_refused_and_nothing_is_written(database: Settings, name: str, value: Any) -> None:
-    given: dict[str, Any] = {"session_id": "s", "app_name": "a", "user_id": "u", name: value}
-    async with Database.open(database) as db:
-        with pytest.raises(InvalidValueError, match=f"^Invalid {name}"):
-            await db.sessions.create_session(**given)
-        assert await db.sessions.list_sessions() == []
-
-
-async def test_hostile_text_is_stored_as_text(database: Settings) -> None:
-    name = "'; DROP TABLE sessions;--"
-    async with Database.open(database) as db:
-        await db.sessions.create_session(name, name, name, name, {name: name})
-        session = await db.sessions.get_session(name)
-        assert session is not None
-        assert (session["user_id"], session["state"]) == (name, {name: name})
-        assert [found["id"] for found in await db.sessions.list_sessions(project_id=name)] == [name]
+        with pytest.raises(ValueError, match="session 'sess_1' already exists"):
+            await db.sessions.create_session("sess_1", "other", "bob")
+        assert await db.sessions.get_session("sess_1") == session
 
 
 async def test_a_listing_takes_a_project_a_status_both_or_neither(database: Settings) -> None:
@@ -154,32 +125,25 @@ async def test_a_key_of_the_state_is_set_and_got(database: Settings) -> None:
         assert await db.sessions.get_state("s", "k") is True
 
 
-@pytest.mark.parametrize("status", STATUSES)
-async def test_each_status_can_be_set_and_sets_its_time_once(database: Settings, status: str) -> None:
+async def test_each_status_can_be_set_and_sets_its_time_once_and_a_wrong_one_is_refused(database: Settings) -> None:
+    wrong: list[Any] = ["WHATEVER", "", "Active", None, 7, ["active"]]
     async with Database.open(database) as db:
-        await db.sessions.create_session("s", "app", "alice")
-        if status == "terminated":
-            await db.sessions.terminate_session("s")
-        else:
-            await db.sessions.update_status("s", status)
-        first = await db.sessions.get_session("s")
-        await db.sessions.update_status("s", status)
-        again = await db.sessions.get_session("s")
-        assert first is not None
-        assert again is not None
-        assert first["status"] == status
-        assert (first["terminated_at"] is not None) == (status == "terminated")
-        assert (first["archived_at"] is not None) == (status == "archived")
-        assert (again["terminated_at"], again["archived_at"]) == (first["terminated_at"], first["archived_at"])
-
-
-@pytest.mark.parametrize("status", ["WHATEVER", "", "Active", None, 7, ["active"]])
-async def test_a_wrong_status_is_refused(database: Settings, status: Any) -> None:
-    async with Database.open(database) as db:
-        await db.sessions.create_session("s", "app", "alice")
-        with pytest.raises(ValueError, match="Invalid status"):
-            await db.sessions.update_status("s", status)
-        assert (await db.sessions.get_session("s") or {})["status"] == "created"
+        for status in STATUSES:
+            await db.sessions.create_session(status, "app", "alice")
+            await db.sessions.update_status(status, status)
+            first = await db.sessions.get_session(status) or {}
+            await db.sessions.update_status(status, status)
+            again = await db.sessions.get_session(status) or {}
+            assert first["status"] == status
+            assert (first["terminated_at"] is not None) == (status == "terminated")
+            assert (first["archived_at"] is not None) == (status == "archived")
+            assert (again["terminated_at"], again["archived_at"]) == (first["terminated_at"], first["archived_at"])
+        await db.sessions.terminate_session("active")
+        assert (await db.sessions.get_session("active") or {})["terminated_at"]
+        for status in wrong:
+            with pytest.raises(ValueError, match="Invalid status"):
+                await db.sessions.update_status("paused", status)
+        assert (await db.sessions.get_session("paused") or {})["status"] == "paused"
 
 
 @pytest.mark.parametrize("session_id", ["none", "", "\ud800", "a\0b", 7, None, 2**63, b"s"])
@@ -248,9 +212,14 @@ async def test_the_oldest_events_are_removed_and_each_removal_is_audited(databas
             await db.sessions.trim_events("none", 1)
         assert len(await audited(db)) == 2
     assert (await validate_database(database)).ok
+    run_sql(database.db_path, "INSERT INTO audit (id, action_type) VALUES (9223372036854775807, 'the last id')")
+    async with Database.open(database) as db:
+        with pytest.raises(RefusedError, match="last id"):
+            await db.sessions.trim_events("other", 0)
+        assert len((await db.sessions.get_session("other") or {})["events"]) == 5, "no row of the audit, no removal"
 
 
-@pytest.mark.parametrize("size", [100, 1_000_000, MAX_BYTES - 1000], ids=["many", "few", "one"])
+@pytest.mark.parametrize("size", [100, MAX_BYTES - 1000], ids=["many", "one"])
 async def test_a_full_session_says_how_it_is_trimmed_and_takes_the_event_afterwards(
     database: Settings, size: int
 ) -> None:
@@ -274,54 +243,17 @@ async def test_a_full_session_says_how_it_is_trimmed_and_takes_the_event_afterwa
         assert session["events"][-1] == event
 
 
-async def test_an_event_that_no_trimming_makes_room_for_is_said_to_be_too_large(database: Settings) -> None:
+async def test_what_is_not_a_json_object_is_no_event(database: Settings) -> None:
+    events: list[Any] = [[], "x", None, 7, {"a": float("nan")}, {"a": "\ud800"}, {1: 2}]
     async with Database.open(database) as db:
         await db.sessions.create_session("s", "app", "alice")
-        with pytest.raises(InvalidValueError, match="as several smaller events"):
+        for event in events:
+            with pytest.raises(InvalidValueError, match="Invalid event"):
+                await db.sessions.append_event("s", event)
+            with pytest.raises(InvalidValueError, match="Invalid state_delta"):
+                await db.sessions.append_event("s", {}, 0 if event is None else event)  # type: ignore[arg-type]
+        with pytest.raises(InvalidValueError, match="as several smaller events"):  # no trimming makes room for it
             await db.sessions.append_event("s", {"x": "x" * (MAX_BYTES - 10)})
-
-
-async def test_a_removal_whose_audit_row_fails_removes_nothing(database: Settings) -> None:
-    async with Database.open(database) as db:
-        await db.sessions.create_session("s", "app", "alice")
-        await db.sessions.append_event("s", {"n": 1})
-    run_sql(database.db_path, "INSERT INTO audit (id, action_type) VALUES (9223372036854775807, 'the last id')")
-    async with Database.open(database) as db:
-        with pytest.raises(RefusedError, match="last id"):
-            await db.sessions.trim_events("s", 0)
-        assert (await db.sessions.get_session("s") or {})["events"] == [{"n": 1}]
-
-
-async def test_events_that_other_processes_append_during_a_trim_are_kept(database: Settings) -> None:
-    async with Database.open(database) as db:
-        await db.sessions.create_session("s", "app", "alice")
-        worker = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", APPEND, str(database.db_path), "w", "200"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        assert worker.stdout is not None
-        assert await worker.stdout.readline() == b"ready\n"
-        ended = asyncio.create_task(worker.communicate(b"go\n"))
-        removed = 0
-        while not ended.done():
-            removed += await db.sessions.trim_events("s", 3)
-        await ended
-        session = await db.sessions.get_session("s")
-        assert session is not None
-        assert removed, "they did run side by side"
-        assert removed + len(session["events"]) == 200
-        assert [event["n"] for event in session["events"]][-3:] == [197, 198, 199]
-
-
-@pytest.mark.parametrize("event", [[], "x", None, 7, {"a": float("nan")}, {"a": "\ud800"}, {1: 2}])
-async def test_an_event_that_is_no_json_object_is_refused(database: Settings, event: Any) -> None:
-    async with Database.open(database) as db:
-        await db.sessions.create_session("s", "app", "alice")
-        with pytest.raises(InvalidValueError, match="Invalid event"):
-            await db.sessions.append_event("s", event)
-        with pytest.raises(InvalidValueError, match="Invalid state_delta"):
-            await db.sessions.append_event("s", {}, 0 if event is None else event)  # type: ignore[arg-type]
         assert (await db.sessions.get_session("s") or {})["events"] == []
 
 
@@ -338,7 +270,7 @@ asyncio.run(main())
 """
 
 
-async def test_concurrent_appends_of_tasks_and_of_processes_lose_nothing(database: Settings) -> None:
+async def test_concurrent_appends_of_tasks_and_of_processes_lose_nothing_beside_a_trim(database: Settings) -> None:
     async with Database.open(database) as db:
         await db.sessions.create_session("s", "app", "alice")
         workers = [
@@ -357,16 +289,19 @@ async def test_concurrent_appends_of_tasks_and_of_processes_lose_nothing(databas
             for n in range(10):
                 await db.sessions.append_event("s", {"by": f"t{task}", "n": n}, {f"t{task}-{n}": n})
 
-        await asyncio.gather(
-            *(worker.communicate(b"go\n") for worker in workers), *(append(task) for task in range(20))
+        async def trim() -> int:
+            return sum([await db.sessions.trim_events("s", 100) for _ in range(30)])
+
+        removed, *_ = await asyncio.gather(
+            trim(), *(worker.communicate(b"go\n") for worker in workers), *(append(task) for task in range(20))
         )
         assert [worker.returncode for worker in workers] == [0, 0, 0]
         session = await db.sessions.get_session("s")
         assert session is not None
-        assert len(session["events"]) == len(session["state"]) == 3 * 40 + 20 * 10
-        for by in (*"012", *(f"t{task}" for task in range(20))):  # each in its own order
-            own = [event["n"] for event in session["events"] if event["by"] == by]
-            assert own == list(range(40 if by in "012" else 10))
+        assert removed + len(session["events"]) == len(session["state"]) == 3 * 40 + 20 * 10
+        for by in (*"012", *(f"t{task}" for task in range(20))):  # each in its own order, the oldest removed
+            own, count = [event["n"] for event in session["events"] if event["by"] == by], 40 if by in "012" else 10
+            assert own == list(range(count - len(own), count))
 
 
 async def test_a_spoiled_session_is_named_and_the_others_still_read(database: Settings) -> None:
@@ -378,11 +313,3 @@ async def test_a_spoiled_session_is_named_and_the_others_still_read(database: Se
         with pytest.raises(RefusedError, match=r"^state of row 's' holds no JSON"):
             await db.sessions.get_session("s")
         assert await db.sessions.get_session("t")
-
-
-def test_the_statuses_are_those_of_the_schema(database: Settings) -> None:
-    with closing(sqlite3.connect(database.db_path)) as conn:
-        for status in STATUSES:
-            conn.execute(
-                "INSERT INTO sessions (id, app_name, user_id, status) VALUES (?, 'a', 'u', ?)", (status, status)
-            )
