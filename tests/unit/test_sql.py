@@ -13,7 +13,7 @@ import pytest
 from engines import ERRORS, LIBRARIES, REFUSALS, Run, build, opened
 from rows import BAD, GOOD, insert
 
-from abathur_nb.store.schema import expected_objects, expected_tables
+from abathur_nb.store.schema import expected_objects
 from abathur_nb.store.sql import (
     DATA,
     DDL_FILES,
