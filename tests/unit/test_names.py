@@ -47,7 +47,7 @@ UNLIKE = (
 NFC, NFD = LIKE[0]
 
 SESSION = {"session_id": "new", "app_name": "a", "user_id": "u"}
-MEMORY = {"namespace": "new:", "key": "k", "value": {}, "memory_type": "semantic", "created_by": None}
+MEMORY: dict[str, Any] = {"namespace": "new:", "key": "k", "value": {}, "memory_type": "semantic", "created_by": None}
 
 
 async def _session(db: nb.Database, **given: Any) -> None:
