@@ -29,15 +29,7 @@ from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, kept_open, pragma
 from abathur_nb.store.guarded import strays_check
 from abathur_nb.store.schema import SCHEMA_VERSION, not_ours, read_schema
-from abathur_nb.store.target import (
-    examine,
-    explain_unopened,
-    foreign_check,
-    journal_of,
-    mounted_files,
-    spoilt_ids,
-    version_fault,
-)
+from abathur_nb.store.target import examine, explain_unopened, identity_fault, journal_of, mounted_files
 from abathur_nb.text import MB, counted
 
 State = Literal["readable", "unreadable", "absent", "forbidden"]
@@ -104,16 +96,14 @@ async def _look(settings: Settings, live: Path) -> Standing:
         # Of a draft nobody writes to, and nothing may be left beside it.
         async with connect(path, settings=settings) if path == live else open_copy(path) as conn:
             await conn.execute_fetchall("BEGIN")
-            application_id, version = await pragma(conn, "application_id"), await pragma(conn, "user_version")
-            if ids := spoilt_ids(application_id, version):
-                return Standing("unreadable", _check(f"{path} {ids}"), path)
-            if foreign := await foreign_check(conn, settings):
-                return Standing("forbidden", _check(foreign.observed, foreign.remedy), path)
-            if version > SCHEMA_VERSION and (fault := await version_fault(conn, settings)):
-                return Standing("forbidden", _check(fault.observed, fault.remedy), path)
+            fault = await identity_fault(conn, settings)
+            if fault and fault.state == "damaged":
+                return Standing("unreadable", _check(fault.check.observed), path)
+            if fault and not fault.check.data.get("version", SCHEMA_VERSION + 1) < SCHEMA_VERSION:
+                return Standing("forbidden", _check(fault.check.observed, fault.check.remedy), path)
             content, form = await read_content(conn), await form_of(conn)
-            if fault := await asyncio.to_thread(ask, "header", path):
-                return Standing("unreadable", _check(f"{path} is CORRUPT: its header has {fault}"), path)
+            if spoilt := await asyncio.to_thread(ask, "header", path):
+                return Standing("unreadable", _check(f"{path} is CORRUPT: its header has {spoilt}"), path)
     except (sqlite3.Error, OSError, AbathurError) as error:
         state, explained = await explain_unopened(path, error)
         if state == "damaged" or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR:

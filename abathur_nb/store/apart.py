@@ -40,13 +40,17 @@ def program(module: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, *_START, folder, name.removesuffix(".py"), *arguments)
 
 
-def ask(look: str, *paths: str | os.PathLike[str]) -> Any:
-    """Return what a look at files found, made by another process. Read-only. Raises OSError."""
-    from ast import literal_eval
-    from subprocess import PIPE, run
+def ask(*given: str | os.PathLike[str], program_of: str = __file__, seconds: float | None = None) -> Any:
+    """Return what a look at files, of this module or another one, found within ``seconds``. Read-only.
 
-    command = program(__file__, look, *(os.fspath(path) for path in paths))
-    answer, error = literal_eval(run(command, stdout=PIPE, check=True).stdout.decode())  # noqa: S603 - no shell
+    Another process makes it. Raises OSError, and SubprocessError if that fails or takes longer.
+    """
+    from ast import literal_eval
+    from subprocess import run
+
+    command = program(program_of, *(os.fspath(one) for one in given))
+    done = run(command, capture_output=True, check=True, timeout=seconds)  # noqa: S603 - no shell
+    answer, error = literal_eval(done.stdout.decode())
     if error:
         raise OSError(*error)
     return answer

@@ -1,10 +1,8 @@
 """The pages of a database file, read without SQLite and around what is damaged (https://sqlite.org/fileformat2.html).
 
-Imports nothing of the package: as a program it prints what ``identity`` returns for a file, as JSON.
-A process that has the database open would lose its locks by opening the file itself.
+Imports nothing of the package: a program of its own asks for the ``identity`` of a file that this process has open.
 """
 
-import json
 import struct
 import sys
 from collections.abc import Iterator
@@ -213,6 +211,6 @@ def _signed(value: int) -> int:
 
 
 def main() -> None:
-    """Write the identity of a file as JSON."""
+    """Write the identity of a file as `apart.ask` reads it."""
     with Path(sys.argv[3]).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
-        sys.stdout.write(json.dumps(identity(mapped)))
+        sys.stdout.write(ascii((identity(mapped), None)))

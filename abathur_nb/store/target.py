@@ -1,16 +1,16 @@
-"""What stands at the database path: known from its directory entry and its identity, before anything is done to it."""
+"""What is at the database path: known from its directory entry and its identity, before anything is done to it."""
 
 import asyncio
-import json
 import os
 import re
 import sqlite3
 import stat
-import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
+from subprocess import SubprocessError
 from typing import Literal
 
 from aiosqlite import Connection
@@ -18,7 +18,7 @@ from aiosqlite import Connection
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError, bound_reached
 from abathur_nb.report import Check, Report
-from abathur_nb.store import apart, pages
+from abathur_nb.store import pages
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, connect, explain_error, pragma
 from abathur_nb.store.guarded import strays, strays_check
@@ -26,97 +26,89 @@ from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, expected_obj
 from abathur_nb.store.sql import load_queries, normalized
 from abathur_nb.text import SHELL, as_user, some, user_name
 
+FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, drop it"
 _ANOTHER = "db_path: name another path, or move it away by hand"
 _RESTORE = "stop its writers and restore a backup"
-FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, drop it"
 _MOST = 20  # statements of a command
 _LOOK_S = 10  # at most; the schema of a file that is not hostile takes milliseconds
 _KINDS = {
-    stat.S_ISDIR: "is a directory",
-    stat.S_ISLNK: "is a symbolic link",
-    stat.S_ISFIFO: "is a FIFO",
-    stat.S_ISSOCK: "is a socket",
-    stat.S_ISCHR: "is a character device",
-    stat.S_ISBLK: "is a block device",
+    stat.S_IFREG: "",
+    stat.S_IFDIR: "is a directory",
+    stat.S_IFLNK: "is a symbolic link",
+    stat.S_IFIFO: "is a FIFO",
+    stat.S_IFSOCK: "is a socket",
+    stat.S_IFCHR: "is a character device",
+    stat.S_IFBLK: "is a block device",
 }
+State = Literal["absent", "empty", "damaged", "remains", "refused", "present"]
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Say what stands at the database path.
+    """Say what is at the database path.
 
-    ``absent`` and free to be made; an ``empty`` shell of 0 bytes; a ``damaged`` file; ``remains`` of a database that is
-    gone; ``refused``, which must not be touched; or ``present``, a database of this application whose schema this
-    package knows. ``check`` says why, and ``error`` is the kind that it is to whoever needs a database.
+    ``absent``: a database can be made. ``empty``: a shell of 0 bytes. ``damaged``: a database of ours that SQLite can't
+    read. ``remains``: files of a database that is gone. ``refused``: must not be touched. ``present``: a database of
+    this application and schema version. ``check`` says why, and ``error`` is what whoever needs a database raises.
     """
 
-    state: "State"
+    state: State
     check: Check
     error: type[AbathurError] = RefusedError
 
 
-State = Literal["absent", "empty", "damaged", "remains", "refused", "present"]
-
-
-def _target(state: State, observed: str, remedy: str = "") -> Target:
+def _target(state: State, observed: str, remedy: str = "", **data: int) -> Target:
     status: Literal["pass", "fail"] = "pass" if state in ("absent", "present") else "fail"
     expected = "an Abathur database, a regular file in a directory that is not a link"
-    return Target(state, Check("database_file", status, expected=expected, observed=observed, remedy=remedy))
+    return Target(state, Check("database_file", status, expected, observed, remedy, data=data))
 
 
 def examine(settings: Settings, *, journal: bool = True) -> Target:
-    """Tell from the directory alone what stands at ``settings.db_path``. Read-only; opens nothing.
+    """Say from the directory alone what is at ``settings.db_path``. Read-only; opens nothing.
 
     Without ``journal`` a replacement that was begun is not looked for.
     """
     path = settings.db_path
-    if path.name.endswith(SIDE_FILES):  # SQLite would take it for a part of the database that is named like the rest
+    if path.name.endswith(SIDE_FILES):
         named = f"{path} is named as SQLite names a side file ({', '.join(SIDE_FILES)})"
         return _target("refused", named, "db_path: name another one, such as abathur.db")
     if journal and os.path.lexists(journal_of(path)):
         begun = f"{path} was being replaced, and that was not completed: {journal_of(path).name} says so"
-        return _target(
-            "remains", begun, "run troubleshoot.ipynb, restore.ipynb or rollback.ipynb: each plans to complete it first"
-        )
+        remedy = "run troubleshoot.ipynb, restore.ipynb or rollback.ipynb: each plans to complete it first"
+        return _target("remains", begun, remedy)
     try:
-        parent = os.lstat(path.parent)
-        if stat.S_ISLNK(parent.st_mode):
+        if stat.S_ISLNK(os.lstat(path.parent).st_mode):
             real = os.path.realpath(path.parent)
-            return _target(
-                "refused", f"{path.parent} is a symbolic link to {real}", f"db_path: name {real}/{path.name}"
-            )
+            link = f"{path.parent} is a symbolic link to {real}"
+            return _target("refused", link, f"db_path: name {real}/{path.name}")
         found = os.lstat(path)
     except FileNotFoundError:
         return _absent(settings)
     except OSError as error:
         return _target("refused", f"{path} cannot be looked at: {error.strerror}", _as_owner(settings, path.parent))
     for name in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)):
-        # SQLite would wait for ever for the other end of a FIFO, be it only a side file.
         if words := _kind(name):
             remedy = "db_path: name a regular file, or one that is to be made"
-            if stat.S_ISLNK(found.st_mode) and os.path.lexists(f"{path}-wal"):  # at the other place it is not read
-                real = os.path.realpath(path)
-                remedy = (
-                    f"{path}-wal may hold committed rows of {real}: if so, stop its users and move it back to {path}"
-                )
+            if stat.S_ISLNK(found.st_mode) and os.path.lexists(f"{path}-wal"):  # SQLite looks for it beside the file
+                rows = f"{path}-wal may hold committed rows of {os.path.realpath(path)}"
+                remedy = f"{rows}: if so, stop its users and move it back to {path}"
             return _target("refused", f"{name} {words}", remedy)
     if found.st_size == 0:
-        mounted = [check.remedy for check in mounted_files(path)]  # a container's runtime makes what is missing
-        remedy = f"see that nothing uses it, then: rm {quote(str(path))} && {_command('init', settings)}"
-        remedy = f"{mounted[0]}; then: {_command('init', settings)}" if mounted else remedy
-        return _target("empty", f"{path} is an empty shell of 0 bytes", remedy)
+        # A container's runtime makes the file that it mounts.
+        remove = [c.remedy for c in mounted_files(path)] or [f"see that nothing uses it, then: rm {quote(str(path))}"]
+        init = f"{'; then: ' if 'mount' in remove[0] else ' && '}{_command('init', settings)}"
+        return _target("empty", f"{path} is an empty shell of 0 bytes", remove[0] + init)
     if not os.access(path, os.R_OK):
         return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", _as_owner(settings, path))
     return _target("present", f"{path}, {found.st_size:,} bytes")
 
 
 def _kind(name: str) -> str:
-    """Say what stands at ``name`` if it is not a regular file; an empty text if it is one, or nothing."""
+    """Say what is at ``name`` unless it is a regular file or missing: SQLite would wait for ever at a FIFO."""
     try:
-        mode = os.lstat(name).st_mode
+        return _KINDS.get(stat.S_IFMT(os.lstat(name).st_mode), "is not a regular file")
     except FileNotFoundError:
         return ""
-    return next((words for is_kind, words in _KINDS.items() if is_kind(mode)), "")
 
 
 def _absent(settings: Settings) -> Target:
@@ -128,10 +120,8 @@ def _absent(settings: Settings) -> Target:
         return _target("remains", f"no database, but side files of a former one: {', '.join(stale)}", remedy)
     above = next(folder for folder in path.parents if os.path.lexists(folder))
     if not os.path.isdir(above):  # noqa: PTH112 - False, where Path raises for a link into a closed directory
-        link = " that leads nowhere" if above.is_symlink() else ""
-        return _target(
-            "refused", f"{above} is {'a link' if link else 'no directory'}{link}", "db_path: name another one"
-        )
+        words = "a link that leads nowhere" if above.is_symlink() else "not a directory"
+        return _target("refused", f"{above} is {words}", "db_path: name another one")
     if above != path.parent:
         return _target("absent", f"no database, and no directory {path.parent}")
     return _target("absent", f"no database at {path}")
@@ -143,12 +133,9 @@ def journal_of(path: Path) -> Path:
 
 
 async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger", "view")) -> Target:
-    """Tell what stands at ``settings.db_path``, its application and schema version included. Read-only.
+    """Say what is at ``settings.db_path``, its application and schema version included. Read-only.
 
     ``refuses`` names the kinds of objects with which the caller can't use a database: a store, triggers and views.
-
-    The file is read through SQLite alone: closing a descriptor of one's own would drop the locks that this very
-    process holds on it through SQLite.
     """
     target = examine(settings)
     if target.state != "present":
@@ -159,35 +146,28 @@ async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger",
         return _target("refused", f"this process, {found[0]}", remedy)
     try:
         async with connect(path, settings=settings) as conn:
-            application_id, version = await pragma(conn, "application_id"), await pragma(conn, "user_version")
             alien = await conn.execute_fetchall(load_queries("inspect.sql")["triggers_and_views"].sql)
-            foreign, fault = await foreign_check(conn, settings), await version_fault(conn, settings)
+            fault = await identity_fault(conn, settings)
     except (sqlite3.Error, OSError, AbathurError) as error:
-        state, explained = await explain_unopened(path, error)
-        observed = explained.observed
-        remedy = f"{_RESTORE}: {restore_command(settings)}" if state == "damaged" else explained.remedy
-        target = replace(_target(state, observed, remedy), error=type(explained))
-        # A sound database, perhaps: nobody can tell before its recovery.
-        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK:
-            check = replace(
-                target.check,
-                status="error",
-                observed=f"could not run: {observed}",
-                remedy=repair_command(settings),
-                data={"error": observed},
-            )
-            return replace(target, check=check)
-        return target
-    if ids := spoilt_ids(application_id, version):
-        return _target("damaged", f"{path} {ids}", f"{_RESTORE}: {restore_command(settings)}")
-    if foreign and not foreign.data:
-        return Target("refused", foreign)
-    if fault and not foreign:
-        return _target("refused", fault.observed, fault.remedy)
+        return await _unopened(settings, error)
+    if fault and "remade" not in fault.check.data:
+        return fault
     if aliens := [row for row in alien if row["type"] in refuses]:
         names, drops = some([f"{row['type']} {row['name']}" for row in aliens]), [row["drops"] for row in aliens]
         return _target("refused", f"{path} holds {names}", f"{FIND_OUT} {shell_command(path, drops)}")
-    return Target("refused", foreign) if foreign else target
+    return fault or target
+
+
+async def _unopened(settings: Settings, error: Exception) -> Target:
+    state, explained = await explain_unopened(settings.db_path, error)
+    remedy = f"{_RESTORE}: {restore_command(settings)}" if state == "damaged" else explained.remedy
+    target = replace(_target(state, explained.observed, remedy), error=type(explained))
+    if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_READONLY_ROLLBACK:
+        return target
+    # Before its recovery nobody can say whether the database is sound.
+    observed, remedy = f"could not run: {explained.observed}", repair_command(settings)
+    data = {"error": explained.observed}
+    return replace(target, check=replace(target.check, status="error", observed=observed, remedy=remedy, data=data))
 
 
 async def explain_unopened(path: Path, error: Exception) -> tuple[State, AbathurError]:
@@ -208,15 +188,10 @@ async def explain_unopened(path: Path, error: Exception) -> tuple[State, Abathur
 
 
 def _is_ours(path: Path) -> bool:
-    """Tell from a file's header, or from the tables behind a destroyed one, whether it is Abathur's. Read-only.
-
-    By another process: this one may have the file open through SQLite, and would drop its locks.
-    """
-    look = apart.program(pages.__file__, str(path))
+    """Say by a file's header, or by the tables behind a destroyed one, whether it is Abathur's. Read-only."""
     try:
-        done = subprocess.run(look, capture_output=True, timeout=_LOOK_S, check=True)  # noqa: S603 - a path
-        found = json.loads(done.stdout)
-    except (OSError, ValueError, subprocess.SubprocessError):
+        found = ask(str(path), program_of=pages.__file__, seconds=_LOOK_S)
+    except (OSError, ValueError, SubprocessError):
         return False
     known = {name: normalized(table.sql) for name, table in expected_objects().items()}
     return found.pop("application_id", 0) == APPLICATION_ID or any(
@@ -224,42 +199,28 @@ def _is_ours(path: Path) -> bool:
     )
 
 
-def spoilt_ids(application_id: int, version: int) -> str:
-    """Say that one byte of the header's ids is damaged, if no other application or version would have them."""
-    found, ours = (
-        [number.to_bytes(4, "big", signed=True) for number in ids]
-        for ids in ((application_id, version), (APPLICATION_ID, SCHEMA_VERSION))
-    )
-    bytes_off = sum(one != two for one, two in zip(b"".join(found), b"".join(ours), strict=True))
-    if bytes_off != 1 or found[1][3:] != ours[1][3:]:  # the last byte is what a newer version would change
-        return ""
-    return f"is CORRUPT: one byte of its header, which says application_id {application_id:#x}, user_version {version}"
+async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
+    """Return what a database is that is not of our application and schema version; else None. Read-only.
 
-
-async def foreign_check(conn: Connection, settings: Settings) -> Check | None:
-    """Return the check of a database that is not marked as ours, or None. Read-only.
-
-    Its data says so where it has all tables and indexes of ours, and a repair can mark it.
+    The check's ``data`` names the ``version`` if it is a wrong one, and is ``remade`` if ours but for the id.
     """
-    path, found = settings.db_path, await pragma(conn, "application_id")
-    if found == APPLICATION_ID:
+    path, found = settings.db_path, (await pragma(conn, "application_id"), await pragma(conn, "user_version"))
+    if found == (APPLICATION_ID, SCHEMA_VERSION):
         return None
-    if found == 0 and await _has_our_schema(conn):
+    application_id, version = found
+    if _is_one_byte_off(found):
+        spoilt = f"one byte of its header, which says application_id {application_id:#x}, user_version {version}"
+        return _target("damaged", f"{path} is CORRUPT: {spoilt}", f"{_RESTORE}: {restore_command(settings)}")
+    rows = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
+    live = {row["name"]: normalized(row["sql"] or "") for row in rows}
+    is_our_schema = all(live.get(name) == normalized(table.sql) for name, table in expected_objects().items())
+    if application_id == 0 and is_our_schema:
         observed = f"{path} has Abathur's tables, but its application_id is missing, as after a dump"
-        return replace(_target("refused", observed, f"to set it: {repair_command(settings)}").check, data={"remade": 1})
-    observed = f"{path} is another application's or half-made: application_id {found:#010x}"
-    return _target("refused", observed, f"{_ANOTHER} (Abathur has {APPLICATION_ID:#x})").check
-
-
-async def version_fault(conn: Connection, settings: Settings) -> RefusedError | None:
-    """Return the error of a database whose schema version is not the one that this package knows, or None. Read-only.
-
-    Where its schema is the known one, only the number is wrong.
-    """
-    path, version = settings.db_path, await pragma(conn, "user_version")
-    if version == SCHEMA_VERSION:
-        return None
-    if await _has_our_schema(conn):
+        return _target("refused", observed, f"to set it: {repair_command(settings)}", remade=1)
+    if application_id != APPLICATION_ID:
+        observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
+        return _target("refused", observed, f"{_ANOTHER} (Abathur has {APPLICATION_ID:#x})")
+    if is_our_schema:
         remedy = f"its schema is that of version {SCHEMA_VERSION}; if the number was set by hand, set it back "
         remedy += shell_command(path, [f"PRAGMA user_version = {SCHEMA_VERSION};"])
     else:
@@ -269,26 +230,28 @@ async def version_fault(conn: Connection, settings: Settings) -> RefusedError | 
     words = "half-made, or of no schema that was ever released"
     if version > SCHEMA_VERSION:
         words, remedy = "newer than this package", f"update abathur_nb; if no newer one exists: {remedy}"
-    return RefusedError(f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}", remedy)
+    observed = f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}"
+    return _target("refused", observed, remedy, version=version)
 
 
-async def _has_our_schema(conn: Connection) -> bool:
-    rows = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
-    live = {row["name"]: normalized(row["sql"] or "") for row in rows}
-    return all(live.get(name) == normalized(found.sql) for name, found in expected_objects().items())
+def _is_one_byte_off(ids: Sequence[int]) -> bool:
+    """Return whether application_id and version differ from ours by one byte, as no other application's would."""
+    found, ours = (
+        b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
+        for numbers in (ids, (APPLICATION_ID, SCHEMA_VERSION))
+    )
+    # The last byte is what a newer version would change.
+    return sum(one != two for one, two in zip(found, ours, strict=True)) == 1 and found[-1] == ours[-1]
 
 
 def shell_command(path: Path, statements: Sequence[str]) -> str:
-    """Return the command that runs statements for which no verb stands; its shell must be of a sound version."""
+    """Return the command that runs statements in SQLite's own shell, for what no verb does."""
     rest = f"; then look again: there are {len(statements) - _MOST:,} more" if len(statements) > _MOST else ""
     return f"{SHELL} {quote(str(path))} {quote(' '.join(statements[:_MOST]))}{rest}"
 
 
 async def require_present(settings: Settings) -> None:
-    """Raise RefusedError, with the remedy, unless an Abathur database stands at ``settings.db_path``. Read-only.
-
-    BusyError where it stays locked.
-    """
+    """Raise RefusedError or BusyError unless an Abathur database is at ``settings.db_path``. Read-only."""
     target = await identify(settings)
     if target.state != "present":
         check = wanted(target, settings)
@@ -300,21 +263,19 @@ async def refusal(title: str, settings: Settings, *, refuses: Collection[str] = 
     target = await identify(settings, refuses=refuses)
     if target.state == "present":
         return None
-    # An empty shell and a damaged file are findings about a database, the rest is none of ours to judge.
-    refused = target.state not in ("empty", "damaged")
-    check = wanted(target, settings)
-    return Report(
-        title, (check if refused else to_be_repaired(check, settings),), subject=str(settings.db_path), refused=refused
-    )
+    check, refused = wanted(target, settings), True
+    if target.state in ("empty", "damaged"):  # findings about a database
+        check, refused = to_be_repaired(check, settings), False
+    return Report(title, (check,), subject=str(settings.db_path), refused=refused)
 
 
 def repair_command(settings: Settings) -> str:
-    """Return the command that says why a check fails, and shows the plan of a repair, which it does if noted to."""
+    """Return the command that says why a check fails and shows the plan of a repair."""
     return _command("troubleshoot", settings)
 
 
 def restore_command(settings: Settings) -> str:
-    """Return the command that shows the plan of a restoration, which it does if noted to."""
+    """Return the command that shows the plan of a restore."""
     return _command("restore", settings)
 
 
@@ -331,7 +292,7 @@ def _command(notebook: str, settings: Settings) -> str:
 
 
 def to_be_repaired(check: Check, settings: Settings) -> Check:
-    """Return ``check`` with the command that repairs before its remedy by hand, if it failed."""
+    """Return ``check``, with the command that repairs before its remedy by hand if it failed."""
     if not check.failed and (check.remedy or check.status == "pass"):
         return check
     by_hand = f"; by hand: {check.remedy}" if check.remedy else ""
@@ -339,13 +300,12 @@ def to_be_repaired(check: Check, settings: Settings) -> Check:
 
 
 def wanted(target: Target, settings: Settings) -> Check:
-    """Return the check of a target that should be a database: where there is none, it fails too."""
+    """Return the check of a target that should be a database: it fails where none is."""
     if target.state in ("absent", "remains") and (lost := strays_check(settings.db_path)).failed:
         return lost
     if target.state not in ("absent", "empty"):
         return target.check
     make_it = target.check.remedy or _command("init", settings)
-    # A lost database is more than a new one, where there is something to restore.
     if any(settings.backup_dir.glob("abathur_*.db*")):
         make_it = f"bring it back from a backup: {restore_command(settings)}; or make a new one: {make_it}"
     return replace(target.check, status="fail", remedy=make_it)
@@ -366,21 +326,21 @@ def _as_owner(settings: Settings, path: Path) -> str:
     is_file = not stat.S_ISDIR(found.st_mode)
     if found.st_uid == os.geteuid():
         return f"chmod {600 if is_file else 700} {quote(str(path))}"
-    if is_file and found.st_uid != folder.st_uid:  # its owner may not use the directory, and is informed
+    if is_file and found.st_uid != folder.st_uid:  # its owner may not use the directory
         return give_to_owner(path)
     return init_as(settings, found.st_uid)
 
 
 def give_to_owner(path: Path, *more: str) -> str:
-    """Return the command that gives a database's files to whom their directory belongs to."""
+    """Return the command that gives a database's files to the owner of their directory."""
     return f"sudo chown --reference={quote(str(path.parent))} {' '.join(map(quote, more or [str(path)]))}"
 
 
-Kind = Literal["local", "layered", "memory", "host share", "shared", "unknown"]
+FileSystem = Literal["local", "layered", "memory", "host share", "shared", "unknown"]
 # By the exact names of the kernel, as mountinfo has them, those of FUSE without "fuse."; the remote ones are those of
 # coreutils' stat.c, gnulib's mountlist.c and systemd. The index of a write-ahead log is memory that the processes of
 # one kernel share: another machine, or the host of a virtual one, does not see it.
-_NAMES: dict[Kind, str] = {
+_NAMES: dict[FileSystem, str] = {
     "local": "ext2 ext3 ext4 xfs btrfs zfs f2fs bcachefs jfs reiserfs reiser4 nilfs2 ubifs jffs2 ntfs3 simfs",
     "layered": "overlay overlayfs aufs unionfs ecryptfs fuse fuseblk",
     "memory": "tmpfs ramfs rootfs",
@@ -392,16 +352,16 @@ _NAMES: dict[Kind, str] = {
         gcsfuse blobfuse blobfuse2 mount-s3 mountpoint-s3 rclone davfs davfs2 curlftpfs ftpfs gvfsd-fuse fuse_dfs hdfs
         vboxsf vmhgfs vmhgfs-fuse hgfs prl_fs prl_fsd drvfs hostfs""",
 }
-_KIND_OF = {name: kind for kind, names in _NAMES.items() for name in names.split()}
 
 
-def kind_of(name: str) -> Kind:
+def kind_of(name: str) -> FileSystem:
     """Return what a file system is by its exact name; one of FUSE that is not known is layered."""
     base, _, of_fuse = name.partition(".")
-    if base in ("fuse", "fuseblk"):
-        found = _KIND_OF.get(of_fuse, "layered")
+    is_fuse = base in ("fuse", "fuseblk")
+    found = next((kind for kind, names in _NAMES.items() if (of_fuse if is_fuse else name) in names.split()), None)
+    if is_fuse:
         return found if found in ("shared", "host share") else "layered"
-    return _KIND_OF.get(name, "unknown")
+    return found or "unknown"
 
 
 def mounted_files(path: Path) -> list[Check]:
@@ -409,15 +369,8 @@ def mounted_files(path: Path) -> list[Check]:
 
     Such a file can be written to, and neither renamed nor removed (EBUSY).
     """
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    except OSError:
-        return []
-    # Most machines mount no such file: to look at each mount takes ten times as long as to read them.
-    if re.split(r"[\s\\]", path.name)[0] not in mounts:
-        return []
-    names = [f"{path}{suffix}" for suffix in ("", *SIDE_FILES)]
-    found = [name for name in names if _mount_of(Path(name), mounts)[0] == os.path.realpath(name)]
+    points = {mount[0] for mount in _mounts()}
+    found = [name for name in (str(path), *(f"{path}{s}" for s in SIDE_FILES)) if os.path.realpath(name) in points]
     if not found:
         return []
     expected = "the directory is mounted, and no single file of the database"
@@ -429,31 +382,27 @@ def mounted_files(path: Path) -> list[Check]:
 
 
 def file_system(path: Path, mounts: str | None = None) -> str:
-    """Return the name of the file system that holds ``path``, ``unknown`` where it can't be known. Read-only."""
-    return _mount_of(path, mounts)[1]
+    """Return the name of the file system that holds ``path``, ``unknown`` where it can't be known. Read-only.
 
-
-def _mount_of(path: Path, mounts: str | None = None) -> tuple[str, str]:
-    """Return the mount point of the file system that holds ``path``, and its name. Read-only.
-
-    ``mounts`` is the text of ``/proc/self/mountinfo`` (proc(5)), by default this process's own; Linux only.
+    ``mounts`` is the text of ``/proc/self/mountinfo``, by default this process's own.
     """
-    if mounts is None:
-        try:
-            mounts = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-        except OSError:
-            return "", "unknown"
-    real, found = os.path.realpath(path), list[tuple[str, str, str, str]]()
-    for line in mounts.splitlines():
+    real = os.path.realpath(path)
+    found = [mount for mount in _mounts(mounts) if real == mount[0] or real.startswith(mount[0].rstrip("/") + "/")]
+    numbers, at, kind = {number for _, number, _, _ in found}, "", "unknown"
+    # As the kernel looks a path up: at each step the mount that the path comes to first. One that was mounted later on
+    # a directory above hides what was mounted deeper before: that one's parent is another mount.
+    while here := [mount for mount in found if (mount[2] if mount[2] in numbers else "") == at]:
+        _, at, _, kind = min(here, key=lambda mount: len(mount[0]))
+    return kind
+
+
+def _mounts(text: str | None = None) -> Iterator[tuple[str, str, str, str]]:
+    """Yield each mount's point, number, parent's number and file system (proc(5)). Linux only, else none."""
+    with suppress(OSError):
+        text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape") if text is None else text
+    for line in (text or "").splitlines():
         fields, _, behind = line.partition(" - ")
         number, parent, _, _, written = fields.split()[:5]
         # A blank, a tab, a newline and a backslash in a mount point are written in octal.
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), written)
-        if real == point or real.startswith(point.rstrip("/") + "/"):
-            found.append((point, number, parent if parent != number else "", behind.split()[0]))
-    numbers, at, point, kind = {number for _, number, _, _ in found}, "", "", "unknown"
-    # As the kernel looks a path up: at each step the mount that the path comes to first. One that was mounted later on
-    # a directory above hides what was mounted deeper before: that one's parent is another mount.
-    while here := [mount for mount in found if (mount[2] if mount[2] in numbers else "") == at]:
-        point, at, _, kind = min(here, key=lambda mount: len(mount[0]))
-    return point, kind
+        yield point, number, parent if parent != number else "", behind.split()[0]
