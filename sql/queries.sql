@@ -349,6 +349,15 @@ SET is_deleted = 1, updated_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
 WHERE memory_type = 'episodic' AND is_deleted = 0 AND created_at < :before
 RETURNING id, namespace, key, version;
 
+-- name: audit_expired_memories
+-- Write down each memory that `expire_memories` will mark as deleted.
+-- index: idx_memory_episodic_ttl
+-- parameters: {"before": "2026-01-01 00:00:00.000"}
+INSERT INTO audit (action_type, action_data, result, memory_operation_type, memory_namespace, memory_entry_id)
+SELECT 'memory_delete', json_object('key', key, 'versions', json_array(version)), 'success', 'delete', namespace, id
+FROM memory_entries
+WHERE memory_type = 'episodic' AND is_deleted = 0 AND created_at < :before;
+
 -- name: memories_created_by
 -- The versions of what a session or agent created, newest first.
 -- index: idx_memory_created_by

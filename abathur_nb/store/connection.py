@@ -33,7 +33,7 @@ _TRUST_PROBE = "EXPLAIN INSERT INTO sessions (id, app_name, user_id) VALUES ('',
 def connection_pragmas(settings: Settings) -> dict[str, int]:
     """Return the PRAGMAs that every connection sets for itself, with the values that must be read back.
 
-    Together with journal_mode, which the file itself keeps, they are the eight of the runbook's section 2.2.
+    With journal_mode, which the file keeps, they are the eight of the runbook's section 2.2.
     """
     return {
         "busy_timeout": settings.busy_timeout_ms,
@@ -59,10 +59,9 @@ async def connect(
     """Open the existing file ``path`` in autocommit mode and close it at the end, cancelled or not.
 
     ``ro`` never writes to the main file (SQLite may leave an empty ``-wal`` and a ``-shm``). Rows are sqlite3.Row.
-    ``trusted_schema`` is OFF where this SQLite's CHECKs work with it. If ``bounded``, a reader ends at its `bound`,
-    whatever the schema computes; if ``watched``, every use is refused once the files at the path are others. Raises
-    sqlite3.Error as SQLite does, RefusedError if a PRAGMA does not read back or this process has other files open as
-    this database, and MisuseError if its parent had it open.
+    If ``bounded``, a reader ends at its `bound`; if ``watched``, every use is refused once the files at the path are
+    others. Raises sqlite3.Error as SQLite does, RefusedError if a PRAGMA does not read back or this process has other
+    files open as this database, and MisuseError if its parent had it open.
     """
     refuse_mixing(path)
     # as_uri() quotes what SQLite would read as the end of the file's name.
@@ -138,9 +137,8 @@ def _configure(path: Path, settings: Settings, mode: str, conn: sqlite3.Connecti
     conn.executescript(script)
     require_short_schema(path, conn)
     found = _pragmas(conn)
-    if wrong := [
-        f"{name} = {found[name]} where {wanted[name]} was set" for name in wanted if found[name] != wanted[name]
-    ]:
+    wrong = [f"{name} = {found[name]} where {value} was set" for name, value in wanted.items() if found[name] != value]
+    if wrong:
         remedy = "use another SQLite: conda env create -f environment.yml"
         raise RefusedError(f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}", remedy)
 
@@ -199,7 +197,7 @@ async def run_to_end(work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
 
 # What SQLite's primary result codes mean for an operator (https://sqlite.org/rescode.html): observed, remedy.
 _MEANINGS = {
-    sqlite3.SQLITE_ERROR: ("{path} does not answer as this schema does ({error})", "run validate.ipynb"),
+    sqlite3.SQLITE_ERROR: ("{path} does not match the expected schema ({error})", "run validate.ipynb"),
     sqlite3.SQLITE_NOTADB: (
         "{path} is not SQLite or is encrypted",
         "db_path: name another path; if a backup is to take its place: mv -n {quoted} {aside}, then restore it",
@@ -214,6 +212,7 @@ _MEANINGS = {
     sqlite3.SQLITE_CANTOPEN: ("{path} could not be opened", "see who owns it: namei -l {quoted}"),
     sqlite3.SQLITE_READONLY: ("{path} may not be written to", "see who owns it: namei -l {quoted}"),
 }
+_OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}")
 
 
 def explain_error(path: Path, error: Exception) -> AbathurError:
@@ -221,30 +220,26 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
     if isinstance(error, AbathurError):
         return error
     code = getattr(error, "sqlite_errorcode", 0)
-    words = bound_reached(error)
-    if words and code == sqlite3.SQLITE_CORRUPT:
-        return _too_long(path, words)
-    if words:
+    primary = code & 0xFF
+    if words := bound_reached(error):
+        if code == sqlite3.SQLITE_CORRUPT:
+            return _too_long(path, words)
         return RefusedError(f"{path} was not read to its end: {words}", "see what it computes: run validate.ipynb")
-    if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return locked_by(path)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
         return RefusedError(f"{path} has a hot journal, left by a killed writer", "troubleshoot.ipynb rolls it back")
     if code == sqlite3.SQLITE_READONLY and (fault := ask("header", path)):
         return RefusedError(f"{path} is CORRUPT: {fault}", "run troubleshoot.ipynb")
     # Without the log alone, SQLite reports an error of the disk.
-    if code & 0xFF == sqlite3.SQLITE_IOERR and (lost := strays_check(path)).failed:
+    if primary == sqlite3.SQLITE_IOERR and (lost := strays_check(path)).failed:
         return RefusedError(lost.observed, lost.remedy)
     found = error.__cause__ or (ask_system(path, error) if isinstance(error, sqlite3.Error) else error)
     if isinstance(found, OSError):
         return os_cause(found, path)
-    unknown = (
-        "{path} could not be used ({error})",
-        "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}",
-    )
     names = {"path": path, "error": error, "quoted": quote(str(path)), "folder": quote(str(path.parent))}
     names["aside"] = quote(f"{path}.not-sqlite")
-    observed, remedy = _MEANINGS.get(code & 0xFF, unknown)
+    observed, remedy = _MEANINGS.get(primary, _OTHER)
     return RefusedError(observed.format(**names), remedy.format(**names))
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import warnings
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from itertools import cycle
@@ -106,50 +106,46 @@ class Database:
                     await run_to_end(_quiet(lent))
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[Connection]:
+    async def write(self, *, at_once: bool = True) -> AsyncIterator[Connection]:
         """Lend the writer inside ``BEGIN IMMEDIATE`` … ``COMMIT``; roll back on an exception or a cancellation.
 
-        A write that is cancelled once its COMMIT is queued commits all the same. Raises BusyError if another
-        process holds the lock for longer than ``busy_timeout_ms``, the wait behind a write of this process that found
-        it held included; MisuseError if this task, or the one that started it, is writing already, or if the block
-        ended its transaction by itself.
+        Unless ``at_once``, the transaction begins with the first change: one hop to the writer's thread less. A write
+        that is cancelled once its COMMIT is queued commits all the same. Raises BusyError if another process holds the
+        lock for longer than ``busy_timeout_ms``, the wait behind a write of this process that found it held included;
+        MisuseError if this task, or the one that started it, is writing already, or if the block ended its transaction
+        by itself.
         """
-        async with self.changing() as writer:
-            await self._run(writer, "BEGIN IMMEDIATE")
-            yield writer
-            self._require_open()
-            self._writer.check()
-            if not writer.in_transaction:
-                raise MisuseError("the block ended its transaction by itself: leave COMMIT and ROLLBACK to write()")
-
-    @asynccontextmanager
-    async def changing(self) -> AsyncIterator[Connection]:
-        """Lend the writer as `write` does, but begin with the first change: one hop to its thread less."""
         self._require_open()
         if _inside.get() is self._open_write is not None:
             raise MisuseError("write() is open already, here or where this task was started: use its connection")
-        asked = monotonic()
+        asked, writer = monotonic(), self._writer
         async with self._write_lock:
             self._require_open()  # it may have been closed meanwhile
             # Else the waits of all that are queued for the same foreign lock would add up.
             if self._locked and monotonic() - asked >= self.settings.busy_timeout_ms / 1000:
                 raise BusyError(self._locked.observed, self._locked.remedy)
             self._open_write = object()
-            self._writer.row_factory = sqlite3.Row  # whoever had it before may have set another
+            writer.row_factory = sqlite3.Row  # whoever had it before may have set another
             _inside.set(self._open_write)
             try:
-                # What begins the transaction stands inside: a cancelled one may still begin, and is rolled back.
-                yield self._writer
-                if self._writer.in_transaction:  # else its last change has committed
-                    await self._run(self._writer, "COMMIT")
-                self._writer.check(outcome="the write is not acknowledged and may exist")
+                if at_once:  # inside: a cancelled BEGIN may still begin, and is rolled back
+                    await self._run(writer, "BEGIN IMMEDIATE")
+                yield writer
+                if at_once:
+                    self._require_open()
+                    writer.check()
+                if writer.in_transaction:  # else its last change has committed
+                    await self._run(writer, "COMMIT")
+                elif at_once:
+                    raise MisuseError("the block ended its transaction by itself: leave COMMIT and ROLLBACK to write()")
+                writer.check(outcome="the write is not acknowledged and may exist")
                 self._locked = None
             except BaseException as error:
                 self._locked = error if isinstance(error, BusyError) else None
                 # Queued behind whatever the thread still runs, and without effect where nothing is open.
-                if not self._writer.forked:
+                if not writer.forked:
                     with suppress(ValueError):  # closed meanwhile, which rolls back as well
-                        await run_to_end(self._writer.rollback())
+                        await run_to_end(writer.rollback())
                 raise
             finally:
                 self._open_write = None
@@ -168,17 +164,9 @@ class Database:
     ) -> list[sqlite3.Row]:
         """Run the named statement on the connection that ``write()`` lent, and return the rows it returns.
 
-        ``last`` commits in the same hop to the writer's thread, inside of ``changing()``.
+        ``last`` commits in the same hop to the writer's thread, where the block did not begin ``at_once``.
         """
         return await self._run(writer, self._queries[name].sql, parameters, last=last)
-
-    async def change_many(self, writer: Connection, name: str, rows: Iterable[Parameters]) -> None:
-        """Run the named statement once for each of ``rows``, without a hop to the writer's thread for each."""
-        try:
-            async with writer.executemany(self._queries[name].sql, rows):
-                pass
-        except (sqlite3.Error, OverflowError, ValueError) as error:
-            raise self._explained(error) from None
 
     async def _run(
         self, conn: Connection, sql: str, parameters: Parameters = _NONE, *, last: bool = False

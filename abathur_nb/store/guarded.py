@@ -1,11 +1,11 @@
-"""A connection that refuses to lose data: after a fork, or once its files are no longer those at its path."""
+"""Files that are no longer those at the path: a connection that refuses to use them, and who else has them open."""
 
 import asyncio
 import fcntl
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import aiosqlite
 
 from abathur_nb.errors import BOUND_SQL, MisuseError, RefusedError
-from abathur_nb.files import Lock, posix_locks
+from abathur_nb.files import posix_locks
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.schema import APPLICATION_ID
@@ -27,7 +27,13 @@ _FORKED = "the store was opened before this process was forked, and SQLite's loc
 _NO_FORK = "open a store in each process after its start; with multiprocessing, use the start method spawn"
 Identity = tuple[int, int] | None
 T = TypeVar("T")
-_UNKNOWN = (0, 0)  # of a file that may not be looked at, such as in a directory without permissions
+_SUFFIXES = ("", "-wal", "-shm")
+_DELETED = " (deleted)"
+_ASIDE = re.compile(r"/abathur_aside_[^/]+(?=/[^/]+$)")
+_LOOKS, _PAUSE_S = 7, 0.03  # who closes a database last deletes its log, and has it open for a moment more
+_INDEX = {0, 128}  # the byte that a closed store locks, and the one that each connection to an index locks
+_MAIN = {0, 1073741826}  # the byte that a closed store locks, and the first that each reader locks
+_UNKNOWN = (0, 0)  # of a file in a directory without permissions
 _open: set["_Handle"] = set()
 
 
@@ -79,7 +85,9 @@ class _Handle(sqlite3.Connection):
             return
         _open.discard(self)
         lost = self.keeper is not None and self.changed()
-        kept = self._kept() if lost else []
+        ours = _descriptors() if lost else {}
+        # Held until this process ends, so that troubleshoot can save them: a log needs its database.
+        kept = [os.dup(ours[file]) for file in self.files if file in ours]
         if lost:
             super().close()
         if self.keeper:
@@ -88,11 +96,6 @@ class _Handle(sqlite3.Connection):
         for descriptor in kept:
             # SQLite's locks ended with its connections. Of what bears no lock, troubleshoot thinks a fork inherited it.
             fcntl.lockf(descriptor, fcntl.LOCK_SH, 1)
-
-    def _kept(self) -> list[int]:
-        """Hold all files until this process ends, so that troubleshoot can save them: a log needs its database."""
-        ours = _descriptors()
-        return [os.dup(ours[file]) for file in self.files if file in ours]
 
 
 class Connection(aiosqlite.Connection):
@@ -170,23 +173,15 @@ def refuse_mixing(path: Path) -> None:
     SQLite shares the index of the log among the connections of a process: one more would read the new log by the
     index of the old one.
     """
-    names = _names(path)
-    for handle in tuple(_open):
-        if handle.names == names and handle.forked:
+    for handle in _handles(path):
+        if handle.forked:
             raise MisuseError(_FORKED, _NO_FORK)
-        if handle.names == names and handle.changed():
+        if handle.changed():
             raise _split(handle, "nothing was done")
 
 
-def open_files(path: Path) -> dict[Identity, str]:
-    """Return the files that this process has open for the database at ``path``, each with its suffix. Read-only."""
-    names = _names(path)
-    return {
-        file: name.removeprefix(str(path))
-        for handle in tuple(_open)
-        if handle.names == names
-        for file, name in zip(handle.files, names, strict=True)
-    }
+def _handles(path: Path) -> list[_Handle]:
+    return [handle for handle in tuple(_open) if handle.names == _names(path)]
 
 
 def _split(handle: _Handle, outcome: str) -> RefusedError:
@@ -197,26 +192,23 @@ def _split(handle: _Handle, outcome: str) -> RefusedError:
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    return (f"{path}", f"{path}-wal", f"{path}-shm")
-
-
-def _identities(names: Sequence[str]) -> tuple[Identity, ...]:
-    """Return device and inode of each file: None of what is missing, zeros of what may not be looked at. Read-only."""
-    try:
-        # Not what a link leads to: SQLite looks for the log beside that.
-        return tuple([((found := os.lstat(name)).st_dev, found.st_ino) for name in names])
-    except OSError:
-        return tuple(map(_identity, names))
+    return tuple(f"{path}{suffix}" for suffix in _SUFFIXES)
 
 
 def _identity(name: str | int) -> Identity:
+    """Return device and inode of a file, or of an open one by its number; None if missing. Read-only."""
     try:
-        found = os.fstat(name) if isinstance(name, int) else os.lstat(name)
+        # Not what a link leads to: SQLite looks for the log beside that.
+        found = os.stat(name, follow_symlinks=isinstance(name, int))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError:
         return _UNKNOWN
     return found.st_dev, found.st_ino
+
+
+def _identities(names: Sequence[str]) -> tuple[Identity, ...]:
+    return tuple(map(_identity, names))
 
 
 def _descriptors() -> dict[Identity, int]:
@@ -246,27 +238,13 @@ class Serving(Protocol):
     async def fetch(self, name: str, parameters: Parameters) -> list[sqlite3.Row]:
         """Run a query on a reader and return its rows. Read-only."""
 
-    def write(self) -> AbstractAsyncContextManager[Connection]:
-        """Lend the writer inside ``BEGIN IMMEDIATE`` … ``COMMIT``."""
-
-    def changing(self) -> AbstractAsyncContextManager[Connection]:
-        """Lend the writer, whose transaction begins with the first change."""
+    def write(self, *, at_once: bool = True) -> AbstractAsyncContextManager[Connection]:
+        """Lend the writer for one transaction, which begins ``at_once`` or with the first change."""
 
     async def change(
         self, writer: Connection, name: str, parameters: Parameters, *, last: bool = False
     ) -> list[sqlite3.Row]:
         """Run a statement on the lent writer, commit if it is the ``last``, and return its rows."""
-
-    async def change_many(self, writer: Connection, name: str, rows: Iterable[Parameters]) -> None:
-        """Run a statement on the lent writer once for each of ``rows``."""
-
-
-_DELETED = " (deleted)"
-_ASIDE = re.compile(r"/abathur_aside_[^/]+(?=/[^/]+$)")
-_SUFFIXES = ("", "-wal", "-shm")
-_LOOKS, _PAUSE_S = 6, 0.03  # who closes a database last deletes its log, and has it open for a moment more
-_INDEX = (0, 128)  # the byte that a closed store locks, and the one that each connection to an index locks
-_MAIN = (0, 1073741826)  # the byte that a closed store locks, and the first that each reader locks
 
 
 class Stray(NamedTuple):
@@ -285,62 +263,53 @@ def strays(path: Path, *, own: bool = False) -> list[Stray]:
 
     Of all processes, or with ``own`` of this one. What another user has open, root alone sees.
     """
-    locking = {lock.pid for lock in posix_locks()}  # a fork inherits the files and not the locks, and writes nothing
-    found = _strays(path, locking & {os.getpid()} if own else locking)
-    for _ in range(_LOOKS if found else 0):
-        sleep(_PAUSE_S)
-        found = _strays(path, [stray.pid for stray in found])
+    pids = {lock.pid for lock in posix_locks()}  # a fork inherits the files and not the locks, and writes nothing
+    pids &= {os.getpid()} if own else pids
+    found = list[Stray]()
+    for look in range(_LOOKS if pids else 0):
+        sleep(_PAUSE_S if look else 0)
+        found = [stray for pid in pids if (stray := _stray(pid, path))]
+        pids = {stray.pid for stray in found}
+        if not pids:
+            break
     return found
 
 
-def _strays(path: Path, pids: Iterable[int]) -> list[Stray]:
-    found, current = [], {}
-    for suffix in _SUFFIXES:
-        with suppress(OSError):
-            current[suffix] = _of(os.lstat(f"{path}{suffix}"))
-    for pid in pids:
-        with suppress(OSError):  # gone meanwhile, another user's, or no directory of the database
-            if stray := _stray(pid, path, current):
-                found.append(stray)
-    return found
-
-
-def _of(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
-
-
-def _stray(pid: int, given: Path, current: dict[str, tuple[int, int]]) -> Stray | None:
+def _stray(pid: int, given: Path) -> Stray | None:
     path = Path(os.path.realpath(given.parent), given.name)
     files, lost, others = dict[str, str](), dict[str, str](), dict[str, str]()
     inodes, names = dict[str, int](), set[str]()
-    name, device = str(path), os.stat(path.parent).st_dev
+    current = dict(zip(_SUFFIXES, _identities(_names(given)), strict=True))
     # Where the directory was moved away, this process alone knows by which path it has the files open.
-    ours = open_files(given) if pid == os.getpid() else {}
-    for descriptor in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
-        where = f"/proc/{pid}/fd/{descriptor}"
+    handles = _handles(given) if pid == os.getpid() else []
+    ours = {file: s for handle in handles for file, s in zip(handle.files, _SUFFIXES, strict=True) if file}
+    try:
+        device, descriptors = os.stat(path.parent).st_dev, os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208
+    except OSError:  # gone meanwhile, another user's, or no directory of the database
+        return None
+    for where in (f"/proc/{pid}/fd/{descriptor}" for descriptor in descriptors):
         with suppress(OSError):  # closed meanwhile
-            link = os.readlink(where)  # noqa: PTH115 - as text
-            plain = _ASIDE.sub("", link.removesuffix(_DELETED))
+            link, at = os.readlink(where), os.stat(where)  # noqa: PTH115 - as text
+            plain, found = _ASIDE.sub("", link.removesuffix(_DELETED)), (at.st_dev, at.st_ino)
             names.add(plain)
-            found = _of(os.stat(where))
-            if not link.startswith("/") or (found[0] != device and found not in ours):
+            if not link.startswith("/") or (at.st_dev != device and found not in ours):
                 continue
-            inodes[where], suffix = found[1], plain.removeprefix(name)
-            if found in ours and found != current.get(ours[found]):
+            inodes[where], suffix = at.st_ino, plain.removeprefix(str(path))
+            if found in ours and found != current[ours[found]]:
                 files[ours[found]], lost[ours[found]] = where, link
-            elif plain != f"{name}{suffix}" or suffix not in _SUFFIXES:
+            elif plain != f"{path}{suffix}" or suffix not in _SUFFIXES:
                 others[where] = link
-            elif found == current.get(suffix):
+            elif found == current[suffix]:
                 files.setdefault(suffix, where)
-            elif link != plain or suffix not in current:  # else it is of another mount namespace
+            elif link != plain or not current[suffix]:  # else it is of another mount namespace
                 files[suffix], lost[suffix] = where, link
     locks = [lock for lock in posix_locks() if lock.pid == pid] if files else []
+    starts = {where: {lock.start for lock in locks if lock.inode == inode} for where, inode in inodes.items()}
     if files and len(files) < len(_SUFFIXES):
         alone = [where for where, link in others.items() if not _has_companion(link.removesuffix(_DELETED), names)]
-        used, indexed = (_locked(inodes, locks, starts) for starts in (_MAIN, _INDEX))
-        for suffix, where in _moved(files, alone, used, indexed).items():
+        for suffix, where in _moved(files, alone, starts).items():
             files[suffix], lost[suffix] = where, others[where]
-    return Stray(pid, lost, files) if lost and _locked(inodes, locks) & {*files.values()} else None
+    return Stray(pid, lost, files) if lost and any(starts[where] for where in files.values()) else None
 
 
 def _has_companion(link: str, names: set[str]) -> bool:
@@ -348,33 +317,27 @@ def _has_companion(link: str, names: set[str]) -> bool:
     return f"{link}-wal" in names or (link.endswith(_SUFFIXES[1:]) and link[:-4] in names)
 
 
-def _moved(files: dict[str, str], others: Iterable[str], used: set[str], indexed: set[str]) -> dict[str, str]:
+def _moved(files: dict[str, str], others: Sequence[str], starts: dict[str, set[int]]) -> dict[str, str]:
     """Return which of the other files that a process has open are what it lacks of the database that it uses.
 
     Of a database that nobody reads, or reads in another mode than WAL, nothing is missing.
     """
-    if "" in files and files[""] not in used:
+    if "" in files and not starts[files[""]] & _MAIN:
         return {}
-    marks = ask("marks", *others, *files.values())
+    marks = {"": ("", b"")} | ask("marks", *others, *files.values())
     ways = {s: [files[s]] if s in files else [o for o in others if marks.get(o, "?")[0] == s] for s in _SUFFIXES}
-    mains = [main for main in ways[""] if main in used and ("" in files or marks[main][1] == APPLICATION_ID)]
+    mains = [main for main in ways[""] if starts[main] & _MAIN and ("" in files or marks[main][1] == APPLICATION_ID)]
     pairs = [
         (index, log)
         for index in ways["-shm"]
-        if index in indexed
+        if starts[index] & _INDEX
         for log in (*ways["-wal"], "")
-        if not log or marks.get(index, ("", b""))[1] in (b"", marks.get(log, ("", b""))[1])
+        if not log or marks.get(index, marks[""])[1] in (b"", marks.get(log, marks[""])[1])
     ]
     if not mains or not pairs:  # it is about to open or close them
         return {}
     index, log = max(pairs, key=lambda pair: bool(pair[1]))
     return {s: where for s, where in zip(_SUFFIXES, (mains[0], log, index), strict=True) if where and s not in files}
-
-
-def _locked(files: dict[str, int], locks: Iterable[Lock], starts: tuple[int, ...] = ()) -> set[str]:
-    """Return which of the files, by their inodes, bear a lock, which begins at one of ``starts`` if they are given."""
-    inodes = {lock.inode for lock in locks if not starts or lock.start in starts}
-    return {where for where, inode in files.items() if inode in inodes}
 
 
 def strays_check(path: Path) -> Check:

@@ -54,7 +54,7 @@ class Memory:
             "created_by": created_by,
             "metadata": "{}" if metadata is None else json_text("metadata", metadata, (dict,)),
         }
-        async with self._db.changing() as writer:
+        async with self._db.write(at_once=False) as writer:
             rows = await self._db.change(writer, "insert_memory", given)
             others = [{"namespace": n, "key": k} for n, k in given_as if (n, k) != (namespace, key)]
             if not rows or any([await self._db.change(writer, "get_memory", other) for other in others]):
@@ -88,7 +88,7 @@ class Memory:
         updated_by = check_name("updated_by", updated_by, optional=True)
         task_id = check_name("task_id", task_id, optional=True)
         given = {"value": json_text("value", value), "updated_by": updated_by}
-        async with self._db.changing() as writer:
+        async with self._db.write(at_once=False) as writer:
             for n, k in spellings(namespace, key):
                 given |= {"namespace": n, "key": k}
                 if rows := await self._db.change(writer, "insert_memory_version", given):
@@ -99,7 +99,7 @@ class Memory:
     async def delete_memory(self, namespace: str, key: str, task_id: str | None = None) -> bool:
         """Mark every live version as deleted; tell whether there was one."""
         task_id = check_name("task_id", task_id, optional=True)
-        async with self._db.changing() as writer:
+        async with self._db.write(at_once=False) as writer:
             for n, k in spellings(namespace, key):
                 if rows := await self._db.change(writer, "soft_delete_memory", {"namespace": n, "key": k}):
                     await self._audit(writer, "delete", n, k, rows, task_id)
@@ -134,10 +134,9 @@ class Memory:
         """Mark the episodic entries created more than ``ttl_days`` ago as deleted; return how many."""
         check_whole("ttl_days", ttl_days, 0, 36_500)
         before = timestamp(datetime.now(UTC) - timedelta(days=ttl_days))
-        async with self._db.changing() as writer:
-            rows = await self._db.change(writer, "expire_memories", {"before": before})
-            await self._audit_expired(writer, rows)
-            return len(rows)
+        async with self._db.write(at_once=False) as writer:
+            await self._db.change(writer, "audit_expired_memories", {"before": before})
+            return len(await self._db.change(writer, "expire_memories", {"before": before}, last=True))
 
     async def _fetch(self, name: str, namespace: str, key: str, **more: object) -> list[Any]:
         for n, k in spellings(namespace, key):
@@ -148,30 +147,19 @@ class Memory:
     async def _audit(
         self, writer: Connection, operation: str, namespace: str, key: str, rows: list[Any], task_id: str | None
     ) -> None:
-        given = _audit_row(operation, namespace, key, rows, task_id)
+        """Write the audit row of a change, which names the newest of the entries that it touched, and commit."""
+        versions = sorted(row["version"] for row in rows)
+        given = {
+            "agent_id": None,
+            "task_id": task_id,
+            "action_type": f"memory_{operation}",
+            "action_data": compact_json({"key": key, "versions": versions}),  # all checked before
+            "result": "success",
+            "memory_operation_type": operation,
+            "memory_namespace": namespace,
+            "memory_entry_id": max(row["id"] for row in rows),
+        }
         await self._db.change(writer, "insert_audit", given, last=True)
-
-    async def _audit_expired(self, writer: Connection, rows: list[Any]) -> None:
-        """Write the audit rows of all entries in one hop to the writer's thread: others wait for its lock."""
-        entries = [_audit_row("delete", row["namespace"], row["key"], [row], None) for row in rows]
-        await self._db.change_many(writer, "insert_audit", entries)
-
-
-def _audit_row(
-    operation: str, namespace: str, key: str, rows: list[Any], task_id: str | None
-) -> dict[str, str | int | None]:
-    """Return the audit row of one change, which names the newest of the entries that it touched."""
-    versions = sorted(row["version"] for row in rows)
-    return {
-        "agent_id": None,
-        "task_id": task_id,
-        "action_type": f"memory_{operation}",
-        "action_data": compact_json({"key": key, "versions": versions}),  # all checked before
-        "result": "success",
-        "memory_operation_type": operation,
-        "memory_namespace": namespace,
-        "memory_entry_id": max(row["id"] for row in rows),
-    }
 
 
 def _check_type(memory_type: object) -> None:

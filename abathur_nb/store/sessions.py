@@ -40,7 +40,7 @@ class Sessions:
             "initial_state", {} if initial_state is None else _in_nfc("initial_state", initial_state), (dict,)
         )
         stored = await self._stored(session_id)
-        async with self._db.changing() as writer:
+        async with self._db.write(at_once=False) as writer:
             if stored != row["session_id"] or not await self._db.change(
                 writer, "insert_session", {**row, "state": state}
             ):
@@ -129,7 +129,7 @@ class Sessions:
 
     async def _update(self, name: str, given: Mapping[str, Any]) -> None:
         given = {**given, "session_id": await self._stored(given["session_id"])}
-        async with self._db.changing() as writer:
+        async with self._db.write(at_once=False) as writer:
             if await self._db.change(writer, name, given):
                 return
             raise _too_large(given, await self._sizes(writer, given["session_id"]))

@@ -100,22 +100,17 @@ def _query(comments: str, statement: str) -> Query:
             if match[1] in fields:
                 raise SqlFileError(f"{match[1]} twice above: {statement[:60]!r}")
             fields[match[1]] = match[2].strip()
-        elif "name" in fields and line.startswith("--"):  # what stands above the name is not part of the query
+        elif "name" in fields and line.startswith("--"):  # what is above the name is not part of the query
             doc.append(line.removeprefix("--").strip())
     if not (fields.get("name") and doc):
         raise SqlFileError(f"no name or no sentence above: {statement[:60]!r}")
     try:
-        parameters = json.loads(fields.get("parameters", "{}"))
+        parameters = json.loads(fields.pop("parameters", "{}"))
     except ValueError as error:
         raise SqlFileError(f"the parameters of {fields['name']} are no JSON: {error}") from error
+    index = fields.pop("index", "none")
     return Query(
-        name=fields["name"],
-        sql=statement,
-        doc=" ".join(doc),
-        index=fields["index"] if fields.get("index", "none") != "none" else None,
-        parameters=parameters,
-        scan=fields.get("scan"),
-        sort=fields.get("sort"),
+        sql=statement, doc=" ".join(doc), index=None if index == "none" else index, parameters=parameters, **fields
     )
 
 

@@ -19,26 +19,25 @@ MAX_NAME = 512  # characters
 _HIGHEST = "\U0010ffff"
 
 
-def check_name(what: str, value: Any, *, optional: bool = False) -> Any:
+def check_name(what: str, value: Any, *, optional: bool = False, holds: str = "") -> Any:
     """Return a name as it is written, in NFC; None if it is ``optional`` and missing.
 
-    Raises InvalidValueError for anything but text of 1 to 512 printable characters.
+    Raises InvalidValueError for anything but text of 1 to 512 printable characters that ``holds`` a sign.
     """
     if value is None and optional:
         return None
     name = _written(value)
-    if not 1 <= len(name) <= MAX_NAME or not is_printable(name):
-        raise InvalidValueError(f"expected 1 to {MAX_NAME} printable characters, found {shown(value)}", what=what)
+    if not 1 <= len(name) <= MAX_NAME or not is_printable(name) or holds not in name:
+        wanted = f" with a `{holds}` among them, such as user:alice:preferences" if holds else ""
+        raise InvalidValueError(
+            f"expected 1 to {MAX_NAME} printable characters{wanted}, found {shown(value)}", what=what
+        )
     return name
 
 
 def check_namespace(value: Any) -> Any:
     """Return a namespace as it is written, in NFC; raise InvalidValueError unless it is a name that holds a ``:``."""
-    name = _written(value)
-    if not 1 <= len(name) <= MAX_NAME or not is_printable(name) or ":" not in name:
-        wanted = f"1 to {MAX_NAME} printable characters with a `:` among them, such as user:alice:preferences"
-        raise InvalidValueError(f"expected {wanted}, found {shown(value)}", what="namespace format")
-    return name
+    return check_name("namespace format", value, holds=":")
 
 
 def _written(value: object) -> str:
@@ -102,21 +101,14 @@ def _check_size(what: str, size: int) -> None:
 def check_depth(what: str, value: object, allowed: int = MAX_DEPTH) -> None:
     """Raise InvalidValueError where JSON has more levels than are allowed, or a key that is not text."""
     # Level by level: no recursion that a deep value could exhaust; one that holds itself is too deep as well.
-    level: list[Any] = [value]
-    depth = 0
+    level, depth = [value], 0
     while level := [item for item in level if isinstance(item, dict | list | tuple)]:
         depth += 1
         if depth > allowed:
             raise InvalidValueError(f"expected at most {MAX_DEPTH} levels of JSON", what=what)
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                for strange in (key for key in item if not isinstance(key, str)):
-                    raise InvalidValueError(f"expected text as keys of an object, found {shown(strange)}", what=what)
-                inner.extend(item.values())
-            else:
-                inner.extend(item)
-        level = inner
+        for key in (key for item in level if isinstance(item, dict) for key in item if not isinstance(key, str)):
+            raise InvalidValueError(f"expected text as keys of an object, found {shown(key)}", what=what)
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
 
 
 def decoded(row: Row, columns: Iterable[str]) -> dict[str, Any]:
@@ -126,20 +118,16 @@ def decoded(row: Row, columns: Iterable[str]) -> dict[str, Any]:
         try:
             values[column] = json.loads(values[column])
         except (ValueError, TypeError, RecursionError):
-            key = shown(row[0])
-            raise RefusedError(
-                f"{column} of row {key} holds no JSON that can be read",
-                "run validate.ipynb, which says why; write the value anew",
-            ) from None
+            observed = f"{column} of row {shown(row[0])} holds no JSON that can be read"
+            raise RefusedError(observed, "run validate.ipynb, which says why; write the value anew") from None
     return values
 
 
 def prefix_range(prefix: str) -> tuple[str, str]:
     """Return the half-open range of texts that start with ``prefix``, in the order in which SQLite compares text."""
     if not isinstance(prefix, str) or not is_printable(prefix) or len(_written(prefix)) > MAX_NAME:
-        raise InvalidValueError(
-            f"expected up to {MAX_NAME} printable characters, found {shown(prefix)}", what="namespace_prefix"
-        )
+        expected = f"expected up to {MAX_NAME} printable characters, found {shown(prefix)}"
+        raise InvalidValueError(expected, what="namespace_prefix")
     stem = prefix.rstrip(_HIGHEST)
     if not stem:
         return prefix, _HIGHEST * (MAX_NAME + 1)
@@ -169,18 +157,14 @@ async def add_functions(conn: Connection) -> None:
 
     What is not UTF-8 it then reads as Python reads the names of files: with lone surrogates for the bytes.
     """
-    await conn.apply(_add_functions)
 
+    def add(to: sqlite3.Connection) -> None:
+        to.text_factory = lambda text: text.decode(errors="surrogateescape")
+        to.create_function("abathur_suspicious", -1, _suspicious, deterministic=True)
+        to.create_function("abathur_is_utf8", 1, _is_utf8, deterministic=True)
+        to.create_function("abathur_json_fault", 1, _json_fault, deterministic=True)
 
-def _add_functions(conn: sqlite3.Connection) -> None:
-    conn.text_factory = _read
-    conn.create_function("abathur_suspicious", -1, _suspicious, deterministic=True)
-    conn.create_function("abathur_is_utf8", 1, _is_utf8, deterministic=True)
-    conn.create_function("abathur_json_fault", 1, _json_fault, deterministic=True)
-
-
-def _read(text: bytes) -> str:
-    return text.decode(errors="surrogateescape")
+    await conn.apply(add)
 
 
 def stored(value: object) -> object:
