@@ -28,7 +28,9 @@ def mode_of(path: Path) -> int:
 
 
 @pytest.mark.parametrize("umask", [0, 0o077, 0o777])
-def test_every_directory_that_is_made_is_private_under_any_umask(tmp_path: Path, umask: int) -> None:
+def test_every_directory_that_is_made_is_private_under_any_umask_and_one_that_exists_keeps_its_mode(
+    tmp_path: Path, umask: int
+) -> None:
     tmp_path.chmod(0o755)
     before = os.umask(umask)
     try:
@@ -37,14 +39,9 @@ def test_every_directory_that_is_made_is_private_under_any_umask(tmp_path: Path,
             scratch_mode = mode_of(scratch)
     finally:
         os.umask(before)
+    make_private_directory(tmp_path)
     assert (mode_of(tmp_path / "a"), mode_of(tmp_path / "a" / "b"), scratch_mode) == (0o700, 0o700, 0o700)
     assert mode_of(tmp_path) == 0o755
-
-
-def test_a_directory_that_exists_keeps_its_mode(tmp_path: Path) -> None:
-    tmp_path.chmod(0o750)
-    make_private_directory(tmp_path)
-    assert mode_of(tmp_path) == 0o750
 
 
 def test_the_nearest_existing_ancestor_is_found(tmp_path: Path) -> None:
@@ -61,9 +58,6 @@ def test_a_scratch_directory_is_gone_with_all_that_is_in_it_even_after_a_failure
         (scratch / "deep" / "file").touch()
         raise KeyError
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_missing_parent_is_an_error_and_not_a_loop(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), scratch_directory(tmp_path / "none", "init"):
         pass
 
@@ -73,19 +67,15 @@ def test_the_scratch_directory_of_a_killed_process_is_swept_and_that_of_a_living
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         name = process.stdout.readline().strip()
-        assert sweep(tmp_path) == []
+        with scratch_directory(tmp_path, "init") as own:
+            assert sweep(tmp_path) == []
+            assert own.is_dir()
         assert (tmp_path / name / "draft.db").exists()
         process.kill()
         process.wait()
     assert (tmp_path / name / "draft.db").exists()
     assert sweep(tmp_path) == [name]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_process_does_not_sweep_its_own_scratch_directory(tmp_path: Path) -> None:
-    with scratch_directory(tmp_path, "init") as scratch:
-        assert sweep(tmp_path) == []
-        assert scratch.is_dir()
 
 
 def test_sweeping_touches_nothing_but_scratch_directories(tmp_path: Path) -> None:
@@ -110,36 +100,19 @@ def test_sweeping_touches_nothing_but_scratch_directories(tmp_path: Path) -> Non
     assert sweep(kept / "file") == []
 
 
-@pytest.mark.parametrize("purpose", ["init", "probe", "benchmark"])
-def test_an_orphan_of_each_purpose_is_swept(tmp_path: Path, purpose: str) -> None:
-    with scratch_directory(tmp_path, purpose) as scratch:
-        pass
-    scratch.mkdir()
-    (scratch / "draft.db").touch()
-    assert sweep(tmp_path) == [scratch.name]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_only_root_sweeps_what_belongs_to_another(public: Path) -> None:
-    public.chmod(0o777)
-    orphan = public / f"{ORPHAN}0"
-    orphan.mkdir(mode=0o777)
-    orphan.chmod(0o777)
-    program = "from abathur_nb.files import sweep\nprint(sweep(Path(sys.argv[1])))\n"
-    assert run_as_other(program, public) == "[]\n"
-    assert orphan.is_dir()
-    os.chown(orphan, 65534, 65534)
-    assert sweep(public) == [orphan.name]
-
-
-def test_what_could_not_be_removed_is_not_said_to_be_swept(public: Path) -> None:
-    """As where the directory itself may not be written to."""
+def test_only_root_sweeps_what_belongs_to_another_and_what_could_not_be_removed_is_not_said_to_be_swept(
+    public: Path,
+) -> None:
     orphan = public / f"{ORPHAN}0"
     orphan.mkdir()
-    os.chown(orphan, 65534, 65534)
     program = "from abathur_nb.files import sweep\nprint(sweep(Path(sys.argv[1])))\n"
-    assert run_as_other(program, public) == "[]\n"
-    assert orphan.is_dir()
+    for folder_mode, owner in ((0o777, 0), (0o755, 65534)):  # another's; one's own, where nothing may be removed
+        public.chmod(folder_mode)
+        orphan.chmod(0o777)
+        os.chown(orphan, owner, owner)
+        assert run_as_other(program, public) == "[]\n"
+        assert orphan.is_dir()
+    assert sweep(public) == [orphan.name]
 
 
 def test_sweepers_and_makers_do_not_disturb_each_other(tmp_path: Path) -> None:
@@ -147,7 +120,7 @@ def test_sweepers_and_makers_do_not_disturb_each_other(tmp_path: Path) -> None:
     program = "from pathlib import Path; from abathur_nb.files import sweep\nwhile True: sweep(Path.cwd())"
     with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) as sweeper:
         try:
-            for _ in range(1000):
+            for _ in range(300):
                 with scratch_directory(tmp_path, "init") as scratch:
                     (scratch / "draft").touch()
                     assert (scratch / "draft").exists()
