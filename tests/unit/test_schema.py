@@ -3,15 +3,25 @@
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
+from xml.etree import ElementTree as ET
 
 import pytest
 from damage import ROWS, drop_index, flip_bits, run_sql, untouched
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
+from abathur_nb.evidence.page import picture_of
+from abathur_nb.runbook.explore import Diagram, read_diagram
 from abathur_nb.runbook.validate import Schema
 from abathur_nb.store.connection import connect
-from abathur_nb.store.schema import Differences, SchemaObject, expected_objects, expected_tables, read_schema
+from abathur_nb.store.schema import (
+    Differences,
+    SchemaObject,
+    expected_columns,
+    expected_objects,
+    expected_tables,
+    read_schema,
+)
 
 
 async def live_schema(settings: Settings) -> dict[str, SchemaObject]:
@@ -79,16 +89,10 @@ async def test_every_table_is_shown_with_its_rows_and_its_indexes(database: Sett
     assert schema._repr_mimebundle_() == {"text/html": html, "text/plain": str(schema)}
 
 
-async def test_the_planned_schema_needs_no_database_and_makes_none(settings: Settings) -> None:
-    schema = await nb.show_schema(settings, planned=True)
-    assert schema.objects == expected_objects()
-    assert schema.note.startswith("not made yet")
-    assert schema.rows == {}
-    assert not settings.db_path.parent.exists()
-
-
-async def test_without_a_database_the_note_says_so(settings: Settings) -> None:
-    schema = await nb.show_schema(settings)
+async def test_without_a_database_the_note_says_so_and_what_is_planned_can_be_shown(settings: Settings) -> None:
+    planned, schema = await nb.show_schema(settings, planned=True), await nb.show_schema(settings)
+    assert (planned.objects, planned.rows, planned.to_record()) == (expected_objects(), {}, {})
+    assert planned.note.startswith("not made yet")
     assert schema.objects == {}
     assert schema.note.startswith("no database")
     assert not settings.db_path.parent.exists()
@@ -117,22 +121,52 @@ async def test_names_and_sql_of_somebody_elses_are_shown_escaped(database: Setti
     assert "&lt;script&gt;" in html
 
 
-async def test_sizes_are_shown_where_there_are_any(database: Settings) -> None:
+async def test_what_is_shown_and_recorded_is_the_live_schema_and_not_the_expected_one(database: Settings) -> None:
+    drop_index(database.db_path)
     schema = await nb.show_schema(database)
+    html, facts = schema.to_html(), schema.to_record()
+    assert "idx_audit_task" not in html
+    assert html.count("CREATE INDEX") == 32
+    assert facts["rows"]["memory_entries"] == 3
+    assert facts["schema"]["idx_tasks_parent"].startswith("CREATE INDEX idx_tasks_parent ON tasks (")
+    assert "idx_audit_task" not in facts["schema"]
     assert "<b>tasks</b> — 0 rows, 8 KiB, " in replace(schema, sizes={"tasks": 8192}).to_html()
     assert "KiB" not in replace(schema, sizes={}).to_html()
     assert Schema({}).to_html() == ""
 
 
-async def test_what_is_shown_is_the_live_schema_and_not_the_expected_one(database: Settings) -> None:
-    drop_index(database.db_path)
-    html = (await nb.show_schema(database)).to_html()
-    assert "idx_audit_task" not in html
-    assert html.count("CREATE INDEX") == 32
+# --- the picture
 
 
-async def test_a_record_keeps_the_schema_that_is_there_and_none_that_is_only_planned(database: Settings) -> None:
-    facts = (await nb.show_schema(database)).to_record()
-    assert facts["rows"]["memory_entries"] == 3
-    assert facts["schema"]["idx_audit_task"].startswith("CREATE INDEX idx_audit_task ON audit (")
-    assert (await nb.show_schema(database, planned=True)).to_record() == {}
+async def diagram(settings: Settings) -> Diagram:
+    async with connect(settings.db_path, settings=settings) as conn:
+        return await read_diagram(conn)
+
+
+async def test_every_table_column_and_reference_of_sql_is_in_it(database: Settings) -> None:
+    """The picture is drawn anew by hand when the schema changes: this fails until it is."""
+    found = await diagram(database)
+    frame = found.to_frame()
+    columns = {(table, column.name) for table in expected_tables() for column in expected_columns(table)}
+    assert list(frame["table"].unique()) == list(expected_tables())
+    assert {*zip(frame["table"], frame["column"], strict=True)} == columns
+    tasks = frame[frame["table"] == "tasks"].set_index("column")
+    assert tasks.loc["parent_task_id", "refers_to"] == "tasks.id"
+    assert bool(tasks.loc["id", "primary_key"])
+    texts = [element.text for element in ET.fromstring(found.svg).iter() if element.tag.endswith("}text")]  # noqa: S314 - our own
+    assert all(texts.count(name) >= [column for _, column in columns].count(name) for _, name in columns)
+    assert {*expected_tables()} <= {*texts}
+    assert "agents.task_id refers to tasks.id" in found.alt
+    assert picture_of("image/svg+xml", found.svg), "the page shows it"
+
+
+async def test_another_schema_has_its_columns_and_no_picture(database: Settings) -> None:
+    run_sql(database.db_path, "CREATE TABLE other (id INTEGER PRIMARY KEY, s TEXT REFERENCES SESSIONS (id))")
+    found = await diagram(database)
+    assert found.svg == ""
+    assert found._repr_mimebundle_().keys() == {"text/plain"}
+    frame = found.to_frame().set_index(["table", "column"])
+    assert frame.loc[("other", "s"), "refers_to"] == "sessions.id", "names that differ by case alone are one"
+    for change in ("ALTER TABLE tasks RENAME COLUMN prompt TO other", "DROP TABLE metrics"):
+        run_sql(database.db_path, "DROP TABLE IF EXISTS other", change)
+        assert (await diagram(database)).svg == ""

@@ -15,7 +15,7 @@ from abathur_nb.store.connection import connect
 from abathur_nb.store.schema import expected_tables
 from abathur_nb.store.sql import load_queries
 
-ROWS = 2_000
+ROWS = 1_000
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ async def test_the_live_rows_stay_as_they_are(conn: aiosqlite.Connection) -> Non
     assert await rows_of(conn, "SELECT 1 FROM sessions WHERE id NOT LIKE 'synthetic-%'") == []
 
 
-@pytest.mark.parametrize("first", [1, 7, 1_000])
-async def test_filling_in_two_steps_gives_the_same_rows(conn: aiosqlite.Connection, first: int) -> None:
+async def test_filling_in_two_steps_gives_the_same_rows(conn: aiosqlite.Connection) -> None:
+    first = 7
     await fill(conn, ROWS)
     at_once = await contents(conn)
     for table in reversed(row_counts(ROWS)):
@@ -74,18 +74,17 @@ async def test_filling_in_two_steps_gives_the_same_rows(conn: aiosqlite.Connecti
     assert await contents(conn) == at_once
 
 
-@pytest.mark.parametrize("rows", [0, 1, 6, 7, 19, 20, 33, ROWS])
+@pytest.mark.parametrize("rows", [0, 1, 7, 20, 33, ROWS])
 async def test_the_sample_keys_are_live_and_different(conn: aiosqlite.Connection, rows: int) -> None:
     await fill(conn, rows)
     keys, sessions = memory_keys(rows, 100), session_ids(rows, 100)
     assert len(set(sessions)) == min(rows, 100)
-    assert len(set(keys)) == len(keys)
-    assert bool(keys) == bool(rows)
+    assert (len(set(keys)), bool(keys)) == (len(keys), bool(rows))
+    queries = load_queries()
     for namespace, key in keys:
-        params = {"namespace": namespace, "key": key}
-        assert list(await conn.execute_fetchall(load_queries()["get_memory"].sql, params))
+        assert list(await conn.execute_fetchall(queries["get_memory"].sql, {"namespace": namespace, "key": key}))
     for session_id in sessions:
-        assert list(await conn.execute_fetchall(load_queries()["get_session"].sql, {"session_id": session_id}))
+        assert list(await conn.execute_fetchall(queries["get_session"].sql, {"session_id": session_id}))
 
 
 async def test_a_few_namespaces_are_hot_and_the_samples_hold_hot_and_cold_ones(conn: aiosqlite.Connection) -> None:
