@@ -1,0 +1,68 @@
+"""Backup and restore in one process: whatever was lost comes back, a plan changes nothing, and all are listed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from damage import ROWS, fingerprint, run_sql, untouched
+from troubleshoot_helpers import rows_of
+
+import abathur_nb as nb
+from abathur_nb.config.settings import Settings
+
+LOST: dict[str, tuple[Callable[[Path], object], bool]] = {  # and whether the backup is compressed
+    "rows": (lambda path: run_sql(path, "DELETE FROM memory_entries", "DELETE FROM audit"), False),
+    "a table": (lambda path: run_sql(path, "DROP TABLE metrics"), True),
+    "the file": (Path.unlink, False),
+    "its schema": (
+        lambda path: path.write_bytes(path.read_bytes()[:100] + bytes(3996) + path.read_bytes()[4096:]),
+        True,
+    ),
+    "all but its header": (lambda path: path.write_bytes(path.read_bytes()[:100]), False),
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+async def test_what_was_lost_comes_back_as_it_was(database: Settings, lost: str) -> None:
+    lose, compress = LOST[lost]
+    run_sql(database.db_path, *ROWS)
+    before = rows_of(database.db_path)
+    with untouched(database.db_path):
+        (await nb.backup_database(database, compress=compress)).raise_for_failures()
+    lose(database.db_path)
+    for suffix in ("-wal", "-shm"):
+        Path(f"{database.db_path}{suffix}").unlink(missing_ok=True)
+    spoiled = fingerprint(database.db_path)
+    plan = await nb.restore_database(database)
+    assert (plan.ok, fingerprint(database.db_path)) == (True, spoiled)
+    (await nb.restore_database(database, apply=True)).raise_for_failures()
+    assert rows_of(database.db_path) == before
+    assert (await nb.validate_database(database)).ok
+
+
+async def test_backups_are_listed_newest_first_with_what_they_hold_and_damaged_ones_as_such(database: Settings) -> None:
+    assert len(nb.show_backups(database)) == 0
+    assert not database.backup_dir.exists()
+    for reason in ("first", "second"):
+        (await nb.backup_database(database, reason=reason)).raise_for_failures()
+    found = nb.show_backups(database)
+    assert list(found["reason"]) == ["second", "first"]
+    assert list(found["rows"]) == [4, 4]  # three seeds, and their sequence
+    assert set(found["its database"]) == {"sound"}
+    assert set(found["environment"]) == {"development"}
+    assert all(found["restored in"] > 0)
+    (manifest,) = database.backup_dir.glob("abathur_second_*.manifest.json")
+    manifest.write_text("{}")
+    told = nb.show_backups(database)["its database"]
+    assert [("no backup" in text, "damaged" in text) for text in told] == [(False, False), (True, True)], (
+        "the damaged ones last"
+    )
+
+
+async def test_of_many_backups_those_stay_that_are_to_be_kept(database: Settings) -> None:
+    for _ in range(3):
+        (await nb.backup_database(database, keep=nb.Retention(last=2))).raise_for_failures()
+    assert len(nb.show_backups(database)) == 2
+    plan = await nb.roll_back(database, to="fresh")
+    assert plan.ok
+    assert len(nb.show_backups(database)) == 2
