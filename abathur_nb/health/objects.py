@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import unified_diff
 from pathlib import Path
@@ -21,32 +21,27 @@ _MOST = 1000  # objects of others that a check shows in full
 _LAST_ID = 2**63 - 1
 
 
-async def tables_check(live: Mapping[str, SchemaObject]) -> Check:
-    """Compare the tables of ``sql/`` with the live ones."""
-    differences = Differences.between(live, ("table",))
-    evidence = [
-        *(f"expected: {expected_objects()[name].sql};" for name in differences.missing),
-        *(_difference(expected_objects()[name].sql, live[name].sql) for name in differences.altered),
-    ]
-    remedy = "restore a backup, or make the table again as in sql/ and copy its rows"
-    return _objects_check("tables", "table", differences, remedy, evidence)
-
-
-async def indexes_check(live: Mapping[str, SchemaObject]) -> Check:
-    """Compare the indexes of ``sql/`` with the live ones; the evidence is what repairs them."""
-    differences = Differences.between(live, ("index",))
-    evidence = [
-        *(f"{_one_line(expected_objects()[name].sql)};" for name in differences.missing),
-        *(
-            line
-            for name in differences.altered
-            for line in (
-                f"-- found: {_one_line(live[name].sql)};",
-                f"DROP INDEX {name}; {_one_line(expected_objects()[name].sql)};",
-            )
-        ),
-    ]
-    return _objects_check("indexes", "index", differences, "", evidence)
+async def objects_check(live: Mapping[str, SchemaObject], check_id: str, kind: str) -> Check:
+    """Compare the tables, or the indexes, of ``sql/`` with the live ones; the evidence repairs an index."""
+    ours, found = expected_objects(), Differences.between(live, (kind,))
+    expected = sum(one.type == kind for one in ours.values())
+    words = str(replace(found, extra=()))
+    if kind == "table":
+        evidence = [f"expected: {ours[name].sql};" for name in found.missing]
+        evidence += [_difference(ours[name].sql, live[name].sql) for name in found.altered]
+    else:
+        evidence = [f"{_one_line(ours[name].sql)};" for name in found.missing]
+        for name in found.altered:
+            evidence += [f"-- found: {_one_line(live[name].sql)};", f"DROP INDEX {name}; {_one_line(ours[name].sql)};"]
+    return Check.that(
+        check_id,
+        not words,
+        expected=f"the {expected} of sql/, each with the same SQL",
+        observed=f"{expected - len(found.missing)} {check_id}" + (f"; {words}" if words else ", each as in sql/"),
+        remedy="restore a backup, or make the table again as in sql/ and copy its rows" if kind == "table" else "",
+        evidence=evidence,
+        data={"missing": found.missing, "altered": found.altered},
+    )
 
 
 async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
@@ -56,32 +51,31 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     # Other tables and indexes, such as those of a replication tool, change nothing of ours; the rest, first, runs code.
     found.sort(key=lambda one: (one.type in ("table", "index"), one.name))
     harmful = [one for one in found if one.type not in ("table", "index")]
-    tables = [one.name for one in found if missing and one.type == "table"]  # a renamed one has all its rows
-    drops = in_the_way(live) if tables else harmful or found
+    renamed = [one.name for one in found if missing and one.type == "table"]  # which has all rows of a missing one
+    drops = in_the_way(live) if renamed else harmful or found
     # A unique index, a reference or an unknown collation of it may refuse what the store writes.
     remedy = FIND_OUT if harmful else "find out who made it; if the store fails to write, or nobody needs it, drop it:"
     remedy += f" {shell_command(path, [_drop(one) for one in drops])}"
-    if any(one.type == "virtual table" for one in drops):
-        remedy += "; a virtual table is dropped only where its module is known"
-    if tables:
-        remedy = f"drop no table: {some(tables)} may be {' or '.join(missing)} under another name" + (
-            f"; {some([f'{one.type} {one.name}' for one in drops])}: {remedy}" if drops else ""
-        )
+    if renamed:
+        others = f"; {_names(drops)}: {remedy}" if drops else ""
+        remedy = f"drop no table: {some(renamed)} may be {' or '.join(missing)} under another name{others}"
+    evidence = []
+    for one in found[:_MOST]:  # as comments: to run a DROP is somebody's decision
+        evidence += [f"-- extra: {_one_line(one.sql)};", *([f"-- {_drop(one)}"] if one in drops or not renamed else [])]
     return Check.that(
         OTHERS,
         not found,
         expected="none but those of sql/",
-        observed=f"extra: {some([f'{one.type} {one.name}' for one in found])}" if found else "none",
+        observed=f"extra: {_names(found)}" if found else "none",
         remedy=remedy,
-        data={"extra": [one.name for one in found[:_MOST]]},
+        evidence=evidence,
         otherwise="fail" if harmful else "warn",
-        # As comments: to run a DROP is somebody's decision.
-        evidence=(
-            line
-            for one in found[:_MOST]
-            for line in (f"-- extra: {_one_line(one.sql)};", f"-- {_drop(one)}")[: 1 + (one in drops or not tables)]
-        ),
+        data={"extra": [one.name for one in found[:_MOST]]},
     )
+
+
+def _names(found: Sequence[SchemaObject]) -> str:
+    return some([f"{one.type} {one.name}" for one in found])
 
 
 def in_the_way(live: Mapping[str, SchemaObject]) -> list[SchemaObject]:
@@ -92,20 +86,6 @@ def in_the_way(live: Mapping[str, SchemaObject]) -> list[SchemaObject]:
 
 def _drop(one: SchemaObject) -> str:
     return f"DROP {one.type.split()[-1].upper()} {_one_line(quoted(one.name))};"
-
-
-def _objects_check(check_id: str, kind: str, differences: Differences, remedy: str, evidence: Iterable[str]) -> Check:
-    expected = sum(found.type == kind for found in expected_objects().values())
-    words = str(replace(differences, extra=()))
-    return Check.that(
-        check_id,
-        not words,
-        expected=f"the {expected} of sql/, each with the same SQL",
-        observed=f"{expected - len(differences.missing)} {check_id}" + (f"; {words}" if words else ", each as in sql/"),
-        remedy=remedy,
-        evidence=evidence,
-        data={"missing": differences.missing, "altered": differences.altered},
-    )
 
 
 def _one_line(sql: str) -> str:
@@ -123,27 +103,23 @@ async def sequences_check(conn: aiosqlite.Connection) -> Check:
     rows = await conn.execute_fetchall(load_queries("inspect.sql")["sequences"].sql)
     # An id below the largest would be given out twice, and after the last one every insert fails.
     wrong = [row for row in rows if row["kind"] != "integer" or not (row["largest"] or 0) <= row["seq"] < _LAST_ID // 2]
-    repairs = [
-        (
-            f"DELETE FROM sqlite_sequence WHERE name = '{row['name']}'",
-            f"INSERT INTO sqlite_sequence VALUES ('{row['name']}', {row['largest'] or 0})",
-        )
-        for row in wrong
-    ]
+    repairs = []
+    for row in wrong:
+        repairs.append(f"DELETE FROM sqlite_sequence WHERE name = '{row['name']}'")
+        repairs.append(f"INSERT INTO sqlite_sequence VALUES ('{row['name']}', {row['largest'] or 0})")
     return Check.that(
         "sequences",
         not wrong,
         expected="the last id given out, of each table that counts its ids, is a number not below the largest there",
         observed=", ".join(f"{row['name']} {shown(row['seq'])}, largest {row['largest']}" for row in wrong) or "right",
-        evidence=(f"{delete}; {insert};" for delete, insert in repairs),
-        data={"statements": [statement for pair in repairs for statement in pair]},
+        evidence=(f"{statement};" for statement in repairs),
+        data={"statements": repairs},
     )
 
 
 async def seeds_check(conn: Connection) -> Check:
     """Check that version 1 of each seed is as its file made it; the evidence is what restores it. Read-only."""
-    faults, newer = {}, 0
-    seeds = expected_seeds()
+    seeds, faults, newer = expected_seeds(), {}, 0
     keys = [{"namespace": seed.namespace, "key": seed.key} for seed in seeds]
     history = load_queries()["memory_history"].sql
     found = await conn.apply(lambda of: [of.execute(history, key).fetchall() for key in keys])
@@ -152,18 +128,18 @@ async def seeds_check(conn: Connection) -> Check:
         newer += any(isinstance(version, int) and version > seed.version for version in rows)
         if fault := _seed_fault(seed, rows.get(seed.version)):
             faults[seed] = fault
-    restored = [{"namespace": seed.namespace, "key": seed.key, "sql": _restoring(seed)} for seed in faults]
+    restoring = {seed: _restoring(seed) for seed in faults}
+    evidence = []
+    for seed, fault in faults.items():
+        name = f"{seed.namespace} / {seed.key}: version {seed.version}"
+        evidence += [f"-- {name} {fault}", f"{restoring[seed]};"]
     return Check.that(
         "seed_memories",
         not faults,
         expected=f"version 1 of each of the {len(seeds)}, with its content",
         observed=f"{len(seeds) - len(faults)} of {len(seeds)}" + (f"; {newer} with later versions" if newer else ""),
-        evidence=(
-            line
-            for seed, fault in faults.items()
-            for line in (f"-- {seed.namespace} / {seed.key}: version {seed.version} {fault}", f"{_restoring(seed)};")
-        ),
-        data={"restored_by": restored},
+        evidence=evidence,
+        data={"restored_by": [{"namespace": s.namespace, "key": s.key, "sql": sql} for s, sql in restoring.items()]},
     )
 
 
@@ -182,24 +158,19 @@ def _restoring(seed: SeedRow) -> str:
 
 
 def _seed_fault(seed: SeedRow, found: sqlite3.Row | None) -> str:
-    """Say what is wrong with the row of a seed, nothing if it is as the seed file made it."""
+    """Return what is wrong with the row of a seed; an empty text if it is as the seed file made it."""
     if found is None:
         return "is missing"
-    for column in ("value", "metadata"):
-        if not _same_json(found[column], getattr(seed, column)):
-            return f"holds {shown(found[column])}" + (" as its metadata" if column == "metadata" else "")
-    if (found["memory_type"], found["created_by"], found["updated_by"]) != (
-        seed.memory_type,
-        seed.created_by,
-        seed.updated_by,
-    ):
-        return f"is {found['memory_type']}, created by {found['created_by']}, updated by {found['updated_by']}"
+    for column in ("value", "metadata", "memory_type", "created_by", "updated_by"):
+        if not _is_same(found[column], getattr(seed, column)):
+            return f"holds {shown(found[column])} as its {column}"
     return ""
 
 
-def _same_json(found: object, expected: str) -> bool:
+def _is_same(found: object, expected: str) -> bool:
+    """Return whether two texts are equal, or are equal JSON in another layout."""
     try:  # as text: to Python 1 and true are the same
         one, other = (json.dumps(json.loads(str(text)), sort_keys=True) for text in (found, expected))
         return isinstance(found, str) and one == other
     except (ValueError, RecursionError):
-        return False
+        return found == expected

@@ -16,10 +16,8 @@ import aiosqlite
 from abathur_nb.config.parameters import said
 from abathur_nb.config.settings import Settings
 from abathur_nb.files import make_private_file, nearest_existing, scratch_directory, sweep
-from abathur_nb.health import probe
 from abathur_nb.health.path_on_disk import ELSEWHERE, install_command, location_checks
 from abathur_nb.report import Check, Report, run_check
-from abathur_nb.store import apart
 from abathur_nb.store.connection import connect, pragma, run_to_end
 from abathur_nb.store.target import identify
 
@@ -52,6 +50,20 @@ HAZARDS = (
 )
 
 _PROBE_SECONDS = 5
+# A process of its own, because two connections in one process share SQLite's locks without asking the file system.
+_PROBE = """
+import json, sqlite3, sys
+found = {}
+try:
+    conn = sqlite3.connect(f"{sys.argv[1]}?mode=rw", uri=True, isolation_level=None, timeout=0)
+    for name in ("journal_mode", "user_version"):
+        found[name] = conn.execute(f"PRAGMA {name}").fetchone()[0]
+    conn.execute("BEGIN IMMEDIATE")
+    found["lock"] = "taken"
+except sqlite3.OperationalError as error:
+    found["lock" if "user_version" in found else "error"] = error.sqlite_errorname
+print(json.dumps(found))
+"""
 
 
 async def preflight(settings: Settings, *, team_trained: str | None = None) -> Report:
@@ -185,8 +197,7 @@ async def behaviour(settings: Settings) -> Check:
 
 async def _second_process(path: Path) -> dict[str, object]:
     process = await asyncio.create_subprocess_exec(
-        *apart.program(probe.__file__, path.as_uri()),
-        stdout=asyncio.subprocess.PIPE,
+        *(sys.executable, "-I", "-S", "-c", _PROBE, path.as_uri()), stdout=asyncio.subprocess.PIPE
     )
     try:
         output, _ = await asyncio.wait_for(process.communicate(), _PROBE_SECONDS)

@@ -97,18 +97,17 @@ async def test_a_reference_without_its_row_is_named_by_key_column_and_value(data
         "INSERT INTO audit (action_type, memory_entry_id) VALUES ('x', 99)",
         "INSERT INTO audit (action_type, task_id) VALUES ('x', 'none')",  # no reference: it outlives its task
         "INSERT INTO checkpoints (task_id, iteration, state, session_id) VALUES ('t', 7, '{}', NULL)",
-        'CREATE TABLE "odd ""table" (x REFERENCES tasks)',
-        """INSERT INTO "odd ""table" VALUES ('none')""",
+        "CREATE TABLE other (x REFERENCES tasks)",  # whose rows are not ours to judge
+        "INSERT INTO other VALUES ('none')",
     )
     checks = await validated(database)
     assert failing(checks) == {"foreign keys", "readable text"}
-    assert checks["foreign keys"].observed == "5 references without a row"
+    assert checks["foreign keys"].observed == "4 references without a row"
     assert set(checks["foreign keys"].evidence) == {
         "agents.task_id: 'none' is no id of tasks, by key: 'a'",
         r"agents.task_id: b'\xff' is no id of tasks, by key: b'a\xff' (rowid 2)",
         "audit.memory_entry_id: 99 is no id of memory_entries, by key: 1",
         "checkpoints.task_id: 't' is no id of tasks, by key: 't', 7",
-        "odd \"table.x: 'none' is no key of tasks, by key: (rowid 1)",
     }
 
 
@@ -118,18 +117,6 @@ async def test_many_references_without_a_row_are_counted_and_twenty_are_named(da
     check = (await validated(database))["foreign keys"]
     assert check.observed == "1,000 references without a row"
     assert len(check.evidence) == 20
-
-
-async def test_a_reference_from_a_table_whose_name_is_no_text_is_named_as_far_as_can_be(database: Settings) -> None:
-    run_sql(database.db_path, "CREATE TABLE odd (x REFERENCES tasks)", "INSERT INTO odd VALUES ('none')")
-    name = "CAST(x'6fff' AS TEXT)"
-    edit = f"SET name = {name}, tbl_name = {name}, sql = replace(sql, 'odd', {name}) WHERE name = 'odd'"
-    run_sql(database.db_path, "PRAGMA writable_schema = ON", f"UPDATE sqlite_master {edit}")
-    checks = await validated(database)
-    assert failing(checks) == set()  # a row of another table
-    assert checks["foreign keys"].status == "warn"
-    assert checks["foreign keys"].evidence == (r"o\udcff, by key: (rowid 1), to tasks",)
-    assert checks["other objects"].observed == r"extra: table o\udcff"
 
 
 # --- the file
