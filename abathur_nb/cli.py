@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # whoever read it has left
             return code
-        from abathur_nb.causes import os_cause
+        from abathur_nb.files import os_cause
 
         noted = os_cause(error, Path()) if error.filename else f"standard output could not be written: {error.strerror}"
         sys.stderr.write(f"abathur_nb {given[0]}: {noted}\n")

@@ -1,21 +1,25 @@
-"""Files and directories: private, durable and scratch ones; regular ones read; who locks them (proc_locks(5))."""
+"""Files and directories: private, durable and scratch ones; who locks them; why the system refuses one."""
 
 import errno
 import fcntl
 import os
 import re
+import resource
 import secrets
 import shutil
+import sqlite3
 import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from shlex import quote
 from time import monotonic, sleep
 from typing import NamedTuple
 
-from abathur_nb.errors import BusyError
+from abathur_nb.errors import BusyError, RefusedError
+from abathur_nb.text import printable, user_name
 
 # The kernel prints the list page by page. While others lock and unlock, one of 25 readings of several pages lacked a
 # lock that was held throughout; no reading of one page did, nor did the union of three in 1,000.
@@ -23,7 +27,7 @@ _ONE_PIECE, _READINGS = 4000, 5
 
 
 class Lock(NamedTuple):
-    """Hold one lock: its process (0 or less: one of another PID namespace), its file, and its first byte."""
+    """Hold one lock of proc_locks(5): its process (0 or less: of another PID namespace), its file, its first byte."""
 
     pid: int
     exclusive: bool
@@ -171,8 +175,7 @@ def read_regular(path: Path) -> bytes:
 def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Write a file 0600 under a temporary name, force it to the disk, and give it its name, replacing an older one.
 
-    Whatever interrupts it, ``path`` is whole or as it was. Owned by whom its directory belongs to. Whole, it gets
-    ``mode``.
+    Whatever interrupts it, ``path`` is whole or as it was. It is owned as its directory is; whole, it gets ``mode``.
     """
     draft = path.with_name(f"{UNFINISHED}{secrets.token_hex(6)}")
     try:
@@ -199,24 +202,21 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     Whoever adds to a ledger or publishes a backup holds it for some milliseconds. ``shared`` is for readers, whom other
     readers do not disturb. Raises BusyError after 10 s.
     """
+    deadline, kind = monotonic() + _PATIENCE_S, fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(descriptor, folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if monotonic() > deadline:
+                    remedy = f"see who: fuser -v {quote(str(folder))}; end it, then try again"
+                    raise BusyError(f"{folder} is locked by another process", remedy) from None
+                sleep(_RETRY_S)
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path, kind: int) -> None:
-    deadline = monotonic() + _PATIENCE_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if monotonic() > deadline:
-                remedy = f"see who: fuser -v {quote(str(folder))}; end it, then try again"
-                raise BusyError(f"{folder} is locked by another process", remedy) from None
-            sleep(_RETRY_S)
 
 
 @contextmanager
@@ -287,3 +287,113 @@ def _is_same(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.lstat(path), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+_DENIED = ("{path} may not be {used} by {user}", "see who owns it: namei -l {quoted}")
+_MEANINGS = {
+    errno.ENOSPC: (
+        "the disk of {folder} is full",
+        "make room, or remove files where no inode is left: df -h {quoted}; df -i {quoted}",
+    ),
+    errno.EDQUOT: ("the disk quota of {user} in {folder} is used up", "make room there, or ask for more: quota -s"),
+    errno.EFBIG: ("{folder} takes no file of that size: {limit}", "raise the limit of the shell: ulimit -f unlimited"),
+    errno.EROFS: ("{folder} is mounted read-only", "see why, and mount it for writing: findmnt -T {quoted}"),
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.ENOENT: ("{path} is missing{above}", "see what is there: namei -l {quoted}"),
+    errno.ENOTDIR: ("{path} is not a directory", "see what is there: namei -l {quoted}"),
+    errno.ELOOP: ("the symbolic links of {path} lead in a circle", "see where they lead: namei -l {quoted}"),
+    errno.ENAMETOOLONG: ("{path} is a longer name than its file system takes", "name a shorter one"),
+    errno.EMFILE: ("this process has as many files open as it may, {files}", "raise the limit of the shell: ulimit -n"),
+    errno.ENFILE: (
+        "this machine has as many files open as it may",
+        "see who has them: lsof | awk '{{print $1}}' | sort | uniq -c",
+    ),
+    errno.EIO: ("the disk of {folder} fails: {error}", "see to the disk: dmesg | tail"),
+}
+_OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}")
+# SQLite keeps the system's number to itself. Under these it hides that of a file that could not be made or written.
+_HIDING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+_OF_READING = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_READONLY_ROLLBACK)
+_DESCRIPTORS = 4  # a connection's: database, log, index, directory
+_WRITTEN = 256 * 1024  # bytes: what is left on a disk that was too full for a page
+
+
+def os_cause(error: OSError, path: Path) -> RefusedError:
+    """Return the error that names what the system refused, where, and the remedy. ``path`` is what was being used."""
+    place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+    outwards = (*reversed(place.parents), place)
+    place = next((one.parent for one in outwards if is_scratch_name(one.name)), place)  # a scratch one is gone by now
+    above = next((one for one in reversed(place.parents) if not os.path.lexists(one)), None)
+    if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP) and not os.path.lexists(place):
+        place = nearest_existing(place)  # what was to be made in it
+    folder = nearest_existing(place)
+    folder = folder if os.path.isdir(folder) else folder.parent  # noqa: PTH112 - where Path raises
+    number, largest = error.errno or 0, resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    # This package's own words say more than those of a number.
+    observed, remedy = _MEANINGS.get(number, _OTHER) if error.strerror == os.strerror(number) else _OTHER
+    limit = "its file system" if largest == resource.RLIM_INFINITY else f"this process may write {largest:,} bytes"
+    values = {
+        "path": place,
+        "above": f": no directory {above}" if above else "",
+        "folder": folder,
+        "user": user_name(os.geteuid()),
+        "used": "written to" if os.access(place, os.R_OK) else "read",
+        "limit": limit,
+        "files": f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,}",
+        "error": printable(error.strerror or str(error)),
+        "quoted": quote(str(folder if "{folder}" in observed else place)),
+    }
+    return RefusedError(observed.format(**values), remedy.format(**values))
+
+
+def unwritable(folder: Path) -> RefusedError | None:
+    """Return why no file can be made in ``folder``, None if one can: tried with one that has no name."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return os_cause(error, folder)
+
+
+def in_words(error: Exception, path: Path) -> str:
+    """Return the text of any error, for a message; one of the system says its cause and place."""
+    return str(os_cause(error, path) if isinstance(error, OSError) else error)
+
+
+def ask_system(path: Path, error: sqlite3.Error | None = None) -> OSError | None:
+    """Return the system's error behind one of SQLite's about the database at ``path``, or None if it gives none now.
+
+    It is asked by a file without a name, beside the database and beyond its size: a descriptor of the database itself
+    would drop the locks of this process when it is closed.
+    """
+    code = getattr(error, "sqlite_errorcode", 0)
+    if error and (code & 0xFF not in _HIDING or code in _OF_READING):
+        return None
+    try:
+        os.stat(path)
+    except OSError as found:
+        if code & 0xFF in (0, sqlite3.SQLITE_CANTOPEN):
+            return found
+    names = [name for name in (str(path), f"{path}-wal", f"{path}-shm") if os.path.lexists(name)]
+    if denied := _denied(names, os.R_OK):
+        return denied
+    try:
+        with ExitStack() as stack:
+            file = stack.enter_context(tempfile.TemporaryFile(dir=path.parent, buffering=0))
+            for _ in range(_DESCRIPTORS - 1):
+                stack.enter_context(Path(os.devnull).open("rb"))
+            file.seek(max((os.lstat(name).st_size for name in names), default=0))
+            left = memoryview(bytes(_WRITTEN))
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+    except OSError as found:
+        found.filename = str(path.parent)
+        return found
+    return _denied(names, os.W_OK)
+
+
+def _denied(names: list[str], access: int) -> OSError | None:
+    refused = (name for name in names if not os.access(name, access))
+    return next((PermissionError(errno.EACCES, os.strerror(errno.EACCES), name) for name in refused), None)

@@ -3,15 +3,15 @@
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from html import escape
 from pathlib import Path
 from sqlite3 import Error as SQLiteError
 from typing import TYPE_CHECKING, Any, Literal
 
-from abathur_nb.causes import os_cause
 from abathur_nb.errors import AbathurError, ChecksFailedError, bound_reached
-from abathur_nb.text import printable, utc_now
+from abathur_nb.files import os_cause
+from abathur_nb.text import html_table, printable, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,20 +164,11 @@ class Report:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":
         """Return the report that ``to_dict`` wrote; the id of a check that has none is made of its title."""
-        checks = tuple(
-            Check(
-                check.get("id") or id_of(check["name"]),
-                check["status"],
-                check["expected"],
-                check["observed"],
-                check["remedy"],
-                tuple(check["evidence"]),
-                name=check["name"],
-                data=check.get("data", {}),
-            )
-            for check in data["checks"]
-        )
-        return cls(data["title"], checks, *(data[name] for name in ("subject", "refused", "finished_at")))
+        checks = []
+        for check in data["checks"]:
+            given = {"id": id_of(check["name"]), "data": {}, **check, "evidence": tuple(check["evidence"])}
+            checks.append(Check(**{one.name: given[one.name] for one in fields(Check)}))
+        return cls(data["title"], tuple(checks), *(data[name] for name in ("subject", "refused", "finished_at")))
 
     def to_json(self) -> str:
         """Return ``to_dict()`` as JSON text."""
@@ -191,21 +182,21 @@ class Report:
             cells = (_MARKS[check.status], check.name, check.expected, check.observed, check.remedy)
             rows.append("| " + " | ".join(_md(cell) for cell in cells) + " |")
         for check in self._worst_first():
-            if check.evidence:
-                rows += [
-                    "",
-                    f"{_md(check.name)}:",
-                    "",
-                    *(f"    {line}" for e in check.evidence for line in e.split("\n")),
-                ]
+            lines = [f"    {line}" for evidence in check.evidence for line in evidence.split("\n")]
+            rows += ["", f"{_md(check.name)}:", "", *lines] if lines else []
         return "\n".join(rows) + "\n"
 
     def __str__(self) -> str:
         lines = [self.summary, f"  {self.subject} · {self.finished_at} UTC"]
         for check in self._worst_first():
             lines.append(f"{_MARKS[check.status]:<16} {check.name}: {check.observed}")
-            if check.status != "pass":
-                lines += [f"{'':17}{label}: {text}" for label, text in _details(check)]
+            if check.status == "pass":
+                continue
+            details = [("expected", check.expected), ("what to do", check.remedy)]
+            details += [("evidence", line) for line in check.evidence[:_SHOWN_OPEN]]
+            if len(check.evidence) > _SHOWN_OPEN:
+                details.append(("evidence", f"and {len(check.evidence) - _SHOWN_OPEN} more"))
+            lines += [f"{'':17}{label}: {text}" for label, text in details if text]
         return "\n".join(lines)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
@@ -213,15 +204,12 @@ class Report:
 
     def to_html(self) -> str:
         """Return the report as an HTML fragment: no script, no link, readable in a light and a dark theme."""
-        heads = ("", "check", "expected", "observed", "what to do")
         shown = self._worst_first()
-        wide = any(check.remedy for check in shown)
         passed = [check for check in shown if check.status in ("pass", "skip")]
         folded = passed if len(passed) > _SHOWN_PASSED else []
-        table = _table(heads if wide else heads[:4], [check for check in shown if check not in folded])
+        table = _table([check for check in shown if check not in folded])
+        rest = f"<details><summary>{len(folded)} that passed, or do not apply</summary>{_table(folded)}</details>"
         mark, colour = ("✓", "") if self.ok else ("✗", f" style='color:{_COLOURS['fail']}'")
-        words = f"{len(folded)} that passed, or do not apply"
-        rest = f"<details><summary>{words}</summary>{_table(heads[:4], folded)}</details>"
         return (
             f"<div class='abathur-report'><p><b{colour}>{mark} {escape(self.summary)}</b><br>"
             f"<small>{escape(self.subject)} · {self.finished_at} UTC</small></p>{table}{rest if folded else ''}</div>"
@@ -232,23 +220,10 @@ class Report:
         return troubles + [check for check in self.checks if check.status not in _WORST_FIRST]
 
 
-def _details(check: Check) -> Iterable[tuple[str, str]]:
-    for label, text in (("expected", check.expected), ("what to do", check.remedy)):
-        if text:
-            yield label, text
-    for line in check.evidence[:_SHOWN_OPEN]:
-        yield "evidence", line
-    if len(check.evidence) > _SHOWN_OPEN:
-        yield "evidence", f"and {len(check.evidence) - _SHOWN_OPEN} more"
-
-
-def _table(heads: Sequence[str], checks: Sequence[Check]) -> str:
-    if not checks:
-        return ""
-    # A notebook's own style gives all columns one width.
-    head = "".join(f"<th style='text-align:left'>{head}</th>" for head in heads)
-    rows = "".join(f"<tr>{''.join(_cells(check)[: len(heads)])}</tr>" for check in checks)
-    return f"<table style='table-layout:auto'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+def _table(checks: Sequence[Check]) -> str:
+    width = 5 if any(check.remedy for check in checks) else 4
+    heads = ("", "check", "expected", "observed", "what to do")[:width]
+    return html_table(heads, (_cells(check)[:width] for check in checks)) if checks else ""
 
 
 def _cells(check: Check) -> list[str]:

@@ -1,10 +1,7 @@
 """Text for people: values made printable, names that were nearly right, times, counts, and rows as a table."""
 
-import os
-import platform
 import pwd
 import re
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,42 +12,24 @@ from shlex import quote
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # Older ones can damage a database in WAL mode that another process writes (https://sqlite.org/wal.html#walresetbug).
 SHELL = "with SQLite's shell, 3.51.3 or newer (or 3.50.7, 3.44.6): sqlite3"
 MB = 1_000_000  # bytes, in all that is shown
 AHEAD_S = 300  # a moment further ahead of the clock is wrong, or the clock is: two machines may differ by less
 SEE_CLOCK = "see the clock (timedatectl): it is wrong now, or was when this was written"
-# A slash is enough: a Path makes one of two. A scheme may be chained, as in simplecache::s3://.
-_BEGIN = r"([A-Za-z][\w+.:-]{1,60}):/+(?=\S)"
-_URL = re.compile(_BEGIN)
-# As `shown` quotes it, with its blanks; else up to a blank.
-_URL_IN_TEXT = re.compile(rf"(?:(?<=')|(?<=(\"))){_BEGIN}(?:\\.|(?(1)[^\"\\]|[^'\\]))*|{_BEGIN}\S+")
-_ENCODED = re.compile(r"%(?:25)*(23|3a|3b|3f|40)", re.IGNORECASE)
-# How the name of a parameter ends that holds a credential; a key only as a word of its own: there are monkeys, too.
-_CREDENTIAL = re.compile(
-    r".*(?:token|secret|sig(?:nature)?|pass[-_]?(?:word|wd|phrase)|pwd|credentials?|hmac|jwt"
-    r"|(?:\b|_|api|access|(?-i:[a-z](?=K)))(?:auth|key(?:id)?|pass|sas))\d*",
-    re.IGNORECASE,
-)
-_HOST = re.compile(r"\w[\w-]*\.\w[\w.:-]*")
-# What ends a URL in a text, such as in JSON or SQL: none of it stands in a URL, or only as a sign of quoting.
-_WORD = re.compile(r"[^\s\"'<>{}|^`]+")
-_SLASH = re.compile(r"[/\\]|%(?:25)*(?:2f|5c)", re.IGNORECASE)
-_SIGNED = "parameters, a query or a fragment"
-_GIVEN = re.compile(r"[?#;&]([\w.-]+)=.")
-_USER_IS_A_NAME = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs")  # of a person, or of a container
-
-
 # Control characters, surrogates, separators of lines and paragraphs, direction overrides. str.isprintable also refuses
 # joiners, ideographic blanks, and the emoji that its Python does not know yet.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BLANKS = r" \xa0\u1680\u2000-\u200a\u202f\u205f\u2800\u3000"
 # What Unicode lets a font ignore (Default_Ignorable_Code_Point), such as joiners.
-IGNORABLE = (
+_IGNORABLE = (
     r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
     r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-_BLANK = re.compile(f"[{_BLANKS}{IGNORABLE}]+")
+_BLANK = re.compile(f"[{_BLANKS}{_IGNORABLE}]+")
 # Signs that show nothing and shape nothing: two values that differ by one would look the same in a message.
 _INVISIBLE = re.compile(r"[\u200b\u2060-\u2064\ufeff]")
 
@@ -150,49 +129,57 @@ def _quoted(text: str) -> str:
     return quote + text.replace("\\", "\\\\").replace(quote, f"\\{quote}") + quote
 
 
+# A slash is enough: a Path makes one of two. A scheme may be chained, as in simplecache::s3://.
+_BEGIN = r"([A-Za-z][\w+.:-]{1,60}):/+(?=\S)"
+_URL = re.compile(_BEGIN)
+# As `shown` quotes it, with its blanks; else up to a blank.
+_URL_IN_TEXT = re.compile(rf"(?:(?<=')|(?<=(\"))){_BEGIN}(?:\\.|(?(1)[^\"\\]|[^'\\]))*|{_BEGIN}\S+")
+_ENCODED = re.compile(r"%(?:25)*(23|3a|3b|3f|40)", re.IGNORECASE)
+_USER_IS_A_NAME = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs")  # of a person, or of a container
+# What ends a URL in a text, such as in JSON or SQL: none of it stands in a URL, or only as a sign of quoting.
+_WORD = re.compile(r"[^\s\"'<>{}|^`]+")
+_LOGIN = re.compile(r"[^/\\]*:[^/\\]*@[^/\\]*[/\\]")  # of an address without a scheme, such as user:password@host/path
+_GIVEN = re.compile(r"[?#;&]([\w.-]+)=.")
+# How the name of a parameter ends that holds a credential; a key only as a word of its own: there are monkeys, too.
+_CREDENTIAL = re.compile(
+    r".*(?:token|secret|sig(?:nature)?|pass[-_]?(?:word|wd|phrase)|pwd|credentials?|hmac|jwt"
+    r"|(?:\b|_|api|access|(?-i:[a-z](?=K)))(?:auth|key(?:id)?|pass|sas))\d*",
+    re.IGNORECASE,
+)
+
+
 def url_fault(name: str, value: str) -> str:
     """Say that the URL in ``value`` may hold a secret, which a record would keep; an empty text if it cannot."""
-    part = _secret_part(value)
-    noted = f"{name}: expected a URL without {part}, which a record would keep: set credentials by variables"
-    return noted if part else ""
+    expected = "a URL without a password, parameters, a query or a fragment, which a record would keep"
+    return f"{name}: expected {expected}: set credentials by variables" if _holds_secret(value) else ""
 
 
 def without_url_secrets(text: str) -> str:
     """Return a message with each URL in it that may hold a secret cut down to its scheme, if it has one."""
-    text = _URL_IN_TEXT.sub(lambda url: f"{url[0].partition('/')[0]}//…" if _secret_part(url[0]) else url[0], text)
-    return _WORD.sub(lambda word: "…" if _secret_part_of_word(word[0]) else word[0], text)
+    text = _URL_IN_TEXT.sub(lambda url: f"{url[0].partition('/')[0]}//…" if _holds_secret(url[0]) else url[0], text)
+    return _WORD.sub(lambda word: "…" if _is_signed(word[0]) else word[0], text)
 
 
-def _secret_part(text: str) -> str:
-    """Name the part of the URLs in a text that may be a secret: credentials, or what signs an address."""
+def _holds_secret(text: str) -> bool:
+    """Return whether a URL in a text may hold credentials, or what signs an address."""
     text = text.strip()
     for url in _URL.finditer(text):
         rest = text[url.end() :] if url.start() == 0 else text[url.end() :].split()[0]
-        if part := _secret_part_of(url[1].lower(), _ENCODED.sub(lambda octet: chr(int(octet[1], 16)), rest)):
-            return part
-    return next(filter(None, map(_secret_part_of_word, _WORD.findall(text))), "")
+        rest = _ENCODED.sub(lambda octet: chr(int(octet[1], 16)), rest)
+        authority = rest.partition("/")[0]
+        user, at, _ = authority.rpartition("@")
+        # A cloud's password may hold a slash, so that what seems to be a port is none.
+        login = ":" in user or (authority.partition(":")[2].strip("0123456789") and "@" in rest)
+        token = at and url[1].lower() not in _USER_IS_A_NAME
+        if login or token or re.search(r"[;?#].", rest, re.DOTALL):
+            return True
+    return any(map(_is_signed, _WORD.findall(text)))
 
 
-def _secret_part_of_word(word: str) -> str:
-    """Name the part that may be a secret of an address without a scheme, such as ``host/k?sig=…`` or ``a:b@host/k``."""
-    host, *path = _SLASH.split(unquote(unquote(word)), maxsplit=1)
-    if path and ":" in host.rpartition("@")[0]:
-        return "a password"
-    known = _HOST.match(host)
-    names = _GIVEN.findall(path[0] if path else host if known else "")
-    with_code = path and known and "code" in map(str.lower, names)
-    return _SIGNED if with_code or any(map(_CREDENTIAL.fullmatch, names)) else ""
-
-
-def _secret_part_of(scheme: str, rest: str) -> str:
-    authority = rest.partition("/")[0]
-    user, at, _ = authority.rpartition("@")
-    port = authority.partition(":")[2]
-    if re.search(r"[;?#].", rest, re.DOTALL):
-        return _SIGNED
-    if ":" in user or (port.strip("0123456789") and "@" in rest):  # a cloud's password may hold a slash
-        return "a password"
-    return "a user, which may be a token" if at and scheme not in _USER_IS_A_NAME else ""
+def _is_signed(word: str) -> bool:
+    """Return whether an address without a scheme may hold a secret, such as ``host/k?sig=…`` or ``a:b@host/k``."""
+    word = unquote(unquote(word))
+    return bool(_LOGIN.match(word)) or any(map(_CREDENTIAL.fullmatch, _GIVEN.findall(word, 1)))
 
 
 def user_name(uid: int) -> str:
@@ -204,17 +191,14 @@ def user_name(uid: int) -> str:
 
 
 def process_name(pid: int) -> str:
-    """Return ``PID 12 (command)``; for 0, words for a process that this PID namespace does not show."""
-    return f"PID {pid} ({_command_of(pid)})" if pid else "a process that cannot be seen from here (another container?)"
-
-
-def _command_of(pid: int) -> str:
-    """Return the command line of a process as one printable line, shortened. Linux only."""
+    """Return ``PID 12 (command)``; for 0, words for a process that this PID namespace does not show. Linux only."""
+    if not pid:
+        return "a process that cannot be seen from here (another container?)"
     try:
-        text = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
-        return "its command cannot be read"
-    return printable(" ".join(text.split()))[:80]
+        command = "its command cannot be read"
+    return f"PID {pid} ({printable(' '.join(command.split()))[:80]})"
 
 
 def as_user(uid: int) -> str:
@@ -222,17 +206,12 @@ def as_user(uid: int) -> str:
     return f"sudo -u {quote(user_name(uid))}"
 
 
-def versions() -> str:
-    """Say who runs what, where and when, for the record."""
-    from importlib.metadata import version
-
-    packages = ", ".join(f"{name} {version(name)}" for name in ("abathur_nb", "aiosqlite"))
-    runtime = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
-    return f"{packages}, {runtime} · {user_name(os.geteuid())} on {platform.node()} · {utc_now()} UTC"
-
-
-if TYPE_CHECKING:
-    import pandas as pd
+def html_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return rows of ``<td>`` cells, whose texts are escaped, as an HTML table of narrow columns."""
+    head = "".join(f"<th style='text-align:left'>{escape(head)}</th>" for head in heads)
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
+    # A notebook's own style gives all columns one width.
+    return f"<table style='table-layout:auto'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 _OPEN = 20  # rows; those behind them are folded away
@@ -265,9 +244,8 @@ class Table:
         return pd.DataFrame(self.rows, columns=list(self.heads))
 
     def __str__(self) -> str:
-        return (
-            "\n".join(" · ".join(cell.replace("\n", "; ") for cell in row if cell) for row in self.rows) or self.nothing
-        )
+        lines = (" · ".join(cell.replace("\n", "; ") for cell in row if cell) for row in self.rows)
+        return "\n".join(lines) or self.nothing
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {"text/html": self.to_html(), "text/plain": str(self)}
@@ -282,9 +260,7 @@ class Table:
         return self._html(first) + folded + (f"<p>and {left:,} more: to_frame() has them all</p>" if left > 0 else "")
 
     def _html(self, rows: Sequence[tuple[str, ...]]) -> str:
-        head = "".join(f"<th style='text-align:left'>{escape(head)}</th>" for head in self.heads)
-        body = "".join(f"<tr>{''.join(_cell(text) for text in row)}</tr>" for row in rows)
-        return f"<table style='table-layout:auto'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(self.heads, (map(_cell, row) for row in rows))
 
 
 def _cell(text: str) -> str:

@@ -13,10 +13,9 @@ from shlex import quote
 from typing import Any
 
 from abathur_nb.backups.copying import Content
-from abathur_nb.causes import os_cause
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence.canonical import misfits, moment, number, printable_text, sealed, unsealed, whole_number
-from abathur_nb.files import at, locked, make_private_file, open_regular, read_regular
+from abathur_nb.files import at, locked, make_private_file, open_regular, os_cause, read_regular
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.store.apart import ask
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION

@@ -18,10 +18,9 @@ from abathur_nb.backups.aside import begun, discard, new_folder, replace_file, u
 from abathur_nb.backups.change import Change, Plan, carry_out, make_change
 from abathur_nb.backups.copying import Content, copy_in, copy_out, difference, open_copy, publish, read_content
 from abathur_nb.backups.taking import COPIES
-from abathur_nb.causes import ask_system, os_cause, unwritable
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
-from abathur_nb.files import nearest_existing, private_directory, scratch_directory
+from abathur_nb.files import ask_system, nearest_existing, os_cause, private_directory, scratch_directory, unwritable
 from abathur_nb.health.objects import OTHERS
 from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, free_mb
 from abathur_nb.report import Check, Report, Status

@@ -1,10 +1,11 @@
 """Settings: the environments as frozen data, and how arguments, variables and the settings file are resolved."""
 
 import os
+import platform
 import re
-import stat
+import sqlite3
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from html import escape
@@ -17,113 +18,22 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.files import is_scratch_name, open_regular
-from abathur_nb.text import did_you_mean, is_printable, printable, shown, url_fault, versions, without_url_secrets
+from abathur_nb.text import (
+    did_you_mean,
+    html_table,
+    is_printable,
+    printable,
+    shown,
+    url_fault,
+    user_name,
+    utc_now,
+    without_url_secrets,
+)
 
 _CONFIG = "~/.config/abathur/abathur.toml"
-_BOOLEANS = {"true": True, "false": False}
 # Bytes. Linux takes names of 255 and SQLite paths of 512: less `-journal`, a NUL and a scratch directory's name.
 _NAME_MAX, _PATH_MAX = 247, 475
 _FILE_MAX = 65_536  # bytes; a settings file has a few hundred
-
-
-def read_environments(settable: Collection[str], faults: list[str]) -> dict[str, tuple[dict[str, object], str]]:
-    """Return the tables ``[environments.NAME]`` of the settings file, each with the file's name. Read-only."""
-    named = os.environ.get("ABATHUR_CONFIG")
-    path = Path(os.path.expanduser(_CONFIG if named is None else named))
-    where = f"settings file {without_url_secrets(printable(str(path)))}"
-    if named is None and not (_has_home() and path.exists()):  # never one found in the working directory
-        return {}
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _FILE_MAX:
-            raise ValueError(f"expected a regular file of at most {_FILE_MAX:,} bytes")
-        with open_regular(path, follow=True) as file:
-            content = tomllib.loads(file.read().decode())
-    except FileNotFoundError:
-        faults.append(f"{where}: named by ABATHUR_CONFIG, but there is none")
-        return {}
-    except (OSError, ValueError, RecursionError) as error:  # a TOML or a Unicode fault is a ValueError
-        faults.append(f"{where}: cannot be read: {printable(str(error))}")
-        return {}
-    tables = content.pop("environments", {})
-    faults += [f"{where}: expected tables [environments.NAME], found {shown(key)}" for key in content]
-    if not isinstance(tables, dict):
-        faults.append(f"{where}: expected tables [environments.NAME], found environments = {shown(tables)}")
-        return {}
-    environments = {}
-    for name, table in tables.items():
-        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or not isinstance(table, dict):
-            faults.append(f"{where}: expected a table [environments.NAME] (a-z, 0-9, _ and -), found {shown(name)}")
-            continue
-        unknown = [key for key in table if key not in settable]
-        faults += [
-            f"{where}: [environments.{name}] has no setting {shown(k)}{did_you_mean(k, settable)}" for k in unknown
-        ]
-        environments[name] = ({key: value for key, value in table.items() if key in settable}, where)
-    return environments
-
-
-def environment_variables(
-    settable: Collection[str], truths: Collection[str], faults: list[str]
-) -> dict[str, tuple[object, str]]:
-    """Return the settings given as ``ABATHUR_…``; a near miss of one is a fault, other programs' names are not.
-
-    ``true`` and ``false`` are read for those named in ``truths``; all else stays text, for the caller to judge.
-    """
-    found: dict[str, tuple[object, str]] = {}
-    names = {f"ABATHUR_{name.upper()}": name for name in settable}
-    for variable, value in os.environ.items():
-        if variable in names:
-            name = names[variable]
-            # A variable is always text, and a truth value in the file never: only here text can become one.
-            found[name] = (_BOOLEANS.get(value.lower(), value) if name in truths else value, variable)
-        elif variable.startswith("ABATHUR_") and (near := get_close_matches(variable, names, 1, 0.9)):
-            faults.append(f"{printable(variable)}: no such setting; did you mean {near[0]}?")
-    return found
-
-
-def _has_home() -> bool:
-    """Return whether `~` stands for an absolute path: in a container a user may have no entry, or an empty HOME."""
-    return os.environ.get("HOME") != "" and os.path.isabs(os.path.expanduser("~"))
-
-
-def absolute_path(name: str, value: object, source: str, relative_paths: bool, faults: list[str]) -> Path | None:
-    """Return ``value`` as an absolute path without looking at the disk, or add what is wrong with it to ``faults``."""
-    if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str):
-        faults.append(f"{name} (from {source}): expected a path as text, found {shown(value)} ({type(value).__name__})")
-        return None
-    expected = ""
-    if not text:
-        expected = "a path (leave it out, or None, for the default)"
-    elif not is_printable(text):
-        expected = "a path of printable characters"
-    elif text == ":memory:" or text.startswith("file:"):
-        expected = "a path of a file, no in-memory database and no SQLite URI"
-    elif re.match(r"[A-Za-z][\w+.:-]+:/", text):  # development would take it for a relative path
-        expected = "a path, not a URL"
-    elif text.startswith("~") and text != "~" and not text.startswith("~/"):
-        expected = "an absolute path (`~` stands for your own home only)"
-    elif text.startswith("~") and not _has_home():
-        expected = "an absolute path, since HOME names no home for `~`"
-    elif not os.path.isabs(os.path.expanduser(text)) and not relative_paths:
-        expected = "an absolute path"
-    else:
-        try:
-            # abspath keeps two leading slashes, which in a URI would begin a host's name.
-            path = "/" + os.path.abspath(os.path.expanduser(text)).lstrip("/")
-        except OSError:
-            faults.append(f"{name} (from {source}): expected an absolute path, since the working directory is gone")
-            return None
-        names = path.split("/")
-        if any(map(is_scratch_name, names)):  # the next sweep beside it would remove it
-            expected = "a path outside of the scratch directories (.abathur-…), which are removed again"
-        elif len(os.fsencode(path)) > _PATH_MAX or any(len(os.fsencode(part)) > _NAME_MAX for part in names):
-            expected = f"a path of at most {_PATH_MAX} bytes, {_NAME_MAX} for each name"
-        else:
-            return Path(path)
-    faults.append(f"{name} (from {source}): expected {expected}, found {shown(text)}")
-    return None
-
 
 Severity = Literal["warn", "fail", "refuse"]
 
@@ -177,12 +87,11 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def _repr_html_(self) -> str:
-        # What differs from run to run stands open, the rest is folded away.
         names = {"env": "the environment", **_SETTABLE}
         chosen = [n for n in names if n == "env" or n in _PATHS or self.origins.get(n, "default") != "default"]
         rest = [n for n in names if n not in chosen]
         folded = f"<details><summary>{len(rest)} more, by default</summary>{self._table(rest, names)}</details>"
-        return f"<p>{escape(versions())}</p>{self._table(chosen, names)}{folded if rest else ''}"
+        return f"<p>{escape(_versions())}</p>{self._table(chosen, names)}{folded if rest else ''}"
 
     @property
     def is_own_path(self) -> bool:
@@ -203,13 +112,12 @@ class Settings:
         cell = "<td style='text-align:left;overflow-wrap:anywhere'>"
         shown = self.shown()
         rows = ((name, shown[name], meanings[name], self.origins.get(name, "default")) for name in names)
-        body = "".join(f"<tr>{''.join(f'{cell}{escape(text)}</td>' for text in row)}</tr>" for row in rows)
-        head = "".join(f"<th style='text-align:left'>{h}</th>" for h in ("setting", "value", "meaning", "from"))
-        return f"<table style='table-layout:auto'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        cells = ((f"{cell}{escape(text)}</td>" for text in row) for row in rows)
+        return html_table(("setting", "value", "meaning", "from"), cells)
 
     def __str__(self) -> str:
         lines = [f"{name} = {value} ({self.origins.get(name, 'default')})" for name, value in self.shown().items()]
-        return "\n".join((versions(), *lines))
+        return "\n".join((_versions(), *lines))
 
 
 ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -239,7 +147,7 @@ _PATHS = ("db_path", "backup_dir", "archive_dir")
 _BESIDE_THE_DATA = {"backup_dir": "backups", "archive_dir": "runs"}
 _SETTABLE = {setting.name: setting.metadata["meaning"] for setting in fields(Settings) if setting.metadata}
 SECRET_SETTINGS = tuple(setting.name for setting in fields(Settings) if setting.metadata.get("secret"))
-_TRUTHS = [setting.name for setting in fields(Settings) if setting.type is bool]
+_Layer = dict[str, tuple[object, str]]  # a value by the name of its setting, and where it came from
 
 
 def environment_names() -> tuple[str, ...]:
@@ -247,7 +155,7 @@ def environment_names() -> tuple[str, ...]:
 
     What is wrong with the file ``resolve`` says.
     """
-    return tuple({**ENVIRONMENTS, **read_environments(_SETTABLE, [])})
+    return tuple({**ENVIRONMENTS, **_read_environments([])})
 
 
 def resolve(
@@ -263,48 +171,139 @@ def resolve(
     ``~/.config/abathur/abathur.toml``), the environment's defaults. Raises ConfigurationError with every fault.
     """
     faults: list[str] = []
-    environments = read_environments(_SETTABLE, faults)
-    known = {**dict.fromkeys(ENVIRONMENTS), **environments}
+    environments = _read_environments(faults)
+    known = {**ENVIRONMENTS, **environments}
+    layers: _Layer = {}  # each overwrites the one before it
     if not isinstance(env, str):
         faults.append(f"env: expected one of the names {', '.join(known)}, found {shown(env)} ({type(env).__name__})")
-    elif env not in known and (environments or not faults):  # it may stand in a file that can't be read
-        faults.append(f"env: expected one of {', '.join(known)}, found {shown(env)}{did_you_mean(env, known)}")
-
-    # Each layer overwrites the one before it; a value stands beside the name of its source.
-    layers: dict[str, tuple[object, str]] = {}
-    if isinstance(env, str):
-        layers |= {k: (v, "default") for k, v in ENVIRONMENTS.get(env, {}).items()}
-        file_values, source = environments.get(env, ({}, ""))
-        layers |= {k: (v, source) for k, v in file_values.items()}
-    layers |= environment_variables(_SETTABLE, _TRUTHS, faults)
+    else:
+        if env not in known and (environments or not faults):  # it may stand in a file that can't be read
+            faults.append(f"env: expected one of {', '.join(known)}, found {shown(env)}{did_you_mean(env, known)}")
+        layers |= {name: (value, "default") for name, value in ENVIRONMENTS.get(env, {}).items()}
+        layers |= environments.get(env, {})
+    layers |= _variables(faults)
     arguments = {"db_path": db_path, "backup_dir": backup_dir, "archive_dir": archive_dir}
-    layers |= {k: (v, "argument") for k, v in arguments.items() if v is not None}
+    layers |= {name: (value, "argument") for name, value in arguments.items() if value is not None}
 
+    values = {name: value for name, (value, _) in layers.items()}
+    origins = {name: source for name, (_, source) in layers.items()}
     # What is not a truth value is a fault of its own, and no path is blamed for what it was to allow.
-    relative_paths = layers.get("relative_paths", (False,))[0] is not False
-    values: dict[str, object] = {k: v for k, (v, _) in layers.items()}
-    origins = {k: source for k, (_, source) in layers.items()}
+    relative_paths = values.get("relative_paths", False) is not False
     for name in _PATHS:
         if name in values:
             values[name] = absolute_path(name, values[name], origins[name], relative_paths, faults)
-    data = values.get("db_path")
-    if data is None and "db_path" not in layers and not faults:
+    if "db_path" not in layers and not faults:
         faults.append(f"db_path: environment {env!r} names none; add it to its table in the settings file")
+    data = values.get("db_path")
     for name, folder in _BESIDE_THE_DATA.items():
         # A default backup directory belongs to the default database only.
         if name not in values or (origins[name] == "default" != origins.get("db_path")):
             values[name] = data.parent / folder if isinstance(data, Path) else Path(folder)
             origins[name] = "beside the data"
-    texts = {k: v for k, v in values.items() if isinstance(v, str) and k not in (*_PATHS, *SECRET_SETTINGS)}
-    faults += [fault for k, text in texts.items() if (fault := url_fault(f"{k} (from {origins[k]})", text))]
+    for name, value in values.items():
+        if isinstance(value, str) and name not in SECRET_SETTINGS:
+            faults += filter(None, [url_fault(f"{name} (from {origins[name]})", value)])
     origins["env"] = "default" if env == "development" else "argument"
-    checked = _checked({k: v for k, v in values.items() if k not in _PATHS}, origins, faults)
+    checked = _checked({name: value for name, value in values.items() if name not in _PATHS}, origins, faults)
     if faults:
         raise ConfigurationError(faults)
     return Settings(env=env, **{k: values[k] for k in _PATHS}, **checked, origins=MappingProxyType(origins))  # type: ignore[arg-type]
 
 
-def _checked(values: dict[str, object], origins: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
+def _read_environments(faults: list[str]) -> dict[str, _Layer]:
+    """Return the tables ``[environments.NAME]`` of the settings file. Read-only."""
+    named = os.environ.get("ABATHUR_CONFIG")
+    path = Path(os.path.expanduser(_CONFIG if named is None else named))
+    where = f"settings file {without_url_secrets(printable(str(path)))}"
+    if named is None and not (_has_home() and path.exists()):  # never one found in the working directory
+        return {}
+    try:
+        with open_regular(path, follow=True) as file:
+            content = file.read(_FILE_MAX + 1)
+        if len(content) > _FILE_MAX:
+            raise ValueError(f"it is larger than {_FILE_MAX:,} bytes")
+        tables = tomllib.loads(content.decode())
+    except (OSError, ValueError, RecursionError) as error:  # a TOML or a Unicode fault is a ValueError
+        missing = isinstance(error, FileNotFoundError)
+        faults.append(f"{where}: {'named by ABATHUR_CONFIG, but missing' if missing else f'cannot be read: {error}'}")
+        return {}
+    expected, environments = f"{where}: expected a table [environments.NAME] (a-z, 0-9, _ and -), found ", {}
+    given = tables.pop("environments", {})
+    faults += [f"{expected}{shown(key)}" for key in tables]
+    if not isinstance(given, dict):
+        faults.append(f"{expected}environments = {shown(given)}")
+        return {}
+    for name, table in given.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or not isinstance(table, dict):
+            faults.append(f"{expected}{shown(name)}")
+            continue
+        for key in table.keys() - _SETTABLE.keys():
+            faults.append(f"{where}: [environments.{name}] has no setting {shown(key)}{did_you_mean(key, _SETTABLE)}")
+        environments[name] = {key: (value, where) for key, value in table.items() if key in _SETTABLE}
+    return environments
+
+
+def _variables(faults: list[str]) -> _Layer:
+    """Return the settings given as ``ABATHUR_…``; a near miss of one is a fault, other programs' names are not."""
+    found: _Layer = {}
+    names, kinds = {f"ABATHUR_{name.upper()}": name for name in _SETTABLE}, get_type_hints(Settings)
+    for variable, value in os.environ.items():
+        if name := names.get(variable):
+            # A variable is always text, and a truth value in the file never: only here text can become one.
+            truth = {"true": True, "false": False}.get(value.lower(), value)
+            found[name] = (truth if kinds[name] is bool else value, variable)
+        elif variable.startswith("ABATHUR_") and (near := get_close_matches(variable, names, 1, 0.9)):
+            faults.append(f"{printable(variable)}: no such setting; did you mean {near[0]}?")
+    return found
+
+
+def _has_home() -> bool:
+    """Return whether `~` stands for an absolute path: in a container a user may have no entry, or an empty HOME."""
+    return os.environ.get("HOME") != "" and os.path.isabs(os.path.expanduser("~"))
+
+
+def absolute_path(name: str, value: object, source: str, relative_paths: bool, faults: list[str]) -> Path | None:
+    """Return ``value`` as an absolute path without looking at the disk, or add what is wrong with it to ``faults``."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str):
+        faults.append(f"{name} (from {source}): expected a path as text, found {shown(value)} ({type(value).__name__})")
+        return None
+    if not text:
+        expected = "a path (leave it out, or None, for the default)"
+    elif not is_printable(text):
+        expected = "a path of printable characters"
+    elif re.match(r":memory:$|file:|[A-Za-z][\w+.:-]+:/", text):  # development would take it for a relative path
+        expected = "a path of a file, no in-memory database and no URL"
+    elif text.startswith("~") and not (re.match(r"~(/|$)", text) and _has_home()):
+        expected = "an absolute path (`~` stands for your own home only, which HOME must name)"
+    elif not os.path.isabs(os.path.expanduser(text)) and not relative_paths:
+        expected = "an absolute path"
+    else:
+        try:
+            # abspath keeps two leading slashes, which in a URI would begin a host's name.
+            path = "/" + os.path.abspath(os.path.expanduser(text)).lstrip("/")
+        except OSError:
+            faults.append(f"{name} (from {source}): expected an absolute path, since the working directory is gone")
+            return None
+        names = path.split("/")
+        if any(map(is_scratch_name, names)):  # the next sweep beside it would remove it
+            expected = "a path outside of the scratch directories (.abathur-…), which are removed again"
+        elif len(os.fsencode(path)) > _PATH_MAX or any(len(os.fsencode(part)) > _NAME_MAX for part in names):
+            expected = f"a path of at most {_PATH_MAX} bytes, {_NAME_MAX} for each name"
+        else:
+            return Path(path)
+    faults.append(f"{name} (from {source}): expected {expected}, found {shown(text)}")
+    return None
+
+
+_LIMITS: Mapping[str, tuple[str, Callable[[float, float], bool]]] = {
+    "gt": ("over", gt),
+    "ge": ("of at least", ge),
+    "le": ("and at most", le),
+}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _checked(values: Mapping[str, object], origins: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
     """Return the values as their settings' types, or add what is wrong with them to ``faults``."""
     found, kinds = dict[str, Any](), get_type_hints(Settings)
     all_limits = {setting.name: setting.metadata.get("limits", {}) for setting in fields(Settings)}
@@ -312,22 +311,15 @@ def _checked(values: dict[str, object], origins: Mapping[str, str], faults: list
         kind, limits = kinds[name], all_limits[name]
         try:
             found[name] = _read(kind, value)
-            if not all(_HOLDS[limit](found[name], bound) for limit, bound in limits.items()):
-                raise ValueError(name)
+            if all(_LIMITS[limit][1](found[name], bound) for limit, bound in limits.items()):
+                continue
         except (ValueError, OverflowError):
-            noted = "a secret" if name in SECRET_SETTINGS else shown(value)
-            faults.append(f"{name} (from {origins[name]}): expected {_expected(kind, limits)}, found {noted}")
+            pass
+        words = [_KINDS.get(kind) or f"one of {', '.join(get_args(kind))}"]
+        words += [f"{_LIMITS[limit][0]} {bound:g}" for limit, bound in limits.items()]
+        given = "a secret" if name in SECRET_SETTINGS else shown(value)
+        faults.append(f"{name} (from {origins[name]}): expected {' '.join(words)}, found {given}")
     return found
-
-
-_HOLDS: Mapping[str, Callable[[float, float], bool]] = {"gt": gt, "ge": ge, "le": le}
-_LIMITS = {"gt": "over", "ge": "of at least", "le": "and at most"}
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-
-
-def _expected(kind: Any, limits: Mapping[str, float]) -> str:
-    words = _KINDS.get(kind) or f"one of {', '.join(get_args(kind))}"
-    return " ".join((words, *(f"{_LIMITS[limit]} {bound:g}" for limit, bound in limits.items())))
 
 
 def _read(kind: Any, value: object) -> Any:
@@ -340,3 +332,12 @@ def _read(kind: Any, value: object) -> Any:
     if isinstance(value, kind) if kind in (bool, str) else value in get_args(kind):
         return value
     raise ValueError(value)
+
+
+def _versions() -> str:
+    """Say who runs what, where and when, for the record."""
+    from importlib.metadata import version  # only where it is shown: a run shall start at once
+
+    packages = ", ".join(f"{name} {version(name)}" for name in ("abathur_nb", "aiosqlite"))
+    runtime = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+    return f"{packages}, {runtime} · {user_name(os.geteuid())} on {platform.node()} · {utc_now()} UTC"

@@ -11,7 +11,6 @@ from typing import Any
 
 import nbformat
 
-from abathur_nb.causes import os_cause
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence import page, statement
@@ -22,7 +21,7 @@ from abathur_nb.evidence.privacy import refuse_secrets, tilde
 from abathur_nb.evidence.reading import IN_LINE, read_entry, run_ids
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, Record, read_run, shipped_notebook
 from abathur_nb.evidence.run import MIME
-from abathur_nb.files import fsync, locked, read_regular, write_durably
+from abathur_nb.files import fsync, locked, os_cause, read_regular, write_durably
 from abathur_nb.text import printable, shown, utc_now
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal, TypeVar, get_args
 
-from abathur_nb.causes import os_cause
 from abathur_nb.config.notebooks import notebook_named
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
@@ -25,7 +24,7 @@ from abathur_nb.evidence.canonical import canonical, misfits, moment, sealed, sh
 from abathur_nb.evidence.keys import signer
 from abathur_nb.evidence.ledger import RUN_ID, ledger_head, require_no_line
 from abathur_nb.evidence.privacy import refuse_secrets, tilde
-from abathur_nb.files import make_private_directory, nearest_existing, read_regular, write_durably
+from abathur_nb.files import make_private_directory, nearest_existing, os_cause, read_regular, write_durably
 from abathur_nb.health.path_on_disk import location_checks, writable_by_others
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.store.connection import connect, explain_error, pragma

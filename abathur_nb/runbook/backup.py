@@ -11,12 +11,13 @@ from abathur_nb.backups.manifest import (
 )
 from abathur_nb.backups.retention import Retention, apply_retention
 from abathur_nb.backups.taking import COPIES, back_up
-from abathur_nb.causes import os_cause, unwritable
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.files import (
     nearest_existing,
+    os_cause,
     sweep,
+    unwritable,
 )
 from abathur_nb.health.path_on_disk import free_mb, install_command
 from abathur_nb.report import Check, Report

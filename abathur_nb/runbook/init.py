@@ -11,10 +11,9 @@ from shlex import quote
 
 import aiosqlite
 
-from abathur_nb.causes import os_cause
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
-from abathur_nb.files import fsync, make_private_file, private_directory, scratch_directory, sweep
+from abathur_nb.files import fsync, make_private_file, os_cause, private_directory, scratch_directory, sweep
 from abathur_nb.health.checks import database_checks, file_checks
 from abathur_nb.health.path_on_disk import FILE_MODES, directory_checks, file_modes, location_checks
 from abathur_nb.report import Check, Report, run_check

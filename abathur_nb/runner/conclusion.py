@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from abathur_nb.causes import in_words
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError
 from abathur_nb.evidence.canonical import unsealed
@@ -27,7 +26,7 @@ from abathur_nb.evidence.record import (
     write_started,
 )
 from abathur_nb.evidence.run import MIME, RUN_ID, TEMPLATE, unrecorded
-from abathur_nb.files import UNFINISHED, read_regular
+from abathur_nb.files import UNFINISHED, in_words, read_regular
 from abathur_nb.runner.execution import Ending
 from abathur_nb.text import printable
 

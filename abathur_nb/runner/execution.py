@@ -17,8 +17,7 @@ from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from abathur_nb.causes import in_words
-from abathur_nb.files import at, scratch_directory, sweep
+from abathur_nb.files import at, in_words, scratch_directory, sweep
 from abathur_nb.text import printable
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 import aiosqlite
 
-from abathur_nb.causes import ask_system, os_cause
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES, BOUND_S, BOUND_SCHEMA, AbathurError, BusyError, RefusedError, bound_reached
+from abathur_nb.files import ask_system, os_cause
 from abathur_nb.store.apart import ask
 from abathur_nb.store.guarded import Connection, refuse_mixing, strays_check
 from abathur_nb.store.sql import load_queries

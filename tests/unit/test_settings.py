@@ -166,7 +166,7 @@ def test_the_variable_names_another_file_and_one_in_the_working_directory_is_nev
     monkeypatch.setenv("ABATHUR_CONFIG", str(tmp_path / "abathur.toml"))
     assert resolve().readers == 7
     monkeypatch.setenv("ABATHUR_CONFIG", str(tmp_path / "none.toml"))
-    assert "named by ABATHUR_CONFIG, but there is none" in faults()[0]
+    assert "named by ABATHUR_CONFIG, but missing" in faults()[0]
     monkeypatch.setenv("ABATHUR_CONFIG", str(tmp_path))
     assert "cannot be read" in faults()[0]
 
@@ -179,7 +179,7 @@ LIES = ("1", "0", "1.0", "'true'", "'yes'", "[true]")
     [
         ("[environments.development", "cannot be read"),
         (b"\xff\xfe", "cannot be read"),
-        ("readers = 3", "expected tables [environments.NAME], found 'readers'"),
+        ("readers = 3", "expected a table [environments.NAME] (a-z, 0-9, _ and -), found 'readers'"),
         ("environments = 3", "found environments = 3"),
         ("[environments]\ndevelopment = 3", "expected a table [environments.NAME]"),
         ("[environments.'../x']\nreaders = 3", "expected a table [environments.NAME]"),
@@ -326,7 +326,7 @@ def test_a_home_that_is_none_is_named_and_nothing_is_read_from_the_working_direc
     (tmp_path / ".config" / "abathur" / "abathur.toml").write_text("[environments.here]\ndb_path = '/x/y.db'\n")
     monkeypatch.setenv("HOME", value)
     (fault,) = faults("development")
-    assert "HOME names no home" in fault
+    assert "which HOME must name" in fault
     assert "here" not in faults("here")[0].partition("found")[0]
 
 
