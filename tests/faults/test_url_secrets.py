@@ -123,7 +123,9 @@ def test_each_parameter_that_is_text_refuses_it(notebook: str) -> None:
     assert texts
     for parameter in texts:
         told = parameter.fault(SIGNED)
-        assert told.startswith(f"{parameter.name}: expected a URL without a password, parameters, a query or a fragment")
+        assert told.startswith(
+            f"{parameter.name}: expected a URL without a password, parameters, a query or a fragment"
+        )
         assert CANARY not in told
 
 

@@ -128,7 +128,10 @@ def staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "parameter 'evn' is not declared (env, db_path, dry_run, repetitions); did you mean env?",
         ),
         ("repetitions = 'many'", "expected int, found 'many'"),
-        ("db_path = 'https://h/x?sign=s3cret'", "db_path: expected a URL without a password, parameters, a query or a fragment"),
+        (
+            "db_path = 'https://h/x?sign=s3cret'",
+            "db_path: expected a URL without a password, parameters, a query or a fragment",
+        ),
         ("repetitions = 10 * 1000", "expected `name = literal value`"),
         ("evn: str = 'production'", "expected no annotation, found one"),
         ("env = 'staging'\nrwos = float('inf')", "expected `name = literal value`"),
