@@ -1,6 +1,6 @@
--- Makes room for synthetic rows in the copy that the benchmark fills. Run as one script, without foreign keys: a live
--- row that referred to a renamed one refers to nothing then, and nobody reads it.
--- To existing data: gives each live row whose key begins as a synthetic one's another key. For a copy alone.
+-- Makes room for synthetic rows in the copy that the benchmark fills. Run as one script, without foreign keys: live
+-- rows may then refer to a renamed row; nothing reads them.
+-- To existing data: renames each live row whose key begins like a synthetic one's. Run it on a copy only.
 
 UPDATE sessions SET id = lower(hex(randomblob(8))) || id WHERE id GLOB 'synthetic*';
 

@@ -1,5 +1,5 @@
 -- The six core tables: tasks, agents, state, audit, metrics, checkpoints. Run after ddl-memory-tables.sql.
--- To existing data: nothing. Where a table of one of these names stands, its statement fails and changes nothing.
+-- To existing data: nothing. If a table of one of these names exists, its statement fails and changes nothing.
 --
 -- Timestamps and JSON as in ddl-memory-tables.sql. Deleting a session keeps its tasks, agents and checkpoints and only
 -- clears their session_id; deleting a task that has children, agents, state or checkpoints is refused.

@@ -1,7 +1,7 @@
 -- The 33 indexes. Above each stands the question that it answers; queries.sql asks it. Run after the two table files.
--- To existing data: nothing. Where an index of one of these names stands, its statement fails and changes nothing.
+-- To existing data: nothing. If an index of one of these names exists, its statement fails and changes nothing.
 --
--- A primary key or UNIQUE constraint brings an index: a second one on the same columns would only cost writes.
+-- A primary key or UNIQUE constraint creates an index: a second one on the same columns would only cost writes.
 -- A partial index (WHERE …) serves only queries that repeat its predicate or imply it (`x = ?` implies x IS NOT NULL).
 -- Each foreign key's column leads an index, so that deleting a parent never scans the children.
 

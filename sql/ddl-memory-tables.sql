@@ -1,5 +1,5 @@
 -- The three memory tables: sessions, memory_entries, document_index.
--- To existing data: nothing. Where a table of one of these names stands, its statement fails and changes nothing.
+-- To existing data: nothing. If a table of one of these names exists, its statement fails and changes nothing.
 --
 -- Timestamps are UTC text `YYYY-MM-DD HH:MM:SS.mmm`: they sort as text and compare with datetime('now', …).
 -- JSON is text, checked in this order: json_valid(NULL) differs between versions, a BLOB passes both JSON functions,

@@ -1,7 +1,7 @@
--- What explore shows of a database to a person who looks at it. Run by name, all on one snapshot.
+-- What explore shows of a database. Run by name, all in one snapshot.
 -- To existing data: nothing; each statement only reads.
 --
--- `:limit` bounds every listing. Of a text of more than `:largest` bytes only the beginning is read, and its size.
+-- `:limit` bounds every listing. Of a text longer than `:largest` bytes only its beginning and its size are read.
 
 -- name: columns
 -- The columns of every table, in the order in which they were made.
@@ -18,14 +18,14 @@ WHERE tables.type = 'table' AND tables.rootpage > 0 AND tables.name NOT LIKE 'sq
 ORDER BY tables.rowid, found.id, found.seq;
 
 -- name: unique_columns
--- The columns that a UNIQUE constraint speaks of.
+-- The columns of every UNIQUE constraint.
 SELECT DISTINCT tables.name AS "table", columns.name
 FROM
     sqlite_master AS tables, pragma_index_list(tables.name) AS indexes, pragma_index_info(indexes.name) AS columns
 WHERE tables.type = 'table' AND tables.rootpage > 0 AND indexes.origin = 'u' AND tables.name NOT LIKE 'sqlite^_%' ESCAPE '^';
 
 -- name: sessions
--- The sessions last used, with how much each holds and how many tasks, agents and checkpoints name it.
+-- The sessions last used, with their sizes and the number of tasks, agents and checkpoints that refer to each.
 SELECT
     s.id, s.app_name, s.user_id, s.project_id, s.status,
     CASE WHEN json_valid(s.events) THEN json_array_length(s.events) END AS events,
@@ -35,7 +35,7 @@ SELECT
     (SELECT count(*) FROM checkpoints WHERE session_id = s.id) AS checkpoints,
     s.created_at, s.last_update_time, s.terminated_at, s.archived_at
 FROM sessions AS s
--- Only of those that are shown the size is worth its reading.
+-- Reading the size is worth its cost only for the sessions that are shown.
 WHERE s.rowid IN (SELECT rowid FROM sessions ORDER BY last_update_time DESC LIMIT :limit)
 ORDER BY s.last_update_time DESC;
 
@@ -71,7 +71,7 @@ SELECT
 FROM memory_entries AS m
 WHERE m.id IN (
     SELECT live.id
-    -- The LIMIT keeps SQLite from asking of every version whether there is a newer one: of the last ones is enough.
+    -- With the LIMIT here SQLite looks for a newer version only of the last ones, not of all.
     FROM (
         SELECT id FROM memory_entries
         WHERE namespace >= :prefix AND namespace < :prefix_end AND is_deleted = 0
@@ -89,7 +89,7 @@ WHERE m.id IN (
 ORDER BY m.updated_at DESC, m.id DESC;
 
 -- name: most_versions
--- The memory with the most versions under a prefix, of those of a key if one is given; of equals the first by name.
+-- The memory with the most versions under a prefix (and with a key, if one is given); the first by name among equals.
 SELECT namespace, key, count(*) AS versions
 FROM memory_entries
 WHERE namespace >= :prefix AND namespace < :prefix_end AND (:key IS NULL OR key = :key)
@@ -134,12 +134,12 @@ ORDER BY timestamp DESC
 LIMIT :limit;
 
 -- name: count_audit_of_namespaces
--- How long that trail is.
+-- The number of rows of that trail.
 SELECT count(*) FROM audit WHERE memory_namespace >= :prefix AND memory_namespace < :prefix_end;
 
 -- name: days
--- Of each row the table and the day on which it came; SQLite would sort them to count them. A later version of a memory
--- came when it was written; once it is deleted, the database knows only when that was.
+-- The table of each row and the day on which it was created; to count here, SQLite would have to sort. A later version
+-- of a memory counts on the day of its update, or, once deleted, of its deletion: the only time that is known.
 SELECT 'sessions' AS "table", substr(created_at, 1, 10) AS day FROM sessions
 UNION ALL
 SELECT 'memory_entries', substr(CASE WHEN version = 1 THEN created_at ELSE updated_at END, 1, 10) FROM memory_entries

@@ -11,8 +11,8 @@ FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid;
 SELECT ifnull(sum(length(CAST(sql AS BLOB))), 0) FROM sqlite_master;
 
 -- name: computed
--- The tables whose indexes compute something, with the most values that one of them may hold at once: columns, arguments
--- and the lists of IN are separated by commas.
+-- The tables with indexes on expressions, with an upper bound of the values that one expression holds at once (the commas
+-- between columns, arguments and IN lists).
 SELECT found.tbl_name AS "table", max(length(found.sql) - length(replace(found.sql, ',', '')) + 1) AS number
 FROM sqlite_master AS found
 WHERE found.sql LIKE '%,%,%,%' AND (
@@ -24,12 +24,12 @@ WHERE found.sql LIKE '%,%,%,%' AND (
 GROUP BY found.tbl_name;
 
 -- name: tables
--- Every table whose rows are content: SQLite's own sequences too, its statistics not. A virtual table has no rows of
--- its own: those that its module keeps are in ordinary tables beside it.
+-- Every table whose rows are content, with SQLite's sequences and without its statistics. The rows of a virtual table
+-- are in ordinary tables beside it.
 SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND name NOT LIKE 'sqlite^_stat%' ESCAPE '^' ORDER BY name;
 
 -- name: triggers_and_views
--- What does not belong into a database of this application; SQLite itself knows a `Trigger` by another case as well.
+-- Triggers and views, which do not belong in a database of this application. SQLite accepts the type in any case.
 SELECT lower(type) AS type, name, printf('DROP %s "%w";', upper(type), name) AS drops
 FROM sqlite_master WHERE type NOT IN ('table', 'index') ORDER BY name;
 
@@ -38,11 +38,11 @@ FROM sqlite_master WHERE type NOT IN ('table', 'index') ORDER BY name;
 SELECT name, tbl_name AS "table" FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name;
 
 -- name: sizes
--- The bytes that each table and index takes up; needs a SQLite with dbstat.
+-- The size of each table and index in bytes; needs a SQLite with dbstat.
 SELECT name, sum(pgsize) AS bytes FROM dbstat GROUP BY name;
 
 -- name: pragmas
--- What a file and a connection to it are set to, in one statement; the other PRAGMAs can't be asked for this way.
+-- The settings of a file and of a connection to it, in one statement; the other PRAGMAs are not available as functions.
 SELECT
     (SELECT * FROM pragma_busy_timeout) AS busy_timeout,
     (SELECT * FROM pragma_foreign_keys) AS foreign_keys,
@@ -56,7 +56,7 @@ SELECT
     (SELECT * FROM pragma_encoding) AS encoding;
 
 -- name: sequences
--- The last id that each table with AUTOINCREMENT gave out, beside the largest that it holds.
+-- The last id that each table with AUTOINCREMENT assigned, and the largest that it holds.
 SELECT tables.name, sequence.seq, typeof(sequence.seq) AS kind, tables.largest
 FROM (
     SELECT 'memory_entries' AS name, (SELECT max(id) FROM memory_entries) AS largest
@@ -69,10 +69,10 @@ LEFT JOIN sqlite_sequence AS sequence ON sequence.name = tables.name COLLATE NOC
 WHERE sequence.seq IS NOT NULL OR tables.largest IS NOT NULL;
 
 -- name: large_sessions
--- The columns of sessions that are larger than so many bytes, the largest first.
+-- The columns of sessions larger than a number of bytes, the largest first.
 WITH sizes AS MATERIALIZED (
     SELECT * FROM (
-        -- With a LIMIT SQLite computes each length once, of one copy of a value.
+        -- With a LIMIT SQLite computes each length once, from one copy of the value.
         SELECT
             rowid AS number, id, length(CAST(events AS BLOB)) AS events, length(CAST(state AS BLOB)) AS state,
             length(CAST(metadata AS BLOB)) AS metadata
@@ -86,7 +86,7 @@ UNION ALL SELECT number, id, 'metadata', metadata FROM sizes WHERE metadata > :b
 ORDER BY bytes DESC;
 
 -- name: unusual_names
--- The names that are not ASCII, so many of each column: in UTF-8 they have more bytes than characters.
+-- Names that are not ASCII, at most a number from each column: in UTF-8 they have more bytes than characters.
 SELECT 'namespace' AS kind, namespace AS name FROM (
     SELECT DISTINCT namespace FROM memory_entries WHERE length(CAST(namespace AS BLOB)) <> length(namespace) LIMIT :limit
 )

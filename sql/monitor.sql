@@ -1,4 +1,4 @@
--- What monitor asks of a database, and what it writes of it into the table metrics when it is asked to.
+-- What monitor reads from a database, and what it writes into the table metrics if `record` is set.
 -- To existing data: each SELECT only reads; the INSERT adds a row, the DELETE removes old rows of one metric.
 
 -- name: last_ids
@@ -14,7 +14,7 @@ UNION ALL SELECT 'metrics', max(rowid) FROM metrics
 UNION ALL SELECT 'checkpoints', max(rowid) FROM checkpoints;
 
 -- name: growth
--- How many rows a table has, and how many of them came since a moment: all from indexes, but for state and checkpoints.
+-- The number of rows of each table, and of those added since a moment: from indexes, except for state and checkpoints.
 SELECT count(*) AS rows, count(CASE WHEN created_at >= :since THEN 1 END) AS recent FROM sessions
     WHERE :table = 'sessions'
 UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM memory_entries
@@ -35,7 +35,7 @@ UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM
     WHERE :table = 'checkpoints';
 
 -- name: growth_between
--- The same of the rows between two rowids, the first of them left out.
+-- The same for the rows after one rowid and up to another.
 SELECT count(*) AS rows, count(CASE WHEN created_at >= :since THEN 1 END) AS recent FROM sessions
     WHERE :table = 'sessions' AND rowid > :after AND rowid <= :last
 UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM memory_entries
@@ -56,7 +56,7 @@ UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM
     WHERE :table = 'checkpoints' AND rowid > :after AND rowid <= :last;
 
 -- name: memories_between
--- Of the versions of memories between two ids, by namespace: all, those since a moment, the deleted, the superseded.
+-- The versions of memories between two ids, by namespace: all, those since a moment, the deleted, the superseded.
 SELECT
     namespace, count(*) AS rows, sum(created_at >= :since) AS recent, sum(is_deleted) AS deleted,
     sum(is_deleted = 0 AND EXISTS (
@@ -73,11 +73,11 @@ GROUP BY +namespace;  -- the + keeps the planner from an index, all of which it 
 SELECT rowid, id AS session_id FROM sessions WHERE status = :status ORDER BY last_update_time DESC LIMIT :limit;
 
 -- name: last_begun_sessions
--- The sessions that were last begun.
+-- The sessions created last.
 SELECT rowid, id AS session_id FROM sessions ORDER BY rowid DESC LIMIT :limit;
 
 -- name: some_sessions
--- Sessions drawn at random, at most as many as were drawn.
+-- Sessions drawn at random; fewer where a drawn id does not exist.
 WITH RECURSIVE drawn (n, id) AS (
     SELECT 1, abs(random() % (SELECT max(rowid) FROM sessions)) + 1
     UNION ALL
@@ -87,7 +87,7 @@ SELECT sessions.rowid, sessions.id AS session_id FROM (SELECT DISTINCT id FROM d
 WHERE sessions.rowid = drawn.id;
 
 -- name: some_memories
--- Live memories drawn at random, at most as many as were drawn.
+-- Live memories drawn at random; fewer where a drawn id does not exist.
 WITH RECURSIVE drawn (n, id) AS (
     SELECT 1, abs(random() % (SELECT max(id) FROM memory_entries)) + 1
     UNION ALL

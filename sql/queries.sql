@@ -1,6 +1,6 @@
 -- The statements that an application runs on the store: it executes these very objects, explain.ipynb reads their plans,
 -- benchmark.ipynb times them. Run by name, never as a script.
--- To existing data: what each sentence says; whatever is written is written whole or not at all.
+-- To existing data: what each sentence says. Each statement writes everything or nothing.
 --
 -- Above each query stand its unique name, one sentence, the index that its plan must use (no such line: a rowid lookup
 -- or a plain INSERT), and an example of its parameters as JSON; a line `scan:` or `sort:` says why it may do so.
@@ -15,7 +15,7 @@
 SELECT * FROM sessions WHERE id = :session_id;
 
 -- name: insert_session
--- Begin a session; no row comes back if the id is taken.
+-- Create a session; returns no row if the id is taken.
 -- parameters: {"session_id": "sess_1", "app_name": "app", "user_id": "alice", "project_id": null, "state": "{}"}
 INSERT INTO sessions (id, app_name, user_id, project_id, state)
 VALUES (:session_id, :app_name, :user_id, :project_id, :state)
@@ -23,7 +23,7 @@ ON CONFLICT (id) DO NOTHING
 RETURNING id;
 
 -- name: append_event
--- Add an event at the end; no row comes back if there is no such session, or its events would outgrow max_bytes.
+-- Append an event; returns no row if the session does not exist, or its events would exceed max_bytes.
 -- index: sqlite_autoindex_sessions_1
 -- parameters: {"session_id": "sess_1", "event": "{\"type\":\"message\"}", "max_bytes": 16777216}
 UPDATE sessions
@@ -34,7 +34,7 @@ WHERE id = :session_id
 RETURNING id;
 
 -- name: append_event_with_delta
--- Add an event and let the delta's keys replace those of the state; no row comes back as in append_event.
+-- Append an event and replace the delta's keys in the state; returns no row in the cases of append_event.
 -- index: sqlite_autoindex_sessions_1
 -- parameters: {"session_id": "sess_1", "event": "{\"type\":\"message\"}", "delta": "{\"step\":2}", "cleared": "{\"step\":null}", "max_bytes": 16777216}
 UPDATE sessions
@@ -54,7 +54,7 @@ WHERE id = :session_id
 RETURNING id;
 
 -- name: set_state
--- Let the delta's keys replace those of the state; no row comes back if no such session, or it would outgrow max_bytes.
+-- Replace the delta's keys in the state; returns no row if the session does not exist or its state would exceed max_bytes.
 -- index: sqlite_autoindex_sessions_1
 -- parameters: {"session_id": "sess_1", "delta": "{\"step\":2}", "cleared": "{\"step\":null}", "max_bytes": 16777216}
 UPDATE sessions
@@ -69,7 +69,7 @@ WHERE id = :session_id
 RETURNING id;
 
 -- name: session_sizes
--- How many events a session holds, and the bytes of its events and of its state.
+-- The number of events of a session, and the bytes of its events and of its state.
 -- index: sqlite_autoindex_sessions_1
 -- parameters: {"session_id": "sess_1"}
 SELECT
@@ -80,7 +80,7 @@ FROM sessions
 WHERE id = :session_id;
 
 -- name: trim_events
--- Remove so many of a session's oldest events; each object that stays keeps its text.
+-- Delete a number of a session's oldest events; the text of the others does not change.
 -- index: sqlite_autoindex_sessions_1
 -- scan: json_each over the events of one row
 -- parameters: {"session_id": "sess_1", "removed": 100}
@@ -121,13 +121,13 @@ WHERE id = :session_id
 RETURNING id;
 
 -- name: delete_session
--- Remove a session; its tasks, agents and checkpoints stay and lose their session_id.
+-- Delete a session; its tasks, agents and checkpoints stay, without their session_id.
 -- index: sqlite_autoindex_sessions_1
 -- parameters: {"session_id": "sess_1"}
 DELETE FROM sessions WHERE id = :session_id;
 
 -- name: list_sessions
--- The sessions last begun.
+-- The sessions created last.
 -- scan: a listing without a filter, in rowid order from the newest, ended by LIMIT
 -- parameters: {"limit": 50}
 SELECT * FROM sessions ORDER BY rowid DESC LIMIT :limit;
@@ -192,7 +192,7 @@ ORDER BY version DESC
 LIMIT 1;
 
 -- name: get_memory_version
--- One version of a memory, superseded or deleted though it may be.
+-- One version of a memory, even a superseded or deleted one.
 -- index: sqlite_autoindex_memory_entries_1
 -- parameters: {"namespace": "user:alice:pref", "key": "theme", "version": 1}
 SELECT * FROM memory_entries WHERE namespace = :namespace AND key = :key AND version = :version;
@@ -209,7 +209,7 @@ SELECT * FROM memory_entries WHERE namespace = :namespace AND key = :key ORDER B
 SELECT * FROM memory_entries WHERE id = :id;
 
 -- name: insert_memory
--- Begin a memory, or go on counting after a deleted one; no row comes back if a live version exists.
+-- Create a memory, numbered after its deleted versions; returns no row if a live version exists.
 -- index: idx_memory_namespace_key_version
 -- parameters: {"namespace": "user:alice:pref", "key": "theme", "value": "{}", "memory_type": "semantic", "created_by": "session:abc", "metadata": "{}"}
 INSERT INTO memory_entries (namespace, key, value, memory_type, version, metadata, created_by, updated_by)
@@ -221,7 +221,7 @@ WHERE NOT EXISTS (SELECT 1 FROM memory_entries WHERE namespace = :namespace AND 
 RETURNING id, version;
 
 -- name: insert_memory_version
--- Add the next version of a live memory, with its type, metadata and origin; no row comes back if none is live.
+-- Add the next version of a live memory, with its type, metadata and origin; returns no row if none is live.
 -- index: idx_memory_namespace_key_version
 -- parameters: {"namespace": "user:alice:pref", "key": "theme", "value": "{}", "updated_by": "session:abc"}
 INSERT INTO memory_entries
@@ -246,7 +246,7 @@ WHERE namespace = :namespace AND key = :key AND is_deleted = 0
 RETURNING id, version;
 
 -- name: delete_memory_entry
--- Remove one version for good; audit rows that speak of it stay and lose its id.
+-- Delete one version for good; audit rows that refer to it stay, without its id.
 -- parameters: {"id": 1}
 DELETE FROM memory_entries WHERE id = :id;
 
@@ -280,7 +280,7 @@ ORDER BY m.namespace, m.updated_at DESC
 LIMIT :limit;
 
 -- name: list_namespaces
--- The namespaces that hold a live memory, one search for each, however many memories they hold.
+-- The namespaces with a live memory: one search for each, however many memories it has.
 -- index: idx_memory_namespace_prefix
 -- parameters: {}
 WITH RECURSIVE names (namespace) AS (
@@ -333,7 +333,7 @@ ORDER BY m.updated_at DESC
 LIMIT :limit;
 
 -- name: expired_memories
--- The live episodic memories made before a moment, oldest first: what expire_memories would mark.
+-- The live episodic memories created before a moment, oldest first: those that expire_memories would mark.
 -- index: idx_memory_episodic_ttl
 -- parameters: {"before": "2026-01-01 00:00:00.000"}
 SELECT * FROM memory_entries
@@ -341,7 +341,7 @@ WHERE memory_type = 'episodic' AND is_deleted = 0 AND created_at < :before
 ORDER BY created_at;
 
 -- name: expire_memories
--- Mark the live episodic memories made before a moment as deleted.
+-- Mark the live episodic memories created before a moment as deleted.
 -- index: idx_memory_episodic_ttl
 -- parameters: {"before": "2026-01-01 00:00:00.000"}
 UPDATE memory_entries
@@ -350,7 +350,7 @@ WHERE memory_type = 'episodic' AND is_deleted = 0 AND created_at < :before
 RETURNING id, namespace, key, version;
 
 -- name: audit_expired_memories
--- Write down each memory that `expire_memories` will mark as deleted.
+-- Add an audit row for each memory that `expire_memories` will mark as deleted.
 -- index: idx_memory_episodic_ttl
 -- parameters: {"before": "2026-01-01 00:00:00.000"}
 INSERT INTO audit (action_type, action_data, result, memory_operation_type, memory_namespace, memory_entry_id)
@@ -397,13 +397,13 @@ SELECT * FROM document_index WHERE document_type = :document_type ORDER BY creat
 SELECT * FROM document_index WHERE sync_status = :sync_status ORDER BY created_at LIMIT :limit;
 
 -- name: documents_with_content
--- The documents with this very content.
+-- The documents with the same content.
 -- index: idx_document_content_hash
 -- parameters: {"content_hash": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
 SELECT * FROM document_index WHERE content_hash = :content_hash;
 
 -- name: documents_embedded_by
--- What a model embedded, oldest first.
+-- The documents that a model embedded, oldest first.
 -- index: idx_document_embedding_model
 -- parameters: {"embedding_model": "model-1", "limit": 50}
 SELECT * FROM document_index WHERE embedding_model = :embedding_model ORDER BY last_synced_at LIMIT :limit;
@@ -444,7 +444,7 @@ SELECT * FROM tasks WHERE submitted_at >= :since ORDER BY submitted_at LIMIT :li
 SELECT * FROM tasks WHERE parent_task_id = :task_id;
 
 -- name: silent_tasks
--- The running tasks without a sign of life since a moment, the longest silent first.
+-- The running tasks without an update since a moment, the longest silent first.
 -- index: idx_tasks_running_timeout
 -- parameters: {"before": "2026-01-01 00:00:00.000", "limit": 50}
 SELECT * FROM tasks
@@ -459,7 +459,7 @@ LIMIT :limit;
 SELECT * FROM tasks WHERE session_id = :session_id ORDER BY submitted_at DESC LIMIT :limit;
 
 -- name: delete_task
--- Remove a task; refused while it has children, agents, state or checkpoints.
+-- Delete a task; refused while it has children, agents, state or checkpoints.
 -- index: sqlite_autoindex_tasks_1
 -- parameters: {"task_id": "task_1"}
 DELETE FROM tasks WHERE id = :task_id;
@@ -491,7 +491,7 @@ SELECT * FROM agents WHERE state = :state ORDER BY spawned_at DESC LIMIT :limit;
 SELECT * FROM agents WHERE session_id = :session_id ORDER BY spawned_at DESC LIMIT :limit;
 
 -- name: delete_agent
--- Remove an agent; refused while the audit trail speaks of it.
+-- Delete an agent; refused while the audit trail refers to it.
 -- index: sqlite_autoindex_agents_1
 -- parameters: {"agent_id": "agent_1"}
 DELETE FROM agents WHERE id = :agent_id;
@@ -519,7 +519,7 @@ SELECT * FROM checkpoints WHERE session_id = :session_id LIMIT :limit;
 -- audit
 
 -- name: insert_audit
--- Write down what was done.
+-- Add an audit row.
 -- parameters: {"agent_id": null, "task_id": "task_1", "action_type": "memory_create", "action_data": null, "result": null, "memory_operation_type": "create", "memory_namespace": "user:alice:pref", "memory_entry_id": 1}
 INSERT INTO audit
     (agent_id, task_id, action_type, action_data, result, memory_operation_type, memory_namespace, memory_entry_id)
@@ -529,7 +529,7 @@ VALUES (
 );
 
 -- name: audit_timeline
--- The trail before a moment, newest first: the next page goes on from the last row's timestamp.
+-- The trail before a moment, newest first: the next page continues from the last row's timestamp.
 -- index: idx_audit_timestamp
 -- parameters: {"before": "2026-01-01 00:00:00.000", "limit": 50}
 SELECT * FROM audit WHERE timestamp < :before ORDER BY timestamp DESC LIMIT :limit;

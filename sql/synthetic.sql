@@ -1,5 +1,5 @@
--- One statement a table, with which synthetic.py fills a copy of a database for the benchmark. Run by name.
--- To existing data: nothing. Each adds rows; one that is there already makes its statement fail (UNIQUE).
+-- One statement for each table, to fill the benchmark's copy of a database. Run by name.
+-- To existing data: nothing. Each adds rows; for an existing key it fails (UNIQUE).
 
 -- name: sessions
 -- Add a session.
@@ -35,7 +35,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?);
 INSERT INTO state (task_id, key, value) VALUES (?, ?, ?);
 
 -- name: audit
--- Add an audit row, and look up the memory entry of which it speaks.
+-- Add an audit row, and look up the memory entry that it refers to.
 INSERT INTO audit
     (timestamp, agent_id, task_id, action_type, memory_operation_type, memory_namespace, memory_entry_id)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, (SELECT id FROM memory_entries WHERE namespace = ?6 AND key = ?7 AND version = 1));

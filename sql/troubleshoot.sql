@@ -1,5 +1,5 @@
--- What troubleshoot asks of a database before it plans a repair.
--- To existing data: nothing; each statement only reads. What a repair runs is made from the DDL and shown first.
+-- What troubleshoot reads from a database before it plans a repair.
+-- To existing data: nothing; each statement only reads. The statements of a repair are made from the DDL and shown first.
 
 -- name: columns
 -- The columns of a table, hidden and generated ones too.
@@ -10,8 +10,8 @@ SELECT name FROM pragma_table_xinfo(:table) ORDER BY cid;
 SELECT "from" AS "column", "table" AS parent, "to" AS parent_column FROM pragma_foreign_key_list(:table) ORDER BY id, seq;
 
 -- name: unique
--- The unique indexes and primary keys with their tables, their columns, and SQL that is true for a row with a key. None
--- that is partial or computed, nor of a table without a rowid.
+-- The unique indexes and primary keys with their tables, their columns, and SQL that is true for a row with a key.
+-- Leaves out partial and computed ones, and tables without a rowid.
 SELECT
     indexes.name AS "index", tables.name AS "table", group_concat(printf('"%w"', columns.name), ', ') AS columns,
     group_concat(printf('"%w" IS NOT NULL', columns.name), ' AND ') AS given
@@ -27,7 +27,7 @@ WHERE tables.type = 'table' AND tables.sql NOT LIKE '%without%rowid%' AND column
 GROUP BY tables.name;
 
 -- name: violations
--- How many references of each table have no row.
+-- The number of broken references of each table.
 SELECT "table", count(*) AS number FROM pragma_foreign_key_check GROUP BY "table";
 
 -- name: has_statistics
@@ -35,9 +35,9 @@ SELECT "table", count(*) AS number FROM pragma_foreign_key_check GROUP BY "table
 SELECT count(*) FROM sqlite_master WHERE name = 'sqlite_stat1';
 
 -- name: statistics
--- How many rows each table had when it was analysed; a partial index tells of some of them only.
+-- The number of rows of each table when it was analysed; a partial index covers only some of them.
 SELECT tbl AS "table", max(CAST(stat AS INTEGER)) AS rows FROM sqlite_stat1 GROUP BY tbl;
 
 -- name: last_id
--- The last id that a table gave out.
+-- The last id that a table assigned.
 SELECT seq FROM sqlite_sequence WHERE name = :table COLLATE NOCASE AND typeof(seq) = 'integer';
