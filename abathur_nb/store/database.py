@@ -6,6 +6,7 @@ import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from itertools import cycle
 from time import monotonic
 from typing import Any
@@ -25,11 +26,9 @@ from abathur_nb.store.target import require_present
 
 # Which write the present task, and every task that it starts, is inside of.
 _inside: ContextVar[object | None] = ContextVar("_inside", default=None)
-_NONE: tuple[object, ...] = ()
 # What SQLite, or Python's module for it, says of a value that it does not take.
 _OF_A_VALUE = (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.IntegrityError, OverflowError, UnicodeError)
 _CLOSED = "{} is closed: use it inside of `async with Database.open`"
-_VALIDATE = "run validate.ipynb"
 _PATIENCE = 0.02  # seconds until what still runs on a lent connection is interrupted, again and again
 
 
@@ -40,12 +39,7 @@ class Database:
     at a time: ``BEGIN IMMEDIATE``, the work, ``COMMIT``.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        writer: Connection,
-        readers: Sequence[Connection],
-    ) -> None:
+    def __init__(self, settings: Settings, writer: Connection, readers: Sequence[Connection]) -> None:
         self.settings = settings
         self.sessions = Sessions(self)
         self.memory = Memory(self)
@@ -55,7 +49,7 @@ class Database:
         self._open_write: object | None = None
         self._locked: BusyError | None = None  # what the last write raised, if it found the database locked
         self._readers = cycle(readers)
-        self._closed = ""  # what to say once it is
+        self._is_closed = False
 
     @classmethod
     @asynccontextmanager
@@ -83,7 +77,7 @@ class Database:
                 except RefusedError as lost:  # the block is done: no error of it
                     warnings.warn(str(lost), RuntimeWarning, stacklevel=3)
             finally:
-                db._closed = _CLOSED.format(settings.db_path)
+                db._is_closed = True
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Connection]:
@@ -151,8 +145,8 @@ class Database:
                 self._open_write = None
 
     def _require_open(self) -> None:
-        if self._closed:
-            raise MisuseError(self._closed)
+        if self._is_closed:
+            raise MisuseError(_CLOSED.format(self.settings.db_path))
         self._writer.require_own()
 
     async def fetch(self, name: str, parameters: Parameters) -> list[sqlite3.Row]:
@@ -169,7 +163,7 @@ class Database:
         return await self._run(writer, self._queries[name].sql, parameters, last=last)
 
     async def _run(
-        self, conn: Connection, sql: str, parameters: Parameters = _NONE, *, last: bool = False
+        self, conn: Connection, sql: str, parameters: Parameters = (), *, last: bool = False
     ) -> list[sqlite3.Row]:
         try:
             if last:
@@ -236,11 +230,13 @@ async def _require_valid(settings: Settings) -> None:
             differences = Differences.between(await read_schema(conn))
     except (sqlite3.Error, OSError, AbathurError) as error:
         raise explain_error(path, error) from None
+    harmful = replace(differences, extra=())  # what is extra does no harm to the rest; validate reports it
     if mode != "wal":
-        raise RefusedError(f"database {path} is in journal mode {mode}, expected wal", _VALIDATE)
-    if encoding != "UTF-8":  # text would be compared in another order, and a prefix found where it is not
-        raise RefusedError(f"database {path} is encoded in {encoding}, expected UTF-8", _VALIDATE)
-    # What is extra does no harm to those who read and write the rest; validate reports it.
-    harmful = Differences(differences.missing, differences.altered, ())
-    if str(harmful):
-        raise RefusedError(f"database {path} does not have the schema of this package: {harmful}", _VALIDATE)
+        fault = f"is in journal mode {mode}, expected wal"
+    elif encoding != "UTF-8":  # text would be compared in another order, and a prefix found where it is not
+        fault = f"is encoded in {encoding}, expected UTF-8"
+    elif str(harmful):
+        fault = f"does not have the schema of this package: {harmful}"
+    else:
+        return
+    raise RefusedError(f"database {path} {fault}", "run validate.ipynb")

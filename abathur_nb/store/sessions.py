@@ -36,14 +36,11 @@ class Sessions:
         """Create a session in status ``created``; raise InvalidValueError if one of this id already exists."""
         row = {"session_id": session_id, "app_name": app_name, "user_id": user_id, "project_id": project_id}
         row = {what: check_name(what, value, optional=what == "project_id") for what, value in row.items()}
-        state = json_text(
-            "initial_state", {} if initial_state is None else _in_nfc("initial_state", initial_state), (dict,)
-        )
-        stored = await self._stored(session_id)
+        initial_state = {} if initial_state is None else initial_state
+        row["state"] = json_text("initial_state", _in_nfc("initial_state", initial_state), (dict,))
+        is_new = await self._stored(session_id) == row["session_id"]
         async with self._db.write(at_once=False) as writer:
-            if stored != row["session_id"] or not await self._db.change(
-                writer, "insert_session", {**row, "state": state}
-            ):
+            if not is_new or not await self._db.change(writer, "insert_session", row):
                 raise InvalidValueError(f"session {shown(session_id)} already exists")
 
     async def get_session(self, session_id: str) -> dict[str, Any] | None:
@@ -56,14 +53,13 @@ class Sessions:
     ) -> list[dict[str, Any]]:
         """Return up to ``limit`` sessions of a project, of a status, of both, or the newest of all."""
         check_whole("limit", limit, 1, 100_000)
+        name = "list_sessions" if project_id is None else "list_sessions_of_project"
         if status is not None:
             _check_status(status)
-        name = "list_sessions" + ("_of_project" if project_id is not None else "")
-        name += ("_with_status" if project_id is not None else "_by_status") if status is not None else ""
+            name += "_by_status" if project_id is None else "_with_status"
         rows: list[Any] = []
         for (spelling,) in spellings(project_id):
-            given = {"project_id": spelling, "status": status, "limit": limit}
-            found = await self._db.fetch(name, {key: value for key, value in given.items() if value is not None})
+            found = await self._db.fetch(name, {"project_id": spelling, "status": status, "limit": limit})
             rows = sorted([*rows, *found], key=lambda row: str(row["created_at"]), reverse=True) if rows else found
         return [decoded(row, _JSON) for row in rows[:limit]]
 
@@ -71,15 +67,11 @@ class Sessions:
         self, session_id: str, event: dict[str, Any], state_delta: dict[str, Any] | None = None
     ) -> None:
         """Append an event and replace the keys of ``state_delta`` in the state, in one atomic statement."""
-        given = {
-            "session_id": session_id,
-            "event": json_text("event", event, (dict,), within=1),
-            "max_bytes": MAX_BYTES,
-        }
-        name = "append_event"
-        if state_delta not in (None, {}):
-            name, given = "append_event_with_delta", {**given, **_delta("state_delta", state_delta)}
-        await self._update(name, given)
+        text = json_text("event", event, (dict,), within=1)
+        if state_delta in (None, {}):
+            await self._update("append_event", session_id, event=text)
+        else:
+            await self._update("append_event_with_delta", session_id, event=text, **_delta("state_delta", state_delta))
 
     async def trim_events(self, session_id: str, keep_last: int) -> int:
         """Remove all events but the ``keep_last`` newest, with an audit row; return how many were removed.
@@ -87,21 +79,19 @@ class Sessions:
         Raises InvalidValueError if the session is not found or ``keep_last`` is not a whole number of at least 0.
         """
         check_whole("keep_last", keep_last, 0, 2**63 - 1)
-        session_id = await self._stored(session_id)
-        of = {"session_id": session_id}
+        given = {"session_id": await self._stored(session_id)}
         async with self._db.write() as writer:
-            sizes = await self._sizes(writer, session_id)
-            removed: int = max(0, sizes["count"] - keep_last)
+            removed: int = max(0, (await self._sizes(writer, given["session_id"]))["count"] - keep_last)
             if removed:
-                await self._db.change(writer, "trim_events", {**of, "removed": removed})
-                words = json.dumps({**of, "removed": removed, "kept": keep_last}, ensure_ascii=False)
-                await self._db.change(writer, "insert_audit", {**_AUDIT, "action_data": words})
+                await self._db.change(writer, "trim_events", {**given, "removed": removed})
+                data = json.dumps({**given, "removed": removed, "kept": keep_last}, ensure_ascii=False)
+                await self._db.change(writer, "insert_audit", {**_AUDIT, "action_data": data})
         return removed
 
     async def update_status(self, session_id: str, status: str) -> None:
         """Set the status; ``terminated`` sets terminated_at and ``archived`` archived_at, each once."""
         _check_status(status)
-        await self._update("update_session_status", {"session_id": session_id, "status": status})
+        await self._update("update_session_status", session_id, status=status)
 
     async def terminate_session(self, session_id: str) -> None:
         """Set the status ``terminated``."""
@@ -116,8 +106,7 @@ class Sessions:
 
     async def set_state(self, session_id: str, key: str, value: Any) -> None:
         """Replace one key of a session's state by any JSON value, in one atomic statement."""
-        given = {"session_id": session_id, "max_bytes": MAX_BYTES, **_delta("value", {key: value})}
-        await self._update("set_state", given)
+        await self._update("set_state", session_id, **_delta("value", {key: value}))
 
     async def _stored(self, session_id: str) -> str:
         """Return the id of a session as it is stored: as given, or else in NFC."""
@@ -127,12 +116,11 @@ class Sessions:
                 return str(spelling)
         return written  # type: ignore[no-any-return]
 
-    async def _update(self, name: str, given: Mapping[str, Any]) -> None:
-        given = {**given, "session_id": await self._stored(given["session_id"])}
+    async def _update(self, name: str, session_id: str, **given: Any) -> None:
+        given |= {"session_id": await self._stored(session_id), "max_bytes": MAX_BYTES}
         async with self._db.write(at_once=False) as writer:
-            if await self._db.change(writer, name, given):
-                return
-            raise _too_large(given, await self._sizes(writer, given["session_id"]))
+            if not await self._db.change(writer, name, given):
+                raise _too_large(given, await self._sizes(writer, given["session_id"]))
 
     async def _sizes(self, writer: Connection, session_id: object) -> sqlite3.Row:
         rows = await self._db.change(writer, "session_sizes", {"session_id": session_id})
