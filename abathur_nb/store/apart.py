@@ -15,7 +15,7 @@ import time
 
 TYPE_CHECKING = False  # the program does without typing, json and their like, which take longer than its look
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 # https://sqlite.org/fileformat2.html#walformat and https://sqlite.org/walformat.html, section 2
@@ -24,6 +24,7 @@ _INDEX_VERSION = struct.pack("=I", 3_007_000)
 _HEADER, _FRAME_HEADER = 32, 24  # bytes of the log
 _LOCKS = {"": ((2**30, 1), (2**30 + 1, 1), (2**30 + 2, 510)), "-shm": tuple((byte, 1) for byte in range(120, 129))}
 _WRITE_LOCK, _CHECKPOINT_LOCK = 120, 121
+_WHOLE = {"frames": 0, "read": 0, "torn": -1}
 _SECTOR = 512  # bytes that a disk loses at once
 _COPY_S = 5  # until a checkpoint is over
 _PAUSE_S = 0.005
@@ -97,17 +98,18 @@ def _header(path: str, least_format: str = "1") -> str:
     return next((fault for fault, holds in faults.items() if holds), "")
 
 
-def _settled(path: str) -> tuple[list[int], dict[str, Any] | None] | None:
-    """Return the sizes of the journals and the index of the log; None where they may hold what the file lacks."""
-    sizes = []
-    for suffix in ("-wal", "-journal"):
-        try:
-            sizes.append(os.stat(path + suffix).st_size)
-        except FileNotFoundError:
-            sizes.append(0)
-    index = _index(path)
+def _settled(path: str) -> tuple[int, dict[str, Any] | None] | None:
+    """Return the size of the log and its index; None where a log or journal may hold what the file lacks."""
+    log, index = _size(f"{path}-wal"), _index(path)
     is_copied = index is not None and index["marks"][0] >= index["frames"]
-    return (sizes, index) if not sizes[1] and (not sizes[0] or is_copied) else None
+    return (log, index) if not _size(f"{path}-journal") and (not log or is_copied) else None
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _locks(path: str) -> list[tuple[str, int, bool, int]]:
@@ -177,34 +179,31 @@ def _log(path: str, seconds: str) -> dict[str, int] | None:
     """
     until = time.monotonic() + float(seconds)
     while True:
-        found = _judge(path, until)
+        try:
+            with os.fdopen(_open(f"{path}-wal"), "rb", 0) as log:
+                found = _judge(path, log.fileno(), until)
+        except FileNotFoundError:
+            return _WHOLE
         if found or time.monotonic() > until:
             return found
         time.sleep(_PAUSE_S)
 
 
-def _judge(path: str, until: float) -> dict[str, int] | None:
-    try:
-        log = _open(f"{path}-wal")
-    except FileNotFoundError:
-        return {"frames": 0, "read": 0, "torn": -1}
-    try:
-        index, header = _index(path), os.pread(log, _HEADER, 0)
-        if not header:
-            return {"frames": 0, "read": 0, "torn": -1}
-        found = _frames(log, header, index, _page_size(path), until) if index else None
-        if index is None or found is None or found["torn"] == -1:
-            return found
-        # Committed frames stay as they are until the log begins anew, with other salts. Those behind them may be what a
-        # writer is writing.
-        settled = 0 <= found["torn"] < index["frames"] or (
-            _index(path) == index and (found["torn"] < 0 or ("-shm", _WRITE_LOCK) not in [k[:2] for k in _locks(path)])
-        )
-        if found.get("doubt") and _newer(path, str(found["torn"])):  # no checkpoint writes what is not committed
-            del found["doubt"]
-        return found if settled and os.pread(log, _HEADER, 0) == header else None
-    finally:
-        os.close(log)
+def _judge(path: str, log: int, until: float) -> dict[str, int] | None:
+    index, header = _index(path), os.pread(log, _HEADER, 0)
+    if not header:
+        return _WHOLE
+    found = _frames(log, header, index, _page_size(path), until) if index else None
+    if index is None or found is None or found["torn"] == -1:
+        return found
+    # Committed frames stay as they are until the log begins anew, with other salts. Those behind them may be what a
+    # writer is writing.
+    settled = 0 <= found["torn"] < index["frames"] or (
+        _index(path) == index and (found["torn"] < 0 or ("-shm", _WRITE_LOCK) not in [k[:2] for k in _locks(path)])
+    )
+    if found.get("doubt") and _newer(path, str(found["torn"])):  # no checkpoint writes what is not committed
+        del found["doubt"]
+    return found if settled and os.pread(log, _HEADER, 0) == header else None
 
 
 def _page_size(path: str) -> int:
@@ -214,48 +213,46 @@ def _page_size(path: str) -> int:
     return 65_536 if size == 1 else size if size >= 512 else 0
 
 
-def _frames(log: int, header: bytes, index: dict[str, Any], pages: int, until: float) -> dict[str, int] | None:
-    """Sum up the frames of a log of ``pages`` of so many bytes; None where its index is of another round."""
+def _places(log: int, page: int) -> Iterator[tuple[int, int, bytes]]:
+    """Yield the number of each frame of a log, where its page begins, and the header before that."""
+    size = page + _FRAME_HEADER
+    for number in range(1, (os.fstat(log).st_size - _HEADER) // size + 1):
+        place = _HEADER + number * size - page
+        yield number, place, os.pread(log, _FRAME_HEADER, place - _FRAME_HEADER)
+
+
+def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: float) -> dict[str, int] | None:
+    """Sum up the frames of a log; None where its index is of another round. ``stated`` is the database's page size."""
     order, page = _MAGICS.get(header[:4]), int.from_bytes(header[8:12], "big")
-    frame, read, salts = (pages or page) + _FRAME_HEADER, index["frames"], header[16:24]
-    places = (os.fstat(log).st_size - _HEADER) // frame
-    if order is None or page + _FRAME_HEADER != frame or _sums(order, header[:24], form=">") != header[24:]:
-        return {"frames": places, "read": read, "torn": 0 if places > 0 else -1}
-    if salts != index["salts"]:  # before the first frame of a new round, the old ones are in the database
-        return None if read else {"frames": 0, "read": 0, "torn": -1}
-    last, sums, broken, row = read, header[24:], 0, 0
-    for number in range(1, places + 1):
+    last = read = index["frames"]
+    frames = (os.fstat(log).st_size - _HEADER) // ((stated or page) + _FRAME_HEADER)
+    if order is None or (stated or page) != page or _sums(order, header[:24], form=">") != header[24:]:
+        return {"frames": frames, "read": read, "torn": 0 if frames > 0 else -1}
+    if header[16:24] != index["salts"]:  # before the first frame of a new round, the old ones are in the database
+        return None if read else _WHOLE
+    sums, broken, row = header[24:], 0, 0
+    for number, place, head in _places(log, page):
         if time.monotonic() > until:
-            return {"frames": places, "read": read, "torn": -2}
-        place = _HEADER + (number - 1) * frame
-        head = os.pread(log, _FRAME_HEADER, place)
-        sound = head[8:16] == salts
+            return {"frames": frames, "read": read, "torn": -2}
+        sound = head[8:16] == index["salts"]
         if sound:
-            page_of = os.pread(log, page, place + _FRAME_HEADER)
-            sound = len(page_of) == page and _sums(order, head[:8] + page_of, sums, ">") == head[16:]
+            content = os.pread(log, page, place)
+            sound = len(content) == page and _sums(order, head[:8] + content, sums, ">") == head[16:]
         sums = head[16:]
         if not broken and sound:
             continue
         broken = broken or number
-        if broken <= read:
-            return {"frames": max(read, number), "read": read, "torn": broken}
         # A killed writer leaves one commit that nobody was promised, behind what the next one has written over it: two
         # in a row were a log that is cut off. Of one nobody can tell, unless somebody has written since SQLite has read
         # the log anew.
         row = row if sound else 0
-        if number > broken and head[8:16] == salts and head[4:8] != bytes(4):
+        if number > broken and head[8:16] == index["salts"] and head[4:8] != bytes(4):
             last, row = number, row + 1
-            if row > 1:
-                return {"frames": last, "read": read, "torn": broken}
+        if broken <= read or row > 1:
+            return {"frames": max(last, broken), "read": read, "torn": broken}
     if last > read and not index["commits"]:
         return {"frames": last, "read": read, "torn": broken, "doubt": 1}
     return {"frames": last, "read": read, "torn": -1}
-
-
-def _same(one: bytes, two: bytes, most: int) -> bool:
-    """Return whether two pages differ in so many bytes at most, from the first that does."""
-    place = len(os.path.commonprefix((one, two))) + most  # noqa: RUF071 - of bytes
-    return one[place:] == two[place:]
 
 
 def _newer(path: str, torn: str) -> bool:
@@ -265,15 +262,14 @@ def _newer(path: str, torn: str) -> bool:
     frame behind the damage than do not. A single page may equal one by chance.
     """
     log, file = _open(f"{path}-wal"), _open(path)
-    index, header, page = _index(path), os.pread(log, _HEADER, 0), _page_size(path)
-    if index is None or not page or index["salts"] != header[16:24]:
+    index, salts, page = _index(path), os.pread(log, _HEADER, 0)[16:24], _page_size(path)
+    if index is None or not page or index["salts"] != salts:
         return False
-    frame, pages = page + _FRAME_HEADER, os.fstat(file).st_size // page
+    pages = os.fstat(file).st_size // page
     read, behind = dict[int, int](), dict[int, list[tuple[int, int]]]()
-    for number, place in enumerate(range(_HEADER, os.fstat(log).st_size - frame + 1, frame), 1):
-        head = os.pread(log, _FRAME_HEADER, place)
-        of, after = struct.unpack(">2I", head[:8])
-        if head[8:16] != header[16:24] or not of:
+    for number, place, head in _places(log, page):
+        of, after = struct.unpack_from(">2I", head)
+        if head[8:16] != salts or not of:
             continue
         if number <= index["frames"]:
             read[of], pages = place, after or pages
@@ -282,14 +278,18 @@ def _newer(path: str, torn: str) -> bool:
     newer = older = 0
     for of in {*read, *behind}:
         now = os.pread(file, page, (of - 1) * page)
-        if now == os.pread(log, page, read[of] + _FRAME_HEADER) if of in read else of <= pages:
+        if now == os.pread(log, page, read[of]) if of in read else of <= pages:
             continue
-        found = [
-            most for place, most in behind.get(of, ()) if _same(now, os.pread(log, page, place + _FRAME_HEADER), most)
-        ]
+        found = [most for place, most in behind.get(of, ()) if _same(now, os.pread(log, page, place), most)]
         newer += 0 in found
         older += of in read and not found  # what is like the damaged frame may be older than that, or newer
     return newer > older
+
+
+def _same(one: bytes, two: bytes, most: int) -> bool:
+    """Return whether two pages differ in so many bytes at most, from the first that does."""
+    place = len(os.path.commonprefix((one, two))) + most  # noqa: RUF071 - of bytes
+    return one[place:] == two[place:]
 
 
 def _marks(*files: str) -> dict[str, tuple[str, int | bytes]]:

@@ -11,8 +11,8 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
-MAGIC = b"SQLite format 3\0"
 TABLE, INDEX = (5, 13), (2, 10)  # the kinds of a tree's pages: interior, leaf
+_MAGIC = b"SQLite format 3\0"
 _LEAVES = (10, 13)
 _SIZES = tuple(2**power for power in range(9, 17))
 _ENCODINGS = {1: "utf-8", 2: "utf-16-le", 3: "utf-16-be"}
@@ -36,10 +36,9 @@ class Pages:
         encoding = next(number for number, name in _ENCODINGS.items() if name == self.encoding)
         numbers = (1, self.count, 0, 0, 1, 4, 0, 0, encoding, user_version, 0, application_id)
         sizes = (self.size % 65535, 2, 2, self.size - self.usable, 64, 32, 32)
-        return struct.pack(">16sH6B12I20xII", MAGIC, *sizes, *numbers, 1, 3_040_000)
+        return struct.pack(">16sH6B12I20xII", _MAGIC, *sizes, *numbers, 1, 3_040_000)
 
-    def page(self, number: int) -> bytes:
-        """Return the bytes of a page; raise ValueError if the file does not hold it."""
+    def _page(self, number: int) -> bytes:
         if not 1 <= number <= self.count:
             raise ValueError(f"page {number} is missing")
         self.seen.add(number)
@@ -64,7 +63,7 @@ class Pages:
     def entries(self, number: int, kinds: tuple[int, int], faults: list[str], below: list[int]) -> Iterator[Entry]:
         """Yield the entries of one page, and add the pages below it to ``below``."""
         try:
-            page, start = self.page(number), 100 if number == 1 else 0
+            page, start = self._page(number), 100 if number == 1 else 0
             kind, count = page[start], int.from_bytes(page[start + 3 : start + 5], "big")
             if kind not in kinds:
                 raise ValueError(f"page {number} is not a page of its tree")
@@ -82,10 +81,11 @@ class Pages:
                 if kind not in _LEAVES:
                     children.append(int.from_bytes(page[at : at + 4], "big"))
                     at += 4
-                length, at = _varint(page, at)
-                rowid, at = _varint(page, at) if kind == 13 else (0, at)
                 if kind != 5:
-                    yield _signed(rowid), self._values(self._payload(page, at, length, kind))
+                    length, at = _varint(page, at)
+                    rowid, at = _varint(page, at) if kind == 13 else (0, at)
+                    signed = rowid - 2**64 if rowid >= 2**63 else rowid
+                    yield signed, self._values(self._payload(page, at, length, kind))
             except _UNREADABLE as error:
                 faults.append(f"page {number}: {error}")
         below += children
@@ -104,7 +104,7 @@ class Pages:
         parts, left = [page[at : at + local]], length - local
         follow = int.from_bytes(page[at + local : at + local + 4], "big")
         while left:
-            more = self.page(follow)
+            more = self._page(follow)
             if not any(more):  # of the last one of a chain the zeros would be taken for content
                 raise ValueError(f"its overflow page {follow} is empty")
             parts.append(more[4 : 4 + min(left, usable - 4)])
@@ -116,8 +116,7 @@ class Pages:
 
     def _values(self, payload: bytes) -> tuple[Any, ...]:
         end, at = _varint(payload, 0)
-        values: list[Any] = []
-        body = end
+        body, values = end, list[Any]()
         while at < end:
             kind, at = _varint(payload, at)
             length = (kind - 12) // 2 if kind > 11 else _BYTES[kind]
@@ -135,14 +134,14 @@ class Pages:
 
     def schema(self, faults: list[str]) -> list[tuple[Any, ...]]:
         """Return type, name, table, root page and SQL of each object that can be read of ``sqlite_schema``."""
-        found = [values for _, values in self.walk(1, TABLE, faults)]
+        found = [row for _, row in self.walk(1, TABLE, faults) if _is_schema_row(row)]
         reached = set(self.seen)
         for number in self.orphans() if faults else ():
-            rows = [row for _, row in self.entries(number, TABLE, [], []) if is_schema_row(row)]
+            rows = [row for _, row in self.entries(number, TABLE, [], []) if _is_schema_row(row)]
             reached |= {number} if rows else set()
             found += rows
         self.seen = reached  # what else these pages hold, is nobody's yet
-        return [row for row in found if is_schema_row(row)]
+        return found
 
     def orphans(self) -> list[int]:
         """Return the leaves of tables that neither a tree led to nor, as far as it can be words, the freelist."""
@@ -158,8 +157,7 @@ class Pages:
         return [number for number in rest if number not in free and self.kind(number) == 13]
 
 
-def is_schema_row(row: tuple[Any, ...]) -> bool:
-    """Return whether the values are a row of ``sqlite_schema``."""
+def _is_schema_row(row: tuple[Any, ...]) -> bool:
     kinds = (*map(type, row),)
     return len(row) == 5 and kinds[:4] == (str, str, str, int) and row[0] in ("table", "index", "view", "trigger")
 
@@ -169,13 +167,13 @@ def read_pages(data: bytes | mmap) -> Pages:
 
     The form that the header states counts first: each of its bytes may be wrong.
     """
-    stated, best, most = has_header(data), Pages(b"", 512), -1
-    size, reserved, encoding = int.from_bytes(data[16:18], "big"), data[20:21], int.from_bytes(data[56:60], "big")
+    stated, best, most = _has_header(data), Pages(b"", 512), -1
+    size, encoding = int.from_bytes(data[16:18], "big"), int.from_bytes(data[56:60], "big")
     sizes = (65536 if size == 1 else size, *_SIZES) if stated else _SIZES
     encodings = (_ENCODINGS.get(encoding, "utf-8"), *_ENCODINGS.values())
-    for form in product(sizes, (reserved[0], 0) if stated else (0,), encodings):
+    for form in product(sizes, (data[20], 0) if stated else (0,), encodings):
         pages, faults = Pages(data, *form), list[str]()
-        rows = [row for _, row in pages.walk(1, TABLE, faults) if is_schema_row(row) and row[3]]
+        rows = [row for _, row in pages.walk(1, TABLE, faults) if _is_schema_row(row) and row[3]]
         fits = sum(pages.kind(root) in (TABLE if kind == "table" else INDEX) for kind, _, _, root, _ in rows)
         if fits > most and (fits or stated):
             best, most = Pages(data, *form), fits
@@ -184,16 +182,8 @@ def read_pages(data: bytes | mmap) -> Pages:
     return best
 
 
-def has_header(data: bytes | mmap) -> bool:
-    """Return whether a file begins as SQLite begins one."""
-    return data[:16] == MAGIC and int.from_bytes(data[16:18], "big") in (1, *_SIZES[:-1]) and data[21:24] == b"@  "
-
-
-def identity(data: bytes | mmap) -> dict[str, Any]:
-    """Return the application_id of a file, or, of one without a header, the SQL of its objects by name."""
-    if has_header(data):
-        return {"application_id": int.from_bytes(data[68:72], "big")}
-    return {row[1]: row[4] for row in read_pages(data).schema([]) if isinstance(row[4], str)}
+def _has_header(data: bytes | mmap) -> bool:
+    return data[:16] == _MAGIC and int.from_bytes(data[16:18], "big") in (1, *_SIZES[:-1]) and data[21:24] == b"@  "
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -206,11 +196,10 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     return value << 8 | data[at + 8], at + 9
 
 
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
-
-
 def main() -> None:
-    """Write the identity of a file as `apart.ask` reads it."""
-    with Path(sys.argv[3]).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
-        sys.stdout.write(ascii((identity(mapped), None)))
+    """Write, as `apart.ask` reads it, a file's application_id, or without a header the SQL of its objects by name."""
+    with Path(sys.argv[3]).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        found: dict[str, Any] = {"application_id": int.from_bytes(data[68:72], "big")}
+        if not _has_header(data):
+            found = {row[1]: row[4] for row in read_pages(data).schema([]) if isinstance(row[4], str)}
+    sys.stdout.write(ascii((found, None)))
