@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,9 @@ TAKEN = "abathur_snapshot_timestamp_seconds"
 RETRIEVAL = "abathur_retrieval_seconds"
 READ = "abathur_read_ratio"
 SESSION_BYTES = "abathur_session_bytes"
+WAL_BYTES = "abathur_wal_bytes"
+DISK_FREE = "abathur_disk_free_bytes"
+GROWTH = "abathur_database_growth_bytes_per_day"
 LAST_BACKUP = "abathur_last_backup_timestamp_seconds"
 LAST_VALIDATION = "abathur_last_validation_timestamp_seconds"
 
@@ -35,9 +37,9 @@ GAUGES: Mapping[str, str] = {
     TAKEN: "when this was measured",
     "abathur_database_bytes": "the database's file",
     "abathur_database_free_bytes": "pages of the file that hold nothing",
-    "abathur_wal_bytes": "the write-ahead log",
-    "abathur_disk_free_bytes": "free room on the disk of the database",
-    "abathur_database_growth_bytes_per_day": "the share of the file that the rows of the last 24 hours take, estimated",
+    WAL_BYTES: "the write-ahead log",
+    DISK_FREE: "free room on the disk of the database",
+    GROWTH: "the share of the file that the rows of the last 24 hours take, estimated",
     READ: "the share of the rows that these figures come from; they are estimates where it is under 1",
     SESSION_BYTES: "the largest events, state and metadata of a session, of the newest sessions and of some at random",
     "abathur_rows": "rows of a table",
@@ -85,9 +87,9 @@ class Snapshot:
     def _table(self) -> Table:
         rows, name = list[tuple[str, ...]](), ""
         for sample in self.samples:
-            # What a gauge is, only above its first value.
+            # A gauge is described above its first value only.
             words = ("", "") if sample.name == name else (GAUGES[sample.name], sample.name)
-            rows.append((words[0], ", ".join(sample.labels.values()), _told(sample), words[1]))
+            rows.append((words[0], ", ".join(sample.labels.values()), _shown(sample), words[1]))
             name = sample.name
         return Table(("what", "of", "value", "name"), tuple(rows), "nothing could be measured: the report says why")
 
@@ -95,7 +97,7 @@ class Snapshot:
         return str(self._table())
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/html": self._table().to_html(), "text/plain": str(self)}
+        return self._table()._repr_mimebundle_()
 
 
 def place_of(settings: Settings) -> dict[str, str]:
@@ -111,8 +113,8 @@ def samples_frame(samples: Iterable[tuple[datetime, Sample]]) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=["time", "gauge", "of", "value"])
 
 
-# By the end of a gauge's name, the first that fits: how its value is noted, and in which unit.
-_UNITS = (
+# By the end of a gauge's name, the first that fits: how its value is shown, and in which unit.
+_SHOWN = (
     ("_seconds", "{:.3g} ms", 1e-3),
     ("_bytes_per_day", "{:,.1f} MB a day", MB),
     ("_bytes", "{:,.1f} MB", MB),
@@ -121,51 +123,77 @@ _UNITS = (
 )
 
 
-def _told(sample: Sample) -> str:
+def _shown(sample: Sample) -> str:
     if sample.name.endswith("_timestamp_seconds"):
         return f"{timestamp(datetime.fromtimestamp(sample.value, UTC))} UTC" if sample.value else "never"
-    form, unit = next((form, unit) for end, form, unit in _UNITS if sample.name.endswith(end))
+    form, unit = next((form, unit) for end, form, unit in _SHOWN if sample.name.endswith(end))
     return form.format(sample.value / unit)
 
 
-_HOUR, _DAY = 3600, 86_400  # seconds
-_SIGNS = {"above": ">", "below": "<"}
-# What stands before a limit: where it must lie, and where it lies when the rule fires.
-_EXPECTED = {"above": "at most ", "below": "at least ", "absent": ""}
-_FOUND = {"above": "is over ", "below": "is under ", "absent": "are missing where "}
+# By the last word of a setting's name, or by the gauge of a fixed limit: how a value is shown, and how many of its
+# gauge's units are one of its own.
+_UNITS = {
+    "minutes": ("{:,.0f} minutes", 60),
+    "hours": ("{:,.1f} hours", 3600),
+    "days": ("{:,.1f} days", 86_400),
+    "mb": ("{:,.0f} MB", MB),
+    "ms": ("{:.3g} ms", 1e-3),
+    SESSION_BYTES: (TOLD_SIZE, MAX_BYTES / 100),
+    UP: ("{:.0f}", 1),
+}
+# Where a value must lie, where it lies when the rule fires, and the sign in PromQL.
+_WORDS = {"above": ("at most", "over", ">"), "below": ("at least", "under", "<")}
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Hold one alert: which gauge must not lie above or below which setting, or not be missing at all.
+    """Hold one alert: which gauge must not lie above or below a limit, or not be missing at all.
 
-    The setting is in its own unit, ``unit`` of which are one of the gauge's; a number stands for itself. With ``age``
-    it is about the time since the moment that the gauge holds, and fires too where that lies in the future; with
-    ``per`` it is about the gauge divided by another one.
-    ``wait`` is how long Prometheus sees it so before it reports; ``noted`` the form of a value in the setting's unit.
+    ``limit`` names a setting, or is a number. A rule on a gauge that holds a moment is about the time since then, and
+    fires too where it lies in the future; with ``per`` it is about the gauge divided by another one, with ``of``
+    about the p99 of that retrieval. ``wait`` is how long Prometheus sees it so before it reports.
     """
 
-    name: str
+    id: str
     title: str
     gauge: str
-    fires: Literal["above", "below", "absent"]
     limit: str | float
-    noted: str
     severity: Literal["critical", "warning"]
-    remedy: str
-    unit: float = 1
-    labels: Mapping[str, str] = field(default_factory=dict)
-    age: bool = False
-    per: str = ""
     wait: str = "0m"
+    fires: Literal["above", "below", "absent"] = "above"
+    per: str = ""
+    of: str = ""
 
     @property
-    def id(self) -> str:
-        """The id of the check that this rule makes, such as ``backup_old``."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", self.name.removeprefix("Abathur")).lower()
+    def labels(self) -> dict[str, str]:
+        """The labels of the samples that it is about."""
+        return {"retrieval": self.of, "percentile": "p99"} if self.of else {}
+
+    @property
+    def name(self) -> str:
+        """The name of the alert in Prometheus, such as ``AbathurBackupOld``."""
+        return "Abathur" + "".join(word.capitalize() for word in self.id.split("_"))
+
+    @property
+    def age(self) -> bool:
+        """Whether the gauge holds a moment."""
+        return self.gauge.endswith("_timestamp_seconds")
+
+    @property
+    def unit(self) -> float:
+        """How many of the gauge's units are one of the limit's."""
+        return 1 if self.per else _UNITS[self._unit][1]
+
+    @property
+    def _unit(self) -> str:
+        return self.limit.rpartition("_")[2] if isinstance(self.limit, str) else self.gauge
+
+    def shown(self, value: float) -> str:
+        """Return a value, in the limit's unit, as text."""
+        return _UNITS[self._unit][0].format(value)
 
     def limit_of(self, settings: Settings) -> float:
-        """Return the limit that holds, in the setting's own unit."""
+        """Return the limit, in its own unit."""
         return float(getattr(settings, self.limit) if isinstance(self.limit, str) else self.limit)
 
     def sample_of(self, snapshot: Snapshot) -> Sample | None:
@@ -175,15 +203,12 @@ class Rule:
         return farthest(found, key=lambda sample: sample.value, default=None)
 
     def value_of(self, snapshot: Snapshot) -> float | None:
-        """Return what the limit is about, in the setting's own unit; None where it was not measured."""
-        sample = self.sample_of(snapshot)
-        value = None if sample is None else sample.value
-        if value is not None and self.age:
-            value = snapshot.taken_at.timestamp() - value
-        if value is not None and self.per:
-            divisor = snapshot.value(self.per, self.labels)
-            value = value / divisor if divisor else None if divisor is None else math.inf
-        return None if value is None else value / self.unit
+        """Return what the limit is about, in the limit's unit; None where it was not measured."""
+        sample, divisor = self.sample_of(snapshot), snapshot.value(self.per) if self.per else 1
+        if sample is None or divisor is None:
+            return None
+        value = snapshot.taken_at.timestamp() - sample.value if self.age else sample.value
+        return value / divisor / self.unit if divisor else math.inf
 
     def expression(self, settings: Settings) -> str:
         """Return the rule in PromQL, for the database of ``settings``."""
@@ -195,160 +220,69 @@ class Rule:
         value = f"time() - {value}" if self.age else value
         value = f"{value} / {self.per}{{{selector}}}" if self.per else value
         ahead = f" or {value} < {-AHEAD_S}" if self.age else ""
-        return f"{value} {_SIGNS[self.fires]} {self.limit_of(settings) * self.unit!r}{ahead}"
+        return f"{value} {_WORDS[self.fires][2]} {self.limit_of(settings) * self.unit!r}{ahead}"
 
 
 RULES = (
+    Rule("database_unreadable", "readable databases", UP, 1, "critical", "5m", "below"),
+    Rule("metrics_absent", "metrics", UP, 0, "critical", "15m", "absent"),
+    Rule("metrics_stale", "age of the metrics", TAKEN, "metrics_max_age_minutes", "critical"),
+    Rule("backup_old", "age of the last proven backup", LAST_BACKUP, "backup_max_age_hours", "critical"),
+    Rule("validation_old", "age of the last green validation", LAST_VALIDATION, "validation_max_age_days", "warning"),
+    Rule("disk_low", "free disk", DISK_FREE, "min_free_mb", "critical", "5m", "below"),
+    Rule("disk_full_soon", "disk until full", DISK_FREE, "disk_full_days", "warning", "30m", "below", per=GROWTH),
+    Rule("wal_large", "write-ahead log", WAL_BYTES, "max_wal_mb", "warning", "15m"),
     Rule(
-        "AbathurDatabaseUnreadable",
-        "readable databases",
-        UP,
-        "below",
-        1,
-        "{:.0f}",
-        "critical",
-        "run troubleshoot.ipynb",
-        wait="5m",
+        "session_retrieval_slow", "session retrieval, p99", RETRIEVAL, "session_p99_ms", "warning", "15m", of="session"
     ),
-    Rule(
-        "AbathurMetricsAbsent",
-        "metrics",
-        UP,
-        "absent",
-        0,
-        "there are some",
-        "critical",
-        "see why `python -m abathur_nb metrics` no longer runs, or nobody collects what it writes",
-        wait="15m",
-    ),
-    Rule(
-        "AbathurMetricsStale",
-        "age of the metrics",
-        TAKEN,
-        "above",
-        "metrics_max_age_minutes",
-        "{:,.0f} minutes",
-        "critical",
-        "see why `python -m abathur_nb metrics` no longer runs",
-        unit=60,
-        age=True,
-    ),
-    Rule(
-        "AbathurBackupOld",
-        "age of the last proven backup",
-        LAST_BACKUP,
-        "above",
-        "backup_max_age_hours",
-        "{:,.1f} hours",
-        "critical",
-        "run backup.ipynb, and see why its timer did not",
-        unit=_HOUR,
-        age=True,
-    ),
-    Rule(
-        "AbathurValidationOld",
-        "age of the last green validation",
-        LAST_VALIDATION,
-        "above",
-        "validation_max_age_days",
-        "{:,.1f} days",
-        "warning",
-        "run validate.ipynb",
-        unit=_DAY,
-        age=True,
-    ),
-    Rule(
-        "AbathurDiskLow",
-        "free disk",
-        "abathur_disk_free_bytes",
-        "below",
-        "min_free_mb",
-        "{:,.0f} MB",
-        "critical",
-        "make room, or move what else lies on that disk",
-        unit=MB,
-        wait="5m",
-    ),
-    Rule(
-        "AbathurDiskFullSoon",
-        "disk until full at today's growth",
-        "abathur_disk_free_bytes",
-        "below",
-        "disk_full_days",
-        "{:,.0f} days",
-        "warning",
-        "see what grows (explore.ipynb), and make room",
-        per="abathur_database_growth_bytes_per_day",
-        wait="30m",
-    ),
-    Rule(
-        "AbathurWalLarge",
-        "write-ahead log",
-        "abathur_wal_bytes",
-        "above",
-        "max_wal_mb",
-        "{:,.1f} MB",
-        "warning",
-        "run troubleshoot.ipynb, which names who pins it",
-        unit=MB,
-        wait="15m",
-    ),
-    *(
-        Rule(
-            f"Abathur{what.capitalize()}RetrievalSlow",
-            f"{what} retrieval, p99",
-            RETRIEVAL,
-            "above",
-            f"{what}_p99_ms",
-            "{:.3g} ms",
-            "warning",
-            "run benchmark.ipynb and explain.ipynb",
-            unit=1e-3,
-            labels={"retrieval": what, "percentile": "p99"},
-            wait="15m",
-        )
-        for what in ("session", "memory")
-    ),
-    *(
-        Rule(
-            f"AbathurSession{name}",
-            f"largest session, {percent} %",
-            SESSION_BYTES,
-            "above",
-            percent,
-            TOLD_SIZE,
-            "warning",
-            TRIM,
-            unit=MAX_BYTES / 100,
-        )
-        for name, percent in zip(("Large", "NearlyFull"), LEVELS, strict=True)
-    ),
+    Rule("memory_retrieval_slow", "memory retrieval, p99", RETRIEVAL, "memory_p99_ms", "warning", "15m", of="memory"),
+    Rule("session_large", f"largest session, {LEVELS[0]} %", SESSION_BYTES, LEVELS[0], "warning"),
+    Rule("session_nearly_full", f"largest session, {LEVELS[1]} %", SESSION_BYTES, LEVELS[1], "warning"),
 )
+_NOT_COLLECTED = "see why `python -m abathur_nb metrics` no longer runs, or nobody collects what it writes"
+_SLOW = "run benchmark.ipynb and explain.ipynb"
+_REMEDIES = {
+    "database_unreadable": "run troubleshoot.ipynb",
+    "metrics_absent": _NOT_COLLECTED,
+    "metrics_stale": _NOT_COLLECTED,
+    "backup_old": "run backup.ipynb, and see why its timer did not",
+    "validation_old": "run validate.ipynb",
+    "disk_low": "make room, or move what else lies on that disk",
+    "disk_full_soon": "see what grows (explore.ipynb), and make room",
+    "wal_large": "run troubleshoot.ipynb, which names who pins it",
+    "session_retrieval_slow": _SLOW,
+    "memory_retrieval_slow": _SLOW,
+    "session_large": TRIM,
+    "session_nearly_full": TRIM,
+}
 
 
 def alerts_of(snapshot: Snapshot, settings: Settings) -> list[Check]:
     """Return a check of each rule on what was measured; one that fires fails if it is critical, else it warns."""
-    return [_judged(rule, snapshot, settings) for rule in RULES]
+    return [_judged(rule, snapshot, settings) for rule in RULES if rule.fires != "absent"]
 
 
 def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
-    limit, value = rule.limit_of(settings), rule.value_of(snapshot)
-    expected = f"{_EXPECTED[rule.fires]}{rule.noted.format(limit)}"
+    limit, value, sample = rule.limit_of(settings), rule.value_of(snapshot), rule.sample_of(snapshot)
+    expected = f"{_WORDS[rule.fires][0]} {rule.shown(limit)}"
     evidence = (f"{rule.name}, {rule.severity}: {rule.expression(settings)}",)
-    if value is None:
+    if value is None or sample is None:
         return Check(rule.id, "skip", expected, "nothing to measure it by", evidence=evidence, name=rule.title)
-    never = rule.age and not snapshot.value(rule.gauge, rule.labels)
     ahead = rule.age and value * rule.unit < -AHEAD_S
-    observed = "there is none" if never else "no growth" if math.isinf(value) else rule.noted.format(value)
-    sample = rule.sample_of(snapshot)
-    if sample and sample.labels != rule.labels:
-        observed += f" ({', '.join(f'{k} {v}' for k, v in sample.labels.items() if k not in rule.labels)})"
+    if ahead:
+        observed = f"{rule.shown(-value)} in the future"
+    elif rule.age and not sample.value:
+        observed = "there is none"
+    else:
+        observed = "no growth" if math.isinf(value) else rule.shown(value)
+    if more := [f"{name} {of}" for name, of in sample.labels.items() if name not in rule.labels]:
+        observed += f" ({', '.join(more)})"
     return Check.that(
         rule.id,
         not (ahead or (value > limit if rule.fires == "above" else value < limit)),
         expected=expected,
-        observed=f"{rule.noted.format(-value)} in the future" if ahead else observed,
-        remedy=SEE_CLOCK if ahead else rule.remedy,
+        observed=observed,
+        remedy=SEE_CLOCK if ahead else _REMEDIES[rule.id],
         otherwise="fail" if rule.severity == "critical" and settings.alerts_fail else "warn",
         evidence=evidence,
         name=rule.title,
@@ -357,23 +291,27 @@ def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
 
 def prometheus_rules(settings: Settings) -> dict[str, Any]:
     """Return the rules for the database of ``settings`` as a rule file of Prometheus holds them."""
-    return {"groups": [{"name": f"abathur-{settings.env}", "rules": [*_prometheus(RULES, settings)]}]}
-
-
-def _prometheus(rules: Iterable[Rule], settings: Settings) -> Iterable[dict[str, Any]]:
-    for rule in rules:
-        found = f"{_FOUND[rule.fires]}{rule.noted.format(rule.limit_of(settings))}"
-        found += ", or lies in the future: see the clock" if rule.age else ""
-        yield {
+    rules = [
+        {
             "alert": rule.name,
             "expr": rule.expression(settings),
             "for": rule.wait,
             "labels": {"severity": rule.severity},
             "annotations": {
-                "summary": f"Abathur of {settings.env}: {rule.title} {found}",
-                "description": f"{{{{ $labels.database }}}} on {{{{ $labels.instance }}}}: {rule.remedy}",
+                "summary": f"Abathur of {settings.env}: {rule.title} {_fired(rule, settings)}",
+                "description": f"{{{{ $labels.database }}}} on {{{{ $labels.instance }}}}: {_REMEDIES[rule.id]}",
             },
         }
+        for rule in RULES
+    ]
+    return {"groups": [{"name": f"abathur-{settings.env}", "rules": rules}]}
+
+
+def _fired(rule: Rule, settings: Settings) -> str:
+    if rule.fires == "absent":
+        return "are missing"
+    words = f"is {_WORDS[rule.fires][1]} {rule.shown(rule.limit_of(settings))}"
+    return f"{words}, or lies in the future: see the clock" if rule.age else words
 
 
 def command(arguments: argparse.Namespace) -> int:
