@@ -130,7 +130,7 @@ def _rules(gauge: str, labels: Sequence[str]) -> Iterator[Rule]:
 
 if TYPE_CHECKING:
     from abathur_nb.evidence.past import PastRun
-    from abathur_nb.measure.growth import Growth
+    from abathur_nb.runbook.explore import Growth
     from abathur_nb.runbook.history import History
 
 

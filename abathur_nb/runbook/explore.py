@@ -2,8 +2,11 @@
 
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,10 +15,9 @@ import aiosqlite
 from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, InvalidValueError
-from abathur_nb.measure.growth import Excerpt, Growth, read_growth
 from abathur_nb.measure.sampling import in_time
 from abathur_nb.report import Check, Report, run_check
-from abathur_nb.runbook.memories import MemoryHistory, Namespaces, as_json
+from abathur_nb.runbook.memories import Excerpt, MemoryHistory, as_json, namespace_tree
 from abathur_nb.store.connection import connect, explain_error
 from abathur_nb.store.schema import expected_columns, expected_tables, quoted, read_schema
 from abathur_nb.store.sql import DATA, load_queries
@@ -27,19 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class TableColumn(NamedTuple):
-    """Hold a column of a live table; ``refers_to`` is empty or ``table.column``, ``on_delete`` what a deletion does."""
-
-    table: str
-    column: str
-    type: str
-    required: bool
-    primary_key: bool
-    unique: bool
-    refers_to: str = ""
-    on_delete: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Diagram:
     """Hold the columns of a live schema and, where they are those of ``sql/``, the shipped picture as SVG.
@@ -47,15 +36,13 @@ class Diagram:
     ``alt`` says in words what the picture shows.
     """
 
-    columns: tuple[TableColumn, ...] = ()
+    columns: Excerpt = Excerpt()
     svg: str = ""
     alt: str = "could not be read: the report says why"
 
     def to_frame(self) -> "pd.DataFrame":
         """Return a pandas frame, one row a column, in the order of the schema."""
-        import pandas as pd
-
-        return pd.DataFrame(self.columns, columns=list(TableColumn._fields))
+        return self.columns.to_frame()
 
     def __str__(self) -> str:
         return self.alt
@@ -66,34 +53,72 @@ class Diagram:
 
 async def read_diagram(conn: aiosqlite.Connection) -> Diagram:
     """Read the live schema. Read-only."""
-    queries = load_queries("explore.sql")
-    found = [await conn.execute_fetchall(queries[name].sql) for name in ("columns", "references", "unique_columns")]
-    columns, references, uniques = ([tuple(row) for row in part] for part in found)
-    keys: dict[str, str] = {}  # SQLite tells names of tables apart only by more than their case
-    for table, name, _, _, in_key in columns:
-        if in_key:
-            keys.setdefault(table.casefold(), name)
-    names = {table.casefold(): table for table, *_ in columns}
-    refers = {}
-    for table, name, parent, parent_column, on_delete in references:
-        # Without a column of its own a reference is to the primary key.
-        column = parent_column or keys.get(parent.casefold(), "rowid")
-        refers[table, name] = (names.get(parent.casefold(), parent), column, on_delete)
-    every = tuple(
-        TableColumn(
-            *(table, name, kind, bool(required), bool(in_key), (table, name) in uniques),
-            *(".".join(refers[table, name][:2]), refers[table, name][2]) if (table, name) in refers else (),
-        )
-        for table, name, kind, required, in_key in columns
-    )
-    tables = list(dict.fromkeys(names.values()))
-    links = [f"{column.table}.{column.column} refers to {column.refers_to}" for column in every if column.refers_to]
+    found = [dict(row) for row in await conn.execute_fetchall(load_queries("explore.sql")["columns"].sql)]
+    tables = list(dict.fromkeys(row["table"] for row in found))
+    links = [f"{row['table']}.{row['column']} refers to {row['refers_to']}" for row in found if row["refers_to"]]
     words = f"Diagram of {counted(len(tables), 'table')}: {', '.join(tables)}."
     alt = printable(f"{words} {'; '.join(links) or 'None refers to another'}.").replace("\n", "\\n")
     svg = (DATA / "sql" / "schema.svg").read_text(encoding="utf-8").rstrip()
-    shown = {(table, column.name) for table in expected_tables() for column in expected_columns(table)}
-    is_shown = shown == {column[:2] for column in every} and f">{alt}</title>" in svg
-    return Diagram(every, svg if is_shown else "", alt)
+    drawn = {(table, column.name) for table in expected_tables() for column in expected_columns(table)}
+    is_drawn = drawn == {(row["table"], row["column"]) for row in found} and f">{alt}</title>" in svg
+    return Diagram(excerpt(found, "", "no table"), svg if is_drawn else "", alt)
+
+
+_AT_ONCE = 50_000  # rows fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Hold how many rows came on each day, by table; ``charts.rows_over_time`` draws it.
+
+    Counted are the rows that are there now, not those removed since. ``undated`` counts rows with an invalid timestamp.
+    """
+
+    days: Mapping[str, Mapping[date, int]]
+    undated: int = 0
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return a pandas frame, one row a table and day on which rows came, and the ``total`` at its end."""
+        import numpy as np
+        import pandas as pd
+
+        rows = [(table, day, found[day]) for table, found in self.days.items() for day in sorted(found)]
+        frame = pd.DataFrame(rows, columns=["table", "day", "rows"]).astype({"rows": int})
+        frame["total"] = frame.groupby("table", sort=False)["rows"].cumsum()
+        # In seconds, so that a wrong clock's year 9999 is one of them.
+        frame["day"] = np.array(list(frame["day"]), dtype="datetime64[s]")
+        return frame
+
+    def __str__(self) -> str:
+        return str(self._excerpt())
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return self._excerpt()._repr_mimebundle_()
+
+    def _excerpt(self) -> Excerpt:
+        rows = []
+        for table, found in self.days.items():
+            busiest = max(sorted(found), key=lambda day: found[day])
+            rows.append((table, sum(found.values()), *map(str, (min(found), max(found), busiest)), found[busiest]))
+        heads = ("table", "rows", "first day", "last day", "busiest day", "rows that day")
+        caption = f"{counted(self.undated, 'row')} without a valid timestamp" if self.undated else ""
+        return Excerpt(heads, tuple(rows), caption, "no row yet")
+
+
+async def read_growth(conn: aiosqlite.Connection) -> Growth:
+    """Count the rows of each table by their days. Read-only."""
+    counts: Counter[tuple[str, str]] = Counter()
+    async with conn.execute(load_queries("explore.sql")["days"].sql) as cursor:
+        while rows := await cursor.fetchmany(_AT_ONCE):
+            counts.update((row[0], row[1]) for row in rows)
+    days: dict[str, Counter[date]] = {}
+    undated = 0
+    for (table, text), count in counts.items():
+        try:
+            days.setdefault(table, Counter())[date.fromisoformat(text)] += count
+        except (ValueError, TypeError):
+            undated += count
+    return Growth({table: found for table, found in days.items() if found}, undated)
 
 
 _TITLE = "explore"
@@ -112,7 +137,7 @@ class Exploration:
     rows: dict[str, int] = field(default_factory=dict)
     sessions: Excerpt = Excerpt()
     session: Excerpt = Excerpt()
-    namespaces: Namespaces = Namespaces()
+    namespaces: Excerpt = Excerpt()
     memories: Excerpt = Excerpt()
     memory: MemoryHistory = MemoryHistory()
     audit: Excerpt = Excerpt()
@@ -152,35 +177,11 @@ async def explore(
     return min(found, key=lambda one: sum(check.status != "pass" for check in one.report.checks))
 
 
-async def _explored(settings: Settings, wanted: _Wanted) -> Exploration:
-    if refused := await refusal(_TITLE, settings):
-        return Exploration(refused)
-    found = Exploration(Report(_TITLE, (), subject=str(settings.db_path)))
-    try:
-        async with connect(settings.db_path, settings=settings) as conn:
-            conn.text_factory = _read
-            await conn.execute_fetchall("BEGIN")
-            checks = [
-                await run_check(name, lambda read=read: in_time(conn, PART_S, read()), remedy="run validate.ipynb")  # type: ignore[misc]
-                for name, read in _parts(conn, wanted, found)
-            ]
-            await conn.rollback()
-    except (sqlite3.Error, OSError, AbathurError) as error:
-        noted = explain_error(settings.db_path, error)
-        checks = [Check("database_file", "error", "opens read-only", f"could not run: {noted.observed}", noted.remedy)]
-    found.report = Report(_TITLE, tuple(checks), subject=str(settings.db_path))
-    return found
-
-
-def _read(text: bytes) -> str:
-    return text.decode(errors="backslashreplace")  # what is not UTF-8 is shown, and validate's finding
-
-
-def _wanted(namespace: object, key: object, session: object, limit: object) -> _Wanted:
+def _wanted(namespace: Any, key: Any, session: Any, limit: Any) -> _Wanted:
     faults: list[str] = []
     start, end = "", ""
     try:
-        start, end = prefix_range("" if namespace is None else namespace)  # type: ignore[arg-type]
+        start, end = prefix_range("" if namespace is None else namespace)
     except InvalidValueError:
         faults.append(f"namespace: expected up to 512 printable characters, found {shown(namespace)}")
     for name, value in (("key", key), ("session", session)):
@@ -194,22 +195,43 @@ def _wanted(namespace: object, key: object, session: object, limit: object) -> _
         faults += error.faults
     if faults:
         raise ConfigurationError(faults)
-    return _Wanted(start, end, key, session, limit)  # type: ignore[arg-type]
+    return _Wanted(start, end, key, session, limit)
 
 
-def _parts(
-    conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration
-) -> Sequence[tuple[str, Callable[[], Awaitable[Check]]]]:
-    return [
-        ("schema", lambda: _schema(conn, found)),
-        ("sessions", lambda: _sessions(conn, wanted, found)),
-        ("session", lambda: _session(conn, wanted, found)),
-        ("namespaces", lambda: _namespaces(conn, wanted, found)),
-        ("memories", lambda: _memories(conn, wanted, found)),
-        ("memory", lambda: _memory(conn, wanted, found)),
-        ("audit_trail", lambda: _audit(conn, wanted, found)),
-        ("growth", lambda: _growth(conn, found)),
-    ]
+async def _explored(settings: Settings, wanted: _Wanted) -> Exploration:
+    subject = str(settings.db_path)
+    if refused := await refusal(_TITLE, settings):
+        return Exploration(refused)
+    found = Exploration(Report(_TITLE, (), subject=subject))
+    try:
+        async with connect(settings.db_path, settings=settings) as conn:
+            # What is not UTF-8 is shown here, and reported by validate.
+            conn.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
+            await conn.execute_fetchall("BEGIN")
+            checks = [await _read_part(conn, name, wanted, found) for name in _PARTS]
+            await conn.rollback()
+    except (sqlite3.Error, OSError, AbathurError) as error:
+        noted = explain_error(settings.db_path, error)
+        checks = [Check("database_file", "error", "opens read-only", f"could not run: {noted.observed}", noted.remedy)]
+    found.report = Report(_TITLE, tuple(checks), subject=subject)
+    return found
+
+
+async def _read_part(conn: aiosqlite.Connection, name: str, wanted: _Wanted, found: Exploration) -> Check:
+    """Read one part into ``found``, and return its check: how much there is, or what was asked for and is missing."""
+
+    async def read() -> Check:
+        observed, missing = await in_time(conn, PART_S, _PARTS[name](conn, wanted, found))
+        return Check.that(
+            name,
+            not missing,
+            expected="what was asked for is there" if missing else "can be read",
+            observed=missing or observed,
+            remedy="name another one, or none: -p NAME VALUE",
+            otherwise="warn",
+        )
+
+    return await run_check(name, read, remedy="run validate.ipynb")
 
 
 async def _fetch(conn: aiosqlite.Connection, name: str, wanted: _Wanted, **more: object) -> list[dict[str, Any]]:
@@ -217,7 +239,8 @@ async def _fetch(conn: aiosqlite.Connection, name: str, wanted: _Wanted, **more:
     return [dict(row) for row in await conn.execute_fetchall(load_queries("explore.sql")[name].sql, given)]
 
 
-def _excerpt(rows: Sequence[dict[str, Any]], caption: str, nothing: str, *hidden: str) -> Excerpt:
+def excerpt(rows: Sequence[Mapping[str, Any]], caption: str, nothing: str, *hidden: str) -> Excerpt:
+    """Return these rows of a query as an excerpt."""
     columns = tuple(rows[0]) if rows else ()
     return Excerpt(columns, tuple(tuple(row.values()) for row in rows), caption if rows else "", nothing, {*hidden})
 
@@ -226,51 +249,40 @@ def _of(shown_rows: int, total: int, words: str) -> str:
     return f"{total:,} {words}" + (f", of which {shown_rows:,} are shown" if shown_rows < total else "")
 
 
-def _seen(check_id: str, observed: str, missing: str = "") -> Check:
-    """Return the check of a part that was read; ``missing`` names what was asked for and is not there."""
-    return Check.that(
-        check_id,
-        not missing,
-        expected="what was asked for is there" if missing else "can be read",
-        observed=missing or observed,
-        remedy="name another one, or none: -p NAME VALUE",
-        otherwise="warn",
-    )
+# Each part fills its field, and returns how much there is, and what was asked for and is missing.
+_Seen = tuple[str, str]
 
 
-async def _schema(conn: aiosqlite.Connection, found: Exploration) -> Check:
+async def _schema(conn: aiosqlite.Connection, _: _Wanted, found: Exploration) -> _Seen:
     live = await read_schema(conn)
     for name in (item.name for item in live.values() if item.type == "table"):
         ((count,),) = await conn.execute_fetchall(f"SELECT count(*) FROM {quoted(name)}")
         found.rows[name] = int(count)
     found.diagram = await read_diagram(conn)
-    references = sum(bool(column.refers_to) for column in found.diagram.columns)
     tables, rows = counted(len(found.rows), "table"), counted(sum(found.rows.values()), "row")
-    return _seen("schema", f"{tables}, {counted(references, 'reference')}, {rows}")
+    return f"{tables}, {rows}", ""
 
 
-async def _sessions(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> Check:
+async def _sessions(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
     rows = await _fetch(conn, "sessions", wanted)
     noted = _of(len(rows), found.rows.get("sessions", len(rows)), "sessions, the last used first")
-    found.sessions = _excerpt(
-        rows, noted, "no session yet", "checkpoints", "created_at", "terminated_at", "archived_at"
-    )
-    return _seen("sessions", noted)
+    hidden = ("checkpoints", "created_at", "terminated_at", "archived_at")
+    found.sessions = excerpt(rows, noted, "no session yet", *hidden)
+    return noted, ""
 
 
-async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> Check:
+async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
     name = wanted.session or (found.sessions.rows[0][0] if found.sessions.rows else None)
     rows = await _fetch(conn, "session_content", wanted, session=name, largest=MAX_BYTES)
     if not rows:
         found.session = Excerpt(nothing="no such session" if wanted.session else "no session yet")
-        return _seen("session", "none yet", f"no session {shown(wanted.session)}" if wanted.session else "")
+        return "none yet", f"no session {shown(wanted.session)}" if wanted.session else ""
     number, members = _members(rows[0]["state"], wanted.limit, iter)
     events, happened = _members(rows[0]["events"], wanted.limit, reversed)
     noted = f"session {name}: {counted(number, 'value')} of its state, {_of(wanted.limit, events, 'events')}"
-    # Bounded as everything is, though the session was read whole.
     texts = (*(("state", *member) for member in members), *(("event", *member) for member in happened))
     found.session = Excerpt(("part", "name", "value"), texts, noted, "an empty session")
-    return _seen("session", noted)
+    return noted, ""
 
 
 def _members(stored: object, limit: int, order: Callable[[Any], Iterator[Any]]) -> tuple[int, list[tuple[str, str]]]:
@@ -282,50 +294,60 @@ def _members(stored: object, limit: int, order: Callable[[Any], Iterator[Any]]) 
     return len(value), [(str(name), json.dumps(member, ensure_ascii=False)) for name, member in pairs]
 
 
-async def _namespaces(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> Check:
+async def _namespaces(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
     rows = await _fetch(conn, "namespaces", wanted)
     nothing = f"no namespace begins with {shown(wanted.prefix)}" if wanted.prefix else "no memory yet"
-    found.namespaces = Namespaces.of(rows, wanted.limit, nothing)
-    return _seen("namespaces", found.namespaces.caption, nothing if wanted.prefix and not rows else "")
+    found.namespaces = namespace_tree(rows, wanted.limit, nothing)
+    return found.namespaces.caption or "none yet", nothing if wanted.prefix and not rows else ""
 
 
-async def _memories(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> Check:
+async def _memories(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
     rows = await _fetch(conn, "current_memories", wanted)
-    # A tree's first level holds all that is below it.
-    total = sum(branch.memories for branch in found.namespaces.found if len(branch.path) == 1)
+    # The first level of the tree holds all that is below it.
+    total = sum(memories for _, depth, _, memories, *_ in found.namespaces.rows if depth == 1)
     noted = _of(len(rows), max(total, len(rows)), "current memories, the last updated first")
-    found.memories = _excerpt(rows, noted, "no current memory", "memory_type", "bytes", "created_by", "created_at")
-    return _seen("memories", noted)
+    found.memories = excerpt(rows, noted, "no current memory", "memory_type", "bytes", "created_by", "created_at")
+    return noted, ""
 
 
-async def _memory(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> Check:
+async def _memory(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
     named = await _fetch(conn, "most_versions", wanted)
     if not named:
-        noted = f"no memory has the key {shown(wanted.key)} there" if wanted.key else ""
-        found.memory = MemoryHistory.of("", "", (), 0, wanted.limit)
-        return _seen("memory", "none there", noted)
+        found.memory = MemoryHistory(versions=Excerpt(nothing="no version"), changes=Excerpt(nothing="no version"))
+        return "none there", f"no memory has the key {shown(wanted.key)} there" if wanted.key else ""
     namespace, key, total = named[0].values()
-    # One more than are shown: the oldest one shown is held against it.
+    # One more than are shown: the oldest one shown is compared with it.
     rows = await _fetch(conn, "memory_versions", wanted, namespace=namespace, key=key, limit=wanted.limit + 1)
     found.memory = MemoryHistory.of(namespace, key, rows, total, wanted.limit)
-    return _seen("memory", f"{found.memory.versions.caption}; {len(found.memory.changes.rows):,} changes")
+    return f"{found.memory.versions.caption}; {len(found.memory.changes.rows):,} changes", ""
 
 
-async def _audit(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> Check:
+async def _audit(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
     words, total = "audit rows, the newest first", found.rows.get("audit", 0)
     if wanted.prefix:
         words = f"audit rows of namespaces that begin with {shown(wanted.prefix)}, the newest first"
         ((total,),) = (row.values() for row in await _fetch(conn, "count_audit_of_namespaces", wanted))
     rows = await _fetch(conn, "audit_of_namespaces" if wanted.prefix else "audit", wanted)
     noted = _of(len(rows), max(total, len(rows)), words)
-    found.audit = _excerpt(rows, noted, "no audit row", "memory_operation_type", "memory_entry_id", "result", "id")
-    return _seen("audit_trail", noted)
+    found.audit = excerpt(rows, noted, "no audit row", "memory_operation_type", "memory_entry_id", "result", "id")
+    return noted, ""
 
 
-async def _growth(conn: aiosqlite.Connection, found: Exploration) -> Check:
+async def _growth(conn: aiosqlite.Connection, _: _Wanted, found: Exploration) -> _Seen:
     found.growth = await read_growth(conn)
     days = sorted({day for counts in found.growth.days.values() for day in counts})
     noted = f"rows of {len(days):,} days" + (f", {days[0]} to {days[-1]}" if days else "")
     undated = found.growth.undated
-    noted += f"; {counted(undated, 'row')} without a valid timestamp: run validate.ipynb" if undated else ""
-    return _seen("growth", noted)
+    return noted + (f"; {counted(undated, 'row')} without a valid timestamp: run validate.ipynb" if undated else ""), ""
+
+
+_PARTS = {
+    "schema": _schema,
+    "sessions": _sessions,
+    "session": _session,
+    "namespaces": _namespaces,
+    "memories": _memories,
+    "memory": _memory,
+    "audit_trail": _audit,
+    "growth": _growth,
+}

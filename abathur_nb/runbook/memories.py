@@ -1,158 +1,124 @@
-"""The memories for explore: the tree of their namespaces, and the history of one, version by version."""
+"""What explore shows of memories: an excerpt of rows, the tree of namespaces, and the history of one memory."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from html import escape
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from abathur_nb.evidence.difference import clipped
-from abathur_nb.measure.growth import Excerpt, captioned, shortened
-from abathur_nb.store.values import MAX_DEPTH
+from abathur_nb.store.values import check_depth
 from abathur_nb.text import Table, printable
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-_DEEPEST = 8  # levels; what is below them is counted in the last
-_MOST_BRANCHES = 10_000  # branches, the largest ones
-_OPEN, _OPEN_DEPTH, _OPEN_ROWS = 40, 2, 25  # of more rows in all, deep branches are folded, and those of many
-_NAME = 36  # characters of the column of names
-_MOMENT = 16  # characters of a time: to the minute
-_HEADS = ("memories", "versions", "superseded", "deleted", "bytes")
-
-
-@dataclass(slots=True)
-class Branch:
-    """Count what the namespaces that begin with ``path`` hold; ``namespaces`` says how many they are."""
-
-    path: tuple[str, ...]
-    namespaces: int = 0
-    memories: int = 0
-    versions: int = 0
-    superseded: int = 0
-    deleted: int = 0
-    bytes: int = 0
-    newest: str = ""
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Count one namespace."""
-        self.namespaces += 1
-        for name in _HEADS:
-            setattr(self, name, getattr(self, name) + row[name])
-        self.newest = max(self.newest, str(row["newest"]))
-
-
-def branches(rows: Iterable[Mapping[str, Any]]) -> tuple[Branch, ...]:
-    """Return the branches of the tree that these namespaces make, the largest first and each behind its parent."""
-    found: dict[tuple[str, ...], Branch] = {}
-    for row in rows:
-        path: tuple[str, ...] = ()
-        for segment in row["namespace"].split(":", _DEEPEST - 1):
-            path = (*path, segment)
-            found.setdefault(path, Branch(path)).add(row)
-    # A branch is never larger than its parent: the first so many are a tree, however many they are.
-    return tuple(sorted(found.values(), key=lambda branch: (-branch.versions, len(branch.path), branch.path)))
+_SHOWN = 160  # characters of a value in a table
+_TIMES = {"archived_at", "created_at", "last_update_time", "terminated_at", "timestamp", "updated_at"}
 
 
 @dataclass(frozen=True, slots=True)
-class Namespaces:
-    """Hold the largest branches of the tree; a notebook shows the first ``limit`` of them, indented and folded.
+class Excerpt:
+    """Hold rows as they were read, under ``columns``; ``caption`` says of how many, and ``nothing`` why there are none.
 
-    ``total`` says how many namespaces there are, ``left_out`` how many branches are not held.
+    A notebook shows ``table``, or else the rows without the columns that ``hidden`` names.
     """
 
-    found: tuple[Branch, ...] = ()
-    limit: int = 0
-    total: int = 0
-    left_out: int = 0
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[Any, ...], ...] = ()
     caption: str = ""
     nothing: str = "could not be read: the report says why"
-    children: Mapping[tuple[str, ...], Sequence[Branch]] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]], limit: int, nothing: str) -> "Namespaces":
-        """Return the tree of these rows of the query ``namespaces``."""
-        rows = list(rows)
-        every = branches(rows)
-        children: dict[tuple[str, ...], list[Branch]] = {}
-        for branch in sorted(every[:limit], key=lambda branch: branch.path):
-            children.setdefault(branch.path[:-1], []).append(branch)
-        caption = f"{len(rows):,} namespaces"
-        if len(every) > limit:
-            caption += f"; shown are the {limit:,} largest of {len(every):,} branches"
-        return cls(
-            every[:_MOST_BRANCHES], limit, len(rows), max(0, len(every) - _MOST_BRANCHES), caption, nothing, children
-        )
+    hidden: Collection[str] = ()
+    table: Table | None = None
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return a pandas frame, one row a branch, the largest first; ``depth`` is the number of its segments."""
+        """Return the rows as a pandas frame, values whole, times as UTC timestamps where all of them are times."""
         import pandas as pd
 
-        names = ("namespaces", *_HEADS, "newest")
-        rows = [(":".join(b.path), len(b.path), *(getattr(b, name) for name in names)) for b in self.found]
-        return pd.DataFrame(rows, columns=["branch", "depth", *names])
+        # Integers stay exact: beside a NULL pandas would make floats of them.
+        frame = pd.DataFrame(list(self.rows), columns=list(self.columns), dtype=object)
+        whole = [
+            name for name in frame if frame[name].notna().any() and all(isinstance(i, int | None) for i in frame[name])
+        ]
+        frame = frame.astype(dict.fromkeys(whole, "Int64")).infer_objects()
+        for name in _TIMES & {*self.columns}:
+            try:
+                frame[name] = pd.to_datetime(frame[name], format="%Y-%m-%d %H:%M:%S.%f", utc=True)
+            except (ValueError, TypeError):  # a value that is not a time stays as it is
+                continue
+        return frame
 
     def __str__(self) -> str:
-        return "\n".join([self.caption, *self._lines(())]) if self.found else self.nothing
+        return f"{printable(self.caption)}\n{self._table()}".strip()
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/html": self.to_html(), "text/plain": str(self)}
+        caption = f"<p><b>{escape(printable(self.caption))}</b></p>" if self.caption else ""
+        return {"text/html": caption + self._table().to_html(), "text/plain": str(self)}
 
-    def to_html(self) -> str:
-        """Return the tree as an HTML fragment: no script, no link; deep and large branches are folded."""
-        if not self.found:
-            return f"<p>{escape(self.nothing)}</p>"
-        head = _monospaced(_row("branch: namespaces in it", 0, _HEADS, "updated (UTC)"))
-        return captioned(self.caption, f"<div style='padding-left:1em'><b>{head}</b></div>{self._html(())}")
-
-    def _html(self, path: tuple[str, ...]) -> str:
-        parts = []
-        for branch in self.children.get(path, ()):
-            line = _monospaced(_told(branch))
-            below = self.children.get(branch.path, ())
-            if not below:
-                parts.append(f"<div style='padding-left:1em'>{line}</div>")
-                continue
-            few = len(branch.path) < _OPEN_DEPTH and len(below) <= _OPEN_ROWS
-            opened = " open" if few or min(self.limit, len(self.found)) <= _OPEN else ""
-            parts.append(f"<details{opened}><summary>{line}</summary>{self._html(branch.path)}</details>")
-        return "".join(parts)
-
-    def _lines(self, path: tuple[str, ...]) -> Iterator[str]:
-        for branch in self.children.get(path, ()):
-            yield _told(branch)
-            yield from self._lines(branch.path)
+    def _table(self) -> Table:
+        places = [place for place, name in enumerate(self.columns) if name not in self.hidden]
+        rows = tuple(tuple(shortened(row[place]) for place in places) for row in self.rows)
+        return self.table or Table(tuple(self.columns[place] for place in places), rows, self.nothing)
 
 
-def _told(branch: Branch) -> str:
-    name = printable(branch.path[-1]).replace("\n", "\\n") or "(empty)"
-    if branch.namespaces > 1:
-        name += f": {branch.namespaces:,}"
-    return _row(name, len(branch.path) - 1, [f"{getattr(branch, head):,}" for head in _HEADS], branch.newest[:_MOMENT])
+def shortened(value: object) -> str:
+    """Return what a table shows of a value: nothing for NULL, of a long text the beginning and its length."""
+    if value is None:
+        return ""
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}… ({len(text):,} characters)"
 
 
-def _row(name: str, depth: int, numbers: Iterable[str], newest: str) -> str:
-    room = _NAME - 2 * depth
-    name = name if len(name) <= room else f"{name[: room - 1]}…"
-    columns = "".join(f"{number:>{12 if n > 3 else 11}}" for n, number in enumerate(numbers))
-    return f"{'  ' * depth}{name:<{room}}{columns}  {printable(newest)}".replace("\n", " ")
+_DEEPEST = 8  # levels; what is below them is counted in the last
+_SEGMENT = 36  # characters of a branch's name in the table
+_COUNTS = ("memories", "versions", "superseded", "deleted", "bytes")
 
 
-def _monospaced(text: str) -> str:
-    return f"<code style='white-space:pre;background:none'>{escape(text)}</code>"
+def namespace_tree(rows: Sequence[Mapping[str, Any]], limit: int, nothing: str) -> Excerpt:
+    """Return the branches of the tree that these rows of the query ``namespaces`` make, the largest first.
+
+    A notebook shows the first ``limit`` of them as a tree.
+    """
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        segments = tuple(row["namespace"].split(":", _DEEPEST - 1))
+        for path in (segments[: depth + 1] for depth in range(len(segments))):
+            branch = found.setdefault(path, {**dict.fromkeys(("namespaces", *_COUNTS), 0), "newest": ""})
+            branch["namespaces"] += 1
+            for name in _COUNTS:
+                branch[name] += row[name]
+            branch["newest"] = max(branch["newest"], str(row["newest"]))
+    # A branch is never larger than its parent: the first so many are a tree, however many they are.
+    paths = sorted(found, key=lambda path: (-found[path]["versions"], len(path), path))
+    caption = f"{len(rows):,} namespaces"
+    if len(paths) > limit:
+        caption += f"; shown are the {limit:,} largest of {len(paths):,} branches"
+    return Excerpt(
+        ("branch", "depth", "namespaces", *_COUNTS, "newest"),
+        tuple((":".join(path), len(path), *found[path].values()) for path in paths),
+        caption if rows else "",
+        nothing,
+        table=Table(
+            ("branch", "namespaces", *_COUNTS, "updated (UTC)"),
+            tuple(_branch(path, found[path]) for path in sorted(paths[:limit])),
+            nothing,
+        ),
+    )
 
 
-if TYPE_CHECKING:
-    import pandas as pd
+def _branch(path: tuple[str, ...], branch: Mapping[str, Any]) -> tuple[str, ...]:
+    name = printable(path[-1]).replace("\n", "\\n") or "(empty)"
+    name = name if len(name) <= _SEGMENT else f"{name[: _SEGMENT - 1]}…"
+    *numbers, newest = branch.values()
+    return ("  " * (len(path) - 1) + name, *(f"{number:,}" for number in numbers), newest[:16])
 
 
 _MOST_DIFFERENCES = 200  # differences from one version to the next
-_ALIGNED = 200  # members of an array; in a longer one each is held against the one at its place
-_COMPARED = ("value", "metadata")
+_ALIGNED = 200  # members of an array; in a longer one each is compared with the one at its place
+_ABSENT = object()
 
 
 class Difference(NamedTuple):
@@ -175,29 +141,31 @@ class MemoryHistory:
 
     @classmethod
     def of(cls, namespace: str, key: str, rows: Sequence[Mapping[str, Any]], total: int, limit: int) -> "MemoryHistory":
-        """Return the history that these rows of the query ``memory_versions`` tell, of which the last may be too many.
+        """Return the history in these rows of the query ``memory_versions``.
 
-        With it the oldest version that is shown is held against the one before.
+        With one row more than ``limit``, the oldest version that is shown is compared with the one before it.
         """
         shown = rows[:limit]
-        states = _states(shown)
-        columns = ("version", "state", *(name for name in (rows[0] if rows else ()) if name != "version"))
-        versions = tuple(
-            (row["version"], state, *(row[name] for name in columns[2:]))
-            for row, state in zip(shown, states, strict=True)
-        )
-        changes = []
-        for place, row in enumerate(shown):
-            earlier = rows[place + 1] if place + 1 < len(rows) else None
-            about = (row["version"], states[place], row["updated_at"], row["updated_by"])
-            changes += [(*about, *difference) for difference in _changes(earlier, row)]
+        live = next((row["version"] for row in shown if not row["is_deleted"]), None)
+        states = [
+            "deleted" if row["is_deleted"] else "current" if row["version"] == live else "superseded" for row in shown
+        ]
+        columns = [name for name in (rows[0] if rows else ()) if name != "version"]
+        versions = [
+            (row["version"], state, *(row[name] for name in columns)) for row, state in zip(shown, states, strict=True)
+        ]
+        changes = [
+            (row["version"], state, row["updated_at"], row["updated_by"], *difference)
+            for row, earlier, state in zip_longest(shown, rows[1 : limit + 1], states)
+            for difference in _changes(earlier, row)
+        ]
         caption = f"{namespace} {key}: {total:,} versions" + (f", the last {limit:,}" if total > limit else "")
         heads = ("version", "state", "updated_at", "updated_by", *Difference._fields)
         return cls(
             namespace,
             key,
-            Excerpt(columns, versions, caption, "no version"),
-            Excerpt(heads, tuple(changes), printable(caption), "no version"),
+            Excerpt(("version", "state", *columns), tuple(versions), caption, "no version"),
+            Excerpt(heads, tuple(changes), caption, "no version", table=_changes_table(changes)),
         )
 
     def to_frame(self) -> "pd.DataFrame":
@@ -205,29 +173,21 @@ class MemoryHistory:
         return self.versions.to_frame()
 
     def __str__(self) -> str:
-        return f"{self.changes.caption}\n{self._table()}".strip()
+        return str(self.changes)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/html": captioned(self.changes.caption, self._table().to_html()), "text/plain": str(self)}
-
-    def _table(self) -> Table:
-        rows = []
-        last = None
-        for version, state, moment, who, path, change, *texts in self.changes.rows:
-            # What the line above says of the version is not said again.
-            about = ("", "") if version == last else (f"{version} {state}", f"{moment}\n{who or ''}".strip())
-            # Of two long texts what begins a little before they differ.
-            before, after = clipped(*texts) if all(texts) else map(shortened, texts)
-            rows.append((*about, path, change, before, after))
-            last = version
-        heads = ("version", "updated (UTC), by", "path", "change", "before", "after")
-        return Table(heads, tuple(rows), self.changes.nothing)
+        return self.changes._repr_mimebundle_()
 
 
-def _states(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return whether each of these versions, the newest first, is deleted, current or superseded."""
-    live = [row["version"] for row in rows if not row["is_deleted"]][:1]
-    return ["deleted" if row["is_deleted"] else "current" if row["version"] in live else "superseded" for row in rows]
+def _changes_table(changes: Iterable[tuple[Any, ...]]) -> Table:
+    rows, last = [], None
+    for version, state, moment, who, path, change, *texts in changes:
+        # A version is described in its first line only.
+        about = ("", "") if version == last else (f"{version} {state}", f"{moment}\n{who or ''}".strip())
+        before, after = clipped(*texts) if all(texts) else map(shortened, texts)
+        rows.append((*about, path, change, before, after))
+        last = version
+    return Table(("version", "updated (UTC), by", "path", "change", "before", "after"), tuple(rows), "no version")
 
 
 def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> Iterator[Difference]:
@@ -236,10 +196,8 @@ def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> Ite
         return
     if earlier["memory_type"] != later["memory_type"]:
         yield Difference("memory_type", "changed", *(printable(str(row["memory_type"])) for row in (earlier, later)))
-    before, after = ([as_json(row[name]) for name in _COMPARED] for row in (earlier, later))
-    found = (
-        difference for place, name in enumerate(_COMPARED) for difference in compare(before[place], after[place], name)
-    )
+    pairs = {name: (as_json(earlier[name]), as_json(later[name])) for name in ("value", "metadata")}
+    found = (difference for name, pair in pairs.items() for difference in compare(*pair, name))
     first = None
     for first in islice(found, _MOST_DIFFERENCES):
         yield first
@@ -247,60 +205,48 @@ def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> Ite
         yield Difference("…", f"and {left:,} more", "", "")
     if first is None:
         # Text is not JSON, and perhaps only its beginning was read.
-        part = " as far as it was read" if any(isinstance(value, str) for value in after) else ""
+        part = " as far as it was read" if any(isinstance(after, str) for _, after in pairs.values()) else ""
         yield Difference("value", f"the same{part}", "", "")
 
 
 def as_json(stored: object) -> Any:
-    """Return JSON decoded; as text what can't be, or what is deeper than the store would write."""
+    """Return JSON decoded; as text what is not JSON, or deeper than the store would write."""
     text = str(stored)
     try:
         value = json.loads(text)
-        level = [value]
-        for _ in range(MAX_DEPTH):
-            level = [inner for item in level if isinstance(item, dict | list) for inner in _members(item)]
-        return value if not level else text
-    except (ValueError, TypeError, RecursionError):
+        check_depth("JSON", value)
+    except (ValueError, RecursionError):
         return text
-
-
-def _members(item: dict[str, Any] | list[Any]) -> list[Any]:
-    return [*item.values()] if isinstance(item, dict) else item
+    return value
 
 
 def compare(before: Any, after: Any, path: str) -> Iterator[Difference]:
     """Yield what differs between two JSON values, path by path: the members of objects and arrays each by itself."""
-    if isinstance(before, dict) and isinstance(after, dict):
+    if before is _ABSENT:
+        yield Difference(printable(path), "added", "", _text(after))
+    elif after is _ABSENT:
+        yield Difference(printable(path), "removed", _text(before), "")
+    elif isinstance(before, dict) and isinstance(after, dict):
         for name in dict.fromkeys((*before, *after)):
             place = f"{path}.{name}" if name.isidentifier() else f"{path}[{_text(name)}]"
-            if name not in after:
-                yield Difference(printable(place), "removed", _text(before[name]), "")
-            elif name not in before:
-                yield Difference(printable(place), "added", "", _text(after[name]))
-            else:
-                yield from compare(before[name], after[name], place)
+            yield from compare(before.get(name, _ABSENT), after.get(name, _ABSENT), place)
     elif isinstance(before, list) and isinstance(after, list):
-        yield from _compare_arrays(before, after, path)
+        for index, one, other in _aligned(before, after):
+            yield from compare(one, other, f"{path}[{index}]")
     elif type(before) is not type(after) or before != after:  # in Python 1 == True == 1.0
         yield Difference(printable(path), "changed", _text(before), _text(after))
 
 
-def _compare_arrays(before: list[Any], after: list[Any], path: str) -> Iterator[Difference]:
-    """Yield the difference of two arrays; one member put in before others does not change these."""
-    whole: list[tuple[str, int, int, int, int]] = [("replace", 0, len(before), 0, len(after))]
+def _aligned(before: list[Any], after: list[Any]) -> Iterator[tuple[int, Any, Any]]:
+    """Yield the members of two arrays that differ, in pairs: one put in before others does not change these."""
+    parts: list[tuple[str, int, int, int, int]] = [("replace", 0, len(before), 0, len(after))]
     if max(len(before), len(after)) <= _ALIGNED:
         one, other = ([_text(item) for item in items] for items in (before, after))
-        whole = [*SequenceMatcher(None, one, other, autojunk=False).get_opcodes()]
-    for kind, start, end, start_after, end_after in whole:
-        if kind == "equal":
-            continue
-        both = min(end - start, end_after - start_after)
-        for n in range(both):
-            yield from compare(before[start + n], after[start_after + n], f"{path}[{start_after + n}]")
-        for n in range(start + both, end):
-            yield Difference(printable(f"{path}[{n}]"), "removed", _text(before[n]), "")
-        for n in range(start_after + both, end_after):
-            yield Difference(printable(f"{path}[{n}]"), "added", "", _text(after[n]))
+        parts = [part for part in SequenceMatcher(None, one, other, autojunk=False).get_opcodes() if part[0] != "equal"]
+    for _, start, end, start_after, end_after in parts:
+        pairs = zip_longest(before[start:end], after[start_after:end_after], fillvalue=_ABSENT)
+        for n, (old, new) in enumerate(pairs):
+            yield (start if new is _ABSENT else start_after) + n, old, new
 
 
 def _text(value: Any) -> str:

@@ -357,7 +357,7 @@ async def test_a_missing_table_is_named_and_the_rest_is_shown(database: Settings
     found = await explore(database)
     assert f"no such table: {table}" in check(found, part).observed
     assert found.memories.rows
-    assert table not in {column.table for column in found.diagram.columns}
+    assert table not in {*found.diagram.to_frame()["table"]}
 
 
 async def test_a_database_locked_whole_is_told_with_who_holds_it(database: Settings) -> None:
@@ -391,7 +391,7 @@ async def test_all_parts_are_of_one_snapshot_whoever_writes_meanwhile(database: 
     assert seen < commits, "somebody wrote after the snapshot was taken"
     assert (found.rows["memory_entries"], found.rows["audit"]) == (seen, seen)
     assert {len(part.rows) for part in (found.sessions, found.memories, found.audit)} <= {min(seen, 1000)}
-    assert sum(branch.memories for branch in found.namespaces.found if len(branch.path) == 1) == seen
+    assert sum(row[3] for row in found.namespaces.rows if row[1] == 1) == seen
     assert {table: sum(days.values()) for table, days in found.growth.days.items()} == {
         table: seen for table in ("sessions", "memory_entries", "audit") if seen
     }

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 
 from abathur_nb import charts
 from abathur_nb.config.settings import Settings
-from abathur_nb.measure.growth import Growth, read_growth
+from abathur_nb.runbook.explore import Growth, read_growth
 from abathur_nb.store.connection import connect
 from abathur_nb.store.schema import expected_tables
 
