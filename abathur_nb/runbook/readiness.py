@@ -1,6 +1,6 @@
 """Readiness: every line of the runbook's checklists (sections 7 and 3.3), answered by a run or a named person."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from html import escape
@@ -26,7 +26,7 @@ class Line:
     The newest run of ``notebook`` whose parameters are ``parameters``, not older than ``days``, in which each of
     ``checks``, which are ids, passed, or all of them where none is named; in the archive of ``env`` where it is another
     environment's. ``state`` says that it is about the database itself, and void once that was replaced or repaired.
-    Without a notebook, a person answers for it, by the readiness parameter ``said_by``.
+    Without a notebook, a person answers for it, by the parameter of readiness that is its ``id``.
     """
 
     id: str
@@ -37,7 +37,6 @@ class Line:
     parameters: Mapping[str, object] = field(default_factory=dict)
     env: str = ""
     state: bool = False
-    said_by: str = ""
     section: str = ""
 
 
@@ -53,22 +52,13 @@ _QUARTER = 90  # days
 _MEASURED, _RECORDED = ("snapshot", "record"), {"record": True}
 
 
-def _said(by: str) -> Line:
-    return Line(by, STATEMENTS[by], said_by=by)
+_NIGHTLY = Line(
+    "backup_automation", "Backup automation configured", "backup", ("copy", "proof"), 2, {"reason": "nightly"}
+)
 
 
 def _state(line_id: str, text: str, check: str) -> Line:
     return Line(line_id, text, "validate", (check,), state=True)
-
-
-_NIGHTLY = Line(
-    "backup_automation",
-    "Backup automation configured",
-    "backup",
-    ("copy", "proof"),
-    2,
-    parameters={"reason": "nightly"},
-)
 
 
 _LISTS: Mapping[str, tuple[Line, ...]] = {
@@ -109,26 +99,23 @@ _LISTS: Mapping[str, tuple[Line, ...]] = {
     ),
     "Production Readiness": (
         _NIGHTLY,
-        Line("dashboards", "Monitoring dashboards deployed", "monitor", _MEASURED, 2, parameters=_RECORDED),
-        _said("alerts_configured"),
-        _said("runbooks_accessible"),
-        _said("team_trained"),
+        Line("dashboards", "Monitoring dashboards deployed", "monitor", _MEASURED, 2, _RECORDED),
+        Line("alerts_configured", STATEMENTS["alerts_configured"]),
+        Line("runbooks_accessible", STATEMENTS["runbooks_accessible"]),
+        Line("team_trained", STATEMENTS["team_trained"]),
     ),
     "Pre-Production (3.3)": (
         Line("staging_validated", "Staging environment validated", "validate", (), env="staging"),
-        _said("tests_passing"),
+        Line("tests_passing", STATEMENTS["tests_passing"]),
         _NIGHTLY,
-        Line("dashboards", "Monitoring dashboards ready", "monitor", _MEASURED, 2, parameters=_RECORDED),
-        Line(
-            "rollback_tested", "Rollback procedures tested", "restore", ("drill",), _QUARTER, parameters={"drill": True}
-        ),
+        Line("dashboards", "Monitoring dashboards ready", "monitor", _MEASURED, 2, _RECORDED),
+        Line("rollback_tested", "Rollback procedures tested", "restore", ("drill",), _QUARTER, {"drill": True}),
     ),
 }
 CHECKLIST = tuple(replace(line, section=section) for section, lines in _LISTS.items() for line in lines)
 
 
 _TITLE = "readiness"
-_ARCHIVE = "the archive is as it was written"
 _MARKS = {"pass": "✓", "skip": "✓ said", "warn": "!", "fail": "✗", "error": "✗"}
 
 
@@ -137,7 +124,6 @@ class Readiness:
     """Hold the answer to each line of the checklists, in their order; a notebook shows go or no-go above them."""
 
     report: Report
-    sections: tuple[str, ...]
 
     @property
     def verdict(self) -> str:
@@ -154,11 +140,11 @@ class Readiness:
         return {"text/html": head + self._table().to_html(), "text/plain": str(self)}
 
     def _table(self) -> Table:
-        rows = (
-            (_MARKS[check.status], section, check.name, check.observed, check.remedy)
-            for section, check in zip(self.sections, self.report.checks, strict=True)
+        rows = tuple(
+            (_MARKS[check.status], check.data["list"], check.name, check.observed, check.remedy)
+            for check in self.report.checks
         )
-        return Table(("", "list", "line", "evidence", "what to do"), tuple(rows), "no line")
+        return Table(("", "list", "line", "evidence", "what to do"), rows, "no line")
 
 
 def readiness(
@@ -184,89 +170,91 @@ def readiness(
     given = {name: answer for name, answer in statements.items() if answer is not None}
     if faults := [fault for name, answer in given.items() if (fault := said_fault(name, answer))]:
         raise ConfigurationError(faults)
-    archives = {"": _Archive.of(settings)}
     lines = [line for line in CHECKLIST if not line.env or settings.env == "production"]
-    for env in {line.env for line in lines if line.env}:
-        archives[env] = _Archive.of(resolve(env))
-    checks = [("Evidence", archive.check) for archive in archives.values()]
+    archives = {env: _read(resolve(env) if env else settings) for env in dict.fromkeys(line.env for line in lines)}
+    evidence = [archive.check for archive in archives.values()]
     if (target := examine(settings)).state != "present":  # what was found out about it is void
-        checks.append(("Evidence", wanted(target, settings)))
+        evidence.append(wanted(target, settings))
+    checks = [replace(check, data={"list": "Evidence"}) for check in evidence]
     for line in lines:
-        answer = _stated(line, statements[line.said_by]) if line.said_by else archives[line.env].answer(line)
-        checks.append((line.section, answer))
-    report = Report(_TITLE, tuple(check for _, check in checks), subject=str(settings.db_path))
-    return Readiness(report, tuple(section for section, _ in checks))
+        check = archives[line.env].answer(line) if line.notebook else _stated(line, statements[line.id])
+        checks.append(replace(check, data={"list": line.section}))
+    return Readiness(Report(_TITLE, tuple(checks), subject=str(settings.db_path)))
 
 
 def _stated(line: Line, answer: str | None) -> Check:
     if answer is not None:
         return said(line.text, answer, check_id=line.id)
     expected = "a person who answers for it, and the day"
-    remedy = f"name them: -p {line.said_by} {FORM}"
-    return Check(line.id, "fail", expected, "nobody has said so", remedy, name=line.text)
+    return Check(line.id, "fail", expected, "nobody has said so", f"name them: -p {line.id} {FORM}", name=line.text)
 
 
 @dataclass(frozen=True, slots=True)
 class _Archive:
-    """The runs of one environment's database that can serve as evidence, oldest first."""
+    """The runs of one environment's database that can serve as evidence, oldest first, and those that changed it."""
 
     settings: Settings
     check: Check
     runs: Sequence[PastRun]
     changes: Sequence[PastRun]
 
-    @classmethod
-    def of(cls, settings: Settings) -> "_Archive":
-        folder = settings.archive_dir
-        try:
-            runs = past_runs(read_archive(folder))
-            verified = verify_archive(folder)
-        except RefusedError as error:
-            return cls(settings, _archive_check(settings, False, error.observed), (), ())
-        ours = [run for run in runs if run.sealed and run.is_of(settings)]
-        failed = [check.observed for check in verified.checks if check.failed]
-        # The order of the ledger, which no clock turns.
-        archived = sorted((run for run in ours if run.entry.line), key=_number)
-        observed = failed[0] if failed else f"{folder}, {counted(len(archived), 'archived run')} of {settings.db_path}"
-        check = _archive_check(settings, not failed, observed)
-        return cls(settings, check, archived, [run for run in ours if _changed(run)])
-
     def answer(self, line: Line) -> Check:
         """Return what the newest run that ``line`` asks for says."""
-        run_it = _command(line, self.settings)
-        expected = f"{line.notebook} passed within {line.days} days"
-        of_notebook = [run for run in self.runs if run.notebook == line.notebook]
-        found = [run for run in of_notebook if _has(run, line.parameters)]
-        if not found:
-            return Check(line.id, "fail", expected, _lacking(line, of_notebook), run_it, name=line.text)
-        run = found[-1]
-        observed = f"run {run.run_id}, {age(run.started_at)}: {run.verdict}"
-        fault = ""
-        if missing := _unproven(run, line.checks):
-            fault = f"; not passed: {', '.join(missing).replace('_', ' ')}"
-        elif not line.checks and run.verdict != "pass":
-            fault = "; it did not pass"
-        elif datetime.now(UTC) - run.started_at > timedelta(days=line.days):
-            fault = "; it is too old"
-        elif is_ahead(run.started_at):
-            fault = f"; {SEE_CLOCK}"
-        elif line.state and (since := [change for change in self.changes if _is_after(change, run)]):
-            fault = f"; the database was changed since, at {since[-1].when} UTC"
-        if not fault and {"tables", "indexes"} & {*line.checks} and (extra := _extra(run)):
-            remedy = "find out who made them: another table or index changes nothing of ours"
-            return Check(line.id, "warn", expected, f"{observed}; {extra}", remedy, name=line.text)
-        observed += fault
-        return Check.that(line.id, not fault, expected=expected, observed=observed, remedy=run_it, name=line.text)
+        runs = [run for run in self.runs if run.notebook == line.notebook]
+        found = [run for run in runs if line.parameters.items() <= _parameters(run).items()]
+        if found:
+            run = found[-1]
+            fault, extra = self._fault(line, run), _extra(line, run)
+            observed = "; ".join(
+                filter(None, (f"run {run.run_id}, {age(run.started_at)}: {run.verdict}", fault or extra))
+            )
+        else:
+            fault = observed = _missing(line, runs)
+            extra = ""
+        return Check.that(
+            line.id,
+            not fault and not extra,
+            expected=f"{line.notebook} passed within {line.days} days",
+            observed=observed,
+            remedy=_command(line, self.settings) if fault else "find out who made them: nothing of ours is changed",
+            otherwise="fail" if fault else "warn",
+            name=line.text,
+        )
+
+    def _fault(self, line: Line, run: PastRun) -> str:
+        """Return why a run is no evidence for a line; an empty text if it is."""
+        passed = {check.id for check in _checks(run) if check.status == "pass"}
+        if missing := [name.replace("_", " ") for name in line.checks if name not in passed]:
+            return f"not passed: {', '.join(missing)}"
+        if not line.checks and run.verdict != "pass":
+            return "it did not pass"
+        if datetime.now(UTC) - run.started_at > timedelta(days=line.days):
+            return "it is too old"
+        if is_ahead(run.started_at):
+            return SEE_CLOCK
+        since = [change for change in self.changes if _is_after(change, run)] if line.state else []
+        return f"the database was changed since, at {since[-1].when} UTC" if since else ""
 
 
-def _archive_check(settings: Settings, holds: bool, observed: str) -> Check:
-    remedy, name = f"python -m abathur_nb verify {quote(str(settings.archive_dir))}", f"{settings.env}: {_ARCHIVE}"
-    return Check.that("archive", holds, expected="verify passes", observed=observed, remedy=remedy, name=name)
-
-
-def _changed(run: PastRun) -> bool:
-    """Return whether after this run another state may stand at the database's path."""
-    return run.verdict != "refused" and notebook_named(run.notebook).changes(_parameters(run))
+def _read(settings: Settings) -> _Archive:
+    folder = settings.archive_dir
+    try:
+        runs = [run for run in past_runs(read_archive(folder)) if run.sealed and run.is_of(settings)]
+        failed = [check.observed for check in verify_archive(folder).checks if check.failed]
+    except RefusedError as error:
+        runs, failed = [], [error.observed]
+    # The order of the ledger does not depend on a clock.
+    archived = sorted((run for run in runs if run.entry.line), key=_number)
+    check = Check.that(
+        "archive",
+        not failed,
+        expected="verify passes",
+        observed=failed[0] if failed else f"{folder}, {counted(len(archived), 'archived run')} of {settings.db_path}",
+        remedy=f"python -m abathur_nb verify {quote(str(folder))}",
+        name=f"{settings.env}: the archive is as it was written",
+    )
+    changes = [r for r in runs if r.verdict != "refused" and notebook_named(r.notebook).changes(_parameters(r))]
+    return _Archive(settings, check, archived, changes)
 
 
 def _number(run: PastRun) -> int:
@@ -280,19 +268,15 @@ def _is_after(change: PastRun, run: PastRun) -> bool:
     return change.started_at > run.started_at
 
 
-def _has(run: PastRun, parameters: Mapping[str, object]) -> bool:
-    given = _parameters(run)
-    return all(given.get(name) == value for name, value in parameters.items())
-
-
-def _lacking(line: Line, runs: Sequence[PastRun]) -> str:
+def _missing(line: Line, runs: Sequence[PastRun]) -> str:
     """Say which run a line lacks, and with what other parameters the newest run of its notebook was made."""
-    wanted = "".join(f" with {name} {value}" for name, value in line.parameters.items())
+    missing = f"no archived run of {line.notebook}"
+    missing += "".join(f" with {name} {value}" for name, value in line.parameters.items())
     if not runs or not line.parameters:
-        return f"no archived run of {line.notebook}{wanted}"
+        return missing
     given = _parameters(runs[-1])
     has = ", ".join(f"{name} {shown(given.get(name))}" for name in line.parameters)
-    return f"no archived run of {line.notebook}{wanted}; the newest, {runs[-1].run_id}, has {has}"
+    return f"{missing}; the newest, {runs[-1].run_id}, has {has}"
 
 
 def _parameters(run: PastRun) -> Mapping[str, object]:
@@ -303,20 +287,14 @@ def _checks(run: PastRun) -> tuple[Check, ...]:
     return run.entry.record.checks if run.entry.record else ()
 
 
-def _unproven(run: PastRun, names: Iterable[str]) -> list[str]:
-    """Return those of ``names`` that are not the id of a check that passed."""
-    passed = {check.id for check in _checks(run) if check.status == "pass"}
-    return [name for name in names if name not in passed]
-
-
-def _extra(run: PastRun) -> str:
-    """Return what a run of validate named that is not of ``sql/``; an empty text for nothing."""
-    named = [check.observed for check in _checks(run) if check.id == OTHERS and check.status != "pass"]
-    return named[0] if named else ""
+def _extra(line: Line, run: PastRun) -> str:
+    """Return what a run of validate named that is not of ``sql/``, for a line about tables or indexes."""
+    if not {"tables", "indexes"} & {*line.checks}:
+        return ""
+    return next((check.observed for check in _checks(run) if check.id == OTHERS and check.status != "pass"), "")
 
 
 def _command(line: Line, settings: Settings) -> str:
     words = ["python -m abathur_nb run", line.notebook, "--env", settings.env]
     words += [] if settings.is_own_path else ["-p db_path", quote(str(settings.db_path))]
-    words += [f"-p {name} {value}" for name, value in line.parameters.items()]
-    return " ".join(words)
+    return " ".join([*words, *(f"-p {name} {value}" for name, value in line.parameters.items())])
