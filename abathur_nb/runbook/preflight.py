@@ -6,10 +6,9 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from shlex import quote
-from typing import NamedTuple
 
 import aiosqlite
 
@@ -21,34 +20,8 @@ from abathur_nb.report import Check, Report, run_check
 from abathur_nb.store.connection import connect, pragma, run_to_end
 from abathur_nb.store.target import identify
 
-Version = tuple[int, ...]
-
-
-class Hazard(NamedTuple):
-    """Hold a fault known of some versions of SQLite: from ``first`` to ``last``, less the branches that repaired it."""
-
-    id: str
-    first: Version
-    last: Version
-    repaired: tuple[Version, ...]
-    effect: str
-    remedy: str
-    name: str
-
-
-HAZARDS = (
-    # https://sqlite.org/wal.html, "The WAL-Reset Bug"
-    Hazard(
-        "wal_reset_race",
-        (3, 7, 0),
-        (3, 51, 2),
-        ((3, 44, 6), (3, 50, 7)),
-        "two connections that commit and checkpoint at once can corrupt the database",
-        "let only one process write, until there is a SQLite of 3.51.3 or newer: conda env create -f environment.yml",
-        "WAL-reset race",
-    ),
-)
-
+# The first and the last version with the bug, and the branches without (https://sqlite.org/wal.html#walresetbug).
+_RACE_FIRST, _RACE_LAST, _RACE_REPAIRED = (3, 7, 0), (3, 51, 2), ((3, 44, 6), (3, 50, 7))
 _PROBE_SECONDS = 5
 # A process of its own, because two connections in one process share SQLite's locks without asking the file system.
 _PROBE = """
@@ -75,101 +48,85 @@ async def preflight(settings: Settings, *, team_trained: str | None = None) -> R
     trained = said("team trained on procedures", team_trained, check_id="team_trained")
     folder = settings.db_path.parent
     location, refused = location_checks(settings)
-    seen: list[str] = []
-    asked: Sequence[tuple[str, Callable[[], Awaitable[Check]]]] = (
-        ("file_system_behaviour", lambda: behaviour(settings)),
-        ("database_file", lambda: _target(settings, seen)),
+    found: list[str] = []
+
+    async def identified() -> Check:
+        target = await identify(settings)
+        found.append(target.state)
+        return target.check
+
+    remedy = f"namei -l {quote(str(folder))}"
+    tried, target = await asyncio.gather(
+        run_check("file_system_behaviour", lambda: behaviour(settings), remedy=remedy),
+        run_check("database_file", identified, remedy=remedy),
     )
-    found = await asyncio.gather(
-        *(run_check(name, ask, remedy=f"namei -l {quote(str(folder))}") for name, ask in asked)
-    )
-    checks = (*_software(), *_hazards(settings), *location, *found, _backups(settings), trained)
-    refused = refused or "refused" in seen
+    checks = (*_software(), _wal_reset_race(settings), *location, tried, target, _backups(settings), trained)
+    refused = refused or "refused" in found
     if not refused:
         sweep(nearest_existing(folder))
     return Report("preflight", checks, subject=str(settings.db_path), refused=refused)
 
 
 def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
-    conn = sqlite3.connect(":memory:")
-    try:
+    json_works = False
+    with closing(sqlite3.connect(":memory:")) as conn, suppress(sqlite3.Error):
         json_works = conn.execute("SELECT json_insert('[1]', '$[#]', 2)").fetchone()[0] == "[1,2]"
-    except sqlite3.Error:
-        json_works = False
-    finally:
-        conn.close()
-    python = sys.version.split()[0]
     linux = "Linux: elsewhere, who holds a lock and what file system this is can't be known"
     newer = "install a newer Python: conda env create -f environment.yml"
+    driver = tuple(map(int, re.findall(r"\d+", async_driver)[:2]))
+    upgrade = f"{quote(sys.executable)} -m pip install --upgrade aiosqlite"
+    threads = sqlite3.threadsafety
+    # id, name, whether it holds, expected, observed, remedy
+    asked = (
+        ("operating_system", "", sys.platform == "linux", linux, sys.platform, "run it on Linux"),
+        ("python", "Python", sys.version_info >= (3, 11), "3.11 or newer", sys.version.split()[0], newer),
+        ("sqlite", "SQLite", sqlite3.sqlite_version_info >= (3, 35), "3.35 or newer", sqlite3.sqlite_version, newer),
+        (
+            "sqlite_json_functions",
+            "SQLite's JSON functions",
+            json_works,
+            "compiled in",
+            "work" if json_works else "missing",
+            newer,
+        ),
+        (
+            "sqlite_thread_safety",
+            "SQLite's thread safety",
+            threads > 0,
+            "connections may live in threads",
+            f"sqlite3.threadsafety = {threads}",
+            newer,
+        ),
+        ("aiosqlite", "", driver >= (0, 22), "0.22 or newer", async_driver, upgrade),
+    )
     return [
         Check.that(
-            "operating_system",
-            sys.platform == "linux",
-            expected=linux,
-            observed=sys.platform,
-            remedy="run it on Linux",
-            otherwise="warn",
-        ),
-        Check.that(
-            "python",
-            sys.version_info >= (3, 11),
-            expected="3.11 or newer",
-            observed=python,
-            remedy=newer,
-            name="Python",
-        ),
-        Check.that(
-            "sqlite",
-            sqlite3.sqlite_version_info >= (3, 35),
-            expected="3.35 or newer",
-            observed=sqlite3.sqlite_version,
-            remedy=newer,
-            name="SQLite",
-        ),
-        Check.that(
-            "sqlite_json_functions",
-            json_works,
-            expected="compiled in",
-            observed="work" if json_works else "missing",
-            remedy=newer,
-            name="SQLite's JSON functions",
-        ),
-        Check.that(
-            "sqlite_thread_safety",
-            sqlite3.threadsafety > 0,
-            expected="connections may live in threads",
-            observed=f"sqlite3.threadsafety = {sqlite3.threadsafety}",
-            remedy=newer,
-            name="SQLite's thread safety",
-        ),
-        Check.that(
-            "aiosqlite",
-            tuple(map(int, re.findall(r"\d+", async_driver)[:2])) >= (0, 22),
-            expected="0.22 or newer",
-            observed=async_driver,
-            remedy=f"{quote(sys.executable)} -m pip install --upgrade aiosqlite",
-        ),
+            check_id,
+            holds,
+            expected=expected,
+            observed=observed,
+            remedy=remedy,
+            otherwise="warn" if check_id == "operating_system" else "fail",
+            name=name,
+        )
+        for check_id, name, holds, expected, observed, remedy in asked
     ]
 
 
-def _hazards(settings: Settings, linked: Version = sqlite3.sqlite_version_info) -> list[Check]:
-    checks = []
-    for hazard in HAZARDS:
-        repaired = any(linked[:2] == branch[:2] and linked >= branch for branch in hazard.repaired)
-        struck = hazard.first <= linked <= hazard.last and not repaired
-        observed = f"SQLite {'.'.join(map(str, linked))}"
-        checks.append(
-            Check.that(
-                hazard.id,
-                not struck,
-                expected="a version of SQLite without it",
-                observed=f"{observed}: {hazard.effect}" if struck else observed,
-                remedy=hazard.remedy,
-                otherwise="fail" if settings.require_safe_wal else "warn",
-                name=hazard.name,
-            )
-        )
-    return checks
+def _wal_reset_race(settings: Settings, linked: tuple[int, ...] = sqlite3.sqlite_version_info) -> Check:
+    repaired = any(linked[:2] == branch[:2] and linked >= branch for branch in _RACE_REPAIRED)
+    struck = _RACE_FIRST <= linked <= _RACE_LAST and not repaired
+    effect = ": two connections that commit and checkpoint at once can corrupt the database" if struck else ""
+    return Check.that(
+        "wal_reset_race",
+        not struck,
+        expected="a version of SQLite without it",
+        observed=f"SQLite {'.'.join(map(str, linked))}{effect}",
+        remedy="let only one process write, until there is a SQLite of 3.51.3 or newer: conda env create -f"
+        " environment.yml",
+        otherwise="fail" if settings.require_safe_wal else "warn",
+        name="WAL-reset race",
+    )
 
 
 async def behaviour(settings: Settings) -> Check:
@@ -209,12 +166,6 @@ async def _second_process(path: Path) -> dict[str, object]:
             await run_to_end(process.wait())
     answer: dict[str, object] = json.loads(output or b'{"error": "ended without an answer"}')
     return answer
-
-
-async def _target(settings: Settings, seen: list[str]) -> Check:
-    target = await identify(settings)
-    seen.append(target.state)
-    return target.check
 
 
 def _backups(settings: Settings) -> Check:

@@ -40,18 +40,9 @@ class Line:
     section: str = ""
 
 
-# Which statement of a person each of these parameters of the notebook is.
-STATEMENTS = {
-    "team_trained": "Team trained on procedures",
-    "tests_passing": "All tests passing (unit, integration, performance)",
-    "alerts_configured": "Alerting rules configured",
-    "runbooks_accessible": "Operational runbooks accessible",
-}
 _QUARTER = 90  # days
 # A dashboard is what its timer feeds; whether an alert fires then is another matter.
 _MEASURED, _RECORDED = ("snapshot", "record"), {"record": True}
-
-
 _NIGHTLY = Line(
     "backup_automation", "Backup automation configured", "backup", ("copy", "proof"), 2, {"reason": "nightly"}
 )
@@ -100,20 +91,19 @@ _LISTS: Mapping[str, tuple[Line, ...]] = {
     "Production Readiness": (
         _NIGHTLY,
         Line("dashboards", "Monitoring dashboards deployed", "monitor", _MEASURED, 2, _RECORDED),
-        Line("alerts_configured", STATEMENTS["alerts_configured"]),
-        Line("runbooks_accessible", STATEMENTS["runbooks_accessible"]),
-        Line("team_trained", STATEMENTS["team_trained"]),
+        Line("alerts_configured", "Alerting rules configured"),
+        Line("runbooks_accessible", "Operational runbooks accessible"),
+        Line("team_trained", "Team trained on procedures"),
     ),
     "Pre-Production (3.3)": (
         Line("staging_validated", "Staging environment validated", "validate", (), env="staging"),
-        Line("tests_passing", STATEMENTS["tests_passing"]),
+        Line("tests_passing", "All tests passing (unit, integration, performance)"),
         _NIGHTLY,
         Line("dashboards", "Monitoring dashboards ready", "monitor", _MEASURED, 2, _RECORDED),
         Line("rollback_tested", "Rollback procedures tested", "restore", ("drill",), _QUARTER, {"drill": True}),
     ),
 }
 CHECKLIST = tuple(replace(line, section=section) for section, lines in _LISTS.items() for line in lines)
-
 
 _TITLE = "readiness"
 _MARKS = {"pass": "✓", "skip": "✓ said", "warn": "!", "fail": "✗", "error": "✗"}

@@ -21,9 +21,9 @@ from abathur_nb.health.objects import OTHERS
 from abathur_nb.measure.alerts import alerts_of
 from abathur_nb.measure.snapshot import take_snapshot
 from abathur_nb.report import Check, Report, Status, id_of
-from abathur_nb.runbook.readiness import CHECKLIST, STATEMENTS, Line
+from abathur_nb.runbook.readiness import CHECKLIST, Line
 
-SAID = dict.fromkeys(STATEMENTS, "Ada Lovelace, 2026-01-31")
+SAID = dict.fromkeys((line.id for line in CHECKLIST if not line.notebook), "Ada Lovelace, 2026-01-31")
 LINES = tuple(line for line in CHECKLIST if not line.env)  # of an environment that is not production
 
 
@@ -77,7 +77,6 @@ def test_the_checklists_have_every_line_of_the_runbook_once() -> None:
     }
     told = {(line.section, line.text) for line in CHECKLIST}
     assert len(told) == len(CHECKLIST)
-    assert {line.id for line in CHECKLIST if not line.notebook} == {*STATEMENTS}
 
 
 @pytest.mark.parametrize("line", [line for line in CHECKLIST if line.notebook], ids=lambda line: line.text[:20])

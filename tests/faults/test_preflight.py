@@ -24,7 +24,7 @@ from abathur_nb.errors import ConfigurationError
 from abathur_nb.health.path_on_disk import install_command, location_checks, writable_by_others
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.init import initialize_database
-from abathur_nb.runbook.preflight import HAZARDS, _hazards, _software, preflight
+from abathur_nb.runbook.preflight import _software, _wal_reset_race, preflight
 from abathur_nb.store.target import file_system, kind_of
 from abathur_nb.text import user_name
 
@@ -128,11 +128,11 @@ async def test_a_database_that_is_there_is_looked_at_and_not_touched(database: S
     ],
 )
 def test_the_wal_reset_race_is_known_by_version(settings: Settings, version: tuple[int, ...], struck: bool) -> None:
-    assert HAZARDS[0].name == "WAL-reset race"
-    (check,) = _hazards(settings, version)
+    check = _wal_reset_race(settings, version)
+    assert check.name == "WAL-reset race"
     assert check.status == ("warn" if struck else "pass")
     assert ".".join(map(str, version)) in check.observed
-    (check,) = _hazards(replace(settings, require_safe_wal=True), version)
+    check = _wal_reset_race(replace(settings, require_safe_wal=True), version)
     assert check.status == ("fail" if struck else "pass")
 
 
@@ -682,7 +682,7 @@ async def test_every_remedy_is_one_that_can_be_pasted(in_memory: Path, public: P
     """What stands behind its last colon is no sketch and no note, but a command that a shell can read."""
     os.chown(public, NAMELESS, NAMELESS)
     strict = {"require_safe_wal": True, "min_free_mb": 10**9}
-    found = [*_software("0.1"), *_hazards(replace(resolve(), require_safe_wal=True), (3, 45, 0))]
+    found = [*_software("0.1"), _wal_reset_race(replace(resolve(), require_safe_wal=True), (3, 45, 0))]
     for folder in (in_memory / "none", public, Path("/proc/none")):
         settings = replace(resolve("production", db_path=folder / "x.db"), **strict)  # type: ignore[arg-type]
         found += (await preflight(settings)).checks
