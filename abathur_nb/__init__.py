@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from abathur_nb import charts
     from abathur_nb.backups.retention import Retention, show_backups
     from abathur_nb.config.notebooks import schedule
-    from abathur_nb.measure.measurements import BenchmarkResult
     from abathur_nb.runbook.backup import backup_database
-    from abathur_nb.runbook.benchmark import run_benchmark
+    from abathur_nb.runbook.benchmark import BenchmarkResult, run_benchmark
     from abathur_nb.runbook.explain import Plans, explain_queries
     from abathur_nb.runbook.explore import Exploration, explore
     from abathur_nb.runbook.history import History, read_history
@@ -92,9 +91,8 @@ __all__ = [
 _LATER = {
     "backups.retention": ("Retention", "show_backups"),
     "config.notebooks": ("schedule",),
-    "measure.measurements": ("BenchmarkResult",),
     "runbook.backup": ("backup_database",),
-    "runbook.benchmark": ("run_benchmark",),
+    "runbook.benchmark": ("BenchmarkResult", "run_benchmark"),
     "runbook.explain": ("Plans", "explain_queries"),
     "runbook.explore": ("Exploration", "explore"),
     "runbook.history": ("History", "read_history"),

@@ -27,9 +27,14 @@ class Percentile:
     low: float | None
     high: float | None
 
+    @property
+    def name(self) -> str:
+        """Return its usual name, such as ``p99``."""
+        return f"p{self.level * 100:g}"
+
     def __str__(self) -> str:
         low, high = ("?" if bound is None else f"{bound:.3g}" for bound in (self.low, self.high))
-        return f"p{self.level * 100:g} {self.value:.3g} ms ({low}–{high})"
+        return f"{self.name} {self.value:.3g} ms ({low}–{high})"
 
 
 def percentiles(nanoseconds: Sequence[int]) -> tuple[Percentile, ...]:

@@ -1,27 +1,28 @@
-"""Benchmark: how fast a copy of the database answers, held against limits (the runbook's section 5)."""
+"""Benchmark: how fast a copy of the database answers, compared with limits (the runbook's section 5)."""
 
+import json
+import os
+import platform
 import sqlite3
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import aiosqlite
 
 from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError, ConfigurationError
-from abathur_nb.evidence.past import PastRun
+from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
+from abathur_nb.evidence.ledger import read_ledger
+from abathur_nb.evidence.past import PastRun, past_runs
+from abathur_nb.evidence.reading import find_run, read_entry
 from abathur_nb.files import scratch_directory, sweep
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.measure import synthetic
-from abathur_nb.measure.measurements import (
-    BenchmarkResult,
-    compare,
-    describe_machine,
-    named_run,
-    newest_comparable,
-)
 from abathur_nb.measure.workloads import (
     memory_reads,
     one_cpu,
@@ -31,13 +32,17 @@ from abathur_nb.measure.workloads import (
     together,
     writing,
 )
-from abathur_nb.percentiles import percentiles, verdict
+from abathur_nb.percentiles import above, percentiles, verdict
 from abathur_nb.report import Check, Report, id_of
 from abathur_nb.store.connection import connect, explain_error, read_pragmas
 from abathur_nb.store.database import Database
 from abathur_nb.store.sql import statements
-from abathur_nb.store.target import refusal
-from abathur_nb.text import MB, counted, shown
+from abathur_nb.store.target import file_system, refusal
+from abathur_nb.text import MB, counted, shown, url_fault
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 _TITLE = "benchmark"
 _BYTES_A_ROW = 4_000  # a synthetic memory and session with their indexes and related rows take about 2,600
@@ -49,6 +54,56 @@ _CONCURRENCY = (1, 2, 5, 10, 20, 50, 100, 200)
 _SESSION, _MEMORY, _CONCURRENT = "session retrieval", "memory retrieval", "50 concurrent reads"
 
 Samples = dict[str, list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkResult:
+    """Hold what a benchmark measured: ``samples`` are nanoseconds by measurement, ``machine`` what they depend on.
+
+    Measurements that make a curve are named ``concurrency/50``, ``growth/1000``, ``share/SQLite``. ``limits`` holds,
+    for each measurement that has one, a percentile (0.99) and the milliseconds that it must lie under.
+    """
+
+    report: Report
+    samples: Mapping[str, Sequence[int]]
+    machine: Mapping[str, Any]
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def curve(self, name: str) -> dict[str, Sequence[int]]:
+        """Return the samples of ``growth``, ``concurrency`` or ``share`` by what follows the ``/``, in that order."""
+        return {key.partition("/")[2]: found for key, found in self.samples.items() if key.startswith(f"{name}/")}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row a measurement: samples, then p50, p95 and p99 in ms, each with its interval.
+
+        To three significant digits, which is more than two runs agree in; the JSON has them all.
+        """
+        import pandas as pd
+
+        rows = []
+        for name, nanoseconds in self.samples.items():
+            row: dict[str, Any] = {"measurement": name, "samples": len(nanoseconds)}
+            for found in percentiles(nanoseconds):
+                for what, value in (("ms", found.value), ("low", found.low), ("high", found.high)):
+                    row[f"{found.name} {what}"] = None if value is None else float(f"{value:.3g}")
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def to_json(self) -> str:
+        """Return the result as JSON text: report, machine, percentiles with intervals, and every sample."""
+        samples = {name: list(nanoseconds) for name, nanoseconds in self.samples.items()}
+        return json.dumps({"report": self.report.to_dict(), **self.to_record(), "samples_ns": samples})
+
+    def to_record(self) -> dict[str, Any]:
+        """Return what a run's record keeps: percentiles with intervals, their limits, the machine; not the samples."""
+        return {
+            "machine": dict(self.machine),
+            "percentiles_ms": {
+                name: {p.name: [p.low, p.value, p.high] for p in percentiles(nanoseconds)}
+                for name, nanoseconds in self.samples.items()
+            },
+            "limits_ms": {name: [f"p{level * 100:g}", limit] for name, (level, limit) in self.limits.items()},
+        }
 
 
 async def run_benchmark(
@@ -69,27 +124,32 @@ async def run_benchmark(
     """
     earlier = _checked_arguments(settings, rows, repetitions, full, compare_with)
     samples: Samples = {}
-    limits = _limits(settings)
+    # For each measurement that has a limit, the percentile and the milliseconds that it must lie under.
+    limits = {
+        _SESSION: (0.99, settings.session_p99_ms),
+        _MEMORY: (0.99, settings.memory_p99_ms),
+        _CONCURRENT: (0.95, settings.concurrent_reads_s * 1000),
+    }
     machine = describe_machine(settings, rows, repetitions)
+    subject = str(settings.db_path)
     report = await refusal(_TITLE, settings)
     if report is None:
         try:
-            async with Database.open(settings):  # what it refuses is named by the live path, and not by the copy's
+            async with Database.open(settings):  # it names a fault by the path of the database, not by the copy's
                 pass
-            if lacking := _lack_of_room(settings, rows):
-                return BenchmarkResult(lacking, samples, machine, limits)
+            if lack := _lack_of_room(settings, rows):
+                return BenchmarkResult(Report(_TITLE, (lack,), subject, refused=True), samples, machine, limits)
             with scratch_directory(settings.db_path.parent, _TITLE) as scratch:
                 machine["PRAGMAs"] = await _measure(settings, scratch, rows, repetitions, full, samples)
             checks = [*_verdicts(limits, samples, repetitions), *_readings(limits, samples)]
-            if earlier := earlier or newest_comparable(settings, machine):
+            if earlier := earlier or _newest_comparable(settings, machine):
                 checks += compare(samples, machine, earlier)
-            report = Report(_TITLE, tuple(checks), subject=str(settings.db_path))
+            report = Report(_TITLE, tuple(checks), subject)
         except (sqlite3.Error, OSError, AbathurError) as error:
             words = explain_error(settings.db_path, error)
-            observed = f"could not run: {words.observed}"
             remedy = words.remedy or "run validate.ipynb, and when it passes this again"
-            check = Check(_TITLE, "error", expected="runs to its end", observed=observed, remedy=remedy)
-            report = Report(_TITLE, (check,), subject=str(settings.db_path))
+            check = Check(_TITLE, "error", "runs to its end", f"could not run: {words.observed}", remedy)
+            report = Report(_TITLE, (check,), subject)
     return BenchmarkResult(report, samples, machine, limits)
 
 
@@ -105,7 +165,7 @@ def _checked_arguments(
     if not isinstance(full, bool):
         faults.append(f"full: expected True or False, found {shown(full)} ({type(full).__name__})")
     try:
-        earlier = named_run(settings, compare_with)
+        earlier = None if compare_with is None else _named_run(settings, compare_with)
     except ConfigurationError as error:
         faults += error.faults
     if faults:
@@ -113,7 +173,7 @@ def _checked_arguments(
     return earlier
 
 
-def _lack_of_room(settings: Settings, rows: int) -> Report | None:
+def _lack_of_room(settings: Settings, rows: int) -> Check | None:
     free = free_mb(settings.db_path.parent) - settings.min_free_mb
     needed = (settings.db_path.stat().st_size * 2 + rows * _BYTES_A_ROW) / MB
     if free >= needed:
@@ -121,8 +181,7 @@ def _lack_of_room(settings: Settings, rows: int) -> Report | None:
         return None
     observed = f"{free:,.0f} MB beyond the {settings.min_free_mb:,} MB that must stay free"
     remedy = "make room, or ask for fewer rows: -p rows 1000"
-    check = Check("free_disk", "fail", expected=f"{needed:,.0f} MB for the copy", observed=observed, remedy=remedy)
-    return Report(_TITLE, (check,), subject=str(settings.db_path), refused=True)
+    return Check("free_disk", "fail", f"{needed:,.0f} MB for the copy", observed, remedy)
 
 
 async def _measure(
@@ -156,8 +215,7 @@ async def _measure_fully(db: Database, rows: int, repetitions: int, samples: Sam
         samples[f"{_MEMORY} beside a writer"] = await time_reads(memory_reads(db, rows), repetitions)
     for tasks in _CONCURRENCY:
         samples[f"concurrency/{tasks}"] = await time_reads(together(memory_reads(db, rows), tasks), _CURVE_ROUNDS)
-    alone, decoded = time_plainly(db, rows, repetitions)
-    samples["share/SQLite"], samples["share/SQLite and decoding"] = alone, decoded
+    samples["share/SQLite"], samples["share/SQLite and decoding"] = time_plainly(db, rows, repetitions)
     samples["share/SQLite, decoding and driver"] = await time_reads(memory_reads(db, rows), repetitions)
 
 
@@ -177,24 +235,14 @@ async def _fill(copy: Settings, start: int, stop: int) -> None:
     from tqdm import tqdm
 
     added = sum(synthetic.row_counts(stop).values()) - sum(synthetic.row_counts(start).values())
+    words = f"filling to {stop:,}"
     async with connect(copy.db_path, settings=copy, mode="rw") as conn:
-        with tqdm(
-            total=added, desc=f"filling to {stop:,}", unit=" rows", mininterval=1, delay=1, file=sys.stdout
-        ) as bar:
+        with tqdm(total=added, desc=words, unit=" rows", mininterval=1, delay=1, file=sys.stdout) as bar:
             await synthetic.fill(conn, stop - start, start=start, progress=bar.update)
 
 
-def _limits(settings: Settings) -> dict[str, tuple[float, float]]:
-    """Return, for each measurement that has a limit, the percentile and the milliseconds that it must lie under."""
-    return {
-        _SESSION: (0.99, settings.session_p99_ms),
-        _MEMORY: (0.99, settings.memory_p99_ms),
-        _CONCURRENT: (0.95, settings.concurrent_reads_s * 1000),
-    }
-
-
 def _verdicts(limits: Mapping[str, tuple[float, float]], samples: Samples, repetitions: int) -> Iterator[Check]:
-    """Hold each limit of the environment against its samples; only a limit that is proven met passes."""
+    """Compare each limit of the environment with its samples; only a limit that is proven met passes."""
     for name, (level, limit_ms) in limits.items():
         found = verdict(samples[name], level, limit_ms)
         words = next(p for p in percentiles(samples[name]) if p.level == level)
@@ -227,3 +275,110 @@ def _readings(limits: Mapping[str, tuple[float, float]], samples: Samples) -> It
         if name not in limits:
             observed = f"{'; '.join(map(str, percentiles(nanoseconds)))}, {counted(len(nanoseconds), 'sample')}"
             yield Check(id_of(name), "pass", "shown, no limit", observed, name=name)
+
+
+def describe_machine(settings: Settings, rows: int, repetitions: int) -> dict[str, Any]:
+    """Return what the figures of a benchmark depend on, by its name. Read-only."""
+    try:
+        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        model = cpu.partition(":")[2].strip()
+    except (OSError, StopIteration):  # not Linux, or a processor without a name
+        model = platform.processor()
+    # Linux alone can pin a process to some of its CPUs.
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": f"{model}, {cpus} of {os.cpu_count()} CPUs",
+        "system": platform.platform(),
+        "file system": file_system(settings.db_path.parent),
+        "Python": platform.python_version(),
+        "SQLite": sqlite3.sqlite_version,
+        "aiosqlite": aiosqlite.__version__,
+        "abathur_nb": version("abathur_nb"),
+        "readers": settings.readers,
+        "rows": rows,
+        "repetitions": repetitions,
+    }
+
+
+def _named_run(settings: Settings, run_id: object) -> PastRun:
+    if not isinstance(run_id, str):
+        raise ConfigurationError(f"compare_with: expected the id of an archived run, found {shown(run_id)}")
+    if fault := url_fault("compare_with", run_id):
+        raise ConfigurationError(fault)
+    try:
+        found = past_runs([find_run(settings.archive_dir, run_id)])
+    except RefusedError as error:
+        raise ConfigurationError(f"compare_with: {error.observed}") from None
+    if not found or found[0].notebook != _TITLE or not found[0].facts.percentiles:
+        raise ConfigurationError(f"compare_with: expected a benchmark that was measured, found {shown(run_id)}")
+    return found[0]
+
+
+def _newest_comparable(settings: Settings, machine: Mapping[str, Any]) -> PastRun | None:
+    """Return the newest archived benchmark of the same machine, versions, rows and settings, if any."""
+    try:
+        lines = read_ledger(settings.archive_dir).runs
+    except RefusedError:  # no archive yet
+        return None
+    for run_id in sorted((i for i, line in lines.items() if line.data["notebook"] == _TITLE), reverse=True):
+        for run in past_runs([read_entry(settings.archive_dir, run_id, lines[run_id])]):
+            if run.facts.percentiles and not _differences(machine, _machine_of(run)):
+                return run
+    return None
+
+
+def _machine_of(run: PastRun) -> Mapping[str, Any]:
+    found = run.entry.record.facts.get("machine") if run.entry.record else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def compare_machines(now: Mapping[str, Any], then: Mapping[str, Any]) -> Check:
+    """Name all in which the machine of an earlier run was another: then a difference in time says little."""
+    differences = _differences(now, then)
+    return Check.that(
+        "machine",
+        not differences,
+        expected="the same processor, versions, settings, rows and repetitions as in the earlier run",
+        observed="; ".join(differences) or "the same",
+        remedy="compare with a run that differs in nothing but what you want to know of: -p compare_with RUN_ID",
+        otherwise="warn",
+    )
+
+
+def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    was, found = dict(_flat(then)), dict(_flat(now))
+    return [
+        f"{name}: was {shown(was.get(name))}, is {shown(found.get(name))}"
+        for name in dict.fromkeys((*found, *was))
+        if was.get(name) != found.get(name)
+    ]
+
+
+def _flat(machine: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in machine.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name} {inner}", found) for inner, found in value.items())
+        else:
+            yield name, value
+
+
+def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], earlier: PastRun) -> Iterator[Check]:
+    """Compare the machine, then each measurement: slower where the interval of a percentile lies above the other."""
+    yield compare_machines(machine, _machine_of(earlier))
+    for name in (name for name in samples if name in earlier.facts.percentiles):
+        words, slower = [], False
+        for now in percentiles(samples[name]):
+            was = earlier.facts.percentiles[name].get(now.name)
+            if was:
+                words.append(f"{now}, was {was[1]:.3g} ms ({now.value / was[1]:.2f} times)")
+                slower |= above(now.low, was[2])
+        yield Check.that(
+            f"{id_of(name)}_against_the_earlier_run",
+            not slower,
+            expected="no percentile more than a tenth above the earlier run's interval",
+            observed="; ".join(words),
+            remedy="see the check *machine*; if that is the same, look at explain.ipynb",
+            otherwise="warn",
+            evidence=(f"run {earlier.run_id}",),
+            name=f"{name} against the earlier run",
+        )

@@ -16,7 +16,7 @@ from abathur_nb import charts
 from abathur_nb.charts import Chart, figure, timelines
 from abathur_nb.charts import timelines as dashboard
 from abathur_nb.config.settings import Settings
-from abathur_nb.measure.measurements import BenchmarkResult
+from abathur_nb.runbook.benchmark import BenchmarkResult
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.validate import Schema
 from abathur_nb.store.schema import SchemaObject

@@ -12,7 +12,7 @@ from archives import record_with
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.past import PastRun, past_runs
 from abathur_nb.evidence.reading import Entry
-from abathur_nb.measure.measurements import BenchmarkResult, compare, compare_machines, describe_machine
+from abathur_nb.runbook.benchmark import BenchmarkResult, compare, compare_machines, describe_machine
 from abathur_nb.report import Check, Report
 
 MS = 1_000_000
