@@ -5,10 +5,21 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from abathur_nb.charts.figure import BLUE, GREY, MILLISECONDS, ORANGE, RED, Chart, blank, new_chart, one_line
+from abathur_nb.charts.figure import (
+    BLUE,
+    MILLISECONDS,
+    ORANGE,
+    RED,
+    Chart,
+    blank,
+    draw_intervals,
+    grid,
+    label,
+    new_chart,
+    one_line,
+)
 from abathur_nb.charts.timelines import (
     monitoring_over_time,
     percentiles_over_time,
@@ -21,7 +32,7 @@ from abathur_nb.store.schema import expected_objects, expected_tables
 from abathur_nb.text import counted
 
 if TYPE_CHECKING:
-    from abathur_nb.measure.measurements import BenchmarkResult
+    from abathur_nb.runbook.benchmark import BenchmarkResult
     from abathur_nb.runbook.explain import Plans
     from abathur_nb.runbook.validate import Schema
 
@@ -64,8 +75,7 @@ def latency_distribution(result: "BenchmarkResult") -> Chart:
         ax.set(xscale="log", title=f"{name}: {counted(len(milliseconds), 'sample')}", ylabel="samples")
         ax.legend(fontsize=8, loc="upper center")
         words.append(f"{name}: {p99}, limit {limit:g} ms")
-    axes[-1].set_xlim(left, right)
-    axes[-1].set_xlabel("time of one read (ms, logarithmic)")
+    axes[-1].set(xlim=(left, right), xlabel="time of one read (ms, logarithmic)")
     axes[-1].xaxis.set_major_formatter(MILLISECONDS)
     chart.alt = "Histogram of read times. " + "; ".join(words)
     return chart
@@ -73,34 +83,40 @@ def latency_distribution(result: "BenchmarkResult") -> Chart:
 
 def concurrency_curve(result: "BenchmarkResult") -> Chart:
     """Draw how long so many reads take together; needs a result with ``full=True``."""
-    curve = {int(tasks): samples for tasks, samples in result.curve("concurrency").items()}
-    if not curve:
-        return blank("not measured: run with full = True")
-    chart, (ax,) = new_chart(3.6)
-    ends = _percentile_lines(ax, curve)
-    ax.set(xscale="log", yscale="log", xlabel="reads at a time", ylabel="until all are answered (ms)")
-    ax.set_xticks(list(curve), [str(tasks) for tasks in curve])
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.yaxis.set_major_formatter(MILLISECONDS)
-    ax.set_title("Concurrent memory retrievals")
-    chart.alt = f"Time until all of so many concurrent reads are answered: {ends}"
-    return chart
+    words = "Time until all of so many concurrent reads are answered"
+    return _curve(result.curve("concurrency"), "reads at a time", "until all are answered (ms)", words)
 
 
 def growth_curve(result: "BenchmarkResult") -> Chart:
     """Draw how the time of one memory retrieval grows with the table; needs a result with ``full=True``."""
-    curve = {int(rows): samples for rows, samples in result.curve("growth").items()}
+    words = "Time of one memory retrieval by size of the table"
+    return _curve(result.curve("growth"), "synthetic memories in the table", "time of one read (ms)", words)
+
+
+def _curve(measured: dict[str, Sequence[int]], x: str, y: str, words: str) -> Chart:
+    """Draw p50 and p99 over a curve, each with its interval."""
+    curve = {int(name): samples for name, samples in measured.items()}
     if not curve:
         return blank("not measured: run with full = True")
     chart, (ax,) = new_chart(3.6)
-    ends = _percentile_lines(ax, curve)
-    ax.set(xscale="log", yscale="log", xlabel="synthetic memories in the table", ylabel="time of one read (ms)")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # less than a power of ten, as a rule
+    found = {at: percentiles(samples) for at, samples in curve.items()}
+    for level, (colour, marker) in {0: (BLUE, "o"), 2: (ORANGE, "^")}.items():
+        points = [levels[level] for levels in found.values()]
+        bounds = [(point.low, point.value, point.high) for point in points]
+        style = {"color": colour, "marker": marker, "capsize": 3}
+        draw_intervals(ax, list(curve), bounds, f"{points[0].name}, 95 % interval", **style)
+    if any(None in (point.low, point.high) for levels in found.values() for point in (levels[0], levels[2])):
+        ax.plot([], [], linestyle="", label=_OPEN)
+    ax.legend()
+    grid(ax)
+    ax.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=words)
+    ax.set_xticks(list(curve), [f"{at:,}" for at in curve])
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # the values often span less than a power of ten
     ax.yaxis.set_major_formatter(MILLISECONDS)
-    ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_title("Memory retrieval as the table grows")
-    chart.alt = f"Time of one memory retrieval by size of the table: {ends}"
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+    ends = ", ".join(f"{median(curve[at]) / 1e6:.3g} ms at the median for {at:,}" for at in (min(curve), max(curve)))
+    chart.alt = f"{words}: {ends}"
     return chart
 
 
@@ -111,19 +127,17 @@ def coverage_matrix(plans: "Plans") -> Chart:
     queries = list(dict.fromkeys(query for index in indexes for query in plans.coverage[index]))
     chart, (ax,) = new_chart(8.5)
     points = [(queries.index(query), row) for row, index in enumerate(indexes) for query in plans.coverage[index]]
-    unused = [row for row, index in enumerate(indexes) if not plans.coverage[index]]
-    for row in unused:
+    unused = [index for index in indexes if not plans.coverage[index]]
+    for row in map(indexes.index, unused):
         ax.axhspan(row - 0.5, row + 0.5, color=RED, alpha=0.3)
     ax.plot([x for x, _ in points], [y for _, y in points], "s", color=BLUE, markersize=6)
     ax.set_xticks(range(len(queries)), queries, rotation=90, fontsize=7)
     ax.set_yticks(range(len(indexes)), indexes, fontsize=7)
     ax.set(xlim=(-0.7, len(queries) - 0.3), ylim=(len(indexes) - 0.5, -0.5))
-    ax.grid(visible=True, color="#dddddd", linewidth=0.5)
-    ax.set_axisbelow(True)
+    grid(ax)
     ax.set_title(f"{len(indexes) - len(unused)} of {len(indexes)} indexes serve a query")
-    chart.alt = f"Matrix of {len(indexes)} indexes and {len(queries)} queries; unused: " + (
-        ", ".join(indexes[row] for row in unused) or "none"
-    )
+    words = f"Matrix of {len(indexes)} indexes and {len(queries)} queries"
+    chart.alt = f"{words}; unused: {', '.join(unused) or 'none'}"
     return chart
 
 
@@ -136,6 +150,7 @@ def table_sizes(schema: "Schema") -> Chart:
         return blank("no table could be read: the report says why")
     chart, (ax,) = new_chart(1.2 + 0.32 * len(tables))
     places = range(len(tables))
+    rows = [counted(schema.rows[table], "row") for table in tables]
     if schema.sizes:
         begins = [own[table] for table in tables]
         ends = [own[table] + of_indexes[table] for table in tables]
@@ -145,56 +160,19 @@ def table_sizes(schema: "Schema") -> Chart:
         ax.set_xlabel("size in the file (bytes)")
         ax.legend(loc="lower right")
     else:
-        ends = [schema.rows[name] for name in tables]
+        ends = [schema.rows[table] for table in tables]
         ax.barh(places, ends, color=BLUE)
         ax.set_xlabel("rows")
-    # A table of somebody else's may be named anything; a pair of $ would be read as mathematics.
-    ax.set_yticks(places, [one_line(name, 40).replace("$", r"\$") for name in tables])
-    for y, (table, end) in enumerate(zip(tables, ends, strict=True)):
-        ax.annotate(
-            counted(schema.rows[table], "row"), (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8
-        )
+    ax.set_yticks(places, [label(table) for table in tables])
+    for y, (end, words) in enumerate(zip(ends, rows, strict=True)):
+        ax.annotate(words, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
     ax.margins(x=0.15)
     ax.set_title("Tables by size")
-    chart.alt = "Tables by size: " + ", ".join(
-        f"{one_line(name, 100)} {counted(schema.rows[name], 'row')}" for name in reversed(tables)
-    )
+    largest_first = zip(reversed(tables), reversed(rows), strict=True)
+    chart.alt = "Tables by size: " + ", ".join(f"{one_line(name, 100)} {words}" for name, words in largest_first)
     return chart
 
 
 def _indexes_of(schema: "Schema", table: str) -> set[str]:
     named = {found.name for found in schema.objects.values() if found.type == "index" and found.table == table}
     return named | {name for name in schema.sizes if name.startswith(f"sqlite_autoindex_{table}_")}
-
-
-def _percentile_lines(ax: Axes, curve: dict[int, Sequence[int]]) -> str:
-    """Draw p50 and p99 over ``curve``, each with its interval; say where they begin and end."""
-    found = {x: percentiles(samples) for x, samples in curve.items()}
-    for at, (label, colour, marker) in {0: ("p50", BLUE, "o"), 2: ("p99", ORANGE, "^")}.items():
-        shown = {x: levels[at] for x, levels in found.items()}
-        values = [p.value for p in shown.values()]
-        errors = np.maximum(
-            [
-                [p.value - (p.low or p.value) for p in shown.values()],
-                [(p.high or p.value) - p.value for p in shown.values()],
-            ],
-            0,
-        )
-        ax.errorbar(
-            list(curve), values, yerr=errors, color=colour, marker=marker, capsize=3, label=f"{label}, 95 % interval"
-        )
-        _open_bounds(ax, [(x, p.value) for x, p in shown.items() if p.low is None], colour, -20)
-        _open_bounds(ax, [(x, p.value) for x, p in shown.items() if p.high is None], colour, 20)
-    ax.legend()
-    ax.grid(visible=True, which="major", color="#dddddd", linewidth=0.5)
-    first, last = min(curve), max(curve)
-    return ", ".join(f"{median(curve[x]) / 1e6:.3g} ms at the median for {x:,}" for x in (first, last))
-
-
-def _open_bounds(ax: Axes, points: Sequence[tuple[int, float]], colour: str, length: int) -> None:
-    """Draw an arrow of so many points from each value, up or down, where its interval has no end on that side."""
-    for point in points:
-        style = {"arrowstyle": "<-", "color": colour, "linestyle": ":"}
-        ax.annotate("", point, (0, length), textcoords="offset points", arrowprops=style)
-    if points and _OPEN not in ax.get_legend_handles_labels()[1]:
-        ax.plot([], [], color=GREY, linestyle=":", label=_OPEN)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import date
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,26 +13,12 @@ from matplotlib.ticker import FuncFormatter
 
 from abathur_nb.text import printable
 
-__all__ = [
-    "BLUE",
-    "GREEN",
-    "GREY",
-    "MILLISECONDS",
-    "ORANGE",
-    "PURPLE",
-    "RED",
-    "Chart",
-    "blank",
-    "label",
-    "new_chart",
-    "one_line",
-    "time_axis",
-]
-
 # Okabe and Ito's palette, which the colour-blind can tell apart (https://jfly.uni-koeln.de/color/).
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 GREY = "#666666"
+LINES = ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), (RED, "v"), (PURPLE, "D"), (GREY, "x"))
 MILLISECONDS = FuncFormatter(lambda value, _: f"{value:g}")
+Interval = tuple[float | None, float, float | None]  # the lower bound, the value, the upper bound
 _WIDTH = 9.0  # inches: a notebook's width at 100 %
 
 
@@ -83,6 +69,27 @@ def time_axis(ax: Axes, words: str = "start of the run (UTC)") -> None:
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz="UTC"))  # type: ignore[no-untyped-call]
     ax.set_xlabel(words)
+
+
+def grid(ax: Axes, axis: Literal["both", "y"] = "both") -> None:
+    """Draw a grid behind what is in ``ax``."""
+    ax.grid(visible=True, axis=axis, color="#dddddd", linewidth=0.5)
+    ax.set_axisbelow(True)
+
+
+def legend_beside(ax: Axes, size: int = 8) -> None:
+    """Put the legend of ``ax`` to its right."""
+    ax.legend(fontsize=size, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def draw_intervals(ax: Axes, xs: Sequence[Any], bounds: Sequence[Interval], words: str, **style: Any) -> None:
+    """Draw values with their intervals; where the samples were too few for a bound, there is no bar on that side."""
+    values = [value for _, value, _ in bounds]
+    errors = [
+        [value - (value if low is None else low) for low, value, _ in bounds],
+        [(value if high is None else high) - value for _, value, high in bounds],
+    ]
+    ax.errorbar(xs, values, yerr=np.maximum(errors, 0), label=words, **style)
 
 
 def one_line(name: str, length: int) -> str:

@@ -1,8 +1,7 @@
-"""Figures over time: the runs of an archive, the growth of a database, and what monitor recorded beside its limits."""
+"""Every figure over time: of an archive, of a database's rows, and of what monitor recorded."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,124 +13,102 @@ from abathur_nb.charts.figure import (
     BLUE,
     GREEN,
     GREY,
+    LINES,
     MILLISECONDS,
     ORANGE,
     PURPLE,
     RED,
     Chart,
     blank,
+    draw_intervals,
+    grid,
     label,
+    legend_beside,
     new_chart,
     one_line,
     time_axis,
 )
-from abathur_nb.measure.alerts import LAST_BACKUP, LAST_VALIDATION, RETRIEVAL, RULES, Rule, Sample
+from abathur_nb.measure.alerts import DISK_FREE, LAST_BACKUP, LAST_VALIDATION, RETRIEVAL, RULES, WAL_BYTES
 from abathur_nb.text import counted
-
-__all__ = ["monitoring_over_time", "percentiles_over_time", "rows_over_time", "sizes_over_time", "verdicts_over_time"]
-
-if TYPE_CHECKING:
-    from abathur_nb.runbook.monitor import Monitoring
-
-
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY, RED)
-_FORMS = {"bytes": EngFormatter(unit="B"), "ms": MILLISECONDS}
-_CROWD_OF_SAMPLES = 100  # points; more of them are drawn without markers
-
-
-@dataclass(frozen=True, slots=True)
-class _Panel:
-    """Name gauges that are drawn together, each with its words, in ``unit`` of the gauge's own.
-
-    ``log`` where a limit lies far above what is usual, ``age`` for the time since the moments that the gauges hold.
-    """
-
-    title: str
-    axis: str
-    gauges: Mapping[str, str]
-    unit: float = 1
-    log: bool = False
-    age: bool = False
-
-
-_PANELS = (
-    _Panel(
-        "The file and its log",
-        "bytes",
-        {"abathur_database_bytes": "the file", "abathur_wal_bytes": "its log"},
-        log=True,
-    ),
-    _Panel("Free room on its disk", "bytes", {"abathur_disk_free_bytes": "free"}),
-    _Panel("Rows of the largest tables", "rows", {"abathur_rows": ""}),
-    _Panel("Rows of the largest namespaces", "versions", {"abathur_namespace_rows": ""}),
-    _Panel("Versions of memories", "versions", {"abathur_memory_versions": ""}),
-    _Panel("Retrieval", "ms", {RETRIEVAL: ""}, 1e-3, log=True),
-    _Panel("Age", "hours", {LAST_BACKUP: "last backup", LAST_VALIDATION: "last validation"}, 3600, age=True),
-)
-_Line = list[tuple[datetime, float]]
-
-
-def monitoring_over_time(monitoring: "Monitoring") -> Chart:
-    """Draw what was recorded of a database over time, one panel a subject, and the limits of the alert rules in it."""
-    if not monitoring.moments:
-        return blank("nothing could be measured: the report says why")
-    found = [(panel, lines) for panel in _PANELS if (lines := _lines(panel, monitoring.moments))]
-    chart, axes = new_chart(0.6 + 1.75 * len(found), len(found), sharex=True)
-    noted = [_draw(ax, panel, lines, monitoring) for ax, (panel, lines) in zip(axes, found, strict=True)]
-    time_axis(axes[-1])
-    axes[-1].set_xlabel("time (UTC)")
-    chart.alt = f"Over time, snapshots: {len({at for at, _ in monitoring.moments}):,}. " + ". ".join(noted)
-    return chart
-
-
-def _lines(panel: _Panel, moments: Sequence[tuple[datetime, Sample]]) -> dict[tuple[str, tuple[str, ...]], _Line]:
-    """Return the lines of a panel, those that end highest first: by gauge and labels, the values at their moments."""
-    lines: dict[tuple[str, tuple[str, ...]], _Line] = {}
-    for at, sample in moments:
-        if sample.name in panel.gauges and (sample.value or not panel.age):
-            value = at.timestamp() - sample.value if panel.age else sample.value
-            lines.setdefault((sample.name, tuple(sample.labels.values())), []).append((at, value / panel.unit))
-    return dict(sorted(lines.items(), key=lambda line: -line[1][-1][1])[: len(_COLOURS)])
-
-
-def _draw(ax: Axes, panel: _Panel, lines: Mapping[tuple[str, tuple[str, ...]], _Line], monitoring: "Monitoring") -> str:
-    noted = []
-    for colour, ((gauge, labels), line) in zip(_COLOURS, lines.items(), strict=False):
-        words = ", ".join(labels) or panel.gauges[gauge]
-        marker = "" if len(line) > _CROWD_OF_SAMPLES else "o"
-        times: Any = [at for at, _ in line]
-        ax.plot(times, [value for _, value in line], color=colour, marker=marker, ms=3, label=label(words))
-        noted.append(f"{words} {line[-1][1]:,.4g}")
-        for rule in _rules(gauge, labels):
-            limit = rule.limit_of(monitoring.settings) * rule.unit / panel.unit
-            ax.axhline(limit, color=colour, linestyle="--", linewidth=1.2, label=label(f"limit: {rule.title}"))
-            noted.append(f"its limit {limit:,.4g}")
-    ax.set_title(panel.title, fontsize=10)
-    ax.set_ylabel(f"{panel.axis} (log)" if panel.log else panel.axis)
-    if panel.log:
-        ax.set_yscale("log")
-    else:
-        ax.set_ylim(bottom=0)
-    ax.yaxis.set_major_formatter(_FORMS.get(panel.axis, EngFormatter()))
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    return f"{panel.title}, {panel.axis} at last: {', '.join(noted)}"
-
-
-def _rules(gauge: str, labels: Sequence[str]) -> Iterator[Rule]:
-    for rule in RULES:
-        if (
-            rule.gauge == gauge
-            and tuple(rule.labels.values()) == tuple(labels)
-            and rule.fires != "absent"
-            and not rule.per
-        ):
-            yield rule
-
 
 if TYPE_CHECKING:
     from abathur_nb.evidence.past import PastRun
     from abathur_nb.runbook.explore import Growth
     from abathur_nb.runbook.history import History
+    from abathur_nb.runbook.monitor import Monitoring
+
+# A panel: its title, its unit, how many of the gauges' units that is, and the gauges in it with their words. A limit
+# may lie far above what is usual: some are logarithmic. An age is the time since the moments that the gauges hold.
+_PANELS: tuple[tuple[str, str, float, Mapping[str, str]], ...] = (
+    ("The file and its log", "bytes (log)", 1, {"abathur_database_bytes": "the file", WAL_BYTES: "its log"}),
+    ("Free room on its disk", "bytes", 1, {DISK_FREE: "free"}),
+    ("Rows of the largest tables", "rows", 1, {"abathur_rows": ""}),
+    ("Rows of the largest namespaces", "versions", 1, {"abathur_namespace_rows": ""}),
+    ("Versions of memories", "versions", 1, {"abathur_memory_versions": ""}),
+    ("Retrieval", "ms (log)", 1e-3, {RETRIEVAL: ""}),
+    ("Age", "hours", 3600, {LAST_BACKUP: "last backup", LAST_VALIDATION: "last validation"}),
+)
+_FORMS = {"bytes": EngFormatter(unit="B"), "bytes (log)": EngFormatter(unit="B"), "ms (log)": MILLISECONDS}
+_CROWD = 100  # points; more of them are drawn small
+_Points = list[tuple[datetime, float]]
+
+
+def monitoring_over_time(monitoring: "Monitoring") -> Chart:
+    """Draw what was recorded of a database over time, one panel a subject, and the limits of the alert rules in it."""
+    found = [(panel, lines) for panel in _PANELS if (lines := _lines(panel[3], panel[2], monitoring))]
+    if not found:
+        return blank("nothing could be measured: the report says why")
+    chart, axes = new_chart(0.6 + 1.75 * len(found), len(found), sharex=True)
+    noted = []
+    for ax, ((title, axis, unit, gauges), lines) in zip(axes, found, strict=True):
+        words = _draw_lines(ax, lines, gauges, unit, monitoring)
+        ax.set_title(title, fontsize=10)
+        ax.set_ylabel(axis)
+        if axis.endswith("(log)"):
+            ax.set_yscale("log")
+        else:
+            ax.set_ylim(bottom=0)
+        ax.yaxis.set_major_formatter(_FORMS.get(axis, EngFormatter()))
+        legend_beside(ax, 7)
+        noted.append(f"{title}, {axis} at last: {words}")
+    time_axis(axes[-1], "time (UTC)")
+    chart.alt = f"Over time, snapshots: {len({at for at, _ in monitoring.moments}):,}. " + ". ".join(noted)
+    return chart
+
+
+def _lines(
+    gauges: Mapping[str, str], unit: float, monitoring: "Monitoring"
+) -> dict[tuple[str, tuple[str, ...]], _Points]:
+    """Return the lines of a panel, those that end highest first: by gauge and labels, the values at their moments."""
+    lines: dict[tuple[str, tuple[str, ...]], _Points] = {}
+    for at, sample in monitoring.moments:
+        is_moment = sample.name.endswith("_timestamp_seconds")
+        if sample.name in gauges and (sample.value or not is_moment):
+            value = at.timestamp() - sample.value if is_moment else sample.value
+            lines.setdefault((sample.name, tuple(sample.labels.values())), []).append((at, value / unit))
+    return dict(sorted(lines.items(), key=lambda line: -line[1][-1][1])[: len(LINES)])
+
+
+def _draw_lines(
+    ax: Axes,
+    lines: Mapping[tuple[str, tuple[str, ...]], _Points],
+    gauges: Mapping[str, str],
+    unit: float,
+    monitoring: "Monitoring",
+) -> str:
+    noted = []
+    for (colour, _), ((gauge, labels), line) in zip(LINES, lines.items(), strict=False):
+        words = ", ".join(labels) or gauges[gauge]
+        times: Any = [at for at, _ in line]
+        marker = "" if len(line) > _CROWD else "o"
+        ax.plot(times, [value for _, value in line], color=colour, marker=marker, ms=3, label=label(words))
+        noted.append(f"{words} {line[-1][1]:,.4g}")
+        for rule in RULES:
+            if (rule.gauge, tuple(rule.labels.values())) == (gauge, labels) and not rule.per:
+                limit = rule.limit_of(monitoring.settings) * rule.unit / unit
+                ax.axhline(limit, color=colour, linestyle="--", linewidth=1.2, label=label(f"limit: {rule.title}"))
+                noted.append(f"its limit {limit:,.4g}")
+    return ", ".join(noted)
 
 
 # A shape and a colour for each verdict, the good ones below the bad ones; hollow and black for what is not evidence.
@@ -147,8 +124,6 @@ _VERDICTS: Mapping[str, Mapping[str, Any]] = {
 }
 _FILE = "the file"
 _WEEK = 7  # days
-_CROWD = 100  # points; more of them are drawn small
-_LINES = ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), (RED, "v"), (PURPLE, "D"), (GREY, "x"))
 
 
 def verdicts_over_time(history: "History") -> Chart:
@@ -159,15 +134,13 @@ def verdicts_over_time(history: "History") -> Chart:
     labels = list(dict.fromkeys(run.label for run in runs))
     chart, (ax,) = new_chart(1.4 + 0.36 * len(labels))
     for verdict, style in _VERDICTS.items():
-        found = [run for run in runs if run.verdict == verdict]
-        small = {"markersize": 3, "alpha": 0.5} if verdict == "pass" and len(runs) > _CROWD else {}
-        if found:
+        if found := [run for run in runs if run.verdict == verdict]:
+            small = {"markersize": 3, "alpha": 0.5} if verdict == "pass" and len(runs) > _CROWD else {}
             rows = [labels.index(run.label) for run in found]
             ax.plot(_times(found), rows, linestyle="", label=f"{verdict}: {len(found):,}", **{**style, **small})
     ax.set_yticks(range(len(labels)), [label(name) for name in labels])
     ax.set_ylim(len(labels) - 0.5, -0.5)
-    ax.grid(visible=True, axis="y", color="#dddddd", linewidth=0.5)
-    ax.set_axisbelow(True)
+    grid(ax, "y")
     time_axis(ax)
     ax.set_title(counted(len(runs), "run") if len(runs) > 1 else "One run: nothing to compare it with yet")
     chart.legend(loc="outside lower center", ncols=len(_VERDICTS) // 2, fontsize=8)
@@ -192,8 +165,9 @@ def percentiles_over_time(history: "History") -> Chart:
     for ax, name in zip(axes, names, strict=True):
         found = [run for run in runs if name in _measured(run)]
         level, limit = found[-1].facts.limits[name]
-        _intervals_over_time(ax, found, name, "p50", BLUE, "o")
-        values = _intervals_over_time(ax, found, name, level, ORANGE, "^")
+        for drawn, colour, marker in (("p50", BLUE, "o"), (level, ORANGE, "^")):
+            having = [run for run in found if drawn in run.facts.percentiles[name]]
+            _draw_percentile(ax, having, name, drawn, colour, marker)
         limits = [run.facts.limits[name][1] for run in found]
         if len({*limits}) > 1:
             ax.step(_times(found), limits, where="post", color=RED, linewidth=2, label=f"limit, at last {limit:g} ms")
@@ -201,11 +175,28 @@ def percentiles_over_time(history: "History") -> Chart:
             ax.axhline(limit, color=RED, linewidth=2, label=f"limit {limit:g} ms")
         ax.set(yscale="log", title=label(name), ylabel="ms (logarithmic)")
         ax.yaxis.set_major_formatter(MILLISECONDS)
-        ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-        noted.append(f"{name} {level} {values[0]:.3g} ms at first, {values[-1]:.3g} ms at last, limit {limit:g} ms")
+        legend_beside(ax)
+        first, last = (run.facts.percentiles[name][level][1] for run in (found[0], found[-1]))
+        noted.append(f"{name} {level} {first:.3g} ms at first, {last:.3g} ms at last, limit {limit:g} ms")
     time_axis(axes[-1])
     chart.alt = f"Percentiles of {len(runs):,} benchmarks, {_span(runs)}: {'; '.join(noted)}"
     return chart
+
+
+def _measured(run: "PastRun") -> list[str]:
+    """Return what has both a limit and the percentile that it is for."""
+    return [name for name, (level, _) in run.facts.limits.items() if level in run.facts.percentiles.get(name, ())]
+
+
+def _draw_percentile(ax: Axes, runs: Sequence["PastRun"], name: str, level: str, colour: str, marker: str) -> None:
+    """Draw one percentile of ``name`` over its runs, a line for each basis that the figures have."""
+    words = f"{level}, 95 % interval"
+    style: dict[str, Any] = {"elinewidth": 0.5} if len(runs) > _CROWD else {"elinewidth": 1, "capsize": 2}
+    style |= {"color": colour, "marker": marker, "markersize": _marker_size(runs), "linewidth": 1}
+    for basis in dict.fromkeys(run.facts.basis for run in runs):
+        found = [run for run in runs if run.facts.basis == basis]
+        draw_intervals(ax, _times(found), [run.facts.percentiles[name][level] for run in found], words, **style)
+        words = ""  # one line of the legend for all
 
 
 def sizes_over_time(history: "History") -> Chart:
@@ -219,19 +210,17 @@ def sizes_over_time(history: "History") -> Chart:
     if not lines:
         return blank("no size is recorded yet: run validate.ipynb")
     chart, (ax,) = new_chart(3.4)
-    largest = sorted(lines, key=lambda name: (not name.startswith(_FILE), -lines[name][-1][1]))[: len(_LINES)]
-    for name, (colour, marker) in zip(largest, _LINES, strict=False):
+    largest = sorted(lines, key=lambda name: (not name.startswith(_FILE), -lines[name][-1][1]))[: len(LINES)]
+    ends = []
+    for name, (colour, marker) in zip(largest, LINES, strict=False):
         times, sizes = _times([run for run, _ in lines[name]]), [size for _, size in lines[name]]
         ax.plot(times, sizes, color=colour, marker=marker, markersize=_marker_size(times), label=label(name))
+        ends.append(f"{one_line(name, 100)} {sizes[0]:,} bytes at first, {sizes[-1]:,} at last")
     ax.yaxis.set_major_formatter(EngFormatter(unit="B"))
     ax.set(title="The file, and the largest tables and indexes in it", ylabel="size (bytes)")
     ax.set_ylim(bottom=0)
-    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    legend_beside(ax)
     time_axis(ax)
-    ends = (
-        f"{one_line(name, 100)} {lines[name][0][1]:,} bytes at first, {lines[name][-1][1]:,} at last"
-        for name in largest
-    )
     chart.alt = f"Sizes over time: {'; '.join(ends)}"
     return chart
 
@@ -242,7 +231,7 @@ def rows_over_time(growth: "Growth") -> Chart:
     if not totals:
         return blank("no row yet: there is nothing to draw")
     largest = sorted(totals, key=lambda table: -totals[table])
-    alone = len(_LINES) if len(largest) <= len(_LINES) else len(_LINES) - 1
+    alone = len(LINES) if len(largest) <= len(LINES) else len(LINES) - 1
     groups = {table: [table] for table in largest[:alone]}
     if rest := largest[alone:]:
         groups[f"{len(rest)} smaller ones"] = rest
@@ -250,7 +239,7 @@ def rows_over_time(growth: "Growth") -> Chart:
     dates: list[Any] = list(every)  # matplotlib's types know no dates
     chart, (daily, whole) = new_chart(4.8, 2, sharex=True)
     below = np.zeros(len(every))
-    for (name, tables), (colour, marker) in zip(groups.items(), _LINES, strict=False):
+    for (name, tables), (colour, marker) in zip(groups.items(), LINES, strict=False):
         came = np.array([sum(growth.days[table].get(day, 0) for table in tables) for day in every])
         daily.bar(dates, came, bottom=below, width=1, color=colour)
         small: dict[str, Any] = {"marker": marker, "markersize": 4} if len(every) <= _CROWD // 4 else {}
@@ -265,7 +254,7 @@ def rows_over_time(growth: "Growth") -> Chart:
     # Of a single day the bar would be as wide as the picture.
     if timedelta() < beside < min(date.max - every[-1], every[0] - date.min):
         whole.set_xlim(dates[0] - beside, dates[-1] + timedelta(days=1))
-    chart.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=len(_LINES), fontsize=8)
+    chart.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=len(LINES), fontsize=8)
     noted = ", ".join(f"{one_line(table, 100)} {totals[table]:,}" for table in largest)
     chart.alt = f"Rows by the day on which they came, {every[0]} to {every[-1]}: {noted}"
     return chart
@@ -281,27 +270,3 @@ def _span(runs: Sequence["PastRun"]) -> str:
 
 def _marker_size(points: Sequence[object]) -> float:
     return 2 if len(points) > _CROWD else 5
-
-
-def _intervals_over_time(
-    ax: Axes, runs: Sequence["PastRun"], name: str, level: str, colour: str, marker: str
-) -> list[float]:
-    """Draw one percentile of ``name`` over its runs, a line for each basis that the figures have; return its values."""
-    runs = [run for run in runs if level in run.facts.percentiles[name]]
-    words = f"{level}, 95 % interval"
-    for basis in dict.fromkeys(run.facts.basis for run in runs):
-        found = [run for run in runs if run.facts.basis == basis]
-        bounds = [run.facts.percentiles[name][level] for run in found]
-        # Where there are too few samples to give a bound, there is no bar on that side.
-        errors = [[v - (low or v) for low, v, _ in bounds], [(high or v) - v for _, v, high in bounds]]
-        values = [value for _, value, _ in bounds]
-        style: dict[str, Any] = {"elinewidth": 0.5} if len(runs) > _CROWD else {"elinewidth": 1, "capsize": 2}
-        style |= {"color": colour, "marker": marker, "markersize": _marker_size(runs), "linewidth": 1}
-        ax.errorbar(_times(found), values, yerr=np.maximum(errors, 0), label=words, **style)
-        words = ""  # one line of the legend for all
-    return [run.facts.percentiles[name][level][1] for run in runs]
-
-
-def _measured(run: "PastRun") -> list[str]:
-    """Return what has both a limit and the percentile that it is for."""
-    return [name for name, (level, _) in run.facts.limits.items() if level in run.facts.percentiles.get(name, ())]
