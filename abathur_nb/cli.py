@@ -85,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     diff.add_argument("runs", nargs=2, metavar="RUN", help="a run id, or a beginning that no other has")
 
     words = "copy an archive, run by run, to another directory or to object storage"
-    copy = command("copy", "evidence.copying", words)
+    copy = command("copy", "evidence.verify", words)
     words = "a directory, or s3://bucket/prefix, or another URL that fsspec knows"
     copy.add_argument("url", metavar="URL", help=words)
     for one in (runs, diff, copy):
@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except AbathurError as error:
-        from abathur_nb.evidence.privacy import masked
+        from abathur_nb.evidence.canonical import masked
 
         faults = error.faults if isinstance(error, ConfigurationError) else (str(error),)
         sys.stderr.write("".join(f"abathur_nb {given[0]}: {printable(masked(fault))}\n" for fault in faults))

@@ -25,7 +25,7 @@ from abathur_nb.backups.manifest import (
 from abathur_nb.backups.retention import remove
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
-from abathur_nb.evidence.record import person_and_host, versions_of
+from abathur_nb.evidence.run import person_and_host, versions_of
 from abathur_nb.files import (
     fsync,
     locked,

@@ -32,7 +32,7 @@ from abathur_nb.measure.alerts import DISK_FREE, LAST_BACKUP, LAST_VALIDATION, R
 from abathur_nb.text import counted
 
 if TYPE_CHECKING:
-    from abathur_nb.evidence.past import PastRun
+    from abathur_nb.evidence.record import PastRun
     from abathur_nb.runbook.explore import Growth
     from abathur_nb.runbook.history import History
     from abathur_nb.runbook.monitor import Monitoring

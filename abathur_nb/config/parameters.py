@@ -1,60 +1,28 @@
-"""The parameters of a notebook: what it declares, what a value must be, and the guard that checks what is injected."""
+"""The parameters of a notebook: what it declares, how given values are read, and the guard of what is injected."""
 
+import argparse
 import ast
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from keyword import iskeyword
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from abathur_nb.errors import ConfigurationError
+from abathur_nb.files import open_regular
 from abathur_nb.report import Check
-from abathur_nb.text import did_you_mean, is_printable, shown, url_fault
+from abathur_nb.text import did_you_mean, is_printable, printable, shown, url_fault
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
 FORM = '"Ada Lovelace, 2026-11-20"'
 _LONGEST = 200  # characters
-_ANSWER = re.compile(r"(?P<person>[^,\s](?:.*\S)?)\s*,\s*(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})")
-
-
-def said(question: str, answer: str | None, *, check_id: str = "said") -> Check:
-    """Record who answers for something that no program can find out: ``answer`` names the person and the day.
-
-    The check is ``skip``, whatever is said: a statement is not proof. None says that nobody answers for it. Raises
-    ConfigurationError, telling the form, for anything else.
-    """
-    expected = "a person who answers for it, and the day on which they said so"
-    if answer is None:
-        return Check(check_id, "skip", expected, "nobody has said so", f"name them: {FORM}", name=question)
-    if fault := said_fault(question, answer):
-        raise ConfigurationError(fault)
-    person, day = _parts(answer)
-    return Check(check_id, "skip", expected, f"said by {person} on {day}", name=question)
-
-
-def said_fault(name: str, answer: object) -> str:
-    """Say what is wrong with an answer, or return an empty text. Read-only."""
-    try:
-        _, day = _parts(answer)
-    except (ValueError, TypeError):
-        return f"{name}: expected a person's name and a date, as in {FORM}, found {shown(answer)}"
-    # Of here and of UTC the later: who is east of Greenwich may have written the date of a day that UTC has not yet.
-    today = max(datetime.now(UTC).date(), datetime.now().astimezone().date())
-    return f"{name}: expected a date of today or before, as in {FORM}, found {day}" if day > today else ""
-
-
-def _parts(answer: object) -> tuple[str, date]:
-    """Return the name and the date; raise ValueError or TypeError if the text is not of that form."""
-    if not isinstance(answer, str):
-        raise TypeError
-    match = _ANSWER.fullmatch(answer.strip())
-    if not match or not is_printable(answer) or len(answer) > _LONGEST or not re.search(r"[^\W\d_]", match["person"]):
-        raise ValueError
-    return match["person"], date.fromisoformat(match["day"])
-
-
+_ANSWER = re.compile(r"[^,\s](?:.*\S)?\s*,\s*(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})")
 # Whole numbers that a parameter of this name may have, in a notebook and in the verb that takes it.
 RANGES: Mapping[str, tuple[int, int]] = {
     "keep_days": (1, 3650),
@@ -62,16 +30,41 @@ RANGES: Mapping[str, tuple[int, int]] = {
     "repetitions": (1, 100_000),
     "rows": (1, 10_000_000),
 }
-_SAID = (
-    "alerts_configured",
-    "runbooks_accessible",
-    "team_trained",
-    "tests_passing",
-)  # a person's answer, by name and date
-
-# What papermill adds by itself with --inject-paths.
-_PAPERMILL_NAMES = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")
+_SAID = ("alerts_configured", "runbooks_accessible", "team_trained", "tests_passing")  # a person's answer
+_PAPERMILL_NAMES = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")  # that --inject-paths adds
 _TYPES = {"str": str, "bool": bool, "int": int, "float": float}
+
+
+def said(question: str, answer: str | None, *, check_id: str = "said") -> Check:
+    """Record who answers for something that no program can find out: ``answer`` names the person and the day.
+
+    The check is ``skip``, whatever is said: a statement is not proof. None says that nobody answers for it. Raises
+    ConfigurationError, which shows the form, for anything else.
+    """
+    expected = "a person who answers for it, and the day on which they said so"
+    if answer is None:
+        return Check(check_id, "skip", expected, "nobody has said so", f"name them: {FORM}", name=question)
+    if fault := said_fault(question, answer):
+        raise ConfigurationError(fault)
+    person, _, day = answer.rpartition(",")
+    return Check(check_id, "skip", expected, f"said by {person.strip()} on {day.strip()}", name=question)
+
+
+def said_fault(name: str, answer: object) -> str:
+    """Return what is wrong with an answer, or an empty text. Read-only."""
+    match = _ANSWER.fullmatch(answer.strip()) if isinstance(answer, str) and len(answer) <= _LONGEST else None
+    try:
+        if not match or not is_printable(match.string) or not re.search(r"[^\W\d_]", match.string):
+            raise ValueError
+        day = date.fromisoformat(match["day"])
+    except ValueError:
+        return f"{name}: expected a person's name and a date, as in {FORM}, found {shown(answer)}"
+    # Of here and of UTC the later: east of Greenwich the day begins before that of UTC.
+    today = max(datetime.now(UTC).date(), datetime.now().astimezone().date())
+    return f"{name}: expected a date of today or before, as in {FORM}, found {day}" if day > today else ""
+
+
+# --- what a notebook declares
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +76,7 @@ class Parameter:
     default: object
 
     def fault(self, value: object) -> str:
-        """Say what is wrong with ``value``, or return an empty text."""
+        """Return what is wrong with ``value``, or an empty text."""
         if value is None and self.default is None:
             return ""
         # bool is a subclass of int, and a whole number will do for a float: neither the other way round.
@@ -97,28 +90,16 @@ class Parameter:
             return f"{self.name}: expected text that can be written down, found {shown(value)}"
         if isinstance(value, str) and (fault := url_fault(self.name, value)):
             return fault
-        if self.name in RANGES and isinstance(value, int):
-            return _range_fault(self.name, value)
-        if self.name in _SAID:
-            return said_fault(self.name, value)
-        return ""
-
-
-def _range_fault(name: str, value: int) -> str:
-    low, high = RANGES[name]
-    return "" if low <= value <= high else f"{name}: expected a whole number in {low}..{high}, found {shown(value)}"
+        low, high = RANGES.get(self.name, (-math.inf, math.inf))
+        if isinstance(value, int) and not low <= value <= high:
+            return f"{self.name}: expected a whole number in {low}..{high}, found {shown(value)}"
+        return said_fault(self.name, value) if self.name in _SAID else ""
 
 
 def check_ranges(**values: object) -> None:
-    """Raise ConfigurationError naming every value outside the range of its name."""
-    faults = [
-        _range_fault(name, value)
-        if isinstance(value, int) and not isinstance(value, bool)
-        else f"{name}: expected a whole number, found {shown(value)} ({type(value).__name__})"
-        for name, value in values.items()
-    ]
-    if any(faults):
-        raise ConfigurationError([fault for fault in faults if fault])
+    """Raise ConfigurationError naming every value that is not a whole number in the range of its name."""
+    if faults := [fault for name, value in values.items() if (fault := Parameter(name, int, 0).fault(value))]:
+        raise ConfigurationError(faults)
 
 
 def declared_parameters(source: str) -> dict[str, Parameter]:
@@ -136,9 +117,8 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
         elif isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
             kind = _TYPES.get(annotation.value.removeprefix("Optional[").removesuffix("]"))
         if kind is None:
-            raise ConfigurationError(
-                f"parameter {name}: expected a type such as {name}: str or {name}: 'Optional[str]'"
-            )
+            expected = f"expected a type such as {name}: str or {name}: 'Optional[str]'"
+            raise ConfigurationError(f"parameter {name}: {expected}")
         parameters[name] = Parameter(name, kind, value)
     # Whoever edits the cell by hand may well write "false" where False is meant.
     if faults := [fault for parameter in parameters.values() if (fault := parameter.fault(parameter.default))]:
@@ -162,33 +142,186 @@ def literal_assignments(tree: ast.Module) -> Iterator[tuple[str, Any, ast.expr |
     """Yield (name, value, annotation) of each statement; raise ConfigurationError for any other statement."""
     for statement in tree.body:
         annotation: ast.expr | None = None
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                pass
-            case ast.AnnAssign(
-                target=ast.Name(id=name), annotation=ast.expr() as annotation, value=ast.expr() as value
-            ):
-                pass
-            case _:
-                raise _not_literal(statement)
         try:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    pass
+                case ast.AnnAssign(
+                    target=ast.Name(id=name), annotation=ast.expr() as annotation, value=ast.expr() as value
+                ):
+                    pass
+                case _:
+                    raise ValueError
             literal = ast.literal_eval(value)
         except (ValueError, TypeError, MemoryError, RecursionError):
-            raise _not_literal(statement) from None
+            found = shown(ast.unparse(statement))
+            raise ConfigurationError(f"expected `name = literal value`, found {found}") from None
         yield name, literal, annotation
 
 
-def _not_literal(statement: ast.stmt) -> ConfigurationError:
-    return ConfigurationError(f"expected `name = literal value`, found {shown(ast.unparse(statement))}")
+# --- what the runner is given
+
+_LARGEST = 65_536  # bytes of a file of parameters
+_TRUTHS = {"True": True, "False": False}
+_YAML_TRUTHS = {**_TRUTHS, "true": True, "false": False}
+_YAML_NULLS = ("null", "Null", "NULL", "~", "")
+_YAML_KINDS = {
+    "AliasEvent": "an alias in it",
+    "MappingStartEvent": "a mapping in it",
+    "SequenceStartEvent": "a list in it",
+}
+_WHOLE = re.compile(r"0|-?[1-9][0-9]*")
+_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 
 
-if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Hold one value that was given: its name, its text, where it came from.
 
+    ``form`` distinguishes an argument of the command line from the plain and the quoted scalars of YAML.
+    """
+
+    name: str
+    text: str
+    origin: str
+    form: Literal["argument", "plain", "quoted"] = "argument"
+
+
+def read_file(where: str, path: Path, most: int) -> bytes:
+    """Return the content of a small regular file; raise ConfigurationError for any other. Never waits, as at a FIFO."""
+    try:
+        with open_regular(path, follow=True) as file:
+            content = file.read(most + 1)
+    except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
+        raise ConfigurationError(f"{where}: cannot be read: {getattr(error, 'strerror', error)}") from None
+    if len(content) > most:
+        raise ConfigurationError(f"{where}: expected at most {most:,} bytes, found more")
+    return content
+
+
+def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
+    """Return every value that was given, or add what is wrong with the form of it to ``faults``. Reads the files."""
+    given = [Given("env", env, "--env") for env in arguments.env]
+    given += [Given(name, text, "-p") for name, text in arguments.parameters]
+    for name in arguments.files:
+        try:
+            given += _from_yaml(f"-f {printable(name)}", Path(name))
+        except ConfigurationError as error:
+            faults += error.faults
+    origins: dict[str, list[str]] = {}
+    for value in given:
+        origins.setdefault(value.name, []).append(value.origin)
+    faults += [f"{printable(n)}: given twice (from {', '.join(o)})" for n, o in origins.items() if len(o) > 1]
+    if "env" not in origins:
+        faults.append("env: expected --env ENV, the environment to run in, found none")
+    return given
+
+
+def _from_yaml(origin: str, path: Path) -> list[Given]:
+    """Read a document that is one mapping of scalars; raise ConfigurationError for anything else.
+
+    Read from the parser's events: nothing is constructed, no type is guessed and no alias followed.
+    """
+    import yaml  # here, because most runs need none of it
+
+    try:
+        text = read_file(origin, path, _LARGEST).decode()
+        events = [*yaml.parse(text, Loader=yaml.BaseLoader)]
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{origin}: expected UTF-8, found another encoding at byte {error.start}") from None
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{origin}: broken YAML: {printable(' '.join(str(error).split()))[:300]}") from None
+    if text.startswith("\ufeff"):
+        raise ConfigurationError(f"{origin}: expected UTF-8 without a byte order mark")
+    inner = events[2:-3]  # between the starts and the ends of stream, document and mapping
+    odd = "no mapping" if len(events) > 2 else "nothing"
+    if inner and isinstance(inner[0], yaml.MappingStartEvent):
+        odd = "a tag or an anchor" if inner[0].anchor or inner[0].tag else ""
+    scalars: list[yaml.ScalarEvent] = []
+    for event in inner[1:]:
+        if not isinstance(event, yaml.ScalarEvent):
+            odd = odd or _YAML_KINDS.get(type(event).__name__, "more than one document")
+        elif event.tag or event.anchor:
+            odd = odd or f"a tag or an anchor at {shown(event.value)}"
+        else:
+            scalars.append(event)
+    if odd:
+        raise ConfigurationError(f"{origin}: expected a mapping NAME: VALUE, found {odd}")
+    return [
+        Given(key.value, value.value, origin, "plain" if value.style is None else "quoted")
+        for key, value in zip(scalars[::2], scalars[1::2], strict=True)
+    ]
+
+
+def faults_of_names(given: Collection[Given], declared: Collection[str]) -> list[str]:
+    """Return a fault for each name that no notebook declares."""
+    return [
+        f"parameter {shown(value.name)} (from {value.origin}) is not declared ({', '.join(declared)})"
+        f"{did_you_mean(value.name, declared)}"
+        for value in given
+        # The environment says which archive keeps a run, whether the notebook declares it or not.
+        if value.name not in declared and value.origin != "--env"
+    ]
+
+
+def values_for(declared: Mapping[str, Parameter], given: Collection[Given], faults: list[str]) -> dict[str, object]:
+    """Return the given values of those parameters that are declared, or add what is wrong with them to ``faults``."""
+    values: dict[str, object] = {}
+    for one in given:
+        if one.name not in declared:
+            continue
+        try:
+            value = _value(declared[one.name], one)
+        except ValueError as error:
+            faults.append(f"{printable(one.name)} (from {one.origin}): expected {error}, found {shown(one.text)}")
+            continue
+        values[one.name] = value
+        faults += filter(None, [declared[one.name].fault(value)])
+    return values
+
+
+def _value(parameter: Parameter, given: Given) -> object:
+    """Return a value by its declared type; raise ValueError, naming what was expected."""
+    text, kind = given.text, parameter.type
+    is_null = given.form == "plain" and text in _YAML_NULLS
+    if parameter.default is None and (is_null or (text == "None" and given.form != "quoted")):
+        return None
+    if is_null:
+        raise ValueError(f"{kind.__name__}, and no null")
+    if kind is str:
+        if not is_printable(text):
+            raise ValueError("printable characters")
+        return text
+    if given.form == "quoted":
+        raise ValueError(f"{kind.__name__} without quotation marks")
+    if kind is bool:
+        truths = _YAML_TRUTHS if given.form == "plain" else _TRUTHS
+        if text not in truths:
+            raise ValueError("True or False")
+        return truths[text]
+    if kind is int and (not _WHOLE.fullmatch(text) or len(text) > 100):
+        raise ValueError("a whole number in plain digits")
+    if not _DECIMAL.fullmatch(text):
+        raise ValueError("a number in plain digits, with a decimal point if need be")
+    return kind(text)
+
+
+def read_seconds(name: str, text: str | None, faults: list[str]) -> float | None:
+    """Return a number of seconds, None if none was given, or add what is wrong with it to ``faults``."""
+    if text is None or (_DECIMAL.fullmatch(text) and 0 < float(text) < math.inf):
+        return None if text is None else float(text)
+    faults.append(f"{name}: expected a number of seconds above 0, found {shown(text)}")
+    return None
+
+
+# --- the guard
 
 _INJECTED = "# Parameters\n"  # how papermill begins the cell that it injects
 _STAGING = "scheduler_staging_area"  # where jupyter-scheduler runs a copy
 _GUARD_CELL = "import abathur_nb as nb\n\nnb.guard()"  # of every notebook
+# What the guard of this process vetted last: the parameters that the notebook declares. `start_run` records the values
+# that they have then.
+_vetted: dict[str, Parameter] = {}
 
 
 def guard() -> None:
@@ -197,11 +330,7 @@ def guard() -> None:
     papermill pastes parameter *names* into code unescaped, so what it injects must be refused before it runs.
     Of a refused cell nothing runs, and no later cell does until the fault is repaired. Outside IPython: no effect.
     """
-    try:
-        from IPython.core.getipython import get_ipython
-    except ImportError:
-        return
-    shell: InteractiveShell | None = get_ipython()  # type: ignore[no-untyped-call,unused-ignore]
+    shell = _shell()
     if shell is None:
         return
     for earlier in [t for t in shell.ast_transformers if isinstance(t, _Guard)]:
@@ -214,28 +343,46 @@ def effective_parameters() -> dict[str, object]:
 
     Empty where no guard has vetted a parameters cell. Read-only.
     """
-    return {name: _Guard.namespace.get(name) for name in _Guard.declared}
+    shell = _shell()
+    return {name: shell.user_ns.get(name) for name in _vetted} if shell else {}
 
 
-def _odd_lines(source: str, tree: ast.Module) -> list[str]:
-    """Return a fault for each line of an injected cell that is not one ``name = value``, as papermill writes it.
+def _shell() -> "InteractiveShell | None":
+    try:
+        from IPython.core.getipython import get_ipython
+    except ImportError:
+        return None
+    return get_ipython()  # type: ignore[no-untyped-call,unused-ignore]
 
-    A name with a comment, a semicolon or a look-alike letter in it (Python takes ｅｎｖ for env) makes such a line.
+
+def _refuse_odd_lines(lines: list[str]) -> list[str]:
+    """Raise ConfigurationError unless each line of an injected cell is ``name = value``, as papermill writes it.
+
+    A name with a comment, a semicolon or a look-alike letter in it (Python takes ｅｎｖ for env) makes another line.
+    IPython calls this input transformer before anything is parsed: a name of thousands of dots exhausts the parser,
+    and a kernel that fails so never answers.
     """
-    written = {
-        (statement.lineno, f"{statement.targets[0].id} = ", statement.end_col_offset)
-        for statement in tree.body
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name)
-    }
-    lines = dict(enumerate(source.splitlines()[1:], 2))
-    odd = [
-        line
-        for number, line in lines.items()
-        if (number, f"{line.partition(' = ')[0]} = ", len(line.encode())) not in written
+    if lines[:1] != [_INJECTED]:
+        return lines
+    found = [(line, re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*) = (\S.*)\n?", line)) for line in lines[1:]]
+    faults = [
+        f"a parameter's name is a-z, 0-9 and _, no keyword: found {shown(line.rstrip())}"
+        for line, match in found
+        if not match or iskeyword(match[1]) or not _is_one_value(match[2])
     ]
-    faults = [f"a parameter's name is a-z, 0-9 and _, and its value all that follows: found {shown(n)}" for n in odd]
-    names = [start for _, start, _ in written]
-    return faults or [f"{start}…: given twice" for start in dict.fromkeys(names) if names.count(start) > 1]
+    names = [match[1] for _, match in found if match]
+    faults = faults or [f"{name}: given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    if faults:
+        raise ConfigurationError([*faults, "nothing of this cell was run"])
+    return lines
+
+
+def _is_one_value(text: str) -> bool:
+    """Return whether an expression, such as a literal, ends where the text ends: with no comment behind it."""
+    try:
+        return ast.parse(text, mode="eval").body.end_col_offset == len(text.encode())
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
 
 
 def _is_scheduled(tree: ast.Module) -> bool:
@@ -248,32 +395,11 @@ def _is_scheduled(tree: ast.Module) -> bool:
     return _STAGING in parts and bool(tree.body) and assigns
 
 
-def _refuse_odd_names(lines: list[str]) -> list[str]:
-    """Raise ConfigurationError if the text of an injected cell holds a line that is not ``name = …``, of no keyword.
-
-    An IPython input transformer, which is asked before anything is parsed: a name of thousands of dots exhausts the
-    parser, and a kernel that fails so never answers.
-    """
-    if lines[:1] == [_INJECTED]:
-        names = [re.match(r"([A-Za-z_][A-Za-z0-9_]*) = \S", line) for line in lines[1:]]
-        odd = [line for line, name in zip(lines[1:], names, strict=True) if not name or iskeyword(name[1])]
-        if odd:
-            raise ConfigurationError(
-                [f"a parameter's name is a-z, 0-9 and _, no keyword: found {shown(line.rstrip())}" for line in odd]
-                + ["nothing of this cell was run"]
-            )
-    return lines
-
-
-class _Guard(ast.NodeTransformer):
+class _Guard:
     """Reject what is not a list of declared literals before it runs: an IPython AST transformer, gone when done.
 
     It lets through the parameters cell, then injected cells without fault, then any other cell, which ends it.
-    ``declared`` is what the last one found declared, ``namespace`` where the values are.
     """
-
-    declared: ClassVar[Mapping[str, Parameter]] = {}
-    namespace: ClassVar[Mapping[str, object]] = {}
 
     def __init__(self, shell: "InteractiveShell") -> None:
         self._shell = shell
@@ -283,17 +409,13 @@ class _Guard(ast.NodeTransformer):
         self._refused = False
         # The transformer is given a tree without comments; papermill's mark is one, so the text is kept as well.
         shell.events.register("pre_run_cell", self._remember)
-        shell.input_transformers_cleanup.append(_refuse_odd_names)
-        shell.ast_transformers.append(self)
+        shell.input_transformers_cleanup.append(_refuse_odd_lines)
+        shell.ast_transformers.append(self)  # type: ignore[arg-type] # IPython asks for `visit` alone
 
-    def _remember(self, info: "_CellInfo") -> None:
+    def _remember(self, info: Any) -> None:
         self._source, self._fresh = info.raw_cell, True
         # Refused until it is vetted, so that one with a syntax error, which never comes to `visit`, is refused too.
-        self._refused = self._refused or self._injected
-
-    @property
-    def _injected(self) -> bool:
-        return self._source.startswith(_INJECTED)
+        self._refused = self._refused or self._source.startswith(_INJECTED)
 
     def visit(self, tree: Any) -> Any:
         """Let ``tree`` through, or raise InputRejected: IPython drops a transformer that raises anything else."""
@@ -310,29 +432,24 @@ class _Guard(ast.NodeTransformer):
         except ConfigurationError as error:
             raise RejectedParametersError([*error.faults, "nothing of this cell was run"]) from None
         except BaseException as error:  # noqa: BLE001 - whatever goes wrong in here, the cell must not run
-            raise RejectedParametersError(
-                f"the guard could not vet this cell: {type(error).__name__}: {error}"
-            ) from None
+            words = f"the guard could not vet this cell: {type(error).__name__}: {error}"
+            raise RejectedParametersError(words) from None
         return tree
 
     def _vet(self, tree: ast.Module) -> None:
         if self._source.strip() == _GUARD_CELL:  # run again by hand: it makes a new guard, which begins anew
             self.remove()
-        elif self._injected:
+        elif self._source.startswith(_INJECTED):
             self._check(tree)
-            if faults := _odd_lines(self._source, tree):
-                raise ConfigurationError(faults)
-            self._refused = False
         elif not self._declared:
             try:
                 self._declared = declared_parameters(self._source)
             except ConfigurationError as error:
                 raise ConfigurationError(["the cell after nb.guard() is the parameters cell", *error.faults]) from None
-            _Guard.declared, _Guard.namespace = self._declared, self._shell.user_ns
+            _vetted.clear()
+            _vetted.update(self._declared)
         elif _is_scheduled(tree):  # papermill's mark is not on it
-            self._refused = True
             self._check(tree)
-            self._refused = False
         elif self._refused:
             raise ConfigurationError("the injected parameters were refused: correct them and run again")
         else:
@@ -340,6 +457,7 @@ class _Guard(ast.NodeTransformer):
 
     def _check(self, tree: ast.Module) -> None:
         """Raise ConfigurationError unless a cell gives declared parameters literal values of their types."""
+        self._refused = True
         given = {}
         for name, value, annotation in literal_assignments(tree):
             if annotation is not None:  # running the cell would evaluate it
@@ -347,12 +465,9 @@ class _Guard(ast.NodeTransformer):
             given[name] = value
         if faults := check_parameters(self._declared, given):
             raise ConfigurationError(faults)
+        self._refused = False
 
     def remove(self) -> None:
-        self._shell.ast_transformers.remove(self)
-        self._shell.input_transformers_cleanup.remove(_refuse_odd_names)
+        self._shell.ast_transformers.remove(self)  # type: ignore[arg-type]
+        self._shell.input_transformers_cleanup.remove(_refuse_odd_lines)
         self._shell.events.unregister("pre_run_cell", self._remember)
-
-
-class _CellInfo(Protocol):
-    raw_cell: str

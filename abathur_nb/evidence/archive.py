@@ -1,28 +1,221 @@
-"""The archive of an environment: a folder a run with its record, its executed notebook, its page; and the ledger."""
+"""Notebooks as files: one that the runner can execute, and an executed one that is archived beside its record."""
 
 import argparse
+import ast
 import json
+import re
 import sys
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
+from abathur_nb.config.parameters import Parameter, declared_parameters, literal_assignments, read_file
 from abathur_nb.config.settings import Settings, resolve
-from abathur_nb.errors import RefusedError
-from abathur_nb.evidence import page, statement
-from abathur_nb.evidence.canonical import sha256, unsealed
+from abathur_nb.errors import ConfigurationError, RefusedError
+from abathur_nb.evidence.canonical import refuse_secrets, sha256, tilde, unsealed
 from abathur_nb.evidence.ledger import RUN_ID, append, require_no_line
-from abathur_nb.evidence.notebook import LONGEST, read_file, read_notebook, same_cells
-from abathur_nb.evidence.privacy import refuse_secrets, tilde
-from abathur_nb.evidence.reading import IN_LINE, read_entry, run_ids
-from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, Record, read_run, shipped_notebook
-from abathur_nb.evidence.run import MIME
+from abathur_nb.evidence.record import (
+    IN_LINE,
+    NOTEBOOK,
+    PAGE,
+    RECORD,
+    STARTED,
+    STATEMENT,
+    Record,
+    read_entry,
+    read_run,
+    run_ids,
+)
+from abathur_nb.evidence.run import MIME, shipped_notebook
+from abathur_nb.evidence.statement import envelope, is_signed
 from abathur_nb.files import fsync, locked, os_cause, read_regular, write_durably
-from abathur_nb.text import printable, shown, utc_now
+from abathur_nb.store.sql import DATA
+from abathur_nb.text import did_you_mean, printable, shown, utc_now
+
+ADDED = "abathur-verdict"  # the tag of the cells that the runner adds when a run has not passed
+_INJECTED, _PARAMETERS = "injected-parameters", "parameters"
+# Tags of cells that whoever executes a notebook adds to it; papermill marks so the cell that raised.
+_REMARKS = {ADDED, "papermill-error-cell-tag"}
+_LONGEST = 16 * 1024 * 1024  # bytes of a notebook
+_STARTS = re.compile(r"(?m)^[^#\n]*\bstart_run\(\s*[\w.]+\s*,\s*(?:notebook\s*=\s*)?([\"'])(?P<name>[^\"'\n]+)\1")
+_GUARDS = re.compile(r"(?:\w+\.)?guard\(\)\s*(?:#.*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Hold a notebook that can be run: what its runs are called, what it declares, its cells.
+
+    ``template`` is the file's name and the SHA-256 of its bytes. ``records`` says whether it starts its record itself;
+    for one that does not the runner does.
+    """
+
+    name: str
+    template: tuple[str, str]
+    notebook: Mapping[str, Any]
+    declared: Mapping[str, Parameter]
+    records: bool
+
+
+def read_source(given: str) -> Source:
+    """Read a notebook by its shipped name or by its path. Read-only.
+
+    Raises ConfigurationError unless it is of format 4, has exactly one ``parameters`` cell with the guard before it,
+    and declares nothing but literals.
+    """
+    is_path = "/" in given or given.endswith(".ipynb")
+    shipped = sorted(path.stem for path in (DATA / "notebooks").glob("*.ipynb"))
+    if not is_path and given not in shipped:
+        expected = f"expected one of {', '.join(shipped)}, or a path that ends in .ipynb"
+        raise ConfigurationError(f"notebook {shown(given)}: {expected}{did_you_mean(given, shipped)}")
+    path = Path(given) if is_path else DATA / "notebooks" / f"{given}.ipynb"
+    where = f"notebook {printable(given)}"
+    content = read_file(where, path, _LONGEST)
+    notebook = read_notebook(where, content, check=is_path)
+    try:
+        declared = declared_in(notebook)
+    except ConfigurationError as error:
+        raise ConfigurationError([f"{where}: {fault}" for fault in error.faults]) from None
+    name = recorded_as(notebook)
+    template = printable(path.name), sha256(content)
+    return Source(name or printable(path.stem), template, notebook, declared, records=bool(name))
+
+
+def declared_in(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
+    """Return what a notebook declares; raise ConfigurationError unless the guard precedes its one parameters cell."""
+    code = _code(notebook)
+    tagged = [number for number, cell in enumerate(code) if _PARAMETERS in _tags(cell)]
+    if len(tagged) != 1:
+        raise ConfigurationError(f"expected one cell with the tag {_PARAMETERS}, found {len(tagged)}")
+    (number,) = tagged
+    lines = code[number - 1]["source"].strip().splitlines() if number else []
+    if not lines or not _GUARDS.fullmatch(lines[-1]):
+        raise ConfigurationError("expected a cell that ends in nb.guard() right before the parameters cell")
+    try:
+        return declared_parameters(code[number]["source"])
+    except (ConfigurationError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ConfigurationError(f"its parameters cell: {printable(str(error))}") from None
+
+
+def recorded_as(notebook: Mapping[str, Any]) -> str:
+    """Return the name under which a notebook starts its record, an empty text if it does not do so itself."""
+    started = _STARTS.search("\n".join(cell["source"] for cell in _code(notebook)))
+    return started["name"] if started else ""
+
+
+def _code(notebook: Mapping[str, Any]) -> list[Any]:
+    return [cell for cell in cells_of(notebook) if cell["cell_type"] == "code"]
+
+
+def read_notebook(where: str, content: bytes, *, check: bool = True) -> dict[str, Any]:
+    """Return a notebook of format 4 as plain data, each source in one piece; raise ConfigurationError for any other."""
+    try:
+        notebook = json.loads(content.decode(), parse_constant=_refuse_constant)
+        json.dumps(notebook, ensure_ascii=False).encode()  # a lone surrogate could not be written down again
+        if notebook["nbformat"] != 4:
+            raise ValueError(f"its format is {shown(notebook['nbformat'])}, and not 4")
+        if check:
+            _validate(notebook)
+        for cell in notebook["cells"]:
+            cell["source"] = "".join(cell["source"])
+        language = notebook["metadata"].get("kernelspec", {}).get("language", "python")
+    except KeyError as error:
+        raise ConfigurationError(f"{where}: expected a notebook, found no {error}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        line = printable(str(error)).partition("\n")[0]
+        raise ConfigurationError(f"{where}: expected a valid notebook of format 4: {line}") from None
+    if language != "python":
+        raise ConfigurationError(f"{where}: expected a notebook of Python, found {shown(language)}")
+    return dict(notebook)
+
+
+def _validate(notebook: Any) -> None:
+    import nbformat
+    from nbformat.warnings import DuplicateCellId, MissingIDFieldWarning
+
+    try:
+        with warnings.catch_warnings():
+            for unnamed in (MissingIDFieldWarning, DuplicateCellId):  # repaired in the copy only, at random
+                warnings.simplefilter("error", unnamed)
+            nbformat.validate(deepcopy(notebook))
+    except (nbformat.ValidationError, MissingIDFieldWarning, DuplicateCellId) as error:
+        raise ValueError(str(error)) from None
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
+    """Return the cells of a notebook that are its own: none that papermill, a scheduler or the runner has added."""
+    own: list[Any] = []
+    declared: set[str] = set()  # by the cell before, if that is the parameters cell
+    for cell in notebook["cells"]:
+        tags = _tags(cell)
+        if cell["cell_type"] == "markdown" and _REMARKS & tags:
+            continue
+        # Anywhere else, or with another name, it would change what a run does without a trace in its record.
+        if declared and cell["cell_type"] == "code" and _INJECTED in tags:
+            given = _assigned(cell["source"], annotated=False)
+            if given and all(name in declared or name.startswith("PAPERMILL_") for name in given):
+                continue
+        own.append(cell)
+        declared = _assigned(cell["source"], annotated=True) if _PARAMETERS in tags else set()
+    return own
+
+
+def _assigned(source: str, *, annotated: bool) -> set[str]:
+    """Return the names to which a cell assigns literals, if it does nothing else: an annotation is evaluated, too."""
+    try:
+        found = [*literal_assignments(ast.parse(source))]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # a ConfigurationError is a ValueError
+        return set()
+    return {name for name, _, _ in found} if annotated or not any(a for _, _, a in found) else set()
+
+
+def same_cells(notebook: Mapping[str, Any], template: bytes) -> bool:
+    """Return whether the cells of an executed notebook are exactly those of a template."""
+    return _what_runs(notebook) == _what_runs(read_notebook("the template", template, check=False))
+
+
+def _what_runs(notebook: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    return [(cell["cell_type"], cell["source"], _PARAMETERS in _tags(cell)) for cell in cells_of(notebook)]
+
+
+def _tags(cell: Mapping[str, Any]) -> set[str]:
+    tags = cell["metadata"].get("tags", [])
+    return set(tags) if isinstance(tags, list) else set()
+
+
+def prepared(source: Source, values: Mapping[str, object], **metadata: object) -> dict[str, Any]:
+    """Return a notebook ready to be executed: without outputs, the values injected as papermill does it.
+
+    The cell with the values, which begins with ``# Parameters``, follows the ``parameters`` cell. What identifies this
+    run is in the metadata under ``abathur``.
+    """
+    cells: list[dict[str, Any]] = []
+    for cell in deepcopy(cells_of(source.notebook)):
+        cells.append(cell)
+        if cell["cell_type"] != "code":
+            continue
+        cell |= {"outputs": [], "execution_count": None}
+        if _PARAMETERS in _tags(cell) and values:
+            lines = ["# Parameters", *(f"{name} = {value!r}" for name, value in values.items())]
+            injected = {**cell, "source": "\n".join(lines), "metadata": {"tags": [_INJECTED]}}
+            cells.append(injected | cell_id(source.notebook, _INJECTED))
+    noted = {**source.notebook["metadata"], "abathur": {"parameters": dict(values), **metadata}}
+    return {**source.notebook, "cells": cells, "metadata": noted}
+
+
+def cell_id(notebook: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Return the id of a cell to be added, in a format that has ids, as the item of a cell."""
+    return {"id": name} if notebook["nbformat_minor"] >= 5 else {}
+
+
+# --- the archive
 
 
 def keep(
@@ -32,28 +225,32 @@ def keep(
     *,
     html: bool = True,
     as_template: bool = False,
-) -> dict[str, Any]:
+) -> None:
     """Put an executed notebook beside the sealed record of its run, and close the run with its line in the ledger.
 
     Writes the notebook and (``html``) its page, the home directory written ``~`` in both, the signed statement, and
-    then the line with the hash of each file. Returns the line. ``as_template`` tells whether the cells are known to be
-    those of the template whose hash the record has. Raises RefusedError where a file would hold a secret (the run is
-    then unsealed: it is not evidence) or the run is in the ledger already.
+    then the line with the hash of each file. ``as_template`` says whether the cells are known to be those of the
+    template whose hash the record has. Raises RefusedError where a file would hold a secret (the run is then unsealed:
+    it is not evidence) or the run is in the ledger already.
     """
+    import nbformat
+
+    from abathur_nb.evidence.page import render
+
     archive = folder.parent
     require_no_line(archive, folder.name)
     files = {name: read_regular(folder / name) for name in (STARTED, RECORD)}
     record = read_run(Record, unsealed(files[RECORD]))
     executed = nbformat.from_dict(tilde(_joined(notebook)))
-    # Of a lone surrogate, which has no UTF-8, backslashreplace makes JSON's own \ud800.
+    # A lone surrogate has no UTF-8; backslashreplace writes it as JSON does, \ud800.
     text = json.dumps(executed, indent=1, ensure_ascii=False) + "\n"
     files[NOTEBOOK] = text.encode(errors="backslashreplace")
     if html:
-        files[PAGE] = page.render(executed, record, as_template=as_template)
+        files[PAGE] = render(executed, record, as_template=as_template)
     try:
         refuse_secrets(settings, files)
         hashes = {name: sha256(content) for name, content in files.items()}
-        files[STATEMENT] = statement.envelope(settings, record, hashes, as_template=as_template)
+        files[STATEMENT] = envelope(settings, record, hashes, as_template=as_template)
         refuse_secrets(settings, {STATEMENT: files[STATEMENT]})
     except RefusedError:
         (folder / RECORD).unlink()
@@ -67,12 +264,25 @@ def keep(
         "written_at": utc_now(),
     }
     with locked(archive):
-        require_no_line(archive, folder.name)  # nobody has archived it meanwhile: his files stay as the line says
-        for name in (NOTEBOOK, PAGE, STATEMENT):
-            if name in files:
-                write_durably(folder / name, files[name])
+        require_no_line(archive, folder.name)  # another process may have archived it meanwhile: its files stay
+        for name in files.keys() - {STARTED, RECORD}:
+            write_durably(folder / name, files[name])
         append(archive, line)
-    return line
+
+
+def _joined(notebook: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a notebook whose streams are each in one piece: a home, or a secret, may be split over two."""
+    copied = deepcopy(dict(notebook))
+    for cell in copied["cells"]:
+        outputs: list[Any] = []
+        for output in cell.get("outputs", ()):
+            if outputs and output["output_type"] == "stream" and outputs[-1].get("name") == output.get("name"):
+                outputs[-1]["text"] = "".join([*outputs[-1]["text"], *output["text"]])  # lists of lines, or texts
+            else:
+                outputs.append(output)
+        if "outputs" in cell:
+            cell["outputs"] = outputs
+    return copied
 
 
 def lapses(settings: Settings) -> bool:
@@ -83,42 +293,28 @@ def lapses(settings: Settings) -> bool:
     try:
         for run_id in sorted(run_ids(archive), reverse=True):
             with suppress(FileNotFoundError):  # it was never sealed
-                return statement.is_signed(read_regular(archive / run_id / STATEMENT))
-    except (OSError, ValueError, RefusedError):
+                return is_signed(read_regular(archive / run_id / STATEMENT))
+    except (OSError, RefusedError):
         pass  # verify says what is wrong with it
     return False
-
-
-def _joined(notebook: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a notebook whose streams are each in one piece: a home, or a secret, may be split over two."""
-    copied = deepcopy(dict(notebook))
-    for cell in copied["cells"]:
-        outputs: list[Any] = []
-        for output in cell.get("outputs", ()):
-            if outputs and output["output_type"] == "stream" and outputs[-1].get("name") == output.get("name"):
-                outputs[-1]["text"] = _text(outputs[-1]) + _text(output)
-            else:
-                outputs.append(output)
-        if "outputs" in cell:
-            cell["outputs"] = outputs
-    return copied
-
-
-def _text(stream: Mapping[str, Any]) -> str:
-    return "".join(stream["text"])  # a list of lines, or a text
 
 
 def archive_notebook(path: Path) -> tuple[Path, bool]:
     """Archive an executed notebook beside its record; return the folder, and whether its cells are the template's.
 
-    What papermill adds to a template does not count as another cell. Raises ConfigurationError for what is no
-    notebook, RefusedError where it holds no record, or another one than the archive has, or is archived already.
+    What papermill adds to a template does not count as another cell. Raises ConfigurationError for a file that is not
+    a notebook, RefusedError where it holds no record, or another one than the archive has, or is archived already.
     """
     where = f"notebook {printable(str(path))}"
-    notebook = read_notebook(where, read_file(where, path, LONGEST))
-    shown_record = _record_in(where, notebook)
+    notebook = read_notebook(where, read_file(where, path, _LONGEST))
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
+    records = [output["data"][MIME] for output in outputs if MIME in output.get("data", ())]
+    if len(records) != 1 or not isinstance(records[0], dict):
+        remedy = "only a notebook that was executed, and that sealed its run, can be archived"
+        raise RefusedError(f"{where}: expected the record of one run in its outputs, found {len(records)}", remedy)
+    shown_record, run_id = records[0], str(records[0].get("run_id"))
     settings = _settings(where, shown_record)
-    archive, run_id = settings.archive_dir, str(shown_record.get("run_id"))
+    archive = settings.archive_dir
     if not RUN_ID.fullmatch(run_id):
         raise RefusedError(f"{where}: its record names no run: {shown(run_id)}")
     require_no_line(archive, run_id)
@@ -127,31 +323,19 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
     # As it was written: a record of an earlier format has other keys.
     if record is None or unsealed(read_regular(entry.folder / RECORD)) != shown_record:
         found = "; ".join(entry.faults) or ("another one" if record else "none that is sealed")
-        raise RefusedError(
-            f"{where}: expected the record of run {run_id} in {archive} to be the one that it shows, found {found}"
-        )
-    raised = any(output["output_type"] == "error" for cell in notebook["cells"] for output in cell.get("outputs", ()))
-    if record.verdict == "pass" and raised:
+        expected = f"expected the record of run {run_id} in {archive} to be the one that it shows"
+        raise RefusedError(f"{where}: {expected}, found {found}")
+    if record.verdict == "pass" and any(output["output_type"] == "error" for output in outputs):
         raise RefusedError(f"{where}: its record says pass, but one of its cells raised", "run it again, whole")
     shipped = shipped_notebook(record.notebook)
-    recorded = record.template["sha256"]
-    as_template = shipped is not None and sha256(shipped) == recorded and same_cells(notebook, shipped)
+    known = shipped is not None and sha256(shipped) == record.template["sha256"]
+    as_template = known and same_cells(notebook, shipped or b"")
     try:
         keep(entry.folder, settings, notebook, as_template=as_template)
     except OSError as error:
         cause = os_cause(error, archive)
         raise RefusedError(f"{where}: it cannot be archived in {archive}: {cause.observed}", cause.remedy) from None
     return entry.folder, as_template
-
-
-def _record_in(where: str, notebook: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the record that a notebook shows; raise RefusedError if it shows none, or several."""
-    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ()) if "data" in output]
-    found = [output["data"][MIME] for output in outputs if MIME in output["data"]]
-    if len(found) != 1 or not isinstance(found[0], dict):
-        remedy = "only a notebook that was executed, and that sealed its run, can be archived"
-        raise RefusedError(f"{where}: expected the record of one run in its outputs, found {len(found)}", remedy)
-    return found[0]
 
 
 def _settings(where: str, record: Mapping[str, Any]) -> Settings:

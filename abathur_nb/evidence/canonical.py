@@ -1,12 +1,21 @@
-"""The one form in which evidence is written: canonical JSON that holds its own hash."""
+"""How evidence is written: canonical JSON that holds its own hash, without the home directory and without a secret."""
 
+import base64
 import hashlib
 import json
+import os
+import pwd
+import re
 from collections.abc import Mapping
+from contextlib import suppress
+from html import escape
 from typing import Any
+from urllib.parse import quote, quote_plus
 
+from abathur_nb.config.settings import SECRET_SETTINGS, Settings
+from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.store.values import check_depth
-from abathur_nb.text import is_printable, moment_of, shown
+from abathur_nb.text import is_printable, moment_of, shown, without_url_secrets
 
 
 def sha256(content: bytes) -> str:
@@ -20,7 +29,7 @@ def canonical(data: Mapping[str, Any]) -> bytes:
     Two equal values have the same bytes, so that a hash of the bytes is a hash of the meaning. The keys are text.
     """
     text = json.dumps(data, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    text += "\n"  # which, unlike a format, copies no text of many MB
+    text += "\n"  # unlike an f-string, this copies no text of many MB
     # A lone surrogate has no UTF-8; backslashreplace writes it as JSON does, \udc80.
     return text.encode(errors="backslashreplace")
 
@@ -33,12 +42,12 @@ def sealed(data: Mapping[str, Any]) -> bytes:
 
 
 def uncanonical(content: bytes) -> dict[str, Any]:
-    """Return what ``canonical`` wrote; raise ValueError, saying why, if a single byte is another."""
+    """Return what ``canonical`` wrote; raise ValueError, saying why, if a single byte differs."""
     try:
         data = json.loads(content.decode())
         if not isinstance(data, dict):
             raise ValueError("it is not a JSON object")  # noqa: TRY004 - every fault of the content is one kind
-        check_depth("content", data)  # deeper, and whoever reads it runs out of stack at another place
+        check_depth("content", data)  # deeper data would exhaust the stack of whoever reads it
         written = canonical(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not canonical JSON ({error})") from None
@@ -48,41 +57,37 @@ def uncanonical(content: bytes) -> dict[str, Any]:
 
 
 def unsealed(content: bytes) -> dict[str, Any]:
-    """Return what ``sealed`` wrote, without the hash; raise ValueError, saying why, if a single byte is another."""
+    """Return what ``sealed`` wrote, without the hash; raise ValueError, saying why, if a single byte differs."""
     data = uncanonical(content)
-    claimed = data.pop("sha256", None)
-    if claimed != sha256(canonical(data)):
+    if data.pop("sha256", None) != sha256(canonical(data)):
         raise ValueError("its hash is not the one that it names")
     return data
 
 
 def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
-    """Return what of JSON does not have a shape, each fault with the path to it; nothing if all has.
+    """Return how JSON deviates from a shape, each fault with its path; an empty list if it does not.
 
-    A shape is a type or several, where a bool is not a number; a set of texts; a function that tells, whose name says
-    what it wants; a list of one shape; a mapping with at least these keys (``key?`` is optional), or ``{str: shape}``
-    with any keys.
+    A shape is a type or several, where a bool is not a number; a set of texts; a function that returns a bool, whose
+    name says what it accepts; a list of one shape; a mapping with at least these keys (``key?`` is optional), or
+    ``{str: shape}`` with any keys.
     """
     if isinstance(shape, Mapping) and isinstance(data, dict):
         inner = dict.fromkeys(data, shape[str]) if str in shape else shape
-        named = {key: key if key in data else key.removesuffix("?") for key in inner}
-        missing = [f"{where}{key}: missing" for key in inner if key not in data and not key.endswith("?")]
-        return missing + [
-            fault
-            for key, name in named.items()
-            if name in data
-            for fault in misfits(data[name], inner[key], f"{where}{name}.")
-        ]
+        faults = [f"{where}{key}: missing" for key in inner if key not in data and not key.endswith("?")]
+        for key, kind in inner.items():
+            name = key if key in data else key.removesuffix("?")
+            faults += misfits(data[name], kind, f"{where}{name}.") if name in data else []
+        return faults
     if isinstance(shape, list) and isinstance(data, list):
         return [fault for at, item in enumerate(data) for fault in misfits(item, shape[0], f"{where}{at}.")]
-    if isinstance(shape, frozenset):
+    if isinstance(shape, Mapping | list):
+        holds, expected = False, "object" if isinstance(shape, Mapping) else "list"
+    elif isinstance(shape, frozenset):
         holds, expected = isinstance(data, str) and data in shape, f"one of {', '.join(sorted(shape))}"
     elif isinstance(shape, type | tuple):
         kinds = shape if isinstance(shape, tuple) else (shape,)
-        holds, expected = isinstance(data, kinds), " or ".join(kind.__name__ for kind in kinds)
-        holds &= bool in kinds or not isinstance(data, bool)
-    elif isinstance(shape, Mapping | list):
-        holds, expected = False, "object" if isinstance(shape, Mapping) else "list"
+        holds = isinstance(data, kinds) and (bool in kinds or not isinstance(data, bool))
+        expected = " or ".join(kind.__name__ for kind in kinds)
     else:
         holds, expected = shape(data), shape.__name__.replace("_", " ")
     return [] if holds else [f"{where.removesuffix('.')}: expected {expected}, found {shown(data)}"]
@@ -109,3 +114,137 @@ def moment(data: object) -> bool:
         return isinstance(data, str) and moment_of(data) is not None
     except ValueError:
         return False
+
+
+# --- the home directory
+
+# What stands before a path that begins there: no letter, dot or tilde, as in a longer path, but an escape sequence
+# of a terminal or of JSON, an option's letter (-I/home/al), steps upwards, or the beginning of a file's URI.
+_BEGINS = re.compile(
+    r"(?:(?:\A|[^\w./~:])/*|:(?:/{2,})?|\[[\d;]*m|\\[abfnrtv]|(?:\A|[^\w-])-[A-Za-z]|(?:\A|[^\w./])(?:\.\./)*\.\."
+    r"|file://[\w.-]*)\Z"
+)
+_ENDS = r"(?![\w@-]|\.\w)"  # /home/al is not part of /home/alice or /home/al.old
+_SEEN_BEFORE = 300  # characters
+
+
+def tilde(value: Any) -> Any:
+    """Return JSON-able data with the home directory written ``~`` in every text of it, keys included.
+
+    In ``/mnt/home/al`` and ``/home/alice`` it is not the home directory ``/home/al``, and stays. Behind punctuation,
+    as in ``${X:-/home/al}`` and ``git+/home/al``, it is taken for it.
+    """
+    homes = _homes()
+    return _tilde(value, homes) if homes else value
+
+
+def _homes() -> list[str]:
+    """Return the spellings of the home directory, the longest first."""
+    named = [os.path.expanduser("~")]
+    with suppress(KeyError):  # a container's user may have no entry
+        named.append(pwd.getpwuid(os.geteuid()).pw_dir)
+    # A home may be reached through a link: /home itself is one on some systems.
+    found = {f(home).rstrip("/") for home in named if os.path.isabs(home) for f in (os.path.abspath, os.path.realpath)}
+    spelled = {s for home in found - {""} for s in (*_written(home), quote(home, safe=""), home.replace("/", "\\/"))}
+    return sorted(spelled, key=len, reverse=True)
+
+
+def _tilde(value: Any, homes: list[str]) -> Any:
+    if isinstance(value, str):
+        for home in homes:
+            value = _replace(value, home) if home in value else value
+        return value
+    if isinstance(value, Mapping):
+        return {_tilde(key, homes): _tilde(item, homes) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tilde(item, homes) for item in value]
+    return value
+
+
+def _replace(text: str, home: str) -> str:
+    def replaced(match: re.Match[str]) -> str:
+        before = text[max(0, match.start() - _SEEN_BEFORE) : match.start()]
+        is_tag = before.endswith("<") and text[match.end() : match.end() + 1] == ">"
+        return "~" if _BEGINS.search(before) and not is_tag else match[0]
+
+    return re.sub(rf"{re.escape(home)}{_ENDS}", replaced, text)
+
+
+# --- secrets
+
+_SHORTEST = 8  # characters of a secret
+
+
+def secret_values(settings: Settings) -> dict[str, str]:
+    """Return the secrets of a run by name: the secret settings, and the variables that ``secrets`` names.
+
+    Raises ConfigurationError for one that is too short to be searched for.
+    """
+    named = {name: os.environ.get(name, "") for name in settings.secrets.replace(",", " ").split()}
+    named |= {name: getattr(settings, name) for name in SECRET_SETTINGS}
+    found = {name: value for name, value in named.items() if value.strip()}
+    if short := [name for name, value in found.items() if len(value.strip()) < _SHORTEST]:
+        expected = f"expected a secret of at least {_SHORTEST} characters: a shorter one is found in other text"
+        raise ConfigurationError([f"{name}: {expected}" for name in short])
+    return found
+
+
+def refuse_secrets(settings: Settings, files: Mapping[str, bytes]) -> None:
+    """Raise RefusedError, naming each secret and the files that hold its value.
+
+    Found as it is, as JSON, HTML and a URL write it, one of these within another, and in base64. Not found: what a
+    picture shows, what was compressed or encrypted, and a value in pieces, with markup or ends of lines between them.
+    """
+    secrets = {name: _spellings(value) for name, value in secret_values(settings).items()}
+    texts = {name: content.decode(errors="surrogateescape") for name, content in files.items()} if secrets else {}
+    found = [
+        f"{secret} in {name}"
+        for secret, spellings in secrets.items()
+        for name, text in texts.items()
+        if any(spelling in text for spelling in spellings)
+    ]
+    if found:
+        remedy = "take it out of what the notebook shows, or of its parameters, and run it again"
+        raise RefusedError(f"nothing was archived, because it would hold the value of {'; of '.join(found)}", remedy)
+
+
+def masked(text: str, settings: Settings | None = None) -> str:
+    """Return a line for a log with the values of secrets taken out, and what of a URL may be one.
+
+    Without settings, which a fault may have kept from being resolved, the variables name the secrets.
+    """
+    if settings is None:
+        names = os.environ.get("ABATHUR_SECRETS", Settings.secrets).replace(",", " ").split()
+        values = [os.environ.get(name, "") for name in (*names, *(f"ABATHUR_{s.upper()}" for s in SECRET_SETTINGS))]
+    else:
+        values = [*secret_values(settings).values()]
+    for value in (value for value in values if len(value.strip()) >= _SHORTEST):
+        for spelling in _spellings(value):
+            text = text.replace(spelling, "•••")
+    return without_url_secrets(text)
+
+
+def _spellings(value: str) -> list[str]:
+    """Return a secret as a file may write it, the longest spelling first."""
+    value = value.strip()
+    # Each line of a key in PEM form is a secret, except its first and last one.
+    lines = [line.strip() for line in value.splitlines() if not line.startswith("-----")]
+    pieces = {value} | {piece for piece in (str(tilde(value)), *lines) if len(piece) >= 2 * _SHORTEST}
+    # Twice: a page in HTML shows JSON, a notebook in JSON shows a URL.
+    found = {twice for piece in pieces for once in _written(piece) for twice in _written(once)}
+    raw = value.encode(errors="surrogateescape")
+    for phase in range(3):
+        # Other bytes have a part in the first and the last group.
+        encoded = base64.b64encode(b"\0" * phase + raw).decode()
+        sure = encoded[4 if phase else 0 : len(encoded) - (4 if (phase + len(raw)) % 3 else 0)]
+        found |= {sure, sure.replace("+", "-").replace("/", "_")}
+    return sorted(found, key=len, reverse=True)
+
+
+def _written(text: str) -> set[str]:
+    """Return a text as it is, and as JSON, HTML and a URL write it."""
+    octets = text.encode(errors="surrogateescape")
+    return {
+        *(text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]),
+        *(escape(text), escape(text, quote=False), quote(octets), quote(octets, safe=""), quote_plus(octets)),
+    }

@@ -15,24 +15,24 @@ from abathur_nb.text import printable, shown, utc_now
 LEDGER = "ledger.jsonl"
 FIRST = "0" * 64  # what the first line names as the hash of the line before
 RUN_ID = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{6}", re.ASCII)
-# A repair stands on the line that it closes, right behind what is torn: whatever a writer had written when it died is
-# without a newline at its end, and so never what a whole line looks like that somebody altered. No other line can hold
-# these bytes: in a text of JSON a quotation mark has a backslash before it.
+# A repair stands on the line that it closes, right behind what is torn: a torn line has no newline at its end, and a
+# whole line that somebody altered has. No other line can hold these bytes: in a text of JSON a quotation mark has a
+# backslash before it.
 _REPAIR = b'{"kind":"repair",'
+_FILE = re.compile(r"[a-z]+\.[a-z]+", re.ASCII)
 _SHAPES: Mapping[str, Mapping[str, Any]] = {
     "run": {
         **dict.fromkeys(("run_id", "notebook", "env", "verdict", "started_at", "ended_at", "written_at"), str),
         "as_template": bool,
-        "files": {},
+        "files": {str: str},
     },
     "repair": {"torn_sha256": str, "written_at": str},
 }
-_FILE = re.compile(r"[a-z]+\.[a-z]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Hold one line that stands: its number in the file, what it says, the SHA-256 of its bytes."""
+    """Hold one whole line: its number in the file, its data, the SHA-256 of its bytes."""
 
     number: int
     data: Mapping[str, Any]
@@ -41,10 +41,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Hold what was read of a ledger: the lines that stand, what is wrong, what is merely to be noted.
+    """Hold what was read of a ledger: its whole lines, its faults, what is only to be noted.
 
-    ``runs`` has the lines of runs by run id. ``torn`` tells of what stands behind the last newline, if anything does:
-    a line that a crash left unfinished, and no tampering.
+    ``runs`` has the lines of runs by run id. ``torn`` is set where a crash left the last line unfinished, which is no
+    tampering.
     """
 
     lines: tuple[Line, ...] = ()
@@ -60,19 +60,19 @@ def read_ledger(archive: Path) -> Ledger:
     An absent ledger has no lines; one that cannot be read has none either, and a fault.
     """
     try:
-        ledger = parse(_content(archive))
+        ledger = parse(content_of(archive))
+        if ledger.torn:
+            with locked(archive, shared=True):  # perhaps it was only being written
+                ledger = parse(content_of(archive))
     except RefusedError as error:
         return Ledger(faults=(str(error),))
-    if not ledger.torn:
-        return ledger
-    try:
-        with locked(archive, shared=True):  # perhaps it was only being written
-            return parse(_content(archive))
-    except (OSError, RefusedError):  # a file system without locks
-        return ledger
+    except OSError:  # a file system without locks
+        pass
+    return ledger
 
 
-def _content(archive: Path) -> bytes:
+def content_of(archive: Path) -> bytes:
+    """Return the bytes of a ledger, none where there is no ledger; raise RefusedError if it can't be read."""
     try:
         return read_regular(archive / LEDGER)
     except FileNotFoundError:
@@ -90,49 +90,50 @@ def parse(content: bytes) -> Ledger:
     *pieces, torn = content.split(b"\n")
     before = FIRST
     for number, piece in enumerate(pieces, 1):
+        where = f"{LEDGER} line {number}"
         previous, before = before, sha256(piece + b"\n")
         try:
             data = _read_line(piece)
         except ValueError as error:
-            faults.append(f"{LEDGER} line {number}: {error}")
+            faults.append(f"{where}: {error}")
             continue
         if data.get("previous") != previous:
-            faults.append(f"{LEDGER} line {number}: it does not follow the line before: one was altered or taken away")
+            faults.append(f"{where}: it does not follow the line before: one was altered or taken away")
         line = Line(number, data, before)
         lines.append(line)
         if data["kind"] == "repair":
-            notes.append(f"{LEDGER} line {number} was torn by a crash, and closed at {data['written_at']} UTC")
+            notes.append(f"{where} was torn by a crash, and closed at {data['written_at']} UTC")
         elif runs.setdefault(data["run_id"], line) is not line:
-            faults.append(f"{LEDGER} line {number}: run {data['run_id']} has a line before")
+            faults.append(f"{where}: run {data['run_id']} has a line before")
     unfinished = f"{LEDGER} line {len(pieces) + 1} is torn: a run died while it wrote it" if torn else ""
     return Ledger(tuple(lines), runs, tuple(faults), tuple(notes), unfinished)
 
 
 def _read_line(piece: bytes) -> dict[str, Any]:
-    """Return what a line says, without its hash; raise ValueError, saying why, if it is not as it was written."""
+    """Return the data of a line, without its hash; raise ValueError, saying why, if it is not as it was written."""
     torn, repair, rest = piece.rpartition(_REPAIR)
     data = unsealed(repair + rest + b"\n")
-    shape = _SHAPES.get(str(data.get("kind")))
-    if shape is None:
+    kind = str(data.get("kind"))
+    if kind not in _SHAPES:
         raise ValueError(f"not a line of a run, nor a repair: its kind is {shown(data.get('kind'))}")
-    strange = data.keys() - {*shape, "kind", "previous"}
-    if faults := misfits(data, shape) + [f"{printable(key)}: not of a {data['kind']}" for key in sorted(strange)]:
+    shape = _SHAPES[kind]
+    faults = misfits(data, shape)
+    faults += [f"{printable(key)}: not of a {kind}" for key in sorted(data.keys() - {*shape, "kind", "previous"})]
+    if faults:
         raise ValueError(f"not a line of a run, nor a repair: {'; '.join(faults)}")
-    if repair:
-        if not torn or data["torn_sha256"] != sha256(torn):
-            raise ValueError("its repair closes another line than this one")
-        return data
-    if not RUN_ID.fullmatch(data["run_id"]):
+    if repair and (not torn or data["torn_sha256"] != sha256(torn)):
+        raise ValueError("its repair closes another line than this one")
+    if kind == "run" and not RUN_ID.fullmatch(data["run_id"]):
         raise ValueError("it names no run")
-    if not all(_FILE.fullmatch(name) and isinstance(digest, str) for name, digest in data["files"].items()):
+    if kind == "run" and not all(map(_FILE.fullmatch, data["files"])):
         raise ValueError("it names files that no run has")
     return data
 
 
 def ledger_head(archive: Path) -> str:
-    """Return the hash of the last whole line, once it is on the disk, however that line reads. Read-only."""
+    """Return the hash of the last whole line, once it is on the disk, whatever that line says. Read-only."""
     with locked(archive, shared=True):
-        return _ends(_content(archive))[0]
+        return _ends(content_of(archive))[0]
 
 
 def _ends(content: bytes) -> tuple[str, bytes]:
@@ -141,31 +142,27 @@ def _ends(content: bytes) -> tuple[str, bytes]:
     return (sha256(lines[lines.rfind(b"\n") + 1 :] + newline) if newline else FIRST), torn
 
 
-def require_no_line(archive: Path, run_id: str) -> None:
-    """Raise RefusedError if the ledger has a line for this run. Read-only."""
-    _require_no_line(_content(archive), archive, run_id)
-
-
-def _require_no_line(content: bytes, archive: Path, run_id: str) -> None:
-    # The text of the lines is asked: thousands of them are not parsed for one run.
-    named = f'"run_id":"{run_id}"'.encode()
+def require_no_line(archive: Path, run_id: str) -> bytes:
+    """Raise RefusedError if the ledger has a line for this run; return the ledger's bytes. Read-only."""
+    content = content_of(archive)
+    named = f'"run_id":"{run_id}"'.encode()  # searched for as text: thousands of lines are not parsed for one run
     if any(named in line and _REPAIR not in line for line in content.split(b"\n")[:-1]):
         raise RefusedError(f"run {run_id} is archived already", f"see {archive / run_id}")
+    return content
 
 
 def append(archive: Path, data: Mapping[str, Any]) -> str:
-    """Add a line to the ledger, forced to the disk, and return its hash; close a torn line first. Wants the lock.
+    """Add a line to the ledger, forced to the disk, and return its hash; close a torn line first. Needs the lock.
 
-    A crash leaves it whole, absent, or torn at the end, which the next one closes. What the lines before it say is
-    not asked: ``verify`` does. Raises RefusedError for a run that has a line, or if the ledger is not a regular file.
+    A crash leaves the line whole, absent, or torn at the end, which the next one closes. The lines before it are not
+    checked: ``verify`` does that. Raises RefusedError for a run that has a line, or a ledger that is not a file.
     """
     path = archive / LEDGER
     if not os.path.lexists(path):
         make_private_file(path, owned_as=archive)
         fsync(archive)
-    content = _content(archive)
+    content = require_no_line(archive, str(data["run_id"]))
     head, torn = _ends(content)
-    _require_no_line(content, archive, str(data["run_id"]))
     added = b""
     if torn:
         added = sealed({"kind": "repair", "torn_sha256": sha256(torn), "written_at": utc_now(), "previous": head})
@@ -174,10 +171,9 @@ def append(archive: Path, data: Mapping[str, Any]) -> str:
     added += line
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
     try:
-        left = added
         with at(path):
-            while left:
-                left = left[os.write(descriptor, left) :]
+            while added:
+                added = added[os.write(descriptor, added) :]
             os.fsync(descriptor)
     except BaseException:  # a full disk takes a part
         os.ftruncate(descriptor, len(content))

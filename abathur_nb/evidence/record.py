@@ -1,110 +1,21 @@
-"""The record of a run: who, where, which versions and database; written at the start, sealed with the verdict."""
+"""The records of runs: what they hold, read back from an archive, and in the form in which a history shows them."""
 
-import asyncio
 import os
-import platform
 import re
-import secrets
-import sqlite3
 import stat
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from datetime import datetime
 from pathlib import Path
-from shlex import quote
 from typing import Any, Literal, TypeVar, get_args
 
-from abathur_nb.config.notebooks import notebook_named
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError, RefusedError
-from abathur_nb.evidence.canonical import canonical, misfits, moment, sealed, sha256, unsealed
-from abathur_nb.evidence.keys import signer
-from abathur_nb.evidence.ledger import RUN_ID, ledger_head, require_no_line
-from abathur_nb.evidence.privacy import refuse_secrets, tilde
-from abathur_nb.files import make_private_directory, nearest_existing, os_cause, read_regular, write_durably
-from abathur_nb.health.path_on_disk import location_checks, writable_by_others
+from abathur_nb.errors import ConfigurationError, RefusedError
+from abathur_nb.evidence.canonical import misfits, moment, number, sha256, tilde, unsealed
+from abathur_nb.evidence.ledger import LEDGER, RUN_ID, Ledger, Line, read_ledger
+from abathur_nb.files import read_regular
 from abathur_nb.report import Check, Report, Status
-from abathur_nb.store.connection import connect, explain_error, pragma
-from abathur_nb.store.schema import read_schema
-from abathur_nb.store.sql import DATA, normalized
-from abathur_nb.store.target import examine, wanted
-from abathur_nb.text import as_user, counted, moment_of, shown, user_name, utc_now
-
-_LONGEST_WAIT = 1000  # ms: who the database is matters less than what the notebook came for
-Kind = TypeVar("Kind", bound="Started")
-_PACKAGES = ("abathur_nb", "aiosqlite", "papermill", "nbclient", "ipykernel")
-
-
-def new_run_id() -> str:
-    """Return a name for a run that sorts by the time of its making: ``20261123T101500123Z-9f3ac1``."""
-    now = datetime.now(UTC)
-    return f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03}Z-{secrets.token_hex(3)}"
-
-
-def person_and_host() -> dict[str, str]:
-    """Return the user's name and the host's."""
-    return {"user": user_name(os.geteuid()), "host": platform.node()}
-
-
-def versions_of() -> dict[str, str]:
-    """Return the versions of Python, of SQLite with its source id, and of the packages that a run depends on."""
-    conn = sqlite3.connect(":memory:")
-    (source_id,) = conn.execute("SELECT sqlite_source_id()").fetchone()
-    conn.close()
-    found = {"Python": platform.python_version(), "SQLite": sqlite3.sqlite_version, "SQLite source": source_id}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # a notebook needs no papermill in JupyterLab
-            continue
-    return found
-
-
-def shipped_notebook(name: str) -> bytes | None:
-    """Return the template of this package that has this name, or None."""
-    path = DATA / "notebooks" / f"{name}.ipynb"
-    return path.read_bytes() if re.fullmatch(r"[a-z_]+", name) and path.is_file() else None
-
-
-def database_identity(settings: Settings) -> dict[str, Any] | None:
-    """Return what identifies the database: its name in its directory, size, ids, the hash of its schema. Read-only.
-
-    None where there is none. What can't be read stands under ``unread``, and is not an error here; a link is not
-    followed, and a lock waited for no longer than a second.
-    """
-    try:
-        # A notebook's own event loop is busy with the cell that asks.
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(lambda: asyncio.run(_identity(settings))).result()
-    except OSError as error:  # too many files open, for a loop of its own
-        return {"path": settings.db_path.name, "unread": str(os_cause(error, settings.db_path))}
-
-
-async def _identity(settings: Settings) -> dict[str, Any] | None:
-    path = settings.db_path
-    try:
-        entry = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        return {"path": path.name, "unread": f"{path} cannot be looked at: {error.strerror}"}
-    found: dict[str, Any] = {"path": path.name, "size": entry.st_size}
-    if not stat.S_ISREG(entry.st_mode) or not entry.st_size:
-        return found
-    brief = replace(settings, busy_timeout_ms=min(settings.busy_timeout_ms, _LONGEST_WAIT))
-    try:
-        async with connect(path, settings=brief) as conn:
-            ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
-            schema = {name: normalized(entry.sql) for name, entry in (await read_schema(conn)).items()}
-            digest = sha256(canonical(schema))
-    # A schema that was written by hand can have names that are no text.
-    except (sqlite3.Error, OSError, AbathurError, TypeError, ValueError) as error:
-        return {**found, "unread": str(explain_error(path, error))}
-    return {**found, **ids, "schema_sha256": digest}
-
+from abathur_nb.text import counted, moment_of, printable, shown, some
 
 Verdict = Literal["pass", "fail", "refused", "error", "timeout", "interrupted"]
 EXIT_CODES: Mapping[Verdict, int] = {
@@ -119,7 +30,17 @@ EXIT_CODES: Mapping[Verdict, int] = {
 STARTED, RECORD = "started.json", "record.json"
 NOTEBOOK, PAGE, STATEMENT = "notebook.ipynb", "page.html", "statement.json"
 PDF = "page.pdf"  # that earlier versions made of the page
-_FORMAT = 2  # since then each check has its id and its data
+IN_LINE = ("run_id", "notebook", "env", "verdict", "started_at", "ended_at")  # that the ledger repeats of a record
+FORMAT = 2  # since then each check has its id and its data
+Kind = TypeVar("Kind", bound="Started")
+Interval = tuple[float | None, float, float | None]  # the lower bound, the percentile, the upper bound; ms
+
+# What a benchmark's figures depend on, apart from the versions, whose effect a history is to show.
+_BASIS = ("processor", "file system", "readers", "rows")
+_TIME = re.compile(r"(20\d{6}T\d{9})Z-")  # only years 2000-2099, to keep the time axis readable
+_MARKS = {"pass": "✓ pass", "unsealed": "? unsealed"}  # and a cross for each other verdict
+_LONGEST = 60  # characters of a name
+_NAMED = 5  # runs that an error names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +57,8 @@ class Started:
     host: str
     versions: Mapping[str, Any]
     started_at: str
-    ledger_head: str
-    format: int = _FORMAT
+    ledger_head: str  # by which a later run proves that the ledger was not cut off since
+    format: int = FORMAT
 
     @property
     def who(self) -> str:
@@ -180,150 +101,79 @@ class Record(Started):
         return plain | {"reports": [report.to_dict() for report in self.reports]}
 
 
-_CHECK_1 = {
-    **dict.fromkeys(("name", "expected", "observed", "remedy"), str),
-    "status": frozenset(get_args(Status)),
-    "evidence": [str],
-}
-_CHECKS = {1: {**_CHECK_1, "id?": str, "data?": dict}, 2: {**_CHECK_1, "id": str, "data": dict}}
-_STARTED = {
+def interval(data: object) -> bool:
+    """Return whether JSON is a percentile between its two bounds, each of which may be unknown."""
+    return (
+        isinstance(data, list)
+        and len(data) == 3
+        and number(data[1])
+        and all(bound is None or number(bound) for bound in data)
+    )
+
+
+def limit(data: object) -> bool:
+    """Return whether JSON is the level and the milliseconds of a limit."""
+    return isinstance(data, list) and len(data) == 2 and isinstance(data[0], str) and number(data[1])
+
+
+def identity(data: object) -> bool:
+    """Return whether JSON is what identifies a database, or null for none."""
+    return data is None or (isinstance(data, dict) and number(data.get("size", 0)))
+
+
+def error_of_a_cell(data: object) -> bool:
+    """Return whether JSON is the error of a cell, or null for none."""
+    return data is None or (isinstance(data, dict) and all(isinstance(data.get(n), str) for n in ("name", "message")))
+
+
+_SHAPE_STARTED = {
     **dict.fromkeys(("run_id", "notebook", "env", "user", "host", "ledger_head"), str),
     **dict.fromkeys(("parameters", "settings", "versions"), dict),
     "started_at": moment,
     "template": {"name": str, "sha256": (str, type(None))},
 }
-
-
-def _shape(kind: type[Started], number: int) -> Mapping[str, Any]:
-    report = {**dict.fromkeys(("title", "subject"), str), "refused": bool, "finished_at": moment}
-    sealed_shape = {
+_SHAPE_CHECK = {
+    **dict.fromkeys(("id?", "name", "expected", "observed", "remedy"), str),  # a check of format 1 has no id
+    "status": frozenset(get_args(Status)),
+    "evidence": [str],
+    "data?": dict,
+}
+_SHAPES = {
+    Started: _SHAPE_STARTED,
+    Record: {
+        **_SHAPE_STARTED,
         "started_sha256": str,
-        "verdict": frozenset(EXIT_CODES),
         "ended_at": moment,
-        "reports": [{**report, "checks": [_CHECKS[number]]}],
-        "facts": {},
-        "database": {},
-        "error": (dict, type(None)),
-    }
-    return {**_STARTED, **sealed_shape} if kind is Record else _STARTED
+        "verdict": frozenset(EXIT_CODES),
+        "reports": [{"title": str, "subject": str, "refused": bool, "finished_at": moment, "checks": [_SHAPE_CHECK]}],
+        "facts": {
+            **dict.fromkeys(("schema?", "rows?", "machine?"), dict),
+            "plans?": {str: [str]},
+            "sizes?": {str: number},
+            "percentiles_ms?": {str: {str: interval}},
+            "limits_ms?": {str: limit},
+        },
+        "database": {"before?": identity, "after?": identity},
+        "error": error_of_a_cell,
+    },
+}
 
 
 def read_run(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
     """Return the Started or the Record that ``data`` holds; raise ValueError, naming each fault. Read-only."""
-    number = data.get("format")
-    if not isinstance(number, int) or number not in _CHECKS:
-        raise ValueError(f"its format is {shown(number)}, known is {_FORMAT}: update abathur_nb")
-    if faults := misfits(data, _shape(kind, number)):
+    if data.get("format") not in (1, 2):
+        raise ValueError(f"its format is {shown(data.get('format'))}, known is {FORMAT}: update abathur_nb")
+    if faults := misfits(data, _SHAPES[kind]):
         raise ValueError(f"not a record of a run: {'; '.join(faults)}")
+    return as_run(kind, data)
+
+
+def as_run(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
+    """Return the Started or the Record of data that is known to hold one."""
     known = {each.name: data[each.name] for each in fields(kind) if each.name in data}
     if kind is Record:
         known["reports"] = tuple(Report.from_dict(report) for report in data["reports"])
     return kind(**known)
-
-
-def refused_before(settings: Settings, notebook: str) -> tuple[Check, ...]:
-    """Return what forbids a notebook before the database is looked into: the path, the file system. Read-only."""
-    target, known = examine(settings), notebook_named(notebook)
-    if not known.judges_place:
-        return (wanted(target, settings),) if target.state in known.refused_at else ()
-    location, forbidden = location_checks(settings)
-    refused = (target.check,) if target.state in known.refused_at else ()
-    return (*refused, *(check for check in location if forbidden and check.failed))
-
-
-def write_started(
-    settings: Settings,
-    notebook: str,
-    parameters: Mapping[str, object],
-    *,
-    run_id: str = "",
-    template: tuple[str, str] | None = None,
-) -> Path:
-    """Write down that a run has started, and return its folder in the archive, which is made 0700 if it is missing.
-
-    ``template`` is the name and the SHA-256 of the notebook; by default the one that this package ships by the name,
-    which nobody has compared with what runs.
-    Raises RefusedError where it can't be written, ConfigurationError where the signing key can't sign: what leaves no
-    evidence does not begin.
-    """
-    signer(settings)
-    shipped = shipped_notebook(notebook)
-    name, digest = template or (f"{notebook}.ipynb", sha256(shipped) if shipped else None)
-    origin = "the notebook that ran" if template else "the package, by the notebook's name"
-    archive = settings.archive_dir
-    run_id = run_id or new_run_id()
-    if not RUN_ID.fullmatch(run_id):
-        raise RefusedError(f"{shown(run_id)} is not a run id", "leave it to the runner: unset ABATHUR_RUN_ID")
-    started = {
-        "format": _FORMAT,
-        "run_id": run_id,
-        "notebook": notebook,
-        "template": {"name": name, "sha256": digest, "from": origin},
-        "env": settings.env,
-        "parameters": dict(parameters),
-        "settings": settings.shown(),
-        **person_and_host(),
-        "versions": versions_of(),
-        "started_at": utc_now(),
-    }
-    refuse_secrets(settings, {STARTED: sealed(tilde(started))})  # before anything is made
-    try:
-        _make_archive(archive)
-        # A later run proves by its ledger_head that the ledger was not cut off since.
-        content = sealed(tilde({**started, "ledger_head": ledger_head(archive)}))
-        folder = archive / run_id
-        require_no_line(archive, run_id)
-        if os.path.lexists(folder / RECORD):
-            raise RefusedError(f"run {run_id} is sealed already", f"see {folder}; unset ABATHUR_RUN_ID")
-        make_private_directory(folder, owned_as=archive)
-        write_durably(folder / STARTED, content)
-    except OSError as error:
-        with suppress(OSError):
-            (archive / run_id).rmdir()  # made, and nothing could be written into it
-        raise _unwritable(archive, error) from None
-    return folder
-
-
-def _make_archive(archive: Path) -> None:
-    make_private_directory(archive, owned_as=nearest_existing(archive))
-    found = os.lstat(archive)
-    if not stat.S_ISDIR(found.st_mode):
-        raise RefusedError(f"the archive {archive} is not a directory", "archive_dir: name another one")
-    if writable_by_others(archive):
-        raise RefusedError(
-            f"others may write to the archive {archive}, mode {stat.S_IMODE(found.st_mode):04o}",
-            f"see what they changed, then: chmod 700 {quote(str(archive))}",
-        )
-
-
-def _unwritable(archive: Path, error: OSError) -> RefusedError:
-    cause = os_cause(error, archive)
-    remedy = f"{cause.remedy}; or name another archive: ABATHUR_ARCHIVE_DIR"
-    if isinstance(error, PermissionError):
-        with suppress(OSError):
-            owner = as_user(os.stat(nearest_existing(archive)).st_uid)
-            remedy = f"run it {owner}, or name another archive: ABATHUR_ARCHIVE_DIR"
-    return RefusedError(f"the record of this run cannot be written to {archive}: {cause.observed}", remedy)
-
-
-def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: Any) -> Record:
-    """Seal the record of a run with its verdict, durably, and return it.
-
-    ``found`` are fields of Record. Raises RefusedError where it would hold a secret, or can't be written, ValueError
-    where the run's beginning is not as it was written.
-    """
-    begun = read_regular(folder / STARTED)
-    started = read_run(Started, unsealed(begun))
-    words = {each.name: getattr(started, each.name) for each in fields(Started)}
-    record = Record(**words, started_sha256=sha256(begun), ended_at=utc_now(), verdict=verdict, **found)
-    data = tilde(record.to_dict())
-    content = sealed(data)
-    refuse_secrets(settings, {RECORD: content})
-    try:
-        write_durably(folder / RECORD, content)
-    except OSError as failure:
-        raise _unwritable(folder.parent, failure) from None
-    return read_run(Record, unsealed(content))
 
 
 def summary(record: Record) -> str:
@@ -338,3 +188,228 @@ def summary(record: Record) -> str:
         *([f"broke in cell {error['cell']}: {error['name']}: {error['message']}"] if error else []),
     ]
     return "\n".join(lines)
+
+
+# --- read back from an archive
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Hold what an archive has of one run. ``started`` and ``record`` are None where missing or not as written.
+
+    ``line`` is its line in the ledger: None for a run whose executed notebook was not archived. ``faults`` says what
+    of the two files is not as it was written, by itself or by the ledger.
+    """
+
+    run_id: str
+    folder: Path
+    started: Started | None
+    record: Record | None
+    line: Line | None
+    faults: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """Return the verdict of the sealed record, ``unsealed`` where there is none, ``altered`` with a fault."""
+        if self.faults:
+            return "altered"
+        return self.record.verdict if self.record else "unsealed"
+
+    @property
+    def known(self) -> Record | Started | None:
+        """Return the record, or how the run started if it has none."""
+        return self.record or self.started
+
+
+def run_ids(archive: Path) -> frozenset[str]:
+    """Return the names in an archive that are run ids; raise RefusedError if it can't be read. Read-only."""
+    try:
+        return frozenset(path.name for path in archive.iterdir() if RUN_ID.fullmatch(path.name))
+    except OSError as error:
+        raise RefusedError(f"the archive {archive} cannot be read: {error.strerror}") from None
+
+
+def read_archive(archive: Path, ledger: Ledger | None = None) -> tuple[Entry, ...]:
+    """Return the runs of an archive, oldest first, those that only the ledger knows included. Read-only.
+
+    Raises RefusedError for an archive that can't be read.
+    """
+    found = run_ids(archive)
+    lines = (read_ledger(archive) if ledger is None else ledger).runs
+    return tuple(read_entry(archive, run_id, lines.get(run_id)) for run_id in sorted(found | lines.keys()))
+
+
+def find_run(archive: Path, beginning: str) -> Entry:
+    """Return the one run whose id begins so; raise ConfigurationError if there is none, or more than one. Read-only."""
+    lines = read_ledger(archive).runs
+    found = [one for one in sorted(run_ids(archive) | lines.keys()) if beginning and one.startswith(beginning)]
+    if len(found) == 1:
+        return read_entry(archive, found[0], lines.get(found[0]))
+    expected = f"expected the beginning of one run id, found {some(found, _NAMED) or 'none'} in {archive}"
+    raise ConfigurationError(f"run {shown(beginning)}: {expected}")
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a directory, and not a link to one. Read-only."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def read_entry(archive: Path, run_id: str, line: Line | None) -> Entry:
+    """Return one run of an archive, whose line in the ledger is ``line``. Read-only; follows no link."""
+    folder = archive / run_id
+    if not is_folder(folder):
+        words = "it is not a directory that can be read" if os.path.lexists(folder) else "its folder is gone"
+        return Entry(run_id, folder, None, None, line, (f"{run_id}: {words}",))
+    faults: list[str] = []
+    started, digest = _read(folder, STARTED, Started, line, faults)
+    record, _ = _read(folder, RECORD, Record, line, faults)
+    if record:
+        if digest not in ("", record.started_sha256):
+            faults.append(f"{run_id}/{RECORD}: it does not belong to this {STARTED}")
+        noted: dict[str, Mapping[str, Any]] = {}
+        if started:
+            noted[STARTED] = {each.name: getattr(started, each.name) for each in fields(Started)}
+        if line:
+            noted[LEDGER] = {name: line.data[name] for name in IN_LINE}
+        for source, data in noted.items():
+            if other := sorted(name for name in data if getattr(record, name) != data[name]):
+                faults.append(f"{run_id}/{RECORD}: {', '.join(other)} is not what {source} says")
+    return Entry(run_id, folder, started, record, line, tuple(faults))
+
+
+def _read(folder: Path, name: str, kind: type[Kind], line: Line | None, faults: list[str]) -> tuple[Kind | None, str]:
+    """Return one of a run's two files and its SHA-256, or add what is wrong with it to ``faults``."""
+    where = f"{folder.name}/{name}"
+    try:
+        content = read_regular(folder / name)
+        digest = sha256(content)
+        if line and digest != line.data["files"].get(name):
+            raise ValueError("it is not the file that the ledger names")
+        data = read_run(kind, unsealed(content))
+        if data.run_id != folder.name:
+            raise ValueError(f"it is of run {shown(data.run_id)}")
+        return data, digest
+    except FileNotFoundError:
+        if line or (name == STARTED and os.path.lexists(folder / RECORD)):
+            faults.append(f"{where}: it is gone")
+    except OSError as error:
+        faults.append(f"{where}: it cannot be read: {error.strerror}")
+    except ValueError as error:
+        faults.append(f"{where}: {error}")
+    return None, ""
+
+
+# --- as a history shows them
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Hold what a sealed record says besides its verdict; empty where its notebook found out nothing of the kind.
+
+    ``failed`` names its checks that failed or could not run. ``percentiles`` are intervals in ms by measurement and
+    level (``p99``), ``limits`` the level and the ms of each measurement that has a limit, ``basis`` what both depend
+    on. ``size`` is the file's, ``sizes`` those of tables and indexes, in bytes.
+    """
+
+    failed: tuple[str, ...] = ()
+    percentiles: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    limits: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    basis: tuple[str, ...] = ()
+    schema: Mapping[str, str] = field(default_factory=dict)
+    plans: Mapping[str, str] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    size: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PastRun:
+    """Hold one run of an archive: what, on which database, when, the verdict, how long, who.
+
+    ``verdict`` is also ``unsealed`` where there is no record, and ``altered`` where a file is not as it was written.
+    ``label`` is the notebook's name, and the database's too in an archive of several.
+    """
+
+    entry: Entry
+    started_at: datetime
+    notebook: str
+    database: str
+    label: str
+    verdict: str
+    seconds: float | None = None
+    who: str = ""
+    facts: Facts = field(default_factory=Facts)
+
+    @property
+    def run_id(self) -> str:
+        """Return the id of the run."""
+        return self.entry.run_id
+
+    @property
+    def sealed(self) -> bool:
+        """Return whether it has a sealed record, whatever the verdict."""
+        return self.seconds is not None
+
+    @property
+    def mark(self) -> str:
+        """Return the verdict with a shape before it, so that nothing hangs on colour alone."""
+        return _MARKS.get(self.verdict, f"✗ {self.verdict}")
+
+    @property
+    def when(self) -> str:
+        """Return when it began, in UTC, to the second."""
+        return f"{self.started_at:%Y-%m-%d %H:%M:%S}"
+
+    def is_of(self, settings: Settings) -> bool:
+        """Return whether it is of the database of ``settings``, under the same environment."""
+        run, own = self.entry.known, (settings.env, tilde(str(settings.db_path)))
+        return run is not None and (run.env, run.settings.get("db_path")) == own
+
+
+def past_runs(entries: Iterable[Entry]) -> tuple[PastRun, ...]:
+    """Return these runs in the same order. Those whose id holds no time are left out."""
+    runs = [*_past(entries)]
+    if len({run.database for run in runs if run.database}) > 1:
+        runs = [replace(run, label=f"{run.notebook} of {run.database}") for run in runs]
+    return tuple(runs)
+
+
+def _past(entries: Iterable[Entry]) -> Iterator[PastRun]:
+    for entry in entries:
+        try:
+            time = _TIME.match(entry.run_id)
+            started_at = datetime.strptime(f"{time[1] if time else ''}+0000", "%Y%m%dT%H%M%S%f%z")
+        except ValueError:  # another century, or the 31st of February
+            continue
+        known = entry.known
+        notebook = _short(known.notebook if known else entry.line.data["notebook"] if entry.line else "?")
+        database, who = (_short(known.settings.get("db_path", "")), _short(known.who)) if known else ("", "")
+        run = PastRun(entry, started_at, notebook, database, notebook, entry.verdict, who=who)
+        if entry.record and not entry.faults:
+            run = replace(run, seconds=entry.record.seconds, facts=_facts(entry.record))
+        yield run
+
+
+def _facts(record: Record) -> Facts:
+    facts, machine = record.facts, record.facts.get("machine", {})
+    return Facts(
+        failed=tuple(_short(check.name) for check in record.checks if check.failed),
+        percentiles={
+            _short(name): {level: (low, value, high) for level, (low, value, high) in levels.items()}
+            for name, levels in facts.get("percentiles_ms", {}).items()
+        },
+        limits={_short(name): (level, ms) for name, (level, ms) in facts.get("limits_ms", {}).items()},
+        basis=(_short(record.settings.get("db_path", "")), *(str(machine.get(name)) for name in _BASIS)),
+        # What a dry run of init shows is only planned, and of that no rows are counted.
+        schema={name: str(sql) for name, sql in facts.get("schema", {}).items() if facts.get("rows")},
+        plans={name: "\n".join(lines) for name, lines in facts.get("plans", {}).items()},
+        sizes={_short(name): size for name, size in facts.get("sizes", {}).items()},
+        size=(record.database.get("after") or {}).get("size"),
+    )
+
+
+def _short(text: object) -> str:
+    words = printable(str(text)).replace("\n", "\\n")
+    return words if len(words) <= _LONGEST else f"…{words[-_LONGEST:]}"

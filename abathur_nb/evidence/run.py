@@ -1,35 +1,233 @@
-"""A run as its notebook keeps it: what the cells show enters the record, and what they raise seals it."""
+"""A run: it writes down its start before the database is touched, and seals what its cells showed with a verdict."""
 
 import asyncio
 import os
+import platform
+import re
+import secrets
+import sqlite3
+import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import fields, replace
+from datetime import UTC, datetime
 from html import escape
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.config.notebooks import notebook_named
 from abathur_nb.config.parameters import effective_parameters
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, BusyError, ChecksFailedError, ConfigurationError, MisuseError, RefusedError
-from abathur_nb.evidence.record import (
-    Record,
-    Verdict,
-    database_identity,
-    refused_before,
-    summary,
-    write_record,
-    write_started,
-)
-from abathur_nb.report import Report
-from abathur_nb.text import printable, utc_now
+from abathur_nb.evidence.canonical import canonical, refuse_secrets, sealed, sha256, tilde, unsealed
+from abathur_nb.evidence.ledger import RUN_ID, ledger_head, require_no_line
+from abathur_nb.evidence.record import FORMAT, RECORD, STARTED, Record, Started, Verdict, as_run, read_run, summary
+from abathur_nb.evidence.statement import signer
+from abathur_nb.files import make_private_directory, nearest_existing, os_cause, read_regular, write_durably
+from abathur_nb.health.path_on_disk import location_checks, writable_by_others
+from abathur_nb.report import Check, Report
+from abathur_nb.store.connection import connect, explain_error, pragma
+from abathur_nb.store.schema import read_schema
+from abathur_nb.store.sql import DATA, normalized
+from abathur_nb.store.target import examine, wanted
+from abathur_nb.text import as_user, printable, shown, user_name, utc_now
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
-MIME = "application/vnd.abathur.run+json"
+MIME = "application/vnd.abathur.run+json"  # of the record that a notebook shows
+# The variable by which the runner tells the kernel which run it executes: RUN_ID:SHA256:NAME of the notebook.
+LAUNCH = "ABATHUR_RUN"
+_PACKAGES = ("abathur_nb", "aiosqlite", "papermill", "nbclient", "ipykernel")
+_LONGEST_WAIT = 1000  # ms, for the lock of a database whose identity is asked
 _LONGEST_MESSAGE = 2000  # characters
-# What the runner tells the kernel: the id of its run, and the name and hash of the notebook that it executes.
-RUN_ID, TEMPLATE = "ABATHUR_RUN_ID", "ABATHUR_RUN_TEMPLATE"
+
+
+def new_run_id() -> str:
+    """Return a name for a run that sorts by the time of its making: ``20261123T101500123Z-9f3ac1``."""
+    now = datetime.now(UTC)
+    return f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03}Z-{secrets.token_hex(3)}"
+
+
+def person_and_host() -> dict[str, str]:
+    """Return the user's name and the host's."""
+    return {"user": user_name(os.geteuid()), "host": platform.node()}
+
+
+def versions_of() -> dict[str, str]:
+    """Return the versions of Python, of SQLite with its source id, and of the packages that a run depends on."""
+    conn = sqlite3.connect(":memory:")
+    (source_id,) = conn.execute("SELECT sqlite_source_id()").fetchone()
+    conn.close()
+    found = {"Python": platform.python_version(), "SQLite": sqlite3.sqlite_version, "SQLite source": source_id}
+    for name in _PACKAGES:
+        with suppress(PackageNotFoundError):  # a notebook needs no papermill in JupyterLab
+            found[name] = version(name)
+    return found
+
+
+def shipped_notebook(name: str) -> bytes | None:
+    """Return the template of this package that has this name, or None."""
+    path = DATA / "notebooks" / f"{name}.ipynb"
+    return path.read_bytes() if re.fullmatch(r"[a-z_]+", name) and path.is_file() else None
+
+
+def database_identity(settings: Settings) -> dict[str, Any] | None:
+    """Return what identifies the database: its name in its directory, size, ids, the hash of its schema. Read-only.
+
+    None where there is none. What can't be read is named under ``unread``, and is not an error here; a link is not
+    followed, and a lock waited for no longer than a second.
+    """
+    # A notebook's own event loop is busy with the cell that asks.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(_identity(settings))).result()
+
+
+async def _identity(settings: Settings) -> dict[str, Any] | None:
+    path = settings.db_path
+    try:
+        entry = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return {"path": path.name, "unread": f"{path} cannot be looked at: {error.strerror}"}
+    found: dict[str, Any] = {"path": path.name, "size": entry.st_size}
+    if not stat.S_ISREG(entry.st_mode) or not entry.st_size:
+        return found
+    brief = replace(settings, busy_timeout_ms=min(settings.busy_timeout_ms, _LONGEST_WAIT))
+    try:
+        async with connect(path, settings=brief) as conn:
+            ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
+            schema = {name: normalized(entry.sql) for name, entry in (await read_schema(conn)).items()}
+            return {**found, **ids, "schema_sha256": sha256(canonical(schema))}
+    # A schema that was written by hand can have names that are not text.
+    except (sqlite3.Error, OSError, AbathurError, TypeError, ValueError) as error:
+        return {**found, "unread": str(explain_error(path, error))}
+
+
+# --- the two files that a run writes
+
+
+def refused_before(settings: Settings, notebook: str) -> tuple[Check, ...]:
+    """Return what forbids a notebook before the database is looked into: the path, the file system. Read-only."""
+    target, known = examine(settings), notebook_named(notebook)
+    if not known.judges_place:
+        return (wanted(target, settings),) if target.state in known.refused_at else ()
+    location, forbidden = location_checks(settings)
+    refused = (target.check,) if target.state in known.refused_at else ()
+    return (*refused, *(check for check in location if forbidden and check.failed))
+
+
+def unrecorded(settings: Settings, notebook: str, parameters: Mapping[str, object]) -> str:
+    """Return why a run of ``notebook`` is not recorded, or an empty text. Read-only."""
+    if forbidden := refused_before(settings, notebook):
+        return "; ".join(f"{check.name}: {check.observed}" for check in forbidden)
+    data = settings.db_path.parent  # which a run that only looks must not make
+    if notebook_named(notebook).only_looks(parameters) and not data.is_dir():
+        return (
+            f"there is no {data} yet, and this run makes nothing" if settings.archive_dir.is_relative_to(data) else ""
+        )
+    return ""
+
+
+def write_started(
+    settings: Settings,
+    notebook: str,
+    parameters: Mapping[str, object],
+    *,
+    run_id: str = "",
+    template: tuple[str, str] | None = None,
+) -> Path:
+    """Write down that a run has started, and return its folder in the archive, which is made 0700 if it is missing.
+
+    ``template`` is the name and the SHA-256 of the notebook; by default the one that this package ships by the name,
+    which nobody has compared with what runs.
+    Raises RefusedError where it can't be written, ConfigurationError where the signing key can't sign: what leaves no
+    evidence does not begin.
+    """
+    signer(settings)
+    shipped = shipped_notebook(notebook)
+    name, digest = template or (f"{notebook}.ipynb", sha256(shipped) if shipped else None)
+    origin = "the notebook that ran" if template else "the package, by the notebook's name"
+    archive = settings.archive_dir
+    run_id = run_id or new_run_id()
+    if not RUN_ID.fullmatch(run_id):
+        raise RefusedError(f"{shown(run_id)} is not a run id", f"leave it to the runner: unset {LAUNCH}")
+    started = {
+        "format": FORMAT,
+        "run_id": run_id,
+        "notebook": notebook,
+        "template": {"name": name, "sha256": digest, "from": origin},
+        "env": settings.env,
+        "parameters": dict(parameters),
+        "settings": settings.shown(),
+        **person_and_host(),
+        "versions": versions_of(),
+        "started_at": utc_now(),
+    }
+    refuse_secrets(settings, {STARTED: sealed(tilde(started))})  # before anything is made
+    folder = archive / run_id
+    try:
+        _make_archive(archive)
+        content = sealed(tilde({**started, "ledger_head": ledger_head(archive)}))
+        require_no_line(archive, run_id)
+        if os.path.lexists(folder / RECORD):
+            raise RefusedError(f"run {run_id} is sealed already", f"see {folder}; unset {LAUNCH}")
+        make_private_directory(folder, owned_as=archive)
+        write_durably(folder / STARTED, content)
+    except OSError as error:
+        with suppress(OSError):
+            folder.rmdir()  # made, and nothing could be written into it
+        raise _unwritable(archive, error) from None
+    return folder
+
+
+def _make_archive(archive: Path) -> None:
+    make_private_directory(archive, owned_as=nearest_existing(archive))
+    found = os.lstat(archive)
+    if not stat.S_ISDIR(found.st_mode):
+        raise RefusedError(f"the archive {archive} is not a directory", "archive_dir: name another one")
+    if writable_by_others(archive):
+        raise RefusedError(
+            f"others may write to the archive {archive}, mode {stat.S_IMODE(found.st_mode):04o}",
+            f"see what they changed, then: chmod 700 {quote(str(archive))}",
+        )
+
+
+def _unwritable(archive: Path, error: OSError) -> RefusedError:
+    cause = os_cause(error, archive)
+    remedy = f"{cause.remedy}; or name another archive: ABATHUR_ARCHIVE_DIR"
+    if isinstance(error, PermissionError):
+        with suppress(OSError):
+            owner = as_user(os.stat(nearest_existing(archive)).st_uid)
+            remedy = f"run it {owner}, or name another archive: ABATHUR_ARCHIVE_DIR"
+    return RefusedError(f"the record of this run cannot be written to {archive}: {cause.observed}", remedy)
+
+
+def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: Any) -> Record:
+    """Seal the record of a run with its verdict, durably, and return it.
+
+    ``found`` are fields of Record. Raises RefusedError where it would hold a secret, or can't be written, ValueError
+    where the run's beginning is not as it was written.
+    """
+    begun = read_regular(folder / STARTED)
+    started = read_run(Started, unsealed(begun))
+    words = {each.name: getattr(started, each.name) for each in fields(Started)}
+    record = Record(**words, started_sha256=sha256(begun), ended_at=utc_now(), verdict=verdict, **found)
+    data = tilde(record.to_dict())
+    content = sealed(data)
+    refuse_secrets(settings, {RECORD: content})
+    try:
+        write_durably(folder / RECORD, content)
+    except OSError as failure:
+        raise _unwritable(folder.parent, failure) from None
+    return as_run(Record, data)
+
+
+# --- the run that a notebook holds
 
 
 def start_run(settings: Settings, notebook: str) -> "Run":
@@ -67,18 +265,14 @@ class Run:
         self.reason = unrecorded(self.settings, self.notebook, parameters)
         if self.reason:
             return
-        name, _, digest = os.environ.pop(TEMPLATE, "").rpartition(":")
-        self.folder = write_started(
-            self.settings,
-            self.notebook,
-            parameters,
-            run_id=os.environ.pop(RUN_ID, ""),
-            template=(name, digest) if digest else None,
-        )
+        run_id, _, told = os.environ.pop(LAUNCH, "").partition(":")
+        digest, _, name = told.partition(":")
+        template = (name, digest) if digest else None
+        self.folder = write_started(self.settings, self.notebook, parameters, run_id=run_id, template=template)
         self._before = database_identity(self.settings)
         if self._shell:
             for watch in [f for f in self._shell.events.callbacks["post_run_cell"] if _is_watch(f)]:
-                self._shell.events.unregister("post_run_cell", watch)  # of a run that was begun before, and left
+                self._shell.events.unregister("post_run_cell", watch)  # of an earlier run that was never sealed
             self._shell.events.register("post_run_cell", self._watch)
 
     def seal(self, *results: Any) -> None:
@@ -88,8 +282,7 @@ class Run:
         """
         if self.record:
             raise MisuseError(f"this run is sealed already, as {self.record.verdict}: run the notebook from its top")
-        for result in results:
-            self._keep(result)
+        self._keep(*results)
         reports = self._reports()
         if not any(report.checks for report in reports):
             raise MisuseError("a run without a single check proves nothing", "seal it with the report that it is about")
@@ -101,19 +294,17 @@ class Run:
             verdict = "refused" if any(report.refused for report in reports) else "fail"
         self._seal(verdict, None)
 
-    def _reports(self) -> list[Report]:
-        found = [result if isinstance(result, Report) else getattr(result, "report", None) for result in self._results]
-        reports: list[Report] = []
-        for report in found:
-            if isinstance(report, Report) and not any(report is other for other in reports):
-                reports.append(report)
-        return reports
+    def _keep(self, *results: Any) -> None:
+        for result in results:
+            known = any(result is other for other in self._results)
+            if not known and (isinstance(result, Report) or hasattr(result, "to_record")):
+                self._results.append(result)
 
-    def _keep(self, result: Any) -> None:
-        if (isinstance(result, Report) or hasattr(result, "to_record")) and not any(
-            result is other for other in self._results
-        ):
-            self._results.append(result)
+    def _reports(self) -> tuple[Report, ...]:
+        reports = [
+            result if isinstance(result, Report) else getattr(result, "report", None) for result in self._results
+        ]
+        return tuple({id(report): report for report in reports if isinstance(report, Report)}.values())
 
     def _watch(self, result: "ExecutionResult") -> None:
         """Keep what a cell has shown, and seal the run if it raised: called by IPython after each cell."""
@@ -125,7 +316,7 @@ class Run:
             if isinstance(error, ChecksFailedError) and error.report is not None:
                 self.seal(error.report)
             else:
-                self._seal(_verdict_of(error), _told(result, error))
+                self._seal(_verdict_of(error), _error(result, error))
         except AbathurError as failure:  # raised in here, it would end as a traceback, and the cell has its own error
             _show({"text/plain": str(failure)})
 
@@ -135,16 +326,10 @@ class Run:
         facts: dict[str, Any] = {}
         for result in self._results:
             facts |= result.to_record() if hasattr(result, "to_record") else {}
+        database = {"before": self._before, "after": database_identity(self.settings)}
+        found = {"reports": self._reports(), "facts": facts, "database": database, "error": error}
         try:
-            self.record = write_record(
-                self.folder,
-                self.settings,
-                verdict,
-                reports=tuple(self._reports()),
-                facts=facts,
-                database={"before": self._before, "after": database_identity(self.settings)},
-                error=error,
-            )
+            self.record = write_record(self.folder, self.settings, verdict, **found)
         finally:
             if self._shell:
                 self._shell.events.unregister("post_run_cell", self._watch)
@@ -161,35 +346,19 @@ class Run:
         return {"text/html": html, "text/plain": f"{self}\n{self.settings}"}
 
 
-def unrecorded(settings: Settings, notebook: str, parameters: Mapping[str, object]) -> str:
-    """Say why a run of ``notebook`` is not recorded, or return an empty text. Read-only."""
-    if forbidden := refused_before(settings, notebook):
-        return "; ".join(f"{check.name}: {check.observed}" for check in forbidden)
-    if notebook_named(notebook).only_looks(parameters) and not _has_a_place(settings):
-        return f"there is no {settings.db_path.parent} yet, and this run makes nothing"
-    return ""
-
-
-def _has_a_place(settings: Settings) -> bool:
-    """Return whether a record can be kept without making the database's own directory, which preflight only probes."""
-    data = settings.db_path.parent
-    return data.is_dir() or not settings.archive_dir.is_relative_to(data)
-
-
 def _verdict_of(error: BaseException) -> Verdict:
     if isinstance(error, RefusedError | BusyError | ConfigurationError):
         return "refused"
     return "interrupted" if isinstance(error, KeyboardInterrupt | asyncio.CancelledError) else "error"
 
 
-def _told(result: "ExecutionResult", error: BaseException) -> dict[str, Any]:
+def _error(result: "ExecutionResult", error: BaseException) -> dict[str, Any]:
     """Return what a record says of the cell that broke its run."""
-    message = printable(str(error))
     return {
         "cell": result.execution_count,
         "id": getattr(result.info, "cell_id", None),
         "name": type(error).__name__,
-        "message": message[:_LONGEST_MESSAGE],
+        "message": printable(str(error))[:_LONGEST_MESSAGE],
     }
 
 

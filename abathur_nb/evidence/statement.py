@@ -2,27 +2,128 @@
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from abathur_nb.config.settings import Settings
+from abathur_nb.config.settings import Settings, absolute_path
+from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.canonical import canonical, sha256
-from abathur_nb.evidence.keys import PublicKeys, signer
 from abathur_nb.evidence.record import Record
+from abathur_nb.files import open_regular
 
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+PublicKeys: TypeAlias = "Mapping[str, Ed25519PublicKey]"  # by key id
+_LONGEST = 65_536  # bytes of a key's file; a key has some hundred
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"  # https://github.com/in-toto/attestation/blob/main/spec/v1/envelope.md
 _TESTS = {"passedTests": ("pass",), "warnedTests": ("warn",), "failedTests": ("fail", "error")}
 
 
+# --- the keys
+
+
+def signer(settings: Settings) -> "Ed25519PrivateKey | None":
+    """Return the key that signs, in the file that the settings name, or None where they name none. Read-only.
+
+    Raises ConfigurationError where the file is missing, readable by others, or not an ed25519 key, or where its
+    passphrase is another.
+    """
+    if not settings.signing_key:
+        return None
+    where = "signing_key"
+    path, content, mode = _read(where, settings.signing_key)
+    if mode & 0o077:
+        wanted = f"{where}: expected a file that its owner alone may read, found {path} with mode {mode:04o}"
+        raise ConfigurationError(f"{wanted}: chmod 600 {quote(str(path))}")
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    passphrase = settings.signing_key_passphrase
+    try:
+        key = load_pem_private_key(content, passphrase.encode(errors="surrogateescape") or None)
+    except TypeError:  # one is given and not wanted, or the reverse
+        state, remedy = ("not encrypted", "leave out") if passphrase else ("encrypted", "set")
+        raise ConfigurationError(f"{where}: {path} is {state}: {remedy} signing_key_passphrase") from None
+    except (ValueError, UnsupportedAlgorithm):
+        opened = "that signing_key_passphrase opens" if passphrase else "in a PEM file (PKCS8)"
+        raise ConfigurationError(f"{where}: expected an ed25519 key {opened}, found none in {path}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        made = f"openssl genpkey -algorithm ed25519 -out {quote(str(path))}"
+        raise ConfigurationError(f"{where}: expected an ed25519 key, found another kind in {path}; {made} makes one")
+    return key
+
+
+def public_keys(paths: Iterable[str]) -> PublicKeys:
+    """Return the ed25519 keys in these PEM files by their ids; raise ConfigurationError with every fault. Read-only."""
+    found: dict[str, Ed25519PublicKey] = {}
+    faults: list[str] = []
+    for name in paths:
+        try:
+            key = _public_key(name)
+            found[_keyid(key)] = key
+        except ConfigurationError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigurationError(faults)
+    return found
+
+
+def _public_key(name: str) -> "Ed25519PublicKey":
+    path, content, _ = _read("--key", name, relative=True)
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(content)
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        made = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem"
+        raise ConfigurationError(f"--key: expected a public ed25519 key (PEM), found none in {path}; {made} makes one")
+    return key
+
+
+def _read(where: str, name: str, *, relative: bool = False) -> tuple[Path, bytes, int]:
+    """Return the absolute path of a small regular file, its content and its mode; never waits, as a FIFO would."""
+    faults: list[str] = []
+    if find_spec("cryptography") is None:
+        faults.append(f"{where}: signatures need cryptography, which is missing here: pip install 'abathur_nb[sign]'")
+    path = absolute_path(where, name, "the path of a key", relative, faults)
+    if path is None or faults:
+        raise ConfigurationError(faults)
+    try:
+        with open_regular(path, follow=True) as file:
+            return path, file.read(_LONGEST), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    except OSError as error:
+        raise ConfigurationError(f"{where}: {path} cannot be read: {error.strerror}") from None
+
+
+def _keyid(key: "Ed25519PublicKey") -> str:
+    """Return the id of a key, as securesystemslib makes it of its canonical JSON."""
+    public = {"public": key.public_bytes_raw().hex()}
+    return sha256(canonical({"keytype": "ed25519", "keyval": public, "scheme": "ed25519"}).rstrip(b"\n"))
+
+
+# --- what is signed
+
+
 def is_signed(content: bytes) -> bool:
-    """Return whether an envelope carries a signature, be it a good one or not."""
+    """Return whether an envelope carries a signature, valid or not."""
     try:
         return bool(json.loads(content)["signatures"])
     except (ValueError, TypeError, LookupError):
         return False
 
 
-def _statement(record: Record, hashes: Mapping[str, str], *, as_template: bool) -> dict[str, Any]:
+def _statement(record: Record, hashes: Mapping[str, str], *, as_template: bool) -> bytes:
     """Return what a run attests: https://github.com/in-toto/attestation/blob/main/spec/predicates/test-result.md."""
     checks = [(f"{report.title}: {check.name}", check.status) for report in record.reports for check in report.checks]
     tests = {name: [title for title, status in checks if status in said] for name, said in _TESTS.items()}
@@ -37,122 +138,32 @@ def _statement(record: Record, hashes: Mapping[str, str], *, as_template: bool) 
         # A descriptor has a digest, and that of a notebook of one's own may be unknown.
         *([{"name": template["name"], "digest": {"sha256": template["sha256"]}}] if template["sha256"] else []),
     ]
-    return {
+    statement = {
         "_type": "https://in-toto.io/Statement/v1",
         "subject": [{"name": name, "digest": {"sha256": hashes[name]}} for name in sorted(hashes)],
         "predicateType": "https://in-toto.io/attestation/test-result/v0.1",
         "predicate": {"result": result, "configuration": configuration, **tests},
     }
+    return canonical(statement)
 
 
 def envelope(settings: Settings, record: Record, hashes: Mapping[str, str], *, as_template: bool = False) -> bytes:
     """Return the statement of a run in its envelope: signed where ``signing_key`` is set, else without a signature.
 
-    ``hashes`` has the SHA-256 of each file of the run by its name; ``as_template`` tells whether the cells that ran
-    are known to be those of the template that the record names. Reads the key; writes nothing. Raises
-    ConfigurationError where the key can't sign.
+    ``hashes`` has the SHA-256 of each file of the run by its name; ``as_template`` says whether the cells that ran are
+    known to be those of the template that the record names. Reads the key; writes nothing. Raises ConfigurationError
+    where the key can't sign.
     """
-    payload = canonical(_statement(record, hashes, as_template=as_template))
-    sign = signer(settings)
-    if sign is None:
+    payload = _statement(record, hashes, as_template=as_template)
+    key = signer(settings)
+    if key is None:
         return _enclosed(payload, [])
-    from securesystemslib.dsse import Envelope
-
-    signed = Envelope(payload, _PAYLOAD_TYPE, {})
-    signed.sign(sign)
-    return canonical(signed.to_dict())
+    return _enclosed(payload, [{"keyid": _keyid(key.public_key()), "sig": _base64(key.sign(_signed(payload)))}])
 
 
-class Checked(NamedTuple):
-    """Hold what a statement's check found: ``faults``, and the key ids of its signatures.
-
-    ``signers`` are those whose signature was verified with a given key, ``claimed`` all others that are named:
-    nothing speaks for these but the file itself.
-    """
-
-    faults: tuple[str, ...] = ()
-    signers: tuple[str, ...] = ()
-    claimed: tuple[str, ...] = ()
-
-
-def check_statement(
-    content: bytes,
-    hashes: Mapping[str, str],
-    record: Record,
-    keys: PublicKeys,
-    *,
-    as_template: bool = False,
-) -> Checked:
-    """Check that an envelope is, byte for byte, what ``envelope`` says of this record and these hashes. Read-only.
-
-    Each signature that names one of ``keys`` must be that key's. Whether there must be one is asked over all runs,
-    by ``check_signers``.
-    """
-    try:
-        wanted = canonical(_statement(record, hashes, as_template=as_template))
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return Checked(("it can't be compared: its record lacks what a statement says",))
-    try:
-        given = json.loads(content)
-        signatures = [{"keyid": str(one["keyid"]), "sig": str(one["sig"])} for one in given["signatures"]]
-        payload = base64.b64decode(given["payload"], validate=True)
-        if _enclosed(payload, signatures) != content:
-            return Checked(("it is not in canonical form",))
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return Checked(("it is not a DSSE envelope with an in-toto statement",))
-    faults = [] if payload == wanted else ["it does not say what the record and the hashes of the files say"]
-    named = [one["keyid"] for one in signatures]
-    known = {keyid: key for keyid, key in keys.items() if keyid in named}
-    if len({*named}) < len(named):
-        faults.append("it names a key twice")
-    elif false := [keyid for keyid, key in known.items() if not _is_signed(given, key)]:
-        faults += [f"its signature is not by key {keyid}, which it names" for keyid in false]
-        known = {keyid: key for keyid, key in known.items() if keyid not in false}
-    return Checked(tuple(faults), tuple(known), tuple(keyid for keyid in named if keyid not in known))
-
-
-def _is_signed(given: Mapping[str, Any], key: Any) -> bool:
-    from securesystemslib.dsse import Envelope
-    from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
-
-    signatures = [dict(one) for one in given["signatures"]]  # from_dict takes its argument apart
-    try:
-        Envelope.from_dict({**given, "signatures": signatures}).verify([key], 1)
-    except (VerificationError, UnverifiedSignatureError, ValueError):
-        return False
-    return True
-
-
-def check_signers(runs: Sequence[tuple[str, Checked]], keys: PublicKeys) -> tuple[list[str], list[str]]:
-    """Return the faults and the notes about who signed the runs of an archive, in the order of its ledger.
-
-    With keys: from the first run that one of them signed on, each must be signed by one of them, and at least one
-    must be. Without a key no signature is checked, and the note says so: whoever rewrote the archive could have
-    signed it with a key of his own. Read-only.
-    """
-    signed = [run_id for run_id, checked in runs if checked.signers]
-    claimed = {keyid for _, checked in runs for keyid in checked.claimed}
-    count = sum(bool(checked.signers or checked.claimed) for _, checked in runs)
-    if not keys:
-        if not claimed:
-            return [], ["no run is signed: a wholesale rewriting of the archive would not show"]
-        names = ", ".join(sorted(claimed))
-        return [], [
-            f"{count} of {len(runs)} runs name a signature by key {names}, which is NOT checked: give --key PUBLIC.pem"
-        ]
-    if not signed:
-        return [f"no run is signed by key {' or '.join(keys)}"], []
-    late = runs[[run_id for run_id, _ in runs].index(signed[0]) :]
-    faults = [
-        f"run {run_id} is not signed by a given key, but run {signed[0]} before it is"
-        for run_id, checked in late
-        if not checked.signers
-    ]
-    early = len(runs) - len(late)
-    return faults, [
-        f"{len(signed)} of {len(runs)} runs are signed by a given key",
-        *([f"{early} before the first signed one {'is' if early == 1 else 'are'} not"] if early else []),
-    ]
+def _signed(payload: bytes) -> bytes:
+    """Return the bytes that are signed: https://github.com/secure-systems-lab/dsse/blob/master/protocol.md."""
+    return b"DSSEv1 %d %b %d %b" % (len(_PAYLOAD_TYPE), _PAYLOAD_TYPE.encode(), len(payload), payload)
 
 
 def _enclosed(payload: bytes, signatures: list[dict[str, str]]) -> bytes:
@@ -161,3 +172,84 @@ def _enclosed(payload: bytes, signatures: list[dict[str, str]]) -> bytes:
 
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
+
+
+# --- how it is checked
+
+
+class Checked(NamedTuple):
+    """Hold what the check of a statement found: ``faults``, and the key ids of its signatures.
+
+    ``signers`` are those whose signature was verified with a given key, ``claimed`` all others that are named, which
+    nothing but the file itself confirms.
+    """
+
+    faults: tuple[str, ...] = ()
+    signers: tuple[str, ...] = ()
+    claimed: tuple[str, ...] = ()
+
+
+def check_statement(
+    content: bytes, hashes: Mapping[str, str], record: Record, keys: PublicKeys, *, as_template: bool = False
+) -> Checked:
+    """Check that an envelope is, byte for byte, what ``envelope`` says of this record and these hashes. Read-only.
+
+    Each signature that names one of ``keys`` must be that key's. ``check_signers`` says whether there must be one.
+    """
+    try:
+        given = json.loads(content)
+        signatures = [{"keyid": str(one["keyid"]), "sig": str(one["sig"])} for one in given["signatures"]]
+        payload = base64.b64decode(given["payload"], validate=True)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return Checked(("it is not a DSSE envelope with an in-toto statement",))
+    if _enclosed(payload, signatures) != content:
+        return Checked(("it is not in canonical form",))
+    faults = []
+    if payload != _statement(record, hashes, as_template=as_template):
+        faults.append("it does not say what the record and the hashes of the files say")
+    named = [one["keyid"] for one in signatures]
+    if len({*named}) < len(named):
+        return Checked((*faults, "it names a key twice"), (), tuple(named))
+    signers = []
+    for one in signatures:
+        if one["keyid"] in keys and _is_by(keys[one["keyid"]], one["sig"], payload):
+            signers.append(one["keyid"])
+        elif one["keyid"] in keys:
+            faults.append(f"its signature is not by key {one['keyid']}, which it names")
+    return Checked(tuple(faults), tuple(signers), tuple(keyid for keyid in named if keyid not in signers))
+
+
+def _is_by(key: "Ed25519PublicKey", signature: str, payload: bytes) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        key.verify(base64.b64decode(signature, validate=True), _signed(payload))
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def check_signers(runs: Sequence[tuple[str, Checked]], keys: PublicKeys) -> tuple[list[str], list[str]]:
+    """Return the faults and the notes about who signed the runs of an archive, in the order of its ledger. Read-only.
+
+    With keys: from the first run that one of them signed on, each must be signed by one of them, and at least one
+    must be. Without a key no signature is checked, and the note says so: whoever rewrote the archive could have
+    signed it with a key of their own.
+    """
+    signed = [number for number, (_, checked) in enumerate(runs) if checked.signers]
+    if not keys:
+        if not (claimed := sorted({keyid for _, checked in runs for keyid in checked.claimed})):
+            return [], ["no run is signed: a wholesale rewriting of the archive would not show"]
+        some = f"{sum(bool(checked.claimed) for _, checked in runs)} of {len(runs)} runs"
+        key = ", ".join(claimed)
+        return [], [f"{some} name a signature by key {key}, which is NOT checked: give --key PUBLIC.pem"]
+    if not signed:
+        return [f"no run is signed by key {' or '.join(keys)}"], []
+    early, (first, _) = signed[0], runs[signed[0]]
+    faults = [
+        f"run {run_id} is not signed by a given key, but run {first} before it is"
+        for run_id, checked in runs[early:]
+        if not checked.signers
+    ]
+    before = [f"{early} before the first signed one {'is' if early == 1 else 'are'} not"] if early else []
+    return faults, [f"{len(signed)} of {len(runs)} runs are signed by a given key", *before]

@@ -1,5 +1,6 @@
-"""Where the copy of an archive lies: a directory, or what fsspec reaches; its objects are listed, read and added."""
+"""Where an archive or a copy of it lies: a directory, or what fsspec reaches; which one is meant; copies fetched."""
 
+import argparse
 import errno
 import os
 import re
@@ -7,34 +8,80 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
-from abathur_nb.config.settings import absolute_path
+from abathur_nb.config.settings import Settings, absolute_path, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, parse
-from abathur_nb.evidence.reading import is_folder
+from abathur_nb.evidence.record import is_folder
 from abathur_nb.files import UNFINISHED, at, make_private_directory, make_private_file, open_regular, write_durably
 from abathur_nb.text import is_printable, printable, shown, url_fault
 
 LINE = re.compile(r"ledger/\d{8}\.jsonl")  # an object a line: an object can't be appended to
 # What may be brought back: nothing that leads out of its directory, or passes for the ledger.
 _SAFE = re.compile(r"(?!\.\.?(?:/|\Z))[\w.-]+(?:/(?!\.\.?\Z)[\w.-]+)?")
-
-# Here s3fs tries each request 5 times, and botocore below it too, as often as AWS_MAX_ATTEMPTS says, 5 by default: a
-# server that never answers would be given up after 6 minutes. What failed is begun again, and goes on where it was.
-_TRIES_TWICE = ("s3", "s3a")
-
-P = ParamSpec("P")
-T = TypeVar("T")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^?#\s]*)")
 _MD5 = re.compile(r'"([0-9a-f]{32})"')  # how S3 names what was put in one piece; of several it names something else
+# Here s3fs tries each request 5 times, and botocore below it too, as often as AWS_MAX_ATTEMPTS says, 5 by default: a
+# server that never answers would be given up after 6 minutes. A copy that failed is resumed by the next one.
+_TRIES_TWICE = ("s3", "s3a")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+# --- which archive is meant
+
+
+def chosen_archive(arguments: argparse.Namespace) -> Path | str:
+    """Return the archive that the arguments name, as `archive_at` does; raise ConfigurationError if there is none."""
+    if arguments.archive is None:
+        archive = resolve(
+            "development" if arguments.env is None else arguments.env, db_path=arguments.db_path
+        ).archive_dir
+        if not os.path.isdir(archive):  # noqa: PTH112 - False, where Path raises for one in a closed directory
+            raise ConfigurationError(f"no archive at {archive}: the first recorded run makes it")
+        return archive
+    if arguments.env is not None or arguments.db_path is not None:
+        raise ConfigurationError("--archive: expected it, or --env and --db-path, found both")
+    return archive_at("--archive", arguments.archive)
+
+
+def archive_at(name: str, value: object) -> Path | str:
+    """Return the directory that an argument names, or a URL as it is; `local` looks whether a copy is there.
+
+    Raises ConfigurationError where there is no directory. Read-only.
+    """
+    if fault := url_fault(name, str(value)):
+        raise ConfigurationError(fault)
+    if isinstance(value, str) and "://" in value:
+        return value
+    archive = _directory_at(name, value)
+    if not os.path.isdir(archive):  # noqa: PTH112 - False, where Path raises for one in a closed directory
+        raise ConfigurationError(f"{name}: expected the directory of an archive, found none at {archive}")
+    return archive
+
+
+def _directory_at(name: str, value: object, *, relative: bool = True) -> Path:
+    faults: list[str] = []
+    path = absolute_path(name, value, "argument", relative, faults)
+    if path is None:
+        raise ConfigurationError(faults)
+    return path
+
+
+def first_run(settings: Settings) -> str:
+    """Return the remedy where an environment has no archive yet."""
+    return f"the first recorded run makes it: papermill init.ipynb out.ipynb {settings.as_arguments}"
+
+
+# --- where copies lie
 
 
 class Store(NamedTuple):
     """Hold how to get at the objects of a copy, which have names such as ``RUNID/record.json``.
 
-    ``found`` names all there are, each with its MD5 where the store tells it, else an empty text. ``add`` makes a
-    new one, and replaces none. All raise RefusedError for whatever the store says no to.
+    ``found`` names all there are, each with its MD5 where the store reports it, else an empty text. ``add`` makes a
+    new one, and replaces none. All raise RefusedError for whatever the store refuses.
     """
 
     where: str
@@ -44,21 +91,18 @@ class Store(NamedTuple):
 
 
 def open_store(url: str) -> Store:
-    """Return the store that a directory or a URL names; raise ConfigurationError if it is none that is known.
+    """Return the store that a directory or a URL names; raise ConfigurationError if it is not one that is known.
 
     No credentials are taken from a URL: URLs are shown. Makes nothing.
     """
     if fault := url_fault("URL", url):
         raise ConfigurationError(fault)
-    if not is_printable(url) or ("://" in url and not (match := _URL.fullmatch(url))):
+    match = _URL.fullmatch(url)
+    if not is_printable(url) or ("://" in url and not match):
         raise ConfigurationError("URL: expected a directory, or protocol://place/path without ? and #")
-    scheme, rest = match.groups() if "://" in url and match else ("file", url)
+    scheme, rest = match.groups() if match else ("file", url)
     if scheme in ("file", "local"):
-        faults: list[str] = []
-        folder = absolute_path("URL", rest, "argument", "://" not in url, faults)
-        if folder is None:
-            raise ConfigurationError(faults)
-        return _directory(folder)
+        return _directory(_directory_at("URL", rest, relative=match is None))
     return _objects(url, scheme)
 
 
@@ -78,6 +122,15 @@ def _telling(where: str, call: Callable[P, T]) -> Callable[P, T]:
     return words
 
 
+def _store(
+    where: str,
+    found: Callable[[], dict[str, str]],
+    read: Callable[[str], bytes],
+    add: Callable[[str, bytes], None],
+) -> Store:
+    return Store(where, _telling(where, found), _telling(where, read), _telling(where, add))
+
+
 def _directory(folder: Path) -> Store:
     def found() -> dict[str, str]:
         return {
@@ -87,6 +140,10 @@ def _directory(folder: Path) -> Store:
             if not name.startswith(UNFINISHED)
         }
 
+    def read(name: str) -> bytes:
+        with open_regular(folder / name) as file:  # however large
+            return file.read()
+
     def add(name: str, content: bytes) -> None:
         path = folder / name
         make_private_directory(path.parent)
@@ -94,12 +151,7 @@ def _directory(folder: Path) -> Store:
             raise FileExistsError(f"{path} is there already")
         write_durably(path, content)
 
-    def read(name: str) -> bytes:
-        with open_regular(folder / name) as file:  # however large
-            return file.read()
-
-    where = str(folder)
-    return Store(where, _telling(where, found), _telling(where, read), _telling(where, add))
+    return _store(str(folder), found, read, add)
 
 
 def _unless_absent(error: OSError) -> None:
@@ -124,10 +176,17 @@ def _objects(url: str, scheme: str) -> Store:
 
     def found() -> dict[str, str]:
         system.invalidate_cache()
-        listed = system.find(root, detail=True)
-        named = {path.removeprefix(root).strip("/"): words for path, words in listed.items()}
-        # A store may list the place itself, as a directory, once another has begun to write there.
-        return {name: _md5(words) for name, words in named.items() if name and words.get("type") != "directory"}
+        objects: dict[str, str] = {}
+        for path, about in system.find(root, detail=True).items():
+            name = path.removeprefix(root).strip("/")
+            # A store may list the place itself, as a directory, once another has begun to write there.
+            if name and about.get("type") != "directory":
+                match = _MD5.fullmatch(str(about.get("ETag", "")))
+                objects[name] = match[1] if match else ""
+        return objects
+
+    def read(name: str) -> bytes:
+        return bytes(system.cat_file(f"{root}/{name}"))
 
     def add(name: str, content: bytes) -> None:
         try:
@@ -137,15 +196,7 @@ def _objects(url: str, scheme: str) -> Store:
                 raise
             system.pipe_file(f"{root}/{name}", content)  # a store that can't be asked to replace none
 
-    def read(name: str) -> bytes:
-        return bytes(system.cat_file(f"{root}/{name}"))
-
-    return Store(url, _telling(url, found), _telling(url, read), _telling(url, add))
-
-
-def _md5(words: Any) -> str:
-    match = _MD5.fullmatch(str(words.get("ETag", "")))
-    return match[1] if match else ""
+    return _store(url, found, read, add)
 
 
 @contextmanager

@@ -1,43 +1,168 @@
-"""Verify: whether an archive is as it was written: every hash, link, file and signature is recomputed."""
+"""Verify whether an archive is as it was written, recomputing every hash, link and signature; copy one that is."""
 
 import argparse
 import hashlib
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from shlex import quote
 from types import MappingProxyType
 
-from abathur_nb.evidence.keys import PublicKeys, public_keys
-from abathur_nb.evidence.ledger import FIRST, LEDGER, RUN_ID, Ledger, read_ledger
-from abathur_nb.evidence.reading import Entry, archive_at, is_folder, read_entry, run_ids
-from abathur_nb.evidence.record import NOTEBOOK, PAGE, PDF, RECORD, STARTED, STATEMENT, Started
-from abathur_nb.evidence.statement import Checked, check_signers, check_statement
-from abathur_nb.evidence.stores import local
+from abathur_nb.errors import ConfigurationError, RefusedError
+from abathur_nb.evidence.canonical import sha256
+from abathur_nb.evidence.ledger import FIRST, LEDGER, RUN_ID, Ledger, content_of, parse, read_ledger
+from abathur_nb.evidence.record import (
+    NOTEBOOK,
+    PAGE,
+    PDF,
+    RECORD,
+    STARTED,
+    STATEMENT,
+    Entry,
+    Started,
+    is_folder,
+    read_entry,
+    run_ids,
+)
+from abathur_nb.evidence.statement import Checked, PublicKeys, check_signers, check_statement, public_keys
+from abathur_nb.evidence.stores import LINE, Store, archive_at, chosen_archive, local, open_store
 from abathur_nb.files import open_regular, read_regular
 from abathur_nb.report import Check, Report, Status
-from abathur_nb.text import counted, moment_of, shown
+from abathur_nb.text import counted, moment_of, shown, some
 
 _SEALED = {STARTED, RECORD}  # all that a run without a line has
 _EVERY_RUN = _SEALED | {NOTEBOOK, STATEMENT}  # that has a line; and as a rule a page
 _FILES = _EVERY_RUN | {PAGE, PDF}
 _CLOCKS_S = 120  # a line says when it was to be written, and then waits its turn; a clock may be set back a little
-Found = Iterator[tuple[str, str]]  # the id of the check of what must hold, or "notes", and what was found
+_NAMED = 5  # objects that an error names
+_FIND_OUT = "find out who did it; trust a copy that verify passes"
+# What must hold, in the order in which a fault is named as the first; what is said when it does; what to do about one.
+_RULES = {
+    "ledger": (
+        "each line whole, with its own hash and the hash of the line before",
+        "{lines}, each with the hash of the one before",
+        _FIND_OUT,
+    ),
+    "last_line": ("a whole one", "it is whole", "it is not tampering: the next run of this environment closes it"),
+    "runs": (
+        "each file is there, with the hash that the ledger names; each record says what the ledger says",
+        "{archived} archived of {runs}, as they were written",
+        _FIND_OUT,
+    ),
+    "order": (
+        "what each run, when it began, names as the last line was then the last line of this ledger",
+        "{begun}, each begun behind a line of this ledger",
+        _FIND_OUT,
+    ),
+    "statements": (
+        "each says in canonical form what the record and the hashes say",
+        "{statements}, as the records say",
+        _FIND_OUT,
+    ),
+    "nothing_else": (
+        "nothing but the ledger and the runs",
+        "the ledger and the runs alone",
+        "find out whose it is, and move it away",
+    ),
+}
+_NOT_COPIED = ("last_line", "nothing_else")  # what may be wrong with what is not copied
+Found = Iterator[tuple[str, str]]  # the id of the rule, or of a warning, and what was found
 
 
-def of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]]) -> Found:
-    """Yield what is wrong with the files of one run, and add what was found out of its statement to ``statements``."""
+def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) -> Report:
+    """Recompute every hash and link of an archive, and with ``keys`` every signature. Read-only; follows no link.
+
+    What is wrong fails a check, the first fault named first. Unsealed runs, and sealed ones without a line in the
+    ledger, are a warning: no evidence, and no fault. Raises RefusedError for a directory that can't be read.
+    """
+    names = run_ids(archive)  # before the ledger: of a run that ends meanwhile the folder is found too
+    ledger = read_ledger(archive)
+    in_order = (*ledger.runs, *sorted(names - ledger.runs.keys()))  # an id may be forged, its place in the chain not
+    entries = [read_entry(archive, run_id, ledger.runs.get(run_id)) for run_id in in_order]
+    if not entries and ledger == Ledger():
+        return Report("verify", (_no_archive(archive),), subject=str(archive))
+    found: dict[str, list[str]] = {name: [] for name in (*_RULES, "no_evidence", "other_cells", "notes")}
+    found["ledger"] += ledger.faults
+    found["last_line"] += [ledger.torn] if ledger.torn else []
+    found["notes"] += ledger.notes
+    statements: list[tuple[str, Checked]] = []
+    for rule, fault in (
+        *(one for entry in entries for one in _of_run(entry, keys, statements)),
+        *_of_order(entries, ledger),
+        *_strangers(archive, entries),
+    ):
+        found[rule].append(fault)
+    count = {
+        "lines": counted(len(ledger.lines), "line"),
+        "runs": len(entries),
+        "archived": sum(entry.line is not None for entry in entries),
+        "begun": counted(sum(entry.started is not None for entry in entries), "run"),
+        "statements": counted(len(statements), "statement"),
+    }
+    checks = []
+    for name, words in found.items():
+        first, several = _first(words), tuple(words) if len(words) > 1 else ()  # one alone is shown already
+        if name in _RULES:
+            expected, passed, remedy = _RULES[name]
+            observed = first or passed.format(**count)
+            checks.append(
+                Check.that(name, not words, expected=expected, observed=observed, remedy=remedy, evidence=several)
+            )
+        elif words:
+            checks.append(Check(name, "warn", observed=first, evidence=several))
+    return Report("verify", (*checks, _signatures(statements, keys)), subject=str(archive))
+
+
+def _no_archive(archive: Path) -> Check:
+    observed = f"no run, and no line of a ledger, is in {archive}"
+    near = [folder for folder in (archive / "runs", archive.parent) if (folder / LEDGER).is_file()]
+    remedy = f"did you mean {near[0]}?" if near else "name the directory of an archive"
+    return Check("ledger", "fail", _RULES["ledger"][0], observed, remedy)
+
+
+def _first(found: Sequence[str]) -> str:
+    return (found[0] + (f"; and {len(found) - 1} more" if found[1:] else "")) if found else ""
+
+
+def _signatures(statements: list[tuple[str, Checked]], keys: PublicKeys) -> Check:
+    """Judge who signed; without a key none is checked, which is worth a warning where there is a signature."""
+    faults, notes = check_signers(statements, keys)
+    status: Status = "fail" if faults else "pass"
+    if not keys:
+        status = "warn" if any(checked.claimed for _, checked in statements) else "skip"
+    expected = "by a given key, of each run since the first that has one"
+    remedy = "give each key with --key; if one is missing, find out who took it away" if faults else ""
+    observed = _first(faults) or "; ".join(notes)
+    return Check("signatures", status, expected, observed, remedy, tuple(faults) if len(faults) > 1 else ())
+
+
+def _of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]]) -> Found:
+    """Yield what is wrong with the files of one run, and add what its statement's check found to ``statements``."""
     yield from (("runs", fault) for fault in entry.faults)
-    if entry.line is None or not is_folder(entry.folder):
+    if entry.line is None:
+        if entry.record and not entry.faults:
+            ending = (
+                f"sealed as {entry.verdict}, but without a line in the ledger: not archived, or the line was removed"
+            )
+            yield "no_evidence", f"{entry.run_id} {entry.record.notebook}: {ending}"
+        elif not entry.faults:
+            begun = f"{entry.started.notebook}: begun" if entry.started else "begun"
+            yield "no_evidence", f"{entry.run_id} {begun}, never sealed: it died, or still runs"
         return
-    files = entry.line.data["files"]
+    files, as_template = entry.line.data["files"], entry.line.data["as_template"]
+    if not as_template:
+        words = f"{entry.run_id} {entry.line.data['notebook']}: its cells are not known to be the template's"
+        yield "other_cells", words
+    if not is_folder(entry.folder):
+        return
     if set(files) - _FILES or _EVERY_RUN - set(files):
-        yield (
-            "runs",
-            f"{LEDGER} line {entry.line.number}: expected the hashes of {_told(_EVERY_RUN)}, found {_told(files)}",
-        )
+        expected, found = (", ".join(map(shown, sorted(names))) for names in (_EVERY_RUN, files))
+        yield "runs", f"{LEDGER} line {entry.line.number}: expected the hashes of {expected}, found {found}"
     for name in sorted(_FILES & set(files) - _SEALED):
         where = f"{entry.run_id}/{name}"
         try:
@@ -47,7 +172,7 @@ def of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]]
                 yield "runs", f"{where}: it is not the file that the ledger names"
             elif name == STATEMENT and entry.record and not entry.faults:
                 hashes = {other: digest for other, digest in files.items() if other != STATEMENT}
-                content, as_template = read_regular(entry.folder / name), entry.line.data["as_template"]
+                content = read_regular(entry.folder / name)
                 checked = check_statement(content, hashes, entry.record, keys, as_template=as_template)
                 statements.append((entry.run_id, checked))
                 yield from (("statements", f"{where}: {fault}") for fault in checked.faults)
@@ -57,11 +182,7 @@ def of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]]
             yield "runs", f"{where}: it cannot be read: {error.strerror}"
 
 
-def _told(names: Mapping[str, str] | set[str]) -> str:
-    return ", ".join(map(shown, sorted(names)))
-
-
-def of_order(entries: list[Entry], ledger: Ledger) -> Found:
+def _of_order(entries: list[Entry], ledger: Ledger) -> Found:
     """Yield each run that did not begin where it says, behind a line of this ledger; and note odd times.
 
     One that began behind its own line would have to hash itself. A run of another archive, signed with the same key,
@@ -93,14 +214,14 @@ def _place(started: Started) -> str:
 
 
 def _is_before(earlier: str, later: str) -> bool:
-    """Return whether a moment is clearly before another one; so is what is not a moment."""
+    """Return whether a moment is clearly before another one; text that is not a moment counts as before."""
     try:
         return (moment_of(later) - moment_of(earlier)).total_seconds() > _CLOCKS_S
     except ValueError:
         return True
 
 
-def strangers(archive: Path, entries: list[Entry]) -> Found:
+def _strangers(archive: Path, entries: list[Entry]) -> Found:
     """Yield what else is in the archive; what is hidden, and what others may read or write, is only noted."""
     folders = {archive: {LEDGER, *(entry.run_id for entry in entries)}}
     for entry in entries:
@@ -114,20 +235,18 @@ def strangers(archive: Path, entries: list[Entry]) -> Found:
         except OSError as error:
             yield "nothing_else", f"{folder.name}: it cannot be read: {error.strerror}"
             continue
+        # What a run has left that was killed while it was archived, after it was sealed.
+        leftovers = _FILES if expected is _SEALED and os.path.lexists(folder / RECORD) else set()
         for path in paths:
             where = shown(str(path.relative_to(archive)))
-            if path.name not in expected and not RUN_ID.fullmatch(str(path.relative_to(archive))):
-                # Of a killed run, or of JupyterLab; of one that was killed while it was archived, or still is.
-                is_left = path.name.startswith(".") or (expected == _SEALED and _is_half_archived(path))
-                yield ("notes", f"{where} is a leftover, no evidence") if is_left else ("nothing_else", where)
-            elif _is_open_to_others(path):
-                open_to_others.append(where)
+            if path.name in expected or RUN_ID.fullmatch(str(path.relative_to(archive))):
+                open_to_others += [where] if _is_open_to_others(path) else []
+            elif path.name.startswith(".") or path.name in leftovers:
+                yield "notes", f"{where} is a leftover, no evidence"
+            else:
+                yield "nothing_else", where
     if open_to_others:
         yield "notes", f"others may use {len(open_to_others)} files or folders: {', '.join(open_to_others[:3])}"
-
-
-def _is_half_archived(path: Path) -> bool:
-    return path.name in _FILES and os.path.lexists(path.with_name(RECORD))  # which is sealed first
 
 
 def _is_open_to_others(path: Path) -> bool:
@@ -138,139 +257,105 @@ def _is_open_to_others(path: Path) -> bool:
     return not stat.S_ISLNK(found) and bool(found & 0o077)
 
 
-_TITLE = "verify"
-_FIND_OUT = "find out who did it; trust a copy that verify passes"
-# What must hold, in the order in which a fault is named as the first; what is said when it does; what to do about one.
-_RULES = {
-    "ledger": (
-        "each line whole, with its own hash and the hash of the line before",
-        "{lines}, each with the hash of the one before",
-        _FIND_OUT,
-    ),
-    "last_line": ("a whole one", "it is whole", "it is not tampering: the next run of this environment closes it"),
-    "runs": (
-        "each file is there, with the hash that the ledger names; each record says what the ledger says",
-        "{archived} archived of {runs}, as they were written",
-        _FIND_OUT,
-    ),
-    "order": (
-        "what each run, when it began, names as the last line was then the last line of this ledger",
-        "{begun}, each begun behind a line that stands",
-        _FIND_OUT,
-    ),
-    "statements": (
-        "each says in canonical form what the record and the hashes say",
-        "{statements}, as the records say",
-        _FIND_OUT,
-    ),
-    "nothing_else": (
-        "nothing but the ledger and the runs",
-        "the ledger and the runs alone",
-        "find out whose it is, and move it away",
-    ),
-}
-
-
-def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) -> Report:
-    """Recompute every hash and link of an archive, and with ``keys`` every signature. Read-only; follows no link.
-
-    What is wrong fails a check, the first fault named first. Unsealed runs, and sealed ones without a line in the
-    ledger, are a warning: no evidence, and no fault. Raises RefusedError for a directory that can't be read.
-    """
-    names = run_ids(archive)  # before the ledger: of a run that ends meanwhile the folder is found too
-    ledger = read_ledger(archive)
-    in_order = (*ledger.runs, *sorted(names - ledger.runs.keys()))  # an id may be forged, its place in the chain not
-    entries = [read_entry(archive, run_id, ledger.runs.get(run_id)) for run_id in in_order]
-    if not entries and ledger == Ledger():
-        return Report(_TITLE, (_no_archive(archive),), subject=str(archive))
-    found: dict[str, list[str]] = {name: [] for name in (*_RULES, "notes")}
-    found["ledger"] += ledger.faults
-    found["last_line"] += [ledger.torn] if ledger.torn else []
-    found["notes"] += ledger.notes
-    statements: list[tuple[str, Checked]] = []
-    for rule, words in (
-        *(one for entry in entries for one in of_run(entry, keys, statements)),
-        *of_order(entries, ledger),
-        *strangers(archive, entries),
-    ):
-        found[rule].append(words)
-    signatures = _signatures(statements, keys)
-    count = {
-        "lines": counted(len(ledger.lines), "line"),
-        "runs": len(entries),
-        "archived": sum(entry.line is not None for entry in entries),
-        "begun": counted(sum(entry.started is not None for entry in entries), "run"),
-        "statements": counted(len(statements), "statement"),
-    }
-    checks = [
-        Check.that(
-            name,
-            not found[name],
-            expected=expected,
-            observed=_first(found[name]) or passed.format(**count),
-            remedy=remedy,
-            evidence=_several(found[name]),
-        )
-        for name, (expected, passed, remedy) in _RULES.items()
-    ]
-    no_evidence = [words for entry in entries if (words := _no_evidence(entry))]
-    edited = [
-        f"{entry.run_id} {entry.line.data['notebook']}: its cells are not known to be the template's"
-        for entry in entries
-        if entry.line and not entry.line.data["as_template"]
-    ]
-    for name, noted in (("no_evidence", no_evidence), ("other_cells", edited), ("notes", found["notes"])):
-        if noted:
-            checks.append(Check(name, "warn", observed=_first(noted), evidence=tuple(_several(noted))))
-    return Report(_TITLE, (*checks, signatures), subject=str(archive))
-
-
-def _no_archive(archive: Path) -> Check:
-    observed = f"no run, and no line of a ledger, is in {archive}"
-    near = [folder for folder in (archive / "runs", archive.parent) if (folder / LEDGER).is_file()]
-    remedy = f"did you mean {near[0]}?" if near else "name the directory of an archive"
-    return Check("ledger", "fail", _RULES["ledger"][0], observed, remedy)
-
-
-def _first(found: Sequence[str]) -> str:
-    return (found[0] + (f"; and {len(found) - 1} more" if found[1:] else "")) if found else ""
-
-
-def _several(found: Sequence[str]) -> Sequence[str]:
-    """Return what was found, unless the first is all: that is shown already."""
-    return found if len(found) > 1 else ()
-
-
-def _signatures(statements: list[tuple[str, Checked]], keys: PublicKeys) -> Check:
-    """Judge who signed; without a key none is checked, which is worth a warning where there is a signature."""
-    faults, notes = check_signers(statements, keys)
-    status: Status = "fail" if faults else "pass"
-    if not keys:
-        status = "warn" if any(checked.claimed for _, checked in statements) else "skip"
-    return Check(
-        "signatures",
-        status,
-        expected="by a given key, of each run since the first that has one",
-        observed=_first(faults) or "; ".join(notes),
-        remedy="give each key with --key; if one is missing, find out who took it away" if faults else "",
-        evidence=tuple(_several(faults)),
-    )
-
-
-def _no_evidence(entry: Entry) -> str:
-    if entry.faults or (entry.line and entry.record):
-        return ""
-    if entry.record:
-        ending = "sealed as {verdict}, but without a line in the ledger: not archived, or the line was taken away"
-        return f"{entry.run_id} {entry.record.notebook}: {ending.format(verdict=entry.verdict)}"
-    begun = f"{entry.started.notebook}: begun" if entry.started else "begun"
-    return f"{entry.run_id} {begun}, never sealed: it died, or still runs"
-
-
 def command(arguments: argparse.Namespace) -> int:
-    """Print the report on an archive, faults first; return 0 if there is none, else 1. Read-only."""
+    """Print the report on an archive, faults first, and return 0 if there is none, else 1; or copy the archive."""
+    if arguments.command == "copy":
+        return _copy(arguments)
     keys = public_keys(arguments.key)
     with local(archive_at("ARCHIVE", arguments.archive)) as archive:
         report = replace(verify_archive(archive, keys=keys), subject=arguments.archive)
     sys.stdout.write(f"{report}\n")
     return 0 if report.ok else 1
+
+
+# --- a copy
+
+
+def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
+    """Copy the runs of an archive's ledger to a directory or a URL of fsspec; return what was ``copied`` and ``left``.
+
+    Of each run its files first and its line of the ledger last: cut short, the copy is a shorter archive, and the
+    next one goes on from there. What is there already is compared, and never changed. ``left`` are the runs that
+    have no line. Raises RefusedError, before anything is written, where the copy holds anything else than the
+    archive, or ``verify`` finds fault with what is to be copied. The archive stays as it is.
+    """
+    store = open_store(url)
+    if Path(store.where).is_absolute() and Path(store.where, "x").resolve().is_relative_to(archive.resolve()):
+        raise RefusedError(f"{store.where} lies in the archive itself", "name another directory")
+    if faults := [one for one in verify_archive(archive).checks if one.failed and one.id not in _NOT_COPIED]:
+        raise RefusedError(
+            f"{archive} is not as it was written: {faults[0].name}: {faults[0].observed}. Nothing was copied",
+            f"python -m abathur_nb verify {quote(str(archive))}",
+        )
+    content = content_of(archive)
+    content = content[: content.rfind(b"\n") + 1]
+    wanted = dict(_wanted(archive, content))
+    found = store.found()
+    if odd := sorted(n for n in found if not LINE.fullmatch(n) and not RUN_ID.fullmatch(n.partition("/")[0])):
+        raise RefusedError(
+            f"{store.where} holds what is not a copy of an archive, such as {shown(odd[0])}. Nothing was copied",
+            "name an empty place, or that of an earlier copy",
+        )
+    unlike = [name for name in wanted if name in found and not _is_same(store, name, found[name], wanted[name])]
+    unlike += sorted(name for name in found if LINE.fullmatch(name) and name not in wanted)
+    if unlike:
+        raise RefusedError(
+            f"{store.where} holds what the archive {archive} does not: {some(unlike, _NAMED)}. Nothing was copied",
+            "find out which of the two was altered, with verify; copy an archive of another database elsewhere",
+        )
+    added = [name for name in wanted if name not in found]
+    for name in added:
+        _add(store, name, wanted[name]())
+    return {"copied": added, "left": sorted(run_ids(archive) - parse(content).runs.keys())}
+
+
+def _add(store: Store, name: str, content: bytes) -> None:
+    try:
+        store.add(name, content)
+    except RefusedError:
+        # Another one copies too; or an answer was lost, and the request, sent again, met what it had made.
+        with suppress(RefusedError):
+            if store.read(name) == content:
+                return
+        raise
+
+
+def _wanted(archive: Path, ledger: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield the name of each object that a copy has, in the order in which they are made, and what reads it."""
+    for line, piece in zip(parse(ledger).lines, ledger.split(b"\n"), strict=False):
+        files: Mapping[str, str] = line.data.get("files", {})
+        for name in sorted(files, key=lambda name: (name != STARTED, name)):  # no record is copied without it
+            path = archive / line.data["run_id"] / name
+            yield f"{line.data['run_id']}/{name}", partial(_read, path, files[name])
+        yield f"ledger/{line.number:08}.jsonl", partial(bytes, piece + b"\n")
+
+
+def _read(path: Path, digest: str) -> bytes:
+    try:
+        with open_regular(path) as file:  # however large
+            content = file.read()
+    except OSError as error:
+        raise RefusedError(f"{path} cannot be read: {error.strerror}") from None
+    if sha256(content) != digest:  # altered since it was verified
+        remedy = f"python -m abathur_nb verify {quote(str(path.parent.parent))}"
+        raise RefusedError(f"{path} is not the file that the ledger names", remedy)
+    return content
+
+
+def _is_same(store: Store, name: str, md5: str, read: Callable[[], bytes]) -> bool:
+    content = read()
+    # MD5 is enough to notice what another archive or an accident put there; verify recomputes the SHA-256.
+    return md5 == hashlib.md5(content, usedforsecurity=False).hexdigest() or store.read(name) == content
+
+
+def _copy(arguments: argparse.Namespace) -> int:
+    archive = chosen_archive(arguments)
+    if isinstance(archive, str):
+        raise ConfigurationError(f"--archive: expected a directory, found {shown(archive)}: no copy is made of a copy")
+    done = copy_archive(archive, arguments.url)
+    lines = counted(sum(bool(LINE.fullmatch(name)) for name in done["copied"]), "line")
+    objects = counted(len(done["copied"]), "object")
+    sys.stdout.write(f"copied {lines} of the ledger, {objects} in all, to {arguments.url}\n")
+    if left := done["left"]:
+        sys.stdout.write(f"not copied, without a line in the ledger and no evidence: {', '.join(left)}\n")
+    return 0

@@ -17,8 +17,7 @@ from abathur_nb.backups.manifest import list_backups, newest_fit, of_database
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import read_ledger
-from abathur_nb.evidence.past import past_runs
-from abathur_nb.evidence.reading import read_entry, run_ids
+from abathur_nb.evidence.record import past_runs, read_entry, run_ids
 from abathur_nb.files import nearest_existing, os_cause, write_durably
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.measure.alerts import GAUGES, LAST_BACKUP, LAST_VALIDATION, READ, TAKEN, UP, Sample, Snapshot, place_of

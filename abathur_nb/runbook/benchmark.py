@@ -18,8 +18,7 @@ from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import read_ledger
-from abathur_nb.evidence.past import PastRun, past_runs
-from abathur_nb.evidence.reading import find_run, read_entry
+from abathur_nb.evidence.record import PastRun, find_run, past_runs, read_entry
 from abathur_nb.files import scratch_directory, sweep
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.measure import synthetic

@@ -12,10 +12,9 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.difference import circumstances, differences
 from abathur_nb.evidence.ledger import FIRST, read_ledger
-from abathur_nb.evidence.past import PastRun, past_runs
-from abathur_nb.evidence.reading import archive_at, first_run, read_archive
+from abathur_nb.evidence.record import PastRun, past_runs, read_archive
 from abathur_nb.evidence.run import Run
-from abathur_nb.evidence.stores import local
+from abathur_nb.evidence.stores import archive_at, first_run, local
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.report import Check, Report, id_of
 from abathur_nb.text import Table, some

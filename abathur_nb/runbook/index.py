@@ -15,10 +15,9 @@ from abathur_nb.config.notebooks import NOTEBOOKS
 from abathur_nb.config.settings import Settings, environment_names, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.evidence.ledger import read_ledger
-from abathur_nb.evidence.past import PastRun, past_runs
-from abathur_nb.evidence.reading import Entry, chosen_archive, first_run, read_archive
+from abathur_nb.evidence.record import Entry, PastRun, past_runs, read_archive
 from abathur_nb.evidence.run import Run
-from abathur_nb.evidence.stores import local
+from abathur_nb.evidence.stores import chosen_archive, first_run, local
 from abathur_nb.report import Check, Report
 from abathur_nb.text import Table, moment_of, printable
 

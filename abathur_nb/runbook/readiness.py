@@ -10,8 +10,7 @@ from abathur_nb.config.notebooks import notebook_named
 from abathur_nb.config.parameters import FORM, said, said_fault
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.evidence.past import PastRun, past_runs
-from abathur_nb.evidence.reading import read_archive
+from abathur_nb.evidence.record import PastRun, past_runs, read_archive
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.health.objects import OTHERS
 from abathur_nb.report import Check, Report

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from papermill.engines import Engine
 
 if TYPE_CHECKING:
-    from abathur_nb.runner.conclusion import Job
     from abathur_nb.runner.execution import Ending
+    from abathur_nb.runner.run import Job
 
 _OUTPUT_S = 60  # for the outputs of a cell that is done to come in
 
@@ -48,9 +48,9 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
         from papermill.log import logger
 
         from abathur_nb.errors import ConfigurationError, RefusedError
-        from abathur_nb.evidence.notebook import same_cells
-        from abathur_nb.runner.conclusion import conclude, environment
+        from abathur_nb.evidence.archive import same_cells
         from abathur_nb.runner.execution import execute
+        from abathur_nb.runner.run import conclude
 
         if kernel_name not in (None, "python3"):
             raise ConfigurationError(f"--engine abathur: expected the kernel python3, its own, found {kernel_name!r}")
@@ -78,7 +78,7 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
                     stderr_file=stderr_file,
                     iopub_timeout=_OUTPUT_S,
                 ),
-                environment=environment(job) if job else {},
+                environment=job.environment if job else {},
                 cell_timeout=execution_timeout,
                 stop=stop,
                 around=around,
@@ -135,10 +135,10 @@ def _job(notebook: Any, path: Any, template: bytes | None) -> "Job | None":
     from abathur_nb.config.parameters import check_parameters
     from abathur_nb.config.settings import resolve
     from abathur_nb.errors import ConfigurationError
+    from abathur_nb.evidence.archive import declared_in, recorded_as
     from abathur_nb.evidence.canonical import sha256
-    from abathur_nb.evidence.notebook import declared_in, recorded_as
-    from abathur_nb.evidence.record import new_run_id
-    from abathur_nb.runner.conclusion import Job
+    from abathur_nb.evidence.run import new_run_id
+    from abathur_nb.runner.run import Job
 
     name = recorded_as(notebook)
     try:

@@ -2,210 +2,53 @@
 
 import argparse
 import os
-import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from abathur_nb.config.parameters import Parameter
+from abathur_nb.config.parameters import faults_of_names, read_given, read_seconds, values_for
 from abathur_nb.config.settings import Settings, resolve
-from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.archive import lapses
-from abathur_nb.evidence.keys import signer
-from abathur_nb.evidence.notebook import Source, prepared, read_file, read_source
-from abathur_nb.evidence.privacy import masked, secret_values
-from abathur_nb.evidence.record import EXIT_CODES, new_run_id, refused_before
-from abathur_nb.runner.conclusion import Job, Outcome, begin, conclude, environment
-from abathur_nb.runner.execution import Around, Stop, execute, signals_noted
-from abathur_nb.text import did_you_mean, is_printable, printable, shown
-
-if TYPE_CHECKING:
-    import yaml
-
-
-_LONGEST = 65_536  # bytes of a file of parameters
-_BOM = "\ufeff"
-_TRUTHS = {"True": True, "False": False}
-_YAML_TRUTHS = {"true": True, "false": False}
-_YAML_NULLS = ("null", "Null", "NULL", "~", "")
-_KINDS = {"SequenceStartEvent": "a list", "MappingStartEvent": "a mapping", "AliasEvent": "an alias"}
-_WHOLE = re.compile(r"0|-?[1-9][0-9]*")
-_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """Hold one value that was given: its name, its text, where it came from.
-
-    ``form`` tells an argument of the command line from the plain and the quoted scalars of YAML.
-    """
-
-    name: str
-    text: str
-    origin: str
-    form: Literal["argument", "plain", "quoted"] = "argument"
-
-    def fault(self, expected: str) -> ConfigurationError:
-        """Return the error that names this value and what was expected instead."""
-        return ConfigurationError(
-            f"{printable(self.name)} (from {self.origin}): expected {expected}, found {shown(self.text)}"
-        )
-
-
-def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
-    """Return every value that was given, or add what is wrong with the form of it to ``faults``. Reads the files."""
-    given = [Given("env", env, "--env") for env in arguments.env]
-    given += [Given(name, text, "-p") for name, text in arguments.parameters]
-    texts = list[tuple[str, str]]()
-    for name in arguments.files:
-        origin = f"-f {printable(name)}"
-        try:
-            texts.append((origin, _decoded(origin, read_file(origin, Path(name), _LONGEST))))
-        except ConfigurationError as error:
-            faults += error.faults
-    for origin, text in texts:
-        try:
-            if text.startswith(_BOM):
-                raise ConfigurationError(f"{origin}: expected UTF-8 without a byte order mark")
-            given += _from_yaml(origin, text)
-        except ConfigurationError as error:
-            faults += error.faults
-    origins: dict[str, list[str]] = {}
-    for value in given:
-        origins.setdefault(value.name, []).append(value.origin)
-    faults += [f"{printable(n)}: given twice (from {', '.join(o)})" for n, o in origins.items() if len(o) > 1]
-    if "env" not in origins:
-        faults.append("env: expected --env ENV, the environment to run in, found none")
-    return given
-
-
-def _decoded(origin: str, content: bytes) -> str:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{origin}: expected UTF-8, found another encoding at byte {error.start}") from None
-
-
-def _from_yaml(origin: str, text: str) -> list[Given]:
-    # Imported here: most runs need none of it.
-    import yaml
-
-    try:
-        return [
-            Given(key.value, value.value, origin, "plain" if value.style is None else "quoted")
-            for key, value in _pairs(yaml.parse(text, Loader=yaml.BaseLoader))
-        ]
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise ConfigurationError(f"{origin}: broken YAML: {printable(problem)[:300]}") from None
-    except ValueError as error:
-        raise ConfigurationError(f"{origin}: expected a mapping NAME: VALUE, found {error}") from None
-
-
-def _pairs(events: Iterator["yaml.Event"]) -> Iterator[tuple["yaml.ScalarEvent", "yaml.ScalarEvent"]]:
-    """Yield the names and values of a document that is one mapping of scalars; raise ValueError for anything else.
-
-    Read from the parser's events: nothing is constructed, no type is guessed and no alias followed.
-    """
-    import yaml
-
-    _, document, mapping = next(events), next(events), next(events, None)
-    if not isinstance(document, yaml.DocumentStartEvent) or not isinstance(mapping, yaml.MappingStartEvent):
-        raise ValueError("no mapping" if isinstance(document, yaml.DocumentStartEvent) else "nothing")  # noqa: TRY004
-    if mapping.tag or mapping.anchor:
-        raise ValueError("a tag or an anchor")
-    while not isinstance(event := next(events), yaml.MappingEndEvent):
-        yield _scalar(event), _scalar(next(events))
-    next(events)
-    if not isinstance(next(events), yaml.StreamEndEvent):
-        raise ValueError("more than one document")  # noqa: TRY004
-
-
-def _scalar(event: "yaml.Event") -> "yaml.ScalarEvent":
-    import yaml
-
-    if not isinstance(event, yaml.ScalarEvent):
-        raise ValueError(f"{_KINDS.get(type(event).__name__, 'something else')} in it")  # noqa: TRY004 - every fault of a text is one kind
-    if event.tag or event.anchor:
-        raise ValueError(f"a tag or an anchor at {shown(event.value)}")
-    return event
-
-
-def faults_of_names(given: Sequence[Given], sources: Sequence[Source]) -> list[str]:
-    """Return a fault for each name that none of the notebooks declares."""
-    declared = list(dict.fromkeys(name for source in sources for name in source.declared))
-    return [
-        f"parameter {shown(value.name)} (from {value.origin}) is not declared ({', '.join(declared)})"
-        f"{did_you_mean(value.name, declared)}"
-        for value in given
-        # Which archive keeps a run depends on the environment, whether the notebook asks for it or not.
-        if value.name not in declared and value.origin != "--env"
-    ]
-
-
-def values_for(declared: Mapping[str, Parameter], given: Collection[Given], faults: list[str]) -> dict[str, object]:
-    """Return the given values of those parameters that are declared, or add what is wrong with them to ``faults``."""
-    values: dict[str, object] = {}
-    for one in given:
-        if one.name not in declared:
-            continue
-        try:
-            values[one.name] = _value(declared[one.name], one)
-        except ConfigurationError as error:
-            faults += error.faults
-            continue
-        if fault := declared[one.name].fault(values[one.name]):
-            faults.append(fault)
-    return values
-
-
-def _value(parameter: Parameter, given: Given) -> object:
-    text, optional = given.text, parameter.default is None
-    is_null = given.form == "plain" and text in _YAML_NULLS
-    if optional and (is_null or (text == "None" and given.form != "quoted")):
-        return None
-    if is_null:
-        raise given.fault(f"{parameter.type.__name__}, and no null")
-    if parameter.type is str:
-        if not is_printable(text):
-            raise given.fault("printable characters")
-        return text
-    if given.form == "quoted":
-        raise given.fault(f"{parameter.type.__name__} without quotation marks")
-    if parameter.type is bool:
-        truths = _TRUTHS | (_YAML_TRUTHS if given.form == "plain" else {})
-        if text not in truths:
-            raise given.fault("True or False")
-        return truths[text]
-    if parameter.type is int:
-        if not _WHOLE.fullmatch(text) or len(text) > 100:
-            raise given.fault("a whole number in plain digits")
-        return int(text)
-    if not _DECIMAL.fullmatch(text):
-        raise given.fault("a number in plain digits, with a decimal point if need be")
-    return float(text)
-
-
-def read_seconds(name: str, text: str | None, faults: list[str]) -> float | None:
-    """Return a number of seconds, None if none was given, or add what is wrong with it to ``faults``."""
-    if text is None:
-        return None
-    if not _DECIMAL.fullmatch(text) or not 0 < float(text) < float("inf"):
-        faults.append(f"{name}: expected a number of seconds above 0, found {shown(text)}")
-        return None
-    return float(text)
-
+from abathur_nb.errors import AbathurError, ConfigurationError
+from abathur_nb.evidence.archive import ADDED, Source, cell_id, keep, lapses, prepared, read_source
+from abathur_nb.evidence.canonical import masked, secret_values, unsealed
+from abathur_nb.evidence.ledger import require_no_line
+from abathur_nb.evidence.record import (
+    EXIT_CODES,
+    NOTEBOOK,
+    PAGE,
+    RECORD,
+    STARTED,
+    STATEMENT,
+    Record,
+    Verdict,
+    read_run,
+    summary,
+)
+from abathur_nb.evidence.run import (
+    LAUNCH,
+    MIME,
+    database_identity,
+    new_run_id,
+    refused_before,
+    unrecorded,
+    write_record,
+    write_started,
+)
+from abathur_nb.evidence.statement import signer
+from abathur_nb.files import UNFINISHED, in_words, read_regular
+from abathur_nb.runner.execution import Around, Ending, Stop, execute, signals_noted
+from abathur_nb.text import printable
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient
 
-
-_OUTPUT_S = 60  # for the outputs of a cell that is done to come in
 _PATHS = ("db_path", "backup_dir", "archive_dir")
+_OUTPUT_S = 60  # for the outputs of a cell that is done to come in
 _LONGEST_REASON = 300  # characters, in a line of a log
 
 
@@ -215,21 +58,25 @@ def command(arguments: argparse.Namespace) -> int:
     Raises ConfigurationError with every fault of the arguments, before anything is begun.
     """
     faults: list[str] = []
-    timeout = read_seconds("--timeout", arguments.timeout, faults)
-    cell_timeout = read_seconds("--cell-timeout", arguments.cell_timeout, faults)
+    limits = {
+        "timeout": read_seconds("--timeout", arguments.timeout, faults),
+        "cell_timeout": read_seconds("--cell-timeout", arguments.cell_timeout, faults),
+    }
     work = _checked(arguments, faults)
     with signals_noted() as stop:
         for source, values, settings in work:
+            what = f"{source.name} of {settings.env}"
             if stop.signals:
-                _say(f"{source.name} of {settings.env}: not begun, because a signal asked to stop")
+                _say(f"{what}: not begun, because a signal asked to stop")
                 return EXIT_CODES["interrupted"]
             if forbidden := refused_before(settings, source.name):
                 for check in forbidden:
-                    _say(f"{source.name} of {settings.env}: {check.observed}: {check.remedy}", aside=True)
+                    _say(f"{what}: {check.observed}: {check.remedy}", aside=True)
                 return EXIT_CODES["refused"]
-            outcome = _run(source, values, settings, (timeout, cell_timeout), stop, not arguments.no_html)
-            if outcome.code:
-                return outcome.code
+            if lapses(settings):
+                _say(f"{what}: this run will not be signed, as earlier ones are: set signing_key")
+            if code := _run(source, values, settings, limits, stop, html=not arguments.no_html):
+                return code
     return 0
 
 
@@ -242,13 +89,18 @@ def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Sou
         except ConfigurationError as error:
             faults += error.faults
     given = read_given(arguments, faults)
-    if len(sources) == len(arguments.notebooks):  # else nobody knows what the others would have declared
-        faults += faults_of_names(given, sources)
+    if len(sources) == len(arguments.notebooks):  # else it is unknown what the others would have declared
+        faults += faults_of_names(given, {name: None for source in sources for name in source.declared})
+    # Where a notebook declares no environment, it is given to the runner all the same.
+    named: Any = next((one.text for one in given if one.name == "env"), "development")
     work = []
     for source in sources:
-        values = values_for(source.declared, given, faults)
+        values: dict[str, Any] = values_for(source.declared, given, faults)
         try:
-            work.append((source, values, _settings(values, given)))
+            settings = resolve(values.get("env", named), **{name: values[name] for name in _PATHS if name in values})
+            signer(settings)
+            secret_values(settings)
+            work.append((source, values, settings))
         except ConfigurationError as error:
             faults += error.faults
     try:
@@ -260,60 +112,41 @@ def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Sou
     return work
 
 
-def _settings(values: dict[str, object], given: Sequence[Given]) -> Settings:
-    """Return the settings that hold for a notebook with these values; raise ConfigurationError if they can't."""
-    # Where a notebook declares no environment, it is given to the runner all the same.
-    env: Any = values.get("env", next((one.text for one in given if one.name == "env"), "development"))
-    paths: dict[str, Any] = {name: values[name] for name in _PATHS if name in values}
-    settings = resolve(env, **paths)
-    signer(settings)
-    secret_values(settings)
-    return settings
-
-
 def _run(
     source: Source,
     values: dict[str, object],
     settings: Settings,
-    limits: tuple[float | None, float | None],
+    limits: Mapping[str, float | None],
     stop: Stop,
+    *,
     html: bool,
-) -> Outcome:
+) -> int:
     effective = {name: parameter.default for name, parameter in source.declared.items()} | values
     job = Job(source.name, source.template, settings, effective, new_run_id(), source.records)
-    if lapses(settings):
-        _say(f"{job.name} of {settings.env}: this run will not be signed, as earlier ones are: set signing_key")
     begun = begin(job)
-    _say(f"{job.name} of {settings.env}: run {job.run_id} begins")
+    what = f"{job.name} of {settings.env}"
+    _say(f"{what}: run {job.run_id} begins")
     since = monotonic()
-    template = {"name": source.template[0], "sha256": source.template[1]}
-    executed: list[Any] = []
+    notebook: Any = None
 
     def make_client() -> "NotebookClient":
         import nbformat
         from nbclient import NotebookClient
 
-        executed.append(nbformat.from_dict(prepared(source, values, run_id=job.run_id, template=template)))
-        return NotebookClient(
-            executed[0], force_raise_errors=True, iopub_timeout=_OUTPUT_S, raise_on_iopub_timeout=True
-        )
+        nonlocal notebook
+        notebook = nbformat.from_dict(notebook)
+        return NotebookClient(notebook, force_raise_errors=True, iopub_timeout=_OUTPUT_S, raise_on_iopub_timeout=True)
 
-    with _progress(job.name, len(source.notebook["cells"]) + bool(values)) as around:
-        ending = execute(
-            make_client,
-            environment=environment(job),
-            timeout=limits[0],
-            cell_timeout=limits[1],
-            stop=stop,
-            around=around,
-        )
-    notebook = executed[0] if executed else prepared(source, values, run_id=job.run_id, template=template)
+    template = {"name": source.template[0], "sha256": source.template[1]}
+    notebook = prepared(source, values, run_id=job.run_id, template=template)
+    with _progress(job.name, len(notebook["cells"])) as around:
+        ending = execute(make_client, environment=job.environment, stop=stop, around=around, **limits)
     outcome = conclude(job, ending, notebook, begun=begun, html=html, as_template=True)
     reason = masked(outcome.message, settings).partition("\n")[0].rstrip(".")
     reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
     words = [f"{outcome.verdict.upper()} in {monotonic() - since:.1f} s", reason, f"{outcome.archived or ''}"]
-    _say(f"{job.name} of {settings.env}: {': '.join(filter(None, words))}")
-    return outcome
+    _say(f"{what}: {': '.join(filter(None, words))}")
+    return outcome.code
 
 
 @contextmanager
@@ -322,8 +155,7 @@ def _progress(name: str, cells: int) -> Iterator[Around | None]:
     if not sys.stderr.isatty():
         yield None
         return
-    # Imported here: a log has no use for it.
-    from tqdm import tqdm
+    from tqdm import tqdm  # here, because a log has no use for it
 
     with tqdm(total=cells, desc=name, unit="cell", leave=False) as bar:
 
@@ -336,7 +168,7 @@ def _progress(name: str, cells: int) -> Iterator[Around | None]:
 
 
 def _say(line: str, *, aside: bool = False) -> None:
-    """Print a line for a log; who reads it may have left, which must not end a run."""
+    """Print a line for a log; a reader that has left must not end a run."""
     stream = sys.stderr if aside else sys.stdout
     try:
         stream.write(printable(f"abathur_nb run: {line}") + "\n")
@@ -344,3 +176,192 @@ def _say(line: str, *, aside: bool = False) -> None:
     except OSError:
         # Else Python tries once more when it exits, and exits with another code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+# --- the conclusion of a run
+
+# What the error that a cell raised means for its run; any other is an error of the notebook.
+_BY_ERROR: Mapping[str, Verdict] = {
+    "ChecksFailedError": "fail",
+    **dict.fromkeys(("RefusedError", "BusyError", "ConfigurationError", "RejectedParametersError"), "refused"),
+    **dict.fromkeys(("KeyboardInterrupt", "CancelledError"), "interrupted"),
+}
+_WORDS: Mapping[Verdict, str] = {
+    "fail": "a check failed, or could not run",
+    "refused": "something forbade it",
+    "error": "it broke",
+    "timeout": "it was out of time, and was ended",
+    "interrupted": "it was interrupted",
+}
+_ENDED_HERE = "abathur-ended-here"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Hold what is to be run, and where its record goes. ``parameters`` are the effective ones.
+
+    ``template`` is the name and the SHA-256 of the notebook, None where no file of it is known. ``records`` says
+    whether the notebook starts its record itself.
+    """
+
+    name: str
+    template: tuple[str, str] | None
+    settings: Settings
+    parameters: Mapping[str, object]
+    run_id: str
+    records: bool
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder for the record of the run."""
+        return self.settings.archive_dir / self.run_id
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return what the kernel of the run is given by its environment."""
+        name, digest = self.template or ("", "")
+        return {LAUNCH: f"{self.run_id}:{digest}:{name}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Say what became of a run: the verdict, why, and the file to look at (None where nothing was archived)."""
+
+    verdict: Verdict
+    message: str = ""
+    archived: Path | None = None
+
+    @property
+    def code(self) -> int:
+        """Return the exit code of a process that ran it."""
+        return EXIT_CODES[self.verdict]
+
+
+def begin(job: Job) -> bytes:
+    """Write down that a run has started, for a notebook that does not do so itself, and return what was written.
+
+    Empty where the notebook does, or where nothing may be written. Raises RefusedError where it can't be written.
+    """
+    if job.records or unrecorded(job.settings, job.name, job.parameters):
+        return b""
+    return (_started(job) / STARTED).read_bytes()
+
+
+def _started(job: Job) -> Path:
+    return write_started(job.settings, job.name, job.parameters, run_id=job.run_id, template=job.template)
+
+
+def conclude(
+    job: Job,
+    ending: Ending,
+    notebook: Mapping[str, Any],
+    *,
+    begun: bytes = b"",
+    html: bool = True,
+    as_template: bool,
+) -> Outcome:
+    """Seal the record of a run that has ended, unless its notebook did so rightly, and archive both.
+
+    ``begun`` is what ``begin`` wrote. What can't be written, or must not, makes the run an error and is reported in the
+    outcome: nothing is raised.
+    """
+    try:
+        if not (job.folder / STARTED).exists():
+            verdict = _verdict(ending)
+            if reason := unrecorded(job.settings, job.name, job.parameters):
+                return Outcome(verdict, "; ".join(filter(None, (ending.message, f"not recorded: {reason}"))))
+            if job.records and verdict == "refused":
+                return Outcome(verdict, ending.message)
+        record = _settled(job, ending, notebook, begun)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run must be reported as no evidence
+        return Outcome("error", f"no evidence, its record is not sealed: {in_words(error, job.folder)}")
+    try:
+        keep(job.folder, job.settings, _marked(notebook, record, ending), html=html, as_template=as_template)
+    except Exception as error:  # noqa: BLE001 - and whatever a cell has shown, the page may fail on it
+        words = in_words(error, job.folder)
+        _withdraw(job, record, type(error).__name__, f"it could not be archived: {words}")
+        return Outcome("error", f"no evidence, it is not archived: {words}")
+    message = ending.message or str((record.error or {}).get("message", ""))
+    return Outcome(record.verdict, message, job.folder / (PAGE if html else NOTEBOOK))
+
+
+def _withdraw(job: Job, record: Record, name: str, message: str) -> None:
+    """Replace the record of a run that could not be archived by one that says so, where that can be written."""
+    with suppress(AbathurError, OSError, ValueError):
+        require_no_line(job.folder.parent, job.run_id)  # where that can't be known, what a line may name stays
+        if not (job.folder / RECORD).exists():  # because of a secret
+            return
+        for file in (STATEMENT, PAGE, NOTEBOOK, RECORD):
+            (job.folder / file).unlink(missing_ok=True)
+        _sealed_here(job, "error", {"cell": None, "id": None, "name": name, "message": message}, record)
+
+
+def _verdict(ending: Ending) -> Verdict:
+    if ending.how == "raised":
+        return _BY_ERROR.get(ending.name, "error")
+    return {"completed": "pass", "died": "error"}.get(ending.how, ending.how)  # type: ignore[return-value]
+
+
+def _settled(job: Job, ending: Ending, notebook: Mapping[str, Any], begun: bytes) -> Record:
+    """Return the record of a run, sealed here unless the notebook has sealed it in accordance with how it ended."""
+    for draft in job.folder.glob(f"{UNFINISHED}*"):  # of a kernel that was killed as it wrote
+        draft.unlink(missing_ok=True)
+    own, verdict = None, _verdict(ending)
+    if os.path.lexists(job.folder / RECORD):
+        own = read_run(Record, unsealed(read_regular(job.folder / RECORD)))
+        # The notebook knew the error that a cell raised, and not only its name.
+        knew = ending.how == "raised" and own.verdict not in ("pass", "fail")
+        if ending.how == "completed" or knew or own.verdict == verdict:
+            return own
+    if not (job.folder / STARTED).exists():
+        _started(job)
+    name, message = ending.name, ending.message
+    if own is None and verdict in ("pass", "fail", "refused") and read_regular(job.folder / STARTED) != begun:
+        verdict, name = "error", name or "UnsealedError"
+        message = f"the notebook did not seal its run{f': {message}' if message else ''}"
+    cell = {} if ending.cell is None else notebook["cells"][ending.cell]
+    error = {"cell": cell.get("execution_count"), "id": cell.get("id"), "name": name, "message": message}
+    return _sealed_here(job, verdict, None if verdict == "pass" else error, own)
+
+
+def _sealed_here(job: Job, verdict: Verdict, error: Mapping[str, Any] | None, own: Record | None) -> Record:
+    """Seal the record of a run in its notebook's place; it keeps the notebook's own verdict and findings."""
+    found: dict[str, Any] = {"database": {"before": None, "after": database_identity(job.settings)}}
+    if own:
+        found = {"reports": own.reports, "facts": own.facts, "database": own.database, "notebook_verdict": own.verdict}
+    return write_record(job.folder, job.settings, verdict, error=error, sealed_by="runner", **found)
+
+
+def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict[str, Any]:
+    """Return a copy of an executed notebook that says at its top what happened, unless the run passed."""
+    marked = deepcopy(dict(notebook))
+    marked["metadata"].setdefault("abathur", {}).update(run_id=record.run_id, verdict=record.verdict)
+    if record.verdict == "pass":
+        return marked
+    cells = marked["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    ran = sum(cell["execution_count"] is not None for cell in code)
+    where = f"{ran} of {len(code)} code cells were begun."
+    ended = None if ending.cell is None else cells[ending.cell]
+    if record.sealed_by and code:  # the notebook itself has shown no record, or another one
+        bundle = {MIME: record.to_dict(), "text/plain": summary(record)}
+        output = {"output_type": "display_data", "data": bundle, "metadata": {}}
+        (ended or code[-1]).setdefault("outputs", []).append(output)
+    if ended is not None:
+        where = f"It ended at [In [{ended.get('execution_count') or ' '}]](#{_ENDED_HERE}); {where}"
+        cells.insert(ending.cell, _added(notebook, _ENDED_HERE, f'<a id="{_ENDED_HERE}"></a>**The run ended here.**'))
+    error = record.error or {"name": ending.name, "message": ending.message}
+    words = printable(f"{error['name']}: {error['message']}").splitlines() if error["name"] else []
+    lines = [
+        f"**{record.verdict.upper()}: this run did not pass, {_WORDS[record.verdict]}.** {where}",
+        "",
+        *(f"    {line}" for line in words),  # as code: whatever a message holds is text
+        "",
+        f"Run `{record.run_id}`; `record.json` beside this notebook says the rest.",
+    ]
+    cells.insert(0, _added(notebook, ADDED, "\n".join(lines)))
+    return marked
+
+
+def _added(notebook: Mapping[str, Any], name: str, text: str) -> dict[str, Any]:
+    return {"cell_type": "markdown", "metadata": {"tags": [ADDED]}, "source": text} | cell_id(notebook, name)

@@ -10,11 +10,12 @@ import pytest
 from running import artifact_of, assert_archived, only_run, record_of
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.record import EXIT_CODES, RECORD, Verdict, new_run_id, write_record, write_started
+from abathur_nb.evidence.record import EXIT_CODES, RECORD, Verdict
+from abathur_nb.evidence.run import new_run_id, write_record, write_started
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import UNFINISHED
-from abathur_nb.runner.conclusion import Job, Outcome, begin, conclude, environment
 from abathur_nb.runner.execution import Ending
+from abathur_nb.runner.run import Job, Outcome, begin, conclude
 
 CHECKS_FAILED = Ending("raised", 0, "ChecksFailedError", "sky")
 RAISED = Ending("raised", 0, "ValueError", "sky")
@@ -148,7 +149,7 @@ def test_a_notebook_that_starts_no_run_is_started_by_begin_alone(database: Setti
 
 def test_the_kernel_is_told_the_run_and_the_template(database: Settings) -> None:
     job = job_of(database)
-    assert environment(job) == {"ABATHUR_RUN_ID": job.run_id, "ABATHUR_RUN_TEMPLATE": f"mine.ipynb:{'0' * 64}"}
+    assert job.environment == {"ABATHUR_RUN": f"{job.run_id}:{'0' * 64}:mine.ipynb"}
 
 
 def test_no_message_becomes_markdown_or_html_at_the_top(database: Settings) -> None:

@@ -23,11 +23,11 @@ from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence import stores
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
-from abathur_nb.evidence.copying import copy_archive
 from abathur_nb.evidence.ledger import LEDGER
-from abathur_nb.evidence.record import STARTED, write_record, write_started
+from abathur_nb.evidence.record import STARTED
+from abathur_nb.evidence.run import write_record, write_started
 from abathur_nb.evidence.stores import fetched, open_store
-from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.evidence.verify import copy_archive, verify_archive
 from abathur_nb.report import Check, Report
 
 NOTEBOOK = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
@@ -305,7 +305,7 @@ def test_cut_short_it_is_a_shorter_archive_and_the_next_one_goes_on(
         return store._replace(add=stores._telling(store.where, add))
 
     with monkeypatch.context() as patched:
-        patched.setattr("abathur_nb.evidence.copying.open_store", lambda url: cut(open_store(url)))
+        patched.setattr("abathur_nb.evidence.verify.open_store", lambda url: cut(open_store(url)))
         if done < 18:
             with pytest.raises(RefusedError, match=r"ConnectionResetError: .*Connection reset by peer.*begin again"):
                 copy_archive(archive, url)
@@ -413,7 +413,7 @@ def test_without_the_extra_the_remedy_is_named_and_a_directory_wants_none(
     program = (
         "import sys\nfrom pathlib import Path\n"
         "sys.modules[sys.argv[1]] = None\n"
-        "from abathur_nb.evidence.copying import copy_archive\n"
+        "from abathur_nb.evidence.verify import copy_archive\n"
         "copy_archive(Path(sys.argv[2]), sys.argv[3])\n"
         "try: copy_archive(Path(sys.argv[2]), 's3://bucket/x')\n"
         "except Exception as error: print(type(error).__name__, error)\n"

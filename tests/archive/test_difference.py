@@ -16,17 +16,11 @@ from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.difference import circumstances, differences
 from abathur_nb.evidence.record import RECORD, Record
-from abathur_nb.report import Check, Report
+from abathur_nb.report import Check, Report, Status
 from abathur_nb.runbook.explain import explain_queries
 from abathur_nb.runbook.init import initialize_database
 from abathur_nb.runbook.preflight import preflight
 from abathur_nb.runbook.validate import validate_database
-
-
-def observed(*texts: str) -> Record:
-    """Return a record whose checks have observed this."""
-    checks = tuple(Check(f"number {n}", "pass", "well", text) for n, text in enumerate(texts))
-    return record(reports=[Report("trial", checks).to_dict()])
 
 
 def facts(**more: Any) -> Record:
@@ -105,9 +99,6 @@ def test_what_was_found_out_counts(later: Record, words: list[str]) -> None:
         ([1, 2, None], [9, 10, 11], False),
         ([None, 2, 3], [9, 10, None], True),
         ([None, 2, None], [9, 10, 11], False),
-        ([1, 2, 3], "soon", True),
-        ([1, 2, 3], [10**400, 10**400, 10**400], True),
-        ([1, 2, 3], [1, 2], True),
     ],
 )
 def test_a_percentile_has_changed_where_one_interval_lies_clearly_above_the_other(
@@ -172,39 +163,14 @@ def test_of_a_long_text_what_differs_is_shown() -> None:
 # --- what does not
 
 
-@pytest.mark.parametrize(
-    ("earlier", "later"),
-    [
-        ("75,866 MB at /var/lib/abathur", "75,858 MB at /srv/data"),
-        ("/data/a is root's, mode 0700", "~/abathur_data is root's, mode 0700"),
-        ("p99 0.0483 ms (0.0416–?), 299 samples: met", "p99 0.101 ms (0.0415–0.3), 1,000 samples: met"),
-        ("p95 2.7 ms (?–5.75), 100 samples: met", "p95 1e+03 ms (2.62–4.25), 100 samples: met"),
-        ("14 rules hold for 3 rows", "14 rules hold for 12 rows"),
-        ("begun at 2026-11-23 10:15:00.123, over in 3.5 s", "begun at 2027-01-01 00:00:00, over in 12 s"),
-        ("file size 0.1 MB", "file size 2.0 MB"),
-    ],
-)
-def test_times_paths_and_amounts_in_the_words_of_a_check_do_not_count(earlier: str, later: str) -> None:
-    assert told(observed(earlier), observed(later)) == []
-
-
-@pytest.mark.parametrize(
-    ("earlier", "later"),
-    [
-        ("abathur.db 0600", "abathur.db 0644"),
-        ("0 references without a row", "5 references without a row"),
-        ("SQLite 3.40.1", "SQLite 3.51.3"),
-        ("busy_timeout = 5000", "busy_timeout = 0"),
-        ("33 indexes, each as in sql/", "32 indexes, each as in sql/"),
-        ("14 rules hold for 3 rows", "13 rules hold for 3 rows"),
-        ("p99 5 ms (4–6), 299 samples: met", "p99 5 ms (4–6), 299 samples: not met"),
-        ("ext4 at /data", "tmpfs at /data"),
-        ("/data/a is root's, mode 0700", "/data/a is ada's, mode 0700"),
-        ("3 of 3", "2 of 3"),
-    ],
-)
-def test_what_else_is_in_the_words_of_a_check_counts(earlier: str, later: str) -> None:
-    assert len(told(observed(earlier), observed(later))) == 1
+@pytest.mark.parametrize("status", ["pass", "warn", "fail"])
+def test_the_words_of_a_check_do_not_count(status: Status) -> None:
+    """They name times, paths and amounts; what matters of them is in the status and the data."""
+    one, other = (
+        record(reports=[Report("trial", (Check("disk", status, "room", text),)).to_dict()])
+        for text in ("75,866 MB at /var/lib/abathur", "75,858 MB at /srv/data, seen at 2026-11-23 10:15:00")
+    )
+    assert told(one, other) == []
 
 
 @pytest.mark.parametrize(
@@ -227,13 +193,13 @@ def test_circumstances_are_told_and_do_not_count(later: Record, words: list[str]
     assert [str(change) for change in circumstances(record(), later)] == words
 
 
-def test_a_path_in_the_message_of_an_error_does_not_count() -> None:
+def test_the_message_of_an_error_does_not_count_but_its_name_does() -> None:
     one, other, third = (
-        record(error={"cell": 3, "id": "x", "name": "OSError", "message": message})
-        for message in ("no room at /data/a", "no room at /srv", "no right at /srv")
+        record(error={"cell": 3, "id": "x", "name": name, "message": message})
+        for name, message in (("OSError", "no room at /data/a"), ("OSError", "no room at /srv"), ("KeyError", "x"))
     )
     assert told(one, other) == []
-    assert told(one, third) == ["error of a cell: OSError: no room at /data/a → OSError: no right at /srv"]
+    assert told(one, third) == ["error of a cell: OSError: no room at /data/a → KeyError: x"]
 
 
 def test_evidence_and_remedies_do_not_count() -> None:
@@ -250,7 +216,7 @@ async def reports_of(settings: Settings) -> list[Any]:
 
 
 async def test_the_same_database_made_twice_elsewhere_has_reports_that_do_not_differ(tmp_path: Path) -> None:
-    """Of every verb but the benchmark, whose texts stand above: real reports, two paths, other rows."""
+    """Real reports, two paths, other rows."""
     folders = [tmp_path / "one", tmp_path / "two" / "deeper"]
     found = []
     for number, folder in enumerate(folders):
@@ -335,25 +301,6 @@ def test_nothing_in_a_record_can_steer_a_terminal(
     out = capsys.readouterr().out
     assert out.replace("\n", "").isprintable()
     assert len(out.splitlines()) == 4
-
-
-@pytest.mark.parametrize(
-    "strange",
-    [
-        {"schema": []},
-        {"plans": "none"},
-        {"percentiles_ms": {"read": [1, 2]}},
-        {"percentiles_ms": {"read": {"p50": {}}}},
-        {"rows": {"tasks": None}},
-        {"sizes": {"tasks": [1, [2]]}},
-    ],
-)
-def test_facts_of_a_form_that_is_not_known_are_compared_as_they_are(
-    strange: dict[str, Any], settings: Settings
-) -> None:
-    one, other = run(settings), run(settings, facts={**FACTS, **strange})
-    assert diff(settings, one.name, other.name) == 1
-    assert diff(settings, other.name, other.name) == 0
 
 
 async def test_more_broken_rows_than_before_are_a_change(database: Settings) -> None:

@@ -9,12 +9,13 @@ from archives import ledger_lines, notebook, run, seal, start
 from verify_helpers import check, make_key
 
 from abathur_nb.config.settings import Settings, resolve
-from abathur_nb.evidence import record
+from abathur_nb.evidence import run as run_module
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sealed, unsealed
-from abathur_nb.evidence.keys import public_keys
 from abathur_nb.evidence.ledger import LEDGER, append
-from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STATEMENT, write_started
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STATEMENT
+from abathur_nb.evidence.run import write_started
+from abathur_nb.evidence.statement import public_keys
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import locked
 from abathur_nb.report import Report
@@ -49,7 +50,7 @@ def test_the_first_run_of_another_archive_that_began_later_is_found(
     run(signing)
     assert verified(signing).ok
     with monkeypatch.context() as patched:
-        patched.setattr(record, "utc_now", lambda: "2099-01-01 00:00:00.000")
+        patched.setattr(run_module, "utc_now", lambda: "2099-01-01 00:00:00.000")
         replay(run(replace(signing, archive_dir=tmp_path / "other")), signing)
     told = check(verified(signing), "order")
     assert told.status == "fail"

@@ -14,9 +14,10 @@ import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.archive import keep
-from abathur_nb.evidence.copying import copy_archive
 from abathur_nb.evidence.ledger import FIRST, LEDGER
-from abathur_nb.evidence.record import RECORD, write_started
+from abathur_nb.evidence.record import RECORD
+from abathur_nb.evidence.run import write_started
+from abathur_nb.evidence.verify import copy_archive
 from abathur_nb.report import Check
 
 CHANGED = "what changed since the last that passed"

@@ -16,8 +16,7 @@ from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical, sealed, sha256, unsealed
 from abathur_nb.evidence.ledger import FIRST, LEDGER
-from abathur_nb.evidence.past import past_runs
-from abathur_nb.evidence.reading import Entry, read_archive
+from abathur_nb.evidence.record import Entry, past_runs, read_archive
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.measure.snapshot import _last_validation
 from abathur_nb.runbook.index import table

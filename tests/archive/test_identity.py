@@ -16,7 +16,7 @@ from damage import drop_index, edit_schema, fingerprint, flip_bits, held, run_as
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical, sha256
-from abathur_nb.evidence.record import database_identity, new_run_id, person_and_host, shipped_notebook, versions_of
+from abathur_nb.evidence.run import database_identity, new_run_id, person_and_host, shipped_notebook, versions_of
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 
 
@@ -49,9 +49,7 @@ def test_the_versions_name_the_source_of_this_sqlite() -> None:
 
 
 def test_a_user_without_an_entry_is_named_by_number() -> None:
-    program = (
-        "import json\nfrom abathur_nb.evidence.record import person_and_host\nprint(json.dumps(person_and_host()))"
-    )
+    program = "import json\nfrom abathur_nb.evidence.run import person_and_host\nprint(json.dumps(person_and_host()))"
     assert json.loads(run_as_other(program, uid=3_999_999)) == {"user": "#3999999", "host": os.uname().nodename}
     assert person_and_host()["host"] == socket.gethostname()
 
@@ -206,7 +204,7 @@ async def test_a_hot_journal_is_left_to_a_writer(database: Settings) -> None:
 def test_a_file_that_may_not_be_read_is_told(public: Path) -> None:
     program = (
         "import json\n"
-        "from abathur_nb.evidence.record import database_identity\n"
+        "from abathur_nb.evidence.run import database_identity\n"
         "settings = nb.resolve(db_path=sys.argv[1])\n"
         "print(json.dumps(database_identity(settings)))\n"
     )

@@ -12,9 +12,8 @@ from archives import archive, record_with, run, seal, start
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed, unsealed
-from abathur_nb.evidence.copying import copy_archive
-from abathur_nb.evidence.reading import Entry
-from abathur_nb.evidence.record import RECORD, STARTED
+from abathur_nb.evidence.record import RECORD, STARTED, Entry
+from abathur_nb.evidence.verify import copy_archive
 from abathur_nb.runbook.index import table
 
 

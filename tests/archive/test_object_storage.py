@@ -22,7 +22,7 @@ from patience import HANGING_S
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.copying import copy_archive
+from abathur_nb.evidence.verify import copy_archive
 
 pytestmark = pytest.mark.xdist_group("s3")
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"

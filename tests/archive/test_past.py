@@ -12,9 +12,7 @@ from past_helpers import run_at
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.canonical import sealed, unsealed
-from abathur_nb.evidence.past import PastRun, past_runs
-from abathur_nb.evidence.reading import read_archive
-from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED, Verdict
+from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED, PastRun, Verdict, past_runs, read_archive
 
 
 def past(settings: Settings) -> tuple[PastRun, ...]:
@@ -111,7 +109,10 @@ def test_facts_that_no_notebook_found_out_are_taken_for_an_altered_record(
     facts: Mapping[str, Any], settings: Settings
 ) -> None:
     """A record that was not archived can be made anew by anybody, with the right hash."""
-    run_at(settings, "20261001T120000", facts=facts)
+    folder = archives.start(settings)
+    archives.seal(folder, settings)
+    record = unsealed((folder / RECORD).read_bytes())
+    (folder / RECORD).write_bytes(sealed({**record, "facts": facts}))
     (run,) = past(settings)
     assert run.verdict == "altered"
 

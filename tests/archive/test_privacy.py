@@ -22,9 +22,10 @@ from run_helpers import SOUND, TOP, execute, only_run
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.archive import keep
+from abathur_nb.evidence.canonical import refuse_secrets, secret_values, tilde
 from abathur_nb.evidence.ledger import LEDGER
-from abathur_nb.evidence.privacy import refuse_secrets, secret_values, tilde
-from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, write_started
+from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
+from abathur_nb.evidence.run import write_started
 from abathur_nb.runbook.init import initialize_database
 
 # --- the home directory

@@ -16,7 +16,8 @@ from damage import fingerprint
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.archive import keep
-from abathur_nb.evidence.record import Verdict, write_started
+from abathur_nb.evidence.record import Verdict
+from abathur_nb.evidence.run import write_started
 from abathur_nb.health.objects import OTHERS
 from abathur_nb.measure.alerts import alerts_of
 from abathur_nb.measure.snapshot import take_snapshot

@@ -13,8 +13,8 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.ledger import LEDGER
-from abathur_nb.evidence.reading import archive_at, chosen_archive, find_run, is_folder, read_archive, run_ids
-from abathur_nb.evidence.record import RECORD, STARTED
+from abathur_nb.evidence.record import RECORD, STARTED, find_run, is_folder, read_archive, run_ids
+from abathur_nb.evidence.stores import archive_at, chosen_archive
 
 
 def parsed(*arguments: str) -> argparse.Namespace:

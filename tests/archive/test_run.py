@@ -16,9 +16,8 @@ from running import execute_live
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import MisuseError, RefusedError
 from abathur_nb.evidence.canonical import unsealed
-from abathur_nb.evidence.reading import read_archive
-from abathur_nb.evidence.record import RECORD, STARTED, summary
-from abathur_nb.evidence.run import MIME, RUN_ID, start_run
+from abathur_nb.evidence.record import RECORD, STARTED, read_archive, summary
+from abathur_nb.evidence.run import LAUNCH, MIME, start_run
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.init import initialize_database
 from abathur_nb.runbook.validate import validate_database
@@ -169,8 +168,8 @@ async def test_a_report_made_before_the_run_began_is_no_evidence_of_it(database:
 
 @pytest.mark.parametrize("run_id", ["../../evil", "x", "20261123T000000000Z-abcdeg"])
 def test_what_is_no_run_id_makes_nothing(database: Settings, monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
-    monkeypatch.setenv(RUN_ID, run_id)
-    with pytest.raises(RefusedError, match="is not a run id: leave it to the runner: unset ABATHUR_RUN_ID"):
+    monkeypatch.setenv(LAUNCH, run_id)
+    with pytest.raises(RefusedError, match="is not a run id: leave it to the runner: unset ABATHUR_RUN"):
         start_run(database, "validate")
     assert not database.archive_dir.exists()
 
@@ -178,7 +177,7 @@ def test_what_is_no_run_id_makes_nothing(database: Settings, monkeypatch: pytest
 def test_the_id_of_a_run_that_is_sealed_is_not_used_again(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     start_run(database, "validate").seal(GREEN)
     before = fingerprint(database.archive_dir)
-    monkeypatch.setenv(RUN_ID, only_run(database).run_id)
+    monkeypatch.setenv(LAUNCH, only_run(database).run_id)
     with pytest.raises(RefusedError, match="is sealed already"):
         start_run(database, "validate")
     assert fingerprint(database.archive_dir) == before

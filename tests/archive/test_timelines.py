@@ -12,9 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 
 from abathur_nb import charts
-from abathur_nb.evidence.past import Facts, PastRun
-from abathur_nb.evidence.reading import Entry
-from abathur_nb.evidence.record import EXIT_CODES
+from abathur_nb.evidence.record import EXIT_CODES, Entry, Facts, PastRun
 from abathur_nb.report import Report
 from abathur_nb.runbook.history import History
 

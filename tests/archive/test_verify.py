@@ -22,9 +22,9 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.evidence import verify
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
-from abathur_nb.evidence.keys import public_keys
 from abathur_nb.evidence.ledger import LEDGER, read_ledger
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
+from abathur_nb.evidence.statement import public_keys
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import UNFINISHED
 from abathur_nb.report import Report
@@ -416,7 +416,7 @@ def test_an_archive_that_may_not_be_read_is_refused(settings: Settings, public: 
         "with contextlib.redirect_stderr(io.StringIO()) as told: code = main(['verify', sys.argv[1]])\n"
         "print(code, told.getvalue())\n"
     )
-    imported = "import abathur_nb.evidence.verify, abathur_nb.evidence.privacy, abathur_nb.__main__\n"
+    imported = "import abathur_nb.evidence.verify, abathur_nb.evidence.canonical, abathur_nb.__main__\n"
     told = run_as_other(program, public / "runs", imports=imported)
     assert told.startswith("2 ")
     assert "cannot be read: Permission denied" in told

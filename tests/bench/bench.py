@@ -34,7 +34,7 @@ from nbclient import NotebookClient
 import abathur_nb as nb
 from abathur_nb.backups.copying import Content
 from abathur_nb.backups.taking import back_up, prove
-from abathur_nb.evidence.notebook import prepared, read_source
+from abathur_nb.evidence.archive import prepared, read_source
 from abathur_nb.files import fsync
 from abathur_nb.measure import synthetic
 from abathur_nb.measure.workloads import one_cpu

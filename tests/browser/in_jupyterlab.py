@@ -23,7 +23,7 @@ from playwright.sync_api import Page, sync_playwright
 from servers import free_ports, wait_until
 
 from abathur_nb.config.notebooks import NOTEBOOKS
-from abathur_nb.evidence.reading import Entry, read_archive
+from abathur_nb.evidence.record import Entry, read_archive
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "executed" / "browser"

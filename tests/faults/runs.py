@@ -18,8 +18,7 @@ from typing import Any
 import nbformat
 from patience import HANGING_S
 
-from abathur_nb.evidence.reading import Entry, read_archive
-from abathur_nb.evidence.record import EXIT_CODES
+from abathur_nb.evidence.record import EXIT_CODES, Entry, read_archive
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import sweep
 from faults.initializers import sound

@@ -17,7 +17,7 @@ import abathur_nb as nb
 from abathur_nb.cli import main
 from abathur_nb.config.settings import SECRET_SETTINGS, Settings
 from abathur_nb.errors import AbathurError, ConfigurationError
-from abathur_nb.evidence.notebook import declared_in, read_source
+from abathur_nb.evidence.archive import declared_in, read_source
 from abathur_nb.store.sql import DATA
 from abathur_nb.text import url_fault, without_url_secrets
 

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from abathur_nb.cli import make_parser
-from abathur_nb.config.parameters import Parameter
-from abathur_nb.evidence.notebook import Source
-from abathur_nb.runner.run import Given, faults_of_names, read_given, read_seconds, values_for
+from abathur_nb.config.parameters import Given, Parameter, faults_of_names, read_given, read_seconds, values_for
+from abathur_nb.evidence.archive import Source
 
 DECLARED = {
     "env": Parameter("env", str, "development"),
@@ -146,8 +145,8 @@ def test_yaml_is_read_by_the_declared_type_too(text: str, values: dict[str, obje
         ("rows: {a: 5}", "-f y: expected a mapping NAME: VALUE, found a mapping in it"),
         ("[a]: 5", "-f y: expected a mapping NAME: VALUE, found a list in it"),
         ("? {a: b}\n: 5", "-f y: expected a mapping NAME: VALUE, found a mapping in it"),
-        ("[" * 10_000, "-f y: expected a mapping NAME: VALUE, found no mapping"),
-        ("a: " + "[" * 10_000, "-f y: expected a mapping NAME: VALUE, found a list in it"),
+        ("[" * 10_000, "-f y: broken YAML: "),
+        ("a: " + "[" * 10_000, "-f y: broken YAML: "),
         ("rows: !!int 5", "found a tag or an anchor at '5'"),
         ("rows: !!str 5", "found a tag or an anchor at '5'"),
         ("rows: ! 5", "found a tag or an anchor at '5'"),
@@ -269,9 +268,8 @@ def source(*names: str) -> Source:
 
 
 def test_a_name_that_no_listed_notebook_declares_is_refused_with_a_suggestion() -> None:
-    sources = [source("env", "db_path"), source("env", "rows")]
     given = [Given(name, "1", "-p") for name in ("rows", "db_pth", "x=1;import os;y", "Env", "dry_run")]
-    faults = faults_of_names(given, sources)
+    faults = faults_of_names(given, ("env", "db_path", "rows"))
     assert faults == [
         "parameter 'db_pth' (from -p) is not declared (env, db_path, rows); did you mean db_path?",
         "parameter 'x=1;import os;y' (from -p) is not declared (env, db_path, rows)",

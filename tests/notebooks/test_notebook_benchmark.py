@@ -9,7 +9,7 @@ from patience import GENEROUS
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.archive import keep
-from abathur_nb.evidence.reading import read_archive
+from abathur_nb.evidence.record import read_archive
 
 SOURCE = NOTEBOOKS / "benchmark.ipynb"
 

@@ -11,8 +11,7 @@ from notebook_runs_helpers import NOTEBOOKS, Run, in_kernel, papermill
 from past_helpers import run_at
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.reading import Entry, read_archive
-from abathur_nb.evidence.record import RECORD
+from abathur_nb.evidence.record import RECORD, Entry, read_archive
 
 SOURCE = NOTEBOOKS / "history.ipynb"
 LIMITED = {**archives.FACTS, "limits_ms": {"session retrieval": ["p99", 10.0]}, "machine": {"rows": 500}}

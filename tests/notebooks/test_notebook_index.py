@@ -9,8 +9,7 @@ from past_helpers import run_at
 
 from abathur_nb.config.notebooks import NOTEBOOKS as KNOWN
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.reading import read_archive
-from abathur_nb.evidence.record import RECORD
+from abathur_nb.evidence.record import RECORD, read_archive
 
 SOURCE = NOTEBOOKS / "index.ipynb"
 

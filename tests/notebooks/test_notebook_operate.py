@@ -12,7 +12,7 @@ from running import only_run, record_of
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.reading import read_archive
+from abathur_nb.evidence.record import read_archive
 
 
 def roll_back(settings: Settings, tmp_path: Path, *arguments: str) -> Run:

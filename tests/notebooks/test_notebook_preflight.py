@@ -7,7 +7,7 @@ from damage import untouched
 from notebook_runs_helpers import NOTEBOOKS, in_kernel, papermill
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.reading import read_archive
+from abathur_nb.evidence.record import read_archive
 
 SOURCE = NOTEBOOKS / "preflight.ipynb"
 

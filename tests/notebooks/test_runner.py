@@ -44,8 +44,7 @@ from running import (
 from statement_helpers import make_key
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.reading import read_archive
-from abathur_nb.evidence.record import RECORD
+from abathur_nb.evidence.record import RECORD, read_archive
 from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.verify import verify_archive
 

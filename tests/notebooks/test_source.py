@@ -11,8 +11,8 @@ import pytest
 from running import GUARD, SOUND, START, write_notebook
 
 from abathur_nb.errors import ConfigurationError
+from abathur_nb.evidence.archive import ADDED, prepared, read_source, same_cells
 from abathur_nb.evidence.canonical import sha256
-from abathur_nb.evidence.notebook import ADDED, prepared, read_source, same_cells
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 

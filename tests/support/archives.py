@@ -11,7 +11,8 @@ import nbformat
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.ledger import LEDGER
-from abathur_nb.evidence.record import Record, Verdict, read_run, write_record, write_started
+from abathur_nb.evidence.record import Record, Verdict, read_run
+from abathur_nb.evidence.run import write_record, write_started
 from abathur_nb.report import Check, Report
 
 GREEN = Report("validate", (Check("tables", "pass", "9 tables", "9 tables, each as in sql/"),))

@@ -16,8 +16,8 @@ from typing import Any
 
 import abathur_nb as nb
 from abathur_nb.backups.manifest import list_backups
-from abathur_nb.evidence.keys import public_keys
-from abathur_nb.evidence.notebook import read_file
+from abathur_nb.config.parameters import read_file
+from abathur_nb.evidence.statement import public_keys
 from abathur_nb.files import Lock, posix_locks
 from abathur_nb.store.memory import Memory
 from abathur_nb.store.sessions import Sessions

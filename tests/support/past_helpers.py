@@ -7,7 +7,8 @@ import archives
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.archive import keep
-from abathur_nb.evidence.record import Verdict, write_started
+from abathur_nb.evidence.record import Verdict
+from abathur_nb.evidence.run import write_started
 
 
 def run_at(

@@ -9,7 +9,7 @@ from patience import HANGING_S
 from running import execute_live
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.reading import Entry, read_archive
+from abathur_nb.evidence.record import Entry, read_archive
 
 TOP = (
     "import abathur_nb as nb\n\nnb.guard()",

@@ -20,7 +20,7 @@ from patience import HANGING_S
 from traitlets.config import Config
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.reading import Entry, read_archive
+from abathur_nb.evidence.record import Entry, read_archive
 from abathur_nb.evidence.verify import verify_archive
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"

@@ -10,8 +10,7 @@ import pytest
 from archives import record_with
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.past import PastRun, past_runs
-from abathur_nb.evidence.reading import Entry
+from abathur_nb.evidence.record import Entry, PastRun, past_runs
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.benchmark import BenchmarkResult, compare, compare_machines, describe_machine
 
