@@ -23,7 +23,7 @@ from abathur_nb.store.sql import Query, load_queries
 
 if TYPE_CHECKING:
     from abathur_nb import charts
-    from abathur_nb.backups.retention import Retention, show_backups
+    from abathur_nb.backups.manifest import Retention, show_backups
     from abathur_nb.config.notebooks import schedule
     from abathur_nb.runbook.backup import backup_database
     from abathur_nb.runbook.benchmark import BenchmarkResult, run_benchmark
@@ -89,7 +89,7 @@ __all__ = [
 
 # What init and validate do without is imported when it is first asked for, so that both start at once.
 _LATER = {
-    "backups.retention": ("Retention", "show_backups"),
+    "backups.manifest": ("Retention", "show_backups"),
     "config.notebooks": ("schedule",),
     "runbook.backup": ("backup_database",),
     "runbook.benchmark": ("BenchmarkResult", "run_benchmark"),

@@ -1,10 +1,11 @@
-"""Replacing a file that SQLite can't write into: what is there is moved aside, the new one takes its name.
+"""Replacing a file that SQLite can't write into: the old file is moved aside, the new one takes its name.
 
-Several renames are no transaction. A journal says what is to be done before the first of them, and whoever finds one
-completes it. The side files go first: a main file that is gone and a log that stays would give its rows to whatever
-database is made there next.
+Several renames are not one transaction. Before the first of them a journal records what is to be done, and whoever
+finds it completes the replacement. The side files go first: a log that stays without its main file would give its rows
+to whatever database is made there next.
 """
 
+import asyncio
 import os
 import re
 import shutil
@@ -14,47 +15,50 @@ from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence.canonical import misfits, sealed, unsealed
-from abathur_nb.files import fsync, make_private_directory, read_regular, write_durably
-from abathur_nb.store.connection import SIDE_FILES, lock_holders
+from abathur_nb.files import fsync, private_directory, read_regular, write_durably
+from abathur_nb.health.path_on_disk import free_mb
+from abathur_nb.report import Check
+from abathur_nb.store.apart import ask
+from abathur_nb.store.connection import SIDE_FILES, connect, kept_open, lock_holders
 from abathur_nb.store.target import journal_of, mounted_files
-from abathur_nb.text import process_name
+from abathur_nb.text import MB, process_name
 
-_FOLDER = "abathur_aside_"
+FOLDERS = "abathur_aside_"  # how the name of each directory begins into which something is moved
 
 
 class JournalError(RefusedError):
-    """Say that a journal cannot be read, or names a folder that is missing: nobody can complete its replacement."""
+    """Refuse a journal that cannot be read, or names a missing folder: nobody can complete its replacement."""
 
 
 def new_folder(path: Path) -> Path:
     """Make a private directory beside the database for what is moved aside, and return it."""
     moment = datetime.now(UTC)
-    folder = path.with_name(f"{_FOLDER}{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}")
-    try:
-        make_private_directory(folder, owned_as=path.parent)
-    except BaseException:
-        with suppress(OSError):
-            folder.rmdir()
-        raise
-    return folder
+    folder = path.with_name(f"{FOLDERS}{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}")
+    with private_directory(folder, owned_as=path.parent):
+        return folder
 
 
 def _folder_of_ours(data: object) -> bool:
-    """Return whether JSON is a name that ``new_folder`` gives: whatever else it names must not be moved or removed."""
-    return isinstance(data, str) and re.fullmatch(rf"{_FOLDER}\d{{8}}_\d{{6}}_\d{{3}}", data, re.ASCII) is not None
+    """Return whether JSON is a name that ``new_folder`` gives: nothing else must be moved or removed."""
+    return isinstance(data, str) and re.fullmatch(rf"{FOLDERS}\d{{8}}_\d{{6}}_\d{{3}}", data, re.ASCII) is not None
 
 
-def replace_file(path: Path, folder: Path, draft: Path) -> list[Path]:
-    """Move the database and its side files into ``folder`` and give the name to ``draft``; return what was moved.
+def draft_in(folder: Path, path: Path) -> Path:
+    """Return where the new database waits, under a name that nothing moved beside it has."""
+    return folder / f"new.{path.name}"
 
-    ``draft`` is a whole database inside ``folder``, closed. Killed at any moment, ``complete`` goes on with it. Raises
-    as `require_movable` does.
+
+def replace_file(path: Path, folder: Path) -> list[Path]:
+    """Move the database and its side files into ``folder`` and give the name to the draft in it; return what was moved.
+
+    The draft is a whole database, closed. Killed at any moment, ``complete`` goes on with it. Raises as
+    `require_movable` does.
     """
     require_movable(path)
-    draft.rename(_draft_in(folder, path))
-    fsync(_draft_in(folder, path))
+    fsync(draft_in(folder, path))
     fsync(folder)
     write_durably(journal_of(path), sealed({"folder": folder.name}))
     return complete(path)
@@ -78,9 +82,9 @@ def begun(path: Path) -> tuple[Path, Path] | None:
     except (OSError, ValueError) as error:
         remedy = "run troubleshoot.ipynb: its plan moves that file aside"
         raise JournalError(f"{journal} can't be completed: {error}", remedy) from None
-    draft = _draft_in(folder, path)
+    draft = draft_in(folder, path)
     # Without a draft only the journal is left to be removed: the new database has its name.
-    if not draft.exists() or _is_same(path, draft):
+    if not draft.exists() or (os.path.lexists(path) and os.path.samestat(os.lstat(path), os.lstat(draft))):
         return folder, path
     if os.path.lexists(path) and os.path.lexists(folder / path.name):
         raise _taken(path)
@@ -93,21 +97,16 @@ def _taken(path: Path) -> RefusedError:
 
 
 def complete(path: Path) -> list[Path]:
-    """Go on with a replacement that was begun; return what is moved aside now, nothing if none was begun.
+    """Complete a replacement that was begun; return what has been moved aside, nothing if none was begun.
 
-    Raises RefusedError as `begun` does, and as `require_movable` does.
+    Raises RefusedError as `begun` and `require_movable` do.
     """
-    found = begun(path)
-    if found is None:
+    if not (found := begun(path)):
         return []
-    (folder, new), draft = found, _draft_in(found[0], path)
+    (folder, new), draft = found, draft_in(found[0], path)
     if new == draft:
         require_movable(path)
-        for name in (f"{path}{suffix}" for suffix in (*SIDE_FILES, "")):
-            with suppress(FileNotFoundError):
-                os.rename(name, _free(folder / Path(name).name))  # noqa: PTH104
-        fsync(folder)
-        fsync(path.parent)
+        move_aside(path, (*SIDE_FILES, ""), folder)
         try:
             os.link(draft, path)
         except FileExistsError:
@@ -120,68 +119,99 @@ def complete(path: Path) -> list[Path]:
     return moved
 
 
-def set_journal_aside(path: Path) -> list[Path]:
-    """Move a journal that nobody can complete into a new directory; return all that lies in directories of its kind."""
-    folder, journal = new_folder(path), journal_of(path)
+def move_aside(path: Path, suffixes: Iterable[str], folder: Path | None = None) -> Path:
+    """Move the files named as the database with these suffixes into a directory beside it, a new one by default.
+
+    Returns that directory. Replaces nothing in it. Raises OSError.
+    """
+    folder = folder or new_folder(path)
     try:
-        journal.rename(folder / journal.name)
+        for name in (f"{path.name}{suffix}" for suffix in suffixes):
+            aside = folder / name
+            while os.path.lexists(aside):  # moved there before a process was killed
+                aside = aside.with_name(f"{aside.name}+")
+            with suppress(FileNotFoundError):
+                os.rename(path.with_name(name), aside)  # noqa: PTH104
     except OSError:
-        folder.rmdir()
+        with suppress(OSError):  # unless something was moved
+            folder.rmdir()
         raise
     fsync(folder)
     fsync(path.parent)
-    return sorted(path.parent.glob(f"{_FOLDER}*/*"))
+    return folder
 
 
-def _draft_in(folder: Path, path: Path) -> Path:
-    """Return where the new database waits, under a name that nothing has that is moved beside it."""
-    return folder / f"new.{path.name}"
+async def set_log_aside(settings: Settings, *, write: bool) -> Check:
+    """Copy a database and its damaged log into a new directory beside it, then move the log there.
+
+    With ``write``, what SQLite reads of the log is written into the database in between. Raises RefusedError without
+    room, OSError, and as `require_movable`: who has it open may know more of the log than who reads it anew.
+    """
+    path = settings.db_path
+    require_movable(path)
+    folder = await asyncio.to_thread(_copy_beside, path)
+    if write:
+        # The checkpoint leaves the log as it is, and so does the last connection that closes.
+        async with kept_open(settings), connect(path, settings=settings, mode="rw") as conn:
+            await conn.execute_fetchall("PRAGMA wal_checkpoint(FULL)")
+    require_movable(path)
+    (folder / f"{path.name}-wal").unlink()  # the log itself takes its place
+    move_aside(path, SIDE_FILES, folder)
+    expected, observed = "a log that is read to its end", f"{folder} has the database and its log as they were"
+    remedy = f"they may hold transactions that {path} lacks now: keep {folder} until you know that nobody misses one"
+    return Check("log_aside", "warn", expected, observed, remedy)
 
 
-def _free(path: Path) -> Path:
-    """Return a name that nothing has: a rename would replace what was moved there before this was killed."""
-    while os.path.lexists(path):
-        path = path.with_name(f"{path.name}+")
-    return path
-
-
-def _is_same(path: Path, draft: Path) -> bool:
+def _copy_beside(path: Path) -> Path:
+    """Copy a database and its log, byte for byte, into a new directory beside it, and return that."""
+    sizes = [os.stat(name).st_size for name in (path, f"{path}-wal")]
+    needed = (sum(sizes) + sizes[1]) / MB  # the database may grow by what is written into it
+    if (free := free_mb(path.parent)) < needed:
+        observed = (
+            f"{free:,.1f} MB free on the disk of {path.parent}, {needed:,.1f} MB needed to copy {path} and its log"
+        )
+        raise RefusedError(observed, f"make room: df -h {quote(str(path.parent))}; then run this again")
+    folder, owner = new_folder(path), os.stat(path)
     try:
-        return os.path.samestat(os.lstat(path), os.lstat(draft))
-    except FileNotFoundError:
-        return False
+        ask("copy", path, f"{path}-wal", "", folder / path.name)
+        for suffix in ("", "-wal"):
+            copy = folder / f"{path.name}{suffix}"
+            fsync(copy)
+            if os.geteuid() == 0:
+                os.chown(copy, owner.st_uid, owner.st_gid)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    fsync(folder)
+    fsync(path.parent)
+    return folder
 
 
 def discard(folder: Path, path: Path) -> None:
     """Remove a folder into which nothing of the database at ``path`` was moved, nor will be by a journal."""
-    if not os.path.lexists(journal_of(path)) and not any(
-        entry.name.startswith(path.name) for entry in folder.iterdir()
-    ):
+    kept = [folder / f"{path.name}{suffix}" for suffix in ("", *SIDE_FILES)]
+    if not any(map(os.path.lexists, (*kept, journal_of(path)))):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def users_of(path: Path, *, own: bool = False) -> list[str]:
     """Name the other processes that have the database or a side file of it open, or locked. Read-only; Linux only.
 
-    ``own`` counts this process too. Of what another user has open, root alone sees more than one lock.
+    ``own`` counts this process too. Of other users' processes, root alone sees more than one lock.
     """
-    files = set()
+    files, pids = [], set[int]()
     for suffix in ("", *SIDE_FILES):
         with suppress(OSError):
-            found = os.stat(f"{path}{suffix}")
-            files.add((found.st_dev, found.st_ino))
-    pids = {pid for pid in _having_open(files) if own or pid != os.getpid()}
-    return sorted({*map(process_name, pids), *lock_holders(path, exclusive=False)})
-
-
-def _having_open(files: set[tuple[int, int]]) -> Iterable[int]:
+            files.append(os.stat(f"{path}{suffix}"))
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # gone meanwhile, or another user's
             for descriptor in (process / "fd").iterdir():
                 with suppress(OSError):
                     found = os.stat(descriptor)
-                    if (found.st_dev, found.st_ino) in files:
-                        yield int(process.name)
+                    if any(os.path.samestat(found, file) for file in files):
+                        pids.add(int(process.name))
+    pids -= set() if own else {os.getpid()}
+    return sorted({*map(process_name, pids), *lock_holders(path, exclusive=False)})
 
 
 def require_movable(path: Path) -> None:

@@ -37,46 +37,25 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits that are others for any other step, fact, database or environment."""
-        whole = {
-            "action": self.action,
-            "env": self.settings.env,
-            "database": str(self.settings.db_path),
-            "steps": list(self.steps),
-            "facts": dict(self.facts),
-        }
-        return sha256(canonical(whole))[:_DIGITS]
-
-    @property
-    def parameters(self) -> str:
-        """The parameters that carry the plan out."""
-        return f"-p {self.switch} True" + (f" -p confirm {self.hash}" if self.settings.confirm_changes else "")
-
-    @property
-    def remedy(self) -> str:
-        """What to do about a plan that is not carried out yet."""
-        return f"read the steps; to carry them out: {self.parameters}"
+        """16 hexadecimal digits that change with any step, fact, database or environment."""
+        settings, steps, facts = self.settings, list(self.steps), dict(self.facts)
+        whole = {"action": self.action, "env": settings.env, "database": str(settings.db_path), "steps": steps}
+        return sha256(canonical({**whole, "facts": facts}))[:_DIGITS]
 
     def approval(self, *, apply: bool, confirm: str | None) -> Check:
         """Return the check that shows the plan, and fails where it is to be applied without being approved."""
         needed = self.settings.confirm_changes
         approved = not apply or not needed or confirm == self.hash
-        steps = "\n".join(f"{number}. {step}" for number, step in enumerate(self.steps, 1))
-        observed = f"hash {self.hash}\n{steps}"
+        parameters = f"-p {self.switch} True" + (f" -p confirm {self.hash}" if needed else "")
+        observed = "\n".join((f"hash {self.hash}", *(f"{n}. {step}" for n, step in enumerate(self.steps, 1))))
         if not apply:
-            observed += (
-                f"\nonly shown, nothing is changed; to carry it out, add to the same parameters: {self.parameters}"
-            )
-        elif needed and confirm is not None and not approved:
+            observed += f"\nonly shown, nothing is changed; to carry it out, add to the same parameters: {parameters}"
+        elif confirm is not None and not approved:
             observed += f"\nconfirm is {shown(confirm)}: another plan was approved, or things have changed since"
         status = "fail" if not approved else "pass" if apply else self.pending
         expected = f"in {self.settings.env} confirm is the hash of this very plan" if needed else "it is shown first"
-        data = {"hash": self.hash, "steps": self.steps}
-        return Check("plan", status, expected, observed, "" if status == "pass" else self.remedy, data=data)
-
-
-def _as_is(checks: Iterable[Check]) -> Iterable[Check]:
-    return checks
+        remedy = "" if status == "pass" else f"read the steps; to carry them out: {parameters}"
+        return Check("plan", status, expected, observed, remedy, data={"hash": self.hash, "steps": self.steps})
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +63,10 @@ class Change:
     """Hold what a change finds before it is made, and how it is made.
 
     ``checks`` is what was found; ``plan`` is None where nothing is to be done; ``forbidden`` says that it must not be
-    done. ``do`` carries the plan out: it adds a check of each step to the list that it is given, once the step is
-    done, and calls ``committed`` when a transaction is. ``begun`` says that a replacement which was killed is completed
-    first; ``backup`` is the reason of the backup that is taken before, if one is. ``validates`` is False where no
-    database is left to validate. ``past`` turns what was found into what had been found, ``judged`` what validate says.
+    done. ``do`` carries the plan out: it adds a check of each step to the list that it gets, once the step is done, and
+    calls ``committed`` when a transaction is. ``begun`` says that a replacement which was killed is completed first;
+    ``backup`` is the reason of the backup before the change, if one is taken. ``validates`` is False where no database
+    is left to validate. ``past`` rewords what was found once it is changed, ``judged`` the checks of validate.
     """
 
     checks: tuple[Check, ...]
@@ -97,8 +76,8 @@ class Change:
     begun: bool = False
     backup: str = ""
     validates: bool = True
-    past: Callable[[Iterable[Check]], Iterable[Check]] = _as_is
-    judged: Callable[[Iterable[Check]], Iterable[Check]] = _as_is
+    past: Callable[[Iterable[Check]], Iterable[Check]] = tuple
+    judged: Callable[[Iterable[Check]], Iterable[Check]] = tuple
 
 
 async def make_change(
@@ -111,7 +90,7 @@ async def make_change(
 ) -> Report:
     """Show what is found and the plan of the change; with ``apply``, once the plan is approved, make it.
 
-    What is refused has changed nothing. What fails halfway is reported behind the steps that were done.
+    What is refused has changed nothing. What fails halfway is reported after the steps that were done.
     """
     checks, past, done = tuple[Check, ...](), tuple[Check, ...](), list[Check]()
     subject, action = str(settings.db_path), title
@@ -123,18 +102,15 @@ async def make_change(
             action = change.plan.action
             title += "" if apply else " (plan)"
             approval = change.plan.approval(apply=apply, confirm=confirm)
-            if not apply or change.forbidden or approval.failed:
-                refused = change.forbidden or approval.failed
-                return Report(title, (*checks, approval), subject=subject, refused=refused)
             checks, past = (*checks, approval), (*change.past(checks), approval)
+            if not apply or change.forbidden or approval.failed:
+                return Report(title, checks, subject=subject, refused=change.forbidden or approval.failed)
             await carry_out(settings, change, done)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
-        checks, observed = (
-            (past, f"the steps above were done; then: {fault.observed}") if done else (checks, fault.observed)
-        )
-        done.append(Check("change", "error", "the whole plan, or nothing of it", observed, fault.remedy, name=action))
-        return Report(title, (*checks, *done), subject=subject, refused=len(done) == 1)
+        observed = f"the steps above were done; then: {fault.observed}" if done else fault.observed
+        failed = Check("change", "error", "every step of the plan, or none", observed, fault.remedy, name=action)
+        return Report(title, (*(past if done else checks), *done, failed), subject=subject, refused=not done)
     return Report(title, (*past, *done), subject=subject)
 
 
@@ -146,7 +122,9 @@ async def carry_out(settings: Settings, change: Change, done: list[Check]) -> No
     if change.do is None:
         return
     if change.begun:
-        done.append(finish_begun(settings))
+        moved = ", ".join(map(str, complete(settings.db_path))) or "nothing"
+        observed = f"a replacement that was begun is completed; moved aside: {moved}"
+        done.append(Check("begun_before", "warn", "no replacement was left half done", observed, "none is needed"))
     if change.backup:
         async with kept_before(settings, change.backup, done) as committed:
             await change.do(done, committed)
@@ -158,34 +136,28 @@ async def carry_out(settings: Settings, change: Change, done: list[Check]) -> No
         done += change.judged(await file_checks(settings))
 
 
-def finish_begun(settings: Settings) -> Check:
-    """Go on with a replacement that was killed, and return a check that says so. Raises RefusedError."""
-    moved = ", ".join(map(str, complete(settings.db_path))) or "nothing"
-    observed = f"a replacement that was begun is completed; moved aside: {moved}"
-    return Check("begun_before", "warn", "no replacement was left half done", observed, "none is needed")
-
-
-def check_apply(apply: object, confirm: object, *, switch: str = "apply") -> list[str]:
-    """Return what is wrong with the two arguments by which a change is asked for."""
-    faults = []
-    if not isinstance(apply, bool):
-        faults.append(f"{switch}: expected True or False, found {shown(apply)} ({type(apply).__name__})")
-    if confirm is not None and not isinstance(confirm, str):
-        faults.append(f"confirm: expected the hash of a plan, found {shown(confirm)} ({type(confirm).__name__})")
-    return faults
-
-
 def file_named(value: object) -> str:
     """Return the path that an argument gives, empty where it is not text or does not name a file, as `/` does."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
     return text if isinstance(text, str) and Path(os.path.expanduser(text)).name else ""
 
 
-def check_file(name: str, value: object, kind: str) -> list[str]:
-    """Return what is wrong with an argument that names a file, or is None."""
-    if value is not None and not file_named(value):
-        return [f"{name}: expected the name or path of a {kind}, found {shown(value)}"]
-    return list(filter(None, [url_fault(name, file_named(value))]))
+def argument_faults(confirm: object, file: tuple[str, object, str] | None = None, **switches: object) -> list[str]:
+    """Return the faults of arguments: the switches, ``confirm``, and a file with its name and kind, all but None."""
+    faults = [
+        f"{name}: expected True or False, found {shown(value)} ({type(value).__name__})"
+        for name, value in switches.items()
+        if not isinstance(value, bool)
+    ]
+    if confirm is not None and not isinstance(confirm, str):
+        faults.append(f"confirm: expected the hash of a plan, found {shown(confirm)} ({type(confirm).__name__})")
+    if file and file[1] is not None:
+        name, value, kind = file
+        found = file_named(value)
+        faults.append(
+            url_fault(name, found) if found else f"{name}: expected the name or path of a {kind}, found {shown(value)}"
+        )
+    return [fault for fault in faults if fault]
 
 
 def require(faults: list[str]) -> None:

@@ -24,6 +24,7 @@ from abathur_nb.store.sql import load_queries, normalized
 
 _STEP = 1000  # rows from one report of progress to the next
 _COLUMNS = 100  # that one call of a function takes: SQLite allows 127 arguments
+_RETRY_S = 0.05  # between two tries to write to a locked database
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,33 +41,31 @@ class Content:
         return sum(self.rows.values())
 
 
-async def read_content(conn: Connection, *, progress: Callable[[int], object] | None = None) -> Content:
+async def read_content(conn: Connection, *, progress: Callable[[int], object] = bool) -> Content:
     """Read every row of every table, SQLite's own sequences too, in the transaction that ``conn`` is in. Read-only.
 
     Statistics (``sqlite_stat…``), virtual tables and the columns that SQLite computes are left out. Rows are taken in
     the order of the table, each as its values in the second format of ``marshal``, which all versions of Python share;
-    a text counts as its bytes, whether they are UTF-8 or not. ``progress`` gets the rows that are done, from the
-    connection's thread. Raises sqlite3.Error.
+    a text counts as its bytes, whether they are UTF-8 or not. ``progress`` gets the number of rows since its last call,
+    from the connection's thread. Raises sqlite3.Error.
     """
     # In one hop to that thread: with several for each table, 20,000 tables took as long as their rows take once.
     return await conn.apply(partial(_read, progress))
 
 
-def _read(progress: Callable[[int], object] | None, conn: sqlite3.Connection) -> Content:
-    digest = hashlib.sha256()
-    done = 0
+def _read(progress: Callable[[int], object], conn: sqlite3.Connection) -> Content:
+    digest, done, rows = hashlib.sha256(), 0, dict[str, int]()
 
     def feed(*values: Any) -> int:
         nonlocal done
         digest.update(marshal.dumps(values, 2))
         done += 1
-        if progress and done % _STEP == 0:
+        if done % _STEP == 0:
             progress(_STEP)
         return 1
 
     # A function that SQLite calls holds one row at a time, where a cursor would hold a batch of rows of any size.
     conn.create_function("abathur_digest", -1, feed)
-    rows: dict[str, int] = {}
     for (name,) in conn.execute(load_queries("inspect.sql")["tables"].sql).fetchall():
         found = conn.execute("SELECT name FROM pragma_table_xinfo(?) WHERE hidden = 0 ORDER BY cid", (name,)).fetchall()
         columns = [quoted(column) for (column,) in found]
@@ -82,9 +81,8 @@ def _read(progress: Callable[[int], object] | None, conn: sqlite3.Connection) ->
         digest.update(canonical({"table": name, "columns": [column for (column,) in found]}))
         ((rows[name], *_),) = conn.execute(select).fetchall()
     found = conn.execute(load_queries("inspect.sql")["schema"].sql).fetchall()
+    progress(done % _STEP)
     schema = {name: normalized(sql or "") for _, name, _, sql in found}
-    if progress:
-        progress(done % _STEP)
     return Content(digest.hexdigest(), sha256(canonical(schema)), rows)
 
 
@@ -96,13 +94,10 @@ def _call(columns: Sequence[str]) -> str:
 
 def difference(wanted: Content, found: Content) -> str:
     """Say in what two contents differ, the second one being what was found."""
-    tables = [name for name in wanted.rows.keys() | found.rows.keys() if wanted.rows.get(name) != found.rows.get(name)]
-    if tables:
-        return ", ".join(f"{name}: {found.rows.get(name)} rows of {wanted.rows.get(name)}" for name in sorted(tables))
+    counts = {name: (found.rows.get(name), wanted.rows.get(name)) for name in sorted({*wanted.rows, *found.rows})}
+    if tables := [f"{name}: {now} rows of {then}" for name, (now, then) in counts.items() if now != then]:
+        return ", ".join(tables)
     return "another schema" if wanted.schema != found.schema else "as many rows, but other ones"
-
-
-_RETRY_S = 0.05  # between two tries to write to a locked database
 
 
 async def copy_out(conn: aiosqlite.Connection, path: Path, *, owned_as: Path) -> None:
@@ -132,7 +127,7 @@ async def copy_in(
     source: Path,
     settings: Settings,
     *,
-    progress: Callable[[int], object] | None = None,
+    progress: Callable[[int], object] = bool,
     written: Callable[[], object] = bool,
 ) -> tuple[Content, bool]:
     """Replace the content of the live database by that of ``source``, in one transaction of SQLite's.

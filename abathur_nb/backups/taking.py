@@ -1,92 +1,103 @@
-"""Taking a backup: a copy of one snapshot, proven by restoring it, published with its manifest."""
+"""Taking a backup: a copy of one snapshot, proven by restoring it, published with its manifest; and unpacking one."""
 
 import asyncio
+import os
+import shutil
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from time import perf_counter
 from typing import Any
 
 from abathur_nb.backups.copying import copy_in, copy_out, difference, publish, read_content
-from abathur_nb.backups.manifest import (
-    Backup,
-    file_sha256,
-    manifest_of,
-    next_sequence,
-    pack,
-    read_backup,
-    unpack,
-    write_manifest,
-)
-from abathur_nb.backups.retention import remove
+from abathur_nb.backups.manifest import FORMAT, Backup, bytes_fault, file_sha256, manifest_of, next_sequence, remove
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.evidence.canonical import sealed
 from abathur_nb.evidence.run import person_and_host, versions_of
 from abathur_nb.files import (
+    at,
     fsync,
     locked,
     make_private_file,
+    open_regular,
+    os_cause,
     private_directory,
     scratch_directory,
 )
 from abathur_nb.health.checks import file_checks
+from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.report import Check
 from abathur_nb.store.connection import connect, pragma
-from abathur_nb.store.schema import not_ours, quoted, read_schema
-from abathur_nb.store.sql import load_queries
-from abathur_nb.text import counted, timestamp, utc_now
+from abathur_nb.store.schema import not_ours, read_schema
+from abathur_nb.text import MB, counted, timestamp, utc_now
 
 COPIES = 3  # the backup, its proof, and what the proof writes before it is forced to its place
+_CHUNK = 2**20  # bytes
+# What a backup may unpack to: ``pack`` leaves alone what would be more. zstd makes 32,000 bytes of one.
+_RATIO, _ALWAYS = 1000, 256 * 2**20
+_SPARE_MB = 50  # that unpacking leaves free
+
+
+class UnfitBackupError(RefusedError):
+    """Refuse a backup that can't serve: another one has to be named."""
+
+    def __init__(self, observed: str) -> None:
+        super().__init__(observed, "choose another backup")
 
 
 async def back_up(settings: Settings, *, reason: str, compress: bool = False) -> tuple[Backup, list[Check]]:
     """Take a backup and prove it; return it with its checks, none of which failed.
 
-    What its database itself fails of ``validate`` is a warning, and is kept in the manifest: a broken database is
-    backed up too, before it is repaired. Raises RefusedError, BusyError, sqlite3.Error, OSError; then there is none.
+    What its database fails of ``validate`` is a warning, and is kept in the manifest: a broken database is backed up
+    too, before it is repaired. Raises RefusedError, BusyError, sqlite3.Error, OSError; then there is no backup.
     """
+    from tqdm import tqdm
+
     folder = settings.backup_dir
     with (
         private_directory(folder, owned_as=settings.db_path.parent),
         scratch_directory(folder, "backup") as scratch,
+        tqdm(desc="backup", unit=" rows", mininterval=1, delay=1, file=sys.stdout) as bar,
     ):
         draft = scratch / "copy.db"
         async with connect(settings.db_path, settings=settings) as conn:
             await conn.execute_fetchall("BEGIN")
-            rows = await conn.apply(_count_rows)  # the first read takes the snapshot
+            # The first read takes the snapshot.
+            ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
             taken_at = datetime.now(UTC)
-            with _progress(2 * rows) as progress:
-                ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
-                alien = not_ours(await read_schema(conn))
-                content = await read_content(conn, progress=progress)
-                started = perf_counter()
-                await copy_out(conn, draft, owned_as=folder)
-                copied_s = perf_counter() - started
-                await conn.rollback()
-                unpacked = draft.stat().st_size
-                draft = await asyncio.to_thread(pack, draft) if compress else draft
-                # The disk and the processor work at the same time.
-                asks = (asyncio.to_thread(file_sha256, draft), asyncio.to_thread(fsync, draft))
-                digest, _ = await asyncio.gather(*asks)
-                facts = {
-                    "reason": reason,
-                    "taken_at": timestamp(taken_at),
-                    "env": settings.env,
-                    "database": str(settings.db_path),
-                    **ids,
-                    "content": asdict(content),
-                    "bytes": draft.stat().st_size,
-                    "bytes_unpacked": unpacked,
-                    "sha256_of_file": digest,
-                    **person_and_host(),
-                    "versions": versions_of(),
-                }
-                backup = Backup(draft, facts)
-                facts["proof"] = await prove(settings, backup, scratch, progress)
+            alien = not_ours(await read_schema(conn))
+            content = await read_content(conn, progress=bar.update)
+            bar.total = 2 * content.total  # they are read again by the proof
+            started = perf_counter()
+            await copy_out(conn, draft, owned_as=folder)
+            copied_s = perf_counter() - started
+            await conn.rollback()
+        unpacked = draft.stat().st_size
+        draft = await asyncio.to_thread(pack, draft) if compress else draft
+        # The disk and the processor work at the same time.
+        digest, _ = await asyncio.gather(asyncio.to_thread(file_sha256, draft), asyncio.to_thread(fsync, draft))
+        facts = {
+            "reason": reason,
+            "taken_at": timestamp(taken_at),
+            "env": settings.env,
+            "database": str(settings.db_path),
+            **ids,
+            "content": asdict(content),
+            "bytes": draft.stat().st_size,
+            "bytes_unpacked": unpacked,
+            "sha256_of_file": digest,
+            **person_and_host(),
+            "versions": versions_of(),
+        }
+        backup = Backup(draft, facts)
+        facts["proof"] = await prove(settings, backup, scratch, bar.update)
         backup = _publish(backup, folder)
     return backup, _checks(backup, copied_s, alien)
 
@@ -95,8 +106,8 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
 async def kept_before(settings: Settings, reason: str, done: list[Check]) -> AsyncIterator[Callable[[], object]]:
     """Back up before a change, and add to ``done`` a check that says so.
 
-    The block calls what it is lent once the change is committed. If it is refused before that, the backup is removed,
-    so that nothing has changed.
+    The block calls what it gets once the change is committed. If it is refused before that, the backup is removed, so
+    that nothing has changed.
     """
     committed = list[bool]()
     with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
@@ -115,15 +126,15 @@ async def kept_before(settings: Settings, reason: str, done: list[Check]) -> Asy
 
 
 async def prove(
-    settings: Settings, backup: Backup, scratch: Path, progress: Callable[[int], object] | None = None
+    settings: Settings, backup: Backup, scratch: Path, progress: Callable[[int], object] = bool
 ) -> dict[str, Any]:
-    """Restore a backup into ``scratch``, validate what comes out, and compare it with the snapshot, row by row.
+    """Restore a backup into ``scratch``, validate the result, and compare it with the snapshot, row by row.
 
-    Returns when, the seconds that restoring and validating took, and the names of the checks that failed, as the
-    snapshot's database must have failed them. Raises RefusedError where the content is another than the snapshot's.
+    Returns when, the seconds that restoring and validating took, and the names of the checks that failed, as they must
+    have failed for the snapshot's database. Raises RefusedError where the content differs from the snapshot's.
     """
     restored = replace(settings, db_path=scratch / "restored.db")
-    at, started = utc_now(), perf_counter()
+    moment, started = utc_now(), perf_counter()
     make_private_file(restored.db_path)
     source = await asyncio.to_thread(unpack, backup, scratch)
     content, _ = await copy_in(source, restored, progress=progress)
@@ -133,65 +144,49 @@ async def prove(
             f"{backup.path.name} does not hold what was backed up: {difference(backup.content, content)}",
             "take another backup; if it comes again, see to the disk: dmesg | tail",
         )
-    checks = await file_checks(restored)
+    findings = [check.name for check in await file_checks(restored) if check.failed]
     validated_s = perf_counter() - started - restored_s
-    findings = [check.name for check in checks if check.failed]
-    return {"at": at, "restored_s": restored_s, "validated_s": validated_s, "findings": findings}
-
-
-def _count_rows(conn: sqlite3.Connection) -> int:
-    rows = 0
-    for (name,) in conn.execute(load_queries("inspect.sql")["tables"].sql).fetchall():
-        with suppress(sqlite3.OperationalError):  # a table of others, whose order this process does not know
-            rows += conn.execute(f"SELECT count(*) FROM {quoted(name)} NOT INDEXED").fetchone()[0]
-    return rows
-
-
-@contextmanager
-def _progress(rows: int) -> Iterator[Callable[[int], object]]:
-    """Show a bar of the rows that are read, for the copy and for its proof, when it takes longer than a second."""
-    from tqdm import tqdm
-
-    with tqdm(total=rows, desc="backup", unit=" rows", mininterval=1, delay=1, file=sys.stdout) as bar:
-        yield bar.update
+    return {"at": moment, "restored_s": restored_s, "validated_s": validated_s, "findings": findings}
 
 
 def _publish(backup: Backup, folder: Path) -> Backup:
     """Give a proven backup and its manifest their names, durably, and the next number of the directory."""
-    stem = f"abathur_{backup.facts['reason']}"
-    suffix = ".db.zst" if backup.compressed else ".db"
-    moment, draft = backup.taken_at, backup.path.with_name("manifest.json")
+    suffix = ".db.zst" if backup.path.suffix == ".zst" else ".db"
+    taken_at, draft = backup.taken_at, backup.path.with_name("manifest.json")
     with locked(folder):
-        sequence = next_sequence(folder)
         while True:
-            path = folder / f"{stem}_{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}{suffix}"
-            draft.unlink(missing_ok=True)
-            write_manifest(draft, {**backup.facts, "file": path.name, "sequence": sequence})
-            try:
-                # The manifest first: alone it is swept, and a copy without a manifest would be taken for a backup.
-                publish(draft, manifest_of(path))
-                try:
-                    publish(backup.path, path)
-                except OSError:
-                    manifest_of(path).unlink()
-                    raise
-            except FileExistsError:  # another one of the same millisecond
-                moment += timedelta(milliseconds=1)
-                continue
-            return read_backup(path)
+            stamp = f"{taken_at:%Y%m%d_%H%M%S}_{taken_at.microsecond // 1000:03}"
+            path = folder / f"abathur_{backup.facts['reason']}_{stamp}{suffix}"
+            if not os.path.lexists(path) and not os.path.lexists(manifest_of(path)):
+                break
+            taken_at += timedelta(milliseconds=1)
+        facts = {**backup.facts, "format": FORMAT, "file": path.name, "sequence": next_sequence(folder)}
+        make_private_file(draft)
+        with at(draft):
+            draft.write_bytes(sealed(facts))
+        # The manifest first: alone it is swept, and a copy without a manifest would be taken for a backup.
+        publish(draft, manifest_of(path))
+        try:
+            publish(backup.path, path)
+        except OSError:
+            manifest_of(path).unlink()
+            raise
+    return Backup(path, facts)
 
 
 def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
-    proof, content = backup.facts["proof"], backup.content
-    took = proof["restored_s"] + proof["validated_s"]
+    facts, content = backup.facts, backup.content
+    took = facts["proof"]["restored_s"] + facts["proof"]["validated_s"]
+    noted = f"one that fails: {', '.join(backup.findings)}" if backup.findings else "one that passes validate"
+    noted += f"; it holds {alien}: compared are its pages and the rows of its tables" if alien else ""
     return [
         Check(
             "copy",
             "pass",
             expected="one snapshot, in one step",
-            observed=f"{backup.path}, {backup.facts['bytes']:,} bytes, copied in {copied_s:.2f} s",
+            observed=f"{backup.path}, {facts['bytes']:,} bytes, copied in {copied_s:.2f} s",
             evidence=tuple(f"{name}: {counted(count, 'row')}" for name, count in content.rows.items()),
-            data={"path": str(backup.path), "bytes": backup.facts["bytes"], "rows": dict(content.rows)},
+            data={"path": str(backup.path), "bytes": facts["bytes"], "rows": dict(content.rows)},
         ),
         Check(
             "proof",
@@ -201,20 +196,97 @@ def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
             f"restored and validated in {took:.2f} s",
             evidence=(
                 f"digest {content.digest}",
-                f"file {backup.facts['sha256_of_file']}",
-                f"taken at {backup.facts['taken_at']} UTC",
+                f"file {facts['sha256_of_file']}",
+                f"taken at {facts['taken_at']} UTC",
             ),
-            data={"digest": content.digest, "sha256_of_file": backup.facts["sha256_of_file"]},
+            data={"digest": content.digest, "sha256_of_file": facts["sha256_of_file"]},
         ),
         Check.that(
             "what_it_holds",
             not backup.findings,
             expected="a database that passes validate",
-            observed=(
-                f"one that fails: {', '.join(backup.findings)}" if backup.findings else "one that passes validate"
-            )
-            + (f"; it holds {alien}: compared are its pages and the rows of its tables" if alien else ""),
+            observed=noted,
             remedy="run validate.ipynb: the database itself has these faults",
             otherwise="warn",
         ),
     ]
+
+
+def unpack(backup: Backup, scratch: Path) -> Path:
+    """Return the path of a backup's database, unpacked into ``scratch`` if need be, its bytes proven.
+
+    Raises RefusedError if a single byte is another than when it was taken.
+    """
+    try:
+        fault = bytes_fault(backup)
+    except OSError as error:
+        cause = os_cause(error, backup.path)
+        raise RefusedError(f"{backup.path} cannot be read: {cause.observed}", cause.remedy) from None
+    if fault:
+        raise UnfitBackupError(f"{backup.path} is damaged: {fault}")
+    if backup.path.suffix != ".zst":
+        return backup.path
+    target = scratch / backup.path.stem
+    _decompress(backup, target)
+    return target
+
+
+def _decompress(backup: Backup, target: Path) -> None:
+    """Unpack no more than the manifest says, the ratio of ``pack`` allows and the disk has room for."""
+    zstd, disk, written = zstd_module(), target.parent.parent, 0
+    packed, wanted = backup.facts["bytes"], backup.facts["bytes_unpacked"]
+    most = min(wanted or 2**63, max(_ALWAYS, _RATIO * packed))
+    large = UnfitBackupError(f"{backup.path} is damaged: {packed:,} bytes unpack to more than {most:,}")
+    room = max(free_mb(disk) - _SPARE_MB, 0)
+    full = RefusedError(
+        f"{backup.path} needs {(wanted or packed) / MB:,.1f} MB unpacked, and the disk of {disk} has {room:,.1f} MB"
+        f" beyond the {_SPARE_MB} MB that must stay free",
+        f"make room: df -h {quote(str(disk))}",
+    )
+    if wanted > most:
+        raise large
+    if max(wanted, packed) > room * MB:
+        raise full
+    try:
+        with open_regular(backup.path) as file, target.open("xb") as plain:
+            target.chmod(0o600)
+            reader = zstd.open(file, "rb")
+            while chunk := reader.read(_CHUNK):
+                written += len(chunk)
+                if written > most:
+                    raise large
+                if free_mb(disk) < _SPARE_MB:
+                    raise full
+                plain.write(chunk)
+    except (zstd.ZstdError, EOFError, MemoryError) as error:
+        raise UnfitBackupError(f"{backup.path} can't be unpacked: {error}") from None
+    if wanted and written != wanted:
+        raise UnfitBackupError(f"{backup.path} unpacks to {written:,} bytes of {wanted:,}")
+    with target.open("rb") as plain:
+        if plain.read(16) != b"SQLite format 3\0":  # else the live database would be blamed
+            raise UnfitBackupError(f"{backup.path} is not a SQLite database, once unpacked")
+
+
+def zstd_module() -> Any:
+    """Return the module that reads and writes zstd: Python's own from 3.14 on; raise RefusedError without one."""
+    for name in ("compression.zstd", "zstandard"):
+        with suppress(ImportError):
+            return import_module(name)
+    raise RefusedError("a compressed backup needs zstd, which is not installed", "pip install 'abathur_nb[zstd]'")
+
+
+def pack(path: Path) -> Path:
+    """Compress a file with zstd beside it, remove it, and return the new one's path.
+
+    What shrinks so much that ``unpack`` would refuse it is left as it is.
+    """
+    zstd = zstd_module()
+    target = path.with_name(f"{path.name}.zst")
+    with at(target), path.open("rb") as plain, target.open("xb") as packed, zstd.open(packed, "wb") as compressed:
+        shutil.copyfileobj(plain, compressed, _CHUNK)
+    if path.stat().st_size > max(_ALWAYS, _RATIO * target.stat().st_size):
+        path, target = target, path
+    else:
+        shutil.copymode(path, target)
+    path.unlink()
+    return target

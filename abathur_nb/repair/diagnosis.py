@@ -1,66 +1,54 @@
 """The diagnosis: what is wrong with a database and why, and which statements repair it. Read-only."""
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
+from time import monotonic
+from typing import NamedTuple
 
 import aiosqlite
 
-from abathur_nb.backups.aside import JournalError, begun
+from abathur_nb.backups.aside import JournalError, begun, users_of
 from abathur_nb.backups.copying import open_copy
 from abathur_nb.backups.manifest import list_backups, newest_fit, of_database
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.files import posix_locks, sweep
 from abathur_nb.health.checks import HEADER, file_checks, integrity_check
 from abathur_nb.health.objects import OTHERS, in_the_way
-from abathur_nb.health.path_on_disk import FILE_MODES, log_check
+from abathur_nb.health.path_on_disk import ELSEWHERE, FILE_MODES, log_check
+from abathur_nb.repair import statements
 from abathur_nb.repair.quarantine import affected, digest_of
 from abathur_nb.repair.salvage import SALVAGED, salvaged_before, stray_rows
-from abathur_nb.repair.statements import (
-    RowChange,
-    Step,
-    broken_json,
-    broken_references,
-    duplicates,
-    lacking,
-    rebuild_table,
-    rename_back,
-    repair_indexes,
-)
-from abathur_nb.repair.surroundings import Look, leftovers, leftovers_check, locks_check, wal_check, why_no_wal
+from abathur_nb.repair.statements import RowChange, Step
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
-from abathur_nb.store.connection import connect, explain_error, pragma
+from abathur_nb.store.connection import connect, explain_error, lock_owners, pragma
 from abathur_nb.store.guarded import strays
-from abathur_nb.store.schema import (
-    APPLICATION_ID,
-    SCHEMA_VERSION,
-    Differences,
-    SchemaObject,
-    expected_objects,
-    expected_seeds,
-    expected_tables,
-    quoted,
-    read_schema,
+from abathur_nb.store.schema import Differences, SchemaObject, expected_objects, quoted, read_schema
+from abathur_nb.store.target import (
+    examine,
+    file_system,
+    identify,
+    kind_of,
+    mounted_files,
+    restore_command,
+    shell_command,
+    wanted,
 )
-from abathur_nb.store.sql import load_queries
-from abathur_nb.store.target import examine, identify, mounted_files, restore_command, shell_command, wanted
 from abathur_nb.store.values import add_functions
-from abathur_nb.text import age, counted, some
+from abathur_nb.text import age, counted, process_name, some
 
 # The plan names the parameters, as its hash may be wanted too.
 REPAIR = "read the plan below: it repairs this, and names the parameters that carry it out"
-RESTORE = (
-    "stop its writers; carry out the plan below, which writes what can be read into a file of its own in the backup "
-    "directory; then restore a backup: {}"
-)
-_REWRITE = (
-    "carry out the plan below, which writes its rows as UTF-8 into a file of its own and names the commands that put "
-    "that in place"
-)
+_RESTORE = "stop its writers; carry out the plan below, which saves what can be read; then restore a backup: {}"
+_REWRITE = "carry out the plan below: it writes the rows as UTF-8 into a new file, and names the commands to use that"
+_FIRST = "first repair what the other checks name, then run this again"
 _JSON = ("json_columns", "json_limits", "readable_text")
 _UNCHECKED = "a writer that had the CHECKs switched off"
 _CAUSES = {
@@ -79,276 +67,65 @@ _CAUSES = {
     "seed_memories": "somebody edited or deleted version 1, which is to keep its content",
     FILE_MODES: "made under a wide umask, copied without its mode, or opened to others by hand",
     "file_names": "a hard link to it",
+    "statistics": "the planner still chooses by what ANALYZE counted long ago",
 }
-_STALE, _FEW = 10, 1000  # statistics so many times too large or too small, of a table of so many rows
+_WRITE_LOCK = 120  # the byte of the -shm that a writer of the log locks
+_READ_MARKS = range(123, 128)  # bytes of the -shm that a reader of the log locks (walformat.html, section 2.3)
 
 
 @dataclass(slots=True)
-class Treatment:
-    """Gather what would repair the faults, and what is said of each check beyond its own words."""
+class Diagnosis:
+    """Gather what was found, and what a repair does about it.
 
-    deeds: list[str] = field(default_factory=list)
+    ``deeds`` name what is done outside of the transaction, ``changes`` what becomes of rows and of how many,
+    ``statements`` what else the transaction runs. ``changed`` is the SHA-256 of all rows that are changed, as they
+    are; ``schema`` is SQLite's number of the schema's version. ``refused`` says that nothing here can be repaired.
+    ``causes`` and ``remedies`` are those of single checks, by their ids.
+    """
+
+    checks: tuple[Check, ...] = ()
+    deeds: tuple[str, ...] = ()
     changes: list[tuple[RowChange, int]] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    statements: list[Step] = field(default_factory=list)
+    changed: str = ""
+    schema: int = 0
+    refused: bool = False
     causes: dict[str, str] = field(default_factory=dict)
     remedies: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The statements of the one transaction, in their order: rows first, then what their tables are made of."""
+        return [*(Step(change.sql, count) for change, count in self.changes), *self.statements]
 
     def explained(self, check: Check) -> Check:
         """Return a check with its cause and its remedy."""
         if check.status == "pass":
             return check
-        usual = "" if check.status == "error" else _CAUSES.get(check.id, "")  # what could not be asked has none yet
-        cause = self.causes.get(check.id, usual)
+        # The cause of what could not be asked is not known.
+        cause = self.causes.get(check.id, "" if check.status == "error" else _CAUSES.get(check.id, ""))
         observed = f"{check.observed}\ncause: {cause}" if cause else check.observed
         return replace(check, observed=observed, remedy=self.remedies.get(check.id, check.remedy))
-
-
-async def treat(conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings) -> Treatment:
-    """Find what repairs each failing check of validate. Read-only; ``conn`` must have the functions of `add_functions`.
-
-    Nothing stands on unsound ground: where pages are damaged or a table is gone, that is repaired first.
-    """
-    found = Treatment()
-    # Who owns the files, and the directory, is for somebody with more rights to change.
-    if FILE_MODES in failing and failing[FILE_MODES].data.get("not_0600"):
-        found.deeds.append("chmod")
-        found.remedies[FILE_MODES] = f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}"
-    if HEADER in failing:
-        found.deeds.append("salvage")
-        found.remedies |= dict.fromkeys((HEADER, "integrity"), RESTORE.format(restore_command(settings)))
-    damage = failing.get("integrity")
-    if HEADER in failing or (damage and await _treat_damage(conn, damage, found, settings)):
-        others = (name for name in failing if name in _CAUSES and name != FILE_MODES)
-        found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
-        return found
-    if "encoding" in failing:
-        found.deeds.append("salvage")
-        found.causes["encoding"], found.remedies["encoding"] = "made by another program", _REWRITE
-        return found
-    if "journal_mode" in failing:
-        cause, forbids = why_no_wal(settings)
-        found.causes["journal_mode"], found.remedies["journal_mode"] = cause, forbids or REPAIR
-        found.deeds += [] if forbids else ["wal"]
-    if "application_id" in failing:  # of a database with all tables of ours, which a dump made
-        ids = {"application_id": APPLICATION_ID, "user_version": SCHEMA_VERSION}
-        found.steps += [Step(f"PRAGMA {name} = {number}") for name, number in ids.items()]
-        found.remedies |= dict.fromkeys(ids, REPAIR)
-    live = await read_schema(conn)
-    tables = Differences.between(live, ("table",))
-    if renames := await rename_back(conn, live):
-        found.causes["tables"] = "somebody renamed it, by its SQL, which is that of sql/ but for the names"
-        lost = [table for table in tables.missing if table in renames]
-        other = f"; if that table holds other rows, restore a backup: {_restoring(settings, lost)}" if lost else ""
-        # SQLite renames nothing where it can't read a view, and gives no name twice.
-        first = some([f"{one.type} {one.name}" for one in in_the_way(live)])
-        found.remedies["tables"] = f"first drop {first}, as *other objects* says; then run this again{other}"
-        if not first:
-            found.steps += [step for steps in renames.values() for step in steps]
-            found.remedies["tables"] = REPAIR + other
-        return found
-    if tables.missing:
-        names = ", ".join(tables.missing)
-        advice = f"restore a backup: {restore_command(settings)}; the rest cannot be judged without {names}"
-        found.remedies |= {name: advice for name in failing if name in _CAUSES and name not in (FILE_MODES, OTHERS)}
-        # The plan makes nothing up: a person decides that rows are lost.
-        if not _is_backed_up(settings, tables.missing):
-            again = "; ".join(f"{expected_objects()[name].sql};" for name in tables.missing)
-            found.remedies["tables"] += (
-                f"; no backup here has a row of it: if none elsewhere has, make it again: {again}"
-            )
-        return found
-    await _treat_tables(conn, tables, live, failing, found, settings)
-    if "sequences" in failing:
-        found.steps += map(Step, failing["sequences"].data.get("statements", ()))
-        found.remedies["sequences"] = REPAIR
-    return found
-
-
-def _is_backed_up(settings: Settings, tables: Iterable[str]) -> bool:
-    """Return whether a backup holds a row of one of these tables, or can't be asked."""
-    backups, faults = list_backups(settings.backup_dir)
-    return bool(faults) or any(backup.content.rows.get(name) for backup in backups for name in tables)
-
-
-def _restoring(settings: Settings, tables: Iterable[str] = ()) -> str:
-    """Return the command that restores the newest backup, its age, and how many rows of ``tables`` it holds."""
-    backup = newest_fit(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path))
-    if backup is None:
-        return restore_command(settings)
-    holds = "".join(f", with {counted(backup.content.rows.get(name, 0), 'row')} of {name}" for name in tables)
-    return f"{restore_command(settings)} -p backup {quote(backup.path.name)}, {age(backup.taken_at)}{holds}"
-
-
-async def _treat_damage(conn: aiosqlite.Connection, check: Check, found: Treatment, settings: Settings) -> bool:
-    """Find what repairs a file that integrity_check fails; tell whether the rest can't be judged before that."""
-    if not check.data["is_corrupt"]:
-        found.causes["integrity"] = "the rows that are named below"
-        return False
-    indexes = check.data["indexes"]
-    header = await asyncio.to_thread(ask, "header", settings.db_path, "4") if indexes else ""
-    if indexes and not header and (rows := await duplicates(conn, indexes)):
-        found.causes["integrity"] = f"rows with the key of another, which a whole index keeps out: {some(rows)}"
-        found.remedies["integrity"] = (
-            f"restore a backup from before them: {_restoring(settings)}; or decide by hand which of these rows stay"
-        )
-    elif indexes and not header:
-        found.steps += [Step(f"REINDEX {quoted(name)}") for name in indexes]
-        found.causes["integrity"] = (
-            "an index that does not agree with its table: a fault of the disk, or a writer with another SQLite. Each "
-            "page of the table can be read, and the index is made anew from it; what else is wrong is reported then"
-        )
-        found.remedies["integrity"] = REPAIR
-    else:
-        found.deeds.append("salvage")
-        by_whom = "a fault of the disk, or somebody who wrote around SQLite"
-        found.causes["integrity"] = f"{header or 'damaged pages'}: {by_whom}"
-        found.remedies["integrity"] = RESTORE.format(restore_command(settings))
-    return True
-
-
-async def _treat_tables(
-    conn: aiosqlite.Connection,
-    tables: Differences,
-    live: Mapping[str, SchemaObject],
-    failing: Mapping[str, Check],
-    found: Treatment,
-    settings: Settings,
-) -> None:
-    """Find what repairs altered tables, the rows of all tables, and the indexes."""
-    rebuilds, obstacles = {}, dict[str, str]()
-    for table in tables.altered:
-        rebuilds[table], hindrances = await rebuild_table(conn, table, live)
-        obstacles |= hindrances
-    incomplete = [table for table in tables.altered if await lacking(conn, table)]
-    if not incomplete:
-        seeds = await _seeds(conn, failing, found)
-        spoilt = any(name in failing for name in _JSON)
-        json = await broken_json(conn, [change for change, _ in seeds]) if spoilt else []
-        references = await broken_references(conn) if "foreign_keys" in failing else []
-        found.changes += [*json, *seeds, *references]
-        found.remedies |= dict.fromkeys([name for name in _JSON if name in failing and (json or seeds)], REPAIR)
-        found.remedies |= {"foreign_keys": REPAIR} if references else {}
-    done = [table for table, steps in rebuilds.items() if steps]
-    found.steps = [*(step for table in done for step in rebuilds[table]), *found.steps]
-    indexes = repair_indexes(live, {*done, *incomplete})
-    found.steps += indexes
-    if indexes or done:
-        found.remedies["indexes"] = REPAIR
-    if obstacles:
-        found.causes["tables"] = f"{_CAUSES['tables']}; in the way of making it anew: {'; '.join(obstacles)}"
-        drops = [way for way in obstacles.values() if way.endswith(";")]
-        ways = [way for way in dict.fromkeys(obstacles.values()) if way and way not in drops]
-        ways += (
-            [f"save what these columns hold, then drop them {shell_command(settings.db_path, drops)}"] if drops else []
-        )
-        again = f"{'; '.join(ways)}; then run this again; or " if ways else ""
-        found.remedies["tables"] = f"{again}restore a backup: {restore_command(settings)}"
-    elif done:
-        found.remedies["tables"] = REPAIR
-
-
-async def _seeds(
-    conn: aiosqlite.Connection, failing: Mapping[str, Check], found: Treatment
-) -> list[tuple[RowChange, int]]:
-    """Return what gives a changed seed memory its content back; one that is gone is inserted by a step."""
-    restored = failing["seed_memories"].data.get("restored_by", ()) if "seed_memories" in failing else ()
-    statements = {(one["namespace"], one["key"]): one["sql"] for one in restored}
-    changes = []
-    for seed in expected_seeds():
-        if (seed.namespace, seed.key) not in statements:
-            continue
-        found.remedies["seed_memories"] = REPAIR
-        row = {name: "'" + str(value).replace("'", "''") + "'" for name, value in seed._asdict().items()}
-        same = f"namespace = {row['namespace']} AND key = {row['key']} AND version = {seed.version}"
-        ((there,),) = await conn.execute_fetchall(f"SELECT count(*) FROM memory_entries WHERE {same}")
-        if not there:
-            found.steps.append(Step(statements[seed.namespace, seed.key], 1))
-        for column in ("value", "metadata", "memory_type", "created_by", "updated_by") if there else ():
-            change = RowChange("memory_entries", f"{same} AND {column} IS NOT {row[column]}", column, row[column])
-            ((other,),) = await conn.execute_fetchall(change.counting)
-            changes += [(change, int(other))] if other else []
-    return changes
-
-
-async def statistics_check(conn: aiosqlite.Connection, found: Treatment) -> Check:
-    """Check that what ANALYZE once counted, if it ever did, is about what there is. Read-only."""
-    ask = load_queries("troubleshoot.sql")
-    ((analysed,),) = await conn.execute_fetchall(ask["has_statistics"].sql)
-    rows = await conn.execute_fetchall(ask["statistics"].sql) if analysed else []
-    noted = {row["table"]: row["rows"] for row in rows if row["table"] in expected_tables()}
-    stale = []
-    for table, then in noted.items():
-        ((now,),) = await conn.execute_fetchall(f"SELECT count(*) FROM {table} NOT INDEXED")
-        if max(now, then) >= _FEW and max(now, then) > _STALE * min(now, then):
-            stale.append(f"{table}: {counted(then, 'row')} when analysed, {now:,} now")
-    if stale:
-        found.steps.append(Step("ANALYZE"))
-        found.remedies["statistics"] = REPAIR
-        found.causes["statistics"] = "the planner still chooses by what ANALYZE counted long ago"
-    return Check.that(
-        "statistics",
-        not stale,
-        expected=f"none, or not off by more than {_STALE} times",
-        observed="; ".join(stale) or (f"of {counted(len(noted), 'table')}" if noted else "none"),
-        remedy=REPAIR,
-        otherwise="warn",
-    )
-
-
-_FIRST = "first repair what the other checks name, then run this again"
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """Hold what was found, and what a repair does about it.
-
-    ``deeds`` name what is done outside of the transaction, ``changes`` what becomes of rows and of how many,
-    ``statements`` what else the transaction runs. ``changed`` is the SHA-256 of all rows that are changed, as they
-    are; ``schema`` is SQLite's number of the schema's version. ``refused`` says that this is nothing to be repaired.
-    """
-
-    checks: tuple[Check, ...]
-    deeds: tuple[str, ...] = ()
-    changes: tuple[tuple[RowChange, int], ...] = ()
-    statements: tuple[Step, ...] = ()
-    changed: str = ""
-    schema: int = 0
-    refused: bool = False
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """The statements of the one transaction, in their order: rows first, then what their tables are made of."""
-        return (*(Step(change.sql, count) for change, count in self.changes), *self.statements)
 
 
 async def diagnose(settings: Settings) -> Diagnosis:
     """Find out what is wrong with the database at ``settings.db_path`` and what would repair it. Read-only."""
     found = await _diagnose(settings)
-    if "salvage" not in found.deeds or not (before := salvaged_before(settings)):
-        return found
-    checks = [replace(check, remedy=SALVAGED) if check.failed else check for check in found.checks]
-    return replace(found, checks=(*checks, before), deeds=tuple(deed for deed in found.deeds if deed != "salvage"))
+    if "salvage" in found.deeds and (before := salvaged_before(settings)):
+        checks = [replace(check, remedy=SALVAGED) if check.failed else check for check in found.checks]
+        found.checks = (*checks, before)
+        found.deeds = tuple(deed for deed in found.deeds if deed != "salvage")
+    return found
 
 
 async def _diagnose(settings: Settings) -> Diagnosis:
-    path, restore = settings.db_path, RESTORE.format(restore_command(settings))
-    if strays(path):  # what they hold is lost with them, and what is read or repaired meanwhile is half of the truth
-        check, newer = await asyncio.to_thread(stray_rows, settings)
+    path, restore = settings.db_path, _RESTORE.format(restore_command(settings))
+    if lost := strays(path):  # what they hold is lost with them, and what is read meanwhile is half of the truth
+        check, newer = await asyncio.to_thread(stray_rows, settings, lost)
         return Diagnosis((check,), ("rescue",) if newer else ())
     target = examine(settings)
     if target.state == "remains":
-        try:
-            completes = begun(path)
-        except JournalError as error:
-            return Diagnosis((replace(target.check, observed=error.observed, remedy=REPAIR),), ("set journal aside",))
-        except RefusedError as error:
-            check = replace(target.check, observed=error.observed, remedy=error.remedy)
-            return Diagnosis((check,), refused=True)
-        if mounted := mounted_files(path):
-            return Diagnosis((target.check, replace(mounted[0], status="fail")), refused=True)
-        cause = "a restoration or rollback that was killed" if completes else "its database was moved or deleted alone"
-        check = replace(target.check, observed=f"{target.check.observed}\ncause: {cause}", remedy=REPAIR)
-        return Diagnosis((check,), ("complete" if completes else "move aside",))
+        return _diagnose_remains(target.check, path)
     target = await identify(settings, refuses=("trigger",))  # which a repair would set off
     if target.state == "damaged":
         log = await asyncio.to_thread(log_check, path)
@@ -361,23 +138,22 @@ async def _diagnose(settings: Settings) -> Diagnosis:
         return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
     first = Look.at_files(path)
     checks = await file_checks(settings, unrepaired=_FIRST)  # the repair is this very diagnosis
-    could_not_run = {check.id for check in checks if check.status == "error"}
-    # Nothing is planned without that on which the others rest: it would be a part only.
-    if checks[0].status == "error" or "integrity" in could_not_run:
+    # Nothing is planned without the checks on which the others rest: it would be a part only.
+    if checks[0].status == "error" or any(check.status == "error" and check.id == "integrity" for check in checks):
         return Diagnosis(checks, refused=True)
-    checks = tuple(check for check in checks if check.id != "log")
+    checks, found = tuple(check for check in checks if check.id != "log"), Diagnosis()
+    failing = {check.id: check for check in checks if check.failed}
     try:
         async with connect(path, settings=settings) as conn:
             await add_functions(conn)
             await conn.executescript("PRAGMA mmap_size = 0; PRAGMA cache_size = -4000;")  # as `file_checks` does
             await conn.execute_fetchall("BEGIN")
-            treatment = await treat(conn, {check.id: check for check in checks if check.failed}, settings)
-            if not any(check.id == "integrity" and check.failed for check in checks):
-                checks = (*checks, await statistics_check(conn, treatment))
-            changed = await digest_of(affected(conn, [change for change, _ in treatment.changes]))
-            schema = await pragma(conn, "schema_version")
-        # Behind the last read transaction: while one lasts, the log of a busy database only grows.
-        unpinned = Look.at_files(path)
+            await _treat(conn, failing, settings, found)
+            if "integrity" not in failing:
+                checks = (*checks, statistics := await statements.statistics_check(conn, REPAIR))
+                found.statements += [] if statistics.status == "pass" else [Step("ANALYZE")]
+            found.changed = await digest_of(affected(conn, [change for change, _ in found.changes]))
+            found.schema = await pragma(conn, "schema_version")
         log = await asyncio.to_thread(log_check, path)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(path, error)
@@ -386,21 +162,46 @@ async def _diagnose(settings: Settings) -> Diagnosis:
     if log.status == "error":
         return Diagnosis((*checks, log), refused=True)
     if log.failed:  # any other repair would write, and so throw away what is left of it
-        corrupt = any(check.id == "integrity" and check.data.get("is_corrupt") for check in checks)
+        corrupt = "integrity" in failing and bool(failing["integrity"].data.get("is_corrupt"))
         why = await _why_alone(path, log, corrupt=corrupt)
-        if why or not corrupt or "salvage" not in treatment.deeds:
+        if why or not corrupt or "salvage" not in found.deeds:
             return _without_log(checks, log, why)
-    if left := leftovers(settings):
-        treatment.deeds.append("sweep")
-        treatment.remedies["file_names"] = REPAIR
+    folders = dict.fromkeys((path.parent, settings.backup_dir))
+    if left := [str(folder / name) for folder in folders for name in sweep(folder, remove=False)]:
+        found.deeds += ("sweep",)
+        found.remedies["file_names"] = REPAIR
     then = Look.at_files(path)
-    checks = tuple(wal_check(settings, c, first, then, unpinned) if c.id == "wal_size" else c for c in checks)
+    pins = then.behind_since(first)
     large = any(check.id == "wal_size" and check.status != "pass" for check in checks)
-    if large and "salvage" not in treatment.deeds and log.status == "pass" and not then.behind_since(first):
-        treatment.deeds.append("checkpoint")
-        treatment.remedies["wal_size"] = REPAIR
-    checks = (*map(treatment.explained, checks), log, locks_check(path, first, then), leftovers_check(left))
-    return Diagnosis(checks, tuple(treatment.deeds), tuple(treatment.changes), tuple(treatment.steps), changed, schema)
+    if large and "salvage" not in found.deeds and log.status == "pass" and not pins:
+        found.deeds += ("checkpoint",)
+        found.remedies["wal_size"] = REPAIR
+    checks = tuple(found.explained(wal_check(c, pins) if c.id == "wal_size" else c) for c in checks)
+    leftovers = Check.that(
+        "leftovers",
+        not left,
+        expected="no scratch directory of a process that is dead",
+        observed=f"{', '.join(left)}\ncause: a run that was killed" if left else "none",
+        remedy="rm -r them: their process is dead, and nothing refers to them",
+        otherwise="warn",
+    )
+    found.checks = (*checks, log, _locks(path, first, then), leftovers)
+    return found
+
+
+def _diagnose_remains(check: Check, path: Path) -> Diagnosis:
+    """Plan what becomes of a replacement that was begun, or of side files without their database."""
+    try:
+        completes = begun(path)
+    except JournalError as error:
+        return Diagnosis((replace(check, observed=error.observed, remedy=REPAIR),), ("set journal aside",))
+    except RefusedError as error:
+        return Diagnosis((replace(check, observed=error.observed, remedy=error.remedy),), refused=True)
+    if mounted := mounted_files(path):
+        return Diagnosis((check, replace(mounted[0], status="fail")), refused=True)
+    cause = "a restoration or rollback that was killed" if completes else "its database was moved or deleted alone"
+    check = replace(check, observed=f"{check.observed}\ncause: {cause}", remedy=REPAIR)
+    return Diagnosis((check,), ("complete" if completes else "move aside",))
 
 
 async def _why_alone(path: Path, log: Check, *, corrupt: bool) -> str:
@@ -428,3 +229,221 @@ def _without_log(checks: tuple[Check, ...], log: Check, why: str) -> Diagnosis:
     log = replace(log, observed=observed, remedy=f"{log.remedy}; then {REPAIR}")
     checks = tuple(replace(check, remedy=REPAIR) if check.failed else check for check in checks)
     return Diagnosis((*checks, log), ("set log aside",))
+
+
+async def _treat(
+    conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis
+) -> None:
+    """Add what repairs each failing check of validate. Read-only; ``conn`` must have the functions of `add_functions`.
+
+    What rests on unsound ground is not judged: damaged pages and missing tables are repaired first.
+    """
+    # Who owns the files, and the directory, is for somebody with more rights to change.
+    if FILE_MODES in failing and failing[FILE_MODES].data.get("not_0600"):
+        found.deeds += ("chmod",)
+        found.remedies[FILE_MODES] = f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}"
+    if HEADER in failing:
+        found.deeds += ("salvage",)
+        found.remedies |= dict.fromkeys((HEADER, "integrity"), _RESTORE.format(restore_command(settings)))
+    elif "integrity" in failing:
+        await _treat_damage(conn, failing["integrity"], settings, found)
+    if HEADER in failing or ("integrity" in failing and failing["integrity"].data["is_corrupt"]):
+        others = (name for name in failing if name in _CAUSES and name != FILE_MODES)
+        found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
+        return
+    if "encoding" in failing:
+        found.deeds += ("salvage",)
+        found.causes["encoding"], found.remedies["encoding"] = "made by another program", _REWRITE
+        return
+    if "journal_mode" in failing:
+        cause, forbids = _why_no_wal(settings)
+        found.causes["journal_mode"], found.remedies["journal_mode"] = cause, forbids or REPAIR
+        found.deeds += () if forbids else ("wal",)
+    if "application_id" in failing:  # of a database with all tables of ours, which a dump made
+        found.statements += statements.MARKS
+        found.remedies |= dict.fromkeys(("application_id", "user_version"), REPAIR)
+    live = await read_schema(conn)
+    tables = Differences.between(live, ("table",))
+    if renames := await statements.rename_back(conn, live):
+        found.causes["tables"] = "somebody renamed it, by its SQL, which is that of sql/ but for the names"
+        lost = [table for table in tables.missing if table in renames]
+        other = f"; if that table holds other rows, restore a backup: {_restoring(settings, lost)}" if lost else ""
+        # SQLite renames nothing where it can't read a view, and gives no name twice.
+        first = some([f"{one.type} {one.name}" for one in in_the_way(live)])
+        found.remedies["tables"] = f"first drop {first}, as *other objects* says; then run this again{other}"
+        if not first:
+            found.statements += [step for steps in renames.values() for step in steps]
+            found.remedies["tables"] = REPAIR + other
+        return
+    if tables.missing:
+        names = ", ".join(tables.missing)
+        advice = f"restore a backup: {restore_command(settings)}; the rest cannot be judged without {names}"
+        found.remedies |= {name: advice for name in failing if name in _CAUSES and name not in (FILE_MODES, OTHERS)}
+        # The plan makes nothing up: a person decides that rows are lost.
+        backups, unread = list_backups(settings.backup_dir)
+        if not unread and not any(backup.content.rows.get(name) for backup in backups for name in tables.missing):
+            again = "; ".join(f"{expected_objects()[name].sql};" for name in tables.missing)
+            nowhere = "no backup here has a row of it: if none elsewhere has, make it again"
+            found.remedies["tables"] += f"; {nowhere}: {again}"
+        return
+    await _treat_tables(conn, tables, live, failing, found, settings)
+    if "sequences" in failing:
+        found.statements += map(Step, failing["sequences"].data.get("statements", ()))
+        found.remedies["sequences"] = REPAIR
+
+
+def _restoring(settings: Settings, tables: Iterable[str] = ()) -> str:
+    """Return the command that restores the newest backup, its age, and how many rows of ``tables`` it holds."""
+    newest = newest_fit(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path))
+    if newest is None:
+        return restore_command(settings)
+    holds = "".join(f", with {counted(newest.content.rows.get(name, 0), 'row')} of {name}" for name in tables)
+    return f"{restore_command(settings)} -p backup {quote(newest.path.name)}, {age(newest.taken_at)}{holds}"
+
+
+async def _treat_damage(conn: aiosqlite.Connection, check: Check, settings: Settings, found: Diagnosis) -> None:
+    """Add what repairs a file that integrity_check fails."""
+    causes, remedies = found.causes, found.remedies
+    indexes = check.data["indexes"]
+    if not check.data["is_corrupt"]:
+        causes["integrity"] = "the rows that are named below"
+        return
+    header = await asyncio.to_thread(ask, "header", settings.db_path, "4") if indexes else ""
+    if not indexes or header:
+        found.deeds += ("salvage",)
+        causes["integrity"] = f"{header or 'damaged pages'}: a fault of the disk, or somebody who wrote around SQLite"
+        remedies["integrity"] = _RESTORE.format(restore_command(settings))
+    elif rows := await statements.duplicates(conn, indexes):
+        causes["integrity"] = f"rows with the key of another, which a whole index keeps out: {some(rows)}"
+        restore = f"restore a backup from before them: {_restoring(settings)}"
+        remedies["integrity"] = f"{restore}; or decide by hand which of these rows stay"
+    else:
+        found.statements += [Step(f"REINDEX {quoted(name)}") for name in indexes]
+        by_whom = "a fault of the disk, or a writer with another SQLite"
+        causes["integrity"] = f"an index does not agree with its table, by {by_whom}; it is made anew from the table"
+        remedies["integrity"] = REPAIR
+
+
+async def _treat_tables(
+    conn: aiosqlite.Connection,
+    tables: Differences,
+    live: Mapping[str, SchemaObject],
+    failing: Mapping[str, Check],
+    found: Diagnosis,
+    settings: Settings,
+) -> None:
+    """Add what repairs altered tables, the rows of all tables, and the indexes."""
+    rebuilds, obstacles = {}, dict[str, str]()
+    for table in tables.altered:
+        rebuilds[table], hindrances = await statements.rebuild_table(conn, table, live)
+        obstacles |= hindrances
+    incomplete = [table for table in tables.altered if await statements.lacking(conn, table)]
+    if not incomplete:
+        restored = failing["seed_memories"].data.get("restored_by", ()) if "seed_memories" in failing else ()
+        seeds, inserts = await statements.restore_seeds(conn, restored)
+        found.statements += inserts
+        found.remedies |= {"seed_memories": REPAIR} if seeds or inserts else {}
+        spoilt = [name for name in _JSON if name in failing]
+        json = await statements.broken_json(conn, [change for change, _ in seeds]) if spoilt else []
+        references = await statements.broken_references(conn) if "foreign_keys" in failing else []
+        found.changes += [*json, *seeds, *references]
+        found.remedies |= dict.fromkeys(spoilt, REPAIR) if json or seeds else {}
+        found.remedies |= {"foreign_keys": REPAIR} if references else {}
+    done = [table for table, steps in rebuilds.items() if steps]
+    indexes = statements.repair_indexes(live, {*done, *incomplete})
+    found.statements = [*(step for table in done for step in rebuilds[table]), *found.statements, *indexes]
+    if indexes or done:
+        found.remedies["indexes"] = REPAIR
+    if obstacles:
+        found.causes["tables"] = f"{_CAUSES['tables']}; in the way of making it anew: {'; '.join(obstacles)}"
+        drops = [way for way in obstacles.values() if way.endswith(";")]
+        ways = [way for way in dict.fromkeys(obstacles.values()) if way and way not in drops]
+        if drops:
+            ways.append(f"save what these columns hold, then drop them {shell_command(settings.db_path, drops)}")
+        again = f"{'; '.join(ways)}; then run this again; or " if ways else ""
+        found.remedies["tables"] = f"{again}restore a backup: {restore_command(settings)}"
+    elif done:
+        found.remedies["tables"] = REPAIR
+
+
+def _why_no_wal(settings: Settings) -> tuple[str, str]:
+    """Say why a database may not be in WAL mode, and what forbids to switch it, if anything does. Read-only."""
+    path, kind = settings.db_path, file_system(settings.db_path.parent)
+    if kind_of(kind) in ("shared", "host share"):
+        return f"its file system is {kind}, which can't carry write-ahead mode", ELSEWHERE
+    if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
+        return "the file or its directory may not be written to", f"see who owns it: namei -l {quote(str(path))}"
+    cause = f"somebody set another mode, or copied it with VACUUM INTO; its file system, {kind}, would carry it"
+    if users := users_of(path):
+        cause += f"; it can be switched only while nobody reads or writes, and {', '.join(users)} has it open"
+    return cause, ""
+
+
+class Look(NamedTuple):
+    """Hold what a glance at a database's files found: when, the frames and commits of its log, who writes, who reads.
+
+    A reader is a process, the read mark that it has locked, and the frame that this mark names.
+    """
+
+    at: float
+    frames: int
+    commits: int
+    writers: str
+    readers: frozenset[tuple[int, int, int]]
+
+    @classmethod
+    def at_files(cls, path: Path) -> "Look":
+        """Look now. Read-only."""
+        locks, index = ask("look", path)
+        marks = dict(zip(_READ_MARKS, index["marks"], strict=True)) if index else {}
+        held = {(pid, byte) for _, byte, exclusive, pid in locks if not pid and not exclusive} | _read_locks(path)
+        readers = frozenset((pid, byte, marks[byte]) for pid, byte in held if byte in marks)
+        frames, commits = (index["frames"], index["commits"]) if index else (0, 0)
+        # The other exclusive locks on the index of the log are those of a checkpoint.
+        writing = [lock for lock in locks if lock[0] == "" or lock[1] == _WRITE_LOCK]
+        return cls(monotonic(), frames, commits, ", ".join(lock_owners(writing, exclusive=True)), readers)
+
+    def behind_since(self, first: "Look") -> str:
+        """Name who has read since ``first`` what was the newest then and is not now: no checkpoint gets past them.
+
+        A writer is not among them: what it began to read is the newest until it commits.
+        """
+        kept = {pid for pid, _, frame in self.readers & first.readers if frame < self.frames}
+        return ", ".join(map(process_name, sorted(kept)))
+
+
+def _read_locks(path: Path) -> set[tuple[int, int]]:
+    """Return each other process that shares a byte of the log's index, and the byte. Read-only; Linux only."""
+    with suppress(OSError):
+        found = os.stat(f"{path}-shm")
+        # Where stat reports another device than the kernel does, as on btrfs, no process is named.
+        file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
+        shared = {(lock.pid, lock.start) for lock in posix_locks() if lock.file == file and not lock.exclusive}
+        return shared - {(os.getpid(), byte) for byte in _READ_MARKS}
+    return set()
+
+
+def _locks(path: Path, first: Look, then: Look) -> Check:
+    """Say who holds the lock that writes at both looks: nobody else can write meanwhile."""
+    # One that commits in between has another transaction open by then.
+    held = first.writers if (first.writers, first.commits) == (then.writers, then.commits) else ""
+    return Check.that(
+        "locks",
+        not held,
+        expected=f"nobody holds the lock for long, at two looks {(then.at - first.at) * 1000:,.0f} ms apart",
+        observed=f"held by {held}\ncause: a transaction that writes is open there" if held else "not held",
+        remedy="let it finish or end it; until then every writer waits and then fails",
+        otherwise="warn",
+        evidence=[f"has it open: {user}" for user in users_of(path)],
+    )
+
+
+def wal_check(check: Check, pins: str) -> Check:
+    """Add to the check of the log's size which processes pin it."""
+    read = f"read by {pins} at both looks: SQLite cannot reset the WAL until that read transaction ends"
+    observed = f"{check.observed}; {read}" if pins else check.observed
+    if check.status == "pass":
+        return replace(check, observed=observed)
+    cause = "a reader that pins it" if pins else "a large transaction, a writer that was killed, or readers in turn"
+    remedy = f"end {pins}; the next writer resets the log" if pins else check.remedy
+    return replace(check, observed=f"{observed}\ncause: {cause}", remedy=remedy)

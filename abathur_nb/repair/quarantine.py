@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import re
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -31,8 +30,8 @@ from abathur_nb.store.target import refusal
 from abathur_nb.store.values import add_functions, stored
 from abathur_nb.text import counted, shown, timestamp
 
+_TITLE = "put back"
 _FORMAT = 1
-_LITERAL = re.compile(r"NULL|'(?:[^']|'')*'")
 _NAMED = 5  # faults that an error names
 
 
@@ -44,7 +43,7 @@ async def affected(conn: aiosqlite.Connection, changes: Iterable[RowChange]) -> 
     for change in changes:
         keys = [column.name for column in expected_columns(change.table) if column.in_key]
         done: dict[str, Any] = {"column": change.column, "becomes": change.empty} if change.column else {}
-        async with conn.execute(change.rows) as cursor:
+        async with conn.execute(f"{change.selecting('rowid, *')} ORDER BY rowid") as cursor:
             names = [column[0] for column in cursor.description][1:]
             async for rowid, *values in cursor:
                 row = {name: plain(value) for name, value in zip(names, values, strict=True)}
@@ -65,22 +64,20 @@ def quarantine_dir(settings: Settings) -> Path:
     return settings.backup_dir / "quarantine"
 
 
-async def write_quarantine(settings: Settings, lines: AsyncIterator[bytes]) -> tuple[Path, str, int]:
+async def write_quarantine(settings: Settings, lines: AsyncIterator[bytes]) -> tuple[Path, str]:
     """Write the lines to a new file of mode 0600 in ``backup_dir``/quarantine, durably.
 
-    Returns its path, the SHA-256 of the lines and their number. Raises OSError.
+    Returns its path and the SHA-256 of the lines. Raises OSError.
     """
-    folder = quarantine_dir(settings)
-    now = datetime.now(UTC)
-    digest, count = hashlib.sha256(), 0
+    folder, now, count = quarantine_dir(settings), datetime.now(UTC), 0
     head = {"format": _FORMAT, "env": settings.env, "database": str(settings.db_path), "taken_at": timestamp(now)}
     # A killed repair leaves no file that breaks off. No other directory serves: this one may be a mount of its own.
     sweep(folder)
     with private_directory(folder, owned_as=settings.db_path.parent), scratch_directory(folder, "backup") as scratch:
         draft = scratch / "quarantine"
         make_private_file(draft, owned_as=folder)
+        digest, whole = hashlib.sha256(), hashlib.sha256(canonical(head))
         with at(draft), draft.open("wb") as file:
-            whole = hashlib.sha256(canonical(head))
             file.write(canonical(head))
             async for line in lines:
                 file.write(line)
@@ -90,7 +87,7 @@ async def write_quarantine(settings: Settings, lines: AsyncIterator[bytes]) -> t
             file.write(canonical({"rows": count, "sha256": whole.hexdigest()}))
         path = folder / f"quarantine_{now:%Y%m%d_%H%M%S}_{now.microsecond // 1000:03}_{digest.hexdigest()[:12]}.jsonl"
         publish(draft, path)
-    return path, digest.hexdigest(), count
+    return path, digest.hexdigest()
 
 
 def read_quarantine(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
@@ -120,10 +117,8 @@ def _strange_columns(entry: Mapping[str, Any]) -> list[str]:
     change, row = entry["change"], entry["row"]
     faults = [] if entry["key"].keys() == keys <= row.keys() else [f"key: expected {', '.join(sorted(keys))}"]
     faults += [f"row: expected text as names, found {shown(name)}" for name in row if not _value(name)]
-    # It becomes a part of a statement: no SQL of a stranger's may.
-    known = change.keys() == {"column", "becomes"} and change["column"] in row and _LITERAL.fullmatch(change["becomes"])
-    if change and not known:
-        faults.append(f"change: expected a column of the row and the literal that it becomes, found {shown(change)}")
+    if change and not (change.keys() == {"column", "becomes"} and change["column"] in row):
+        faults.append(f"change: expected a column of the row and what it becomes, found {shown(change)}")
     return faults
 
 
@@ -135,6 +130,28 @@ def plain(value: object) -> object:
         return {"real": repr(value)}
     kept = stored(value)
     return {"text": kept.hex()} if isinstance(kept, bytes) else kept
+
+
+def value_of(found: Any) -> tuple[str, object]:
+    """Return the SQL that takes a value of a quarantine file, and the value; raise for what ``plain`` did not write."""
+    if not isinstance(found, dict):
+        return "?", found
+    ((kind, text),) = found.items()
+    if kind == "real":
+        return "?", float(text)
+    return {"text": "CAST(? AS TEXT)", "blob": "?"}[kind], bytes.fromhex(text)
+
+
+def _bindings(row: Mapping[str, Any]) -> tuple[list[str], list[str], list[Any]]:
+    """Return the columns of a row as SQL has them, the SQL that takes their values, and the values."""
+    values = [value_of(value) for value in row.values()]
+    return [*map(quoted, row)], [sql for sql, _ in values], [value for _, value in values]
+
+
+def insertion(table: str, row: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    """Return the statement that inserts a row, whose values are as ``plain`` has them, and what it binds."""
+    names, marks, values = _bindings(row)
+    return f"INSERT INTO {quoted(table)} ({', '.join(names)}) VALUES ({', '.join(marks)})", values
 
 
 def _value(data: object) -> bool:
@@ -149,26 +166,14 @@ def _value(data: object) -> bool:
         return False
 
 
-def table(data: object) -> bool:
-    """Return whether JSON is the name of a table of the schema."""
-    return data in expected_tables()
-
-
-def value_of(found: Any) -> tuple[str, object]:
-    """Return the SQL that takes a value of a quarantine file, and the value; raise for what ``plain`` did not write."""
-    if not isinstance(found, dict):
-        return "?", found
-    ((kind, text),) = found.items()
-    if kind == "real":
-        return "?", float(text)
-    return {"text": "CAST(? AS TEXT)", "blob": "?"}[kind], bytes.fromhex(text)
-
-
 _HEAD = {"format": whole_number, "env": str, "database": str, "taken_at": moment}
-_ENTRY = {"table": table, "rowid": int, "key": {str: _value}, "change": {str: str}, "row": {str: _value}}
-
-
-_TITLE = "put back"
+_ENTRY = {
+    "table": frozenset(expected_tables()),
+    "rowid": int,
+    "key": {str: _value},
+    "change": {str: str},
+    "row": {str: _value},
+}
 
 
 @dataclass(slots=True)
@@ -184,7 +189,7 @@ class _Outcome:
 async def put_back_rows(
     settings: Settings, name: str | os.PathLike[str], *, apply: bool, confirm: str | None
 ) -> Report:
-    """Show which rows of a quarantine file would stand where they stood; with ``apply``, put them there.
+    """Show which rows of a quarantine file can be put back; with ``apply``, put them back.
 
     Read-only without ``apply``: it is tried on a copy. A row that would break a rule again, whose place is taken, or
     which was changed since, stays in the file, and is named.
@@ -201,10 +206,24 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
     head, entries = read_quarantine(path)
     if head["env"] != settings.env:
         raise RefusedError(f"{path} is of {head['env']}, not of {settings.env}", "name one of this environment")
-    outcome = await _try(settings, entries)
-    checks = (_check(path, outcome, len(entries)),)
+    with scratch_directory(settings.db_path.parent, "restore") as scratch:
+        copy = scratch / "copy.db"
+        async with connect(settings.db_path, settings=settings) as conn:
+            await copy_out(conn, copy, owned_as=settings.db_path.parent)
+        async with connect(copy, settings=settings, mode="rw") as conn:
+            outcome = await _put(conn, entries)
+    observed = f"{path}: {len(outcome.put):,} can be put back, {len(outcome.already):,} are there already"
+    check = Check.that(
+        "quarantine",
+        not outcome.in_the_way,
+        expected=f"all of its {counted(len(entries), 'row')} can stand where they stood",
+        observed=f"{observed}, {len(outcome.in_the_way):,} stay in the file" if outcome.in_the_way else observed,
+        remedy="see the evidence; what these rows held stands in the file: write by hand what belongs there",
+        otherwise="warn",
+        evidence=[*outcome.in_the_way, *(f"can be put back: {line}" for line in outcome.put)],
+    )
     if not outcome.put:
-        yield Change(checks)
+        yield Change((check,))
         return
     put_back = ", ".join(f"{counted(number, 'row')} of {table}" for table, number in outcome.tables.items())
     steps = (
@@ -222,31 +241,7 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
         committed()
         done.append(Check("put_back", "pass", "in one transaction", f"put back: {put_back}"))
 
-    yield Change(checks, Plan(_TITLE, settings, steps, facts, "repair"), do, backup="pre_put_back")
-
-
-def _check(path: Path, outcome: _Outcome, count: int) -> Check:
-    observed = f"{path}: {len(outcome.put):,} can be put back, {len(outcome.already):,} stand there already"
-    return Check.that(
-        "quarantine",
-        not outcome.in_the_way,
-        expected=f"all of its {counted(count, 'row')} can stand where they stood",
-        observed=f"{observed}, {len(outcome.in_the_way):,} stay in the file" if outcome.in_the_way else observed,
-        remedy="see the evidence; what these rows held stands in the file: write by hand what belongs there",
-        otherwise="warn",
-        evidence=[*outcome.in_the_way, *(f"can be put back: {line}" for line in outcome.put)],
-    )
-
-
-async def _try(settings: Settings, entries: list[dict[str, Any]]) -> _Outcome:
-    """Find out on a copy what can be put back."""
-    parent = settings.db_path.parent
-    with scratch_directory(parent, "restore") as scratch:
-        copy = scratch / "copy.db"
-        async with connect(settings.db_path, settings=settings) as conn:
-            await copy_out(conn, copy, owned_as=parent)
-        async with connect(copy, settings=settings, mode="rw") as conn:
-            return await _put(conn, entries)
+    yield Change((check,), Plan(_TITLE, settings, steps, facts, "repair"), do, backup="pre_put_back")
 
 
 async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:
@@ -254,57 +249,46 @@ async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:
     await add_functions(conn)
     await conn.execute_fetchall("PRAGMA synchronous = FULL")
     await conn.execute_fetchall("BEGIN IMMEDIATE")
-    outcome, waiting, faults = _Outcome(), list(enumerate(entries)), dict[int, str]()
-    while waiting:
-        failed = []
-        for number, entry in waiting:
+    outcome, waiting, faults, left = _Outcome(), entries, list[str](), len(entries) + 1
+    while len(waiting) < left:  # what an entry refers to may have come after it
+        left, failed, faults = len(waiting), [], []
+        for entry in waiting:
+            key = ", ".join(shown(value) for value in entry["key"].values())
+            name = f"{entry['table']}: {key}" + (f", {entry['change']['column']}" if entry["change"] else "")
             try:
                 done = await _put_one(conn, entry)
-                (outcome.put if done else outcome.already).append(_named(entry))
+                (outcome.put if done else outcome.already).append(name)
                 outcome.tables[entry["table"]] += done
             except (sqlite3.IntegrityError, RefusedError) as error:
-                faults[number] = f"{_named(entry)}: {getattr(error, 'observed', error)}"
-                failed.append((number, entry))
-        # What one refers to may have come behind it.
-        if len(failed) == len(waiting):
-            break
+                faults.append(f"{name}: {getattr(error, 'observed', error)}")
+                failed.append(entry)
         waiting = failed
-    outcome.in_the_way += [faults[number] for number, _ in waiting]
+    outcome.in_the_way += faults
     return outcome
 
 
-def _named(entry: Mapping[str, Any]) -> str:
-    key = ", ".join(shown(value) for value in entry["key"].values())
-    return f"{entry['table']}: {key}" + (f", {entry['change']['column']}" if entry["change"] else "")
-
-
 async def _put_one(conn: Connection, entry: Mapping[str, Any]) -> bool:
-    """Put back one row, or one value; tell whether it did not stand there already.
+    """Put back one row, or one value; return whether it was missing.
 
     Raises IntegrityError where a rule forbids it, RefusedError where something else is there.
     """
-    table, row = quoted(entry["table"]), entry["row"]
-    keys = {name: value_of(value) for name, value in entry["key"].items()}
-    where = " AND ".join(f"{quoted(name)} IS {sql}" for name, (sql, _) in keys.items())
-    key = [value for _, value in keys.values()]
+    table, row, change = quoted(entry["table"]), entry["row"], entry["change"]
+    names, marks, key = _bindings(entry["key"])
+    where = " AND ".join(f"{name} IS {mark}" for name, mark in zip(names, marks, strict=True))
     found = list(await conn.execute_fetchall(f"SELECT * FROM {table} WHERE {where}", key))
     there = {name: plain(value) for name, value in dict(found[0]).items()} if found else {}
-    if not entry["change"]:
-        if there == row:
-            return False
-        if there:
+    if not change:
+        if there and there != row:
             raise RefusedError("another row has its key now", "see which one is right")
-        values = {name: value_of(value) for name, value in row.items()}
-        names, marks = ", ".join(map(quoted, values)), ", ".join(sql for sql, _ in values.values())
-        await conn.execute_fetchall(
-            f"INSERT INTO {table} ({names}) VALUES ({marks})", [value for _, value in values.values()]
-        )
-        return True
-    column = entry["change"]["column"]
-    if there and there[column] == row[column]:
+        if not there:
+            await conn.execute_fetchall(*insertion(entry["table"], row))
+        return not there
+    column = change["column"]
+    if there and there.get(column) == row[column]:
         return False
-    is_as_left = f"SELECT 1 FROM {table} WHERE {where} AND {quoted(column)} IS ({entry['change']['becomes']})"
-    if not there or not list(await conn.execute_fetchall(is_as_left, key)):
+    # As a value: a file must not bring SQL of its own.
+    becomes = None if change["becomes"] == "NULL" else change["becomes"][1:-1].replace("''", "'")
+    if not there or there.get(column) != becomes:
         raise RefusedError("changed since" if there else "its row is gone", "see which one is right")
     sql, value = value_of(row[column])
     await conn.execute_fetchall(f"UPDATE {table} SET {quoted(column)} = {sql} WHERE {where}", [value, *key])

@@ -5,7 +5,7 @@ import os
 import sqlite3
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES, BOUND_SQL, AbathurError, BusyError, RefusedError
 from abathur_nb.files import make_private_file, nearest_existing, private_directory, scratch_directory
 from abathur_nb.health.checks import file_checks
-from abathur_nb.repair.quarantine import plain, value_of
+from abathur_nb.repair.quarantine import insertion, plain
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.guarded import Stray, strays, strays_check
@@ -39,13 +39,14 @@ _EXPECTED = (
 )
 _COPIED = ("", "-wal", "-journal")  # the -shm is made anew from the -wal
 _IDENTITY = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
-_SEQUENCES = "sqlite_sequence"
 _NOT_PLAIN = {"AS", "SELECT", "VIRTUAL", "WITHOUT"}
 _KINDS: dict[str, Any] = {"INTEGER": int, "REAL": int | float, "TEXT": str}
 _SHOWN = 5  # ranges of lost rowids
-# What comes out of a damaged file need not keep its rules; what does not would be left out without a word.
+# What comes out of a damaged file need not keep its rules: a row that does not would be left out without a word.
 _RULES = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF;"
 _UNFORCED = "PRAGMA synchronous = OFF"  # of a file that is thrown away, or forced to the disk once it is whole
+_KILL = "end it by kill -9: ended in any other way, it may write its log over the database"
+_KEEP = "leave it running; copy all of its open files from /proc/PID/fd before it ends"
 
 
 def salvage_path(settings: Settings) -> Path:
@@ -80,26 +81,19 @@ async def salvage(settings: Settings) -> Check:
             raise RefusedError(f"nothing of {settings.db_path} can be read any more", "restore a backup")
         failed = [check for check in await file_checks(replace(settings, db_path=draft)) if check.failed]
         broken = {rule["table"] for check in failed for rule in check.data.get("broken", ())}
-        for table in tables:
-            table.is_altered = table.name in broken
-        try:
-            with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
-                publish(draft, path)
-            before = ""
-        except FileExistsError:
-            before = " (it was there before, and is left as it was)"
-    verdicts = {table.name: table.verdict for table in tables}
+        with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
+            publish(draft, path)
+    verdicts = {table.name: table.verdict(table.name in broken) for table in tables}
     states = Counter(state for state, _ in verdicts.values())
-    lines = [f"{name}: {state}, {rows}" for name, (state, rows) in verdicts.items()]
     noted = ", ".join(f"{states[state]} {state}" for state in ("intact", "partly", "lost") if states[state])
     valid = f"it fails {', '.join(check.name for check in failed)}" if failed else "it is valid"
     return Check(
         "salvaged",
         "warn",
         _EXPECTED,
-        f"{path}{before}: {counted(rows, 'row')}; of {counted(len(tables), 'table')} {noted}; {valid}{log}",
+        f"{path}: {counted(rows, 'row')}; of {counted(len(tables), 'table')} {noted}; {valid}{log}",
         _remedy(settings, path),
-        (*lines, *notes),
+        (*(f"{name}: {state}, {saved}" for name, (state, saved) in verdicts.items()), *notes),
         data={"path": str(path), "tables": {name: state for name, (state, _) in verdicts.items()}},
     )
 
@@ -148,7 +142,7 @@ def _copy(path: Path, folder: Path) -> tuple[Path, str]:
         pages = read_pages(data)
         if not pages.count:
             raise RefusedError(f"nothing of {path} can be read any more", "restore a backup")
-        data[:100] = pages.header(APPLICATION_ID, SCHEMA_VERSION)  # any byte of it may be what is damaged
+        data[:100] = pages.header(APPLICATION_ID, SCHEMA_VERSION)  # any byte of it may be damaged
     _settle(copy)
     how = "not counted: SQLite can't read it" if log.exists() else "counted as far as SQLite reads it"
     return copy, f"; its log of {size:,} bytes is {how}" if size else ""
@@ -177,15 +171,13 @@ class _Table:
     counts: list[set[int]] = field(default_factory=list)  # the rowids of each whole index that names each row
     faults: list[str] = field(default_factory=list)
     strays: int = 0  # rows of pages that no tree leads to
-    is_altered: bool = False  # validate names rows of it that break a rule
 
-    @property
-    def verdict(self) -> tuple[str, str]:
-        """Whether the table is intact, partly saved, or lost; and which of its rows are saved."""
+    def verdict(self, breaks_rules: bool) -> tuple[str, str]:
+        """Return whether the table is intact, partly saved, or lost; and which of its rows are saved."""
         missing, rows = self.indexed - self.rows, counted(len(self.rows), "row")
         if self.strays:
             rows += f" ({self.strays:,} of them from pages outside of its tree)"
-        if self.rows and self.is_altered:
+        if self.rows and breaks_rules:
             rows += ", some of which break the rules,"
         elif self.rows in self.counts or not (missing or self.faults):
             return "intact", rows
@@ -212,12 +204,10 @@ class _Table:
             self.faults.append(f"rowid {rowid} is not a row of this table")
             return
         given = {"rowid": rowid} | {name: value for (name, _, _), value in zip(self.columns, values, strict=False)}
-        if self.alias is not None:
-            given[self.columns[self.alias][0]] = rowid
-        marks, bound = zip(*map(value_of, map(plain, given.values())), strict=True)
-        insert = f"INSERT INTO {quoted(self.name)} ({', '.join(map(quoted, given))}) VALUES ({', '.join(marks)})"
+        if alias is not None:
+            given[self.columns[alias][0]] = rowid
         try:
-            conn.execute(insert, bound)
+            conn.execute(*insertion(self.name, {name: plain(value) for name, value in given.items()}))
             self.rows.add(rowid)
         except DatabaseError as error:
             self.faults.append(f"rowid {rowid}: {error}")
@@ -256,8 +246,7 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
                 table.indexed |= rowids
                 if not faults and (sql is None or "WHERE" not in _words(sql)):
                     table.counts.append(rowids)
-        sequences = [root for _, name, _, root, _ in schema if name == _SEQUENCES]
-        notes += _save_sequences(conn, pages, sequences)
+        notes += _save_sequences(conn, pages, [root for _, name, _, root, _ in schema if name == "sqlite_sequence"])
         notes += _save_strays(conn, pages, [t for t in tables.values() if t.faults or t.indexed - t.rows])
         for found in expected_objects().values():
             if found.type == "index":
@@ -278,7 +267,7 @@ def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: lis
             continue
         try:
             words = _words(str(sql))
-            # A damaged or hostile schema is not to run anything else, nor to compute anything.
+            # A damaged or hostile schema must not run anything else, nor compute anything.
             if words[:2] != ["CREATE", "TABLE"] or _NOT_PLAIN & {*words}:
                 raise DatabaseError("not an ordinary table")
             conn.execute(str(sql))
@@ -304,7 +293,7 @@ def _save_sequences(conn: Connection, pages: Pages, roots: Iterable[int]) -> lis
                     "(SELECT 1 FROM sqlite_sequence WHERE name = ?1)",
                     values,
                 )
-    return [f"{_SEQUENCES}: lost, so that the ids of deleted rows may be given out again"] if faults else []
+    return ["sqlite_sequence: lost, so that the ids of deleted rows may be given out again"] if faults else []
 
 
 def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> list[str]:
@@ -322,41 +311,36 @@ def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> l
             if rowid not in table.rows and (not table.counts or rowid in table.indexed):
                 table.save(conn, rowid, values)
                 table.strays += 1
-    return (
-        [f"{counted(unknown, 'row')} of pages outside of any tree fit no damaged table, deleted rows among them"]
-        if unknown
-        else []
-    )
+    noted = f"{counted(unknown, 'row')} of pages outside of any tree fit no damaged table, deleted rows among them"
+    return [noted] if unknown else []
 
 
 def _words(sql: str) -> list[str]:
     return [token.upper() for token in tokens(sql[:BOUND_SQL])]
 
 
-_END = "end it by kill -9: ended in any other way, it may write its log over the database"
-_KEEP = "leave it running; copy all of its open files from /proc/PID/fd before it ends"
-
-
-def stray_rows(settings: Settings) -> tuple[Check, bool]:
+def stray_rows(settings: Settings, found: Iterable[Stray]) -> tuple[Check, bool]:
     """Say of each process with lost files which rows it alone holds, and whether there are any. Read-only.
 
-    It is compared with what others find at the path, on copies of both.
+    Copies of its files are compared with copies of those at the path.
     """
-    path, found, noted, newer = settings.db_path, strays(settings.db_path), list[str](), False
+    path, check, noted, newer = settings.db_path, strays_check(settings.db_path), list[str](), False
     with scratch_directory(path.parent, "restore") as scratch:
         live = scratch / "live.db"
         if path.is_file() and not path.is_symlink():
             ask("copy", path, *(name if Path(name).exists() else "" for name in (f"{path}-wal", f"{path}-shm")), live)
         for stray in found:
             try:
-                ours, theirs = _compare(_copied(stray, scratch), live if live.exists() else None)
+                copy = _copied(stray, scratch)
+                with closing(plain_connect(copy, isolation_level=None)) as conn:
+                    conn.execute("ATTACH ? AS live", (str(live) if live.exists() else ":memory:",))
+                    ours, theirs = _only_in(conn, "main", "live"), _only_in(conn, "live", "main")
             except (sqlite3.Error, OSError) as error:
                 ours, theirs = f"what cannot be compared ({error})", "rows"
             newer |= bool(ours) or "" in stray.lost
             noted.append(f"PID {stray.pid} alone holds {ours or 'no row'}; it lacks {theirs or 'no row'} of {path}")
-    check = strays_check(path)
     observed = "\n".join((check.observed, *noted, "cause: somebody deleted or moved the file under it"))
-    remedy = f"the plan below saves it; then {_END}" if newer else _END
+    remedy = f"the plan below saves it; then {_KILL}" if newer else _KILL
     return replace(check, observed=observed, remedy=remedy), newer
 
 
@@ -367,7 +351,7 @@ async def rescue(settings: Settings) -> list[Check]:
     """
     done = list[Check]()
     for stray in strays(settings.db_path):
-        name, data = f"rescued from PID {stray.pid}", {"pid": stray.pid}
+        name, expected, data = f"rescued from PID {stray.pid}", "its rows in a file", {"pid": stray.pid}
         with scratch_directory(settings.db_path.parent, "restore") as scratch:
             try:
                 copy = replace(settings, db_path=await asyncio.to_thread(_copied, stray, scratch))
@@ -377,14 +361,13 @@ async def rescue(settings: Settings) -> list[Check]:
                     done.append(replace(await salvage(copy), id="rescued", name=name, data=data))
                     continue
             except (sqlite3.Error, OSError, AbathurError) as error:  # the rows of the other processes are saved
-                done.append(Check("rescued", "fail", "its rows in a file", f"{error}", _KEEP, name=name, data=data))
+                done.append(Check("rescued", "fail", expected, f"{error}", _KEEP, name=name, data=data))
                 continue
         observed = f"{kept.path}: {counted(kept.content.total, 'row')}, as PID {stray.pid} sees them, proven"
-        remedy = (
-            f"then {_END}; to put them in place of the database: {restore_command(settings)} -p backup {kept.path.name}"
-        )
-        done.append(Check("rescued", "warn", "its rows in a file", observed, remedy, name=name, data=data))
-    return [*done, replace(strays_check(settings.db_path), remedy=_END)]
+        restore = f"{restore_command(settings)} -p backup {kept.path.name}"
+        remedy = f"then {_KILL}; to put them in place of the database: {restore}"
+        done.append(Check("rescued", "warn", expected, observed, remedy, name=name, data=data))
+    return [*done, replace(strays_check(settings.db_path), remedy=_KILL)]
 
 
 def _copied(stray: Stray, scratch: Path) -> Path:
@@ -395,23 +378,13 @@ def _copied(stray: Stray, scratch: Path) -> Path:
     return target
 
 
-def _compare(copy: Path, live: Path | None) -> tuple[str, str]:
-    """Return which tables of a copy hold rows that the other one lacks, and the other way round."""
-    with closing(plain_connect(copy, isolation_level=None)) as conn:
-        conn.execute("ATTACH ? AS live", (str(live) if live else ":memory:",))
-        return _only_in(conn, "main", "live"), _only_in(conn, "live", "main")
-
-
-def _only_in(conn: sqlite3.Connection, one: str, other: str) -> str:
-    def has(name: str, table: str) -> bool:
-        return bool(conn.execute(f"SELECT 1 FROM {name}.sqlite_master WHERE name = ?", (table,)).fetchone())
-
-    def counts() -> Iterator[str]:
-        for table in expected_tables():
-            rest = f"EXCEPT SELECT * FROM {other}.{table}" if has(other, table) else ""
-            if has(one, table):
-                ((rows,),) = conn.execute(f"SELECT count(*) FROM (SELECT * FROM {one}.{table} {rest})").fetchall()
-                if rows:
-                    yield f"{counted(rows, 'row')} of {table}"
-
-    return ", ".join(counts())
+def _only_in(conn: Connection, one: str, other: str) -> str:
+    """Return how many rows of which tables one of two attached databases holds and the other one lacks."""
+    found = []
+    tables, others = ({row[0] for row in conn.execute(f"SELECT name FROM {at}.sqlite_master")} for at in (one, other))
+    for table in expected_tables():
+        if table in tables:
+            rest = f"EXCEPT SELECT * FROM {other}.{table}" if table in others else ""
+            ((rows,),) = conn.execute(f"SELECT count(*) FROM (SELECT * FROM {one}.{table} {rest})").fetchall()
+            found += [f"{counted(rows, 'row')} of {table}"] if rows else []
+    return ", ".join(found)

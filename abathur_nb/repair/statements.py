@@ -4,18 +4,21 @@ import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing, suppress
 from functools import cache
-from sqlite3 import Error
 from typing import NamedTuple
 
 import aiosqlite
 
 from abathur_nb.health.rows import NAMED
+from abathur_nb.report import Check
 from abathur_nb.store.schema import (
+    APPLICATION_ID,
+    SCHEMA_VERSION,
     Differences,
     SchemaObject,
     column_checks,
     expected_columns,
     expected_objects,
+    expected_seeds,
     expected_tables,
     quoted,
 )
@@ -23,12 +26,17 @@ from abathur_nb.store.sql import load_queries, normalized, tokens
 from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG, stored
 from abathur_nb.text import counted, shown
 
+_STALE, _FEW = 10, 1000  # statistics so many times too large or too small, of a table of so many rows
+_ASIDE = "abathur_before_repair"  # an altered table's name while its rows are copied
+_RENAME = "if a column was renamed, let the application that did it rename it back"
+_WRITE = "write into these rows what belongs there"
+
 
 class RowChange(NamedTuple):
-    """Hold what becomes of the rows of ``table`` for which ``where`` is true.
+    """Hold a change of the rows of ``table`` for which ``where`` is true.
 
-    With a ``column`` that gets the SQL value ``empty``, without one the row is deleted. ``where`` tells the same rows
-    before any change of a repair and at its own turn.
+    ``column`` gets the SQL value ``empty``; without a column the row is deleted. ``where`` selects the same rows before
+    any change of a repair and at its own turn.
     """
 
     table: str
@@ -39,116 +47,12 @@ class RowChange(NamedTuple):
     @property
     def sql(self) -> str:
         """The statement that does it."""
-        if self.column is None:
-            return f"DELETE FROM {self.table} WHERE {self.where}"
-        return f"UPDATE {self.table} SET {self.column} = {self.empty} WHERE {self.where}"
+        act = f"UPDATE {self.table} SET {self.column} = {self.empty}" if self.column else f"DELETE FROM {self.table}"
+        return f"{act} WHERE {self.where}"
 
-    @property
-    def counting(self) -> str:
-        """The statement that counts the rows."""
-        return f"SELECT count(*) FROM {self.table} WHERE {self.where}"
-
-    @property
-    def rows(self) -> str:
-        """The statement that reads the rows, each behind its number."""
-        return f"SELECT rowid, * FROM {self.table} WHERE {self.where} ORDER BY rowid"
-
-
-def model() -> sqlite3.Connection:
-    """Return an empty database in memory with the schema of ``sql/``."""
-    conn = sqlite3.connect(":memory:")
-    for found in expected_objects().values():
-        conn.execute(found.sql)
-    return conn
-
-
-@cache
-def _references(table: str) -> tuple[tuple[str, str, str], ...]:
-    """Return each column of a table that refers to another table, with that and its column."""
-    with closing(model()) as conn:
-        return tuple(conn.execute(load_queries("troubleshoot.sql")["references"].sql, (table,)))
-
-
-@cache
-def _required(table: str) -> frozenset[str]:
-    return frozenset(column.name for column in expected_columns(table) if column.required)
-
-
-def doomed(table: str, name: str = "") -> str:
-    """Return SQL that is true for a row that can't stay, as a reference that it must have leads nowhere, or nothing."""
-    lost = [_lost(ref, name or table) for ref in _references(table) if ref[0] in _required(table)]
-    return " OR ".join(lost)
-
-
-def _lost(reference: tuple[str, str, str], name: str) -> str:
-    """Return SQL that is true where a reference leads to no row, or to one that can't stay either."""
-    column, parent, parent_column = reference
-    other = f"{parent}_of_{name}"
-    stays = _staying(parent, other)
-    return (
-        f"{name}.{column} IS NOT NULL AND NOT EXISTS "
-        f"(SELECT 1 FROM {parent} AS {other} WHERE {other}.{parent_column} = {name}.{column}{stays})"
-    )
-
-
-def _staying(table: str, name: str = "") -> str:
-    return f" AND NOT ({condition})" if (condition := doomed(table, name)) else ""
-
-
-async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange, int]]:
-    """Return what repairs references without a row, with the number of rows: cleared if they may be, else deleted.
-
-    The children of what is deleted are among them. Children come first. Read-only.
-    """
-    changes = []
-    for table in reversed(expected_tables()):
-        required = _required(table)
-        changes += [
-            RowChange(table, _lost(ref, table) + _staying(table), ref[0])
-            for ref in _references(table)
-            if ref[0] not in required
-        ]
-    changes += [RowChange(table, condition) for table in reversed(expected_tables()) if (condition := doomed(table))]
-    return await _counted(conn, changes)
-
-
-async def broken_json(conn: aiosqlite.Connection, besides: Iterable[RowChange]) -> list[tuple[RowChange, int]]:
-    """Return what repairs JSON columns that hold no JSON, or JSON that the store can't read. Read-only.
-
-    What one of the changes ``besides`` gives another value to is left to it. ``conn`` must have the functions of
-    `add_functions`.
-    """
-    changes = []
-    for table in expected_tables():
-        for column, kind, rule in column_checks(table):
-            if kind != "json":
-                continue
-            empty = "NULL" if column not in _required(table) else "'{}'" if "'object'" in rule else "'[]'"
-            long = TOO_LONG.format(column)  # to parse it may take twenty times its size
-            unreadable = f"CASE WHEN {IS_UTF8.format(column)} THEN {FAULT.format(column)} <> '' ELSE 1 END"
-            # A comparison within a CASE is evaluated in order: only JSON is held against the limits.
-            within = f"WHEN {rule} THEN {column} IS NOT NULL AND {unreadable} ELSE 0 END"
-            beyond = f"CASE WHEN {long} THEN 1 {within}"
-            others = [f" AND NOT ({c.where})" for c in besides if (c.table, c.column) == (table, column)]
-            rest = "".join((_staying(table), *others))
-            changes += [
-                RowChange(table, where + rest, column, empty) for where in (f"NOT ({long} OR ({rule}))", beyond)
-            ]
-    return await _counted(conn, changes)
-
-
-async def _counted(conn: aiosqlite.Connection, changes: Iterable[RowChange]) -> list[tuple[RowChange, int]]:
-    counted = []
-    for change in changes:
-        ((number,),) = await conn.execute_fetchall(change.counting)
-        if number:
-            counted.append((change, int(number)))
-    return counted
-
-
-_ASIDE = "abathur_before_repair"  # an altered table's name while its rows are copied
-_RENAME = "if a column was renamed, let the application that did it rename it back"
-_WRITE = "write into these rows what belongs there"
+    def selecting(self, what: str) -> str:
+        """Return the query of ``what`` in these rows."""
+        return f"SELECT {what} FROM {self.table} WHERE {self.where}"
 
 
 class Step(NamedTuple):
@@ -164,20 +68,149 @@ class Step(NamedTuple):
         return f"{text};" + (f" -- {note}" if note else "")
 
 
+# What marks a database with our tables as ours.
+MARKS = (Step(f"PRAGMA application_id = {APPLICATION_ID}"), Step(f"PRAGMA user_version = {SCHEMA_VERSION}"))
+
+
+def _model() -> sqlite3.Connection:
+    conn = sqlite3.connect(":memory:")
+    for found in expected_objects().values():
+        conn.execute(found.sql)
+    return conn
+
+
+@cache
+def _references(table: str) -> tuple[tuple[str, str, str], ...]:
+    """Return each column of a table that refers to another table, with that and its column."""
+    with closing(_model()) as conn:
+        return tuple(conn.execute(load_queries("troubleshoot.sql")["references"].sql, (table,)))
+
+
+@cache
+def _required(table: str) -> frozenset[str]:
+    return frozenset(column.name for column in expected_columns(table) if column.required)
+
+
+def _doomed(table: str, name: str = "") -> str:
+    """Return SQL that is true for a row that can't stay, as a reference that it must have leads nowhere, or nothing."""
+    return " OR ".join(_lost(ref, name or table) for ref in _references(table) if ref[0] in _required(table))
+
+
+def _lost(reference: tuple[str, str, str], name: str) -> str:
+    """Return SQL that is true where a reference leads to no row, or to one that can't stay either."""
+    column, parent, parent_column = reference
+    other = f"{parent}_of_{name}"
+    found = f"{other}.{parent_column} = {name}.{column}{_staying(parent, other)}"
+    return f"{name}.{column} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {parent} AS {other} WHERE {found})"
+
+
+def _staying(table: str, name: str = "") -> str:
+    return f" AND NOT ({condition})" if (condition := _doomed(table, name)) else ""
+
+
+async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange, int]]:
+    """Return what repairs references without a row, with the number of rows: cleared if they may be, else deleted.
+
+    The children of what is deleted are among them. Children come first. Read-only.
+    """
+    tables = [*reversed(expected_tables())]
+    changes = [
+        RowChange(table, _lost(ref, table) + _staying(table), ref[0])
+        for table in tables
+        for ref in _references(table)
+        if ref[0] not in _required(table)
+    ]
+    return await _counted(conn, [*changes, *(RowChange(table, _doomed(table)) for table in tables if _doomed(table))])
+
+
+async def broken_json(conn: aiosqlite.Connection, besides: Iterable[RowChange]) -> list[tuple[RowChange, int]]:
+    """Return what repairs JSON columns that hold no JSON, or JSON that the store can't read. Read-only.
+
+    Values that one of the changes ``besides`` replaces are left to it. ``conn`` must have the functions of
+    `add_functions`.
+    """
+    changes = []
+    for table in expected_tables():
+        for column, kind, rule in column_checks(table):
+            if kind != "json":
+                continue
+            empty = "NULL" if column not in _required(table) else "'{}'" if "'object'" in rule else "'[]'"
+            long = TOO_LONG.format(column)  # to parse it may take twenty times its size
+            unreadable = f"CASE WHEN {IS_UTF8.format(column)} THEN {FAULT.format(column)} <> '' ELSE 1 END"
+            # A comparison within a CASE is evaluated in order: only JSON is held against the limits.
+            within = f"WHEN {rule} THEN {column} IS NOT NULL AND {unreadable} ELSE 0 END"
+            others = [f" AND NOT ({c.where})" for c in besides if (c.table, c.column) == (table, column)]
+            rest = "".join((_staying(table), *others))
+            wheres = (f"NOT ({long} OR ({rule}))", f"CASE WHEN {long} THEN 1 {within}")
+            changes += [RowChange(table, where + rest, column, empty) for where in wheres]
+    return await _counted(conn, changes)
+
+
+async def _counted(conn: aiosqlite.Connection, changes: Iterable[RowChange]) -> list[tuple[RowChange, int]]:
+    found = [(change, await count_rows(conn, change.selecting("count(*)"))) for change in changes]
+    return [(change, number) for change, number in found if number]
+
+
+async def count_rows(conn: aiosqlite.Connection, query: str) -> int:
+    """Return the number that a query counts. Read-only."""
+    ((number,),) = await conn.execute_fetchall(query)
+    return int(number)
+
+
+async def restore_seeds(
+    conn: aiosqlite.Connection, restored: Iterable[Mapping[str, str]]
+) -> tuple[list[tuple[RowChange, int]], list[Step]]:
+    """Return what gives changed seed memories their content back, and what inserts missing ones. Read-only.
+
+    ``restored`` holds the namespace and key of each, and the SQL that inserts it.
+    """
+    statements, changes, steps = {(one["namespace"], one["key"]): one["sql"] for one in restored}, [], []
+    for seed in (one for one in expected_seeds() if (one.namespace, one.key) in statements):
+        row = {name: "'" + str(value).replace("'", "''") + "'" for name, value in seed._asdict().items()}
+        same = f"namespace = {row['namespace']} AND key = {row['key']} AND version = {seed.version}"
+        if not await count_rows(conn, f"SELECT count(*) FROM memory_entries WHERE {same}"):
+            steps.append(Step(statements[seed.namespace, seed.key], 1))
+            continue
+        changes += [
+            RowChange("memory_entries", f"{same} AND {column} IS NOT {row[column]}", column, row[column])
+            for column in ("value", "metadata", "memory_type", "created_by", "updated_by")
+        ]
+    return await _counted(conn, changes), steps
+
+
+async def statistics_check(conn: aiosqlite.Connection, remedy: str) -> Check:
+    """Check that what ANALYZE once counted, if it ever did, is about what there is. Read-only."""
+    queries, stale = load_queries("troubleshoot.sql"), list[str]()
+    analysed = await count_rows(conn, queries["has_statistics"].sql)
+    rows = await conn.execute_fetchall(queries["statistics"].sql) if analysed else []
+    noted = {row["table"]: row["rows"] for row in rows if row["table"] in expected_tables()}
+    for table, then in noted.items():
+        now = await count_rows(conn, f"SELECT count(*) FROM {table} NOT INDEXED")
+        if max(now, then) >= _FEW and max(now, then) > _STALE * min(now, then):
+            stale.append(f"{table}: {counted(then, 'row')} when analysed, {now:,} now")
+    return Check.that(
+        "statistics",
+        not stale,
+        expected=f"none, or not off by more than {_STALE} times",
+        observed="; ".join(stale) or (f"of {counted(len(noted), 'table')}" if noted else "none"),
+        remedy=remedy,
+        otherwise="warn",
+    )
+
+
 def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -> list[Step]:
     """Return what makes the indexes those of ``sql/``, but for those of tables that are ``rebuilt`` or missing."""
-    found = Differences.between(live, ("index",))
-    tables = {name for name, known in expected_objects().items() if known.type == "table" and name in live}
-    dropped = [name for name in found.altered if live[name].table in tables - set(rebuilt)]
-    made = [expected_objects()[name] for name in (*found.missing, *found.altered)]
+    found, known = Differences.between(live, ("index",)), expected_objects()
+    tables = {name for name, one in known.items() if one.type == "table" and name in live} - {*rebuilt}
+    dropped = [name for name in found.altered if live[name].table in tables]
+    made = [known[name] for name in (*found.missing, *found.altered) if known[name].table in tables]
     return [
         *(Step(f"DROP INDEX {quoted(name)}") for name in dropped),
-        *(Step(index.sql) for index in made if index.table in tables - set(rebuilt) and _is_free(index.name, live)),
+        *(Step(index.sql) for index in made if _is_free(index.name, live)),
     ]
 
 
 def _is_free(name: str, live: Mapping[str, SchemaObject]) -> bool:
-    """Return whether nothing but an index has the name."""
     return name not in live or live[name].type == "index"
 
 
@@ -187,19 +220,19 @@ async def rename_back(conn: aiosqlite.Connection, live: Mapping[str, SchemaObjec
     for table in found.missing:
         alike = [name for name in found.extra if _renamed(table, live[name].sql) == {name: table}]
         if len(alike) == 1:  # with the references to it, which the setting of a repair would leave
-            ((count,),) = await conn.execute_fetchall(f"SELECT count(*) FROM {quoted(*alike)} NOT INDEXED")
+            count = await count_rows(conn, f"SELECT count(*) FROM {quoted(*alike)} NOT INDEXED")
             rename = Step(f"ALTER TABLE {quoted(*alike)} RENAME TO {table}", note=counted(count, "row"))
             steps[table] = [Step("PRAGMA legacy_alter_table = OFF"), rename]
     for table in found.altered:
         names, columns = _renamed(table, live[table].sql), {column.name for column in expected_columns(table)}
         # Where the column is there, only a parent's was renamed, or two were swapped, or it is in other capitals.
-        if columns.issuperset(names.values()) and not {*names.values()} & {*await _columns(conn, table)}:
+        if names and columns.issuperset(names.values()) and not {*names.values()} & {*await _columns(conn, table)}:
             steps[table] = [Step(f"ALTER TABLE {table} RENAME COLUMN {quoted(old)} TO {names[old]}") for old in names]
-    return {table: renames for table, renames in steps.items() if renames}
+    return steps
 
 
 def _renamed(table: str, sql: str) -> dict[str, str]:
-    """Return the names of ``sql/`` by those that stand for them in the SQL of a table, if nothing else differs."""
+    """Return the names of ``sql/`` by those that replace them in the SQL of a table, if nothing else differs."""
     here, wanted = (
         [token[1:-1].replace('""', '"') if token[:1] == '"' else token for token in tokens(text)]
         for text in (sql, expected_objects()[table].sql)
@@ -212,7 +245,7 @@ def _renamed(table: str, sql: str) -> dict[str, str]:
 async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list[str]:
     """Name the rows that a unique index among ``names``, or of a table, can't hold, by sql/ or as it is. Read-only."""
     unique, found = load_queries("troubleshoot.sql")["unique"].sql, list[str]()
-    with closing(model()) as ours:
+    with closing(_model()) as ours:
         keys = {*ours.execute(unique), *map(tuple, await conn.execute_fetchall(unique))}
     for table, columns, given in sorted({key[1:] for key in keys if {*key[:2]} & {*names}}):
         rows = await conn.execute_fetchall(
@@ -228,10 +261,9 @@ async def rebuild_table(
 ) -> tuple[list[Step], dict[str, str]]:
     """Return what makes an altered table as in ``sql/`` with all its rows, or no step and what is in the way.
 
-    Beside each obstacle is what removes it, empty where only a backup does; a statement ends with ``;``.
-
-    Rows that other steps delete, and JSON that others empty, are not in the way. An index of others is made again,
-    unless the table of ``sql/`` can't have it. Read-only.
+    Beside each obstacle is what removes it, empty where only a backup does; a statement ends with ``;``. Rows that
+    other steps delete, and JSON that others empty, are not in the way. An index of others is made again, unless the
+    table of ``sql/`` can't have it. Read-only.
     """
     wanted = [column.name for column in expected_columns(table)]
     extra = [name for name in await _columns(conn, table) if name not in wanted]
@@ -242,10 +274,9 @@ async def rebuild_table(
         return [], {f"{lacks}, whose values may be in {', '.join(extra)}": _RENAME}
     if obstacles := await _obstacles(conn, table, extra):
         return [], obstacles
-    ((count,),) = await conn.execute_fetchall(_counting(table, "1"))
+    count = await count_rows(conn, _counting(table, "1"))
     own_id = "AUTOINCREMENT" in expected_objects()[table].sql
     columns = ", ".join(wanted if own_id else ["rowid", *wanted])
-    indexes = [index for index in expected_objects().values() if index.type == "index" and index.table == table]
     steps = [
         Step(f"ALTER TABLE {table} RENAME TO {_ASIDE}"),
         Step(expected_objects()[table].sql),
@@ -257,22 +288,26 @@ async def rebuild_table(
             # An id that was given out once is not given out again.
             steps.append(Step(f"DELETE FROM sqlite_sequence WHERE name = '{table}'"))
             steps.append(Step(f"INSERT INTO sqlite_sequence (name, seq) VALUES ('{table}', {seq})", 1))
-    others = [live[name] for name in Differences.between(live, ("index",)).extra if live[name].table == table]
-    lost = [index for index in others if not _fits(index)]
-    made = [*(index for index in indexes if _is_free(index.name, live)), *(one for one in others if one not in lost)]
-    return [*(Step(f"DROP INDEX {quoted(one.name)}") for one in lost), *steps, *(Step(one.sql) for one in made)], {}
+    indexes = [one for one in expected_objects().values() if one.type == "index" and one.table == table]
+    made = [index for index in indexes if _is_free(index.name, live)]
+    for other in (live[name] for name in Differences.between(live, ("index",)).extra if live[name].table == table):
+        if _fits(other):
+            made.append(other)
+        else:
+            steps.insert(0, Step(f"DROP INDEX {quoted(other.name)}"))
+    return [*steps, *(Step(one.sql) for one in made)], {}
 
 
 def _fits(index: SchemaObject) -> bool:
     """Return whether an index can be made on the tables of ``sql/``."""
-    with closing(model()) as conn, suppress(Error):
+    with closing(_model()) as conn, suppress(sqlite3.Error):
         conn.execute(index.sql)
         return True
     return False
 
 
 async def lacking(conn: aiosqlite.Connection, table: str) -> list[str]:
-    """Return the columns of ``sql/`` that a live table has not. Read-only."""
+    """Return the columns of ``sql/`` that a live table lacks. Read-only."""
     found = await _columns(conn, table)
     return [column.name for column in expected_columns(table) if column.name not in found]
 
@@ -286,20 +321,19 @@ async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[s
     """Say which rows the table of ``sql/`` would not take, and which columns it has no place for."""
     checks = column_checks(table)
     json = {check.column for check in checks if check.kind == "json"}
-    drops = {f"a value in {table}.{name}, not a column of sql/": name for name in extra}
-    asked = {what: f"{quoted(name)} IS NOT NULL" for what, name in drops.items()}
-    asked |= {f"{table}.{c.column} outside its range": f"NOT ({c.expression})" for c in checks if c.kind == "value"}
-    asked |= {
-        f"{table}.{column.name} without a value": f"{column.name} IS NULL"
-        for column in expected_columns(table)
-        if column.required and column.name not in json
-    }
+    asked = {}
+    for name in extra:
+        drop = f"ALTER TABLE {table} DROP COLUMN {quoted(name)};"
+        asked[f"a value in {table}.{name}, not a column of sql/"] = f"{quoted(name)} IS NOT NULL", drop
+    for check in checks:
+        if check.kind == "value":
+            asked[f"{table}.{check.column} outside its range"] = f"NOT ({check.expression})", _WRITE
+    for name in sorted(_required(table) - json):
+        asked[f"{table}.{name} without a value"] = f"{name} IS NULL", _WRITE
     words = {}
-    for what, condition in asked.items():
-        ((count,),) = await conn.execute_fetchall(_counting(table, condition))
-        if count:
-            drop = f"ALTER TABLE {table} DROP COLUMN {quoted(drops[what])};" if what in drops else _WRITE
-            words[f"{counted(count, 'row')} with {what}"] = drop
+    for what, (condition, remedy) in asked.items():
+        if count := await count_rows(conn, _counting(table, condition)):
+            words[f"{counted(count, 'row')} with {what}"] = remedy
     for rows in await duplicates(conn, {table}):
         words[f"the same key more than once: {rows}"] = _WRITE
     return words

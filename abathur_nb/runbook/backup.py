@@ -6,19 +6,12 @@ import sqlite3
 from dataclasses import replace
 from shlex import quote
 
-from abathur_nb.backups.manifest import (
-    zstd_module,
-)
-from abathur_nb.backups.retention import Retention, apply_retention
-from abathur_nb.backups.taking import COPIES, back_up
+from abathur_nb.backups.change import argument_faults, require
+from abathur_nb.backups.manifest import Retention, apply_retention
+from abathur_nb.backups.taking import COPIES, back_up, zstd_module
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
-from abathur_nb.files import (
-    nearest_existing,
-    os_cause,
-    sweep,
-    unwritable,
-)
+from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.files import nearest_existing, os_cause, sweep, unwritable
 from abathur_nb.health.path_on_disk import free_mb, install_command
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import explain_error
@@ -43,12 +36,14 @@ async def backup_database(
     that replace nothing; the live database is only read. Of a run that is killed nothing is left under those names,
     or the whole backup. Raises ConfigurationError for a wrong argument.
     """
-    _check_arguments(reason, compress)
+    faults = argument_faults(None, compress=compress)
+    if not isinstance(reason, str) or not _REASON.fullmatch(reason):
+        faults.append(f"reason: expected a word of a-z, 0-9 and _, such as pre_migration, found {shown(reason)}")
+    require(faults)
     if refused := await refusal(_TITLE, settings):
         return replace(refused, refused=True)
-    subject = str(settings.db_path)
-    place, forbidden = _place(settings)
-    if forbidden:
+    subject, place = str(settings.db_path), _place(settings)
+    if any(check.failed for check in place):
         return Report(_TITLE, tuple(place), subject=subject, refused=True)
     try:
         if compress:
@@ -65,18 +60,8 @@ async def backup_database(
     return Report(_TITLE, (*place, *checks, *kept), subject=subject)
 
 
-def _check_arguments(reason: object, compress: object) -> None:
-    faults = []
-    if not isinstance(reason, str) or not _REASON.fullmatch(reason):
-        faults.append(f"reason: expected a word of a-z, 0-9 and _, such as pre_migration, found {shown(reason)}")
-    if not isinstance(compress, bool):
-        faults.append(f"compress: expected True or False, found {shown(compress)} ({type(compress).__name__})")
-    if faults:
-        raise ConfigurationError(faults)
-
-
-def _place(settings: Settings) -> tuple[list[Check], bool]:
-    """Return the checks of where backups go, and whether one forbids the backup. Read-only."""
+def _place(settings: Settings) -> list[Check]:
+    """Return the checks of where backups go: one that fails forbids the backup. Read-only."""
     folder = settings.backup_dir
     # Made only with the backup: what is refused must leave no directory behind.
     place = folder if os.path.lexists(folder) else nearest_existing(folder)
@@ -91,22 +76,19 @@ def _place(settings: Settings) -> tuple[list[Check], bool]:
         )
     ]
     if fault:
-        return checks, True
+        return checks
     try:
         needed = settings.db_path.stat().st_size * COPIES / MB
         free = free_mb(place) - settings.min_free_mb
     except OSError as error:
         gone = os_cause(error, place)
-        return [*checks, Check("room", "error", "room for the copy and its proof", gone.observed, gone.remedy)], True
-    enough = free >= needed
-    checks.append(
-        Check.that(
-            "room",
-            enough,
-            expected=f"{needed:,.1f} MB for the copy and its proof",
-            observed=f"{free:,.0f} MB beyond the {settings.min_free_mb:,} MB that must stay free",
-            remedy=f"make room: du -xh --max-depth=2 {quote(str(place))} | sort -h | tail",
-            evidence=[f"left by a killed process: {place / name}" for name in sweep(place, remove=False)],
-        )
+        return [*checks, Check("room", "error", "room for the copy and its proof", gone.observed, gone.remedy)]
+    room = Check.that(
+        "room",
+        free >= needed,
+        expected=f"{needed:,.1f} MB for the copy and its proof",
+        observed=f"{free:,.0f} MB beyond the {settings.min_free_mb:,} MB that must stay free",
+        remedy=f"make room: du -xh --max-depth=2 {quote(str(place))} | sort -h | tail",
+        evidence=[f"left by a killed process: {place / name}" for name in sweep(place, remove=False)],
     )
-    return checks, not enough
+    return [*checks, room]

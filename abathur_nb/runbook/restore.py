@@ -3,24 +3,25 @@
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
 
-from abathur_nb.backups.change import check_apply, check_file, require
+from abathur_nb.backups.change import argument_faults, require
 from abathur_nb.backups.copying import difference, open_copy
-from abathur_nb.backups.manifest import Backup, UnfitBackupError, find_backup, in_place_of, unpack
+from abathur_nb.backups.manifest import Backup, find_backup, in_place_of
 from abathur_nb.backups.replacement import Source, place_for_scratch, read_source, replace_content
+from abathur_nb.backups.taking import UnfitBackupError, unpack
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError, bound_reached
 from abathur_nb.files import scratch_directory
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import pragma
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
-from abathur_nb.text import SEE_CLOCK, age, counted, duration, is_ahead, shown
+from abathur_nb.text import SEE_CLOCK, age, counted, duration, is_ahead
 
 
 async def restore_database(
@@ -41,31 +42,12 @@ async def restore_database(
     it takes (RTO) and what would be lost (RPO); it fails where a restoration would. ``title`` is what the report calls
     it. Raises ConfigurationError for a wrong argument.
     """
-    faults = [*check_apply(apply, confirm), *check_file("backup", backup, "backup")]
-    if not isinstance(drill, bool):
-        faults.append(f"drill: expected True or False, found {shown(drill)} ({type(drill).__name__})")
+    faults = argument_faults(confirm, ("backup", backup, "backup"), apply=apply, drill=drill)
     if drill is True and apply is True:
         faults.append("drill, apply: a drill changes nothing, so that there is nothing to apply: set one of them")
     require(faults)
     source = _proven(settings, backup, from_env, drill=drill)
     return await replace_content(settings, title, source, apply=apply, confirm=confirm, drill=drill)
-
-
-def _require_fit(backup: Backup, settings: Settings, from_env: str | None) -> None:
-    """Raise RefusedError for a backup that must not stand in for this database."""
-    facts = backup.facts
-    if facts["application_id"] != APPLICATION_ID:
-        raise UnfitBackupError(f"{backup.path} is a backup of another application's database")
-    if facts["user_version"] > SCHEMA_VERSION:
-        observed = f"{backup.path} has schema version {facts['user_version']}, known is {SCHEMA_VERSION}"
-        raise RefusedError(observed, "update abathur_nb")
-    wanted = settings.env if from_env is None else from_env
-    if facts["env"] != wanted:
-        observed = f"{backup.path} is a backup of {facts['env']}, not of {wanted}"
-        raise RefusedError(observed, f"if that is what you want, say so: -p from_env {quote(facts['env'])}")
-    with_inode = os.stat(backup.path)
-    if settings.db_path.exists() and os.path.samestat(with_inode, os.stat(settings.db_path)):
-        raise UnfitBackupError(f"{backup.path} is the live database itself, by another name")
 
 
 @asynccontextmanager
@@ -74,25 +56,44 @@ async def _proven(
 ) -> AsyncIterator[Source]:
     """Lend the content of a backup, every byte and row of it proven; scratch is removed at the end.
 
-    Raises RefusedError if there is none that fits, or anything is another than its manifest says.
+    Raises RefusedError if none fits, or anything differs from its manifest.
     """
     wanted = settings.env if from_env is None else from_env
     backup, notes = find_backup(settings.backup_dir, name, wanted, settings.db_path)
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:
         try:
-            _require_fit(backup, settings, from_env)
-            source = await _read(backup, scratch)
+            _require_fit(backup, settings, wanted)
+            path = await asyncio.to_thread(unpack, backup, scratch)
+            source = await _read(backup, path)
         except UnfitBackupError as error:
             instead = await asyncio.to_thread(in_place_of, backup, settings.backup_dir, wanted, settings.db_path)
             raise RefusedError(error.observed, instead) from None
         facts = {"backup": backup.facts["sha256_of_file"], "content": backup.content.digest}
-        checks = (_chosen(backup, settings, source.not_ours, notes), *([_to_lose(backup)] if drill else []))
-        yield replace(source, facts=facts, checks=checks)
+        checks = [_chosen(backup, settings, source.not_ours, notes)]
+        if drill:
+            since = duration(max((datetime.now(UTC) - backup.taken_at).total_seconds(), 0))
+            observed = f"{since}: what was written since the backup would be lost"
+            checks.append(Check("rpo", "pass", observed=observed, name="RPO"))
+        yield replace(source, facts=facts, checks=tuple(checks))
 
 
-async def _read(backup: Backup, scratch: Path) -> Source:
-    """Return what a backup holds, which must be what its manifest says. Raises RefusedError."""
-    path = await asyncio.to_thread(unpack, backup, scratch)
+def _require_fit(backup: Backup, settings: Settings, env: str) -> None:
+    """Raise RefusedError for a backup that must not replace this database."""
+    facts = backup.facts
+    if facts["application_id"] != APPLICATION_ID:
+        raise UnfitBackupError(f"{backup.path} is a backup of another application's database")
+    if facts["user_version"] > SCHEMA_VERSION:
+        observed = f"{backup.path} has schema version {facts['user_version']}, known is {SCHEMA_VERSION}"
+        raise RefusedError(observed, "update abathur_nb")
+    if facts["env"] != env:
+        observed = f"{backup.path} is a backup of {facts['env']}, not of {env}"
+        raise RefusedError(observed, f"if that is what you want, say so: -p from_env {quote(facts['env'])}")
+    if settings.db_path.exists() and os.path.samestat(os.stat(backup.path), os.stat(settings.db_path)):
+        raise UnfitBackupError(f"{backup.path} is the live database itself, by another name")
+
+
+async def _read(backup: Backup, path: Path) -> Source:
+    """Return the content of a backup, unpacked at ``path``. Raises RefusedError if its manifest says otherwise."""
     try:
         source = await read_source(path, f"the content of {backup.path.name}")
     except sqlite3.Error as error:
@@ -107,27 +108,15 @@ async def _read(backup: Backup, scratch: Path) -> Source:
     return source
 
 
-def _to_lose(backup: Backup) -> Check:
-    since = (datetime.now(UTC) - backup.taken_at).total_seconds()
-    return Check(
-        "rpo",
-        "pass",
-        observed=f"{duration(max(since, 0))}: what was written since the backup would be lost",
-        name="RPO",
-    )
-
-
-def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: Sequence[str]) -> Check:
-    words = [f"its database failed: {', '.join(backup.findings)}"] if backup.findings else []
-    if backup.renamed:
-        words.append(backup.renamed)
-    if not_ours:
-        words.append(f"it holds {not_ours}: validate fails those, and the store opens no trigger and no view")
-    if backup.facts["database"] != str(settings.db_path):
-        words.append(f"it is of {backup.facts['database']}")
-    if is_ahead(backup.taken_at):
-        words.append(SEE_CLOCK)
-    words += notes
+def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: list[str]) -> Check:
+    noted = {
+        f"its database failed: {', '.join(backup.findings)}": backup.findings,
+        backup.renamed: backup.renamed,
+        f"it holds {not_ours}: validate fails those, and the store opens no trigger and no view": not_ours,
+        f"it is of {backup.facts['database']}": backup.facts["database"] != str(settings.db_path),
+        SEE_CLOCK: is_ahead(backup.taken_at),
+    }
+    words = [*(words for words, holds in noted.items() if holds), *notes]
     return Check.that(
         "backup",
         not words,

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
-from abathur_nb.backups.change import check_apply, file_named, require
+from abathur_nb.backups.change import argument_faults, file_named, require
 from abathur_nb.backups.manifest import Backup, list_backups, newest_fit
 from abathur_nb.backups.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.config.settings import Settings
@@ -35,7 +35,7 @@ async def roll_back(
     with its side files. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument, and where ``to`` is not named.
     """
-    faults, backups = check_apply(apply, confirm), list[Backup]()
+    faults, backups = argument_faults(confirm, apply=apply), list[Backup]()
     if not file_named(to):
         with suppress(OSError):  # of a directory that is closed to this user
             backups = [b for b in list_backups(settings.backup_dir)[0] if b.facts["env"] == settings.env]

@@ -3,36 +3,35 @@
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from abathur_nb.backups.aside import set_journal_aside, users_of
-from abathur_nb.backups.change import Change, Plan, check_apply, check_file, make_change, require
+from abathur_nb.backups.aside import FOLDERS, move_aside, require_movable, set_log_aside, users_of
+from abathur_nb.backups.change import Change, Plan, argument_faults, make_change, require
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
 from abathur_nb.health.checks import file_checks
 from abathur_nb.repair.diagnosis import Diagnosis, diagnose
 from abathur_nb.repair.quarantine import affected, put_back_rows, write_quarantine
 from abathur_nb.repair.salvage import SALVAGED, rescue, salvage, salvage_path
-from abathur_nb.repair.surroundings import make_private, move_stale, set_log_aside
 from abathur_nb.report import Check, Report
-from abathur_nb.store.connection import bound, connect, explain_error, kept_open, pragma, run_to_end
+from abathur_nb.store.connection import SIDE_FILES, bound, connect, explain_error, kept_open, pragma, run_to_end
 from abathur_nb.store.sql import load_queries
 from abathur_nb.store.target import identify, journal_of, wanted
 from abathur_nb.store.values import add_functions
 from abathur_nb.text import counted
 
 _TITLE = "troubleshoot"
-# What is done by itself, before all else is looked at again.
-_ALONE = {"complete", "move aside", "rescue", "roll back", "salvage", "set journal aside", "set log aside", "write log"}
+_COPIED = "copy {path} and its log, byte for byte, into a new directory abathur_aside_… beside it"
+# What each deed does, in the order in which they are done.
 _DEEDS = {
     "rescue": "write what each of these processes holds into a backup abathur_rescued_… in {backups}, and prove that",
     "complete": "go on with the replacement of {path} that was begun",
     "set journal aside": "move {journal} into a new directory abathur_aside_… beside it, and leave {path} as it is",
     "move aside": "move the side files of {path} into a new directory abathur_aside_… beside it",
-    "set log aside": "{copied}; then move the log there, and leave {path} as it is",
-    "write log": "{copied}; then write what SQLite reads of the log into {path}, and move the log there",
+    "set log aside": f"{_COPIED}; then move the log there, and leave {{path}} as it is",
+    "write log": f"{_COPIED}; then write what SQLite reads of the log into {{path}}, and move the log there",
     "roll back": "roll back what a killed writer left half done in {path}, by its journal",
     "salvage": "write what can still be read of {path} to {salvaged}, and leave {path} as it is",
     "wal": "switch {path} to WAL mode",
@@ -40,6 +39,8 @@ _DEEDS = {
     "chmod": "make {path} and its side files 0600, without an access list",
     "sweep": "remove the scratch directories of dead processes beside it",
 }
+# The first eight are done alone: then everything has to be diagnosed again.
+_ALONE = {*[*_DEEDS][:8]}
 # A table that is made anew must not take the rows that refer to it along, nor these references with its old name; and
 # a row with two faults must not be kept from losing the first by the second.
 _REPAIRING = ("foreign_keys = OFF", "legacy_alter_table = ON", "ignore_check_constraints = ON", "synchronous = FULL")
@@ -61,7 +62,7 @@ async def troubleshoot(
     the rules of the schema let them. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument.
     """
-    require([*check_apply(repair, confirm, switch="repair"), *check_file("put_back", put_back, "quarantine file")])
+    require(argument_faults(confirm, ("put_back", put_back, "quarantine file"), repair=repair))
     if put_back is not None:
         return await put_back_rows(settings, put_back, apply=repair, confirm=confirm)
     return await make_change(settings, _TITLE, _find(settings), apply=repair, confirm=confirm)
@@ -71,12 +72,10 @@ async def troubleshoot(
 async def _find(settings: Settings) -> AsyncIterator[Change]:
     """Lend the repair of what is wrong."""
     found = await diagnose(settings)
-    steps = _steps(found, settings)
+    steps, deeds = _steps(found, settings), {*found.deeds}
     if found.refused or not steps:
         yield Change(found.checks, forbidden=found.refused)
         return
-    facts = {"rows": found.changed, "schema": str(found.schema)}
-    plan = Plan("repair", settings, steps, facts, "repair", pending="warn")
 
     async def do(done: list[Check], committed: Callable[[], object]) -> None:
         await _repair(found, settings, done)
@@ -84,17 +83,17 @@ async def _find(settings: Settings) -> AsyncIterator[Change]:
 
     def judged(checks: Iterable[Check]) -> Iterable[Check]:
         """Lead on from a salvage: the damaged database is left as it is, and to repair it again would be a circle."""
-        if "salvage" not in found.deeds:
-            return checks
-        return [replace(check, remedy=SALVAGED) if check.failed else check for check in checks]
+        salvaged = "salvage" in deeds
+        return [replace(check, remedy=SALVAGED) if salvaged and check.failed else check for check in checks]
 
+    facts = {"rows": found.changed, "schema": str(found.schema)}
     yield Change(
         found.checks,
-        plan,
+        Plan("repair", settings, steps, facts, "repair", pending="warn"),
         do,
-        begun="complete" in found.deeds,
-        backup="" if _ALONE & {*found.deeds} else "pre_repair",
-        validates=not {"rescue", "move aside", "set journal aside"} & {*found.deeds},
+        begun="complete" in deeds,
+        backup="" if _ALONE & deeds else "pre_repair",
+        validates=not {"rescue", "move aside", "set journal aside"} & deeds,
         past=_past,
         judged=judged,
     )
@@ -102,24 +101,23 @@ async def _find(settings: Settings) -> AsyncIterator[Change]:
 
 def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     """Return, in words and in SQL, what ``_repair`` will do; nothing if there is nothing to repair."""
+    path, backups = settings.db_path, settings.backup_dir
     salvaged = salvage_path(settings) if "salvage" in found.deeds else ""
-    journal = journal_of(settings.db_path)
-    names = {"path": settings.db_path, "journal": journal, "backups": settings.backup_dir, "salvaged": salvaged}
-    copied = f"copy {settings.db_path} and its log, byte for byte, into a new directory abathur_aside_… beside it"
-    deeds = [_DEEDS[name].format(**names, copied=copied) for name in _DEEDS if name in found.deeds]
+    names = {"path": path, "journal": journal_of(path), "backups": backups, "salvaged": salvaged}
+    deeds = [words.format(**names) for name, words in _DEEDS.items() if name in found.deeds]
     if not (found.steps or deeds) or _ALONE & {*found.deeds}:
         return tuple(deeds)
-    steps = [f"back up {settings.db_path} as abathur_pre_repair_… in {settings.backup_dir}, and prove that backup"]
+    steps = [f"back up {path} as abathur_pre_repair_… in {backups}, and prove that backup"]
     if found.changes:
-        rows = sum(count for _, count in found.changes)
-        steps.append(f"write what is changed, {counted(rows, 'row')} as before, to {settings.backup_dir}/quarantine")
+        rows = counted(sum(count for _, count in found.changes), "row")
+        steps.append(f"write what is changed, {rows} as before, to {backups}/quarantine")
     if found.steps:
         steps.append("in one transaction:\n" + "\n".join(f"     {step}" for step in found.steps))
-    return (*steps, *deeds, f"validate {settings.db_path}")
+    return (*steps, *deeds, f"validate {path}")
 
 
 def _past(checks: Iterable[Check]) -> Iterable[Check]:
-    """Yield the faults that were found, as what was found: whether they are repaired, the checks after them say."""
+    """Yield the faults as what was found: the checks after them say whether they are repaired."""
     for check in checks:
         if check.status != "pass":
             yield replace(check, id=f"found_{check.id}", name=f"found: {check.name}", status="warn", remedy="")
@@ -129,17 +127,20 @@ async def _repair(found: Diagnosis, settings: Settings, done: list[Check]) -> No
     """Do what the plan says; add to ``done`` the check of each step, so that it is reported when a later one fails."""
     path, deeds = settings.db_path, found.deeds
     if "rescue" in deeds:
-        found_there = wanted(await identify(settings), settings)
-        done += [*await rescue(settings), *([] if found_there.id == "open_files" else [found_there])]
+        there = wanted(await identify(settings), settings)
+        done += [*await rescue(settings), *([] if there.id == "open_files" else [there])]
     if "set journal aside" in deeds:
-        aside = set_journal_aside(path)
-        observed = f"moved aside by now: {', '.join(map(str, aside))}"
+        move_aside(path, [journal_of(path).name.removeprefix(path.name)])
+        aside = ", ".join(map(str, sorted(path.parent.glob(f"{FOLDERS}*/*"))))
         remedy = f"see that {path} holds the rows that you expect: a database or a log among these may hold them"
-        done.append(Check("journal_aside", "warn", "a replacement that is complete", observed, remedy))
+        done.append(
+            Check("journal_aside", "warn", "a replacement that is complete", f"moved aside by now: {aside}", remedy)
+        )
         target = await identify(settings)
         done += await file_checks(settings) if target.state == "present" else [wanted(target, settings)]
     if "move aside" in deeds:
-        observed = f"in {move_stale(path)}; no database stands at {path} now"
+        require_movable(path)  # else its database was moved away, or deleted, under a process
+        observed = f"in {move_aside(path, SIDE_FILES)}; no database stands at {path} now"
         remedy = wanted(await identify(settings), settings).remedy
         done.append(Check("moved_aside", "warn", "a database", observed, remedy))
     if {"set log aside", "write log"} & {*deeds}:
@@ -157,28 +158,27 @@ async def _repair(found: Diagnosis, settings: Settings, done: list[Check]) -> No
     if "checkpoint" in deeds:
         done += await _empty_the_log(settings)
     if "chmod" in deeds:
-        make_private(path)
+        _make_private(path)
 
 
 async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
     """Run the statements of the plan, all or none; raise RefusedError if they no longer mean what was shown."""
     kept: Path | None = None
-    async with kept_open(settings), connect(settings.db_path, settings=settings, mode="rw") as conn:
+    path, violations = settings.db_path, load_queries("troubleshoot.sql")["violations"].sql
+    async with kept_open(settings), connect(path, settings=settings, mode="rw") as conn:
         await add_functions(conn)
-        await bound(conn, settings.db_path, timed=False)  # what is stopped halfway would never be repaired
+        await bound(conn, path, timed=False)  # what is stopped halfway would never be repaired
         for setting in _REPAIRING:
             await conn.execute_fetchall(f"PRAGMA {setting}")
-        violations = load_queries("troubleshoot.sql")["violations"].sql
         try:
             await conn.execute_fetchall("BEGIN IMMEDIATE")
             same = await pragma(conn, "schema_version") == found.schema
             before = sum(row["number"] for row in await conn.execute_fetchall(violations))
             if found.changes:
-                lines = affected(conn, [change for change, _ in found.changes])
-                kept, digest, _ = await write_quarantine(settings, lines)
+                kept, digest = await write_quarantine(settings, affected(conn, [change for change, _ in found.changes]))
                 same &= digest == found.changed
             if not same:
-                raise RefusedError(f"{settings.db_path} has changed since it was looked at", "look at it again")
+                raise RefusedError(f"{path} has changed since it was looked at", "look at it again")
             for step in found.steps:
                 cursor = await conn.execute(step.sql)
                 if step.rows not in (None, cursor.rowcount):
@@ -205,27 +205,19 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
 
 
 async def _switch_to_wal(settings: Settings) -> list[Check]:
-    """Switch the database to write-ahead mode, once nobody else uses it; what forbids it is a check that fails."""
+    """Switch the database to WAL mode, unless somebody else uses it; then a check fails."""
     try:
         async with connect(settings.db_path, settings=settings, mode="rw") as conn:
             await conn.execute_fetchall("PRAGMA journal_mode = WAL")
     except sqlite3.Error as error:
         fault = explain_error(settings.db_path, error)
-        return [
-            Check(
-                "switch_to_wal",
-                "fail",
-                "nobody else uses the database",
-                fault.observed,
-                fault.remedy,
-                name="switch to WAL",
-            )
-        ]
+        observed, remedy, name = fault.observed, fault.remedy, "switch to WAL"
+        return [Check("switch_to_wal", "fail", "nobody else uses the database", observed, remedy, name=name)]
     return []
 
 
 async def _empty_the_log(settings: Settings) -> list[Check]:
-    """Bring the write-ahead log into the database and cut it to nothing; who forbids it is named by a check."""
+    """Write the write-ahead log into the database and empty it; if somebody prevents it, a check names them."""
     async with connect(settings.db_path, settings=settings, mode="rw") as conn:
         (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
     if not done["busy"]:
@@ -233,3 +225,18 @@ async def _empty_the_log(settings: Settings) -> list[Check]:
     users = ", ".join(users_of(settings.db_path)) or "somebody"
     observed, remedy = f"{users} used it for more than {settings.busy_timeout_ms} ms", "end that, then run this again"
     return [Check("empty_log", "warn", "nobody reads or writes for a moment", observed, remedy)]
+
+
+def _make_private(path: Path) -> None:
+    """Make the database and its side files 0600, without an access list. Raises OSError."""
+    for name in (f"{path}{suffix}" for suffix in ("", *SIDE_FILES)):
+        with suppress(FileNotFoundError):
+            # By a descriptor that opens nothing: closing any other would drop the locks of this process's connections.
+            descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW)
+            try:
+                own = f"/proc/self/fd/{descriptor}"
+                with suppress(OSError):  # it has no list, or its file system knows none
+                    os.removexattr(own, "system.posix_acl_access")
+                os.chmod(own, 0o600)  # noqa: PTH101
+            finally:
+                os.close(descriptor)

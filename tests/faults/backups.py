@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import abathur_nb as nb
-from abathur_nb.backups.manifest import unpack
+from abathur_nb.backups.taking import unpack
 from abathur_nb.config.settings import Settings
 from faults.contents import first_backup, settings_of
 from faults.outcomes import Experiment, Outcome

@@ -180,7 +180,7 @@ def _damage_at(name: str, template: Path, seed: str, number: int, folder: Path) 
     shutil.copytree(template.parent, settings.db_path.parent)
     damage = random.choice(_OF_ANY if name == "sound" else _OF_THE_FILE)
     packed = name == "sound" and number % 3 == 0 and damage is not _change_row
-    one, other = (b for b in list_backups(settings.backup_dir)[0] if b.compressed == packed)
+    one, other = (b for b in list_backups(settings.backup_dir)[0] if (b.path.suffix == ".zst") == packed)
     before = _files(settings.backup_dir)
     told = damage(_Spoilt(one, other, random))
     struck = _files(settings.backup_dir) != before

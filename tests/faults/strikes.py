@@ -9,7 +9,8 @@ from itertools import count
 from pathlib import Path
 
 from abathur_nb.backups.copying import Content
-from abathur_nb.backups.manifest import list_backups, unpack
+from abathur_nb.backups.manifest import list_backups
+from abathur_nb.backups.taking import unpack
 from abathur_nb.store.target import journal_of
 from faults.contents import content_of, first_backup, settings_of
 from faults.operations import OPERATIONS, prepare

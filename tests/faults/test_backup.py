@@ -16,8 +16,8 @@ from damage import untouched
 from patience import HANGING_S
 
 import abathur_nb as nb
-from abathur_nb.backups.manifest import Backup, list_backups, read_backup, unpack
-from abathur_nb.backups.retention import expired
+from abathur_nb.backups.manifest import Backup, expired, list_backups, read_backup
+from abathur_nb.backups.taking import unpack
 from abathur_nb.config.settings import Settings
 from abathur_nb.report import Report
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION

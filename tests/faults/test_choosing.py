@@ -20,8 +20,7 @@ from manifests import as_before, redated, rewritten
 
 import abathur_nb as nb
 from abathur_nb import files
-from abathur_nb.backups.manifest import Backup, find_backup, list_backups, read_backup
-from abathur_nb.backups.retention import apply_retention
+from abathur_nb.backups.manifest import Backup, apply_retention, find_backup, list_backups, read_backup
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.files import locked

@@ -65,7 +65,7 @@ async def test_once_the_lost_parents_are_back_every_row_stands_as_it_stood(
     with untouched(path):
         again = await nb.troubleshoot(database, put_back=quarantine, repair=True)
     assert again.ok
-    assert "0 can be put back, 5 stand there already" in check_of(again, "quarantine").observed
+    assert "0 can be put back, 5 are there already" in check_of(again, "quarantine").observed
 
 
 @pytest.mark.parametrize("sql", ["NULL", "1", "-1.5", "9e999", "'é'", "''", "x''", "x'ff'", "CAST(x'ff00fe' AS TEXT)"])
@@ -87,7 +87,7 @@ async def test_what_would_break_a_rule_again_stays_in_the_file_and_is_named(
     report.raise_for_failures()
     told = check_of(report, "quarantine")
     assert told.status == "warn"
-    assert "1 can be put back, 0 stand there already, 4 stay in the file" in told.observed
+    assert "1 can be put back, 0 are there already, 4 stay in the file" in told.observed
     assert any("agents: 'a1': FOREIGN KEY constraint failed" in line for line in told.evidence)
     assert rows_of(database.db_path)["agents"] == before
 

@@ -81,7 +81,7 @@ def judged(data: bytes, wanted: dict[str, dict[object, tuple[object, ...]]], fol
     tables, notes = _fill(_copy(damaged, scratch)[0], draft)
     found = rows_of(draft)
     for table in tables:
-        rows, saved, (state, verdict) = wanted[table.name], found[table.name], table.verdict
+        rows, saved, (state, verdict) = wanted[table.name], found[table.name], table.verdict(False)
         if wrong := [rowid for rowid, row in saved.items() if rows.get(rowid) != row]:
             yield f"{table.name}: {wrong} were never there"
         if state == "intact" and saved != rows:

@@ -36,11 +36,9 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError
 from abathur_nb.health.checks import file_checks
 from abathur_nb.health.path_on_disk import wal_size
-from abathur_nb.repair import surroundings
-from abathur_nb.repair.diagnosis import REPAIR, diagnose
+from abathur_nb.repair.diagnosis import REPAIR, Look, diagnose, wal_check
 from abathur_nb.repair.quarantine import quarantine_dir, read_quarantine
 from abathur_nb.repair.statements import rename_back
-from abathur_nb.repair.surroundings import Look, wal_check
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.troubleshoot import _empty_the_log, _run
 from abathur_nb.store.connection import connect, explain_error
@@ -572,7 +570,7 @@ async def test_a_log_is_not_set_aside_without_room_for_the_copies(
     database: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = leave_written_log(database.db_path, 500)
-    monkeypatch.setattr(surroundings, "free_mb", lambda _: 0.5)
+    monkeypatch.setattr("abathur_nb.backups.aside.free_mb", lambda _: 0.5)
     report = await nb.troubleshoot(database, repair=True)
     assert report.refused
     assert "0.5 MB free" in report.checks[-1].observed
@@ -698,7 +696,7 @@ async def test_a_repair_that_fails_half_way_leaves_the_database_and_no_quarantin
     path = database.db_path
     run_sql(path, *ROWS, *FAULTS["JSON columns"])
     found = await diagnose(database)
-    wrong = replace(found, statements=(*found.statements, found.steps[0]._replace(rows=99)))
+    wrong = replace(found, statements=[*found.statements, found.steps[0]._replace(rows=99)])
     before = rows_of(path)
     with pytest.raises(nb.RefusedError, match="not 99"):
         await _run(wrong, database)
@@ -807,7 +805,7 @@ def test_who_does_no_harm_to_the_log_is_not_to_be_ended(name: str, database: Set
         process.stdout.readline()
         for _ in range(5):
             first = Look.at_files(path)
-            check = wal_check(small, asyncio.run(wal_size(path, small)), first, Look.at_files(path))
+            check = wal_check(asyncio.run(wal_size(path, small)), Look.at_files(path).behind_since(first))
             assert str(process.pid) not in f"{check.observed} {check.remedy}"
         report = asyncio.run(nb.troubleshoot(small))
         process.kill()
@@ -820,6 +818,6 @@ def test_who_reads_what_is_no_longer_the_newest_is_named_at_once(database: Setti
     with held(path, "BEGIN", "SELECT count(*) FROM tasks") as reader, held(path, "SELECT 1") as other:
         run_sql(path, TASK)
         first = Look.at_files(path)
-        check = wal_check(small, asyncio.run(wal_size(path, small)), first, Look.at_files(path))
+        check = wal_check(asyncio.run(wal_size(path, small)), Look.at_files(path).behind_since(first))
     assert f"end PID {reader.pid} (" in check.remedy
     assert str(other.pid) not in check.observed + check.remedy

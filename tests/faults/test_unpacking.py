@@ -114,8 +114,8 @@ async def test_a_backup_of_ours_is_never_refused_however_well_it_packs(
         "VALUES ('user:a', 'k', json_object('v', hex(zeroblob(4000000))), 'semantic')",
     )
     for ratio, suffix in ((1000, ".zst"), (10, ".db")):
-        monkeypatch.setattr("abathur_nb.backups.manifest._RATIO", ratio)
-        monkeypatch.setattr("abathur_nb.backups.manifest._ALWAYS", MIB)
+        monkeypatch.setattr("abathur_nb.backups.taking._RATIO", ratio)
+        monkeypatch.setattr("abathur_nb.backups.taking._ALWAYS", MIB)
         backup = await taken(database, compress=True)
         assert backup.path.suffix == suffix, "what packs too well is left as it is"
         assert backup.facts["bytes_unpacked"] > 8_000_000

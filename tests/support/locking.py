@@ -132,7 +132,7 @@ def _given(
 
 async def _restore_open(settings: nb.Settings) -> None:
     """Restore from a backup that a store of this process has open too, for reading."""
-    newest = [b for b in list_backups(settings.backup_dir)[0] if not b.compressed][-1]
+    newest = [b for b in list_backups(settings.backup_dir)[0] if b.path.suffix != ".zst"][-1]
     async with nb.Database.open(nb.resolve("development", db_path=newest.path)) as db, db.read() as conn:
         await _begin(conn)
         before = locks()
