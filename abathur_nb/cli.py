@@ -23,14 +23,6 @@ _REFUSED = 2  # as argparse exits for wrong arguments
 _INTERRUPTED = 5
 
 
-class _Version(argparse.Action):
-    """Print the version and exit: it is looked up only if it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        sys.stdout.write(f"abathur_nb {version('abathur_nb')}\n")
-        parser.exit()
-
-
 class _Parser(argparse.ArgumentParser):
     """Show no secret of a URL where an argument is wrong: argparse repeats it."""
 
@@ -44,7 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
     Only that one is imported: a run shall start at once.
     """
     parser = _Parser(prog="python -m abathur_nb", description=_ABOUT, allow_abbrev=False)
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    words = "print the version and exit"
+    parser.add_argument("--version", action="version", version=f"abathur_nb {version('abathur_nb')}", help=words)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, module: str, words: str, **more: Any) -> argparse.ArgumentParser:
@@ -121,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("".join(f"abathur_nb {given[0]}: {printable(masked(fault))}\n" for fault in faults))
         return _REFUSED
     except OSError as error:
-        # Else Python would try once more to write when it exits, and complain.
+        # Or Python would try once more to write when it exits, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # whoever read it has left
             return code

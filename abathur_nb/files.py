@@ -89,7 +89,7 @@ def at(path: Path) -> Iterator[None]:
 def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
     """Make ``path`` and what is missing above it, each 0700 under any umask, and make their names durable.
 
-    Made by root, they belong to whom ``owned_as`` belongs to.
+    Made by root, they are owned as ``owned_as`` is.
     """
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     # A killed process may have made the last one that is there, and not have come to the fsync of its name.
@@ -102,8 +102,8 @@ def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
             pass
         else:
             # By a descriptor: by its name root would give away whatever a link leads to that took its place meanwhile.
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            _make_private(descriptor, folder, 0o700, owned_as)
+            with _opened(folder, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor, at(folder):
+                _make_private(descriptor, 0o700, owned_as)
         fsync(folder.parent)
 
 
@@ -121,31 +121,32 @@ def private_directory(path: Path, *, owned_as: Path | None = None) -> Iterator[N
         raise
 
 
-def _make_private(descriptor: int, path: Path, mode: int, owned_as: Path | None) -> None:
-    """Set the mode and the owner of what was opened from ``path``, and close it."""
+@contextmanager
+def _opened(path: Path, flags: int = 0) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | flags, 0o600)
     try:
-        with at(path):
-            os.fchmod(descriptor, mode)
-            if owned_as is not None and os.geteuid() == 0:
-                owner = os.stat(owned_as)
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
+def _make_private(descriptor: int, mode: int, owned_as: Path | None) -> None:
+    os.fchmod(descriptor, mode)
+    if owned_as is not None and os.geteuid() == 0:
+        owner = os.stat(owned_as)
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
 def make_private_file(path: Path, *, owned_as: Path | None = None) -> None:
-    """Make an empty file, 0600 under any umask, owned by whom ``owned_as`` belongs to; raise OSError if it exists."""
-    _make_private(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), path, 0o600, owned_as)
+    """Make an empty file, 0600 under any umask, owned as ``owned_as`` is; raise OSError if it exists."""
+    with _opened(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY) as descriptor, at(path):
+        _make_private(descriptor, 0o600, owned_as)
 
 
 def fsync(path: Path) -> None:
     """Force a file, or the names in a directory, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with at(path):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with _opened(path) as descriptor, at(path):
+        os.fsync(descriptor)
 
 
 def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
@@ -203,8 +204,7 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     readers do not disturb. Raises BusyError after 10 s.
     """
     deadline, kind = monotonic() + _PATIENCE_S, fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with _opened(folder, os.O_DIRECTORY) as descriptor:
         while True:
             try:
                 fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -215,8 +215,6 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
                     raise BusyError(f"{folder} is locked by another process", remedy) from None
                 sleep(_RETRY_S)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -263,23 +261,16 @@ def sweep(parent: Path, *, remove: bool = True) -> list[str]:
 def _is_orphan(path: Path, remove: bool) -> bool:
     """Return whether the process of a scratch directory is dead; with ``remove``, whether it is gone as well now."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # no directory, a link to one, not ours, or gone already
+        with _opened(path, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor:
+            if os.geteuid() not in (0, os.fstat(descriptor).st_uid):
+                return False
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not remove or not _is_same(path, descriptor):
+                return _is_same(path, descriptor)
+            shutil.rmtree(path, ignore_errors=True)
+            return not os.path.lexists(path)
+    except OSError:  # no directory, a link to one, not ours, gone already, or its process lives
         return False
-    try:
-        if os.geteuid() not in (0, os.fstat(descriptor).st_uid):
-            return False
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not _is_same(path, descriptor):
-            return False
-        if not remove:
-            return True
-        shutil.rmtree(path, ignore_errors=True)
-        return not os.path.lexists(path)
-    except BlockingIOError:  # its process lives
-        return False
-    finally:
-        os.close(descriptor)
 
 
 def _is_same(path: Path, descriptor: int) -> bool:
@@ -302,13 +293,7 @@ _MEANINGS = {
     errno.EPERM: _DENIED,
     errno.ENOENT: ("{path} is missing{above}", "see what is there: namei -l {quoted}"),
     errno.ENOTDIR: ("{path} is not a directory", "see what is there: namei -l {quoted}"),
-    errno.ELOOP: ("the symbolic links of {path} lead in a circle", "see where they lead: namei -l {quoted}"),
-    errno.ENAMETOOLONG: ("{path} is a longer name than its file system takes", "name a shorter one"),
     errno.EMFILE: ("this process has as many files open as it may, {files}", "raise the limit of the shell: ulimit -n"),
-    errno.ENFILE: (
-        "this machine has as many files open as it may",
-        "see who has them: lsof | awk '{{print $1}}' | sort | uniq -c",
-    ),
     errno.EIO: ("the disk of {folder} fails: {error}", "see to the disk: dmesg | tail"),
 }
 _OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}")
@@ -325,7 +310,7 @@ def os_cause(error: OSError, path: Path) -> RefusedError:
     outwards = (*reversed(place.parents), place)
     place = next((one.parent for one in outwards if is_scratch_name(one.name)), place)  # a scratch one is gone by now
     above = next((one for one in reversed(place.parents) if not os.path.lexists(one)), None)
-    if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP) and not os.path.lexists(place):
+    if error.errno != errno.ENOENT and not os.path.lexists(place):
         place = nearest_existing(place)  # what was to be made in it
     folder = nearest_existing(place)
     folder = folder if os.path.isdir(folder) else folder.parent  # noqa: PTH112 - where Path raises

@@ -66,18 +66,14 @@ def _at_most(count: int, chance: float) -> "np.ndarray[Any, np.dtype[np.float64]
 
 
 def above(low: float | None, high: float | None) -> bool:
-    """Return whether an interval that begins at ``low`` lies above one that ends at ``high``, by more than runs differ.
-
-    A bound that the samples could not give is open.
-    """
+    """Return whether an interval from ``low`` lies above one up to ``high``, by more than runs differ; None is open."""
     return low is not None and high is not None and low > high * _NOISE
 
 
 def verdict(nanoseconds: Sequence[int], level: float, limit_ms: float) -> Verdict:
-    """Say whether the percentile ``level`` lies under ``limit_ms``, with 95 % confidence either way.
+    """Return whether the percentile ``level`` lies under ``limit_ms``, with 95 % confidence either way.
 
-    Each side is a one-sided bound: to claim that p99 lies under a limit takes 299 samples with none above it, since
-    0.99**299 < 0.05 <= 0.99**298.
+    Each side is a one-sided bound: for p99 that takes 299 samples, none above the limit (0.99**299 < 0.05).
     """
     above, count = sum(sample >= limit_ms * 1e6 for sample in nanoseconds), len(nanoseconds)
     # Were the percentile at the limit, a share of 1 - level of the samples would lie above it.

@@ -21,7 +21,7 @@ from abathur_nb.backups.taking import COPIES
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import ask_system, nearest_existing, os_cause, private_directory, scratch_directory, unwritable
-from abathur_nb.health.objects import OTHERS
+from abathur_nb.health.checks import OTHERS
 from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, free_mb
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.store.apart import ask

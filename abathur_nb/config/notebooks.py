@@ -13,7 +13,7 @@ from abathur_nb.text import user_name
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Hold when a notebook runs by itself, in words and as systemd and cron write local time; its parameters then."""
+    """Hold when a notebook runs by itself, in words, for systemd and cron (local time), and its parameters."""
 
     words: str
     on_calendar: str
@@ -90,17 +90,16 @@ class Schedule:
         return "\n".join([*parts, enable, "", "# or, where there is no systemd: crontab -e", self.crontab])
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        html = (
-            f"<details><summary>a systemd timer, and a crontab line</summary><pre>{escape(str(self))}</pre></details>"
-        )
-        return {"text/html": html, "text/plain": str(self)}
+        words, text = "a systemd timer, and a crontab line", str(self)
+        html = f"<details><summary>{words}</summary><pre>{escape(text)}</pre></details>"
+        return {"text/html": html, "text/plain": text}
 
 
 def schedule(settings: Settings, notebook: str) -> Schedule:
-    """Return what has ``notebook`` run by the strict runner, for this database. Read-only.
+    """Return the timer by which the strict runner runs ``notebook`` for this database. Read-only.
 
-    Every night at 02:30, ``monitor`` every hour. By this Python, and as the environment's service account, or as who
-    asks where it has none.
+    Every night at 02:30, ``monitor`` every hour; by this Python, and as the environment's service account or, without
+    one, as the user who asks.
     """
     user = settings.service_account or user_name(os.geteuid())
     words = [sys.executable, "-m", "abathur_nb", "run", notebook, "--env", settings.env]
@@ -108,19 +107,17 @@ def schedule(settings: Settings, notebook: str) -> Schedule:
         words += ["-p", "db_path", str(settings.db_path)]
     timing = notebook_named(notebook).timing
     words += timing.parameters
-    name = f"abathur-{notebook}-{settings.env}"
+    name, about = f"abathur-{notebook}-{settings.env}", f"[Unit]\nDescription=Abathur: {notebook} of {settings.env}"
     service = f"""\
-[Unit]
-Description=Abathur: {notebook} of {settings.env}
+{about}
 
 [Service]
 Type=oneshot
 User={user}
-ExecStart={" ".join(_unit_word(word) for word in words)}
+ExecStart={" ".join(map(_unit_word, words))}
 """
     timer = f"""\
-[Unit]
-Description=Abathur: {notebook} of {settings.env}, {timing.words}
+{about}, {timing.words}
 
 [Timer]
 OnCalendar={timing.on_calendar}
@@ -131,7 +128,7 @@ Persistent=true
 WantedBy=timers.target
 """
     # A per cent sign begins a new line in a crontab (crontab(5)).
-    command = " ".join(quote(word) for word in words).replace("%", r"\%")
+    command = " ".join(map(quote, words)).replace("%", r"\%")
     return Schedule({f"{name}.service": service, f"{name}.timer": timer}, f"{timing.cron} {command}")
 
 

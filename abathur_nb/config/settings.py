@@ -5,7 +5,7 @@ import platform
 import re
 import sqlite3
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from html import escape
@@ -87,11 +87,19 @@ class Settings:
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def _repr_html_(self) -> str:
-        names = {"env": "the environment", **_SETTABLE}
-        chosen = [n for n in names if n == "env" or n in _PATHS or self.origins.get(n, "default") != "default"]
-        rest = [n for n in names if n not in chosen]
-        folded = f"<details><summary>{len(rest)} more, by default</summary>{self._table(rest, names)}</details>"
-        return f"<p>{escape(_versions())}</p>{self._table(chosen, names)}{folded if rest else ''}"
+        meanings, values = {"env": "the environment", **_SETTABLE}, self.shown()
+        cell, heads = (
+            "<td style='text-align:left;overflow-wrap:anywhere'>{}</td>",
+            ("setting", "value", "meaning", "from"),
+        )
+        tables: dict[bool, list[list[str]]] = {True: [], False: []}
+        for name, meaning in meanings.items():
+            origin = self.origins.get(name, "default")
+            row = [cell.format(escape(text)) for text in (name, values[name], meaning, origin)]
+            tables[name in ("env", *_PATHS) or origin != "default"].append(row)
+        words = f"<summary>{len(tables[False])} more, by default</summary>"
+        folded = f"<details>{words}{html_table(heads, tables[False])}</details>" if tables[False] else ""
+        return f"<p>{escape(_versions())}</p>{html_table(heads, tables[True])}{folded}"
 
     @property
     def is_own_path(self) -> bool:
@@ -107,13 +115,6 @@ class Settings:
         """Return every setting as text, secrets masked."""
         values = {name: printable(str(getattr(self, name))) for name in ("env", *_SETTABLE)}
         return values | {name: "•••" for name in SECRET_SETTINGS if values[name]}
-
-    def _table(self, names: Iterable[str], meanings: Mapping[str, str]) -> str:
-        cell = "<td style='text-align:left;overflow-wrap:anywhere'>"
-        shown = self.shown()
-        rows = ((name, shown[name], meanings[name], self.origins.get(name, "default")) for name in names)
-        cells = ((f"{cell}{escape(text)}</td>" for text in row) for row in rows)
-        return html_table(("setting", "value", "meaning", "from"), cells)
 
     def __str__(self) -> str:
         lines = [f"{name} = {value} ({self.origins.get(name, 'default')})" for name, value in self.shown().items()]
@@ -310,26 +311,23 @@ def _checked(values: Mapping[str, object], origins: Mapping[str, str], faults: l
     for name, value in values.items():
         kind, limits = kinds[name], all_limits[name]
         try:
-            found[name] = _read(kind, value)
-            if all(_LIMITS[limit][1](found[name], bound) for limit, bound in limits.items()):
-                continue
+            found[name] = _read(kind, value, limits)
         except (ValueError, OverflowError):
-            pass
-        words = [_KINDS.get(kind) or f"one of {', '.join(get_args(kind))}"]
-        words += [f"{_LIMITS[limit][0]} {bound:g}" for limit, bound in limits.items()]
-        given = "a secret" if name in SECRET_SETTINGS else shown(value)
-        faults.append(f"{name} (from {origins[name]}): expected {' '.join(words)}, found {given}")
+            words = [_KINDS.get(kind) or f"one of {', '.join(get_args(kind))}"]
+            words += [f"{_LIMITS[limit][0]} {bound:g}" for limit, bound in limits.items()]
+            given = "a secret" if name in SECRET_SETTINGS else shown(value)
+            faults.append(f"{name} (from {origins[name]}): expected {' '.join(words)}, found {given}")
     return found
 
 
-def _read(kind: Any, value: object) -> Any:
+def _read(kind: Any, value: object, limits: Mapping[str, float]) -> Any:
     """Return a value as its setting's type; of the environment all are text. Raises ValueError."""
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         number = float(value)
-        if not isfinite(number) or (kind is int and not number.is_integer()):
-            raise ValueError(value)
-        return kind(number)
-    if isinstance(value, kind) if kind in (bool, str) else value in get_args(kind):
+        whole = kind is float or number.is_integer()
+        if isfinite(number) and whole and all(_LIMITS[limit][1](number, bound) for limit, bound in limits.items()):
+            return kind(number)
+    elif isinstance(value, kind) if kind in (bool, str) else value in get_args(kind):
         return value
     raise ValueError(value)
 

@@ -19,8 +19,7 @@ from abathur_nb.backups.manifest import list_backups, newest_fit, of_database
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import posix_locks, sweep
-from abathur_nb.health.checks import HEADER, file_checks, integrity_check
-from abathur_nb.health.objects import OTHERS, in_the_way
+from abathur_nb.health.checks import HEADER, OTHERS, file_checks, in_the_way, integrity_check
 from abathur_nb.health.path_on_disk import ELSEWHERE, FILE_MODES, log_check
 from abathur_nb.repair import statements
 from abathur_nb.repair.quarantine import affected, digest_of

@@ -12,7 +12,7 @@ from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.record import PastRun, past_runs, read_archive
 from abathur_nb.evidence.verify import verify_archive
-from abathur_nb.health.objects import OTHERS
+from abathur_nb.health.checks import OTHERS
 from abathur_nb.report import Check, Report
 from abathur_nb.store.target import examine, wanted
 from abathur_nb.text import SEE_CLOCK, Table, age, counted, is_ahead, shown

@@ -9,8 +9,7 @@ from typing import Any
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError
-from abathur_nb.health.checks import file_checks
-from abathur_nb.health.objects import OTHERS
+from abathur_nb.health.checks import OTHERS, file_checks
 from abathur_nb.report import Report
 from abathur_nb.store.connection import connect, explain_error
 from abathur_nb.store.schema import SchemaObject, expected_objects, quoted, read_schema

@@ -18,7 +18,7 @@ from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.record import Verdict
 from abathur_nb.evidence.run import write_started
-from abathur_nb.health.objects import OTHERS
+from abathur_nb.health.checks import OTHERS
 from abathur_nb.measure.alerts import alerts_of
 from abathur_nb.measure.snapshot import take_snapshot
 from abathur_nb.report import Check, Report, Status, id_of
