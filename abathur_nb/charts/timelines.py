@@ -1,6 +1,6 @@
 """Every figure over time: of an archive, of a database's rows, and of what monitor recorded."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -33,8 +33,8 @@ from abathur_nb.text import counted
 
 if TYPE_CHECKING:
     from abathur_nb.evidence.record import PastRun
-    from abathur_nb.runbook.explore import Growth
     from abathur_nb.runbook.history import History
+    from abathur_nb.runbook.memories import Excerpt
     from abathur_nb.runbook.monitor import Monitoring
 
 # A panel: its title, its unit, how many of the gauges' units that is, and the gauges in it with their words. A limit
@@ -225,9 +225,12 @@ def sizes_over_time(history: "History") -> Chart:
     return chart
 
 
-def rows_over_time(growth: "Growth") -> Chart:
+def rows_over_time(growth: "Excerpt") -> Chart:
     """Draw how many rows came on each day, and how many there were by then: the largest tables, the rest as one."""
-    totals = {table: sum(days.values()) for table, days in growth.days.items()}
+    by_day: defaultdict[str, dict[date, int]] = defaultdict(dict)
+    for table, day, rows, _ in growth.rows:
+        by_day[table][day] = rows
+    totals = {table: sum(days.values()) for table, days in by_day.items()}
     if not totals:
         return blank("no row yet: there is nothing to draw")
     largest = sorted(totals, key=lambda table: -totals[table])
@@ -235,12 +238,12 @@ def rows_over_time(growth: "Growth") -> Chart:
     groups = {table: [table] for table in largest[:alone]}
     if rest := largest[alone:]:
         groups[f"{len(rest)} smaller ones"] = rest
-    every = sorted({day for days in growth.days.values() for day in days})
+    every = sorted({day for days in by_day.values() for day in days})
     dates: list[Any] = list(every)  # matplotlib's types know no dates
     chart, (daily, whole) = new_chart(4.8, 2, sharex=True)
     below = np.zeros(len(every))
     for (name, tables), (colour, marker) in zip(groups.items(), LINES, strict=False):
-        came = np.array([sum(growth.days[table].get(day, 0) for table in tables) for day in every])
+        came = np.array([sum(by_day[table].get(day, 0) for table in tables) for day in every])
         daily.bar(dates, came, bottom=below, width=1, color=colour)
         small: dict[str, Any] = {"marker": marker, "markersize": 4} if len(every) <= _CROWD // 4 else {}
         whole.plot(dates, np.cumsum(came), color=colour, label=label(name), **small)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiosqlite
@@ -23,7 +23,7 @@ from abathur_nb.store.schema import expected_columns, expected_tables, quoted, r
 from abathur_nb.store.sql import DATA, load_queries
 from abathur_nb.store.target import refusal
 from abathur_nb.store.values import MAX_BYTES, check_name, prefix_range, spellings
-from abathur_nb.text import counted, printable, shown
+from abathur_nb.text import Table, counted, printable, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,46 +67,11 @@ async def read_diagram(conn: aiosqlite.Connection) -> Diagram:
 _AT_ONCE = 50_000  # rows fetched
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """Hold how many rows came on each day, by table; ``charts.rows_over_time`` draws it.
+async def read_growth(conn: aiosqlite.Connection) -> tuple[Excerpt, int]:
+    """Count the rows of each table by the day on which they came, and those with an invalid timestamp. Read-only.
 
-    Counted are the rows that are there now, not those removed since. ``undated`` counts rows with an invalid timestamp.
+    Counted are the rows that are there now, not those removed since.
     """
-
-    days: Mapping[str, Mapping[date, int]]
-    undated: int = 0
-
-    def to_frame(self) -> "pd.DataFrame":
-        """Return a pandas frame, one row a table and day on which rows came, and the ``total`` at its end."""
-        import numpy as np
-        import pandas as pd
-
-        rows = [(table, day, found[day]) for table, found in self.days.items() for day in sorted(found)]
-        frame = pd.DataFrame(rows, columns=["table", "day", "rows"]).astype({"rows": int})
-        frame["total"] = frame.groupby("table", sort=False)["rows"].cumsum()
-        # In seconds, so that a wrong clock's year 9999 is one of them.
-        frame["day"] = np.array(list(frame["day"]), dtype="datetime64[s]")
-        return frame
-
-    def __str__(self) -> str:
-        return str(self._excerpt())
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return self._excerpt()._repr_mimebundle_()
-
-    def _excerpt(self) -> Excerpt:
-        rows = []
-        for table, found in self.days.items():
-            busiest = max(sorted(found), key=lambda day: found[day])
-            rows.append((table, sum(found.values()), *map(str, (min(found), max(found), busiest)), found[busiest]))
-        heads = ("table", "rows", "first day", "last day", "busiest day", "rows that day")
-        caption = f"{counted(self.undated, 'row')} without a valid timestamp" if self.undated else ""
-        return Excerpt(heads, tuple(rows), caption, "no row yet")
-
-
-async def read_growth(conn: aiosqlite.Connection) -> Growth:
-    """Count the rows of each table by their days. Read-only."""
     counts: Counter[tuple[str, str]] = Counter()
     async with conn.execute(load_queries("explore.sql")["days"].sql) as cursor:
         while rows := await cursor.fetchmany(_AT_ONCE):
@@ -118,7 +83,22 @@ async def read_growth(conn: aiosqlite.Connection) -> Growth:
             days.setdefault(table, Counter())[date.fromisoformat(text)] += count
         except (ValueError, TypeError):
             undated += count
-    return Growth({table: found for table, found in days.items() if found}, undated)
+    return growth_of({table: found for table, found in days.items() if found}, undated), undated
+
+
+def growth_of(days: Mapping[str, Mapping[date, int]], undated: int = 0) -> Excerpt:
+    """Return how many rows came on each day, by table, and how many there were by then; a summary is shown."""
+    rows, shown_rows = [], []
+    for table, found in days.items():
+        came = [found[day] for day in sorted(found)]
+        rows += [(table, *row) for row in zip(sorted(found), came, accumulate(came), strict=True)]
+        busiest = max(sorted(found), key=lambda day: found[day])
+        ends = map(str, (min(found), max(found), busiest))
+        shown_rows.append((table, f"{sum(came):,}", *ends, f"{found[busiest]:,}"))
+    caption = f"{counted(undated, 'row')} without a valid timestamp" if undated else ""
+    heads = ("table", "rows", "first day", "last day", "busiest day", "rows that day")
+    summary = Table(heads, tuple(shown_rows), "no row yet")
+    return Excerpt(("table", "day", "rows", "total"), tuple(rows), caption, "no row yet", table=summary)
 
 
 _TITLE = "explore"
@@ -141,7 +121,7 @@ class Exploration:
     memories: Excerpt = Excerpt()
     memory: MemoryHistory = MemoryHistory()
     audit: Excerpt = Excerpt()
-    growth: Growth = field(default_factory=lambda: Growth({}))
+    growth: Excerpt = Excerpt()
     diagram: Diagram = Diagram()
 
     def to_record(self) -> dict[str, Any]:
@@ -334,10 +314,9 @@ async def _audit(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration
 
 
 async def _growth(conn: aiosqlite.Connection, _: _Wanted, found: Exploration) -> _Seen:
-    found.growth = await read_growth(conn)
-    days = sorted({day for counts in found.growth.days.values() for day in counts})
+    found.growth, undated = await read_growth(conn)
+    days = sorted({day for _, day, *_ in found.growth.rows})
     noted = f"rows of {len(days):,} days" + (f", {days[0]} to {days[-1]}" if days else "")
-    undated = found.growth.undated
     return noted + (f"; {counted(undated, 'row')} without a valid timestamp: run validate.ipynb" if undated else ""), ""
 
 

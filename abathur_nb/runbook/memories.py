@@ -3,9 +3,8 @@
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from html import escape
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from abathur_nb.evidence.difference import clipped
@@ -116,9 +115,8 @@ def _branch(path: tuple[str, ...], branch: Mapping[str, Any]) -> tuple[str, ...]
     return ("  " * (len(path) - 1) + name, *(f"{number:,}" for number in numbers), newest[:16])
 
 
-_MOST_DIFFERENCES = 200  # differences from one version to the next
-_ALIGNED = 200  # members of an array; in a longer one each is compared with the one at its place
-_ABSENT = object()
+_MOST_DIFFERENCES = 200  # from one version to the next
+_COMPARED = ("value", "metadata")
 
 
 class Difference(NamedTuple):
@@ -196,17 +194,32 @@ def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> Ite
         return
     if earlier["memory_type"] != later["memory_type"]:
         yield Difference("memory_type", "changed", *(printable(str(row["memory_type"])) for row in (earlier, later)))
-    pairs = {name: (as_json(earlier[name]), as_json(later[name])) for name in ("value", "metadata")}
-    found = (difference for name, pair in pairs.items() for difference in compare(*pair, name))
-    first = None
-    for first in islice(found, _MOST_DIFFERENCES):
-        yield first
-    if left := sum(1 for _ in found):
-        yield Difference("…", f"and {left:,} more", "", "")
-    if first is None:
+    before, after = (
+        {path: text for name in _COMPARED for path, text in members(as_json(row[name]), name) if text != "{}"}
+        for row in (earlier, later)
+    )
+    changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+    for path in changed[:_MOST_DIFFERENCES]:
+        change = "added" if path not in before else "removed" if path not in after else "changed"
+        yield Difference(path, change, before.get(path, ""), after.get(path, ""))
+    if left := changed[_MOST_DIFFERENCES:]:
+        yield Difference("…", f"and {len(left):,} more", "", "")
+    if not changed:
         # Text is not JSON, and perhaps only its beginning was read.
-        part = " as far as it was read" if any(isinstance(after, str) for _, after in pairs.values()) else ""
-        yield Difference("value", f"the same{part}", "", "")
+        is_text = any(isinstance(as_json(later[name]), str) for name in _COMPARED)
+        yield Difference("value", f"the same{' as far as it was read' if is_text else ''}", "", "")
+
+
+def members(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the innermost members of a JSON value, each with its path, as JSON text."""
+    if isinstance(value, dict) and value:
+        for name, member in value.items():
+            yield from members(member, f"{path}.{name}" if name.isidentifier() else f"{path}[{_text(name)}]")
+    elif isinstance(value, list) and value:
+        for place, member in enumerate(value):
+            yield from members(member, f"{path}[{place}]")
+    else:
+        yield printable(path), _text(value)
 
 
 def as_json(stored: object) -> Any:
@@ -218,35 +231,6 @@ def as_json(stored: object) -> Any:
     except (ValueError, RecursionError):
         return text
     return value
-
-
-def compare(before: Any, after: Any, path: str) -> Iterator[Difference]:
-    """Yield what differs between two JSON values, path by path: the members of objects and arrays each by itself."""
-    if before is _ABSENT:
-        yield Difference(printable(path), "added", "", _text(after))
-    elif after is _ABSENT:
-        yield Difference(printable(path), "removed", _text(before), "")
-    elif isinstance(before, dict) and isinstance(after, dict):
-        for name in dict.fromkeys((*before, *after)):
-            place = f"{path}.{name}" if name.isidentifier() else f"{path}[{_text(name)}]"
-            yield from compare(before.get(name, _ABSENT), after.get(name, _ABSENT), place)
-    elif isinstance(before, list) and isinstance(after, list):
-        for index, one, other in _aligned(before, after):
-            yield from compare(one, other, f"{path}[{index}]")
-    elif type(before) is not type(after) or before != after:  # in Python 1 == True == 1.0
-        yield Difference(printable(path), "changed", _text(before), _text(after))
-
-
-def _aligned(before: list[Any], after: list[Any]) -> Iterator[tuple[int, Any, Any]]:
-    """Yield the members of two arrays that differ, in pairs: one put in before others does not change these."""
-    parts: list[tuple[str, int, int, int, int]] = [("replace", 0, len(before), 0, len(after))]
-    if max(len(before), len(after)) <= _ALIGNED:
-        one, other = ([_text(item) for item in items] for items in (before, after))
-        parts = [part for part in SequenceMatcher(None, one, other, autojunk=False).get_opcodes() if part[0] != "equal"]
-    for _, start, end, start_after, end_after in parts:
-        pairs = zip_longest(before[start:end], after[start_after:end_after], fillvalue=_ABSENT)
-        for n, (old, new) in enumerate(pairs):
-            yield (start if new is _ABSENT else start_after) + n, old, new
 
 
 def _text(value: Any) -> str:

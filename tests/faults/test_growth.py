@@ -11,14 +11,15 @@ from matplotlib.patches import Rectangle
 
 from abathur_nb import charts
 from abathur_nb.config.settings import Settings
-from abathur_nb.runbook.explore import Growth, read_growth
+from abathur_nb.runbook.explore import growth_of, read_growth
+from abathur_nb.runbook.memories import Excerpt
 from abathur_nb.store.connection import connect
 from abathur_nb.store.schema import expected_tables
 
 DAY = date(2026, 11, 1)
 
 
-async def growth(settings: Settings) -> Growth:
+async def growth(settings: Settings) -> tuple[Excerpt, int]:
     async with connect(settings.db_path, settings=settings) as conn:
         return await read_growth(conn)
 
@@ -37,14 +38,13 @@ async def test_the_sums_are_the_rows_of_every_table(database: Settings) -> None:
         "INSERT INTO metrics (metric_name, metric_value, timestamp) VALUES ('m', 1, '9999-12-31 23:59:59.999')",
         "INSERT INTO tasks (id, prompt, submitted_at) VALUES ('t3', 'p', 'yesterday')",
     )
-    found, counted = await growth(database), await rows(database)
-    sums = {table: sum(days.values()) for table, days in found.days.items()}
+    (found, undated), counted = await growth(database), await rows(database)
+    frame = found.to_frame()
+    sums = frame.groupby("table")["rows"].sum().to_dict()
     assert sums == {**counted, "tasks": counted["tasks"] - 1}
     assert all(counted.values()), "each table was tried"
-    assert found.undated == 1
-    assert found.days["tasks"][date(2020, 2, 29)] == 1
-    frame = found.to_frame()
-    assert frame.groupby("table")["rows"].sum().to_dict() == sums
+    assert undated == 1
+    assert ("tasks", date(2020, 2, 29), 1, 1) in found.rows
     assert frame.groupby("table")["total"].last().to_dict() == sums
     assert frame["day"].max().year == 9999
     assert "1 row without a valid timestamp" in str(found)
@@ -57,14 +57,15 @@ async def test_a_later_version_of_a_memory_came_when_it_was_written(database: Se
     )
     # The first was deleted on the fourth day.
     run_sql(database.db_path, "DELETE FROM memory_entries", *(sql.format(*each) for each in ((1, 4), (2, 2), (3, 3))))
-    assert (await growth(database)).days["memory_entries"] == {date(2020, 1, n): 1 for n in (1, 2, 3)}
+    found, _ = await growth(database)
+    assert [row[1:3] for row in found.rows if row[0] == "memory_entries"] == [(date(2020, 1, n), 1) for n in (1, 2, 3)]
 
 
 # --- its figure
 
 
-def days(**counts: int) -> Growth:
-    return Growth({table: {DAY: count} for table, count in counts.items()})
+def days(**counts: int) -> Excerpt:
+    return growth_of({table: {DAY: count} for table, count in counts.items()})
 
 
 def test_every_table_is_told_in_words_and_the_smaller_ones_are_one_line() -> None:
@@ -76,7 +77,7 @@ def test_every_table_is_told_in_words_and_the_smaller_ones_are_one_line() -> Non
 
 def test_the_lines_end_at_the_sums() -> None:
     found = {"audit": {DAY + timedelta(days=n): n for n in range(1, 5)}, "tasks": {DAY + timedelta(days=2): 3}}
-    chart = charts.rows_over_time(Growth(found))
+    chart = charts.rows_over_time(growth_of(found))
     drawn(chart)
     ends = {str(line.get_label()): np.asarray(line.get_ydata())[-1] for line in chart.axes[1].lines}
     assert ends == {"audit": 10, "tasks": 3}
@@ -85,7 +86,7 @@ def test_the_lines_end_at_the_sums() -> None:
 
 
 def test_without_a_row_words_say_so() -> None:
-    assert is_blank(charts.rows_over_time(Growth({})))
+    assert is_blank(charts.rows_over_time(growth_of({})))
 
 
 @pytest.mark.parametrize(
@@ -99,12 +100,12 @@ def test_without_a_row_words_say_so() -> None:
     ids=["a day", "two thousand years", "names", "a crowd"],
 )
 def test_it_is_drawn_whatever_it_holds(found: Mapping[str, Mapping[date, int]]) -> None:
-    drawn(charts.rows_over_time(Growth(found)))
+    drawn(charts.rows_over_time(growth_of(found)))
 
 
 @pytest.mark.parametrize("day", [DAY, date.min, date.max])
 def test_a_single_day_is_drawn_and_its_bar_does_not_fill_the_picture(day: date) -> None:
-    chart = charts.rows_over_time(Growth({"tasks": {day: 3}}))
+    chart = charts.rows_over_time(growth_of({"tasks": {day: 3}}))
     drawn(chart)
     (bar,) = (patch for patch in chart.axes[0].patches if isinstance(patch, Rectangle))
     first, last = chart.axes[0].get_xlim()
