@@ -34,7 +34,11 @@ _STEPS = (
     ("make_indexes", "2.5 indexes", "ddl-indexes.sql"),
     ("make_seed_memories", "2.6 seed memories", SEED_FILE),
 )
-_IDENTITY = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION}")
+_BEGIN = (
+    "BEGIN IMMEDIATE",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
 
 
 async def initialize_database(settings: Settings, *, dry_run: bool = False) -> Report:
@@ -44,144 +48,119 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
     to its own name, which one of several racing processes wins. What is there already is never changed.
     ``dry_run`` shows the statements and changes nothing.
     """
-    checks: list[Check] = []
+    checks: list[Check] = []  # also those made before a step fails are shown
     try:
-        return await _initialize(settings, dry_run, checks)
+        target = await identify(settings)
+        if target.state == "present":
+            refused = await _is_not_valid(settings, dry_run, checks)
+        else:
+            checks.append(target.check)
+            refused = target.state != "absent" or await _is_forbidden(settings, dry_run, checks)
+            if not refused:
+                checks += _plan(settings) if dry_run else await _create(settings)
     except FileExistsError:  # a racing process won: see what is there now
         return await initialize_database(settings)
     except (sqlite3.Error, OSError, AbathurError) as error:
-        fault = explain_error(settings.db_path, error)
-    observed, remedy = f"no database was made: {fault.observed}", fault.remedy or "remove that cause, then try again"
-    failed = Check("create", "error", expected="a whole database", observed=observed, remedy=remedy)
-    return Report(_TITLE, (*checks, failed), subject=str(settings.db_path), refused=True)
+        fault, refused = explain_error(settings.db_path, error), True
+        remedy = fault.remedy or "remove that cause, then try again"
+        checks.append(Check("create", "error", "a whole database", f"no database was made: {fault.observed}", remedy))
+    title = f"{_TITLE} (dry run)" if dry_run else _TITLE
+    return Report(title, tuple(checks), subject=str(settings.db_path), refused=refused)
 
 
-async def _initialize(settings: Settings, dry_run: bool, checks: list[Check]) -> Report:
-    """Do what ``initialize_database`` does; add to ``checks``, so that they are shown when a later step fails."""
-    subject = str(settings.db_path)
-    target = await identify(settings)
-    if target.state == "present":
-        return await _already_initialized(settings, dry_run)
-    checks.append(target.check)
-    if target.state != "absent":
-        return Report(_TITLE, tuple(checks), subject=subject, refused=True)
+async def _is_forbidden(settings: Settings, dry_run: bool, checks: list[Check]) -> bool:
+    """Check the place of a database to be made, and return whether it forbids one."""
     location, forbidden = location_checks(settings)
     checks += location
     if (lost := strays_check(settings.db_path)).failed:  # a deleted database is open: its process refuses to go on
         checks.append(replace(lost, status="warn"))
-    if forbidden:
-        return Report(_TITLE, tuple(checks), subject=subject, refused=True)
-    if dry_run:
-        return Report(f"{_TITLE} (dry run)", (*checks, *_plan(settings)), subject=subject)
+    if forbidden or dry_run:
+        return forbidden
     # A file system that only warns by its name has to show that it can carry a write-ahead log.
     if any(check.id == "file_system" and check.status == "warn" for check in location):
         checks.append(await behaviour(settings))
-        if checks[-1].failed:
-            return Report(_TITLE, tuple(checks), subject=subject, refused=True)
-    return Report(_TITLE, (*checks, *await _create(settings)), subject=subject)
+        return checks[-1].failed
+    return False
 
 
-async def _already_initialized(settings: Settings, dry_run: bool) -> Report:
-    """Report on the database that is there, refused unless it is valid, in a fit place. Changes no byte of it."""
+async def _is_not_valid(settings: Settings, dry_run: bool, checks: list[Check]) -> bool:
+    """Check the database that is there, and return whether init refuses it. Changes no byte of it."""
     judged = directory_checks(settings)
     place = [check for check, _ in judged]
     if any(check.failed and forbids for check, forbids in judged):
-        return Report(_TITLE, tuple(place), subject=str(settings.db_path), refused=True)
-    checks = await file_checks(settings)
+        checks += place
+        return True
+    found = await file_checks(settings)
     # Who may read it is a finding, and no reason to take a database for another.
-    broken = any(check.failed for check in checks if check.id != FILE_MODES)
-    observed = "a database that is not valid: left as it is" if broken else "already initialized: left as it is"
-    remedy = repair_command(settings)
-    done, swept = [], []
+    broken = any(check.failed for check in found if check.id != FILE_MODES)
+    done, swept = list[Check](), list[str]()
     if not broken and not dry_run:
         # Whoever made it may have been killed before its name was durable, or before its scratch directory was gone.
-        done, swept = (
-            [_force_name(settings.db_path, " was there already; its name was forced again")],
-            sweep(settings.db_path.parent),
-        )
+        done = [_force_name(settings.db_path, " was there already; its name was forced again")]
+        swept = sweep(settings.db_path.parent)
     stands = Check.that(
         "create",
         not broken,
         expected="no database yet, or a valid one",
-        observed=observed,
-        remedy=remedy,
+        observed=f"{'a database that is not valid' if broken else 'already initialized'}: left as it is",
+        remedy=repair_command(settings),
         evidence=swept,
     )
-    return Report(_TITLE, (stands, *place, *done, *checks), subject=str(settings.db_path), refused=broken)
+    checks += [stands, *place, *done, *found]
+    return broken
 
 
 async def _create(settings: Settings) -> list[Check]:
-    folder = settings.db_path.parent
+    folder, path = settings.db_path.parent, settings.db_path
     with private_directory(folder):
-        return await _create_in(folder, settings)
+        checked = os.lstat(folder)
+        if not stat.S_ISDIR(checked.st_mode):
+            raise RefusedError(f"{folder} was replaced by a link in the meantime")
+        with scratch_directory(folder, "init") as scratch:
+            draft = scratch / path.name
+            make_private_file(draft, owned_as=folder)
+            async with connect(draft, settings=settings, mode="rw", watched=False) as conn:
+                done = await _build(conn, settings)
+                # The draft's directory is not the database's: that one is looked at once it holds it.
+                validation = [c for c in await database_checks(conn, draft, settings) if c.id != FILE_MODES]
+            if failed := [check for check in validation if check.failed]:
+                named = "; ".join(f"{check.name}: {check.observed}" for check in failed)
+                raise RefusedError(f"the new database is not valid and was thrown away: {named}")
+            if not os.path.samestat(os.lstat(folder), checked):
+                raise RefusedError(f"{folder} was replaced by another directory or a link in the meantime")
+            fsync(draft)
+            os.link(draft, path)  # it raises FileExistsError for a name that is taken, which rename would replace
+            # From here on there is a database, whatever becomes of its directory.
+            published = _force_name(path)
+            ask = partial(file_modes, path)
+            validation.append(await run_check(FILE_MODES, ask, remedy=f"namei -l {quote(str(folder))}"))
+        swept = sweep(folder)
+    made = Check("make_file", "pass", observed=f"{path}, mode 0600", evidence=tuple(swept), name="2.1 database file")
+    return [made, *done, *(replace(check, name=f"2.7 {check.name}") for check in validation), published]
 
 
-async def _create_in(folder: Path, settings: Settings) -> list[Check]:
-    checked = os.lstat(folder)
-    if not stat.S_ISDIR(checked.st_mode):
-        raise RefusedError(f"{folder} was replaced by a link in the meantime")
-    with scratch_directory(folder, "init") as scratch:
-        draft = scratch / settings.db_path.name
-        make_private_file(draft, owned_as=folder)
-        async with connect(draft, settings=settings, mode="rw", watched=False) as conn:
-            checks = [await _set_pragmas(conn, settings), *await _fill(conn)]
-            # Closing would checkpoint as well, but says nothing if it fails.
-            (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
-            if tuple(done) != (0, 0, 0):
-                raise RefusedError(f"the write-ahead log of the new database could not be emptied: {tuple(done)}")
-            # The draft's directory is not the database's: that one is looked at once it holds it.
-            validation = [c for c in await database_checks(conn, draft, settings) if c.id != FILE_MODES]
-        if failed := [check for check in validation if check.failed]:
-            named = "; ".join(f"{check.name}: {check.observed}" for check in failed)
-            raise RefusedError(f"the new database is not valid and was thrown away: {named}")
-        if not os.path.samestat(os.lstat(folder), checked):
-            raise RefusedError(f"{folder} was replaced by another directory or a link in the meantime")
-        published = _publish(draft, settings.db_path)
-        # From here on there is a database, whatever becomes of its directory.
-        ask = partial(file_modes, settings.db_path)
-        validation.append(await run_check(FILE_MODES, ask, remedy=f"namei -l {quote(str(folder))}"))
-    swept = sweep(folder)
-    created = Check(
-        "make_file", "pass", observed=f"{settings.db_path}, mode 0600", evidence=tuple(swept), name="2.1 database file"
-    )
-    return [created, *checks, *(_numbered(check) for check in validation), published]
-
-
-async def _set_pragmas(conn: aiosqlite.Connection, settings: Settings) -> Check:
+async def _build(conn: aiosqlite.Connection, settings: Settings) -> list[Check]:
+    """Make the tables, the indexes and the seeds in one transaction, and empty the write-ahead log into the file."""
     mode = await pragma(conn, "journal_mode = WAL")
     # The other seven were read back when the connection was opened.
     found = {"journal_mode": mode, **connection_pragmas(settings)}
     words = ", ".join(f"{name} = {value}" for name, value in found.items())
     if mode != "wal":
         raise RefusedError(f"SQLite did not switch to write-ahead mode: {words}")
-    return Check("set_pragmas", "pass", expected="the eight, read back", observed=words, name="2.2 PRAGMA settings")
-
-
-async def _fill(conn: aiosqlite.Connection) -> list[Check]:
-    """Run every statement in one transaction."""
     # One script is one hop to the connection's thread, where fifty statements would be fifty.
-    script = [
-        "BEGIN IMMEDIATE",
-        *_IDENTITY,
-        *(line for *_, filename in _STEPS for line in statements(filename)),
-        "COMMIT",
-    ]
+    script = [*_BEGIN, *(line for *_, filename in _STEPS for line in statements(filename)), "COMMIT"]
     await conn.executescript(";\n".join(script) + ";")
+    # Closing would checkpoint as well, but says nothing if it fails.
+    (emptied,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+    if tuple(emptied) != (0, 0, 0):
+        raise RefusedError(f"the write-ahead log of the new database could not be emptied: {tuple(emptied)}")
     return [
-        Check(step, "pass", observed=f"{counted(len(statements(filename)), 'statement')} of sql/{filename}", name=name)
-        for step, name, filename in _STEPS
+        Check("set_pragmas", "pass", expected="the eight, read back", observed=words, name="2.2 PRAGMA settings"),
+        *(
+            Check(step, "pass", observed=f"{counted(len(statements(file)), 'statement')} of sql/{file}", name=name)
+            for step, name, file in _STEPS
+        ),
     ]
-
-
-def _publish(draft: Path, path: Path) -> Check:
-    """Give the finished draft its name, durably; raise FileExistsError if the name is taken."""
-    log = Path(f"{draft}-wal")
-    if log.exists() and log.stat().st_size:
-        raise RefusedError(f"the new database still has a write-ahead log of {log.stat().st_size} bytes")
-    fsync(draft)
-    # link refuses a name that exists, where rename would replace it.
-    os.link(draft, path)
-    return _force_name(path)
 
 
 def _force_name(path: Path, done: str = "") -> Check:
@@ -195,22 +174,14 @@ def _force_name(path: Path, done: str = "") -> Check:
     return Check("published", "pass", expected, f"{path}{done}")
 
 
-def _numbered(check: Check) -> Check:
-    return replace(check, name=f"2.7 {check.name}")
-
-
 def _plan(settings: Settings) -> list[Check]:
     """Return the steps with the exact statements that they would run."""
-    path = quote(str(settings.db_path))
+    folder, path = quote(str(settings.db_path.parent)), quote(str(settings.db_path))
     pragmas = {"journal_mode": "WAL", **connection_pragmas(settings)}
     steps: list[tuple[str, str, Sequence[str]]] = [
-        (
-            "make_file",
-            "2.1 database file",
-            (f"mkdir -p -m 700 {quote(str(settings.db_path.parent))}", f"install -m 600 /dev/null {path}"),
-        ),
+        ("make_file", "2.1 database file", (f"mkdir -p -m 700 {folder}", f"install -m 600 /dev/null {path}")),
         ("set_pragmas", "2.2 PRAGMA settings", [f"PRAGMA {name} = {value}" for name, value in pragmas.items()]),
-        ("begin", "one transaction", ("BEGIN IMMEDIATE", *_IDENTITY)),
+        ("begin", "one transaction", _BEGIN),
         *((step, name, statements(filename)) for step, name, filename in _STEPS),
         ("commit", "end of the transaction", ("COMMIT", "PRAGMA wal_checkpoint(TRUNCATE)")),
     ]
@@ -221,7 +192,6 @@ def _plan(settings: Settings) -> list[Check]:
             observed=f"would run {counted(len(lines), 'statement')}",
             evidence=tuple(f"{line};" for line in lines),
             name=name,
-            data={"statements": list(lines)},
         )
         for step, name, lines in steps
     ]
