@@ -1,19 +1,16 @@
 """The work that a benchmark times: reads of a filled copy, alone, together, and beside a writer."""
 
 import asyncio
-import json
 import os
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from itertools import count, cycle, islice
 from time import perf_counter_ns
 
 from abathur_nb.errors import RefusedError
 from abathur_nb.measure import synthetic
-from abathur_nb.store.connection import connection_pragmas, run_to_end
+from abathur_nb.store.connection import run_to_end
 from abathur_nb.store.database import Database
-from abathur_nb.store.sql import load_queries
 
 _WARM_UP = 100
 _KEYS = 1000  # distinct keys that are read in turn
@@ -76,26 +73,6 @@ async def writing(db: Database) -> AsyncIterator[None]:
         await run_to_end(asyncio.wait([writer]))
         if not writer.cancelled():
             writer.result()
-
-
-def time_plainly(db: Database, rows: int, repetitions: int) -> tuple[list[int], list[int]]:
-    """Return the nanoseconds of a memory's read by plain sqlite3: of SQLite alone, and with its JSON decoded."""
-    query = load_queries()["get_memory"].sql
-    keys = [dict(zip(("namespace", "key"), pair, strict=True)) for pair in synthetic.memory_keys(rows, _KEYS)]
-    alone: list[int] = []
-    decoded: list[int] = []
-    with closing(sqlite3.connect(db.settings.db_path, isolation_level=None)) as conn:
-        conn.row_factory = sqlite3.Row
-        conn.executescript(
-            "".join(f"PRAGMA {name} = {value};" for name, value in connection_pragmas(db.settings).items())
-        )
-        for key in islice(cycle(keys), _WARM_UP + repetitions):
-            start = perf_counter_ns()
-            row = conn.execute(query, key).fetchall()[0]
-            alone.append(perf_counter_ns() - start)
-            _ = {**dict(row), "value": json.loads(row["value"]), "metadata": json.loads(row["metadata"])}
-            decoded.append(perf_counter_ns() - start)
-    return alone[_WARM_UP:], decoded[_WARM_UP:]
 
 
 @contextmanager

@@ -7,18 +7,16 @@ import sqlite3
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import aiosqlite
 
 from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import read_ledger
 from abathur_nb.evidence.record import PastRun, find_run, past_runs, read_entry
+from abathur_nb.evidence.run import versions_of
 from abathur_nb.files import scratch_directory, sweep
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.measure import synthetic
@@ -26,7 +24,6 @@ from abathur_nb.measure.workloads import (
     memory_reads,
     one_cpu,
     session_reads,
-    time_plainly,
     time_reads,
     together,
     writing,
@@ -59,7 +56,7 @@ Samples = dict[str, list[int]]
 class BenchmarkResult:
     """Hold what a benchmark measured: ``samples`` are nanoseconds by measurement, ``machine`` what they depend on.
 
-    Measurements that make a curve are named ``concurrency/50``, ``growth/1000``, ``share/SQLite``. ``limits`` holds,
+    Measurements that make a curve are named ``concurrency/50`` and ``growth/1000``. ``limits`` holds,
     for each measurement that has one, a percentile (0.99) and the milliseconds that it must lie under.
     """
 
@@ -69,7 +66,7 @@ class BenchmarkResult:
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def curve(self, name: str) -> dict[str, Sequence[int]]:
-        """Return the samples of ``growth``, ``concurrency`` or ``share`` by what follows the ``/``, in that order."""
+        """Return the samples of ``growth`` or ``concurrency`` by what follows the ``/``, in that order."""
         return {key.partition("/")[2]: found for key, found in self.samples.items() if key.startswith(f"{name}/")}
 
     def to_frame(self) -> "pd.DataFrame":
@@ -116,8 +113,8 @@ async def run_benchmark(
     """Time the store on a snapshot of the database, filled up with ``rows`` synthetic memories and sessions.
 
     The snapshot lies in a scratch directory beside the database and is removed at the end; the live rows are only
-    read, once, for the copy. ``full`` adds the reads beside a busy writer, 1 to 200 concurrent reads, the growth
-    from 1,000 to ``rows``, and the share of the driver. ``compare_with`` is the id of an archived run to compare with;
+    read, once, for the copy. ``full`` adds the reads beside a busy writer, 1 to 200 concurrent reads, and the growth
+    from 1,000 to ``rows``. ``compare_with`` is the id of an archived run to compare with;
     by default it is the newest of the same machine, versions, rows and settings, if there is one. Raises
     ConfigurationError for a wrong argument.
     """
@@ -140,7 +137,7 @@ async def run_benchmark(
                 return BenchmarkResult(Report(_TITLE, (lack,), subject, refused=True), samples, machine, limits)
             with scratch_directory(settings.db_path.parent, _TITLE) as scratch:
                 machine["PRAGMAs"] = await _measure(settings, scratch, rows, repetitions, full, samples)
-            checks = [*_verdicts(limits, samples, repetitions), *_readings(limits, samples)]
+            checks = [*_verdicts(limits, samples, repetitions)]
             if earlier := earlier or _newest_comparable(settings, machine):
                 checks += compare(samples, machine, earlier)
             report = Report(_TITLE, tuple(checks), subject)
@@ -214,8 +211,6 @@ async def _measure_fully(db: Database, rows: int, repetitions: int, samples: Sam
         samples[f"{_MEMORY} beside a writer"] = await time_reads(memory_reads(db, rows), repetitions)
     for tasks in _CONCURRENCY:
         samples[f"concurrency/{tasks}"] = await time_reads(together(memory_reads(db, rows), tasks), _CURVE_ROUNDS)
-    samples["share/SQLite"], samples["share/SQLite and decoding"] = time_plainly(db, rows, repetitions)
-    samples["share/SQLite, decoding and driver"] = await time_reads(memory_reads(db, rows), repetitions)
 
 
 async def _snapshot(settings: Settings, copy: Settings) -> None:
@@ -241,39 +236,27 @@ async def _fill(copy: Settings, start: int, stop: int) -> None:
 
 
 def _verdicts(limits: Mapping[str, tuple[float, float]], samples: Samples, repetitions: int) -> Iterator[Check]:
-    """Compare each limit of the environment with its samples; only a limit that is proven met passes."""
-    for name, (level, limit_ms) in limits.items():
-        found = verdict(samples[name], level, limit_ms)
-        words = next(p for p in percentiles(samples[name]) if p.level == level)
-        remedy = "see explain.ipynb, and the disk"
-        if found == "not enough samples":
-            remedy = _ask_for_more(repetitions, rounds=name == _CONCURRENT)
+    """Compare samples with the limits of the environment; only a limit that is proven met passes."""
+    more = min(_MOST_REPETITIONS, 10 * max(repetitions, _REPETITIONS))
+    ask = f"ask for more: -p repetitions {more}"
+    if repetitions >= _MOST_REPETITIONS:
+        ask = "see what else keeps the machine busy, and run it again"
+    for name in sorted(samples, key=lambda name: name not in limits):
+        nanoseconds = samples[name]
+        found, number = percentiles(nanoseconds), counted(len(nanoseconds), "sample")
+        if name not in limits:
+            yield Check(id_of(name), "pass", "shown, no limit", f"{'; '.join(map(str, found))}, {number}", name=name)
+            continue
+        level, limit_ms = limits[name]
+        said, words = verdict(nanoseconds, level, limit_ms), next(p for p in found if p.level == level)
         yield Check.that(
             id_of(name),
-            found == "met",
-            expected=f"p{level * 100:g} < {limit_ms:g} ms, with 95 % confidence, on one CPU",
-            observed=f"{words}, {counted(len(samples[name]), 'sample')}: {found}",
-            remedy=remedy,
+            said == "met",
+            expected=f"{words.name} < {limit_ms:g} ms, with 95 % confidence, on one CPU",
+            observed=f"{words}, {number}: {said}",
+            remedy=ask if said == "not enough samples" else "see explain.ipynb, and the disk",
             name=name,
         )
-
-
-def _ask_for_more(repetitions: int, *, rounds: bool) -> str:
-    """Return the parameter that brings more samples than there were, where there is one."""
-    if repetitions >= _MOST_REPETITIONS:
-        return "see what else keeps the machine busy, and run it again"
-    more = _REPETITIONS
-    if rounds or repetitions >= _REPETITIONS:
-        more = min(_MOST_REPETITIONS, 10 * max(repetitions, _REPETITIONS))
-    return f"ask for more: -p repetitions {more}"
-
-
-def _readings(limits: Mapping[str, tuple[float, float]], samples: Samples) -> Iterator[Check]:
-    """Show what has no limit of its own."""
-    for name, nanoseconds in samples.items():
-        if name not in limits:
-            observed = f"{'; '.join(map(str, percentiles(nanoseconds)))}, {counted(len(nanoseconds), 'sample')}"
-            yield Check(id_of(name), "pass", "shown, no limit", observed, name=name)
 
 
 def describe_machine(settings: Settings, rows: int, repetitions: int) -> dict[str, Any]:
@@ -283,16 +266,14 @@ def describe_machine(settings: Settings, rows: int, repetitions: int) -> dict[st
         model = cpu.partition(":")[2].strip()
     except (OSError, StopIteration):  # not Linux, or a processor without a name
         model = platform.processor()
+    versions = versions_of()
     # Linux alone can pin a process to some of its CPUs.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": f"{model}, {cpus} of {os.cpu_count()} CPUs",
         "system": platform.platform(),
         "file system": file_system(settings.db_path.parent),
-        "Python": platform.python_version(),
-        "SQLite": sqlite3.sqlite_version,
-        "aiosqlite": aiosqlite.__version__,
-        "abathur_nb": version("abathur_nb"),
+        **{name: versions[name] for name in ("Python", "SQLite", "aiosqlite", "abathur_nb")},
         "readers": settings.readers,
         "rows": rows,
         "repetitions": repetitions,

@@ -94,7 +94,7 @@ async def test_the_verdict_is_one_of_three_and_only_a_limit_that_is_met_passes(d
     assert (session.status, session.observed.endswith("298 samples: not enough samples")) == ("fail", True)
     assert (memory.status, memory.observed.endswith("298 samples: not met")) == ("fail", True)
     assert (concurrent.status, concurrent.observed.endswith("100 samples: met")) == ("pass", True)
-    assert session.remedy == "ask for more: -p repetitions 1000"
+    assert session.remedy == "ask for more: -p repetitions 10000"
     assert "explain.ipynb" in memory.remedy
     assert not result.report.ok
     with pytest.raises(nb.AbathurError, match=r"2 of 3 checks failed: session retrieval: .* \| memory retrieval: "):
@@ -106,22 +106,19 @@ async def test_more_repetitions_are_more_rounds_of_concurrent_reads(database: Se
     assert [len(samples) for samples in result.samples.values()] == [1500, 1500, 150]
 
 
-@pytest.mark.parametrize(
-    ("repetitions", "single", "concurrent"),
-    [(298, 1000, 10_000), (1000, 10_000, 10_000), (2000, 20_000, 20_000), (50_000, 100_000, 100_000)],
-)
-def test_the_remedy_of_too_few_samples_brings_more(repetitions: int, single: int, concurrent: int) -> None:
+@pytest.mark.parametrize(("repetitions", "more"), [(298, 10_000), (1000, 10_000), (2000, 20_000), (50_000, 100_000)])
+def test_the_remedy_of_too_few_samples_brings_more(repetitions: int, more: int) -> None:
     """Whatever was asked for, what the remedy asks for gives more samples of that very measurement."""
     undecided = [1_000_000] * 95 + [10**9] * 5  # 5 of 100 above the limit say nothing about a p95
     limits = {name: (level, 10.0) for name, level in zip(LIMITED, (0.99, 0.99, 0.95), strict=True)}
     samples = dict(zip(LIMITED, ([1_000_000] * 298, [1_000_000] * 298, undecided), strict=True))
     told = [check.remedy for check in _verdicts(limits, samples, repetitions)]
-    assert told == [f"ask for more: -p repetitions {more}" for more in (single, single, concurrent)]
+    assert told == [f"ask for more: -p repetitions {more}"] * 3
     told = [check.remedy for check in _verdicts(limits, samples, 100_000)]
     assert told == ["see what else keeps the machine busy, and run it again"] * 3
 
 
-async def test_a_full_run_adds_the_writer_the_curves_and_the_shares(database: Settings) -> None:
+async def test_a_full_run_adds_the_writer_and_the_curves(database: Settings) -> None:
     with nothing_changes(database):
         result = await nb.run_benchmark(database, rows=1200, repetitions=299, full=True)
     assert {*LIMITED, "session retrieval beside a writer", "memory retrieval beside a writer"} <= set(result.samples)
@@ -129,9 +126,6 @@ async def test_a_full_run_adds_the_writer_the_curves_and_the_shares(database: Se
     assert list(result.curve("concurrency")) == ["1", "2", "5", "10", "20", "50", "100", "200"]
     p99s = [percentiles(samples)[-1] for samples in result.curve("concurrency").values()]
     assert all(p99.low is not None and p99.high is not None for p99 in p99s), "each p99 has its interval"
-    assert list(result.curve("share")) == ["SQLite", "SQLite and decoding", "SQLite, decoding and driver"]
-    medians = [sorted(samples)[len(samples) // 2] for samples in result.curve("share").values()]
-    assert medians == sorted(medians), "each share holds the one before it"
     told = status(result)
     assert all(told[name] == "pass" for name in result.samples if name not in LIMITED)
     assert [len(samples) for samples in result.curve("growth").values()] == [299, 299]
