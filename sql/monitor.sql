@@ -98,7 +98,7 @@ WHERE memory_entries.id = drawn.id AND is_deleted = 0;
 
 -- name: insert_metric
 -- Write one measurement.
-INSERT INTO metrics (timestamp, metric_name, metric_value, labels) VALUES (:timestamp, :name, :value, :labels);
+INSERT INTO metrics (timestamp, metric_name, metric_value, labels) VALUES (?, ?, ?, ?);
 
 -- name: delete_metrics
 -- Remove the measurements of one metric from before a moment.

@@ -4,20 +4,16 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.health.rows import LEVELS, TOLD_SIZE, TRIM
 from abathur_nb.report import Check
 from abathur_nb.store.values import MAX_BYTES
 from abathur_nb.text import AHEAD_S, MB, SEE_CLOCK, Table, timestamp
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 UP = "abathur_up"
 TAKEN = "abathur_snapshot_timestamp_seconds"
@@ -75,10 +71,6 @@ class Snapshot:
         found = (sample.value for sample in self.samples if sample.name == name and sample.labels == (labels or {}))
         return next(found, None)
 
-    def to_frame(self) -> "pd.DataFrame":
-        """Return one row a sample: ``time`` (UTC), ``gauge``, ``of`` (its labels), ``value``."""
-        return samples_frame((self.taken_at, sample) for sample in self.samples)
-
     def to_record(self) -> dict[str, object]:
         """Return what the record of a run keeps."""
         rows = [[sample.name, dict(sample.labels), sample.value] for sample in self.samples]
@@ -103,14 +95,6 @@ class Snapshot:
 def place_of(settings: Settings) -> dict[str, str]:
     """Return the labels that say in Prometheus of which database a sample is."""
     return {"env": settings.env, "database": str(settings.db_path)}
-
-
-def samples_frame(samples: Iterable[tuple[datetime, Sample]]) -> "pd.DataFrame":
-    """Return one row for each sample at its moment: ``time`` (UTC), ``gauge``, ``of`` (its labels), ``value``."""
-    import pandas as pd
-
-    rows = [(moment, s.name, ", ".join(s.labels.values()), s.value) for moment, s in samples]
-    return pd.DataFrame(rows, columns=["time", "gauge", "of", "value"])
 
 
 # By the end of a gauge's name, the first that fits: how its value is shown, and in which unit.

@@ -91,25 +91,22 @@ async def blob_sizes(
     A row's header tells them: of a value of 16 MB not a page is read.
     """
     # Such a handle is the one way to that before SQLite 3.43, and aiosqlite has no call for it.
-    measure: Any = conn._execute  # noqa: SLF001
-    return await measure(_blob_sizes, conn._conn, until, table, columns, rowids)  # type: ignore[no-any-return]  # noqa: SLF001
+    run: Any = conn._execute  # noqa: SLF001
+    return await run(_blob_sizes, conn._conn, until, table, columns, rowids)  # type: ignore[no-any-return]  # noqa: SLF001
 
 
 def _blob_sizes(
     conn: sqlite3.Connection, until: float, table: str, columns: Sequence[str], rowids: Iterable[int]
 ) -> dict[int, dict[str, int]]:
     found = {}
-    for rowid in rowids:
-        if monotonic() >= until:
-            break
+    for rowid in takewhile(lambda _: monotonic() < until, rowids):
+        sizes = {}
         with suppress(sqlite3.OperationalError):  # removed meanwhile, or not text
-            found[rowid] = {column: _blob_size(conn, table, column, rowid) for column in columns}
+            for column in columns:
+                with conn.blobopen(table, column, rowid, readonly=True) as blob:
+                    sizes[column] = len(blob)
+            found[rowid] = sizes
     return found
-
-
-def _blob_size(conn: sqlite3.Connection, table: str, column: str, rowid: int) -> int:
-    with conn.blobopen(table, column, rowid, readonly=True) as blob:
-        return len(blob)
 
 
 # Seconds that the measurements may take, each and all together, whatever the database holds.

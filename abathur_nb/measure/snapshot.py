@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +20,19 @@ from abathur_nb.evidence.ledger import read_ledger
 from abathur_nb.evidence.record import past_runs, read_entry, run_ids
 from abathur_nb.files import nearest_existing, os_cause, write_durably
 from abathur_nb.health.path_on_disk import free_mb
-from abathur_nb.measure.alerts import GAUGES, LAST_BACKUP, LAST_VALIDATION, READ, TAKEN, UP, Sample, Snapshot, place_of
+from abathur_nb.measure.alerts import (
+    DISK_FREE,
+    GAUGES,
+    LAST_BACKUP,
+    LAST_VALIDATION,
+    READ,
+    TAKEN,
+    UP,
+    WAL_BYTES,
+    Sample,
+    Snapshot,
+    place_of,
+)
 from abathur_nb.measure.sampling import measure
 from abathur_nb.measure.workloads import one_cpu
 from abathur_nb.report import Check, Report
@@ -63,13 +75,13 @@ async def take_snapshot(settings: Settings) -> tuple[Snapshot, Report]:
 
 
 def _of_files(settings: Settings) -> Iterator[Sample]:
-    for name, suffix in {"abathur_database_bytes": "", "abathur_wal_bytes": "-wal"}.items():
+    for name, suffix in {"abathur_database_bytes": "", WAL_BYTES: "-wal"}.items():
         size = 0
         with suppress(OSError):
             size = os.lstat(f"{settings.db_path}{suffix}").st_size
         yield Sample(name, size)
     with suppress(OSError):
-        yield Sample("abathur_disk_free_bytes", free_mb(nearest_existing(settings.db_path.parent)) * MB)
+        yield Sample(DISK_FREE, free_mb(nearest_existing(settings.db_path.parent)) * MB)
 
 
 def _last_backup(settings: Settings) -> float:
@@ -134,16 +146,15 @@ def command(arguments: argparse.Namespace) -> int:
 def _output(name: str) -> Path:
     """Return the file that is to be replaced; raise ConfigurationError for one that the collector would not read."""
     path = Path(os.path.abspath(os.path.expanduser(name)))
-    fault = ""
     if path.suffix != ".prom":
         fault = "the collector reads files that end with .prom"
     elif not os.access(f"{path.parent}/.", os.W_OK | os.X_OK):
         fault = f"{path.parent} is not a directory that this user may write to"
     elif os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
         fault = "it is not a regular file"
-    if fault:
-        raise ConfigurationError(f"--output: {shown(name)}: {printable(fault)}")
-    return path
+    else:
+        return path
+    raise ConfigurationError(f"--output: {shown(name)}: {printable(fault)}")
 
 
 _CHECK = "record"
@@ -157,7 +168,8 @@ async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int
     before = timestamp(snapshot.taken_at - timedelta(days=keep_days))
     expected = f"what was measured is kept for {keep_days:,} days"
     rows = [
-        {"timestamp": taken_at, "name": s.name, "value": s.value, "labels": _text(s.labels)} for s in snapshot.samples
+        (taken_at, s.name, s.value, json.dumps(dict(s.labels), ensure_ascii=False) if s.labels else None)
+        for s in snapshot.samples
     ]
     try:
         async with Database.open(settings) as db, db.write() as conn:
@@ -167,12 +179,8 @@ async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
         return Check(_CHECK, "error", expected, f"nothing was written: {fault.observed}", fault.remedy)
-    return Check(
-        _CHECK,
-        "pass",
-        expected,
-        f"{counted(len(rows), 'row')} written to the table metrics, {removed:,} old ones removed",
-    )
+    observed = f"{counted(len(rows), 'row')} written to the table metrics, {removed:,} old ones removed"
+    return Check(_CHECK, "pass", expected, observed)
 
 
 async def read_recorded(settings: Settings, since: datetime) -> tuple[list[Moment], int]:
@@ -188,19 +196,8 @@ async def read_recorded(settings: Settings, since: datetime) -> tuple[list[Momen
         moments = json.dumps(every[:: len(every) // SNAPSHOTS + 1])
         for name in GAUGES:
             rows = await conn.execute_fetchall(ask["metrics_at"].sql, {"name": name, "moments": moments})
-            found += _samples(name, rows)
+            for moment, value, text in rows:
+                with suppress(ValueError, TypeError, AttributeError, RecursionError):
+                    labels = {str(key): str(of) for key, of in json.loads(text or "{}").items()}
+                    found.append((moment_of(moment), Sample(name, float(value), labels)))
     return found, len(every)
-
-
-def _samples(name: str, rows: Iterable[sqlite3.Row]) -> Iterator[Moment]:
-    for moment, value, text in rows:
-        try:
-            at = moment_of(moment)
-            labels = json.loads(text or "{}")
-            yield at, Sample(name, float(value), {str(k): str(v) for k, v in labels.items()})
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            continue
-
-
-def _text(labels: Mapping[str, str]) -> str | None:
-    return json.dumps(dict(labels), ensure_ascii=False) if labels else None

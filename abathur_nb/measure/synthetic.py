@@ -1,7 +1,7 @@
 """Deterministic rows to fill a copy of a database with: skewed like real ones, and never in the way of live rows."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from itertools import accumulate
 from typing import TypeVar
@@ -63,8 +63,9 @@ async def fill(
 async def _insert(conn: aiosqlite.Connection, table: str, first: int, stop: int) -> None:
     try:
         await conn.execute_fetchall("BEGIN IMMEDIATE")
-        # A generator: the rows are made in the connection's thread, so that the event loop goes on meanwhile.
-        await conn.executemany(load_queries("synthetic.sql")[table].sql, _TABLES[table][1](first, stop))
+        # The rows are made in the connection's thread, so that the event loop goes on meanwhile.
+        rows = map(_TABLES[table][1], range(first, stop))
+        await conn.executemany(load_queries("synthetic.sql")[table].sql, rows)
         await conn.commit()
     except BaseException:
         await run_to_end(conn.rollback())
@@ -126,115 +127,88 @@ def _is_deleted(memory: int) -> bool:
     return _part(memory, 0.5698402909) < 0.05
 
 
-def _sessions(start: int, stop: int) -> Iterator[Row]:
-    for n in range(start, stop):
-        status = _pick(_STATUSES, n)
-        ended = _moment(n, 2) if status in ("terminated", "archived") else None
-        yield (
-            _session(n),
-            f"synthetic-app-{n % 5}",
-            f"synthetic-user-{_rank(n, 10 + n // 10, 0.6180339887)}",
-            f"synthetic-project-{_rank(n, 50, 0.4656557543)}" if n % 3 == 0 else None,
-            status,
-            _EVENTS[n % 6],
-            f'{{"step":{n % 10},"mode":"dark","language":"en"}}',
-            _moment(n),
-            _moment(n, 1),
-            ended,
-            ended if status == "archived" else None,
-        )
+def _sessions(n: int) -> Row:
+    status = _pick(_STATUSES, n)
+    ended = _moment(n, 2) if status in ("terminated", "archived") else None
+    return (
+        _session(n),
+        f"synthetic-app-{n % 5}",
+        f"synthetic-user-{_rank(n, 10 + n // 10, 0.6180339887)}",
+        f"synthetic-project-{_rank(n, 50, 0.4656557543)}" if n % 3 == 0 else None,
+        status,
+        _EVENTS[n % 6],
+        f'{{"step":{n % 10},"mode":"dark","language":"en"}}',
+        _moment(n),
+        _moment(n, 1),
+        ended,
+        ended if status == "archived" else None,
+    )
 
 
-def _memories(start: int, stop: int) -> Iterator[Row]:
-    for n in range(start, stop):
-        block, offset = divmod(n, _ENDS[-1])
-        place = bisect_right(_ENDS, offset)
-        memory = block * len(_VERSIONS) + place
-        version = offset - (_ENDS[place] - _VERSIONS[place]) + 1
-        begun_again = _VERSIONS[place] == _VERSIONS[-1] and version <= _DELETED_BEFORE
-        yield (
-            _namespace(memory),
-            f"key-{memory}",
-            f'{{"n":{n},"text":"{_TEXT[: 20 + n * 7 % 80]}"}}',
-            _pick(_TYPES, memory),
-            version,
-            int(begun_again or _is_deleted(memory)),
-            f"synthetic-agent-{_rank(memory, 10 + memory // 50, 0.4656557543)}",
-            f"synthetic-agent-{_rank(n, 10 + memory // 50, 0.4656557543)}",
-            _moment(memory),
-            _moment(memory, 5 * version),
-        )
+def _memories(n: int) -> Row:
+    block, offset = divmod(n, _ENDS[-1])
+    place = bisect_right(_ENDS, offset)
+    memory = block * len(_VERSIONS) + place
+    version = offset - (_ENDS[place] - _VERSIONS[place]) + 1
+    begun_again = _VERSIONS[place] == _VERSIONS[-1] and version <= _DELETED_BEFORE
+    return (
+        _namespace(memory),
+        f"key-{memory}",
+        f'{{"n":{n},"text":"{_TEXT[: 20 + n * 7 % 80]}"}}',
+        _pick(_TYPES, memory),
+        version,
+        int(begun_again or _is_deleted(memory)),
+        f"synthetic-agent-{_rank(memory, 10 + memory // 50, 0.4656557543)}",
+        f"synthetic-agent-{_rank(n, 10 + memory // 50, 0.4656557543)}",
+        _moment(memory),
+        _moment(memory, 5 * version),
+    )
 
 
-def _documents(start: int, stop: int) -> Iterator[Row]:
-    for n in range(start, stop):
-        status = _pick(_SYNC_STATUSES, n)
-        yield (
-            f"synthetic/{n}.md",
-            f"Document {n}",
-            ("markdown", "code", "pdf")[n % 3] if n % 7 else None,
-            f"{n - n % 50 // 49:064x}",  # one in fifty is a copy of the one before
-            1 + n % 9,
-            f"synthetic-model-{n % 3}" if status == "synced" else None,
-            _moment(n, 1) if status == "synced" else None,
-            status,
-            _moment(n),
-        )
+def _documents(n: int) -> Row:
+    status = _pick(_SYNC_STATUSES, n)
+    kind = ("markdown", "code", "pdf")[n % 3] if n % 7 else None
+    copied = f"{n - n % 50 // 49:064x}"  # one in fifty is a copy of the one before
+    model, synced = (f"synthetic-model-{n % 3}", _moment(n, 1)) if status == "synced" else (None, None)
+    return f"synthetic/{n}.md", f"Document {n}", kind, copied, 1 + n % 9, model, synced, status, _moment(n)
 
 
-def _tasks(start: int, stop: int) -> Iterator[Row]:
-    for n in range(start, stop):
-        yield (
-            f"synthetic-task-{n}",
-            _TEXT,
-            _pick(_AGENT_TYPES, n, 0.4656557543),
-            _rank(n, 11, 0.6180339887),
-            _pick(_TASK_STATUSES, n),
-            _moment(n),
-            _moment(n, 1),
-            f"synthetic-task-{n // 2}" if n % 4 == 1 else None,
-            _session(n) if n % 3 else None,
-        )
+def _tasks(n: int) -> Row:
+    kind, status = _pick(_AGENT_TYPES, n, 0.4656557543), _pick(_TASK_STATUSES, n)
+    parent, session = f"synthetic-task-{n // 2}" if n % 4 == 1 else None, _session(n) if n % 3 else None
+    rank = _rank(n, 11, 0.6180339887)
+    return f"synthetic-task-{n}", _TEXT, kind, rank, status, _moment(n), _moment(n, 1), parent, session
 
 
-def _agents(start: int, stop: int) -> Iterator[Row]:
-    for n in range(start, stop):
-        kind, state = _pick(_AGENT_TYPES, n, 0.4656557543), _pick(_AGENT_STATES, n)
-        session = _session(n) if n % 3 else None
-        yield (f"synthetic-agent-{n}", kind, kind, f"synthetic-task-{n}", state, "model-1", _moment(n), session)
+def _agents(n: int) -> Row:
+    kind, state = _pick(_AGENT_TYPES, n, 0.4656557543), _pick(_AGENT_STATES, n)
+    session = _session(n) if n % 3 else None
+    return f"synthetic-agent-{n}", kind, kind, f"synthetic-task-{n}", state, "model-1", _moment(n), session
 
 
-def _states(start: int, stop: int) -> Iterator[Row]:
-    for n in range(start, stop):
-        yield f"synthetic-task-{n // 2}", f"key-{n % 2}", f'{{"n":{n}}}'
+def _states(n: int) -> Row:
+    return f"synthetic-task-{n // 2}", f"key-{n % 2}", f'{{"n":{n}}}'
 
 
-def _audit(start: int, stop: int) -> Iterator[Row]:
-    for n in range(start, stop):
-        agent, task, memory = f"synthetic-agent-{n // 2}" if n % 2 else None, f"synthetic-task-{n // 2}", n // 4
-        if n % 4:
-            operation = _pick(("create", "create", "update", "delete"), n)
-            yield _moment(n), agent, task, "memory_write", operation, _namespace(memory), f"key-{memory}"
-        else:
-            yield _moment(n), agent, task, "task_step", None, None, None
+def _audit(n: int) -> Row:
+    agent, task, memory = f"synthetic-agent-{n // 2}" if n % 2 else None, f"synthetic-task-{n // 2}", n // 4
+    if n % 4 == 0:
+        return _moment(n), agent, task, "task_step", None, None, None
+    operation = _pick(("create", "create", "update", "delete"), n)
+    return _moment(n), agent, task, "memory_write", operation, _namespace(memory), f"key-{memory}"
 
 
-def _metrics(start: int, stop: int) -> Iterator[Row]:
-    for n in range(start, stop):
-        yield (
-            _moment(n),
-            f"synthetic.{_pick(('latency', 'latency', 'tokens', 'errors'), n)}",
-            _part(n, 0.5698402909) * 100,
-        )
+def _metrics(n: int) -> Row:
+    name = _pick(("latency", "latency", "tokens", "errors"), n)
+    return _moment(n), f"synthetic.{name}", _part(n, 0.5698402909) * 100
 
 
-def _checkpoints(start: int, stop: int) -> Iterator[Row]:
-    for n in range(start, stop):
-        yield f"synthetic-task-{n // 5}", n % 5, f'{{"n":{n}}}', _session(n // 5) if n % 10 < 5 else None
+def _checkpoints(n: int) -> Row:
+    return f"synthetic-task-{n // 5}", n % 5, f'{{"n":{n}}}', _session(n // 5) if n % 10 < 5 else None
 
 
-# How many rows for each row asked for, and what makes them; in an order in which every foreign key finds its parent.
-_TABLES: dict[str, tuple[float, Callable[[int, int], Iterator[Row]]]] = {
+# How many rows for each row asked for, and what makes one by its number; every foreign key finds its parent before it.
+_TABLES: dict[str, tuple[float, Callable[[int], Row]]] = {
     "sessions": (1.0, _sessions),
     "memory_entries": (1.0, _memories),
     "document_index": (0.05, _documents),

@@ -7,15 +7,13 @@ from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import aiosqlite
-
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError
 from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.store.connection import connect, explain_error
 from abathur_nb.store.query_plan import Fetch, PlanNode, Step, StepKind, plan_steps, read_plan, tree_lines
 from abathur_nb.store.schema import expected_objects, expected_tables
-from abathur_nb.store.sql import Parameters, Query, load_queries
+from abathur_nb.store.sql import Query, load_queries
 from abathur_nb.store.target import refusal
 from abathur_nb.text import printable
 
@@ -45,24 +43,19 @@ class Plans:
     trees: Mapping[str, PlanTree] = field(default_factory=dict)
     coverage: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def _rows(self) -> list[tuple[str, Status, Query, str]]:
+        return [
+            (check.id, check.status, self.queries[check.id], "\n".join(tree_lines(self.trees.get(check.id, ()))))
+            for check in self.report.checks
+            if check.id in self.queries
+        ]
+
     def to_frame(self) -> "pd.DataFrame":
         """Return a pandas frame, one row a query: its verdict, its index, its plan."""
         import pandas as pd
 
-        rows = [
-            {
-                "query": name,
-                "status": status,
-                "index": self.queries[name].index,
-                "plan": "\n".join(tree_lines(self.trees.get(name, ()))),
-                "answers": self.queries[name].doc,
-            }
-            for name, status in self._verdicts()
-        ]
+        rows = [(name, status, query.index, plan, query.doc) for name, status, query, plan in self._rows()]
         return pd.DataFrame(rows, columns=["query", "status", "index", "plan", "answers"])
-
-    def _verdicts(self) -> list[tuple[str, Status]]:
-        return [(check.id, check.status) for check in self.report.checks if check.id in self.queries]
 
     def to_record(self) -> dict[str, Any]:
         """Return what a run's record keeps: the plan of each query, as lines."""
@@ -72,25 +65,17 @@ class Plans:
         return "\n\n".join("\n  ".join((name, *tree_lines(tree))) for name, tree in self.trees.items())
 
     def _repr_html_(self) -> str:
-        plans = [
-            _folded(f"{status}: {name} — {query.index or 'no index'}", query.doc, self.trees.get(name, ()), query.sql)
-            for name, status in self._verdicts()
-            for query in (self.queries[name],)
-        ]
+        style = "font-family:monospace;text-align:left;white-space:pre-wrap"
+        plans = []
+        for name, status, query, plan in self._rows():
+            title = escape(printable(f"{status}: {name} — {query.index or 'no index'}"))
+            texts = (escape(printable(text)) for text in (plan or "no plan", query.sql))
+            body = f"<p>{escape(query.doc)}</p>" + "".join(f"<pre style='{style}'>{text}</pre>" for text in texts)
+            plans.append(f"<details style='margin-left:1.5em'><summary>{title}</summary>{body}</details>")
         return f"<details><summary>the plans of {len(plans)} queries</summary>{''.join(plans)}</details>"
 
 
-def _folded(title: str, doc: str, tree: PlanTree, sql: str = "") -> str:
-    texts = [escape(printable(text)) for text in ("\n".join(tree_lines(tree)) or "no plan", sql) if text]
-    style = "font-family:monospace;text-align:left;white-space:pre-wrap"
-    return (
-        f"<details style='margin-left:1.5em'><summary>{escape(printable(title))}</summary><p>{escape(doc)}</p>"
-        + "".join(f"<pre style='{style}'>{text}</pre>" for text in texts)
-        + "</details>"
-    )
-
-
-def noted(steps: Collection[Step]) -> str:
+def _noted(steps: Collection[Step]) -> str:
     """Say in words what the steps of a plan do, each once."""
     return "; ".join(dict.fromkeys(_WORDS[step.kind].format(step, step.index or "rowid") for step in steps))
 
@@ -111,11 +96,12 @@ async def explain_queries(settings: Settings) -> Plans:
         # Without a cache: a cached statement keeps the plan of an index dropped since.
         async with connect(path, settings=settings, cached_statements=0) as conn:
             await conn.execute_fetchall("BEGIN")  # one snapshot of schema and statistics
-            return await judge_plans(partial(_fetch, conn), load_queries(), subject=str(path))
+            return await judge_plans(conn.execute_fetchall, load_queries(), subject=str(path))
     except (sqlite3.Error, OSError, AbathurError) as error:
         found = explain_error(path, error)
-        observed = f"could not run: {found.observed}"
-        check = Check("database_file", "error", "opens read-only", observed, found.remedy or _UNREAD)
+        check = Check(
+            "database_file", "error", "opens read-only", f"could not run: {found.observed}", found.remedy or _UNREAD
+        )
         return Plans(Report(_TITLE, (check,), subject=str(path)), load_queries(), coverage=nothing)
 
 
@@ -141,10 +127,6 @@ async def judge_plans(live: Fetch, queries: Mapping[str, Query], *, subject: str
     return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, trees, coverage)
 
 
-async def _tree(fetch: Fetch, query: Query) -> PlanTree:
-    return tuple(await read_plan(fetch, query.sql, query.parameters))
-
-
 def _uses(tree: PlanTree, indexes: Collection[str]) -> str:
     """Return the first of ``indexes`` that a plan uses, or an empty text."""
     return next((step.index for step in plan_steps(tree) if step.index and step.index in indexes), "")
@@ -153,12 +135,12 @@ def _uses(tree: PlanTree, indexes: Collection[str]) -> str:
 async def _judge(
     live: Fetch, query: Query, missing: Collection[str], extra: Collection[str], trees: dict[str, PlanTree]
 ) -> Check:
-    tree = trees[query.name] = await _tree(live, query)
+    tree = trees[query.name] = tuple(await read_plan(live, query.sql, query.parameters))
     if not tree and query.index is None:
         return Check(query.name, "skip", "no plan", "not applicable: the statement has none", name=query.name)
     allowed = {"table scan": query.scan, "index scan": query.scan, "sort": query.sort}
     steps = plan_steps(tree)
-    faults = [noted([step]) for step in steps if step.kind != "search" and not allowed.get(step.kind)]
+    faults = [_noted([step]) for step in steps if step.kind != "search" and not allowed.get(step.kind)]
     if query.index and not any(step.index == query.index for step in steps):
         faults.append(f"no use of {query.index}" + (", which is missing" if query.index in missing else ""))
     added = _uses(tree, extra)
@@ -169,7 +151,7 @@ async def _judge(
         query.name,
         not faults,
         expected=query.index or reasons or "a search by rowid",
-        observed="; ".join(faults) or noted(steps),
+        observed="; ".join(faults) or _noted(steps),
         remedy=_MISSING if query.index in missing else _REMEDY,
         otherwise="warn" if added and query.index not in missing else "fail",
         evidence=tree_lines(tree),
@@ -192,7 +174,3 @@ def _coverage_check(coverage: Mapping[str, tuple[str, ...]], otherwise: Status) 
 
 def _indexes() -> tuple[str, ...]:
     return tuple(found.name for found in expected_objects().values() if found.type == "index")
-
-
-async def _fetch(conn: aiosqlite.Connection, sql: str, params: Parameters) -> list[Any]:
-    return list(await conn.execute_fetchall(sql, params))

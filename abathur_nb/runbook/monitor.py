@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError
-from abathur_nb.measure.alerts import Snapshot, alerts_of, samples_frame
+from abathur_nb.measure.alerts import Snapshot, alerts_of
 from abathur_nb.measure.snapshot import SNAPSHOTS, Moment, read_recorded, record_snapshot, take_snapshot
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import explain_error
@@ -35,7 +35,10 @@ class Monitoring:
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row a sample, oldest first: ``time`` (UTC), ``gauge``, ``of`` (its labels), ``value``."""
-        return samples_frame(self.moments)
+        import pandas as pd
+
+        rows = [(moment, s.name, ", ".join(s.labels.values()), s.value) for moment, s in self.moments]
+        return pd.DataFrame(rows, columns=["time", "gauge", "of", "value"])
 
     def to_record(self) -> dict[str, object]:
         """Return what the record of a run keeps: the samples of the snapshot."""
