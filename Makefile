@@ -45,6 +45,7 @@ bench: $(VENV)/.installed  ## measure speed against plain sqlite3 and papermill
 
 prove: $(VENV)/.installed  ## inject every fault and count what survives
 	$(TESTS) $(BIN)/python -m faults.prove
+	$(BIN)/python -m pytest -n auto -m sweep tests/faults
 
 browser: $(LAB)/.installed-browser  ## run every notebook in JupyterLab, in Chromium, in both themes
 	$(LAB)/bin/python -m pytest tests/browser/in_jupyterlab.py

@@ -33,10 +33,7 @@ import abathur_nb as nb
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.measure.alerts import alerts_of, prometheus_rules
 from abathur_nb.measure.snapshot import take_snapshot
-from faults.outcomes import Result
-from faults.tracing import BrokenHarnessError
-
-__all__ = ["ALERT_SWEEPS", "AlertSweep"]
+from faults.experiments import BrokenHarnessError, Result
 
 _TELLS_WITHIN = HANGING_S  # for an alert to fire or to resolve
 _POLL = 0.2  # seconds

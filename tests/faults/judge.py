@@ -11,11 +11,8 @@ from typing import Literal
 
 from abathur_nb.config.settings import resolve
 from abathur_nb.runbook.validate import validate_database
-from faults.initializers import INITIALIZERS
-from faults.place import Place
-from faults.victim import Ending, Victim
-
-__all__ = ["after_a_second_run", "false_success", "run_undisturbed", "state"]
+from faults.experiments import Place, initialize
+from faults.victim import Ending, run_undisturbed
 
 
 def state(place: Place) -> Literal["absent", "complete", "half-made"]:
@@ -48,7 +45,7 @@ def after_a_second_run(place: Place) -> str:
         return f"left behind: {', '.join(sorted(strange))}"
     if fault := _log(place):
         return f"left behind: {fault}"
-    second = run_undisturbed(place, "second")
+    second = run_undisturbed(initialize, place, "second")
     if second.fault or not second.ok:
         return f"the second run failed: {second.fault or second.report['summary']}"
     if second.created != (before == "absent"):
@@ -58,12 +55,13 @@ def after_a_second_run(place: Place) -> str:
     return "" if _durable(place) else f"the second run's success is not durable: {_told(place)}"
 
 
-def run_undisturbed(place: Place, label: str) -> Ending:
-    """Run one initialization undisturbed."""
-    victim = Victim(INITIALIZERS["sound"], place, label)
-    victim.at_gate()
-    victim.gate.open()
-    return victim.reap()
+def harm_of(place: Place, ending: Ending, *, sound: bool) -> str:
+    """Say what a fault did that it must not; empty if nothing. A second run is asked of initialize_database only."""
+    if (found := state(place)) == "half-made":
+        return f"the database is {found}"
+    if not ending.killed and (fault := ending.fault or false_success(place, ending, durable=sound)):
+        return fault
+    return after_a_second_run(place) if sound else ""
 
 
 def false_success(place: Place, ending: Ending, *, durable: bool) -> str:

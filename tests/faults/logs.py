@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -19,12 +18,9 @@ from typing import NamedTuple
 
 from damage import held
 
+from abathur_nb.config.settings import Settings
 from abathur_nb.health.path_on_disk import log_check
-from faults.outcomes import Experiment, Outcome
 
-__all__ = ["busy_logs", "torn_logs"]
-
-_PLACES, _LOOKS, _TORN = 50, 10, 100
 _TABLE = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, x)"
 _FRAME = 4096 + 24
 _READING = ("BEGIN", "SELECT count(*) FROM t")
@@ -47,37 +43,22 @@ _WRITERS = {
 }
 
 
-def busy_logs(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
-    """Return the experiments: each looks ten times at the log of a database that is written to."""
-    del folder
-    return [partial(_look_beside, name, f"{seed}-{n}") for n in range(seed % every, _PLACES, every)]
-
-
-def torn_logs(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
-    """Return the experiments: each damages one frame that has two commits behind it."""
-    del folder
-    return [partial(_look_at_damage, name, f"{seed}-{n}") for n in range(seed % every, _TORN, every)]
-
-
-def _look_beside(name: str, seed: str, folder: Path) -> Outcome:
-    random = Random(seed)  # noqa: S311 - to be repeatable
-    kind = list(_WRITERS)[int(seed.rpartition("-")[2]) % len(_WRITERS)]
-    folder.mkdir()
-    db = folder / "x.db"
+def look_beside(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
+    """Look ten times at the log of a database that is written to."""
+    kind, db = random.choice(list(_WRITERS)), settings.db_path
     with _writing(db, kind, random) as acknowledged, ExitStack() as readers:
         for _ in range(_WRITERS[kind].readers):
             readers.enter_context(_reading(db, random))
         harms, before = list[str](), acknowledged()
-        while len(harms) < _LOOKS or acknowledged() == before:
+        while len(harms) < 10 or acknowledged() == before:
             harms.append(_LOOKS_BY[name](db))
     harm = next(filter(None, harms), "")
-    return Outcome(_LOOKS, _LOOKS, f"{kind}, {seed}: {harm}" if harm else "")
+    return True, f"{kind}: {harm}" if harm else ""
 
 
-def _look_at_damage(name: str, seed: str, folder: Path) -> Outcome:
-    random = Random(seed)  # noqa: S311 - to be repeatable
-    folder.mkdir()
-    db = folder / "x.db"
+def look_at_damage(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
+    """Look at a log in which one frame is damaged that has two commits behind it."""
+    db = settings.db_path
     frame = random.randrange(_leave_log(db, random) - 1)
     with ExitStack() as users:
         if random.random() < 0.5:  # who has read the log before goes on with its index
@@ -88,7 +69,7 @@ def _look_at_damage(name: str, seed: str, folder: Path) -> Outcome:
             os.pwrite(log.fileno(), bytes([byte ^ random.randrange(1, 256)]), place)
         users.enter_context(held(db, "PRAGMA schema_version"))
         found = _LOOKS_BY[name](db)
-    return Outcome(1, 1, "" if found else f"{seed}: not found, frame {frame + 1}, byte {place}")
+    return True, "" if found else f"not found, frame {frame + 1}, byte {place}"
 
 
 def _leave_log(db: Path, random: Random) -> int:

@@ -14,10 +14,16 @@ from damage import MEMORY, ROWS, run_sql
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.report import Report
-from faults.contents import content_of, first_backup, newest_backup, settings_of
-from faults.initializers import Initializer
-
-__all__ = ["OPERATIONS", "Operation", "prepare"]
+from faults.experiments import (
+    Deed,
+    content_of,
+    first_backup,
+    initialize,
+    initialize_naively,
+    make_database,
+    newest_backup,
+    settings_of,
+)
 
 _ROWS = tuple(MEMORY.replace("'k'", f"'k{n}'") for n in range(40))
 _CHUNK = 8192  # bytes that a naive copy writes at a time
@@ -25,19 +31,18 @@ _CHUNK = 8192  # bytes that a naive copy writes at a time
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Name what is done to a database that ``spoil`` has prepared, the naive way to do it, and when it is done."""
+    """Name what is done to a database, the naive way to do it, when it is done, and what has spoiled it before."""
 
     title: str
-    spoil: Callable[[Settings], None]
-    sound: Initializer
-    naive: Initializer
+    sound: Deed
+    naive: Deed
     is_done: Callable[[Settings], bool]
+    spoil: Callable[[Settings], None] | None = None
 
 
 def prepare(db: Path) -> Settings:
     """Make a database with a backup of it, and rows that were written since."""
-    settings = settings_of(db)
-    asyncio.run(nb.initialize_database(settings)).raise_for_failures()
+    settings = make_database(db)
     run_sql(db, *ROWS)
     asyncio.run(nb.backup_database(settings)).raise_for_failures()
     run_sql(db, *_ROWS)
@@ -135,14 +140,17 @@ def _spoil_pages(settings: Settings) -> None:
         file.write(b"x" * 100_000)
 
 
-def _leave(_settings: Settings) -> None:
-    """Leave a sound database as it is."""
+def _is_valid(settings: Settings) -> bool:
+    return asyncio.run(nb.validate_database(settings)).ok
 
 
 OPERATIONS = {
-    "backup": Operation("backup", _leave, _back_up, _back_up_naively, _is_backed_up),
-    "restore": Operation("restore", _leave, _restore, _restore_naively, _is_restored),
-    "rollback": Operation("rollback to a fresh start", _leave, _start_afresh, _start_afresh_naively, _is_fresh),
-    "replace": Operation("restore of a damaged file", _spoil_pages, _restore, _restore_naively, _is_restored),
-    "repair": Operation("repair", _spoil_rows, _repair, _repair_naively, _is_repaired),
+    "init": Operation("initialization", initialize, initialize_naively, _is_valid),
+    # Of which one has made the database, and was killed before it removed its scratch directory.
+    "init again": Operation("a second initialization", initialize, initialize_naively, _is_valid),
+    "backup": Operation("backup", _back_up, _back_up_naively, _is_backed_up),
+    "restore": Operation("restore", _restore, _restore_naively, _is_restored),
+    "rollback": Operation("rollback to a fresh start", _start_afresh, _start_afresh_naively, _is_fresh),
+    "replace": Operation("restore of a damaged file", _restore, _restore_naively, _is_restored, _spoil_pages),
+    "repair": Operation("repair", _repair, _repair_naively, _is_repaired, _spoil_rows),
 }

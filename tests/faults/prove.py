@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from faults.alerting import ALERT_SWEEPS, AlertSweep
-from faults.outcomes import Result
+from faults.experiments import BrokenHarnessError, Result
 from faults.sweeps import SWEEPS as INITIALIZATIONS
 from faults.sweeps import Sweep
 from faults.tampering import TAMPERING_SWEEPS, ArchiveSweep
-from faults.tracing import BrokenHarnessError
 
 _HEAD = ("sweep", "faults injected", "struck", "survived", "control (naive): damaged of injected", "verdict")
 _SHOWN = 20
@@ -29,33 +28,32 @@ SWEEPS: Mapping[str, Sweep | ArchiveSweep | AlertSweep] = {**INITIALIZATIONS, **
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sweeps; return 0 if all were survived and every control was damaged."""
     parser = argparse.ArgumentParser(description="Inject faults and tamper; exit 1 if one does harm unfound.")
-    parser.add_argument("sweeps", nargs="*", metavar="SWEEP", help=f"of {', '.join(SWEEPS)}; all by default")
-    parser.add_argument("--sample", type=int, default=1, metavar="N", help="inject every N-th fault only")
+    sweeps = f"of {', '.join(SWEEPS)}, with :N every N-th fault only; all by default"
+    parser.add_argument("sweeps", nargs="*", metavar="SWEEP[:N]", help=sweeps)
     parser.add_argument("--seed", type=int, default=2026, help="for the random moments, and where a sample begins")
     options = parser.parse_args(arguments)
-    if unknown := set(options.sweeps) - set(SWEEPS):
+    given = [name.partition(":") for name in options.sweeps or SWEEPS]
+    chosen = {name: int(every) if every.isdecimal() else 1 for name, _, every in given}
+    if unknown := set(chosen) - set(SWEEPS):
         parser.error(f"no such sweep: {', '.join(sorted(unknown))}")
-    if options.sample < 1:
-        parser.error("--sample: expected 1 or more")
     if shutil.which("strace") is None:
         print("strace is not installed, and no fault can be injected without it: apt-get install strace")
         return 1
     started = time.monotonic()
     try:
-        results = _run(options.sweeps or list(SWEEPS), options.sample, options.seed)
+        results = _run(chosen, options.seed)
     except BrokenHarnessError as error:
         print(f"BROKEN HARNESS: {error}")
         return 1
     print(_table(results))
-    share = "every fault" if options.sample == 1 else f"one fault in {options.sample}"
-    print(f"\n{share}, seed {options.seed}, {time.monotonic() - started:.0f} s in all")
+    print(f"\nseed {options.seed}, {time.monotonic() - started:.0f} s in all")
     for result in results:
         for harm in result.harms[:_SHOWN]:
             print(f"{result.title}: {harm}")
     return 0 if all(result.verdict == "ok" for result in results) else 1
 
 
-def _run(sweeps: Sequence[str], every: int, seed: int) -> list[Result]:
+def _run(sweeps: Mapping[str, int], seed: int) -> list[Result]:
     for name in [name for name in os.environ if name.startswith(("ABATHUR_", "XDG_"))]:
         del os.environ[name]
     results = []
@@ -63,7 +61,7 @@ def _run(sweeps: Sequence[str], every: int, seed: int) -> list[Result]:
         # strace wants the real path.
         folder = Path(name).resolve()
         os.environ["HOME"] = str(folder)
-        for sweep in sweeps:
+        for sweep, every in sweeps.items():
             results.append(SWEEPS[sweep].run(folder / sweep, every, seed))
             print(f"{results[-1].title}: {results[-1].verdict}, {results[-1].seconds:.0f} s", file=sys.stderr)
     return results

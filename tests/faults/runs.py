@@ -21,12 +21,7 @@ from patience import HANGING_S
 from abathur_nb.evidence.record import EXIT_CODES, Entry, read_archive
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import sweep
-from faults.initializers import sound
-from faults.outcomes import Experiment, Outcome
-from faults.place import Place
-from faults.tracing import BrokenHarnessError
-
-__all__ = ["kills_of_runs"]
+from faults.experiments import BrokenHarnessError, Experiment, Outcome, Place, initialize
 
 _RUNS = 100
 _ATTEMPTS = 50
@@ -39,7 +34,7 @@ class _Run:
     """Hold a run of ``validate`` on a fresh database: by the runner, or, as the control, by plain papermill."""
 
     def __init__(self, name: str, place: Place) -> None:
-        asyncio.run(sound(place.db))
+        asyncio.run(initialize(place.db))
         self.place = place
         self.output = place.root / "out.ipynb"
         self.before = place.db.read_bytes()

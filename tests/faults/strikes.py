@@ -4,6 +4,7 @@ At every moment the old state is there, or the new one; of the old one nothing i
 """
 
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -12,80 +13,90 @@ from abathur_nb.backups.copying import Content
 from abathur_nb.backups.manifest import list_backups
 from abathur_nb.backups.taking import unpack
 from abathur_nb.store.target import journal_of
-from faults.contents import content_of, first_backup, settings_of
+from faults.experiments import (
+    BrokenHarnessError,
+    Experiment,
+    Outcome,
+    Place,
+    Planner,
+    content_of,
+    first_backup,
+    initialize,
+    settings_of,
+)
+from faults.judge import harm_of
 from faults.operations import OPERATIONS, prepare
-from faults.outcomes import Experiment, Outcome, Planner
-from faults.place import Place
-from faults.tracing import BrokenHarnessError, Call, Tracer, calls_within, injected_within
-from faults.victim import Ending, Victim
-
-__all__ = ["strikes"]
+from faults.victim import Call, Ending, calls_within, injected_within, run_undisturbed, traced
 
 _ATTEMPTS = 10
+_KNOWN: dict[tuple[str, str], list[Call]] = {}  # what one sweep has traced serves the others
 
 
-def strikes(operation: str, effect: str) -> Planner:
-    """Return what plans a fault at each mutating call of an operation."""
-    return partial(_at_each_call, operation, effect)
+def strikes(effect: str, *operations: str) -> Planner:
+    """Return what plans a fault at each mutating call of operations; of the naive one at those of the first."""
+    return partial(_at_each_call, effect, operations)
 
 
-def _at_each_call(operation: str, effect: str, name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
-    template = folder / f"template-{name}"
-    OPERATIONS[operation].spoil(prepare(template / "data" / "abathur.db"))
-    calls = _calls(operation, name, template, folder)
-    chosen = calls[seed % every :: every]
-    return [partial(_fault_at, operation, name, effect, template, call, _rank(call, calls)) for call in chosen]
-
-
-def _rank(call: Call, calls: list[Call]) -> int:
-    """Return how many of its kind in its thread come before a call, those left out that are on other paths."""
-    return [other for other in calls if (other.thread, other.name) == (call.thread, call.name)].index(call)
+def _at_each_call(
+    effect: str, operations: Sequence[str], name: str, every: int, seed: int, folder: Path
+) -> list[Experiment]:
+    experiments: list[Experiment] = []
+    for operation in operations if name == "sound" else operations[:1]:
+        template = folder / f"template-{name}-{operation}"
+        if not operation.startswith("init"):
+            settings = prepare(template / "data" / "abathur.db")
+            if spoil := OPERATIONS[operation].spoil:
+                spoil(settings)
+        calls = _calls(operation, name, template, folder)
+        for call in calls:
+            alike = [other for other in calls if (other.thread, other.name) == (call.thread, call.name)]
+            # How many of its kind in its thread come before it, those left out that are on other paths.
+            rank = alike.index(call)
+            experiments.append(partial(_fault_at, operation, name, effect, template, call, rank))
+    return experiments[seed % every :: every]
 
 
 def _calls(operation: str, name: str, template: Path, folder: Path) -> list[Call]:
     """Trace an operation that nothing disturbs, once for each of its threads; return its calls in order."""
+    if known := _KNOWN.get((operation, name)):
+        return known
     calls: list[Call] = []
     for thread in count():
-        place = _place(folder / f"traced-{name}-{thread}", template)
-        ending, log = _traced(operation, name, place, thread)
+        place = _place(operation, folder / f"traced-{name}-{operation}-{thread}", template)
+        ending, log = traced(getattr(OPERATIONS[operation], name), place, thread)
         if not ending.ok or (name == "sound" and not OPERATIONS[operation].is_done(settings_of(place.db))):
             raise BrokenHarnessError(f"{operation}, {name}: undisturbed it fails: {ending.out}{ending.err}")
         if log is None:  # no such thread
+            _KNOWN[operation, name] = calls
             return calls
         calls += calls_within(log, thread, place.top)
     raise AssertionError
 
 
-def _place(root: Path, template: Path) -> Place:
+def _place(operation: str, root: Path, template: Path) -> Place:
     place = Place(root)
-    shutil.copytree(template, place.top, dirs_exist_ok=True)
+    if operation == "init again":
+        run_undisturbed(initialize, place, "predecessor")
+        place.make_leftover()
+    elif operation != "init":
+        shutil.copytree(template, place.top, dirs_exist_ok=True)
     return place
-
-
-def _traced(operation: str, name: str, place: Place, thread: int, fault: str = "") -> tuple[Ending, str | None]:
-    """Run one operation, one thread of it traced; return its end and the trace, None without such a thread."""
-    victim = Victim(getattr(OPERATIONS[operation], name), place, "traced", thread=thread)
-    try:
-        thread_id = victim.at_gate()
-        tracer = Tracer(thread_id, place, fault, everywhere=True) if thread_id else None
-    except BaseException:
-        victim.kill()
-        raise
-    finally:
-        victim.gate.open()
-    ending = victim.reap()
-    return ending, tracer.log() if tracer else None
 
 
 def _fault_at(operation: str, name: str, effect: str, template: Path, call: Call, rank: int, folder: Path) -> Outcome:
     for attempt in range(_ATTEMPTS):
-        place = _place(folder / str(attempt), template)
-        before, bytes_before = content_of(place.db), place.db.read_bytes()
-        ending, log = _traced(operation, name, place, call.thread, f"{call.name}:{effect}:when={call.number}")
+        place = _place(operation, folder / str(attempt), template)
+        before = content_of(place.db)
+        bytes_before = place.db.read_bytes() if place.db.exists() else b""
+        fault = f"{call.name}:{effect}:when={call.number}"
+        ending, log = traced(getattr(OPERATIONS[operation], name), place, call.thread, fault)
         if log and (ending.killed if effect == "signal=KILL" else injected_within(log, place.top)):
-            harm = _half(operation, place, before, bytes_before) or _lost(place, before, bytes_before)
-            if name == "sound":
+            if operation.startswith("init"):
+                harm = harm_of(place, ending, sound=name == "sound")
+            elif name == "sound":
                 harm = _harm(operation, place, ending, before, bytes_before)
+            else:
+                harm = _half(operation, place, before, bytes_before) or _lost(place, before, bytes_before)
             return Outcome(1, 1, f"{effect} at {call}: {harm}" if harm else "")
         # How many files of /proc it opens before depends on how many processes there are: aim again.
         alike = [c for c in calls_within(log or "", call.thread, place.top) if c.name == call.name]
@@ -123,10 +134,7 @@ def _harm(operation: str, place: Place, ending: Ending, before: Content | None, 
             return f"left behind: {', '.join(empty)}"
     if fault := _lost(place, before, bytes_before):
         return fault
-    victim = Victim(OPERATIONS[operation].sound, place, "second")
-    victim.at_gate()
-    victim.gate.open()
-    second = victim.reap()
+    second = run_undisturbed(OPERATIONS[operation].sound, place, "second")
     if second.fault or not second.ok:
         return f"a rerun fails: {second.fault or second.report['summary']}"
     if not done(settings):

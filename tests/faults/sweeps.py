@@ -20,28 +20,27 @@ from select import select
 
 from tqdm import tqdm
 
-from faults.alarms import good_databases
-from faults.backups import hot_backups
-from faults.choices import choices_of_backups
-from faults.drills import drills
-from faults.initializers import INITIALIZERS, sound
-from faults.judge import after_a_second_run, false_success, state
-from faults.locks import looks_inside
-from faults.logs import busy_logs, torn_logs
-from faults.mutations import schema_mutations
-from faults.operations import OPERATIONS
-from faults.outcomes import Experiment, Outcome, Planner, Result
-from faults.place import Place
-from faults.refusals import refusals
-from faults.restores import crowded_restores
+from faults.beside import copy_beside, look_inside, restore_beside, split
+from faults.choices import choose, drills, refusals
+from faults.experiments import (
+    INITIALIZERS,
+    BrokenHarnessError,
+    Experiment,
+    Outcome,
+    Place,
+    Planner,
+    Result,
+    drawn,
+    initialize,
+)
+from faults.judge import after_a_second_run, false_success, harm_of, state
+from faults.logs import look_at_damage, look_beside
+from faults.operations import OPERATIONS, prepare
 from faults.runs import kills_of_runs
-from faults.splits import splits
-from faults.spoiling import damaged_backups
+from faults.spoiling import damage_one, two_backups
 from faults.strikes import strikes
-from faults.tracing import BrokenHarnessError, Call, mutating_calls, strike
+from faults.verdicts import look_at, schema_mutations
 from faults.victim import Ending, Gate, Victim
-
-__all__ = ["SWEEPS", "Sweep"]
 
 _KILL = "signal=KILL"
 _RANDOM_KILLS = 1000
@@ -91,7 +90,7 @@ class Sweep:
 
 def _warm_up(place: Place) -> None:
     """Fill the caches of this process, which every victim inherits: what it does once takes longer than the rest."""
-    asyncio.run(sound(place.db))
+    asyncio.run(initialize(place.db))
     if (found := state(place)) != "complete":
         raise BrokenHarnessError(f"undisturbed, initialize_database leaves a database that is {found}")
 
@@ -101,32 +100,6 @@ def _conduct(experiment: Experiment, folder: Path) -> Outcome:
         return experiment(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-# --- a fault at each call
-
-
-def _at_each_call(effect: str, name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
-    calls = mutating_calls(name, folder)
-    if name == "sound":
-        calls += mutating_calls(name, folder, again=True)
-    return [partial(_fault_at, name, effect, call) for call in calls[seed % every :: every]]
-
-
-def _fault_at(name: str, effect: str, call: Call, folder: Path) -> Outcome:
-    place = Place(folder)
-    ending, struck = strike(name, place, call, effect)
-    harm = _harm(name, place, ending)
-    return Outcome(1, int(struck), f"{effect} at {call}: {harm}" if harm else "")
-
-
-def _harm(name: str, place: Place, ending: Ending) -> str:
-    """Say what a fault did that it must not; empty if nothing. A second run is asked of initialize_database only."""
-    if (found := state(place)) == "half-made":
-        return f"the database is {found}"
-    if not ending.killed and (fault := ending.fault or false_success(place, ending, durable=name == "sound")):
-        return fault
-    return after_a_second_run(place) if name == "sound" else ""
 
 
 # --- SIGKILL at random moments
@@ -155,7 +128,7 @@ def _kill_at_random(name: str, lifetime: float, seed: str, folder: Path) -> Outc
         if not victim.ended_within(moment):
             victim.kill()
         ending = victim.reap()
-        harm = _harm(name, place, ending) if ending.killed else ending.fault
+        harm = harm_of(place, ending, sound=name == "sound") if ending.killed else ending.fault
         if harm or ending.killed:
             return Outcome(1, 1, f"SIGKILL after {moment * 1000:.1f} ms: {harm}" if harm else "")
     raise BrokenHarnessError(f"{_ATTEMPTS} of {_ATTEMPTS} ended before they could be killed")
@@ -236,28 +209,29 @@ def _race_harm(name: str, place: Place, alive: Sequence[Ending]) -> str:
 
 
 SWEEPS = {
-    "kill": Sweep("SIGKILL at each mutating call", partial(_at_each_call, _KILL)),
+    "kill": Sweep("SIGKILL at each mutating call", strikes(_KILL, "init", "init again")),
     "random": Sweep("SIGKILL at random moments", _random_kills),
     "race": Sweep(f"racing processes, {_RACERS} at once, half of them killed", _races, _RACERS),
-    "enospc": Sweep("ENOSPC at each mutating call", partial(_at_each_call, "error=ENOSPC")),
-    "eio": Sweep("EIO at each mutating call", partial(_at_each_call, "error=EIO")),
+    "enospc": Sweep("ENOSPC at each mutating call", strikes("error=ENOSPC", "init", "init again")),
+    "eio": Sweep("EIO at each mutating call", strikes("error=EIO", "init", "init again")),
     **{
-        f"{word}-{name}": Sweep(f"{what} at each mutating call, {operation.title}", strikes(name, effect))
+        f"{word}-{name}": Sweep(f"{what} at each mutating call, {operation.title}", strikes(effect, name))
         for word, what, effect in (("kill", "SIGKILL", _KILL), ("full", "ENOSPC", "error=ENOSPC"))
         for name, operation in OPERATIONS.items()
+        if not name.startswith("init")
     },
-    "hot": Sweep("backups beside a hot writer", hot_backups, blunt=0.3),
-    "crowded": Sweep("restores beside a stale log and open readers", crowded_restores),
-    "split": Sweep("files removed or replaced under an open store", splits),
-    "spoilt": Sweep("a backup damaged in one place", damaged_backups),
-    "locks": Sweep("looks from inside a transaction's process", looks_inside),
-    "logs": Sweep("looks at the log beside a writer, in which nothing is damaged", busy_logs, blunt=0.3),
-    "torn": Sweep("a log damaged in one place", torn_logs, blunt=0.3),
-    "choice": Sweep("backups of which the newest is to be restored", choices_of_backups),
+    "hot": Sweep("backups beside a hot writer", drawn(copy_beside, 500), blunt=0.3),
+    "crowded": Sweep("restores beside a stale log and open readers", drawn(restore_beside, 200, prepare)),
+    "split": Sweep("files removed or replaced under an open store", drawn(split, 100)),
+    "spoilt": Sweep("a backup damaged in one place", drawn(damage_one, 1000, two_backups)),
+    "locks": Sweep("looks from inside a transaction's process", drawn(look_inside, 60)),
+    "logs": Sweep("ten looks each at a sound log beside a writer", drawn(look_beside, 50, None), blunt=0.3),
+    "torn": Sweep("a log damaged in one place", drawn(look_at_damage, 100, None), blunt=0.3),
+    "choice": Sweep("backups of which the newest is to be restored", drawn(choose, 200)),
     "drills": Sweep("drills and restorations between page sizes", drills),
     "refused": Sweep("refusals, which change nothing", refusals),
     "mutated": Sweep("an object of the schema changed", schema_mutations),
     # The control must be alarmed each time.
-    "good": Sweep("good databases, none of which may raise an alarm", good_databases, blunt=0.99),
+    "good": Sweep("good databases, none of which may raise an alarm", drawn(look_at, 100), blunt=0.99),
     "runs": Sweep("runs killed at random moments", kills_of_runs),
 }

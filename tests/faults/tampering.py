@@ -1,7 +1,6 @@
 """Sweeps over an archive: any byte flipped, and what else is done to evidence; ``verify`` must find each."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,10 +17,10 @@ from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, Record, read_run
 from abathur_nb.evidence.statement import envelope
 from abathur_nb.evidence.verify import verify_archive
-from faults.outcomes import Result
-from faults.tracing import BrokenHarnessError
+from faults.experiments import BrokenHarnessError, Result
+from faults.spoiling import cut, flip, lengthen, link, pipe
 
-__all__ = ["TAMPERINGS", "TAMPERING_SWEEPS", "ArchiveSweep", "Tampering"]
+_FILES = (STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,87 +57,72 @@ def _files(archive: Path) -> list[Path]:
     return sorted(path for path in archive.rglob("*") if path.is_file())
 
 
-def _cut(made: Tampering) -> str:
-    path = made.file()
-    length = made.random.randrange(path.stat().st_size)
-    os.truncate(path, length)
-    return f"{path.name} cut to {length} bytes"
+def _cut(made: Tampering) -> None:
+    cut(made.file(), made.random)
 
 
-def _lengthen(made: Tampering) -> str:
-    path = made.file()
-    with path.open("ab") as file:
-        file.write(made.random.choice((b"\n", b"\0", b" ", b"{}\n")))
-    return f"{path.name} lengthened"
+def _lengthen(made: Tampering) -> None:
+    lengthen(made.file(), made.random)
 
 
-def _take_file(made: Tampering) -> str:
-    path = made.run() / made.random.choice((STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT))
+def _take_file(made: Tampering) -> None:
+    path = made.run() / made.random.choice(_FILES)
     path.unlink()
-    return f"{path.name} of an archived run taken away"
 
 
-def _take_ledger(made: Tampering) -> str:
+def _take_ledger(made: Tampering) -> None:
     (made.archive / LEDGER).unlink()
-    return "the ledger taken away"
 
 
-def _take_run(made: Tampering) -> str:
+def _take_run(made: Tampering) -> None:
     shutil.rmtree(made.run())
-    return "the folder of an archived run taken away"
 
 
-def _take_line(made: Tampering) -> str:
+def _take_line(made: Tampering) -> None:
     lines = made.lines()
     number = made.random.randrange(len(lines))
     made.write(lines[:number] + lines[number + 1 :])
-    return f"line {number + 1} of the ledger taken away"
 
 
-def _take_run_and_line(made: Tampering) -> str:
+def _take_run_and_line(made: Tampering) -> None:
     """Take away what tells of a run, but for the chain."""
     folder = made.run()
     shutil.rmtree(folder)
     made.write([line for line in made.lines() if folder.name.encode() not in line])
-    return "a run and its line taken away"
 
 
-def _swap_lines(made: Tampering) -> str:
+def _swap_lines(made: Tampering) -> None:
     lines = made.lines()
     one, other = sorted(made.random.sample(range(len(lines)), 2))
     lines[one], lines[other] = lines[other], lines[one]
     made.write(lines)
-    return f"lines {one + 1} and {other + 1} of the ledger swapped"
 
 
-def _swap_files(made: Tampering) -> str:
+def _swap_files(made: Tampering) -> None:
     one, other = made.two()
-    name = made.random.choice((STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT))
+    name = made.random.choice(_FILES)
     aside = one / ".aside"
     (one / name).rename(aside)
     (other / name).rename(one / name)
     aside.rename(other / name)
-    return f"{name} of two runs swapped"
 
 
-def _swap_runs(made: Tampering) -> str:
+def _swap_runs(made: Tampering) -> None:
     one, other = made.two()
     aside = made.archive / ".aside"
     one.rename(aside)
     other.rename(one)
     aside.rename(other)
-    return "the folders of two runs swapped"
 
 
-def _change_number(made: Tampering) -> str:
+def _change_number(made: Tampering) -> None:
     path = made.run() / RECORD
     record = unsealed(path.read_bytes())
     record["facts"]["rows"]["tasks"] += 1
     path.write_bytes(sealed(record))
-    return "a number of a record changed, its own hash recomputed"
 
 
-def _change_verdict(made: Tampering) -> str:
+def _change_verdict(made: Tampering) -> None:
     """Rewrite everything that tells of a run consistently, but for the chain behind it."""
     folder = made.run()
     record = {**unsealed((folder / RECORD).read_bytes()), "verdict": "interrupted"}
@@ -153,78 +137,60 @@ def _change_verdict(made: Tampering) -> str:
             data |= {"verdict": "interrupted", "files": hashes}
         lines.append(sealed(data))
     made.write(lines)
-    return "a verdict rewritten in record, statement and ledger"
 
 
-def _change_line(made: Tampering) -> str:
+def _change_line(made: Tampering) -> None:
     lines = made.lines()
     number = made.random.randrange(len(lines))
     lines[number] = sealed({**unsealed(lines[number]), "env": "production"})
     made.write(lines)
-    return f"line {number + 1} of the ledger rewritten, its own hash recomputed"
 
 
-def _change_form(made: Tampering) -> str:
+def _change_form(made: Tampering) -> None:
     path = made.run() / made.random.choice((STARTED, RECORD, STATEMENT))
     path.write_text(json.dumps(json.loads(path.read_bytes()), indent=1))
-    return f"{path.name} written in another form"
 
 
-def _link(made: Tampering) -> str:
-    path = made.run() / made.random.choice((STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT))
-    path.rename(made.archive.parent / "elsewhere")
-    path.symlink_to(made.archive.parent / "elsewhere")
-    return f"{path.name} moved elsewhere, and a link to it left"
+def _link(made: Tampering) -> None:
+    link(made.run() / made.random.choice(_FILES), made.random)
 
 
-def _pipe(made: Tampering) -> str:
-    path = made.file()
-    path.unlink()
-    os.mkfifo(path)
-    return f"a FIFO in place of {path.name}"
+def _pipe(made: Tampering) -> None:
+    pipe(made.file(), made.random)
 
 
-def _add(made: Tampering) -> str:
+def _add(made: Tampering) -> None:
     folder = made.random.choice((made.archive, made.run()))
     (folder / "notes.txt").write_text("all is well")
-    return "a file of another kind added"
 
 
-def _add_page(made: Tampering) -> str:
+def _add_page(made: Tampering) -> None:
     """Let a run that was never sealed look like one."""
     (folder,) = (path.parent for path in made.archive.glob(f"*/{STARTED}") if not path.with_name(RECORD).exists())
     shutil.copy(made.run() / PAGE, folder)
-    return "a page put beside a run that was never sealed"
 
 
-def _replay(made: Tampering) -> str:
+def _replay(made: Tampering) -> None:
     """Append the first run of another archive, which began behind no line either."""
     folder = make_run(resolve("staging", db_path=made.archive.parent / "other" / "abathur.db"))
     (line,) = (folder.parent / LEDGER).read_bytes().splitlines(keepends=True)
     shutil.move(folder, made.archive)
     made.write([*made.lines(), sealed({**unsealed(line), "previous": sha256(made.lines()[-1])})])
-    return "a run of another archive appended"
 
 
-def _copy_run(made: Tampering) -> str:
+def _copy_run(made: Tampering) -> None:
     shutil.copytree(made.run(), made.archive / "20261123T101500123Z-9f3ac1")
-    return "a run copied under another id"
 
 
-TAMPERINGS: tuple[Callable[[Tampering], str], ...] = (
+TAMPERINGS: tuple[Callable[[Tampering], None], ...] = (
     *(_cut, _lengthen, _take_file, _take_ledger, _take_run, _take_line, _take_run_and_line),
     *(_swap_lines, _swap_files, _swap_runs, _change_number, _change_verdict, _change_line, _change_form),
     *(_link, _pipe, _add, _add_page, _replay, _copy_run),
 )
 
 
-def _flip(made: Tampering) -> str:
-    path = made.file()
-    content = bytearray(path.read_bytes())
-    place, value = made.random.randrange(len(content)), made.random.randrange(1, 256)
-    content[place] ^= value
-    path.write_bytes(content)
-    return f"byte {place} of {path.relative_to(made.archive)} xor {value:#04x}"
+def _flip(made: Tampering) -> None:
+    flip(made.file(), made.random)
 
 
 def _by_names_and_sizes(archive: Path, sound: Path) -> bool:
@@ -248,7 +214,7 @@ class ArchiveSweep:
     """Name a sweep over an archive: the tamperings, how often each is tried, and a control that finds too little."""
 
     title: str
-    tamperings: Sequence[Callable[[Tampering], str]]
+    tamperings: Sequence[Callable[[Tampering], None]]
     rounds: int
     control: Callable[[Path, Path], bool]
 
@@ -263,12 +229,12 @@ class ArchiveSweep:
             for tampering in self.tamperings:
                 random = Random(f"{seed}-{number}-{tampering.__name__}")  # noqa: S311 - to be repeatable
                 shutil.copytree(sound, copy)
-                told = tampering(Tampering(copy, settings, random))
+                tampering(Tampering(copy, settings, random))
                 result.experiments += 1
                 result.injected += 1
                 result.struck += _content(copy) != _content(sound)
                 if verify_archive(copy).ok:
-                    result.harms.append(f"not found, seed {seed}-{number}: {told}")
+                    result.harms.append(f"not found: {tampering.__name__.strip('_')}, seed {seed}-{number}")
                 else:
                     result.survived += 1
                 result.control += 1

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 
 import pytest
 from damage import held
+from sampling import sampled
 
 from abathur_nb.health import path_on_disk as modes
 from abathur_nb.health.path_on_disk import log_check
@@ -145,12 +147,15 @@ def number(db: Path, how: str) -> int:
         return 99
 
 
-@pytest.mark.parametrize("rows", [True, False])
-@pytest.mark.parametrize("toggles", [False, True], ids=["", "a row that is changed to and fro"])
-@pytest.mark.parametrize("written", [0, 3, 7, 9])
+@pytest.mark.parametrize(
+    "at",  # how much was written into the database, whether a row is changed to and fro, whether rows are added
+    sampled(product((0, 3, 7, 9), (False, True), (True, False)), (0, True, True), (7, True, False), (9, False, True)),
+    ids=str,
+)
 def test_a_database_into_which_the_log_was_written_is_newer_than_a_log_cut_off_before(
-    written: int, toggles: bool, rows: bool, db: Path
+    at: tuple[int, bool, bool], db: Path
 ) -> None:
+    written, toggles, rows = at
     saved, wrong = dict[str, bytes](), []
     with closing(sqlite3.connect(db)) as reader, closing(sqlite3.connect(db, isolation_level=None)) as conn:
         conn.executescript("PRAGMA wal_autocheckpoint = 0; CREATE TABLE v (n, x); CREATE TABLE w (x);")
@@ -176,18 +181,21 @@ def test_a_database_into_which_the_log_was_written_is_newer_than_a_log_cut_off_b
     assert wrong == []
 
 
-@pytest.mark.parametrize("name", [name for name in TORN if "index" not in name and name not in DOUBTFUL])
-def test_a_damaged_log_is_found_after_it_was_read_anew(name: str, db: Path) -> None:
+def test_a_damaged_log_is_found_after_it_was_read_anew(db: Path) -> None:
     write(db, 1, 5, 5)
-    TORN[name](db)
+    TORN["the first frame"](db)
     with held(db, "SELECT * FROM t"):
         check = log_check(db)
     assert check.status == "fail"
 
 
-@pytest.mark.parametrize("bits", [0x01, 0x90, 0xFF])  # of the page size: a larger one, with which no frame is whole
-@pytest.mark.parametrize("in_use", [True, False])
-def test_any_damaged_byte_of_the_header_is_found(in_use: bool, bits: int, db: Path) -> None:
+@pytest.mark.parametrize(
+    "at",  # 0x90 of the page size: a larger one, with which no frame is whole
+    sampled(product((True, False), (0x01, 0x90, 0xFF)), (True, 0x90), (False, 0x01)),
+    ids=str,
+)
+def test_any_damaged_byte_of_the_header_is_found(at: tuple[bool, int], db: Path) -> None:
+    in_use, bits = at
     write(db, 1)
     log, index = Path(f"{db}-wal"), Path(f"{db}-shm")
     content, missed = log.read_bytes(), []

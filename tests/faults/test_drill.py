@@ -12,12 +12,15 @@ from typing import Any
 
 import pytest
 from backup_helpers import content_of, taken
-from damage import held, run_as_other, run_sql
-from forms import MODES, PAGES, made
+from damage import held, run_as_other
+from forms import MODES, made
+from sampling import sampled
 
 import abathur_nb as nb
 from abathur_nb.backups.manifest import Backup, list_backups, read_backup
 from abathur_nb.config.settings import Settings
+
+SIZES = (4096, 8192)  # of a page: a database of another size is replaced, one of the same is written into
 
 
 async def agree(settings: Settings, backup: Backup) -> bool:
@@ -34,32 +37,14 @@ async def agree(settings: Settings, backup: Backup) -> bool:
     return report.ok
 
 
-@pytest.fixture
-async def backups(tmp_path: Path) -> dict[int, Backup]:
-    """Return a backup of each page size; every second one is of a database that vacuums itself."""
-    return {
-        size: await taken(await made(tmp_path / str(size) / "a.db", page_size=size, vacuum=number % 3))
-        for number, size in enumerate(PAGES)
-    }
-
-
-@pytest.mark.parametrize("size", PAGES)
-async def test_each_page_size_takes_the_content_of_each(size: int, backups: dict[int, Backup], tmp_path: Path) -> None:
-    settings = await made(tmp_path / "live" / "abathur.db", page_size=size, mode=MODES[size % 1000 % 4])
-    run_sql(settings.db_path, "DELETE FROM audit")
-    for backup in backups.values():
-        assert await agree(settings, backup)
-
-
-@pytest.mark.parametrize(("vacuum", "mode"), list(product((0, 1, 2), MODES)))
-async def test_neither_vacuum_nor_journal_mode_is_in_the_way(
-    vacuum: int, mode: str, database: Settings, tmp_path: Path
-) -> None:
+async def test_neither_vacuum_nor_journal_mode_is_in_the_way(database: Settings, tmp_path: Path) -> None:
     backup = await taken(database)
-    assert await agree(await made(tmp_path / "live" / "abathur.db", vacuum=vacuum, mode=mode), backup)
+    for number, mode in enumerate(MODES):
+        live = await made(tmp_path / f"live-{number}" / "abathur.db", vacuum=number % 3, mode=mode)
+        assert await agree(live, backup)
 
 
-@pytest.mark.parametrize(("live", "other"), list(product(("UTF-8", "UTF-16le", "UTF-16be"), repeat=2)))
+@pytest.mark.parametrize(("live", "other"), [("UTF-8", "UTF-16le"), ("UTF-16be", "UTF-8"), ("UTF-16le", "UTF-16be")])
 async def test_another_encoding_is_replaced_and_not_written_into(live: str, other: str, tmp_path: Path) -> None:
     backup = (await nb.backup_database(await made(tmp_path / "other" / "abathur.db", encoding=other))).ok
     assert backup
@@ -77,12 +62,13 @@ OPENED: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("size", [4096, 8192])
-@pytest.mark.parametrize("how", OPENED)
+@pytest.mark.parametrize(
+    "at", sampled(product(OPENED, SIZES), *zip(OPENED, (4096, 8192, 8192, 4096), strict=True)), ids=str
+)
 async def test_who_may_use_the_database_is_judged_by_a_drill_too(
-    how: str, size: int, database: Settings, tmp_path: Path
+    at: tuple[str, int], database: Settings, tmp_path: Path
 ) -> None:
-    backup = await taken(database)
+    (how, size), backup = at, await taken(database)
     settings = await made(tmp_path / "live" / "abathur.db", page_size=size)
     OPENED[how](settings.db_path)
     # A file that is replaced leaves its mode behind, and its directory does not.
@@ -100,12 +86,13 @@ CONDITIONS: dict[str, tuple[tuple[str, ...] | None, bool, bool]] = {
 }
 
 
-@pytest.mark.parametrize("size", [4096, 8192])
-@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize(
+    "at", sampled(product(CONDITIONS, SIZES), *zip(CONDITIONS, (8192, 8192, 4096, 4096), strict=True)), ids=str
+)
 async def test_whoever_has_it_open_forbids_what_would_harm(
-    condition: str, size: int, database: Settings, tmp_path: Path
+    at: tuple[str, int], database: Settings, tmp_path: Path
 ) -> None:
-    backup = await taken(database)
+    (condition, size), backup = at, await taken(database)
     settings = replace(await made(tmp_path / "live" / "abathur.db", page_size=size), busy_timeout_ms=200)
     statements, in_place, aside = CONDITIONS[condition]
     users: AbstractContextManager[Any] = held(settings.db_path, *statements) if statements else nullcontext()
@@ -118,7 +105,7 @@ async def test_whoever_has_it_open_forbids_what_would_harm(
     assert await agree(settings, backup), "once nobody is in the way"
 
 
-@pytest.mark.parametrize("size", [4096, 8192])
+@pytest.mark.parametrize("size", SIZES)
 async def test_what_is_kept_of_a_file_that_is_replaced_is_both_its_backup_and_the_file(
     size: int, database: Settings, tmp_path: Path
 ) -> None:
@@ -132,9 +119,13 @@ async def test_what_is_kept_of_a_file_that_is_replaced_is_both_its_backup_and_th
     assert moved == ([] if size == 4096 else [whole])
 
 
-@pytest.mark.parametrize("right", ["the directory", "the file", "the backups"])
-@pytest.mark.parametrize("size", [4096, 8192])
-async def test_the_rights_of_who_drills_are_those_of_who_restores(right: str, size: int, public: Path) -> None:
+@pytest.mark.parametrize(
+    "at",
+    sampled(product(("the directory", "the file", "the backups"), SIZES), ("the directory", 4096), ("the file", 8192)),
+    ids=str,
+)
+async def test_the_rights_of_who_drills_are_those_of_who_restores(at: tuple[str, int], public: Path) -> None:
+    right, size = at
     settings = await made(public / "live" / "abathur.db", page_size=size)
     other = await taken(await made(public / "other" / "abathur.db"))
     shutil.copytree(other.path.parent, public / "given")

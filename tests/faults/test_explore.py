@@ -2,17 +2,13 @@
 
 import asyncio
 import json
-import re
 import sqlite3
 import tracemalloc
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import AGENT, MEMORY, ROWS, SESSION, TASK, flip_bits, held, run_sql, spoil_json, untouched
+from damage import AGENT, MEMORY, SESSION, TASK, flip_bits, run_sql, untouched
 from explore_helpers import HOSTILE, fill, insert
 
 import abathur_nb as nb
@@ -23,7 +19,6 @@ from abathur_nb.runbook.explore import Exploration, explore
 from abathur_nb.store.schema import expected_tables
 
 PARTS = ("sessions", "session", "namespaces", "memories", "memory", "audit", "growth", "diagram")
-LARGE = 300_000  # bytes: more than is read whole
 
 
 def remember(settings: Settings, namespace: str, key: str, *values: object) -> None:
@@ -45,9 +40,13 @@ def bundles(found: Exploration) -> dict[str, dict[str, str]]:
 # --- what it shows
 
 
-async def test_each_part_says_how_much_there_is(database: Settings) -> None:
+async def test_each_part_says_how_much_there_is_and_nothing_changes(database: Settings) -> None:
     await fill(database)
-    found = await explore(database)
+    beside = sorted(path.name for path in database.db_path.parent.iterdir())
+    with untouched(database.db_path):
+        found = await explore(database)
+        bundles(found)
+    assert {path.name for path in database.db_path.parent.iterdir()} - {*beside} <= {"abathur.db-wal", "abathur.db-shm"}
     assert found.report.ok
     told = {one.name: one.observed for one in found.report.checks}
     assert told["sessions"] == "1 sessions, the last used first"
@@ -64,17 +63,7 @@ async def test_each_part_says_how_much_there_is(database: Settings) -> None:
     assert (found.rows["memory_entries"], found.rows["sessions"]) == (3 + 5, 1)
 
 
-async def test_a_look_changes_nothing(database: Settings) -> None:
-    run_sql(database.db_path, *ROWS)
-    beside = sorted(path.name for path in database.db_path.parent.iterdir())
-    with untouched(database.db_path):
-        found = await explore(database)
-        assert found.report.ok
-        bundles(found)
-    assert {path.name for path in database.db_path.parent.iterdir()} - {*beside} <= {"abathur.db-wal", "abathur.db-shm"}
-
-
-async def test_a_fresh_database_says_of_each_part_that_there_is_nothing(database: Settings) -> None:
+async def test_of_what_is_not_there_words_say_so_and_nothing_fails(database: Settings) -> None:
     found = await explore(database, namespace="nobody:")
     assert found.report.ok
     assert [one.name for one in found.report.checks if one.status == "warn"] == ["namespaces"]
@@ -82,32 +71,40 @@ async def test_a_fresh_database_says_of_each_part_that_there_is_nothing(database
     assert str(found.namespaces) == "no namespace begins with 'nobody:'"
     assert str(found.memories) == "no current memory"
     assert str(found.audit) == "no audit row"
-    assert check(found, "memory").observed == "none there"
     assert all(bundle["text/plain"] for bundle in bundles(found).values())
-
-
-async def test_of_rows_that_were_all_taken_away_words_say_so(database: Settings) -> None:
+    await fill(database)
+    name = "'; DROP TABLE sessions; --"
+    found = await explore(database, namespace="user:a", key=name, session=name)
+    told = {one.name: one.observed for one in found.report.checks if one.status == "warn"}
+    assert told == {"session": f'no session "{name}"', "memory": f'no memory has the key "{name}" there'}
     run_sql(database.db_path, *(f"DELETE FROM {table}" for table in expected_tables()))
     found = await explore(database)
     assert found.report.ok
-    assert str(found.growth) == "no row yet"
-    assert str(found.namespaces) == "no memory yet"
     assert nb.charts.rows_over_time(found.growth).alt == "no row yet: there is nothing to draw"
     assert all(part.to_frame().empty for part in (found.sessions, found.namespaces, found.memory, found.growth))
+    run_sql(database.db_path, "DROP TABLE audit")
+    found = await explore(database)
+    assert "no such table: audit" in check(found, "audit trail").observed
+    assert not check(found, "sessions").failed
 
 
-@pytest.mark.parametrize("prefix", ["user:100%", "user:100%_"])
-async def test_a_prefix_is_taken_literally(database: Settings, prefix: str) -> None:
+async def test_a_prefix_is_taken_literally_and_names_choose(database: Settings) -> None:
     await fill(database)
     remember(database, "user:100xy", "k", "{}")
+    remember(database, "user:carol", "tea", "{}")
     run_sql(database.db_path, "INSERT INTO audit (action_type, memory_namespace) VALUES ('x', 'user:100xy')")
-    found = await explore(database, namespace=prefix)
-    assert [row[0] for row in found.memories.rows] == ["user:100%_x"]
-    assert [row["branch"] for _, row in found.namespaces.to_frame().iterrows()] == ["user", "user:100%_x"]
-    assert {row[3] for row in found.audit.rows} == {"user:100%_x"}
+    for prefix in ("user:100%", "user:100%_"):
+        found = await explore(database, namespace=prefix)
+        assert [row[0] for row in found.memories.rows] == ["user:100%_x"]
+        assert [row["branch"] for _, row in found.namespaces.to_frame().iterrows()] == ["user", "user:100%_x"]
+        assert {row[3] for row in found.audit.rows} == {"user:100%_x"}
     assert (await explore(database, namespace="%")).memories.rows == ()
     # The control: without its sign it begins both.
     assert len((await explore(database, namespace="user:100")).memories.rows) == 2
+    found = await explore(database, namespace="user:carol", key="tea", session="s1")
+    assert (found.memory.namespace, found.memory.key) == ("user:carol", "tea")
+    assert found.session.caption.startswith("session s1: ")
+    assert (await explore(database, key="tea")).memory.namespace == "user:alice:likes", "the one of most versions"
 
 
 async def test_every_listing_ends_at_the_limit_and_tells_of_how_many_it_is(database: Settings) -> None:
@@ -132,28 +129,10 @@ async def test_every_listing_ends_at_the_limit_and_tells_of_how_many_it_is(datab
     assert {change for _, _, _, _, _, change, _, _ in found.memory.changes.rows} == {"the same"}, "none is the first"
 
 
-async def test_a_memory_and_a_session_are_shown_by_their_names(database: Settings) -> None:
+async def test_the_frames_have_the_columns_and_types_that_one_goes_on_with(database: Settings) -> None:
     await fill(database)
-    insert(database, "INSERT INTO sessions (id, app_name, user_id) VALUES ('s2', 'a', 'u')")
-    remember(database, "user:carol", "tea", "{}")
-    found = await explore(database, namespace="user:carol", key="tea", session="s1")
-    assert (found.memory.namespace, found.memory.key) == ("user:carol", "tea")
-    assert found.session.caption.startswith("session s1: ")
-    assert (await explore(database, key="tea")).memory.namespace == "user:alice:likes", "the one of most versions"
-
-
-async def test_what_was_asked_for_and_is_not_there_is_told_and_fails_nothing(database: Settings) -> None:
-    await fill(database)
-    found = await explore(database, namespace="user:a", key="coffee", session="s2")
-    assert found.report.ok
-    told = {one.name: one.observed for one in found.report.checks if one.status == "warn"}
-    assert told == {"session": "no session 's2'", "memory": "no memory has the key 'coffee' there"}
-    assert str(found.session) == "no such session"
-
-
-async def test_the_frames_have_the_columns_that_one_goes_on_with(database: Settings) -> None:
-    await fill(database)
-    run_sql(database.db_path, TASK, AGENT)
+    sql = "INSERT INTO audit (action_type, memory_entry_id) VALUES ('x', {})"
+    run_sql(database.db_path, TASK, AGENT, sql.format("NULL"), sql.format(2**53 + 1))
     found = await explore(database)
     columns = {name: " ".join(getattr(found, name).to_frame().columns) for name in PARTS}
     assert columns == {
@@ -173,33 +152,12 @@ async def test_the_frames_have_the_columns_that_one_goes_on_with(database: Setti
     assert " ".join(changes.columns) == "version state updated_at updated_by path change before after"
     for frame in (found.sessions.to_frame(), found.memories.to_frame(), found.memory.to_frame()):
         assert str(frame["created_at"].dtype).endswith("UTC]"), "a time that one can compute with"
-    assert str(found.audit.to_frame()["timestamp"].dtype).endswith("UTC]")
-
-
-async def test_a_number_beside_a_null_stays_exact_in_the_frame(database: Settings) -> None:
-    sql = "INSERT INTO audit (action_type, memory_entry_id) VALUES ('x', ?)"
-    run_sql(database.db_path, "PRAGMA foreign_keys = OFF", sql.replace("?", "NULL"), sql.replace("?", str(2**53 + 1)))
-    ids = (await explore(database)).audit.to_frame()["memory_entry_id"]
+    ids = found.audit.to_frame()["memory_entry_id"]
     assert str(ids.dtype) == "Int64"
-    assert ids.dropna().tolist() == [2**53 + 1]
-
-
-async def test_a_time_that_is_none_stays_to_be_seen_in_the_frame(database: Settings) -> None:
-    run_sql(database.db_path, SESSION, "UPDATE sessions SET created_at = 'yesterday'")
+    assert 2**53 + 1 in ids.dropna().tolist(), "exact beside a NULL"
+    run_sql(database.db_path, "UPDATE sessions SET created_at = 'yesterday'")
     found = await explore(database)
-    assert found.report.ok
-    assert found.sessions.to_frame()["created_at"].tolist() == ["yesterday"]
-    assert check(found, "growth").observed.endswith("; 1 row without a valid timestamp: run validate.ipynb")
-
-
-async def test_of_an_enormous_value_the_beginning_is_read_and_its_end_is_not_judged(database: Settings) -> None:
-    remember(database, "user:a", "k", *(json.dumps({"x": "y" * LARGE + end}) for end in "ab"))
-    found = await explore(database, namespace="user:a")
-    (row,) = found.memories.rows
-    assert (len(row[4]), row[5]) == (1000, LARGE + 10)
-    first, second = sorted(found.memory.changes.rows)
-    assert first[5] == "first"
-    assert second[5] == "the same as far as it was read"
+    assert found.sessions.to_frame()["created_at"].tolist() == ["yesterday"], "an invalid time stays to be seen"
 
 
 # --- what is hostile or spoiled
@@ -276,58 +234,19 @@ async def test_a_part_that_is_not_read_in_time_is_named_and_the_others_are_read(
     assert all(one.remedy for one in found.report.checks if one.name in late)
 
 
-@pytest.mark.parametrize(
-    "stored", [b"\xff\x00", b"[]", 7, 1.5, "null", "7", "{broken", '{"x": NaN}', "[" * 5000, "[" * 985 + "]" * 985]
-)
-async def test_a_session_of_what_the_schema_forbids_is_shown(database: Settings, stored: object) -> None:
-    sql = "INSERT INTO sessions (id, app_name, user_id, events, state, metadata) VALUES ('s', 'a', 'u', ?1, ?1, ?1)"
-    insert(database, sql, stored)
-    remember(database, "user:a", "k", stored, stored)
-    found = await explore(database, namespace="user:a")
-    assert found.report.ok, str(found.report)
-    assert all(bundle["text/plain"] for bundle in bundles(found).values())
-    assert not found.session.to_frame().isna().any(axis=None)
+async def test_a_session_of_what_the_schema_forbids_is_shown(database: Settings) -> None:
+    session = "INSERT INTO sessions (id, app_name, user_id, events, state, metadata) VALUES ('s', 'a', 'u', ?1, ?1, ?1)"
+    for stored in (b"\xff\x00", b"[]", 7, 1.5, "null", "{broken", '{"x": NaN}', "[" * 5000, "[" * 985 + "]" * 985):
+        run_sql(database.db_path, "DELETE FROM sessions", "DELETE FROM memory_entries")
+        insert(database, session, stored)
+        remember(database, "user:a", "k", stored, stored)
+        found = await explore(database, namespace="user:a")
+        assert found.report.ok, str(found.report)
+        assert all(bundle["text/plain"] for bundle in bundles(found).values())
+        assert not found.session.to_frame().isna().any(axis=None)
 
 
 # --- what is no database, or one that cannot be read
-
-
-async def test_a_database_that_is_not_there_is_told_and_not_made(settings: Settings) -> None:
-    found = await explore(settings)
-    assert found.report.refused
-    assert not settings.db_path.parent.exists()
-    assert all("could not be read" in bundle["text/plain"] for bundle in bundles(found).values())
-    assert found.to_record() == {}
-
-
-def another_application(path: Path) -> None:
-    path.unlink()
-    with closing(sqlite3.connect(path)) as conn:
-        conn.executescript("PRAGMA application_id = 7; CREATE TABLE sessions (x);")
-
-
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def garbled(path: Path) -> None:
-    path.write_bytes(b"x" * 1000)
-
-
-def later(path: Path) -> None:
-    run_sql(path, "PRAGMA user_version = 99")
-
-
-@pytest.mark.parametrize("spoil", [another_application, emptied, garbled, later])
-async def test_what_is_no_database_of_ours_is_told_as_validate_tells_it(
-    database: Settings, spoil: Callable[[Path], None]
-) -> None:
-    spoil(database.db_path)
-    with untouched(database.db_path):
-        found, validated = await explore(database), await nb.validate_database(database)
-    assert not found.report.ok
-    assert found.report.refused == validated.refused
-    assert found.report.checks[0] == validated.checks[0]
 
 
 async def test_a_damaged_page_costs_the_parts_that_stand_on_it_and_the_rest_is_shown(database: Settings) -> None:
@@ -346,24 +265,6 @@ async def test_a_damaged_page_costs_the_parts_that_stand_on_it_and_the_rest_is_s
     assert not check(found, "session").failed
     assert found.session.rows
     assert all(bundle["text/plain"] for bundle in bundles(found).values())
-
-
-@pytest.mark.parametrize(("table", "part"), [("audit", "audit trail"), ("sessions", "sessions")])
-async def test_a_missing_table_is_named_and_the_rest_is_shown(database: Settings, table: str, part: str) -> None:
-    await fill(database)
-    run_sql(database.db_path, f"DROP TABLE {table}")
-    found = await explore(database)
-    assert f"no such table: {table}" in check(found, part).observed
-    assert found.memories.rows
-    assert table not in {*found.diagram.to_frame()["table"]}
-
-
-async def test_a_database_locked_whole_is_told_with_who_holds_it(database: Settings) -> None:
-    settings = replace(database, busy_timeout_ms=50)
-    with held(database.db_path, "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "COMMIT") as process:
-        found = await explore(settings)
-    assert not found.report.ok
-    assert f"locked by PID {process.pid}" in str(found.report)
 
 
 # --- beside others, and arguments
@@ -395,36 +296,13 @@ async def test_all_parts_are_of_one_snapshot_whoever_writes_meanwhile(database: 
 
 
 async def test_all_wrong_arguments_are_named_at_once(database: Settings) -> None:
-    given: dict[str, Any] = {"namespace": "a\nb", "key": "", "session": 7, "limit": 0}
-    with pytest.raises(nb.ConfigurationError) as refused:
-        await explore(database, **given)
-    assert [fault.partition(":")[0] for fault in refused.value.faults] == [*given]
-    assert re.search(r"limit: expected .*1.*1,?000", str(refused.value))
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        *({"limit": limit} for limit in (-1, 1001, 1.0, True, "5", None)),
-        *({"namespace": prefix} for prefix in (b"a", 7, "x" * 513, "\u202e")),
-        *({"key": key} for key in (b"a", "x" * 513, "a\x00b")),
-        *({"session": session} for session in ("", "\ud800")),
-    ],
-)
-async def test_a_wrong_argument_is_refused_by_name(database: Settings, given: dict[str, Any]) -> None:
-    with pytest.raises(nb.ConfigurationError, match=next(iter(given))):
-        await explore(database, **given)
-
-
-async def test_a_name_that_looks_like_sql_is_a_name(database: Settings) -> None:
-    await fill(database)
-    name = "'; DROP TABLE sessions; --"
-    found = await explore(database, namespace=name, key=name, session=name)
-    assert found.report.ok
-    assert found.rows["sessions"] == 1
-    assert [one.name for one in found.report.checks if one.status == "warn"] == ["session", "namespaces", "memory"]
-
-
-async def test_a_broken_value_elsewhere_fails_nothing(database: Settings) -> None:
-    spoil_json(database.db_path)
-    assert (await explore(database)).report.ok
+    wrong: tuple[dict[str, Any], ...] = (
+        {"namespace": "a\nb", "key": "", "session": 7, "limit": 0},
+        {"namespace": b"a", "key": "x" * 513, "session": "\ud800", "limit": True},
+        {"namespace": "\u202e", "key": "a\x00b", "session": "", "limit": 1001},
+    )
+    for given in wrong:
+        with pytest.raises(nb.ConfigurationError) as refused:
+            await explore(database, **given)
+        assert [fault.partition(":")[0] for fault in refused.value.faults] == [*given]
+        assert "limit: expected " in str(refused.value)

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from damage import drop_check, drop_index, fingerprint, flip_bits, held, run_as_other, run_sql, spoil_json, untouched
+from damage import drop_check, drop_index, flip_bits, held, run_as_other, run_sql, spoil_json, untouched
 from patience import HANGING_S
 
 from abathur_nb.config.settings import Settings, resolve
@@ -82,12 +81,12 @@ async def test_a_fresh_database_is_whole_private_and_told_step_by_step(settings:
 
 async def test_a_second_run_says_already_initialized_and_changes_no_byte(database: Settings) -> None:
     with untouched(database.db_path):
-        for _ in range(2):
-            report = await initialize_database(database)
+        for dry_run in (False, True, False):
+            report = await initialize_database(database, dry_run=dry_run)
             report.raise_for_failures()
             assert outcome(report) == "already"
-            (published,) = [check.observed for check in report.checks if check.name == "published"]
-            assert published == f"{database.db_path} was there already; its name was forced again"
+        (published,) = [check.observed for check in report.checks if check.name == "published"]
+        assert published == f"{database.db_path} was there already; its name was forced again"
     # Nor beside a writer with something in its log.
     insert = "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)"
     with held(database.db_path, insert), untouched(database.db_path):
@@ -108,31 +107,22 @@ async def test_a_dry_run_shows_the_exact_statements_and_changes_nothing(settings
     assert whole(tmp_path / "by-hand.db")
 
 
-async def test_a_dry_run_on_a_database_says_already_initialized(database: Settings) -> None:
-    with untouched(database.db_path):
-        assert outcome(await initialize_database(database, dry_run=True)) == "already"
-
-
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
-async def test_modes_are_private_under_any_umask(settings: Settings, umask: int) -> None:
-    deep = replace(settings, db_path=settings.db_path.parent / "a" / "abathur.db")
-    before = os.umask(umask)
-    try:
-        (await initialize_database(deep)).raise_for_failures()
-    finally:
-        os.umask(before)
-    with held(deep.db_path, "BEGIN IMMEDIATE", "DELETE FROM audit"):
-        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in deep.db_path.parent.iterdir()}
-    assert modes == {"abathur.db": 0o600, "abathur.db-wal": 0o600, "abathur.db-shm": 0o600}
-    for folder in (deep.db_path.parent, settings.db_path.parent):
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-
-
-async def test_the_mode_of_a_directory_that_exists_is_its_owners_business(settings: Settings) -> None:
-    settings.db_path.parent.mkdir()
-    settings.db_path.parent.chmod(0o750)
-    assert outcome(await initialize_database(settings)) == "created"
-    assert stat.S_IMODE(settings.db_path.parent.stat().st_mode) == 0o750
+async def test_modes_are_private_under_any_umask_and_an_existing_directory_keeps_its_own(settings: Settings) -> None:
+    folder = settings.db_path.parent
+    folder.mkdir()
+    folder.chmod(0o750)
+    for umask in (0o000, 0o022, 0o777):
+        deep = replace(settings, db_path=folder / f"{umask}" / "abathur.db")
+        before = os.umask(umask)
+        try:
+            (await initialize_database(deep)).raise_for_failures()
+        finally:
+            os.umask(before)
+        with held(deep.db_path, "BEGIN IMMEDIATE", "DELETE FROM audit"):
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in deep.db_path.parent.iterdir()}
+        assert modes == {"abathur.db": 0o600, "abathur.db-wal": 0o600, "abathur.db-shm": 0o600}
+        assert stat.S_IMODE(deep.db_path.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
 
 
 async def test_what_root_makes_belongs_to_the_owner_of_the_directory(public: Path) -> None:
@@ -149,17 +139,13 @@ async def test_what_root_makes_belongs_to_the_owner_of_the_directory(public: Pat
     assert run_as_other(program, settings.db_path) == "True\n"
 
 
-@pytest.mark.parametrize("name", ["a b.db", "a?b#c%20.db", "é漢.db", "'quoted\".db", "-rf", ".hidden", "x" * 255])
-async def test_any_file_name_will_do(settings: Settings, name: str) -> None:
-    odd = replace(settings, db_path=settings.db_path.with_name(name))
-    report = await initialize_database(odd)
-    if len(name) == 255:  # no room for -journal
-        assert report.refused
-        assert left_in(odd.db_path.parent) == set()
-        return
-    report.raise_for_failures()
-    assert left_in(odd.db_path.parent) == {name}
-    assert whole(odd.db_path)
+async def test_any_file_name_will_do(settings: Settings) -> None:
+    for name in ("a?b#c%20.db", "é漢.db", "'quoted\".db", "-rf", ".hidden", "x" * 255):
+        odd = replace(settings, db_path=settings.db_path.with_name(name))
+        report = await initialize_database(odd)
+        assert report.refused == (len(name) == 255), "no room for -journal"
+        assert report.refused or whole(odd.db_path)
+    assert len(left_in(settings.db_path.parent)) == 5
 
 
 # --- what is there already
@@ -168,10 +154,6 @@ WRONG: list[tuple[str, Callable[[Path], None], str]] = [
     ("index missing", drop_index, "missing: idx_audit_task"),
     ("CHECK missing", drop_check, "altered: tasks"),
     ("JSON spoiled", spoil_json, "broken: tasks.input_data"),
-    ("newer", lambda path: run_sql(path, "PRAGMA user_version = 2"), "newer than this package"),
-    ("foreign", lambda path: run_sql(path, "PRAGMA application_id = 2"), "another application's"),
-    ("half-made", lambda path: run_sql(path, "PRAGMA application_id = 0", "DROP TABLE metrics"), "half-made"),
-    ("trigger", lambda path: run_sql(path, "CREATE TRIGGER t DELETE ON audit BEGIN SELECT 1; END"), "holds trigger t"),
     ("schema page", lambda path: flip_bits(path, 100, 8), "CORRUPT"),
     ("another page", lambda path: flip_bits(path, 4096 * 20, 8), "CORRUPT"),
     ("truncated", lambda path: os.truncate(path, 9000), "CORRUPT"),
@@ -185,61 +167,45 @@ async def test_what_is_not_valid_is_refused_with_what_was_found_and_not_a_byte_c
     database: Settings, name: str, spoil: Callable[[Path], None], told: str
 ) -> None:
     spoil(database.db_path)
-    for dry_run in (False, True):
-        with untouched(database.db_path):
-            report = await initialize_database(database, dry_run=dry_run)
-        assert report.refused, name
-        assert not report.ok
-        failed = [check for check in report.checks if check.failed]
-        assert any(told in check.observed for check in failed)
-        assert any(check.remedy for check in failed)
-        assert left_in(database.db_path.parent) == {"abathur.db"}
+    with untouched(database.db_path):
+        report = await initialize_database(database)
+    assert report.refused, name
+    assert not report.ok
+    failed = [check for check in report.checks if check.failed]
+    assert any(told in check.observed for check in failed)
+    assert any(check.remedy for check in failed)
+    assert left_in(database.db_path.parent) == {"abathur.db"}
 
 
-@pytest.mark.parametrize("suffix", ["-wal", "-shm", "-journal"])
-async def test_stale_side_files_are_refused_and_kept(settings: Settings, suffix: str) -> None:
+async def test_stale_side_files_are_refused_and_kept(settings: Settings) -> None:
     settings.db_path.parent.mkdir(mode=0o700)
-    stale = Path(f"{settings.db_path}{suffix}")
-    stale.write_bytes(b"committed rows, perhaps")
-    with untouched(stale):
-        report = await initialize_database(settings)
-    assert report.refused
-    assert "to move them aside: papermill troubleshoot.ipynb" in report.checks[0].remedy
-    assert [path.name for path in settings.db_path.parent.iterdir()] == [stale.name]
+    for suffix in ("-wal", "-shm", "-journal"):
+        stale = Path(f"{settings.db_path}{suffix}")
+        stale.write_bytes(b"committed rows, perhaps")
+        with untouched(stale):
+            report = await initialize_database(settings)
+        assert report.refused
+        assert "to move them aside: papermill troubleshoot.ipynb" in report.checks[0].remedy
+        assert [path.name for path in settings.db_path.parent.iterdir()] == [stale.name]
+        stale.unlink()
 
 
-def test_ghost_rows_are_what_stale_side_files_would_bring(tmp_path: Path) -> None:
-    """The control of the test above: a fresh database beside the log of a deleted one shows that one's rows."""
-    lost, fresh = tmp_path / "lost.db", tmp_path / "fresh.db"
-    with closing(sqlite3.connect(lost)) as conn:
-        conn.executescript("PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES ('ghost');")
-        log = Path(f"{lost}-wal").read_bytes()
-    with closing(sqlite3.connect(fresh)) as conn:
-        conn.executescript("PRAGMA journal_mode = WAL; CREATE TABLE fresh (x);")
-    Path(f"{fresh}-wal").write_bytes(log)
-    with closing(sqlite3.connect(fresh)) as conn:
-        assert conn.execute("SELECT x FROM t").fetchall() == [("ghost",)]
-        assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-
-
-async def test_a_link_as_parent_is_refused_and_nothing_lands_behind_it(settings: Settings, tmp_path: Path) -> None:
+async def test_a_link_or_a_file_as_parent_is_refused_and_nothing_lands_behind_it(
+    settings: Settings, tmp_path: Path
+) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
     settings.db_path.parent.symlink_to(elsewhere)
     assert (await initialize_database(settings)).refused
     assert list(elsewhere.iterdir()) == []
+    settings.db_path.parent.unlink()
+    settings.db_path.parent.touch()
+    with untouched(settings.db_path.parent):
+        assert (await initialize_database(settings)).refused
+        assert (await initialize_database(replace(settings, db_path=settings.db_path / "deeper" / "x.db"))).refused
 
 
-@pytest.mark.parametrize("env", ["staging", "production"])
-async def test_a_shared_directory_is_refused_and_nothing_is_made(tmp_path: Path, env: str) -> None:
-    tmp_path.chmod(0o777)
-    report = await initialize_database(resolve(env, db_path=tmp_path / "abathur.db"))
-    assert report.refused
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("env", "refused"), [("development", False), ("staging", True), ("production", True)])
-@pytest.mark.parametrize("owner", [0, 65534])
+@pytest.mark.parametrize(("env", "refused", "owner"), [("development", False, 65534), ("production", True, 0)])
 async def test_a_database_in_a_shared_directory_is_refused_too_where_a_new_one_is(
     database: Settings, env: str, refused: bool, owner: int
 ) -> None:
@@ -261,21 +227,39 @@ async def test_a_database_in_a_shared_directory_is_refused_too_where_a_new_one_i
     assert any("already initialized" in check.observed for check in report.checks) is not refused
 
 
-def test_somebody_who_may_not_write_there_is_refused_and_nothing_is_made(public: Path) -> None:
-    program = (
-        "for name in sys.argv[1:]:\n"
-        "    report = asyncio.run(nb.initialize_database(nb.resolve('development', db_path=name)))\n"
-        "    print(report.refused, [check.remedy for check in report.checks if check.failed])\n"
-    )
-    (public / "roots").mkdir()
-    (public / "roots").chmod(0o755)
-    lines = run_as_other(program, public / "roots" / "x.db", public / "none" / "x.db").splitlines()
-    assert all(line.startswith("True") for line in lines)
-    assert f"sudo -u {user_name(os.geteuid())}" in lines[0]
-    assert [str(path.relative_to(public)) for path in public.rglob("*")] == ["roots"]
-
-
 # --- races
+
+
+# Forks children from a process that has imported everything, and prints what became of each.
+SWAPS = """
+import asyncio, json, os, sys
+from pathlib import Path
+import abathur_nb as nb
+
+def init(path):
+    report = asyncio.run(nb.initialize_database(nb.resolve("development", db_path=path)))
+    return 0 if report.ok else 2
+
+base = Path(sys.argv[1])
+init(base / "warm" / "x.db")
+moments = [".abathur-init*", ".abathur-init*/*", "abathur.db", "never"]
+for n in range(24):
+    folder, moved, elsewhere = (base / f"{n}{name}" for name in ("", "-moved", "-elsewhere"))
+    folder.mkdir(mode=0o700); elsewhere.mkdir(mode=0o700)
+    child, ended, moment = os.fork(), (0, 0), moments[n % 4]
+    if child == 0:
+        code = 3
+        try:
+            sys.stderr = open(os.devnull, "w")
+            code = init(folder / "abathur.db")
+        finally:
+            os._exit(code)
+    while ended == (0, 0) and not any(folder.glob(moment)):
+        ended = os.waitpid(child, os.WNOHANG)
+    os.rename(folder, moved); os.symlink(elsewhere, folder)
+    code = os.waitstatus_to_exitcode((ended if ended != (0, 0) else os.waitpid(child, 0))[1])
+    print(json.dumps([code, os.listdir(elsewhere), (moved / "abathur.db").exists(), ended != (0, 0)]))
+"""
 
 
 async def test_of_racing_tasks_one_creates(settings: Settings) -> None:
@@ -285,119 +269,14 @@ async def test_of_racing_tasks_one_creates(settings: Settings) -> None:
     assert left_in(settings.db_path.parent) == {"abathur.db"}
 
 
-FORKED = """
-import asyncio, json, os, random, shutil, signal, sys, time
-from pathlib import Path
-import abathur_nb as nb
-
-def init(path):
-    report = asyncio.run(nb.initialize_database(nb.resolve("development", db_path=path)))
-    if not report.ok:
-        print(report, file=sys.stderr, flush=True)
-        return 2
-    return 1 if any(check.observed.startswith("already initialized") for check in report.checks) else 0
-
-def fork(work):
-    pid = os.fork()
-    if pid == 0:
-        code = 3
-        try:
-            code = work()
-        finally:
-            os._exit(code)
-    return pid
-
-base = Path(sys.argv[1])
-init(base / "warm" / "x.db")
-"""
-
-
-def forked(base: Path, program: str) -> list[Any]:
-    """Run a program whose children are forked from a process that has imported everything; return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", FORKED + program, str(base)],
-        capture_output=True,
-        text=True,
-        timeout=HANGING_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def test_of_sixteen_racing_processes_one_creates_and_the_rest_say_already(tmp_path: Path) -> None:
-    program = """
-for n in range(6):
-    path = base / str(n) / "abathur.db"
-    gate, opener = os.pipe()
-    def work():
-        os.close(opener)
-        os.read(gate, 1)  # ends when the parent opens the gate
-        return init(path)
-    children = [fork(work) for _ in range(16)]
-    os.close(opener); os.close(gate)
-    print(json.dumps(sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)))
-"""
-    rounds = forked(tmp_path, program)
-    assert rounds == [[0] + [1] * 15] * 6
-    for n in range(6):
-        assert left_in(tmp_path / str(n)) == {"abathur.db"}
-        assert whole(tmp_path / str(n) / "abathur.db")
-
-
-def test_killed_at_any_moment_it_leaves_all_or_nothing_and_the_next_run_sweeps(tmp_path: Path) -> None:
-    """Each round lets a timer end one process, at a moment drawn over the time it takes; then another finishes."""
-    program = """
-chance = random.Random(15)
-for n in range(100):
-    # Timed anew for each: what the machine took once, under its load of then, draws the moments of the rest badly.
-    start = time.perf_counter(); init(base / f"{n}-timed" / "x.db"); whole = time.perf_counter() - start
-    path = base / str(n) / "abathur.db"
-    moment = chance.uniform(1e-6, 1.2 * whole)
-    def work():
-        signal.setitimer(signal.ITIMER_REAL, moment)  # nothing takes this signal: it ends the process wherever it is
-        return init(path)
-    killed = os.waitpid(fork(work), 0)[1] == signal.SIGALRM
-    left = sorted(p.name for p in path.parent.iterdir()) if path.parent.exists() else []
-    shutil.copytree(path.parent, base / f"{n}-left") if left else None
-    print(json.dumps([n, killed, left, init(path)]))
-"""
-    rounds = forked(tmp_path, program)
-    killed, orphans, made = 0, 0, 0
-    for n, was_killed, left, code in rounds:
-        there = "abathur.db" in left
-        made, killed = made + there, killed + was_killed
-        orphans += any(name.startswith(".abathur-") for name in left)
-        if there:
-            assert whole(tmp_path / f"{n}-left" / "abathur.db")
-        assert code == int(there), (n, left)
-        assert left_in(tmp_path / str(n)) == {"abathur.db"}
-        assert whole(tmp_path / str(n) / "abathur.db")
-    assert killed >= 30  # else the moments were badly drawn and nothing is proved
-    assert orphans >= 10
-
-
 def test_a_directory_swapped_for_a_link_in_the_middle_brings_nothing_elsewhere(tmp_path: Path) -> None:
     """It is swapped as soon as init has made its scratch directory, a file in it, or the database; or has ended."""
-    program = """
-moments = [".abathur-init*", ".abathur-init*/*", "abathur.db", "never"]
-for n in range(40):
-    folder, moved, elsewhere = (base / f"{n}{name}" for name in ("", "-moved", "-elsewhere"))
-    folder.mkdir(mode=0o700); elsewhere.mkdir(mode=0o700)
-    def work():
-        sys.stderr = open(os.devnull, "w")
-        return init(folder / "abathur.db")
-    child, ended, moment = fork(work), (0, 0), moments[n % 4]
-    while ended == (0, 0) and not any(folder.glob(moment)):
-        ended = os.waitpid(child, os.WNOHANG)
-    os.rename(folder, moved); os.symlink(elsewhere, folder)
-    code = os.waitstatus_to_exitcode((ended if ended != (0, 0) else os.waitpid(child, 0))[1])
-    print(json.dumps([code, os.listdir(elsewhere), (moved / "abathur.db").exists(), ended != (0, 0)]))
-"""
-    rounds = forked(tmp_path, program)
-    assert sum(not there for *_, there, _ in rounds) >= 10  # else few were caught in the middle, and little is proved
-    assert sum(ended for *_, ended in rounds) >= 10
+    command = [sys.executable, "-c", SWAPS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_S, check=True)
+    assert not done.stderr
+    rounds = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sum(not there for *_, there, _ in rounds) >= 6  # else few were caught in the middle, and little is proved
+    assert sum(ended for *_, ended in rounds) >= 6
     for code, elsewhere, there, ended in rounds:
         assert elsewhere == []
         # No false success, no bare traceback; one that is moved before it is looked at is not where it was asked for.
@@ -461,7 +340,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 async def test_on_a_full_disk_it_is_refused_and_nothing_half_made_is_left(small_disk: Callable[[int], Path]) -> None:
     refusals = 0
-    for kib in (*range(4, 120, 12), *range(120, 1400, 40)):
+    for kib in (*range(4, 120, 24), *range(120, 1400, 90)):
         folder = small_disk(kib)
         settings = resolve("development", db_path=folder / "abathur.db")
         settings = replace(settings, min_free_mb=0, recommended_free_mb=0)
@@ -477,44 +356,7 @@ async def test_on_a_full_disk_it_is_refused_and_nothing_half_made_is_left(small_
         assert whole(settings.db_path)
         for path in folder.iterdir():
             path.unlink()
-    assert 10 < refusals < 43  # both were seen
-
-
-def test_beyond_a_limit_of_file_size_it_is_refused_and_nothing_half_made_is_left(tmp_path: Path) -> None:
-    program = """
-import resource
-for n, limit in enumerate(range(0, 600_000, 30_000)):
-    def work():
-        sys.stderr = open(os.devnull, "w")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        return init(base / str(n) / "abathur.db")
-    code = os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
-    print(json.dumps([code, [path.name for path in (base / str(n)).glob("*")]]))
-"""
-    codes = []
-    for code, left in forked(tmp_path, program):
-        codes.append(code)
-        assert set(left) - {"abathur.db-wal", "abathur.db-shm"} == ({"abathur.db"} if code == 0 else set())
-    assert set(codes) == {0, 2}
-
-
-async def test_a_directory_that_may_not_be_entered_is_an_answer_and_no_traceback(settings: Settings) -> None:
-    """A file stands where a directory of the path should be."""
-    settings.db_path.parent.touch()
-    before = fingerprint(settings.db_path.parent)
-    assert (await initialize_database(settings)).refused
-    assert (await initialize_database(replace(settings, db_path=settings.db_path / "deeper" / "x.db"))).refused
-    assert fingerprint(settings.db_path.parent) == before
-
-
-async def test_the_modes_that_it_reports_are_those_of_the_databases_own_directory(settings: Settings) -> None:
-    folder = settings.db_path.parent
-    folder.mkdir(mode=0o755)
-    folder.chmod(0o755)
-    report = await initialize_database(settings)
-    report.raise_for_failures()
-    (modes,) = [check for check in report.checks if check.name == "2.7 file modes"]
-    assert "directory 0755" in modes.observed
+    assert 5 < refusals < 20  # both were seen
 
 
 async def test_a_valid_database_that_others_may_read_is_a_finding_and_not_refused(database: Settings) -> None:

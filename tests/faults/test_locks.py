@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from damage import TASK, held
+from damage import held
 from locking import CASES, public
 
 import abathur_nb as nb
@@ -48,10 +48,7 @@ def test_no_call_changes_a_lock_of_its_own_process(tmp_path: Path) -> None:
     ("statements", "writes"),
     [
         (("BEGIN IMMEDIATE",), True),
-        (("BEGIN EXCLUSIVE",), True),
-        ((TASK, "BEGIN", "SELECT * FROM tasks"), False),
         (("SELECT * FROM tasks",), False),
-        (("PRAGMA journal_mode = DELETE", "BEGIN IMMEDIATE"), True),
         (("PRAGMA journal_mode = DELETE", "BEGIN", "SELECT * FROM tasks"), False),
     ],
 )
@@ -96,7 +93,7 @@ def test_a_lock_held_is_found_at_each_look_beside_processes_that_lock_and_unlock
             churn.stdout.readline()
         fcntl.lockf(file, fcntl.LOCK_EX, 1, 5)
         own = Lock(os.getpid(), True, "", 5)
-        looks = [[lock._replace(file="") for lock in posix_locks()] for _ in range(1500)]
+        looks = [[lock._replace(file="") for lock in posix_locks()] for _ in range(60)]
     assert sum(own not in look for look in looks) == 0
 
 

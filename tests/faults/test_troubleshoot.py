@@ -2,9 +2,7 @@
 
 import asyncio
 import itertools
-import json
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from backup_helpers import content_of
 from damage import (
     AGENT,
     MEMORY,
@@ -24,10 +21,10 @@ from damage import (
     drop_check,
     edit_schema,
     held,
-    run_as_other,
     run_sql,
     untouched,
 )
+from sampling import sampled
 from troubleshoot_helpers import check_of, rows_of
 
 import abathur_nb as nb
@@ -41,7 +38,7 @@ from abathur_nb.repair.quarantine import quarantine_dir, read_quarantine
 from abathur_nb.repair.statements import rename_back
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.troubleshoot import _empty_the_log, _run
-from abathur_nb.store.connection import connect, explain_error
+from abathur_nb.store.connection import connect
 from abathur_nb.store.schema import expected_columns, expected_objects, expected_tables, read_schema
 
 # The four faults of the runbook's section 6, each as a careless writer leaves it.
@@ -66,11 +63,24 @@ FAULTS = {
         'CREATE INDEX "somebody""s own" ON tasks (prompt)',
     ),
 }
-COMBINATIONS = [names for count in range(5) for names in itertools.combinations(FAULTS, count)]
+COMBINATIONS = sampled(
+    (names for count in range(5) for names in itertools.combinations(FAULTS, count)),
+    *((), *((name,) for name in FAULTS), tuple(FAULTS)),
+)
 
 
 def failing(report: Report) -> set[str]:
     return {check.name for check in report.checks if check.failed}
+
+
+async def repaired(settings: Settings) -> Report:
+    report = await nb.troubleshoot(settings, repair=True)
+    report.raise_for_failures()
+    return report
+
+
+EMPTY_LEAF = bytes([10, 0, 0, 0, 0, 16, 0, 0])  # of an index: without a cell
+METRIC = "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)"
 
 
 def spoil_pages(path: Path) -> None:
@@ -96,8 +106,7 @@ async def test_any_of_the_four_faults_at_once_are_named_and_repaired_and_every_r
     assert set(names) <= failing(report)
     assert all("cause: " in check.observed and check.remedy for check in report.checks if check.failed)
 
-    repaired = await nb.troubleshoot(database, repair=True)
-    repaired.raise_for_failures()
+    await repaired(database)
     (await nb.validate_database(database)).raise_for_failures()
     after = rows_of(path)
     changed = Counter({table: len(set(before[table]) - set(after[table])) for table in before})
@@ -115,72 +124,67 @@ async def test_any_of_the_four_faults_at_once_are_named_and_repaired_and_every_r
     assert len(list_backups(database.backup_dir)[0]) == len(backups), "nothing to repair, nothing to back up"
 
 
-@pytest.mark.parametrize("name", [name for name, found in expected_objects().items() if found.type == "index"])
-async def test_an_index_that_is_missing_or_altered_is_named_and_rebuilt(name: str, database: Settings) -> None:
-    table = expected_objects()[name].table
-    column = expected_columns(table)[0].name
-    for spoilt in (None, f"CREATE INDEX {name} ON {table} ({column} COLLATE NOCASE)"):
-        run_sql(database.db_path, f"DROP INDEX {name}", *([spoilt] if spoilt else []))
-        report = await nb.troubleshoot(database, repair=True)
-        assert name in check_of(report, "found: indexes").observed
-        report.raise_for_failures()
+async def test_every_index_that_is_missing_or_altered_is_made_anew(database: Settings) -> None:
+    indexes = [found for found in expected_objects().values() if found.type == "index"]
+    altered = [
+        f"CREATE INDEX {found.name} ON {found.table} ({expected_columns(found.table)[0].name} COLLATE NOCASE)"
+        for found in indexes
+    ]
+    for spoilt in ([], altered):
+        run_sql(database.db_path, *(f"DROP INDEX {found.name}" for found in indexes), *spoilt)
+        assert indexes[0].name in check_of(await repaired(database), "found: indexes").observed
+        (await nb.validate_database(database)).raise_for_failures()
 
 
-@pytest.mark.parametrize("table", expected_tables())
-async def test_a_table_that_is_altered_is_named_and_made_anew_with_all_its_rows(table: str, database: Settings) -> None:
+async def test_every_table_that_is_altered_is_named_and_made_anew_with_all_its_rows(database: Settings) -> None:
     path = database.db_path
     run_sql(path, *ROWS)
-    edit_schema(path, table, "TEXT NOT NULL", "VARCHAR NOT NULL")
-    run_sql(path, f"ALTER TABLE {table} ADD COLUMN empty", f"CREATE INDEX on_it ON {table} (empty)")
-    before = {name: rows if name != table else [row[:-1] for row in rows] for name, rows in rows_of(path).items()}
-    assert table in check_of(await nb.troubleshoot(database), "tables").observed
-    report = await nb.troubleshoot(database, repair=True)
-    report.raise_for_failures()
+    before = rows_of(path)
+    for table in expected_tables():
+        edit_schema(path, table, "TEXT NOT NULL", "VARCHAR NOT NULL")
+        run_sql(path, f"ALTER TABLE {table} ADD COLUMN empty", f"CREATE INDEX on_{table} ON {table} (empty)")
+    told = check_of(await nb.troubleshoot(database), "tables").observed
+    assert all(table in told for table in expected_tables())
+    await repaired(database)
     assert rows_of(path) == before
     with closing(sqlite3.connect(path)) as conn:
         assert not conn.execute("SELECT 1 FROM sqlite_master WHERE sql LIKE '%before_repair%'").fetchall()
 
 
-@pytest.mark.parametrize("table", expected_tables())
-async def test_a_table_that_is_gone_is_named_and_nothing_is_made_up(table: str, database: Settings) -> None:
-    run_sql(database.db_path, *ROWS, f"DROP TABLE {table}")
-    with untouched(database.db_path):
-        report = await nb.troubleshoot(database, repair=True)
-    assert not report.ok
-    assert f"missing: {table}" in check_of(report, "tables").observed
-    assert "restore a backup" in check_of(report, "tables").remedy
-
-
-async def test_rows_in_the_way_of_a_table_are_named_and_the_table_is_left(database: Settings) -> None:
+async def test_rows_or_columns_in_the_way_of_a_table_are_named_and_the_table_is_left(database: Settings) -> None:
     path = database.db_path
     drop_check(path)
     run_sql(path, TASK, "UPDATE tasks SET status = 'WHATEVER'", "ALTER TABLE metrics ADD COLUMN filled DEFAULT 1")
-    run_sql(path, "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)")
+    run_sql(path, METRIC)
     before = rows_of(path)
-    report = await nb.troubleshoot(database, repair=True)
-    told = check_of(report, "tables").observed
-    assert "1 row with tasks.status outside its range" in told
-    assert "1 row with a value in metrics.filled, not a column of sql/" in told
-    assert """'ALTER TABLE metrics DROP COLUMN "filled";'""" in check_of(report, "tables").remedy
+    told = check_of(await nb.troubleshoot(database, repair=True), "tables")
+    assert "1 row with tasks.status outside its range" in told.observed
+    assert "1 row with a value in metrics.filled, not a column of sql/" in told.observed
+    assert """'ALTER TABLE metrics DROP COLUMN "filled";'""" in told.remedy
     assert rows_of(path) == before
     run_sql(path, "UPDATE tasks SET status = 'failed'", "UPDATE metrics SET filled = NULL")
-    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+    await repaired(database)
 
 
-async def test_a_column_that_is_gone_is_named_and_the_table_is_left(database: Settings) -> None:
-    run_sql(database.db_path, TASK, "ALTER TABLE tasks DROP COLUMN error_message")
-    with untouched(database.db_path):
-        report = await nb.troubleshoot(database, repair=True)
-    told = check_of(report, "tables")
+async def test_a_column_or_a_table_that_is_gone_is_named_and_nothing_is_made_up(database: Settings) -> None:
+    path = database.db_path
+    run_sql(path, TASK, "ALTER TABLE tasks DROP COLUMN error_message")
+    with untouched(path):
+        told = check_of(await nb.troubleshoot(database, repair=True), "tables")
     assert "tasks lacks error_message, and no other column of it may hold their values" in told.observed
     assert told.remedy.startswith("restore a backup")
-    run_sql(database.db_path, "ALTER TABLE tasks ADD COLUMN error TEXT")  # at the end: a rename leaves it in its place
+    run_sql(path, "ALTER TABLE tasks ADD COLUMN error TEXT")  # at the end: a rename leaves it in its place
     told = check_of(await nb.troubleshoot(database, repair=True), "tables")
     assert "tasks lacks error_message, whose values may be in error" in told.observed
-    assert told.remedy.startswith("if a column was renamed, let the application that did it rename it back; then")
+    run_sql(path, "DROP TABLE tasks")
+    with untouched(path):
+        report = await nb.troubleshoot(database, repair=True)
+    assert not report.ok
+    assert "missing: tasks" in check_of(report, "tables").observed
+    assert "restore a backup" in check_of(report, "tables").remedy
 
 
-@pytest.mark.parametrize("table", expected_tables())
+@pytest.mark.parametrize("table", sampled(expected_tables(), "memory_entries", "tasks"))
 async def test_a_renamed_table_or_column_is_named_and_renamed_back_with_all_its_rows(
     table: str, database: Settings
 ) -> None:
@@ -200,7 +204,7 @@ async def test_a_renamed_table_or_column_is_named_and_renamed_back_with_all_its_
         report = await nb.troubleshoot(database)
         assert "somebody renamed" in check_of(report, "tables").observed
         assert not [check for check in report.checks if "drop it" in check.remedy or "troubleshoot" in check.remedy]
-        (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+        await repaired(database)
         assert rows_of(path) == before
         (await nb.validate_database(database)).raise_for_failures()
 
@@ -233,15 +237,6 @@ async def test_what_hinders_a_renaming_is_named_with_its_remedy_and_nothing_that
         await nb.troubleshoot(database, repair=True)
     (await nb.validate_database(database)).raise_for_failures()
     assert rows_of(path) == before
-
-
-async def test_a_trigger_with_the_name_of_a_table_is_an_extra_object_and_the_table_is_not_missing(
-    database: Settings,
-) -> None:
-    run_sql(database.db_path, "CREATE TRIGGER tasks AFTER INSERT ON audit BEGIN SELECT 1; END")
-    report = await nb.validate_database(database)
-    assert failing(report) == {"other objects"}
-    assert "extra: trigger tasks" in check_of(report, "other objects").observed
 
 
 OTHER_DDL = {
@@ -290,12 +285,10 @@ async def test_an_index_is_not_made_anew_where_its_table_holds_a_key_twice(datab
     (await nb.backup_database(database)).raise_for_failures()
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (index,)).fetchone()
-    content = path.read_bytes()
     with path.open("r+b") as file:
         file.seek(4096 * (page - 1))
-        file.write(bytes([10, 0, 0, 0, 0, 16, 0, 0]))  # an index leaf without a cell
+        file.write(EMPTY_LEAF)
     run_sql(path, "PRAGMA foreign_keys = OFF", SESSION)
-    assert content != path.read_bytes()
     with untouched(path):
         report = await nb.troubleshoot(database, repair=True)
     told = check_of(report, "integrity")
@@ -329,49 +322,32 @@ async def test_a_database_that_was_made_from_a_dump_is_marked_as_ours_with_all_i
         assert rows_of(path) == before
 
 
-def test_a_broken_rule_is_no_question_of_owners_and_users(database: Settings) -> None:
-    run_sql(database.db_path, SESSION)
-    with pytest.raises(sqlite3.IntegrityError) as caught:
-        run_sql(database.db_path, SESSION)
-    told = str(explain_error(database.db_path, caught.value))
-    assert "UNIQUE constraint failed: sessions.id" in told
-    assert not re.search("namei|fuser", told)
-
-
 async def test_an_id_that_was_given_out_is_not_given_out_again_by_a_table_made_anew(database: Settings) -> None:
     path = database.db_path
     run_sql(path, MEMORY, "DELETE FROM memory_entries WHERE namespace = 'user:a'")
     edit_schema(path, "memory_entries", "memory_type TEXT", "memory_type VARCHAR")
-    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+    await repaired(database)
     run_sql(path, MEMORY)
     assert [row[0] for row in rows_of(path)["memory_entries"] if b"user:a" in row] == [5]
 
 
 async def test_seed_memories_that_were_changed_or_deleted_are_put_right_and_accounted_for(database: Settings) -> None:
     path = database.db_path
-    run_sql(
-        path,
+    before = rows_of(path)["memory_entries"]
+    seeds = (
         "UPDATE memory_entries SET value = '{\"mine\": 1}', created_by = 'me' WHERE key = 'default_workflow'",
         "DELETE FROM memory_entries WHERE key = 'user_preference_template'",
     )
-    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
-    ((file,),) = [list(quarantine_dir(database).iterdir())]
-    assert {entry["row"]["value"] for entry in read_quarantine(file)[1]} == {'{"mine": 1}'}
+    run_sql(path, *seeds, MEMORY, "UPDATE memory_entries SET metadata = 'none' WHERE key <> 'default_workflow'")
+    await repaired(database)
+    assert {row[2:5] for row in rows_of(path)["memory_entries"]} >= {row[2:5] for row in before}
+    (file,) = quarantine_dir(database).iterdir()
+    assert {entry["row"]["value"] for entry in read_quarantine(file)[1]} >= {'{"mine": 1}'}
 
 
-@pytest.mark.parametrize("column", ["value", "metadata"])
-async def test_a_seed_memory_whose_json_is_none_is_given_its_own_back(column: str, database: Settings) -> None:
-    before = rows_of(database.db_path)
-    run_sql(database.db_path, *ROWS, f"UPDATE memory_entries SET {column} = 'none'")
-    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
-    assert rows_of(database.db_path)["memory_entries"][:3] == before["memory_entries"]
-    ((file,),) = [list(quarantine_dir(database).iterdir())]
-    assert [entry["row"][column] for entry in read_quarantine(file)[1]] == ["none"] * 4
-
-
-@pytest.mark.parametrize("rows", [1, 110])  # integrity_check names 100 at most
-async def test_indexes_that_do_not_agree_with_their_tables_are_rebuilt_at_once(rows: int, database: Settings) -> None:
+async def test_indexes_that_do_not_agree_with_their_tables_are_rebuilt_at_once(database: Settings) -> None:
     path = database.db_path
+    rows = 110  # integrity_check names 100 at most
     run_sql(path, *(TASK.replace("'t1'", f"'{n}'") for n in range(rows)), *[METRIC] * rows)
     with closing(sqlite3.connect(path)) as conn:
         names = ("idx_tasks_submitted_at", "idx_metrics_name_timestamp")
@@ -379,10 +355,8 @@ async def test_indexes_that_do_not_agree_with_their_tables_are_rebuilt_at_once(r
     with path.open("r+b") as file:
         for (page,) in found:
             file.seek(4096 * (page - 1))
-            file.write(bytes([10, 0, 0, 0, 0, 16, 0, 0]))  # an index leaf without a cell
-    report = await nb.troubleshoot(database, repair=True)
-    report.raise_for_failures()
-    assert "REINDEX" in check_of(report, "plan").observed
+            file.write(EMPTY_LEAF)
+    assert "REINDEX" in check_of(await repaired(database), "plan").observed
 
 
 async def test_damaged_pages_are_salvaged_once_into_a_new_file_and_never_repaired_in_place(database: Settings) -> None:
@@ -405,11 +379,8 @@ async def test_damaged_pages_are_salvaged_once_into_a_new_file_and_never_repaire
 
 async def test_of_what_is_no_database_any_more_nothing_is_salvaged_and_nothing_left(database: Settings) -> None:
     path = database.db_path
-    with path.open("r+b") as file:
-        file.seek(100)
-        file.write(bytes(path.stat().st_size - 100))
-    report = await nb.troubleshoot(database, repair=True)
-    assert not report.ok
+    path.write_bytes(path.read_bytes()[:100] + bytes(path.stat().st_size - 100))
+    assert not (await nb.troubleshoot(database, repair=True)).ok
     assert not list(database.backup_dir.glob("*")) or not database.backup_dir.exists()
 
 
@@ -421,31 +392,24 @@ async def test_side_files_of_a_lost_database_are_moved_aside_and_it_can_be_made_
     report = await nb.troubleshoot(database)
     assert "its database was moved or deleted alone" in check_of(report, "database file").observed
     assert Path(f"{path}-wal").exists()
-    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
-    ((folder,),) = [list(path.parent.glob("abathur_aside_*"))]
+    await repaired(database)
+    (folder,) = path.parent.glob("abathur_aside_*")
     assert (folder / f"{path.name}-wal").read_bytes() == b"what may hold rows"
     (await nb.initialize_database(database)).raise_for_failures()
-    (await nb.troubleshoot(database)).raise_for_failures()
 
 
-async def test_wrong_modes_are_put_right_for_the_side_files_too(database: Settings) -> None:
+async def test_wrong_modes_are_put_right_and_what_a_killed_run_left_is_removed(database: Settings) -> None:
     path = database.db_path
+    left = path.with_name(".abathur-init-0123456789ab")
+    left.mkdir()
+    (left / "draft").write_text("half")
+    assert str(left) in check_of(await nb.troubleshoot(database), "leftovers").observed
+    assert left.exists()
     with held(path, "BEGIN", "SELECT count(*) FROM tasks"):
         for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
             name.chmod(0o664)
-        (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+        await repaired(database)
         assert {Path(f"{path}{s}").stat().st_mode & 0o777 for s in ("", "-wal", "-shm")} == {0o600}
-
-
-async def test_what_a_killed_run_left_is_named_and_removed(database: Settings) -> None:
-    left = database.db_path.with_name(".abathur-init-0123456789ab")
-    left.mkdir()
-    (left / "draft").write_text("half")
-    report = await nb.troubleshoot(database)
-    assert str(left) in check_of(report, "leftovers").observed
-    assert left.exists()
-    report = await nb.troubleshoot(database, repair=True)
-    report.raise_for_failures()
     assert not left.exists()
 
 
@@ -464,29 +428,35 @@ async def test_a_reader_that_pins_the_log_is_named_with_its_process(database: Se
     assert report.ok
 
 
+def wal(path: Path) -> Path:
+    return Path(f"{path}-wal")
+
+
 def run_and_die(path: Path, script: str) -> None:
     """Run SQL in a process that ends without closing the database, and so leaves its log."""
     program = f"import os, sqlite3; sqlite3.connect({str(path)!r}).executescript({script!r}); os._exit(0)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-async def test_a_large_log_that_nobody_reads_is_emptied_and_no_row_is_lost(database: Settings) -> None:
-    path = database.db_path
-    log, small = Path(f"{path}-wal"), replace(database, max_wal_mb=0)
+async def test_a_large_log_is_emptied_with_no_row_lost_and_left_with_its_user_named(database: Settings) -> None:
+    path, small = database.db_path, replace(database, max_wal_mb=0, busy_timeout_ms=200)
     run_and_die(path, f"{TASK};")
-    assert log.stat().st_size > 0
+    assert wal(path).stat().st_size > 0
     with untouched(path):
         told = check_of(await nb.troubleshoot(small), "WAL size")
     assert (told.status, told.remedy) == ("warn", REPAIR)
-    report = await nb.troubleshoot(small, repair=True)
-    report.raise_for_failures()
-    assert check_of(report, "WAL size").status == "pass"
-    assert log.stat().st_size == 0
+    assert check_of(await repaired(small), "WAL size").status == "pass"
+    assert wal(path).stat().st_size == 0
+    assert len(rows_of(path)["tasks"]) == 1
     with closing(sqlite3.connect(path)) as conn:
-        assert conn.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
+        conn.executescript(f"{METRIC};")
+        with held(path, "BEGIN IMMEDIATE") as writer:
+            (told,) = await _empty_the_log(small)
+    assert told.status == "warn"
+    assert f"PID {writer.pid} (" in told.observed
 
 
-@pytest.mark.parametrize("damage", ["header", "page size", "a frame", "all of it"])
+@pytest.mark.parametrize("damage", ["header", "a frame"])
 async def test_a_log_that_sqlite_does_not_read_to_its_end_is_kept_and_the_database_usable(
     damage: str, database: Settings
 ) -> None:
@@ -495,9 +465,7 @@ async def test_a_log_that_sqlite_does_not_read_to_its_end_is_kept_and_the_databa
     run_and_die(path, f"{TASK}; {SESSION}; {MEMORY};")
     content = bytearray(log.read_bytes())
     behind = next(at for at in range(32, len(content), 4096 + 24) if any(content[at + 4 : at + 8])) + 4096 + 24
-    where = {"header": 24, "page size": 9, "a frame": behind + 100, "all of it": 0}[damage]
-    content[where] ^= 1
-    content = bytearray(b"?" * len(content)) if damage == "all of it" else content
+    content[24 if damage == "header" else behind + 100] ^= 1
     Path(f"{path}-shm").unlink()
     log.write_bytes(content)
     file = path.read_bytes()
@@ -511,15 +479,11 @@ async def test_a_log_that_sqlite_does_not_read_to_its_end_is_kept_and_the_databa
         report = await nb.troubleshoot(small, repair=True)
         assert (report.refused, failing(report)) == (True, {"log", "repair"})
     assert log.read_bytes() == content
-    (await nb.troubleshoot(small, repair=True)).raise_for_failures()
+    await repaired(small)
     (folder,) = path.parent.glob("abathur_aside_*")
     assert [(folder / f"{path.name}{suffix}").read_bytes() for suffix in ("", "-wal")] == [file, content]
     (await nb.validate_database(small)).raise_for_failures()
-    (await nb.troubleshoot(small)).raise_for_failures()
-    async with nb.Database.open(database) as db:
-        read = 1 if damage == "a frame" else 0
-        async with db.read() as conn:
-            assert [tuple(r) for r in await conn.execute_fetchall("SELECT count(*) FROM tasks")] == [(read,)]
+    assert len(rows_of(path)["tasks"]) == (damage == "a frame")
 
 
 def leave_written_log(path: Path, damaged: int) -> list[bytes]:
@@ -535,9 +499,7 @@ def leave_written_log(path: Path, damaged: int) -> list[bytes]:
     return [path.read_bytes(), bytes(content)]
 
 
-@pytest.mark.parametrize(
-    ("damaged", "found"), [(40, {"database file", "log"}), (500, {"log"}), (-60, {"log"}), (-2, {"log"})]
-)
+@pytest.mark.parametrize(("damaged", "found"), [(40, {"database file", "log"}), (-60, {"log"})])
 async def test_a_database_that_is_newer_than_its_damaged_log_keeps_each_row(
     damaged: int, found: set[str], database: Settings
 ) -> None:
@@ -548,8 +510,7 @@ async def test_a_database_that_is_newer_than_its_damaged_log_keeps_each_row(
     assert "it is newer" in check_of(plan, "log").observed
     assert not any("restore" in check.remedy for check in plan.checks)
     assert "byte for byte" in check_of(plan, "plan").observed
-    report = await nb.troubleshoot(database, repair=True)
-    report.raise_for_failures()
+    await repaired(database)
     (folder,) = path.parent.glob("abathur_aside_*")
     assert [(folder / f"{path.name}{suffix}").read_bytes() for suffix in ("", "-wal")] == before
     assert path.read_bytes() == before[0]
@@ -559,10 +520,9 @@ async def test_a_database_that_is_newer_than_its_damaged_log_keeps_each_row(
 
 
 async def test_a_damaged_database_with_a_damaged_log_is_salvaged(database: Settings) -> None:
-    path = database.db_path
-    file = bytearray(leave_written_log(path, 40)[0])
+    file = bytearray(leave_written_log(database.db_path, 40)[0])
     file[-3 * 4096 :: 7] = b"?" * len(file[-3 * 4096 :: 7])
-    path.write_bytes(file)
+    database.db_path.write_bytes(file)
     assert "salvaged" in check_of(await nb.troubleshoot(database), "plan").observed
 
 
@@ -579,16 +539,14 @@ async def test_a_log_is_not_set_aside_without_room_for_the_copies(
 
 
 async def test_what_a_killed_writer_had_not_committed_is_no_damage(database: Settings) -> None:
-    path = database.db_path
-    log, small = Path(f"{path}-wal"), replace(database, max_wal_mb=0)
+    path, small = database.db_path, replace(database, max_wal_mb=0)
     rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)"
     spilt = f"{rows} INSERT INTO tasks (id, prompt) SELECT 'x' || i, hex(zeroblob(500)) FROM n;"
     run_and_die(path, f"{TASK}; PRAGMA cache_size = 10; BEGIN; {spilt}")
-    assert log.stat().st_size > 500_000
-    (await nb.troubleshoot(small, repair=True)).raise_for_failures()
-    assert log.stat().st_size == 0
-    with closing(sqlite3.connect(path)) as conn:
-        assert conn.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
+    assert wal(path).stat().st_size > 500_000
+    await repaired(small)
+    assert wal(path).stat().st_size == 0
+    assert len(rows_of(path)["tasks"]) == 1
 
 
 async def test_what_was_committed_is_told_of_when_a_later_step_fails(
@@ -605,25 +563,6 @@ async def test_what_was_committed_is_told_of_when_a_later_step_fails(
     assert not report.refused
     assert check_of(report, "transaction").status == check_of(report, "backup before").status == "pass"
     assert check_of(report, "repair").observed == "the steps above were done; then: somebody has it"
-
-
-async def test_a_large_log_in_use_is_left_and_its_user_named(database: Settings) -> None:
-    path = database.db_path
-    small = replace(database, max_wal_mb=0, busy_timeout_ms=200)
-    with closing(sqlite3.connect(path)) as conn:
-        conn.executescript(f"{TASK};")
-        with held(path, "BEGIN IMMEDIATE") as writer:
-            (told,) = await _empty_the_log(small)
-    assert told.status == "warn"
-    assert f"PID {writer.pid} (" in told.observed
-
-
-async def test_what_could_not_be_asked_is_given_no_cause(database: Settings) -> None:
-    run_sql(database.db_path, "PRAGMA foreign_keys = OFF", "DROP TABLE audit")
-    report = await nb.troubleshoot(database)
-    errors = [check for check in report.checks if check.status == "error"]
-    assert errors
-    assert not [check.name for check in errors if "cause:" in check.observed]
 
 
 async def test_who_holds_the_lock_is_named_and_a_repair_refused_after_a_bounded_wait(database: Settings) -> None:
@@ -652,11 +591,9 @@ async def test_a_database_that_others_read_is_not_switched_to_wal_and_says_who(d
 
 
 async def test_statistics_of_long_ago_are_renewed(database: Settings) -> None:
-    path = database.db_path
-    run_sql(path, *ROWS, "ANALYZE", *(MEMORY.replace("'k'", f"'k{n}'") for n in range(1500)))
-    report = await nb.troubleshoot(database)
-    assert check_of(report, "statistics").status == "warn"
-    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+    run_sql(database.db_path, *ROWS, "ANALYZE", *(MEMORY.replace("'k'", f"'k{n}'") for n in range(1500)))
+    assert check_of(await nb.troubleshoot(database), "statistics").status == "warn"
+    await repaired(database)
     assert check_of(await nb.troubleshoot(database), "statistics").status == "pass"
 
 
@@ -664,9 +601,6 @@ async def test_where_it_must_be_confirmed_only_the_hash_of_this_very_plan_will_d
     path, strict = database.db_path, replace(database, confirm_changes=True)
     run_sql(path, *ROWS, *FAULTS["JSON columns"])
     digits = check_of(await nb.troubleshoot(strict), "plan").observed.split()[1]
-    with untouched(path):
-        for confirm in (None, "", "0" * 16):
-            assert (await nb.troubleshoot(strict, repair=True, confirm=confirm)).refused
     run_sql(path, "UPDATE tasks SET prompt = 'another' WHERE id = 't1'")
     with untouched(path):
         report = await nb.troubleshoot(strict, repair=True, confirm=digits)
@@ -675,24 +609,25 @@ async def test_where_it_must_be_confirmed_only_the_hash_of_this_very_plan_will_d
     (await nb.troubleshoot(strict, repair=True, confirm=digits)).raise_for_failures()
 
 
-@pytest.mark.parametrize("since", [TASK, "DROP INDEX idx_audit_task", "UPDATE metrics SET labels = 'broken'"])
+@pytest.mark.parametrize(
+    "since",
+    [
+        "UPDATE audit SET action_data = 'broken otherwise'",
+        "DROP INDEX idx_audit_task",
+        "INSERT INTO audit (action_type, action_data) VALUES ('new', 'broken')",
+    ],
+)
 async def test_what_changed_since_it_was_shown_is_not_repaired_unseen(since: str, database: Settings) -> None:
     path = database.db_path
     run_sql(path, *ROWS, *FAULTS["JSON columns"][:2], "UPDATE audit SET action_data = 'broken'")
     found = await diagnose(database)
-    if since == TASK:
-        since = "UPDATE audit SET action_data = 'broken otherwise'"
-    if "labels" in since:
-        since = "INSERT INTO audit (action_type, action_data) VALUES ('new', 'broken')"
     run_sql(path, since)
     with untouched(path), pytest.raises(nb.RefusedError, match="changed since"):
         await _run(found, database)
     assert not list(quarantine_dir(database).glob("*")), "nothing was changed, so that nothing was taken out"
 
 
-async def test_a_repair_that_fails_half_way_leaves_the_database_and_no_quarantine(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_repair_that_fails_half_way_leaves_the_database_and_no_quarantine(database: Settings) -> None:
     path = database.db_path
     run_sql(path, *ROWS, *FAULTS["JSON columns"])
     found = await diagnose(database)
@@ -702,21 +637,6 @@ async def test_a_repair_that_fails_half_way_leaves_the_database_and_no_quarantin
         await _run(wrong, database)
     assert rows_of(path) == before
     assert not list(quarantine_dir(database).glob("*"))
-    monkeypatch.setattr(shutil, "disk_usage", None)
-    assert (await nb.troubleshoot(database, repair=True)).ok
-
-
-async def test_the_remedy_of_a_dropped_table_ends_with_a_backup_and_without_one(database: Settings) -> None:
-    run_sql(database.db_path, "DROP TABLE metrics")
-    remedy = check_of(await nb.troubleshoot(database), "tables").remedy
-    run_sql(database.db_path, remedy.partition("make it again: ")[2])
-    (await nb.troubleshoot(database, repair=True)).raise_for_failures()  # the indexes on it
-    run_sql(database.db_path, "INSERT INTO metrics (metric_name, metric_value) VALUES ('a', 1)")
-    (await nb.backup_database(database)).raise_for_failures()
-    run_sql(database.db_path, "DROP TABLE metrics")
-    remedy = check_of(await nb.troubleshoot(database), "tables").remedy
-    assert "papermill restore.ipynb" in remedy
-    assert "make it again" not in remedy
 
 
 async def test_where_the_checks_could_not_run_nothing_is_repaired(
@@ -732,54 +652,12 @@ async def test_where_the_checks_could_not_run_nothing_is_repaired(
     assert not database.backup_dir.exists()
 
 
-async def test_a_trigger_is_refused_and_not_set_off(database: Settings) -> None:
-    run_sql(database.db_path, *ROWS, *FAULTS["foreign keys"])
-    run_sql(database.db_path, "CREATE TRIGGER evil AFTER DELETE ON agents BEGIN DELETE FROM memory_entries; END")
-    with untouched(database.db_path):
-        report = await nb.troubleshoot(database, repair=True)
-    assert report.refused
-    assert "trigger evil" in check_of(report, "database file").observed
-
-
 @pytest.mark.parametrize("arguments", [{"repair": "yes"}, {"confirm": 7}, {"put_back": ""}, {"put_back": 7}])
 async def test_wrong_arguments_are_named(arguments: dict[str, object], database: Settings) -> None:
     with pytest.raises(nb.ConfigurationError, match=next(iter(arguments))):
         await nb.troubleshoot(database, **arguments)  # type: ignore[arg-type]
 
 
-def test_who_may_not_write_learns_it_and_nothing_is_changed(public: Path) -> None:
-    program = (
-        "settings = nb.resolve('development', db_path=sys.argv[1])\n"
-        "report = asyncio.run(nb.troubleshoot(settings, repair=True))\n"
-        "assert report.refused and not report.ok, str(report)\n"
-        "print(report.to_json())\n"
-    )
-    folder = public / "data"
-    folder.mkdir(mode=0o777)
-    folder.chmod(0o777)
-    settings = nb.resolve("development", db_path=folder / "abathur.db")
-    made = (
-        "settings = nb.resolve('development', db_path=sys.argv[1])\n"
-        "asyncio.run(nb.initialize_database(settings))\n"
-        "import sqlite3; c = sqlite3.connect(sys.argv[1]); c.execute('DROP INDEX idx_audit_task'); c.close()\n"
-    )
-    run_as_other(made, settings.db_path)
-    settings.db_path.chmod(0o400)
-    with untouched(settings.db_path):
-        told = json.loads(run_as_other(program, settings.db_path, imports="import tqdm\n"))
-    assert "may not be written to" in json.dumps(told)
-
-
-async def test_the_content_beside_a_repair_stays_as_it_is(database: Settings) -> None:
-    run_sql(database.db_path, *ROWS)
-    before = await content_of(database)
-    run_sql(database.db_path, *FAULTS["indexes"])
-    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
-    after = await content_of(database)
-    assert (after.digest, after.rows) == (before.digest, before.rows)
-
-
-METRIC = "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)"
 # What a process does again and again that holds nothing back, though it may have a lock at both looks.
 BUSY = {
     "a writer": ("BEGIN IMMEDIATE", METRIC, "COMMIT"),
@@ -788,7 +666,7 @@ BUSY = {
 }
 
 
-@pytest.mark.parametrize("name", BUSY)
+@pytest.mark.parametrize("name", sampled(BUSY, "a long writer", "a reader of what is newest"))
 def test_who_does_no_harm_to_the_log_is_not_to_be_ended(name: str, database: Settings) -> None:
     path, small = database.db_path, replace(database, max_wal_mb=0)
     program = (
@@ -798,12 +676,12 @@ def test_who_does_no_harm_to_the_log_is_not_to_be_ended(name: str, database: Set
         "while True:\n"
         "    for statement in sys.argv[2:]: conn.execute(statement).fetchall()\n"
     )
-    run_and_die(path, f"{TASK};")
+    run_and_die(path, f"{TASK};")  # leaves a log
     command = [sys.executable, "-I", "-S", "-c", program, str(path), *BUSY[name]]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        for _ in range(5):
+        for _ in range(3):
             first = Look.at_files(path)
             check = wal_check(asyncio.run(wal_size(path, small)), Look.at_files(path).behind_since(first))
             assert str(process.pid) not in f"{check.observed} {check.remedy}"

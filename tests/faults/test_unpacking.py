@@ -3,8 +3,6 @@
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +35,6 @@ def planted(backup: Backup, content: bytes, **facts: object) -> None:
 MAGIC = b"SQLite format 3\0"
 # What is in the file, what the manifest says that it unpacks to (None: nothing, as before), the words of the refusal.
 BOMBS = {
-    "more than it says": (packed(64 * MIB), 200_000, "unpack to more than 200,000"),
     "a byte more than it says": (packed(200_001), 200_000, "unpack to more than 200,000"),
     "less than it says": (packed(200_000, MAGIC), 300_000, "of 300,000"),
     "as much as it says, at no ratio of ours": (packed(4096 * MIB), 4096 * MIB, "unpack to more than 268,435,456"),
@@ -46,9 +43,7 @@ BOMBS = {
     "two frames": (packed(100_000, MAGIC) + packed(8 * MIB), 200_000, "unpack to more than 200,000"),
     "no zstd": (b"x" * 5000, 200_000, "can't be unpacked"),
     "a frame that breaks off": (packed(8 * MIB)[:-50], 8 * MIB, "unpack"),
-    "nothing": (b"", 200_000, "of 200,000"),
     "no database": (packed(200_000), 200_000, "not a SQLite database"),
-    "no database, of before": (packed(200_000), None, "not a SQLite database"),
 }
 
 
@@ -76,25 +71,16 @@ async def test_what_unpacks_otherwise_than_a_backup_of_ours_is_refused_by_its_na
         }
 
 
-@contextmanager
-def small_disk(folder: Path, mib: int) -> Iterator[Path]:
-    folder.mkdir(mode=0o700)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=700", "tmpfs", folder], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-@pytest.mark.parametrize("told", [100 * MIB, None], ids=["it says how much", "of before"])
 async def test_it_leaves_the_disk_some_room_and_the_refusal_blames_the_backup(
-    told: int | None, database: Settings, tmp_path: Path
+    database: Settings, tmp_path: Path
 ) -> None:
     backup = await taken(database, compress=True)
-    planted(backup, packed(100 * MIB, MAGIC), bytes_unpacked=told or 0)
-    if told is None:
-        as_before(backup)
-    with small_disk(tmp_path / "small", 80) as small:
+    planted(backup, packed(100 * MIB, MAGIC), bytes_unpacked=0)
+    as_before(backup)
+    small = tmp_path / "small"
+    small.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m,mode=700", "tmpfs", small], check=True)  # noqa: ASYNC221
+    try:
         settings = replace(database, db_path=small / "abathur.db", on_tmpfs="warn")
         report = await nb.restore_database(settings, backup=backup.path)
         assert report.refused
@@ -102,6 +88,8 @@ async def test_it_leaves_the_disk_some_room_and_the_refusal_blames_the_backup(
         assert "must stay free" in report.checks[-1].observed
         assert "df -h" in report.checks[-1].remedy
         assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)  # noqa: ASYNC221
 
 
 async def test_a_backup_of_ours_is_never_refused_however_well_it_packs(

@@ -1,4 +1,4 @@
-"""A process that does one thing to a database and may be killed at any moment.
+"""A process that does one thing to a database and may be killed at any moment, or struck at one of its calls by strace.
 
 It is forked from a warm parent, since starting Python and importing the package takes ten times as long as the
 initialization itself. What it does is what a script of three lines would do: run, print the report as JSON, exit with
@@ -10,22 +10,21 @@ import ctypes
 import itertools
 import json
 import os
-import secrets
+import re
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from faults.initializers import Initializer
-from faults.place import TOKEN, Place
-
-__all__ = ["Ending", "Gate", "Victim"]
+from faults.experiments import BrokenHarnessError, Deed, Place
 
 _PATIENCE = 60  # seconds; a victim takes less than one
 _PR_SET_PTRACER, _ANYBODY = 0x59616D61, ctypes.c_ulong(-1)
@@ -36,7 +35,7 @@ class Victim:
 
     def __init__(
         self,
-        act: Initializer,
+        act: Deed,
         place: Place,
         label: str,
         *,
@@ -59,20 +58,18 @@ class Victim:
         os.close(ready)
         self._pidfd = os.pidfd_open(self.pid)
 
-    def _live(self, initialize: Initializer, thread: int, ready: int) -> None:
+    def _live(self, act: Deed, thread: int, ready: int) -> None:
         for number, stream in ((1, "out"), (2, "err")):
             os.dup2(os.open(self._file(stream), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         os.umask(0o077)
         _log_events(self.place.events)
-        if self.label == "first":  # a name that is known beforehand, since strace filters by whole paths
-            secrets.token_hex = lambda nbytes=None: TOKEN  # noqa: ARG005
         # Where Yama restricts ptrace, only an ancestor may attach, and strace is none.
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, _ANYBODY, 0, 0, 0)
         _pause_thread(thread, lambda: self.gate.wait(ready))
         code = 1
         try:
-            result = asyncio.run(initialize(self.place.db))
+            result = asyncio.run(act(self.place.db))
             sys.stdout.write(json.dumps(result))
             code = not result["ok"]
             for thread_left in [thread for thread in threading.enumerate()[1:] if not thread.daemon]:
@@ -217,3 +214,102 @@ def _log_events(path: Path) -> None:
     noted("mkdir", lambda path, *_: path)
     noted("link", lambda _, path, *__: path)
     noted("fsync", lambda descriptor: Path(f"/proc/self/fd/{descriptor}").readlink())
+
+
+def run_undisturbed(act: Deed, place: Place, label: str) -> Ending:
+    """Run one victim that nothing disturbs."""
+    victim = Victim(act, place, label)
+    victim.at_gate()
+    victim.gate.open()
+    return victim.reap()
+
+
+# --- strace on one thread of a victim
+
+# Those that change a file or a directory, or open one: its name does not say whether an open creates. `?`: not
+# every machine has each of them.
+_CALLS = (
+    "creat open openat openat2 mkdir mkdirat write writev pwrite64 pwritev pwritev2 truncate ftruncate fallocate fsync "
+    "fdatasync sync_file_range rename renameat renameat2 link linkat symlink symlinkat unlink unlinkat rmdir chmod "
+    "fchmod fchmodat chown lchown fchown fchownat utimensat copy_file_range sendfile"
+)
+_TRACED = ",".join(f"?{name}" for name in _CALLS.split())
+
+
+class Call(NamedTuple):
+    """Name one system call: the n-th of its kind in one thread."""
+
+    thread: int
+    name: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.number} of thread {self.thread}"
+
+
+def traced(act: Deed, place: Place, thread: int, fault: str = "") -> tuple[Ending, str | None]:
+    """Run one victim, one thread of it traced; return its end and the trace, None without such a thread.
+
+    On that one alone, because `when=` counts for each thread anew: with `-f` a fault could not be aimed at the second.
+    """
+    victim, log = Victim(act, place, "traced", thread=thread), place.root / "strace"
+    strace = None
+    try:
+        if thread_id := victim.at_gate():
+            faults = ["-e", f"inject={fault}"] if fault else []
+            command = [
+                "strace",
+                "-y",
+                "-p",
+                str(thread_id),
+                "-o",
+                str(log),
+                "-s",
+                "0",
+                "-e",
+                f"trace={_TRACED}",
+                *faults,
+            ]
+            strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            _attached(strace)
+    except BaseException:
+        victim.kill()
+        raise
+    finally:
+        victim.gate.open()
+    ending = victim.reap()
+    if strace is None:
+        return ending, None
+    strace.communicate()
+    return ending, log.read_text()
+
+
+def _attached(strace: subprocess.Popen[str]) -> None:
+    assert strace.stderr is not None
+    said = []
+    for line in strace.stderr:
+        said.append(line)
+        if line.rstrip().endswith("attached"):
+            return
+    raise BrokenHarnessError(f"strace did not attach: {''.join(said)}")
+
+
+def calls_within(log: str, thread: int, folder: Path) -> list[Call]:
+    """Return those calls of a trace of paths that change something in ``folder``, each with its number among all."""
+    reads = re.compile(r"\bopen\w*\(.*O_RDONLY(?!.*O_CREAT)")
+    seen, calls = Counter[str](), []
+    for line in _lines(log):
+        name = line.partition("(")[0]
+        seen[name] += 1
+        if str(folder) in line and not reads.search(line):
+            calls.append(Call(thread, name, seen[name]))
+    return calls
+
+
+def injected_within(log: str, folder: Path) -> bool:
+    """Return whether the one fault of a trace struck a call on ``folder``."""
+    return [str(folder) in line for line in _lines(log) if line.endswith("(INJECTED)")] == [True]
+
+
+def _lines(log: str) -> list[str]:
+    return [line for line in log.splitlines() if re.match(r"\w+\(", line)]

@@ -1,0 +1,285 @@
+"""What is done beside others: backups, restores, looks, and files that are taken away under an open store.
+
+A backup is one moment, and holds what was acknowledged before it began; a restore is exact; a look drops no lock; what
+is acknowledged after files were removed or replaced is kept. The controls are the runbook's recipes (cp, sections 1.2
+and 7), a look that opens the files itself, and a plain connection, which writes its lost log over the file.
+"""
+
+import asyncio
+import hashlib
+import mmap
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from itertools import count
+from pathlib import Path
+from random import Random
+
+from damage import MEMORY, held
+
+import abathur_nb as nb
+from abathur_nb.backups.taking import unpack
+from abathur_nb.config.settings import Settings
+from faults.experiments import BrokenHarnessError, content_of, first_backup, newest_backup
+
+# --- backups beside a hot writer
+
+_KEYS, _EACH = 400, 10  # rows that are written over in turn, so many a commit, each on a page of its own
+_INSERT = """
+    INSERT INTO memory_entries (namespace, key, value, memory_type)
+    VALUES ('hot:a', :number, json_object('n', 0, 'padding', printf('%.1000c', 'x')), 'semantic')
+"""
+_UPDATE = """
+    UPDATE memory_entries SET value = json_set(value, '$.n', :commit) WHERE namespace = 'hot:a' AND key = :number
+"""
+_COUNT = "INSERT INTO metrics (metric_name, metric_value) VALUES ('hot', ?)"
+
+
+def copy_beside(name: str, settings: Settings, _: Random) -> tuple[bool, str]:
+    """Make a copy beside a writer that never rests."""
+    with _writing(settings.db_path) as acknowledged:
+        before = acknowledged()
+        copy = settings.db_path.parents[1] / "copy.db"
+        if name == "sound":
+            asyncio.run(nb.backup_database(settings)).raise_for_failures()
+            copy = unpack(first_backup(settings), copy.parent)
+        else:
+            subprocess.run(["cp", settings.db_path, copy], check=True)
+        moved = acknowledged() > before
+    return moved, _torn(copy, before)
+
+
+def _written(commit: int) -> list[int]:
+    """Return the rows that a commit writes over."""
+    return [(commit + n * _KEYS // _EACH) % _KEYS for n in range(_EACH)]
+
+
+@contextmanager
+def _writing(db: Path) -> Iterator[Callable[[], int]]:
+    """Let a process write to a database during the block, then kill it; yield what tells its last commit."""
+    with closing(sqlite3.connect(db, isolation_level=None)) as conn:
+        conn.execute("BEGIN")
+        conn.executemany(_INSERT, ({"number": n} for n in range(_KEYS)))
+        conn.execute("COMMIT")
+    with mmap.mmap(-1, 8) as shared:
+        pid = os.fork()
+        if pid == 0:
+            # _exit whatever happens: the rest of the parent's stack is not this process's to run.
+            try:
+                _write(db, shared)
+            finally:
+                os._exit(70)
+        try:
+            while not any(shared[:8]):
+                if os.waitpid(pid, os.WNOHANG) != (0, 0):
+                    raise BrokenHarnessError("the writer died")
+            yield lambda: int.from_bytes(shared[:8], "little")
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _write(db: Path, shared: mmap.mmap) -> None:
+    conn = sqlite3.connect(db, timeout=60, isolation_level=None)
+    conn.execute("PRAGMA synchronous = NORMAL")
+    for commit in count(1):
+        conn.execute("BEGIN IMMEDIATE")
+        conn.executemany(_UPDATE, ({"commit": commit, "number": number} for number in _written(commit)))
+        conn.execute(_COUNT, (commit,))
+        conn.execute("COMMIT")
+        shared[:8] = commit.to_bytes(8, "little")
+
+
+def _torn(db: Path, acknowledged: int) -> str:
+    """Say in what a copy is not one moment of the database that such a process wrote to; empty if it is one."""
+    try:
+        with closing(sqlite3.connect(db)) as conn:
+            ((integrity,),) = conn.execute("PRAGMA integrity_check(1)").fetchall()
+            commits = conn.execute("SELECT metric_value FROM metrics WHERE metric_name = 'hot' ORDER BY id").fetchall()
+            ask = "SELECT CAST(key AS INTEGER), value ->> 'n' FROM memory_entries WHERE namespace = 'hot:a'"
+            found = dict(conn.execute(ask).fetchall())
+    except sqlite3.Error as error:
+        return f"it can't be read: {error}"
+    last = len(commits)
+    wanted = dict.fromkeys(range(_KEYS), 0)
+    for commit in range(1, last + 1):
+        wanted |= dict.fromkeys(_written(commit), commit)
+    if integrity != "ok":
+        return f"integrity_check: {integrity}"
+    if commits != [(commit,) for commit in range(1, last + 1)]:
+        return f"it holds {last} commits with gaps"
+    if found != wanted:
+        return f"it holds half of a commit: {len(wanted.items() - found.items())} rows are of another moment"
+    return "" if last >= acknowledged else f"it lacks {acknowledged - last} commits that were acknowledged before"
+
+
+# --- restores beside a stale log and open readers
+
+_READERS = (("SELECT count(*) FROM memory_entries",), ("BEGIN", "SELECT count(*) FROM memory_entries"))
+
+
+def restore_beside(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
+    """Restore a backup where a killed writer left a log and up to three readers look on."""
+    wanted, fault = first_backup(settings).content, ""
+    _leave_log(settings.db_path, random.randrange(1, 400))
+    stale = Path(f"{settings.db_path}-wal").stat().st_size > 0 and content_of(settings.db_path) != wanted
+    with ExitStack() as readers:
+        for _ in range(random.randrange(1, 4)):
+            readers.enter_context(held(settings.db_path, *random.choice(_READERS)))
+        if name == "sound":
+            report = asyncio.run(nb.restore_database(settings, apply=True))
+            fault = "" if report.ok else f"refused: {report.summary}"
+        else:
+            subprocess.run(["cp", newest_backup(settings), settings.db_path], check=True)
+        during = content_of(settings.db_path)
+    exact = [wanted] * 2 == [during, content_of(settings.db_path)]
+    return stale, fault or ("" if exact else "what is there is not what was backed up")
+
+
+def _leave_log(db: Path, rows: int) -> None:
+    """Write rows in a process that is killed before it puts them into the main file."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            conn = sqlite3.connect(db, isolation_level=None)
+            conn.execute("PRAGMA wal_autocheckpoint = 0")
+            for number in range(rows):
+                conn.execute(MEMORY.replace("'k'", f"'left-{number}'"))
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(70)
+    os.waitpid(pid, 0)
+
+
+# --- looks from the process of a transaction
+
+_METRIC = (
+    "INSERT INTO metrics (metric_name, metric_value, labels) VALUES (?, ?, json_object('x', printf('%.*c', ?, 'x')))"
+)
+_OTHER = f"""
+import sqlite3, sys
+conn = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)
+conn.execute("BEGIN IMMEDIATE")
+for number in range(300):
+    conn.execute({_METRIC!r}, ("other", number, 500))
+conn.execute("COMMIT")
+"""
+
+
+def look_inside(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
+    """Look while this process writes, and let another process try to write."""
+    try:
+        harm = asyncio.run(_write_and_look(settings, _LOOKS[name], random))
+    except nb.AbathurError as error:  # the other one, alone by all that it sees, has deleted the log
+        harm = str(error)
+    with closing(sqlite3.connect(settings.db_path)) as conn:
+        try:
+            ((found,),) = conn.execute("PRAGMA integrity_check(1)").fetchall()
+            harm = harm or ("" if found == "ok" else found)
+        except sqlite3.Error as error:
+            harm = str(error)
+    return True, harm
+
+
+async def _write_and_look(settings: Settings, look: Callable[[Settings], Awaitable[object]], random: Random) -> str:
+    async with nb.Database.open(settings) as db, db.write() as conn:
+        for number in range(random.randrange(1, 300)):
+            await conn.execute(_METRIC, ("own", number, random.randrange(1000)))
+        await look(settings)
+        command = [sys.executable, "-I", "-S", "-c", _OTHER, str(settings.db_path)]
+        other = await asyncio.to_thread(subprocess.run, command, stderr=subprocess.DEVNULL, check=False)
+    return "" if other.returncode else "another process wrote inside the transaction"
+
+
+async def _open_files(settings: Settings) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        hashlib.sha256(Path(f"{settings.db_path}{suffix}").read_bytes())
+
+
+_LOOKS: dict[str, Callable[[Settings], Awaitable[object]]] = {"sound": nb.troubleshoot, "naive": _open_files}
+
+# --- files removed or replaced under an open store
+
+_ROWS = 60
+_ROW = (
+    "INSERT INTO memory_entries (namespace, key, value, memory_type) "
+    "VALUES (?, ?, json_object('v', printf('%.900c', 'x')), 'semantic')"
+)
+_ANOTHER = (
+    "import sqlite3, sys; conn = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+    f"for n in range({_ROWS}): conn.execute(sys.argv[2], ('other:', str(n)))"
+)
+# As somebody types them: in a process of their own, so that no lock of the store's is dropped.
+_WAYS = (
+    "rm {db}-wal {db}-shm",
+    "rm {db}-shm",
+    "cp {db} {db}.new && mv {db}.new {db}",
+    "for x in '' -wal -shm; do cp {db}$x {db}.new && mv {db}.new {db}$x; done",
+)
+
+
+def split(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
+    """Take files away after and before a random number of writes, let another process write, and look for all rows."""
+    way, others = random.choice(_WAYS), list[bool]()
+
+    def strike() -> None:
+        subprocess.run(["sh", "-c", way.format(db=settings.db_path)], check=True)
+        command = [sys.executable, "-I", "-S", "-c", _ANOTHER, str(settings.db_path), _ROW]
+        others.append(subprocess.run(command, check=False, capture_output=True).returncode == 0)
+
+    before, after = random.randint(1, 40), random.randint(0, 120)
+    kept = (
+        asyncio.run(_store(settings, before, strike, after))
+        if name == "sound"
+        else _plain(settings, before, strike, after)
+    )
+    wanted = {("other:", str(n)) for n in range(_ROWS)} | {("own:", str(n)) for n in kept}
+    harm = _gone(settings, wanted)
+    return others == [True], f"{way}: {harm}" if harm else ""
+
+
+def _gone(settings: Settings, wanted: set[tuple[str, str]]) -> str:
+    try:
+        with closing(sqlite3.connect(settings.db_path)) as conn:
+            found = {*conn.execute("SELECT namespace, key FROM memory_entries")}
+            if (answer := conn.execute("PRAGMA integrity_check").fetchall()) != [("ok",)]:
+                return f"integrity_check says {answer[0][0]}"
+    except sqlite3.Error as error:
+        return str(error)
+    return f"{len(wanted - found)} of {len(wanted)} acknowledged rows are gone" if wanted - found else ""
+
+
+async def _store(settings: Settings, before: int, strike: Callable[[], None], after: int) -> list[int]:
+    """Return which writes a store acknowledges after the strike."""
+    kept = []
+    async with nb.Database.open(settings) as db:
+        for n in range(before + after):
+            if n == before:
+                strike()
+            try:
+                await db.memory.add_memory("own:", str(n), {"v": "x" * 900}, "semantic", None)
+            except nb.RefusedError:
+                continue
+            kept += [n] if n >= before else []
+        if not after:
+            strike()
+    return kept
+
+
+def _plain(settings: Settings, before: int, strike: Callable[[], None], after: int) -> list[int]:
+    kept = []
+    with closing(sqlite3.connect(settings.db_path, isolation_level=None)) as conn:
+        for n in range(before):
+            conn.execute(_ROW, ("own:", str(n)))
+        strike()
+        for n in range(before, before + after):
+            try:
+                conn.execute(_ROW, ("own:", str(n)))
+            except sqlite3.Error:
+                continue
+            kept.append(n)
+    return kept

@@ -1,0 +1,193 @@
+"""What an experiment is, its place, what it finds there, and the count of what became of many."""
+
+import asyncio
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Coroutine
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import aiosqlite
+
+from abathur_nb.backups.copying import Content, open_copy, read_content
+from abathur_nb.backups.manifest import Backup, list_backups
+from abathur_nb.config.settings import Settings, resolve
+from abathur_nb.runbook.init import initialize_database
+from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.store.sql import DDL_FILES, SEED_FILE, statements
+
+
+class BrokenHarnessError(Exception):
+    """Report that the experiment itself did not work, so that it proves nothing."""
+
+
+class Outcome(NamedTuple):
+    """Hold what became of one experiment: faults injected, faults that struck, and the harm done, if any."""
+
+    injected: int
+    struck: int
+    harm: str = ""
+
+
+Experiment = Callable[[Path], Outcome]
+# Returns the experiments on one way to do it, thinned to every n-th, in a folder that they may use to calibrate.
+Planner = Callable[[str, int, int, Path], list[Experiment]]
+# Does something to the database at a path, and returns its report.
+Deed = Callable[[Path], Coroutine[Any, Any, dict[str, Any]]]
+
+
+@dataclass(slots=True)
+class Result:
+    """Count the outcomes of one sweep and of its control, and judge them.
+
+    ``blunt`` is the share of the control that may be damaged at most where the harness proves nothing.
+    """
+
+    title: str
+    injected: int = 0
+    struck: int = 0
+    survived: int = 0
+    experiments: int = 0
+    harms: list[str] = field(default_factory=list)
+    control: int = 0
+    control_damaged: int = 0
+    blunt: float = 0.5
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """Say ``ok``, ``FAILED``, or that the harness proves nothing."""
+        if self.harms:
+            return "FAILED"
+        sharp = self.control_damaged > self.control * self.blunt
+        return "ok" if sharp and self.struck == self.injected > 0 else "BROKEN HARNESS"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Name the paths of one experiment: ``top`` is there beforehand, the directory of the database is not."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        self.top.mkdir(parents=True)
+
+    @property
+    def top(self) -> Path:
+        """Return the directory that is there beforehand."""
+        return self.root / "top"
+
+    @property
+    def db(self) -> Path:
+        """Return the final path."""
+        return self.top / "data" / "abathur.db"
+
+    @property
+    def events(self) -> Path:
+        """Return the log of what was made and forced to the disk."""
+        return self.root / "events"
+
+    def make_leftover(self) -> None:
+        """Leave what a predecessor leaves that was killed right after it linked the finished database."""
+        scratch = self.db.parent / ".abathur-init-000000000000"
+        scratch.mkdir(mode=0o700)
+        os.link(self.db, scratch / self.db.name)
+        events = self.events.read_text().splitlines(keepends=True)
+        self.events.write_text("".join(events[: events.index(f"link {self.db}\n") + 1]))
+
+
+async def initialize(db: Path) -> dict[str, Any]:
+    """Initialize through the public function."""
+    return (await initialize_database(resolve("development", db_path=db))).to_dict()
+
+
+async def initialize_naively(db: Path) -> dict[str, Any]:
+    """Initialize at the final path, statement by statement, as the seed document does."""
+    db.parent.mkdir(mode=0o700, exist_ok=True)
+    async with aiosqlite.connect(db, isolation_level=None) as conn:
+        for pragma in ("journal_mode = WAL", f"application_id = {APPLICATION_ID}", f"user_version = {SCHEMA_VERSION}"):
+            await conn.execute_fetchall(f"PRAGMA {pragma}")
+        for filename in (*DDL_FILES, SEED_FILE):
+            for statement in statements(filename):
+                await conn.execute_fetchall(statement)
+    return {"ok": True, "checks": []}
+
+
+INITIALIZERS: dict[str, Deed] = {"sound": initialize, "naive": initialize_naively}
+
+
+def settings_of(db: Path) -> Settings:
+    """Return development's settings for a database of the sweep's own."""
+    return resolve("development", db_path=db)
+
+
+def content_of(path: Path) -> Content | None:
+    """Return what is at a path after the recovery that a next opener would do, None if it can't be read."""
+    copy = path.parents[1] / "copy" / path.name
+    shutil.rmtree(copy.parent, ignore_errors=True)
+    copy.parent.mkdir()
+    try:
+        for suffix in ("", "-wal", "-journal"):
+            if (side := Path(f"{path}{suffix}")).exists():
+                shutil.copy(side, f"{copy}{suffix}")
+        with closing(sqlite3.connect(f"{copy.as_uri()}?mode=rw", uri=True)) as conn:
+            conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return asyncio.run(_read(copy))
+    except (sqlite3.Error, OSError):
+        return None
+    finally:
+        shutil.rmtree(copy.parent)
+
+
+async def _read(path: Path) -> Content:
+    async with open_copy(path) as conn:
+        await conn.execute_fetchall("BEGIN")
+        return await read_content(conn)
+
+
+def first_backup(settings: Settings) -> Backup:
+    """Return the backup that was taken before anything was done to the database."""
+    return list_backups(settings.backup_dir)[0][0]
+
+
+def newest_backup(settings: Settings) -> Path:
+    """Return what a naive look takes for the newest backup."""
+    return max(settings.backup_dir.glob("abathur_*.db"))
+
+
+def make_database(db: Path) -> Settings:
+    """Make a fresh database."""
+    settings = settings_of(db)
+    asyncio.run(initialize_database(settings)).raise_for_failures()
+    return settings
+
+
+# Does what is drawn to a database, or to its naive counterpart; returns whether a fault struck, and the harm done.
+Draw = Callable[[str, Settings, Random], tuple[bool, str]]
+
+
+def drawn(draw: Draw, count: int, make: Callable[[Path], object] | None = make_database) -> Planner:
+    """Return what plans so many experiments, each drawn anew, on a copy of what ``make`` has made."""
+
+    def plan(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
+        template = folder / f"template-{name}"
+        if make:
+            make(template / "abathur.db")
+        return [partial(_draw, draw, name, template, f"{seed}-{n}") for n in range(seed % every, count, every)]
+
+    return plan
+
+
+def _draw(draw: Draw, name: str, template: Path, seed: str, folder: Path) -> Outcome:
+    settings = settings_of(folder / "data" / "abathur.db")
+    if template.exists():
+        shutil.copytree(template, settings.db_path.parent)
+    else:
+        settings.db_path.parent.mkdir(parents=True, mode=0o700)
+    struck, harm = draw(name, settings, Random(seed))  # noqa: S311 - to be repeatable
+    return Outcome(1, int(struck), f"{seed}: {harm}" if harm else "")
