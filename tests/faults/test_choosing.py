@@ -235,12 +235,15 @@ async def test_each_gets_a_number_of_its_own_at_once_and_after_the_last_one(data
     assert (await nb.backup_database(database)).ok, "a manifest may claim the last number there is"
 
 
-async def test_manifests_of_before_serve_and_are_shown_as_older(database: Settings) -> None:
+async def test_manifests_of_before_serve_and_are_shown_as_older_and_offsets_are_converted(database: Settings) -> None:
     for compress in (False, True):
-        as_before(await taken(database, compress=compress))
+        found = await taken(database, compress=compress)
+        as_before(found)
         (await nb.restore_database(database, drill=True)).raise_for_failures()
     assert all("older manifest" in told for told in nb.show_backups(database)["its database"])
     (await nb.restore_database(database, apply=True)).raise_for_failures()
+    rewritten(found, taken_at="2026-11-30T10:00:00+05:30")
+    assert "2026-11-30 04:30:00.000" in set(nb.show_backups(database)["taken at"])
 
 
 # --- one bad file costs that file

@@ -25,6 +25,7 @@ from situations import SITUATIONS, free, prepared
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.report import Report
+from abathur_nb.text import SHELL
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = "chmod|conda|df|du|export|find|fuser|ls|mkdir|mv|namei|papermill|python|rm|sqlite3|sudo"
@@ -60,6 +61,16 @@ def test_no_value_stands_in_a_command_unquoted() -> None:
                 else:
                     before += str(part.value) if isinstance(part, ast.Constant) else ""
     assert not faults
+
+
+def test_no_text_of_the_package_sends_anybody_to_a_shell_of_any_version() -> None:
+    told = [
+        f"{path.relative_to(ROOT)}: {text}"
+        for path in sorted((ROOT / "abathur_nb").rglob("*.py"))
+        for text in re.findall(r".*\bsqlite3 ['\"…{/-].*", path.read_text(encoding="utf-8"))
+    ]
+    assert told == []
+    assert "3.51.3 or newer" in SHELL
 
 
 def utf_16(path: Path) -> None:
