@@ -125,7 +125,7 @@ async def _diagnose(settings: Settings) -> Diagnosis:
     target = examine(settings)
     if target.state == "remains":
         return _diagnose_remains(target.check, path)
-    target = await identify(settings, refuses=("trigger",))  # which a repair would set off
+    target = await identify(settings, refuses=("trigger",), seen=target)  # which a repair would set off
     if target.state == "damaged":
         log = await asyncio.to_thread(log_check, path)
         if log.failed and (why := await _why_alone(path, log, corrupt=True)):

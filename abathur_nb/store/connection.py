@@ -108,9 +108,8 @@ async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[Conne
         await run_to_end(conn)  # a cancelled opening would leave a connection that nobody closes
         yield conn
     except sqlite3.Error as error:
-        # Asked now and here: when the error is explained, a scratch file that filled the disk is gone.
-        if error.__cause__ is None:
-            error.__cause__ = ask_system(Path(unquote(urlsplit(uri).path)), error)
+        # Asked at once: when the error is explained, a scratch file that filled the disk is gone.
+        error.__cause__ = error.__cause__ or ask_system(Path(unquote(urlsplit(uri).path)), error)
         raise
     finally:
         if not conn.forked:  # else connection and loop are the parent's: a turn of the loop here would take its events
@@ -150,11 +149,9 @@ def require_short_schema(path: Path, conn: sqlite3.Connection) -> None:
         raise _too_long(path, f"its SQL has {size:,} bytes, the bound is {BOUND_SCHEMA:,} bytes")
 
 
-def _too_long(path: Path, observed: str) -> RefusedError:
-    remedy = "find out who made what is not in sql/; if nobody needs it, drop it"
-    return RefusedError(
-        f"the schema of {path} is too long to be read: {observed}", f"{remedy} {SHELL} {quote(str(path))}"
-    )
+def _too_long(path: Path, found: str) -> RefusedError:
+    remedy = f"find out who made what is not in sql/; if nobody needs it, drop it {SHELL} {quote(str(path))}"
+    return RefusedError(f"the schema of {path} is too long to be read: {found}", remedy)
 
 
 def _pragmas(conn: sqlite3.Connection) -> dict[str, Any]:
@@ -178,19 +175,14 @@ async def run_to_end(work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
 
     Cancelling a call of aiosqlite does not stop its statement: who cleans up must wait for the thread.
     """
-    task = asyncio.ensure_future(work)
-    cancelled = False
+    task, cancelled = asyncio.ensure_future(work), False
     while not task.done():
         try:
-            await asyncio.shield(task)
+            await asyncio.wait([task])
         except asyncio.CancelledError:
-            if task.cancelled():
-                raise
             cancelled = True
-        except BaseException:  # noqa: BLE001 - the task's own failure: raised by result() below
-            break
-    if cancelled:
-        task.exception()
+    if cancelled and not task.cancelled():
+        task.exception()  # else asyncio logs one that nobody has asked for
         raise asyncio.CancelledError
     return task.result()
 

@@ -31,8 +31,7 @@ _ANOTHER = "db_path: name another path, or move it away by hand"
 _RESTORE = "stop its writers and restore a backup"
 _MOST = 20  # statements of a command
 _LOOK_S = 10  # at most; the schema of a file that is not hostile takes milliseconds
-_KINDS = {
-    stat.S_IFREG: "",
+_KINDS = {  # SQLite would wait for ever for the other end of a FIFO, be it only a side file
     stat.S_IFDIR: "is a directory",
     stat.S_IFLNK: "is a symbolic link",
     stat.S_IFIFO: "is a FIFO",
@@ -87,7 +86,11 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
     except OSError as error:
         return _target("refused", f"{path} cannot be looked at: {error.strerror}", _as_owner(settings, path.parent))
     for name in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)):
-        if words := _kind(name):
+        try:
+            words = _KINDS.get(stat.S_IFMT(os.lstat(name).st_mode))
+        except FileNotFoundError:  # side files come and go
+            continue
+        if words:
             remedy = "db_path: name a regular file, or one that is to be made"
             if stat.S_ISLNK(found.st_mode) and os.path.lexists(f"{path}-wal"):  # SQLite looks for it beside the file
                 rows = f"{path}-wal may hold committed rows of {os.path.realpath(path)}"
@@ -101,14 +104,6 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
     if not os.access(path, os.R_OK):
         return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", _as_owner(settings, path))
     return _target("present", f"{path}, {found.st_size:,} bytes")
-
-
-def _kind(name: str) -> str:
-    """Say what is at ``name`` unless it is a regular file or missing: SQLite would wait for ever at a FIFO."""
-    try:
-        return _KINDS.get(stat.S_IFMT(os.lstat(name).st_mode), "is not a regular file")
-    except FileNotFoundError:
-        return ""
 
 
 def _absent(settings: Settings) -> Target:
@@ -132,12 +127,15 @@ def journal_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.replacing.json")
 
 
-async def identify(settings: Settings, *, refuses: Collection[str] = ("trigger", "view")) -> Target:
+async def identify(
+    settings: Settings, *, refuses: Collection[str] = ("trigger", "view"), seen: Target | None = None
+) -> Target:
     """Say what is at ``settings.db_path``, its application and schema version included. Read-only.
 
     ``refuses`` names the kinds of objects with which the caller can't use a database: a store, triggers and views.
+    ``seen`` is what `examine` has returned, if it was asked.
     """
-    target = examine(settings)
+    target = seen or examine(settings)
     if target.state != "present":
         return target
     path = settings.db_path
