@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 Parameters = Sequence[object] | Mapping[str, object]  # of a statement: by place, or by name
 _PACKAGED = Path(__file__).parents[1] / "data"
@@ -27,10 +28,6 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
 _HEADER_LINE = re.compile(r"--\s*(name|index|parameters|scan|sort):\s*(.*)")
-
-
-class SqlFileError(RuntimeError):
-    """Report a faulty file in ``sql/``: a fault of this package, which an operator can't repair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +50,18 @@ class Query:
 def split(script: str) -> Iterator[tuple[str, str]]:
     """Yield each statement of an SQL script with the comments above it, as (comments, statement without its ``;``).
 
-    Comments inside a statement stay in it: SQLite keeps them in ``sqlite_master``. Raises SqlFileError if the script
+    Comments inside a statement stay in it: SQLite keeps them in ``sqlite_master``. Raises ValueError if the script
     breaks off within a statement.
     """
     start = end = 0
     while (end := script.find(";", end) + 1) > 0:
-        # Only SQLite's own lexer knows which `;` ends a statement: others stand in comments and strings.
+        # Only SQLite's own lexer knows which `;` ends a statement: others are in comments and strings.
         if sqlite3.complete_statement(script[start:end]):
             comments, statement = _without_leading_comments(script[start:end])
-            if statement == ";":
-                raise SqlFileError(f"an empty statement before character {end}")
             yield comments, statement.removesuffix(";").rstrip()
             start = end
     if rest := _without_leading_comments(script[start:])[1]:
-        raise SqlFileError(f"the last statement breaks off: {rest[:60]!r}")
+        raise ValueError(f"the last statement breaks off: {rest[:60]!r}")
 
 
 @cache
@@ -78,40 +73,19 @@ def statements(filename: str) -> tuple[str, ...]:
 @cache
 def load_queries(filename: str = "queries.sql") -> Mapping[str, Query]:
     """Return the named queries of a file in ``sql/`` by name, in the order of the file."""
-    return MappingProxyType(parse_queries(_read(filename)))
+    queries = [_query(comments.splitlines(), statement) for comments, statement in split(_read(filename))]
+    return MappingProxyType({query.name: query for query in queries})
 
 
-def parse_queries(script: str) -> dict[str, Query]:
-    """Return the named queries of a script; raises SqlFileError where a header is incomplete or a name comes twice."""
-    queries: dict[str, Query] = {}
-    for comments, statement in split(script):
-        query = _query(comments, statement)
-        if query.name in queries:
-            raise SqlFileError(f"two queries are named {query.name}")
-        queries[query.name] = query
-    return queries
-
-
-def _query(comments: str, statement: str) -> Query:
-    fields: dict[str, str] = {}
-    doc: list[str] = []
-    for line in comments.splitlines():
-        if match := _HEADER_LINE.match(line):
-            if match[1] in fields:
-                raise SqlFileError(f"{match[1]} twice above: {statement[:60]!r}")
-            fields[match[1]] = match[2].strip()
-        elif "name" in fields and line.startswith("--"):  # what is above the name is not part of the query
-            doc.append(line.removeprefix("--").strip())
-    if not (fields.get("name") and doc):
-        raise SqlFileError(f"no name or no sentence above: {statement[:60]!r}")
-    try:
-        parameters = json.loads(fields.pop("parameters", "{}"))
-    except ValueError as error:
-        raise SqlFileError(f"the parameters of {fields['name']} are no JSON: {error}") from error
-    index = fields.pop("index", "none")
-    return Query(
-        sql=statement, doc=" ".join(doc), index=None if index == "none" else index, parameters=parameters, **fields
-    )
+def _query(comments: Sequence[str], statement: str) -> Query:
+    headers = [match for match in map(_HEADER_LINE.match, comments) if match]
+    fields: dict[str, Any] = {match[1]: match[2] for match in headers}
+    fields["parameters"] = json.loads(fields.get("parameters", "{}"))
+    fields["index"] = None if fields.get("index") == "none" else fields.get("index")
+    # What is above the name is not part of the query.
+    doc = comments[comments.index(headers[0].string) :]
+    words = (line.removeprefix("--").strip() for line in doc if not _HEADER_LINE.match(line))
+    return Query(sql=statement, doc=" ".join(words), **fields)
 
 
 def normalized(sql: str) -> str:
