@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 
-TYPE_CHECKING = False  # the program does without typing, json and their like, which take longer than its look
+TYPE_CHECKING = False  # importing typing, json and the like takes longer than a look
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
@@ -25,13 +25,13 @@ _HEADER, _FRAME_HEADER = 32, 24  # bytes of the log
 _LOCKS = {"": ((2**30, 1), (2**30 + 1, 1), (2**30 + 2, 510)), "-shm": tuple((byte, 1) for byte in range(120, 129))}
 _WRITE_LOCK, _CHECKPOINT_LOCK = 120, 121
 _WHOLE = {"frames": 0, "read": 0, "torn": -1}
-_SECTOR = 512  # bytes that a disk loses at once
+_SECTOR = 512  # bytes, the smallest piece that a disk loses
 _COPY_S = 5  # until a checkpoint is over
 _PAUSE_S = 0.005
 PLAN_S, PLAN_MB = 5, 512  # a statement of this package's own takes a millisecond and 15 MB
 
-# Imported, not run as a file: Python then takes its compiled form where that is current. -I and -S: site-packages take
-# longer than a look.
+# Imported, not run as a file: Python then uses its compiled form where that is current. -I and -S leave out
+# site-packages, which take longer than a look.
 _START = ("-I", "-S", "-B", "-c", "import sys; sys.path.append(sys.argv[1]); sys.exit(__import__(sys.argv[2]).main())")
 
 
@@ -71,9 +71,9 @@ def _digest(path: str) -> str:
 
 
 def _header(path: str, least_format: str = "1") -> str:
-    """Say what SQLite never writes into a header, or how much of the file is missing by it; empty if nothing.
+    """Return what is wrong with a header, or with the size of the file by that header; empty if nothing.
 
-    In a schema format below 4 SQLite ignores DESC: only where indexes do not agree with their tables is that a fault.
+    In a schema format below 4 SQLite ignores DESC, which is a fault only if indexes then differ from their tables.
     """
     before = _settled(path)
     try:
@@ -86,9 +86,9 @@ def _header(path: str, least_format: str = "1") -> str:
     page = 65_536 if page == 1 else page
     if header[:16] != b"SQLite format 3\0" or page < 512 or page & (page - 1):
         return ""
-    if header[24:28] != header[92:96]:  # its number of pages counts for nothing
+    if header[24:28] != header[92:96]:  # its number of pages is not valid
         pages = -(-size // page)
-    encoding = int.from_bytes(header[56:60], "big")  # SQLite looks at its last two bits, and at one byte of the format
+    encoding = int.from_bytes(header[56:60], "big")  # of which SQLite reads the last two bits; of the format one byte
     faults = {
         f"its header has the write version {header[18]}": header[18] > 2,
         f"its header has the text encoding {encoding}": encoding > 3,
@@ -113,7 +113,7 @@ def _size(path: str) -> int:
 
 
 def _locks(path: str) -> list[tuple[str, int, bool, int]]:
-    """Return a lock on each byte that SQLite locks: file, byte, whether exclusive, owner; 0 for one out of sight."""
+    """Return each lock on a byte that SQLite uses: file, byte, whether exclusive, PID; 0 in another namespace."""
     found = []
     for suffix, ranges in _LOCKS.items() if sys.platform == "linux" else ():
         try:
@@ -137,14 +137,14 @@ def _index(path: str) -> dict[str, Any] | None:
         return None
     head = os.pread(file, 120, 0)
     os.close(file)
-    # Two copies, the second written first: equal, they are whole.
+    # It has two copies, the second written first: they are whole if equal.
     if len(head) < 120 or head[:48] != head[48:96] or not head[12] or _sums("=", head[:40]) != head[40:48]:
         return None
     commits, frames = struct.unpack_from("=I4xI", head, 8)
-    # The first mark is always 0: who holds it reads the database alone, into which the log was written so far.
+    # The first mark is always 0: its readers read the database file alone, which then holds all of the log.
     backfilled, _, *marks = struct.unpack_from("=6I", head, 96)
     return {
-        "commits": commits,  # since SQLite has read the log anew
+        "commits": commits,  # since a process last read the log anew
         "frames": frames,
         "salts": head[32:40],
         "marks": (backfilled, *marks),
@@ -152,13 +152,13 @@ def _index(path: str) -> dict[str, Any] | None:
 
 
 def _sums(order: str, data: bytes, start: bytes = bytes(8), form: str = "=") -> bytes:
-    """Return SQLite's checksum of whole words, which goes on from ``start``; ``form`` is the order it is kept in."""
+    """Return SQLite's checksum of whole words, continued from ``start``; ``form`` is its own byte order."""
     first, second = struct.unpack(f"{form}2I", start)
     odd = len(data) % 32
     for one, two in struct.iter_unpack(f"{order}2I", data[:odd]):
         first = first + one + second & 0xFFFFFFFF
         second = second + two + first & 0xFFFFFFFF
-    # Eight words at a time take a third of the time, and a log has a thousand in each of its frames.
+    # Eight words at a time take a third of the time; a frame has a thousand.
     for a, b, c, d, e, f, g, h in struct.iter_unpack(f"{order}8I", data[odd:]):
         first += a + second
         second += b + first
@@ -172,10 +172,10 @@ def _sums(order: str, data: bytes, start: bytes = bytes(8), form: str = "=") -> 
 
 
 def _log(path: str, seconds: str) -> dict[str, int] | None:
-    """Judge the log of a database in WAL mode; None where it was never still for a look.
+    """Judge the log of a database in WAL mode; None if it changed at each look.
 
-    ``torn`` is the number of the first frame that is not as it was written though commits stand behind it, -1 for none,
-    -2 where the time was over before the last frame. ``doubt`` says that it may as well be an unfinished transaction.
+    ``torn`` is the number of the first damaged frame with commits behind it, 0 for the log's header, -1 for none, -2 if
+    the time was up before the last frame. ``doubt`` says that it may also be an unfinished transaction.
     """
     until = time.monotonic() + float(seconds)
     while True:
@@ -242,8 +242,8 @@ def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: 
         if not broken and sound:
             continue
         broken = broken or number
-        # A killed writer leaves one commit that nobody was promised, behind what the next one has written over it: two
-        # in a row were a log that is cut off. Of one nobody can tell, unless somebody has written since SQLite has read
+        # A killed writer may leave one commit that was never acknowledged, behind what the next writer has overwritten.
+        # Two in a row mean that the log is cut off. One is in doubt, unless somebody has written since a process read
         # the log anew.
         row = row if sound else 0
         if number > broken and head[8:16] == index["salts"] and head[4:8] != bytes(4):
@@ -258,8 +258,8 @@ def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: 
 def _newer(path: str, torn: str) -> bool:
     """Return whether a database file is newer than what SQLite reads through its log, of which a frame is ``torn``.
 
-    A checkpoint had written it before the damage: where it differs from what SQLite reads, more of its pages equal a
-    frame behind the damage than do not. A single page may equal one by chance.
+    A checkpoint had written it before the damage: of the pages that differ from what SQLite reads, more equal a frame
+    behind the damage than do not. A single page may equal one by chance.
     """
     log, file = _open(f"{path}-wal"), _open(path)
     index, salts, page = _index(path), os.pread(log, _HEADER, 0)[16:24], _page_size(path)
@@ -282,12 +282,12 @@ def _newer(path: str, torn: str) -> bool:
             continue
         found = [most for place, most in behind.get(of, ()) if _same(now, os.pread(log, page, place), most)]
         newer += 0 in found
-        older += of in read and not found  # what is like the damaged frame may be older than that, or newer
+        older += of in read and not found  # a page like the damaged frame may be older than that, or newer
     return newer > older
 
 
 def _same(one: bytes, two: bytes, most: int) -> bool:
-    """Return whether two pages differ in so many bytes at most, from the first that does."""
+    """Return whether two pages are equal but for ``most`` bytes, counted from the first that differs."""
     place = len(os.path.commonprefix((one, two))) + most  # noqa: RUF071 - of bytes
     return one[place:] == two[place:]
 

@@ -24,12 +24,12 @@ from abathur_nb.store.sessions import Sessions
 from abathur_nb.store.sql import Parameters, load_queries
 from abathur_nb.store.target import require_present
 
-# Which write the present task, and every task that it starts, is inside of.
+# The write that this task, or the one that started it, is inside of.
 _inside: ContextVar[object | None] = ContextVar("_inside", default=None)
-# What SQLite, or Python's module for it, says of a value that it does not take.
+# The errors of SQLite, or of Python's module for it, about a value that it does not accept.
 _OF_A_VALUE = (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.IntegrityError, OverflowError, UnicodeError)
 _CLOSED = "{} is closed: use it inside of `async with Database.open`"
-_PATIENCE = 0.02  # seconds until what still runs on a lent connection is interrupted, again and again
+_PATIENCE = 0.02  # seconds between interrupts of what still runs on a lent connection
 
 
 class Database:
@@ -74,7 +74,7 @@ class Database:
                 yield db
                 try:
                     writer.check(outcome="what was written since may be missing at the path")
-                except RefusedError as lost:  # the block is done: no error of it
+                except RefusedError as lost:  # the block has ended: no error of its own
                     warnings.warn(str(lost), RuntimeWarning, stacklevel=3)
             finally:
                 db._is_closed = True
@@ -88,7 +88,7 @@ class Database:
         self._require_open()
         async with AsyncExitStack() as stack:
             try:
-                # Not one of the readers in turn: a BEGIN, a PRAGMA, a temporary view would strike who reads next.
+                # Not one of the readers in turn: a BEGIN, a PRAGMA or a temporary view would affect the next read.
                 lent = await stack.enter_async_context(_reader(self.settings))
             except (sqlite3.Error, OSError, AbathurError) as error:
                 raise explain_error(self.settings.db_path, error) from None
@@ -115,11 +115,11 @@ class Database:
         asked, writer = monotonic(), self._writer
         async with self._write_lock:
             self._require_open()  # it may have been closed meanwhile
-            # Else the waits of all that are queued for the same foreign lock would add up.
+            # Else the waits of all writes that are queued for another process's lock would add up.
             if self._locked and monotonic() - asked >= self.settings.busy_timeout_ms / 1000:
                 raise BusyError(self._locked.observed, self._locked.remedy)
             self._open_write = object()
-            writer.row_factory = sqlite3.Row  # whoever had it before may have set another
+            writer.row_factory = sqlite3.Row  # the block before may have set another
             _inside.set(self._open_write)
             try:
                 if at_once:  # inside: a cancelled BEGIN may still begin, and is rolled back
@@ -209,11 +209,11 @@ class Database:
 
 
 async def _quiet(lent: aiosqlite.Connection) -> None:
-    """Roll back what is open on a connection, and interrupt what still runs before that, whenever it starts."""
+    """Roll back what is open on a connection, and interrupt each statement that still runs or waits before that."""
     rollback = asyncio.ensure_future(lent.rollback())
     while not (await asyncio.wait([rollback], timeout=_PATIENCE))[0]:
         await lent.interrupt()
-    with suppress(sqlite3.OperationalError):  # interrupted itself, which it survives: there was nothing to roll back
+    with suppress(sqlite3.OperationalError):  # the rollback was interrupted: there was nothing to roll back
         rollback.result()
 
 
@@ -233,7 +233,7 @@ async def _require_valid(settings: Settings) -> None:
     harmful = replace(differences, extra=())  # what is extra does no harm to the rest; validate reports it
     if mode != "wal":
         fault = f"is in journal mode {mode}, expected wal"
-    elif encoding != "UTF-8":  # text would be compared in another order, and a prefix found where it is not
+    elif encoding != "UTF-8":  # text would be compared in another order, and a search by prefix would be wrong
         fault = f"is encoded in {encoding}, expected UTF-8"
     elif str(harmful):
         fault = f"does not have the schema of this package: {harmful}"

@@ -30,7 +30,7 @@ T = TypeVar("T")
 _SUFFIXES = ("", "-wal", "-shm")
 _DELETED = " (deleted)"
 _ASIDE = re.compile(r"/abathur_aside_[^/]+(?=/[^/]+$)")
-_LOOKS, _PAUSE_S = 7, 0.03  # who closes a database last deletes its log, and has it open for a moment more
+_LOOKS, _PAUSE_S = 7, 0.03  # the last process to close a database deletes its log a moment before
 _INDEX = {0, 128}  # the byte that a closed store locks, and the one that each connection to an index locks
 _MAIN = {0, 1073741826}  # the byte that a closed store locks, and the first that each reader locks
 _UNKNOWN = (0, 0)  # of a file in a directory without permissions
@@ -66,7 +66,7 @@ class _Handle(sqlite3.Connection):
         self.names = names  # last: another thread may look meanwhile, when the opening is cancelled
 
     def changed(self) -> str:
-        """Return which files at the path are no longer those that are open; empty if none. Final. Read-only."""
+        """Return which files at the path are no longer the open ones; empty if none. Final. Read-only."""
         if not self.names or self.lost or (found := _identities(self.names)) == self.files:
             return self.lost
         lost = ", ".join(
@@ -94,7 +94,7 @@ class _Handle(sqlite3.Connection):
             self.keeper.close()
         super().close()
         for descriptor in kept:
-            # SQLite's locks ended with its connections. Of what bears no lock, troubleshoot thinks a fork inherited it.
+            # SQLite's locks ended with its connections; troubleshoot takes a file without a lock for a fork's.
             fcntl.lockf(descriptor, fcntl.LOCK_SH, 1)
 
 
@@ -113,13 +113,13 @@ class Connection(aiosqlite.Connection):
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         handle = self._connection
-        # Of a transaction that writes the beginning and the end are checked: each check takes several microseconds.
+        # A check takes several microseconds: a transaction that writes is checked where it begins and ends.
         if (handle is not None and handle.keeper and handle.in_transaction) or self._checked:
             self.require_own()
         else:
             self.check(fn)
             if handle is not None and handle.names and not handle.keeper:
-                # The reads of one turn share a check: each look at a file lets the other threads run first.
+                # The reads of one turn of the loop share a check: each look at a file lets other threads run first.
                 self._checked = True
                 asyncio.get_running_loop().call_soon(setattr, self, "_checked", False)
         return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
@@ -223,7 +223,7 @@ def _descriptors() -> dict[Identity, int]:
 def _keep_forever() -> None:
     import ctypes  # not for each import of this package: 3 ms
 
-    # To close SQLite's connection in the child would wait for locks of threads that it does not have.
+    # Closing SQLite's connection in the child would wait for locks of threads that the child does not have.
     for handle in _open:
         handle.forked = True
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle))
@@ -248,7 +248,7 @@ class Serving(Protocol):
 
 
 class Stray(NamedTuple):
-    """Name a process, the files of its database that others do not find, and where in /proc it has which file open."""
+    """Name a process, the ``lost`` files of its database, and where /proc shows each of the ``files`` it has open."""
 
     pid: int
     lost: dict[str, str]
@@ -318,9 +318,9 @@ def _has_companion(link: str, names: set[str]) -> bool:
 
 
 def _moved(files: dict[str, str], others: Sequence[str], starts: dict[str, set[int]]) -> dict[str, str]:
-    """Return which of the other files that a process has open are what it lacks of the database that it uses.
+    """Return the missing files of a database, by suffix, among the other files that its process has open.
 
-    Of a database that nobody reads, or reads in another mode than WAL, nothing is missing.
+    None are missing where the process does not read the database, or not in WAL mode.
     """
     if "" in files and not starts[files[""]] & _MAIN:
         return {}
@@ -334,7 +334,7 @@ def _moved(files: dict[str, str], others: Sequence[str], starts: dict[str, set[i
         for log in (*ways["-wal"], "")
         if not log or marks.get(index, marks[""])[1] in (b"", marks.get(log, marks[""])[1])
     ]
-    if not mains or not pairs:  # it is about to open or close them
+    if not mains or not pairs:  # the process is just opening or closing them
         return {}
     index, log = max(pairs, key=lambda pair: bool(pair[1]))
     return {s: where for s, where in zip(_SUFFIXES, (mains[0], log, index), strict=True) if where and s not in files}

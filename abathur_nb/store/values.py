@@ -48,7 +48,7 @@ def _written(value: object) -> str:
 
 
 def spellings(*names: Any) -> Iterable[tuple[Any, ...]]:
-    """Yield the spellings by which names are looked for: as given, then in NFC, each only where they differ."""
+    """Yield the spellings under which names are searched: as given, then in NFC where that differs."""
     return product(*((n,) if (written := _written(n)) in ("", n) else (n, written) for n in names))
 
 
@@ -80,7 +80,7 @@ compact_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=
 
 
 def json_fault(text: str) -> str:
-    """Say why the store would not have written JSON text, or cannot read it; nothing if all is well."""
+    """Say why the store would not have written JSON text, or cannot read it; empty if it would."""
     try:
         _check_size("JSON", len(text.encode()))
         json_text("JSON", json.loads(text), (object,))
@@ -88,7 +88,7 @@ def json_fault(text: str) -> str:
         return f"expected at most {MAX_DEPTH} levels of JSON"
     except InvalidValueError as error:
         return error.fault
-    except ValueError as error:  # behind a semicolon Python tells a programmer what to do
+    except ValueError as error:  # after a semicolon Python adds advice for programmers
         return f"not JSON: {str(error).partition(';')[0]}"
     return ""
 
@@ -132,24 +132,24 @@ def prefix_range(prefix: str) -> tuple[str, str]:
     if not stem:
         return prefix, _HIGHEST * (MAX_NAME + 1)
     following = ord(stem[-1]) + 1
-    # The surrogates are no characters: after the last before them comes the first behind them.
+    # Surrogates are not characters: U+E000 follows U+D7FF.
     return prefix, stem[:-1] + chr(0xE000 if following == 0xD800 else following)
 
 
-# SQL that holds a column against a limit. Python is given text only if it can be decoded: hence the BLOBs.
+# SQL that compares a column with a limit. The BLOBs reach Python though text may not be decodable.
 IS_UTF8 = "typeof({0}) <> 'text' OR abathur_is_utf8(CAST({0} AS BLOB))"
 TOO_LONG = f"length(CAST({{0}} AS BLOB)) > {MAX_BYTES}"  # the bytes, as a limit counts them
 FAULT = "CASE WHEN abathur_is_utf8(CAST({0} AS BLOB)) THEN abathur_json_fault({0}) ELSE '' END"  # empty for none
 
-# So that a few plain searches find what a regular expression takes several times as long for: digits and signs are
-# all 0, braces are brackets, letters small.
+# Digits and signs become 0, braces brackets, letters small: plain searches then find what a regular expression takes
+# several times as long for.
 _ALIKE = bytes.maketrans(b"123456789+-ED{", b"00000000000ed[")
-_EXPONENT = "0e00"  # of 1e999; with an exponent of one digit, an infinite number has 300 others
+_EXPONENT = "0e00"  # as in 1e999; an infinite number with an exponent of one digit has 300 other digits
 _DIGITS = "0" * 300
 _BACKSLASH = ord("\\")
-_NUL = 0  # where SQLite stops to read
+_NUL = 0  # where SQLite stops reading
 _PIECE = 2**20  # bytes
-_ROOM = 2 * MAX_DEPTH  # bytes that it takes to open and close so many levels
+_ROOM = 2 * MAX_DEPTH  # bytes that open and close so many levels
 
 
 async def add_functions(conn: Connection) -> None:
@@ -168,7 +168,7 @@ async def add_functions(conn: Connection) -> None:
 
 
 def stored(value: object) -> object:
-    """Return a value that such a connection read: the bytes in place of text that is not UTF-8."""
+    """Return a value that a connection with these functions read: bytes in place of text that is not UTF-8."""
     if isinstance(value, str):
         try:
             value.encode()
@@ -202,7 +202,7 @@ def _suspicious(json: bytes | None, *_: object) -> bool:
 def _is_utf8(text: bytes | None) -> bool:
     decoder, whole = getincrementaldecoder("utf-8")(), memoryview(text or b"")
     try:
-        for start in range(0, len(whole), _PIECE):  # a copy of a piece, and not of a whole text of any size
+        for start in range(0, len(whole), _PIECE):  # by pieces, lest a large text be copied whole
             decoder.decode(whole[start : start + _PIECE])
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
