@@ -18,7 +18,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES, BOUND_S, BOUND_SCHEMA, AbathurError, BusyError, RefusedError, bound_reached
 from abathur_nb.files import ask_system, os_cause
 from abathur_nb.store.apart import ask
-from abathur_nb.store.guarded import Connection, refuse_mixing, strays_check
+from abathur_nb.store.guarded import Connection, Handle, refuse_mixing, strays_check
 from abathur_nb.store.sql import load_queries
 from abathur_nb.text import MB, SHELL, process_name
 
@@ -66,9 +66,8 @@ async def connect(
     refuse_mixing(path)
     # as_uri() quotes what SQLite would read as the end of the file's name.
     async with opened(f"{path.as_uri()}?mode={mode}", cached_statements=cached_statements) as conn:
-        await conn.apply(partial(_configure, path, settings, mode))
-        if watched:
-            await conn.watch(path, settings.busy_timeout_ms / 1000, mode == "rw")
+        await conn.apply(partial(_configure, path, settings, mode, watched))
+        conn.check()
         if bounded and mode == "ro":
             await bound(conn, path)
         yield conn
@@ -120,7 +119,7 @@ async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[Conne
                 conn._thread.join()  # noqa: SLF001
 
 
-def _configure(path: Path, settings: Settings, mode: str, conn: sqlite3.Connection) -> None:
+def _configure(path: Path, settings: Settings, mode: str, watched: bool, conn: Handle) -> None:
     conn.row_factory = sqlite3.Row
     wanted = connection_pragmas(settings) | ({"query_only": 1} if mode == "ro" else {})
     # Before anything has read the schema: one that is read already works on until another process changes it.
@@ -140,6 +139,8 @@ def _configure(path: Path, settings: Settings, mode: str, conn: sqlite3.Connecti
     if wrong:
         remedy = "use another SQLite: conda env create -f environment.yml"
         raise RefusedError(f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}", remedy)
+    if watched:
+        conn.watch(path, patience=settings.busy_timeout_ms / 1000, writes=mode == "rw")
 
 
 def require_short_schema(path: Path, conn: sqlite3.Connection) -> None:

@@ -34,10 +34,10 @@ _LOOKS, _PAUSE_S = 7, 0.03  # the last process to close a database deletes its l
 _INDEX = {0, 128}  # the byte that a closed store locks, and the one that each connection to an index locks
 _MAIN = {0, 1073741826}  # the byte that a closed store locks, and the first that each reader locks
 _UNKNOWN = (0, 0)  # of a file in a directory without permissions
-_open: set["_Handle"] = set()
+_open: set["Handle"] = set()
 
 
-class _Handle(sqlite3.Connection):
+class Handle(sqlite3.Connection):
     """Close without a checkpoint once the files are no longer those at the path."""
 
     forked = False
@@ -51,9 +51,9 @@ class _Handle(sqlite3.Connection):
         self.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)  # of the schema, too, when SQLite parses it
         _open.add(self)
 
-    def watch(self, path: Path, patience: float, keep: bool) -> None:
-        """Remember which files are open."""
-        if keep:
+    def watch(self, path: Path, *, patience: float, writes: bool) -> None:
+        """Remember which files are open, so that each use is refused once the files at ``path`` are others."""
+        if writes:
             # A connection that can only read makes no checkpoint and removes no log: closed last, it prevents both.
             self.keeper = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=patience)
             self.keeper.execute("PRAGMA schema_version").fetchall()
@@ -104,10 +104,10 @@ class Connection(aiosqlite.Connection):
     Every use raises MisuseError in a forked process, and RefusedError once the files at a watched path are others.
     """
 
-    _connection: _Handle | None
+    _connection: Handle | None
 
     def __init__(self, uri: str, cached_statements: int) -> None:
-        given = {"uri": True, "isolation_level": None, "cached_statements": cached_statements, "factory": _Handle}
+        given = {"uri": True, "isolation_level": None, "cached_statements": cached_statements, "factory": Handle}
         super().__init__(partial(sqlite3.connect, uri, **given), 64)
         self._checked = False  # in this turn of the event loop
 
@@ -151,13 +151,7 @@ class Connection(aiosqlite.Connection):
         if handle is not None and handle.changed() and getattr(fn, "__name__", "") not in _HARMLESS:
             raise _split(handle, outcome)
 
-    async def watch(self, path: Path, patience: float, keep: bool) -> None:
-        """Refuse from now on once the files at ``path`` are no longer the open ones; ``keep`` if it may write."""
-        if self._connection is not None:
-            await self._execute(self._connection.watch, path, patience, keep)
-            self.check()
-
-    async def apply(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    async def apply(self, work: Callable[[Handle], T]) -> T:
         """Return what ``work`` does with SQLite's own connection, in one hop to its thread."""
         return await self._execute(work, self._conn)  # type: ignore[no-any-return]
 
@@ -180,11 +174,11 @@ def refuse_mixing(path: Path) -> None:
             raise _split(handle, "nothing was done")
 
 
-def _handles(path: Path) -> list[_Handle]:
+def _handles(path: Path) -> list[Handle]:
     return [handle for handle in tuple(_open) if handle.names == _names(path)]
 
 
-def _split(handle: _Handle, outcome: str) -> RefusedError:
+def _split(handle: Handle, outcome: str) -> RefusedError:
     return RefusedError(
         f"{handle.names[0]} is no longer the database that PID {os.getpid()} has open ({handle.lost}); {outcome}",
         "leave this process running, run troubleshoot.ipynb in another, which can save its rows, then stop this one",
