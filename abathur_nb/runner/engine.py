@@ -68,32 +68,27 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
             finally:
                 nb_man.cell_complete(cell, cell_index=index)
 
+        def make_client() -> Any:
+            shown = {"log_output": log_output, "stdout_file": stdout_file, "stderr_file": stderr_file}
+            return PapermillNotebookClient(nb_man, log=logger, iopub_timeout=_OUTPUT_S, **shown)
+
         def run(stop: Any = None) -> "Ending":
-            return execute(
-                lambda: PapermillNotebookClient(
-                    nb_man,
-                    log=logger,
-                    log_output=log_output,
-                    stdout_file=stdout_file,
-                    stderr_file=stderr_file,
-                    iopub_timeout=_OUTPUT_S,
-                ),
-                environment=job.environment if job else {},
-                cell_timeout=execution_timeout,
-                stop=stop,
-                around=around,
-            )
+            environment = job.environment if job else {}
+            limit = execution_timeout
+            return execute(make_client, environment=environment, cell_timeout=limit, stop=stop, around=around)
 
         ending, signals = _with_signals(run)
         if job:
             as_template = template is not None and same_cells(nb_man.nb, template)
             outcome = conclude(job, ending, nb_man.nb, as_template=as_template)
             logger.info(f"Run {job.run_id}: {outcome.verdict}: {outcome.archived or outcome.message}")
+            # What papermill would call a success: a run that was never sealed, or not archived, or left by an exit.
+            if outcome.code and (ending.how == "completed" or ending.name == "SystemExit"):
+                raise RefusedError(
+                    f"{outcome.verdict}: {outcome.message}", f"see {outcome.archived or outcome.verdict}"
+                )
         else:
             logger.warning("Not archived: the notebook starts no run, or its parameters are faulty")
-        # What papermill itself would call a success: a run that was never sealed, or not archived, or left by an exit.
-        if job and outcome.code and (ending.how == "completed" or ending.name == "SystemExit"):
-            raise RefusedError(f"{outcome.verdict}: {outcome.message}", f"see {outcome.archived or outcome.verdict}")
         if ending.how == "died":
             raise DeadKernelError(ending.message)
         if ending.how == "timeout":
@@ -133,12 +128,11 @@ def _read(path: Any) -> bytes | None:
 def _job(notebook: Any, path: Any, template: bytes | None) -> "Job | None":
     """Return what is to be archived, or None: for a notebook that starts no run, or whose parameters it will refuse."""
     from abathur_nb.config.parameters import check_parameters
-    from abathur_nb.config.settings import resolve
     from abathur_nb.errors import ConfigurationError
     from abathur_nb.evidence.archive import declared_in, recorded_as
     from abathur_nb.evidence.canonical import sha256
     from abathur_nb.evidence.run import new_run_id
-    from abathur_nb.runner.run import Job
+    from abathur_nb.runner.run import Job, settings_for
 
     name = recorded_as(notebook)
     try:
@@ -147,8 +141,7 @@ def _job(notebook: Any, path: Any, template: bytes | None) -> "Job | None":
         if not name or check_parameters(declared, given):
             return None
         values: dict[str, Any] = {parameter.name: parameter.default for parameter in declared.values()} | given
-        paths = {key: values[key] for key in ("db_path", "backup_dir", "archive_dir") if key in values}
-        settings = resolve(values.get("env", "development"), **paths)
+        settings = settings_for(values, "development")
     except ConfigurationError:
         return None
     file = (PurePath(path).name, sha256(template)) if template else None

@@ -22,16 +22,19 @@ from abathur_nb.text import printable
 
 if TYPE_CHECKING:
     from jupyter_client.asynchronous.client import AsyncKernelClient
-
+    from nbclient import NotebookClient
 
 START_S = 60  # for a kernel to start
 _SUBSCRIBED_S = 0.2  # until what a kernel publishes is missed
+_GRACE_S = 5  # for a cell that is interrupted to clean up and seal its run
+_DRAIN_S = 0.5  # for what a dead kernel has sent to be read
 _LONGEST_PARENT = 70  # bytes; a socket's path may have 107 (unix(7))
-_OPTIONS = ("--HistoryManager.hist_file=:memory:", "--IPKernelApp.exec_PYTHONSTARTUP=False")
+_LONGEST_MESSAGE = 2000  # characters
 _LAST_WORDS = 1000  # characters of what a kernel wrote before it died
 _READ = 65_536  # bytes of its log, from the end
+_OPTIONS = ("--HistoryManager.hist_file=:memory:", "--IPKernelApp.exec_PYTHONSTARTUP=False")
 _SIGNALS = {one.value: one.name for one in signal.Signals}  # but for most of the real-time ones
-_CRASHED = "Fatal Python error"  # how that begins which Python itself says of it
+_CRASHED = "Fatal Python error"  # how that begins which Python itself says of a crash
 
 # What the kernel's process runs. PR_SET_PDEATHSIG (prctl(2)): ipykernel itself looks for its parent in a thread, which
 # a cell that is busy in C never lets run. The parent may be dead before the call. ipykernel takes standard error for
@@ -45,6 +48,12 @@ from ipykernel.kernelapp import launch_new_instance
 launch_new_instance()
 """
 
+How = Literal["completed", "raised", "died", "timeout", "interrupted"]
+Around = Callable[[Any, int], AbstractContextManager[object]]
+
+
+# --- the kernel
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -55,13 +64,12 @@ class Kernel:
     folder: Path
 
     def send(self, number: int) -> None:
-        """Send a signal to the kernel and to what it has started, if it lives."""
-        if self.process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
+        """Send a signal to the kernel, if it lives, and to what it has started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
     def last_words(self, shown: str = "") -> str:
-        """Say how the kernel died, the last whole line that it wrote, and of a crash what Python says.
+        """Return how the kernel died, the last whole line that it wrote, and of a crash what Python says.
 
         ``shown`` is what its cell has shown, which need not be in its log.
         """
@@ -98,9 +106,12 @@ class Kernel:
 async def running_kernel(environment: Mapping[str, str]) -> AsyncIterator[Kernel]:
     """Start a kernel in the working directory, and kill it at the end; raise OSError where none can be started.
 
-    ``environment`` is added to this process's own.
+    ``environment`` is added to this process's own. The kernel's sockets are in a directory of mode 0700.
     """
-    with _private_directory() as folder:
+    given = Path(tempfile.gettempdir())
+    parent = given if len(os.fsencode(given)) <= _LONGEST_PARENT else Path("/tmp")  # noqa: S108 - 0700, a random name
+    sweep(parent)
+    with scratch_directory(parent, "kernel") as folder:
         ports = {f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "hb", "control"), 1)}
         where = {"transport": "ipc", "ip": str(folder / "k"), "key": secrets.token_hex(), **ports}
         connection = folder / "connection.json"
@@ -109,7 +120,7 @@ async def running_kernel(environment: Mapping[str, str]) -> AsyncIterator[Kernel
         with (folder / "log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-c", _PROGRAM, "-f", connection, *_OPTIONS),
-                # A profile of its own: what a user's own runs at the start of a kernel is none of the notebook.
+                # A profile of its own: what a user's own runs at the start of a kernel is not part of the notebook.
                 env={**os.environ, "IPYTHONDIR": str(folder), **environment, "JPY_PARENT_PID": str(os.getpid())},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
@@ -120,9 +131,7 @@ async def running_kernel(environment: Mapping[str, str]) -> AsyncIterator[Kernel
         try:
             yield kernel
         finally:
-            # Also when the kernel itself is dead: what it has started is of its group.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kernel.send(signal.SIGKILL)  # also when the kernel itself is dead: what it has started is of its group
             await kernel.died
 
 
@@ -145,36 +154,7 @@ def _last_line(text: str) -> str:
     return next((line.strip()[:_LAST_WORDS] for line in (*whole.splitlines()[::-1], torn) if line.strip()), "")
 
 
-@contextmanager
-def _private_directory() -> Iterator[Path]:
-    """Make a directory for the sockets of one kernel, 0700, where their paths are short enough."""
-    given = Path(tempfile.gettempdir())
-    parent = given if len(os.fsencode(given)) <= _LONGEST_PARENT else Path("/tmp")  # noqa: S108 - 0700, a random name
-    sweep(parent)
-    with scratch_directory(parent, "kernel") as folder:
-        yield folder
-
-
-if TYPE_CHECKING:
-    from jupyter_client.asynchronous.client import AsyncKernelClient
-    from nbclient import NotebookClient
-
-
-How = Literal["completed", "raised", "died", "timeout", "interrupted"]
-Around = Callable[[Any, int], AbstractContextManager[object]]
-_GRACE_S = 5  # for a cell that is interrupted to clean up and seal its run
-_DRAIN_S = 0.5  # for what a dead kernel has sent to be read
-_LONGEST_MESSAGE = 2000  # characters
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """Say how an execution ended: by itself or not, at which cell (its index, None if at none), with which error."""
-
-    how: How
-    cell: int | None = None
-    name: str = ""
-    message: str = ""
+# --- what stops it
 
 
 class Stop:
@@ -206,6 +186,25 @@ def signals_noted() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+# --- the execution
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Say how an execution ended: by itself or not, at which cell (its index, None if at none), with which error."""
+
+    how: How
+    cell: int | None = None
+    name: str = ""
+    message: str = ""
+
+
+class _Ended(Exception):  # noqa: N818 - an end, and not always an error
+    def __init__(self, how: How, name: str, message: str) -> None:
+        self.how, self.name, self.message = how, name, message
+        super().__init__(message)
+
+
 def execute(
     make_client: Callable[[], "NotebookClient"],
     *,
@@ -221,103 +220,85 @@ def execute(
     signal stops, has 5 s to clean up. ``around`` makes a context for each cell. The kernel is gone when this returns,
     and when this process is gone.
     """
-    guarded = _Execution(stop or Stop(), timeout)
-    return asyncio.run(guarded.run(make_client, environment, cell_timeout, around or (lambda *_: nullcontext())))
-
-
-class _Ended(Exception):  # noqa: N818 - an end, and not always an error
-    def __init__(self, how: How, name: str, message: str) -> None:
-        self.how, self.name, self.message = how, name, message
-        super().__init__(message)
+    execution = _Execution(stop or Stop(), timeout, cell_timeout, around or (lambda *_: nullcontext()))
+    try:
+        asyncio.run(execution.run(make_client, environment))
+    except _Ended as end:
+        return Ending(end.how, execution.at, end.name, printable(end.message)[:_LONGEST_MESSAGE])
+    except Exception as error:  # noqa: BLE001 - no room for sockets, or a cell sent what nbclient can't take
+        message = printable(f"it could not be executed further: {in_words(error, Path(tempfile.gettempdir()))}")
+        return Ending("died", execution.at, type(error).__name__, message[:_LONGEST_MESSAGE])
+    return Ending("completed")
 
 
 class _Execution:
     """Hold what may end an execution before its last cell: a stop, a deadline, the death of the kernel."""
 
-    def __init__(self, stop: Stop, timeout: float | None) -> None:
-        self._stop = stop
+    def __init__(self, stop: Stop, timeout: float | None, cell_timeout: float | None, around: Around) -> None:
+        self.at: int | None = None  # the cell under way
+        self._stop, self._asked, self._around = stop, asyncio.Event(), around
+        self._timeout, self._cell_timeout = timeout, cell_timeout
         self._deadline = monotonic() + timeout if timeout else None
-        self._too_long = f"the run took longer than its limit of {timeout or 0:g} s"
-        self._asked = asyncio.Event()
-        self._kernel: Kernel
-        self._client: AsyncKernelClient | None = None
-        self._cell: Any = None
+        self._kernel: Kernel | None = None
+        self._client: Any = None  # nbclient's
 
-    async def run(
-        self,
-        make_client: Callable[[], "NotebookClient"],
-        environment: Mapping[str, str],
-        cell_timeout: float | None,
-        around: Around,
-    ) -> Ending:
+    async def run(self, make_client: Callable[[], "NotebookClient"], environment: Mapping[str, str]) -> None:
         loop = asyncio.get_running_loop()
         self._stop.tell = lambda: loop.call_soon_threadsafe(self._tell)
         if self._stop.signals:
             self._asked.set()
-        at: int | None = None
         try:
             async with running_kernel(environment) as self._kernel:
-                client = make_client()
+                client = self._client = make_client()
                 from nbclient.exceptions import CellControlSignal
 
                 try:
-                    with self._kernel.connected() as self._client:
-                        client.kc = self._client
-                        words = await self._until(
-                            partial(ready, client.kc), START_S, "the kernel did not start in time"
-                        )
+                    with self._kernel.connected() as client.kc:
+                        late = "the kernel did not start in time"
+                        words = await self._until(partial(ready, client.kc), START_S, late)
                         client.nb.metadata["language_info"] = words["language_info"]
-                        too_long = f"the cell took longer than {cell_timeout or 0:g} s"
-                        for at, cell in enumerate(client.nb.cells):
-                            self._cell = cell
-                            with around(cell, at):
-                                await self._until(partial(_run_cell, client, cell, at), cell_timeout, too_long)
+                        late = f"the cell took longer than {self._cell_timeout or 0:g} s"
+                        for self.at, cell in enumerate(client.nb.cells):
+                            with self._around(cell, self.at):
+                                await self._until(partial(_run_cell, client, cell, self.at), self._cell_timeout, late)
                         client.set_widgets_metadata()
                 except CellControlSignal as error:  # the cell raised, or its outputs never came
                     name = getattr(error, "ename", type(error).__name__)
                     raise _Ended("raised", name, getattr(error, "evalue", str(error))) from None
                 if self._kernel.died.done():
-                    raise self._death()
-        except _Ended as end:
-            return Ending(end.how, at, end.name, printable(end.message)[:_LONGEST_MESSAGE])
-        except Exception as error:  # noqa: BLE001 - no room for sockets, or a cell sent what nbclient can't take
-            message = printable(f"it could not be executed further: {in_words(error, Path(tempfile.gettempdir()))}")
-            return Ending("died", at, type(error).__name__, message[:_LONGEST_MESSAGE])
+                    raise self._death(self._kernel)
         finally:
             self._stop.tell = None
-        return Ending("completed")
 
     def _tell(self) -> None:
-        kernel: Kernel | None = getattr(self, "_kernel", None)
-        if self._asked.is_set() and kernel:  # whoever asks for the second time won't wait
-            kernel.send(signal.SIGKILL)
+        if self._asked.is_set() and self._kernel:  # whoever asks for the second time won't wait
+            self._kernel.send(signal.SIGKILL)
         self._asked.set()
 
     async def _until(self, work: Callable[[], Coroutine[Any, Any, Any]], limit: float | None, too_long: str) -> Any:
         """Return what ``work`` does, or raise _Ended once the kernel dies, a limit is reached or a stop asked for."""
+        assert self._kernel  # noqa: S101 - for the type checker
         if self._asked.is_set():
             raise self._stopped()
         left = self._deadline - monotonic() if self._deadline else None
-        limits = [seconds for seconds in (limit, left) if seconds is not None]
+        least = min((seconds for seconds in (limit, left) if seconds is not None), default=None)
         died = self._kernel.died
         task, asked = asyncio.create_task(work()), asyncio.create_task(self._asked.wait())
         try:
-            await asyncio.wait(
-                {task, asked, died}, timeout=min(limits, default=None), return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({task, asked, died}, timeout=least, return_when=asyncio.FIRST_COMPLETED)
             if died.done():
                 await asyncio.wait({task}, timeout=_DRAIN_S)
-                raise self._stopped() if asked.done() else self._death()
+                raise self._stopped() if asked.done() else self._death(self._kernel)
             if task.done():
                 return task.result()
             self._kernel.send(signal.SIGINT)
-            if self._client:
-                self._client.kernel_info()  # a signal alone does not wake the loop of a kernel that awaits something
+            self._client.kc.kernel_info()  # a signal alone does not wake the loop of a kernel that awaits something
             await asyncio.wait({task, died}, timeout=_GRACE_S, return_when=asyncio.FIRST_COMPLETED)
             if asked.done():
                 raise self._stopped()
-            whole = left is not None and left == min(limits)
-            raise _Ended("timeout", "TimeoutError", self._too_long if whole else too_long)
+            if left is not None and left == least:
+                too_long = f"the run took longer than its limit of {self._timeout:g} s"
+            raise _Ended("timeout", "TimeoutError", too_long)
         finally:
             for unfinished in (task, asked):
                 unfinished.cancel()
@@ -327,10 +308,10 @@ class _Execution:
         names = ", ".join(signal.Signals(number).name for number in self._stop.signals)
         return _Ended("interrupted", "KeyboardInterrupt", f"the runner was sent {names}")
 
-    def _death(self) -> _Ended:
-        outputs = self._cell.get("outputs", ()) if self._cell else ()
+    def _death(self, kernel: Kernel) -> _Ended:
+        outputs = () if self.at is None else self._client.nb.cells[self.at].get("outputs", ())
         shown = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
-        return _Ended("died", "DeadKernelError", self._kernel.last_words(shown))
+        return _Ended("died", "DeadKernelError", kernel.last_words(shown))
 
 
 async def _run_cell(client: "NotebookClient", cell: Any, index: int) -> None:
@@ -344,6 +325,6 @@ async def _run_cell(client: "NotebookClient", cell: Any, index: int) -> None:
     try:
         await client.async_execute_cell(cell, index, execution_count=number)
     finally:
-        # A kernel that dies has not said which cell it had begun.
+        # A kernel that dies has not reported which cell it had begun.
         if cell.get("execution_count", 0) is None and cell.source.strip():
             cell.execution_count = number

@@ -97,7 +97,7 @@ def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Sou
     for source in sources:
         values: dict[str, Any] = values_for(source.declared, given, faults)
         try:
-            settings = resolve(values.get("env", named), **{name: values[name] for name in _PATHS if name in values})
+            settings = settings_for(values, named)
             signer(settings)
             secret_values(settings)
             work.append((source, values, settings))
@@ -110,6 +110,11 @@ def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Sou
     if faults:
         raise ConfigurationError(list(dict.fromkeys(faults)))
     return work
+
+
+def settings_for(values: Mapping[str, Any], env: str) -> Settings:
+    """Return the settings of a notebook with these values; raise ConfigurationError if there are none."""
+    return resolve(values.get("env", env), **{name: values[name] for name in _PATHS if name in values})
 
 
 def _run(
