@@ -362,6 +362,11 @@ class PastRun:
         """Return when it began, in UTC, to the second."""
         return f"{self.started_at:%Y-%m-%d %H:%M:%S}"
 
+    @property
+    def failures(self) -> str:
+        """Return the names of the checks that failed, behind a colon, or an empty text."""
+        return f": {', '.join(self.facts.failed)}" if self.facts.failed else ""
+
     def is_of(self, settings: Settings) -> bool:
         """Return whether it is of the database of ``settings``, under the same environment."""
         run, own = self.entry.known, (settings.env, tilde(str(settings.db_path)))

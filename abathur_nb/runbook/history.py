@@ -1,4 +1,4 @@
-"""History: what the runs of an archive tell together: which passed, what changed, what is not evidence."""
+"""History: what the runs of an archive show together: which passed, what changed, what is not evidence."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,11 +31,11 @@ _MOST_NAMED = 12  # changes between two runs; `diff` names all
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Hold what the runs of an archive tell, oldest first; a notebook shows them as a table, newest first.
+    """Hold what the runs of an archive show, oldest first; a notebook shows them as a table, newest first.
 
     ``since_green`` says for each notebook what changed between its newest sealed run and the last that passed before
-    it, ``changes`` when the schema and the plans changed. ``report`` fails only for what is wrong with the archive:
-    of a run that failed, its own verdict has noted.
+    it, ``changes`` when the schema and the plans changed. ``report`` fails only for what is wrong with the archive: a
+    failed run has a verdict of its own.
     """
 
     report: Report
@@ -67,23 +67,20 @@ class History:
         return self._table()._repr_mimebundle_()
 
     def _table(self) -> Table:
-        heads = ("", "start (UTC)", "notebook", "run", "seconds", "who", "what failed")
-        rows = (
-            (r.mark, r.when, r.label + _other_cells(r), r.run_id, _seconds(r), r.who, some(r.facts.failed, _NAMED))
-            for r in reversed(self.runs)
-        )
-        return Table(heads, tuple(rows), _NO_RUN)
-
-
-def _other_cells(run: PastRun) -> str:
-    line = run.entry.line
-    return ", other cells" if line and not line.data["as_template"] else ""
+        rows = []
+        for run in reversed(self.runs):
+            line = run.entry.line
+            notebook = run.label + (", other cells" if line and not line.data["as_template"] else "")
+            seconds = "" if run.seconds is None else f"{run.seconds:.1f}"
+            failed = some(run.facts.failed, _NAMED)
+            rows.append((run.mark, run.when, notebook, run.run_id, seconds, run.who, failed))
+        return Table(("", "start (UTC)", "notebook", "run", "seconds", "who", "what failed"), tuple(rows), _NO_RUN)
 
 
 def read_history(
     settings: Settings, archive: str | os.PathLike[str] | None = None, *, run: Run | None = None
 ) -> History:
-    """Read what the runs of an archive tell: that of the environment, or another one, such as a copy. Read-only.
+    """Read what the runs of an archive show: that of the environment, or another one, such as a copy. Read-only.
 
     ``archive`` is a directory, or the URL of a copy. ``run`` is the run that asks, and is left out. Raises
     ConfigurationError where ``archive`` names neither.
@@ -103,10 +100,8 @@ def read_history(
             checks += [check for check in verify_archive(folder).checks if check.id != "no_evidence"]
             ledger = read_ledger(folder)
             head = ledger.lines[-1].sha256 if ledger.lines else FIRST
-            entries = [entry for entry in read_archive(folder, ledger) if entry.run_id != own]
-            runs = past_runs(entries)
-        left_out = sorted({entry.run_id for entry in entries} - {past.run_id for past in runs})
-        checks += [_runs_check(runs, left_out), *_checks(runs, where)]
+            runs = past_runs(entry for entry in read_archive(folder, ledger) if entry.run_id != own)
+        checks += _checks(runs, where)
     except (RefusedError, OSError) as error:
         remedy = f"see who may read it: ls -la {quote(str(where))}" if isinstance(where, Path) else ""
         checks.append(Check("archive", "error", "can be read", f"could not run: {error}", remedy))
@@ -114,52 +109,47 @@ def read_history(
     return History(report, where, runs, head, _since_green(runs), _changes(runs))
 
 
-def _runs_check(runs: Sequence[PastRun], left_out: Sequence[str]) -> Check:
+def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
+    """Ask what a sound archive leaves open. None of it fails the report: each run has a verdict of its own."""
     observed = "one" if runs else "none but this one"
     if len(runs) > 1:
         observed = f"{len(runs):,}, of {len({run.label for run in runs})} notebooks, {runs[0].when} to {runs[-1].when}"
-    observed += f"; {len(left_out)} left out, whose id is not a time of this century" if left_out else ""
-    return Check.that(
+    yield Check.that(
         "runs_over_time",
-        bool(runs) and not left_out,
-        expected="runs to tell of, each with an id that holds its time",
+        bool(runs),
+        expected="runs to compare",
         observed=observed,
-        remedy="find out who made them" if left_out else "run validate.ipynb, or another one: each run is recorded",
+        remedy="run validate.ipynb, or another one: each run is recorded",
         otherwise="warn",
-        evidence=left_out,
     )
-
-
-def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
-    """Ask what a sound archive leaves open. None of it fails the report: each run has a verdict of its own."""
+    if not runs:
+        return
     unsealed = [run for run in runs if run.verdict == "unsealed"]
+    yield Check.that(
+        "sealed",
+        not unsealed,
+        expected="each run that was started has a verdict",
+        observed=f"{len(unsealed)} have none, and are no evidence" if unsealed else "each has",
+        remedy="they were killed, or are not over yet: run their notebooks again",
+        otherwise="warn",
+        evidence=(f"{run.run_id} {run.label}, started by {run.who}" for run in unsealed),
+    )
     loose = [run for run in runs if run.sealed and not run.entry.line]
-    if runs:
-        yield Check.that(
-            "sealed",
-            not unsealed,
-            expected="each run that was started has a verdict",
-            observed=f"{len(unsealed)} have none, and are no evidence" if unsealed else "each has",
-            remedy="they were killed, or are not over yet: run their notebooks again",
-            otherwise="warn",
-            evidence=(f"{_named(run)}, started by {run.who}" for run in unsealed),
-        )
-        yield Check.that(
-            "archived",
-            not loose,
-            expected="the executed notebook of each sealed run lies beside its record",
-            observed=f"{len(loose)} do not" if loose else "each does",
-            remedy="python -m abathur_nb archive OUT.ipynb",
-            otherwise="warn",
-            evidence=map(_named, loose),
-        )
+    yield Check.that(
+        "archived",
+        not loose,
+        expected="the executed notebook of each sealed run lies beside its record",
+        observed=f"{len(loose)} do not" if loose else "each does",
+        remedy="python -m abathur_nb archive OUT.ipynb",
+        otherwise="warn",
+        evidence=(f"{run.run_id} {run.label}" for run in loose),
+    )
     for run in {run.label: run for run in runs}.values():
-        failed = f": {', '.join(run.facts.failed)}" if run.facts.failed else ""
         yield Check.that(
             f"newest_{id_of(run.label)}",
             run.verdict == "pass",
             expected="it passed",
-            observed=f"{run.verdict}, {run.when}, run {run.run_id}{failed}",
+            observed=f"{run.verdict}, {run.when}, run {run.run_id}{run.failures}",
             remedy=f"see below what changed since it passed, and what it found: {where}/{run.run_id}",
             otherwise="warn",
             name=f"newest {run.label}",
@@ -168,16 +158,16 @@ def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
 
 
 def _since_green(runs: Sequence[PastRun]) -> Table:
-    """Tell, for each notebook, what its newest sealed run found otherwise than the last one before it that passed."""
+    """Say, for each notebook, what its newest sealed run found otherwise than the last one before it that passed."""
     rows = []
-    # What an earlier history found otherwise, this one tells anew.
+    # What an earlier history found otherwise, this one finds anew.
     for label, newest in {run.label: run for run in runs if run.sealed and run.notebook != _TITLE}.items():
         before = [run for run in runs if run.label == label and run.run_id < newest.run_id]
-        earlier = [run for run in before if run.verdict == "pass"]
-        altered = any(run.verdict == "altered" for run in before)  # which may have passed
-        none = "none before it passed and is as it was written" if altered else "none passed before it"
-        against = f"against {earlier[-1].run_id}" if earlier else none
-        changed = _difference(earlier[-1], newest) if earlier else ""
+        against, changed = "none passed before it", ""
+        if any(run.verdict == "altered" for run in before):  # which may have passed
+            against = "none before it passed and is as it was written"
+        if green := [run for run in before if run.verdict == "pass"]:
+            against, changed = f"against {green[-1].run_id}", _difference(green[-1], newest)
         rows.append((newest.mark, label, f"{newest.run_id}\n{against}", changed))
     return Table(("", "notebook", "newest run", "what changed since the last that passed"), tuple(rows), _NO_RUN)
 
@@ -195,7 +185,7 @@ def _difference(earlier: PastRun, later: PastRun) -> str:
 
 
 def _changes(runs: Sequence[PastRun]) -> Table:
-    """Tell, newest first, which run was the first to find an object of the schema, or a plan, other than before."""
+    """Name, newest first, the run that was the first to find an object of the schema, or a plan, other than before."""
     known: dict[tuple[str, str], Mapping[str, str]] = {}
     rows = []
     for run in runs:
@@ -207,7 +197,7 @@ def _changes(runs: Sequence[PastRun]) -> Table:
             changed = [name for name in before.keys() | found.keys() if before.get(name) != found.get(name)]
             rows += [
                 (run.when, run.label, run.run_id, kind, name, _change(before.get(name), found.get(name)))
-                for name in sorted(changed, reverse=True)  # and so all of them are turned round below
+                for name in sorted(changed, reverse=True)  # all rows are reversed below
             ]
     heads = ("first seen (UTC)", "notebook", "run", "of", "name", "change")
     return Table(heads, tuple(reversed(rows)), "neither the schema nor a plan has changed" if known else _NO_RUN)
@@ -226,13 +216,5 @@ def _change(old: str | None, new: str | None) -> str:
 
 
 def _alike(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return in how many words the two begin alike."""
+    """Return how many words at the beginning are the same."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-def _seconds(run: PastRun) -> str:
-    return "" if run.seconds is None else f"{run.seconds:.1f}"
-
-
-def _named(run: PastRun) -> str:
-    return f"{run.run_id} {run.label}"

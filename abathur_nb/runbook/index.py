@@ -4,9 +4,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -19,10 +18,9 @@ from abathur_nb.evidence.record import Entry, PastRun, past_runs, read_archive
 from abathur_nb.evidence.run import Run
 from abathur_nb.evidence.stores import chosen_archive, first_run, local
 from abathur_nb.report import Check, Report
-from abathur_nb.text import Table, moment_of, printable
+from abathur_nb.text import Table, duration, moment_of, printable
 
 _HEAD = ("when (UTC)", "what", "env", "verdict", "duration", "who", "run", "archived")
-_SHORTEST = 15  # characters of a run id: its second
 _NO_EVIDENCE = {
     "unsealed": "was never sealed: it died, or still runs. It is not evidence.",
     "altered": "is not as it was written: verify says what is wrong.",
@@ -40,7 +38,7 @@ def listed(entry: Entry) -> dict[str, Any]:
         "verdict": entry.verdict,
         "seconds": _seconds(said["started_at"], said["ended_at"]),
         "archived": entry.line is not None,
-        "as_template": entry.line.data["as_template"] if entry.line else None,
+        "as_template": line.get("as_template"),
         "faults": list(entry.faults),
     }
 
@@ -53,51 +51,36 @@ def _seconds(started: str | None, ended: str | None) -> float | None:
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """Return the runs as aligned plain text that a terminal takes for nothing else, the newest last."""
-    length = _unique([entry.run_id for entry in entries])
-    rows = [_HEAD, *(_row(listed(entry), length) for entry in entries)]
+    """Return the runs as aligned plain text without control characters, the newest last."""
+    rows = [_HEAD, *(_row(listed(entry)) for entry in entries)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for entry in entries:
         if words := _NO_EVIDENCE.get(entry.verdict):
-            lines += [f"{entry.run_id[:length]} {words}", *(f"  {_line(fault)}" for fault in entry.faults)]
+            lines += [f"{entry.run_id} {words}", *(f"  {_line(fault)}" for fault in entry.faults)]
     if loose := sum(entry.verdict not in _NO_EVIDENCE and entry.line is None for entry in entries):
-        lines.append(
-            f"sealed, but not archived: {loose}. Nothing vouches for these: python -m abathur_nb archive OUT.ipynb"
-        )
+        remedy = "python -m abathur_nb archive OUT.ipynb"
+        lines.append(f"sealed, but not archived: {loose}. Nothing vouches for these: {remedy}")
     return "\n".join(lines)
 
 
-def _row(run: Mapping[str, Any], length: int) -> tuple[str, ...]:
-    who = f"{run['user']} on {run['host']}" if run["user"] else "?"
-    verdict = run["verdict"].upper() if run["verdict"] in _NO_EVIDENCE else run["verdict"]
-    when = str(run["started_at"] or "?").partition(".")[0]
-    texts = (when, run["notebook"] or "?", run["env"] or "?", verdict, _duration(run["seconds"]), who)
-    return (*map(_line, texts), run["run_id"][:length], _archived(run))
-
-
-def _archived(run: Mapping[str, Any]) -> str:
-    if not run["archived"]:
-        return "NO"
-    return "yes" if run["as_template"] else "yes, with other cells than the template's"
+def _row(run: Mapping[str, Any]) -> tuple[str, ...]:
+    seconds, verdict = run["seconds"], run["verdict"]
+    texts = (
+        str(run["started_at"] or "?").partition(".")[0],
+        run["notebook"] or "?",
+        run["env"] or "?",
+        verdict.upper() if verdict in _NO_EVIDENCE else verdict,
+        "-" if seconds is None else f"{seconds:.1f} s" if seconds < 100 else duration(seconds),
+        f"{run['user']} on {run['host']}" if run["user"] else "?",
+        run["run_id"],
+        "NO" if not run["archived"] else "yes" if run["as_template"] else "yes, with other cells than the template's",
+    )
+    return tuple(map(_line, texts))
 
 
 def _line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    if abs(seconds) < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"
-
-
-def _unique(run_ids: Sequence[str]) -> int:
-    """Return how many characters tell all these ids apart."""
-    return next(n for n in count(_SHORTEST) if len({run_id[:n] for run_id in run_ids}) == len(run_ids))
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -115,8 +98,6 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 _TITLE = "index"
-_SHOWN = tuple(name for name in NOTEBOOKS if name != _TITLE)
-_NEVER = "–"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +105,8 @@ class Overview:
     """Hold the newest runs of each environment, by environment and notebook; shown with a row for each notebook.
 
     ``databases`` says of each environment where its database is. ``report`` has a check for each environment, and
-    fails where its settings are wrong, or a record or the ledger was altered; of a run, its own verdict has noted.
+    fails where its settings are wrong, or a record or the ledger was altered. A failed run only warns: its own verdict
+    failed.
     """
 
     report: Report
@@ -137,12 +119,12 @@ class Overview:
         return {"newest_runs": runs}
 
     def table(self) -> Table:
-        """Return the table that a notebook shows: the databases, then each notebook; a column for each environment."""
-        others = {name: "" for newest in self.newest.values() for name in sorted(newest) if name not in _SHOWN}
-        rows = [("database", *self.databases.values())]
-        for name in (*_SHOWN, *others):
-            found = (newest.get(name) for newest in self.newest.values())
-            rows.append((name, *(f"{run.mark}\n{run.when}" if run else _NEVER for run in found)))
+        """Return a table with a column for each environment: the verdict and the time of each newest run."""
+        rows: list[tuple[str, ...]] = [("database", *self.databases.values())]
+        found = dict.fromkeys(name for newest in self.newest.values() for name in newest)
+        for name in dict.fromkeys((*(one for one in NOTEBOOKS if one != _TITLE), *found)):
+            runs = (newest.get(name) for newest in self.newest.values())
+            rows.append((name, *(f"{run.mark}\n{run.when}" if run else "–" for run in runs)))
         return Table(("newest run of", *self.newest), tuple(rows), "no environment")
 
     def __str__(self) -> str:
@@ -176,8 +158,7 @@ def show_environments(settings: Settings, *, run: Run | None = None) -> Overview
         except (AbathurError, OSError) as error:
             found = _unread(theirs, error, mine=env == settings.env)
         checks.append(found)
-    report = Report(_TITLE, tuple(checks), subject=str(settings.db_path))
-    return Overview(report, databases, newest)
+    return Overview(Report(_TITLE, tuple(checks), subject=str(settings.db_path)), databases, newest)
 
 
 def _database(path: Path) -> str:
@@ -191,63 +172,41 @@ def _database(path: Path) -> str:
 
 
 def _newest(settings: Settings, own: str | None) -> tuple[Mapping[str, PastRun], Check]:
-    archive = settings.archive_dir
+    """Return the newest run of each notebook of an environment, and the check about them."""
+    archive, env = settings.archive_dir, settings.env
     os.stat(archive)
     ledger = read_ledger(archive)
     entries = [entry for entry in read_archive(archive, ledger) if entry.run_id != own]
-    runs = past_runs(entries)
-    newest = {run.notebook: run for run in runs if run.is_of(settings)}
-    faults = [*ledger.faults, *(fault for entry in entries for fault in entry.faults)]
-    # Its hash may be right, and yet no run have written it.
-    faults += [
-        f"{run.run_id}: no run can have found that" for run in runs if run.verdict == "altered" and not run.entry.faults
-    ]
-    return newest, _check(settings, newest, faults)
-
-
-def _check(settings: Settings, newest: Mapping[str, PastRun], faults: list[str]) -> Check:
-    expected = "the newest run of each notebook passed"
-    if faults:
-        remedy = f"python -m abathur_nb verify {quote(str(settings.archive_dir))}"
+    newest = {run.notebook: run for run in past_runs(entries) if run.is_of(settings)}
+    if faults := [*ledger.faults, *(fault for entry in entries for fault in entry.faults)]:
         observed = f"its archive is not as it was written: {faults[0]}"
-        return Check(
-            settings.env, "fail", "an archive as it was written", observed, remedy, tuple(faults), name=settings.env
-        )
+        remedy = f"python -m abathur_nb verify {quote(str(archive))}"
+        expected = "an archive as it was written"
+        return newest, Check(env, "fail", expected, observed, remedy, tuple(faults), name=env)
+    expected = "the newest run of each notebook passed"
     if not newest:
-        return Check(
-            settings.env, "skip", expected, "no run of its database yet", first_run(settings), name=settings.env
-        )
+        return newest, Check(env, "skip", expected, "no run of its database yet", first_run(settings), name=env)
     last = max(newest.values(), key=lambda run: run.run_id)
     bad = [run for run in newest.values() if run.verdict != "pass"]
     passed = f"{len(newest)} notebook{'s' * (len(newest) > 1)}; the last was {last.notebook}, {last.when} UTC"
-    return Check.that(
-        settings.env,
+    return newest, Check.that(
+        env,
         not bad,
         expected=expected,
-        observed=", ".join(f"{run.notebook} {run.verdict}" for run in bad) if bad else passed,
-        remedy=f"open history.ipynb with env {settings.env}: it says what failed, and what changed since it passed",
+        observed=", ".join(f"{run.notebook} {run.verdict}" for run in bad) or passed,
+        remedy=f"open history.ipynb with env {env}: it says what failed, and what changed since it passed",
         otherwise="warn",
-        evidence=_named(bad, settings),
-        name=settings.env,
+        evidence=(f"{archive}/{run.run_id} {run.notebook} {run.verdict}{run.failures}" for run in bad),
+        name=env,
     )
-
-
-def _named(runs: list[PastRun], settings: Settings) -> Iterator[str]:
-    for run in runs:
-        failed = f": {', '.join(run.facts.failed)}" if run.facts.failed else ""
-        yield f"{settings.archive_dir}/{run.run_id} {run.notebook} {run.verdict}{failed}"
 
 
 def _unread(settings: Settings, error: Exception, *, mine: bool) -> Check:
     """Say why an archive can't be read; a person need not be allowed to read that of another environment."""
+    archive, env, account = settings.archive_dir, settings.env, settings.service_account
     if isinstance(error, FileNotFoundError):
-        observed = f"no archive at {settings.archive_dir}"
-        return Check(settings.env, "skip", "an archive", observed, first_run(settings), name=settings.env)
-    account = settings.service_account
+        return Check(env, "skip", "an archive", f"no archive at {archive}", first_run(settings), name=env)
     remedy = f"run this notebook as {account}, who owns it" if account else "see who may read it"
-    reason = getattr(error, "strerror", None) or str(error)
-    observed = f"could not run: {settings.archive_dir} cannot be read: {reason}"
-    look = f"{remedy}: ls -la {quote(str(settings.archive_dir.parent))}"
-    return Check(
-        settings.env, "error" if mine else "skip", "an archive that can be read", observed, look, name=settings.env
-    )
+    observed = f"could not run: {archive} cannot be read: {getattr(error, 'strerror', None) or error}"
+    look = f"{remedy}: ls -la {quote(str(archive.parent))}"
+    return Check(env, "error" if mine else "skip", "an archive that can be read", observed, look, name=env)

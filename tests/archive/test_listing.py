@@ -36,8 +36,7 @@ def test_each_run_is_a_line_and_the_newest_is_the_last(settings: Settings, capsy
     assert [row[places[1] :] for row in rows] == ["yes, with other cells than the template's"] * 4 + ["NO"] * 2
     ids = sorted(path.name for path in settings.archive_dir.iterdir() if path.is_dir())
     shown = [row[head.index("run  ") :].split()[0] for row in rows]
-    assert all(run_id.startswith(short) for run_id, short in zip(ids, shown, strict=True))
-    assert len({*shown}) == 6, "each beginning names one run"
+    assert shown == ids
 
 
 def test_an_unsealed_and_an_altered_run_stand_out_in_words(
@@ -86,20 +85,13 @@ def test_json_has_one_object_a_line(settings: Settings, capsys: pytest.CaptureFi
     [
         ("2026-11-23 10:15:00.173", "0.1 s"),
         ("2026-11-23 10:16:39.000", "98.9 s"),
-        ("2026-11-23 10:17:00.123", "2 min 00 s"),
-        ("2026-11-23 12:18:03.123", "2 h 03 min"),
+        ("2026-11-23 10:17:00.123", "2.0 minutes"),
+        ("2026-11-23 12:18:03.123", "2.1 hours"),
         ("2026-11-23 10:14:59.123", "-1.0 s"),  # the clock was set back
     ],
 )
 def test_a_duration_is_told_as_people_say_it(ended: str, words: str) -> None:
     assert f"  {words}  " in table([entry(ended_at=ended)]).splitlines()[1]
-
-
-def test_run_ids_are_shown_as_long_as_they_must_be_to_differ() -> None:
-    one, other = "20261123T101500123Z-9f3ac1", "20261123T101500123Z-9f3ac2"
-    assert f"  {one[:15]}  " in table([entry(one)])
-    assert f"  {one}  " in table([entry(one), entry(other)])
-    assert f"  {one[:18]}  " in table([entry(one), entry("20261123T101500124Z-9f3ac2")])
 
 
 @pytest.mark.parametrize("hostile", ["\x1b[2J", "a\nb", "\r", "\u202e", "\udc80", "<b>", "\x07"])
