@@ -330,7 +330,7 @@ def guard() -> None:
     papermill pastes parameter *names* into code unescaped, so what it injects must be refused before it runs.
     Of a refused cell nothing runs, and no later cell does until the fault is repaired. Outside IPython: no effect.
     """
-    shell = _shell()
+    shell = notebook_shell()
     if shell is None:
         return
     for earlier in [t for t in shell.ast_transformers if isinstance(t, _Guard)]:
@@ -343,11 +343,12 @@ def effective_parameters() -> dict[str, object]:
 
     Empty where no guard has vetted a parameters cell. Read-only.
     """
-    shell = _shell()
+    shell = notebook_shell()
     return {name: shell.user_ns.get(name) for name in _vetted} if shell else {}
 
 
-def _shell() -> "InteractiveShell | None":
+def notebook_shell() -> "InteractiveShell | None":
+    """Return the shell of the notebook that this runs in, None elsewhere."""
     try:
         from IPython.core.getipython import get_ipython
     except ImportError:

@@ -4,13 +4,13 @@ import json
 import re
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from abathur_nb.evidence.record import Record, Verdict
-from abathur_nb.report import Check, Status
+from abathur_nb.report import Status
 from abathur_nb.text import counted, printable
 
 _TAGS = (
@@ -88,7 +88,7 @@ def _harmless(declaration: str) -> bool:
 
 
 def picture_of(mime: str, text: str) -> str:
-    """Return a notebook's picture in base64, or nothing for what is none, or an SVG of more than shapes and words."""
+    """Return a notebook's picture in base64; an empty text for other data, or an SVG of more than shapes and words."""
     if mime == "image/svg+xml":
         # As the source of an img no browser would run or load what it holds; so it is harmless by itself, too.
         return b64encode(text.encode(errors="backslashreplace")).decode() if _SVG.fullmatch(text) else ""
@@ -104,25 +104,20 @@ _VERDICTS: Mapping[Verdict, tuple[str, str]] = {
     "timeout": ("◷", "The run was out of time, and was ended."),
     "interrupted": ("■", "The run was interrupted."),
 }
-_FINDINGS: Mapping[Status, str] = {
-    "error": "? could not run",
-    "fail": "✗ fail",
-    "warn": "! warn",
-}  # in this order; they stand at the top
+# At the top of the page, in this order.
+_FINDINGS: Mapping[Status, str] = {"error": "? could not run", "fail": "✗ fail", "warn": "! warn"}
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _HASH_SHOWN = 16  # hexadecimal digits: the record has them all
 _EVIDENCE_OPEN = 5  # more pieces of evidence than this are folded away
-_RUN_ID = re.compile(r"[0-9A-Za-z-]{1,64}")  # what may stand in a style sheet, where HTML's escapes mean nothing
+_RUN_ID = re.compile(r"[0-9A-Za-z-]{1,64}")  # harmless in a style sheet, where HTML's escapes mean nothing
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
 def render(notebook: Mapping[str, Any], record: Record, *, as_template: bool = True) -> bytes:
     """Return an executed notebook as one HTML page, headed by what its record says. Read-only.
 
-    ``as_template`` tells whether its cells are known to be those of the template.
-
-    The same input gives the same bytes. The template escapes every text; HTML and Markdown of the notebook are
-    sanitized.
+    ``as_template`` says whether its cells are known to be those of the template. The same input gives the same bytes.
+    The template escapes every text; HTML and Markdown of the notebook are sanitized.
     """
     from jinja2 import ChainableUndefined, Environment
 
@@ -136,11 +131,14 @@ def render(notebook: Mapping[str, Any], record: Record, *, as_template: bool = T
     )
     cells = list(_cells(notebook))
     mark, meaning = _VERDICTS[record.verdict]
+    counts = Counter(check.status for check in record.checks)
+    order: tuple[Status, ...] = (*_FINDINGS, "pass", "skip")
+    noted = ", ".join(f"{counts[status]} {status}" for status in order if counts[status])
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         record=record,
         mark=mark,
         meaning=meaning,
-        counts=_counts(record.checks),
+        counts=f"{counted(len(record.checks), 'check')}: {noted}." if noted else "",
         findings=[
             {**asdict(check), "mark": mark}
             for status, mark in _FINDINGS.items()
@@ -165,20 +163,13 @@ def _shown(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Return a text of a notebook, which may stand there as a list of lines; JSON for anything else."""
+    """Return a text of a notebook, which may be a list of lines there; JSON for anything else."""
     if isinstance(value, list):
         return "".join(_text(line) for line in value)
     return value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=str)
 
 
 # --- the head
-
-
-def _counts(checks: Sequence[Check]) -> str:
-    counts = Counter(check.status for check in checks)
-    order: tuple[Status, ...] = (*_FINDINGS, "pass", "skip")
-    noted = ", ".join(f"{counts[status]} {status}" for status in order if counts[status])
-    return f"{counted(len(checks), 'check')}: {noted}." if checks else ""
 
 
 def _facts(record: Record, cells: list[dict[str, Any]], as_template: bool) -> Iterator[tuple[str, str]]:
@@ -198,12 +189,12 @@ def _facts(record: Record, cells: list[dict[str, Any]], as_template: bool) -> It
     yield "database after", "the same: size, ids, schema" if same else _database(after)
     code = [cell for cell in cells if cell["kind"] == "code"]
     never = sum(cell["count"] is None for cell in code)
-    ran = f"{len(code)}, {never} of them never ran" if never else f"{len(code)}, all of them ran"
+    ran = f"{len(code)}, {f'{never} of them never ran' if never else 'all of them ran'}"
     yield "cells of code", ran if as_template else f"{ran}; they are not known to be those of the template"
 
 
 def _database(identity: Mapping[str, Any] | str | None) -> str:
-    if identity is None or isinstance(identity, str):
+    if not isinstance(identity, Mapping):
         return identity or "none"
     parts = [identity["path"], f"{identity['size']:,} bytes" if "size" in identity else "of unknown size"]
     if "schema_sha256" in identity:
@@ -221,14 +212,11 @@ def _ended(error: Mapping[str, Any] | None, cells: list[dict[str, Any]]) -> dict
     """Return what a record says of the cell in which its run ended, with the ``number`` of that cell on the page."""
     if error is None:
         return None
-    noted = ": ".join(str(error[name]) for name in ("name", "message") if error.get(name))
-    numbers = [
-        cell["number"]
-        for name, key in (("id", "id"), ("count", "cell"))
-        for cell in cells
-        if error.get(key) is not None and cell.get(name) == error[key]
-    ]
-    return {"noted": noted, "cell": error.get("cell"), "number": numbers[0] if numbers else None}
+    noted = ": ".join(error[name] for name in ("name", "message") if error[name])
+    count = error.get("cell")
+    by_id = [cell["number"] for cell in cells if error.get("id") and cell["id"] == error["id"]]
+    numbers = by_id or [cell["number"] for cell in cells if count is not None and cell.get("count") == count]
+    return {"noted": noted, "cell": count, "number": numbers[0] if numbers else None}
 
 
 # --- the cells
@@ -252,7 +240,10 @@ def _cells(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what the page shows of an output; the ``kind`` is html, text, stderr, error or picture."""
+    """Return what the page shows of an output; the ``kind`` is html, text, stderr, error or picture.
+
+    The best of what it offers: no script, and SVG only of shapes and words.
+    """
     if output["output_type"] == "stream":
         kind = "stderr" if output["name"] == "stderr" else "text"
         shown = _terminal(_text(output["text"])).strip("\n")
@@ -261,21 +252,16 @@ def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
         line = f"{output['ename']}: {output['evalue']}"
         noted = _terminal("\n".join(output["traceback"]))
         return {"kind": "error", "text": _terminal(line), "traceback": noted if noted.strip() != line.strip() else ""}
-    return _bundle(output["data"], output["metadata"])
-
-
-def _bundle(data: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the best of what one output offers. No script is among it, and SVG only of shapes and words."""
+    data = output["data"]
     if "text/html" in data:
         return {"kind": "html", "html": clean(_text(data["text/html"]))}
     for mime in ("image/png", "image/jpeg", "image/svg+xml"):
         if picture := picture_of(mime, _text(data.get(mime, ""))):
-            noted = metadata.get(mime)
-            noted = noted if isinstance(noted, Mapping) else {}
-            alt = noted.get("alt") or data.get("text/plain") or "a picture without a description"
-            width = noted.get("width")
-            url = f"data:{mime};base64,{picture}"
-            return {"kind": "picture", "url": url, "alt": _text(alt), "width": width if isinstance(width, int) else ""}
+            about = output["metadata"].get(mime)
+            about = about if isinstance(about, Mapping) else {}
+            alt = _text(about.get("alt") or data.get("text/plain") or "a picture without a description")
+            width = about.get("width") if isinstance(about.get("width"), int) else ""
+            return {"kind": "picture", "url": f"data:{mime};base64,{picture}", "alt": alt, "width": width}
     if "text/markdown" in data:
         return {"kind": "html", "html": _markdown(_text(data["text/markdown"]))}
     for mime in ("text/plain", "text/latex", "application/json"):

@@ -19,9 +19,9 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.config.notebooks import notebook_named
-from abathur_nb.config.parameters import effective_parameters
+from abathur_nb.config.parameters import effective_parameters, notebook_shell
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError, BusyError, ChecksFailedError, ConfigurationError, MisuseError, RefusedError
+from abathur_nb.errors import AbathurError, ChecksFailedError, MisuseError, RefusedError
 from abathur_nb.evidence.canonical import canonical, refuse_secrets, sealed, sha256, tilde, unsealed
 from abathur_nb.evidence.ledger import RUN_ID, ledger_head, require_no_line
 from abathur_nb.evidence.record import FORMAT, RECORD, STARTED, Record, Started, Verdict, as_run, read_run, summary
@@ -36,11 +36,17 @@ from abathur_nb.store.target import examine, wanted
 from abathur_nb.text import as_user, printable, shown, user_name, utc_now
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
+    from IPython.core.interactiveshell import ExecutionResult
 
 MIME = "application/vnd.abathur.run+json"  # of the record that a notebook shows
 # The variable by which the runner tells the kernel which run it executes: RUN_ID:SHA256:NAME of the notebook.
 LAUNCH = "ABATHUR_RUN"
+# What the error that a cell raised means for its run; any other is an error of the notebook.
+_BY_ERROR: Mapping[str, Verdict] = {
+    "ChecksFailedError": "fail",
+    **dict.fromkeys(("RefusedError", "BusyError", "ConfigurationError", "RejectedParametersError"), "refused"),
+    **dict.fromkeys(("KeyboardInterrupt", "CancelledError"), "interrupted"),
+}
 _PACKAGES = ("abathur_nb", "aiosqlite", "papermill", "nbclient", "ipykernel")
 _LONGEST_WAIT = 1000  # ms, for the lock of a database whose identity is asked
 _LONGEST_MESSAGE = 2000  # characters
@@ -238,9 +244,7 @@ def start_run(settings: Settings, notebook: str) -> "Run":
     notebook, what the cells show enters the record, and a cell that raises seals it. Raises RefusedError where it
     can't be written: what leaves no evidence does not begin.
     """
-    run = Run(settings, notebook)
-    run._start()  # noqa: SLF001
-    return run
+    return Run(settings, notebook)
 
 
 class Run:
@@ -254,26 +258,23 @@ class Run:
         self.notebook = notebook
         self.folder: Path | None = None
         self.record: Record | None = None
-        self.reason = ""
         self._results: list[Any] = []
         self._since = utc_now()
         self._before: dict[str, Any] | None = None
-        self._shell = _shell()
-
-    def _start(self) -> None:
         parameters = effective_parameters()
-        self.reason = unrecorded(self.settings, self.notebook, parameters)
+        self.reason = unrecorded(settings, notebook, parameters)
         if self.reason:
             return
         run_id, _, told = os.environ.pop(LAUNCH, "").partition(":")
         digest, _, name = told.partition(":")
         template = (name, digest) if digest else None
-        self.folder = write_started(self.settings, self.notebook, parameters, run_id=run_id, template=template)
-        self._before = database_identity(self.settings)
-        if self._shell:
-            for watch in [f for f in self._shell.events.callbacks["post_run_cell"] if _is_watch(f)]:
-                self._shell.events.unregister("post_run_cell", watch)  # of an earlier run that was never sealed
-            self._shell.events.register("post_run_cell", self._watch)
+        self.folder = write_started(settings, notebook, parameters, run_id=run_id, template=template)
+        self._before = database_identity(settings)
+        if events := _events():
+            for watch in [*events.callbacks["post_run_cell"]]:
+                if isinstance(getattr(watch, "__self__", None), Run):  # an earlier run that was never sealed
+                    events.unregister("post_run_cell", watch)
+            events.register("post_run_cell", self._watch)
 
     def seal(self, *results: Any) -> None:
         """Write the record of this run with its verdict, show it, and end the run. Without effect if not recorded.
@@ -316,7 +317,13 @@ class Run:
             if isinstance(error, ChecksFailedError) and error.report is not None:
                 self.seal(error.report)
             else:
-                self._seal(_verdict_of(error), _error(result, error))
+                words = {
+                    "cell": result.execution_count,
+                    "id": getattr(result.info, "cell_id", None),
+                    "name": type(error).__name__,
+                    "message": printable(str(error))[:_LONGEST_MESSAGE],
+                }
+                self._seal(verdict_of(*(kind.__name__ for kind in type(error).__mro__)), words)
         except AbathurError as failure:  # raised in here, it would end as a traceback, and the cell has its own error
             _show({"text/plain": str(failure)})
 
@@ -331,8 +338,8 @@ class Run:
         try:
             self.record = write_record(self.folder, self.settings, verdict, **found)
         finally:
-            if self._shell:
-                self._shell.events.unregister("post_run_cell", self._watch)
+            if events := _events():
+                events.unregister("post_run_cell", self._watch)
         text = summary(self.record)
         _show({MIME: self.record.to_dict(), "text/plain": text, "text/html": f"<pre>{escape(text)}</pre>"})
 
@@ -346,37 +353,19 @@ class Run:
         return {"text/html": html, "text/plain": f"{self}\n{self.settings}"}
 
 
-def _verdict_of(error: BaseException) -> Verdict:
-    if isinstance(error, RefusedError | BusyError | ConfigurationError):
-        return "refused"
-    return "interrupted" if isinstance(error, KeyboardInterrupt | asyncio.CancelledError) else "error"
+def verdict_of(*names: str) -> Verdict:
+    """Return what the error that a cell raised means for its run, by the name of its class, then of its bases."""
+    return next((_BY_ERROR[name] for name in names if name in _BY_ERROR), "error")
 
 
-def _error(result: "ExecutionResult", error: BaseException) -> dict[str, Any]:
-    """Return what a record says of the cell that broke its run."""
-    return {
-        "cell": result.execution_count,
-        "id": getattr(result.info, "cell_id", None),
-        "name": type(error).__name__,
-        "message": printable(str(error))[:_LONGEST_MESSAGE],
-    }
-
-
-def _is_watch(callback: Any) -> bool:
-    return isinstance(getattr(callback, "__self__", None), Run)
-
-
-def _shell() -> "InteractiveShell | None":
-    """Return the shell of the notebook that this runs in, if it is one."""
-    try:
-        from IPython.core.getipython import get_ipython
-    except ImportError:
-        return None
-    return get_ipython()  # type: ignore[no-untyped-call,unused-ignore]
+def _events() -> Any:
+    """Return the events of the notebook that this runs in, None elsewhere."""
+    shell = notebook_shell()
+    return shell and shell.events
 
 
 def _show(bundle: dict[str, Any]) -> None:
-    if _shell() is None:
+    if notebook_shell() is None:
         return
     from IPython.display import publish_display_data
 

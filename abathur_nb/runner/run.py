@@ -36,6 +36,7 @@ from abathur_nb.evidence.run import (
     new_run_id,
     refused_before,
     unrecorded,
+    verdict_of,
     write_record,
     write_started,
 )
@@ -185,12 +186,6 @@ def _say(line: str, *, aside: bool = False) -> None:
 
 # --- the conclusion of a run
 
-# What the error that a cell raised means for its run; any other is an error of the notebook.
-_BY_ERROR: Mapping[str, Verdict] = {
-    "ChecksFailedError": "fail",
-    **dict.fromkeys(("RefusedError", "BusyError", "ConfigurationError", "RejectedParametersError"), "refused"),
-    **dict.fromkeys(("KeyboardInterrupt", "CancelledError"), "interrupted"),
-}
 _WORDS: Mapping[Verdict, str] = {
     "fail": "a check failed, or could not run",
     "refused": "something forbade it",
@@ -303,7 +298,7 @@ def _withdraw(job: Job, record: Record, name: str, message: str) -> None:
 
 def _verdict(ending: Ending) -> Verdict:
     if ending.how == "raised":
-        return _BY_ERROR.get(ending.name, "error")
+        return verdict_of(ending.name)
     return {"completed": "pass", "died": "error"}.get(ending.how, ending.how)  # type: ignore[return-value]
 
 
