@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 from abathur_nb.text import shown, without_url_secrets
 
-BOUND_S = 30  # what a verb reads for at most, and one second more for each MB: an idle machine reads 10 MB in that time
+BOUND_S = 30  # a verb reads for at most this long, and one second for each MB, in which an idle machine reads 10 MB
 BOUND_BYTES = 2**20  # of one value, beyond the size of the file: only what the schema computes is longer
-# Of the SQL of one table or index, and of all. To parse `a IN (1, 1, …)` SQLite takes 20 times as much memory as it has
-# bytes, in each connection; the package's own are 10,000 bytes.
+# Bytes of the SQL of one table or index, and of all. To parse `a IN (1, 1, …)` each connection takes 20 times as much
+# memory; the SQL of sql/ has 10,000 bytes.
 BOUND_SQL, BOUND_SCHEMA = 2**20, 2**21
 _LONG_SQL = re.compile(r"malformed database schema \((.*)\) - string or blob too big", re.DOTALL)
 
 
 def bound_reached(error: Exception, longest: str = f"{BOUND_BYTES:,} bytes beyond the size of the file") -> str:
     """Name the bound of a reading verb that an error of SQLite reports; empty for any other error."""
-    if long := _LONG_SQL.fullmatch(str(error)):  # which SQLite calls malformed, and is sound
+    if long := _LONG_SQL.fullmatch(str(error)):  # which SQLite calls malformed, though it is sound
         return f"the SQL of {shown(long[1])} is longer than the bound of {BOUND_SQL:,} bytes"
     bound = {
         sqlite3.SQLITE_INTERRUPT: f"{BOUND_S} s, and 1 s for each MB,",

@@ -71,7 +71,7 @@ def is_scratch_name(name: str) -> bool:
 
 def nearest_existing(path: Path) -> Path:
     """Return ``path`` or its nearest ancestor that exists. Read-only."""
-    # A link that leads nowhere is nothing that exists; Path.exists raises for one in a closed directory.
+    # A dangling link does not exist; Path.exists raises for one in a closed directory.
     return next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110
 
 
@@ -92,7 +92,7 @@ def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
     Made by root, they are owned as ``owned_as`` is.
     """
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
-    # A killed process may have made the last one that is there, and not have come to the fsync of its name.
+    # A process may have been killed after it made the last one that exists, and before it forced its name to the disk.
     with suppress(PermissionError):  # a parent that may not be read was not made here
         fsync(nearest_existing(path).parent)
     for folder in reversed(missing):
@@ -101,7 +101,7 @@ def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
         except FileExistsError:  # a racing process made it, and its name may not be durable yet
             pass
         else:
-            # By a descriptor: by its name root would give away whatever a link leads to that took its place meanwhile.
+            # By a descriptor: if a link took its place meanwhile, root would give away what that leads to.
             with _opened(folder, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor, at(folder):
                 _make_private(descriptor, 0o700, owned_as)
         fsync(folder.parent)
@@ -150,7 +150,7 @@ def fsync(path: Path) -> None:
 
 
 def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
-    """Open a regular file to read its bytes; raise OSError for a link, a FIFO, a device, which nothing waits for.
+    """Open a regular file to read its bytes; raise OSError for a link, a FIFO or a device, without waiting for it.
 
     With ``follow`` a link may lead to it. A file on which this process has a POSIX lock is refused: it is SQLite's, and
     to close another descriptor of it would drop that lock.
@@ -158,7 +158,7 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     found = os.stat(path, follow_symlinks=follow)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    # SQLite writes whole words: most other files are distinguished by their size, a hundred times as fast.
+    # SQLite's files have a multiple of 8 bytes, which few others have: to look at the locks takes a hundred times as long.
     here = (os.getpid(), found.st_ino)
     if found.st_size % 8 == 0 and any(here == (lock.pid, lock.inode) for lock in posix_locks()):
         raise OSError(errno.EBUSY, "this process has it open, as a database or for one", str(path))
@@ -200,8 +200,8 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Wait for the lock of a directory and keep it; it ends with the process.
 
-    Whoever adds to a ledger or publishes a backup holds it for some milliseconds. ``shared`` is for readers, whom other
-    readers do not disturb. Raises BusyError after 10 s.
+    To add to a ledger, or to publish a backup, takes it for some milliseconds. ``shared`` is for readers, which do not
+    exclude each other. Raises BusyError after 10 s.
     """
     deadline, kind = monotonic() + _PATIENCE_S, fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with _opened(folder, os.O_DIRECTORY) as descriptor:
@@ -249,7 +249,7 @@ def scratch_directory(parent: Path, purpose: str) -> Iterator[Path]:
 def sweep(parent: Path, *, remove: bool = True) -> list[str]:
     """Remove the scratch directories in ``parent`` whose process is dead; return the names of those that are gone.
 
-    Only of this user's own; root sweeps everybody's. Without ``remove`` those that would be: read-only.
+    Only this user's; root sweeps everybody's. Without ``remove`` it only returns those that it would remove.
     """
     try:
         found = sorted(path for path in parent.iterdir() if is_scratch_name(path.name))
@@ -301,7 +301,7 @@ _OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it
 _HIDING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 _OF_READING = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_READONLY_ROLLBACK)
 _DESCRIPTORS = 4  # a connection's: database, log, index, directory
-_WRITTEN = 256 * 1024  # bytes: what is left on a disk that was too full for a page
+_WRITTEN = 256 * 1024  # bytes: a disk that was too full for a page may have some left
 
 
 def os_cause(error: OSError, path: Path) -> RefusedError:
@@ -347,10 +347,10 @@ def in_words(error: Exception, path: Path) -> str:
 
 
 def ask_system(path: Path, error: sqlite3.Error | None = None) -> OSError | None:
-    """Return the system's error behind one of SQLite's about the database at ``path``, or None if it gives none now.
+    """Return the system's error behind one of SQLite's about the database at ``path``, None if there is none now.
 
-    It is asked by a file without a name, beside the database and beyond its size: a descriptor of the database itself
-    would drop the locks of this process when it is closed.
+    The system is asked for a nameless file beside the database, larger than it: to close a descriptor of the database
+    itself would drop the locks of this process.
     """
     code = getattr(error, "sqlite_errorcode", 0)
     if error and (code & 0xFF not in _HIDING or code in _OF_READING):

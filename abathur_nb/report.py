@@ -94,7 +94,7 @@ async def run_check(check_id: str, find_out: Callable[[], Awaitable[Check]], *, 
         return await find_out()
     except (SQLiteError, OSError, AbathurError) as error:
         observed = f"could not run: {bound_reached(error) or f'{type(error).__name__}: {error}'}"
-        # What the system says is the cause of an error of SQLite's, too.
+        # An error of SQLite may have one of the system as its cause.
         found = error if isinstance(error, OSError) else error.__cause__
         if isinstance(found, OSError) and isinstance(found.filename, str):
             cause = os_cause(found, Path(found.filename))
@@ -158,8 +158,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON-able data, ``ok`` and ``summary`` included."""
         checks = [asdict(check) | {"evidence": list(check.evidence)} for check in self.checks]
-        told = {name: getattr(self, name) for name in ("title", "subject", "refused", "finished_at", "ok", "summary")}
-        return {**told, "checks": checks}
+        names = ("title", "subject", "refused", "finished_at", "ok", "summary")
+        return {**{name: getattr(self, name) for name in names}, "checks": checks}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 # Older ones can damage a database in WAL mode that another process writes (https://sqlite.org/wal.html#walresetbug).
 SHELL = "with SQLite's shell, 3.51.3 or newer (or 3.50.7, 3.44.6): sqlite3"
 MB = 1_000_000  # bytes, in all that is shown
-AHEAD_S = 300  # a moment further ahead of the clock is wrong, or the clock is: two machines may differ by less
-SEE_CLOCK = "see the clock (timedatectl): it is wrong now, or was when this was written"
+AHEAD_S = 300  # if a time lies further in the future, it is wrong or the clock is: two machines may differ by less
+SEE_CLOCK = "check the clock (timedatectl): it is wrong now, or was when this was written"
 # Control characters, surrogates, separators of lines and paragraphs, direction overrides. str.isprintable also refuses
 # joiners, ideographic blanks, and the emoji that its Python does not know yet.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -63,7 +63,7 @@ def utc_now() -> str:
 
 
 def moment_of(text: str) -> datetime:
-    """Return the moment that a text names, in UTC, which a text without an offset is in. Raises ValueError."""
+    """Return the moment that a text names, in UTC, also where it has no offset. Raises ValueError."""
     moment = datetime.fromisoformat(text)
     try:
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -72,7 +72,7 @@ def moment_of(text: str) -> datetime:
 
 
 def is_ahead(moment: datetime, now: datetime | None = None) -> bool:
-    """Return whether a moment lies more than five minutes in the future: it is wrong, or this clock is."""
+    """Return whether a moment lies more than five minutes in the future, so that it or this clock is wrong."""
     return (moment - (now or datetime.now(UTC))).total_seconds() > AHEAD_S
 
 

@@ -89,7 +89,7 @@ async def database_checks(
         }
         checks += [await run_check(name, question, remedy=busy) for name, question in questions.items()]
     finally:
-        found = await rows  # nobody else would wait for it
+        found = await rows  # also after an error: the task must not outlive its connection
     await conn.rollback()
     return (*checks, *found)
 
@@ -134,7 +134,7 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
         async with connect(path, settings=settings) as conn, connect(path, settings=settings) as beside:
             # It reads each page once: a map and a cache of them would only take memory.
             await beside.executescript("PRAGMA mmap_size = 0; PRAGMA cache_size = -4000;")
-            # No SQL returns that byte, nor what is behind the part of a log that SQLite reads.
+            # No SQL returns the header, or what lies behind the part of the log that SQLite reads.
             asked = (asyncio.to_thread(ask, "header", path), asyncio.to_thread(log_check, path, _LOG_S))
             checks, fault, log = await asyncio.gather(database_checks(conn, path, settings, beside=beside), *asked)
     except (sqlite3.Error, OSError, AbathurError) as error:
@@ -142,7 +142,7 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
         observed = f"could not run: {found.observed}"
         return (Check("database_file", "error", expected="opens read-only", observed=observed, remedy=found.remedy),)
     header = []
-    if fault:  # which SQLite never writes, and reads past; or the file is too short for it
+    if fault:  # SQLite never writes such a header, and reads past it
         remedy = f"stop its writers and restore a backup: {restore_command(settings)}"
         header = [Check(HEADER, "fail", "what SQLite writes", f"CORRUPT: {fault}", remedy)]
     return (*checks, log, *header, *mounted_files(path), lost)
@@ -178,7 +178,7 @@ async def integrity_check(conn: Connection, restore: str) -> Check:
         code = error.sqlite_errorcode & 0xFF
         if code in _OF_AN_EXPRESSION:
             return await _integrity_by_table(conn, restore)
-        # What could not be read is not known to be damaged: the disk, or who removed the log, is the cause.
+        # A page that cannot be read need not be damaged: the cause is the disk, or the log was removed.
         if bound_reached(error) or code == sqlite3.SQLITE_IOERR:
             raise
         messages = [str(error)]
@@ -286,7 +286,7 @@ async def _reference(conn: Connection, table: str, rowid: int, parent: str, fkid
     ((*values,),) = await conn.execute_fetchall(row, (rowid,))
     referring = ", ".join(shown(stored(value)) for value in values[: len(columns)])
     key = named_row(rowid, *values[len(columns) :])
-    return f"{table}.{', '.join(columns)}: {referring} is no {', '.join(targets)} of {parent}, by key: {key}"
+    return f"{table}.{', '.join(columns)}: {referring} is not in {parent}.{', '.join(targets)}, by key: {key}"
 
 
 async def objects_check(live: Mapping[str, SchemaObject], check_id: str, kind: str) -> Check:
@@ -369,7 +369,7 @@ def _difference(expected: str, found: str) -> str:
 async def sequences_check(conn: Connection) -> Check:
     """Check the counters of AUTOINCREMENT against the ids that there are. Read-only."""
     rows = await conn.execute_fetchall(load_queries("inspect.sql")["sequences"].sql)
-    # An id below the largest would be given out twice, and after the last one every insert fails.
+    # Below the largest id it would give one out twice; after the last id every insert fails.
     wrong = [row for row in rows if row["kind"] != "integer" or not (row["largest"] or 0) <= row["seq"] < _LAST_ID // 2]
     repairs = []
     for row in wrong:
@@ -378,7 +378,7 @@ async def sequences_check(conn: Connection) -> Check:
     return Check.that(
         "sequences",
         not wrong,
-        expected="the last id given out, of each table that counts its ids, is a number not below the largest there",
+        expected="each counter of ids is a number, and not below the largest id of its table",
         observed=", ".join(f"{row['name']} {shown(row['seq'])}, largest {row['largest']}" for row in wrong) or "right",
         evidence=(f"{statement};" for statement in repairs),
         data={"statements": repairs},

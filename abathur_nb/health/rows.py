@@ -25,18 +25,18 @@ _KINDS = {
     _VALUES: "within the enumerations and ranges of the schema",
     _REQUIRED: "no NULL where the schema wants a value",
     _TIMESTAMPS: "UTC as YYYY-MM-DD HH:MM:SS, with or without .mmm",
-    _CLOCK: f"none more than {AHEAD_S // 60} minutes in the future: what is kept for some days from then never expires",
-    _ENCODING: "text that is UTF-8; a listing that meets another fails",
+    _CLOCK: f"none more than {AHEAD_S // 60} minutes in the future: a row would expire too late",
+    _ENCODING: "text in UTF-8; a listing fails at any other",
     _LIMITS: "JSON that the store itself would write: finite numbers, whole characters, "
     f"at most {MAX_DEPTH} levels and {MAX_BYTES:,} bytes",
 }
-# datetime() gives NULL for what it can't read and, made to calculate, another day for one that no calendar has. Behind
-# the seconds it takes blanks and time zones as well, but no digit after those.
+# datetime() returns NULL for what it can't read and, with a modifier, another day for one that is not in the calendar.
+# It also takes blanks and time zones after the seconds, but then no digit.
 _IS_TIMESTAMP = (
     "({0} IS NULL OR datetime(CASE length({0}) WHEN 19 THEN {0} WHEN 23 THEN {0} || '0' END, '+0 days')"
     " IS substr({0}, 1, 19))"
 )
-_MAY_BE_LATE = "{0} > :latest"  # as text: so a few that are no times look too late at first
+_MAY_BE_LATE = "{0} > :latest"  # compares text, so that a few values that are not times look too late at first
 
 
 class _Rule(NamedTuple):
@@ -154,7 +154,7 @@ async def _keys_of(conn: aiosqlite.Connection, rule: _Rule) -> str:
 
 
 def named_row(rowid: int, *key: object) -> str:
-    """Return how a message names a row: by its key, and by its number where nobody can type the key."""
+    """Return how a message names a row: by its key, and by its rowid where the key is missing or cannot be typed."""
     values = [stored(value) for value in key]
     words = ", ".join(map(shown, values))
     typed = key and not any(isinstance(value, bytes) for value in values)
@@ -164,7 +164,7 @@ def named_row(rowid: int, *key: object) -> str:
 def _rows_check(kind: str, count: int, broken: _Broken, unread: Mapping[str, str]) -> Check:
     """Return the check of one kind of rule over all tables."""
     rules = [rule for table in expected_tables() for rule in _rules(table) if rule.kind == kind]
-    found = [(rule, *told) for rule, told in broken.items() if rule.kind == kind]
+    found = [(rule, number, words) for rule, (number, words) in broken.items() if rule.kind == kind]
     tables, name = {rule.table for rule in rules}, _TITLES.get(kind, "")
     missed = [words for table, words in unread.items() if table in tables]
     if missed and not found:

@@ -88,10 +88,10 @@ async def test_a_reference_without_its_row_is_named_by_key_column_and_value(data
     assert failing(checks) == {"foreign keys", "readable text"}
     assert checks["foreign keys"].observed == "4 references without a row"
     assert set(checks["foreign keys"].evidence) == {
-        "agents.task_id: 'none' is no id of tasks, by key: 'a'",
-        r"agents.task_id: b'\xff' is no id of tasks, by key: b'a\xff' (rowid 2)",
-        "audit.memory_entry_id: 99 is no id of memory_entries, by key: 1",
-        "checkpoints.task_id: 't' is no id of tasks, by key: 't', 7",
+        "agents.task_id: 'none' is not in tasks.id, by key: 'a'",
+        r"agents.task_id: b'\xff' is not in tasks.id, by key: b'a\xff' (rowid 2)",
+        "audit.memory_entry_id: 99 is not in memory_entries.id, by key: 1",
+        "checkpoints.task_id: 't' is not in tasks.id, by key: 't', 7",
     }
 
 
