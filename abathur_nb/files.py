@@ -158,7 +158,7 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     found = os.stat(path, follow_symlinks=follow)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    # SQLite's files have a multiple of 8 bytes, which few others have: to look at the locks takes a hundred times as long.
+    # SQLite's files have a multiple of 8 bytes, few others do: to read the locks takes a hundred times as long.
     here = (os.getpid(), found.st_ino)
     if found.st_size % 8 == 0 and any(here == (lock.pid, lock.inode) for lock in posix_locks()):
         raise OSError(errno.EBUSY, "this process has it open, as a database or for one", str(path))

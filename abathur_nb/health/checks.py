@@ -173,7 +173,7 @@ def _identity(found: Mapping[str, Any], settings: Settings) -> Iterable[Check]:
 async def integrity_check(conn: Connection, restore: str) -> Check:
     """Check the pages and indexes of a database; damage has the remedy ``restore``. Read-only."""
     try:
-        messages = await conn.apply(_check_all)
+        messages = await conn.apply(lambda of: _checked(of, f"integrity_check({_MESSAGES})", _longest(of)))
     except sqlite3.DatabaseError as error:
         code = error.sqlite_errorcode & 0xFF
         if code in _OF_AN_EXPRESSION:
@@ -199,10 +199,6 @@ async def integrity_check(conn: Connection, restore: str) -> Check:
     remedy = "" if indexes else restore if corrupt else "repair the rows named below"
     data = {"is_corrupt": bool(corrupt), "indexes": indexes}
     return Check("integrity", "fail", _SOUND, observed, remedy, tuple(messages), data=data)
-
-
-def _check_all(conn: sqlite3.Connection) -> list[str]:
-    return _checked(conn, f"integrity_check({_MESSAGES})", _longest(conn))
 
 
 def _checked(conn: sqlite3.Connection, check: str, longest: int) -> list[str]:
