@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from abathur_nb.errors import AbathurError, ChecksFailedError, bound_reached
 from abathur_nb.files import os_cause
-from abathur_nb.text import html_table, printable, utc_now
+from abathur_nb.text import COLOURS, html_cell, html_table, printable, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,6 @@ _MARKS: dict[Status, str] = {
     "skip": "– skip",
 }
 _WORST_FIRST: tuple[Status, ...] = ("error", "fail", "warn")  # the rest come last, in the order of their making
-_COLOURS: dict[Status, str] = {"error": "#c4420f", "fail": "#c4420f", "warn": "#a66f00"}
 _FAILURES_NAMED = 6  # checks that the error of a failed report names
 _SHOWN_PASSED = 30  # more checks that passed than this are folded away
 _SHOWN_OPEN = 5  # more pieces of evidence than this are folded away
@@ -209,7 +208,7 @@ class Report:
         folded = passed if len(passed) > _SHOWN_PASSED else []
         table = _table([check for check in shown if check not in folded])
         rest = f"<details><summary>{len(folded)} that passed, or do not apply</summary>{_table(folded)}</details>"
-        mark, colour = ("✓", "") if self.ok else ("✗", f" style='color:{_COLOURS['fail']}'")
+        mark, colour = ("✓", "") if self.ok else ("✗", f" style='color:{COLOURS['✗']}'")
         return (
             f"<div class='abathur-report'><p><b{colour}>{mark} {escape(self.summary)}</b><br>"
             f"<small>{escape(self.subject)} · {self.finished_at} UTC</small></p>{table}{rest if folded else ''}</div>"
@@ -227,8 +226,6 @@ def _table(checks: Sequence[Check]) -> str:
 
 
 def _cells(check: Check) -> list[str]:
-    style = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:break-word;max-width:24em"
-    colour = f";color:{_COLOURS[check.status]};font-weight:bold" if check.status in _COLOURS else ""
     evidence = ""
     if check.evidence:
         opened = " open" if check.failed and len(check.evidence) <= _SHOWN_OPEN else ""
@@ -237,13 +234,8 @@ def _cells(check: Check) -> list[str]:
             "<pre style='font-family:monospace;background:none;white-space:pre-wrap'>"
             f"{escape(chr(10).join(check.evidence))}</pre></details>"
         )
-    return [
-        f"<td style='{style};white-space:nowrap{colour}'>{_MARKS[check.status]}</td>",
-        f"<td style='{style}'>{escape(check.name)}</td>",
-        f"<td style='{style}'>{escape(check.expected)}</td>",
-        f"<td style='{style};max-width:36em'>{escape(check.observed)}{evidence}</td>",
-        f"<td style='{style}'>{escape(check.remedy)}</td>",
-    ]
+    before, after = (_MARKS[check.status], check.name, check.expected), (check.remedy,)
+    return [*map(html_cell, before), html_cell(check.observed, evidence), *map(html_cell, after)]
 
 
 def _md(text: str) -> str:

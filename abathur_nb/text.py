@@ -219,8 +219,17 @@ _MOST = 200  # rows of HTML, lest it grow to megabytes
 _SHORT = 36  # characters that stand on one line
 _LONG = 120  # characters that would be a tower of words in a column left narrow
 _CELL = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
-# What begins a cell that is to be seen first: the marks of report.py.
-_LOUD = ("✗", "?", "!")
+# Of a cell that begins with this mark of a report.
+COLOURS = {"✗": "#c4420f", "?": "#c4420f", "!": "#a66f00"}
+
+
+def html_cell(text: str, more: str = "") -> str:
+    """Return a cell of `html_table` with a text, loud where it begins with a mark, and ``more``, which is HTML."""
+    # Short ones, such as times and run ids, must not be broken; long ones must.
+    wide = f"min-width:{18 if len(text) > _LONG else 9}em;max-width:48em"
+    width = wide if any(len(line) > _SHORT for line in text.split("\n")) else "white-space:pre"
+    colour = f";color:{COLOURS[text[0]]};font-weight:bold" if text[:1] in COLOURS else ""
+    return f"<td style='{_CELL};{width}{colour}'>{escape(text)}{more}</td>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,12 +269,4 @@ class Table:
         return self._html(first) + folded + (f"<p>and {left:,} more: to_frame() has them all</p>" if left > 0 else "")
 
     def _html(self, rows: Sequence[tuple[str, ...]]) -> str:
-        return html_table(self.heads, (map(_cell, row) for row in rows))
-
-
-def _cell(text: str) -> str:
-    # Short ones, such as times and run ids, must not be broken; long ones must.
-    wide = f"min-width:{18 if len(text) > _LONG else 9}em;max-width:48em"
-    width = wide if any(len(line) > _SHORT for line in text.split("\n")) else "white-space:pre"
-    colour = ";color:#c4420f;font-weight:bold" if text.startswith(_LOUD) else ""
-    return f"<td style='{_CELL};{width}{colour}'>{escape(text)}</td>"
+        return html_table(self.heads, (map(html_cell, row) for row in rows))
