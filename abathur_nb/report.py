@@ -62,12 +62,12 @@ class Check:
         cls,
         check_id: str,
         holds: bool,
-        *,
         expected: str,
         observed: str,
         remedy: str = "",
         otherwise: Status = "fail",
         evidence: Iterable[str] = (),
+        *,
         name: str = "",
         data: Mapping[str, Any] | None = None,
     ) -> "Check":

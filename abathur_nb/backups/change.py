@@ -142,25 +142,23 @@ def file_named(value: object) -> str:
     return text if isinstance(text, str) and Path(os.path.expanduser(text)).name else ""
 
 
-def argument_faults(confirm: object, file: tuple[str, object, str] | None = None, **switches: object) -> list[str]:
-    """Return the faults of arguments: the switches, ``confirm``, and a file with its name and kind, all but None."""
-    faults = [
-        f"{name}: expected True or False, found {shown(value)} ({type(value).__name__})"
-        for name, value in switches.items()
-        if not isinstance(value, bool)
-    ]
+def check_arguments(
+    *faults: str, confirm: object = None, file: tuple[str, object, str] | None = None, **switches: object
+) -> None:
+    """Raise ConfigurationError with ``faults`` and those of ``confirm``, of switches, and of a file if it is given.
+
+    ``file`` is the name of the argument, its value, which may be None, and what kind of file it is.
+    """
+    found = [*faults]
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            found.append(f"{name}: expected True or False, found {shown(value)} ({type(value).__name__})")
     if confirm is not None and not isinstance(confirm, str):
-        faults.append(f"confirm: expected the hash of a plan, found {shown(confirm)} ({type(confirm).__name__})")
+        found.append(f"confirm: expected the hash of a plan, found {shown(confirm)} ({type(confirm).__name__})")
     if file and file[1] is not None:
         name, value, kind = file
-        found = file_named(value)
-        faults.append(
-            url_fault(name, found) if found else f"{name}: expected the name or path of a {kind}, found {shown(value)}"
-        )
-    return [fault for fault in faults if fault]
-
-
-def require(faults: list[str]) -> None:
-    """Raise ConfigurationError if there is a fault."""
-    if faults:
-        raise ConfigurationError(faults)
+        path = file_named(value)
+        unnamed = f"{name}: expected the name or path of a {kind}, found {shown(value)}"
+        found.append(url_fault(name, path) if path else unnamed)
+    if any(found):
+        raise ConfigurationError([*filter(None, found)])

@@ -359,33 +359,17 @@ def apply_retention(settings: Settings, keep: Retention, made: Backup) -> Iterat
             left.append(f"{backup.path.name}: {error.strerror}")
     if gone:
         fsync(folder)
-    yield Check.that(
-        "retention",
-        not left,
-        expected=", ".join(f"{getattr(keep, f.name)} {f.name}" for f in fields(keep)),
-        observed=f"{len(own) - len(gone)} kept, {len(gone) - len(left)} removed, {len(left)} could not be",
-        remedy="remove them by hand, or see who owns them",
-        otherwise="warn",
-        evidence=[*left, *(f"removed {backup.path.name}" for backup in gone)],
-    )
+    rules = ", ".join(f"{getattr(keep, f.name)} {f.name}" for f in fields(keep))
+    observed = f"{len(own) - len(gone)} kept, {len(gone) - len(left)} removed, {len(left)} could not be"
+    remedy, removed = "remove them by hand, or see who owns them", [f"removed {backup.path.name}" for backup in gone]
+    yield Check.that("retention", not left, rules, observed, remedy, "warn", [*left, *removed])
     ahead = [f"{b.path.name}: {age(b.taken_at)}" for b in own if b not in gone and is_ahead(b.taken_at)]
-    yield Check.that(
-        "clock",
-        not ahead,
-        expected="no backup was taken in the future",
-        observed="; ".join(ahead) or "none was",
-        remedy=SEE_CLOCK,
-        otherwise="warn",
-    )
-    yield Check.that(
-        "leftovers",
-        not faults,
-        expected="every file in the directory is a whole backup",
-        observed=f"{len(faults)} are not" if faults else "every one is",
-        remedy="see what they are, then remove them by hand",
-        otherwise="warn",
-        evidence=[*faults.values(), *(f"removed {name}, whose backup was gone" for name in swept)],
-    )
+    expected = "no backup was taken in the future"
+    yield Check.that("clock", not ahead, expected, "; ".join(ahead) or "none was", SEE_CLOCK, "warn")
+    expected, remedy = "every file in the directory is a whole backup", "see what they are, then remove them by hand"
+    observed = f"{len(faults)} are not" if faults else "every one is"
+    removed = [f"removed {name}, whose backup was gone" for name in swept]
+    yield Check.that("leftovers", not faults, expected, observed, remedy, "warn", [*faults.values(), *removed])
 
 
 def show_backups(settings: Settings) -> "pd.DataFrame":

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,6 +64,7 @@ class Source:
     name: str
     content: Content
     form: tuple[object, ...]
+    ids: Mapping[str, int]
     not_ours: str
     facts: dict[str, str] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
@@ -72,7 +73,9 @@ class Source:
 async def read_source(path: Path, name: str) -> Source:
     """Return what ``path`` holds, as the source of a replacement. Read-only."""
     async with open_copy(path) as conn:
-        return Source(path, name, await read_content(conn), await _form_of(conn), not_ours(await read_schema(conn)))
+        ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
+        alien = not_ours(await read_schema(conn))
+        return Source(path, name, await read_content(conn), await _form_of(conn), ids, alien)
 
 
 async def _form_of(conn: aiosqlite.Connection) -> tuple[object, ...]:
@@ -282,15 +285,12 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
     keeps = standing.state == "readable" and not standing.folder and not aside
     modes = [await file_modes(path if keeps else path.with_name(_NEW))] if os.path.lexists(path.parent) else []
     failed = ", ".join(check.name for check in done if check.failed and check.id != FILE_MODES)
+    expected = "what is restored has the backup's content and passes validate"
+    observed = f"{counted(new.content.total, 'row')} restored, digest {new.content.digest[:12]}…"
+    observed += f"; failed: {failed}" if failed else ""
+    remedy = "drill with another backup, and run validate on the database that this one was taken of"
     return [
-        Check.that(
-            "drill",
-            not failed,
-            expected="what is restored has the backup's content and passes validate",
-            observed=f"{counted(new.content.total, 'row')} restored, digest {new.content.digest[:12]}…"
-            + (f"; failed: {failed}" if failed else ""),
-            remedy="drill with another backup, and run validate on the database that this one was taken of",
-        ),
+        Check.that("drill", not failed, expected, observed, remedy),
         Check("rto", "pass", observed=f"{took:.2f} s to restore and validate", name="RTO"),
         *(check for check in modes if check.failed),
     ]
@@ -320,11 +320,7 @@ async def _copy(source: Path, draft: Path, owned_as: Path) -> None:
 
 def _content(wanted: Content, found: Content, written_since: bool) -> Check:
     since = f"; {difference(wanted, found)}: somebody has written since" if written_since and found != wanted else ""
-    return Check.that(
-        "content",
-        found == wanted,
-        expected=f"{counted(wanted.total, 'row')}, digest {wanted.digest[:12]}…",
-        observed=f"{counted(found.total, 'row')}, digest {found.digest[:12]}…{since}",
-        remedy="stop who writes, see which rows are new, and restore again",
-        otherwise="warn" if written_since else "fail",
-    )
+    expected, observed = (f"{counted(one.total, 'row')}, digest {one.digest[:12]}…" for one in (wanted, found))
+    remedy = "stop who writes, see which rows are new, and restore again"
+    otherwise: Status = "warn" if written_since else "fail"
+    return Check.that("content", found == wanted, expected, observed + since, remedy, otherwise)

@@ -179,36 +179,18 @@ def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
     took = facts["proof"]["restored_s"] + facts["proof"]["validated_s"]
     noted = f"one that fails: {', '.join(backup.findings)}" if backup.findings else "one that passes validate"
     noted += f"; it holds {alien}: compared are its pages and the rows of its tables" if alien else ""
+    size, digest, sha256 = facts["bytes"], content.digest, facts["sha256_of_file"]
+    copied = f"{backup.path}, {size:,} bytes, copied in {copied_s:.2f} s"
+    rows = tuple(f"{name}: {counted(count, 'row')}" for name, count in content.rows.items())
+    found = {"path": str(backup.path), "bytes": size, "rows": dict(content.rows)}
+    proven = f"{counted(content.total, 'row')}, digest {digest[:12]}…; restored and validated in {took:.2f} s"
+    hashes = (f"digest {digest}", f"file {sha256}", f"taken at {facts['taken_at']} UTC")
+    expected = "restored, it holds the very rows of the snapshot"
+    remedy = "run validate.ipynb: the database itself has these faults"
     return [
-        Check(
-            "copy",
-            "pass",
-            expected="one snapshot, in one step",
-            observed=f"{backup.path}, {facts['bytes']:,} bytes, copied in {copied_s:.2f} s",
-            evidence=tuple(f"{name}: {counted(count, 'row')}" for name, count in content.rows.items()),
-            data={"path": str(backup.path), "bytes": facts["bytes"], "rows": dict(content.rows)},
-        ),
-        Check(
-            "proof",
-            "pass",
-            expected="restored, it holds the very rows of the snapshot",
-            observed=f"{counted(content.total, 'row')}, digest {content.digest[:12]}…; "
-            f"restored and validated in {took:.2f} s",
-            evidence=(
-                f"digest {content.digest}",
-                f"file {facts['sha256_of_file']}",
-                f"taken at {facts['taken_at']} UTC",
-            ),
-            data={"digest": content.digest, "sha256_of_file": facts["sha256_of_file"]},
-        ),
-        Check.that(
-            "what_it_holds",
-            not backup.findings,
-            expected="a database that passes validate",
-            observed=noted,
-            remedy="run validate.ipynb: the database itself has these faults",
-            otherwise="warn",
-        ),
+        Check("copy", "pass", "one snapshot, in one step", copied, evidence=rows, data=found),
+        Check("proof", "pass", expected, proven, "", hashes, data={"digest": digest, "sha256_of_file": sha256}),
+        Check.that("what_it_holds", not backup.findings, "a database that passes validate", noted, remedy, "warn"),
     ]
 
 

@@ -176,14 +176,10 @@ async def _diagnose(settings: Settings) -> Diagnosis:
         found.deeds += ("checkpoint",)
         found.remedies["wal_size"] = REPAIR
     checks = tuple(found.explained(wal_check(c, pins) if c.id == "wal_size" else c) for c in checks)
-    leftovers = Check.that(
-        "leftovers",
-        not left,
-        expected="no scratch directory of a process that is dead",
-        observed=f"{', '.join(left)}\ncause: a run that was killed" if left else "none",
-        remedy="rm -r them: their process is dead, and nothing refers to them",
-        otherwise="warn",
-    )
+    expected = "no scratch directory of a process that is dead"
+    observed = f"{', '.join(left)}\ncause: a run that was killed" if left else "none"
+    remedy = "rm -r them: their process is dead, and nothing refers to them"
+    leftovers = Check.that("leftovers", not left, expected, observed, remedy, "warn")
     found.checks = (*checks, log, _locks(path, first, then), leftovers)
     return found
 
@@ -426,15 +422,11 @@ def _locks(path: Path, first: Look, then: Look) -> Check:
     """Say who holds the lock that writes at both looks: nobody else can write meanwhile."""
     # One that commits in between has another transaction open by then.
     held = first.writers if (first.writers, first.commits) == (then.writers, then.commits) else ""
-    return Check.that(
-        "locks",
-        not held,
-        expected=f"nobody holds the lock for long, at two looks {(then.at - first.at) * 1000:,.0f} ms apart",
-        observed=f"held by {held}\ncause: a transaction that writes is open there" if held else "not held",
-        remedy="let it finish or end it; until then every writer waits and then fails",
-        otherwise="warn",
-        evidence=[f"has it open: {user}" for user in users_of(path)],
-    )
+    expected = f"nobody holds the lock for long, at two looks {(then.at - first.at) * 1000:,.0f} ms apart"
+    observed = f"held by {held}\ncause: a transaction that writes is open there" if held else "not held"
+    remedy = "let it finish or end it; until then every writer waits and then fails"
+    users = [f"has it open: {user}" for user in users_of(path)]
+    return Check.that("locks", not held, expected, observed, remedy, "warn", users)
 
 
 def wal_check(check: Check, pins: str) -> Check:

@@ -7,11 +7,11 @@ import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiosqlite
 
@@ -176,14 +176,12 @@ _ENTRY = {
 }
 
 
-@dataclass(slots=True)
-class _Outcome:
-    """Hold what becomes of the entries of a quarantine file, as lines that name table and key."""
+class _Outcome(NamedTuple):
+    """Hold what becomes of the entries of a quarantine file: the table and key of those that are put back, or there."""
 
-    put: list[str] = field(default_factory=list)
-    tables: Counter[str] = field(default_factory=Counter)  # of what is put
-    already: list[str] = field(default_factory=list)
-    in_the_way: list[str] = field(default_factory=list)
+    put: list[tuple[str, str]]
+    already: list[tuple[str, str]]
+    in_the_way: list[str]
 
 
 async def put_back_rows(
@@ -212,20 +210,17 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
             await copy_out(conn, copy, owned_as=settings.db_path.parent)
         async with connect(copy, settings=settings, mode="rw") as conn:
             outcome = await _put(conn, entries)
+    expected = f"all of its {counted(len(entries), 'row')} can be put back"
     observed = f"{path}: {len(outcome.put):,} can be put back, {len(outcome.already):,} are there already"
-    check = Check.that(
-        "quarantine",
-        not outcome.in_the_way,
-        expected=f"all of its {counted(len(entries), 'row')} can stand where they stood",
-        observed=f"{observed}, {len(outcome.in_the_way):,} stay in the file" if outcome.in_the_way else observed,
-        remedy="see the evidence; what these rows held stands in the file: write by hand what belongs there",
-        otherwise="warn",
-        evidence=[*outcome.in_the_way, *(f"can be put back: {line}" for line in outcome.put)],
-    )
+    observed += f", {len(outcome.in_the_way):,} stay in the file" if outcome.in_the_way else ""
+    remedy = "see the evidence, and what the file says of these rows: write by hand what belongs there"
+    evidence = [*outcome.in_the_way, *(f"can be put back: {table}: {key}" for table, key in outcome.put)]
+    check = Check.that("quarantine", not outcome.in_the_way, expected, observed, remedy, "warn", evidence)
     if not outcome.put:
         yield Change((check,))
         return
-    put_back = ", ".join(f"{counted(number, 'row')} of {table}" for table, number in outcome.tables.items())
+    tables = Counter(table for table, _ in outcome.put)
+    put_back = ", ".join(f"{counted(number, 'row')} of {table}" for table, number in tables.items())
     steps = (
         f"back up {settings.db_path} as abathur_pre_put_back_… in {settings.backup_dir}, and prove that backup",
         f"in one transaction, put back {put_back}",
@@ -249,21 +244,19 @@ async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:
     await add_functions(conn)
     await conn.execute_fetchall("PRAGMA synchronous = FULL")
     await conn.execute_fetchall("BEGIN IMMEDIATE")
-    outcome, waiting, faults, left = _Outcome(), entries, list[str](), len(entries) + 1
+    outcome, waiting, faults, left = _Outcome([], [], []), entries, list[str](), len(entries) + 1
     while len(waiting) < left:  # what an entry refers to may have come after it
         left, failed, faults = len(waiting), [], []
         for entry in waiting:
-            key = ", ".join(shown(value) for value in entry["key"].values())
-            name = f"{entry['table']}: {key}" + (f", {entry['change']['column']}" if entry["change"] else "")
+            table, key = entry["table"], ", ".join(shown(value) for value in entry["key"].values())
+            key += f", {entry['change']['column']}" if entry["change"] else ""
             try:
-                done = await _put_one(conn, entry)
-                (outcome.put if done else outcome.already).append(name)
-                outcome.tables[entry["table"]] += done
+                (outcome.put if await _put_one(conn, entry) else outcome.already).append((table, key))
             except (sqlite3.IntegrityError, RefusedError) as error:
-                faults.append(f"{name}: {getattr(error, 'observed', error)}")
+                faults.append(f"{table}: {key}: {getattr(error, 'observed', error)}")
                 failed.append(entry)
         waiting = failed
-    outcome.in_the_way += faults
+    outcome.in_the_way.extend(faults)
     return outcome
 
 

@@ -188,14 +188,9 @@ async def statistics_check(conn: aiosqlite.Connection, remedy: str) -> Check:
         now = await count_rows(conn, f"SELECT count(*) FROM {table} NOT INDEXED")
         if max(now, then) >= _FEW and max(now, then) > _STALE * min(now, then):
             stale.append(f"{table}: {counted(then, 'row')} when analysed, {now:,} now")
-    return Check.that(
-        "statistics",
-        not stale,
-        expected=f"none, or not off by more than {_STALE} times",
-        observed="; ".join(stale) or (f"of {counted(len(noted), 'table')}" if noted else "none"),
-        remedy=remedy,
-        otherwise="warn",
-    )
+    expected = f"none, or not off by more than {_STALE} times"
+    observed = "; ".join(stale) or (f"of {counted(len(noted), 'table')}" if noted else "none")
+    return Check.that("statistics", not stale, expected, observed, remedy, "warn")
 
 
 def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -> list[Step]:

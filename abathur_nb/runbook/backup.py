@@ -6,7 +6,7 @@ import sqlite3
 from dataclasses import replace
 from shlex import quote
 
-from abathur_nb.backups.change import argument_faults, require
+from abathur_nb.backups.change import check_arguments
 from abathur_nb.backups.manifest import Retention, apply_retention
 from abathur_nb.backups.taking import COPIES, back_up, zstd_module
 from abathur_nb.config.settings import Settings
@@ -36,10 +36,9 @@ async def backup_database(
     that replace nothing; the live database is only read. Of a run that is killed nothing is left under those names,
     or the whole backup. Raises ConfigurationError for a wrong argument.
     """
-    faults = argument_faults(None, compress=compress)
-    if not isinstance(reason, str) or not _REASON.fullmatch(reason):
-        faults.append(f"reason: expected a word of a-z, 0-9 and _, such as pre_migration, found {shown(reason)}")
-    require(faults)
+    is_word = isinstance(reason, str) and _REASON.fullmatch(reason)
+    wrong = f"reason: expected a word of a-z, 0-9 and _, such as pre_migration, found {shown(reason)}"
+    check_arguments("" if is_word else wrong, compress=compress)
     if refused := await refusal(_TITLE, settings):
         return replace(refused, refused=True)
     subject, place = str(settings.db_path), _place(settings)
@@ -66,15 +65,9 @@ def _place(settings: Settings) -> list[Check]:
     # Made only with the backup: what is refused must leave no directory behind.
     place = folder if os.path.lexists(folder) else nearest_existing(folder)
     fault = unwritable(place) if place.is_dir() and not place.is_symlink() else RefusedError(f"{place} is not one")
-    checks = [
-        Check.that(
-            "backup_directory",
-            not fault,
-            expected="a directory of one's own, not a link, that this user may write to",
-            observed=fault.observed if fault else str(folder),
-            remedy=(fault and fault.remedy) or install_command(settings, folder),
-        )
-    ]
+    expected = "a directory of one's own, not a link, that this user may write to"
+    remedy = (fault and fault.remedy) or install_command(settings, folder)
+    checks = [Check.that("backup_directory", not fault, expected, fault.observed if fault else str(folder), remedy)]
     if fault:
         return checks
     try:
@@ -83,12 +76,8 @@ def _place(settings: Settings) -> list[Check]:
     except OSError as error:
         gone = os_cause(error, place)
         return [*checks, Check("room", "error", "room for the copy and its proof", gone.observed, gone.remedy)]
-    room = Check.that(
-        "room",
-        free >= needed,
-        expected=f"{needed:,.1f} MB for the copy and its proof",
-        observed=f"{free:,.0f} MB beyond the {settings.min_free_mb:,} MB that must stay free",
-        remedy=f"make room: du -xh --max-depth=2 {quote(str(place))} | sort -h | tail",
-        evidence=[f"left by a killed process: {place / name}" for name in sweep(place, remove=False)],
-    )
-    return [*checks, room]
+    expected = f"{needed:,.1f} MB for the copy and its proof"
+    observed = f"{free:,.0f} MB beyond the {settings.min_free_mb:,} MB that must stay free"
+    remedy = f"make room: du -xh --max-depth=2 {quote(str(place))} | sort -h | tail"
+    left = [f"left by a killed process: {place / name}" for name in sweep(place, remove=False)]
+    return [*checks, Check.that("room", free >= needed, expected, observed, remedy, evidence=left)]

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
 
-from abathur_nb.backups.change import argument_faults, require
-from abathur_nb.backups.copying import difference, open_copy
+from abathur_nb.backups.change import check_arguments
+from abathur_nb.backups.copying import difference
 from abathur_nb.backups.manifest import Backup, find_backup, in_place_of
 from abathur_nb.backups.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.backups.taking import UnfitBackupError, unpack
@@ -19,7 +19,6 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError, bound_reached
 from abathur_nb.files import scratch_directory
 from abathur_nb.report import Check, Report
-from abathur_nb.store.connection import pragma
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.text import SEE_CLOCK, age, counted, duration, is_ahead
 
@@ -42,10 +41,9 @@ async def restore_database(
     it takes (RTO) and what would be lost (RPO); it fails where a restoration would. ``title`` is what the report calls
     it. Raises ConfigurationError for a wrong argument.
     """
-    faults = argument_faults(confirm, ("backup", backup, "backup"), apply=apply, drill=drill)
-    if drill is True and apply is True:
-        faults.append("drill, apply: a drill changes nothing, so that there is nothing to apply: set one of them")
-    require(faults)
+    both = "drill, apply: a drill changes nothing, so that there is nothing to apply: set one of them"
+    fault = both if drill is True and apply is True else ""
+    check_arguments(fault, confirm=confirm, file=("backup", backup, "backup"), apply=apply, drill=drill)
     source = _proven(settings, backup, from_env, drill=drill)
     return await replace_content(settings, title, source, apply=apply, confirm=confirm, drill=drill)
 
@@ -98,9 +96,7 @@ async def _read(backup: Backup, path: Path) -> Source:
         source = await read_source(path, f"the content of {backup.path.name}")
     except sqlite3.Error as error:
         raise UnfitBackupError(f"{backup.path} can't be read: {bound_reached(error) or error}") from None
-    async with open_copy(path) as conn:
-        ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
-    other = [f"{name} {value}" for name, value in ids.items() if value != backup.facts[name]]
+    other = [f"{name} {value}" for name, value in source.ids.items() if value != backup.facts[name]]
     if source.content != backup.content:
         other.append(difference(backup.content, source.content))
     if other:
@@ -117,12 +113,8 @@ def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: list[str])
         SEE_CLOCK: is_ahead(backup.taken_at),
     }
     words = [*(words for words, holds in noted.items() if holds), *notes]
-    return Check.that(
-        "backup",
-        not words,
-        expected="the newest of this database, which passed validation",
-        observed="; ".join([f"{backup.path}, {counted(backup.content.total, 'row')}, {age(backup.taken_at)}", *words]),
-        remedy="see that this is the one that you want; validate the database once it is restored",
-        otherwise="warn",
-        evidence=[f"{name}: {counted(count, 'row')}" for name, count in backup.content.rows.items()],
-    )
+    expected = "the newest of this database, which passed validation"
+    observed = f"{backup.path}, {counted(backup.content.total, 'row')}, {age(backup.taken_at)}"
+    remedy = "see that this is the one that you want; validate the database once it is restored"
+    rows = [f"{name}: {counted(count, 'row')}" for name, count in backup.content.rows.items()]
+    return Check.that("backup", not words, expected, "; ".join([observed, *words]), remedy, "warn", rows)

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
-from abathur_nb.backups.change import argument_faults, file_named, require
-from abathur_nb.backups.manifest import Backup, list_backups, newest_fit
+from abathur_nb.backups.change import check_arguments, file_named
+from abathur_nb.backups.manifest import list_backups, newest_fit
 from abathur_nb.backups.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
@@ -35,15 +35,14 @@ async def roll_back(
     with its side files. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument, and where ``to`` is not named.
     """
-    faults, backups = argument_faults(confirm, apply=apply), list[Backup]()
+    fault, newest = "", None
     if not file_named(to):
         with suppress(OSError):  # of a directory that is closed to this user
-            backups = [b for b in list_backups(settings.backup_dir)[0] if b.facts["env"] == settings.env]
-        newest = newest_fit(backups)
+            newest = newest_fit([b for b in list_backups(settings.backup_dir)[0] if b.facts["env"] == settings.env])
         back = f"{rollback_command(settings, newest.path.name)}; or " if newest else ""
         show = f"to see a plan: {back}{rollback_command(settings, FRESH)}"
-        faults.append(f"to: expected '{FRESH}' or a backup, found {shown(to)}; {show}")
-    require(faults)
+        fault = f"to: expected '{FRESH}' or a backup, found {shown(to)}; {show}"
+    check_arguments(fault, confirm=confirm, apply=apply)
     target = await identify(settings, refuses=())
     # Where no database is, a typo in its path must not make one.
     if target.state not in ("present", "damaged") and not os.path.lexists(journal_of(settings.db_path)):

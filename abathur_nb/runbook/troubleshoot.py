@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from abathur_nb.backups.aside import FOLDERS, move_aside, require_movable, set_log_aside, users_of
-from abathur_nb.backups.change import Change, Plan, argument_faults, make_change, require
+from abathur_nb.backups.change import Change, Plan, check_arguments, make_change
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
 from abathur_nb.health.checks import file_checks
@@ -24,8 +24,8 @@ from abathur_nb.text import counted
 
 _TITLE = "troubleshoot"
 _COPIED = "copy {path} and its log, byte for byte, into a new directory abathur_aside_… beside it"
-# What each deed does, in the order in which they are done.
-_DEEDS = {
+# Deeds that are done alone: then everything has to be diagnosed again.
+_ALONE = {
     "rescue": "write what each of these processes holds into a backup abathur_rescued_… in {backups}, and prove that",
     "complete": "go on with the replacement of {path} that was begun",
     "set journal aside": "move {journal} into a new directory abathur_aside_… beside it, and leave {path} as it is",
@@ -34,13 +34,14 @@ _DEEDS = {
     "write log": f"{_COPIED}; then write what SQLite reads of the log into {{path}}, and move the log there",
     "roll back": "roll back what a killed writer left half done in {path}, by its journal",
     "salvage": "write what can still be read of {path} to {salvaged}, and leave {path} as it is",
+}
+# All deeds, in the order in which they are done.
+_DEEDS = _ALONE | {
     "wal": "switch {path} to WAL mode",
     "checkpoint": "write the log of {path} into it, and empty the log",
     "chmod": "make {path} and its side files 0600, without an access list",
     "sweep": "remove the scratch directories of dead processes beside it",
 }
-# The first eight are done alone: then everything has to be diagnosed again.
-_ALONE = {*[*_DEEDS][:8]}
 # A table that is made anew must not take the rows that refer to it along, nor these references with its old name; and
 # a row with two faults must not be kept from losing the first by the second.
 _REPAIRING = ("foreign_keys = OFF", "legacy_alter_table = ON", "ignore_check_constraints = ON", "synchronous = FULL")
@@ -62,7 +63,7 @@ async def troubleshoot(
     the rules of the schema let them. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument.
     """
-    require(argument_faults(confirm, ("put_back", put_back, "quarantine file"), repair=repair))
+    check_arguments(confirm=confirm, file=("put_back", put_back, "quarantine file"), repair=repair)
     if put_back is not None:
         return await put_back_rows(settings, put_back, apply=repair, confirm=confirm)
     return await make_change(settings, _TITLE, _find(settings), apply=repair, confirm=confirm)
@@ -92,7 +93,7 @@ async def _find(settings: Settings) -> AsyncIterator[Change]:
         Plan("repair", settings, steps, facts, "repair", pending="warn"),
         do,
         begun="complete" in deeds,
-        backup="" if _ALONE & deeds else "pre_repair",
+        backup="" if _ALONE.keys() & deeds else "pre_repair",
         validates=not {"rescue", "move aside", "set journal aside"} & deeds,
         past=_past,
         judged=judged,
@@ -105,7 +106,7 @@ def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     salvaged = salvage_path(settings) if "salvage" in found.deeds else ""
     names = {"path": path, "journal": journal_of(path), "backups": backups, "salvaged": salvaged}
     deeds = [words.format(**names) for name, words in _DEEDS.items() if name in found.deeds]
-    if not (found.steps or deeds) or _ALONE & {*found.deeds}:
+    if not (found.steps or deeds) or _ALONE.keys() & {*found.deeds}:
         return tuple(deeds)
     steps = [f"back up {path} as abathur_pre_repair_… in {backups}, and prove that backup"]
     if found.changes:
@@ -151,7 +152,7 @@ async def _repair(found: Diagnosis, settings: Settings, done: list[Check]) -> No
         done.append(Check("rolled_back", "pass", "no hot journal", observed))
     if "salvage" in deeds:
         done.append(await salvage(settings))
-    if found.steps and not _ALONE & {*deeds}:
+    if found.steps and not _ALONE.keys() & {*deeds}:
         done += await _run(found, settings)
     if "wal" in deeds:
         done += await _switch_to_wal(settings)
