@@ -10,7 +10,7 @@ INSTALL := pip install --quiet --disable-pip-version-check --constraint constrai
 
 TESTS := PYTHONPATH=tests:tests/support
 
-.PHONY: help init lab test check docs bench prove browser
+.PHONY: help init lab test coverage check docs bench prove browser
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -30,6 +30,9 @@ lab: $(LAB)/.installed  ## open the notebooks in JupyterLab, the index first
 
 test: $(VENV)/.installed  ## run every test
 	$(BIN)/python -m pytest -n auto
+
+coverage: $(VENV)/.installed  ## run the tests of one process, and tell which branches they leave out
+	$(BIN)/python -m pytest -n auto --cov=abathur_nb --cov-branch --cov-report=term:skip-covered tests/unit tests/archive
 
 check: $(VENV)/.installed  ## lint, formatting, types, the ways of imports
 	$(BIN)/ruff check

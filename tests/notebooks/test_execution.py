@@ -1,11 +1,10 @@
 """However an execution ends, it says how and where, keeps what was shown, and leaves no kernel."""
 
-import asyncio
 import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import indent
@@ -58,14 +57,8 @@ def test_a_cell_that_raises_ends_it_there() -> None:
     assert notebook.cells[2].execution_count is None
 
 
-def test_a_message_of_any_length_is_cut() -> None:
-    ending, _ = executed("raise ValueError('x' * 10_000_000)")
-    assert (ending.name, len(ending.message)) == ("ValueError", 2000)
-
-
-@pytest.mark.parametrize("cell", ["exit()", "quit()", "get_ipython().ask_exit()"])
-def test_a_cell_that_asks_its_kernel_to_exit_ends_it_as_if_it_raised(cell: str) -> None:
-    ending, _ = executed("1", cell, "2")
+def test_a_cell_that_asks_its_kernel_to_exit_ends_it_as_if_it_raised() -> None:
+    ending, _ = executed("1", "exit()", "2")
     assert (ending.how, ending.cell, ending.name) == ("raised", 1, "SystemExit")
 
 
@@ -73,19 +66,12 @@ LONG = "x" * 3000
 DEATHS = {
     "exit": ("print('last')", "os._exit(7)", r"the kernel exited with code 7: last\Z"),
     "a torn line": (f"print('{LONG}\\nthe cause\\n\\nhalf a li', end='')", "os._exit(7)", r".* code 7: the cause\Z"),
-    "a torn line alone": ("print('half a li', end='')", "os._exit(7)", r".* code 7: half a li\Z"),
     "standard error": ("os.write(2, b'from C\\xff\\n')", "os._exit(7)", r".* code 7: from C\ufffd\Z"),
     "killed": ("print('last', file=sys.stderr)", "os.kill(os.getpid(), 9)", r".* killed by SIGKILL: last\Z"),
-    "a signal without a name": ("print('last')", "os.kill(os.getpid(), 40)", r".* killed by signal 40: last\Z"),
     "aborted": (
         "os.write(2, b'malloc(): corrupted\\n')",
         "os.abort()",
         r".* SIGABRT: Fatal Python error: Aborted: malloc\(\): corrupted\n\n.*line \d+ in <module>",
-    ),
-    "crashed": (
-        "print('last')",
-        "import ctypes; ctypes.string_at(0)",
-        r".* SIGSEGV: Fatal Python error: Segmentation fault: last\n\n.*line \d+ in <module>",
     ),
 }
 
@@ -113,18 +99,16 @@ def test_a_kernel_that_dies_ends_it_with_its_last_whole_line_and_what_it_had_sho
     assert len(texts(notebook)) == 1
 
 
-def test_what_a_cell_prints_is_whole_though_it_is_a_flood() -> None:
-    ending, notebook = executed("for n in range(20_000): print(n, 'x' * 100)")
-    assert ending.how == "completed"
+def test_what_a_cell_prints_is_whole_though_it_is_a_flood_and_a_message_is_cut() -> None:
+    ending, notebook = executed("for n in range(20_000): print(n, 'x' * 100)", "raise ValueError('x' * 10_000_000)")
     lines = "".join(texts(notebook)).splitlines()
     assert [int(line.split()[0]) for line in lines] == list(range(20_000))
+    assert (ending.name, len(ending.message)) == ("ValueError", 2000)
 
 
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({"timeout": 2}, "the run took longer than its limit of {:g} s"),
-        ({"cell_timeout": 0.5}, "the cell took longer than {:g} s"),
         ({"timeout": 60, "cell_timeout": 0.5}, "the cell took longer than {:g} s"),
         ({"timeout": 2, "cell_timeout": 60}, "the run took longer than its limit of {:g} s"),
     ],
@@ -141,17 +125,9 @@ def test_a_limit_ends_it_and_the_cell_may_clean_up(limits: dict[str, float], mes
     assert notebook.cells[2].execution_count is None
 
 
-def test_a_limit_may_be_over_before_the_first_cell() -> None:
+def test_a_limit_or_a_stop_may_be_over_before_the_first_cell() -> None:
     ending, notebook = executed("1", timeout=1e-9)
-    assert (ending.how, ending.cell) == ("timeout", None)
-    assert notebook.cells[0].execution_count is None
-
-
-def test_limits_that_are_not_reached_end_nothing() -> None:
-    assert executed("1", timeout=600, cell_timeout=600)[0].how == "completed"
-
-
-def test_a_stop_that_was_asked_for_before_it_began_ends_it_at_once() -> None:
+    assert (ending.how, ending.cell, notebook.cells[0].execution_count) == ("timeout", None, None)
     stop = Stop()
     stop.signals.append(signal.SIGTERM)
     ending, notebook = executed("1", stop=stop)
@@ -231,11 +207,3 @@ def test_the_kernel_is_gone_whatever_is_raised_in_between(sockets: Path) -> None
 
     with pytest.raises(KeyboardInterrupt):
         executed("1", around=fail)
-
-
-def test_it_needs_no_main_thread() -> None:
-    async def within(work: Callable[[], Any]) -> Any:
-        return await asyncio.to_thread(work)
-
-    ending, _ = asyncio.run(within(lambda: executed("1")))
-    assert ending.how == "completed"

@@ -1,47 +1,51 @@
-"""The guard lets nothing run but what a notebook declares: in a real shell and in a real kernel."""
+"""The guard lets nothing run but what a notebook declares: swept in a shell of this process, proven in real kernels."""
 
-import ast
-import asyncio
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import nbformat
+import papermill
 import pytest
+from cells import NOTEBOOKS, cells_of, fresh, long_lived, run_cells, shell
+from damage import fingerprint
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
-from nbclient.exceptions import CellExecutionError
-from patience import HANGING_S
-from running import execute_live
-from traitlets.config import Config
+from notebook_runs_helpers import cells_behind, in_kernel
+from notebook_runs_helpers import papermill as run_papermill
+from papermill.cli import _resolve_type
+from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
 
 from abathur_nb.config.parameters import guard
+from abathur_nb.config.settings import Settings
 
-CELL = """\
-# What this run works with
-env: "str" = "development"  # the environment
-db_path: "Optional[str]" = None  # another database
-dry_run = False
-repetitions = 1000
-"""
+__all__ = ["long_lived", "shell"]  # fixtures
+
+CODE = "open('canary', 'w').close()"
+INIT = NOTEBOOKS / "init.ipynb"
+NAME = "a parameter's name is a-z, 0-9 and _"
 
 
-@pytest.mark.parametrize(
-    "order", ["", "import abathur_nb.config.parameters; ", "from abathur_nb.config.parameters import guard; "]
-)
-def test_the_public_name_is_the_function_and_not_its_room(order: str) -> None:
-    code = f"{order}import abathur_nb as nb; import abathur_nb.config.parameters; nb.guard()"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr == ""
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Be in a directory in which a canary would be seen, and see that there is none, and no database either."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    yield here
+    assert not (here / "canary").exists(), "code of a parameter has run"
+    assert list(home.glob("abathur_data*")) == []
 
 
 @pytest.fixture
-def shell(home: Path) -> Iterator[InteractiveShell]:  # noqa: ARG001 - its profile is made there
-    InteractiveShell.clear_instance()
-    made = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
-    made.run_cell("from abathur_nb.config.parameters import guard\nguard()")
-    yield made
-    made.restore_sys_module_state()
-    InteractiveShell.clear_instance()
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every environment in a directory of the test's own: in a shell its cells really run."""
+    monkeypatch.setenv("ABATHUR_DB_PATH", str(tmp_path / "elsewhere" / "abathur.db"))
 
 
 def rejected(result: ExecutionResult) -> str:
@@ -50,185 +54,337 @@ def rejected(result: ExecutionResult) -> str:
     return str(result.error_before_exec or "")
 
 
-@pytest.mark.parametrize(
-    "injected",
-    [
-        "",
-        '# Parameters\nenv = "production"\ndb_path = "/x"\n',
-        '# Parameters\ndb_path = None\nPAPERMILL_INPUT_PATH = "/x"\n',
-    ],
-)
-def test_what_is_declared_passes_and_then_the_guard_is_gone(shell: InteractiveShell, injected: str) -> None:
-    assert not rejected(shell.run_cell(CELL))
-    if injected:
-        assert not rejected(shell.run_cell(injected))
-    assert len(shell.ast_transformers) == 1
-    assert not rejected(shell.run_cell("import os; here = os.getcwd()"))
-    assert shell.ast_transformers == []
-    assert shell.user_ns["env"] == ("production" if "production" in injected else "development")
+# --- names: each is code under its disguise; whatever papermill makes of it, nothing of it may run, nor any later cell
 
-
-CANARY = "open('canary', 'w').close()"
-ATTACKS = [
-    f"x=1;{CANARY};y = 1",
-    f"env = {CANARY}",
-    f"env: {CANARY} = 'x'",
-    f"env[{CANARY}] = 1",
-    f"env = 'x' if {CANARY} else 'y'",
-    f"env = f'{{{CANARY}}}'",
-    f"env = [{CANARY} for _ in [1]]",
-    "!touch canary #env = 1",
-    "env = !touch canary",
-    "%sx touch canary #= 1",
-    f"import os = 1\n{CANARY}",
-    f"env = 1 = 2; {CANARY}",
-    f"env = 'production'\n\n{CANARY}",
-    f"def env(x={CANARY}): pass",
-    f"env: 'str' = 'x'; dry_run = ({CANARY},)",
-    "get_ipython().ast_transformers.clear(); env = 1",
-    "enviroment = 'production'",
-    "dry_run = 'false'",
-    "env = " + "[" * 300 + "]" * 300,
-    "env = " + "-" * 200 + "1",
-    "env = " + "9" * 5000,
+# fmt: off
+NAMES = [
+    # more statements
+    f"x=1;{CODE};y", f"env = 'x';{CODE};env", f"x\n{CODE}\ny", f"x=1\r{CODE}\ry", f"env=1\n\n\n{CODE}\nenv",
+    f"x=1\x0c\n{CODE}\nx", f"import os as env;{CODE};x", "from os import system as env\nx", f"del env\n{CODE}\nx",
+    f"assert {CODE}\nx", "raise SystemExit(0)\nx", "exit()\nenv", "quit\nenv", f"await {CODE}\nenv",
+    f"if {CODE}: pass\nx", f"for env in [{CODE}]: pass\nx", "with open('canary', 'w') as env: pass\nx",
+    f"try: {CODE}\nexcept: pass\nx", f"@{CODE}\ndef env(): pass\nx", f"def env(x={CODE}): pass\nx",
+    f"class env({CODE}): pass\nx", f"lambda: {CODE}\nx", f"match {CODE}:\n  case _: pass\nx", "global env\nx",
+    "pass\nenv", "...\nenv", "'a text'\nenv",
+    # values that are more than literals
+    f"env = {CODE}\nenv", f"env = f'{{{CODE}}}'\nenv", f"env = [{CODE} for _ in [1]]\nenv", f"env = ({CODE},)\nenv",
+    f"env = {{1: {CODE}}}\nenv", f"env = (z := {CODE})\nenv", f"(env := {CODE})\nenv", f"env = lambda: {CODE}\nenv",
+    f"env = 'a' if {CODE} else 'b'\nenv", f"env = 1 + {CODE}\nenv", "env = __builtins__\nenv", "env = env\nenv",
+    "env = set()\nenv", "env = b'x'\nenv", "env = 1 + 2j\nenv", "env = {1, 2}\nenv",
+    # annotations, which run
+    f"x: {CODE}", f"env: {CODE}", f"env: (z := {CODE})", "env: __import__('os').system('touch canary')", "env: str",
+    f"(env): {CODE}",
+    # targets that run, or that reach into something
+    "nb.resolve", "nb.guard", "nb.resolve.__kwdefaults__", "nb.Settings.__init__", "env.x", f"env[{CODE}]",
+    f"[env][{CODE}]", f"{{1: env}}[{CODE}]", f"{CODE}.x", "globals()['env']", "get_ipython().ast_transformers",
+    "get_ipython().ast_transformers[:]", f"env[{CODE}:]", "*env,", "*env, db_path", "env, db_path", "(env, db_path)",
+    "[env, db_path]", "[]", "()", "env = db_path", "db_path = env", "env +", "env or", "env +=", "env :", "env |=",
+    "not env", "-env",
+    # IPython's own syntax
+    "%sx touch canary\nenv", "!touch canary\nenv", "!!touch canary\nenv", "x = !touch canary\nenv",
+    "env = !touch canary\nenv", "env = %sx touch canary\nenv", "%%bash\ntouch canary\nenv", "%run canary.py\nenv",
+    "%env PATH=x\nenv", "%autocall 2\nenv", "%reset -f\nenv", "env?\nenv", "?env\nenv", "env??\nenv", "%",
+    "/open canary w\nenv", ",open canary w\nenv", ";open canary w\nenv", ">>> env", "In [1]: env", "...: env",
+    "%lsmagic\nenv",
+    # names of other things
+    "nb", "settings", "report", "preflight", "print", "open", "exit", "__builtins__", "__name__", "__file__", "_",
+    "__", "In", "Out", "get_ipython", "True", "None", "if", "class", "__debug__", "PAPERMILL_OUTPUT",
+    "papermill_input_path", "self", "Env", "ENV", "env_", "env1", "1env", "env-x", "env x",
+    # comments, quotes and continuations
+    "# env", "#", "env #", "env = 'production' #", "env = 'production'; #", "env = 'x' \\\n#", "env = \\\n", "'''",
+    '"""', 'env = """', "env = '''\n", "env = (\n'x')\nenv", "env = 'a'\nenv", "env='production';db_path",
+    "env = 'x' ;env", " env", "\tenv", "env ", "env\t", "(env)", "env = 'production'\n# nothing\nenv",
+    # letters that look or count as others
+    "ｅｎｖ", "𝐞𝐧𝐯", "𝓮nv", "еnv", "env\u200b", "\ufeffenv", "e\u0301nv", "ℯnv", "env\u2028", "env\x0b", "env\x85",
+    "\u202eenv", "envª",
+    # and nothing at all
+    "", " ", "\n", "\x00", "env\x00", "\x1b[31menv", "=", "==", ";", ":", "💥", "x" * 100_000, "a." * 100 + "b",
+    "(" * 300 + ")" * 300,
 ]
+# fmt: on
+PAIRS = (  # disguises of two names
+    ("env = '''", f"'''; {CODE}; env"),
+    ("env = (", f"{CODE}); env"),
+    ("env = [0,\\\n", f"{CODE}]\nenv"),
+    ("if 1:\n    env", f"    {CODE}\nenv"),
+    ("env", "ｅｎｖ"),
+    ("ｅｎｖ", "env"),
+    ("env", f"env = 'x'; {CODE}; env"),
+)  # fmt: skip
+RAW = (  # cells that papermill itself would not make
+    f"env: {CODE} = 'x'", f"env[{CODE}] = 1", "env = !touch canary", f"env = 1 = 2; {CODE}", f"def env(x={CODE}): pass",
+    f"env: 'str' = 'x'; dry_run = ({CODE},)", "get_ipython().ast_transformers.clear(); env = 1",
+    "env = " + "[" * 300 + "]" * 300, "env = " + "-" * 200 + "1", "env = " + "9" * 5000,
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("injected", ATTACKS, ids=range(len(ATTACKS)))
-def test_of_a_refused_cell_nothing_runs_and_no_later_cell_either(
-    shell: InteractiveShell, injected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_name_that_is_not_declared_to_the_letter_is_refused_and_nothing_runs_any_more(
+    long_lived: InteractiveShell, folder: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert not rejected(shell.run_cell(CELL))
-    before = dict(shell.user_ns)
-    assert rejected(shell.run_cell(f"# Parameters\n{injected}\n"))
-    assert rejected(shell.run_cell(CANARY)).startswith("the injected parameters were refused")
-    assert shell.user_ns["env"] == before["env"]
-    assert list(tmp_path.iterdir()) == []
-    # Repaired, it runs.
+    guard_cell, parameters, settings, *_ = cells_of(INIT, {})
+    injected = [cells_of(INIT, {name: "production"})[2] for name in NAMES]
+    injected += [cells_of(INIT, dict.fromkeys(names, "production"))[2] for names in PAIRS]
+    injected += [f"# Parameters\n{cell}\n" for cell in RAW]
+    for cell in injected:
+        shell = fresh(long_lived)
+        assert not rejected(shell.run_cell(guard_cell))
+        assert not rejected(shell.run_cell(parameters))
+        names = set(shell.user_ns)
+        assert rejected(shell.run_cell(cell)), cell
+        for behind in (settings, CODE):  # as a runner that goes on after errors would
+            assert rejected(shell.run_cell(behind)).startswith("the injected parameters were refused"), cell
+        assert (shell.user_ns["env"], set(shell.user_ns)) == ("development", names), cell
+        assert list(folder.iterdir()) == [], cell
+    # Corrected, it runs.
     assert not rejected(shell.run_cell("# Parameters\nenv = 'production'\n"))
     assert not rejected(shell.run_cell("seen = env"))
     assert shell.user_ns["seen"] == "production"
 
 
-@pytest.fixture
-def staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Be where jupyter-scheduler runs a notebook."""
-    folder = tmp_path / "scheduler_staging_area" / "job"
-    folder.mkdir(parents=True)
-    monkeypatch.chdir(folder)
+def test_enough_of_these_names_are_deadly(folder: Path) -> None:
+    """Without the guard they would have run: else the sweep proves nothing."""
+    program = """
+import json, os, sys
+from IPython.core.interactiveshell import InteractiveShell
+shell, deadly = InteractiveShell.instance(), 0
+for cell in json.load(sys.stdin):
+    shell.user_ns.update(env='x', db_path=None)
+    shell.run_cell(cell)
+    if os.path.exists('canary'):
+        os.remove('canary')
+        deadly += 1
+sys.stderr.write(f'deadly: {deadly}')
+"""
+    cells = [cells_of(INIT, {name: "production"})[2] for name in NAMES if "canary" in name]
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(cells), capture_output=True, text=True, cwd=folder, check=True
+    )
+    assert int(done.stderr.rpartition("deadly: ")[2]) >= 35
 
 
-@pytest.mark.usefixtures("staged")
-@pytest.mark.parametrize(
-    ("injected", "told"),
-    [
-        (
-            "evn = 'production'",
-            "parameter 'evn' is not declared (env, db_path, dry_run, repetitions); did you mean env?",
-        ),
-        ("repetitions = 'many'", "expected int, found 'many'"),
-        (
-            "db_path = 'https://h/x?sign=s3cret'",
-            "db_path: expected a URL without a password, parameters, a query or a fragment",
-        ),
-        ("repetitions = 10 * 1000", "expected `name = literal value`"),
-        ("evn: str = 'production'", "expected no annotation, found one"),
-        ("env = 'staging'\nrwos = float('inf')", "expected `name = literal value`"),
-    ],
+# --- values
+
+REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (  # the notebook, what is given, what is told
+    ("init", {"enviroment": "x"}, "parameter 'enviroment' is not declared (env, db_path, dry_run); did you mean env?"),
+    ("init", {"dryrun": "x"}, "did you mean dry_run?"),
+    ("init", {"env": None}, "env: expected str, found None (NoneType)"),
+    ("init", {"env": {"a": {CODE: [CODE]}}}, "env: expected str, found {'a': "),
+    ("init", {"env": float("nan")}, "found \"env = float('nan')\""),
+    ("init", {"env": 10**400}, "env: expected str, found 1000"),
+    ("init", {"db_path": []}, "db_path: expected str, found [] (list)"),
+    ("init", {"db_path": "/srv/\udcff.db"}, "db_path: expected text that can be written down, found '/srv/\\udcff.db'"),
+    ("init", {"dry_run": _resolve_type("false")}, "dry_run: expected True or False, found 'false' (str)"),
+    ("init", {"dry_run": 0}, "dry_run: expected True or False, found 0 (int)"),
+    ("init", {"env": _resolve_type("2026_11")}, "env: expected str, found 202611 (int)"),
+    ("init", {"env": 7, "dry_run": "no"}, "env: expected str, found 7 (int); dry_run: expected True or False"),
+    *(
+        ("benchmark", {"rows": _resolve_type(text)}, "rows")
+        for text in ("1e999", "nan", "0x10", "1.0", "abc", "", "٣x")
+    ),
+    ("benchmark", {"rows": 0}, "rows: expected a whole number in 1..10000000, found 0"),
+    ("benchmark", {"repetitions": 2**63}, "repetitions: expected a whole number in 1..100000, found 9223"),
+    ("benchmark", {"repetitions": "1000"}, "repetitions: expected int, found '1000' (str)"),
 )
-def test_what_jupyter_scheduler_injects_bears_no_mark_and_is_vetted_all_the_same(
-    shell: InteractiveShell, injected: str, told: str
+
+
+def test_a_value_of_another_type_or_range_is_refused_by_name_before_anything_runs(long_lived: InteractiveShell) -> None:
+    for notebook, given, told in REFUSED:
+        stopped = run_cells(fresh(long_lived), notebook, **given)
+        assert stopped.before, given
+        assert told in stopped.line
+        assert stopped.line.endswith("nothing of this cell was run")
+        assert rejected(long_lived.run_cell(CODE)).startswith("the injected parameters were refused")
+
+
+HOSTILE = (
+    *("'); " + CODE + " #", '"); ' + CODE + " #", "\\'; " + CODE, '\\"; ' + CODE, f"production\n{CODE}\n"),
+    *(f"'''\n{CODE}\n'''", f'"""\n{CODE}\n"""', f"production\r{CODE}", f"{{{CODE}}}", f"{{env}}{CODE}", "%s%d%n"),
+    *("$(touch canary)", "`touch canary`", "; touch canary", "<script>alert(1)</script>", "\\N{BULLET}\\x41\\u0041\\"),
+    *("\\", "../../etc", "production\n", "production\x00", "\x1b[2J", "\u202eproduction", "ｐroduction", "x" * 100_000),
+)
+
+
+def test_a_hostile_value_is_text_and_its_environment_is_unknown(long_lived: InteractiveShell) -> None:
+    for value in HOSTILE:
+        stopped = run_cells(fresh(long_lived), "init", env=value)
+        assert long_lived.user_ns["env"] == value, "papermill escapes values, and they arrive as they are"
+        assert stopped.cell.startswith("settings = nb.resolve(")
+        assert stopped.line.startswith(
+            "ConfigurationError: env: expected one of development, staging, production, found "
+        )
+        assert len(stopped.line) < 400
+    line = run_cells(fresh(long_lived), "init", env="prod", db_path=":memory:").line
+    assert "did you mean production?; db_path (from argument): expected " in line, "each fault is named"
+
+
+# --- what passes
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_what_is_declared_or_what_papermill_adds_is_let_through_and_then_the_guard_is_gone(
+    long_lived: InteractiveShell,
 ) -> None:
-    assert not rejected(shell.run_cell(CELL))
-    assert told in rejected(shell.run_cell(injected))
-    assert rejected(shell.run_cell(CANARY)).startswith("the injected parameters were refused")
-    assert not rejected(shell.run_cell("env = 'staging'\nrepetitions = 5"))
-    assert not rejected(shell.run_cell("seen = (env, repetitions)\nseen"))
-    assert shell.user_ns["seen"] == ("staging", 5)
+    paths = {"PAPERMILL_INPUT_PATH": "/a.ipynb", "PAPERMILL_OUTPUT_PATH": "s3://b/é.ipynb"}
+    for given, env in (
+        ({}, "development"),
+        ({"db_path": None}, "development"),
+        ({**paths, "env": "staging"}, "staging"),
+    ):
+        shell = fresh(long_lived)
+        assert all(shell.run_cell(cell).success for cell in cells_of(INIT, given)[: 3 + bool(given)])
+        assert shell.user_ns["settings"].env == env
+        assert shell.ast_transformers == []
+    shell = fresh(long_lived)
+    for cell in (*cells_of(INIT, {})[:2], "TITLE = 'our nightly check'\nTOLERANCE = 0.05"):
+        assert not rejected(shell.run_cell(cell)), "a cell of constants is the notebook's own"
 
 
-def test_elsewhere_a_cell_of_constants_is_the_notebooks_own(shell: InteractiveShell) -> None:
-    assert not rejected(shell.run_cell(CELL))
-    assert not rejected(shell.run_cell("TITLE = 'our nightly check'\nTOLERANCE = 0.05"))
+def test_what_jupyter_scheduler_injects_bears_no_mark_and_is_vetted_all_the_same(
+    long_lived: InteractiveShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tmp_path / "scheduler_staging_area" / "job"
+    job.mkdir(parents=True)
+    monkeypatch.chdir(job)
+    attempts = {
+        "evn = 'production'": "parameter 'evn' is not declared (env, db_path, dry_run); did you mean env?",
+        "dry_run = 'many'": "expected True or False, found 'many'",
+        "db_path = 'https://h/x?sign=s3cret'": "db_path: expected a URL without a password, parameters, a query or a fragment",
+        "dry_run = not True": "expected `name = literal value`",
+        "evn: str = 'production'": "expected no annotation, found one",
+        "env = 'staging'\nrwos = float('inf')": "expected `name = literal value`",
+    }
+    for injected, told in attempts.items():
+        shell = fresh(long_lived)
+        for cell in cells_of(INIT, {})[:2]:
+            assert not rejected(shell.run_cell(cell))
+        assert told in rejected(shell.run_cell(injected))
+        assert rejected(shell.run_cell(CODE)).startswith("the injected parameters were refused")
+        assert not rejected(shell.run_cell("env = 'staging'\ndry_run = True"))
+        assert not rejected(shell.run_cell("seen = (env, dry_run)\nseen"))
+        assert shell.user_ns["seen"] == ("staging", True)
+
+
+# --- by hand, as in JupyterLab
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_mistake_made_by_hand_is_refused_until_it_is_repaired(long_lived: InteractiveShell) -> None:
+    guard_cell, parameters, settings, *_ = cells_of(INIT, {})
+    mistakes = {
+        ("bool = False", 'bool = "false"'): "dry_run: expected True or False, found 'false' (str)",
+        ('= "development"', "= 7"): "env: expected str, found 7 (int)",
+        ('= "development"', f"= {CODE}"): "expected `name = literal value`",
+        ('env: str = "development"', f"{CODE}\nenv: str = 'x'"): "expected `name = literal value`",
+        ("env: str =", "env: Path ="): "parameter env: expected a type such as",
+        ("bool = False", "bool = = False"): "invalid syntax",
+    }
+    for (old, new), told in mistakes.items():
+        shell = fresh(long_lived)
+        assert shell.run_cell(guard_cell).success
+        assert old in parameters
+        assert told in rejected(shell.run_cell(parameters.replace(old, new)))
+        assert "the cell after nb.guard() is the parameters cell" in rejected(shell.run_cell(settings)) or "=" in told
+        assert "settings" not in shell.user_ns
+        for cell in (parameters, settings):
+            assert shell.run_cell(cell).success
+    shell = fresh(long_lived)
+    other = parameters.replace('"development"', '"production"')
+    again = (
+        guard_cell,
+        guard_cell,
+        parameters,
+        settings,
+        guard_cell,
+        guard_cell,
+        other,
+        settings,
+        parameters,
+        other,
+        settings,
+    )
+    for cell in again:
+        assert shell.run_cell(cell).success, cell
+    assert shell.user_ns["settings"].env == "production"
     assert shell.ast_transformers == []
-
-
-@pytest.mark.parametrize("name", ["class", "None", "import"])
-def test_a_keyword_as_name_is_refused_in_the_guards_own_words(shell: InteractiveShell, name: str) -> None:
-    """Python itself would call it a syntax error, of a cell that nobody wrote."""
-    assert not rejected(shell.run_cell(CELL))
-    told = rejected(shell.run_cell(f"# Parameters\n{name} = 1\n"))
-    assert told.startswith(f"a parameter's name is a-z, 0-9 and _, no keyword: found '{name} = 1'")
-
-
-def test_a_parameters_cell_that_is_more_than_literals_is_refused(shell: InteractiveShell, tmp_path: Path) -> None:
-    canary = tmp_path / "canary"
-    assert "expected `name = literal value`" in rejected(shell.run_cell(f"env = 'x'\nopen({str(canary)!r}, 'w')"))
-    assert not canary.exists()
-
-
-def test_a_guard_cell_run_twice_leaves_one_guard(shell: InteractiveShell) -> None:
-    shell.run_cell("guard()\nguard()")
-    assert len(shell.ast_transformers) == 1
-
-
-def test_without_ipython_the_guard_does_nothing() -> None:
-    InteractiveShell.clear_instance()
-    guard()
 
 
 def test_any_failure_of_the_guard_itself_also_rejects_the_cell(shell: InteractiveShell) -> None:
     """IPython drops a transformer that raises anything else, and runs the cell."""
-    assert not rejected(shell.run_cell(CELL))
+    for cell in cells_of(INIT, {})[:2]:
+        assert not rejected(shell.run_cell(cell))
     vars(shell.ast_transformers[0])["_declared"] = None
     assert "could not vet this cell" in rejected(shell.run_cell("# Parameters\nenv = 'production'\n"))
     assert len(shell.ast_transformers) == 1
     assert shell.user_ns["env"] == "development"
 
 
-# --- the guard in a kernel
+def test_without_ipython_the_guard_does_nothing_and_its_name_is_that_of_the_function() -> None:
+    InteractiveShell.clear_instance()
+    guard()
+    for order in ("", "import abathur_nb.config.parameters; "):
+        code = f"{order}import abathur_nb as nb; import abathur_nb.config.parameters; nb.guard()"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr == ""
 
 
-async def run_notebook(folder: Path, injected: str) -> tuple[nbformat.NotebookNode, str]:
-    """Run guard, parameters, injected cell and a witness in a kernel; return the notebook and its error."""
-    sources = [
-        "from abathur_nb.config.parameters import guard\nguard()",
-        CELL,
-        f"# Parameters\n{injected}",
-        "print(env)",
-    ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    try:
-        await execute_live(notebook, resources={"metadata": {"path": str(folder)}}, timeout=HANGING_S)
-    except CellExecutionError as error:
-        return notebook, str(error)
-    return notebook, ""
+# --- in real kernels, for proof
+
+PROOFS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("-p", f"x=1;{CODE};y", "1"), NAME),
+    (("-y", "{\"x\\nopen('canary', 'w').close()\\ny\": 1}"), NAME),
+    (("-p", "ｅｎｖ", "staging"), NAME),
+    (("--report-mode", "-p", "dry_run", "false"), "dry_run: expected True or False, found 'false' (str)"),
+)
+UNREADABLE = (  # what papermill itself cannot read; no notebook is run
+    ("-y", "!!python/object/apply:os.system ['touch canary']"),
+    ("-r", "db_path", os.fsdecode(b"/srv/\xff.db")),  # no notebook can record it
+)
 
 
-async def test_a_kernel_refuses_what_a_shell_refuses(tmp_path: Path) -> None:
-    good, bad = await asyncio.gather(
-        run_notebook(tmp_path, "env = 'production'\n"), run_notebook(tmp_path, f"x=1;{CANARY};y = 1\n")
-    )
-    assert good[1] == ""
-    assert good[0].cells[3].outputs[0].text == "production\n"
-    assert "a parameter's name is a-z, 0-9 and _" in bad[1]
-    assert bad[0].cells[3].execution_count is None
-    shown = [output for output in bad[0].cells[2].outputs if output.output_type == "error"]
-    assert len("\n".join(shown[0].traceback).splitlines()) == 1  # one line, no traceback
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("number", range(len(PROOFS) + len(UNREADABLE)))
+def test_papermill_exits_with_1_and_the_notebook_says_in_one_line_why(
+    number: int, database: Settings, tmp_path: Path
+) -> None:
+    arguments = [*(arguments for arguments, _ in PROOFS), *UNREADABLE][number]
+    before = fingerprint(database.db_path)
+    run = run_papermill(INIT, tmp_path / "out.ipynb", *arguments, env={"ABATHUR_DB_PATH": str(database.db_path)})
+    if number < len(PROOFS):
+        run.failed(PROOFS[number][1])
+        assert not database.archive_dir.exists(), "no record"
+    else:
+        assert (run.code, run.notebook) == (1, None)
+    assert fingerprint(database.db_path) == before
 
 
-def test_every_attack_is_an_attack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each row with the canary's statement in it would kill, if it were run: else the rows above prove nothing."""
-    monkeypatch.chdir(tmp_path)
-    deadly = 0
-    for injected in (attack for attack in ATTACKS if CANARY in attack):
-        try:
-            exec(compile(ast.parse(injected), "attack", "exec"), {"env": {}})  # noqa: S102
-        except (SyntaxError, TypeError):
-            continue
-        canary = tmp_path / "canary"
-        deadly += canary.exists()
-        canary.unlink(missing_ok=True)
-    assert deadly >= 7
+def test_a_dictionary_with_code_in_a_name_is_refused_through_the_python_api(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(PapermillExecutionError, match="nothing of this cell was run") as caught:
+        papermill.execute_notebook(INIT, tmp_path / "out.ipynb", {f"x=1;{CODE};y": 1}, progress_bar=False, cwd=folder)
+    assert caught.value.ename == "ConfigurationError"
+    assert caught.value.traceback == [f"ConfigurationError: {caught.value.evalue}"]
+
+
+async def test_a_runner_that_goes_on_after_errors_runs_nothing_behind_a_refused_cell(
+    folder: Path, tmp_path: Path
+) -> None:
+    prepared = parameterize_notebook(load_notebook_node(str(INIT)), {f"env = 'x';{CODE};env": "y"})
+    nbformat.write(prepared, tmp_path / "prepared.ipynb")
+    run = await in_kernel(tmp_path / "prepared.ipynb", folder, allow_errors=True)
+    refused = next(cell for cell in run.cells if cell.source.startswith("# Parameters"))
+    assert [output.ename for output in refused.outputs] == ["RejectedParametersError"]
+    behind = cells_behind(run.cells, refused)
+    assert len(behind) == len(run.cells) - 3
+    for cell in behind:
+        (output,) = cell.outputs
+        assert output.evalue.startswith("the injected parameters were refused: correct them and run again")
+
+
+def test_an_executed_notebook_is_an_input_as_good_as_the_template(settings: Settings, tmp_path: Path) -> None:
+    """Papermill replaces the cell that it injected before; without parameters that cell is vetted and run again."""
+    given = ("-r", "db_path", str(settings.db_path), "--inject-paths")
+    first = run_papermill(INIT, tmp_path / "1.ipynb", *given).succeeded()
+    assert "PAPERMILL_OUTPUT_PATH" in first.cells[2].source
+    again = run_papermill(tmp_path / "1.ipynb", tmp_path / "2.ipynb").succeeded()
+    assert "already initialized" in again.report
+    assert again.cells[2].source == first.cells[2].source
+    run_papermill(tmp_path / "2.ipynb", tmp_path / "3.ipynb", "-p", f"x=1;{CODE};y", "1").failed(NAME)
+    # What was refused is refused again.
+    run_papermill(tmp_path / "3.ipynb", tmp_path / "4.ipynb").failed(NAME)

@@ -32,34 +32,24 @@ async def test_it_answers_and_is_gone_at_the_end(sockets: Path) -> None:
     assert names_in(sockets) == []
 
 
-async def test_nothing_in_the_working_directory_takes_the_place_of_its_modules(
+async def test_nothing_of_the_working_directory_nor_of_the_user_s_startup_runs_in_it(
     sockets: Path,  # noqa: ARG001
+    home: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("ctypes", "ipykernel", "faulthandler", "json"):
-        (tmp_path / f"{name}.py").write_text("open('canary', 'w').close()")
+    canary = home / "canary"
+    startup = home / ".ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    modules = [tmp_path / f"{name}.py" for name in ("ctypes", "ipykernel", "faulthandler", "json")]
+    for path in (*modules, startup / "00.py", home / "startup.py"):
+        path.write_text(f"open({str(canary)!r}, 'w').close()")
+    monkeypatch.setenv("PYTHONSTARTUP", str(home / "startup.py"))
     monkeypatch.chdir(tmp_path)
     async with running_kernel({}) as kernel:
         with kernel.connected() as client:
             await asyncio.wait_for(ready(client), HANGING_S)
-    assert not (tmp_path / "canary").exists()
-
-
-async def test_what_a_user_runs_in_each_kernel_of_his_does_not_run_in_it(
-    sockets: Path,  # noqa: ARG001
-    home: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    startup = home / ".ipython" / "profile_default" / "startup"
-    startup.mkdir(parents=True)
-    for path in (startup / "00.py", home / "startup.py"):
-        path.write_text(f"open({str(home / 'canary')!r}, 'w').close()")
-    monkeypatch.setenv("PYTHONSTARTUP", str(home / "startup.py"))
-    async with running_kernel({}) as kernel:
-        with kernel.connected() as client:
-            await asyncio.wait_for(ready(client), HANGING_S)
-    assert not (home / "canary").exists()
+    assert not canary.exists()
 
 
 async def test_where_the_usual_place_is_too_deep_for_a_socket_it_takes_another(

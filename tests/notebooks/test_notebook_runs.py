@@ -1,80 +1,486 @@
-"""Every notebook run as an operator runs it, by papermill and in a live kernel; and the two runners themselves."""
+"""Each notebook run by papermill, as an operator runs it; what it shows and how it fails, in this process."""
 
+import re
 import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import archives
 import pytest
-from damage import fingerprint, untouched
+from cells import Outcome, fresh, long_lived, run_cells, shell
+from damage import AGENT, ROWS, TASK, drop_check, drop_index, fingerprint, flip_bits, run_sql, spoil_json, untouched
+from explore_helpers import HOSTILE, fill, insert
+from IPython.core.interactiveshell import InteractiveShell
 from notebook_runs_helpers import NOTEBOOKS, in_kernel, papermill
+from past_helpers import run_at
 from patience import GENEROUS
+from running import record_of
 
+import abathur_nb as nb
+from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
-from abathur_nb.runbook.backup import backup_database
+from abathur_nb.evidence.archive import keep
+from abathur_nb.evidence.record import RECORD, Entry, read_archive
+
+__all__ = ["long_lived", "shell"]  # fixtures
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 WITHOUT_A_DATABASE = {"history", "index", "init", "preflight", "readiness", "restore"}
-PASSING = sorted({*NAMES} - {"readiness"})  # on a fresh database; nothing is ready before it was proven
-
 # Enough of everything for the benchmark to claim a p99, and no more.
-QUICK = {"benchmark": ("-y", "{rows: 500, repetitions: 299}"), "rollback": ("-r", "to", "fresh")}
+QUICK: dict[str, dict[str, Any]] = {"benchmark": {"rows": 500, "repetitions": 299}, "rollback": {"to": "fresh"}}
+Run = Callable[..., Outcome]
 
 
 @pytest.fixture
-def away(tmp_path: Path) -> Path:
-    """Return a working directory that has nothing to do with the notebook, the checkout or the database."""
-    folder = tmp_path / "away"
-    folder.mkdir()
-    return folder
+def run(shell: InteractiveShell, settings: Settings) -> Run:
+    """Return what runs a notebook on the test's database."""
+
+    def run_it(name: str, **parameters: Any) -> Outcome:
+        return run_cells(fresh(shell), name, **{"db_path": str(settings.db_path), **parameters})
+
+    return run_it
 
 
-async def prepare(name: str, database: Settings) -> None:
-    """Make what a notebook needs beside a fresh database."""
-    if name == "restore":
-        (await backup_database(database)).raise_for_failures()
+def own(settings: Settings) -> Entry:
+    """Return the newest run of the archive."""
+    return read_archive(settings.archive_dir)[-1]
 
 
-@pytest.mark.parametrize("name", PASSING)
+# --- through papermill, in a kernel
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name != "readiness"]
+)  # nothing is ready before it is proven
 async def test_a_copy_of_it_passes_under_papermill_from_any_working_directory(
-    name: str, database: Settings, tmp_path: Path, away: Path
+    name: str, database: Settings, tmp_path: Path
 ) -> None:
-    await prepare(name, database)
+    away = tmp_path / "away"
+    away.mkdir()
+    if name == "restore":
+        (await nb.backup_database(database)).raise_for_failures()
     copy = Path(shutil.copy(NOTEBOOKS / f"{name}.ipynb", tmp_path))
     before = copy.read_bytes()
-    arguments = (*QUICK.get(name, ()), "-r", "db_path", str(database.db_path))
+    given: dict[str, Any] = {**QUICK.get(name, {}), "db_path": database.db_path}
+    arguments = [word for key, value in given.items() for word in ("-p", key, str(value))]
     with untouched(database.db_path):
-        run = papermill(copy, tmp_path / "out.ipynb", *arguments, cwd=away, env=GENEROUS).succeeded()
+        done = papermill(copy, tmp_path / "out.ipynb", *arguments, cwd=away, env=GENEROUS).succeeded()
     title = "initialize" if name == "init" else name
-    assert run.report.startswith((f"{title} passed: ", f"{title} (plan) passed: "))
+    assert done.report.startswith((f"{title} passed: ", f"{title} (plan) passed: "))
     subject = database.archive_dir if name == "history" else database.db_path
-    assert run.report.splitlines()[1].strip().startswith(f"{subject} · ")
-    assert "<p>abathur_nb " in run.shown()[0]  # the settings of this run, versions and time
+    assert done.report.splitlines()[1].strip().startswith(f"{subject} · ")
+    assert "<p>abathur_nb " in done.shown()[0]  # the settings of this run, versions and time
     assert list(away.iterdir()) == []
     assert copy.read_bytes() == before
     beside = {path.name for path in database.db_path.parent.iterdir()}
     assert beside <= {"abathur.db", "abathur.db-wal", "abathur.db-shm", "backups", "runs"}
+    if name == "init":
+        assert "create: already initialized: left as it is" in done.report
+    record = record_of(own(database))
+    assert (record["notebook"], record["verdict"]) == (name, "pass")
 
 
-@pytest.mark.parametrize("name", PASSING)
-async def test_it_passes_in_a_live_kernel_with_values_written_by_hand(
-    name: str, database: Settings, away: Path, monkeypatch: pytest.MonkeyPatch
+async def test_it_passes_in_a_live_kernel_with_values_written_by_hand(database: Settings, tmp_path: Path) -> None:
+    run_at(database, "20261001T080000")
+    with untouched(database.db_path):
+        done = await in_kernel(NOTEBOOKS / "history.ipynb", tmp_path, db_path=str(database.db_path))
+    assert re.search(r"✓ pass +sealed: each has", done.succeeded().report), "the run itself is not an unsealed one"
+
+
+def test_without_a_path_init_makes_developments_database(home: Path, tmp_path: Path) -> None:
+    papermill(NOTEBOOKS / "init.ipynb", tmp_path / "out.ipynb").succeeded()
+    names = {path.name for path in (home / "abathur_data").iterdir()}
+    assert {"abathur.db", "runs"} <= names <= {"abathur.db", "abathur.db-wal", "abathur.db-shm", "runs"}
+
+
+def test_a_failure_is_one_line_and_papermill_exits_with_1(database: Settings, tmp_path: Path) -> None:
+    drop_index(database.db_path)
+    done = papermill(NOTEBOOKS / "validate.ipynb", tmp_path / "out.ipynb", "-p", "db_path", database.db_path)
+    done.failed(f"ChecksFailedError: validate of {database.db_path}: ", "missing: idx_audit_task").showed_its_report()
+
+
+def test_its_archived_page_shows_the_diagram(database: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    insert(database, "INSERT INTO sessions (id, app_name, user_id) VALUES (?1, ?1, ?1)", HOSTILE)
+    ended = main(["run", "explore", "--env", "development", "-p", "db_path", str(database.db_path)])
+    assert ended == 0, capsys.readouterr().err
+    page = (own(database).folder / "page.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/svg+xml;base64,') == 1
+    assert "<script" not in page
+
+
+# --- what each shows
+
+
+def test_init_makes_the_database_and_a_second_run_changes_no_byte(run: Run, settings: Settings) -> None:
+    planned = run("init", dry_run=True).passed()
+    assert planned.report.startswith("initialize (dry run) passed: ")
+    html = "".join(planned.of("text/html"))
+    for statement in ("PRAGMA journal_mode = WAL;", "CREATE TABLE memory_entries", "CREATE INDEX idx_audit_task"):
+        assert statement in html
+    assert "not made yet: this is the schema of sql/" in html
+    assert not settings.db_path.parent.exists()
+    first = run("init").passed()
+    made = fingerprint(settings.db_path)
+    for step in ("2.1", "2.2", "2.3", "2.4", "2.5", "2.6", "2.7"):  # numbered as in section 2 of the prose runbook
+        assert re.search(rf"^✓ pass +{step} ", first.report, re.MULTILINE), first.report
+    assert "<b>memory_entries</b> — 3 rows" in "".join(first.of("text/html"))
+    run("validate").passed()
+    assert "create: already initialized: left as it is" in run("init").passed().report
+    assert fingerprint(settings.db_path) == made
+
+
+@pytest.mark.parametrize("env", ["staging", "production", "rehearsal"])
+def test_each_environment_takes_a_path_of_ones_own(
+    env: str, public: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await prepare(name, database)
+    config = public / "own.toml"
+    config.write_text(f'[environments.rehearsal]\ndb_path = "{public}/own/r.db"\nsynchronous = "FULL"\n')
+    monkeypatch.setenv("ABATHUR_CONFIG", str(config))
+    path = public / "own" / ("r.db" if env == "rehearsal" else "abathur.db")
+    done = run("init", env=env, db_path=None if env == "rehearsal" else str(path)).passed()
+    assert f"<td style='text-align:left;overflow-wrap:anywhere'>{env}</td>" in done.of("text/html")[0]
+    assert str(path.parent / "backups") in done.of("text/html")[0]  # not production's own /backups
+    assert ("synchronous = 2" in done.report) == (env == "rehearsal")
+    assert path.stat().st_size
+
+
+SHOWS: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {  # given, how many pictures, what is shown
+    "validate": ({}, 1, ("CREATE INDEX idx_memory_", "Tables by size: ", "memory_entries ")),
+    "explain": ({}, 1, ("get_session — ", "search_memories — ", "Matrix of 33 indexes", "unused: none")),
+    "explore": (
+        {"session": "s1", "key": "tea"},
+        1,
+        ("<title>Diagram of 9 tables", "app:mode", "value.kinds[1]", "user:alice:likes tea: 3 versions", "busiest day"),
+    ),
+    "monitor": ({}, 1, ("age of the last proven backup: there is none",)),
+    "index": ({}, 0, ("✗ fail\n2026-10-04 08:00:00", "development: validate fail")),
+    "history": (
+        {},
+        3,
+        (
+            *("newest validate: fail, 2026-10-04 08:00:00, run ", "sealed: 1 have none, and are no evidence"),
+            *("pass → fail", "idx_a</td>", "it is gone", "Verdicts of 5 runs, 2026-10-01 to 2026-10-05: "),
+            "p99 0.7 ms at first",
+        ),
+    ),
+    "preflight": ({"team_trained": "Ada, 2026-11-20"}, 0, ("team trained on procedures: said by Ada on 2026-11-20",)),
+}
+LIMITED = {**archives.FACTS, "limits_ms": {"session retrieval": ["p99", 10.0]}, "machine": {"rows": 500}}
+
+
+def eventful(settings: Settings) -> Path:
+    """Make an archive in which much has happened, and return its directory."""
+    run_at(settings, "20261001T080000", "init", facts=LIMITED)
+    run_at(settings, "20261002T080000", "benchmark", facts=LIMITED)
+    without = {**LIMITED, "schema": {"tasks": LIMITED["schema"]["tasks"]}}
+    run_at(settings, "20261003T080000", "validate", facts=LIMITED)
+    run_at(settings, "20261004T080000", "validate", "fail", reports=(archives.RED,), facts=without)
+    run_at(settings, "20261005T080000", "explain", None)
+    return settings.archive_dir
+
+
+@pytest.fixture
+async def rich(database: Settings) -> Settings:
+    """Return the settings of a database with rows, a history, what somebody hostile wrote, and an eventful archive."""
+    run_sql(database.db_path, *(row for row in ROWS if "'s1'" not in row))
+    await fill(database)
+    insert(database, "INSERT INTO sessions (id, app_name, user_id) VALUES (?1, ?1, ?1)", HOSTILE)
+    eventful(database)
+    return database
+
+
+@pytest.mark.parametrize("name", SHOWS)
+def test_it_shows_what_there_is_changes_nothing_and_is_recorded(name: str, rich: Settings, run: Run) -> None:
+    given, pictures, shown = SHOWS[name]
+    with untouched(rich.db_path):
+        done = run(name, **given).passed()
+    assert len(done.of("image/png")) == pictures
+    everything = "".join(str(text) for data in done.shown for text in data.values())
+    for words in shown:
+        assert words in everything, words
+    assert "<script" not in "".join(done.of("text/html"))
+    record = record_of(own(rich))
+    assert (record["notebook"], record["verdict"]) == (name, "pass")
+    assert given.items() <= record["parameters"].items()
+    for part, key, value in {"explore": [("rows", "sessions", 2)], "history": [("history", "runs", 5)]}.get(name, []):
+        assert record["facts"][part][key] == value
+
+
+# --- how each fails
+
+
+def rewrite(old: bytes, new: bytes) -> Callable[[Settings], None]:
+    """Alter the oldest record of the archive."""
+
+    def alter(settings: Settings) -> None:
+        record = min(run_at(settings, "20261001T080000").parent.glob("2026*")) / RECORD
+        record.write_bytes(record.read_bytes().replace(old, new))
+
+    return alter
+
+
+def written(content: bytes) -> Callable[[Settings], object]:
+    return lambda settings: settings.db_path.write_bytes(content)
+
+
+def sql(*statements: str) -> Callable[[Settings], None]:
+    return lambda settings: run_sql(settings.db_path, *statements)
+
+
+def nothing(_: Settings) -> None:
+    """Leave it as it is."""
+
+
+VIRTUAL = 'CREATE VIRTUAL TABLE "$\\frac$<script>alert(1)</script>" USING fts5(x)'
+# The notebook, what is spoiled, what is given (in capitals: a variable), the words of the error, those of the report.
+Fails = tuple[str, Callable[[Settings], object], dict[str, Any], tuple[str, ...], tuple[str, ...]]
+FAILS: dict[str, Fails] = {
+    "a dropped index": (
+        "validate",
+        lambda s: drop_index(s.db_path),
+        {},
+        ("indexes: 32 indexes; missing: idx_audit_task",),
+        ("the 33 of sql/", "CREATE INDEX idx_audit_task ON audit"),
+    ),
+    "a dropped check": (
+        "validate",
+        lambda s: drop_check(s.db_path),
+        {},
+        ("tables: ", "altered: tasks"),
+        ("--- expected", "+++ found", "CHECK (status IN ("),
+    ),
+    "broken JSON": (
+        "validate",
+        lambda s: spoil_json(s.db_path),
+        {},
+        ("JSON columns: broken: tasks.input_data",),
+        ("tasks.input_data: 1 row, by key: 't1'", "keep a copy of these rows"),
+    ),
+    "a hostile name": ("validate", sql(VIRTUAL), {}, ("virtual table $\\frac$<script>",), ("$\\frac$<script>",)),
+    "a corrupt page": ("validate", lambda s: flip_bits(s.db_path, 3 * 4096, 4096), {}, ("CORRUPT",), ()),
+    "an index that a query misses": (
+        "explain",
+        lambda s: drop_index(s.db_path),
+        {},
+        ("explain of ", "idx_audit_task"),
+        ("audit_of_task: full scan of the index idx_audit_timestamp; no use of idx_audit_task, which is missing",),
+    ),
+    "init on a text": ("init", written(b"text\n" * 999), {}, ("preflight of ", "database file: "), ("is not SQLite",)),
+    "init on a shell": ("init", written(b""), {}, ("preflight of ",), ("empty shell of 0 bytes",)),
+    "init on another's": ("init", sql("PRAGMA application_id = 7"), {}, ("another application's",), ()),
+    "init on a damaged one": (
+        "init",
+        lambda s: drop_index(s.db_path),
+        {},
+        ("initialize of ", "indexes: 32 indexes; missing: idx_audit_task"),
+        ("papermill troubleshoot.ipynb",),
+    ),
+    "preflight without room": (
+        "preflight",
+        written(b"no database"),
+        {"ABATHUR_MIN_FREE_MB": str(10**9)},
+        ("free disk: ", "database file: "),
+        (),
+    ),
+    "explore a damaged one": ("explore", lambda s: flip_bits(s.db_path, 100, 4000), {}, ("explore of",), ()),
+    "monitor a damaged one": ("monitor", lambda s: flip_bits(s.db_path, 0, 999), {"record": True}, ("monitor of",), ()),
+    "a critical alert": (
+        "monitor",
+        nothing,
+        {"ABATHUR_ALERTS_FAIL": "true"},
+        ("monitor of", "age of the last proven backup: there is none"),
+        (),
+    ),
+    "an altered verdict": (
+        "index",
+        rewrite(b'"verdict":"pass"', b'"verdict":"fail"'),
+        {},
+        ("index of ", f"/{RECORD}: "),
+        (),
+    ),
+    "an altered number": (
+        "history",
+        rewrite(b'"p99":[0.5,0.7,null]', b'"p99":[0.5,0.6,null]'),
+        {},
+        ("history of ", f"/{RECORD}: it is not the file"),
+        (),
+    ),
+    "a limit that is not met": (
+        "benchmark",
+        nothing,
+        {"rows": 500, "repetitions": 299, "ABATHUR_SESSION_P99_MS": "0.001"},
+        ("benchmark of ", "1 of 3 checks failed: session retrieval: p99 ", ": not met"),
+        ("p99 < 0.001 ms, with 95 % confidence",),
+    ),
+    "too few repetitions": (
+        "benchmark",
+        nothing,
+        {"rows": 500, "repetitions": 298},
+        ("2 of 3 checks failed: ", "298 samples: not enough samples"),
+        ("ask for more: -p repetitions 1000",),
+    ),
+    "nothing is proven": ("readiness", nothing, {}, ("readiness of",), ("run explain --env development",)),
+}
+
+
+@pytest.mark.parametrize("label", FAILS)
+def test_it_fails_by_name_below_its_report_and_leaves_the_database_as_it_is(
+    label: str, database: Settings, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, spoil, given, error, report = FAILS[label]
+    spoil(database)
+    for variable, value in {**GENEROUS, **{key: value for key, value in given.items() if key.isupper()}}.items():
+        monkeypatch.setenv(variable, value)
+    with untouched(database.db_path):
+        done = run(name, **{key: value for key, value in given.items() if not key.isupper()})
+    done.failed(*error).showed_its_report()
+    told = "\n".join(str(text) for data in done.shown for text in data.values())
+    for words in report:
+        assert words in told, words
+    assert "<script>" not in "".join(done.of("text/html"))
+    assert own(database).verdict in ("fail", "refused")
+
+
+def test_a_parameter_that_is_refused_stops_it_before_anything_is_done(run: Run, database: Settings) -> None:
+    refused: tuple[tuple[str, dict[str, Any], str], ...] = (
+        ("benchmark", {"compare_with": "2001"}, "run '2001': expected the beginning of one run id, found none"),
+        ("history", {"archive": "/none"}, "archive: expected the directory of an archive, found none at /none"),
+        ("rollback", {"apply": True}, "to: expected 'fresh' or a backup"),
+    )
+    for name, given, told in refused:
+        with untouched(database.db_path):
+            run(name, **given).failed("ConfigurationError: ", told)
+        assert own(database).verdict == "refused"
+    before = len(read_archive(database.archive_dir))
+    unvetted: tuple[tuple[str, dict[str, Any], str], ...] = (
+        ("explore", {"limit": 1001}, "1..1000"),
+        ("history", {"archive": 7}, "archive: expected str, found "),
+        ("preflight", {"team_trained": "yes"}, 'as in "Ada Lovelace, 2026-11-20", found'),
+    )
+    for name, given, told in unvetted:
+        assert run(name, **given).failed(told).before, "nothing of the cell was run"
+    assert len(read_archive(database.archive_dir)) == before
+
+
+def test_where_there_is_nothing_nothing_is_made(run: Run, settings: Settings) -> None:
+    for name in NAMES:
+        done = run(name, **QUICK.get(name, {}))
+        if name in ("preflight", "index"):
+            done.passed()
+        elif name not in WITHOUT_A_DATABASE:
+            done.failed(f"{name} of {settings.db_path}: refused: database file: no database").showed_its_report()
+            assert "papermill init.ipynb out.ipynb -p env development -p db_path" in done.report
+        elif name != "init":
+            assert done.line
+        if name == "init":
+            shutil.rmtree(settings.db_path.parent)
+        assert fingerprint(settings.db_path.parent) is None, name
+
+
+# --- one after the other
+
+
+def namespaces(settings: Settings) -> set[str]:
+    with closing(sqlite3.connect(settings.db_path)) as conn:
+        return {name for (name,) in conn.execute("SELECT namespace FROM memory_entries")}
+
+
+def remember(settings: Settings, namespace: str) -> None:
+    columns = "namespace, key, value, memory_type"
+    run_sql(settings.db_path, f"INSERT INTO memory_entries ({columns}) VALUES ('{namespace}', 'k', '{{}}', 'semantic')")
+
+
+def test_what_was_lost_comes_back_what_stood_there_is_kept_and_a_fresh_start_is_confirmed(
+    run: Run, database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remember(database, "user:alice")
+    run("backup", reason="before").passed()
+    run_sql(database.db_path, "DELETE FROM memory_entries WHERE namespace = 'user:alice'")
+    remember(database, "user:bob")
+    with untouched(database.db_path):
+        assert "restore (plan) passed" in run("restore").passed().report
+        drill = run("restore", drill=True).passed().report
+    assert {"RTO: ", "RPO: "} <= {*re.findall("R[TP]O: ", drill)}
+    assert "abathur_pre_restore_" in run("restore", apply=True).passed().report
+    assert {"user:alice", "app:abathur:config"} <= namespaces(database)
+    assert "user:bob" not in namespaces(database)
+    kept = next(name for name in nb.show_backups(database).index if "pre_restore" in name)
+    run("restore", apply=True, backup=kept).passed()
+    assert "user:bob" in namespaces(database), "undone"
+    monkeypatch.setenv("ABATHUR_CONFIRM_CHANGES", "true")
+    with untouched(database.db_path):
+        run("rollback", to="fresh").passed()
+        refused = run("rollback", to="fresh", apply=True)
+        refused.failed("rollback of", "refused").showed_its_report()
+        run("rollback", to="fresh", apply=True, confirm="0123456789abcdef").failed("plan")
+    confirm = refused.report.rpartition("-p confirm ")[2].split()[0]
+    run("rollback", to="fresh", apply=True, confirm=confirm).passed()
+    assert len(namespaces(database)) == 3
+
+
+def test_a_spoiled_database_is_diagnosed_then_repaired_and_its_rows_are_put_back(run: Run, database: Settings) -> None:
+    run_sql(
+        database.db_path, TASK, AGENT, "PRAGMA foreign_keys = OFF", "DELETE FROM tasks", "DROP INDEX idx_audit_task"
+    )
+    with untouched(database.db_path):
+        found = run("troubleshoot").failed("troubleshoot (plan) of").showed_its_report()
+    assert "DELETE FROM agents WHERE" in found.report
+    repaired = run("troubleshoot", repair=True).passed()
+    run("validate").passed()
+    run_sql(database.db_path, TASK)
+    put_back = repaired.report.rpartition("-p put_back ")[2].split()[0]
+    run("troubleshoot", repair=True, put_back=put_back).passed()
+    with closing(sqlite3.connect(database.db_path)) as conn:
+        assert conn.execute("SELECT id FROM agents").fetchall() == [("a1",)]
+
+
+def test_a_benchmark_is_compared_with_the_one_before_it(
+    run: Run, database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for variable, value in GENEROUS.items():
         monkeypatch.setenv(variable, value)
-    quick: dict[str, Any] = {"rows": 500, "repetitions": 299} if name == "benchmark" else {}
-    quick |= {"to": "fresh"} if name == "rollback" else {}
+    run("benchmark", **QUICK["benchmark"]).passed()
+    keep(own(database).folder, database, archives.notebook("1"))
     with untouched(database.db_path):
-        run = await in_kernel(NOTEBOOKS / f"{name}.ipynb", away, db_path=str(database.db_path), **quick)
-    run.succeeded()
-    assert " passed: " in run.report
-    assert list(away.iterdir()) == []
+        done = run("benchmark", **QUICK["benchmark"]).passed()
+    assert done.report.count(" samples: met") == 3
+    assert "memory retrieval against the earlier run: " in done.report
+    assert "machine: the same" in done.report
+    assert len(done.of("image/png")) == 3
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - WITHOUT_A_DATABASE))
-def test_it_makes_no_database_where_there_is_none(name: str, settings: Settings, tmp_path: Path) -> None:
-    arguments = (*QUICK.get(name, ()), "-r", "db_path", str(settings.db_path))
-    run = papermill(NOTEBOOKS / f"{name}.ipynb", tmp_path / "out.ipynb", *arguments)
-    run.failed(f"{name} of {settings.db_path}: refused: database file: no database").showed_its_report()
-    assert "papermill init.ipynb out.ipynb -p env development -p db_path" in run.report
-    assert fingerprint(settings.db_path.parent) is None
+def test_history_reads_a_copy_and_the_archive_of_a_database_that_is_gone(
+    run: Run, database: Settings, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(eventful(database), tmp_path / "copy"))
+    for path in database.db_path.parent.glob("abathur.db*"):
+        path.unlink()
+    before = {path: fingerprint(path) for path in copy.rglob("*")}
+    for given in ({"archive": str(copy)}, {}):
+        done = run("history", **given).passed()
+        assert any(text.startswith("Verdicts of ") for text in done.of("text/plain"))
+    assert {path: fingerprint(path) for path in copy.rglob("*")} == before
+    record = record_of(own(database))
+    assert (record["verdict"], record["database"]) == ("pass", {"before": None, "after": None})
+    assert record["facts"]["history"]["archive"] == str(database.archive_dir)
+
+
+def test_monitor_keeps_what_it_measured_where_it_is_told_to(run: Run, database: Settings) -> None:
+    run("monitor", record=True).passed()
+    with closing(sqlite3.connect(database.db_path)) as conn:
+        ((count,),) = conn.execute("SELECT count(*) FROM metrics WHERE metric_name LIKE 'abathur%'")
+    assert count > 40
+    assert ["abathur_up", {}, 1.0] in record_of(own(database))["facts"]["metrics"]["samples"]
+
+
+def test_a_settings_file_that_is_faulty_stops_it_before_anything_is_made(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "own.toml"
+    config.write_text('[environments.rehearsal]\ndb_pth = "/x"\nreaders = 0\n')
+    monkeypatch.setenv("ABATHUR_CONFIG", str(config))
+    run("init", env="rehersal").failed("ConfigurationError: ", "did you mean rehearsal?", "did you mean db_path?")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.toml"]

@@ -69,25 +69,17 @@ def conda_environment() -> dict[str, Any]:
     return environment
 
 
-def test_environment_yml_names_the_packages_and_bounds_of_pyproject() -> None:
+def test_environment_yml_names_the_packages_and_bounds_of_pyproject_from_conda_forge_alone() -> None:
     """Conda brings the core and JupyterLab, python, sqlite and pip, and nothing else."""
-    listed = requirements([line for line in conda_environment()["dependencies"] if isinstance(line, str)])
+    environment = conda_environment()
+    listed = requirements([line for line in environment["dependencies"] if isinstance(line, str)])
     expected = {CONDA_NAMES.get(name, name): str(wanted.specifier) for name, wanted in (CORE | LAB).items()}
     expected |= {"python": PROJECT["requires-python"], "sqlite": ">=3.51.3", "pip": ""}
     assert {name: str(wanted.specifier) for name, wanted in listed.items()} == expected
-
-
-def test_environment_yml_installs_the_checkout_itself_from_conda_forge_alone() -> None:
-    environment = conda_environment()
-    assert environment["name"] == "abathur"
-    assert environment["channels"] == ["conda-forge"]
+    assert (environment["name"], environment["channels"]) == ("abathur", ["conda-forge"])
     assert [line for line in environment["dependencies"] if isinstance(line, dict)] == [{"pip": ["-e ."]}]
-
-
-def test_jupyterlab_is_an_extra_and_no_core_dependency() -> None:
-    """Beside JupyterLab papermill takes twice as long to start."""
-    assert {"jupyterlab", "jupyter-scheduler"} <= {*LAB}
-    assert not {"jupyterlab", "jupyter-scheduler"} & {*CORE, *DEV}
+    # Beside JupyterLab papermill takes twice as long to start.
+    assert {"jupyterlab", "jupyter-scheduler"} <= {*LAB} - {*CORE, *DEV}
 
 
 def test_no_requirement_caps_a_version() -> None:
@@ -125,45 +117,43 @@ def test_constraints_pin_whatever_the_running_environment_was_given() -> None:
                 queue.append(needed)
 
 
-@pytest.mark.parametrize("name", ["constraints.txt", "environment.yml", "pyproject.toml", "Makefile", ".ci/run"])
-def test_no_file_of_the_packaging_names_an_index_or_a_folder_of_one_machine(name: str) -> None:
-    text = (ROOT / name).read_text()
+def test_no_file_of_the_packaging_names_an_index_or_a_folder_of_one_machine() -> None:
     forbidden = r"\w+://|--?(?:extra-)?index-url|find-links|trusted-host|(?:^|[\s'\"=:])/(?:root|home|work|Users|opt)/"
-    assert re.findall(forbidden, text, flags=re.MULTILINE) == []
+    for name in ("constraints.txt", "environment.yml", "pyproject.toml", "Makefile", ".ci/run"):
+        assert re.findall(forbidden, (ROOT / name).read_text(), flags=re.MULTILINE) == [], name
 
 
 # --- make
 
+TARGETS = ("init", "lab", "test", "check", "coverage", "docs", "bench", "prove", "browser")
 
-def test_make_alone_lists_every_target() -> None:
+
+def test_make_alone_lists_every_target_and_each_makes_its_environment_from_python_alone(tmp_path: Path) -> None:
     listed = re.findall(r"^ +make (\w+) +\S", run("make", "--no-print-directory"), flags=re.MULTILINE)
-    assert sorted(listed) == ["bench", "browser", "check", "docs", "help", "init", "lab", "prove", "test"]
-
-
-@pytest.mark.parametrize("target", ["init", "lab", "test", "check", "docs", "bench", "prove", "browser"])
-def test_each_target_makes_its_environment_from_python_alone(target: str, tmp_path: Path) -> None:
-    plan = run("make", "--dry-run", f"VENV={tmp_path}/fresh", f"LAB={tmp_path}/fresh", target)
-    made = plan.index(f"-m venv {tmp_path}/fresh")
-    installed = plan.index(f"{tmp_path}/fresh/bin/pip install")
-    assert made < installed < plan.rindex(f"{tmp_path}/fresh/bin/")
-    assert "--constraint constraints.txt" in plan
+    assert sorted(listed) == sorted(("help", *TARGETS))
+    for target in TARGETS:
+        plan = run("make", "--dry-run", f"VENV={tmp_path}/fresh", f"LAB={tmp_path}/fresh", target)
+        made = plan.index(f"-m venv {tmp_path}/fresh")
+        installed = plan.index(f"{tmp_path}/fresh/bin/pip install")
+        assert made < installed < plan.rindex(f"{tmp_path}/fresh/bin/")
+        assert "--constraint constraints.txt" in plan
 
 
 # --- the editable installation
 
 
-def test_an_editable_installation_reads_the_checkout_and_holds_no_copy(tmp_path: Path) -> None:
+def test_the_running_package_is_that_of_this_checkout_and_an_editable_installation_holds_no_copy(
+    tmp_path: Path,
+) -> None:
     """Copied into site-packages, ``sql/`` would grow stale while the checkout's is edited."""
+    assert Path(abathur_nb.__file__).parent == ROOT / "abathur_nb"
+    assert not (ROOT / "abathur_nb" / "data").exists(), "data/ would hide the checkout's own sql/ and notebooks/"
+    assert dir(abathur_nb) == sorted(abathur_nb.__all__), "Tab shows the public names and nothing else"
     build = f"from hatchling.build import build_editable; print(build_editable({str(tmp_path)!r}))"
     with zipfile.ZipFile(tmp_path / run(sys.executable, "-c", build).splitlines()[-1]) as wheel:
         (name,) = (name for name in wheel.namelist() if ".dist-info/" not in name)
         assert name.endswith(".pth")
         assert wheel.read(name).decode().strip() == str(ROOT)
-
-
-def test_the_running_package_is_that_of_this_checkout() -> None:
-    assert Path(abathur_nb.__file__).parent == ROOT / "abathur_nb"
-    assert not (ROOT / "abathur_nb" / "data").exists(), "data/ would hide the checkout's own sql/ and notebooks/"
 
 
 # --- the wheel
@@ -228,10 +218,6 @@ def test_an_installed_wheel_reads_its_own_sql(installed: Path, tmp_path: Path) -
     assert Path(where).is_relative_to(installed)
     assert queries == sorted(abathur_nb.load_queries())
     assert run(installed / "bin/abathur-nb", "--version", cwd=tmp_path) == f"abathur_nb {abathur_nb.__version__}\n"
-
-
-def test_tab_completion_shows_the_public_names_and_nothing_else() -> None:
-    assert dir(abathur_nb) == sorted(abathur_nb.__all__)
 
 
 @pytest.mark.xdist_group("wheel")

@@ -19,7 +19,6 @@ from patience import HANGING_S, ever_longer
 from running import (
     CHECK,
     KILLED,
-    NOTEBOOKS,
     SEAL,
     SOUND,
     START,
@@ -43,6 +42,7 @@ from running import (
 )
 from statement_helpers import make_key
 
+from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.record import RECORD, read_archive
 from abathur_nb.evidence.run import MIME
@@ -62,7 +62,9 @@ def mine(*cells: str, **options: Any) -> Path:
 # --- pass
 
 
-def test_a_run_that_passes_is_recorded_and_archived(database: Settings) -> None:
+def test_a_run_that_passes_is_recorded_and_archived_and_what_the_notebook_sealed_stays_to_the_byte(
+    database: Settings,
+) -> None:
     with untouched(database.db_path):
         done = run(*arguments_of(database, "validate"))
     entry = only_run(database)
@@ -73,168 +75,115 @@ def test_a_run_that_passes_is_recorded_and_archived(database: Settings) -> None:
     assert len(done.lines) == 2
     notebook = artifact_of(entry)
     record = record_of(entry)
-    assert record["verdict"] == "pass"
-    assert record["template"]["name"] == "validate.ipynb"
+    assert (record["verdict"], record["template"]["name"], record["sealed_by"]) == ("pass", "validate.ipynb", None)
     assert record["parameters"] == {"env": "development", "db_path": str(database.db_path)}
     assert all(cell.execution_count for cell in code_cells(notebook))
-    assert notebook.metadata.abathur["run_id"] == entry.run_id
-    assert notebook.metadata.abathur["parameters"] == record["parameters"]
-    assert record["sealed_by"] is None, "the notebook itself sealed it"
-    assert_archived(database)
+    told = {"run_id": entry.run_id, "parameters": record["parameters"]}
+    assert told.items() <= notebook.metadata.abathur.items()
+    (number,) = (n for n, cell in enumerate(notebook.cells) if "injected-parameters" in cell.metadata.get("tags", []))
+    assert notebook.cells[number - 1].metadata.tags == ["parameters"]
+    assert notebook.cells[number].source == f"# Parameters\nenv = 'development'\ndb_path = '{database.db_path}'"
     assert entry.line is not None
     assert entry.line.data["as_template"] is True
+    cell = f"{VERDICT}\nfrom pathlib import Path\nprint((run.folder / '{RECORD}').stat().st_ino)"
+    run(*arguments_of(database, mine(*SOUND[:3], cell)))
+    entry = read_archive(database.archive_dir)[-1]
+    (output,) = code_cells(artifact_of(entry))[-1].outputs
+    assert int(output.text) == (entry.folder / RECORD).stat().st_ino
+    assert_archived(database, 2)
 
 
-def test_parameters_are_injected_as_papermill_does(database: Settings) -> None:
-    run(*arguments_of(database, "validate"))
-    cells = artifact_of(only_run(database)).cells
-    (number,) = (n for n, cell in enumerate(cells) if "injected-parameters" in cell.metadata.get("tags", []))
-    assert cells[number - 1].metadata.tags == ["parameters"]
-    assert cells[number].source == f"# Parameters\nenv = 'development'\ndb_path = '{database.db_path}'"
-
-
-def test_several_notebooks_run_in_order_from_nothing(settings: Settings) -> None:
-    done = run(*arguments_of(settings, "init", "validate", "explain"))
+def test_several_notebooks_run_in_order_from_nothing_and_a_parameter_goes_to_those_that_declare_it(
+    settings: Settings,
+) -> None:
+    done = run(*arguments_of(settings, "init", "validate", "explain"), "-p", "dry_run", "False", "--no-html")
     assert done.code == 0, done.out
     entries = read_archive(settings.archive_dir)
     assert [record_of(entry)["notebook"] for entry in entries] == ["init", "validate", "explain"]
+    assert [record_of(entry)["parameters"].get("dry_run") for entry in entries] == [False, None, None]
+    assert done.lines[-1].endswith(f": {entries[-1].folder}/notebook.ipynb")
+    assert not (entries[-1].folder / "page.html").exists()
     assert_archived(settings, 3)
-
-
-def test_they_stop_at_the_first_that_fails(database: Settings) -> None:
-    drop_index(database.db_path)
-    done = run(*arguments_of(database, "validate", "explain"))
-    assert done.code == 1
-    entry = only_run(database)
-    assert record_of(entry)["notebook"] == "validate"
-    assert done.lines[-1].endswith(f"The report says what to do: {entry.folder}/page.html")
-
-
-def test_a_parameter_goes_to_each_notebook_that_declares_it(database: Settings) -> None:
-    done = run(*arguments_of(database, "init", "validate"), "-p", "dry_run", "True")
-    assert done.code == 0, done.out
-    first, second = (record_of(entry)["parameters"] for entry in read_archive(database.archive_dir))
-    assert first["dry_run"] is True
-    assert "dry_run" not in second
-
-
-def test_without_html_there_is_no_page(database: Settings) -> None:
-    done = run(*arguments_of(database, "validate"), "--no-html")
-    entry = only_run(database)
-    assert done.lines[-1].endswith(f": {entry.folder}/notebook.ipynb")
-    assert not (entry.folder / "page.html").exists()
-    assert_archived(database)
 
 
 # --- refused before it starts
 
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        ("validate", "--env", "development", "-p", "enviroment", "production"),
-        ("validate", "--env", "development", "-p", "x=1;open('canary','w').close();y", "1"),
-        ("validate", "--env", "development", "-f", "code-in-a-name.yaml"),
-        ("validate", "--env", "'); open('canary','w').close(); ('"),
-        ("validate", "--env", "prod"),
-        ("validate", "--env", ""),
-        ("validate", "--env", "development\n"),
-        ("validate",),
-        ("validate", "--env", "development", "-p", "env", "development"),
-        ("validate", "--env", "development", "-f", "missing.yaml"),
-        ("validate", "--env", "development", "-f", "list.yaml"),
-        ("validate", "--env", "development", "-f", "object.yaml"),
-        ("validate", "--env", "development", "--timeout", "0"),
-        ("validate", "--env", "development", "--cell-timeout", "soon"),
-        ("benchmark", "--env", "development", "-p", "rows", "0"),
-        ("benchmark", "--env", "development", "-p", "full", "true"),
-        ("init", "validat", "--env", "development"),
-        ("init", "missing.ipynb", "--env", "development"),
-        ("init", "no-guard.ipynb", "--env", "development"),
-        ("init", "--env", "development", "-p", "db_path", "file:x?mode=memory"),
-        ("init", "--env", "development", "-p", "db_path", ""),
-        ("init", "--env", "development", "-p", "db_path", "~other/x.db"),
-        ("init", "--env", "production", "-p", "db_path", "relative.db"),
-        ("--env", "development"),
-        ("init", "--env"),
-        ("init", "--env", "development", "--wat"),
-    ],
+DEVELOPMENT = ("--env", "development")
+FAULTY: tuple[tuple[str, ...], ...] = (
+    ("validate", *DEVELOPMENT, "-p", "enviroment", "production"),
+    ("validate", *DEVELOPMENT, "-p", "x=1;open('canary','w').close();y", "1"),
+    ("validate", *DEVELOPMENT, "-f", "code-in-a-name.yaml"),
+    ("validate", "--env", "'); open('canary','w').close(); ('"),
+    ("validate", "--env", "prod"),
+    ("validate",),
+    ("validate", *DEVELOPMENT, "-p", "env", "development"),
+    ("validate", *DEVELOPMENT, "-f", "missing.yaml"),
+    ("validate", *DEVELOPMENT, "-f", "object.yaml"),
+    ("validate", *DEVELOPMENT, "--timeout", "0"),
+    ("validate", *DEVELOPMENT, "--cell-timeout", "soon"),
+    ("benchmark", *DEVELOPMENT, "-p", "rows", "0"),
+    ("init", "validat", *DEVELOPMENT),
+    ("init", "no-guard.ipynb", *DEVELOPMENT),
+    ("init", *DEVELOPMENT, "-p", "db_path", "file:x?mode=memory"),
+    ("init", "--env", "production", "-p", "db_path", "relative.db"),
+    ("--env", "development"),
+    ("init", *DEVELOPMENT, "--wat"),
 )
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run the command line in this process, where it must exit with 2 before a kernel is begun; return what it says."""
+    try:
+        code = main(["run", *arguments])
+    except SystemExit as error:  # argparse's own
+        code = int(str(error.code))
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, ""), err
+    assert all(line.isprintable() for line in err.splitlines())
+    return err
+
+
 def test_a_fault_of_the_arguments_is_refused_before_anything_is_begun(
-    given: tuple[str, ...], database: Settings, home: Path, sockets: Path
+    database: Settings, home: Path, sockets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = {
-        "code-in-a-name.yaml": "'x=1;open(''canary'',''w'').close();y': 1",
-        "list.yaml": "- a",
-        "object.yaml": "a: !!python/object/apply:os.system ['touch canary']",
-    }
-    for name, text in files.items():
-        Path(name).write_text(text)
-    write_notebook(Path("no-guard.ipynb"))
-    notebook = json.loads(Path("no-guard.ipynb").read_text())
+    Path("code-in-a-name.yaml").write_text("'x=1;open(''canary'',''w'').close();y': 1")
+    Path("object.yaml").write_text("a: !!python/object/apply:os.system ['touch canary']")
+    notebook = json.loads(write_notebook(Path("no-guard.ipynb"), *SOUND).read_text())
     del notebook["cells"][1]
     Path("no-guard.ipynb").write_text(json.dumps(notebook))
-    before = os.stat(sockets).st_mtime_ns
-    rest = () if "db_path" in given or "--env" not in given else ("-p", "db_path", str(database.db_path))
+    before, names = os.stat(sockets).st_mtime_ns, names_in(Path())
     with untouched(database.db_path):
-        done = run(*given, *rest)
-    assert done.code == 2, done.err
-    assert done.out == ""
-    assert all(line.isprintable() for line in done.err.splitlines())
-    assert "abathur_nb" in done.err.splitlines()[-1]
+        for given in FAULTY:
+            rest = () if "db_path" in given or "--env" not in given else ("-p", "db_path", str(database.db_path))
+            told = refused(capsys, *given, *rest)
+            assert "abathur_nb" in told.splitlines()[-1]
     assert not database.archive_dir.exists(), "no record"
     assert os.stat(sockets).st_mtime_ns == before, "a kernel was begun"
-    assert {path.name for path in Path().iterdir()} == {"no-guard.ipynb", *files}
+    assert names_in(Path()) == names
     assert not list(home.glob("abathur*"))
-
-
-def test_all_faults_are_told_at_once_a_line_each(database: Settings) -> None:
-    done = run(
+    told = refused(
+        capsys,
         *("init", "validat", "--env", "prod", "-p", "dry_run", "yes", "-p", "db_path", "file:x"),
         *("-f", "missing", "--timeout", "-1", "--cell-timeout", "x"),
     )
-    assert done.code == 2
     for words in ("'validat'", "did you mean validate", "dry_run", "file:x", "-f missing:", "--timeout", "'x'"):
-        (_,) = (line for line in done.err.splitlines() if words in line)
-    assert "did you mean production?" in done.err
-    assert not database.archive_dir.exists()
+        (_,) = (line for line in told.splitlines() if words in line)  # all at once, a line each
+    assert "did you mean production?" in told
 
 
-def test_a_database_that_is_missing_is_refused_without_a_record(settings: Settings) -> None:
-    done = run(*arguments_of(settings, "validate"))
-    assert (done.code, done.out) == (2, "")
-    assert f"no database, and no directory {settings.db_path.parent}: papermill init.ipynb" in done.err
+def test_what_the_path_forbids_is_refused_without_a_record_and_a_look_at_nothing_is_not_recorded(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, *arguments_of(settings, "validate"))
+    assert f"no database, and no directory {settings.db_path.parent}: papermill init.ipynb" in told
+    done = run(*arguments_of(settings, "preflight"))
+    assert (done.code, "PASS in " in done.lines[-1], "not recorded: there is no " in done.lines[-1]) == (0, True, True)
     assert fingerprint(settings.db_path.parent) is None
-
-
-def test_what_the_path_forbids_is_refused_without_a_record(settings: Settings) -> None:
     settings.db_path.parent.mkdir(mode=0o700)
     os.mkfifo(settings.db_path)
     for name in ("preflight", "init", "validate"):
-        done = run(*arguments_of(settings, name))
-        assert (done.code, done.out) == (2, "")
-        assert "is a FIFO: db_path: name a regular file" in done.err
+        assert "is a FIFO: db_path: name a regular file" in refused(capsys, *arguments_of(settings, name))
     assert names_in(settings.db_path.parent) == [settings.db_path.name]
-
-
-def test_a_look_that_makes_nothing_is_not_recorded_where_there_is_no_directory_yet(settings: Settings) -> None:
-    done = run(*arguments_of(settings, "preflight"))
-    assert done.code == 0
-    assert "PASS in " in done.lines[-1]
-    assert "not recorded: there is no " in done.lines[-1]
-    assert fingerprint(settings.db_path.parent) is None
-
-
-def test_a_secret_among_the_parameters_is_refused_without_a_record(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret-1234")
-    for cells in (SOUND, ("1",)):
-        given = ("-p", "token", "planted-secret-1234")
-        done = run(*arguments_of(database, mine(*cells, more='token: str = ""\n')), *given)
-        assert done.code == 2, done.out
-        assert "planted-secret" not in done.out + done.err
-        assert not database.archive_dir.exists()
 
 
 def test_a_working_directory_that_is_gone_is_refused(database: Settings, tmp_path: Path) -> None:
@@ -246,59 +195,36 @@ def test_a_working_directory_that_is_gone_is_refused(database: Settings, tmp_pat
     assert "the working directory cannot be used: No such file or directory" in done.err
 
 
-def test_to_plain_papermill_a_hostile_parameter_leaves_no_record_either(database: Settings) -> None:
-    command: list[str | Path] = [Path(sys.executable).with_name("papermill"), NOTEBOOKS / "init.ipynb", "out.ipynb"]
-    for name in ("enviroment", "x=1;open('canary','w').close();y"):
-        with untouched(database.db_path):
-            done = subprocess.run(
-                [*command, "-p", "db_path", database.db_path, "-p", name, "1"], capture_output=True, check=False
-            )
-        assert done.returncode == 1
-        assert not database.archive_dir.exists()
-    assert not Path("canary").exists()
-
-
 # --- fail, refused
 
 
-@pytest.mark.parametrize("hidden", [False, True], ids=["fails", "could not run"])
-def test_a_check_that_fails_or_could_not_run_seals_fail_with_all_checks(hidden: bool, database: Settings) -> None:
-    if hidden:
-        cells = (
-            START,
-            'report = nb.Report("trial", (nb.Check("sky", "error", "blue", "could not run"), nb.Check("sea", "pass")))',
-            SEAL,
-            VERDICT,
-        )
-        done = run(*arguments_of(database, mine(*cells)))
-    else:
-        drop_index(database.db_path)
-        done = run(*arguments_of(database, "validate"))
+def test_a_check_that_fails_or_could_not_run_seals_fail_and_the_next_notebook_is_not_begun(database: Settings) -> None:
+    drop_index(database.db_path)
+    done = run(*arguments_of(database, "validate", "explain"))
     assert done.code == 1
-    record = record_of(only_run(database))
-    assert record["verdict"] == "fail"
+    entry = only_run(database)
+    record = record_of(entry)
+    assert (record["notebook"], record["verdict"]) == ("validate", "fail")
     statuses = {check["name"]: check["status"] for check in record["reports"][0]["checks"]}
-    assert statuses == {"sky": "error", "sea": "pass"} if hidden else statuses["indexes"] == "fail"
-    assert len(statuses) == 2 if hidden else len(statuses) > 10
-    top = artifact_of(only_run(database)).cells[0]
-    assert top.source.startswith("**FAIL: this run did not pass, a check failed, or could not run.** It ended at [In [")
-    assert only_run(database).run_id in top.source
-    assert_archived(database)
+    assert (statuses["indexes"], len(statuses) > 10) == ("fail", True)
+    assert done.lines[-1].endswith(f"The report says what to do: {entry.folder}/page.html")
+    top = artifact_of(entry).cells[0].source
+    assert top.startswith("**FAIL: this run did not pass, a check failed, or could not run.** It ended at [In [")
+    assert entry.run_id in top
+    made = 'report = nb.Report("trial", (nb.Check("sky", "error", "blue", "could not run"), nb.Check("sea", "pass")))'
+    assert run(*arguments_of(database, mine(START, made, SEAL, VERDICT))).code == 1
+    assert record_of(read_archive(database.archive_dir)[-1])["verdict"] == "fail"
+    assert_archived(database, 2)
 
 
 def test_what_only_a_look_into_the_database_forbids_seals_refused(database: Settings) -> None:
     run_sql(database.db_path, "PRAGMA user_version = 99")
-    before = database.db_path.read_bytes()
-    for name in ("validate", "init"):
-        done = run(*arguments_of(database, name))
-        assert done.code == 2, done.out
-    for entry in read_archive(database.archive_dir):
-        assert record_of(entry)["verdict"] == "refused"
-        assert (
-            artifact_of(entry).cells[0].source.startswith("**REFUSED: this run did not pass, something forbade it.**")
-        )
-    assert database.db_path.read_bytes() == before
-    assert_archived(database, 2)
+    with untouched(database.db_path):
+        assert run(*arguments_of(database, "init")).code == 2
+    entry = only_run(database)
+    assert record_of(entry)["verdict"] == "refused"
+    assert artifact_of(entry).cells[0].source.startswith("**REFUSED: this run did not pass, something forbade it.**")
+    assert_archived(database)
 
 
 def test_a_database_that_is_locked_too_long_seals_a_verdict_and_changes_nothing(
@@ -314,34 +240,16 @@ def test_a_database_that_is_locked_too_long_seals_a_verdict_and_changes_nothing(
 
 # --- error
 
-CELLS_THAT_BREAK = {
+CELLS_THAT_BREAK = {  # test_execution has the other ways of dying
     "raises": ((START, "1 / 0", *SOUND[1:]), "ZeroDivisionError", "division by zero"),
     "raises before the run starts": (("1 / 0", *SOUND), "ZeroDivisionError", "division by zero"),
-    "raises after it is sealed": ((*SOUND, "1 / 0"), "ZeroDivisionError", "division by zero"),
-    "is no Python": ((START, "1 +", *SOUND[1:]), "SyntaxError", "invalid syntax"),
     "SystemExit(0)": ((START, "raise SystemExit(0)", *SOUND[1:]), "SystemExit", "0"),
-    "SystemExit in the last cell": ((*SOUND, "import sys\nsys.exit()"), "SystemExit", ""),
-    "exit()": ((START, "exit()", *SOUND[1:]), "SystemExit", "the cell asked the kernel to exit"),
     "exit() in the last cell": ((*SOUND, "quit()"), "SystemExit", "the cell asked the kernel to exit"),
-    "os._exit(0)": ((START, "import os\nos._exit(0)", *SOUND[1:]), "DeadKernelError", "exited with code 0"),
-    "os._exit(0), in the last cell": ((*SOUND, "import os\nos._exit(0)"), "DeadKernelError", "exited with code 0"),
-    "killed": ((START, KILLED, *SOUND[1:]), "DeadKernelError", "the kernel was killed by SIGKILL"),
-    "killed before the run starts": ((KILLED, *SOUND), "DeadKernelError", "the kernel was killed by SIGKILL"),
-    "killed in the last cell, unsealed": (
-        (START, CHECK, f"{KILLED}\n{SEAL}"),
-        "DeadKernelError",
-        "the kernel was killed by SIGKILL",
-    ),
+    "killed": ((START, "print('a last word')", KILLED, *SOUND[1:]), "DeadKernelError", "was killed by SIGKILL"),
     "killed in the last cell, sealed": (
         (START, CHECK, f"{SEAL}\n{KILLED}"),
         "DeadKernelError",
-        "the kernel was killed by SIGKILL",
-    ),
-    "crashes": ((START, "import ctypes\nctypes.string_at(0)", *SOUND[1:]), "DeadKernelError", "was killed by SIGSEGV"),
-    "sends what nbclient can't take": (
-        (START, "import comm\ncomm.create_comm(target_name='jupyter.widget', data={})", *SOUND[1:]),
-        "KeyError",
-        "it could not be executed further: 'state'",
+        "was killed by SIGKILL",
     ),
     "never seals": ((START, CHECK), "UnsealedError", "the notebook did not seal its run"),
     "a tag that would let errors pass": ((START, "1 / 0", *SOUND[1:]), "ZeroDivisionError", "division by zero"),
@@ -377,29 +285,15 @@ def test_a_cell_that_breaks_the_run_seals_error(name: str, database: Settings) -
     sealed = name.endswith(("sealed", "last cell")) and "unsealed" not in name
     assert record.get("notebook_verdict") == ("pass" if sealed else None)
     assert bool(record["reports"]) == sealed
+    if name == "killed":
+        assert "a last word\n" in [output.get("text") for cell in code_cells(artifact) for output in cell.outputs]
     assert_archived(database)
-
-
-def test_what_a_dead_kernel_wrote_last_is_in_the_record(database: Settings) -> None:
-    run(*arguments_of(database, mine(START, "import os, faulthandler\nos.abort()")))
-    message = record_of(only_run(database))["error"]["message"]
-    assert message.startswith("the kernel was killed by SIGABRT: ")
-    assert "Fatal Python error: Aborted" in message
-
-
-def test_what_was_shown_before_the_kernel_died_is_in_the_artifact(database: Settings) -> None:
-    run(*arguments_of(database, mine(START, "print('a last word')", KILLED)))
-    outputs = [output for cell in code_cells(artifact_of(only_run(database))) for output in cell.outputs]
-    assert "a last word\n" in [output.get("text") for output in outputs]
 
 
 # --- out of time, interrupted
 
 
-@pytest.mark.parametrize(
-    "sleep", [ASLEEP, "import asyncio\nawait asyncio.sleep(600)", BUSY], ids=["main", "async", "C"]
-)
-@pytest.mark.parametrize("limit", ["--timeout", "--cell-timeout"])
+@pytest.mark.parametrize(("limit", "sleep"), [("--timeout", BUSY), ("--cell-timeout", ASLEEP)])
 def test_out_of_time_seals_timeout(limit: str, sleep: str, database: Settings) -> None:
     notebook = mine(START, CHECK, sleep, SEAL)
     for seconds in ever_longer(4 if limit == "--timeout" else 1):
@@ -426,8 +320,7 @@ def test_out_of_time_seals_timeout(limit: str, sleep: str, database: Settings) -
     assert_archived(database)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("sleep", [ASLEEP, BUSY], ids=["asleep", "busy"])
+@pytest.mark.parametrize(("number", "sleep"), [(signal.SIGTERM, ASLEEP), (signal.SIGHUP, BUSY)])
 def test_a_signal_seals_interrupted(number: signal.Signals, sleep: str, database: Settings, tmp_path: Path) -> None:
     fifo = Fifo(tmp_path / "fifo")
     with runner(*arguments_of(database, mine(START, CHECK, f"{fifo.cell}\n{sleep}", SEAL), "validate")) as process:
@@ -512,12 +405,11 @@ def test_a_signal_between_two_notebooks_keeps_the_next_from_beginning(database: 
 # --- SIGKILL
 
 
-@pytest.mark.parametrize("sleep", [ASLEEP, BUSY], ids=["asleep", "busy in C"])
 def test_a_runner_that_is_killed_leaves_no_kernel_and_a_run_that_is_no_evidence(
-    sleep: str, database: Settings, tmp_path: Path, sockets: Path
+    database: Settings, tmp_path: Path, sockets: Path
 ) -> None:
     fifo = Fifo(tmp_path / "fifo")
-    with runner(*arguments_of(database, mine(START, f"{fifo.cell}\n{sleep}", *SOUND[1:]))) as process:
+    with runner(*arguments_of(database, mine(START, f"{fifo.cell}\n{BUSY}", *SOUND[1:]))) as process:
         kernel = fifo.wait()
         assert kernels_in(sockets) == [kernel], "the control: it is found while it lives"
         process.kill()
@@ -628,13 +520,7 @@ def test_two_runs_at_once_are_two_records_in_one_chain(database: Settings, tmp_p
 
 @pytest.mark.parametrize(
     ("cell", "code", "verdict"),
-    [
-        ("1", 0, "pass"),
-        ("1 / 0", 3, "error"),
-        ("raise nb.RefusedError('it may not', 'ask')", 2, "refused"),
-        ("nb.Report('trial', (nb.Check('sky', 'fail'),)).raise_for_failures()", 1, "fail"),
-        (KILLED, 3, "error"),
-    ],
+    [("1", 0, "pass"), ("raise nb.RefusedError('it may not', 'ask')", 2, "refused"), (KILLED, 3, "error")],
 )
 def test_for_a_notebook_that_starts_no_run_the_runner_records(
     cell: str, code: int, verdict: str, database: Settings
@@ -649,11 +535,26 @@ def test_for_a_notebook_that_starts_no_run_the_runner_records(
     assert_archived(database)
 
 
-def test_it_is_written_down_as_started_before_its_cells_run(database: Settings, tmp_path: Path) -> None:
+def tcp_sockets(pid: int) -> list[str]:
+    """Return the state of each TCP socket of a process: field 3 of its table, with the inode as field 9 (proc(5))."""
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    inodes = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}  # noqa: PTH115 - it is no path
+    return [fields[3] for fields in lines if f"socket:[{fields[9]}]" in inodes]
+
+
+def test_it_is_written_down_as_started_before_its_cells_run_and_talks_over_private_sockets(
+    database: Settings, tmp_path: Path, sockets: Path
+) -> None:
     fifo = Fifo(tmp_path / "fifo")
     with runner(*arguments_of(database, mine(f"{fifo.cell}\n{ASLEEP}"))) as process:
-        fifo.wait()
+        kernel = fifo.wait()
         assert only_run(database).verdict == "unsealed"
+        (place,) = sockets.iterdir()
+        assert place.stat().st_mode & 0o777 == 0o700
+        # Of the runner none, of the kernel the one that takes what its own forks print, with a password.
+        assert tcp_sockets(process.pid) == []
+        assert tcp_sockets(kernel) in ([], ["0A"])
+        assert len(list(place.glob("k-*"))) == 5
         process.terminate()
         assert ended(process).code == 5
     assert_archived(database)
@@ -661,30 +562,21 @@ def test_it_is_written_down_as_started_before_its_cells_run(database: Settings, 
 
 def test_a_run_that_was_started_behind_the_runners_back_and_never_sealed_is_no_pass(database: Settings) -> None:
     hidden = START.replace("nb.start_run(settings", "getattr(nb, 'start' + '_run')(settings")
-    done = run(*arguments_of(database, mine(hidden, CHECK)))
-    assert done.code == 3
+    assert run(*arguments_of(database, mine(hidden, CHECK))).code == 3
     assert record_of(only_run(database))["error"]["name"] == "UnsealedError"
 
 
-def test_outputs_of_an_earlier_run_do_not_come_into_this_one(database: Settings) -> None:
+def test_neither_outputs_nor_added_cells_of_an_earlier_run_come_into_this_one(database: Settings) -> None:
     path = mine(START, "1 / 0", "'never run'")
     content = json.loads(path.read_text())
-    content["cells"][-1] |= {
-        "execution_count": 9,
-        "outputs": [{"output_type": "stream", "name": "stdout", "text": "x"}],
-    }
+    output = {"output_type": "stream", "name": "stdout", "text": "x"}
+    content["cells"][-1] |= {"execution_count": 9, "outputs": [output]}
     path.write_text(json.dumps(content))
     run(*arguments_of(database, path))
-    last = artifact_of(only_run(database)).cells[-1]
-    assert (last.source, last.execution_count, last.outputs) == ("'never run'", None, [])
-
-
-def test_an_artifact_can_be_run_again(database: Settings) -> None:
-    """What papermill, or the runner, has added to a notebook is not run with it."""
-    run(*arguments_of(database, mine(START, "1 / 0")))
     first = only_run(database)
-    done = run(*arguments_of(database, first.folder / "notebook.ipynb"))
-    assert done.code == 3
+    last = artifact_of(first).cells[-1]
+    assert (last.source, last.execution_count, last.outputs) == ("'never run'", None, [])
+    assert run(*arguments_of(database, first.folder / "notebook.ipynb")).code == 3, "an artifact can be run again"
     one, other = (artifact_of(entry).cells for entry in read_archive(database.archive_dir))
     assert [cell.cell_type for cell in one] == [cell.cell_type for cell in other]
 
@@ -692,15 +584,17 @@ def test_an_artifact_can_be_run_again(database: Settings) -> None:
 # --- secrets and logs
 
 
-def test_a_secret_that_a_cell_shows_leaves_the_run_unsealed_and_no_artifact(
+def test_a_secret_that_is_given_is_refused_and_of_one_that_a_cell_shows_no_artifact_is_made(
     database: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret-1234")
-    done = run(
-        *arguments_of(database, mine(START, "import os\nprint(os.environ['AWS_SECRET_ACCESS_KEY'])", *SOUND[1:]))
-    )
-    assert done.code == 3
-    assert "planted-secret" not in done.out + done.err
+    given = ("-p", "token", "planted-secret-1234")
+    done = run(*arguments_of(database, mine(*SOUND, more='token: str = ""\n')), *given)
+    assert (done.code, "planted-secret" in done.out + done.err) == (2, False)
+    assert not database.archive_dir.exists()
+    show = "import os\nprint(os.environ['AWS_SECRET_ACCESS_KEY'])"
+    done = run(*arguments_of(database, mine(START, show, *SOUND[1:])))
+    assert (done.code, "planted-secret" in done.out + done.err) == (3, False)
     entry = only_run(database)
     assert (entry.verdict, names_in(entry.folder)) == ("unsealed", ["started.json"])
 
@@ -724,35 +618,3 @@ def test_a_log_that_nobody_reads_any_more_does_not_end_a_run(database: Settings)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
     assert_archived(database)
-
-
-def tcp_sockets(pid: int) -> list[str]:
-    """Return the state of each TCP socket of a process: field 3 of its table, with the inode as field 9 (proc(5))."""
-    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
-    inodes = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}  # noqa: PTH115 - it is no path
-    return [fields[3] for fields in lines if f"socket:[{fields[9]}]" in inodes]
-
-
-def test_the_kernel_talks_over_sockets_that_only_this_user_can_reach(
-    database: Settings, tmp_path: Path, sockets: Path
-) -> None:
-    fifo = Fifo(tmp_path / "fifo")
-    with runner(*arguments_of(database, mine(START, f"{fifo.cell}\n{ASLEEP}"))) as process:
-        kernel = fifo.wait()
-        (place,) = sockets.iterdir()
-        assert place.stat().st_mode & 0o777 == 0o700
-        # Of the runner none, of the kernel the one that takes what its own forks print, with a password.
-        assert tcp_sockets(process.pid) == []
-        assert tcp_sockets(kernel) in ([], ["0A"])
-        assert len(list(place.glob("k-*"))) == 5
-        process.terminate()
-        ended(process)
-
-
-def test_a_record_that_is_sealed_is_not_written_again(database: Settings) -> None:
-    """What the notebook sealed in accordance with how it ended stays, to the byte."""
-    cell = f"{VERDICT}\nfrom pathlib import Path\nprint((run.folder / '{RECORD}').stat().st_ino)"
-    run(*arguments_of(database, mine(*SOUND[:3], cell)))
-    entry = only_run(database)
-    (output,) = code_cells(artifact_of(entry))[-1].outputs
-    assert int(output.text) == (entry.folder / RECORD).stat().st_ino

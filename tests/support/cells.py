@@ -1,0 +1,114 @@
+"""Notebooks run cell by cell in a shell of this process, with the cells that papermill makes of them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+from traitlets.config import Config
+
+from abathur_nb.errors import AbathurError
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Say where a notebook stopped, and what it had shown: the error, whether it came before the cell ran, the cell."""
+
+    error: BaseException | None
+    before: bool
+    cell: str
+    shown: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def line(self) -> str:
+        """The one line that a notebook would show."""
+        assert isinstance(self.error, AbathurError), self.error
+        (line,) = self.error._render_traceback_()
+        assert len(line.splitlines()) == 1, line
+        assert line.isprintable()
+        return line
+
+    @property
+    def report(self) -> str:
+        """The last report that was shown, as text."""
+        reports = [data for data in self.shown if "class='abathur-report'" in data.get("text/html", "")]
+        return str(reports[-1]["text/plain"])
+
+    def of(self, kind: str) -> list[str]:
+        """Return what was shown of a kind, in order."""
+        return [data[kind] for data in self.shown if kind in data]
+
+    def passed(self) -> "Outcome":
+        """Assert that each cell ran."""
+        assert self.error is None, self.error
+        return self
+
+    def failed(self, *words: str) -> "Outcome":
+        """Assert that it stopped with an error of the package, in one line with these words."""
+        for word in words:
+            assert word in self.line
+        return self
+
+    def showed_its_report(self) -> "Outcome":
+        """Assert that the failed cell is the verdict, and that its report stands above it."""
+        assert ".raise_for_failures()" in self.cell
+        assert self.report
+        return self
+
+
+def cells_of(source: Path, parameters: Mapping[str, Any]) -> list[str]:
+    """Return the code cells that papermill would run, the injected one in its place."""
+    notebook = load_notebook_node(str(source))
+    made = parameterize_notebook(notebook, parameters) if parameters else notebook
+    return [cell.source for cell in made.cells if cell.cell_type == "code"]
+
+
+def run_cells(shell: InteractiveShell, name: str, **parameters: Any) -> Outcome:
+    """Run the cells of a notebook of this project up to the first error."""
+    shown: list[Mapping[str, Any]] = []
+    with capture_output() as captured:
+        for cell in cells_of(NOTEBOOKS / f"{name}.ipynb", parameters):
+            done = shell.run_cell(cell)
+            if not done.success:
+                error = done.error_before_exec or done.error_in_exec
+                return Outcome(error, done.error_before_exec is not None, cell, shown)
+            if done.result is not None:
+                shown.append(cast("Any", shell.display_formatter).format(done.result)[0])
+    shown += [output.data for output in captured.outputs]
+    return Outcome(None, False, "", shown)
+
+
+def fresh(shell: InteractiveShell) -> InteractiveShell:
+    """Return the shell as one that has run nothing yet, without the guard and the run that were left waiting.
+
+    ``shell.reset`` collects garbage, which takes a third of a second.
+    """
+    for transformer in list(shell.ast_transformers):
+        cast("Any", transformer).remove()
+    shell.events.callbacks["post_run_cell"].clear()
+    shell.user_ns.clear()
+    shell.init_user_ns()
+    return shell
+
+
+@pytest.fixture(scope="module")
+def long_lived() -> Iterator[InteractiveShell]:
+    """Make the shell of all tests of a module that imports this."""
+    InteractiveShell.clear_instance()
+    made = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    yield made
+    made.restore_sys_module_state()
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def shell(long_lived: InteractiveShell) -> InteractiveShell:
+    """Return a shell that has run nothing yet."""
+    return fresh(long_lived)
