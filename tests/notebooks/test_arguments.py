@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from abathur_nb.cli import make_parser
-from abathur_nb.config.parameters import Parameter
-from abathur_nb.evidence.notebook import Source
-from abathur_nb.runner.run import Given, faults_of_names, read_given, read_seconds, values_for
+from abathur_nb.config.parameters import Given, Parameter, faults_of_names, read_given, read_seconds, values_for
+from abathur_nb.evidence.archive import Source
 
 DECLARED = {
     "env": Parameter("env", str, "development"),

@@ -17,7 +17,7 @@ from papermill.cli import _resolve_type
 import abathur_nb as nb
 from abathur_nb.config.parameters import RANGES, check_parameters
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.notebook import read_source
+from abathur_nb.evidence.archive import read_source
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
