@@ -212,9 +212,8 @@ def source(*names: str) -> Source:
 
 
 def test_a_name_that_no_listed_notebook_declares_is_refused_with_a_suggestion() -> None:
-    sources = [source("env", "db_path"), source("env", "rows")]
     given = [Given(name, "1", "-p") for name in ("rows", "db_pth", "x=1;import os;y", "Env", "dry_run")]
-    faults = faults_of_names(given, sources)
+    faults = faults_of_names(given, ("env", "db_path", "rows"))
     assert faults == [
         "parameter 'db_pth' (from -p) is not declared (env, db_path, rows); did you mean db_path?",
         "parameter 'x=1;import os;y' (from -p) is not declared (env, db_path, rows)",
