@@ -202,11 +202,13 @@ async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
 
     The check's ``data`` names the ``version`` if it is a wrong one, and is ``remade`` if ours but for the id.
     """
-    path, found = settings.db_path, (await pragma(conn, "application_id"), await pragma(conn, "user_version"))
-    if found == (APPLICATION_ID, SCHEMA_VERSION):
+    path = settings.db_path
+    application_id, version = await pragma(conn, "application_id"), await pragma(conn, "user_version")
+    differing = (application_id ^ APPLICATION_ID) % 2**32 << 32 | (version ^ SCHEMA_VERSION) % 2**32
+    if not differing:
         return None
-    application_id, version = found
-    if _is_one_byte_off(found):
+    # One byte, and not the last, which a newer version would change.
+    if differing & 0xFF == 0 and len(differing.to_bytes(8, "big").strip(b"\0")) == 1:
         spoilt = f"one byte of its header, which says application_id {application_id:#x}, user_version {version}"
         return _target("damaged", f"{path} is CORRUPT: {spoilt}", f"{_RESTORE}: {restore_command(settings)}")
     rows = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
@@ -230,16 +232,6 @@ async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
         words, remedy = "newer than this package", f"update abathur_nb; if no newer one exists: {remedy}"
     observed = f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}"
     return _target("refused", observed, remedy, version=version)
-
-
-def _is_one_byte_off(ids: Sequence[int]) -> bool:
-    """Return whether application_id and version differ from ours by one byte, as no other application's would."""
-    found, ours = (
-        b"".join(number.to_bytes(4, "big", signed=True) for number in numbers)
-        for numbers in (ids, (APPLICATION_ID, SCHEMA_VERSION))
-    )
-    # The last byte is what a newer version would change.
-    return sum(one != two for one, two in zip(found, ours, strict=True)) == 1 and found[-1] == ours[-1]
 
 
 def shell_command(path: Path, statements: Sequence[str]) -> str:
