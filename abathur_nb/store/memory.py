@@ -6,6 +6,7 @@ from typing import Any
 from abathur_nb.errors import InvalidValueError
 from abathur_nb.store.guarded import Connection, Serving
 from abathur_nb.store.values import (
+    check_choice,
     check_name,
     check_namespace,
     check_whole,
@@ -19,6 +20,7 @@ from abathur_nb.text import shown, timestamp
 
 MEMORY_TYPES = ("semantic", "episodic", "procedural")
 _JSON = ("value", "metadata")
+Value = dict[str, Any] | list[Any]
 
 
 class Memory:
@@ -31,7 +33,7 @@ class Memory:
         self,
         namespace: str,
         key: str,
-        value: dict[str, Any] | list[Any],
+        value: Value,
         memory_type: str,
         created_by: str | None,
         task_id: str | None = None,
@@ -43,15 +45,14 @@ class Memory:
         """
         given_as = list(spellings(namespace, key))
         namespace, key = check_namespace(namespace), check_name("key", key)
-        _check_type(memory_type)
-        created_by = check_name("created_by", created_by, optional=True)
+        check_choice("memory_type", memory_type, MEMORY_TYPES)
         task_id = check_name("task_id", task_id, optional=True)
         given = {
             "namespace": namespace,
             "key": key,
             "value": json_text("value", value),
             "memory_type": memory_type,
-            "created_by": created_by,
+            "created_by": check_name("created_by", created_by, optional=True),
             "metadata": "{}" if metadata is None else json_text("metadata", metadata, (dict,)),
         }
         async with self._db.write(at_once=False) as writer:
@@ -64,20 +65,14 @@ class Memory:
 
     async def get_memory(self, namespace: str, key: str, version: int | None = None) -> dict[str, Any] | None:
         """Return the current version, or the one of that number, superseded or deleted as it may be; else None."""
-        if version is None:
-            rows = await self._fetch("get_memory", namespace, key)
-        else:
+        if version is not None:
             check_whole("version", version, 1, 2**63 - 1)
-            rows = await self._fetch("get_memory_version", namespace, key, version=version)
+        name = "get_memory" if version is None else "get_memory_version"
+        rows = await self._fetch(name, namespace, key, version=version)
         return decoded(rows[0], _JSON) if rows else None
 
     async def update_memory(
-        self,
-        namespace: str,
-        key: str,
-        value: dict[str, Any] | list[Any],
-        updated_by: str | None,
-        task_id: str | None = None,
+        self, namespace: str, key: str, value: Value, updated_by: str | None, task_id: str | None = None
     ) -> int:
         """Add the next version of a live memory and return its entry's id; InvalidValueError if it is not found.
 
@@ -85,13 +80,12 @@ class Memory:
         """
         check_namespace(namespace)
         check_name("key", key)
-        updated_by = check_name("updated_by", updated_by, optional=True)
         task_id = check_name("task_id", task_id, optional=True)
+        updated_by = check_name("updated_by", updated_by, optional=True)
         given = {"value": json_text("value", value), "updated_by": updated_by}
         async with self._db.write(at_once=False) as writer:
             for n, k in spellings(namespace, key):
-                given |= {"namespace": n, "key": k}
-                if rows := await self._db.change(writer, "insert_memory_version", given):
+                if rows := await self._db.change(writer, "insert_memory_version", {**given, "namespace": n, "key": k}):
                     await self._audit(writer, "update", n, k, rows, task_id)
                     return int(rows[0]["id"])
             raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} not found")
@@ -111,15 +105,14 @@ class Memory:
     ) -> list[dict[str, Any]]:
         """Return the current versions in the namespaces that start with a literal prefix, newest first in each."""
         check_whole("limit", limit, 1, 100_000)
-        given: dict[str, object] = {"limit": limit}
-        name = "search_memories"
         if memory_type is not None:
-            _check_type(memory_type)
-            name, given = "search_memories_of_type", {**given, "memory_type": memory_type}
+            check_choice("memory_type", memory_type, MEMORY_TYPES)
+        name = "search_memories" if memory_type is None else "search_memories_of_type"
         rows: list[Any] = []
         for (spelling,) in spellings(namespace_prefix):
-            prefix, prefix_end = prefix_range(spelling)
-            rows += await self._db.fetch(name, {**given, "prefix": prefix, "prefix_end": prefix_end})
+            prefix, end = prefix_range(spelling)
+            given = {"limit": limit, "memory_type": memory_type, "prefix": prefix, "prefix_end": end}
+            rows += await self._db.fetch(name, given)
         return [decoded(row, _JSON) for row in rows[:limit]]
 
     async def list_namespaces(self) -> list[str]:
@@ -148,22 +141,14 @@ class Memory:
         self, writer: Connection, operation: str, namespace: str, key: str, rows: list[Any], task_id: str | None
     ) -> None:
         """Write the audit row of a change, which names the newest of the entries that it touched, and commit."""
-        versions = sorted(row["version"] for row in rows)
         given = {
             "agent_id": None,
             "task_id": task_id,
             "action_type": f"memory_{operation}",
-            "action_data": compact_json({"key": key, "versions": versions}),  # all checked before
+            "action_data": compact_json({"key": key, "versions": sorted(row["version"] for row in rows)}),
             "result": "success",
             "memory_operation_type": operation,
             "memory_namespace": namespace,
             "memory_entry_id": max(row["id"] for row in rows),
         }
         await self._db.change(writer, "insert_audit", given, last=True)
-
-
-def _check_type(memory_type: object) -> None:
-    if memory_type not in MEMORY_TYPES:
-        raise InvalidValueError(
-            f"expected one of {', '.join(MEMORY_TYPES)}, found {shown(memory_type)}", what="memory_type"
-        )

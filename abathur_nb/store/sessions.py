@@ -7,7 +7,7 @@ from typing import Any
 
 from abathur_nb.errors import InvalidValueError
 from abathur_nb.store.guarded import Connection, Serving
-from abathur_nb.store.values import MAX_BYTES, check_name, check_whole, decoded, json_text, spellings
+from abathur_nb.store.values import MAX_BYTES, check_choice, check_name, check_whole, decoded, json_text, spellings
 from abathur_nb.text import shown
 
 STATUSES = ("created", "active", "paused", "terminated", "archived")
@@ -55,7 +55,7 @@ class Sessions:
         check_whole("limit", limit, 1, 100_000)
         name = "list_sessions" if project_id is None else "list_sessions_of_project"
         if status is not None:
-            _check_status(status)
+            check_choice("status", status, STATUSES)
             name += "_by_status" if project_id is None else "_with_status"
         rows: list[Any] = []
         for (spelling,) in spellings(project_id):
@@ -90,7 +90,7 @@ class Sessions:
 
     async def update_status(self, session_id: str, status: str) -> None:
         """Set the status; ``terminated`` sets terminated_at and ``archived`` archived_at, each once."""
-        _check_status(status)
+        check_choice("status", status, STATUSES)
         await self._update("update_session_status", session_id, status=status)
 
     async def terminate_session(self, session_id: str) -> None:
@@ -158,8 +158,3 @@ def _in_nfc(what: str, state: Any) -> Any:
     if len(written) < len(state):
         raise InvalidValueError("two of its keys are one in NFC, the form that is written", what=what)
     return written
-
-
-def _check_status(status: object) -> None:
-    if status not in STATUSES:
-        raise InvalidValueError(f"expected one of {', '.join(STATUSES)}, found {shown(status)}", what="status")

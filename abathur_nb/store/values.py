@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from codecs import getincrementaldecoder
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import product
 from sqlite3 import Row
 from typing import Any
@@ -56,6 +56,12 @@ def check_whole(what: str, value: object, low: int, high: int) -> None:
     """Raise InvalidValueError unless ``value`` is a whole number in ``low..high``."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise InvalidValueError(f"expected a whole number in {low}..{high}, found {shown(value)}", what=what)
+
+
+def check_choice(what: str, value: object, choices: Collection[str]) -> None:
+    """Raise InvalidValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise InvalidValueError(f"expected one of {', '.join(choices)}, found {shown(value)}", what=what)
 
 
 def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), *, within: int = 0) -> str:
