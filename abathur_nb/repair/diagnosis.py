@@ -20,7 +20,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import posix_locks, sweep
 from abathur_nb.health.checks import HEADER, OTHERS, file_checks, in_the_way, integrity_check
-from abathur_nb.health.path_on_disk import ELSEWHERE, FILE_MODES, log_check
+from abathur_nb.health.path_on_disk import ELSEWHERE, FILE_MODES, free_mb, log_check
 from abathur_nb.repair import statements
 from abathur_nb.repair.quarantine import affected, digest_of
 from abathur_nb.repair.salvage import SALVAGED, salvaged_before, stray_rows
@@ -41,7 +41,7 @@ from abathur_nb.store.target import (
     wanted,
 )
 from abathur_nb.store.values import add_functions
-from abathur_nb.text import age, counted, process_name, some
+from abathur_nb.text import MB, age, counted, process_name, some
 
 # The plan names the parameters, as its hash may be wanted too.
 REPAIR = "read the plan below: it repairs this, and names the parameters that carry it out"
@@ -153,6 +153,7 @@ async def _diagnose(settings: Settings) -> Diagnosis:
                 found.statements += [] if statistics.status == "pass" else [Step("ANALYZE")]
             found.changed = await digest_of(affected(conn, [change for change, _ in found.changes]))
             found.schema = await pragma(conn, "schema_version")
+        unread = Look.at_files(path)  # while this process reads, the log of a busy database only grows
         log = await asyncio.to_thread(log_check, path)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(path, error)
@@ -175,7 +176,10 @@ async def _diagnose(settings: Settings) -> Diagnosis:
     if large and "salvage" not in found.deeds and log.status == "pass" and not pins:
         found.deeds += ("checkpoint",)
         found.remedies["wal_size"] = REPAIR
-    checks = tuple(found.explained(wal_check(c, pins) if c.id == "wal_size" else c) for c in checks)
+    checks = tuple(
+        found.explained(wal_check(c, pins, unread, then, free_mb(path.parent)) if c.id == "wal_size" else c)
+        for c in checks
+    )
     expected = "no scratch directory of a process that is dead"
     observed = f"{', '.join(left)}\ncause: a run that was killed" if left else "none"
     remedy = "rm -r them: their process is dead, and nothing refers to them"
@@ -200,10 +204,7 @@ def _diagnose_remains(check: Check, path: Path) -> Diagnosis:
 
 
 async def _why_alone(path: Path, log: Check, *, corrupt: bool) -> str:
-    """Say why the database file alone is to be kept, and not what SQLite reads through its damaged log; or nothing.
-
-    ``corrupt`` says that the latter is damaged. Read-only.
-    """
+    """Say why to keep the database file alone, not what is read through its damaged log, or nothing. Read-only."""
     newer = await asyncio.to_thread(ask, "newer", path, str(log.data["torn"]))
     if not newer and not corrupt:
         return ""
@@ -375,12 +376,13 @@ def _why_no_wal(settings: Settings) -> tuple[str, str]:
 
 
 class Look(NamedTuple):
-    """Hold what a glance at a database's files found: when, the frames and commits of its log, who writes, who reads.
+    """Hold what a glance at a database's files found: when, the log's bytes, frames, commits, who writes, who reads.
 
     A reader is a process, the read mark that it has locked, and the frame that this mark names.
     """
 
     at: float
+    bytes: int
     frames: int
     commits: int
     writers: str
@@ -389,6 +391,9 @@ class Look(NamedTuple):
     @classmethod
     def at_files(cls, path: Path) -> "Look":
         """Look now. Read-only."""
+        size = 0
+        with suppress(FileNotFoundError):
+            size = os.lstat(f"{path}-wal").st_size
         locks, index = ask("look", path)
         marks = dict(zip(_READ_MARKS, index["marks"], strict=True)) if index else {}
         held = {(pid, byte) for _, byte, exclusive, pid in locks if not pid and not exclusive} | _read_locks(path)
@@ -396,7 +401,7 @@ class Look(NamedTuple):
         frames, commits = (index["frames"], index["commits"]) if index else (0, 0)
         # The other exclusive locks on the index of the log are those of a checkpoint.
         writing = [lock for lock in locks if lock[0] == "" or lock[1] == _WRITE_LOCK]
-        return cls(monotonic(), frames, commits, ", ".join(lock_owners(writing, exclusive=True)), readers)
+        return cls(monotonic(), size, frames, commits, ", ".join(lock_owners(writing, exclusive=True)), readers)
 
     def behind_since(self, first: "Look") -> str:
         """Name who has read since ``first`` what was the newest then and is not now: no checkpoint gets past them.
@@ -429,10 +434,13 @@ def _locks(path: Path, first: Look, then: Look) -> Check:
     return Check.that("locks", not held, expected, observed, remedy, "warn", users)
 
 
-def wal_check(check: Check, pins: str) -> Check:
-    """Add to the check of the log's size which processes pin it."""
+def wal_check(check: Check, pins: str, since: Look, then: Look, free: float) -> Check:
+    """Add to the check of the log's size which processes pin it, and when at its growth ``free`` MB are used up."""
     read = f"read by {pins} at both looks: SQLite cannot reset the WAL until that read transaction ends"
     observed = f"{check.observed}; {read}" if pins else check.observed
+    if (grown := (then.bytes - since.bytes) / MB) > 0:
+        hours = free / grown * (then.at - since.at) / 3600
+        observed += f"; grew by {grown:.1f} MB between two looks: at that rate the disk is full in {hours:,.1f} hours"
     if check.status == "pass":
         return replace(check, observed=observed)
     cause = "a reader that pins it" if pins else "a large transaction, a writer that was killed, or readers in turn"

@@ -40,6 +40,7 @@ from abathur_nb.report import Check, Report
 from abathur_nb.runbook.troubleshoot import _empty_the_log, _run
 from abathur_nb.store.connection import connect
 from abathur_nb.store.schema import expected_columns, expected_objects, expected_tables, read_schema
+from abathur_nb.text import MB
 
 # The four faults of the runbook's section 6, each as a careless writer leaves it.
 FAULTS = {
@@ -683,7 +684,8 @@ def test_who_does_no_harm_to_the_log_is_not_to_be_ended(name: str, database: Set
         process.stdout.readline()
         for _ in range(3):
             first = Look.at_files(path)
-            check = wal_check(asyncio.run(wal_size(path, small)), Look.at_files(path).behind_since(first))
+            then, size = Look.at_files(path), asyncio.run(wal_size(path, small))
+            check = wal_check(size, then.behind_since(first), first, then, 1)
             assert str(process.pid) not in f"{check.observed} {check.remedy}"
         report = asyncio.run(nb.troubleshoot(small))
         process.kill()
@@ -696,6 +698,9 @@ def test_who_reads_what_is_no_longer_the_newest_is_named_at_once(database: Setti
     with held(path, "BEGIN", "SELECT count(*) FROM tasks") as reader, held(path, "SELECT 1") as other:
         run_sql(path, TASK)
         first = Look.at_files(path)
-        check = wal_check(asyncio.run(wal_size(path, small)), Look.at_files(path).behind_since(first))
+        then, size = Look.at_files(path), asyncio.run(wal_size(path, small))
+        check = wal_check(size, then.behind_since(first), first, then, 1)
     assert f"end PID {reader.pid} (" in check.remedy
     assert str(other.pid) not in check.observed + check.remedy
+    grown = first._replace(at=first.at + 1, bytes=first.bytes + MB)
+    assert "at that rate the disk is full in 2.0 hours" in wal_check(size, "", first, grown, 7200).observed
