@@ -1,24 +1,38 @@
-"""A backup is one moment of the database, whoever writes; proven, private, never replacing; what is none is refused."""
+"""A backup is proven and private; of many a restoration takes the newest unasked, or says why it can't."""
 
 import asyncio
 import json
+import re
+import shutil
 import sqlite3
 import stat
-from contextlib import closing
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import replace
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, tzinfo
+from itertools import islice
 from pathlib import Path
+from shlex import quote
 
 import pytest
-from backup_helpers import content_of, run_sql, taken
-from damage import untouched
+from backup_helpers import content_of, taken
+from damage import MEMORY, flip_bits, run_sql, untouched
+from hostile import BYTES, PLACES, reshaped
+from manifests import as_before, redated, rewritten
+from sampling import sampled
 
 import abathur_nb as nb
-from abathur_nb.backups.manifest import Backup, expired, list_backups
+from abathur_nb import files
+from abathur_nb.backups.manifest import Backup, apply_retention, expired, find_backup, list_backups, read_backup
 from abathur_nb.backups.taking import unpack
 from abathur_nb.config.settings import Settings
+from abathur_nb.evidence.canonical import sealed, unsealed
+from abathur_nb.files import locked
+from abathur_nb.measure.alerts import LAST_BACKUP
+from abathur_nb.measure.snapshot import take_snapshot
 from abathur_nb.report import Report
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
+from abathur_nb.text import printable
 
 
 def named(report: Report, name: str) -> str:
@@ -154,3 +168,310 @@ async def test_retention_leaves_another_database_s_backups_alone(database: Setti
     ]
     assert kept.path.exists()
     assert json.loads(kept.manifest.read_text())["file"] == kept.path.name
+
+
+# --- which backup a restoration takes unasked: the newest, by a sequence that no clock turns, or it says why it c
+
+
+ONE = nb.Retention(last=1, daily=0, weekly=0, monthly=0)
+
+# --- what is wrong with the database when the newer backup is taken, and whether that backup may serve
+
+
+async def last_backup(settings: Settings) -> float | None:
+    return (await take_snapshot(settings))[0].value(LAST_BACKUP)
+
+
+def _cut(newer: Backup) -> None:
+    newer.manifest.write_bytes(newer.manifest.read_bytes()[:-20])
+
+
+def _flip(newer: Backup) -> None:
+    flip_bits(newer.path, 9000)
+
+
+def _renamed(to: str, manifest: str = "") -> Callable[[Backup], None]:
+    def rename(newer: Backup) -> None:
+        newer.manifest.rename(newer.path.with_name(manifest or f"{to}.manifest.json"))
+        newer.path.rename(newer.path.with_name(to))
+
+    return rename
+
+
+# A newer one under a name that a backup never has, and the name by which a restoration takes it.
+RENAMED: dict[str, tuple[str, str]] = {
+    "for a person": ("before the upgrade.db", ""),
+    "as an older one": ("abathur_manual_20000101_000000_000.db", ""),
+    "not UTF-8": ("x\udcff.db", ""),
+    "each by itself": ("before.db", "before.manifest.json"),
+    "with a suffix": ("x.db.bak", "x.db.manifest.json.bak"),
+}
+
+
+async def refused_until_named(database: Settings, older: Backup, newer: Path) -> None:
+    """Assert that nothing is chosen, that the newer one is named and why, and that the older one can be named."""
+    for drill, apply in ((False, False), (True, False), (False, True)):
+        with untouched(database.db_path):
+            report = await nb.restore_database(database, drill=drill, apply=apply)
+        assert report.refused
+        failed = next(check for check in report.checks if check.failed)
+        assert newer.name in failed.observed
+        assert failed.remedy
+        assert older.path.name in failed.observed
+        assert f"-p backup {older.path.name}" in failed.remedy
+    assert (await nb.restore_database(database, backup=older.path.name)).ok
+    assert (await nb.roll_back(database, to=older.path.name)).ok
+
+
+async def test_a_newer_one_that_the_store_would_not_open_is_named_and_the_older_one_wants_a_name(
+    database: Settings,
+) -> None:
+    older = await taken(database)
+    run_sql(database.db_path, "DROP INDEX idx_audit_task", "ALTER TABLE audit ADD COLUMN more")
+    newer = await taken(database)
+    await refused_until_named(database, older, newer.path)
+    assert await last_backup(database) == older.taken_at.timestamp()
+    assert "does not serve" in nb.show_backups(database)["its database"].iloc[0]
+    assert not (await nb.restore_database(database, backup=newer.path.name)).refused, "it can be named as well"
+    older.path.unlink()
+    with pytest.raises(nb.ChecksFailedError, match=rf"{newer.path.name}: its database failed "):
+        (await nb.restore_database(database)).raise_for_failures()
+
+
+@pytest.mark.parametrize("name", RENAMED)
+async def test_a_newer_one_that_was_renamed_counts_by_its_manifest(name: str, database: Settings) -> None:
+    older, newer = await taken(database), await taken(database)
+    path, manifest = RENAMED[name]
+    _renamed(path, manifest)(newer)
+    renamed = newer.path.with_name(path)
+    told = printable(manifest.replace(".manifest.json", "") or path)
+    await refused_until_named(database, older, Path(told))
+    plan = await nb.restore_database(database)
+    assert (f"; newer, and taken by its name only: -p backup {printable(quote(path))}" in str(plan)) != bool(manifest)
+    assert told in nb.show_backups(database).index
+    named = await nb.restore_database(database, backup=renamed)
+    assert (named.refused, named.ok) == (bool(manifest), not manifest)
+    assert manifest or "its manifest is of" in str(named)
+    (await nb.backup_database(database, keep=ONE)).raise_for_failures()
+    assert renamed.exists(), "what was renamed is kept by hand"
+    assert list_backups(database.backup_dir)[0][-1].facts["sequence"] == 3
+    assert (await nb.restore_database(database)).ok, "it is older now"
+
+
+@pytest.mark.parametrize("name", ["for a person", "each by itself"])
+async def test_a_renamed_one_whose_manifest_is_damaged_is_named_as_perhaps_newer(name: str, database: Settings) -> None:
+    older, newer = await taken(database), await taken(database)
+    _cut(newer)
+    _renamed(*RENAMED[name])(newer)
+    report = await nb.restore_database(database)
+    chosen = next(check for check in report.checks if check.id == "backup")
+    assert (chosen.status, older.path.name in chosen.observed) == ("warn", True)
+    assert printable(RENAMED[name][1] or f"{RENAMED[name][0]}.manifest.json") in chosen.observed
+    assert "may be newer" in chosen.observed
+
+
+async def test_where_the_newest_is_damaged_the_newest_that_is_whole_is_named(database: Settings) -> None:
+    first, second, third, kept, newest = [
+        await taken(database, reason=reason) for reason in ("a", "b", "c", "pre_repair", "d")
+    ]
+    for damaged in (third, newest):
+        _flip(damaged)
+    for given in (None, newest.path.name):
+        failed = next(check for check in (await nb.restore_database(database, backup=given)).checks if check.failed)
+        assert newest.path.name in failed.observed
+        assert failed.remedy.endswith(f"-p backup {second.path.name}")
+    for damaged in (first, second):
+        _flip(damaged)
+    failed = next(check for check in (await nb.restore_database(database)).checks if check.failed)
+    assert failed.remedy == "choose another backup"
+    assert (await nb.restore_database(database, backup=kept.path.name)).ok
+
+
+async def test_a_copy_of_the_newest_under_another_name_is_none_that_is_passed_over(database: Settings) -> None:
+    newest = await taken(database)
+    for name in ("a.db", "z.db"):
+        shutil.copy(newest.path, newest.path.with_name(name))
+        shutil.copy(newest.manifest, newest.path.with_name(f"{name}.manifest.json"))
+    newest.path.with_name("other.manifest.json").write_text("{}")
+    report = await nb.restore_database(database)
+    assert [check.status for check in report.checks if check.id == "backup"] == ["pass"]
+
+
+async def test_where_the_newest_cannot_serve_what_a_change_kept_is_named_as_well(database: Settings) -> None:
+    first = await taken(database)
+    spoilt, kept = await taken(database), await taken(database, reason="pre_repair")
+    _cut(spoilt)
+    for there in (first, None):
+        failed = next(check for check in (await nb.restore_database(database)).checks if check.failed)
+        named = re.findall(r"-p backup (\S+?)(?=;|$)", failed.remedy)
+        assert named == [backup.path.name for backup in (there, kept) if backup]
+        for name in named:
+            assert (await nb.restore_database(database, backup=name)).ok
+        first.path.unlink(missing_ok=True)
+        first.manifest.unlink(missing_ok=True)
+
+
+async def test_what_was_taken_before_a_change_is_named_and_left(database: Settings) -> None:
+    usual, before = await taken(database), await taken(database, reason="pre_rollback")
+    report = await nb.restore_database(database)
+    chosen = next(check for check in report.checks if check.name == "backup")
+    assert report.ok
+    assert chosen.status == "warn"
+    assert usual.path.name in chosen.observed
+    assert f"{before.path.name} is newer" in chosen.observed
+    assert await last_backup(database) == usual.taken_at.timestamp()
+
+
+async def test_another_database_of_the_environment_is_taken_only_where_there_is_none_of_this_one(
+    database: Settings, tmp_path: Path
+) -> None:
+    other = nb.resolve("development", db_path=tmp_path / "other" / "abathur.db", backup_dir=database.backup_dir)
+    (await nb.initialize_database(other)).raise_for_failures()
+    own, newer = await taken(database), await taken(other)
+    for settings, wanted in ((database, own), (other, newer), (replace(other, db_path=tmp_path / "moved.db"), newer)):
+        report = await nb.restore_database(settings)
+        chosen = next(check for check in report.checks if check.name == "backup")
+        assert wanted.path.name in chosen.observed
+        assert chosen.status == ("warn" if settings.db_path.name == "moved.db" else "pass")
+
+
+# --- the clock
+
+
+async def test_a_backup_of_the_future_is_a_finding_wherever_its_age_is_judged(database: Settings) -> None:
+    await taken(database)
+    found = redated(await taken(database, reason="ahead"), timedelta(minutes=10))
+    restoration = await nb.restore_database(database)
+    chosen = next(check for check in restoration.checks if check.name == "backup")
+    assert (chosen.status, found.path.name in chosen.observed) == ("warn", True)
+    assert "in the future" in chosen.observed
+    assert "taken in the future" in nb.show_backups(database)["its database"].iloc[0]
+    alert = next(c for c in (await nb.monitor(database)).report.checks if c.name == "age of the last proven backup")
+    assert alert.status == "warn"
+    report = await nb.backup_database(database)
+    (clock,) = (check for check in report.checks if check.name == "clock")
+    assert (clock.status, found.path.name in clock.observed) == ("warn", True)
+    redated(found, timedelta(minutes=4))
+    (clock,) = (check for check in (await nb.backup_database(database)).checks if check.name == "clock")
+    assert clock.status == "pass", "two machines may differ by some minutes"
+
+
+@pytest.mark.parametrize("days", [365, -20_000])
+async def test_a_run_keeps_what_it_made_whatever_the_clock_was_and_others_made_meanwhile(
+    days: int, database: Settings
+) -> None:
+    for number in range(2):
+        redated(await taken(database), timedelta(days=days + number))
+    report = await nb.backup_database(database, keep=ONE)
+    (made,) = {Path(check.observed.split(",")[0]) for check in report.checks if check.name == "copy"}
+    assert report.ok
+    assert list_backups(database.backup_dir)[0][-1].path == made
+    assert await last_backup(database) == read_backup(made).taken_at.timestamp()
+    second, third = [await taken(database) for _ in range(2)]
+    assert {check.name for check in apply_retention(database, ONE, second)} == {"retention", "clock", "leftovers"}
+    assert [path.exists() for path in (made, second.path, third.path)] == [False, True, True]
+
+
+async def test_each_gets_a_number_of_its_own_at_once_and_after_the_last_one(database: Settings) -> None:
+    await asyncio.gather(*(nb.backup_database(database) for _ in range(4)))
+    found = list_backups(database.backup_dir)[0]
+    assert [backup.facts["sequence"] for backup in found] == [1, 2, 3, 4]
+    rewritten(found[0], sequence=2**63 - 1)
+    assert (await nb.backup_database(database)).ok, "a manifest may claim the last number there is"
+
+
+async def test_manifests_of_before_serve_and_are_shown_as_older_and_offsets_are_converted(database: Settings) -> None:
+    for compress in (False, True):
+        found = await taken(database, compress=compress)
+        as_before(found)
+        (await nb.restore_database(database, drill=True)).raise_for_failures()
+    assert all("older manifest" in told for told in nb.show_backups(database)["its database"])
+    (await nb.restore_database(database, apply=True)).raise_for_failures()
+    rewritten(found, taken_at="2026-11-30T10:00:00+05:30")
+    assert "2026-11-30 04:30:00.000" in set(nb.show_backups(database)["taken at"])
+
+
+# --- one bad file costs that file
+
+
+@pytest.mark.parametrize("every", sampled((1, 12), 12))
+async def test_a_manifest_of_any_other_shape_costs_its_own_backup_alone(every: int, database: Settings) -> None:
+    bad, good = await taken(database), await taken(database)
+    facts, refused = unsealed(bad.manifest.read_bytes()), 0
+    for what, changed in islice(reshaped(facts), 0, None, every):
+        bad.manifest.write_bytes(sealed(changed))
+        found, faults = list_backups(database.backup_dir)
+        assert good.path in [backup.path for backup in found], what
+        assert set(faults) | {backup.path.name for backup in found} == {bad.path.name, good.path.name}, what
+        nb.show_backups(database).to_html().encode()
+        with suppress(nb.RefusedError):  # where it is newer, and can't serve
+            find_backup(database.backup_dir, None, database.env, database.db_path)
+        if bad.path.name in faults:
+            assert bad.manifest.name in faults[bad.path.name], what
+            refused += 1
+    for content in BYTES.values():
+        bad.manifest.write_bytes(content)
+        assert ([backup.path for backup in list_backups(database.backup_dir)[0]]) == [good.path]
+    for make in PLACES.values():
+        for path in (bad.manifest, bad.path):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            make(path)
+        assert good.path in [backup.path for backup in list_backups(database.backup_dir)[0]]
+        assert (await nb.restore_database(database)).ok
+        assert (await nb.restore_database(database, backup=bad.path)).refused
+    assert refused > 200 // every
+    assert (await nb.restore_database(database)).ok
+
+
+# --- what a killed backup or expiry leaves
+
+
+async def test_a_manifest_alone_is_swept_by_the_next_backup(database: Settings) -> None:
+    gone, kept = await taken(database), await taken(database)
+    gone.path.unlink()
+    report = await nb.backup_database(database)
+    report.raise_for_failures()
+    assert not gone.manifest.exists()
+    assert kept.manifest.exists()
+    (leftovers,) = (check for check in report.checks if check.name == "leftovers")
+    assert gone.manifest.name in leftovers.evidence[0]
+    assert [check.name for check in report.checks if check.status == "warn"] == []
+
+
+async def test_a_manifest_whose_backup_is_being_published_right_now_stays(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, kept = await taken(database), await taken(database)
+    aside = half.path.rename(half.path.with_suffix(".draft"))
+    monkeypatch.setattr(files, "_PATIENCE_S", 0)
+    with locked(database.backup_dir):
+        assert not list_backups(database.backup_dir)[0][:-1]
+        assert (await nb.backup_database(database)).refused, "its own turn has not come"
+        assert half.manifest.exists()
+        aside.rename(half.path)
+    found, faults = list_backups(database.backup_dir)
+    assert ([backup.path for backup in found], faults) == ([half.path, kept.path], {})
+
+
+# --- the case that was seen: a replication tool's table
+
+
+@pytest.mark.parametrize("how", ["another environment", "moved and back"])
+async def test_a_newer_one_of_this_file_under_another_name_is_not_passed_over(how: str, database: Settings) -> None:
+    older = await taken(database)
+    folder, other = database.db_path.parent, replace(database, env="staging")
+    if how == "moved and back":
+        other = replace(database, db_path=folder.with_name("moved") / database.db_path.name)
+        database = replace(database, backup_dir=folder.with_name("backups"))
+        shutil.copytree(folder / "backups", database.backup_dir)
+        other = replace(other, backup_dir=database.backup_dir)
+        folder.rename(other.db_path.parent)
+    run_sql(other.db_path, MEMORY)
+    newer = await taken(other)
+    if how == "moved and back":
+        other.db_path.parent.rename(folder)
+    with untouched(database.db_path):
+        report = await nb.restore_database(database, apply=True)
+    assert report.refused
+    assert newer.path.name in str(report)
+    assert f"-p backup {older.path.name}" in str(report)

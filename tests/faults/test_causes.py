@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from damage import fingerprint, run_sql
+from mounting import remount, tmpfs
 from sampling import sampled
 
 import abathur_nb as nb
@@ -29,20 +30,17 @@ FULL, READ_ONLY = "the disk of {} is full", "{} is mounted read-only"
 @pytest.fixture
 def mounted() -> Iterator[Callable[[Path, str], None]]:
     """Return a function that mounts a tmpfs with these options over a directory, with what the directory holds."""
-    done: list[Path] = []
+    with ExitStack() as stack:
 
-    def mount(folder: Path, options: str) -> None:
-        kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs", folder], check=True)
-        done.append(folder)
-        for name, content in kept.items():
-            (folder / name).write_bytes(content)
-            (folder / name).chmod(0o600)
-        subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+        def mount(folder: Path, options: str) -> None:
+            kept = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+            stack.enter_context(tmpfs(folder, "size=64m"))
+            for name, content in kept.items():
+                (folder / name).write_bytes(content)
+                (folder / name).chmod(0o600)
+            remount(folder, options)
 
-    yield mount
-    for folder in done:
-        subprocess.run(["umount", "--lazy", folder], check=True)
+        yield mount
 
 
 @pytest.fixture

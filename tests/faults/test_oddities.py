@@ -1,9 +1,17 @@
-"""What other programs leave in a database: each verb ends soon, a backup is good, and what is not ours is named."""
+"""What other programs leave in a database: each verb ends soon and within bounds, and what is not ours is named."""
 
 import hashlib
+import json
 import marshal
+import re
+import shutil
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
 from contextlib import closing
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +23,15 @@ from sampling import sampled
 import abathur_nb as nb
 from abathur_nb.backups.copying import read_content
 from abathur_nb.backups.manifest import Backup, list_backups
+from abathur_nb.backups.replacement import read_source
 from abathur_nb.config.settings import Settings
+from abathur_nb.errors import BOUND_BYTES
 from abathur_nb.evidence.canonical import canonical
 from abathur_nb.report import Report
 from abathur_nb.runbook.validate import show_schema
+from abathur_nb.store import connection
 from abathur_nb.store.connection import connect
+from abathur_nb.store.guarded import Connection
 from abathur_nb.store.schema import expected_tables
 
 EVERY = ODD | ODD_TABLES
@@ -181,3 +193,223 @@ async def test_a_reference_of_another_table_hides_none_of_ours(database: Setting
     (check,) = [check for check in (await nb.validate_database(database)).checks if check.failed]
     assert check.name == "foreign keys"
     assert "audit.agent_id: 'none'" in check.evidence[0]
+
+
+# --- each verb that reads ends, whatever the schema computes and however large a value is, and says what it did n
+
+
+SIZE = 40_000_000  # over what malloc keeps for itself
+# Text of JSON, by what it costs to parse it.
+VALUES = {
+    "one text": "json_object('a', printf('%.*c', {size}, 'x'))",
+    "many numbers": "'[' || replace(hex(zeroblob({size} / 4)), '00', '1,') || '1]'",
+    "no JSON": "replace(hex(zeroblob({size} / 2)), '00', '{{{{')",
+}
+MEASURE = """
+import asyncio, json, sys
+import abathur_nb as nb
+def most():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+async def measured(verb, settings):
+    open("/proc/self/clear_refs", "w").write("5")
+    before, shown = most(), await verb(settings)
+    report = getattr(shown, "report", shown)
+    return [most() - before, report.refused, [f"{c.status} {c.name}: {c.observed}" for c in report.checks]]
+"""
+# Prints what validate and troubleshoot have added to the memory that this process has needed at most, in bytes.
+PROGRAM = f"""{MEASURE}
+settings, small = (nb.resolve("development", db_path=path) for path in sys.argv[1:])
+asyncio.run(nb.initialize_database(small))
+for verb in (nb.validate_database, nb.troubleshoot):
+    asyncio.run(verb(small))
+    print(json.dumps(asyncio.run(measured(verb, settings))))
+"""
+
+
+INSERTS = (
+    "INSERT INTO tasks (id, prompt, input_data) VALUES ('t', 'p', {})",
+    "INSERT INTO sessions (id, app_name, user_id, events) VALUES ('s', 'a', 'u', {})",
+)
+
+
+@pytest.mark.parametrize(
+    "at", sampled(product(VALUES, INSERTS), ("many numbers", INSERTS[0]), ("one text", INSERTS[1])), ids=str
+)
+def test_one_large_value_costs_validate_at_most_three_times_its_size(
+    at: tuple[str, str], database: Settings, tmp_path: Path
+) -> None:
+    kind, insert = at
+    run_sql(database.db_path, insert.format(VALUES[kind].format(size=SIZE)))
+    command = [sys.executable, "-c", PROGRAM, str(database.db_path), str(tmp_path / "small" / "abathur.db")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    (validated, _, told), (looked, _, also_told) = map(json.loads, done)
+    for lines in (told, also_told):
+        assert [line.partition(":")[0] for line in lines if line.startswith(("fail", "error"))] == ["fail JSON limits"]
+    assert validated < 3 * SIZE, "the value, a copy of it, the pages of the file that are mapped, and validate itself"
+    assert looked < 5 * SIZE, "the same, and the row in the form in which a repair would keep it"
+
+
+# What a schema may compute, by its table; of 4e8 it would take 1.2 GB.
+COMPUTED = {
+    "tasks": "CREATE INDEX i1 ON tasks (prompt, length(hex(zeroblob(4e8))))",
+    "metrics": "CREATE INDEX i2 ON metrics (metric_name) WHERE length(hex(zeroblob(4e8))) > 1",
+    "audit": "CREATE INDEX i3 ON audit (replace(hex(zeroblob(4e8)), '0', action_type) > 'x')",
+    "generated": "CREATE TABLE generated (a, b AS (length(hex(zeroblob(4e8)))) NOT NULL)",
+}
+UNREAD = (
+    "CREATE TABLE checked (a, CHECK (length(hex(zeroblob(4e8))) > 1))",
+    "CREATE VIEW shown AS SELECT length(hex(zeroblob(4e8)))",
+    "INSERT INTO generated VALUES (1)",
+    "INSERT INTO checked VALUES (1)",
+)
+VERBS = f"""{MEASURE}
+verbs = {{
+    "validate": nb.validate_database, "troubleshoot": nb.troubleshoot, "backup": nb.backup_database,
+    "monitor": nb.monitor, "explore": nb.explore, "rollback": lambda settings: nb.roll_back(settings, to="fresh"),
+    "drill": lambda settings: nb.restore_database(settings, drill=True),
+    "restore": lambda settings: nb.restore_database(settings, apply=True),
+    "repair": lambda settings: nb.troubleshoot(settings, repair=True),
+}}
+for path in sys.argv[1:]:
+    for name, verb in verbs.items():
+        print(json.dumps([name, *asyncio.run(measured(verb, nb.resolve("development", db_path=path)))]), flush=True)
+"""
+
+
+def measured(database: Settings, folder: Path, *hostile: Path) -> Iterator[tuple[str, int, bool, list[str]]]:
+    """Yield what each verb adds to the memory on hostile databases, whether it was refused, and its checks."""
+    usual = folder / "usual" / "abathur.db"
+    usual.parent.mkdir(mode=0o700)
+    shutil.copy(database.db_path, usual)
+    command = [sys.executable, "-c", VERBS, *map(str, (usual, *hostile))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    for line in done[9:]:  # behind those that load the modules
+        yield tuple(json.loads(line))
+
+
+def test_no_verb_takes_the_memory_that_a_schema_asks_for_and_each_works_around_it(
+    database: Settings, tmp_path: Path
+) -> None:
+    small = [statement.replace("4e8", "4e1") for statement in (*COMPUTED.values(), *UNREAD)]
+    in_full = "UPDATE sqlite_schema SET sql = replace(sql, '4e1', '4e8')"
+    run_sql(database.db_path, *ROWS, *small, "PRAGMA writable_schema = ON", in_full)
+    ran = [*measured(database, tmp_path, database.db_path)]
+    assert not [(name, used) for name, used, *_ in ran if used > 20_000_000]
+    for name, _, refused, told in ran:
+        assert not refused, (name, told)
+        assert not [line for line in told if line.startswith(("error", "fail integrity"))], (name, told)
+    for table in COMPUTED:
+        assert f"{table}, integrity_check: the bound of" in str(ran[0][-1])
+
+
+# Schemas that are too long. To parse a list, SQLite needs 20 times its size.
+SCHEMAS = {
+    "text": ["CREATE TABLE evil (a DEFAULT '{}')".format("x" * 8_000_000)],
+    "list": [f"CREATE TABLE evil (a CHECK (a IN ({'1,' * 4_000_000}1)))"],
+    "name": ['CREATE TABLE "evil{}" (a)'.format("n" * 8_000_000)],
+    "index": ["CREATE INDEX evil ON tasks (prompt) WHERE prompt <> '{}'".format("x" * 8_000_000)],
+    "many": ["CREATE TABLE evil{} (a DEFAULT '{}')".format(n, "x" * 900_000) for n in range(9)],
+}
+
+
+@pytest.mark.parametrize("kinds", sampled((tuple(SCHEMAS), ("list",)), ("list",)), ids="+".join)
+async def test_a_schema_too_long_to_be_read_is_refused_with_its_bound(
+    kinds: tuple[str, ...], database: Settings, tmp_path: Path
+) -> None:
+    hostile = [tmp_path / kind / "abathur.db" for kind in kinds]
+    for path, kind in zip(hostile, kinds, strict=True):
+        path.parent.mkdir(mode=0o700)
+        shutil.copy(database.db_path, path)
+        run_sql(path, *SCHEMAS[kind])
+    for name, used, refused, told in measured(database, tmp_path, *hostile):
+        assert refused, name
+        assert "CORRUPT" not in str(told)
+        assert name in ("drill", "restore") or "is too long to be read: " in str(told), (name, told)
+        assert used < 3 * 8_000_000 + 60_000_000, name  # as much as SQLite needs for a list until its bound
+    words = r"evil.*the bound of 1,048,576|its SQL has .* the bound is 2,097,152"
+    for path in hostile:
+        with pytest.raises(nb.RefusedError, match=words):
+            async with nb.Database.open(nb.resolve("development", db_path=path)):
+                pass
+    with pytest.raises((nb.RefusedError, sqlite3.DatabaseError), match=r"too long|too big"):
+        await read_source(hostile[0], "a backup")
+
+
+VALUES_OF_ONE = ", ".join(f"hex(zeroblob(4{n:02}))" for n in range(100))
+TOGETHER = {  # hundreds of values, each of which is short enough
+    "columns": f"CREATE INDEX evil ON other ({VALUES_OF_ONE})",
+    "list": f"CREATE INDEX evil ON other (a IN ({VALUES_OF_ONE}))",
+    "arguments": f"CREATE INDEX evil ON other (a) WHERE max({VALUES_OF_ONE}) > 'a'",
+    "generated": f"ALTER TABLE other ADD COLUMN more AS (coalesce(nullif(a, 1), max({VALUES_OF_ONE}))) NOT NULL",
+}
+
+
+@pytest.mark.parametrize("kinds", sampled((tuple(TOGETHER), ("columns",)), ("columns",)), ids="+".join)
+def test_what_an_index_computes_together_is_bounded(kinds: tuple[str, ...], database: Settings, tmp_path: Path) -> None:
+    in_full = "UPDATE sqlite_schema SET sql = replace(sql, 'zeroblob(4', 'zeroblob(4000')"
+    hostile = [tmp_path / kind / "abathur.db" for kind in kinds]
+    for path, kind in zip(hostile, kinds, strict=True):
+        path.parent.mkdir(mode=0o700)
+        shutil.copy(database.db_path, path)
+        make = ("CREATE TABLE other (a)", TOGETHER[kind], "INSERT INTO other (a) VALUES (1)")
+        run_sql(path, *ROWS, *make, "PRAGMA writable_schema = ON", in_full)
+    for name, used, refused, told in measured(database, tmp_path, *hostile):
+        assert used < 20_000_000, name
+        assert not refused, (name, told)
+        if name == "validate":
+            assert "other, integrity_check: the bound of" in str(told)
+            bounds = [
+                int(one.replace(",", "")) for one in re.findall(r"the bound of ([\d,]+) bytes, for one", str(told))
+            ]
+            assert bounds
+            # Of what one value may have, each of the many that an index computes gets a part.
+            assert max(bounds) < BOUND_BYTES
+            assert "tasks, " not in str(told)
+
+
+async def test_a_backup_asks_no_more_often_for_more_tables(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[object]()
+    run = Connection._execute
+
+    async def count(conn: Connection, what: object, *args: object, **given: object) -> object:
+        asked.append(what)
+        return await run(conn, what, *args, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Connection, "_execute", count)
+    (await nb.backup_database(database)).raise_for_failures()
+    usual = len(asked)
+    run_sql(database.db_path, "BEGIN", *(f"CREATE TABLE other_{n} (a)" for n in range(300)), "COMMIT")
+    (await nb.backup_database(database)).raise_for_failures()
+    assert len(asked) == 2 * usual
+
+
+async def test_a_check_that_reaches_its_bound_is_no_damage(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So many that each check takes longer than SQLite lets pass between two looks at the clock.
+    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
+    run_sql(database.db_path, f"{many} INSERT INTO metrics (metric_name, metric_value) SELECT 'm' || i, 1 FROM n")
+    monkeypatch.setattr(connection, "BOUND_S", -60)
+    report = await nb.validate_database(database)
+    stopped = {check.name for check in report.checks if check.status == "error" and "the bound of" in check.observed}
+    assert {"integrity", "values"} <= stopped
+    assert "CORRUPT" not in str(report)
+    assert not any(check.status == "fail" for check in report.checks), str(report)
+    for refused in (await nb.backup_database(database), await nb.troubleshoot(database, repair=True)):
+        assert refused.refused
+        assert "the bound of 30 s" in str(refused)
+    assert not database.backup_dir.exists()
+
+
+async def test_of_hundreds_of_tables_that_are_not_ours_each_verb_names_some(database: Settings) -> None:
+    run_sql(database.db_path, "BEGIN", *(f"CREATE TABLE other_{n} (a)" for n in range(300)), "COMMIT")
+    reports = [await verb(database) for verb in (nb.validate_database, nb.troubleshoot, nb.backup_database)]
+    reports += [await nb.restore_database(database, apply=True), (await nb.explore(database)).report]
+    for report in reports:
+        assert not report.refused
+        report.raise_for_failures()
+        assert max(len(check.observed) for check in report.checks) < 1000, report.title
+    assert " and 280 more" in next(check.observed for check in reports[0].checks if check.name == "other objects")
+    assert (await nb.show_schema(database)).to_html().endswith("<p>and 109 more tables</p>")
+    run_sql(database.db_path, "BEGIN", *(f"CREATE VIEW view_{n} AS SELECT 1" for n in range(300)), "COMMIT")
+    with pytest.raises(nb.RefusedError, match="and 280 more"):
+        async with nb.Database.open(database):
+            pass

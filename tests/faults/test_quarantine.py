@@ -1,24 +1,30 @@
-"""A quarantine file is read as it was written, or named with what is wrong; never a bare traceback."""
+"""What a repair took out is put back as far as the rules let it, and a file of another shape is refused."""
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import SESSION, TASK, fingerprint, run_sql
+from backup_helpers import content_of
+from damage import AGENT, SESSION, TASK, fingerprint, run_sql, untouched
 from hostile import BYTES, PLACES, reshaped
 from sampling import sampled
+from troubleshoot_helpers import check_of, rows_of
 
 import abathur_nb as nb
+from abathur_nb.backups.manifest import list_backups
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical, sha256
-from abathur_nb.repair.quarantine import quarantine_dir, read_quarantine
+from abathur_nb.repair.quarantine import plain, quarantine_dir, read_quarantine, value_of
 
 
 @pytest.fixture
-async def quarantine(database: Settings) -> Path:
+async def values(database: Settings) -> Path:
     """Return a quarantine file of a value of each kind: a text that is not UTF-8, a blob, an infinite number."""
     row = "UPDATE tasks SET input_data = CAST(x'ff' AS TEXT), session_id = 's1', result_data = x'00', priority = 9e999"
     run_sql(database.db_path, SESSION, TASK, row, "PRAGMA foreign_keys = OFF", "DELETE FROM sessions")
@@ -35,41 +41,161 @@ def written(lines: list[dict[str, Any]]) -> bytes:
 
 @pytest.mark.parametrize("every", sampled((1, 9), 9))
 async def test_of_another_shape_it_is_refused_or_put_back_and_nothing_else(
-    every: int, database: Settings, quarantine: Path
+    every: int, database: Settings, values: Path
 ) -> None:
-    lines = [json.loads(line) for line in quarantine.read_bytes().splitlines()[:-1]]
-    assert quarantine.read_bytes() == written(lines), "the control"
+    lines = [json.loads(line) for line in values.read_bytes().splitlines()[:-1]]
+    assert values.read_bytes() == written(lines), "the control"
     before, refused, taken = fingerprint(database.db_path), 0, list[str]()
     for number, line in enumerate(lines):
         for what, changed in islice(reshaped(line), 0, None, every):
-            quarantine.write_bytes(written([*lines[:number], changed, *lines[number + 1 :]]))
+            values.write_bytes(written([*lines[:number], changed, *lines[number + 1 :]]))
             try:
-                read_quarantine(quarantine)
+                read_quarantine(values)
             except nb.RefusedError as error:
-                refused += str(quarantine) in error.observed
+                refused += str(values) in error.observed
                 continue
-            report = await nb.troubleshoot(database, put_back=quarantine)
+            report = await nb.troubleshoot(database, put_back=values)
             assert report.ok or what.startswith("env"), (what, str(report))
             taken.append(what)
     assert refused > len(taken) > 30 // every, taken
     assert fingerprint(database.db_path) == before
 
 
-async def test_what_is_not_its_json_or_not_a_file_is_refused_with_its_name(
-    database: Settings, quarantine: Path
-) -> None:
-    first, *rest = quarantine.read_bytes().splitlines(keepends=True)
+async def test_what_is_not_its_json_or_not_a_file_is_refused_with_its_name(database: Settings, values: Path) -> None:
+    first, *rest = values.read_bytes().splitlines(keepends=True)
     for content in BYTES.values():
         for spoilt in (content, first + content, first + content + rest[-1]):
-            quarantine.write_bytes(spoilt)
-            await refused_by_name(database, quarantine)
+            values.write_bytes(spoilt)
+            await refused_by_name(database, values)
     for make in PLACES.values():
-        shutil.rmtree(quarantine) if quarantine.is_dir() and not quarantine.is_symlink() else quarantine.unlink()
-        make(quarantine)
-        await refused_by_name(database, quarantine)
+        shutil.rmtree(values) if values.is_dir() and not values.is_symlink() else values.unlink()
+        make(values)
+        await refused_by_name(database, values)
 
 
 async def refused_by_name(settings: Settings, file: Path) -> None:
     report = await nb.troubleshoot(settings, put_back=file)
     assert report.refused
     assert str(file) in report.checks[-1].observed
+
+
+# --- what a repair took out is put back as far as the rules let it, and what is not stays in the file and is name
+
+
+LOST = (
+    TASK,
+    AGENT,
+    "UPDATE agents SET name = 'é' || char(0) || '\u2028', resource_usage = '[1e3]'",
+    "INSERT INTO tasks (id, prompt, session_id) VALUES ('t2', 'p', 's1')",
+    SESSION,
+    "INSERT INTO audit (action_type, agent_id) VALUES ('x', 'a1')",
+    "INSERT INTO checkpoints (task_id, iteration, state) VALUES ('t1', 0, '{}')",
+    "INSERT INTO state (task_id, key, value) VALUES ('t1', 'k', '[]')",
+)
+
+
+@pytest.fixture
+async def quarantine(database: Settings) -> Path:
+    """Return what a repair wrote after a task and a session were deleted by somebody who minds no reference."""
+    run_sql(database.db_path, *LOST)
+    run_sql(database.db_path, "DELETE FROM tasks WHERE id = 't1'", "DELETE FROM sessions")
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+    (found,) = quarantine_dir(database).iterdir()
+    return found
+
+
+async def test_once_the_lost_parents_are_back_every_row_stands_as_it_stood(
+    database: Settings, quarantine: Path
+) -> None:
+    path = database.db_path
+    assert rows_of(path)["agents"] == rows_of(path)["checkpoints"] == []
+    run_sql(path, TASK, SESSION)
+    with untouched(path):
+        plan = await nb.troubleshoot(database, put_back=quarantine.name)
+    assert plan.ok
+    assert "1 row of agents" in check_of(plan, "plan").observed
+    (await nb.troubleshoot(database, put_back=quarantine.name, repair=True)).raise_for_failures()
+    assert all(backup.before_a_change for backup in list_backups(database.backup_dir)[0]), "never restored unasked"
+    other = nb.resolve("development", db_path=path.with_name("other") / "abathur.db")
+    (await nb.initialize_database(other)).raise_for_failures()
+    run_sql(other.db_path, *LOST)
+    times = ("submitted_at", "last_updated_at", "spawned_at", "created_at", "last_update_time", "timestamp")
+    with closing(sqlite3.connect(path)) as conn, closing(sqlite3.connect(other.db_path)) as lost:
+        conn.text_factory = lost.text_factory = bytes
+        for table in ("agents", "tasks", "sessions", "audit", "checkpoints", "state"):
+            columns = [row[1].decode() for row in conn.execute(f"PRAGMA table_info({table})")]
+            select = (
+                f"SELECT {', '.join(c for c in columns if c not in (*times, 'updated_at'))} FROM {table} ORDER BY 1"
+            )
+            assert conn.execute(select).fetchall() == lost.execute(select).fetchall()
+    with untouched(path):
+        again = await nb.troubleshoot(database, put_back=quarantine, repair=True)
+    assert again.ok
+    assert "0 can be put back, 5 are there already" in check_of(again, "quarantine").observed
+
+
+def test_every_value_of_sqlite_comes_back_from_json_as_it_was() -> None:
+    with closing(sqlite3.connect(":memory:")) as conn:
+        conn.text_factory = lambda text: text.decode(errors="surrogateescape")
+        for sql in ("NULL", "1", "-1.5", "9e999", "'é'", "''", "x''", "x'ff'", "CAST(x'ff00fe' AS TEXT)"):
+            ((value,),) = conn.execute(f"SELECT {sql}")
+            mark, bound = value_of(json.loads(json.dumps(plain(value), allow_nan=False)))
+            same = f"SELECT {mark} IS {sql} AND typeof({mark}) = typeof({sql})"
+            assert conn.execute(same, (bound, bound)).fetchone() == (1,)
+
+
+async def test_what_would_break_a_rule_again_stays_in_the_file_and_is_named(
+    database: Settings, quarantine: Path
+) -> None:
+    run_sql(database.db_path, SESSION)
+    before = rows_of(database.db_path)["agents"]
+    report = await nb.troubleshoot(database, put_back=quarantine.name, repair=True)
+    report.raise_for_failures()
+    told = check_of(report, "quarantine")
+    assert told.status == "warn"
+    assert "1 can be put back, 0 are there already, 4 stay in the file" in told.observed
+    assert any("agents: 'a1': FOREIGN KEY constraint failed" in line for line in told.evidence)
+    assert rows_of(database.db_path)["agents"] == before
+
+
+async def test_what_was_changed_since_or_has_its_place_taken_is_left(database: Settings, quarantine: Path) -> None:
+    path = database.db_path
+    run_sql(path, TASK, SESSION, "INSERT INTO sessions (id, app_name, user_id) VALUES ('s2', 'app', 'bob')", AGENT)
+    run_sql(path, "UPDATE tasks SET session_id = 's2'", "DELETE FROM audit")
+    report = await nb.troubleshoot(database, put_back=quarantine.name)
+    told = "\n".join(check_of(report, "quarantine").evidence)
+    assert "agents: 'a1': another row has its key now" in told
+    assert "tasks: 't2', session_id: changed since" in told
+    assert "its row is gone" in told
+
+
+async def test_json_that_is_none_stays_in_the_file_word_for_word(database: Settings) -> None:
+    run_sql(database.db_path, SESSION, "UPDATE sessions SET events = 'the old text'")
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+    (file,) = quarantine_dir(database).iterdir()
+    with untouched(database.db_path):
+        report = await nb.troubleshoot(database, put_back=file.name, repair=True)
+    assert "sessions: 's1', events: CHECK constraint failed" in check_of(report, "quarantine").evidence[0]
+    assert "the old text" in file.read_text()
+
+
+async def test_a_file_that_is_not_as_it_was_written_is_refused(database: Settings, quarantine: Path) -> None:
+    run_sql(database.db_path, TASK, SESSION)
+    content = quarantine.read_bytes()
+    with untouched(database.db_path):
+        staging = replace(database, env="staging")
+        assert (await nb.troubleshoot(staging, put_back=quarantine.name, repair=True)).refused
+        for spoilt in (content.replace(b'"a1"', b'"a2"', 1), b"".join(content.splitlines(keepends=True)[:-2]), None):
+            quarantine.unlink() if spoilt is None else quarantine.write_bytes(spoilt)
+            assert (await nb.troubleshoot(database, put_back=quarantine.name, repair=True)).refused
+
+
+async def test_only_the_hash_of_what_was_shown_confirms_it(database: Settings, quarantine: Path) -> None:
+    run_sql(database.db_path, TASK, SESSION)
+    strict = replace(database, confirm_changes=True)
+    digits = check_of(await nb.troubleshoot(strict, put_back=quarantine.name), "plan").observed.split()[1]
+    before = await content_of(strict)
+    assert (await nb.troubleshoot(strict, put_back=quarantine.name, repair=True, confirm="0" * 16)).refused
+    assert await content_of(strict) == before
+    (await nb.troubleshoot(strict, put_back=quarantine.name, repair=True, confirm=digits)).raise_for_failures()
+    assert await content_of(strict) != before

@@ -1,22 +1,39 @@
 """The old state or the new one is there at every moment, what was there before is kept, nothing unproven is taken."""
 
+import asyncio
+import hashlib
 import os
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
+from itertools import cycle, product
 from pathlib import Path
+from typing import Any
 
 import pytest
-from backup_helpers import ADD, content_of, run_sql, taken
-from damage import fingerprint, untouched
+import zstandard
+from backup_helpers import ADD, content_of, taken
+from damage import ROWS, fingerprint, held, run_as_other, run_sql, untouched
+from forms import MODES, made
+from hostile import BYTES, reshaped
+from manifests import as_before, rewritten
+from mounting import tmpfs
+from sampling import sampled
+from situations import VERBS, begun, gone, stale, tree, without_side_files
 
 import abathur_nb as nb
-from abathur_nb.backups.aside import new_folder
+from abathur_nb.backups.aside import complete, new_folder
 from abathur_nb.backups.copying import copy_in
-from abathur_nb.backups.manifest import Backup, list_backups
+from abathur_nb.backups.manifest import Backup, list_backups, read_backup
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed
+from abathur_nb.repair.quarantine import quarantine_dir
 from abathur_nb.report import Report
 from abathur_nb.store.target import journal_of
 
@@ -268,3 +285,441 @@ async def test_a_database_that_was_moved_is_restored_twice_from_the_backup_of_it
     for _ in range(2):
         (await nb.restore_database(moved, apply=True)).raise_for_failures()
         assert await content_of(moved) == backup.content
+
+
+# --- a drill goes the way of the restoration: where it is green a restoration works, where it is red none does
+
+
+SIZES = (4096, 8192)  # of a page: a database of another size is replaced, one of the same is written into
+
+
+async def agree(settings: Settings, backup: Backup) -> bool:
+    """Drill, then restore; return what both say, which must be the same, and true of the database."""
+    before = settings.db_path.stat()
+    drill = await nb.restore_database(settings, backup=backup.path, drill=True)
+    assert settings.db_path.stat().st_mtime_ns == before.st_mtime_ns, "a drill leaves the database alone"
+    report = await nb.restore_database(settings, backup=backup.path, apply=True)
+    assert drill.ok == report.ok, f"{drill}\n{report}"
+    if not report.refused:
+        assert await content_of(settings) == backup.content
+        with closing(sqlite3.connect(settings.db_path)) as conn:
+            assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    return report.ok
+
+
+async def test_neither_vacuum_nor_journal_mode_is_in_the_way(database: Settings, tmp_path: Path) -> None:
+    backup = await taken(database)
+    for number, mode in enumerate(MODES):
+        live = await made(tmp_path / f"live-{number}" / "abathur.db", vacuum=number % 3, mode=mode)
+        assert await agree(live, backup)
+
+
+@pytest.mark.parametrize(("live", "other"), [("UTF-8", "UTF-16le"), ("UTF-16be", "UTF-8"), ("UTF-16le", "UTF-16be")])
+async def test_another_encoding_is_replaced_and_not_written_into(live: str, other: str, tmp_path: Path) -> None:
+    backup = (await nb.backup_database(await made(tmp_path / "other" / "abathur.db", encoding=other))).ok
+    assert backup
+    (path,) = (tmp_path / "other" / "backups").glob("*.db")
+    settings = await made(tmp_path / "live" / "abathur.db", encoding=live)
+    # What is restored is encoded as the backup is, which validate says of both.
+    assert await agree(settings, read_backup(path)) == (other == "UTF-8")
+
+
+OPENED: dict[str, Callable[[Path], object]] = {
+    "0400": partial(Path.chmod, mode=0o400),
+    "0644": partial(Path.chmod, mode=0o644),
+    "0777, of the directory": lambda path: path.parent.chmod(0o777),
+    "another owner": lambda path: shutil.chown(path, 65534),
+}
+
+
+@pytest.mark.parametrize(
+    "at", sampled(product(OPENED, SIZES), *zip(OPENED, (4096, 8192, 8192, 4096), strict=True)), ids=str
+)
+async def test_who_may_use_the_database_is_judged_by_a_drill_too(
+    at: tuple[str, int], database: Settings, tmp_path: Path
+) -> None:
+    (how, size), backup = at, await taken(database)
+    settings = await made(tmp_path / "live" / "abathur.db", page_size=size)
+    OPENED[how](settings.db_path)
+    # A file that is replaced leaves its mode behind, and its directory does not.
+    assert await agree(settings, backup) == (size != 4096 and "directory" not in how)
+    report = await nb.restore_database(settings, backup=backup.path, drill=True)
+    assert report.ok == (size != 4096 and "directory" not in how)
+
+
+CONDITIONS: dict[str, tuple[tuple[str, ...] | None, bool, bool]] = {
+    # What another process has done, then whether it can be written into, and whether it can be moved aside.
+    "nobody": (None, True, True),
+    "an idle connection": (("SELECT count(*) FROM tasks",), True, False),
+    "a reader": (("BEGIN", "SELECT count(*) FROM tasks"), True, False),
+    "a writer": (("BEGIN IMMEDIATE",), False, False),
+}
+
+
+@pytest.mark.parametrize(
+    "at", sampled(product(CONDITIONS, SIZES), *zip(CONDITIONS, (8192, 8192, 4096, 4096), strict=True)), ids=str
+)
+async def test_whoever_has_it_open_forbids_what_would_harm(
+    at: tuple[str, int], database: Settings, tmp_path: Path
+) -> None:
+    (condition, size), backup = at, await taken(database)
+    settings = replace(await made(tmp_path / "live" / "abathur.db", page_size=size), busy_timeout_ms=200)
+    statements, in_place, aside = CONDITIONS[condition]
+    users: AbstractContextManager[Any] = held(settings.db_path, *statements) if statements else nullcontext()
+    with users as process:
+        works = await agree(settings, backup)
+        assert works == (in_place if size == 4096 else aside)
+        if not works:
+            report = await nb.restore_database(settings, backup=backup.path, drill=True)
+            assert f"PID {process.pid} (" in str(report)
+    assert await agree(settings, backup), "once nobody is in the way"
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_what_is_kept_of_a_file_that_is_replaced_is_both_its_backup_and_the_file(
+    size: int, database: Settings, tmp_path: Path
+) -> None:
+    backup = await taken(database)
+    settings = await made(tmp_path / "live" / "abathur.db", page_size=size)
+    before, whole = await content_of(settings), settings.db_path.read_bytes()
+    (await nb.restore_database(settings, backup=backup.path, apply=True)).raise_for_failures()
+    (kept,) = list_backups(settings.backup_dir)[0]
+    assert kept.content == before
+    moved = [path.read_bytes() for path in settings.db_path.parent.glob("abathur_aside_*/abathur.db")]
+    assert moved == ([] if size == 4096 else [whole])
+
+
+@pytest.mark.parametrize(
+    "at",
+    sampled(product(("the directory", "the file", "the backups"), SIZES), ("the directory", 4096), ("the file", 8192)),
+    ids=str,
+)
+async def test_the_rights_of_who_drills_are_those_of_who_restores(at: tuple[str, int], public: Path) -> None:
+    right, size = at
+    settings = await made(public / "live" / "abathur.db", page_size=size)
+    other = await taken(await made(public / "other" / "abathur.db"))
+    shutil.copytree(other.path.parent, public / "given")
+    for path in (public, *public.rglob("*")):
+        if not path.is_relative_to(public / "other"):
+            shutil.chown(path, 65534, 65534)
+    settings.backup_dir.mkdir(exist_ok=True)
+    shutil.chown(settings.backup_dir, 65534, 65534)
+    {"the directory": settings.db_path.parent, "the file": settings.db_path, "the backups": settings.backup_dir}[
+        right
+    ].chmod(0o500 if right != "the file" else 0o400)
+    program = (
+        "settings = nb.resolve('development', db_path=sys.argv[1], backup_dir=sys.argv[2])\n"
+        "for given in ({'drill': True}, {'apply': True}):\n"
+        "    report = asyncio.run(nb.restore_database(settings, backup=sys.argv[3], **given))\n"
+        "    print(report.ok, report.refused, *(c.observed for c in report.checks if c.failed), sep='|')\n"
+    )
+    backup = public / "given" / other.path.name
+    told = run_as_other(program, settings.db_path, settings.backup_dir, backup, imports="import tqdm\n")
+    drill, restore = (line for line in told.splitlines() if line.startswith(("True|", "False|")))
+    # What is moved aside need not be writable itself.
+    works = right == "the file" and size != 4096
+    assert drill.startswith(str(works)), (drill, restore)
+    assert restore.startswith(f"{works}|{not works}"), restore
+    assert works or "may not be written to" in drill
+
+
+# --- a compressed backup is unpacked within bounds, whatever its manifest says, and nothing of a refused one is l
+
+
+MIB = 2**20
+
+
+def packed(size: int, start: bytes = b"") -> bytes:
+    """Return a frame of zstd that unpacks to so many bytes, nearly all of them 0."""
+    compressor = zstandard.ZstdCompressor(level=1).compressobj()
+    pieces = [compressor.compress(start), *(compressor.compress(bytes(MIB)) for _ in range(size // MIB))]
+    return b"".join([*pieces, compressor.compress(bytes(size % MIB)), compressor.flush()])
+
+
+def planted(backup: Backup, content: bytes, **facts: object) -> None:
+    """Put other bytes in the place of a backup, with a manifest that is right about their hash and size."""
+    backup.path.write_bytes(content)
+    rewritten(backup, bytes=len(content), sha256_of_file=hashlib.sha256(content).hexdigest(), **facts)
+
+
+MAGIC = b"SQLite format 3\0"
+# What is in the file, what the manifest says that it unpacks to (None: nothing, as before), the words of the refusal.
+BOMBS = {
+    "a byte more than it says": (packed(200_001), 200_000, "unpack to more than 200,000"),
+    "less than it says": (packed(200_000, MAGIC), 300_000, "of 300,000"),
+    "as much as it says, at no ratio of ours": (packed(4096 * MIB), 4096 * MIB, "unpack to more than 268,435,456"),
+    "much, and it does not say so": (packed(600 * MIB), None, "unpack to more than 268,435,456"),
+    "much, and it says a number without end": (packed(600 * MIB), 2**63 - 1, "unpack to more than 268,435,456"),
+    "two frames": (packed(100_000, MAGIC) + packed(8 * MIB), 200_000, "unpack to more than 200,000"),
+    "no zstd": (b"x" * 5000, 200_000, "can't be unpacked"),
+    "a frame that breaks off": (packed(8 * MIB)[:-50], 8 * MIB, "unpack"),
+    "no database": (packed(200_000), 200_000, "not a SQLite database"),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+async def test_what_unpacks_otherwise_than_a_backup_of_ours_is_refused_by_its_name(
+    bomb: str, database: Settings
+) -> None:
+    content, told, words = BOMBS[bomb]
+    backup = await taken(database, compress=True)
+    planted(backup, content, bytes_unpacked=told or 0)
+    if told is None:
+        as_before(backup)
+    before = {path: fingerprint(path) for path in database.db_path.parent.rglob("*")}
+    for drill, apply in ((False, False), (True, False), (False, True)):
+        with untouched(database.db_path):
+            report = await nb.restore_database(database, drill=drill, apply=apply)
+        assert report.refused
+        failed = report.checks[-1]
+        assert str(backup.path) in failed.observed
+        assert words in failed.observed
+        assert "another backup" in failed.remedy
+        after = {path: fingerprint(path) for path in database.db_path.parent.rglob("*") if path.suffix != ".db-shm"}
+        assert {path for path in after if after[path] != before.get(path) and path.is_file()} <= {
+            Path(f"{database.db_path}-wal")
+        }
+
+
+async def test_it_leaves_the_disk_some_room_and_the_refusal_blames_the_backup(
+    database: Settings, tmp_path: Path
+) -> None:
+    backup = await taken(database, compress=True)
+    planted(backup, packed(100 * MIB, MAGIC), bytes_unpacked=0)
+    as_before(backup)
+    with tmpfs(tmp_path / "small", "size=80m") as small:
+        settings = replace(database, db_path=small / "abathur.db", on_tmpfs="warn")
+        report = await nb.restore_database(settings, backup=backup.path)
+        assert report.refused
+        assert str(backup.path) in report.checks[-1].observed
+        assert "must stay free" in report.checks[-1].observed
+        assert "df -h" in report.checks[-1].remedy
+        assert list(small.iterdir()) == []
+
+
+async def test_a_backup_of_ours_is_never_refused_however_well_it_packs(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bounds are lowered here, so that a small database passes them."""
+    run_sql(
+        database.db_path,
+        "INSERT INTO memory_entries (namespace, key, value, memory_type) "
+        "VALUES ('user:a', 'k', json_object('v', hex(zeroblob(4000000))), 'semantic')",
+    )
+    for ratio, suffix in ((1000, ".zst"), (10, ".db")):
+        monkeypatch.setattr("abathur_nb.backups.taking._RATIO", ratio)
+        monkeypatch.setattr("abathur_nb.backups.taking._ALWAYS", MIB)
+        backup = await taken(database, compress=True)
+        assert backup.path.suffix == suffix, "what packs too well is left as it is"
+        assert backup.facts["bytes_unpacked"] > 8_000_000
+        (await nb.restore_database(database, drill=True)).raise_for_failures()
+    assert len(list_backups(database.backup_dir)[0]) == 2
+
+
+async def test_without_zstd_a_compressed_backup_is_refused_before_it_is_made(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    report = await nb.backup_database(database, compress=True)
+    assert report.refused
+    (failed,) = (check for check in report.checks if check.failed)
+    assert failed.remedy == "pip install 'abathur_nb[zstd]'"
+    assert not database.backup_dir.exists()
+
+
+# --- a damaged file is replaced whole: going on after a kill takes nothing for old that is new, and loses nothing
+
+
+@pytest.fixture
+def replacement(database: Settings) -> Path:
+    """Return the folder of a replacement whose journal is written, and nothing else is done."""
+    folder = new_folder(database.db_path)
+    (folder / "new.abathur.db").write_bytes(b"the new one")
+    journal_of(database.db_path).write_bytes(sealed({"folder": folder.name}))
+    for suffix in ("-wal", "-shm"):
+        Path(f"{database.db_path}{suffix}").unlink(missing_ok=True)
+    return folder
+
+
+def test_killed_after_its_last_move_it_leaves_the_new_database(replacement: Path, database: Settings) -> None:
+    (replacement / "new.abathur.db").unlink()
+    (replacement / "abathur.db").write_bytes(b"the old one")
+    with untouched(database.db_path):
+        complete(database.db_path)
+    assert (replacement / "abathur.db").read_bytes() == b"the old one"
+    assert not journal_of(database.db_path).exists()
+
+
+def test_what_took_the_name_meanwhile_is_left_and_refused(replacement: Path, database: Settings) -> None:
+    (replacement / "abathur.db").write_bytes(b"the old one")
+    with untouched(database.db_path), pytest.raises(nb.RefusedError, match="another file took the name"):
+        complete(database.db_path)
+    assert (replacement / "abathur.db").read_bytes() == b"the old one"
+    assert journal_of(database.db_path).exists()
+
+
+def test_a_log_that_was_moved_is_kept_beside_one_that_was_made_since(replacement: Path, database: Settings) -> None:
+    (replacement / "abathur.db-wal").write_bytes(b"rows")
+    Path(f"{database.db_path}-wal").write_bytes(b"made since")
+    old = database.db_path.read_bytes()
+    complete(database.db_path)
+    assert database.db_path.read_bytes() == b"the new one"
+    kept = {path.name: path.read_bytes() for path in replacement.iterdir()}
+    assert kept == {"abathur.db": old, "abathur.db-wal": b"rows", "abathur.db-wal+": b"made since"}
+
+
+@pytest.mark.parametrize("name", ["draft.db", "replacement.db"])
+async def test_no_name_of_a_database_is_one_of_its_replacement_s_own(name: str, tmp_path: Path) -> None:
+    settings = nb.resolve("development", db_path=tmp_path / "data" / name)
+    (await nb.initialize_database(settings)).raise_for_failures()
+    backup = await taken(settings)
+    for suffix in ("-wal", "-shm"):
+        Path(f"{settings.db_path}{suffix}").unlink(missing_ok=True)
+    damaged = bytes(100) + settings.db_path.read_bytes()[100:]
+    settings.db_path.write_bytes(damaged)
+    (await nb.restore_database(settings, apply=True)).raise_for_failures()
+    assert await content_of(settings) == backup.content
+    ((folder,),) = [list(settings.db_path.parent.glob("abathur_aside_*"))]
+    assert [path.read_bytes() for path in folder.iterdir()] == [damaged]
+
+
+def test_a_journal_of_any_other_shape_is_refused_and_nothing_is_moved(replacement: Path, database: Settings) -> None:
+    journal = journal_of(database.db_path)
+    spoilt = {what: sealed(data) for what, data in reshaped({"folder": replacement.name})}
+    spoilt |= BYTES | {
+        name: sealed({"folder": name}) for name in ("..", "a/b", "abathur_aside_x", database.db_path.name)
+    }
+    before = {path: fingerprint(path) for path in database.db_path.parent.rglob("*") if path != journal}
+    for what, content in spoilt.items():
+        journal.write_bytes(content)
+        with pytest.raises(nb.RefusedError) as caught:
+            complete(database.db_path)
+        assert str(journal) in caught.value.observed, what
+        assert journal.read_bytes() == content
+    assert {path: fingerprint(path) for path in database.db_path.parent.rglob("*") if path != journal} == before
+
+
+@pytest.mark.parametrize(
+    ("is_there", "content"),
+    [(True, b"{}"), (True, None), (False, sealed({"folder": "abathur_aside_20260101_000000_000"}))],
+)
+async def test_a_journal_that_nobody_can_complete_is_moved_aside_and_the_database_usable(
+    is_there: bool, content: bytes | None, database: Settings
+) -> None:
+    path, journal = database.db_path, journal_of(database.db_path)
+    await taken(database)
+    if content is None:
+        journal.mkdir()
+    else:
+        journal.write_bytes(content)
+    if not is_there:
+        gone(database)
+    for look in (nb.initialize_database, nb.validate_database, nb.restore_database):
+        assert any("troubleshoot.ipynb" in check.remedy for check in (await look(database)).checks)
+    plan = await nb.troubleshoot(database)
+    assert not plan.refused
+    with untouched(path):
+        done = await nb.troubleshoot(database, repair=True)
+    (aside,) = path.parent.glob("abathur_aside_*/*")
+    assert aside.is_dir() if content is None else aside.read_bytes() == content
+    assert done.ok is is_there
+    if not is_there:
+        assert "restore.ipynb" in done.checks[-1].remedy
+        (await nb.restore_database(database, apply=True)).raise_for_failures()
+    (await nb.validate_database(database)).raise_for_failures()
+
+
+# --- a database file that is itself a mount point, as in a container: what would rename it refuses before it move
+
+
+def destroy_header(settings: Settings) -> None:
+    without_side_files(settings.db_path)
+    with settings.db_path.open("r+b") as file:
+        file.write(bytes(100))
+
+
+_SUFFIXES = ("", "-wal", "-journal")
+_MOVED = {  # by verb: what makes it move the file aside
+    **dict.fromkeys(("restore", "drill", "rollback", "fresh start"), destroy_header),
+    "repair": stale,
+    "troubleshoot": stale,
+    "plan of a restoration": begun,
+}
+
+
+@contextmanager
+def bound(file: Path) -> Iterator[None]:
+    """Mount a copy of a file over it."""
+    volume = file.parent.parent / "volume"
+    volume.write_bytes(file.read_bytes())
+    volume.chmod(0o600)
+    subprocess.run(["mount", "--bind", volume, file], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", file], check=True)
+
+
+def run(verb: str, settings: Settings) -> Report:
+    report: Report = asyncio.run(VERBS[verb](settings))
+    return report
+
+
+def statuses(report: Report) -> list[str]:
+    return [check.status for check in report.checks if check.id == "mounted_files"]
+
+
+@pytest.mark.parametrize(
+    "at", sampled(product(_MOVED, _SUFFIXES), *zip(_MOVED, cycle(_SUFFIXES), strict=False)), ids=str
+)
+def test_what_would_rename_a_mounted_file_refuses_before_it_has_moved_any(
+    at: tuple[str, str], database: Settings
+) -> None:
+    verb, suffix = at
+    run("backup", database).raise_for_failures()
+    _MOVED[verb](database)
+    suffix = suffix or ("" if database.db_path.exists() else "-shm")
+    file = Path(f"{database.db_path}{suffix}")
+    file.touch()
+    with bound(file):
+        before = tree(database.db_path.parent)
+        report = run(verb, database)
+        assert tree(database.db_path.parent) == before
+    assert not report.ok
+    assert report.refused is (verb != "drill")
+    assert statuses(report) == ["fail"]
+    (check,) = (check for check in report.checks if check.id == "mounted_files")
+    assert str(file) in check.observed
+    assert f"mount that at {file.parent}" in check.remedy
+
+
+def test_what_writes_in_place_goes_on_and_the_looks_warn(database: Settings) -> None:
+    run("backup", database).raise_for_failures()
+    run_sql(database.db_path, *ROWS)
+    with bound(database.db_path):
+        for verb in ("preflight", "validate"):
+            report = run(verb, database)
+            assert (report.ok, statuses(report)) == (True, ["warn"]), verb
+        for verb in ("drill", "restore", "fresh start"):
+            run(verb, database).raise_for_failures()
+
+
+def test_an_empty_file_that_a_container_made_is_not_to_be_removed_by_a_command_that_fails(settings: Settings) -> None:
+    settings.db_path.parent.mkdir(mode=0o700)
+    settings.db_path.touch()
+    with bound(settings.db_path):
+        for verb in ("preflight", "init", "validate"):
+            (check,) = (check for check in run(verb, settings).checks if check.id == "database_file")
+            assert "mount that at" in check.remedy, verb
+            assert "rm " not in check.remedy, verb
+
+
+def test_a_quarantine_that_is_a_mount_of_its_own_takes_what_a_repair_changes(database: Settings) -> None:
+    run_sql(database.db_path, *ROWS, "UPDATE audit SET agent_id = 'none'", "DELETE FROM tasks")
+    folder = quarantine_dir(database)
+    folder.parent.mkdir(mode=0o700)
+    with tmpfs(folder):
+        run("repair", database).raise_for_failures()
+        (kept,) = folder.iterdir()
+        asyncio.run(nb.troubleshoot(database, put_back=kept.name)).raise_for_failures()

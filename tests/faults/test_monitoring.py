@@ -1,0 +1,514 @@
+"""What is measured, exposed and alerted: in time, whatever the database holds, and in Prometheus as in the notebook."""
+
+import asyncio
+import json
+import re
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import count
+from math import inf
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import aiosqlite
+import pytest
+import yaml
+from alerts_helpers import promtool
+from damage import ROWS, run_sql, untouched
+from exposition_helpers import metrics, parsed
+from main_helpers import command
+from mounting import tmpfs
+from sampling import sampled
+
+from abathur_nb.config.settings import Settings, resolve
+from abathur_nb.measure import synthetic
+from abathur_nb.measure.alerts import (
+    GAUGES,
+    READ,
+    RETRIEVAL,
+    RULES,
+    SESSION_BYTES,
+    Rule,
+    Sample,
+    Snapshot,
+    alerts_of,
+    place_of,
+    prometheus_rules,
+)
+from abathur_nb.measure.sampling import read_some, rows_within
+from abathur_nb.report import Check
+from abathur_nb.runbook.monitor import monitor
+from abathur_nb.runbook.validate import validate_database
+from abathur_nb.store.connection import connect
+from abathur_nb.store.database import Database
+from abathur_nb.store.sql import load_queries
+from abathur_nb.store.values import MAX_BYTES
+from abathur_nb.text import AHEAD_S
+
+COLUMNS = {"events": '["', "state": '{"x":"', "metadata": '{"x":"'}
+LARGE = f"(SELECT replace(hex(zeroblob({MAX_BYTES // 2 - 50})), '0', 'x'))"  # nearly as large as can be
+HUNG_S = 20  # ten times what it takes
+
+
+@pytest.fixture
+async def filled(database: Settings) -> Settings:
+    """Return the settings of a database with 2,000 synthetic sessions and memories."""
+    async with connect(database.db_path, settings=database, mode="rw") as writer:
+        await synthetic.fill(writer, 2000)
+    return database
+
+
+@pytest.fixture
+async def conn(filled: Settings) -> AsyncIterator[aiosqlite.Connection]:
+    """Return a connection to that database."""
+    async with connect(filled.db_path, settings=filled) as reader:
+        yield reader
+
+
+def fill_column(settings: Settings, session_id: str, column: str, size: int) -> None:
+    beginning = COLUMNS[column]
+    ending = {"[": '"]', "{": '"}'}[beginning[0]]
+    value = beginning + "x" * (size - len(beginning) - len(ending)) + ending
+    with closing(sqlite3.connect(settings.db_path)) as conn:
+        conn.execute(f"UPDATE sessions SET {column} = ? WHERE id = ?", (value, session_id))
+        conn.commit()
+
+
+async def warned(settings: Settings) -> dict[str, Check]:
+    """Return what monitor and validate warn of about sessions, by the name of the check."""
+    checks = [*(await monitor(settings)).report.checks, *(await validate_database(settings)).checks]
+    assert all(check.remedy for check in checks if check.status == "warn")
+    return {check.name: check for check in checks if "session" in check.name and check.status == "warn"}
+
+
+# --- the size of a session
+
+
+HALF = {"largest session, 50 %", "session sizes"}
+
+
+@pytest.mark.parametrize(
+    ("column", "percent", "names"),
+    [
+        ("events", 49.99, set()),
+        ("state", 50.01, HALF),
+        ("metadata", 79.99, HALF),
+        ("events", 80.01, HALF | {"largest session, 80 %"}),
+    ],
+)
+async def test_a_session_that_nears_its_limit_is_named_by_monitor_metrics_and_validate(
+    database: Settings, column: str, percent: float, names: set[str]
+) -> None:
+    async with Database.open(database) as db:
+        for name in ("small", "it's", "other"):
+            await db.sessions.create_session(name, "app", "alice")
+    size = int(MAX_BYTES * percent / 100)
+    fill_column(database, "it's", column, size)
+    found = {name: check for name, check in (await warned(database)).items() if "retrieval" not in name}
+    assert found.keys() == names
+    assert all("it's" in check.observed and column in check.observed for check in found.values())
+    assert all("trim_events" in check.remedy for check in found.values())
+    if names:
+        assert f"{int('80 %' in ' '.join(names))} over 80 %" in found["session sizes"].observed
+    assert parsed(metrics(database))[SESSION_BYTES][f"{column}, it's"] == size
+
+
+async def test_validate_reads_every_session_and_monitor_says_how_many_it_looked_at(filled: Settings) -> None:
+    """The large one is neither new nor used lately: monitor sees it by chance."""
+    oldest = "SELECT id FROM sessions WHERE status = 'archived' ORDER BY last_update_time"
+    with closing(sqlite3.connect(filled.db_path)) as conn:
+        (name,) = conn.execute(oldest).fetchone()
+    fill_column(filled, name, "events", int(MAX_BYTES * 0.9))
+    assert name in (await warned(filled))["session sizes"].observed
+    found = await monitor(filled)
+    share = found.snapshot.value(READ, {"of": "sizes of sessions"})
+    assert share is not None
+    assert 0.5 <= share < 1
+    assert f"sizes of sessions from {share:.2%} of the rows" in found.report.checks[0].observed
+
+
+# --- in time
+
+
+async def test_rows_of_sixteen_megabytes_are_measured_in_time_and_no_figure_is_missing(database: Settings) -> None:
+    numbers = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 12)"
+    value = f"'[\"' || {LARGE} || '\"]'"
+    run_sql(
+        database.db_path,
+        f"INSERT INTO sessions (id, app_name, user_id, events) {numbers} SELECT n, 'a', 'u', {value} FROM n",
+        "INSERT INTO memory_entries (namespace, key, value, memory_type) "
+        f"{numbers} SELECT 'n:' || n, 'k', {value}, 'semantic' FROM n",
+        f"INSERT INTO state (task_id, key, value) {numbers} SELECT n, 'k', {value} FROM n",  # no index has its times
+    )
+    async with asyncio.timeout(HUNG_S):
+        found = (await monitor(database)).snapshot
+    assert found.value("abathur_rows", {"table": "sessions"}) == 12
+    assert found.value("abathur_rows", {"table": "memory_entries"}) == 15
+    assert 0 < (found.value("abathur_rows", {"table": "state"}) or 12) <= 12
+    for what in ("session", "memory"):
+        assert found.value(RETRIEVAL, {"retrieval": what, "percentile": "p99"})
+
+
+CHECKPOINT = """
+import signal, sqlite3, sys, time
+conn = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=0)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+print("ready", flush=True)
+n = 0
+while True:
+    n += 1
+    try:
+        conn.execute("INSERT INTO metrics (metric_name, metric_value) VALUES ('w', ?)", (n,))
+        ((busy, _, _),) = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except sqlite3.OperationalError:
+        busy = 1
+    if not busy:
+        print(time.monotonic())
+        time.sleep(0.001)  # what nobody reads yet must find room in the pipe
+"""
+
+
+async def test_a_checkpoint_of_a_writer_gets_through_while_monitor_runs(database: Settings) -> None:
+    async with Database.open(database) as db:
+        for n in range(30):
+            await db.sessions.create_session(f"s{n}", "app", "alice")
+            await db.sessions.append_event(f"s{n}", {"x": "x" * 4_000_000})
+    worker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", CHECKPOINT, str(database.db_path)), stdout=asyncio.subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    try:
+        assert await worker.stdout.readline() == b"ready\n"
+        async with asyncio.timeout(HUNG_S):
+            looks = []
+            for _ in range(3):  # beside other work the writer may not run at all during one
+                begun = monotonic()
+                assert (await monitor(database)).report.ok
+                looks.append((begun, monotonic()))
+    finally:
+        worker.terminate()
+    moments = [float(line) for line in (await worker.stdout.read()).splitlines()]
+    await worker.wait()
+    middle = [(begun + (ended - begun) / 5, ended - (ended - begun) / 5) for begun, ended in looks]
+    assert any(begun < moment < ended for begun, ended in middle for moment in moments), (looks, moments)
+
+
+async def test_a_read_that_does_not_end_is_interrupted_and_the_next_one_runs(conn: aiosqlite.Connection) -> None:
+    endless = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n) SELECT count(*) FROM n"
+    async with asyncio.timeout(HUNG_S):
+        for until in (-inf, monotonic(), monotonic() + 0.05, inf):
+            assert await rows_within(conn, until, endless, {}) is None
+            assert len(await rows_within(conn, inf, "SELECT 1 AS one", {}) or ()) == 1
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        await rows_within(conn, inf, "SELECT * FROM none", {})
+
+
+# --- estimates
+
+
+async def test_all_windows_give_what_one_read_gives_and_some_give_about_as_much(conn: aiosqlite.Connection) -> None:
+    ask, given = load_queries("monitor.sql"), {"since": "2025-06-01", "table": "memory_entries"}
+    (exact,) = [row for row in await conn.execute_fetchall(ask["growth"].sql, given) if row["rows"]]
+    rows, share = await read_some(conn, inf, ask["growth_between"].sql, given, 2003)
+    assert share == 1
+    assert [sum(row[n] for row in rows) for n in (0, 1)] == [*exact]
+    versions, share = await read_some(conn, inf, ask["memories_between"].sql, given, 2003)
+    whole = await conn.execute_fetchall(ask["memories_between"].sql, {**given, "after": 0, "last": 9999})
+    assert share == 1
+    assert [sum(row[n] for row in versions) for n in range(1, 5)] == [sum(row[n] for row in whole) for n in range(1, 5)]
+    ((versions_of_all, deleted, current),) = await conn.execute_fetchall(
+        "SELECT (SELECT count(*) FROM memory_entries), (SELECT count(*) FROM memory_entries WHERE is_deleted),"
+        " (SELECT count(*) FROM (SELECT 1 FROM memory_entries WHERE NOT is_deleted GROUP BY namespace, key))"
+    )
+    assert [sum(row[n] for row in whole) for n in (1, 3)] == [versions_of_all, deleted]
+    assert sum(row["rows"] - row["deleted"] - row["superseded"] for row in whole) == current
+    rows, share = await read_some(conn, -inf, ask["growth_between"].sql, given, 2003)
+    assert 0 < share < 1
+    assert 0.8 < sum(row["rows"] for row in rows) / share / 2003 < 1.3
+
+
+async def test_windows_are_read_whatever_the_last_rowid_is(conn: aiosqlite.Connection, filled: Settings) -> None:
+    given = {"since": "2025-06-01", "table": "memory_entries"}
+    sql = load_queries("monitor.sql")["growth_between"].sql
+    for last in (0, 1, 255, 256, 257, 2003, 10**12):
+        rows, share = await read_some(conn, monotonic() + (0.1 if last == 10**12 else 60), sql, given, last)
+        assert (share == 1) == (last < 10**12)
+        assert share < 1 or min(last, 2003) <= sum(row["rows"] for row in rows) < last + 256
+    row = "(id, timestamp, metric_name, metric_value) VALUES ({}, '2020-01-01 00:00:00.000', 'm', 1)"
+    ids = (2**62, 2**63 - 2, 2**63 - 1)
+    run_sql(filled.db_path, "DELETE FROM metrics", *(f"INSERT INTO metrics {row.format(n)}" for n in ids))
+    assert (await monitor(filled)).snapshot.value("abathur_rows", {"table": "metrics"}) == 3, "no gap multiplies a row"
+
+
+# --- what one bad row may not do
+
+
+async def test_a_row_that_cannot_be_read_leaves_the_rest_measured(database: Settings) -> None:
+    """It is a fault of the row, and validate's to find: the database can be read."""
+    async with Database.open(database) as db:
+        for n in range(5):
+            await db.sessions.create_session(f"s{n}", "app", "alice")
+    spoiled = ("events = '[broken'", "state = x'00'", "metadata = 7", "status = 5", "last_update_time = NULL")
+    for n, change in enumerate(spoiled):
+        with suppress(sqlite3.IntegrityError):  # a NULL is refused whatever is set
+            run_sql(database.db_path, f"UPDATE sessions SET {change} WHERE id = 's{n}'")
+    found = (await monitor(database)).snapshot
+    assert found.value("abathur_up") == 1
+    assert found.value("abathur_rows", {"table": "sessions"}) == 5
+
+
+async def test_rows_that_vanish_meanwhile_stop_no_measurement(database: Settings) -> None:
+    async with Database.open(database) as db:
+        ended = asyncio.Event()
+
+        async def come_and_go() -> None:
+            for n in count():
+                await db.sessions.create_session(f"s{n}", "app", "alice")
+                async with db.write() as writer:
+                    await writer.execute_fetchall("DELETE FROM sessions WHERE id < ?", (f"s{n}",))
+                if ended.is_set():
+                    return
+
+        churn = asyncio.create_task(come_and_go())
+        for _ in range(3):
+            found = (await monitor(database)).snapshot
+            assert found.value("abathur_up") == 1
+        ended.set()
+        await churn
+
+
+# --- the notebook and Prometheus judge by the same rules: what fires in the one fires in the other
+
+
+# promtool's clock begins at 0; each rule has waited for its time by then.
+MINUTES = 60
+NOW = datetime.fromtimestamp(MINUTES * 60, UTC)
+JUDGED = [rule for rule in RULES if rule.fires != "absent"]
+SEVERITIES = {"critical": "fail", "warning": "warn"}
+
+
+def sample(rule: Rule, value: float, given: dict[tuple[str, str], Sample]) -> Sample:
+    """Return what makes the value of a rule, in its setting's unit, such as it is wanted."""
+    value *= rule.unit
+    if rule.per:
+        return Sample(rule.per, given[key_of(rule)].value / value)
+    return Sample(rule.gauge, NOW.timestamp() - value if rule.age else value, rule.labels)
+
+
+def key_of(found: Rule | Sample) -> tuple[str, str]:
+    return found.gauge if isinstance(found, Rule) else found.name, json.dumps(dict(found.labels))
+
+
+def snapshot(settings: Settings, *others: Rule, share: float = 0.5) -> Snapshot:
+    """Return a snapshot in which no rule fires, but for ``others``: their values are that share over their limits."""
+    given: dict[tuple[str, str], Sample] = {}
+    for rule in sorted(JUDGED, key=lambda rule: (bool(rule.per), rule not in others, -rule.limit_of(settings))):
+        over = 1 + share if rule in others else 0.5
+        factor = over if rule.fires == "above" else 1 / over
+        if rule.gauge == "abathur_disk_free_bytes" and not rule.per and rule not in others:
+            factor = 1000
+        found = sample(rule, rule.limit_of(settings) * factor, given)
+        given.setdefault(key_of(found), found)  # of two rules of one gauge, the one that is to fire first
+    return Snapshot(NOW, place_of(settings), tuple(given.values()))
+
+
+def series(found: Snapshot) -> Iterator[dict[str, str]]:
+    for one in found.samples:
+        labels = ",".join(f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in {**found.place, **one.labels}.items())
+        yield {"series": f"{one.name}{{{labels}}}", "values": f"{one.value:.12f}+0x{MINUTES + 1}"}
+
+
+def fired_in_prometheus(
+    rules: dict[str, Any], cases: dict[str, tuple[list[dict[str, str]], set[str]]], folder: Path
+) -> None:
+    """Have promtool evaluate the rules on each case's series; fail unless exactly the expected alerts fire."""
+    (folder / "rules.yml").write_text(yaml.safe_dump(rules), encoding="utf-8")
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": given,
+            "promql_expr_test": [
+                {
+                    "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+                    "eval_time": f"{MINUTES}m",
+                    "exp_samples": [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(expected)],
+                }
+            ],
+        }
+        for given, expected in cases.values()
+    ]
+    told = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": tests}
+    (folder / "test.yml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    promtool("test", "rules", folder / "test.yml")
+
+
+def firing(found: Snapshot, settings: Settings) -> set[str]:
+    """Return the names of the rules that the notebook shows as firing."""
+    return {check.evidence[0].partition(",")[0] for check in alerts_of(found, settings) if check.status != "pass"}
+
+
+def test_on_each_side_of_each_limit_both_judge_alike(database: Settings, tmp_path: Path) -> None:
+    cases = {}
+    for rule in JUDGED:
+        for share in (-0.01, 0, 0.01):
+            found = snapshot(database, rule, share=share)
+            sizes = [r for r in JUDGED if r.gauge == rule.gauge == SESSION_BYTES]
+            lower = {r.name for r in sizes if r.limit_of(database) < rule.limit_of(database)}
+            expected = lower | ({rule.name} if share > 0 else set())
+            assert firing(found, database) == expected, (rule.name, share)
+            cases[f"{rule.name} {share}"] = ([*series(found)], expected)
+    every = snapshot(database, *JUDGED)
+    cases["all"] = ([*series(every)], firing(every, database))
+    assert len(cases["all"][1]) == len(JUDGED)
+    fired_in_prometheus(prometheus_rules(database), cases, tmp_path)
+
+
+def test_a_moment_more_than_five_minutes_ahead_fires_in_both(database: Settings, tmp_path: Path) -> None:
+    cases = {}
+    for rule in (rule for rule in JUDGED if rule.age):
+        for seconds in (-1, 0, 299, 300, 301, 3600, 366 * 86_400):
+            moment = Sample(rule.gauge, NOW.timestamp() + seconds)
+            samples = (moment, *(one for one in snapshot(database).samples if one.name != rule.gauge))
+            found = Snapshot(NOW, place_of(database), samples)
+            expected = {rule.name} if seconds > AHEAD_S else set()
+            assert firing(found, database) == expected, seconds
+            cases[f"{rule.name} {seconds}"] = ([*series(found)], expected)
+        told = next(check for check in alerts_of(found, database) if check.status != "pass")
+        assert told.observed.endswith(" in the future")
+        assert "timedatectl" in told.remedy
+    fired_in_prometheus(prometheus_rules(database), cases, tmp_path)
+
+
+def test_a_rule_that_does_not_fire_where_it_must_is_found_out(database: Settings, tmp_path: Path) -> None:
+    """The control of the test above: the limit of one rule is another in what Prometheus is given."""
+    rule = next(r for r in JUDGED if r.name == "AbathurBackupOld")
+    found = snapshot(database, rule)
+    assert firing(found, database) == {rule.name}
+    with pytest.raises(AssertionError, match="FAILED"):
+        fired_in_prometheus(
+            prometheus_rules(replace(database, backup_max_age_hours=1e9)),
+            {"one": ([*series(found)], {rule.name})},
+            tmp_path,
+        )
+
+
+def test_a_rule_waits_before_it_fires_and_one_fires_where_nobody_measures(database: Settings, tmp_path: Path) -> None:
+    found = snapshot(database, *JUDGED)
+    lately = [{**one, "values": f"_x{MINUTES - 1} {one['values'].partition('+')[0]}+0x1"} for one in series(found)]
+    at_once = {rule.name for rule in JUDGED if rule.wait == "0m"}
+    assert 0 < len(at_once) < len(JUDGED)
+    cases = {"lately": (lately, at_once), "none": (list[dict[str, str]](), {"AbathurMetricsAbsent"})}
+    fired_in_prometheus(prometheus_rules(database), cases, tmp_path)
+
+
+def test_promtool_takes_the_rules_whatever_the_path_is(tmp_path: Path) -> None:
+    settings = resolve("development", db_path=tmp_path / 'a b"quo\\te{{brace}}ünï' / "x.db")
+    found = snapshot(settings, JUDGED[0])
+    fired_in_prometheus(prometheus_rules(settings), {"one": ([*series(found)], {JUDGED[0].name})}, tmp_path)
+
+
+def test_a_critical_alert_fails_where_the_settings_say_so_and_warns_elsewhere(database: Settings) -> None:
+    assert (resolve("development").alerts_fail, resolve("production").alerts_fail) == (False, True)
+    for rule in JUDGED:
+        found = snapshot(database, rule)
+        for strict in (True, False):
+            checks = alerts_of(found, replace(database, alerts_fail=strict))
+            (check,) = (check for check in checks if check.name == rule.title)
+            assert check.status == (SEVERITIES[rule.severity] if strict else "warn")
+            assert check.remedy
+            assert rule.expression(database) in check.evidence[0]
+
+
+def test_the_command_prints_what_prometheus_loads_with_the_limits_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABATHUR_BACKUP_MAX_AGE_HOURS", "50")
+    done = command("alerts", "--env", "production")
+    assert (done.returncode, done.stderr) == (0, "")
+    (tmp_path / "rules.yml").write_text(done.stdout)
+    promtool("check", "rules", tmp_path / "rules.yml")
+    rules = {rule["alert"]: rule for rule in yaml.safe_load(done.stdout)["groups"][0]["rules"]}
+    assert list(rules) == [rule.name for rule in RULES]
+    assert rules["AbathurBackupOld"]["expr"].endswith(" < -300")
+    assert " > 180000.0 or " in rules["AbathurBackupOld"]["expr"]
+    assert 'env="production"' in rules["AbathurBackupOld"]["expr"]
+    assert re.search(r"over 50\.0 hours", rules["AbathurBackupOld"]["annotations"]["summary"])
+
+
+# --- what Prometheus collects is what was measured, whole or not at all, and says so where nothing could be
+
+
+async def test_promtool_has_nothing_to_say_of_the_metrics(database: Settings) -> None:
+    run_sql(database.db_path, *ROWS)
+    with untouched(database.db_path):
+        text = metrics(database)
+    assert promtool("check", "metrics", given=text) == ""
+    assert set(parsed(text)) == set(GAUGES)
+    assert parsed(text)["abathur_up"] == {"": 1}
+    assert f'database="{database.db_path}",env="development"' in text
+
+
+async def test_hostile_names_are_labels_and_nothing_else(database: Settings) -> None:
+    row = "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES (?, 'k', '{}', 'semantic')"
+    for name in ('a:"} 9\nabathur_up 0', "a:\\", "a:\u202e", "a:{{x}}"):
+        run_sql(database.db_path, row.replace("?", f"'{name}'"))
+    text = metrics(database)
+    assert promtool("check", "metrics", given=text) == ""
+    assert parsed(text)["abathur_up"] == {"": 1}
+    assert len(parsed(text)["abathur_namespace_rows"]) == 3 + 4
+    with pytest.raises(AssertionError, match="no help text"):  # the control
+        promtool("check", "metrics", given="abathur_up 1\n")
+
+
+def test_the_file_is_replaced_whole_and_its_scratch_file_private(database: Settings, tmp_path: Path) -> None:
+    folder, log = tmp_path / "textfile", tmp_path / "log"
+    folder.mkdir()
+    file = folder / "abathur.prom"
+    file.write_text("old")
+    traced = ["strace", "-f", "-y", "-e", "trace=openat,rename,renameat2", "-o", str(log)]
+    arguments = ["metrics", "--db-path", str(database.db_path), "--output", str(file)]
+    subprocess.run([*traced, sys.executable, "-m", "abathur_nb", *arguments], check=True, umask=0)
+    (made,) = (line for line in log.read_text().splitlines() if "O_CREAT" in line and f'"{folder}/' in line)
+    assert "O_EXCL" in made
+    assert ", 0600) = " in made
+    assert parsed(file.read_text())["abathur_up"] == {"": 1}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+    assert list(folder.iterdir()) == [file]
+
+
+def test_where_it_cannot_be_written_the_cause_is_told_in_a_line(database: Settings, tmp_path: Path) -> None:
+    with tmpfs(tmp_path / "textfile", "nr_inodes=1") as folder:
+        done = command("metrics", "--db-path", str(database.db_path), "--output", str(folder / "abathur.prom"))
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"the disk of {folder} is full" in done.stderr
+
+
+@pytest.mark.parametrize("name", sampled(("x.txt", "no/where/x.prom", "folder.prom", "link.prom", ""), "link.prom"))
+async def test_an_output_that_nobody_would_collect_is_refused(name: str, database: Settings, tmp_path: Path) -> None:
+    (tmp_path / "folder.prom").mkdir()
+    (tmp_path / "target").write_text("kept")
+    (tmp_path / "link.prom").symlink_to(tmp_path / "target")
+    done = command("metrics", "--db-path", str(database.db_path), "--output", str(tmp_path / name))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--output: " in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "target").read_text() == "kept"
+
+
+async def test_of_a_database_that_cannot_be_read_just_that_is_collected(database: Settings, tmp_path: Path) -> None:
+    database.db_path.write_bytes(b"x" * 5000)
+    file = tmp_path / "abathur.prom"
+    done = command("metrics", "--db-path", str(database.db_path), "--output", str(file))
+    assert done.returncode == 1
+    assert "not SQLite" in done.stderr
+    found = parsed(file.read_text())
+    assert found["abathur_up"] == {"": 0}
+    assert found["abathur_database_bytes"] == {"": 5000}
+    assert "abathur_rows" not in found
