@@ -38,17 +38,8 @@ from abathur_nb.text import SHELL, url_fault, without_url_secrets
 ROOT = Path(__file__).parents[2]
 COMMANDS = "chmod|conda|df|du|export|find|fuser|ls|mkdir|mv|namei|papermill|python|rm|sqlite3|sudo"
 SAFE = ("quote(", "' '.join(map(quote", "600 if ", "as_user(")  # quoted, a mode, or a user
-SAFE_NAMES = [
-    "quoted",
-    "q",
-    "given",
-    "folder",
-    "settings.as_arguments",
-    "settings.env",
-    "timer",
-    "earlier.run_id",
-    "later.run_id",
-]
+SAFE_NAMES = {"quoted", "q", "user", "given", "folder", "settings.as_arguments", "settings.env", "timer"}
+SAFE_NAMES |= {"earlier.run_id", "later.run_id"}
 # A command begins a sentence or stands behind a colon, and reaches to the next sentence.
 COMMAND = re.compile(rf"(?:^|[:;,] |&& |then )((?:{COMMANDS}) [^;]*?)(?=$|; |, | && |: )", re.MULTILINE)
 
@@ -391,7 +382,7 @@ def test_every_verb_of_the_package_is_in_the_sweep_over_refusals() -> None:
 CANARY = "CANARY-0815"
 SIGNED = f"https://h.example/b/x?X-Amz-Signature={CANARY}"
 NAMES = """sso_token csrfToken webhook_secret q-signature API_KEY masterKey AWSAccessKeyId X-Amz-Credential password1
-pass_word pwd Code"""
+pass_word pwd"""
 # Of each kind of place that holds a secret.
 SECRET = [
     SIGNED,
