@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 LEVELS = (0.5, 0.95, 0.99)
-_NOISE = 1.1  # the intervals of eight runs on one quiet machine lay up to 1.02 apart: they tell of samples, not of runs
+_NOISE = 1.1  # the intervals of eight runs on one quiet machine lay up to 1.02 apart
 
 Verdict = Literal["met", "not met", "not enough samples"]
 

@@ -142,7 +142,7 @@ def coverage_matrix(plans: "Plans") -> Chart:
 
 
 def table_sizes(schema: "Schema") -> Chart:
-    """Draw each table's rows, and how much room it and its indexes take up where this SQLite can tell."""
+    """Draw each table's rows, and the size of it and its indexes where this SQLite has dbstat."""
     own = {table: schema.sizes.get(table, 0) for table in schema.rows}
     of_indexes = {table: sum(schema.sizes.get(name, 0) for name in _indexes_of(schema, table)) for table in own}
     tables = sorted(own, key=lambda table: (own[table] + of_indexes[table], schema.rows[table]))

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 from abathur_nb.text import printable
 
-# Okabe and Ito's palette, which the colour-blind can tell apart (https://jfly.uni-koeln.de/color/).
+# Okabe and Ito's palette, which the colour-blind can distinguish (https://jfly.uni-koeln.de/color/).
 BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 GREY = "#666666"
 LINES = ((BLUE, "o"), (ORANGE, "^"), (GREEN, "s"), (RED, "v"), (PURPLE, "D"), (GREY, "x"))
@@ -83,7 +83,7 @@ def legend_beside(ax: Axes, size: int = 8) -> None:
 
 
 def draw_intervals(ax: Axes, xs: Sequence[Any], bounds: Sequence[Interval], words: str, **style: Any) -> None:
-    """Draw values with their intervals; where the samples were too few for a bound, there is no bar on that side."""
+    """Draw values with their intervals; a bound that the samples are too few for has no bar."""
     values = [value for _, value, _ in bounds]
     errors = [
         [value - (value if low is None else low) for low, value, _ in bounds],

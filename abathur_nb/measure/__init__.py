@@ -1,1 +1,1 @@
-"""What benchmark and monitor measure, and the limits that they are held against."""
+"""What benchmark and monitor measure: synthetic rows, timed reads, samples of a live database, and alert rules."""

@@ -26,8 +26,8 @@ GROWTH = "abathur_database_growth_bytes_per_day"
 LAST_BACKUP = "abathur_last_backup_timestamp_seconds"
 LAST_VALIDATION = "abathur_last_validation_timestamp_seconds"
 
-# Moments and not ages, as Prometheus' own advice is: an age stands still when nobody measures any more. The names are
-# those of the table metrics too (https://prometheus.io/docs/practices/naming/).
+# Moments and not ages, as Prometheus advises: an age would not grow while nothing is measured. The names are those of
+# the table metrics too (https://prometheus.io/docs/practices/naming/).
 GAUGES: Mapping[str, str] = {
     UP: "1 if the database could be read, else 0",
     TAKEN: "when this was measured",
@@ -256,7 +256,7 @@ def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
     if ahead:
         observed = f"{rule.shown(-value)} in the future"
     elif rule.age and not sample.value:
-        observed = "there is none"
+        observed = "never"
     else:
         observed = "no growth" if math.isinf(value) else rule.shown(value)
     if more := [f"{name} {of}" for name, of in sample.labels.items() if name not in rule.labels]:

@@ -88,7 +88,7 @@ async def blob_sizes(
 ) -> dict[int, dict[str, int]]:
     """Return the bytes of columns by rowid, of as many rows as the time allows. Read-only.
 
-    A row's header tells them: of a value of 16 MB not a page is read.
+    They are in a row's header: of a value of 16 MB not a page is read.
     """
     # Such a handle is the one way to that before SQLite 3.43, and aiosqlite has no call for it.
     run: Any = conn._execute  # noqa: SLF001
@@ -114,10 +114,10 @@ _SECONDS, _ALL_S = {"sizes": 0.3, "rows": 0.4, "sessions": 0.2, "memories": 0.2,
 _AT_LEAST_S = 0.05  # for a table: on a machine under load, even a small one takes a while
 _DRAWN = 1000  # sessions and memories at random; of the newest sessions as many
 _RETRIEVALS = 1000  # of sessions, and of memories
-_NAMESPACES = 20  # that are counted by themselves: each is a series of its own for as long as anybody keeps it
+_NAMESPACES = 20  # the largest, counted one by one: Prometheus keeps a series for each
 _OTHERS = "others"  # the rest: without a colon, so not a namespace
 _ENOUGH = 5000  # rows, of which to say how many are of the last day
-_SPARSE = 0.01  # rows per rowid: in fewer, a sample of rowids says nothing of how many rows there are
+_SPARSE = 0.01  # rows per rowid; where there are fewer, a sample of rowids is no estimate of the rows
 _COLUMNS = {"sessions": ("events", "state", "metadata"), "memory_entries": ("value", "metadata")}
 _EVERY = {"after": -(2**63), "last": 2**63 - 1}
 _Tables = dict[str, tuple[int, int]]  # the rows of each, and how many came in the last day
@@ -160,9 +160,10 @@ async def _ask(conn: aiosqlite.Connection, until: float, name: str, **given: obj
 async def _tables(
     conn: aiosqlite.Connection, until: float, since: Mapping[str, object], last: Mapping[str, int]
 ) -> tuple[_Tables, float, bool]:
-    """Count the rows of each table, the smallest first; return also the smallest share of a table that was read.
+    """Count the rows of each table, the smallest first.
 
-    And whether that suffices to tell how the database grows: the rows of one day lie together, in few windows.
+    Return also the smallest share of a table that was read, and whether that suffices to estimate the growth: the rows
+    of one day lie together, in few windows.
     """
     ask = load_queries("monitor.sql")
     tables, shares, sure = _Tables(), list[float](), bool(last)
@@ -201,7 +202,7 @@ async def _sizes(conn: aiosqlite.Connection, until: float, drawn: list[sqlite3.R
 async def _retrieved(
     conn: aiosqlite.Connection, until: float, what: str, query: str, table: str, drawn: list[sqlite3.Row]
 ) -> list[Sample]:
-    """Time one of the store's retrievals, of rows drawn at random; no sample where there is no row."""
+    """Time one of the store's retrievals, of rows drawn at random; no sample without a row."""
     sql, columns = load_queries()[query].sql, _COLUMNS[table]
     # A value that another program has made larger than the store would could take minutes.
     sizes = await blob_sizes(conn, (monotonic() + until) / 2, table, columns, [row["rowid"] for row in drawn])

@@ -85,7 +85,7 @@ def _of_files(settings: Settings) -> Iterator[Sample]:
 
 
 def _last_backup(settings: Settings) -> float:
-    """Return when the newest backup of this database was taken that can serve, 0 if there is none. Read-only."""
+    """Return when the newest backup of this database that can serve was taken; 0 without one. Read-only."""
     with suppress(OSError, RefusedError):
         found = newest_fit(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path))
         return found.taken_at.timestamp() if found else 0.0
@@ -93,7 +93,7 @@ def _last_backup(settings: Settings) -> float:
 
 
 def _last_validation(settings: Settings) -> float:
-    """Return when the newest validation of this database began that passed, 0 if there is none. Read-only."""
+    """Return when the newest validation of this database that passed began; 0 without one. Read-only."""
     archive = settings.archive_dir
 
     def newest(ids: Iterable[str]) -> float:
@@ -158,7 +158,7 @@ def _output(name: str) -> Path:
 
 
 _CHECK = "record"
-SNAPSHOTS = 500  # that are read of what was recorded: a chart shows no more points than that
+SNAPSHOTS = 500  # that are read at most: a chart shows no more points
 Moment = tuple[datetime, Sample]
 
 

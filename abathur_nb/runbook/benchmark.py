@@ -114,9 +114,8 @@ async def run_benchmark(
 
     The snapshot lies in a scratch directory beside the database and is removed at the end; the live rows are only
     read, once, for the copy. ``full`` adds the reads beside a busy writer, 1 to 200 concurrent reads, and the growth
-    from 1,000 to ``rows``. ``compare_with`` is the id of an archived run to compare with;
-    by default it is the newest of the same machine, versions, rows and settings, if there is one. Raises
-    ConfigurationError for a wrong argument.
+    from 1,000 to ``rows``. ``compare_with`` is the id of an archived run to compare with; the default is the newest of
+    the same machine, versions, rows and settings, if there is one. Raises ConfigurationError for a wrong argument.
     """
     earlier = _checked_arguments(settings, rows, repetitions, full, compare_with)
     samples: Samples = {}
@@ -201,16 +200,13 @@ async def _measure(
             rounds = max(_ROUNDS, repetitions * _ROUNDS // _REPETITIONS)
             samples[_CONCURRENT] = await time_reads(together(session_reads(db, rows), 50), rounds)
             if full:
-                await _measure_fully(db, rows, repetitions, samples)
+                async with writing(db):
+                    samples[f"{_SESSION} beside a writer"] = await time_reads(session_reads(db, rows), repetitions)
+                    samples[f"{_MEMORY} beside a writer"] = await time_reads(memory_reads(db, rows), repetitions)
+                for tasks in _CONCURRENCY:
+                    reads = together(memory_reads(db, rows), tasks)
+                    samples[f"concurrency/{tasks}"] = await time_reads(reads, _CURVE_ROUNDS)
     return pragmas
-
-
-async def _measure_fully(db: Database, rows: int, repetitions: int, samples: Samples) -> None:
-    async with writing(db):
-        samples[f"{_SESSION} beside a writer"] = await time_reads(session_reads(db, rows), repetitions)
-        samples[f"{_MEMORY} beside a writer"] = await time_reads(memory_reads(db, rows), repetitions)
-    for tasks in _CONCURRENCY:
-        samples[f"concurrency/{tasks}"] = await time_reads(together(memory_reads(db, rows), tasks), _CURVE_ROUNDS)
 
 
 async def _snapshot(settings: Settings, copy: Settings) -> None:
@@ -312,6 +308,23 @@ def _machine_of(run: PastRun) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
+def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """Return all in which two machines differ; a mapping, such as of the PRAGMAs, by its members."""
+    found, was = (
+        {
+            f"{name} {inner}".strip(): given
+            for name, value in machine.items()
+            for inner, given in (value.items() if isinstance(value, Mapping) else [("", value)])
+        }
+        for machine in (now, then)
+    )
+    return [
+        f"{name}: was {shown(was.get(name))}, is {shown(found.get(name))}"
+        for name in {**found, **was}
+        if was.get(name) != found.get(name)
+    ]
+
+
 def compare_machines(now: Mapping[str, Any], then: Mapping[str, Any]) -> Check:
     """Name all in which the machine of an earlier run was another: then a difference in time says little."""
     differences = _differences(now, then)
@@ -323,23 +336,6 @@ def compare_machines(now: Mapping[str, Any], then: Mapping[str, Any]) -> Check:
         remedy="compare with a run that differs in nothing but what you want to know of: -p compare_with RUN_ID",
         otherwise="warn",
     )
-
-
-def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    was, found = dict(_flat(then)), dict(_flat(now))
-    return [
-        f"{name}: was {shown(was.get(name))}, is {shown(found.get(name))}"
-        for name in dict.fromkeys((*found, *was))
-        if was.get(name) != found.get(name)
-    ]
-
-
-def _flat(machine: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name, value in machine.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name} {inner}", found) for inner, found in value.items())
-        else:
-            yield name, value
 
 
 def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], earlier: PastRun) -> Iterator[Check]:

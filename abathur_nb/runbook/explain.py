@@ -121,7 +121,7 @@ async def judge_plans(live: Fetch, queries: Mapping[str, Query], *, subject: str
         index: tuple(name for name, tree in trees.items() if any(step.index == index for step in plan_steps(tree)))
         for index in _indexes()
     }
-    # The planner may well prefer an index that somebody added; that is for whoever did to weigh.
+    # The planner may prefer an index that an operator added: a warning, not a failure.
     idle: Status = "warn" if any(_uses(tree, extra) for tree in trees.values()) else "fail"
     checks.append(_coverage_check(coverage, idle))
     return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, trees, coverage)

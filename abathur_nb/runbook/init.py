@@ -98,7 +98,7 @@ async def _is_not_valid(settings: Settings, dry_run: bool, checks: list[Check]) 
         # Whoever made it may have been killed before its name was durable, or before its scratch directory was gone.
         done = [_force_name(settings.db_path, " was there already; its name was forced again")]
         swept = sweep(settings.db_path.parent)
-    stands = Check.that(
+    found_there = Check.that(
         "create",
         not broken,
         expected="no database yet, or a valid one",
@@ -106,7 +106,7 @@ async def _is_not_valid(settings: Settings, dry_run: bool, checks: list[Check]) 
         remedy=repair_command(settings),
         evidence=swept,
     )
-    checks += [stands, *place, *done, *found]
+    checks += [found_there, *place, *done, *found]
     return broken
 
 

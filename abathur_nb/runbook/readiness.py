@@ -166,16 +166,14 @@ def readiness(
         evidence.append(wanted(target, settings))
     checks = [replace(check, data={"list": "Evidence"}) for check in evidence]
     for line in lines:
-        check = archives[line.env].answer(line) if line.notebook else _stated(line, statements[line.id])
+        if line.notebook:
+            check = archives[line.env].answer(line)
+        else:
+            check = said(line.text, statements[line.id], check_id=line.id)
+        if line.id in statements.keys() - given.keys():
+            check = replace(check, status="fail", remedy=f"name them: -p {line.id} {FORM}")
         checks.append(replace(check, data={"list": line.section}))
     return Readiness(Report(_TITLE, tuple(checks), subject=str(settings.db_path)))
-
-
-def _stated(line: Line, answer: str | None) -> Check:
-    if answer is not None:
-        return said(line.text, answer, check_id=line.id)
-    expected = "a person who answers for it, and the day"
-    return Check(line.id, "fail", expected, "nobody has said so", f"name them: -p {line.id} {FORM}", name=line.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,22 +188,18 @@ class _Archive:
     def answer(self, line: Line) -> Check:
         """Return what the newest run that ``line`` asks for says."""
         runs = [run for run in self.runs if run.notebook == line.notebook]
-        found = [run for run in runs if line.parameters.items() <= _parameters(run).items()]
-        if found:
-            run = found[-1]
-            fault, extra = self._fault(line, run), _extra(line, run)
-            observed = "; ".join(
-                filter(None, (f"run {run.run_id}, {age(run.started_at)}: {run.verdict}", fault or extra))
-            )
+        run = next((run for run in reversed(runs) if line.parameters.items() <= _parameters(run).items()), None)
+        if run is None:
+            observed, fault, extra = "", _missing(line, runs), ""
         else:
-            fault = observed = _missing(line, runs)
-            extra = ""
+            observed = f"run {run.run_id}, {age(run.started_at)}: {run.verdict}"
+            fault, extra = self._fault(line, run), _extra(line, run)
         return Check.that(
             line.id,
             not fault and not extra,
             expected=f"{line.notebook} passed within {line.days} days",
-            observed=observed,
-            remedy=_command(line, self.settings) if fault else "find out who made them: nothing of ours is changed",
+            observed="; ".join(filter(None, (observed, fault or extra))),
+            remedy=_command(line, self.settings) if fault else "find out who made them; ours are unchanged",
             otherwise="fail" if fault else "warn",
             name=line.text,
         )
