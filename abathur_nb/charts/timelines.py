@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 # A panel: its title, its unit, how many of the gauges' units that is, and the gauges in it with their words. A limit
 # may lie far above what is usual: some are logarithmic. An age is the time since the moments that the gauges hold.
-_PANELS: tuple[tuple[str, str, float, Mapping[str, str]], ...] = (
+_Panel = tuple[str, str, float, Mapping[str, str]]
+_PANELS: tuple[_Panel, ...] = (
     ("The file and its log", "bytes (log)", 1, {"abathur_database_bytes": "the file", WAL_BYTES: "its log"}),
     ("Free room on its disk", "bytes", 1, {DISK_FREE: "free"}),
     ("Rows of the largest tables", "rows", 1, {"abathur_rows": ""}),
@@ -50,65 +51,56 @@ _PANELS: tuple[tuple[str, str, float, Mapping[str, str]], ...] = (
 )
 _FORMS = {"bytes": EngFormatter(unit="B"), "bytes (log)": EngFormatter(unit="B"), "ms (log)": MILLISECONDS}
 _CROWD = 100  # points; more of them are drawn small
-_Points = list[tuple[datetime, float]]
 
 
 def monitoring_over_time(monitoring: "Monitoring") -> Chart:
     """Draw what was recorded of a database over time, one panel a subject, and the limits of the alert rules in it."""
-    found = [(panel, lines) for panel in _PANELS if (lines := _lines(panel[3], panel[2], monitoring))]
-    if not found:
+    gauges = {sample.name for _, sample in monitoring.moments if sample.value or not _is_moment(sample.name)}
+    panels = [panel for panel in _PANELS if gauges & panel[3].keys()]
+    if not panels:
         return blank("nothing could be measured: the report says why")
-    chart, axes = new_chart(0.6 + 1.75 * len(found), len(found), sharex=True)
-    noted = []
-    for ax, ((title, axis, unit, gauges), lines) in zip(axes, found, strict=True):
-        words = _draw_lines(ax, lines, gauges, unit, monitoring)
-        ax.set_title(title, fontsize=10)
-        ax.set_ylabel(axis)
-        if axis.endswith("(log)"):
-            ax.set_yscale("log")
-        else:
-            ax.set_ylim(bottom=0)
-        ax.yaxis.set_major_formatter(_FORMS.get(axis, EngFormatter()))
-        legend_beside(ax, 7)
-        noted.append(f"{title}, {axis} at last: {words}")
+    chart, axes = new_chart(0.6 + 1.75 * len(panels), len(panels), sharex=True)
+    noted = [_draw_panel(ax, panel, monitoring) for ax, panel in zip(axes, panels, strict=True)]
     time_axis(axes[-1], "time (UTC)")
     chart.alt = f"Over time, snapshots: {len({at for at, _ in monitoring.moments}):,}. " + ". ".join(noted)
     return chart
 
 
-def _lines(
-    gauges: Mapping[str, str], unit: float, monitoring: "Monitoring"
-) -> dict[tuple[str, tuple[str, ...]], _Points]:
-    """Return the lines of a panel, those that end highest first: by gauge and labels, the values at their moments."""
-    lines: dict[tuple[str, tuple[str, ...]], _Points] = {}
+def _is_moment(gauge: str) -> bool:
+    return gauge.endswith("_timestamp_seconds")
+
+
+def _draw_panel(ax: Axes, panel: _Panel, monitoring: "Monitoring") -> str:
+    """Draw the lines of a panel that end highest, and the limits of their rules; return what they show, in words."""
+    title, axis, unit, gauges = panel
+    lines: defaultdict[tuple[str, tuple[str, ...]], list[tuple[Any, float]]] = defaultdict(list)
     for at, sample in monitoring.moments:
-        is_moment = sample.name.endswith("_timestamp_seconds")
-        if sample.name in gauges and (sample.value or not is_moment):
-            value = at.timestamp() - sample.value if is_moment else sample.value
-            lines.setdefault((sample.name, tuple(sample.labels.values())), []).append((at, value / unit))
-    return dict(sorted(lines.items(), key=lambda line: -line[1][-1][1])[: len(LINES)])
-
-
-def _draw_lines(
-    ax: Axes,
-    lines: Mapping[tuple[str, tuple[str, ...]], _Points],
-    gauges: Mapping[str, str],
-    unit: float,
-    monitoring: "Monitoring",
-) -> str:
+        if sample.name in gauges and (sample.value or not _is_moment(sample.name)):
+            value = at.timestamp() - sample.value if _is_moment(sample.name) else sample.value
+            lines[sample.name, tuple(sample.labels.values())].append((at, value / unit))
     noted = []
-    for (colour, _), ((gauge, labels), line) in zip(LINES, lines.items(), strict=False):
+    for (colour, _), ((gauge, labels), line) in zip(
+        LINES, sorted(lines.items(), key=lambda line: -line[1][-1][1]), strict=False
+    ):
         words = ", ".join(labels) or gauges[gauge]
-        times: Any = [at for at, _ in line]
         marker = "" if len(line) > _CROWD else "o"
-        ax.plot(times, [value for _, value in line], color=colour, marker=marker, ms=3, label=label(words))
-        noted.append(f"{words} {line[-1][1]:,.4g}")
+        times, values = zip(*line, strict=True)
+        ax.plot(times, values, color=colour, marker=marker, ms=3, label=label(words))
+        noted.append(f"{words} {values[-1]:,.4g}")
         for rule in RULES:
             if (rule.gauge, tuple(rule.labels.values())) == (gauge, labels) and not rule.per:
                 limit = rule.limit_of(monitoring.settings) * rule.unit / unit
                 ax.axhline(limit, color=colour, linestyle="--", linewidth=1.2, label=label(f"limit: {rule.title}"))
                 noted.append(f"its limit {limit:,.4g}")
-    return ", ".join(noted)
+    ax.set_title(title, fontsize=10)
+    ax.set_ylabel(axis)
+    if axis.endswith("(log)"):
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
+    ax.yaxis.set_major_formatter(_FORMS.get(axis, EngFormatter()))
+    legend_beside(ax, 7)
+    return f"{title}, {axis} at last: {', '.join(noted)}"
 
 
 # A shape and a colour for each verdict, the good ones below the bad ones; hollow and black for what is not evidence.

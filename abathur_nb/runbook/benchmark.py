@@ -20,14 +20,7 @@ from abathur_nb.evidence.run import versions_of
 from abathur_nb.files import scratch_directory, sweep
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.measure import synthetic
-from abathur_nb.measure.workloads import (
-    memory_reads,
-    one_cpu,
-    session_reads,
-    time_reads,
-    together,
-    writing,
-)
+from abathur_nb.measure.synthetic import memory_reads, one_cpu, session_reads, time_reads, together, writing
 from abathur_nb.percentiles import above, percentiles, verdict
 from abathur_nb.report import Check, Report, id_of
 from abathur_nb.store.connection import connect, explain_error, read_pragmas

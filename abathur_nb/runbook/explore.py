@@ -15,7 +15,7 @@ import aiosqlite
 from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, InvalidValueError
-from abathur_nb.measure.sampling import in_time
+from abathur_nb.measure.snapshot import in_time
 from abathur_nb.report import Check, Report, run_check
 from abathur_nb.runbook.memories import Excerpt, MemoryHistory, as_json, namespace_tree
 from abathur_nb.store.connection import connect, explain_error

@@ -68,48 +68,34 @@ async def preflight(settings: Settings, *, team_trained: str | None = None) -> R
 
 
 def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
-    json_works = False
+    has_json = False
     with closing(sqlite3.connect(":memory:")) as conn, suppress(sqlite3.Error):
-        json_works = conn.execute("SELECT json_insert('[1]', '$[#]', 2)").fetchone()[0] == "[1,2]"
+        has_json = conn.execute("SELECT json_insert('[1]', '$[#]', 2)").fetchone()[0] == "[1,2]"
     linux = "Linux: elsewhere, who holds a lock and what file system this is can't be known"
     newer = "install a newer Python: conda env create -f environment.yml"
     driver = tuple(map(int, re.findall(r"\d+", async_driver)[:2]))
     upgrade = f"{quote(sys.executable)} -m pip install --upgrade aiosqlite"
-    threads = sqlite3.threadsafety
-    # id, name, whether it holds, expected, observed, remedy
+    json_words, threads = "work" if has_json else "missing", sqlite3.threadsafety
     asked = (
-        ("operating_system", "", sys.platform == "linux", linux, sys.platform, "run it on Linux"),
-        ("python", "Python", sys.version_info >= (3, 11), "3.11 or newer", sys.version.split()[0], newer),
-        ("sqlite", "SQLite", sqlite3.sqlite_version_info >= (3, 35), "3.35 or newer", sqlite3.sqlite_version, newer),
-        (
-            "sqlite_json_functions",
-            "SQLite's JSON functions",
-            json_works,
-            "compiled in",
-            "work" if json_works else "missing",
-            newer,
-        ),
-        (
-            "sqlite_thread_safety",
-            "SQLite's thread safety",
-            threads > 0,
-            "connections may live in threads",
-            f"sqlite3.threadsafety = {threads}",
-            newer,
-        ),
-        ("aiosqlite", "", driver >= (0, 22), "0.22 or newer", async_driver, upgrade),
+        ("operating_system", "", sys.platform == "linux", linux, sys.platform),
+        ("python", "Python", sys.version_info >= (3, 11), "3.11 or newer", sys.version.split()[0]),
+        ("sqlite", "SQLite", sqlite3.sqlite_version_info >= (3, 35), "3.35 or newer", sqlite3.sqlite_version),
+        ("sqlite_json_functions", "SQLite's JSON functions", has_json, "compiled in", json_words),
+        ("sqlite_thread_safety", "SQLite's thread safety", threads > 0, "threads may share it", f"level {threads}"),
+        ("aiosqlite", "", driver >= (0, 22), "0.22 or newer", async_driver),
     )
+    remedies = {"operating_system": "run it on Linux", "aiosqlite": upgrade}
     return [
         Check.that(
             check_id,
             holds,
             expected=expected,
             observed=observed,
-            remedy=remedy,
+            remedy=remedies.get(check_id, newer),
             otherwise="warn" if check_id == "operating_system" else "fail",
             name=name,
         )
-        for check_id, name, holds, expected, observed, remedy in asked
+        for check_id, name, holds, expected, observed in asked
     ]
 
 

@@ -37,7 +37,7 @@ from abathur_nb.backups.taking import back_up, prove
 from abathur_nb.evidence.archive import prepared, read_source
 from abathur_nb.files import fsync
 from abathur_nb.measure import synthetic
-from abathur_nb.measure.workloads import one_cpu
+from abathur_nb.measure.synthetic import one_cpu
 from abathur_nb.runner.execution import execute
 from abathur_nb.store.connection import connect, connection_pragmas
 from abathur_nb.store.sql import DATA, DDL_FILES, SEED_FILE, statements
