@@ -23,7 +23,7 @@ _WIDTH = 9.0  # inches: a notebook's width at 100 %
 
 
 class Chart(Figure):
-    """Be a figure that says in words what it shows: ``alt`` goes into the notebook beside the picture."""
+    """Hold a figure, and as ``alt`` the words that say what it shows; a notebook has both."""
 
     alt = ""
 
@@ -54,12 +54,12 @@ def blank(words: str) -> Chart:
 
 
 def label(name: str) -> str:
-    """Return a name that may be anything as a short text for a figure."""
+    """Return any name as a short text for a figure."""
     return one_line(name, 40).replace("$", r"\$")  # a pair of $ would be read as mathematics
 
 
 def time_axis(ax: Axes, words: str = "start of the run (UTC)") -> None:
-    """Let the x axis of ``ax``, when all is drawn, be UTC times: of runs, or of what ``words`` say."""
+    """Show UTC times on the x axis of ``ax``, labelled ``words``, once everything is drawn."""
     first, last = ax.dataLim.intervalx
     if first == last:  # a single moment, around which matplotlib would show four years
         ax.set_xlim(first - 0.5, last + 0.5)
@@ -93,6 +93,6 @@ def draw_intervals(ax: Axes, xs: Sequence[Any], bounds: Sequence[Interval], word
 
 
 def one_line(name: str, length: int) -> str:
-    """Return a name that may be anything as one printable line of at most so many characters."""
+    """Return any name as one printable line of at most ``length`` characters."""
     text = printable(name).replace("\n", "\\n")
     return text if len(text) <= length else f"{text[: length - 1]}…"

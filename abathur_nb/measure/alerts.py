@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.health.rows import LEVELS, TOLD_SIZE, TRIM
-from abathur_nb.report import Check
+from abathur_nb.report import Check, Status
 from abathur_nb.store.values import MAX_BYTES
 from abathur_nb.text import AHEAD_S, MB, SEE_CLOCK, Table, timestamp
 
@@ -135,7 +135,7 @@ class Rule:
 
     ``limit`` names a setting, or is a number. A rule on a gauge that holds a moment is about the time since then, and
     fires too where it lies in the future; with ``per`` it is about the gauge divided by another one, with ``of``
-    about the p99 of that retrieval. ``wait`` is how long Prometheus sees it so before it reports.
+    about the p99 of that retrieval. ``wait`` is how long it must hold before Prometheus reports it.
     """
 
     id: str
@@ -261,16 +261,10 @@ def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
         observed = "no growth" if math.isinf(value) else rule.shown(value)
     if more := [f"{name} {of}" for name, of in sample.labels.items() if name not in rule.labels]:
         observed += f" ({', '.join(more)})"
-    return Check.that(
-        rule.id,
-        not (ahead or (value > limit if rule.fires == "above" else value < limit)),
-        expected=expected,
-        observed=observed,
-        remedy=SEE_CLOCK if ahead else _REMEDIES[rule.id],
-        otherwise="fail" if rule.severity == "critical" and settings.alerts_fail else "warn",
-        evidence=evidence,
-        name=rule.title,
-    )
+    holds = not (ahead or (value > limit if rule.fires == "above" else value < limit))
+    remedy = SEE_CLOCK if ahead else _REMEDIES[rule.id]
+    otherwise: Status = "fail" if rule.severity == "critical" and settings.alerts_fail else "warn"
+    return Check.that(rule.id, holds, expected, observed, remedy, otherwise, evidence, name=rule.title)
 
 
 def prometheus_rules(settings: Settings) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def _last_validation(settings: Settings) -> float:
         lines, ids = read_ledger(archive).runs, run_ids(archive)
         # Of thousands of runs, those that the ledger says are something else are not read.
         green = [i for i in ids & lines.keys() if (lines[i].data["notebook"], lines[i].data["verdict"]) == _GREEN]
-        # The order of the ledger, which no clock turns; the ids of runs that it does not know are times.
+        # The order of the ledger does not depend on a clock; the ids of runs that it does not list are times.
         green.sort(key=lambda run_id: lines[run_id].number, reverse=True)
         return max(newest(green), newest(sorted(ids - lines.keys(), reverse=True)))
     return 0.0
@@ -307,7 +307,7 @@ _Tables = dict[str, tuple[int, int]]  # the rows of each, and how many came in t
 
 
 async def measure(settings: Settings, now: datetime) -> list[Sample]:
-    """Return the samples of what is inside of the database. Read-only, in many short transactions."""
+    """Return the samples of the database's contents. Read-only, in many short transactions."""
     since, latest = {"since": timestamp(now - timedelta(days=1))}, monotonic() + _ALL_S
 
     def until(step: str) -> float:
@@ -397,7 +397,7 @@ async def _retrieved(
 
     async def retrieve(row: sqlite3.Row) -> object:
         found = list(await conn.execute_fetchall(sql, dict(row)))
-        with suppress(RefusedError):  # that a value is spoiled is what validate reports
+        with suppress(RefusedError):  # validate reports an invalid value
             return [decoded(row, columns) for row in found]
         return found
 

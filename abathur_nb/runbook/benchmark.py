@@ -238,14 +238,9 @@ def _verdicts(limits: Mapping[str, tuple[float, float]], samples: Samples, repet
             continue
         level, limit_ms = limits[name]
         said, words = verdict(nanoseconds, level, limit_ms), next(p for p in found if p.level == level)
-        yield Check.that(
-            id_of(name),
-            said == "met",
-            expected=f"{words.name} < {limit_ms:g} ms, with 95 % confidence, on one CPU",
-            observed=f"{words}, {number}: {said}",
-            remedy=ask if said == "not enough samples" else "see explain.ipynb, and the disk",
-            name=name,
-        )
+        expected = f"{words.name} < {limit_ms:g} ms, with 95 % confidence, on one CPU"
+        remedy = ask if said == "not enough samples" else "see explain.ipynb, and the disk"
+        yield Check.that(id_of(name), said == "met", expected, f"{words}, {number}: {said}", remedy, name=name)
 
 
 def describe_machine(settings: Settings, rows: int, repetitions: int) -> dict[str, Any]:
@@ -321,14 +316,9 @@ def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
 def compare_machines(now: Mapping[str, Any], then: Mapping[str, Any]) -> Check:
     """Name all in which the machine of an earlier run was another: then a difference in time says little."""
     differences = _differences(now, then)
-    return Check.that(
-        "machine",
-        not differences,
-        expected="the same processor, versions, settings, rows and repetitions as in the earlier run",
-        observed="; ".join(differences) or "the same",
-        remedy="compare with a run that differs in nothing but what you want to know of: -p compare_with RUN_ID",
-        otherwise="warn",
-    )
+    expected = "the same processor, versions, settings, rows and repetitions as in the earlier run"
+    remedy = "compare with a run that differs in nothing but what you want to know of: -p compare_with RUN_ID"
+    return Check.that("machine", not differences, expected, "; ".join(differences) or "the same", remedy, "warn")
 
 
 def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], earlier: PastRun) -> Iterator[Check]:
@@ -341,13 +331,8 @@ def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], ea
             if was:
                 words.append(f"{now}, was {was[1]:.3g} ms ({now.value / was[1]:.2f} times)")
                 slower |= above(now.low, was[2])
-        yield Check.that(
-            f"{id_of(name)}_against_the_earlier_run",
-            not slower,
-            expected="no percentile more than a tenth above the earlier run's interval",
-            observed="; ".join(words),
-            remedy="see the check *machine*; if that is the same, look at explain.ipynb",
-            otherwise="warn",
-            evidence=(f"run {earlier.run_id}",),
-            name=f"{name} against the earlier run",
-        )
+        check_id, title = f"{id_of(name)}_against_the_earlier_run", f"{name} against the earlier run"
+        expected = "no percentile more than a tenth above the earlier run's interval"
+        remedy = "see the check *machine*; if that is the same, look at explain.ipynb"
+        evidence = (f"run {earlier.run_id}",)
+        yield Check.that(check_id, not slower, expected, "; ".join(words), remedy, "warn", evidence, name=title)

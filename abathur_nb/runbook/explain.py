@@ -147,29 +147,25 @@ async def _judge(
     if faults and added:
         faults.append(f"served by {added}, which is not of sql/")
     reasons = "; ".join(f"allowed: {reason}" for reason in (query.scan, query.sort) if reason)
+    is_missing = query.index in missing
     return Check.that(
         query.name,
         not faults,
-        expected=query.index or reasons or "a search by rowid",
-        observed="; ".join(faults) or _noted(steps),
-        remedy=_MISSING if query.index in missing else _REMEDY,
-        otherwise="warn" if added and query.index not in missing else "fail",
-        evidence=tree_lines(tree),
+        query.index or reasons or "a search by rowid",
+        "; ".join(faults) or _noted(steps),
+        _MISSING if is_missing else _REMEDY,
+        "warn" if added and not is_missing else "fail",
+        tree_lines(tree),
         name=query.name,
     )
 
 
 def _coverage_check(coverage: Mapping[str, tuple[str, ...]], otherwise: Status) -> Check:
     idle = [index for index, names in coverage.items() if not names]
-    return Check.that(
-        "coverage",
-        not idle,
-        expected=f"each of {len(coverage)} indexes serves a query",
-        observed=f"{len(idle)} serve none: {', '.join(idle)}" if idle else f"all {len(coverage)} do",
-        remedy=_REMEDY,
-        otherwise=otherwise,
-        evidence=(f"{index}: {', '.join(names) or 'none'}" for index, names in coverage.items()),
-    )
+    observed = f"{len(idle)} serve none: {', '.join(idle)}" if idle else f"all {len(coverage)} do"
+    evidence = (f"{index}: {', '.join(names) or 'none'}" for index, names in coverage.items())
+    expected = f"each of {len(coverage)} indexes serves a query"
+    return Check.that("coverage", not idle, expected, observed, _REMEDY, otherwise, evidence)
 
 
 def _indexes() -> tuple[str, ...]:

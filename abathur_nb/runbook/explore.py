@@ -17,7 +17,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, InvalidValueError
 from abathur_nb.measure.snapshot import in_time
 from abathur_nb.report import Check, Report, run_check
-from abathur_nb.runbook.memories import Excerpt, MemoryHistory, as_json, namespace_tree
+from abathur_nb.runbook.memories import Excerpt, as_json, memory_history, namespace_tree
 from abathur_nb.store.connection import connect, explain_error
 from abathur_nb.store.schema import expected_columns, expected_tables, quoted, read_schema
 from abathur_nb.store.sql import DATA, load_queries
@@ -61,7 +61,7 @@ async def read_diagram(conn: aiosqlite.Connection) -> Diagram:
     svg = (DATA / "sql" / "schema.svg").read_text(encoding="utf-8").rstrip()
     drawn = {(table, column.name) for table in expected_tables() for column in expected_columns(table)}
     is_drawn = drawn == {(row["table"], row["column"]) for row in found} and f">{alt}</title>" in svg
-    return Diagram(excerpt(found, "", "no table"), svg if is_drawn else "", alt)
+    return Diagram(_excerpt(found, "", "no table"), svg if is_drawn else "", alt)
 
 
 _AT_ONCE = 50_000  # rows fetched
@@ -119,7 +119,8 @@ class Exploration:
     session: Excerpt = Excerpt()
     namespaces: Excerpt = Excerpt()
     memories: Excerpt = Excerpt()
-    memory: MemoryHistory = MemoryHistory()
+    memory: Excerpt = Excerpt()
+    changes: Excerpt = Excerpt()
     audit: Excerpt = Excerpt()
     growth: Excerpt = Excerpt()
     diagram: Diagram = Diagram()
@@ -159,14 +160,13 @@ async def explore(
 
 def _wanted(namespace: Any, key: Any, session: Any, limit: Any) -> _Wanted:
     faults: list[str] = []
-    start, end = "", ""
-    try:
-        start, end = prefix_range("" if namespace is None else namespace)
-    except InvalidValueError:
-        faults.append(f"namespace: expected up to 512 printable characters, found {shown(namespace)}")
-    for name, value in (("key", key), ("session", session)):
+    start = end = ""
+    for name, value in (("namespace", namespace), ("key", key), ("session", session)):
         try:
-            check_name(name, value, optional=True)
+            if name == "namespace":
+                start, end = prefix_range("" if value is None else value)
+            else:
+                check_name(name, value, optional=True)
         except InvalidValueError as error:
             faults.append(f"{name}: {error.fault}")
     try:
@@ -202,14 +202,9 @@ async def _read_part(conn: aiosqlite.Connection, name: str, wanted: _Wanted, fou
 
     async def read() -> Check:
         observed, missing = await in_time(conn, PART_S, _PARTS[name](conn, wanted, found))
-        return Check.that(
-            name,
-            not missing,
-            expected="what was asked for is there" if missing else "can be read",
-            observed=missing or observed,
-            remedy="name another one, or none: -p NAME VALUE",
-            otherwise="warn",
-        )
+        expected = "what was asked for is there" if missing else "can be read"
+        remedy = "name another one, or none: -p NAME VALUE"
+        return Check.that(name, not missing, expected, missing or observed, remedy, "warn")
 
     return await run_check(name, read, remedy="run validate.ipynb")
 
@@ -219,7 +214,7 @@ async def _fetch(conn: aiosqlite.Connection, name: str, wanted: _Wanted, **more:
     return [dict(row) for row in await conn.execute_fetchall(load_queries("explore.sql")[name].sql, given)]
 
 
-def excerpt(rows: Sequence[Mapping[str, Any]], caption: str, nothing: str, *hidden: str) -> Excerpt:
+def _excerpt(rows: Sequence[Mapping[str, Any]], caption: str, nothing: str, *hidden: str) -> Excerpt:
     """Return these rows of a query as an excerpt."""
     columns = tuple(rows[0]) if rows else ()
     return Excerpt(columns, tuple(tuple(row.values()) for row in rows), caption if rows else "", nothing, {*hidden})
@@ -247,7 +242,7 @@ async def _sessions(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorat
     rows = await _fetch(conn, "sessions", wanted)
     noted = _of(len(rows), found.rows.get("sessions", len(rows)), "sessions, the last used first")
     hidden = ("checkpoints", "created_at", "terminated_at", "archived_at")
-    found.sessions = excerpt(rows, noted, "no session yet", *hidden)
+    found.sessions = _excerpt(rows, noted, "no session yet", *hidden)
     return noted, ""
 
 
@@ -286,20 +281,20 @@ async def _memories(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorat
     # The first level of the tree holds all that is below it.
     total = sum(memories for _, depth, _, memories, *_ in found.namespaces.rows if depth == 1)
     noted = _of(len(rows), max(total, len(rows)), "current memories, the last updated first")
-    found.memories = excerpt(rows, noted, "no current memory", "memory_type", "bytes", "created_by", "created_at")
+    found.memories = _excerpt(rows, noted, "no current memory", "memory_type", "bytes", "created_by", "created_at")
     return noted, ""
 
 
 async def _memory(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
     named = await _fetch(conn, "most_versions", wanted)
     if not named:
-        found.memory = MemoryHistory(versions=Excerpt(nothing="no version"), changes=Excerpt(nothing="no version"))
+        found.memory = found.changes = Excerpt(nothing="no version")
         return "none there", f"no memory has the key {shown(wanted.key)} there" if wanted.key else ""
     namespace, key, total = named[0].values()
     # One more than are shown: the oldest one shown is compared with it.
     rows = await _fetch(conn, "memory_versions", wanted, namespace=namespace, key=key, limit=wanted.limit + 1)
-    found.memory = MemoryHistory.of(namespace, key, rows, total, wanted.limit)
-    return f"{found.memory.versions.caption}; {len(found.memory.changes.rows):,} changes", ""
+    found.memory, found.changes = memory_history(namespace, key, rows, total, wanted.limit)
+    return f"{found.memory.caption}; {len(found.changes.rows):,} changes", ""
 
 
 async def _audit(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
@@ -309,7 +304,7 @@ async def _audit(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration
         ((total,),) = (row.values() for row in await _fetch(conn, "count_audit_of_namespaces", wanted))
     rows = await _fetch(conn, "audit_of_namespaces" if wanted.prefix else "audit", wanted)
     noted = _of(len(rows), max(total, len(rows)), words)
-    found.audit = excerpt(rows, noted, "no audit row", "memory_operation_type", "memory_entry_id", "result", "id")
+    found.audit = _excerpt(rows, noted, "no audit row", "memory_operation_type", "memory_entry_id", "result", "id")
     return noted, ""
 
 

@@ -72,11 +72,11 @@ async def _is_forbidden(settings: Settings, dry_run: bool, checks: list[Check]) 
     """Check the place of a database to be made, and return whether it forbids one."""
     location, forbidden = location_checks(settings)
     checks += location
-    if (lost := strays_check(settings.db_path)).failed:  # a deleted database is open: its process refuses to go on
+    if (lost := strays_check(settings.db_path)).failed:  # a process has a deleted database open, and refuses to use it
         checks.append(replace(lost, status="warn"))
     if forbidden or dry_run:
         return forbidden
-    # A file system that only warns by its name has to show that it can carry a write-ahead log.
+    # Where the name of the file system only warns, its behaviour is tried.
     if any(check.id == "file_system" and check.status == "warn" for check in location):
         checks.append(await behaviour(settings))
         return checks[-1].failed
@@ -91,21 +91,16 @@ async def _is_not_valid(settings: Settings, dry_run: bool, checks: list[Check]) 
         checks += place
         return True
     found = await file_checks(settings)
-    # Who may read it is a finding, and no reason to take a database for another.
+    # Its mode is a finding, and does not make the database invalid.
     broken = any(check.failed for check in found if check.id != FILE_MODES)
     done, swept = list[Check](), list[str]()
     if not broken and not dry_run:
-        # Whoever made it may have been killed before its name was durable, or before its scratch directory was gone.
+        # The run that made it may have been killed before its name was durable or its scratch directory removed.
         done = [_force_name(settings.db_path, " was there already; its name was forced again")]
         swept = sweep(settings.db_path.parent)
-    found_there = Check.that(
-        "create",
-        not broken,
-        expected="no database yet, or a valid one",
-        observed=f"{'a database that is not valid' if broken else 'already initialized'}: left as it is",
-        remedy=repair_command(settings),
-        evidence=swept,
-    )
+    observed = f"{'a database that is not valid' if broken else 'already initialized'}: left as it is"
+    expected, remedy = "no database yet, or a valid one", repair_command(settings)
+    found_there = Check.that("create", not broken, expected, observed, remedy, evidence=swept)
     checks += [found_there, *place, *done, *found]
     return broken
 

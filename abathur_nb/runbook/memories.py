@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from abathur_nb.evidence.difference import clipped
 from abathur_nb.store.values import check_depth
@@ -90,7 +90,7 @@ def namespace_tree(rows: Sequence[Mapping[str, Any]], limit: int, nothing: str) 
             for name in _COUNTS:
                 branch[name] += row[name]
             branch["newest"] = max(branch["newest"], str(row["newest"]))
-    # A branch is never larger than its parent: the first so many are a tree, however many they are.
+    # A branch is never larger than its parent, so that the first of this order are a tree, however many they are.
     paths = sorted(found, key=lambda path: (-found[path]["versions"], len(path), path))
     caption = f"{len(rows):,} namespaces"
     if len(paths) > limit:
@@ -119,62 +119,30 @@ _MOST_DIFFERENCES = 200  # from one version to the next
 _COMPARED = ("value", "metadata")
 
 
-class Difference(NamedTuple):
-    """Hold one change from a version to the next: where, and the JSON before and after; empty where there was none."""
+def memory_history(
+    namespace: str, key: str, rows: Sequence[Mapping[str, Any]], total: int, limit: int
+) -> tuple[Excerpt, Excerpt]:
+    """Return the versions in these rows of the query ``memory_versions``, newest first, and what each changed.
 
-    path: str
-    change: str
-    before: str
-    after: str
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryHistory:
-    """Hold the versions of one memory, newest first, and the ``changes`` that each brought; a notebook shows these."""
-
-    namespace: str = ""
-    key: str = ""
-    versions: Excerpt = Excerpt()
-    changes: Excerpt = Excerpt()
-
-    @classmethod
-    def of(cls, namespace: str, key: str, rows: Sequence[Mapping[str, Any]], total: int, limit: int) -> "MemoryHistory":
-        """Return the history in these rows of the query ``memory_versions``.
-
-        With one row more than ``limit``, the oldest version that is shown is compared with the one before it.
-        """
-        shown = rows[:limit]
-        live = next((row["version"] for row in shown if not row["is_deleted"]), None)
-        states = [
-            "deleted" if row["is_deleted"] else "current" if row["version"] == live else "superseded" for row in shown
-        ]
-        columns = [name for name in (rows[0] if rows else ()) if name != "version"]
-        versions = [
-            (row["version"], state, *(row[name] for name in columns)) for row, state in zip(shown, states, strict=True)
-        ]
-        changes = [
-            (row["version"], state, row["updated_at"], row["updated_by"], *difference)
-            for row, earlier, state in zip_longest(shown, rows[1 : limit + 1], states)
-            for difference in _changes(earlier, row)
-        ]
-        caption = f"{namespace} {key}: {total:,} versions" + (f", the last {limit:,}" if total > limit else "")
-        heads = ("version", "state", "updated_at", "updated_by", *Difference._fields)
-        return cls(
-            namespace,
-            key,
-            Excerpt(("version", "state", *columns), tuple(versions), caption, "no version"),
-            Excerpt(heads, tuple(changes), caption, "no version", table=_changes_table(changes)),
-        )
-
-    def to_frame(self) -> "pd.DataFrame":
-        """Return the versions as a pandas frame, values whole, newest first; ``changes.to_frame()`` has the changes."""
-        return self.versions.to_frame()
-
-    def __str__(self) -> str:
-        return str(self.changes)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return self.changes._repr_mimebundle_()
+    A notebook shows the changes. With one row more than ``limit``, the oldest version that is shown is compared with
+    the one before it.
+    """
+    shown = rows[:limit]
+    live = next((row["version"] for row in shown if not row["is_deleted"]), None)
+    states = ["deleted" if r["is_deleted"] else "current" if r["version"] == live else "superseded" for r in shown]
+    columns = [name for name in (rows[0] if rows else ()) if name != "version"]
+    versions, changes = [], []
+    for row, earlier, state in zip_longest(shown, rows[1 : limit + 1], states):
+        versions.append((row["version"], state, *(row[name] for name in columns)))
+        about = (row["version"], state, row["updated_at"], row["updated_by"])
+        changes += [(*about, *change) for change in _changes(earlier, row)]
+    caption = f"{namespace} {key}: {total:,} versions" + (f", the last {limit:,}" if total > limit else "")
+    caption, table = caption if rows else "", _changes_table(changes)
+    heads = ("version", "state", "updated_at", "updated_by", "path", "change", "before", "after")
+    return (
+        Excerpt(("version", "state", *columns), tuple(versions), caption, "no version", table=table),
+        Excerpt(heads, tuple(changes), caption, "no version", table=table),
+    )
 
 
 def _changes_table(changes: Iterable[tuple[Any, ...]]) -> Table:
@@ -188,36 +156,38 @@ def _changes_table(changes: Iterable[tuple[Any, ...]]) -> Table:
     return Table(("version", "updated (UTC), by", "path", "change", "before", "after"), tuple(rows), "no version")
 
 
-def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> Iterator[Difference]:
+def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield each change from a version to the next: its path, its kind, and the JSON before and after."""
     if earlier is None:
-        yield Difference("value", "first", "", printable(str(later["value"])))
+        yield "value", "first", "", printable(str(later["value"]))
         return
-    if earlier["memory_type"] != later["memory_type"]:
-        yield Difference("memory_type", "changed", *(printable(str(row["memory_type"])) for row in (earlier, later)))
-    before, after = (
-        {path: text for name in _COMPARED for path, text in members(as_json(row[name]), name) if text != "{}"}
-        for row in (earlier, later)
-    )
+    before, after = (dict(_members_of(row)) for row in (earlier, later))
     changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
     for path in changed[:_MOST_DIFFERENCES]:
         change = "added" if path not in before else "removed" if path not in after else "changed"
-        yield Difference(path, change, before.get(path, ""), after.get(path, ""))
+        yield path, change, before.get(path, ""), after.get(path, "")
     if left := changed[_MOST_DIFFERENCES:]:
-        yield Difference("…", f"and {len(left):,} more", "", "")
+        yield "…", f"and {len(left):,} more", "", ""
     if not changed:
         # Text is not JSON, and perhaps only its beginning was read.
         is_text = any(isinstance(as_json(later[name]), str) for name in _COMPARED)
-        yield Difference("value", f"the same{' as far as it was read' if is_text else ''}", "", "")
+        yield "value", f"the same{' as far as it was read' if is_text else ''}", "", ""
 
 
-def members(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def _members_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "memory_type", printable(str(row["memory_type"]))
+    for name in _COMPARED:
+        yield from (member for member in _members(as_json(row[name]), name) if member[1] != "{}")
+
+
+def _members(value: Any, path: str) -> Iterator[tuple[str, str]]:
     """Yield the innermost members of a JSON value, each with its path, as JSON text."""
     if isinstance(value, dict) and value:
         for name, member in value.items():
-            yield from members(member, f"{path}.{name}" if name.isidentifier() else f"{path}[{_text(name)}]")
+            yield from _members(member, f"{path}.{name}" if name.isidentifier() else f"{path}[{_text(name)}]")
     elif isinstance(value, list) and value:
         for place, member in enumerate(value):
-            yield from members(member, f"{path}[{place}]")
+            yield from _members(member, f"{path}[{place}]")
     else:
         yield printable(path), _text(value)
 

@@ -1,4 +1,4 @@
-"""Preflight: whether this machine, and the place of the database on it, can carry one (the runbook's section 1)."""
+"""Preflight: whether a database can be made and used on this machine, at this path (the runbook's section 1)."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from abathur_nb.config.parameters import said
 from abathur_nb.config.settings import Settings
 from abathur_nb.files import make_private_file, nearest_existing, scratch_directory, sweep
 from abathur_nb.health.path_on_disk import ELSEWHERE, install_command, location_checks
-from abathur_nb.report import Check, Report, run_check
+from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.store.connection import connect, pragma, run_to_end
 from abathur_nb.store.target import identify
 
@@ -84,18 +84,11 @@ def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
         ("sqlite_thread_safety", "SQLite's thread safety", threads > 0, "threads may share it", f"level {threads}"),
         ("aiosqlite", "", driver >= (0, 22), "0.22 or newer", async_driver),
     )
-    remedies = {"operating_system": "run it on Linux", "aiosqlite": upgrade}
+    fixes = {"operating_system": "run it on Linux", "aiosqlite": upgrade}
+    warns: dict[str, Status] = {"operating_system": "warn"}
     return [
-        Check.that(
-            check_id,
-            holds,
-            expected=expected,
-            observed=observed,
-            remedy=remedies.get(check_id, newer),
-            otherwise="warn" if check_id == "operating_system" else "fail",
-            name=name,
-        )
-        for check_id, name, holds, expected, observed in asked
+        Check.that(key, holds, wanted, found, fixes.get(key, newer), warns.get(key, "fail"), name=name)
+        for key, name, holds, wanted, found in asked
     ]
 
 
@@ -103,16 +96,13 @@ def _wal_reset_race(settings: Settings, linked: tuple[int, ...] = sqlite3.sqlite
     repaired = any(linked[:2] == branch[:2] and linked >= branch for branch in _RACE_REPAIRED)
     struck = _RACE_FIRST <= linked <= _RACE_LAST and not repaired
     effect = ": two connections that commit and checkpoint at once can corrupt the database" if struck else ""
-    return Check.that(
-        "wal_reset_race",
-        not struck,
-        expected="a version of SQLite without it",
-        observed=f"SQLite {'.'.join(map(str, linked))}{effect}",
-        remedy="let only one process write, until there is a SQLite of 3.51.3 or newer: conda env create -f"
-        " environment.yml",
-        otherwise="fail" if settings.require_safe_wal else "warn",
-        name="WAL-reset race",
+    observed = f"SQLite {'.'.join(map(str, linked))}{effect}"
+    remedy = (
+        "let only one process write, until there is a SQLite of 3.51.3 or newer: conda env create -f environment.yml"
     )
+    otherwise: Status = "fail" if settings.require_safe_wal else "warn"
+    expected, title = "a version of SQLite without it", "WAL-reset race"
+    return Check.that("wal_reset_race", not struck, expected, observed, remedy, otherwise, name=title)
 
 
 async def behaviour(settings: Settings) -> Check:
@@ -128,14 +118,12 @@ async def behaviour(settings: Settings) -> Check:
             await conn.execute_fetchall("BEGIN IMMEDIATE")
             seen = await _second_process(path)
     wanted = {"journal_mode": "wal", "user_version": 7, "lock": "SQLITE_BUSY"}
-    return Check.that(
-        "file_system_behaviour",
-        (mode, written) == ("wal", 7) and seen == wanted,
-        expected="journal mode wal is kept; a second process reads, and is refused a second write lock",
-        observed=f"journal mode {mode}; the second process: {', '.join(f'{k} {v}' for k, v in seen.items())}",
-        remedy=f"{ELSEWHERE}; to see what there is: df -hT {quote(str(place))}",
-        evidence=[f"tried in a scratch directory in {place}"],
-    )
+    holds = (mode, written) == ("wal", 7) and seen == wanted
+    expected = "journal mode wal is kept; a second process reads, and is refused a second write lock"
+    observed = f"journal mode {mode}; the second process: {', '.join(f'{k} {v}' for k, v in seen.items())}"
+    remedy = f"{ELSEWHERE}; to see what there is: df -hT {quote(str(place))}"
+    evidence = [f"tried in a scratch directory in {place}"]
+    return Check.that("file_system_behaviour", holds, expected, observed, remedy, evidence=evidence)
 
 
 async def _second_process(path: Path) -> dict[str, object]:
@@ -159,14 +147,8 @@ def _backups(settings: Settings) -> Check:
     there = os.path.isdir(folder)  # noqa: PTH112 - False, where Path raises for one in a closed directory
     usable = there and os.access(folder, os.W_OK | os.X_OK)
     fault = "may not be written to" if there else "is missing"
-    # Made before the data's directory, it would make that one too, and for root.
+    # Made before the directory of the database, it would make that one too, owned by root.
     too_early = not os.path.lexists(settings.db_path.parent) and folder.parent == settings.db_path.parent
-    first = "after init: " if too_early else ""
-    return Check.that(
-        "backup_directory",
-        usable,
-        expected="a directory that may be written to",
-        observed=str(folder) if usable else f"{folder} {fault}",
-        remedy=f"{first}{install_command(settings, folder)}",
-        otherwise="warn",
-    )
+    remedy = f"{'after init: ' if too_early else ''}{install_command(settings, folder)}"
+    observed = str(folder) if usable else f"{folder} {fault}"
+    return Check.that("backup_directory", usable, "a directory that may be written to", observed, remedy, "warn")

@@ -13,7 +13,7 @@ from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.record import PastRun, past_runs, read_archive
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.health.checks import OTHERS
-from abathur_nb.report import Check, Report
+from abathur_nb.report import Check, Report, Status
 from abathur_nb.store.target import examine, wanted
 from abathur_nb.text import SEE_CLOCK, Table, age, counted, is_ahead, shown
 
@@ -40,7 +40,7 @@ class Line:
 
 
 _QUARTER = 90  # days
-# A dashboard is what its timer feeds; whether an alert fires then is another matter.
+# A dashboard needs snapshots that a timer records; whether an alert fires does not count.
 _MEASURED, _RECORDED = ("snapshot", "record"), {"record": True}
 _NIGHTLY = Line(
     "backup_automation", "Backup automation configured", "backup", ("copy", "proof"), 2, {"reason": "nightly"}
@@ -162,7 +162,7 @@ def readiness(
     lines = [line for line in CHECKLIST if not line.env or settings.env == "production"]
     archives = {env: _read(resolve(env) if env else settings) for env in dict.fromkeys(line.env for line in lines)}
     evidence = [archive.check for archive in archives.values()]
-    if (target := examine(settings)).state != "present":  # what was found out about it is void
+    if (target := examine(settings)).state != "present":  # the evidence about it is void
         evidence.append(wanted(target, settings))
     checks = [replace(check, data={"list": "Evidence"}) for check in evidence]
     for line in lines:
@@ -194,15 +194,11 @@ class _Archive:
         else:
             observed = f"run {run.run_id}, {age(run.started_at)}: {run.verdict}"
             fault, extra = self._fault(line, run), _extra(line, run)
-        return Check.that(
-            line.id,
-            not fault and not extra,
-            expected=f"{line.notebook} passed within {line.days} days",
-            observed="; ".join(filter(None, (observed, fault or extra))),
-            remedy=_command(line, self.settings) if fault else "find out who made them; ours are unchanged",
-            otherwise="fail" if fault else "warn",
-            name=line.text,
-        )
+        expected = f"{line.notebook} passed within {line.days} days"
+        observed = "; ".join(filter(None, (observed, fault or extra)))
+        remedy = _command(line, self.settings) if fault else "find out who made them; ours are unchanged"
+        otherwise: Status = "fail" if fault else "warn"
+        return Check.that(line.id, not fault and not extra, expected, observed, remedy, otherwise, name=line.text)
 
     def _fault(self, line: Line, run: PastRun) -> str:
         """Return why a run is no evidence for a line; an empty text if it is."""
@@ -228,14 +224,12 @@ def _read(settings: Settings) -> _Archive:
         runs, failed = [], [error.observed]
     # The order of the ledger does not depend on a clock.
     archived = sorted((run for run in runs if run.entry.line), key=_number)
-    check = Check.that(
-        "archive",
-        not failed,
-        expected="verify passes",
-        observed=failed[0] if failed else f"{folder}, {counted(len(archived), 'archived run')} of {settings.db_path}",
-        remedy=f"python -m abathur_nb verify {quote(str(folder))}",
-        name=f"{settings.env}: the archive is as it was written",
+    observed = failed[0] if failed else f"{folder}, {counted(len(archived), 'archived run')} of {settings.db_path}"
+    remedy, title = (
+        f"python -m abathur_nb verify {quote(str(folder))}",
+        f"{settings.env}: the archive is as it was written",
     )
+    check = Check.that("archive", not failed, "verify passes", observed, remedy, name=title)
     changes = [r for r in runs if r.verdict != "refused" and notebook_named(r.notebook).changes(_parameters(r))]
     return _Archive(settings, check, archived, changes)
 

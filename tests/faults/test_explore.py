@@ -102,9 +102,9 @@ async def test_a_prefix_is_taken_literally_and_names_choose(database: Settings) 
     # The control: without its sign it begins both.
     assert len((await explore(database, namespace="user:100")).memories.rows) == 2
     found = await explore(database, namespace="user:carol", key="tea", session="s1")
-    assert (found.memory.namespace, found.memory.key) == ("user:carol", "tea")
+    assert found.memory.caption.startswith("user:carol tea: ")
     assert found.session.caption.startswith("session s1: ")
-    assert (await explore(database, key="tea")).memory.namespace == "user:alice:likes", "the one of most versions"
+    assert (await explore(database, key="tea")).memory.caption.startswith("user:alice:likes tea"), "the most versions"
 
 
 async def test_every_listing_ends_at_the_limit_and_tells_of_how_many_it_is(database: Settings) -> None:
@@ -125,8 +125,8 @@ async def test_every_listing_ends_at_the_limit_and_tells_of_how_many_it_is(datab
         assert len(part.rows) == len(part.to_frame()) == 4
     assert [part for part, _, _ in found.session.rows] == ["state"] * 4 + ["event"] * 4
     assert str(found.namespaces).count("\n") == 4
-    assert [version for version, *_ in found.memory.changes.rows] == [9, 8, 7, 6]
-    assert {change for _, _, _, _, _, change, _, _ in found.memory.changes.rows} == {"the same"}, "none is the first"
+    assert [version for version, *_ in found.changes.rows] == [9, 8, 7, 6]
+    assert {change for _, _, _, _, _, change, _, _ in found.changes.rows} == {"the same"}, "none is the first"
 
 
 async def test_the_frames_have_the_columns_and_types_that_one_goes_on_with(database: Settings) -> None:
@@ -148,7 +148,7 @@ async def test_the_frames_have_the_columns_and_types_that_one_goes_on_with(datab
         "growth": "table day rows total",
         "diagram": "table column type required primary_key unique refers_to on_delete",
     }
-    changes = found.memory.changes.to_frame()
+    changes = found.changes.to_frame()
     assert " ".join(changes.columns) == "version state updated_at updated_by path change before after"
     for frame in (found.sessions.to_frame(), found.memories.to_frame(), found.memory.to_frame()):
         assert str(frame["created_at"].dtype).endswith("UTC]"), "a time that one can compute with"
@@ -194,7 +194,7 @@ async def test_a_version_that_is_no_json_or_not_utf8_is_shown(database: Settings
     )
     found = await explore(database, namespace="user:a")
     assert found.report.ok
-    assert [(row[0], *row[4:]) for row in found.memory.changes.rows] == [
+    assert [(row[0], *row[4:]) for row in found.changes.rows] == [
         (4, "value", "changed", json.dumps("[" * 1000), '"{\\\\xff}"'),
         (3, "value", "changed", '"{broken"', json.dumps("[" * 1000)),
         (2, "value.x", "removed", "1", ""),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from abathur_nb.runbook.memories import Difference, MemoryHistory
+from abathur_nb.runbook.memories import Excerpt, memory_history
 
 
 def row(version: int, value: object, **more: Any) -> dict[str, Any]:
@@ -15,13 +15,13 @@ def row(version: int, value: object, **more: Any) -> dict[str, Any]:
     return {**about, "updated_at": "2026-11-01 00:00:00.000", "updated_by": "alice", **more}
 
 
-def history(*rows: dict[str, Any], limit: int = 50) -> MemoryHistory:
+def history(*rows: dict[str, Any], limit: int = 50) -> tuple[Excerpt, Excerpt]:
     """Return the history of these versions, the newest first."""
-    return MemoryHistory.of("user:a", "k", rows, len(rows), limit)
+    return memory_history("user:a", "k", rows, len(rows), limit)
 
 
 def changes(before: Any, after: Any) -> list[tuple[str, ...]]:
-    told = history(row(2, after), row(1, before)).changes.rows
+    told = history(row(2, after), row(1, before))[1].rows
     found = [tuple(difference) for version, _, _, _, *difference in told if version == 2]
     return [] if found == [("value", "the same", "", "")] else found
 
@@ -53,14 +53,14 @@ def test_each_difference_is_named_with_its_path(before: Any, after: Any, found: 
 
 
 def test_more_differences_than_a_person_reads_are_counted() -> None:
-    told = history(row(2, {}), row(1, dict.fromkeys(map(str, range(1000)), 0))).changes.rows
+    told = history(row(2, {}), row(1, dict.fromkeys(map(str, range(1000)), 0)))[1].rows
     assert len(told) == 200 + 1 + 1
     assert told[200][4:6] == ("…", "and 800 more")
 
 
 def test_each_version_says_whether_it_holds() -> None:
     rows = (row(4, {}, is_deleted=1), row(3, {}), row(2, {}), row(1, {}, is_deleted=1))
-    frame = history(*rows).to_frame()
+    frame = history(*rows)[0].to_frame()
     assert frame[["version", "state"]].to_numpy().tolist() == [
         [4, "deleted"],
         [3, "current"],
@@ -70,15 +70,15 @@ def test_each_version_says_whether_it_holds() -> None:
 
 
 def test_a_version_that_changed_nothing_says_so_and_the_first_is_shown_whole() -> None:
-    told = history(row(2, {"a": 1}), row(1, {"a": 1})).changes.rows
+    told = history(row(2, {"a": 1}), row(1, {"a": 1}))[1].rows
     assert [(version, *difference) for version, _, _, _, *difference in told] == [
-        (2, *Difference("value", "the same", "", "")),
-        (1, *Difference("value", "first", "", '{"a": 1}')),
+        (2, "value", "the same", "", ""),
+        (1, "value", "first", "", '{"a": 1}'),
     ]
 
 
 def test_a_change_of_type_or_metadata_is_one() -> None:
-    told = history(row(2, {}, memory_type="episodic", metadata='{"by": 1}'), row(1, {})).changes.rows
+    told = history(row(2, {}, memory_type="episodic", metadata='{"by": 1}'), row(1, {}))[1].rows
     assert [difference[:2] for _, _, _, _, *difference in told][:2] == [
         ["memory_type", "changed"],
         ["metadata.by", "added"],
@@ -87,20 +87,20 @@ def test_a_change_of_type_or_metadata_is_one() -> None:
 
 def test_the_oldest_version_that_is_shown_is_held_against_the_one_before() -> None:
     found = history(row(3, {"a": 3}), row(2, {"a": 2}), row(1, {"a": 1}), limit=2)
-    assert [(r[0], r[5], r[6]) for r in found.changes.rows] == [(3, "changed", "2"), (2, "changed", "1")]
-    assert len(found.versions.rows) == 2
+    assert [(r[0], r[5], r[6]) for r in found[1].rows] == [(3, "changed", "2"), (2, "changed", "1")]
+    assert len(found[0].rows) == 2
 
 
 @pytest.mark.parametrize("text", ["{broken", "", "\\xff", "[" * 5000, "None"])
 def test_what_is_no_json_is_text(text: str) -> None:
-    told = history(row(2, text), row(1, {"a": 1})).changes.rows
+    told = history(row(2, text), row(1, {"a": 1}))[1].rows
     assert told[1][4:6] == ("value", "added")
     assert told[1][7] == json.dumps(text)
 
 
 def test_of_two_long_texts_what_begins_before_they_differ_is_shown() -> None:
     long = "x" * 5000
-    html = history(row(2, {"a": f"{long}new"}), row(1, {"a": f"{long}old"}))._repr_mimebundle_()["text/html"]
+    html = history(row(2, {"a": f"{long}new"}), row(1, {"a": f"{long}old"}))[0]._repr_mimebundle_()["text/html"]
     assert "new" in html
     assert "old" in html
     assert "x" * 1000 not in html.split("first")[0]
