@@ -42,7 +42,7 @@ from abathur_nb.measure.alerts import (
     place_of,
     prometheus_rules,
 )
-from abathur_nb.measure.sampling import read_some, rows_within
+from abathur_nb.measure.snapshot import read_some, rows_within
 from abathur_nb.report import Check
 from abathur_nb.runbook.monitor import monitor
 from abathur_nb.runbook.validate import validate_database
