@@ -22,7 +22,7 @@ from abathur_nb.files import fsync, private_directory, read_regular, write_durab
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
-from abathur_nb.store.connection import SIDE_FILES, connect, kept_open, lock_holders
+from abathur_nb.store.connection import SIDE_FILES, lock_holders, open_for_change
 from abathur_nb.store.target import journal_of, mounted_files
 from abathur_nb.text import MB, process_name
 
@@ -152,7 +152,7 @@ async def set_log_aside(settings: Settings, *, write: bool) -> Check:
     folder = await asyncio.to_thread(_copy_beside, path)
     if write:
         # The checkpoint leaves the log as it is, and so does the last connection that closes.
-        async with kept_open(settings), connect(path, settings=settings, mode="rw") as conn:
+        async with open_for_change(path, settings.busy_timeout_ms) as conn:
             await conn.execute_fetchall("PRAGMA wal_checkpoint(FULL)")
     require_movable(path)
     (folder / f"{path.name}-wal").unlink()  # the log itself takes its place

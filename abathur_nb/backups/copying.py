@@ -143,7 +143,7 @@ async def copy_in(
         if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) and monotonic() > deadline:
             raise TimeoutError
 
-    async with open_copy(source) as copy, connect(path, settings=settings, mode="rw") as live:
+    async with open_copy(source) as copy, connect(path, settings.busy_timeout_ms, mode="rw") as live:
         await live.execute_fetchall("PRAGMA synchronous = FULL")
         version = await pragma(live, "data_version")
         try:

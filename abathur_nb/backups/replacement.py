@@ -25,7 +25,7 @@ from abathur_nb.health.checks import OTHERS
 from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, free_mb
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.store.apart import ask
-from abathur_nb.store.connection import connect, explain_error, kept_open, pragma
+from abathur_nb.store.connection import connect, explain_error, open_for_change, pragma
 from abathur_nb.store.guarded import strays_check
 from abathur_nb.store.schema import SCHEMA_VERSION, not_ours, read_schema
 from abathur_nb.store.target import examine, explain_unopened, identity_fault, journal_of, mounted_files
@@ -150,7 +150,7 @@ async def _look_at(settings: Settings, live: Path) -> Standing:
         return Standing("absent" if target.state == "absent" else "unreadable", _check(target.check.observed), path)
     try:
         # Nobody writes to a draft, and nothing may be left beside it.
-        async with connect(path, settings=settings) if path == live else open_copy(path) as conn:
+        async with connect(path, settings.busy_timeout_ms) if path == live else open_copy(path) as conn:
             await conn.execute_fetchall("BEGIN")
             fault = await identity_fault(conn, settings)
             if fault and fault.state == "damaged":
@@ -192,7 +192,7 @@ def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
                 await _copy(new.path, scratch / "draft.db", path.parent)
                 publish(scratch / "draft.db", path)
                 done.append(Check("made", "pass", "no database before", str(path)))
-        async with connect(path, settings=settings) as conn:
+        async with connect(path, settings.busy_timeout_ms) as conn:
             await conn.execute_fetchall("BEGIN")
             done.append(_content(new.content, await read_content(conn), since))
 
@@ -248,7 +248,7 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
         forbid("writable", "a file that may be written to", os_cause(cause, path))
     elif in_place and now:
         try:
-            async with kept_open(settings), connect(path, settings=settings, mode="rw") as writer:
+            async with open_for_change(path, settings.busy_timeout_ms) as writer:
                 await writer.execute_fetchall("BEGIN EXCLUSIVE")
                 await writer.rollback()
         except (sqlite3.Error, OSError, AbathurError) as error:
@@ -272,7 +272,7 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:
         copy = replace(settings, db_path=scratch / path.name, backup_dir=scratch / "backups")
         if standing.state == "readable":
-            live = connect(standing.path, settings=settings) if not standing.folder else open_copy(standing.path)
+            live = connect(standing.path, settings.busy_timeout_ms) if not standing.folder else open_copy(standing.path)
             async with live as conn:
                 await copy_out(conn, copy.db_path, owned_as=scratch)
         elif standing.state == "unreadable":

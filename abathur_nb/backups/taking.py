@@ -67,7 +67,7 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
         tqdm(desc="backup", unit=" rows", mininterval=1, delay=1, file=sys.stdout) as bar,
     ):
         draft = scratch / "copy.db"
-        async with connect(settings.db_path, settings=settings) as conn:
+        async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
             await conn.execute_fetchall("BEGIN")
             # The first read takes the snapshot.
             ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import UTC, datetime
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -103,9 +103,8 @@ async def _identity(settings: Settings) -> dict[str, Any] | None:
     found: dict[str, Any] = {"path": path.name, "size": entry.st_size}
     if not stat.S_ISREG(entry.st_mode) or not entry.st_size:
         return found
-    brief = replace(settings, busy_timeout_ms=min(settings.busy_timeout_ms, _LONGEST_WAIT))
     try:
-        async with connect(path, settings=brief) as conn:
+        async with connect(path, min(settings.busy_timeout_ms, _LONGEST_WAIT)) as conn:
             ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
             schema = {name: normalized(entry.sql) for name, entry in (await read_schema(conn)).items()}
             return {**found, **ids, "schema_sha256": sha256(canonical(schema))}

@@ -72,7 +72,7 @@ async def database_checks(
     reader = await _begin(conn, beside)
     rows = asyncio.create_task(_of_rows(reader))
     try:
-        checks = [*_identity(await read_pragmas(conn), settings)]
+        checks = [*_identity(await read_pragmas(conn))]
         live = await read_schema(conn)
         questions = {
             "integrity": lambda: integrity_check(conn, restore),
@@ -131,7 +131,8 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
     if lost.failed:  # what is read meanwhile is a part of it, and SQLite may call that damaged
         return (lost,)
     try:
-        async with connect(path, settings=settings) as conn, connect(path, settings=settings) as beside:
+        busy_ms, sync = settings.busy_timeout_ms, settings.synchronous
+        async with connect(path, busy_ms, synchronous=sync) as conn, connect(path, busy_ms) as beside:
             # It reads each page once: a map and a cache of them would only take memory.
             await beside.executescript("PRAGMA mmap_size = 0; PRAGMA cache_size = -4000;")
             # No SQL returns the header, or what lies behind the part of the log that SQLite reads.
@@ -148,7 +149,7 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
     return (*checks, log, *header, *mounted_files(path), lost)
 
 
-def _identity(found: Mapping[str, Any], settings: Settings) -> Iterable[Check]:
+def _identity(found: Mapping[str, Any]) -> Iterable[Check]:
     """Yield a check of each PRAGMA that the file keeps."""
     another = "db_path: name Abathur's own database; leave this one, which is another application's, as it is"
     for name, expected, remedy in (
@@ -159,7 +160,7 @@ def _identity(found: Mapping[str, Any], settings: Settings) -> Iterable[Check]:
         holds = found[name] == expected
         yield Check.that(name, holds, expected=str(expected), observed=str(found[name]), remedy=remedy, name=name)
     # The rest each connection sets for itself, as this one did.
-    names = (*connection_pragmas(settings), "query_only", "trusted_schema")
+    names = (*connection_pragmas(0, "FULL"), "query_only", "trusted_schema")
     words = ", ".join(f"{name} = {found[name]}" for name in names)
     yield Check.that(
         "journal_mode",

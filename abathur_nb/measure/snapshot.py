@@ -198,7 +198,7 @@ async def read_recorded(settings: Settings, since: datetime) -> tuple[list[Momen
     the name of a gauge and is none of its samples is left out.
     """
     ask, found = load_queries("monitor.sql"), list[Moment]()
-    async with connect(settings.db_path, settings=settings) as conn:
+    async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
         given = {"name": alerts.UP, "since": timestamp(since)}
         every = [text for (text,) in await conn.execute_fetchall(ask["recorded_moments"].sql, given)]
         moments = json.dumps(every[:: len(every) // SNAPSHOTS + 1])
@@ -313,7 +313,7 @@ async def measure(settings: Settings, now: datetime) -> list[Sample]:
     def until(step: str) -> float:
         return min(monotonic() + _SECONDS[step], latest)
 
-    async with connect(settings.db_path, settings=settings) as conn:
+    async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
         page, pages, free = [await pragma(conn, name) for name in ("page_size", "page_count", "freelist_count")]
         last: dict[str, int] = {table: n or 0 for table, n in await _ask(conn, latest, "last_ids")}
         drawn = await _ask(conn, latest, "some_sessions", limit=_DRAWN)

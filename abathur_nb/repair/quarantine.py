@@ -23,7 +23,7 @@ from abathur_nb.evidence.canonical import canonical, misfits, moment, sha256, un
 from abathur_nb.files import at, make_private_file, open_regular, private_directory, scratch_directory, sweep
 from abathur_nb.repair.statements import RowChange
 from abathur_nb.report import Check, Report
-from abathur_nb.store.connection import connect, kept_open, run_to_end
+from abathur_nb.store.connection import connect, open_for_change, run_to_end
 from abathur_nb.store.guarded import Connection
 from abathur_nb.store.schema import expected_columns, expected_tables, quoted
 from abathur_nb.store.target import refusal
@@ -206,9 +206,9 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
         raise RefusedError(f"{path} is of {head['env']}, not of {settings.env}", "name one of this environment")
     with scratch_directory(settings.db_path.parent, "restore") as scratch:
         copy = scratch / "copy.db"
-        async with connect(settings.db_path, settings=settings) as conn:
+        async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
             await copy_out(conn, copy, owned_as=settings.db_path.parent)
-        async with connect(copy, settings=settings, mode="rw") as conn:
+        async with connect(copy, settings.busy_timeout_ms, mode="rw") as conn:
             outcome = await _put(conn, entries)
     expected = f"all of its {counted(len(entries), 'row')} can be put back"
     observed = f"{path}: {len(outcome.put):,} can be put back, {len(outcome.already):,} are there already"
@@ -229,7 +229,7 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
     facts = {"quarantine": sha256(b"".join(map(canonical, entries))), "rows": sha256(canonical({"put": outcome.put}))}
 
     async def do(done: list[Check], committed: Callable[[], object]) -> None:
-        async with kept_open(settings), connect(settings.db_path, settings=settings, mode="rw") as conn:
+        async with open_for_change(settings.db_path, settings.busy_timeout_ms) as conn:
             if await _put(conn, entries) != outcome:
                 raise RefusedError(f"{settings.db_path} has changed since it was looked at", "look at it again")
             await run_to_end(conn.execute_fetchall("COMMIT"))

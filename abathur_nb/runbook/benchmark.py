@@ -178,7 +178,7 @@ async def _measure(
     """Fill ``samples`` from a copy in ``scratch``, and return the PRAGMAs of the connections that read it."""
     copy = replace(settings, db_path=scratch / "copy.db")
     await _snapshot(settings, copy)
-    async with connect(copy.db_path, settings=copy) as conn:
+    async with connect(copy.db_path, copy.busy_timeout_ms, synchronous=copy.synchronous) as conn:
         pragmas = await read_pragmas(conn)
     sizes = [size for size in (1_000, 10_000, 100_000, 1_000_000) if size < rows] if full else []
     with one_cpu():  # so that two runs can be compared
@@ -205,8 +205,8 @@ async def _measure(
 async def _snapshot(settings: Settings, copy: Settings) -> None:
     copy.db_path.touch(mode=0o600)
     async with (
-        connect(settings.db_path, settings=settings) as live,
-        connect(copy.db_path, settings=copy, mode="rw") as target,
+        connect(settings.db_path, settings.busy_timeout_ms) as live,
+        connect(copy.db_path, copy.busy_timeout_ms, mode="rw") as target,
     ):
         await live.backup(target)  # in one step: in several it may never end beside a writer
         await target.execute_fetchall("PRAGMA foreign_keys = OFF")
@@ -219,7 +219,7 @@ async def _fill(copy: Settings, start: int, stop: int) -> None:
 
     added = sum(synthetic.row_counts(stop).values()) - sum(synthetic.row_counts(start).values())
     words = f"filling to {stop:,}"
-    async with connect(copy.db_path, settings=copy, mode="rw") as conn:
+    async with connect(copy.db_path, copy.busy_timeout_ms, mode="rw", synchronous=copy.synchronous) as conn:
         with tqdm(total=added, desc=words, unit=" rows", mininterval=1, delay=1, file=sys.stdout) as bar:
             await synthetic.fill(conn, stop - start, start=start, progress=bar.update)
 

@@ -184,7 +184,7 @@ async def _explored(settings: Settings, wanted: _Wanted) -> Exploration:
         return Exploration(refused)
     found = Exploration(Report(_TITLE, (), subject=subject))
     try:
-        async with connect(settings.db_path, settings=settings) as conn:
+        async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
             # What is not UTF-8 is shown here, and reported by validate.
             conn.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
             await conn.execute_fetchall("BEGIN")

@@ -114,7 +114,9 @@ async def _create(settings: Settings) -> list[Check]:
         with scratch_directory(folder, "init") as scratch:
             draft = scratch / path.name
             make_private_file(draft, owned_as=folder)
-            async with connect(draft, settings=settings, mode="rw", watched=False) as conn:
+            async with connect(
+                draft, settings.busy_timeout_ms, mode="rw", synchronous=settings.synchronous, watched=False
+            ) as conn:
                 done = await _build(conn, settings)
                 # The draft's directory is not the database's: that one is looked at once it holds it.
                 validation = [c for c in await database_checks(conn, draft, settings) if c.id != FILE_MODES]
@@ -138,7 +140,7 @@ async def _build(conn: aiosqlite.Connection, settings: Settings) -> list[Check]:
     """Make the tables, the indexes and the seeds in one transaction, and empty the write-ahead log into the file."""
     mode = await pragma(conn, "journal_mode = WAL")
     # The other seven were read back when the connection was opened.
-    found = {"journal_mode": mode, **connection_pragmas(settings)}
+    found = {"journal_mode": mode, **connection_pragmas(settings.busy_timeout_ms, settings.synchronous)}
     words = ", ".join(f"{name} = {value}" for name, value in found.items())
     if mode != "wal":
         raise RefusedError(f"SQLite did not switch to write-ahead mode: {words}")
@@ -172,7 +174,7 @@ def _force_name(path: Path, done: str = "") -> Check:
 def _plan(settings: Settings) -> list[Check]:
     """Return the steps with the exact statements that they would run."""
     folder, path = quote(str(settings.db_path.parent)), quote(str(settings.db_path))
-    pragmas = {"journal_mode": "WAL", **connection_pragmas(settings)}
+    pragmas = {"journal_mode": "WAL", **connection_pragmas(settings.busy_timeout_ms, settings.synchronous)}
     steps: list[tuple[str, str, Sequence[str]]] = [
         ("make_file", "2.1 database file", (f"mkdir -p -m 700 {folder}", f"install -m 600 /dev/null {path}")),
         ("set_pragmas", "2.2 PRAGMA settings", [f"PRAGMA {name} = {value}" for name, value in pragmas.items()]),

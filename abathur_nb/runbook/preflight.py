@@ -111,7 +111,7 @@ async def behaviour(settings: Settings) -> Check:
     with scratch_directory(place, "probe") as scratch:
         path = scratch / "probe.db"
         make_private_file(path)
-        async with connect(path, settings=settings, mode="rw") as conn:
+        async with connect(path, settings.busy_timeout_ms, mode="rw") as conn:
             await conn.execute_fetchall("PRAGMA journal_mode = WAL")
             await conn.execute_fetchall("PRAGMA user_version = 7")
             mode, written = await pragma(conn, "journal_mode"), await pragma(conn, "user_version")

@@ -16,7 +16,7 @@ from abathur_nb.repair.diagnosis import Diagnosis, diagnose
 from abathur_nb.repair.quarantine import affected, put_back_rows, write_quarantine
 from abathur_nb.repair.salvage import SALVAGED, rescue, salvage, salvage_path
 from abathur_nb.report import Check, Report
-from abathur_nb.store.connection import SIDE_FILES, bound, connect, explain_error, kept_open, pragma, run_to_end
+from abathur_nb.store.connection import SIDE_FILES, bound, connect, explain_error, open_for_change, pragma, run_to_end
 from abathur_nb.store.sql import load_queries
 from abathur_nb.store.target import identify, journal_of, wanted
 from abathur_nb.store.values import add_functions
@@ -147,7 +147,7 @@ async def _repair(found: Diagnosis, settings: Settings, done: list[Check]) -> No
     if {"set log aside", "write log"} & {*deeds}:
         done.append(await set_log_aside(settings, write="write log" in deeds))
     if "roll back" in deeds:
-        async with connect(path, settings=settings, mode="rw"):  # the first read by a writer does it
+        async with connect(path, settings.busy_timeout_ms, mode="rw"):  # the first read by a writer does it
             observed = f"{path} is as it was before the transaction that was killed"
         done.append(Check("rolled_back", "pass", "no hot journal", observed))
     if "salvage" in deeds:
@@ -166,7 +166,7 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
     """Run the statements of the plan, all or none; raise RefusedError if they no longer mean what was shown."""
     kept: Path | None = None
     path, violations = settings.db_path, load_queries("troubleshoot.sql")["violations"].sql
-    async with kept_open(settings), connect(path, settings=settings, mode="rw") as conn:
+    async with open_for_change(path, settings.busy_timeout_ms) as conn:
         await add_functions(conn)
         await bound(conn, path, timed=False)  # what is stopped halfway would never be repaired
         for setting in _REPAIRING:
@@ -208,7 +208,7 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
 async def _switch_to_wal(settings: Settings) -> list[Check]:
     """Switch the database to WAL mode, unless somebody else uses it; then a check fails."""
     try:
-        async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+        async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as conn:
             await conn.execute_fetchall("PRAGMA journal_mode = WAL")
     except sqlite3.Error as error:
         fault = explain_error(settings.db_path, error)
@@ -219,7 +219,7 @@ async def _switch_to_wal(settings: Settings) -> list[Check]:
 
 async def _empty_the_log(settings: Settings) -> list[Check]:
     """Write the write-ahead log into the database and empty it; if somebody prevents it, a check names them."""
-    async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+    async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as conn:
         (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
     if not done["busy"]:
         return []

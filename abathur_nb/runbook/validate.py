@@ -98,7 +98,7 @@ async def show_schema(settings: Settings, *, planned: bool = False) -> Schema:
     objects: dict[str, SchemaObject] = {}
     rows, sizes = {}, {}
     try:
-        async with connect(settings.db_path, settings=settings) as conn:
+        async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
             objects = await read_schema(conn)
             for name in (found.name for found in objects.values() if found.type == "table"):
                 (count,) = await conn.execute_fetchall(f"SELECT count(*) FROM {quoted(name)}")

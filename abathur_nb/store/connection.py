@@ -14,7 +14,6 @@ from urllib.parse import unquote, urlsplit
 
 import aiosqlite
 
-from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES, BOUND_S, BOUND_SCHEMA, AbathurError, BusyError, RefusedError, bound_reached
 from abathur_nb.files import ask_system, os_cause
 from abathur_nb.store.apart import ask
@@ -24,21 +23,22 @@ from abathur_nb.text import MB, SHELL, process_name
 
 _STEPS = 100_000  # of SQLite's machine from one look at the clock to the next: some milliseconds
 SIDE_FILES = ("-wal", "-shm", "-journal")
+Synchronous = Literal["NORMAL", "FULL"]
 T = TypeVar("T")
 
 # Fails to compile where the CHECKs of a table may not call json_valid under trusted_schema=OFF (SQLite before 3.41).
 _TRUST_PROBE = "EXPLAIN INSERT INTO sessions (id, app_name, user_id) VALUES ('', '', '')"
 
 
-def connection_pragmas(settings: Settings) -> dict[str, int]:
+def connection_pragmas(busy_ms: int, synchronous: Synchronous) -> dict[str, int]:
     """Return the PRAGMAs that every connection sets for itself, with the values that must be read back.
 
     With journal_mode, which the file keeps, they are the eight of the runbook's section 2.2.
     """
     return {
-        "busy_timeout": settings.busy_timeout_ms,
+        "busy_timeout": busy_ms,
         "foreign_keys": 1,
-        "synchronous": {"NORMAL": 1, "FULL": 2}[settings.synchronous],
+        "synchronous": {"NORMAL": 1, "FULL": 2}[synchronous],
         "wal_autocheckpoint": 1000,  # pages
         "cache_size": -64_000,  # KiB, when negative
         "temp_store": 2,  # MEMORY
@@ -49,9 +49,10 @@ def connection_pragmas(settings: Settings) -> dict[str, int]:
 @asynccontextmanager
 async def connect(
     path: Path,
+    busy_ms: int,
     *,
-    settings: Settings,
     mode: Literal["ro", "rw"] = "ro",
+    synchronous: Synchronous = "FULL",
     cached_statements: int = 128,
     bounded: bool = True,
     watched: bool = True,
@@ -66,7 +67,7 @@ async def connect(
     refuse_mixing(path)
     # as_uri() quotes what SQLite would read as the end of the file's name.
     async with opened(f"{path.as_uri()}?mode={mode}", cached_statements=cached_statements) as conn:
-        await conn.apply(partial(_configure, path, settings, mode, watched))
+        await conn.apply(partial(_configure, path, mode, watched, connection_pragmas(busy_ms, synchronous)))
         conn.check()
         if bounded and mode == "ro":
             await bound(conn, path)
@@ -89,14 +90,13 @@ async def bound(conn: Connection, path: Path, *, timed: bool = True) -> None:
 
 
 @asynccontextmanager
-async def kept_open(settings: Settings) -> AsyncIterator[None]:
-    """Let no connection of the block write the log into the database file when it closes. Read-only.
+async def open_for_change(path: Path, busy_ms: int) -> AsyncIterator[Connection]:
+    """Open ``path`` for writing as `connect` does, but leave its log as it is when all is closed.
 
-    It would do so as the last one that closes, though what it was opened for has been refused.
+    The last connection to close would write the log into the file, though the change may have been refused.
     """
-    async with connect(settings.db_path, settings=settings) as conn:
-        await pragma(conn, "schema_version")
-        yield
+    async with connect(path, busy_ms), connect(path, busy_ms, mode="rw") as writer:
+        yield writer
 
 
 @asynccontextmanager
@@ -119,11 +119,12 @@ async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[Conne
                 conn._thread.join()  # noqa: SLF001
 
 
-def _configure(path: Path, settings: Settings, mode: str, watched: bool, conn: Handle) -> None:
+def _configure(path: Path, mode: str, watched: bool, wanted: dict[str, int], conn: Handle) -> None:
     conn.row_factory = sqlite3.Row
-    wanted = connection_pragmas(settings) | ({"query_only": 1} if mode == "ro" else {})
+    if mode == "ro":
+        wanted["query_only"] = 1
     # Before anything has read the schema: one that is read already works on until another process changes it.
-    conn.executescript(f"PRAGMA busy_timeout = {settings.busy_timeout_ms}; PRAGMA trusted_schema = OFF;")
+    conn.executescript(f"PRAGMA busy_timeout = {wanted['busy_timeout']}; PRAGMA trusted_schema = OFF;")
     script = "".join(f"PRAGMA {name} = {value};" for name, value in wanted.items())
     try:
         conn.execute(_TRUST_PROBE).fetchall()
@@ -140,7 +141,7 @@ def _configure(path: Path, settings: Settings, mode: str, watched: bool, conn: H
         remedy = "use another SQLite: conda env create -f environment.yml"
         raise RefusedError(f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}", remedy)
     if watched:
-        conn.watch(path, patience=settings.busy_timeout_ms / 1000, writes=mode == "rw")
+        conn.watch(path, patience=wanted["busy_timeout"] / 1000, writes=mode == "rw")
 
 
 def require_short_schema(path: Path, conn: sqlite3.Connection) -> None:

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from itertools import cycle
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import aiosqlite
 
@@ -64,9 +64,9 @@ class Database:
         async with AsyncExitStack() as stack:
             try:
                 # The writer is opened first and so closed last: the one connection that checkpoints.
-                writer = await stack.enter_async_context(connect(settings.db_path, settings=settings, mode="rw"))
+                writer = await stack.enter_async_context(_connect(settings, mode="rw"))
                 writer.isolation_level = "IMMEDIATE"  # sqlite3 begins so before a change outside of a transaction
-                readers = [await stack.enter_async_context(_reader(settings)) for _ in range(settings.readers)]
+                readers = [await stack.enter_async_context(_connect(settings)) for _ in range(settings.readers)]
                 db = cls(settings, writer, readers)
             except (sqlite3.Error, OSError) as error:
                 raise explain_error(settings.db_path, error) from None
@@ -89,7 +89,7 @@ class Database:
         async with AsyncExitStack() as stack:
             try:
                 # Not one of the readers in turn: a BEGIN, a PRAGMA or a temporary view would affect the next read.
-                lent = await stack.enter_async_context(_reader(self.settings))
+                lent = await stack.enter_async_context(_connect(self.settings))
             except (sqlite3.Error, OSError, AbathurError) as error:
                 raise explain_error(self.settings.db_path, error) from None
             try:
@@ -217,15 +217,16 @@ async def _quiet(lent: aiosqlite.Connection) -> None:
         rollback.result()
 
 
-def _reader(settings: Settings) -> AbstractAsyncContextManager[Connection]:
-    return connect(settings.db_path, settings=settings, bounded=False)
+def _connect(settings: Settings, mode: Literal["ro", "rw"] = "ro") -> AbstractAsyncContextManager[Connection]:
+    path, busy_ms = settings.db_path, settings.busy_timeout_ms
+    return connect(path, busy_ms, mode=mode, synchronous=settings.synchronous, bounded=False)
 
 
 async def _require_valid(settings: Settings) -> None:
     path = settings.db_path
     await require_present(settings)
     try:
-        async with connect(path, settings=settings) as conn:
+        async with connect(path, settings.busy_timeout_ms) as conn:
             mode, encoding = await pragma(conn, "journal_mode"), await pragma(conn, "encoding")
             differences = Differences.between(await read_schema(conn))
     except (sqlite3.Error, OSError, AbathurError) as error:

@@ -143,7 +143,7 @@ async def identify(
         remedy = f"close it here; to save what it holds, from another process: {repair_command(settings)}"
         return _target("refused", f"this process, {found[0]}", remedy)
     try:
-        async with connect(path, settings=settings) as conn:
+        async with connect(path, settings.busy_timeout_ms) as conn:
             alien = await conn.execute_fetchall(load_queries("inspect.sql")["triggers_and_views"].sql)
             fault = await identity_fault(conn, settings)
     except (sqlite3.Error, OSError, AbathurError) as error:

@@ -114,7 +114,7 @@ async def filled(place: Path, rows: int) -> AsyncIterator[nb.Settings]:
     """Give a new database with ``rows`` memories and sessions, and remove it at the end."""
     settings = settings_for(place / f"filled-{rows}" / "abathur.db")
     (await nb.initialize_database(settings)).raise_for_failures()
-    async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+    async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as conn:
         await synthetic.fill(conn, rows)
     try:
         yield settings
@@ -128,7 +128,8 @@ def plain(settings: nb.Settings, mode: str = "rw") -> Iterator[sqlite3.Connectio
     uri = f"{settings.db_path.as_uri()}?mode={mode}"
     with closing(sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)) as conn:
         conn.row_factory = sqlite3.Row
-        conn.executescript("".join(f"PRAGMA {name} = {value};" for name, value in connection_pragmas(settings).items()))
+        pragmas = connection_pragmas(settings.busy_timeout_ms, settings.synchronous)
+        conn.executescript("".join(f"PRAGMA {name} = {value};" for name, value in pragmas.items()))
         yield conn
 
 
@@ -219,7 +220,7 @@ def concurrent(place: Path) -> Sides:
 
             async def get_alone(session_id: str) -> list[Any]:
                 async with aiosqlite.connect(settings.db_path, isolation_level=None) as conn:
-                    for pragma, value in connection_pragmas(settings).items():
+                    for pragma, value in connection_pragmas(settings.busy_timeout_ms, settings.synchronous).items():
                         await conn.execute(f"PRAGMA {pragma} = {value}")
                     return list(await conn.execute_fetchall(QUERIES["get_session"].sql, {"session_id": session_id}))
 
@@ -266,7 +267,7 @@ def beside_writer(place: Path) -> Sides:
                 async with beside(write_ours):
                     return [await timed_await(lambda key=key: db.sessions.get_session(**key)) for key in keys]  # type: ignore[misc]
 
-            async with connect(settings.db_path, settings=settings, mode="rw") as shared:
+            async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as shared:
                 lock = asyncio.Lock()
 
                 async def write_theirs() -> None:

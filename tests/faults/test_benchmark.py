@@ -70,7 +70,8 @@ async def test_a_plain_run_measures_the_three_limits_and_leaves_the_live_databas
         assert check.observed.endswith("samples: met")
     machine = result.machine
     assert (machine["rows"], machine["repetitions"], machine["SQLite"]) == (200, 299, sqlite3.sqlite_version)
-    read_back = {"journal_mode": "wal", **connection_pragmas(database), "query_only": 1, "trusted_schema": 0}
+    own = connection_pragmas(database.busy_timeout_ms, database.synchronous)
+    read_back = {"journal_mode": "wal", **own, "query_only": 1, "trusted_schema": 0}
     assert read_back.items() <= machine["PRAGMAs"].items()
     assert json.loads(result.to_json())["machine"] == dict(machine)
 
@@ -117,7 +118,7 @@ async def test_a_full_run_adds_the_writer_and_the_curves(database: Settings) -> 
 
 
 async def test_a_live_row_named_like_a_synthetic_one_is_not_in_the_way(database: Settings) -> None:
-    async with connect(database.db_path, settings=database, mode="rw") as conn:
+    async with connect(database.db_path, database.busy_timeout_ms, mode="rw") as conn:
         await synthetic.fill(conn, QUICK["rows"])
     with nothing_changes(database):
         result = await nb.run_benchmark(database, **QUICK)

@@ -224,9 +224,9 @@ async def test_a_missing_or_altered_index_is_named_with_the_notebook_that_makes_
 async def test_a_dropped_index_is_seen_though_a_statement_was_kept(database: Settings) -> None:
     """Trap 20: a connection that keeps statements still shows the plan of the index dropped since."""
     sql = "EXPLAIN QUERY PLAN SELECT * FROM audit WHERE task_id = 'x' ORDER BY timestamp DESC"
-    async with connect(database.db_path, settings=database) as keeping:
+    async with connect(database.db_path, database.busy_timeout_ms) as keeping:
         await keeping.execute_fetchall(sql)
-        async with connect(database.db_path, settings=database, mode="rw") as conn:
+        async with connect(database.db_path, database.busy_timeout_ms, mode="rw") as conn:
             await conn.execute_fetchall("DROP INDEX idx_audit_task")
         ((*_, kept),) = await keeping.execute_fetchall(sql)
     assert "idx_audit_task" in kept
@@ -235,7 +235,7 @@ async def test_a_dropped_index_is_seen_though_a_statement_was_kept(database: Set
 
 
 async def test_a_missing_table_is_named_and_the_other_queries_are_explained(database: Settings) -> None:
-    async with connect(database.db_path, settings=database, mode="rw") as conn:
+    async with connect(database.db_path, database.busy_timeout_ms, mode="rw") as conn:
         await conn.execute_fetchall("DROP TABLE metrics")
     plans = await explain_queries(database)
     status = {check.name: check.status for check in plans.report.checks}

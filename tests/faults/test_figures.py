@@ -228,7 +228,7 @@ DAY = date(2026, 11, 1)
 
 
 async def growth(settings: Settings) -> tuple[Excerpt, int]:
-    async with connect(settings.db_path, settings=settings) as conn:
+    async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
         return await read_growth(conn)
 
 

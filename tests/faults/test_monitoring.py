@@ -60,7 +60,7 @@ HUNG_S = 20  # ten times what it takes
 @pytest.fixture
 async def filled(database: Settings) -> Settings:
     """Return the settings of a database with 2,000 synthetic sessions and memories."""
-    async with connect(database.db_path, settings=database, mode="rw") as writer:
+    async with connect(database.db_path, database.busy_timeout_ms, mode="rw") as writer:
         await synthetic.fill(writer, 2000)
     return database
 
@@ -68,7 +68,7 @@ async def filled(database: Settings) -> Settings:
 @pytest.fixture
 async def conn(filled: Settings) -> AsyncIterator[aiosqlite.Connection]:
     """Return a connection to that database."""
-    async with connect(filled.db_path, settings=filled) as reader:
+    async with connect(filled.db_path, filled.busy_timeout_ms) as reader:
         yield reader
 
 

@@ -135,7 +135,7 @@ async def test_the_digest_of_an_ordinary_database_is_that_of_older_manifests(dat
     """Written out as it was before columns that SQLite computes, virtual tables and wide tables were thought of."""
     run_sql(database.db_path, *ROWS, "ANALYZE")
     digest = hashlib.sha256()
-    async with connect(database.db_path, settings=database) as conn:
+    async with connect(database.db_path, database.busy_timeout_ms) as conn:
         conn.text_factory = bytes
         for table in sorted([*expected_tables(), "sqlite_sequence"]):
             rows = await conn.execute_fetchall(f"SELECT * FROM {table} NOT INDEXED")
@@ -145,7 +145,7 @@ async def test_the_digest_of_an_ordinary_database_is_that_of_older_manifests(dat
             texts = await conn.execute_fetchall(f"SELECT {', '.join(kinds)} FROM {table} NOT INDEXED")
             for row, text in zip(rows, texts, strict=True):
                 digest.update(marshal.dumps(("".join(map(str, text)), *row), 2))
-    async with connect(database.db_path, settings=database) as conn:
+    async with connect(database.db_path, database.busy_timeout_ms) as conn:
         assert (await read_content(conn)).digest == digest.hexdigest()
 
 

@@ -185,8 +185,8 @@ def test_a_process_that_ends_with_lost_files_writes_nothing(filled: Settings, en
 async def test_a_connection_of_the_verbs_writes_no_lost_log_either(filled: Settings, mode: Any) -> None:
     """And no second one is opened in its process, which would read the new log by the index of the old one."""
     async with (
-        connect(filled.db_path, settings=filled, mode="rw") as conn,
-        connect(filled.db_path, settings=filled, mode=mode) as other,
+        connect(filled.db_path, filled.busy_timeout_ms, mode="rw") as conn,
+        connect(filled.db_path, filled.busy_timeout_ms, mode=mode) as other,
     ):
         await conn.execute_fetchall("INSERT INTO metrics (metric_name, metric_value) VALUES ('a', 1)")
         remove("-wal", "-shm")(filled.db_path)
@@ -195,12 +195,12 @@ async def test_a_connection_of_the_verbs_writes_no_lost_log_either(filled: Setti
         with pytest.raises(RefusedError):
             await other.execute_fetchall("SELECT 1 FROM metrics")
         with pytest.raises(RefusedError):
-            async with connect(filled.db_path, settings=filled, mode=mode):
+            async with connect(filled.db_path, filled.busy_timeout_ms, mode=mode):
                 pass
         for report in (await nb.validate_database(filled), await nb.troubleshoot(filled)):
             assert not report.ok
     assert at_path(filled) == before
-    async with connect(filled.db_path, settings=filled, mode=mode) as conn:  # this process is free again
+    async with connect(filled.db_path, filled.busy_timeout_ms, mode=mode) as conn:  # this process is free again
         assert [*await conn.execute_fetchall("SELECT * FROM metrics")] == []
     assert rows(filled, "user:b") == 60
 

@@ -194,7 +194,7 @@ async def test_a_renamed_table_or_column_is_named_and_renamed_back_with_all_its_
     before, columns = rows_of(path), [column.name for column in expected_columns(table)]
     for new in columns:  # each alone
         run_sql(path, f"ALTER TABLE {table} RENAME COLUMN {new} TO old")
-        async with connect(path, settings=database) as conn:
+        async with connect(path, database.busy_timeout_ms) as conn:
             steps = await rename_back(conn, await read_schema(conn))
         assert [str(step) for step in steps.pop(table)] == [f'ALTER TABLE {table} RENAME COLUMN "old" TO {new};']
         assert not steps, "another table only refers to it"

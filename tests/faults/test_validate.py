@@ -52,7 +52,7 @@ async def test_a_fresh_database_passes_and_each_check_keeps_what_it_observed(dat
 
 
 async def test_a_database_of_synthetic_rows_passes(database: Settings) -> None:
-    async with connect(database.db_path, settings=database, mode="rw") as conn:
+    async with connect(database.db_path, database.busy_timeout_ms, mode="rw") as conn:
         await synthetic.fill(conn, 2000)
     checks = await validated(database)
     assert {check.status for check in checks.values()} == {"pass"}
@@ -176,7 +176,7 @@ async def test_the_rows_are_read_by_a_second_connection_only_if_it_sees_the_same
     database: Settings, moment: str
 ) -> None:
     path, count = database.db_path, "SELECT count(*) FROM tasks"
-    async with connect(path, settings=database) as conn, connect(path, settings=database) as other:
+    async with connect(path, database.busy_timeout_ms) as conn, connect(path, database.busy_timeout_ms) as other:
         beside: Any = Interrupted(other, path, moment)
         reader = await _begin(conn, beside)
         assert reader is (conn if moment else beside)

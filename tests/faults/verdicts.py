@@ -52,7 +52,7 @@ async def _live(settings: Settings, deeds: list[_Deed], random: Random) -> None:
 
 
 async def _fill(settings: Settings, random: Random) -> None:
-    async with connect(settings.db_path, settings=settings, mode="rw") as conn:
+    async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as conn:
         await synthetic.fill(conn, random.choice((1, 10, 100, 900)))
 
 

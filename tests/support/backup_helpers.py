@@ -21,7 +21,7 @@ def run_sql(path: Path, *statements: str) -> None:
 
 
 async def content_of(settings: Settings) -> Content:
-    async with connect(settings.db_path, settings=settings) as conn:
+    async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
         await conn.execute_fetchall("BEGIN")
         return await read_content(conn)
 

@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import threading
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,9 +28,8 @@ def assert_no_connection_is_left() -> None:
 @pytest.mark.parametrize("mode", ["ro", "rw"])
 @pytest.mark.parametrize("synchronous", ["NORMAL", "FULL"])
 async def test_every_pragma_is_set_and_reads_back(database: Settings, mode: str, synchronous: str) -> None:
-    settings = replace(database, synchronous=synchronous, busy_timeout_ms=77)  # type: ignore[arg-type]
-    async with connect(database.db_path, settings=settings, mode=mode) as conn:  # type: ignore[arg-type]
-        found = {name: await pragma(conn, name) for name in connection_pragmas(settings)}
+    async with connect(database.db_path, 77, mode=mode, synchronous=synchronous) as conn:  # type: ignore[arg-type]
+        found = {name: await pragma(conn, name) for name in connection_pragmas(77, "FULL")}
         assert found == {
             "busy_timeout": 77,
             "foreign_keys": 1,
@@ -51,7 +49,7 @@ async def test_every_pragma_is_set_and_reads_back(database: Settings, mode: str,
 
 async def test_a_read_only_connection_cannot_write_and_leaves_the_file_as_it_is(database: Settings) -> None:
     with untouched(database.db_path):
-        async with connect(database.db_path, settings=database) as conn:
+        async with connect(database.db_path, database.busy_timeout_ms) as conn:
             for statement in (
                 "DELETE FROM audit",
                 "PRAGMA user_version = 9",
@@ -69,7 +67,7 @@ async def test_a_read_only_connection_cannot_write_and_leaves_the_file_as_it_is(
 async def test_no_connection_makes_a_file(settings: Settings, mode: str) -> None:
     settings.db_path.parent.mkdir()
     with pytest.raises(sqlite3.OperationalError):
-        async with connect(settings.db_path, settings=settings, mode=mode):  # type: ignore[arg-type]
+        async with connect(settings.db_path, settings.busy_timeout_ms, mode=mode):  # type: ignore[arg-type]
             pass
     assert list(settings.db_path.parent.iterdir()) == []
 
@@ -78,14 +76,14 @@ async def test_any_file_name_is_taken_literally_and_a_large_log_does_no_harm(dat
     path = database.db_path
     for name in ("a b.db", "a?mode=memory.db", "a#b.db", "a%20b.db", "é漢.db", "a;b'c\"d.db"):
         path = path.rename(path.with_name(name))
-        async with connect(path, settings=database) as conn:
+        async with connect(path, database.busy_timeout_ms) as conn:
             assert await pragma(conn, "user_version") == 1
         for suffix in ("-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         assert [found.name for found in path.parent.iterdir()] == [name]
     Path(f"{path}-wal").touch()
     os.truncate(f"{path}-wal", 2**31)  # takes no room
-    async with connect(path, settings=database) as conn:
+    async with connect(path, database.busy_timeout_ms) as conn:
         assert await pragma(conn, "user_version") == 1
 
 
@@ -94,14 +92,14 @@ async def test_a_connection_is_closed_when_something_fails(database: Settings, f
     if failing == "setting":
         edit_schema(database.db_path, "sessions", "CREATE TABLE sessions (", "CREATE TABLE sessions (,")
     with pytest.raises((ZeroDivisionError, sqlite3.DatabaseError)):
-        async with connect(database.db_path, settings=database):
+        async with connect(database.db_path, database.busy_timeout_ms):
             raise ZeroDivisionError
     assert_no_connection_is_left()
 
 
 async def test_a_connection_whose_opening_is_cancelled_at_any_moment_is_closed(database: Settings) -> None:
     async def use() -> None:
-        async with connect(database.db_path, settings=database) as conn:
+        async with connect(database.db_path, database.busy_timeout_ms) as conn:
             await conn.execute_fetchall("SELECT 1")
 
     cut = turns = whole = 0
@@ -152,7 +150,7 @@ async def test_work_that_must_end_ends_before_the_cancellation_goes_on() -> None
 
 
 async def test_the_holder_of_a_lock_is_named_with_its_command_unless_it_is_this_process(database: Settings) -> None:
-    async with connect(database.db_path, settings=database, mode="rw") as conn:
+    async with connect(database.db_path, database.busy_timeout_ms, mode="rw") as conn:
         await conn.execute_fetchall("BEGIN IMMEDIATE")
         assert lock_holders(database.db_path) == []
         await conn.rollback()

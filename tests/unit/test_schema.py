@@ -25,7 +25,7 @@ from abathur_nb.store.schema import (
 
 
 async def live_schema(settings: Settings) -> dict[str, SchemaObject]:
-    async with connect(settings.db_path, settings=settings) as conn:
+    async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
         return await read_schema(conn)
 
 
@@ -139,7 +139,7 @@ async def test_what_is_shown_and_recorded_is_the_live_schema_and_not_the_expecte
 
 
 async def diagram(settings: Settings) -> Diagram:
-    async with connect(settings.db_path, settings=settings) as conn:
+    async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
         return await read_diagram(conn)
 
 

@@ -20,7 +20,7 @@ ROWS = 1_000
 
 @pytest.fixture
 async def conn(database: Settings) -> AsyncIterator[aiosqlite.Connection]:
-    async with connect(database.db_path, settings=database, mode="rw") as conn:
+    async with connect(database.db_path, database.busy_timeout_ms, mode="rw") as conn:
         yield conn
 
 
