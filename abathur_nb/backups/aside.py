@@ -65,10 +65,7 @@ def replace_file(path: Path, folder: Path) -> list[Path]:
 
 
 def begun(path: Path) -> tuple[Path, Path] | None:
-    """Return the folder of a replacement that was begun, and where its new database is; None without one. Read-only.
-
-    Raises JournalError where that cannot be known, RefusedError where another file has taken the name.
-    """
+    """Return the folder of a begun replacement and its new database, or None. Read-only. Raises RefusedError."""
     journal = journal_of(path)
     try:
         data = unsealed(read_regular(journal))
@@ -97,10 +94,7 @@ def _taken(path: Path) -> RefusedError:
 
 
 def complete(path: Path) -> list[Path]:
-    """Complete a replacement that was begun; return what has been moved aside, nothing if none was begun.
-
-    Raises RefusedError as `begun` and `require_movable` do.
-    """
+    """Complete a replacement that was begun; return what is moved aside. Raises RefusedError as `begun` does."""
     if not (found := begun(path)):
         return []
     (folder, new), draft = found, draft_in(found[0], path)
@@ -120,10 +114,7 @@ def complete(path: Path) -> list[Path]:
 
 
 def move_aside(path: Path, suffixes: Iterable[str], folder: Path | None = None) -> Path:
-    """Move the files named as the database with these suffixes into a directory beside it, a new one by default.
-
-    Returns that directory. Replaces nothing in it. Raises OSError.
-    """
+    """Move the files named as the database with these suffixes into a directory beside it, and return that. OSError."""
     folder = folder or new_folder(path)
     try:
         for name in (f"{path.name}{suffix}" for suffix in suffixes):
@@ -195,10 +186,7 @@ def discard(folder: Path, path: Path) -> None:
 
 
 def users_of(path: Path, *, own: bool = False) -> list[str]:
-    """Name the other processes that have the database or a side file of it open, or locked. Read-only; Linux only.
-
-    ``own`` counts this process too. Of other users' processes, root alone sees more than one lock.
-    """
+    """Name the processes, this one only with ``own``, that have a file of the database open or locked. Read-only."""
     files, pids = [], set[int]()
     for suffix in ("", *SIDE_FILES):
         with suppress(OSError):
@@ -215,10 +203,7 @@ def users_of(path: Path, *, own: bool = False) -> list[str]:
 
 
 def require_movable(path: Path) -> None:
-    """Raise RefusedError where a file of the database is a mount point, BusyError while a process has one open.
-
-    A process, this one included, would go on writing to the file that was moved.
-    """
+    """Raise RefusedError where a file of it is mounted, BusyError where a process would write on to the moved one."""
     for mounted in mounted_files(path):
         raise RefusedError(mounted.observed, mounted.remedy)
     if users := users_of(path, own=True):

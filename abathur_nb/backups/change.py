@@ -9,6 +9,7 @@ from pathlib import Path
 
 from abathur_nb.backups.aside import complete
 from abathur_nb.backups.taking import kept_before
+from abathur_nb.config.parameters import Parameter
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.evidence.canonical import canonical, sha256
@@ -145,16 +146,9 @@ def file_named(value: object) -> str:
 def check_arguments(
     *faults: str, confirm: object = None, file: tuple[str, object, str] | None = None, **switches: object
 ) -> None:
-    """Raise ConfigurationError with ``faults`` and those of ``confirm``, of switches, and of a file if it is given.
-
-    ``file`` is the name of the argument, its value, which may be None, and what kind of file it is.
-    """
-    found = [*faults]
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            found.append(f"{name}: expected True or False, found {shown(value)} ({type(value).__name__})")
-    if confirm is not None and not isinstance(confirm, str):
-        found.append(f"confirm: expected the hash of a plan, found {shown(confirm)} ({type(confirm).__name__})")
+    """Raise ConfigurationError for ``faults``, switches, ``confirm``, and a file, given by its name, value and kind."""
+    found = [*faults, *(Parameter(name, bool, False).fault(value) for name, value in switches.items())]
+    found.append(Parameter("confirm", str, None).fault(confirm))
     if file and file[1] is not None:
         name, value, kind = file
         path = file_named(value)

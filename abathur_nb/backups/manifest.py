@@ -11,6 +11,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.backups.copying import Content
+from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import misfits, moment, number, printable_text, unsealed, whole_number
@@ -40,7 +41,6 @@ _SHAPE = {
 # Checks of validate whose failure keeps the store from opening what is restored, or rows from being read. The others
 # are about files, or about rows that are whole: a copy of them is as good as the database was.
 _UNFIT = ("application_id", "database file", "encoding", "header", "indexes", "integrity", "tables", "user_version")
-_MOST_KEPT = 10_000
 # The form of a moment that two backups of one period share.
 _PERIODS = {"daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m"}
 
@@ -104,10 +104,7 @@ def manifest_of(path: Path) -> Path:
 
 
 def read_backup(path: Path) -> Backup:
-    """Read the manifest of the backup at ``path``, not its own bytes. Read-only.
-
-    Raises RefusedError if the backup or its manifest is missing, or the manifest was changed.
-    """
+    """Return a backup by its manifest; its own bytes are not read. Read-only. Raises RefusedError."""
     if not os.path.lexists(path):
         raise RefusedError(f"there is no backup {path}", f"see what there is: ls {quote(str(path.parent))}")
     return _read_manifest(path, manifest_of(path))
@@ -142,10 +139,7 @@ def file_sha256(path: Path) -> str:
 
 
 def list_backups(folder: Path) -> tuple[list[Backup], dict[str, str]]:
-    """Return the backups in ``folder``, oldest first, and what is wrong with each other file that should be one.
-
-    Read-only. Their own bytes are not read.
-    """
+    """Return the backups in ``folder`` by their manifests, oldest first, and the faults of other files. Read-only."""
     names = _names(folder)
     if _lone(names):  # perhaps the backup of one is only being published
         with suppress(OSError, BusyError), locked(folder, shared=True):
@@ -301,15 +295,9 @@ class Retention:
 
     def __post_init__(self) -> None:
         found = {f"keep_{f.name}": getattr(self, f.name) for f in fields(self)}
-        faults = [
-            f"{name}: expected a whole number from 0 to {_MOST_KEPT:,}, found {shown(value)}"
-            for name, value in found.items()
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST_KEPT
-        ]
-        if not faults and not any(found.values()):
-            faults = ["keep_last, keep_daily, keep_weekly, keep_monthly: all are 0, and no backup would be kept"]
-        if faults:
-            raise ConfigurationError(faults)
+        check_ranges(**found)
+        if not any(found.values()):
+            raise ConfigurationError(f"{', '.join(found)}: all are 0, and no backup would be kept")
 
 
 def expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:

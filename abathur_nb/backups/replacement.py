@@ -97,10 +97,7 @@ async def replace_content(
     confirm: str | None,
     drill: bool = False,
 ) -> Report:
-    """Show how the content of ``source`` would replace that of the database; do it with ``apply``.
-
-    ``drill`` rehearses it in scratch. What is refused has changed nothing.
-    """
+    """Show how ``source`` would replace what the database holds; do it with ``apply``, or in scratch (``drill``)."""
     title, finding = f"{action} (drill)" if drill else action, _find(settings, action, source, apply=apply, drill=drill)
     return await make_change(settings, title, finding, apply=apply, confirm=confirm)
 
@@ -225,10 +222,7 @@ def _steps(standing: Standing, settings: Settings, reason: str, new: Source) -> 
 
 
 async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now: bool) -> list[Check]:
-    """Return a check for each condition of this machine that forbids the replacement. Read-only.
-
-    Only ``now`` do users of the database forbid it, and is it tried whether the database can be locked.
-    """
+    """Return what on this machine forbids the replacement; ``now``, users do, and a lock is tried. Read-only."""
     path, found = settings.db_path, list[Check]()
 
     def forbid(check_id: str, expected: str, error: AbathurError, status: Status = "fail") -> None:

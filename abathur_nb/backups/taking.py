@@ -195,10 +195,7 @@ def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
 
 
 def unpack(backup: Backup, scratch: Path) -> Path:
-    """Return the path of a backup's database, unpacked into ``scratch`` if need be, its bytes proven.
-
-    Raises RefusedError if a single byte is another than when it was taken.
-    """
+    """Return the database of a backup, unpacked into ``scratch`` if need be. Raises RefusedError for any wrong byte."""
     try:
         fault = bytes_fault(backup)
     except OSError as error:
@@ -258,10 +255,7 @@ def zstd_module() -> Any:
 
 
 def pack(path: Path) -> Path:
-    """Compress a file with zstd beside it, remove it, and return the new one's path.
-
-    What shrinks so much that ``unpack`` would refuse it is left as it is.
-    """
+    """Replace a file by its compressed form and return that; what ``unpack`` would refuse is left as it is."""
     zstd = zstd_module()
     target = path.with_name(f"{path.name}.zst")
     with at(target), path.open("rb") as plain, target.open("xb") as packed, zstd.open(packed, "wb") as compressed:

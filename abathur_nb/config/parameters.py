@@ -26,6 +26,7 @@ _ANSWER = re.compile(r"[^,\s](?:.*\S)?\s*,\s*(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})
 # Whole numbers that a parameter of this name may have, in a notebook and in the verb that takes it.
 RANGES: Mapping[str, tuple[int, int]] = {
     "keep_days": (1, 3650),
+    **dict.fromkeys(("keep_last", "keep_daily", "keep_weekly", "keep_monthly"), (0, 10_000)),
     "limit": (1, 1000),
     "repetitions": (1, 100_000),
     "rows": (1, 10_000_000),

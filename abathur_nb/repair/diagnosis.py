@@ -230,10 +230,7 @@ def _without_log(checks: tuple[Check, ...], log: Check, why: str) -> Diagnosis:
 async def _treat(
     conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis
 ) -> None:
-    """Add what repairs each failing check of validate. Read-only; ``conn`` must have the functions of `add_functions`.
-
-    What rests on unsound ground is not judged: damaged pages and missing tables are repaired first.
-    """
+    """Add what repairs each failing check; what rests on damaged pages or missing tables waits for their repair."""
     # Who owns the files, and the directory, is for somebody with more rights to change.
     if FILE_MODES in failing and failing[FILE_MODES].data.get("not_0600"):
         found.deeds += ("chmod",)

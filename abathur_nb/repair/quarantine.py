@@ -36,10 +36,7 @@ _NAMED = 5  # faults that an error names
 
 
 async def affected(conn: aiosqlite.Connection, changes: Iterable[RowChange]) -> AsyncIterator[bytes]:
-    """Yield a line for each row that each change will change, as it is now. Read-only.
-
-    ``conn`` must have the functions of `add_functions`.
-    """
+    """Yield a line for each row that the changes will change, as it is. Read-only; needs the SQL of `add_functions`."""
     for change in changes:
         keys = [column.name for column in expected_columns(change.table) if column.in_key]
         done: dict[str, Any] = {"column": change.column, "becomes": change.empty} if change.column else {}
@@ -65,10 +62,7 @@ def quarantine_dir(settings: Settings) -> Path:
 
 
 async def write_quarantine(settings: Settings, lines: AsyncIterator[bytes]) -> tuple[Path, str]:
-    """Write the lines to a new file of mode 0600 in ``backup_dir``/quarantine, durably.
-
-    Returns its path and the SHA-256 of the lines. Raises OSError.
-    """
+    """Write the lines durably to a new file, 0600, and return its path and the SHA-256 of the lines. Raises OSError."""
     folder, now, count = quarantine_dir(settings), datetime.now(UTC), 0
     head = {"format": _FORMAT, "env": settings.env, "database": str(settings.db_path), "taken_at": timestamp(now)}
     # A killed repair leaves no file that breaks off. No other directory serves: this one may be a mount of its own.
@@ -261,10 +255,7 @@ async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:
 
 
 async def _put_one(conn: Connection, entry: Mapping[str, Any]) -> bool:
-    """Put back one row, or one value; return whether it was missing.
-
-    Raises IntegrityError where a rule forbids it, RefusedError where something else is there.
-    """
+    """Put back one row or value; return whether it was missing. Raises IntegrityError or RefusedError."""
     table, row, change = quoted(entry["table"]), entry["row"], entry["change"]
     names, marks, key = _bindings(entry["key"])
     where = " AND ".join(f"{name} IS {mark}" for name, mark in zip(names, marks, strict=True))

@@ -320,10 +320,7 @@ def _words(sql: str) -> list[str]:
 
 
 def stray_rows(settings: Settings, found: Iterable[Stray]) -> tuple[Check, bool]:
-    """Say of each process with lost files which rows it alone holds, and whether there are any. Read-only.
-
-    Copies of its files are compared with copies of those at the path.
-    """
+    """Say which rows each process with lost files alone holds, by copies, and whether there are any. Read-only."""
     path, check, noted, newer = settings.db_path, strays_check(settings.db_path), list[str](), False
     with scratch_directory(path.parent, "restore") as scratch:
         live = scratch / "live.db"
@@ -345,10 +342,7 @@ def stray_rows(settings: Settings, found: Iterable[Stray]) -> tuple[Check, bool]
 
 
 async def rescue(settings: Settings) -> list[Check]:
-    """Write what each process with lost files holds into a proven backup of its own. Raises RefusedError, OSError.
-
-    The last check fails as long as one still holds them.
-    """
+    """Back up and prove what each process with lost files holds; the last check fails while one holds them."""
     done = list[Check]()
     for stray in strays(settings.db_path):
         name, expected, data = f"rescued from PID {stray.pid}", "its rows in a file", {"pid": stray.pid}

@@ -109,10 +109,7 @@ def _staying(table: str, name: str = "") -> str:
 
 
 async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange, int]]:
-    """Return what repairs references without a row, with the number of rows: cleared if they may be, else deleted.
-
-    The children of what is deleted are among them. Children come first. Read-only.
-    """
+    """Return what clears references without a row, or deletes their rows, children first, and counts. Read-only."""
     tables = [*reversed(expected_tables())]
     changes = [
         RowChange(table, _lost(ref, table) + _staying(table), ref[0])
@@ -124,11 +121,7 @@ async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange,
 
 
 async def broken_json(conn: aiosqlite.Connection, besides: Iterable[RowChange]) -> list[tuple[RowChange, int]]:
-    """Return what repairs JSON columns that hold no JSON, or JSON that the store can't read. Read-only.
-
-    Values that one of the changes ``besides`` replaces are left to it. ``conn`` must have the functions of
-    `add_functions`.
-    """
+    """Return what repairs JSON that the store can't read, unless ``besides`` replaces it. Needs `add_functions`."""
     changes = []
     for table in expected_tables():
         for column, kind, rule in column_checks(table):
@@ -160,10 +153,7 @@ async def count_rows(conn: aiosqlite.Connection, query: str) -> int:
 async def restore_seeds(
     conn: aiosqlite.Connection, restored: Iterable[Mapping[str, str]]
 ) -> tuple[list[tuple[RowChange, int]], list[Step]]:
-    """Return what gives changed seed memories their content back, and what inserts missing ones. Read-only.
-
-    ``restored`` holds the namespace and key of each, and the SQL that inserts it.
-    """
+    """Return what gives the seed memories in ``restored`` their content back, and what inserts missing ones."""
     statements, changes, steps = {(one["namespace"], one["key"]): one["sql"] for one in restored}, [], []
     for seed in (one for one in expected_seeds() if (one.namespace, one.key) in statements):
         row = {name: "'" + str(value).replace("'", "''") + "'" for name, value in seed._asdict().items()}

@@ -52,10 +52,7 @@ async def restore_database(
 async def _proven(
     settings: Settings, name: str | os.PathLike[str] | None, from_env: str | None, *, drill: bool
 ) -> AsyncIterator[Source]:
-    """Lend the content of a backup, every byte and row of it proven; scratch is removed at the end.
-
-    Raises RefusedError if none fits, or anything differs from its manifest.
-    """
+    """Lend the content of a backup from scratch, every byte and row of it proven. Raises RefusedError if none fits."""
     wanted = settings.env if from_env is None else from_env
     backup, notes = find_backup(settings.backup_dir, name, wanted, settings.db_path)
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:
