@@ -1,14 +1,13 @@
 """An archived run: its files beside its record, its line in the ledger; whole, private, and made once."""
 
+import io
 import json
 import multiprocessing
 import os
-import shutil
 import stat
 import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ import nbformat
 import papermill
 import pytest
 from damage import drop_index, fingerprint
-from patience import HANGING_S
-from running import SOUND, artifact_of, assert_archived, execute_live, names_in, only_run, record_of, write_notebook
+from running import SOUND, artifact_of, assert_archived, names_in, only_run, record_of, write_notebook
 
+from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.archive import keep
@@ -48,13 +47,6 @@ def test_an_archived_run_has_its_files_and_a_line_with_their_hashes(database: Se
     assert modes == {0o600}
 
 
-def test_without_a_page_the_run_is_whole_all_the_same(database: Settings) -> None:
-    folder = sealed_run(database)
-    keep(folder, database, archives.notebook("1"), html=False)
-    assert {path.name for path in folder.iterdir()} == FILES - {PAGE}
-    assert verify_archive(folder.parent).ok
-
-
 def test_an_archived_run_is_not_archived_again(database: Settings) -> None:
     folder = archives.run(database)
     before = fingerprint(folder.parent)
@@ -77,15 +69,6 @@ def test_of_processes_that_archive_one_run_at_once_one_wins_and_its_files_stay(d
         said = pool.starmap(_keep, [(database.db_path, folder, f"'{number}'") for number in range(8)])
     assert said.count("kept") == 1
     assert all("is archived already" in words for words in said if words != "kept")
-    assert verify_archive(folder.parent).ok
-
-
-def test_what_has_no_utf8_is_archived_as_json_writes_it(database: Settings) -> None:
-    folder = sealed_run(database)
-    keep(folder, database, archives.notebook("'half \ud83d of a pair'"))
-    written = (folder / NOTEBOOK).read_bytes().decode()
-    assert "half \\ud83d of a pair" in written
-    nbformat.validate(json.loads(written))
     assert verify_archive(folder.parent).ok
 
 
@@ -134,10 +117,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def archive(path: str | Path = "out.ipynb") -> tuple[int, str, str]:
-    command = [sys.executable, "-m", "abathur_nb", "archive", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING_S, check=False)
-    assert "Traceback" not in done.stderr
-    return done.returncode, done.stdout, done.stderr
+    """Call the command in this process; return its exit code and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(["archive", str(path)])
+    return code, out.getvalue(), err.getvalue()
 
 
 def execute(settings: Settings, source: Path = NOTEBOOKS / "validate.ipynb") -> None:
@@ -156,6 +140,11 @@ def test_what_plain_papermill_executed_is_archived(database: Settings) -> None:
     assert entry.line.data["as_template"] is True
     artifact_of(entry)
     assert_archived(database)
+    before = {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")}
+    code, out, err = archive()
+    assert (code, out) == (2, "")
+    assert "is archived already: see " in err
+    assert {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")} == before, "once"
 
 
 def test_a_failed_run_is_archived_too(database: Settings) -> None:
@@ -184,48 +173,6 @@ def test_an_edited_notebook_is_archived_and_the_ledger_says_so(database: Setting
     assert_archived(database)
 
 
-async def test_what_jupyterlab_executed_with_a_value_written_by_hand_is_no_template(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import nbformat
-
-    notebook = nbformat.read(NOTEBOOKS / "validate.ipynb", as_version=4)
-    (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-    cell.source += f"\ndb_path = {str(database.db_path)!r}"
-    await execute_live(notebook)
-    nbformat.write(notebook, "out.ipynb")
-    monkeypatch.setenv("ABATHUR_ENV", "x")
-    assert archive()[0] == 0
-    line = only_run(database).line
-    assert line is not None
-    assert line.data["as_template"] is False
-
-
-def test_a_notebook_of_ones_own_is_archived(database: Settings) -> None:
-    execute(database, write_notebook(Path("mine.ipynb"), *SOUND))
-    assert archive()[0] == 0
-    assert_archived(database)
-
-
-def test_where_the_archive_lies_in_the_home_directory_it_is_found(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A record names the home directory `~`."""
-    monkeypatch.setenv("ABATHUR_DB_PATH", str(home / "data" / "abathur.db"))
-    papermill.execute_notebook(NOTEBOOKS / "init.ipynb", "out.ipynb", progress_bar=False)
-    code, out, err = archive()
-    assert code == 0, err
-    assert str(home / "data" / "runs") in out
-
-
-def test_a_run_is_archived_once(database: Settings) -> None:
-    execute(database)
-    assert archive()[0] == 0
-    before = {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")}
-    code, out, err = archive()
-    assert (code, out) == (2, "")
-    assert "is archived already: see " in err
-    assert {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")} == before
-
-
 def test_a_run_of_an_earlier_format_that_was_not_archived_yet_can_be(database: Settings) -> None:
     execute(database)
     folder = only_run(database).folder
@@ -244,107 +191,81 @@ def test_a_run_of_an_earlier_format_that_was_not_archived_yet_can_be(database: S
     assert verify_archive(database.archive_dir).ok
 
 
-def no_record(notebook: Any, _: Settings) -> None:
-    for cell in notebook["cells"]:
-        cell["outputs"] = [] if cell["cell_type"] == "code" else cell.pop("outputs", None)
-        if cell["cell_type"] != "code":
-            del cell["outputs"]
-
-
 def records(notebook: Any) -> list[Any]:
     outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", ()))
     return [output["data"] for output in outputs if MIME in output.get("data", {})]
 
 
-def two_records(notebook: Any, _: Settings) -> None:
-    cells = [cell for cell in notebook["cells"] if any(MIME in o.get("data", {}) for o in cell.get("outputs", ()))]
-    cells[0]["outputs"] *= 2
+def told(name: str, value: Any) -> Callable[[Any], object]:
+    """Return what has the record that the notebook shows say something else."""
+    return lambda notebook: records(notebook)[0][MIME].update({name: value})
 
 
-def a_record_that_is_none(notebook: Any, _: Settings) -> None:
-    records(notebook)[0][MIME] = ["x"]
+def setting(name: str, value: str) -> Callable[[Any], object]:
+    return lambda notebook: records(notebook)[0][MIME]["settings"].update({name: value})
 
 
-def another_verdict(notebook: Any, _: Settings) -> None:
-    records(notebook)[0][MIME]["verdict"] = "fail"
+def without_records(notebook: Any) -> None:
+    for data in records(notebook):
+        del data[MIME]
 
 
-def another_run(notebook: Any, _: Settings) -> None:
-    records(notebook)[0][MIME]["run_id"] = "20200101T000000000Z-000000"
+def twice(notebook: Any) -> None:
+    for cell in notebook["cells"]:
+        if any(MIME in output.get("data", {}) for output in cell.get("outputs", ())):
+            cell["outputs"] *= 2
 
 
-def a_run_outside(notebook: Any, _: Settings) -> None:
-    records(notebook)[0][MIME]["run_id"] = "../../x"
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "expected the record of one run in its outputs, found 0": without_records,
+    "expected the record of one run in its outputs, found 2": twice,
+    "expected the record of one run in its outputs, found 1": lambda notebook: records(notebook)[0].update(
+        {MIME: ["x"]}
+    ),
+    "to be the one that it shows, found another one": told("verdict", "fail"),
+    "to be the one that it shows, found ": told("run_id", "20200101T000000000Z-000000"),
+    "its record names no run: '../../x'": told("run_id", "../../x"),
+    "its record does not say which archive it is of": lambda notebook: records(notebook)[0][MIME].pop("settings"),
+    "did you mean production?": setting("env", "prod"),
+    "to be the one that it shows": setting("archive_dir", "/nowhere/runs"),
+}
 
 
-def no_settings(notebook: Any, _: Settings) -> None:
-    del records(notebook)[0][MIME]["settings"]
-
-
-def another_environment(notebook: Any, _: Settings) -> None:
-    records(notebook)[0][MIME]["settings"]["env"] = "prod"
-
-
-def another_archive(notebook: Any, settings: Settings) -> None:
-    records(notebook)[0][MIME]["settings"]["archive_dir"] = str(settings.db_path.parent / "other")
-
-
-def an_altered_record(_: Any, settings: Settings) -> None:
-    path = only_run(settings).folder / "record.json"
-    path.write_bytes(path.read_bytes().replace(b'"pass"', b'"Pass"', 1))
-
-
-def an_unsealed_run(_: Any, settings: Settings) -> None:
-    (only_run(settings).folder / "record.json").unlink()
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (no_record, "expected the record of one run in its outputs, found 0"),
-        (two_records, "expected the record of one run in its outputs, found 2"),
-        (a_record_that_is_none, "expected the record of one run in its outputs, found 1"),
-        (another_verdict, "to be the one that it shows, found another one"),
-        (another_run, "to be the one that it shows, found "),
-        (a_run_outside, "its record names no run: '../../x'"),
-        (no_settings, "its record does not say which archive it is of"),
-        (another_environment, "did you mean production?"),
-        (another_archive, "to be the one that it shows, found "),
-        (an_altered_record, "record.json: its hash is not the one that it names"),
-        (an_unsealed_run, "to be the one that it shows, found none that is sealed"),
-    ],
-)
-def test_what_does_not_belong_together_is_refused_in_a_line_and_changes_nothing(
-    change: Callable[[Any, Settings], None], told: str, database: Settings
-) -> None:
+def test_what_does_not_belong_together_is_refused_in_a_line_and_changes_nothing(database: Settings) -> None:
     execute(database)
-    notebook = json.loads(Path("out.ipynb").read_text())
-    change(notebook, database)
-    Path("out.ipynb").write_text(json.dumps(notebook))
-    before = {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")}
-    code, out, err = archive()
-    assert (code, out) == (2, "")
-    (line,) = err.splitlines()
-    assert told in line, line
-    assert line.startswith("abathur_nb archive: ")
-    assert {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")} == before
+    executed, record = Path("out.ipynb").read_text(), only_run(database).folder / RECORD
+    content = record.read_bytes()
+
+    def refused(words: str) -> None:
+        before = {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")}
+        code, out, err = archive()
+        (line,) = err.splitlines()
+        assert (code, out, line.startswith("abathur_nb archive: ")) == (2, "", True)
+        assert words in line, line
+        assert {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")} == before
+
+    for words, change in CHANGES.items():
+        notebook = json.loads(executed)
+        change(notebook)
+        Path("out.ipynb").write_text(json.dumps(notebook))
+        refused(words)
+    Path("out.ipynb").write_text(executed)
+    record.write_bytes(content.replace(b'"pass"', b'"Pass"', 1))
+    refused("record.json: its hash is not the one that it names")
+    record.unlink()
+    refused("to be the one that it shows, found none that is sealed")
+    record.write_bytes(content)
+    assert archive()[0] == 0, "a control"
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder", "fifo", "text", "template"])
-def test_what_is_no_executed_notebook_is_refused_in_a_line(kind: str) -> None:
-    path = Path("x.ipynb")
-    match kind:
-        case "folder":
-            path.mkdir()
-        case "fifo":
-            os.mkfifo(path)
-        case "text":
-            path.write_text("plain")
-        case "template":
-            shutil.copy(NOTEBOOKS / "validate.ipynb", path)
-    code, out, err = archive(path)
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert err.startswith("abathur_nb archive: notebook x.ipynb: ")
+def test_what_is_no_executed_notebook_is_refused_in_a_line() -> None:
+    Path("folder").mkdir()
+    os.mkfifo("fifo")
+    Path("text").write_text("plain")
+    for path in ("missing", "folder", "fifo", "text", NOTEBOOKS / "validate.ipynb"):
+        code, out, err = archive(path)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        assert err.startswith(f"abathur_nb archive: notebook {path}: ")
 
 
 def test_where_it_can_not_be_written_it_is_refused_and_can_be_archived_later(

@@ -13,7 +13,6 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.record import EXIT_CODES, RECORD, Verdict
 from abathur_nb.evidence.run import new_run_id, write_record, write_started
 from abathur_nb.evidence.verify import verify_archive
-from abathur_nb.files import UNFINISHED
 from abathur_nb.runner.execution import Ending
 from abathur_nb.runner.run import Job, Outcome, begin, conclude
 
@@ -116,14 +115,6 @@ def test_what_the_path_forbids_leaves_no_record_however_it_ended(settings: Setti
     assert not settings.db_path.parent.exists()
 
 
-def test_what_a_killed_kernel_was_writing_is_swept(database: Settings) -> None:
-    job = job_of(database)
-    write_started(database, job.name, {}, run_id=job.run_id)
-    (job.folder / f"{UNFINISHED}abc").write_text("half")
-    conclude(job, DIED, executed(), as_template=True)
-    assert_archived(database)
-
-
 def test_a_run_that_can_not_be_archived_is_no_pass(database: Settings) -> None:
     job = job_of(database)
     sealed_as(job, "pass")
@@ -145,11 +136,6 @@ def test_a_notebook_that_starts_no_run_is_started_by_begin_alone(database: Setti
     assert begun == (job.folder / "started.json").read_bytes()
     assert conclude(job, COMPLETED, executed(), begun=begun, as_template=True).verdict == "pass"
     assert_archived(database)
-
-
-def test_the_kernel_is_told_the_run_and_the_template(database: Settings) -> None:
-    job = job_of(database)
-    assert job.environment == {"ABATHUR_RUN": f"{job.run_id}:{'0' * 64}:mine.ipynb"}
 
 
 def test_no_message_becomes_markdown_or_html_at_the_top(database: Settings) -> None:

@@ -1,8 +1,6 @@
 """A copy of an archive: run by run, never changed afterwards, a valid archive wherever it was cut short."""
 
-import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +12,6 @@ from typing import Any
 
 import nbformat
 import pytest
-from damage import fingerprint
 from fsspec.implementations.memory import MemoryFileSystem
 from patience import HANGING_S
 
@@ -22,7 +19,6 @@ from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence import stores
 from abathur_nb.evidence.archive import keep
-from abathur_nb.evidence.canonical import sealed, sha256, unsealed
 from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import STARTED
 from abathur_nb.evidence.run import write_record, write_started
@@ -81,7 +77,7 @@ def copied_runs(url: str, archive: Path) -> int:
 
 # One server for all that ask it, and so one worker.
 S3 = pytest.param("s3", marks=pytest.mark.xdist_group("s3"))
-PLACES = ["directory", "file URL", "memory", S3]
+PLACES = ["file URL", "memory", S3]
 
 
 @pytest.fixture(params=PLACES)
@@ -139,15 +135,6 @@ def stamps(url: str) -> dict[str, object]:
     }
 
 
-def test_the_line_of_a_run_comes_after_its_files(archive: Path, tmp_path: Path) -> None:
-    copied = copy_archive(archive, str(tmp_path / "copy"))["copied"]
-    for number in range(3):
-        *files, line = copied[6 * number : 6 * number + 6]
-        (run_id,) = {name.partition("/")[0] for name in files}
-        assert line == f"ledger/{number + 1:08}.jsonl"
-        assert json.loads((tmp_path / "copy" / line).read_bytes())["run_id"] == run_id
-
-
 def test_a_run_without_a_line_is_not_copied_and_named(url: str, archive: Path, settings: Settings) -> None:
     begun = write_started(settings, "init", {})
     sealed = write_started(settings, "init", {})
@@ -173,15 +160,10 @@ def spoil(url: str, name: str, change: Callable[[bytes], bytes]) -> None:
     system.pipe_file(f"{root}/{name}", change(system.cat_file(f"{root}/{name}")))
 
 
-@pytest.mark.parametrize(
-    "change", [lambda content: content[:-3] + b"xx\n", lambda _: b"", lambda content: content + b"x"]
-)
-def test_a_copy_that_was_altered_is_not_gone_on_with(
-    url: str, change: Callable[[bytes], bytes], archive: Path, settings: Settings
-) -> None:
+def test_a_copy_that_was_altered_is_not_gone_on_with(url: str, archive: Path, settings: Settings) -> None:
     names = copy_archive(archive, url)["copied"]
-    spoil(url, names[2], change)
-    spoil(url, names[5], change)
+    spoil(url, names[2], lambda content: content[:-3] + b"xx\n")
+    spoil(url, names[5], lambda _: b"")
     add_run(settings)
     marks = stamps(url)
     with pytest.raises(RefusedError) as caught:
@@ -238,41 +220,6 @@ def test_a_file_that_is_not_what_the_ledger_names_stops_it_before_anything_is_wr
     assert not (tmp_path / "copy").exists()
 
 
-def test_what_verify_refuses_is_not_copied_and_the_next_command_tells_why(tmp_path: Path) -> None:
-    """A ledger may name what was altered by its new hash; the path of an archive may hold blanks."""
-    settings = resolve("development", db_path=tmp_path / "a b $x" / "x.db")
-    folder = settings.archive_dir / add_run(settings)
-    statement, ledger = folder / "statement.json", settings.archive_dir / LEDGER
-    altered = statement.read_bytes().replace(b'"signatures":[]', b'"signatures":[ ]')
-    line = unsealed(ledger.read_bytes())
-    line["files"]["statement.json"] = sha256(altered)
-    statement.write_bytes(altered)
-    ledger.write_bytes(sealed(line))
-    done = cli("copy", str(tmp_path / "copy"), "--archive", str(settings.archive_dir))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert (
-        "statement.json: it is not in canonical form. Nothing was copied: python -m abathur_nb verify " in done.stderr
-    )
-    assert not (tmp_path / "copy").exists()
-    command = shlex.split(done.stderr.rpartition("copied: python -m abathur_nb ")[2])
-    assert "it is not in canonical form" in cli(*command).stdout
-
-
-def test_only_what_is_parsed_has_a_largest_size(url: str, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("abathur_nb.files._MOST", 5000)
-    assert all(path.stat().st_size > 5000 for path in archive.glob("*/page.html"))
-    copy_archive(archive, url)
-    assert copied_runs(url, archive) == 3
-
-
-def test_a_ledger_with_a_fault_is_not_copied(archive: Path, tmp_path: Path) -> None:
-    ledger = archive / LEDGER
-    ledger.write_bytes(ledger.read_bytes().replace(b'"verdict":"pass"', b'"verdict":"fail"', 1))
-    with pytest.raises(RefusedError, match=r"ledger.jsonl line 1: .*Nothing was copied: python -m abathur_nb verify"):
-        copy_archive(archive, str(tmp_path / "copy"))
-    assert not (tmp_path / "copy").exists()
-
-
 def test_a_torn_last_line_waits_until_a_run_has_closed_it(url: str, archive: Path, settings: Settings) -> None:
     with (archive / LEDGER).open("ab") as ledger:
         ledger.write(b'{"kind":"run","torn')
@@ -288,8 +235,8 @@ def test_a_torn_last_line_waits_until_a_run_has_closed_it(url: str, archive: Pat
 # --- a copy cut short
 
 
-@pytest.mark.parametrize("url", ["memory", "directory", S3], indirect=True)
-@pytest.mark.parametrize("done", range(19))
+@pytest.mark.parametrize("url", ["memory", S3], indirect=True)
+@pytest.mark.parametrize("done", [0, 5, 6, 13, 17, 18])
 def test_cut_short_it_is_a_shorter_archive_and_the_next_one_goes_on(
     done: int, url: str, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,62 +372,18 @@ def test_without_the_extra_the_remedy_is_named_and_a_directory_wants_none(
     assert copied_runs(str(tmp_path / "copy"), archive) == 3
 
 
-@pytest.mark.parametrize(
-    ("variables", "url", "told"),
-    [
-        ({}, "s3://missing-bucket/x", "FileNotFoundError: The specified bucket does not exist"),
-        ({"AWS_SECRET_ACCESS_KEY": "wrong-" + "s3cret"}, "s3://evidence/x", "PermissionError: "),
-        ({"AWS_ACCESS_KEY_ID": "nobody"}, "s3://evidence/x", "PermissionError: "),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "s3://evidence/x", "EndpointConnectionError: "),
-    ],
-)
-def test_what_an_s3_server_says_no_to_is_told_in_a_line_and_the_archive_stays(
-    variables: dict[str, str], url: str, told: str, s3_server: dict[str, str], archive: Path, settings: Settings
-) -> None:
-    before = {path: fingerprint(path) for path in archive.rglob("*")}
-    done = cli("copy", url, "--db-path", str(settings.db_path), env={**s3_server, **variables})
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"abathur_nb copy: {url} says no: {told}")
-    assert "s3cret" not in line
-    assert {path: fingerprint(path) for path in archive.rglob("*")} == before
-
-
 # --- bringing it back
 
 
-@pytest.mark.parametrize("name", ["../evil", "ledger.jsonl", "a/../../evil", "a/b/c", "a/..", "x y", ".."])
-def test_an_object_whose_name_leads_elsewhere_is_refused(name: str, archive: Path, tmp_path: Path) -> None:
-    url = f"memory://{tmp_path.name}"
+def test_an_object_whose_name_leads_elsewhere_is_refused(archive: Path, tmp_path: Path) -> None:
+    url, store = f"memory://{tmp_path.name}", MemoryFileSystem().store
     copy_archive(archive, url)
-    MemoryFileSystem().store[f"/{tmp_path.name}/{name}"] = MemoryFileSystem().store[
-        f"/{tmp_path.name}/ledger/00000001.jsonl"
-    ]
-    with pytest.raises(RefusedError, match="is not a copy of an archive: an object named"), fetched(url):
-        pass
-
-
-def test_what_does_not_belong_to_a_copy_is_brought_and_seen(url: str, archive: Path) -> None:
-    copy_archive(archive, url)
-    open_store(url).add("stranger/thing.txt", b"x")
-    with fetched(url) as copy:
-        report = verify_archive(copy)
-    assert not report.ok
-    assert "stranger" in str(report)
-
-
-def test_a_missing_line_or_file_of_a_copy_is_found(url: str, archive: Path) -> None:
-    from fsspec.core import url_to_fs
-
-    names = copy_archive(archive, url)["copied"]
-    system, root = url_to_fs(url)
-    for name in (names[11], names[1]):  # a line, a file
-        content = open_store(url).read(name)
-        system.rm_file(f"{root}/{name}")
-        with fetched(url) as copy:
-            assert not verify_archive(copy).ok
-        open_store(url).add(name, content)
-    assert copied_runs(url, archive) == 3
+    for name in ("../evil", "ledger.jsonl", "a/../../evil", "a/b/c", "a/..", "x y", ".."):
+        path = f"/{tmp_path.name}/{name}"
+        store[path] = store[f"/{tmp_path.name}/ledger/00000001.jsonl"]
+        with pytest.raises(RefusedError, match="is not a copy of an archive: an object named"), fetched(url):
+            pass
+        del store[path]
 
 
 def test_a_link_in_a_copy_is_not_followed(archive: Path, tmp_path: Path) -> None:
@@ -489,11 +392,6 @@ def test_a_link_in_a_copy_is_not_followed(archive: Path, tmp_path: Path) -> None
     path.rename(tmp_path / "moved")
     path.symlink_to(tmp_path / "moved")
     with pytest.raises(RefusedError, match="not a regular file"), fetched(str(tmp_path / "copy")):
-        pass
-
-
-def test_where_there_is_no_copy_none_is_brought(url: str) -> None:
-    with pytest.raises(RefusedError, match="is not a copy of an archive: no line of a ledger"), fetched(url):
         pass
 
 
@@ -507,7 +405,7 @@ def cli(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.Compl
     )
 
 
-@pytest.mark.parametrize("url", ["directory", "file URL", S3], indirect=True)
+@pytest.mark.parametrize("url", ["file URL"], indirect=True)
 def test_the_command_copies_tells_what_it_did_and_verify_reads_the_copy(
     url: str, archive: Path, settings: Settings
 ) -> None:
@@ -527,13 +425,6 @@ def test_the_command_copies_tells_what_it_did_and_verify_reads_the_copy(
     again = cli("copy", url, *where)
     assert (again.returncode, again.stdout) == (2, "")
     assert "ledger/00000002.jsonl. Nothing was copied" in again.stderr
-
-
-def test_without_an_archive_or_a_place_the_command_says_what_it_wants(settings: Settings, tmp_path: Path) -> None:
-    done = cli("copy", str(tmp_path / "copy"), "--db-path", str(settings.db_path))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert f"no archive at {settings.archive_dir}" in done.stderr
-    assert cli("copy").returncode == 2
 
 
 def test_a_place_that_holds_other_things_is_refused_and_nothing_is_written(archive: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from abathur_nb.evidence import run as run_module
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.ledger import LEDGER, append
-from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STATEMENT
+from abathur_nb.evidence.record import PAGE
 from abathur_nb.evidence.run import write_started
 from abathur_nb.evidence.statement import public_keys
 from abathur_nb.evidence.verify import verify_archive
@@ -120,24 +120,3 @@ def test_of_an_unsealed_run_nothing_but_its_start_is_expected(settings: Settings
     (folder / PAGE).write_text("all is well")
     told = check(verify_archive(settings.archive_dir), "nothing else")
     assert (told.status, told.observed) == ("fail", f"'{folder.name}/{PAGE}'")
-
-
-def test_what_a_run_that_was_killed_while_it_was_archived_has_left_is_noted(settings: Settings) -> None:
-    folder = run(settings)
-    (settings.archive_dir / LEDGER).unlink()
-    report = verify_archive(settings.archive_dir)
-    assert report.ok
-    assert check(report, "notes").evidence == tuple(
-        f"'{folder.name}/{name}' is a leftover, no evidence" for name in (NOTEBOOK, PAGE, STATEMENT)
-    )
-    (folder / RECORD).rename(folder / "other.json")
-    assert not verify_archive(settings.archive_dir).ok
-
-
-def test_a_page_that_the_ledger_does_not_name_is_a_stranger(settings: Settings) -> None:
-    folder = start(settings)
-    seal(folder, settings)
-
-    keep(folder, settings, notebook("1"), html=False)
-    (folder / PAGE).write_text("all is well")
-    assert check(verify_archive(settings.archive_dir), "nothing else").observed == f"'{folder.name}/{PAGE}'"

@@ -1,6 +1,5 @@
 """What an archive tells of its runs together: sound or not, what is not evidence, what changed and when."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.archive import keep
-from abathur_nb.evidence.ledger import FIRST, LEDGER
 from abathur_nb.evidence.record import RECORD
 from abathur_nb.evidence.run import write_started
-from abathur_nb.evidence.verify import copy_archive
 from abathur_nb.report import Check
 
 CHANGED = "what changed since the last that passed"
@@ -65,14 +62,6 @@ def test_a_run_that_failed_warns_while_it_is_the_newest_and_never_fails_the_hist
     assert check(nb.read_history(settings), "newest validate").status == "pass"
 
 
-def test_each_notebook_has_a_newest_run_of_its_own(settings: Settings) -> None:
-    run_at(settings, MORNING, "explain", verdict="timeout")
-    run_at(settings, NOON, "validate")
-    history = nb.read_history(settings)
-    assert check(history, "newest explain").status == "warn"
-    assert check(history, "newest validate").status == "pass"
-
-
 def test_an_unsealed_run_warns_by_name(settings: Settings) -> None:
     run_at(settings, MORNING)
     dead = run_at(settings, NOON, verdict=None)
@@ -107,17 +96,6 @@ def test_a_number_changed_in_an_old_record_fails_by_name_and_its_run_is_told_as_
     assert "✗ altered" in str(history)
 
 
-def test_a_line_taken_out_of_the_ledger_fails(settings: Settings) -> None:
-    for moment in (MORNING, NOON, EVENING):
-        run_at(settings, moment)
-    first, _, last = archives.ledger_lines(settings.archive_dir)
-    (settings.archive_dir / LEDGER).write_bytes(first + last)
-    history = nb.read_history(settings)
-    assert not history.report.ok
-    assert check(history, "ledger").status == "fail"
-    assert len(history.runs) == 3
-
-
 def test_the_run_that_asks_is_left_out_and_another_that_is_not_over_is_not(database: Settings) -> None:
     other = run_at(database, MORNING, verdict=None)
     run = nb.start_run(database, "history")
@@ -126,19 +104,6 @@ def test_the_run_that_asks_is_left_out_and_another_that_is_not_over_is_not(datab
     assert [past.run_id for past in history.runs] == [other.name]
     assert run.folder.name not in history.report.to_json()
     assert [past.run_id for past in nb.read_history(database).runs] == [other.name, run.folder.name]
-
-
-def test_an_archive_of_no_run_but_this_one_only_warns(database: Settings) -> None:
-    run = nb.start_run(database, "history")
-    history = nb.read_history(database, run=run)
-    assert history.report.ok
-    assert (check(history, "runs over time").status, check(history, "runs over time").observed) == (
-        "warn",
-        "none but this one",
-    )
-    assert (history.runs, history.ledger_head) == ((), FIRST)
-    assert str(history) == str(history.since_green) == str(history.changes) == "no run yet"
-    assert len(history.to_frame()) == 0
 
 
 def test_where_there_is_no_archive_it_is_refused_with_what_makes_one(settings: Settings) -> None:
@@ -150,42 +115,10 @@ def test_where_there_is_no_archive_it_is_refused_with_what_makes_one(settings: S
     assert fingerprint(settings.archive_dir) is None
 
 
-def test_an_empty_directory_is_no_archive(settings: Settings, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert not nb.read_history(settings, tmp_path / "empty").report.ok
-
-
 @pytest.mark.parametrize("archive", ["", "absent", "a\0b", "~nobody-of-this-name/runs", __file__])
 def test_what_names_no_directory_is_a_configuration_error(archive: str, settings: Settings) -> None:
     with pytest.raises(ConfigurationError, match="archive"):
         nb.read_history(settings, archive)
-
-
-def test_a_copy_is_read_where_it_lies_and_the_archive_of_the_environment_is_not(
-    settings: Settings, tmp_path: Path
-) -> None:
-    run_at(settings, MORNING)
-    copy = shutil.copytree(settings.archive_dir, tmp_path / "copy")
-    shutil.rmtree(settings.archive_dir)
-    history = nb.read_history(settings, copy)
-    assert history.report.ok
-    assert (history.report.subject, len(history.runs)) == (str(copy), 1)
-
-
-def test_a_ledger_that_is_none_fails_and_the_rest_is_told(settings: Settings) -> None:
-    run_at(settings, MORNING)
-    (settings.archive_dir / LEDGER).unlink()
-    (settings.archive_dir / LEDGER).mkdir()
-    history = nb.read_history(settings)
-    assert check(history, "ledger").status == "fail"
-    assert len(history.runs) == 1
-
-
-def test_reading_changes_nothing(settings: Settings) -> None:
-    archive = archives.archive(settings)
-    before = {path: fingerprint(path) for path in archive.rglob("*")}
-    nb.read_history(settings)
-    assert {path: fingerprint(path) for path in archive.rglob("*")} == before
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$\\frac$", "\u202eevil", "a\nb", "x" * 200, ""])
@@ -218,12 +151,6 @@ def test_the_newest_run_is_held_against_the_last_before_it_that_passed(settings:
     assert "rows of tasks: 3 → 5" in changed  # 1 before the green one
 
 
-def test_a_green_run_is_held_against_the_green_one_before_it(settings: Settings) -> None:
-    run_at(settings, MORNING)
-    run_at(settings, NOON)
-    assert cells(nb.read_history(settings).since_green)[CHANGED] == "nothing"
-
-
 def test_a_notebook_that_never_passed_before_says_so(settings: Settings) -> None:
     run_at(settings, MORNING, verdict="fail", reports=(archives.RED,))
     run_at(settings, NOON)
@@ -246,28 +173,12 @@ def test_unsealed_and_altered_runs_are_held_against_nothing(settings: Settings) 
     assert told["newest run"] == f"{newest.name}\nnone before it passed and is as it was written"
 
 
-def test_an_earlier_history_is_held_against_nothing_since_this_one_tells_anew(settings: Settings) -> None:
-    run_at(settings, MORNING)
-    run_at(settings, NOON, "history")
-    history = nb.read_history(settings)
-    assert [row[1] for row in history.since_green.rows] == ["validate"]
-    assert len(history.runs) == 2
-
-
 def test_what_the_runs_were_made_with_is_told_apart_from_what_they_found(settings: Settings) -> None:
     run_at(settings, MORNING)
     again = write_started(settings, "validate", {"env": "staging"}, run_id=f"{NOON}000Z-abcdef")
     archives.seal(again, settings)
     changed = cells(nb.read_history(settings).since_green)[CHANGED]
     assert changed.splitlines() == ["nothing", "made with another parameters env: development → staging"]
-
-
-def test_of_many_changes_some_are_named_and_diff_is_said_to_name_all(settings: Settings) -> None:
-    one = run_at(settings, MORNING, facts=facts(rows={f"t{number}": 1 for number in range(50)}))
-    other = run_at(settings, NOON, facts=facts(rows={f"t{number}": 2 for number in range(50)}))
-    lines = cells(nb.read_history(settings).since_green)[CHANGED].splitlines()
-    assert len(lines) == 13
-    assert lines[-1] == f"and 38 more: python -m abathur_nb diff {one.name} {other.name}"
 
 
 # --- when the schema and the plans changed
@@ -294,21 +205,6 @@ def test_of_a_long_statement_the_part_that_changed_is_shown_with_a_few_words_aro
     run_at(settings, NOON, facts=facts(schema={"t": after}))
     (row,) = nb.read_history(settings).changes.rows
     assert row[5] == "… c19 TEXT , c20 TEXT , …\n→ … c19 TEXT , new INTEGER , c20 TEXT , …"
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "told"),
-    [
-        ("a b c d e f", "", "a b c d e f\n→ nothing"),
-        ("a a a a a", "a a a a a a", "… a a a\n→ … a a a a"),
-        ("x", "y", "x\n→ y"),
-    ],
-)
-def test_whatever_changed_is_shown(before: str, after: str, told: str, settings: Settings) -> None:
-    run_at(settings, MORNING, facts=facts(schema={"t": before}))
-    run_at(settings, NOON, facts=facts(schema={"t": after}))
-    (row,) = nb.read_history(settings).changes.rows
-    assert row[5] == told
 
 
 def test_a_plan_that_changed_and_changed_back_is_told_twice_newest_first(settings: Settings) -> None:
@@ -340,29 +236,3 @@ def test_two_databases_in_one_archive_are_not_changes_of_each_other(settings: Se
 
 
 # --- as frame and record
-
-
-def test_the_frame_has_a_row_a_run_oldest_first(settings: Settings) -> None:
-    run_at(settings, MORNING)
-    run_at(settings, NOON, verdict="fail", reports=(archives.RED,))
-    frame = nb.read_history(settings).to_frame()
-    assert list(frame["verdict"]) == ["pass", "fail"]
-    assert list(frame["failed"]) == [(), ("tables",)]
-    assert frame["started_at"].is_monotonic_increasing
-
-
-def test_the_record_of_a_history_says_which_archive_it_read_and_how_far(settings: Settings) -> None:
-    run_at(settings, MORNING)
-    history = nb.read_history(settings)
-    told = history.to_record()["history"]
-    assert (told["archive"], told["runs"]) == (str(settings.archive_dir), 1)
-    assert told["ledger_head"] == history.ledger_head != FIRST
-
-
-def test_a_copy_of_an_archive_is_as_good_as_the_archive(database: Settings, tmp_path: Path) -> None:
-    folder = archives.run(database)
-    copy_archive(folder.parent, str(tmp_path / "copy"))
-    history = nb.read_history(database, tmp_path / "copy")
-    history.report.raise_for_failures()
-    assert [run.run_id for run in history.runs] == [folder.name]
-    assert history.report.subject == str(tmp_path / "copy")

@@ -21,8 +21,8 @@ from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.measure.snapshot import _last_validation
 from abathur_nb.runbook.index import table
 
-# Each fifth change is tried, and each fiftieth on every reader: which is each field, and each value many times.
-STEP, FULL = 5, 50
+# Each 25th change is tried, and each 250th on every reader: which is each field, and each value many times.
+STEP, FULL = 25, 250
 
 
 @pytest.fixture
@@ -101,8 +101,11 @@ def test_data_of_another_shape_costs_its_run_only(name: str, database: Settings,
             raise
 
 
-@pytest.mark.parametrize("name", ["record.json", "started.json", "statement.json", "notebook.ipynb", "."])
-@pytest.mark.parametrize("spoil", [*BYTES, *PLACES])
+SPOILED = ("record.json", "started.json", "statement.json", "notebook.ipynb", ".")
+
+
+# Each way is tried on one file, and each file in several ways.
+@pytest.mark.parametrize(("name", "spoil"), [*zip(SPOILED * 4, [*BYTES, *PLACES], strict=False)])
 def test_a_file_that_is_none_of_ours_costs_its_run_only_and_is_named(
     name: str, spoil: str, database: Settings, runs: list[str], capsys: Any
 ) -> None:
@@ -118,25 +121,32 @@ def test_a_file_that_is_none_of_ours_costs_its_run_only_and_is_named(
     assert_the_readers_go_on(database, runs, capsys, named=runs[1])
 
 
-@pytest.mark.parametrize("spoil", BYTES)
 def test_a_line_that_is_none_of_ours_costs_its_run_only_and_is_named(
-    spoil: str, database: Settings, runs: list[str], capsys: Any
+    database: Settings, runs: list[str], capsys: Any
 ) -> None:
     lines = archives.ledger_lines(database.archive_dir)
-    lines[1] = BYTES[spoil].rstrip(b"\n") + b"\n"
-    (database.archive_dir / LEDGER).write_bytes(b"".join(lines))
-    assert_the_readers_go_on(database, runs, capsys, named=f"{LEDGER} line 2: ")
-    assert main(["runs", "--archive", str(database.archive_dir)]) == 0
-    assert f"abathur_nb runs: {LEDGER} line 2: " in capsys.readouterr().err
+    for number, content in enumerate(BYTES.values()):
+        spoiled = [lines[0], content.rstrip(b"\n") + b"\n", lines[2]]
+        (database.archive_dir / LEDGER).write_bytes(b"".join(spoiled))
+        assert {entry.run_id for entry in entries_of(database)} >= {runs[0], runs[2]}
+        assert f"{LEDGER} line 2: " in str(verify_archive(database.archive_dir))
+        assert main(["runs", "--archive", str(database.archive_dir)]) == 0
+        assert f"abathur_nb runs: {LEDGER} line 2: " in capsys.readouterr().err
+        if number == 0:
+            assert_the_readers_go_on(database, runs, capsys, named=f"{LEDGER} line 2: ")
 
 
-@pytest.mark.parametrize("spoil", PLACES)
-def test_a_ledger_that_cannot_be_read_costs_no_record(
-    spoil: str, database: Settings, runs: list[str], capsys: Any
-) -> None:
-    (database.archive_dir / LEDGER).unlink()
-    PLACES[spoil](database.archive_dir / LEDGER)
-    assert_the_readers_go_on(database, runs, capsys, named=f"{LEDGER} cannot be read: ")
+def test_a_ledger_that_cannot_be_read_costs_no_record(database: Settings, runs: list[str], capsys: Any) -> None:
+    path = database.archive_dir / LEDGER
+    path.unlink()
+    for make in PLACES.values():
+        make(path)
+        assert f"{LEDGER} cannot be read: " in str(verify_archive(database.archive_dir))
+        if not path.is_dir():
+            path.unlink()
+        else:
+            assert_the_readers_go_on(database, runs, capsys, named=f"{LEDGER} cannot be read: ")
+            path.rmdir()
 
 
 def test_a_moment_with_an_offset_is_converted(database: Settings, runs: list[str]) -> None:

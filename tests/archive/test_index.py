@@ -8,7 +8,6 @@ from pathlib import Path
 
 import archives
 import pytest
-from damage import fingerprint
 from past_helpers import run_at
 
 import abathur_nb as nb
@@ -46,12 +45,6 @@ def cell(overview: nb.Overview, notebook: str, env: str = "development") -> str:
     return row[table.heads.index(env)]
 
 
-def test_each_environment_has_a_line_those_of_the_settings_file_too(settings: Settings) -> None:
-    overview = nb.show_environments(settings)
-    assert [check.name for check in overview.report.checks] == ["development", "staging", "production", "qa"]
-    assert overview.table().heads == ("newest run of", "development", "staging", "production", "qa")
-
-
 def test_of_each_notebook_the_newest_run_is_told_whatever_its_verdict(settings: Settings) -> None:
     run_at(settings, MORNING, "validate", "fail", reports=(archives.RED,))
     run_at(settings, NOON, "validate")
@@ -69,13 +62,6 @@ def test_of_each_notebook_the_newest_run_is_told_whatever_its_verdict(settings: 
     assert overview.report.ok, "of a run that failed, its own verdict has told"
 
 
-def test_where_each_newest_run_passed_it_passes_and_names_the_last(settings: Settings) -> None:
-    run_at(settings, MORNING, "init")
-    run_at(settings, NOON, "validate")
-    found = check(nb.show_environments(settings))
-    assert (found.status, found.observed) == ("pass", "2 notebooks; the last was validate, 2026-10-01 12:00:00 UTC")
-
-
 def test_each_environment_is_read_from_its_own_archive(settings: Settings) -> None:
     staging = nb.resolve("staging")
     staging.archive_dir.parent.mkdir(mode=0o700)
@@ -90,12 +76,6 @@ def test_each_environment_is_read_from_its_own_archive(settings: Settings) -> No
     assert check(overview, "production").status == "skip"
 
 
-def test_what_was_run_under_another_name_has_a_row_of_its_own(settings: Settings) -> None:
-    run_at(settings, NOON, "weekly-look")
-    overview = nb.show_environments(settings)
-    assert cell(overview, "weekly-look") == "✓ pass\n2026-10-01 12:00:00"
-
-
 def test_runs_of_another_database_or_environment_are_not_its_own(settings: Settings, tmp_path: Path) -> None:
     other = nb.resolve("development", db_path=tmp_path / "other.db", archive_dir=settings.archive_dir)
     qa = nb.resolve("qa", db_path=settings.db_path, archive_dir=settings.archive_dir)
@@ -105,27 +85,6 @@ def test_runs_of_another_database_or_environment_are_not_its_own(settings: Setti
     overview = nb.show_environments(settings)
     assert overview.newest["development"] == {}
     assert check(overview).observed == "no run of its database yet"
-
-
-def test_the_run_that_asks_is_left_out(database: Settings) -> None:
-    run_at(database, NOON, "index")
-    run = nb.start_run(database, "index")
-    overview = nb.show_environments(database, run=run)
-    assert cell(overview, "index") == "✓ pass\n2026-10-01 12:00:00"
-    assert check(overview).status == "pass"
-
-
-def test_it_says_whether_the_database_is_there(database: Settings) -> None:
-    overview = nb.show_environments(database)
-    assert cell(overview, "database") == str(database.db_path)
-    assert cell(overview, "database", "qa") == f"{nb.resolve('qa').db_path}\nnot there"
-
-
-def test_an_environment_without_an_archive_says_what_makes_one(settings: Settings) -> None:
-    found = check(nb.show_environments(settings))
-    assert (found.status, found.observed) == ("skip", f"no archive at {settings.archive_dir}")
-    assert f"papermill init.ipynb out.ipynb -p env development -p db_path {settings.db_path}" in found.remedy
-    assert fingerprint(settings.archive_dir) is None
 
 
 def test_settings_that_are_wrong_fail_their_environment_and_the_others_are_told(
@@ -182,11 +141,3 @@ def test_an_archive_of_another_account_is_skipped_but_ones_own_must_be_read() ->
     assert found["observed"] == f"could not run: {staging.archive_dir} cannot be read: Permission denied"
     assert "run this notebook as abathur, who owns it" in found["remedy"]
     assert told["staging"]["staging"]["status"] == "error"
-
-
-def test_what_is_recorded_names_the_runs_that_were_seen(settings: Settings) -> None:
-    run_at(settings, MORNING)
-    newest = run_at(settings, NOON)
-    assert nb.show_environments(settings).to_record() == {
-        "newest_runs": {"development": {"validate": newest.name}, "staging": {}, "production": {}, "qa": {}}
-    }

@@ -16,7 +16,7 @@ from abathur_nb import files
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence import ledger as module
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
-from abathur_nb.evidence.ledger import FIRST, LEDGER, Ledger, append, ledger_head, parse, read_ledger
+from abathur_nb.evidence.ledger import FIRST, LEDGER, append, ledger_head, parse, read_ledger
 from abathur_nb.files import locked
 
 FORK = get_context("fork")
@@ -66,12 +66,6 @@ def test_each_line_names_the_hash_of_the_bytes_of_the_line_before(tmp_path: Path
     assert (tmp_path / LEDGER).stat().st_mode & 0o777 == 0o600
 
 
-def test_an_absent_ledger_has_no_lines(tmp_path: Path) -> None:
-    assert read_ledger(tmp_path) == Ledger()
-    assert ledger_head(tmp_path) == FIRST
-    assert list(tmp_path.iterdir()) == []
-
-
 def _append_many(archive: Path, first: int) -> None:
     for number in range(first, first + 25):
         add(archive, number)
@@ -112,13 +106,6 @@ def test_to_append_no_line_is_read_into_json(tmp_path: Path, monkeypatch: pytest
 
 
 # --- one line for a run
-
-
-def test_a_run_has_one_line(tmp_path: Path) -> None:
-    before = ledger_of(tmp_path, 3)
-    with locked(tmp_path), pytest.raises(RefusedError, match=f"run {run_id(1)} is archived already"):
-        append(tmp_path, line(1))
-    assert (tmp_path / LEDGER).read_bytes() == before
 
 
 def test_two_lines_of_one_run_are_a_fault(tmp_path: Path) -> None:
@@ -173,19 +160,7 @@ def test_killed_at_any_byte_of_a_repair_it_leaves_what_the_next_one_closes(
         assert list(read.runs) == [run_id(0), run_id(1)]
 
 
-def test_a_run_whose_torn_line_another_one_closed_can_be_archived_again(tmp_path: Path) -> None:
-    before = ledger_of(tmp_path, 1)
-    add(tmp_path, 1)
-    (tmp_path / LEDGER).write_bytes((tmp_path / LEDGER).read_bytes()[:-1])
-    add(tmp_path, 2)
-    assert run_id(1).encode() in (tmp_path / LEDGER).read_bytes()[len(before) :].splitlines()[0]
-    add(tmp_path, 1)
-    read = read_ledger(tmp_path)
-    assert read.faults == ()
-    assert list(read.runs) == [run_id(0), run_id(2), run_id(1)]
-
-
-@pytest.mark.parametrize("written", [0, 1, 100, 300])
+@pytest.mark.parametrize("written", [0, 100])
 def test_a_killed_process_leaves_no_lock_behind(written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger_of(tmp_path, 1)
     if not (child := os.fork()):
@@ -208,7 +183,7 @@ def test_a_killed_process_leaves_no_lock_behind(written: int, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"ended_at":"20'])
-@pytest.mark.parametrize("room", [0, 1, 200, 400])
+@pytest.mark.parametrize("room", [0, 200])
 def test_a_full_disk_leaves_the_ledger_as_it_was(torn: bytes, room: int, tmp_path: Path) -> None:
     before = ledger_of(tmp_path, 1) + torn
     (tmp_path / LEDGER).write_bytes(before)
@@ -312,34 +287,19 @@ def _cases() -> dict[str, Callable[[list[bytes]], list[bytes]]]:
     }
 
 
-@pytest.mark.parametrize("case", _cases())
-def test_it_is_found(case: str, tmp_path: Path) -> None:
+def test_whatever_is_altered_is_found_and_the_first_line_that_is_wrong_is_named_first(tmp_path: Path) -> None:
     lines = ledger_of(tmp_path, 4).splitlines(keepends=True)
     assert parse(b"".join(lines)).faults == ()
-    read = parse(b"".join(_cases()[case](lines)))
-    assert read.faults
-    assert read.torn == ""
-    assert all(fault.startswith(LEDGER) for fault in read.faults)
-
-
-def test_the_first_line_that_is_wrong_is_named_first(tmp_path: Path) -> None:
-    lines = ledger_of(tmp_path, 4).splitlines(keepends=True)
+    for name, case in _cases().items():
+        read = parse(b"".join(case(list(lines))))
+        assert read.faults, name
+        assert read.torn == ""
+        assert all(fault.startswith(LEDGER) for fault in read.faults)
     lines[1] = lines[1].replace(b'"verdict":"x"', b'"verdict":"y"')
     assert parse(b"".join(lines)).faults == (
         f"{LEDGER} line 2: its hash is not the one that it names",
         f"{LEDGER} line 3: it does not follow the line before: one was altered or taken away",
     )
-
-
-def test_any_other_byte_anywhere_is_found_in_a_repaired_line_too(tmp_path: Path) -> None:
-    (tmp_path / LEDGER).write_bytes(ledger_of(tmp_path, 1) + b'{"ended_at":"20')
-    add(tmp_path, 1)
-    content = (tmp_path / LEDGER).read_bytes()
-    assert parse(content).notes
-    for place, byte in enumerate(content):
-        for other in {0, 10, 32, byte ^ 1, byte ^ 0x80} - {byte}:
-            read = parse(content[:place] + bytes([other]) + content[place + 1 :])
-            assert read.faults or read.torn, place
 
 
 def test_an_altered_last_line_is_not_called_torn_and_no_next_line_makes_it_right(tmp_path: Path) -> None:
@@ -384,9 +344,3 @@ def test_a_lock_that_is_not_given_up_ends_the_wait_with_words(tmp_path: Path, mo
         pass
     with locked(tmp_path):
         assert True, "a control: it is free again"
-
-
-def test_a_line_with_a_word_more_is_no_line(tmp_path: Path) -> None:
-    with locked(tmp_path):
-        append(tmp_path, line(1, note="approved by Ada"))
-    assert "not a line of a run" in read_ledger(tmp_path).faults[0]

@@ -1,19 +1,16 @@
 """The table of runs: what was asked, what came of it, and what is not evidence, in words."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from archives import archive, record_with, run, seal, start
+from archives import archive, record_with, run, start
 
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed, unsealed
-from abathur_nb.evidence.record import RECORD, STARTED, Entry
-from abathur_nb.evidence.verify import copy_archive
+from abathur_nb.evidence.record import RECORD, Entry
 from abathur_nb.runbook.index import table
 
 
@@ -55,19 +52,6 @@ def test_an_unsealed_and_an_altered_run_stand_out_in_words(
     assert fault == f"  {folder.name}/{RECORD}: it is not the file that the ledger names"
 
 
-def test_a_run_of_which_nothing_is_known_is_a_line_too(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = start(settings)
-    (folder / STARTED).unlink()
-    assert listed(settings, capsys).splitlines()[1].split()[:4] == ["?", "?", "?", "UNSEALED"]
-
-
-def test_an_archive_without_runs_is_said_to_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runs", "--archive", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
-    assert main(["runs", "--archive", str(tmp_path), "--json"]) == 0
-    assert capsys.readouterr().out == ""
-
-
 def test_json_has_one_object_a_line(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     archive(settings)
     runs = [json.loads(line) for line in listed(settings, capsys, "--json").splitlines()]
@@ -99,53 +83,3 @@ def test_no_name_can_steer_a_terminal_or_break_a_line(hostile: str) -> None:
     lines = table([entry(notebook=hostile, user=hostile, host=hostile, env=hostile)]).splitlines()
     assert len(lines) == 3
     assert lines[1].isprintable()
-
-
-def test_it_prints_where_a_terminal_knows_ascii_only_and_to_one_who_stops_reading(settings: Settings) -> None:
-    archive(settings)
-    command = [sys.executable, "-m", "abathur_nb", "verify", str(settings.archive_dir)]
-    done = subprocess.run(command, env={"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.isascii()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.close()
-        assert process.stderr.read() == b""
-
-
-@pytest.mark.parametrize("arguments", [["--env", "prod"], ["--archive", "absent"], ["more"], ["--arch", "."]])
-def test_wrong_arguments_exit_with_2(
-    arguments: list[str], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(home)
-    try:
-        code: object = main(["runs", *arguments])
-    except SystemExit as ended:
-        code = ended.code
-    assert code == 2
-    assert capsys.readouterr().err
-    assert list(home.iterdir()) == []
-
-
-def test_a_sealed_run_that_was_not_archived_has_its_verdict(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seal(start(settings), settings, "timeout")
-    _, row, words = listed(settings, capsys).splitlines()
-    assert row.split()[4] == "timeout"
-    assert row.endswith("NO")
-    assert words.startswith("sealed, but not archived: 1. Nothing vouches for these")
-
-
-def test_a_copy_of_an_archive_is_listed_as_the_archive(database: Settings, tmp_path: Path) -> None:
-    folder = run(database)
-    copy_archive(folder.parent, str(tmp_path / "copy"))
-    (entry,) = told(tmp_path / "copy")
-    assert (entry["run_id"], entry["verdict"], entry["archived"]) == (folder.name, "pass", True)
-
-
-def told(archive: Path) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "abathur_nb", "runs", "--json", "--archive", str(archive)]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [json.loads(line) for line in listed.splitlines()]

@@ -12,7 +12,7 @@ from past_helpers import run_at
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.canonical import sealed, unsealed
-from abathur_nb.evidence.record import EXIT_CODES, RECORD, STARTED, PastRun, Verdict, past_runs, read_archive
+from abathur_nb.evidence.record import RECORD, STARTED, PastRun, past_runs, read_archive
 
 
 def past(settings: Settings) -> tuple[PastRun, ...]:
@@ -33,26 +33,6 @@ def test_a_run_is_told_with_its_time_its_verdict_and_who_ran_it(settings: Settin
     assert run.facts.schema == archives.FACTS["schema"]
     assert run.facts.plans == {"get_session": "SEARCH sessions USING INDEX a (id=?)"}
     assert run.facts.percentiles == {"session retrieval": {"p50": (0.1, 0.2, 0.3), "p99": (0.5, 0.7, None)}}
-
-
-@pytest.mark.parametrize("verdict", EXIT_CODES)
-def test_each_verdict_is_told_as_it_is(verdict: Verdict, settings: Settings) -> None:
-    run_at(settings, "20261001T120000", verdict=verdict)
-    assert [run.verdict for run in past(settings)] == [verdict]
-
-
-def test_the_failed_checks_are_named(settings: Settings) -> None:
-    run_at(settings, "20261001T120000", verdict="fail", reports=(archives.RED, archives.GREEN))
-    (run,) = past(settings)
-    assert run.facts.failed == ("tables",)
-
-
-def test_an_unsealed_run_tells_who_began_what_and_no_more(settings: Settings) -> None:
-    run_at(settings, "20261001T120000", verdict=None)
-    (run,) = past(settings)
-    assert (run.verdict, run.sealed, run.notebook, run.seconds) == ("unsealed", False, "validate", None)
-    assert " on " in run.who
-    assert run.facts.size is None
 
 
 def test_of_an_altered_run_no_fact_is_told(settings: Settings) -> None:
@@ -136,14 +116,6 @@ def test_in_an_archive_of_two_databases_each_label_says_which(settings: Settings
     assert one.label == f"validate of {one.database}"
     assert two.label.endswith("other.db")
     assert one.label != two.label
-
-
-def test_a_long_name_keeps_its_end_and_stays_on_one_line(settings: Settings) -> None:
-    run_at(settings, "20261001T120000", "x\n" + "y" * 300 + "end")
-    (run,) = past(settings)
-    assert run.label.startswith("…")
-    assert run.label.endswith("end")
-    assert len(run.label) == 61
 
 
 def test_a_schema_that_is_only_planned_is_not_that_of_the_database(settings: Settings) -> None:

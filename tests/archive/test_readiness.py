@@ -11,7 +11,6 @@ from typing import Any
 
 import archives
 import pytest
-from damage import fingerprint
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings, resolve
@@ -190,15 +189,6 @@ def test_a_change_of_the_future_voids_what_the_ledger_has_before_it_alone(settin
     assert not answers(nb.readiness(settings, **SAID))[name].failed
 
 
-def test_a_restoration_that_was_no_drill_is_no_drill(settings: Settings) -> None:
-    wanted(settings, but="restore")
-    run(settings, "restore", parameters={"drill": False})
-    check = answers(nb.readiness(settings, **SAID))["Rollback procedures tested"]
-    assert check.observed.startswith("no archived run of restore with drill True; the newest, 20")
-    assert check.observed.endswith(" has drill False")
-    assert check.remedy.endswith("run restore --env development -p db_path " + str(settings.db_path) + " -p drill True")
-
-
 @pytest.mark.parametrize("line", [line for line in LINES if line.parameters], ids=lambda line: line.text[:20])
 def test_a_run_with_other_parameters_is_told_from_none(line: Line, settings: Settings) -> None:
     wanted(settings, but=line.notebook)
@@ -247,12 +237,6 @@ def test_another_table_or_index_warns_in_the_lines_about_tables_and_indexes_and_
     assert "_litestream_lock" in str(found)
 
 
-def test_a_run_that_is_not_in_the_ledger_is_no_evidence(settings: Settings) -> None:
-    wanted(settings, but="explain")
-    archives.seal(archives.start(settings, "explain"), settings)
-    assert answers(nb.readiness(settings, **SAID))["No full table scans in critical queries"].failed
-
-
 def test_an_altered_run_is_no_evidence_and_costs_no_other_line(settings: Settings) -> None:
     wanted(settings)
     record = min(settings.archive_dir.glob("*/record.json"))
@@ -292,16 +276,3 @@ def test_production_wants_a_green_validation_of_staging(
     found = nb.readiness(production, **SAID)
     assert found.report.ok, str(found)
     assert "staging: the archive is as it was written" in answers(found)
-
-
-def test_it_reads_only(settings: Settings) -> None:
-    wanted(settings)
-    before = {path: fingerprint(path) for path in settings.archive_dir.parent.rglob("*")}
-    nb.readiness(settings, **SAID)
-    assert {path: fingerprint(path) for path in settings.archive_dir.parent.rglob("*")} == before
-
-
-def test_go_and_no_go_stand_above_the_lines_in_the_runbook_s_order(settings: Settings) -> None:
-    html = nb.readiness(settings)._repr_mimebundle_()["text/html"]
-    assert "✗ NO-GO: " in html
-    assert html.index("System requirements verified") < html.index("Team trained") < html.index("Rollback procedures")

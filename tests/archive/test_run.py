@@ -8,15 +8,14 @@ from typing import Any
 
 import nbformat
 import pytest
-from damage import drop_index, fingerprint, run_sql
+from damage import drop_index, fingerprint
 from patience import HANGING_S
 from run_helpers import SOUND, TOP, execute, only_run
 from running import execute_live
 
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import MisuseError, RefusedError
-from abathur_nb.evidence.canonical import unsealed
-from abathur_nb.evidence.record import RECORD, STARTED, read_archive, summary
+from abathur_nb.evidence.record import RECORD, STARTED, read_archive
 from abathur_nb.evidence.run import LAUNCH, MIME, start_run
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.init import initialize_database
@@ -87,23 +86,6 @@ async def test_a_failed_check_is_sealed_as_fail_with_all_checks(database: Settin
     assert notebook.cells[-1].outputs[-1].ename == "ChecksFailedError"
 
 
-async def test_a_check_that_could_not_run_is_sealed_as_fail(database: Settings) -> None:
-    unrun = Report("trial", (Check("sky", "error", "blue", "could not run: night"),), finished_at=LATER)
-    run = start_run(database, "validate")
-    run.seal(unrun)
-    assert record_of(database)["verdict"] == "fail"
-
-
-async def test_what_only_a_look_into_the_database_refuses_is_sealed_as_refused(database: Settings) -> None:
-    run_sql(database.db_path, "PRAGMA user_version = 99")
-    before = database.db_path.read_bytes()
-    await execute(database, *SOUND)
-    record = record_of(database)
-    assert record["verdict"] == "refused"
-    assert "newer than this package" in record["reports"][0]["checks"][0]["observed"]
-    assert database.db_path.read_bytes() == before
-
-
 @pytest.mark.parametrize(
     ("cell", "verdict", "name"),
     [
@@ -123,24 +105,6 @@ async def test_a_cell_that_raises_seals_the_run_and_is_named(
     assert (record["verdict"], record["error"]["name"], record["error"]["cell"]) == (verdict, name, 5)
     assert [report["title"] for report in record["reports"]] == ["validate"], "what was shown before is kept"
     assert shown_in(notebook) == [record]
-
-
-async def test_an_earlier_report_that_raises_is_kept_with_the_others(database: Settings) -> None:
-    drop_index(database.db_path)
-    cells = (SOUND[0], "report.raise_for_failures()", "run.seal()")
-    await execute(database, *cells)
-    record = record_of(database)
-    assert record["verdict"] == "fail"
-    assert record["error"] is None, "a check that failed is no broken cell"
-    assert len(record["reports"]) == 1
-
-
-async def test_facts_beside_the_report_enter_the_record(database: Settings) -> None:
-    schema = "schema = await nb.show_schema(settings)\nschema"
-    await execute(database, SOUND[0], schema, "run.seal(report, schema)")
-    facts = record_of(database)["facts"]
-    assert facts["rows"]["memory_entries"] == 3
-    assert "CREATE INDEX idx_audit_task" in facts["schema"]["idx_audit_task"]
 
 
 async def test_a_second_start_leaves_the_first_run_without_evidence(database: Settings) -> None:
@@ -198,14 +162,6 @@ def test_what_the_path_refuses_leaves_no_record_and_makes_no_directory(settings:
     assert not settings.db_path.parent.exists()
 
 
-def test_what_the_file_system_refuses_leaves_no_record(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    settings = resolve("development", db_path=tmp_path / "file" / "abathur.db")
-    for notebook in ("preflight", "init"):
-        assert start_run(settings, notebook).folder is None
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 def test_a_run_that_only_looks_does_not_make_the_databases_directory(settings: Settings) -> None:
     run = start_run(settings, "preflight")
     assert str(run) == f"not recorded: there is no {settings.db_path.parent} yet, and this run makes nothing"
@@ -248,25 +204,6 @@ def test_an_archive_that_is_no_directory_is_refused(database: Settings, tmp_path
     with pytest.raises(RefusedError, match=r"the record of this run cannot be written to|is not a directory"):
         start_run(database, "validate")
     assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
-def test_record_and_started_are_canonical_and_linked(database: Settings) -> None:
-    run = start_run(database, "validate")
-    run.seal(GREEN)
-    assert run.folder is not None
-    started = unsealed((run.folder / STARTED).read_bytes())
-    record = unsealed((run.folder / RECORD).read_bytes())
-    assert started.items() <= record.items()
-    assert record["ledger_head"] == "0" * 64
-
-
-def test_the_short_text_names_what_failed(database: Settings) -> None:
-    start_run(database, "validate").seal(GREEN, RED)
-    record = only_run(database).record
-    assert record is not None
-    text = summary(record)
-    assert text.startswith("FAIL validate of development, run 2")
-    assert "\n2 checks, 1 failed or could not run\nsky: green" in text
 
 
 def test_a_run_without_a_single_check_proves_nothing_and_is_not_sealed(database: Settings) -> None:

@@ -4,10 +4,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import matplotlib.colors
 import numpy as np
 import pytest
-from charts_helpers import drawn, is_blank, texts
+from charts_helpers import drawn, is_blank
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 
@@ -71,15 +70,6 @@ def test_each_notebook_has_a_row_in_the_order_of_their_first_runs() -> None:
     assert list(lines(ax)["pass: 4"].get_ydata()) == [0, 1, 2, 1]
 
 
-def test_of_many_runs_those_that_passed_are_small_below_those_that_did_not() -> None:
-    runs = [at(hour, "fail" if hour % 100 == 50 else "pass") for hour in range(1000)]
-    chart = charts.verdicts_over_time(history(*runs))
-    drawn(chart)
-    passed, failed = chart.axes[0].lines
-    assert (passed.get_label(), failed.get_label()) == ("pass: 990", "fail: 10")
-    assert passed.get_markersize() < failed.get_markersize() / 2
-
-
 @pytest.mark.parametrize("label", ["$\\frac$", "a$b$", "<script>", "x" * 500, "_hidden", "", "été"])
 def test_a_notebook_may_be_named_anything(label: str) -> None:
     chart = charts.verdicts_over_time(history(at(0, label=label), at(1)))
@@ -106,13 +96,6 @@ def test_the_percentiles_are_drawn_with_their_intervals_and_the_limit() -> None:
     assert [[y for _, y in bar] for bar in drawn_bars.get_segments()] == [[2, 3], [4, 6]]
     assert list(lines(ax)["limit 20 ms"].get_ydata()) == [20, 20]
     assert "memory retrieval p99 2.5 ms at first, 5 ms at last, limit 20 ms" in chart.alt
-
-
-def test_where_there_are_too_few_samples_for_a_bound_the_bar_has_one_half() -> None:
-    chart = charts.percentiles_over_time(history(measured(0, high=None), measured(1)))
-    drawn(chart)
-    (bars,) = errorbars(chart.axes[0])["p99, 95 % interval"][2]
-    assert [[y for _, y in bar] for bar in bars.get_segments()] == [[2, 2.5], [2, 3]]
 
 
 def test_a_line_joins_only_what_can_be_compared() -> None:
@@ -169,48 +152,12 @@ def test_the_sizes_show_the_file_first_and_then_the_largest_at_last() -> None:
     assert "the file 50,000 bytes at first, 60,000 at last" in chart.alt
 
 
-def test_sizes_of_two_databases_are_two_lines() -> None:
-    runs = [
-        PastRun(
-            Entry("", Path(), None, None, None),
-            BEGIN,
-            "validate",
-            name,
-            f"validate of {name}",
-            "pass",
-            1.0,
-            facts=Facts(size=size),
-        )
-        for name, size in (("/a.db", 10), ("/b.db", 20))
-    ]
-    chart = charts.sizes_over_time(history(*runs))
-    drawn(chart)
-    assert set(lines(chart.axes[0])) == {"the file of /a.db", "the file of /b.db"}
-
-
-@pytest.mark.parametrize("name", ["$\\frac$", "a$b$", "_hidden", "x" * 500, "<script>", "é"])
-def test_a_table_of_somebody_elses_may_be_named_anything(name: str) -> None:
-    drawn(charts.sizes_over_time(history(at(0, size=1, sizes={name: 1}), at(1, size=2, sizes={name: 3}))))
-
-
-@pytest.mark.parametrize("size", [0, 1, 10**15])
-def test_an_empty_and_an_enormous_file_are_drawn(size: int) -> None:
-    drawn(charts.sizes_over_time(history(at(0, size=size), at(1, size=size))))
-
-
 # --- all of them
 
 
 @pytest.mark.parametrize("draw", ALL)
 def test_without_a_run_words_say_so(draw: Any) -> None:
     assert is_blank(draw(history()))
-
-
-@pytest.mark.parametrize("draw", ALL)
-def test_a_run_that_found_out_nothing_of_the_kind_is_words_or_a_mark(draw: Any) -> None:
-    chart = draw(history(at(0, "unsealed")))
-    drawn(chart)
-    assert bool(chart.axes) == (draw is charts.verdicts_over_time)
 
 
 @pytest.mark.parametrize("draw", ALL)
@@ -224,29 +171,8 @@ def test_one_run_is_drawn_at_its_hour_and_not_in_years(draw: Any) -> None:
     assert last - first == 1  # day
 
 
-def test_one_run_says_that_there_is_nothing_to_compare_it_with() -> None:
-    assert "One run: nothing to compare it with yet" in texts(charts.verdicts_over_time(history(at(0))))
-
-
 @pytest.mark.parametrize("draw", ALL)
 @pytest.mark.parametrize("hours", [1e-6, 1, 24 * 365 * 99], ids=["3 ms", "an hour", "99 years"])
 def test_runs_close_together_and_far_apart_are_drawn(draw: Any, hours: float) -> None:
     runs = [measured(0), measured(hours), at(0, size=1), at(hours, size=2)]
     drawn(draw(history(*runs)))
-
-
-@pytest.mark.parametrize("draw", ALL)
-def test_a_thousand_runs_are_drawn_with_small_marks(draw: Any) -> None:
-    runs = [measured(hour) if hour % 2 else at(hour, size=hour + 1) for hour in range(1000)]
-    chart = draw(history(*runs))
-    drawn(chart)
-    # Of what is drawn at all points; caps of intervals are lines of two.
-    marked = [line for ax in chart.axes for line in ax.lines if len(np.asarray(line.get_xdata())) >= 400]
-    assert marked
-    assert all(line.get_markersize() <= 3 for line in marked)
-
-
-def test_every_colour_is_of_the_palette_that_test_charts_holds_to() -> None:
-    chart = charts.verdicts_over_time(history(*(at(hour, verdict) for hour, verdict in enumerate(VERDICTS))))
-    used = {matplotlib.colors.to_hex(line.get_color()).upper() for line in chart.axes[0].lines}
-    assert used <= {"#009E73", "#E69F00", "#666666", "#CC79A7", "#D55E00", "#000000"}

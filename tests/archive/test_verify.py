@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from archives import archive, ledger_lines, notebook, run, seal, start
+from archives import archive, ledger_lines, run
 from damage import fingerprint, run_as_other
 from faults.tampering import TAMPERINGS, Tampering
 from verify_helpers import check, make_key
@@ -20,7 +19,6 @@ from verify_helpers import check, make_key
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence import verify
-from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
 from abathur_nb.evidence.ledger import LEDGER, read_ledger
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
@@ -61,21 +59,6 @@ def test_a_sound_archive_passes_and_what_is_no_evidence_is_named(
     assert loose in out
     assert unsealed_run in out
     assert "faults" not in out
-
-
-def test_an_archive_whose_first_run_is_not_over_has_no_ledger_and_passes(settings: Settings) -> None:
-    start(settings)
-    report = verify_archive(settings.archive_dir)
-    assert report.ok
-    assert check(report, "no evidence").status == "warn"
-
-
-def test_a_run_without_a_page_is_whole(settings: Settings) -> None:
-    folder = start(settings)
-    seal(folder, settings)
-    keep(folder, settings, notebook("1"), html=False)
-    assert not (folder / PAGE).exists()
-    assert verify_archive(settings.archive_dir).ok
 
 
 def test_it_writes_nothing_and_asks_no_other_host(settings: Settings) -> None:
@@ -192,16 +175,6 @@ def test_a_ledger_cut_at_a_line_is_found_by_what_began_later(settings: Settings)
     assert "the last line of the ledger when it began is gone" in check(report, "order").observed
 
 
-def test_the_last_line_of_all_taken_away_leaves_a_run_that_is_named_as_no_evidence(settings: Settings) -> None:
-    """As when its run died one step before: nothing that came later can tell the two apart."""
-    run(settings)
-    last = run(settings)
-    (settings.archive_dir / LEDGER).write_bytes(ledger_lines(settings.archive_dir)[0])
-    report = verify_archive(settings.archive_dir)
-    assert report.ok
-    assert last.name in check(report, "no evidence").observed
-
-
 # --- what a crash leaves
 
 
@@ -232,14 +205,6 @@ def test_leftovers_of_killed_runs_and_of_jupyterlab_are_notes(settings: Settings
     report = verify_archive(settings.archive_dir)
     assert report.ok
     assert len(check(report, "notes").evidence) == 3
-
-
-def test_an_empty_folder_is_a_run_that_died_at_once(settings: Settings) -> None:
-    run(settings)
-    (settings.archive_dir / "20261123T101500123Z-9f3ac1").mkdir(mode=0o700)
-    report = verify_archive(settings.archive_dir)
-    assert report.ok
-    assert "20261123T101500123Z-9f3ac1 begun, never sealed" in check(report, "no evidence").observed
 
 
 def test_what_others_may_read_is_noted(settings: Settings) -> None:
@@ -292,22 +257,6 @@ def test_a_folder_that_is_a_link_or_a_file_is_no_run(settings: Settings, tmp_pat
     ]
 
 
-def test_a_ledger_that_is_no_file_is_a_fault(settings: Settings) -> None:
-    run(settings)
-    (settings.archive_dir / LEDGER).unlink()
-    os.mkfifo(settings.archive_dir / LEDGER)
-    assert "not a regular file" in check(verify_archive(settings.archive_dir), "ledger").observed
-
-
-def test_a_socket_and_a_device_do_not_belong_here(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = run(settings)
-    monkeypatch.chdir(folder)  # the path of a socket may have no more than 107 bytes
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind("socket")
-        os.mknod(folder / "device", 0o600 | 0o020000, os.makedev(1, 5))  # /dev/zero has no end
-        assert len(faults(verify_archive(settings.archive_dir))) == 2
-
-
 def test_what_a_forger_writes_is_a_fault_and_no_traceback(settings: Settings) -> None:
     folder = run(settings)
     original = unsealed((folder / RECORD).read_bytes())
@@ -352,13 +301,6 @@ def test_with_a_key_each_run_since_the_first_signed_one_must_be_signed(
     assert main(["verify", str(settings.archive_dir)]) == 0
 
 
-def test_without_a_key_and_a_signature_none_is_said_to_have_passed(settings: Settings) -> None:
-    run(settings)
-    told = check(verify_archive(settings.archive_dir), "signatures")
-    assert told.status == "skip"
-    assert "a wholesale rewriting of the archive would not show" in told.observed
-
-
 # --- the command
 
 
@@ -376,24 +318,6 @@ def test_wrong_arguments_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixtu
         with pytest.raises(SystemExit) as ended:
             main(["verify", *arguments])
         assert ended.value.code == 2
-
-
-def test_a_copy_at_a_url_is_verified_as_an_archive_is(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder, copy = archive(settings), tmp_path / "copy"
-    assert main(["copy", copy.as_uri(), "--archive", str(folder)]) == 0
-    assert main(["verify", copy.as_uri()]) == 0
-    page = next(copy.glob(f"*/{PAGE}"))
-    page.chmod(0o600)
-    page.write_bytes(b"")
-    assert main(["verify", copy.as_uri()]) == 1
-    assert f"{page.parent.name}/{PAGE}: it is not the file" in capsys.readouterr().out
-
-
-def test_a_directory_that_is_no_archive_does_not_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(tmp_path)]) == 1
-    assert f"no run, and no line of a ledger, is in {tmp_path}" in capsys.readouterr().out
 
 
 def test_the_directory_above_or_below_an_archive_is_told_from_one_that_was_tampered_with(settings: Settings) -> None:
