@@ -14,7 +14,7 @@ from abathur_nb.evidence.record import EXIT_CODES, RECORD, Verdict
 from abathur_nb.evidence.run import new_run_id, write_record, write_started
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.runner.execution import Ending
-from abathur_nb.runner.run import Job, Outcome, begin, conclude
+from abathur_nb.runner.run import Job, Outcome, conclude
 
 CHECKS_FAILED = Ending("raised", 0, "ChecksFailedError", "sky")
 RAISED = Ending("raised", 0, "ValueError", "sky")
@@ -126,16 +126,6 @@ def test_a_run_that_can_not_be_archived_is_no_pass(database: Settings) -> None:
     database.archive_dir.joinpath("ledger.jsonl").rmdir()
     (check,) = (one for one in verify_archive(database.archive_dir).checks if one.name == "no evidence")
     assert job.run_id in check.observed, "a record without a line in the ledger is not evidence"
-
-
-def test_a_notebook_that_starts_no_run_is_started_by_begin_alone(database: Settings) -> None:
-    assert begin(job_of(database)) == b""
-    assert not database.archive_dir.exists()
-    job = job_of(database, records=False)
-    begun = begin(job)
-    assert begun == (job.folder / "started.json").read_bytes()
-    assert conclude(job, COMPLETED, executed(), begun=begun, as_template=True).verdict == "pass"
-    assert_archived(database)
 
 
 def test_no_message_becomes_markdown_or_html_at_the_top(database: Settings) -> None:

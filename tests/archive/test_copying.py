@@ -220,18 +220,6 @@ def test_a_file_that_is_not_what_the_ledger_names_stops_it_before_anything_is_wr
     assert not (tmp_path / "copy").exists()
 
 
-def test_a_torn_last_line_waits_until_a_run_has_closed_it(url: str, archive: Path, settings: Settings) -> None:
-    with (archive / LEDGER).open("ab") as ledger:
-        ledger.write(b'{"kind":"run","torn')
-    copy_archive(archive, url)
-    assert copied_runs(url, archive) == 3
-    add_run(settings)
-    copy_archive(archive, url)
-    with fetched(url) as copy:
-        assert (copy / LEDGER).read_bytes() == (archive / LEDGER).read_bytes()
-        assert verify_archive(copy).ok
-
-
 # --- a copy cut short
 
 

@@ -107,14 +107,6 @@ def test_a_percentile_has_changed_where_one_interval_lies_clearly_above_the_othe
     assert bool(told(earlier, later)) is changed
 
 
-def test_where_no_objects_are_shown_the_hash_of_all_counts() -> None:
-    other = {"before": IDENTITY, "after": {**IDENTITY, "schema_sha256": "1" * 64}}
-    assert told(record(), record(database=other)) == [], "the objects are the same"
-    assert told(record(facts={}), record(facts={}, database=other)) == [
-        f"database schema_sha256: {'0' * 64} → {'1' * 64}"
-    ]
-
-
 def test_two_checks_of_one_name_are_compared_each_with_its_own() -> None:
     twice = [RED.to_dict(), GREEN.to_dict()]
     assert told(record(reports=twice), record(reports=twice)) == []

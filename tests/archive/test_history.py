@@ -1,7 +1,6 @@
 """What an archive tells of its runs together: sound or not, what is not evidence, what changed and when."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import archives
@@ -12,7 +11,6 @@ from past_helpers import run_at
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.record import RECORD
 from abathur_nb.evidence.run import write_started
 from abathur_nb.report import Check
@@ -71,17 +69,6 @@ def test_an_unsealed_run_warns_by_name(settings: Settings) -> None:
     assert (sealed.status, sealed.observed) == ("warn", "1 have none, and are no evidence")
     assert f"{dead.name} validate, started by " in sealed.evidence[0]
     assert check(history, "archived").status == "pass"  # what it has no record of, it can't archive
-
-
-def test_a_sealed_run_whose_notebook_was_not_archived_warns_by_name(settings: Settings) -> None:
-    folder = write_started(settings, "validate", {}, run_id=f"{MORNING}000Z-abcdef")
-    archives.seal(folder, settings)
-    history = nb.read_history(settings)
-    assert history.report.ok
-    assert check(history, "archived").status == "warn"
-    assert check(history, "archived").evidence == (f"{folder.name} validate",)
-    keep(folder, settings, archives.notebook("1"), html=False)
-    assert check(nb.read_history(settings), "archived").status == "pass"
 
 
 def test_a_number_changed_in_an_old_record_fails_by_name_and_its_run_is_told_as_altered(settings: Settings) -> None:
@@ -159,20 +146,6 @@ def test_a_notebook_that_never_passed_before_says_so(settings: Settings) -> None
     assert told[CHANGED] == ""
 
 
-def test_unsealed_and_altered_runs_are_held_against_nothing(settings: Settings) -> None:
-    green = run_at(settings, MORNING)
-    newest = run_at(settings, NOON)
-    altered = run_at(settings, "20261001T130000", facts=facts(rows={"tasks": 9})) / RECORD
-    altered.write_bytes(altered.read_bytes().replace(b'"tasks":9', b'"tasks":8'))
-    run_at(settings, EVENING, verdict=None)
-    told = cells(nb.read_history(settings).since_green)
-    assert told["newest run"] == f"{newest.name}\nagainst {green.name}"
-    record = green / RECORD
-    record.write_bytes(record.read_bytes().replace(b'"tasks":', b'"tusks":'))
-    told = cells(nb.read_history(settings).since_green)
-    assert told["newest run"] == f"{newest.name}\nnone before it passed and is as it was written"
-
-
 def test_what_the_runs_were_made_with_is_told_apart_from_what_they_found(settings: Settings) -> None:
     run_at(settings, MORNING)
     again = write_started(settings, "validate", {"env": "staging"}, run_id=f"{NOON}000Z-abcdef")
@@ -217,22 +190,6 @@ def test_a_plan_that_changed_and_changed_back_is_told_twice_newest_first(setting
         ("2026-10-01 12:00:00", "plan", "get_session"),
     ]
     assert changes.rows[1][5] == "SEARCH sessions USING INDEX a (id=?)\n→ SCAN sessions"
-
-
-def test_runs_that_found_out_nothing_of_the_kind_change_nothing(settings: Settings) -> None:
-    run_at(settings, MORNING)
-    run_at(settings, NOON, "benchmark", facts={})
-    run_at(settings, EVENING)
-    assert str(nb.read_history(settings).changes) == "neither the schema nor a plan has changed"
-
-
-def test_two_databases_in_one_archive_are_not_changes_of_each_other(settings: Settings, tmp_path: Path) -> None:
-    other = nb.resolve("development", db_path=tmp_path / "other.db", archive_dir=settings.archive_dir)
-    run_at(settings, MORNING)
-    run_at(other, NOON, facts=facts(schema=GROWN))
-    history = nb.read_history(settings)
-    assert history.changes.rows == ()
-    assert [row[2].endswith("\nnone passed before it") for row in history.since_green.rows] == [True, True]
 
 
 # --- as frame and record

@@ -15,7 +15,7 @@ import pytest
 from damage import drop_index, edit_schema, fingerprint, flip_bits, held, run_sql, untouched
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.canonical import canonical, sha256
+from abathur_nb.evidence.canonical import canonical
 from abathur_nb.evidence.run import database_identity, new_run_id, shipped_notebook
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 
@@ -130,15 +130,6 @@ async def test_what_cannot_be_read_is_told_and_raises_nothing(kind: str, databas
     assert found["size"] == database.db_path.stat().st_size
     assert str(database.db_path) in found["unread"]
     assert "schema_sha256" not in found
-
-
-def test_another_applications_database_is_told_apart_and_left_alone(settings: Settings) -> None:
-    settings.db_path.parent.mkdir()
-    run_sql(settings.db_path, "PRAGMA application_id = 7", "PRAGMA user_version = 99", "CREATE TABLE x (y)")
-    found = identity(settings)
-    assert (found["application_id"], found["user_version"]) == (7, 99)
-    assert found["schema_sha256"] == sha256(canonical({"x": "CREATE TABLE x ( y )"}))
-    assert [path.name for path in settings.db_path.parent.iterdir()] == [settings.db_path.name]
 
 
 async def test_a_locked_database_is_said_to_be_so(database: Settings) -> None:

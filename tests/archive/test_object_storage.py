@@ -4,12 +4,10 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, suppress
 from pathlib import Path
 
 import archives
@@ -115,15 +113,6 @@ def test_what_is_no_url_is_told_by_each_command_in_a_line_and_no_password_is_sho
         nb.read_history(settings, where)
 
 
-def test_a_password_in_a_url_is_refused_before_a_record_could_keep_it(database: Settings) -> None:
-    where = "s3://a-key:s3cret-0815@evidence/x"
-    done = cli("run", "history", "--env", "development", "-p", "db_path", str(database.db_path), "-p", "archive", where)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "archive: expected a URL without a password" in done.stderr
-    assert "s3cret" not in done.stderr
-    assert fingerprint(database.archive_dir) is None
-
-
 @pytest.mark.parametrize(
     ("variables", "where", "told"),
     [
@@ -164,26 +153,6 @@ def test_a_copy_whose_wire_is_cut_says_so_and_the_next_one_goes_on(
     copied = len(copy_archive(archive, url)["copied"])
     assert copied == 18 if share < 0.1 else 0 < copied < 18, "what was there already is not copied again"
     assert cli("verify", url).returncode == 0
-
-
-def test_a_server_that_never_answers_is_given_up_after_the_attempts_that_are_set(archive: Path, url: str) -> None:
-    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
-        silent.settimeout(0)
-        done = cli(
-            *("copy", url, "--archive", str(archive)),
-            AWS_ENDPOINT_URL=f"http://127.0.0.1:{silent.getsockname()[1]}",
-            AWS_MAX_ATTEMPTS="2",
-            FSSPEC_S3=json.dumps({"config_kwargs": {"read_timeout": 0.5}}),
-        )
-        asked = 0
-        with suppress(BlockingIOError):
-            while True:
-                silent.accept()[0].close()
-                asked += 1
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert f"{url} says no: ReadTimeoutError: " in line
-    assert asked == 2
 
 
 # --- papermill itself

@@ -53,15 +53,6 @@ def test_a_record_that_belongs_to_another_beginning_is_altered_though_each_hash_
     assert (run.verdict, run.sealed, run.facts.size) == ("altered", False, None)
 
 
-def test_a_run_that_only_the_ledger_knows_is_told(settings: Settings) -> None:
-    folder = run_at(settings, "20261001T120000")
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-    (run,) = past(settings)
-    assert (run.notebook, run.verdict) == ("validate", "altered")
-
-
 ODD: list[Mapping[str, Any]] = [
     {"percentiles_ms": {"x": {"p99": [1, 2]}}},
     {"percentiles_ms": {"x": {"p99": ["1", "2", "3"]}}},
@@ -116,12 +107,6 @@ def test_in_an_archive_of_two_databases_each_label_says_which(settings: Settings
     assert one.label == f"validate of {one.database}"
     assert two.label.endswith("other.db")
     assert one.label != two.label
-
-
-def test_a_schema_that_is_only_planned_is_not_that_of_the_database(settings: Settings) -> None:
-    run_at(settings, "20261001T120000", "init", facts={**archives.FACTS, "rows": {}})
-    (run,) = past(settings)
-    assert run.facts.schema == {}
 
 
 async def test_what_explain_and_benchmark_found_out_comes_back_as_it_was(database: Settings) -> None:

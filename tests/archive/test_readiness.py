@@ -104,14 +104,6 @@ def test_with_no_archive_it_is_a_no_go_and_nothing_is_made(settings: Settings) -
     assert not settings.archive_dir.exists()
 
 
-def test_what_was_found_out_about_a_database_that_is_gone_is_no_evidence(settings: Settings) -> None:
-    wanted(settings)
-    settings.db_path.rename(f"{settings.db_path}.gone")
-    found = nb.readiness(settings, **SAID)
-    (failed,) = (check for check in found.report.checks if check.failed)
-    assert "no database" in failed.observed
-
-
 @pytest.mark.parametrize("name", sorted(SAID))
 def test_what_nobody_has_said_is_a_no_go(name: str, settings: Settings) -> None:
     wanted(settings)

@@ -107,11 +107,6 @@ async def test_a_cell_that_raises_seals_the_run_and_is_named(
     assert shown_in(notebook) == [record]
 
 
-async def test_a_second_start_leaves_the_first_run_without_evidence(database: Settings) -> None:
-    await execute(database, TOP[2], *SOUND)
-    assert [entry.verdict for entry in read_archive(database.archive_dir)] == ["unsealed", "pass"]
-
-
 def test_a_sealed_run_is_not_sealed_again(database: Settings) -> None:
     run = start_run(database, "validate")
     run.seal(GREEN)

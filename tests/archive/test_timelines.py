@@ -98,24 +98,6 @@ def test_the_percentiles_are_drawn_with_their_intervals_and_the_limit() -> None:
     assert "memory retrieval p99 2.5 ms at first, 5 ms at last, limit 20 ms" in chart.alt
 
 
-def test_a_line_joins_only_what_can_be_compared() -> None:
-    chart = charts.percentiles_over_time(history(measured(0), measured(1, rows="1000000"), measured(2)))
-    drawn(chart)
-    joined = [list(np.asarray(found[0].get_xdata())) for found in chart.axes[0].containers]
-    assert [len(times) for times in joined] == [2, 1, 2, 1]  # of p50 and of p99
-    legend = chart.axes[0].get_legend()
-    assert legend is not None
-    assert len(legend.get_texts()) == 3
-
-
-def test_a_limit_that_was_changed_is_drawn_as_steps() -> None:
-    chart = charts.percentiles_over_time(history(measured(0), measured(1, limit=10), measured(2, limit=10)))
-    drawn(chart)
-    limit = lines(chart.axes[0])["limit, at last 10 ms"]
-    assert list(limit.get_ydata()) == [20, 10, 10]
-    assert limit.get_drawstyle() == "steps-post"
-
-
 def test_a_percentile_without_its_limit_or_the_other_way_round_is_not_drawn() -> None:
     half = at(
         0, label="benchmark", percentiles={"x": {"p50": (1, 1, 1)}}, limits={"x": ("p99", 1.0), "y": ("p99", 1.0)}
@@ -124,15 +106,6 @@ def test_a_percentile_without_its_limit_or_the_other_way_round_is_not_drawn() ->
     assert is_blank(chart)
     assert chart.alt == "no benchmark came to its figures yet: run benchmark.ipynb"
     assert charts.percentiles_over_time(history(at(0))).alt == "no benchmark yet: run benchmark.ipynb"
-
-
-def test_each_measurement_has_axes_of_its_own_and_all_the_same_time() -> None:
-    two = {name: {"p99": (1.0, 2.0, 3.0)} for name in ("session retrieval", "memory retrieval")}
-    run = at(0, label="benchmark", percentiles=two, limits=dict.fromkeys(two, ("p99", 10.0)))
-    chart = charts.percentiles_over_time(history(run, measured(24)))
-    drawn(chart)
-    assert [ax.get_title() for ax in chart.axes] == list(two)
-    assert len({ax.get_xlim() for ax in chart.axes}) == 1
 
 
 # --- sizes

@@ -138,16 +138,6 @@ def test_a_notebook_that_starts_no_run_is_only_executed(database: Settings) -> N
     assert not database.archive_dir.exists()
 
 
-def test_a_working_directory_of_its_own_is_that_of_the_kernel_alone(database: Settings, tmp_path: Path) -> None:
-    source = write_notebook(Path("mine.ipynb"), START, "import os\nprint(os.getcwd())", *SOUND[1:])
-    code, messages = run(database, "mine.ipynb", "--cwd", str(tmp_path))
-    assert code == 0, messages
-    assert record_of(only_run(database))["template"]["sha256"] == sha256(source.read_bytes())
-    outputs = [output for cell in output().cells if cell.cell_type == "code" for output in cell.outputs]
-    assert f"{tmp_path}\n" in [output.get("text") for output in outputs]
-    assert_archived(database)
-
-
 async def test_it_works_within_a_running_event_loop(database: Settings) -> None:
     papermill.execute_notebook(
         NOTEBOOKS / "validate.ipynb",
@@ -158,16 +148,6 @@ async def test_it_works_within_a_running_event_loop(database: Settings) -> None:
     )
     assert record_of(only_run(database))["verdict"] == "pass"
     assert_archived(database)
-
-
-def test_papermill_itself_starts_without_what_an_execution_needs() -> None:
-    program = (
-        "import sys, papermill.cli\n"
-        "assert 'abathur_nb.runner.engine' in sys.modules\n"
-        "print([name for name in sys.modules if name.startswith('abathur_nb.evidence.') and 'conclusion' in name])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
 
 
 def test_what_must_not_be_archived_is_no_success(

@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -170,34 +168,6 @@ def test_where_nothing_is_executed_the_second_signal_is_a_keyboard_interrupt() -
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert stop.signals == [signal.SIGTERM, signal.SIGINT]
-
-
-def test_a_context_is_made_around_each_cell() -> None:
-    seen: list[tuple[str, int]] = []
-
-    @contextmanager
-    def around(_cell: Any, index: int) -> Iterator[None]:
-        seen.append(("begin", index))
-        try:
-            yield
-        finally:
-            seen.append(("end", index))
-
-    ending, _ = executed("1", "1 / 0", "2", around=around)
-    assert ending.cell == 1
-    assert seen == [("begin", 0), ("end", 0), ("begin", 1), ("end", 1)]
-
-
-def test_what_nbclient_cannot_take_ends_it() -> None:
-    ending, _ = executed("import comm\ncomm.create_comm(target_name='jupyter.widget', data={})", "2")
-    assert ending == Ending("died", 0, "KeyError", "it could not be executed further: 'state'")
-
-
-def test_where_no_kernel_can_be_started_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.executable", "/nowhere/python")
-    ending, _ = executed("1")
-    assert (ending.how, ending.cell, ending.name) == ("died", None, "FileNotFoundError")
-    assert "/nowhere/python" in ending.message
 
 
 def test_the_kernel_is_gone_whatever_is_raised_in_between(sockets: Path) -> None:

@@ -52,20 +52,6 @@ async def test_nothing_of_the_working_directory_nor_of_the_user_s_startup_runs_i
     assert not canary.exists()
 
 
-async def test_where_the_usual_place_is_too_deep_for_a_socket_it_takes_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deep = tmp_path / ("x" * 90)
-    deep.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(deep))
-    async with running_kernel({}) as kernel:
-        with kernel.connected() as client:
-            await asyncio.wait_for(ready(client), HANGING_S)
-        assert kernel.folder.parent == Path("/tmp")  # noqa: S108
-        assert not list(deep.iterdir())
-    assert not kernel.folder.exists()
-
-
 async def test_its_last_words_say_how_it_died(sockets: Path) -> None:  # noqa: ARG001
     async with running_kernel({}) as kernel:
         kernel.send(signal.SIGTERM)

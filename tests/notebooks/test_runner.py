@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from damage import drop_index, fingerprint, held, run_sql, untouched
-from patience import HANGING_S, ever_longer
+from patience import ever_longer
 from running import (
     CHECK,
     KILLED,
@@ -608,13 +608,3 @@ def test_a_run_without_a_key_behind_a_signed_one_is_told_before_it_begins(
     assert told not in " ".join(run(*arguments_of(database, "preflight")).lines)
     monkeypatch.delenv("ABATHUR_SIGNING_KEY")
     assert told in run(*arguments_of(database, "preflight")).lines[0]
-
-
-def test_a_log_that_nobody_reads_any_more_does_not_end_a_run(database: Settings) -> None:
-    read, write = os.pipe()
-    os.close(read)
-    command = [sys.executable, "-m", "abathur_nb", "run", *arguments_of(database, "validate")]
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=HANGING_S, check=False)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert_archived(database)

@@ -3,19 +3,17 @@
 import asyncio
 import os
 import sqlite3
-import subprocess
 import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from damage import edit_schema, held, untouched
+from damage import held, untouched
 from patience import HANGING_S
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.store.connection import connect, connection_pragmas, explain_error, lock_holders, pragma, run_to_end
-from abathur_nb.text import process_name
 
 
 def assert_no_connection_is_left() -> None:
@@ -87,16 +85,6 @@ async def test_any_file_name_is_taken_literally_and_a_large_log_does_no_harm(dat
         assert await pragma(conn, "user_version") == 1
 
 
-@pytest.mark.parametrize("failing", ["body", "setting"])
-async def test_a_connection_is_closed_when_something_fails(database: Settings, failing: str) -> None:
-    if failing == "setting":
-        edit_schema(database.db_path, "sessions", "CREATE TABLE sessions (", "CREATE TABLE sessions (,")
-    with pytest.raises((ZeroDivisionError, sqlite3.DatabaseError)):
-        async with connect(database.db_path, database.busy_timeout_ms):
-            raise ZeroDivisionError
-    assert_no_connection_is_left()
-
-
 async def test_a_connection_whose_opening_is_cancelled_at_any_moment_is_closed(database: Settings) -> None:
     async def use() -> None:
         async with connect(database.db_path, database.busy_timeout_ms) as conn:
@@ -159,18 +147,6 @@ async def test_the_holder_of_a_lock_is_named_with_its_command_unless_it_is_this_
         assert found.startswith(f"PID {process.pid} (")
         assert "python" in found
     assert lock_holders(Path("/none/such")) == []
-
-
-def test_a_command_of_several_lines_and_colours_is_told_as_one_printable_line() -> None:
-    command = ["/bin/sh", "-c", "echo begun; read line", "\n\x1b[31m\n", "\u202e" + "x" * 100]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"  # else it may still be the copy of this process
-        name = process_name(process.pid)
-    found = name.removeprefix(f"PID {process.pid} (").removesuffix(")")
-    assert found.startswith(r"/bin/sh -c echo begun; read line \x1b[31m \u202exxx")
-    assert found.isprintable()
-    assert len(found) == 80
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-import aiosqlite
 import pytest
 from damage import drop_check, drop_index, edit_schema, held, run_sql, untouched
 from patience import HANGING_S
@@ -46,12 +45,6 @@ async def test_after_the_store_is_closed_no_log_and_no_thread_is_left(database: 
     assert side_files(database) == []
     assert metrics(database) == ["a"]
     assert not [thread for thread in threading.enumerate() if "connection_worker" in thread.name]
-
-
-async def test_opening_and_reading_leaves_the_file_as_it_is(database: Settings) -> None:
-    with untouched(database.db_path):
-        async with Database.open(database) as db:
-            await db.memory.list_namespaces()
 
 
 async def test_the_store_is_closed_when_its_user_fails(database: Settings) -> None:
@@ -111,13 +104,6 @@ async def test_an_extra_table_or_index_does_no_harm(database: Settings) -> None:
         assert (await db.get_index_usage())["index_count"] == 34
 
 
-async def test_the_number_of_readers_is_a_setting(database: Settings) -> None:
-    for readers in (1, 5):
-        before = threading.active_count()
-        async with Database.open(replace(database, readers=readers)):
-            assert threading.active_count() - before == readers + 1
-
-
 # --- reading
 
 
@@ -144,13 +130,6 @@ async def test_a_snapshot_does_not_see_what_is_committed_later(database: Setting
         async with db.read() as conn:  # the same connection, and its snapshot is over
             assert not conn.in_transaction
             assert tuple(next(iter(await conn.execute_fetchall(count)))) == (1,)
-
-
-async def test_a_read_sees_what_was_just_written(database: Settings) -> None:
-    async with Database.open(replace(database, readers=3)) as db:
-        for n in range(30):
-            await db.sessions.create_session(f"s{n}", "a", "u")
-            assert await db.sessions.get_session(f"s{n}")
 
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
@@ -199,17 +178,6 @@ async def test_what_one_reader_leaves_behind_does_not_strike_the_next(database: 
         async with db.write() as conn:
             conn.row_factory = None
         assert await db.memory.add_memory("user:alice:pref", "theme", {}, "semantic", "me")
-
-
-async def test_more_tasks_than_connections_may_read_at_once(database: Settings) -> None:
-    async with Database.open(database) as db:
-
-        async def read() -> int:
-            async with db.read() as conn:
-                (row,) = await conn.execute_fetchall("SELECT 1")
-                return int(row[0])
-
-        assert await asyncio.gather(*(read() for _ in range(100))) == [1] * 100
 
 
 # --- writing
@@ -398,18 +366,6 @@ async def test_a_write_cancelled_while_another_process_holds_the_lock_leaves_not
         assert [session["id"] for session in await db.sessions.list_sessions()] == ["kept"]
 
 
-async def test_cancelled_reads_disturb_nobody(database: Settings) -> None:
-    async with Database.open(database) as db:
-        await db.sessions.create_session("s", "a", "u")
-        for n in range(100):
-            tasks = [asyncio.create_task(db.sessions.get_session("s")) for _ in range(5)]
-            for _ in range(n % 20):
-                await asyncio.sleep(0)
-            tasks[0].cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            assert all(isinstance(result, dict) for result in results[1:])
-
-
 async def test_what_the_schema_refuses_is_an_invalid_value(database: Settings) -> None:
     entry = ("agent_id", "task_id", "action_type", "action_data", "result", "memory_namespace", "memory_entry_id")
     given = {**dict.fromkeys(entry), "action_type": "x", "memory_operation_type": "WHATEVER"}
@@ -472,10 +428,3 @@ async def test_the_named_indexes_are_counted_and_listed(database: Settings) -> N
     assert usage["index_count"] == len(usage["indexes"]) == 33
     assert {"name": "idx_audit_task", "table": "audit"} in usage["indexes"]
     assert not [index for index in usage["indexes"] if index["name"].startswith("sqlite_")]
-
-
-async def test_the_connections_are_aiosqlites(database: Settings) -> None:
-    async with Database.open(database) as db, db.read() as reader, db.write() as writer:
-        assert isinstance(reader, aiosqlite.Connection)
-        assert isinstance(writer, aiosqlite.Connection)
-        assert writer.in_transaction

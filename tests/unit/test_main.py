@@ -85,19 +85,3 @@ def test_a_signal_before_a_run_has_begun_exits_with_5_in_silence(tmp_path: Path)
         _, err = process.communicate(timeout=HANGING_S)
     os.close(read)
     assert (process.returncode, err) == (5, b"")
-
-
-def test_an_output_that_is_full_is_told_in_a_line_and_exits_with_1(tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir()
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "abathur_nb", "runs", "--archive", str(tmp_path / "runs")],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert (done.returncode, done.stderr) == (
-        1,
-        "abathur_nb runs: standard output could not be written: No space left on device\n",
-    )

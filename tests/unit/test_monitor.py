@@ -144,17 +144,6 @@ async def test_what_cannot_be_recorded_fails_and_leaves_nothing_behind(database:
     assert recorded(database) == []
 
 
-async def test_what_others_wrote_under_a_gauge_s_name_is_left_out(database: Settings) -> None:
-    moment = datetime.now(UTC) - timedelta(days=1)
-    add_metric(database, moment, UP, "'[1]'")
-    add_metric(database, moment, UP, "'broken'")
-    run_sql(
-        database.db_path, f"INSERT INTO metrics (timestamp, metric_name, metric_value) VALUES ('{moment}x', '{UP}', 3)"
-    )
-    found = await monitor(database)
-    assert [sample.value for _, sample in found.moments if sample.name == UP] == [1]
-
-
 async def test_measurements_of_the_future_are_named_and_left_out(database: Settings) -> None:
     now = datetime.now(UTC)
     for ahead in (-60, 240, 3600, 366 * 86_400):

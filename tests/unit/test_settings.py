@@ -1,12 +1,11 @@
 """How settings are resolved: the layers, and every bad value named at once before anything is touched."""
 
 import math
-from dataclasses import FrozenInstanceError, fields, replace
+from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import run_as_other
 from hostile import BYTES, PLACES
 
 from abathur_nb.config.settings import ENVIRONMENTS, Settings, resolve
@@ -301,22 +300,6 @@ def test_a_secret_setting_of_a_wrong_type_or_name_is_named_and_not_shown(
     assert all("signing_key_passphrase" in fault.lower() and "sesame" not in fault for fault in found)
 
 
-def test_shown_survives_any_value() -> None:
-    class Hostile:
-        def __repr__(self) -> str:
-            raise RuntimeError
-
-    assert shown(Hostile()) == "a value of type Hostile"
-    assert shown("a\n") == "'a\\n'"
-    assert len(shown("x" * 10**6)) < 140
-
-
-def test_a_user_without_a_name_can_show_his_settings() -> None:
-    """As in a container that runs under a number."""
-    program = "os.environ.pop('USER', None); os.environ.pop('LOGNAME', None); print(nb.resolve()._repr_html_())\n"
-    assert "#3999999 on " in run_as_other(program, uid=3_999_999)
-
-
 @pytest.mark.parametrize("value", ["", ".", "no/home"])
 def test_a_home_that_is_none_is_named_and_nothing_is_read_from_the_working_directory(
     value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -328,33 +311,6 @@ def test_a_home_that_is_none_is_named_and_nothing_is_read_from_the_working_direc
     (fault,) = faults("development")
     assert "which HOME must name" in fault
     assert "here" not in faults("here")[0].partition("found")[0]
-
-
-def test_a_relative_path_in_a_directory_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
-    with pytest.raises(ConfigurationError, match="working directory is gone"):
-        resolve(db_path="x.db")
-
-
-@pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_the_defaults_are_such_as_a_file_could_say(name: str, home: Path) -> None:
-    """They are ours and not checked at each run."""
-    told = "".join(
-        f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}\n"
-        for key, value in ENVIRONMENTS[name].items()
-    )
-    write_config(home, f"[environments.{name}]\n{told}")
-    assert resolve(name) == replace(resolve(name), origins={})
-    assert all(origin != "default" for key, origin in resolve(name).origins.items() if key != "env")
-
-
-def test_the_arguments_of_an_environment_name_its_path_only_where_it_is_another(tmp_path: Path) -> None:
-    """Else its backups would be looked for beside the data."""
-    assert resolve("production").as_arguments == "-p env production"
-    path = tmp_path / "a b.db"
-    assert resolve("staging", db_path=path).as_arguments == f"-p env staging -p db_path '{path}'"
 
 
 # --- a file of another shape

@@ -14,16 +14,7 @@ from engines import ERRORS, LIBRARIES, REFUSALS, Run, build, opened
 from rows import BAD, GOOD, insert
 
 from abathur_nb.store.schema import expected_objects
-from abathur_nb.store.sql import (
-    DATA,
-    DDL_FILES,
-    SEED_FILE,
-    load_queries,
-    normalized,
-    split,
-    statements,
-    tokens,
-)
+from abathur_nb.store.sql import DATA, DDL_FILES, SEED_FILE, load_queries, normalized, split, statements, tokens
 
 INDEXES = [found.name for found in expected_objects().values() if found.type == "index"]
 

@@ -1,7 +1,6 @@
 """synthetic.py: its rows are valid, skewed, the same each time, and leave the live ones alone."""
 
 import sqlite3
-from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -85,31 +84,6 @@ async def test_the_sample_keys_are_live_and_different(conn: aiosqlite.Connection
         assert list(await conn.execute_fetchall(queries["get_memory"].sql, {"namespace": namespace, "key": key}))
     for session_id in sessions:
         assert list(await conn.execute_fetchall(queries["get_session"].sql, {"session_id": session_id}))
-
-
-async def test_a_few_namespaces_are_hot_and_the_samples_hold_hot_and_cold_ones(conn: aiosqlite.Connection) -> None:
-    await fill(conn, ROWS)
-    counts = [
-        count for (count,) in await rows_of(conn, "SELECT count(*) FROM memory_entries WHERE id > 3 GROUP BY namespace")
-    ]
-    assert max(counts) > ROWS / 25
-    assert sorted(counts)[len(counts) // 2] < ROWS / 100
-    sampled = Counter(namespace for namespace, _ in memory_keys(ROWS, 200))
-    assert max(sampled.values()) > 5
-    assert min(sampled.values()) == 1
-
-
-async def test_memories_have_several_versions_types_and_fates(conn: aiosqlite.Connection) -> None:
-    await fill(conn, ROWS)
-    ((highest, types, deleted),) = await rows_of(
-        conn, "SELECT max(version), count(DISTINCT memory_type), avg(is_deleted) FROM memory_entries WHERE id > 3"
-    )
-    assert (highest, types) == (7, 3)
-    assert 0.05 < deleted < 0.3
-    again = "SELECT count(*) FROM memory_entries WHERE key IN (SELECT key FROM memory_entries WHERE is_deleted = 1)"
-    assert (await rows_of(conn, f"{again} AND is_deleted = 0"))[0][0] > 0  # begun again after a delete
-    ((first, last),) = await rows_of(conn, "SELECT min(created_at), max(created_at) FROM memory_entries WHERE id > 3")
-    assert (first[:7], last[:7]) == ("2025-01", "2025-12")
 
 
 async def test_a_failed_batch_leaves_no_row_of_it_and_no_open_transaction(conn: aiosqlite.Connection) -> None:

@@ -278,26 +278,6 @@ async def test_what_another_may_not_read_is_refused_with_the_owner(public: Path)
         assert f"sudo -u {user_name(os.geteuid())}" in remedy
 
 
-def test_a_remedy_is_never_to_do_it_as_the_one_who_does_it_already(public: Path) -> None:
-    """Else the one is sent to the other, and he back again."""
-    own, locked, roots = public / "own", public / "locked", public / "mixed"
-    for folder, mode in ((own, 0o700), (locked, 0o600), (roots, 0o700)):
-        folder.mkdir()
-        os.chown(folder, 65534, 65534)
-        folder.chmod(mode)
-        (folder / "x.db").write_bytes(b"x")
-        (folder / "x.db").chmod(0o600)
-    os.chown(own / "x.db", 65534, 65534)
-    (own / "x.db").chmod(0)
-    program = (
-        "from abathur_nb.store.target import examine\n"
-        "for path in sys.argv[1:]:\n"
-        "    print(examine(nb.resolve('production', db_path=path)).check.remedy)\n"
-    )
-    told = run_as_other(program, *(folder / "x.db" for folder in (own, locked, roots))).splitlines()
-    assert told == [f"chmod 600 {own}/x.db", f"chmod 700 {locked}", f"sudo chown --reference={roots} {roots}/x.db"]
-
-
 @pytest.mark.parametrize("suffix", SIDE_FILES)
 async def test_a_name_that_sqlite_gives_to_a_side_file_is_refused_by_every_verb(
     database: Settings, suffix: str

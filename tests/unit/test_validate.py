@@ -408,18 +408,6 @@ async def test_a_version_1_that_is_put_back_does_not_revive_what_a_user_deleted(
     assert found == [(1, deleted), (2, deleted)]
 
 
-async def test_later_versions_of_a_seed_are_the_users_own_and_only_reported(database: Settings) -> None:
-    run_sql(
-        database.db_path,
-        "INSERT INTO memory_entries (namespace, key, value, memory_type, version)"
-        f" SELECT namespace, key, '{{}}', memory_type, 2 FROM memory_entries {CONFIG}",
-        "UPDATE memory_entries SET is_deleted = 1 WHERE namespace = 'app:abathur:defaults'",
-        f"UPDATE memory_entries SET value = json(value) {CONFIG} AND version = 1",  # in another layout
-    )
-    check = (await validated(database))["seed memories"]
-    assert (check.status, check.observed) == ("pass", "3 of 3; 1 with later versions")
-
-
 # --- the file system: modes, access control lists, names, the size of the log
 
 
@@ -470,19 +458,6 @@ async def test_an_access_control_list_is_named_with_the_command_that_shows_it(da
     remedy = (await validated(database))["file modes"].remedy
     assert remedy.startswith(f"chmod 700 {folder}; setfacl -b ")
     assert remedy.endswith(str(folder))
-
-
-async def test_a_second_name_of_the_file_warns_with_the_command_that_finds_it(database: Settings) -> None:
-    path = database.db_path
-    other = path.parent.parent / "another name.db"
-    os.link(path, other)
-    check = (await validated(database))["file names"]
-    assert (check.status, check.observed) == ("warn", "2 names (hard links)")
-    command = check.remedy.removeprefix("name all: ").partition(";")[0]
-    here = command.replace(f'"$(stat -c %m {path})"', f'"$(dirname {path.parent})"')  # not the whole file system
-    assert here != command
-    found = subprocess.run(["sh", "-c", here], capture_output=True, text=True, check=True).stdout  # noqa: ASYNC221
-    assert set(found.splitlines()) == {str(path), str(other)}
 
 
 async def test_init_that_gives_the_second_name_itself_does_not_warn_of_it(settings: Settings) -> None:
