@@ -28,8 +28,8 @@ init: $(VENV)/.installed  ## make the database of ENV (development), keep the no
 lab: $(LAB)/.installed  ## open the notebooks in JupyterLab, the index first
 	$(LAB)/bin/jupyter lab --notebook-dir notebooks --LabApp.default_url=/lab/tree/index.ipynb
 
-test: $(VENV)/.installed  ## run every test
-	$(BIN)/python -m pytest -n auto
+test: $(VENV)/.installed  ## run every test, or those in TESTED
+	$(BIN)/python -m pytest -n auto $(TESTED)
 
 coverage: $(VENV)/.installed  ## run the tests of one process, and tell which branches they leave out
 	$(BIN)/python -m pytest -n auto --cov=abathur_nb --cov-branch --cov-report=term:skip-covered tests/unit tests/archive
