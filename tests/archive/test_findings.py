@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from archives import ledger_lines, notebook, run, seal, start
-from verify_helpers import check, make_key
+from archives import check, ledger_lines, make_key, notebook, run, seal, start
 
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence import run as run_module

@@ -5,8 +5,8 @@ from typing import Any
 
 import archives
 import pytest
+from archives import run_at
 from damage import fingerprint
-from past_helpers import run_at
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings

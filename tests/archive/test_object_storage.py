@@ -135,7 +135,7 @@ def test_a_copy_that_cannot_be_read_is_told_in_a_line(variables: dict[str, str],
 # --- a wire that is cut
 
 
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("share", [0.02, 0.6])
 def test_a_copy_whose_wire_is_cut_says_so_and_the_next_one_goes_on(
     share: float, archive: Path, url: str, s3_server: dict[str, str]
 ) -> None:

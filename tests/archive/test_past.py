@@ -7,7 +7,7 @@ from typing import Any
 
 import archives
 import pytest
-from past_helpers import run_at
+from archives import run_at
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings, resolve

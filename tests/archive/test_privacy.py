@@ -12,7 +12,8 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 from damage import run_sql
-from run_helpers import SOUND, execute, only_run
+from run_helpers import SOUND, execute
+from running import only_run
 
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError

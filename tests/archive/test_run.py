@@ -10,8 +10,8 @@ import nbformat
 import pytest
 from damage import drop_index, fingerprint
 from patience import HANGING_S
-from run_helpers import SOUND, TOP, execute, only_run
-from running import execute_live
+from run_helpers import SOUND, TOP, execute
+from running import execute_live, only_run
 
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import MisuseError, RefusedError

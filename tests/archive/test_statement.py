@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archives import make_key, openssl
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import SSlibKey  # type: ignore[attr-defined] # it has no __all__
-from statement_helpers import make_key, openssl
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError

@@ -11,10 +11,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from archives import archive, ledger_lines, run
+from archives import archive, check, ledger_lines, make_key, run
 from damage import fingerprint, run_as_other
 from faults.tampering import TAMPERINGS, Tampering
-from verify_helpers import check, make_key
 
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
@@ -264,7 +263,7 @@ def test_what_a_forger_writes_is_a_fault_and_no_traceback(settings: Settings) ->
 def test_with_a_key_each_run_since_the_first_signed_one_must_be_signed(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    public, other = make_key(tmp_path / "key.pem"), make_key(tmp_path / "other.pem")
+    public, other = (make_key(tmp_path / name).with_suffix(".pub") for name in ("key.pem", "other.pem"))
     signing = replace(settings, signing_key=str(tmp_path / "key.pem"))
     run(settings)
     run(signing)

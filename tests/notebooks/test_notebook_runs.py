@@ -10,12 +10,12 @@ from typing import Any
 
 import archives
 import pytest
+from archives import run_at
 from cells import Outcome, fresh, long_lived, run_cells, shell
 from damage import AGENT, ROWS, TASK, drop_check, drop_index, fingerprint, flip_bits, run_sql, spoil_json, untouched
 from explore_helpers import HOSTILE, fill, insert
 from IPython.core.interactiveshell import InteractiveShell
 from notebook_runs_helpers import NOTEBOOKS, in_kernel, papermill
-from past_helpers import run_at
 from patience import GENEROUS
 from running import record_of
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archives import make_key
 from damage import drop_index, fingerprint, held, run_sql, untouched
 from patience import ever_longer
 from running import (
@@ -40,7 +41,6 @@ from running import (
     wait_for_death,
     write_notebook,
 )
-from statement_helpers import make_key
 
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings

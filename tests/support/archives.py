@@ -1,6 +1,7 @@
-"""Archives made quickly, without a kernel, as runs make them; and ways to tamper with them."""
+"""Archives made quickly, without a kernel, as runs make them; keys that sign them; and ways to tamper with them."""
 
 import json
+import subprocess
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -101,3 +102,33 @@ def archive(settings: Settings, runs: int = 4) -> Path:
 def ledger_lines(archive: Path) -> list[bytes]:
     """Return the lines of a ledger, each with its newline."""
     return (archive / LEDGER).read_bytes().splitlines(keepends=True)
+
+
+def run_at(
+    settings: Settings, moment: str, name: str = "validate", verdict: Verdict | None = "pass", **more: Any
+) -> Path:
+    """Make a run that began at ``20261001T120000``: archived, or unsealed if its verdict is None."""
+    parameters = {"env": settings.env}
+    folder = write_started(settings, name, parameters, run_id=f"{moment}000Z-{len(moment + name):06x}")
+    if verdict:
+        seal(folder, settings, verdict, **more)
+        keep(folder, settings, notebook(name), html=False)
+    return folder
+
+
+def check(report: Report, name: str) -> Check:
+    (found,) = (one for one in report.checks if one.name == name)
+    return found
+
+
+def openssl(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["openssl", *arguments], capture_output=True, check=False)
+
+
+def make_key(path: Path, *options: str) -> Path:
+    """Make a private key as the README says, and its public one beside it."""
+    assert openssl("genpkey", *(options or ("-algorithm", "ed25519")), "-out", path).returncode == 0
+    path.chmod(0o600)
+    password = ("-passin", options[options.index("-pass") + 1]) if "-pass" in options else ()
+    assert openssl("pkey", "-in", path, *password, "-pubout", "-out", path.with_suffix(".pub")).returncode == 0
+    return path

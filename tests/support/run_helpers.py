@@ -9,7 +9,6 @@ from patience import HANGING_S
 from running import execute_live
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.record import Entry, read_archive
 
 TOP = (
     "import abathur_nb as nb\n\nnb.guard()",
@@ -26,9 +25,3 @@ async def execute(settings: Settings, *cells: str) -> Any:
     with contextlib.suppress(CellExecutionError):
         await execute_live(notebook, timeout=HANGING_S)
     return notebook
-
-
-def only_run(settings: Settings) -> Entry:
-    (entry,) = read_archive(settings.archive_dir)
-    assert entry.faults == ()
-    return entry
