@@ -1,110 +1,76 @@
 """Operate an Abathur database by notebook: initialize, validate, explain, benchmark."""
 
+# ruff: noqa: I001 - a line for each module: a type checker takes `as` for a public name
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from abathur_nb.config.parameters import guard, said
-from abathur_nb.config.settings import ENVIRONMENTS, Settings, resolve
-from abathur_nb.errors import (
-    AbathurError,
-    BusyError,
-    ChecksFailedError,
-    ConfigurationError,
-    InvalidValueError,
-    MisuseError,
-    RefusedError,
-)
-from abathur_nb.evidence.run import Run, start_run
-from abathur_nb.report import Check, Report
-from abathur_nb.runbook.init import initialize_database
-from abathur_nb.runbook.preflight import preflight
-from abathur_nb.runbook.validate import Schema, show_schema, validate_database
-from abathur_nb.store.sql import Query, load_queries
-
 if TYPE_CHECKING:
-    from abathur_nb import charts
-    from abathur_nb.backups.manifest import Retention, show_backups
-    from abathur_nb.config.notebooks import schedule
-    from abathur_nb.runbook.backup import backup_database
-    from abathur_nb.runbook.benchmark import BenchmarkResult, run_benchmark
-    from abathur_nb.runbook.explain import Plans, explain_queries
-    from abathur_nb.runbook.explore import Exploration, explore
-    from abathur_nb.runbook.history import History, read_history
-    from abathur_nb.runbook.index import Overview, show_environments
-    from abathur_nb.runbook.monitor import Monitoring, monitor
-    from abathur_nb.runbook.readiness import Readiness, readiness
-    from abathur_nb.runbook.restore import restore_database
-    from abathur_nb.runbook.rollback import roll_back
-    from abathur_nb.runbook.troubleshoot import troubleshoot
-    from abathur_nb.store.database import Database
+    from abathur_nb import charts as charts
+    from abathur_nb.backups.manifest import Retention as Retention, show_backups as show_backups
+    from abathur_nb.config.notebooks import schedule as schedule
+    from abathur_nb.config.parameters import guard as guard, said as said
+    from abathur_nb.config.settings import ENVIRONMENTS as ENVIRONMENTS, Settings as Settings, resolve as resolve
+    from abathur_nb.errors import (
+        AbathurError as AbathurError,
+        BusyError as BusyError,
+        ChecksFailedError as ChecksFailedError,
+        ConfigurationError as ConfigurationError,
+        InvalidValueError as InvalidValueError,
+        MisuseError as MisuseError,
+        RefusedError as RefusedError,
+    )
+    from abathur_nb.evidence.run import Run as Run, start_run as start_run
+    from abathur_nb.report import Check as Check, Report as Report
+    from abathur_nb.runbook.backup import backup_database as backup_database
+    from abathur_nb.runbook.benchmark import BenchmarkResult as BenchmarkResult, run_benchmark as run_benchmark
+    from abathur_nb.runbook.explain import Plans as Plans, explain_queries as explain_queries
+    from abathur_nb.runbook.explore import Exploration as Exploration, explore as explore
+    from abathur_nb.runbook.history import History as History, read_history as read_history
+    from abathur_nb.runbook.index import Overview as Overview, show_environments as show_environments
+    from abathur_nb.runbook.init import initialize_database as initialize_database
+    from abathur_nb.runbook.monitor import Monitoring as Monitoring, monitor as monitor
+    from abathur_nb.runbook.preflight import preflight as preflight
+    from abathur_nb.runbook.readiness import Readiness as Readiness, readiness as readiness
+    from abathur_nb.runbook.restore import restore_database as restore_database
+    from abathur_nb.runbook.rollback import roll_back as roll_back
+    from abathur_nb.runbook.troubleshoot import troubleshoot as troubleshoot
+    from abathur_nb.runbook.validate import (
+        Schema as Schema,
+        show_schema as show_schema,
+        validate_database as validate_database,
+    )
+    from abathur_nb.store.database import Database as Database
+    from abathur_nb.store.sql import Query as Query, load_queries as load_queries
 
-__all__ = [
-    "ENVIRONMENTS",
-    "AbathurError",
-    "BenchmarkResult",
-    "BusyError",
-    "Check",
-    "ChecksFailedError",
-    "ConfigurationError",
-    "Database",
-    "Exploration",
-    "History",
-    "InvalidValueError",
-    "MisuseError",
-    "Monitoring",
-    "Overview",
-    "Plans",
-    "Query",
-    "Readiness",
-    "RefusedError",
-    "Report",
-    "Retention",
-    "Run",
-    "Schema",
-    "Settings",
-    "backup_database",
-    "charts",
-    "explain_queries",
-    "explore",
-    "guard",
-    "initialize_database",
-    "load_queries",
-    "monitor",
-    "preflight",
-    "read_history",
-    "readiness",
-    "resolve",
-    "restore_database",
-    "roll_back",
-    "run_benchmark",
-    "said",
-    "schedule",
-    "show_backups",
-    "show_environments",
-    "show_schema",
-    "start_run",
-    "troubleshoot",
-    "validate_database",
-]
-
-# What init and validate do without is imported when it is first asked for, so that both start at once.
-_LATER = {
-    "backups.manifest": ("Retention", "show_backups"),
-    "config.notebooks": ("schedule",),
-    "runbook.backup": ("backup_database",),
-    "runbook.benchmark": ("BenchmarkResult", "run_benchmark"),
-    "runbook.explain": ("Plans", "explain_queries"),
-    "runbook.explore": ("Exploration", "explore"),
-    "runbook.history": ("History", "read_history"),
-    "runbook.index": ("Overview", "show_environments"),
-    "runbook.monitor": ("Monitoring", "monitor"),
-    "runbook.readiness": ("Readiness", "readiness"),
-    "runbook.restore": ("restore_database",),
-    "runbook.rollback": ("roll_back",),
-    "runbook.troubleshoot": ("troubleshoot",),
-    "store.database": ("Database",),
+# Each name is imported from its module when it is first asked for: so the package is imported at once.
+_NAMES = {
+    "backups.manifest": "Retention show_backups",
+    "config.notebooks": "schedule",
+    "config.parameters": "guard said",
+    "config.settings": "ENVIRONMENTS Settings resolve",
+    "errors": "AbathurError BusyError ChecksFailedError ConfigurationError InvalidValueError MisuseError RefusedError",
+    "evidence.run": "Run start_run",
+    "report": "Check Report",
+    "runbook.backup": "backup_database",
+    "runbook.benchmark": "BenchmarkResult run_benchmark",
+    "runbook.explain": "Plans explain_queries",
+    "runbook.explore": "Exploration explore",
+    "runbook.history": "History read_history",
+    "runbook.index": "Overview show_environments",
+    "runbook.init": "initialize_database",
+    "runbook.monitor": "Monitoring monitor",
+    "runbook.preflight": "preflight",
+    "runbook.readiness": "Readiness readiness",
+    "runbook.restore": "restore_database",
+    "runbook.rollback": "roll_back",
+    "runbook.troubleshoot": "troubleshoot",
+    "runbook.validate": "Schema show_schema validate_database",
+    "store.database": "Database",
+    "store.sql": "Query load_queries",
 }
-_HOMES = {name: module for module, names in _LATER.items() for name in names}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(["charts", *_HOMES])  # noqa: PLE0605 - it is a list
 
 
 def __dir__() -> list[str]:
