@@ -85,7 +85,7 @@ async def database_checks(
             "names": lambda: names_check(conn),
             FILE_MODES: lambda: file_modes(path),
             "file_names": lambda: file_names(path),
-            "wal_size": lambda: wal_size(path, settings),
+            "wal_size": lambda: wal_size(path, settings.max_wal_mb),
         }
         checks += [await run_check(name, question, remedy=busy) for name, question in questions.items()]
     finally:

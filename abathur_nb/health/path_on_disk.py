@@ -282,13 +282,13 @@ async def file_names(path: Path) -> Check:
     )
 
 
-async def wal_size(path: Path, settings: Settings) -> Check:
-    """Check that the write-ahead log is no larger than the settings allow. Read-only."""
+async def wal_size(path: Path, most_mb: int) -> Check:
+    """Check that the write-ahead log is not larger than ``most_mb``. Read-only."""
     size = _log_bytes(path) / MB
     return Check.that(
         "wal_size",
-        size <= settings.max_wal_mb,
-        expected=f"at most {settings.max_wal_mb} MB",
+        size <= most_mb,
+        expected=f"at most {most_mb} MB",
         observed=f"{size:.1f} MB",
         remedy="run troubleshoot.ipynb: it names the reader that keeps SQLite from resetting the WAL, if there is one",
         otherwise="warn",

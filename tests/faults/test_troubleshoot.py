@@ -654,7 +654,7 @@ def test_who_does_no_harm_to_the_log_is_not_to_be_ended(name: str, database: Set
         process.stdout.readline()
         for _ in range(3):
             first = Look.at_files(path)
-            then, size = Look.at_files(path), asyncio.run(wal_size(path, small))
+            then, size = Look.at_files(path), asyncio.run(wal_size(path, small.max_wal_mb))
             check = wal_check(size, then.behind_since(first), first, then, 1)
             assert str(process.pid) not in f"{check.observed} {check.remedy}"
         report = asyncio.run(nb.troubleshoot(small))
