@@ -26,7 +26,7 @@ _MARKS: dict[Status, str] = {
     "pass": "✓ pass",
     "skip": "– skip",
 }
-_WORST_FIRST: tuple[Status, ...] = ("error", "fail", "warn")  # the rest come last, in the order of their making
+_WORST_FIRST: dict[Status, int] = {"error": 0, "fail": 1, "warn": 2}  # the rest come last, in the order of their making
 _FAILURES_NAMED = 6  # checks that the error of a failed report names
 _SHOWN_PASSED = 30  # more checks that passed than this are folded away
 _SHOWN_OPEN = 5  # more pieces of evidence than this are folded away
@@ -215,8 +215,7 @@ class Report:
         )
 
     def _worst_first(self) -> list[Check]:
-        troubles = [check for status in _WORST_FIRST for check in self.checks if check.status == status]
-        return troubles + [check for check in self.checks if check.status not in _WORST_FIRST]
+        return sorted(self.checks, key=lambda check: _WORST_FIRST.get(check.status, len(_WORST_FIRST)))
 
 
 def _table(checks: Sequence[Check]) -> str:
