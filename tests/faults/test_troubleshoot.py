@@ -405,7 +405,7 @@ async def test_a_reader_that_pins_the_log_is_named_with_its_process_and_no_other
             with untouched(path):
                 report = await nb.troubleshoot(small)
         first = Look.at_files(path)
-        then, size = Look.at_files(path), await wal_size(path, small)
+        then, size = Look.at_files(path), await wal_size(path, small.max_wal_mb)
         check = wal_check(size, then.behind_since(first), first, then, 1)
     told = check_of(report, "WAL size")
     assert (told.status, report.ok) == ("warn", True)
