@@ -5,13 +5,3 @@
 UPDATE sessions SET id = lower(hex(randomblob(8))) || id WHERE id GLOB 'synthetic*';
 
 UPDATE memory_entries SET namespace = lower(hex(randomblob(8))) || namespace WHERE namespace GLOB 'synthetic*';
-
-UPDATE document_index SET file_path = lower(hex(randomblob(8))) || file_path WHERE file_path GLOB 'synthetic*';
-
-UPDATE tasks SET id = lower(hex(randomblob(8))) || id WHERE id GLOB 'synthetic*';
-
-UPDATE agents SET id = lower(hex(randomblob(8))) || id WHERE id GLOB 'synthetic*';
-
-UPDATE state SET task_id = lower(hex(randomblob(8))) || task_id WHERE task_id GLOB 'synthetic*';
-
-UPDATE checkpoints SET task_id = lower(hex(randomblob(8))) || task_id WHERE task_id GLOB 'synthetic*';

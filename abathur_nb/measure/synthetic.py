@@ -17,12 +17,12 @@ from abathur_nb.store.connection import run_to_end
 from abathur_nb.store.database import Database
 from abathur_nb.store.sql import load_queries
 
-# Every row follows from its own number alone: a database filled to 1,000 rows is the beginning of one filled to 10,000.
+# A row depends on its number alone: a database filled to 1,000 rows is the beginning of one filled to 10,000.
 Row = tuple[object, ...]
 T = TypeVar("T")
 
 _BATCH = 100_000  # rows a transaction: with fewer, the same pages of the indexes are written again and again
-_CACHE_SIZE = -500_000  # KiB, when negative; while filling alone: a million rows take 100 s with 64 MB, 70 s with this
+_CACHE_SIZE = -500_000  # KiB, when negative; only while filling, which is a third faster than with 64 MB
 
 # Versions of ten memories in turn: most are never updated, a few often. In a memory of seven, three were deleted before
 # it was begun again.
@@ -37,28 +37,23 @@ _EVENT = f'{{"type":"message","role":"user","text":"{_TEXT[:60]}"}}'
 _EVENTS = tuple(f"[{','.join([_EVENT] * number)}]" for number in range(6))
 _STATUSES = ("archived",) * 12 + ("terminated",) * 4 + ("active",) * 2 + ("paused", "created")
 _TYPES = ("semantic",) * 5 + ("episodic",) * 4 + ("procedural",)
-_TASK_STATUSES = ("completed",) * 16 + ("failed", "cancelled", "pending", "running")
-_AGENT_STATES = ("terminated",) * 8 + ("idle", "working")
-_AGENT_TYPES = ("general", "general", "coder", "reviewer", "researcher")
-_SYNC_STATUSES = ("synced",) * 7 + ("pending", "failed", "stale")
 
 
 async def fill(
     conn: aiosqlite.Connection, rows: int, *, start: int = 0, progress: Callable[[int], object] | None = None
 ) -> None:
-    """Insert ``rows`` memories and as many sessions, with a fitting number of rows in the other seven tables.
+    """Insert ``rows`` versions of memories and as many sessions.
 
     ``conn`` must be in autocommit mode; each batch is one transaction. ``start`` says how many there are already from
-    a former call. ``progress`` is called with the number of rows just added, of the sum of `row_counts`. All ids,
-    namespaces and names begin with ``synthetic``, so that no live row is met.
+    a former call. ``progress`` is called with the number of rows just added. All ids, namespaces and names begin with
+    ``synthetic``, so that no live row is met.
     """
-    before, counts = row_counts(start), row_counts(start + rows)
     ((cache_size,),) = await conn.execute_fetchall("PRAGMA cache_size")
     await conn.execute_fetchall(f"PRAGMA cache_size = {_CACHE_SIZE}")
     try:
         for table in _TABLES:
-            for first in range(before[table], counts[table], _BATCH):
-                stop = min(first + _BATCH, counts[table])
+            for first in range(start, start + rows, _BATCH):
+                stop = min(first + _BATCH, start + rows)
                 await _insert(conn, table, first, stop)
                 if progress is not None:
                     progress(stop - first)
@@ -70,17 +65,12 @@ async def _insert(conn: aiosqlite.Connection, table: str, first: int, stop: int)
     try:
         await conn.execute_fetchall("BEGIN IMMEDIATE")
         # The rows are made in the connection's thread, so that the event loop goes on meanwhile.
-        rows = map(_TABLES[table][1], range(first, stop))
+        rows = map(_TABLES[table], range(first, stop))
         await conn.executemany(load_queries("synthetic.sql")[table].sql, rows)
         await conn.commit()
     except BaseException:
         await run_to_end(conn.rollback())
         raise
-
-
-def row_counts(rows: int) -> dict[str, int]:
-    """Return how many rows `fill` puts into each table."""
-    return {table: int(rows * share) for table, (share, _) in _TABLES.items()}
 
 
 def memory_keys(rows: int, count: int) -> list[tuple[str, str]]:
@@ -171,61 +161,7 @@ def _memories(n: int) -> Row:
     )
 
 
-def _documents(n: int) -> Row:
-    status = _pick(_SYNC_STATUSES, n)
-    kind = ("markdown", "code", "pdf")[n % 3] if n % 7 else None
-    copied = f"{n - n % 50 // 49:064x}"  # one in fifty is a copy of the one before
-    model, synced = (f"synthetic-model-{n % 3}", _moment(n, 1)) if status == "synced" else (None, None)
-    return f"synthetic/{n}.md", f"Document {n}", kind, copied, 1 + n % 9, model, synced, status, _moment(n)
-
-
-def _tasks(n: int) -> Row:
-    kind, status = _pick(_AGENT_TYPES, n, 0.4656557543), _pick(_TASK_STATUSES, n)
-    parent, session = f"synthetic-task-{n // 2}" if n % 4 == 1 else None, _session(n) if n % 3 else None
-    rank = _rank(n, 11, 0.6180339887)
-    return f"synthetic-task-{n}", _TEXT, kind, rank, status, _moment(n), _moment(n, 1), parent, session
-
-
-def _agents(n: int) -> Row:
-    kind, state = _pick(_AGENT_TYPES, n, 0.4656557543), _pick(_AGENT_STATES, n)
-    session = _session(n) if n % 3 else None
-    return f"synthetic-agent-{n}", kind, kind, f"synthetic-task-{n}", state, "model-1", _moment(n), session
-
-
-def _states(n: int) -> Row:
-    return f"synthetic-task-{n // 2}", f"key-{n % 2}", f'{{"n":{n}}}'
-
-
-def _audit(n: int) -> Row:
-    agent, task, memory = f"synthetic-agent-{n // 2}" if n % 2 else None, f"synthetic-task-{n // 2}", n // 4
-    if n % 4 == 0:
-        return _moment(n), agent, task, "task_step", None, None, None
-    operation = _pick(("create", "create", "update", "delete"), n)
-    return _moment(n), agent, task, "memory_write", operation, _namespace(memory), f"key-{memory}"
-
-
-def _metrics(n: int) -> Row:
-    name = _pick(("latency", "latency", "tokens", "errors"), n)
-    return _moment(n), f"synthetic.{name}", _part(n, 0.5698402909) * 100
-
-
-def _checkpoints(n: int) -> Row:
-    return f"synthetic-task-{n // 5}", n % 5, f'{{"n":{n}}}', _session(n // 5) if n % 10 < 5 else None
-
-
-# How many rows for each row asked for, and what makes one by its number; every foreign key finds its parent before it.
-_TABLES: dict[str, tuple[float, Callable[[int], Row]]] = {
-    "sessions": (1.0, _sessions),
-    "memory_entries": (1.0, _memories),
-    "document_index": (0.05, _documents),
-    "tasks": (0.1, _tasks),
-    "agents": (0.1, _agents),
-    "state": (0.05, _states),
-    "audit": (0.2, _audit),
-    "metrics": (0.2, _metrics),
-    "checkpoints": (0.05, _checkpoints),
-}
-
+_TABLES: dict[str, Callable[[int], Row]] = {"sessions": _sessions, "memory_entries": _memories}
 
 _WARM_UP = 100
 _KEYS = 1000  # distinct keys that are read in turn

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 _TITLE = "benchmark"
-_BYTES_A_ROW = 4_000  # a synthetic memory and session with their indexes and related rows take about 2,600
+_BYTES_A_ROW = 2_000  # a synthetic memory and session with their indexes take about 1,300
 _ROUNDS = 100  # the fewest of concurrent reads; to claim a p95 takes 59
 _REPETITIONS = 1000  # the default, and the most that stay at so few rounds
 _MOST_REPETITIONS = 100_000
@@ -217,8 +217,7 @@ async def _snapshot(settings: Settings, copy: Settings) -> None:
 async def _fill(copy: Settings, start: int, stop: int) -> None:
     from tqdm import tqdm
 
-    added = sum(synthetic.row_counts(stop).values()) - sum(synthetic.row_counts(start).values())
-    words = f"filling to {stop:,}"
+    added, words = 2 * (stop - start), f"filling to {stop:,}"
     async with connect(copy.db_path, copy.busy_timeout_ms, mode="rw", synchronous=copy.synchronous) as conn:
         with tqdm(total=added, desc=words, unit=" rows", mininterval=1, delay=1, file=sys.stdout) as bar:
             await synthetic.fill(conn, stop - start, start=start, progress=bar.update)

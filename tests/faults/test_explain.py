@@ -17,6 +17,7 @@ import pytest
 from damage import run_sql
 from engines import LIBRARIES, Run, as_fetch, build, opened
 from patience import HANGING_S
+from related_rows import related_rows
 from sampling import sampled
 
 from abathur_nb.config.settings import Settings
@@ -56,6 +57,9 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
             await fill(conn, ROWS)
 
     asyncio.run(fill_it())
+    with opened("sqlite3", path) as run:
+        for statement in related_rows(ROWS):
+            run(statement)
     return path
 
 
