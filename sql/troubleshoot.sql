@@ -26,10 +26,6 @@ FROM sqlite_master AS tables, pragma_table_info(tables.name) AS columns
 WHERE tables.type = 'table' AND tables.sql NOT LIKE '%without%rowid%' AND columns.pk
 GROUP BY tables.name;
 
--- name: violations
--- The number of broken references of each table.
-SELECT "table", count(*) AS number FROM pragma_foreign_key_check GROUP BY "table";
-
 -- name: has_statistics
 -- Whether ANALYZE was ever run.
 SELECT count(*) FROM sqlite_master WHERE name = 'sqlite_stat1';

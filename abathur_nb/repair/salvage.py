@@ -127,8 +127,6 @@ def _copy(path: Path, folder: Path) -> tuple[Path, str]:
     By another process, as closing the file would drop the locks that this one holds on it through SQLite.
     """
     before, copy = _state(path), folder / path.name
-    if str(path) not in before:
-        raise RefusedError(f"{path} is empty", "restore a backup")
     done = subprocess.run(["cp", "--", *before, str(folder)], capture_output=True, text=True, check=False)  # noqa: S603, S607
     if done.returncode:
         raise RefusedError(f"{path} could not be copied: {done.stderr.strip()}", f"make room in {folder.parent}")

@@ -15,6 +15,7 @@ from abathur_nb.store.schema import (
     SCHEMA_VERSION,
     Differences,
     SchemaObject,
+    build_schema,
     column_checks,
     expected_columns,
     expected_objects,
@@ -72,17 +73,10 @@ class Step(NamedTuple):
 MARKS = (Step(f"PRAGMA application_id = {APPLICATION_ID}"), Step(f"PRAGMA user_version = {SCHEMA_VERSION}"))
 
 
-def _model() -> sqlite3.Connection:
-    conn = sqlite3.connect(":memory:")
-    for found in expected_objects().values():
-        conn.execute(found.sql)
-    return conn
-
-
 @cache
 def _references(table: str) -> tuple[tuple[str, str, str], ...]:
     """Return each column of a table that refers to another table, with that and its column."""
-    with closing(_model()) as conn:
+    with closing(build_schema()) as conn:
         return tuple(conn.execute(load_queries("troubleshoot.sql")["references"].sql, (table,)))
 
 
@@ -230,7 +224,7 @@ def _renamed(table: str, sql: str) -> dict[str, str]:
 async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list[str]:
     """Name the rows that a unique index among ``names``, or of a table, can't hold, by sql/ or as it is. Read-only."""
     unique, found = load_queries("troubleshoot.sql")["unique"].sql, list[str]()
-    with closing(_model()) as ours:
+    with closing(build_schema()) as ours:
         keys = {*ours.execute(unique), *map(tuple, await conn.execute_fetchall(unique))}
     for table, columns, given in sorted({key[1:] for key in keys if {*key[:2]} & {*names}}):
         rows = await conn.execute_fetchall(
@@ -285,7 +279,7 @@ async def rebuild_table(
 
 def _fits(index: SchemaObject) -> bool:
     """Return whether an index can be made on the tables of ``sql/``."""
-    with closing(_model()) as conn, suppress(sqlite3.Error):
+    with closing(build_schema()) as conn, suppress(sqlite3.Error):
         conn.execute(index.sql)
         return True
     return False

@@ -17,7 +17,6 @@ from abathur_nb.repair.quarantine import affected, put_back_rows, write_quaranti
 from abathur_nb.repair.salvage import SALVAGED, rescue, salvage, salvage_path
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import SIDE_FILES, bound, connect, explain_error, open_for_change, pragma, run_to_end
-from abathur_nb.store.sql import load_queries
 from abathur_nb.store.target import identify, journal_of, wanted
 from abathur_nb.store.values import add_functions
 from abathur_nb.text import counted
@@ -165,7 +164,7 @@ async def _repair(found: Diagnosis, settings: Settings, done: list[Check]) -> No
 async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
     """Run the statements of the plan, all or none; raise RefusedError if they no longer mean what was shown."""
     kept: Path | None = None
-    path, violations = settings.db_path, load_queries("troubleshoot.sql")["violations"].sql
+    path = settings.db_path
     async with open_for_change(path, settings.busy_timeout_ms) as conn:
         await add_functions(conn)
         await bound(conn, path, timed=False)  # what is stopped halfway would never be repaired
@@ -174,7 +173,6 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
         try:
             await conn.execute_fetchall("BEGIN IMMEDIATE")
             same = await pragma(conn, "schema_version") == found.schema
-            before = sum(row["number"] for row in await conn.execute_fetchall(violations))
             if found.changes:
                 kept, digest = await write_quarantine(settings, affected(conn, [change for change, _ in found.changes]))
                 same &= digest == found.changed
@@ -186,10 +184,6 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
                     changed = f"{step.sql} changed {counted(cursor.rowcount, 'row')}, not {step.rows:,}"
                     raise RefusedError(f"{changed}: nothing was repaired", "look at it again")
                 await cursor.close()
-            after = sum(row["number"] for row in await conn.execute_fetchall(violations))
-            if after > before:
-                worse = f"{counted(after, 'reference')} without a row after the repair, {before:,} before"
-                raise RefusedError(f"{worse}: nothing was repaired", "restore a backup")
             await run_to_end(conn.execute_fetchall("COMMIT"))
         except BaseException:
             if conn.in_transaction and kept:

@@ -62,7 +62,7 @@ def expected_objects() -> Mapping[str, SchemaObject]:
 
     SQLite's own objects (named ``sqlite_…``) are left out.
     """
-    with closing(_build()) as conn:
+    with closing(build_schema()) as conn:
         rows = conn.execute(load_queries("inspect.sql")["schema"].sql)
         return MappingProxyType({row[1]: SchemaObject(*row) for row in rows})
 
@@ -76,7 +76,7 @@ def expected_tables() -> tuple[str, ...]:
 @cache
 def expected_seeds() -> tuple[SeedRow, ...]:
     """Return what the seed file writes, read back from a database in memory."""
-    with closing(_build()) as conn:
+    with closing(build_schema()) as conn:
         for statement in statements(SEED_FILE):
             conn.execute(statement)
         rows = conn.execute(f"SELECT {', '.join(SeedRow._fields)} FROM memory_entries ORDER BY id")
@@ -91,7 +91,7 @@ def expected_columns(table: str) -> tuple[Column, ...]:
 @cache
 def _columns() -> dict[str, tuple[Column, ...]]:
     query = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?) ORDER BY cid'
-    with closing(_build()) as conn:  # once for all tables: each build takes milliseconds
+    with closing(build_schema()) as conn:  # once for all tables: each build takes milliseconds
         return {
             table: tuple(Column(name, kind, bool(must), bool(key)) for name, kind, must, key in rows)
             for table in expected_tables()
@@ -118,7 +118,8 @@ def column_checks(table: str) -> tuple[ColumnCheck, ...]:
     return tuple(checks)
 
 
-def _build() -> sqlite3.Connection:
+def build_schema() -> sqlite3.Connection:
+    """Return an empty database in memory with the schema of ``sql/``."""
     conn = sqlite3.connect(":memory:")
     for filename in DDL_FILES:
         for statement in statements(filename):
