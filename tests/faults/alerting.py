@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,15 +38,6 @@ from faults.experiments import BrokenHarnessError, Result
 _TELLS_WITHIN = HANGING_S  # for an alert to fire or to resolve
 _POLL = 0.2  # seconds
 _MAX_WAL_MB = 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Trouble:
-    """Name an alert, what brings it about, and what repairs that."""
-
-    alert: str
-    make: Callable[[Settings], object]
-    repair: Callable[[Settings], object]
 
 
 def _grow_wal(settings: Settings) -> None:
@@ -77,55 +68,48 @@ def _away(settings: Settings) -> Path:
     return settings.db_path.with_name("away.db")
 
 
-# Repaired in this order: the database comes back before anything is done with it.
-_TROUBLES = (
-    _Trouble(
-        "AbathurDatabaseUnreadable",
-        lambda settings: settings.db_path.rename(_away(settings)),
-        lambda settings: _away(settings).rename(settings.db_path),
-    ),
-    _Trouble("AbathurWalLarge", _grow_wal, _empty_wal),
-    _Trouble("AbathurBackupOld", lambda settings: shutil.rmtree(settings.backup_dir), _back_up),
-    _Trouble("AbathurValidationOld", lambda settings: shutil.rmtree(settings.archive_dir), _validate),
-)
+# By alert what brings it about and what repairs that, in this order: the database comes back before all else.
+_TROUBLES: dict[str, tuple[Callable[[Settings], object], Callable[[Settings], object]]] = {
+    "AbathurDatabaseUnreadable": (lambda s: s.db_path.rename(_away(s)), lambda s: _away(s).rename(s.db_path)),
+    "AbathurWalLarge": (_grow_wal, _empty_wal),
+    "AbathurBackupOld": (lambda s: shutil.rmtree(s.backup_dir), _back_up),
+    "AbathurValidationOld": (lambda s: shutil.rmtree(s.archive_dir), _validate),
+}
 
 
-@dataclass(frozen=True, slots=True)
-class AlertSweep:
-    """Bring about every trouble at once, then repair all, and count the alerts that fire and then resolve."""
-
-    title: str
-
-    def run(self, folder: Path, _every: int, _seed: int) -> Result:
-        """Count an alert as survived if Prometheus told of it, and then that it is over."""
-        result, started = Result(self.title), time.monotonic()
-        names = [trouble.alert for trouble in _TROUBLES]
-        settings = resolve("development", db_path=folder / "data" / "abathur.db")
-        settings = replace(settings, max_wal_mb=_MAX_WAL_MB)
-        asyncio.run(nb.initialize_database(settings)).raise_for_failures()
-        for settle in (_back_up, _validate):
-            settle(settings)
-        with _prometheus(settings, folder) as host:
-            host.measure()
-            host.scrape_once()
-            if host.firing:
-                raise BrokenHarnessError(f"of a healthy database it tells {', '.join(sorted(host.firing))}")
-            for trouble in reversed(_TROUBLES):
-                trouble.make(settings)
-            host.scrape_once()  # of the file that is as it was
-            result.control, result.control_damaged = len(names), len(set(names) - host.firing)
-            result.injected, result.struck = len(names), len(set(names) & _fires(settings))
-            host.measure()
-            fired = host.wait_for(lambda: host.firing >= set(names)) & set(names)
-            for trouble in _TROUBLES:
-                trouble.repair(settings)
-            host.measure()
-            left = host.wait_for(lambda: not host.firing & set(names))
-        result.survived = len(fired - left)
-        result.harms += [f"{name}: it never fired" for name in names if name not in fired]
-        result.harms += [f"{name}: it never resolved" for name in names if name in left]
-        result.seconds = time.monotonic() - started
-        return result
+def alerts(folder: Path, _every: int, _seed: int) -> Result:
+    """Bring about every trouble at once, then repair all; count the alerts that fire and then are over."""
+    result, started = (
+        Result("troubles that a Prometheus on loopback tells of, and then that they are over"),
+        time.monotonic(),
+    )
+    names = list(_TROUBLES)
+    settings = resolve("development", db_path=folder / "data" / "abathur.db")
+    settings = replace(settings, max_wal_mb=_MAX_WAL_MB)
+    asyncio.run(nb.initialize_database(settings)).raise_for_failures()
+    for settle in (_back_up, _validate):
+        settle(settings)
+    with _prometheus(settings, folder) as host:
+        host.measure()
+        host.scrape_once()
+        if host.firing:
+            raise BrokenHarnessError(f"of a healthy database it tells {', '.join(sorted(host.firing))}")
+        for make, _ in reversed(_TROUBLES.values()):
+            make(settings)
+        host.scrape_once()  # of the file that is as it was
+        result.control, result.control_damaged = len(names), len(set(names) - host.firing)
+        result.injected, result.struck = len(names), len(set(names) & _fires(settings))
+        host.measure()
+        fired = host.wait_for(lambda: host.firing >= set(names)) & set(names)
+        for _, repair in _TROUBLES.values():
+            repair(settings)
+        host.measure()
+        left = host.wait_for(lambda: not host.firing & set(names))
+    result.survived = len(fired - left)
+    result.harms += [f"{name}: it never fired" for name in names if name not in fired]
+    result.harms += [f"{name}: it never resolved" for name in names if name in left]
+    result.seconds = time.monotonic() - started
+    return result
 
 
 def _fires(settings: Settings) -> set[str]:
@@ -259,6 +243,3 @@ def _ready(address: str) -> None:
 def _ask(address: str) -> Any:
     with urlopen(address, timeout=HANGING_S) as answer:  # noqa: S310 - on loopback
         return json.load(answer)
-
-
-ALERT_SWEEPS = {"alerts": AlertSweep("troubles that a Prometheus on loopback tells of, and then that they are over")}

@@ -6,23 +6,115 @@ those, as a rule to half, proves nothing, and is called broken.
 """
 
 import argparse
+import asyncio
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
-from faults.alerting import ALERT_SWEEPS, AlertSweep
-from faults.experiments import BrokenHarnessError, Result
-from faults.sweeps import SWEEPS as INITIALIZATIONS
-from faults.sweeps import Sweep
-from faults.tampering import TAMPERING_SWEEPS, ArchiveSweep
+from tqdm import tqdm
 
+from faults.alerting import alerts
+from faults.beside import copy_beside, look_inside, restore_beside, split
+from faults.choices import choose, drills, refusals
+from faults.experiments import BrokenHarnessError, Experiment, Outcome, Place, Planner, Result, drawn, initialize
+from faults.initializations import RACERS, races, random_kills, state
+from faults.logs import look_at_damage, look_beside
+from faults.operations import OPERATIONS, prepare
+from faults.runs import kills_of_runs
+from faults.spoiling import damage_one, two_backups
+from faults.strikes import strikes
+from faults.tampering import flips, tamperings
+from faults.verdicts import look_at, schema_mutations
+
+_WORKERS = 2
+_KILL = "signal=KILL"
 _HEAD = ("sweep", "faults injected", "struck", "survived", "control (naive): damaged of injected", "verdict")
 _SHOWN = 20
-SWEEPS: Mapping[str, Sweep | ArchiveSweep | AlertSweep] = {**INITIALIZATIONS, **TAMPERING_SWEEPS, **ALERT_SWEEPS}
+
+
+def _sweep(
+    title: str, plan: Planner, folder: Path, every: int, seed: int, *, racers: int = 0, blunt: float = 0.5
+) -> Result:
+    """Run every n-th experiment, first on what must survive it, then on the control.
+
+    ``racers`` processes take part in each, where that is to be counted; of the control over the share ``blunt`` must
+    come to harm.
+    """
+    result, started = Result(title, blunt=blunt), time.monotonic()
+    _warm_up(Place(folder / "warm-up"))
+    for outcome in _outcomes(title, plan("sound", every, seed, folder), folder / "sound"):
+        result.experiments += 1
+        result.injected += outcome.injected
+        result.struck += outcome.struck
+        result.survived += 0 if outcome.harm else outcome.struck
+        result.harms += [outcome.harm] if outcome.harm else []
+    for outcome in _outcomes(f"{title}, naive", plan("naive", every, seed, folder), folder / "naive"):
+        result.control += 1
+        result.control_damaged += bool(outcome.harm)
+    if racers:
+        result.title = f"{result.experiments * racers:,} {title}"
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def _outcomes(title: str, experiments: list[Experiment], folder: Path) -> Iterable[Outcome]:
+    # Forked, so that each victim starts with everything imported; no thread is alive at that time.
+    with ProcessPoolExecutor(_WORKERS, mp_context=get_context("fork")) as pool:
+        done = pool.map(_conduct, experiments, (folder / f"{n}" for n in range(len(experiments))))
+        yield from tqdm(done, title, len(experiments), file=sys.stderr, leave=False)
+
+
+def _warm_up(place: Place) -> None:
+    """Fill the caches of this process, which every victim inherits: what it does once takes longer than the rest."""
+    asyncio.run(initialize(place.db))
+    if (found := state(place)) != "complete":
+        raise BrokenHarnessError(f"undisturbed, initialize_database leaves a database that is {found}")
+
+
+def _conduct(experiment: Experiment, folder: Path) -> Outcome:
+    try:
+        return experiment(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+SWEEPS: dict[str, Callable[[Path, int, int], Result]] = {
+    "kill": partial(_sweep, "SIGKILL at each mutating call", strikes(_KILL, "init", "init again")),
+    "random": partial(_sweep, "SIGKILL at random moments", random_kills),
+    "race": partial(_sweep, f"racing processes, {RACERS} at once, half of them killed", races, racers=RACERS),
+    "enospc": partial(_sweep, "ENOSPC at each mutating call", strikes("error=ENOSPC", "init", "init again")),
+    "eio": partial(_sweep, "EIO at each mutating call", strikes("error=EIO", "init", "init again")),
+    **{
+        f"{word}-{name}": partial(_sweep, f"{what} at each mutating call, {operation.title}", strikes(effect, name))
+        for word, what, effect in (("kill", "SIGKILL", _KILL), ("full", "ENOSPC", "error=ENOSPC"))
+        for name, operation in OPERATIONS.items()
+        if not name.startswith("init")
+    },
+    "hot": partial(_sweep, "backups beside a hot writer", drawn(copy_beside, 500), blunt=0.3),
+    "crowded": partial(_sweep, "restores beside a stale log and open readers", drawn(restore_beside, 200, prepare)),
+    "split": partial(_sweep, "files removed or replaced under an open store", drawn(split, 100)),
+    "spoilt": partial(_sweep, "a backup damaged in one place", drawn(damage_one, 1000, two_backups)),
+    "locks": partial(_sweep, "looks from inside a transaction's process", drawn(look_inside, 60)),
+    "logs": partial(_sweep, "ten looks each at a sound log beside a writer", drawn(look_beside, 50, None), blunt=0.3),
+    "torn": partial(_sweep, "a log damaged in one place", drawn(look_at_damage, 100, None), blunt=0.3),
+    "choice": partial(_sweep, "backups of which the newest is to be restored", drawn(choose, 200)),
+    "drills": partial(_sweep, "drills and restorations between page sizes", drills),
+    "refused": partial(_sweep, "refusals, which change nothing", refusals),
+    "mutated": partial(_sweep, "an object of the schema changed", schema_mutations),
+    # The control must be alarmed each time.
+    "good": partial(_sweep, "good databases, none of which may raise an alarm", drawn(look_at, 100), blunt=0.99),
+    "runs": partial(_sweep, "runs killed at random moments", kills_of_runs),
+    "flip": partial(_sweep, "a byte of an archive flipped", flips),
+    "tamper": partial(_sweep, "an archive tampered with otherwise", tamperings),
+    "alerts": alerts,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +154,7 @@ def _run(sweeps: Mapping[str, int], seed: int) -> list[Result]:
         folder = Path(name).resolve()
         os.environ["HOME"] = str(folder)
         for sweep, every in sweeps.items():
-            results.append(SWEEPS[sweep].run(folder / sweep, every, seed))
+            results.append(SWEEPS[sweep](folder / sweep, every, seed))
             print(f"{results[-1].title}: {results[-1].verdict}, {results[-1].seconds:.0f} s", file=sys.stderr)
     return results
 

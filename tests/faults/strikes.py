@@ -24,7 +24,7 @@ from faults.experiments import (
     initialize,
     settings_of,
 )
-from faults.judge import harm_of
+from faults.initializations import harm_of
 from faults.operations import OPERATIONS, prepare
 from faults.victim import Call, Ending, calls_within, injected_within, run_undisturbed, traced
 

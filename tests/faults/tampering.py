@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -17,7 +17,7 @@ from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, Record, read_run
 from abathur_nb.evidence.statement import envelope
 from abathur_nb.evidence.verify import verify_archive
-from faults.experiments import BrokenHarnessError, Result
+from faults.experiments import BrokenHarnessError, Experiment, Outcome, settings_of
 from faults.spoiling import cut, flip, lengthen, link, pipe
 
 _FILES = (STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT)
@@ -209,39 +209,42 @@ def _by_own_hashes(archive: Path, _: Path) -> bool:
     return False
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveSweep:
-    """Name a sweep over an archive: the tamperings, how often each is tried, and a control that finds too little."""
+def flips(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
+    """Return the experiments: each flips a byte of an archive; by names and sizes the control finds none."""
+    return _plan(name, (_flip,), range(seed % every, 1000, every), seed, folder)
 
-    title: str
-    tamperings: Sequence[Callable[[Tampering], None]]
-    rounds: int
-    control: Callable[[Path, Path], bool]
 
-    def run(self, folder: Path, every: int, seed: int) -> Result:
-        """Tamper with a fresh copy of one archive in every n-th round, and see whether ``verify`` finds it."""
-        result, started = Result(self.title), time.monotonic()
-        settings = resolve("development", db_path=folder / "data" / "abathur.db")
-        sound, copy = make_archive(settings), folder / "tampered" / "runs"
-        if not verify_archive(sound).ok:
-            raise BrokenHarnessError("verify fails an archive that nobody has tampered with")
-        for number in range(seed % every, self.rounds, every):
-            for tampering in self.tamperings:
-                random = Random(f"{seed}-{number}-{tampering.__name__}")  # noqa: S311 - to be repeatable
-                shutil.copytree(sound, copy)
-                tampering(Tampering(copy, settings, random))
-                result.experiments += 1
-                result.injected += 1
-                result.struck += _content(copy) != _content(sound)
-                if verify_archive(copy).ok:
-                    result.harms.append(f"not found: {tampering.__name__.strip('_')}, seed {seed}-{number}")
-                else:
-                    result.survived += 1
-                result.control += 1
-                result.control_damaged += not self.control(copy, sound)
-                shutil.rmtree(copy.parent)
-        result.seconds = time.monotonic() - started
-        return result
+def tamperings(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
+    """Return the experiments: each does something else to an archive; the control knows no ledger."""
+    return _plan(name, TAMPERINGS, range(seed % every, 20, every), seed, folder)
+
+
+def _plan(
+    name: str, chosen: Sequence[Callable[[Tampering], None]], rounds: range, seed: int, folder: Path
+) -> list[Experiment]:
+    settings = settings_of(folder / name / "data" / "abathur.db")
+    sound = make_archive(settings)
+    if not verify_archive(sound).ok:
+        raise BrokenHarnessError("verify fails an archive that nobody has tampered with")
+    return [
+        partial(_tamper, name, settings.db_path, sound, f"{seed}-{n}", tampering)
+        for n in rounds
+        for tampering in chosen
+    ]
+
+
+def _tamper(
+    name: str, db: Path, sound: Path, seed: str, tampering: Callable[[Tampering], None], folder: Path
+) -> Outcome:
+    copy = folder / "tampered" / "runs"
+    shutil.copytree(sound, copy)
+    tampering(Tampering(copy, settings_of(db), Random(f"{seed}-{tampering.__name__}")))  # noqa: S311 - to be repeatable
+    if name == "sound":
+        found = not verify_archive(copy).ok
+    else:
+        found = (_by_names_and_sizes if tampering is _flip else _by_own_hashes)(copy, sound)
+    harm = "" if found else f"not found: {tampering.__name__.strip('_')}, seed {seed}"
+    return Outcome(1, int(_content(copy) != _content(sound)), harm)
 
 
 def _content(archive: Path) -> dict[Path, tuple[bool, bytes]]:
@@ -249,9 +252,3 @@ def _content(archive: Path) -> dict[Path, tuple[bool, bytes]]:
     return {
         path.relative_to(archive): (path.is_symlink(), path.read_bytes() if path.is_file() else b"") for path in found
     }
-
-
-TAMPERING_SWEEPS = {
-    "flip": ArchiveSweep("a byte of an archive flipped", (_flip,), 1000, _by_names_and_sizes),
-    "tamper": ArchiveSweep("an archive tampered with otherwise", TAMPERINGS, 20, _by_own_hashes),
-}
