@@ -355,6 +355,7 @@ def firing(found: Snapshot, settings: Settings) -> set[str]:
 
 
 def test_on_each_side_of_each_limit_both_judge_alike(database: Settings, tmp_path: Path) -> None:
+    database = replace(database, db_path=tmp_path / 'a b"quo\\te{{brace}}ünï' / "x.db")  # which is a label
     cases = {}
     for rule in JUDGED:
         for share in (-0.01, 0, 0.01):
@@ -408,12 +409,6 @@ def test_a_rule_waits_before_it_fires_and_one_fires_where_nobody_measures(databa
     fired_in_prometheus(prometheus_rules(database), cases, tmp_path)
 
 
-def test_promtool_takes_the_rules_whatever_the_path_is(tmp_path: Path) -> None:
-    settings = resolve("development", db_path=tmp_path / 'a b"quo\\te{{brace}}ünï' / "x.db")
-    found = snapshot(settings, JUDGED[0])
-    fired_in_prometheus(prometheus_rules(settings), {"one": ([*series(found)], {JUDGED[0].name})}, tmp_path)
-
-
 def test_a_critical_alert_fails_where_the_settings_say_so_and_warns_elsewhere(database: Settings) -> None:
     assert (resolve("development").alerts_fail, resolve("production").alerts_fail) == (False, True)
     for rule in JUDGED:
@@ -445,24 +440,17 @@ def test_the_command_prints_what_prometheus_loads_with_the_limits_of_the_environ
 # --- what Prometheus collects is what was measured, whole or not at all, and says so where nothing could be
 
 
-async def test_promtool_has_nothing_to_say_of_the_metrics(database: Settings) -> None:
-    run_sql(database.db_path, *ROWS)
+async def test_promtool_has_nothing_to_say_of_the_metrics_whatever_the_names_are(database: Settings) -> None:
+    row = "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES ('{}', 'k', '{{}}', 'semantic')"
+    names = ('a:"} 9\nabathur_up 0', "a:\\", "a:\u202e", "a:{{x}}")
+    run_sql(database.db_path, *ROWS, *(row.format(name) for name in names))
     with untouched(database.db_path):
         text = metrics(database)
     assert promtool("check", "metrics", given=text) == ""
     assert set(parsed(text)) == set(GAUGES)
     assert parsed(text)["abathur_up"] == {"": 1}
+    assert len(parsed(text)["abathur_namespace_rows"]) == 3 + 1 + 4
     assert f'database="{database.db_path}",env="development"' in text
-
-
-async def test_hostile_names_are_labels_and_nothing_else(database: Settings) -> None:
-    row = "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES (?, 'k', '{}', 'semantic')"
-    for name in ('a:"} 9\nabathur_up 0', "a:\\", "a:\u202e", "a:{{x}}"):
-        run_sql(database.db_path, row.replace("?", f"'{name}'"))
-    text = metrics(database)
-    assert promtool("check", "metrics", given=text) == ""
-    assert parsed(text)["abathur_up"] == {"": 1}
-    assert len(parsed(text)["abathur_namespace_rows"]) == 3 + 4
     with pytest.raises(AssertionError, match="no help text"):  # the control
         promtool("check", "metrics", given="abathur_up 1\n")
 
@@ -483,22 +471,16 @@ def test_the_file_is_replaced_whole_and_its_scratch_file_private(database: Setti
     assert list(folder.iterdir()) == [file]
 
 
-def test_where_it_cannot_be_written_the_cause_is_told_in_a_line(database: Settings, tmp_path: Path) -> None:
-    with tmpfs(tmp_path / "textfile", "nr_inodes=1") as folder:
-        done = command("metrics", "--db-path", str(database.db_path), "--output", str(folder / "abathur.prom"))
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert f"the disk of {folder} is full" in done.stderr
-
-
 @pytest.mark.parametrize("name", sampled(("x.txt", "no/where/x.prom", "folder.prom", "link.prom", ""), "link.prom"))
-async def test_an_output_that_nobody_would_collect_is_refused(name: str, database: Settings, tmp_path: Path) -> None:
+def test_an_output_that_nobody_would_collect_or_write_is_refused(name: str, database: Settings, tmp_path: Path) -> None:
     (tmp_path / "folder.prom").mkdir()
     (tmp_path / "target").write_text("kept")
     (tmp_path / "link.prom").symlink_to(tmp_path / "target")
-    done = command("metrics", "--db-path", str(database.db_path), "--output", str(tmp_path / name))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "--output: " in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    with tmpfs(tmp_path / "full", "nr_inodes=1") as full:
+        for place, words in ((tmp_path / name, "--output: "), (full / "x.prom", f"the disk of {full} is full")):
+            done = command("metrics", "--db-path", str(database.db_path), "--output", str(place))
+            assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+            assert words in done.stderr
     assert (tmp_path / "target").read_text() == "kept"
 
 
