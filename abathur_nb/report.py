@@ -1,4 +1,4 @@
-"""Check and Report: the one currency in which every verb of this package answers."""
+"""Check and Report: what every verb of this package returns."""
 
 import json
 import re

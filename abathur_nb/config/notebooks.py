@@ -62,7 +62,7 @@ NOTEBOOKS = {
         Notebook("explore"),
         Notebook("history", _ANY),
         Notebook("readiness", _ANY),
-        # after a fault; a typo in the path of a rollback would leave a record beside nothing
+        # after a fault; rollback needs a database: a typo in its path would leave a record where none is
         Notebook("troubleshoot", _ANY, changes_by=("repair",)),
         Notebook("restore", _ANY, changes_by=("apply",)),
         Notebook("rollback", ("refused", "absent"), changes_by=("apply",)),

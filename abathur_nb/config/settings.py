@@ -154,7 +154,7 @@ _Layer = dict[str, tuple[object, str]]  # a value by the name of its setting, an
 def environment_names() -> tuple[str, ...]:
     """Return the names of the environments: the three, then those that the settings file adds. Read-only.
 
-    What is wrong with the file ``resolve`` says.
+    ``resolve`` reports what is wrong with the file.
     """
     return tuple({**ENVIRONMENTS, **_read_environments([])})
 
@@ -166,7 +166,7 @@ def resolve(
     backup_dir: str | os.PathLike[str] | None = None,
     archive_dir: str | os.PathLike[str] | None = None,
 ) -> Settings:
-    """Settle which settings hold for ``env``. Reads the settings file; touches nothing else.
+    """Determine the settings of ``env``. Reads the settings file; touches nothing else.
 
     Strongest first: the arguments, ``ABATHUR_…`` variables, the file named by ``ABATHUR_CONFIG`` (or else
     ``~/.config/abathur/abathur.toml``), the environment's defaults. Raises ConfigurationError with every fault.
@@ -188,7 +188,7 @@ def resolve(
 
     values = {name: value for name, (value, _) in layers.items()}
     origins = {name: source for name, (_, source) in layers.items()}
-    # What is not a truth value is a fault of its own, and no path is blamed for what it was to allow.
+    # A value other than true or false is a fault of its own; no relative path is reported for it.
     relative_paths = values.get("relative_paths", False) is not False
     for name in _PATHS:
         if name in values:

@@ -118,7 +118,7 @@ async def _begin(conn: Connection, beside: Connection | None) -> Connection:
 async def file_checks(settings: Settings, *, unrepaired: str | None = None) -> tuple[Check, ...]:
     """Return every check of the database file, or one that says why it could not be opened. Read-only.
 
-    ``unrepaired`` is the remedy where the repair is: by default the command that shows its plan.
+    ``unrepaired`` is the remedy of a check without one of its own: by default the command that plans a repair.
     """
     remedy = repair_command(settings) if unrepaired is None else unrepaired
     found = await _file_checks(settings)
@@ -128,7 +128,7 @@ async def file_checks(settings: Settings, *, unrepaired: str | None = None) -> t
 async def _file_checks(settings: Settings) -> tuple[Check, ...]:
     path = settings.db_path
     lost = await asyncio.to_thread(strays_check, path)
-    if lost.failed:  # what is read meanwhile is a part of it, and SQLite may call that damaged
+    if lost.failed:  # the file at the path is only a part of the database, which SQLite may call damaged
         return (lost,)
     try:
         busy_ms, sync = settings.busy_timeout_ms, settings.synchronous
@@ -214,7 +214,7 @@ def _checked(conn: sqlite3.Connection, check: str, longest: int) -> list[str]:
 
 
 def _longest(conn: sqlite3.Connection, table: str = "") -> int:
-    """Return how long a value may be so that the values which SQLite holds for an index are as long as three."""
+    """Return how long a value may be, so that all that SQLite holds for one index take the memory of three."""
     computed = dict(conn.execute(load_queries("inspect.sql")["computed"].sql).fetchall())
     values = computed.get(table, 0) if table else max(computed.values(), default=0)
     return conn.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) * _COMPUTED // max(values, _COMPUTED)
@@ -227,7 +227,7 @@ def _of_others(message: str) -> bool:
 
 
 async def _integrity_by_table(conn: Connection, restore: str) -> Check:
-    """Check each table by itself, where an index computes what this process does not know, or beyond its bound."""
+    """Check each table by itself, because an index calls an unknown function, or takes more than its bound."""
     expected = f"{_SOUND} of each table"
     faults, unknown = await conn.apply(_check_by_table)
     if faults:
@@ -313,12 +313,12 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     """Name what is not of ``sql/``: an extra table or index warns, anything else fails."""
     ours, missing = expected_objects(), Differences.between(live, ("table",)).missing
     found = [one for name, one in live.items() if name not in ours or one.type != ours[name].type]
-    # Other tables and indexes, such as those of a replication tool, change nothing of ours; the rest, first, runs code.
+    # Extra tables and indexes, such as a replication tool's, do not change ours; the rest runs code, and comes first.
     found.sort(key=lambda one: (one.type in ("table", "index"), one.name))
     harmful = [one for one in found if one.type not in ("table", "index")]
-    renamed = [one.name for one in found if missing and one.type == "table"]  # which has all rows of a missing one
+    renamed = [one.name for one in found if missing and one.type == "table"]  # it may hold the rows of a missing one
     drops = in_the_way(live) if renamed else harmful or found
-    # A unique index, a reference or an unknown collation of it may refuse what the store writes.
+    # An extra unique index, reference or collation may refuse what the store writes.
     remedy = FIND_OUT if harmful else "find out who made it; if the store fails to write, or nobody needs it, drop it:"
     remedy += f" {shell_command(path, [_drop(one) for one in drops])}"
     if renamed:
@@ -354,7 +354,7 @@ def _drop(one: SchemaObject) -> str:
 
 
 def _one_line(sql: str) -> str:
-    # Behind a -- nothing may begin a line of its own. The DDL of an index holds no comment, which would hide its end.
+    # A line break would end a comment after --. The DDL of an index has no comment, which would hide the rest.
     return " ".join(sql.split())
 
 

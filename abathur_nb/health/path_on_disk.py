@@ -21,7 +21,7 @@ FILE_MODES = "file_modes"
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
 
 _ALL = os.R_OK | os.W_OK | os.X_OK  # of a directory: to force the names in it to the disk, it must be opened
-_LOG_S, _FRAMES_A_SECOND = 10, 10_000  # how long a look at the log may take, and how much a slow machine sums up
+_LOG_S, _FRAMES_A_SECOND = 10, 10_000  # the least time for a look at the log, and what a slow machine sums up
 
 
 def location_checks(settings: Settings) -> tuple[list[Check], bool]:
@@ -68,17 +68,17 @@ def _directory(settings: Settings) -> tuple[Check, bool]:
         return _judged("directory", None, expected.format(me), observed)
     found = os.lstat(folder)
     mode, mine = stat.S_IMODE(found.st_mode), found.st_uid == os.geteuid()
-    # Never the mode or the owner of a directory that serves others as well, such as /tmp or /etc.
-    # One that nobody else may use serves nobody else, even if it can't be listed.
+    # Propose no change of a directory that others use too, such as /tmp or /etc. Nobody else uses one of mode 0700,
+    # even if it can't be listed.
     own = _is_our_own(settings) or (mine and not mode & 0o077)
     another = f"take a directory of its own: -p db_path {quote(str(folder / 'abathur' / settings.db_path.name))}"
     chmod = f"chmod 700 {quote(str(folder))}" if own else another
     as_owner = init_as(settings, found.st_uid)
-    if mine:  # what its mode allows, a file system may not
+    if mine:  # the file system may forbid what the mode allows
         usable = ELSEWHERE if mode & 0o700 == 0o700 else chmod
     else:
         usable = f"{as_owner}; or change its owner: {install}" if own else another
-    # A shared directory lets others swap the files; one that only others can read is a lesser thing.
+    # Whoever may write to the directory can swap the files; that others may read it is a lesser fault.
     faults: list[tuple[bool, Severity | None, str]] = [
         (not stat.S_ISDIR(found.st_mode), "refuse", f"db_path: name a file in a directory, not {quote(str(folder))}"),
         (not os.access(folder, _ALL), "refuse", usable),
@@ -94,7 +94,7 @@ def _directory(settings: Settings) -> tuple[Check, bool]:
 
 
 def _above(settings: Settings) -> tuple[Check, bool]:
-    """Check the directories above the database's: who may rename what is in one of them can swap the database's."""
+    """Check the directories above the database's: whoever may rename an entry of one can swap the database."""
     folder, severity = settings.db_path.parent, settings.on_shared_directory
     trusted = {0, os.geteuid(), *([os.lstat(folder).st_uid] if os.path.lexists(folder) else [])}
     faults: dict[str, Severity] = {}
@@ -102,7 +102,7 @@ def _above(settings: Settings) -> tuple[Check, bool]:
     for above, entry in _way_to(folder):
         found = os.stat(above)
         if found.st_uid not in trusted:
-            # An owner outside of this user namespace may be root: it warns where a database may be tried out.
+            # An owner outside of this user namespace may be root: development only warns.
             unmapped = severity == "fail" and _is_unmapped(found.st_uid)
             worst, words = ("warn", ", who is not in this user namespace") if unmapped else (severity, "")
         elif writable_by_others(above):
@@ -118,7 +118,7 @@ def _above(settings: Settings) -> tuple[Check, bool]:
     return _judged(
         "directories_above",
         next((severity for severity in ranked if severity in faults.values()), None),
-        f"each belongs to {owners}, and nobody else may write to it: who renames one can swap the database",
+        f"each belongs to {owners}, and nobody else may write to it: whoever renames one can swap the database",
         "; ".join(faults) or f"as expected, from / to {folder.parent}",
         f"put the database below directories of root's or your own; to see each: namei -l {quote(str(folder))}",
     )
@@ -154,7 +154,7 @@ def _is_for_another(settings: Settings) -> bool:
     account = settings.service_account
     if account in ("", user_name(os.geteuid())):
         return False
-    uid = _uid_of(account)  # a trial on a machine of one's own has no such account and another path
+    uid = _uid_of(account)  # a machine for trials has no such account, and the path is another
     return settings.is_own_path if uid is None else uid != os.geteuid()
 
 
@@ -248,7 +248,7 @@ async def file_modes(path: Path) -> Check:
     listed = [name for name in (*found, str(path.parent)) if _has_access_list(Path(name))]
     shared = writable_by_others(path.parent)
     remedies = [f"chmod 600 {' '.join(map(quote, wrong))}"] if wrong else []
-    # The owner of a directory that serves others as well, such as /tmp, has no claim to it.
+    # The files in a shared directory, such as /tmp, need not belong to its owner.
     remedies += [give_to_owner(path, *strange)] if strange and not shared else []
     remedies += [f"chmod 700 {quote(str(path.parent))}"] if shared else []
     remedies += [f"setfacl -b {' '.join(map(quote, listed))}"] if listed and remedies else []
@@ -268,12 +268,12 @@ async def file_modes(path: Path) -> Check:
 
 
 async def file_names(path: Path) -> Check:
-    """Check that a database has one name: who opened it by another would not see this one's log. Read-only."""
+    """Check that a database has one name: a process that opens it by another does not see its log. Read-only."""
     count, quoted = os.lstat(path).st_nlink, quote(str(path))
     return Check.that(
         "file_names",
         count == 1,
-        expected="one name, because a database's log goes by its name",
+        expected="one name: SQLite finds the log of a database by its name",
         observed=f"{count} names (hard links)" if count > 1 else "one name",
         remedy=f'name all: find "$(stat -c %m {quoted})" -xdev -samefile {quoted}; see that nobody uses another one, '
         "and rm it; one in .abathur-init-… goes with the next init",
@@ -306,16 +306,16 @@ def _log_bytes(path: Path) -> int:
 def log_check(path: Path, seconds: int = 0) -> Check:
     """Check that the log is whole to its last commit; a connection must have read the database. Read-only.
 
-    It is skipped if it takes more than ``seconds``; without them it takes as long as the log is large. What is behind a
-    damaged frame, the first process that reads the log anew does not read, and the next writer overwrites. An
-    unfinished last transaction is normal; where damage looks like one, it warns.
+    It is skipped if it takes longer than ``seconds``; without that limit its time depends on the size of the log. What
+    follows a damaged frame is not read by the next process that opens the log, and the next writer overwrites it. An
+    unfinished last transaction is normal; where damage looks like one, the check warns.
     """
     size, quick = _log_bytes(path), bool(seconds)
     seconds = seconds or _LOG_S + size // 4096 // _FRAMES_A_SECOND
     found = ask("log", path, str(seconds)) if size else {"frames": 0, "read": 0, "torn": -1}
     expected = "each frame is as it was written, to the last commit"
     if found is None or found["torn"] == -2:
-        observed = f"could not tell: its frames were not summed up in {seconds} s"
+        observed = f"could not tell: the checksums of its frames were not summed up in {seconds} s"
         if quick or found is None:
             return Check("log", "skip", expected, observed)
         return Check("log", "error", expected, observed, "run this again when the machine is idle")

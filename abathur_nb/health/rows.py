@@ -64,7 +64,7 @@ def _rules(table: str) -> tuple[_Rule, ...]:
         json.add(column)
         # To parse what is too long may take twenty times its size.
         long, fault = TOO_LONG.format(column), FAULT.format(column)
-        # The size of what is too long, in one look at it: to ask twice would hold two copies.
+        # The size of what is too long, in one look at the value: SQLite holds a copy for each look.
         size = f"nullif(printf('%,d', max(length(CAST({column} AS BLOB)), {MAX_BYTES})), '{MAX_BYTES:,}')"
         reason = f"ifnull('expected at most {MAX_BYTES:,} bytes of JSON, found ' || {size}, {fault})"
         rules.append(_Rule(_JSON, table, column, f"NOT ({long} OR ({holds}))"))
@@ -170,7 +170,6 @@ def _rows_check(kind: str, count: int, broken: _Broken, unread: Mapping[str, str
     if missed and not found:
         observed = f"could not run: {'; '.join(missed)}"
         return Check(kind, "error", _KINDS[kind], observed, "first repair what the checks above name", name=name)
-    # The number without a unit: how many rows are broken is what a comparison of two runs is about.
     columns = ", ".join(f"{rule} × {number:,}" for rule, number, _ in found)
     fix = "keep a copy of these rows, then write what belongs there, or restore a backup"
     return Check.that(
@@ -205,7 +204,7 @@ async def names_check(conn: aiosqlite.Connection) -> Check:
 
 
 LEVELS = (50, 80)  # percent at which to warn
-TOLD_SIZE = f"{{:.1f}} % of {MAX_BYTES:,} bytes"
+OF_LIMIT = f"{{:.1f}} % of {MAX_BYTES:,} bytes"
 TRIM = (
     "see it in explore.ipynb; await db.sessions.trim_events(session_id, keep_last) removes its oldest events; of a"
     " state or metadata, keep the large values as memories (db.memory.add_memory)"
@@ -216,12 +215,12 @@ async def sizes_check(conn: aiosqlite.Connection) -> Check:
     """Return a check of the events, state and metadata of every session. Read-only."""
     low, high = (MAX_BYTES * level // 100 for level in LEVELS)
     rows = list(await conn.execute_fetchall(load_queries("inspect.sql")["large_sessions"].sql, {"bytes": low}))
-    noted = [f"{named_row(row[0], row[1])}: {row[2]}, {TOLD_SIZE.format(row[3] * 100 / MAX_BYTES)}" for row in rows]
+    noted = [f"{named_row(row[0], row[1])}: {row[2]}, {OF_LIMIT.format(row[3] * 100 / MAX_BYTES)}" for row in rows]
     counts = f"{len(rows):,} over {LEVELS[0]} %, {sum(row[3] > high for row in rows):,} over {LEVELS[1]} %"
     return Check.that(
         "session_sizes",
         not rows,
-        expected=f"events, state and metadata of at most {TOLD_SIZE.format(LEVELS[0])}, where an append is refused",
+        expected=f"events, state and metadata of at most {OF_LIMIT.format(LEVELS[0])}, where an append is refused",
         observed=f"{counts}; the largest is {noted[0]}" if rows else f"none is over {LEVELS[0]} %",
         remedy=TRIM,
         otherwise="warn",

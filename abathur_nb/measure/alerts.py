@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from abathur_nb.config.settings import Settings, resolve
-from abathur_nb.health.rows import LEVELS, TOLD_SIZE, TRIM
+from abathur_nb.health.rows import LEVELS, OF_LIMIT, TRIM
 from abathur_nb.report import Check, Status
 from abathur_nb.store.values import MAX_BYTES
 from abathur_nb.text import AHEAD_S, MB, SEE_CLOCK, Table, timestamp
@@ -122,7 +122,7 @@ _UNITS = {
     "days": ("{:,.1f} days", 86_400),
     "mb": ("{:,.0f} MB", MB),
     "ms": ("{:.3g} ms", 1e-3),
-    SESSION_BYTES: (TOLD_SIZE, MAX_BYTES / 100),
+    SESSION_BYTES: (OF_LIMIT, MAX_BYTES / 100),
     UP: ("{:.0f}", 1),
 }
 # Where a value must lie, where it lies when the rule fires, and the sign in PromQL.
