@@ -3,17 +3,17 @@
 import argparse
 import ast
 import math
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from abathur_nb.config.settings import read_file
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.files import open_regular
 from abathur_nb.report import Check
 from abathur_nb.text import did_you_mean, is_printable, printable, shown, url_fault
 
@@ -134,9 +134,12 @@ def check_parameters(declared: Mapping[str, Parameter], given: Mapping[str, obje
         if name in declared:
             faults.append(declared[name].fault(value))
         elif name not in _PAPERMILL_NAMES or not isinstance(value, str):
-            names = ", ".join(declared)
-            faults.append(f"parameter {shown(name)} is not declared ({names}){did_you_mean(name, declared)}")
+            faults.append(_undeclared(shown(name), name, declared))
     return [fault for fault in faults if fault]
+
+
+def _undeclared(words: str, name: str, declared: Collection[str]) -> str:
+    return f"parameter {words} is not declared ({', '.join(declared)}){did_you_mean(name, declared)}"
 
 
 def literal_assignments(tree: ast.Module) -> Iterator[tuple[str, Any, ast.expr | None]]:
@@ -166,11 +169,6 @@ _LARGEST = 65_536  # bytes of a file of parameters
 _TRUTHS = {"True": True, "False": False}
 _YAML_TRUTHS = {**_TRUTHS, "true": True, "false": False}
 _YAML_NULLS = ("null", "Null", "NULL", "~", "")
-_YAML_KINDS = {
-    "AliasEvent": "an alias in it",
-    "MappingStartEvent": "a mapping in it",
-    "SequenceStartEvent": "a list in it",
-}
 _WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 
@@ -186,18 +184,6 @@ class Given:
     text: str
     origin: str
     form: Literal["argument", "plain", "quoted"] = "argument"
-
-
-def read_file(where: str, path: Path, most: int) -> bytes:
-    """Return the content of a small regular file; raise ConfigurationError for any other. Never waits, as at a FIFO."""
-    try:
-        with open_regular(path, follow=True) as file:
-            content = file.read(most + 1)
-    except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
-        raise ConfigurationError(f"{where}: cannot be read: {getattr(error, 'strerror', error)}") from None
-    if len(content) > most:
-        raise ConfigurationError(f"{where}: expected at most {most:,} bytes, found more")
-    return content
 
 
 def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
@@ -241,7 +227,7 @@ def _from_yaml(origin: str, path: Path) -> list[Given]:
     scalars: list[yaml.ScalarEvent] = []
     for event in inner[1:]:
         if not isinstance(event, yaml.ScalarEvent):
-            odd = odd or _YAML_KINDS.get(type(event).__name__, "more than one document")
+            odd = odd or "a list, a mapping, an alias or a second document in it"
         elif event.tag or event.anchor:
             odd = odd or f"a tag or an anchor at {shown(event.value)}"
         else:
@@ -257,8 +243,7 @@ def _from_yaml(origin: str, path: Path) -> list[Given]:
 def faults_of_names(given: Collection[Given], declared: Collection[str]) -> list[str]:
     """Return a fault for each name that no notebook declares."""
     return [
-        f"parameter {shown(value.name)} (from {value.origin}) is not declared ({', '.join(declared)})"
-        f"{did_you_mean(value.name, declared)}"
+        _undeclared(f"{shown(value.name)} (from {value.origin})", value.name, declared)
         for value in given
         # The environment says which archive keeps a run, whether the notebook declares it or not.
         if value.name not in declared and value.origin != "--env"
@@ -305,14 +290,6 @@ def _value(parameter: Parameter, given: Given) -> object:
     if not _DECIMAL.fullmatch(text):
         raise ValueError("a number in plain digits, with a decimal point if need be")
     return kind(text)
-
-
-def read_seconds(name: str, text: str | None, faults: list[str]) -> float | None:
-    """Return a number of seconds, None if none was given, or add what is wrong with it to ``faults``."""
-    if text is None or (_DECIMAL.fullmatch(text) and 0 < float(text) < math.inf):
-        return None if text is None else float(text)
-    faults.append(f"{name}: expected a number of seconds above 0, found {shown(text)}")
-    return None
 
 
 # --- the guard
@@ -389,12 +366,11 @@ def _is_one_value(text: str) -> bool:
 
 def _is_scheduled(tree: ast.Module) -> bool:
     """Return whether jupyter-scheduler injected this: nothing but assignments, in the directory where it runs."""
-    try:
-        parts = os.getcwd().split("/")  # noqa: PTH109
-    except OSError:
+    if not tree.body or not all(isinstance(statement, ast.Assign | ast.AnnAssign) for statement in tree.body):
         return False
-    assigns = all(isinstance(statement, ast.Assign | ast.AnnAssign) for statement in tree.body)
-    return _STAGING in parts and bool(tree.body) and assigns
+    with suppress(FileNotFoundError):  # the working directory may be gone
+        return _STAGING in Path.cwd().parts
+    return False
 
 
 class _Guard:

@@ -35,6 +35,19 @@ _CONFIG = "~/.config/abathur/abathur.toml"
 _NAME_MAX, _PATH_MAX = 247, 475
 _FILE_MAX = 65_536  # bytes; a settings file has a few hundred
 
+
+def read_file(where: str, path: Path, most: int) -> bytes:
+    """Return the content of a small regular file; raise ConfigurationError for any other. Never waits, as at a FIFO."""
+    try:
+        with open_regular(path, follow=True) as file:
+            content = file.read(most + 1)
+    except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
+        raise ConfigurationError(f"{where}: cannot be read: {getattr(error, 'strerror', error)}") from None
+    if len(content) > most:
+        raise ConfigurationError(f"{where}: expected at most {most:,} bytes, found more")
+    return content
+
+
 Severity = Literal["warn", "fail", "refuse"]
 
 

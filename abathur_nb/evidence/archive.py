@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from abathur_nb.config.parameters import Parameter, declared_parameters, literal_assignments, read_file
-from abathur_nb.config.settings import Settings, resolve
+from abathur_nb.config.parameters import Parameter, declared_parameters, literal_assignments
+from abathur_nb.config.settings import Settings, read_file, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import refuse_secrets, sha256, tilde, unsealed
 from abathur_nb.evidence.ledger import RUN_ID, append, require_no_line

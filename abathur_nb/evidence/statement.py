@@ -5,6 +5,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
@@ -46,17 +47,15 @@ def signer(settings: Settings) -> "Ed25519PrivateKey | None":
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     passphrase = settings.signing_key_passphrase
-    try:
+    key: object = None
+    with suppress(TypeError, ValueError, UnsupportedAlgorithm):  # TypeError: a passphrase too many, or missing
         key = load_pem_private_key(content, passphrase.encode(errors="surrogateescape") or None)
-    except TypeError:  # one is given and not wanted, or the reverse
-        state, remedy = ("not encrypted", "leave out") if passphrase else ("encrypted", "set")
-        raise ConfigurationError(f"{where}: {path} is {state}: {remedy} signing_key_passphrase") from None
-    except (ValueError, UnsupportedAlgorithm):
-        opened = "that signing_key_passphrase opens" if passphrase else "in a PEM file (PKCS8)"
-        raise ConfigurationError(f"{where}: expected an ed25519 key {opened}, found none in {path}") from None
     if not isinstance(key, Ed25519PrivateKey):
+        name = "signing_key_passphrase"
+        opened = f"encrypted with {name}" if passphrase else f"not encrypted (or set {name})"
         made = f"openssl genpkey -algorithm ed25519 -out {quote(str(path))}"
-        raise ConfigurationError(f"{where}: expected an ed25519 key, found another kind in {path}; {made} makes one")
+        expected = f"expected an ed25519 key in a PEM file (PKCS8), {opened}"
+        raise ConfigurationError(f"{where}: {expected}, found none in {path}; {made} makes one")
     return key
 
 
@@ -81,10 +80,9 @@ def _public_key(name: str) -> "Ed25519PublicKey":
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    try:
+    key: object = None
+    with suppress(ValueError, UnsupportedAlgorithm):
         key = load_pem_public_key(content)
-    except (ValueError, UnsupportedAlgorithm):
-        key = None
     if not isinstance(key, Ed25519PublicKey):
         made = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem"
         raise ConfigurationError(f"--key: expected a public ed25519 key (PEM), found none in {path}; {made} makes one")

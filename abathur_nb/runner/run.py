@@ -2,16 +2,18 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from abathur_nb.config.parameters import faults_of_names, read_given, read_seconds, values_for
+from abathur_nb.config.parameters import faults_of_names, read_given, values_for
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.evidence.archive import ADDED, Source, cell_id, keep, lapses, prepared, read_source
@@ -43,7 +45,7 @@ from abathur_nb.evidence.run import (
 from abathur_nb.evidence.statement import signer
 from abathur_nb.files import UNFINISHED, in_words, read_regular
 from abathur_nb.runner.execution import Around, Ending, Stop, execute, signals_noted
-from abathur_nb.text import printable
+from abathur_nb.text import printable, shown
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient
@@ -79,6 +81,14 @@ def command(arguments: argparse.Namespace) -> int:
             if code := _run(source, values, settings, limits, stop, html=not arguments.no_html):
                 return code
     return 0
+
+
+def read_seconds(name: str, text: str | None, faults: list[str]) -> float | None:
+    """Return a number of seconds, None if none was given, or add what is wrong with it to ``faults``."""
+    if text is None or (re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text) and 0 < float(text) < inf):
+        return None if text is None else float(text)
+    faults.append(f"{name}: expected a number of seconds above 0, found {shown(text)}")
+    return None
 
 
 def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Source, dict[str, object], Settings]]:

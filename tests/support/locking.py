@@ -16,7 +16,7 @@ from typing import Any
 
 import abathur_nb as nb
 from abathur_nb.backups.manifest import list_backups
-from abathur_nb.config.parameters import read_file
+from abathur_nb.config.settings import read_file
 from abathur_nb.evidence.statement import public_keys
 from abathur_nb.files import Lock, posix_locks
 from abathur_nb.store.memory import Memory
