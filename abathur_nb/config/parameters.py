@@ -387,7 +387,7 @@ class _Guard:
         self._refused = False
         # The transformer is given a tree without comments; papermill's mark is one, so the text is kept as well.
         shell.events.register("pre_run_cell", self._remember)
-        shell.input_transformers_cleanup.append(_refuse_odd_lines)
+        shell.input_transformers_cleanup.insert(0, _refuse_odd_lines)  # before what strips the marks of a prompt
         shell.ast_transformers.append(self)  # type: ignore[arg-type] # IPython asks for `visit` alone
 
     def _remember(self, info: Any) -> None:
