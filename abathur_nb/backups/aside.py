@@ -22,7 +22,7 @@ from abathur_nb.files import fsync, private_directory, read_regular, write_durab
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
-from abathur_nb.store.connection import SIDE_FILES, lock_holders, open_for_change
+from abathur_nb.store.connection import SIDE_FILES, lock_owners, open_for_change
 from abathur_nb.store.target import journal_of, mounted_files
 from abathur_nb.text import MB, process_name
 
@@ -199,7 +199,7 @@ def users_of(path: Path, *, own: bool = False) -> list[str]:
                     if any(os.path.samestat(found, file) for file in files):
                         pids.add(int(process.name))
     pids -= set() if own else {os.getpid()}
-    return sorted({*map(process_name, pids), *lock_holders(path, exclusive=False)})
+    return sorted({*map(process_name, pids), *lock_owners(ask("look", path)[0], exclusive=False)})
 
 
 def require_movable(path: Path) -> None:

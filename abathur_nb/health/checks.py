@@ -72,7 +72,7 @@ async def database_checks(
     reader = await _begin(conn, beside)
     rows = asyncio.create_task(_of_rows(reader))
     try:
-        checks = [*_identity(await read_pragmas(conn))]
+        checks = [*_identity(await conn.apply(read_pragmas))]
         live = await read_schema(conn)
         questions = {
             "integrity": lambda: integrity_check(conn, restore),
@@ -102,11 +102,11 @@ async def _of_rows(reader: Connection) -> tuple[Check, ...]:
 
 async def _begin(conn: Connection, beside: Connection | None) -> Connection:
     """Begin a transaction on each, and return ``beside`` if it sees the snapshot that ``conn`` sees, else ``conn``."""
-    await add_functions(conn)
+    await conn.apply(add_functions)
     if beside is None:
         await conn.execute_fetchall("BEGIN")
         return conn
-    await add_functions(beside)
+    await beside.apply(add_functions)
     version = await pragma(conn, "data_version")
     await beside.execute_fetchall("BEGIN")
     await pragma(beside, "schema_version")  # the first read takes the snapshot

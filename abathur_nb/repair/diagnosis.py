@@ -144,7 +144,7 @@ async def _diagnose(settings: Settings) -> Diagnosis:
     failing = {check.id: check for check in checks if check.failed}
     try:
         async with connect(path, settings.busy_timeout_ms) as conn:
-            await add_functions(conn)
+            await conn.apply(add_functions)
             await conn.executescript("PRAGMA mmap_size = 0; PRAGMA cache_size = -4000;")  # as `file_checks` does
             await conn.execute_fetchall("BEGIN")
             await _treat(conn, failing, settings, found)

@@ -235,7 +235,7 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
 
 async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:
     """Put back what can be put back, in a transaction that is begun and left open."""
-    await add_functions(conn)
+    await conn.apply(add_functions)
     await conn.execute_fetchall("PRAGMA synchronous = FULL")
     await conn.execute_fetchall("BEGIN IMMEDIATE")
     outcome, waiting, faults, left = _Outcome([], [], []), entries, list[str](), len(entries) + 1

@@ -179,7 +179,7 @@ async def _measure(
     copy = replace(settings, db_path=scratch / "copy.db")
     await _snapshot(settings, copy)
     async with connect(copy.db_path, copy.busy_timeout_ms, synchronous=copy.synchronous) as conn:
-        pragmas = await read_pragmas(conn)
+        pragmas = await conn.apply(read_pragmas)
     sizes = [size for size in (1_000, 10_000, 100_000, 1_000_000) if size < rows] if full else []
     with one_cpu():  # so that two runs can be compared
         for start, size in pairwise((0, *sizes, rows)):

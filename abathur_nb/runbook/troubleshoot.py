@@ -166,7 +166,7 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
     kept: Path | None = None
     path = settings.db_path
     async with open_for_change(path, settings.busy_timeout_ms) as conn:
-        await add_functions(conn)
+        await conn.apply(add_functions)
         await bound(conn, path, timed=False)  # what is stopped halfway would never be repaired
         for setting in _REPAIRING:
             await conn.execute_fetchall(f"PRAGMA {setting}")

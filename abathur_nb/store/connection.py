@@ -135,7 +135,7 @@ def _configure(path: Path, mode: str, watched: bool, wanted: dict[str, int], con
         script = f"PRAGMA trusted_schema = ON; {script}"
     conn.executescript(script)
     require_short_schema(path, conn)
-    found = _pragmas(conn)
+    found = read_pragmas(conn)
     wrong = [f"{name} = {found[name]} where {value} was set" for name, value in wanted.items() if found[name] != value]
     if wrong:
         remedy = "use another SQLite: conda env create -f environment.yml"
@@ -156,15 +156,11 @@ def _too_long(path: Path, found: str) -> RefusedError:
     return RefusedError(f"the schema of {path} is too long to be read: {found}", remedy)
 
 
-def _pragmas(conn: sqlite3.Connection) -> dict[str, Any]:
+def read_pragmas(conn: sqlite3.Connection) -> dict[str, Any]:
+    """Return what the file and this connection are set to, by the names of the PRAGMAs. Read-only."""
     (row,) = conn.execute(load_queries("inspect.sql")["pragmas"].sql)
     rest = ("journal_mode", "wal_autocheckpoint", "mmap_size")
     return {**row, **{name: conn.execute(f"PRAGMA {name}").fetchone()[0] for name in rest}}
-
-
-async def read_pragmas(conn: Connection) -> dict[str, Any]:
-    """Return what the file and this connection are set to, by the names of the PRAGMAs. Read-only."""
-    return await conn.apply(_pragmas)
 
 
 async def pragma(conn: aiosqlite.Connection, name: str) -> Any:
@@ -237,21 +233,16 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
     return RefusedError(observed.format(**names), remedy.format(**names))
 
 
-def lock_holders(path: Path, *, exclusive: bool = True) -> list[str]:
-    """Name the other processes with an exclusive lock, or with any, on the database. Read-only; Linux only, else none.
+def lock_owners(locks: Iterable[tuple[str, int, bool, int]], *, exclusive: bool = True) -> list[str]:
+    """Name the other processes with an exclusive lock, or with any, among the locks that a look found.
 
-    One of another PID namespace has no number here. Of several that share a lock, one is named.
+    A process of another PID namespace has no number here. Of several that share a lock, one is named.
     """
-    return lock_owners(ask("look", path)[0], exclusive=exclusive)
-
-
-def lock_owners(locks: Iterable[tuple[str, int, bool, int]], *, exclusive: bool) -> list[str]:
-    """Name the other processes among the owners of the locks that a look found."""
     pids = {pid for _, _, is_exclusive, pid in locks if is_exclusive or not exclusive}
     return [process_name(pid) for pid in sorted(pids - {os.getpid()})]
 
 
 def locked_by(path: Path) -> BusyError:
     """Return the error that names who has the database locked."""
-    holders = ", ".join(lock_holders(path)) or "a process that cannot be named"
+    holders = ", ".join(lock_owners(ask("look", path)[0])) or "a process that cannot be named"
     return BusyError(f"{path} is locked by {holders}", "let it finish or end it, then try again")

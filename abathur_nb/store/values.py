@@ -10,7 +10,6 @@ from typing import Any
 from unicodedata import normalize
 
 from abathur_nb.errors import InvalidValueError, RefusedError
-from abathur_nb.store.guarded import Connection
 from abathur_nb.text import is_printable, shown
 
 MAX_BYTES = 16 * 1024 * 1024  # of one JSON value, and of the column that it ends up in
@@ -158,19 +157,15 @@ _PIECE = 2**20  # bytes
 _ROOM = 2 * MAX_DEPTH  # bytes that open and close so many levels
 
 
-async def add_functions(conn: Connection) -> None:
+def add_functions(conn: sqlite3.Connection) -> None:
     """Give a connection the functions that FAULT, IS_UTF8 and ``suspicious`` call, and let it read any text.
 
     What is not UTF-8 it then reads as Python reads the names of files: with lone surrogates for the bytes.
     """
-
-    def add(to: sqlite3.Connection) -> None:
-        to.text_factory = lambda text: text.decode(errors="surrogateescape")
-        to.create_function("abathur_suspicious", -1, _suspicious, deterministic=True)
-        to.create_function("abathur_is_utf8", 1, _is_utf8, deterministic=True)
-        to.create_function("abathur_json_fault", 1, _json_fault, deterministic=True)
-
-    await conn.apply(add)
+    conn.text_factory = lambda text: text.decode(errors="surrogateescape")
+    conn.create_function("abathur_suspicious", -1, _suspicious, deterministic=True)
+    conn.create_function("abathur_is_utf8", 1, _is_utf8, deterministic=True)
+    conn.create_function("abathur_json_fault", 1, _json_fault, deterministic=True)
 
 
 def stored(value: object) -> object:

@@ -13,7 +13,8 @@ from patience import HANGING_S
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, RefusedError
-from abathur_nb.store.connection import connect, connection_pragmas, explain_error, lock_holders, pragma, run_to_end
+from abathur_nb.store.apart import ask
+from abathur_nb.store.connection import connect, connection_pragmas, explain_error, lock_owners, pragma, run_to_end
 
 
 def assert_no_connection_is_left() -> None:
@@ -140,13 +141,13 @@ async def test_work_that_must_end_ends_before_the_cancellation_goes_on() -> None
 async def test_the_holder_of_a_lock_is_named_with_its_command_unless_it_is_this_process(database: Settings) -> None:
     async with connect(database.db_path, database.busy_timeout_ms, mode="rw") as conn:
         await conn.execute_fetchall("BEGIN IMMEDIATE")
-        assert lock_holders(database.db_path) == []
+        assert lock_owners(ask("look", database.db_path)[0]) == []
         await conn.rollback()
     with held(database.db_path, "BEGIN IMMEDIATE") as process:
-        (found,) = lock_holders(database.db_path)
+        (found,) = lock_owners(ask("look", database.db_path)[0])
         assert found.startswith(f"PID {process.pid} (")
         assert "python" in found
-    assert lock_holders(Path("/none/such")) == []
+    assert lock_owners(ask("look", "/none/such")[0]) == []
 
 
 @pytest.mark.parametrize(
