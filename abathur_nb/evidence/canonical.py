@@ -67,9 +67,9 @@ def unsealed(content: bytes) -> dict[str, Any]:
 def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
     """Return how JSON deviates from a shape, each fault with its path; an empty list if it does not.
 
-    A shape is a type or several, where a bool is not a number; a set of texts; a function that returns a bool, whose
-    name says what it accepts; a list of one shape; a mapping with at least these keys (``key?`` is optional), or
-    ``{str: shape}`` with any keys.
+    A shape is a type, where a bool is not a number; a set of texts; a function that returns a bool, whose name says
+    what it accepts; a list of one shape; a mapping with at least these keys (``key?`` is optional), or
+    ``{str: shape}`` with any keys; a tuple of shapes, one of which must hold.
     """
     if isinstance(shape, Mapping) and isinstance(data, dict):
         inner = dict.fromkeys(data, shape[str]) if str in shape else shape
@@ -80,14 +80,15 @@ def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
         return faults
     if isinstance(shape, list) and isinstance(data, list):
         return [fault for at, item in enumerate(data) for fault in misfits(item, shape[0], f"{where}{at}.")]
+    if isinstance(shape, tuple):
+        found = [misfits(data, one, where) for one in shape]
+        return [] if [] in found else found[0]
     if isinstance(shape, Mapping | list):
         holds, expected = False, "object" if isinstance(shape, Mapping) else "list"
     elif isinstance(shape, frozenset):
         holds, expected = isinstance(data, str) and data in shape, f"one of {', '.join(sorted(shape))}"
-    elif isinstance(shape, type | tuple):
-        kinds = shape if isinstance(shape, tuple) else (shape,)
-        holds = isinstance(data, kinds) and (bool in kinds or not isinstance(data, bool))
-        expected = " or ".join(kind.__name__ for kind in kinds)
+    elif isinstance(shape, type):
+        holds, expected = isinstance(data, shape) and (shape is bool or not isinstance(data, bool)), shape.__name__
     else:
         holds, expected = shape(data), shape.__name__.replace("_", " ")
     return [] if holds else [f"{where.removesuffix('.')}: expected {expected}, found {shown(data)}"]

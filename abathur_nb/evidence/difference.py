@@ -112,8 +112,8 @@ def _changes(earlier: Found, later: Found) -> Iterator[Change]:
 def _of_check(name: str, one: Check, other: Check) -> Iterator[Change]:
     both_failed = one.failed and other.failed and one.data and other.data  # a check of an old record has no data
     if one.status != other.status or (both_failed and one.data != other.data):
-        for field in ("status", "observed"):
-            was, now = getattr(one, field), getattr(other, field)
+        for field in ("status", "observed" if one.observed != other.observed else "data"):
+            was, now = str(getattr(one, field)), str(getattr(other, field))
             if was != now:
                 yield Change("check", f"{name}, {field}", was, now)
 

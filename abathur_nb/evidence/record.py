@@ -116,16 +116,6 @@ def limit(data: object) -> bool:
     return isinstance(data, list) and len(data) == 2 and isinstance(data[0], str) and number(data[1])
 
 
-def identity(data: object) -> bool:
-    """Return whether JSON is what identifies a database, or null for none."""
-    return data is None or (isinstance(data, dict) and number(data.get("size", 0)))
-
-
-def error_of_a_cell(data: object) -> bool:
-    """Return whether JSON is the error of a cell, or null for none."""
-    return data is None or (isinstance(data, dict) and all(isinstance(data.get(n), str) for n in ("name", "message")))
-
-
 _SHAPE_STARTED = {
     **dict.fromkeys(("run_id", "notebook", "env", "user", "host", "ledger_head"), str),
     **dict.fromkeys(("parameters", "settings", "versions"), dict),
@@ -153,8 +143,8 @@ _SHAPES = {
             "percentiles_ms?": {str: {str: interval}},
             "limits_ms?": {str: limit},
         },
-        "database": {"before?": identity, "after?": identity},
-        "error": error_of_a_cell,
+        "database": dict.fromkeys(("before?", "after?"), ({"size?": number}, type(None))),
+        "error": ({"name": str, "message": str}, type(None)),
     },
 }
 

@@ -101,9 +101,10 @@ def open_store(url: str) -> Store:
     if not is_printable(url) or ("://" in url and not match):
         raise ConfigurationError("URL: expected a directory, or protocol://place/path without ? and #")
     scheme, rest = match.groups() if match else ("file", url)
-    if scheme in ("file", "local"):
-        return _directory(_directory_at("URL", rest, relative=match is None))
-    return _objects(url, scheme)
+    local = scheme in ("file", "local")
+    store = _directory(_directory_at("URL", rest, relative=match is None)) if local else _objects(url, scheme)
+    where, found, read, add = store
+    return Store(where, _telling(where, found), _telling(where, read), _telling(where, add))
 
 
 def _telling(where: str, call: Callable[P, T]) -> Callable[P, T]:
@@ -120,15 +121,6 @@ def _telling(where: str, call: Callable[P, T]) -> Callable[P, T]:
             raise RefusedError(f"{where} says no: {type(error).__name__}: {reason}", remedy) from None
 
     return words
-
-
-def _store(
-    where: str,
-    found: Callable[[], dict[str, str]],
-    read: Callable[[str], bytes],
-    add: Callable[[str, bytes], None],
-) -> Store:
-    return Store(where, _telling(where, found), _telling(where, read), _telling(where, add))
 
 
 def _directory(folder: Path) -> Store:
@@ -151,7 +143,7 @@ def _directory(folder: Path) -> Store:
             raise FileExistsError(f"{path} is there already")
         write_durably(path, content)
 
-    return _store(str(folder), found, read, add)
+    return Store(str(folder), found, read, add)
 
 
 def _unless_absent(error: OSError) -> None:
@@ -196,7 +188,7 @@ def _objects(url: str, scheme: str) -> Store:
                 raise
             system.pipe_file(f"{root}/{name}", content)  # a store that can't be asked to replace none
 
-    return _store(url, found, read, add)
+    return Store(url, found, read, add)
 
 
 @contextmanager
