@@ -36,51 +36,38 @@ def cells(table: Any, row: int = 0) -> dict[str, str]:
 # --- the report
 
 
-def test_an_archive_that_is_as_it_was_written_passes(settings: Settings) -> None:
-    run_at(settings, MORNING)
+def test_an_archive_that_is_as_it_was_written_passes_and_one_that_was_altered_fails_by_name(settings: Settings) -> None:
+    record = run_at(settings, MORNING) / RECORD
     run_at(settings, NOON)
     history = nb.read_history(settings)
-    assert history.report.ok
-    assert history.report.subject == str(settings.archive_dir)
+    assert (history.report.ok, history.report.subject) == (True, str(settings.archive_dir))
     assert check(history, "ledger").status == "pass"
     assert check(history, "runs over time").observed == "2, of 1 notebooks, 2026-10-01 08:00:00 to 2026-10-01 12:00:00"
     assert [run.verdict for run in history.runs] == ["pass", "pass"]
-
-
-def test_a_run_that_failed_warns_while_it_is_the_newest_and_never_fails_the_history(settings: Settings) -> None:
-    run_at(settings, MORNING)
-    failed = run_at(settings, NOON, verdict="fail", reports=(archives.RED,))
-    history = nb.read_history(settings)
-    assert history.report.ok
-    newest = check(history, "newest validate")
-    assert newest.status == "warn"
-    assert newest.observed == f"fail, 2026-10-01 12:00:00, run {failed.name}: tables"
-    assert str(failed) in newest.remedy
-    run_at(settings, EVENING)
-    assert check(nb.read_history(settings), "newest validate").status == "pass"
-
-
-def test_an_unsealed_run_warns_by_name(settings: Settings) -> None:
-    run_at(settings, MORNING)
-    dead = run_at(settings, NOON, verdict=None)
-    history = nb.read_history(settings)
-    assert history.report.ok
-    sealed = check(history, "sealed")
-    assert (sealed.status, sealed.observed) == ("warn", "1 have none, and are no evidence")
-    assert f"{dead.name} validate, started by " in sealed.evidence[0]
-    assert check(history, "archived").status == "pass"  # what it has no record of, it can't archive
-
-
-def test_a_number_changed_in_an_old_record_fails_by_name_and_its_run_is_told_as_altered(settings: Settings) -> None:
-    record = run_at(settings, MORNING) / RECORD
-    run_at(settings, NOON)
-    assert nb.read_history(settings).report.ok  # the control
     record.write_bytes(record.read_bytes().replace(b"45056", b"45057"))
     history = nb.read_history(settings)
     assert not history.report.ok
     assert f"{record.parent.name}/{RECORD}" in check(history, "runs").observed
     assert [run.verdict for run in history.runs] == ["altered", "pass"]
     assert "✗ altered" in str(history)
+
+
+def test_a_newest_run_that_failed_and_one_that_is_unsealed_warn_by_name_and_never_fail_the_history(
+    settings: Settings,
+) -> None:
+    run_at(settings, MORNING)
+    failed = run_at(settings, NOON, verdict="fail", reports=(archives.RED,))
+    dead = run_at(settings, NOON, "explain", verdict=None)
+    history = nb.read_history(settings)
+    assert history.report.ok
+    newest, sealed = check(history, "newest validate"), check(history, "sealed")
+    assert (newest.status, newest.observed) == ("warn", f"fail, 2026-10-01 12:00:00, run {failed.name}: tables")
+    assert str(failed) in newest.remedy
+    assert (sealed.status, sealed.observed) == ("warn", "1 have none, and are no evidence")
+    assert f"{dead.name} explain, started by " in sealed.evidence[0]
+    assert check(history, "archived").status == "pass"  # what it has no record of, it can't archive
+    run_at(settings, EVENING)
+    assert check(nb.read_history(settings), "newest validate").status == "pass"
 
 
 def test_the_run_that_asks_is_left_out_and_another_that_is_not_over_is_not(database: Settings) -> None:
@@ -102,10 +89,10 @@ def test_where_there_is_no_archive_it_is_refused_with_what_makes_one(settings: S
     assert fingerprint(settings.archive_dir) is None
 
 
-@pytest.mark.parametrize("archive", ["", "absent", "a\0b", "~nobody-of-this-name/runs", __file__])
-def test_what_names_no_directory_is_a_configuration_error(archive: str, settings: Settings) -> None:
-    with pytest.raises(ConfigurationError, match="archive"):
-        nb.read_history(settings, archive)
+def test_what_names_no_directory_is_a_configuration_error(settings: Settings) -> None:
+    for archive in ("", "absent", "a\0b", "~nobody-of-this-name/runs", __file__):
+        with pytest.raises(ConfigurationError, match="archive"):
+            nb.read_history(settings, archive)
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", "$\\frac$", "\u202eevil", "a\nb", "x" * 200, ""])
@@ -190,6 +177,3 @@ def test_a_plan_that_changed_and_changed_back_is_told_twice_newest_first(setting
         ("2026-10-01 12:00:00", "plan", "get_session"),
     ]
     assert changes.rows[1][5] == "SEARCH sessions USING INDEX a (id=?)\n→ SCAN sessions"
-
-
-# --- as frame and record

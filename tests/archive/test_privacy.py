@@ -1,5 +1,6 @@
 """What never enters an archive: the name of the home directory, and a secret, however it is spelled."""
 
+import asyncio
 import base64
 import html
 import json
@@ -11,7 +12,9 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
+from cells import long_lived, shell
 from damage import run_sql
+from IPython.core.interactiveshell import InteractiveShell
 from run_helpers import SOUND, execute
 from running import only_run
 
@@ -23,6 +26,8 @@ from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.run import write_started
 from abathur_nb.runbook.init import initialize_database
+
+__all__ = ["long_lived", "shell"]  # fixtures
 
 # --- the home directory
 
@@ -249,18 +254,14 @@ PLACES = {
     "code alone": f"key = {PLANTED!r}",
     "a comment": f"# key: {base64.b64encode(PLANTED.encode()).decode()}",
     "two prints": f"import sys\nprint({PLANTED[:9]!r}, end='', flush=True)\nprint({PLANTED[9:]!r})",
-    "two streams": (
-        f"import sys, time\nsys.stdout.write({PLANTED[:9]!r})\nsys.stdout.flush()\n"
-        f"sys.stdout.write({PLANTED[9:]!r})\nsys.stdout.flush()"
-    ),
 }
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_secret_in_a_cell_never_enters_the_archive_and_leaves_the_run_unsealed(
-    place: str, planted: Settings
+def test_a_secret_in_a_cell_never_enters_the_archive_and_leaves_the_run_unsealed(
+    shell: InteractiveShell, place: str, planted: Settings
 ) -> None:
-    notebook = await execute(planted, SOUND[0], PLACES[place], SOUND[1])
+    notebook = execute(shell, planted, SOUND[0], PLACES[place], SOUND[1])
     entry = only_run(planted)
     if entry.record:
         with pytest.raises(RefusedError, match=VARIABLE):
@@ -271,16 +272,16 @@ async def test_a_secret_in_a_cell_never_enters_the_archive_and_leaves_the_run_un
     assert not (planted.archive_dir / LEDGER).exists()
 
 
-async def test_the_search_would_find_it_in_every_file(database: Settings) -> None:
+def test_the_search_would_find_it_in_every_file(shell: InteractiveShell, database: Settings) -> None:
     """The control: nobody declared it a secret."""
     cell = f"print({PLANTED!r})\nnb.Report({PLANTED!r}, (nb.Check('sky', 'pass'),))"
-    notebook = await execute(database, SOUND[0], cell, SOUND[1])
+    notebook = execute(shell, database, SOUND[0], cell, SOUND[1])
     keep(only_run(database).folder, database, notebook)
     assert sorted(hits(database.archive_dir)) == sorted([NOTEBOOK, PAGE, RECORD, STATEMENT])
 
 
-async def test_a_secret_in_a_parameter_leaves_nothing_on_the_disk(planted: Settings) -> None:
-    notebook = await execute(planted, *SOUND)
+def test_a_secret_in_a_parameter_leaves_nothing_on_the_disk(shell: InteractiveShell, planted: Settings) -> None:
+    notebook = execute(shell, planted, *SOUND)
     keep(only_run(planted).folder, planted, notebook)
     before = sorted(planted.archive_dir.rglob("*"))
     with pytest.raises(RefusedError, match=f"{VARIABLE} in started.json"):
@@ -292,9 +293,11 @@ async def test_a_secret_in_a_parameter_leaves_nothing_on_the_disk(planted: Setti
     assert not elsewhere.archive_dir.exists()
 
 
-async def test_a_secret_in_the_database_that_a_report_shows_leaves_the_run_unsealed(planted: Settings) -> None:
+def test_a_secret_in_the_database_that_a_report_shows_leaves_the_run_unsealed(
+    shell: InteractiveShell, planted: Settings
+) -> None:
     run_sql(planted.db_path, f"CREATE INDEX extra ON tasks (id) WHERE prompt = '{PLANTED}'")
-    notebook = await execute(planted, *SOUND)
+    notebook = execute(shell, planted, *SOUND)
     assert PLANTED in json.dumps(notebook)  # where the operator saw it
     told = [o for cell in notebook.cells for o in cell.outputs if o.output_type == "error"]
     assert [o.ename for o in told] == ["RefusedError"]
@@ -307,17 +310,17 @@ async def test_a_secret_in_the_database_that_a_report_shows_leaves_the_run_unsea
 # --- the home directory in a run
 
 
-async def test_no_file_of_an_archived_run_names_the_home_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_no_file_of_an_archived_run_names_the_home_directory(
+    shell: InteractiveShell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "home" / "al"
     (home / "lib").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
     (home / "lib" / "broken.py").write_text("def f():\n    open(__file__ + '.none')\n")
     settings = resolve(db_path=home / "data" / "abathur.db")
-    (await initialize_database(settings)).raise_for_failures()
+    asyncio.run(initialize_database(settings)).raise_for_failures()
     broken = f"import sys, os\nsys.path.insert(0, {str(home / 'lib')!r})\nprint(os.environ['HOME'], {{sys.path[0]: 1}})"
-    notebook = await execute(settings, broken, "import broken\nbroken.f()")
+    notebook = execute(shell, settings, broken, "import broken\nbroken.f()")
     notebook.metadata["papermill"] = {"input_path": f"{home}/in.ipynb", "parameters": {"db_path": str(home / "x.db")}}
     text = json.dumps(notebook)
     assert text.count(str(home)) > 10

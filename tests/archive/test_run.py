@@ -1,17 +1,18 @@
 """A run's record is written by its notebook: started before the database is touched, sealed with the verdict."""
 
+import asyncio
 import json
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
+from cells import long_lived, shell
 from damage import drop_index, fingerprint
-from patience import HANGING_S
+from IPython.core.interactiveshell import InteractiveShell
 from run_helpers import SOUND, TOP, execute
-from running import execute_live, only_run
+from running import only_run
 
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import MisuseError, RefusedError
@@ -20,6 +21,8 @@ from abathur_nb.evidence.run import LAUNCH, MIME, start_run
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.init import initialize_database
 from abathur_nb.runbook.validate import validate_database
+
+__all__ = ["long_lived", "shell"]  # fixtures
 
 LATER = "2999-12-31 23:59:59.999"  # than any run of these tests begins
 GREEN = Report("trial", (Check("sky", "pass", "blue", "blue"),), finished_at=LATER)
@@ -38,8 +41,8 @@ def shown_in(notebook: Any) -> list[dict[str, Any]]:
     return [output.data[MIME] for output in outputs if MIME in output.data]
 
 
-async def test_the_record_says_what_ran_on_what_with_which_result(database: Settings) -> None:
-    notebook = await execute(database, *SOUND)
+def test_the_record_says_what_ran_on_what_with_which_result(shell: InteractiveShell, database: Settings) -> None:
+    notebook = execute(shell, database, *SOUND)
     record = record_of(database)
     assert (record["verdict"], record["notebook"], record["env"]) == ("pass", "validate", "development")
     assert record["parameters"] == {"env": "development", "db_path": str(database.db_path), "rows": 7}
@@ -51,7 +54,7 @@ async def test_the_record_says_what_ran_on_what_with_which_result(database: Sett
     assert before == after
     assert (before["path"], before["application_id"]) == ("abathur.db", 0x41424154)
     (report,) = record["reports"]
-    expected = json.loads((await validate_database(database)).to_json())["checks"]
+    expected = json.loads(asyncio.run(validate_database(database)).to_json())["checks"]
     assert [(check["name"], check["expected"]) for check in report["checks"]] == [
         (check["name"], check["expected"]) for check in expected
     ]
@@ -60,23 +63,18 @@ async def test_the_record_says_what_ran_on_what_with_which_result(database: Sett
     assert shown_in(notebook) == [record], "notebook and record can be matched"
 
 
-async def test_started_is_on_the_disk_before_the_database_is_touched(settings: Settings) -> None:
+def test_started_is_on_the_disk_before_the_database_is_touched(shell: InteractiveShell, settings: Settings) -> None:
     """A cell that looks after start_run sees the started record, and no database yet."""
-    cells = [
-        'started = [path.name for path in settings.archive_dir.glob("*/*")]',
-        "assert started == ['started.json'], started",
-        "assert not settings.db_path.exists()",
-    ]
-    text = 'settings = nb.resolve(env, db_path=db_path)\nrun = nb.start_run(settings, "init")\nrun'
-    sources = [TOP[0], TOP[1].replace("{path}", str(settings.db_path)), text, *cells]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    await execute_live(notebook, timeout=HANGING_S)
+    look = "found = [path.name for path in settings.archive_dir.glob('*/*')], settings.db_path.exists()"
+    top = 'settings = nb.resolve(env, db_path=db_path)\nrun = nb.start_run(settings, "init")\nrun'
+    execute(shell, settings, look, top=top)
+    assert shell.user_ns["found"] == ([STARTED], False)
     assert only_run(settings).verdict == "unsealed", "started and never sealed means: no evidence"
 
 
-async def test_a_failed_check_is_sealed_as_fail_with_all_checks(database: Settings) -> None:
+def test_a_failed_check_is_sealed_as_fail_with_all_checks(shell: InteractiveShell, database: Settings) -> None:
     drop_index(database.db_path)
-    notebook = await execute(database, *SOUND)
+    notebook = execute(shell, database, *SOUND)
     record = record_of(database)
     assert record["verdict"] == "fail"
     statuses = {check["name"]: check["status"] for check in record["reports"][0]["checks"]}
@@ -97,43 +95,47 @@ async def test_a_failed_check_is_sealed_as_fail_with_all_checks(database: Settin
         ('nb.resolve("nowhere")', "refused", "ConfigurationError"),
     ],
 )
-async def test_a_cell_that_raises_seals_the_run_and_is_named(
-    database: Settings, cell: str, verdict: str, name: str
+def test_a_cell_that_raises_seals_the_run_and_is_named(
+    shell: InteractiveShell, database: Settings, cell: str, verdict: str, name: str
 ) -> None:
-    notebook = await execute(database, "report = await nb.validate_database(settings)\nreport", cell)
+    notebook = execute(shell, database, "report = await nb.validate_database(settings)\nreport", cell)
     record = record_of(database)
     assert (record["verdict"], record["error"]["name"], record["error"]["cell"]) == (verdict, name, 5)
     assert [report["title"] for report in record["reports"]] == ["validate"], "what was shown before is kept"
     assert shown_in(notebook) == [record]
 
 
-def test_a_sealed_run_is_not_sealed_again(database: Settings) -> None:
+def test_a_run_is_sealed_once_and_with_at_least_one_check(database: Settings) -> None:
     run = start_run(database, "validate")
     run.seal(GREEN)
     before = fingerprint(database.archive_dir)
     with pytest.raises(MisuseError, match="sealed already, as pass: run the notebook from its top"):
         run.seal(RED)
     assert fingerprint(database.archive_dir) == before
+    run = start_run(database, "validate")
+    with pytest.raises(MisuseError, match="without a single check"):
+        run.seal()
+    assert run.record is None
 
 
-async def test_a_report_made_before_the_run_began_is_no_evidence_of_it(database: Settings) -> None:
+def test_a_report_made_before_the_run_began_is_no_evidence_of_it(shell: InteractiveShell, database: Settings) -> None:
     """Who runs the first cells again, and then only the last, would seal what was found of another database."""
     drop = f'import sqlite3\nsqlite3.connect("{database.db_path}").execute("DROP INDEX idx_audit_task")'
-    notebook = await execute(database, SOUND[0], drop, TOP[2], SOUND[1])
+    notebook = execute(shell, database, SOUND[0], drop, TOP[2], SOUND[1])
     first, second = read_archive(database.archive_dir)
     assert (first.verdict, second.verdict) == ("unsealed", "error")
-    assert "what validate reports was found before this run began" in notebook.cells[-1].outputs[0].evalue
+    assert "what validate reports was found before this run began" in notebook.cells[-1].outputs[-1].evalue
 
 
-@pytest.mark.parametrize("run_id", ["../../evil", "x", "20261123T000000000Z-abcdeg"])
-def test_what_is_no_run_id_makes_nothing(database: Settings, monkeypatch: pytest.MonkeyPatch, run_id: str) -> None:
-    monkeypatch.setenv(LAUNCH, run_id)
-    with pytest.raises(RefusedError, match="is not a run id: leave it to the runner: unset ABATHUR_RUN"):
-        start_run(database, "validate")
-    assert not database.archive_dir.exists()
-
-
-def test_the_id_of_a_run_that_is_sealed_is_not_used_again(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_a_run_id_or_is_that_of_a_sealed_run_makes_nothing(
+    database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run_id in ("../../evil", "x", "20261123T000000000Z-abcdeg"):
+        monkeypatch.setenv(LAUNCH, run_id)
+        with pytest.raises(RefusedError, match="is not a run id: leave it to the runner: unset ABATHUR_RUN"):
+            start_run(database, "validate")
+        assert not database.archive_dir.exists()
+    monkeypatch.delenv(LAUNCH, raising=False)
     start_run(database, "validate").seal(GREEN)
     before = fingerprint(database.archive_dir)
     monkeypatch.setenv(LAUNCH, only_run(database).run_id)
@@ -148,19 +150,13 @@ def test_the_worst_report_makes_the_verdict(database: Settings, reports: tuple[R
     assert record_of(database)["verdict"] == verdict
 
 
-def test_what_the_path_refuses_leaves_no_record_and_makes_no_directory(settings: Settings) -> None:
+def test_what_the_path_refuses_or_only_looks_leaves_no_record_and_makes_no_directory(settings: Settings) -> None:
     for notebook in ("validate", "explain", "benchmark"):
         run = start_run(settings, notebook)
-        assert run.folder is None
-        assert "no database" in str(run)
+        assert (run.folder, "no database" in str(run)) == (None, True)
         run.seal(REFUSED)
-    assert not settings.db_path.parent.exists()
-
-
-def test_a_run_that_only_looks_does_not_make_the_databases_directory(settings: Settings) -> None:
     run = start_run(settings, "preflight")
     assert str(run) == f"not recorded: there is no {settings.db_path.parent} yet, and this run makes nothing"
-    assert not settings.db_path.parent.exists()
     elsewhere = resolve("development", db_path=settings.db_path, archive_dir=settings.db_path.parents[1] / "archive")
     assert start_run(elsewhere, "preflight").folder is not None, "a control: this archive makes no such directory"
     assert not settings.db_path.parent.exists()
@@ -181,28 +177,19 @@ async def test_the_archive_is_private_under_any_umask(settings: Settings) -> Non
     assert files == {STARTED: 0o600, RECORD: 0o600}
 
 
-def test_an_archive_that_others_may_write_to_is_refused(database: Settings) -> None:
-    database.archive_dir.mkdir(mode=0o700)
-    database.archive_dir.chmod(0o777)
+def test_an_archive_that_others_may_write_to_or_that_is_not_a_directory_is_refused(
+    database: Settings, tmp_path: Path
+) -> None:
+    place, elsewhere = database.archive_dir, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    place.mkdir(mode=0o700)
+    place.chmod(0o777)
     with pytest.raises(RefusedError, match=r"others may write to the archive .*chmod 700 "):
         start_run(database, "validate")
-    assert list(database.archive_dir.iterdir()) == []
-
-
-@pytest.mark.parametrize("kind", ["file", "link"])
-def test_an_archive_that_is_no_directory_is_refused(database: Settings, tmp_path: Path, kind: str) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    if kind == "file":
-        database.archive_dir.write_text("mine")
-    else:
-        database.archive_dir.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RefusedError, match=r"the record of this run cannot be written to|is not a directory"):
-        start_run(database, "validate")
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-
-
-def test_a_run_without_a_single_check_proves_nothing_and_is_not_sealed(database: Settings) -> None:
-    run = start_run(database, "validate")
-    with pytest.raises(MisuseError, match="without a single check"):
-        run.seal()
-    assert run.record is None
+    place.rmdir()
+    for make in (Path.touch, lambda path: path.symlink_to(elsewhere)):
+        make(place)
+        with pytest.raises(RefusedError, match=r"the record of this run cannot be written to|is not a directory"):
+            start_run(database, "validate")
+        place.unlink()
+    assert list(elsewhere.iterdir()) == []

@@ -1,5 +1,6 @@
 """Every figure over time: one moment, thousands, none; each verdict by shape and colour; intervals, limits, sizes."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,22 +44,16 @@ def lines(ax: Axes) -> dict[str, Any]:
 # --- verdicts
 
 
-@pytest.mark.parametrize("verdict", VERDICTS)
-def test_each_verdict_is_drawn_and_counted(verdict: str) -> None:
-    chart = charts.verdicts_over_time(history(at(0), at(1, verdict)))
+def test_each_verdict_is_drawn_and_counted_and_no_two_look_alike_without_colour() -> None:
+    chart = charts.verdicts_over_time(history(at(-1), *(at(hour, name) for hour, name in enumerate(VERDICTS))))
     drawn(chart)
     (ax,) = chart.axes
-    count = 2 if verdict == "pass" else 1
-    assert len(lines(ax)[f"{verdict}: {count}"].get_xdata()) == count
-    assert f"{count} {verdict}" in chart.alt
+    for name in VERDICTS:
+        count = 2 if name == "pass" else 1
+        assert len(lines(ax)[f"{name}: {count}"].get_xdata()) == count
+        assert f"{count} {name}" in chart.alt
     assert ax.get_xlabel() == "start of the run (UTC)"
-
-
-def test_no_two_verdicts_look_alike_without_colour() -> None:
-    chart = charts.verdicts_over_time(history(*(at(hour, verdict) for hour, verdict in enumerate(VERDICTS))))
-    drawn(chart)
-    shapes = {(line.get_marker(), line.get_fillstyle()) for line in chart.axes[0].lines}
-    assert len(shapes) == len(VERDICTS)
+    assert len({(line.get_marker(), line.get_fillstyle()) for line in ax.lines}) == len(VERDICTS)
 
 
 def test_each_notebook_has_a_row_in_the_order_of_their_first_runs() -> None:
@@ -70,11 +65,11 @@ def test_each_notebook_has_a_row_in_the_order_of_their_first_runs() -> None:
     assert list(lines(ax)["pass: 4"].get_ydata()) == [0, 1, 2, 1]
 
 
-@pytest.mark.parametrize("label", ["$\\frac$", "a$b$", "<script>", "x" * 500, "_hidden", "", "été"])
-def test_a_notebook_may_be_named_anything(label: str) -> None:
-    chart = charts.verdicts_over_time(history(at(0, label=label), at(1)))
+def test_a_notebook_may_be_named_anything() -> None:
+    labels = ("$\\frac$", "a$b$", "<script>", "x" * 500, "_hidden", "", "été")
+    chart = charts.verdicts_over_time(history(*(at(hour, label=label) for hour, label in enumerate(labels))))
     drawn(chart)
-    assert len(chart.axes[0].get_yticklabels()) == 2
+    assert len(chart.axes[0].get_yticklabels()) == len(labels)
 
 
 # --- percentiles
@@ -129,16 +124,11 @@ def test_the_sizes_show_the_file_first_and_then_the_largest_at_last() -> None:
 
 
 @pytest.mark.parametrize("draw", ALL)
-def test_without_a_run_words_say_so(draw: Any) -> None:
+def test_one_run_is_drawn_at_its_hour_and_not_in_years_and_without_any_words_say_so(draw: Any) -> None:
     assert is_blank(draw(history()))
-
-
-@pytest.mark.parametrize("draw", ALL)
-def test_one_run_is_drawn_at_its_hour_and_not_in_years(draw: Any) -> None:
     run = measured(0)
-    chart = draw(history(PastRun(run.entry, run.started_at, "b", "", "b", "pass", 1.0, facts=run.facts), *()))
-    if draw is charts.sizes_over_time:
-        chart = draw(history(at(0, size=4096)))
+    both = PastRun(run.entry, run.started_at, "b", "", "b", "pass", 1.0, facts=replace(run.facts, size=4096))
+    chart = draw(history(both))
     drawn(chart)
     first, last = chart.axes[-1].get_xlim()
     assert last - first == 1  # day

@@ -95,6 +95,7 @@ def fresh(shell: InteractiveShell) -> InteractiveShell:
     shell.events.callbacks["post_run_cell"].clear()
     shell.user_ns.clear()
     shell.init_user_ns()
+    shell.execution_count = 1
     return shell
 
 
