@@ -1,20 +1,25 @@
-"""Reading an archive: each run for what it is, one by the beginning of its id, and which archive is meant."""
+"""Reading an archive: each run for what it is and what it found out, one by its id, in a list, and which archive."""
 
 import argparse
+import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
-from archives import GREEN, archive, ledger_lines, record_with, run, seal, start
+from archives import FACTS, GREEN, IDENTITY, archive, ledger_lines, record_with, run, run_at, seal, start
 
-from abathur_nb.cli import make_parser
-from abathur_nb.config.settings import Settings
+import abathur_nb as nb
+from abathur_nb.cli import main, make_parser
+from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.ledger import LEDGER
-from abathur_nb.evidence.record import RECORD, STARTED, find_run, read_archive, run_ids
+from abathur_nb.evidence.record import RECORD, STARTED, Entry, PastRun, find_run, past_runs, read_archive, run_ids
 from abathur_nb.evidence.stores import chosen_archive
+from abathur_nb.runbook.index import table
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
@@ -65,66 +70,63 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "words"), DAMAGES)
-def test_a_run_that_is_not_as_it_was_written_is_altered_and_has_no_other_verdict(
-    damage: Callable[[Path], object], words: str, settings: Settings
-) -> None:
+def test_a_run_that_is_not_as_it_was_written_is_altered_and_has_no_other_verdict(settings: Settings) -> None:
     """Where no ledger names its hashes; with a ledger every byte is compared."""
     run(settings)
-    folder = start(settings)
-    seal(folder, settings)
-    assert find_run(settings.archive_dir, folder.name).verdict == "pass"
-    damage(folder)
-    entry = find_run(settings.archive_dir, folder.name)
-    assert entry.verdict == "altered"
-    assert entry.faults[0].startswith(f"{folder.name}/{words}")
+    for damage, words in DAMAGES:
+        folder = start(settings)
+        seal(folder, settings)
+        assert find_run(settings.archive_dir, folder.name).verdict == "pass"
+        damage(folder)
+        entry = find_run(settings.archive_dir, folder.name)
+        assert entry.verdict == "altered"
+        assert entry.faults[0].startswith(f"{folder.name}/{words}")
 
 
-@pytest.mark.parametrize("name", [STARTED, RECORD])
-def test_of_an_archived_run_any_change_is_one_even_with_its_own_hash_recomputed(name: str, settings: Settings) -> None:
+def test_of_an_archived_run_any_change_is_one_even_with_its_own_hash_recomputed(settings: Settings) -> None:
+    folders = {name: run(settings) for name in (STARTED, RECORD)}
+    for name, folder in folders.items():
+        _rewrite(name, user="mallory")(folder)
+        entry = find_run(settings.archive_dir, folder.name)
+        assert (entry.verdict, entry.faults) == (
+            "altered",
+            (f"{folder.name}/{name}: it is not the file that the ledger names",),
+        )
+
+
+def test_a_line_that_says_another_verdict_than_the_record_makes_it_altered(settings: Settings) -> None:
     folder = run(settings)
-    _rewrite(name, user="mallory")(folder)
+    (line,) = ledger_lines(settings.archive_dir)
+    (settings.archive_dir / LEDGER).write_bytes(sealed({**unsealed(line), "verdict": "fail", "env": "production"}))
     (entry,) = read_archive(settings.archive_dir)
+    assert entry.faults == (f"{folder.name}/{RECORD}: env, verdict is not what {LEDGER} says",)
     assert entry.verdict == "altered"
-    assert entry.faults == (f"{folder.name}/{name}: it is not the file that the ledger names",)
 
 
-@pytest.mark.parametrize(
-    ("check", "check_id"),
-    [
-        ({"name": "what it is called today", "id": "tables"}, "tables"),
-        ({"name": "free disk"}, "free_disk"),
-        ({"name": "SQLite's JSON functions"}, "sqlite_json_functions"),
-        ({"name": "50 concurrent reads"}, "50_concurrent_reads"),
-    ],
-)
-def test_a_check_of_an_old_record_has_the_id_of_its_title(check: dict[str, str], check_id: str) -> None:
-    told = {"expected": "", "observed": "", "remedy": "", "status": "pass", "evidence": [], **check}
-    record = record_with(format=1, reports=[{**GREEN.to_dict(), "checks": [told]}])
-    assert [check.id for check in record.checks] == [check_id]
+def test_a_check_of_an_old_record_has_the_id_of_its_title() -> None:
+    for name, check_id in {"free disk": "free_disk", "50 concurrent reads": "50_concurrent_reads"}.items():
+        told = {"expected": "", "observed": "", "remedy": "", "status": "pass", "evidence": [], "name": name}
+        record = record_with(format=1, reports=[{**GREEN.to_dict(), "checks": [told]}])
+        assert [check.id for check in record.checks] == [check_id]
 
 
 # --- one of them
 
 
-def test_a_unique_beginning_names_a_run(settings: Settings) -> None:
+def test_a_unique_beginning_names_a_run_and_what_names_none_or_several_is_refused(settings: Settings) -> None:
     folder = archive(settings)
     wanted = max(run_ids(folder))
-    assert find_run(folder, wanted).run_id == wanted
     others = run_ids(folder) - {wanted}
     short = next(wanted[:n] for n in range(1, 27) if not any(other.startswith(wanted[:n]) for other in others))
-    assert find_run(folder, short).run_id == wanted
-
-
-@pytest.mark.parametrize("beginning", ["", "2", "x", "../", "\0", "20261123T101500123Z-9f3ac1x", "*"])
-def test_what_names_no_run_or_several_is_refused_and_names_those(beginning: str, settings: Settings) -> None:
-    folder = archive(settings)
-    with pytest.raises(ConfigurationError, match="expected the beginning of one run id, found") as caught:
-        find_run(folder, beginning)
-    several = [run_id for run_id in sorted(run_ids(folder)) if beginning == "2"]
-    assert ("none" in str(caught.value)) is (not several)
-    assert all(run_id in str(caught.value) for run_id in several[:5])
-    assert ("and 1 more" in str(caught.value)) is bool(several)
+    for beginning in (wanted, short):
+        assert find_run(folder, beginning).run_id == wanted
+    for beginning in ("", "2", "x", "../", "\0", "20261123T101500123Z-9f3ac1x", "*"):
+        with pytest.raises(ConfigurationError, match="expected the beginning of one run id, found") as caught:
+            find_run(folder, beginning)
+        several = [run_id for run_id in sorted(run_ids(folder)) if beginning == "2"]
+        assert ("none" in str(caught.value)) is (not several)
+        assert all(run_id in str(caught.value) for run_id in several[:5])
+        assert ("and 1 more" in str(caught.value)) is bool(several)
 
 
 # --- which archive
@@ -165,10 +167,159 @@ def test_what_names_no_archive_is_refused(
     assert list(home.iterdir()) == []
 
 
-def test_a_line_that_says_another_verdict_than_the_record_makes_it_altered(settings: Settings) -> None:
+# --- in a list
+
+
+def entry(run_id: str = "20261123T101500123Z-9f3ac1", **more: Any) -> Entry:
+    """Return a sealed run that was never written."""
+    return Entry(run_id, Path(run_id), None, record_with(run_id=run_id, **{"env": "staging", **more}), None)
+
+
+def listed(settings: Settings, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["runs", "--archive", str(settings.archive_dir), *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_each_run_is_a_line_and_the_newest_is_the_last(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    archive(settings)
+    head, *rows = listed(settings, capsys).splitlines()[:7]
+    assert head.split() == ["when", "(UTC)", "what", "env", "verdict", "duration", "who", "run", "archived"]
+    places = [head.index(word) for word in ("verdict", "archived")]
+    assert [row[places[0] :].split()[0] for row in rows] == ["pass", "fail", "pass", "pass", "pass", "UNSEALED"]
+    assert [row[places[1] :] for row in rows] == ["yes, with other cells than the template's"] * 4 + ["NO"] * 2
+    ids = sorted(path.name for path in settings.archive_dir.iterdir() if path.is_dir())
+    shown = [row[head.index("run  ") :].split()[0] for row in rows]
+    assert shown == ids
+
+
+def test_an_unsealed_and_an_altered_run_stand_out_in_words(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(settings)
     folder = run(settings)
-    (line,) = ledger_lines(settings.archive_dir)
-    (settings.archive_dir / LEDGER).write_bytes(sealed({**unsealed(line), "verdict": "fail", "env": "production"}))
-    (entry,) = read_archive(settings.archive_dir)
-    assert entry.faults == (f"{folder.name}/{RECORD}: env, verdict is not what {LEDGER} says",)
-    assert entry.verdict == "altered"
+    record = unsealed((folder / RECORD).read_bytes())
+    record["facts"]["rows"]["tasks"] += 1
+    (folder / RECORD).write_bytes(sealed(record))
+    *_, unsealed_row, altered_row, first, second, fault = listed(settings, capsys).splitlines()
+    assert " UNSEALED " in unsealed_row
+    assert " ALTERED " in altered_row
+    assert first.endswith("was never sealed: it died, or still runs. It is not evidence.")
+    assert second.endswith("is not as it was written: verify says what is wrong.")
+    assert fault == f"  {folder.name}/{RECORD}: it is not the file that the ledger names"
+
+
+def test_json_has_one_object_a_line(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    archive(settings)
+    runs = [json.loads(line) for line in listed(settings, capsys, "--json").splitlines()]
+    assert [one["verdict"] for one in runs] == ["pass", "fail", "pass", "pass", "pass", "unsealed"]
+    assert [one["archived"] for one in runs] == [True] * 4 + [False] * 2
+    assert runs[0].keys() == runs[-1].keys()
+    assert (runs[0]["notebook"], runs[0]["env"]) == ("validate", "development")
+    assert runs[0]["seconds"] >= 0
+    assert runs[-1]["seconds"] is runs[-1]["ended_at"] is None
+    assert runs[-1]["user"] == runs[0]["user"]
+
+
+def test_a_duration_is_told_as_people_say_it_and_no_name_can_steer_a_terminal() -> None:
+    for ended, words in {
+        "2026-11-23 10:15:00.173": "0.1 s",
+        "2026-11-23 10:16:39.000": "98.9 s",
+        "2026-11-23 10:17:00.123": "2.0 minutes",
+        "2026-11-23 10:14:59.123": "-1.0 s",  # the clock was set back
+    }.items():
+        assert f"  {words}  " in table([entry(ended_at=ended)]).splitlines()[1]
+    for hostile in ("\x1b[2J", "a\nb", "\r", "\u202e", "\udc80", "<b>", "\x07"):
+        lines = table([entry(notebook=hostile, user=hostile, host=hostile, env=hostile)]).splitlines()
+        assert len(lines) == 3
+        assert lines[1].isprintable()
+
+
+# --- what it found out
+
+
+def past(settings: Settings) -> tuple[PastRun, ...]:
+    return past_runs(read_archive(settings.archive_dir))
+
+
+def test_a_run_is_told_with_its_time_its_verdict_and_who_ran_it(settings: Settings) -> None:
+    folder = run_at(settings, "20261001T120000")
+    (run,) = past(settings)
+    assert run.run_id == folder.name
+    assert run.started_at == datetime(2026, 10, 1, 12, tzinfo=UTC)
+    assert (run.notebook, run.label, run.verdict, run.sealed) == ("validate", "validate", "pass", True)
+    assert run.seconds is not None
+    assert run.seconds >= 0
+    assert " on " in run.who
+    assert run.facts.size == IDENTITY["size"]
+    assert run.facts.sizes == FACTS["sizes"]
+    assert run.facts.schema == FACTS["schema"]
+    assert run.facts.plans == {"get_session": "SEARCH sessions USING INDEX a (id=?)"}
+    assert run.facts.percentiles == {"session retrieval": {"p50": (0.1, 0.2, 0.3), "p99": (0.5, 0.7, None)}}
+
+
+ODD: list[Mapping[str, Any]] = [
+    {"percentiles_ms": {"x": {"p99": [1, 2]}}},
+    {"percentiles_ms": {"x": {"p99": ["1", "2", "3"]}}},
+    {"percentiles_ms": {"x": {"p99": [1, -2, 3]}}},
+    {"percentiles_ms": {"x": {"p99": [1, None, 3]}}},
+    {"percentiles_ms": {"x": {"p99": [1, 10**400, 3]}}},
+    {"percentiles_ms": {"x": {"p99": [1, 1e300, 3]}}},
+    {"percentiles_ms": {"x": {"p99": 7}}},
+    {"percentiles_ms": ["x"]},
+    {"limits_ms": {"x": 20}},
+    {"limits_ms": {"x": ["p99", "20"]}},
+    {"machine": "fast"},
+    {"schema": ["tasks"], "rows": {"tasks": 1}},
+    {"plans": {"q": 7}},
+    {"plans": 7},
+    {"sizes": {"t": -1}},
+    {"sizes": {"t": 10**20}},
+    {"sizes": {"t": "large"}},
+    {"sizes": {"t": 10**400}},
+]
+
+
+def test_of_an_altered_run_no_fact_is_told_though_each_hash_is_right(settings: Settings) -> None:
+    """A record that was not archived can be made anew by anybody, with the right hash."""
+    folder = start(settings)
+    seal(folder, settings)
+    (one,) = past(settings)
+    assert (one.verdict, one.sealed) == ("pass", True), "the control"
+    begun, record = (folder / STARTED).read_bytes(), (folder / RECORD).read_bytes()
+    (folder / STARTED).write_bytes(sealed({**unsealed(begun), "user": "mallory"}))
+    (one,) = past(settings)
+    assert (one.verdict, one.sealed, one.facts.size) == ("altered", False, None)
+    (folder / STARTED).write_bytes(begun)
+    for facts in ODD:
+        (folder / RECORD).write_bytes(sealed({**unsealed(record), "facts": facts}))
+        assert [one.verdict for one in past(settings)] == ["altered"], facts
+
+
+def test_an_id_that_holds_no_time_of_a_run_is_left_out_and_of_two_databases_each_label_says_which(
+    settings: Settings, tmp_path: Path
+) -> None:
+    other = resolve("development", db_path=tmp_path / "other.db", archive_dir=settings.archive_dir)
+    run_at(settings, "20261001T120000")
+    run_at(other, "20261001T130000")
+    for run_id in ("99991231T235959999Z-abcdef", "00010101T000000000Z-abcdef", "20260231T120000000Z-abcdef"):
+        (settings.archive_dir / run_id).mkdir()
+    assert len(read_archive(settings.archive_dir)) == 5
+    one, two = past(settings)
+    assert one.notebook == two.notebook == "validate"
+    assert one.label == f"validate of {one.database}"
+    assert two.label.endswith("other.db")
+
+
+async def test_what_explain_and_benchmark_found_out_comes_back_as_it_was(database: Settings) -> None:
+    plans = await nb.explain_queries(database)
+    result = await nb.run_benchmark(database, rows=100, repetitions=299)
+    run_at(database, "20261001T120000", "explain", facts=plans.to_record())
+    run_at(database, "20261001T130000", "benchmark", facts=result.to_record())
+    explained, measured = (run.facts for run in past(database))
+    assert set(explained.plans) == set(plans.trees)
+    assert "idx_audit_task" in explained.plans["audit_of_task"]
+    assert measured.limits == {name: (f"p{level * 100:g}", limit) for name, (level, limit) in result.limits.items()}
+    frame = result.to_frame().set_index("measurement")
+    for name, (level, _) in measured.limits.items():
+        assert measured.percentiles[name][level][1] == pytest.approx(frame.loc[name, f"{level} ms"], rel=0.01)
+    assert measured.basis[-1] == "100"  # rows
