@@ -208,7 +208,7 @@ class Rule:
 
 
 RULES = (
-    Rule("database_unreadable", "readable databases", UP, 1, "critical", "5m", "below"),
+    Rule("database_unreadable", "database can be read", UP, 1, "critical", "5m", "below"),
     Rule("metrics_absent", "metrics", UP, 0, "critical", "15m", "absent"),
     Rule("metrics_stale", "age of the metrics", TAKEN, "metrics_max_age_minutes", "critical"),
     Rule("backup_old", "age of the last proven backup", LAST_BACKUP, "backup_max_age_hours", "critical"),
@@ -276,7 +276,7 @@ def prometheus_rules(settings: Settings) -> dict[str, Any]:
             "for": rule.wait,
             "labels": {"severity": rule.severity},
             "annotations": {
-                "summary": f"Abathur of {settings.env}: {rule.title} {_fired(rule, settings)}",
+                "summary": f"Abathur of {settings.env}: {_fired(rule, settings)}",
                 "description": f"{{{{ $labels.database }}}} on {{{{ $labels.instance }}}}: {_REMEDIES[rule.id]}",
             },
         }
@@ -286,9 +286,9 @@ def prometheus_rules(settings: Settings) -> dict[str, Any]:
 
 
 def _fired(rule: Rule, settings: Settings) -> str:
-    if rule.fires == "absent":
-        return "are missing"
-    words = f"is {_WORDS[rule.fires][1]} {rule.shown(rule.limit_of(settings))}"
+    if rule.gauge == UP:
+        return "the database cannot be read" if rule.fires == "below" else "metrics are missing"
+    words = f"{rule.title} is {_WORDS[rule.fires][1]} {rule.shown(rule.limit_of(settings))}"
     return f"{words}, or lies in the future: see the clock" if rule.age else words
 
 

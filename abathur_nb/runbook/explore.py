@@ -221,7 +221,7 @@ def _excerpt(rows: Sequence[Mapping[str, Any]], caption: str, nothing: str, *hid
 
 
 def _of(shown_rows: int, total: int, words: str) -> str:
-    return f"{total:,} {words}" + (f", of which {shown_rows:,} are shown" if shown_rows < total else "")
+    return words + (f", of which {shown_rows:,} are shown" if shown_rows < total else "")
 
 
 # Each part fills its field, and returns how much there is, and what was asked for and is missing.
@@ -240,7 +240,8 @@ async def _schema(conn: aiosqlite.Connection, _: _Wanted, found: Exploration) ->
 
 async def _sessions(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
     rows = await _fetch(conn, "sessions", wanted)
-    noted = _of(len(rows), found.rows.get("sessions", len(rows)), "sessions, the last used first")
+    total = found.rows.get("sessions", len(rows))
+    noted = _of(len(rows), total, f"{counted(total, 'session')}, the last used first")
     hidden = ("checkpoints", "created_at", "terminated_at", "archived_at")
     found.sessions = _excerpt(rows, noted, "no session yet", *hidden)
     return noted, ""
@@ -254,7 +255,8 @@ async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorati
         return "none yet", f"no session {shown(wanted.session)}" if wanted.session else ""
     number, members = _members(rows[0]["state"], wanted.limit, iter)
     events, happened = _members(rows[0]["events"], wanted.limit, reversed)
-    noted = f"session {name}: {counted(number, 'value')} of its state, {_of(wanted.limit, events, 'events')}"
+    listed = _of(wanted.limit, events, counted(events, "event"))
+    noted = f"session {name}: {counted(number, 'value')} of its state, {listed}"
     texts = (*(("state", *member) for member in members), *(("event", *member) for member in happened))
     found.session = Excerpt(("part", "name", "value"), texts, noted, "an empty session")
     return noted, ""
@@ -279,8 +281,9 @@ async def _namespaces(conn: aiosqlite.Connection, wanted: _Wanted, found: Explor
 async def _memories(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
     rows = await _fetch(conn, "current_memories", wanted)
     # The first level of the tree holds all that is below it.
-    total = sum(memories for _, depth, _, memories, *_ in found.namespaces.rows if depth == 1)
-    noted = _of(len(rows), max(total, len(rows)), "current memories, the last updated first")
+    total = max(len(rows), sum(memories for _, depth, _, memories, *_ in found.namespaces.rows if depth == 1))
+    words = f"{total:,} current {'memory' if total == 1 else 'memories'}, the last updated first"
+    noted = _of(len(rows), total, words)
     found.memories = _excerpt(rows, noted, "no current memory", "memory_type", "bytes", "created_by", "created_at")
     return noted, ""
 
@@ -294,16 +297,17 @@ async def _memory(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploratio
     # One more than are shown: the oldest one shown is compared with it.
     rows = await _fetch(conn, "memory_versions", wanted, namespace=namespace, key=key, limit=wanted.limit + 1)
     found.memory, found.changes = memory_history(namespace, key, rows, total, wanted.limit)
-    return f"{found.memory.caption}; {len(found.changes.rows):,} changes", ""
+    return f"{found.memory.caption}; {counted(len(found.changes.rows), 'change')}", ""
 
 
 async def _audit(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
-    words, total = "audit rows, the newest first", found.rows.get("audit", 0)
+    total, of = found.rows.get("audit", 0), ""
     if wanted.prefix:
-        words = f"audit rows of namespaces that begin with {shown(wanted.prefix)}, the newest first"
+        of = f" of namespaces that begin with {shown(wanted.prefix)}"
         ((total,),) = (row.values() for row in await _fetch(conn, "count_audit_of_namespaces", wanted))
     rows = await _fetch(conn, "audit_of_namespaces" if wanted.prefix else "audit", wanted)
-    noted = _of(len(rows), max(total, len(rows)), words)
+    total = max(total, len(rows))
+    noted = _of(len(rows), total, f"{counted(total, 'audit row')}{of}, the newest first")
     found.audit = _excerpt(rows, noted, "no audit row", "memory_operation_type", "memory_entry_id", "result", "id")
     return noted, ""
 
@@ -311,7 +315,7 @@ async def _audit(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration
 async def _growth(conn: aiosqlite.Connection, _: _Wanted, found: Exploration) -> _Seen:
     found.growth, undated = await read_growth(conn)
     days = sorted({day for _, day, *_ in found.growth.rows})
-    noted = f"rows of {len(days):,} days" + (f", {days[0]} to {days[-1]}" if days else "")
+    noted = f"rows of {counted(len(days), 'day')}" + (f", {days[0]} to {days[-1]}" if days else "")
     return noted + (f"; {counted(undated, 'row')} without a valid timestamp: run validate.ipynb" if undated else ""), ""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from abathur_nb.evidence.difference import clipped
 from abathur_nb.store.values import check_depth
-from abathur_nb.text import Table, printable
+from abathur_nb.text import Table, counted, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,7 @@ def namespace_tree(rows: Sequence[Mapping[str, Any]], limit: int, nothing: str) 
             branch["newest"] = max(branch["newest"], str(row["newest"]))
     # A branch is never larger than its parent, so that the first of this order are a tree, however many they are.
     paths = sorted(found, key=lambda path: (-found[path]["versions"], len(path), path))
-    caption = f"{len(rows):,} namespaces"
+    caption = counted(len(rows), "namespace")
     if len(paths) > limit:
         caption += f"; shown are the {limit:,} largest of {len(paths):,} branches"
     return Excerpt(
@@ -136,7 +136,7 @@ def memory_history(
         versions.append((row["version"], state, *(row[name] for name in columns)))
         about = (row["version"], state, row["updated_at"], row["updated_by"])
         changes += [(*about, *change) for change in _changes(earlier, row)]
-    caption = f"{namespace} {key}: {total:,} versions" + (f", the last {limit:,}" if total > limit else "")
+    caption = f"{namespace} {key}: {counted(total, 'version')}" + (f", the last {limit:,}" if total > limit else "")
     caption, table = caption if rows else "", _changes_table(changes)
     heads = ("version", "state", "updated_at", "updated_by", "path", "change", "before", "after")
     return (

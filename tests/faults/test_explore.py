@@ -49,7 +49,7 @@ async def test_each_part_says_how_much_there_is_and_nothing_changes(database: Se
     assert {path.name for path in database.db_path.parent.iterdir()} - {*beside} <= {"abathur.db-wal", "abathur.db-shm"}
     assert found.report.ok
     told = {one.name: one.observed for one in found.report.checks}
-    assert told["sessions"] == "1 sessions, the last used first"
+    assert told["sessions"] == "1 session, the last used first"
     assert told["session"] == "session s1: 1 value of its state, 2 events"
     assert told["namespaces"] == f"{3 + 3} namespaces"
     assert told["memories"] == f"{3 + 2} current memories, the last updated first"

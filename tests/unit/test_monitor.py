@@ -184,7 +184,7 @@ async def test_of_a_database_that_cannot_be_read_the_rest_is_told(database: Sett
     assert value(found, UP) == 0
     assert value(found, LAST_BACKUP) > 0
     assert value(found, "abathur_disk_free_bytes") > 0
-    assert {"readable databases", "database file"} <= {c.name for c in found.report.checks if c.status != "pass"}
+    assert {"database can be read", "database file"} <= {c.name for c in found.report.checks if c.status != "pass"}
     assert "nothing could be measured" in nb.charts.monitoring_over_time(found).alt
 
 
