@@ -54,7 +54,6 @@ def copy_beside(name: str, settings: Settings, _: Random) -> tuple[bool, str]:
 
 
 def _written(commit: int) -> list[int]:
-    """Return the rows that a commit writes over."""
     return [(commit + n * _KEYS // _EACH) % _KEYS for n in range(_EACH)]
 
 

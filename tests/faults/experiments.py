@@ -102,7 +102,6 @@ class Place:
 
 
 async def initialize(db: Path) -> dict[str, Any]:
-    """Initialize through the public function."""
     return (await initialize_database(resolve("development", db_path=db))).to_dict()
 
 
@@ -122,7 +121,6 @@ INITIALIZERS: dict[str, Deed] = {"sound": initialize, "naive": initialize_naivel
 
 
 def settings_of(db: Path) -> Settings:
-    """Return development's settings for a database of the sweep's own."""
     return resolve("development", db_path=db)
 
 
@@ -161,7 +159,6 @@ def newest_backup(settings: Settings) -> Path:
 
 
 def make_database(db: Path) -> Settings:
-    """Make a fresh database."""
     settings = settings_of(db)
     asyncio.run(initialize_database(settings)).raise_for_failures()
     return settings

@@ -8,12 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tqdm  # noqa: F401 - a victim is forked with everything imported
+# A victim is forked with everything imported.
+import tqdm  # noqa: F401
 from damage import MEMORY, ROWS, run_sql
 
-import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.report import Report
+from abathur_nb.runbook.backup import backup_database
+from abathur_nb.runbook.restore import restore_database
+from abathur_nb.runbook.rollback import roll_back
+from abathur_nb.runbook.troubleshoot import troubleshoot
+from abathur_nb.runbook.validate import validate_database
 from faults.experiments import (
     Deed,
     content_of,
@@ -44,7 +49,7 @@ def prepare(db: Path) -> Settings:
     """Make a database with a backup of it, and rows that were written since."""
     settings = make_database(db)
     run_sql(db, *ROWS)
-    asyncio.run(nb.backup_database(settings)).raise_for_failures()
+    asyncio.run(backup_database(settings)).raise_for_failures()
     run_sql(db, *_ROWS)
     return settings
 
@@ -60,7 +65,7 @@ def _copy_naively(source: Path, target: Path) -> None:
 
 
 async def _back_up(db: Path) -> dict[str, Any]:
-    return await _told(nb.backup_database(settings_of(db), reason="swept"))
+    return await _told(backup_database(settings_of(db), reason="swept"))
 
 
 async def _back_up_naively(db: Path) -> dict[str, Any]:
@@ -73,7 +78,7 @@ def _is_backed_up(settings: Settings) -> bool:
 
 
 async def _restore(db: Path) -> dict[str, Any]:
-    return await _told(nb.restore_database(settings_of(db), apply=True))
+    return await _told(restore_database(settings_of(db), apply=True))
 
 
 async def _restore_naively(db: Path) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def _is_restored(settings: Settings) -> bool:
 
 
 async def _start_afresh(db: Path) -> dict[str, Any]:
-    return await _told(nb.roll_back(settings_of(db), to="fresh", apply=True))
+    return await _told(roll_back(settings_of(db), to="fresh", apply=True))
 
 
 async def _start_afresh_naively(db: Path) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def _is_fresh(settings: Settings) -> bool:
 
 
 async def _repair(db: Path) -> dict[str, Any]:
-    return await _told(nb.troubleshoot(settings_of(db), repair=True))
+    return await _told(troubleshoot(settings_of(db), repair=True))
 
 
 async def _repair_naively(db: Path) -> dict[str, Any]:
@@ -122,7 +127,7 @@ async def _repair_naively(db: Path) -> dict[str, Any]:
 
 
 def _is_repaired(settings: Settings) -> bool:
-    return asyncio.run(nb.troubleshoot(settings)).ok
+    return asyncio.run(troubleshoot(settings)).ok
 
 
 def _spoil_rows(settings: Settings) -> None:
@@ -141,7 +146,7 @@ def _spoil_pages(settings: Settings) -> None:
 
 
 def _is_valid(settings: Settings) -> bool:
-    return asyncio.run(nb.validate_database(settings)).ok
+    return asyncio.run(validate_database(settings)).ok
 
 
 OPERATIONS = {

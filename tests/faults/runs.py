@@ -141,7 +141,6 @@ def _notebook(path: Path) -> Any:
 
 
 def _harm(run: _Run, whom: str, number: int, code: int, told: str) -> str:
-    """Say what a strike did that it must not; empty if nothing."""
     if "Traceback" in told and code >= 0:
         return f"a bare traceback: {told}"
     if run.place.db.read_bytes() != run.before:

@@ -28,37 +28,31 @@ from faults.operations import prepare
 
 
 def flip(path: Path, random: Random) -> None:
-    """Flip bits of one byte."""
     content = bytearray(path.read_bytes())
     content[random.randrange(len(content))] ^= random.randrange(1, 256)
     path.write_bytes(content)
 
 
 def cut(path: Path, random: Random) -> None:
-    """Cut it off anywhere."""
     os.truncate(path, random.randrange(path.stat().st_size))
 
 
 def lengthen(path: Path, random: Random) -> None:
-    """Append to it."""
     with path.open("ab") as file:
         file.write(random.choice((b"\n", b"\0", b" ", b"{}\n", bytes(4096))))
 
 
 def take_away(path: Path, _: Random) -> None:
-    """Remove it."""
     path.unlink()
 
 
 def link(path: Path, _: Random) -> None:
-    """Move it elsewhere, and leave a link to it."""
     elsewhere = path.parents[2] / "elsewhere"
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
 
 
 def pipe(path: Path, _: Random) -> None:
-    """Put a FIFO in its place."""
     path.unlink()
     os.mkfifo(path)
 

@@ -225,7 +225,6 @@ async def test_a_failure_half_way_removes_the_copy_and_is_told(database: Setting
 
 
 async def scratch_of(settings: Settings) -> Path:
-    """Wait until the copy is there, and return it."""
     while True:
         copies = settings.db_path.parent.glob(".abathur-benchmark-*/copy.db")
         if found := [path for path in copies if "0123456789ab" not in str(path)]:

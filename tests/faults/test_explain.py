@@ -87,7 +87,6 @@ def run(request: pytest.FixtureRequest, library: str, filled: Path, tmp_path: Pa
 
 @pytest.fixture
 def live(library: str) -> Iterator[Run]:
-    """Open a fresh database to be spoiled."""
     with opened(library) as run:
         build(run)
         yield run
@@ -203,19 +202,6 @@ async def test_a_missing_or_altered_index_is_named_with_the_notebook_that_makes_
 
 
 # The notebook's way in.
-
-
-async def test_a_dropped_index_is_seen_though_a_statement_was_kept(database: Settings) -> None:
-    """Trap 20: a connection that keeps statements still shows the plan of the index dropped since."""
-    sql = "EXPLAIN QUERY PLAN SELECT * FROM audit WHERE task_id = 'x' ORDER BY timestamp DESC"
-    async with connect(database.db_path, database.busy_timeout_ms) as keeping:
-        await keeping.execute_fetchall(sql)
-        async with connect(database.db_path, database.busy_timeout_ms, mode="rw") as conn:
-            await conn.execute_fetchall("DROP INDEX idx_audit_task")
-        ((*_, kept),) = await keeping.execute_fetchall(sql)
-    assert "idx_audit_task" in kept
-    plans = await explain_queries(database)
-    assert {check.name for check in plans.report.checks if check.failed} >= {"audit_of_task", "coverage"}
 
 
 async def test_a_missing_table_is_named_and_the_other_queries_are_explained(database: Settings) -> None:

@@ -59,7 +59,6 @@ STEPS = (
 
 
 def outcome(report: Report) -> str:
-    """Say in one word what became of it."""
     if report.refused:
         return "refused"
     told = {check.name: check.observed for check in report.checks}
@@ -198,19 +197,6 @@ async def test_what_is_not_valid_is_refused_with_what_was_found_and_not_a_byte_c
     assert any(told in check.observed for check in failed)
     assert any(check.remedy for check in failed)
     assert left_in(database.db_path.parent) == {"abathur.db"}
-
-
-async def test_stale_side_files_are_refused_and_kept(settings: Settings) -> None:
-    settings.db_path.parent.mkdir(mode=0o700)
-    for suffix in ("-wal", "-shm", "-journal"):
-        stale = Path(f"{settings.db_path}{suffix}")
-        stale.write_bytes(b"committed rows, perhaps")
-        with untouched(stale):
-            report = await initialize_database(settings)
-        assert report.refused
-        assert "to move them aside: papermill troubleshoot.ipynb" in report.checks[0].remedy
-        assert [path.name for path in settings.db_path.parent.iterdir()] == [stale.name]
-        stale.unlink()
 
 
 async def test_a_link_or_a_file_as_parent_is_refused_and_nothing_lands_behind_it(
@@ -383,7 +369,6 @@ NAMELESS = 3_999_999  # no user and no group has it
 
 @pytest.fixture
 def in_memory() -> Iterator[Path]:
-    """Return a directory on a real tmpfs."""
     folder = Path(tempfile.mkdtemp(prefix="abathur-test-", dir="/dev/shm"))
     yield folder
     shutil.rmtree(folder)

@@ -67,7 +67,6 @@ async def filled(database: Settings) -> Settings:
 
 @pytest.fixture
 async def conn(filled: Settings) -> AsyncIterator[aiosqlite.Connection]:
-    """Return a connection to that database."""
     async with connect(filled.db_path, filled.busy_timeout_ms) as reader:
         yield reader
 

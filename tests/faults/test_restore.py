@@ -43,7 +43,6 @@ def observed(report: Report) -> str:
 
 
 def spoil(settings: Settings) -> None:
-    """Write over most pages of the file, and leave its header."""
     with settings.db_path.open("r+b") as file:
         file.seek(5000)
         file.write(b"x" * 100_000)
@@ -650,7 +649,6 @@ _MOVED = {  # by verb: what makes it move the file aside
 
 @contextmanager
 def bound(file: Path) -> Iterator[None]:
-    """Mount a copy of a file over it."""
     volume = file.parent.parent / "volume"
     volume.write_bytes(file.read_bytes())
     volume.chmod(0o600)

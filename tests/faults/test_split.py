@@ -252,14 +252,6 @@ async def test_files_that_were_away_for_a_moment_are_not_trusted_again(database:
                 await use(db)
 
 
-async def test_the_rows_of_a_closed_store_can_still_be_saved(database: Settings) -> None:
-    async with busy(database):
-        log = subprocess.run(["cat", f"{database.db_path}-wal"], capture_output=True, check=True).stdout  # noqa: ASYNC221
-        remove("-wal", "-shm")(database.db_path)
-    held = {str(fd.readlink()): fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()}
-    assert held[f"{database.db_path}-wal (deleted)"].read_bytes() == log
-
-
 # --- no false alarm
 
 

@@ -85,7 +85,6 @@ METRIC = "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)"
 
 
 def spoil_pages(path: Path) -> None:
-    """Write over pages of a table, and leave the rest."""
     with closing(sqlite3.connect(path)) as conn:
         (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'tasks'").fetchone()
     with path.open("r+b") as file:

@@ -4,7 +4,6 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,18 @@ import aiosqlite
 import pytest
 from damage import (
     TASK,
-    drop_check,
-    drop_index,
     fingerprint,
     flip_bits,
     held,
     run_as_other,
     run_sql,
-    spoil_json,
     untouched,
 )
 from validate_helpers import failing, validated
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
-from abathur_nb.health.checks import _begin, file_checks
-from abathur_nb.measure import synthetic
+from abathur_nb.health.checks import _begin
 from abathur_nb.runbook.validate import validate_database
 from abathur_nb.store.connection import connect
 from abathur_nb.store.database import Database
@@ -35,38 +30,7 @@ from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.store.sql import DDL_FILES, SEED_FILE, statements
 from abathur_nb.store.target import repair_command
 
-
-async def test_a_fresh_database_passes_and_each_check_keeps_what_it_observed(database: Settings) -> None:
-    checks = await validated(database)
-    assert {check.status for check in checks.values()} == {"pass"}
-    assert checks["application_id"].observed == "1094861140"
-    assert checks["indexes"].observed == "33 indexes, each as in sql/"
-    assert checks["tables"].observed == "9 tables, each as in sql/"
-    assert checks["journal mode"].observed == "wal"
-    (told,) = checks["journal mode"].evidence
-    assert told.startswith("read back on this connection: busy_timeout = 5000, foreign_keys = 1, synchronous = 1, ")
-    assert told.endswith(", query_only = 1, trusted_schema = 0")
-    assert checks["seed memories"].observed == "3 of 3"
-    assert "abathur.db 0600" in checks["file modes"].observed
-    assert "for 3 rows" in checks["values"].observed
-
-
-async def test_a_database_of_synthetic_rows_passes(database: Settings) -> None:
-    async with connect(database.db_path, database.busy_timeout_ms, mode="rw") as conn:
-        await synthetic.fill(conn, 2000)
-    checks = await validated(database)
-    assert {check.status for check in checks.values()} == {"pass"}
-    assert "for 4,003 rows" in checks["JSON limits"].observed
-
-
 # --- all of it
-
-
-async def test_all_faults_are_found_in_one_run(database: Settings) -> None:
-    drop_index(database.db_path)
-    drop_check(database.db_path)
-    spoil_json(database.db_path)
-    assert failing(await validated(database)) == {"indexes", "tables", "JSON columns"}
 
 
 # --- references
@@ -93,13 +57,6 @@ async def test_a_reference_without_its_row_is_named_by_key_column_and_value(data
         "audit.memory_entry_id: 99 is not in memory_entries.id, by key: 1",
         "checkpoints.task_id: 't' is not in tasks.id, by key: 't', 7",
     }
-
-
-async def test_many_references_without_a_row_are_counted_and_twenty_are_named(database: Settings) -> None:
-    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)"
-    run_sql(database.db_path, f"{many} INSERT INTO audit (action_type, agent_id) SELECT 'x', 'none' FROM n")
-    check = (await validated(database))["foreign keys"]
-    assert (check.observed, len(check.evidence)) == ("1,000 references without a row", 20)
 
 
 # --- the file
@@ -187,14 +144,6 @@ async def test_the_rows_are_read_by_a_second_connection_only_if_it_sees_the_same
 async def test_beside_a_busy_writer_it_sees_one_snapshot_and_passes(database: Settings) -> None:
     with held(database.db_path, "BEGIN IMMEDIATE", "DELETE FROM memory_entries"):
         assert failing(await validated(database)) == set()
-
-
-async def test_a_database_locked_whole_could_not_be_validated(database: Settings) -> None:
-    settings = replace(database, busy_timeout_ms=50)
-    with held(database.db_path, "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "COMMIT") as process:
-        (check,) = await file_checks(settings)
-    assert check.status == "error"
-    assert f"could not run: {database.db_path} is locked by PID {process.pid}" in check.observed
 
 
 def test_without_write_access_to_the_directory_it_says_so_and_does_not_raise(public: Path) -> None:

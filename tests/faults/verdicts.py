@@ -61,7 +61,6 @@ async def _write_rows(settings: Settings, _: Random) -> None:
 
 
 async def _remember(settings: Settings, random: Random) -> None:
-    """Write versions of memories, delete some, begin some anew."""
     async with nb.Database.open(settings) as db:
         for number in range(random.randrange(1, 20)):
             place = (f"user:{random.randrange(10**9)}", f"é{number}\U0001f600")
@@ -91,7 +90,6 @@ async def _change_seeds(settings: Settings, _: Random) -> None:
 
 
 async def _forget(settings: Settings, _: Random) -> None:
-    """Delete rows, so that pages are free."""
     run_sql(settings.db_path, "DELETE FROM metrics", "DELETE FROM checkpoints", "DELETE FROM document_index")
 
 
