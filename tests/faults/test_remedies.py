@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
-from damage import MEMORY, ROWS, drop_check, drop_index, fingerprint, held, run_as_other, run_sql
+from damage import MEMORY, ROWS, drop_check, drop_index, empty_index, fingerprint, held, run_as_other, run_sql
 from oddities import ODD, ODD_TABLES
 from patience import HANGING_S
 from sampling import sampled
@@ -87,15 +87,6 @@ def utf_16(path: Path) -> None:
     other.replace(path)
 
 
-def spoil_index(path: Path) -> None:
-    """Empty an index, and leave its table."""
-    with closing(sqlite3.connect(path)) as conn:
-        (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'idx_tasks_submitted_at'").fetchone()
-    with path.open("r+b") as file:
-        file.seek(4096 * (page - 1))
-        file.write(bytes([10, 0, 0, 0, 0, 16, 0, 0]))
-
-
 def hot_journal(path: Path) -> None:
     """Kill a writer in the middle of a transaction that has reached the file."""
     run_sql(path, "PRAGMA journal_mode = DELETE")
@@ -131,7 +122,7 @@ def destroy_rows(path: Path) -> None:
 REPAIRED: dict[str, Callable[[Path], object]] = {
     "journal mode": sql("PRAGMA journal_mode = DELETE"),
     "a missing index": drop_index,
-    "an index without its entries": spoil_index,
+    "an index without its entries": lambda path: empty_index(path, "idx_tasks_submitted_at"),
     "an altered table": drop_check,
     "a renamed column": sql("ALTER TABLE tasks RENAME COLUMN submitted_at TO submitted"),
     "a renamed table": sql("ALTER TABLE tasks RENAME TO jobs"),
@@ -313,8 +304,7 @@ async def test_no_remedy_in_a_situation_leads_in_a_circle(name: str, template: P
 
 
 @pytest.mark.parametrize(
-    "name",
-    sampled(sorted({*ODD} - {"a module that is absent"}), "fts5", "a view of itself", "a trigger"),
+    "name", sampled(sorted({*ODD} - {"a module that is absent"}), "fts5", "a view of itself", "a trigger")
 )
 async def test_the_command_that_drops_what_does_not_belong_here_ends_it(name: str, database: Settings) -> None:
     run_sql(database.db_path, *ODD[name])
@@ -512,11 +502,7 @@ async def test_each_verb_refuses_it_and_what_names_no_file_and_no_report_holds_i
 
 
 def test_papermill_itself_keeps_what_it_is_given_and_nothing_of_ours_does(kept: Settings, tmp_path: Path) -> None:
-    command = [
-        str(Path(sys.executable).with_name("papermill")),
-        str(DATA / "notebooks" / "history.ipynb"),
-        "-",
-    ]
+    command = [str(Path(sys.executable).with_name("papermill")), str(DATA / "notebooks" / "history.ipynb"), "-"]
     values = ["-p", "db_path", str(kept.db_path), "-r", "archive", SIGNED]
     done = subprocess.run(
         [*command, *values], capture_output=True, text=True, check=False, timeout=HANGING_S, cwd=tmp_path

@@ -12,18 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from damage import (
-    AGENT,
-    MEMORY,
-    ROWS,
-    SESSION,
-    TASK,
-    drop_check,
-    edit_schema,
-    held,
-    run_sql,
-    untouched,
-)
+from damage import AGENT, MEMORY, ROWS, SESSION, TASK, drop_check, edit_schema, empty_index, held, run_sql, untouched
 from sampling import sampled
 from troubleshoot_helpers import check_of, rows_of
 
@@ -80,7 +69,6 @@ async def repaired(settings: Settings) -> Report:
     return report
 
 
-EMPTY_LEAF = bytes([10, 0, 0, 0, 0, 16, 0, 0])  # of an index: without a cell
 METRIC = "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)"
 
 
@@ -266,14 +254,10 @@ async def test_what_was_not_made_by_the_sql_of_a_missing_table_or_column_is_neve
 
 
 async def test_an_index_is_not_made_anew_where_its_table_holds_a_key_twice(database: Settings) -> None:
-    path, index = database.db_path, "sqlite_autoindex_sessions_1"
+    path = database.db_path
     run_sql(path, SESSION)
     (await nb.backup_database(database)).raise_for_failures()
-    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
-        (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (index,)).fetchone()
-    with path.open("r+b") as file:
-        file.seek(4096 * (page - 1))
-        file.write(EMPTY_LEAF)
+    empty_index(path, "sqlite_autoindex_sessions_1")
     run_sql(path, "PRAGMA foreign_keys = OFF", SESSION)
     with untouched(path):
         report = await nb.troubleshoot(database, repair=True)
@@ -332,16 +316,9 @@ async def test_seed_memories_that_were_changed_or_deleted_are_put_right_and_acco
 
 
 async def test_indexes_that_do_not_agree_with_their_tables_are_rebuilt_at_once(database: Settings) -> None:
-    path = database.db_path
-    rows = 110  # integrity_check names 100 at most
+    path, rows = database.db_path, 110  # integrity_check names 100 at most
     run_sql(path, *(TASK.replace("'t1'", f"'{n}'") for n in range(rows)), *[METRIC] * rows)
-    with closing(sqlite3.connect(path)) as conn:
-        names = ("idx_tasks_submitted_at", "idx_metrics_name_timestamp")
-        found = conn.execute(f"SELECT rootpage FROM sqlite_master WHERE name IN {names}").fetchall()
-    with path.open("r+b") as file:
-        for (page,) in found:
-            file.seek(4096 * (page - 1))
-            file.write(EMPTY_LEAF)
+    empty_index(path, "idx_tasks_submitted_at", "idx_metrics_name_timestamp")
     assert "REINDEX" in check_of(await repaired(database), "plan").observed
 
 

@@ -1,23 +1,13 @@
 """Every check of validate, each in a database in which it fails: and in none is a byte of the main file changed."""
 
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 import pytest
-from damage import (
-    TASK,
-    fingerprint,
-    flip_bits,
-    held,
-    run_as_other,
-    run_sql,
-    untouched,
-)
+from damage import TASK, empty_index, flip_bits, held, run_as_other, run_sql, untouched
 from validate_helpers import failing, validated
 
 from abathur_nb.config.settings import Settings
@@ -89,23 +79,13 @@ async def corrupt(settings: Settings) -> bool:
 
 
 async def test_an_index_that_lacks_entries_can_be_rebuilt_and_says_so(database: Settings) -> None:
-    path = database.db_path
-    run_sql(path, TASK)
-    kept = fingerprint(path)
-    with closing(sqlite3.connect(path, isolation_level=None)) as conn:  # a row that the index never heard of
-        conn.execute("PRAGMA writable_schema = ON")
-        conn.execute("UPDATE sqlite_master SET sql = NULL, rootpage = 0, name = name || '_' WHERE 0")
-        (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'idx_tasks_submitted_at'").fetchone()
-    assert fingerprint(path) == kept
-    empty = bytes([10, 0, 0, 0, 0, 16, 0, 0])  # an index leaf without a cell
-    with path.open("r+b") as file:
-        file.seek(4096 * (page - 1))
-        file.write(empty)
+    run_sql(database.db_path, TASK)
+    empty_index(database.db_path, "idx_tasks_submitted_at")
     checks = await validated(database)
     assert failing(checks) == {"integrity"}
     assert "idx_tasks_submitted_at" in checks["integrity"].observed
     assert checks["integrity"].remedy == repair_command(database)
-    run_sql(path, "REINDEX")
+    run_sql(database.db_path, "REINDEX")
     assert failing(await validated(database)) == set()
 
 

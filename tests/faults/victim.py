@@ -34,14 +34,7 @@ class Victim:
     """Hold a forked process that waits at its gate, and what it said when it ended."""
 
     def __init__(
-        self,
-        act: Deed,
-        place: Place,
-        label: str,
-        *,
-        thread: int = 0,
-        gate: "Gate | None" = None,
-        nice: int = 0,
+        self, act: Deed, place: Place, label: str, *, thread: int = 0, gate: "Gate | None" = None, nice: int = 0
     ) -> None:
         self.place, self.label = place, label
         self.gate = gate or Gate()
