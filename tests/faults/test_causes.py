@@ -94,7 +94,7 @@ VERBS: dict[str, Verb] = {
     "explain": nb.explain_queries,
     "explore": nb.explore,
     "monitor": nb.monitor,
-    "benchmark": lambda three: nb.run_benchmark(three, rows=400, repetitions=1),
+    "benchmark": lambda three: nb.run_benchmark(three, rows=2000, repetitions=1),
     "store": store,
     "record": begin,
 }

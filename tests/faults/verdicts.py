@@ -7,11 +7,12 @@ The controls are the same good databases with one fault each, which both must na
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from damage import MEMORY, ROWS, edit_schema, run_sql
 
@@ -19,18 +20,20 @@ import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.measure import synthetic
 from abathur_nb.repair.quarantine import quarantine_dir
+from abathur_nb.report import Report
 from abathur_nb.store.connection import connect
 from abathur_nb.store.schema import SchemaObject, expected_columns, expected_objects, expected_tables
 from faults.experiments import Experiment, Outcome, content_of, settings_of
 from faults.operations import prepare
 
-_Deed = Callable[[Settings, Random], Awaitable[None]]
+_Deed = Callable[[Settings, Random], Coroutine[Any, Any, None]]
 
 
 def look_at(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
     """Do to a good database what is drawn, and ask whether all is well."""
-    deeds = random.sample(_DEEDS, random.randrange(6))
-    asyncio.run(_live(settings, deeds, random))
+    deeds = random.sample(sorted(_DEEDS), random.randrange(6))
+    for deed in deeds:
+        asyncio.run(_DEEDS[deed](settings, random))
     if name == "naive":
         run_sql(settings.db_path, random.choice(_FAULTS))
     reports = asyncio.run(nb.validate_database(settings)), asyncio.run(nb.troubleshoot(settings))
@@ -39,25 +42,30 @@ def look_at(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
         for report in reports
     ]
     alarmed = any(alarms) if name == "sound" else all(alarms)
-    past = ", ".join(deed.__name__.strip("_") for deed in deeds) or "nothing"
-    return True, f"after {past}: {'; '.join(line for lines in alarms for line in lines)}" if alarmed else ""
-
-
-async def _live(settings: Settings, deeds: list[_Deed], random: Random) -> None:
-    for deed in deeds:
-        await deed(settings, random)
+    told = "; ".join(line for lines in alarms for line in lines)
+    return True, f"after {', '.join(deeds) or 'nothing'}: {told}" if alarmed else ""
 
 
 # --- what a good database may have been through
 
 
+def _sql(*statements: str) -> _Deed:
+    async def run(settings: Settings, _: Random) -> None:
+        run_sql(settings.db_path, *statements)
+
+    return run
+
+
+def _verb(verb: Callable[..., Coroutine[Any, Any, Report]], **given: Any) -> _Deed:
+    async def run(settings: Settings, _: Random) -> None:
+        (await verb(settings, **given)).raise_for_failures()
+
+    return run
+
+
 async def _fill(settings: Settings, random: Random) -> None:
     async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as conn:
         await synthetic.fill(conn, random.choice((1, 10, 100, 900)))
-
-
-async def _write_rows(settings: Settings, _: Random) -> None:
-    run_sql(settings.db_path, *(row.replace("INSERT", "INSERT OR IGNORE") for row in ROWS))
 
 
 async def _remember(settings: Settings, random: Random) -> None:
@@ -89,21 +97,9 @@ async def _change_seeds(settings: Settings, _: Random) -> None:
         await db.memory.update_memory("app:abathur:defaults", "user_preference_template", {"mine": 1}, "me")
 
 
-async def _forget(settings: Settings, _: Random) -> None:
-    run_sql(settings.db_path, "DELETE FROM metrics", "DELETE FROM checkpoints", "DELETE FROM document_index")
-
-
 async def _expire(settings: Settings, _: Random) -> None:
     async with nb.Database.open(settings) as db:
         await db.memory.cleanup_expired_memories(0)
-
-
-async def _analyze(settings: Settings, _: Random) -> None:
-    run_sql(settings.db_path, "ANALYZE", "PRAGMA optimize")
-
-
-async def _vacuum(settings: Settings, _: Random) -> None:
-    run_sql(settings.db_path, "VACUUM")
 
 
 async def _leave_log(settings: Settings, random: Random) -> None:
@@ -125,10 +121,6 @@ async def _restore(settings: Settings, random: Random) -> None:
     await _back_up(settings, random)
     await _remember(settings, random)
     (await nb.restore_database(settings, apply=True)).raise_for_failures()
-
-
-async def _begin_anew(settings: Settings, _: Random) -> None:
-    (await nb.roll_back(settings, to="fresh", apply=True)).raise_for_failures()
 
 
 async def _repair(settings: Settings, random: Random) -> None:
@@ -154,22 +146,33 @@ async def _leave_aside(settings: Settings, random: Random) -> None:
     (await nb.restore_database(settings, apply=True)).raise_for_failures()
 
 
-async def _initialize_again(settings: Settings, _: Random) -> None:
-    (await nb.initialize_database(settings)).raise_for_failures()
-
-
-_DEEDS: tuple[_Deed, ...] = (
-    *(_fill, _write_rows, _remember, _converse, _change_seeds, _forget, _expire, _analyze, _vacuum, _leave_log),
-    *(_back_up, _restore, _begin_anew, _repair, _put_back, _leave_aside, _initialize_again),
-)
+_DEEDS: dict[str, _Deed] = {
+    "rows": _sql(*(row.replace("INSERT", "INSERT OR IGNORE") for row in ROWS)),
+    "many rows": _fill,
+    "memories": _remember,
+    "sessions": _converse,
+    "a seed that was changed": _change_seeds,
+    "pages that are free": _sql("DELETE FROM metrics", "DELETE FROM checkpoints", "DELETE FROM document_index"),
+    "memories that expired": _expire,
+    "statistics": _sql("ANALYZE", "PRAGMA optimize"),
+    "VACUUM": _sql("VACUUM"),
+    "a log that was left": _leave_log,
+    "a backup": _back_up,
+    "a restoration": _restore,
+    "a fresh start": _verb(nb.roll_back, to="fresh", apply=True),
+    "a repair": _repair,
+    "rows that were put back": _put_back,
+    "a damaged file that was replaced": _leave_aside,
+    "init": _verb(nb.initialize_database),
+}
 
 # --- what a broken one has
 
 _LOST = "INSERT INTO checkpoints (task_id, iteration, state) VALUES ('lost', 0, '{}')"
 _FAULTS = (
-    _LOST,
+    _LOST.replace("lost", "nowhere"),  # the lost task may be back
     "INSERT INTO tasks (id, prompt, input_data) VALUES ('bad', 'p', 'no json')",
-    "INSERT INTO agents (id, name, specialization, task_id, model) VALUES ('bad', 'n', 's', 'lost', 'm')",
+    "INSERT INTO agents (id, name, specialization, task_id, model) VALUES ('bad', 'n', 's', 'nowhere', 'm')",
     "UPDATE memory_entries SET metadata = '[]' WHERE id = 1",
     "UPDATE memory_entries SET value = '{\"theirs\": 1}' WHERE version = 1 AND key = 'default_workflow'",
     "DELETE FROM memory_entries WHERE version = 1 AND key = 'memory_lifecycle_policies'",
