@@ -232,14 +232,9 @@ def _read_environments(faults: list[str]) -> dict[str, _Layer]:
     if named is None and not (_has_home() and path.exists()):  # never one found in the working directory
         return {}
     try:
-        with open_regular(path, follow=True) as file:
-            content = file.read(_FILE_MAX + 1)
-        if len(content) > _FILE_MAX:
-            raise ValueError(f"it is larger than {_FILE_MAX:,} bytes")
-        tables = tomllib.loads(content.decode())
-    except (OSError, ValueError, RecursionError) as error:  # a TOML or a Unicode fault is a ValueError
-        missing = isinstance(error, FileNotFoundError)
-        faults.append(f"{where}: {'named by ABATHUR_CONFIG, but missing' if missing else f'cannot be read: {error}'}")
+        tables = tomllib.loads(read_file(where, path, _FILE_MAX).decode())
+    except (ValueError, RecursionError) as error:  # a fault of TOML or Unicode is a ValueError
+        faults += error.faults if isinstance(error, ConfigurationError) else [f"{where}: cannot be read: {error}"]
         return {}
     expected, environments = f"{where}: expected a table [environments.NAME] (a-z, 0-9, _ and -), found ", {}
     given = tables.pop("environments", {})

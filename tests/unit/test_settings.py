@@ -165,7 +165,7 @@ def test_the_variable_names_another_file_and_one_in_the_working_directory_is_nev
     monkeypatch.setenv("ABATHUR_CONFIG", str(tmp_path / "abathur.toml"))
     assert resolve().readers == 7
     monkeypatch.setenv("ABATHUR_CONFIG", str(tmp_path / "none.toml"))
-    assert "named by ABATHUR_CONFIG, but missing" in faults()[0]
+    assert "cannot be read: No such file or directory" in faults()[0]
     monkeypatch.setenv("ABATHUR_CONFIG", str(tmp_path))
     assert "cannot be read" in faults()[0]
 
