@@ -47,8 +47,8 @@ def differences(earlier: Record, later: Record) -> tuple[Change, ...]:
     """
     records = (earlier, later)
     both_name_objects = all("schema" in record.facts for record in records)
-    by_name = any(record.format == 1 for record in records)  # the checks of older ones have titles alone
-    return tuple(_changes(*(_meaning(record, both_name_objects, by_name) for record in records)))
+    key = "name" if any(record.format == 1 for record in records) else "id"  # older ones may have titles alone
+    return tuple(_changes(*(_meaning(record, both_name_objects, key) for record in records)))
 
 
 def circumstances(earlier: Record, later: Record) -> tuple[Change, ...]:
@@ -60,7 +60,7 @@ def circumstances(earlier: Record, later: Record) -> tuple[Change, ...]:
     return tuple(_changes(_conditions(earlier), _conditions(later)))
 
 
-def _meaning(record: Record, both_name_objects: bool, by_name: bool) -> Found:
+def _meaning(record: Record, both_name_objects: bool, key: str) -> Found:
     facts, after = record.facts, record.database.get("after") or {}
     found: Found = {("verdict", "of the run"): record.verdict}
     if record.error:
@@ -68,7 +68,7 @@ def _meaning(record: Record, both_name_objects: bool, by_name: bool) -> Found:
     seen: Counter[str] = Counter()
     for report in record.reports:
         for check in report.checks:
-            name = f"{report.title}: {check.name if by_name else check.id.replace('_', ' ')}"
+            name = f"{report.title}: {getattr(check, key).replace('_', ' ')}"
             seen[name] += 1
             found["check", name if seen[name] == 1 else f"{name} ({seen[name]})"] = check
     ids = ["application_id", "user_version"] + ([] if both_name_objects else ["schema_sha256"])
@@ -112,10 +112,9 @@ def _changes(earlier: Found, later: Found) -> Iterator[Change]:
 def _of_check(name: str, one: Check, other: Check) -> Iterator[Change]:
     both_failed = one.failed and other.failed and one.data and other.data  # a check of an old record has no data
     if one.status != other.status or (both_failed and one.data != other.data):
-        for field in ("status", "observed" if one.observed != other.observed else "data"):
-            was, now = str(getattr(one, field)), str(getattr(other, field))
-            if was != now:
-                yield Change("check", f"{name}, {field}", was, now)
+        changed = [field for field in ("status", "observed") if getattr(one, field) != getattr(other, field)]
+        for field in changed or ["data"]:
+            yield Change("check", f"{name}, {field}", str(getattr(one, field)), str(getattr(other, field)))
 
 
 def _same(kind: str, one: Any, other: Any) -> bool:
@@ -138,7 +137,8 @@ def clipped(before: str, after: str) -> list[str]:
     """Return two texts; of long ones what begins a little before they differ."""
     if max(len(before), len(after)) <= _LONG:
         return [before, after]
-    same = next((n for n, pair in enumerate(zip(before, after, strict=False)) if len({*pair}) > 1), 0)
+    pairs = enumerate(zip(before, after, strict=False))
+    same = next((n for n, (one, other) in pairs if one != other), min(len(before), len(after)))
     cut = max(0, same - _CONTEXT)
     return [
         f"{'…' if cut else ''}{text[cut : cut + _LONG]}{'…' if text[cut + _LONG :] else ''}" for text in (before, after)

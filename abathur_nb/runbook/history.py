@@ -3,14 +3,13 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
-from abathur_nb.evidence.difference import circumstances, differences
+from abathur_nb.evidence.difference import circumstances, clipped, differences
 from abathur_nb.evidence.ledger import FIRST, read_ledger
 from abathur_nb.evidence.record import PastRun, past_runs, read_archive
 from abathur_nb.evidence.run import Run
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 _TITLE = "history"
 _NO_RUN = "no run yet"
-_CONTEXT = 3  # words shown on each side of what changed
 _NAMED = 3  # checks that the table of runs names; the run's own page names all
 _MOST_NAMED = 12  # changes between two runs; `diff` names all
 
@@ -206,15 +204,5 @@ def _changes(runs: Sequence[PastRun]) -> Table:
 def _change(old: str | None, new: str | None) -> str:
     if old is None or new is None:
         return "it is gone" if new is None else "it is new"
-    before, after = old.split(), new.split()
-    start = _alike(before, after)
-    end = max(0, _alike(before[start:][::-1], after[start:][::-1]) - _CONTEXT)
-    start = max(0, start - _CONTEXT)
-    pieces = (words[start : len(words) - end] for words in (before, after))
-    was, now = (" ".join(["…"] * bool(start) + piece + ["…"] * bool(end)) for piece in pieces)
-    return f"{was or 'nothing'}\n→ {now or 'nothing'}"
-
-
-def _alike(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return how many words at the beginning are the same."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    before, after = clipped(" ".join(old.split()), " ".join(new.split()))
+    return f"{before or 'nothing'}\n→ {after or 'nothing'}"
