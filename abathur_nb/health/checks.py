@@ -15,7 +15,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, bound_reached
 from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, file_names, log_check, wal_size
 from abathur_nb.health.rows import NAMED, named_row, names_check, row_checks, sizes_check
-from abathur_nb.report import Check, run_check
+from abathur_nb.report import Check, Status, run_check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, connection_pragmas, pragma, read_pragmas
 from abathur_nb.store.guarded import Connection, strays_check
@@ -158,17 +158,12 @@ def _identity(found: Mapping[str, Any]) -> Iterable[Check]:
         ("encoding", "UTF-8", ""),
     ):
         holds = found[name] == expected
-        yield Check.that(name, holds, expected=str(expected), observed=str(found[name]), remedy=remedy, name=name)
+        yield Check.that(name, holds, str(expected), str(found[name]), remedy, name=name)
     # The rest each connection sets for itself, as this one did.
     names = (*connection_pragmas(0, "FULL"), "query_only", "trusted_schema")
-    words = ", ".join(f"{name} = {found[name]}" for name in names)
-    yield Check.that(
-        "journal_mode",
-        found["journal_mode"] == "wal",
-        expected="wal",
-        observed=found["journal_mode"],
-        evidence=(f"read back on this connection: {words}",),
-    )
+    evidence = f"read back on this connection: {', '.join(f'{name} = {found[name]}' for name in names)}"
+    mode = found["journal_mode"]
+    yield Check.that("journal_mode", mode == "wal", "wal", mode, evidence=[evidence])
 
 
 async def integrity_check(conn: Connection, restore: str) -> Check:
@@ -264,13 +259,8 @@ async def _foreign_keys(conn: Connection) -> Check:
         f" pragma_foreign_key_check(ours.name) AS f LIMIT {NAMED}"
     )
     evidence = [await _reference(conn, *row[:-1]) for row in rows]
-    return Check.that(
-        "foreign_keys",
-        not evidence,
-        expected="every reference has its row",
-        observed=f"{counted(next((row['total'] for row in rows), 0), 'reference')} without a row",
-        evidence=evidence,
-    )
+    observed = f"{counted(next((row['total'] for row in rows), 0), 'reference')} without a row"
+    return Check.that("foreign_keys", not rows, "every reference has its row", observed, evidence=evidence)
 
 
 async def _reference(conn: Connection, table: str, rowid: int, parent: str, fkid: int) -> str:
@@ -289,7 +279,7 @@ async def _reference(conn: Connection, table: str, rowid: int, parent: str, fkid
 async def objects_check(live: Mapping[str, SchemaObject], check_id: str, kind: str) -> Check:
     """Compare the tables, or the indexes, of ``sql/`` with the live ones; the evidence repairs an index."""
     ours, found = expected_objects(), Differences.between(live, (kind,))
-    expected = sum(one.type == kind for one in ours.values())
+    count = sum(one.type == kind for one in ours.values())
     words = str(replace(found, extra=()))
     if kind == "table":
         evidence = [f"expected: {ours[name].sql};" for name in found.missing]
@@ -298,15 +288,13 @@ async def objects_check(live: Mapping[str, SchemaObject], check_id: str, kind: s
         evidence = [f"{_one_line(ours[name].sql)};" for name in found.missing]
         for name in found.altered:
             evidence += [f"-- found: {_one_line(live[name].sql)};", f"DROP INDEX {name}; {_one_line(ours[name].sql)};"]
-    return Check.that(
-        check_id,
-        not words,
-        expected=f"the {expected} of sql/, each with the same SQL",
-        observed=f"{expected - len(found.missing)} {check_id}" + (f"; {words}" if words else ", each as in sql/"),
-        remedy="restore a backup, or make the table again as in sql/ and copy its rows" if kind == "table" else "",
-        evidence=evidence,
-        data={"missing": found.missing, "altered": found.altered},
+    observed = f"{count - len(found.missing)} {check_id}" + (f"; {words}" if words else ", each as in sql/")
+    remedy = "restore a backup, or make the table again as in sql/ and copy its rows" if kind == "table" else ""
+    expected, data = (
+        f"the {count} of sql/, each with the same SQL",
+        {"missing": found.missing, "altered": found.altered},
     )
+    return Check.that(check_id, not words, expected, observed, remedy, evidence=evidence, data=data)
 
 
 async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
@@ -327,16 +315,10 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     evidence = []
     for one in found[:_MOST]:  # as comments: to run a DROP is somebody's decision
         evidence += [f"-- extra: {_one_line(one.sql)};", *([f"-- {_drop(one)}"] if one in drops or not renamed else [])]
-    return Check.that(
-        OTHERS,
-        not found,
-        expected="none but those of sql/",
-        observed=f"extra: {_names(found)}" if found else "none",
-        remedy=remedy,
-        evidence=evidence,
-        otherwise="fail" if harmful else "warn",
-        data={"extra": [one.name for one in found[:_MOST]]},
-    )
+    observed = f"extra: {_names(found)}" if found else "none"
+    otherwise: Status = "fail" if harmful else "warn"
+    data = {"extra": [one.name for one in found[:_MOST]]}
+    return Check.that(OTHERS, not found, "none but those of sql/", observed, remedy, otherwise, evidence, data=data)
 
 
 def _names(found: Sequence[SchemaObject]) -> str:
@@ -372,14 +354,10 @@ async def sequences_check(conn: Connection) -> Check:
     for row in wrong:
         repairs.append(f"DELETE FROM sqlite_sequence WHERE name = '{row['name']}'")
         repairs.append(f"INSERT INTO sqlite_sequence VALUES ('{row['name']}', {row['largest'] or 0})")
-    return Check.that(
-        "sequences",
-        not wrong,
-        expected="each counter of ids is a number, and not below the largest id of its table",
-        observed=", ".join(f"{row['name']} {shown(row['seq'])}, largest {row['largest']}" for row in wrong) or "right",
-        evidence=(f"{statement};" for statement in repairs),
-        data={"statements": repairs},
-    )
+    expected = "each counter of ids is a number, and not below the largest id of its table"
+    observed = ", ".join(f"{row['name']} {shown(row['seq'])}, largest {row['largest']}" for row in wrong) or "right"
+    evidence, data = [f"{statement};" for statement in repairs], {"statements": repairs}
+    return Check.that("sequences", not wrong, expected, observed, evidence=evidence, data=data)
 
 
 async def seeds_check(conn: Connection) -> Check:
@@ -398,14 +376,10 @@ async def seeds_check(conn: Connection) -> Check:
     for seed, fault in faults.items():
         name = f"{seed.namespace} / {seed.key}: version {seed.version}"
         evidence += [f"-- {name} {fault}", f"{restoring[seed]};"]
-    return Check.that(
-        "seed_memories",
-        not faults,
-        expected=f"version 1 of each of the {len(seeds)}, with its content",
-        observed=f"{len(seeds) - len(faults)} of {len(seeds)}" + (f"; {newer} with later versions" if newer else ""),
-        evidence=evidence,
-        data={"restored_by": [{"namespace": s.namespace, "key": s.key, "sql": sql} for s, sql in restoring.items()]},
-    )
+    expected = f"version 1 of each of the {len(seeds)}, with its content"
+    observed = f"{len(seeds) - len(faults)} of {len(seeds)}" + (f"; {newer} with later versions" if newer else "")
+    data = {"restored_by": [{"namespace": s.namespace, "key": s.key, "sql": sql} for s, sql in restoring.items()]}
+    return Check.that("seed_memories", not faults, expected, observed, evidence=evidence, data=data)
 
 
 def _restoring(seed: SeedRow) -> str:

@@ -11,7 +11,7 @@ from shlex import quote
 
 from abathur_nb.config.settings import Settings, Severity
 from abathur_nb.files import nearest_existing
-from abathur_nb.report import Check
+from abathur_nb.report import Check, Status
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, explain_error
 from abathur_nb.store.target import file_system, give_to_owner, init_as, kind_of, mounted_files
@@ -100,28 +100,26 @@ def _above(settings: Settings) -> tuple[Check, bool]:
     faults: dict[str, Severity] = {}
     worst: Severity
     for above, entry in _way_to(folder):
-        found = os.stat(above)
-        if found.st_uid not in trusted:
+        status = os.stat(above)
+        if status.st_uid not in trusted:
             # An owner outside of this user namespace may be root: development only warns.
-            unmapped = severity == "fail" and _is_unmapped(found.st_uid)
+            unmapped = severity == "fail" and _is_unmapped(status.st_uid)
             worst, words = ("warn", ", who is not in this user namespace") if unmapped else (severity, "")
         elif writable_by_others(above):
             # Where it is sticky only the owner of an entry renames it.
-            sticky = found.st_mode & stat.S_ISVTX
+            sticky = status.st_mode & stat.S_ISVTX
             sticky = sticky and (not os.path.lexists(entry) or os.lstat(entry).st_uid in trusted)
             worst, words = ("warn", ", sticky") if sticky else (severity, "")
         else:
             continue
-        faults[f"{above} is {user_name(found.st_uid)}'s, mode {stat.S_IMODE(found.st_mode):04o}{words}"] = worst
+        faults[f"{above} is {user_name(status.st_uid)}'s, mode {stat.S_IMODE(status.st_mode):04o}{words}"] = worst
     ranked: tuple[Severity, ...] = ("refuse", "fail", "warn")
     owners = " or ".join(dict.fromkeys(("root", user_name(os.geteuid()))))
-    return _judged(
-        "directories_above",
-        next((severity for severity in ranked if severity in faults.values()), None),
-        f"each belongs to {owners}, and nobody else may write to it: whoever renames one can swap the database",
-        "; ".join(faults) or f"as expected, from / to {folder.parent}",
-        f"put the database below directories of root's or your own; to see each: namei -l {quote(str(folder))}",
-    )
+    expected = f"each belongs to {owners}, and nobody else may write to it: whoever renames one can swap the database"
+    observed = "; ".join(faults) or f"as expected, from / to {folder.parent}"
+    remedy = f"put the database below directories of root's or your own; to see each: namei -l {quote(str(folder))}"
+    found = next((severity for severity in ranked if severity in faults.values()), None)
+    return _judged("directories_above", found, expected, observed, remedy)
 
 
 def _way_to(path: Path) -> Iterator[tuple[Path, Path]]:
@@ -225,13 +223,10 @@ def free_mb(path: Path) -> float:
 def _free_disk(settings: Settings, place: Path) -> tuple[Check, bool]:
     free, low = free_mb(place), settings.min_free_mb
     enough = max(low, settings.recommended_free_mb)
-    return _judged(
-        "free_disk",
-        "fail" if free < low else "warn" if free < enough else None,
-        f"{enough:,} MB or more; less than {low:,} MB fails",
-        f"{free:,.0f} MB at {place}",
-        f"make room; to see what takes it: du -xh --max-depth=2 {quote(str(place))} | sort -h | tail",
-    )
+    severity: Severity | None = "fail" if free < low else "warn" if free < enough else None
+    expected, observed = f"{enough:,} MB or more; less than {low:,} MB fails", f"{free:,.0f} MB at {place}"
+    remedy = f"make room; to see what takes it: du -xh --max-depth=2 {quote(str(place))} | sort -h | tail"
+    return _judged("free_disk", severity, expected, observed, remedy)
 
 
 async def file_modes(path: Path) -> Check:
@@ -256,44 +251,29 @@ async def file_modes(path: Path) -> Check:
         f"{name} {stat.S_IMODE(at.st_mode):04o}" + (f" of {user_name(at.st_uid)}" if strange else "")
         for name, at in (*((Path(name).name, at) for name, at in found.items()), ("directory", folder))
     ]
-    return Check.that(
-        FILE_MODES,
-        not remedies,
-        expected="0600 for the database and its side files, in a directory to which only their owner may write",
-        observed=f"{', '.join(shown[:-1])}; {shown[-1]}",
-        remedy="; ".join(remedies),
-        data={"not_0600": wrong},
-        evidence=[f"{name} has an access control list; to see it: getfacl {quote(name)}" for name in listed],
-    )
+    expected = "0600 for the database and its side files, in a directory to which only their owner may write"
+    observed, data = f"{', '.join(shown[:-1])}; {shown[-1]}", {"not_0600": wrong}
+    evidence = [f"{name} has an access control list; to see it: getfacl {quote(name)}" for name in listed]
+    return Check.that(FILE_MODES, not remedies, expected, observed, "; ".join(remedies), evidence=evidence, data=data)
 
 
 async def file_names(path: Path) -> Check:
     """Check that a database has one name: a process that opens it by another does not see its log. Read-only."""
     count, quoted = os.lstat(path).st_nlink, quote(str(path))
-    return Check.that(
-        "file_names",
-        count == 1,
-        expected="one name: SQLite finds the log of a database by its name",
-        observed=f"{count} names (hard links)" if count > 1 else "one name",
-        remedy=f'name all: find "$(stat -c %m {quoted})" -xdev -samefile {quoted}; see that nobody uses another one, '
-        "and rm it; one in .abathur-init-… goes with the next init",
-        # init itself gives a new database its second name, and takes away the first a moment later.
-        otherwise="warn",
-    )
+    expected = "one name: SQLite finds the log of a database by its name"
+    observed = f"{count} names (hard links)" if count > 1 else "one name"
+    remedy = f'name all: find "$(stat -c %m {quoted})" -xdev -samefile {quoted}; see that nobody uses another one, '
+    remedy += "and rm it; one in .abathur-init-… goes with the next init"
+    # init itself gives a new database its second name, and takes away the first a moment later.
+    return Check.that("file_names", count == 1, expected, observed, remedy, "warn")
 
 
 async def wal_size(path: Path, most_mb: int) -> Check:
     """Check that the write-ahead log is not larger than ``most_mb``. Read-only."""
     size = _log_bytes(path) / MB
-    return Check.that(
-        "wal_size",
-        size <= most_mb,
-        expected=f"at most {most_mb} MB",
-        observed=f"{size:.1f} MB",
-        remedy="run troubleshoot.ipynb: it names the reader that keeps SQLite from resetting the WAL, if there is one",
-        otherwise="warn",
-        name="WAL size",
-    )
+    expected, observed = f"at most {most_mb} MB", f"{size:.1f} MB"
+    remedy = "run troubleshoot.ipynb: it names the reader that keeps SQLite from resetting the WAL, if there is one"
+    return Check.that("wal_size", size <= most_mb, expected, observed, remedy, "warn", name="WAL size")
 
 
 def _log_bytes(path: Path) -> int:
@@ -323,14 +303,9 @@ def log_check(path: Path, seconds: int = 0) -> Check:
     cause = f"{where} is damaged"
     if found.get("doubt"):
         cause = f"could not tell: either {cause}, or a process was killed while it committed"
-    damaged = f"of {found['frames']:,} frames SQLite reads {found['read']:,}\ncause: {cause}"
+    observed = f"of {found['frames']:,} frames SQLite reads {found['read']:,}\ncause: {cause}"
+    observed = counted(found["read"], "frame") if torn < 0 else observed
     copy = " ".join(("cp -p", *(quote(f"{path}{suffix}") for suffix in ("", "-wal")), "DIR/"))
-    return Check.that(
-        "log",
-        torn < 0,
-        expected=expected,
-        observed=counted(found["read"], "frame") if torn < 0 else damaged,
-        remedy=f"first copy the database with its log, which the next writer overwrites: {copy}; stop its processes",
-        otherwise="warn" if found.get("doubt") else "fail",
-        data={"torn": torn},
-    )
+    remedy = f"first copy the database with its log, which the next writer overwrites: {copy}; stop its processes"
+    otherwise: Status = "warn" if found.get("doubt") else "fail"
+    return Check.that("log", torn < 0, expected, observed, remedy, otherwise, data={"torn": torn})

@@ -171,17 +171,13 @@ def _rows_check(kind: str, count: int, broken: _Broken, unread: Mapping[str, str
         observed = f"could not run: {'; '.join(missed)}"
         return Check(kind, "error", _KINDS[kind], observed, "first repair what the checks above name", name=name)
     columns = ", ".join(f"{rule} × {number:,}" for rule, number, _ in found)
-    fix = "keep a copy of these rows, then write what belongs there, or restore a backup"
-    return Check.that(
-        kind,
-        not found,
-        expected=_KINDS[kind],
-        observed=f"broken: {columns}" if found else f"{len(rules)} rules hold for {count:,} rows",
-        remedy=f"{SEE_CLOCK}; then write what belongs there" if kind == _CLOCK else fix,
-        evidence=[*(words for *_, words in found), *missed],
-        data={"broken": [{"table": rule.table, "column": rule.column, "rows": number} for rule, number, _ in found]},
-        name=name,
-    )
+    observed = f"broken: {columns}" if found else f"{len(rules)} rules hold for {count:,} rows"
+    remedy = "keep a copy of these rows, then write what belongs there, or restore a backup"
+    if kind == _CLOCK:
+        remedy = f"{SEE_CLOCK}; then write what belongs there"
+    evidence = [*(words for *_, words in found), *missed]
+    data = {"broken": [{"table": rule.table, "column": rule.column, "rows": number} for rule, number, _ in found]}
+    return Check.that(kind, not found, _KINDS[kind], observed, remedy, evidence=evidence, name=name, data=data)
 
 
 _LOOKED_AT = 10_000  # names of each column, of those that are not ASCII
@@ -192,15 +188,10 @@ async def names_check(conn: aiosqlite.Connection) -> Check:
     unusual = load_queries("inspect.sql")["unusual_names"].sql
     names = list(await conn.execute_fetchall(unusual, {"limit": _LOOKED_AT}))
     faults = [f"{kind} {name!a} is not in NFC" for kind, name in names if not is_normalized("NFC", name)]
-    return Check.that(
-        "names",
-        not faults,
-        expected="names in NFC, as the store writes them",
-        observed=f"{len(faults):,} to look at: {faults[0]}" if faults else f"{len(names):,} are not ASCII, all in NFC",
-        remedy="keep one spelling of each: add the memory under its name in NFC, and delete the other",
-        evidence=faults[:NAMED],
-        otherwise="warn",
-    )
+    expected = "names in NFC, as the store writes them"
+    observed = f"{len(faults):,} to look at: {faults[0]}" if faults else f"{len(names):,} are not ASCII, all in NFC"
+    remedy = "keep one spelling of each: add the memory under its name in NFC, and delete the other"
+    return Check.that("names", not faults, expected, observed, remedy, "warn", faults[:NAMED])
 
 
 LEVELS = (50, 80)  # percent at which to warn
@@ -217,12 +208,6 @@ async def sizes_check(conn: aiosqlite.Connection) -> Check:
     rows = list(await conn.execute_fetchall(load_queries("inspect.sql")["large_sessions"].sql, {"bytes": low}))
     noted = [f"{named_row(row[0], row[1])}: {row[2]}, {OF_LIMIT.format(row[3] * 100 / MAX_BYTES)}" for row in rows]
     counts = f"{len(rows):,} over {LEVELS[0]} %, {sum(row[3] > high for row in rows):,} over {LEVELS[1]} %"
-    return Check.that(
-        "session_sizes",
-        not rows,
-        expected=f"events, state and metadata of at most {OF_LIMIT.format(LEVELS[0])}, where an append is refused",
-        observed=f"{counts}; the largest is {noted[0]}" if rows else f"none is over {LEVELS[0]} %",
-        remedy=TRIM,
-        otherwise="warn",
-        evidence=noted[:NAMED],
-    )
+    expected = f"events, state and metadata of at most {OF_LIMIT.format(LEVELS[0])}, where an append is refused"
+    observed = f"{counts}; the largest is {noted[0]}" if rows else f"none is over {LEVELS[0]} %"
+    return Check.that("session_sizes", not rows, expected, observed, TRIM, "warn", noted[:NAMED])
