@@ -297,8 +297,7 @@ def _value(parameter: Parameter, given: Given) -> object:
 _INJECTED = "# Parameters\n"  # how papermill begins the cell that it injects
 _STAGING = "scheduler_staging_area"  # where jupyter-scheduler runs a copy
 _GUARD_CELL = "import abathur_nb as nb\n\nnb.guard()"  # of every notebook
-# What the guard of this process vetted last: the parameters that the notebook declares. `start_run` records the values
-# that they have then.
+# The declared parameters that the guard of this process vetted last; `start_run` records their values.
 _vetted: dict[str, Parameter] = {}
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from math import inf
@@ -44,7 +44,7 @@ from abathur_nb.evidence.run import (
 )
 from abathur_nb.evidence.statement import signer
 from abathur_nb.files import UNFINISHED, in_words, read_regular
-from abathur_nb.runner.execution import Around, Ending, Stop, execute, signals_noted
+from abathur_nb.runner.execution import Ending, Stop, execute, signals_noted
 from abathur_nb.text import printable, shown
 
 if TYPE_CHECKING:
@@ -155,7 +155,19 @@ def _run(
 
     template = {"name": source.template[0], "sha256": source.template[1]}
     notebook = prepared(source, values, run_id=job.run_id, template=template)
-    with _progress(job.name, len(notebook["cells"])) as around:
+    bar: Any = None
+    if sys.stderr.isatty():
+        from tqdm import tqdm  # here, because a log has no use for it
+
+        bar = tqdm(total=len(notebook["cells"]), desc=job.name, unit="cell", leave=False)
+
+    @contextmanager
+    def around(_cell: Any, _index: int) -> Iterator[None]:
+        yield
+        if bar is not None:
+            bar.update()
+
+    with bar or nullcontext():
         ending = execute(make_client, environment=job.environment, stop=stop, around=around, **limits)
     outcome = conclude(job, ending, notebook, begun=begun, html=html, as_template=True)
     reason = masked(outcome.message, settings).partition("\n")[0].rstrip(".")
@@ -163,24 +175,6 @@ def _run(
     words = [f"{outcome.verdict.upper()} in {monotonic() - since:.1f} s", reason, f"{outcome.archived or ''}"]
     _say(f"{what}: {': '.join(filter(None, words))}")
     return outcome.code
-
-
-@contextmanager
-def _progress(name: str, cells: int) -> Iterator[Around | None]:
-    """Show on a terminal how many cells are done."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm  # here, because a log has no use for it
-
-    with tqdm(total=cells, desc=name, unit="cell", leave=False) as bar:
-
-        @contextmanager
-        def around(_cell: Any, _index: int) -> Iterator[None]:
-            yield
-            bar.update()
-
-        yield around
 
 
 def _say(line: str, *, aside: bool = False) -> None:
