@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from abathur_nb.backups.change import check_arguments
 from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
@@ -150,14 +151,11 @@ def _checked_arguments(
         check_ranges(rows=rows, repetitions=repetitions)
     except ConfigurationError as error:
         faults += error.faults
-    if not isinstance(full, bool):
-        faults.append(f"full: expected True or False, found {shown(full)} ({type(full).__name__})")
     try:
         earlier = None if compare_with is None else _named_run(settings, compare_with)
     except ConfigurationError as error:
         faults += error.faults
-    if faults:
-        raise ConfigurationError(faults)
+    check_arguments(*faults, full=full)
     return earlier
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiosqlite
 
+from abathur_nb.backups.change import check_arguments
 from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, InvalidValueError
@@ -173,8 +174,7 @@ def _wanted(namespace: Any, key: Any, session: Any, limit: Any) -> _Wanted:
         check_ranges(limit=limit)
     except ConfigurationError as error:
         faults += error.faults
-    if faults:
-        raise ConfigurationError(faults)
+    check_arguments(*faults)
     return _Wanted(start, end, key, session, limit)
 
 

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from abathur_nb.backups.change import check_arguments
 from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError, ConfigurationError
+from abathur_nb.errors import AbathurError
 from abathur_nb.measure.alerts import Snapshot, alerts_of
 from abathur_nb.measure.snapshot import SNAPSHOTS, Moment, read_recorded, record_snapshot, take_snapshot
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import explain_error
 from abathur_nb.store.guarded import strays_check
-from abathur_nb.text import SEE_CLOCK, age, counted, is_ahead, shown
+from abathur_nb.text import SEE_CLOCK, age, counted, is_ahead
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,8 +54,7 @@ async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 
     Raises ConfigurationError for a wrong argument.
     """
     check_ranges(keep_days=keep_days)
-    if not isinstance(record, bool):
-        raise ConfigurationError(f"record: expected True or False, found {shown(record)} ({type(record).__name__})")
+    check_arguments(record=record)
     subject = str(settings.db_path)
     snapshot, taken = await take_snapshot(settings)
     checks, recorded = [*taken.checks, *alerts_of(snapshot, settings)], list[Moment]()

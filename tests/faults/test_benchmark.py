@@ -186,7 +186,7 @@ async def test_what_names_no_benchmark_is_refused_before_anything_is_measured(da
 
 async def test_all_kinds_of_wrong_arguments_are_named_at_once(database: Settings) -> None:
     for number in (0, 10**9, 1.5, "100", None, True):
-        wrong: dict[str, Any] = {"rows": number, "repetitions": number, "full": "false", "compare_with": 7}
+        wrong: dict[str, Any] = {"rows": number, "repetitions": number, "compare_with": 7, "full": "false"}
         with nothing_changes(database), pytest.raises(ConfigurationError) as caught:
             await nb.run_benchmark(database, **wrong)
         assert [fault.partition(":")[0] for fault in caught.value.faults] == [*wrong]
