@@ -118,46 +118,25 @@ def test_two_lines_of_one_run_are_a_fault(tmp_path: Path) -> None:
 # --- a writer that dies
 
 
-def test_killed_at_any_byte_a_writer_leaves_a_torn_line_that_the_next_one_closes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("torn", [b"", b'{"ended_at":"20'], ids=["of a line", "of a repair"])
+def test_killed_at_any_byte_it_leaves_a_torn_line_that_the_next_one_closes(
+    torn: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of them, and no power is cut here
-    before = ledger_of(tmp_path, 2)
+    before = ledger_of(tmp_path, 2) + torn
+    (tmp_path / LEDGER).write_bytes(before)
     add(tmp_path, 2)
     added = (tmp_path / LEDGER).read_bytes()[len(before) :]
+    whole = added.index(b"\n") + 1 if torn else 0  # where the repair is over, and the line not begun
     for length in range(len(added)):
         (tmp_path / LEDGER).write_bytes(before + added[:length])
         read = read_ledger(tmp_path)
-        assert read.faults == ()
-        assert read.torn == (f"{LEDGER} line 3 is torn: a run died while it wrote it" if length else "")
-        assert len(read.runs) == 2
+        assert (read.faults, bool(read.torn), len(read.runs)) == ((), length != whole, 2)
         add(tmp_path, 2)  # the run whose line it was, archived once more
         read = read_ledger(tmp_path)
-        assert read.faults == ()
-        assert (read.torn, len(read.notes)) == ("", 1 if length else 0)
+        assert (read.faults, read.torn, len(read.notes)) == ((), "", bool(torn) + (length > whole))
         assert list(read.runs) == [run_id(0), run_id(1), run_id(2)]
         assert (tmp_path / LEDGER).read_bytes().startswith(before + added[:length]), "append-only"
-
-
-def test_killed_at_any_byte_of_a_repair_it_leaves_what_the_next_one_closes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # hundreds of them, and no power is cut here
-    before = ledger_of(tmp_path, 1) + b'{"ended_at":"20'
-    (tmp_path / LEDGER).write_bytes(before)
-    add(tmp_path, 1)
-    added = (tmp_path / LEDGER).read_bytes()[len(before) :]
-    repair = added.index(b"\n") + 1
-    for length in range(len(added)):
-        (tmp_path / LEDGER).write_bytes(before + added[:length])
-        read = read_ledger(tmp_path)
-        assert read.faults == ()
-        assert bool(read.torn) is (length != repair)
-        add(tmp_path, 1)
-        read = read_ledger(tmp_path)
-        assert (read.faults, read.torn) == ((), "")
-        assert len(read.notes) == (2 if length > repair else 1)
-        assert list(read.runs) == [run_id(0), run_id(1)]
 
 
 @pytest.mark.parametrize("written", [0, 100])
@@ -234,69 +213,71 @@ def test_a_line_that_is_only_being_written_is_not_called_torn(tmp_path: Path, mo
 # --- what is altered
 
 
-def _cases() -> dict[str, Callable[[list[bytes]], list[bytes]]]:
-    def altered(number: int) -> Callable[[list[bytes]], list[bytes]]:
-        return lambda lines: [
-            one.replace(b'"verdict":"x"', b'"verdict":"y"') if n == number else one for n, one in enumerate(lines)
-        ]
+Lines = list[bytes]
 
-    def recomputed(lines: list[bytes]) -> list[bytes]:
-        return [forged(FIRST, verdict="pass"), *lines[1:]]
 
-    def repaired(lines: list[bytes]) -> list[bytes]:
-        """Call a line torn that was whole, with a repair that is right in itself."""
-        whole = lines[1].rstrip(b"\n")
-        repair = {"kind": "repair", "torn_sha256": sha256(whole), "written_at": "x", "previous": sha256(lines[0])}
-        return [lines[0], whole + sealed(repair), *lines[2:]]
+def altered(number: int) -> Callable[[Lines], Lines]:
+    def alter(lines: Lines) -> Lines:
+        changed = lines[number].replace(b'"verdict":"x"', b'"verdict":"y"')
+        return [*lines[:number], changed, *lines[number + 1 :]]
 
-    def repaired_beside(lines: list[bytes]) -> list[bytes]:
-        whole = lines[3].replace(b'"verdict":"x"', b'"verdict":"y"')
-        repair = {"kind": "repair", "torn_sha256": sha256(whole), "written_at": "x", "previous": sha256(whole)}
-        return [*lines[:3], whole, sealed(repair)]
+    return alter
 
-    return {
-        "the first line altered": altered(0),
-        "a line in the middle altered": altered(1),
-        "the last line altered": altered(3),
-        "a line altered, its hash recomputed": recomputed,
-        "the first line taken away": lambda lines: lines[1:],
-        "a line in the middle taken away": lambda lines: [lines[0], *lines[2:]],
-        "two lines swapped": lambda lines: [lines[0], lines[2], lines[1], lines[3]],
-        "a line twice": lambda lines: [*lines, lines[3]],
-        "an empty line": lambda lines: [*lines[:2], b"\n", *lines[2:]],
-        "a forged repair": repaired,
-        "a forged repair of an altered line": repaired_beside,
-        "a repair of nothing": lambda lines: [
-            *lines,
-            sealed({"kind": "repair", "torn_sha256": sha256(b""), "written_at": "x", "previous": sha256(lines[-1])}),
-        ],
-        "a repair of something else": lambda lines: [
-            *lines,
-            b"torn" + sealed({"kind": "repair", "torn_sha256": FIRST, "written_at": "", "previous": sha256(lines[3])}),
-        ],
-        "a line of another kind": lambda lines: [*lines, forged(sha256(lines[-1]), kind="walk")],
-        "a line that names no run": lambda lines: [*lines, forged(sha256(lines[-1]), run_id="../../etc")],
-        "a line that names other files": lambda lines: [*lines, forged(sha256(lines[-1]), files={"../passwd": FIRST})],
-        "a line whose files have no hashes": lambda lines: [
-            *lines,
-            forged(sha256(lines[-1]), files={"record.json": None}),
-        ],
-        "a line that is a list": lambda lines: [*lines, b"[]\n"],
-        "a line without a verdict": lambda lines: [*lines, sealed({"kind": "run", "run_id": run_id(9)})],
-        "a line whose kind is not text": lambda lines: [*lines, forged(sha256(lines[-1]), kind=[])],
-    }
+
+def repair(torn: bytes, previous: bytes, sha: str = "") -> bytes:
+    """Return the repair of a torn line, right in itself."""
+    data = {"kind": "repair", "torn_sha256": sha or sha256(torn), "written_at": "x", "previous": sha256(previous)}
+    return sealed(data)
+
+
+def false_repair(lines: Lines) -> Lines:
+    """Call a line torn that was whole."""
+    whole = lines[1].rstrip(b"\n")
+    return [lines[0], whole + repair(whole, lines[0]), *lines[2:]]
+
+
+def repaired_beside(lines: Lines) -> Lines:
+    """Alter the last line, and say behind it that it was torn."""
+    changed = altered(3)(lines)
+    return [*changed, repair(changed[3], changed[3])]
+
+
+CASES: dict[str, Callable[[Lines], Lines]] = {
+    "the first line altered": altered(0),
+    "the last line altered": altered(3),
+    "a line altered, its hash recomputed": lambda lines: [forged(FIRST, verdict="pass"), *lines[1:]],
+    "the first line taken away": lambda lines: lines[1:],
+    "a line in the middle taken away": lambda lines: [lines[0], *lines[2:]],
+    "two lines swapped": lambda lines: [lines[0], lines[2], lines[1], lines[3]],
+    "a line twice": lambda lines: [*lines, lines[3]],
+    "an empty line": lambda lines: [*lines[:2], b"\n", *lines[2:]],
+    "a forged repair": false_repair,
+    "a forged repair of an altered line": repaired_beside,
+    "a repair of nothing": lambda lines: [*lines, repair(b"", lines[3])],
+    "a repair of something else": lambda lines: [*lines, b"torn" + repair(b"", lines[3], FIRST)],
+    "a line that is a list": lambda lines: [*lines, b"[]\n"],
+    "a line without a verdict": lambda lines: [*lines, sealed({"kind": "run", "run_id": run_id(9)})],
+}
+STRANGE: tuple[dict[str, Any], ...] = (
+    {"kind": "walk"},
+    {"kind": []},
+    {"run_id": "../../etc"},
+    {"files": {"../passwd": FIRST}},
+    {"files": {"record.json": None}},
+)
 
 
 def test_whatever_is_altered_is_found_and_the_first_line_that_is_wrong_is_named_first(tmp_path: Path) -> None:
     lines = ledger_of(tmp_path, 4).splitlines(keepends=True)
     assert parse(b"".join(lines)).faults == ()
-    for name, case in _cases().items():
-        read = parse(b"".join(case(list(lines))))
+    spoiled = {name: case(lines) for name, case in CASES.items()}
+    spoiled |= {str(data): [*lines, forged(sha256(lines[3]), **data)] for data in STRANGE}
+    for name, content in spoiled.items():
+        read = parse(b"".join(content))
         assert read.faults, name
         assert read.torn == ""
         assert all(fault.startswith(LEDGER) for fault in read.faults)
-    lines[1] = lines[1].replace(b'"verdict":"x"', b'"verdict":"y"')
-    assert parse(b"".join(lines)).faults == (
+    assert parse(b"".join(altered(1)(lines))).faults == (
         f"{LEDGER} line 2: its hash is not the one that it names",
         f"{LEDGER} line 3: it does not follow the line before: one was altered or taken away",
     )
