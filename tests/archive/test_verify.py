@@ -237,29 +237,6 @@ def test_no_link_is_followed_and_no_fifo_waited_for(settings: Settings, tmp_path
     assert all("it cannot be read: not a regular file" in fault for fault in told)
 
 
-def test_what_a_forger_writes_is_a_fault_and_no_traceback(settings: Settings) -> None:
-    folder = run(settings)
-    original = unsealed((folder / RECORD).read_bytes())
-    changes: tuple[dict[str, Any], ...] = (
-        {"reports": None},
-        {"reports": [{"title": "x"}]},
-        {"verdict": "splendid"},
-        {"verdict": []},
-        {"format": 3},
-        {"format": None},
-        {"run_id": "20261123T101500123Z-9f3ac1"},
-        {"facts": []},
-        {"ledger_head": 7},
-    )
-    for change in changes:
-        (folder / RECORD).write_bytes(sealed(original | change))
-        _rewrite_last(folder)
-        assert not verify_archive(settings.archive_dir).ok, change
-    (folder / RECORD).write_bytes(sealed(original))
-    _rewrite_last(folder)
-    assert verify_archive(settings.archive_dir).ok
-
-
 # --- signatures
 
 
