@@ -17,6 +17,7 @@ _SHOWN = (
     ast.keyword,
     ast.Tuple,
     ast.List,
+    ast.Dict,
     ast.Starred,
     ast.BoolOp,
     ast.IfExp,
