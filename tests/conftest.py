@@ -104,7 +104,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def database(settings: Settings, pristine: bytes) -> Settings:
     """Return the settings of a fresh database."""
-    settings.db_path.parent.mkdir(mode=0o700)
+    settings.db_path.parent.mkdir(mode=0o700, exist_ok=True)
     settings.db_path.touch(mode=0o600)
     settings.db_path.write_bytes(pristine)
     return settings
