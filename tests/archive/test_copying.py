@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from archives import run
 from fsspec.implementations.memory import MemoryFileSystem
-from patience import HANGING_S
+from main_helpers import command
 
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
@@ -79,7 +79,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         for name, value in request.getfixturevalue("s3_server").items():
             monkeypatch.setenv(name, value)
     return {
-        "directory": str(tmp_path / "copies" / "here"),
         "file URL": f"file://{tmp_path}/copies/there",
         "memory": f"memory://{tmp_path.name}/copy",
         "s3": f"s3://evidence/{tmp_path.name}/copy",
@@ -343,30 +342,23 @@ def test_a_link_in_a_copy_is_not_followed(archive: Path, tmp_path: Path) -> None
 # --- the command
 
 
-def cli(*arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "abathur_nb", *arguments]
-    return subprocess.run(
-        command, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False, timeout=HANGING_S
-    )
-
-
 @pytest.mark.parametrize("url", ["file URL"], indirect=True)
 def test_the_command_copies_tells_what_it_did_and_verify_reads_the_copy(
     url: str, archive: Path, settings: Settings
 ) -> None:
     unsealed = write_started(settings, "init", {}).name
     where = ("--db-path", str(settings.db_path))
-    done = cli("copy", url, *where)
+    done = command("copy", url, *where)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
         f"copied 3 lines of the ledger, 18 objects in all, to {url}\n"
         f"not copied, without a line in the ledger and no evidence: {unsealed}\n"
     )
-    assert cli("copy", url, "--archive", str(archive)).stdout.startswith("copied 0 lines of the ledger, 0 objects")
-    verified = cli("verify", url)
+    assert command("copy", url, "--archive", str(archive)).stdout.startswith("copied 0 lines of the ledger, 0 objects")
+    verified = command("verify", url)
     assert (verified.returncode, verified.stderr) == (0, ""), verified.stdout
     spoil(url, "ledger/00000002.jsonl", lambda content: content.replace(b"pass", b"fail"))
-    assert cli("verify", url).returncode == 1
-    again = cli("copy", url, *where)
+    assert command("verify", url).returncode == 1
+    again = command("copy", url, *where)
     assert (again.returncode, again.stdout) == (2, "")
     assert "ledger/00000002.jsonl. Nothing was copied" in again.stderr

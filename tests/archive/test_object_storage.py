@@ -1,7 +1,6 @@
 """An archive in object storage: read as it lies there, and clear words for whatever a real S3 server says no to."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import archives
 import pytest
 from damage import fingerprint
 from fsspec import filesystem
+from main_helpers import command
 from object_storage import wire_to
 from patience import HANGING_S
 
@@ -46,13 +46,6 @@ def url(tmp_path: Path) -> str:
     return f"s3://evidence/{tmp_path.name}/copy"
 
 
-def cli(*arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "abathur_nb", *arguments]
-    return subprocess.run(
-        command, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=HANGING_S
-    )
-
-
 def untimed(text: str) -> str:
     return re.sub(r"\d\d:\d\d:\d\d\.\d{3} UTC", "", text)
 
@@ -79,10 +72,10 @@ def test_runs_diff_and_verify_say_of_the_copy_what_they_say_of_the_archive(archi
     one, _, last = sorted(path.name for path in archive.iterdir() if path.is_dir())
     before = left_behind()
     for arguments in (("runs",), ("runs", "--json"), ("diff", one, last)):
-        here, there = (cli(*arguments, "--archive", where) for where in (str(archive), url))
+        here, there = (command(*arguments, "--archive", where) for where in (str(archive), url))
         assert (there.returncode, there.stdout, there.stderr) == (here.returncode, here.stdout, here.stderr)
         assert here.stdout
-    here, there = cli("verify", str(archive)), cli("verify", url)
+    here, there = command("verify", str(archive)), command("verify", url)
     assert untimed(there.stdout) == untimed(here.stdout).replace(str(archive), url)
     assert left_behind() == before
 
@@ -90,7 +83,9 @@ def test_runs_diff_and_verify_say_of_the_copy_what_they_say_of_the_archive(archi
 def test_the_history_notebook_reads_a_copy(archive: Path, url: str, database: Settings) -> None:
     copy_archive(archive, url)
     shutil.rmtree(archive)
-    done = cli("run", "history", "--env", "development", "-p", "db_path", str(database.db_path), "-p", "archive", url)
+    done = command(
+        "run", "history", "--env", "development", "-p", "db_path", str(database.db_path), "-p", "archive", url
+    )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     (page,) = archive.glob("*/page.html")
     assert url in page.read_text()
@@ -104,7 +99,7 @@ def test_what_is_no_url_is_told_by_each_command_in_a_line_and_no_password_is_sho
     where: str, settings: Settings
 ) -> None:
     for arguments in (("runs", "--archive", where), ("diff", "a", "b", "--archive", where), ("verify", where)):
-        done = cli(*arguments)
+        done = command(*arguments)
         assert (done.returncode, done.stdout) == (2, "")
         (line,) = done.stderr.splitlines()
         assert re.search(r"URL: expected|: expected a URL", line)
@@ -124,7 +119,7 @@ def test_what_is_no_url_is_told_by_each_command_in_a_line_and_no_password_is_sho
 )
 def test_a_copy_that_cannot_be_read_is_told_in_a_line(variables: dict[str, str], where: str, told: str) -> None:
     for arguments in (("verify", where), ("runs", "--archive", where)):
-        done = cli(*arguments, **variables)
+        done = command(*arguments, **variables)
         assert (done.returncode, done.stdout) == (2, "")
         (line,) = done.stderr.splitlines()
         assert told in line
@@ -142,17 +137,17 @@ def test_a_copy_whose_wire_is_cut_says_so_and_the_next_one_goes_on(
     before = {path: fingerprint(path) for path in archive.rglob("*")}
     whole = 2**62
     with wire_to(s3_server["AWS_ENDPOINT_URL"], whole) as wire:
-        assert cli("copy", f"{url}-whole", "--archive", str(archive), AWS_ENDPOINT_URL=wire.url).returncode == 0
+        assert command("copy", f"{url}-whole", "--archive", str(archive), AWS_ENDPOINT_URL=wire.url).returncode == 0
         needed = whole - wire.left
     with wire_to(s3_server["AWS_ENDPOINT_URL"], int(needed * share)) as wire:
-        done = cli("copy", url, "--archive", str(archive), AWS_ENDPOINT_URL=wire.url)
+        done = command("copy", url, "--archive", str(archive), AWS_ENDPOINT_URL=wire.url)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert re.search(rf"{url} says no: \w+: .*: see that it is there and may be used, then begin again", line)
     assert {path: fingerprint(path) for path in archive.rglob("*")} == before
     copied = len(copy_archive(archive, url)["copied"])
     assert copied == 18 if share < 0.1 else 0 < copied < 18, "what was there already is not copied again"
-    assert cli("verify", url).returncode == 0
+    assert command("verify", url).returncode == 0
 
 
 # --- papermill itself
