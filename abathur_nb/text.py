@@ -25,11 +25,11 @@ SEE_CLOCK = "check the clock (timedatectl): it is wrong now, or was when this wa
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BLANKS = r" \xa0\u1680\u2000-\u200a\u202f\u205f\u2800\u3000"
 # What Unicode lets a font ignore (Default_Ignorable_Code_Point), such as joiners.
-_IGNORABLE = (
+IGNORABLE = (
     r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
     r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-_BLANK = re.compile(f"[{_BLANKS}{_IGNORABLE}]+")
+_BLANK = re.compile(f"[{_BLANKS}{IGNORABLE}]+")
 # Signs that show nothing and shape nothing: two values that differ by one would look the same in a message.
 _INVISIBLE = re.compile(r"[\u200b\u2060-\u2064\ufeff]")
 

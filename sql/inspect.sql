@@ -87,21 +87,32 @@ ORDER BY bytes DESC;
 
 -- name: unusual_names
 -- Names that are not ASCII, at most a number from each column: in UTF-8 they have more bytes than characters.
-SELECT 'namespace' AS kind, namespace AS name FROM (
+SELECT 'namespace' AS kind, '' AS scope, namespace AS name FROM (
     SELECT DISTINCT namespace FROM memory_entries WHERE length(CAST(namespace AS BLOB)) <> length(namespace) LIMIT :limit
 )
-UNION ALL SELECT 'key', "key" FROM (
-    SELECT DISTINCT "key" FROM memory_entries WHERE length(CAST("key" AS BLOB)) <> length("key") LIMIT :limit
+UNION ALL SELECT 'key', namespace, "key" FROM (
+    SELECT DISTINCT namespace, "key" FROM memory_entries WHERE length(CAST("key" AS BLOB)) <> length("key") LIMIT :limit
 )
-UNION ALL SELECT 'session', id FROM (
+UNION ALL SELECT 'session', '', id FROM (
     SELECT id FROM sessions WHERE length(CAST(id AS BLOB)) <> length(id) LIMIT :limit
 )
-UNION ALL SELECT 'user', user_id FROM (
+UNION ALL SELECT 'user', '', user_id FROM (
     SELECT DISTINCT user_id FROM sessions WHERE length(CAST(user_id AS BLOB)) <> length(user_id) LIMIT :limit
 )
-UNION ALL SELECT 'app', app_name FROM (
+UNION ALL SELECT 'app', '', app_name FROM (
     SELECT DISTINCT app_name FROM sessions WHERE length(CAST(app_name AS BLOB)) <> length(app_name) LIMIT :limit
 )
-UNION ALL SELECT 'project', project_id FROM (
+UNION ALL SELECT 'project', '', project_id FROM (
     SELECT DISTINCT project_id FROM sessions WHERE length(CAST(project_id AS BLOB)) <> length(project_id) LIMIT :limit
 );
+
+-- name: name_is_stored
+-- Whether a column holds a name; a key is looked up within its namespace.
+SELECT CASE :kind
+    WHEN 'namespace' THEN EXISTS (SELECT 1 FROM memory_entries WHERE namespace = :name)
+    WHEN 'key' THEN EXISTS (SELECT 1 FROM memory_entries WHERE namespace = :scope AND "key" = :name)
+    WHEN 'session' THEN EXISTS (SELECT 1 FROM sessions WHERE id = :name)
+    WHEN 'user' THEN EXISTS (SELECT 1 FROM sessions WHERE user_id = :name)
+    WHEN 'app' THEN EXISTS (SELECT 1 FROM sessions WHERE app_name = :name)
+    WHEN 'project' THEN EXISTS (SELECT 1 FROM sessions WHERE project_id = :name)
+END;

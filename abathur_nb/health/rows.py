@@ -1,11 +1,12 @@
 """The rules that each row must keep: read from the DDL; names in NFC; the sizes of sessions."""
 
+import re
 import sqlite3
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import NamedTuple
-from unicodedata import is_normalized
+from unicodedata import is_normalized, normalize
 
 import aiosqlite
 
@@ -14,7 +15,7 @@ from abathur_nb.report import Check
 from abathur_nb.store.schema import column_checks, expected_columns, expected_tables
 from abathur_nb.store.sql import load_queries
 from abathur_nb.store.values import FAULT, IS_UTF8, MAX_BYTES, MAX_DEPTH, TOO_LONG, stored, suspicious
-from abathur_nb.text import AHEAD_S, SEE_CLOCK, counted, shown, timestamp
+from abathur_nb.text import AHEAD_S, IGNORABLE, SEE_CLOCK, counted, shown, timestamp
 
 NAMED = 20  # offending keys that a check names; it counts them all
 _JSON, _VALUES, _REQUIRED, _TIMESTAMPS = "json_columns", "values", "required_values", "timestamps"
@@ -181,15 +182,40 @@ def _rows_check(kind: str, count: int, broken: _Broken, unread: Mapping[str, str
 
 
 _LOOKED_AT = 10_000  # names of each column, of those that are not ASCII
+_IGNORABLE = re.compile(f"[{IGNORABLE}]")
+# Cyrillic and Greek letters that have the shape of a Latin one.
+_SHAPES = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0425\u0406\u0408"
+    "\u0405\u03bf\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7",
+    "aeopcyxijsABEKMHOPCTXIJSoABEZHIKMNOPTYX",
+)
+
+
+def look_of(name: str) -> str:
+    """Return what names that look alike have in common: NFKC, no invisible signs, Latin letters for their shapes."""
+    return _IGNORABLE.sub("", normalize("NFKC", name)).translate(_SHAPES)
 
 
 async def names_check(conn: aiosqlite.Connection) -> Check:
-    """Warn of names that are not in NFC, of up to 10,000 of each column that are not ASCII. Read-only."""
-    unusual = load_queries("inspect.sql")["unusual_names"].sql
-    names = list(await conn.execute_fetchall(unusual, {"limit": _LOOKED_AT}))
-    faults = [f"{kind} {name!a} is not in NFC" for kind, name in names if not is_normalized("NFC", name)]
-    expected = "names in NFC, as the store writes them"
-    observed = f"{len(faults):,} to look at: {faults[0]}" if faults else f"{len(names):,} are not ASCII, all in NFC"
+    """Warn of names that are not in NFC or look alike within a column (keys: within a namespace). Read-only.
+
+    Reads up to 10,000 names of each column that are not ASCII, and the ASCII names that they look like.
+    """
+    queries = load_queries("inspect.sql")
+    looks: dict[tuple[str, str, str], set[str]] = {}
+    names = [tuple(row) for row in await conn.execute_fetchall(queries["unusual_names"].sql, {"limit": _LOOKED_AT})]
+    for kind, scope, name in names:
+        looks.setdefault((kind, scope, look_of(name)), set()).add(name)
+    faults = [f"{kind} {name!a} is not in NFC" for kind, _, name in names if not is_normalized("NFC", name)]
+    for (kind, scope, look), found in looks.items():
+        if look.isascii():
+            given = {"kind": kind, "scope": scope, "name": look}
+            ((is_stored,),) = await conn.execute_fetchall(queries["name_is_stored"].sql, given)
+            found.update({look} if is_stored else ())
+        if len(found) > 1:
+            faults.append(f"{kind} {' and '.join(map(ascii, sorted(found)[:NAMED]))} look alike")
+    expected = "names in NFC, and no two that look alike"
+    observed = f"{len(faults):,} to look at: {faults[0]}" if faults else f"{len(names):,} are not ASCII, each is clear"
     remedy = "keep one spelling of each: add the memory under its name in NFC, and delete the other"
     return Check.that("names", not faults, expected, observed, remedy, "warn", faults[:NAMED])
 

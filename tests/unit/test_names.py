@@ -13,6 +13,7 @@ from damage import run_sql
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError, InvalidValueError
+from abathur_nb.health.rows import look_of
 from abathur_nb.report import Check
 from abathur_nb.runbook.validate import validate_database
 from abathur_nb.store.values import check_name, check_namespace, check_whole, prefix_range, spellings
@@ -32,8 +33,18 @@ BLANK = (
 BAD = (
     *BLANK, "a\0", "a\nb", "\t", "a\x7f", "a\x9b", "a\ud800", "\u2028", "a\u2029", *(f"a{chr(c)}" for c in REFUSED[3]),
 )
+LIKE = (  # pairs that look alike
+    ("é한", normalize("NFD", "é한")), ("علی\u200cرضا", "علیرضا"), ("Ａlice", "Alice"), ("ﬁle", "file"),
+    ("\u0440\u0430\u0443", "pay"), ("a\u200bb", "ab"), ("a\xa0b", "a b"), ("soft\xadware", "software"),
+    ("❤\ufe0f", "❤"), ("\u0391\u0392", "AB"),
+)
+UNLIKE = (
+    "Alice", "alice", "ALICE", "new york", "newyork", "straße", "strasse", "résumé", "resume", "мир", "mir", "東京",
+    "东京", "ё", "е\u0432", "علي", "على", "user-1", "user_1", "naïve", "naive", "ı", "i", "ñ", "n", "カ", "ガ", "か",
+    "😀", "😃",
+)
 # fmt: on
-NFC, NFD = "é한", normalize("NFD", "é한")
+NFC, NFD = LIKE[0]
 
 SESSION = {"session_id": "new", "app_name": "a", "user_id": "u"}
 MEMORY: dict[str, Any] = {"namespace": "new:", "key": "k", "value": {}, "memory_type": "semantic", "created_by": None}
@@ -211,26 +222,40 @@ async def test_rows_that_were_stored_otherwise_before_stay_reachable_and_are_the
 
 
 @pytest.mark.parametrize("column", ["namespace", "key", "session", "user", "app", "project"])
-async def test_validate_warns_of_names_that_are_not_in_nfc(database: Settings, column: str) -> None:
-    given = {"session": "s", "app": "a", "user": "u", "project": "p", "namespace": "x", "key": "k", column: NFD}
-    session = (
-        "INSERT INTO sessions (id, app_name, user_id, project_id) VALUES ('{session}', '{app}', '{user}', '{project}')"
-    )
-    values = "VALUES ('{namespace}:', '{key}', '{{}}', 'semantic')"
-    memory = f"INSERT INTO memory_entries (namespace, key, value, memory_type) {values}"
-    run_sql(database.db_path, session.format_map(given), memory.format_map(given))
+async def test_validate_warns_of_names_that_look_alike(database: Settings, column: str) -> None:
+    rows = []
+    for number, name in enumerate(name for pair in LIKE for name in pair):
+        given = {
+            "session": f"s{number}",
+            "app": "a",
+            "user": "u",
+            "project": "p",
+            "namespace": "x",
+            "key": f"k{number}",
+        }
+        given |= {column: name}
+        rows += [
+            "INSERT INTO sessions (id, app_name, user_id, project_id) "
+            "VALUES ('{session}', '{app}', '{user}', '{project}')".format_map(given),
+            "INSERT INTO memory_entries (namespace, key, value, memory_type) "
+            "VALUES ('{namespace}:', '{key}', '{{}}', 'semantic')".format_map(given),
+        ]
+    run_sql(database.db_path, *rows)
     report = await validate_database(database)
     (check,) = [check for check in report.checks if check.name == "names"]
     assert (check.status, report.ok) == ("warn", True)
-    (line,) = check.evidence
-    assert line.startswith(f"{column} {ascii(NFD)[:-1]}")
-    assert line.isascii(), "what looks like another name is shown by its numbers"
+    alike = [line for line in check.evidence if line.startswith(f"{column} '") and line.endswith("look alike")]
+    assert len(alike) == len(LIKE), check.evidence
+    assert f"{column} {ascii(NFD)[:-1]}" in "".join(line for line in check.evidence if "not in NFC" in line)
+    assert all(line.isascii() for line in check.evidence), "what looks alike is told by its numbers"
 
 
 async def test_ordinary_names_of_many_languages_raise_no_warning(database: Settings) -> None:
+    assert len({look_of(name) for name in UNLIKE}) == len(UNLIKE)
     async with nb.Database.open(database) as db:
-        for name in GOOD:
+        for name in (*UNLIKE, *GOOD):
             await _session(db, session_id=name, user_id=name, app_name=name, project_id=name)
             await _memory(db, namespace=f"{name}:", key=name)
+        await _memory(db, namespace="other:", key="Ａlice")  # beside a key that looks alike in another namespace
     report = await validate_database(database)
     assert {check.name for check in report.checks if check.status != "pass"} == set()
