@@ -61,6 +61,10 @@ async def test_an_open_reader_keeps_its_snapshot_and_then_sees_the_new_content(
 ) -> None:
     with untouched(database.db_path):
         report = await nb.restore_database(database)
+        drill = await nb.restore_database(database, drill=True)
+    drill.raise_for_failures()
+    assert [check.name for check in drill.checks] == ["backup", "RPO", "existing database", "drill", "RTO"]
+    assert not list(database.db_path.parent.glob(".abathur-*"))
     assert (report.ok, report.title) == (True, "restore (plan)")
     assert backup.path.name in observed(report)
     reader = sqlite3.connect(database.db_path, isolation_level=None)
@@ -183,21 +187,6 @@ async def test_where_it_must_be_confirmed_only_the_hash_of_this_very_plan_will_d
     (await nb.restore_database(strict, apply=True, confirm=digits)).raise_for_failures()
 
 
-@pytest.mark.usefixtures("backup")
-async def test_a_drill_restores_into_scratch_alone(database: Settings) -> None:
-    with untouched(database.db_path):
-        report = await nb.restore_database(database, drill=True)
-    report.raise_for_failures()
-    assert [check.name for check in report.checks] == ["backup", "RPO", "existing database", "drill", "RTO"]
-    assert not list(database.db_path.parent.glob(".abathur-*"))
-
-
-@pytest.mark.parametrize("arguments", [{"apply": "yes"}, {"confirm": 7}, {"drill": 1}, {"drill": True, "apply": True}])
-async def test_a_wrong_argument_is_a_configuration_error(arguments: dict[str, object], database: Settings) -> None:
-    with pytest.raises(nb.ConfigurationError):
-        await nb.restore_database(database, **arguments)  # type: ignore[arg-type]
-
-
 async def test_a_fresh_start_keeps_what_was_there_as_a_proven_backup(database: Settings) -> None:
     run_sql(database.db_path, ADD.replace("?", "'k'"))
     before = await content_of(database)
@@ -235,6 +224,10 @@ async def test_what_to_roll_back_to_must_be_named_and_the_commands_for_it_are_sh
         for to in ("", 7):
             with pytest.raises(nb.ConfigurationError, match="to: expected 'fresh' or a backup"):
                 await nb.roll_back(database, to=to, apply=True)  # type: ignore[arg-type]
+        wrong: tuple[Any, ...] = ({"apply": "yes"}, {"confirm": 7}, {"drill": 1}, {"drill": True, "apply": True})
+        for arguments in wrong:
+            with pytest.raises(nb.ConfigurationError):
+                await nb.restore_database(database, **arguments)
     for number in (1, 2):
         with pytest.raises(nb.ConfigurationError) as raised:
             await nb.roll_back(database, to=None)
