@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
@@ -419,8 +419,10 @@ async def test_the_rights_of_who_drills_are_those_of_who_restores(at: tuple[str,
 
 
 MIB = 2**20
+HUGE = 600 * MIB
 
 
+@cache
 def packed(size: int, start: bytes = b"") -> bytes:
     """Return a frame of zstd that unpacks to so many bytes, nearly all of them 0."""
     compressor = zstandard.ZstdCompressor(level=1).compressobj()
@@ -436,16 +438,16 @@ def planted(backup: Backup, content: bytes, **facts: object) -> None:
 
 MAGIC = b"SQLite format 3\0"
 # What is in the file, what the manifest says that it unpacks to (None: nothing, as before), the words of the refusal.
-BOMBS = {
-    "a byte more than it says": (packed(200_001), 200_000, "unpack to more than 200,000"),
-    "less than it says": (packed(200_000, MAGIC), 300_000, "of 300,000"),
-    "as much as it says, at no ratio of ours": (packed(4096 * MIB), 4096 * MIB, "unpack to more than 268,435,456"),
-    "much, and it does not say so": (packed(600 * MIB), None, "unpack to more than 268,435,456"),
-    "much, and it says a number without end": (packed(600 * MIB), 2**63 - 1, "unpack to more than 268,435,456"),
-    "two frames": (packed(100_000, MAGIC) + packed(8 * MIB), 200_000, "unpack to more than 200,000"),
-    "no zstd": (b"x" * 5000, 200_000, "can't be unpacked"),
-    "a frame that breaks off": (packed(8 * MIB)[:-50], 8 * MIB, "unpack"),
-    "no database": (packed(200_000), 200_000, "not a SQLite database"),
+BOMBS: dict[str, tuple[Callable[[], bytes], int | None, str]] = {
+    "a byte more than it says": (lambda: packed(200_001), 200_000, "unpack to more than 200,000"),
+    "less than it says": (lambda: packed(200_000, MAGIC), 300_000, "of 300,000"),
+    "as much as it says, at no ratio of ours": (lambda: packed(HUGE), HUGE, "unpack to more than 268,435,456"),
+    "much, and it does not say so": (lambda: packed(HUGE), None, "unpack to more than 268,435,456"),
+    "much, and it says a number without end": (lambda: packed(HUGE), 2**63 - 1, "unpack to more than 268,435,456"),
+    "two frames": (lambda: packed(100_000, MAGIC) + packed(8 * MIB), 200_000, "unpack to more than 200,000"),
+    "no zstd": (lambda: b"x" * 5000, 200_000, "can't be unpacked"),
+    "a frame that breaks off": (lambda: packed(8 * MIB)[:-50], 8 * MIB, "unpack"),
+    "no database": (lambda: packed(200_000), 200_000, "not a SQLite database"),
 }
 
 
@@ -455,7 +457,7 @@ async def test_what_unpacks_otherwise_than_a_backup_of_ours_is_refused_by_its_na
 ) -> None:
     content, told, words = BOMBS[bomb]
     backup = await taken(database, compress=True)
-    planted(backup, content, bytes_unpacked=told or 0)
+    planted(backup, content(), bytes_unpacked=told or 0)
     if told is None:
         as_before(backup)
     before = {path: fingerprint(path) for path in database.db_path.parent.rglob("*")}
