@@ -133,7 +133,7 @@ def _durable(place: Place) -> bool:
 
 def random_kills(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
     lifetimes = []
-    for n in range(20):
+    for n in range(20 if every == 1 else 5):
         victim = Victim(INITIALIZERS[name], Place(folder / f"calibrate-{name}-{n}"), "first")
         victim.at_gate()
         opened = victim.gate.open()
@@ -165,7 +165,7 @@ def _kill_at_random(name: str, lifetime: float, seed: str, folder: Path) -> Outc
 
 def races(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
     spans = []
-    for n in range(3):
+    for n in range(3 if every == 1 else 1):
         racers, gate = _line_up(name, Place(folder / f"calibrate-{name}-{n}"))
         opened = gate.open()
         select(racers, [], [])

@@ -72,7 +72,7 @@ class _Run:
 def kills_of_runs(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
     """Return the experiments: each strikes one run at a moment drawn from the usual lifetime of one."""
     lifetimes = []
-    for n in range(3):
+    for n in range(3 if every == 1 else 1):
         run = _Run(name, Place(folder / f"calibrate-{name}-{n}"))
         code, told = run.end()
         if code:
