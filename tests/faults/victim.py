@@ -146,7 +146,7 @@ class Ending:
     def report(self) -> dict[str, Any]:
         """Return the report, empty if there is none."""
         try:
-            found: dict[str, Any] = json.loads(self.out)
+            found: dict[str, Any] = json.loads(self.out.rpartition("\n")[2])  # behind the progress bar of a slow machine
         except ValueError:
             return {}
         return found
