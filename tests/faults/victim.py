@@ -146,7 +146,8 @@ class Ending:
     def report(self) -> dict[str, Any]:
         """Return the report, empty if there is none."""
         try:
-            found: dict[str, Any] = json.loads(self.out.rpartition("\n")[2])  # behind the progress bar of a slow machine
+            # On a slow machine a progress bar stands before it.
+            found: dict[str, Any] = json.loads(self.out.rpartition("\n")[2])
         except ValueError:
             return {}
         return found
