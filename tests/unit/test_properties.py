@@ -1,0 +1,146 @@
+"""Rules that have a domain, tried on values drawn from it: names, prefixes, JSON, ledger lines, differences."""
+
+import json
+import sqlite3
+from contextlib import closing
+from typing import Any
+from unicodedata import normalize
+
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from abathur_nb.errors import InvalidValueError
+from abathur_nb.evidence.canonical import canonical, sealed, sha256, unsealed
+from abathur_nb.evidence.ledger import FIRST, parse
+from abathur_nb.runbook.memories import memory_history
+from abathur_nb.store.values import MAX_DEPTH, check_name, json_fault, json_text, prefix_range
+from abathur_nb.text import is_printable, printable
+
+# The same examples each time: a run in CI must not fail for a value that the last one did not draw.
+settings.register_profile(
+    "abathur", derandomize=True, max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("abathur")
+
+TEXT = st.text(max_size=20)
+ANY_TEXT = st.text(st.characters(codec=None), max_size=20)  # lone surrogates too
+LEAF = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+JSON = st.recursive(
+    LEAF, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4), max_leaves=12
+)
+OBJECT = st.dictionaries(TEXT, JSON, max_size=4)
+
+
+@given(ANY_TEXT)
+def test_what_is_shown_is_printable_and_what_is_printable_is_shown_as_it_is(text: str) -> None:
+    shown = printable(text)
+    shown.encode()
+    assert is_printable(f"a{shown}".replace("\n", ""))
+    assert not is_printable(text) or shown == text
+
+
+@given(ANY_TEXT)
+def test_a_name_that_is_taken_is_stored_in_nfc_and_taken_again(text: str) -> None:
+    try:
+        name = check_name("key", text)
+    except InvalidValueError:
+        assert not is_printable(text) or not text.strip() or not any(c.isalnum() for c in text)
+        return
+    assert name == normalize("NFC", text)
+    assert check_name("key", name or "") == name
+
+
+@given(st.text(max_size=4), st.text(max_size=3), st.text(max_size=6))
+@example("user_", "", "userX")
+@example("%", "", "a")
+@example("\ud7fb", "", "\ue000")
+@example("\U0010ffff", "z", "\U0010ffff")
+def test_the_range_of_a_prefix_holds_what_starts_with_it_and_nothing_else(prefix: str, rest: str, other: str) -> None:
+    """SQLite compares UTF-8 by its bytes."""
+    try:
+        begin, end = prefix_range(prefix)
+    except InvalidValueError:
+        return
+    with closing(sqlite3.connect(":memory:")) as conn:
+        for text in (prefix + rest, other):
+            (inside,) = conn.execute("SELECT ? >= ? AND ? < ?", (text, begin, text, end)).fetchone()
+            assert inside == text.startswith(prefix), text
+
+
+@given(OBJECT | st.lists(JSON, max_size=4))
+def test_json_text_reads_back_equal_in_python_and_is_json_to_sqlite(value: Any) -> None:
+    text = json_text("value", value)
+    assert json.loads(text) == value
+    assert json_fault(text) == ""
+    with closing(sqlite3.connect(":memory:")) as conn:
+        assert conn.execute("SELECT json_valid(?)", (text,)).fetchone() == (1,)
+
+
+@given(st.integers(1, 2 * MAX_DEPTH))
+def test_json_is_as_deep_as_it_may_be_and_no_deeper(levels: int) -> None:
+    value: Any = []
+    for _ in range(levels - 1):
+        value = [value]
+    assert bool(json_fault(json.dumps(value))) is (levels > MAX_DEPTH)
+
+
+@given(OBJECT)
+def test_what_was_sealed_comes_back_and_equal_values_have_the_same_bytes(data: dict[str, Any]) -> None:
+    data.pop("sha256", None)
+    content = sealed(data)
+    assert unsealed(content) == data
+    assert sealed(dict(reversed(data.items()))) == content
+    assert canonical(data).count(b"\n") == 1
+
+
+def _ledger(count: int) -> bytes:
+    previous, lines = FIRST, []
+    texts = dict.fromkeys(("notebook", "env", "verdict", "started_at", "ended_at", "written_at"), "x")
+    files = {name: sha256(name.encode()) for name in ("record.json", "started.json")}
+    for number in range(count):
+        line = {
+            "kind": "run",
+            "run_id": f"20261123T101500{number:03}Z-{number:06x}",
+            "files": files,
+            "as_template": True,
+        }
+        lines.append(sealed({**line, **texts, "previous": previous}))
+        previous = sha256(lines[-1])
+    return b"".join(lines)
+
+
+LEDGER = _ledger(3)
+
+
+@given(st.integers(0, len(LEDGER) - 1), st.binary(max_size=3), st.integers(0, 3))
+def test_no_byte_of_a_ledger_can_be_another_be_added_or_taken_away_unnoticed(
+    place: int, put: bytes, taken: int
+) -> None:
+    changed = LEDGER[:place] + put + LEDGER[place + taken :]
+    read = parse(changed)
+    whole_lines_cut = LEDGER.startswith(changed) and changed.endswith(b"\n")  # which what began later shows
+    assert bool(read.faults or read.torn) is not (changed == LEDGER or whole_lines_cut or not changed)
+
+
+MEMBERS = st.recursive(
+    LEAF, lambda inner: st.lists(inner, min_size=1) | st.dictionaries(TEXT, inner, min_size=1), max_leaves=9
+)
+VALUE = st.dictionaries(TEXT, MEMBERS, min_size=1, max_size=4)  # an empty object has no member that could differ
+
+
+def _differences(before: Any, after: Any) -> list[Any]:
+    """Return what explore tells of two versions of a memory."""
+    about = {"is_deleted": 0, "memory_type": "semantic", "metadata": "{}", "updated_at": "x", "updated_by": "alice"}
+    rows = [{**about, "version": version, "value": json.dumps(value)} for version, value in ((2, after), (1, before))]
+    told = memory_history("user:a", "k", rows, 2, 50)[1].rows
+    return [difference for version, _, _, _, *difference in told if version == 2]
+
+
+@given(VALUE, VALUE)
+def test_differences_of_two_values_are_none_for_equal_ones_and_mirror_each_other(one: Any, other: Any) -> None:
+    assert _differences(one, one) == [["value", "the same", "", ""]]
+    there, back = _differences(one, other), _differences(other, one)
+    same = there == [["value", "the same", "", ""]]
+    assert same is (json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True))
+    assert len(there) == len(back)
+    assert all(str(path).startswith("value") for path, *_ in there)
