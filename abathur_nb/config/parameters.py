@@ -211,27 +211,30 @@ def _from_yaml(origin: str, path: Path) -> list[Given]:
     """
     import yaml  # here, because most runs need none of it
 
+    scalars: list[yaml.ScalarEvent] = []
+    odd, between = "nothing", (yaml.StreamStartEvent, yaml.MappingEndEvent, yaml.DocumentEndEvent, yaml.StreamEndEvent)
     try:
         text = read_file(origin, path, _LARGEST).decode()
-        events = [*yaml.parse(text, Loader=yaml.BaseLoader)]
+        # Up to the first fault: to read 10,000 brackets in each other would take a minute.
+        for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            if isinstance(event, between) or (odd == "nothing" and isinstance(event, yaml.DocumentStartEvent)):
+                continue
+            if odd == "nothing":
+                odd = "" if isinstance(event, yaml.MappingStartEvent) else "no mapping"
+            elif isinstance(event, yaml.ScalarEvent):
+                scalars.append(event)
+            else:
+                odd = "a list, a mapping, an alias or a second document in it"
+            if isinstance(event, yaml.MappingStartEvent | yaml.ScalarEvent) and (event.anchor or event.tag):
+                odd = odd or "a tag or an anchor" + (f" at {shown(scalars[-1].value)}" if scalars else "")
+            if odd:
+                break
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{origin}: expected UTF-8, found another encoding at byte {error.start}") from None
     except yaml.YAMLError as error:
         raise ConfigurationError(f"{origin}: broken YAML: {printable(' '.join(str(error).split()))[:300]}") from None
     if text.startswith("\ufeff"):
         raise ConfigurationError(f"{origin}: expected UTF-8 without a byte order mark")
-    inner = events[2:-3]  # between the starts and the ends of stream, document and mapping
-    odd = "no mapping" if len(events) > 2 else "nothing"
-    if inner and isinstance(inner[0], yaml.MappingStartEvent):
-        odd = "a tag or an anchor" if inner[0].anchor or inner[0].tag else ""
-    scalars: list[yaml.ScalarEvent] = []
-    for event in inner[1:]:
-        if not isinstance(event, yaml.ScalarEvent):
-            odd = odd or "a list, a mapping, an alias or a second document in it"
-        elif event.tag or event.anchor:
-            odd = odd or f"a tag or an anchor at {shown(event.value)}"
-        else:
-            scalars.append(event)
     if odd:
         raise ConfigurationError(f"{origin}: expected a mapping NAME: VALUE, found {odd}")
     return [

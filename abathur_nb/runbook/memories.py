@@ -177,7 +177,7 @@ def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> Ite
 def _members_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "memory_type", printable(str(row["memory_type"]))
     for name in _COMPARED:
-        yield from (member for member in _members(as_json(row[name]), name) if member[1] != "{}")
+        yield from (member for member in _members(as_json(row[name]), name) if member != (name, "{}"))
 
 
 def _members(value: Any, path: str) -> Iterator[tuple[str, str]]:
