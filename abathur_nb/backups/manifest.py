@@ -10,7 +10,6 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from abathur_nb.backups.copying import Content
 from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, ConfigurationError, RefusedError
@@ -43,6 +42,20 @@ _SHAPE = {
 _UNFIT = ("application_id", "database file", "encoding", "header", "indexes", "integrity", "tables", "user_version")
 # The form of a moment that two backups of one period share.
 _PERIODS = {"daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m"}
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Hold what a snapshot contains: the SHA-256 of all rows, that of the schema, the rows of each table."""
+
+    digest: str
+    schema: str
+    rows: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """The rows of all tables."""
+        return sum(self.rows.values())
 
 
 @dataclass(frozen=True, slots=True)

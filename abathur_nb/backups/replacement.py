@@ -16,8 +16,8 @@ import aiosqlite
 
 from abathur_nb.backups.aside import begun, discard, draft_in, new_folder, replace_file, users_of
 from abathur_nb.backups.change import Change, Plan, carry_out, make_change
-from abathur_nb.backups.copying import Content, copy_in, copy_out, difference, open_copy, publish, read_content
-from abathur_nb.backups.taking import COPIES
+from abathur_nb.backups.manifest import Content
+from abathur_nb.backups.taking import COPIES, copy_in, copy_out, difference, open_copy, publish, read_content
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import ask_system, nearest_existing, os_cause, private_directory, scratch_directory, unwritable

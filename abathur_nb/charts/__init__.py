@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from abathur_nb.charts.figure import (
+from abathur_nb.charts.figures import (
     BLUE,
     MILLISECONDS,
     ORANGE,
@@ -17,11 +17,9 @@ from abathur_nb.charts.figure import (
     draw_intervals,
     grid,
     label,
+    monitoring_over_time,
     new_chart,
     one_line,
-)
-from abathur_nb.charts.timelines import (
-    monitoring_over_time,
     percentiles_over_time,
     rows_over_time,
     sizes_over_time,

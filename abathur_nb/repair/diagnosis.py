@@ -14,8 +14,8 @@ from typing import NamedTuple
 import aiosqlite
 
 from abathur_nb.backups.aside import JournalError, begun, users_of
-from abathur_nb.backups.copying import open_copy
 from abathur_nb.backups.manifest import list_backups, newest_fit, of_database
+from abathur_nb.backups.taking import open_copy
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import posix_locks, sweep

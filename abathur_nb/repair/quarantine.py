@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import aiosqlite
 
 from abathur_nb.backups.change import Change, Plan, make_change
-from abathur_nb.backups.copying import copy_out, publish
+from abathur_nb.backups.taking import copy_out, publish
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import canonical, misfits, moment, sha256, uncanonical, whole_number

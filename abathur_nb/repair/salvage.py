@@ -17,8 +17,7 @@ from sqlite3 import connect as plain_connect
 from typing import Any
 
 from abathur_nb.backups.aside import users_of
-from abathur_nb.backups.copying import publish
-from abathur_nb.backups.taking import back_up
+from abathur_nb.backups.taking import back_up, publish
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES, BOUND_SQL, AbathurError, BusyError, RefusedError
 from abathur_nb.files import make_private_file, nearest_existing, private_directory, scratch_directory

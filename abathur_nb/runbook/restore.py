@@ -11,10 +11,9 @@ from pathlib import Path
 from shlex import quote
 
 from abathur_nb.backups.change import check_arguments
-from abathur_nb.backups.copying import difference
 from abathur_nb.backups.manifest import Backup, find_backup, in_place_of
 from abathur_nb.backups.replacement import Source, place_for_scratch, read_source, replace_content
-from abathur_nb.backups.taking import UnfitBackupError, unpack
+from abathur_nb.backups.taking import UnfitBackupError, difference, unpack
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError, bound_reached
 from abathur_nb.files import scratch_directory

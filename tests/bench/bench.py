@@ -32,7 +32,7 @@ import nbformat
 from nbclient import NotebookClient
 
 import abathur_nb as nb
-from abathur_nb.backups.copying import Content
+from abathur_nb.backups.manifest import Content
 from abathur_nb.backups.taking import back_up, prove
 from abathur_nb.evidence.archive import prepared, read_source
 from abathur_nb.files import fsync

@@ -26,8 +26,7 @@ from situations import CHANGING, READING, SITUATIONS, VERBS, prepared, tree
 
 import abathur_nb as nb
 from abathur_nb.backups.aside import complete
-from abathur_nb.backups.copying import Content
-from abathur_nb.backups.manifest import Backup, list_backups, read_backup
+from abathur_nb.backups.manifest import Backup, Content, list_backups, read_backup
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError
 from abathur_nb.store.schema import expected_objects

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import aiosqlite
 
-from abathur_nb.backups.copying import Content, open_copy, read_content
-from abathur_nb.backups.manifest import Backup, list_backups
+from abathur_nb.backups.manifest import Backup, Content, list_backups
+from abathur_nb.backups.taking import open_copy, read_content
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.runbook.init import initialize_database
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION

@@ -9,8 +9,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from abathur_nb.backups.copying import Content
-from abathur_nb.backups.manifest import list_backups
+from abathur_nb.backups.manifest import Content, list_backups
 from abathur_nb.backups.taking import unpack
 from abathur_nb.store.target import journal_of
 from faults.experiments import (

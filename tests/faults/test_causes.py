@@ -18,7 +18,7 @@ from mounting import remount, tmpfs
 from sampling import sampled
 
 import abathur_nb as nb
-from abathur_nb.backups.copying import copy_out
+from abathur_nb.backups.taking import copy_out
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError
 

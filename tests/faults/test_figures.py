@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 import abathur_nb as nb
 from abathur_nb import charts
-from abathur_nb.charts import Chart, figure
+from abathur_nb.charts import Chart, figures
 from abathur_nb.config.settings import Settings
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.benchmark import BenchmarkResult
@@ -205,7 +205,7 @@ def test_a_table_of_somebody_elses_may_be_named_anything_and_hold_any_number_of_
 def test_the_colours_are_of_a_palette_that_the_colour_blind_can_tell_apart() -> None:
     """Okabe and Ito's: no two of these are confused in any of the three kinds of colour-blindness."""
     palette = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
-    used = {figure.BLUE, figure.ORANGE, figure.GREEN, figure.RED, figure.PURPLE}
+    used = {figures.BLUE, figures.ORANGE, figures.GREEN, figures.RED, figures.PURPLE}
     assert used <= palette
     assert len(used) == 5
 

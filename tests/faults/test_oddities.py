@@ -21,9 +21,9 @@ from oddities import ODD, ODD_TABLES
 from sampling import sampled
 
 import abathur_nb as nb
-from abathur_nb.backups.copying import read_content
 from abathur_nb.backups.manifest import Backup, list_backups
 from abathur_nb.backups.replacement import read_source
+from abathur_nb.backups.taking import read_content
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES
 from abathur_nb.evidence.canonical import canonical

@@ -29,8 +29,8 @@ from situations import VERBS, begun, gone, stale, tree, without_side_files
 
 import abathur_nb as nb
 from abathur_nb.backups.aside import complete, new_folder
-from abathur_nb.backups.copying import copy_in
 from abathur_nb.backups.manifest import Backup, list_backups, read_backup
+from abathur_nb.backups.taking import copy_in
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed
 from abathur_nb.repair.quarantine import quarantine_dir

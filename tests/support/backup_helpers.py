@@ -4,8 +4,8 @@ import sqlite3
 from pathlib import Path
 
 import abathur_nb as nb
-from abathur_nb.backups.copying import Content, read_content
-from abathur_nb.backups.manifest import Backup, list_backups
+from abathur_nb.backups.manifest import Backup, Content, list_backups
+from abathur_nb.backups.taking import read_content
 from abathur_nb.config.settings import Settings
 from abathur_nb.store.connection import connect
 
