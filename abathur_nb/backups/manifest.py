@@ -15,7 +15,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import misfits, moment, number, printable_text, unsealed, whole_number
 from abathur_nb.files import fsync, locked, read_regular
-from abathur_nb.report import Check
+from abathur_nb.report import Check, id_of
 from abathur_nb.store.apart import ask
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.text import MB, SEE_CLOCK, age, is_ahead, moment_of, printable, shown, timestamp
@@ -39,7 +39,7 @@ _SHAPE = {
 }
 # Checks of validate whose failure keeps the store from opening what is restored, or rows from being read. The others
 # are about files, or about rows that are whole: a copy of them is as good as the database was.
-_UNFIT = ("application_id", "database file", "encoding", "header", "indexes", "integrity", "tables", "user_version")
+_UNFIT = ("application_id", "database_file", "encoding", "header", "indexes", "integrity", "tables", "user_version")
 # The form of a moment that two backups of one period share.
 _PERIODS = {"daily": "%Y-%m-%d", "weekly": "%G-W%V", "monthly": "%Y-%m"}
 
@@ -82,8 +82,8 @@ class Backup:
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """The names of the checks that its database failed when it was taken."""
-        return tuple(self.facts["proof"]["findings"])
+        """The ids of the checks that its database failed when it was taken; older manifests hold their titles."""
+        return tuple(map(id_of, self.facts["proof"]["findings"]))
 
     @property
     def renamed(self) -> str:
@@ -97,7 +97,7 @@ class Backup:
             return "it is of another application's database"
         if self.facts["user_version"] > SCHEMA_VERSION:
             return f"its schema version is {self.facts['user_version']}, known is {SCHEMA_VERSION}"
-        failed = [name for name in self.findings if name in _UNFIT]
+        failed = [check for check in self.findings if check in _UNFIT]
         return f"its database failed {', '.join(failed)}" if failed else ""
 
     @property

@@ -277,7 +277,7 @@ async def prove(
 ) -> dict[str, Any]:
     """Restore a backup into ``scratch``, validate the result, and compare it with the snapshot, row by row.
 
-    Returns when, the seconds that restoring and validating took, and the names of the checks that failed, as they must
+    Returns when, the seconds that restoring and validating took, and the ids of the checks that failed, as they must
     have failed for the snapshot's database. Raises RefusedError where the content differs from the snapshot's.
     """
     restored = replace(settings, db_path=scratch / "restored.db")
@@ -291,7 +291,7 @@ async def prove(
             f"{backup.path.name} does not hold what was backed up: {difference(backup.content, content)}",
             "take another backup; if it comes again, see to the disk: dmesg | tail",
         )
-    findings = [check.name for check in await file_checks(restored) if check.failed]
+    findings = [check.id for check in await file_checks(restored) if check.failed]
     validated_s = perf_counter() - started - restored_s
     return {"at": moment, "restored_s": restored_s, "validated_s": validated_s, "findings": findings}
 

@@ -4,11 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from backup_helpers import taken
 from damage import ROWS, fingerprint, run_sql, untouched
+from manifests import rewritten
 from troubleshoot_helpers import rows_of
 
 import abathur_nb as nb
+from abathur_nb.backups import manifest
 from abathur_nb.config.settings import Settings
+from abathur_nb.health import checks
 
 LOST: dict[str, tuple[Callable[[Path], object], bool]] = {  # and whether the backup is compressed
     "rows": (lambda path: run_sql(path, "DELETE FROM memory_entries", "DELETE FROM audit"), False),
@@ -66,3 +70,16 @@ async def test_of_many_backups_those_stay_that_are_to_be_kept(database: Settings
     plan = await nb.roll_back(database, to="fresh")
     assert plan.ok
     assert len(nb.show_backups(database)) == 2
+
+
+async def test_what_makes_a_backup_unfit_are_ids_of_checks_and_titles_in_an_older_manifest(database: Settings) -> None:
+    ids = {check.id for check in (await nb.validate_database(database)).checks}
+    source = Path(checks.__file__).read_text(encoding="utf-8")
+    assert [name for name in manifest._UNFIT if name not in ids and f'"{name}"' not in source] == []
+    run_sql(database.db_path, "DROP INDEX idx_audit_task", "UPDATE memory_entries SET value = '{' WHERE id = 1")
+    backup = await taken(database)
+    assert set(backup.findings) == {"indexes", "json_columns", "seed_memories"}
+    assert backup.unfit == "its database failed indexes"
+    rewritten(backup, proof={"restored_s": 1, "validated_s": 1, "findings": ["database file", "JSON columns"]})
+    older = manifest.read_backup(backup.path)
+    assert (older.findings, older.unfit) == (("database_file", "json_columns"), "its database failed database_file")
