@@ -2,14 +2,15 @@
 
 import asyncio
 import os
-import re
 import shutil
 import signal
 import stat
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from object_storage import running_s3
@@ -33,28 +34,37 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(2, len(os.sched_getaffinity(0)) * 3 // 2)
 
 
-# The programs that some tests need, and the packages that install them on Debian.
-_TOOLS = {name: name for name in ("chromium", "openssl", "prometheus", "sqlite3", "strace")}
+# The programs that some tests start, and the packages that install them on Debian.
+_TOOLS = {name: name for name in ("chromium", "openssl", "prometheus", "prometheus-node-exporter", "sqlite3", "strace")}
 _TOOLS |= {"promtool": "prometheus", "systemd-analyze": "systemd"}
-_MISSING = {tool: package for tool, package in _TOOLS.items() if shutil.which(tool) is None}
+_needed: set[str] = set()  # by the test that runs
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Count a test that fails because a program is missing as not run; with CI=true it stays a failure."""
-    report = yield
-    if report.failed and _MISSING and "CI" not in os.environ:
-        for tool in _MISSING:
-            if re.search(rf"\b{tool}\b", str(report.longrepr)):
-                report.outcome = "skipped"
-                report.longrepr = (str(item.path), 0, f"needs {tool}")
-                break
-    return report
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked with a program that is missing; with CI=true fail it."""
+    _needed.clear()
+    _needed.update(program for mark in item.iter_markers("needs") for program in mark.args)
+    for program in sorted(_needed):
+        if shutil.which(program) is None:
+            end = pytest.fail if "CI" in os.environ else pytest.skip
+            end(f"needs {program}")
+
+
+def _find_unmarked(event: str, arguments: tuple[Any, ...]) -> None:
+    """Fail a test that starts one of these programs without the mark: where it is missing, the test would fail."""
+    if event == "subprocess.Popen":
+        program = Path(os.fsdecode(arguments[0])).name
+        if program in _TOOLS and program not in _needed:
+            pytest.fail(f'{program} is started: mark the test with @pytest.mark.needs("{program}")')
+
+
+sys.addaudithook(_find_unmarked)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say which programs are missing, how many tests were not run for them, and what installs them."""
-    reasons = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []) if report.longrepr]
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = [str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped if report.longrepr]
     needed = Counter(reason.removeprefix("needs ") for reason in reasons if reason.startswith("needs "))
     if needed:
         told = ", ".join(f"{count} for want of {tool}" for tool, count in needed.items())

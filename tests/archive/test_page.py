@@ -387,6 +387,7 @@ def without_the_policy(html: str) -> str:
     return bare
 
 
+@pytest.mark.needs("chromium")
 def test_the_sanitizer_alone_stops_a_hostile_value_wherever_it_stands(tmp_path: Path) -> None:
     """In parameters, prose, outputs of every kind, streams, errors, the record: with no policy behind it.
 
@@ -427,6 +428,7 @@ ELSEWHERE = [
 ]
 
 
+@pytest.mark.needs("chromium")
 def test_a_page_asks_nothing_of_any_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither with its policy nor without it; a page without sanitizer and policy does, and is heard."""
     values = [value.format(url=f"http://canary{n}.invalid/x.png") for n, value in enumerate(ELSEWHERE)]
@@ -483,6 +485,7 @@ def pages_on_paper(folder: Path, html: str) -> int:
     return len(re.findall(rb"/Type /Page\b", pdf))
 
 
+@pytest.mark.needs("chromium")
 def test_paper_is_a4_and_shows_what_was_folded(tmp_path: Path) -> None:
     listing = "\n".join(f"line {number}" for number in range(400))
     folded = f"<details><summary>schema</summary><pre>{listing}</pre></details>"

@@ -99,6 +99,7 @@ def signed(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -
     return envelope(settings, record, HASHES), record, key.with_suffix(".pub")
 
 
+@pytest.mark.needs("openssl")
 def test_securesystemslib_accepts_it_and_nothing_else(signed: tuple[bytes, Record, Path]) -> None:
     content, _, public = signed
     ((keyid, public_key),) = public_keys([str(public)]).items()
@@ -111,6 +112,7 @@ def test_securesystemslib_accepts_it_and_nothing_else(signed: tuple[bytes, Recor
         Envelope.from_dict(forged).verify([key], 1)
 
 
+@pytest.mark.needs("openssl")
 def test_openssl_accepts_it_and_nothing_else(signed: tuple[bytes, Record, Path], tmp_path: Path) -> None:
     content, _, public = signed
     given = json.loads(content)
@@ -135,6 +137,7 @@ def test_openssl_accepts_it_and_nothing_else(signed: tuple[bytes, Record, Path],
 # --- checking it
 
 
+@pytest.mark.needs("openssl")
 def test_a_statement_is_checked_against_the_record_and_the_hashes(signed: tuple[bytes, Record, Path]) -> None:
     content, record, public = signed
     keys = public_keys([str(public)])
@@ -151,6 +154,7 @@ def test_a_statement_is_checked_against_the_record_and_the_hashes(signed: tuple[
         assert check_statement(content, hashes, other, keys).faults == unlike
 
 
+@pytest.mark.needs("openssl")
 def test_no_byte_of_it_can_be_another(signed: tuple[bytes, Record, Path]) -> None:
     content, record, public = signed
     keys = public_keys([str(public)])
@@ -170,6 +174,7 @@ def test_what_is_no_envelope_is_told_without_a_traceback(content: bytes, setting
     assert check_statement(content, HASHES, made(settings), {}).faults
 
 
+@pytest.mark.needs("openssl")
 def test_a_signature_by_another_key_under_its_name_is_a_fault(signing: Settings, tmp_path: Path) -> None:
     record = made(signing)
     ours = public_keys([str(tmp_path / "key.pub")])
@@ -183,6 +188,7 @@ def test_a_signature_by_another_key_under_its_name_is_a_fault(signing: Settings,
     assert check_statement(canonical(twice), HASHES, record, ours).faults == ("it names a key twice",)
 
 
+@pytest.mark.needs("openssl")
 def test_from_the_first_run_signed_by_the_key_on_each_must_be(signing: Settings, tmp_path: Path) -> None:
     record = made(signing)
     keys = public_keys([str(tmp_path / "key.pub")])
@@ -206,6 +212,7 @@ def test_from_the_first_run_signed_by_the_key_on_each_must_be(signing: Settings,
     assert check_signers([("a", signed), ("b", turned)], both)[0] == []
 
 
+@pytest.mark.needs("openssl")
 def test_without_a_key_a_signature_never_passes_as_checked(signing: Settings) -> None:
     record = made(signing)
     signed = check_statement(envelope(signing, record, HASHES), HASHES, record, {})
@@ -245,6 +252,7 @@ BAD_KEYS: list[tuple[Callable[[Path], object], str]] = [
 ]
 
 
+@pytest.mark.needs("openssl")
 @pytest.mark.parametrize(("spoil", "told"), BAD_KEYS, ids=range(len(BAD_KEYS)))
 def test_a_run_does_not_begin_with_a_key_that_cannot_sign(
     spoil: Callable[[Path], object], told: str, settings: Settings, tmp_path: Path
@@ -262,6 +270,7 @@ def test_a_run_does_not_begin_with_a_key_that_cannot_sign(
     assert not settings.archive_dir.exists()
 
 
+@pytest.mark.needs("openssl")
 def test_a_wrong_passphrase_is_told_and_never_shown(settings: Settings, tmp_path: Path) -> None:
     key = make_key(tmp_path / "key.pem", "-algorithm", "ed25519", "-aes-256-cbc", "-pass", "pass:12345678")
     for phrase in ("open sesame", "\udc80"):
@@ -270,6 +279,7 @@ def test_a_wrong_passphrase_is_told_and_never_shown(settings: Settings, tmp_path
         assert phrase not in str(caught.value)
 
 
+@pytest.mark.needs("openssl")
 def test_every_wrong_public_key_is_named_at_once(key: Path, tmp_path: Path) -> None:
     make_key(tmp_path / "rsa.pem", "-algorithm", "RSA")
     given = [str(key), str(tmp_path / "absent"), str(key.with_suffix(".pub")), str(tmp_path / "rsa.pub")]

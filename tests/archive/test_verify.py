@@ -240,6 +240,7 @@ def test_no_link_is_followed_and_no_fifo_waited_for(settings: Settings, tmp_path
 # --- signatures
 
 
+@pytest.mark.needs("openssl")
 def test_with_a_key_each_run_since_the_first_signed_one_must_be_signed(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,6 +321,7 @@ def replay(folder: Path, settings: Settings) -> None:
 # --- whose place it is
 
 
+@pytest.mark.needs("openssl")
 def test_the_first_run_of_another_archive_that_began_later_is_found(
     signing: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +336,7 @@ def test_the_first_run_of_another_archive_that_began_later_is_found(
     assert f"does not know {LEDGER} line 1, which was written before" in told.observed
 
 
+@pytest.mark.needs("openssl")
 def test_the_first_run_of_another_archive_that_began_earlier_is_found(signing: Settings, tmp_path: Path) -> None:
     other = resolve("staging", db_path=tmp_path / "staging" / "abathur.db")
     folder = run(replace(other, signing_key=signing.signing_key))
@@ -345,6 +348,7 @@ def test_the_first_run_of_another_archive_that_began_earlier_is_found(signing: S
     assert f"{folder.name}: it began in staging {other.archive_dir} on " in told.observed
 
 
+@pytest.mark.needs("openssl")
 def test_runs_that_began_at_once_behind_no_line_are_in_their_place(signing: Settings) -> None:
     folders = [start(signing) for _ in range(3)]
     for folder in reversed(folders):
@@ -356,6 +360,7 @@ def test_runs_that_began_at_once_behind_no_line_are_in_their_place(signing: Sett
     assert "notes" not in [one.name for one in report.checks]
 
 
+@pytest.mark.needs("openssl")
 def test_an_unsigned_run_behind_a_signed_one_is_found_whatever_its_id_says(
     settings: Settings, signing: Settings
 ) -> None:

@@ -27,6 +27,7 @@ from abathur_nb.evidence.record import Entry, read_archive
 
 ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "executed" / "browser"
+pytestmark = pytest.mark.needs("chromium")
 TOKEN = "of-this-test-alone"
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 # The one that must not pass yet: nobody has said that the team is trained, and so on.

@@ -353,6 +353,7 @@ def firing(found: Snapshot, settings: Settings) -> set[str]:
     return {check.evidence[0].partition(",")[0] for check in alerts_of(found, settings) if check.status != "pass"}
 
 
+@pytest.mark.needs("promtool")
 def test_on_each_side_of_each_limit_both_judge_alike(database: Settings, tmp_path: Path) -> None:
     database = replace(database, db_path=tmp_path / 'a b"quo\\te{{brace}}ünï' / "x.db")  # which is a label
     cases = {}
@@ -370,6 +371,7 @@ def test_on_each_side_of_each_limit_both_judge_alike(database: Settings, tmp_pat
     fired_in_prometheus(prometheus_rules(database), cases, tmp_path)
 
 
+@pytest.mark.needs("promtool")
 def test_a_moment_more_than_five_minutes_ahead_fires_in_both(database: Settings, tmp_path: Path) -> None:
     cases = {}
     for rule in (rule for rule in JUDGED if rule.age):
@@ -386,6 +388,7 @@ def test_a_moment_more_than_five_minutes_ahead_fires_in_both(database: Settings,
     fired_in_prometheus(prometheus_rules(database), cases, tmp_path)
 
 
+@pytest.mark.needs("promtool")
 def test_a_rule_that_does_not_fire_where_it_must_is_found_out(database: Settings, tmp_path: Path) -> None:
     """The control of the test above: the limit of one rule is another in what Prometheus is given."""
     rule = next(r for r in JUDGED if r.name == "AbathurBackupOld")
@@ -399,6 +402,7 @@ def test_a_rule_that_does_not_fire_where_it_must_is_found_out(database: Settings
         )
 
 
+@pytest.mark.needs("promtool")
 def test_a_rule_waits_before_it_fires_and_one_fires_where_nobody_measures(database: Settings, tmp_path: Path) -> None:
     found = snapshot(database, *JUDGED)
     lately = [{**one, "values": f"_x{MINUTES - 1} {one['values'].partition('+')[0]}+0x1"} for one in series(found)]
@@ -420,6 +424,7 @@ def test_a_critical_alert_fails_where_the_settings_say_so_and_warns_elsewhere(da
             assert rule.expression(database) in check.evidence[0]
 
 
+@pytest.mark.needs("promtool")
 def test_the_command_prints_what_prometheus_loads_with_the_limits_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,6 +444,7 @@ def test_the_command_prints_what_prometheus_loads_with_the_limits_of_the_environ
 # --- what Prometheus collects is what was measured, whole or not at all, and says so where nothing could be
 
 
+@pytest.mark.needs("promtool")
 async def test_promtool_has_nothing_to_say_of_the_metrics_whatever_the_names_are(database: Settings) -> None:
     row = "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES ('{}', 'k', '{{}}', 'semantic')"
     names = ('a:"} 9\nabathur_up 0', "a:\\", "a:\u202e", "a:{{x}}")
@@ -454,6 +460,7 @@ async def test_promtool_has_nothing_to_say_of_the_metrics_whatever_the_names_are
         promtool("check", "metrics", given="abathur_up 1\n")
 
 
+@pytest.mark.needs("strace")
 def test_the_file_is_replaced_whole_and_its_scratch_file_private(database: Settings, tmp_path: Path) -> None:
     folder, log = tmp_path / "textfile", tmp_path / "log"
     folder.mkdir()

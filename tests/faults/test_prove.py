@@ -37,6 +37,7 @@ def prove(tmp_path: Path, *arguments: str, program: str = "", **environment: str
     return done.returncode, done.stdout
 
 
+@pytest.mark.needs("strace")
 @pytest.mark.parametrize("sweeps", SAMPLES)
 def test_every_fault_of_a_sample_is_survived_and_the_control_is_not(sweeps: str, tmp_path: Path) -> None:
     code, out = prove(tmp_path, *sweeps.split())
@@ -52,12 +53,16 @@ def test_every_fault_of_a_sample_is_survived_and_the_control_is_not(sweeps: str,
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
+@pytest.mark.needs("prometheus")
+@pytest.mark.needs("prometheus-node-exporter")
+@pytest.mark.needs("strace")
 def test_what_goes_wrong_fires_in_a_real_prometheus_and_resolves(tmp_path: Path) -> None:
     code, out = prove(tmp_path, "alerts")
     assert code == 0, out
     assert [cell.strip() for cell in out.splitlines()[2].split(" | ")[1:]] == ["4", "4", "4", "4 of 4", "ok"]
 
 
+@pytest.mark.needs("strace")
 @pytest.mark.parametrize(
     ("sweep", "swap", "words"),
     [

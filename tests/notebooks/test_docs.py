@@ -101,6 +101,7 @@ def test_its_papermill_commands_name_a_notebook_and_parameters_that_it_declares(
         assert check_parameters(read_source(str(ROOT / source)).declared, given) == [], line
 
 
+@pytest.mark.needs("sqlite3")
 def test_its_ten_minutes_end_with_a_healed_database(home: Path) -> None:
     (block,) = (block for block in blocks("sh") if "repair True" in block)
     for line in block.splitlines():

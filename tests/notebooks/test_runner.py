@@ -599,6 +599,7 @@ def test_a_secret_that_is_given_is_refused_and_of_one_that_a_cell_shows_no_artif
     assert (entry.verdict, names_in(entry.folder)) == ("unsealed", ["started.json"])
 
 
+@pytest.mark.needs("openssl")
 def test_a_run_without_a_key_behind_a_signed_one_is_told_before_it_begins(
     database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
