@@ -333,7 +333,7 @@ async def test_a_run_keeps_what_it_made_whatever_the_clock_was_and_others_made_m
     assert [path.exists() for path in (made, second.path, third.path)] == [False, True, True]
 
 
-async def test_each_gets_a_number_of_its_own_at_once_and_after_the_last_one(database: Settings) -> None:
+async def test_concurrent_backups_get_distinct_sequence_numbers(database: Settings) -> None:
     await asyncio.gather(*(nb.backup_database(database) for _ in range(4)))
     found = list_backups(database.backup_dir)[0]
     assert [backup.facts["sequence"] for backup in found] == [1, 2, 3, 4]

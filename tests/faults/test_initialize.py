@@ -277,7 +277,7 @@ for n in range(24):
 """
 
 
-async def test_of_racing_tasks_one_creates(settings: Settings) -> None:
+async def test_only_one_of_several_racing_tasks_creates_the_database(settings: Settings) -> None:
     reports = await asyncio.gather(*(initialize_database(settings) for _ in range(8)))
     assert sorted(map(outcome, reports)) == ["already"] * 7 + ["created"]
     assert all(report.ok for report in reports)

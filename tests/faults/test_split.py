@@ -733,7 +733,7 @@ def test_another_database_of_a_process_is_never_taken_for_a_lost_file(name: str,
         assert strays(database.db_path) == []
 
 
-async def test_nor_is_one_of_this_very_process(database: Settings, tmp_path: Path) -> None:
+async def test_a_store_open_in_this_process_is_not_reported_as_stray(database: Settings, tmp_path: Path) -> None:
     other = nb.resolve("development", db_path=tmp_path / "other" / "abathur.db")
     (await nb.initialize_database(other)).raise_for_failures()
     async with nb.Database.open(other):

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Any
 
 import aiosqlite
@@ -97,25 +97,47 @@ BAD: dict[str, list[Any]] = {  # test_names has all the names
 }
 
 
-async def test_a_bad_value_is_refused_by_name_and_nothing_is_written(database: Settings) -> None:
+@pytest.mark.parametrize(("name", "bad"), [(name, value) for name in BAD for value in BAD[name]])
+async def test_a_bad_value_is_refused_by_name_and_nothing_is_written(name: str, bad: Any, database: Settings) -> None:
+    given = {**GOOD, name: bad}
     async with Database.open(database) as db:
-        for name, bad in ((field, value) for field in BAD for value in BAD[field]):
-            given = {**GOOD, name: bad}
-            with pytest.raises(ValueError, match=f"^Invalid {name}") as caught:
-                await db.memory.add_memory(**given)
-            assert isinstance(caught.value, InvalidValueError)
-            if name in ("namespace", "key", "value"):
-                with pytest.raises(InvalidValueError, match=f"^Invalid {name}"):
-                    await db.memory.update_memory(given["namespace"], given["key"], given["value"], "x")
-        versions: list[Any] = [0, -1, 2**63, 1.0, True, "1"]
-        for version in versions:
-            with pytest.raises(InvalidValueError, match="Invalid version"):
-                await db.memory.get_memory(*PLACE, version)
-        places: list[Any] = [("\ud800", "k"), ("a:b", "\ud800"), (7, b"x"), (None, None), ("", ""), (2**63, "k")]
-        for place in places:
-            for work in (db.memory.get_memory, db.memory.get_memory_history, db.memory.delete_memory):
-                with suppress(InvalidValueError):
-                    assert not await work(*place)
+        with pytest.raises(ValueError, match=f"^Invalid {name}") as caught:
+            await db.memory.add_memory(**given)
+        assert isinstance(caught.value, InvalidValueError)
+        if name in ("namespace", "key", "value"):
+            with pytest.raises(InvalidValueError, match=f"^Invalid {name}"):
+                await db.memory.update_memory(given["namespace"], given["key"], given["value"], "x")
+    assert (entries(database), audit(database)) == (0, [])
+
+
+@pytest.mark.parametrize("version", [0, -1, 2**63, 1.0, True, "1"])
+async def test_a_version_that_cannot_be_one_is_refused(version: Any, database: Settings) -> None:
+    async with Database.open(database) as db:
+        with pytest.raises(InvalidValueError, match="Invalid version"):
+            await db.memory.get_memory(*PLACE, version)
+
+
+@pytest.mark.parametrize("work", ["get_memory", "get_memory_history", "delete_memory"])
+@pytest.mark.parametrize(
+    ("namespace", "key", "answer"),
+    [
+        ("\ud800", "k", "refused"),
+        ("a:b", "\ud800", "refused"),
+        (2**63, "k", "refused"),
+        (7, b"x", None),
+        (None, None, None),
+        ("", "", None),
+    ],
+)
+async def test_where_no_memory_can_be_none_is_found_and_what_sqlite_cannot_compare_is_refused(
+    namespace: Any, key: Any, answer: str | None, work: str, database: Settings
+) -> None:
+    async with Database.open(database) as db:
+        if answer == "refused":
+            with pytest.raises(InvalidValueError, match="does not take this"):
+                await getattr(db.memory, work)(namespace, key)
+        else:
+            assert not await getattr(db.memory, work)(namespace, key)
     assert (entries(database), audit(database)) == (0, [])
 
 

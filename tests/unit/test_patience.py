@@ -26,6 +26,6 @@ def test_no_number_of_seconds_limits_a_wait() -> None:
     assert found == []
 
 
-def test_such_a_number_would_be_found() -> None:
+def test_a_literal_limit_of_time_would_be_found() -> None:
     assert len([*limits_of("subprocess.run(x, timeout=60); asyncio.timeout(5); t.join(5); p.wait(timeout=9.5)")]) == 4
     assert not [*limits_of("run(x, timeout=HANGING_S); wait_for(x, 0.05); ','.join(x); select([], [], [], 0)")]

@@ -47,7 +47,7 @@ BAD_JSON = [
 
 
 @pytest.mark.parametrize(("value", "told"), BAD_JSON, ids=range(len(BAD_JSON)))
-def test_what_is_no_json_is_refused(value: Any, told: str) -> None:
+def test_values_that_are_not_json_are_refused(value: Any, told: str) -> None:
     with pytest.raises(InvalidValueError) as caught:
         json_text("value", value)
     assert str(caught.value).startswith("Invalid value: ")
