@@ -1,4 +1,4 @@
-"""Operate an Abathur database by notebook: initialize, validate, explain, benchmark."""
+"""Set up, check, back up and repair an Abathur database, by notebook or from Python; each run leaves a record."""
 
 # ruff: noqa: I001 - a line for each module: a type checker takes `as` for a public name
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from abathur_nb.store.database import Database as Database
     from abathur_nb.store.sql import Query as Query, load_queries as load_queries
 
-# Each name is imported from its module when it is first asked for: so the package is imported at once.
+# Names are imported on first use, so that `import abathur_nb` is fast.
 _NAMES = {
     "backups.manifest": "Retention show_backups",
     "config.notebooks": "schedule",
@@ -71,17 +71,18 @@ _NAMES = {
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(["charts", *_HOMES])  # noqa: PLE0605 - it is a list
+__version__: str
 
+if not TYPE_CHECKING:  # else a type checker would take any name for one of the package
 
-def __dir__() -> list[str]:
-    return __all__
+    def __dir__() -> list[str]:
+        return __all__
 
-
-def __getattr__(name: str) -> Any:
-    if name == "charts":
-        return import_module("abathur_nb.charts")
-    if name == "__version__":
-        return import_module("importlib.metadata").version("abathur_nb")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"abathur_nb.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name == "charts":
+            return import_module("abathur_nb.charts")
+        if name == "__version__":
+            return import_module("importlib.metadata").version("abathur_nb")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"abathur_nb.{_HOMES[name]}"), name)
