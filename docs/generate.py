@@ -1,10 +1,11 @@
-"""Write what the documents take from the code: ``python docs/generate.py``; tests/test_docs.py compares."""
+"""Write what the documents take from the code: ``python docs/generate.py``; tests/notebooks/test_docs.py compares."""
 
 import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
@@ -31,18 +32,23 @@ def pages() -> dict[Path, str]:
 
 
 def _settings() -> Iterator[str]:
-    yield "| setting | meaning | default | other in | limits |"
+    yield "| setting | meaning | default | default in other environments | allowed |"
     yield "|---|---|---|---|---|"
     for setting in fields(Settings):
         if meaning := setting.metadata.get("meaning"):
             other = "; ".join(
-                f"{env}: `{values[setting.name]}`"
+                f"{env}: {_value(values[setting.name])}"
                 for env, values in nb.ENVIRONMENTS.items()
                 if values.get(setting.name, setting.default) != setting.default
             )
-            limits = " and ".join(_LIMITS[name].format(bound) for name, bound in setting.metadata["limits"].items())
-            default = "" if setting.default in (None, "") else f"`{setting.default}`"
-            yield f"| `{setting.name}` | {meaning} | {default} | {other} | {limits} |"
+            words = [f"`{word}`" for word in get_args(get_type_hints(Settings)[setting.name])]
+            limits = [_LIMITS[name].format(bound) for name, bound in setting.metadata["limits"].items()]
+            allowed = ", ".join(words) or " and ".join(limits)
+            yield f"| `{setting.name}` | {meaning} | {_value(setting.default)} | {other} | {allowed} |"
+
+
+def _value(value: object) -> str:
+    return "" if value is None else f"`{value}`" if value != "" else "empty"
 
 
 def _api() -> Iterator[str]:
@@ -74,7 +80,8 @@ def _described(name: str, thing: object, level: str) -> Iterator[str]:
 def _methods(owner: str, kind: type) -> Iterator[str]:
     for name, member in vars(kind).items():
         plain = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-        if not name.startswith("_") and inspect.isroutine(plain) and inspect.getdoc(plain):
+        ours = str(getattr(plain, "__module__", "")).startswith("abathur_nb")
+        if ours and not name.startswith("_") and inspect.isroutine(plain) and inspect.getdoc(plain):
             signature = "" if isinstance(member, property) else _signature(plain)
             yield f"### `{owner}.{name}`\n\n{signature}{inspect.getdoc(plain)}\n"
 
