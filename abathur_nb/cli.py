@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from abathur_nb.errors import AbathurError, ConfigurationError
+from abathur_nb.evidence.record import EXIT_CODES
 from abathur_nb.text import printable, without_url_secrets
 
 _ABOUT = "Run the runbook's notebooks, keep and check the records of their runs, and measure a database."
 _EXITS = (
     "exit codes: 0 pass; 1 a check failed, or could not run; 2 refused; 3 the run broke: a cell raised, the kernel"
-    " died, it could not be archived; 4 out of time; 5 interrupted"
+    " died, or it could not be archived; 4 out of time; 5 interrupted"
 )
-_RUN_S = "3600"  # a run without an end would hold up whatever waits for it
-_REFUSED = 2  # as argparse exits for wrong arguments
-_INTERRUPTED = 5
+_RUN_S = "3600"  # so that a hung run cannot block a schedule
 
 
 class _Parser(argparse.ArgumentParser):
@@ -31,10 +30,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; ``module`` of what it parses names the module whose ``command`` does the work.
-
-    Only that one is imported: a run shall start at once.
-    """
+    """Return the parser of all commands; ``parsed.module`` is the module whose ``command()`` runs."""
     parser = _Parser(prog="python -m abathur_nb", description=_ABOUT, allow_abbrev=False)
     words = "print the version and exit"
     parser.add_argument("--version", action="version", version=f"abathur_nb {version('abathur_nb')}", help=words)
@@ -85,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
         add = one.add_argument
         add("--env", metavar="ENV", help="the environment whose archive is meant; development by default")
         add("--db-path", metavar="PATH", help="the database whose archive is meant")
-        words = "in place of the two the archive itself, or a copy: a directory or a URL"
+        words = "archive directory or URL; replaces --env and --db-path"
         add("--archive", metavar="DIR", help=words)
 
     words = "measure a database and write that as Prometheus' textfile collector reads it"
@@ -104,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code = 1
     try:
         parsed = make_parser().parse_args(given)
+        # Imported here, so that a run starts at once.
         code = int(import_module(f"abathur_nb.{parsed.module}").command(parsed))
         sys.stdout.flush()
         return code
@@ -112,9 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         faults = error.faults if isinstance(error, ConfigurationError) else (str(error),)
         sys.stderr.write("".join(f"abathur_nb {given[0]}: {printable(masked(fault))}\n" for fault in faults))
-        return _REFUSED
+        return EXIT_CODES["refused"]
     except OSError as error:
-        # Or Python would try once more to write when it exits, and complain.
+        # Otherwise Python flushes again at exit and fails.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # whoever read it has left
             return code
@@ -124,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"abathur_nb {given[0]}: {noted}\n")
         return 1
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return EXIT_CODES["interrupted"]
 
 
 def script() -> int:

@@ -26,7 +26,7 @@ def bound_reached(error: Exception, longest: str = f"{BOUND_BYTES:,} bytes beyon
 
 
 class AbathurError(Exception):
-    """Serve as the base of all errors of this package; never raised itself.
+    """Base class of all errors of this package; never raised itself.
 
     ``observed`` says what was found, ``remedy`` what to do about it. A notebook shows it as one line: the report
     above it says the rest.
@@ -43,9 +43,9 @@ class AbathurError(Exception):
 
 
 class ConfigurationError(AbathurError, ValueError):
-    """Name every faulty setting or parameter: correct them and run again.
+    """Raised for faulty settings or parameters. Nothing was touched.
 
-    ``faults`` holds one sentence each, without what of a URL may be a secret. Nothing was touched.
+    ``faults`` holds a sentence for each of them, without those parts of a URL that may be secret.
     """
 
     def __init__(self, faults: str | Sequence[str]) -> None:
@@ -54,7 +54,7 @@ class ConfigurationError(AbathurError, ValueError):
 
 
 class InvalidValueError(AbathurError, ValueError):
-    """Refuse a value that the database must not hold: pass another. Nothing was written.
+    """Raised for a value that the database must not hold. Nothing was written.
 
     ``what`` names the value; ``fault`` says what is wrong with it, without that name.
     """
@@ -65,19 +65,19 @@ class InvalidValueError(AbathurError, ValueError):
 
 
 class RefusedError(AbathurError):
-    """Refuse what is at the database path: follow the remedy in the message. Nothing was changed, unless it says so."""
+    """Raised when what is at a path forbids the work. Nothing was changed, unless the message says so."""
 
 
 class BusyError(AbathurError):
-    """Report a lock that outlasted the wait: end its holder or try again. Nothing was written."""
+    """Raised when another process holds a lock longer than ``busy_timeout_ms``. Nothing was written."""
 
 
 class MisuseError(AbathurError):
-    """Report a fault of the calling program: the store was used in a way that cannot work. Repair the program."""
+    """Raised when the calling program uses the store in a way that cannot work, such as after it was closed."""
 
 
 class ChecksFailedError(AbathurError):
-    """Name the checks of a report that failed or could not run: each one's remedy is in the report, ``report``."""
+    """Raised when a check failed or could not run; ``report`` holds every check with its remedy."""
 
     def __init__(self, observed: str, remedy: str = "", *, report: object = None) -> None:
         self.report = report

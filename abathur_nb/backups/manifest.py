@@ -177,7 +177,7 @@ def _listed(folder: Path, names: Sequence[str]) -> tuple[list[Backup], dict[str,
     found = []
     faults = {name.removesuffix(MANIFEST): f"{name} has lost its backup" for name in _lone(names)}
     pairs = {name: f"{name}{MANIFEST}" for name in names if NAME.fullmatch(name)}
-    # Of both names, if each got a suffix more, such as .bak.
+    # Both files renamed with one more suffix, such as .bak.
     renamed = {name.replace(MANIFEST, "", 1): name for name in names if MANIFEST in name}
     for name, manifest in (pairs | {name: renamed[name] for name in renamed if not NAME.fullmatch(name)}).items():
         try:
@@ -211,10 +211,10 @@ def _is_of(backup: Backup, database: Path) -> bool:
 
 
 def _elsewhere(backup: Backup, database: Path) -> str:
-    """Say why a backup may be of this database though it names another; empty if that one exists, and is another."""
+    """Say why a backup may be of this database though it names another; empty if it names another existing file."""
     place = backup.facts["database"]
     if _is_of(backup, database):
-        return f"it is of {backup.facts['env']}, whose file this is as well: name that by -p from_env"
+        return f"env {backup.facts['env']} uses the same file: pass -p from_env {quote(str(backup.facts['env']))}"
     try:
         os.stat(place)
     except (FileNotFoundError, NotADirectoryError):
@@ -254,7 +254,7 @@ def find_backup(
         worse += [f"{b.path.name}: {why}" for b in others if (why := _elsewhere(b, database))]
     worse += [fault for file, fault in faults.items() if _may_be_newer(file, chosen)]
     renamed = [fault for file, fault in faults.items() if not NAME.fullmatch(file)]
-    # The best there is may be one that is never taken unless it is named.
+    # Some backups are restored only by name.
     by_name = [quote(b.path.name) for b in newer if (b in kept or b.renamed) and not b.unfit and _is_whole(b)][-1:]
     if chosen is None:
         known = "; ".join([*worse, *renamed, *(f"{b.path.name} was taken before a change" for b in kept)])
@@ -378,8 +378,7 @@ def show_backups(settings: Settings) -> "pd.DataFrame":
 
     Columns: ``file``, ``environment``, ``reason``, ``taken at`` (UTC), ``age`` (hours), ``rows``, ``MB`` on the disk,
     ``restored in`` (seconds, validation included, when it was proven), ``its database`` (sound, or what it failed;
-    whether it serves, its clock was wrong, its manifest is an older one). What should be a backup and is not has a row
-    that says why.
+    whether it serves, its clock was wrong, its manifest is an older one). Invalid backups get a row with the reason.
     """
     import pandas as pd
 

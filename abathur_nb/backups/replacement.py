@@ -38,10 +38,13 @@ _NEW = ".abathur-new"  # a name that no file has: what will be made is 0600, in 
 class Standing:
     """Say what a replacement finds, and why.
 
-    A database whose rows can all be ``readable``, one that is too damaged for that or of which only side files are
-    left (``unreadable``), none (``absent``), or what must not be replaced (``forbidden``). ``path`` is where it is,
-    ``folder`` that of a replacement that was begun: then all this is about what its completion leaves. ``form`` is as
-    in `Source`.
+    - ``readable``: a database whose rows can all be read
+    - ``unreadable``: one that is too damaged for that, or of which only side files are left
+    - ``absent``: none
+    - ``forbidden``: what must not be replaced
+
+    ``path`` is where it is, ``folder`` that of a replacement that was begun: then all this is about what its completion
+    leaves. ``form`` is as in `Source`.
     """
 
     state: Literal["readable", "unreadable", "absent", "forbidden"]
@@ -83,7 +86,7 @@ async def _form_of(conn: aiosqlite.Connection) -> tuple[object, ...]:
 
 
 def place_for_scratch(settings: Settings) -> Path:
-    """Return the directory for copies that do not stay: that of the database; where it is read-only, the backups'."""
+    """Return the directory for copies that do not stay: that of the database, or backup_dir if that is read-only."""
     places = [nearest_existing(folder) for folder in (settings.db_path.parent, settings.backup_dir)]
     return next((place for place in places if os.access(place, os.W_OK | os.X_OK)), places[0])
 
@@ -106,7 +109,7 @@ async def replace_content(
 async def _find(
     settings: Settings, action: str, source: AbstractAsyncContextManager[Source], *, apply: bool, drill: bool
 ) -> AsyncIterator[Change]:
-    """Lend the replacement by ``source``, while that exists in scratch; of a drill its outcome."""
+    """Lend the replacement by ``source``, while that exists in scratch; for a drill, only its result."""
     async with source as new:
         standing = await _look(settings)
         found = await _obstacles(settings, standing, new, now=apply or drill)
@@ -222,7 +225,7 @@ def _steps(standing: Standing, settings: Settings, reason: str, new: Source) -> 
 
 
 async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now: bool) -> list[Check]:
-    """Return what on this machine forbids the replacement; ``now``, users do, and a lock is tried. Read-only."""
+    """Return what on this machine forbids the replacement; with ``now``, open users too, and the lock is tested."""
     path, found = settings.db_path, list[Check]()
 
     def forbid(check_id: str, expected: str, error: AbathurError, status: Status = "fail") -> None:
@@ -261,7 +264,7 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
 
 
 async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list[Check]:
-    """Replace, in scratch, a copy of the database as the database itself would be; return the outcome."""
+    """Rehearse the replacement on a copy in scratch; return the outcome."""
     path, aside = settings.db_path, _goes_aside(standing, new)
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:
         copy = replace(settings, db_path=scratch / path.name, backup_dir=scratch / "backups")

@@ -38,7 +38,7 @@ from abathur_nb.text import did_you_mean, printable, shown, utc_now
 
 ADDED = "abathur-verdict"  # the tag of the cells that the runner adds when a run has not passed
 _INJECTED, _PARAMETERS = "injected-parameters", "parameters"
-# Tags of cells that whoever executes a notebook adds to it; papermill marks so the cell that raised.
+# Tags of cells that whoever executes a notebook adds to it; papermill tags the failing cell this way.
 _REMARKS = {ADDED, "papermill-error-cell-tag"}
 _LONGEST = 16 * 1024 * 1024  # bytes of a notebook
 _STARTS = re.compile(r"(?m)^[^#\n]*\bstart_run\(\s*[\w.]+\s*,\s*(?:notebook\s*=\s*)?([\"'])(?P<name>[^\"'\n]+)\1")
@@ -50,7 +50,7 @@ class Source:
     """Hold a notebook that can be run: what its runs are called, what it declares, its cells.
 
     ``template`` is the file's name and the SHA-256 of its bytes. ``records`` says whether it starts its record itself;
-    for one that does not the runner does.
+    if False, the runner starts it.
     """
 
     name: str
@@ -157,7 +157,7 @@ def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
         tags = _tags(cell)
         if cell["cell_type"] == "markdown" and _REMARKS & tags:
             continue
-        # Anywhere else, or with another name, it would change what a run does without a trace in its record.
+        # Elsewhere, an injected cell could change the run unrecorded.
         if declared and cell["cell_type"] == "code" and _INJECTED in tags:
             given = _assigned(cell["source"], annotated=False)
             if given and all(name in declared or name.startswith("PAPERMILL_") for name in given):
@@ -322,9 +322,9 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
     record = entry.record
     # As it was written: a record of an earlier format has other keys.
     if record is None or unsealed(read_regular(entry.folder / RECORD)) != shown_record:
-        found = "; ".join(entry.faults) or ("another one" if record else "none that is sealed")
-        expected = f"expected the record of run {run_id} in {archive} to be the one that it shows"
-        raise RefusedError(f"{where}: {expected}, found {found}")
+        why = "; ".join(entry.faults) or ("" if record else "none is sealed")
+        differs = f"the notebook's record differs from {RECORD} of run {run_id} in {archive}"
+        raise RefusedError(f"{where}: {differs}{why and f': {why}'}")
     if record.verdict == "pass" and any(output["output_type"] == "error" for output in outputs):
         raise RefusedError(f"{where}: its record says pass, but one of its cells raised", "run it again, whole")
     shipped = shipped_notebook(record.notebook)

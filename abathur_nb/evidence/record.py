@@ -22,7 +22,7 @@ EXIT_CODES: Mapping[Verdict, int] = {
     "pass": 0,
     "fail": 1,  # a check failed, or could not run
     "refused": 2,  # before it started, or by a look into the database
-    "error": 3,  # the run broke: a cell raised, the kernel died, the disk is full
+    "error": 3,  # the run broke: a cell raised, the kernel died, or it could not be archived
     "timeout": 4,
     "interrupted": 5,
 }

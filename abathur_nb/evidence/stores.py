@@ -35,9 +35,8 @@ T = TypeVar("T")
 def chosen_archive(arguments: argparse.Namespace) -> Path | str:
     """Return the archive that the arguments name, as `archive_at` does; raise ConfigurationError if there is none."""
     if arguments.archive is None:
-        archive = resolve(
-            "development" if arguments.env is None else arguments.env, db_path=arguments.db_path
-        ).archive_dir
+        env = "development" if arguments.env is None else arguments.env
+        archive = resolve(env, db_path=arguments.db_path).archive_dir
         if not os.path.isdir(archive):  # noqa: PTH112 - False, where Path raises for one in a closed directory
             raise ConfigurationError(f"no archive at {archive}: the first recorded run makes it")
         return archive
@@ -57,7 +56,8 @@ def archive_at(name: str, value: object) -> Path | str:
         return value
     archive = _directory_at(name, value)
     if not os.path.isdir(archive):  # noqa: PTH112 - False, where Path raises for one in a closed directory
-        raise ConfigurationError(f"{name}: expected the directory of an archive, found none at {archive}")
+        remedy = "list an environment's runs: python -m abathur_nb runs --env ENV"
+        raise ConfigurationError(f"{name}: expected the directory of an archive, found none at {archive}: {remedy}")
     return archive
 
 

@@ -65,7 +65,7 @@ async def write_quarantine(settings: Settings, lines: AsyncIterator[bytes]) -> t
     """Write the lines durably to a new file, 0600, and return its path and the SHA-256 of the lines. Raises OSError."""
     folder, now, count = quarantine_dir(settings), datetime.now(UTC), 0
     head = {"format": _FORMAT, "env": settings.env, "database": str(settings.db_path), "taken_at": timestamp(now)}
-    # A killed repair leaves no file that breaks off. No other directory serves: this one may be a mount of its own.
+    # A killed repair leaves no partial file. The draft is here because this directory may be its own mount.
     sweep(folder)
     with private_directory(folder, owned_as=settings.db_path.parent), scratch_directory(folder, "backup") as scratch:
         draft = scratch / "quarantine"
@@ -85,10 +85,13 @@ async def write_quarantine(settings: Settings, lines: AsyncIterator[bytes]) -> t
 
 
 def read_quarantine(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
-    """Return the head of a quarantine file and its entries; raise RefusedError if a byte is another. Read-only."""
+    """Return the head of a quarantine file and its entries; raise RefusedError if any byte changed. Read-only."""
     try:
         with open_regular(path) as file:
-            head, *lines, end = file.read().splitlines(keepends=True)
+            content = file.read()
+        if content.count(b"\n") < 2 or not content.endswith(b"\n"):
+            raise ValueError("the file is empty or cut off")
+        head, *lines, end = content.splitlines(keepends=True)
         first, entries, last = uncanonical(head), [uncanonical(line) for line in lines], uncanonical(end)
     except FileNotFoundError:
         raise RefusedError(f"no file {path}", f"see what there is: ls {quote(str(path.parent))}") from None
@@ -171,7 +174,7 @@ _ENTRY = {
 
 
 class _Outcome(NamedTuple):
-    """Hold what becomes of the entries of a quarantine file: the table and key of those that are put back, or there."""
+    """Hold which rows of a quarantine file are put back, already present, or blocked."""
 
     put: list[tuple[str, str]]
     already: list[tuple[str, str]]

@@ -33,8 +33,8 @@ async def backup_database(
     """Copy the live database into ``backup_dir``, prove the copy by restoring it, and drop what ``keep`` lets go.
 
     Writes ``abathur_REASON_YYYYMMDD_HHMMSS_mmm.db`` (UTC; ``.zst`` with ``compress``) and its manifest, under names
-    that replace nothing; the live database is only read. Of a run that is killed nothing is left under those names,
-    or the whole backup. Raises ConfigurationError for a wrong argument.
+    that replace nothing; the live database is only read. A killed run leaves a complete backup or none. Raises
+    ConfigurationError for a wrong argument.
     """
     is_word = isinstance(reason, str) and _REASON.fullmatch(reason)
     wrong = f"reason: expected a word of a-z, 0-9 and _, such as pre_migration, found {shown(reason)}"
@@ -64,7 +64,8 @@ def _place(settings: Settings) -> list[Check]:
     folder = settings.backup_dir
     # Made only with the backup: what is refused must leave no directory behind.
     place = folder if os.path.lexists(folder) else nearest_existing(folder)
-    fault = unwritable(place) if place.is_dir() and not place.is_symlink() else RefusedError(f"{place} is not one")
+    is_folder = place.is_dir() and not place.is_symlink()
+    fault = unwritable(place) if is_folder else RefusedError(f"{place} is a link or not a directory")
     expected = "a directory of one's own, not a link, that this user may write to"
     remedy = (fault and fault.remedy) or install_command(settings, folder)
     checks = [Check.that("backup_directory", not fault, expected, fault.observed if fault else str(folder), remedy)]

@@ -93,7 +93,7 @@ def read_history(
     runs: tuple[PastRun, ...] = ()
     head = FIRST
     try:
-        # Which runs are no evidence is asked below, where the one that asks is left out.
+        # `_checks` reports unsealed runs, without the current one.
         with local(where) as folder:
             checks += [check for check in verify_archive(folder).checks if check.id != "no_evidence"]
             ledger = read_ledger(folder)
@@ -109,7 +109,7 @@ def read_history(
 
 def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
     """Ask what a sound archive leaves open. None of it fails the report: each run has a verdict of its own."""
-    observed = "one" if runs else "none but this one"
+    observed = "one" if runs else "no earlier run"
     if len(runs) > 1:
         observed = f"{len(runs):,}, of {len({run.label for run in runs})} notebooks, {runs[0].when} to {runs[-1].when}"
     yield Check.that(
@@ -158,7 +158,7 @@ def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
 def _since_green(runs: Sequence[PastRun]) -> Table:
     """Say, for each notebook, what its newest sealed run found otherwise than the last one before it that passed."""
     rows = []
-    # What an earlier history found otherwise, this one finds anew.
+    # history is skipped: it recomputes everything.
     for label, newest in {run.label: run for run in runs if run.sealed and run.notebook != _TITLE}.items():
         before = [run for run in runs if run.label == label and run.run_id < newest.run_id]
         against, changed = "none passed before it", ""
@@ -183,7 +183,7 @@ def _difference(earlier: PastRun, later: PastRun) -> str:
 
 
 def _changes(runs: Sequence[PastRun]) -> Table:
-    """Name, newest first, the run that was the first to find an object of the schema, or a plan, other than before."""
+    """List schema and plan changes, newest first, with the first run that saw each."""
     known: dict[tuple[str, str], Mapping[str, str]] = {}
     rows = []
     for run in runs:

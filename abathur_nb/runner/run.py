@@ -244,7 +244,7 @@ class Outcome:
 def begin(job: Job) -> bytes:
     """Write down that a run has started, for a notebook that does not do so itself, and return what was written.
 
-    Empty where the notebook does, or where nothing may be written. Raises RefusedError where it can't be written.
+    Returns b'' if the notebook records itself, or nothing may be written. Raises RefusedError if it can't be written.
     """
     if job.records or unrecorded(job.settings, job.name, job.parameters):
         return b""
@@ -264,7 +264,7 @@ def conclude(
     html: bool = True,
     as_template: bool,
 ) -> Outcome:
-    """Seal the record of a run that has ended, unless its notebook did so rightly, and archive both.
+    """Seal the record of a run that has ended, unless the notebook sealed it correctly, and archive both.
 
     ``begun`` is what ``begin`` wrote. What can't be written, or must not, makes the run an error and is reported in the
     outcome: nothing is raised.
@@ -292,7 +292,7 @@ def conclude(
 def _withdraw(job: Job, record: Record, name: str, message: str) -> None:
     """Replace the record of a run that could not be archived by one that says so, where that can be written."""
     with suppress(AbathurError, OSError, ValueError):
-        require_no_line(job.folder.parent, job.run_id)  # where that can't be known, what a line may name stays
+        require_no_line(job.folder.parent, job.run_id)  # if unknown, keep the files
         if not (job.folder / RECORD).exists():  # because of a secret
             return
         for file in (STATEMENT, PAGE, NOTEBOOK, RECORD):

@@ -24,7 +24,7 @@ from abathur_nb.store.sessions import Sessions
 from abathur_nb.store.sql import Parameters, load_queries
 from abathur_nb.store.target import require_present
 
-# The write that this task, or the one that started it, is inside of.
+# The open write of this task or its parent.
 _inside: ContextVar[object | None] = ContextVar("_inside", default=None)
 # The errors of SQLite, or of Python's module for it, about a value that it does not accept.
 _OF_A_VALUE = (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.IntegrityError, OverflowError, UnicodeError)
@@ -56,9 +56,14 @@ class Database:
     async def open(cls, settings: Settings) -> AsyncIterator["Database"]:
         """Open an existing, valid database and close it at the end.
 
-        Raises RefusedError for what is not a SQLite file, another application's, newer, no regular file, not in WAL
-        mode, or lacks or alters an object of the schema; BusyError if it stays locked. Runs no integrity_check.
-        Warns at the end where the files have been removed or replaced meanwhile.
+        Raises BusyError if it stays locked, and RefusedError if it is
+
+        - missing, not a regular file, or not a SQLite file
+        - another application's, or of a newer version
+        - not in WAL mode, or not encoded in UTF-8
+        - without an object of the schema, or with an altered one
+
+        Runs no integrity_check. Warns at the end if the files have been removed or replaced meanwhile.
         """
         await _require_valid(settings)
         async with AsyncExitStack() as stack:
@@ -103,11 +108,10 @@ class Database:
     async def write(self, *, at_once: bool = True) -> AsyncIterator[Connection]:
         """Lend the writer inside ``BEGIN IMMEDIATE`` … ``COMMIT``; roll back on an exception or a cancellation.
 
-        Unless ``at_once``, the transaction begins with the first change: one hop to the writer's thread less. A write
-        that is cancelled once its COMMIT is queued commits all the same. Raises BusyError if another process holds the
-        lock for longer than ``busy_timeout_ms``, the wait behind a write of this process that found it held included;
-        MisuseError if this task, or the one that started it, is writing already, or if the block ended its transaction
-        by itself.
+        Unless ``at_once``, the transaction begins with the first change, which saves one thread hop. A write that is
+        cancelled once its COMMIT is queued commits all the same. Raises BusyError if another process holds the lock
+        for longer than ``busy_timeout_ms``; waiting behind another write of this process that it blocks counts. Raises
+        MisuseError if this task or its parent is writing already, or if the block ended its transaction by itself.
         """
         self._require_open()
         if _inside.get() is self._open_write is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from unicodedata import normalize
 
 from abathur_nb.errors import InvalidValueError, RefusedError
-from abathur_nb.text import is_printable, shown
+from abathur_nb.text import did_you_mean, is_printable, shown
 
 MAX_BYTES = 16 * 1024 * 1024  # of one JSON value, and of the column that it ends up in
 MAX_DEPTH = 100
@@ -60,7 +60,8 @@ def check_whole(what: str, value: object, low: int, high: int) -> None:
 def check_choice(what: str, value: object, choices: Collection[str]) -> None:
     """Raise InvalidValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
-        raise InvalidValueError(f"expected one of {', '.join(choices)}, found {shown(value)}", what=what)
+        meant = did_you_mean(value[:MAX_NAME], choices) if isinstance(value, str) else ""
+        raise InvalidValueError(f"expected one of {', '.join(choices)}, found {shown(value)}{meant}", what=what)
 
 
 def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), *, within: int = 0) -> str:

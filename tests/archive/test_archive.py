@@ -222,12 +222,12 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "expected the record of one run in its outputs, found 1": lambda notebook: records(notebook)[0].update(
         {MIME: ["x"]}
     ),
-    "to be the one that it shows, found another one": told("verdict", "fail"),
-    "to be the one that it shows, found ": told("run_id", "20200101T000000000Z-000000"),
+    "differs from record.json of run": told("verdict", "fail"),
+    "record.json of run 20200101T000000000Z-000000": told("run_id", "20200101T000000000Z-000000"),
     "its record names no run: '../../x'": told("run_id", "../../x"),
     "its record does not say which archive it is of": lambda notebook: records(notebook)[0][MIME].pop("settings"),
     "did you mean production?": setting("env", "prod"),
-    "to be the one that it shows": setting("archive_dir", "/nowhere/runs"),
+    " in /nowhere/runs": setting("archive_dir", "/nowhere/runs"),
 }
 
 
@@ -253,7 +253,7 @@ def test_what_does_not_belong_together_is_refused_in_a_line_and_changes_nothing(
     record.write_bytes(content.replace(b'"pass"', b'"Pass"', 1))
     refused("record.json: its hash is not the one that it names")
     record.unlink()
-    refused("to be the one that it shows, found none that is sealed")
+    refused(f"in {database.archive_dir}: none is sealed")
     record.write_bytes(content)
     assert archive()[0] == 0, "a control"
 

@@ -74,9 +74,20 @@ async def test_what_is_not_its_json_or_not_a_file_is_refused_with_its_name(datab
 
 
 async def refused_by_name(settings: Settings, file: Path) -> None:
+    assert str(file) in await refused(settings, file)
+
+
+async def test_an_empty_file_or_one_that_is_cut_off_is_named_as_that(database: Settings, values: Path) -> None:
+    content = values.read_bytes()
+    for left in (0, 1, content.index(b"\n") + 1, len(content) - 1):
+        values.write_bytes(content[:left])
+        assert (await refused(database, values)).endswith("the file is empty or cut off")
+
+
+async def refused(settings: Settings, file: Path) -> str:
     report = await nb.troubleshoot(settings, put_back=file)
     assert report.refused
-    assert str(file) in report.checks[-1].observed
+    return report.checks[-1].observed
 
 
 # --- what a repair took out is put back as far as the rules let it, and what is not stays in the file and is name

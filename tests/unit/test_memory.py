@@ -110,6 +110,12 @@ async def test_a_bad_value_is_refused_by_name_and_nothing_is_written(name: str, 
     assert (entries(database), audit(database)) == (0, [])
 
 
+async def test_a_mistyped_memory_type_is_answered_with_the_nearest(database: Settings) -> None:
+    async with Database.open(database) as db:
+        with pytest.raises(InvalidValueError, match=r"did you mean semantic\?"):
+            await db.memory.add_memory(**{**GOOD, "memory_type": "semantics"})
+
+
 @pytest.mark.parametrize("version", [0, -1, 2**63, 1.0, True, "1"])
 async def test_a_version_that_cannot_be_one_is_refused(version: Any, database: Settings) -> None:
     async with Database.open(database) as db:
