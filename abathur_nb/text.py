@@ -139,6 +139,7 @@ _USER_IS_A_NAME = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "webhdf
 # What ends a URL in a text, such as in JSON or SQL: none of it stands in a URL, or only as a sign of quoting.
 _WORD = re.compile(r"[^\s\"'<>{}|^`]+")
 _LOGIN = re.compile(r"[^/\\]*:[^/\\]*@[^/\\]*[/\\]")  # of an address without a scheme, such as user:password@host/path
+_CODE = re.compile(r"\w[\w-]*\.[\w.:-]+/[^?]*\?(?:.*&)?code=.", re.IGNORECASE)  # the key of a cloud's function
 _GIVEN = re.compile(r"[?#;&]([\w.-]+)=.")
 # How the name of a parameter ends that holds a credential; a key only as a word of its own: there are monkeys, too.
 _CREDENTIAL = re.compile(
@@ -179,7 +180,7 @@ def _holds_secret(text: str) -> bool:
 def _is_signed(word: str) -> bool:
     """Return whether an address without a scheme may hold a secret, such as ``host/k?sig=…`` or ``a:b@host/k``."""
     word = unquote(unquote(word))
-    return bool(_LOGIN.match(word)) or any(map(_CREDENTIAL.fullmatch, _GIVEN.findall(word, 1)))
+    return bool(_LOGIN.match(word) or _CODE.match(word)) or any(map(_CREDENTIAL.fullmatch, _GIVEN.findall(word, 1)))
 
 
 def user_name(uid: int) -> str:

@@ -92,7 +92,7 @@ def _read(progress: Callable[[int], object], conn: sqlite3.Connection) -> Conten
         try:
             conn.execute(f"EXPLAIN {select}").close()
         except sqlite3.OperationalError as error:
-            if name in expected_tables() or error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_ERROR:
+            if name in expected_tables() or getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR:
                 raise
             continue  # a table of others whose order this process does not know, such as by a collation of theirs
         digest.update(canonical({"table": name, "columns": [column for (column,) in found]}))

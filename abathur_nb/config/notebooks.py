@@ -1,7 +1,6 @@
 """The notebooks as data: their order, what refuses each before it starts, what changes the database, when it runs."""
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from html import escape
@@ -102,11 +101,8 @@ def schedule(settings: Settings, notebook: str) -> Schedule:
     one, as the user who asks.
     """
     user = settings.service_account or user_name(os.geteuid())
-    words = [sys.executable, "-m", "abathur_nb", "run", notebook, "--env", settings.env]
-    if not settings.is_own_path:
-        words += ["-p", "db_path", str(settings.db_path)]
     timing = notebook_named(notebook).timing
-    words += timing.parameters
+    words = [*settings.command(notebook), *timing.parameters]
     name, about = f"abathur-{notebook}-{settings.env}", f"[Unit]\nDescription=Abathur: {notebook} of {settings.env}"
     service = f"""\
 {about}

@@ -347,7 +347,7 @@ def _refuse_odd_lines(lines: list[str]) -> list[str]:
         return lines
     found = [(line, re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*) = (\S.*)\n?", line)) for line in lines[1:]]
     faults = [
-        f"a parameter's name is a-z, 0-9 and _, no keyword: found {shown(line.rstrip())}"
+        f"a parameter's name is a-z, 0-9 and _, and its value all that follows: found {shown(line.rstrip())}"
         for line, match in found
         if not match or iskeyword(match[1]) or not _is_one_value(match[2])
     ]

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import sqlite3
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -12,7 +13,6 @@ from html import escape
 from math import isfinite
 from operator import ge, gt, le
 from pathlib import Path
-from shlex import quote
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -119,10 +119,11 @@ class Settings:
         """Return whether ``db_path`` is the environment's own, and nobody has named another."""
         return self.origins.get("db_path", "default") == "default"
 
-    @property
-    def as_arguments(self) -> str:
-        """Return the arguments by which papermill comes to the same settings: the path only where it is another one."""
-        return f"-p env {self.env}" + ("" if self.is_own_path else f" -p db_path {quote(str(self.db_path))}")
+    def command(self, notebook: str, db_path: Path | None = None) -> list[str]:
+        """Return the words of the command that runs ``notebook`` for this database, from any directory."""
+        path = db_path or (None if self.is_own_path else self.db_path)
+        words = [sys.executable, "-m", "abathur_nb", "run", notebook, "--env", self.env]
+        return words + (["-p", "db_path", str(path)] if path else [])
 
     def shown(self) -> dict[str, str]:
         """Return every setting as text, secrets masked."""

@@ -88,8 +88,11 @@ def database_identity(settings: Settings) -> dict[str, Any] | None:
     followed, and a lock waited for no longer than a second.
     """
     # A notebook's own event loop is busy with the cell that asks.
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(lambda: asyncio.run(_identity(settings))).result()
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(lambda: asyncio.run(_identity(settings))).result()
+    except OSError as error:  # an event loop takes descriptors, which may have run out
+        return {"path": settings.db_path.name, "unread": os_cause(error, settings.db_path).observed}
 
 
 async def _identity(settings: Settings) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from shlex import join
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, ParamSpec, TypeVar
 
@@ -71,7 +72,7 @@ def _directory_at(name: str, value: object, *, relative: bool = True) -> Path:
 
 def first_run(settings: Settings) -> str:
     """Return the remedy where an environment has no archive yet."""
-    return f"the first recorded run makes it: papermill init.ipynb out.ipynb {settings.as_arguments}"
+    return f"the first recorded run makes it: {join(settings.command('init'))}"
 
 
 # --- where copies lie

@@ -171,7 +171,7 @@ async def integrity_check(conn: Connection, restore: str) -> Check:
     try:
         messages = await conn.apply(lambda of: _checked(of, f"integrity_check({_MESSAGES})", _longest(of)))
     except sqlite3.DatabaseError as error:
-        code = error.sqlite_errorcode & 0xFF
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _OF_AN_EXPRESSION:
             return await _integrity_by_table(conn, restore)
         # A page that cannot be read need not be damaged: the cause is the disk, or the log was removed.
@@ -242,7 +242,7 @@ def _check_by_table(conn: sqlite3.Connection) -> tuple[list[str], list[str]]:
             try:
                 messages = _checked(conn, f"{check}({quoted(table)})", longest)
             except sqlite3.DatabaseError as error:
-                if error.sqlite_errorcode & 0xFF not in _OF_AN_EXPRESSION:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _OF_AN_EXPRESSION:
                     raise
                 unknown.append(f"{table}, {check}: {bound_reached(error, f'{longest:,} bytes') or error}")
             else:

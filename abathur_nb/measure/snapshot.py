@@ -225,7 +225,7 @@ async def in_time(conn: aiosqlite.Connection, seconds: float, work: Awaitable[T]
     try:
         return task.result()
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+        if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_INTERRUPT:  # text that is not UTF-8 has none
             raise
     raise RefusedError(f"not read within {seconds:g} s")
 
@@ -314,6 +314,7 @@ async def measure(settings: Settings, now: datetime) -> list[Sample]:
         return min(monotonic() + _SECONDS[step], latest)
 
     async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
+        conn.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")  # of any bytes
         page, pages, free = [await pragma(conn, name) for name in ("page_size", "page_count", "freelist_count")]
         last: dict[str, int] = {table: n or 0 for table, n in await _ask(conn, latest, "last_ids")}
         drawn = await _ask(conn, latest, "some_sessions", limit=_DRAWN)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 from sqlite3 import SQLITE_LIMIT_LENGTH, SQLITE_LIMIT_SQL_LENGTH, Connection, DatabaseError
 from sqlite3 import connect as plain_connect
 from typing import Any
@@ -100,8 +100,8 @@ async def salvage(settings: Settings) -> Check:
 def _remedy(settings: Settings, path: Path) -> str:
     """Say how to restore a backup, or, in order, what makes a salvaged file the database: a proven backup of it."""
     folder = f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir / 'salvaged'))}"
-    back_up = f"{folder} papermill backup.ipynb out.ipynb -p env {settings.env} -p db_path {quote(str(path))}"
-    restore = f"{folder} papermill restore.ipynb out.ipynb {settings.as_arguments}"
+    back_up = f"{folder} {join(settings.command('backup', path))}"
+    restore = f"{folder} {join(settings.command('restore'))}"
     confirm = " and the -p confirm that the plan names" if settings.confirm_changes else ""
     return (
         f"either restore a backup: {restore_command(settings)}; then copy from this file what is newer\n"

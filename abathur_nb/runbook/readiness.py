@@ -1,5 +1,6 @@
 """Readiness: every line of the runbook's checklists (sections 7 and 3.3), answered by a run or a named person."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -136,7 +137,7 @@ class Readiness:
         return Table(("", "list", "line", "evidence", "what to do"), rows, "no line")
 
 
-def readiness(
+async def readiness(
     settings: Settings,
     *,
     team_trained: str | None = None,
@@ -159,6 +160,10 @@ def readiness(
     given = {name: answer for name, answer in statements.items() if answer is not None}
     if faults := [fault for name, answer in given.items() if (fault := said_fault(name, answer))]:
         raise ConfigurationError(faults)
+    return await asyncio.to_thread(_answers, settings, statements)
+
+
+def _answers(settings: Settings, statements: Mapping[str, str | None]) -> Readiness:
     lines = [line for line in CHECKLIST if not line.env or settings.env == "production"]
     archives = {env: _read(resolve(env) if env else settings) for env in dict.fromkeys(line.env for line in lines)}
     evidence = [archive.check for archive in archives.values()]
@@ -170,7 +175,7 @@ def readiness(
             check = archives[line.env].answer(line)
         else:
             check = said(line.text, statements[line.id], check_id=line.id)
-        if line.id in statements.keys() - given.keys():
+        if line.id in statements and statements[line.id] is None:
             check = replace(check, status="fail", remedy=f"name them: -p {line.id} {FORM}")
         checks.append(replace(check, data={"list": line.section}))
     return Readiness(Report(_TITLE, tuple(checks), subject=str(settings.db_path)))

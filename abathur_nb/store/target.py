@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 from subprocess import SubprocessError
 from typing import Literal
 
@@ -278,7 +278,7 @@ def _command(notebook: str, settings: Settings) -> str:
     # A db_path that is given has its backups beside it, unless they are named.
     usual = settings.is_own_path or settings.backup_dir == settings.db_path.with_name("backups")
     where = "" if usual else f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir))} "
-    return f"{where}papermill {notebook}.ipynb out.ipynb {settings.as_arguments}"
+    return f"{where}{join(settings.command(notebook))}"
 
 
 def to_be_repaired(check: Check, settings: Settings) -> Check:
@@ -303,8 +303,7 @@ def wanted(target: Target, settings: Settings) -> Check:
 
 def init_as(settings: Settings, uid: int) -> str:
     """Return the remedy of who is not the owner: the command that runs init as the user ``uid``."""
-    init = f"papermill init.ipynb /tmp/out.ipynb {settings.as_arguments}"
-    return f"run it as the owner: {as_user(uid)} {init}"
+    return f"run it as the owner: {as_user(uid)} {join(settings.command('init'))}"
 
 
 def _as_owner(settings: Settings, path: Path) -> str:

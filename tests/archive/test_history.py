@@ -1,5 +1,6 @@
 """What an archive tells of its runs together: sound or not, what is not evidence, what changed and when."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_where_there_is_no_archive_it_is_refused_with_what_makes_one(settings: S
     assert history.report.refused
     (only,) = history.report.checks
     assert only.observed == f"no archive at {settings.archive_dir}"
-    assert f"papermill init.ipynb out.ipynb -p env development -p db_path {settings.db_path}" in only.remedy
+    assert shlex.join(settings.command("init")) in only.remedy
     assert fingerprint(settings.archive_dir) is None
 
 

@@ -1,5 +1,6 @@
 """One bad file or line of an archive costs that one only, and is named; every reader goes on with the others."""
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -62,7 +63,7 @@ def assert_the_readers_go_on(settings: Settings, runs: list[str], capsys: Any, *
     assert {runs[0], runs[2]} <= {run.run_id for run in history.runs if run.sealed}
     assert named in str(history.report)
     assert overview.newest["development"]["validate"].run_id == runs[2]
-    assert str(nb.readiness(settings))
+    assert str(asyncio.run(nb.readiness(settings)))
     assert _last_validation(settings) > 0
     where = ("--archive", str(settings.archive_dir))
     assert (main(["runs", *where]), main(["runs", "--json", *where]), main(["diff", runs[0], runs[2], *where])) == (

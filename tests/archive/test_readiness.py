@@ -92,7 +92,7 @@ def test_what_a_line_asks_for_is_a_check_that_its_notebook_makes() -> None:
 
 def test_with_all_evidence_and_all_statements_it_is_a_go(settings: Settings) -> None:
     wanted(settings)
-    found = nb.readiness(settings, **SAID)
+    found = asyncio.run(nb.readiness(settings, **SAID))
     assert found.report.ok, str(found)
     assert found.verdict == "GO"
     assert answers(found)["Team trained on procedures"].status == "skip"  # said, and not passed by itself
@@ -100,7 +100,7 @@ def test_with_all_evidence_and_all_statements_it_is_a_go(settings: Settings) -> 
 
 
 def test_with_no_archive_it_is_a_no_go_and_nothing_is_made(settings: Settings) -> None:
-    found = nb.readiness(settings)
+    found = asyncio.run(nb.readiness(settings))
     assert found.verdict == f"NO-GO: {len(LINES) + 1} of {len(LINES) + 1} lines lack their evidence"
     assert not settings.archive_dir.exists()
 
@@ -108,12 +108,12 @@ def test_with_no_archive_it_is_a_no_go_and_nothing_is_made(settings: Settings) -
 def test_what_nobody_has_said_or_says_in_another_form_is_a_no_go(settings: Settings) -> None:
     wanted(settings)
     for name in SAID:
-        found = nb.readiness(settings, **{**SAID, name: None})
+        found = asyncio.run(nb.readiness(settings, **{**SAID, name: None}))
         failed = [check for check in found.report.checks if check.failed]
         assert {check.name for check in failed} == {line.text for line in LINES if line.id == name}
         assert all(f"-p {name}" in check.remedy for check in failed)
         with pytest.raises(nb.ConfigurationError, match="expected a person's name and a date"):
-            nb.readiness(settings, **{**SAID, name: "yes"})
+            asyncio.run(nb.readiness(settings, **{**SAID, name: "yes"}))
 
 
 @pytest.mark.parametrize("notebook", sorted({line.notebook for line in LINES if line.notebook}))
@@ -121,7 +121,7 @@ def test_each_kind_of_evidence_that_is_lacking_is_named_with_the_run_that_gives_
     notebook: str, settings: Settings
 ) -> None:
     wanted(settings, but=notebook)
-    failed = [check for check in nb.readiness(settings, **SAID).report.checks if check.failed]
+    failed = [check for check in asyncio.run(nb.readiness(settings, **SAID)).report.checks if check.failed]
     assert {check.name for check in failed} == {line.text for line in LINES if line.notebook == notebook}
     assert all(f"run {notebook} --env development" in check.remedy for check in failed)
 
@@ -131,14 +131,14 @@ def test_a_check_that_did_not_pass_is_no_evidence(settings: Settings) -> None:
     statuses: tuple[Status, ...] = ("fail", "error", "warn", "skip")
     for number, status in enumerate(statuses):
         run(settings, "preflight", days=0.4 - number / 10, status=status)
-        observed = answers(nb.readiness(settings, **SAID))["Disk space available (10GB+)"].observed
+        observed = answers(asyncio.run(nb.readiness(settings, **SAID)))["Disk space available (10GB+)"].observed
         assert "not passed: free disk" in observed
 
 
 def test_the_newest_run_counts_though_an_older_one_was_green(settings: Settings) -> None:
     wanted(settings)
     run(settings, "explain", days=0.1, verdict="fail")
-    check = answers(nb.readiness(settings, **SAID))["No full table scans in critical queries"]
+    check = answers(asyncio.run(nb.readiness(settings, **SAID)))["No full table scans in critical queries"]
     assert check.failed
     assert "fail; it did not pass" in check.observed
 
@@ -147,18 +147,18 @@ def test_a_drill_proves_the_procedures_for_a_quarter(settings: Settings) -> None
     wanted(settings, but="restore")
     for days, failed in ((91, True), (89, False)):
         run(settings, "restore", days=days, parameters={"drill": True})
-        assert answers(nb.readiness(settings, **SAID))["Rollback procedures tested"].failed is failed
+        assert answers(asyncio.run(nb.readiness(settings, **SAID)))["Rollback procedures tested"].failed is failed
 
 
 def test_a_run_of_the_future_is_no_evidence_until_the_ledger_has_one_after_it(settings: Settings) -> None:
     wanted(settings, but="explain")
     run(settings, "explain", days=-300)
     name = "No full table scans in critical queries"
-    check = answers(nb.readiness(settings, **SAID))[name]
+    check = answers(asyncio.run(nb.readiness(settings, **SAID)))[name]
     assert check.failed
     assert "300.0 days in the future" in check.observed
     run(settings, "explain", days=0.01)
-    found = nb.readiness(settings, **SAID)
+    found = asyncio.run(nb.readiness(settings, **SAID))
     assert found.report.ok, str(found)
 
 
@@ -174,19 +174,19 @@ def test_a_change_of_the_future_voids_what_the_ledger_has_before_it_alone(settin
     wanted(settings)
     run(settings, "restore", days=-300, parameters={"apply": True})
     name = "All 33 indexes created"
-    assert "the database was changed since" in answers(nb.readiness(settings, **SAID))[name].observed
+    assert "the database was changed since" in answers(asyncio.run(nb.readiness(settings, **SAID)))[name].observed
     run(settings, "validate", days=0.01)
-    assert not answers(nb.readiness(settings, **SAID))[name].failed
+    assert not answers(asyncio.run(nb.readiness(settings, **SAID)))[name].failed
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.parameters], ids=lambda line: line.text[:20])
 def test_a_run_with_other_parameters_is_told_from_none(line: Line, settings: Settings) -> None:
     wanted(settings, but=line.notebook)
     words = " ".join(f"{name} {value}" for name, value in line.parameters.items())
-    check = answers(nb.readiness(settings, **SAID))[line.text]
+    check = answers(asyncio.run(nb.readiness(settings, **SAID)))[line.text]
     assert check.observed == f"no archived run of {line.notebook} with {words}"
     run(settings, line.notebook, parameters={"reason": "manual"})
-    check = answers(nb.readiness(settings, **SAID))[line.text]
+    check = answers(asyncio.run(nb.readiness(settings, **SAID)))[line.text]
     assert f"with {words}; the newest, " in check.observed
     assert check.remedy.endswith(f"-p {words}")
 
@@ -206,7 +206,7 @@ def test_what_was_found_before_the_database_was_changed_is_void(
 ) -> None:
     wanted(settings)
     run(settings, notebook, days=0.1, parameters=parameters, verdict=verdict)
-    found = answers(nb.readiness(settings, **SAID))
+    found = answers(asyncio.run(nb.readiness(settings, **SAID)))
     assert found["All 33 indexes created"].failed is void
     assert ("the database was changed since" in found["All 33 indexes created"].observed) is void
     assert not found["Session retrieval <10ms (p99)"].failed
@@ -220,7 +220,7 @@ def test_another_table_or_index_warns_in_the_lines_about_tables_and_indexes_and_
     folder = archives.start(settings, "validate")
     archives.seal(folder, settings, "pass", reports=(report,), facts={})
     keep(folder, settings, archives.notebook("validate"), html=False)
-    found = nb.readiness(settings, **SAID)
+    found = asyncio.run(nb.readiness(settings, **SAID))
     assert found.report.ok, str(found)
     told = {check.name for check in found.report.checks if check.status == "warn"}
     assert told == {line.text for line in LINES if {"tables", "indexes"} & {*line.checks}}
@@ -231,7 +231,7 @@ def test_an_altered_run_is_no_evidence_and_costs_no_other_line(settings: Setting
     wanted(settings)
     record = min(settings.archive_dir.glob("*/record.json"))
     record.write_bytes(record.read_bytes().replace(b'"pass"', b'"fail"', 1))
-    found = nb.readiness(settings, **SAID)
+    found = asyncio.run(nb.readiness(settings, **SAID))
     assert found.verdict.startswith("NO-GO: ")
     failed = [check for check in found.report.checks if check.failed]
     assert record.parent.name in failed[0].observed
@@ -242,9 +242,8 @@ def test_an_altered_run_is_no_evidence_and_costs_no_other_line(settings: Setting
 
 def test_the_run_of_another_database_is_no_evidence(settings: Settings) -> None:
     wanted(replace(settings, db_path=settings.db_path.with_name("other.db")))
-    assert (
-        "no archived run of preflight" in answers(nb.readiness(settings, **SAID))["Backup directory created"].observed
-    )
+    check = answers(asyncio.run(nb.readiness(settings, **SAID)))["Backup directory created"]
+    assert "no archived run of preflight" in check.observed
 
 
 def test_production_wants_a_green_validation_of_staging(
@@ -259,10 +258,10 @@ def test_production_wants_a_green_validation_of_staging(
     production, staging = resolve("production"), resolve("staging")
     wanted(production)
     name = "Staging environment validated"
-    assert answers(nb.readiness(production, **SAID))[name].failed
+    assert answers(asyncio.run(nb.readiness(production, **SAID)))[name].failed
     run(staging, "validate", verdict="fail")
-    assert answers(nb.readiness(production, **SAID))[name].failed
+    assert answers(asyncio.run(nb.readiness(production, **SAID)))[name].failed
     run(staging, "validate", days=0.1)
-    found = nb.readiness(production, **SAID)
+    found = asyncio.run(nb.readiness(production, **SAID))
     assert found.report.ok, str(found)
     assert "staging: the archive is as it was written" in answers(found)

@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +195,23 @@ def test_an_archive_that_others_may_write_to_or_that_is_not_a_directory_is_refus
             start_run(database, "validate")
         place.unlink()
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_run_begins_where_no_file_can_be_opened_for_its_look(settings: Settings) -> None:
+    program = (
+        "import os, resource, sys\nimport abathur_nb as nb\n"
+        "settings = nb.resolve(db_path=sys.argv[1])\n"
+        "from abathur_nb.evidence.run import database_identity\n"
+        "database_identity(settings)\n"
+        "for left in range(1, 9):\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd')) - 1 + left, 4096))\n"
+        "    found = database_identity(settings)\n"
+        "    assert found['path'] == 'abathur.db', found\n"
+        "    print('as many files open' in found.get('unread', ''))\n"
+    )
+    asyncio.run(initialize_database(settings)).raise_for_failures()
+    done = subprocess.run(
+        [sys.executable, "-c", program, settings.db_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "True"

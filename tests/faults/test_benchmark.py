@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -199,7 +200,7 @@ async def test_all_kinds_of_wrong_arguments_are_named_at_once(database: Settings
 async def test_without_a_database_it_is_refused_and_makes_none(settings: Settings) -> None:
     result = await nb.run_benchmark(settings, **QUICK)
     assert result.report.refused
-    assert "papermill init.ipynb out.ipynb" in result.report.checks[0].remedy
+    assert shlex.join(settings.command("init")) in result.report.checks[0].remedy
     assert result.samples == {}
     assert not settings.db_path.parent.exists()
 

@@ -173,6 +173,7 @@ async def test_a_disk_that_fills_up_under_a_backup_is_that_of_the_backups(
 # Each verb in a process of its own, which has set itself a limit.
 LIMITED = f"""
 import asyncio, os, resource, sys
+sys.dont_write_bytecode = True  # of which Python would leave the first part, and fail at it from then on
 sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "support")]!r}
 import abathur_nb as nb
 from faults.test_causes import VERBS, told

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pwd
+import re
 import shlex
 import shutil
 import sqlite3
@@ -229,7 +230,7 @@ async def test_a_database_in_a_shared_directory_is_refused_too_where_a_new_one_i
     (check,) = [check for check in report.checks if check.name == "directory"]
     as_owner = (
         f"run it as the owner: sudo -u {user_name(owner)} "
-        f"papermill init.ipynb /tmp/out.ipynb -p env {env} -p db_path {database.db_path}"
+        f"{sys.executable} -m abathur_nb run init --env {env} -p db_path {database.db_path}"
     )
     assert (check.status, check.remedy) == ("fail", f"chmod 700 {folder}" if owner == os.geteuid() else as_owner)
     assert left_in(folder) - {"abathur.db-wal", "abathur.db-shm"} == before
@@ -792,12 +793,13 @@ def test_somebody_without_privileges_is_refused_where_a_change_of_theirs_would_f
     found = {name: line.split("|") for name, line in zip(places, lines, strict=True)}
     other = user_name(65534)
     assert {tuple(told[:3]) for told in found.values()} == {("fail", "True", "True")}
-    as_owner = f"sudo -u {ME} papermill init.ipynb /tmp/out.ipynb -p env production -p db_path {public}/roots/x.db"
-    assert as_owner in found["roots"][4]
+    assert re.search(
+        rf"sudo -u {ME} \S+ -m abathur_nb run init --env production -p db_path {public}/roots/x.db", found["roots"][4]
+    )
     assert found["roots"][4].endswith(install_command(resolve("production"), public / "roots"))
     assert found["none"][3] == f"no {public}/none, and {public} may not be written to by {other}"
     assert found["none"][4] == install_command(resolve("production"), public / "none")
-    assert f"sudo -u {ME} papermill" in found["shared"][4]
+    assert re.search(rf"sudo -u {ME} \S+ -m abathur_nb run", found["shared"][4])
     assert found["drop/data"][3] == f"no {public}/drop/data, and {public}/drop may not be listed by {other}"
     assert [found[name][4] for name in own] == [f"chmod 700 {public / name}" for name in own]
     assert below(public) == before

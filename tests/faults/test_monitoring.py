@@ -263,6 +263,22 @@ async def test_a_row_that_cannot_be_read_leaves_the_rest_measured(database: Sett
     assert found.value("abathur_rows", {"table": "sessions"}) == 5
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(f"sessions SET {column}" for column in ("id", "events", "state", "metadata", "app_name", "status")),
+        *(f"memory_entries SET {column}" for column in ("namespace", '"key"', "value", "memory_type")),
+    ],
+)
+async def test_text_that_is_not_utf_8_leaves_the_rest_measured(change: str, database: Settings) -> None:
+    async with Database.open(database) as db:
+        await db.sessions.create_session("s", "app", "alice")
+    run_sql(database.db_path, f"UPDATE {change} = CAST(x'ff41' AS TEXT) WHERE rowid = 1")
+    found = await monitor(database)
+    assert found.snapshot.value("abathur_up") == 1, str(found.report)
+    assert found.snapshot.value("abathur_rows", {"table": "sessions"}) == 1
+
+
 async def test_rows_that_vanish_meanwhile_stop_no_measurement(database: Settings) -> None:
     async with Database.open(database) as db:
         ended = asyncio.Event()

@@ -36,12 +36,12 @@ from abathur_nb.store.sql import DATA
 from abathur_nb.text import SHELL, url_fault, without_url_secrets
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = "chmod|conda|df|du|export|find|fuser|ls|mkdir|mv|namei|papermill|python|rm|sqlite3|sudo"
+COMMANDS = "chmod|conda|df|du|export|find|fuser|ls|mkdir|mv|namei|python|rm|sqlite3|sudo"
 SAFE = ("quote(", "' '.join(map(quote", "600 if ", "as_user(")  # quoted, a mode, or a user
-SAFE_NAMES = {"quoted", "q", "user", "given", "folder", "settings.as_arguments", "settings.env", "timer"}
+SAFE_NAMES = {"quoted", "q", "user", "given", "folder", "settings.env", "timer"}
 SAFE_NAMES |= {"earlier.run_id", "later.run_id"}
 # A command begins a sentence or stands behind a colon, and reaches to the next sentence.
-COMMAND = re.compile(rf"(?:^|[:;,] |&& |then )((?:{COMMANDS}) [^;]*?)(?=$|; |, | && |: )", re.MULTILINE)
+COMMAND = re.compile(rf"(?:^|[:;,] |&& |then )((?:/\S*/python|{COMMANDS}) [^;]*?)(?=$|; |, | && |: )", re.MULTILINE)
 
 
 def test_no_value_stands_in_a_command_unquoted() -> None:
@@ -185,15 +185,22 @@ def test_each_command_names_the_very_path_and_notebook_and_parameters(name: str,
         words = shlex.split(command) if "$(" not in command else []
         places = [word for word in words if "place" in word]
         assert all(Path(place.rpartition("=")[2]).is_relative_to(odd.db_path.parent) for place in places), command
-        if words[:1] == ["papermill"]:
-            cells = json.loads((ROOT / "notebooks" / words[1]).read_text(encoding="utf-8"))["cells"]
+        if words[1:4] == ["-m", "abathur_nb", "run"]:
+            cells = json.loads((ROOT / "notebooks" / f"{words[4]}.ipynb").read_text(encoding="utf-8"))["cells"]
             declared = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", ()))
             given = {words[n + 1]: words[n + 2] for n, word in enumerate(words) if word == "-p"}
             assert all(re.search(rf"^{name}\b", declared, re.MULTILINE) for name in given), command
-            assert given["env"] == odd.env
+            assert words[5:7] == ["--env", odd.env]
             assert Path(given["db_path"]).is_relative_to(odd.db_path.parent)
         if words and words[0] in ("df", "du", "ls", "namei"):  # they only look
             subprocess.run(["bash", "-c", command], check=True, capture_output=True)
+
+
+def test_the_command_of_a_remedy_runs_as_it_stands_from_any_directory(odd: Settings, tmp_path: Path) -> None:
+    REPAIRED["a counter"](odd.db_path)
+    (command,) = {c for c in commands([asyncio.run(nb.validate_database(odd))]) if "troubleshoot" in c}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "troubleshoot of staging: FAIL" in done.stdout) == (1, True), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", sampled(REPAIRED, "a counter", "modes", "a hot journal"))
@@ -204,7 +211,7 @@ async def test_the_command_that_validate_names_repairs(name: str, odd: Settings)
     failed = [check for check in failed if check.remedy != "first repair what the checks above name"]
     assert failed
     for check in failed:
-        command = f"papermill troubleshoot.ipynb out.ipynb -p env staging -p db_path {shlex.quote(str(odd.db_path))}"
+        command = shlex.join(odd.command("troubleshoot"))
         assert command in check.remedy
     for _ in range(2):  # behind a hot journal there may be another fault
         report = await nb.troubleshoot(odd)
@@ -239,7 +246,7 @@ RUNS: dict[str, Callable[..., Any]] = {
     "preflight": nb.preflight,
 }
 GIVEN = re.compile(r"-p (\w+) ('[^']*'|[^\s;,]+)")
-NAMED = re.compile(rf"\b({'|'.join(RUNS)})\.ipynb((?: [\w/]+\.ipynb)?(?: -p \w+ (?:'[^']*'|[^\s;,]+))*)")
+NAMED = re.compile(rf"\b({'|'.join(RUNS)})(?:\.ipynb| --env \w+)((?: -p \w+ (?:'[^']*'|[^\s;,]+))*)")
 Run = tuple[str, frozenset[tuple[str, str]]]
 
 
@@ -387,6 +394,7 @@ SECRET = [
     *(f"host/k{sign}{CANARY}" for sign in ("#token=", ";jwt=", "%3Fsig%3D", "%253Fsig=", "?a#b&password=")),
     *(f'{{"url":"host/k?sig={CANARY}"}}', f"host%2Fk%3Fsig%3D{CANARY}"),
     *(f"github.com/o/r/x?v=1&{name}={CANARY}" for name in NAMES.split()),
+    *(f"{place}{CANARY}" for place in ("my-app.azurewebsites.net/api/x?code=", "f.example/x?v=1&CODE=")),
     *(f"host.example.com{sign}{CANARY}" for sign in ("?sig=", "#token=", ":80?v=1&key=")),
     *(f"see user:{CANARY}@{host}/path" for host in ("host", "h.example:80", "[::1]")),
     *(f"user:{CANARY}%40h/x", f"user%3A{CANARY}@h/x", f"{CANARY}:x@h/x"),

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -231,7 +232,7 @@ async def test_what_to_roll_back_to_must_be_named_and_the_commands_for_it_are_sh
     for number in (1, 2):
         with pytest.raises(nb.ConfigurationError) as raised:
             await nb.roll_back(database, to=None)
-        told = rf"papermill rollback\.ipynb out\.ipynb {re.escape(database.as_arguments)} -p to ([^;\s]+)"
+        told = rf"{re.escape(shlex.join(database.command('rollback')))} -p to ([^;\s]+)"
         given = re.findall(told, str(raised.value))
         assert len(given) == number
         for to in given:
@@ -610,7 +611,7 @@ async def test_a_journal_that_nobody_can_complete_is_moved_aside_and_the_databas
     if not is_there:
         gone(database)
     for look in (nb.initialize_database, nb.validate_database, nb.restore_database):
-        assert any("troubleshoot.ipynb" in check.remedy for check in (await look(database)).checks)
+        assert any("abathur_nb run troubleshoot" in check.remedy for check in (await look(database)).checks)
     plan = await nb.troubleshoot(database)
     assert not plan.refused
     with untouched(path):
@@ -619,7 +620,7 @@ async def test_a_journal_that_nobody_can_complete_is_moved_aside_and_the_databas
     assert aside.is_dir() if content is None else aside.read_bytes() == content
     assert done.ok is is_there
     if not is_there:
-        assert "restore.ipynb" in done.checks[-1].remedy
+        assert "abathur_nb run restore" in done.checks[-1].remedy
         (await nb.restore_database(database, apply=True)).raise_for_failures()
     (await nb.validate_database(database)).raise_for_failures()
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -167,8 +168,8 @@ async def test_a_database_whose_header_is_destroyed_is_damaged_and_salvaged_whol
     assert [*path.parent.glob(f"abathur_aside_*/{path.name}")]
     told = check_of(report, "salvaged").remedy  # the commands that put it in place
     folder = f"ABATHUR_BACKUP_DIR={database.backup_dir}/salvaged"
-    back_up = f"{folder} papermill backup.ipynb out.ipynb -p env development -p db_path {salvaged}; "
-    restore = f"{folder} papermill restore.ipynb out.ipynb {database.as_arguments}; 4. run that command again with "
+    back_up = f"{folder} {shlex.join(database.command('backup', salvaged))}; "
+    restore = f"{folder} {shlex.join(database.command('restore'))}; 4. run that command again with "
     assert 0 < told.index(back_up) < told.index(restore)
     monkeypatch.setenv("ABATHUR_BACKUP_DIR", f"{database.backup_dir}/salvaged")
     (await nb.backup_database(nb.resolve("development", db_path=salvaged))).raise_for_failures()

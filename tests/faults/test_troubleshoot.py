@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -295,7 +296,7 @@ async def test_a_database_that_was_made_from_a_dump_is_marked_as_ours_with_all_i
         conn.executescript(dump)
     for verb in (nb.validate_database, nb.initialize_database, nb.restore_database):
         (told,) = [check for check in (await verb(database)).checks if "as after a dump" in check.observed]
-        assert "troubleshoot.ipynb" in told.remedy
+        assert "abathur_nb run troubleshoot" in told.remedy
     with pytest.raises(nb.RefusedError, match="as after a dump"):
         async with nb.Database.open(database):
             pass
@@ -449,7 +450,10 @@ async def test_a_log_that_sqlite_does_not_read_to_its_end_is_kept_and_the_databa
     Path(f"{path}-shm").unlink()
     log.write_bytes(content)
     file = path.read_bytes()
-    assert "repair it: papermill troubleshoot.ipynb" in check_of(await nb.validate_database(small), "log").remedy
+    assert (
+        f"repair it: {shlex.join(small.command('troubleshoot'))}"
+        in check_of(await nb.validate_database(small), "log").remedy
+    )
     with untouched(path):
         plan = await nb.troubleshoot(small)
     assert failing(plan) == {"log"}

@@ -267,7 +267,7 @@ FAILS: tuple[Fails, ...] = (
     ("init", written(b"text\n" * 999), {}, "preflight of ", ("is not SQLite",)),
     ("init", written(b""), {}, "preflight of ", ("empty shell of 0 bytes",)),
     ("init", sql("PRAGMA application_id = 7"), {}, "another application's", ()),
-    ("init", lambda s: drop_index(s.db_path), {}, "missing: idx_audit_task", ("papermill troubleshoot.ipynb",)),
+    ("init", lambda s: drop_index(s.db_path), {}, "missing: idx_audit_task", ("-m abathur_nb run troubleshoot",)),
     ("preflight", written(b"text"), {"ABATHUR_MIN_FREE_MB": str(10**9)}, "free disk: ", ("database file: ",)),
     ("explore", lambda s: flip_bits(s.db_path, 100, 4000), {}, "explore of", ()),
     ("monitor", lambda s: flip_bits(s.db_path, 0, 999), {"record": True}, "monitor of", ()),
@@ -326,7 +326,7 @@ def test_where_there_is_nothing_nothing_is_made(run: Run, settings: Settings) ->
             done.passed()
         elif name not in WITHOUT_A_DATABASE:
             done.failed(f"{name} of {settings.db_path}: refused: database file: no database").showed_its_report()
-            assert "papermill init.ipynb out.ipynb -p env development -p db_path" in done.report
+            assert "-m abathur_nb run init --env development -p db_path" in done.report
         elif name != "init":
             assert done.line
         if name == "init":

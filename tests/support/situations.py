@@ -7,6 +7,7 @@ import resource
 import shutil
 import sqlite3
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -226,10 +227,12 @@ def leave(_: Settings) -> None:
 def no_file_beyond(size: int, _: Settings) -> Iterator[None]:
     """Let this process write no file beyond a size: a disk that is full as soon as something is written to it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    sys.dont_write_bytecode = True  # of which Python would leave the first part, and fail at it from then on
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
+        sys.dont_write_bytecode = False
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 

@@ -163,8 +163,8 @@ async def test_an_absent_database_is_absent_and_init_is_named(settings: Settings
     assert not settings.db_path.parent.exists()
     report = await validate_database(settings)
     assert report.refused
-    assert "init.ipynb" in report.checks[0].remedy
-    with pytest.raises(RefusedError, match=r"papermill init\.ipynb"):
+    assert "abathur_nb run init" in report.checks[0].remedy
+    with pytest.raises(RefusedError, match="-m abathur_nb run init --env development"):
         await require_present(settings)
     settings.db_path.parent.mkdir()
     assert (await identify(settings)).state == "absent"
@@ -180,10 +180,10 @@ async def test_where_there_are_backups_an_absent_database_is_to_be_brought_back(
     settings.backup_dir.mkdir(parents=True)
     (settings.backup_dir / "abathur_manual_20261120_101112_131.db.zst").touch()
     remedy = (await validate_database(settings)).checks[0].remedy
-    given = f"out.ipynb -p env development -p db_path {settings.db_path}"
+    where = f"ABATHUR_BACKUP_DIR='{settings.backup_dir}'"
     assert remedy == (
-        f"bring it back from a backup: ABATHUR_BACKUP_DIR='{settings.backup_dir}' papermill restore.ipynb {given}; "
-        f"or make a new one: ABATHUR_BACKUP_DIR='{settings.backup_dir}' papermill init.ipynb {given}"
+        f"bring it back from a backup: {where} {shlex.join(settings.command('restore'))}; "
+        f"or make a new one: {where} {shlex.join(settings.command('init'))}"
     )
 
 
@@ -210,7 +210,7 @@ async def test_a_damaged_database_is_corrupt_for_every_verb(database: Settings, 
         assert target.state == "damaged"
         assert "CORRUPT" in target.check.observed
         remedy = (await validate_database(database)).checks[0].remedy
-        assert remedy.startswith("to see why, and how to repair it: papermill troubleshoot.ipynb")
+        assert remedy.startswith(f"to see why, and how to repair it: {shlex.join(database.command('troubleshoot'))}")
         assert "restore a backup" in target.check.remedy
         _, initialize_refuses, error = await verdicts(database)
     assert initialize_refuses
