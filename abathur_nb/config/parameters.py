@@ -205,10 +205,7 @@ def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
 
 
 def _from_yaml(origin: str, path: Path) -> list[Given]:
-    """Read a document that is one mapping of scalars; raise ConfigurationError for anything else.
-
-    Read from the parser's events: nothing is constructed, no type is guessed and no alias followed.
-    """
+    """Read one mapping of scalars, from the parser's events, so that nothing is constructed or guessed."""
     import yaml  # here, because most runs need none of it
 
     scalars: list[yaml.ScalarEvent] = []
