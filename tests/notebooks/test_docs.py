@@ -80,7 +80,8 @@ def test_its_code_runs(database: Settings, monkeypatch: pytest.MonkeyPatch) -> N
     (example,) = blocks("python")
     code = compile(example, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names: dict[str, object] = {}
-    asyncio.run(eval(code, names))  # noqa: S307 - the README's own code
+    for _ in range(2):
+        asyncio.run(eval(code, names))  # noqa: S307 - the README's own code
     report = names["report"]
     assert isinstance(report, nb.Report)
     report.raise_for_failures()
