@@ -10,14 +10,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import MEMORY, held, run_sql
+from damage import MEMORY, held, run_sql, running
 from patience import HANGING_S
 from sampling import sampled
 
@@ -711,19 +711,6 @@ HEALTHY = {
         _LOOSE + _IDLE + "keep.execute('SELECT * FROM tasks').fetchall()\n",
     ),
 }
-
-
-@contextmanager
-def running(program: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """Let another process run a program, and stay until the block ends."""
-    command = [sys.executable, "-I", "-S", "-c", f"{program}print(flush=True)\nsys.stdin.read()\n", *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "\n"
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 @pytest.mark.parametrize("name", sampled(HEALTHY, *list(HEALTHY)[::2]))

@@ -99,23 +99,28 @@ def untouched(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def running(program: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """Let another process run a program, and stay until the block ends."""
+    command = [sys.executable, "-I", "-S", "-c", f"{program}print(flush=True)\nsys.stdin.read()\n", *arguments]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
 def held(path: Path, *statements: str) -> Iterator[subprocess.Popen[str]]:
     """Let another process run statements on a database, and keep its connection open during the block."""
     program = (
         "import sqlite3, sys\n"
         "conn = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
         "for statement in sys.argv[2:]: conn.execute(statement).fetchall()\n"
-        "print('held', flush=True)\n"
-        "sys.stdin.read()\n"
     )
-    command = [sys.executable, "-I", "-S", "-c", program, str(path), *statements]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        try:
-            yield process
-        finally:
-            process.kill()
+    with running(program, path, *statements) as process:
+        yield process
 
 
 def run_as_other(program: str, *arguments: str | Path, uid: int = 65534, imports: str = "") -> str:
