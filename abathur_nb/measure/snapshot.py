@@ -216,6 +216,10 @@ _LONGEST_S = 0.1  # of one read
 _AGAIN_S = 0.02  # an interrupt before the statement has begun has no effect
 
 
+# What is not UTF-8 is shown and counted, and reported by validate.
+any_text = partial(str, encoding="utf-8", errors="backslashreplace")
+
+
 async def in_time(conn: aiosqlite.Connection, seconds: float, work: Awaitable[T]) -> T:
     """Return what ``work`` does on a connection; interrupt it, and raise RefusedError, when the time is up."""
     task, left = asyncio.ensure_future(work), seconds
@@ -314,7 +318,7 @@ async def measure(settings: Settings, now: datetime) -> list[Sample]:
         return min(monotonic() + _SECONDS[step], latest)
 
     async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
-        conn.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")  # of any bytes
+        conn.text_factory = any_text
         page, pages, free = [await pragma(conn, name) for name in ("page_size", "page_count", "freelist_count")]
         last: dict[str, int] = {table: n or 0 for table, n in await _ask(conn, latest, "last_ids")}
         drawn = await _ask(conn, latest, "some_sessions", limit=_DRAWN)

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from functools import partial
 from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +15,7 @@ from abathur_nb.backups.change import check_arguments
 from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, InvalidValueError
-from abathur_nb.measure.snapshot import in_time
+from abathur_nb.measure.snapshot import any_text, in_time
 from abathur_nb.report import Check, Report, run_check
 from abathur_nb.runbook.memories import Excerpt, as_json, memory_history, namespace_tree
 from abathur_nb.store.connection import connect, explain_error
@@ -185,8 +184,7 @@ async def _explored(settings: Settings, wanted: _Wanted) -> Exploration:
     found = Exploration(Report(_TITLE, (), subject=subject))
     try:
         async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
-            # What is not UTF-8 is shown here, and reported by validate.
-            conn.text_factory = partial(str, encoding="utf-8", errors="backslashreplace")
+            conn.text_factory = any_text
             await conn.execute_fetchall("BEGIN")
             checks = [await _read_part(conn, name, wanted, found) for name in _PARTS]
             await conn.rollback()
