@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from html import escape
-from shlex import quote
+from shlex import join
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.text import user_name
@@ -124,7 +124,7 @@ Persistent=true
 WantedBy=timers.target
 """
     # A per cent sign begins a new line in a crontab (crontab(5)).
-    command = " ".join(map(quote, words)).replace("%", r"\%")
+    command = join(words).replace("%", r"\%")
     return Schedule({f"{name}.service": service, f"{name}.timer": timer}, f"{timing.cron} {command}")
 
 

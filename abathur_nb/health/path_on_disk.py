@@ -7,7 +7,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from shlex import quote
+from shlex import join, quote
 
 from abathur_nb.config.settings import Settings, Severity
 from abathur_nb.files import nearest_existing
@@ -242,11 +242,11 @@ async def file_modes(path: Path) -> Check:
     strange = [name for name, at in found.items() if at.st_uid != folder.st_uid]
     listed = [name for name in (*found, str(path.parent)) if _has_access_list(Path(name))]
     shared = writable_by_others(path.parent)
-    remedies = [f"chmod 600 {' '.join(map(quote, wrong))}"] if wrong else []
+    remedies = [f"chmod 600 {join(wrong)}"] if wrong else []
     # The files in a shared directory, such as /tmp, need not belong to its owner.
     remedies += [give_to_owner(path, *strange)] if strange and not shared else []
     remedies += [f"chmod 700 {quote(str(path.parent))}"] if shared else []
-    remedies += [f"setfacl -b {' '.join(map(quote, listed))}"] if listed and remedies else []
+    remedies += [f"setfacl -b {join(listed)}"] if listed and remedies else []
     shown = [
         f"{name} {stat.S_IMODE(at.st_mode):04o}" + (f" of {user_name(at.st_uid)}" if strange else "")
         for name, at in (*((Path(name).name, at) for name, at in found.items()), ("directory", folder))

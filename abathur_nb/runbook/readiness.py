@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from html import escape
-from shlex import quote
+from shlex import join, quote
 
 from abathur_nb.config.notebooks import notebook_named
 from abathur_nb.config.parameters import FORM, said, said_fault
@@ -277,6 +277,5 @@ def _extra(line: Line, run: PastRun) -> str:
 
 
 def _command(line: Line, settings: Settings) -> str:
-    words = ["python -m abathur_nb run", line.notebook, "--env", settings.env]
-    words += [] if settings.is_own_path else ["-p db_path", quote(str(settings.db_path))]
-    return " ".join([*words, *(f"-p {name} {value}" for name, value in line.parameters.items())])
+    given = [word for name, value in line.parameters.items() for word in ("-p", name, str(value))]
+    return join([*settings.command(line.notebook), *given])

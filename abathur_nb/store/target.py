@@ -322,7 +322,7 @@ def _as_owner(settings: Settings, path: Path) -> str:
 
 def give_to_owner(path: Path, *more: str) -> str:
     """Return the command that gives a database's files to the owner of their directory."""
-    return f"sudo chown --reference={quote(str(path.parent))} {' '.join(map(quote, more or [str(path)]))}"
+    return f"sudo chown --reference={quote(str(path.parent))} {join(more or [str(path)])}"
 
 
 FileSystem = Literal["local", "layered", "memory", "host share", "shared", "unknown"]
