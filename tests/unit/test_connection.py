@@ -14,7 +14,7 @@ from patience import HANGING_S
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.store.apart import ask
-from abathur_nb.store.connection import connect, connection_pragmas, explain_error, lock_owners, pragma, run_to_end
+from abathur_nb.store.connection import connect, connection_pragmas, explain_error, lock_owners, pragma
 
 
 def assert_no_connection_is_left() -> None:
@@ -105,37 +105,6 @@ async def test_a_connection_whose_opening_is_cancelled_at_any_moment_is_closed(d
     with closing(sqlite3.connect(database.db_path, isolation_level=None)) as conn:  # nobody is left who holds it
         conn.execute("PRAGMA locking_mode = EXCLUSIVE")
         conn.execute("BEGIN EXCLUSIVE")
-
-
-async def test_work_that_must_end_ends_before_the_cancellation_goes_on() -> None:
-    release, done = asyncio.Event(), []
-
-    async def work() -> None:
-        await release.wait()
-        done.append("work")
-
-    async def outer() -> None:
-        try:
-            await run_to_end(work())
-        finally:
-            done.append("outer")
-
-    task = asyncio.create_task(outer())
-    for _ in range(3):  # however often
-        await asyncio.sleep(0)
-        task.cancel()
-    await asyncio.sleep(0)
-    assert not task.done()
-    release.set()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert done == ["work", "outer"]
-
-    async def failing() -> None:
-        raise KeyError("its own")
-
-    with pytest.raises(KeyError, match="its own"):
-        await run_to_end(failing())
 
 
 async def test_the_holder_of_a_lock_is_named_with_its_command_unless_it_is_this_process(database: Settings) -> None:

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -45,14 +44,6 @@ async def test_after_the_store_is_closed_no_log_and_no_thread_is_left(database: 
     assert side_files(database) == []
     assert metrics(database) == ["a"]
     assert not [thread for thread in threading.enumerate() if "connection_worker" in thread.name]
-
-
-async def test_the_store_is_closed_when_its_user_fails(database: Settings) -> None:
-    with pytest.raises(KeyError):  # noqa: PT012
-        async with Database.open(database) as db, db.write() as conn:
-            await conn.execute_fetchall(INSERT, ("a",))
-            raise KeyError
-    assert (side_files(database), metrics(database)) == ([], [])
 
 
 def test_a_script_that_is_interrupted_in_the_middle_of_a_write_ends(database: Settings) -> None:
@@ -112,24 +103,6 @@ async def test_a_lent_connection_only_reads(database: Settings) -> None:
         for statement in ("DELETE FROM audit", "PRAGMA user_version = 7", "CREATE TABLE x (y)", "BEGIN IMMEDIATE"):
             with pytest.raises(sqlite3.OperationalError):
                 await conn.execute_fetchall(statement)
-    async with Database.open(database) as db:
-        for reader in [next(db._readers) for _ in range(database.readers)]:
-            with pytest.raises(sqlite3.OperationalError):
-                await reader.execute_fetchall("DELETE FROM audit")
-
-
-async def test_a_snapshot_does_not_see_what_is_committed_later(database: Settings) -> None:
-    count = "SELECT count(*) FROM metrics"
-    async with Database.open(database) as db:
-        async with db.read() as conn:
-            await conn.execute_fetchall("BEGIN")
-            assert tuple(next(iter(await conn.execute_fetchall(count)))) == (0,)
-            async with db.write() as writer:
-                await writer.execute_fetchall(INSERT, ("a",))
-            assert tuple(next(iter(await conn.execute_fetchall(count)))) == (0,)
-        async with db.read() as conn:  # the same connection, and its snapshot is over
-            assert not conn.in_transaction
-            assert tuple(next(iter(await conn.execute_fetchall(count)))) == (1,)
 
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
@@ -170,8 +143,10 @@ async def test_what_one_reader_leaves_behind_does_not_strike_the_next(database: 
         async with db.read() as conn:
             await conn.execute_fetchall("PRAGMA query_only = OFF")
             await conn.execute_fetchall("CREATE TEMP VIEW memory_entries AS SELECT 1 AS id")
+            await conn.execute_fetchall("BEGIN")
             conn.row_factory = None
         async with db.read() as conn:
+            assert not conn.in_transaction
             (row,) = await conn.execute_fetchall("SELECT count(*) AS n FROM memory_entries")
             assert row["n"] == 3
             assert [tuple(r) for r in await conn.execute_fetchall("PRAGMA query_only")] == [(1,)]
@@ -212,6 +187,12 @@ async def test_concurrent_blocks_do_not_interleave(database: Settings) -> None:
 
 async def test_a_write_within_a_write_is_an_error_and_not_a_deadlock(database: Settings) -> None:
     """Of this task, or of one that it starts and waits for."""
+    over = asyncio.Event()
+
+    async def later() -> None:
+        await over.wait()
+        await db.sessions.create_session("s", "app", "alice")
+
     async with Database.open(database) as db, asyncio.timeout(HANGING_S):
         async with db.write() as conn:
             for work in (lambda: db.sessions.create_session("s", "a", "u"), lambda: db.write().__aenter__()):
@@ -220,45 +201,14 @@ async def test_a_write_within_a_write_is_an_error_and_not_a_deadlock(database: S
             await conn.execute_fetchall(INSERT, ("kept",))
             with pytest.raises(MisuseError, match="open already"):
                 await asyncio.gather(db.sessions.create_session("s", "app", "alice"))
-        await db.sessions.create_session("s", "app", "alice")
-        assert await db.sessions.get_session("s")
-    assert metrics(database) == ["kept"]
-
-
-async def test_a_task_started_within_a_write_may_write_after_it(database: Settings) -> None:
-    async with Database.open(database) as db, asyncio.timeout(HANGING_S):
-        over = asyncio.Event()
-
-        async def later() -> None:
-            await over.wait()
-            await db.sessions.create_session("s", "app", "alice")
-
-        async with db.write():
             task = asyncio.create_task(later())
         over.set()
-        await task
-        assert await db.sessions.get_session("s")
-
-
-async def test_a_block_that_ends_its_own_transaction_is_told_so(database: Settings) -> None:
-    async with Database.open(database) as db:
+        await task  # after the block it may write
         with pytest.raises(MisuseError, match="ended its transaction by itself"):
             async with db.write() as conn:
                 await conn.commit()
-        await db.sessions.create_session("s", "app", "alice")
-
-
-async def test_a_closed_database_says_that_it_is_closed(database: Settings) -> None:
-    async with Database.open(database) as db:
-        pass
-    works: tuple[Callable[[], Awaitable[object]], ...] = (
-        lambda: db.sessions.get_session("s"),
-        lambda: db.sessions.create_session("s", "app", "alice"),
-        db.get_index_usage,
-    )
-    for work in works:
-        with pytest.raises(MisuseError, match="is closed"):
-            await work()
+        assert await db.sessions.get_session("s")
+    assert metrics(database) == ["kept"]
 
 
 async def test_what_waits_to_write_or_writes_when_the_store_closes_is_told_so(database: Settings) -> None:
@@ -280,6 +230,9 @@ async def test_what_waits_to_write_or_writes_when_the_store_closes_is_told_so(da
     assert [type(result) for result in results] == [MisuseError] * 3, results
     assert all("is closed" in str(result) for result in results)
     assert metrics(database) == []
+    for ask in (db.get_index_usage, db.sessions.list_sessions):
+        with pytest.raises(MisuseError, match="is closed"):
+            await ask()
 
 
 async def test_the_waits_of_queued_writes_for_a_foreign_lock_do_not_add_up(database: Settings) -> None:
@@ -378,6 +331,17 @@ async def test_what_the_schema_refuses_is_an_invalid_value(database: Settings) -
 # --- asking
 
 
+async def test_the_named_indexes_and_the_violations_of_foreign_keys_are_listed(database: Settings) -> None:
+    async with Database.open(database) as db:
+        usage = await db.get_index_usage()
+        assert usage["index_count"] == len(usage["indexes"]) == 33
+        assert {"name": "idx_audit_task", "table": "audit"} in usage["indexes"]
+        assert not [index for index in usage["indexes"] if index["name"].startswith("sqlite_")]
+        assert await db.validate_foreign_keys() == []
+        run_sql(database.db_path, "INSERT INTO state (task_id, key, value) VALUES ('none', 'k', '{}')")
+        assert await db.validate_foreign_keys() == [{"table": "state", "rowid": 1, "parent": "tasks", "fkid": 0}]
+
+
 async def test_a_plan_is_read_and_the_statement_is_not_run(database: Settings) -> None:
     async with Database.open(database) as db:
         by_status = "SELECT * FROM sessions WHERE status = ? ORDER BY last_update_time DESC"
@@ -413,18 +377,3 @@ async def test_the_plan_of_a_dropped_index_is_not_remembered(database: Settings)
         assert "idx_audit_task" in (await db.explain_query_plan(*question))[0]
         drop_index(database.db_path)
         assert (await db.explain_query_plan(*question))[0].startswith("SCAN")
-
-
-async def test_violations_of_foreign_keys_are_listed(database: Settings) -> None:
-    async with Database.open(database) as db:
-        assert await db.validate_foreign_keys() == []
-        run_sql(database.db_path, "INSERT INTO state (task_id, key, value) VALUES ('none', 'k', '{}')")
-        assert await db.validate_foreign_keys() == [{"table": "state", "rowid": 1, "parent": "tasks", "fkid": 0}]
-
-
-async def test_the_named_indexes_are_counted_and_listed(database: Settings) -> None:
-    async with Database.open(database) as db:
-        usage = await db.get_index_usage()
-    assert usage["index_count"] == len(usage["indexes"]) == 33
-    assert {"name": "idx_audit_task", "table": "audit"} in usage["indexes"]
-    assert not [index for index in usage["indexes"] if index["name"].startswith("sqlite_")]

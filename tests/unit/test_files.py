@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from damage import run_as_other
 
-from abathur_nb.files import fsync, make_private_directory, nearest_existing, scratch_directory, sweep
+from abathur_nb.files import make_private_directory, scratch_directory, sweep
 
 ORPHAN = ".abathur-init-0123456789a"  # one hexadecimal digit less than a name that is swept
 
@@ -42,14 +42,6 @@ def test_every_directory_that_is_made_is_private_under_any_umask_and_one_that_ex
     make_private_directory(tmp_path)
     assert (mode_of(tmp_path / "a"), mode_of(tmp_path / "a" / "b"), scratch_mode) == (0o700, 0o700, 0o700)
     assert mode_of(tmp_path) == 0o755
-
-
-def test_the_nearest_existing_ancestor_is_found(tmp_path: Path) -> None:
-    assert nearest_existing(tmp_path) == tmp_path
-    assert nearest_existing(tmp_path / "a" / "b") == tmp_path
-    (tmp_path / "dangling").symlink_to("nowhere")
-    assert nearest_existing(tmp_path / "dangling" / "b") == tmp_path  # it leads nowhere
-    assert nearest_existing(Path("/none/such")) == Path("/")
 
 
 def test_a_scratch_directory_is_gone_with_all_that_is_in_it_even_after_a_failure(tmp_path: Path) -> None:
@@ -128,11 +120,3 @@ def test_sweepers_and_makers_do_not_disturb_each_other(tmp_path: Path) -> None:
             sweeper.kill()
     sweep(tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_fsync_takes_files_and_directories_and_fails_where_there_is_none(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    fsync(tmp_path / "file")
-    fsync(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        fsync(tmp_path / "none")

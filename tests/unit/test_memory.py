@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import closing
 from typing import Any
 
-import aiosqlite
 import pytest
 from damage import run_sql
 
@@ -110,12 +109,6 @@ async def test_a_bad_value_is_refused_by_name_and_nothing_is_written(name: str, 
     assert (entries(database), audit(database)) == (0, [])
 
 
-async def test_a_mistyped_memory_type_is_answered_with_the_nearest(database: Settings) -> None:
-    async with Database.open(database) as db:
-        with pytest.raises(InvalidValueError, match=r"did you mean semantic\?"):
-            await db.memory.add_memory(**{**GOOD, "memory_type": "semantics"})
-
-
 @pytest.mark.parametrize("version", [0, -1, 2**63, 1.0, True, "1"])
 async def test_a_version_that_cannot_be_one_is_refused(version: Any, database: Settings) -> None:
     async with Database.open(database) as db:
@@ -205,35 +198,6 @@ async def test_only_live_episodic_memories_expire_each_with_its_audit_row(databa
             with pytest.raises(InvalidValueError, match="Invalid ttl_days"):
                 await db.memory.cleanup_expired_memories(wrong)  # type: ignore[arg-type]
     assert [(row[0], row[2]) for row in audit(database)[before:]] == [("memory_delete", "a:episodic")]
-
-
-async def test_many_expired_memories_take_few_turns_and_each_has_its_audit_row(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever else writes waits for the turns of the writer's thread."""
-    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)"
-    run_sql(
-        database.db_path,
-        f"{many} INSERT INTO memory_entries (namespace, key, value, memory_type, version, created_at)"
-        " SELECT 'a:b', printf('é%d', i / 2), '{}', 'episodic', 1 + i % 2, '2020-01-01 00:00:00.000' FROM n",
-    )
-    turns: list[Any] = []
-    execute: Any = aiosqlite.Connection._execute
-
-    async def counted(conn: aiosqlite.Connection, *work: Any) -> Any:
-        turns.append(work)
-        return await execute(conn, *work)
-
-    async with Database.open(database) as db:
-        monkeypatch.setattr(aiosqlite.Connection, "_execute", counted)
-        assert await db.memory.cleanup_expired_memories() == 1000
-        monkeypatch.undo()
-    assert len(turns) < 10
-    rows = audit(database)
-    assert {row[:3] + row[4:5] for row in rows} == {("memory_delete", "delete", "a:b", None)}
-    with closing(sqlite3.connect(database.db_path)) as conn:
-        named = 'SELECT id, printf(\'{"key":"%s","versions":[%d]}\', key, version) FROM memory_entries WHERE id > 3'
-        assert {row[3]: row[5] for row in rows} == dict(conn.execute(named))
 
 
 @pytest.mark.parametrize("change", ["add", "update", "delete", "expire"])

@@ -34,18 +34,6 @@ def test_the_largest_branches_are_shown_and_each_behind_its_parent() -> None:
     assert len(found.to_frame()) == 19, "the frame has them all"
 
 
-def test_of_more_branches_than_anyone_reads_the_largest_are_first_and_few_are_shown() -> None:
-    found = tree(*(row(f"n:{n}", versions=1 + (n == 11_000)) for n in range(12_000)), limit=1000)
-    assert [branch[0] for branch in found.rows[:2]] == ["n", "n:11000"]
-    assert len(found._repr_mimebundle_()["text/html"]) < 500_000
-
-
-def test_what_is_deeper_than_eight_levels_is_counted_in_the_eighth() -> None:
-    found = tree(row(":".join("abcdefghijkl")), row(":" * 500)).to_frame()
-    assert found["depth"].max() == 8
-    assert "a:b:c:d:e:f:g:h:i:j:k:l" in found["branch"].tolist()
-
-
 def test_a_namespace_may_be_named_anything() -> None:
     found = tree(row("<b>&\u202e\n:\x1b[2J:"), row(""), row("é" * 512), row("\\xff:a", newest="<i>"))
     html = found._repr_mimebundle_()["text/html"]

@@ -59,16 +59,6 @@ async def test_each_kind_of_step_is_told_apart(library: str, sql: str, steps: li
         assert plan_steps(await read_plan(as_fetch(run), sql)) == steps
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-async def test_a_union_sorts_and_an_automatic_index_is_told_from_one_of_the_schema(library: str) -> None:
-    with opened(library) as run:
-        build(run)
-        union = await read_plan(as_fetch(run), "SELECT prompt FROM tasks UNION SELECT prompt FROM tasks")
-        join = await read_plan(as_fetch(run), "SELECT * FROM tasks AS a JOIN agents AS b ON b.model = a.prompt")
-    assert {step.kind for step in plan_steps(union)} == {"table scan", "sort"}
-    assert [step.kind for step in plan_steps(join)] == ["table scan", "automatic index"]
-
-
 @pytest.mark.parametrize(
     ("detail", "step"),
     [
@@ -92,11 +82,6 @@ async def test_a_union_sorts_and_an_automatic_index_is_told_from_one_of_the_sche
 )
 def test_the_wordings_of_all_versions_are_read(detail: str, step: Step | None) -> None:
     assert plan_steps([PlanNode(detail)]) == ([step] if step else [])
-
-
-def test_the_queue_of_a_recursive_query_is_no_scan_in_the_wording_of_3_35_either() -> None:
-    step = PlanNode("RECURSIVE STEP", [PlanNode("SCAN TABLE names"), PlanNode("SCAN TABLE tasks")])
-    assert plan_steps([PlanNode("CO-ROUTINE 2", [step]), PlanNode("SCAN SUBQUERY 2")]) == [SCAN]
 
 
 def test_a_tree_is_shown_with_each_level_further_in() -> None:

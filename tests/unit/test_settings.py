@@ -226,11 +226,6 @@ def test_a_faulty_variable_is_named_with_its_fault(
     assert told in fault
 
 
-def test_a_variable_of_another_program_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ABATHUR_FRONTEND_COLOUR", "red")
-    assert resolve().readers == 2
-
-
 def test_only_true_and_false_are_truths(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one fault is that of the variable: no path is blamed for what it was to allow."""
     for text in ("1", "0", "yes", "on", "t", "", " true", "true\n", "none", "ｔｒｕｅ"):
@@ -259,13 +254,6 @@ def test_all_faults_are_named_at_once(home: Path, monkeypatch: pytest.MonkeyPatc
     ):
         assert name in fault
     assert len(faults("production", db_path=":memory:")) == 4  # the file's max_wal_mb is the fourth
-
-
-def test_the_settings_show_where_each_came_from_and_escape_what_they_show() -> None:
-    html = resolve("development", db_path="/<b>&.db")._repr_html_()
-    assert "/&lt;b&gt;&amp;.db" in html
-    assert "argument" in html
-    assert all(name in html for name in (setting.name for setting in fields(Settings)) if name != "origins")
 
 
 def test_a_secret_setting_is_masked_wherever_it_is_shown_but_not_that_there_is_one(

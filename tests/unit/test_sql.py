@@ -2,11 +2,7 @@
 
 import json
 import re
-import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 import pytest
@@ -194,15 +190,6 @@ def test_a_deltas_keys_replace_those_of_the_state_and_the_rest_stays(
     assert found == (after or f"{state[:-1]},{delta[1:]}")
 
 
-@pytest.mark.parametrize("removed", [0, 1, 3, 7, 9])
-def test_the_events_that_stay_keep_their_order_and_their_text(run: Run, removed: int) -> None:
-    events = [EVENT, '{"n":0}', '[1.10,{"é":"\\u00e9"}]', "true", "null", "7", '"a\\"b"', '{"n":1e-7}']
-    insert(run, "sessions", {**GOOD["sessions"], "id": "other", "events": '[{"n":1}]'})
-    insert(run, "sessions", {**GOOD["sessions"], "events": f"[ {', '.join(events)} ]"})
-    assert query(run, "trim_events", session_id="s", removed=removed) == [("s",)]
-    assert run("SELECT events FROM sessions ORDER BY id") == [('[{"n":1}]',), (f"[{','.join(events[removed:])}]",)]
-
-
 def test_what_makes_a_version_the_current_one_is_said_alike_in_each_query() -> None:
     """SQL cannot share a clause: a copy that was changed alone would find other versions than the rest."""
     clause = re.compile(r"NOT EXISTS \( SELECT 1 FROM memory_entries AS newer .*? \)")
@@ -211,17 +198,3 @@ def test_what_makes_a_version_the_current_one_is_said_alike_in_each_query() -> N
     copies = [found for sql in current for found in clause.findall(sql)]
     assert len(current) == len(copies) == 4
     assert len({*copies}) == 1
-
-
-def test_importing_reads_no_file() -> None:
-    code = (
-        "from abathur_nb.store import schema; from abathur_nb.store import sql\n"
-        "print([f.cache_info().currsize for f in (sql.statements, sql.load_queries, schema.expected_objects)])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[0, 0, 0]"
-
-
-def test_python_and_apsw_bring_different_sqlites() -> None:
-    with closing(sqlite3.connect(":memory:")) as conn, opened("apsw") as run:
-        assert conn.execute("SELECT sqlite_version()").fetchone() != run("SELECT sqlite_version()")[0]

@@ -1,12 +1,10 @@
 """synthetic.py: its rows are valid, skewed, the same each time, and leave the live ones alone."""
 
-import sqlite3
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiosqlite
 import pytest
-from engines import REFUSALS
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.measure.synthetic import fill, memory_keys, session_ids
@@ -52,18 +50,6 @@ async def test_the_live_rows_stay_as_they_are(conn: aiosqlite.Connection) -> Non
     assert await rows_of(conn, "SELECT 1 FROM sessions WHERE id NOT LIKE 'synthetic-%'") == []
 
 
-async def test_filling_in_two_steps_gives_the_same_rows(conn: aiosqlite.Connection) -> None:
-    first = 7
-    await fill(conn, ROWS)
-    at_once = await contents(conn)
-    for table in TABLES:
-        await conn.execute_fetchall(f"DELETE FROM {table} WHERE rowid > 3 OR '{table}' <> 'memory_entries'")
-    await conn.execute_fetchall("UPDATE sqlite_sequence SET seq = iif(name = 'memory_entries', 3, 0)")
-    await fill(conn, first)
-    await fill(conn, ROWS - first, start=first)
-    assert await contents(conn) == at_once
-
-
 @pytest.mark.parametrize("rows", [0, 1, 7, 20, 33, ROWS])
 async def test_the_sample_keys_are_live_and_different(conn: aiosqlite.Connection, rows: int) -> None:
     await fill(conn, rows)
@@ -75,14 +61,3 @@ async def test_the_sample_keys_are_live_and_different(conn: aiosqlite.Connection
         assert list(await conn.execute_fetchall(queries["get_memory"].sql, {"namespace": namespace, "key": key}))
     for session_id in sessions:
         assert list(await conn.execute_fetchall(queries["get_session"].sql, {"session_id": session_id}))
-
-
-async def test_a_failed_batch_leaves_no_row_of_it_and_no_open_transaction(conn: aiosqlite.Connection) -> None:
-    await fill(conn, 50)
-    before = await contents(conn)
-    with pytest.raises(REFUSALS):
-        await fill(conn, 100)  # the first fifty are there already
-    assert not conn.in_transaction
-    assert await contents(conn) == before
-    with pytest.raises(sqlite3.IntegrityError):
-        await fill(conn, 10, start=49)

@@ -17,7 +17,7 @@ from damage import fingerprint, flip_bits, held, run_as_other, run_sql, untouche
 from patience import HANGING_S
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError, BusyError, RefusedError
+from abathur_nb.errors import AbathurError, BusyError
 from abathur_nb.runbook.backup import backup_database
 from abathur_nb.runbook.init import initialize_database
 from abathur_nb.runbook.preflight import preflight
@@ -25,7 +25,7 @@ from abathur_nb.runbook.restore import restore_database
 from abathur_nb.runbook.validate import validate_database
 from abathur_nb.store.connection import SIDE_FILES
 from abathur_nb.store.database import Database
-from abathur_nb.store.target import examine, identify, require_present
+from abathur_nb.store.target import examine, identify
 from abathur_nb.text import user_name
 
 
@@ -156,23 +156,6 @@ async def test_a_database_that_must_not_be_touched_is_refused_and_left_as_it_is(
         # A trigger or a view is a finding about a database, which only a store can't use.
         error = f"{target.check.observed}: {target.check.remedy}"
         assert await verdicts(database) == (" evil" not in told, True, error)
-
-
-async def test_an_absent_database_is_absent_and_init_is_named(settings: Settings) -> None:
-    assert (await identify(settings)).state == "absent"
-    assert not settings.db_path.parent.exists()
-    report = await validate_database(settings)
-    assert report.refused
-    assert "abathur_nb run init" in report.checks[0].remedy
-    with pytest.raises(RefusedError, match="-m abathur_nb run init --env development"):
-        await require_present(settings)
-    settings.db_path.parent.mkdir()
-    assert (await identify(settings)).state == "absent"
-    assert list(settings.db_path.parent.iterdir()) == []
-    settings.db_path.parent.rmdir()
-    settings.db_path.parent.touch()
-    assert (await identify(settings)).state == "refused"
-    assert (await verdicts(settings))[:2] == (True, True)
 
 
 async def test_where_there_are_backups_an_absent_database_is_to_be_brought_back(settings: Settings) -> None:

@@ -19,8 +19,6 @@ from values_helpers import BEYOND, nested, within
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
 from abathur_nb.report import Check
-from abathur_nb.runbook.init import initialize_database
-from abathur_nb.runbook.validate import validate_database
 from abathur_nb.store.database import Database
 from abathur_nb.store.schema import column_checks, expected_columns, expected_objects, expected_tables
 from abathur_nb.store.target import repair_command
@@ -184,19 +182,6 @@ async def test_faults_do_not_hide_each_other_nor_does_a_table_that_cannot_be_rea
         assert (checks[name].status, unread in checks[name].observed) == ("error", True)
 
 
-async def test_twenty_of_many_rows_are_named_and_a_hostile_key_is_escaped(database: Settings) -> None:
-    many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 999)"
-    insert = f"{many} INSERT INTO tasks (id, prompt, status) SELECT printf('t%04d', i), 'p', 'WHATEVER' FROM n"
-    hostile = "INSERT INTO tasks (id, prompt, status) VALUES ('<script>' || char(10, 0, 8238), 'p', 'x')"
-    run_sql(database.db_path, hostile, insert)
-    report = await validate_database(database)
-    (told,) = next(check for check in report.checks if check.name == "values").evidence
-    assert told.startswith("tasks.status: 1,000 rows, by key: ")
-    assert told.endswith("'t0019'; …")
-    assert "<script>" not in report.to_html()
-    assert "\u202e" not in report.to_json()
-
-
 # --- what SQL lets pass and the store cannot read
 
 
@@ -352,12 +337,6 @@ async def test_what_is_extra_is_named_and_fails_only_where_it_can_run_code(datab
     assert (await validated(database))["other objects"].observed == "none"
 
 
-async def test_layout_and_comments_alone_are_no_difference(database: Settings) -> None:
-    new = "( task_id,\n\ttimestamp /* newest first */ DESC)"
-    edit_schema(database.db_path, "idx_audit_task", "(task_id, timestamp DESC)", new)
-    assert failing(await validated(database)) == set()
-
-
 # --- the seeds and the counters of ids: the evidence repairs them
 
 CONFIG = "WHERE namespace = 'app:abathur:config'"
@@ -458,11 +437,6 @@ async def test_an_access_control_list_is_named_with_the_command_that_shows_it(da
     remedy = (await validated(database))["file modes"].remedy
     assert remedy.startswith(f"chmod 700 {folder}; setfacl -b ")
     assert remedy.endswith(str(folder))
-
-
-async def test_init_that_gives_the_second_name_itself_does_not_warn_of_it(settings: Settings) -> None:
-    checks = {check.name: check for check in (await initialize_database(settings)).checks}
-    assert (checks["2.7 file names"].status, checks["2.7 file names"].observed) == ("pass", "one name")
 
 
 async def test_a_large_log_warns(database: Settings) -> None:
