@@ -16,7 +16,7 @@ from abathur_nb.measure.alerts import DISK_FREE, LAST_BACKUP, LAST_VALIDATION, R
 from abathur_nb.text import counted, printable
 
 if TYPE_CHECKING:
-    from abathur_nb.evidence.record import PastRun
+    from abathur_nb.evidence.record import Entry
     from abathur_nb.runbook.history import History
     from abathur_nb.runbook.memories import Excerpt
     from abathur_nb.runbook.monitor import Monitoring
@@ -216,7 +216,7 @@ def percentiles_over_time(history: "History") -> Chart:
 
     A line joins the runs on one database, one machine and as many rows; others can't be compared with them.
     """
-    runs = [run for run in history.runs if run.facts.percentiles]
+    runs = [run for run in history.runs if run.found("percentiles_ms")]
     names = list(dict.fromkeys(name for run in runs for name in _measured(run)))
     if not names:
         tried = any(run.notebook == "benchmark" for run in history.runs)
@@ -225,11 +225,11 @@ def percentiles_over_time(history: "History") -> Chart:
     noted = []
     for ax, name in zip(axes, names, strict=True):
         found = [run for run in runs if name in _measured(run)]
-        level, limit = found[-1].facts.limits[name]
+        level, limit = found[-1].found("limits_ms")[name]
         for drawn, colour, marker in (("p50", BLUE, "o"), (level, ORANGE, "^")):
-            having = [run for run in found if drawn in run.facts.percentiles[name]]
+            having = [run for run in found if drawn in run.found("percentiles_ms")[name]]
             _draw_percentile(ax, having, name, drawn, colour, marker)
-        limits = [run.facts.limits[name][1] for run in found]
+        limits = [run.found("limits_ms")[name][1] for run in found]
         if len({*limits}) > 1:
             ax.step(_times(found), limits, where="post", color=RED, linewidth=2, label=f"limit, at last {limit:g} ms")
         else:
@@ -237,35 +237,45 @@ def percentiles_over_time(history: "History") -> Chart:
         ax.set(yscale="log", title=label(name), ylabel="ms (logarithmic)")
         ax.yaxis.set_major_formatter(MILLISECONDS)
         legend_beside(ax)
-        first, last = (run.facts.percentiles[name][level][1] for run in (found[0], found[-1]))
+        first, last = (run.found("percentiles_ms")[name][level][1] for run in (found[0], found[-1]))
         noted.append(f"{name} {level} {first:.3g} ms at first, {last:.3g} ms at last, limit {limit:g} ms")
     time_axis(axes[-1])
     chart.alt = f"Percentiles of {len(runs):,} benchmarks, {_span(runs)}: {'; '.join(noted)}"
     return chart
 
 
-def _measured(run: "PastRun") -> list[str]:
+def _measured(run: "Entry") -> list[str]:
     """Return what has both a limit and the percentile that it is for."""
-    return [name for name, (level, _) in run.facts.limits.items() if level in run.facts.percentiles.get(name, ())]
+    return [
+        name
+        for name, (level, _) in run.found("limits_ms").items()
+        if level in run.found("percentiles_ms").get(name, ())
+    ]
 
 
-def _draw_percentile(ax: Axes, runs: Sequence["PastRun"], name: str, level: str, colour: str, marker: str) -> None:
+def _draw_percentile(ax: Axes, runs: Sequence["Entry"], name: str, level: str, colour: str, marker: str) -> None:
     """Draw one percentile of ``name`` over its runs, a line for each basis that the figures have."""
     words = f"{level}, 95 % interval"
     style: dict[str, Any] = {"elinewidth": 0.5} if len(runs) > _CROWD else {"elinewidth": 1, "capsize": 2}
     style |= {"color": colour, "marker": marker, "markersize": _marker_size(runs), "linewidth": 1}
-    for basis in dict.fromkeys(run.facts.basis for run in runs):
-        found = [run for run in runs if run.facts.basis == basis]
-        draw_intervals(ax, _times(found), [run.facts.percentiles[name][level] for run in found], words, **style)
+    for basis in dict.fromkeys(map(_basis, runs)):
+        found = [run for run in runs if _basis(run) == basis]
+        draw_intervals(ax, _times(found), [run.found("percentiles_ms")[name][level] for run in found], words, **style)
         words = ""  # one line of the legend for all
+
+
+def _basis(run: "Entry") -> tuple[str, ...]:
+    """Return what the figures depend on, apart from the versions, whose effect is to be shown."""
+    machine = run.found("machine")
+    return (run.database, *(str(machine.get(name)) for name in ("processor", "file system", "readers", "rows")))
 
 
 def sizes_over_time(history: "History") -> Chart:
     """Draw how the file of the database has grown, and the largest tables and indexes in it."""
-    lines: dict[str, list[tuple[PastRun, int]]] = {}
+    lines: dict[str, list[tuple[Entry, int]]] = {}
     for run in history.runs:
         of = f" of {run.database}" if run.label != run.notebook else ""
-        for name, size in {_FILE: run.facts.size, **run.facts.sizes}.items():
+        for name, size in {_FILE: run.size, **run.found("sizes")}.items():
             if size is not None:
                 lines.setdefault(f"{name}{of}", []).append((run, size))
     if not lines:
@@ -324,11 +334,11 @@ def rows_over_time(growth: "Excerpt") -> Chart:
     return chart
 
 
-def _times(runs: Sequence["PastRun"]) -> list[Any]:
+def _times(runs: Sequence["Entry"]) -> list[Any]:
     return [run.started_at for run in runs]
 
 
-def _span(runs: Sequence["PastRun"]) -> str:
+def _span(runs: Sequence["Entry"]) -> str:
     return f"{runs[0].started_at:%Y-%m-%d} to {runs[-1].started_at:%Y-%m-%d}"
 
 

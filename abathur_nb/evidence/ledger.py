@@ -14,7 +14,10 @@ from abathur_nb.text import printable, shown, utc_now
 
 LEDGER = "ledger.jsonl"
 FIRST = "0" * 64  # what the first line names as the hash of the line before
-RUN_ID = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{6}", re.ASCII)
+# Its time, which only a forged id may not have, and in a century that keeps a time axis readable.
+RUN_ID = re.compile(
+    r"20\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3])(?:[0-5]\d){2}\d{3}Z-[0-9a-f]{6}", re.ASCII
+)
 # A repair stands on the line that it closes, right behind what is torn: a torn line has no newline at its end, and a
 # whole line that somebody altered has. No other line can hold these bytes: in a text of JSON a quotation mark has a
 # backslash before it.

@@ -1,11 +1,10 @@
-"""The records of runs: what they hold, read back from an archive, and in the form in which a history shows them."""
+"""The records of runs: what they hold, and how they are read back from an archive."""
 
 import os
-import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -15,7 +14,7 @@ from abathur_nb.evidence.canonical import misfits, moment, number, sha256, tilde
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, Ledger, Line, read_ledger
 from abathur_nb.files import read_regular
 from abathur_nb.report import Check, Report, Status
-from abathur_nb.text import counted, moment_of, printable, shown, some
+from abathur_nb.text import counted, moment_of, shown, some
 
 Verdict = Literal["pass", "fail", "refused", "error", "timeout", "interrupted"]
 EXIT_CODES: Mapping[Verdict, int] = {
@@ -33,13 +32,7 @@ PDF = "page.pdf"  # that earlier versions made of the page
 IN_LINE = ("run_id", "notebook", "env", "verdict", "started_at", "ended_at")  # that the ledger repeats of a record
 FORMAT = 2  # since then each check has its id and its data
 Kind = TypeVar("Kind", bound="Started")
-Interval = tuple[float | None, float, float | None]  # the lower bound, the percentile, the upper bound; ms
-
-# What a benchmark's figures depend on, apart from the versions, whose effect a history is to show.
-_BASIS = ("processor", "file system", "readers", "rows")
-_TIME = re.compile(r"(20\d{6}T\d{9})Z-")  # only years 2000-2099, to keep the time axis readable
 _MARKS = {"pass": "✓ pass", "unsealed": "? unsealed"}  # and a cross for each other verdict
-_LONGEST = 60  # characters of a name
 _NAMED = 5  # runs that an error names
 
 
@@ -103,12 +96,7 @@ class Record(Started):
 
 def interval(data: object) -> bool:
     """Return whether JSON is a percentile between its two bounds, each of which may be unknown."""
-    return (
-        isinstance(data, list)
-        and len(data) == 3
-        and number(data[1])
-        and all(bound is None or number(bound) for bound in data)
-    )
+    return isinstance(data, list) and len(data) == 3 and number(data[1]) and all(d is None or number(d) for d in data)
 
 
 def limit(data: object) -> bool:
@@ -155,11 +143,6 @@ def read_run(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
         raise ValueError(f"its format is {shown(data.get('format'))}, known is {FORMAT}: update abathur_nb")
     if faults := misfits(data, _SHAPES[kind]):
         raise ValueError(f"not a record of a run: {'; '.join(faults)}")
-    return as_run(kind, data)
-
-
-def as_run(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
-    """Return the Started or the Record of data that is known to hold one."""
     known = {each.name: data[each.name] for each in fields(kind) if each.name in data}
     if kind is Record:
         known["reports"] = tuple(Report.from_dict(report) for report in data["reports"])
@@ -187,8 +170,9 @@ def summary(record: Record) -> str:
 class Entry:
     """Hold what an archive has of one run. ``started`` and ``record`` are None where missing or not as written.
 
-    ``line`` is its line in the ledger: None for a run whose executed notebook was not archived. ``faults`` says what
-    of the two files is not as it was written, by itself or by the ledger.
+    ``line`` is its line in the ledger: None for a run whose executed notebook was not archived. ``faults`` names each
+    difference of the two files from what was written. ``of_several`` says whether the archive holds runs of more than
+    one database.
     """
 
     run_id: str
@@ -197,6 +181,7 @@ class Entry:
     record: Record | None
     line: Line | None
     faults: tuple[str, ...] = ()
+    of_several: bool = False
 
     @property
     def verdict(self) -> str:
@@ -209,6 +194,79 @@ class Entry:
     def known(self) -> Record | Started | None:
         """Return the record, or how the run started if it has none."""
         return self.record or self.started
+
+    @property
+    def sealed(self) -> Record | None:
+        """Return the record if all is as it was written, whatever its verdict."""
+        return None if self.faults else self.record
+
+    @property
+    def started_at(self) -> datetime:
+        """Return the time in the run's id."""
+        month, day, time = self.run_id[:6], self.run_id[6:8], self.run_id[8:18]
+        # Counted from the first of the month, because a forged id may name the 31st of February.
+        return datetime.strptime(f"{month}01{time}+0000", "%Y%m%dT%H%M%S%f%z") + timedelta(days=int(day) - 1)
+
+    @property
+    def when(self) -> str:
+        """Return when it began, in UTC, to the second."""
+        return f"{self.started_at:%Y-%m-%d %H:%M:%S}"
+
+    @property
+    def seconds(self) -> float | None:
+        """Return how long it took; None unless it is sealed."""
+        return self.sealed.seconds if self.sealed else None
+
+    @property
+    def notebook(self) -> str:
+        """Return the name of its notebook."""
+        if self.known:
+            return self.known.notebook
+        return str(self.line.data["notebook"]) if self.line else "?"
+
+    @property
+    def database(self) -> str:
+        """Return the path of its database, an empty text if unknown."""
+        return str(self.known.settings.get("db_path", "")) if self.known else ""
+
+    @property
+    def label(self) -> str:
+        """Return the notebook's name, and the database's too in an archive of several."""
+        return f"{self.notebook} of {self.database}" if self.of_several else self.notebook
+
+    @property
+    def who(self) -> str:
+        """Return the user and the host, an empty text if unknown."""
+        return self.known.who if self.known else ""
+
+    @property
+    def mark(self) -> str:
+        """Return the verdict with a shape before it, so that nothing hangs on colour alone."""
+        return _MARKS.get(self.verdict, f"✗ {self.verdict}")
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Return the names of the checks that failed or could not run."""
+        return tuple(check.name for check in self.sealed.checks if check.failed) if self.sealed else ()
+
+    @property
+    def ending(self) -> str:
+        """Return the verdict, and behind a colon the names of the checks that failed."""
+        return ": ".join(filter(None, (self.verdict, ", ".join(self.failed))))
+
+    @property
+    def size(self) -> int | None:
+        """Return the size of the database file after the run, in bytes."""
+        return (self.sealed.database.get("after") or {}).get("size") if self.sealed else None
+
+    def found(self, fact: str) -> Mapping[str, Any]:
+        """Return one of the ``facts`` of its record, nothing unless it is sealed and has it."""
+        return self.sealed.facts.get(fact, {}) if self.sealed else {}
+
+    def is_of(self, settings: Settings) -> bool:
+        """Return whether it is of the database of ``settings``, under the same environment."""
+        own = (settings.env, tilde(str(settings.db_path)))
+        return self.known is not None and (self.known.env, self.database) == own
 
 
 def run_ids(archive: Path) -> frozenset[str]:
@@ -226,7 +284,9 @@ def read_archive(archive: Path, ledger: Ledger | None = None) -> tuple[Entry, ..
     """
     found = run_ids(archive)
     lines = (read_ledger(archive) if ledger is None else ledger).runs
-    return tuple(read_entry(archive, run_id, lines.get(run_id)) for run_id in sorted(found | lines.keys()))
+    runs = [read_entry(archive, run_id, lines.get(run_id)) for run_id in sorted(found | lines.keys())]
+    several = len({run.database for run in runs if run.database}) > 1
+    return tuple(replace(run, of_several=several and bool(run.database)) for run in runs)
 
 
 def find_run(archive: Path, beginning: str) -> Entry:
@@ -290,121 +350,3 @@ def _read(folder: Path, name: str, kind: type[Kind], line: Line | None, faults: 
     except ValueError as error:
         faults.append(f"{where}: {error}")
     return None, ""
-
-
-# --- as a history shows them
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """Hold what a sealed record says besides its verdict; empty where its notebook found out nothing of the kind.
-
-    ``failed`` names its checks that failed or could not run. ``percentiles`` are intervals in ms by measurement and
-    level (``p99``), ``limits`` the level and the ms of each measurement that has a limit, ``basis`` what both depend
-    on. ``size`` is the file's, ``sizes`` those of tables and indexes, in bytes.
-    """
-
-    failed: tuple[str, ...] = ()
-    percentiles: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
-    limits: Mapping[str, tuple[str, float]] = field(default_factory=dict)
-    basis: tuple[str, ...] = ()
-    schema: Mapping[str, str] = field(default_factory=dict)
-    plans: Mapping[str, str] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    size: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PastRun:
-    """Hold one run of an archive: what, on which database, when, the verdict, how long, who.
-
-    ``verdict`` is also ``unsealed`` where there is no record, and ``altered`` where a file is not as it was written.
-    ``label`` is the notebook's name, and the database's too in an archive of several.
-    """
-
-    entry: Entry
-    started_at: datetime
-    notebook: str
-    database: str
-    label: str
-    verdict: str
-    seconds: float | None = None
-    who: str = ""
-    facts: Facts = field(default_factory=Facts)
-
-    @property
-    def run_id(self) -> str:
-        """Return the id of the run."""
-        return self.entry.run_id
-
-    @property
-    def sealed(self) -> bool:
-        """Return whether it has a sealed record, whatever the verdict."""
-        return self.seconds is not None
-
-    @property
-    def mark(self) -> str:
-        """Return the verdict with a shape before it, so that nothing hangs on colour alone."""
-        return _MARKS.get(self.verdict, f"✗ {self.verdict}")
-
-    @property
-    def when(self) -> str:
-        """Return when it began, in UTC, to the second."""
-        return f"{self.started_at:%Y-%m-%d %H:%M:%S}"
-
-    @property
-    def failures(self) -> str:
-        """Return the names of the checks that failed, behind a colon, or an empty text."""
-        return f": {', '.join(self.facts.failed)}" if self.facts.failed else ""
-
-    def is_of(self, settings: Settings) -> bool:
-        """Return whether it is of the database of ``settings``, under the same environment."""
-        run, own = self.entry.known, (settings.env, tilde(str(settings.db_path)))
-        return run is not None and (run.env, run.settings.get("db_path")) == own
-
-
-def past_runs(entries: Iterable[Entry]) -> tuple[PastRun, ...]:
-    """Return these runs in the same order. Those whose id holds no time are left out."""
-    runs = [*_past(entries)]
-    if len({run.database for run in runs if run.database}) > 1:
-        runs = [replace(run, label=f"{run.notebook} of {run.database}") for run in runs]
-    return tuple(runs)
-
-
-def _past(entries: Iterable[Entry]) -> Iterator[PastRun]:
-    for entry in entries:
-        try:
-            time = _TIME.match(entry.run_id)
-            started_at = datetime.strptime(f"{time[1] if time else ''}+0000", "%Y%m%dT%H%M%S%f%z")
-        except ValueError:  # another century, or the 31st of February
-            continue
-        known = entry.known
-        notebook = _short(known.notebook if known else entry.line.data["notebook"] if entry.line else "?")
-        database, who = (_short(known.settings.get("db_path", "")), _short(known.who)) if known else ("", "")
-        run = PastRun(entry, started_at, notebook, database, notebook, entry.verdict, who=who)
-        if entry.record and not entry.faults:
-            run = replace(run, seconds=entry.record.seconds, facts=_facts(entry.record))
-        yield run
-
-
-def _facts(record: Record) -> Facts:
-    facts, machine = record.facts, record.facts.get("machine", {})
-    return Facts(
-        failed=tuple(_short(check.name) for check in record.checks if check.failed),
-        percentiles={
-            _short(name): {level: (low, value, high) for level, (low, value, high) in levels.items()}
-            for name, levels in facts.get("percentiles_ms", {}).items()
-        },
-        limits={_short(name): (level, ms) for name, (level, ms) in facts.get("limits_ms", {}).items()},
-        basis=(_short(record.settings.get("db_path", "")), *(str(machine.get(name)) for name in _BASIS)),
-        # What a dry run of init shows is only planned, and of that no rows are counted.
-        schema={name: str(sql) for name, sql in facts.get("schema", {}).items() if facts.get("rows")},
-        plans={name: "\n".join(lines) for name, lines in facts.get("plans", {}).items()},
-        sizes={_short(name): size for name, size in facts.get("sizes", {}).items()},
-        size=(record.database.get("after") or {}).get("size"),
-    )
-
-
-def _short(text: object) -> str:
-    words = printable(str(text)).replace("\n", "\\n")
-    return words if len(words) <= _LONGEST else f"…{words[-_LONGEST:]}"

@@ -24,7 +24,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ChecksFailedError, MisuseError, RefusedError
 from abathur_nb.evidence.canonical import canonical, refuse_secrets, sealed, sha256, tilde, unsealed
 from abathur_nb.evidence.ledger import RUN_ID, ledger_head, require_no_line
-from abathur_nb.evidence.record import FORMAT, RECORD, STARTED, Record, Started, Verdict, as_run, read_run, summary
+from abathur_nb.evidence.record import FORMAT, RECORD, STARTED, Record, Started, Verdict, read_run, summary
 from abathur_nb.evidence.statement import signer
 from abathur_nb.files import make_private_directory, nearest_existing, os_cause, read_regular, write_durably
 from abathur_nb.health.path_on_disk import location_checks, writable_by_others
@@ -225,14 +225,13 @@ def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: An
     started = read_run(Started, unsealed(begun))
     words = {each.name: getattr(started, each.name) for each in fields(Started)}
     record = Record(**words, started_sha256=sha256(begun), ended_at=utc_now(), verdict=verdict, **found)
-    data = tilde(record.to_dict())
-    content = sealed(data)
+    content = sealed(tilde(record.to_dict()))
     refuse_secrets(settings, {RECORD: content})
     try:
         write_durably(folder / RECORD, content)
     except OSError as failure:
         raise _unwritable(folder.parent, failure) from None
-    return as_run(Record, data)
+    return read_run(Record, unsealed(content))
 
 
 # --- the run that a notebook holds

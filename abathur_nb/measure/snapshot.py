@@ -27,7 +27,7 @@ from abathur_nb.backups.manifest import list_backups, newest_fit, of_database
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import read_ledger
-from abathur_nb.evidence.record import past_runs, read_entry, run_ids
+from abathur_nb.evidence.record import read_entry, run_ids
 from abathur_nb.files import nearest_existing, os_cause, write_durably
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.measure import alerts
@@ -102,9 +102,9 @@ def _last_validation(settings: Settings) -> float:
 
     def newest(ids: Iterable[str]) -> float:
         for run_id in ids:
-            for run in past_runs([read_entry(archive, run_id, lines.get(run_id))]):
-                if (run.notebook, run.verdict) == _GREEN and run.is_of(settings):
-                    return run.started_at.timestamp()
+            run = read_entry(archive, run_id, lines.get(run_id))
+            if (run.notebook, run.verdict) == _GREEN and run.is_of(settings):
+                return run.started_at.timestamp()
         return 0.0
 
     with suppress(RefusedError):

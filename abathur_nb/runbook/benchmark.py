@@ -16,7 +16,7 @@ from abathur_nb.config.parameters import check_ranges
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import read_ledger
-from abathur_nb.evidence.record import PastRun, find_run, past_runs, read_entry
+from abathur_nb.evidence.record import Entry, find_run, read_entry
 from abathur_nb.evidence.run import versions_of
 from abathur_nb.files import scratch_directory, sweep
 from abathur_nb.health.path_on_disk import free_mb
@@ -144,7 +144,7 @@ async def run_benchmark(
 
 def _checked_arguments(
     settings: Settings, rows: object, repetitions: object, full: object, compare_with: object
-) -> PastRun | None:
+) -> Entry | None:
     """Return the run to compare with, if one is named; raise ConfigurationError naming every wrong argument."""
     faults, earlier = list[str](), None
     try:
@@ -261,36 +261,31 @@ def describe_machine(settings: Settings, rows: int, repetitions: int) -> dict[st
     }
 
 
-def _named_run(settings: Settings, run_id: object) -> PastRun:
+def _named_run(settings: Settings, run_id: object) -> Entry:
     if not isinstance(run_id, str):
         raise ConfigurationError(f"compare_with: expected the id of an archived run, found {shown(run_id)}")
     if fault := url_fault("compare_with", run_id):
         raise ConfigurationError(fault)
     try:
-        found = past_runs([find_run(settings.archive_dir, run_id)])
+        found = find_run(settings.archive_dir, run_id)
     except RefusedError as error:
         raise ConfigurationError(f"compare_with: {error.observed}") from None
-    if not found or found[0].notebook != _TITLE or not found[0].facts.percentiles:
+    if found.notebook != _TITLE or not found.found("percentiles_ms"):
         raise ConfigurationError(f"compare_with: expected a benchmark that was measured, found {shown(run_id)}")
-    return found[0]
+    return found
 
 
-def _newest_comparable(settings: Settings, machine: Mapping[str, Any]) -> PastRun | None:
+def _newest_comparable(settings: Settings, machine: Mapping[str, Any]) -> Entry | None:
     """Return the newest archived benchmark of the same machine, versions, rows and settings, if any."""
     try:
         lines = read_ledger(settings.archive_dir).runs
     except RefusedError:  # no archive yet
         return None
     for run_id in sorted((i for i, line in lines.items() if line.data["notebook"] == _TITLE), reverse=True):
-        for run in past_runs([read_entry(settings.archive_dir, run_id, lines[run_id])]):
-            if run.facts.percentiles and not _differences(machine, _machine_of(run)):
-                return run
+        run = read_entry(settings.archive_dir, run_id, lines[run_id])
+        if run.found("percentiles_ms") and not _differences(machine, run.found("machine")):
+            return run
     return None
-
-
-def _machine_of(run: PastRun) -> Mapping[str, Any]:
-    found = run.entry.record.facts.get("machine") if run.entry.record else None
-    return found if isinstance(found, Mapping) else {}
 
 
 def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
@@ -318,13 +313,14 @@ def compare_machines(now: Mapping[str, Any], then: Mapping[str, Any]) -> Check:
     return Check.that("machine", not differences, expected, "; ".join(differences) or "the same", remedy, "warn")
 
 
-def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], earlier: PastRun) -> Iterator[Check]:
+def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], earlier: Entry) -> Iterator[Check]:
     """Compare the machine, then each measurement: slower where the interval of a percentile lies above the other."""
-    yield compare_machines(machine, _machine_of(earlier))
-    for name in (name for name in samples if name in earlier.facts.percentiles):
+    yield compare_machines(machine, earlier.found("machine"))
+    measured = earlier.found("percentiles_ms")
+    for name in (name for name in samples if name in measured):
         words, slower = [], False
         for now in percentiles(samples[name]):
-            was = earlier.facts.percentiles[name].get(now.name)
+            was = measured[name].get(now.name)
             if was:
                 words.append(f"{now}, was {was[1]:.3g} ms ({now.value / was[1]:.2f} times)")
                 slower |= above(now.low, was[2])

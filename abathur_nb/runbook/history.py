@@ -11,7 +11,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.difference import circumstances, clipped, differences
 from abathur_nb.evidence.ledger import FIRST, read_ledger
-from abathur_nb.evidence.record import PastRun, past_runs, read_archive
+from abathur_nb.evidence.record import Entry, read_archive
 from abathur_nb.evidence.run import Run
 from abathur_nb.evidence.stores import archive_at, first_run, local
 from abathur_nb.evidence.verify import verify_archive
@@ -38,7 +38,7 @@ class History:
 
     report: Report
     archive: Path | str
-    runs: tuple[PastRun, ...] = ()
+    runs: tuple[Entry, ...] = ()
     ledger_head: str = FIRST
     since_green: Table = Table((), (), _NO_RUN)
     changes: Table = Table((), (), _NO_RUN)
@@ -49,7 +49,7 @@ class History:
 
         columns = ["started_at", "notebook", "database", "verdict", "seconds", "failed", "who", "size", "run_id"]
         rows = [
-            (r.started_at, r.notebook, r.database, r.verdict, r.seconds, r.facts.failed, r.who, r.facts.size, r.run_id)
+            (r.started_at, r.notebook, r.database, r.verdict, r.seconds, r.failed, r.who, r.size, r.run_id)
             for r in self.runs
         ]
         return pd.DataFrame(rows, columns=columns)
@@ -67,10 +67,9 @@ class History:
     def _table(self) -> Table:
         rows = []
         for run in reversed(self.runs):
-            line = run.entry.line
-            notebook = run.label + (", other cells" if line and not line.data["as_template"] else "")
+            notebook = run.label + (", other cells" if run.line and not run.line.data["as_template"] else "")
             seconds = "" if run.seconds is None else f"{run.seconds:.1f}"
-            failed = some(run.facts.failed, _NAMED)
+            failed = some(run.failed, _NAMED)
             rows.append((run.mark, run.when, notebook, run.run_id, seconds, run.who, failed))
         return Table(("", "start (UTC)", "notebook", "run", "seconds", "who", "what failed"), tuple(rows), _NO_RUN)
 
@@ -90,7 +89,7 @@ def read_history(
         return History(Report(_TITLE, (check,), subject=str(where), refused=True), where)
     own = run.folder.name if run and run.folder else None
     checks: list[Check] = []
-    runs: tuple[PastRun, ...] = ()
+    runs: tuple[Entry, ...] = ()
     head = FIRST
     try:
         # `_checks` reports unsealed runs, without the current one.
@@ -98,7 +97,7 @@ def read_history(
             checks += [check for check in verify_archive(folder).checks if check.id != "no_evidence"]
             ledger = read_ledger(folder)
             head = ledger.lines[-1].sha256 if ledger.lines else FIRST
-            runs = past_runs(entry for entry in read_archive(folder, ledger) if entry.run_id != own)
+            runs = tuple(run for run in read_archive(folder, ledger) if run.run_id != own)
         checks += _checks(runs, where)
     except (RefusedError, OSError) as error:
         remedy = f"see who may read it: ls -la {quote(str(where))}" if isinstance(where, Path) else ""
@@ -107,7 +106,7 @@ def read_history(
     return History(report, where, runs, head, _since_green(runs), _changes(runs))
 
 
-def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
+def _checks(runs: Sequence[Entry], where: Path | str) -> Iterator[Check]:
     """Ask what a sound archive leaves open. None of it fails the report: each run has a verdict of its own."""
     observed = "one" if runs else "no earlier run"
     if len(runs) > 1:
@@ -132,7 +131,7 @@ def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
         otherwise="warn",
         evidence=(f"{run.run_id} {run.label}, started by {run.who}" for run in unsealed),
     )
-    loose = [run for run in runs if run.sealed and not run.entry.line]
+    loose = [run for run in runs if run.sealed and not run.line]
     yield Check.that(
         "archived",
         not loose,
@@ -147,7 +146,7 @@ def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
             f"newest_{id_of(run.label)}",
             run.verdict == "pass",
             expected="it passed",
-            observed=f"{run.verdict}, {run.when}, run {run.run_id}{run.failures}",
+            observed=f"{run.ending}, {run.when}, run {run.run_id}",
             remedy=f"see below what changed since it passed, and what it found: {where}/{run.run_id}",
             otherwise="warn",
             name=f"newest {run.label}",
@@ -155,7 +154,7 @@ def _checks(runs: Sequence[PastRun], where: Path | str) -> Iterator[Check]:
         )
 
 
-def _since_green(runs: Sequence[PastRun]) -> Table:
+def _since_green(runs: Sequence[Entry]) -> Table:
     """Say, for each notebook, what its newest sealed run found otherwise than the last one before it that passed."""
     rows = []
     # history is skipped: it recomputes everything.
@@ -170,8 +169,8 @@ def _since_green(runs: Sequence[PastRun]) -> Table:
     return Table(("", "notebook", "newest run", "what changed since the last that passed"), tuple(rows), _NO_RUN)
 
 
-def _difference(earlier: PastRun, later: PastRun) -> str:
-    one, other = earlier.entry.record, later.entry.record
+def _difference(earlier: Entry, later: Entry) -> str:
+    one, other = earlier.record, later.record
     if one is None or other is None:
         return ""
     changed = [str(change) for change in differences(one, other)] or ["nothing"]
@@ -182,12 +181,16 @@ def _difference(earlier: PastRun, later: PastRun) -> str:
     return "\n".join(changed)
 
 
-def _changes(runs: Sequence[PastRun]) -> Table:
+def _changes(runs: Sequence[Entry]) -> Table:
     """List schema and plan changes, newest first, with the first run that saw each."""
     known: dict[tuple[str, str], Mapping[str, str]] = {}
     rows = []
     for run in runs:
-        for kind, found in {"schema": run.facts.schema, "plan": run.facts.plans}.items():
+        for kind, found in {
+            # What a dry run of init shows is only planned, and of that no rows are counted.
+            "schema": run.found("schema") if run.found("rows") else {},
+            "plan": {name: "\n".join(lines) for name, lines in run.found("plans").items()},
+        }.items():
             if not found:
                 continue
             before = known.setdefault((run.database, kind), found)

@@ -14,7 +14,7 @@ from abathur_nb.config.notebooks import NOTEBOOKS
 from abathur_nb.config.settings import Settings, environment_names, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.evidence.ledger import read_ledger
-from abathur_nb.evidence.record import Entry, PastRun, past_runs, read_archive
+from abathur_nb.evidence.record import Entry, read_archive
 from abathur_nb.evidence.run import Run
 from abathur_nb.evidence.stores import chosen_archive, first_run, local
 from abathur_nb.report import Check, Report
@@ -111,7 +111,7 @@ class Overview:
 
     report: Report
     databases: Mapping[str, str]
-    newest: Mapping[str, Mapping[str, PastRun]]
+    newest: Mapping[str, Mapping[str, Entry]]
 
     def to_record(self) -> dict[str, Any]:
         """Return what a run's record keeps: of each environment which runs were its newest."""
@@ -143,7 +143,7 @@ def show_environments(settings: Settings, *, run: Run | None = None) -> Overview
     own = run.folder.name if run and run.folder else None
     checks: list[Check] = []
     databases: dict[str, str] = {}
-    newest: dict[str, Mapping[str, PastRun]] = {}
+    newest: dict[str, Mapping[str, Entry]] = {}
     for env in environment_names():
         databases[env], newest[env] = "?", {}
         try:
@@ -171,13 +171,13 @@ def _database(path: Path) -> str:
     return str(path)
 
 
-def _newest(settings: Settings, own: str | None) -> tuple[Mapping[str, PastRun], Check]:
+def _newest(settings: Settings, own: str | None) -> tuple[Mapping[str, Entry], Check]:
     """Return the newest run of each notebook of an environment, and the check about them."""
     archive, env = settings.archive_dir, settings.env
     os.stat(archive)
     ledger = read_ledger(archive)
     entries = [entry for entry in read_archive(archive, ledger) if entry.run_id != own]
-    newest = {run.notebook: run for run in past_runs(entries) if run.is_of(settings)}
+    newest = {run.notebook: run for run in entries if run.is_of(settings)}
     if faults := [*ledger.faults, *(fault for entry in entries for fault in entry.faults)]:
         observed = f"its archive is not as it was written: {faults[0]}"
         remedy = f"python -m abathur_nb verify {quote(str(archive))}"
@@ -196,7 +196,7 @@ def _newest(settings: Settings, own: str | None) -> tuple[Mapping[str, PastRun],
         observed=", ".join(f"{run.notebook} {run.verdict}" for run in bad) or passed,
         remedy=f"open history.ipynb with env {env}: it says what failed, and what changed since it passed",
         otherwise="warn",
-        evidence=(f"{archive}/{run.run_id} {run.notebook} {run.verdict}{run.failures}" for run in bad),
+        evidence=(f"{archive}/{run.run_id} {run.notebook} {run.ending}" for run in bad),
         name=env,
     )
 

@@ -11,7 +11,7 @@ from abathur_nb.config.notebooks import notebook_named
 from abathur_nb.config.parameters import FORM, said, said_fault
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.evidence.record import PastRun, past_runs, read_archive
+from abathur_nb.evidence.record import Entry, read_archive
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.health.checks import OTHERS
 from abathur_nb.report import Check, Report, Status
@@ -187,8 +187,8 @@ class _Archive:
 
     settings: Settings
     check: Check
-    runs: Sequence[PastRun]
-    changes: Sequence[PastRun]
+    runs: Sequence[Entry]
+    changes: Sequence[Entry]
 
     def answer(self, line: Line) -> Check:
         """Return what the newest run that ``line`` asks for says."""
@@ -205,7 +205,7 @@ class _Archive:
         otherwise: Status = "fail" if fault else "warn"
         return Check.that(line.id, not fault and not extra, expected, observed, remedy, otherwise, name=line.text)
 
-    def _fault(self, line: Line, run: PastRun) -> str:
+    def _fault(self, line: Line, run: Entry) -> str:
         """Return why a run is no evidence for a line; an empty text if it is."""
         passed = {check.id for check in _checks(run) if check.status == "pass"}
         if missing := [name.replace("_", " ") for name in line.checks if name not in passed]:
@@ -223,12 +223,12 @@ class _Archive:
 def _read(settings: Settings) -> _Archive:
     folder = settings.archive_dir
     try:
-        runs = [run for run in past_runs(read_archive(folder)) if run.sealed and run.is_of(settings)]
+        runs = [run for run in read_archive(folder) if run.sealed and run.is_of(settings)]
         failed = [check.observed for check in verify_archive(folder).checks if check.failed]
     except RefusedError as error:
         runs, failed = [], [error.observed]
     # The order of the ledger does not depend on a clock.
-    archived = sorted((run for run in runs if run.entry.line), key=_number)
+    archived = sorted((run for run in runs if run.line), key=_number)
     observed = failed[0] if failed else f"{folder}, {counted(len(archived), 'archived run')} of {settings.db_path}"
     remedy, title = (
         f"python -m abathur_nb verify {quote(str(folder))}",
@@ -239,18 +239,18 @@ def _read(settings: Settings) -> _Archive:
     return _Archive(settings, check, archived, changes)
 
 
-def _number(run: PastRun) -> int:
-    return run.entry.line.number if run.entry.line else 0
+def _number(run: Entry) -> int:
+    return run.line.number if run.line else 0
 
 
-def _is_after(change: PastRun, run: PastRun) -> bool:
+def _is_after(change: Entry, run: Entry) -> bool:
     """Return whether a change began after a run; by the ledger where the clock was ahead then."""
-    if is_ahead(change.started_at) and change.entry.line:
+    if is_ahead(change.started_at) and change.line:
         return _number(change) > _number(run)
     return change.started_at > run.started_at
 
 
-def _missing(line: Line, runs: Sequence[PastRun]) -> str:
+def _missing(line: Line, runs: Sequence[Entry]) -> str:
     """Say which run a line lacks, and with what other parameters the newest run of its notebook was made."""
     missing = f"no archived run of {line.notebook}"
     missing += "".join(f" with {name} {value}" for name, value in line.parameters.items())
@@ -261,15 +261,15 @@ def _missing(line: Line, runs: Sequence[PastRun]) -> str:
     return f"{missing}; the newest, {runs[-1].run_id}, has {has}"
 
 
-def _parameters(run: PastRun) -> Mapping[str, object]:
-    return run.entry.record.parameters if run.entry.record else {}
+def _parameters(run: Entry) -> Mapping[str, object]:
+    return run.record.parameters if run.record else {}
 
 
-def _checks(run: PastRun) -> tuple[Check, ...]:
-    return run.entry.record.checks if run.entry.record else ()
+def _checks(run: Entry) -> tuple[Check, ...]:
+    return run.record.checks if run.record else ()
 
 
-def _extra(line: Line, run: PastRun) -> str:
+def _extra(line: Line, run: Entry) -> str:
     """Return what a run of validate named that is not of ``sql/``, for a line about tables or indexes."""
     if not {"tables", "indexes"} & {*line.checks}:
         return ""

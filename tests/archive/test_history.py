@@ -62,7 +62,7 @@ def test_a_newest_run_that_failed_and_one_that_is_unsealed_warn_by_name_and_neve
     history = nb.read_history(settings)
     assert history.report.ok
     newest, sealed = check(history, "newest validate"), check(history, "sealed")
-    assert (newest.status, newest.observed) == ("warn", f"fail, 2026-10-01 12:00:00, run {failed.name}: tables")
+    assert (newest.status, newest.observed) == ("warn", f"fail: tables, 2026-10-01 12:00:00, run {failed.name}")
     assert str(failed) in newest.remedy
     assert (sealed.status, sealed.observed) == ("warn", "1 have none, and are no evidence")
     assert f"{dead.name} explain, started by " in sealed.evidence[0]

@@ -17,7 +17,7 @@ from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.ledger import LEDGER
-from abathur_nb.evidence.record import RECORD, STARTED, Entry, PastRun, find_run, past_runs, read_archive, run_ids
+from abathur_nb.evidence.record import RECORD, STARTED, Entry, find_run, read_archive, run_ids
 from abathur_nb.evidence.stores import chosen_archive
 from abathur_nb.runbook.index import table
 
@@ -237,24 +237,17 @@ def test_a_duration_is_told_as_people_say_it_and_no_name_can_steer_a_terminal() 
 # --- what it found out
 
 
-def past(settings: Settings) -> tuple[PastRun, ...]:
-    return past_runs(read_archive(settings.archive_dir))
-
-
 def test_a_run_is_told_with_its_time_its_verdict_and_who_ran_it(settings: Settings) -> None:
     folder = run_at(settings, "20261001T120000")
-    (run,) = past(settings)
+    (run,) = read_archive(settings.archive_dir)
     assert run.run_id == folder.name
     assert run.started_at == datetime(2026, 10, 1, 12, tzinfo=UTC)
-    assert (run.notebook, run.label, run.verdict, run.sealed) == ("validate", "validate", "pass", True)
+    assert (run.notebook, run.label, run.verdict, run.sealed) == ("validate", "validate", "pass", run.record)
     assert run.seconds is not None
     assert run.seconds >= 0
     assert " on " in run.who
-    assert run.facts.size == IDENTITY["size"]
-    assert run.facts.sizes == FACTS["sizes"]
-    assert run.facts.schema == FACTS["schema"]
-    assert run.facts.plans == {"get_session": "SEARCH sessions USING INDEX a (id=?)"}
-    assert run.facts.percentiles == {"session retrieval": {"p50": (0.1, 0.2, 0.3), "p99": (0.5, 0.7, None)}}
+    assert run.size == IDENTITY["size"]
+    assert {name: run.found(name) for name in FACTS} == FACTS
 
 
 ODD: list[Mapping[str, Any]] = [
@@ -283,28 +276,27 @@ def test_of_an_altered_run_no_fact_is_told_though_each_hash_is_right(settings: S
     """A record that was not archived can be made anew by anybody, with the right hash."""
     folder = start(settings)
     seal(folder, settings)
-    (one,) = past(settings)
-    assert (one.verdict, one.sealed) == ("pass", True), "the control"
+    (one,) = read_archive(settings.archive_dir)
+    assert (one.verdict, one.sealed) == ("pass", one.record), "the control"
     begun, record = (folder / STARTED).read_bytes(), (folder / RECORD).read_bytes()
     (folder / STARTED).write_bytes(sealed({**unsealed(begun), "user": "mallory"}))
-    (one,) = past(settings)
-    assert (one.verdict, one.sealed, one.facts.size) == ("altered", False, None)
+    (one,) = read_archive(settings.archive_dir)
+    assert (one.verdict, one.sealed, one.size, one.found("sizes")) == ("altered", None, None, {})
     (folder / STARTED).write_bytes(begun)
     for facts in ODD:
         (folder / RECORD).write_bytes(sealed({**unsealed(record), "facts": facts}))
-        assert [one.verdict for one in past(settings)] == ["altered"], facts
+        assert [one.verdict for one in read_archive(settings.archive_dir)] == ["altered"], facts
 
 
-def test_an_id_that_holds_no_time_of_a_run_is_left_out_and_of_two_databases_each_label_says_which(
+def test_a_name_without_a_time_is_no_run_and_of_two_databases_each_label_says_which(
     settings: Settings, tmp_path: Path
 ) -> None:
     other = resolve("development", db_path=tmp_path / "other.db", archive_dir=settings.archive_dir)
     run_at(settings, "20261001T120000")
     run_at(other, "20261001T130000")
-    for run_id in ("99991231T235959999Z-abcdef", "00010101T000000000Z-abcdef", "20260231T120000000Z-abcdef"):
+    for run_id in ("99991231T235959999Z-abcdef", "00010101T000000000Z-abcdef", "20261331T120000000Z-abcdef"):
         (settings.archive_dir / run_id).mkdir()
-    assert len(read_archive(settings.archive_dir)) == 5
-    one, two = past(settings)
+    one, two = read_archive(settings.archive_dir)
     assert one.notebook == two.notebook == "validate"
     assert one.label == f"validate of {one.database}"
     assert two.label.endswith("other.db")
@@ -315,11 +307,14 @@ async def test_what_explain_and_benchmark_found_out_comes_back_as_it_was(databas
     result = await nb.run_benchmark(database, rows=100, repetitions=299)
     run_at(database, "20261001T120000", "explain", facts=plans.to_record())
     run_at(database, "20261001T130000", "benchmark", facts=result.to_record())
-    explained, measured = (run.facts for run in past(database))
-    assert set(explained.plans) == set(plans.trees)
-    assert "idx_audit_task" in explained.plans["audit_of_task"]
-    assert measured.limits == {name: (f"p{level * 100:g}", limit) for name, (level, limit) in result.limits.items()}
+    explained, measured = read_archive(database.archive_dir)
+    assert set(explained.found("plans")) == set(plans.trees)
+    assert "idx_audit_task" in str(explained.found("plans")["audit_of_task"])
+    limits = measured.found("limits_ms")
+    assert limits == {name: [f"p{level * 100:g}", limit] for name, (level, limit) in result.limits.items()}
     frame = result.to_frame().set_index("measurement")
-    for name, (level, _) in measured.limits.items():
-        assert measured.percentiles[name][level][1] == pytest.approx(frame.loc[name, f"{level} ms"], rel=0.01)
-    assert measured.basis[-1] == "100"  # rows
+    for name, (level, _) in limits.items():
+        assert measured.found("percentiles_ms")[name][level][1] == pytest.approx(
+            frame.loc[name, f"{level} ms"], rel=0.01
+        )
+    assert measured.found("machine")["rows"] == 100

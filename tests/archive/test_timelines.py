@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from archives import record_with
 from charts_helpers import drawn, is_blank
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 
 from abathur_nb import charts
-from abathur_nb.evidence.record import EXIT_CODES, Entry, Facts, PastRun
+from abathur_nb.evidence.record import EXIT_CODES, Entry
 from abathur_nb.report import Report
 from abathur_nb.runbook.history import History
 
@@ -21,19 +22,28 @@ VERDICTS = (*EXIT_CODES, "unsealed", "altered")
 ALL = (charts.verdicts_over_time, charts.percentiles_over_time, charts.sizes_over_time)
 
 
-def at(hours: float, verdict: str = "pass", label: str = "validate", **facts: Any) -> PastRun:
-    entry = Entry("", Path(), None, None, None)
-    return PastRun(entry, BEGIN + timedelta(hours=hours), label, "", label, verdict, 1.0, facts=Facts(**facts))
+def at(hours: float, verdict: str = "pass", notebook: str = "validate", size: int | None = None, **facts: Any) -> Entry:
+    run_id = f"{BEGIN + timedelta(hours=hours):%Y%m%dT%H%M%S%f}"[:18] + "Z-abcdef"
+    ended = {} if verdict in ("unsealed", "altered") else {"verdict": verdict}
+    database = {"after": None if size is None else {"size": size}}
+    record = record_with(run_id=run_id, notebook=notebook, facts=facts, database=database, **ended)
+    faults = ("altered",) if verdict == "altered" else ()
+    return Entry(run_id, Path(), record, None if verdict == "unsealed" else record, None, faults)
 
 
-def history(*runs: PastRun) -> History:
+def history(*runs: Entry) -> History:
     return History(Report("history", ()), Path(), runs)
 
 
-def measured(hours: float, ms: float = 1.0, limit: float = 20, rows: str = "500", high: float | None = 3) -> PastRun:
+def measured(hours: float, ms: float = 1.0, limit: float = 20, rows: str = "500", high: float | None = 3) -> Entry:
     bounds = {"p50": (ms * 0.9, ms, ms * 1.1), "p99": (ms * 2, ms * 2.5, high and ms * high)}
     limits = {"memory retrieval": ("p99", limit)}
-    return at(hours, label="benchmark", basis=(rows,), percentiles={"memory retrieval": bounds}, limits=limits)
+    found: dict[str, Any] = {
+        "percentiles_ms": {"memory retrieval": bounds},
+        "limits_ms": limits,
+        "machine": {"rows": rows},
+    }
+    return at(hours, notebook="benchmark", **found)
 
 
 def lines(ax: Axes) -> dict[str, Any]:
@@ -57,7 +67,7 @@ def test_each_verdict_is_drawn_and_counted_and_no_two_look_alike_without_colour(
 
 
 def test_each_notebook_has_a_row_in_the_order_of_their_first_runs() -> None:
-    chart = charts.verdicts_over_time(history(at(0, label="init"), at(1), at(2, label="explain"), at(3)))
+    chart = charts.verdicts_over_time(history(at(0, notebook="init"), at(1), at(2, notebook="explain"), at(3)))
     drawn(chart)
     (ax,) = chart.axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["init", "validate", "explain"]
@@ -67,7 +77,7 @@ def test_each_notebook_has_a_row_in_the_order_of_their_first_runs() -> None:
 
 def test_a_notebook_may_be_named_anything() -> None:
     labels = ("$\\frac$", "a$b$", "<script>", "x" * 500, "_hidden", "", "été")
-    chart = charts.verdicts_over_time(history(*(at(hour, label=label) for hour, label in enumerate(labels))))
+    chart = charts.verdicts_over_time(history(*(at(hour, notebook=label) for hour, label in enumerate(labels))))
     drawn(chart)
     assert len(chart.axes[0].get_yticklabels()) == len(labels)
 
@@ -95,7 +105,10 @@ def test_the_percentiles_are_drawn_with_their_intervals_and_the_limit() -> None:
 
 def test_a_percentile_without_its_limit_or_the_other_way_round_is_not_drawn() -> None:
     half = at(
-        0, label="benchmark", percentiles={"x": {"p50": (1, 1, 1)}}, limits={"x": ("p99", 1.0), "y": ("p99", 1.0)}
+        0,
+        notebook="benchmark",
+        percentiles_ms={"x": {"p50": (1, 1, 1)}},
+        limits_ms={"x": ("p99", 1.0), "y": ("p99", 1.0)},
     )
     chart = charts.percentiles_over_time(history(half))
     assert is_blank(chart)
@@ -127,8 +140,8 @@ def test_the_sizes_show_the_file_first_and_then_the_largest_at_last() -> None:
 def test_one_run_is_drawn_at_its_hour_and_not_in_years_and_without_any_words_say_so(draw: Any) -> None:
     assert is_blank(draw(history()))
     run = measured(0)
-    both = PastRun(run.entry, run.started_at, "b", "", "b", "pass", 1.0, facts=replace(run.facts, size=4096))
-    chart = draw(history(both))
+    assert run.record
+    chart = draw(history(replace(run, record=replace(run.record, database={"after": {"size": 4096}}))))
     drawn(chart)
     first, last = chart.axes[-1].get_xlim()
     assert last - first == 1  # day

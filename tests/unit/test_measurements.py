@@ -10,7 +10,7 @@ import pytest
 from archives import record_with
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.record import Entry, PastRun, past_runs
+from abathur_nb.evidence.record import Entry
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.benchmark import BenchmarkResult, compare, compare_machines, describe_machine
 
@@ -56,12 +56,11 @@ def test_the_frame_has_a_row_a_measurement_with_three_significant_digits(result:
 # --- comparing
 
 
-def earlier_run(samples: dict[str, list[int]], machine: dict[str, Any]) -> PastRun:
+def earlier_run(samples: dict[str, list[int]], machine: dict[str, Any]) -> Entry:
     """Return the run that measured these, as an archive has it."""
     facts = BenchmarkResult(Report("benchmark", ()), samples, machine).to_record()
     record = record_with(notebook="benchmark", facts=facts)
-    (run,) = past_runs([Entry(record.run_id, Path(), None, record, None)])
-    return run
+    return Entry(record.run_id, Path(), None, record, None)
 
 
 def against(samples: dict[str, list[int]], earlier: dict[str, list[int]]) -> list[Check]:
