@@ -125,7 +125,8 @@ _SHAPES = {
         "verdict": frozenset(EXIT_CODES),
         "reports": [{"title": str, "subject": str, "refused": bool, "finished_at": moment, "checks": [_SHAPE_CHECK]}],
         "facts": {
-            **dict.fromkeys(("schema?", "rows?", "machine?"), dict),
+            **dict.fromkeys(("rows?", "machine?"), dict),
+            "schema?": {str: str},
             "plans?": {str: [str]},
             "sizes?": {str: number},
             "percentiles_ms?": {str: {str: interval}},
