@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.errors import RefusedError
-from abathur_nb.evidence.canonical import misfits, sealed, sha256, unsealed
+from abathur_nb.evidence.canonical import misfits, moment, sealed, sha256, unsealed
 from abathur_nb.files import at, fsync, locked, make_private_file, read_regular
 from abathur_nb.text import printable, shown, utc_now
 
@@ -25,11 +25,12 @@ _REPAIR = b'{"kind":"repair",'
 _FILE = re.compile(r"[a-z]+\.[a-z]+", re.ASCII)
 _SHAPES: Mapping[str, Mapping[str, Any]] = {
     "run": {
-        **dict.fromkeys(("run_id", "notebook", "env", "verdict", "started_at", "ended_at", "written_at"), str),
+        **dict.fromkeys(("run_id", "notebook", "env", "verdict"), str),
+        **dict.fromkeys(("started_at", "ended_at", "written_at"), moment),
         "as_template": bool,
         "files": {str: str},
     },
-    "repair": {"torn_sha256": str, "written_at": str},
+    "repair": {"torn_sha256": str, "written_at": moment},
 }
 
 

@@ -3,10 +3,8 @@
 import argparse
 import hashlib
 import os
-import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -120,9 +118,7 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
 
 def _no_archive(archive: Path) -> Check:
     observed = f"no run, and no line of a ledger, is in {archive}"
-    near = [folder for folder in (archive / "runs", archive.parent) if (folder / LEDGER).is_file()]
-    remedy = f"did you mean {near[0]}?" if near else "name the directory of an archive"
-    return Check("ledger", "fail", _RULES["ledger"][0], observed, remedy)
+    return Check("ledger", "fail", _RULES["ledger"][0], observed, "name the directory of an archive, such as runs/")
 
 
 def _first(found: Sequence[str]) -> str:
@@ -183,7 +179,7 @@ def _of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]
 
 
 def _of_order(entries: list[Entry], ledger: Ledger) -> Found:
-    """Yield each run that did not begin where it says, behind a line of this ledger; and note odd times.
+    """Yield each run that did not begin where it says, behind a line of this ledger.
 
     One that began behind its own line would have to hash itself. A run of another archive, signed with the same key,
     began behind lines that are not here, unless it was the first there.
@@ -196,37 +192,26 @@ def _of_order(entries: list[Entry], ledger: Ledger) -> Found:
         after = behind.get(head)
         if head not in known:
             yield "order", f"{entry.run_id}: the last line of the ledger when it began is gone: cut off, or rewritten"
-        elif after and after != entry.line and _is_before(after.data["written_at"], began):
+        elif after and after != entry.line and _seconds(after.data["written_at"], began) > _CLOCKS_S:
             words = f"it began at {began}, and does not know {LEDGER} line {after.number}, which was written before"
             yield "order", f"{entry.run_id}: {words}"
         elif head == FIRST and entry.line and _place(started) != first:
             yield "order", f"{entry.run_id}: it began in {_place(started)}, the first run in {first}: another archive"
-    before = ""
-    for line in ledger.lines:
-        written, latest = line.data["written_at"], max(before, line.data.get("ended_at", ""))
-        if latest and _is_before(written, latest):
-            yield "notes", f"{LEDGER} line {line.number} says {written}, and {latest} was before: a clock was set back"
-        before = written
 
 
 def _place(started: Started) -> str:
     return f"{started.env} {started.settings.get('archive_dir')} on {started.host}"
 
 
-def _is_before(earlier: str, later: str) -> bool:
-    """Return whether a moment is clearly before another one; text that is not a moment counts as before."""
-    try:
-        return (moment_of(later) - moment_of(earlier)).total_seconds() > _CLOCKS_S
-    except ValueError:
-        return True
+def _seconds(earlier: str, later: str) -> float:
+    return (moment_of(later) - moment_of(earlier)).total_seconds()
 
 
 def _strangers(archive: Path, entries: list[Entry]) -> Found:
-    """Yield what else is in the archive; what is hidden, and what others may read or write, is only noted."""
+    """Yield what else is in the archive; what is hidden is only noted."""
     folders = {archive: {LEDGER, *(entry.run_id for entry in entries)}}
     for entry in entries:
         folders[entry.folder] = set(entry.line.data["files"]) if entry.line else _SEALED
-    open_to_others = ["the archive itself"] if _is_open_to_others(archive) else []
     for folder, expected in folders.items():
         if folder != archive and not is_folder(folder):
             continue
@@ -240,21 +225,11 @@ def _strangers(archive: Path, entries: list[Entry]) -> Found:
         for path in paths:
             where = shown(str(path.relative_to(archive)))
             if path.name in expected or RUN_ID.fullmatch(str(path.relative_to(archive))):
-                open_to_others += [where] if _is_open_to_others(path) else []
-            elif path.name.startswith(".") or path.name in leftovers:
+                continue
+            if path.name.startswith(".") or path.name in leftovers:
                 yield "notes", f"{where} is a leftover, no evidence"
             else:
                 yield "nothing_else", where
-    if open_to_others:
-        yield "notes", f"others may use {len(open_to_others)} files or folders: {', '.join(open_to_others[:3])}"
-
-
-def _is_open_to_others(path: Path) -> bool:
-    try:
-        found = os.lstat(path).st_mode
-    except OSError:  # gone since, or a fault that is reported elsewhere
-        return False
-    return not stat.S_ISLNK(found) and bool(found & 0o077)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -305,19 +280,8 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
         )
     added = [name for name in wanted if name not in found]
     for name in added:
-        _add(store, name, wanted[name]())
+        store.add(name, wanted[name]())
     return {"copied": added, "left": sorted(run_ids(archive) - parse(content).runs.keys())}
-
-
-def _add(store: Store, name: str, content: bytes) -> None:
-    try:
-        store.add(name, content)
-    except RefusedError:
-        # Another one copies too; or an answer was lost, and the request, sent again, met what it had made.
-        with suppress(RefusedError):
-            if store.read(name) == content:
-                return
-        raise
 
 
 def _wanted(archive: Path, ledger: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:

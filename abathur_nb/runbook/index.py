@@ -18,7 +18,7 @@ from abathur_nb.evidence.record import Entry, read_archive
 from abathur_nb.evidence.run import Run
 from abathur_nb.evidence.stores import chosen_archive, first_run, local
 from abathur_nb.report import Check, Report
-from abathur_nb.text import Table, duration, moment_of, printable
+from abathur_nb.text import Table, duration, printable
 
 _HEAD = ("when (UTC)", "what", "env", "verdict", "duration", "who", "run", "archived")
 _NO_EVIDENCE = {
@@ -36,18 +36,11 @@ def listed(entry: Entry) -> dict[str, Any]:
         "run_id": entry.run_id,
         **said,
         "verdict": entry.verdict,
-        "seconds": _seconds(said["started_at"], said["ended_at"]),
+        "seconds": entry.seconds,
         "archived": entry.line is not None,
         "as_template": line.get("as_template"),
         "faults": list(entry.faults),
     }
-
-
-def _seconds(started: str | None, ended: str | None) -> float | None:
-    try:
-        return (moment_of(ended or "") - moment_of(started or "")).total_seconds()
-    except ValueError:  # of a line of the ledger, or not ended
-        return None
 
 
 def table(entries: Sequence[Entry]) -> str:

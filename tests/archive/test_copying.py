@@ -5,10 +5,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from archives import run
@@ -237,28 +235,6 @@ def test_cut_short_it_is_a_shorter_archive_and_the_next_one_goes_on(
     assert copied_runs(url, archive) == done // 6
     assert len(copy_archive(archive, url)["copied"]) == 18 - done
     assert copied_runs(url, archive) == 3
-
-
-def test_an_answer_that_is_lost_is_no_fault(archive: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The object was made, and the request, sent again, is told that it is there."""
-    create = MemoryFileSystem.pipe_file
-
-    def twice(self: Any, path: str, value: bytes, mode: str = "overwrite") -> None:
-        create(self, path, value, mode)
-        create(self, path, value, mode)
-
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", twice)
-    url = f"memory://{tmp_path.name}"
-    assert len(copy_archive(archive, url)["copied"]) == 18
-    assert copied_runs(url, archive) == 3
-
-
-def test_several_copies_at_once_make_one(url: str, archive: Path) -> None:
-    with ThreadPoolExecutor(4) as pool:
-        for done in [pool.submit(copy_archive, archive, url) for _ in range(4)]:
-            done.result()
-    assert copied_runs(url, archive) == 3
-    assert len(open_store(url).found()) == 18
 
 
 def test_a_full_disk_leaves_a_shorter_archive(archive: Path, tmp_path: Path) -> None:

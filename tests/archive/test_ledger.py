@@ -20,6 +20,7 @@ from abathur_nb.evidence.ledger import FIRST, LEDGER, append, ledger_head, parse
 from abathur_nb.files import locked
 
 FORK = get_context("fork")
+MOMENT = "2026-11-23 10:15:00.123"
 
 
 def run_id(number: int) -> str:
@@ -29,8 +30,9 @@ def run_id(number: int) -> str:
 def line(number: int, **more: Any) -> dict[str, Any]:
     """Return what a run has written into the ledger."""
     files = {name: sha256(name.encode()) for name in ("record.json", "started.json")}
-    texts = dict.fromkeys(("notebook", "env", "verdict", "started_at", "ended_at", "written_at"), "x")
-    return {"kind": "run", "run_id": run_id(number), "files": files, "as_template": True, **texts, **more}
+    said = dict.fromkeys(("notebook", "env", "verdict"), "x")
+    said |= dict.fromkeys(("started_at", "ended_at", "written_at"), MOMENT)
+    return {"kind": "run", "run_id": run_id(number), "files": files, "as_template": True, **said, **more}
 
 
 def add(archive: Path, number: int) -> str:
@@ -226,7 +228,7 @@ def altered(number: int) -> Callable[[Lines], Lines]:
 
 def repair(torn: bytes, previous: bytes, sha: str = "") -> bytes:
     """Return the repair of a torn line, right in itself."""
-    data = {"kind": "repair", "torn_sha256": sha or sha256(torn), "written_at": "x", "previous": sha256(previous)}
+    data = {"kind": "repair", "torn_sha256": sha or sha256(torn), "written_at": MOMENT, "previous": sha256(previous)}
     return sealed(data)
 
 
@@ -264,6 +266,7 @@ STRANGE: tuple[dict[str, Any], ...] = (
     {"run_id": "../../etc"},
     {"files": {"../passwd": FIRST}},
     {"files": {"record.json": None}},
+    {"written_at": "yesterday"},
 )
 
 

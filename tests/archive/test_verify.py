@@ -198,15 +198,6 @@ def test_leftovers_of_killed_runs_and_of_jupyterlab_are_notes(settings: Settings
     assert len(check(report, "notes").evidence) == 3
 
 
-def test_what_others_may_read_is_noted(settings: Settings) -> None:
-    folder = run(settings)
-    (folder / PAGE).chmod(0o644)
-    settings.archive_dir.chmod(0o755)
-    told = check(verify_archive(settings.archive_dir), "notes")
-    assert told.status == "warn"
-    assert "others may use 2 files or folders" in told.observed
-
-
 def test_a_run_that_is_archived_meanwhile_is_no_fault(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     run(settings)
 
@@ -372,25 +363,6 @@ def test_an_unsigned_run_behind_a_signed_one_is_found_whatever_its_id_says(
     told = check(verified(signing), "signatures")
     assert told.status == "fail"
     assert "run 20200101T000000000Z-000000 is not signed by a given key" in told.observed
-
-
-# --- times
-
-
-def rewrite_last(archive: Path, **changes: str) -> None:
-    *lines, last = ledger_lines(archive)
-    (archive / LEDGER).write_bytes(b"".join([*lines, sealed({**unsealed(last), **changes})]))
-
-
-@pytest.mark.parametrize("written", ["2020-01-01 00:00:00.000", "yesterday"])
-def test_a_line_that_was_written_before_the_one_before_it_is_noted(written: str, settings: Settings) -> None:
-    """And no fault: the clock may have been set back."""
-    run(settings)
-    run(settings)
-    rewrite_last(settings.archive_dir, written_at=written)
-    report = verify_archive(settings.archive_dir)
-    assert report.ok
-    assert f"{LEDGER} line 2 says {written}, and " in check(report, "notes").observed
 
 
 # --- what stands beside a run
