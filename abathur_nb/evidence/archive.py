@@ -7,7 +7,6 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from abathur_nb.config.parameters import Parameter, declared_parameters, literal_assignments
 from abathur_nb.config.settings import Settings, read_file, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.evidence.canonical import refuse_secrets, sha256, tilde, unsealed
+from abathur_nb.evidence.canonical import misfits, refuse_secrets, sha256, tilde, unsealed
 from abathur_nb.evidence.ledger import RUN_ID, append, require_no_line
 from abathur_nb.evidence.record import (
     IN_LINE,
@@ -28,10 +27,9 @@ from abathur_nb.evidence.record import (
     Record,
     read_entry,
     read_run,
-    run_ids,
 )
 from abathur_nb.evidence.run import MIME, shipped_notebook
-from abathur_nb.evidence.statement import envelope, is_signed
+from abathur_nb.evidence.statement import envelope
 from abathur_nb.files import fsync, locked, os_cause, read_regular, write_durably
 from abathur_nb.store.sql import DATA
 from abathur_nb.text import did_you_mean, printable, shown, utc_now
@@ -113,7 +111,7 @@ def _code(notebook: Mapping[str, Any]) -> list[Any]:
 def read_notebook(where: str, content: bytes, *, check: bool = True) -> dict[str, Any]:
     """Return a notebook of format 4 as plain data, each source in one piece; raise ConfigurationError for any other."""
     try:
-        notebook = json.loads(content.decode(), parse_constant=_refuse_constant)
+        notebook = json.loads(content.decode())
         json.dumps(notebook, ensure_ascii=False).encode()  # a lone surrogate could not be written down again
         if notebook["nbformat"] != 4:
             raise ValueError(f"its format is {shown(notebook['nbformat'])}, and not 4")
@@ -143,10 +141,6 @@ def _validate(notebook: Any) -> None:
             nbformat.validate(deepcopy(notebook))
     except (nbformat.ValidationError, MissingIDFieldWarning, DuplicateCellId) as error:
         raise ValueError(str(error)) from None
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
 
 
 def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
@@ -285,20 +279,6 @@ def _joined(notebook: Mapping[str, Any]) -> dict[str, Any]:
     return copied
 
 
-def lapses(settings: Settings) -> bool:
-    """Return whether a run without a key would follow a signed one: ``verify --key`` fails from then on. Read-only."""
-    if settings.signing_key:
-        return False
-    archive = settings.archive_dir
-    try:
-        for run_id in sorted(run_ids(archive), reverse=True):
-            with suppress(FileNotFoundError):  # it was never sealed
-                return is_signed(read_regular(archive / run_id / STATEMENT))
-    except (OSError, RefusedError):
-        pass  # verify says what is wrong with it
-    return False
-
-
 def archive_notebook(path: Path) -> tuple[Path, bool]:
     """Archive an executed notebook beside its record; return the folder, and whether its cells are the template's.
 
@@ -313,7 +293,10 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
         remedy = "only a notebook that was executed, and that sealed its run, can be archived"
         raise RefusedError(f"{where}: expected the record of one run in its outputs, found {len(records)}", remedy)
     shown_record, run_id = records[0], str(records[0].get("run_id"))
-    settings = _settings(where, shown_record)
+    if misfits(shown_record, {"settings": {"env": str, "db_path": str, "archive_dir": str}}):
+        raise RefusedError(f"{where}: its record does not say which archive it is of")
+    said = shown_record["settings"]
+    settings = resolve(said["env"], db_path=said["db_path"], archive_dir=said["archive_dir"])
     archive = settings.archive_dir
     if not RUN_ID.fullmatch(run_id):
         raise RefusedError(f"{where}: its record names no run: {shown(run_id)}")
@@ -336,14 +319,6 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
         cause = os_cause(error, archive)
         raise RefusedError(f"{where}: it cannot be archived in {archive}: {cause.observed}", cause.remedy) from None
     return entry.folder, as_template
-
-
-def _settings(where: str, record: Mapping[str, Any]) -> Settings:
-    settings = record.get("settings")
-    names = ("env", "db_path", "archive_dir")
-    if not isinstance(settings, dict) or not all(isinstance(settings.get(name), str) for name in names):
-        raise RefusedError(f"{where}: its record does not say which archive it is of")
-    return resolve(settings["env"], db_path=settings["db_path"], archive_dir=settings["archive_dir"])
 
 
 def command(arguments: argparse.Namespace) -> int:

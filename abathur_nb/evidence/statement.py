@@ -4,7 +4,7 @@ import base64
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.canonical import canonical, sha256
 from abathur_nb.evidence.record import Record
 from abathur_nb.files import open_regular
+from abathur_nb.report import Check
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -37,26 +38,21 @@ def signer(settings: Settings) -> "Ed25519PrivateKey | None":
     """
     if not settings.signing_key:
         return None
-    where = "signing_key"
-    path, content, mode = _read(where, settings.signing_key)
+    path, content, mode = _read("signing_key", settings.signing_key)
     if mode & 0o077:
-        wanted = f"{where}: expected a file that its owner alone may read, found {path} with mode {mode:04o}"
-        raise ConfigurationError(f"{wanted}: chmod 600 {quote(str(path))}")
-    from cryptography.exceptions import UnsupportedAlgorithm
+        found = f"found {path} with mode {mode:04o}: chmod 600 {quote(str(path))}"
+        raise ConfigurationError(f"signing_key: expected a file that only its owner can read, {found}")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     passphrase = settings.signing_key_passphrase
-    key: object = None
-    with suppress(TypeError, ValueError, UnsupportedAlgorithm):  # TypeError: a passphrase too many, or missing
-        key = load_pem_private_key(content, passphrase.encode(errors="surrogateescape") or None)
-    if not isinstance(key, Ed25519PrivateKey):
-        name = "signing_key_passphrase"
-        opened = f"encrypted with {name}" if passphrase else f"not encrypted (or set {name})"
-        made = f"openssl genpkey -algorithm ed25519 -out {quote(str(path))}"
-        expected = f"expected an ed25519 key in a PEM file (PKCS8), {opened}"
-        raise ConfigurationError(f"{where}: {expected}, found none in {path}; {made} makes one")
-    return key
+    key = _loaded(load_pem_private_key, content, passphrase.encode(errors="surrogateescape") or None)
+    if isinstance(key, Ed25519PrivateKey):
+        return key
+    opened = "encrypted with signing_key_passphrase" if passphrase else "not encrypted (or set signing_key_passphrase)"
+    made = f"openssl genpkey -algorithm ed25519 -out {quote(str(path))} makes one"
+    expected = f"expected an ed25519 key in a PEM file (PKCS8), {opened}"
+    raise ConfigurationError(f"signing_key: {expected}, found none in {path}; {made}")
 
 
 def public_keys(paths: Iterable[str]) -> PublicKeys:
@@ -76,17 +72,23 @@ def public_keys(paths: Iterable[str]) -> PublicKeys:
 
 def _public_key(name: str) -> "Ed25519PublicKey":
     path, content, _ = _read("--key", name, relative=True)
-    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    key: object = None
-    with suppress(ValueError, UnsupportedAlgorithm):
-        key = load_pem_public_key(content)
-    if not isinstance(key, Ed25519PublicKey):
-        made = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem"
-        raise ConfigurationError(f"--key: expected a public ed25519 key (PEM), found none in {path}; {made} makes one")
-    return key
+    key = _loaded(load_pem_public_key, content)
+    if isinstance(key, Ed25519PublicKey):
+        return key
+    made = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem makes one"
+    raise ConfigurationError(f"--key: expected a public ed25519 key (PEM), found none in {path}; {made}")
+
+
+def _loaded(load: Callable[..., object], *given: bytes | None) -> object:
+    """Return a key of any kind, or None where there is none, or its passphrase is another."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    with suppress(TypeError, ValueError, UnsupportedAlgorithm):  # TypeError: a passphrase too many, or missing
+        return load(*given)
+    return None
 
 
 def _read(where: str, name: str, *, relative: bool = False) -> tuple[Path, bytes, int]:
@@ -111,14 +113,6 @@ def _keyid(key: "Ed25519PublicKey") -> str:
 
 
 # --- what is signed
-
-
-def is_signed(content: bytes) -> bool:
-    """Return whether an envelope carries a signature, valid or not."""
-    try:
-        return bool(json.loads(content)["signatures"])
-    except (ValueError, TypeError, LookupError):
-        return False
 
 
 def _statement(record: Record, hashes: Mapping[str, str], *, as_template: bool) -> bytes:
@@ -227,27 +221,36 @@ def _is_by(key: "Ed25519PublicKey", signature: str, payload: bytes) -> bool:
     return True
 
 
-def check_signers(runs: Sequence[tuple[str, Checked]], keys: PublicKeys) -> tuple[list[str], list[str]]:
-    """Return the faults and the notes about who signed the runs of an archive, in the order of its ledger. Read-only.
+def check_signers(runs: Sequence[tuple[str, Checked]], keys: PublicKeys) -> Check:
+    """Judge who signed the runs of an archive, in the order of its ledger. Read-only.
 
     With keys: from the first run that one of them signed on, each must be signed by one of them, and at least one
-    must be. Without a key no signature is checked, and the note says so: whoever rewrote the archive could have
-    signed it with a key of their own.
+    must be. Without a key no signature is checked: whoever rewrote the archive could have signed it with another key.
     """
-    signed = [number for number, (_, checked) in enumerate(runs) if checked.signers]
+    expected = "by a given key, of each run since the first that has one"
     if not keys:
-        if not (claimed := sorted({keyid for _, checked in runs for keyid in checked.claimed})):
-            return [], ["no run is signed: a wholesale rewriting of the archive would not show"]
-        some = f"{sum(bool(checked.claimed) for _, checked in runs)} of {len(runs)} runs"
-        key = ", ".join(claimed)
-        return [], [f"{some} name a signature by key {key}, which is NOT checked: give --key PUBLIC.pem"]
-    if not signed:
-        return [f"no run is signed by key {' or '.join(keys)}"], []
-    early, (first, _) = signed[0], runs[signed[0]]
-    faults = [
-        f"run {run_id} is not signed by a given key, but run {first} before it is"
-        for run_id, checked in runs[early:]
-        if not checked.signers
-    ]
-    before = [f"{early} before the first signed one {'is' if early == 1 else 'are'} not"] if early else []
-    return faults, [f"{len(signed)} of {len(runs)} runs are signed by a given key", *before]
+        claimed = [checked.claimed for _, checked in runs if checked.claimed]
+        named = ", ".join(sorted({keyid for keyids in claimed for keyid in keyids}))
+        words = f"{len(claimed)} of {len(runs)} runs name a signature by key {named}, which is NOT checked"
+        if claimed:
+            return Check("signatures", "warn", expected, f"{words}: give --key PUBLIC.pem")
+        words = "no run is signed: a wholesale rewriting of the archive would not show"
+        return Check("signatures", "skip", expected, words)
+    signed = [number for number, (_, checked) in enumerate(runs) if checked.signers]
+    faults = [] if signed else [f"no run is signed by key {' or '.join(keys)}"]
+    for run_id, checked in runs[signed[0] :] if signed else ():
+        if not checked.signers:
+            faults.append(f"run {run_id} is not signed by a given key, but run {runs[signed[0]][0]} before it is")
+    return Check.that(
+        "signatures",
+        not faults,
+        expected=expected,
+        observed=first_of(faults) or f"{len(signed)} of {len(runs)} runs are signed by a given key",
+        remedy="give each key with --key; if one is missing, find out who took it away",
+        evidence=faults if faults[1:] else (),  # one alone is shown already
+    )
+
+
+def first_of(faults: Sequence[str]) -> str:
+    """Return the first fault, and how many more there are; an empty text without one."""
+    return "; and ".join([*faults[:1], *([f"{len(faults) - 1} more"] if faults[1:] else [])])

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,10 +27,10 @@ from abathur_nb.evidence.record import (
     read_entry,
     run_ids,
 )
-from abathur_nb.evidence.statement import Checked, PublicKeys, check_signers, check_statement, public_keys
+from abathur_nb.evidence.statement import Checked, PublicKeys, check_signers, check_statement, first_of, public_keys
 from abathur_nb.evidence.stores import LINE, Store, archive_at, chosen_archive, local, open_store
 from abathur_nb.files import open_regular, read_regular
-from abathur_nb.report import Check, Report, Status
+from abathur_nb.report import Check, Report
 from abathur_nb.text import counted, moment_of, shown, some
 
 _SEALED = {STARTED, RECORD}  # all that a run without a line has
@@ -104,7 +104,7 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
     }
     checks = []
     for name, words in found.items():
-        first, several = _first(words), tuple(words) if len(words) > 1 else ()  # one alone is shown already
+        first, several = first_of(words), tuple(words) if words[1:] else ()  # one alone is shown already
         if name in _RULES:
             expected, passed, remedy = _RULES[name]
             observed = first or passed.format(**count)
@@ -113,28 +113,12 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
             )
         elif words:
             checks.append(Check(name, "warn", observed=first, evidence=several))
-    return Report("verify", (*checks, _signatures(statements, keys)), subject=str(archive))
+    return Report("verify", (*checks, check_signers(statements, keys)), subject=str(archive))
 
 
 def _no_archive(archive: Path) -> Check:
     observed = f"no run, and no line of a ledger, is in {archive}"
     return Check("ledger", "fail", _RULES["ledger"][0], observed, "name the directory of an archive, such as runs/")
-
-
-def _first(found: Sequence[str]) -> str:
-    return (found[0] + (f"; and {len(found) - 1} more" if found[1:] else "")) if found else ""
-
-
-def _signatures(statements: list[tuple[str, Checked]], keys: PublicKeys) -> Check:
-    """Judge who signed; without a key none is checked, which is worth a warning where there is a signature."""
-    faults, notes = check_signers(statements, keys)
-    status: Status = "fail" if faults else "pass"
-    if not keys:
-        status = "warn" if any(checked.claimed for _, checked in statements) else "skip"
-    expected = "by a given key, of each run since the first that has one"
-    remedy = "give each key with --key; if one is missing, find out who took it away" if faults else ""
-    observed = _first(faults) or "; ".join(notes)
-    return Check("signatures", status, expected, observed, remedy, tuple(faults) if len(faults) > 1 else ())
 
 
 def _of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]]) -> Found:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from abathur_nb.config.parameters import faults_of_names, read_given, values_for
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError
-from abathur_nb.evidence.archive import ADDED, Source, cell_id, keep, lapses, prepared, read_source
+from abathur_nb.evidence.archive import ADDED, Source, cell_id, keep, prepared, read_source
 from abathur_nb.evidence.canonical import masked, secret_values, unsealed
 from abathur_nb.evidence.ledger import require_no_line
 from abathur_nb.evidence.record import (
@@ -76,8 +76,6 @@ def command(arguments: argparse.Namespace) -> int:
                 for check in forbidden:
                     _say(f"{what}: {check.observed}: {check.remedy}", aside=True)
                 return EXIT_CODES["refused"]
-            if lapses(settings):
-                _say(f"{what}: this run will not be signed, as earlier ones are: set signing_key")
             if code := _run(source, values, settings, limits, stop, html=not arguments.no_html):
                 return code
     return 0

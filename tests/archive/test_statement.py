@@ -162,7 +162,7 @@ def test_no_byte_of_it_can_be_another(signed: tuple[bytes, Record, Path]) -> Non
     for place in range(len(content)):
         forged = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
         checked = check_statement(forged, HASHES, record, keys)
-        assert checked.faults or check_signers([*trusted, ("b", checked)], keys)[0], forged
+        assert checked.faults or check_signers([*trusted, ("b", checked)], keys).failed, forged
 
 
 @pytest.mark.parametrize(
@@ -199,17 +199,17 @@ def test_from_the_first_run_signed_by_the_key_on_each_must_be(signing: Settings,
     other = check_statement(envelope(theirs, record, HASHES), HASHES, record, keys)
     assert not (*unsigned.faults, *signed.faults, *other.faults)
 
-    faults, notes = check_signers([("a", unsigned), ("b", signed), ("c", signed)], keys)
-    assert faults == []
-    assert notes == ["2 of 3 runs are signed by a given key", "1 before the first signed one is not"]
+    check = check_signers([("a", unsigned), ("b", signed), ("c", signed)], keys)
+    assert (check.status, check.observed) == ("pass", "2 of 3 runs are signed by a given key")
     for late in (unsigned, other):
-        faults, _ = check_signers([("a", unsigned), ("b", signed), ("c", late), ("d", signed)], keys)
-        assert faults == ["run c is not signed by a given key, but run b before it is"]
+        check = check_signers([("a", unsigned), ("b", signed), ("c", late), ("d", signed)], keys)
+        assert check.failed
+        assert check.observed == "run c is not signed by a given key, but run b before it is"
     for all_of_them in ([], [("a", unsigned)], [("a", other), ("b", unsigned)]):
-        assert check_signers(all_of_them, keys)[0] == [f"no run is signed by key {name}"]
+        assert check_signers(all_of_them, keys).observed == f"no run is signed by key {name}"
     both = {**keys, **public_keys([str(tmp_path / "other.pub")])}
     turned = check_statement(envelope(theirs, record, HASHES), HASHES, record, both)
-    assert check_signers([("a", signed), ("b", turned)], both)[0] == []
+    assert check_signers([("a", signed), ("b", turned)], both).status == "pass"
 
 
 @pytest.mark.needs("openssl")
@@ -217,12 +217,13 @@ def test_without_a_key_a_signature_never_passes_as_checked(signing: Settings) ->
     record = made(signing)
     signed = check_statement(envelope(signing, record, HASHES), HASHES, record, {})
     assert (signed.signers, len(signed.claimed)) == ((), 1)
-    _, (note,) = check_signers([("a", signed), ("b", Checked())], {})
+    check = check_signers([("a", signed), ("b", Checked())], {})
     named = f"1 of 2 runs name a signature by key {signed.claimed[0]}"
-    assert note == f"{named}, which is NOT checked: give --key PUBLIC.pem"
-    assert check_signers([("b", Checked())], {}) == (
-        [],
-        ["no run is signed: a wholesale rewriting of the archive would not show"],
+    assert (check.status, check.observed) == ("warn", f"{named}, which is NOT checked: give --key PUBLIC.pem")
+    check = check_signers([("b", Checked())], {})
+    assert (check.status, check.observed) == (
+        "skip",
+        "no run is signed: a wholesale rewriting of the archive would not show",
     )
 
 
