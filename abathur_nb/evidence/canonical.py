@@ -119,14 +119,13 @@ def moment(data: object) -> bool:
 
 # --- the home directory
 
-# What stands before a path that begins there: no letter, dot or tilde, as in a longer path, but an escape sequence
-# of a terminal or of JSON, an option's letter (-I/home/al), steps upwards, or the beginning of a file's URI.
-_BEGINS = re.compile(
-    r"(?:(?:\A|[^\w./~:])/*|:(?:/{2,})?|\[[\d;]*m|\\[abfnrtv]|(?:\A|[^\w-])-[A-Za-z]|(?:\A|[^\w./])(?:\.\./)*\.\."
-    r"|file://[\w.-]*)\Z"
+# What stands before a path that begins there: no letter, dot, slash or tilde, as in a longer path, but an escape
+# sequence of a terminal or of JSON, an option's letter (-I/home/al), steps upwards, or the beginning of a file's URI.
+_BEGINS = (
+    r"(?:(?<![\w./~])|(?<=[\d\[]m)|(?<=\\[abfnrtv])|(?<=[^\w-]-[A-Za-z])|(?<=\A-[A-Za-z])|(?<=\.\.)|(?<=file://)"
+    r"|(?<=file://localhost)|(?<=[^\w./~:]/)|(?<=\A/))"
 )
 _ENDS = r"(?![\w@-]|\.\w)"  # /home/al is not part of /home/alice or /home/al.old
-_SEEN_BEFORE = 300  # characters
 
 
 def tilde(value: Any) -> Any:
@@ -153,22 +152,15 @@ def _homes() -> list[str]:
 def _tilde(value: Any, homes: list[str]) -> Any:
     if isinstance(value, str):
         for home in homes:
-            value = _replace(value, home) if home in value else value
+            if home in value:
+                path = re.escape(home)  # in angle brackets, </root> is a tag
+                value = re.sub(rf"{_BEGINS}(?!(?<=<){path}>){path}{_ENDS}", "~", value)
         return value
     if isinstance(value, Mapping):
         return {_tilde(key, homes): _tilde(item, homes) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_tilde(item, homes) for item in value]
     return value
-
-
-def _replace(text: str, home: str) -> str:
-    def replaced(match: re.Match[str]) -> str:
-        before = text[max(0, match.start() - _SEEN_BEFORE) : match.start()]
-        is_tag = before.endswith("<") and text[match.end() : match.end() + 1] == ">"
-        return "~" if _BEGINS.search(before) and not is_tag else match[0]
-
-    return re.sub(rf"{re.escape(home)}{_ENDS}", replaced, text)
 
 
 # --- secrets

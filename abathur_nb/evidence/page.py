@@ -42,17 +42,6 @@ _DECLARATION = re.compile(r"\s*([a-z-]+)\s*:(?:[\w\s.,#%!+-]|(?:rgb|hsl)a?\([\d\
 _LINK = re.compile(r"(?:https?://|mailto:)\S+")
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+")
-# Shapes and words: no script, style sheet, link, animation or picture, and no value that loads something.
-_SHAPES = "circle desc ellipse g line path polygon polyline rect text title tspan svg"
-_DRAWN = (
-    "cx cy d fill font-family font-size font-style font-weight height points r role rx ry stroke stroke-dasharray"
-    " stroke-width text-anchor viewBox width x x1 x2 y y1 y2"
-)
-_GIVEN = rf'(?: (?:{"|".join(_DRAWN.split())})="[\w .,#%+-]*+")*+'
-_SVG = re.compile(
-    rf'<svg xmlns="http://www\.w3\.org/2000/svg"{_GIVEN}>'
-    rf"(?:</?(?:{'|'.join(_SHAPES.split())}){_GIVEN}/?>|[^<>&]++|&(?:amp|lt|gt|quot|#\d{{1,7}});)*+"
-)
 
 
 def clean(html: str) -> str:
@@ -88,10 +77,9 @@ def _harmless(declaration: str) -> bool:
 
 
 def picture_of(mime: str, text: str) -> str:
-    """Return a notebook's picture in base64; an empty text for other data, or an SVG of more than shapes and words."""
-    if mime == "image/svg+xml":
-        # As the source of an img no browser would run or load what it holds; so it is harmless by itself, too.
-        return b64encode(text.encode(errors="backslashreplace")).decode() if _SVG.fullmatch(text) else ""
+    """Return a notebook's picture in base64; an empty text where it is not a picture."""
+    if mime == "image/svg+xml":  # as the source of an img no browser runs or loads what it holds
+        return b64encode(text.encode(errors="backslashreplace")).decode()
     return "".join(text.split()) if _BASE64.fullmatch(text) else ""
 
 
@@ -213,10 +201,9 @@ def _ended(error: Mapping[str, Any] | None, cells: list[dict[str, Any]]) -> dict
     if error is None:
         return None
     noted = ": ".join(error[name] for name in ("name", "message") if error[name])
-    count = error.get("cell")
-    by_id = [cell["number"] for cell in cells if error.get("id") and cell["id"] == error["id"]]
-    numbers = by_id or [cell["number"] for cell in cells if count is not None and cell.get("count") == count]
-    return {"noted": noted, "cell": count, "number": numbers[0] if numbers else None}
+    named = [("id", error.get("id")), ("count", error.get("cell"))]
+    numbers = [cell["number"] for key, name in named for cell in cells if name is not None and cell.get(key) == name]
+    return {"noted": noted, "cell": error.get("cell"), "number": numbers[0] if numbers else None}
 
 
 # --- the cells
@@ -242,7 +229,7 @@ def _cells(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what the page shows of an output; the ``kind`` is html, text, stderr, error or picture.
 
-    The best of what it offers: no script, and SVG only of shapes and words.
+    The best of what it offers, and no script.
     """
     if output["output_type"] == "stream":
         kind = "stderr" if output["name"] == "stderr" else "text"

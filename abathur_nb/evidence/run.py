@@ -134,11 +134,9 @@ def unrecorded(settings: Settings, notebook: str, parameters: Mapping[str, objec
     if forbidden := refused_before(settings, notebook):
         return "; ".join(f"{check.name}: {check.observed}" for check in forbidden)
     data = settings.db_path.parent  # which a run that only looks must not make
-    if notebook_named(notebook).only_looks(parameters) and not data.is_dir():
-        return (
-            f"there is no {data} yet, and this run makes nothing" if settings.archive_dir.is_relative_to(data) else ""
-        )
-    return ""
+    missing = not data.is_dir() and settings.archive_dir.is_relative_to(data)
+    looks = missing and notebook_named(notebook).only_looks(parameters)
+    return f"{data} is missing, and this run makes nothing" if looks else ""
 
 
 def write_started(
@@ -259,15 +257,14 @@ class Run:
         self.notebook = notebook
         self.folder: Path | None = None
         self.record: Record | None = None
-        self._results: list[Any] = []
+        self._results: dict[int, Any] = {}  # by their identity
         self._since = utc_now()
         self._before: dict[str, Any] | None = None
         parameters = effective_parameters()
         self.reason = unrecorded(settings, notebook, parameters)
         if self.reason:
             return
-        run_id, _, told = os.environ.pop(LAUNCH, "").partition(":")
-        digest, _, name = told.partition(":")
+        run_id, digest, name = (*os.environ.pop(LAUNCH, "").split(":", 2), "", "")[:3]
         template = (name, digest) if digest else None
         self.folder = write_started(settings, notebook, parameters, run_id=run_id, template=template)
         self._before = database_identity(settings)
@@ -297,15 +294,10 @@ class Run:
         self._seal(verdict, None)
 
     def _keep(self, *results: Any) -> None:
-        for result in results:
-            known = any(result is other for other in self._results)
-            if not known and (isinstance(result, Report) or hasattr(result, "to_record")):
-                self._results.append(result)
+        self._results |= {id(one): one for one in results if isinstance(one, Report) or hasattr(one, "to_record")}
 
     def _reports(self) -> tuple[Report, ...]:
-        reports = [
-            result if isinstance(result, Report) else getattr(result, "report", None) for result in self._results
-        ]
+        reports = (getattr(result, "report", result) for result in self._results.values())
         return tuple({id(report): report for report in reports if isinstance(report, Report)}.values())
 
     def _watch(self, result: "ExecutionResult") -> None:
@@ -332,7 +324,7 @@ class Run:
         if self.folder is None:
             return
         facts: dict[str, Any] = {}
-        for result in self._results:
+        for result in self._results.values():
             facts |= result.to_record() if hasattr(result, "to_record") else {}
         database = {"before": self._before, "after": database_identity(self.settings)}
         found = {"reports": self._reports(), "facts": facts, "database": database, "error": error}

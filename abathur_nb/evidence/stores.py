@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from shlex import join
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, TypeVar
 
 from abathur_nb.config.settings import Settings, absolute_path, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
@@ -26,7 +26,6 @@ _MD5 = re.compile(r'"([0-9a-f]{32})"')  # how S3 names what was put in one piece
 # Here s3fs tries each request 5 times, and botocore below it too, as often as AWS_MAX_ATTEMPTS says, 5 by default: a
 # server that never answers would be given up after 6 minutes. A copy that failed is resumed by the next one.
 _TRIES_TWICE = ("s3", "s3a")
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -108,12 +107,12 @@ def open_store(url: str) -> Store:
     return Store(where, _telling(where, found), _telling(where, read), _telling(where, add))
 
 
-def _telling(where: str, call: Callable[P, T]) -> Callable[P, T]:
+def _telling(where: str, call: Callable[..., T]) -> Callable[..., T]:
     """Return ``call`` with what it raises reported in one line."""
 
-    def words(*args: P.args, **kwargs: P.kwargs) -> T:
+    def words(*given: object) -> T:
         try:
-            return call(*args, **kwargs)
+            return call(*given)
         except AbathurError:
             raise
         except Exception as error:  # noqa: BLE001 - each kind of store has errors of its own
@@ -128,7 +127,7 @@ def _directory(folder: Path) -> Store:
     def found() -> dict[str, str]:
         return {
             str(Path(root, name).relative_to(folder)): ""
-            for root, _, names in os.walk(folder, onerror=_unless_absent)
+            for root, _, names in (os.walk(folder, onerror=_raise) if os.path.lexists(folder) else ())
             for name in names
             if not name.startswith(UNFINISHED)
         }
@@ -147,9 +146,8 @@ def _directory(folder: Path) -> Store:
     return Store(str(folder), found, read, add)
 
 
-def _unless_absent(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _objects(url: str, scheme: str) -> Store:
@@ -211,10 +209,9 @@ def fetched(url: str) -> Iterator[Path]:
         ledger = b"".join(map(store.read, lines))
         whole = parse(ledger).runs
         for name in sorted(names.keys() - {*lines}):
-            # A copy is made of runs that have a line, which comes last: without one it was cut short.
             run_id = name.partition("/")[0]
-            cut_short = RUN_ID.fullmatch(run_id) and run_id not in whole
-            _put(archive / (f"{UNFINISHED}{name}" if cut_short else name), store.read(name))
+            if run_id in whole or not RUN_ID.fullmatch(run_id):  # else its line, which is copied last, is not there yet
+                _put(archive / name, store.read(name))
         _put(archive / LEDGER, ledger)
         yield archive
 

@@ -199,7 +199,6 @@ def test_an_error_is_shown_without_its_colours() -> None:
         (shows(text_plain=["two ", "lines"]), "two lines"),
         (shows(application_json={"a": [1]}), '{ "a": [ 1 ] }'),
         (shows(application_javascript="run()"), "not shown here: application/javascript"),
-        (shows() | {"data": {"image/svg+xml": "<svg/>"}}, "not shown here: image/svg+xml"),
         (shows() | {"data": {"application/vnd.abathur.run+json": {}, "text/plain": "PASS"}}, "PASS"),
         (shows(image_png="<no base64>", text_plain="a figure"), "a figure"),
         (shows(), "not shown here: an output without content"),

@@ -158,7 +158,7 @@ def test_what_the_path_refuses_or_only_looks_leaves_no_record_and_makes_no_direc
         assert (run.folder, "no database" in str(run)) == (None, True)
         run.seal(REFUSED)
     run = start_run(settings, "preflight")
-    assert str(run) == f"not recorded: there is no {settings.db_path.parent} yet, and this run makes nothing"
+    assert str(run) == f"not recorded: {settings.db_path.parent} is missing, and this run makes nothing"
     elsewhere = resolve("development", db_path=settings.db_path, archive_dir=settings.db_path.parents[1] / "archive")
     assert start_run(elsewhere, "preflight").folder is not None, "a control: this archive makes no such directory"
     assert not settings.db_path.parent.exists()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archives import make_key
 from damage import drop_index, fingerprint, held, run_sql, untouched
 from patience import ever_longer
 from running import (
@@ -598,15 +597,3 @@ def test_a_secret_that_is_given_is_refused_and_of_one_that_a_cell_shows_no_artif
     assert (done.code, "planted-secret" in done.out + done.err) == (3, False)
     entry = only_run(database)
     assert (entry.verdict, names_in(entry.folder)) == ("unsealed", ["started.json"])
-
-
-@pytest.mark.needs("openssl")
-def test_a_run_without_a_key_behind_a_signed_one_is_told_before_it_begins(
-    database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = "will not be signed, as earlier ones are: set signing_key"
-    assert told not in " ".join(run(*arguments_of(database, "preflight")).lines)
-    monkeypatch.setenv("ABATHUR_SIGNING_KEY", str(make_key(tmp_path / "key.pem")))
-    assert told not in " ".join(run(*arguments_of(database, "preflight")).lines)
-    monkeypatch.delenv("ABATHUR_SIGNING_KEY")
-    assert told in run(*arguments_of(database, "preflight")).lines[0]
