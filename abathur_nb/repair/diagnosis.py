@@ -19,7 +19,7 @@ from abathur_nb.backups.taking import open_copy
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import posix_locks, sweep
-from abathur_nb.health.checks import HEADER, OTHERS, file_checks, in_the_way, integrity_check
+from abathur_nb.health.checks import HEADER, OTHERS, file_checks, integrity_check
 from abathur_nb.health.path_on_disk import ELSEWHERE, FILE_MODES, free_mb, log_check
 from abathur_nb.repair import statements
 from abathur_nb.repair.quarantine import affected, digest_of
@@ -257,20 +257,13 @@ async def _treat(
         found.remedies |= dict.fromkeys(("application_id", "user_version"), REPAIR)
     live = await read_schema(conn)
     tables = Differences.between(live, ("table",))
-    if renames := await statements.rename_back(conn, live):
-        found.causes["tables"] = "somebody renamed it, by its SQL, which is that of sql/ but for the names"
-        lost = [table for table in tables.missing if table in renames]
-        other = f"; if that table holds other rows, restore a backup: {_restoring(settings, lost)}" if lost else ""
-        # SQLite renames nothing where it can't read a view, and gives no name twice.
-        first = some([f"{one.type} {one.name}" for one in in_the_way(live)])
-        found.remedies["tables"] = f"first drop {first}, as *other objects* says; then run this again{other}"
-        if not first:
-            found.statements += [step for steps in renames.values() for step in steps]
-            found.remedies["tables"] = REPAIR + other
-        return
     if tables.missing:
         names = ", ".join(tables.missing)
         advice = f"restore a backup: {restore_command(settings)}; the rest cannot be judged without {names}"
+        if extra := tables.extra:  # whoever renamed a table would lose the rows since the backup
+            sql = [f"ALTER TABLE {quoted(extra[0])} RENAME TO {tables.missing[0]};"]
+            renaming = f"if {some(extra)} holds its rows under another name, rename it back"
+            advice = f"{renaming} {shell_command(settings.db_path, sql)}; else {advice}"
         found.remedies |= {name: advice for name in failing if name in _CAUSES and name not in (FILE_MODES, OTHERS)}
         # The plan makes nothing up: a person decides that rows are lost.
         backups, unread = list_backups(settings.backup_dir)

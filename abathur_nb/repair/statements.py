@@ -23,7 +23,7 @@ from abathur_nb.store.schema import (
     expected_tables,
     quoted,
 )
-from abathur_nb.store.sql import load_queries, normalized, tokens
+from abathur_nb.store.sql import load_queries, normalized
 from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG, stored
 from abathur_nb.text import counted, shown
 
@@ -191,34 +191,6 @@ def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -
 
 def _is_free(name: str, live: Mapping[str, SchemaObject]) -> bool:
     return name not in live or live[name].type == "index"
-
-
-async def rename_back(conn: aiosqlite.Connection, live: Mapping[str, SchemaObject]) -> dict[str, list[Step]]:
-    """Return, by its name in ``sql/``, what renames a table or its columns back: only the names differ. Read-only."""
-    found, steps = Differences.between(live, ("table",)), dict[str, list[Step]]()
-    for table in found.missing:
-        alike = [name for name in found.extra if _renamed(table, live[name].sql) == {name: table}]
-        if len(alike) == 1:  # with the references to it, which the setting of a repair would leave
-            count = await count_rows(conn, f"SELECT count(*) FROM {quoted(*alike)} NOT INDEXED")
-            rename = Step(f"ALTER TABLE {quoted(*alike)} RENAME TO {table}", note=counted(count, "row"))
-            steps[table] = [Step("PRAGMA legacy_alter_table = OFF"), rename]
-    for table in found.altered:
-        names, columns = _renamed(table, live[table].sql), {column.name for column in expected_columns(table)}
-        # Where the column is there, only a parent's was renamed, or two were swapped, or it is in other capitals.
-        if names and columns.issuperset(names.values()) and not {*names.values()} & {*await _columns(conn, table)}:
-            steps[table] = [Step(f"ALTER TABLE {table} RENAME COLUMN {quoted(old)} TO {names[old]}") for old in names]
-    return steps
-
-
-def _renamed(table: str, sql: str) -> dict[str, str]:
-    """Return the names of ``sql/`` by those that replace them in the SQL of a table, if nothing else differs."""
-    here, wanted = (
-        [token[1:-1].replace('""', '"') if token[:1] == '"' else token for token in tokens(text)]
-        for text in (sql, expected_objects()[table].sql)
-    )
-    names = {old: new for old, new in zip(here, wanted, strict=False) if old != new}
-    is_same = [names.get(token, token) for token in here] == wanted
-    return names if is_same and len({*names.values()}) == len(names) else {}
 
 
 async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list[str]:

@@ -124,8 +124,6 @@ REPAIRED: dict[str, Callable[[Path], object]] = {
     "a missing index": drop_index,
     "an index without its entries": lambda path: empty_index(path, "idx_tasks_submitted_at"),
     "an altered table": drop_check,
-    "a renamed column": sql("ALTER TABLE tasks RENAME COLUMN submitted_at TO submitted"),
-    "a renamed table": sql("ALTER TABLE tasks RENAME TO jobs"),
     "broken JSON": sql("UPDATE tasks SET input_data = '{broken'"),
     "a lost reference": sql("INSERT INTO state (task_id, key, value) VALUES ('gone', 'k', '{}')"),
     "a counter": sql("UPDATE sqlite_sequence SET seq = 0"),
@@ -135,6 +133,8 @@ REPAIRED: dict[str, Callable[[Path], object]] = {
 }
 LEFT: dict[str, Callable[[Path], object]] = {
     "UTF-16": utf_16,
+    "a renamed column": sql("ALTER TABLE tasks RENAME COLUMN submitted_at TO submitted"),
+    "a renamed table": sql("ALTER TABLE tasks RENAME TO jobs"),
     "no header": destroy_header,
     "lost pages": destroy_rows,
     "a lost byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
