@@ -33,7 +33,3 @@ SELECT count(*) FROM sqlite_master WHERE name = 'sqlite_stat1';
 -- name: statistics
 -- The number of rows of each table when it was analysed; a partial index covers only some of them.
 SELECT tbl AS "table", max(CAST(stat AS INTEGER)) AS rows FROM sqlite_stat1 GROUP BY tbl;
-
--- name: last_id
--- The last id that a table assigned.
-SELECT seq FROM sqlite_sequence WHERE name = :table COLLATE NOCASE AND typeof(seq) = 'integer';

@@ -319,11 +319,13 @@ async def _treat_tables(
     settings: Settings,
 ) -> None:
     """Add what repairs altered tables, the rows of all tables, and the indexes."""
-    rebuilds, obstacles = {}, dict[str, str]()
-    for table in tables.altered:
-        rebuilds[table], hindrances = await statements.rebuild_table(conn, table, live)
-        obstacles |= hindrances
-    incomplete = [table for table in tables.altered if await statements.lacking(conn, table)]
+    breaking = [failing[name] for name in ("values", "required_values") if name in failing]
+    broken = {rule["table"]: check.name for check in breaking for rule in check.data.get("broken", ())}
+    rebuilds = {
+        table: await statements.rebuild_table(conn, table, live, broken.get(table, "")) for table in tables.altered
+    }
+    obstacles = {what: way for one in rebuilds.values() for what, way in one.obstacles.items()}
+    incomplete = [table for table, one in rebuilds.items() if one.lacks]
     if not incomplete:
         restored = failing["seed_memories"].data.get("restored_by", ()) if "seed_memories" in failing else ()
         seeds, inserts = await statements.restore_seeds(conn, restored)
@@ -335,9 +337,9 @@ async def _treat_tables(
         found.changes += [*json, *seeds, *references]
         found.remedies |= dict.fromkeys(spoilt, REPAIR) if json or seeds else {}
         found.remedies |= {"foreign_keys": REPAIR} if references else {}
-    done = [table for table, steps in rebuilds.items() if steps]
+    done = [table for table, one in rebuilds.items() if one.steps]
     indexes = statements.repair_indexes(live, {*done, *incomplete})
-    found.statements = [*(step for table in done for step in rebuilds[table]), *found.statements, *indexes]
+    found.statements = [*(step for table in done for step in rebuilds[table].steps), *found.statements, *indexes]
     if indexes or done:
         found.remedies["indexes"] = REPAIR
     if obstacles:

@@ -36,18 +36,21 @@ _WRITE = "write into these rows what belongs there"
 class RowChange(NamedTuple):
     """Hold a change of the rows of ``table`` for which ``where`` is true.
 
-    ``column`` gets the SQL value ``empty``; without a column the row is deleted. ``where`` selects the same rows before
-    any change of a repair and at its own turn.
+    ``column`` gets the SQL value ``empty``; without a column the row is deleted, or changed by the statement
+    ``instead``. ``where`` selects the same rows before any change of a repair and at its own turn.
     """
 
     table: str
     where: str
     column: str | None = None
     empty: str = "NULL"
+    instead: str = ""
 
     @property
     def sql(self) -> str:
         """The statement that does it."""
+        if self.instead:
+            return self.instead
         act = f"UPDATE {self.table} SET {self.column} = {self.empty}" if self.column else f"DELETE FROM {self.table}"
         return f"{act} WHERE {self.where}"
 
@@ -115,21 +118,19 @@ async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange,
 
 
 async def broken_json(conn: aiosqlite.Connection, besides: Iterable[RowChange]) -> list[tuple[RowChange, int]]:
-    """Return what repairs JSON that the store can't read, unless ``besides`` replaces it. Needs `add_functions`."""
+    """Return what repairs JSON that the store can't read, but for rows of ``besides``. Needs `add_functions`."""
     changes = []
     for table in expected_tables():
+        others = "".join(f" AND NOT ({change.where})" for change in besides if change.table == table)
         for column, kind, rule in column_checks(table):
             if kind != "json":
                 continue
             empty = "NULL" if column not in _required(table) else "'{}'" if "'object'" in rule else "'[]'"
-            long = TOO_LONG.format(column)  # to parse it may take twenty times its size
             unreadable = f"CASE WHEN {IS_UTF8.format(column)} THEN {FAULT.format(column)} <> '' ELSE 1 END"
-            # A comparison within a CASE is evaluated in order: only JSON is held against the limits.
-            within = f"WHEN {rule} THEN {column} IS NOT NULL AND {unreadable} ELSE 0 END"
-            others = [f" AND NOT ({c.where})" for c in besides if (c.table, c.column) == (table, column)]
-            rest = "".join((_staying(table), *others))
-            wheres = (f"NOT ({long} OR ({rule}))", f"CASE WHEN {long} THEN 1 {within}")
-            changes += [RowChange(table, where + rest, column, empty) for where in wheres]
+            # A CASE is evaluated in order: what is too long is not parsed, and only JSON is held against the limits.
+            within = f"WHEN {rule} THEN {column} IS NOT NULL AND {unreadable} ELSE 1"
+            where = f"CASE WHEN {TOO_LONG.format(column)} THEN 1 {within} END{_staying(table)}{others}"
+            changes.append(RowChange(table, where, column, empty))
     return await _counted(conn, changes)
 
 
@@ -149,17 +150,16 @@ async def restore_seeds(
 ) -> tuple[list[tuple[RowChange, int]], list[Step]]:
     """Return what gives the seed memories in ``restored`` their content back, and what inserts missing ones."""
     statements, changes, steps = {(one["namespace"], one["key"]): one["sql"] for one in restored}, [], []
-    for seed in (one for one in expected_seeds() if (one.namespace, one.key) in statements):
-        row = {name: "'" + str(value).replace("'", "''") + "'" for name, value in seed._asdict().items()}
-        same = f"namespace = {row['namespace']} AND key = {row['key']} AND version = {seed.version}"
-        if not await count_rows(conn, f"SELECT count(*) FROM memory_entries WHERE {same}"):
-            steps.append(Step(statements[seed.namespace, seed.key], 1))
+    for seed in expected_seeds():
+        if not (sql := statements.get((seed.namespace, seed.key))):
             continue
-        changes += [
-            RowChange("memory_entries", f"{same} AND {column} IS NOT {row[column]}", column, row[column])
-            for column in ("value", "metadata", "memory_type", "created_by", "updated_by")
-        ]
-    return await _counted(conn, changes), steps
+        same = f"namespace = '{seed.namespace}' AND key = '{seed.key}' AND version = {seed.version}"
+        change = RowChange("memory_entries", same, instead=sql)
+        if await count_rows(conn, change.selecting("count(*)")):
+            changes.append((change, 1))
+        else:
+            steps.append(Step(sql, 1))
+    return changes, steps
 
 
 async def statistics_check(conn: aiosqlite.Connection, remedy: str) -> Check:
@@ -183,14 +183,7 @@ def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -
     tables = {name for name, one in known.items() if one.type == "table" and name in live} - {*rebuilt}
     dropped = [name for name in found.altered if live[name].table in tables]
     made = [known[name] for name in (*found.missing, *found.altered) if known[name].table in tables]
-    return [
-        *(Step(f"DROP INDEX {quoted(name)}") for name in dropped),
-        *(Step(index.sql) for index in made if _is_free(index.name, live)),
-    ]
-
-
-def _is_free(name: str, live: Mapping[str, SchemaObject]) -> bool:
-    return name not in live or live[name].type == "index"
+    return [*(Step(f"DROP INDEX {quoted(name)}") for name in dropped), *(Step(index.sql) for index in made)]
 
 
 async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list[str]:
@@ -207,46 +200,60 @@ async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list
     return found
 
 
-async def rebuild_table(
-    conn: aiosqlite.Connection, table: str, live: Mapping[str, SchemaObject]
-) -> tuple[list[Step], dict[str, str]]:
-    """Return what makes an altered table as in ``sql/`` with all its rows, or no step and what is in the way.
+class Rebuild(NamedTuple):
+    """Hold how an altered table is made as in ``sql/``: the ``steps``, or what is in the way of it.
 
-    Beside each obstacle is what removes it, empty where only a backup does; a statement ends with ``;``. Rows that
-    other steps delete, and JSON that others empty, are not in the way. An index of others is made again, unless the
-    table of ``sql/`` can't have it. Read-only.
+    ``obstacles`` has beside each what removes it: words, a statement that ends with ``;``, or nothing where only a
+    backup helps. ``lacks`` says that a column is missing.
+    """
+
+    steps: list[Step]
+    obstacles: dict[str, str]
+    lacks: bool = False
+
+
+async def rebuild_table(
+    conn: aiosqlite.Connection, table: str, live: Mapping[str, SchemaObject], broken: str
+) -> Rebuild:
+    """Return how an altered table is made as in ``sql/`` with all its rows. Read-only.
+
+    ``broken`` names the checks that its rows fail. An index of others is made again, unless its column is dropped.
     """
     wanted = [column.name for column in expected_columns(table)]
-    extra = [name for name in await _columns(conn, table) if name not in wanted]
-    if missing := await lacking(conn, table):
-        lacks = f"{table} lacks {', '.join(missing)}"
-        if not extra:
-            return [], {f"{lacks}, and no other column of it may hold their values": ""}
-        return [], {f"{lacks}, whose values may be in {', '.join(extra)}": _RENAME}
-    if obstacles := await _obstacles(conn, table, extra):
-        return [], obstacles
-    count = await count_rows(conn, _counting(table, "1"))
+    rows = await conn.execute_fetchall(load_queries("troubleshoot.sql")["columns"].sql, {"table": table})
+    found = [name.lower() if name.isascii() else name for (name,) in rows]
+    extra = [name for name in found if name not in wanted]
+    if missing := [name for name in wanted if name not in found]:
+        where = (
+            f"whose values may be in {', '.join(extra)}" if extra else "and no other column of it may hold their values"
+        )
+        return Rebuild([], {f"{table} lacks {', '.join(missing)}, {where}": _RENAME if extra else ""}, lacks=True)
+    obstacles = {f"rows of {table} that *{broken}* names": _WRITE} if broken else {}
+    for name in extra:
+        if count := await count_rows(conn, f"SELECT count({quoted(name)}) FROM {table}"):
+            drop = f"ALTER TABLE {table} DROP COLUMN {quoted(name)};"
+            obstacles[f"{counted(count, 'row')} with a value in {table}.{name}, not a column of sql/"] = drop
+    for keys in await duplicates(conn, {table}):
+        obstacles[f"the same key more than once: {keys}"] = _WRITE
+    if obstacles:
+        return Rebuild([], obstacles)
+    count = await count_rows(conn, f"SELECT count(*) FROM {table} WHERE 1{_staying(table)}")
     own_id = "AUTOINCREMENT" in expected_objects()[table].sql
     columns = ", ".join(wanted if own_id else ["rowid", *wanted])
-    steps = [
-        Step(f"ALTER TABLE {table} RENAME TO {_ASIDE}"),
+    rename = Step(f"ALTER TABLE {table} RENAME TO {_ASIDE}")
+    made = [
         Step(expected_objects()[table].sql),
         Step(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {_ASIDE}", count),
-        Step(f"DROP TABLE {_ASIDE}"),
     ]
-    if own_id:
-        for (seq,) in await conn.execute_fetchall(load_queries("troubleshoot.sql")["last_id"].sql, {"table": table}):
-            # An id that was given out once is not given out again.
-            steps.append(Step(f"DELETE FROM sqlite_sequence WHERE name = '{table}'"))
-            steps.append(Step(f"INSERT INTO sqlite_sequence (name, seq) VALUES ('{table}', {seq})", 1))
-    indexes = [one for one in expected_objects().values() if one.type == "index" and one.table == table]
-    made = [index for index in indexes if _is_free(index.name, live)]
-    for other in (live[name] for name in Differences.between(live, ("index",)).extra if live[name].table == table):
-        if _fits(other):
-            made.append(other)
-        else:
-            steps.insert(0, Step(f"DROP INDEX {quoted(other.name)}"))
-    return [*steps, *(Step(one.sql) for one in made)], {}
+    if own_id:  # an id that was given out once is not given out again
+        made.append(Step(f"DELETE FROM sqlite_sequence WHERE name = '{table}'"))
+        made.append(Step(f"UPDATE sqlite_sequence SET name = '{table}' WHERE name = '{_ASIDE}'"))
+    made.append(Step(f"DROP TABLE {_ASIDE}"))
+    others = [live[name] for name in Differences.between(live, ("index",)).extra if live[name].table == table]
+    lost = [other for other in others if not _fits(other)]
+    ours = [one for one in expected_objects().values() if one.type == "index" and one.table == table]
+    indexes = [Step(index.sql) for index in (*ours, *others) if index not in lost]
+    return Rebuild([*(Step(f"DROP INDEX {quoted(other.name)}") for other in lost), rename, *made, *indexes], {})
 
 
 def _fits(index: SchemaObject) -> bool:
@@ -255,40 +262,3 @@ def _fits(index: SchemaObject) -> bool:
         conn.execute(index.sql)
         return True
     return False
-
-
-async def lacking(conn: aiosqlite.Connection, table: str) -> list[str]:
-    """Return the columns of ``sql/`` that a live table lacks. Read-only."""
-    found = await _columns(conn, table)
-    return [column.name for column in expected_columns(table) if column.name not in found]
-
-
-async def _columns(conn: aiosqlite.Connection, table: str) -> list[str]:
-    rows = await conn.execute_fetchall(load_queries("troubleshoot.sql")["columns"].sql, {"table": table})
-    return [name.lower() if name.isascii() else name for (name,) in rows]
-
-
-async def _obstacles(conn: aiosqlite.Connection, table: str, extra: Collection[str]) -> dict[str, str]:
-    """Say which rows the table of ``sql/`` would not take, and which columns it has no place for."""
-    checks = column_checks(table)
-    json = {check.column for check in checks if check.kind == "json"}
-    asked = {}
-    for name in extra:
-        drop = f"ALTER TABLE {table} DROP COLUMN {quoted(name)};"
-        asked[f"a value in {table}.{name}, not a column of sql/"] = f"{quoted(name)} IS NOT NULL", drop
-    for check in checks:
-        if check.kind == "value":
-            asked[f"{table}.{check.column} outside its range"] = f"NOT ({check.expression})", _WRITE
-    for name in sorted(_required(table) - json):
-        asked[f"{table}.{name} without a value"] = f"{name} IS NULL", _WRITE
-    words = {}
-    for what, (condition, remedy) in asked.items():
-        if count := await count_rows(conn, _counting(table, condition)):
-            words[f"{counted(count, 'row')} with {what}"] = remedy
-    for rows in await duplicates(conn, {table}):
-        words[f"the same key more than once: {rows}"] = _WRITE
-    return words
-
-
-def _counting(table: str, condition: str) -> str:
-    return f"SELECT count(*) FROM {table} WHERE ({condition}){_staying(table)}"
