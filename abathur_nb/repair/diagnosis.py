@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import NamedTuple
 import aiosqlite
 
 from abathur_nb.backups.aside import JournalError, begun, users_of
-from abathur_nb.backups.manifest import list_backups, newest_fit, of_database
 from abathur_nb.backups.taking import open_copy
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
@@ -29,7 +28,7 @@ from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, lock_owners, pragma
 from abathur_nb.store.guarded import strays
-from abathur_nb.store.schema import Differences, SchemaObject, expected_objects, quoted, read_schema
+from abathur_nb.store.schema import Differences, SchemaObject, quoted, read_schema
 from abathur_nb.store.target import (
     examine,
     file_system,
@@ -41,7 +40,7 @@ from abathur_nb.store.target import (
     wanted,
 )
 from abathur_nb.store.values import add_functions
-from abathur_nb.text import MB, age, counted, process_name, some
+from abathur_nb.text import MB, process_name, some
 
 # The plan names the parameters, as its hash may be wanted too.
 REPAIR = "read the plan below: it repairs this, and names the parameters that carry it out"
@@ -97,6 +96,12 @@ class Diagnosis:
         """The statements of the one transaction, in their order: rows first, then what their tables are made of."""
         return [*(Step(change.sql, count) for change, count in self.changes), *self.statements]
 
+    def plan(self, check_id: str, deed: str = "", *, cause: str = "", remedy: str = REPAIR) -> None:
+        """Add a deed, and give a check its remedy and, unless it is the usual one, its cause."""
+        self.deeds += (deed,) if deed else ()
+        self.causes |= {check_id: cause} if cause else {}
+        self.remedies[check_id] = remedy
+
     def explained(self, check: Check) -> Check:
         """Return a check with its cause and its remedy."""
         if check.status == "pass":
@@ -109,7 +114,7 @@ class Diagnosis:
 
 async def diagnose(settings: Settings) -> Diagnosis:
     """Find out what is wrong with the database at ``settings.db_path`` and what would repair it. Read-only."""
-    found = await _diagnose(settings)
+    found = await _outside(settings) or await _inside(settings)
     if "salvage" in found.deeds and (before := salvaged_before(settings)):
         checks = [replace(check, remedy=SALVAGED) if check.failed else check for check in found.checks]
         found.checks = (*checks, before)
@@ -117,30 +122,53 @@ async def diagnose(settings: Settings) -> Diagnosis:
     return found
 
 
-async def _diagnose(settings: Settings) -> Diagnosis:
-    path, restore = settings.db_path, _RESTORE.format(restore_command(settings))
+async def _outside(settings: Settings) -> Diagnosis | None:
+    """Diagnose what keeps a database from being read, such as lost files or a destroyed header."""
+    path = settings.db_path
     if lost := strays(path):  # what they hold is lost with them, and what is read meanwhile is half of the truth
         check, newer = await asyncio.to_thread(stray_rows, settings, lost)
         return Diagnosis((check,), ("rescue",) if newer else ())
     target = examine(settings)
     if target.state == "remains":
-        return _diagnose_remains(target.check, path)
+        return _remains(target.check, path)
     target = await identify(settings, refuses=("trigger",), seen=target)  # which a repair would set off
+    check = target.check
     if target.state == "damaged":
         log = await asyncio.to_thread(log_check, path)
         if log.failed and (why := await _why_alone(path, log, corrupt=True)):
-            return _without_log((target.check,), log, why)
-        return Diagnosis((replace(target.check, remedy=restore),), ("salvage",))
-    if target.check.status == "error":  # a hot journal, which only a writer may roll back
-        return Diagnosis((replace(target.check, remedy=REPAIR),), ("roll back",))
-    if target.state != "present" and "remade" not in target.check.data:
-        return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
+            return _without_log((check,), log, why)
+        return Diagnosis((replace(check, remedy=_RESTORE.format(restore_command(settings))),), ("salvage",))
+    if check.status == "error":  # a hot journal, which only a writer may roll back
+        return Diagnosis((replace(check, remedy=REPAIR),), ("roll back",))
+    if target.state == "present" or "remade" in check.data:
+        return None
+    return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
+
+
+def _remains(check: Check, path: Path) -> Diagnosis:
+    """Plan what becomes of a replacement that was begun, or of side files without their database."""
+    try:
+        completes = begun(path)
+    except JournalError as error:
+        return Diagnosis((replace(check, observed=error.observed, remedy=REPAIR),), ("set journal aside",))
+    except RefusedError as error:
+        return Diagnosis((replace(check, observed=error.observed, remedy=error.remedy),), refused=True)
+    if mounted := mounted_files(path):
+        return Diagnosis((check, replace(mounted[0], status="fail")), refused=True)
+    cause = "a restoration or rollback that was killed" if completes else "its database was moved or deleted alone"
+    check = replace(check, observed=f"{check.observed}\ncause: {cause}", remedy=REPAIR)
+    return Diagnosis((check,), ("complete" if completes else "move aside",))
+
+
+async def _inside(settings: Settings) -> Diagnosis:
+    """Diagnose a database that can be opened, its log and its files."""
+    path, found = settings.db_path, Diagnosis()
     first = Look.at_files(path)
     checks = await file_checks(settings, unrepaired=_FIRST)  # the repair is this very diagnosis
     # Nothing is planned without the checks on which the others rest: it would be a part only.
     if checks[0].status == "error" or any(check.status == "error" and check.id == "integrity" for check in checks):
         return Diagnosis(checks, refused=True)
-    checks, found = tuple(check for check in checks if check.id != "log"), Diagnosis()
+    checks = tuple(check for check in checks if check.id != "log")
     failing = {check.id: check for check in checks if check.failed}
     try:
         async with connect(path, settings.busy_timeout_ms) as conn:
@@ -167,40 +195,20 @@ async def _diagnose(settings: Settings) -> Diagnosis:
         if why or not corrupt or "salvage" not in found.deeds:
             return _without_log(checks, log, why)
     folders = dict.fromkeys((path.parent, settings.backup_dir))
-    if left := [str(folder / name) for folder in folders for name in sweep(folder, remove=False)]:
-        found.deeds += ("sweep",)
-        found.remedies["file_names"] = REPAIR
+    if left := ", ".join(str(folder / name) for folder in folders for name in sweep(folder, remove=False)):
+        found.plan("file_names", "sweep")
+    expected = "no scratch directory of a process that is dead"
+    observed = f"{left}\ncause: a run that was killed" if left else "none"
+    leftovers = Check.that("leftovers", not left, expected, observed, REPAIR, "warn")
     then = Look.at_files(path)
     pins = then.behind_since(first)
-    large = any(check.id == "wal_size" and check.status != "pass" for check in checks)
-    if large and "salvage" not in found.deeds and log.status == "pass" and not pins:
-        found.deeds += ("checkpoint",)
-        found.remedies["wal_size"] = REPAIR
-    checks = tuple(
-        found.explained(wal_check(c, pins, unread, then, free_mb(path.parent)) if c.id == "wal_size" else c)
-        for c in checks
-    )
-    expected = "no scratch directory of a process that is dead"
-    observed = f"{', '.join(left)}\ncause: a run that was killed" if left else "none"
-    remedy = "rm -r them: their process is dead, and nothing refers to them"
-    leftovers = Check.that("leftovers", not left, expected, observed, remedy, "warn")
-    found.checks = (*checks, log, _locks(path, first, then), leftovers)
+    size = next(check for check in checks if check.id == "wal_size")
+    if size.status != "pass" and "salvage" not in found.deeds and log.status == "pass" and not pins:
+        found.plan("wal_size", "checkpoint")
+    size = wal_check(size, pins, unread, then, free_mb(path.parent))
+    explained = (found.explained(size if check.id == "wal_size" else check) for check in checks)
+    found.checks = (*explained, log, _locks(path, first, then), leftovers)
     return found
-
-
-def _diagnose_remains(check: Check, path: Path) -> Diagnosis:
-    """Plan what becomes of a replacement that was begun, or of side files without their database."""
-    try:
-        completes = begun(path)
-    except JournalError as error:
-        return Diagnosis((replace(check, observed=error.observed, remedy=REPAIR),), ("set journal aside",))
-    except RefusedError as error:
-        return Diagnosis((replace(check, observed=error.observed, remedy=error.remedy),), refused=True)
-    if mounted := mounted_files(path):
-        return Diagnosis((check, replace(mounted[0], status="fail")), refused=True)
-    cause = "a restoration or rollback that was killed" if completes else "its database was moved or deleted alone"
-    check = replace(check, observed=f"{check.observed}\ncause: {cause}", remedy=REPAIR)
-    return Diagnosis((check,), ("complete" if completes else "move aside",))
 
 
 async def _why_alone(path: Path, log: Check, *, corrupt: bool) -> str:
@@ -233,25 +241,19 @@ async def _treat(
     """Add what repairs each failing check; what rests on damaged pages or missing tables waits for their repair."""
     # Who owns the files, and the directory, is for somebody with more rights to change.
     if FILE_MODES in failing and failing[FILE_MODES].data.get("not_0600"):
-        found.deeds += ("chmod",)
-        found.remedies[FILE_MODES] = f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}"
-    if HEADER in failing:
-        found.deeds += ("salvage",)
-        found.remedies |= dict.fromkeys((HEADER, "integrity"), _RESTORE.format(restore_command(settings)))
-    elif "integrity" in failing:
-        await _treat_damage(conn, failing["integrity"], settings, found)
+        found.plan(FILE_MODES, "chmod", remedy=f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}")
+    if HEADER in failing or "integrity" in failing:
+        await _treat_damage(conn, failing, settings, found)
     if HEADER in failing or ("integrity" in failing and failing["integrity"].data["is_corrupt"]):
         others = (name for name in failing if name in _CAUSES and name != FILE_MODES)
         found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
         return
     if "encoding" in failing:
-        found.deeds += ("salvage",)
-        found.causes["encoding"], found.remedies["encoding"] = "made by another program", _REWRITE
+        found.plan("encoding", "salvage", cause="made by another program", remedy=_REWRITE)
         return
     if "journal_mode" in failing:
         cause, forbids = _why_no_wal(settings)
-        found.causes["journal_mode"], found.remedies["journal_mode"] = cause, forbids or REPAIR
-        found.deeds += () if forbids else ("wal",)
+        found.plan("journal_mode", "" if forbids else "wal", cause=cause, remedy=forbids or REPAIR)
     if "application_id" in failing:  # of a database with all tables of ours, which a dump made
         found.statements += statements.MARKS
         found.remedies |= dict.fromkeys(("application_id", "user_version"), REPAIR)
@@ -265,54 +267,41 @@ async def _treat(
             renaming = f"if {some(extra)} holds its rows under another name, rename it back"
             advice = f"{renaming} {shell_command(settings.db_path, sql)}; else {advice}"
         found.remedies |= {name: advice for name in failing if name in _CAUSES and name not in (FILE_MODES, OTHERS)}
-        # The plan makes nothing up: a person decides that rows are lost.
-        backups, unread = list_backups(settings.backup_dir)
-        if not unread and not any(backup.content.rows.get(name) for backup in backups for name in tables.missing):
-            again = "; ".join(f"{expected_objects()[name].sql};" for name in tables.missing)
-            nowhere = "no backup here has a row of it: if none elsewhere has, make it again"
-            found.remedies["tables"] += f"; {nowhere}: {again}"
         return
-    await _treat_tables(conn, tables, live, failing, found, settings)
+    await _treat_tables(conn, tables.altered, live, failing, found, settings)
     if "sequences" in failing:
         found.statements += map(Step, failing["sequences"].data.get("statements", ()))
-        found.remedies["sequences"] = REPAIR
+        found.plan("sequences")
 
 
-def _restoring(settings: Settings, tables: Iterable[str] = ()) -> str:
-    """Return the command that restores the newest backup, its age, and how many rows of ``tables`` it holds."""
-    newest = newest_fit(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path))
-    if newest is None:
-        return restore_command(settings)
-    holds = "".join(f", with {counted(newest.content.rows.get(name, 0), 'row')} of {name}" for name in tables)
-    return f"{restore_command(settings)} -p backup {quote(newest.path.name)}, {age(newest.taken_at)}{holds}"
-
-
-async def _treat_damage(conn: aiosqlite.Connection, check: Check, settings: Settings, found: Diagnosis) -> None:
-    """Add what repairs a file that integrity_check fails."""
-    causes, remedies = found.causes, found.remedies
-    indexes = check.data["indexes"]
-    if not check.data["is_corrupt"]:
-        causes["integrity"] = "the rows that are named below"
+async def _treat_damage(
+    conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis
+) -> None:
+    """Add what repairs a file that integrity_check fails, or whose header is wrong."""
+    restore, data = restore_command(settings), failing["integrity"].data if "integrity" in failing else {}
+    if not (data.get("is_corrupt") or HEADER in failing):
+        found.causes["integrity"] = "the rows that are named below"
         return
+    indexes = data.get("indexes", ())
+    # What makes indexes differ from their tables may be the header alone.
     header = await asyncio.to_thread(ask, "header", settings.db_path, "4") if indexes else ""
-    if not indexes or header:
-        found.deeds += ("salvage",)
-        causes["integrity"] = f"{header or 'damaged pages'}: a fault of the disk, or somebody who wrote around SQLite"
-        remedies["integrity"] = _RESTORE.format(restore_command(settings))
+    if HEADER in failing or header or not indexes:
+        cause = f"{header or 'damaged pages'}: a fault of the disk, or somebody who wrote around SQLite"
+        found.plan("integrity", "salvage", cause=cause, remedy=_RESTORE.format(restore))
+        found.remedies[HEADER] = _RESTORE.format(restore)
     elif rows := await statements.duplicates(conn, indexes):
-        causes["integrity"] = f"rows with the key of another, which a whole index keeps out: {some(rows)}"
-        restore = f"restore a backup from before them: {_restoring(settings)}"
-        remedies["integrity"] = f"{restore}; or decide by hand which of these rows stay"
+        cause = f"rows with the key of another, which a whole index keeps out: {some(rows)}"
+        remedy = f"restore a backup from before them: {restore}; or decide by hand which of these rows stay"
+        found.plan("integrity", cause=cause, remedy=remedy)
     else:
         found.statements += [Step(f"REINDEX {quoted(name)}") for name in indexes]
         by_whom = "a fault of the disk, or a writer with another SQLite"
-        causes["integrity"] = f"an index does not agree with its table, by {by_whom}; it is made anew from the table"
-        remedies["integrity"] = REPAIR
+        found.plan("integrity", cause=f"an index differs from its table, by {by_whom}; it is made anew from the table")
 
 
 async def _treat_tables(
     conn: aiosqlite.Connection,
-    tables: Differences,
+    altered: Collection[str],
     live: Mapping[str, SchemaObject],
     failing: Mapping[str, Check],
     found: Diagnosis,
@@ -321,37 +310,39 @@ async def _treat_tables(
     """Add what repairs altered tables, the rows of all tables, and the indexes."""
     breaking = [failing[name] for name in ("values", "required_values") if name in failing]
     broken = {rule["table"]: check.name for check in breaking for rule in check.data.get("broken", ())}
-    rebuilds = {
-        table: await statements.rebuild_table(conn, table, live, broken.get(table, "")) for table in tables.altered
-    }
-    obstacles = {what: way for one in rebuilds.values() for what, way in one.obstacles.items()}
+    rebuilds = {name: await statements.rebuild_table(conn, name, live, broken.get(name, "")) for name in altered}
+    done = [table for table, one in rebuilds.items() if one.steps]
     incomplete = [table for table, one in rebuilds.items() if one.lacks]
     if not incomplete:
-        restored = failing["seed_memories"].data.get("restored_by", ()) if "seed_memories" in failing else ()
-        seeds, inserts = await statements.restore_seeds(conn, restored)
-        found.statements += inserts
-        found.remedies |= {"seed_memories": REPAIR} if seeds or inserts else {}
-        spoilt = [name for name in _JSON if name in failing]
-        json = await statements.broken_json(conn, [change for change, _ in seeds]) if spoilt else []
-        references = await statements.broken_references(conn) if "foreign_keys" in failing else []
-        found.changes += [*json, *seeds, *references]
-        found.remedies |= dict.fromkeys(spoilt, REPAIR) if json or seeds else {}
-        found.remedies |= {"foreign_keys": REPAIR} if references else {}
-    done = [table for table, one in rebuilds.items() if one.steps]
+        await _treat_rows(conn, failing, found)
     indexes = statements.repair_indexes(live, {*done, *incomplete})
     found.statements = [*(step for table in done for step in rebuilds[table].steps), *found.statements, *indexes]
     if indexes or done:
-        found.remedies["indexes"] = REPAIR
-    if obstacles:
-        found.causes["tables"] = f"{_CAUSES['tables']}; in the way of making it anew: {'; '.join(obstacles)}"
+        found.plan("indexes")
+    if obstacles := {what: way for one in rebuilds.values() for what, way in one.obstacles.items()}:
+        cause = f"{_CAUSES['tables']}; in the way of making it anew: {'; '.join(obstacles)}"
         drops = [way for way in obstacles.values() if way.endswith(";")]
         ways = [way for way in dict.fromkeys(obstacles.values()) if way and way not in drops]
         if drops:
             ways.append(f"save what these columns hold, then drop them {shell_command(settings.db_path, drops)}")
         again = f"{'; '.join(ways)}; then run this again; or " if ways else ""
-        found.remedies["tables"] = f"{again}restore a backup: {restore_command(settings)}"
+        found.plan("tables", cause=cause, remedy=f"{again}restore a backup: {restore_command(settings)}")
     elif done:
-        found.remedies["tables"] = REPAIR
+        found.plan("tables")
+
+
+async def _treat_rows(conn: aiosqlite.Connection, failing: Mapping[str, Check], found: Diagnosis) -> None:
+    """Add what repairs seed memories, JSON that the store can't read, and references that lead nowhere."""
+    seeds, spoilt = list[tuple[RowChange, int]](), [name for name in _JSON if name in failing]
+    if "seed_memories" in failing:
+        seeds, inserts = await statements.restore_seeds(conn, failing["seed_memories"].data.get("restored_by", ()))
+        found.statements += inserts
+        found.plan("seed_memories")
+    json = await statements.broken_json(conn, [change for change, _ in seeds]) if spoilt else []
+    found.remedies |= dict.fromkeys(spoilt, REPAIR) if json or seeds else {}
+    references = await statements.broken_references(conn) if "foreign_keys" in failing else []
+    found.remedies |= {"foreign_keys": REPAIR} if references else {}
+    found.changes += [*json, *seeds, *references]
 
 
 def _why_no_wal(settings: Settings) -> tuple[str, str]:
@@ -361,10 +352,9 @@ def _why_no_wal(settings: Settings) -> tuple[str, str]:
         return f"its file system is {kind}, which can't carry write-ahead mode", ELSEWHERE
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
         return "the file or its directory may not be written to", f"see who owns it: namei -l {quote(str(path))}"
-    cause = f"somebody set another mode, or copied it with VACUUM INTO; its file system, {kind}, would carry it"
-    if users := users_of(path):
-        cause += f"; it can be switched only while nobody reads or writes, and {', '.join(users)} has it open"
-    return cause, ""
+    users = ", ".join(users_of(path))
+    cause = "somebody set another mode, or copied it with VACUUM INTO"
+    return f"{cause}; it can be switched only while {users} does not have it open" if users else cause, ""
 
 
 class Look(NamedTuple):

@@ -89,34 +89,30 @@ def read_quarantine(path: Path) -> tuple[Mapping[str, Any], list[dict[str, Any]]
     try:
         with open_regular(path) as file:
             content = file.read()
-        if content.count(b"\n") < 2 or not content.endswith(b"\n"):
+        lines = content.splitlines(keepends=True)
+        if len(lines) < 2 or not content.endswith(b"\n"):
             raise ValueError("the file is empty or cut off")
-        head, *lines, end = content.splitlines(keepends=True)
-        first, entries, last = uncanonical(head), [uncanonical(line) for line in lines], uncanonical(end)
-    except FileNotFoundError:
-        raise RefusedError(f"no file {path}", f"see what there is: ls {quote(str(path.parent))}") from None
+        head, *entries, last = map(uncanonical, lines)
+        faults = misfits(head, _HEAD)
+        if last != {"rows": len(entries), "sha256": sha256(b"".join(lines[:-1]))}:
+            faults.append("its hash is not the one that its last line names")
+        for line, entry in enumerate(entries, 2):
+            faults += [f"line {line}: {fault}" for fault in misfits(entry, _ENTRY) or _strange_columns(entry)]
+        if faults:
+            raise ValueError("; ".join(faults[:_NAMED]))
     except (OSError, ValueError) as error:
-        raise RefusedError(f"{path} is not a quarantine file: {error}", "name another one") from None
-    faults = misfits(first, _HEAD)
-    if last != {"rows": len(entries), "sha256": sha256(head + b"".join(lines))}:
-        faults.append("its hash is not the one that its last line names")
-    for line, entry in enumerate(entries, 2):
-        faults += [f"line {line}: {fault}" for fault in misfits(entry, _ENTRY) or _strange_columns(entry)]
-    if faults:
-        observed = f"{path} is not as it was written: {'; '.join(faults[:_NAMED])}"
-        raise RefusedError(observed, f"name another one: ls {quote(str(path.parent))}")
-    return first, entries
+        remedy = f"name another one: ls {quote(str(path.parent))}"
+        raise RefusedError(f"{path} is not a quarantine file as a repair wrote it: {error}", remedy) from None
+    return head, entries
 
 
 def _strange_columns(entry: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the columns that an entry names; a table that was altered may have had others."""
+    """Return a fault where an entry lacks a column; a table that was altered may have had others."""
     keys = {column.name for column in expected_columns(entry["table"]) if column.in_key}
     change, row = entry["change"], entry["row"]
-    faults = [] if entry["key"].keys() == keys <= row.keys() else [f"key: expected {', '.join(sorted(keys))}"]
-    faults += [f"row: expected text as names, found {shown(name)}" for name in row if not _value(name)]
-    if change and not (change.keys() == {"column", "becomes"} and change["column"] in row):
-        faults.append(f"change: expected a column of the row and what it becomes, found {shown(change)}")
-    return faults
+    is_row = entry["key"].keys() == keys <= row.keys() and all(map(_value, row))
+    is_change = not change or (change.keys() == {"column", "becomes"} and change["column"] in row)
+    return [] if is_row and is_change else [f"not a row of {entry['table']}, or not a change of one of its columns"]
 
 
 def plain(value: object) -> object:
@@ -271,12 +267,13 @@ async def _put_one(conn: Connection, entry: Mapping[str, Any]) -> bool:
             await conn.execute_fetchall(*insertion(entry["table"], row))
         return not there
     column = change["column"]
-    if there and there.get(column) == row[column]:
+    if not there:
+        raise RefusedError("its row is gone", "see which one is right")
+    if there.get(column) == row[column]:
         return False
-    # As a value: a file must not bring SQL of its own.
-    becomes = None if change["becomes"] == "NULL" else change["becomes"][1:-1].replace("''", "'")
-    if not there or there.get(column) != becomes:
-        raise RefusedError("changed since" if there else "its row is gone", "see which one is right")
+    ((literal,),) = await conn.execute_fetchall(f"SELECT quote({quoted(column)}) FROM {table} WHERE {where}", key)
+    if literal != change["becomes"]:
+        raise RefusedError("changed since", "see which one is right")
     sql, value = value_of(row[column])
     await conn.execute_fetchall(f"UPDATE {table} SET {quoted(column)} = {sql} WHERE {where}", [value, *key])
     return True
