@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sqlite3
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
@@ -20,7 +19,7 @@ from abathur_nb.backups.aside import users_of
 from abathur_nb.backups.taking import back_up, publish
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES, BOUND_SQL, AbathurError, BusyError, RefusedError
-from abathur_nb.files import make_private_file, nearest_existing, private_directory, scratch_directory
+from abathur_nb.files import at, make_private_file, nearest_existing, private_directory, scratch_directory
 from abathur_nb.health.checks import file_checks
 from abathur_nb.repair.quarantine import insertion, plain
 from abathur_nb.report import Check
@@ -30,17 +29,16 @@ from abathur_nb.store.pages import INDEX, TABLE, Pages, read_pages
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, expected_objects, expected_tables, quoted
 from abathur_nb.store.sql import tokens
 from abathur_nb.store.target import restore_command
-from abathur_nb.text import counted
+from abathur_nb.text import counted, some
 
 SALVAGED = "put the salvaged file or a backup in place, as the check *salvaged* says"
 _EXPECTED = (
     "what can still be read, in a file of its own; intact says that no row is missing, not that none was altered"
 )
-_COPIED = ("", "-wal", "-journal")  # the -shm is made anew from the -wal
 _IDENTITY = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
 _NOT_PLAIN = {"AS", "SELECT", "VIRTUAL", "WITHOUT"}
 _KINDS: dict[str, Any] = {"INTEGER": int, "REAL": int | float, "TEXT": str}
-_SHOWN = 5  # ranges of lost rowids
+_SHOWN = 20  # lost rowids
 # What comes out of a damaged file need not keep its rules: a row that does not would be left out without a word.
 _RULES = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF;"
 _UNFORCED = "PRAGMA synchronous = OFF"  # of a file that is thrown away, or forced to the disk once it is whole
@@ -111,9 +109,9 @@ def _remedy(settings: Settings, path: Path) -> str:
 
 
 def _state(path: Path) -> dict[str, tuple[int, int]]:
-    """Return the last change and the size of the files that make up a database, but for empty ones."""
+    """Return the last change and the size of a database and of its log, but for an empty one."""
     found = {}
-    for name in (f"{path}{suffix}" for suffix in _COPIED):
+    for name in (f"{path}", f"{path}-wal"):
         with suppress(FileNotFoundError):
             if (noted := os.stat(name)).st_size:
                 found[name] = (noted.st_mtime_ns, noted.st_size)
@@ -121,19 +119,14 @@ def _state(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def _copy(path: Path, folder: Path) -> tuple[Path, str]:
-    """Copy a database, with a header and with the rows of its log written into it; say what became of the log.
-
-    By another process, as closing the file would drop the locks that this one holds on it through SQLite.
-    """
+    """Copy a database, with a header and with the rows of its log written into it; say what became of the log."""
     before, copy = _state(path), folder / path.name
-    done = subprocess.run(["cp", "--", *before, str(folder)], capture_output=True, text=True, check=False)  # noqa: S603, S607
-    if done.returncode:
-        raise RefusedError(f"{path} could not be copied: {done.stderr.strip()}", f"make room in {folder.parent}")
+    log, new = f"{path}-wal", Path(f"{copy}-wal")
+    with at(copy):
+        ask("copy", path, log if log in before else "", "", copy)
     if _state(path) != before:
         users = ", ".join(users_of(path)) or "a process that cannot be named"
         raise BusyError(f"{path} is written meanwhile by {users}", "stop it, then run this again")
-    log = Path(f"{copy}-wal")
-    size = log.stat().st_size if log.exists() else 0
     _settle(copy)
     with copy.open("r+b") as file, mmap(file.fileno(), 0) as data:
         pages = read_pages(data)
@@ -141,12 +134,12 @@ def _copy(path: Path, folder: Path) -> tuple[Path, str]:
             raise RefusedError(f"nothing of {path} can be read any more", "restore a backup")
         data[:100] = pages.header(APPLICATION_ID, SCHEMA_VERSION)  # any byte of it may be damaged
     _settle(copy)
-    how = "not counted: SQLite can't read it" if log.exists() else "counted as far as SQLite reads it"
-    return copy, f"; its log of {size:,} bytes is {how}" if size else ""
+    how = "not counted: SQLite can't read it" if new.exists() else "counted as far as SQLite reads it"
+    return copy, f"; its log of {before[log][1]:,} bytes is {how}" if log in before else ""
 
 
 def _settle(copy: Path) -> None:
-    """Let SQLite write the log of a file into it, or roll its journal back, as far as it can."""
+    """Let SQLite write the log of a file into it, as far as it can."""
     with suppress(DatabaseError), closing(plain_connect(copy, isolation_level=None)) as conn:
         # A file that was cut is opened only so, and this PRAGMA alone reads no schema.
         conn.execute("PRAGMA writable_schema = ON")
@@ -173,7 +166,8 @@ class _Table:
         """Return whether the table is intact, partly saved, or lost; and which of its rows are saved."""
         missing, rows = self.indexed - self.rows, counted(len(self.rows), "row")
         if self.strays:
-            rows += f" ({self.strays:,} of them from pages outside of its tree)"
+            deleted = "" if self.counts else ", deleted ones perhaps among them"
+            rows += f" ({self.strays:,} from pages outside of its tree{deleted})"
         if self.rows and breaks_rules:
             rows += ", some of which break the rules,"
         elif self.rows in self.counts or not (missing or self.faults):
@@ -181,9 +175,8 @@ class _Table:
         known = f"{len(self.indexed | self.rows):,}" if self.counts else "an unknown number"
         if not self.rows:
             return "lost", f"all rows of {known}"
-        deleted = "; deleted rows may be among them" if self.strays and not self.counts else ""
-        lost = f"; lost: rowid {_ranges(missing)}" if missing else ""
-        return "partly", f"{rows} of {known}{deleted}{lost}"
+        lost = f"; lost: rowid {some([*map(str, sorted(missing))], _SHOWN)}" if missing else ""
+        return "partly", f"{rows} of {known}{lost}"
 
     def fits(self, values: tuple[Any, ...]) -> bool:
         """Return whether a record of an unknown table may be one of this."""
@@ -208,16 +201,6 @@ class _Table:
             self.rows.add(rowid)
         except DatabaseError as error:
             self.faults.append(f"rowid {rowid}: {error}")
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """Return whole numbers as text: ``1-20, 33``, and how many more ranges there are beyond the first few."""
-    found: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        first = found.pop()[0] if found and found[-1][1] == number - 1 else number
-        found.append((first, number))
-    noted = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found[:_SHOWN])
-    return noted + (f" and {len(found) - _SHOWN:,} more ranges" if len(found) > _SHOWN else "")
 
 
 def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
@@ -285,11 +268,8 @@ def _save_sequences(conn: Connection, pages: Pages, roots: Iterable[int]) -> lis
         for _, values in pages.walk(root, TABLE, faults):
             if [*map(type, values)] == [str, int]:
                 conn.execute("DELETE FROM sqlite_sequence WHERE name = ?1 AND seq < ?2", values)
-                conn.execute(
-                    "INSERT INTO sqlite_sequence SELECT ?1, ?2 WHERE NOT EXISTS "
-                    "(SELECT 1 FROM sqlite_sequence WHERE name = ?1)",
-                    values,
-                )
+                others = "SELECT 1 FROM sqlite_sequence WHERE name = ?1"
+                conn.execute(f"INSERT INTO sqlite_sequence SELECT ?1, ?2 WHERE NOT EXISTS ({others})", values)
     return ["sqlite_sequence: lost, so that the ids of deleted rows may be given out again"] if faults else []
 
 
