@@ -57,6 +57,11 @@ def timestamp(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
+def file_stamp(moment: datetime) -> str:
+    """Return a UTC time as the names of files have it: ``YYYYMMDD_HHMMSS_mmm``."""
+    return f"{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}"
+
+
 def utc_now() -> str:
     """Return the present UTC time as text."""
     return timestamp(datetime.now(UTC))

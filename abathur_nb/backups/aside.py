@@ -24,7 +24,7 @@ from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, lock_owners, open_for_change
 from abathur_nb.store.target import journal_of, mounted_files
-from abathur_nb.text import MB, process_name
+from abathur_nb.text import MB, file_stamp, process_name
 
 FOLDERS = "abathur_aside_"  # how the name of each directory begins into which something is moved
 
@@ -35,8 +35,7 @@ class JournalError(RefusedError):
 
 def new_folder(path: Path) -> Path:
     """Make a private directory beside the database for what is moved aside, and return it."""
-    moment = datetime.now(UTC)
-    folder = path.with_name(f"{FOLDERS}{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}")
+    folder = path.with_name(f"{FOLDERS}{file_stamp(datetime.now(UTC))}")
     with private_directory(folder, owned_as=path.parent):
         return folder
 

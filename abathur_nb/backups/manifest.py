@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
@@ -18,7 +18,7 @@ from abathur_nb.files import fsync, locked, read_regular
 from abathur_nb.report import Check, id_of
 from abathur_nb.store.apart import ask
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
-from abathur_nb.text import MB, SEE_CLOCK, age, is_ahead, moment_of, printable, shown, timestamp
+from abathur_nb.text import MB, SEE_CLOCK, age, file_stamp, is_ahead, moment_of, printable, shown, timestamp
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,10 +60,11 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """Hold a backup's file and what its manifest says, as it was written."""
+    """Hold a backup's file and what its manifest says, as it was written; ``is_lost`` where the file is missing."""
 
     path: Path
     facts: Mapping[str, Any]
+    is_lost: bool = False
 
     @property
     def taken_at(self) -> datetime:
@@ -93,6 +94,8 @@ class Backup:
     @property
     def unfit(self) -> str:
         """Why no restoration takes it unless it is named; empty if it can serve."""
+        if self.is_lost:
+            return "the file of its manifest is missing"
         if self.facts["application_id"] != APPLICATION_ID:
             return "it is of another application's database"
         if self.facts["user_version"] > SCHEMA_VERSION:
@@ -174,18 +177,19 @@ def _lone(names: Sequence[str]) -> list[str]:
 
 
 def _listed(folder: Path, names: Sequence[str]) -> tuple[list[Backup], dict[str, str]]:
-    found = []
-    faults = {name.removesuffix(MANIFEST): f"{name} has lost its backup" for name in _lone(names)}
-    pairs = {name: f"{name}{MANIFEST}" for name in names if NAME.fullmatch(name)}
-    # Both files renamed with one more suffix, such as .bak.
-    renamed = {name.replace(MANIFEST, "", 1): name for name in names if MANIFEST in name}
-    for name, manifest in (pairs | {name: renamed[name] for name in renamed if not NAME.fullmatch(name)}).items():
+    lone = {name.removesuffix(MANIFEST): f"{name} has lost its backup" for name in _lone(names)}
+    # A renamed backup counts by its manifest, also where both have one more suffix, such as .bak.
+    manifests = {name.replace(MANIFEST, "", 1): name for name in names if MANIFEST in name}
+    found, faults = [], dict(lone)
+    for name in {*filter(NAME.fullmatch, names), *manifests} - lone.keys():
+        manifest = folder / manifests.get(name, f"{name}{MANIFEST}")
         try:
-            found.append(_read_manifest(folder / name, folder / manifest))
+            found.append(replace(_read_manifest(folder / name, manifest), is_lost=name not in names))
         except RefusedError as error:
-            if name in pairs or _may_be_ours(folder / name, folder / manifest):
+            if NAME.fullmatch(name) or _may_be_ours(folder / name, manifest):
                 faults[name] = error.observed
-    return sorted(found, key=lambda backup: (*backup.order, backup.path.name)), faults
+    # Of copies the one under its own name comes last.
+    return sorted(found, key=lambda one: (*one.order, not one.renamed, one.path.name)), faults
 
 
 def _may_be_ours(path: Path, manifest: Path) -> bool:
@@ -210,23 +214,20 @@ def _is_of(backup: Backup, database: Path) -> bool:
     return os.path.realpath(str(backup.facts["database"])) == os.path.realpath(database)
 
 
-def _elsewhere(backup: Backup, database: Path) -> str:
-    """Say why a backup may be of this database though it names another; empty if it names another existing file."""
-    place = backup.facts["database"]
-    if _is_of(backup, database):
-        return f"env {backup.facts['env']} uses the same file: pass -p from_env {quote(str(backup.facts['env']))}"
+def _may_be_of(backup: Backup, database: Path) -> bool:
+    """Return whether a backup is of this file, or of a path where no file is: this one may have been moved from it."""
     try:
-        os.stat(place)
+        os.stat(backup.facts["database"])
     except (FileNotFoundError, NotADirectoryError):
-        return f"it is of {place}, which is missing"
-    except (OSError, ValueError):  # nobody can tell, in a directory that is closed to this user
-        pass
-    return ""
+        return True
+    except OSError:  # nobody can tell, in a directory that is closed to this user
+        return False
+    return _is_of(backup, database)
 
 
 def newest_fit(backups: Sequence[Backup]) -> Backup | None:
     """Return the last of ``backups`` that a restoration takes without its being named."""
-    return next((b for b in reversed(backups) if not (b.before_a_change or b.renamed or b.unfit)), None)
+    return next((b for b in reversed(backups) if not (b.before_a_change or b.unfit)), None)
 
 
 def find_backup(
@@ -245,51 +246,41 @@ def find_backup(
     # A database that was moved has only backups from before a change, until its next backup.
     backups = own if any(not b.before_a_change for b in own) else of_env
     chosen = newest_fit(backups)
-    # A copy of the chosen one under another name has its sequence and time.
-    newer = [b for b in backups if chosen is None or b.order > chosen.order]
-    kept = [b for b in newer if b.before_a_change]
-    worse = [f"{b.path.name}: {why}" for b in newer if (why := b.unfit or b.renamed) and b not in kept]
+    newer = [b for b in found if chosen is None or b.order > chosen.order]
+    kept = [b for b in newer if b in backups and b.before_a_change and not b.unfit]
+    usual = [b for b in newer if not b.before_a_change]
+    worse = [f"{b.path.name}: {b.unfit}" for b in usual if b in backups]
     if chosen and backups is own:  # the file may have been moved, or used as another environment's, meanwhile
-        others = [b for b in found if b not in own and not b.before_a_change and b.order > chosen.order]
-        worse += [f"{b.path.name}: {why}" for b in others if (why := _elsewhere(b, database))]
+        others = [b for b in usual if b not in own and _may_be_of(b, database)]
+        worse += [f"{b.path.name}, which is of {b.facts['env']}, {b.facts['database']}" for b in others]
     worse += [fault for file, fault in faults.items() if _may_be_newer(file, chosen)]
-    renamed = [fault for file, fault in faults.items() if not NAME.fullmatch(file)]
-    # Some backups are restored only by name.
-    by_name = [quote(b.path.name) for b in newer if (b in kept or b.renamed) and not b.unfit and _is_whole(b)][-1:]
+    by_name = "".join(f"-p backup {quote(b.path.name)}" for b in kept[-1:])
     if chosen is None:
-        known = "; ".join([*worse, *renamed, *(f"{b.path.name} was taken before a change" for b in kept)])
+        known = "; ".join([*worse, *(f"{b.path.name} was taken before a change" for b in kept)])
         observed = f"{folder} holds no backup of {env} that serves: {known or 'it holds none at all'}"
-        raise RefusedError(observed, f"name one: -p backup {by_name[0] if by_name else 'FILE'}")
+        raise RefusedError(observed, f"name one: {by_name or '-p backup FILE'}")
     if worse:
         observed = f"{folder} holds what is newer than {chosen.path.name}, {age(chosen.taken_at)}, and can't serve: "
         remedy = f"to take the older one, and lose what came since: -p backup {quote(chosen.path.name)}"
-        remedy += "".join(f"; newer, and taken by its name only: -p backup {name}" for name in by_name)
+        remedy += f"; newer, and taken by its name only: {by_name}" if by_name else ""
         raise RefusedError(observed + "; ".join(worse), remedy)
-    notes = [f"{b.path.name} is newer, taken before a change: it is taken by name only" for b in newer]
-    return chosen, [*notes, *(f"what was renamed may be newer: {fault}" for fault in renamed)]
-
-
-def _is_whole(backup: Backup) -> bool:
-    return os.path.lexists(backup.path) and os.path.lexists(backup.manifest)
+    return chosen, [f"{b.path.name} is newer, taken before a change: it is taken by name only" for b in kept]
 
 
 def _may_be_newer(file: str, chosen: Backup | None) -> bool:
     """Return whether a file that can't be read as a backup may be newer than ``chosen``, by its name."""
     match = NAME.fullmatch(file)
-    if match is None or match[1] in BEFORE_A_CHANGE:
-        return False
-    own = NAME.fullmatch(chosen.path.name) if chosen else None
-    return chosen is None or own is None or is_ahead(chosen.taken_at) or match[2] > own[2]
+    if chosen is None or match is None or is_ahead(chosen.taken_at):
+        return match is None or match[1] not in BEFORE_A_CHANGE
+    return match[1] not in BEFORE_A_CHANGE and match[2] > file_stamp(chosen.taken_at)
 
 
-def in_place_of(damaged: Backup, folder: Path, env: str, database: Path) -> str:
-    """Return the remedy of a damaged backup: the newest other one that serves and whose bytes are proven. Read-only."""
-    of_env = [b for b in list_backups(folder)[0] if b.facts["env"] == env and b.path != damaged.path]
-    for backup in reversed(of_database(of_env, env, database) or of_env):
-        with suppress(OSError):
-            if newest_fit([backup]) and not bytes_fault(backup):
-                words = f"{backup.path.name}, {age(backup.taken_at)}"
-                return f"to take {words}, and lose what came since: -p backup {quote(backup.path.name)}"
+def older_than(damaged: Backup, folder: Path, env: str, database: Path) -> str:
+    """Return the remedy of a damaged backup: the newest older one. Read-only."""
+    of_env = [b for b in list_backups(folder)[0] if b.facts["env"] == env and b.order < damaged.order]
+    if older := newest_fit(of_database(of_env, env, database) or of_env):
+        words = f"{older.path.name}, {age(older.taken_at)}"
+        return f"to take {words}, and lose what came since: -p backup {quote(older.path.name)}"
     return "choose another backup"
 
 

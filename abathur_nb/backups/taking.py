@@ -51,7 +51,7 @@ from abathur_nb.store.connection import bound, connect, locked_by, opened, pragm
 from abathur_nb.store.guarded import Connection
 from abathur_nb.store.schema import expected_tables, not_ours, quoted, read_schema
 from abathur_nb.store.sql import load_queries, normalized
-from abathur_nb.text import MB, counted, timestamp, utc_now
+from abathur_nb.text import MB, counted, file_stamp, timestamp, utc_now
 
 _STEP = 1000  # rows from one report of progress to the next
 _COLUMNS = 100  # that one call of a function takes: SQLite allows 127 arguments
@@ -302,8 +302,7 @@ def _publish(backup: Backup, folder: Path) -> Backup:
     taken_at, draft = backup.taken_at, backup.path.with_name("manifest.json")
     with locked(folder):
         while True:
-            stamp = f"{taken_at:%Y%m%d_%H%M%S}_{taken_at.microsecond // 1000:03}"
-            path = folder / f"abathur_{backup.facts['reason']}_{stamp}{suffix}"
+            path = folder / f"abathur_{backup.facts['reason']}_{file_stamp(taken_at)}{suffix}"
             if not os.path.lexists(path) and not os.path.lexists(manifest_of(path)):
                 break
             taken_at += timedelta(milliseconds=1)

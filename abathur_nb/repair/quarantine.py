@@ -28,7 +28,7 @@ from abathur_nb.store.guarded import Connection
 from abathur_nb.store.schema import expected_columns, expected_tables, quoted
 from abathur_nb.store.target import refusal
 from abathur_nb.store.values import add_functions, stored
-from abathur_nb.text import counted, shown, timestamp
+from abathur_nb.text import counted, file_stamp, shown, timestamp
 
 _TITLE = "put back"
 _FORMAT = 1
@@ -79,7 +79,7 @@ async def write_quarantine(settings: Settings, lines: AsyncIterator[bytes]) -> t
                 whole.update(line)
                 count += 1
             file.write(canonical({"rows": count, "sha256": whole.hexdigest()}))
-        path = folder / f"quarantine_{now:%Y%m%d_%H%M%S}_{now.microsecond // 1000:03}_{digest.hexdigest()[:12]}.jsonl"
+        path = folder / f"quarantine_{file_stamp(now)}_{digest.hexdigest()[:12]}.jsonl"
         publish(draft, path)
     return path, digest.hexdigest()
 

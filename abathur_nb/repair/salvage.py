@@ -29,7 +29,7 @@ from abathur_nb.store.pages import INDEX, TABLE, Pages, read_pages
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, expected_objects, expected_tables, quoted
 from abathur_nb.store.sql import tokens
 from abathur_nb.store.target import restore_command
-from abathur_nb.text import counted, some
+from abathur_nb.text import counted, file_stamp, some
 
 SALVAGED = "put the salvaged file or a backup in place, as the check *salvaged* says"
 _EXPECTED = (
@@ -49,7 +49,7 @@ _KEEP = "leave it running; copy all of its open files from /proc/PID/fd before i
 def salvage_path(settings: Settings) -> Path:
     """Return the name of what is salvaged: that of the damaged database's last change, so that it is done once."""
     moment = datetime.fromtimestamp(max(_state(settings.db_path).values(), default=(0, 0))[0] / 1e9, UTC)
-    return settings.backup_dir / f"abathur_salvaged_{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}.sqlite"
+    return settings.backup_dir / f"abathur_salvaged_{file_stamp(moment)}.sqlite"
 
 
 def salvaged_before(settings: Settings) -> Check | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 
 from abathur_nb.backups.change import check_arguments
-from abathur_nb.backups.manifest import Backup, find_backup, in_place_of
+from abathur_nb.backups.manifest import Backup, find_backup, older_than
 from abathur_nb.backups.replacement import Source, place_for_scratch, read_source, replace_content
 from abathur_nb.backups.taking import UnfitBackupError, difference, unpack
 from abathur_nb.config.settings import Settings
@@ -60,7 +60,7 @@ async def _proven(
             path = await asyncio.to_thread(unpack, backup, scratch)
             source = await _read(backup, path)
         except UnfitBackupError as error:
-            instead = await asyncio.to_thread(in_place_of, backup, settings.backup_dir, wanted, settings.db_path)
+            instead = await asyncio.to_thread(older_than, backup, settings.backup_dir, wanted, settings.db_path)
             raise RefusedError(error.observed, instead) from None
         facts = {"backup": backup.facts["sha256_of_file"], "content": backup.content.digest}
         checks = [_chosen(backup, settings, source.not_ours, notes)]

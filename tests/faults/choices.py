@@ -57,7 +57,6 @@ def _rewritten(**facts: object) -> Callable[[Backup], object]:
 _SPOILING: tuple[Callable[[Backup], object], ...] = (
     *(_cut, lambda backup: flip_bits(backup.path, 9000), lambda backup: backup.manifest.unlink()),
     *(lambda backup: backup.path.unlink(), _rewritten(content={}), _rewritten(user_version=99), _rewritten(format=2)),
-    _rewritten(file="abathur_x_20260101_000000_000.db"),
     _rewritten(proof={"restored_s": 1, "validated_s": 1, "findings": ["integrity", "values"]}),
     lambda backup: rewritten(backup, content={**backup.facts["content"], "digest": "0" * 64}),
 )
