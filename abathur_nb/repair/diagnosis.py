@@ -309,8 +309,8 @@ async def _treat_tables(
 ) -> None:
     """Add what repairs altered tables, the rows of all tables, and the indexes."""
     breaking = [failing[name] for name in ("values", "required_values") if name in failing]
-    broken = {rule["table"]: check.name for check in breaking for rule in check.data.get("broken", ())}
-    rebuilds = {name: await statements.rebuild_table(conn, name, live, broken.get(name, "")) for name in altered}
+    broken = {rule["table"] for check in breaking for rule in check.data.get("broken", ())}
+    rebuilds = {name: await statements.rebuild_table(conn, name, live, broken) for name in altered}
     done = [table for table, one in rebuilds.items() if one.steps]
     incomplete = [table for table, one in rebuilds.items() if one.lacks]
     if not incomplete:

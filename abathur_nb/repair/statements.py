@@ -213,11 +213,11 @@ class Rebuild(NamedTuple):
 
 
 async def rebuild_table(
-    conn: aiosqlite.Connection, table: str, live: Mapping[str, SchemaObject], broken: str
+    conn: aiosqlite.Connection, table: str, live: Mapping[str, SchemaObject], broken: Collection[str]
 ) -> Rebuild:
     """Return how an altered table is made as in ``sql/`` with all its rows. Read-only.
 
-    ``broken`` names the checks that its rows fail. An index of others is made again, unless its column is dropped.
+    ``broken`` names the tables whose rows break rules. An index of others is made again, unless its column is dropped.
     """
     wanted = [column.name for column in expected_columns(table)]
     rows = await conn.execute_fetchall(load_queries("troubleshoot.sql")["columns"].sql, {"table": table})
@@ -228,7 +228,7 @@ async def rebuild_table(
             f"whose values may be in {', '.join(extra)}" if extra else "and no other column of it may hold their values"
         )
         return Rebuild([], {f"{table} lacks {', '.join(missing)}, {where}": _RENAME if extra else ""}, lacks=True)
-    obstacles = {f"rows of {table} that *{broken}* names": _WRITE} if broken else {}
+    obstacles = {f"rows of {table} that *values* or *required values* names": _WRITE} if table in broken else {}
     for name in extra:
         if count := await count_rows(conn, f"SELECT count({quoted(name)}) FROM {table}"):
             drop = f"ALTER TABLE {table} DROP COLUMN {quoted(name)};"
