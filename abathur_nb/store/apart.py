@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 # https://sqlite.org/fileformat2.html#walformat and https://sqlite.org/walformat.html, section 2
 _MAGICS = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}  # the byte order of the words that are summed
-_INDEX_VERSION = struct.pack("=I", 3_007_000)
 _HEADER, _FRAME_HEADER = 32, 24  # bytes of the log
 _LOCKS = {"": ((2**30, 1), (2**30 + 1, 1), (2**30 + 2, 510)), "-shm": tuple((byte, 1) for byte in range(120, 129))}
 _WRITE_LOCK, _CHECKPOINT_LOCK = 120, 121
@@ -292,28 +291,6 @@ def _same(one: bytes, two: bytes, most: int) -> bool:
     return one[place:] == two[place:]
 
 
-def _marks(*files: str) -> dict[str, tuple[str, int | bytes]]:
-    """Say of each file in WAL mode, by the name that /proc has for an open one, what it is: its suffix and its mark.
-
-    The mark of a database is its application_id; of a log and of its index the salts, empty where it has no frames yet.
-    """
-    found = dict[str, tuple[str, int | bytes]]()
-    for name in files:
-        try:
-            file = os.open(name, os.O_RDONLY | os.O_NONBLOCK)
-        except OSError:  # closed meanwhile: of the others it says nothing
-            continue
-        head = os.pread(file, 100, 0).ljust(100, b"\0") if stat.S_ISREG(os.fstat(file).st_mode) else bytes(100)
-        os.close(file)
-        if head[:16] == b"SQLite format 3\0" and head[18] == 2:
-            found[name] = ("", int.from_bytes(head[68:72], "big"))
-        elif head[:4] in _MAGICS:
-            found[name] = ("-wal", head[16:24])
-        elif head[:4] == _INDEX_VERSION and head[12]:
-            found[name] = ("-shm", head[32:40] if any(head[16:20]) else b"")
-    return found
-
-
 def _copy(database: str, log: str, index: str, target: str) -> None:
     """Copy a database and its log, by the names that /proc has for open files, so that both are of one moment.
 
@@ -365,7 +342,6 @@ _LOOKS: dict[str, Callable[..., Any]] = {
     "digest": _digest,
     "log": _log,
     "look": lambda path: (_locks(path), _index(path)),
-    "marks": _marks,
     "newer": _newer,
     "header": _header,
 }

@@ -17,8 +17,6 @@ import aiosqlite
 from abathur_nb.errors import BOUND_SQL, MisuseError, RefusedError
 from abathur_nb.files import posix_locks
 from abathur_nb.report import Check
-from abathur_nb.store.apart import ask
-from abathur_nb.store.schema import APPLICATION_ID
 from abathur_nb.store.sql import Parameters
 from abathur_nb.text import process_name
 
@@ -31,8 +29,6 @@ _SUFFIXES = ("", "-wal", "-shm")
 _DELETED = " (deleted)"
 _ASIDE = re.compile(r"/abathur_aside_[^/]+(?=/[^/]+$)")
 _LOOKS, _PAUSE_S = 7, 0.03  # the last process to close a database deletes its log a moment before
-_INDEX = {0, 128}  # the byte that a closed store locks, and the one that each connection to an index locks
-_MAIN = {0, 1073741826}  # the byte that a closed store locks, and the first that each reader locks
 _UNKNOWN = (0, 0)  # of a file in a directory without permissions
 _open: set["Handle"] = set()
 
@@ -271,12 +267,12 @@ def strays(path: Path, *, own: bool = False) -> list[Stray]:
 
 def _stray(pid: int, given: Path) -> Stray | None:
     path = Path(os.path.realpath(given.parent), given.name)
-    files, lost, others = dict[str, str](), dict[str, str](), dict[str, str]()
-    inodes, names = dict[str, int](), set[str]()
+    is_named = re.compile(rf"{re.escape(str(path))}(?:(-wal|-shm)[^/]*)?").fullmatch  # renamed in place, too
     current = dict(zip(_SUFFIXES, _identities(_names(given)), strict=True))
     # Where the directory was moved away, this process alone knows by which path it has the files open.
     handles = _handles(given) if pid == os.getpid() else []
     ours = {file: s for handle in handles for file, s in zip(handle.files, _SUFFIXES, strict=True) if file}
+    files, lost, inodes = dict[str, str](), dict[str, str](), set[int]()
     try:
         device, descriptors = os.stat(path.parent).st_dev, os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208
     except OSError:  # gone meanwhile, another user's, or no directory of the database
@@ -284,54 +280,20 @@ def _stray(pid: int, given: Path) -> Stray | None:
     for where in (f"/proc/{pid}/fd/{descriptor}" for descriptor in descriptors):
         with suppress(OSError):  # closed meanwhile
             link, at = os.readlink(where), os.stat(where)  # noqa: PTH115 - as text
-            plain, found = _ASIDE.sub("", link.removesuffix(_DELETED)), (at.st_dev, at.st_ino)
-            names.add(plain)
-            if not link.startswith("/") or (at.st_dev != device and found not in ours):
+            found, name = (at.st_dev, at.st_ino), is_named(_ASIDE.sub("", link.removesuffix(_DELETED)))
+            if found in ours:
+                suffix = ours[found]
+            elif name and at.st_dev == device:
+                suffix = name[1] or ""
+            else:
                 continue
-            inodes[where], suffix = at.st_ino, plain.removeprefix(str(path))
-            if found in ours and found != current[ours[found]]:
-                files[ours[found]], lost[ours[found]] = where, link
-            elif plain != f"{path}{suffix}" or suffix not in _SUFFIXES:
-                others[where] = link
-            elif found == current[suffix]:
+            inodes.add(at.st_ino)
+            if found == current[suffix]:
                 files.setdefault(suffix, where)
-            elif link != plain or not current[suffix]:  # else it is of another mount namespace
+            elif link != f"{path}{suffix}" or not current[suffix]:  # else it is of another mount namespace
                 files[suffix], lost[suffix] = where, link
-    locks = [lock for lock in posix_locks() if lock.pid == pid] if files else []
-    starts = {where: {lock.start for lock in locks if lock.inode == inode} for where, inode in inodes.items()}
-    if files and len(files) < len(_SUFFIXES):
-        alone = [where for where, link in others.items() if not _has_companion(link.removesuffix(_DELETED), names)]
-        for suffix, where in _moved(files, alone, starts).items():
-            files[suffix], lost[suffix] = where, others[where]
-    return Stray(pid, lost, files) if lost and any(starts[where] for where in files.values()) else None
-
-
-def _has_companion(link: str, names: set[str]) -> bool:
-    """Return whether a process also has the log of this database open, or the database of this log or index."""
-    return f"{link}-wal" in names or (link.endswith(_SUFFIXES[1:]) and link[:-4] in names)
-
-
-def _moved(files: dict[str, str], others: Sequence[str], starts: dict[str, set[int]]) -> dict[str, str]:
-    """Return the missing files of a database, by suffix, among the other files that its process has open.
-
-    None are missing where the process does not read the database, or not in WAL mode.
-    """
-    if "" in files and not starts[files[""]] & _MAIN:
-        return {}
-    marks = {"": ("", b"")} | ask("marks", *others, *files.values())
-    ways = {s: [files[s]] if s in files else [o for o in others if marks.get(o, "?")[0] == s] for s in _SUFFIXES}
-    mains = [main for main in ways[""] if starts[main] & _MAIN and ("" in files or marks[main][1] == APPLICATION_ID)]
-    pairs = [
-        (index, log)
-        for index in ways["-shm"]
-        if starts[index] & _INDEX
-        for log in (*ways["-wal"], "")
-        if not log or marks.get(index, marks[""])[1] in (b"", marks.get(log, marks[""])[1])
-    ]
-    if not mains or not pairs:  # the process is just opening or closing them
-        return {}
-    index, log = max(pairs, key=lambda pair: bool(pair[1]))
-    return {s: where for s, where in zip(_SUFFIXES, (mains[0], log, index), strict=True) if where and s not in files}
+    is_used = bool(lost) and any(lock.pid == pid and lock.inode in inodes for lock in posix_locks())
+    return Stray(pid, lost, files) if is_used else None
 
 
 def strays_check(path: Path) -> Check:
