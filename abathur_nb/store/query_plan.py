@@ -29,7 +29,6 @@ _DERIVED = re.compile(r"(?:CO-ROUTINE|MATERIALIZE) (?P<name>\S+)")
 _NOT_A_TABLE = re.compile(r"SCAN (?:(?:\d+ )?CONSTANT ROWS?|\d+-ROW VALUES|SUBQUERY \d+|(?:TABLE )?\S+ VIRTUAL TABLE)")
 
 _MOST_CHARACTERS = 100_000  # of a SELECT that is explained: they are read into tokens in 20 ms
-# The words that say what a statement does.
 _VERBS = {"SELECT", "VALUES", "INSERT", "REPLACE", "UPDATE", "DELETE"}
 
 
@@ -76,21 +75,21 @@ async def plan_apart(path: Path, patience: float, sql: str, params: Parameters) 
     """
     require_single_select(sql)
     if not isinstance(params, Mapping | Sequence):
-        raise InvalidValueError(f"parameters are a sequence, or a mapping by name, these are {shown(params)}")
+        raise InvalidValueError(f"expected a sequence of parameters, or a mapping by name, found {shown(params)}")
     given = dict(params) if isinstance(params, Mapping) else tuple(params)
     for value in (*given, *given.values()) if isinstance(given, dict) else given:
         if type(value) not in (type(None), bool, int, float, str, bytes):  # the process knows no others
-            raise InvalidValueError(f"a parameter is None, a number, text or bytes, this is {shown(value)}")
+            raise InvalidValueError(f"expected None, a number, text or bytes as a parameter, found {shown(value)}")
     try:
         return tree_lines(await read_plan(partial(_fetch_apart, path, patience), sql, given))
     except (ChildProcessError, RecursionError):
-        observed = f"to plan it takes more than {apart.PLAN_S} s or {apart.PLAN_MB} MB: {sql.strip()[:80]!r}"
-        raise InvalidValueError(observed, "nest fewer subqueries and names of WITH in each other") from None
+        observed = f"its plan takes more than {apart.PLAN_S} s or {apart.PLAN_MB} MB: {sql.strip()[:80]!r}"
+        raise InvalidValueError(observed, "nest fewer subqueries and WITH clauses") from None
 
 
 async def _fetch_apart(path: Path, patience: float, sql: str, params: Parameters) -> list[Sequence[Any]]:
     pipe = asyncio.subprocess.PIPE
-    command = apart.program(apart.__file__, "plan")
+    command = apart.command("plan")
     process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL)
     try:
         output, _ = await process.communicate(pickle.dumps((f"{path.as_uri()}?mode=ro", patience, sql, params)))
@@ -123,10 +122,9 @@ def _steps(nodes: Iterable[PlanNode], derived: set[str], own: str = "") -> Itera
         if match := _DERIVED.match(node.detail):
             yield from _steps(node.children, derived, match["name"])
             derived.add(match["name"])  # after its own rows: within them the name may be a table's
-        elif node.detail == "RECURSIVE STEP":
-            yield from _steps(node.children, derived | {_queue(node, own)})
         else:
-            yield from _steps(node.children, derived, own)
+            is_recursive = node.detail == "RECURSIVE STEP"  # it scans a queue with the name of its subquery
+            yield from _steps(node.children, derived | {own} if is_recursive else derived, own)
 
 
 def _read_step(detail: str) -> Step | None:
@@ -144,30 +142,16 @@ def _read_step(detail: str) -> Step | None:
     return Step("index scan" if match["index"] else "table scan", match["name"], match["index"])
 
 
-def _queue(step: PlanNode, own: str) -> str:
-    # SQLite 3.35 numbers the subquery; its queue is then the first thing that the step scans.
-    if not own.isdigit():
-        return own
-    steps = (_read_step(child.detail) for child in step.children)
-    return next((found.table for found in steps if found and found.kind == "table scan"), own)
-
-
 def require_single_select(sql: str) -> None:
     """Raise InvalidValueError for anything but one SELECT, or WITH … SELECT; one ``;`` may end it."""
-    found: list[str] = []
-    if not isinstance(sql, str):
-        fault = f"as text is wanted, this is {type(sql).__name__}"
-    elif "\0" in sql or any("\ud800" <= c <= "\udfff" for c in sql):
-        fault = "is wanted, this holds a NUL or half a character"
-    elif len(sql) > _MOST_CHARACTERS:
-        fault = f"of {_MOST_CHARACTERS:,} characters or less is wanted, this has {len(sql):,}"
-    elif ";" in (found := tokens(sql))[:-1]:
-        fault = f"is wanted, these are several statements: {sql.strip()[:80]!r}"
-    elif (verb := _verb(found)) != "SELECT":
-        fault = f"is wanted, this begins with {verb.strip(';') or 'nothing'}: {sql.strip()[:80]!r}"
-    else:
-        return
-    raise InvalidValueError(f"one SELECT {fault}")
+    if not isinstance(sql, str) or "\0" in sql or any("\ud800" <= c <= "\udfff" for c in sql):
+        raise InvalidValueError("expected one SELECT as text, without NUL characters and lone surrogates")
+    if len(sql) > _MOST_CHARACTERS:
+        raise InvalidValueError(f"expected one SELECT of at most {_MOST_CHARACTERS:,} characters, found {len(sql):,}")
+    found = tokens(sql)
+    verb = "several statements" if ";" in found[:-1] else _verb(found)
+    if verb != "SELECT":
+        raise InvalidValueError(f"expected one SELECT, found {verb.strip(';') or 'nothing'}: {sql.strip()[:80]!r}")
 
 
 def _verb(found: Sequence[str]) -> str:

@@ -281,7 +281,7 @@ def test_what_takes_too_long_to_plan_is_refused_in_time(database: Settings, kind
     command = [sys.executable, "-c", script, str(database.db_path)]
     done = subprocess.run(command, input=HOSTILE[kind], capture_output=True, text=True, timeout=HANGING_S, check=True)
     assert done.stdout.startswith(
-        ("to plan it takes more than 5 s or 512 MB", "one SELECT of 100,000 characters or less")
+        ("its plan takes more than 5 s or 512 MB", "one SELECT of at most 100,000 characters")
     )
 
 
@@ -326,8 +326,8 @@ async def test_what_sqlite_does_not_take_as_parameters_is_refused_and_each_of_it
     database: Settings,
 ) -> None:
     wrong: dict[str, tuple[Any, ...]] = {
-        "a parameter is None, a number, text or bytes": ((object(),), {"a": object()}, ([1],), (1 + 2j,)),
-        "parameters are a sequence, or a mapping by name": (None, 5, {1, 2}),
+        "expected None, a number, text or bytes as a parameter": ((object(),), {"a": object()}, ([1],), (1 + 2j,)),
+        "expected a sequence of parameters, or a mapping by name": (None, 5, {1, 2}),
         "does not take this": ((), (1, 2), {"b": 1}, (2**64,), ("\ud800",)),
     }
     async with Database.open(database) as db:
