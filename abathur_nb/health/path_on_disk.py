@@ -14,7 +14,7 @@ from abathur_nb.files import nearest_existing
 from abathur_nb.report import Check, Status
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, explain_error
-from abathur_nb.store.target import file_system, give_to_owner, init_as, kind_of, mounted_files
+from abathur_nb.store.target import file_system, init_as, kind_of, mounted_files
 from abathur_nb.text import MB, counted, user_name
 
 FILE_MODES = "file_modes"
@@ -244,7 +244,7 @@ async def file_modes(path: Path) -> Check:
     shared = writable_by_others(path.parent)
     remedies = [f"chmod 600 {join(wrong)}"] if wrong else []
     # The files in a shared directory, such as /tmp, need not belong to its owner.
-    remedies += [give_to_owner(path, *strange)] if strange and not shared else []
+    remedies += [f"sudo chown --reference={quote(str(path.parent))} {join(strange)}"] if strange and not shared else []
     remedies += [f"chmod 700 {quote(str(path.parent))}"] if shared else []
     remedies += [f"setfacl -b {join(listed)}"] if listed and remedies else []
     shown = [

@@ -1,14 +1,9 @@
-"""The pages of a database file, read without SQLite and around what is damaged (https://sqlite.org/fileformat2.html).
-
-Imports nothing of the package: a program of its own asks for the ``identity`` of a file that this process has open.
-"""
+"""The pages of a database file, read without SQLite and around what is damaged (https://sqlite.org/fileformat2.html)."""
 
 import struct
-import sys
 from collections.abc import Iterator
 from itertools import product
-from mmap import ACCESS_READ, mmap
-from pathlib import Path
+from mmap import mmap
 from typing import Any
 
 TABLE, INDEX = (5, 13), (2, 10)  # the kinds of a tree's pages: interior, leaf
@@ -194,12 +189,3 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, place + 1
     return value << 8 | data[at + 8], at + 9
-
-
-def main() -> None:
-    """Write, as `apart.ask` reads it, a file's application_id, or without a header the SQL of its objects by name."""
-    with Path(sys.argv[3]).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        found: dict[str, Any] = {"application_id": int.from_bytes(data[68:72], "big")}
-        if not _has_header(data):
-            found = {row[1]: row[4] for row in read_pages(data).schema([]) if isinstance(row[4], str)}
-    sys.stdout.write(ascii((found, None)))

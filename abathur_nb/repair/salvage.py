@@ -21,11 +21,11 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES, BOUND_SQL, AbathurError, BusyError, RefusedError
 from abathur_nb.files import at, make_private_file, nearest_existing, private_directory, scratch_directory
 from abathur_nb.health.checks import file_checks
+from abathur_nb.repair.pages import INDEX, TABLE, Pages, read_pages
 from abathur_nb.repair.quarantine import insertion, plain
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.guarded import Stray, strays, strays_check
-from abathur_nb.store.pages import INDEX, TABLE, Pages, read_pages
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, expected_objects, expected_tables, quoted
 from abathur_nb.store.sql import tokens
 from abathur_nb.store.target import restore_command

@@ -24,6 +24,8 @@ _HEADER, _FRAME_HEADER = 32, 24  # bytes of the log
 _LOCKS = {"": ((2**30, 1), (2**30 + 1, 1), (2**30 + 2, 510)), "-shm": tuple((byte, 1) for byte in range(120, 129))}
 _WRITE_LOCK, _CHECKPOINT_LOCK = 120, 121
 _WHOLE = {"frames": 0, "read": 0, "torn": -1}
+_DATABASE = b"SQLite format 3\0"
+_SCHEMA = 2**24  # bytes from the beginning of a file, among which its schema is looked for
 _SECTOR = 512  # bytes, the smallest piece that a disk loses
 _COPY_S = 5  # until a checkpoint is over
 _PAUSE_S = 0.005
@@ -34,22 +36,21 @@ PLAN_S, PLAN_MB = 5, 512  # a statement of this package's own takes a millisecon
 _START = ("-I", "-S", "-B", "-c", "import sys; sys.path.append(sys.argv[1]); sys.exit(__import__(sys.argv[2]).main())")
 
 
-def program(module: str, *arguments: str) -> tuple[str, ...]:
-    """Return the command that runs ``main()`` of a module of this package, which imports only the standard library."""
-    folder, name = os.path.split(module)
-    return (sys.executable, *_START, folder, name.removesuffix(".py"), *arguments)
+def command(*arguments: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Return the command that runs ``main()`` of this module, which imports only the standard library."""
+    folder, name = os.path.split(__file__)
+    return (sys.executable, *_START, folder, name.removesuffix(".py"), *(os.fspath(one) for one in arguments))
 
 
-def ask(*given: str | os.PathLike[str], program_of: str = __file__, seconds: float | None = None) -> Any:
-    """Return what a look at files, of this module or another one, found within ``seconds``. Read-only.
+def ask(*look: str | os.PathLike[str]) -> Any:
+    """Return what a look at files found, made by another process. Read-only, but for ``copy``.
 
-    Another process makes it. Raises OSError, and SubprocessError if that fails or takes longer.
+    Raises OSError, and SubprocessError if the process fails.
     """
     from ast import literal_eval
     from subprocess import run
 
-    command = program(program_of, *(os.fspath(one) for one in given))
-    done = run(command, capture_output=True, check=True, timeout=seconds)  # noqa: S603 - no shell
+    done = run(command(*look), capture_output=True, check=True)  # noqa: S603 - no shell
     answer, error = literal_eval(done.stdout.decode())
     if error:
         raise OSError(*error)
@@ -69,6 +70,19 @@ def _digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _ours(path: str, application_id: str, *tables: str) -> bool:
+    """Return whether the header of a file is Abathur's or, where that is destroyed, one of these tables behind it."""
+    try:
+        with os.fdopen(_open(path), "rb") as file:
+            data = file.read(_SCHEMA)
+    except OSError:
+        return False
+    if data[:16] == _DATABASE and data[21:24] == b"@  ":  # three constants of the format
+        return data[68:72] == int(application_id).to_bytes(4, "big")
+    is_table = data[100:101] in (b"\5", b"\r") and data[103:104] == b"\0"  # the first page: no text has a NUL
+    return is_table and any(table.encode() in data for table in tables)
+
+
 def _header(path: str, least_format: str = "1") -> str:
     """Return what is wrong with a header, or with the size of the file by that header; empty if nothing.
 
@@ -83,7 +97,7 @@ def _header(path: str, least_format: str = "1") -> str:
         return ""
     page, pages = struct.unpack_from(">H10xI", header, 16)
     page = 65_536 if page == 1 else page
-    if header[:16] != b"SQLite format 3\0" or page < 512 or page & (page - 1):
+    if header[:16] != _DATABASE or page < 512 or page & (page - 1):
         return ""
     if header[24:28] != header[92:96]:  # its number of pages is not valid
         pages = -(-size // page)
@@ -341,6 +355,7 @@ _LOOKS: dict[str, Callable[..., Any]] = {
     "copy": _copy,
     "digest": _digest,
     "log": _log,
+    "ours": _ours,
     "look": lambda path: (_locks(path), _index(path)),
     "newer": _newer,
     "header": _header,

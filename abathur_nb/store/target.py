@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import join, quote
-from subprocess import SubprocessError
 from typing import Literal
 
 from aiosqlite import Connection
@@ -18,7 +17,6 @@ from aiosqlite import Connection
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError, bound_reached
 from abathur_nb.report import Check, Report
-from abathur_nb.store import pages
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, connect, explain_error, pragma
 from abathur_nb.store.guarded import strays, strays_check
@@ -30,7 +28,6 @@ FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, d
 _ANOTHER = "db_path: name another path, or move it away by hand"
 _RESTORE = "stop its writers and restore a backup"
 _MOST = 20  # statements of a command
-_LOOK_S = 10  # at most; the schema of a file that is not hostile takes milliseconds
 _KINDS = {  # SQLite would wait for ever for the other end of a FIFO, be it only a side file
     stat.S_IFDIR: "is a directory",
     stat.S_IFLNK: "is a symbolic link",
@@ -97,10 +94,8 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
                 remedy = f"{rows}: if so, stop its users and move it back to {path}"
             return _target("refused", f"{name} {words}", remedy)
     if found.st_size == 0:
-        # A container's runtime makes the file that it mounts.
-        remove = [c.remedy for c in mounted_files(path)] or [f"see that nothing uses it, then: rm {quote(str(path))}"]
-        init = f"{'; then: ' if 'mount' in remove[0] else ' && '}{_command('init', settings)}"
-        return _target("empty", f"{path} is an empty shell of 0 bytes", remove[0] + init)
+        remedy = f"see that nothing uses it, then: rm {quote(str(path))} && {_command('init', settings)}"
+        return _target("empty", f"{path} is an empty shell of 0 bytes", remedy)
     if not os.access(path, os.R_OK):
         return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", _as_owner(settings, path))
     return _target("present", f"{path}, {found.st_size:,} bytes")
@@ -115,10 +110,7 @@ def _absent(settings: Settings) -> Target:
         return _target("remains", f"no database, but side files of a former one: {', '.join(stale)}", remedy)
     above = next(folder for folder in path.parents if os.path.lexists(folder))
     if not os.path.isdir(above):  # noqa: PTH112 - False, where Path raises for a link into a closed directory
-        words = "a link that leads nowhere" if above.is_symlink() else "not a directory"
-        return _target("refused", f"{above} is {words}", "db_path: name another one")
-    if above != path.parent:
-        return _target("absent", f"no database, and no directory {path.parent}")
+        return _target("refused", f"{above} is not a directory", "db_path: name another path")
     return _target("absent", f"no database at {path}")
 
 
@@ -175,7 +167,8 @@ async def explain_unopened(path: Path, error: Exception) -> tuple[State, Abathur
         code = sqlite3.SQLITE_NOTADB
     if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or bound_reached(error):
         return "refused", explained
-    ours = await asyncio.to_thread(_is_ours, path)
+    tables = [found.sql for found in expected_objects().values() if found.type == "table"]
+    ours = await asyncio.to_thread(ask, "ours", path, str(APPLICATION_ID), *tables)
     fault = await asyncio.to_thread(ask, "header", path) if ours else ""
     if ours and (fault or code == sqlite3.SQLITE_NOTADB):
         destroyed = "its header (the first 100 bytes) is destroyed, the tables behind it are Abathur's"
@@ -183,18 +176,6 @@ async def explain_unopened(path: Path, error: Exception) -> tuple[State, Abathur
     elif not ours and code == sqlite3.SQLITE_CORRUPT:
         explained = RefusedError(f"{path} is another application's, and CORRUPT ({error})", _ANOTHER)
     return "damaged" if ours else "refused", explained
-
-
-def _is_ours(path: Path) -> bool:
-    """Say by a file's header, or by the tables behind a destroyed one, whether it is Abathur's. Read-only."""
-    try:
-        found = ask(str(path), program_of=pages.__file__, seconds=_LOOK_S)
-    except (OSError, ValueError, SubprocessError):
-        return False
-    known = {name: normalized(table.sql) for name, table in expected_objects().items()}
-    return found.pop("application_id", 0) == APPLICATION_ID or any(
-        normalized(sql) == known.get(name) for name, sql in found.items()
-    )
 
 
 async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
@@ -309,20 +290,12 @@ def init_as(settings: Settings, uid: int) -> str:
 def _as_owner(settings: Settings, path: Path) -> str:
     """Return the remedy of who may not use the database at ``path``, or its directory. Read-only."""
     try:
-        found, folder = os.lstat(path), os.lstat(path.parent)
+        found = os.lstat(path)
     except OSError:
         return f"see who owns it: namei -l {quote(str(path))}"
-    is_file = not stat.S_ISDIR(found.st_mode)
     if found.st_uid == os.geteuid():
-        return f"chmod {600 if is_file else 700} {quote(str(path))}"
-    if is_file and found.st_uid != folder.st_uid:  # its owner may not use the directory
-        return give_to_owner(path)
+        return f"chmod {700 if stat.S_ISDIR(found.st_mode) else 600} {quote(str(path))}"
     return init_as(settings, found.st_uid)
-
-
-def give_to_owner(path: Path, *more: str) -> str:
-    """Return the command that gives a database's files to the owner of their directory."""
-    return f"sudo chown --reference={quote(str(path.parent))} {join(more or [str(path)])}"
 
 
 FileSystem = Literal["local", "layered", "memory", "host share", "shared", "unknown"]
@@ -347,10 +320,9 @@ def kind_of(name: str) -> FileSystem:
     """Return what a file system is by its exact name; one of FUSE that is not known is layered."""
     base, _, of_fuse = name.partition(".")
     is_fuse = base in ("fuse", "fuseblk")
-    found = next((kind for kind, names in _NAMES.items() if (of_fuse if is_fuse else name) in names.split()), None)
-    if is_fuse:
-        return found if found in ("shared", "host share") else "layered"
-    return found or "unknown"
+    kinds = {one: kind for kind, names in _NAMES.items() for one in names.split()}
+    found = kinds.get(of_fuse if is_fuse else name, "unknown")
+    return "layered" if is_fuse and found not in ("shared", "host share") else found
 
 
 def mounted_files(path: Path) -> list[Check]:
@@ -358,7 +330,7 @@ def mounted_files(path: Path) -> list[Check]:
 
     Such a file can be written to, and neither renamed nor removed (EBUSY).
     """
-    points = {mount[0] for mount in _mounts()}
+    points = {point for point, _ in _mounts()}
     found = [name for name in (str(path), *(f"{path}{s}" for s in SIDE_FILES)) if os.path.realpath(name) in points]
     if not found:
         return []
@@ -371,27 +343,21 @@ def mounted_files(path: Path) -> list[Check]:
 
 
 def file_system(path: Path, mounts: str | None = None) -> str:
-    """Return the name of the file system that holds ``path``, ``unknown`` where it can't be known. Read-only.
+    """Return the name of the file system that holds ``path``, ``unknown`` where it cannot be known. Read-only.
 
     ``mounts`` is the text of ``/proc/self/mountinfo``, by default this process's own.
     """
     real = os.path.realpath(path)
     found = [mount for mount in _mounts(mounts) if real == mount[0] or real.startswith(mount[0].rstrip("/") + "/")]
-    numbers, at, kind = {number for _, number, _, _ in found}, "", "unknown"
-    # As the kernel looks a path up: at each step the mount that the path comes to first. One that was mounted later on
-    # a directory above hides what was mounted deeper before: that one's parent is another mount.
-    while here := [mount for mount in found if (mount[2] if mount[2] in numbers else "") == at]:
-        _, at, _, kind = min(here, key=lambda mount: len(mount[0]))
-    return kind
+    # The innermost mount; of several at one point, the last hides the others.
+    return max(reversed(found), key=lambda mount: len(mount[0]), default=("", "unknown"))[1]
 
 
-def _mounts(text: str | None = None) -> Iterator[tuple[str, str, str, str]]:
-    """Yield each mount's point, number, parent's number and file system (proc(5)). Linux only, else none."""
+def _mounts(text: str | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the mount point and the file system of each mount (proc(5)). Linux only, else none."""
     with suppress(OSError):
         text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape") if text is None else text
     for line in (text or "").splitlines():
         fields, _, behind = line.partition(" - ")
-        number, parent, _, _, written = fields.split()[:5]
         # A blank, a tab, a newline and a backslash in a mount point are written in octal.
-        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), written)
-        yield point, number, parent if parent != number else "", behind.split()[0]
+        yield re.sub(r"\\([0-7]{3})", lambda c: chr(int(c[1], 8)), fields.split()[4]), behind.split()[0]

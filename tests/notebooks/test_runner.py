@@ -175,7 +175,7 @@ def test_what_the_path_forbids_is_refused_without_a_record_and_a_look_at_nothing
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = refused(capsys, *arguments_of(settings, "validate"))
-    assert f"no database, and no directory {settings.db_path.parent}: {shlex.join(settings.command('init'))}" in told
+    assert f"no database at {settings.db_path}: {shlex.join(settings.command('init'))}" in told
     done = run(*arguments_of(settings, "preflight"))
     assert (done.code, "PASS in " in done.lines[-1], "not recorded: there is no " in done.lines[-1]) == (0, True, True)
     assert fingerprint(settings.db_path.parent) is None
