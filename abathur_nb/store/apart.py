@@ -77,52 +77,35 @@ def _ours(path: str, application_id: str, *tables: str) -> bool:
             data = file.read(_SCHEMA)
     except OSError:
         return False
-    if data[:16] == _DATABASE and data[21:24] == b"@  ":  # three constants of the format
+    if _is_whole(data):
         return data[68:72] == int(application_id).to_bytes(4, "big")
     is_table = data[100:101] in (b"\5", b"\r") and data[103:104] == b"\0"  # the first page: no text has a NUL
     return is_table and any(table.encode() in data for table in tables)
 
 
+def _is_whole(header: bytes) -> bool:
+    return header[:16] == _DATABASE and header[21:24] == b"@  "  # three constants of the format
+
+
 def _header(path: str, least_format: str = "1") -> str:
-    """Return what is wrong with a header, or with the size of the file by that header; empty if nothing.
+    """Return which byte of a header is damaged though SQLite opens the file; empty if none is.
 
     In a schema format below 4 SQLite ignores DESC, which is a fault only if indexes then differ from their tables.
     """
-    before = _settled(path)
     try:
         with os.fdopen(_open(path), "rb") as file:
-            header, size = file.read(100).ljust(100, b"\0"), os.fstat(file.fileno()).st_size
-            still = before is not None and _settled(path) == before and os.pread(file.fileno(), 100, 0) == header
+            header = file.read(100)
     except OSError:
         return ""
-    page, pages = struct.unpack_from(">H10xI", header, 16)
-    page = 65_536 if page == 1 else page
-    if header[:16] != _DATABASE or page < 512 or page & (page - 1):
+    if not _is_whole(header):
         return ""
-    if header[24:28] != header[92:96]:  # its number of pages is not valid
-        pages = -(-size // page)
-    encoding = int.from_bytes(header[56:60], "big")  # of which SQLite reads the last two bits; of the format one byte
+    encoding = int.from_bytes(header[56:60], "big")  # SQLite reads the last two bits of it, and one byte of the format
     faults = {
         f"its header has the write version {header[18]}": header[18] > 2,
         f"its header has the text encoding {encoding}": encoding > 3,
         f"its header has the schema format {header[47]}, not 4": not int(least_format) <= header[47] <= 4,
-        f"the file has {size:,} bytes, by its header {pages:,} pages of {page:,} bytes": still and size < pages * page,
     }
     return next((fault for fault, holds in faults.items() if holds), "")
-
-
-def _settled(path: str) -> tuple[int, dict[str, Any] | None] | None:
-    """Return the size of the log and its index; None where a log or journal may hold what the file lacks."""
-    log, index = _size(f"{path}-wal"), _index(path)
-    is_copied = index is not None and index["marks"][0] >= index["frames"]
-    return (log, index) if not _size(f"{path}-journal") and (not log or is_copied) else None
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _locks(path: str) -> list[tuple[str, int, bool, int]]:
