@@ -31,10 +31,7 @@ _TRUST_PROBE = "EXPLAIN INSERT INTO sessions (id, app_name, user_id) VALUES ('',
 
 
 def connection_pragmas(busy_ms: int, synchronous: Synchronous) -> dict[str, int]:
-    """Return the PRAGMAs that every connection sets for itself, with the values that must be read back.
-
-    With journal_mode, which the file keeps, they are the eight of the runbook's section 2.2.
-    """
+    """Return the PRAGMAs that every connection sets for itself and reads back; the file keeps journal_mode."""
     return {
         "busy_timeout": busy_ms,
         "foreign_keys": 1,
@@ -59,13 +56,11 @@ async def connect(
 ) -> AsyncIterator[Connection]:
     """Open the existing file ``path`` in autocommit mode and close it at the end, cancelled or not.
 
-    ``ro`` never writes to the main file (SQLite may leave an empty ``-wal`` and a ``-shm``). Rows are sqlite3.Row.
-    If ``bounded``, a reader ends at its `bound`; if ``watched``, every use is refused once the files at the path are
-    others. Raises sqlite3.Error as SQLite does, RefusedError if a PRAGMA does not read back or this process has other
-    files open as this database, and MisuseError if its parent had it open.
+    ``ro`` never writes to the main file (SQLite may leave an empty ``-wal`` and a ``-shm``). A ``bounded`` reader ends
+    at its `bound`; a ``watched`` connection refuses each use once its files are no longer those at the path. Raises
+    sqlite3.Error, RefusedError if a PRAGMA does not read back or the files were replaced, MisuseError after a fork.
     """
     refuse_mixing(path)
-    # as_uri() quotes what SQLite would read as the end of the file's name.
     async with opened(f"{path.as_uri()}?mode={mode}", cached_statements=cached_statements) as conn:
         await conn.apply(partial(_configure, path, mode, watched, connection_pragmas(busy_ms, synchronous)))
         conn.check()
@@ -75,7 +70,7 @@ async def connect(
 
 
 async def bound(conn: Connection, path: Path, *, timed: bool = True) -> None:
-    """Limit by the size of its files how long a value of ``path`` may be and, if ``timed``, how long reading takes."""
+    """Limit how long a value of ``path`` may be and, if ``timed``, how long reading takes, by the size of its files."""
     size = os.stat(path).st_size
     with suppress(OSError):
         size += os.stat(f"{path}-wal").st_size
@@ -91,27 +86,25 @@ async def bound(conn: Connection, path: Path, *, timed: bool = True) -> None:
 
 @asynccontextmanager
 async def open_for_change(path: Path, busy_ms: int) -> AsyncIterator[Connection]:
-    """Open ``path`` for writing as `connect` does, but leave its log as it is when all is closed.
-
-    The last connection to close would write the log into the file, though the change may have been refused.
-    """
+    """Open ``path`` for writing as `connect` does; a refused change leaves the file and its log as they are."""
+    # The last connection to close writes the log into the file: it must be one that only reads.
     async with connect(path, busy_ms), connect(path, busy_ms, mode="rw") as writer:
         yield writer
 
 
 @asynccontextmanager
 async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[Connection]:
-    """Open what ``uri`` names, as it is, in autocommit mode, and close it at the end, cancelled or not."""
+    """Open what ``uri`` names in autocommit mode and close it at the end, cancelled or not."""
     conn = Connection(uri, cached_statements)
     try:
         await run_to_end(conn)  # a cancelled opening would leave a connection that nobody closes
         yield conn
     except sqlite3.Error as error:
-        # Asked at once: when the error is explained, a scratch file that filled the disk is gone.
+        # Asked at once: later, the scratch file that filled the disk is gone.
         error.__cause__ = error.__cause__ or ask_system(Path(unquote(urlsplit(uri).path)), error)
         raise
     finally:
-        if not conn.forked:  # else connection and loop are the parent's: a turn of the loop here would take its events
+        if not conn.forked:  # else the loop is the parent's, and a turn of it here would take its events
             try:
                 await run_to_end(conn.close())
             finally:
@@ -123,13 +116,13 @@ def _configure(path: Path, mode: str, watched: bool, wanted: dict[str, int], con
     conn.row_factory = sqlite3.Row
     if mode == "ro":
         wanted["query_only"] = 1
-    # Before anything has read the schema: one that is read already works on until another process changes it.
+    # Before the schema is read: SQLite applies trusted_schema when it parses the schema.
     conn.executescript(f"PRAGMA busy_timeout = {wanted['busy_timeout']}; PRAGMA trusted_schema = OFF;")
     script = "".join(f"PRAGMA {name} = {value};" for name, value in wanted.items())
     try:
         conn.execute(_TRUST_PROBE).fetchall()
     except sqlite3.DatabaseError as error:
-        # A database without the table, or with another one of its name, has nothing to try it on.
+        # Without that table of ours there is nothing to try it on.
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR and "unsafe use" not in str(error):
             raise
         script = f"PRAGMA trusted_schema = ON; {script}"
@@ -138,8 +131,8 @@ def _configure(path: Path, mode: str, watched: bool, wanted: dict[str, int], con
     found = read_pragmas(conn)
     wrong = [f"{name} = {found[name]} where {value} was set" for name, value in wanted.items() if found[name] != value]
     if wrong:
-        remedy = "use another SQLite: conda env create -f environment.yml"
-        raise RefusedError(f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}", remedy)
+        observed = f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}"
+        raise RefusedError(observed, "use another SQLite: conda env create -f environment.yml")
     if watched:
         conn.watch(path, patience=wanted["busy_timeout"] / 1000, writes=mode == "rw")
 
@@ -169,10 +162,8 @@ async def pragma(conn: aiosqlite.Connection, name: str) -> Any:
 
 
 async def run_to_end(work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
-    """Await ``work`` to its end even if this task is cancelled meanwhile; then let the cancellation go on.
-
-    Cancelling a call of aiosqlite does not stop its statement: who cleans up must wait for the thread.
-    """
+    """Await ``work`` to its end even if this task is cancelled meanwhile; then raise CancelledError."""
+    # Cancelling a call of aiosqlite does not stop its statement: a clean-up must wait for the thread.
     task, cancelled = asyncio.ensure_future(work), False
     while not task.done():
         try:
@@ -180,7 +171,7 @@ async def run_to_end(work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
         except asyncio.CancelledError:
             cancelled = True
     if cancelled and not task.cancelled():
-        task.exception()  # else asyncio logs one that nobody has asked for
+        task.exception()  # else asyncio logs it as never retrieved
         raise asyncio.CancelledError
     return task.result()
 
@@ -219,25 +210,19 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
         return locked_by(path)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
         return RefusedError(f"{path} has a hot journal, left by a killed writer", "troubleshoot.ipynb rolls it back")
-    if code == sqlite3.SQLITE_READONLY and (fault := ask("header", path)):
-        return RefusedError(f"{path} is CORRUPT: {fault}", "run troubleshoot.ipynb")
     # Without the log alone, SQLite reports an error of the disk.
     if primary == sqlite3.SQLITE_IOERR and (lost := strays_check(path)).failed:
         return RefusedError(lost.observed, lost.remedy)
     found = error.__cause__ or (ask_system(path, error) if isinstance(error, sqlite3.Error) else error)
     if isinstance(found, OSError):
         return os_cause(found, path)
-    names = {"path": path, "error": error, "quoted": quote(str(path)), "folder": quote(str(path.parent))}
-    names["aside"] = quote(f"{path}.not-sqlite")
+    names = {"quoted": quote(str(path)), "folder": quote(str(path.parent)), "aside": quote(f"{path}.not-sqlite")}
     observed, remedy = _MEANINGS.get(primary, _OTHER)
-    return RefusedError(observed.format(**names), remedy.format(**names))
+    return RefusedError(observed.format(path=path, error=error), remedy.format(**names))
 
 
 def lock_owners(locks: Iterable[tuple[str, int, bool, int]], *, exclusive: bool = True) -> list[str]:
-    """Name the other processes with an exclusive lock, or with any, among the locks that a look found.
-
-    A process of another PID namespace has no number here. Of several that share a lock, one is named.
-    """
+    """Name the other processes with an exclusive lock, or with any lock, among those that a look found."""
     pids = {pid for _, _, is_exclusive, pid in locks if is_exclusive or not exclusive}
     return [process_name(pid) for pid in sorted(pids - {os.getpid()})]
 
