@@ -153,18 +153,14 @@ class Database:
             raise MisuseError(_CLOSED.format(self.settings.db_path))
         self._writer.require_own()
 
-    async def fetch(self, name: str, parameters: Parameters) -> list[sqlite3.Row]:
-        """Run the named query on the next reader in turn and return its rows. Read-only."""
-        return await self._run(next(self._readers), self._queries[name].sql, parameters)
-
-    async def change(
-        self, writer: Connection, name: str, parameters: Parameters, *, last: bool = False
+    async def run(
+        self, name: str, parameters: Parameters, writer: Connection | None = None, *, last: bool = False
     ) -> list[sqlite3.Row]:
-        """Run the named statement on the connection that ``write()`` lent, and return the rows it returns.
+        """Run the named query on a reader, or on the connection that ``write()`` lent, and return its rows.
 
         ``last`` commits in the same hop to the writer's thread, where the block did not begin ``at_once``.
         """
-        return await self._run(writer, self._queries[name].sql, parameters, last=last)
+        return await self._run(writer or next(self._readers), self._queries[name].sql, parameters, last=last)
 
     async def _run(
         self, conn: Connection, sql: str, parameters: Parameters = (), *, last: bool = False

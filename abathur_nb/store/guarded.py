@@ -225,16 +225,13 @@ os.register_at_fork(after_in_child=_keep_forever)
 class Serving(Protocol):
     """Run the named statements of ``sql/queries.sql``; implemented by ``Database``."""
 
-    async def fetch(self, name: str, parameters: Parameters) -> list[sqlite3.Row]:
-        """Run a query on a reader and return its rows. Read-only."""
-
     def write(self, *, at_once: bool = True) -> AbstractAsyncContextManager[Connection]:
         """Lend the writer for one transaction, which begins ``at_once`` or with the first change."""
 
-    async def change(
-        self, writer: Connection, name: str, parameters: Parameters, *, last: bool = False
+    async def run(
+        self, name: str, parameters: Parameters, writer: Connection | None = None, *, last: bool = False
     ) -> list[sqlite3.Row]:
-        """Run a statement on the lent writer, commit if it is the ``last``, and return its rows."""
+        """Run a statement on a reader, or on the lent writer, commit if it is the ``last``, and return its rows."""
 
 
 class Stray(NamedTuple):

@@ -56,9 +56,9 @@ class Memory:
             "metadata": "{}" if metadata is None else json_text("metadata", metadata, (dict,)),
         }
         async with self._db.write(at_once=False) as writer:
-            rows = await self._db.change(writer, "insert_memory", given)
+            rows = await self._db.run("insert_memory", given, writer)
             others = [{"namespace": n, "key": k} for n, k in given_as if (n, k) != (namespace, key)]
-            if not rows or any([await self._db.change(writer, "get_memory", other) for other in others]):
+            if not rows or any([await self._db.run("get_memory", other, writer) for other in others]):
                 raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} already exists: update it instead")
             await self._audit(writer, "create", namespace, key, rows, task_id)
             return int(rows[0]["id"])
@@ -85,7 +85,7 @@ class Memory:
         given = {"value": json_text("value", value), "updated_by": updated_by}
         async with self._db.write(at_once=False) as writer:
             for n, k in spellings(namespace, key):
-                if rows := await self._db.change(writer, "insert_memory_version", {**given, "namespace": n, "key": k}):
+                if rows := await self._db.run("insert_memory_version", {**given, "namespace": n, "key": k}, writer):
                     await self._audit(writer, "update", n, k, rows, task_id)
                     return int(rows[0]["id"])
             raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} not found")
@@ -95,7 +95,7 @@ class Memory:
         task_id = check_name("task_id", task_id, optional=True)
         async with self._db.write(at_once=False) as writer:
             for n, k in spellings(namespace, key):
-                if rows := await self._db.change(writer, "soft_delete_memory", {"namespace": n, "key": k}):
+                if rows := await self._db.run("soft_delete_memory", {"namespace": n, "key": k}, writer):
                     await self._audit(writer, "delete", n, k, rows, task_id)
                     return True
             return False
@@ -112,12 +112,12 @@ class Memory:
         for (spelling,) in spellings(namespace_prefix):
             prefix, end = prefix_range(spelling)
             given = {"limit": limit, "memory_type": memory_type, "prefix": prefix, "prefix_end": end}
-            rows += await self._db.fetch(name, given)
+            rows += await self._db.run(name, given)
         return [decoded(row, _JSON) for row in rows[:limit]]
 
     async def list_namespaces(self) -> list[str]:
         """Return the namespaces that hold a live memory, in order."""
-        return [row[0] for row in await self._db.fetch("list_namespaces", {})]
+        return [row[0] for row in await self._db.run("list_namespaces", {})]
 
     async def get_memory_history(self, namespace: str, key: str) -> list[dict[str, Any]]:
         """Return every version, deleted ones too, newest first."""
@@ -128,12 +128,12 @@ class Memory:
         check_whole("ttl_days", ttl_days, 0, 36_500)
         before = timestamp(datetime.now(UTC) - timedelta(days=ttl_days))
         async with self._db.write(at_once=False) as writer:
-            await self._db.change(writer, "audit_expired_memories", {"before": before})
-            return len(await self._db.change(writer, "expire_memories", {"before": before}, last=True))
+            await self._db.run("audit_expired_memories", {"before": before}, writer)
+            return len(await self._db.run("expire_memories", {"before": before}, writer, last=True))
 
     async def _fetch(self, name: str, namespace: str, key: str, **more: object) -> list[Any]:
         for n, k in spellings(namespace, key):
-            if rows := await self._db.fetch(name, {"namespace": n, "key": k, **more}):
+            if rows := await self._db.run(name, {"namespace": n, "key": k, **more}):
                 return rows
         return []
 
@@ -151,4 +151,4 @@ class Memory:
             "memory_namespace": namespace,
             "memory_entry_id": max(row["id"] for row in rows),
         }
-        await self._db.change(writer, "insert_audit", given, last=True)
+        await self._db.run("insert_audit", given, writer, last=True)

@@ -5,13 +5,12 @@ import pickle
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from subprocess import CalledProcessError, run
 from typing import Any, Literal
 
 from abathur_nb.errors import InvalidValueError
 from abathur_nb.store import apart
-from abathur_nb.store.connection import run_to_end
 from abathur_nb.store.sql import Parameters, tokens
 from abathur_nb.text import shown
 
@@ -70,8 +69,8 @@ def tree_lines(nodes: Iterable[PlanNode]) -> list[str]:
 async def plan_apart(path: Path, patience: float, sql: str, params: Parameters) -> list[str]:
     """Return the plan of one SELECT as lines, made in a process with limits of time and memory. Read-only.
 
-    ``patience`` is how many seconds to wait for a lock. Raises InvalidValueError for anything but one SELECT and for
-    one beyond the limits, sqlite3.Error as SQLite does.
+    It waits up to ``patience`` seconds for a lock. Raises InvalidValueError for anything but one SELECT within the
+    limits, and sqlite3.Error as SQLite does.
     """
     require_single_select(sql)
     if not isinstance(params, Mapping | Sequence):
@@ -80,26 +79,21 @@ async def plan_apart(path: Path, patience: float, sql: str, params: Parameters) 
     for value in (*given, *given.values()) if isinstance(given, dict) else given:
         if type(value) not in (type(None), bool, int, float, str, bytes):  # the process knows no others
             raise InvalidValueError(f"expected None, a number, text or bytes as a parameter, found {shown(value)}")
+
+    async def ask(statement: str, given: Parameters) -> Iterable[Sequence[Any]]:
+        return await asyncio.to_thread(_ask, path, patience, statement, given)
+
     try:
-        return tree_lines(await read_plan(partial(_fetch_apart, path, patience), sql, given))
-    except (ChildProcessError, RecursionError):
+        return tree_lines(await read_plan(ask, sql, given))
+    except (CalledProcessError, RecursionError):
         observed = f"its plan takes more than {apart.PLAN_S} s or {apart.PLAN_MB} MB: {sql.strip()[:80]!r}"
         raise InvalidValueError(observed, "nest fewer subqueries and WITH clauses") from None
 
 
-async def _fetch_apart(path: Path, patience: float, sql: str, params: Parameters) -> list[Sequence[Any]]:
-    pipe = asyncio.subprocess.PIPE
-    command = apart.command("plan")
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL)
-    try:
-        output, _ = await process.communicate(pickle.dumps((f"{path.as_uri()}?mode=ro", patience, sql, params)))
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await run_to_end(process.wait())
-    if process.returncode:
-        raise ChildProcessError(process.returncode)
-    answer = pickle.loads(output)  # noqa: S301 - from a program of our own
+def _ask(path: Path, patience: float, sql: str, params: Parameters) -> list[Sequence[Any]]:
+    asked = pickle.dumps((f"{path.as_uri()}?mode=ro", patience, sql, params))
+    done = run(apart.command("plan"), input=asked, capture_output=True, check=True)  # noqa: S603 - no shell
+    answer = pickle.loads(done.stdout)  # noqa: S301 - from a program of our own
     if isinstance(answer, Exception):
         raise answer
     return list(answer)

@@ -320,7 +320,7 @@ def public_uses(db: nb.Database) -> dict[str, Callable[[], Any]]:
     uses: dict[str, Callable[[], Any]] = {"lend": lambda: lend(db), "lend_writer": lambda: lend_writer(db)}
     for part in (db, db.sessions, db.memory):
         for name, method in inspect.getmembers(part, inspect.iscoroutinefunction):
-            if not name.startswith("_") and name not in ("fetch", "change", "change_many"):
+            if not name.startswith("_") and name != "run":
                 needed = [p for p in inspect.signature(method).parameters.values() if p.default is p.empty]
                 arguments = [GIVEN.get(parameter.name, "text") for parameter in needed]
                 uses[f"{type(part).__name__}.{name}"] = lambda method=method, arguments=arguments: method(*arguments)  # type: ignore[misc]

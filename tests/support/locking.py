@@ -8,7 +8,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from pathlib import Path
@@ -37,11 +37,6 @@ def public() -> Iterator[str]:
 async def _entered(context: AbstractAsyncContextManager[object]) -> None:
     async with context:
         pass
-
-
-async def _in_write(db: nb.Database, work: Callable[[Any], Awaitable[object]]) -> None:
-    async with db.write() as conn:
-        await work(conn)
 
 
 def _sessions(name: str, *arguments: object) -> Call:
@@ -85,8 +80,7 @@ CASES: dict[str, Call] = {
     "Database.read": lambda _, db: _entered(db.read()),
     "Database.write": lambda _, db: _entered(db.write()),
     "Database.write with the first change": lambda _, db: _entered(db.write(at_once=False)),
-    "Database.fetch": lambda _, db: db.fetch("list_namespaces", {}),
-    "Database.change": lambda _, db: _in_write(db, lambda conn: db.change(conn, "list_namespaces", {})),
+    "Database.run": lambda _, db: db.run("list_namespaces", {}),
     "Database.explain_query_plan": lambda _, db: db.explain_query_plan("SELECT * FROM tasks"),
     "Database.validate_foreign_keys": lambda _, db: db.validate_foreign_keys(),
     "Database.get_index_usage": lambda _, db: db.get_index_usage(),

@@ -325,7 +325,7 @@ async def test_what_the_schema_refuses_is_an_invalid_value(database: Settings) -
     async with Database.open(database) as db:
         with pytest.raises(InvalidValueError, match="CHECK constraint failed"):
             async with db.write() as writer:
-                await db.change(writer, "insert_audit", given)
+                await db.run("insert_audit", given, writer)
 
 
 # --- asking
