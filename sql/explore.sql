@@ -3,27 +3,6 @@
 --
 -- `:limit` bounds every listing. Of a text longer than `:largest` bytes only its beginning and its size are read.
 
--- name: columns
--- The columns of every table, in the order in which they were made, with what each refers to. Without a column of its
--- own a reference is to the primary key; SQLite does not tell names apart by their case.
-SELECT
-    tables.name AS "table", columns.name AS "column", columns.type, columns."notnull" AS required,
-    columns.pk > 0 AS primary_key,
-    EXISTS (
-        SELECT 1 FROM pragma_index_list(tables.name) AS indexes, pragma_index_info(indexes.name) AS parts
-        WHERE indexes.origin = 'u' AND parts.name = columns.name
-    ) AS "unique",
-    CASE WHEN keys."table" IS NULL THEN ''
-        ELSE coalesce((SELECT name FROM sqlite_master WHERE type = 'table' AND name = keys."table" COLLATE NOCASE), keys."table")
-            || '.' || coalesce(keys."to", (SELECT name FROM pragma_table_xinfo(keys."table") WHERE pk = 1), 'rowid')
-    END AS refers_to,
-    coalesce(keys.on_delete, '') AS on_delete
-FROM sqlite_master AS tables, pragma_table_xinfo(tables.name) AS columns
-LEFT JOIN pragma_foreign_key_list(tables.name) AS keys ON keys."from" = columns.name COLLATE NOCASE
-WHERE tables.type = 'table' AND tables.rootpage > 0 AND tables.name NOT LIKE 'sqlite^_%' ESCAPE '^'
-GROUP BY tables.rowid, columns.cid
-ORDER BY tables.rowid, columns.cid;
-
 -- name: sessions
 -- The sessions last used, with their sizes and the number of tasks, agents and checkpoints that refer to each.
 SELECT
@@ -48,7 +27,8 @@ FROM sessions
 WHERE id = :session;
 
 -- name: namespaces
--- Each namespace under a prefix: current memories, versions of each kind, bytes of their values, the newest of them.
+-- Each namespace under a prefix, the one with the most versions first: its current memories, versions of each kind,
+-- bytes of their values, the newest of them.
 SELECT
     namespace, sum(live > 0) AS memories, sum(versions) AS versions, sum(live - (live > 0)) AS superseded,
     sum(versions - live) AS deleted, sum(bytes) AS bytes, max(newest) AS newest
@@ -60,7 +40,8 @@ FROM (
     WHERE namespace >= :prefix AND namespace < :prefix_end
     GROUP BY namespace, key
 )
-GROUP BY namespace;
+GROUP BY namespace
+ORDER BY sum(versions) DESC, namespace;
 
 -- name: current_memories
 -- The current memories under a prefix that were last updated.

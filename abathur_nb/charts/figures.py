@@ -17,8 +17,8 @@ from abathur_nb.text import counted, printable
 
 if TYPE_CHECKING:
     from abathur_nb.evidence.record import Entry
+    from abathur_nb.runbook.explore import Excerpt
     from abathur_nb.runbook.history import History
-    from abathur_nb.runbook.memories import Excerpt
     from abathur_nb.runbook.monitor import Monitoring
 
 # Okabe and Ito's palette, which the colour-blind can distinguish (https://jfly.uni-koeln.de/color/).
@@ -299,7 +299,7 @@ def sizes_over_time(history: "History") -> Chart:
 def rows_over_time(growth: "Excerpt") -> Chart:
     """Draw how many rows came on each day, and how many there were by then: the largest tables, the rest as one."""
     by_day: defaultdict[str, dict[date, int]] = defaultdict(dict)
-    for table, day, rows, _ in growth.rows:
+    for table, day, rows in growth.rows:
         by_day[table][day] = rows
     totals = {table: sum(days.values()) for table, days in by_day.items()}
     if not totals:

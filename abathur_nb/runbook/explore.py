@@ -4,45 +4,95 @@ import json
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
-from itertools import accumulate, islice
+from html import escape
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiosqlite
 
 from abathur_nb.backups.change import check_arguments
-from abathur_nb.config.parameters import check_ranges
+from abathur_nb.config.parameters import Parameter
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError, ConfigurationError, InvalidValueError
+from abathur_nb.errors import AbathurError, InvalidValueError
+from abathur_nb.evidence.difference import clipped
 from abathur_nb.measure.snapshot import any_text, in_time
 from abathur_nb.report import Check, Report, run_check
-from abathur_nb.runbook.memories import Excerpt, as_json, memory_history, namespace_tree
 from abathur_nb.store.connection import connect, explain_error
-from abathur_nb.store.schema import expected_columns, expected_tables, quoted, read_schema
+from abathur_nb.store.schema import Differences, quoted, read_schema
 from abathur_nb.store.sql import DATA, load_queries
 from abathur_nb.store.target import refusal
-from abathur_nb.store.values import MAX_BYTES, check_name, prefix_range, spellings
+from abathur_nb.store.values import MAX_BYTES, check_depth, check_name, prefix_range, spellings
 from abathur_nb.text import Table, counted, printable, shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_TITLE = "explore"
+_LARGEST = 256 * 1024  # bytes of a value that is read whole
+PART_S = 60.0  # that the reading of one part may take: its transaction keeps SQLite from resetting the WAL
+_AT_ONCE = 50_000  # rows fetched
+_SHOWN = 160  # characters of a value in a table
+_MOST_CHANGES = 200  # that are shown from one version to the next
+_TIMES = {"archived_at", "created_at", "last_update_time", "terminated_at", "timestamp", "updated_at"}
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """Hold the rows that were read, under ``columns``; a notebook shows ``caption`` and ``table``, a short form."""
+
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[Any, ...], ...] = ()
+    caption: str = ""
+    table: Table = Table((), (), "could not be read: the report says why")
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return the rows as a pandas frame, values whole, times as UTC timestamps where all of them are times."""
+        import pandas as pd
+
+        # Integers stay exact: beside a NULL pandas would make floats of them.
+        frame = pd.DataFrame(list(self.rows), columns=list(self.columns), dtype=object)
+        whole = [name for name in frame if all(isinstance(value, int | None) for value in frame[name])]
+        frame = frame.astype(dict.fromkeys(whole, "Int64")).infer_objects()
+        for name in _TIMES & {*self.columns}:
+            with suppress(ValueError, TypeError):  # a value that is not a time stays as it is
+                frame[name] = pd.to_datetime(frame[name], format="%Y-%m-%d %H:%M:%S.%f", utc=True)
+        return frame
+
+    def __str__(self) -> str:
+        return f"{printable(self.caption)}\n{self.table}".strip()
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        caption = f"<p><b>{escape(printable(self.caption))}</b></p>" if self.caption else ""
+        return {"text/html": caption + self.table.to_html(), "text/plain": str(self)}
+
+
+def _excerpt(
+    rows: Sequence[Mapping[str, Any]], caption: str, nothing: str, hidden: str = "", most: int | None = None
+) -> Excerpt:
+    """Return these rows of a query; the table has at most ``most`` of them, and no ``hidden`` column."""
+    columns = tuple(rows[0]) if rows else ()
+    heads = tuple(name for name in columns if name not in hidden.split())
+    table = Table(heads, tuple(tuple(_shortened(row[name]) for name in heads) for row in rows[:most]), nothing)
+    return Excerpt(columns, tuple(tuple(row.values()) for row in rows), caption if rows else "", table)
+
+
+def _shortened(value: object) -> str:
+    """Return what a table shows of a value: nothing for NULL, of a long text the beginning and its length."""
+    if value is None:
+        return ""
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}… ({len(text):,} characters)"
+
 
 @dataclass(frozen=True, slots=True)
 class Diagram:
-    """Hold the columns of a live schema and, where they are those of ``sql/``, the shipped picture as SVG.
+    """Hold the picture of the schema as SVG, if the live tables are those of ``sql/``, and what it shows in words."""
 
-    ``alt`` says in words what the picture shows.
-    """
-
-    columns: Excerpt = Excerpt()
     svg: str = ""
     alt: str = "could not be read: the report says why"
-
-    def to_frame(self) -> "pd.DataFrame":
-        """Return a pandas frame, one row a column, in the order of the schema."""
-        return self.columns.to_frame()
 
     def __str__(self) -> str:
         return self.alt
@@ -51,64 +101,9 @@ class Diagram:
         return {"image/svg+xml": self.svg, "text/plain": self.alt} if self.svg else {"text/plain": self.alt}
 
 
-async def read_diagram(conn: aiosqlite.Connection) -> Diagram:
-    """Read the live schema. Read-only."""
-    found = [dict(row) for row in await conn.execute_fetchall(load_queries("explore.sql")["columns"].sql)]
-    tables = list(dict.fromkeys(row["table"] for row in found))
-    links = [f"{row['table']}.{row['column']} refers to {row['refers_to']}" for row in found if row["refers_to"]]
-    words = f"Diagram of {counted(len(tables), 'table')}: {', '.join(tables)}."
-    alt = printable(f"{words} {'; '.join(links) or 'None refers to another'}.").replace("\n", "\\n")
-    svg = (DATA / "sql" / "schema.svg").read_text(encoding="utf-8").rstrip()
-    drawn = {(table, column.name) for table in expected_tables() for column in expected_columns(table)}
-    is_drawn = drawn == {(row["table"], row["column"]) for row in found} and f">{alt}</title>" in svg
-    return Diagram(_excerpt(found, "", "no table"), svg if is_drawn else "", alt)
-
-
-_AT_ONCE = 50_000  # rows fetched
-
-
-async def read_growth(conn: aiosqlite.Connection) -> tuple[Excerpt, int]:
-    """Count the rows of each table by the day on which they came, and those with an invalid timestamp. Read-only.
-
-    Counted are the rows that are there now, not those removed since.
-    """
-    counts: Counter[tuple[str, str]] = Counter()
-    async with conn.execute(load_queries("explore.sql")["days"].sql) as cursor:
-        while rows := await cursor.fetchmany(_AT_ONCE):
-            counts.update((row[0], row[1]) for row in rows)
-    days: dict[str, Counter[date]] = {}
-    undated = 0
-    for (table, text), count in counts.items():
-        try:
-            days.setdefault(table, Counter())[date.fromisoformat(text)] += count
-        except (ValueError, TypeError):
-            undated += count
-    return growth_of({table: found for table, found in days.items() if found}, undated), undated
-
-
-def growth_of(days: Mapping[str, Mapping[date, int]], undated: int = 0) -> Excerpt:
-    """Return how many rows came on each day, by table, and how many there were by then; a summary is shown."""
-    rows, shown_rows = [], []
-    for table, found in days.items():
-        came = [found[day] for day in sorted(found)]
-        rows += [(table, *row) for row in zip(sorted(found), came, accumulate(came), strict=True)]
-        busiest = max(sorted(found), key=lambda day: found[day])
-        ends = map(str, (min(found), max(found), busiest))
-        shown_rows.append((table, f"{sum(came):,}", *ends, f"{found[busiest]:,}"))
-    caption = f"{counted(undated, 'row')} without a valid timestamp" if undated else ""
-    heads = ("table", "rows", "first day", "last day", "busiest day", "rows that day")
-    summary = Table(heads, tuple(shown_rows), "no row yet")
-    return Excerpt(("table", "day", "rows", "total"), tuple(rows), caption, "no row yet", table=summary)
-
-
-_TITLE = "explore"
-_LARGEST = 256 * 1024  # bytes of a value that is read whole
-PART_S = 60.0  # that the reading of one part may take: its transaction keeps SQLite from resetting the WAL
-
-
 @dataclass(slots=True)
 class Exploration:
-    """Hold what was read of one snapshot: each part a table or a picture in a notebook, and a frame by ``to_frame()``.
+    """Hold what was read of one snapshot: each part a table with a ``to_frame()``, or a picture, in a notebook.
 
     ``report`` says for each part how much there is, and fails where one could not be read; that part is empty then.
     """
@@ -120,7 +115,6 @@ class Exploration:
     namespaces: Excerpt = Excerpt()
     memories: Excerpt = Excerpt()
     memory: Excerpt = Excerpt()
-    changes: Excerpt = Excerpt()
     audit: Excerpt = Excerpt()
     growth: Excerpt = Excerpt()
     diagram: Diagram = Diagram()
@@ -169,11 +163,7 @@ def _wanted(namespace: Any, key: Any, session: Any, limit: Any) -> _Wanted:
                 check_name(name, value, optional=True)
         except InvalidValueError as error:
             faults.append(f"{name}: {error.fault}")
-    try:
-        check_ranges(limit=limit)
-    except ConfigurationError as error:
-        faults += error.faults
-    check_arguments(*faults)
+    check_arguments(*faults, Parameter("limit", int, 50).fault(limit))
     return _Wanted(start, end, key, session, limit)
 
 
@@ -212,12 +202,6 @@ async def _fetch(conn: aiosqlite.Connection, name: str, wanted: _Wanted, **more:
     return [dict(row) for row in await conn.execute_fetchall(load_queries("explore.sql")[name].sql, given)]
 
 
-def _excerpt(rows: Sequence[Mapping[str, Any]], caption: str, nothing: str, *hidden: str) -> Excerpt:
-    """Return these rows of a query as an excerpt."""
-    columns = tuple(rows[0]) if rows else ()
-    return Excerpt(columns, tuple(tuple(row.values()) for row in rows), caption if rows else "", nothing, {*hidden})
-
-
 def _of(shown_rows: int, total: int, words: str) -> str:
     return words + (f", of which {shown_rows:,} are shown" if shown_rows < total else "")
 
@@ -231,7 +215,11 @@ async def _schema(conn: aiosqlite.Connection, _: _Wanted, found: Exploration) ->
     for name in (item.name for item in live.values() if item.type == "table"):
         ((count,),) = await conn.execute_fetchall(f"SELECT count(*) FROM {quoted(name)}")
         found.rows[name] = int(count)
-    found.diagram = await read_diagram(conn)
+    if other := str(Differences.between(live, ("table",))):
+        found.diagram = Diagram("", f"no picture, because the tables differ from those of sql/: {_json(other)}")
+    else:
+        svg = (DATA / "sql" / "schema.svg").read_text(encoding="utf-8").rstrip()
+        found.diagram = Diagram(svg, svg.partition("<title>")[2].partition("</title>")[0])
     tables, rows = counted(len(found.rows), "table"), counted(sum(found.rows.values()), "row")
     return f"{tables}, {rows}", ""
 
@@ -240,8 +228,7 @@ async def _sessions(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorat
     rows = await _fetch(conn, "sessions", wanted)
     total = found.rows.get("sessions", len(rows))
     noted = _of(len(rows), total, f"{counted(total, 'session')}, the last used first")
-    hidden = ("checkpoints", "created_at", "terminated_at", "archived_at")
-    found.sessions = _excerpt(rows, noted, "no session yet", *hidden)
+    found.sessions = _excerpt(rows, noted, "no session yet", "checkpoints created_at terminated_at archived_at")
     return noted, ""
 
 
@@ -249,20 +236,21 @@ async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorati
     name = wanted.session or (found.sessions.rows[0][0] if found.sessions.rows else None)
     rows = await _fetch(conn, "session_content", wanted, session=name, largest=MAX_BYTES)
     if not rows:
-        found.session = Excerpt(nothing="no such session" if wanted.session else "no session yet")
+        found.session = _excerpt((), "", "no such session" if wanted.session else "no session yet")
         return "none yet", f"no session {shown(wanted.session)}" if wanted.session else ""
-    number, members = _members(rows[0]["state"], wanted.limit, iter)
-    events, happened = _members(rows[0]["events"], wanted.limit, reversed)
-    listed = _of(wanted.limit, events, counted(events, "event"))
-    noted = f"session {name}: {counted(number, 'value')} of its state, {listed}"
-    texts = (*(("state", *member) for member in members), *(("event", *member) for member in happened))
-    found.session = Excerpt(("part", "name", "value"), texts, noted, "an empty session")
+    number, state = _members(rows[0]["state"], wanted.limit, iter)
+    total, events = _members(rows[0]["events"], wanted.limit, reversed)
+    noted = f"session {name}: {counted(number, 'value')} of its state, "
+    noted += _of(wanted.limit, total, counted(total, "event"))
+    members = [("state", *member) for member in state] + [("event", *member) for member in events]
+    columns = ("part", "name", "value")
+    found.session = _excerpt([dict(zip(columns, one, strict=True)) for one in members], noted, "an empty session")
     return noted, ""
 
 
 def _members(stored: object, limit: int, order: Callable[[Any], Iterator[Any]]) -> tuple[int, list[tuple[str, str]]]:
     """Return how many members a value has, and the first of them in this order: a session can hold millions."""
-    value = as_json("none, or too large" if stored is None else stored)
+    value = _as_json("none, or too large" if stored is None else stored)
     value = value if isinstance(value, dict | list) else [value]
     names, members = (value, value.values()) if isinstance(value, dict) else (range(1, len(value) + 1), value)
     pairs = islice(zip(order(names), order(members), strict=True), limit)
@@ -272,30 +260,92 @@ def _members(stored: object, limit: int, order: Callable[[Any], Iterator[Any]]) 
 async def _namespaces(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
     rows = await _fetch(conn, "namespaces", wanted)
     nothing = f"no namespace begins with {shown(wanted.prefix)}" if wanted.prefix else "no memory yet"
-    found.namespaces = namespace_tree(rows, wanted.limit, nothing)
+    noted = _of(wanted.limit, len(rows), f"{counted(len(rows), 'namespace')}, the largest first")
+    found.namespaces = _excerpt(rows, noted, nothing, most=wanted.limit)
     return found.namespaces.caption or "none yet", nothing if wanted.prefix and not rows else ""
 
 
 async def _memories(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
     rows = await _fetch(conn, "current_memories", wanted)
-    # The first level of the tree holds all that is below it.
-    total = max(len(rows), sum(memories for _, depth, _, memories, *_ in found.namespaces.rows if depth == 1))
+    total = max(len(rows), sum(memories for _, memories, *_ in found.namespaces.rows))
     words = f"{total:,} current {'memory' if total == 1 else 'memories'}, the last updated first"
     noted = _of(len(rows), total, words)
-    found.memories = _excerpt(rows, noted, "no current memory", "memory_type", "bytes", "created_by", "created_at")
+    found.memories = _excerpt(rows, noted, "no current memory", "memory_type bytes created_by created_at")
     return noted, ""
 
 
 async def _memory(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
     named = await _fetch(conn, "most_versions", wanted)
     if not named:
-        found.memory = found.changes = Excerpt(nothing="no version")
+        found.memory = _excerpt((), "", "no version")
         return "none there", f"no memory has the key {shown(wanted.key)} there" if wanted.key else ""
     namespace, key, total = named[0].values()
     # One more than are shown: the oldest one shown is compared with it.
     rows = await _fetch(conn, "memory_versions", wanted, namespace=namespace, key=key, limit=wanted.limit + 1)
-    found.memory, found.changes = memory_history(namespace, key, rows, total, wanted.limit)
-    return f"{found.memory.caption}; {counted(len(found.changes.rows), 'change')}", ""
+    last = f", the last {wanted.limit:,}" if total > wanted.limit else ""
+    noted = f"{namespace} {key}: {counted(total, 'version')}{last}"
+    found.memory = memory_history(rows, noted, wanted.limit)
+    return noted, ""
+
+
+def memory_history(rows: Sequence[Mapping[str, Any]], caption: str, limit: int) -> Excerpt:
+    """Return the versions of a memory, newest first; the table says what each changed. Read-only."""
+    live = next((row["version"] for row in rows if not row["is_deleted"]), None)
+    versions, cells = [], []
+    for row, earlier in zip_longest(rows[:limit], rows[1 : limit + 1]):
+        version = row["version"]
+        state = "deleted" if row["is_deleted"] else "current" if version == live else "superseded"
+        versions.append({"version": version, "state": state, **row})
+        about = (f"{version} {state}", f"{row['updated_at']}\n{row['updated_by'] or ''}".strip())
+        cells.append((*about, "\n".join(_changes(earlier, row))))
+    table = Table(("version", "updated (UTC), by", "what it changed"), tuple(cells), "no version")
+    whole = _excerpt(versions, caption, "no version")
+    return Excerpt(whole.columns, whole.rows, whole.caption, table)
+
+
+def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> list[str]:
+    """Return a line for each member of a memory that differs from the version before."""
+    if earlier is None:
+        return [f"first: {_shortened(later['value'])}"]
+    before, after = dict(_leaves_of(earlier)), dict(_leaves_of(later))
+    changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
+    lines = [
+        f"{path}: {' → '.join(clipped(before.get(path, 'nothing'), after.get(path, 'nothing')))}"
+        for path in changed[:_MOST_CHANGES]
+    ]
+    if left := changed[_MOST_CHANGES:]:
+        lines.append(f"and {len(left):,} more")
+    return lines or ["nothing, as far as it was read"]
+
+
+def _leaves_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "memory_type", _json(row["memory_type"])
+    for name in ("value", "metadata"):
+        yield from (leaf for leaf in _leaves(_as_json(row[name]), name) if leaf != (name, "{}"))
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield the innermost members of a JSON value, each with its path, as JSON text."""
+    if isinstance(value, dict | list) and value:
+        for name, member in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(member, f"{path}[{_json(name)}]")
+    else:
+        yield path, _json(value)
+
+
+def _as_json(stored: object) -> Any:
+    """Return JSON decoded; as text what is not JSON, or deeper than the store would write."""
+    text = str(stored)
+    try:
+        value = json.loads(text)
+        check_depth("JSON", value)
+    except (ValueError, RecursionError):
+        return text
+    return value
+
+
+def _json(value: Any) -> str:
+    return printable(json.dumps(value, ensure_ascii=False))
 
 
 async def _audit(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
@@ -306,15 +356,42 @@ async def _audit(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration
     rows = await _fetch(conn, "audit_of_namespaces" if wanted.prefix else "audit", wanted)
     total = max(total, len(rows))
     noted = _of(len(rows), total, f"{counted(total, 'audit row')}{of}, the newest first")
-    found.audit = _excerpt(rows, noted, "no audit row", "memory_operation_type", "memory_entry_id", "result", "id")
+    found.audit = _excerpt(rows, noted, "no audit row", "memory_operation_type memory_entry_id result id")
     return noted, ""
 
 
 async def _growth(conn: aiosqlite.Connection, _: _Wanted, found: Exploration) -> _Seen:
-    found.growth, undated = await read_growth(conn)
-    days = sorted({day for _, day, *_ in found.growth.rows})
-    noted = f"rows of {counted(len(days), 'day')}" + (f", {days[0]} to {days[-1]}" if days else "")
-    return noted + (f"; {counted(undated, 'row')} without a valid timestamp: run validate.ipynb" if undated else ""), ""
+    found.growth = await read_growth(conn)
+    return found.growth.caption or "none yet", ""
+
+
+async def read_growth(conn: aiosqlite.Connection) -> Excerpt:
+    """Count the rows that exist now, of each table by the day on which they came. Read-only."""
+    counts: Counter[tuple[str, str]] = Counter()
+    async with conn.execute(load_queries("explore.sql")["days"].sql) as cursor:
+        while rows := await cursor.fetchmany(_AT_ONCE):
+            counts.update((row[0], row[1]) for row in rows)
+    days: dict[str, Counter[date]] = {}
+    undated = 0
+    for (table, text), count in counts.items():
+        try:
+            day = date.fromisoformat(text)
+        except (ValueError, TypeError):
+            undated += count
+        else:
+            days.setdefault(table, Counter())[day] += count
+    return growth_of(days, undated)
+
+
+def growth_of(days: Mapping[str, Mapping[date, int]], undated: int = 0) -> Excerpt:
+    """Return how many rows came on each day, by table; the table sums them up."""
+    rows = [(table, day, found[day]) for table, found in days.items() for day in sorted(found)]
+    every = sorted({day for _, day, _ in rows})
+    notes = [f"rows of {counted(len(every), 'day')}, {every[0]} to {every[-1]}"] if every else []
+    notes += [f"{counted(undated, 'row')} without a valid timestamp: run validate.ipynb"] if undated else []
+    sums = [(table, f"{sum(found.values()):,}", f"{min(found)}", f"{max(found)}") for table, found in days.items()]
+    summary = Table(("table", "rows", "first day", "last day"), tuple(sums), "no row yet")
+    return Excerpt(("table", "day", "rows"), tuple(rows), "; ".join(notes), summary)
 
 
 _PARTS = {

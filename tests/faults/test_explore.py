@@ -51,9 +51,9 @@ async def test_each_part_says_how_much_there_is_and_nothing_changes(database: Se
     told = {one.name: one.observed for one in found.report.checks}
     assert told["sessions"] == "1 session, the last used first"
     assert told["session"] == "session s1: 1 value of its state, 2 events"
-    assert told["namespaces"] == f"{3 + 3} namespaces"
+    assert told["namespaces"] == "6 namespaces, the largest first"
     assert told["memories"] == f"{3 + 2} current memories, the last updated first"
-    assert told["memory"] == "user:alice:likes tea: 3 versions; 7 changes"
+    assert told["memory"] == "user:alice:likes tea: 3 versions"
     assert found.session.rows == (
         ("state", "app:mode", '"dark"'),
         ("event", "2", '{"type": "message", "n": 2}'),
@@ -96,7 +96,7 @@ async def test_a_prefix_is_taken_literally_and_names_choose(database: Settings) 
     for prefix in ("user:100%", "user:100%_"):
         found = await explore(database, namespace=prefix)
         assert [row[0] for row in found.memories.rows] == ["user:100%_x"]
-        assert [row["branch"] for _, row in found.namespaces.to_frame().iterrows()] == ["user", "user:100%_x"]
+        assert [row[0] for row in found.namespaces.rows] == ["user:100%_x"]
         assert {row[3] for row in found.audit.rows} == {"user:100%_x"}
     assert (await explore(database, namespace="%")).memories.rows == ()
     # The control: without its sign it begins both.
@@ -116,17 +116,17 @@ async def test_every_listing_ends_at_the_limit_and_tells_of_how_many_it_is(datab
     found = await explore(database, namespace="n:", limit=4)
     assert check(found, "sessions").observed.startswith("7 sessions, ")
     assert check(found, "session").observed.endswith("8 values of its state, 9 events, of which 4 are shown")
-    assert check(found, "namespaces").observed == "7 namespaces; shown are the 4 largest of 8 branches"
+    assert check(found, "namespaces").observed == "7 namespaces, the largest first, of which 4 are shown"
     assert check(found, "memories").observed.startswith("7 current memories, ")
-    assert check(found, "memory").observed == "n:3 k: 9 versions, the last 4; 4 changes"
+    assert check(found, "memory").observed == "n:3 k: 9 versions, the last 4"
     assert check(found, "audit trail").observed.startswith("7 audit rows ")
     for part in (found.sessions, found.memories, found.audit):
         assert part.caption.endswith(", of which 4 are shown")
         assert len(part.rows) == len(part.to_frame()) == 4
     assert [part for part, _, _ in found.session.rows] == ["state"] * 4 + ["event"] * 4
-    assert str(found.namespaces).count("\n") == 4
-    assert [version for version, *_ in found.changes.rows] == [9, 8, 7, 6]
-    assert {change for _, _, _, _, _, change, _, _ in found.changes.rows} == {"the same"}, "none is the first"
+    assert [row[0] for row in found.namespaces.table.rows] == ["n:3", "n:0", "n:1", "n:2"]
+    assert [version for version, *_ in found.memory.rows] == [9, 8, 7, 6]
+    assert {cells[2] for cells in found.memory.table.rows} == {"nothing, as far as it was read"}, "none is the first"
 
 
 async def test_the_frames_have_the_columns_and_types_that_one_goes_on_with(database: Settings) -> None:
@@ -134,22 +134,19 @@ async def test_the_frames_have_the_columns_and_types_that_one_goes_on_with(datab
     sql = "INSERT INTO audit (action_type, memory_entry_id) VALUES ('x', {})"
     run_sql(database.db_path, TASK, AGENT, sql.format("NULL"), sql.format(2**53 + 1))
     found = await explore(database)
-    columns = {name: " ".join(getattr(found, name).to_frame().columns) for name in PARTS}
+    columns = {name: " ".join(getattr(found, name).to_frame().columns) for name in PARTS[:-1]}
     assert columns == {
         "sessions": "id app_name user_id project_id status events bytes tasks agents checkpoints created_at"
         " last_update_time terminated_at archived_at",
         "session": "part name value",
-        "namespaces": "branch depth namespaces memories versions superseded deleted bytes newest",
+        "namespaces": "namespace memories versions superseded deleted bytes newest",
         "memories": "namespace key version memory_type value bytes created_by updated_by created_at updated_at",
         "memory": "version state is_deleted memory_type value bytes metadata created_by updated_by created_at"
         " updated_at id",
         "audit": "timestamp action_type memory_operation_type memory_namespace memory_entry_id agent_id task_id result"
         " action_data id",
-        "growth": "table day rows total",
-        "diagram": "table column type required primary_key unique refers_to on_delete",
+        "growth": "table day rows",
     }
-    changes = found.changes.to_frame()
-    assert " ".join(changes.columns) == "version state updated_at updated_by path change before after"
     for frame in (found.sessions.to_frame(), found.memories.to_frame(), found.memory.to_frame()):
         assert str(frame["created_at"].dtype).endswith("UTC]"), "a time that one can compute with"
     ids = found.audit.to_frame()["memory_entry_id"]
@@ -194,13 +191,11 @@ async def test_a_version_that_is_no_json_or_not_utf8_is_shown(database: Settings
     )
     found = await explore(database, namespace="user:a")
     assert found.report.ok
-    assert [(row[0], *row[4:]) for row in found.changes.rows] == [
-        (4, "value", "changed", json.dumps("[" * 1000), '"{\\\\xff}"'),
-        (3, "value", "changed", '"{broken"', json.dumps("[" * 1000)),
-        (2, "value.x", "removed", "1", ""),
-        (2, "value", "added", "", '"{broken"'),
-        (1, "value", "first", "", '{"x": 1}'),
-    ]
+    fourth, third, second, first = (cells[2] for cells in found.memory.table.rows)
+    assert fourth.endswith(' → "{\\\\xff}"')
+    assert third.startswith('value: "{broken" → "[[[')
+    assert second.splitlines() == ['value["x"]: 1 → nothing', 'value: nothing → "{broken"']
+    assert first == 'first: {"x": 1}'
 
 
 async def test_of_millions_of_events_those_that_are_shown_cost_memory(database: Settings) -> None:
@@ -290,7 +285,7 @@ async def test_all_parts_are_of_one_snapshot_whoever_writes_meanwhile(database: 
     assert seen < commits, "somebody wrote after the snapshot was taken"
     assert (found.rows["memory_entries"], found.rows["audit"]) == (seen, seen)
     assert {len(part.rows) for part in (found.sessions, found.memories, found.audit)} <= {min(seen, 1000)}
-    assert sum(row[3] for row in found.namespaces.rows if row[1] == 1) == seen
+    assert sum(row[1] for row in found.namespaces.rows) == seen
     came = found.growth.to_frame().groupby("table")["rows"].sum().to_dict()
     assert came == {table: seen for table in ("sessions", "memory_entries", "audit") if seen}
 

@@ -153,7 +153,7 @@ SHOWS: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {  # given, how 
     "explore": (
         {"session": "s1", "key": "tea"},
         1,
-        ("<title>Diagram of 9 tables", "app:mode", "value.kinds[1]", "user:alice:likes tea: 3 versions", "busiest day"),
+        ("<title>Diagram of 9 tables", "app:mode", 'value["kinds"][1]', "user:alice:likes tea: 3 versions", "last day"),
     ),
     "monitor": ({}, 1, ("age of the last proven backup: ",)),
     "index": ({}, 0, ("✗ fail\n2026-10-04 08:00:00", "development: validate fail")),
