@@ -166,11 +166,16 @@ def literal_assignments(tree: ast.Module) -> Iterator[tuple[str, Any, ast.expr |
 # --- what the runner is given
 
 _LARGEST = 65_536  # bytes of a file of parameters
-_TRUTHS = {"True": True, "False": False}
-_YAML_TRUTHS = {**_TRUTHS, "true": True, "false": False}
+_YAML_TEXT = "tag:yaml.org,2002:str"
 _YAML_NULLS = ("null", "Null", "NULL", "~", "")
-_WHOLE = re.compile(r"0|-?[1-9][0-9]*")
-_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
+_FORMS = {  # what a value of a type looks like, without a guess, and its name
+    bool: (re.compile("True|False"), "True or False"),
+    int: (re.compile("0|-?[1-9][0-9]{0,99}"), "a whole number in plain digits"),
+    float: (
+        re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?"),
+        "a number in plain digits, with a decimal point if need be",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,39 +210,23 @@ def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
 
 
 def _from_yaml(origin: str, path: Path) -> list[Given]:
-    """Read one mapping of scalars, from the parser's events, so that nothing is constructed or guessed."""
+    """Read one mapping of plain values from its nodes, so that nothing is constructed or guessed."""
     import yaml  # here, because most runs need none of it
 
-    scalars: list[yaml.ScalarEvent] = []
-    odd, between = "nothing", (yaml.StreamStartEvent, yaml.MappingEndEvent, yaml.DocumentEndEvent, yaml.StreamEndEvent)
     try:
         text = read_file(origin, path, _LARGEST).decode()
-        # Up to the first fault: to read 10,000 brackets in each other would take a minute.
-        for event in yaml.parse(text, Loader=yaml.BaseLoader):
-            if isinstance(event, between) or (odd == "nothing" and isinstance(event, yaml.DocumentStartEvent)):
-                continue
-            if odd == "nothing":
-                odd = "" if isinstance(event, yaml.MappingStartEvent) else "no mapping"
-            elif isinstance(event, yaml.ScalarEvent):
-                scalars.append(event)
-            else:
-                odd = "a list, a mapping, an alias or a second document in it"
-            if isinstance(event, yaml.MappingStartEvent | yaml.ScalarEvent) and (event.anchor or event.tag):
-                odd = odd or "a tag or an anchor" + (f" at {shown(scalars[-1].value)}" if scalars else "")
-            if odd:
-                break
+        root = yaml.compose(text, Loader=yaml.BaseLoader)
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{origin}: expected UTF-8, found another encoding at byte {error.start}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigurationError(f"{origin}: broken YAML: {printable(' '.join(str(error).split()))[:300]}") from None
     if text.startswith("\ufeff"):
         raise ConfigurationError(f"{origin}: expected UTF-8 without a byte order mark")
-    if odd:
-        raise ConfigurationError(f"{origin}: expected a mapping NAME: VALUE, found {odd}")
-    return [
-        Given(key.value, value.value, origin, "plain" if value.style is None else "quoted")
-        for key, value in zip(scalars[::2], scalars[1::2], strict=True)
-    ]
+    pairs = root.value if isinstance(root, yaml.MappingNode) else None
+    nodes = [node for pair in pairs or [] for node in pair]
+    if pairs is None or not all(isinstance(node, yaml.ScalarNode) and node.tag == _YAML_TEXT for node in nodes):
+        raise ConfigurationError(f"{origin}: expected one mapping NAME: VALUE, without lists, mappings or tags in it")
+    return [Given(key.value, value.value, origin, "plain" if value.style is None else "quoted") for key, value in pairs]
 
 
 def faults_of_names(given: Collection[Given], declared: Collection[str]) -> list[str]:
@@ -280,16 +269,12 @@ def _value(parameter: Parameter, given: Given) -> object:
         return text
     if given.form == "quoted":
         raise ValueError(f"{kind.__name__} without quotation marks")
-    if kind is bool:
-        truths = _YAML_TRUTHS if given.form == "plain" else _TRUTHS
-        if text not in truths:
-            raise ValueError("True or False")
-        return truths[text]
-    if kind is int and (not _WHOLE.fullmatch(text) or len(text) > 100):
-        raise ValueError("a whole number in plain digits")
-    if not _DECIMAL.fullmatch(text):
-        raise ValueError("a number in plain digits, with a decimal point if need be")
-    return kind(text)
+    if kind is bool and given.form == "plain":
+        text = text.capitalize()  # YAML writes true, Python writes True
+    pattern, expected = _FORMS[kind]
+    if not pattern.fullmatch(text):
+        raise ValueError(expected)
+    return text == "True" if kind is bool else kind(text)
 
 
 # --- the guard
