@@ -220,7 +220,7 @@ def html_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return f"<table style='table-layout:auto'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-_OPEN = 20  # rows; those behind them are folded away
+_OPEN = 20  # rows, by default; those behind them are folded away
 _MOST = 200  # rows of HTML, lest it grow to megabytes
 _SHORT = 36  # characters that stand on one line
 _LONG = 120  # characters that would be a tower of words in a column left narrow
@@ -240,7 +240,7 @@ def html_cell(text: str, more: str = "") -> str:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Hold rows of text under ``heads``, the first ones open and the rest folded; ``nothing`` stands for no rows.
+    """Hold rows of text under ``heads``, ``opened`` of them open, the rest folded; ``nothing`` stands for no rows.
 
     All texts are made printable. A first cell that begins with a report's mark of failure is bold.
     """
@@ -248,6 +248,7 @@ class Table:
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     nothing: str
+    opened: int = _OPEN
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rows", tuple(tuple(printable(cell) for cell in row) for row in self.rows))
@@ -269,7 +270,7 @@ class Table:
         """Return the table as an HTML fragment: no script, no link, readable in a light and a dark theme."""
         if not self.rows:
             return f"<p>{escape(self.nothing)}</p>"
-        first, rest = self.rows[:_OPEN], self.rows[_OPEN:_MOST]
+        first, rest = self.rows[: self.opened], self.rows[self.opened : _MOST]
         folded = f"<details><summary>{len(rest):,} more</summary>{self._html(rest)}</details>" if rest else ""
         left = len(self.rows) - _MOST
         return self._html(first) + folded + (f"<p>and {left:,} more: to_frame() has them all</p>" if left > 0 else "")

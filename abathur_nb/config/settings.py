@@ -6,30 +6,20 @@ import re
 import sqlite3
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from html import escape
-from math import isfinite
-from operator import ge, gt, le
+from math import inf
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_type_hints
 
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.files import is_scratch_name, open_regular
-from abathur_nb.text import (
-    did_you_mean,
-    html_table,
-    is_printable,
-    printable,
-    shown,
-    url_fault,
-    user_name,
-    utc_now,
-    without_url_secrets,
-)
+from abathur_nb.text import Table, did_you_mean, is_printable, printable, shown, url_fault, user_name, utc_now
 
+_NO_FILE = re.compile(r":memory:$|file:|[A-Za-z][\w+.:-]+:/")
 _CONFIG = "~/.config/abathur/abathur.toml"
 # Bytes. Linux takes names of 255 and SQLite paths of 512: less `-journal`, a NUL and a scratch directory's name.
 _NAME_MAX, _PATH_MAX = 247, 475
@@ -51,9 +41,10 @@ def read_file(where: str, path: Path, most: int) -> bytes:
 Severity = Literal["warn", "fail", "refuse"]
 
 
-def _setting(default: Any, meaning: str, *, secret: bool = False, **limits: float) -> Any:
-    """Return a field of Settings with what it means, whether it is shown, and its limits."""
-    return field(default=default, metadata={"meaning": meaning, "secret": secret, "limits": limits}, repr=not secret)
+def _setting(default: Any, meaning: str, *, secret: bool = False, least: float = -inf, most: float = inf) -> Any:
+    """Return a field of Settings: what it means, the least and the most that a number may be, whether it is shown."""
+    metadata = {"meaning": meaning, "secret": secret, "least": least, "most": most}
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +60,18 @@ class Settings:
     backup_dir: Path = _setting(None, "where backups go")
     archive_dir: Path = _setting(None, "where records of runs go")
     # Limits
-    session_p99_ms: float = _setting(10, "session retrieval, p99 (ms)", gt=0)
-    memory_p99_ms: float = _setting(20, "memory retrieval, p99 (ms)", gt=0)
-    concurrent_reads_s: float = _setting(1, "50 concurrent reads together (s)", gt=0)
-    min_free_mb: int = _setting(500, "less free disk fails (MB)", ge=0)
-    recommended_free_mb: int = _setting(10_000, "less free disk warns (MB)", ge=0)
-    max_wal_mb: int = _setting(256, "a larger write-ahead log warns (MB)", gt=0)
-    disk_full_days: float = _setting(30, "a disk that will be full sooner alarms (days)", gt=0)
-    backup_max_age_hours: float = _setting(26, "an older last proven backup alarms (hours)", gt=0)
-    validation_max_age_days: float = _setting(7, "an older last green validation alarms (days)", gt=0)
-    metrics_max_age_minutes: float = _setting(60, "older metrics alarm (minutes)", gt=0)
-    busy_timeout_ms: int = _setting(5000, "wait for a lock (ms)", ge=0, le=600_000)
-    readers: int = _setting(2, "connections that serve reads", ge=1, le=32)
+    session_p99_ms: float = _setting(10, "session retrieval, p99 (ms)", least=0.001)
+    memory_p99_ms: float = _setting(20, "memory retrieval, p99 (ms)", least=0.001)
+    concurrent_reads_s: float = _setting(1, "50 concurrent reads together (s)", least=0.001)
+    min_free_mb: int = _setting(500, "less free disk fails (MB)", least=0)
+    recommended_free_mb: int = _setting(10_000, "less free disk warns (MB)", least=0)
+    max_wal_mb: int = _setting(256, "a larger write-ahead log warns (MB)", least=1)
+    disk_full_days: float = _setting(30, "a disk that will be full sooner alarms (days)", least=0.001)
+    backup_max_age_hours: float = _setting(26, "an older last proven backup alarms (hours)", least=0.001)
+    validation_max_age_days: float = _setting(7, "an older last green validation alarms (days)", least=0.001)
+    metrics_max_age_minutes: float = _setting(60, "older metrics alarm (minutes)", least=0.001)
+    busy_timeout_ms: int = _setting(5000, "wait for a lock (ms)", least=0, most=600_000)
+    readers: int = _setting(2, "connections that serve reads", least=1, most=32)
     # NORMAL is the seed's choice; it never corrupts, but a power cut can take the last acknowledged commits.
     synchronous: Literal["NORMAL", "FULL"] = _setting("NORMAL", "durability of a commit")
     service_account: str = _setting("abathur", "who is to own the directories; empty: who runs it")
@@ -101,18 +92,11 @@ class Settings:
 
     def _repr_html_(self) -> str:
         meanings, values = {"env": "the environment", **_SETTABLE}, self.shown()
-        cell, heads = (
-            "<td style='text-align:left;overflow-wrap:anywhere'>{}</td>",
-            ("setting", "value", "meaning", "from"),
-        )
-        tables: dict[bool, list[list[str]]] = {True: [], False: []}
-        for name, meaning in meanings.items():
-            origin = self.origins.get(name, "default")
-            row = [cell.format(escape(text)) for text in (name, values[name], meaning, origin)]
-            tables[name in ("env", *_PATHS) or origin != "default"].append(row)
-        words = f"<summary>{len(tables[False])} more, by default</summary>"
-        folded = f"<details>{words}{html_table(heads, tables[False])}</details>" if tables[False] else ""
-        return f"<p>{escape(_versions())}</p>{html_table(heads, tables[True])}{folded}"
+        rows = [(name, values[name], meaning, self.origins.get(name, "default")) for name, meaning in meanings.items()]
+        opened = [row for row in rows if row[0] in ("env", *_PATHS) or row[-1] != "default"]
+        folded = [row for row in rows if row not in opened]
+        table = Table(("setting", "value", "meaning", "from"), (*opened, *folded), "", opened=len(opened))
+        return f"<p>{escape(_versions())}</p>{table.to_html()}"
 
     @property
     def is_own_path(self) -> bool:
@@ -188,14 +172,13 @@ def resolve(
     faults: list[str] = []
     environments = _read_environments(faults)
     known = {**ENVIRONMENTS, **environments}
-    layers: _Layer = {}  # each overwrites the one before it
-    if not isinstance(env, str):
-        faults.append(f"env: expected one of the names {', '.join(known)}, found {shown(env)} ({type(env).__name__})")
-    else:
-        if env not in known and (environments or not faults):  # it may stand in a file that can't be read
-            faults.append(f"env: expected one of {', '.join(known)}, found {shown(env)}{did_you_mean(env, known)}")
-        layers |= {name: (value, "default") for name, value in ENVIRONMENTS.get(env, {}).items()}
-        layers |= environments.get(env, {})
+    name, kind = (env, "") if isinstance(env, str) else ("", f" ({type(env).__name__})")
+    if name not in known and (environments or not faults):  # it may stand in a file that can't be read
+        words = f"{shown(env)}{kind}{did_you_mean(name, known)}"
+        faults.append(f"env: expected one of {', '.join(known)}, found {words}")
+    # Each layer overwrites the one before it.
+    layers: _Layer = {key: (value, "default") for key, value in ENVIRONMENTS.get(name, {}).items()}
+    layers |= environments.get(name, {})
     layers |= _variables(faults)
     arguments = {"db_path": db_path, "backup_dir": backup_dir, "archive_dir": archive_dir}
     layers |= {name: (value, "argument") for name, value in arguments.items() if value is not None}
@@ -206,7 +189,10 @@ def resolve(
     relative_paths = values.get("relative_paths", False) is not False
     for name in _PATHS:
         if name in values:
-            values[name] = absolute_path(name, values[name], origins[name], relative_paths, faults)
+            try:
+                values[name] = absolute_path(name, values[name], origins[name], relative=relative_paths)
+            except ConfigurationError as error:
+                values[name], faults = None, [*faults, *error.faults]
     if "db_path" not in layers and not faults:
         faults.append(f"db_path: environment {env!r} names none; add it to its table in the settings file")
     data = values.get("db_path")
@@ -229,7 +215,7 @@ def _read_environments(faults: list[str]) -> dict[str, _Layer]:
     """Return the tables ``[environments.NAME]`` of the settings file. Read-only."""
     named = os.environ.get("ABATHUR_CONFIG")
     path = Path(os.path.expanduser(_CONFIG if named is None else named))
-    where = f"settings file {without_url_secrets(printable(str(path)))}"
+    where = f"settings file {printable(str(path))}"
     if named is None and not (_has_home() and path.exists()):  # never one found in the working directory
         return {}
     try:
@@ -272,69 +258,60 @@ def _has_home() -> bool:
     return os.environ.get("HOME") != "" and os.path.isabs(os.path.expanduser("~"))
 
 
-def absolute_path(name: str, value: object, source: str, relative_paths: bool, faults: list[str]) -> Path | None:
-    """Return ``value`` as an absolute path without looking at the disk, or add what is wrong with it to ``faults``."""
+def absolute_path(name: str, value: object, source: str, *, relative: bool) -> Path:
+    """Return ``value`` as an absolute path, without a look at the disk. Raises ConfigurationError."""
+    where = f"{name} (from {source}): expected"
     if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str):
-        faults.append(f"{name} (from {source}): expected a path as text, found {shown(value)} ({type(value).__name__})")
-        return None
-    if not text:
-        expected = "a path (leave it out, or None, for the default)"
-    elif not is_printable(text):
-        expected = "a path of printable characters"
-    elif re.match(r":memory:$|file:|[A-Za-z][\w+.:-]+:/", text):  # development would take it for a relative path
-        expected = "a path of a file, no in-memory database and no URL"
-    elif text.startswith("~") and not (re.match(r"~(/|$)", text) and _has_home()):
-        expected = "an absolute path (`~` stands for your own home only, which HOME must name)"
-    elif not os.path.isabs(os.path.expanduser(text)) and not relative_paths:
-        expected = "an absolute path"
-    else:
-        try:
-            # abspath keeps two leading slashes, which in a URI would begin a host's name.
-            path = "/" + os.path.abspath(os.path.expanduser(text)).lstrip("/")
-        except OSError:
-            faults.append(f"{name} (from {source}): expected an absolute path, since the working directory is gone")
-            return None
-        names = path.split("/")
-        if any(map(is_scratch_name, names)):  # the next sweep beside it would remove it
-            expected = "a path outside of the scratch directories (.abathur-…), which are removed again"
-        elif len(os.fsencode(path)) > _PATH_MAX or any(len(os.fsencode(part)) > _NAME_MAX for part in names):
-            expected = f"a path of at most {_PATH_MAX} bytes, {_NAME_MAX} for each name"
-        else:
-            return Path(path)
-    faults.append(f"{name} (from {source}): expected {expected}, found {shown(text)}")
-    return None
+        raise ConfigurationError(f"{where} a path as text, found {shown(value)} ({type(value).__name__})")
+    try:
+        # abspath keeps two leading slashes, which in a URI would begin a host's name.
+        path = "/" + os.path.abspath(os.path.expanduser(text)).lstrip("/")
+    except OSError:  # the working directory is gone
+        path = ""
+    names = path.split("/")
+    sizes = [len(part.encode(errors="replace")) for part in (path, *names)]
+    home = not text.startswith("~") or (text[1:2] in ("", "/") and _has_home())
+    rules = {
+        "a path (leave it out, or None, for the default)": bool(text),
+        "a path of printable characters": is_printable(text),
+        "a path of a file, no in-memory database and no URL": not _NO_FILE.match(text),
+        "an absolute path (`~` stands for your own home only, which HOME must name)": home,
+        "an absolute path": text[:1] in ("/", "~") or (relative and bool(path)),
+        # The next sweep beside it would remove it.
+        "a path outside of the scratch directories (.abathur-…)": not any(map(is_scratch_name, names)),
+        f"a path of at most {_PATH_MAX} bytes, {_NAME_MAX} for each name": sizes[0] <= _PATH_MAX
+        and max(sizes[1:]) <= _NAME_MAX,
+    }
+    if expected := next((words for words, holds in rules.items() if not holds), ""):
+        raise ConfigurationError(f"{where} {expected}, found {shown(text)}")
+    return Path(path)
 
 
-_LIMITS: Mapping[str, tuple[str, Callable[[float, float], bool]]] = {
-    "gt": ("over", gt),
-    "ge": ("of at least", ge),
-    "le": ("and at most", le),
-}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 def _checked(values: Mapping[str, object], origins: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
     """Return the values as their settings' types, or add what is wrong with them to ``faults``."""
     found, kinds = dict[str, Any](), get_type_hints(Settings)
-    all_limits = {setting.name: setting.metadata.get("limits", {}) for setting in fields(Settings)}
+    limits = {setting.name: setting.metadata for setting in fields(Settings)}
     for name, value in values.items():
-        kind, limits = kinds[name], all_limits[name]
+        kind, least, most = kinds[name], limits[name]["least"], limits[name]["most"]
         try:
-            found[name] = _read(kind, value, limits)
+            found[name] = _read(kind, value, least, most)
         except (ValueError, OverflowError):
-            words = [_KINDS.get(kind) or f"one of {', '.join(get_args(kind))}"]
-            words += [f"{_LIMITS[limit][0]} {bound:g}" for limit, bound in limits.items()]
+            words = _KINDS.get(kind) or f"one of {', '.join(get_args(kind))}"
+            words += f" of at least {least:g}" if least > -inf else ""
+            words += f" and at most {most:g}" if most < inf else ""
             given = "a secret" if name in SECRET_SETTINGS else shown(value)
-            faults.append(f"{name} (from {origins[name]}): expected {' '.join(words)}, found {given}")
+            faults.append(f"{name} (from {origins[name]}): expected {words}, found {given}")
     return found
 
 
-def _read(kind: Any, value: object, limits: Mapping[str, float]) -> Any:
+def _read(kind: Any, value: object, least: float, most: float) -> Any:
     """Return a value as its setting's type; of the environment all are text. Raises ValueError."""
     if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
         number = float(value)
-        whole = kind is float or number.is_integer()
-        if isfinite(number) and whole and all(_LIMITS[limit][1](number, bound) for limit, bound in limits.items()):
+        if least <= number <= most and number < inf and (kind is float or number.is_integer()):
             return kind(number)
     elif isinstance(value, kind) if kind in (bool, str) else value in get_args(kind):
         return value

@@ -93,12 +93,10 @@ def _loaded(load: Callable[..., object], *given: bytes | None) -> object:
 
 def _read(where: str, name: str, *, relative: bool = False) -> tuple[Path, bytes, int]:
     """Return the absolute path of a small regular file, its content and its mode; never waits, as a FIFO would."""
-    faults: list[str] = []
     if find_spec("cryptography") is None:
-        faults.append(f"{where}: signatures need cryptography, which is missing here: pip install 'abathur_nb[sign]'")
-    path = absolute_path(where, name, "the path of a key", relative, faults)
-    if path is None or faults:
-        raise ConfigurationError(faults)
+        words = "signatures need cryptography, which is missing here: pip install 'abathur_nb[sign]'"
+        raise ConfigurationError(f"{where}: {words}")
+    path = absolute_path(where, name, "the path of a key", relative=relative)
     try:
         with open_regular(path, follow=True) as file:
             return path, file.read(_LONGEST), stat.S_IMODE(os.fstat(file.fileno()).st_mode)

@@ -54,19 +54,11 @@ def archive_at(name: str, value: object) -> Path | str:
         raise ConfigurationError(fault)
     if isinstance(value, str) and "://" in value:
         return value
-    archive = _directory_at(name, value)
+    archive = absolute_path(name, value, "argument", relative=True)
     if not os.path.isdir(archive):  # noqa: PTH112 - False, where Path raises for one in a closed directory
         remedy = "list an environment's runs: python -m abathur_nb runs --env ENV"
         raise ConfigurationError(f"{name}: expected the directory of an archive, found none at {archive}: {remedy}")
     return archive
-
-
-def _directory_at(name: str, value: object, *, relative: bool = True) -> Path:
-    faults: list[str] = []
-    path = absolute_path(name, value, "argument", relative, faults)
-    if path is None:
-        raise ConfigurationError(faults)
-    return path
 
 
 def first_run(settings: Settings) -> str:
@@ -102,7 +94,9 @@ def open_store(url: str) -> Store:
         raise ConfigurationError("URL: expected a directory, or protocol://place/path without ? and #")
     scheme, rest = match.groups() if match else ("file", url)
     local = scheme in ("file", "local")
-    store = _directory(_directory_at("URL", rest, relative=match is None)) if local else _objects(url, scheme)
+    store = (
+        _directory(absolute_path("URL", rest, "argument", relative=match is None)) if local else _objects(url, scheme)
+    )
     where, found, read, add = store
     return Store(where, _telling(where, found), _telling(where, read), _telling(where, add))
 

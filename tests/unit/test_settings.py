@@ -72,7 +72,7 @@ def test_a_wrong_environment_names_those_there_are_or_the_one_that_was_meant() -
     others: list[Any] = [None, ["production"], {"a": 1}, math.nan, 10**400, 10**5000, True, b"production"]
     for other in others:
         (fault,) = faults(other)
-        assert fault.startswith("env: expected one of the names")
+        assert fault.startswith("env: expected one of development")
         assert fault.endswith(f"({type(other).__name__})")
 
 
@@ -99,7 +99,7 @@ def test_a_bad_path_is_a_fault_that_names_its_setting(name: str, monkeypatch: py
     for path in BAD_PATHS:
         (fault,) = faults("development", **{name: path})
         assert fault.startswith(f"{name} (from argument): expected a")
-    assert "outside of the scratch directories (.abathur-…), which are removed again" in fault
+    assert "outside of the scratch directories (.abathur-…)" in fault
     monkeypatch.setenv(f"ABATHUR_{name.upper()}", "/v/x")
     assert getattr(resolve("production"), name) == Path("/v/x")
     monkeypatch.setenv(f"ABATHUR_{name.upper()}", "")
@@ -269,7 +269,7 @@ def test_a_secret_setting_is_masked_wherever_it_is_shown_but_not_that_there_is_o
     for text in (str(settings), repr(settings), settings._repr_html_(), str(settings.shown())):
         assert "sesame" not in text
     assert "signing_key_passphrase = ••• (ABATHUR_SIGNING_KEY_PASSPHRASE)" in str(settings)
-    assert "<td style='text-align:left;overflow-wrap:anywhere'>•••</td>" in settings._repr_html_()
+    assert ">•••</td>" in settings._repr_html_()
 
 
 def test_a_secret_setting_of_a_wrong_type_or_name_is_named_and_not_shown(
