@@ -2,25 +2,16 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from shlex import join
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.text import user_name
 
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Hold when a notebook runs by itself, in words, for systemd and cron (local time), and its parameters."""
-
-    words: str
-    on_calendar: str
-    cron: str
-    parameters: tuple[str, ...] = ()
-
-
-NIGHTLY = Timing("every night", "*-*-* 02:30:00", "30 2 * * *")
+# When a notebook runs by itself (local time): in words, for systemd, for cron.
+_NIGHTLY = ("every night", "*-*-* 02:30:00", "30 2 * * *")
+_HOURLY = ("every hour", "*-*-* *:05:00", "5 * * * *")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +24,8 @@ class Notebook:
     judges_place: bool = False  # whether a directory or file system that forbids a database refuses it too
     changes_by: tuple[str, ...] = ()  # the parameters that, when True, let it change the database
     looks_by: str = ""  # the parameter that, when True, keeps it from making a database
-    timing: Timing = NIGHTLY
+    timing: tuple[str, str, str] = _NIGHTLY
+    scheduled: tuple[str, ...] = ()  # the arguments of a run that a timer starts
 
     def changes(self, parameters: Mapping[str, object]) -> bool:
         """Return whether a run with these parameters may change an existing database."""
@@ -55,9 +47,9 @@ NOTEBOOKS = {
         Notebook("validate"),
         Notebook("explain"),
         Notebook("benchmark"),
-        Notebook("backup", timing=replace(NIGHTLY, parameters=("-p", "reason", "nightly"))),
+        Notebook("backup", scheduled=("-p", "reason", "nightly")),
         # day by day
-        Notebook("monitor", timing=Timing("every hour", "*-*-* *:05:00", "5 * * * *", ("-p", "record", "True"))),
+        Notebook("monitor", timing=_HOURLY, scheduled=("-p", "record", "True")),
         Notebook("explore"),
         Notebook("history", _ANY),
         Notebook("readiness", _ANY),
@@ -95,28 +87,27 @@ class Schedule:
 
 
 def schedule(settings: Settings, notebook: str) -> Schedule:
-    """Return the timer by which the strict runner runs ``notebook`` for this database. Read-only.
+    """Return the timer that runs ``notebook`` for this database: at 02:30, ``monitor`` every hour. Read-only.
 
-    Every night at 02:30, ``monitor`` every hour; by this Python, and as the environment's service account or, without
-    one, as the user who asks.
+    It runs this Python as the environment's service account or, without one, as the user who asks.
     """
-    user = settings.service_account or user_name(os.geteuid())
-    timing = notebook_named(notebook).timing
-    words = [*settings.command(notebook), *timing.parameters]
-    name, about = f"abathur-{notebook}-{settings.env}", f"[Unit]\nDescription=Abathur: {notebook} of {settings.env}"
+    known, name = notebook_named(notebook), f"abathur-{notebook}-{settings.env}"
+    when, on_calendar, cron = known.timing
+    words = [*settings.command(notebook), *known.scheduled]
+    about = f"[Unit]\nDescription=Abathur: {notebook} of {settings.env}"
     service = f"""\
 {about}
 
 [Service]
 Type=oneshot
-User={user}
+User={settings.service_account or user_name(os.geteuid())}
 ExecStart={" ".join(map(_unit_word, words))}
 """
     timer = f"""\
-{about}, {timing.words}
+{about}, {when}
 
 [Timer]
-OnCalendar={timing.on_calendar}
+OnCalendar={on_calendar}
 RandomizedDelaySec=300
 Persistent=true
 
@@ -124,8 +115,8 @@ Persistent=true
 WantedBy=timers.target
 """
     # A per cent sign begins a new line in a crontab (crontab(5)).
-    command = join(words).replace("%", r"\%")
-    return Schedule({f"{name}.service": service, f"{name}.timer": timer}, f"{timing.cron} {command}")
+    crontab = f"{cron} {join(words)}".replace("%", r"\%")
+    return Schedule({f"{name}.service": service, f"{name}.timer": timer}, crontab)
 
 
 def _unit_word(word: str) -> str:
