@@ -1,7 +1,6 @@
 """Validate: whether a database is sound, is ours, and has the objects and seeds of ``sql/`` (sections 2.7 and 4)."""
 
 import asyncio
-import json
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,6 +50,7 @@ _MESSAGES = 100  # of integrity_check, which looks at all pages before it compar
 _COMPUTED = 3  # values for one index, each as long as one may be
 _SOUND = "integrity_check says ok"
 _MOST = 1000  # objects of others that a check shows in full
+_CONTENT = ("value", "metadata", "memory_type", "created_by", "updated_by")  # of a seed
 _LAST_ID = 2**63 - 1
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
 
@@ -168,21 +168,27 @@ def _identity(found: Mapping[str, Any]) -> Iterable[Check]:
 
 async def integrity_check(conn: Connection, restore: str) -> Check:
     """Check the pages and indexes of a database; damage has the remedy ``restore``. Read-only."""
+    aside = list[str]()  # what damages nothing of ours
     try:
         messages = await conn.apply(lambda of: _checked(of, f"integrity_check({_MESSAGES})", _longest(of)))
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _OF_AN_EXPRESSION:
-            return await _integrity_by_table(conn, restore)
+            messages, aside = await conn.apply(_check_by_table)
         # A page that cannot be read need not be damaged: the cause is the disk, or the log was removed.
-        if bound_reached(error) or code == sqlite3.SQLITE_IOERR:
+        elif bound_reached(error) or code == sqlite3.SQLITE_IOERR:
             raise
-        messages = [str(error)]
+        else:
+            messages = [str(error)]
+    aside += [one for one in messages if (row := _OF_ROW.match(one)) and row[1] not in (None, *expected_tables())]
+    messages = [message for message in messages if message not in aside]
     if not messages:
-        return Check("integrity", "pass", _SOUND, "ok", data={"is_corrupt": False, "indexes": []})
-    if all(map(_of_others, messages)):
-        observed = f"ok, but for rows of other tables: {messages[0]}"
-        return Check("integrity", "warn", _SOUND, observed, "repair that table", tuple(messages))
+        observed = f"ok, but for {some(aside)}" if aside else "ok"
+        remedy, data = (
+            "see who made that table or index: *other objects* names it",
+            {"is_corrupt": False, "indexes": []},
+        )
+        return Check.that("integrity", not aside, _SOUND, observed, remedy, "warn", aside, data=data)
     corrupt = [message for message in messages if not _OF_ROW.match(message)]
     # The indexes to be made anew, where these are all that is damaged.
     found = [match and match[1] for match in map(_OF_INDEX.fullmatch, corrupt)]
@@ -190,11 +196,10 @@ async def integrity_check(conn: Connection, restore: str) -> Check:
     if indexes and len(messages) >= _MESSAGES:  # more indexes may be damaged than are named, but no page is
         indexes += expected_tables()
     observed = f"{_CORRUPT if corrupt else ''}{(corrupt or messages)[0]}"
-    if len(messages) > 1:
-        observed += f" (and {len(messages) - 1} more)"
+    observed += f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
     remedy = "" if indexes else restore if corrupt else "repair the rows named below"
     data = {"is_corrupt": bool(corrupt), "indexes": indexes}
-    return Check("integrity", "fail", _SOUND, observed, remedy, tuple(messages), data=data)
+    return Check("integrity", "fail", _SOUND, observed, remedy, (*messages, *aside), data=data)
 
 
 def _checked(conn: sqlite3.Connection, check: str, longest: int) -> list[str]:
@@ -215,40 +220,23 @@ def _longest(conn: sqlite3.Connection, table: str = "") -> int:
     return conn.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) * _COMPUTED // max(values, _COMPUTED)
 
 
-def _of_others(message: str) -> bool:
-    """Return whether a message of integrity_check is about a row of a table that is not ours."""
-    match = _OF_ROW.match(message)
-    return match is not None and match[1] not in (None, *expected_tables())
-
-
-async def _integrity_by_table(conn: Connection, restore: str) -> Check:
-    """Check each table by itself, because an index calls an unknown function, or takes more than its bound."""
-    expected = f"{_SOUND} of each table"
-    faults, unknown = await conn.apply(_check_by_table)
-    if faults:
-        data = {"is_corrupt": True, "indexes": []}
-        return Check("integrity", "fail", expected, f"{_CORRUPT}{faults[0]}", restore, (*faults, *unknown), data=data)
-    observed = f"ok, but for what could not be checked: {some(unknown)}"
-    remedy = "see who made the index or the table that needs it: *other objects* names it"
-    return Check("integrity", "warn", expected, observed, remedy, tuple(unknown))
-
-
 def _check_by_table(conn: sqlite3.Connection) -> tuple[list[str], list[str]]:
-    """Return the faults that are found, and which check of which table could not be made."""
-    faults, unknown = list[str](), list[str]()
+    """Check each table by itself, since an index calls an unknown function, or takes more than its bound.
+
+    Return what was found, and which check of which table could not be made.
+    """
+    found, unknown = list[str](), list[str]()
     for (table,) in conn.execute(load_queries("inspect.sql")["tables"].sql).fetchall():
         longest = _longest(conn, table)
         for check in ("integrity_check", "quick_check"):  # which computes no index
             try:
-                messages = _checked(conn, f"{check}({quoted(table)})", longest)
+                found += _checked(conn, f"{check}({quoted(table)})", longest)
+                break
             except sqlite3.DatabaseError as error:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _OF_AN_EXPRESSION:
                     raise
                 unknown.append(f"{table}, {check}: {bound_reached(error, f'{longest:,} bytes') or error}")
-            else:
-                faults += [f"{table}: {message}" for message in messages if not _of_others(message)]
-                break
-    return faults, unknown
+    return found, unknown
 
 
 async def _foreign_keys(conn: Connection) -> Check:
@@ -369,8 +357,10 @@ async def seeds_check(conn: Connection) -> Check:
     for seed, versions in zip(seeds, found, strict=True):
         rows = {row["version"]: row for row in versions}
         newer += any(isinstance(version, int) and version > seed.version for version in rows)
-        if fault := _seed_fault(seed, rows.get(seed.version)):
-            faults[seed] = fault
+        row = rows.get(seed.version)
+        wrong = [name for name in _CONTENT if row and row[name] != getattr(seed, name)]
+        if row is None or wrong:
+            faults[seed] = f"holds {shown(row[wrong[0]])} as its {wrong[0]}" if row else "is missing"
     restoring = {seed: _restoring(seed) for seed in faults}
     evidence = []
     for seed, fault in faults.items():
@@ -394,22 +384,3 @@ def _restoring(seed: SeedRow) -> str:
         f"INSERT INTO memory_entries ({', '.join(row)}, is_deleted) VALUES ({values}, {deleted}) "
         f"ON CONFLICT (namespace, key, version) DO UPDATE SET {', '.join(f'{n} = excluded.{n}' for n in content)}"
     )
-
-
-def _seed_fault(seed: SeedRow, found: sqlite3.Row | None) -> str:
-    """Return what is wrong with the row of a seed; an empty text if it is as the seed file made it."""
-    if found is None:
-        return "is missing"
-    for column in ("value", "metadata", "memory_type", "created_by", "updated_by"):
-        if not _is_same(found[column], getattr(seed, column)):
-            return f"holds {shown(found[column])} as its {column}"
-    return ""
-
-
-def _is_same(found: object, expected: str) -> bool:
-    """Return whether two texts are equal, or are equal JSON in another layout."""
-    try:  # as text: to Python 1 and true are the same
-        one, other = (json.dumps(json.loads(str(text)), sort_keys=True) for text in (found, expected))
-        return isinstance(found, str) and one == other
-    except (ValueError, RecursionError):
-        return found == expected

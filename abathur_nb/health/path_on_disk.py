@@ -20,6 +20,7 @@ from abathur_nb.text import MB, counted, user_name
 FILE_MODES = "file_modes"
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
 
+_RANKED: tuple[Severity, ...] = ("refuse", "fail", "warn")
 _ALL = os.R_OK | os.W_OK | os.X_OK  # of a directory: to force the names in it to the disk, it must be opened
 _LOG_S, _FRAMES_A_SECOND = 10, 10_000  # the least time for a look at the log, and what a slow machine sums up
 
@@ -54,18 +55,15 @@ def _judged(
 def _directory(settings: Settings) -> tuple[Check, bool]:
     """Check who owns and may use the database's directory; a missing one will be made."""
     folder, me = settings.db_path.parent, user_name(os.geteuid())
-    place, expected = nearest_existing(folder), "a directory of {}'s own, mode 0700"
     install, for_another = install_command(settings, folder), _is_for_another(settings)
+    expected = f"a directory of {settings.service_account if for_another else me}'s own, mode 0700"
     if not os.path.lexists(folder):
-        observed, account = f"{folder} will be made 0700", settings.service_account
+        place = nearest_existing(folder)
         if not os.access(place, _ALL):
-            lacks = "listed" if os.access(place, os.W_OK | os.X_OK) else "written to"
-            observed = f"no {folder}, and {place} may not be {lacks} by {me}"
-            return _judged("directory", "refuse", expected.format(me), observed, install)
-        if for_another:
-            observed += f" for {me}, not for {account}"
-            return _judged("directory", "warn", expected.format(account), observed, install)
-        return _judged("directory", None, expected.format(me), observed)
+            observed = f"no {folder}, and {me} may not make it in {place}"
+            return _judged("directory", "refuse", expected, observed, install)
+        observed = f"{folder} will be made 0700" + (f" for {me}, not for {settings.service_account}" * for_another)
+        return _judged("directory", "warn" if for_another else None, expected, observed, install)
     found = os.lstat(folder)
     mode, mine = stat.S_IMODE(found.st_mode), found.st_uid == os.geteuid()
     # Propose no change of a directory that others use too, such as /tmp or /etc. Nobody else uses one of mode 0700,
@@ -90,7 +88,7 @@ def _directory(settings: Settings) -> tuple[Check, bool]:
     ]
     severity, remedy = next((severity, remedy) for at_fault, severity, remedy in faults if at_fault)
     observed = f"{folder} is {user_name(found.st_uid)}'s, mode {mode:04o}"
-    return _judged("directory", severity, expected.format(me), observed, remedy)
+    return _judged("directory", severity, expected, observed, remedy)
 
 
 def _above(settings: Settings) -> tuple[Check, bool]:
@@ -98,27 +96,21 @@ def _above(settings: Settings) -> tuple[Check, bool]:
     folder, severity = settings.db_path.parent, settings.on_shared_directory
     trusted = {0, os.geteuid(), *([os.lstat(folder).st_uid] if os.path.lexists(folder) else [])}
     faults: dict[str, Severity] = {}
-    worst: Severity
     for above, entry in _way_to(folder):
-        status = os.stat(above)
+        status, worst, words = os.stat(above), severity, ""
         if status.st_uid not in trusted:
-            # An owner outside of this user namespace may be root: development only warns.
-            unmapped = severity == "fail" and _is_unmapped(status.st_uid)
-            worst, words = ("warn", ", who is not in this user namespace") if unmapped else (severity, "")
-        elif writable_by_others(above):
-            # Where it is sticky only the owner of an entry renames it.
-            sticky = status.st_mode & stat.S_ISVTX
-            sticky = sticky and (not os.path.lexists(entry) or os.lstat(entry).st_uid in trusted)
-            worst, words = ("warn", ", sticky") if sticky else (severity, "")
-        else:
+            if severity == "fail" and _is_unmapped(status.st_uid):  # it may be root's, outside of this user namespace
+                worst, words = "warn", ", who is not in this user namespace"
+        elif not writable_by_others(above):
             continue
+        elif status.st_mode & stat.S_ISVTX and (not os.path.lexists(entry) or os.lstat(entry).st_uid in trusted):
+            worst, words = "warn", ", sticky"  # only the owner of an entry renames it
         faults[f"{above} is {user_name(status.st_uid)}'s, mode {stat.S_IMODE(status.st_mode):04o}{words}"] = worst
-    ranked: tuple[Severity, ...] = ("refuse", "fail", "warn")
     owners = " or ".join(dict.fromkeys(("root", user_name(os.geteuid()))))
     expected = f"each belongs to {owners}, and nobody else may write to it: whoever renames one can swap the database"
     observed = "; ".join(faults) or f"as expected, from / to {folder.parent}"
     remedy = f"put the database below directories of root's or your own; to see each: namei -l {quote(str(folder))}"
-    found = next((severity for severity in ranked if severity in faults.values()), None)
+    found: Severity | None = next((one for one in _RANKED if one in faults.values()), None)
     return _judged("directories_above", found, expected, observed, remedy)
 
 
@@ -231,12 +223,8 @@ def _free_disk(settings: Settings, place: Path) -> tuple[Check, bool]:
 
 async def file_modes(path: Path) -> Check:
     """Check who may read and write a database, its side files and its directory. Read-only."""
-    found = {}
-    for name in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)):
-        try:
-            found[name] = os.lstat(name)
-        except FileNotFoundError:  # side files come and go
-            continue
+    names = (path, *(Path(f"{path}{suffix}") for suffix in SIDE_FILES))
+    found = {str(name): status for name in names if (status := _status(name))}
     folder = os.stat(path.parent)
     wrong = [name for name, at in found.items() if stat.S_IMODE(at.st_mode) != 0o600]
     strange = [name for name, at in found.items() if at.st_uid != folder.st_uid]
@@ -276,11 +264,16 @@ async def wal_size(path: Path, most_mb: int) -> Check:
     return Check.that("wal_size", size <= most_mb, expected, observed, remedy, "warn", name="WAL size")
 
 
-def _log_bytes(path: Path) -> int:
+def _status(path: Path) -> os.stat_result | None:
     try:
-        return os.lstat(f"{path}-wal").st_size
-    except FileNotFoundError:
-        return 0
+        return os.lstat(path)
+    except FileNotFoundError:  # side files come and go
+        return None
+
+
+def _log_bytes(path: Path) -> int:
+    status = _status(Path(f"{path}-wal"))
+    return status.st_size if status else 0
 
 
 def log_check(path: Path, seconds: int = 0) -> Check:

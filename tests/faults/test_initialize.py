@@ -794,10 +794,10 @@ def test_somebody_without_privileges_is_refused_where_a_change_of_theirs_would_f
         rf"sudo -u {ME} \S+ -m abathur_nb run init --env production -p db_path {public}/roots/x.db", found["roots"][4]
     )
     assert found["roots"][4].endswith(install_command(resolve("production"), public / "roots"))
-    assert found["none"][3] == f"no {public}/none, and {public} may not be written to by {other}"
+    assert found["none"][3] == f"no {public}/none, and {other} may not make it in {public}"
     assert found["none"][4] == install_command(resolve("production"), public / "none")
     assert re.search(rf"sudo -u {ME} \S+ -m abathur_nb run", found["shared"][4])
-    assert found["drop/data"][3] == f"no {public}/drop/data, and {public}/drop may not be listed by {other}"
+    assert found["drop/data"][3] == f"no {public}/drop/data, and {other} may not make it in {public}/drop"
     assert [found[name][4] for name in own] == [f"chmod 700 {public / name}" for name in own]
     assert below(public) == before
 
