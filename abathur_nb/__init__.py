@@ -11,15 +11,7 @@ if TYPE_CHECKING:
     from abathur_nb.config.notebooks import schedule as schedule
     from abathur_nb.config.parameters import guard as guard, said as said
     from abathur_nb.config.settings import ENVIRONMENTS as ENVIRONMENTS, Settings as Settings, resolve as resolve
-    from abathur_nb.errors import (
-        AbathurError as AbathurError,
-        BusyError as BusyError,
-        ChecksFailedError as ChecksFailedError,
-        ConfigurationError as ConfigurationError,
-        InvalidValueError as InvalidValueError,
-        MisuseError as MisuseError,
-        RefusedError as RefusedError,
-    )
+    from abathur_nb.errors import *  # noqa: F403 - each error is public
     from abathur_nb.evidence.run import Run as Run, start_run as start_run
     from abathur_nb.report import Check as Check, Report as Report
     from abathur_nb.runbook.backup import backup_database as backup_database
@@ -35,11 +27,8 @@ if TYPE_CHECKING:
     from abathur_nb.runbook.restore import restore_database as restore_database
     from abathur_nb.runbook.rollback import roll_back as roll_back
     from abathur_nb.runbook.troubleshoot import troubleshoot as troubleshoot
-    from abathur_nb.runbook.validate import (
-        Schema as Schema,
-        show_schema as show_schema,
-        validate_database as validate_database,
-    )
+    from abathur_nb.runbook.validate import Schema as Schema, show_schema as show_schema
+    from abathur_nb.runbook.validate import validate_database as validate_database
     from abathur_nb.store.database import Database as Database
     from abathur_nb.store.sql import Query as Query, load_queries as load_queries
 

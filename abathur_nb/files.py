@@ -291,9 +291,9 @@ _MEANINGS = {
     errno.EROFS: ("{folder} is mounted read-only", "see why, and mount it for writing: findmnt -T {quoted}"),
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
-    errno.ENOENT: ("{path} is missing{above}", "see what is there: namei -l {quoted}"),
+    errno.ENOENT: ("{path} is missing", "see what is there: namei -l {quoted}"),
     errno.ENOTDIR: ("{path} is not a directory", "see what is there: namei -l {quoted}"),
-    errno.EMFILE: ("this process has as many files open as it may, {files}", "raise the limit of the shell: ulimit -n"),
+    errno.EMFILE: ("this process has as many files open as it may", "raise the limit of the shell: ulimit -n"),
     errno.EIO: ("the disk of {folder} fails: {error}", "see to the disk: dmesg | tail"),
 }
 _OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}")
@@ -309,23 +309,20 @@ def os_cause(error: OSError, path: Path) -> RefusedError:
     place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
     outwards = (*reversed(place.parents), place)
     place = next((one.parent for one in outwards if is_scratch_name(one.name)), place)  # a scratch one is gone by now
-    above = next((one for one in reversed(place.parents) if not os.path.lexists(one)), None)
     if error.errno != errno.ENOENT and not os.path.lexists(place):
         place = nearest_existing(place)  # what was to be made in it
     folder = nearest_existing(place)
     folder = folder if os.path.isdir(folder) else folder.parent  # noqa: PTH112 - where Path raises
-    number, largest = error.errno or 0, resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     # This package's own words say more than those of a number.
-    observed, remedy = _MEANINGS.get(number, _OTHER) if error.strerror == os.strerror(number) else _OTHER
-    limit = "its file system" if largest == resource.RLIM_INFINITY else f"this process may write {largest:,} bytes"
+    known = _MEANINGS if error.strerror == os.strerror(error.errno or 0) else {}
+    observed, remedy = known.get(error.errno or 0, _OTHER)
     values = {
         "path": place,
-        "above": f": no directory {above}" if above else "",
         "folder": folder,
         "user": user_name(os.geteuid()),
         "used": "written to" if os.access(place, os.R_OK) else "read",
-        "limit": limit,
-        "files": f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,}",
+        "limit": "its file system" if largest < 0 else f"this process may write {largest:,} bytes",
         "error": printable(error.strerror or str(error)),
         "quoted": quote(str(folder if "{folder}" in observed else place)),
     }

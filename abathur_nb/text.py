@@ -2,7 +2,7 @@
 
 import pwd
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -100,16 +100,10 @@ def counted(number: int, one: str) -> str:
     return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
-def did_you_mean(found: str, names: Iterable[str]) -> str:
+def did_you_mean(found: str, names: Collection[str]) -> str:
     """Return ``"; did you mean …?"`` for a near miss of one of ``names``, else an empty text."""
     plain = found.strip().casefold()
-    near = get_close_matches(plain, [*names], 1, 0.7)
-    # Short names are unlike by that measure when two letters are swapped, or half of one is missing.
-    near = near or [
-        n
-        for n in names
-        if len(plain) > 2 and (n.startswith(plain) or plain.startswith(n) or sorted(n) == sorted(plain))
-    ]
+    near = get_close_matches(plain, names, 1) or [n for n in names if len(plain) > 2 and n.startswith(plain)]
     return f"; did you mean {near[0]}?" if near else ""
 
 

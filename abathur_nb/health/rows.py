@@ -3,7 +3,6 @@
 import re
 import sqlite3
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import NamedTuple
 from unicodedata import is_normalized, normalize
@@ -15,7 +14,7 @@ from abathur_nb.report import Check
 from abathur_nb.store.schema import column_checks, expected_columns, expected_tables
 from abathur_nb.store.sql import load_queries
 from abathur_nb.store.values import FAULT, IS_UTF8, MAX_BYTES, MAX_DEPTH, TOO_LONG, stored, suspicious
-from abathur_nb.text import AHEAD_S, IGNORABLE, SEE_CLOCK, counted, shown, timestamp
+from abathur_nb.text import AHEAD_S, IGNORABLE, SEE_CLOCK, counted, shown
 
 NAMED = 20  # offending keys that a check names; it counts them all
 _JSON, _VALUES, _REQUIRED, _TIMESTAMPS = "json_columns", "values", "required_values", "timestamps"
@@ -37,7 +36,8 @@ _IS_TIMESTAMP = (
     "({0} IS NULL OR datetime(CASE length({0}) WHEN 19 THEN {0} WHEN 23 THEN {0} || '0' END, '+0 days')"
     " IS substr({0}, 1, 19))"
 )
-_MAY_BE_LATE = "{0} > :latest"  # compares text, so that a few values that are not times look too late at first
+# Compares text, so that a few values that are not times look too late at first.
+_MAY_BE_LATE = f"{{0}} > (SELECT strftime('%Y-%m-%d %H:%M:%f', 'now', '+{AHEAD_S} seconds'))"
 
 
 class _Rule(NamedTuple):
@@ -65,7 +65,7 @@ def _rules(table: str) -> tuple[_Rule, ...]:
         json.add(column)
         # To parse what is too long may take twenty times its size.
         long, fault = TOO_LONG.format(column), FAULT.format(column)
-        # The size of what is too long, in one look at the value: SQLite holds a copy for each look.
+        # In one look at the value: SQLite holds a copy for each.
         size = f"nullif(printf('%,d', max(length(CAST({column} AS BLOB)), {MAX_BYTES})), '{MAX_BYTES:,}')"
         reason = f"ifnull('expected at most {MAX_BYTES:,} bytes of JSON, found ' || {size}, {fault})"
         rules.append(_Rule(_JSON, table, column, f"NOT ({long} OR ({holds}))"))
@@ -92,7 +92,7 @@ async def row_checks(conn: aiosqlite.Connection) -> tuple[Check, ...]:
     tables = expected_tables()
     looks = ", ".join(f"(SELECT count(*), {_look(table)} FROM {table})" for table in tables)
     try:
-        (row,) = await conn.execute_fetchall(f"SELECT * FROM {looks}", _moment())
+        (row,) = await conn.execute_fetchall(f"SELECT * FROM {looks}")
         counts, wrong = dict(zip(tables, row[::2], strict=True)), row[1::2]
     except sqlite3.Error:  # a table that can't be read, or text that is not UTF-8: one must not hide the others
         counts, wrong = {}, (True,) * len(tables)
@@ -103,11 +103,6 @@ async def row_checks(conn: aiosqlite.Connection) -> tuple[Check, ...]:
         except sqlite3.Error as error:
             unread[table] = f"{table}: {bound_reached(error) or error}"
     return tuple(_rows_check(kind, sum(counts.values()), broken, unread) for kind in _KINDS)
-
-
-def _moment() -> dict[str, str]:
-    """Return what the SQL of the rules is given: the latest time that is not in the future."""
-    return {"latest": timestamp(datetime.now(UTC) + timedelta(seconds=AHEAD_S))}
 
 
 @cache
@@ -134,7 +129,7 @@ async def _look_closer(conn: aiosqlite.Connection, table: str, broken: _Broken) 
     for kind in _KINDS:  # each by itself: for each rule that looks at a value a statement keeps a copy of it
         rules = [rule for rule in _rules(table) if rule.kind == kind]
         counts = "".join(f", count(CASE WHEN {rule.broken} THEN 1 END)" for rule in rules)
-        ((count, *faults),) = await conn.execute_fetchall(f"SELECT count(*){counts} FROM {table}", _moment())
+        ((count, *faults),) = await conn.execute_fetchall(f"SELECT count(*){counts} FROM {table}")
         for rule, number in zip(rules, faults, strict=True):
             if number:
                 broken[rule] = number, f"{rule}: {counted(number, 'row')}, by key: {await _keys_of(conn, rule)}"
@@ -144,13 +139,13 @@ async def _look_closer(conn: aiosqlite.Connection, table: str, broken: _Broken) 
 async def _keys_of(conn: aiosqlite.Connection, rule: _Rule) -> str:
     key = ", ".join(column.name for column in expected_columns(rule.table) if column.in_key)
     sql = f"SELECT rowid, {key} FROM {rule.table} WHERE {rule.broken} ORDER BY {key} LIMIT {NAMED + 1}"
-    found = [tuple(row) for row in await conn.execute_fetchall(sql, _moment())]
+    found = list(await conn.execute_fetchall(sql))
     reasons = {}
     if rule.reason:
-        numbers = ", ".join(str(rowid) for rowid, *_ in found)
-        why = f"SELECT rowid, {rule.reason} FROM {rule.table} WHERE rowid IN ({numbers})"
-        reasons = {rowid: f" ({reason})" for rowid, reason in await conn.execute_fetchall(why)}
-    rows = [named_row(rowid, *key) + reasons.get(rowid, "") for rowid, *key in found]
+        numbers = ", ".join(str(row[0]) for row in found)
+        why = f"SELECT rowid, ' (' || {rule.reason} || ')' FROM {rule.table} WHERE rowid IN ({numbers})"
+        reasons = {row[0]: row[1] for row in await conn.execute_fetchall(why)}
+    rows = [named_row(*row) + reasons.get(row[0], "") for row in found]
     return "; ".join(rows[:NAMED]) + ("; …" if len(rows) > NAMED else "")
 
 
@@ -165,20 +160,19 @@ def named_row(rowid: int, *key: object) -> str:
 def _rows_check(kind: str, count: int, broken: _Broken, unread: Mapping[str, str]) -> Check:
     """Return the check of one kind of rule over all tables."""
     rules = [rule for table in expected_tables() for rule in _rules(table) if rule.kind == kind]
-    found = [(rule, number, words) for rule, (number, words) in broken.items() if rule.kind == kind]
-    tables, name = {rule.table for rule in rules}, _TITLES.get(kind, "")
+    found = {rule: broken[rule] for rule in broken if rule.kind == kind}
+    tables, name, expected = {rule.table for rule in rules}, _TITLES.get(kind, ""), _KINDS[kind]
     missed = [words for table, words in unread.items() if table in tables]
     if missed and not found:
         observed = f"could not run: {'; '.join(missed)}"
-        return Check(kind, "error", _KINDS[kind], observed, "first repair what the checks above name", name=name)
-    columns = ", ".join(f"{rule} × {number:,}" for rule, number, _ in found)
+        return Check(kind, "error", expected, observed, "first repair what the checks above name", name=name)
+    columns = ", ".join(f"{rule} × {number:,}" for rule, (number, _) in found.items())
     observed = f"broken: {columns}" if found else f"{len(rules)} rules hold for {count:,} rows"
-    remedy = "keep a copy of these rows, then write what belongs there, or restore a backup"
-    if kind == _CLOCK:
-        remedy = f"{SEE_CLOCK}; then write what belongs there"
-    evidence = [*(words for *_, words in found), *missed]
-    data = {"broken": [{"table": rule.table, "column": rule.column, "rows": number} for rule, number, _ in found]}
-    return Check.that(kind, not found, _KINDS[kind], observed, remedy, evidence=evidence, name=name, data=data)
+    remedy = "then write what belongs there"
+    remedy = f"{SEE_CLOCK}; {remedy}" if kind == _CLOCK else f"keep a copy of these rows, {remedy}, or restore a backup"
+    evidence = [*(words for _, words in found.values()), *missed]
+    data = {"broken": [{"table": rule.table, "column": rule.column, "rows": found[rule][0]} for rule in found]}
+    return Check.that(kind, not found, expected, observed, remedy, evidence=evidence, name=name, data=data)
 
 
 _LOOKED_AT = 10_000  # names of each column, of those that are not ASCII
