@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from abathur_nb.config.notebooks import schedule as schedule
     from abathur_nb.config.parameters import guard as guard, said as said
     from abathur_nb.config.settings import ENVIRONMENTS as ENVIRONMENTS, Settings as Settings, resolve as resolve
-    from abathur_nb.errors import *  # noqa: F403 - each error is public
+    from abathur_nb.errors import (
+        AbathurError as AbathurError,
+        BusyError as BusyError,
+        ChecksFailedError as ChecksFailedError,
+        ConfigurationError as ConfigurationError,
+        InvalidValueError as InvalidValueError,
+        MisuseError as MisuseError,
+        RefusedError as RefusedError,
+    )
     from abathur_nb.evidence.run import Run as Run, start_run as start_run
     from abathur_nb.report import Check as Check, Report as Report
     from abathur_nb.runbook.backup import backup_database as backup_database

@@ -103,7 +103,9 @@ def counted(number: int, one: str) -> str:
 def did_you_mean(found: str, names: Collection[str]) -> str:
     """Return ``"; did you mean …?"`` for a near miss of one of ``names``, else an empty text."""
     plain = found.strip().casefold()
-    near = get_close_matches(plain, names, 1) or [n for n in names if len(plain) > 2 and n.startswith(plain)]
+    near = get_close_matches(plain, names, 1) or [
+        n for n in names if len(plain) > 2 and (n.startswith(plain) or plain.startswith(n))
+    ]
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -4,7 +4,8 @@ import argparse
 import ast
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -280,6 +281,8 @@ def _value(parameter: Parameter, given: Given) -> object:
 # --- the guard
 
 _INJECTED = "# Parameters\n"  # how papermill begins the cell that it injects
+_LINE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*) = (\S.*)\n?")  # of such a cell
+_NOTHING_RAN = "nothing of this cell was run"
 _STAGING = "scheduler_staging_area"  # where jupyter-scheduler runs a copy
 _GUARD_CELL = "import abathur_nb as nb\n\nnb.guard()"  # of every notebook
 # The declared parameters that the guard of this process vetted last; `start_run` records their values.
@@ -311,41 +314,33 @@ def effective_parameters() -> dict[str, object]:
 
 def notebook_shell() -> "InteractiveShell | None":
     """Return the shell of the notebook that this runs in, None elsewhere."""
-    try:
-        from IPython.core.getipython import get_ipython
-    except ImportError:
-        return None
-    return get_ipython()  # type: ignore[no-untyped-call,unused-ignore]
+    ipython = sys.modules.get("IPython")  # of a kernel, which has imported it
+    return ipython.get_ipython() if ipython else None
 
 
-def _refuse_odd_lines(lines: list[str]) -> list[str]:
-    """Raise ConfigurationError unless each line of an injected cell is ``name = value``, as papermill writes it.
+def _injected_faults(lines: Iterable[str], declared: Mapping[str, Parameter]) -> list[str]:
+    """Return the faults of a cell unless each line gives a declared parameter a literal value of its type.
 
-    A name with a comment, a semicolon or a look-alike letter in it (Python takes ｅｎｖ for env) makes another line.
-    IPython calls this input transformer before anything is parsed: a name of thousands of dots exhausts the parser,
-    and a kernel that fails so never answers.
+    A name with a comment, a semicolon or a look-alike letter in it (Python takes ｅｎｖ for env) makes another line
+    than ``name = literal``, which is what papermill writes.
     """
-    if lines[:1] != [_INJECTED]:
-        return lines
-    found = [(line, re.fullmatch(r"([A-Za-z_][A-Za-z0-9_]*) = (\S.*)\n?", line)) for line in lines[1:]]
-    faults = [
-        f"a parameter's name is a-z, 0-9 and _, and its value all that follows: found {shown(line.rstrip())}"
-        for line, match in found
-        if not match or iskeyword(match[1]) or not _is_one_value(match[2])
-    ]
-    names = [match[1] for _, match in found if match]
-    faults = faults or [f"{name}: given twice" for name in dict.fromkeys(names) if names.count(name) > 1]
-    if faults:
-        raise ConfigurationError([*faults, "nothing of this cell was run"])
-    return lines
-
-
-def _is_one_value(text: str) -> bool:
-    """Return whether an expression, such as a literal, ends where the text ends: with no comment behind it."""
-    try:
-        return ast.parse(text, mode="eval").body.end_col_offset == len(text.encode())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
+    given: dict[str, object] = {}
+    faults = list[str]()
+    for line in lines:
+        match = _LINE.fullmatch(line)
+        if not match or iskeyword(match[1]):
+            faults.append(f"expected `name = value`, each name of a-z, 0-9 and _, found {shown(line.rstrip())}")
+            continue
+        if match[1] in given:
+            faults.append(f"{match[1]}: given twice")
+        try:
+            value = ast.parse(match[2], mode="eval").body
+            if value.end_col_offset != len(match[2].encode()):  # a comment stands behind it
+                raise ValueError
+            given[match[1]] = ast.literal_eval(value)
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+            faults.append(f"expected `name = literal value`, found {shown(line.rstrip())}")
+    return faults + check_parameters(declared, given)
 
 
 def _is_scheduled(tree: ast.Module) -> bool:
@@ -358,9 +353,9 @@ def _is_scheduled(tree: ast.Module) -> bool:
 
 
 class _Guard:
-    """Reject what is not a list of declared literals before it runs: an IPython AST transformer, gone when done.
+    """Reject what is not a list of declared literals before it runs: two transformers of IPython, gone when done.
 
-    It lets through the parameters cell, then injected cells without fault, then any other cell, which ends it.
+    They let through the parameters cell, then injected cells without fault, then any other cell, which ends them.
     """
 
     def __init__(self, shell: "InteractiveShell") -> None:
@@ -369,15 +364,27 @@ class _Guard:
         self._fresh = False
         self._declared: dict[str, Parameter] = {}
         self._refused = False
-        # The transformer is given a tree without comments; papermill's mark is one, so the text is kept as well.
+        # The AST transformer is given a tree without comments; papermill's mark is one, so the text is kept as well.
         shell.events.register("pre_run_cell", self._remember)
-        shell.input_transformers_cleanup.insert(0, _refuse_odd_lines)  # before what strips the marks of a prompt
+        shell.input_transformers_cleanup.insert(0, self._read)  # before what strips the marks of a prompt
         shell.ast_transformers.append(self)  # type: ignore[arg-type] # IPython asks for `visit` alone
 
     def _remember(self, info: Any) -> None:
         self._source, self._fresh = info.raw_cell, True
-        # Refused until it is vetted, so that one with a syntax error, which never comes to `visit`, is refused too.
-        self._refused = self._refused or self._source.startswith(_INJECTED)
+
+    def _read(self, lines: list[str]) -> list[str]:
+        # As text, before IPython parses it: a name of thousands of dots exhausts the parser, and a kernel that fails
+        # so never answers.
+        if lines[:1] == [_INJECTED]:
+            self._check(lines[1:])
+        return lines
+
+    def _check(self, lines: Iterable[str]) -> None:
+        """Raise ConfigurationError for the faults of an injected cell, of which IPython then runs nothing."""
+        self._refused = True
+        if faults := _injected_faults(lines, self._declared):
+            raise ConfigurationError([*faults, _NOTHING_RAN])
+        self._refused = False
 
     def visit(self, tree: Any) -> Any:
         """Let ``tree`` through, or raise InputRejected: IPython drops a transformer that raises anything else."""
@@ -386,50 +393,38 @@ class _Guard:
         class RejectedParametersError(ConfigurationError, InputRejected):
             """Tell IPython to run nothing of this cell, and the operator why."""
 
-        if not self._fresh:  # a silent cell, such as an extension of JupyterLab sends: no cell of the notebook
+        fresh, self._fresh = self._fresh, False
+        # Of a silent cell, which an extension of JupyterLab sends, nobody is told; an injected one is checked by now.
+        if not fresh or self._source.startswith(_INJECTED):
             return tree
-        self._fresh = False
         try:
             self._vet(tree)
         except ConfigurationError as error:
-            raise RejectedParametersError([*error.faults, "nothing of this cell was run"]) from None
+            raise RejectedParametersError(error.faults) from None
         except BaseException as error:  # noqa: BLE001 - whatever goes wrong in here, the cell must not run
             words = f"the guard could not vet this cell: {type(error).__name__}: {error}"
-            raise RejectedParametersError(words) from None
+            raise RejectedParametersError([words, _NOTHING_RAN]) from None
         return tree
 
     def _vet(self, tree: ast.Module) -> None:
         if self._source.strip() == _GUARD_CELL:  # run again by hand: it makes a new guard, which begins anew
             self.remove()
-        elif self._source.startswith(_INJECTED):
-            self._check(tree)
         elif not self._declared:
             try:
                 self._declared = declared_parameters(self._source)
             except ConfigurationError as error:
-                raise ConfigurationError(["the cell after nb.guard() is the parameters cell", *error.faults]) from None
+                first = "the cell after nb.guard() is the parameters cell"
+                raise ConfigurationError([first, *error.faults, _NOTHING_RAN]) from None
             _vetted.clear()
             _vetted.update(self._declared)
         elif _is_scheduled(tree):  # papermill's mark is not on it
-            self._check(tree)
+            self._check(self._source.splitlines())
         elif self._refused:
             raise ConfigurationError("the injected parameters were refused: correct them and run again")
         else:
             self.remove()
 
-    def _check(self, tree: ast.Module) -> None:
-        """Raise ConfigurationError unless a cell gives declared parameters literal values of their types."""
-        self._refused = True
-        given = {}
-        for name, value, annotation in literal_assignments(tree):
-            if annotation is not None:  # running the cell would evaluate it
-                raise ConfigurationError(f"parameter {shown(name)}: expected no annotation, found one")
-            given[name] = value
-        if faults := check_parameters(self._declared, given):
-            raise ConfigurationError(faults)
-        self._refused = False
-
     def remove(self) -> None:
         self._shell.ast_transformers.remove(self)  # type: ignore[arg-type]
-        self._shell.input_transformers_cleanup.remove(_refuse_odd_lines)
+        self._shell.input_transformers_cleanup.remove(self._read)
         self._shell.events.unregister("pre_run_cell", self._remember)

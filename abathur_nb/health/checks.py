@@ -15,30 +15,11 @@ from abathur_nb.errors import AbathurError, bound_reached
 from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, file_names, log_check, wal_size
 from abathur_nb.health.rows import NAMED, named_row, names_check, row_checks, sizes_check
 from abathur_nb.report import Check, Status, run_check
+from abathur_nb.store import schema, target
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, connection_pragmas, pragma, read_pragmas
 from abathur_nb.store.guarded import Connection, strays_check
-from abathur_nb.store.schema import (
-    APPLICATION_ID,
-    SCHEMA_VERSION,
-    Differences,
-    SchemaObject,
-    SeedRow,
-    expected_objects,
-    expected_seeds,
-    expected_tables,
-    quoted,
-    read_schema,
-)
 from abathur_nb.store.sql import load_queries
-from abathur_nb.store.target import (
-    FIND_OUT,
-    explain_unopened,
-    mounted_files,
-    repair_command,
-    restore_command,
-    shell_command,
-)
 from abathur_nb.store.values import add_functions, stored
 from abathur_nb.text import counted, shown, some
 
@@ -67,13 +48,13 @@ async def database_checks(
 
     ``beside`` is a second connection to it, by which the rows are read while ``conn`` checks the pages.
     """
-    restore = f"stop its writers and restore a backup: {restore_command(settings)}"
+    restore = f"stop its writers and restore a backup: {target.restore_command(settings)}"
     busy = f"if integrity failed, begin there; else see who uses it: fuser {quote(str(path))}; then validate again"
     reader = await _begin(conn, beside)
     rows = asyncio.create_task(_of_rows(reader))
     try:
         checks = [*_identity(await conn.apply(read_pragmas))]
-        live = await read_schema(conn)
+        live = await schema.read_schema(conn)
         questions = {
             "integrity": lambda: integrity_check(conn, restore),
             "foreign_keys": lambda: _foreign_keys(conn),
@@ -120,7 +101,7 @@ async def file_checks(settings: Settings, *, unrepaired: str | None = None) -> t
 
     ``unrepaired`` is the remedy of a check without one of its own: by default the command that plans a repair.
     """
-    remedy = repair_command(settings) if unrepaired is None else unrepaired
+    remedy = target.repair_command(settings) if unrepaired is None else unrepaired
     found = await _file_checks(settings)
     return tuple(c if c.remedy or c.status == "pass" else replace(c, remedy=remedy) for c in found)
 
@@ -139,22 +120,22 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
             asked = (asyncio.to_thread(ask, "header", path), asyncio.to_thread(log_check, path, _LOG_S))
             checks, fault, log = await asyncio.gather(database_checks(conn, path, settings, beside=beside), *asked)
     except (sqlite3.Error, OSError, AbathurError) as error:
-        _, found = await explain_unopened(path, error)
+        _, found = await target.explain_unopened(path, error)
         observed = f"could not run: {found.observed}"
         return (Check("database_file", "error", expected="opens read-only", observed=observed, remedy=found.remedy),)
     header = []
     if fault:  # SQLite never writes such a header, and reads past it
-        remedy = f"stop its writers and restore a backup: {restore_command(settings)}"
+        remedy = f"stop its writers and restore a backup: {target.restore_command(settings)}"
         header = [Check(HEADER, "fail", "what SQLite writes", f"CORRUPT: {fault}", remedy)]
-    return (*checks, log, *header, *mounted_files(path), lost)
+    return (*checks, log, *header, *target.mounted_files(path), lost)
 
 
 def _identity(found: Mapping[str, Any]) -> Iterable[Check]:
     """Yield a check of each PRAGMA that the file keeps."""
     another = "db_path: name Abathur's own database; leave this one, which is another application's, as it is"
     for name, expected, remedy in (
-        ("application_id", APPLICATION_ID, another),
-        ("user_version", SCHEMA_VERSION, ""),
+        ("application_id", schema.APPLICATION_ID, another),
+        ("user_version", schema.SCHEMA_VERSION, ""),
         ("encoding", "UTF-8", ""),
     ):
         holds = found[name] == expected
@@ -180,7 +161,8 @@ async def integrity_check(conn: Connection, restore: str) -> Check:
             raise
         else:
             messages = [str(error)]
-    aside += [one for one in messages if (row := _OF_ROW.match(one)) and row[1] not in (None, *expected_tables())]
+    ours = (None, *schema.expected_tables())
+    aside += [one for one in messages if (row := _OF_ROW.match(one)) and row[1] not in ours]
     messages = [message for message in messages if message not in aside]
     if not messages:
         observed = f"ok, but for {some(aside)}" if aside else "ok"
@@ -194,7 +176,7 @@ async def integrity_check(conn: Connection, restore: str) -> Check:
     found = [match and match[1] for match in map(_OF_INDEX.fullmatch, corrupt)]
     indexes = sorted({index for index in found if index}) if all(found) else []
     if indexes and len(messages) >= _MESSAGES:  # more indexes may be damaged than are named, but no page is
-        indexes += expected_tables()
+        indexes += schema.expected_tables()
     observed = f"{_CORRUPT if corrupt else ''}{(corrupt or messages)[0]}"
     observed += f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
     remedy = "" if indexes else restore if corrupt else "repair the rows named below"
@@ -230,7 +212,7 @@ def _check_by_table(conn: sqlite3.Connection) -> tuple[list[str], list[str]]:
         longest = _longest(conn, table)
         for check in ("integrity_check", "quick_check"):  # which computes no index
             try:
-                found += _checked(conn, f"{check}({quoted(table)})", longest)
+                found += _checked(conn, f"{check}({schema.quoted(table)})", longest)
                 break
             except sqlite3.DatabaseError as error:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _OF_AN_EXPRESSION:
@@ -240,7 +222,7 @@ def _check_by_table(conn: sqlite3.Connection) -> tuple[list[str], list[str]]:
 
 
 async def _foreign_keys(conn: Connection) -> Check:
-    ours = ", ".join(f"'{name}'" for name in expected_tables())
+    ours = ", ".join(f"'{name}'" for name in schema.expected_tables())
     rows = await conn.execute_fetchall(
         'SELECT f."table", f.rowid, f.parent, f.fkid, count(*) OVER () AS total'
         f" FROM (SELECT name FROM sqlite_master WHERE type = 'table' AND name IN ({ours})) AS ours,"
@@ -257,16 +239,16 @@ async def _reference(conn: Connection, table: str, rowid: int, parent: str, fkid
     keys = "SELECT name FROM pragma_table_info(?) WHERE pk ORDER BY pk"
     columns, targets = zip(*await conn.execute_fetchall(refers, (table, fkid)), strict=True)
     wanted = [*columns, *(name for (name,) in await conn.execute_fetchall(keys, (table,)))]
-    row = f"SELECT {', '.join(map(quoted, wanted))} FROM {quoted(table)} WHERE rowid = ?"
+    row = f"SELECT {', '.join(map(schema.quoted, wanted))} FROM {schema.quoted(table)} WHERE rowid = ?"
     ((*values,),) = await conn.execute_fetchall(row, (rowid,))
     referring = ", ".join(shown(stored(value)) for value in values[: len(columns)])
     key = named_row(rowid, *values[len(columns) :])
     return f"{table}.{', '.join(columns)}: {referring} is not in {parent}.{', '.join(targets)}, by key: {key}"
 
 
-async def objects_check(live: Mapping[str, SchemaObject], check_id: str, kind: str) -> Check:
+async def objects_check(live: Mapping[str, schema.SchemaObject], check_id: str, kind: str) -> Check:
     """Compare the tables, or the indexes, of ``sql/`` with the live ones; the evidence repairs an index."""
-    ours, found = expected_objects(), Differences.between(live, (kind,))
+    ours, found = schema.expected_objects(), schema.Differences.between(live, (kind,))
     count = sum(one.type == kind for one in ours.values())
     words = str(replace(found, extra=()))
     if kind == "table":
@@ -285,9 +267,9 @@ async def objects_check(live: Mapping[str, SchemaObject], check_id: str, kind: s
     return Check.that(check_id, not words, expected, observed, remedy, evidence=evidence, data=data)
 
 
-async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
+async def others_check(live: Mapping[str, schema.SchemaObject], path: Path) -> Check:
     """Name what is not of ``sql/``: an extra table or index warns, anything else fails."""
-    ours, missing = expected_objects(), Differences.between(live, ("table",)).missing
+    ours, missing = schema.expected_objects(), schema.Differences.between(live, ("table",)).missing
     found = [one for name, one in live.items() if name not in ours or one.type != ours[name].type]
     # Extra tables and indexes, such as a replication tool's, do not change ours; the rest runs code, and comes first.
     found.sort(key=lambda one: (one.type in ("table", "index"), one.name))
@@ -295,8 +277,8 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     renamed = [one.name for one in found if missing and one.type == "table"]  # it may hold the rows of a missing one
     drops = in_the_way(live) if renamed else harmful or found
     # An extra unique index, reference or collation may refuse what the store writes.
-    remedy = FIND_OUT if harmful else "find out who made it; if the store fails to write, or nobody needs it, drop it:"
-    remedy += f" {shell_command(path, [_drop(one) for one in drops])}"
+    remedy = target.FIND_OUT if harmful else "find out who made it; drop it if nobody needs it, or if a write fails:"
+    remedy += f" {target.shell_command(path, [_drop(one) for one in drops])}"
     if renamed:
         others = f"; {_names(drops)}: {remedy}" if drops else ""
         remedy = f"drop no table: {some(renamed)} may be {' or '.join(missing)} under another name{others}"
@@ -309,18 +291,18 @@ async def others_check(live: Mapping[str, SchemaObject], path: Path) -> Check:
     return Check.that(OTHERS, not found, "none but those of sql/", observed, remedy, otherwise, evidence, data=data)
 
 
-def _names(found: Sequence[SchemaObject]) -> str:
+def _names(found: Sequence[schema.SchemaObject]) -> str:
     return some([f"{one.type} {one.name}" for one in found])
 
 
-def in_the_way(live: Mapping[str, SchemaObject]) -> list[SchemaObject]:
+def in_the_way(live: Mapping[str, schema.SchemaObject]) -> list[schema.SchemaObject]:
     """Return what must go before a table is renamed: views and triggers, and what has the name of a missing table."""
-    missing = Differences.between(live, ("table",)).missing
+    missing = schema.Differences.between(live, ("table",)).missing
     return [one for one in live.values() if one.type in ("view", "trigger") or one.name in missing]
 
 
-def _drop(one: SchemaObject) -> str:
-    return f"DROP {one.type.split()[-1].upper()} {_one_line(quoted(one.name))};"
+def _drop(one: schema.SchemaObject) -> str:
+    return f"DROP {one.type.split()[-1].upper()} {_one_line(schema.quoted(one.name))};"
 
 
 def _one_line(sql: str) -> str:
@@ -350,7 +332,7 @@ async def sequences_check(conn: Connection) -> Check:
 
 async def seeds_check(conn: Connection) -> Check:
     """Check that version 1 of each seed is as its file made it; the evidence is what restores it. Read-only."""
-    seeds, faults, newer = expected_seeds(), {}, 0
+    seeds, faults, newer = schema.expected_seeds(), {}, 0
     keys = [{"namespace": seed.namespace, "key": seed.key} for seed in seeds]
     history = load_queries()["memory_history"].sql
     found = await conn.apply(lambda of: [of.execute(history, key).fetchall() for key in keys])
@@ -372,7 +354,7 @@ async def seeds_check(conn: Connection) -> Check:
     return Check.that("seed_memories", not faults, expected, observed, evidence=evidence, data=data)
 
 
-def _restoring(seed: SeedRow) -> str:
+def _restoring(seed: schema.SeedRow) -> str:
     """Return the statement that gives a seed back its content, in place: audit rows refer to the row by its id."""
     row = {name: str(value).replace("'", "''") for name, value in seed._asdict().items()}
     same = f"namespace = '{row['namespace']}' AND key = '{row['key']}'"

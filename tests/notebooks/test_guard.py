@@ -28,7 +28,7 @@ __all__ = ["long_lived", "shell"]  # fixtures
 
 CODE = "open('canary', 'w').close()"
 INIT = NOTEBOOKS / "init.ipynb"
-NAME = "a parameter's name is a-z, 0-9 and _"
+NAME = "expected `name = value`, each name of a-z, 0-9 and _"
 
 
 @pytest.fixture(autouse=True)
@@ -250,7 +250,7 @@ def test_what_jupyter_scheduler_injects_bears_no_mark_and_is_vetted_all_the_same
         "dry_run = 'many'": "expected True or False, found 'many'",
         "db_path = 'https://h/x?sign=s3cret'": "db_path: expected a URL without a password",
         "dry_run = not True": "expected `name = literal value`",
-        "evn: str = 'production'": "expected no annotation, found one",
+        "evn: str = 'production'": NAME,
         "env = 'staging'\nrwos = float('inf')": "expected `name = literal value`",
     }
     for injected, told in attempts.items():
@@ -313,7 +313,7 @@ def test_any_failure_of_the_guard_itself_also_rejects_the_cell(shell: Interactiv
     for cell in cells_of(INIT, {})[:2]:
         assert not rejected(shell.run_cell(cell))
     vars(shell.ast_transformers[0])["_declared"] = None
-    assert "could not vet this cell" in rejected(shell.run_cell("# Parameters\nenv = 'production'\n"))
+    assert "NoneType" in rejected(shell.run_cell("# Parameters\nenv = 'production'\n"))
     assert len(shell.ast_transformers) == 1
     assert shell.user_ns["env"] == "development"
 
