@@ -1,37 +1,30 @@
 """Every figure: takes results, returns a Chart; drawn without pyplot, so nothing has to be closed."""
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import date
+from io import BytesIO
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
-from abathur_nb.charts.figures import (
-    BLUE,
-    MILLISECONDS,
-    ORANGE,
-    RED,
-    Chart,
-    blank,
-    draw_intervals,
-    grid,
-    label,
-    monitoring_over_time,
-    new_chart,
-    one_line,
-    percentiles_over_time,
-    rows_over_time,
-    sizes_over_time,
-    verdicts_over_time,
-)
+from abathur_nb.measure.alerts import DISK_FREE, LAST_BACKUP, LAST_VALIDATION, RETRIEVAL, RULES, WAL_BYTES
 from abathur_nb.percentiles import percentiles
 from abathur_nb.store.schema import expected_objects, expected_tables
-from abathur_nb.text import counted
+from abathur_nb.text import counted, printable
 
 if TYPE_CHECKING:
+    from abathur_nb.evidence.record import Entry
     from abathur_nb.runbook.benchmark import BenchmarkResult
     from abathur_nb.runbook.explain import Plans
+    from abathur_nb.runbook.explore import Excerpt
+    from abathur_nb.runbook.history import History
+    from abathur_nb.runbook.monitor import Monitoring
     from abathur_nb.runbook.validate import Schema
 
 __all__ = [
@@ -48,15 +41,97 @@ __all__ = [
     "verdicts_over_time",
 ]
 
+# Okabe and Ito's palette, which the colour-blind can distinguish (https://jfly.uni-koeln.de/color/).
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+_GREY = "#666666"
+_LINES = ((_BLUE, "o"), (_ORANGE, "^"), (_GREEN, "s"), (_RED, "v"), (_PURPLE, "D"), (_GREY, "x"))
+_MILLISECONDS = FuncFormatter(lambda value, _: f"{value:g}")
+_BYTES = EngFormatter(unit="B")
 _OPEN = "open where the samples are too few for a bound"
+_WIDTH = 9.0  # inches: a notebook's width at 100 %
+_CROWD = 100  # points; more of them are drawn small
+
+_Bounds = tuple[float | None, float, float | None]  # the lower bound, the value, the upper bound
+
+
+class Chart(Figure):
+    """Hold a figure, and as ``alt`` the words that say what it shows; a notebook has both."""
+
+    alt = ""
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict[str, Any], Any]:
+        picture = BytesIO()
+        self.savefig(picture, format="png", dpi=160, facecolor="white")
+        size = {"width": round(self.get_figwidth() * 96), "alt": self.alt}
+        return {"image/png": picture.getvalue(), "text/plain": self.alt}, {"image/png": size}
+
+
+def _new_chart(height: float, rows: int = 1) -> tuple[Chart, list[Axes]]:
+    """Return an empty chart, ``height`` inches high, of so many rows of axes that share their x axis."""
+    chart = Chart(figsize=(_WIDTH, height), layout="constrained")
+    axes = list(chart.subplots(rows, 1, squeeze=False, sharex=rows > 1)[:, 0])
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="#dddddd", linewidth=0.5)
+        ax.set_axisbelow(True)
+    return chart, axes
+
+
+def _blank(words: str) -> Chart:
+    """Return a chart that says in words why there is nothing to draw."""
+    chart = Chart(figsize=(_WIDTH, 0.5))
+    chart.text(0.01, 0.4, words, color=_GREY)
+    chart.alt = words
+    return chart
+
+
+def _one_line(name: str, length: int = 100) -> str:
+    """Return any name as one printable line of at most ``length`` characters."""
+    text = printable(name).replace("\n", "\\n")
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _label(name: str) -> str:
+    """Return any name as a short text for a figure."""
+    return _one_line(name, 40).replace("$", r"\$")  # a pair of $ would be read as mathematics
+
+
+def _legend_beside(ax: Axes, size: int = 8) -> None:
+    ax.legend(fontsize=size, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _marker_size(points: Sequence[object]) -> float:
+    return 2 if len(points) > _CROWD else 5
+
+
+def _time_axis(ax: Axes, words: str) -> None:
+    """Show UTC times on the x axis of ``ax``, once everything is drawn."""
+    first, last = ax.dataLim.intervalx
+    if first == last:  # a single moment, around which matplotlib would show four years
+        ax.set_xlim(first - 0.5, last + 0.5)
+    ends = [date2num(day) for day in (date.min, date.max)]  # type: ignore[no-untyped-call]
+    ax.set_xlim(*np.clip(ax.get_xlim(), *ends))  # a margin beyond them could not be drawn
+    locator = AutoDateLocator(tz="UTC")  # type: ignore[no-untyped-call]
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz="UTC"))  # type: ignore[no-untyped-call]
+    ax.set_xlabel(words)
+
+
+def _draw_intervals(ax: Axes, xs: Sequence[Any], bounds: Sequence[_Bounds], words: str, **style: Any) -> None:
+    """Draw values with their intervals; a bound that the samples are too few for has no bar."""
+    whole = [[value if bound is None else bound for bound in (low, value, high)] for low, value, high in bounds]
+    ax.errorbar(xs, [value for _, value, _ in bounds], yerr=np.diff(whole).clip(0).T, label=words, **style)
+
+
+# --- the benchmark
 
 
 def latency_distribution(result: "BenchmarkResult") -> Chart:
     """Draw how long those reads took whose p99 has a limit, with the p99, its 95 % interval and the limit."""
     wanted = {name: limit for name, (level, limit) in result.limits.items() if level == 0.99 and name in result.samples}
     if not wanted:
-        return blank("nothing was measured: the report says why")
-    chart, axes = new_chart(1.0 + 1.9 * len(wanted), len(wanted), sharex=True)
+        return _blank("nothing was measured: the report says why")
+    chart, axes = _new_chart(1.0 + 1.9 * len(wanted), len(wanted))
     words = []
     ends = [end for name, limit in wanted.items() for end in (*result.samples[name], limit * 1e6)]
     left, right = min(ends) / 1e6 / 1.3, max(ends) / 1e6 * 1.3
@@ -64,17 +139,17 @@ def latency_distribution(result: "BenchmarkResult") -> Chart:
         milliseconds = np.asarray(result.samples[name]) / 1e6
         p99 = percentiles(result.samples[name])[-1]
         bins = np.geomspace(milliseconds.min() * 0.9, milliseconds.max() * 1.1, 60)
-        ax.hist(milliseconds, bins=list(bins), color=BLUE, label="samples")
-        ax.axvspan(p99.low or left, p99.high or right, color=ORANGE, alpha=0.45, label="95 % interval of p99")
+        ax.hist(milliseconds, bins=list(bins), color=_BLUE, label="samples")
+        ax.axvspan(p99.low or left, p99.high or right, color=_ORANGE, alpha=0.45, label="95 % interval of p99")
         if p99.low is None or p99.high is None:  # it runs off the edge
             ax.text(0.99, 0.9, _OPEN, transform=ax.transAxes, ha="right", fontsize=8, backgroundcolor="white")
         ax.axvline(p99.value, color="black", linestyle="--", label=f"p99 {p99.value:.3g} ms")
-        ax.axvline(limit, color=RED, linewidth=2, label=f"limit {limit:g} ms")
+        ax.axvline(limit, color=_RED, linewidth=2, label=f"limit {limit:g} ms")
         ax.set(xscale="log", title=f"{name}: {counted(len(milliseconds), 'sample')}", ylabel="samples")
         ax.legend(fontsize=8, loc="upper center")
         words.append(f"{name}: {p99}, limit {limit:g} ms")
     axes[-1].set(xlim=(left, right), xlabel="time of one read (ms, logarithmic)")
-    axes[-1].xaxis.set_major_formatter(MILLISECONDS)
+    axes[-1].xaxis.set_major_formatter(_MILLISECONDS)
     chart.alt = "Histogram of read times. " + "; ".join(words)
     return chart
 
@@ -95,22 +170,21 @@ def _curve(measured: dict[str, Sequence[int]], x: str, y: str, words: str) -> Ch
     """Draw p50 and p99 over a curve, each with its interval."""
     curve = {int(name): samples for name, samples in measured.items()}
     if not curve:
-        return blank("not measured: run with full = True")
-    chart, (ax,) = new_chart(3.6)
+        return _blank("not measured: run with full = True")
+    chart, (ax,) = _new_chart(3.6)
     found = {at: percentiles(samples) for at, samples in curve.items()}
-    for level, (colour, marker) in {0: (BLUE, "o"), 2: (ORANGE, "^")}.items():
+    for level, (colour, marker) in {0: (_BLUE, "o"), 2: (_ORANGE, "^")}.items():
         points = [levels[level] for levels in found.values()]
         bounds = [(point.low, point.value, point.high) for point in points]
         style = {"color": colour, "marker": marker, "capsize": 3}
-        draw_intervals(ax, list(curve), bounds, f"{points[0].name}, 95 % interval", **style)
+        _draw_intervals(ax, list(curve), bounds, f"{points[0].name}, 95 % interval", **style)
     if any(None in (point.low, point.high) for levels in found.values() for point in (levels[0], levels[2])):
         ax.plot([], [], linestyle="", label=_OPEN)
     ax.legend()
-    grid(ax)
     ax.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=words)
     ax.set_xticks(list(curve), [f"{at:,}" for at in curve])
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # the values often span less than a power of ten
-    ax.yaxis.set_major_formatter(MILLISECONDS)
+    ax.yaxis.set_major_formatter(_MILLISECONDS)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_minor_formatter(NullFormatter())
     ends = ", ".join(f"{median(curve[at]) / 1e6:.3g} ms at the median for {at:,}" for at in (min(curve), max(curve)))
@@ -118,21 +192,23 @@ def _curve(measured: dict[str, Sequence[int]], x: str, y: str, words: str) -> Ch
     return chart
 
 
+# --- the schema
+
+
 def coverage_matrix(plans: "Plans") -> Chart:
     """Draw which query uses which of the 33 indexes."""
     indexes = sorted(plans.coverage, key=lambda name: (expected_tables().index(expected_objects()[name].table), name))
     # Queries in the order of their indexes, so that a full set of indexes shows as a staircase.
     queries = list(dict.fromkeys(query for index in indexes for query in plans.coverage[index]))
-    chart, (ax,) = new_chart(8.5)
+    chart, (ax,) = _new_chart(8.5)
     points = [(queries.index(query), row) for row, index in enumerate(indexes) for query in plans.coverage[index]]
     unused = [index for index in indexes if not plans.coverage[index]]
     for row in map(indexes.index, unused):
-        ax.axhspan(row - 0.5, row + 0.5, color=RED, alpha=0.3)
-    ax.plot([x for x, _ in points], [y for _, y in points], "s", color=BLUE, markersize=6)
+        ax.axhspan(row - 0.5, row + 0.5, color=_RED, alpha=0.3)
+    ax.plot([x for x, _ in points], [y for _, y in points], "s", color=_BLUE, markersize=6)
     ax.set_xticks(range(len(queries)), queries, rotation=90, fontsize=7)
     ax.set_yticks(range(len(indexes)), indexes, fontsize=7)
     ax.set(xlim=(-0.7, len(queries) - 0.3), ylim=(len(indexes) - 0.5, -0.5))
-    grid(ax)
     ax.set_title(f"{len(indexes) - len(unused)} of {len(indexes)} indexes serve a query")
     words = f"Matrix of {len(indexes)} indexes and {len(queries)} queries"
     chart.alt = f"{words}; unused: {', '.join(unused) or 'none'}"
@@ -140,37 +216,228 @@ def coverage_matrix(plans: "Plans") -> Chart:
 
 
 def table_sizes(schema: "Schema") -> Chart:
-    """Draw each table's rows, and the size of it and its indexes where this SQLite has dbstat."""
-    own = {table: schema.sizes.get(table, 0) for table in schema.rows}
-    of_indexes = {table: sum(schema.sizes.get(name, 0) for name in _indexes_of(schema, table)) for table in own}
+    """Draw the size of each table and of its indexes; or its rows, where this SQLite cannot tell sizes."""
+    of_indexes = dict.fromkeys(schema.rows, 0)
+    for name, size in schema.sizes.items():
+        index = schema.objects.get(name)
+        table = index.table if index else name.removeprefix("sqlite_autoindex_").rpartition("_")[0]
+        if table != name and table in of_indexes:
+            of_indexes[table] += size
+    own = {table: schema.sizes.get(table, 0) if schema.sizes else rows for table, rows in schema.rows.items()}
     tables = sorted(own, key=lambda table: (own[table] + of_indexes[table], schema.rows[table]))
     if not tables:
-        return blank("no table could be read: the report says why")
-    chart, (ax,) = new_chart(1.2 + 0.32 * len(tables))
-    places = range(len(tables))
-    rows = [counted(schema.rows[table], "row") for table in tables]
+        return _blank("no table could be read: the report says why")
+    chart, (ax,) = _new_chart(1.2 + 0.32 * len(tables))
+    lengths, places = [own[table] for table in tables], range(len(tables))
+    ax.barh(places, lengths, color=_BLUE, label="rows")
+    ax.set_xlabel("rows")
     if schema.sizes:
-        begins = [own[table] for table in tables]
-        ends = [own[table] + of_indexes[table] for table in tables]
-        ax.barh(places, begins, color=BLUE, label="rows")
-        ax.barh(places, [of_indexes[table] for table in tables], left=begins, color=ORANGE, label="its indexes")
-        ax.xaxis.set_major_formatter(EngFormatter(unit="B"))
+        ax.barh(places, [of_indexes[table] for table in tables], left=lengths, color=_ORANGE, label="its indexes")
+        ax.xaxis.set_major_formatter(_BYTES)
         ax.set_xlabel("size in the file (bytes)")
         ax.legend(loc="lower right")
-    else:
-        ends = [schema.rows[table] for table in tables]
-        ax.barh(places, ends, color=BLUE)
-        ax.set_xlabel("rows")
-    ax.set_yticks(places, [label(table) for table in tables])
-    for y, (end, words) in enumerate(zip(ends, rows, strict=True)):
-        ax.annotate(words, (end, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.set_yticks(places, [_label(table) for table in tables])
+    words = [counted(schema.rows[table], "row") for table in tables]
+    for y, table in enumerate(tables):
+        end = (own[table] + of_indexes[table], y)
+        ax.annotate(words[y], end, (4, 0), textcoords="offset points", va="center", fontsize=8)
     ax.margins(x=0.15)
     ax.set_title("Tables by size")
-    largest_first = zip(reversed(tables), reversed(rows), strict=True)
-    chart.alt = "Tables by size: " + ", ".join(f"{one_line(name, 100)} {words}" for name, words in largest_first)
+    named = [f"{_one_line(table)} {rows}" for table, rows in zip(tables, words, strict=True)]
+    chart.alt = "Tables by size: " + ", ".join(reversed(named))
     return chart
 
 
-def _indexes_of(schema: "Schema", table: str) -> set[str]:
-    named = {found.name for found in schema.objects.values() if found.type == "index" and found.table == table}
-    return named | {name for name in schema.sizes if name.startswith(f"sqlite_autoindex_{table}_")}
+# --- what monitor recorded
+
+# A panel: its title, its unit, how many of the gauges' units that is, and the gauges in it with their words. A limit
+# may lie far above what is usual: some are logarithmic. An age is the time since the moments that the gauges hold.
+_Panel = tuple[str, str, float, Mapping[str, str]]
+_PANELS: tuple[_Panel, ...] = (
+    ("The file and its log", "bytes (log)", 1, {"abathur_database_bytes": "the file", WAL_BYTES: "its log"}),
+    ("Free room on its disk", "bytes", 1, {DISK_FREE: "free"}),
+    ("Rows of the largest tables", "rows", 1, {"abathur_rows": ""}),
+    ("Rows of the largest namespaces", "versions", 1, {"abathur_namespace_rows": ""}),
+    ("Versions of memories", "versions", 1, {"abathur_memory_versions": ""}),
+    ("Retrieval", "ms (log)", 1e-3, {RETRIEVAL: ""}),
+    ("Age", "hours", 3600, {LAST_BACKUP: "last backup", LAST_VALIDATION: "last validation"}),
+)
+_FORMS = {"bytes": _BYTES, "bytes (log)": _BYTES, "ms (log)": _MILLISECONDS}
+
+
+def monitoring_over_time(monitoring: "Monitoring") -> Chart:
+    """Draw what was recorded of a database over time, one panel a subject, and the limits of the alert rules in it."""
+    lines: defaultdict[tuple[str, tuple[str, ...]], list[tuple[Any, float]]] = defaultdict(list)
+    for at, sample in monitoring.moments:
+        is_moment = sample.name.endswith("_timestamp_seconds")  # 0 for never
+        if sample.value or not is_moment:
+            value = at.timestamp() - sample.value if is_moment else sample.value
+            lines[sample.name, tuple(sample.labels.values())].append((at, value))
+    panels = [panel for panel in _PANELS if any(gauge in panel[3] for gauge, _ in lines)]
+    if not panels:
+        return _blank("nothing could be measured: the report says why")
+    chart, axes = _new_chart(0.6 + 1.75 * len(panels), len(panels))
+    noted = []
+    for ax, (title, axis, unit, gauges) in zip(axes, panels, strict=True):
+        found = sorted((one for one in lines.items() if one[0][0] in gauges), key=lambda one: -one[1][-1][1])
+        words = []
+        for (colour, _), ((gauge, labels), line) in zip(_LINES, found, strict=False):
+            times, values = zip(*line, strict=True)
+            words.append(f"{', '.join(labels) or gauges[gauge]} {values[-1] / unit:,.4g}")
+            style: dict[str, Any] = {"color": colour, "marker": "o", "markersize": _marker_size(times) / 2}
+            ax.plot(times, np.divide(values, unit), label=_label(", ".join(labels) or gauges[gauge]), **style)
+            for rule in RULES:
+                if (rule.gauge, tuple(rule.labels.values())) == (gauge, labels) and not rule.per:
+                    limit = rule.limit_of(monitoring.settings) * rule.unit / unit
+                    ax.axhline(limit, color=colour, linestyle="--", linewidth=1.2, label=_label(f"limit: {rule.title}"))
+                    words.append(f"its limit {limit:,.4g}")
+        ax.set_title(title, fontsize=10)
+        ax.set(ylabel=axis, **{"yscale": "log"} if axis.endswith("(log)") else {"ylim": (0, None)})
+        ax.yaxis.set_major_formatter(_FORMS.get(axis, EngFormatter()))
+        _legend_beside(ax, 7)
+        noted.append(f"{title}, {axis} at last: {', '.join(words)}")
+    _time_axis(axes[-1], "time (UTC)")
+    chart.alt = f"Over time, snapshots: {len({at for at, _ in monitoring.moments}):,}. " + ". ".join(noted)
+    return chart
+
+
+# --- the runs of an archive
+
+# A shape and a colour for each verdict, the good ones below the bad ones; hollow and black for what is not evidence.
+_VERDICTS: Mapping[str, Mapping[str, Any]] = {
+    "pass": {"marker": "o", "color": _GREEN, "markersize": 6},
+    "refused": {"marker": "s", "color": _ORANGE, "markersize": 7},
+    "interrupted": {"marker": "v", "color": _GREY, "markersize": 8},
+    "timeout": {"marker": "D", "color": _PURPLE, "markersize": 7},
+    "error": {"marker": "P", "color": _RED, "markersize": 9},
+    "fail": {"marker": "X", "color": _RED, "markersize": 9},
+    "unsealed": {"marker": "o", "color": "black", "markersize": 8, "fillstyle": "none"},
+    "altered": {"marker": "*", "color": "black", "markersize": 11},
+}
+_START = "start of the run (UTC)"
+_FILE = "the file"
+
+
+def verdicts_over_time(history: "History") -> Chart:
+    """Draw each run of an archive at its time, a row a notebook, by the shape and the colour of its verdict."""
+    runs = history.runs
+    if not runs:
+        return _blank("no run yet: there is nothing to draw")
+    labels = list(dict.fromkeys(run.label for run in runs))
+    chart, (ax,) = _new_chart(1.4 + 0.36 * len(labels))
+    for verdict, style in _VERDICTS.items():
+        if found := [run for run in runs if run.verdict == verdict]:
+            rows = [labels.index(run.label) for run in found]
+            times: list[Any] = [run.started_at for run in found]
+            ax.plot(times, rows, linestyle="", label=f"{verdict}: {len(found):,}", **style)
+    ax.set_yticks(range(len(labels)), [_label(name) for name in labels])
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    _time_axis(ax, _START)
+    ax.set_title(counted(len(runs), "run") if len(runs) > 1 else "One run: nothing to compare it with yet")
+    chart.legend(loc="outside lower center", ncols=len(_VERDICTS) // 2, fontsize=8)
+    counts = {name: Counter(run.verdict for run in runs if run.label == name) for name in labels}
+    noted = (f"{name} {', '.join(f'{n} {verdict}' for verdict, n in found.items())}" for name, found in counts.items())
+    chart.alt = f"Verdicts of {counted(len(runs), 'run')}, {_span(runs)}: {'; '.join(noted)}"
+    return chart
+
+
+def percentiles_over_time(history: "History") -> Chart:
+    """Draw the percentiles of what has a limit, with their intervals, over the benchmarks of an archive.
+
+    A line joins the runs on one database, one machine and as many rows; others can't be compared with them.
+    """
+    runs = [run for run in history.runs if run.found("percentiles_ms")]
+    measured: dict[str, list[Entry]] = {}  # by name, the runs that have its limit and the percentile that is limited
+    for run in runs:
+        for name, (level, _) in run.found("limits_ms").items():
+            if level in run.found("percentiles_ms").get(name, ()):
+                measured.setdefault(name, []).append(run)
+    if not measured:
+        return _blank("no benchmark came to its figures yet: run benchmark.ipynb")
+    chart, axes = _new_chart(0.9 + 2.0 * len(measured), len(measured))
+    noted = []
+    for ax, (name, found) in zip(axes, measured.items(), strict=True):
+        level, limit = found[-1].found("limits_ms")[name]
+        for drawn, colour, marker in (("p50", _BLUE, "o"), (level, _ORANGE, "^")):
+            style = {"color": colour, "marker": marker, "markersize": _marker_size(found), "linewidth": 1}
+            words = f"{drawn}, 95 % interval"
+            for basis in dict.fromkeys(map(_basis, found)):
+                alike = {run.started_at: run.found("percentiles_ms")[name] for run in found if _basis(run) == basis}
+                bounds = {at: levels[drawn] for at, levels in alike.items() if drawn in levels}
+                _draw_intervals(ax, [*bounds], [*bounds.values()], words, elinewidth=0.5, capsize=2, **style)
+                words = ""  # one line of the legend for all
+        ax.axhline(limit, color=_RED, linewidth=2, label=f"limit {limit:g} ms")
+        ax.set(yscale="log", title=_label(name), ylabel="ms (logarithmic)")
+        ax.yaxis.set_major_formatter(_MILLISECONDS)
+        _legend_beside(ax)
+        first, last = (run.found("percentiles_ms")[name][level][1] for run in (found[0], found[-1]))
+        noted.append(f"{name} {level} {first:.3g} ms at first, {last:.3g} ms at last, limit {limit:g} ms")
+    _time_axis(axes[-1], _START)
+    chart.alt = f"Percentiles of {len(runs):,} benchmarks, {_span(runs)}: {'; '.join(noted)}"
+    return chart
+
+
+def _basis(run: "Entry") -> tuple[str, ...]:
+    """Return what the figures depend on, apart from the versions, whose effect is to be shown."""
+    machine = run.found("machine")
+    return (run.database, *(str(machine.get(name)) for name in ("processor", "file system", "readers", "rows")))
+
+
+def sizes_over_time(history: "History") -> Chart:
+    """Draw how the file of the database has grown, and the largest tables and indexes in it."""
+    lines: defaultdict[str, list[tuple[Any, int]]] = defaultdict(list)
+    for run in history.runs:
+        of = f" of {run.database}" if run.label != run.notebook else ""
+        for name, size in {_FILE: run.size, **run.found("sizes")}.items():
+            if size is not None:
+                lines[f"{name}{of}"].append((run.started_at, size))
+    if not lines:
+        return _blank("no size is recorded yet: run validate.ipynb")
+    chart, (ax,) = _new_chart(3.4)
+    largest = sorted(lines, key=lambda name: (not name.startswith(_FILE), -lines[name][-1][1]))
+    ends = []
+    for name, (colour, marker) in zip(largest, _LINES, strict=False):
+        times, sizes = zip(*lines[name], strict=True)
+        ax.plot(times, sizes, color=colour, marker=marker, markersize=_marker_size(times), label=_label(name))
+        ends.append(f"{_one_line(name)} {sizes[0]:,} bytes at first, {sizes[-1]:,} at last")
+    ax.yaxis.set_major_formatter(_BYTES)
+    ax.set(title="The file, and the largest tables and indexes in it", ylabel="size (bytes)")
+    ax.set_ylim(bottom=0)
+    _legend_beside(ax)
+    _time_axis(ax, _START)
+    chart.alt = f"Sizes over time: {'; '.join(ends)}"
+    return chart
+
+
+def _span(runs: Sequence["Entry"]) -> str:
+    return f"{runs[0].started_at:%Y-%m-%d} to {runs[-1].started_at:%Y-%m-%d}"
+
+
+# --- growth
+
+
+def rows_over_time(growth: "Excerpt") -> Chart:
+    """Draw how many of the rows that exist now there were by each day: of the largest tables, the rest as one."""
+    by_day: defaultdict[str, dict[date, int]] = defaultdict(dict)
+    for table, day, rows in growth.rows:
+        by_day[table][day] = rows
+    totals = {table: sum(days.values()) for table, days in by_day.items()}
+    if not totals:
+        return _blank("no row yet: there is nothing to draw")
+    largest = sorted(totals, key=lambda table: -totals[table])
+    groups = {table: [table] for table in largest[: len(_LINES) - 1]}
+    if rest := largest[len(groups) :]:
+        groups[counted(len(rest), "smaller table")] = rest
+    dates: list[Any] = sorted({day for days in by_day.values() for day in days})  # matplotlib's types know no dates
+    chart, (ax,) = _new_chart(3.4)
+    for (name, tables), (colour, marker) in zip(groups.items(), _LINES, strict=False):
+        came = [sum(by_day[table].get(day, 0) for table in tables) for day in dates]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": _marker_size(dates)}
+        ax.plot(dates, np.cumsum(came), label=_label(name), drawstyle="steps-post", **style)
+    ax.set(title="Rows that exist now, by the day on which they were created", ylabel="rows by then", ylim=(0, None))
+    ax.yaxis.set_major_formatter(EngFormatter(sep=""))
+    _legend_beside(ax)
+    _time_axis(ax, "day (UTC)")
+    noted = ", ".join(f"{_one_line(table)} {totals[table]:,}" for table in largest)
+    chart.alt = f"Rows by the day on which they came, {dates[0]} to {dates[-1]}: {noted}"
+    return chart
