@@ -1,18 +1,18 @@
 """Benchmark: how fast a copy of the database answers, compared with limits (the runbook's section 5)."""
 
-import json
 import os
 import platform
 import sqlite3
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.backups.change import check_arguments
-from abathur_nb.config.parameters import check_ranges
+from abathur_nb.config.parameters import Parameter
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import read_ledger
@@ -28,7 +28,7 @@ from abathur_nb.store.connection import connect, explain_error, read_pragmas
 from abathur_nb.store.database import Database
 from abathur_nb.store.sql import statements
 from abathur_nb.store.target import file_system, refusal
-from abathur_nb.text import MB, counted, shown, url_fault
+from abathur_nb.text import MB, counted, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,25 +64,16 @@ class BenchmarkResult:
         return {key.partition("/")[2]: found for key, found in self.samples.items() if key.startswith(f"{name}/")}
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row a measurement: samples, then p50, p95 and p99 in ms, each with its interval.
-
-        To three significant digits, which is more than two runs agree in; the JSON has them all.
-        """
+        """Return one row a measurement: samples, then p50, p95, p99 in ms, each with its interval, to a microsecond."""
         import pandas as pd
 
         rows = []
         for name, nanoseconds in self.samples.items():
             row: dict[str, Any] = {"measurement": name, "samples": len(nanoseconds)}
             for found in percentiles(nanoseconds):
-                for what, value in (("ms", found.value), ("low", found.low), ("high", found.high)):
-                    row[f"{found.name} {what}"] = None if value is None else float(f"{value:.3g}")
+                row |= {f"{found.name} {what}": getattr(found, what) for what in ("value", "low", "high")}
             rows.append(row)
-        return pd.DataFrame(rows)
-
-    def to_json(self) -> str:
-        """Return the result as JSON text: report, machine, percentiles with intervals, and every sample."""
-        samples = {name: list(nanoseconds) for name, nanoseconds in self.samples.items()}
-        return json.dumps({"report": self.report.to_dict(), **self.to_record(), "samples_ns": samples})
+        return pd.DataFrame(rows).round(3).rename(columns=lambda name: name.replace("value", "ms"))
 
     def to_record(self) -> dict[str, Any]:
         """Return what a run's record keeps: percentiles with intervals, their limits, the machine; not the samples."""
@@ -129,7 +120,8 @@ async def run_benchmark(
             if lack := _lack_of_room(settings, rows):
                 return BenchmarkResult(Report(_TITLE, (lack,), subject, refused=True), samples, machine, limits)
             with scratch_directory(settings.db_path.parent, _TITLE) as scratch:
-                machine["PRAGMAs"] = await _measure(settings, scratch, rows, repetitions, full, samples)
+                pragmas = await _measure(settings, scratch, rows, repetitions, full, samples)
+            machine |= {f"PRAGMA {name}": value for name, value in pragmas.items()}
             checks = [*_verdicts(limits, samples, repetitions)]
             if earlier := earlier or _newest_comparable(settings, machine):
                 checks += compare(samples, machine, earlier)
@@ -146,15 +138,16 @@ def _checked_arguments(
     settings: Settings, rows: object, repetitions: object, full: object, compare_with: object
 ) -> Entry | None:
     """Return the run to compare with, if one is named; raise ConfigurationError naming every wrong argument."""
-    faults, earlier = list[str](), None
-    try:
-        check_ranges(rows=rows, repetitions=repetitions)
-    except ConfigurationError as error:
-        faults += error.faults
-    try:
-        earlier = None if compare_with is None else _named_run(settings, compare_with)
-    except ConfigurationError as error:
-        faults += error.faults
+    faults = [Parameter("rows", int, 0).fault(rows), Parameter("repetitions", int, 0).fault(repetitions)]
+    faults.append(Parameter("compare_with", str, None).fault(compare_with))
+    earlier = None
+    if isinstance(compare_with, str) and not faults[-1]:
+        try:
+            earlier = find_run(settings.archive_dir, compare_with)
+            if earlier.notebook != _TITLE or not earlier.found("percentiles_ms"):
+                faults.append(f"compare_with: expected a benchmark that was measured, found {shown(compare_with)}")
+        except (ConfigurationError, RefusedError) as error:
+            faults.append(f"compare_with: {error}")
     check_arguments(*faults, full=full)
     return earlier
 
@@ -242,11 +235,10 @@ def _verdicts(limits: Mapping[str, tuple[float, float]], samples: Samples, repet
 
 def describe_machine(settings: Settings, rows: int, repetitions: int) -> dict[str, Any]:
     """Return what the figures of a benchmark depend on, by its name. Read-only."""
-    try:
+    model = platform.processor()
+    with suppress(OSError, StopIteration):  # not Linux, or a processor without a name
         cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
         model = cpu.partition(":")[2].strip()
-    except (OSError, StopIteration):  # not Linux, or a processor without a name
-        model = platform.processor()
     versions = versions_of()
     # Linux alone can pin a process to some of its CPUs.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -259,20 +251,6 @@ def describe_machine(settings: Settings, rows: int, repetitions: int) -> dict[st
         "rows": rows,
         "repetitions": repetitions,
     }
-
-
-def _named_run(settings: Settings, run_id: object) -> Entry:
-    if not isinstance(run_id, str):
-        raise ConfigurationError(f"compare_with: expected the id of an archived run, found {shown(run_id)}")
-    if fault := url_fault("compare_with", run_id):
-        raise ConfigurationError(fault)
-    try:
-        found = find_run(settings.archive_dir, run_id)
-    except RefusedError as error:
-        raise ConfigurationError(f"compare_with: {error.observed}") from None
-    if found.notebook != _TITLE or not found.found("percentiles_ms"):
-        raise ConfigurationError(f"compare_with: expected a benchmark that was measured, found {shown(run_id)}")
-    return found
 
 
 def _newest_comparable(settings: Settings, machine: Mapping[str, Any]) -> Entry | None:
@@ -289,39 +267,24 @@ def _newest_comparable(settings: Settings, machine: Mapping[str, Any]) -> Entry 
 
 
 def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """Return all in which two machines differ; a mapping, such as of the PRAGMAs, by its members."""
-    found, was = (
-        {
-            f"{name} {inner}".strip(): given
-            for name, value in machine.items()
-            for inner, given in (value.items() if isinstance(value, Mapping) else [("", value)])
-        }
-        for machine in (now, then)
-    )
     return [
-        f"{name}: was {shown(was.get(name))}, is {shown(found.get(name))}"
-        for name in {**found, **was}
-        if was.get(name) != found.get(name)
+        f"{name}: was {shown(then.get(name))}, is {shown(now.get(name))}"
+        for name in {**now, **then}
+        if then.get(name) != now.get(name)
     ]
-
-
-def compare_machines(now: Mapping[str, Any], then: Mapping[str, Any]) -> Check:
-    """Name all in which the machine of an earlier run was another: then a difference in time says little."""
-    differences = _differences(now, then)
-    expected = "the same processor, versions, settings, rows and repetitions as in the earlier run"
-    remedy = "compare with a run that differs in nothing but what you want to know of: -p compare_with RUN_ID"
-    return Check.that("machine", not differences, expected, "; ".join(differences) or "the same", remedy, "warn")
 
 
 def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], earlier: Entry) -> Iterator[Check]:
     """Compare the machine, then each measurement: slower where the interval of a percentile lies above the other."""
-    yield compare_machines(machine, earlier.found("machine"))
+    differences = _differences(machine, earlier.found("machine"))
+    expected = "the same processor, versions, settings, rows and repetitions as in the earlier run"
+    remedy = "compare with a run that differs in nothing but what you want to know of: -p compare_with RUN_ID"
+    yield Check.that("machine", not differences, expected, "; ".join(differences) or "the same", remedy, "warn")
     measured = earlier.found("percentiles_ms")
     for name in (name for name in samples if name in measured):
         words, slower = [], False
         for now in percentiles(samples[name]):
-            was = measured[name].get(now.name)
-            if was:
+            if was := measured[name].get(now.name):
                 words.append(f"{now}, was {was[1]:.3g} ms ({now.value / was[1]:.2f} times)")
                 slower |= above(now.low, was[2])
         check_id, title = f"{id_of(name)}_against_the_earlier_run", f"{name} against the earlier run"
