@@ -16,7 +16,7 @@ from abathur_nb.config.parameters import Parameter, declared_parameters, literal
 from abathur_nb.config.settings import Settings, read_file, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import misfits, refuse_secrets, sha256, tilde, unsealed
-from abathur_nb.evidence.ledger import RUN_ID, append, require_no_line
+from abathur_nb.evidence.ledger import append, require_no_line, run_id
 from abathur_nb.evidence.record import (
     IN_LINE,
     NOTEBOOK,
@@ -45,10 +45,9 @@ _GUARDS = re.compile(r"(?:\w+\.)?guard\(\)\s*(?:#.*)?")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Hold a notebook that can be run: what its runs are called, what it declares, its cells.
+    """Hold a notebook that can be run, under the name that its runs have.
 
-    ``template`` is the file's name and the SHA-256 of its bytes. ``records`` says whether it starts its record itself;
-    if False, the runner starts it.
+    ``template`` is the file's name and SHA-256. Unless it ``records`` its run itself, the runner does.
     """
 
     name: str
@@ -119,15 +118,12 @@ def read_notebook(where: str, content: bytes, *, check: bool = True) -> dict[str
             _validate(notebook)
         for cell in notebook["cells"]:
             cell["source"] = "".join(cell["source"])
-        language = notebook["metadata"].get("kernelspec", {}).get("language", "python")
+        return dict(notebook)
     except KeyError as error:
         raise ConfigurationError(f"{where}: expected a notebook, found no {error}") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         line = printable(str(error)).partition("\n")[0]
         raise ConfigurationError(f"{where}: expected a valid notebook of format 4: {line}") from None
-    if language != "python":
-        raise ConfigurationError(f"{where}: expected a notebook of Python, found {shown(language)}")
-    return dict(notebook)
 
 
 def _validate(notebook: Any) -> None:
@@ -187,8 +183,7 @@ def _tags(cell: Mapping[str, Any]) -> set[str]:
 def prepared(source: Source, values: Mapping[str, object], **metadata: object) -> dict[str, Any]:
     """Return a notebook ready to be executed: without outputs, the values injected as papermill does it.
 
-    The cell with the values, which begins with ``# Parameters``, follows the ``parameters`` cell. What identifies this
-    run is in the metadata under ``abathur``.
+    The cell with the values follows the ``parameters`` cell. ``metadata`` is added under ``abathur``.
     """
     cells: list[dict[str, Any]] = []
     for cell in deepcopy(cells_of(source.notebook)):
@@ -223,9 +218,9 @@ def keep(
     """Put an executed notebook beside the sealed record of its run, and close the run with its line in the ledger.
 
     Writes the notebook and (``html``) its page, the home directory written ``~`` in both, the signed statement, and
-    then the line with the hash of each file. ``as_template`` says whether the cells are known to be those of the
-    template whose hash the record has. Raises RefusedError where a file would hold a secret (the run is then unsealed:
-    it is not evidence) or the run is in the ledger already.
+    then the line with their hashes. ``as_template`` says whether the cells are known to be those of the template whose
+    hash the record has. Raises RefusedError where the run is in the ledger already, or a file would hold a secret: then
+    the record is removed, and the run is no evidence.
     """
     import nbformat
 
@@ -243,13 +238,12 @@ def keep(
         files[PAGE] = render(executed, record, as_template=as_template)
     try:
         refuse_secrets(settings, files)
-        hashes = {name: sha256(content) for name, content in files.items()}
-        files[STATEMENT] = envelope(settings, record, hashes, as_template=as_template)
-        refuse_secrets(settings, {STATEMENT: files[STATEMENT]})
     except RefusedError:
         (folder / RECORD).unlink()
         fsync(folder)
         raise
+    hashes = {name: sha256(content) for name, content in files.items()}
+    files[STATEMENT] = envelope(settings, record, hashes, as_template=as_template)  # which says nothing else
     line = {
         "kind": "run",
         **{name: getattr(record, name) for name in IN_LINE},
@@ -292,21 +286,19 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
     if len(records) != 1 or not isinstance(records[0], dict):
         remedy = "only a notebook that was executed, and that sealed its run, can be archived"
         raise RefusedError(f"{where}: expected the record of one run in its outputs, found {len(records)}", remedy)
-    shown_record, run_id = records[0], str(records[0].get("run_id"))
-    if misfits(shown_record, {"settings": {"env": str, "db_path": str, "archive_dir": str}}):
-        raise RefusedError(f"{where}: its record does not say which archive it is of")
-    said = shown_record["settings"]
+    shape = {"run_id": run_id, "settings": {"env": str, "db_path": str, "archive_dir": str}}
+    if faults := misfits(records[0], shape):
+        raise RefusedError(f"{where}: its record does not name its run and archive: {'; '.join(faults)}")
+    name, said = records[0]["run_id"], records[0]["settings"]
     settings = resolve(said["env"], db_path=said["db_path"], archive_dir=said["archive_dir"])
     archive = settings.archive_dir
-    if not RUN_ID.fullmatch(run_id):
-        raise RefusedError(f"{where}: its record names no run: {shown(run_id)}")
-    require_no_line(archive, run_id)
-    entry = read_entry(archive, run_id, None)
+    require_no_line(archive, name)
+    entry = read_entry(archive, name, None)
     record = entry.record
     # As it was written: a record of an earlier format has other keys.
-    if record is None or unsealed(read_regular(entry.folder / RECORD)) != shown_record:
+    if record is None or unsealed(read_regular(entry.folder / RECORD)) != records[0]:
         why = "; ".join(entry.faults) or ("" if record else "none is sealed")
-        differs = f"the notebook's record differs from {RECORD} of run {run_id} in {archive}"
+        differs = f"the notebook's record differs from {RECORD} of run {name} in {archive}"
         raise RefusedError(f"{where}: {differs}{why and f': {why}'}")
     if record.verdict == "pass" and any(output["output_type"] == "error" for output in outputs):
         raise RefusedError(f"{where}: its record says pass, but one of its cells raised", "run it again, whole")

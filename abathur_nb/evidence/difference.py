@@ -22,10 +22,7 @@ Found = dict[tuple[str, str], Any]  # each fact by its kind and its name
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Hold one fact that differs between two runs: of what, which, and what it was before and after.
-
-    ``before`` or ``after`` is empty where only the other run has it.
-    """
+    """Hold one fact that differs between two runs; ``before`` or ``after`` is empty where only the other has it."""
 
     kind: str
     name: str
@@ -40,10 +37,9 @@ class Change:
 def differences(earlier: Record, later: Record) -> tuple[Change, ...]:
     """Return what changed in meaning from one sealed record to another. Read-only.
 
-    Compared are the verdict; the name of the error that broke the run; each check, by its report and its id: the
-    status, and of one that failed in both its data; the database's application_id and user_version; each object's SQL
-    (or the hash of all, where a notebook shows none); each plan; rows and sizes; each percentile, which has changed
-    where one interval lies above the other. Not compared are times and words: they vary from run to run.
+    Compared are the verdict, the error that broke the run, each check by its report and id, the database's ids and
+    schema, plans, rows, sizes, and each percentile, which has changed where the two intervals do not overlap. Times
+    and words vary from run to run and are not compared.
     """
     records = (earlier, later)
     both_name_objects = all("schema" in record.facts for record in records)
@@ -52,11 +48,7 @@ def differences(earlier: Record, later: Record) -> tuple[Change, ...]:
 
 
 def circumstances(earlier: Record, later: Record) -> tuple[Change, ...]:
-    """Return what the two runs were made with that differs: it explains a difference, and is none. Read-only.
-
-    The notebook, its template, the environment, who and where, the database's name, parameters, settings, versions, the
-    machine of a benchmark.
-    """
+    """Return the differences in what the two runs were made with, such as parameters and versions. Read-only."""
     return tuple(_changes(_conditions(earlier), _conditions(later)))
 
 
@@ -159,12 +151,11 @@ def command(arguments: argparse.Namespace) -> int:
             except ConfigurationError as error:
                 faults += error.faults
                 continue
-            if entry.faults:
-                faults.append(f"run {entry.run_id}: expected one that is as it was written, found {entry.faults[0]}")
-            elif entry.record is None:
-                faults.append(f"run {entry.run_id}: expected a sealed one, found it unsealed: it is not evidence")
+            if entry.sealed:
+                records.append(entry.sealed)
             else:
-                records.append(entry.record)
+                found = f"{entry.faults[0]}" if entry.faults else "it unsealed: it is not evidence"
+                faults.append(f"run {entry.run_id}: expected a sealed one, as it was written, found {found}")
     if faults:
         raise ConfigurationError(faults)
     changed, other = differences(*records), circumstances(*records)
@@ -172,9 +163,8 @@ def command(arguments: argparse.Namespace) -> int:
         f"{f'{word}:':<9}{one.run_id} {one.notebook} of {one.env}: {one.verdict}, {one.who}"
         for word, one in zip(("earlier", "later"), records, strict=True)
     ]
-    lines.append(f"{len(changed)} changed in meaning:" if changed else "nothing changed in meaning")
+    lines += [f"{len(changed)} changed in meaning:" if changed else "nothing changed in meaning"]
     lines += [f"  {change}" for change in changed]
-    lines += ["made with another, which does not count:"] if other else []
-    lines += [f"  {change}" for change in other]
+    lines += ["made with another, which does not count:", *(f"  {change}" for change in other)] if other else []
     sys.stdout.write("".join(printable(line).replace("\n", "\\n") + "\n" for line in lines))
     return 1 if changed else 0

@@ -23,9 +23,17 @@ RUN_ID = re.compile(
 # backslash before it.
 _REPAIR = b'{"kind":"repair",'
 _FILE = re.compile(r"[a-z]+\.[a-z]+", re.ASCII)
+
+
+def run_id(data: object) -> bool:
+    """Return whether JSON is the id of a run."""
+    return isinstance(data, str) and RUN_ID.fullmatch(data) is not None
+
+
 _SHAPES: Mapping[str, Mapping[str, Any]] = {
     "run": {
-        **dict.fromkeys(("run_id", "notebook", "env", "verdict"), str),
+        "run_id": run_id,
+        **dict.fromkeys(("notebook", "env", "verdict"), str),
         **dict.fromkeys(("started_at", "ended_at", "written_at"), moment),
         "as_template": bool,
         "files": {str: str},
@@ -127,8 +135,6 @@ def _read_line(piece: bytes) -> dict[str, Any]:
         raise ValueError(f"not a line of a run, nor a repair: {'; '.join(faults)}")
     if repair and (not torn or data["torn_sha256"] != sha256(torn)):
         raise ValueError("its repair closes another line than this one")
-    if kind == "run" and not RUN_ID.fullmatch(data["run_id"]):
-        raise ValueError("it names no run")
     if kind == "run" and not all(map(_FILE.fullmatch, data["files"])):
         raise ValueError("it names files that no run has")
     return data

@@ -3,14 +3,11 @@
 import json
 import re
 from base64 import b64encode
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from abathur_nb.evidence.record import Record, Verdict
-from abathur_nb.report import Status
 from abathur_nb.text import counted, printable
 
 _TAGS = (
@@ -92,11 +89,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, str]] = {
     "timeout": ("◷", "The run was out of time, and was ended."),
     "interrupted": ("■", "The run was interrupted."),
 }
-# At the top of the page, in this order.
-_FINDINGS: Mapping[Status, str] = {"error": "? could not run", "fail": "✗ fail", "warn": "! warn"}
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
-_HASH_SHOWN = 16  # hexadecimal digits: the record has them all
-_EVIDENCE_OPEN = 5  # more pieces of evidence than this are folded away
 _RUN_ID = re.compile(r"[0-9A-Za-z-]{1,64}")  # harmless in a style sheet, where HTML's escapes mean nothing
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
@@ -117,28 +110,19 @@ def render(notebook: Mapping[str, Any], record: Record, *, as_template: bool = T
         lstrip_blocks=True,
         trim_blocks=True,
     )
-    cells = list(_cells(notebook))
-    mark, meaning = _VERDICTS[record.verdict]
-    counts = Counter(check.status for check in record.checks)
-    order: tuple[Status, ...] = (*_FINDINGS, "pass", "skip")
-    noted = ", ".join(f"{counts[status]} {status}" for status in order if counts[status])
+    environment.filters["as_text"] = _text
+    checks = record.checks
+    counts = {
+        status: sum(check.status == status for check in checks) for status in ("error", "fail", "warn", "pass", "skip")
+    }
+    noted = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         record=record,
-        mark=mark,
-        meaning=meaning,
-        counts=f"{counted(len(record.checks), 'check')}: {noted}." if noted else "",
-        findings=[
-            {**asdict(check), "mark": mark}
-            for status, mark in _FINDINGS.items()
-            for check in record.checks
-            if check.status == status
-        ],
-        ended=_ended(record.error, cells),
-        facts=list(_facts(record, cells, as_template)),
-        parameters=[(name, _text(value)) for name, value in record.parameters.items()],
-        cells=cells,
+        verdict=_VERDICTS[record.verdict],
+        counts=f"{counted(len(checks), 'check')}: {noted}." if noted else "",
+        as_template=as_template,
+        cells=list(_cells(notebook)),
         footer_id=record.run_id if _RUN_ID.fullmatch(record.run_id) else "",
-        evidence_open=_EVIDENCE_OPEN,
     )
     return page.encode()
 
@@ -155,55 +139,6 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return "".join(_text(line) for line in value)
     return value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=str)
-
-
-# --- the head
-
-
-def _facts(record: Record, cells: list[dict[str, Any]], as_template: bool) -> Iterator[tuple[str, str]]:
-    """Yield what identifies the run, each with its name."""
-    before, after = (record.database.get(name, "not known") for name in ("before", "after"))
-    yield "run", record.run_id
-    yield "notebook", f"{record.template['name']}, sha256 {_digits(record.template['sha256'])}"
-    yield "environment", record.env
-    yield "when", f"{record.started_at} to {record.ended_at} UTC, {record.seconds:.1f} s"
-    if record.sealed_by:  # by another than the notebook, which may have come to a verdict of its own
-        own = record.notebook_verdict
-        yield "sealed by", f"{record.sealed_by}; the notebook {f'had sealed it as: {own}' if own else 'had not'}"
-    yield "who", record.who
-    yield "versions", ", ".join(f"{name} {of}" for name, of in record.versions.items() if name != "SQLite source")
-    yield "database before", _database(before)
-    same = isinstance(before, Mapping) and "schema_sha256" in before and before == after
-    yield "database after", "the same: size, ids, schema" if same else _database(after)
-    code = [cell for cell in cells if cell["kind"] == "code"]
-    never = sum(cell["count"] is None for cell in code)
-    ran = f"{len(code)}, {f'{never} of them never ran' if never else 'all of them ran'}"
-    yield "cells of code", ran if as_template else f"{ran}; they are not known to be those of the template"
-
-
-def _database(identity: Mapping[str, Any] | str | None) -> str:
-    if not isinstance(identity, Mapping):
-        return identity or "none"
-    parts = [identity["path"], f"{identity['size']:,} bytes" if "size" in identity else "of unknown size"]
-    if "schema_sha256" in identity:
-        parts.append(f"schema {_digits(identity['schema_sha256'])}")
-    if "unread" in identity:
-        parts.append(f"could not be read: {identity['unread']}")
-    return ", ".join(parts)
-
-
-def _digits(digest: str | None) -> str:
-    return f"{digest[:_HASH_SHOWN]}…" if digest else "not known"
-
-
-def _ended(error: Mapping[str, Any] | None, cells: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return what a record says of the cell in which its run ended, with the ``number`` of that cell on the page."""
-    if error is None:
-        return None
-    noted = ": ".join(error[name] for name in ("name", "message") if error[name])
-    named = [("id", error.get("id")), ("count", error.get("cell"))]
-    numbers = [cell["number"] for key, name in named for cell in cells if name is not None and cell.get(key) == name]
-    return {"noted": noted, "cell": error.get("cell"), "number": numbers[0] if numbers else None}
 
 
 # --- the cells

@@ -82,10 +82,9 @@ def shipped_notebook(name: str) -> bytes | None:
 
 
 def database_identity(settings: Settings) -> dict[str, Any] | None:
-    """Return what identifies the database: its name in its directory, size, ids, the hash of its schema. Read-only.
+    """Return the database's file name, size, ids and the hash of its schema, None where it is missing. Read-only.
 
-    None where there is none. What can't be read is named under ``unread``, and is not an error here; a link is not
-    followed, and a lock waited for no longer than a second.
+    ``unread`` names what can't be read. Follows no link, and waits for a lock no longer than a second.
     """
     # A notebook's own event loop is busy with the cell that asks.
     try:
@@ -147,12 +146,10 @@ def write_started(
     run_id: str = "",
     template: tuple[str, str] | None = None,
 ) -> Path:
-    """Write down that a run has started, and return its folder in the archive, which is made 0700 if it is missing.
+    """Write down that a run has started, and return its folder; creates it and the archive, 0700.
 
-    ``template`` is the name and the SHA-256 of the notebook; by default the one that this package ships by the name,
-    which nobody has compared with what runs.
-    Raises RefusedError where it can't be written, ConfigurationError where the signing key can't sign: what leaves no
-    evidence does not begin.
+    ``template`` is the name and the SHA-256 of the notebook, by default of the one that this package ships by the name.
+    Raises RefusedError where it can't be written, ConfigurationError where the signing key can't sign.
     """
     signer(settings)
     shipped = shipped_notebook(notebook)
@@ -214,10 +211,9 @@ def _unwritable(archive: Path, error: OSError) -> RefusedError:
 
 
 def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: Any) -> Record:
-    """Seal the record of a run with its verdict, durably, and return it.
+    """Write the sealed record of a run with its verdict, durably, and return it. ``found`` are fields of Record.
 
-    ``found`` are fields of Record. Raises RefusedError where it would hold a secret, or can't be written, ValueError
-    where the run's beginning is not as it was written.
+    Raises RefusedError where it would hold a secret, or can't be written, ValueError where started.json was altered.
     """
     begun = read_regular(folder / STARTED)
     started = read_run(Started, unsealed(begun))
@@ -238,10 +234,9 @@ def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: An
 def start_run(settings: Settings, notebook: str) -> "Run":
     """Write down that a run of ``notebook`` has started, before it touches the database, and return it.
 
-    Creates the archive's directory, 0700, if it is missing. Where the path or the file system forbids the run, nothing
-    is made and nothing recorded; so too for a run that only looks, while the database's directory is missing. In a
-    notebook, what the cells show enters the record, and a cell that raises seals it. Raises RefusedError where it
-    can't be written: what leaves no evidence does not begin.
+    Creates the archive's directory, 0700. Nothing is created or recorded where the path or the file system forbids the
+    run, or where a run that only looks finds no data directory. In a notebook, what the cells show enters the record,
+    and a cell that raises seals it. Raises RefusedError where the archive can't be written.
     """
     return Run(settings, notebook)
 

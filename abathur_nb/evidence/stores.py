@@ -66,6 +66,12 @@ def first_run(settings: Settings) -> str:
     return f"the first recorded run makes it: {join(settings.command('init'))}"
 
 
+def read_whole(path: Path) -> bytes:
+    """Return the bytes of a regular file, however large; raise OSError for any other. Read-only."""
+    with open_regular(path) as file:
+        return file.read()
+
+
 # --- where copies lie
 
 
@@ -127,8 +133,7 @@ def _directory(folder: Path) -> Store:
         }
 
     def read(name: str) -> bytes:
-        with open_regular(folder / name) as file:  # however large
-            return file.read()
+        return read_whole(folder / name)
 
     def add(name: str, content: bytes) -> None:
         path = folder / name

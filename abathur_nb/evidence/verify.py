@@ -28,9 +28,8 @@ from abathur_nb.evidence.record import (
     run_ids,
 )
 from abathur_nb.evidence.statement import Checked, PublicKeys, check_signers, check_statement, first_of, public_keys
-from abathur_nb.evidence.stores import LINE, Store, archive_at, chosen_archive, local, open_store
-from abathur_nb.files import open_regular, read_regular
-from abathur_nb.report import Check, Report
+from abathur_nb.evidence.stores import LINE, Store, archive_at, chosen_archive, local, open_store, read_whole
+from abathur_nb.report import Check, Report, Status
 from abathur_nb.text import counted, moment_of, shown, some
 
 _SEALED = {STARTED, RECORD}  # all that a run without a line has
@@ -83,7 +82,9 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
     in_order = (*ledger.runs, *sorted(names - ledger.runs.keys()))  # an id may be forged, its place in the chain not
     entries = [read_entry(archive, run_id, ledger.runs.get(run_id)) for run_id in in_order]
     if not entries and ledger == Ledger():
-        return Report("verify", (_no_archive(archive),), subject=str(archive))
+        observed = f"no run, and no line of a ledger, is in {archive}"
+        remedy = "name the directory of an archive, such as runs/"
+        return Report("verify", (Check("ledger", "fail", _RULES["ledger"][0], observed, remedy),), subject=str(archive))
     found: dict[str, list[str]] = {name: [] for name in (*_RULES, "no_evidence", "other_cells", "notes")}
     found["ledger"] += ledger.faults
     found["last_line"] += [ledger.torn] if ledger.torn else []
@@ -103,63 +104,47 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
         "statements": counted(len(statements), "statement"),
     }
     checks = []
-    for name, words in found.items():
-        first, several = first_of(words), tuple(words) if words[1:] else ()  # one alone is shown already
-        if name in _RULES:
-            expected, passed, remedy = _RULES[name]
-            observed = first or passed.format(**count)
-            checks.append(
-                Check.that(name, not words, expected=expected, observed=observed, remedy=remedy, evidence=several)
-            )
-        elif words:
-            checks.append(Check(name, "warn", observed=first, evidence=several))
+    for name, faults in found.items():
+        expected, passed, remedy = _RULES.get(name, ("", "", ""))
+        observed, evidence = first_of(faults) or passed.format(**count), faults if faults[1:] else ()
+        if observed:  # a warning without a cause is none
+            otherwise: Status = "fail" if name in _RULES else "warn"
+            checks.append(Check.that(name, not faults, expected, observed, remedy, otherwise, evidence))
     return Report("verify", (*checks, check_signers(statements, keys)), subject=str(archive))
-
-
-def _no_archive(archive: Path) -> Check:
-    observed = f"no run, and no line of a ledger, is in {archive}"
-    return Check("ledger", "fail", _RULES["ledger"][0], observed, "name the directory of an archive, such as runs/")
 
 
 def _of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]]) -> Found:
     """Yield what is wrong with the files of one run, and add what its statement's check found to ``statements``."""
     yield from (("runs", fault) for fault in entry.faults)
-    if entry.line is None:
-        if entry.record and not entry.faults:
-            ending = (
-                f"sealed as {entry.verdict}, but without a line in the ledger: not archived, or the line was removed"
-            )
-            yield "no_evidence", f"{entry.run_id} {entry.record.notebook}: {ending}"
-        elif not entry.faults:
-            begun = f"{entry.started.notebook}: begun" if entry.started else "begun"
-            yield "no_evidence", f"{entry.run_id} {begun}, never sealed: it died, or still runs"
+    run, line = f"{entry.run_id} {entry.notebook}", entry.line
+    if line is None:
+        words = "begun, never sealed: it died, or still runs"
+        if entry.record:
+            words = f"sealed as {entry.verdict}, but without a line in the ledger: never archived, or it was removed"
+        if not entry.faults:
+            yield "no_evidence", f"{run}: {words}"
         return
-    files, as_template = entry.line.data["files"], entry.line.data["as_template"]
+    files, as_template = line.data["files"], line.data["as_template"]
     if not as_template:
-        words = f"{entry.run_id} {entry.line.data['notebook']}: its cells are not known to be the template's"
-        yield "other_cells", words
-    if not is_folder(entry.folder):
-        return
+        yield "other_cells", f"{run}: its cells are not known to be the template's"
     if set(files) - _FILES or _EVERY_RUN - set(files):
         expected, found = (", ".join(map(shown, sorted(names))) for names in (_EVERY_RUN, files))
-        yield "runs", f"{LEDGER} line {entry.line.number}: expected the hashes of {expected}, found {found}"
-    for name in sorted(_FILES & set(files) - _SEALED):
+        yield "runs", f"{LEDGER} line {line.number}: expected the hashes of {expected}, found {found}"
+    for name in sorted(_FILES & set(files) - _SEALED) if is_folder(entry.folder) else ():
         where = f"{entry.run_id}/{name}"
         try:
-            with open_regular(entry.folder / name) as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != files[name]:
-                yield "runs", f"{where}: it is not the file that the ledger names"
-            elif name == STATEMENT and entry.record and not entry.faults:
-                hashes = {other: digest for other, digest in files.items() if other != STATEMENT}
-                content = read_regular(entry.folder / name)
-                checked = check_statement(content, hashes, entry.record, keys, as_template=as_template)
-                statements.append((entry.run_id, checked))
-                yield from (("statements", f"{where}: {fault}") for fault in checked.faults)
-        except FileNotFoundError:
-            yield "runs", f"{where}: it is gone"
+            content = read_whole(entry.folder / name)
         except OSError as error:
-            yield "runs", f"{where}: it cannot be read: {error.strerror}"
+            words = "is gone" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+            yield "runs", f"{where}: it {words}"
+            continue
+        if sha256(content) != files[name]:
+            yield "runs", f"{where}: it is not the file that the ledger names"
+        elif name == STATEMENT and entry.sealed:
+            hashes = {other: digest for other, digest in files.items() if other != STATEMENT}
+            checked = check_statement(content, hashes, entry.sealed, keys, as_template=as_template)
+            statements.append((entry.run_id, checked))
+            yield from (("statements", f"{where}: {fault}") for fault in checked.faults)
 
 
 def _of_order(entries: list[Entry], ledger: Ledger) -> Found:
@@ -197,23 +182,19 @@ def _strangers(archive: Path, entries: list[Entry]) -> Found:
     for entry in entries:
         folders[entry.folder] = set(entry.line.data["files"]) if entry.line else _SEALED
     for folder, expected in folders.items():
-        if folder != archive and not is_folder(folder):
-            continue
+        # What a run has left that was killed while it was archived, after it was sealed.
+        leftovers = _FILES if expected is _SEALED and os.path.lexists(folder / RECORD) else set()
         try:
-            paths = sorted(folder.iterdir())
+            paths = sorted(folder.iterdir()) if folder == archive or is_folder(folder) else []
         except OSError as error:
             yield "nothing_else", f"{folder.name}: it cannot be read: {error.strerror}"
             continue
-        # What a run has left that was killed while it was archived, after it was sealed.
-        leftovers = _FILES if expected is _SEALED and os.path.lexists(folder / RECORD) else set()
         for path in paths:
-            where = shown(str(path.relative_to(archive)))
-            if path.name in expected or RUN_ID.fullmatch(str(path.relative_to(archive))):
-                continue
-            if path.name.startswith(".") or path.name in leftovers:
-                yield "notes", f"{where} is a leftover, no evidence"
-            else:
-                yield "nothing_else", where
+            name = path.relative_to(archive)
+            if path.name.startswith(".") or path.name in leftovers - expected:
+                yield "notes", f"{shown(str(name))} is a leftover, no evidence"
+            elif path.name not in expected and not RUN_ID.fullmatch(str(name)):
+                yield "nothing_else", shown(str(name))
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -279,11 +260,7 @@ def _wanted(archive: Path, ledger: bytes) -> Iterator[tuple[str, Callable[[], by
 
 
 def _read(path: Path, digest: str) -> bytes:
-    try:
-        with open_regular(path) as file:  # however large
-            content = file.read()
-    except OSError as error:
-        raise RefusedError(f"{path} cannot be read: {error.strerror}") from None
+    content = read_whole(path)
     if sha256(content) != digest:  # altered since it was verified
         remedy = f"python -m abathur_nb verify {quote(str(path.parent.parent))}"
         raise RefusedError(f"{path} is not the file that the ledger names", remedy)

@@ -224,8 +224,8 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     ),
     "differs from record.json of run": told("verdict", "fail"),
     "record.json of run 20200101T000000000Z-000000": told("run_id", "20200101T000000000Z-000000"),
-    "its record names no run: '../../x'": told("run_id", "../../x"),
-    "its record does not say which archive it is of": lambda notebook: records(notebook)[0][MIME].pop("settings"),
+    "run_id: expected run id, found '../../x'": told("run_id", "../../x"),
+    "its record does not name its run and archive: ": lambda notebook: records(notebook)[0][MIME].pop("settings"),
     "did you mean production?": setting("env", "prod"),
     " in /nowhere/runs": setting("archive_dir", "/nowhere/runs"),
 }

@@ -118,13 +118,6 @@ def test_a_notebook_that_the_runner_can_not_vouch_for_is_refused(tmp_path: Path)
         assert told in fault_of(path)
 
 
-def test_a_notebook_of_another_language_is_refused(tmp_path: Path) -> None:
-    kernel = {"name": "ir", "display_name": "R", "language": "R"}
-    path = write_notebook(tmp_path / "mine.ipynb", *SOUND, kernelspec=kernel)
-    with pytest.raises(ConfigurationError, match="expected a notebook of Python, found 'R'"):
-        read_source(str(path))
-
-
 @pytest.mark.parametrize("minor", [4, 5])
 def test_a_prepared_notebook_is_valid_and_holds_the_values_and_no_outputs(minor: int, tmp_path: Path) -> None:
     path = write_notebook(tmp_path / "mine.ipynb", *SOUND)
