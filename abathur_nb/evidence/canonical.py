@@ -67,9 +67,9 @@ def unsealed(content: bytes) -> dict[str, Any]:
 def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
     """Return how JSON deviates from a shape, each fault with its path; an empty list if it does not.
 
-    A shape is a type, where a bool is not a number; a set of texts; a function that returns a bool, whose name says
-    what it accepts; a list of one shape; a mapping with at least these keys (``key?`` is optional), or
-    ``{str: shape}`` with any keys; a tuple of shapes, one of which must hold.
+    A shape is a type, where a bool is not a number; a set of texts; a function that returns a bool and is named for
+    what it accepts; a list of one shape; a mapping with at least these keys (``key?`` is optional), or ``{str: shape}``
+    with any keys; a tuple of alternatives.
     """
     if isinstance(shape, Mapping) and isinstance(data, dict):
         inner = dict.fromkeys(data, shape[str]) if str in shape else shape
@@ -129,13 +129,11 @@ _ENDS = r"(?![\w@-]|\.\w)"  # /home/al is not part of /home/alice or /home/al.ol
 
 
 def tilde(value: Any) -> Any:
-    """Return JSON-able data with the home directory written ``~`` in every text of it, keys included.
+    """Return JSON-able data with the home directory written ``~`` in each text and key.
 
-    In ``/mnt/home/al`` and ``/home/alice`` it is not the home directory ``/home/al``, and stays. Behind punctuation,
-    as in ``${X:-/home/al}`` and ``git+/home/al``, it is taken for it.
+    It is replaced after punctuation, as in ``${X:-/home/al}``, but not in ``/mnt/home/al`` or ``/home/alice``.
     """
-    homes = _homes()
-    return _tilde(value, homes) if homes else value
+    return _tilde(value, _homes())
 
 
 def _homes() -> list[str]:
@@ -185,8 +183,8 @@ def secret_values(settings: Settings) -> dict[str, str]:
 def refuse_secrets(settings: Settings, files: Mapping[str, bytes]) -> None:
     """Raise RefusedError, naming each secret and the files that hold its value.
 
-    Found as it is, as JSON, HTML and a URL write it, one of these within another, and in base64. Not found: what a
-    picture shows, what was compressed or encrypted, and a value in pieces, with markup or ends of lines between them.
+    It is found raw, as JSON, HTML and a URL write it, one of these within another, and in base64; not in a picture, in
+    compressed or encrypted data, or where markup or line ends divide it.
     """
     secrets = {name: _spellings(value) for name, value in secret_values(settings).items()}
     texts = {name: content.decode(errors="surrogateescape") for name, content in files.items()} if secrets else {}
@@ -202,9 +200,9 @@ def refuse_secrets(settings: Settings, files: Mapping[str, bytes]) -> None:
 
 
 def masked(text: str, settings: Settings | None = None) -> str:
-    """Return a line for a log with the values of secrets taken out, and what of a URL may be one.
+    """Return a line for a log without the values of secrets and the secret parts of URLs.
 
-    Without settings, which a fault may have kept from being resolved, the variables name the secrets.
+    Without settings, where they could not be resolved, the environment variables name the secrets.
     """
     if settings is None:
         names = os.environ.get("ABATHUR_SECRETS", Settings.secrets).replace(",", " ").split()

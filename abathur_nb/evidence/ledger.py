@@ -18,9 +18,8 @@ FIRST = "0" * 64  # what the first line names as the hash of the line before
 RUN_ID = re.compile(
     r"20\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3])(?:[0-5]\d){2}\d{3}Z-[0-9a-f]{6}", re.ASCII
 )
-# A repair stands on the line that it closes, right behind what is torn: a torn line has no newline at its end, and a
-# whole line that somebody altered has. No other line can hold these bytes: in a text of JSON a quotation mark has a
-# backslash before it.
+# A repair follows the torn bytes on the same line, because these have no newline. No other line can hold its beginning:
+# in a text of JSON a quotation mark has a backslash before it.
 _REPAIR = b'{"kind":"repair",'
 _FILE = re.compile(r"[a-z]+\.[a-z]+", re.ASCII)
 
@@ -53,11 +52,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Hold what was read of a ledger: its whole lines, its faults, what is only to be noted.
-
-    ``runs`` has the lines of runs by run id. ``torn`` is set where a crash left the last line unfinished, which is no
-    tampering.
-    """
+    """Hold what was read of a ledger: whole lines, those of runs by run id, faults, notes, an unfinished last line."""
 
     lines: tuple[Line, ...] = ()
     runs: Mapping[str, Line] = field(default_factory=dict)
@@ -162,10 +157,10 @@ def require_no_line(archive: Path, run_id: str) -> bytes:
 
 
 def append(archive: Path, data: Mapping[str, Any]) -> str:
-    """Add a line to the ledger, forced to the disk, and return its hash; close a torn line first. Needs the lock.
+    """Add a durable line to the ledger and return its hash; close a torn line first. Needs the lock.
 
-    A crash leaves the line whole, absent, or torn at the end, which the next one closes. The lines before it are not
-    checked: ``verify`` does that. Raises RefusedError for a run that has a line, or a ledger that is not a file.
+    A crash leaves the line whole, absent, or torn. Earlier lines are left to ``verify``. Raises RefusedError for a run
+    that has a line, or a ledger that is not a file.
     """
     path = archive / LEDGER
     if not os.path.lexists(path):

@@ -63,9 +63,8 @@ class Started:
 class Record(Started):
     """Hold the sealed record of a run: how it started, its verdict, and what it found.
 
-    ``facts`` is what was found besides the reports (plans, percentiles, sizes), ``database`` its identity ``before``
-    and ``after``, ``error`` the cell that broke the run. Where the runner sealed it, ``notebook_verdict`` is the one
-    to which the notebook had come.
+    ``facts`` are findings besides the reports, such as plans and sizes; ``error`` names the cell that broke the run.
+    Where the runner sealed it, ``notebook_verdict`` is the one that the notebook had sealed.
     """
 
     started_sha256: str
@@ -171,9 +170,8 @@ def summary(record: Record) -> str:
 class Entry:
     """Hold what an archive has of one run. ``started`` and ``record`` are None where missing or not as written.
 
-    ``line`` is its line in the ledger: None for a run whose executed notebook was not archived. ``faults`` names each
-    difference of the two files from what was written. ``of_several`` says whether the archive holds runs of more than
-    one database.
+    ``line`` is its line in the ledger, None where the executed notebook was not archived; ``faults`` says what was
+    altered in the two files; ``of_several`` says whether the archive holds runs of several databases.
     """
 
     run_id: str

@@ -31,10 +31,9 @@ _TESTS = {"passedTests": ("pass",), "warnedTests": ("warn",), "failedTests": ("f
 
 
 def signer(settings: Settings) -> "Ed25519PrivateKey | None":
-    """Return the key that signs, in the file that the settings name, or None where they name none. Read-only.
+    """Return the key in the file that the settings name, or None where they name none. Read-only.
 
-    Raises ConfigurationError where the file is missing, readable by others, or not an ed25519 key, or where its
-    passphrase is another.
+    Raises ConfigurationError where the file is missing, readable by others, or not an ed25519 key of this passphrase.
     """
     if not settings.signing_key:
         return None
@@ -138,17 +137,14 @@ def _statement(record: Record, hashes: Mapping[str, str], *, as_template: bool) 
 
 
 def envelope(settings: Settings, record: Record, hashes: Mapping[str, str], *, as_template: bool = False) -> bytes:
-    """Return the statement of a run in its envelope: signed where ``signing_key`` is set, else without a signature.
+    """Return the statement of a run in its envelope, signed where ``signing_key`` is set. Read-only.
 
-    ``hashes`` has the SHA-256 of each file of the run by its name; ``as_template`` says whether the cells that ran are
-    known to be those of the template that the record names. Reads the key; writes nothing. Raises ConfigurationError
-    where the key can't sign.
+    ``hashes`` has the SHA-256 of each file of the run; ``as_template`` says whether the cells that ran are known to be
+    those of the template. Raises ConfigurationError where the key can't sign.
     """
-    payload = _statement(record, hashes, as_template=as_template)
-    key = signer(settings)
-    if key is None:
-        return _enclosed(payload, [])
-    return _enclosed(payload, [{"keyid": _keyid(key.public_key()), "sig": _base64(key.sign(_signed(payload)))}])
+    payload, key = _statement(record, hashes, as_template=as_template), signer(settings)
+    signatures = [{"keyid": _keyid(key.public_key()), "sig": _base64(key.sign(_signed(payload)))}] if key else []
+    return _enclosed(payload, signatures)
 
 
 def _signed(payload: bytes) -> bytes:
@@ -168,11 +164,7 @@ def _base64(content: bytes) -> str:
 
 
 class Checked(NamedTuple):
-    """Hold what the check of a statement found: ``faults``, and the key ids of its signatures.
-
-    ``signers`` are those whose signature was verified with a given key, ``claimed`` all others that are named, which
-    nothing but the file itself confirms.
-    """
+    """Hold the faults of a statement and its key ids: ``signers`` were verified with a given key, ``claimed`` not."""
 
     faults: tuple[str, ...] = ()
     signers: tuple[str, ...] = ()
@@ -182,9 +174,9 @@ class Checked(NamedTuple):
 def check_statement(
     content: bytes, hashes: Mapping[str, str], record: Record, keys: PublicKeys, *, as_template: bool = False
 ) -> Checked:
-    """Check that an envelope is, byte for byte, what ``envelope`` says of this record and these hashes. Read-only.
+    """Check that an envelope is, byte for byte, the one of this record and these hashes. Read-only.
 
-    Each signature that names one of ``keys`` must be that key's. ``check_signers`` says whether there must be one.
+    Each signature that names one of ``keys`` must be by that key; ``check_signers`` judges missing ones.
     """
     try:
         given = json.loads(content)

@@ -1,4 +1,4 @@
-"""Where an archive or a copy of it lies: a directory, or what fsspec reaches; which one is meant; copies fetched."""
+"""Where an archive and its copies are: which one is meant, how a copy is written, and how it is fetched."""
 
 import argparse
 import errno
@@ -23,8 +23,7 @@ LINE = re.compile(r"ledger/\d{8}\.jsonl")  # an object a line: an object can't b
 _SAFE = re.compile(r"(?!\.\.?(?:/|\Z))[\w.-]+(?:/(?!\.\.?\Z)[\w.-]+)?")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^?#\s]*)")
 _MD5 = re.compile(r'"([0-9a-f]{32})"')  # how S3 names what was put in one piece; of several it names something else
-# Here s3fs tries each request 5 times, and botocore below it too, as often as AWS_MAX_ATTEMPTS says, 5 by default: a
-# server that never answers would be given up after 6 minutes. A copy that failed is resumed by the next one.
+# s3fs tries each request 5 times, and so does botocore below it: a server that never answers would take 6 minutes.
 _TRIES_TWICE = ("s3", "s3a")
 T = TypeVar("T")
 
@@ -33,22 +32,19 @@ T = TypeVar("T")
 
 
 def chosen_archive(arguments: argparse.Namespace) -> Path | str:
-    """Return the archive that the arguments name, as `archive_at` does; raise ConfigurationError if there is none."""
+    """Return the archive that the arguments name; raise ConfigurationError where it is missing. Read-only."""
     if arguments.archive is None:
         env = "development" if arguments.env is None else arguments.env
-        archive = resolve(env, db_path=arguments.db_path).archive_dir
-        if not os.path.isdir(archive):  # noqa: PTH112 - False, where Path raises for one in a closed directory
-            raise ConfigurationError(f"no archive at {archive}: the first recorded run makes it")
-        return archive
+        return archive_at("archive_dir", resolve(env, db_path=arguments.db_path).archive_dir)
     if arguments.env is not None or arguments.db_path is not None:
         raise ConfigurationError("--archive: expected it, or --env and --db-path, found both")
     return archive_at("--archive", arguments.archive)
 
 
 def archive_at(name: str, value: object) -> Path | str:
-    """Return the directory that an argument names, or a URL as it is; `local` looks whether a copy is there.
+    """Return the directory that an argument names, or the URL of a copy; the URL is not looked at. Read-only.
 
-    Raises ConfigurationError where there is no directory. Read-only.
+    Raises ConfigurationError where the directory is missing.
     """
     if fault := url_fault(name, str(value)):
         raise ConfigurationError(fault)
@@ -56,8 +52,8 @@ def archive_at(name: str, value: object) -> Path | str:
         return value
     archive = absolute_path(name, value, "argument", relative=True)
     if not os.path.isdir(archive):  # noqa: PTH112 - False, where Path raises for one in a closed directory
-        remedy = "list an environment's runs: python -m abathur_nb runs --env ENV"
-        raise ConfigurationError(f"{name}: expected the directory of an archive, found none at {archive}: {remedy}")
+        expected = f"expected the directory of an archive, found none at {archive}"
+        raise ConfigurationError(f"{name}: {expected}: the first recorded run makes it")
     return archive
 
 
@@ -76,10 +72,9 @@ def read_whole(path: Path) -> bytes:
 
 
 class Store(NamedTuple):
-    """Hold how to get at the objects of a copy, which have names such as ``RUNID/record.json``.
+    """Hold how to reach the objects of a copy, which have names such as ``RUNID/record.json``.
 
-    ``found`` names all there are, each with its MD5 where the store reports it, else an empty text. ``add`` makes a
-    new one, and replaces none. All raise RefusedError for whatever the store refuses.
+    ``found`` returns their names, each with its MD5 or an empty text; ``add`` replaces none. All raise RefusedError.
     """
 
     where: str
@@ -89,10 +84,7 @@ class Store(NamedTuple):
 
 
 def open_store(url: str) -> Store:
-    """Return the store that a directory or a URL names; raise ConfigurationError if it is not one that is known.
-
-    No credentials are taken from a URL: URLs are shown. Makes nothing.
-    """
+    """Return the store at a directory or URL; raise ConfigurationError for any other text or a password. Read-only."""
     if fault := url_fault("URL", url):
         raise ConfigurationError(fault)
     match = _URL.fullmatch(url)
@@ -191,10 +183,9 @@ def _objects(url: str, scheme: str) -> Store:
 
 @contextmanager
 def fetched(url: str) -> Iterator[Path]:
-    """Bring a copy into a private directory, in the form of an archive, and remove it at the end.
+    """Fetch a copy into a private directory, in the form of an archive, and remove it at the end.
 
-    Everything is brought that the copy holds, so that what does not belong there is seen. Raises RefusedError where
-    there is no copy.
+    What does not belong into a copy is fetched too, for ``verify`` to name. Raises RefusedError without a copy.
     """
     store = open_store(url)
     names = store.found()
@@ -223,10 +214,7 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def local(archive: Path | str) -> AbstractContextManager[Path]:
-    """Return a context with an archive in its local form: of a copy what `fetched` brings, else itself. Read-only.
-
-    A text is the URL of a copy.
-    """
+    """Return a context with the directory of an archive: of a copy, also at a URL, what `fetched` brings. Read-only."""
     # A copy has a file for each line of the ledger, in a folder.
     if isinstance(archive, Path) and (not is_folder(archive / "ledger") or os.path.lexists(archive / LEDGER)):
         return nullcontext(archive)

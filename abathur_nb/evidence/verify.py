@@ -74,8 +74,8 @@ Found = Iterator[tuple[str, str]]  # the id of the rule, or of a warning, and wh
 def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) -> Report:
     """Recompute every hash and link of an archive, and with ``keys`` every signature. Read-only; follows no link.
 
-    What is wrong fails a check, the first fault named first. Unsealed runs, and sealed ones without a line in the
-    ledger, are a warning: no evidence, and no fault. Raises RefusedError for a directory that can't be read.
+    Runs that are unsealed or not in the ledger are a warning: no evidence, and no fault. Raises RefusedError for a
+    directory that can't be read.
     """
     names = run_ids(archive)  # before the ledger: of a run that ends meanwhile the folder is found too
     ledger = read_ledger(archive)
@@ -214,10 +214,9 @@ def command(arguments: argparse.Namespace) -> int:
 def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
     """Copy the runs of an archive's ledger to a directory or a URL of fsspec; return what was ``copied`` and ``left``.
 
-    Of each run its files first and its line of the ledger last: cut short, the copy is a shorter archive, and the
-    next one goes on from there. What is there already is compared, and never changed. ``left`` are the runs that
-    have no line. Raises RefusedError, before anything is written, where the copy holds anything else than the
-    archive, or ``verify`` finds fault with what is to be copied. The archive stays as it is.
+    Writes the files of each run and then its line of the ledger: cut short, the copy is a shorter archive, and the next
+    one goes on. Existing objects are compared, never changed; runs without a line are ``left``. Raises RefusedError,
+    before anything is written, where the copy holds anything else, or ``verify`` finds a fault.
     """
     store = open_store(url)
     if Path(store.where).is_absolute() and Path(store.where, "x").resolve().is_relative_to(archive.resolve()):
