@@ -13,10 +13,9 @@ from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.record import Entry, read_archive
 from abathur_nb.evidence.verify import verify_archive
-from abathur_nb.health.checks import OTHERS
-from abathur_nb.report import Check, Report, Status
+from abathur_nb.report import Check, Report
 from abathur_nb.store.target import examine, wanted
-from abathur_nb.text import SEE_CLOCK, Table, age, counted, is_ahead, shown
+from abathur_nb.text import SEE_CLOCK, Table, age, counted, is_ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,8 @@ class Line:
 _QUARTER = 90  # days
 # A dashboard needs snapshots that a timer records; whether an alert fires does not count.
 _MEASURED, _RECORDED = ("snapshot", "record"), {"record": True}
+_SOFTWARE = ("python", "sqlite", "sqlite_json_functions", "sqlite_thread_safety", "aiosqlite")
+_FILE_SYSTEM = ("file_system", "file_system_behaviour")
 _NIGHTLY = Line(
     "backup_automation", "Backup automation configured", "backup", ("copy", "proof"), 2, {"reason": "nightly"}
 )
@@ -55,15 +56,10 @@ def _state(line_id: str, text: str, check: str) -> Line:
 _LISTS: Mapping[str, tuple[Line, ...]] = {
     "Pre-Migration": (
         Line(
-            "system_requirements",
-            "System requirements verified (Python 3.11+, SQLite 3.35+)",
-            "preflight",
-            ("python", "sqlite", "sqlite_json_functions", "sqlite_thread_safety", "aiosqlite"),
+            "system_requirements", "System requirements verified (Python 3.11+, SQLite 3.35+)", "preflight", _SOFTWARE
         ),
         Line("disk_space", "Disk space available (10GB+)", "preflight", ("free_disk",)),
-        Line(
-            "file_system", "File system compatible with WAL mode", "preflight", ("file_system", "file_system_behaviour")
-        ),
+        Line("file_system", "File system compatible with WAL mode", "preflight", _FILE_SYSTEM),
         Line("backup_directory", "Backup directory created", "preflight", ("backup_directory",)),
         Line("database_directory", "Database directory created with correct permissions", "preflight", ("directory",)),
     ),
@@ -192,22 +188,21 @@ class _Archive:
 
     def answer(self, line: Line) -> Check:
         """Return what the newest run that ``line`` asks for says."""
-        runs = [run for run in self.runs if run.notebook == line.notebook]
-        run = next((run for run in reversed(runs) if line.parameters.items() <= _parameters(run).items()), None)
-        if run is None:
-            observed, fault, extra = "", _missing(line, runs), ""
-        else:
-            observed = f"run {run.run_id}, {age(run.started_at)}: {run.verdict}"
-            fault, extra = self._fault(line, run), _extra(line, run)
+        runs = (run for run in reversed(self.runs) if run.notebook == line.notebook)
+        run = next((run for run in runs if line.parameters.items() <= _parameters(run).items()), None)
+        asked = "".join(f" with {name} {value}" for name, value in line.parameters.items())
+        fault = observed = f"no archived run of {line.notebook}{asked}"
+        if run:
+            fault = self._fault(line, run)
+            observed = f"run {run.run_id}, {age(run.started_at)}: {run.verdict}{'; ' if fault else ''}{fault}"
         expected = f"{line.notebook} passed within {line.days} days"
-        observed = "; ".join(filter(None, (observed, fault or extra)))
-        remedy = _command(line, self.settings) if fault else "find out who made them; ours are unchanged"
-        otherwise: Status = "fail" if fault else "warn"
-        return Check.that(line.id, not fault and not extra, expected, observed, remedy, otherwise, name=line.text)
+        given = [word for name, value in line.parameters.items() for word in ("-p", name, str(value))]
+        remedy = join([*self.settings.command(line.notebook), *given])
+        return Check.that(line.id, not fault, expected, observed, remedy, name=line.text)
 
     def _fault(self, line: Line, run: Entry) -> str:
         """Return why a run is no evidence for a line; an empty text if it is."""
-        passed = {check.id for check in _checks(run) if check.status == "pass"}
+        passed = {check.id for check in run.record.checks if check.status == "pass"} if run.record else set()
         if missing := [name.replace("_", " ") for name in line.checks if name not in passed]:
             return f"not passed: {', '.join(missing)}"
         if not line.checks and run.verdict != "pass":
@@ -230,11 +225,9 @@ def _read(settings: Settings) -> _Archive:
     # The order of the ledger does not depend on a clock.
     archived = sorted((run for run in runs if run.line), key=_number)
     observed = failed[0] if failed else f"{folder}, {counted(len(archived), 'archived run')} of {settings.db_path}"
-    remedy, title = (
-        f"python -m abathur_nb verify {quote(str(folder))}",
-        f"{settings.env}: the archive is as it was written",
-    )
-    check = Check.that("archive", not failed, "verify passes", observed, remedy, name=title)
+    name = f"{settings.env}: the archive is as it was written"
+    remedy = f"python -m abathur_nb verify {quote(str(folder))}"
+    check = Check.that("archive", not failed, "verify passes", observed, remedy, name=name)
     changes = [r for r in runs if r.verdict != "refused" and notebook_named(r.notebook).changes(_parameters(r))]
     return _Archive(settings, check, archived, changes)
 
@@ -250,32 +243,5 @@ def _is_after(change: Entry, run: Entry) -> bool:
     return change.started_at > run.started_at
 
 
-def _missing(line: Line, runs: Sequence[Entry]) -> str:
-    """Say which run a line lacks, and with what other parameters the newest run of its notebook was made."""
-    missing = f"no archived run of {line.notebook}"
-    missing += "".join(f" with {name} {value}" for name, value in line.parameters.items())
-    if not runs or not line.parameters:
-        return missing
-    given = _parameters(runs[-1])
-    has = ", ".join(f"{name} {shown(given.get(name))}" for name in line.parameters)
-    return f"{missing}; the newest, {runs[-1].run_id}, has {has}"
-
-
 def _parameters(run: Entry) -> Mapping[str, object]:
     return run.record.parameters if run.record else {}
-
-
-def _checks(run: Entry) -> tuple[Check, ...]:
-    return run.record.checks if run.record else ()
-
-
-def _extra(line: Line, run: Entry) -> str:
-    """Return what a run of validate named that is not of ``sql/``, for a line about tables or indexes."""
-    if not {"tables", "indexes"} & {*line.checks}:
-        return ""
-    return next((check.observed for check in _checks(run) if check.id == OTHERS and check.status != "pass"), "")
-
-
-def _command(line: Line, settings: Settings) -> str:
-    given = [word for name, value in line.parameters.items() for word in ("-p", name, str(value))]
-    return join([*settings.command(line.notebook), *given])

@@ -17,7 +17,6 @@ from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.record import Verdict
 from abathur_nb.evidence.run import write_started
-from abathur_nb.health.checks import OTHERS
 from abathur_nb.measure.alerts import alerts_of
 from abathur_nb.measure.snapshot import take_snapshot
 from abathur_nb.report import Check, Report, Status, id_of
@@ -180,14 +179,12 @@ def test_a_change_of_the_future_voids_what_the_ledger_has_before_it_alone(settin
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.parameters], ids=lambda line: line.text[:20])
-def test_a_run_with_other_parameters_is_told_from_none(line: Line, settings: Settings) -> None:
+def test_a_run_with_other_parameters_is_no_evidence(line: Line, settings: Settings) -> None:
     wanted(settings, but=line.notebook)
+    run(settings, line.notebook, parameters={"reason": "manual"})
     words = " ".join(f"{name} {value}" for name, value in line.parameters.items())
     check = answers(asyncio.run(nb.readiness(settings, **SAID)))[line.text]
     assert check.observed == f"no archived run of {line.notebook} with {words}"
-    run(settings, line.notebook, parameters={"reason": "manual"})
-    check = answers(asyncio.run(nb.readiness(settings, **SAID)))[line.text]
-    assert f"with {words}; the newest, " in check.observed
     assert check.remedy.endswith(f"-p {words}")
 
 
@@ -210,21 +207,6 @@ def test_what_was_found_before_the_database_was_changed_is_void(
     assert found["All 33 indexes created"].failed is void
     assert ("the database was changed since" in found["All 33 indexes created"].observed) is void
     assert not found["Session retrieval <10ms (p99)"].failed
-
-
-def test_another_table_or_index_warns_in_the_lines_about_tables_and_indexes_and_is_no_no_go(settings: Settings) -> None:
-    wanted(settings, but="validate")
-    names = {name for line in CHECKLIST if line.notebook == "validate" for name in line.checks}
-    extra = Check(OTHERS, "warn", observed="extra: table _litestream_lock")
-    report = Report("validate", (*(Check(name, "pass") for name in names), extra))
-    folder = archives.start(settings, "validate")
-    archives.seal(folder, settings, "pass", reports=(report,), facts={})
-    keep(folder, settings, archives.notebook("validate"), html=False)
-    found = asyncio.run(nb.readiness(settings, **SAID))
-    assert found.report.ok, str(found)
-    told = {check.name for check in found.report.checks if check.status == "warn"}
-    assert told == {line.text for line in LINES if {"tables", "indexes"} & {*line.checks}}
-    assert "_litestream_lock" in str(found)
 
 
 def test_an_altered_run_is_no_evidence_and_costs_no_other_line(settings: Settings) -> None:
