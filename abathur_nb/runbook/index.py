@@ -6,19 +6,18 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from abathur_nb.config.notebooks import NOTEBOOKS
 from abathur_nb.config.settings import Settings, environment_names, resolve
-from abathur_nb.errors import AbathurError, ConfigurationError
+from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import read_ledger
 from abathur_nb.evidence.record import Entry, read_archive
 from abathur_nb.evidence.run import Run
 from abathur_nb.evidence.stores import chosen_archive, first_run, local
-from abathur_nb.report import Check, Report
-from abathur_nb.text import Table, duration, printable
+from abathur_nb.report import Check, Report, Status
+from abathur_nb.text import Table, counted, duration, printable
 
 _HEAD = ("when (UTC)", "what", "env", "verdict", "duration", "who", "run", "archived")
 _NO_EVIDENCE = {
@@ -95,11 +94,10 @@ _TITLE = "index"
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """Hold the newest runs of each environment, by environment and notebook; shown with a row for each notebook.
+    """Hold the newest run of each notebook in each environment; shown with a row for each notebook.
 
-    ``databases`` says of each environment where its database is. ``report`` has a check for each environment, and
-    fails where its settings are wrong, or a record or the ledger was altered. A failed run only warns: its own verdict
-    failed.
+    ``databases`` names the database of each environment. ``report`` has a check for each environment, and fails where
+    its settings are wrong, or a record or the ledger was altered. A failed run only warns: its own verdict failed.
     """
 
     report: Report
@@ -107,14 +105,14 @@ class Overview:
     newest: Mapping[str, Mapping[str, Entry]]
 
     def to_record(self) -> dict[str, Any]:
-        """Return what a run's record keeps: of each environment which runs were its newest."""
+        """Return what a run's record keeps: the ids of the newest runs of each environment."""
         runs = {env: {name: run.run_id for name, run in newest.items()} for env, newest in self.newest.items()}
         return {"newest_runs": runs}
 
     def table(self) -> Table:
         """Return a table with a column for each environment: the verdict and the time of each newest run."""
         rows: list[tuple[str, ...]] = [("database", *self.databases.values())]
-        found = dict.fromkeys(name for newest in self.newest.values() for name in newest)
+        found = (name for newest in self.newest.values() for name in newest)
         for name in dict.fromkeys((*(one for one in NOTEBOOKS if one != _TITLE), *found)):
             runs = (newest.get(name) for newest in self.newest.values())
             rows.append((name, *(f"{run.mark}\n{run.when}" if run else "–" for run in runs)))
@@ -141,27 +139,24 @@ def show_environments(settings: Settings, *, run: Run | None = None) -> Overview
         databases[env], newest[env] = "?", {}
         try:
             theirs = settings if env == settings.env else resolve(env)
-        except ConfigurationError as error:
-            observed, remedy = "; ".join(error.faults), "repair the settings file, or the variable that is named"
-            checks.append(Check(env, "fail", "its settings can be resolved", observed, remedy, name=env))
-            continue
-        databases[env] = _database(theirs.db_path)
-        try:
+            databases[env] = str(theirs.db_path)
+            if not os.path.exists(theirs.db_path):  # noqa: PTH110 - False, where Path raises for one in a closed directory
+                databases[env] += "\nnot there, or hidden from this account"
             newest[env], found = _newest(theirs, own)
-        except (AbathurError, OSError) as error:
-            found = _unread(theirs, error, mine=env == settings.env)
+        except ConfigurationError as error:
+            remedy = "repair the settings file, or the variable that is named"
+            found = Check(env, "fail", "its settings can be resolved", "; ".join(error.faults), remedy)
+        except FileNotFoundError:
+            observed = f"no archive at {theirs.archive_dir}"
+            found = Check(env, "skip", "an archive that can be read", observed, first_run(theirs))
+        except (RefusedError, OSError) as error:  # a person may lack the right to read another environment's archive
+            owner = f"run this notebook as {theirs.service_account}, who owns it: " if theirs.service_account else ""
+            remedy = f"{owner}ls -la {quote(str(theirs.archive_dir.parent))}"
+            status: Status = "error" if env == settings.env else "skip"
+            observed = f"could not run: {theirs.archive_dir} cannot be read: {getattr(error, 'strerror', error)}"
+            found = Check(env, status, "an archive that can be read", observed, remedy)
         checks.append(found)
     return Overview(Report(_TITLE, tuple(checks), subject=str(settings.db_path)), databases, newest)
-
-
-def _database(path: Path) -> str:
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        return f"{path}\nnot there"
-    except OSError as error:
-        return f"{path}\ncannot be looked at: {error.strerror}"
-    return str(path)
 
 
 def _newest(settings: Settings, own: str | None) -> tuple[Mapping[str, Entry], Check]:
@@ -172,34 +167,15 @@ def _newest(settings: Settings, own: str | None) -> tuple[Mapping[str, Entry], C
     entries = [entry for entry in read_archive(archive, ledger) if entry.run_id != own]
     newest = {run.notebook: run for run in entries if run.is_of(settings)}
     if faults := [*ledger.faults, *(fault for entry in entries for fault in entry.faults)]:
-        observed = f"its archive is not as it was written: {faults[0]}"
-        remedy = f"python -m abathur_nb verify {quote(str(archive))}"
-        expected = "an archive as it was written"
-        return newest, Check(env, "fail", expected, observed, remedy, tuple(faults), name=env)
+        observed, remedy = f"it is not: {faults[0]}", f"python -m abathur_nb verify {quote(str(archive))}"
+        return newest, Check(env, "fail", "its archive is as it was written", observed, remedy, tuple(faults))
     expected = "the newest run of each notebook passed"
     if not newest:
-        return newest, Check(env, "skip", expected, "no run of its database yet", first_run(settings), name=env)
+        return newest, Check(env, "skip", expected, "no run of its database yet", first_run(settings))
     last = max(newest.values(), key=lambda run: run.run_id)
+    passed = f"{counted(len(newest), 'notebook')}; the last was {last.notebook}, {last.when} UTC"
     bad = [run for run in newest.values() if run.verdict != "pass"]
-    passed = f"{len(newest)} notebook{'s' * (len(newest) > 1)}; the last was {last.notebook}, {last.when} UTC"
-    return newest, Check.that(
-        env,
-        not bad,
-        expected=expected,
-        observed=", ".join(f"{run.notebook} {run.verdict}" for run in bad) or passed,
-        remedy=f"open history.ipynb with env {env}: it says what failed, and what changed since it passed",
-        otherwise="warn",
-        evidence=(f"{archive}/{run.run_id} {run.notebook} {run.ending}" for run in bad),
-        name=env,
-    )
-
-
-def _unread(settings: Settings, error: Exception, *, mine: bool) -> Check:
-    """Say why an archive can't be read; a person need not be allowed to read that of another environment."""
-    archive, env, account = settings.archive_dir, settings.env, settings.service_account
-    if isinstance(error, FileNotFoundError):
-        return Check(env, "skip", "an archive", f"no archive at {archive}", first_run(settings), name=env)
-    remedy = f"run this notebook as {account}, who owns it" if account else "see who may read it"
-    observed = f"could not run: {archive} cannot be read: {getattr(error, 'strerror', None) or error}"
-    look = f"{remedy}: ls -la {quote(str(archive.parent))}"
-    return Check(env, "error" if mine else "skip", "an archive that can be read", observed, look, name=env)
+    observed = ", ".join(f"{run.notebook} {run.verdict}" for run in bad) or passed
+    remedy = f"open history.ipynb with env {env}: it says what failed, and what changed since it passed"
+    evidence = (f"{archive}/{run.run_id} {run.notebook} {run.ending}" for run in bad)
+    return newest, Check.that(env, not bad, expected, observed, remedy, "warn", evidence)
