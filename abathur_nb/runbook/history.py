@@ -16,7 +16,7 @@ from abathur_nb.evidence.run import Run
 from abathur_nb.evidence.stores import archive_at, first_run, local
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.report import Check, Report, id_of
-from abathur_nb.text import Table, some
+from abathur_nb.text import Table, counted, some
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,70 +88,43 @@ def read_history(
         check = Check("archive", "fail", "the directory of an archive", f"no archive at {where}", remedy)
         return History(Report(_TITLE, (check,), subject=str(where), refused=True), where)
     own = run.folder.name if run and run.folder else None
-    checks: list[Check] = []
-    runs: tuple[Entry, ...] = ()
-    head = FIRST
     try:
-        # `_checks` reports unsealed runs, without the current one.
         with local(where) as folder:
-            checks += [check for check in verify_archive(folder).checks if check.id != "no_evidence"]
+            # `_checks` reports unsealed runs, without the current one.
+            checks = [check for check in verify_archive(folder).checks if check.id != "no_evidence"]
             ledger = read_ledger(folder)
-            head = ledger.lines[-1].sha256 if ledger.lines else FIRST
             runs = tuple(run for run in read_archive(folder, ledger) if run.run_id != own)
-        checks += _checks(runs, where)
     except (RefusedError, OSError) as error:
         remedy = f"see who may read it: ls -la {quote(str(where))}" if isinstance(where, Path) else ""
-        checks.append(Check("archive", "error", "can be read", f"could not run: {error}", remedy))
-    report = Report(_TITLE, tuple(checks), subject=str(where))
+        check = Check("archive", "error", "can be read", f"could not run: {error}", remedy)
+        return History(Report(_TITLE, (check,), subject=str(where)), where)
+    report = Report(_TITLE, (*checks, *_checks(runs, where)), subject=str(where))
+    head = ledger.lines[-1].sha256 if ledger.lines else FIRST
     return History(report, where, runs, head, _since_green(runs), _changes(runs))
 
 
 def _checks(runs: Sequence[Entry], where: Path | str) -> Iterator[Check]:
     """Ask what a sound archive leaves open. None of it fails the report: each run has a verdict of its own."""
-    observed = "one" if runs else "no earlier run"
-    if len(runs) > 1:
-        observed = f"{len(runs):,}, of {len({run.label for run in runs})} notebooks, {runs[0].when} to {runs[-1].when}"
-    yield Check.that(
-        "runs_over_time",
-        bool(runs),
-        expected="runs to compare",
-        observed=observed,
-        remedy="run validate.ipynb, or another one: each run is recorded",
-        otherwise="warn",
-    )
-    if not runs:
-        return
+    span = f", {runs[0].when} to {runs[-1].when}" if runs else ""
+    observed = f"{counted(len(runs), 'run')} of {counted(len({run.label for run in runs}), 'notebook')}{span}"
+    remedy = "run validate.ipynb, or another one: each run is recorded"
+    yield Check.that("runs_over_time", bool(runs), "runs to compare", observed, remedy, "warn")
     unsealed = [run for run in runs if run.verdict == "unsealed"]
-    yield Check.that(
-        "sealed",
-        not unsealed,
-        expected="each run that was started has a verdict",
-        observed=f"{len(unsealed)} have none, and are no evidence" if unsealed else "each has",
-        remedy="they were killed, or are not over yet: run their notebooks again",
-        otherwise="warn",
-        evidence=(f"{run.run_id} {run.label}, started by {run.who}" for run in unsealed),
-    )
     loose = [run for run in runs if run.sealed and not run.line]
-    yield Check.that(
-        "archived",
-        not loose,
-        expected="the executed notebook of each sealed run lies beside its record",
-        observed=f"{len(loose)} do not" if loose else "each does",
-        remedy="python -m abathur_nb archive OUT.ipynb",
-        otherwise="warn",
-        evidence=(f"{run.run_id} {run.label}" for run in loose),
-    )
+    killed = "they were killed, or are not over yet: run their notebooks again"
+    for check_id, expected, without, remedy in (
+        ("sealed", "a verdict of each run that was started", unsealed, killed),
+        ("archived", "the executed notebook of each sealed run", loose, "python -m abathur_nb archive OUT.ipynb"),
+    ):
+        observed = f"missing for {counted(len(without), 'run')}" if without else "each is there"
+        evidence = (f"{run.run_id} {run.label}, started by {run.who}" for run in without)
+        yield Check.that(check_id, not without, expected, observed, remedy, "warn", evidence)
     for run in {run.label: run for run in runs}.values():
-        yield Check.that(
-            f"newest_{id_of(run.label)}",
-            run.verdict == "pass",
-            expected="it passed",
-            observed=f"{run.ending}, {run.when}, run {run.run_id}",
-            remedy=f"see below what changed since it passed, and what it found: {where}/{run.run_id}",
-            otherwise="warn",
-            name=f"newest {run.label}",
-            data={"notebook": run.notebook, "run_id": run.run_id},
-        )
+        check_id, name, passed = f"newest_{id_of(run.label)}", f"newest {run.label}", run.verdict == "pass"
+        observed = f"{run.ending}, {run.when}, run {run.run_id}"
+        remedy = f"see below what changed since it passed, and what it found: {where}/{run.run_id}"
+        data = {"notebook": run.notebook, "run_id": run.run_id}
+        yield Check.that(check_id, passed, "it passed", observed, remedy, "warn", name=name, data=data)
 
 
 def _since_green(runs: Sequence[Entry]) -> Table:
@@ -160,9 +133,7 @@ def _since_green(runs: Sequence[Entry]) -> Table:
     # history is skipped: it recomputes everything.
     for label, newest in {run.label: run for run in runs if run.sealed and run.notebook != _TITLE}.items():
         before = [run for run in runs if run.label == label and run.run_id < newest.run_id]
-        against, changed = "none passed before it", ""
-        if any(run.verdict == "altered" for run in before):  # which may have passed
-            against = "none before it passed and is as it was written"
+        against, changed = "no earlier run is known to have passed", ""
         if green := [run for run in before if run.verdict == "pass"]:
             against, changed = f"against {green[-1].run_id}", _difference(green[-1], newest)
         rows.append((newest.mark, label, f"{newest.run_id}\n{against}", changed))

@@ -43,7 +43,9 @@ def test_an_archive_that_is_as_it_was_written_passes_and_one_that_was_altered_fa
     history = nb.read_history(settings)
     assert (history.report.ok, history.report.subject) == (True, str(settings.archive_dir))
     assert check(history, "ledger").status == "pass"
-    assert check(history, "runs over time").observed == "2, of 1 notebooks, 2026-10-01 08:00:00 to 2026-10-01 12:00:00"
+    assert (
+        check(history, "runs over time").observed == "2 runs of 1 notebook, 2026-10-01 08:00:00 to 2026-10-01 12:00:00"
+    )
     assert [run.verdict for run in history.runs] == ["pass", "pass"]
     record.write_bytes(record.read_bytes().replace(b"45056", b"45057"))
     history = nb.read_history(settings)
@@ -64,7 +66,7 @@ def test_a_newest_run_that_failed_and_one_that_is_unsealed_warn_by_name_and_neve
     newest, sealed = check(history, "newest validate"), check(history, "sealed")
     assert (newest.status, newest.observed) == ("warn", f"fail: tables, 2026-10-01 12:00:00, run {failed.name}")
     assert str(failed) in newest.remedy
-    assert (sealed.status, sealed.observed) == ("warn", "1 have none, and are no evidence")
+    assert (sealed.status, sealed.observed) == ("warn", "missing for 1 run")
     assert f"{dead.name} explain, started by " in sealed.evidence[0]
     assert check(history, "archived").status == "pass"  # what it has no record of, it can't archive
     run_at(settings, EVENING)
@@ -130,7 +132,7 @@ def test_a_notebook_that_never_passed_before_says_so(settings: Settings) -> None
     run_at(settings, MORNING, verdict="fail", reports=(archives.RED,))
     run_at(settings, NOON)
     told = cells(nb.read_history(settings).since_green)
-    assert told["newest run"].endswith("\nnone passed before it")
+    assert told["newest run"].endswith("\nno earlier run is known to have passed")
     assert told[CHANGED] == ""
 
 
