@@ -18,13 +18,12 @@ from shlex import quote
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence.canonical import misfits, sealed, unsealed
-from abathur_nb.files import fsync, private_directory, read_regular, write_durably
-from abathur_nb.health.path_on_disk import free_mb
+from abathur_nb.files import at, fsync, private_directory, read_regular, write_durably
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, lock_owners, open_for_change
 from abathur_nb.store.target import journal_of, mounted_files
-from abathur_nb.text import MB, file_stamp, process_name
+from abathur_nb.text import file_stamp, process_name
 
 FOLDERS = "abathur_aside_"  # how the name of each directory begins into which something is moved
 
@@ -134,8 +133,8 @@ def move_aside(path: Path, suffixes: Iterable[str], folder: Path | None = None) 
 async def set_log_aside(settings: Settings, *, write: bool) -> Check:
     """Copy a database and its damaged log into a new directory beside it, then move the log there.
 
-    With ``write``, what SQLite reads of the log is written into the database in between. Raises RefusedError without
-    room, OSError, and as `require_movable`: who has it open may know more of the log than who reads it anew.
+    With ``write``, what SQLite reads of the log is written into the database in between. Raises
+    OSError, and as `require_movable`: who has it open may know more of the log than who reads it anew.
     """
     path = settings.db_path
     require_movable(path)
@@ -154,21 +153,12 @@ async def set_log_aside(settings: Settings, *, write: bool) -> Check:
 
 def _copy_beside(path: Path) -> Path:
     """Copy a database and its log, byte for byte, into a new directory beside it, and return that."""
-    sizes = [os.stat(name).st_size for name in (path, f"{path}-wal")]
-    needed = (sum(sizes) + sizes[1]) / MB  # the database may grow by what is written into it
-    if (free := free_mb(path.parent)) < needed:
-        observed = (
-            f"{free:,.1f} MB free on the disk of {path.parent}, {needed:,.1f} MB needed to copy {path} and its log"
-        )
-        raise RefusedError(observed, f"make room: df -h {quote(str(path.parent))}; then run this again")
-    folder, owner = new_folder(path), os.stat(path)
+    folder = new_folder(path)
     try:
-        ask("copy", path, f"{path}-wal", "", folder / path.name)
+        with at(folder):
+            ask("copy", path, f"{path}-wal", "", folder / path.name)
         for suffix in ("", "-wal"):
-            copy = folder / f"{path.name}{suffix}"
-            fsync(copy)
-            if os.geteuid() == 0:
-                os.chown(copy, owner.st_uid, owner.st_gid)
+            fsync(folder / f"{path.name}{suffix}")
     except BaseException:
         shutil.rmtree(folder)
         raise

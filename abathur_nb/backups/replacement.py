@@ -1,7 +1,6 @@
 """Replacing what a database holds: what is there now, the plan, its rehearsal, and the change itself."""
 
 import asyncio
-import errno
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -20,15 +19,15 @@ from abathur_nb.backups.manifest import Content
 from abathur_nb.backups.taking import COPIES, copy_in, copy_out, difference, open_copy, publish, read_content
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
-from abathur_nb.files import ask_system, nearest_existing, os_cause, private_directory, scratch_directory, unwritable
+from abathur_nb.files import nearest_existing, private_directory, scratch_directory, unwritable
 from abathur_nb.health.checks import OTHERS
 from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, free_mb
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, open_for_change, pragma
-from abathur_nb.store.guarded import strays_check
+from abathur_nb.store.guarded import Connection, strays_check
 from abathur_nb.store.schema import SCHEMA_VERSION, not_ours, read_schema
-from abathur_nb.store.target import examine, explain_unopened, identity_fault, journal_of, mounted_files
+from abathur_nb.store.target import examine, explain_unopened, identify, journal_of, mounted_files
 from abathur_nb.text import MB, counted
 
 _NEW = ".abathur-new"  # a name that no file has: what will be made is 0600, in a directory that keeps its mode
@@ -134,30 +133,30 @@ async def _look(settings: Settings) -> Standing:
     except RefusedError as error:
         return Standing("forbidden", _check(error.observed, error.remedy), live)
     if found is None:
-        return await _look_at(settings, live)
+        return await _look_at(settings)
     folder, path = found
-    standing = await _look_at(replace(settings, db_path=path), live)
+    # Nobody writes to a draft, and nothing may be left beside it.
+    standing = await _look_at(settings) if path == live else await _read(path, open_copy(path))
     noted = f"a replacement of {live} was begun, with {folder}; completed, it leaves: {standing.check.observed}"
     check = replace(standing.check, status="fail" if standing.state == "forbidden" else "warn", observed=noted)
     return replace(standing, check=check, folder=folder)
 
 
-async def _look_at(settings: Settings, live: Path) -> Standing:
-    path, target = settings.db_path, examine(settings, journal=False)
+async def _look_at(settings: Settings) -> Standing:
+    path = settings.db_path
+    target = await identify(settings, refuses=(), seen=examine(settings, journal=False))
+    check = target.check
+    if target.state == "present" or check.data.get("version", SCHEMA_VERSION) < SCHEMA_VERSION:
+        return await _read(path, connect(path, settings.busy_timeout_ms))
     if target.state == "refused":
-        return Standing("forbidden", target.check, path)
-    if target.state != "present":
-        return Standing("absent" if target.state == "absent" else "unreadable", _check(target.check.observed), path)
+        return Standing("forbidden", _check(check.observed, check.remedy), path)
+    return Standing("absent" if target.state == "absent" else "unreadable", _check(check.observed), path)
+
+
+async def _read(path: Path, connection: AbstractAsyncContextManager[Connection]) -> Standing:
     try:
-        # Nobody writes to a draft, and nothing may be left beside it.
-        async with connect(path, settings.busy_timeout_ms) if path == live else open_copy(path) as conn:
+        async with connection as conn:
             await conn.execute_fetchall("BEGIN")
-            fault = await identity_fault(conn, settings)
-            if fault and fault.state == "damaged":
-                return Standing("unreadable", _check(fault.check.observed), path)
-            # One of an older version, or half made, is replaced.
-            if fault and fault.check.data.get("version", SCHEMA_VERSION) >= SCHEMA_VERSION:
-                return Standing("forbidden", _check(fault.check.observed, fault.check.remedy), path)
             content, form = await read_content(conn), await _form_of(conn)
             if header := await asyncio.to_thread(ask, "header", path):
                 return Standing("unreadable", _check(f"{path} is CORRUPT: its header has {header}"), path)
@@ -240,10 +239,7 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
         if users := users_of(path, own=True):
             error = RefusedError(f"{path} is open in {', '.join(users)}", "stop it, then try again")
             forbid("users", "no process has it open while its file is replaced", error, "fail" if now else "warn")
-    if in_place and not os.access(path, os.W_OK):  # SQLite reports it only at the first change
-        cause = ask_system(path) or PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        forbid("writable", "a file that may be written to", os_cause(cause, path))
-    elif in_place and now:
+    if in_place and now:
         try:
             async with open_for_change(path, settings.busy_timeout_ms) as writer:
                 await writer.execute_fetchall("BEGIN EXCLUSIVE")

@@ -40,7 +40,6 @@ from abathur_nb.files import (
     locked,
     make_private_file,
     open_regular,
-    os_cause,
     private_directory,
     scratch_directory,
 )
@@ -341,13 +340,11 @@ def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
 
 
 def unpack(backup: Backup, scratch: Path) -> Path:
-    """Return the database of a backup, unpacked into ``scratch`` if need be. Raises RefusedError for any wrong byte."""
-    try:
-        fault = bytes_fault(backup)
-    except OSError as error:
-        cause = os_cause(error, backup.path)
-        raise RefusedError(f"{backup.path} cannot be read: {cause.observed}", cause.remedy) from None
-    if fault:
+    """Return the database of a backup, unpacked into ``scratch`` if need be.
+
+    Raises RefusedError for any wrong byte, OSError where it cannot be read.
+    """
+    if fault := bytes_fault(backup):
         raise UnfitBackupError(f"{backup.path} is damaged: {fault}")
     if backup.path.suffix != ".zst":
         return backup.path
@@ -361,35 +358,29 @@ def _decompress(backup: Backup, target: Path) -> None:
     zstd, disk, written = zstd_module(), target.parent.parent, 0
     packed, wanted = backup.facts["bytes"], backup.facts["bytes_unpacked"]
     most = min(wanted or 2**63, max(_ALWAYS, _RATIO * packed))
-    large = UnfitBackupError(f"{backup.path} is damaged: {packed:,} bytes unpack to more than {most:,}")
     room = max(free_mb(disk) - _SPARE_MB, 0)
-    full = RefusedError(
-        f"{backup.path} needs {(wanted or packed) / MB:,.1f} MB unpacked, and the disk of {disk} has {room:,.1f} MB"
-        f" beyond the {_SPARE_MB} MB that must stay free",
-        f"make room: df -h {quote(str(disk))}",
-    )
-    if wanted > most:
-        raise large
-    if max(wanted, packed) > room * MB:
-        raise full
+
+    def require(size: int) -> None:
+        if size > most:
+            raise UnfitBackupError(f"{backup.path} is damaged: {packed:,} bytes unpack to more than {most:,}")
+        if size > room * MB:
+            needed = f"{backup.path} needs {size / MB:,.1f} MB unpacked, and the disk of {disk} has {room:,.1f} MB"
+            remedy = f"make room: df -h {quote(str(disk))}"
+            raise RefusedError(f"{needed} beyond the {_SPARE_MB} MB that must stay free", remedy)
+
+    require(wanted)
     try:
-        with open_regular(backup.path) as file, target.open("xb") as plain:
+        with open_regular(backup.path) as file, at(target), target.open("xb") as plain:
             target.chmod(0o600)
             reader = zstd.open(file, "rb")
             while chunk := reader.read(_CHUNK):
                 written += len(chunk)
-                if written > most:
-                    raise large
-                if free_mb(disk) < _SPARE_MB:
-                    raise full
+                require(written)
                 plain.write(chunk)
     except (zstd.ZstdError, EOFError, MemoryError) as error:
         raise UnfitBackupError(f"{backup.path} can't be unpacked: {error}") from None
     if wanted and written != wanted:
         raise UnfitBackupError(f"{backup.path} unpacks to {written:,} bytes of {wanted:,}")
-    with target.open("rb") as plain:
-        if plain.read(16) != b"SQLite format 3\0":  # else the live database would be blamed
-            raise UnfitBackupError(f"{backup.path} is not a SQLite database, once unpacked")
 
 
 def zstd_module() -> Any:

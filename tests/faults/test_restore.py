@@ -448,7 +448,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], int | None, str]] = {
     "two frames": (lambda: packed(100_000, MAGIC) + packed(8 * MIB), 200_000, "unpack to more than 200,000"),
     "no zstd": (lambda: b"x" * 5000, 200_000, "can't be unpacked"),
     "a frame that breaks off": (lambda: packed(8 * MIB)[:-50], 8 * MIB, "unpack"),
-    "no database": (lambda: packed(200_000), 200_000, "not a SQLite database"),
+    "no database": (lambda: packed(200_000), 200_000, "file is not a database"),
 }
 
 
