@@ -113,6 +113,12 @@ class Backup:
         """The file beside it that says what it holds."""
         return manifest_of(self.path)
 
+    def remove(self) -> None:
+        """Remove the backup and its manifest. Raises OSError."""
+        # The manifest last: it alone shows that what is left is not a backup any more.
+        self.path.unlink(missing_ok=True)
+        self.manifest.unlink(missing_ok=True)
+
 
 def manifest_of(path: Path) -> Path:
     """Return the path of a backup's manifest."""
@@ -322,13 +328,6 @@ def expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
     return [b for b in backups if b.path not in kept]
 
 
-def remove(backup: Backup) -> None:
-    """Remove a backup and its manifest. Raises OSError."""
-    # The manifest last: it alone shows that what is left is not a backup any more.
-    backup.path.unlink(missing_ok=True)
-    backup.manifest.unlink(missing_ok=True)
-
-
 def apply_retention(settings: Settings, keep: Retention, made: Backup) -> Iterator[Check]:
     """Remove the backups of this database that ``keep`` lets go, and yield the checks of what is there now.
 
@@ -346,7 +345,7 @@ def apply_retention(settings: Settings, keep: Retention, made: Backup) -> Iterat
     gone = [backup for backup in expired(own, keep) if backup.path != made.path]
     for backup in gone:
         try:
-            remove(backup)
+            backup.remove()
         except OSError as error:
             left.append(f"{backup.path.name}: {error.strerror}")
     if gone:

@@ -20,29 +20,12 @@ from typing import Any
 
 import aiosqlite
 
-from abathur_nb.backups.manifest import (
-    FORMAT,
-    Backup,
-    Content,
-    bytes_fault,
-    file_sha256,
-    manifest_of,
-    next_sequence,
-    remove,
-)
+from abathur_nb.backups.manifest import FORMAT, Backup, Content, bytes_fault, file_sha256, manifest_of, next_sequence
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.evidence.canonical import canonical, sealed, sha256
 from abathur_nb.evidence.run import person_and_host, versions_of
-from abathur_nb.files import (
-    at,
-    fsync,
-    locked,
-    make_private_file,
-    open_regular,
-    private_directory,
-    scratch_directory,
-)
+from abathur_nb.files import at, fsync, locked, make_private_file, open_regular, private_directory, scratch_directory
 from abathur_nb.health.checks import file_checks
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.report import Check
@@ -267,7 +250,7 @@ async def kept_before(settings: Settings, reason: str, done: list[Check]) -> Asy
             unknown = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
             if len(done) == 1 and not committed and not unknown:
                 done.clear()
-                remove(backup)
+                backup.remove()
             raise
 
 

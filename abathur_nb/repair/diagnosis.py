@@ -25,20 +25,12 @@ from abathur_nb.repair.quarantine import affected, digest_of
 from abathur_nb.repair.salvage import SALVAGED, salvaged_before, stray_rows
 from abathur_nb.repair.statements import RowChange, Step
 from abathur_nb.report import Check
+from abathur_nb.store import target
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, lock_owners, pragma
 from abathur_nb.store.guarded import strays
 from abathur_nb.store.schema import Differences, SchemaObject, quoted, read_schema
-from abathur_nb.store.target import (
-    examine,
-    file_system,
-    identify,
-    kind_of,
-    mounted_files,
-    restore_command,
-    shell_command,
-    wanted,
-)
+from abathur_nb.store.target import examine, identify, mounted_files, restore_command, shell_command, wanted
 from abathur_nb.store.values import add_functions
 from abathur_nb.text import MB, process_name, some
 
@@ -128,21 +120,21 @@ async def _outside(settings: Settings) -> Diagnosis | None:
     if lost := strays(path):  # what they hold is lost with them, and what is read meanwhile is half of the truth
         check, newer = await asyncio.to_thread(stray_rows, settings, lost)
         return Diagnosis((check,), ("rescue",) if newer else ())
-    target = examine(settings)
-    if target.state == "remains":
-        return _remains(target.check, path)
-    target = await identify(settings, refuses=("trigger",), seen=target)  # which a repair would set off
-    check = target.check
-    if target.state == "damaged":
+    there = examine(settings)
+    if there.state == "remains":
+        return _remains(there.check, path)
+    there = await identify(settings, refuses=("trigger",), seen=there)  # which a repair would set off
+    check = there.check
+    if there.state == "damaged":
         log = await asyncio.to_thread(log_check, path)
         if log.failed and (why := await _why_alone(path, log, corrupt=True)):
             return _without_log((check,), log, why)
         return Diagnosis((replace(check, remedy=_RESTORE.format(restore_command(settings))),), ("salvage",))
     if check.status == "error":  # a hot journal, which only a writer may roll back
         return Diagnosis((replace(check, remedy=REPAIR),), ("roll back",))
-    if target.state == "present" or "remade" in check.data:
+    if there.state == "present" or "remade" in check.data:
         return None
-    return Diagnosis((wanted(target, settings),), refused=target.state != "empty")
+    return Diagnosis((wanted(there, settings),), refused=there.state != "empty")
 
 
 def _remains(check: Check, path: Path) -> Diagnosis:
@@ -347,8 +339,8 @@ async def _treat_rows(conn: aiosqlite.Connection, failing: Mapping[str, Check], 
 
 def _why_no_wal(settings: Settings) -> tuple[str, str]:
     """Say why a database may not be in WAL mode, and what forbids to switch it, if anything does. Read-only."""
-    path, kind = settings.db_path, file_system(settings.db_path.parent)
-    if kind_of(kind) in ("shared", "host share"):
+    path, kind = settings.db_path, target.file_system(settings.db_path.parent)
+    if target.kind_of(kind) in ("shared", "host share"):
         return f"its file system is {kind}, which can't carry write-ahead mode", ELSEWHERE
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
         return "the file or its directory may not be written to", f"see who owns it: namei -l {quote(str(path))}"

@@ -10,19 +10,8 @@ import aiosqlite
 
 from abathur_nb.health.rows import NAMED
 from abathur_nb.report import Check
-from abathur_nb.store.schema import (
-    APPLICATION_ID,
-    SCHEMA_VERSION,
-    Differences,
-    SchemaObject,
-    build_schema,
-    column_checks,
-    expected_columns,
-    expected_objects,
-    expected_seeds,
-    expected_tables,
-    quoted,
-)
+from abathur_nb.store import schema
+from abathur_nb.store.schema import SchemaObject, expected_columns, expected_objects, expected_tables, quoted
 from abathur_nb.store.sql import load_queries, normalized
 from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG, stored
 from abathur_nb.text import counted, shown
@@ -73,13 +62,16 @@ class Step(NamedTuple):
 
 
 # What marks a database with our tables as ours.
-MARKS = (Step(f"PRAGMA application_id = {APPLICATION_ID}"), Step(f"PRAGMA user_version = {SCHEMA_VERSION}"))
+MARKS = (
+    Step(f"PRAGMA application_id = {schema.APPLICATION_ID}"),
+    Step(f"PRAGMA user_version = {schema.SCHEMA_VERSION}"),
+)
 
 
 @cache
 def _references(table: str) -> tuple[tuple[str, str, str], ...]:
     """Return each column of a table that refers to another table, with that and its column."""
-    with closing(build_schema()) as conn:
+    with closing(schema.build_schema()) as conn:
         return tuple(conn.execute(load_queries("troubleshoot.sql")["references"].sql, (table,)))
 
 
@@ -122,7 +114,7 @@ async def broken_json(conn: aiosqlite.Connection, besides: Iterable[RowChange]) 
     changes = []
     for table in expected_tables():
         others = "".join(f" AND NOT ({change.where})" for change in besides if change.table == table)
-        for column, kind, rule in column_checks(table):
+        for column, kind, rule in schema.column_checks(table):
             if kind != "json":
                 continue
             empty = "NULL" if column not in _required(table) else "'{}'" if "'object'" in rule else "'[]'"
@@ -150,7 +142,7 @@ async def restore_seeds(
 ) -> tuple[list[tuple[RowChange, int]], list[Step]]:
     """Return what gives the seed memories in ``restored`` their content back, and what inserts missing ones."""
     statements, changes, steps = {(one["namespace"], one["key"]): one["sql"] for one in restored}, [], []
-    for seed in expected_seeds():
+    for seed in schema.expected_seeds():
         if not (sql := statements.get((seed.namespace, seed.key))):
             continue
         same = f"namespace = '{seed.namespace}' AND key = '{seed.key}' AND version = {seed.version}"
@@ -179,7 +171,7 @@ async def statistics_check(conn: aiosqlite.Connection, remedy: str) -> Check:
 
 def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -> list[Step]:
     """Return what makes the indexes those of ``sql/``, but for those of tables that are ``rebuilt`` or missing."""
-    found, known = Differences.between(live, ("index",)), expected_objects()
+    found, known = schema.Differences.between(live, ("index",)), expected_objects()
     tables = {name for name, one in known.items() if one.type == "table" and name in live} - {*rebuilt}
     dropped = [name for name in found.altered if live[name].table in tables]
     made = [known[name] for name in (*found.missing, *found.altered) if known[name].table in tables]
@@ -189,7 +181,7 @@ def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -
 async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list[str]:
     """Name the rows that a unique index among ``names``, or of a table, can't hold, by sql/ or as it is. Read-only."""
     unique, found = load_queries("troubleshoot.sql")["unique"].sql, list[str]()
-    with closing(build_schema()) as ours:
+    with closing(schema.build_schema()) as ours:
         keys = {*ours.execute(unique), *map(tuple, await conn.execute_fetchall(unique))}
     for table, columns, given in sorted({key[1:] for key in keys if {*key[:2]} & {*names}}):
         rows = await conn.execute_fetchall(
@@ -249,7 +241,7 @@ async def rebuild_table(
         made.append(Step(f"DELETE FROM sqlite_sequence WHERE name = '{table}'"))
         made.append(Step(f"UPDATE sqlite_sequence SET name = '{table}' WHERE name = '{_ASIDE}'"))
     made.append(Step(f"DROP TABLE {_ASIDE}"))
-    others = [live[name] for name in Differences.between(live, ("index",)).extra if live[name].table == table]
+    others = [live[name] for name in schema.Differences.between(live, ("index",)).extra if live[name].table == table]
     lost = [other for other in others if not _fits(other)]
     ours = [one for one in expected_objects().values() if one.type == "index" and one.table == table]
     indexes = [Step(index.sql) for index in (*ours, *others) if index not in lost]
@@ -258,7 +250,7 @@ async def rebuild_table(
 
 def _fits(index: SchemaObject) -> bool:
     """Return whether an index can be made on the tables of ``sql/``."""
-    with closing(build_schema()) as conn, suppress(sqlite3.Error):
+    with closing(schema.build_schema()) as conn, suppress(sqlite3.Error):
         conn.execute(index.sql)
         return True
     return False
