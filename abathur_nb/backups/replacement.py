@@ -35,12 +35,7 @@ _NEW = ".abathur-new"  # a name that no file has: what will be made is 0600, in 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Say what a replacement finds, and why.
-
-    - ``readable``: a database whose rows can all be read
-    - ``unreadable``: one that is too damaged for that, or of which only side files are left
-    - ``absent``: none
-    - ``forbidden``: what must not be replaced
+    """Say what a replacement finds: a database whose rows can all be read, one that is too damaged, none, or a refusal.
 
     ``path`` is where it is, ``folder`` that of a replacement that was begun: then all this is about what its completion
     leaves. ``form`` is as in `Source`.
@@ -53,13 +48,16 @@ class Standing:
     form: tuple[object, ...] = ()
     folder: Path | None = None
 
+    def goes_aside(self, new: "Source") -> bool:
+        """Return whether the file is replaced: SQLite copies only into one of the same form that it can read."""
+        return self.state == "unreadable" or (self.state == "readable" and self.form != new.form)
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """Hold a proven database in a file that nobody changes, and what a plan and a report say of it.
 
-    ``form`` is what two files must share for SQLite to copy one into the other while others read: page size and
-    encoding. ``not_ours`` names the triggers, views and virtual tables in it.
+    ``form`` is its page size and encoding, ``not_ours`` names the triggers, views and virtual tables in it.
     """
 
     path: Path
@@ -181,7 +179,7 @@ def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
 
     async def do(done: list[Check], committed: Callable[[], object]) -> None:
         path, since = settings.db_path, False
-        if _goes_aside(standing, new):
+        if standing.goes_aside(new):
             await _move_aside(settings, new, done)
             committed()
         elif standing.state == "readable":
@@ -202,11 +200,6 @@ def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
     return Change((), None, do, begun=standing.folder is not None, judged=judged)
 
 
-def _goes_aside(standing: Standing, new: Source) -> bool:
-    """Return whether the file itself is replaced: SQLite copies only into one of the same form that it can read."""
-    return standing.state == "unreadable" or (standing.state == "readable" and standing.form != new.form)
-
-
 def _steps(standing: Standing, settings: Settings, reason: str, new: Source) -> tuple[str, ...]:
     """Return, in words, what `_replacement` does."""
     path = settings.db_path
@@ -215,7 +208,7 @@ def _steps(standing: Standing, settings: Settings, reason: str, new: Source) -> 
         steps.append(f"back up {path} as abathur_{reason}_… in {settings.backup_dir}, and prove that backup")
     if standing.state == "absent":
         steps.append(f"make {path} of {new.name}, under another name first")
-    elif _goes_aside(standing, new):
+    elif standing.goes_aside(new):
         steps.append(f"move {path}, with its side files, into a new directory abathur_aside_… beside it")
         steps.append(f"give the name {path.name} to a copy of {new.name}")
     else:
@@ -225,21 +218,20 @@ def _steps(standing: Standing, settings: Settings, reason: str, new: Source) -> 
 
 async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now: bool) -> list[Check]:
     """Return what on this machine forbids the replacement; with ``now``, open users too, and the lock is tested."""
-    path, found = settings.db_path, list[Check]()
+    path = settings.db_path
+    found = [check for check in (strays_check(path),) if check.failed]  # what they hold is saved first
 
     def forbid(check_id: str, expected: str, error: AbathurError, status: Status = "fail") -> None:
         found.append(Check(check_id, status, expected, error.observed, error.remedy))
 
-    if (lost := strays_check(path)).failed:  # its rows are saved first
-        found.append(lost)
-    moved = standing.folder is not None or _goes_aside(standing, new)
+    moved = standing.folder is not None or standing.goes_aside(new)
     in_place = standing.state == "readable" and not moved
     if moved:
         found += [replace(check, status="fail") for check in mounted_files(path)]
         if users := users_of(path, own=True):
             error = RefusedError(f"{path} is open in {', '.join(users)}", "stop it, then try again")
             forbid("users", "no process has it open while its file is replaced", error, "fail" if now else "warn")
-    if in_place and now:
+    elif in_place and now:
         try:
             async with open_for_change(path, settings.busy_timeout_ms) as writer:
                 await writer.execute_fetchall("BEGIN EXCLUSIVE")
@@ -261,7 +253,7 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
 
 async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list[Check]:
     """Rehearse the replacement on a copy in scratch; return the outcome."""
-    path, aside = settings.db_path, _goes_aside(standing, new)
+    path = settings.db_path
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:
         copy = replace(settings, db_path=scratch / path.name, backup_dir=scratch / "backups")
         if standing.state == "readable":
@@ -275,7 +267,7 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
         await carry_out(copy, replace(change, backup="drill" if standing.state == "readable" else ""), done)
         took = perf_counter() - started
     # The modes of the copy are not those of the database, which keeps its own unless its file is replaced.
-    keeps = standing.state == "readable" and not standing.folder and not aside
+    keeps = standing.state == "readable" and not standing.folder and not standing.goes_aside(new)
     modes = [await file_modes(path if keeps else path.with_name(_NEW))] if os.path.lexists(path.parent) else []
     failed = ", ".join(check.name for check in done if check.failed and check.id != FILE_MODES)
     expected = "what is restored has the backup's content and passes validate"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiosqlite
 
@@ -127,12 +127,18 @@ def plain(value: object) -> object:
 
 def value_of(found: Any) -> tuple[str, object]:
     """Return the SQL that takes a value of a quarantine file, and the value; raise for what ``plain`` did not write."""
-    if not isinstance(found, dict):
-        return "?", found
-    ((kind, text),) = found.items()
-    if kind == "real":
-        return "?", float(text)
-    return {"text": "CAST(? AS TEXT)", "blob": "?"}[kind], bytes.fromhex(text)
+    if isinstance(found, dict):
+        ((kind, text),) = found.items()
+        if kind == "real":
+            return "?", float(text)
+        return {"text": "CAST(? AS TEXT)", "blob": "?"}[kind], bytes.fromhex(text)
+    if (
+        isinstance(found, list | bool)
+        or plain(found) != found
+        or (isinstance(found, int) and not -(2**63) <= found < 2**63)
+    ):
+        raise ValueError(f"not a value of SQLite's: {shown(found)}")
+    return "?", found
 
 
 def _bindings(row: Mapping[str, Any]) -> tuple[list[str], list[str], list[Any]]:
@@ -150,12 +156,8 @@ def insertion(table: str, row: Mapping[str, Any]) -> tuple[str, list[Any]]:
 def _value(data: object) -> bool:
     """Return whether JSON is what ``plain`` makes of a value of SQLite's."""
     try:
-        if isinstance(data, dict):
-            return not misfits(data, {str: str}) and value_of(data) is not None
-        if isinstance(data, int):
-            return not isinstance(data, bool) and -(2**63) <= data < 2**63
-        return not isinstance(data, list) and plain(data) == data
-    except (KeyError, TypeError, ValueError):  # among them a surrogate, which is not text to SQLite
+        return bool(value_of(data))
+    except (AttributeError, KeyError, TypeError, ValueError):  # among them a surrogate, which is not text to SQLite
         return False
 
 
@@ -169,12 +171,8 @@ _ENTRY = {
 }
 
 
-class _Outcome(NamedTuple):
-    """Hold which rows of a quarantine file are put back, already present, or blocked."""
-
-    put: list[tuple[str, str]]
-    already: list[tuple[str, str]]
-    in_the_way: list[str]
+# The rows that are put back and those that are there already, each a table and its key; then what stays, and why.
+_Outcome = tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]
 
 
 async def put_back_rows(
@@ -202,24 +200,24 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
         async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
             await copy_out(conn, copy, owned_as=settings.db_path.parent)
         async with connect(copy, settings.busy_timeout_ms, mode="rw") as conn:
-            outcome = await _put(conn, entries)
+            outcome = put, already, left = await _put(conn, entries)
     expected = f"all of its {counted(len(entries), 'row')} can be put back"
-    observed = f"{path}: {len(outcome.put):,} can be put back, {len(outcome.already):,} are there already"
-    observed += f", {len(outcome.in_the_way):,} stay in the file" if outcome.in_the_way else ""
+    observed = f"{path}: {len(put):,} can be put back, {len(already):,} are there already"
+    observed += f", {len(left):,} stay in the file" if left else ""
     remedy = "see the evidence, and what the file says of these rows: write by hand what belongs there"
-    evidence = [*outcome.in_the_way, *(f"can be put back: {table}: {key}" for table, key in outcome.put)]
-    check = Check.that("quarantine", not outcome.in_the_way, expected, observed, remedy, "warn", evidence)
-    if not outcome.put:
+    evidence = [*left, *(f"can be put back: {table}: {key}" for table, key in put)]
+    check = Check.that("quarantine", not left, expected, observed, remedy, "warn", evidence)
+    if not put:
         yield Change((check,))
         return
-    tables = Counter(table for table, _ in outcome.put)
+    tables = Counter(table for table, _ in put)
     put_back = ", ".join(f"{counted(number, 'row')} of {table}" for table, number in tables.items())
     steps = (
         f"back up {settings.db_path} as abathur_pre_put_back_… in {settings.backup_dir}, and prove that backup",
         f"in one transaction, put back {put_back}",
         f"validate {settings.db_path}",
     )
-    facts = {"quarantine": sha256(b"".join(map(canonical, entries))), "rows": sha256(canonical({"put": outcome.put}))}
+    facts = {"quarantine": sha256(b"".join(map(canonical, entries))), "rows": sha256(canonical({"put": put}))}
 
     async def do(done: list[Check], committed: Callable[[], object]) -> None:
         async with open_for_change(settings.db_path, settings.busy_timeout_ms) as conn:
@@ -237,20 +235,20 @@ async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:
     await conn.apply(add_functions)
     await conn.execute_fetchall("PRAGMA synchronous = FULL")
     await conn.execute_fetchall("BEGIN IMMEDIATE")
-    outcome, waiting, faults, left = _Outcome([], [], []), entries, list[str](), len(entries) + 1
+    put, already, waiting = list[tuple[str, str]](), list[tuple[str, str]](), entries
+    faults, left = list[str](), len(entries) + 1
     while len(waiting) < left:  # what an entry refers to may have come after it
         left, failed, faults = len(waiting), [], []
         for entry in waiting:
             table, key = entry["table"], ", ".join(shown(value) for value in entry["key"].values())
             key += f", {entry['change']['column']}" if entry["change"] else ""
             try:
-                (outcome.put if await _put_one(conn, entry) else outcome.already).append((table, key))
+                (put if await _put_one(conn, entry) else already).append((table, key))
             except (sqlite3.IntegrityError, RefusedError) as error:
                 faults.append(f"{table}: {key}: {getattr(error, 'observed', error)}")
                 failed.append(entry)
         waiting = failed
-    outcome.in_the_way.extend(faults)
-    return outcome
+    return put, already, faults
 
 
 async def _put_one(conn: Connection, entry: Mapping[str, Any]) -> bool:

@@ -159,7 +159,7 @@ async def test_rows_or_columns_in_the_way_of_a_table_are_named_and_the_table_is_
     run_sql(path, METRIC)
     before = rows_of(path)
     told = check_of(await nb.troubleshoot(database, repair=True), "tables")
-    assert "rows of tasks that *values* names" in told.observed
+    assert "rows of tasks that *values* or" in told.observed
     assert "1 row with a value in metrics.filled, not a column of sql/" in told.observed
     assert """'ALTER TABLE metrics DROP COLUMN "filled";'""" in told.remedy
     assert rows_of(path) == before
