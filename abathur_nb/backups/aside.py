@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,17 +49,28 @@ def draft_in(folder: Path, path: Path) -> Path:
     return folder / f"new.{path.name}"
 
 
-def replace_file(path: Path, folder: Path) -> list[Path]:
-    """Move the database and its side files into ``folder`` and give the name to the draft in it; return what was moved.
+async def replace_file(path: Path, write: Callable[[Path], Awaitable[None]], done: list[Check]) -> None:
+    """Move the database and its side files into a new directory, and give its name to what ``write`` makes.
 
-    The draft is a whole database, closed. Killed at any moment, ``complete`` goes on with it. Raises as
-    `require_movable` does.
+    Killed at any moment, `complete` goes on with it. Raises as `require_movable` does.
     """
-    require_movable(path)
-    fsync(draft_in(folder, path))
-    fsync(folder)
-    write_durably(journal_of(path), sealed({"folder": folder.name}))
-    return complete(path)
+    folder = new_folder(path)
+    draft = draft_in(folder, path)
+    try:
+        await write(draft)
+        require_movable(path)
+        fsync(draft)
+        fsync(folder)
+        write_durably(journal_of(path), sealed({"folder": folder.name}))
+        moved = ", ".join(entry.name for entry in complete(path))
+    except BaseException:
+        if os.path.lexists(journal_of(path)):
+            observed = f"the replacement of {path} was begun with {folder}, and is not complete"
+            done.append(Check("begun", "warn", "a replacement that is complete", observed, "run this again"))
+        elif not any(os.path.lexists(folder / f"{path.name}{suffix}") for suffix in ("", *SIDE_FILES)):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    done.append(Check("moved_aside", "pass", "the file that was there, as it was", f"{folder}: {moved}"))
 
 
 def begun(path: Path) -> tuple[Path, Path] | None:
@@ -165,13 +176,6 @@ def _copy_beside(path: Path) -> Path:
     fsync(folder)
     fsync(path.parent)
     return folder
-
-
-def discard(folder: Path, path: Path) -> None:
-    """Remove a folder into which nothing of the database at ``path`` was moved, nor will be by a journal."""
-    kept = [folder / f"{path.name}{suffix}" for suffix in ("", *SIDE_FILES)]
-    if not any(map(os.path.lexists, (*kept, journal_of(path)))):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def users_of(path: Path, *, own: bool = False) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import aiosqlite
 
-from abathur_nb.backups.aside import begun, discard, draft_in, new_folder, replace_file, users_of
+from abathur_nb.backups.aside import begun, replace_file, users_of
 from abathur_nb.backups.change import Change, Plan, carry_out, make_change
 from abathur_nb.backups.manifest import Content
 from abathur_nb.backups.taking import COPIES, copy_in, copy_out, difference, open_copy, publish, read_content
@@ -27,7 +27,7 @@ from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, open_for_change, pragma
 from abathur_nb.store.guarded import Connection, strays_check
 from abathur_nb.store.schema import SCHEMA_VERSION, not_ours, read_schema
-from abathur_nb.store.target import examine, explain_unopened, identify, journal_of, mounted_files
+from abathur_nb.store.target import examine, explain_unopened, identify, mounted_files
 from abathur_nb.text import MB, counted
 
 _NEW = ".abathur-new"  # a name that no file has: what will be made is 0600, in a directory that keeps its mode
@@ -177,21 +177,27 @@ def _check(observed: str, remedy: str = "") -> Check:
 def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
     """Return the change that puts the content of ``new`` in place of what was found."""
 
+    async def write(draft: Path) -> None:
+        async with open_copy(new.path) as conn:
+            await copy_out(conn, draft, owned_as=settings.db_path.parent)
+
     async def do(done: list[Check], committed: Callable[[], object]) -> None:
-        path, since = settings.db_path, False
+        path = settings.db_path
+        if standing.state == "readable" and not standing.goes_aside(new):
+            found, since = await copy_in(new.path, settings, written=committed)
+            done.append(_content(new.content, found, since))
+            return
         if standing.goes_aside(new):
-            await _move_aside(settings, new, done)
+            await replace_file(path, write, done)
             committed()
-        elif standing.state == "readable":
-            _, since = await copy_in(new.path, settings, written=committed)
         else:
             with private_directory(path.parent), scratch_directory(path.parent, "restore") as scratch:
-                await _copy(new.path, scratch / "draft.db", path.parent)
+                await write(scratch / "draft.db")
                 publish(scratch / "draft.db", path)
                 done.append(Check("made", "pass", "no database before", str(path)))
         async with connect(path, settings.busy_timeout_ms) as conn:
             await conn.execute_fetchall("BEGIN")
-            done.append(_content(new.content, await read_content(conn), since))
+            done.append(_content(new.content, await read_content(conn)))
 
     def judged(checks: Iterable[Check]) -> Iterable[Check]:
         """Let what the source is known to hold only warn."""
@@ -281,29 +287,7 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
     ]
 
 
-async def _move_aside(settings: Settings, new: Source, done: list[Check]) -> None:
-    """Move the database and its side files aside, and give its name to a copy of ``new``."""
-    path = settings.db_path
-    folder = new_folder(path)
-    try:
-        await _copy(new.path, draft_in(folder, path), path.parent)
-        moved = replace_file(path, folder)
-    except BaseException:
-        discard(folder, path)
-        if os.path.lexists(journal_of(path)):
-            observed = f"the replacement of {path} was begun with {folder}, and is not complete"
-            done.append(Check("begun", "warn", "a replacement that is complete", observed, "run this again"))
-        raise
-    observed = f"{folder}: {', '.join(entry.name for entry in moved)}"
-    done.append(Check("moved_aside", "pass", expected="the file that was there, as it was", observed=observed))
-
-
-async def _copy(source: Path, draft: Path, owned_as: Path) -> None:
-    async with open_copy(source) as conn:
-        await copy_out(conn, draft, owned_as=owned_as)
-
-
-def _content(wanted: Content, found: Content, written_since: bool) -> Check:
+def _content(wanted: Content, found: Content, written_since: bool = False) -> Check:
     since = f"; {difference(wanted, found)}: somebody has written since" if written_since and found != wanted else ""
     expected, observed = (f"{counted(one.total, 'row')}, digest {one.digest[:12]}…" for one in (wanted, found))
     remedy = "stop who writes, see which rows are new, and restore again"
