@@ -47,21 +47,20 @@ _GUARDS = re.compile(r"(?:\w+\.)?guard\(\)\s*(?:#.*)?")
 class Source:
     """Hold a notebook that can be run, under the name that its runs have.
 
-    ``template`` is the file's name and SHA-256. Unless it ``records`` its run itself, the runner does.
+    ``template`` is the file's name and SHA-256.
     """
 
     name: str
     template: tuple[str, str]
     notebook: Mapping[str, Any]
     declared: Mapping[str, Parameter]
-    records: bool
 
 
 def read_source(given: str) -> Source:
     """Read a notebook by its shipped name or by its path. Read-only.
 
     Raises ConfigurationError unless it is of format 4, has exactly one ``parameters`` cell with the guard before it,
-    and declares nothing but literals.
+    declares nothing but literals, and starts a run.
     """
     is_path = "/" in given or given.endswith(".ipynb")
     shipped = sorted(path.stem for path in (DATA / "notebooks").glob("*.ipynb"))
@@ -76,9 +75,9 @@ def read_source(given: str) -> Source:
         declared = declared_in(notebook)
     except ConfigurationError as error:
         raise ConfigurationError([f"{where}: {fault}" for fault in error.faults]) from None
-    name = recorded_as(notebook)
-    template = printable(path.name), sha256(content)
-    return Source(name or printable(path.stem), template, notebook, declared, records=bool(name))
+    if not (name := recorded_as(notebook)):
+        raise ConfigurationError(f'{where}: expected a cell with run = nb.start_run(settings, "NAME"), found none')
+    return Source(name, (printable(path.name), sha256(content)), notebook, declared)
 
 
 def declared_in(notebook: Mapping[str, Any]) -> dict[str, Parameter]:

@@ -9,11 +9,11 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from queue import Empty
-from time import monotonic
+from threading import current_thread, main_thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,19 +31,19 @@ _DRAIN_S = 0.5  # for what a dead kernel has sent to be read
 _LONGEST_PARENT = 70  # bytes; a socket's path may have 107 (unix(7))
 _LONGEST_MESSAGE = 2000  # characters
 _LAST_WORDS = 1000  # characters of what a kernel wrote before it died
-_READ = 65_536  # bytes of its log, from the end
+_OUTPUT_S = 60  # for the outputs of a finished cell to arrive
 _OPTIONS = ("--HistoryManager.hist_file=:memory:", "--IPKernelApp.exec_PYTHONSTARTUP=False")
 _SIGNALS = {one.value: one.name for one in signal.Signals}  # but for most of the real-time ones
-_CRASHED = "Fatal Python error"  # how that begins which Python itself says of a crash
+_CRASHED = "Fatal Python error"  # how faulthandler begins
 
-# What the kernel's process runs. PR_SET_PDEATHSIG (prctl(2)): ipykernel itself looks for its parent in a thread, which
-# a cell that is busy in C never lets run. The parent may be dead before the call. ipykernel takes standard error for
-# itself, where what a crash says would be lost; of that, other threads would hide the one that crashed.
+# What the kernel's process runs. PR_SET_PDEATHSIG (prctl(2)): ipykernel itself watches its parent from a thread, which
+# a cell that is busy in C never lets run. The parent may be dead before the call. ipykernel redirects standard error,
+# where the report of a crash would be lost.
 _PROGRAM = """\
 import ctypes, faulthandler, os, signal
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() != int(os.environ["JPY_PARENT_PID"]): os._exit(1)
-faulthandler.enable(os.fdopen(os.dup(2), "w"), all_threads=False)
+faulthandler.enable(os.fdopen(os.dup(2), "w"))
 from ipykernel.kernelapp import launch_new_instance
 launch_new_instance()
 """
@@ -69,18 +69,13 @@ class Kernel:
             os.killpg(self.process.pid, number)
 
     def last_words(self, shown: str = "") -> str:
-        """Return how the kernel died, the last whole line that it wrote, and of a crash what Python says.
-
-        ``shown`` is what its cell has shown, which need not be in its log.
-        """
+        """Return how the kernel died, its crash, and the last whole lines of ``shown``, its output, and of its log."""
         code = self.process.returncode or 0
         how = f"was killed by {_SIGNALS.get(-code, f'signal {-code}')}" if code < 0 else f"exited with code {code}"
-        with (self.folder / "log").open("rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - _READ))
-            written, marker, crash = log.read().decode(errors="replace").partition(_CRASHED)
-        head, newline, rest = f"{marker}{crash[:_LAST_WORDS]}".strip().partition("\n")
-        words = dict.fromkeys(filter(None, (f"the kernel {how}", head, _last_line(shown), _last_line(written))))
-        return ": ".join(words) + newline + rest
+        written, marker, crash = (self.folder / "log").read_text(errors="replace").partition(_CRASHED)
+        crash = f"{marker}{crash}".partition("\n")[0][:_LAST_WORDS]
+        said = (f"the kernel {how}", crash, _last_line(shown), _last_line(written))
+        return ": ".join(dict.fromkeys(filter(None, said)))
 
     @contextmanager
     def connected(self) -> Iterator["AsyncKernelClient"]:
@@ -149,36 +144,33 @@ async def ready(client: "AsyncKernelClient") -> Any:
 
 
 def _last_line(text: str) -> str:
-    """Return the last whole line that is not blank, or what is torn off where there is no other."""
-    whole, _, torn = text.rpartition("\n")
-    return next((line.strip()[:_LAST_WORDS] for line in (*whole.splitlines()[::-1], torn) if line.strip()), "")
+    """Return the last line that is not blank, and not torn where there is a whole one."""
+    lines = (text.rpartition("\n")[0] or text).strip().splitlines() or [""]
+    return lines[-1].strip()[:_LAST_WORDS]
 
 
 # --- what stops it
 
 
+@dataclass(slots=True)
 class Stop:
-    """Note the ``signals`` that ask this process to stop, and tell the execution under way, if there is one."""
+    """Note the ``signals`` that ask this process to stop, and ``tell`` the execution under way."""
 
-    def __init__(self) -> None:
-        self.signals: list[int] = []
-        self.tell: Callable[[], object] | None = None
+    signals: list[int] = field(default_factory=list)
+    tell: Callable[[], object] = bool
 
     def note(self, number: int, _frame: FrameType | None) -> None:
-        """Handle a signal. The second one, where no execution is there to end, raises KeyboardInterrupt."""
+        """Handle a signal."""
         self.signals.append(number)
-        if self.tell is not None:
-            self.tell()
-        elif len(self.signals) > 1:
-            raise KeyboardInterrupt
+        self.tell()
 
 
 @contextmanager
 def signals_noted() -> Iterator[Stop]:
-    """Have SIGINT, SIGTERM and SIGHUP noted during the block, those that this process does not ignore."""
+    """Note SIGINT, SIGTERM and SIGHUP during the block, but no ignored one, and none outside the main thread."""
     stop = Stop()
-    wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    former = {number: signal.signal(number, stop.note) for number in wanted}
+    known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if current_thread() is main_thread() else ()
+    former = {n: signal.signal(n, stop.note) for n in known if signal.getsignal(n) is not signal.SIG_IGN}
     try:
         yield stop
     finally:
@@ -200,9 +192,7 @@ class Ending:
 
 
 class _Ended(Exception):  # noqa: N818 - an end, and not always an error
-    def __init__(self, how: How, name: str, message: str) -> None:
-        self.how, self.name, self.message = how, name, message
-        super().__init__(message)
+    """End an execution: its arguments are ``how``, ``name`` and ``message`` of an Ending."""
 
 
 def execute(
@@ -214,104 +204,107 @@ def execute(
     stop: Stop | None = None,
     around: Around | None = None,
 ) -> Ending:
-    """Execute the notebook of a client that has no kernel, in place, and say how that ended.
+    """Execute the notebook of a client that has no kernel, in place, and return how that ended.
 
     ``make_client`` is called while the kernel starts. The limits are in seconds; a cell that exceeds one, or that a
     signal stops, has 5 s to clean up. ``around`` makes a context for each cell. The kernel is gone when this returns,
     and when this process is gone.
     """
-    execution = _Execution(stop or Stop(), timeout, cell_timeout, around or (lambda *_: nullcontext()))
+    around = around or (lambda *_: nullcontext())
+    execution = _Execution(make_client, stop or Stop(), timeout or inf, cell_timeout or inf, around)
+    how: How = "completed"
+    name = message = ""
     try:
-        asyncio.run(execution.run(make_client, environment))
+        asyncio.run(execution.run(environment))
     except _Ended as end:
-        return Ending(end.how, execution.at, end.name, printable(end.message)[:_LONGEST_MESSAGE])
+        how, name, message = end.args
     except Exception as error:  # noqa: BLE001 - no room for sockets, or a cell sent what nbclient can't take
-        message = printable(f"it could not be executed further: {in_words(error, Path(tempfile.gettempdir()))}")
-        return Ending("died", execution.at, type(error).__name__, message[:_LONGEST_MESSAGE])
-    return Ending("completed")
+        how, name = "died", type(error).__name__
+        message = f"it could not be executed further: {in_words(error, Path(tempfile.gettempdir()))}"
+    return Ending(how, None if how == "completed" else execution.at, name, printable(message)[:_LONGEST_MESSAGE])
 
 
+@dataclass
 class _Execution:
-    """Hold what may end an execution before its last cell: a stop, a deadline, the death of the kernel."""
+    """Run cells until the last one has run, or a stop, a limit or the death of the kernel ends that."""
 
-    def __init__(self, stop: Stop, timeout: float | None, cell_timeout: float | None, around: Around) -> None:
-        self.at: int | None = None  # the cell under way
-        self._stop, self._asked, self._around = stop, asyncio.Event(), around
-        self._timeout, self._cell_timeout = timeout, cell_timeout
-        self._deadline = monotonic() + timeout if timeout else None
-        self._kernel: Kernel | None = None
-        self._client: Any = None  # nbclient's
+    make_client: Callable[[], "NotebookClient"]
+    stop: Stop
+    timeout: float
+    cell_timeout: float
+    around: Around
+    at: int | None = None  # the cell under way
 
-    async def run(self, make_client: Callable[[], "NotebookClient"], environment: Mapping[str, str]) -> None:
+    async def run(self, environment: Mapping[str, str]) -> None:
+        """Run every cell in a new kernel; raise _Ended if that ends early."""
         loop = asyncio.get_running_loop()
-        self._stop.tell = lambda: loop.call_soon_threadsafe(self._tell)
-        if self._stop.signals:
-            self._asked.set()
+        self._ended: asyncio.Future[_Ended] = loop.create_future()  # done once a stop or the limit of the run ends it
+        late = f"the run took longer than its limit of {self.timeout:g} s"
+        loop.call_later(self.timeout, self._end, "timeout", "TimeoutError", late)
+        self.stop.tell = lambda: loop.call_soon_threadsafe(self._interrupt)
+        if self.stop.signals:
+            self._interrupt()
         try:
             async with running_kernel(environment) as self._kernel:
-                client = self._client = make_client()
-                from nbclient.exceptions import CellControlSignal
-
-                try:
-                    with self._kernel.connected() as client.kc:
-                        late = "the kernel did not start in time"
-                        words = await self._until(partial(ready, client.kc), START_S, late)
-                        client.nb.metadata["language_info"] = words["language_info"]
-                        late = f"the cell took longer than {self._cell_timeout or 0:g} s"
-                        for self.at, cell in enumerate(client.nb.cells):
-                            with self._around(cell, self.at):
-                                await self._until(partial(_run_cell, client, cell, self.at), self._cell_timeout, late)
-                        client.set_widgets_metadata()
-                except CellControlSignal as error:  # the cell raised, or its outputs never came
-                    name = getattr(error, "ename", type(error).__name__)
-                    raise _Ended("raised", name, getattr(error, "evalue", str(error))) from None
+                client: Any = self.make_client()
+                self._client = client
+                client.iopub_timeout, client.raise_on_iopub_timeout = _OUTPUT_S, True
+                with self._kernel.connected() as client.kc:
+                    await self._run_cells(client)
                 if self._kernel.died.done():
-                    raise self._death(self._kernel)
+                    raise self._death()
         finally:
-            self._stop.tell = None
+            self.stop.tell = bool
 
-    def _tell(self) -> None:
-        if self._asked.is_set() and self._kernel:  # whoever asks for the second time won't wait
-            self._kernel.send(signal.SIGKILL)
-        self._asked.set()
+    async def _run_cells(self, client: Any) -> None:
+        from nbclient.exceptions import CellControlSignal
 
-    async def _until(self, work: Callable[[], Coroutine[Any, Any, Any]], limit: float | None, too_long: str) -> Any:
-        """Return what ``work`` does, or raise _Ended once the kernel dies, a limit is reached or a stop asked for."""
-        assert self._kernel  # noqa: S101 - for the type checker
-        if self._asked.is_set():
-            raise self._stopped()
-        left = self._deadline - monotonic() if self._deadline else None
-        least = min((seconds for seconds in (limit, left) if seconds is not None), default=None)
-        died = self._kernel.died
-        task, asked = asyncio.create_task(work()), asyncio.create_task(self._asked.wait())
+        told = await self._until(ready(client.kc), START_S, "the kernel did not start in time")
+        client.nb.metadata["language_info"] = told["language_info"]
+        late = f"the cell took longer than {self.cell_timeout:g} s"
         try:
-            await asyncio.wait({task, asked, died}, timeout=least, return_when=asyncio.FIRST_COMPLETED)
-            if died.done():
+            for self.at, cell in enumerate(client.nb.cells):
+                with self.around(cell, self.at):
+                    await self._until(_run_cell(client, cell, self.at), self.cell_timeout, late)
+        except CellControlSignal as error:  # the cell raised, or its outputs never came
+            name = getattr(error, "ename", type(error).__name__)
+            raise _Ended("raised", name, getattr(error, "evalue", str(error))) from None
+        client.set_widgets_metadata()
+
+    async def _until(self, work: Coroutine[Any, Any, Any], limit: float, too_long: str) -> Any:
+        """Return what ``work`` does; raise _Ended once the kernel dies, a limit is reached or a stop is asked for."""
+        task, died = asyncio.create_task(work), self._kernel.died
+        try:
+            if self._ended.done():
+                raise self._ended.result()
+            await asyncio.wait({task, self._ended, died}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if not died.done():
+                if task.done():
+                    return task.result()
+                self._kernel.send(signal.SIGINT)
+                self._client.kc.kernel_info()  # wakes the loop of a kernel that awaits: a signal alone does not
+                await asyncio.wait({task, died}, timeout=_GRACE_S, return_when=asyncio.FIRST_COMPLETED)
+                self._end("timeout", "TimeoutError", too_long)
+            elif not self._ended.done():
                 await asyncio.wait({task}, timeout=_DRAIN_S)
-                raise self._stopped() if asked.done() else self._death(self._kernel)
-            if task.done():
-                return task.result()
-            self._kernel.send(signal.SIGINT)
-            self._client.kc.kernel_info()  # a signal alone does not wake the loop of a kernel that awaits something
-            await asyncio.wait({task, died}, timeout=_GRACE_S, return_when=asyncio.FIRST_COMPLETED)
-            if asked.done():
-                raise self._stopped()
-            if left is not None and left == least:
-                too_long = f"the run took longer than its limit of {self._timeout:g} s"
-            raise _Ended("timeout", "TimeoutError", too_long)
+                self._end(*self._death().args)
+            raise self._ended.result()
         finally:
-            for unfinished in (task, asked):
-                unfinished.cancel()
-            await asyncio.gather(task, asked, return_exceptions=True)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
-    def _stopped(self) -> _Ended:
-        names = ", ".join(signal.Signals(number).name for number in self._stop.signals)
-        return _Ended("interrupted", "KeyboardInterrupt", f"the runner was sent {names}")
+    def _end(self, *how_name_message: str) -> None:
+        if not self._ended.done():
+            self._ended.set_result(_Ended(*how_name_message))
 
-    def _death(self, kernel: Kernel) -> _Ended:
+    def _interrupt(self) -> None:
+        names = ", ".join(_SIGNALS[number] for number in self.stop.signals)
+        self._end("interrupted", "KeyboardInterrupt", f"the runner was sent {names}")
+
+    def _death(self) -> _Ended:
         outputs = () if self.at is None else self._client.nb.cells[self.at].get("outputs", ())
         shown = "".join(output["text"] for output in outputs if output["output_type"] == "stream")
-        return _Ended("died", "DeadKernelError", kernel.last_words(shown))
+        return _Ended("died", "DeadKernelError", self._kernel.last_words(shown))
 
 
 async def _run_cell(client: "NotebookClient", cell: Any, index: int) -> None:

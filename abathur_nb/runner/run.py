@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -44,15 +44,46 @@ from abathur_nb.evidence.run import (
 )
 from abathur_nb.evidence.statement import signer
 from abathur_nb.files import UNFINISHED, in_words, read_regular
-from abathur_nb.runner.execution import Ending, Stop, execute, signals_noted
+from abathur_nb.runner.execution import Ending, execute, signals_noted
 from abathur_nb.text import printable, shown
 
 if TYPE_CHECKING:
     from nbclient import NotebookClient
 
 _PATHS = ("db_path", "backup_dir", "archive_dir")
-_OUTPUT_S = 60  # for the outputs of a cell that is done to come in
 _LONGEST_REASON = 300  # characters, in a line of a log
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Hold what is to be run, and where its record goes. ``parameters`` are the effective ones.
+
+    ``template`` is the name and the SHA-256 of the notebook, None where no file of it is known; ``as_template`` says
+    whether the cells are those of that file.
+    """
+
+    name: str
+    template: tuple[str, str] | None
+    settings: Settings
+    parameters: Mapping[str, object]
+    as_template: bool = True
+    run_id: str = field(default_factory=new_run_id)
+
+    @property
+    def what(self) -> str:
+        """Return how a log names the run."""
+        return f"{self.name} of {self.settings.env}"
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder for the record of the run."""
+        return self.settings.archive_dir / self.run_id
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return what the kernel of the run is given by its environment."""
+        name, digest = self.template or ("", "")
+        return {LAUNCH: f"{self.run_id}:{digest}:{name}"}
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -68,16 +99,19 @@ def command(arguments: argparse.Namespace) -> int:
     work = _checked(arguments, faults)
     with signals_noted() as stop:
         for source, values, settings in work:
-            what = f"{source.name} of {settings.env}"
+            defaults = {name: parameter.default for name, parameter in source.declared.items()}
+            job = Job(source.name, source.template, settings, defaults | values)
             if stop.signals:
-                _say(f"{what}: not begun, because a signal asked to stop")
+                _say(f"{job.what}: not begun, because a signal asked to stop")
                 return EXIT_CODES["interrupted"]
             if forbidden := refused_before(settings, source.name):
                 for check in forbidden:
-                    _say(f"{what}: {check.observed}: {check.remedy}", aside=True)
+                    _say(f"{job.what}: {check.observed}: {check.remedy}", aside=True)
                 return EXIT_CODES["refused"]
-            if code := _run(source, values, settings, limits, stop, html=not arguments.no_html):
-                return code
+            ran = {"run_id": job.run_id, "template": dict(zip(("name", "sha256"), source.template, strict=True))}
+            verdict = _run(job, prepared(source, values, **ran), html=not arguments.no_html, stop=stop, **limits)
+            if verdict != "pass":
+                return EXIT_CODES[verdict]
     return 0
 
 
@@ -89,7 +123,7 @@ def read_seconds(name: str, text: str | None, faults: list[str]) -> float | None
     return None
 
 
-def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Source, dict[str, object], Settings]]:
+def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Source, dict[str, Any], Settings]]:
     """Return each notebook with its given values and its settings; raise ConfigurationError with every fault."""
     sources = []
     for name in arguments.notebooks:
@@ -104,7 +138,7 @@ def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Sou
     named: Any = next((one.text for one in given if one.name == "env"), "development")
     work = []
     for source in sources:
-        values: dict[str, Any] = values_for(source.declared, given, faults)
+        values = values_for(source.declared, given, faults)
         try:
             settings = settings_for(values, named)
             signer(settings)
@@ -112,10 +146,6 @@ def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Sou
             work.append((source, values, settings))
         except ConfigurationError as error:
             faults += error.faults
-    try:
-        os.getcwd()  # noqa: PTH109 - the kernel starts there
-    except OSError as error:
-        faults.append(f"the working directory cannot be used: {error.strerror}")
     if faults:
         raise ConfigurationError(list(dict.fromkeys(faults)))
     return work
@@ -126,22 +156,14 @@ def settings_for(values: Mapping[str, Any], env: str) -> Settings:
     return resolve(values.get("env", env), **{name: values[name] for name in _PATHS if name in values})
 
 
-def _run(
-    source: Source,
-    values: dict[str, object],
-    settings: Settings,
-    limits: Mapping[str, float | None],
-    stop: Stop,
-    *,
-    html: bool,
-) -> int:
-    effective = {name: parameter.default for name, parameter in source.declared.items()} | values
-    job = Job(source.name, source.template, settings, effective, new_run_id(), source.records)
-    begun = begin(job)
-    what = f"{job.name} of {settings.env}"
-    _say(f"{what}: run {job.run_id} begins")
-    since = monotonic()
-    notebook: Any = None
+def _run(job: Job, notebook: Any, *, html: bool, **options: Any) -> Verdict:
+    """Execute a prepared notebook, archive it, and print what became of it; ``options`` are those of `execute`."""
+    _say(f"{job.what}: run {job.run_id} begins")
+    since, bar = monotonic(), None
+    if sys.stderr.isatty():
+        from tqdm import tqdm  # here, because a log has no use for it
+
+        bar = tqdm(total=len(notebook["cells"]), desc=job.name, unit="cell", leave=False)
 
     def make_client() -> "NotebookClient":
         import nbformat
@@ -149,15 +171,7 @@ def _run(
 
         nonlocal notebook
         notebook = nbformat.from_dict(notebook)
-        return NotebookClient(notebook, force_raise_errors=True, iopub_timeout=_OUTPUT_S, raise_on_iopub_timeout=True)
-
-    template = {"name": source.template[0], "sha256": source.template[1]}
-    notebook = prepared(source, values, run_id=job.run_id, template=template)
-    bar: Any = None
-    if sys.stderr.isatty():
-        from tqdm import tqdm  # here, because a log has no use for it
-
-        bar = tqdm(total=len(notebook["cells"]), desc=job.name, unit="cell", leave=False)
+        return NotebookClient(notebook, force_raise_errors=True)
 
     @contextmanager
     def around(_cell: Any, _index: int) -> Iterator[None]:
@@ -166,13 +180,13 @@ def _run(
             bar.update()
 
     with bar or nullcontext():
-        ending = execute(make_client, environment=job.environment, stop=stop, around=around, **limits)
-    outcome = conclude(job, ending, notebook, begun=begun, html=html, as_template=True)
-    reason = masked(outcome.message, settings).partition("\n")[0].rstrip(".")
+        ending = execute(make_client, environment=job.environment, around=around, **options)
+    outcome = conclude(job, ending, notebook, html=html)
+    reason = masked(outcome.message, job.settings).partition("\n")[0].rstrip(".")
     reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
     words = [f"{outcome.verdict.upper()} in {monotonic() - since:.1f} s", reason, f"{outcome.archived or ''}"]
-    _say(f"{what}: {': '.join(filter(None, words))}")
-    return outcome.code
+    _say(f"{job.what}: {': '.join(filter(None, words))}")
+    return outcome.verdict
 
 
 def _say(line: str, *, aside: bool = False) -> None:
@@ -199,33 +213,6 @@ _ENDED_HERE = "abathur-ended-here"
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """Hold what is to be run, and where its record goes. ``parameters`` are the effective ones.
-
-    ``template`` is the name and the SHA-256 of the notebook, None where no file of it is known. ``records`` says
-    whether the notebook starts its record itself.
-    """
-
-    name: str
-    template: tuple[str, str] | None
-    settings: Settings
-    parameters: Mapping[str, object]
-    run_id: str
-    records: bool
-
-    @property
-    def folder(self) -> Path:
-        """Return the folder for the record of the run."""
-        return self.settings.archive_dir / self.run_id
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """Return what the kernel of the run is given by its environment."""
-        name, digest = self.template or ("", "")
-        return {LAUNCH: f"{self.run_id}:{digest}:{name}"}
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """Say what became of a run: the verdict, why, and the file to look at (None where nothing was archived)."""
 
@@ -233,52 +220,24 @@ class Outcome:
     message: str = ""
     archived: Path | None = None
 
-    @property
-    def code(self) -> int:
-        """Return the exit code of a process that ran it."""
-        return EXIT_CODES[self.verdict]
 
-
-def begin(job: Job) -> bytes:
-    """Write down that a run has started, for a notebook that does not do so itself, and return what was written.
-
-    Returns b'' if the notebook records itself, or nothing may be written. Raises RefusedError if it can't be written.
-    """
-    if job.records or unrecorded(job.settings, job.name, job.parameters):
-        return b""
-    return (_started(job) / STARTED).read_bytes()
-
-
-def _started(job: Job) -> Path:
-    return write_started(job.settings, job.name, job.parameters, run_id=job.run_id, template=job.template)
-
-
-def conclude(
-    job: Job,
-    ending: Ending,
-    notebook: Mapping[str, Any],
-    *,
-    begun: bytes = b"",
-    html: bool = True,
-    as_template: bool,
-) -> Outcome:
+def conclude(job: Job, ending: Ending, notebook: Mapping[str, Any], *, html: bool = True) -> Outcome:
     """Seal the record of a run that has ended, unless the notebook sealed it correctly, and archive both.
 
-    ``begun`` is what ``begin`` wrote. What can't be written, or must not, makes the run an error and is reported in the
-    outcome: nothing is raised.
+    What can't be written, or must not, makes the run an error and is reported in the outcome: nothing is raised.
     """
     try:
         if not (job.folder / STARTED).exists():
             verdict = _verdict(ending)
             if reason := unrecorded(job.settings, job.name, job.parameters):
                 return Outcome(verdict, "; ".join(filter(None, (ending.message, f"not recorded: {reason}"))))
-            if job.records and verdict == "refused":
+            if verdict == "refused":
                 return Outcome(verdict, ending.message)
-        record = _settled(job, ending, notebook, begun)
+        record = _settled(job, ending, notebook)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must be reported as no evidence
         return Outcome("error", f"no evidence, its record is not sealed: {in_words(error, job.folder)}")
     try:
-        keep(job.folder, job.settings, _marked(notebook, record, ending), html=html, as_template=as_template)
+        keep(job.folder, job.settings, _marked(notebook, record, ending), html=html, as_template=job.as_template)
     except Exception as error:  # noqa: BLE001 - and whatever a cell has shown, the page may fail on it
         words = in_words(error, job.folder)
         _withdraw(job, record, type(error).__name__, f"it could not be archived: {words}")
@@ -291,11 +250,10 @@ def _withdraw(job: Job, record: Record, name: str, message: str) -> None:
     """Replace the record of a run that could not be archived by one that says so, where that can be written."""
     with suppress(AbathurError, OSError, ValueError):
         require_no_line(job.folder.parent, job.run_id)  # if unknown, keep the files
-        if not (job.folder / RECORD).exists():  # because of a secret
-            return
-        for file in (STATEMENT, PAGE, NOTEBOOK, RECORD):
-            (job.folder / file).unlink(missing_ok=True)
-        _sealed_here(job, "error", {"cell": None, "id": None, "name": name, "message": message}, record)
+        if (job.folder / RECORD).exists():  # else it would hold a secret
+            for file in (STATEMENT, PAGE, NOTEBOOK, RECORD):
+                (job.folder / file).unlink(missing_ok=True)
+            _sealed_here(job, "error", {"cell": None, "id": None, "name": name, "message": message}, record)
 
 
 def _verdict(ending: Ending) -> Verdict:
@@ -304,29 +262,28 @@ def _verdict(ending: Ending) -> Verdict:
     return {"completed": "pass", "died": "error"}.get(ending.how, ending.how)  # type: ignore[return-value]
 
 
-def _settled(job: Job, ending: Ending, notebook: Mapping[str, Any], begun: bytes) -> Record:
+def _settled(job: Job, ending: Ending, notebook: Mapping[str, Any]) -> Record:
     """Return the record of a run, sealed here unless the notebook has sealed it in accordance with how it ended."""
     for draft in job.folder.glob(f"{UNFINISHED}*"):  # of a kernel that was killed as it wrote
         draft.unlink(missing_ok=True)
-    own, verdict = None, _verdict(ending)
+    own, verdict, name, message = None, _verdict(ending), ending.name, ending.message
     if os.path.lexists(job.folder / RECORD):
         own = read_run(Record, unsealed(read_regular(job.folder / RECORD)))
         # The notebook knew the error that a cell raised, and not only its name.
         knew = ending.how == "raised" and own.verdict not in ("pass", "fail")
         if ending.how == "completed" or knew or own.verdict == verdict:
             return own
-    if not (job.folder / STARTED).exists():
-        _started(job)
-    name, message = ending.name, ending.message
-    if own is None and verdict in ("pass", "fail", "refused") and read_regular(job.folder / STARTED) != begun:
-        verdict, name = "error", name or "UnsealedError"
+    elif verdict in ("pass", "fail", "refused"):
         message = f"the notebook did not seal its run{f': {message}' if message else ''}"
+        verdict, name = "error", name or "UnsealedError"
+    if not (job.folder / STARTED).exists():
+        write_started(job.settings, job.name, job.parameters, run_id=job.run_id, template=job.template)
     cell = {} if ending.cell is None else notebook["cells"][ending.cell]
     error = {"cell": cell.get("execution_count"), "id": cell.get("id"), "name": name, "message": message}
-    return _sealed_here(job, verdict, None if verdict == "pass" else error, own)
+    return _sealed_here(job, verdict, error, own)
 
 
-def _sealed_here(job: Job, verdict: Verdict, error: Mapping[str, Any] | None, own: Record | None) -> Record:
+def _sealed_here(job: Job, verdict: Verdict, error: Mapping[str, Any], own: Record | None) -> Record:
     """Seal the record of a run in its notebook's place; it keeps the notebook's own verdict and findings."""
     found: dict[str, Any] = {"database": {"before": None, "after": database_identity(job.settings)}}
     if own:
@@ -340,18 +297,22 @@ def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict
     marked["metadata"].setdefault("abathur", {}).update(run_id=record.run_id, verdict=record.verdict)
     if record.verdict == "pass":
         return marked
-    cells = marked["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    ran = sum(cell["execution_count"] is not None for cell in code)
-    where = f"{ran} of {len(code)} code cells were begun."
-    ended = None if ending.cell is None else cells[ending.cell]
+
+    def add(place: int, name: str, text: str) -> None:
+        added = {"cell_type": "markdown", "metadata": {"tags": [ADDED]}, "source": text}
+        marked["cells"].insert(place, added | cell_id(notebook, name))
+
+    code = [cell for cell in marked["cells"] if cell["cell_type"] == "code"]
+    where = f"{sum(cell['execution_count'] is not None for cell in code)} of {len(code)} code cells were begun."
     if record.sealed_by and code:  # the notebook itself has shown no record, or another one
         bundle = {MIME: record.to_dict(), "text/plain": summary(record)}
+        last = code[-1] if ending.cell is None else marked["cells"][ending.cell]
         output = {"output_type": "display_data", "data": bundle, "metadata": {}}
-        (ended or code[-1]).setdefault("outputs", []).append(output)
-    if ended is not None:
-        where = f"It ended at [In [{ended.get('execution_count') or ' '}]](#{_ENDED_HERE}); {where}"
-        cells.insert(ending.cell, _added(notebook, _ENDED_HERE, f'<a id="{_ENDED_HERE}"></a>**The run ended here.**'))
+        last.setdefault("outputs", []).append(output)
+    if ending.cell is not None:
+        number = marked["cells"][ending.cell].get("execution_count") or " "
+        where = f"It ended at [In [{number}]](#{_ENDED_HERE}); {where}"
+        add(ending.cell, _ENDED_HERE, f'<a id="{_ENDED_HERE}"></a>**The run ended here.**')
     error = record.error or {"name": ending.name, "message": ending.message}
     words = printable(f"{error['name']}: {error['message']}").splitlines() if error["name"] else []
     lines = [
@@ -361,9 +322,5 @@ def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict
         "",
         f"Run `{record.run_id}`; `record.json` beside this notebook says the rest.",
     ]
-    cells.insert(0, _added(notebook, ADDED, "\n".join(lines)))
+    add(0, ADDED, "\n".join(lines))
     return marked
-
-
-def _added(notebook: Mapping[str, Any], name: str, text: str) -> dict[str, Any]:
-    return {"cell_type": "markdown", "metadata": {"tags": [ADDED]}, "source": text} | cell_id(notebook, name)

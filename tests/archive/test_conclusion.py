@@ -10,8 +10,8 @@ import pytest
 from running import artifact_of, assert_archived, only_run, record_of
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.record import EXIT_CODES, RECORD, Verdict
-from abathur_nb.evidence.run import new_run_id, write_record, write_started
+from abathur_nb.evidence.record import RECORD, Verdict
+from abathur_nb.evidence.run import write_record, write_started
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.runner.execution import Ending
 from abathur_nb.runner.run import Job, Outcome, conclude
@@ -23,8 +23,8 @@ STOPPED = Ending("interrupted", 0, "KeyboardInterrupt", "sky")
 COMPLETED = Ending("completed")
 
 
-def job_of(settings: Settings, *, records: bool = True) -> Job:
-    return Job("validate", ("mine.ipynb", "0" * 64), settings, {"env": "development"}, new_run_id(), records=records)
+def job_of(settings: Settings) -> Job:
+    return Job("validate", ("mine.ipynb", "0" * 64), settings, {"env": "development"})
 
 
 def executed() -> Any:
@@ -67,8 +67,8 @@ def test_the_verdict_is_how_it_ended(own: Verdict | None, ending: Ending, verdic
     else:
         write_started(database, job.name, job.parameters, run_id=job.run_id)
     before = (job.folder / RECORD).read_bytes() if own else b""
-    outcome = conclude(job, ending, executed(), as_template=True)
-    assert (outcome.verdict, outcome.code) == (verdict, EXIT_CODES[verdict])
+    outcome = conclude(job, ending, executed())
+    assert outcome.verdict == verdict
     record = record_of(only_run(database))
     assert record["verdict"] == verdict
     agreed = own == verdict and not (own == "error" and ending.how == "died" and before == b"")
@@ -82,7 +82,7 @@ def test_the_verdict_is_how_it_ended(own: Verdict | None, ending: Ending, verdic
 @pytest.mark.parametrize("how", ["died", "timeout", "interrupted", "raised"])
 def test_a_run_that_broke_before_it_started_is_started_and_sealed(how: Any, database: Settings) -> None:
     job = job_of(database)
-    outcome = conclude(job, Ending(how, 0, "NameError", "sky"), executed(), as_template=True)
+    outcome = conclude(job, Ending(how, 0, "NameError", "sky"), executed())
     record = record_of(only_run(database))
     assert outcome.verdict == record["verdict"] == {"died": "error", "raised": "error"}.get(how, how)
     assert record["template"] == {"name": "mine.ipynb", "sha256": "0" * 64, "from": "the notebook that ran"}
@@ -91,14 +91,14 @@ def test_a_run_that_broke_before_it_started_is_started_and_sealed(how: Any, data
 
 def test_a_notebook_that_refused_before_it_started_its_run_leaves_no_record(database: Settings) -> None:
     ending = Ending("raised", 0, "ConfigurationError", "env: expected another")
-    outcome = conclude(job_of(database), ending, executed(), as_template=True)
+    outcome = conclude(job_of(database), ending, executed())
     assert outcome == Outcome("refused", "env: expected another")
     assert not database.archive_dir.exists()
 
 
 def test_what_the_path_forbids_leaves_no_record_however_it_ended(settings: Settings) -> None:
     for ending, verdict in ((DIED, "error"), (LATE, "timeout"), (COMPLETED, "pass")):
-        outcome = conclude(job_of(settings), ending, executed(), as_template=True)
+        outcome = conclude(job_of(settings), ending, executed())
         assert outcome.verdict == verdict
         assert "not recorded: database file: no database" in outcome.message
     assert not settings.db_path.parent.exists()
@@ -108,7 +108,7 @@ def test_a_run_that_can_not_be_archived_is_no_pass(database: Settings) -> None:
     job = job_of(database)
     sealed_as(job, "pass")
     database.archive_dir.joinpath("ledger.jsonl").mkdir()
-    outcome = conclude(job, COMPLETED, executed(), as_template=True)
+    outcome = conclude(job, COMPLETED, executed())
     assert outcome.verdict == "error"
     assert outcome.message.startswith("no evidence, it is not archived: the ledger ")
     assert not (job.folder / "statement.json").exists()
@@ -122,7 +122,7 @@ def test_no_message_becomes_markdown_or_html_at_the_top(database: Settings) -> N
     ending = Ending("raised", 0, "Err<b>or", hostile)
     notebook = executed()
     before = json.dumps(notebook)
-    conclude(job_of(database), ending, notebook, as_template=True)
+    conclude(job_of(database), ending, notebook)
     assert json.dumps(notebook) == before, "what papermill will write is not touched"
     top = artifact_of(only_run(database)).cells[0].source.splitlines()
     told = [line for line in top if any(word in line for word in ("script", "# x", "[y]", "[z]", "Err"))]
@@ -136,9 +136,9 @@ def test_no_message_becomes_markdown_or_html_at_the_top(database: Settings) -> N
 def test_an_archived_run_is_never_withdrawn(database: Settings) -> None:
     job = job_of(database)
     sealed_as(job, "pass")
-    assert conclude(job, COMPLETED, executed(), as_template=True).verdict == "pass"
+    assert conclude(job, COMPLETED, executed()).verdict == "pass"
     before = {path: path.read_bytes() for path in Path(job.folder).iterdir()}
-    again = conclude(job, COMPLETED, executed(), as_template=True)
+    again = conclude(job, COMPLETED, executed())
     assert again.verdict == "error"
     assert "is archived already" in again.message
     assert {path: path.read_bytes() for path in Path(job.folder).iterdir()} == before

@@ -208,7 +208,7 @@ def test_the_environment_must_be_given_once_in_any_way() -> None:
 
 
 def source(*names: str) -> Source:
-    return Source("mine", ("mine.ipynb", "0"), {}, {name: DECLARED[name] for name in names}, records=True)
+    return Source("mine", ("mine.ipynb", "0"), {}, {name: DECLARED[name] for name in names})
 
 
 def test_a_name_that_no_listed_notebook_declares_is_refused_with_a_suggestion() -> None:

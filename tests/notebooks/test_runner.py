@@ -186,15 +186,6 @@ def test_what_the_path_forbids_is_refused_without_a_record_and_a_look_at_nothing
     assert names_in(settings.db_path.parent) == [settings.db_path.name]
 
 
-def test_a_working_directory_that_is_gone_is_refused(database: Settings, tmp_path: Path) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    with runner(*arguments_of(database, "validate"), cwd=gone, preexec_fn=lambda: os.rmdir(gone)) as process:  # noqa: PTH106
-        done = ended(process)
-    assert done.code == 2
-    assert "the working directory cannot be used: No such file or directory" in done.err
-
-
 # --- fail, refused
 
 
@@ -368,31 +359,6 @@ def test_ctrl_c_at_a_terminal_seals_interrupted(database: Settings, tmp_path: Pa
     assert_archived(database)
 
 
-def test_a_second_signal_does_not_wait(database: Settings, tmp_path: Path) -> None:
-    fifo, again = Fifo(tmp_path / "fifo"), Fifo(tmp_path / "again")
-    lines = [
-        "import os, time",
-        "try:",  # whatever the first signal interrupts
-        *(f"    {line}" for line in fifo.cell.splitlines()),
-        "    time.sleep(600)",
-        "except KeyboardInterrupt:",
-        f"    with open({str(again.path)!r}, 'w') as fifo: fifo.write('1')",
-        "    while True:",
-        "        try: time.sleep(600)",
-        "        except KeyboardInterrupt: pass",
-    ]
-    with runner(*arguments_of(database, mine(START, "\n".join(lines)))) as process:
-        fifo.wait()
-        process.send_signal(signal.SIGTERM)
-        again.wait()
-        process.send_signal(signal.SIGTERM)
-        done = ended(process)
-    assert done.code == 5
-    record = record_of(only_run(database))
-    assert record["error"]["message"] == "the runner was sent SIGTERM, SIGTERM"
-    assert_archived(database)
-
-
 def test_a_signal_between_two_notebooks_keeps_the_next_from_beginning(database: Settings) -> None:
     """The cell asks its runner to stop; whether that comes in before its reply or after, the next does not begin."""
     last = "import os, signal\nos.kill(os.getppid(), signal.SIGTERM)"
@@ -515,24 +481,7 @@ def test_two_runs_at_once_are_two_records_in_one_chain(database: Settings, tmp_p
     assert_archived(database, 2)
 
 
-# --- a notebook that records nothing itself
-
-
-@pytest.mark.parametrize(
-    ("cell", "code", "verdict"),
-    [("1", 0, "pass"), ("raise nb.RefusedError('it may not', 'ask')", 2, "refused"), (KILLED, 3, "error")],
-)
-def test_for_a_notebook_that_starts_no_run_the_runner_records(
-    cell: str, code: int, verdict: str, database: Settings
-) -> None:
-    done = run(*arguments_of(database, mine(cell, more="rows: int = 7\n")), "-p", "rows", "8")
-    assert done.code == code, done.out + done.err
-    entry = only_run(database)
-    record = record_of(entry)
-    assert (record["verdict"], record["notebook"], record["sealed_by"]) == (verdict, "mine", "runner")
-    assert record["parameters"] == {"env": "development", "db_path": str(database.db_path), "rows": 8}
-    artifact_of(entry)
-    assert_archived(database)
+# --- the kernel's sockets
 
 
 def tcp_sockets(pid: int) -> list[str]:
@@ -542,11 +491,11 @@ def tcp_sockets(pid: int) -> list[str]:
     return [fields[3] for fields in lines if f"socket:[{fields[9]}]" in inodes]
 
 
-def test_it_is_written_down_as_started_before_its_cells_run_and_talks_over_private_sockets(
+def test_the_runner_talks_with_its_kernel_over_private_sockets(
     database: Settings, tmp_path: Path, sockets: Path
 ) -> None:
     fifo = Fifo(tmp_path / "fifo")
-    with runner(*arguments_of(database, mine(f"{fifo.cell}\n{ASLEEP}"))) as process:
+    with runner(*arguments_of(database, mine(START, f"{fifo.cell}\n{ASLEEP}"))) as process:
         kernel = fifo.wait()
         assert only_run(database).verdict == "unsealed"
         (place,) = sockets.iterdir()
@@ -558,12 +507,6 @@ def test_it_is_written_down_as_started_before_its_cells_run_and_talks_over_priva
         process.terminate()
         assert ended(process).code == 5
     assert_archived(database)
-
-
-def test_a_run_that_was_started_behind_the_runners_back_and_never_sealed_is_no_pass(database: Settings) -> None:
-    hidden = START.replace("nb.start_run(settings", "getattr(nb, 'start' + '_run')(settings")
-    assert run(*arguments_of(database, mine(hidden, CHECK))).code == 3
-    assert record_of(only_run(database))["error"]["name"] == "UnsealedError"
 
 
 def test_neither_outputs_nor_added_cells_of_an_earlier_run_come_into_this_one(database: Settings) -> None:

@@ -23,17 +23,7 @@ def test_every_shipped_notebook_can_be_run_by_its_name_and_by_its_path() -> None
         assert by_name == read_source(str(path))
         assert by_name.name == path.stem, "its record has the name of the file"
         assert by_name.template == (path.name, sha256(path.read_bytes()))
-        assert by_name.records
         assert {"env", "db_path"} <= by_name.declared.keys()
-
-
-def test_a_notebook_of_ones_own_is_named_by_the_run_that_it_starts_else_by_its_file(tmp_path: Path) -> None:
-    recorded = read_source(str(write_notebook(tmp_path / "mine.ipynb", *SOUND)))
-    assert (recorded.name, recorded.records) == ("validate", True)
-    plain = read_source(str(write_notebook(tmp_path / "plain one.ipynb", "1")))
-    assert (plain.name, plain.records) == ("plain one", False)
-    named = read_source(str(write_notebook(tmp_path / "b.ipynb", START.replace('"validate"', "notebook='my own'"))))
-    assert (named.name, named.records) == ("my own", True)
 
 
 def fault_of(given: str | Path) -> str:
@@ -43,6 +33,13 @@ def fault_of(given: str | Path) -> str:
     (fault,) = caught.value.faults
     assert fault.isprintable()
     return fault
+
+
+def test_a_notebook_of_ones_own_is_named_by_the_run_that_it_starts(tmp_path: Path) -> None:
+    assert read_source(str(write_notebook(tmp_path / "mine.ipynb", *SOUND))).name == "validate"
+    assert "nb.start_run(settings, " in fault_of(write_notebook(tmp_path / "plain one.ipynb", "1"))
+    named = write_notebook(tmp_path / "b.ipynb", START.replace('"validate"', "notebook='my own'"))
+    assert read_source(str(named)).name == "my own"
 
 
 def test_a_name_or_path_of_no_notebook_is_refused_without_a_wait(tmp_path: Path) -> None:
