@@ -34,29 +34,29 @@ UNION ALL SELECT count(*), count(CASE WHEN timestamp >= :since THEN 1 END) FROM 
 UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM checkpoints
     WHERE :table = 'checkpoints';
 
--- name: growth_between
--- The same for the rows after one rowid and up to another.
+-- name: growth_of_some
+-- The same for the rows with some rowids, a JSON array.
 SELECT count(*) AS rows, count(CASE WHEN created_at >= :since THEN 1 END) AS recent FROM sessions
-    WHERE :table = 'sessions' AND rowid > :after AND rowid <= :last
+    WHERE :table = 'sessions' AND rowid IN (SELECT value FROM json_each(:ids))
 UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM memory_entries
-    WHERE :table = 'memory_entries' AND rowid > :after AND rowid <= :last
+    WHERE :table = 'memory_entries' AND rowid IN (SELECT value FROM json_each(:ids))
 UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM document_index
-    WHERE :table = 'document_index' AND rowid > :after AND rowid <= :last
+    WHERE :table = 'document_index' AND rowid IN (SELECT value FROM json_each(:ids))
 UNION ALL SELECT count(*), count(CASE WHEN submitted_at >= :since THEN 1 END) FROM tasks
-    WHERE :table = 'tasks' AND rowid > :after AND rowid <= :last
+    WHERE :table = 'tasks' AND rowid IN (SELECT value FROM json_each(:ids))
 UNION ALL SELECT count(*), count(CASE WHEN spawned_at >= :since THEN 1 END) FROM agents
-    WHERE :table = 'agents' AND rowid > :after AND rowid <= :last
+    WHERE :table = 'agents' AND rowid IN (SELECT value FROM json_each(:ids))
 UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM state
-    WHERE :table = 'state' AND rowid > :after AND rowid <= :last
+    WHERE :table = 'state' AND rowid IN (SELECT value FROM json_each(:ids))
 UNION ALL SELECT count(*), count(CASE WHEN timestamp >= :since THEN 1 END) FROM audit
-    WHERE :table = 'audit' AND rowid > :after AND rowid <= :last
+    WHERE :table = 'audit' AND rowid IN (SELECT value FROM json_each(:ids))
 UNION ALL SELECT count(*), count(CASE WHEN timestamp >= :since THEN 1 END) FROM metrics
-    WHERE :table = 'metrics' AND rowid > :after AND rowid <= :last
+    WHERE :table = 'metrics' AND rowid IN (SELECT value FROM json_each(:ids))
 UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM checkpoints
-    WHERE :table = 'checkpoints' AND rowid > :after AND rowid <= :last;
+    WHERE :table = 'checkpoints' AND rowid IN (SELECT value FROM json_each(:ids));
 
--- name: memories_between
--- The versions of memories between two ids, by namespace: all, those since a moment, the deleted, the superseded.
+-- name: some_versions
+-- The memory versions with some ids, a JSON array, by namespace: all, those since a moment, the deleted, the superseded.
 SELECT
     namespace, count(*) AS rows, sum(created_at >= :since) AS recent, sum(is_deleted) AS deleted,
     sum(is_deleted = 0 AND EXISTS (
@@ -65,7 +65,7 @@ SELECT
             AND newer.is_deleted = 0 AND newer.version > m.version
     )) AS superseded
 FROM memory_entries AS m
-WHERE id > :after AND id <= :last
+WHERE id IN (SELECT value FROM json_each(:ids))
 GROUP BY +namespace;  -- the + keeps the planner from an index, all of which it would read
 
 -- name: last_used_sessions
@@ -77,24 +77,13 @@ SELECT rowid, id AS session_id FROM sessions WHERE status = :status ORDER BY las
 SELECT rowid, id AS session_id FROM sessions ORDER BY rowid DESC LIMIT :limit;
 
 -- name: some_sessions
--- Sessions drawn at random; fewer where a drawn id does not exist.
-WITH RECURSIVE drawn (n, id) AS (
-    SELECT 1, abs(random() % (SELECT max(rowid) FROM sessions)) + 1
-    UNION ALL
-    SELECT n + 1, abs(random() % (SELECT max(rowid) FROM sessions)) + 1 FROM drawn WHERE n < :limit
-)
-SELECT sessions.rowid, sessions.id AS session_id FROM (SELECT DISTINCT id FROM drawn) AS drawn CROSS JOIN sessions
-WHERE sessions.rowid = drawn.id;
+-- The sessions with some rowids, a JSON array.
+SELECT rowid, id AS session_id FROM sessions WHERE rowid IN (SELECT value FROM json_each(:ids));
 
 -- name: some_memories
--- Live memories drawn at random; fewer where a drawn id does not exist.
-WITH RECURSIVE drawn (n, id) AS (
-    SELECT 1, abs(random() % (SELECT max(id) FROM memory_entries)) + 1
-    UNION ALL
-    SELECT n + 1, abs(random() % (SELECT max(id) FROM memory_entries)) + 1 FROM drawn WHERE n < :limit
-)
-SELECT memory_entries.id AS rowid, namespace, key FROM (SELECT DISTINCT id FROM drawn) AS drawn CROSS JOIN memory_entries
-WHERE memory_entries.id = drawn.id AND is_deleted = 0;
+-- The live memories with some ids, a JSON array.
+SELECT id AS rowid, namespace, key FROM memory_entries
+WHERE id IN (SELECT value FROM json_each(:ids)) AND is_deleted = 0;
 
 -- name: insert_metric
 -- Write one measurement.

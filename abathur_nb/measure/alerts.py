@@ -26,32 +26,32 @@ GROWTH = "abathur_database_growth_bytes_per_day"
 LAST_BACKUP = "abathur_last_backup_timestamp_seconds"
 LAST_VALIDATION = "abathur_last_validation_timestamp_seconds"
 
-# Moments and not ages, as Prometheus advises: an age would not grow while nothing is measured. The names are those of
-# the table metrics too (https://prometheus.io/docs/practices/naming/).
+# Moments and not ages, because an age would not grow while nothing is measured. The table metrics has the same names
+# (https://prometheus.io/docs/practices/naming/).
 GAUGES: Mapping[str, str] = {
     UP: "1 if the database could be read, else 0",
     TAKEN: "when this was measured",
     "abathur_database_bytes": "the database's file",
     "abathur_database_free_bytes": "pages of the file that hold nothing",
     WAL_BYTES: "the write-ahead log",
-    DISK_FREE: "free room on the disk of the database",
-    GROWTH: "the share of the file that the rows of the last 24 hours take, estimated",
-    READ: "the share of the rows that these figures come from; they are estimates where it is under 1",
-    SESSION_BYTES: "the largest events, state and metadata of a session, of the newest sessions and of some at random",
+    DISK_FREE: "free space on the disk of the database",
+    GROWTH: "estimated size of the rows of the last 24 hours",
+    READ: "the share of the rows that these figures come from; below 1 they are estimates",
+    SESSION_BYTES: "the largest events, state and metadata of the newest sessions and of some at random",
     "abathur_rows": "rows of a table",
     "abathur_rows_of_last_day": "rows of a table that came in the last 24 hours",
-    "abathur_namespace_rows": "versions of memories in one of the largest namespaces, and in all others together",
-    "abathur_namespace_rows_of_last_day": "those of them that came in the last 24 hours",
+    "abathur_namespace_rows": "versions of memories in each of the largest namespaces, and in all others together",
+    "abathur_namespace_rows_of_last_day": "versions of memories in a namespace that came in the last 24 hours",
     "abathur_memory_versions": "versions of memories: current, superseded by a newer one, or deleted",
-    RETRIEVAL: "a percentile of the time that a session's or a memory's retrieval takes",
-    LAST_BACKUP: "when the newest backup was taken that is proven and whose database was sound; 0 for never",
-    LAST_VALIDATION: "when the newest validation began that passed; 0 for never",
+    RETRIEVAL: "a percentile of the time that the retrieval of a session or a memory takes",
+    LAST_BACKUP: "when the newest proven backup of a sound database was taken; 0 for never",
+    LAST_VALIDATION: "when the newest validation that passed began; 0 for never",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Hold one value of a gauge, in the unit that its name ends with, and what it is of."""
+    """Hold one value of a gauge, in the unit that its name ends with, and its labels."""
 
     name: str
     value: float
@@ -131,11 +131,11 @@ _WORDS = {"above": ("at most", "over", ">"), "below": ("at least", "under", "<")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Hold one alert: which gauge must not lie above or below a limit, or not be missing at all.
+    """Hold one alert: it fires while a gauge is above or below a limit, or is absent.
 
-    ``limit`` names a setting, or is a number. A rule on a gauge that holds a moment is about the time since then, and
-    fires too where it lies in the future; with ``per`` it is about the gauge divided by another one, with ``of``
-    about the p99 of that retrieval. ``wait`` is how long it must hold before Prometheus reports it.
+    ``limit`` names a setting, or is a number. A rule about a moment compares the time since then, and fires too if the
+    moment is in the future. With ``per`` the gauge is divided by another one; ``of`` selects the p99 of one retrieval.
+    ``wait`` is how long the rule must hold before Prometheus reports it.
     """
 
     id: str
@@ -150,7 +150,7 @@ class Rule:
 
     @property
     def labels(self) -> dict[str, str]:
-        """The labels of the samples that it is about."""
+        """The labels that select the gauge's samples."""
         return {"retrieval": self.of, "percentile": "p99"} if self.of else {}
 
     @property
@@ -180,19 +180,15 @@ class Rule:
         """Return the limit, in its own unit."""
         return float(getattr(settings, self.limit) if isinstance(self.limit, str) else self.limit)
 
-    def sample_of(self, snapshot: Snapshot) -> Sample | None:
-        """Return the sample that lies farthest on the side on which the rule fires; None where none was measured."""
+    def measured(self, snapshot: Snapshot) -> tuple[Sample, float] | None:
+        """Return the worst sample and its value in the limit's unit; None where it was not measured."""
         found = [s for s in snapshot.samples if s.name == self.gauge and self.labels.items() <= s.labels.items()]
-        farthest = max if self.fires == "above" else min
-        return farthest(found, key=lambda sample: sample.value, default=None)
-
-    def value_of(self, snapshot: Snapshot) -> float | None:
-        """Return what the limit is about, in the limit's unit; None where it was not measured."""
-        sample, divisor = self.sample_of(snapshot), snapshot.value(self.per) if self.per else 1
-        if sample is None or divisor is None:
+        divisor = snapshot.value(self.per) if self.per else 1
+        if not found or divisor is None:
             return None
+        sample = (max if self.fires == "above" else min)(found, key=lambda one: one.value)
         value = snapshot.taken_at.timestamp() - sample.value if self.age else sample.value
-        return value / divisor / self.unit if divisor else math.inf
+        return sample, value / divisor / self.unit if divisor else math.inf
 
     def expression(self, settings: Settings) -> str:
         """Return the rule in PromQL, for the database of ``settings``."""
@@ -209,60 +205,54 @@ class Rule:
 
 RULES = (
     Rule("database_unreadable", "database can be read", UP, 1, "critical", "5m", "below"),
-    Rule("metrics_absent", "metrics", UP, 0, "critical", "15m", "absent"),
+    Rule("metrics_absent", "metrics", TAKEN, 0, "critical", "15m", "absent"),
     Rule("metrics_stale", "age of the metrics", TAKEN, "metrics_max_age_minutes", "critical"),
     Rule("backup_old", "age of the last proven backup", LAST_BACKUP, "backup_max_age_hours", "critical"),
     Rule("validation_old", "age of the last green validation", LAST_VALIDATION, "validation_max_age_days", "warning"),
     Rule("disk_low", "free disk", DISK_FREE, "min_free_mb", "critical", "5m", "below"),
     Rule("disk_full_soon", "disk until full", DISK_FREE, "disk_full_days", "warning", "30m", "below", per=GROWTH),
     Rule("wal_large", "write-ahead log", WAL_BYTES, "max_wal_mb", "warning", "15m"),
-    Rule(
-        "session_retrieval_slow", "session retrieval, p99", RETRIEVAL, "session_p99_ms", "warning", "15m", of="session"
+    *(
+        Rule(f"{what}_retrieval_slow", f"{what} retrieval, p99", RETRIEVAL, f"{what}_p99_ms", "warning", "15m", of=what)
+        for what in ("session", "memory")
     ),
-    Rule("memory_retrieval_slow", "memory retrieval, p99", RETRIEVAL, "memory_p99_ms", "warning", "15m", of="memory"),
     Rule("session_large", f"largest session, {LEVELS[0]} %", SESSION_BYTES, LEVELS[0], "warning"),
     Rule("session_nearly_full", f"largest session, {LEVELS[1]} %", SESSION_BYTES, LEVELS[1], "warning"),
 )
-_NOT_COLLECTED = "see why `python -m abathur_nb metrics` no longer runs, or nobody collects what it writes"
-_SLOW = "run benchmark.ipynb and explain.ipynb"
 _REMEDIES = {
-    "database_unreadable": "run troubleshoot.ipynb",
-    "metrics_absent": _NOT_COLLECTED,
-    "metrics_stale": _NOT_COLLECTED,
-    "backup_old": "run backup.ipynb, and see why its timer did not",
-    "validation_old": "run validate.ipynb",
-    "disk_low": "make room, or move what else lies on that disk",
-    "disk_full_soon": "see what grows (explore.ipynb), and make room",
-    "wal_large": "run troubleshoot.ipynb, which names who pins it",
-    "session_retrieval_slow": _SLOW,
-    "memory_retrieval_slow": _SLOW,
-    "session_large": TRIM,
-    "session_nearly_full": TRIM,
+    UP: "run troubleshoot.ipynb",
+    TAKEN: "see why `python -m abathur_nb metrics` no longer runs, or why its file is not collected",
+    LAST_BACKUP: "run backup.ipynb, and see why its timer did not",
+    LAST_VALIDATION: "run validate.ipynb",
+    DISK_FREE: "make room: explore.ipynb shows what grows in the database",
+    WAL_BYTES: "run troubleshoot.ipynb, which names who pins it",
+    RETRIEVAL: "run benchmark.ipynb and explain.ipynb",
+    SESSION_BYTES: TRIM,
 }
 
 
 def alerts_of(snapshot: Snapshot, settings: Settings) -> list[Check]:
-    """Return a check of each rule on what was measured; one that fires fails if it is critical, else it warns."""
+    """Return a check for each rule; one that fires fails if it is critical and the settings say so, else it warns."""
     return [_judged(rule, snapshot, settings) for rule in RULES if rule.fires != "absent"]
 
 
 def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
-    limit, value, sample = rule.limit_of(settings), rule.value_of(snapshot), rule.sample_of(snapshot)
+    limit, measured = rule.limit_of(settings), rule.measured(snapshot)
     expected = f"{_WORDS[rule.fires][0]} {rule.shown(limit)}"
     evidence = (f"{rule.name}, {rule.severity}: {rule.expression(settings)}",)
-    if value is None or sample is None:
-        return Check(rule.id, "skip", expected, "nothing to measure it by", evidence=evidence, name=rule.title)
+    if measured is None:
+        return Check(rule.id, "skip", expected, "not measured", evidence=evidence, name=rule.title)
+    sample, value = measured
     ahead = rule.age and value * rule.unit < -AHEAD_S
+    observed = "no growth" if math.isinf(value) else rule.shown(value)
+    if rule.age and not sample.value:
+        observed = "never"
     if ahead:
         observed = f"{rule.shown(-value)} in the future"
-    elif rule.age and not sample.value:
-        observed = "never"
-    else:
-        observed = "no growth" if math.isinf(value) else rule.shown(value)
     if more := [f"{name} {of}" for name, of in sample.labels.items() if name not in rule.labels]:
         observed += f" ({', '.join(more)})"
     holds = not (ahead or (value > limit if rule.fires == "above" else value < limit))
-    remedy = SEE_CLOCK if ahead else _REMEDIES[rule.id]
+    remedy = SEE_CLOCK if ahead else _REMEDIES[rule.gauge]
     otherwise: Status = "fail" if rule.severity == "critical" and settings.alerts_fail else "warn"
     return Check.that(rule.id, holds, expected, observed, remedy, otherwise, evidence, name=rule.title)
 
@@ -277,7 +267,7 @@ def prometheus_rules(settings: Settings) -> dict[str, Any]:
             "labels": {"severity": rule.severity},
             "annotations": {
                 "summary": f"Abathur of {settings.env}: {_fired(rule, settings)}",
-                "description": f"{{{{ $labels.database }}}} on {{{{ $labels.instance }}}}: {_REMEDIES[rule.id]}",
+                "description": f"{{{{ $labels.database }}}} on {{{{ $labels.instance }}}}: {_REMEDIES[rule.gauge]}",
             },
         }
         for rule in RULES
@@ -287,9 +277,11 @@ def prometheus_rules(settings: Settings) -> dict[str, Any]:
 
 def _fired(rule: Rule, settings: Settings) -> str:
     if rule.gauge == UP:
-        return "the database cannot be read" if rule.fires == "below" else "metrics are missing"
+        return "the database cannot be read"
+    if rule.fires == "absent":
+        return "metrics are missing"
     words = f"{rule.title} is {_WORDS[rule.fires][1]} {rule.shown(rule.limit_of(settings))}"
-    return f"{words}, or lies in the future: see the clock" if rule.age else words
+    return f"{words}, or is in the future: check the clock" if rule.age else words
 
 
 def command(arguments: argparse.Namespace) -> int:

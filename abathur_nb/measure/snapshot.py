@@ -7,19 +7,19 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import sqlite3
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import count, cycle, takewhile
-from math import gcd, inf
+from itertools import cycle, islice, takewhile
+from math import inf
 from pathlib import Path
-from random import randrange
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import aiosqlite
 
@@ -37,10 +37,11 @@ from abathur_nb.percentiles import LEVELS
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import connect, explain_error, pragma
 from abathur_nb.store.database import Database
+from abathur_nb.store.guarded import Connection
 from abathur_nb.store.sessions import STATUSES
 from abathur_nb.store.sql import load_queries
 from abathur_nb.store.target import refusal
-from abathur_nb.store.values import MAX_BYTES, decoded
+from abathur_nb.store.values import decoded
 from abathur_nb.text import MB, counted, moment_of, printable, shown, timestamp
 
 T = TypeVar("T")
@@ -52,33 +53,30 @@ _GREEN = ("validate", "pass")
 async def take_snapshot(settings: Settings) -> tuple[Snapshot, Report]:
     """Measure the database in many short reads, within 2 seconds, and what is around it. Read-only.
 
-    Returns what could be measured, and a report that fails where the database itself could not be read: its size, its
-    disk, its backups and validations are reported all the same. Figures of part of the rows are named as estimates.
+    Returns what could be measured, and a report, which fails where the database itself could not be read: its size, its
+    disk, its backups and validations are measured all the same. Figures from part of the rows are named as estimates.
     """
-    now, samples = datetime.now(UTC), list[Sample]()
+    now, measured = datetime.now(UTC), list[Sample]()
     report = await refusal(_NAME, settings)
     if report is None:
         try:
-            # Pinned as the benchmark is, so that both can be compared.
-            with one_cpu():
-                samples = await measure(settings, now)
+            with one_cpu():  # as the benchmark, so that both can be compared
+                measured = await measure(settings, now)
         except (sqlite3.Error, OSError, AbathurError) as error:
             fault = explain_error(settings.db_path, error)
             failed = Check(_NAME, "error", "the database can be read", fault.observed, fault.remedy)
             report = Report(_NAME, (failed,))
-    around = [*_of_files(settings), Sample(alerts.LAST_BACKUP, _last_backup(settings))]
-    around.append(Sample(alerts.LAST_VALIDATION, _last_validation(settings)))
     up = (Sample(alerts.UP, float(report is None)), Sample(alerts.TAKEN, now.timestamp()))
-    snapshot = Snapshot(now, alerts.place_of(settings), (*up, *around, *samples))
+    snapshot = Snapshot(now, alerts.place_of(settings), (*up, *_around(settings), *measured))
     took = (datetime.now(UTC) - now).total_seconds()
     observed = f"{counted(len(snapshot.samples), 'value')} of {settings.db_path}, in {took:.2f} s"
-    part = [s for s in samples if s.name == alerts.READ and s.value < 1]
-    if part:
+    if part := [s for s in measured if s.name == alerts.READ and s.value < 1]:
         observed += "; estimates: " + ", ".join(f"{s.labels['of']} from {s.value:.2%} of the rows" for s in part)
     return snapshot, report or Report(_NAME, (Check(_NAME, "pass", "the database is measured", observed),))
 
 
-def _of_files(settings: Settings) -> Iterator[Sample]:
+def _around(settings: Settings) -> Iterator[Sample]:
+    """Yield the samples that need no read of the database. Read-only."""
     for name, suffix in {"abathur_database_bytes": "", alerts.WAL_BYTES: "-wal"}.items():
         size = 0
         with suppress(OSError):
@@ -86,6 +84,8 @@ def _of_files(settings: Settings) -> Iterator[Sample]:
         yield Sample(name, size)
     with suppress(OSError):
         yield Sample(alerts.DISK_FREE, free_mb(nearest_existing(settings.db_path.parent)) * MB)
+    yield Sample(alerts.LAST_BACKUP, _last_backup(settings))
+    yield Sample(alerts.LAST_VALIDATION, _last_validation(settings))
 
 
 def _last_backup(settings: Settings) -> float:
@@ -98,23 +98,16 @@ def _last_backup(settings: Settings) -> float:
 
 def _last_validation(settings: Settings) -> float:
     """Return when the newest validation of this database that passed began; 0 without one. Read-only."""
-    archive = settings.archive_dir
-
-    def newest(ids: Iterable[str]) -> float:
-        for run_id in ids:
-            run = read_entry(archive, run_id, lines.get(run_id))
-            if (run.notebook, run.verdict) == _GREEN and run.is_of(settings):
-                return run.started_at.timestamp()
-        return 0.0
-
+    archive, found = settings.archive_dir, [0.0]
     with suppress(RefusedError):
         lines, ids = read_ledger(archive).runs, run_ids(archive)
-        # Of thousands of runs, those that the ledger says are something else are not read.
+        # Only runs that can be one are read. The order of the ledger does not depend on a clock; that of ids does.
         green = [i for i in ids & lines.keys() if (lines[i].data["notebook"], lines[i].data["verdict"]) == _GREEN]
-        # The order of the ledger does not depend on a clock; the ids of runs that it does not list are times.
-        green.sort(key=lambda run_id: lines[run_id].number, reverse=True)
-        return max(newest(green), newest(sorted(ids - lines.keys(), reverse=True)))
-    return 0.0
+        for oldest_first in (sorted(green, key=lambda i: lines[i].number), sorted(ids - lines.keys())):
+            runs = (read_entry(archive, i, lines.get(i)) for i in reversed(oldest_first))
+            fit = (run for run in runs if (run.notebook, run.verdict) == _GREEN and run.is_of(settings))
+            found += [run.started_at.timestamp() for run in islice(fit, 1)]
+    return max(found)
 
 
 def exposition(snapshot: Snapshot) -> bytes:
@@ -133,34 +126,21 @@ def exposition(snapshot: Snapshot) -> bytes:
 
 def command(arguments: argparse.Namespace) -> int:
     """Measure the database and write what was measured; return 1 if it could not be read, which is written too."""
-    settings = resolve(arguments.env, db_path=arguments.db_path)
-    output = None if arguments.output is None else _output(arguments.output)
+    settings, output = resolve(arguments.env, db_path=arguments.db_path), arguments.output
+    if output is not None and not output.endswith(".prom"):
+        raise ConfigurationError(f"--output: {shown(output)}: the collector reads only files that end with .prom")
     snapshot, report = asyncio.run(take_snapshot(settings))
     if output is None:
         sys.stdout.write(exposition(snapshot).decode())
     else:
+        path = Path(os.path.abspath(os.path.expanduser(output)))
         try:
-            write_durably(output, exposition(snapshot), mode=0o644)  # the collector is another user
+            write_durably(path, exposition(snapshot), mode=0o644)  # the collector is another user
         except OSError as error:
-            cause = os_cause(error, output)
-            raise ConfigurationError(f"--output: {shown(arguments.output)}: {cause}") from None
+            raise ConfigurationError(f"--output: {shown(output)}: {os_cause(error, path)}") from None
     for check in (check for check in report.checks if check.failed):
         sys.stderr.write(f"abathur_nb metrics: {check.observed}: {check.remedy}\n")
     return int(not report.ok)
-
-
-def _output(name: str) -> Path:
-    """Return the file that is to be replaced; raise ConfigurationError for one that the collector would not read."""
-    path = Path(os.path.abspath(os.path.expanduser(name)))
-    if path.suffix != ".prom":
-        fault = "the collector reads files that end with .prom"
-    elif not os.access(f"{path.parent}/.", os.W_OK | os.X_OK):
-        fault = f"{path.parent} is not a directory that this user may write to"
-    elif os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-        fault = "it is not a regular file"
-    else:
-        return path
-    raise ConfigurationError(f"--output: {shown(name)}: {printable(fault)}")
 
 
 _CHECK = "record"
@@ -180,10 +160,8 @@ async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int
     try:
         async with Database.open(settings) as db, db.write() as conn:
             await conn.executemany(ask["insert_metric"].sql, rows)
-            cursors = [
-                await conn.execute(ask["delete_metrics"].sql, {"name": n, "before": before}) for n in alerts.GAUGES
-            ]
-            removed = sum(cursor.rowcount for cursor in cursors)
+            old = [{"name": name, "before": before} for name in alerts.GAUGES]
+            removed = (await conn.executemany(ask["delete_metrics"].sql, old)).rowcount
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
         return Check(_CHECK, "error", expected, f"nothing was written: {fault.observed}", fault.remedy)
@@ -211,7 +189,7 @@ async def read_recorded(settings: Settings, since: datetime) -> tuple[list[Momen
     return found, len(every)
 
 
-_WIDTH = 256  # rowids of one read
+_AT_ONCE = 100  # rows of one read of a sample
 _LONGEST_S = 0.1  # of one read
 _AGAIN_S = 0.02  # an interrupt before the statement has begun has no effect
 
@@ -245,99 +223,61 @@ async def rows_within(
 
 
 async def read_some(
-    conn: aiosqlite.Connection, until: float, sql: str, given: Mapping[str, object], last: int
+    conn: aiosqlite.Connection, until: float, sql: str, given: Mapping[str, object], last: int, most: int
 ) -> tuple[list[sqlite3.Row], float]:
-    """Return the rows of ``sql`` for windows of rowids, and which share of 1 to ``last`` they are. Read-only.
+    """Return the rows of ``sql`` for up to ``most`` random rowids of 1 to ``last``, and their share. Read-only.
 
-    ``:after`` and ``:last`` are the bounds of a window. They are spread evenly; at least one is read.
+    ``:ids`` are some of the rowids. As many are read as the time allows, and some in any case.
     """
-    width = _WIDTH
-    while True:
-        windows = -(-last // width)
-        # About the golden section, and without a common divisor: wherever it ends, the windows read are spread evenly.
-        step = next(n for n in count(max(1, round(windows * 0.618))) if gcd(n, windows) == 1)
-        start, found = randrange(max(1, windows)), list[sqlite3.Row]()  # noqa: S311 - not a secret
-        for done in range(windows):
-            if done and monotonic() >= until:
-                return found, done / windows
-            after = (start + done * step) % windows * width
-            rows = await rows_within(conn, inf, sql, {**given, "after": after, "last": after + width})
-            if rows is None and width > 1:
-                width //= 16
-                break
-            found += rows or ()
-        else:
-            return found, 1.0
+    ids, found = random.sample(range(1, last + 1), min(last, most)), list[sqlite3.Row]()
+    for done in range(0, len(ids), _AT_ONCE):
+        some = {**given, "ids": json.dumps(ids[done : done + _AT_ONCE])}
+        rows = await rows_within(conn, until if done else inf, sql, some)
+        if rows is None:
+            return found, done / last
+        found += rows
+    return found, len(ids) / last if last else 1.0
 
 
-async def blob_sizes(
-    conn: aiosqlite.Connection, until: float, table: str, columns: Sequence[str], rowids: Iterable[int]
-) -> dict[int, dict[str, int]]:
-    """Return the bytes of columns by rowid, of as many rows as the time allows. Read-only.
-
-    They are in a row's header: of a value of 16 MB not a page is read.
-    """
-    # Such a handle is the one way to that before SQLite 3.43, and aiosqlite has no call for it.
-    run: Any = conn._execute  # noqa: SLF001
-    return await run(_blob_sizes, conn._conn, until, table, columns, rowids)  # type: ignore[no-any-return]  # noqa: SLF001
-
-
-def _blob_sizes(
-    conn: sqlite3.Connection, until: float, table: str, columns: Sequence[str], rowids: Iterable[int]
-) -> dict[int, dict[str, int]]:
-    found = {}
-    for rowid in takewhile(lambda _: monotonic() < until, rowids):
-        sizes = {}
-        with suppress(sqlite3.OperationalError):  # removed meanwhile, or not text
-            for column in columns:
-                with conn.blobopen(table, column, rowid, readonly=True) as blob:
-                    sizes[column] = len(blob)
-            found[rowid] = sizes
-    return found
-
-
-# Seconds that the measurements may take, each and all together, whatever the database holds.
-_SECONDS, _ALL_S = {"sizes": 0.3, "rows": 0.4, "sessions": 0.2, "memories": 0.2, "namespaces": 0.3}, 1.7
-_AT_LEAST_S = 0.05  # for a table: on a machine under load, even a small one takes a while
+# Seconds that one step of the measurements may take, and all together, whatever the database holds.
+_STEP_S, _ALL_S = 0.3, 1.7
+_SAMPLE_S = 0.03  # for the sample of one table
 _DRAWN = 1000  # sessions and memories at random; of the newest sessions as many
 _RETRIEVALS = 1000  # of sessions, and of memories
 _NAMESPACES = 20  # the largest, counted one by one: Prometheus keeps a series for each
 _OTHERS = "others"  # the rest: without a colon, so not a namespace
-_ENOUGH = 5000  # rows, of which to say how many are of the last day
-_SPARSE = 0.01  # rows per rowid; where there are fewer, a sample of rowids is no estimate of the rows
+_ROWS, _ENOUGH = 5000, 1000  # rowids in the sample of a table, and rows found by which its rows are estimated
+_VERSIONS = 20_000  # of memories, that are counted by namespace
 _COLUMNS = {"sessions": ("events", "state", "metadata"), "memory_entries": ("value", "metadata")}
-_EVERY = {"after": -(2**63), "last": 2**63 - 1}
-_Tables = dict[str, tuple[int, int]]  # the rows of each, and how many came in the last day
 
 
 async def measure(settings: Settings, now: datetime) -> list[Sample]:
     """Return the samples of the database's contents. Read-only, in many short transactions."""
     since, latest = {"since": timestamp(now - timedelta(days=1))}, monotonic() + _ALL_S
 
-    def until(step: str) -> float:
-        return min(monotonic() + _SECONDS[step], latest)
+    def until() -> float:
+        return min(monotonic() + _STEP_S, latest)
 
     async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
         conn.text_factory = any_text
         page, pages, free = [await pragma(conn, name) for name in ("page_size", "page_count", "freelist_count")]
-        last: dict[str, int] = {table: n or 0 for table, n in await _ask(conn, latest, "last_ids")}
-        drawn = await _ask(conn, latest, "some_sessions", limit=_DRAWN)
-        largest, sizes = await _sizes(conn, until("sizes"), drawn)
-        tables, read, sure = await _tables(conn, until("rows"), since, last)
+        ask = load_queries("monitor.sql")
+        last = {table: n or 0 for table, n in await conn.execute_fetchall(ask["last_ids"].sql)}
+        drawn, _ = await read_some(conn, latest, ask["some_sessions"].sql, {}, last["sessions"], _DRAWN)
+        others, _ = await read_some(conn, latest, ask["some_memories"].sql, {}, last["memory_entries"], _DRAWN)
+        largest, looked_at = await _largest(conn, until(), drawn)
+        tables, read = await _tables(conn, until(), since, last)
+        sessions = tables.get("sessions", (looked_at, 0))[0]
         share = sum(recent for _, recent in tables.values()) / max(1, sum(rows for rows, _ in tables.values()))
-        growth = [Sample(alerts.GROWTH, page * (pages - free) * share)] if sure else []
-        others = await _ask(conn, latest, "some_memories", limit=_DRAWN)
         return [
             Sample("abathur_database_free_bytes", page * free),
-            *growth,
+            *([Sample(alerts.GROWTH, page * (pages - free) * share)] if tables.keys() == last.keys() else ()),
             *largest,
             Sample(alerts.READ, read, {"of": "rows"}),
-            Sample(
-                alerts.READ, min(1.0, sizes / max(1, tables.get("sessions", (sizes,))[0])), {"of": "sizes of sessions"}
-            ),
-            *await _retrieved(conn, until("sessions"), "session", "get_session", "sessions", drawn),
-            *await _retrieved(conn, until("memories"), "memory", "get_memory", "memory_entries", others),
-            *await _memories(conn, until("namespaces"), since, last.get("memory_entries", 0), tables),
+            Sample(alerts.READ, min(1.0, looked_at / max(1, sessions)), {"of": "sizes of sessions"}),
+            *await _retrieved(conn, until(), "session", "sessions", drawn),
+            *await _retrieved(conn, until(), "memory", "memory_entries", others),
+            *await _memories(conn, until(), since, last["memory_entries"]),
             *(Sample("abathur_rows", rows, {"table": table}) for table, (rows, _) in tables.items()),
             *(Sample("abathur_rows_of_last_day", recent, {"table": table}) for table, (_, recent) in tables.items()),
         ]
@@ -349,38 +289,42 @@ async def _ask(conn: aiosqlite.Connection, until: float, name: str, **given: obj
 
 async def _tables(
     conn: aiosqlite.Connection, until: float, since: Mapping[str, object], last: Mapping[str, int]
-) -> tuple[_Tables, float, bool]:
-    """Count the rows of each table, the smallest first.
+) -> tuple[dict[str, tuple[int, int]], float]:
+    """Return how many rows each table has and how many came in the last day, and the smallest share that was read.
 
-    Return also the smallest share of a table that was read, and whether that suffices to estimate the growth: the rows
-    of one day lie together, in few windows.
+    The smallest is counted first. Where the time is too short to count a table, it is estimated from a sample, and left
+    out if that holds few rows.
     """
-    ask = load_queries("monitor.sql")
-    tables, shares, sure = _Tables(), list[float](), bool(last)
-    for n, table in enumerate(sorted(last, key=lambda table: last[table])):
-        given, half = {**since, "table": table}, (until - monotonic()) / (len(last) - n) / 2
-        rows, share = await rows_within(conn, monotonic() + max(half, _AT_LEAST_S), ask["growth"].sql, given), 1.0
+    ask, tables, shares = load_queries("monitor.sql"), dict[str, tuple[int, int]](), [1.0]
+    for table in sorted(last, key=lambda table: last[table]):
+        given = {**since, "table": table}
+        rows, share = await rows_within(conn, until, ask["growth"].sql, given), 1.0
         if rows is None:
-            sql = ask["growth_between"].sql
-            rows, share = await read_some(conn, monotonic() + half, sql, given, last[table])
+            sql = ask["growth_of_some"].sql
+            rows, share = await read_some(conn, monotonic() + _SAMPLE_S, sql, given, last[table], _ROWS)
         found, recent = (sum(row[name] for row in rows) for name in ("rows", "recent"))
-        sure = sure and (share == 1 or found >= _ENOUGH)
-        if share == 1 or found > _SPARSE * share * last[table]:
+        if share == 1 or found >= _ENOUGH:
             tables[table] = round(found / share), round(recent / share)
-            shares.append(share)
-        else:
-            shares.append(0)
-    return tables, min(shares, default=0.0), sure
+        shares.append(share)
+    return tables, min(shares)
 
 
-async def _sizes(conn: aiosqlite.Connection, until: float, drawn: list[sqlite3.Row]) -> tuple[list[Sample], int]:
+async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> tuple[list[Sample], int]:
     """Return the largest size of each column of the newest sessions and of those drawn, and how many those are."""
     listed = (monotonic() + until) / 2  # on a machine under load the lists must leave time to look at those listed
     rows = [*await _ask(conn, listed, "last_begun_sessions", limit=_DRAWN), *drawn]
     for status in STATUSES:
         rows += await _ask(conn, listed, "last_used_sessions", status=status, limit=_DRAWN // len(STATUSES))
     ids = {rowid: printable(str(session_id)) for rowid, session_id in reversed(rows)}
-    sizes = await blob_sizes(conn, until, "sessions", _COLUMNS["sessions"], ids)
+
+    def look(of: sqlite3.Connection) -> dict[int, dict[str, int]]:
+        sizes = {}
+        for rowid in takewhile(lambda _: monotonic() < until, ids):
+            with suppress(sqlite3.OperationalError):  # removed meanwhile, or not text
+                sizes[rowid] = {column: _size_of(of, column, rowid) for column in _COLUMNS["sessions"]}
+        return sizes
+
+    sizes = await conn.apply(look)
     largest = {column: max(sizes, key=lambda rowid: sizes[rowid][column]) for column in _COLUMNS["sessions"] if sizes}
     samples = [
         Sample(alerts.SESSION_BYTES, sizes[rowid][column], {"column": column, "session": ids[rowid]})
@@ -389,16 +333,17 @@ async def _sizes(conn: aiosqlite.Connection, until: float, drawn: list[sqlite3.R
     return samples, len(sizes)
 
 
+def _size_of(conn: sqlite3.Connection, column: str, rowid: int) -> int:
+    # A handle takes it from the row's header: of a value of 16 MB not a page is read.
+    with conn.blobopen("sessions", column, rowid, readonly=True) as blob:
+        return len(blob)
+
+
 async def _retrieved(
-    conn: aiosqlite.Connection, until: float, what: str, query: str, table: str, drawn: list[sqlite3.Row]
+    conn: aiosqlite.Connection, until: float, what: str, table: str, drawn: list[sqlite3.Row]
 ) -> list[Sample]:
     """Time one of the store's retrievals, of rows drawn at random; no sample without a row."""
-    sql, columns = load_queries()[query].sql, _COLUMNS[table]
-    # A value that another program has made larger than the store would could take minutes.
-    sizes = await blob_sizes(conn, (monotonic() + until) / 2, table, columns, [row["rowid"] for row in drawn])
-    drawn = [row for row in drawn if 0 < sum(sizes.get(row["rowid"], {}).values()) <= len(columns) * MAX_BYTES]
-    if not drawn:
-        return []
+    sql, columns = load_queries()[f"get_{what}"].sql, _COLUMNS[table]
 
     async def retrieve(row: sqlite3.Row) -> object:
         found = list(await conn.execute_fetchall(sql, dict(row)))
@@ -412,32 +357,26 @@ async def _retrieved(
     return [Sample(alerts.RETRIEVAL, ns / 1e9, {"retrieval": what, "percentile": level}) for level, ns in found.items()]
 
 
-async def _memories(
-    conn: aiosqlite.Connection, until: float, since: Mapping[str, object], last: int, tables: _Tables
-) -> list[Sample]:
+async def _memories(conn: aiosqlite.Connection, until: float, since: Mapping[str, object], last: int) -> list[Sample]:
     """Return the versions of memories by their state, and the rows of the largest namespaces and of all others."""
-    sql, share = load_queries("monitor.sql")["memories_between"].sql, 1.0
-    rows = await rows_within(conn, until, sql, {**since, **_EVERY})
-    if rows is None:
-        rows, share = await read_some(conn, until, sql, since, last)
+    sql = load_queries("monitor.sql")["some_versions"].sql
+    rows, share = await read_some(conn, until, sql, since, last, _VERSIONS)
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for namespace, *numbers in rows:
         found[str(namespace)].update(dict(zip(("rows", "recent", "deleted", "superseded"), numbers, strict=True)))
     total = sum(found.values(), Counter[str]())
-    scale = tables.get("memory_entries", (0, 0))[0] / max(1, total["rows"]) if share < 1 else 1.0
     total["current"] = total["rows"] - total["deleted"] - total["superseded"]
-    largest = {name: printable(name) for name in sorted(found, key=lambda name: (-found[name]["rows"], name))}
-    largest = dict([*largest.items()][:_NAMESPACES])
-    if rest := found.keys() - largest.keys():
-        found[_OTHERS] = sum((found[name] for name in rest), Counter())
-        largest[_OTHERS] = _OTHERS
+    names = sorted(found, key=lambda name: (-found[name]["rows"], name))
+    largest = {name: printable(name) for name in names[:_NAMESPACES]}
+    if rest := names[_NAMESPACES:]:
+        found[_OTHERS], largest[_OTHERS] = sum((found[name] for name in rest), Counter()), _OTHERS
     kinds = {"abathur_namespace_rows": "rows", "abathur_namespace_rows_of_last_day": "recent"}
-    states = ("current", "superseded", "deleted")
+    states = ("current", "superseded", "deleted") if rows else ()
     return [
         Sample(alerts.READ, share, {"of": "namespaces and versions"}),
-        *(Sample("abathur_memory_versions", round(total[s] * scale), {"state": s}) for s in states if total["rows"]),
+        *(Sample("abathur_memory_versions", round(total[state] / share), {"state": state}) for state in states),
         *(
-            Sample(gauge, round(found[name][kind] * scale), {"namespace": words})
+            Sample(gauge, round(found[name][kind] / share), {"namespace": words})
             for gauge, kind in kinds.items()
             for name, words in largest.items()
         ),

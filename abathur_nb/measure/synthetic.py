@@ -2,11 +2,11 @@
 
 import asyncio
 import os
-from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from datetime import date, timedelta
-from itertools import accumulate, count, cycle, islice
+from datetime import datetime, timedelta
+from functools import partial
+from itertools import count, cycle, islice
 from time import perf_counter_ns
 from typing import TypeVar
 
@@ -21,17 +21,14 @@ from abathur_nb.store.sql import load_queries
 Row = tuple[object, ...]
 T = TypeVar("T")
 
-_BATCH = 100_000  # rows a transaction: with fewer, the same pages of the indexes are written again and again
-_CACHE_SIZE = -500_000  # KiB, when negative; only while filling, which is a third faster than with 64 MB
+_BATCH = 100_000  # rows of one transaction: smaller ones write the same pages of the indexes more often
+_CACHE_SIZE = -500_000  # KiB, when negative; a third faster than with 64 MB
 
-# Versions of ten memories in turn: most are never updated, a few often. In a memory of seven, three were deleted before
-# it was begun again.
+# Versions of ten memories in turn: most are never updated, a few often. Then, for each row, its memory and version.
 _VERSIONS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 7)
-_ENDS = tuple(accumulate(_VERSIONS))
-_DELETED_BEFORE = 3
+_PLACES = tuple((memory, version) for memory, last in enumerate(_VERSIONS) for version in range(1, last + 1))
 
-_DAYS = tuple((date(2025, 1, 1) + timedelta(days=n)).isoformat() for n in range(500))
-_MINUTES = tuple(f"{n // 60:02}:{n % 60:02}" for n in range(1_440))
+_BEGIN = datetime(2025, 1, 1)  # noqa: DTZ001 - the columns hold UTC without its name
 _TEXT = "The user prefers short answers, metric units and examples in Python; asked to be reminded of open questions. "
 _EVENT = f'{{"type":"message","role":"user","text":"{_TEXT[:60]}"}}'
 _EVENTS = tuple(f"[{','.join([_EVENT] * number)}]" for number in range(6))
@@ -42,40 +39,28 @@ _TYPES = ("semantic",) * 5 + ("episodic",) * 4 + ("procedural",)
 async def fill(
     conn: aiosqlite.Connection, rows: int, *, start: int = 0, progress: Callable[[int], object] | None = None
 ) -> None:
-    """Insert ``rows`` versions of memories and as many sessions.
+    """Insert ``rows`` versions of memories and as many sessions, after ``start`` of each from an earlier call.
 
-    ``conn`` must be in autocommit mode; each batch is one transaction. ``start`` says how many there are already from
-    a former call. ``progress`` is called with the number of rows just added. All ids, namespaces and names begin with
+    ``conn`` must be in autocommit mode, and is to be closed: its cache stays large, and after an error a transaction
+    is open. ``progress`` is called with the number of rows just added. All ids, namespaces and names begin with
     ``synthetic``, so that no live row is met.
     """
-    ((cache_size,),) = await conn.execute_fetchall("PRAGMA cache_size")
     await conn.execute_fetchall(f"PRAGMA cache_size = {_CACHE_SIZE}")
-    try:
-        for table in _TABLES:
-            for first in range(start, start + rows, _BATCH):
-                stop = min(first + _BATCH, start + rows)
-                await _insert(conn, table, first, stop)
-                if progress is not None:
-                    progress(stop - first)
-    finally:
-        await run_to_end(conn.execute_fetchall(f"PRAGMA cache_size = {cache_size}"))
-
-
-async def _insert(conn: aiosqlite.Connection, table: str, first: int, stop: int) -> None:
-    try:
-        await conn.execute_fetchall("BEGIN IMMEDIATE")
-        # The rows are made in the connection's thread, so that the event loop goes on meanwhile.
-        rows = map(_TABLES[table], range(first, stop))
-        await conn.executemany(load_queries("synthetic.sql")[table].sql, rows)
-        await conn.commit()
-    except BaseException:
-        await run_to_end(conn.rollback())
-        raise
+    for table, row_of in _TABLES.items():
+        for first in range(start, start + rows, _BATCH):
+            stop = min(first + _BATCH, start + rows)
+            await conn.execute_fetchall("BEGIN IMMEDIATE")
+            # The rows are made in the connection's thread, so that the event loop goes on meanwhile.
+            await conn.executemany(load_queries("synthetic.sql")[table].sql, map(row_of, range(first, stop)))
+            await conn.commit()
+            if progress is not None:
+                progress(stop - first)
 
 
 def memory_keys(rows: int, count: int) -> list[tuple[str, str]]:
     """Return up to ``count`` (namespace, key) pairs that `fill` leaves live, from hot namespaces and cold ones."""
-    whole = rows // _ENDS[-1] * len(_VERSIONS) + bisect_right(_ENDS, rows % _ENDS[-1])
+    blocks, rest = divmod(rows, len(_PLACES))
+    whole = blocks * len(_VERSIONS) + sum(_VERSIONS[memory] == version for memory, version in _PLACES[:rest])
     return [(_namespace(n), f"key-{n}") for n in _spread([n for n in range(whole) if not _is_deleted(n)], count)]
 
 
@@ -104,9 +89,8 @@ def _rank(n: int, of: int, salt: float) -> int:
 
 
 def _moment(n: int, later_days: int = 0) -> str:
-    minutes, milliseconds = divmod(int(_part(n, 0.7548776662) * 365 * 86_400_000), 60_000)
-    day, minute = divmod(minutes, 1_440)
-    return f"{_DAYS[day + later_days]} {_MINUTES[minute]}:{milliseconds // 1000:02}.{milliseconds % 1000:03}"
+    after = timedelta(days=later_days, milliseconds=int(_part(n, 0.7548776662) * 365 * 86_400_000))
+    return (_BEGIN + after).isoformat(" ", "milliseconds")
 
 
 def _session(n: int) -> str:
@@ -142,18 +126,16 @@ def _sessions(n: int) -> Row:
 
 
 def _memories(n: int) -> Row:
-    block, offset = divmod(n, _ENDS[-1])
-    place = bisect_right(_ENDS, offset)
-    memory = block * len(_VERSIONS) + place
-    version = offset - (_ENDS[place] - _VERSIONS[place]) + 1
-    begun_again = _VERSIONS[place] == _VERSIONS[-1] and version <= _DELETED_BEFORE
+    block, place = divmod(n, len(_PLACES))
+    memory, version = _PLACES[place]
+    memory += block * len(_VERSIONS)
     return (
         _namespace(memory),
         f"key-{memory}",
         f'{{"n":{n},"text":"{_TEXT[: 20 + n * 7 % 80]}"}}',
         _pick(_TYPES, memory),
         version,
-        int(begun_again or _is_deleted(memory)),
+        int(_is_deleted(memory)),
         f"synthetic-agent-{_rank(memory, 10 + memory // 50, 0.4656557543)}",
         f"synthetic-agent-{_rank(n, 10 + memory // 50, 0.4656557543)}",
         _moment(memory),
@@ -170,30 +152,30 @@ Read = Callable[[], Awaitable[object]]
 
 
 def session_reads(db: Database, rows: int) -> Iterator[Read]:
-    """Yield reads of the sessions in a copy that was filled to ``rows``, without end."""
-    for session_id in cycle(session_ids(rows, _KEYS)):
-        yield lambda session_id=session_id: db.sessions.get_session(session_id)  # type: ignore[misc]
+    """Return reads of the sessions in a copy that was filled to ``rows``, without end."""
+    return (partial(db.sessions.get_session, session_id) for session_id in cycle(session_ids(rows, _KEYS)))
 
 
 def memory_reads(db: Database, rows: int) -> Iterator[Read]:
-    """Yield reads of the memories in a copy that was filled to ``rows``, hot ones and cold ones, without end."""
-    for namespace, key in cycle(memory_keys(rows, _KEYS)):
-        yield lambda namespace=namespace, key=key: db.memory.get_memory(namespace, key)  # type: ignore[misc]
+    """Return reads of the memories in a copy that was filled to ``rows``, hot ones and cold ones, without end."""
+    return (partial(db.memory.get_memory, namespace, key) for namespace, key in cycle(memory_keys(rows, _KEYS)))
 
 
 def together(reads: Iterator[Read], tasks: int) -> Iterator[Read]:
     """Yield reads of which each is ``tasks`` of the given ones at a time."""
+
+    async def read_all(batch: list[Read]) -> list[object]:
+        return await asyncio.gather(*(read() for read in batch))
+
     while True:
-        batch = list(islice(reads, tasks))
-
-        async def read_all(batch: list[Read] = batch) -> list[object]:
-            return await asyncio.gather(*(read() for read in batch))
-
-        yield read_all
+        yield partial(read_all, list(islice(reads, tasks)))
 
 
 async def time_reads(reads: Iterator[Read], repetitions: int, *, warm_up: int = _WARM_UP) -> list[int]:
-    """Return the nanoseconds that each read took, after a warm-up that is not counted."""
+    """Return the nanoseconds that each read took, after a warm-up that is not counted.
+
+    Raises RefusedError for a read that finds nothing: it would be too fast.
+    """
     samples = []
     for read in islice(reads, warm_up):
         await read()
@@ -201,9 +183,7 @@ async def time_reads(reads: Iterator[Read], repetitions: int, *, warm_up: int = 
         start = perf_counter_ns()
         found = await read()
         samples.append(perf_counter_ns() - start)
-        if found is None or (
-            isinstance(found, list) and None in found
-        ):  # a fast answer that finds nothing must not count
+        if found is None or (isinstance(found, list) and None in found):
             raise RefusedError("a synthetic row is missing from the copy", "run validate.ipynb, and this again")
     return samples
 
@@ -228,10 +208,9 @@ async def writing(db: Database) -> AsyncIterator[None]:
 
 @contextmanager
 def one_cpu() -> Iterator[None]:
-    """Pin this thread, and those that it starts, to one CPU; without effect where the system can't.
+    """Pin this thread, and those that it starts, to one CPU where the system can, so that figures can be compared.
 
-    A hop between two CPUs costs 100 µs on small machines and strikes by chance: figures that are to be compared with
-    one another are measured without it.
+    A hop between two CPUs costs 100 µs on small machines and occurs at random.
     """
     if not hasattr(os, "sched_setaffinity"):  # Linux alone
         yield
