@@ -232,8 +232,7 @@ async def read_some(
     ids, found = random.sample(range(1, last + 1), min(last, most)), list[sqlite3.Row]()
     for done in range(0, len(ids), _AT_ONCE):
         some = {**given, "ids": json.dumps(ids[done : done + _AT_ONCE])}
-        rows = await rows_within(conn, until if done else inf, sql, some)
-        if rows is None:
+        if (done and monotonic() >= until) or (rows := await rows_within(conn, inf, sql, some)) is None:
             return found, done / last
         found += rows
     return found, len(ids) / last if last else 1.0
