@@ -17,7 +17,7 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from abathur_nb.files import at, in_words, scratch_directory, sweep
+from abathur_nb.files import in_words, scratch_directory, sweep
 from abathur_nb.text import printable
 
 if TYPE_CHECKING:
@@ -34,16 +34,13 @@ _LAST_WORDS = 1000  # characters of what a kernel wrote before it died
 _OUTPUT_S = 60  # for the outputs of a finished cell to arrive
 _OPTIONS = ("--HistoryManager.hist_file=:memory:", "--IPKernelApp.exec_PYTHONSTARTUP=False")
 _SIGNALS = {one.value: one.name for one in signal.Signals}  # but for most of the real-time ones
-_CRASHED = "Fatal Python error"  # how faulthandler begins
 
 # What the kernel's process runs. PR_SET_PDEATHSIG (prctl(2)): ipykernel itself watches its parent from a thread, which
-# a cell that is busy in C never lets run. The parent may be dead before the call. ipykernel redirects standard error,
-# where the report of a crash would be lost.
+# a cell that is busy in C never lets run. The parent may be dead before the call.
 _PROGRAM = """\
-import ctypes, faulthandler, os, signal
+import ctypes, os, signal
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() != int(os.environ["JPY_PARENT_PID"]): os._exit(1)
-faulthandler.enable(os.fdopen(os.dup(2), "w"))
 from ipykernel.kernelapp import launch_new_instance
 launch_new_instance()
 """
@@ -69,13 +66,11 @@ class Kernel:
             os.killpg(self.process.pid, number)
 
     def last_words(self, shown: str = "") -> str:
-        """Return how the kernel died, its crash, and the last whole lines of ``shown``, its output, and of its log."""
+        """Return how the kernel died, and the last whole lines of ``shown``, its cell's output, and of its log."""
         code = self.process.returncode or 0
         how = f"was killed by {_SIGNALS.get(-code, f'signal {-code}')}" if code < 0 else f"exited with code {code}"
-        written, marker, crash = (self.folder / "log").read_text(errors="replace").partition(_CRASHED)
-        crash = f"{marker}{crash}".partition("\n")[0][:_LAST_WORDS]
-        said = (f"the kernel {how}", crash, _last_line(shown), _last_line(written))
-        return ": ".join(dict.fromkeys(filter(None, said)))
+        written = (self.folder / "log").read_text(errors="replace")
+        return ": ".join(dict.fromkeys(filter(None, (f"the kernel {how}", _last_line(shown), _last_line(written)))))
 
     @contextmanager
     def connected(self) -> Iterator["AsyncKernelClient"]:
@@ -110,8 +105,7 @@ async def running_kernel(environment: Mapping[str, str]) -> AsyncIterator[Kernel
         ports = {f"{name}_port": n for n, name in enumerate(("shell", "iopub", "stdin", "hb", "control"), 1)}
         where = {"transport": "ipc", "ip": str(folder / "k"), "key": secrets.token_hex(), **ports}
         connection = folder / "connection.json"
-        with at(connection):
-            connection.write_text(json.dumps({**where, "signature_scheme": "hmac-sha256"}))
+        connection.write_text(json.dumps({**where, "signature_scheme": "hmac-sha256"}))
         with (folder / "log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-c", _PROGRAM, "-f", connection, *_OPTIONS),

@@ -209,7 +209,6 @@ _WORDS: Mapping[Verdict, str] = {
     "timeout": "it was out of time, and was ended",
     "interrupted": "it was interrupted",
 }
-_ENDED_HERE = "abathur-ended-here"
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,21 +297,15 @@ def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict
     if record.verdict == "pass":
         return marked
 
-    def add(place: int, name: str, text: str) -> None:
-        added = {"cell_type": "markdown", "metadata": {"tags": [ADDED]}, "source": text}
-        marked["cells"].insert(place, added | cell_id(notebook, name))
-
-    code = [cell for cell in marked["cells"] if cell["cell_type"] == "code"]
+    cells = marked["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
     where = f"{sum(cell['execution_count'] is not None for cell in code)} of {len(code)} code cells were begun."
     if record.sealed_by and code:  # the notebook itself has shown no record, or another one
         bundle = {MIME: record.to_dict(), "text/plain": summary(record)}
-        last = code[-1] if ending.cell is None else marked["cells"][ending.cell]
         output = {"output_type": "display_data", "data": bundle, "metadata": {}}
-        last.setdefault("outputs", []).append(output)
+        (code[-1] if ending.cell is None else cells[ending.cell]).setdefault("outputs", []).append(output)
     if ending.cell is not None:
-        number = marked["cells"][ending.cell].get("execution_count") or " "
-        where = f"It ended at [In [{number}]](#{_ENDED_HERE}); {where}"
-        add(ending.cell, _ENDED_HERE, f'<a id="{_ENDED_HERE}"></a>**The run ended here.**')
+        where = f"It ended at In [{cells[ending.cell].get('execution_count') or ' '}]; {where}"
     error = record.error or {"name": ending.name, "message": ending.message}
     words = printable(f"{error['name']}: {error['message']}").splitlines() if error["name"] else []
     lines = [
@@ -322,5 +315,6 @@ def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict
         "",
         f"Run `{record.run_id}`; `record.json` beside this notebook says the rest.",
     ]
-    add(0, ADDED, "\n".join(lines))
+    added = {"cell_type": "markdown", "metadata": {"tags": [ADDED]}, "source": "\n".join(lines)}
+    cells.insert(0, added | cell_id(notebook, ADDED))
     return marked

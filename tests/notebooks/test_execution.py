@@ -69,7 +69,7 @@ DEATHS = {
     "aborted": (
         "os.write(2, b'malloc(): corrupted\\n')",
         "os.abort()",
-        r".* SIGABRT: Fatal Python error: Aborted: malloc\(\): corrupted\Z",
+        r".* SIGABRT: malloc\(\): corrupted\Z",
     ),
 }
 

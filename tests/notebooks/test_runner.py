@@ -177,7 +177,7 @@ def test_what_the_path_forbids_is_refused_without_a_record_and_a_look_at_nothing
     told = refused(capsys, *arguments_of(settings, "validate"))
     assert f"no database at {settings.db_path}: {shlex.join(settings.command('init'))}" in told
     done = run(*arguments_of(settings, "preflight"))
-    assert (done.code, "PASS in " in done.lines[-1], "not recorded: there is no " in done.lines[-1]) == (0, True, True)
+    assert (done.code, "PASS in " in done.lines[-1], "is missing, and this run makes nothing" in done.lines[-1]) == (0, True, True)
     assert fingerprint(settings.db_path.parent) is None
     settings.db_path.parent.mkdir(mode=0o700)
     os.mkfifo(settings.db_path)
@@ -200,7 +200,7 @@ def test_a_check_that_fails_or_could_not_run_seals_fail_and_the_next_notebook_is
     assert (statuses["indexes"], len(statuses) > 10) == ("fail", True)
     assert done.lines[-1].endswith(f"The report says what to do: {entry.folder}/page.html")
     top = artifact_of(entry).cells[0].source
-    assert top.startswith("**FAIL: this run did not pass, a check failed, or could not run.** It ended at [In [")
+    assert top.startswith("**FAIL: this run did not pass, a check failed, or could not run.** It ended at In [")
     assert entry.run_id in top
     made = 'report = nb.Report("trial", (nb.Check("sky", "error", "blue", "could not run"), nb.Check("sea", "pass")))'
     assert run(*arguments_of(database, mine(START, made, SEAL, VERDICT))).code == 1
@@ -269,7 +269,7 @@ def test_a_cell_that_breaks_the_run_seals_error(name: str, database: Settings) -
     if error != "UnsealedError":
         told = record["error"]["id"], record["error"]["cell"]  # of what the notebook sealed, the second alone
         (cell,) = (cell for cell in code_cells(artifact) if told in ((cell.id, told[1]), (None, cell.execution_count)))
-        assert artifact.cells[artifact.cells.index(cell) - 1].id == "abathur-ended-here"
+        assert f"It ended at In [{cell.execution_count}]; " in artifact.cells[0].source
         assert cell.source in cells
         behind = artifact.cells[artifact.cells.index(cell) + 1 :]
         assert not [later for later in behind if later.execution_count or later.outputs], "a cell ran behind it"
