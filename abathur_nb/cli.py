@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     words = "a public key that runs must be signed with; several may be given"
     verify.add_argument("--key", metavar="PUBLIC.pem", help=words, **several)
 
-    diff = command("diff", "evidence.difference", "say what changed in meaning between two runs")
+    diff = command("diff", "runbook.history", "say what changed in meaning between two runs")
     diff.add_argument("runs", nargs=2, metavar="RUN", help="a run id, or a beginning that no other has")
 
     words = "copy an archive, run by run, to another directory or to object storage"

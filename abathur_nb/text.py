@@ -29,6 +29,7 @@ IGNORABLE = (
     r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
     r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
+_SHOWN, _CONTEXT = 200, 30  # characters of a long text, and of those before its first difference
 _BLANK = re.compile(f"[{_BLANKS}{IGNORABLE}]+")
 # Signs that show nothing and shape nothing: two values that differ by one would look the same in a message.
 _INVISIBLE = re.compile(r"[\u200b\u2060-\u2064\ufeff]")
@@ -112,6 +113,19 @@ def did_you_mean(found: str, names: Collection[str]) -> str:
 def some(names: Sequence[str], most: int = 20) -> str:
     """Return the first names as text, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def clipped(before: str, after: str) -> list[str]:
+    """Return two texts; of long ones what begins a little before they differ."""
+    if max(len(before), len(after)) <= _SHOWN:
+        return [before, after]
+    pairs = enumerate(zip(before, after, strict=False))
+    same = next((n for n, (one, other) in pairs if one != other), min(len(before), len(after)))
+    cut = max(0, same - _CONTEXT)
+    return [
+        f"{'…' if cut else ''}{text[cut : cut + _SHOWN]}{'…' if text[cut + _SHOWN :] else ''}"
+        for text in (before, after)
+    ]
 
 
 def shown(value: object) -> str:

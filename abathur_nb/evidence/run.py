@@ -33,7 +33,7 @@ from abathur_nb.store.connection import connect, explain_error, pragma
 from abathur_nb.store.schema import read_schema
 from abathur_nb.store.sql import DATA, normalized
 from abathur_nb.store.target import examine, wanted
-from abathur_nb.text import as_user, printable, shown, user_name, utc_now
+from abathur_nb.text import printable, shown, user_name, utc_now
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult
@@ -202,12 +202,8 @@ def _make_archive(archive: Path) -> None:
 
 def _unwritable(archive: Path, error: OSError) -> RefusedError:
     cause = os_cause(error, archive)
-    remedy = f"{cause.remedy}; or name another archive: ABATHUR_ARCHIVE_DIR"
-    if isinstance(error, PermissionError):
-        with suppress(OSError):
-            owner = as_user(os.stat(nearest_existing(archive)).st_uid)
-            remedy = f"run it {owner}, or name another archive: ABATHUR_ARCHIVE_DIR"
-    return RefusedError(f"the record of this run cannot be written to {archive}: {cause.observed}", remedy)
+    observed = f"the record of this run cannot be written to {archive}: {cause.observed}"
+    return RefusedError(observed, f"{cause.remedy}; or name another archive: ABATHUR_ARCHIVE_DIR")
 
 
 def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: Any) -> Record:
@@ -218,14 +214,15 @@ def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: An
     begun = read_regular(folder / STARTED)
     started = read_run(Started, unsealed(begun))
     words = {each.name: getattr(started, each.name) for each in fields(Started)}
-    record = Record(**words, started_sha256=sha256(begun), ended_at=utc_now(), verdict=verdict, **found)
-    content = sealed(tilde(record.to_dict()))
+    data = Record(**words, started_sha256=sha256(begun), ended_at=utc_now(), verdict=verdict, **found).to_dict()
+    content = sealed(tilde(data))
+    record = read_run(Record, unsealed(content))  # so that whatever is written can be read back
     refuse_secrets(settings, {RECORD: content})
     try:
         write_durably(folder / RECORD, content)
     except OSError as failure:
         raise _unwritable(folder.parent, failure) from None
-    return read_run(Record, unsealed(content))
+    return record
 
 
 # --- the run that a notebook holds

@@ -17,7 +17,6 @@ from abathur_nb.backups.change import check_arguments
 from abathur_nb.config.parameters import Parameter
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, InvalidValueError
-from abathur_nb.evidence.difference import clipped
 from abathur_nb.measure.snapshot import any_text, in_time
 from abathur_nb.report import Check, Report, run_check
 from abathur_nb.store.connection import connect, explain_error
@@ -25,7 +24,7 @@ from abathur_nb.store.schema import Differences, quoted, read_schema
 from abathur_nb.store.sql import DATA, load_queries
 from abathur_nb.store.target import refusal
 from abathur_nb.store.values import MAX_BYTES, check_depth, check_name, prefix_range, spellings
-from abathur_nb.text import Table, counted, printable, shown
+from abathur_nb.text import Table, clipped, counted, printable, shown
 
 if TYPE_CHECKING:
     import pandas as pd

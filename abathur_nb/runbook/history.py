@@ -1,6 +1,9 @@
-"""History: what the runs of an archive show together: which passed, what changed, what is not evidence."""
+"""History: which runs of an archive passed, which are not evidence, and what changed between two of them."""
 
+import argparse
 import os
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +11,15 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import RefusedError
-from abathur_nb.evidence.difference import circumstances, clipped, differences
+from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import FIRST, read_ledger
-from abathur_nb.evidence.record import Entry, read_archive
+from abathur_nb.evidence.record import Entry, Record, find_run, read_archive
 from abathur_nb.evidence.run import Run
-from abathur_nb.evidence.stores import archive_at, first_run, local
+from abathur_nb.evidence.stores import archive_at, chosen_archive, first_run, local
 from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.percentiles import above
 from abathur_nb.report import Check, Report, id_of
-from abathur_nb.text import Table, counted, some
+from abathur_nb.text import Table, clipped, counted, printable, some
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,3 +183,139 @@ def _change(old: str | None, new: str | None) -> str:
         return "it is gone" if new is None else "it is new"
     before, after = clipped(" ".join(old.split()), " ".join(new.split()))
     return f"{before or 'nothing'}\n→ {after or 'nothing'}"
+
+
+# --- the difference of two runs
+
+Found = dict[tuple[str, str], Any]  # each fact by its kind and its name
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Hold one fact that differs between two runs; ``before`` or ``after`` is empty where only the other has it."""
+
+    kind: str
+    name: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        before, after = clipped(self.before or "nothing", self.after or "nothing")
+        return printable(f"{self.kind} {self.name}: {before} → {after}").replace("\n", "\\n")
+
+
+def differences(earlier: Record, later: Record) -> tuple[Change, ...]:
+    """Return what changed in meaning from one sealed record to another. Read-only.
+
+    Compared are the verdict, the error that broke the run, each check by its report and id, the database's ids and
+    schema, plans, rows, sizes, and each percentile, which has changed where the two intervals do not overlap. Times
+    and words vary from run to run and are not compared.
+    """
+    records = (earlier, later)
+    both_name_objects = all("schema" in record.facts for record in records)
+    key = "name" if any(record.format == 1 for record in records) else "id"  # older ones may have titles alone
+    return tuple(_compared(*(_meaning(record, both_name_objects, key) for record in records)))
+
+
+def circumstances(earlier: Record, later: Record) -> tuple[Change, ...]:
+    """Return the differences in what the two runs were made with, such as parameters and versions. Read-only."""
+    return tuple(_compared(_conditions(earlier), _conditions(later)))
+
+
+def _meaning(record: Record, both_name_objects: bool, key: str) -> Found:
+    facts, after = record.facts, record.database.get("after") or {}
+    found: Found = {("verdict", "of the run"): record.verdict}
+    if record.error:
+        found["error", "of a cell"] = f"{record.error['name']}: {record.error['message']}"
+    seen: Counter[str] = Counter()
+    for report in record.reports:
+        for check in report.checks:
+            name = f"{report.title}: {getattr(check, key).replace('_', ' ')}"
+            seen[name] += 1
+            found["check", name if seen[name] == 1 else f"{name} ({seen[name]})"] = check
+    ids = ["application_id", "user_version"] + ([] if both_name_objects else ["schema_sha256"])
+    found |= {("database", name): after[name] for name in ids if name in after}
+    for kind, fact in (("schema", "schema"), ("plan", "plans"), ("rows of", "rows"), ("bytes of", "sizes")):
+        found |= {(kind, name): value for name, value in facts.get(fact, {}).items()}
+    if "sizes" not in facts and "size" in after:
+        found["bytes of", "the database"] = after["size"]
+    for name, levels in facts.get("percentiles_ms", {}).items():
+        found |= {("percentile", f"{name}, {level}"): tuple(bounds) for level, bounds in levels.items()}
+    return found
+
+
+def _conditions(record: Record) -> Found:
+    found: Found = {("run", name): getattr(record, name) for name in ("notebook", "env", "user", "host")}
+    found["run", "database"] = (record.database.get("after") or {}).get("path", "")
+    for kind in ("template", "parameters", "settings", "versions"):
+        found |= {(kind, name): value for name, value in getattr(record, kind).items()}
+    return found | {("machine", name): value for name, value in record.facts.get("machine", {}).items()}
+
+
+def _compared(earlier: Found, later: Found) -> Iterator[Change]:
+    """Yield what differs; of a kind that only one of the two knows a single change."""
+    names = dict.fromkeys((*earlier, *later))
+    for kind in dict.fromkeys(kind for kind, _ in names):
+        counts = [sum(other == kind for other, _ in found) for found in (earlier, later)]
+        if min(counts) == 0 and max(counts) > 1:
+            before, after = (f"{count} of them" if count else "" for count in counts)
+            yield Change(kind, "altogether", before, after)
+            continue
+        for name in (name for other, name in names if other == kind):
+            one, other = earlier.get((kind, name)), later.get((kind, name))
+            if not _same(kind, one, other):
+                yield Change(kind, name, _text(one), _text(other))
+
+
+def _same(kind: str, one: Any, other: Any) -> bool:
+    """Return whether two facts have the same meaning: percentiles, as far as their samples tell."""
+    if isinstance(one, Check) and isinstance(other, Check):
+        unlike = one.failed and one.data and other.data and one.data != other.data  # an old record has no data
+        return one.status == other.status and not unlike
+    if kind == "percentile" and one and other:
+        return not above(one[0], other[2]) and not above(other[0], one[2])
+    if kind == "error" and one and other:
+        return bool(one.partition(":")[0] == other.partition(":")[0])
+    return bool(one == other)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Check):
+        return ": ".join(filter(None, (value.status, value.observed)))
+    if isinstance(value, tuple):  # a percentile between its bounds
+        low, middle, high = ("?" if bound is None else f"{bound:.3g}" for bound in value)
+        return f"{middle} ms ({low}–{high})"
+    return "; ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Print what changed between two runs; return 0 if nothing did in meaning, else 1. Read-only.
+
+    Circumstances are printed, and do not count: the same answer under other ones is the same answer.
+    """
+    records: list[Record] = []
+    faults: list[str] = []
+    with local(chosen_archive(arguments)) as archive:
+        for name in arguments.runs:
+            try:
+                entry = find_run(archive, name)
+            except ConfigurationError as error:
+                faults += error.faults
+                continue
+            if entry.sealed:
+                records.append(entry.sealed)
+            else:
+                found = f"{entry.faults[0]}" if entry.faults else "it unsealed: it is not evidence"
+                faults.append(f"run {entry.run_id}: expected a sealed one, as it was written, found {found}")
+    if faults:
+        raise ConfigurationError(faults)
+    changed, other = differences(*records), circumstances(*records)
+    lines = [
+        f"{f'{word}:':<9}{one.run_id} {one.notebook} of {one.env}: {one.verdict}, {one.who}"
+        for word, one in zip(("earlier", "later"), records, strict=True)
+    ]
+    lines += [f"{len(changed)} changed in meaning:" if changed else "nothing changed in meaning"]
+    lines += [f"  {change}" for change in changed]
+    lines += ["made with another, which does not count:", *(f"  {change}" for change in other)] if other else []
+    sys.stdout.write("".join(printable(line).replace("\n", "\\n") + "\n" for line in lines))
+    return 1 if changed else 0

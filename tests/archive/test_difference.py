@@ -13,10 +13,10 @@ from damage import ROWS, run_sql
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.canonical import sealed, unsealed
-from abathur_nb.evidence.difference import circumstances, differences
 from abathur_nb.evidence.record import RECORD, Record
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.runbook.explain import explain_queries
+from abathur_nb.runbook.history import circumstances, differences
 from abathur_nb.runbook.init import initialize_database
 from abathur_nb.runbook.preflight import preflight
 from abathur_nb.runbook.validate import validate_database
@@ -44,16 +44,13 @@ def test_a_record_does_not_differ_from_itself() -> None:
         (record(verdict="error"), ["verdict of the run: pass → error"]),
         (
             record(reports=[RED.to_dict()]),
-            [
-                "check validate: tables, status: pass → fail",
-                "check validate: tables, observed: 9 tables, each as in sql/ → 8 tables; missing: audit",
-            ],
+            ["check validate: tables: pass: 9 tables, each as in sql/ → fail: 8 tables; missing: audit"],
         ),
         (
             record(reports=[GREEN.to_dict(), Report("more", (Check("sky", "pass"),)).to_dict()]),
-            ["check more: sky, status: nothing → pass"],
+            ["check more: sky: nothing → pass"],
         ),
-        (record(reports=[]), ["check validate: tables, status: pass → nothing"]),
+        (record(reports=[]), ["check validate: tables: pass: 9 tables, each as in sql/ → nothing"]),
         (
             record(error={"cell": 3, "id": "x", "name": "ValueError", "message": "no"}),
             ["error of a cell: nothing → ValueError: no"],
@@ -111,8 +108,7 @@ def test_two_checks_of_one_name_are_compared_each_with_its_own() -> None:
     twice = [RED.to_dict(), GREEN.to_dict()]
     assert told(record(reports=twice), record(reports=twice)) == []
     assert told(record(reports=twice), record(reports=[RED.to_dict(), RED.to_dict()])) == [
-        "check validate: tables (2), status: pass → fail",
-        "check validate: tables (2), observed: 9 tables, each as in sql/ → 8 tables; missing: audit",
+        "check validate: tables (2): pass: 9 tables, each as in sql/ → fail: 8 tables; missing: audit",
     ]
 
 
@@ -126,8 +122,8 @@ def test_a_check_of_an_old_record_which_has_no_id_is_compared_by_its_title() -> 
     assert told(old, of()) == told(of(), old) == []
     assert told(of(), of(name="room on the disk")) == []
     assert told(old, of(name="room on the disk")) == [
-        "check monitor: free disk, status: pass → nothing",
-        "check monitor: room on the disk, status: nothing → pass",
+        "check monitor: free disk: pass → nothing",
+        "check monitor: room on the disk: nothing → pass",
     ]
 
 
@@ -193,7 +189,7 @@ async def test_the_same_database_made_twice_elsewhere_has_reports_that_do_not_di
     run_sql(settings.db_path, "DROP INDEX idx_audit_task")
     reports[2] = await validate_database(settings)
     found[1] = replace(found[1], reports=tuple(reports))
-    assert told(*found)[0] == "check validate: indexes, status: pass → fail"
+    assert told(*found)[0].startswith("check validate: indexes: pass: ")
 
 
 # --- the command
@@ -216,7 +212,7 @@ def test_two_that_differ_exit_with_1_and_say_how(settings: Settings, capsys: pyt
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith(f"earlier: {one.name} validate of development: pass, ")
     assert out[1].startswith(f"later:   {other.name} validate of development: fail, ")
-    assert out[2] == "3 changed in meaning:"
+    assert out[2] == "2 changed in meaning:"
     assert out[3] == "  verdict of the run: pass → fail"
 
 
