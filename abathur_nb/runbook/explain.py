@@ -11,7 +11,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError
 from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.store.connection import connect, explain_error
-from abathur_nb.store.query_plan import Fetch, PlanNode, Step, StepKind, plan_steps, read_plan, tree_lines
+from abathur_nb.store.query_plan import Fetch, PlanNode, StepKind, plan_steps, read_plan, tree_lines
 from abathur_nb.store.schema import expected_objects, expected_tables
 from abathur_nb.store.sql import Query, load_queries
 from abathur_nb.store.target import refusal
@@ -75,14 +75,8 @@ class Plans:
         return f"<details><summary>the plans of {len(plans)} queries</summary>{''.join(plans)}</details>"
 
 
-def _noted(steps: Collection[Step]) -> str:
-    """Say in words what the steps of a plan do, each once."""
-    return "; ".join(dict.fromkeys(_WORDS[step.kind].format(step, step.index or "rowid") for step in steps))
-
-
 _TITLE = "explain"
 _REMEDY = "run validate.ipynb: it names each index that is missing or altered; if none is, run ANALYZE and this again"
-_MISSING = "run troubleshoot.ipynb: it shows the plan that makes it again, and the parameters that carry it out"
 _UNREAD = "run validate.ipynb: it names each table that is missing, altered or unreadable; then run this again"
 
 
@@ -99,73 +93,54 @@ async def explain_queries(settings: Settings) -> Plans:
             return await judge_plans(conn.execute_fetchall, load_queries(), subject=str(path))
     except (sqlite3.Error, OSError, AbathurError) as error:
         found = explain_error(path, error)
-        check = Check(
-            "database_file", "error", "opens read-only", f"could not run: {found.observed}", found.remedy or _UNREAD
-        )
+        observed = f"could not run: {found.observed}"
+        check = Check("database_file", "error", "opens read-only", observed, found.remedy or _UNREAD)
         return Plans(Report(_TITLE, (check,), subject=str(path)), load_queries(), coverage=nothing)
 
 
 async def judge_plans(live: Fetch, queries: Mapping[str, Query], *, subject: str = "") -> Plans:
     """Judge the plans of ``queries`` over ``live``, which must keep no statements. Read-only."""
-    schema = [row for row in await live(load_queries("inspect.sql")["schema"].sql, ()) if row[2] in expected_tables()]
-    indexes = {str(row[1]) for row in schema if row[0] == "index"}
-    missing, extra = set(_indexes()) - indexes, indexes - set(_indexes())
+    ours = _indexes()
+    schema = await live(load_queries("inspect.sql")["schema"].sql, ())
+    indexes = {str(row[1]) for row in schema if row[0] == "index" and row[2] in expected_tables()}
+    # The planner may prefer an index that an operator added: a warning, unless one of ours is missing.
+    added = indexes.difference(ours) if indexes.issuperset(ours) else set[str]()
     trees: dict[str, PlanTree] = {}
     checks = [
-        await run_check(
-            query.name, partial(_judge, live, query, missing, extra, trees), remedy=_UNREAD, name=query.name
-        )
-        for query in queries.values()
+        await run_check(name, partial(_judge, live, query, added, trees), remedy=_UNREAD, name=name)
+        for name, query in queries.items()
     ]
-    coverage = {
-        index: tuple(name for name, tree in trees.items() if any(step.index == index for step in plan_steps(tree)))
-        for index in _indexes()
-    }
-    # The planner may prefer an index that an operator added: a warning, not a failure.
-    idle: Status = "warn" if any(_uses(tree, extra) for tree in trees.values()) else "fail"
-    checks.append(_coverage_check(coverage, idle))
-    return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, trees, coverage)
-
-
-def _uses(tree: PlanTree, indexes: Collection[str]) -> str:
-    """Return the first of ``indexes`` that a plan uses, or an empty text."""
-    return next((step.index for step in plan_steps(tree) if step.index and step.index in indexes), "")
-
-
-async def _judge(
-    live: Fetch, query: Query, missing: Collection[str], extra: Collection[str], trees: dict[str, PlanTree]
-) -> Check:
-    tree = trees[query.name] = tuple(await read_plan(live, query.sql, query.parameters))
-    if not tree and query.index is None:
-        return Check(query.name, "skip", "no plan", "not applicable: the statement has none", name=query.name)
-    allowed = {"table scan": query.scan, "index scan": query.scan, "sort": query.sort}
-    steps = plan_steps(tree)
-    faults = [_noted([step]) for step in steps if step.kind != "search" and not allowed.get(step.kind)]
-    if query.index and not any(step.index == query.index for step in steps):
-        faults.append(f"no use of {query.index}" + (", which is missing" if query.index in missing else ""))
-    added = _uses(tree, extra)
-    if faults and added:
-        faults.append(f"served by {added}, which is not of sql/")
-    reasons = "; ".join(f"allowed: {reason}" for reason in (query.scan, query.sort) if reason)
-    is_missing = query.index in missing
-    return Check.that(
-        query.name,
-        not faults,
-        query.index or reasons or "a search by rowid",
-        "; ".join(faults) or _noted(steps),
-        _MISSING if is_missing else _REMEDY,
-        "warn" if added and not is_missing else "fail",
-        tree_lines(tree),
-        name=query.name,
-    )
-
-
-def _coverage_check(coverage: Mapping[str, tuple[str, ...]], otherwise: Status) -> Check:
+    used = {name: {step.index for step in plan_steps(tree)} for name, tree in trees.items()}
+    coverage = {index: tuple(name for name, found in used.items() if index in found) for index in ours}
     idle = [index for index, names in coverage.items() if not names]
     observed = f"{len(idle)} serve none: {', '.join(idle)}" if idle else f"all {len(coverage)} do"
     evidence = (f"{index}: {', '.join(names) or 'none'}" for index, names in coverage.items())
     expected = f"each of {len(coverage)} indexes serves a query"
-    return Check.that("coverage", not idle, expected, observed, _REMEDY, otherwise, evidence)
+    otherwise: Status = "warn" if any(found & added for found in used.values()) else "fail"
+    checks.append(Check.that("coverage", not idle, expected, observed, _REMEDY, otherwise, evidence))
+    return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, trees, coverage)
+
+
+async def _judge(live: Fetch, query: Query, added: Collection[str], trees: dict[str, PlanTree]) -> Check:
+    tree = trees[query.name] = tuple(await read_plan(live, query.sql, query.parameters))
+    if not tree and query.index is None:
+        return Check(query.name, "skip", "no plan", "not applicable: the statement has none", name=query.name)
+    steps = plan_steps(tree)
+    words = {step: _WORDS[step.kind].format(step, step.index or "rowid") for step in steps}
+    allowed = {"search": True, "table scan": query.scan, "index scan": query.scan, "sort": query.sort}
+    faults = [words[step] for step in steps if not allowed.get(step.kind)]
+    used = [step.index for step in steps if step.index]
+    if query.index and query.index not in used:
+        faults.append(f"no use of {query.index}")
+    instead = [index for index in used if index in added]
+    if faults and instead:
+        faults.append(f"served by {instead[0]}, which is not of sql/")
+    reasons = "; ".join(f"allowed: {reason}" for reason in (query.scan, query.sort) if reason)
+    expected = query.index or reasons or "a search by rowid"
+    observed = "; ".join(faults or dict.fromkeys(words.values()))
+    otherwise: Status = "warn" if instead else "fail"
+    evidence = tree_lines(tree)
+    return Check.that(query.name, not faults, expected, observed, _REMEDY, otherwise, evidence, name=query.name)
 
 
 def _indexes() -> tuple[str, ...]:
