@@ -3,7 +3,6 @@
 import os
 import sqlite3
 import stat
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import fsync, make_private_file, os_cause, private_directory, scratch_directory, sweep
 from abathur_nb.health.checks import database_checks, file_checks
 from abathur_nb.health.path_on_disk import FILE_MODES, directory_checks, file_modes, location_checks
-from abathur_nb.report import Check, Report, run_check
+from abathur_nb.report import Check, Report, id_of, run_check
 from abathur_nb.runbook.preflight import behaviour
 from abathur_nb.store.connection import connect, connection_pragmas, explain_error, pragma
 from abathur_nb.store.guarded import strays_check
@@ -34,11 +33,14 @@ _STEPS = (
     ("make_indexes", "2.5 indexes", "ddl-indexes.sql"),
     ("make_seed_memories", "2.6 seed memories", SEED_FILE),
 )
-_BEGIN = (
-    "BEGIN IMMEDIATE",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {SCHEMA_VERSION}",
-)
+_EMPTY_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"
+
+
+def _script() -> list[str]:
+    """Return the statements of the transaction that makes all of a database."""
+    ids = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION}")
+    lines = (line for *_, filename in _STEPS for line in statements(filename))
+    return ["BEGIN IMMEDIATE", *ids, *lines, "COMMIT"]
 
 
 async def initialize_database(settings: Settings, *, dry_run: bool = False) -> Report:
@@ -145,10 +147,9 @@ async def _build(conn: aiosqlite.Connection, settings: Settings) -> list[Check]:
     if mode != "wal":
         raise RefusedError(f"SQLite did not switch to write-ahead mode: {words}")
     # One script is one hop to the connection's thread, where fifty statements would be fifty.
-    script = [*_BEGIN, *(line for *_, filename in _STEPS for line in statements(filename)), "COMMIT"]
-    await conn.executescript(";\n".join(script) + ";")
+    await conn.executescript(";\n".join(_script()) + ";")
     # Closing would checkpoint as well, but says nothing if it fails.
-    (emptied,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+    (emptied,) = await conn.execute_fetchall(_EMPTY_LOG)
     if tuple(emptied) != (0, 0, 0):
         raise RefusedError(f"the write-ahead log of the new database could not be emptied: {tuple(emptied)}")
     return [
@@ -175,20 +176,14 @@ def _plan(settings: Settings) -> list[Check]:
     """Return the steps with the exact statements that they would run."""
     folder, path = quote(str(settings.db_path.parent)), quote(str(settings.db_path))
     pragmas = {"journal_mode": "WAL", **connection_pragmas(settings.busy_timeout_ms, settings.synchronous)}
-    steps: list[tuple[str, str, Sequence[str]]] = [
-        ("make_file", "2.1 database file", (f"mkdir -p -m 700 {folder}", f"install -m 600 /dev/null {path}")),
-        ("set_pragmas", "2.2 PRAGMA settings", [f"PRAGMA {name} = {value}" for name, value in pragmas.items()]),
-        ("begin", "one transaction", _BEGIN),
-        *((step, name, statements(filename)) for step, name, filename in _STEPS),
-        ("commit", "end of the transaction", ("COMMIT", "PRAGMA wal_checkpoint(TRUNCATE)")),
-    ]
-    return [
-        Check(
-            step,
-            "skip",
-            observed=f"would run {counted(len(lines), 'statement')}",
-            evidence=tuple(f"{line};" for line in lines),
-            name=name,
-        )
-        for step, name, lines in steps
-    ]
+    steps = {
+        "2.1 database file": [f"mkdir -p -m 700 {folder}", f"install -m 600 /dev/null {path}"],
+        "2.2 PRAGMA settings": [f"PRAGMA {name} = {value}" for name, value in pragmas.items()],
+        "2.3 to 2.6, one transaction": _script(),
+        "end of the transaction": [_EMPTY_LOG],
+    }
+    checks = []
+    for name, lines in steps.items():
+        observed = f"would run {counted(len(lines), 'statement')}"
+        checks.append(Check(id_of(name), "skip", "", observed, "", tuple(f"{line};" for line in lines), name=name))
+    return checks
