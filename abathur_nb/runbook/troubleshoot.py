@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from abathur_nb.backups.aside import FOLDERS, move_aside, require_movable, set_log_aside, users_of
@@ -38,7 +39,7 @@ _ALONE = {
 _DEEDS = _ALONE | {
     "wal": "switch {path} to WAL mode",
     "checkpoint": "write the log of {path} into it, and empty the log",
-    "chmod": "make {path} and its side files 0600, without an access list",
+    "chmod": "make {path} and its side files 0600",
     "sweep": "remove the scratch directories of dead processes beside it",
 }
 # A table that is made anew must not take the rows that refer to it along, nor these references with its old name; and
@@ -77,25 +78,16 @@ async def _find(settings: Settings) -> AsyncIterator[Change]:
         yield Change(found.checks, forbidden=found.refused)
         return
 
-    async def do(done: list[Check], committed: Callable[[], object]) -> None:
-        await _repair(found, settings, done)
-        committed()
-
-    def judged(checks: Iterable[Check]) -> Iterable[Check]:
-        """Lead on from a salvage: the damaged database is left as it is, and to repair it again would be a circle."""
-        salvaged = "salvage" in deeds
-        return [replace(check, remedy=SALVAGED) if salvaged and check.failed else check for check in checks]
-
     facts = {"rows": found.changed, "schema": str(found.schema)}
     yield Change(
         found.checks,
         Plan("repair", settings, steps, facts, "repair", pending="warn"),
-        do,
+        partial(_repair, found, settings),
         begun="complete" in deeds,
         backup="" if _ALONE.keys() & deeds else "pre_repair",
         validates=not {"rescue", "move aside", "set journal aside"} & deeds,
         past=_past,
-        judged=judged,
+        judged=_after_salvage if "salvage" in deeds else tuple,
     )
 
 
@@ -116,6 +108,11 @@ def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     return (*steps, *deeds, f"validate {path}")
 
 
+def _after_salvage(checks: Iterable[Check]) -> Iterable[Check]:
+    """Replace the remedy of what fails: the database is still damaged, and must not be salvaged again."""
+    return [replace(check, remedy=SALVAGED) if check.failed else check for check in checks]
+
+
 def _past(checks: Iterable[Check]) -> Iterable[Check]:
     """Yield the faults as what was found: the checks after them say whether they are repaired."""
     for check in checks:
@@ -123,7 +120,7 @@ def _past(checks: Iterable[Check]) -> Iterable[Check]:
             yield replace(check, id=f"found_{check.id}", name=f"found: {check.name}", status="warn", remedy="")
 
 
-async def _repair(found: Diagnosis, settings: Settings, done: list[Check]) -> None:
+async def _repair(found: Diagnosis, settings: Settings, done: list[Check], committed: Callable[[], object]) -> None:
     """Do what the plan says; add to ``done`` the check of each step, so that it is reported when a later one fails."""
     path, deeds = settings.db_path, found.deeds
     if "rescue" in deeds:
@@ -159,6 +156,7 @@ async def _repair(found: Diagnosis, settings: Settings, done: list[Check]) -> No
         done += await _empty_the_log(settings)
     if "chmod" in deeds:
         _make_private(path)
+    committed()
 
 
 async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
@@ -223,15 +221,12 @@ async def _empty_the_log(settings: Settings) -> list[Check]:
 
 
 def _make_private(path: Path) -> None:
-    """Make the database and its side files 0600, without an access list. Raises OSError."""
+    """Make the database and its side files 0600, so that an access list grants nothing. Raises OSError."""
     for name in (f"{path}{suffix}" for suffix in ("", *SIDE_FILES)):
         with suppress(FileNotFoundError):
             # By a descriptor that opens nothing: closing any other would drop the locks of this process's connections.
             descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW)
             try:
-                own = f"/proc/self/fd/{descriptor}"
-                with suppress(OSError):  # it has no list, or its file system knows none
-                    os.removexattr(own, "system.posix_acl_access")
-                os.chmod(own, 0o600)  # noqa: PTH101
+                os.chmod(f"/proc/self/fd/{descriptor}", 0o600)  # noqa: PTH101
             finally:
                 os.close(descriptor)
