@@ -5,24 +5,22 @@ import json
 import multiprocessing
 import os
 import stat
-import subprocess
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import archives
-import nbformat
 import papermill
 import pytest
-from damage import drop_index, fingerprint
-from running import SOUND, artifact_of, assert_archived, names_in, only_run, record_of, write_notebook
+from damage import fingerprint
+from running import SOUND, artifact_of, assert_archived, only_run, write_notebook
 
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.archive import keep
-from abathur_nb.evidence.canonical import sealed, sha256, unsealed
+from abathur_nb.evidence.canonical import sha256
 from abathur_nb.evidence.ledger import LEDGER, read_ledger
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.run import MIME
@@ -72,26 +70,6 @@ def test_of_processes_that_archive_one_run_at_once_one_wins_and_its_files_stay(d
     assert verify_archive(folder.parent).ok
 
 
-def test_what_is_not_sealed_is_not_archived(database: Settings) -> None:
-    folder = archives.start(database)
-    with pytest.raises(FileNotFoundError):
-        keep(folder, database, archives.notebook("1"))
-    assert {path.name for path in folder.iterdir()} == {STARTED}
-    assert not (folder.parent / LEDGER).exists()
-
-
-def test_what_is_split_over_two_pieces_of_a_stream_is_found_all_the_same(database: Settings, home: Path) -> None:
-    folder = sealed_run(database)
-    notebook = archives.notebook("1")
-    text = f"{home}/x\n"
-    notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text=part) for part in (text[:4], text[4:])]
-    keep(folder, database, notebook)
-    for name in (NOTEBOOK, PAGE):
-        content = (folder / name).read_text()
-        assert "~/x" in content
-        assert home.name not in content
-
-
 def test_a_run_whose_cells_are_another_templates_is_named_by_verify(database: Settings) -> None:
     folder = archives.run(database)
     (check,) = (check for check in verify_archive(folder.parent).checks if check.name == "other cells")
@@ -101,8 +79,6 @@ def test_a_run_whose_cells_are_another_templates_is_named_by_verify(database: Se
     keep(other, database, archives.notebook("1"), as_template=True)
     assert other.name not in str(verify_archive(folder.parent)), "a control"
 
-
-# --- what plain papermill, or JupyterLab, has executed
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
@@ -130,67 +106,6 @@ def execute(settings: Settings, source: Path = NOTEBOOKS / "validate.ipynb") -> 
     papermill.execute_notebook(source, "out.ipynb", parameters=parameters, progress_bar=False)
 
 
-def test_what_plain_papermill_executed_is_archived(database: Settings) -> None:
-    execute(database)
-    code, out, err = archive()
-    entry = only_run(database)
-    assert (code, err) == (0, "")
-    assert out == f"abathur_nb archive: {entry.folder}/page.html; the cells are as the template's\n"
-    assert entry.line is not None
-    assert entry.line.data["as_template"] is True
-    artifact_of(entry)
-    assert_archived(database)
-    before = {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")}
-    code, out, err = archive()
-    assert (code, out) == (2, "")
-    assert "is archived already: see " in err
-    assert {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")} == before, "once"
-
-
-def test_a_failed_run_is_archived_too(database: Settings) -> None:
-    drop_index(database.db_path)
-    with pytest.raises(papermill.PapermillExecutionError):
-        execute(database)
-    code, out, _ = archive()
-    assert code == 0
-    assert "as the template's" in out, "what papermill adds at the top and at the cell is none of the template"
-    assert record_of(only_run(database))["verdict"] == "fail"
-    assert_archived(database)
-
-
-def test_an_edited_notebook_is_archived_and_the_ledger_says_so(database: Settings, tmp_path: Path) -> None:
-    source = tmp_path / "validate.ipynb"
-    source.write_text(
-        (NOTEBOOKS / "validate.ipynb").read_text().replace("table_sizes(schema)", "table_sizes(schema); 1")
-    )
-    execute(database, source)
-    code, out, _ = archive()
-    assert code == 0
-    assert out.endswith("; the cells are not known to be those of the template\n")
-    line = only_run(database).line
-    assert line is not None
-    assert line.data["as_template"] is False
-    assert_archived(database)
-
-
-def test_a_run_of_an_earlier_format_that_was_not_archived_yet_can_be(database: Settings) -> None:
-    execute(database)
-    folder = only_run(database).folder
-    started = unsealed((folder / STARTED).read_bytes()) | {"format": 1}
-    (folder / STARTED).write_bytes(sealed(started))
-    record = unsealed((folder / RECORD).read_bytes()) | started
-    record["started_sha256"] = sha256((folder / STARTED).read_bytes())
-    del record["sealed_by"], record["notebook_verdict"]
-    for check in (check for report in record["reports"] for check in report["checks"]):
-        del check["id"], check["data"]
-    (folder / RECORD).write_bytes(sealed(record))
-    notebook = json.loads(Path("out.ipynb").read_text())
-    records(notebook)[0][MIME] = record
-    Path("out.ipynb").write_text(json.dumps(notebook))
-    assert archive()[0] == 0
-    assert verify_archive(database.archive_dir).ok
-
-
 def records(notebook: Any) -> list[Any]:
     outputs = (output for cell in notebook["cells"] for output in cell.get("outputs", ()))
     return [output["data"] for output in outputs if MIME in output.get("data", {})]
@@ -201,37 +116,18 @@ def told(name: str, value: Any) -> Callable[[Any], object]:
     return lambda notebook: records(notebook)[0][MIME].update({name: value})
 
 
-def setting(name: str, value: str) -> Callable[[Any], object]:
-    return lambda notebook: records(notebook)[0][MIME]["settings"].update({name: value})
-
-
-def without_records(notebook: Any) -> None:
-    for data in records(notebook):
-        del data[MIME]
-
-
-def twice(notebook: Any) -> None:
-    for cell in notebook["cells"]:
-        if any(MIME in output.get("data", {}) for output in cell.get("outputs", ())):
-            cell["outputs"] *= 2
-
-
 CHANGES: dict[str, Callable[[Any], object]] = {
-    "expected the record of one run in its outputs, found 0": without_records,
-    "expected the record of one run in its outputs, found 2": twice,
-    "expected the record of one run in its outputs, found 1": lambda notebook: records(notebook)[0].update(
-        {MIME: ["x"]}
-    ),
+    "expected the record of one run in its outputs, found 0": lambda notebook: [
+        data.pop(MIME) for data in records(notebook)
+    ],
     "differs from record.json of run": told("verdict", "fail"),
     "record.json of run 20200101T000000000Z-000000": told("run_id", "20200101T000000000Z-000000"),
     "run_id: expected run id, found '../../x'": told("run_id", "../../x"),
-    "its record does not name its run and archive: ": lambda notebook: records(notebook)[0][MIME].pop("settings"),
-    "did you mean production?": setting("env", "prod"),
-    " in /nowhere/runs": setting("archive_dir", "/nowhere/runs"),
+    "its record does not name its run and archive": lambda notebook: records(notebook)[0][MIME].pop("settings"),
 }
 
 
-def test_what_does_not_belong_together_is_refused_in_a_line_and_changes_nothing(database: Settings) -> None:
+def test_what_plain_papermill_executed_is_archived_once_and_nothing_else(database: Settings) -> None:
     execute(database)
     executed, record = Path("out.ipynb").read_text(), only_run(database).folder / RECORD
     content = record.read_bytes()
@@ -255,7 +151,15 @@ def test_what_does_not_belong_together_is_refused_in_a_line_and_changes_nothing(
     record.unlink()
     refused(f"in {database.archive_dir}: none is sealed")
     record.write_bytes(content)
-    assert archive()[0] == 0, "a control"
+    entry = only_run(database)
+    page = f"abathur_nb archive: {entry.folder}/page.html; the cells are as the template's\n"
+    assert archive() == (0, page, "")
+    line = only_run(database).line
+    assert line is not None
+    assert line.data["as_template"] is True
+    artifact_of(entry)
+    assert_archived(database)
+    refused("is archived already: see ")
 
 
 def test_what_is_no_executed_notebook_is_refused_in_a_line() -> None:
@@ -266,32 +170,6 @@ def test_what_is_no_executed_notebook_is_refused_in_a_line() -> None:
         code, out, err = archive(path)
         assert (code, out, len(err.splitlines())) == (2, "", 1)
         assert err.startswith(f"abathur_nb archive: notebook {path}: ")
-
-
-def test_where_it_can_not_be_written_it_is_refused_and_can_be_archived_later(
-    database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", small], check=True)
-    try:
-        monkeypatch.setenv("ABATHUR_ARCHIVE_DIR", str(small / "runs"))
-        execute(database)
-        filler = small / "filler"
-        with suppress(OSError):
-            filler.write_bytes(bytes(2**20))
-        code, _, err = archive()
-        assert (code, len(err.splitlines())) == (2, 1)
-        assert "it cannot be archived in " in err
-        assert f"the disk of {small}/runs/" in err
-        assert "is full" in err
-        (run,) = (path for path in (small / "runs").iterdir() if path.is_dir())
-        assert "ledger.jsonl" not in names_in(small / "runs")
-        assert not list(run.glob(".*"))
-        filler.unlink()
-        assert archive() == (0, f"abathur_nb archive: {run}/page.html; the cells are as the template's\n", "")
-    finally:
-        subprocess.run(["umount", "--lazy", small], check=True)
 
 
 def test_a_run_that_passed_before_a_cell_raised_is_not_archived_as_passed(database: Settings, tmp_path: Path) -> None:

@@ -1,8 +1,6 @@
 """A run's record says how its execution ended, whoever sealed it, and its notebook says so at the top."""
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -131,16 +129,3 @@ def test_no_message_becomes_markdown_or_html_at_the_top(database: Settings) -> N
     assert all(line.isprintable() for line in top)
     page = (only_run(database).folder / "page.html").read_text()
     assert "<script" not in page
-
-
-def test_an_archived_run_is_never_withdrawn(database: Settings) -> None:
-    job = job_of(database)
-    sealed_as(job, "pass")
-    assert conclude(job, COMPLETED, executed()).verdict == "pass"
-    before = {path: path.read_bytes() for path in Path(job.folder).iterdir()}
-    again = conclude(job, COMPLETED, executed())
-    assert again.verdict == "error"
-    assert "is archived already" in again.message
-    assert {path: path.read_bytes() for path in Path(job.folder).iterdir()} == before
-    assert os.listdir(database.archive_dir)  # noqa: PTH208
-    assert_archived(database)

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,12 +60,9 @@ def copied_runs(url: str, archive: Path) -> int:
     return ledger.count(b"\n")
 
 
-# --- the places
-
-
 # One server for all that ask it, and so one worker.
 S3 = pytest.param("s3", marks=pytest.mark.xdist_group("s3"))
-PLACES = ["file URL", "memory", S3]
+PLACES = ["file URL", S3]
 
 
 @pytest.fixture(params=PLACES)
@@ -78,7 +73,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
             monkeypatch.setenv(name, value)
     return {
         "file URL": f"file://{tmp_path}/copies/there",
-        "memory": f"memory://{tmp_path.name}/copy",
         "s3": f"s3://evidence/{tmp_path.name}/copy",
     }[request.param]
 
@@ -182,9 +176,6 @@ def test_a_copy_goes_neither_to_what_another_archive_nor_to_what_another_program
     assert [content_of(place) for place in (copy, letters, archive)] == before
 
 
-# --- an archive that is not as it was written
-
-
 def test_a_file_that_is_not_what_the_ledger_names_stops_it_before_anything_is_written(
     archive: Path, tmp_path: Path
 ) -> None:
@@ -206,11 +197,8 @@ def test_a_file_that_is_not_what_the_ledger_names_stops_it_before_anything_is_wr
             path.touch()
 
 
-# --- a copy cut short
-
-
-@pytest.mark.parametrize("url", ["memory", S3], indirect=True)
-@pytest.mark.parametrize("done", [0, 5, 6, 13, 17, 18])
+@pytest.mark.parametrize("url", ["file URL", S3], indirect=True)
+@pytest.mark.parametrize("done", [0, 5, 6, 17])
 def test_cut_short_it_is_a_shorter_archive_and_the_next_one_goes_on(
     done: int, url: str, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,33 +215,11 @@ def test_cut_short_it_is_a_shorter_archive_and_the_next_one_goes_on(
 
     with monkeypatch.context() as patched:
         patched.setattr("abathur_nb.evidence.verify.open_store", lambda url: cut(open_store(url)))
-        if done < 18:
-            with pytest.raises(RefusedError, match=r"ConnectionResetError: .*Connection reset by peer.*begin again"):
-                copy_archive(archive, url)
-        else:
+        with pytest.raises(RefusedError, match=r"ConnectionResetError: .*Connection reset by peer.*begin again"):
             copy_archive(archive, url)
     assert copied_runs(url, archive) == done // 6
     assert len(copy_archive(archive, url)["copied"]) == 18 - done
     assert copied_runs(url, archive) == 3
-
-
-def test_a_full_disk_leaves_a_shorter_archive(archive: Path, tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=True)
-    try:
-        with pytest.raises(RefusedError, match="No space left on device"):
-            copy_archive(archive, str(small / "copy"))
-        runs = copied_runs(str(small / "copy"), archive)
-        assert 0 < runs < 3
-        subprocess.run(["mount", "-o", "remount,size=8m", small], check=True)
-        copy_archive(archive, str(small / "copy"))
-        assert copied_runs(str(small / "copy"), archive) == 3
-    finally:
-        subprocess.run(["umount", "--lazy", small], check=True)
-
-
-# --- places that say no
 
 
 def test_a_place_that_is_none_is_told_and_no_password_is_shown(archive: Path) -> None:
@@ -276,25 +242,6 @@ def test_a_place_that_is_none_is_told_and_no_password_is_shown(archive: Path) ->
             assert "s3cret" not in str(caught.value)
 
 
-def test_without_the_extra_the_remedy_is_named_and_a_directory_wants_none(archive: Path, tmp_path: Path) -> None:
-    program = (
-        "import sys\nfrom pathlib import Path\n"
-        "sys.modules[sys.argv[1]] = None\n"
-        "from abathur_nb.evidence.verify import copy_archive\n"
-        "copy_archive(Path(sys.argv[2]), sys.argv[3])\n"
-        "try: copy_archive(Path(sys.argv[2]), 's3://bucket/x')\n"
-        "except Exception as error: print(type(error).__name__, error)\n"
-    )
-    command = [sys.executable, "-c", program, "s3fs", str(archive), str(tmp_path / "copy")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("ConfigurationError URL: s3:// wants more: ")
-    assert done.stdout.endswith(": pip install 'abathur_nb[s3]'\n")
-    assert copied_runs(str(tmp_path / "copy"), archive) == 3
-
-
-# --- bringing it back
-
-
 def test_an_object_whose_name_leads_elsewhere_is_refused(archive: Path, tmp_path: Path) -> None:
     url, store = f"memory://{tmp_path.name}", MemoryFileSystem().store
     copy_archive(archive, url)
@@ -304,18 +251,6 @@ def test_an_object_whose_name_leads_elsewhere_is_refused(archive: Path, tmp_path
         with pytest.raises(RefusedError, match="is not a copy of an archive: an object named"), fetched(url):
             pass
         del store[path]
-
-
-def test_a_link_in_a_copy_is_not_followed(archive: Path, tmp_path: Path) -> None:
-    names = copy_archive(archive, str(tmp_path / "copy"))["copied"]
-    path = tmp_path / "copy" / names[0]
-    path.rename(tmp_path / "moved")
-    path.symlink_to(tmp_path / "moved")
-    with pytest.raises(RefusedError, match="not a regular file"), fetched(str(tmp_path / "copy")):
-        pass
-
-
-# --- the command
 
 
 @pytest.mark.parametrize("url", ["file URL"], indirect=True)

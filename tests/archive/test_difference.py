@@ -30,59 +30,35 @@ def told(earlier: Record, later: Record) -> list[str]:
     return [str(change) for change in differences(earlier, later)]
 
 
-# --- what counts
-
-
 def test_a_record_does_not_differ_from_itself() -> None:
     assert differences(record(), record()) == ()
     assert circumstances(record(), record()) == ()
 
 
-@pytest.mark.parametrize(
-    ("later", "words"),
-    [
-        (record(verdict="error"), ["verdict of the run: pass → error"]),
-        (
-            record(reports=[RED.to_dict()]),
-            ["check validate: tables: pass: 9 tables, each as in sql/ → fail: 8 tables; missing: audit"],
-        ),
-        (
-            record(reports=[GREEN.to_dict(), Report("more", (Check("sky", "pass"),)).to_dict()]),
-            ["check more: sky: nothing → pass"],
-        ),
-        (record(reports=[]), ["check validate: tables: pass: 9 tables, each as in sql/ → nothing"]),
-        (
-            record(error={"cell": 3, "id": "x", "name": "ValueError", "message": "no"}),
-            ["error of a cell: nothing → ValueError: no"],
-        ),
-        (
-            facts(schema={**FACTS["schema"], "tasks": "CREATE TABLE tasks (id TEXT, more TEXT)"}),
-            ["schema tasks: CREATE TABLE tasks (id TEXT) → CREATE TABLE tasks (id TEXT, more TEXT)"],
-        ),
-        (
-            facts(schema={"tasks": FACTS["schema"]["tasks"]}),
-            ["schema idx_a: CREATE INDEX idx_a ON tasks (id) → nothing"],
-        ),
-        (
-            facts(plans={"get_session": ["SCAN sessions", "USE TEMP B-TREE"]}),
-            ["plan get_session: SEARCH sessions USING INDEX a (id=?) → SCAN sessions; USE TEMP B-TREE"],
-        ),
-        (facts(rows={"tasks": 4}), ["rows of tasks: 3 → 4"]),
-        (facts(rows={"tasks": 3, "state": 0}), ["rows of state: nothing → 0"]),
-        (facts(sizes={"tasks": 8192}), ["bytes of tasks: 4096 → 8192"]),
-        (
-            record(database={"before": IDENTITY, "after": {**IDENTITY, "user_version": 2}}),
-            ["database user_version: 1 → 2"],
-        ),
-        (
-            facts(percentiles_ms={"session retrieval": {"p50": [0.36, 0.4, 0.5], "p99": [0.6, 0.9, None]}}),
-            ["percentile session retrieval, p50: 0.2 ms (0.1–0.3) → 0.4 ms (0.36–0.5)"],
-        ),
-    ],
-)
-def test_what_was_found_out_counts(later: Record, words: list[str]) -> None:
-    assert told(record(), later) == words
-    assert len(differences(later, record())) == len(words)
+NINE, TABLE = "9 tables, each as in sql/", "CREATE TABLE tasks (id TEXT, more TEXT)"
+SCAN = {"get_session": ["SCAN sessions", "USE TEMP B-TREE"]}
+SLOWER = {"session retrieval": {"p50": [0.36, 0.4, 0.5], "p99": [0.6, 0.9, None]}}
+NO_SKY = Report("more", (Check("sky", "pass"),)).to_dict()
+COUNTS: list[tuple[Record, str]] = [  # what was found out, and how it is told
+    (record(verdict="error"), "verdict of the run: pass → error"),
+    (record(reports=[RED.to_dict()]), f"check validate: tables: pass: {NINE} → fail: 8 tables; missing: audit"),
+    (record(reports=[GREEN.to_dict(), NO_SKY]), "check more: sky: nothing → pass"),
+    (record(reports=[]), f"check validate: tables: pass: {NINE} → nothing"),
+    (record(error={"cell": 3, "id": "x", "name": "Oops", "message": "no"}), "error of a cell: nothing → Oops: no"),
+    (facts(schema={**FACTS["schema"], "tasks": TABLE}), f"schema tasks: CREATE TABLE tasks (id TEXT) → {TABLE}"),
+    (facts(schema={"tasks": FACTS["schema"]["tasks"]}), "schema idx_a: CREATE INDEX idx_a ON tasks (id) → nothing"),
+    (facts(plans=SCAN), "plan get_session: SEARCH sessions USING INDEX a (id=?) → SCAN sessions; USE TEMP B-TREE"),
+    (facts(rows={"tasks": 4}), "rows of tasks: 3 → 4"),
+    (facts(sizes={"tasks": 8192}), "bytes of tasks: 4096 → 8192"),
+    (record(database={"before": IDENTITY, "after": {**IDENTITY, "user_version": 2}}), "database user_version: 1 → 2"),
+    (facts(percentiles_ms=SLOWER), "percentile session retrieval, p50: 0.2 ms (0.1–0.3) → 0.4 ms (0.36–0.5)"),
+]
+
+
+@pytest.mark.parametrize(("later", "words"), COUNTS)
+def test_what_was_found_out_counts(later: Record, words: str) -> None:
+    assert told(record(), later) == [words]
+    assert len(differences(later, record())) == 1
 
 
 @pytest.mark.parametrize(
@@ -104,14 +80,6 @@ def test_a_percentile_has_changed_where_one_interval_lies_clearly_above_the_othe
     assert bool(told(earlier, later)) is changed
 
 
-def test_two_checks_of_one_name_are_compared_each_with_its_own() -> None:
-    twice = [RED.to_dict(), GREEN.to_dict()]
-    assert told(record(reports=twice), record(reports=twice)) == []
-    assert told(record(reports=twice), record(reports=[RED.to_dict(), RED.to_dict()])) == [
-        "check validate: tables (2): pass: 9 tables, each as in sql/ → fail: 8 tables; missing: audit",
-    ]
-
-
 def test_a_check_of_an_old_record_which_has_no_id_is_compared_by_its_title() -> None:
     def of(number: int = 2, **more: Any) -> Record:
         check = asdict(Check("disk_low", "pass", name="free disk")) | more
@@ -125,9 +93,6 @@ def test_a_check_of_an_old_record_which_has_no_id_is_compared_by_its_title() -> 
         "check monitor: free disk: pass → nothing",
         "check monitor: room on the disk: nothing → pass",
     ]
-
-
-# --- what does not
 
 
 @pytest.mark.parametrize("status", ["pass", "warn", "fail"])
@@ -149,24 +114,12 @@ def test_the_words_of_a_check_do_not_count(status: Status) -> None:
         (record(versions={"SQLite": "3.51.3"}), ["versions SQLite: 3.40.1 → 3.51.3"]),
         (record(settings={"readers": "4"}), ["settings readers: 2 → 4"]),
         (record(parameters={"env": "development", "rows": 7}), ["parameters rows: nothing → 7"]),
-        (
-            record(template={"name": "validate.ipynb", "sha256": "1" * 64}),
-            [f"template sha256: {'0' * 64} → {'1' * 64}"],
-        ),
+        (record(template={"name": "x", "sha256": "0" * 64}), ["template name: validate.ipynb → x"]),
     ],
 )
 def test_circumstances_are_told_and_do_not_count(later: Record, words: list[str]) -> None:
     assert differences(record(), later) == ()
     assert [str(change) for change in circumstances(record(), later)] == words
-
-
-def test_the_message_of_an_error_does_not_count_but_its_name_does() -> None:
-    one, other, third = (
-        record(error={"cell": 3, "id": "x", "name": name, "message": message})
-        for name, message in (("OSError", "no room at /data/a"), ("OSError", "no room at /srv"), ("KeyError", "x"))
-    )
-    assert told(one, other) == []
-    assert told(one, third) == ["error of a cell: OSError: no room at /data/a → KeyError: x"]
 
 
 async def reports_of(settings: Settings) -> list[Any]:
@@ -190,9 +143,6 @@ async def test_the_same_database_made_twice_elsewhere_has_reports_that_do_not_di
     reports[2] = await validate_database(settings)
     found[1] = replace(found[1], reports=tuple(reports))
     assert told(*found)[0].startswith("check validate: indexes: pass: ")
-
-
-# --- the command
 
 
 def diff(settings: Settings, *runs: str) -> int:

@@ -1,11 +1,7 @@
 """What identifies a run: ids that sort, versions, and a database that is looked at, whatever is there."""
 
-import json
 import os
-import re
-import socket
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,7 @@ from damage import drop_index, edit_schema, fingerprint, flip_bits, held, run_sq
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical
-from abathur_nb.evidence.run import database_identity, new_run_id, shipped_notebook
+from abathur_nb.evidence.run import database_identity
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 
 
@@ -27,26 +23,6 @@ def identity(settings: Settings) -> dict[str, Any]:
     assert canonical(found)
     assert found["path"] == settings.db_path.name
     return found
-
-
-# --- the run
-
-
-def test_run_ids_are_unlike_and_sort_by_the_time_of_their_making() -> None:
-    made = [new_run_id() for _ in range(50)]  # of one millisecond, 50 meet once in 14,000 times
-    assert len({*made}) == len(made)
-    assert all(re.fullmatch(r"\d{8}T\d{9}Z-[0-9a-f]{6}", one) for one in made)
-    moments = [one.partition("-")[0] for one in made]
-    assert moments == sorted(moments)
-
-
-def test_only_a_template_of_this_package_is_found_by_name() -> None:
-    for name in ("../README", "validate.ipynb", "/etc/passwd", "", "no_such", "validate\n", "VALIDATE"):
-        assert shipped_notebook(name) is None
-    assert json.loads(shipped_notebook("validate") or b"{}")["nbformat"] == 4
-
-
-# --- the database
 
 
 async def test_a_database_is_known_by_its_ids_its_size_and_the_meaning_of_its_schema(database: Settings) -> None:
@@ -70,30 +46,6 @@ def test_where_there_is_no_database_there_is_no_identity(settings: Settings, tmp
     assert not settings.db_path.parent.exists()
 
 
-def _socket(path: Path) -> None:
-    with closing(socket.socket(socket.AF_UNIX)) as one:
-        one.bind(str(path))
-
-
-NO_DATABASE: dict[str, Callable[[Path], object]] = {
-    "a directory": Path.mkdir,
-    "a FIFO": os.mkfifo,  # opened, it would wait for a writer for ever
-    "a socket": _socket,
-    "an empty file": Path.touch,
-    "a link": lambda path: path.symlink_to("/etc/passwd"),
-    "a dangling link": lambda path: path.symlink_to("absent.db"),
-    "a link to itself": lambda path: path.symlink_to(path),
-}
-
-
-@pytest.mark.parametrize("kind", NO_DATABASE)
-def test_what_is_no_file_with_content_is_not_opened(kind: str, settings: Settings) -> None:
-    settings.db_path.parent.mkdir()
-    NO_DATABASE[kind](settings.db_path)
-    assert identity(settings).keys() == {"path", "size"}
-    assert [path.name for path in settings.db_path.parent.iterdir()] == [settings.db_path.name]
-
-
 def renamed(changes: str) -> Callable[[Path], object]:
     """Return what gives an index a name and SQL that no CREATE could."""
     return lambda path: run_sql(
@@ -103,8 +55,6 @@ def renamed(changes: str) -> Callable[[Path], object]:
 
 DAMAGED: dict[str, Callable[[Path], object]] = {
     "text": lambda path: path.write_text("no database, but long enough to be taken for one" * 20),
-    "ten bytes": lambda path: path.write_bytes(b"0123456789"),
-    "random bytes": lambda path: path.write_bytes(os.urandom(8192)),
     "cut off": lambda path: os.truncate(path, 5000),
     "a spoilt schema": lambda path: flip_bits(path, 100, 300),
     "names that are no text": renamed("name = x'ff00', sql = x'fe'"),

@@ -35,8 +35,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check(overview: nb.Overview, env: str = "development") -> Check:
-    (found,) = (check for check in overview.report.checks if check.name == env)
-    return found
+    return archives.check(overview.report, env)
 
 
 def cell(overview: nb.Overview, notebook: str, env: str = "development") -> str:
@@ -87,22 +86,6 @@ def test_runs_of_another_database_or_environment_are_not_its_own(settings: Setti
     assert check(overview).observed == "no run of its database yet"
 
 
-def test_settings_that_are_wrong_fail_their_environment_and_the_others_are_told(
-    settings: Settings, elsewhere: Path
-) -> None:
-    run_at(settings, NOON)
-    with elsewhere.open("a", encoding="utf-8") as file:
-        file.write('readers = "many"\nmemory_p99_ms = 0\n')
-    overview = nb.show_environments(settings)
-    found = check(overview, "qa")
-    assert found.status == "fail"
-    assert "readers (from settings file" in found.observed
-    assert "memory_p99_ms (from settings file" in found.observed
-    assert cell(overview, "database", "qa") == "?"
-    assert check(overview).status == "pass"
-    assert not overview.report.ok
-
-
 @pytest.mark.parametrize("file", [RECORD, LEDGER])
 def test_an_archive_that_is_not_as_it_was_written_fails_and_names_the_first_fault(
     file: str, settings: Settings
@@ -141,3 +124,19 @@ def test_an_archive_of_another_account_is_skipped_but_ones_own_must_be_read() ->
     assert found["observed"] == f"could not run: {staging.archive_dir} cannot be read: Permission denied"
     assert "run this notebook as abathur, who owns it" in found["remedy"]
     assert told["staging"]["staging"]["status"] == "error"
+
+
+def test_settings_that_are_wrong_fail_their_environment_and_the_others_are_told(
+    settings: Settings, elsewhere: Path
+) -> None:
+    run_at(settings, NOON)
+    with elsewhere.open("a", encoding="utf-8") as file:
+        file.write('readers = "many"\nmemory_p99_ms = 0\n')
+    overview = nb.show_environments(settings)
+    found = check(overview, "qa")
+    assert found.status == "fail"
+    assert "readers (from settings file" in found.observed
+    assert "memory_p99_ms (from settings file" in found.observed
+    assert cell(overview, "database", "qa") == "?"
+    assert check(overview).status == "pass"
+    assert not overview.report.ok

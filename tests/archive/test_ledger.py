@@ -11,33 +11,21 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from archives import ledger_line, run_id_of
 
 from abathur_nb import files
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence import ledger as module
-from abathur_nb.evidence.canonical import sealed, sha256, unsealed
+from abathur_nb.evidence.canonical import sealed, sha256
 from abathur_nb.evidence.ledger import FIRST, LEDGER, append, ledger_head, parse, read_ledger
 from abathur_nb.files import locked
 
 FORK = get_context("fork")
-MOMENT = "2026-11-23 10:15:00.123"
-
-
-def run_id(number: int) -> str:
-    return f"20261123T101500{number // 1000:03}Z-{number:06x}"
-
-
-def line(number: int, **more: Any) -> dict[str, Any]:
-    """Return what a run has written into the ledger."""
-    files = {name: sha256(name.encode()) for name in ("record.json", "started.json")}
-    said = dict.fromkeys(("notebook", "env", "verdict"), "x")
-    said |= dict.fromkeys(("started_at", "ended_at", "written_at"), MOMENT)
-    return {"kind": "run", "run_id": run_id(number), "files": files, "as_template": True, **said, **more}
 
 
 def add(archive: Path, number: int) -> str:
     with locked(archive):
-        return append(archive, line(number))
+        return append(archive, ledger_line(number))
 
 
 def ledger_of(archive: Path, count: int) -> bytes:
@@ -49,10 +37,7 @@ def ledger_of(archive: Path, count: int) -> bytes:
 
 def forged(previous: str, **data: Any) -> bytes:
     """Return a line whose own hash is right."""
-    return sealed({**line(77), "previous": previous, **data})
-
-
-# --- the chain
+    return sealed({**ledger_line(77), "previous": previous, **data})
 
 
 def test_each_line_names_the_hash_of_the_bytes_of_the_line_before(tmp_path: Path) -> None:
@@ -63,7 +48,7 @@ def test_each_line_names_the_hash_of_the_bytes_of_the_line_before(tmp_path: Path
     assert read.torn == ""
     assert [found.data["previous"] for found in read.lines] == [FIRST, *map(sha256, pieces[:2])]
     assert [found.sha256 for found in read.lines] == [*map(sha256, pieces)]
-    assert list(read.runs) == [run_id(n) for n in range(3)]
+    assert list(read.runs) == [run_id_of(n) for n in range(3)]
     assert ledger_head(tmp_path) == sha256(pieces[-1])
     assert (tmp_path / LEDGER).stat().st_mode & 0o777 == 0o600
 
@@ -82,42 +67,7 @@ def test_of_eight_writers_at_once_every_line_stands_in_one_chain(tmp_path: Path)
     assert [writer.exitcode for writer in writers] == [0] * 8
     read = read_ledger(tmp_path)
     assert read.faults == read.notes == ()
-    assert sorted(read.runs) == [run_id(n) for n in range(200)]
-
-
-def test_to_append_no_line_is_read_into_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the ten-thousandth run waits no longer than the first."""
-    previous, pieces = FIRST, []
-    for number in range(10_000):
-        pieces.append(sealed({**line(number), "previous": previous}))
-        previous = sha256(pieces[-1])
-    (tmp_path / LEDGER).write_bytes(b"".join(pieces))
-    parsed: list[bytes] = []
-
-    def observed(content: bytes) -> dict[str, Any]:
-        parsed.append(content)
-        return unsealed(content)
-
-    monkeypatch.setattr(module, "unsealed", observed)
-    add(tmp_path, 10_000)
-    ledger_head(tmp_path)
-    assert parsed == []
-    read = read_ledger(tmp_path)
-    assert len(read.runs) == len(parsed) == 10_001
-    assert read.faults == ()
-
-
-# --- one line for a run
-
-
-def test_two_lines_of_one_run_are_a_fault(tmp_path: Path) -> None:
-    content = ledger_of(tmp_path, 2)
-    read = parse(content + forged(ledger_head(tmp_path), run_id=run_id(0)))
-    assert read.faults == (f"{LEDGER} line 3: run {run_id(0)} has a line before",)
-    assert read.runs[run_id(0)].number == 1
-
-
-# --- a writer that dies
+    assert sorted(read.runs) == [run_id_of(n) for n in range(200)]
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"ended_at":"20'], ids=["of a line", "of a repair"])
@@ -137,7 +87,7 @@ def test_killed_at_any_byte_it_leaves_a_torn_line_that_the_next_one_closes(
         add(tmp_path, 2)  # the run whose line it was, archived once more
         read = read_ledger(tmp_path)
         assert (read.faults, read.torn, len(read.notes)) == ((), "", bool(torn) + (length > whole))
-        assert list(read.runs) == [run_id(0), run_id(1), run_id(2)]
+        assert list(read.runs) == [run_id_of(0), run_id_of(1), run_id_of(2)]
         assert (tmp_path / LEDGER).read_bytes().startswith(before + added[:length]), "append-only"
 
 
@@ -160,7 +110,7 @@ def test_a_killed_process_leaves_no_lock_behind(written: int, tmp_path: Path, mo
     add(tmp_path, 2)
     read = read_ledger(tmp_path)
     assert read.faults == ()
-    assert list(read.runs) == [run_id(0), run_id(2)]
+    assert list(read.runs) == [run_id_of(0), run_id_of(2)]
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"ended_at":"20'])
@@ -212,9 +162,6 @@ def test_a_line_that_is_only_being_written_is_not_called_torn(tmp_path: Path, mo
     assert (read.torn, len(read.runs)) == ("", 2)
 
 
-# --- what is altered
-
-
 Lines = list[bytes]
 
 
@@ -228,7 +175,12 @@ def altered(number: int) -> Callable[[Lines], Lines]:
 
 def repair(torn: bytes, previous: bytes, sha: str = "") -> bytes:
     """Return the repair of a torn line, right in itself."""
-    data = {"kind": "repair", "torn_sha256": sha or sha256(torn), "written_at": MOMENT, "previous": sha256(previous)}
+    data = {
+        "kind": "repair",
+        "torn_sha256": sha or sha256(torn),
+        "written_at": "2026-11-23 10:15:00.123",
+        "previous": sha256(previous),
+    }
     return sealed(data)
 
 
@@ -258,7 +210,7 @@ CASES: dict[str, Callable[[Lines], Lines]] = {
     "a repair of nothing": lambda lines: [*lines, repair(b"", lines[3])],
     "a repair of something else": lambda lines: [*lines, b"torn" + repair(b"", lines[3], FIRST)],
     "a line that is a list": lambda lines: [*lines, b"[]\n"],
-    "a line without a verdict": lambda lines: [*lines, sealed({"kind": "run", "run_id": run_id(9)})],
+    "a line without a verdict": lambda lines: [*lines, sealed({"kind": "run", "run_id": run_id_of(9)})],
 }
 STRANGE: tuple[dict[str, Any], ...] = (
     {"kind": "walk"},
@@ -267,6 +219,7 @@ STRANGE: tuple[dict[str, Any], ...] = (
     {"files": {"../passwd": FIRST}},
     {"files": {"record.json": None}},
     {"written_at": "yesterday"},
+    {"run_id": run_id_of(0)},  # which has a line
 )
 
 
@@ -296,10 +249,7 @@ def test_an_altered_last_line_is_not_called_torn_and_no_next_line_makes_it_right
         assert len(read.faults) == 1
         assert read.faults[0].startswith(f"{LEDGER} line 2: it is no")
         assert read.notes == ()
-        assert list(read.runs) == [run_id(0), run_id(2)]
-
-
-# --- what is no file
+        assert list(read.runs) == [run_id_of(0), run_id_of(2)]
 
 
 def test_a_ledger_that_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:

@@ -1,11 +1,7 @@
 """The page of a run: it says what the record says, shows what the notebook showed, runs nothing and asks nobody."""
 
 import base64
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from archives import record_with
-from browser import CANARY, asked_for, chromium, sung
+from browser import CANARY, asked_for, sung
 
 from abathur_nb import charts
 from abathur_nb.config.settings import Settings
@@ -107,9 +103,6 @@ def words(html: str) -> str:
     return " ".join(" ".join(Reader(html).texts).split())
 
 
-# --- the head
-
-
 @pytest.mark.parametrize("verdict", EXIT_CODES)
 def test_the_verdict_stands_first_as_a_shape_and_a_word(verdict: Verdict) -> None:
     shown = words(page_of(record=replace(RECORD, verdict=verdict)))
@@ -146,25 +139,6 @@ def test_what_failed_stands_before_what_ran() -> None:
     parts = ["✗ fail indexes the 33 of sql/ 32 indexes evidence: 1 CREATE INDEX", "! warn WAL less more", "THE CODE"]
     assert [shown.index(part) for part in parts] == sorted(shown.index(part) for part in parts)
     assert "integrity" not in shown
-
-
-@pytest.mark.parametrize("named", [{"cell": 2, "id": None}, {"cell": None, "id": "the-one"}])
-def test_the_cell_in_which_it_ended_is_named_and_linked(named: dict[str, Any]) -> None:
-    error = {**named, "name": "OperationalError", "message": "disk I/O error"}
-    html = page_of(markdown("# a"), code(), code(count=2, id="the-one"), record=replace(RECORD, error=error))
-    assert 'It ended in <a href="#cell-2">' in html
-    assert 'id="cell-2"' in html
-    assert "OperationalError: disk I/O error" in words(html)
-
-
-# --- the cells
-
-
-def test_code_is_folded_and_a_cell_that_never_ran_says_so() -> None:
-    html = page_of(code(source="a < b", count=7), code(source="x", count=None))
-    assert "[7] code a < b never ran code x" in words(html)
-    folded = [attributes for tag, attributes in Reader(html).elements if attributes.get("class") == "code"]
-    assert folded == [{"class": "code"}, {"class": "code"}]  # none is open
 
 
 def test_markdown_is_rendered() -> None:
@@ -208,9 +182,6 @@ def test_the_best_of_an_output_is_shown(output: dict[str, Any], shown: str) -> N
     assert f"[1] code 1 {shown} A copy for reading." in words(page_of(code(output)))
 
 
-# --- what this package shows comes out whole
-
-
 def frame() -> str:
     return pd.DataFrame({"a": [1.5, None], "<b>": ["x", "y"]}).to_html(border=0)
 
@@ -245,33 +216,6 @@ async def test_a_figure_comes_out_whole_with_its_words(database: Settings) -> No
     assert shown["alt"] == metadata["image/png"]["alt"]
     assert shown["width"] == str(metadata["image/png"]["width"])
 
-
-# --- the page as a file
-
-
-def run_python(program: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_same_run_gives_the_same_bytes_in_another_process(tmp_path: Path) -> None:
-    made = notebook(
-        markdown("# a\n\n<p style='color:red;width:1em' title='t'>b"), code(shows(text_html=report()), stream("x"))
-    )
-    (tmp_path / "in.json").write_text(json.dumps([made, RECORD.to_dict()]))
-    program = (
-        "import hashlib, json\nfrom abathur_nb.evidence.page import render\n"
-        "from abathur_nb.evidence.record import Record, read_run\n"
-        f"with open({str(tmp_path / 'in.json')!r}) as file: made, record = json.load(file)\n"
-        "print(hashlib.sha256(render(made, read_run(Record, record))).hexdigest())"
-    )
-    assert len({run_python(program, PYTHONHASHSEED=seed) for seed in ("1", "2", "3")}) == 1
-
-
-# --- what is hostile does not run
 
 # {js} is the canary. Where a value runs only after a click, a hover or the like, the harness does it.
 HOSTILE = [
@@ -469,27 +413,3 @@ def test_a_cell_cannot_dress_up_as_the_head() -> None:
     assert html.count('class="verdict') == 1
     assert html.count('id="cell-0"') == 1
     assert html.count("<header") == 1
-
-
-# --- on paper
-
-
-def pages_on_paper(folder: Path, html: str) -> int:
-    """Print a page, assert that its paper is A4, and count the sheets."""
-    (folder / "page.html").write_text(html, encoding="utf-8")
-    chromium(folder, folder / "page.html", "--no-pdf-header-footer", f"--print-to-pdf={folder / 'page.pdf'}")
-    pdf = (folder / "page.pdf").read_bytes()
-    sizes = re.findall(rb"/MediaBox \[([\d. ]+)\]", pdf)
-    assert {tuple(round(float(number)) for number in size.split()) for size in sizes} == {(0, 0, 595, 842)}
-    return len(re.findall(rb"/Type /Page\b", pdf))
-
-
-@pytest.mark.needs("chromium")
-def test_paper_is_a4_and_shows_what_was_folded(tmp_path: Path) -> None:
-    listing = "\n".join(f"line {number}" for number in range(400))
-    folded = f"<details><summary>schema</summary><pre>{listing}</pre></details>"
-    html = page_of(code(shows(text_html=folded)))
-    assert '@bottom-left { content: "20261123T041742422Z-8086a2";' in html
-    assert pages_on_paper(tmp_path, html) >= 6
-    # The control: a browser prints folded what nothing unfolds.
-    assert pages_on_paper(tmp_path, html.replace("details::details-content", "details::nothing")) <= 2

@@ -4,16 +4,13 @@ import asyncio
 import base64
 import html
 import json
-import string
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
 from cells import long_lived, shell
-from damage import run_sql
 from IPython.core.interactiveshell import InteractiveShell
 from run_helpers import SOUND, execute
 from running import only_run
@@ -29,30 +26,24 @@ from abathur_nb.runbook.init import initialize_database
 
 __all__ = ["long_lived", "shell"]  # fixtures
 
-# --- the home directory
-
 AL = "/home/al"
 REPLACED = {
     "/home/al": "~",
     "/home/al/x.db": "~/x.db",
     "//home/al/x": "/~/x",
-    "see /home/al.": "see ~.",
     "/home/al, /home/al/x and '/home/al'": "~, ~/x and '~'",
     'File "/home/al/x.py", line 1': 'File "~/x.py", line 1',
     "PosixPath('/home/al/x')": "PosixPath('~/x')",
     "PATH=/home/al/bin:/bin:/home/al/.local/bin": "PATH=~/bin:/bin:~/.local/bin",
     "-I/home/al/include --prefix=/home/al @/home/al/x": "-I~/include --prefix=~ @~/x",
     "file:///home/al/x": "file://~/x",
-    "file:/home/al/x": "file:~/x",
     "file://localhost/home/al/x": "file://localhost~/x",
-    "host:/home/al/x": "host:~/x",
     "?path=%2Fhome%2Fal%2Fx": "?path=~%2Fx",
     '{"path": "\\/home\\/al\\/x"}': '{"path": "~\\/x"}',
     "\x1b[0;32m/home/al/x.py\x1b[0m": "\x1b[0;32m~/x.py\x1b[0m",
     json.dumps("a\n/home/al/x\t/home/al"): json.dumps("a\n~/x\t~"),
     json.dumps("\x1b[1m/home/al\x1b[0m"): json.dumps("\x1b[1m~\x1b[0m"),
     "<pre>/home/al/x</pre>": "<pre>~/x</pre>",
-    "“/home/al/x”": "“~/x”",
     "../../home/al/x": "../..~/x",
 }
 KEPT = [
@@ -92,19 +83,6 @@ def test_roots_home_is_no_tag_no_user_and_no_host(monkeypatch: pytest.MonkeyPatc
         assert tilde(text) == text
     assert tilde("</root/x>") == "<~/x>"
 
-
-@pytest.mark.parametrize("home", ["/root", AL, "/home/x-y", "/srv/(a)+[b]"])
-@pytest.mark.parametrize("before", ["{}", "x{}", "/mnt/x{}", "${{X:{}", "https://host/?a={}"])
-def test_behind_any_punctuation_it_is_gone(before: str, home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for a dot, a tilde, a slash and a low line, which make it part of a longer path."""
-    monkeypatch.setenv("HOME", home)
-    for sign in sorted({*string.punctuation, *"“”…–·\xa0\x1b"} - {*"./~_"}):
-        for behind in ("", "/", "/.ssh/id", "/a b/ö", "}", ")", ":", "'"):
-            told = tilde(f"{before.format(sign)}{home}{behind}")
-            assert (told.endswith(f"~{behind}"), home in told) == (True, False), told
-
-
-# --- secrets
 
 VARIABLE = "AWS_SECRET_ACCESS_KEY"  # one that `secrets` names by default
 PLANTED = "planted-s3cret-0815"
@@ -159,27 +137,11 @@ def test_a_secret_is_found_in_every_usual_spelling(
     assert not refused(settings, spell(secret[:-4]))
 
 
-@pytest.mark.parametrize("secret", SECRETS)
-def test_a_secret_is_found_in_one_spelling_within_another(
-    secret: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(VARIABLE, secret)
-    for ways in product(TEXTS, TEXTS):
-        spelled = secret
-        for way in ways:
-            spelled = TEXTS[way](spelled)
-        assert refused(settings, spelled), ways
-
-
 def test_each_line_of_a_key_is_a_secret_but_not_what_says_that_it_is_a_key(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = [
-        "-----BEGIN PRIVATE KEY-----",
-        "MC4CAQAwBQYDK2VwBCIEIDyR",
-        "q7Xb0Yb4OyZXg0gJ2cuRvlhU",
-        "-----END PRIVATE KEY-----",
-    ]
+    key = ["MC4CAQAwBQYDK2VwBCIEIDyR", "q7Xb0Yb4OyZXg0gJ2cuRvlhU"]
+    lines = ["-----BEGIN PRIVATE KEY-----", *key, "-----END PRIVATE KEY-----"]
     monkeypatch.setenv(VARIABLE, "\n".join([*lines, ""]))
     assert refused(settings, lines[1])
     assert refused(settings, f"<td>{lines[2]}</td>")
@@ -218,9 +180,6 @@ def test_a_secret_too_short_to_be_searched_for_stops_the_run_before_it_begins(
     write_started(settings, "init", {})
 
 
-# --- a secret planted in a run
-
-
 @pytest.fixture
 def planted(database: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv(VARIABLE, PLANTED)
@@ -248,10 +207,7 @@ def in_base64(content: bytes, secret: str) -> bool:
 PLACES = {
     "a print": f"print({PLANTED!r})",
     "an error's message": f"raise ValueError('no access with {PLANTED}')",
-    "a result": f"{{'key': {PLANTED!r}}}",
     "shown HTML": f"from IPython.display import HTML\nHTML('<b>{html.escape(PLANTED)}</b>')",
-    "a log on stderr": f"import logging\nlogging.warning({PLANTED!r})",
-    "code alone": f"key = {PLANTED!r}",
     "a comment": f"# key: {base64.b64encode(PLANTED.encode()).decode()}",
     "two prints": f"import sys\nprint({PLANTED[:9]!r}, end='', flush=True)\nprint({PLANTED[9:]!r})",
 }
@@ -291,23 +247,6 @@ def test_a_secret_in_a_parameter_leaves_nothing_on_the_disk(shell: InteractiveSh
     with pytest.raises(RefusedError, match=f"{VARIABLE} in started.json"):
         write_started(elsewhere, "validate", {PLANTED: 1})
     assert not elsewhere.archive_dir.exists()
-
-
-def test_a_secret_in_the_database_that_a_report_shows_leaves_the_run_unsealed(
-    shell: InteractiveShell, planted: Settings
-) -> None:
-    run_sql(planted.db_path, f"CREATE INDEX extra ON tasks (id) WHERE prompt = '{PLANTED}'")
-    notebook = execute(shell, planted, *SOUND)
-    assert PLANTED in json.dumps(notebook)  # where the operator saw it
-    told = [o for cell in notebook.cells for o in cell.outputs if o.output_type == "error"]
-    assert [o.ename for o in told] == ["RefusedError"]
-    assert VARIABLE in told[0].evalue
-    assert PLANTED not in told[0].evalue
-    assert [path.name for path in only_run(planted).folder.iterdir()] == [STARTED]
-    assert hits(planted.archive_dir) == []
-
-
-# --- the home directory in a run
 
 
 def test_no_file_of_an_archived_run_names_the_home_directory(

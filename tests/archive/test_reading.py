@@ -26,9 +26,6 @@ def parsed(*arguments: str) -> argparse.Namespace:
     return make_parser().parse_args(["runs", *arguments])
 
 
-# --- the runs
-
-
 def test_the_runs_come_oldest_first_each_with_its_verdict_and_its_line(settings: Settings) -> None:
     entries = read_archive(archive(settings))
     assert [entry.verdict for entry in entries] == ["pass", "fail", "pass", "pass", "pass", "unsealed"]
@@ -110,9 +107,6 @@ def test_a_check_of_an_old_record_has_the_id_of_its_title() -> None:
         assert [check.id for check in record.checks] == [check_id]
 
 
-# --- one of them
-
-
 def test_a_unique_beginning_names_a_run_and_what_names_none_or_several_is_refused(settings: Settings) -> None:
     folder = archive(settings)
     wanted = max(run_ids(folder))
@@ -127,9 +121,6 @@ def test_a_unique_beginning_names_a_run_and_what_names_none_or_several_is_refuse
         assert ("none" in str(caught.value)) is (not several)
         assert all(run_id in str(caught.value) for run_id in several[:5])
         assert ("and 1 more" in str(caught.value)) is bool(several)
-
-
-# --- which archive
 
 
 def test_the_archive_is_that_of_the_environment_or_the_database(
@@ -167,9 +158,6 @@ def test_what_names_no_archive_is_refused(
     assert list(home.iterdir()) == []
 
 
-# --- in a list
-
-
 def entry(run_id: str = "20261123T101500123Z-9f3ac1", **more: Any) -> Entry:
     """Return a sealed run that was never written."""
     return Entry(run_id, Path(run_id), None, record_with(run_id=run_id, **{"env": "staging", **more}), None)
@@ -190,22 +178,6 @@ def test_each_run_is_a_line_and_the_newest_is_the_last(settings: Settings, capsy
     ids = sorted(path.name for path in settings.archive_dir.iterdir() if path.is_dir())
     shown = [row[head.index("run  ") :].split()[0] for row in rows]
     assert shown == ids
-
-
-def test_an_unsealed_and_an_altered_run_stand_out_in_words(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start(settings)
-    folder = run(settings)
-    record = unsealed((folder / RECORD).read_bytes())
-    record["facts"]["rows"]["tasks"] += 1
-    (folder / RECORD).write_bytes(sealed(record))
-    *_, unsealed_row, altered_row, first, second, fault = listed(settings, capsys).splitlines()
-    assert " UNSEALED " in unsealed_row
-    assert " ALTERED " in altered_row
-    assert first.endswith("was never sealed: it died, or still runs. It is not evidence.")
-    assert second.endswith("is not as it was written: verify says what is wrong.")
-    assert fault == f"  {folder.name}/{RECORD}: it is not the file that the ledger names"
 
 
 def test_json_has_one_object_a_line(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,9 +206,6 @@ def test_a_duration_is_told_as_people_say_it_and_no_name_can_steer_a_terminal() 
         assert lines[1].isprintable()
 
 
-# --- what it found out
-
-
 def test_a_run_is_told_with_its_time_its_verdict_and_who_ran_it(settings: Settings) -> None:
     folder = run_at(settings, "20261001T120000")
     (run,) = read_archive(settings.archive_dir)
@@ -254,20 +223,12 @@ ODD: list[Mapping[str, Any]] = [
     {"percentiles_ms": {"x": {"p99": [1, 2]}}},
     {"percentiles_ms": {"x": {"p99": ["1", "2", "3"]}}},
     {"percentiles_ms": {"x": {"p99": [1, -2, 3]}}},
-    {"percentiles_ms": {"x": {"p99": [1, None, 3]}}},
     {"percentiles_ms": {"x": {"p99": [1, 10**400, 3]}}},
-    {"percentiles_ms": {"x": {"p99": [1, 1e300, 3]}}},
-    {"percentiles_ms": {"x": {"p99": 7}}},
-    {"percentiles_ms": ["x"]},
-    {"limits_ms": {"x": 20}},
     {"limits_ms": {"x": ["p99", "20"]}},
     {"machine": "fast"},
     {"schema": ["tasks"], "rows": {"tasks": 1}},
     {"plans": {"q": 7}},
-    {"plans": 7},
     {"sizes": {"t": -1}},
-    {"sizes": {"t": 10**20}},
-    {"sizes": {"t": "large"}},
     {"sizes": {"t": 10**400}},
 ]
 

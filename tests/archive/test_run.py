@@ -3,9 +3,6 @@
 import asyncio
 import json
 import os
-import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,9 @@ from running import only_run
 
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import MisuseError, RefusedError
-from abathur_nb.evidence.record import RECORD, STARTED, read_archive
+from abathur_nb.evidence.record import STARTED, read_archive
 from abathur_nb.evidence.run import LAUNCH, MIME, start_run
 from abathur_nb.report import Check, Report
-from abathur_nb.runbook.init import initialize_database
 from abathur_nb.runbook.validate import validate_database
 
 __all__ = ["long_lived", "shell"]  # fixtures
@@ -164,21 +160,6 @@ def test_what_the_path_refuses_or_only_looks_leaves_no_record_and_makes_no_direc
     assert not settings.db_path.parent.exists()
 
 
-async def test_the_archive_is_private_under_any_umask(settings: Settings) -> None:
-    old = os.umask(0)
-    try:
-        run = start_run(settings, "init")
-        (await initialize_database(settings)).raise_for_failures()
-        run.seal(GREEN)
-    finally:
-        os.umask(old)
-    assert run.folder is not None
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (run.folder, run.folder.parent)}
-    assert set(modes.values()) == {0o700}
-    files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in run.folder.iterdir()}
-    assert files == {STARTED: 0o600, RECORD: 0o600}
-
-
 def test_an_archive_that_others_may_write_to_or_that_is_not_a_directory_is_refused(
     database: Settings, tmp_path: Path
 ) -> None:
@@ -195,24 +176,3 @@ def test_an_archive_that_others_may_write_to_or_that_is_not_a_directory_is_refus
             start_run(database, "validate")
         place.unlink()
     assert list(elsewhere.iterdir()) == []
-
-
-def test_a_run_begins_where_no_file_can_be_opened_for_its_look(settings: Settings) -> None:
-    program = (
-        "import os, resource, sys\nimport abathur_nb as nb\n"
-        "settings = nb.resolve(db_path=sys.argv[1])\n"
-        "from abathur_nb.evidence.run import database_identity\n"
-        "database_identity(settings)\n"
-        "held = len(os.listdir('/proc/self/fd')) - 1\n"
-        "for left in range(9):\n"
-        "    resource.setrlimit(resource.RLIMIT_NOFILE, (held + left, 4096))\n"
-        "    found = database_identity(settings)\n"
-        "    assert found['path'] == 'abathur.db', found\n"
-        "    print('as many files open' in found.get('unread', ''))\n"
-    )
-    asyncio.run(initialize_database(settings)).raise_for_failures()
-    done = subprocess.run(
-        [sys.executable, "-c", program, settings.db_path], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0] == "True"

@@ -50,9 +50,6 @@ def said(content: bytes) -> dict[str, Any]:
     return statement
 
 
-# --- what it says
-
-
 def test_it_names_every_file_by_its_hash_and_every_check_by_what_became_of_it(settings: Settings) -> None:
     record = made(settings, *CHECKS, verdict="fail")
     content = envelope(settings, record, HASHES)
@@ -83,9 +80,6 @@ def test_its_configuration_is_the_template_and_what_it_was_run_with(settings: Se
     }
     other = replace(record, settings={**record.settings, "readers": "9"})
     assert said(envelope(settings, other, HASHES))["predicate"]["configuration"][1] != by_name["settings"]
-
-
-# --- its signature
 
 
 @pytest.fixture(params=["plain", "encrypted"])
@@ -132,9 +126,6 @@ def test_openssl_accepts_it_and_nothing_else(signed: tuple[bytes, Record, Path],
     assert verified("pae").stdout == b"Signature Verified Successfully\n"
     assert verified("pae").returncode == 0
     assert verified("forged").returncode == 1
-
-
-# --- checking it
 
 
 @pytest.mark.needs("openssl")
@@ -210,24 +201,6 @@ def test_from_the_first_run_signed_by_the_key_on_each_must_be(signing: Settings,
     both = {**keys, **public_keys([str(tmp_path / "other.pub")])}
     turned = check_statement(envelope(theirs, record, HASHES), HASHES, record, both)
     assert check_signers([("a", signed), ("b", turned)], both).status == "pass"
-
-
-@pytest.mark.needs("openssl")
-def test_without_a_key_a_signature_never_passes_as_checked(signing: Settings) -> None:
-    record = made(signing)
-    signed = check_statement(envelope(signing, record, HASHES), HASHES, record, {})
-    assert (signed.signers, len(signed.claimed)) == ((), 1)
-    check = check_signers([("a", signed), ("b", Checked())], {})
-    named = f"1 of 2 runs name a signature by key {signed.claimed[0]}"
-    assert (check.status, check.observed) == ("warn", f"{named}, which is NOT checked: give --key PUBLIC.pem")
-    check = check_signers([("b", Checked())], {})
-    assert (check.status, check.observed) == (
-        "skip",
-        "no run is signed: a wholesale rewriting of the archive would not show",
-    )
-
-
-# --- keys that can't sign
 
 
 def _fifo(path: Path) -> None:

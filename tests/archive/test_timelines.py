@@ -51,9 +51,6 @@ def lines(ax: Axes) -> dict[str, Any]:
     return {str(line.get_label()): line for line in ax.lines}
 
 
-# --- verdicts
-
-
 def test_each_verdict_is_drawn_and_counted_and_no_two_look_alike_without_colour() -> None:
     chart = charts.verdicts_over_time(history(at(-1), *(at(hour, name) for hour, name in enumerate(VERDICTS))))
     drawn(chart)
@@ -66,23 +63,11 @@ def test_each_verdict_is_drawn_and_counted_and_no_two_look_alike_without_colour(
     assert len({(line.get_marker(), line.get_fillstyle()) for line in ax.lines}) == len(VERDICTS)
 
 
-def test_each_notebook_has_a_row_in_the_order_of_their_first_runs() -> None:
-    chart = charts.verdicts_over_time(history(at(0, notebook="init"), at(1), at(2, notebook="explain"), at(3)))
-    drawn(chart)
-    (ax,) = chart.axes
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["init", "validate", "explain"]
-    assert ax.get_ylim() == (2.5, -0.5)  # the first on top
-    assert list(lines(ax)["pass: 4"].get_ydata()) == [0, 1, 2, 1]
-
-
 def test_a_notebook_may_be_named_anything() -> None:
     labels = ("$\\frac$", "a$b$", "<script>", "x" * 500, "_hidden", "", "été")
     chart = charts.verdicts_over_time(history(*(at(hour, notebook=label) for hour, label in enumerate(labels))))
     drawn(chart)
     assert len(chart.axes[0].get_yticklabels()) == len(labels)
-
-
-# --- percentiles
 
 
 def errorbars(ax: Axes) -> dict[str, ErrorbarContainer]:
@@ -103,21 +88,6 @@ def test_the_percentiles_are_drawn_with_their_intervals_and_the_limit() -> None:
     assert "memory retrieval p99 2.5 ms at first, 5 ms at last, limit 20 ms" in chart.alt
 
 
-def test_a_percentile_without_its_limit_or_the_other_way_round_is_not_drawn() -> None:
-    half = at(
-        0,
-        notebook="benchmark",
-        percentiles_ms={"x": {"p50": (1, 1, 1)}},
-        limits_ms={"x": ("p99", 1.0), "y": ("p99", 1.0)},
-    )
-    chart = charts.percentiles_over_time(history(half))
-    assert is_blank(chart)
-    assert chart.alt == "no benchmark came to its figures yet: run benchmark.ipynb"
-
-
-# --- sizes
-
-
 def test_the_sizes_show_the_file_first_and_then_the_largest_at_last() -> None:
     names = [f"t{number}" for number in range(20)]
     early = at(0, size=50_000, sizes=dict.fromkeys(names, 4096))
@@ -132,9 +102,6 @@ def test_the_sizes_show_the_file_first_and_then_the_largest_at_last() -> None:
     assert "the file 50,000 bytes at first, 60,000 at last" in chart.alt
 
 
-# --- all of them
-
-
 @pytest.mark.parametrize("draw", ALL)
 def test_one_run_is_drawn_at_its_hour_and_not_in_years_and_without_any_words_say_so(draw: Any) -> None:
     assert is_blank(draw(history()))
@@ -144,10 +111,3 @@ def test_one_run_is_drawn_at_its_hour_and_not_in_years_and_without_any_words_say
     drawn(chart)
     first, last = chart.axes[-1].get_xlim()
     assert last - first == 1  # day
-
-
-@pytest.mark.parametrize("draw", ALL)
-@pytest.mark.parametrize("hours", [1e-6, 1, 24 * 365 * 99], ids=["3 ms", "an hour", "99 years"])
-def test_runs_close_together_and_far_apart_are_drawn(draw: Any, hours: float) -> None:
-    runs = [measured(0), measured(hours), at(0, size=1), at(hours, size=2)]
-    drawn(draw(history(*runs)))

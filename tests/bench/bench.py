@@ -16,8 +16,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager, redirect_stdout
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import cycle, islice
@@ -53,7 +53,7 @@ class Row:
 
     what: str
     limit: float
-    measure: Callable[[Path], Sides]
+    measure: Callable[[Path], Sides | Coroutine[Any, Any, Sides]]
     at_least: bool = False  # theirs / ours must reach the limit, where otherwise ours / theirs must stay below it
     statistic: Callable[[list[int]], float] = median
     pinned: bool = False
@@ -64,29 +64,33 @@ def p99(samples: list[int]) -> float:
     return quantiles(samples, n=100)[98]
 
 
-def timed(work: Callable[[], object]) -> int:
+def timed(work: Callable[..., object], *given: object) -> int:
     """Return the nanoseconds that one call takes."""
     start = perf_counter_ns()
-    work()
+    work(*given)
     return perf_counter_ns() - start
 
 
-async def timed_await(work: Callable[[], Awaitable[object]]) -> int:
+async def timed_await(work: Callable[..., Awaitable[object]], *given: object) -> int:
     """Return the nanoseconds until one call is answered."""
     start = perf_counter_ns()
-    await work()
+    await work(*given)
     return perf_counter_ns() - start
 
 
-def alternate(ours: Callable[[], Sequence[int]], theirs: Callable[[], Sequence[int]], blocks: int = BLOCKS) -> Sides:
-    """Return the samples of both sides, measured block by block in turn after one block of warm-up each."""
-    sides: Sides = ([], [])
+def turns(sides: Sides, ours: Any, theirs: Any, blocks: int) -> Iterator[tuple[list[int], Any]]:
+    """Yield each block of either side in turn, with the samples that it adds to; the first of each is a warm-up."""
     for block in range(blocks + 1):
         for side, measure in zip(sides, (ours, theirs), strict=True):
             gc.collect()
-            found = measure()
-            if block:
-                side.extend(found)
+            yield side if block else [], measure
+
+
+def alternate(ours: Callable[[], Sequence[int]], theirs: Callable[[], Sequence[int]], blocks: int = BLOCKS) -> Sides:
+    """Return the samples of both sides, measured block by block in turn."""
+    sides: Sides = ([], [])
+    for side, measure in turns(sides, ours, theirs, blocks):
+        side.extend(measure())
     return sides
 
 
@@ -95,12 +99,8 @@ async def alternate_async(
 ) -> Sides:
     """Return what `alternate` does, for sides that are awaited."""
     sides: Sides = ([], [])
-    for block in range(blocks + 1):
-        for side, measure in zip(sides, (ours, theirs), strict=True):
-            gc.collect()
-            found = await measure()
-            if block:
-                side.extend(found)
+    for side, measure in turns(sides, ours, theirs, blocks):
+        side.extend(await measure())
     return sides
 
 
@@ -131,6 +131,17 @@ def plain(settings: nb.Settings, mode: str = "rw") -> Iterator[sqlite3.Connectio
         pragmas = connection_pragmas(settings.busy_timeout_ms, settings.synchronous)
         conn.executescript("".join(f"PRAGMA {name} = {value};" for name, value in pragmas.items()))
         yield conn
+
+
+def checked(settings: nb.Settings, *pragmas: str) -> list[int]:
+    """Time PRAGMAs alone; read-only, as ours are: SQLite then leaves the CHECKs out of integrity_check."""
+
+    def check() -> None:
+        with plain(settings, mode="ro") as conn:
+            for pragma in pragmas:
+                conn.execute(f"PRAGMA {pragma}").fetchall()
+
+    return [timed(check)]
 
 
 def papermill_init(place: Path) -> Sides:
@@ -176,261 +187,211 @@ def initialize(place: Path) -> Sides:
 
     def theirs() -> list[int]:
         paths = [place / f"theirs-{next(count)}.db" for _ in range(10)]
-        return [timed(lambda path=path: create(path)) for path in paths]  # type: ignore[misc]
+        return [timed(create, path) for path in paths]
 
     return alternate(ours, theirs)
 
 
-def reads(name: str) -> Callable[[Path], Sides]:
+def reads(name: str) -> Callable[[Path], Coroutine[Any, Any, Sides]]:
     """Return the measurement of one kind of read against plain sqlite3 with the same SQL and decoding."""
 
     async def measure(place: Path) -> Sides:
         async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
             with plain(settings) as conn:
                 if name == "get_session":
-                    keys: list[Any] = [{"session_id": i} for i in synthetic.session_ids(10_000, 1000)]
                     get: Any = db.sessions.get_session
-                    columns: tuple[str, ...] = ("events", "state", "metadata")
+                    keys: list[tuple[str, ...]] = [(i,) for i in synthetic.session_ids(10_000, 1000)]
+                    names, columns = ["session_id"], ["events", "state", "metadata"]
                 else:
-                    keys = [{"namespace": n, "key": k} for n, k in synthetic.memory_keys(10_000, 1000)]
-                    get, columns = db.memory.get_memory, ("value", "metadata")
+                    get, keys = db.memory.get_memory, [*synthetic.memory_keys(10_000, 1000)]
+                    names, columns = ["namespace", "key"], ["value", "metadata"]
 
-                def get_plain(key: dict[str, str]) -> dict[str, Any]:
-                    found = dict(conn.execute(QUERIES[name].sql, key).fetchall()[0])
+                def get_plain(*key: str) -> dict[str, Any]:
+                    given = dict(zip(names, key, strict=True))
+                    found = dict(conn.execute(QUERIES[name].sql, given).fetchall()[0])
                     return {**found, **{column: json.loads(found[column]) for column in columns}}
 
                 async def ours() -> list[int]:
-                    return [await timed_await(lambda key=key: get(**key)) for key in keys]  # type: ignore[misc]
+                    return [await timed_await(get, *key) for key in keys]
 
                 async def theirs() -> list[int]:
-                    return [timed(lambda key=key: get_plain(key)) for key in keys]  # type: ignore[misc]
+                    return [timed(get_plain, *key) for key in keys]
 
-                assert await get(**keys[0]) == get_plain(keys[0])
+                assert await get(*keys[0]) == get_plain(*keys[0])
                 return await alternate_async(ours, theirs)
 
-    return lambda place: asyncio.run(measure(place))
+    return measure
 
 
-def concurrent(place: Path) -> Sides:
+async def concurrent(place: Path) -> Sides:
     """Time 50 reads at a time, and the same through a connection opened for each, with the same PRAGMAs."""
+    async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
+        keys = cycle(synthetic.session_ids(10_000, 1000))
 
-    async def measure() -> Sides:
-        async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
-            keys = cycle(synthetic.session_ids(10_000, 1000))
+        async def get_alone(session_id: str) -> list[Any]:
+            async with aiosqlite.connect(settings.db_path, isolation_level=None) as conn:
+                for pragma, value in connection_pragmas(settings.busy_timeout_ms, settings.synchronous).items():
+                    await conn.execute(f"PRAGMA {pragma} = {value}")
+                return list(await conn.execute_fetchall(QUERIES["get_session"].sql, {"session_id": session_id}))
 
-            async def get_alone(session_id: str) -> list[Any]:
-                async with aiosqlite.connect(settings.db_path, isolation_level=None) as conn:
-                    for pragma, value in connection_pragmas(settings.busy_timeout_ms, settings.synchronous).items():
-                        await conn.execute(f"PRAGMA {pragma} = {value}")
-                    return list(await conn.execute_fetchall(QUERIES["get_session"].sql, {"session_id": session_id}))
+        async def gather(get: Callable[[str], Awaitable[object]], rounds: int) -> list[int]:
+            batches = [[get(key) for key in islice(keys, 50)] for _ in range(rounds)]
+            return [await timed_await(asyncio.gather, *batch) for batch in batches]
 
-            async def gather(get: Callable[[str], Awaitable[object]], rounds: int) -> list[int]:
-                batches = [list(islice(keys, 50)) for _ in range(rounds)]
-                return [
-                    await timed_await(lambda batch=batch: asyncio.gather(*map(get, batch)))  # type: ignore[misc]
-                    for batch in batches
-                ]
-
-            return await alternate_async(lambda: gather(db.sessions.get_session, 20), lambda: gather(get_alone, 5))
-
-    return asyncio.run(measure())
+        return await alternate_async(lambda: gather(db.sessions.get_session, 20), lambda: gather(get_alone, 5))
 
 
-def beside_writer(place: Path) -> Sides:
+async def beside_writer(place: Path) -> Sides:
     """Time reads beside a writer that never rests, 100 rows a transaction, and where all share a locked connection."""
     insert = "INSERT INTO metrics (metric_name, metric_value) VALUES ('busy', 1)"
+    async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
+        keys = synthetic.session_ids(10_000, 300)
+        sql = QUERIES["get_session"].sql
 
-    async def measure() -> Sides:
-        async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
-            keys = [{"session_id": i} for i in synthetic.session_ids(10_000, 300)]
-            sql = QUERIES["get_session"].sql
+        @asynccontextmanager
+        async def beside(write: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+            async def write_on() -> None:
+                while True:
+                    await write()
 
-            @asynccontextmanager
-            async def beside(write: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-                async def write_on() -> None:
-                    while True:
-                        await write()
+            writer = asyncio.create_task(write_on())
+            try:
+                yield
+            finally:
+                writer.cancel()
+                await asyncio.wait([writer])
 
-                writer = asyncio.create_task(write_on())
-                try:
-                    yield
-                finally:
-                    writer.cancel()
-                    await asyncio.wait([writer])
+        async def write_ours() -> None:
+            async with db.write() as conn:
+                for _ in range(100):
+                    await conn.execute(insert)
 
-            async def write_ours() -> None:
-                async with db.write() as conn:
+        async def ours() -> list[int]:
+            async with beside(write_ours):
+                return [await timed_await(db.sessions.get_session, key) for key in keys]
+
+        async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as shared:
+            lock = asyncio.Lock()
+
+            async def write_theirs() -> None:
+                async with lock:
+                    await shared.execute("BEGIN IMMEDIATE")
                     for _ in range(100):
-                        await conn.execute(insert)
+                        await shared.execute(insert)
+                    await shared.commit()
+
+            async def get_shared(key: str) -> object:
+                async with lock:
+                    return await shared.execute_fetchall(sql, {"session_id": key})
+
+            async def theirs() -> list[int]:
+                async with beside(write_theirs):
+                    return [await timed_await(get_shared, key) for key in keys]
+
+            return await alternate_async(ours, theirs)
+
+
+async def add_memory(place: Path) -> Sides:
+    """Time `add_memory` with its audit row, and plain sqlite3 doing the same."""
+    async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
+        with plain(settings) as conn:
+            numbers = iter(range(10_000_000))
 
             async def ours() -> list[int]:
-                async with beside(write_ours):
-                    return [await timed_await(lambda key=key: db.sessions.get_session(**key)) for key in keys]  # type: ignore[misc]
+                given = [("bench:a", f"k{n}", {"n": n}, "semantic", "me") for n in islice(numbers, 300)]
+                return [await timed_await(db.memory.add_memory, *memory) for memory in given]
 
-            async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as shared:
-                lock = asyncio.Lock()
+            def add_plain(n: int) -> None:
+                conn.execute("BEGIN IMMEDIATE")
+                memory = {"namespace": "bench:b", "key": f"k{n}", "value": json.dumps({"n": n})}
+                memory |= {"memory_type": "semantic", "created_by": "me", "metadata": "{}"}
+                (row,) = conn.execute(QUERIES["insert_memory"].sql, memory).fetchall()
+                audit = dict.fromkeys(("agent_id", "task_id"), None) | {"action_type": "memory_create"}
+                audit |= {"action_data": json.dumps({"key": f"k{n}", "versions": [1]}), "result": "success"}
+                audit |= {"memory_operation_type": "create", "memory_namespace": "bench:b"}
+                conn.execute(QUERIES["insert_audit"].sql, audit | {"memory_entry_id": row["id"]}).fetchall()
+                conn.execute("COMMIT")
 
-                async def write_theirs() -> None:
-                    async with lock:
-                        await shared.execute("BEGIN IMMEDIATE")
-                        for _ in range(100):
-                            await shared.execute(insert)
-                        await shared.commit()
+            async def theirs() -> list[int]:
+                return [timed(add_plain, n) for n in islice(numbers, 300)]
 
-                async def get_shared(key: dict[str, str]) -> object:
-                    async with lock:
-                        return await shared.execute_fetchall(sql, key)
-
-                async def theirs() -> list[int]:
-                    async with beside(write_theirs):
-                        return [await timed_await(lambda key=key: get_shared(key)) for key in keys]  # type: ignore[misc]
-
-                return await alternate_async(ours, theirs)
-
-    return asyncio.run(measure())
+            return await alternate_async(ours, theirs)
 
 
-def add_memory(place: Path) -> Sides:
-    """Time `add_memory` with its audit row, and plain sqlite3 doing the same."""
-
-    async def measure() -> Sides:
-        async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
-            with plain(settings) as conn:
-                numbers = iter(range(10_000_000))
-
-                async def ours() -> list[int]:
-                    return [
-                        await timed_await(
-                            lambda n=n: db.memory.add_memory("bench:a", f"k{n}", {"n": n}, "semantic", "me")  # type: ignore[misc]
-                        )
-                        for n in islice(numbers, 300)
-                    ]
-
-                def add_plain(n: int) -> None:
-                    conn.execute("BEGIN IMMEDIATE")
-                    memory = {"namespace": "bench:b", "key": f"k{n}", "value": json.dumps({"n": n})}
-                    memory |= {"memory_type": "semantic", "created_by": "me", "metadata": "{}"}
-                    (row,) = conn.execute(QUERIES["insert_memory"].sql, memory).fetchall()
-                    audit = dict.fromkeys(("agent_id", "task_id"), None) | {"action_type": "memory_create"}
-                    audit |= {"action_data": json.dumps({"key": f"k{n}", "versions": [1]}), "result": "success"}
-                    audit |= {"memory_operation_type": "create", "memory_namespace": "bench:b"}
-                    conn.execute(QUERIES["insert_audit"].sql, audit | {"memory_entry_id": row["id"]}).fetchall()
-                    conn.execute("COMMIT")
-
-                async def theirs() -> list[int]:
-                    return [timed(lambda n=n: add_plain(n)) for n in islice(numbers, 300)]  # type: ignore[misc]
-
-                return await alternate_async(ours, theirs)
-
-    return asyncio.run(measure())
-
-
-def growth(place: Path) -> Sides:
+async def growth(place: Path) -> Sides:
     """Time `get_memory` among 1,000,000 memories, and among 1,000."""
 
-    async def measure() -> Sides:
-        def gets(db: nb.Database, rows: int) -> Callable[[], Awaitable[list[int]]]:
-            keys = synthetic.memory_keys(rows, 700)
+    async def gets(db: nb.Database, rows: int) -> list[int]:
+        keys = islice(cycle(synthetic.memory_keys(rows, 700)), 2000)
+        return [await timed_await(db.memory.get_memory, *key) for key in keys]
 
-            async def get_all() -> list[int]:
-                return [
-                    await timed_await(lambda pair=pair: db.memory.get_memory(*pair))  # type: ignore[misc]
-                    for pair in islice(cycle(keys), 2000)
-                ]
-
-            return get_all
-
-        async with (
-            filled(place, 1_000_000) as large,
-            filled(place, 1_000) as small,
-            nb.Database.open(large) as many,
-            nb.Database.open(small) as few,
-        ):
-            return await alternate_async(gets(many, 1_000_000), gets(few, 1_000))
-
-    return asyncio.run(measure())
+    async with (
+        filled(place, 1_000_000) as large,
+        filled(place, 1_000) as small,
+        nb.Database.open(large) as many,
+        nb.Database.open(small) as few,
+    ):
+        return await alternate_async(lambda: gets(many, 1_000_000), lambda: gets(few, 1_000))
 
 
-def validate(place: Path) -> Sides:
+async def validate(place: Path) -> Sides:
     """Time `validate_database` on 100,000 memories, and integrity_check with foreign_key_check alone."""
+    async with filled(place, 100_000) as settings:
 
-    async def measure() -> Sides:
-        async with filled(place, 100_000) as settings:
+        async def ours() -> list[int]:
+            return [await timed_await(lambda: nb.validate_database(settings))]
 
-            async def ours() -> list[int]:
-                return [await timed_await(lambda: nb.validate_database(settings))]
+        async def theirs() -> list[int]:
+            return checked(settings, "integrity_check", "foreign_key_check")
 
-            async def theirs() -> list[int]:
-                def check() -> None:
-                    # Read-only as ours is: on such a connection SQLite leaves the CHECKs out of integrity_check.
-                    with plain(settings, mode="ro") as conn:
-                        conn.execute("PRAGMA integrity_check").fetchall()
-                        conn.execute("PRAGMA foreign_key_check").fetchall()
-
-                return [timed(check)]
-
-            return await alternate_async(ours, theirs, blocks=9)
-
-    return asyncio.run(measure())
+        return await alternate_async(ours, theirs, blocks=9)
 
 
-def backing_up(place: Path) -> Sides:
+async def backing_up(place: Path) -> Sides:
     """Time a backup without digests and proof, and the bare backup API; both force the copy to the disk."""
     count = iter(range(1000))
+    async with filled(place, 100_000) as settings:
 
-    async def measure() -> Sides:
-        async with filled(place, 100_000) as settings:
+        async def undigested(*_: object, **__: object) -> Content:
+            return Content("", "", {})
 
-            async def undigested(*_: object, **__: object) -> Content:
-                return Content("", "", {})
+        async def unproven(*_: object) -> dict[str, object]:
+            return {"at": "", "restored_s": 0.0, "validated_s": 0.0, "findings": []}
 
-            async def unproven(*_: object) -> dict[str, object]:
-                return {"at": "", "restored_s": 0.0, "validated_s": 0.0, "findings": []}
+        async def ours() -> list[int]:
+            with patch.multiple("abathur_nb.backups.taking", read_content=undigested, prove=unproven):
+                found = await timed_await(lambda: back_up(settings, reason="bench"))
+            shutil.rmtree(settings.backup_dir)
+            return [found]
 
-            async def ours() -> list[int]:
-                with patch.multiple("abathur_nb.backups.taking", read_content=undigested, prove=unproven):
-                    found = await timed_await(lambda: back_up(settings, reason="bench"))
-                shutil.rmtree(settings.backup_dir)
-                return [found]
+        def copy(path: Path) -> None:
+            with plain(settings, mode="ro") as conn, closing(sqlite3.connect(path)) as target:
+                conn.backup(target)
+            fsync(path)
 
-            def copy(path: Path) -> None:
-                with plain(settings, mode="ro") as conn, closing(sqlite3.connect(path)) as target:
-                    conn.backup(target)
-                fsync(path)
+        async def theirs() -> list[int]:
+            path = place / f"copy-{next(count)}.db"
+            found = timed(lambda: copy(path))
+            path.unlink()
+            return [found]
 
-            async def theirs() -> list[int]:
-                path = place / f"copy-{next(count)}.db"
-                found = timed(lambda: copy(path))
-                path.unlink()
-                return [found]
-
-            return await alternate_async(ours, theirs, blocks=9)
-
-    return asyncio.run(measure())
+        return await alternate_async(ours, theirs, blocks=9)
 
 
-def proving(place: Path) -> Sides:
+async def proving(place: Path) -> Sides:
     """Time the proof of a backup, and integrity_check alone of the same file."""
+    async with filled(place, 100_000) as settings:
+        with redirect_stdout(sys.stderr):  # the progress bar is no row of the table
+            backup, _ = await back_up(settings, reason="bench")
 
-    async def measure() -> Sides:
-        async with filled(place, 100_000) as settings:
-            with redirect_stdout(sys.stderr):  # the progress bar is no row of the table
-                backup, _ = await back_up(settings, reason="bench")
+        async def ours() -> list[int]:
+            with tempfile.TemporaryDirectory(dir=place) as scratch:
+                return [await timed_await(lambda: prove(settings, backup, Path(scratch)))]
 
-            async def ours() -> list[int]:
-                with tempfile.TemporaryDirectory(dir=place) as scratch:
-                    return [await timed_await(lambda: prove(settings, backup, Path(scratch)))]
+        async def theirs() -> list[int]:
+            return checked(replace(settings, db_path=backup.path), "integrity_check")
 
-            async def theirs() -> list[int]:
-                def check() -> None:
-                    with plain(replace(settings, db_path=backup.path), mode="ro") as conn:
-                        conn.execute("PRAGMA integrity_check").fetchall()
-
-                return [timed(check)]
-
-            return await alternate_async(ours, theirs, blocks=9)
-
-    return asyncio.run(measure())
+        return await alternate_async(ours, theirs, blocks=9)
 
 
 def imports(place: Path) -> Sides:
@@ -518,6 +479,13 @@ ROWS = (
 )
 
 
+def measured(row: Row) -> Sides:
+    """Return the samples of both sides of a row, measured in a directory of their own."""
+    with tempfile.TemporaryDirectory() as place:
+        found = row.measure(Path(place))
+        return found if isinstance(found, tuple) else asyncio.run(found)
+
+
 def ratio(row: Row, sides: Sides) -> float:
     """Return the ratio that the row promises."""
     ours, theirs = map(row.statistic, sides)
@@ -533,14 +501,9 @@ def main(wanted: Sequence[str]) -> int:
     for row in ROWS:
         if wanted and not any(part in row.what for part in wanted):
             continue
-        with tempfile.TemporaryDirectory() as place:
-            unpinned = f"{ratio(row, row.measure(Path(place))):9.2f}" if row.pinned else f"{'':9}"
-        with tempfile.TemporaryDirectory() as place:
-            if row.pinned:
-                with one_cpu():
-                    sides = row.measure(Path(place))
-            else:
-                sides = row.measure(Path(place))
+        unpinned = f"{ratio(row, measured(row)):9.2f}" if row.pinned else f"{'':9}"
+        with one_cpu() if row.pinned else nullcontext():
+            sides = measured(row)
         found = ratio(row, sides)
         met = found >= row.limit if row.at_least else found <= row.limit
         missed += not met

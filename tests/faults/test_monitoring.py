@@ -20,10 +20,8 @@ from typing import Any
 import aiosqlite
 import pytest
 import yaml
-from alerts_helpers import promtool
 from damage import ROWS, run_sql, untouched
-from exposition_helpers import metrics, parsed
-from main_helpers import command
+from main_helpers import command, metrics, parsed, promtool
 from mounting import tmpfs
 from sampling import sampled
 

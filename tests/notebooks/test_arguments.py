@@ -10,7 +10,6 @@ import pytest
 from abathur_nb.cli import make_parser
 from abathur_nb.config.parameters import Given, Parameter, faults_of_names, read_given, values_for
 from abathur_nb.evidence.archive import Source
-from abathur_nb.runner.run import read_seconds
 
 DECLARED = {
     "env": Parameter("env", str, "development"),
@@ -58,9 +57,7 @@ def yaml_of(text: str) -> tuple[dict[str, object], list[str]]:
         ("dry_run", "False", False),
         ("rows", "10000000", 10_000_000),
         ("offset", "0", 0),
-        ("offset", "None", None),
         ("share", "1.10", 1.1),
-        ("share", "-0.5", -0.5),
     ],
 )
 def test_an_argument_is_read_by_the_declared_type(name: str, text: str, value: object) -> None:
@@ -73,7 +70,6 @@ def test_an_argument_is_read_by_the_declared_type(name: str, text: str, value: o
     ("name", "text", "told"),
     [
         ("dry_run", "true", "expected True or False, found 'true'"),
-        ("dry_run", "", "expected True or False, found ''"),
         *(
             ("rows", text, "expected a whole number in plain digits")
             for text in ("007", "1e3", "1e999", "nan", "0x10", "1_000", "1.0", " 5", "5 ", "+5", "-0", "", "٣", "None")
@@ -87,7 +83,6 @@ def test_an_argument_is_read_by_the_declared_type(name: str, text: str, value: o
         ),
         ("share", "9" * 400, "share: expected a finite number"),
         ("db_path", "/a\nb", r"expected printable characters, found '/a\nb'"),
-        ("db_path", "/a\x00", r"expected printable characters, found '/a\x00'"),
         ("db_path", "/\udc80", r"expected printable characters, found '/\udc80'"),
         ("db_path", "/\u202etxt", r"expected printable characters, found '/\u202etxt'"),
     ],
@@ -106,12 +101,10 @@ def test_what_would_have_to_be_guessed_is_refused(name: str, text: str, told: st
     [
         ("db_path: /a/b.db", {"db_path": "/a/b.db"}),
         ("{rows: 5, dry_run: true}", {"rows": 5, "dry_run": True}),
-        ("rows: 5\ndry_run: False\n", {"rows": 5, "dry_run": False}),
         ("db_path:", {"db_path": None}),
         ('db_path: "null"', {"db_path": "null"}),
         ("db_path: 1.10", {"db_path": "1.10"}),
         ("db_path: 2026-11-23", {"db_path": "2026-11-23"}),
-        ("--- # a document\nrows: 5\n...\n", {"rows": 5}),
         ("{}", {}),
     ],
 )
@@ -138,17 +131,12 @@ def test_yaml_is_read_by_the_declared_type_too(text: str, values: dict[str, obje
         ("rows: *a", "-f y: broken YAML: found undefined alias"),
         ("rows: 5\n---\nrows: 6", "-f y: broken YAML: expected a single document"),
         ("rows: 5: 6", "-f y: broken YAML: mapping values are not allowed here"),
-        ("rows: 'open", "-f y: broken YAML: while scanning a quoted scalar"),
-        ("rows: \x00", "-f y: broken YAML: unacceptable character"),
         ("rows: \udc80", "-f y: expected UTF-8, found another encoding"),
         ("\ufeffrows: 5", "-f y: expected UTF-8 without a byte order mark"),
         ("rows: 5 #" + "x" * 70_000, "-f y: expected at most 65,536 bytes"),
         ("rows: 5\nrows: 6", "rows: given twice (from -f y, -f y)"),
         ("rows: '5'", "rows (from -f y): expected int without quotation marks, found '5'"),
-        ('dry_run: "true"', "dry_run (from -f y): expected bool without quotation marks, found 'true'"),
         ("dry_run: yes", "dry_run (from -f y): expected True or False, found 'yes'"),
-        ("db_path: |\n  /a\n  /b\n", "db_path (from -f y): expected printable characters"),
-        ("rows: 1:30", "rows (from -f y): expected a whole number in plain digits, found '1:30'"),
         ("rows: ~", "rows (from -f y): expected int, and no null, found '~'"),
         ("share: .inf", "share (from -f y): expected a number in plain digits"),
     ],
@@ -228,13 +216,3 @@ def test_a_value_goes_to_the_notebooks_that_declare_it() -> None:
     assert values_for(source("env").declared, given, faults) == {"env": "a"}
     assert values_for(source("env", "rows").declared, given, faults) == {"env": "a", "rows": 7}
     assert faults == []
-
-
-def test_a_limit_is_a_number_of_seconds_or_none() -> None:
-    faults: list[str] = []
-    assert read_seconds("--timeout", "0.5", faults) == 0.5
-    assert read_seconds("--timeout", None, faults) is None
-    assert faults == []
-    for text in ("0", "-1", "", "1e3", "inf", "nan", "x", "0.0", "9" * 400):
-        assert read_seconds("--timeout", text, faults) is None
-        assert faults.pop().startswith("--timeout: expected a number of seconds above 0, found ")

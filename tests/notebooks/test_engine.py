@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill
 import pytest
 from damage import drop_index, untouched
 from patience import HANGING_S
 from running import (
-    CHECK,
     KILLED,
     NOTEBOOKS,
     SEAL,
@@ -34,15 +32,24 @@ from abathur_nb.evidence.canonical import sha256
 __all__ = ["folder", "sockets"]  # fixtures
 
 
-def command(settings: Settings, source: str | Path, *arguments: str, engine: str = "abathur") -> list[str]:
+def command(settings: Settings, source: str | Path, *arguments: str) -> list[str]:
     program = str(Path(sys.executable).with_name("papermill"))
-    chosen = ["--engine", engine] if engine else []
-    return [program, *chosen, str(source), "out.ipynb", "-p", "db_path", str(settings.db_path), *arguments]
+    return [
+        program,
+        "--engine",
+        "abathur",
+        str(source),
+        "out.ipynb",
+        "-p",
+        "db_path",
+        str(settings.db_path),
+        *arguments,
+    ]
 
 
-def run(settings: Settings, source: str | Path, *arguments: str, engine: str = "abathur") -> tuple[int, str]:
+def run(settings: Settings, source: str | Path, *arguments: str) -> tuple[int, str]:
     done = subprocess.run(
-        command(settings, source, *arguments, engine=engine),
+        command(settings, source, *arguments),
         capture_output=True,
         text=True,
         timeout=HANGING_S,
@@ -78,11 +85,10 @@ def test_a_run_that_passes_is_archived_and_papermills_output_is_its_own(database
     assert_archived(database)
 
 
-ENDINGS = {
+ENDINGS = {  # papermill's own engine takes SystemExit(0) for a success, and has the same codes otherwise
     "a check fails": ((), 1, "fail"),
     "SystemExit(0)": ((START, "raise SystemExit(0)", *SOUND[1:]), 1, "error"),
     "killed": ((START, KILLED, *SOUND[1:]), 138, "error"),
-    "out of time": ((START, "import time\ntime.sleep(600)", *SOUND[1:]), 1, "timeout"),
 }
 
 
@@ -92,17 +98,13 @@ def test_each_way_of_dying_has_papermills_exit_code_and_the_runners_record(name:
     if not cells:
         drop_index(database.db_path)
     source = write_notebook(Path("mine.ipynb"), *(cells or SOUND))
-    limit = ("--execution-timeout", "3" if name == "out of time" else str(HANGING_S))
     with untouched(database.db_path):
-        found, messages = run(database, source, *limit)
+        found, messages = run(database, source)
     assert found == code, messages
     record = record_of(only_run(database))
     assert record["verdict"] == verdict
     assert record["template"]["sha256"] == sha256(source.read_bytes())
     assert artifact_of(only_run(database)).cells[0].source.startswith(f"**{verdict.upper()}: ")
-    if name != "SystemExit(0)":  # which papermill itself takes for a success
-        plain, _ = run(database, source, *limit, engine="")
-        assert plain == code, "as papermill's own engine"
 
 
 def test_a_signal_is_recorded_and_then_ends_papermill(database: Settings, tmp_path: Path) -> None:
@@ -136,28 +138,3 @@ def test_a_notebook_that_starts_no_run_is_only_executed(database: Settings) -> N
     assert "Not archived: the notebook starts no run" in messages
     assert output().cells[-1].outputs[0].text == "done\n"
     assert not database.archive_dir.exists()
-
-
-async def test_it_works_within_a_running_event_loop(database: Settings) -> None:
-    papermill.execute_notebook(
-        NOTEBOOKS / "validate.ipynb",
-        "out.ipynb",
-        parameters={"db_path": str(database.db_path)},
-        engine_name="abathur",
-        progress_bar=False,
-    )
-    assert record_of(only_run(database))["verdict"] == "pass"
-    assert_archived(database)
-
-
-def test_what_must_not_be_archived_is_no_success(
-    database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
-    source = write_notebook(
-        tmp_path / "mine.ipynb", START, 'import os\nprint(os.environ["AWS_SECRET_ACCESS_KEY"])', CHECK, SEAL
-    )
-    code, told = run(database, source)
-    assert code == 1
-    assert "it would hold the value of AWS_SECRET_ACCESS_KEY" in told
-    assert "hunter2-hunter2" not in told

@@ -1,25 +1,23 @@
 """The guard lets nothing run but what a notebook declares: swept in a shell of this process, proven in real kernels."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
 import pytest
 from cells import NOTEBOOKS, cells_of, fresh, long_lived, run_cells, shell
-from damage import fingerprint
+from damage import untouched
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
-from notebook_runs_helpers import cells_behind, in_kernel
+from notebook_runs_helpers import cells_behind
 from notebook_runs_helpers import papermill as run_papermill
 from papermill.cli import _resolve_type
-from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
+from patience import HANGING_S
+from running import execute_live
 
 from abathur_nb.config.parameters import guard
 from abathur_nb.config.settings import Settings
@@ -289,19 +287,7 @@ def test_a_mistake_made_by_hand_is_refused_until_it_is_repaired(long_lived: Inte
             assert shell.run_cell(cell).success
     shell = fresh(long_lived)
     other = parameters.replace('"development"', '"production"')
-    again = (
-        guard_cell,
-        guard_cell,
-        parameters,
-        settings,
-        guard_cell,
-        guard_cell,
-        other,
-        settings,
-        parameters,
-        other,
-        settings,
-    )
+    again = (guard_cell, guard_cell, parameters, settings, guard_cell, other, settings, parameters, other, settings)
     for cell in again:
         assert shell.run_cell(cell).success, cell
     assert shell.user_ns["settings"].env == "production"
@@ -328,50 +314,35 @@ def test_without_ipython_the_guard_does_nothing_and_its_name_is_that_of_the_func
 
 # --- in real kernels, for proof
 
-PROOFS: tuple[tuple[tuple[str, ...], str], ...] = (
+PROOFS: tuple[tuple[tuple[str, ...], str], ...] = (  # of the last, papermill itself can read nothing
     (("-p", f"x=1;{CODE};y", "1"), NAME),
-    (("-y", "{\"x\\nopen('canary', 'w').close()\\ny\": 1}"), NAME),
-    (("-p", "ｅｎｖ", "staging"), NAME),
     (("--report-mode", "-p", "dry_run", "false"), "dry_run: expected True or False, found 'false' (str)"),
-)
-UNREADABLE = (  # what papermill itself cannot read; no notebook is run
-    ("-y", "!!python/object/apply:os.system ['touch canary']"),
-    ("-r", "db_path", os.fsdecode(b"/srv/\xff.db")),  # no notebook can record it
+    (("-y", "!!python/object/apply:os.system ['touch canary']"), ""),
 )
 
 
-@pytest.mark.parametrize("number", range(len(PROOFS) + len(UNREADABLE)))
+@pytest.mark.parametrize(("arguments", "told"), PROOFS)
 def test_papermill_exits_with_1_and_the_notebook_says_in_one_line_why(
-    number: int, database: Settings, tmp_path: Path
+    arguments: tuple[str, ...], told: str, database: Settings, tmp_path: Path
 ) -> None:
-    arguments = [*(arguments for arguments, _ in PROOFS), *UNREADABLE][number]
-    before = fingerprint(database.db_path)
-    run = run_papermill(INIT, tmp_path / "out.ipynb", *arguments, env={"ABATHUR_DB_PATH": str(database.db_path)})
-    if number < len(PROOFS):
-        run.failed(PROOFS[number][1])
+    with untouched(database.db_path):
+        run = run_papermill(INIT, tmp_path / "out.ipynb", *arguments, env={"ABATHUR_DB_PATH": str(database.db_path)})
+    if told:
+        run.failed(told)
         assert not database.archive_dir.exists(), "no record"
     else:
         assert (run.code, run.notebook) == (1, None)
-    assert fingerprint(database.db_path) == before
 
 
-def test_a_dictionary_with_code_in_a_name_is_refused_through_the_python_api(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(PapermillExecutionError, match="nothing of this cell was run") as caught:
-        papermill.execute_notebook(INIT, tmp_path / "out.ipynb", {f"x=1;{CODE};y": 1}, progress_bar=False, cwd=folder)
-    assert caught.value.ename == "ConfigurationError"
-    assert caught.value.traceback == [f"ConfigurationError: {caught.value.evalue}"]
-
-
-async def test_a_runner_that_goes_on_after_errors_runs_nothing_behind_a_refused_cell(
-    folder: Path, tmp_path: Path
-) -> None:
+async def test_a_runner_that_goes_on_after_errors_runs_nothing_behind_a_refused_cell(folder: Path) -> None:
     prepared = parameterize_notebook(load_notebook_node(str(INIT)), {f"env = 'x';{CODE};env": "y"})
-    nbformat.write(prepared, tmp_path / "prepared.ipynb")
-    run = await in_kernel(tmp_path / "prepared.ipynb", folder, allow_errors=True)
-    refused = next(cell for cell in run.cells if cell.source.startswith("# Parameters"))
+    resources = {"metadata": {"path": str(folder)}}
+    await execute_live(prepared, resources=resources, timeout=HANGING_S, allow_errors=True)
+    cells = [cell for cell in prepared.cells if cell.cell_type == "code"]
+    refused = next(cell for cell in cells if cell.source.startswith("# Parameters"))
     assert [output.evalue.endswith("nothing of this cell was run") for output in refused.outputs] == [True]
-    behind = cells_behind(run.cells, refused)
-    assert len(behind) == len(run.cells) - 3
+    behind = cells_behind(cells, refused)
+    assert len(behind) == len(cells) - 3
     for cell in behind:
         (output,) = cell.outputs
         assert output.evalue.startswith("the injected parameters were refused: correct them and run again")
@@ -385,6 +356,3 @@ def test_an_executed_notebook_is_an_input_as_good_as_the_template(settings: Sett
     again = run_papermill(tmp_path / "1.ipynb", tmp_path / "2.ipynb").succeeded()
     assert "already initialized" in again.report
     assert again.cells[2].source == first.cells[2].source
-    run_papermill(tmp_path / "2.ipynb", tmp_path / "3.ipynb", "-p", f"x=1;{CODE};y", "1").failed(NAME)
-    # What was refused is refused again.
-    run_papermill(tmp_path / "3.ipynb", tmp_path / "4.ipynb").failed(NAME)

@@ -52,18 +52,6 @@ async def test_nothing_of_the_working_directory_nor_of_the_user_s_startup_runs_i
     assert not canary.exists()
 
 
-async def test_its_last_words_say_how_it_died(sockets: Path) -> None:  # noqa: ARG001
-    async with running_kernel({}) as kernel:
-        kernel.send(signal.SIGTERM)
-        await kernel.died
-        assert kernel.last_words() == "the kernel was killed by SIGTERM"
-    async with running_kernel({"JPY_PARENT_PID": "1"}) as kernel:  # which this sets itself
-        assert kernel.process.returncode is None
-    async with running_kernel({"PYTHONHOME": "/nowhere"}) as kernel:
-        await kernel.died
-        assert kernel.last_words().startswith("the kernel exited with code 1: ")
-
-
 @pytest.fixture
 def parent(sockets: Path) -> Iterator["subprocess.Popen[str]"]:  # noqa: ARG001
     """Start a process that starts a kernel, prints its process id once it answers, and waits."""

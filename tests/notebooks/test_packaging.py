@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import tomllib
 import zipfile
 from contextlib import closing
@@ -59,9 +58,6 @@ def files_in(folder: str) -> dict[str, bytes]:
     found = {f"{folder}/{p.name}": p.read_bytes() for p in (ROOT / folder).iterdir() if p.suffix in suffix}
     assert found, f"{folder}/ is empty"
     return found
-
-
-# --- the requirement files
 
 
 def conda_environment() -> dict[str, Any]:
@@ -123,8 +119,6 @@ def test_no_file_of_the_packaging_names_an_index_or_a_folder_of_one_machine() ->
         assert re.findall(forbidden, (ROOT / name).read_text(), flags=re.MULTILINE) == [], name
 
 
-# --- make
-
 TARGETS = ("init", "lab", "test", "check", "coverage", "docs", "bench", "prove", "browser")
 
 
@@ -139,9 +133,6 @@ def test_make_alone_lists_every_target_and_each_makes_its_environment_from_pytho
         assert "--constraint constraints.txt" in plan
 
 
-# --- the editable installation
-
-
 def test_the_running_package_is_that_of_this_checkout_and_an_editable_installation_holds_no_copy(
     tmp_path: Path,
 ) -> None:
@@ -154,9 +145,6 @@ def test_the_running_package_is_that_of_this_checkout_and_an_editable_installati
         (name,) = (name for name in wheel.namelist() if ".dist-info/" not in name)
         assert name.endswith(".pth")
         assert wheel.read(name).decode().strip() == str(ROOT)
-
-
-# --- the wheel
 
 
 @pytest.fixture(scope="module")
@@ -191,24 +179,6 @@ def test_the_wheel_carries_sql_and_notebooks_byte_for_byte(built: Path) -> None:
         assert "abathur_nb/evidence/page.html.j2" in wheel.namelist()
         tops = {name.split("/")[0] for name in wheel.namelist()}
     assert tops == {"abathur_nb", f"abathur_nb-{PROJECT['version']}.dist-info"}
-
-
-@pytest.mark.xdist_group("wheel")
-def test_the_sdist_carries_what_the_tests_and_the_makefile_need(built: Path) -> None:
-    (path,) = built.glob("*.tar.gz")
-    with tarfile.open(path) as sdist:
-        names = {name.split("/", 1)[1] for name in sdist.getnames()}
-    assert names >= {
-        "pyproject.toml",
-        "LICENSE",
-        "README.md",
-        "CONTRIBUTING.md",
-        "SECURITY.md",
-        "Makefile",
-        "constraints.txt",
-        "environment.yml",
-    }
-    assert names >= files_in("sql").keys() | files_in("notebooks").keys() | {"tests/notebooks/test_packaging.py"}
 
 
 @pytest.mark.xdist_group("wheel")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import drop_index, fingerprint, held, run_sql, untouched
+from damage import drop_index, fingerprint, run_sql, untouched
 from patience import ever_longer
 from running import (
     CHECK,
@@ -44,7 +44,7 @@ from running import (
 
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence.record import RECORD, read_archive
+from abathur_nb.evidence.record import read_archive
 from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.verify import verify_archive
 
@@ -59,12 +59,7 @@ def mine(*cells: str, **options: Any) -> Path:
     return write_notebook(Path("mine.ipynb"), *cells, **options)
 
 
-# --- pass
-
-
-def test_a_run_that_passes_is_recorded_and_archived_and_what_the_notebook_sealed_stays_to_the_byte(
-    database: Settings,
-) -> None:
+def test_a_run_that_passes_is_recorded_and_archived(database: Settings) -> None:
     with untouched(database.db_path):
         done = run(*arguments_of(database, "validate"))
     entry = only_run(database)
@@ -85,47 +80,35 @@ def test_a_run_that_passes_is_recorded_and_archived_and_what_the_notebook_sealed
     assert notebook.cells[number].source == f"# Parameters\nenv = 'development'\ndb_path = '{database.db_path}'"
     assert entry.line is not None
     assert entry.line.data["as_template"] is True
-    cell = f"{VERDICT}\nfrom pathlib import Path\nprint((run.folder / '{RECORD}').stat().st_ino)"
-    run(*arguments_of(database, mine(*SOUND[:3], cell)))
-    entry = read_archive(database.archive_dir)[-1]
-    (output,) = code_cells(artifact_of(entry))[-1].outputs
-    assert int(output.text) == (entry.folder / RECORD).stat().st_ino
-    assert_archived(database, 2)
+    assert_archived(database)
 
 
 def test_several_notebooks_run_in_order_from_nothing_and_a_parameter_goes_to_those_that_declare_it(
     settings: Settings,
 ) -> None:
-    done = run(*arguments_of(settings, "init", "validate", "explain"), "-p", "dry_run", "False", "--no-html")
+    done = run(*arguments_of(settings, "init", "validate"), "-p", "dry_run", "False", "--no-html")
     assert done.code == 0, done.out
     entries = read_archive(settings.archive_dir)
-    assert [record_of(entry)["notebook"] for entry in entries] == ["init", "validate", "explain"]
-    assert [record_of(entry)["parameters"].get("dry_run") for entry in entries] == [False, None, None]
+    assert [record_of(entry)["notebook"] for entry in entries] == ["init", "validate"]
+    assert [record_of(entry)["parameters"].get("dry_run") for entry in entries] == [False, None]
     assert done.lines[-1].endswith(f": {entries[-1].folder}/notebook.ipynb")
     assert not (entries[-1].folder / "page.html").exists()
-    assert_archived(settings, 3)
+    assert_archived(settings, 2)
 
-
-# --- refused before it starts
 
 DEVELOPMENT = ("--env", "development")
 FAULTY: tuple[tuple[str, ...], ...] = (
     ("validate", *DEVELOPMENT, "-p", "enviroment", "production"),
     ("validate", *DEVELOPMENT, "-p", "x=1;open('canary','w').close();y", "1"),
-    ("validate", *DEVELOPMENT, "-f", "code-in-a-name.yaml"),
     ("validate", "--env", "'); open('canary','w').close(); ('"),
-    ("validate", "--env", "prod"),
     ("validate",),
-    ("validate", *DEVELOPMENT, "-p", "env", "development"),
     ("validate", *DEVELOPMENT, "-f", "missing.yaml"),
     ("validate", *DEVELOPMENT, "-f", "object.yaml"),
     ("validate", *DEVELOPMENT, "--timeout", "0"),
-    ("validate", *DEVELOPMENT, "--cell-timeout", "soon"),
     ("benchmark", *DEVELOPMENT, "-p", "rows", "0"),
     ("init", "validat", *DEVELOPMENT),
     ("init", "no-guard.ipynb", *DEVELOPMENT),
     ("init", *DEVELOPMENT, "-p", "db_path", "file:x?mode=memory"),
-    ("init", "--env", "production", "-p", "db_path", "relative.db"),
     ("--env", "development"),
     ("init", *DEVELOPMENT, "--wat"),
 )
@@ -146,7 +129,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_fault_of_the_arguments_is_refused_before_anything_is_begun(
     database: Settings, home: Path, sockets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("code-in-a-name.yaml").write_text("'x=1;open(''canary'',''w'').close();y': 1")
     Path("object.yaml").write_text("a: !!python/object/apply:os.system ['touch canary']")
     notebook = json.loads(write_notebook(Path("no-guard.ipynb"), *SOUND).read_text())
     del notebook["cells"][1]
@@ -186,10 +168,7 @@ def test_what_the_path_forbids_is_refused_without_a_record_and_a_look_at_nothing
     assert names_in(settings.db_path.parent) == [settings.db_path.name]
 
 
-# --- fail, refused
-
-
-def test_a_check_that_fails_or_could_not_run_seals_fail_and_the_next_notebook_is_not_begun(database: Settings) -> None:
+def test_a_check_that_fails_seals_fail_and_the_next_notebook_is_not_begun(database: Settings) -> None:
     drop_index(database.db_path)
     done = run(*arguments_of(database, "validate", "explain"))
     assert done.code == 1
@@ -202,10 +181,7 @@ def test_a_check_that_fails_or_could_not_run_seals_fail_and_the_next_notebook_is
     top = artifact_of(entry).cells[0].source
     assert top.startswith("**FAIL: this run did not pass, a check failed, or could not run.** It ended at In [")
     assert entry.run_id in top
-    made = 'report = nb.Report("trial", (nb.Check("sky", "error", "blue", "could not run"), nb.Check("sea", "pass")))'
-    assert run(*arguments_of(database, mine(START, made, SEAL, VERDICT))).code == 1
-    assert record_of(read_archive(database.archive_dir)[-1])["verdict"] == "fail"
-    assert_archived(database, 2)
+    assert_archived(database)
 
 
 def test_what_only_a_look_into_the_database_forbids_seals_refused(database: Settings) -> None:
@@ -218,30 +194,9 @@ def test_what_only_a_look_into_the_database_forbids_seals_refused(database: Sett
     assert_archived(database)
 
 
-def test_a_database_that_is_locked_too_long_seals_a_verdict_and_changes_nothing(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ABATHUR_BUSY_TIMEOUT_MS", "50")
-    with held(database.db_path, "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE"), untouched(database.db_path):
-        done = run(*arguments_of(database, "validate"))
-    assert done.code in (1, 2)
-    assert record_of(only_run(database))["verdict"] == {1: "fail", 2: "refused"}[done.code]
-    assert_archived(database)
-
-
-# --- error
-
 CELLS_THAT_BREAK = {  # test_execution has the other ways of dying
-    "raises": ((START, "1 / 0", *SOUND[1:]), "ZeroDivisionError", "division by zero"),
     "raises before the run starts": (("1 / 0", *SOUND), "ZeroDivisionError", "division by zero"),
-    "SystemExit(0)": ((START, "raise SystemExit(0)", *SOUND[1:]), "SystemExit", "0"),
-    "exit() in the last cell": ((*SOUND, "quit()"), "SystemExit", "the cell asked the kernel to exit"),
-    "killed": ((START, "print('a last word')", KILLED, *SOUND[1:]), "DeadKernelError", "was killed by SIGKILL"),
-    "killed in the last cell, sealed": (
-        (START, CHECK, f"{SEAL}\n{KILLED}"),
-        "DeadKernelError",
-        "was killed by SIGKILL",
-    ),
+    "killed, sealed": ((START, CHECK, f"{SEAL}\n{KILLED}"), "DeadKernelError", "was killed by SIGKILL"),
     "never seals": ((START, CHECK), "UnsealedError", "the notebook did not seal its run"),
     "a tag that would let errors pass": ((START, "1 / 0", *SOUND[1:]), "ZeroDivisionError", "division by zero"),
 }
@@ -273,59 +228,45 @@ def test_a_cell_that_breaks_the_run_seals_error(name: str, database: Settings) -
         assert cell.source in cells
         behind = artifact.cells[artifact.cells.index(cell) + 1 :]
         assert not [later for later in behind if later.execution_count or later.outputs], "a cell ran behind it"
-    sealed = name.endswith(("sealed", "last cell")) and "unsealed" not in name
+    sealed = name == "killed, sealed"
     assert record.get("notebook_verdict") == ("pass" if sealed else None)
     assert bool(record["reports"]) == sealed
-    if name == "killed":
-        assert "a last word\n" in [output.get("text") for cell in code_cells(artifact) for output in cell.outputs]
     assert_archived(database)
 
 
-# --- out of time, interrupted
-
-
-@pytest.mark.parametrize(("limit", "sleep"), [("--timeout", BUSY), ("--cell-timeout", ASLEEP)])
-def test_out_of_time_seals_timeout(limit: str, sleep: str, database: Settings) -> None:
-    notebook = mine(START, CHECK, sleep, SEAL)
-    for seconds in ever_longer(4 if limit == "--timeout" else 1):
+def test_a_cell_that_never_answers_is_out_of_time_and_seals_timeout(database: Settings) -> None:
+    notebook = mine(START, CHECK, BUSY, SEAL)
+    for seconds in ever_longer(1):
         shutil.rmtree(database.archive_dir, ignore_errors=True)
-        done = run(*arguments_of(database, notebook), limit, str(seconds))
+        done = run(*arguments_of(database, notebook), "--cell-timeout", str(seconds))
         assert done.code == 4, done.out + done.err
         entry = only_run(database)
         record = record_of(entry)
         if record["error"]["cell"] == 6:
             break
-    words = "the run took longer than its limit of" if limit == "--timeout" else "the cell took longer than"
-    words += f" {seconds} s"
-    assert (record["verdict"], record["error"]["message"]) == ("timeout", words)
-    # A cell that can be interrupted seals the run with what was found so far, and the runner says why.
-    assert record["notebook_verdict"] == (None if sleep == BUSY else "interrupted")
-    assert bool(record["reports"]) == (sleep != BUSY)
+    assert (record["verdict"], record["notebook_verdict"], record["reports"]) == ("timeout", None, [])
+    assert record["error"]["message"] == f"the cell took longer than {seconds} s"
     artifact = artifact_of(entry)
     assert artifact.cells[0].source.startswith("**TIMEOUT: this run did not pass, it was out of time")
-    assert record["error"]["cell"] == 6, "the cell that never answered"
-    shown = [
-        output.data[MIME] for cell in code_cells(artifact) for output in cell.outputs if MIME in output.get("data", {})
-    ]
+    outputs = [output.get("data", {}) for cell in code_cells(artifact) for output in cell.outputs]
+    shown = [data[MIME] for data in outputs if MIME in data]
     assert shown[-1] == record, "the bundle of the record, as a run that seals itself has it"
     assert_archived(database)
 
 
-@pytest.mark.parametrize(("number", "sleep"), [(signal.SIGTERM, ASLEEP), (signal.SIGHUP, BUSY)])
-def test_a_signal_seals_interrupted(number: signal.Signals, sleep: str, database: Settings, tmp_path: Path) -> None:
+def test_a_signal_seals_interrupted(database: Settings, tmp_path: Path) -> None:
     fifo = Fifo(tmp_path / "fifo")
-    with runner(*arguments_of(database, mine(START, CHECK, f"{fifo.cell}\n{sleep}", SEAL), "validate")) as process:
+    with runner(*arguments_of(database, mine(START, CHECK, f"{fifo.cell}\n{BUSY}", SEAL), "validate")) as process:
         kernel = fifo.wait()
-        process.send_signal(number)
+        process.send_signal(signal.SIGHUP)
         done = ended(process)
     assert done.code == 5
     entry = only_run(database)
     record = record_of(entry)
     assert record["verdict"] == "interrupted"
     assert artifact_of(entry).cells[0].source.startswith("**INTERRUPTED: this run did not pass, it was interrupted.**")
-    # A cell that can be interrupted seals the run itself; so does a busy one that had not yet begun to be so.
-    assert (sleep, bool(record.get("sealed_by"))) != (ASLEEP, True)
-    assert record["error"]["message"] == (f"the runner was sent {number.name}" if record.get("sealed_by") else "")
+    # A cell that can still be interrupted seals the run itself.
+    assert record["error"]["message"] == ("the runner was sent SIGHUP" if record.get("sealed_by") else "")
     assert not Path(f"/proc/{kernel}").exists()
     assert_archived(database)
 
@@ -359,18 +300,6 @@ def test_ctrl_c_at_a_terminal_seals_interrupted(database: Settings, tmp_path: Pa
     assert_archived(database)
 
 
-def test_a_signal_between_two_notebooks_keeps_the_next_from_beginning(database: Settings) -> None:
-    """The cell asks its runner to stop; whether that comes in before its reply or after, the next does not begin."""
-    last = "import os, signal\nos.kill(os.getppid(), signal.SIGTERM)"
-    done = run(*arguments_of(database, mine(*SOUND, last), "validate"))
-    assert done.code == 5
-    assert record_of(only_run(database))["verdict"] in ("pass", "interrupted")
-    assert_archived(database)
-
-
-# --- SIGKILL
-
-
 def test_a_runner_that_is_killed_leaves_no_kernel_and_a_run_that_is_no_evidence(
     database: Settings, tmp_path: Path, sockets: Path
 ) -> None:
@@ -388,23 +317,9 @@ def test_a_runner_that_is_killed_leaves_no_kernel_and_a_run_that_is_no_evidence(
     assert report.ok
     (check,) = (check for check in report.checks if check.name == "no evidence")
     assert entry.run_id in check.observed
-    # The next run sweeps what the killed one left.
     assert [path.name.startswith(".abathur-kernel-") for path in sockets.iterdir()] == [True]
-    assert run(*arguments_of(database, "validate")).code == 0
-
-
-def test_a_runner_that_is_killed_while_its_kernel_starts_leaves_none(database: Settings, sockets: Path) -> None:
-    with runner(*arguments_of(database, "validate")) as process:
-        while not (found := kernels_in(sockets)):
-            assert process.poll() is None
-        process.kill()
-        wait_for_death(found[0])
-        process.communicate()
-    assert not database.archive_dir.exists() or only_run(database).verdict == "unsealed"
-    assert run(*arguments_of(database, "validate")).code == 0
-
-
-# --- a full disk
+    for path in sockets.iterdir():  # which the next kernel would sweep
+        shutil.rmtree(path)
 
 
 @pytest.fixture
@@ -418,31 +333,15 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", place], check=True)
 
 
-FILL = "from pathlib import Path\ntry: Path({path!r}).write_bytes(bytes(2**20))\nexcept OSError: pass"
-
-
-def filled(place: Path) -> str:
-    return FILL.format(path=str(place / "filler"))
-
-
-@pytest.mark.parametrize("when", ["before it is sealed", "after it is sealed"])
-def test_a_disk_that_is_full_breaks_the_run_and_nothing_is_torn(when: str, database: Settings, small: Path) -> None:
-    before = (START, CHECK, filled(small), SEAL, VERDICT)
-    after = (*SOUND[:3], f"{filled(small)}\n{VERDICT}")
+def test_a_disk_that_is_full_breaks_the_run_and_nothing_is_torn(database: Settings, small: Path) -> None:
+    fill = f"from pathlib import Path\ntry: Path('{small}/filler').write_bytes(bytes(2**20))\nexcept OSError: pass"
     with untouched(database.db_path):
-        done = run(*arguments_of(database, mine(*(before if "before" in when else after))))
+        done = run(*arguments_of(database, mine(START, CHECK, fill, SEAL, VERDICT)))
     assert done.code == 3
     assert "no evidence" in done.lines[-1]
     assert "is full" in done.lines[-1]
     (entry,) = read_archive(small / "runs")
-    assert entry.faults == ()
-    assert entry.verdict == ("unsealed" if "before" in when else "error")
-    if entry.record:
-        assert entry.record.notebook_verdict == "pass"
-        assert "it could not be archived" in str(entry.record.error)
-    assert not (entry.folder / "notebook.ipynb").exists() or artifact_of(entry)
-    assert not list(entry.folder.glob(".*"))
-    assert verify_archive(small / "runs").ok
+    assert (entry.faults, entry.verdict, names_in(entry.folder)) == ((), "unsealed", ["started.json"])
     (small / "filler").unlink()
     assert run(*arguments_of(database, "validate")).code == 0
     assert verify_archive(small / "runs").ok
@@ -457,9 +356,6 @@ def test_a_disk_that_is_full_from_the_start_refuses_the_run(database: Settings, 
     assert done.code == 2
     assert "cannot be written" in done.out + done.err
     assert names_in(small / "runs") == [], "no record, and no folder of one"
-
-
-# --- two at once
 
 
 def test_two_runs_at_once_are_two_records_in_one_chain(database: Settings, tmp_path: Path) -> None:
@@ -479,9 +375,6 @@ def test_two_runs_at_once_are_two_records_in_one_chain(database: Settings, tmp_p
         assert record_of(entry)["verdict"] == "pass"
         artifact_of(entry)
     assert_archived(database, 2)
-
-
-# --- the kernel's sockets
 
 
 def tcp_sockets(pid: int) -> list[str]:
@@ -507,24 +400,6 @@ def test_the_runner_talks_with_its_kernel_over_private_sockets(
         process.terminate()
         assert ended(process).code == 5
     assert_archived(database)
-
-
-def test_neither_outputs_nor_added_cells_of_an_earlier_run_come_into_this_one(database: Settings) -> None:
-    path = mine(START, "1 / 0", "'never run'")
-    content = json.loads(path.read_text())
-    output = {"output_type": "stream", "name": "stdout", "text": "x"}
-    content["cells"][-1] |= {"execution_count": 9, "outputs": [output]}
-    path.write_text(json.dumps(content))
-    run(*arguments_of(database, path))
-    first = only_run(database)
-    last = artifact_of(first).cells[-1]
-    assert (last.source, last.execution_count, last.outputs) == ("'never run'", None, [])
-    assert run(*arguments_of(database, first.folder / "notebook.ipynb")).code == 3, "an artifact can be run again"
-    one, other = (artifact_of(entry).cells for entry in read_archive(database.archive_dir))
-    assert [cell.cell_type for cell in one] == [cell.cell_type for cell in other]
-
-
-# --- secrets and logs
 
 
 def test_a_secret_that_is_given_is_refused_and_of_one_that_a_cell_shows_no_artifact_is_made(

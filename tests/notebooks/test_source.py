@@ -178,13 +178,3 @@ def test_only_literals_right_behind_the_parameters_are_what_was_injected(
     notebook = nbformat.reads(template, as_version=4)
     notebook["cells"].insert(place, {**nbformat.v4.new_code_cell(source, metadata=INJECTED), **more})
     assert same_cells(notebook, template) is added
-
-
-def test_no_second_parameters_cell_makes_another_place_the_one_behind_it(tmp_path: Path) -> None:
-    template = write_notebook(tmp_path / "a.ipynb", *SOUND).read_bytes()
-    notebook = nbformat.reads(template, as_version=4)
-    notebook["cells"][3]["metadata"]["tags"] = ["parameters"]
-    notebook["cells"].insert(4, nbformat.v4.new_code_cell("settings = 1", metadata=INJECTED))
-    assert not same_cells(notebook, template)
-    del notebook["cells"][4]
-    assert not same_cells(notebook, template)

@@ -11,6 +11,7 @@ import nbformat
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.archive import keep
+from abathur_nb.evidence.canonical import sha256
 from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import Record, Verdict, read_run
 from abathur_nb.evidence.run import write_record, write_started
@@ -102,6 +103,18 @@ def archive(settings: Settings, runs: int = 4) -> Path:
 def ledger_lines(archive: Path) -> list[bytes]:
     """Return the lines of a ledger, each with its newline."""
     return (archive / LEDGER).read_bytes().splitlines(keepends=True)
+
+
+def run_id_of(number: int) -> str:
+    return f"20261123T101500{number % 1000:03}Z-{number:06x}"
+
+
+def ledger_line(number: int, **more: Any) -> dict[str, Any]:
+    """Return what a run has written into the ledger."""
+    files = {name: sha256(name.encode()) for name in ("record.json", "started.json")}
+    said = dict.fromkeys(("notebook", "env", "verdict"), "x")
+    said |= dict.fromkeys(("started_at", "ended_at", "written_at"), "2026-11-23 10:15:00.123")
+    return {"kind": "run", "run_id": run_id_of(number), "files": files, "as_template": True, **said, **more}
 
 
 def run_at(

@@ -13,7 +13,6 @@ from abathur_nb.store.sql import DDL_FILES, SEED_FILE, Parameters, statements
 
 LIBRARIES = ("sqlite3", "apsw")
 REFUSALS = (sqlite3.IntegrityError, apsw.ConstraintError)
-ERRORS = (sqlite3.Error, apsw.Error)
 
 Run = Callable[..., list[tuple[Any, ...]]]
 

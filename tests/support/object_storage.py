@@ -1,24 +1,17 @@
-"""A real S3 server on this machine, and a wire to it that can be cut."""
+"""A real S3 server on this machine."""
 
 import json
 import os
-import select
-import socket
-import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from patience import HANGING_S
 from servers import free_ports, wait_until
-
-__all__ = ["Wire", "running_s3", "wire_to"]
 
 _KEY = {"accessKey": "an-access-key", "secretKey": "planted-s3cret-0815"}
 _PARTS = ("master", "volume", "filer", "s3")
@@ -28,7 +21,6 @@ system = s3fs.S3FileSystem()
 system.mkdir("evidence", exist_ok=True)
 system.pipe_file("evidence/ready", b"")
 """
-_RESET = struct.pack("ii", 1, 0)  # close at once and send RST, as a machine that is gone (socket(7), SO_LINGER)
 
 
 @contextmanager
@@ -102,53 +94,3 @@ def _takes_objects(variables: dict[str, str]) -> bool:
         [sys.executable, "-c", _MAKE_BUCKET], env={**os.environ, **variables}, check=False, capture_output=True
     )
     return done.returncode == 0
-
-
-class Wire:
-    """Hold what passes between clients and a server; it is cut, for all of them, once ``left`` bytes have passed."""
-
-    def __init__(self, url: str, left: int) -> None:
-        self.left = left
-        self._server = urlsplit(url)
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
-
-    def serve(self) -> None:
-        """Accept clients until the wire is closed."""
-        with suppress(OSError):
-            while True:
-                client, _ = self._listening.accept()
-                threading.Thread(target=self._pass_on, args=(client,), daemon=True).start()
-
-    def close(self) -> None:
-        """Accept no further client."""
-        self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
-
-    def _pass_on(self, client: socket.socket) -> None:
-        server = socket.create_connection((self._server.hostname or "", self._server.port or 0))
-        others = {client: server, server: client}
-        with client, server, suppress(OSError):
-            while True:
-                for one in select.select([*others], [], [])[0]:
-                    content = one.recv(min(65536, self.left) or 1)
-                    if not content:
-                        return
-                    self.left -= min(self.left, len(content))
-                    if not self.left:
-                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                        return
-                    others[one].sendall(content)
-
-
-@contextmanager
-def wire_to(url: str, left: int) -> Iterator[Wire]:
-    """Lay a wire to a server that is cut after so many bytes, either way, and stays cut."""
-    wire = Wire(url, left)
-    thread = threading.Thread(target=wire.serve)
-    thread.start()
-    try:
-        yield wire
-    finally:
-        wire.close()
-        thread.join()

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -103,12 +103,14 @@ def gone(settings: Settings) -> None:
     without_side_files(settings.db_path)
 
 
-def written(content: bytes) -> Callable[[Settings], None]:
-    def write(settings: Settings) -> None:
-        gone(settings)
-        settings.db_path.write_bytes(content)
+def instead(make: Callable[[Path], object]) -> Callable[[Settings], None]:
+    """Return what puts something else in the place of the database."""
 
-    return write
+    def change(settings: Settings) -> None:
+        gone(settings)
+        make(settings.db_path)
+
+    return change
 
 
 def edited(*statements: str) -> Callable[[Settings], None]:
@@ -120,24 +122,7 @@ def linked(settings: Settings) -> None:
     settings.db_path.symlink_to("real.db")
 
 
-def dangling(settings: Settings) -> None:
-    gone(settings)
-    settings.db_path.symlink_to("nowhere.db")
-
-
-def fifo(settings: Settings) -> None:
-    gone(settings)
-    os.mkfifo(settings.db_path)
-
-
-def directory(settings: Settings) -> None:
-    gone(settings)
-    settings.db_path.mkdir()
-
-
-def stale(settings: Settings) -> None:
-    gone(settings)
-    Path(f"{settings.db_path}-wal").write_bytes(b"rows")
+stale = instead(lambda path: Path(f"{path}-wal").write_bytes(b"rows"))
 
 
 def begun(settings: Settings) -> None:
@@ -158,11 +143,6 @@ def without_folder(settings: Settings) -> None:
     shutil.rmtree(folder)
 
 
-def damaged_journal(settings: Settings) -> None:
-    begun(settings)
-    journal_of(settings.db_path).write_bytes(b"{}")
-
-
 def in_the_log(settings: Settings) -> None:
     """Leave committed rows in the log, which a connection that closes last would write into the database."""
     copy = settings.db_path.with_name("copy.db")
@@ -179,19 +159,18 @@ def in_the_log(settings: Settings) -> None:
     Path(f"{settings.db_path}-wal").chmod(0o600)
 
 
-def in_manifest(settings: Settings) -> None:
-    for path in settings.backup_dir.glob("*.manifest.json"):
-        path.write_bytes(path.read_bytes().replace(b"development", b"development!"))
+def in_backups(pattern: str) -> Callable[[Settings], Iterable[Path]]:
+    return lambda settings: settings.backup_dir.glob(pattern)
 
 
-def in_backup(settings: Settings) -> None:
-    for path in settings.backup_dir.glob("abathur_*.db"):
-        path.write_bytes(path.read_bytes()[:-1])
+def spoiled(
+    change: Callable[[bytes], bytes], files: Callable[[Settings], Iterable[Path]]
+) -> Callable[[Settings], None]:
+    def spoil(settings: Settings) -> None:
+        for path in files(settings):
+            path.write_bytes(change(path.read_bytes()))
 
-
-def in_quarantine(settings: Settings) -> None:
-    for path in quarantine_dir(settings).iterdir():
-        path.write_bytes(path.read_bytes()[:-1])
+    return spoil
 
 
 def other_form(settings: Settings) -> None:
@@ -211,7 +190,7 @@ def a_file(settings: Settings) -> None:
     settings.backup_dir.write_bytes(b"")
 
 
-def both(*ways: Callable[[Settings], None]) -> Callable[[Settings], None]:
+def both(*ways: Callable[[Settings], object]) -> Callable[[Settings], None]:
     def change(settings: Settings) -> None:
         for way in ways:
             way(settings)
@@ -243,45 +222,47 @@ def free(_: Settings) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def writer(settings: Settings) -> AbstractContextManager[Any]:
-    return held(settings.db_path, "BEGIN IMMEDIATE")
+def user(*statements: str) -> Place:
+    return lambda settings: held(settings.db_path, *statements)
 
 
-def reader(settings: Settings) -> AbstractContextManager[Any]:
-    return held(settings.db_path, "BEGIN", "SELECT count(*) FROM tasks")
-
-
+WRITER, READER = user("BEGIN IMMEDIATE"), user("BEGIN", "SELECT count(*) FROM tasks")
 UNCONFIRMED = {"confirm_changes": True}
 # How it is made, settings, arguments, and who uses it meanwhile.
-SITUATIONS: dict[str, tuple[Callable[[Settings], None], Mapping[str, Any], Mapping[str, Any], Place]] = {
+SITUATIONS: dict[str, tuple[Callable[[Settings], object], Mapping[str, Any], Mapping[str, Any], Place]] = {
     "absent": (gone, {}, {}, free),
     "absent, unapproved": (gone, UNCONFIRMED, {}, free),
-    "a shell": (written(b""), UNCONFIRMED, {}, free),
-    "text": (written(b"some text"), UNCONFIRMED, {}, free),
-    "random bytes": (written(bytes(range(256)) * 40), UNCONFIRMED, {}, free),
+    "a shell": (instead(Path.touch), UNCONFIRMED, {}, free),
+    "text": (instead(lambda path: path.write_bytes(b"some text")), UNCONFIRMED, {}, free),
+    "random bytes": (instead(lambda path: path.write_bytes(bytes(range(256)) * 40)), UNCONFIRMED, {}, free),
     "another application's": (edited("PRAGMA application_id = 7"), {}, {}, free),
     "newer": (edited("PRAGMA user_version = 7"), {}, {}, free),
     "a trigger": (edited("CREATE TRIGGER t DELETE ON audit BEGIN SELECT 1; END"), UNCONFIRMED, {}, free),
     "a link": (linked, {}, {}, free),
-    "a dangling link": (dangling, {}, {}, free),
-    "a FIFO": (fifo, {}, {}, free),
-    "a directory": (directory, {}, {}, free),
+    "a dangling link": (instead(lambda path: path.symlink_to("nowhere.db")), {}, {}, free),
+    "a FIFO": (instead(os.mkfifo), {}, {}, free),
+    "a directory": (instead(Path.mkdir), {}, {}, free),
     "side files alone": (stale, UNCONFIRMED, {}, free),
-    "locked": (leave, {"busy_timeout_ms": 50}, {}, writer),
-    "locked, another form": (other_form, {"busy_timeout_ms": 50}, {}, writer),
-    "in use, another form": (other_form, {}, {}, reader),
+    "locked": (leave, {"busy_timeout_ms": 50}, {}, WRITER),
+    "locked, another form": (other_form, {"busy_timeout_ms": 50}, {}, WRITER),
+    "in use, another form": (other_form, {}, {}, READER),
     "begun, unapproved": (begun, UNCONFIRMED, {}, free),
     "begun, wrong confirm": (begun, UNCONFIRMED, {"confirm": "0" * 16}, free),
-    "begun, in use": (begun, {}, {}, reader),
+    "begun, in use": (begun, {}, {}, READER),
     "begun, its name taken": (taken, {}, {}, free),
     "begun, its folder missing": (without_folder, {}, {}, free),
-    "begun, its journal damaged": (damaged_journal, {}, {}, free),
+    "begun, its journal damaged": (both(begun, lambda s: journal_of(s.db_path).write_bytes(b"{}")), {}, {}, free),
     "unapproved": (leave, UNCONFIRMED, {}, free),
     "wrong confirm": (leave, UNCONFIRMED, {"confirm": "0" * 16}, free),
     "unapproved, rows in the log": (in_the_log, UNCONFIRMED, {}, free),
-    "a damaged manifest": (in_manifest, {}, {}, free),
-    "a damaged backup": (in_backup, {}, {}, free),
-    "a damaged quarantine file": (in_quarantine, {}, {}, free),
+    "a damaged manifest": (
+        spoiled(lambda old: old.replace(b"development", b"development!"), in_backups("*.manifest.json")),
+        {},
+        {},
+        free,
+    ),
+    "a damaged backup": (spoiled(lambda old: old[:-1], in_backups("abathur_*.db")), {}, {}, free),
+    "a damaged quarantine file": (spoiled(lambda old: old[:-1], lambda s: quarantine_dir(s).iterdir()), {}, {}, free),
     "no backups": (no_backups, UNCONFIRMED, {}, free),
     "no room": (leave, {"min_free_mb": 10**9}, {}, free),
     "no room, no backups": (both(no_backups, gone), {"min_free_mb": 10**9}, {}, free),

@@ -1,7 +1,6 @@
 """The one way to open a connection: set, read back, closed whatever happens, and errors that say what to do."""
 
 import asyncio
-import os
 import sqlite3
 import threading
 from contextlib import closing
@@ -69,21 +68,6 @@ async def test_no_connection_makes_a_file(settings: Settings, mode: str) -> None
         async with connect(settings.db_path, settings.busy_timeout_ms, mode=mode):  # type: ignore[arg-type]
             pass
     assert list(settings.db_path.parent.iterdir()) == []
-
-
-async def test_any_file_name_is_taken_literally_and_a_large_log_does_no_harm(database: Settings) -> None:
-    path = database.db_path
-    for name in ("a b.db", "a?mode=memory.db", "a#b.db", "a%20b.db", "é漢.db", "a;b'c\"d.db"):
-        path = path.rename(path.with_name(name))
-        async with connect(path, database.busy_timeout_ms) as conn:
-            assert await pragma(conn, "user_version") == 1
-        for suffix in ("-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
-        assert [found.name for found in path.parent.iterdir()] == [name]
-    Path(f"{path}-wal").touch()
-    os.truncate(f"{path}-wal", 2**31)  # takes no room
-    async with connect(path, database.busy_timeout_ms) as conn:
-        assert await pragma(conn, "user_version") == 1
 
 
 async def test_a_connection_whose_opening_is_cancelled_at_any_moment_is_closed(database: Settings) -> None:

@@ -31,9 +31,6 @@ def side_files(settings: Settings) -> list[str]:
     return sorted(path.name for path in settings.db_path.parent.glob("abathur.db-*"))
 
 
-# --- opening and closing
-
-
 async def test_after_the_store_is_closed_no_log_and_no_thread_is_left(database: Settings) -> None:
     async with Database.open(database) as db:
         async with db.write() as conn:
@@ -95,9 +92,6 @@ async def test_an_extra_table_or_index_does_no_harm(database: Settings) -> None:
         assert (await db.get_index_usage())["index_count"] == 34
 
 
-# --- reading
-
-
 async def test_a_lent_connection_only_reads(database: Settings) -> None:
     async with Database.open(database) as db, db.read() as conn:
         for statement in ("DELETE FROM audit", "PRAGMA user_version = 7", "CREATE TABLE x (y)", "BEGIN IMMEDIATE"):
@@ -153,9 +147,6 @@ async def test_what_one_reader_leaves_behind_does_not_strike_the_next(database: 
         async with db.write() as conn:
             conn.row_factory = None
         assert await db.memory.add_memory("user:alice:pref", "theme", {}, "semantic", "me")
-
-
-# --- writing
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), sqlite3.OperationalError("x"), asyncio.CancelledError()])
@@ -317,18 +308,6 @@ async def test_a_write_cancelled_while_another_process_holds_the_lock_leaves_not
                 await task
         await db.sessions.create_session("kept", "a", "u")
         assert [session["id"] for session in await db.sessions.list_sessions()] == ["kept"]
-
-
-async def test_what_the_schema_refuses_is_an_invalid_value(database: Settings) -> None:
-    entry = ("agent_id", "task_id", "action_type", "action_data", "result", "memory_namespace", "memory_entry_id")
-    given = {**dict.fromkeys(entry), "action_type": "x", "memory_operation_type": "WHATEVER"}
-    async with Database.open(database) as db:
-        with pytest.raises(InvalidValueError, match="CHECK constraint failed"):
-            async with db.write() as writer:
-                await db.run("insert_audit", given, writer)
-
-
-# --- asking
 
 
 async def test_the_named_indexes_and_the_violations_of_foreign_keys_are_listed(database: Settings) -> None:

@@ -1,14 +1,10 @@
 """The command line: each command where it belongs, what is wrong in a line, no traceback, and a start without delay."""
 
-import os
-import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from main_helpers import command
-from patience import HANGING_S
 
 import abathur_nb as nb
 from abathur_nb.cli import main
@@ -60,28 +56,3 @@ def test_what_a_user_can_cause_is_told_a_line_each(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     assert all(line.startswith("abathur_nb run: ") and line.isprintable() for line in lines)
-
-
-def test_a_signal_before_a_run_has_begun_exits_with_5_in_silence(tmp_path: Path) -> None:
-    read, write = os.pipe()
-    program = (
-        "import os, runpy\n"
-        "from abathur_nb.runner import run as runner\n"
-        "def wait(*_): os.write(int(os.environ['PIPE']), b'.'); os.read(0, 1)\n"
-        "runner._checked = wait\n"
-        "runpy.run_module('abathur_nb', run_name='__main__')\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, "run", "validate", "--env", "development"],
-        env={**os.environ, "PIPE": str(write)},
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        pass_fds=[write],
-        cwd=tmp_path,
-    ) as process:
-        os.close(write)
-        assert os.read(read, 1) == b"."
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=HANGING_S)
-    os.close(read)
-    assert (process.returncode, err) == (5, b"")

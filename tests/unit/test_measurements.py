@@ -48,9 +48,6 @@ def test_the_frame_has_a_row_a_measurement(result: BenchmarkResult) -> None:
     assert {label: len(found) for label, found in result.curve("growth").items()} == {"1000": 300, "10000": 300}
 
 
-# --- comparing
-
-
 def earlier_run(samples: dict[str, list[int]], machine: dict[str, Any]) -> Entry:
     """Return the run that measured these, as an archive has it."""
     facts = BenchmarkResult(Report("benchmark", ()), samples, machine).to_record()
@@ -93,9 +90,6 @@ def test_the_machine_is_compared_before_the_samples() -> None:
     told = list(compare({"a": [MS]}, {"rows": 1}, earlier_run({"a": [MS]}, {"rows": 2})))
     assert [check.name for check in told] == ["machine", "a against the earlier run"]
     assert told[0].status == "warn"
-
-
-# --- the machine
 
 
 def test_the_machine_is_told_by_name(settings: Settings) -> None:

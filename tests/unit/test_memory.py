@@ -116,30 +116,6 @@ async def test_a_version_that_cannot_be_one_is_refused(version: Any, database: S
             await db.memory.get_memory(*PLACE, version)
 
 
-@pytest.mark.parametrize("work", ["get_memory", "get_memory_history", "delete_memory"])
-@pytest.mark.parametrize(
-    ("namespace", "key", "answer"),
-    [
-        ("\ud800", "k", "refused"),
-        ("a:b", "\ud800", "refused"),
-        (2**63, "k", "refused"),
-        (7, b"x", None),
-        (None, None, None),
-        ("", "", None),
-    ],
-)
-async def test_where_no_memory_can_be_none_is_found_and_what_sqlite_cannot_compare_is_refused(
-    namespace: Any, key: Any, answer: str | None, work: str, database: Settings
-) -> None:
-    async with Database.open(database) as db:
-        if answer == "refused":
-            with pytest.raises(InvalidValueError, match="does not take this"):
-                await getattr(db.memory, work)(namespace, key)
-        else:
-            assert not await getattr(db.memory, work)(namespace, key)
-    assert (entries(database), audit(database)) == (0, [])
-
-
 async def test_a_prefix_is_literal_and_only_current_versions_are_found(database: Settings) -> None:
     async with Database.open(database) as db:
         for namespace in ("user:a", "user:a:x", "userXa:", "user_a:", "user%a:", "User:a", "%:"):

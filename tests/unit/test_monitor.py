@@ -62,18 +62,6 @@ async def test_what_is_counted_is_what_there_is(database: Settings) -> None:
     assert {sample.name for sample in found.snapshot.samples} == set(GAUGES), "each gauge is measured"
 
 
-async def test_rows_from_before_the_last_day_are_no_growth(database: Settings) -> None:
-    await fill(database)
-    old = "UPDATE {} SET {} = '2020-01-01 00:00:00.000'"
-    moments = {"memory_entries": "created_at", "sessions": "created_at", "audit": "timestamp"}
-    run_sql(database.db_path, *(old.format(table, column) for table, column in moments.items()))
-    found = await monitor(database)
-    assert value(found, "abathur_rows_of_last_day", table="memory_entries") == 0
-    assert value(found, "abathur_namespace_rows_of_last_day", namespace="user:alice") == 0
-    assert value(found, "abathur_database_growth_bytes_per_day") == 0
-    assert "no growth" in str(found.report.to_frame()["observed"].tolist())
-
-
 async def test_all_but_the_largest_namespaces_are_counted_together(database: Settings) -> None:
     row = "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES ('n:{}', 'k{}', '{{}}', 'semantic')"
     run_sql(database.db_path, *(row.format(f"{n:02}", k) for n in range(30) for k in range(2)))
@@ -196,16 +184,3 @@ async def test_a_database_that_is_not_there_is_told_and_not_made_and_so_is_a_wro
     for given in wrong:
         with pytest.raises(nb.ConfigurationError, match=next(iter(given))):
             await monitor(settings, **given)
-
-
-async def test_the_dashboard_says_in_words_what_it_shows_and_where_the_rules_fire(database: Settings) -> None:
-    await fill(database)
-    await monitor(database, record=True)
-    chart = nb.charts.monitoring_over_time(await monitor(database))
-    assert "Over time, snapshots: 2. " in chart.alt
-    assert "session, p99" in chart.alt
-    for panel, limit in {"Retrieval": "its limit 10", "The file and its log": "its limit 2.56e+08"}.items():
-        (told,) = (part for part in chart.alt.split(". ") if part.startswith(panel))
-        assert limit in told
-    dashed = [line.get_label() for ax in chart.axes for line in ax.lines if line.get_linestyle() == "--"]
-    assert "limit: write-ahead log" in dashed

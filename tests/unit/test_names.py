@@ -50,6 +50,9 @@ SESSION = {"session_id": "new", "app_name": "a", "user_id": "u"}
 MEMORY: dict[str, Any] = {"namespace": "new:", "key": "k", "value": {}, "memory_type": "semantic", "created_by": None}
 
 
+OLD, MEMORIES, STATE = ("user:m", "k"), "memory_entries", "sessions, json_each(state)"
+
+
 async def _session(db: nb.Database, **given: Any) -> None:
     await db.sessions.create_session(**{**SESSION, **given})
 
@@ -58,35 +61,22 @@ async def _memory(db: nb.Database, **given: Any) -> int:
     return await db.memory.add_memory(**{**MEMORY, **given})
 
 
-STATE = "SELECT key FROM sessions, json_each(state)"
-# Each parameter that takes a name, of each verb that writes one, and the column that it ends up in.
-WRITES: dict[str, tuple[Callable[[nb.Database, str], Any], str]] = {
-    "create_session session_id": (lambda db, name: _session(db, session_id=name), "SELECT id FROM sessions"),
-    "create_session app_name": (lambda db, name: _session(db, app_name=name), "SELECT app_name FROM sessions"),
-    "create_session user_id": (lambda db, name: _session(db, user_id=name), "SELECT user_id FROM sessions"),
-    "create_session project_id": (lambda db, name: _session(db, project_id=name), "SELECT project_id FROM sessions"),
-    "create_session initial_state": (lambda db, name: _session(db, initial_state={name: 1}), STATE),
-    "append_event state_delta": (lambda db, name: db.sessions.append_event("s", {}, {name: 1}), STATE),
-    "set_state key": (lambda db, name: db.sessions.set_state("s", name, 1), STATE),
-    "add_memory namespace": (
-        lambda db, name: _memory(db, namespace=f"{name}:"),
-        "SELECT rtrim(namespace, ':') FROM memory_entries",
-    ),
-    "add_memory key": (lambda db, name: _memory(db, key=name), "SELECT key FROM memory_entries"),
-    "add_memory created_by": (lambda db, name: _memory(db, created_by=name), "SELECT created_by FROM memory_entries"),
-    "add_memory task_id": (lambda db, name: _memory(db, task_id=name), "SELECT task_id FROM audit"),
-    "update_memory updated_by": (
-        lambda db, name: db.memory.update_memory("user:m", "k", {}, name),
-        "SELECT updated_by FROM memory_entries",
-    ),
-    "update_memory task_id": (
-        lambda db, name: db.memory.update_memory("user:m", "k", {}, None, name),
-        "SELECT task_id FROM audit",
-    ),
-    "delete_memory task_id": (
-        lambda db, name: db.memory.delete_memory("user:m", "k", name),
-        "SELECT task_id FROM audit",
-    ),
+# Each parameter that takes a name, of each verb that writes one, and the table and column that it ends up in.
+WRITES: dict[str, tuple[Callable[[nb.Database, str], Any], str, str]] = {
+    "create_session session_id": (lambda db, name: _session(db, session_id=name), "sessions", "id"),
+    "create_session app_name": (lambda db, name: _session(db, app_name=name), "sessions", "app_name"),
+    "create_session user_id": (lambda db, name: _session(db, user_id=name), "sessions", "user_id"),
+    "create_session project_id": (lambda db, name: _session(db, project_id=name), "sessions", "project_id"),
+    "create_session initial_state": (lambda db, name: _session(db, initial_state={name: 1}), STATE, "key"),
+    "append_event state_delta": (lambda db, name: db.sessions.append_event("s", {}, {name: 1}), STATE, "key"),
+    "set_state key": (lambda db, name: db.sessions.set_state("s", name, 1), STATE, "key"),
+    "add_memory namespace": (lambda db, name: _memory(db, namespace=f"{name}:"), MEMORIES, "rtrim(namespace, ':')"),
+    "add_memory key": (lambda db, name: _memory(db, key=name), MEMORIES, "key"),
+    "add_memory created_by": (lambda db, name: _memory(db, created_by=name), MEMORIES, "created_by"),
+    "add_memory task_id": (lambda db, name: _memory(db, task_id=name), "audit", "task_id"),
+    "update_memory updated_by": (lambda db, name: db.memory.update_memory(*OLD, {}, name), MEMORIES, "updated_by"),
+    "update_memory task_id": (lambda db, name: db.memory.update_memory(*OLD, {}, None, name), "audit", "task_id"),
+    "delete_memory task_id": (lambda db, name: db.memory.delete_memory(*OLD, name), "audit", "task_id"),
 }
 
 
@@ -94,11 +84,8 @@ def test_what_is_printable_is_a_matter_of_ranges_and_not_of_the_version_of_unico
     refused = {code for codes in REFUSED for code in codes} - {0x202F}
     assert {code for code in range(0x110000) if not is_printable(f"a{chr(code)}")} == refused
     for name in GOOD:
-        assert (is_printable(name), printable(name), shown(name)) == (
-            True,
-            name,
-            repr(name) if "'" in name else f"'{name}'",
-        )
+        assert (is_printable(name), printable(name)) == (True, name)
+        assert shown(name) == (repr(name) if "'" in name else f"'{name}'")
         assert Check("a", "pass", name, name, name).observed == name
     for name in BAD:
         assert not is_printable(name) or name == ""
@@ -142,7 +129,7 @@ def test_a_whole_number_is_one_and_in_its_range() -> None:
 
 @pytest.mark.parametrize("write", WRITES)
 async def test_every_verb_holds_a_name_to_the_rule_and_writes_it_in_nfc(database: Settings, write: str) -> None:
-    go, query = WRITES[write]
+    go, table, column = WRITES[write]
     async with nb.Database.open(database) as db:
         await _session(db, session_id="s")
         await _memory(db, namespace="user:m")
@@ -151,7 +138,7 @@ async def test_every_verb_holds_a_name_to_the_rule_and_writes_it_in_nfc(database
                 await go(db, bad)
         await go(db, NFD)
         async with db.read() as conn:
-            assert NFC in [row[0] for row in await conn.execute_fetchall(query)]
+            assert NFC in [row[0] for row in await conn.execute_fetchall(f"SELECT {column} FROM {table}")]
 
 
 def test_settings_hold_to_the_same_rule(tmp_path: Path) -> None:

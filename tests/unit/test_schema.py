@@ -29,28 +29,10 @@ async def live_schema(settings: Settings) -> dict[str, SchemaObject]:
         return await read_schema(conn)
 
 
-# --- the differences
-
-
 async def test_a_fresh_database_has_the_very_objects_of_the_ddl(database: Settings) -> None:
     live = await live_schema(database)
     assert live == expected_objects()
     assert str(Differences.between(live)) == ""
-
-
-async def test_differences_are_named_by_kind_in_order(database: Settings) -> None:
-    run_sql(
-        database.db_path,
-        *("DROP INDEX idx_tasks_parent", "DROP INDEX idx_audit_task", "CREATE TABLE more (x)", "DROP TABLE metrics"),
-        "CREATE VIEW seen AS SELECT 1",
-    )
-    live = await live_schema(database)
-    indexes = Differences.between(live, ("index",))
-    assert {"idx_audit_task", "idx_tasks_parent"} < set(indexes.missing)  # and those of metrics
-    assert list(indexes.missing) == sorted(indexes.missing)
-    assert (indexes.altered, indexes.extra) == ((), ())
-    assert Differences.between(live, ("table",)) == Differences(("metrics",), (), ("more",))
-    assert str(Differences.between(live, ("table", "view"))) == "missing: metrics; extra: more, seen"
 
 
 INDEX = expected_objects()["idx_audit_task"]
@@ -71,9 +53,6 @@ def test_only_layout_comments_and_quotes_around_names_do_not_count(live: SchemaO
     assert live != INDEX
     found = Differences.between({**expected_objects(), INDEX.name: live})
     assert found == Differences((), (INDEX.name,) if altered else (), ())
-
-
-# --- what is shown
 
 
 async def test_without_a_database_the_note_says_so_and_what_is_planned_can_be_shown(settings: Settings) -> None:
@@ -111,9 +90,6 @@ async def test_what_is_shown_and_recorded_is_the_live_schema_and_not_the_expecte
     assert "<b>tasks</b> — 0 rows, 8 KiB, " in replace(schema, sizes={"tasks": 8192}).to_html()
     assert "KiB" not in replace(schema, sizes={}).to_html()
     assert Schema({}).to_html() == ""
-
-
-# --- the picture
 
 
 async def test_the_picture_shows_every_table_and_column_of_sql(database: Settings) -> None:

@@ -1,12 +1,11 @@
 """sql/: its files say what they do, and the database refuses what the schema forbids, on both SQLite libraries."""
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from engines import ERRORS, LIBRARIES, REFUSALS, Run, build, opened
+from engines import LIBRARIES, REFUSALS, Run, build, opened
 from rows import BAD, GOOD, insert
 
 from abathur_nb.store.schema import expected_objects
@@ -24,9 +23,6 @@ def run(request: pytest.FixtureRequest) -> Iterator[Run]:
 
 def query(run: Run, name: str, **parameters: object) -> list[tuple[Any, ...]]:
     return run(load_queries()[name].sql, parameters)
-
-
-# The files.
 
 
 def test_a_semicolon_in_a_comment_or_string_ends_no_statement() -> None:
@@ -55,15 +51,6 @@ def test_the_files_say_what_they_do_to_existing_data_and_neither_drop_nor_skip_w
         assert not words & {"DROP", "EXISTS", "IF", "STRICT", "REPLACE", "IGNORE"}, name
 
 
-def test_run_a_second_time_each_statement_fails_and_changes_nothing(run: Run) -> None:
-    before = run("SELECT * FROM sqlite_master"), run("SELECT * FROM memory_entries")
-    for name in (*DDL_FILES, SEED_FILE):
-        for statement in statements(name):
-            with pytest.raises(ERRORS):
-                run(statement)
-    assert (run("SELECT * FROM sqlite_master"), run("SELECT * FROM memory_entries")) == before
-
-
 def test_every_query_has_a_name_of_its_own_and_a_sentence() -> None:
     for path in (DATA / "sql").glob("*.sql"):
         script = path.read_text()
@@ -85,9 +72,6 @@ def test_each_named_query_runs_with_its_example_and_together_they_use_every_inde
     assert set(INDEXES) <= {found.index for found in load_queries().values()}
     with pytest.raises(TypeError):
         load_queries()["get_session"] = load_queries()["get_memory"]  # type: ignore[index]
-
-
-# The schema.
 
 
 def test_the_good_rows_are_taken_and_their_times_sort_as_text(run: Run) -> None:
@@ -139,55 +123,6 @@ def test_what_refers_to_a_row_outlives_it_or_keeps_it(run: Run) -> None:
 )
 def test_only_layout_and_comments_do_not_count(one: str, other: str, same: bool) -> None:
     assert (normalized(one) == normalized(other)) is same
-
-
-EVENT = '{"n":1.10,"big":123456789012345678901234567890,"none":null,"quote":"\\"é\\u00e9\\\\"}'
-
-
-def replace_keys(run: Run, state: str, delta: str, max_bytes: int = 1000) -> tuple[bool, str, str]:
-    """Append an event with a state delta, and return whether it was done, and the texts that are then stored."""
-    run("DELETE FROM sessions")
-    insert(run, "sessions", {**GOOD["sessions"], "state": state})
-    keys = json.loads(delta)
-    spelt = {json.dumps(key, ensure_ascii=ascii_only) for key in keys for ascii_only in (True, False)}
-    cleared = "{" + ",".join(f"{key}:null" for key in spelt) + "}"
-    parameters = {"session_id": "s", "delta": delta, "cleared": cleared, "max_bytes": max_bytes}
-    done = query(run, "append_event_with_delta", event=EVENT, **parameters)
-    ((events, after),) = run("SELECT events, state FROM sessions")
-    if done:
-        run("UPDATE sessions SET state = ?", (state,))
-        assert query(run, "set_state", **parameters) == done
-        assert run("SELECT state FROM sessions") == [(after,)]
-    return bool(done), events, after
-
-
-# Sessions.
-
-
-@pytest.mark.parametrize(
-    ("state", "delta", "after"),
-    [
-        ("{}", '{"a":null}', '{"a":null}'),
-        ('{"a":1}', '{"a":2}', '{"a":2}'),
-        ('{"a":{"x":1,"y":2},"b":{"z":null}}', '{"a":{"x":null}}', '{"b":{"z":null},"a":{"x":null}}'),
-        ('{"f":1.10,"i":123456789012345678901234567890}', '{"g":2.50}', None),
-        ('{ "a" : [ {"b":null} ] }', '{"c":"}"}', '{"a":[{"b":null}],"c":"}"}'),
-        ('{"\\u00e9":1,"é2":1}', '{"é":2}', '{"é2":1,"é":2}'),
-        ('{"é":1}', '{"\\u00e9":2}', '{"\\u00e9":2}'),
-        (
-            '{"q\\"\\\\":1,"":2,"$.a":3,"😀":4}',
-            '{"q\\"\\\\":5,"":6,"$.a":7,"😀":8}',
-            '{"q\\"\\\\":5,"":6,"$.a":7,"😀":8}',
-        ),
-    ],
-)
-def test_a_deltas_keys_replace_those_of_the_state_and_the_rest_stays(
-    run: Run, state: str, delta: str, after: str | None
-) -> None:
-    done, events, found = replace_keys(run, state, delta)
-    assert done
-    assert events == f"[{EVENT}]"
-    assert found == (after or f"{state[:-1]},{delta[1:]}")
 
 
 def test_what_makes_a_version_the_current_one_is_said_alike_in_each_query() -> None:

@@ -41,52 +41,40 @@ def make_socket(path: Path) -> None:
         os.close(here)
 
 
-def make_stale_log(path: Path) -> None:
-    Path(f"{path}-wal").write_bytes(b"x" * 4152)
-
-
 def make_stale_pair(path: Path) -> None:
     """Make what SQLite leaves behind of a read-only open: empty, and refused all the same."""
     Path(f"{path}-wal").touch()
     Path(f"{path}-shm").write_bytes(bytes(32768))
 
 
-def make_hot_journal(path: Path) -> None:
-    Path(f"{path}-journal").write_bytes(b"x" * 512)
+def sqlite_file(script: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        with closing(sqlite3.connect(path)) as conn:
+            conn.executescript(script)
+
+    return make
 
 
-def make_another_application(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as conn:
-        conn.executescript("PRAGMA application_id = 7; PRAGMA user_version = 1; CREATE TABLE sessions (x);")
-
-
-def make_plain_sqlite(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as conn:
-        conn.executescript("CREATE TABLE x (y); INSERT INTO x VALUES (1);")
-
-
-def make_device(path: Path) -> None:
-    os.mknod(path, 0o600 | 0o020000, os.makedev(1, 3))
-
-
+OF_ANOTHER = "PRAGMA application_id = 7; PRAGMA user_version = 1; CREATE TABLE sessions (x);"
+PLAIN = "CREATE TABLE x (y); INSERT INTO x VALUES (1);"
 # (what is made, the state, a piece of what is told)
 STRANGE: list[tuple[Callable[[Path], object], str, str]] = [
     (Path.mkdir, "refused", "is a directory"),
     (os.mkfifo, "refused", "is a FIFO"),
     (make_socket, "refused", "is a socket"),
-    (make_device, "refused", "is a character device"),
+    (lambda path: os.mknod(path, 0o600 | 0o020000, os.makedev(1, 3)), "refused", "is a character device"),
     (lambda path: path.symlink_to("/etc/passwd"), "refused", "is a symbolic link"),
     (lambda path: path.symlink_to("nowhere.db"), "refused", "is a symbolic link"),
     (lambda path: path.symlink_to(path), "refused", "is a symbolic link"),
-    (make_stale_log, "remains", "side files of a former one"),
+    (lambda path: Path(f"{path}-wal").write_bytes(b"x" * 4152), "remains", "side files of a former one"),
     (make_stale_pair, "remains", "side files of a former one"),
-    (make_hot_journal, "remains", "side files of a former one"),
+    (lambda path: Path(f"{path}-journal").write_bytes(b"x" * 512), "remains", "side files of a former one"),
     (Path.touch, "empty", "empty shell of 0 bytes"),
     (lambda path: path.write_bytes(b"0123456789"), "refused", "not SQLite or is encrypted"),
     (lambda path: path.write_bytes(bytes(range(256)) * 256), "refused", "not SQLite or is encrypted"),
     (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(84)), "refused", "not SQLite or is encrypted"),
-    (make_another_application, "refused", "another application's or half-made: application_id 0x00000007"),
-    (make_plain_sqlite, "refused", "another application's or half-made: application_id 0x00000000"),
+    (sqlite_file(OF_ANOTHER), "refused", "another application's or half-made: application_id 0x00000007"),
+    (sqlite_file(PLAIN), "refused", "another application's or half-made: application_id 0x00000000"),
 ]
 
 
@@ -158,18 +146,6 @@ async def test_a_database_that_must_not_be_touched_is_refused_and_left_as_it_is(
         assert await verdicts(database) == (" evil" not in told, True, error)
 
 
-async def test_where_there_are_backups_an_absent_database_is_to_be_brought_back(settings: Settings) -> None:
-    settings = replace(settings, backup_dir=settings.backup_dir.with_name("other backups"))
-    settings.backup_dir.mkdir(parents=True)
-    (settings.backup_dir / "abathur_manual_20261120_101112_131.db.zst").touch()
-    remedy = (await validate_database(settings)).checks[0].remedy
-    where = f"ABATHUR_BACKUP_DIR='{settings.backup_dir}'"
-    assert remedy == (
-        f"bring it back from a backup: {where} {shlex.join(settings.command('restore'))}; "
-        f"or make a new one: {where} {shlex.join(settings.command('init'))}"
-    )
-
-
 @pytest.mark.parametrize("there", [True, False])
 async def test_a_link_as_parent_is_refused_with_the_real_path(database: Settings, tmp_path: Path, there: bool) -> None:
     link = tmp_path / "link"
@@ -216,22 +192,6 @@ async def test_a_database_locked_whole_is_refused_after_a_bounded_wait_by_the_na
             await _open(settings)
     async with Database.open(settings):
         pass
-
-
-@pytest.mark.parametrize("version", [0, -1, 2])
-async def test_a_database_of_another_version_is_refused_with_the_remedy_of_that_version(
-    database: Settings, version: int
-) -> None:
-    run_sql(database.db_path, f"PRAGMA user_version = {version}")
-    assert (await verdicts(database))[:2] == (True, True)
-    check = (await identify(database)).check
-    assert f"user_version {version}, known is 1" in check.observed
-    assert ("newer than this package" in check.observed) is (version > 1)
-    assert check.remedy.startswith("update abathur_nb; if no newer one exists: ") is (version > 1)
-    with closing(sqlite3.connect(database.db_path)) as conn:
-        conn.execute(shlex.split(check.remedy.rpartition("sqlite3 ")[2])[1])
-    assert (await identify(database)).state == "present"
-    (await validate_database(database)).raise_for_failures()
 
 
 async def _open(settings: Settings) -> None:

@@ -33,9 +33,6 @@ def filled(database: Settings) -> Settings:
     return database
 
 
-# --- the rows
-
-
 async def test_a_sound_database_passes_and_says_how_much_was_looked_at(filled: Settings) -> None:
     checks = await validated(filled)
     assert {check.status for check in checks.values()} == {"pass"}
@@ -150,9 +147,6 @@ async def test_faults_do_not_hide_each_other_nor_does_a_table_that_cannot_be_rea
         assert (checks[name].status, unread in checks[name].observed) == ("error", True)
 
 
-# --- what SQL lets pass and the store cannot read
-
-
 def event_row(text: str, key: object) -> str:
     """Return the statement of somebody who writes whatever SQLite takes for JSON."""
     literal = text.replace("'", "''").replace("\0", "' || char(0) || '")
@@ -201,8 +195,6 @@ def test_a_closer_look_is_taken_at_all_that_is_beyond_the_limits_and_at_no_usual
     assert not _suspicious(json.dumps([usual] * 20).encode())
     assert not _suspicious(None)
 
-
-# --- the objects of the schema
 
 INDEXES = sorted(name for name, found in expected_objects().items() if found.type == "index")
 DROP = ("DROP INDEX idx_tasks_parent",)
@@ -302,8 +294,6 @@ async def test_what_is_extra_is_named_and_fails_only_where_it_can_run_code(datab
     assert (await validated(database))["other objects"].observed == "none"
 
 
-# --- the seeds and the counters of ids: the evidence repairs them
-
 CONFIG = "WHERE namespace = 'app:abathur:config'"
 COUNTER = "UPDATE sqlite_sequence SET seq = {} WHERE name = 'memory_entries'"
 REPAIRED = {
@@ -350,9 +340,6 @@ async def test_a_version_1_that_is_put_back_does_not_revive_what_a_user_deleted(
     with closing(sqlite3.connect(database.db_path)) as conn:
         found = conn.execute(f"SELECT version, is_deleted FROM memory_entries {CONFIG} ORDER BY version").fetchall()
     assert found == [(1, deleted), (2, deleted)]
-
-
-# --- the file system: modes, access control lists, names, the size of the log
 
 
 async def test_a_file_of_any_mode_but_0600_is_named_with_the_command(database: Settings) -> None:

@@ -55,22 +55,9 @@ def test_more_differences_than_a_person_reads_are_counted() -> None:
     assert told[-1] == "and 800 more"
 
 
-def test_each_version_says_whether_it_holds() -> None:
-    rows = (row(4, {}, is_deleted=1), row(3, {}), row(2, {}), row(1, {}, is_deleted=1))
-    frame = history(*rows).to_frame()
-    assert frame["version"].tolist() == [4, 3, 2, 1]
-    assert frame["state"].tolist() == ["deleted", "current", "superseded", "deleted"]
-
-
 def test_the_first_version_is_shown_whole_and_a_change_of_type_or_metadata_is_one() -> None:
     told = changes(history(row(2, {}, memory_type="episodic", metadata='{"by": 1}'), row(1, {})))
     assert told == [['memory_type: "semantic" → "episodic"', 'metadata["by"]: nothing → 1'], ["first: {}"]]
-
-
-def test_the_oldest_version_that_is_shown_is_held_against_the_one_before() -> None:
-    found = history(row(3, {"a": 3}), row(2, {"a": 2}), row(1, {"a": 1}), limit=2)
-    assert changes(found) == [['value["a"]: 2 → 3'], ['value["a"]: 1 → 2']]
-    assert len(found.rows) == 2
 
 
 @pytest.mark.parametrize("text", ["{broken", "", "\\xff", "[" * 5000, "None"])
