@@ -134,7 +134,7 @@ SHOWS: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {  # given, how 
         {},
         3,
         (
-            *("newest validate: fail, 2026-10-04 08:00:00, run ", "sealed: missing for 1 run"),
+            *("newest validate: fail: tables, 2026-10-04 08:00:00, run ", "sealed: missing for 1 run"),
             *("pass → fail", "idx_a</td>", "it is gone", "Verdicts of 5 runs, 2026-10-01 to 2026-10-05: "),
             "p99 0.7 ms at first",
         ),
