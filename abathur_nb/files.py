@@ -11,7 +11,7 @@ import sqlite3
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from shlex import quote
@@ -300,7 +300,6 @@ _OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it
 # SQLite keeps the system's number to itself. Under these it hides that of a file that could not be made or written.
 _HIDING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 _OF_READING = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_READONLY_ROLLBACK)
-_DESCRIPTORS = 4  # a connection's: database, log, index, directory
 _WRITTEN = 256 * 1024  # bytes: a disk that was too full for a page may have some left
 
 
@@ -361,14 +360,10 @@ def ask_system(path: Path, error: sqlite3.Error | None = None) -> OSError | None
     if denied := _denied(names, os.R_OK):
         return denied
     try:
-        with ExitStack() as stack:
-            file = stack.enter_context(tempfile.TemporaryFile(dir=path.parent, buffering=0))
-            for _ in range(_DESCRIPTORS - 1):
-                stack.enter_context(Path(os.devnull).open("rb"))
+        with tempfile.TemporaryFile(dir=path.parent) as file:
             file.seek(max((os.lstat(name).st_size for name in names), default=0))
-            left = memoryview(bytes(_WRITTEN))
-            while left:
-                left = left[file.write(left) :]
+            file.write(bytes(_WRITTEN))
+            file.flush()
             os.fsync(file.fileno())
     except OSError as found:
         found.filename = str(path.parent)

@@ -244,15 +244,12 @@ def values_for(declared: Mapping[str, Parameter], given: Collection[Given], faul
     """Return the given values of those parameters that are declared, or add what is wrong with them to ``faults``."""
     values: dict[str, object] = {}
     for one in given:
-        if one.name not in declared:
-            continue
         try:
-            value = _value(declared[one.name], one)
+            if one.name in declared:
+                values[one.name] = _value(declared[one.name], one)
         except ValueError as error:
             faults.append(f"{printable(one.name)} (from {one.origin}): expected {error}, found {shown(one.text)}")
-            continue
-        values[one.name] = value
-        faults += filter(None, [declared[one.name].fault(value)])
+    faults += filter(None, (declared[name].fault(value) for name, value in values.items()))
     return values
 
 

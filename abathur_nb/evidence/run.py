@@ -27,7 +27,7 @@ from abathur_nb.evidence.ledger import RUN_ID, ledger_head, require_no_line
 from abathur_nb.evidence.record import FORMAT, RECORD, STARTED, Record, Started, Verdict, read_run, summary
 from abathur_nb.evidence.statement import signer
 from abathur_nb.files import make_private_directory, nearest_existing, os_cause, read_regular, write_durably
-from abathur_nb.health.path_on_disk import location_checks, writable_by_others
+from abathur_nb.health.path_on_disk import forbids, location_checks, writable_by_others
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import connect, explain_error, pragma
 from abathur_nb.store.schema import read_schema
@@ -123,9 +123,9 @@ def refused_before(settings: Settings, notebook: str) -> tuple[Check, ...]:
     target, known = examine(settings), notebook_named(notebook)
     if not known.judges_place:
         return (wanted(target, settings),) if target.state in known.refused_at else ()
-    location, forbidden = location_checks(settings)
+    location = location_checks(settings)
     refused = (target.check,) if target.state in known.refused_at else ()
-    return (*refused, *(check for check in location if forbidden and check.failed))
+    return (*refused, *(check for check in location if forbids(location) and check.failed))
 
 
 def unrecorded(settings: Settings, notebook: str, parameters: Mapping[str, object]) -> str:

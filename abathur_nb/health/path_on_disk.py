@@ -5,7 +5,7 @@ import os
 import pwd
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from shlex import join, quote
 
@@ -25,34 +25,36 @@ _ALL = os.R_OK | os.W_OK | os.X_OK  # of a directory: to force the names in it t
 _LOG_S, _FRAMES_A_SECOND = 10, 10_000  # the least time for a look at the log, and what a slow machine sums up
 
 
-def location_checks(settings: Settings) -> tuple[list[Check], bool]:
-    """Check the directory, its file system and the free disk, and return whether any forbids a database. Read-only."""
+def location_checks(settings: Settings) -> list[Check]:
+    """Check the directory, its file system and the free disk; see ``forbids``. Read-only."""
     folder = settings.db_path.parent
     try:
         place = nearest_existing(folder)
-        judged = [*directory_checks(settings), _file_system(settings, place), _free_disk(settings, place)]
-        judged += [(check, False) for check in mounted_files(settings.db_path)]
+        found = [*directory_checks(settings), _file_system(settings, place), _free_disk(settings, place)]
+        return [*found, *mounted_files(settings.db_path)]
     except OSError as error:  # a directory that was there has vanished
         fault = explain_error(folder, error)
-        return [Check("directory", "fail", "a directory that stays", fault.observed, fault.remedy)], True
-    return [check for check, _ in judged], any(forbids for _, forbids in judged)
+        return [_judged("directory", "refuse", "a directory that stays", fault.observed, fault.remedy)]
 
 
-def directory_checks(settings: Settings) -> list[tuple[Check, bool]]:
-    """Check the database's directory and those above it; return each with whether it forbids one. Read-only."""
+def directory_checks(settings: Settings) -> list[Check]:
+    """Check the database's directory and those above it; see ``forbids``. Read-only."""
     return [_directory(settings), _above(settings)]
 
 
-def _judged(
-    check_id: str, severity: Severity | None, expected: str, observed: str, remedy: str = ""
-) -> tuple[Check, bool]:
-    """Return a check of this severity, which passes without one, and whether it forbids a database."""
-    if severity is None:
-        return Check(check_id, "pass", expected, observed), False
-    return Check(check_id, "warn" if severity == "warn" else "fail", expected, observed, remedy), severity == "refuse"
+def forbids(checks: Iterable[Check]) -> bool:
+    """Return whether one of these checks of a place forbids a database there, where others only fail."""
+    return any(check.data.get("forbids") for check in checks)
 
 
-def _directory(settings: Settings) -> tuple[Check, bool]:
+def _judged(check_id: str, severity: Severity | None, expected: str, observed: str, remedy: str = "") -> Check:
+    """Return a check of this severity; without one it passes."""
+    status: Status = "pass" if severity is None else "warn" if severity == "warn" else "fail"
+    data = {"forbids": True} if severity == "refuse" else {}
+    return Check(check_id, status, expected, observed, remedy if severity else "", data=data)
+
+
+def _directory(settings: Settings) -> Check:
     """Check who owns and may use the database's directory; a missing one will be made."""
     folder, me = settings.db_path.parent, user_name(os.geteuid())
     install, for_another = install_command(settings, folder), _is_for_another(settings)
@@ -91,7 +93,7 @@ def _directory(settings: Settings) -> tuple[Check, bool]:
     return _judged("directory", severity, expected, observed, remedy)
 
 
-def _above(settings: Settings) -> tuple[Check, bool]:
+def _above(settings: Settings) -> Check:
     """Check the directories above the database's: whoever may rename an entry of one can swap the database."""
     folder, severity = settings.db_path.parent, settings.on_shared_directory
     trusted = {0, os.geteuid(), *([os.lstat(folder).st_uid] if os.path.lexists(folder) else [])}
@@ -141,26 +143,19 @@ def _is_our_own(settings: Settings) -> bool:
 
 def _is_for_another(settings: Settings) -> bool:
     """Return whether the database is to belong to another user than the one who runs this."""
-    account = settings.service_account
-    if account in ("", user_name(os.geteuid())):
-        return False
-    uid = _uid_of(account)  # a machine for trials has no such account, and the path is another
-    return settings.is_own_path if uid is None else uid != os.geteuid()
-
-
-def _uid_of(account: str) -> int | None:
-    try:
-        return pwd.getpwnam(account).pw_uid
-    except (KeyError, ValueError):  # a NUL or what can't be encoded is a ValueError
-        return None
+    # A machine for trials has no such account, and a path of one's own.
+    return settings.is_own_path and settings.service_account not in ("", user_name(os.geteuid()))
 
 
 def install_command(settings: Settings, folder: Path) -> str:
     """Return the command that makes ``folder`` as a database of this environment wants it, and its owner if need be."""
     name = settings.service_account or user_name(os.geteuid())
     user = quote(name.removeprefix("#"))  # install takes a bare number
-    known = user.isdecimal() or _uid_of(name) is not None
-    make_account = "" if known else f"sudo useradd --system --user-group {user} && "
+    make_account = ""
+    try:
+        pwd.getpwnam(name)
+    except (KeyError, ValueError):  # a NUL or what can't be encoded is a ValueError
+        make_account = "" if user.isdecimal() else f"sudo useradd --system --user-group {user} && "
     return f"{make_account}sudo install -d -o {user} -m 700 {quote(str(folder))}"
 
 
@@ -186,7 +181,7 @@ def _has_access_list(path: Path) -> bool:
         return False
 
 
-def _file_system(settings: Settings, place: Path) -> tuple[Check, bool]:
+def _file_system(settings: Settings, place: Path) -> Check:
     name = file_system(place)
     kind = kind_of(name)
     by_kind: dict[str, Severity] = {
@@ -212,7 +207,7 @@ def free_mb(path: Path) -> float:
     return shutil.disk_usage(path).free / MB
 
 
-def _free_disk(settings: Settings, place: Path) -> tuple[Check, bool]:
+def _free_disk(settings: Settings, place: Path) -> Check:
     free, low = free_mb(place), settings.min_free_mb
     enough = max(low, settings.recommended_free_mb)
     severity: Severity | None = "fail" if free < low else "warn" if free < enough else None

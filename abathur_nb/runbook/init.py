@@ -14,7 +14,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import fsync, make_private_file, os_cause, private_directory, scratch_directory, sweep
 from abathur_nb.health.checks import database_checks, file_checks
-from abathur_nb.health.path_on_disk import FILE_MODES, directory_checks, file_modes, location_checks
+from abathur_nb.health.path_on_disk import FILE_MODES, directory_checks, file_modes, forbids, location_checks
 from abathur_nb.report import Check, Report, id_of, run_check
 from abathur_nb.runbook.preflight import behaviour
 from abathur_nb.store.connection import connect, connection_pragmas, explain_error, pragma
@@ -72,12 +72,12 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
 
 async def _is_forbidden(settings: Settings, dry_run: bool, checks: list[Check]) -> bool:
     """Check the place of a database to be made, and return whether it forbids one."""
-    location, forbidden = location_checks(settings)
+    location = location_checks(settings)
     checks += location
     if (lost := strays_check(settings.db_path)).failed:  # a process has a deleted database open, and refuses to use it
         checks.append(replace(lost, status="warn"))
-    if forbidden or dry_run:
-        return forbidden
+    if dry_run or forbids(location):
+        return forbids(location)
     # Where the name of the file system only warns, its behaviour is tried.
     if any(check.id == "file_system" and check.status == "warn" for check in location):
         checks.append(await behaviour(settings))
@@ -87,9 +87,8 @@ async def _is_forbidden(settings: Settings, dry_run: bool, checks: list[Check]) 
 
 async def _is_not_valid(settings: Settings, dry_run: bool, checks: list[Check]) -> bool:
     """Check the database that is there, and return whether init refuses it. Changes no byte of it."""
-    judged = directory_checks(settings)
-    place = [check for check, _ in judged]
-    if any(check.failed and forbids for check, forbids in judged):
+    place = directory_checks(settings)
+    if forbids(place):
         checks += place
         return True
     found = await file_checks(settings)

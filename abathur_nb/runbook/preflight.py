@@ -15,7 +15,7 @@ import aiosqlite
 from abathur_nb.config.parameters import said
 from abathur_nb.config.settings import Settings
 from abathur_nb.files import make_private_file, nearest_existing, scratch_directory, sweep
-from abathur_nb.health.path_on_disk import ELSEWHERE, install_command, location_checks
+from abathur_nb.health.path_on_disk import ELSEWHERE, forbids, install_command, location_checks
 from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.store.connection import connect, pragma, run_to_end
 from abathur_nb.store.target import identify
@@ -47,7 +47,7 @@ async def preflight(settings: Settings, *, team_trained: str | None = None) -> R
     """
     trained = said("team trained on procedures", team_trained, check_id="team_trained")
     folder = settings.db_path.parent
-    location, refused = location_checks(settings)
+    location = location_checks(settings)
     found: list[str] = []
 
     async def identified() -> Check:
@@ -61,7 +61,7 @@ async def preflight(settings: Settings, *, team_trained: str | None = None) -> R
         run_check("database_file", identified, remedy=remedy),
     )
     checks = (*_software(), _wal_reset_race(settings), *location, tried, target, _backups(settings), trained)
-    refused = refused or "refused" in found
+    refused = forbids(location) or "refused" in found
     if not refused:
         sweep(nearest_existing(folder))
     return Report("preflight", checks, subject=str(settings.db_path), refused=refused)

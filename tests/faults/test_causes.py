@@ -215,10 +215,7 @@ def test_a_limit_of_file_size_is_no_full_disk(at: tuple[str, str], three: Settin
 
 @pytest.mark.parametrize("verb", sampled(("init", "backup", "restore", "rollback", "benchmark", "store"), "restore"))
 def test_a_limit_of_open_files_is_named(verb: str, three: Settings, tmp_path: Path) -> None:
-    found = [in_a_process(LIMITED + AND_RUN, three, verb, left) for left in (0, 6)]
-    struck = ["as many files open as it may" in text for text in found]
-    assert struck == sorted(struck, reverse=True), found  # until there are enough
-    assert struck[0], found
+    assert "as many files open as it may" in in_a_process(LIMITED + AND_RUN, three, verb, 0)
     assert left_in(tmp_path)
 
 

@@ -39,7 +39,7 @@ from sampling import sampled
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.files import scratch_directory
-from abathur_nb.health.path_on_disk import install_command, location_checks, writable_by_others
+from abathur_nb.health.path_on_disk import forbids, install_command, location_checks, writable_by_others
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.init import initialize_database
 from abathur_nb.runbook.preflight import _software, _wal_reset_race, preflight
@@ -565,9 +565,9 @@ async def test_a_full_file_system_could_not_be_tried_and_nothing_is_left(mounted
 
 def test_free_disk_has_two_limits(settings: Settings) -> None:
     for low, enough, status in ((0, 0, "pass"), (0, 10**9, "warn"), (10**9, 10**9, "fail")):
-        found, refused = location_checks(replace(settings, min_free_mb=low, recommended_free_mb=enough))
+        found = location_checks(replace(settings, min_free_mb=low, recommended_free_mb=enough))
         (check,) = (check for check in found if check.name == "free disk")
-        assert (check.status, refused) == (status, False)
+        assert (check.status, forbids(found)) == (status, False)
 
 
 # --- the directory
@@ -624,9 +624,9 @@ def test_an_access_list_lets_others_write_behind_a_private_group(tmp_path: Path,
         folder.chmod(0o750)
         for perms, status in ((5, "warn" if folder == own else "pass"), (7, "fail")):
             grant_by_acl(folder, 65534, perms, mask=perms)
-            checks, refused = location_checks(resolve("staging", db_path=path))
+            checks = location_checks(resolve("staging", db_path=path))
             found = {check.name: check.status for check in checks}
-            assert (found[name], refused) == (status, status == "fail")
+            assert (found[name], forbids(checks)) == (status, status == "fail")
 
 
 # --- the directories above
@@ -740,8 +740,8 @@ def test_a_missing_directory_is_made_for_the_one_who_is_to_own_it_or_warns(tmp_p
     ):
         settings = resolve("production", db_path=tmp_path / "none" / "x.db")
         settings = replace(settings, service_account=account, origins={"db_path": origin})
-        (check, *_), refused = location_checks(settings)
-        assert (check.status, refused) == (status, False), account
+        check, *others = location_checks(settings)
+        assert (check.status, forbids([check, *others])) == (status, False), account
         if account == "nobody":
             assert check.observed == f"{tmp_path}/none will be made 0700 for {ME}, not for nobody"
             assert check.remedy.startswith("sudo install -d -o nobody -m 700 ")
@@ -767,10 +767,11 @@ def test_the_install_command_makes_a_directory_of_the_account(tmp_path: Path) ->
 
 
 AS_OTHER = """
-from abathur_nb.health.path_on_disk import location_checks
+from abathur_nb.health.path_on_disk import forbids, location_checks
 for name in sys.argv[1:]:
     settings = nb.resolve("production", db_path=name)
-    (directory, *_), refused = location_checks(settings)
+    found = location_checks(settings)
+    directory, refused = found[0], forbids(found)
     report = asyncio.run(nb.preflight(settings))
     print("|".join((directory.status, str(refused), str(report.refused), directory.observed, directory.remedy)))
 """
