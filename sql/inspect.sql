@@ -55,9 +55,26 @@ SELECT
     (SELECT * FROM pragma_user_version) AS user_version,
     (SELECT * FROM pragma_encoding) AS encoding;
 
+-- name: references
+-- The rows of our tables whose reference leads nowhere, at most a number: by which columns each refers to what, and what
+-- to select for the values of these columns and of its key.
+SELECT
+    f."table" AS "table", f.rowid AS number, f.parent,
+    (SELECT group_concat("from", ', ') FROM pragma_foreign_key_list(f."table") WHERE id = f.fkid) AS columns,
+    (SELECT group_concat(ifnull("to", 'key'), ', ') FROM pragma_foreign_key_list(f."table") WHERE id = f.fkid) AS targets,
+    (SELECT group_concat(printf('"%w"', "from")) FROM pragma_foreign_key_list(f."table") WHERE id = f.fkid) AS refers,
+    (SELECT group_concat(printf('"%w"', name)) FROM pragma_table_info(f."table") WHERE pk) AS keys,
+    count(*) OVER () AS total
+FROM (
+    SELECT name FROM sqlite_master WHERE type = 'table' AND name IN (SELECT value FROM json_each(:tables))
+) AS ours, pragma_foreign_key_check(ours.name) AS f
+LIMIT :limit;
+
 -- name: sequences
--- The last id that each table with AUTOINCREMENT assigned, and the largest that it holds.
-SELECT tables.name, sequence.seq, typeof(sequence.seq) AS kind, tables.largest
+-- The counters of ids that would give an id out twice, or after which every insert fails, with what repairs each.
+SELECT
+    tables.name, sequence.seq, tables.largest, printf('DELETE FROM sqlite_sequence WHERE name = %Q', tables.name) AS clear,
+    printf('INSERT INTO sqlite_sequence VALUES (%Q, %d)', tables.name, ifnull(tables.largest, 0)) AS repair
 FROM (
     SELECT 'memory_entries' AS name, (SELECT max(id) FROM memory_entries) AS largest
     UNION ALL SELECT 'document_index', (SELECT max(id) FROM document_index)
@@ -66,7 +83,21 @@ FROM (
     UNION ALL SELECT 'metrics', (SELECT max(id) FROM metrics)
 ) AS tables
 LEFT JOIN sqlite_sequence AS sequence ON sequence.name = tables.name COLLATE NOCASE
-WHERE sequence.seq IS NOT NULL OR tables.largest IS NOT NULL;
+WHERE (sequence.seq IS NOT NULL OR tables.largest IS NOT NULL) AND NOT (
+    typeof(sequence.seq) = 'integer' AND sequence.seq BETWEEN ifnull(tables.largest, 0) AND 4611686018427387903
+);
+
+-- name: restore_seed
+-- The statement that gives a seed its content again in place, because audit rows refer to the row by its id. What a user
+-- deleted, it does not revive.
+SELECT printf(
+    'INSERT INTO memory_entries (namespace, key, value, memory_type, metadata, created_by, updated_by, version, is_deleted)'
+    || ' VALUES (%Q, %Q, %Q, %Q, %Q, %Q, %Q, %d,'
+    || ' (SELECT ifnull(min(is_deleted), 0) FROM memory_entries WHERE namespace = %Q AND key = %Q))'
+    || ' ON CONFLICT (namespace, key, version) DO UPDATE SET value = excluded.value, memory_type = excluded.memory_type,'
+    || ' metadata = excluded.metadata, created_by = excluded.created_by, updated_by = excluded.updated_by',
+    :namespace, :key, :value, :memory_type, :metadata, :created_by, :updated_by, :version, :namespace, :key
+) AS sql;
 
 -- name: large_sessions
 -- The columns of sessions larger than a number of bytes, the largest first.

@@ -1,6 +1,7 @@
 """Validate: whether a database is sound, is ours, and has the objects and seeds of ``sql/`` (sections 2.7 and 4)."""
 
 import asyncio
+import json
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +33,6 @@ _COMPUTED = 3  # values for one index, each as long as one may be
 _SOUND = "integrity_check says ok"
 _MOST = 1000  # objects of others that a check shows in full
 _CONTENT = ("value", "metadata", "memory_type", "created_by", "updated_by")  # of a seed
-_LAST_ID = 2**63 - 1
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
 
 # What integrity_check says of a row that breaks a rule, which is a fault of the row and not of the file; and of an
@@ -166,10 +166,8 @@ async def integrity_check(conn: Connection, restore: str) -> Check:
     messages = [message for message in messages if message not in aside]
     if not messages:
         observed = f"ok, but for {some(aside)}" if aside else "ok"
-        remedy, data = (
-            "see who made that table or index: *other objects* names it",
-            {"is_corrupt": False, "indexes": []},
-        )
+        remedy = "see who made that table or index: *other objects* names it"
+        data: dict[str, Any] = {"is_corrupt": False, "indexes": []}
         return Check.that("integrity", not aside, _SOUND, observed, remedy, "warn", aside, data=data)
     corrupt = [message for message in messages if not _OF_ROW.match(message)]
     # The indexes to be made anew, where these are all that is damaged.
@@ -222,28 +220,21 @@ def _check_by_table(conn: sqlite3.Connection) -> tuple[list[str], list[str]]:
 
 
 async def _foreign_keys(conn: Connection) -> Check:
-    ours = ", ".join(f"'{name}'" for name in schema.expected_tables())
-    rows = await conn.execute_fetchall(
-        'SELECT f."table", f.rowid, f.parent, f.fkid, count(*) OVER () AS total'
-        f" FROM (SELECT name FROM sqlite_master WHERE type = 'table' AND name IN ({ours})) AS ours,"
-        f" pragma_foreign_key_check(ours.name) AS f LIMIT {NAMED}"
-    )
-    evidence = [await _reference(conn, *row[:-1]) for row in rows]
-    observed = f"{counted(next((row['total'] for row in rows), 0), 'reference')} without a row"
+    given = {"tables": json.dumps(schema.expected_tables()), "limit": NAMED}
+    rows = list(await conn.execute_fetchall(load_queries("inspect.sql")["references"].sql, given))
+    evidence = [await _reference(conn, row) for row in rows]
+    observed = f"{counted(rows[0]['total'] if rows else 0, 'reference')} without a row"
     return Check.that("foreign_keys", not rows, "every reference has its row", observed, evidence=evidence)
 
 
-async def _reference(conn: Connection, table: str, rowid: int, parent: str, fkid: int) -> str:
-    """Return which row refers by which column to what, for a row of foreign_key_check."""
-    refers = 'SELECT "from", ifnull("to", \'key\') FROM pragma_foreign_key_list(?) WHERE id = ? ORDER BY seq'
-    keys = "SELECT name FROM pragma_table_info(?) WHERE pk ORDER BY pk"
-    columns, targets = zip(*await conn.execute_fetchall(refers, (table, fkid)), strict=True)
-    wanted = [*columns, *(name for (name,) in await conn.execute_fetchall(keys, (table,)))]
-    row = f"SELECT {', '.join(map(schema.quoted, wanted))} FROM {schema.quoted(table)} WHERE rowid = ?"
-    ((*values,),) = await conn.execute_fetchall(row, (rowid,))
-    referring = ", ".join(shown(stored(value)) for value in values[: len(columns)])
-    key = named_row(rowid, *values[len(columns) :])
-    return f"{table}.{', '.join(columns)}: {referring} is not in {parent}.{', '.join(targets)}, by key: {key}"
+async def _reference(conn: Connection, found: sqlite3.Row) -> str:
+    """Return which row refers by which column to what."""
+    of = f"FROM {schema.quoted(found['table'])} WHERE rowid = {found['number']}"
+    ((*values,),) = await conn.execute_fetchall(f"SELECT {found['refers']} {of}")
+    ((*key,),) = await conn.execute_fetchall(f"SELECT {found['keys']} {of}")
+    referring = ", ".join(shown(stored(value)) for value in values)
+    told = f"{found['table']}.{found['columns']}: {referring} is not in {found['parent']}.{found['targets']}"
+    return f"{told}, by key: {named_row(found['number'], *key)}"
 
 
 async def objects_check(live: Mapping[str, schema.SchemaObject], check_id: str, kind: str) -> Check:
@@ -260,10 +251,8 @@ async def objects_check(live: Mapping[str, schema.SchemaObject], check_id: str, 
             evidence += [f"-- found: {_one_line(live[name].sql)};", f"DROP INDEX {name}; {_one_line(ours[name].sql)};"]
     observed = f"{count - len(found.missing)} {check_id}" + (f"; {words}" if words else ", each as in sql/")
     remedy = "restore a backup, or make the table again as in sql/ and copy its rows" if kind == "table" else ""
-    expected, data = (
-        f"the {count} of sql/, each with the same SQL",
-        {"missing": found.missing, "altered": found.altered},
-    )
+    expected = f"the {count} of sql/, each with the same SQL"
+    data = {"missing": found.missing, "altered": found.altered}
     return Check.that(check_id, not words, expected, observed, remedy, evidence=evidence, data=data)
 
 
@@ -317,13 +306,8 @@ def _difference(expected: str, found: str) -> str:
 
 async def sequences_check(conn: Connection) -> Check:
     """Check the counters of AUTOINCREMENT against the ids that there are. Read-only."""
-    rows = await conn.execute_fetchall(load_queries("inspect.sql")["sequences"].sql)
-    # Below the largest id it would give one out twice; after the last id every insert fails.
-    wrong = [row for row in rows if row["kind"] != "integer" or not (row["largest"] or 0) <= row["seq"] < _LAST_ID // 2]
-    repairs = []
-    for row in wrong:
-        repairs.append(f"DELETE FROM sqlite_sequence WHERE name = '{row['name']}'")
-        repairs.append(f"INSERT INTO sqlite_sequence VALUES ('{row['name']}', {row['largest'] or 0})")
+    wrong = list(await conn.execute_fetchall(load_queries("inspect.sql")["sequences"].sql))
+    repairs = [statement for row in wrong for statement in (row["clear"], row["repair"])]
     expected = "each counter of ids is a number, and not below the largest id of its table"
     observed = ", ".join(f"{row['name']} {shown(row['seq'])}, largest {row['largest']}" for row in wrong) or "right"
     evidence, data = [f"{statement};" for statement in repairs], {"statements": repairs}
@@ -343,26 +327,12 @@ async def seeds_check(conn: Connection) -> Check:
         wrong = [name for name in _CONTENT if row and row[name] != getattr(seed, name)]
         if row is None or wrong:
             faults[seed] = f"holds {shown(row[wrong[0]])} as its {wrong[0]}" if row else "is missing"
-    restoring = {seed: _restoring(seed) for seed in faults}
-    evidence = []
+    restoring, evidence = [], list[str]()
     for seed, fault in faults.items():
-        name = f"{seed.namespace} / {seed.key}: version {seed.version}"
-        evidence += [f"-- {name} {fault}", f"{restoring[seed]};"]
+        ((sql,),) = await conn.execute_fetchall(load_queries("inspect.sql")["restore_seed"].sql, seed._asdict())
+        evidence += [f"-- {seed.namespace} / {seed.key}: version {seed.version} {fault}", f"{sql};"]
+        restoring.append({"namespace": seed.namespace, "key": seed.key, "sql": sql})
     expected = f"version 1 of each of the {len(seeds)}, with its content"
     observed = f"{len(seeds) - len(faults)} of {len(seeds)}" + (f"; {newer} with later versions" if newer else "")
-    data = {"restored_by": [{"namespace": s.namespace, "key": s.key, "sql": sql} for s, sql in restoring.items()]}
+    data = {"restored_by": restoring}
     return Check.that("seed_memories", not faults, expected, observed, evidence=evidence, data=data)
-
-
-def _restoring(seed: schema.SeedRow) -> str:
-    """Return the statement that gives a seed back its content, in place: audit rows refer to the row by its id."""
-    row = {name: str(value).replace("'", "''") for name, value in seed._asdict().items()}
-    same = f"namespace = '{row['namespace']}' AND key = '{row['key']}'"
-    # What a user deleted, a version 1 that is put back does not revive.
-    deleted = f"(SELECT ifnull(min(is_deleted), 0) FROM memory_entries WHERE {same})"
-    content = [name for name in row if name not in ("namespace", "key", "version")]
-    values = ", ".join(value if name == "version" else f"'{value}'" for name, value in row.items())
-    return (
-        f"INSERT INTO memory_entries ({', '.join(row)}, is_deleted) VALUES ({values}, {deleted}) "
-        f"ON CONFLICT (namespace, key, version) DO UPDATE SET {', '.join(f'{n} = excluded.{n}' for n in content)}"
-    )
