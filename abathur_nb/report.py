@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from abathur_nb.errors import AbathurError, ChecksFailedError, bound_reached
 from abathur_nb.files import os_cause
-from abathur_nb.text import COLOURS, html_cell, html_table, printable, utc_now
+from abathur_nb.text import COLOURS, html_cell, html_table, printable, some, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +29,7 @@ _MARKS: dict[Status, str] = {
 _WORST_FIRST: dict[Status, int] = {"error": 0, "fail": 1, "warn": 2}  # the rest come last, in the order of their making
 _FAILURES_NAMED = 6  # checks that the error of a failed report names
 _SHOWN_PASSED = 30  # more checks that passed than this are folded away
+_PRE = "<pre style='font-family:monospace;background:none;white-space:pre-wrap'>"
 _SHOWN_OPEN = 5  # more pieces of evidence than this are folded away
 
 
@@ -138,14 +139,10 @@ class Report:
         if self.ok:
             return
         failed = [check for check in self.checks if check.failed]
-        named = [f"{check.name}: {check.observed.partition(chr(10))[0][:200]}" for check in failed[:_FAILURES_NAMED]]
-        if len(failed) > _FAILURES_NAMED:
-            named.append(f"and {len(failed) - _FAILURES_NAMED} more")
+        named = [f"{check.name}: {check.observed.partition(chr(10))[0][:200]}" for check in failed]
         verdict = "refused" if self.refused else f"{len(failed)} of {len(self.checks)} checks failed"
-        raise ChecksFailedError(
-            f"{self.title} of {self.subject}: {verdict}: {' | '.join(named)}. The report says what to do.",
-            report=self,
-        )
+        words = f"{self.title} of {self.subject}: {verdict}: {some(named, _FAILURES_NAMED, ' | ')}"
+        raise ChecksFailedError(f"{words}. The report says what to do.", report=self)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return the checks as a pandas frame, one row a check, in the order in which they were made."""
@@ -189,13 +186,10 @@ class Report:
         lines = [self.summary, f"  {self.subject} · {self.finished_at} UTC"]
         for check in self._worst_first():
             lines.append(f"{_MARKS[check.status]:<16} {check.name}: {check.observed}")
-            if check.status == "pass":
-                continue
+            evidence, left = check.evidence[:_SHOWN_OPEN], len(check.evidence) - _SHOWN_OPEN
             details = [("expected", check.expected), ("what to do", check.remedy)]
-            details += [("evidence", line) for line in check.evidence[:_SHOWN_OPEN]]
-            if len(check.evidence) > _SHOWN_OPEN:
-                details.append(("evidence", f"and {len(check.evidence) - _SHOWN_OPEN} more"))
-            lines += [f"{'':17}{label}: {text}" for label, text in details if text]
+            details += [("evidence", line) for line in (*evidence, *([f"and {left} more"] if left > 0 else []))]
+            lines += [f"{'':17}{label}: {text}" for label, text in details if text and check.status != "pass"]
         return "\n".join(lines)
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
@@ -221,20 +215,15 @@ class Report:
 def _table(checks: Sequence[Check]) -> str:
     width = 5 if any(check.remedy for check in checks) else 4
     heads = ("", "check", "expected", "observed", "what to do")[:width]
-    return html_table(heads, (_cells(check)[:width] for check in checks)) if checks else ""
-
-
-def _cells(check: Check) -> list[str]:
-    evidence = ""
-    if check.evidence:
+    rows = []
+    for check in checks:
         opened = " open" if check.failed and len(check.evidence) <= _SHOWN_OPEN else ""
-        evidence = (
-            f"<details{opened}><summary>evidence: {len(check.evidence)}</summary>"
-            "<pre style='font-family:monospace;background:none;white-space:pre-wrap'>"
-            f"{escape(chr(10).join(check.evidence))}</pre></details>"
-        )
-    before, after = (_MARKS[check.status], check.name, check.expected), (check.remedy,)
-    return [*map(html_cell, before), html_cell(check.observed, evidence), *map(html_cell, after)]
+        evidence = f"<details{opened}><summary>evidence: {len(check.evidence)}</summary>{_PRE}"
+        evidence += f"{escape(chr(10).join(check.evidence))}</pre></details>"
+        cells = [*map(html_cell, (_MARKS[check.status], check.name, check.expected))]
+        cells += [html_cell(check.observed, evidence if check.evidence else ""), html_cell(check.remedy)]
+        rows.append(cells[:width])
+    return html_table(heads, rows) if checks else ""
 
 
 def _md(text: str) -> str:

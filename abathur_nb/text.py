@@ -110,9 +110,9 @@ def did_you_mean(found: str, names: Collection[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def some(names: Sequence[str], most: int = 20) -> str:
+def some(names: Sequence[str], most: int = 20, between: str = ", ") -> str:
     """Return the first names as text, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    return between.join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def clipped(before: str, after: str) -> list[str]:
