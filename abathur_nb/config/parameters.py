@@ -8,7 +8,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -61,8 +61,7 @@ def said_fault(name: str, answer: object) -> str:
         day = date.fromisoformat(match["day"])
     except ValueError:
         return f"{name}: expected a person's name and a date, as in {FORM}, found {shown(answer)}"
-    # Of here and of UTC the later: east of Greenwich the day begins before that of UTC.
-    today = max(datetime.now(UTC).date(), datetime.now().astimezone().date())
+    today = (datetime.now(UTC) + timedelta(hours=14)).date()  # where it is latest
     return f"{name}: expected a date of today or before, as in {FORM}, found {day}" if day > today else ""
 
 
@@ -113,11 +112,9 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
     parameters = {}
     for name, value, annotation in literal_assignments(ast.parse(source)):
         kind = type(value) if annotation is None and value is not None else None
-        # A name, or a quoted type: neither runs anything when the cell does.
-        if isinstance(annotation, ast.Name):
-            kind = _TYPES.get(annotation.id)
-        elif isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-            kind = _TYPES.get(annotation.value.removeprefix("Optional[").removesuffix("]"))
+        match annotation:  # a name, or a quoted type: neither runs anything when the cell does
+            case ast.Name(id=word) | ast.Constant(value=str(word)):
+                kind = _TYPES.get(word.removeprefix("Optional[").removesuffix("]"))
         if kind is None:
             expected = f"expected a type such as {name}: str or {name}: 'Optional[str]'"
             raise ConfigurationError(f"parameter {name}: {expected}")
@@ -130,12 +127,12 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
 
 def check_parameters(declared: Mapping[str, Parameter], given: Mapping[str, object]) -> list[str]:
     """Return every fault of the ``given`` values: names that are not declared, types, ranges."""
-    faults = []
-    for name, value in given.items():
-        if name in declared:
-            faults.append(declared[name].fault(value))
-        elif name not in _PAPERMILL_NAMES or not isinstance(value, str):
-            faults.append(_undeclared(shown(name), name, declared))
+    of_papermill = {name for name in _PAPERMILL_NAMES if isinstance(given.get(name), str)}
+    faults = (
+        declared[name].fault(value) if name in declared else _undeclared(shown(name), name, declared)
+        for name, value in given.items()
+        if name not in of_papermill
+    )
     return [fault for fault in faults if fault]
 
 
@@ -146,19 +143,15 @@ def _undeclared(words: str, name: str, declared: Collection[str]) -> str:
 def literal_assignments(tree: ast.Module) -> Iterator[tuple[str, Any, ast.expr | None]]:
     """Yield (name, value, annotation) of each statement; raise ConfigurationError for any other statement."""
     for statement in tree.body:
-        annotation: ast.expr | None = None
+        name, value, annotation = "", None, None
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                value = statement.value
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                value, annotation = statement.value, statement.annotation
         try:
-            match statement:
-                case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                    pass
-                case ast.AnnAssign(
-                    target=ast.Name(id=name), annotation=ast.expr() as annotation, value=ast.expr() as value
-                ):
-                    pass
-                case _:
-                    raise ValueError
-            literal = ast.literal_eval(value)
-        except (ValueError, TypeError, MemoryError, RecursionError):
+            literal = ast.literal_eval(value or "")
+        except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
             found = shown(ast.unparse(statement))
             raise ConfigurationError(f"expected `name = literal value`, found {found}") from None
         yield name, literal, annotation
@@ -172,10 +165,7 @@ _YAML_NULLS = ("null", "Null", "NULL", "~", "")
 _FORMS = {  # what a value of a type looks like, without a guess, and its name
     bool: (re.compile("True|False"), "True or False"),
     int: (re.compile("0|-?[1-9][0-9]{0,99}"), "a whole number in plain digits"),
-    float: (
-        re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?"),
-        "a number in plain digits, with a decimal point if need be",
-    ),
+    float: (re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?"), "a number in plain digits"),
 }
 
 
