@@ -7,10 +7,11 @@ import sqlite3
 import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from contextlib import suppress
+from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from html import escape
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_type_hints
@@ -144,6 +145,7 @@ ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 _PATHS = ("db_path", "backup_dir", "archive_dir")
 _BESIDE_THE_DATA = {"backup_dir": "backups", "archive_dir": "runs"}
+_TYPES = get_type_hints(Settings)
 _SETTABLE = {setting.name: setting.metadata["meaning"] for setting in fields(Settings) if setting.metadata}
 SECRET_SETTINGS = tuple(setting.name for setting in fields(Settings) if setting.metadata.get("secret"))
 _Layer = dict[str, tuple[object, str]]  # a value by the name of its setting, and where it came from
@@ -183,32 +185,25 @@ def resolve(
     arguments = {"db_path": db_path, "backup_dir": backup_dir, "archive_dir": archive_dir}
     layers |= {name: (value, "argument") for name, value in arguments.items() if value is not None}
 
-    values = {name: value for name, (value, _) in layers.items()}
+    values: dict[str, Any] = {name: value for name, (value, _) in layers.items()}
     origins = {name: source for name, (_, source) in layers.items()}
     # A value other than true or false is a fault of its own; no relative path is reported for it.
-    relative_paths = values.get("relative_paths", False) is not False
-    for name in _PATHS:
-        if name in values:
-            try:
-                values[name] = absolute_path(name, values[name], origins[name], relative=relative_paths)
-            except ConfigurationError as error:
-                values[name], faults = None, [*faults, *error.faults]
-    if "db_path" not in layers and not faults:
+    relative = values.get("relative_paths", False) is not False
+    for setting in (setting for setting in fields(Settings) if setting.name in values):
+        try:
+            values[setting.name] = _read(setting, values[setting.name], origins[setting.name], relative)
+        except ConfigurationError as error:
+            faults += error.faults
+    if "db_path" not in values and not faults:
         faults.append(f"db_path: environment {env!r} names none; add it to its table in the settings file")
-    data = values.get("db_path")
-    for name, folder in _BESIDE_THE_DATA.items():
-        # A default backup directory belongs to the default database only.
-        if name not in values or (origins[name] == "default" != origins.get("db_path")):
-            values[name] = data.parent / folder if isinstance(data, Path) else Path(folder)
-            origins[name] = "beside the data"
-    for name, value in values.items():
-        if isinstance(value, str) and name not in SECRET_SETTINGS:
-            faults += filter(None, [url_fault(f"{name} (from {origins[name]})", value)])
-    origins["env"] = "default" if env == "development" else "argument"
-    checked = _checked({name: value for name, value in values.items() if name not in _PATHS}, origins, faults)
     if faults:
         raise ConfigurationError(faults)
-    return Settings(env=env, **{k: values[k] for k in _PATHS}, **checked, origins=MappingProxyType(origins))  # type: ignore[arg-type]
+    for name, folder in _BESIDE_THE_DATA.items():
+        # A default backup directory belongs to the default database only.
+        if name not in values or (origins[name] == "default" != origins["db_path"]):
+            values[name], origins[name] = values["db_path"].parent / folder, "beside the data"
+    origins["env"] = "default" if env == "development" else "argument"
+    return Settings(env=env, **values, origins=MappingProxyType(origins))
 
 
 def _read_environments(faults: list[str]) -> dict[str, _Layer]:
@@ -242,12 +237,12 @@ def _read_environments(faults: list[str]) -> dict[str, _Layer]:
 def _variables(faults: list[str]) -> _Layer:
     """Return the settings given as ``ABATHUR_…``; a near miss of one is a fault, other programs' names are not."""
     found: _Layer = {}
-    names, kinds = {f"ABATHUR_{name.upper()}": name for name in _SETTABLE}, get_type_hints(Settings)
+    names = {f"ABATHUR_{name.upper()}": name for name in _SETTABLE}
     for variable, value in os.environ.items():
         if name := names.get(variable):
             # A variable is always text, and a truth value in the file never: only here text can become one.
             truth = {"true": True, "false": False}.get(value.lower(), value)
-            found[name] = (truth if kinds[name] is bool else value, variable)
+            found[name] = (truth if _TYPES[name] is bool else value, variable)
         elif variable.startswith("ABATHUR_") and (near := get_close_matches(variable, names, 1, 0.9)):
             faults.append(f"{printable(variable)}: no such setting; did you mean {near[0]}?")
     return found
@@ -290,32 +285,25 @@ def absolute_path(name: str, value: object, source: str, *, relative: bool) -> P
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
-def _checked(values: Mapping[str, object], origins: Mapping[str, str], faults: list[str]) -> dict[str, Any]:
-    """Return the values as their settings' types, or add what is wrong with them to ``faults``."""
-    found, kinds = dict[str, Any](), get_type_hints(Settings)
-    limits = {setting.name: setting.metadata for setting in fields(Settings)}
-    for name, value in values.items():
-        kind, least, most = kinds[name], limits[name]["least"], limits[name]["most"]
-        try:
-            found[name] = _read(kind, value, least, most)
-        except (ValueError, OverflowError):
-            words = _KINDS.get(kind) or f"one of {', '.join(get_args(kind))}"
-            words += f" of at least {least:g}" if least > -inf else ""
-            words += f" and at most {most:g}" if most < inf else ""
-            given = "a secret" if name in SECRET_SETTINGS else shown(value)
-            faults.append(f"{name} (from {origins[name]}): expected {words}, found {given}")
-    return found
-
-
-def _read(kind: Any, value: object, least: float, most: float) -> Any:
-    """Return a value as its setting's type; of the environment all are text. Raises ValueError."""
-    if kind in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):
-        number = float(value)
-        if least <= number <= most and number < inf and (kind is float or number.is_integer()):
-            return kind(number)
+def _read(setting: Field[Any], value: object, source: str, relative: bool) -> Any:
+    """Return a value as its setting's type; of the environment all are text. Raises ConfigurationError."""
+    kind, where = _TYPES[setting.name], f"{setting.name} (from {source})"
+    least, most, secret = (setting.metadata[name] for name in ("least", "most", "secret"))
+    if kind is Path:
+        return absolute_path(setting.name, value, source, relative=relative)
+    if kind in (int, float):
+        with suppress(ValueError, OverflowError):
+            number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else nan
+            if least <= number <= most and number < inf and (kind is float or number.is_integer()):
+                return kind(number)
     elif isinstance(value, kind) if kind in (bool, str) else value in get_args(kind):
+        if isinstance(value, str) and not secret and (fault := url_fault(where, value)):
+            raise ConfigurationError(fault)
         return value
-    raise ValueError(value)
+    words = _KINDS.get(kind) or f"one of {', '.join(get_args(kind))}"
+    words += f" of at least {least:g}" if least > -inf else ""
+    words += f" and at most {most:g}" if most < inf else ""
+    raise ConfigurationError(f"{where}: expected {words}, found {'a secret' if secret else shown(value)}")
 
 
 def _versions() -> str:
