@@ -68,16 +68,12 @@ def _directory(settings: Settings) -> Check:
         return _judged("directory", "warn" if for_another else None, expected, observed, install)
     found = os.lstat(folder)
     mode, mine = stat.S_IMODE(found.st_mode), found.st_uid == os.geteuid()
-    # Propose no change of a directory that others use too, such as /tmp or /etc. Nobody else uses one of mode 0700,
-    # even if it can't be listed.
-    own = _is_our_own(settings) or (mine and not mode & 0o077)
     another = f"take a directory of its own: -p db_path {quote(str(folder / 'abathur' / settings.db_path.name))}"
-    chmod = f"chmod 700 {quote(str(folder))}" if own else another
-    as_owner = init_as(settings, found.st_uid)
-    if mine:  # the file system may forbid what the mode allows
-        usable = ELSEWHERE if mode & 0o700 == 0o700 else chmod
-    else:
-        usable = f"{as_owner}; or change its owner: {install}" if own else another
+    chmod, as_owner = f"chmod 700 {quote(str(folder))}", init_as(settings, found.st_uid)
+    if mode & 0o077:  # others may use it, as they use /tmp or /etc
+        chmod = f"if nobody else uses it: {chmod}; else {another}"
+    # The file system may forbid what the mode allows.
+    usable = f"{as_owner}; or {another}" if not mine else ELSEWHERE if mode & 0o700 == 0o700 else chmod
     # Whoever may write to the directory can swap the files; that others may read it is a lesser fault.
     faults: list[tuple[bool, Severity | None, str]] = [
         (not stat.S_ISDIR(found.st_mode), "refuse", f"db_path: name a file in a directory, not {quote(str(folder))}"),
@@ -132,15 +128,6 @@ def _is_unmapped(uid: int) -> bool:
     return uid == int(Path("/proc/sys/kernel/overflowuid").read_text()) and mapped != ["0", "0", "4294967295"]
 
 
-def _is_our_own(settings: Settings) -> bool:
-    """Return whether the database's directory holds only what belongs to it. Read-only."""
-    ours = (settings.db_path.name, settings.backup_dir.name, settings.archive_dir.name, ".abathur-")
-    try:
-        return all(found.name.startswith(ours) for found in settings.db_path.parent.iterdir())
-    except OSError:
-        return False
-
-
 def _is_for_another(settings: Settings) -> bool:
     """Return whether the database is to belong to another user than the one who runs this."""
     # A machine for trials has no such account, and a path of one's own.
@@ -150,8 +137,7 @@ def _is_for_another(settings: Settings) -> bool:
 def install_command(settings: Settings, folder: Path) -> str:
     """Return the command that makes ``folder`` as a database of this environment wants it, and its owner if need be."""
     name = settings.service_account or user_name(os.geteuid())
-    user = quote(name.removeprefix("#"))  # install takes a bare number
-    make_account = ""
+    user, make_account = quote(name.removeprefix("#")), ""  # install takes a bare number
     try:
         pwd.getpwnam(name)
     except (KeyError, ValueError):  # a NUL or what can't be encoded is a ValueError
