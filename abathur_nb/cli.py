@@ -125,10 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def script() -> int:
-    """Run the command of this process: make its streams usable, and let SIGTERM interrupt it as Ctrl-C does."""
-    for name in ("stdin", "stdout", "stderr"):  # a job's may be closed, and Python then has none
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: PTH123, SIM115
+    """Run the command of this process; SIGTERM interrupts it as Ctrl-C does."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a terminal may know ASCII only
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a run shall say that it was interrupted
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run says that it was interrupted
     return main()

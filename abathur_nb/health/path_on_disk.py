@@ -270,9 +270,8 @@ def log_check(path: Path, seconds: int = 0) -> Check:
     expected = "each frame is as it was written, to the last commit"
     if found is None or found["torn"] == -2:
         observed = f"could not tell: the checksums of its frames were not summed up in {seconds} s"
-        if quick or found is None:
-            return Check("log", "skip", expected, observed)
-        return Check("log", "error", expected, observed, "run this again when the machine is idle")
+        status: Status = "skip" if quick or found is None else "error"
+        return Check("log", status, expected, observed, "run this again when the machine is idle")
     torn, where = found["torn"], f"frame {found['torn']:,}" if found["torn"] else "its header"
     cause = f"{where} is damaged"
     if found.get("doubt"):
