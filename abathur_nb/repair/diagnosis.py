@@ -302,7 +302,8 @@ async def _treat_tables(
     """Add what repairs altered tables, the rows of all tables, and the indexes."""
     breaking = [failing[name] for name in ("values", "required_values") if name in failing]
     broken = {rule["table"] for check in breaking for rule in check.data.get("broken", ())}
-    rebuilds = {name: await statements.rebuild_table(conn, name, live, broken) for name in altered}
+    path = settings.db_path
+    rebuilds = {name: await statements.rebuild_table(conn, path, name, live, broken) for name in altered}
     done = [table for table, one in rebuilds.items() if one.steps]
     incomplete = [table for table, one in rebuilds.items() if one.lacks]
     if not incomplete:
@@ -313,11 +314,8 @@ async def _treat_tables(
         found.plan("indexes")
     if obstacles := {what: way for one in rebuilds.values() for what, way in one.obstacles.items()}:
         cause = f"{_CAUSES['tables']}; in the way of making it anew: {'; '.join(obstacles)}"
-        drops = [way for way in obstacles.values() if way.endswith(";")]
-        ways = [way for way in dict.fromkeys(obstacles.values()) if way and way not in drops]
-        if drops:
-            ways.append(f"save what these columns hold, then drop them {shell_command(settings.db_path, drops)}")
-        again = f"{'; '.join(ways)}; then run this again; or " if ways else ""
+        ways = "; ".join(way for way in dict.fromkeys(obstacles.values()) if way)
+        again = f"{ways}; then run this again; or " if ways else ""
         found.plan("tables", cause=cause, remedy=f"{again}restore a backup: {restore_command(settings)}")
     elif done:
         found.plan("tables")

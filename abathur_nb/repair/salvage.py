@@ -226,7 +226,6 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
                 table.indexed |= rowids
                 if not faults and (sql is None or "WHERE" not in _words(sql)):
                     table.counts.append(rowids)
-        notes += _save_sequences(conn, pages, [root for _, name, _, root, _ in schema if name == "sqlite_sequence"])
         notes += _save_strays(conn, pages, [t for t in tables.values() if t.faults or t.indexed - t.rows])
         for found in expected_objects().values():
             if found.type == "index":
@@ -259,18 +258,6 @@ def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: lis
         except (DatabaseError, Warning) as error:
             notes.append(f"{name}: left out ({error})")
     return tables
-
-
-def _save_sequences(conn: Connection, pages: Pages, roots: Iterable[int]) -> list[str]:
-    """Give each table the last id that it gave out; return a line that says where they are lost."""
-    faults = list[str]() if roots else ["no root"]
-    for root in roots:
-        for _, values in pages.walk(root, TABLE, faults):
-            if [*map(type, values)] == [str, int]:
-                conn.execute("DELETE FROM sqlite_sequence WHERE name = ?1 AND seq < ?2", values)
-                others = "SELECT 1 FROM sqlite_sequence WHERE name = ?1"
-                conn.execute(f"INSERT INTO sqlite_sequence SELECT ?1, ?2 WHERE NOT EXISTS ({others})", values)
-    return ["sqlite_sequence: lost, so that the ids of deleted rows may be given out again"] if faults else []
 
 
 def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> list[str]:

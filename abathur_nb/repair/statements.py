@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing, suppress
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import aiosqlite
@@ -13,12 +14,14 @@ from abathur_nb.report import Check
 from abathur_nb.store import schema
 from abathur_nb.store.schema import SchemaObject, expected_columns, expected_objects, expected_tables, quoted
 from abathur_nb.store.sql import load_queries, normalized
+from abathur_nb.store.target import shell_command
 from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG, stored
 from abathur_nb.text import counted, shown
 
 _STALE, _FEW = 10, 1000  # statistics so many times too large or too small, of a table of so many rows
 _ASIDE = "abathur_before_repair"  # an altered table's name while its rows are copied
 _RENAME = "if a column was renamed, let the application that did it rename it back"
+_SAVE = "save what this column holds, then drop it "
 _WRITE = "write into these rows what belongs there"
 
 
@@ -195,8 +198,7 @@ async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list
 class Rebuild(NamedTuple):
     """Hold how an altered table is made as in ``sql/``: the ``steps``, or what is in the way of it.
 
-    ``obstacles`` has beside each what removes it: words, a statement that ends with ``;``, or nothing where only a
-    backup helps. ``lacks`` says that a column is missing.
+    ``obstacles`` has beside each what removes it, nothing where only a backup helps. ``lacks``: a column is missing.
     """
 
     steps: list[Step]
@@ -205,7 +207,7 @@ class Rebuild(NamedTuple):
 
 
 async def rebuild_table(
-    conn: aiosqlite.Connection, table: str, live: Mapping[str, SchemaObject], broken: Collection[str]
+    conn: aiosqlite.Connection, path: Path, table: str, live: Mapping[str, SchemaObject], broken: Collection[str]
 ) -> Rebuild:
     """Return how an altered table is made as in ``sql/`` with all its rows. Read-only.
 
@@ -223,8 +225,8 @@ async def rebuild_table(
     obstacles = {f"rows of {table} that *values* or *required values* names": _WRITE} if table in broken else {}
     for name in extra:
         if count := await count_rows(conn, f"SELECT count({quoted(name)}) FROM {table}"):
-            drop = f"ALTER TABLE {table} DROP COLUMN {quoted(name)};"
-            obstacles[f"{counted(count, 'row')} with a value in {table}.{name}, not a column of sql/"] = drop
+            drop = shell_command(path, [f"ALTER TABLE {table} DROP COLUMN {quoted(name)};"])
+            obstacles[f"{counted(count, 'row')} with a value in {table}.{name}, not a column of sql/"] = _SAVE + drop
     for keys in await duplicates(conn, {table}):
         obstacles[f"the same key more than once: {keys}"] = _WRITE
     if obstacles:

@@ -21,7 +21,6 @@ from abathur_nb.repair.salvage import _copy, _fill
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, expected_tables
 from abathur_nb.store.sql import DDL_FILES, SEED_FILE, statements
 
-TABLES = (*expected_tables(), "sqlite_sequence")
 NOISE = random.Random(7).randbytes  # noqa: S311 - the same noise each time
 HEADERS = {
     "zeros": bytes(100),
@@ -64,14 +63,11 @@ def fill(path: Path, size: int, count: int = 60) -> None:
 
 
 def rows_of(path: Path) -> dict[str, dict[object, tuple[object, ...]]]:
-    """Return the rows of each table by their rowid; of the sequences, by their table."""
+    """Return the rows of each table by their rowid."""
     with closing(sqlite3.connect(path)) as conn:
         conn.text_factory = bytes
-        return {
-            table: {(row[1] if table == "sqlite_sequence" else row[0]): row[1:] for row in found}
-            for table in TABLES
-            for found in [conn.execute(f"SELECT rowid, * FROM {table}")]
-        }
+        tables = expected_tables()
+        return {table: {row[0]: row[1:] for row in conn.execute(f"SELECT rowid, * FROM {table}")} for table in tables}
 
 
 def judged(data: bytes, wanted: dict[str, dict[object, tuple[object, ...]]], folder: Path) -> Iterator[str]:
@@ -81,7 +77,7 @@ def judged(data: bytes, wanted: dict[str, dict[object, tuple[object, ...]]], fol
     scratch.mkdir()
     draft.unlink(missing_ok=True)
     damaged.write_bytes(data)
-    tables, notes = _fill(_copy(damaged, scratch)[0], draft)
+    tables, _ = _fill(_copy(damaged, scratch)[0], draft)
     found = rows_of(draft)
     for table in tables:
         rows, saved, (state, verdict) = wanted[table.name], found[table.name], table.verdict(False)
@@ -95,8 +91,6 @@ def judged(data: bytes, wanted: dict[str, dict[object, tuple[object, ...]]], fol
             yield f"{table.name}: {state}, {verdict}, where all are saved"
         if table.counts and saved.keys() != rows.keys() and f" of {len(rows)}" not in verdict:
             yield f"{table.name}: {state}, {verdict}, where {len(rows)} were"
-    if found["sqlite_sequence"] != wanted["sqlite_sequence"] and not any("sqlite_sequence" in note for note in notes):
-        yield "an id would be given out again, and nothing says so"
 
 
 def damages(data: bytes, size: int) -> Iterator[tuple[str, bytes]]:
