@@ -37,7 +37,6 @@ from abathur_nb.text import MB, process_name, some
 # The plan names the parameters, as its hash may be wanted too.
 REPAIR = "read the plan below: it repairs this, and names the parameters that carry it out"
 _RESTORE = "stop its writers; carry out the plan below, which saves what can be read; then restore a backup: {}"
-_REWRITE = "carry out the plan below: it writes the rows as UTF-8 into a new file, and names the commands to use that"
 _FIRST = "first repair what the other checks name, then run this again"
 _JSON = ("json_columns", "json_limits", "readable_text")
 _UNCHECKED = "a writer that had the CHECKs switched off"
@@ -65,22 +64,16 @@ _READ_MARKS = range(123, 128)  # bytes of the -shm that a reader of the log lock
 
 @dataclass(slots=True)
 class Diagnosis:
-    """Gather what was found, and what a repair does about it.
-
-    ``deeds`` name what is done outside of the transaction, ``changes`` what becomes of rows and of how many,
-    ``statements`` what else the transaction runs. ``changed`` is the SHA-256 of all rows that are changed, as they
-    are; ``schema`` is SQLite's number of the schema's version. ``refused`` says that nothing here can be repaired.
-    ``causes`` and ``remedies`` are those of single checks, by their ids.
-    """
+    """Gather what was found, and what a repair does about it; ``refused``: nothing here can be repaired."""
 
     checks: tuple[Check, ...] = ()
-    deeds: tuple[str, ...] = ()
-    changes: list[tuple[RowChange, int]] = field(default_factory=list)
-    statements: list[Step] = field(default_factory=list)
-    changed: str = ""
-    schema: int = 0
+    deeds: tuple[str, ...] = ()  # what is done outside of the transaction
+    changes: list[tuple[RowChange, int]] = field(default_factory=list)  # and the number of their rows
+    statements: list[Step] = field(default_factory=list)  # what else the transaction runs
+    changed: str = ""  # the SHA-256 of all rows that are changed, as they are
+    schema: int = 0  # SQLite's number of the schema's version
     refused: bool = False
-    causes: dict[str, str] = field(default_factory=dict)
+    causes: dict[str, str] = field(default_factory=dict)  # of checks, by their ids
     remedies: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -241,7 +234,8 @@ async def _treat(
         found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
         return
     if "encoding" in failing:
-        found.plan("encoding", "salvage", cause="made by another program", remedy=_REWRITE)
+        remedy = f"restore a backup: {restore_command(settings)}; or make it again as UTF-8 of its dump"
+        found.plan("encoding", cause="made by another program", remedy=remedy)
         return
     if "journal_mode" in failing:
         cause, forbids = _why_no_wal(settings)

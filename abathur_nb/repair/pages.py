@@ -2,7 +2,6 @@
 
 import struct
 from collections.abc import Iterator
-from itertools import product
 from mmap import mmap
 from typing import Any
 
@@ -10,7 +9,6 @@ TABLE, INDEX = (5, 13), (2, 10)  # the kinds of a tree's pages: interior, leaf
 _MAGIC = b"SQLite format 3\0"
 _LEAVES = (10, 13)
 _SIZES = tuple(2**power for power in range(9, 17))
-_ENCODINGS = {1: "utf-8", 2: "utf-16-le", 3: "utf-16-be"}
 _BYTES = (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)  # of a value, by its serial type
 _UNREADABLE = (ValueError, IndexError, struct.error)
 
@@ -20,18 +18,15 @@ Entry = tuple[int, tuple[Any, ...]]  # the rowid, 0 in an index, and the values
 class Pages:
     """Read the trees of a database file; ``seen`` are the pages that they led to."""
 
-    def __init__(self, data: bytes | mmap, size: int, reserved: int = 0, encoding: str = "utf-8") -> None:
-        self.data, self.size, self.encoding = data, size, encoding
-        self.usable = size - reserved  # bytes of a page
+    def __init__(self, data: mmap, size: int) -> None:
+        self.data, self.size = data, size  # bytes of a page
         self.count = len(data) // size
         self.seen: set[int] = set()
 
     def header(self, application_id: int, user_version: int) -> bytes:
         """Return the first 100 bytes of a database in WAL mode that has these pages."""
-        encoding = next(number for number, name in _ENCODINGS.items() if name == self.encoding)
-        numbers = (1, self.count, 0, 0, 1, 4, 0, 0, encoding, user_version, 0, application_id)
-        sizes = (self.size % 65535, 2, 2, self.size - self.usable, 64, 32, 32)
-        return struct.pack(">16sH6B12I20xII", _MAGIC, *sizes, *numbers, 1, 3_040_000)
+        numbers = (1, self.count, 0, 0, 1, 4, 0, 0, 1, user_version, 0, application_id)
+        return struct.pack(">16sH6B12I20xII", _MAGIC, self.size % 65535, 2, 2, 0, 64, 32, 32, *numbers, 1, 3_040_000)
 
     def _page(self, number: int) -> bytes:
         if not 1 <= number <= self.count:
@@ -71,7 +66,7 @@ class Pages:
         for place in places:
             try:
                 at = place
-                if not first + 2 * count <= place < self.usable:
+                if not first + 2 * count <= place < self.size:
                     raise ValueError("an entry outside of its page")
                 if kind not in _LEAVES:
                     children.append(int.from_bytes(page[at : at + 4], "big"))
@@ -87,7 +82,7 @@ class Pages:
 
     def _payload(self, page: bytes, at: int, length: int, kind: int) -> bytes:
         """Return the payload of an entry, that of its overflow pages too."""
-        usable = self.usable
+        usable = self.size
         least = (usable - 12) * 32 // 255 - 23
         most = usable - 35 if kind == 13 else (usable - 12) * 64 // 255 - 23
         local = length
@@ -118,7 +113,7 @@ class Pages:
             part = payload[body : body + length]
             body += length
             if kind > 11:
-                values.append(part.decode(self.encoding, "surrogateescape") if kind % 2 else part)
+                values.append(part.decode(errors="surrogateescape") if kind % 2 else part)
             elif kind in (0, 7):
                 values.append(struct.unpack(">d", part)[0] if kind else None)
             else:
@@ -139,13 +134,13 @@ class Pages:
         return found
 
     def orphans(self) -> list[int]:
-        """Return the leaves of tables that neither a tree led to nor, as far as it can be words, the freelist."""
+        """Return the leaves of tables that neither a tree led to nor, as far as can be known, the freelist."""
         free = set[int]()
         rest = [number for number in range(2, self.count + 1) if number not in self.seen]
         for number in rest:
             at = (number - 1) * self.size
             follow, count = struct.unpack_from(">2I", self.data, at)
-            if follow <= self.count and 0 < count <= self.usable // 4 - 2:
+            if follow <= self.count and 0 < count <= self.size // 4 - 2:
                 listed = struct.unpack_from(f">{count}I", self.data, at + 8)
                 if all(1 < page <= self.count and page not in self.seen for page in listed):
                     free.update(listed)
@@ -157,28 +152,20 @@ def _is_schema_row(row: tuple[Any, ...]) -> bool:
     return len(row) == 5 and kinds[:4] == (str, str, str, int) and row[0] in ("table", "index", "view", "trigger")
 
 
-def read_pages(data: bytes | mmap) -> Pages:
-    """Return the pages of a file in the form by which most of its schema can be read, or no page if none fits.
-
-    The form that the header states counts first: each of its bytes may be wrong.
-    """
-    stated, best, most = _has_header(data), Pages(b"", 512), -1
-    size, encoding = int.from_bytes(data[16:18], "big"), int.from_bytes(data[56:60], "big")
-    sizes = (65536 if size == 1 else size, *_SIZES) if stated else _SIZES
-    encodings = (_ENCODINGS.get(encoding, "utf-8"), *_ENCODINGS.values())
-    for form in product(sizes, (data[20], 0) if stated else (0,), encodings):
-        pages, faults = Pages(data, *form), list[str]()
+def read_pages(data: mmap) -> Pages:
+    """Return the pages of a file in the size by which most of its schema can be read, first in that of its header."""
+    stated = int.from_bytes(data[16:18], "big")
+    stated = 65536 if stated == 1 else stated if stated in _SIZES else 4096
+    best, most = Pages(data, stated), 0
+    for size in (stated, *_SIZES):
+        pages, faults = Pages(data, size), list[str]()
         rows = [row for _, row in pages.walk(1, TABLE, faults) if _is_schema_row(row) and row[3]]
         fits = sum(pages.kind(root) in (TABLE if kind == "table" else INDEX) for kind, _, _, root, _ in rows)
-        if fits > most and (fits or stated):
-            best, most = Pages(data, *form), fits
+        if fits > most:
+            best, most = Pages(data, size), fits
         if rows and fits == len(rows) and not faults:
             break
     return best
-
-
-def _has_header(data: bytes | mmap) -> bool:
-    return data[:16] == _MAGIC and int.from_bytes(data[16:18], "big") in (1, *_SIZES[:-1]) and data[21:24] == b"@  "
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

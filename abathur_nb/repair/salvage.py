@@ -255,7 +255,7 @@ def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: lis
             alias = keys[0] if len(keys) == sum(bool(column[5]) for column in columns) == 1 else None
             least = len(columns) if name in known and known[name].sql == sql else 1
             tables[name] = _Table(name, root, [(c[1], c[2].upper(), bool(c[3])) for c in columns], least, alias)
-        except (DatabaseError, Warning) as error:
+        except (DatabaseError, UnicodeError, Warning) as error:
             notes.append(f"{name}: left out ({error})")
     return tables
 

@@ -224,18 +224,6 @@ async def test_the_command_that_validate_names_repairs(name: str, odd: Settings)
     (await nb.validate_database(odd)).raise_for_failures()
 
 
-async def test_a_database_in_utf_16_is_written_as_utf_8_with_all_its_rows(odd: Settings) -> None:
-    utf_16(odd.db_path)
-    plan = next(c for c in (await nb.troubleshoot(odd)).checks if c.name == "plan")
-    report = await nb.troubleshoot(odd, repair=True, confirm=plan.observed.split()[1])
-    told = next(check for check in report.checks if check.name == "salvaged")
-    assert "of 9 tables 9 intact; it is valid" in told.observed
-    (salvaged,) = odd.backup_dir.glob("abathur_salvaged_*.sqlite")
-    with closing(sqlite3.connect(salvaged)) as conn:
-        assert conn.execute("PRAGMA encoding").fetchone() == ("UTF-8",)
-        assert conn.execute("SELECT count(*) FROM tasks").fetchone() == (1,)
-
-
 RUNS: dict[str, Callable[..., Any]] = {
     "init": nb.initialize_database,
     "validate": nb.validate_database,
