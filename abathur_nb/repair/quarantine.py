@@ -254,24 +254,20 @@ async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:
 async def _put_one(conn: Connection, entry: Mapping[str, Any]) -> bool:
     """Put back one row or value; return whether it was missing. Raises IntegrityError or RefusedError."""
     table, row, change = quoted(entry["table"]), entry["row"], entry["change"]
-    names, marks, key = _bindings(entry["key"])
-    where = " AND ".join(f"{name} IS {mark}" for name, mark in zip(names, marks, strict=True))
-    found = list(await conn.execute_fetchall(f"SELECT * FROM {table} WHERE {where}", key))
-    there = {name: plain(value) for name, value in dict(found[0]).items()} if found else {}
-    if not change:
-        if there and there != row:
-            raise RefusedError("another row has its key now", "see which one is right")
-        if not there:
-            await conn.execute_fetchall(*insertion(entry["table"], row))
-        return not there
-    column = change["column"]
-    if not there:
-        raise RefusedError("its row is gone", "see which one is right")
-    if there.get(column) == row[column]:
+    column = change.get("column", "")
+    where, values = _where(entry["key"] | {column: row[column]} if change else row)
+    if await conn.execute_fetchall(f"SELECT 1 FROM {table} WHERE {where}", values):
         return False
-    ((literal,),) = await conn.execute_fetchall(f"SELECT quote({quoted(column)}) FROM {table} WHERE {where}", key)
-    if literal != change["becomes"]:
-        raise RefusedError("changed since", "see which one is right")
-    sql, value = value_of(row[column])
-    await conn.execute_fetchall(f"UPDATE {table} SET {quoted(column)} = {sql} WHERE {where}", [value, *key])
+    if not change:
+        await conn.execute_fetchall(*insertion(entry["table"], row))
+        return True
+    (sql, value), (where, key) = value_of(row[column]), _where(entry["key"])
+    update = f"UPDATE {table} SET {quoted(column)} = {sql} WHERE {where} AND quote({quoted(column)}) = ?"
+    if not (await conn.execute(update, [value, *key, change["becomes"]])).rowcount:
+        raise RefusedError("its row is gone, or was changed since", "see which one is right")
     return True
+
+
+def _where(row: Mapping[str, Any]) -> tuple[str, list[Any]]:
+    names, marks, values = _bindings(row)
+    return " AND ".join(f"{name} IS {mark}" for name, mark in zip(names, marks, strict=True)), values
