@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -51,11 +51,7 @@ class History:
         import pandas as pd
 
         columns = ["started_at", "notebook", "database", "verdict", "seconds", "failed", "who", "size", "run_id"]
-        rows = [
-            (r.started_at, r.notebook, r.database, r.verdict, r.seconds, r.failed, r.who, r.size, r.run_id)
-            for r in self.runs
-        ]
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame([[getattr(run, name) for name in columns] for run in self.runs], columns=columns)
 
     def to_record(self) -> dict[str, Any]:
         """Return what a run's record keeps: which archive was read, and how far it went."""
@@ -157,32 +153,18 @@ def _difference(earlier: Entry, later: Entry) -> str:
 
 def _changes(runs: Sequence[Entry]) -> Table:
     """List schema and plan changes, newest first, with the first run that saw each."""
-    known: dict[tuple[str, str], Mapping[str, str]] = {}
+    known: dict[tuple[str, str], Found] = {}
     rows = []
     for run in runs:
-        for kind, found in {
-            # What a dry run of init shows is only planned, and of that no rows are counted.
-            "schema": run.found("schema") if run.found("rows") else {},
-            "plan": {name: "\n".join(lines) for name, lines in run.found("plans").items()},
-        }.items():
-            if not found:
-                continue
-            before = known.setdefault((run.database, kind), found)
-            known[run.database, kind] = found
-            changed = [name for name in before.keys() | found.keys() if before.get(name) != found.get(name)]
-            rows += [
-                (run.when, run.label, run.run_id, kind, name, _change(before.get(name), found.get(name)))
-                for name in sorted(changed, reverse=True)  # all rows are reversed below
-            ]
+        # What a dry run of init shows is only planned, and of that no rows are counted.
+        for kind, facts in (("schema", run.found("schema") if run.found("rows") else {}), ("plan", run.found("plans"))):
+            if found := {(kind, name): value for name, value in sorted(facts.items())}:
+                changes = _compared(known.get((run.database, kind), found), found)
+                known[run.database, kind] = found
+                rows += [(run.when, run.label, run.run_id, kind, one.name, one.words) for one in changes]
     heads = ("first seen (UTC)", "notebook", "run", "of", "name", "change")
-    return Table(heads, tuple(reversed(rows)), "neither the schema nor a plan has changed" if known else _NO_RUN)
-
-
-def _change(old: str | None, new: str | None) -> str:
-    if old is None or new is None:
-        return "it is gone" if new is None else "it is new"
-    before, after = clipped(" ".join(old.split()), " ".join(new.split()))
-    return f"{before or 'nothing'}\n→ {after or 'nothing'}"
+    rows.sort(key=lambda row: row[0], reverse=True)
+    return Table(heads, tuple(rows), "neither the schema nor a plan has changed" if known else _NO_RUN)
 
 
 # --- the difference of two runs
@@ -199,9 +181,13 @@ class Change:
     before: str
     after: str
 
+    @property
+    def words(self) -> str:
+        """Say what it was before and what it is after; of long texts the part that differs."""
+        return " → ".join(clipped(self.before or "nothing", self.after or "nothing"))
+
     def __str__(self) -> str:
-        before, after = clipped(self.before or "nothing", self.after or "nothing")
-        return printable(f"{self.kind} {self.name}: {before} → {after}").replace("\n", "\\n")
+        return printable(f"{self.kind} {self.name}: {self.words}").replace("\n", "\\n")
 
 
 def differences(earlier: Record, later: Record) -> tuple[Change, ...]:

@@ -117,9 +117,9 @@ def test_a_change_of_the_schema_is_told_once_with_the_first_run_that_found_it(se
     changes = nb.read_history(settings).changes
     assert {row[2] for row in changes.rows} == {found.name}
     told = {row[4]: row[5] for row in changes.rows}
-    assert told["idx_a"] == "it is gone"
-    assert told["idx_b"] == "it is new"
-    assert told["tasks"] == "CREATE TABLE tasks (id TEXT)\n→ CREATE TABLE tasks (id TEXT, at TEXT)"
+    assert told["idx_a"].endswith(" → nothing")
+    assert told["idx_b"].startswith("nothing → ")
+    assert told["tasks"] == "CREATE TABLE tasks (id TEXT) → CREATE TABLE tasks (id TEXT, at TEXT)"
 
 
 def test_a_plan_that_changed_and_changed_back_is_told_twice_newest_first(settings: Settings) -> None:
@@ -131,4 +131,4 @@ def test_a_plan_that_changed_and_changed_back_is_told_twice_newest_first(setting
         ("2026-10-01 18:00:00", "plan", "get_session"),
         ("2026-10-01 12:00:00", "plan", "get_session"),
     ]
-    assert changes.rows[1][5] == "SEARCH sessions USING INDEX a (id=?)\n→ SCAN sessions"
+    assert changes.rows[1][5] == "SEARCH sessions USING INDEX a (id=?) → SCAN sessions"
