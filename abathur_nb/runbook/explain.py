@@ -4,7 +4,6 @@ import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.config.settings import Settings
@@ -15,7 +14,7 @@ from abathur_nb.store.query_plan import Fetch, PlanNode, StepKind, plan_steps, r
 from abathur_nb.store.schema import expected_objects, expected_tables
 from abathur_nb.store.sql import Query, load_queries
 from abathur_nb.store.target import refusal
-from abathur_nb.text import printable
+from abathur_nb.text import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +32,7 @@ _WORDS: dict[StepKind, str] = {  # {0} is the step, {1} its index or the word ro
 
 @dataclass(frozen=True, slots=True)
 class Plans:
-    """Hold the plan of every named query; a notebook shows the plans, folded.
+    """Hold the plan of every named query; a notebook shows them as a table.
 
     ``coverage`` names the queries whose plans use an index, for each of the 33.
     """
@@ -43,36 +42,27 @@ class Plans:
     trees: Mapping[str, PlanTree] = field(default_factory=dict)
     coverage: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def _rows(self) -> list[tuple[str, Status, Query, str]]:
-        return [
-            (check.id, check.status, self.queries[check.id], "\n".join(tree_lines(self.trees.get(check.id, ()))))
+    def _table(self) -> Table:
+        rows = [
+            (check.status, check.name, query.index or "", "\n".join(check.evidence), query.doc)
             for check in self.report.checks
-            if check.id in self.queries
+            if (query := self.queries.get(check.id))
         ]
+        return Table(("status", "query", "index", "plan", "answers"), tuple(rows), "no plan: the report says why")
 
     def to_frame(self) -> "pd.DataFrame":
         """Return a pandas frame, one row a query: its verdict, its index, its plan."""
-        import pandas as pd
-
-        rows = [(name, status, query.index, plan, query.doc) for name, status, query, plan in self._rows()]
-        return pd.DataFrame(rows, columns=["query", "status", "index", "plan", "answers"])
+        return self._table().to_frame()
 
     def to_record(self) -> dict[str, Any]:
         """Return what a run's record keeps: the plan of each query, as lines."""
         return {"plans": {name: tree_lines(tree) for name, tree in self.trees.items()}}
 
     def __str__(self) -> str:
-        return "\n\n".join("\n  ".join((name, *tree_lines(tree))) for name, tree in self.trees.items())
+        return str(self._table())
 
-    def _repr_html_(self) -> str:
-        style = "font-family:monospace;text-align:left;white-space:pre-wrap"
-        plans = []
-        for name, status, query, plan in self._rows():
-            title = escape(printable(f"{status}: {name} — {query.index or 'no index'}"))
-            texts = (escape(printable(text)) for text in (plan or "no plan", query.sql))
-            body = f"<p>{escape(query.doc)}</p>" + "".join(f"<pre style='{style}'>{text}</pre>" for text in texts)
-            plans.append(f"<details style='margin-left:1.5em'><summary>{title}</summary>{body}</details>")
-        return f"<details><summary>the plans of {len(plans)} queries</summary>{''.join(plans)}</details>"
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return self._table()._repr_mimebundle_()
 
 
 _TITLE = "explain"

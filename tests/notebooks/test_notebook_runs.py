@@ -122,7 +122,7 @@ def test_each_environment_takes_a_path_of_ones_own(
 
 SHOWS: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {  # given, how many pictures, what is shown
     "validate": ({}, 1, ("CREATE INDEX idx_memory_", "Tables by size: ", "memory_entries ")),
-    "explain": ({}, 1, ("get_session — ", "search_memories — ", "Matrix of 33 indexes", "unused: none")),
+    "explain": ({}, 1, ("get_session", "search_memories", "Matrix of 33 indexes", "unused: none")),
     "explore": (
         {"session": "s1", "key": "tea"},
         1,
@@ -135,7 +135,7 @@ SHOWS: dict[str, tuple[dict[str, Any], int, tuple[str, ...]]] = {  # given, how 
         3,
         (
             *("newest validate: fail: tables, 2026-10-04 08:00:00, run ", "sealed: missing for 1 run"),
-            *("pass → fail", "idx_a</td>", "it is gone", "Verdicts of 5 runs, 2026-10-01 to 2026-10-05: "),
+            *("pass → fail", "idx_a</td>", "→ nothing", "Verdicts of 5 runs, 2026-10-01 to 2026-10-05: "),
             "p99 0.7 ms at first",
         ),
     ),
