@@ -1,7 +1,7 @@
 """Look at the files of a database, or plan a statement, in a process of its own that imports nothing of the package.
 
-POSIX locks belong to a process: closing any descriptor of a file there drops every lock that SQLite holds on it, and
-another process then writes inside an open transaction. Locks are found on Linux only.
+A process that closes any descriptor of a file drops every lock that SQLite holds on it there. Another process can then
+write inside an open transaction.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ _COPY_S = 5  # until a checkpoint is over
 _PAUSE_S = 0.005
 PLAN_S, PLAN_MB = 5, 512  # a statement of this package's own takes a millisecond and 15 MB
 
-# Imported, not run as a file: Python then uses its compiled form where that is current. -I and -S leave out
-# site-packages, which take longer than a look.
+# Imported, so that Python uses the compiled file. -I and -S leave out site-packages, which take longer than a look.
 _START = ("-I", "-S", "-B", "-c", "import sys; sys.path.append(sys.argv[1]); sys.exit(__import__(sys.argv[2]).main())")
 
 
@@ -109,7 +108,7 @@ def _header(path: str, least_format: str = "1") -> str:
 
 
 def _locks(path: str) -> list[tuple[str, int, bool, int]]:
-    """Return each lock on a byte that SQLite uses: file, byte, whether exclusive, PID; 0 in another namespace."""
+    """Return each lock on a byte that SQLite uses: file, byte, whether exclusive, PID (0: of another namespace)."""
     found = []
     for suffix, ranges in _LOCKS.items() if sys.platform == "linux" else ():
         try:
@@ -126,18 +125,18 @@ def _locks(path: str) -> list[tuple[str, int, bool, int]]:
 
 
 def _index(path: str) -> dict[str, Any] | None:
-    """Return what the index of the log says; None while another process writes it."""
+    """Return the content of the log's index; None while another process writes it."""
     try:
         file = _open(f"{path}-shm")
     except OSError:
         return None
     head = os.pread(file, 120, 0)
     os.close(file)
-    # It has two copies, the second written first: they are whole if equal.
+    # It has two copies, the second written first: if equal, they are whole.
     if len(head) < 120 or head[:48] != head[48:96] or not head[12] or _sums("=", head[:40]) != head[40:48]:
         return None
     commits, frames = struct.unpack_from("=I4xI", head, 8)
-    # The first mark is always 0: its readers read the database file alone, which then holds all of the log.
+    # The first mark is always 0: its readers read the database file alone.
     backfilled, _, *marks = struct.unpack_from("=6I", head, 96)
     return {
         "commits": commits,  # since a process last read the log anew
@@ -148,13 +147,13 @@ def _index(path: str) -> dict[str, Any] | None:
 
 
 def _sums(order: str, data: bytes, start: bytes = bytes(8), form: str = "=") -> bytes:
-    """Return SQLite's checksum of whole words, continued from ``start``; ``form`` is its own byte order."""
+    """Return SQLite's checksum of words in an ``order`` of bytes, continued from ``start``, packed in ``form``."""
     first, second = struct.unpack(f"{form}2I", start)
     odd = len(data) % 32
     for one, two in struct.iter_unpack(f"{order}2I", data[:odd]):
         first = first + one + second & 0xFFFFFFFF
         second = second + two + first & 0xFFFFFFFF
-    # Eight words at a time take a third of the time; a frame has a thousand.
+    # Eight words at a time take a third of the time.
     for a, b, c, d, e, f, g, h in struct.iter_unpack(f"{order}8I", data[odd:]):
         first += a + second
         second += b + first
@@ -171,7 +170,7 @@ def _log(path: str, seconds: str) -> dict[str, int] | None:
     """Judge the log of a database in WAL mode; None if it changed at each look.
 
     ``torn`` is the number of the first damaged frame with commits behind it, 0 for the log's header, -1 for none, -2 if
-    the time was up before the last frame. ``doubt`` says that it may also be an unfinished transaction.
+    time ran out. With ``doubt`` it may be an unfinished transaction.
     """
     until = time.monotonic() + float(seconds)
     while True:
@@ -192,8 +191,7 @@ def _judge(path: str, log: int, until: float) -> dict[str, int] | None:
     found = _frames(log, header, index, _page_size(path), until) if index else None
     if index is None or found is None or found["torn"] == -1:
         return found
-    # Committed frames stay as they are until the log begins anew, with other salts. Those behind them may be what a
-    # writer is writing.
+    # Committed frames stay until the log begins anew, with other salts. A writer may be writing those behind them.
     settled = 0 <= found["torn"] < index["frames"] or (
         _index(path) == index and (found["torn"] < 0 or ("-shm", _WRITE_LOCK) not in [k[:2] for k in _locks(path)])
     )
@@ -203,14 +201,14 @@ def _judge(path: str, log: int, until: float) -> dict[str, int] | None:
 
 
 def _page_size(path: str) -> int:
-    """Return the page size in the header of a database, 0 where it has none, as when all of it is in the log."""
+    """Return the page size in the header of a database, 0 if it has none: all of it may be in the log."""
     with os.fdopen(_open(path), "rb") as file:
         size = int.from_bytes(file.read(18)[16:], "big")
     return 65_536 if size == 1 else size if size >= 512 else 0
 
 
 def _places(log: int, page: int) -> Iterator[tuple[int, int, bytes]]:
-    """Yield the number of each frame of a log, where its page begins, and the header before that."""
+    """Yield the number of each frame of a log, the place of its page, and its header."""
     size = page + _FRAME_HEADER
     for number in range(1, (os.fstat(log).st_size - _HEADER) // size + 1):
         place = _HEADER + number * size - page
@@ -218,7 +216,7 @@ def _places(log: int, page: int) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: float) -> dict[str, int] | None:
-    """Sum up the frames of a log; None where its index is of another round. ``stated`` is the database's page size."""
+    """Sum up the frames of a log; None if its index is of another round. ``stated`` is the database's page size."""
     order, page = _MAGICS.get(header[:4]), int.from_bytes(header[8:12], "big")
     last = read = index["frames"]
     frames = (os.fstat(log).st_size - _HEADER) // ((stated or page) + _FRAME_HEADER)
@@ -238,9 +236,8 @@ def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: 
         if not broken and sound:
             continue
         broken = broken or number
-        # A killed writer may leave one commit that was never acknowledged, behind what the next writer has overwritten.
-        # Two in a row mean that the log is cut off. One is in doubt, unless somebody has written since a process read
-        # the log anew.
+        # A killed writer may leave one commit that was never acknowledged, behind what the next one has overwritten.
+        # Two in a row mean that the log is cut off; one is in doubt if nobody has written since the log was read anew.
         row = row if sound else 0
         if number > broken and head[8:16] == index["salts"] and head[4:8] != bytes(4):
             last, row = number, row + 1
@@ -254,8 +251,8 @@ def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: 
 def _newer(path: str, torn: str) -> bool:
     """Return whether a database file is newer than what SQLite reads through its log, of which a frame is ``torn``.
 
-    A checkpoint had written it before the damage: of the pages that differ from what SQLite reads, more equal a frame
-    behind the damage than do not. A single page may equal one by chance.
+    A checkpoint wrote it before the damage: of the pages that differ from what SQLite reads, most equal a frame behind
+    the damage.
     """
     log, file = _open(f"{path}-wal"), _open(path)
     index, salts, page = _index(path), os.pread(log, _HEADER, 0)[16:24], _page_size(path)
@@ -278,7 +275,7 @@ def _newer(path: str, torn: str) -> bool:
             continue
         found = [most for place, most in behind.get(of, ()) if _same(now, os.pread(log, page, place), most)]
         newer += 0 in found
-        older += of in read and not found  # a page like the damaged frame may be older than that, or newer
+        older += of in read and not found  # a page like the damaged frame counts for neither
     return newer > older
 
 
@@ -289,10 +286,7 @@ def _same(one: bytes, two: bytes, most: int) -> bool:
 
 
 def _copy(database: str, log: str, index: str, target: str) -> None:
-    """Copy a database and its log, by the names that /proc has for open files, so that both are of one moment.
-
-    Without a checkpoint the database stays as it is, and of its log the transactions count that are whole.
-    """
+    """Copy a database and its log, named in /proc, as of one moment: no checkpoint runs meanwhile."""
     lock = os.open(index, os.O_RDWR) if index else -1
     until = time.monotonic() + _COPY_S
     while index:
@@ -311,11 +305,8 @@ def _copy(database: str, log: str, index: str, target: str) -> None:
 
 
 def _plan() -> None:
-    """Answer one pickle with another: the rows of EXPLAIN QUERY PLAN, or the error.
-
-    With limits, because SQLite may compile a statement of twenty lines for minutes and gigabytes, and before version
-    3.41 neither an interrupt nor a progress handler ends that.
-    """
+    """Answer one pickle with another: the rows of EXPLAIN QUERY PLAN, or the error."""
+    # Before version 3.41 nothing but these limits ends SQLite's compiling, which may take minutes and gigabytes.
     import pickle
     import resource
     import sqlite3

@@ -35,14 +35,13 @@ _PATIENCE = 0.02  # seconds between interrupts of what still runs on a lent conn
 class Database:
     """Serve one Abathur database to one event loop; made by ``Database.open``.
 
-    Single-statement reads go to the next reader in turn; ``read()`` opens a connection of its own. Writes are one
-    at a time: ``BEGIN IMMEDIATE``, the work, ``COMMIT``.
+    Reads of one statement take the readers in turn; writes are done one at a time.
     """
 
     def __init__(self, settings: Settings, writer: Connection, readers: Sequence[Connection]) -> None:
         self.settings = settings
-        self.sessions = Sessions(self)
-        self.memory = Memory(self)
+        self.sessions = Sessions(self.run, self.write)
+        self.memory = Memory(self.run, self.write)
         self._queries = load_queries()
         self._writer = writer
         self._write_lock = asyncio.Lock()
@@ -78,7 +77,7 @@ class Database:
             try:
                 yield db
                 try:
-                    writer.check(outcome="what was written since may be missing at the path")
+                    writer.check("what was written since may be missing at the path")
                 except RefusedError as lost:  # the block has ended: no error of its own
                     warnings.warn(str(lost), RuntimeWarning, stacklevel=3)
             finally:
@@ -86,9 +85,9 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Connection]:
-        """Lend a new connection, query_only, to this task alone: for several reads, or a snapshot after ``BEGIN``.
+        """Lend a new query_only connection to this task: for several reads, or a snapshot after ``BEGIN``.
 
-        Opening it takes a millisecond; what still runs on it at the end of the block is interrupted.
+        Opening it takes a millisecond. A statement that still runs at the end of the block is interrupted.
         """
         self._require_open()
         async with AsyncExitStack() as stack:
@@ -99,7 +98,7 @@ class Database:
                 raise explain_error(self.settings.db_path, error) from None
             try:
                 yield lent
-                lent.check(outcome="what was read may be wrong")
+                lent.check("what was read may be wrong")
             finally:
                 if not lent.forked:
                     await run_to_end(_quiet(lent))
@@ -108,10 +107,9 @@ class Database:
     async def write(self, *, at_once: bool = True) -> AsyncIterator[Connection]:
         """Lend the writer inside ``BEGIN IMMEDIATE`` … ``COMMIT``; roll back on an exception or a cancellation.
 
-        Unless ``at_once``, the transaction begins with the first change, which saves one thread hop. A write that is
-        cancelled once its COMMIT is queued commits all the same. Raises BusyError if another process holds the lock
-        for longer than ``busy_timeout_ms``; waiting behind another write of this process that it blocks counts. Raises
-        MisuseError if this task or its parent is writing already, or if the block ended its transaction by itself.
+        Unless ``at_once``, the transaction begins with the first change. A write that is cancelled once its COMMIT is
+        queued commits. Raises BusyError if another process holds the lock for longer than ``busy_timeout_ms``, and
+        MisuseError if this task or its parent is writing already, or if the block ended its transaction.
         """
         self._require_open()
         if _inside.get() is self._open_write is not None:
@@ -136,7 +134,7 @@ class Database:
                     await self._run(writer, "COMMIT")
                 elif at_once:
                     raise MisuseError("the block ended its transaction by itself: leave COMMIT and ROLLBACK to write()")
-                writer.check(outcome="the write is not acknowledged and may exist")
+                writer.check("the write is not acknowledged and may exist")
                 self._locked = None
             except BaseException as error:
                 self._locked = error if isinstance(error, BusyError) else None
@@ -174,42 +172,42 @@ class Database:
             raise self._explained(error) from None
 
     def _explained(self, error: Exception) -> AbathurError:
-        """Return the error of this package for one of SQLite, of Python's module for it, or of aiosqlite."""
+        """Return the error of this package for an error of SQLite, sqlite3 or aiosqlite."""
         if isinstance(error, _OF_A_VALUE):
             return InvalidValueError(f"{self.settings.db_path} does not take this: {error}")
-        if isinstance(error, ValueError):  # aiosqlite's word for a connection that is closed
+        if isinstance(error, ValueError):  # aiosqlite raises it for a closed connection
             return MisuseError(_CLOSED.format(self.settings.db_path))
         return explain_error(self.settings.db_path, error)
 
     async def explain_query_plan(self, sql: str, params: Sequence[object] | Mapping[str, object] = ()) -> list[str]:
-        """Return the plan of one SELECT as indented lines. Read-only; the statement itself is not run.
+        """Return the plan of one SELECT as indented lines, without running it. Read-only.
 
-        Raises InvalidValueError for anything but one SELECT, and for one that SQLite does not take, or not in time.
+        Raises InvalidValueError for anything but one SELECT that SQLite accepts and plans in time.
         """
         self._require_open()
         self._writer.check()
         try:
             return await plan_apart(self.settings.db_path, self.settings.busy_timeout_ms / 1000, sql, params)
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
-            # The schema was compared when the store was opened: what SQLite can't compile is the statement's own fault.
+            # The schema was compared when the store was opened: the fault is the statement's.
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR:
                 raise InvalidValueError(f"SQLite does not take this SELECT: {error}") from None
             raise self._explained(error) from None
 
     async def validate_foreign_keys(self) -> list[dict[str, Any]]:
-        """Return each row that names a parent which does not exist: table, rowid, parent, fkid. Read-only."""
+        """Return table, rowid, parent and fkid of each row whose parent is missing. Read-only."""
         async with self.read() as conn:
             return [dict(row) for row in await self._run(conn, "PRAGMA foreign_key_check")]
 
     async def get_index_usage(self) -> dict[str, Any]:
-        """Return how many named indexes there are, and each one's name and table. Read-only."""
+        """Return the number of the named indexes, and the name and table of each. Read-only."""
         rows = await self._run(next(self._readers), load_queries("inspect.sql")["indexes"].sql)
         indexes = [dict(row) for row in rows]
         return {"index_count": len(indexes), "indexes": indexes}
 
 
 async def _quiet(lent: aiosqlite.Connection) -> None:
-    """Roll back what is open on a connection, and interrupt each statement that still runs or waits before that."""
+    """Interrupt each statement that runs or waits on a connection, and roll back its transaction."""
     rollback = asyncio.ensure_future(lent.rollback())
     while not (await asyncio.wait([rollback], timeout=_PATIENCE))[0]:
         await lent.interrupt()
@@ -231,7 +229,7 @@ async def _require_valid(settings: Settings) -> None:
             differences = Differences.between(await read_schema(conn))
     except (sqlite3.Error, OSError, AbathurError) as error:
         raise explain_error(path, error) from None
-    harmful = replace(differences, extra=())  # what is extra does no harm to the rest; validate reports it
+    harmful = replace(differences, extra=())  # extra objects do no harm; validate reports them
     if mode != "wal":
         fault = f"is in journal mode {mode}, expected wal"
     elif encoding != "UTF-8":  # text would be compared in another order, and a search by prefix would be wrong

@@ -1,35 +1,32 @@
-"""Files that are no longer those at the path: a connection that refuses to use them, and who else has them open."""
+"""Lost files: a connection that refuses to use files no longer at its path, and the processes that have such open."""
 
 import asyncio
 import fcntl
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from pathlib import Path
 from time import sleep
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiosqlite
 
 from abathur_nb.errors import BOUND_SQL, MisuseError, RefusedError
 from abathur_nb.files import posix_locks
 from abathur_nb.report import Check
-from abathur_nb.store.sql import Parameters
 from abathur_nb.text import process_name
 
 _HARMLESS = ("rollback", "close")  # they write nothing
-_FORKED = "the store was opened before this process was forked, and SQLite's locks do not outlive a fork"
-_NO_FORK = "open a store in each process after its start; with multiprocessing, use the start method spawn"
 Identity = tuple[int, int] | None
 T = TypeVar("T")
+Run = Callable[..., Awaitable[list[sqlite3.Row]]]  # Database.run
+Write = Callable[..., AbstractAsyncContextManager["Connection"]]  # Database.write
 _SUFFIXES = ("", "-wal", "-shm")
 _DELETED = " (deleted)"
-_ASIDE = re.compile(r"/abathur_aside_[^/]+(?=/[^/]+$)")
 _LOOKS, _PAUSE_S = 7, 0.03  # the last process to close a database deletes its log a moment before
-_UNKNOWN = (0, 0)  # of a file in a directory without permissions
 _open: set["Handle"] = set()
 
 
@@ -44,11 +41,11 @@ class Handle(sqlite3.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)  # of the schema, too, when SQLite parses it
+        self.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)  # also of the schema
         _open.add(self)
 
     def watch(self, path: Path, *, patience: float, writes: bool) -> None:
-        """Remember which files are open, so that each use is refused once the files at ``path`` are others."""
+        """Note which files are open, so that each use is refused once the files at ``path`` are others."""
         if writes:
             # A connection that can only read makes no checkpoint and removes no log: closed last, it prevents both.
             self.keeper = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=patience)
@@ -57,32 +54,50 @@ class Handle(sqlite3.Connection):
         # Without WAL mode, a log that lies beside the database is not open.
         in_wal_mode = self.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         self.files = _identities(names) if in_wal_mode else (*_identities(names[:1]), None, None)
-        if (ours := _descriptors()) and not {*self.files} - {None, _UNKNOWN} <= ours.keys():
+        if (ours := _descriptors()) and not {*self.files} - {None} <= ours.keys():
             self.lost = "replaced while it was opened"
-        self.names = names  # last: another thread may look meanwhile, when the opening is cancelled
+        self.names = names  # last: when the opening is cancelled, another thread may look at this moment
 
     def changed(self) -> str:
-        """Return which files at the path are no longer the open ones; empty if none. Final. Read-only."""
+        """Return which files at the path are no longer the open ones; once lost, they stay so. Read-only."""
         if not self.names or self.lost or (found := _identities(self.names)) == self.files:
             return self.lost
         lost = ", ".join(
             f"{Path(name).name} is {'another file' if now else 'missing'}"
             for name, before, now in zip(self.names, self.files, found, strict=True)
-            if before not in (None, now) and now != _UNKNOWN  # None: as of a database that is not in WAL mode
+            if before not in (None, now)  # None: a database that is not in WAL mode has no log
         )
         for handle in tuple(_open) if lost else ():
             if handle.files == self.files:
                 handle.lost = lost
         return lost
 
+    def require_own(self) -> None:
+        """Raise MisuseError in a process that was forked since this connection was opened."""
+        if self.forked:
+            raise MisuseError(
+                "the store was opened before this process was forked, and SQLite's locks do not outlive a fork",
+                "open a store in each process after its start; with multiprocessing, use the start method spawn",
+            )
+
+    def check(self, outcome: str = "nothing was done") -> None:
+        """Raise MisuseError in a forked process, RefusedError once the watched files are others. Read-only."""
+        self.require_own()
+        if self.changed():
+            path, pid = self.names[0], os.getpid()
+            raise RefusedError(
+                f"{path} is no longer the database that PID {pid} has open ({self.lost}); {outcome}",
+                "leave this process running, run troubleshoot.ipynb in another, which can save its rows, then stop it",
+            )
+
     def close(self) -> None:
-        """Close; without a checkpoint where the files have changed, and so that they can still be saved."""
+        """Close; without a checkpoint if the files have changed, and so that troubleshoot can still save them."""
         if self.forked:
             return
         _open.discard(self)
         lost = self.keeper is not None and self.changed()
         ours = _descriptors() if lost else {}
-        # Held until this process ends, so that troubleshoot can save them: a log needs its database.
+        # Held until this process ends: a log cannot be read without its database.
         kept = [os.dup(ours[file]) for file in self.files if file in ours]
         if lost:
             super().close()
@@ -90,14 +105,14 @@ class Handle(sqlite3.Connection):
             self.keeper.close()
         super().close()
         for descriptor in kept:
-            # SQLite's locks ended with its connections; troubleshoot takes a file without a lock for a fork's.
+            # SQLite's locks have ended; troubleshoot ignores a file without a lock, as that of a fork.
             fcntl.lockf(descriptor, fcntl.LOCK_SH, 1)
 
 
 class Connection(aiosqlite.Connection):
-    """Serve what ``uri`` names, in autocommit mode, as long as that loses no data.
+    """Serve what ``uri`` names, in autocommit mode, as long as its files are those at the path.
 
-    Every use raises MisuseError in a forked process, and RefusedError once the files at a watched path are others.
+    Every use raises RefusedError once they are not, and MisuseError in a forked process.
     """
 
     _connection: Handle | None
@@ -109,13 +124,14 @@ class Connection(aiosqlite.Connection):
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         handle = self._connection
-        # A check takes several microseconds: a transaction that writes is checked where it begins and ends.
-        if (handle is not None and handle.keeper and handle.in_transaction) or self._checked:
+        # A check takes some microseconds: a write transaction is checked at its beginning and its end.
+        is_writing = handle is not None and handle.keeper and handle.in_transaction
+        if is_writing or self._checked or getattr(fn, "__name__", "") in _HARMLESS:
             self.require_own()
         else:
-            self.check(fn)
+            self.check()
             if handle is not None and handle.names and not handle.keeper:
-                # The reads of one turn of the loop share a check: each look at a file lets other threads run first.
+                # The reads of one turn of the event loop share a check.
                 self._checked = True
                 asyncio.get_running_loop().call_soon(setattr, self, "_checked", False)
         return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
@@ -132,20 +148,18 @@ class Connection(aiosqlite.Connection):
 
     @property
     def forked(self) -> bool:
-        """Say whether this process was forked since the connection was opened."""
+        """Whether this process was forked since the connection was opened."""
         return self._connection is not None and self._connection.forked
 
     def require_own(self) -> None:
         """Raise MisuseError in a process that was forked since the connection was opened."""
-        if self.forked:
-            raise MisuseError(_FORKED, _NO_FORK)
+        if self._connection is not None:
+            self._connection.require_own()
 
-    def check(self, fn: object = None, *, outcome: str = "nothing was done") -> None:
+    def check(self, outcome: str = "nothing was done") -> None:
         """Raise MisuseError in a forked process, RefusedError once the watched files are others. Read-only."""
-        self.require_own()
-        handle = self._connection
-        if handle is not None and handle.changed() and getattr(fn, "__name__", "") not in _HARMLESS:
-            raise _split(handle, outcome)
+        if self._connection is not None:
+            self._connection.check(outcome)
 
     async def apply(self, work: Callable[[Handle], T]) -> T:
         """Return what ``work`` does with SQLite's own connection, in one hop to its thread."""
@@ -158,27 +172,11 @@ class Connection(aiosqlite.Connection):
 
 
 def refuse_mixing(path: Path) -> None:
-    """Raise MisuseError or RefusedError if this process must not open the database at ``path``. Read-only.
-
-    SQLite shares the index of the log among the connections of a process: one more would read the new log by the
-    index of the old one.
-    """
-    for handle in _handles(path):
-        if handle.forked:
-            raise MisuseError(_FORKED, _NO_FORK)
-        if handle.changed():
-            raise _split(handle, "nothing was done")
-
-
-def _handles(path: Path) -> list[Handle]:
-    return [handle for handle in tuple(_open) if handle.names == _names(path)]
-
-
-def _split(handle: Handle, outcome: str) -> RefusedError:
-    return RefusedError(
-        f"{handle.names[0]} is no longer the database that PID {os.getpid()} has open ({handle.lost}); {outcome}",
-        "leave this process running, run troubleshoot.ipynb in another, which can save its rows, then stop this one",
-    )
+    """Raise MisuseError or RefusedError if this process must not open the database at ``path``. Read-only."""
+    # The connections of a process share the index of the log: a new one would read a new log by an old index.
+    for handle in tuple(_open):
+        if handle.names == _names(path):
+            handle.check()
 
 
 def _names(path: Path) -> tuple[str, ...]:
@@ -186,14 +184,12 @@ def _names(path: Path) -> tuple[str, ...]:
 
 
 def _identity(name: str | int) -> Identity:
-    """Return device and inode of a file, or of an open one by its number; None if missing. Read-only."""
+    """Return device and inode of a file, or of a descriptor; None if there is no such file. Read-only."""
     try:
         # Not what a link leads to: SQLite looks for the log beside that.
         found = os.stat(name, follow_symlinks=isinstance(name, int))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError:
-        return _UNKNOWN
+        return None
     return found.st_dev, found.st_ino
 
 
@@ -202,7 +198,7 @@ def _identities(names: Sequence[str]) -> tuple[Identity, ...]:
 
 
 def _descriptors() -> dict[Identity, int]:
-    """Return a descriptor of each file that this process has open. Linux only; else none. Read-only."""
+    """Return a descriptor of each file that this process has open. Read-only; Linux only, else none."""
     try:
         numbers = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - a third of the time
     except OSError:
@@ -222,20 +218,8 @@ def _keep_forever() -> None:
 os.register_at_fork(after_in_child=_keep_forever)
 
 
-class Serving(Protocol):
-    """Run the named statements of ``sql/queries.sql``; implemented by ``Database``."""
-
-    def write(self, *, at_once: bool = True) -> AbstractAsyncContextManager[Connection]:
-        """Lend the writer for one transaction, which begins ``at_once`` or with the first change."""
-
-    async def run(
-        self, name: str, parameters: Parameters, writer: Connection | None = None, *, last: bool = False
-    ) -> list[sqlite3.Row]:
-        """Run a statement on a reader, or on the lent writer, commit if it is the ``last``, and return its rows."""
-
-
 class Stray(NamedTuple):
-    """Name a process, the ``lost`` files of its database, and where /proc shows each of the ``files`` it has open."""
+    """Hold a process, its ``lost`` files of a database, and the paths in /proc of all ``files`` of it that are open."""
 
     pid: int
     lost: dict[str, str]
@@ -245,13 +229,12 @@ class Stray(NamedTuple):
         return f"{process_name(self.pid)} has open: {', '.join(self.lost[suffix] for suffix in sorted(self.lost))}"
 
 
-def strays(path: Path, *, own: bool = False) -> list[Stray]:
-    """Return the processes that have a file of the database open that was deleted or moved. Read-only; Linux only.
+def strays(path: Path) -> list[Stray]:
+    """Return the processes that have a deleted, renamed or replaced file of the database open. Read-only; Linux only.
 
-    Of all processes, or with ``own`` of this one. What another user has open, root alone sees.
+    Only root sees what the processes of other users have open.
     """
-    pids = {lock.pid for lock in posix_locks()}  # a fork inherits the files and not the locks, and writes nothing
-    pids &= {os.getpid()} if own else pids
+    pids = {lock.pid for lock in posix_locks()}  # a fork inherits the files without the locks, and writes nothing
     found = list[Stray]()
     for look in range(_LOOKS if pids else 0):
         sleep(_PAUSE_S if look else 0)
@@ -265,10 +248,7 @@ def strays(path: Path, *, own: bool = False) -> list[Stray]:
 def _stray(pid: int, given: Path) -> Stray | None:
     path = Path(os.path.realpath(given.parent), given.name)
     is_named = re.compile(rf"{re.escape(str(path))}(?:(-wal|-shm)[^/]*)?").fullmatch  # renamed in place, too
-    current = dict(zip(_SUFFIXES, _identities(_names(given)), strict=True))
-    # Where the directory was moved away, this process alone knows by which path it has the files open.
-    handles = _handles(given) if pid == os.getpid() else []
-    ours = {file: s for handle in handles for file, s in zip(handle.files, _SUFFIXES, strict=True) if file}
+    current = dict(zip(_SUFFIXES, _identities(_names(path)), strict=True))
     files, lost, inodes = dict[str, str](), dict[str, str](), set[int]()
     try:
         device, descriptors = os.stat(path.parent).st_dev, os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208
@@ -277,15 +257,12 @@ def _stray(pid: int, given: Path) -> Stray | None:
     for where in (f"/proc/{pid}/fd/{descriptor}" for descriptor in descriptors):
         with suppress(OSError):  # closed meanwhile
             link, at = os.readlink(where), os.stat(where)  # noqa: PTH115 - as text
-            found, name = (at.st_dev, at.st_ino), is_named(_ASIDE.sub("", link.removesuffix(_DELETED)))
-            if found in ours:
-                suffix = ours[found]
-            elif name and at.st_dev == device:
-                suffix = name[1] or ""
-            else:
+            name = is_named(link.removesuffix(_DELETED))
+            if not name or at.st_dev != device:
                 continue
+            suffix = name[1] or ""
             inodes.add(at.st_ino)
-            if found == current[suffix]:
+            if (at.st_dev, at.st_ino) == current[suffix]:
                 files.setdefault(suffix, where)
             elif link != f"{path}{suffix}" or not current[suffix]:  # else it is of another mount namespace
                 files[suffix], lost[suffix] = where, link
@@ -294,7 +271,7 @@ def _stray(pid: int, given: Path) -> Stray | None:
 
 
 def strays_check(path: Path) -> Check:
-    """Check that no process has a deleted or moved file of the database open. Read-only."""
+    """Check that no process has a deleted, renamed or replaced file of the database open. Read-only."""
     found = strays(path)
     return Check.that(
         "open_files",

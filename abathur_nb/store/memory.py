@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from abathur_nb.errors import InvalidValueError
-from abathur_nb.store.guarded import Connection, Serving
+from abathur_nb.store.guarded import Connection, Run, Write
 from abathur_nb.store.values import (
     check_choice,
     check_name,
@@ -26,8 +26,8 @@ Value = dict[str, Any] | list[Any]
 class Memory:
     """Read and write the table ``memory_entries``; reached as ``db.memory``."""
 
-    def __init__(self, db: Serving) -> None:
-        self._db = db
+    def __init__(self, run: Run, write: Write) -> None:
+        self._run, self._write = run, write
 
     async def add_memory(
         self,
@@ -55,16 +55,16 @@ class Memory:
             "created_by": check_name("created_by", created_by, optional=True),
             "metadata": "{}" if metadata is None else json_text("metadata", metadata, (dict,)),
         }
-        async with self._db.write(at_once=False) as writer:
-            rows = await self._db.run("insert_memory", given, writer)
+        async with self._write(at_once=False) as writer:
+            rows = await self._run("insert_memory", given, writer)
             others = [{"namespace": n, "key": k} for n, k in given_as if (n, k) != (namespace, key)]
-            if not rows or any([await self._db.run("get_memory", other, writer) for other in others]):
+            if not rows or any([await self._run("get_memory", other, writer) for other in others]):
                 raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} already exists: update it instead")
             await self._audit(writer, "create", namespace, key, rows, task_id)
             return int(rows[0]["id"])
 
     async def get_memory(self, namespace: str, key: str, version: int | None = None) -> dict[str, Any] | None:
-        """Return the current version, or the one of that number, superseded or deleted as it may be; else None."""
+        """Return the current version, or a version by its number even if superseded or deleted; None if missing."""
         if version is not None:
             check_whole("version", version, 1, 2**63 - 1)
         name = "get_memory" if version is None else "get_memory_version"
@@ -74,28 +74,25 @@ class Memory:
     async def update_memory(
         self, namespace: str, key: str, value: Value, updated_by: str | None, task_id: str | None = None
     ) -> int:
-        """Add the next version of a live memory and return its entry's id; InvalidValueError if it is not found.
-
-        The new version keeps who created the memory and when, and says who updated it.
-        """
+        """Add the next version of a live memory and return its entry's id; raise InvalidValueError if not found."""
         check_namespace(namespace)
         check_name("key", key)
         task_id = check_name("task_id", task_id, optional=True)
         updated_by = check_name("updated_by", updated_by, optional=True)
         given = {"value": json_text("value", value), "updated_by": updated_by}
-        async with self._db.write(at_once=False) as writer:
+        async with self._write(at_once=False) as writer:
             for n, k in spellings(namespace, key):
-                if rows := await self._db.run("insert_memory_version", {**given, "namespace": n, "key": k}, writer):
+                if rows := await self._run("insert_memory_version", {**given, "namespace": n, "key": k}, writer):
                     await self._audit(writer, "update", n, k, rows, task_id)
                     return int(rows[0]["id"])
             raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} not found")
 
     async def delete_memory(self, namespace: str, key: str, task_id: str | None = None) -> bool:
-        """Mark every live version as deleted; tell whether there was one."""
+        """Mark every live version as deleted; return whether there was one."""
         task_id = check_name("task_id", task_id, optional=True)
-        async with self._db.write(at_once=False) as writer:
+        async with self._write(at_once=False) as writer:
             for n, k in spellings(namespace, key):
-                if rows := await self._db.run("soft_delete_memory", {"namespace": n, "key": k}, writer):
+                if rows := await self._run("soft_delete_memory", {"namespace": n, "key": k}, writer):
                     await self._audit(writer, "delete", n, k, rows, task_id)
                     return True
             return False
@@ -112,28 +109,28 @@ class Memory:
         for (spelling,) in spellings(namespace_prefix):
             prefix, end = prefix_range(spelling)
             given = {"limit": limit, "memory_type": memory_type, "prefix": prefix, "prefix_end": end}
-            rows += await self._db.run(name, given)
+            rows += await self._run(name, given)
         return [decoded(row, _JSON) for row in rows[:limit]]
 
     async def list_namespaces(self) -> list[str]:
         """Return the namespaces that hold a live memory, in order."""
-        return [row[0] for row in await self._db.run("list_namespaces", {})]
+        return [row[0] for row in await self._run("list_namespaces", {})]
 
     async def get_memory_history(self, namespace: str, key: str) -> list[dict[str, Any]]:
-        """Return every version, deleted ones too, newest first."""
+        """Return all versions, deleted ones included, newest first."""
         return [decoded(row, _JSON) for row in await self._fetch("memory_history", namespace, key)]
 
     async def cleanup_expired_memories(self, ttl_days: int = 90) -> int:
         """Mark the episodic entries created more than ``ttl_days`` ago as deleted; return how many."""
         check_whole("ttl_days", ttl_days, 0, 36_500)
         before = timestamp(datetime.now(UTC) - timedelta(days=ttl_days))
-        async with self._db.write(at_once=False) as writer:
-            await self._db.run("audit_expired_memories", {"before": before}, writer)
-            return len(await self._db.run("expire_memories", {"before": before}, writer, last=True))
+        async with self._write(at_once=False) as writer:
+            await self._run("audit_expired_memories", {"before": before}, writer)
+            return len(await self._run("expire_memories", {"before": before}, writer, last=True))
 
     async def _fetch(self, name: str, namespace: str, key: str, **more: object) -> list[Any]:
         for n, k in spellings(namespace, key):
-            if rows := await self._db.run(name, {"namespace": n, "key": k, **more}):
+            if rows := await self._run(name, {"namespace": n, "key": k, **more}):
                 return rows
         return []
 
@@ -151,4 +148,4 @@ class Memory:
             "memory_namespace": namespace,
             "memory_entry_id": max(row["id"] for row in rows),
         }
-        await self._db.run("insert_audit", given, writer, last=True)
+        await self._run("insert_audit", given, writer, last=True)

@@ -1,4 +1,4 @@
-"""Query plans as trees, whatever SQLite wrote them, and what their steps mean."""
+"""Query plans as trees, in the words of any version of SQLite, and what their steps mean."""
 
 import asyncio
 import pickle
@@ -14,7 +14,7 @@ from abathur_nb.store import apart
 from abathur_nb.store.sql import Parameters, tokens
 from abathur_nb.text import shown
 
-# Runs one statement and returns its rows; the same code then reads the plans of any SQLite library.
+# Runs one statement and returns its rows, through any SQLite library.
 Fetch = Callable[[str, Parameters], Awaitable[Iterable[Sequence[Any]]]]
 StepKind = Literal["search", "table scan", "index scan", "automatic index", "sort"]
 
@@ -49,9 +49,9 @@ class Step:
 
 
 async def read_plan(fetch: Fetch, sql: str, params: Parameters = ()) -> list[PlanNode]:
-    """Return the plan of one statement as trees; empty for a statement without one. The statement is not run.
+    """Return the plan of one statement as trees, without running it; empty for a statement without one.
 
-    Read it on a connection that keeps no statements: a kept one still has the plan of an index dropped since.
+    Read it on a connection without cached statements: they keep the plan of an index that was dropped.
     """
     root = PlanNode("")
     latest = {0: root}

@@ -26,7 +26,7 @@ class ColumnCheck(NamedTuple):
 
 
 class Column(NamedTuple):
-    """Hold a column of the DDL: its type, whether it must not be NULL, whether it is part of the primary key."""
+    """Hold a column of the DDL: its type, whether it is NOT NULL, whether it is part of the primary key."""
 
     name: str
     type: str
@@ -58,10 +58,7 @@ class SchemaObject(NamedTuple):
 
 @cache
 def expected_objects() -> Mapping[str, SchemaObject]:
-    """Return the tables and indexes that the DDL builds, by name, as SQLite itself records them.
-
-    SQLite's own objects (named ``sqlite_…``) are left out.
-    """
+    """Return the tables and indexes that the DDL builds, by name, without SQLite's own (``sqlite_…``)."""
     with closing(build_schema()) as conn:
         rows = conn.execute(load_queries("inspect.sql")["schema"].sql)
         return MappingProxyType({row[1]: SchemaObject(*row) for row in rows})
@@ -101,7 +98,7 @@ def _columns() -> dict[str, tuple[Column, ...]]:
 
 @cache
 def column_checks(table: str) -> tuple[ColumnCheck, ...]:
-    """Return the CHECK conditions of a table, read from its DDL so that there is no second copy of them."""
+    """Return the CHECK conditions of a table, read from its DDL."""
     found = tokens(expected_objects()[table].sql)
     checks: list[ColumnCheck] = []
     column, depth, start = "", 0, 0
@@ -153,9 +150,8 @@ class Differences:
 
 
 def _is_same(live: SchemaObject, expected: SchemaObject) -> bool:
-    if live == expected:  # as a rule; to tokenize takes longer
-        return True
-    return live[:3] == expected[:3] and _plain(live.sql) == _plain(expected.sql)
+    # Reading both into tokens takes longer.
+    return live == expected or (live[:3] == expected[:3] and _plain(live.sql) == _plain(expected.sql))
 
 
 def _plain(sql: str) -> list[str]:
@@ -165,10 +161,7 @@ def _plain(sql: str) -> list[str]:
 
 
 async def read_schema(conn: aiosqlite.Connection) -> dict[str, SchemaObject]:
-    """Return the named objects of a live schema, ours by their names in ``sql/``. Read-only.
-
-    SQLite's own (``sqlite_…``) are left out.
-    """
+    """Return the objects of a live schema by name, without SQLite's own (``sqlite_…``). Read-only."""
     found = {}
     for kind, name, table, sql in await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql):
         one = SchemaObject(kind, _known_as(name), _known_as(table), sql or "")
@@ -177,16 +170,16 @@ async def read_schema(conn: aiosqlite.Connection) -> dict[str, SchemaObject]:
 
 
 def _known_as(name: Any) -> Any:
-    # To SQLite a name in other capitals is the same, as far as it is ASCII. Written by hand, it may not be a text.
+    # SQLite ignores the case of ASCII letters in names. A name that was written by hand may not be text.
     plain = name.lower() if isinstance(name, str) and name.isascii() else name
     return plain if plain in expected_objects() else name
 
 
 def not_ours(live: Mapping[str, SchemaObject]) -> str:
-    """Name the triggers, views and virtual tables of a schema, of which ``sql/`` has none."""
+    """Return the names of the triggers, views and virtual tables in a schema: ``sql/`` makes none."""
     return some([f"{found.type} {found.name}" for found in live.values() if found.type not in ("table", "index")])
 
 
 def quoted(name: str) -> str:
-    """Return a name as SQL takes it whatever is in it."""
+    """Return a name quoted for SQL."""
     return '"' + name.replace('"', '""') + '"'

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from abathur_nb.errors import InvalidValueError
-from abathur_nb.store.guarded import Connection, Serving
+from abathur_nb.store.guarded import Connection, Run, Write
 from abathur_nb.store.values import MAX_BYTES, check_choice, check_name, check_whole, decoded, json_text, spellings
 from abathur_nb.text import shown
 
@@ -22,8 +22,8 @@ _AUDIT = {
 class Sessions:
     """Read and write the table ``sessions``; reached as ``db.sessions``."""
 
-    def __init__(self, db: Serving) -> None:
-        self._db = db
+    def __init__(self, run: Run, write: Write) -> None:
+        self._run, self._write = run, write
 
     async def create_session(
         self,
@@ -39,13 +39,13 @@ class Sessions:
         initial_state = {} if initial_state is None else initial_state
         row["state"] = json_text("initial_state", _in_nfc("initial_state", initial_state), (dict,))
         is_new = await self._stored(session_id) == row["session_id"]
-        async with self._db.write(at_once=False) as writer:
-            if not is_new or not await self._db.run("insert_session", row, writer):
+        async with self._write(at_once=False) as writer:
+            if not is_new or not await self._run("insert_session", row, writer):
                 raise InvalidValueError(f"session {shown(session_id)} already exists")
 
     async def get_session(self, session_id: str) -> dict[str, Any] | None:
         """Return one session with events, state and metadata decoded, or None."""
-        rows = await self._db.run("get_session", {"session_id": await self._stored(session_id)})
+        rows = await self._run("get_session", {"session_id": await self._stored(session_id)})
         return decoded(rows[0], _JSON) if rows else None
 
     async def list_sessions(
@@ -59,7 +59,7 @@ class Sessions:
             name += "_by_status" if project_id is None else "_with_status"
         rows: list[Any] = []
         for (spelling,) in spellings(project_id):
-            found = await self._db.run(name, {"project_id": spelling, "status": status, "limit": limit})
+            found = await self._run(name, {"project_id": spelling, "status": status, "limit": limit})
             rows = sorted([*rows, *found], key=lambda row: str(row["created_at"]), reverse=True) if rows else found
         return [decoded(row, _JSON) for row in rows[:limit]]
 
@@ -80,12 +80,12 @@ class Sessions:
         """
         check_whole("keep_last", keep_last, 0, 2**63 - 1)
         given = {"session_id": await self._stored(session_id)}
-        async with self._db.write() as writer:
+        async with self._write() as writer:
             removed: int = max(0, (await self._sizes(writer, given["session_id"]))["count"] - keep_last)
             if removed:
-                await self._db.run("trim_events", {**given, "removed": removed}, writer)
+                await self._run("trim_events", {**given, "removed": removed}, writer)
                 data = json.dumps({**given, "removed": removed, "kept": keep_last}, ensure_ascii=False)
-                await self._db.run("insert_audit", {**_AUDIT, "action_data": data}, writer)
+                await self._run("insert_audit", {**_AUDIT, "action_data": data}, writer)
         return removed
 
     async def update_status(self, session_id: str, status: str) -> None:
@@ -112,18 +112,18 @@ class Sessions:
         """Return the id of a session as it is stored: as given, or else in NFC."""
         *others, (written,) = spellings(session_id)
         for (spelling,) in others:
-            if await self._db.run("session_sizes", {"session_id": spelling}):
+            if await self._run("session_sizes", {"session_id": spelling}):
                 return str(spelling)
         return written  # type: ignore[no-any-return]
 
     async def _update(self, name: str, session_id: str, **given: Any) -> None:
         given |= {"session_id": await self._stored(session_id), "max_bytes": MAX_BYTES}
-        async with self._db.write(at_once=False) as writer:
-            if not await self._db.run(name, given, writer):
+        async with self._write(at_once=False) as writer:
+            if not await self._run(name, given, writer):
                 raise _too_large(given, await self._sizes(writer, given["session_id"]))
 
     async def _sizes(self, writer: Connection, session_id: object) -> sqlite3.Row:
-        rows = await self._db.run("session_sizes", {"session_id": session_id}, writer)
+        rows = await self._run("session_sizes", {"session_id": session_id}, writer)
         if not rows:
             raise InvalidValueError(f"session {shown(session_id)} not found")
         return rows[0]

@@ -32,10 +32,10 @@ _HEADER_LINE = re.compile(r"--\s*(name|index|parameters|scan|sort):\s*(.*)")
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Hold a named query of ``queries.sql``: the very object that the store runs, explain explains, benchmark times.
+    """Hold a named query: the object that the store runs, explain explains and benchmark times.
 
-    ``doc`` is its sentence; ``index`` the index that its plan must use (None: a rowid lookup or a plain INSERT);
-    ``parameters`` an example for its ``:names``; ``scan`` and ``sort`` the reasons why it may do so, if it may.
+    ``index`` is the index that its plan must use (None: a rowid lookup or a plain INSERT), ``parameters`` an example
+    for its ``:names``; ``scan`` and ``sort`` are the reasons why its plan may scan or sort.
     """
 
     name: str
@@ -48,10 +48,9 @@ class Query:
 
 
 def split(script: str) -> Iterator[tuple[str, str]]:
-    """Yield each statement of an SQL script with the comments above it, as (comments, statement without its ``;``).
+    """Yield the comments above each statement of an SQL script, and the statement without its ``;``.
 
-    Comments inside a statement stay in it: SQLite keeps them in ``sqlite_master``. Raises ValueError if the script
-    breaks off within a statement.
+    Comments inside a statement stay in it, as in ``sqlite_master``. Raises ValueError if the last statement is cut off.
     """
     start = end = 0
     while (end := script.find(";", end) + 1) > 0:
@@ -66,7 +65,7 @@ def split(script: str) -> Iterator[tuple[str, str]]:
 
 @cache
 def statements(filename: str) -> tuple[str, ...]:
-    """Return the statements of a file in ``sql/``, comments inside them kept, those between them left out."""
+    """Return the statements of a file in ``sql/`` without the comments between them."""
     return tuple(statement for _, statement in split(_read(filename)))
 
 
@@ -89,15 +88,12 @@ def _query(comments: Sequence[str], statement: str) -> Query:
 
 
 def normalized(sql: str) -> str:
-    """Return SQL with its layout and comments taken out: equal texts are equal statements.
-
-    All else counts, the case of a keyword too. Strings and quoted names stay as they are.
-    """
+    """Return SQL without its layout and comments, so that equal statements are equal texts."""
     return " ".join(tokens(sql))
 
 
 def tokens(sql: str) -> list[str]:
-    """Return the tokens of SQL; its layout and comments are none."""
+    """Return the tokens of SQL without its layout and comments."""
     return [match[0] for match in _TOKEN.finditer(sql) if match["layout"] is None]
 
 

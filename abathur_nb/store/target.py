@@ -1,4 +1,4 @@
-"""What is at the database path: known from its directory entry and its identity, before anything is done to it."""
+"""What is at the database path, by its directory entry and its identity, and the commands that repair it."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ from abathur_nb.errors import AbathurError, RefusedError, bound_reached
 from abathur_nb.report import Check, Report
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, connect, explain_error, pragma
-from abathur_nb.store.guarded import strays, strays_check
+from abathur_nb.store.guarded import strays_check
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, expected_objects
 from abathur_nb.store.sql import load_queries, normalized
 from abathur_nb.text import SHELL, as_user, some, user_name
@@ -28,7 +28,7 @@ FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, d
 _ANOTHER = "db_path: name another path, or move it away by hand"
 _RESTORE = "stop its writers and restore a backup"
 _MOST = 20  # statements of a command
-_KINDS = {  # SQLite would wait for ever for the other end of a FIFO, be it only a side file
+_KINDS = {  # SQLite would wait for ever for the other end of a FIFO, even of a side file
     stat.S_IFDIR: "is a directory",
     stat.S_IFLNK: "is a symbolic link",
     stat.S_IFIFO: "is a FIFO",
@@ -41,11 +41,10 @@ State = Literal["absent", "empty", "damaged", "remains", "refused", "present"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Say what is at the database path.
+    """Say what is at the database path; ``check`` says why, ``error`` is the class to raise if it is not ``present``.
 
-    ``absent``: a database can be made. ``empty``: a shell of 0 bytes. ``damaged``: a database of ours that SQLite can't
-    read. ``remains``: files of a database that is gone. ``refused``: must not be touched. ``present``: a database of
-    this application and schema version. ``check`` says why, and ``error`` is what whoever needs a database raises.
+    ``absent``: a database can be made. ``empty``: a file of 0 bytes. ``damaged``: a database of ours that SQLite cannot
+    read. ``remains``: files without their database. ``refused``: must not be touched. ``present``: ours, to be used.
     """
 
     state: State
@@ -60,18 +59,14 @@ def _target(state: State, observed: str, remedy: str = "", **data: int) -> Targe
 
 
 def examine(settings: Settings, *, journal: bool = True) -> Target:
-    """Say from the directory alone what is at ``settings.db_path``. Read-only; opens nothing.
-
-    Without ``journal`` a replacement that was begun is not looked for.
-    """
+    """Say from the directory what is at ``settings.db_path``, with ``journal`` also a begun replacement. Read-only."""
     path = settings.db_path
     if path.name.endswith(SIDE_FILES):
         named = f"{path} is named as SQLite names a side file ({', '.join(SIDE_FILES)})"
         return _target("refused", named, "db_path: name another one, such as abathur.db")
     if journal and os.path.lexists(journal_of(path)):
-        begun = f"{path} was being replaced, and that was not completed: {journal_of(path).name} says so"
-        remedy = "run troubleshoot.ipynb, restore.ipynb or rollback.ipynb: each plans to complete it first"
-        return _target("remains", begun, remedy)
+        begun = f"a replacement of {path} was begun and not completed: {journal_of(path).name} says so"
+        return _target("remains", begun, "run troubleshoot.ipynb, restore.ipynb or rollback.ipynb, which complete it")
     try:
         if stat.S_ISLNK(os.lstat(path.parent).st_mode):
             real = os.path.realpath(path.parent)
@@ -88,7 +83,7 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
         except FileNotFoundError:  # side files come and go
             continue
         if words:
-            remedy = "db_path: name a regular file, or one that is to be made"
+            remedy = "db_path: name a regular file, or a path where nothing is"
             if stat.S_ISLNK(found.st_mode) and os.path.lexists(f"{path}-wal"):  # SQLite looks for it beside the file
                 rows = f"{path}-wal may hold committed rows of {os.path.realpath(path)}"
                 remedy = f"{rows}: if so, stop its users and move it back to {path}"
@@ -104,8 +99,8 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
 def _absent(settings: Settings) -> Target:
     path = settings.db_path
     stale = [f"{path}{suffix}" for suffix in SIDE_FILES if os.path.lexists(f"{path}{suffix}")]
-    if stale and not os.path.lexists(path):  # else it was made since the look before, and these are its own
-        # A database made beside another's log would be given that log's rows.
+    if stale and not os.path.lexists(path):  # else it was made a moment ago, and these are its own
+        # SQLite would read the rows of that log into a new database.
         remedy = f"they may hold committed rows of a lost database; to move them aside: {repair_command(settings)}"
         return _target("remains", f"no database, but side files of a former one: {', '.join(stale)}", remedy)
     above = next(folder for folder in path.parents if os.path.lexists(folder))
@@ -115,25 +110,21 @@ def _absent(settings: Settings) -> Target:
 
 
 def journal_of(path: Path) -> Path:
-    """Return where a replacement of the database that takes several steps writes down that it has begun."""
+    """Return the path of the journal that says that a replacement of the database was begun."""
     return path.with_name(f"{path.name}.replacing.json")
 
 
 async def identify(
     settings: Settings, *, refuses: Collection[str] = ("trigger", "view"), seen: Target | None = None
 ) -> Target:
-    """Say what is at ``settings.db_path``, its application and schema version included. Read-only.
+    """Say what is at ``settings.db_path``, by its application and schema version. Read-only.
 
-    ``refuses`` names the kinds of objects with which the caller can't use a database: a store, triggers and views.
-    ``seen`` is what `examine` has returned, if it was asked.
+    ``refuses`` names the kinds of objects that the caller does not accept. ``seen`` is a result of `examine`.
     """
     target = seen or examine(settings)
     if target.state != "present":
         return target
     path = settings.db_path
-    if found := strays(path, own=True):  # SQLite would mix its files with those at the path
-        remedy = f"close it here; to save what it holds, from another process: {repair_command(settings)}"
-        return _target("refused", f"this process, {found[0]}", remedy)
     try:
         async with connect(path, settings.busy_timeout_ms) as conn:
             alien = await conn.execute_fetchall(load_queries("inspect.sql")["triggers_and_views"].sql)
@@ -154,14 +145,13 @@ async def _unopened(settings: Settings, error: Exception) -> Target:
     target = replace(_target(state, explained.observed, remedy), error=type(explained))
     if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_READONLY_ROLLBACK:
         return target
-    # Before its recovery nobody can say whether the database is sound.
-    observed, remedy = f"could not run: {explained.observed}", repair_command(settings)
-    data = {"error": explained.observed}
-    return replace(target, check=replace(target.check, status="error", observed=observed, remedy=remedy, data=data))
+    # Whether the database is sound can be judged only after its recovery.
+    check = replace(target.check, status="error", observed=f"could not run: {explained.observed}")
+    return replace(target, check=replace(check, remedy=repair_command(settings), data={"error": explained.observed}))
 
 
 async def explain_unopened(path: Path, error: Exception) -> tuple[State, AbathurError]:
-    """Return whether a file that SQLite can't open is a ``damaged`` database of ours, and the error. Read-only."""
+    """Return whether a file that SQLite cannot open is a ``damaged`` database of ours, and the error. Read-only."""
     explained, code = explain_error(path, error), getattr(error, "sqlite_errorcode", 0) & 0xFF
     if str(error) == "unsupported file format":  # one byte of the header, which no other error names
         code = sqlite3.SQLITE_NOTADB
@@ -179,18 +169,18 @@ async def explain_unopened(path: Path, error: Exception) -> tuple[State, Abathur
 
 
 async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
-    """Return what a database is that is not of our application and schema version; else None. Read-only.
+    """Return the Target of a database with another application_id or schema version; else None. Read-only.
 
-    The check's ``data`` names the ``version`` if it is a wrong one, and is ``remade`` if ours but for the id.
+    Its check's ``data`` has the ``version`` if that is wrong, and ``remade`` if only the application_id is missing.
     """
     path = settings.db_path
     application_id, version = await pragma(conn, "application_id"), await pragma(conn, "user_version")
     differing = (application_id ^ APPLICATION_ID) % 2**32 << 32 | (version ^ SCHEMA_VERSION) % 2**32
     if not differing:
         return None
-    # One byte, and not the last, which a newer version would change.
+    # One byte is damaged, not the last one, which a newer version would change.
     if differing & 0xFF == 0 and len(differing.to_bytes(8, "big").strip(b"\0")) == 1:
-        spoilt = f"one byte of its header, which says application_id {application_id:#x}, user_version {version}"
+        spoilt = f"its header has application_id {application_id:#x}, user_version {version}: one byte is wrong"
         return _target("damaged", f"{path} is CORRUPT: {spoilt}", f"{_RESTORE}: {restore_command(settings)}")
     rows = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
     live = {row["name"]: normalized(row["sql"] or "") for row in rows}
@@ -202,13 +192,13 @@ async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
         observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
         return _target("refused", observed, f"{_ANOTHER} (Abathur has {APPLICATION_ID:#x})")
     if is_our_schema:
-        remedy = f"its schema is that of version {SCHEMA_VERSION}; if the number was set by hand, set it back "
+        remedy = f"its schema is that of version {SCHEMA_VERSION}: if somebody set the number, set it back "
         remedy += shell_command(path, [f"PRAGMA user_version = {SCHEMA_VERSION};"])
     else:
         moved = f"mv -n {quote(str(path))} {quote(f'{path}.version-{version}')}"
         remedy = f"stop its users and move it aside: {moved}; then restore a backup: {restore_command(settings)}; "
         remedy += f"or make a new one: {_command('init', settings)}"
-    words = "half-made, or of no schema that was ever released"
+    words = "half-made, or of a schema that was never released"
     if version > SCHEMA_VERSION:
         words, remedy = "newer than this package", f"update abathur_nb; if no newer one exists: {remedy}"
     observed = f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}"
@@ -216,7 +206,7 @@ async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
 
 
 def shell_command(path: Path, statements: Sequence[str]) -> str:
-    """Return the command that runs statements in SQLite's own shell, for what no verb does."""
+    """Return the command that runs statements in SQLite's own shell."""
     rest = f"; then look again: there are {len(statements) - _MOST:,} more" if len(statements) > _MOST else ""
     return f"{SHELL} {quote(str(path))} {quote(' '.join(statements[:_MOST]))}{rest}"
 
@@ -230,7 +220,7 @@ async def require_present(settings: Settings) -> None:
 
 
 async def refusal(title: str, settings: Settings, *, refuses: Collection[str] = ()) -> Report | None:
-    """Return the Report of a verb that needs an Abathur database and may not go on, or None. Read-only."""
+    """Return the Report of a verb that finds no Abathur database to work on, or None. Read-only."""
     target = await identify(settings, refuses=refuses)
     if target.state == "present":
         return None
@@ -241,7 +231,7 @@ async def refusal(title: str, settings: Settings, *, refuses: Collection[str] = 
 
 
 def repair_command(settings: Settings) -> str:
-    """Return the command that says why a check fails and shows the plan of a repair."""
+    """Return the command that shows why a check fails and the plan of a repair."""
     return _command("troubleshoot", settings)
 
 
@@ -251,7 +241,7 @@ def restore_command(settings: Settings) -> str:
 
 
 def rollback_command(settings: Settings, to: str) -> str:
-    """Return the command that shows the plan of going back to a backup or to a fresh database."""
+    """Return the command that shows the plan of a rollback to a backup or to a fresh database."""
     return f"{_command('rollback', settings)} -p to {quote(to)}"
 
 
@@ -263,7 +253,7 @@ def _command(notebook: str, settings: Settings) -> str:
 
 
 def to_be_repaired(check: Check, settings: Settings) -> Check:
-    """Return ``check``, with the command that repairs before its remedy by hand if it failed."""
+    """Return a failed check with the command that repairs before its remedy by hand; others as they are."""
     if not check.failed and (check.remedy or check.status == "pass"):
         return check
     by_hand = f"; by hand: {check.remedy}" if check.remedy else ""
@@ -271,7 +261,7 @@ def to_be_repaired(check: Check, settings: Settings) -> Check:
 
 
 def wanted(target: Target, settings: Settings) -> Check:
-    """Return the check of a target that should be a database: it fails where none is."""
+    """Return the check of a target that should be a database; it fails if it is not. Read-only."""
     if target.state in ("absent", "remains") and (lost := strays_check(settings.db_path)).failed:
         return lost
     if target.state not in ("absent", "empty"):
@@ -283,12 +273,12 @@ def wanted(target: Target, settings: Settings) -> Check:
 
 
 def init_as(settings: Settings, uid: int) -> str:
-    """Return the remedy of who is not the owner: the command that runs init as the user ``uid``."""
+    """Return the remedy for another user than the owner: the command that runs init as the user ``uid``."""
     return f"run it as the owner: {as_user(uid)} {join(settings.command('init'))}"
 
 
 def _as_owner(settings: Settings, path: Path) -> str:
-    """Return the remedy of who may not use the database at ``path``, or its directory. Read-only."""
+    """Return the remedy for a user who may not use the database at ``path``, or its directory. Read-only."""
     try:
         found = os.lstat(path)
     except OSError:
@@ -299,9 +289,8 @@ def _as_owner(settings: Settings, path: Path) -> str:
 
 
 FileSystem = Literal["local", "layered", "memory", "host share", "shared", "unknown"]
-# By the exact names of the kernel, as mountinfo has them, those of FUSE without "fuse."; the remote ones are those of
-# coreutils' stat.c, gnulib's mountlist.c and systemd. The index of a write-ahead log is memory that the processes of
-# one kernel share: another machine, or the host of a virtual one, does not see it.
+# By the exact names in mountinfo, those of FUSE without "fuse."; the remote ones are those of coreutils' stat.c,
+# gnulib's mountlist.c and systemd. The index of a log is shared memory: another machine or kernel does not see it.
 _NAMES: dict[FileSystem, str] = {
     "local": "ext2 ext3 ext4 xfs btrfs zfs f2fs bcachefs jfs reiserfs reiser4 nilfs2 ubifs jffs2 ntfs3 simfs",
     "layered": "overlay overlayfs aufs unionfs ecryptfs fuse fuseblk",
@@ -317,7 +306,7 @@ _NAMES: dict[FileSystem, str] = {
 
 
 def kind_of(name: str) -> FileSystem:
-    """Return what a file system is by its exact name; one of FUSE that is not known is layered."""
+    """Return the kind of a file system by its exact name; an unknown one of FUSE is layered."""
     base, _, of_fuse = name.partition(".")
     is_fuse = base in ("fuse", "fuseblk")
     kinds = {one: kind for kind, names in _NAMES.items() for one in names.split()}
@@ -326,10 +315,8 @@ def kind_of(name: str) -> FileSystem:
 
 
 def mounted_files(path: Path) -> list[Check]:
-    """Return a warning if the database or a side file is itself a mount point, else nothing. Read-only; Linux only.
-
-    Such a file can be written to, and neither renamed nor removed (EBUSY).
-    """
+    """Return a warning if the database or a side file is itself a mount point. Read-only; Linux only."""
+    # Such a file can be written to, and neither renamed nor removed (EBUSY).
     points = {point for point, _ in _mounts()}
     found = [name for name in (str(path), *(f"{path}{s}" for s in SIDE_FILES)) if os.path.realpath(name) in points]
     if not found:

@@ -19,7 +19,7 @@ _HIGHEST = "\U0010ffff"
 
 
 def check_name(what: str, value: Any, *, optional: bool = False, holds: str = "") -> Any:
-    """Return a name as it is written, in NFC; None if it is ``optional`` and missing.
+    """Return a name in NFC, or None if it is ``optional`` and missing.
 
     Raises InvalidValueError for anything but text of 1 to 512 printable characters that ``holds`` a sign.
     """
@@ -27,23 +27,19 @@ def check_name(what: str, value: Any, *, optional: bool = False, holds: str = ""
         return None
     name = _written(value)
     if not 1 <= len(name) <= MAX_NAME or not is_printable(name) or holds not in name:
-        wanted = f" with a `{holds}` among them, such as user:alice:preferences" if holds else ""
-        raise InvalidValueError(
-            f"expected 1 to {MAX_NAME} printable characters{wanted}, found {shown(value)}", what=what
-        )
+        wanted = f"{MAX_NAME} printable characters" + (f" with a `{holds}`, such as user:alice:pref" if holds else "")
+        raise InvalidValueError(f"expected 1 to {wanted}, found {shown(value)}", what=what)
     return name
 
 
 def check_namespace(value: Any) -> Any:
-    """Return a namespace as it is written, in NFC; raise InvalidValueError unless it is a name that holds a ``:``."""
+    """Return a namespace in NFC; raise InvalidValueError unless it is a name that holds a ``:``."""
     return check_name("namespace format", value, holds=":")
 
 
 def _written(value: object) -> str:
-    """Return a name in NFC, the form in which it is written; an empty text for what is not text."""
-    if not isinstance(value, str):
-        return ""
-    return value if value.isascii() else normalize("NFC", value)
+    """Return text in NFC, the form in which names are written; an empty text for any other value."""
+    return normalize("NFC", value) if isinstance(value, str) else ""
 
 
 def spellings(*names: Any) -> Iterable[tuple[Any, ...]]:
@@ -65,9 +61,9 @@ def check_choice(what: str, value: object, choices: Collection[str]) -> None:
 
 
 def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), *, within: int = 0) -> str:
-    """Return ``value`` as compact JSON text that reads back equal (a tuple as a list), or raise InvalidValueError.
+    """Return a value of one of the types ``kinds`` as compact JSON text, to be put ``within`` so many levels of JSON.
 
-    ``kinds`` are the types it may have. ``within`` is how many levels of JSON the value will be put into.
+    The text reads back equal, a tuple as a list. Raises InvalidValueError.
     """
     if not isinstance(value, kinds):
         wanted = " or ".join("a JSON object (dict)" if kind is dict else f"a JSON {kind.__name__}" for kind in kinds)
@@ -86,7 +82,7 @@ compact_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=
 
 
 def json_fault(text: str) -> str:
-    """Say why the store would not have written JSON text, or cannot read it; empty if it would."""
+    """Return why the store would neither write nor read a JSON text; empty if it would."""
     try:
         _check_size("JSON", len(text.encode()))
         json_text("JSON", json.loads(text), (object,))
@@ -94,7 +90,7 @@ def json_fault(text: str) -> str:
         return f"expected at most {MAX_DEPTH} levels of JSON"
     except InvalidValueError as error:
         return error.fault
-    except ValueError as error:  # after a semicolon Python adds advice for programmers
+    except ValueError as error:  # after a semicolon Python adds advice
         return f"not JSON: {str(error).partition(';')[0]}"
     return ""
 
@@ -106,7 +102,7 @@ def _check_size(what: str, size: int) -> None:
 
 def check_depth(what: str, value: object, allowed: int = MAX_DEPTH) -> None:
     """Raise InvalidValueError where JSON has more levels than are allowed, or a key that is not text."""
-    # Level by level: no recursion that a deep value could exhaust; one that holds itself is too deep as well.
+    # Level by level: recursion would end in RecursionError. A value that contains itself is too deep, too.
     level, depth = [value], 0
     while level := [item for item in level if isinstance(item, dict | list | tuple)]:
         depth += 1
@@ -118,19 +114,19 @@ def check_depth(what: str, value: object, allowed: int = MAX_DEPTH) -> None:
 
 
 def decoded(row: Row, columns: Iterable[str]) -> dict[str, Any]:
-    """Return ``row`` as a dict with the named JSON columns decoded; raise RefusedError where one is spoiled."""
+    """Return ``row`` as a dict with the named JSON columns decoded; raise RefusedError where one is not JSON."""
     values = dict(row)
     for column in columns:
         try:
             values[column] = json.loads(values[column])
         except (ValueError, TypeError, RecursionError):
-            observed = f"{column} of row {shown(row[0])} holds no JSON that can be read"
-            raise RefusedError(observed, "run validate.ipynb, which says why; write the value anew") from None
+            observed = f"{column} of row {shown(row[0])} is not valid JSON"
+            raise RefusedError(observed, "run validate.ipynb, which says why; write the value again") from None
     return values
 
 
 def prefix_range(prefix: str) -> tuple[str, str]:
-    """Return the half-open range of texts that start with ``prefix``, in the order in which SQLite compares text."""
+    """Return the first text with this prefix and the first one behind all of them, as SQLite sorts text."""
     if not isinstance(prefix, str) or not is_printable(prefix) or len(_written(prefix)) > MAX_NAME:
         expected = f"expected up to {MAX_NAME} printable characters, found {shown(prefix)}"
         raise InvalidValueError(expected, what="namespace_prefix")
@@ -142,13 +138,12 @@ def prefix_range(prefix: str) -> tuple[str, str]:
     return prefix, stem[:-1] + chr(0xE000 if following == 0xD800 else following)
 
 
-# SQL that compares a column with a limit. The BLOBs reach Python though text may not be decodable.
+# SQL about a column. A BLOB reaches Python where text cannot be decoded.
 IS_UTF8 = "typeof({0}) <> 'text' OR abathur_is_utf8(CAST({0} AS BLOB))"
 TOO_LONG = f"length(CAST({{0}} AS BLOB)) > {MAX_BYTES}"  # the bytes, as a limit counts them
 FAULT = "CASE WHEN abathur_is_utf8(CAST({0} AS BLOB)) THEN abathur_json_fault({0}) ELSE '' END"  # empty for none
 
-# Digits and signs become 0, braces brackets, letters small: plain searches then find what a regular expression takes
-# several times as long for.
+# Digits and signs become 0, braces become brackets, letters small: plain searches are faster than regular expressions.
 _ALIKE = bytes.maketrans(b"123456789+-ED{", b"00000000000ed[")
 _EXPONENT = "0e00"  # as in 1e999; an infinite number with an exponent of one digit has 300 other digits
 _DIGITS = "0" * 300
@@ -161,7 +156,7 @@ _ROOM = 2 * MAX_DEPTH  # bytes that open and close so many levels
 def add_functions(conn: sqlite3.Connection) -> None:
     """Give a connection the functions that FAULT, IS_UTF8 and ``suspicious`` call, and let it read any text.
 
-    What is not UTF-8 it then reads as Python reads the names of files: with lone surrogates for the bytes.
+    Bytes that are not UTF-8 become lone surrogates, as in Python's names of files.
     """
     conn.text_factory = lambda text: text.decode(errors="surrogateescape")
     conn.create_function("abathur_suspicious", -1, _suspicious, deterministic=True)
@@ -171,27 +166,22 @@ def add_functions(conn: sqlite3.Connection) -> None:
 
 def stored(value: object) -> object:
     """Return a value that a connection with these functions read: bytes in place of text that is not UTF-8."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return value.encode(errors="surrogateescape")
-    return value
+    content = value.encode(errors="surrogateescape") if isinstance(value, str) else b""
+    return value if _is_utf8(content) else content
 
 
 def suspicious(json: Iterable[str], others: Iterable[str]) -> str:
-    """Return SQL that is true for a row worth a closer look, and cannot be evaluated for text that is not UTF-8.
+    """Return SQL that is true for a row that may have invalid JSON, and that fails for text that is not UTF-8.
 
-    One call a row, and no JSON parsed: a microsecond.
+    It takes a microsecond a row: one call, and no JSON is parsed.
     """
     joined = " || ".join(f"ifnull({column}, '')" for column in json)
     return f"abathur_suspicious({', '.join([f'CAST({joined} AS BLOB)' if joined else 'NULL', *others])})"
 
 
 def _suspicious(json: bytes | None, *_: object) -> bool:
-    # The other columns are arguments so that sqlite3 decodes them.
-    if not json:
-        return False
+    # sqlite3 decodes the other columns, as they are arguments.
+    json = json or b""
     alike = json.translate(_ALIKE).decode()
     return (
         _EXPONENT in alike
@@ -204,7 +194,7 @@ def _suspicious(json: bytes | None, *_: object) -> bool:
 def _is_utf8(text: bytes | None) -> bool:
     decoder, whole = getincrementaldecoder("utf-8")(), memoryview(text or b"")
     try:
-        for start in range(0, len(whole), _PIECE):  # by pieces, lest a large text be copied whole
+        for start in range(0, len(whole), _PIECE):  # by pieces, so that no large text is copied whole
             decoder.decode(whole[start : start + _PIECE])
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:

@@ -124,7 +124,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "has Abathur's tables, but its application_id is missing, as after a dump": ("PRAGMA application_id = 0",),
     "half-made": ("PRAGMA application_id = 0", "DROP TABLE metrics"),
     "newer than this package: user_version 2, known is 1": ("PRAGMA user_version = 2",),
-    "of no schema that was ever released": ("PRAGMA user_version = 0",),
+    "of a schema that was never released": ("PRAGMA user_version = 0",),
     "holds trigger evil": (
         "CREATE TRIGGER evil AFTER INSERT ON audit BEGIN DELETE FROM tasks; END",
         "PRAGMA writable_schema = ON",
