@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import aiosqlite
 
@@ -162,17 +162,10 @@ def _plain(sql: str) -> list[str]:
 
 async def read_schema(conn: aiosqlite.Connection) -> dict[str, SchemaObject]:
     """Return the objects of a live schema by name, without SQLite's own (``sqlite_…``). Read-only."""
-    found = {}
-    for kind, name, table, sql in await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql):
-        one = SchemaObject(kind, _known_as(name), _known_as(table), sql or "")
-        found[f"trigger {name}" if kind == "trigger" else one.name] = one  # one may have the name of a table
-    return found
-
-
-def _known_as(name: Any) -> Any:
-    # SQLite ignores the case of ASCII letters in names. A name that was written by hand may not be text.
-    plain = name.lower() if isinstance(name, str) and name.isascii() else name
-    return plain if plain in expected_objects() else name
+    rows = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
+    found = [SchemaObject(kind, name, table, sql or "") for kind, name, table, sql in rows]
+    # A trigger may have the name of a table.
+    return {f"trigger {one.name}" if one.type == "trigger" else one.name: one for one in found}
 
 
 def not_ours(live: Mapping[str, SchemaObject]) -> str:

@@ -20,8 +20,8 @@ from abathur_nb.report import Check, Report
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, connect, explain_error, pragma
 from abathur_nb.store.guarded import strays_check
-from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, expected_objects
-from abathur_nb.store.sql import load_queries, normalized
+from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, Differences, expected_objects, read_schema
+from abathur_nb.store.sql import load_queries
 from abathur_nb.text import SHELL, as_user, some, user_name
 
 FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, drop it"
@@ -182,9 +182,8 @@ async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
     if differing & 0xFF == 0 and len(differing.to_bytes(8, "big").strip(b"\0")) == 1:
         spoilt = f"its header has application_id {application_id:#x}, user_version {version}: one byte is wrong"
         return _target("damaged", f"{path} is CORRUPT: {spoilt}", f"{_RESTORE}: {restore_command(settings)}")
-    rows = await conn.execute_fetchall(load_queries("inspect.sql")["schema"].sql)
-    live = {row["name"]: normalized(row["sql"] or "") for row in rows}
-    is_our_schema = all(live.get(name) == normalized(table.sql) for name, table in expected_objects().items())
+    differences = Differences.between(await read_schema(conn))
+    is_our_schema = not differences.missing and not differences.altered
     if application_id == 0 and is_our_schema:
         observed = f"{path} has Abathur's tables, but its application_id is missing, as after a dump"
         return _target("refused", observed, f"to set it: {repair_command(settings)}", remade=1)
