@@ -10,9 +10,8 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError
 from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.store.connection import connect, explain_error
-from abathur_nb.store.query_plan import Fetch, PlanNode, StepKind, plan_steps, read_plan, tree_lines
 from abathur_nb.store.schema import expected_objects, expected_tables
-from abathur_nb.store.sql import Query, load_queries
+from abathur_nb.store.sql import Fetch, PlanNode, Query, StepKind, load_queries, plan_steps, read_plan, tree_lines
 from abathur_nb.store.target import refusal
 from abathur_nb.text import Table
 

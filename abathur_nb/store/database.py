@@ -18,10 +18,9 @@ from abathur_nb.errors import AbathurError, BusyError, InvalidValueError, Misuse
 from abathur_nb.store.connection import connect, explain_error, pragma, run_to_end
 from abathur_nb.store.guarded import Connection
 from abathur_nb.store.memory import Memory
-from abathur_nb.store.query_plan import plan_apart
 from abathur_nb.store.schema import Differences, read_schema
 from abathur_nb.store.sessions import Sessions
-from abathur_nb.store.sql import Parameters, load_queries
+from abathur_nb.store.sql import Parameters, load_queries, plan_apart
 from abathur_nb.store.target import require_present
 
 # The open write of this task or its parent.

@@ -1,14 +1,21 @@
-"""Read ``sql/``: the statements of a script, and the named queries."""
+"""SQL: the statements and named queries of ``sql/``, the tokens of a statement, and the plan that SQLite makes."""
 
+import asyncio
 import json
+import pickle
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from subprocess import CalledProcessError, run
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
+
+from abathur_nb.errors import InvalidValueError
+from abathur_nb.store import apart
+from abathur_nb.text import shown
 
 Parameters = Sequence[object] | Mapping[str, object]  # of a statement: by place, or by name
 _PACKAGED = Path(__file__).parents[1] / "data"
@@ -28,6 +35,22 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL | re.ASCII,
 )
 _HEADER_LINE = re.compile(r"--\s*(name|index|parameters|scan|sort):\s*(.*)")
+
+# Runs one statement and returns its rows, through any SQLite library.
+Fetch = Callable[[str, Parameters], Awaitable[Iterable[Sequence[Any]]]]
+StepKind = Literal["search", "table scan", "index scan", "automatic index", "sort"]
+
+# The word TABLE and the table's name before AS were written until SQLite 3.35, the alias alone since.
+_STEP = re.compile(
+    r"(?P<verb>SCAN|SEARCH) (?:TABLE )?(?P<name>SUBQUERY \d+|\S+)(?: AS \S+)?"
+    r"(?: USING (?P<auto>AUTOMATIC )?(?:PARTIAL )?(?:COVERING )?INDEX(?: (?P<index>[^\s(].*?))?(?= \(|$))?"
+)
+_BY_INDEX = re.compile(r"USING (?:COVERING )?INDEX (?P<index>.+?) FOR IN-OPERATOR")
+_DERIVED = re.compile(r"(?:CO-ROUTINE|MATERIALIZE) (?P<name>\S+)")
+_NOT_A_TABLE = re.compile(r"SCAN (?:(?:\d+ )?CONSTANT ROWS?|\d+-ROW VALUES|SUBQUERY \d+|(?:TABLE )?\S+ VIRTUAL TABLE)")
+
+_MOST_CHARACTERS = 100_000  # of a SELECT that is explained: they are read into tokens in 20 ms
+_VERBS = {"SELECT", "VALUES", "INSERT", "REPLACE", "UPDATE", "DELETE"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +129,130 @@ def _without_leading_comments(text: str) -> tuple[str, str]:
 
 def _read(filename: str) -> str:
     return (DATA / "sql" / filename).read_text(encoding="utf-8")
+
+
+@dataclass(slots=True)
+class PlanNode:
+    """Hold one row of ``EXPLAIN QUERY PLAN`` with the rows below it."""
+
+    detail: str
+    children: list["PlanNode"] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Say what one row of a plan does: how it reads ``table`` (or its alias), and by which ``index``, if by one."""
+
+    kind: StepKind
+    table: str
+    index: str | None = None
+
+
+async def read_plan(fetch: Fetch, sql: str, params: Parameters = ()) -> list[PlanNode]:
+    """Return the plan of one statement as trees, without running it; empty for a statement without one.
+
+    Read it on a connection without cached statements: they keep the plan of an index that was dropped.
+    """
+    root = PlanNode("")
+    latest = {0: root}
+    for number, parent, _, detail in await fetch(f"EXPLAIN QUERY PLAN {sql}", params):
+        node = latest[number] = PlanNode(str(detail))
+        latest.get(parent, root).children.append(node)
+    return root.children
+
+
+def tree_lines(nodes: Iterable[PlanNode]) -> list[str]:
+    """Return plan trees as lines of text, two spaces further in for each level."""
+    return [line for node in nodes for line in (node.detail, *(f"  {below}" for below in tree_lines(node.children)))]
+
+
+async def plan_apart(path: Path, patience: float, sql: str, params: Parameters) -> list[str]:
+    """Return the plan of one SELECT as lines, made in a process with limits of time and memory. Read-only.
+
+    It waits up to ``patience`` seconds for a lock. Raises InvalidValueError for anything but one SELECT within the
+    limits, and sqlite3.Error as SQLite does.
+    """
+    require_single_select(sql)
+    if not isinstance(params, Mapping | Sequence):
+        raise InvalidValueError(f"expected a sequence of parameters, or a mapping by name, found {shown(params)}")
+    given = dict(params) if isinstance(params, Mapping) else tuple(params)
+    for value in (*given, *given.values()) if isinstance(given, dict) else given:
+        if type(value) not in (type(None), bool, int, float, str, bytes):  # the process knows no others
+            raise InvalidValueError(f"expected None, a number, text or bytes as a parameter, found {shown(value)}")
+
+    async def ask(statement: str, given: Parameters) -> Iterable[Sequence[Any]]:
+        return await asyncio.to_thread(_ask, path, patience, statement, given)
+
+    try:
+        return tree_lines(await read_plan(ask, sql, given))
+    except (CalledProcessError, RecursionError):
+        observed = f"its plan takes more than {apart.PLAN_S} s or {apart.PLAN_MB} MB: {sql.strip()[:80]!r}"
+        raise InvalidValueError(observed, "nest fewer subqueries and WITH clauses") from None
+
+
+def _ask(path: Path, patience: float, sql: str, params: Parameters) -> list[Sequence[Any]]:
+    asked = pickle.dumps((f"{path.as_uri()}?mode=ro", patience, sql, params))
+    done = run(apart.command("plan"), input=asked, capture_output=True, check=True)  # noqa: S603 - no shell
+    answer = pickle.loads(done.stdout)  # noqa: S301 - from a program of our own
+    if isinstance(answer, Exception):
+        raise answer
+    return list(answer)
+
+
+def plan_steps(nodes: Iterable[PlanNode]) -> list[Step]:
+    """Return what a plan does, in its order: searches, full scans of a table or an index, automatic indexes, sorts.
+
+    Constant rows, the results of subqueries, table-valued functions and the queue of a recursive query are no scans.
+    """
+    return list(_steps(nodes, set()))
+
+
+def _steps(nodes: Iterable[PlanNode], derived: set[str], own: str = "") -> Iterator[Step]:
+    """Yield the steps. ``derived`` names the results of subqueries seen so far, ``own`` the subquery we are in."""
+    for node in nodes:
+        step = _read_step(node.detail)
+        if step and not (step.kind.endswith("scan") and step.table in derived):
+            yield step
+        if match := _DERIVED.match(node.detail):
+            yield from _steps(node.children, derived, match["name"])
+            derived.add(match["name"])  # after its own rows: within them the name may be a table's
+        else:
+            is_recursive = node.detail == "RECURSIVE STEP"  # it scans a queue with the name of its subquery
+            yield from _steps(node.children, derived | {own} if is_recursive else derived, own)
+
+
+def _read_step(detail: str) -> Step | None:
+    if "TEMP B-TREE" in detail:
+        return Step("sort", "")
+    if by_index := _BY_INDEX.match(detail):
+        return Step("search", "", by_index["index"])
+    match = _STEP.match(detail)
+    if match is None or match["name"].startswith("(") or _NOT_A_TABLE.match(detail):
+        return None
+    if match["auto"]:
+        return Step("automatic index", match["name"])
+    if match["verb"] == "SEARCH":
+        return Step("search", match["name"], match["index"])
+    return Step("index scan" if match["index"] else "table scan", match["name"], match["index"])
+
+
+def require_single_select(sql: str) -> None:
+    """Raise InvalidValueError for anything but one SELECT, or WITH … SELECT; one ``;`` may end it."""
+    if not isinstance(sql, str) or "\0" in sql or any("\ud800" <= c <= "\udfff" for c in sql):
+        raise InvalidValueError("expected one SELECT as text, without NUL characters and lone surrogates")
+    if len(sql) > _MOST_CHARACTERS:
+        raise InvalidValueError(f"expected one SELECT of at most {_MOST_CHARACTERS:,} characters, found {len(sql):,}")
+    found = tokens(sql)
+    verb = "several statements" if ";" in found[:-1] else _verb(found)
+    if verb != "SELECT":
+        raise InvalidValueError(f"expected one SELECT, found {verb.strip(';') or 'nothing'}: {sql.strip()[:80]!r}")
+
+
+def _verb(found: Sequence[str]) -> str:
+    """Return the word that says what a statement does: its first, or the first outside parentheses after WITH."""
+    first, depth = found[0].upper() if found else "", 0
+    for token in found if first == "WITH" else ():
+        depth += (token == "(") - (token == ")")
+        if depth == 0 and token.upper() in _VERBS:
+            return token.upper()
+    return first

@@ -26,9 +26,8 @@ from abathur_nb.report import Check, Report
 from abathur_nb.runbook.explain import Plans, explain_queries, judge_plans
 from abathur_nb.store.connection import connect
 from abathur_nb.store.database import Database
-from abathur_nb.store.query_plan import plan_steps, read_plan
 from abathur_nb.store.schema import expected_objects
-from abathur_nb.store.sql import Query, load_queries
+from abathur_nb.store.sql import Query, load_queries, plan_steps, read_plan
 
 INDEXES = [found.name for found in expected_objects().values() if found.type == "index"]
 STATES = ("empty", "seeded and analysed", "filled", "filled and analysed")

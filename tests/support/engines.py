@@ -8,8 +8,7 @@ from typing import Any
 
 import apsw
 
-from abathur_nb.store.query_plan import Fetch
-from abathur_nb.store.sql import DDL_FILES, SEED_FILE, Parameters, statements
+from abathur_nb.store.sql import DDL_FILES, SEED_FILE, Fetch, Parameters, statements
 
 LIBRARIES = ("sqlite3", "apsw")
 REFUSALS = (sqlite3.IntegrityError, apsw.ConstraintError)

@@ -6,7 +6,7 @@ import pytest
 from engines import LIBRARIES, as_fetch, build, opened
 
 from abathur_nb.errors import InvalidValueError
-from abathur_nb.store.query_plan import PlanNode, Step, plan_steps, read_plan, require_single_select, tree_lines
+from abathur_nb.store.sql import PlanNode, Step, plan_steps, read_plan, require_single_select, tree_lines
 
 SCAN, SORT = Step("table scan", "tasks"), Step("sort", "")
 
