@@ -287,6 +287,8 @@ def _same(one: bytes, two: bytes, most: int) -> bool:
 
 def _copy(database: str, log: str, index: str, target: str) -> None:
     """Copy a database and its log, named in /proc, as of one moment: no checkpoint runs meanwhile."""
+    from shutil import copyfile
+
     lock = os.open(index, os.O_RDWR) if index else -1
     until = time.monotonic() + _COPY_S
     while index:
@@ -297,11 +299,10 @@ def _copy(database: str, log: str, index: str, target: str) -> None:
             if time.monotonic() > until:
                 raise
             time.sleep(_PAUSE_S)
+    os.umask(0o077)
     for source, name in ((database, target), (log, f"{target}-wal")):
         if source:
-            read, written = os.open(source, os.O_RDONLY), os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            while chunk := os.read(read, 2**20):
-                os.write(written, chunk)
+            copyfile(source, name)
 
 
 def _plan() -> None:

@@ -134,7 +134,7 @@ def _configure(path: Path, mode: str, watched: bool, wanted: dict[str, int], con
         observed = f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}"
         raise RefusedError(observed, "use another SQLite: conda env create -f environment.yml")
     if watched:
-        conn.watch(path, patience=wanted["busy_timeout"] / 1000, writes=mode == "rw")
+        conn.watch(path, writes=mode == "rw")
 
 
 def require_short_schema(path: Path, conn: sqlite3.Connection) -> None:

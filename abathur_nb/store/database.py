@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import warnings
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from itertools import cycle
@@ -54,25 +54,16 @@ class Database:
     async def open(cls, settings: Settings) -> AsyncIterator["Database"]:
         """Open an existing, valid database and close it at the end.
 
-        Raises BusyError if it stays locked, and RefusedError if it is
-
-        - missing, not a regular file, or not a SQLite file
-        - another application's, or of a newer version
-        - not in WAL mode, or not encoded in UTF-8
-        - without an object of the schema, or with an altered one
-
-        Runs no integrity_check. Warns at the end if the files have been removed or replaced meanwhile.
+        Raises BusyError if it stays locked; RefusedError if it is missing, not a SQLite file, another application's, of
+        a newer version, not in WAL mode, not in UTF-8, or if an object of the schema is missing or altered. Runs no
+        integrity_check. Warns at the end if the files were removed or replaced meanwhile.
         """
         await _require_valid(settings)
         async with AsyncExitStack() as stack:
-            try:
-                # The writer is opened first and so closed last: the one connection that checkpoints.
-                writer = await stack.enter_async_context(_connect(settings, mode="rw"))
-                writer.isolation_level = "IMMEDIATE"  # sqlite3 begins so before a change outside of a transaction
-                readers = [await stack.enter_async_context(_connect(settings)) for _ in range(settings.readers)]
-                db = cls(settings, writer, readers)
-            except (sqlite3.Error, OSError) as error:
-                raise explain_error(settings.db_path, error) from None
+            # The writer is opened first and so closed last: the one connection that checkpoints.
+            writer = await _enter(stack, settings, "rw")
+            writer.isolation_level = "IMMEDIATE"  # sqlite3 begins so before a change outside of a transaction
+            db = cls(settings, writer, [await _enter(stack, settings) for _ in range(settings.readers)])
             try:
                 yield db
                 try:
@@ -90,11 +81,8 @@ class Database:
         """
         self._require_open()
         async with AsyncExitStack() as stack:
-            try:
-                # Not one of the readers in turn: a BEGIN, a PRAGMA or a temporary view would affect the next read.
-                lent = await stack.enter_async_context(_connect(self.settings))
-            except (sqlite3.Error, OSError, AbathurError) as error:
-                raise explain_error(self.settings.db_path, error) from None
+            # Not one of the readers in turn: a BEGIN, a PRAGMA or a temporary view would affect the next read.
+            lent = await _enter(stack, self.settings)
             try:
                 yield lent
                 lent.check("what was read may be wrong")
@@ -214,9 +202,13 @@ async def _quiet(lent: aiosqlite.Connection) -> None:
         rollback.result()
 
 
-def _connect(settings: Settings, mode: Literal["ro", "rw"] = "ro") -> AbstractAsyncContextManager[Connection]:
-    path, busy_ms = settings.db_path, settings.busy_timeout_ms
-    return connect(path, busy_ms, mode=mode, synchronous=settings.synchronous, bounded=False)
+async def _enter(stack: AsyncExitStack, settings: Settings, mode: Literal["ro", "rw"] = "ro") -> Connection:
+    path, busy_ms, synchronous = settings.db_path, settings.busy_timeout_ms, settings.synchronous
+    try:
+        conn = connect(path, busy_ms, mode=mode, synchronous=synchronous, bounded=False)
+        return await stack.enter_async_context(conn)
+    except (sqlite3.Error, OSError) as error:
+        raise explain_error(path, error) from None
 
 
 async def _require_valid(settings: Settings) -> None:

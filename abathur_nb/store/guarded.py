@@ -44,11 +44,11 @@ class Handle(sqlite3.Connection):
         self.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)  # also of the schema
         _open.add(self)
 
-    def watch(self, path: Path, *, patience: float, writes: bool) -> None:
+    def watch(self, path: Path, *, writes: bool) -> None:
         """Note which files are open, so that each use is refused once the files at ``path`` are others."""
         if writes:
             # A connection that can only read makes no checkpoint and removes no log: closed last, it prevents both.
-            self.keeper = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=patience)
+            self.keeper = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
             self.keeper.execute("PRAGMA schema_version").fetchall()
         names = _names(path)
         # Without WAL mode, a log that lies beside the database is not open.
@@ -276,7 +276,7 @@ def strays_check(path: Path) -> Check:
     return Check.that(
         "open_files",
         not found,
-        expected="no process has a file of it open that was deleted or moved",
+        expected="no process has a deleted, renamed or replaced file of it open",
         observed="; ".join(map(str, found)) or "none",
         remedy="before you end any of them, save what it alone holds: run troubleshoot.ipynb, which shows a plan and "
         "names the parameters that carry it out",
