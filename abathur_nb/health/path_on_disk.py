@@ -14,8 +14,8 @@ from abathur_nb.files import nearest_existing
 from abathur_nb.report import Check, Status
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, explain_error
-from abathur_nb.store.target import file_system, init_as, kind_of, mounted_files
-from abathur_nb.text import MB, counted, user_name
+from abathur_nb.store.target import file_system, kind_of, mounted_files
+from abathur_nb.text import MB, as_user, counted, user_name
 
 FILE_MODES = "file_modes"
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
@@ -69,7 +69,8 @@ def _directory(settings: Settings) -> Check:
     found = os.lstat(folder)
     mode, mine = stat.S_IMODE(found.st_mode), found.st_uid == os.geteuid()
     another = f"take a directory of its own: -p db_path {quote(str(folder / 'abathur' / settings.db_path.name))}"
-    chmod, as_owner = f"chmod 700 {quote(str(folder))}", init_as(settings, found.st_uid)
+    chmod = f"chmod 700 {quote(str(folder))}"
+    as_owner = f"run it as the owner: {as_user(found.st_uid)} {join(settings.command('init'))}"
     if mode & 0o077:  # others may use it, as they use /tmp or /etc
         chmod = f"if nobody else uses it: {chmod}; else {another}"
     # The file system may forbid what the mode allows.

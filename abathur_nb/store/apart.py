@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 # https://sqlite.org/fileformat2.html#walformat and https://sqlite.org/walformat.html, section 2
 _MAGICS = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}  # the byte order of the words that are summed
-_HEADER, _FRAME_HEADER = 32, 24  # bytes of the log
+_HEADER, _FRAME_HEADER = 32, 24  # bytes of the log, and of each frame
 _LOCKS = {"": ((2**30, 1), (2**30 + 1, 1), (2**30 + 2, 510)), "-shm": tuple((byte, 1) for byte in range(120, 129))}
 _WRITE_LOCK, _CHECKPOINT_LOCK = 120, 121
 _WHOLE = {"frames": 0, "read": 0, "torn": -1}
 _DATABASE = b"SQLite format 3\0"
-_SCHEMA = 2**24  # bytes from the beginning of a file, among which its schema is looked for
+_SCHEMA = 2**24  # bytes at the beginning of a file, where its schema is
 _SECTOR = 512  # bytes, the smallest piece that a disk loses
-_COPY_S = 5  # until a checkpoint is over
+_COPY_S = 5  # to wait for the end of a checkpoint
 _PAUSE_S = 0.005
 PLAN_S, PLAN_MB = 5, 512  # a statement of this package's own takes a millisecond and 15 MB
 
@@ -42,7 +42,7 @@ def command(*arguments: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def ask(*look: str | os.PathLike[str]) -> Any:
-    """Return what a look at files found, made by another process. Read-only, but for ``copy``.
+    """Run a look at files in another process and return what it found. Read-only, but for ``copy``.
 
     Raises OSError, and SubprocessError if the process fails.
     """
@@ -70,7 +70,7 @@ def _digest(path: str) -> str:
 
 
 def _ours(path: str, application_id: str, *tables: str) -> bool:
-    """Return whether the header of a file is Abathur's or, where that is destroyed, one of these tables behind it."""
+    """Return whether a file has Abathur's header or, if that is destroyed, the SQL of one of these tables."""
     try:
         with os.fdopen(_open(path), "rb") as file:
             data = file.read(_SCHEMA)
@@ -78,7 +78,7 @@ def _ours(path: str, application_id: str, *tables: str) -> bool:
         return False
     if _is_whole(data):
         return data[68:72] == int(application_id).to_bytes(4, "big")
-    is_table = data[100:101] in (b"\5", b"\r") and data[103:104] == b"\0"  # the first page: no text has a NUL
+    is_table = data[100:101] in (b"\5", b"\r") and data[103:104] == b"\0"  # the first page; text has no NUL
     return is_table and any(table.encode() in data for table in tables)
 
 
@@ -87,9 +87,9 @@ def _is_whole(header: bytes) -> bool:
 
 
 def _header(path: str, least_format: str = "1") -> str:
-    """Return which byte of a header is damaged though SQLite opens the file; empty if none is.
+    """Return what is damaged in a header with which SQLite opens the file; empty if nothing is.
 
-    In a schema format below 4 SQLite ignores DESC, which is a fault only if indexes then differ from their tables.
+    A schema format below ``least_format`` is damage: below 4, SQLite ignores DESC in indexes.
     """
     try:
         with os.fdopen(_open(path), "rb") as file:
@@ -98,7 +98,7 @@ def _header(path: str, least_format: str = "1") -> str:
         return ""
     if not _is_whole(header):
         return ""
-    encoding = int.from_bytes(header[56:60], "big")  # SQLite reads the last two bits of it, and one byte of the format
+    encoding = int.from_bytes(header[56:60], "big")  # SQLite reads only its last two bits
     faults = {
         f"its header has the write version {header[18]}": header[18] > 2,
         f"its header has the text encoding {encoding}": encoding > 3,
@@ -125,7 +125,7 @@ def _locks(path: str) -> list[tuple[str, int, bool, int]]:
 
 
 def _index(path: str) -> dict[str, Any] | None:
-    """Return the content of the log's index; None while another process writes it."""
+    """Return what the log's index (the -shm file) says; None while another process writes it."""
     try:
         file = _open(f"{path}-shm")
     except OSError:
@@ -147,7 +147,7 @@ def _index(path: str) -> dict[str, Any] | None:
 
 
 def _sums(order: str, data: bytes, start: bytes = bytes(8), form: str = "=") -> bytes:
-    """Return SQLite's checksum of words in an ``order`` of bytes, continued from ``start``, packed in ``form``."""
+    """Return SQLite's checksum of ``data``, continued from ``start``; its words and the sums have a byte order each."""
     first, second = struct.unpack(f"{form}2I", start)
     odd = len(data) % 32
     for one, two in struct.iter_unpack(f"{order}2I", data[:odd]):
@@ -191,7 +191,7 @@ def _judge(path: str, log: int, until: float) -> dict[str, int] | None:
     found = _frames(log, header, index, _page_size(path), until) if index else None
     if index is None or found is None or found["torn"] == -1:
         return found
-    # Committed frames stay until the log begins anew, with other salts. A writer may be writing those behind them.
+    # Committed frames stay as they are until the log is reset. A writer may be writing those behind them.
     settled = 0 <= found["torn"] < index["frames"] or (
         _index(path) == index and (found["torn"] < 0 or ("-shm", _WRITE_LOCK) not in [k[:2] for k in _locks(path)])
     )
@@ -216,13 +216,13 @@ def _places(log: int, page: int) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: float) -> dict[str, int] | None:
-    """Sum up the frames of a log; None if its index is of another round. ``stated`` is the database's page size."""
+    """Check the frames of a log; None if its index is of another log. ``stated`` is the database's page size."""
     order, page = _MAGICS.get(header[:4]), int.from_bytes(header[8:12], "big")
     last = read = index["frames"]
     frames = (os.fstat(log).st_size - _HEADER) // ((stated or page) + _FRAME_HEADER)
     if order is None or (stated or page) != page or _sums(order, header[:24], form=">") != header[24:]:
         return {"frames": frames, "read": read, "torn": 0 if frames > 0 else -1}
-    if header[16:24] != index["salts"]:  # before the first frame of a new round, the old ones are in the database
+    if header[16:24] != index["salts"]:  # the log is being reset: all of its frames are in the database
         return None if read else _WHOLE
     sums, broken, row = header[24:], 0, 0
     for number, place, head in _places(log, page):
@@ -236,8 +236,8 @@ def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: 
         if not broken and sound:
             continue
         broken = broken or number
-        # A killed writer may leave one commit that was never acknowledged, behind what the next one has overwritten.
-        # Two in a row mean that the log is cut off; one is in doubt if nobody has written since the log was read anew.
+        # A killed writer may leave one commit that was never acknowledged, behind what the next writer has overwritten.
+        # Two commits mean that the log is cut off. One is in doubt if nobody has written since the index was made.
         row = row if sound else 0
         if number > broken and head[8:16] == index["salts"] and head[4:8] != bytes(4):
             last, row = number, row + 1
@@ -286,7 +286,7 @@ def _same(one: bytes, two: bytes, most: int) -> bool:
 
 
 def _copy(database: str, log: str, index: str, target: str) -> None:
-    """Copy a database and its log, named in /proc, as of one moment: no checkpoint runs meanwhile."""
+    """Copy a database and its log, by their names in /proc, as of one moment: no checkpoint runs meanwhile."""
     from shutil import copyfile
 
     lock = os.open(index, os.O_RDWR) if index else -1
@@ -306,8 +306,8 @@ def _copy(database: str, log: str, index: str, target: str) -> None:
 
 
 def _plan() -> None:
-    """Answer one pickle with another: the rows of EXPLAIN QUERY PLAN, or the error."""
-    # Before version 3.41 nothing but these limits ends SQLite's compiling, which may take minutes and gigabytes.
+    """Read a statement as a pickle; write the rows of its EXPLAIN QUERY PLAN, or the error, as another."""
+    # Before SQLite 3.41 only these limits end a compilation, which may take minutes and gigabytes.
     import pickle
     import resource
     import sqlite3
@@ -338,7 +338,7 @@ _LOOKS: dict[str, Callable[..., Any]] = {
 
 
 def main() -> None:
-    """Write what a look found, and its error, as a literal; or the plan of a statement."""
+    """Run the look that the arguments name, and write its result and its error as one literal."""
     if sys.argv[3] == "plan":
         _plan()
         return

@@ -1,4 +1,4 @@
-"""The one way to open a connection: its PRAGMAs set and read back, and closed whatever happens."""
+"""The one way to open a connection: set its PRAGMAs, read them back, and close it in any case."""
 
 import asyncio
 import os
@@ -21,12 +21,12 @@ from abathur_nb.store.guarded import Connection, Handle, refuse_mixing, strays_c
 from abathur_nb.store.sql import load_queries
 from abathur_nb.text import MB, SHELL, process_name
 
-_STEPS = 100_000  # of SQLite's machine from one look at the clock to the next: some milliseconds
+_STEPS = 100_000  # of SQLite's virtual machine between two looks at the clock: some milliseconds
 SIDE_FILES = ("-wal", "-shm", "-journal")
 Synchronous = Literal["NORMAL", "FULL"]
 T = TypeVar("T")
 
-# Fails to compile where the CHECKs of a table may not call json_valid under trusted_schema=OFF (SQLite before 3.41).
+# Before SQLite 3.41 it does not compile with trusted_schema=OFF, as the CHECKs of the table call json_valid.
 _TRUST_PROBE = "EXPLAIN INSERT INTO sessions (id, app_name, user_id) VALUES ('', '', '')"
 
 
@@ -97,7 +97,7 @@ async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[Conne
     """Open what ``uri`` names in autocommit mode and close it at the end, cancelled or not."""
     conn = Connection(uri, cached_statements)
     try:
-        await run_to_end(conn)  # a cancelled opening would leave a connection that nobody closes
+        await run_to_end(conn)  # a cancelled opening would leave an open connection
         yield conn
     except sqlite3.Error as error:
         # Asked at once: later, the scratch file that filled the disk is gone.
@@ -108,7 +108,7 @@ async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[Conne
             try:
                 await run_to_end(conn.close())
             finally:
-                # aiosqlite does not wait for its thread, whose last word could reach a loop closed by then.
+                # aiosqlite does not wait for its thread, which could report to a loop that is closed by then.
                 conn._thread.join()  # noqa: SLF001
 
 
@@ -122,7 +122,7 @@ def _configure(path: Path, mode: str, watched: bool, wanted: dict[str, int], con
     try:
         conn.execute(_TRUST_PROBE).fetchall()
     except sqlite3.DatabaseError as error:
-        # Without that table of ours there is nothing to try it on.
+        # Another database has no such table.
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR and "unsafe use" not in str(error):
             raise
         script = f"PRAGMA trusted_schema = ON; {script}"
@@ -138,7 +138,7 @@ def _configure(path: Path, mode: str, watched: bool, wanted: dict[str, int], con
 
 
 def require_short_schema(path: Path, conn: sqlite3.Connection) -> None:
-    """Raise RefusedError where the SQL of all objects is longer than its bound. Read-only."""
+    """Raise RefusedError if the SQL of all objects is longer than its bound. Read-only."""
     (size,) = conn.execute(load_queries("inspect.sql")["schema_size"].sql).fetchone()
     if size > BOUND_SCHEMA:
         raise _too_long(path, f"its SQL has {size:,} bytes, the bound is {BOUND_SCHEMA:,} bytes")
@@ -150,7 +150,7 @@ def _too_long(path: Path, found: str) -> RefusedError:
 
 
 def read_pragmas(conn: sqlite3.Connection) -> dict[str, Any]:
-    """Return what the file and this connection are set to, by the names of the PRAGMAs. Read-only."""
+    """Return the settings of the file and of this connection, by the names of the PRAGMAs. Read-only."""
     (row,) = conn.execute(load_queries("inspect.sql")["pragmas"].sql)
     rest = ("journal_mode", "wal_autocheckpoint", "mmap_size")
     return {**row, **{name: conn.execute(f"PRAGMA {name}").fetchone()[0] for name in rest}}
@@ -197,7 +197,7 @@ _OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it
 
 
 def explain_error(path: Path, error: Exception) -> AbathurError:
-    """Return the error of this package that says what an error of SQLite, or of the system, means for the operator."""
+    """Return the error of this package for an error of SQLite or of the system: what happened, and the remedy."""
     if isinstance(error, AbathurError):
         return error
     code = getattr(error, "sqlite_errorcode", 0)
@@ -210,7 +210,7 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
         return locked_by(path)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
         return RefusedError(f"{path} has a hot journal, left by a killed writer", "troubleshoot.ipynb rolls it back")
-    # Without the log alone, SQLite reports an error of the disk.
+    # If only the log was deleted, SQLite reports an error of the disk.
     if primary == sqlite3.SQLITE_IOERR and (lost := strays_check(path)).failed:
         return RefusedError(lost.observed, lost.remedy)
     found = error.__cause__ or (ask_system(path, error) if isinstance(error, sqlite3.Error) else error)
@@ -228,6 +228,6 @@ def lock_owners(locks: Iterable[tuple[str, int, bool, int]], *, exclusive: bool 
 
 
 def locked_by(path: Path) -> BusyError:
-    """Return the error that names who has the database locked."""
+    """Return the error that names the processes that have the database locked."""
     holders = ", ".join(lock_owners(ask("look", path)[0])) or "a process that cannot be named"
     return BusyError(f"{path} is locked by {holders}", "let it finish or end it, then try again")

@@ -23,9 +23,9 @@ from abathur_nb.store.sessions import Sessions
 from abathur_nb.store.sql import Parameters, load_queries, plan_apart
 from abathur_nb.store.target import require_present
 
-# The open write of this task or its parent.
+# The open write of this task or of its parent.
 _inside: ContextVar[object | None] = ContextVar("_inside", default=None)
-# The errors of SQLite, or of Python's module for it, about a value that it does not accept.
+# The errors of SQLite and sqlite3 about a value.
 _OF_A_VALUE = (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.IntegrityError, OverflowError, UnicodeError)
 _CLOSED = "{} is closed: use it inside of `async with Database.open`"
 _PATIENCE = 0.02  # seconds between interrupts of what still runs on a lent connection
@@ -45,7 +45,7 @@ class Database:
         self._writer = writer
         self._write_lock = asyncio.Lock()
         self._open_write: object | None = None
-        self._locked: BusyError | None = None  # what the last write raised, if it found the database locked
+        self._locked: BusyError | None = None  # raised by the last write, if it found the database locked
         self._readers = cycle(readers)
         self._is_closed = False
 
@@ -62,13 +62,13 @@ class Database:
         async with AsyncExitStack() as stack:
             # The writer is opened first and so closed last: the one connection that checkpoints.
             writer = await _enter(stack, settings, "rw")
-            writer.isolation_level = "IMMEDIATE"  # sqlite3 begins so before a change outside of a transaction
+            writer.isolation_level = "IMMEDIATE"  # sqlite3 begins a transaction so before a change outside of one
             db = cls(settings, writer, [await _enter(stack, settings) for _ in range(settings.readers)])
             try:
                 yield db
                 try:
                     writer.check("what was written since may be missing at the path")
-                except RefusedError as lost:  # the block has ended: no error of its own
+                except RefusedError as lost:  # the block itself has raised no error
                     warnings.warn(str(lost), RuntimeWarning, stacklevel=3)
             finally:
                 db._is_closed = True
@@ -103,8 +103,8 @@ class Database:
             raise MisuseError("write() is open already, here or where this task was started: use its connection")
         asked, writer = monotonic(), self._writer
         async with self._write_lock:
-            self._require_open()  # it may have been closed meanwhile
-            # Else the waits of all writes that are queued for another process's lock would add up.
+            self._require_open()  # it may be closed by now
+            # Otherwise the waits of all queued writes for another process's lock would add up.
             if self._locked and monotonic() - asked >= self.settings.busy_timeout_ms / 1000:
                 raise BusyError(self._locked.observed, self._locked.remedy)
             self._open_write = object()
@@ -125,7 +125,7 @@ class Database:
                 self._locked = None
             except BaseException as error:
                 self._locked = error if isinstance(error, BusyError) else None
-                # Queued behind whatever the thread still runs, and without effect where nothing is open.
+                # It waits for the running statement, and does nothing if no transaction is open.
                 if not writer.forked:
                     with suppress(ValueError):  # closed meanwhile, which rolls back as well
                         await run_to_end(writer.rollback())
@@ -153,7 +153,7 @@ class Database:
         try:
             if last:
                 return await conn.execute_and_commit(sql, parameters)
-            # One hop to the connection's thread; a cursor of one's own would take two or three.
+            # One hop to the connection's thread; a cursor would take two or three.
             return await conn.execute_fetchall(sql, parameters)  # type: ignore[return-value]
         except (sqlite3.Error, OverflowError, ValueError) as error:
             raise self._explained(error) from None

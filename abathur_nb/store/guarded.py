@@ -1,4 +1,4 @@
-"""Lost files: a connection that refuses to use files no longer at its path, and the processes that have such open."""
+"""Files that were deleted, renamed or replaced: connections refuse to use them; which processes have them open."""
 
 import asyncio
 import fcntl
@@ -26,12 +26,12 @@ Run = Callable[..., Awaitable[list[sqlite3.Row]]]  # Database.run
 Write = Callable[..., AbstractAsyncContextManager["Connection"]]  # Database.write
 _SUFFIXES = ("", "-wal", "-shm")
 _DELETED = " (deleted)"
-_LOOKS, _PAUSE_S = 7, 0.03  # the last process to close a database deletes its log a moment before
+_LOOKS, _PAUSE_S = 7, 0.03  # the last process to close a database deletes its log a moment earlier
 _open: set["Handle"] = set()
 
 
 class Handle(sqlite3.Connection):
-    """Close without a checkpoint once the files are no longer those at the path."""
+    """A connection of SQLite that closes without a checkpoint once its files are no longer those at the path."""
 
     forked = False
     names: tuple[str, ...] = ()  # of the database, its log and the log's index, once they are watched
@@ -264,7 +264,7 @@ def _stray(pid: int, given: Path) -> Stray | None:
             inodes.add(at.st_ino)
             if (at.st_dev, at.st_ino) == current[suffix]:
                 files.setdefault(suffix, where)
-            elif link != f"{path}{suffix}" or not current[suffix]:  # else it is of another mount namespace
+            elif link != f"{path}{suffix}" or not current[suffix]:  # else the process is in another mount namespace
                 files[suffix], lost[suffix] = where, link
     is_used = bool(lost) and any(lock.pid == pid and lock.inode in inodes for lock in posix_locks())
     return Stray(pid, lost, files) if is_used else None

@@ -1,4 +1,4 @@
-"""The schema: what the DDL in ``sql/`` builds, and how that of a live database differs."""
+"""The schema that the DDL in ``sql/`` builds, and how the schema of a live database differs from it."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -155,7 +155,7 @@ def _is_same(live: SchemaObject, expected: SchemaObject) -> bool:
 
 
 def _plain(sql: str) -> list[str]:
-    """Return the tokens of SQL, names of ``sql/`` without the quotes that ALTER TABLE adds."""
+    """Return the tokens of SQL, without the quotes that ALTER TABLE adds to names of ``sql/``."""
     names = {*expected_tables(), *(column.name for table in expected_tables() for column in expected_columns(table))}
     return [token.strip('"') if token[:1] == '"' and token[1:-1] in names else token for token in tokens(sql)]
 

@@ -133,7 +133,7 @@ def _too_large(given: Mapping[str, object], sizes: sqlite3.Row) -> InvalidValueE
     session_id, event = shown(given["session_id"]), len(str(given.get("event", "")).encode())
     remedy = "keep large values as memories (db.memory.add_memory) and set their keys in the state to small ones"
     if event and sizes["events"] + event >= MAX_BYTES:
-        # So many that half of the room is free afterwards, or enough for this event.
+        # Then half of the room is free, or enough for this event.
         keep_last = sizes["count"] * max(0, MAX_BYTES // 2 - event) // sizes["events"]
         trim = f"await db.sessions.trim_events({given['session_id']!r}, keep_last={keep_last})"
         remedy = f"remove its oldest events: {trim}" if sizes["count"] else "append it as several smaller events"
@@ -142,8 +142,8 @@ def _too_large(given: Mapping[str, object], sizes: sqlite3.Row) -> InvalidValueE
 
 
 def _delta(what: str, delta: dict[str, Any]) -> dict[str, str]:
-    # SQLite's own merge is recursive and drops nulls: the statement clears the keys and then adds them as they are.
-    # A key is cleared as given and in NFC, each with and without escapes: another program may have written it so.
+    # SQLite's own merge is recursive and drops nulls: the statement removes the keys and then adds them.
+    # A key is removed as given and in NFC, with and without escapes: another program may have written it so.
     text = json_text(what, _in_nfc(what, delta), (dict,))
     keys = (spelling for key in delta for (spelling,) in spellings(key))
     names = dict.fromkeys(json.dumps(key, ensure_ascii=escaped) for key in keys for escaped in (False, True))
@@ -151,9 +151,9 @@ def _delta(what: str, delta: dict[str, Any]) -> dict[str, str]:
 
 
 def _in_nfc(what: str, state: Any) -> Any:
-    """Return (a part of) a state with its keys in NFC, as names are written; raise InvalidValueError if one is not."""
+    """Return a state with its keys in NFC, as names are written; raise InvalidValueError for an invalid key."""
     if not isinstance(state, dict):
-        return state  # json_text says what is wrong
+        return state  # json_text refuses it
     written = {check_name("key" if what == "value" else f"{what} key", key): value for key, value in state.items()}
     if len(written) < len(state):
         raise InvalidValueError("two of its keys are one in NFC, the form that is written", what=what)

@@ -26,7 +26,7 @@ DATA = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2]
 DDL_FILES = ("ddl-memory-tables.sql", "ddl-core-tables.sql", "ddl-indexes.sql")
 SEED_FILE = "seed-memories.sql"
 
-# Longest first where one alternative begins another. A broken-off string or comment runs to the end, as in SQLite.
+# The longest alternative comes first. An unfinished string or comment runs to the end, as in SQLite.
 _TOKEN = re.compile(
     r"""(?P<layout> [ \t\n\f\r]+ | --[^\n]* | /\*.*?(?:\*/|\Z) )
     | [xX]?'(?:[^']|'')*(?:'|\Z) | "(?:[^"]|"")*(?:"|\Z) | `(?:[^`]|``)*(?:`|\Z) | \[[^]]*(?:\]|\Z)
@@ -40,7 +40,7 @@ _HEADER_LINE = re.compile(r"--\s*(name|index|parameters|scan|sort):\s*(.*)")
 Fetch = Callable[[str, Parameters], Awaitable[Iterable[Sequence[Any]]]]
 StepKind = Literal["search", "table scan", "index scan", "automatic index", "sort"]
 
-# The word TABLE and the table's name before AS were written until SQLite 3.35, the alias alone since.
+# Until SQLite 3.35 a step has the word TABLE, and the table's name before its alias.
 _STEP = re.compile(
     r"(?P<verb>SCAN|SEARCH) (?:TABLE )?(?P<name>SUBQUERY \d+|\S+)(?: AS \S+)?"
     r"(?: USING (?P<auto>AUTOMATIC )?(?:PARTIAL )?(?:COVERING )?INDEX(?: (?P<index>[^\s(].*?))?(?= \(|$))?"
@@ -104,7 +104,7 @@ def _query(comments: Sequence[str], statement: str) -> Query:
     fields: dict[str, Any] = {match[1]: match[2] for match in headers}
     fields["parameters"] = json.loads(fields.get("parameters", "{}"))
     fields["index"] = None if fields.get("index") == "none" else fields.get("index")
-    # What is above the name is not part of the query.
+    # Comments above the name are not part of the query.
     doc = comments[comments.index(headers[0].string) :]
     words = (line.removeprefix("--").strip() for line in doc if not _HEADER_LINE.match(line))
     return Query(sql=statement, doc=" ".join(words), **fields)
@@ -141,7 +141,7 @@ class PlanNode:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Say what one row of a plan does: how it reads ``table`` (or its alias), and by which ``index``, if by one."""
+    """Say how one row of a plan reads ``table`` (or its alias), and by which ``index``, if any."""
 
     kind: StepKind
     table: str
@@ -177,7 +177,7 @@ async def plan_apart(path: Path, patience: float, sql: str, params: Parameters) 
         raise InvalidValueError(f"expected a sequence of parameters, or a mapping by name, found {shown(params)}")
     given = dict(params) if isinstance(params, Mapping) else tuple(params)
     for value in (*given, *given.values()) if isinstance(given, dict) else given:
-        if type(value) not in (type(None), bool, int, float, str, bytes):  # the process knows no others
+        if type(value) not in (type(None), bool, int, float, str, bytes):  # the other process can read only these
             raise InvalidValueError(f"expected None, a number, text or bytes as a parameter, found {shown(value)}")
 
     async def ask(statement: str, given: Parameters) -> Iterable[Sequence[Any]]:
@@ -208,14 +208,14 @@ def plan_steps(nodes: Iterable[PlanNode]) -> list[Step]:
 
 
 def _steps(nodes: Iterable[PlanNode], derived: set[str], own: str = "") -> Iterator[Step]:
-    """Yield the steps. ``derived`` names the results of subqueries seen so far, ``own`` the subquery we are in."""
+    """Yield the steps. ``derived`` holds the names of the subqueries seen so far, ``own`` that of the current one."""
     for node in nodes:
         step = _read_step(node.detail)
         if step and not (step.kind.endswith("scan") and step.table in derived):
             yield step
         if match := _DERIVED.match(node.detail):
             yield from _steps(node.children, derived, match["name"])
-            derived.add(match["name"])  # after its own rows: within them the name may be a table's
+            derived.add(match["name"])  # within the subquery its name may be a table's
         else:
             is_recursive = node.detail == "RECURSIVE STEP"  # it scans a queue with the name of its subquery
             yield from _steps(node.children, derived | {own} if is_recursive else derived, own)

@@ -22,7 +22,7 @@ from abathur_nb.store.connection import SIDE_FILES, connect, explain_error, prag
 from abathur_nb.store.guarded import strays_check
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, Differences, expected_objects, read_schema
 from abathur_nb.store.sql import load_queries
-from abathur_nb.text import SHELL, as_user, some, user_name
+from abathur_nb.text import SHELL, some, user_name
 
 FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, drop it"
 _ANOTHER = "db_path: name another path, or move it away by hand"
@@ -61,6 +61,7 @@ def _target(state: State, observed: str, remedy: str = "", **data: int) -> Targe
 def examine(settings: Settings, *, journal: bool = True) -> Target:
     """Say from the directory what is at ``settings.db_path``, with ``journal`` also a begun replacement. Read-only."""
     path = settings.db_path
+    as_owner = f"see who owns it, and run this as that user: namei -l {quote(str(path))}"
     if path.name.endswith(SIDE_FILES):
         named = f"{path} is named as SQLite names a side file ({', '.join(SIDE_FILES)})"
         return _target("refused", named, "db_path: name another one, such as abathur.db")
@@ -76,7 +77,7 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
     except FileNotFoundError:
         return _absent(settings)
     except OSError as error:
-        return _target("refused", f"{path} cannot be looked at: {error.strerror}", _as_owner(settings, path.parent))
+        return _target("refused", f"{path} cannot be examined: {error.strerror}", as_owner)
     for name in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)):
         try:
             words = _KINDS.get(stat.S_IFMT(os.lstat(name).st_mode))
@@ -92,14 +93,14 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
         remedy = f"see that nothing uses it, then: rm {quote(str(path))} && {_command('init', settings)}"
         return _target("empty", f"{path} is an empty shell of 0 bytes", remedy)
     if not os.access(path, os.R_OK):
-        return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", _as_owner(settings, path))
+        return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", as_owner)
     return _target("present", f"{path}, {found.st_size:,} bytes")
 
 
 def _absent(settings: Settings) -> Target:
     path = settings.db_path
     stale = [f"{path}{suffix}" for suffix in SIDE_FILES if os.path.lexists(f"{path}{suffix}")]
-    if stale and not os.path.lexists(path):  # else it was made a moment ago, and these are its own
+    if stale and not os.path.lexists(path):  # else it was made a moment ago, with these
         # SQLite would read the rows of that log into a new database.
         remedy = f"they may hold committed rows of a lost database; to move them aside: {repair_command(settings)}"
         return _target("remains", f"no database, but side files of a former one: {', '.join(stale)}", remedy)
@@ -110,7 +111,7 @@ def _absent(settings: Settings) -> Target:
 
 
 def journal_of(path: Path) -> Path:
-    """Return the path of the journal that says that a replacement of the database was begun."""
+    """Return the path of the journal of a replacement that was begun."""
     return path.with_name(f"{path.name}.replacing.json")
 
 
@@ -153,7 +154,7 @@ async def _unopened(settings: Settings, error: Exception) -> Target:
 async def explain_unopened(path: Path, error: Exception) -> tuple[State, AbathurError]:
     """Return whether a file that SQLite cannot open is a ``damaged`` database of ours, and the error. Read-only."""
     explained, code = explain_error(path, error), getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if str(error) == "unsupported file format":  # one byte of the header, which no other error names
+    if str(error) == "unsupported file format":  # the schema format in the header
         code = sqlite3.SQLITE_NOTADB
     if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or bound_reached(error):
         return "refused", explained
@@ -252,7 +253,7 @@ def _command(notebook: str, settings: Settings) -> str:
 
 
 def to_be_repaired(check: Check, settings: Settings) -> Check:
-    """Return a failed check with the command that repairs before its remedy by hand; others as they are."""
+    """Return a failed check with the command that plans a repair; other checks as they are."""
     if not check.failed and (check.remedy or check.status == "pass"):
         return check
     by_hand = f"; by hand: {check.remedy}" if check.remedy else ""
@@ -269,22 +270,6 @@ def wanted(target: Target, settings: Settings) -> Check:
     if any(settings.backup_dir.glob("abathur_*.db*")):
         make_it = f"bring it back from a backup: {restore_command(settings)}; or make a new one: {make_it}"
     return replace(target.check, status="fail", remedy=make_it)
-
-
-def init_as(settings: Settings, uid: int) -> str:
-    """Return the remedy for another user than the owner: the command that runs init as the user ``uid``."""
-    return f"run it as the owner: {as_user(uid)} {join(settings.command('init'))}"
-
-
-def _as_owner(settings: Settings, path: Path) -> str:
-    """Return the remedy for a user who may not use the database at ``path``, or its directory. Read-only."""
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return f"see who owns it: namei -l {quote(str(path))}"
-    if found.st_uid == os.geteuid():
-        return f"chmod {700 if stat.S_ISDIR(found.st_mode) else 600} {quote(str(path))}"
-    return init_as(settings, found.st_uid)
 
 
 FileSystem = Literal["local", "layered", "memory", "host share", "shared", "unknown"]

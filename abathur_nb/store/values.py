@@ -1,8 +1,8 @@
-"""What the database may hold and SQL alone cannot refuse: checked before a write, and found in stored rows."""
+"""Rules for values that SQL alone cannot enforce: checked before a write, and looked for in stored rows."""
 
 import json
 import sqlite3
-from codecs import getincrementaldecoder
+from codecs import iterdecode
 from collections.abc import Collection, Iterable
 from itertools import product
 from sqlite3 import Row
@@ -12,7 +12,7 @@ from unicodedata import normalize
 from abathur_nb.errors import InvalidValueError, RefusedError
 from abathur_nb.text import did_you_mean, is_printable, shown
 
-MAX_BYTES = 16 * 1024 * 1024  # of one JSON value, and of the column that it ends up in
+MAX_BYTES = 16 * 1024 * 1024  # of one JSON value, and of the column that holds it
 MAX_DEPTH = 100
 MAX_NAME = 512  # characters
 _HIGHEST = "\U0010ffff"
@@ -72,7 +72,7 @@ def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), 
     try:
         text = compact_json(value)
         size = len(text.encode())
-    except (ValueError, TypeError) as error:  # NaN or Infinity, a lone surrogate, a type that JSON has not
+    except (ValueError, TypeError) as error:  # NaN, Infinity, a lone surrogate, a type without JSON
         raise InvalidValueError(f"not JSON: {error}", what=what) from None
     _check_size(what, size)
     return text
@@ -145,7 +145,7 @@ FAULT = "CASE WHEN abathur_is_utf8(CAST({0} AS BLOB)) THEN abathur_json_fault({0
 
 # Digits and signs become 0, braces become brackets, letters small: plain searches are faster than regular expressions.
 _ALIKE = bytes.maketrans(b"123456789+-ED{", b"00000000000ed[")
-_EXPONENT = "0e00"  # as in 1e999; an infinite number with an exponent of one digit has 300 other digits
+_EXPONENT = "0e00"  # as in 1e999; with a shorter exponent, an infinite number has 300 digits
 _DIGITS = "0" * 300
 _BACKSLASH = ord("\\")
 _NUL = 0  # where SQLite stops reading
@@ -192,11 +192,11 @@ def _suspicious(json: bytes | None, *_: object) -> bool:
 
 
 def _is_utf8(text: bytes | None) -> bool:
-    decoder, whole = getincrementaldecoder("utf-8")(), memoryview(text or b"")
+    whole = text or b""
+    pieces = (whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE))
     try:
-        for start in range(0, len(whole), _PIECE):  # by pieces, so that no large text is copied whole
-            decoder.decode(whole[start : start + _PIECE])
-        decoder.decode(b"", final=True)
+        for _ in iterdecode(pieces, "utf-8"):  # so that no large text is copied whole
+            pass
     except UnicodeDecodeError:
         return False
     return True
