@@ -249,7 +249,7 @@ async def test_each_of_the_33_indexes_that_is_missing_is_named(database: Setting
 INDEX_FAULTS = [
     (*DROP, "CREATE INDEX\n-- hidden;\nidx_tasks_parent ON tasks (prompt) -- DROP TABLE tasks;\n"),
     (*DROP, "CREATE INDEX idx_tasks_parent ON sessions (status, id)", "DROP INDEX idx_audit_task"),
-    ("DROP INDEX idx_audit_task", "CREATE INDEX IDX_Audit_task ON audit (result)", *DROP),
+    ("DROP INDEX idx_audit_task", "CREATE INDEX idx_audit_task ON audit (result)", *DROP),
     ('CREATE INDEX "odd ""name\nDROP TABLE tasks;" ON audit (result)', *DROP),
 ]
 
