@@ -17,17 +17,7 @@ from abathur_nb.config.settings import Settings, read_file, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import misfits, refuse_secrets, sha256, tilde, unsealed
 from abathur_nb.evidence.ledger import append, require_no_line, run_id
-from abathur_nb.evidence.record import (
-    IN_LINE,
-    NOTEBOOK,
-    PAGE,
-    RECORD,
-    STARTED,
-    STATEMENT,
-    Record,
-    read_entry,
-    read_run,
-)
+from abathur_nb.evidence.record import IN_LINE, NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT, Record, read_entry, read_run
 from abathur_nb.evidence.run import MIME, shipped_notebook
 from abathur_nb.evidence.statement import envelope
 from abathur_nb.files import fsync, locked, os_cause, read_regular, write_durably
@@ -207,12 +197,7 @@ def cell_id(notebook: Mapping[str, Any], name: str) -> dict[str, str]:
 
 
 def keep(
-    folder: Path,
-    settings: Settings,
-    notebook: Mapping[str, Any],
-    *,
-    html: bool = True,
-    as_template: bool = False,
+    folder: Path, settings: Settings, notebook: Mapping[str, Any], *, html: bool = True, as_template: bool = False
 ) -> None:
     """Put an executed notebook beside the sealed record of its run, and close the run with its line in the ledger.
 

@@ -68,8 +68,8 @@ def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
     """Return how JSON deviates from a shape, each fault with its path; an empty list if it does not.
 
     A shape is a type, where a bool is not a number; a set of texts; a function that returns a bool and is named for
-    what it accepts; a list of one shape; a mapping with at least these keys (``key?`` is optional), or ``{str: shape}``
-    with any keys; a tuple of alternatives.
+    what it accepts; a list of one shape for all items, or of one for each; a tuple of alternatives; a mapping with at
+    least these keys (``key?`` is optional), or ``{str: shape}`` with any keys.
     """
     if isinstance(shape, Mapping) and isinstance(data, dict):
         inner = dict.fromkeys(data, shape[str]) if str in shape else shape
@@ -78,8 +78,9 @@ def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
             name = key if key in data else key.removesuffix("?")
             faults += misfits(data[name], kind, f"{where}{name}.") if name in data else []
         return faults
-    if isinstance(shape, list) and isinstance(data, list):
-        return [fault for at, item in enumerate(data) for fault in misfits(item, shape[0], f"{where}{at}.")]
+    if isinstance(shape, list) and isinstance(data, list) and len(shape) in (1, len(data)):
+        each = zip(data, shape * len(data), strict=False)
+        return [fault for at, (item, one) in enumerate(each) for fault in misfits(item, one, f"{where}{at}.")]
     if isinstance(shape, tuple):
         found = [misfits(data, one, where) for one in shape]
         return [] if [] in found else found[0]

@@ -10,7 +10,7 @@ from typing import Any
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import misfits, moment, sealed, sha256, unsealed
 from abathur_nb.files import at, fsync, locked, make_private_file, read_regular
-from abathur_nb.text import printable, shown, utc_now
+from abathur_nb.text import utc_now
 
 LEDGER = "ledger.jsonl"
 FIRST = "0" * 64  # what the first line names as the hash of the line before
@@ -29,16 +29,20 @@ def run_id(data: object) -> bool:
     return isinstance(data, str) and RUN_ID.fullmatch(data) is not None
 
 
-_SHAPES: Mapping[str, Mapping[str, Any]] = {
-    "run": {
-        "run_id": run_id,
-        **dict.fromkeys(("notebook", "env", "verdict"), str),
-        **dict.fromkeys(("started_at", "ended_at", "written_at"), moment),
-        "as_template": bool,
-        "files": {str: str},
-    },
-    "repair": {"torn_sha256": str, "written_at": moment},
+def files_of_a_run(data: object) -> bool:
+    """Return whether JSON holds texts by names that files of a run can have."""
+    return isinstance(data, dict) and all(_FILE.fullmatch(name) and isinstance(data[name], str) for name in data)
+
+
+_RUN_LINE = {
+    "kind": frozenset({"run"}),
+    "run_id": run_id,
+    **dict.fromkeys(("notebook", "env", "verdict", "previous"), str),
+    **dict.fromkeys(("started_at", "ended_at", "written_at"), moment),
+    "as_template": bool,
+    "files": files_of_a_run,
 }
+_REPAIR_LINE = {"torn_sha256": str, "written_at": moment, "previous": str}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,7 @@ def parse(content: bytes) -> Ledger:
         except ValueError as error:
             faults.append(f"{where}: {error}")
             continue
-        if data.get("previous") != previous:
+        if data["previous"] != previous:
             faults.append(f"{where}: it does not follow the line before: one was altered or taken away")
         line = Line(number, data, before)
         lines.append(line)
@@ -120,18 +124,10 @@ def _read_line(piece: bytes) -> dict[str, Any]:
     """Return the data of a line, without its hash; raise ValueError, saying why, if it is not as it was written."""
     torn, repair, rest = piece.rpartition(_REPAIR)
     data = unsealed(repair + rest + b"\n")
-    kind = str(data.get("kind"))
-    if kind not in _SHAPES:
-        raise ValueError(f"not a line of a run, nor a repair: its kind is {shown(data.get('kind'))}")
-    shape = _SHAPES[kind]
-    faults = misfits(data, shape)
-    faults += [f"{printable(key)}: not of a {kind}" for key in sorted(data.keys() - {*shape, "kind", "previous"})]
-    if faults:
+    if faults := misfits(data, _REPAIR_LINE if repair else _RUN_LINE):
         raise ValueError(f"not a line of a run, nor a repair: {'; '.join(faults)}")
     if repair and (not torn or data["torn_sha256"] != sha256(torn)):
         raise ValueError("its repair closes another line than this one")
-    if kind == "run" and not all(map(_FILE.fullmatch, data["files"])):
-        raise ValueError("it names files that no run has")
     return data
 
 

@@ -93,16 +93,7 @@ class Record(Started):
         return plain | {"reports": [report.to_dict() for report in self.reports]}
 
 
-def interval(data: object) -> bool:
-    """Return whether JSON is a percentile between its two bounds, each of which may be unknown."""
-    return isinstance(data, list) and len(data) == 3 and number(data[1]) and all(d is None or number(d) for d in data)
-
-
-def limit(data: object) -> bool:
-    """Return whether JSON is the level and the milliseconds of a limit."""
-    return isinstance(data, list) and len(data) == 2 and isinstance(data[0], str) and number(data[1])
-
-
+_BOUND = (number, type(None))
 _SHAPE_STARTED = {
     **dict.fromkeys(("run_id", "notebook", "env", "user", "host", "ledger_head"), str),
     **dict.fromkeys(("parameters", "settings", "versions"), dict),
@@ -128,8 +119,8 @@ _SHAPES = {
             "schema?": {str: str},
             "plans?": {str: [str]},
             "sizes?": {str: number},
-            "percentiles_ms?": {str: {str: interval}},
-            "limits_ms?": {str: limit},
+            "percentiles_ms?": {str: {str: [_BOUND, number, _BOUND]}},
+            "limits_ms?": {str: [str, number]},
         },
         "database": dict.fromkeys(("before?", "after?"), ({"size?": number}, type(None))),
         "error": ({"name": str, "message": str}, type(None)),

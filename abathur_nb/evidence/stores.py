@@ -15,7 +15,7 @@ from abathur_nb.config.settings import Settings, absolute_path, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, parse
 from abathur_nb.evidence.record import is_folder
-from abathur_nb.files import UNFINISHED, at, make_private_directory, make_private_file, open_regular, write_durably
+from abathur_nb.files import UNFINISHED, make_private_directory, open_regular, write_durably
 from abathur_nb.text import is_printable, printable, shown, url_fault
 
 LINE = re.compile(r"ledger/\d{8}\.jsonl")  # an object a line: an object can't be appended to
@@ -194,23 +194,17 @@ def fetched(url: str) -> Iterator[Path]:
     if not lines or odd:
         found = f"an object named {shown(odd[0])}" if odd else "no line of a ledger"
         raise RefusedError(f"{store.where} is not a copy of an archive: {found}", "name the place that copy was given")
-    with TemporaryDirectory(prefix="abathur-copy-") as folder:
+    with TemporaryDirectory(prefix="abathur-copy-") as folder:  # 0700
         archive = Path(folder)
         ledger = b"".join(map(store.read, lines))
-        whole = parse(ledger).runs
+        runs = parse(ledger).runs
         for name in sorted(names.keys() - {*lines}):
             run_id = name.partition("/")[0]
-            if run_id in whole or not RUN_ID.fullmatch(run_id):  # else its line, which is copied last, is not there yet
-                _put(archive / name, store.read(name))
-        _put(archive / LEDGER, ledger)
+            if run_id in runs or not RUN_ID.fullmatch(run_id):  # else its line, which is copied last, is not there yet
+                (archive / name).parent.mkdir(exist_ok=True)
+                (archive / name).write_bytes(store.read(name))
+        (archive / LEDGER).write_bytes(ledger)
         yield archive
-
-
-def _put(path: Path, content: bytes) -> None:
-    make_private_directory(path.parent)
-    make_private_file(path)
-    with at(path):
-        path.write_bytes(content)
 
 
 def local(archive: Path | str) -> AbstractContextManager[Path]:

@@ -38,34 +38,14 @@ _FILES = _EVERY_RUN | {PAGE, PDF}
 _CLOCKS_S = 120  # a line says when it was to be written, and then waits its turn; a clock may be set back a little
 _NAMED = 5  # objects that an error names
 _FIND_OUT = "find out who did it; trust a copy that verify passes"
-# What must hold, in the order in which a fault is named as the first; what is said when it does; what to do about one.
+# What must hold, in the order in which faults are named; what is observed if it does; the remedy if it does not.
 _RULES = {
-    "ledger": (
-        "each line whole, with its own hash and the hash of the line before",
-        "{lines}, each with the hash of the one before",
-        _FIND_OUT,
-    ),
+    "ledger": ("each names the hash of the one before", "{lines}, each with the hash of the one before", _FIND_OUT),
     "last_line": ("a whole one", "it is whole", "it is not tampering: the next run of this environment closes it"),
-    "runs": (
-        "each file is there, with the hash that the ledger names; each record says what the ledger says",
-        "{archived} archived of {runs}, as they were written",
-        _FIND_OUT,
-    ),
-    "order": (
-        "what each run, when it began, names as the last line was then the last line of this ledger",
-        "{begun}, each begun behind a line of this ledger",
-        _FIND_OUT,
-    ),
-    "statements": (
-        "each says in canonical form what the record and the hashes say",
-        "{statements}, as the records say",
-        _FIND_OUT,
-    ),
-    "nothing_else": (
-        "nothing but the ledger and the runs",
-        "the ledger and the runs alone",
-        "find out whose it is, and move it away",
-    ),
+    "runs": ("each file as the ledger names it", "{archived} archived of {runs}, as they were written", _FIND_OUT),
+    "order": ("each run began after a line of this ledger", "{begun}, each begun after a line of it", _FIND_OUT),
+    "statements": ("each says what record and hashes say", "{statements}, as the records say", _FIND_OUT),
+    "nothing_else": ("nothing but ledger and runs", "ledger and runs alone", "find out whose it is, and move it away"),
 }
 _NOT_COPIED = ("last_line", "nothing_else")  # what may be wrong with what is not copied
 Found = Iterator[tuple[str, str]]  # the id of the rule, or of a warning, and what was found
@@ -148,17 +128,16 @@ def _of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]
 
 
 def _of_order(entries: list[Entry], ledger: Ledger) -> Found:
-    """Yield each run that did not begin where it says, behind a line of this ledger.
+    """Yield each run that did not begin after the line of this ledger that it names as the last one.
 
-    One that began behind its own line would have to hash itself. A run of another archive, signed with the same key,
-    began behind lines that are not here, unless it was the first there.
+    A run of another archive, signed with the same key, names a line that is missing here, unless it was the first.
     """
     known = (FIRST, *(line.sha256 for line in ledger.lines))
-    behind = dict(zip(known, ledger.lines, strict=False))  # the line that follows
+    following = dict(zip(known, ledger.lines, strict=False))
     first = next((_place(entry.started) for entry in entries if entry.started and entry.line), "")
     for entry, started in ((entry, entry.started) for entry in entries if entry.started):
         head, began = started.ledger_head, started.started_at
-        after = behind.get(head)
+        after = following.get(head)
         if head not in known:
             yield "order", f"{entry.run_id}: the last line of the ledger when it began is gone: cut off, or rewritten"
         elif after and after != entry.line and _seconds(after.data["written_at"], began) > _CLOCKS_S:
@@ -230,17 +209,11 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
     content = content[: content.rfind(b"\n") + 1]
     wanted = dict(_wanted(archive, content))
     found = store.found()
-    if odd := sorted(n for n in found if not LINE.fullmatch(n) and not RUN_ID.fullmatch(n.partition("/")[0])):
-        raise RefusedError(
-            f"{store.where} holds what is not a copy of an archive, such as {shown(odd[0])}. Nothing was copied",
-            "name an empty place, or that of an earlier copy",
-        )
     unlike = [name for name in wanted if name in found and not _is_same(store, name, found[name], wanted[name])]
-    unlike += sorted(name for name in found if LINE.fullmatch(name) and name not in wanted)
-    if unlike:
+    if unlike := [*unlike, *sorted(found.keys() - wanted.keys())]:
         raise RefusedError(
             f"{store.where} holds what the archive {archive} does not: {some(unlike, _NAMED)}. Nothing was copied",
-            "find out which of the two was altered, with verify; copy an archive of another database elsewhere",
+            "name an empty place, or find out by verify which of the two was altered",
         )
     added = [name for name in wanted if name not in found]
     for name in added:

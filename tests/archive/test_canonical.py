@@ -47,6 +47,9 @@ SHAPES: list[tuple[Any, Any, list[str]]] = [
     ([], {}, [": expected object, found []"]),
     ({"a": [{"b": 1}, {}]}, {"a": [{"b": int}]}, ["a.1.b: missing"]),
     ({"a": {"b": 1}}, {"a": [{"b": int}]}, ["a: expected list, found {'b': 1}"]),
+    ({"a": ["x", 1], "b": []}, {"a": [str, int], "b": [int]}, []),
+    ({"a": [1, 1]}, {"a": [str, int]}, ["a.0: expected str, found 1"]),
+    ({"a": [1]}, {"a": [int, int]}, ["a: expected list, found [1]"]),
     ({"a": None, "b": True}, {"a": (dict, type(None)), "b": bool}, []),
     (
         {"a": True, "b": False},
