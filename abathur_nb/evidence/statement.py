@@ -4,7 +4,7 @@ import base64
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,15 +37,14 @@ def signer(settings: Settings) -> "Ed25519PrivateKey | None":
     """
     if not settings.signing_key:
         return None
-    path, content, mode = _read("signing_key", settings.signing_key)
+    passphrase = settings.signing_key_passphrase
+    secret = passphrase.encode(errors="surrogateescape") or None
+    path, key, mode = _load("signing_key", settings.signing_key, "load_pem_private_key", secret)
     if mode & 0o077:
         found = f"found {path} with mode {mode:04o}: chmod 600 {quote(str(path))}"
         raise ConfigurationError(f"signing_key: expected a file that only its owner can read, {found}")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    passphrase = settings.signing_key_passphrase
-    key = _loaded(load_pem_private_key, content, passphrase.encode(errors="surrogateescape") or None)
     if isinstance(key, Ed25519PrivateKey):
         return key
     opened = "encrypted with signing_key_passphrase" if passphrase else "not encrypted (or set signing_key_passphrase)"
@@ -70,37 +69,34 @@ def public_keys(paths: Iterable[str]) -> PublicKeys:
 
 
 def _public_key(name: str) -> "Ed25519PublicKey":
-    path, content, _ = _read("--key", name, relative=True)
+    path, key, _ = _load("--key", name, "load_pem_public_key", relative=True)
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    key = _loaded(load_pem_public_key, content)
     if isinstance(key, Ed25519PublicKey):
         return key
     made = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem makes one"
     raise ConfigurationError(f"--key: expected a public ed25519 key (PEM), found none in {path}; {made}")
 
 
-def _loaded(load: Callable[..., object], *given: bytes | None) -> object:
-    """Return a key of any kind, or None where there is none, or its passphrase is another."""
-    from cryptography.exceptions import UnsupportedAlgorithm
-
-    with suppress(TypeError, ValueError, UnsupportedAlgorithm):  # TypeError: a passphrase too many, or missing
-        return load(*given)
-    return None
-
-
-def _read(where: str, name: str, *, relative: bool = False) -> tuple[Path, bytes, int]:
-    """Return the absolute path of a small regular file, its content and its mode; never waits, as a FIFO would."""
+def _load(
+    where: str, name: str, loader: str, *secret: bytes | None, relative: bool = False
+) -> tuple[Path, object, int]:
+    """Return the path of a key's file, its key of any kind or None, and its mode; never waits, as a FIFO would."""
     if find_spec("cryptography") is None:
         words = "signatures need cryptography, which is missing here: pip install 'abathur_nb[sign]'"
         raise ConfigurationError(f"{where}: {words}")
     path = absolute_path(where, name, "the path of a key", relative=relative)
     try:
         with open_regular(path, follow=True) as file:
-            return path, file.read(_LONGEST), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            content, mode = file.read(_LONGEST), stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     except OSError as error:
         raise ConfigurationError(f"{where}: {path} cannot be read: {error.strerror}") from None
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+
+    with suppress(TypeError, ValueError, UnsupportedAlgorithm):  # TypeError: a passphrase too many, or missing
+        return path, getattr(serialization, loader)(content, *secret), mode
+    return path, None, mode
 
 
 def _keyid(key: "Ed25519PublicKey") -> str:
