@@ -24,7 +24,7 @@ from damage import MEMORY, held
 import abathur_nb as nb
 from abathur_nb.backups.taking import unpack
 from abathur_nb.config.settings import Settings
-from faults.experiments import BrokenHarnessError, content_of, first_backup, newest_backup
+from faults.experiments import BrokenHarnessError, content_of, first_backup, forked, newest_backup
 
 # --- backups beside a hot writer
 
@@ -64,22 +64,13 @@ def _writing(db: Path) -> Iterator[Callable[[], int]]:
         conn.execute("BEGIN")
         conn.executemany(_INSERT, ({"number": n} for n in range(_KEYS)))
         conn.execute("COMMIT")
-    with mmap.mmap(-1, 8) as shared:
-        pid = os.fork()
+    with mmap.mmap(-1, 8) as shared, forked() as pid:
         if pid == 0:
-            # _exit whatever happens: the rest of the parent's stack is not this process's to run.
-            try:
-                _write(db, shared)
-            finally:
-                os._exit(70)
-        try:
-            while not any(shared[:8]):
-                if os.waitpid(pid, os.WNOHANG) != (0, 0):
-                    raise BrokenHarnessError("the writer died")
-            yield lambda: int.from_bytes(shared[:8], "little")
-        finally:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            _write(db, shared)
+        while not any(shared[:8]):
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                raise BrokenHarnessError("the writer died")
+        yield lambda: int.from_bytes(shared[:8], "little")
 
 
 def _write(db: Path, shared: mmap.mmap) -> None:
@@ -141,17 +132,14 @@ def restore_beside(name: str, settings: Settings, random: Random) -> tuple[bool,
 
 def _leave_log(db: Path, rows: int) -> None:
     """Write rows in a process that is killed before it puts them into the main file."""
-    pid = os.fork()
-    if pid == 0:
-        try:
+    with forked() as pid:
+        if pid == 0:
             conn = sqlite3.connect(db, isolation_level=None)
             conn.execute("PRAGMA wal_autocheckpoint = 0")
             for number in range(rows):
                 conn.execute(MEMORY.replace("'k'", f"'left-{number}'"))
             os.kill(os.getpid(), signal.SIGKILL)
-        finally:
-            os._exit(70)
-    os.waitpid(pid, 0)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 # --- looks from the process of a transaction
@@ -230,12 +218,8 @@ def split(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
         command = [sys.executable, "-I", "-S", "-c", _ANOTHER, str(settings.db_path), _ROW]
         others.append(subprocess.run(command, check=False, capture_output=True).returncode == 0)
 
-    before, after = random.randint(1, 40), random.randint(0, 120)
-    kept = (
-        asyncio.run(_store(settings, before, strike, after))
-        if name == "sound"
-        else _plain(settings, before, strike, after)
-    )
+    store = _store if name == "sound" else _plain
+    kept = asyncio.run(store(settings, random.randint(1, 40), strike, random.randint(0, 120)))
     wanted = {("other:", str(n)) for n in range(_ROWS)} | {("own:", str(n)) for n in kept}
     harm = _gone(settings, wanted)
     return others == [True], f"{way}: {harm}" if harm else ""
@@ -245,10 +229,11 @@ def _gone(settings: Settings, wanted: set[tuple[str, str]]) -> str:
     try:
         with closing(sqlite3.connect(settings.db_path)) as conn:
             found = {*conn.execute("SELECT namespace, key FROM memory_entries")}
-            if (answer := conn.execute("PRAGMA integrity_check").fetchall()) != [("ok",)]:
-                return f"integrity_check says {answer[0][0]}"
+            ((integrity,),) = conn.execute("PRAGMA integrity_check(1)").fetchall()
     except sqlite3.Error as error:
         return str(error)
+    if integrity != "ok":
+        return f"integrity_check says {integrity}"
     return f"{len(wanted - found)} of {len(wanted)} acknowledged rows are gone" if wanted - found else ""
 
 
@@ -269,7 +254,7 @@ async def _store(settings: Settings, before: int, strike: Callable[[], None], af
     return kept
 
 
-def _plain(settings: Settings, before: int, strike: Callable[[], None], after: int) -> list[int]:
+async def _plain(settings: Settings, before: int, strike: Callable[[], None], after: int) -> list[int]:
     kept = []
     with closing(sqlite3.connect(settings.db_path, isolation_level=None)) as conn:
         for n in range(before):

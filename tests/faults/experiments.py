@@ -3,9 +3,10 @@
 import asyncio
 import os
 import shutil
+import signal
 import sqlite3
-from collections.abc import Callable, Coroutine
-from contextlib import closing
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -162,6 +163,19 @@ def make_database(db: Path) -> Settings:
     settings = settings_of(db)
     asyncio.run(initialize_database(settings)).raise_for_failures()
     return settings
+
+
+@contextmanager
+def forked() -> Iterator[int]:
+    """Yield 0 in a new process, which ends with the block, and its number in this one, which kills it then."""
+    pid = os.fork()
+    try:
+        yield pid
+    finally:
+        if pid == 0:
+            os._exit(70)  # the rest of the parent's stack is not this process's to run
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 # Does what is drawn to a database, or to its naive counterpart; returns whether a fault struck, and the harm done.

@@ -5,7 +5,6 @@ The control reads the log and its index one after the other, as a plain program 
 
 import mmap
 import os
-import signal
 import sqlite3
 import sys
 import time
@@ -20,6 +19,7 @@ from damage import held
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.health.path_on_disk import log_check
+from faults.experiments import forked
 
 _TABLE = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, x)"
 _FRAME = 4096 + 24
@@ -74,7 +74,7 @@ def look_at_damage(name: str, settings: Settings, random: Random) -> tuple[bool,
 
 def _leave_log(db: Path, random: Random) -> int:
     """Make a database whose log a killed process left; return the last frame but one that ends a transaction."""
-    with _forked() as pid:
+    with forked() as pid:
         if pid == 0:
             conn = sqlite3.connect(db, isolation_level=None)
             conn.executescript(f"PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0; {_TABLE};")
@@ -100,7 +100,7 @@ def _writing(db: Path, kind: str, random: Random) -> Iterator[Callable[[], int]]
     writer = _WRITERS[kind]
     with closing(sqlite3.connect(db, isolation_level=None)) as conn:
         conn.executescript(f"PRAGMA journal_mode = WAL; {_TABLE};")
-    with mmap.mmap(-1, 8) as shared, _forked() as pid:
+    with mmap.mmap(-1, 8) as shared, forked() as pid:
         if pid == 0:
             conn = sqlite3.connect(db, timeout=60, isolation_level=None)
             conn.executescript(f"PRAGMA synchronous = {writer.synchronous}; PRAGMA cache_size = 50;")
@@ -114,7 +114,7 @@ def _writing(db: Path, kind: str, random: Random) -> Iterator[Callable[[], int]]
 @contextmanager
 def _reading(db: Path, random: Random) -> Iterator[None]:
     """Let a process read during the block, one short transaction after the other."""
-    with _forked() as pid:
+    with forked() as pid:
         if pid == 0:
             conn = sqlite3.connect(db, timeout=60, isolation_level=None)
             while True:
@@ -122,19 +122,6 @@ def _reading(db: Path, random: Random) -> Iterator[None]:
                     conn.execute(statement).fetchall()
                 time.sleep(random.random() / 50)
         yield
-
-
-@contextmanager
-def _forked() -> Iterator[int]:
-    """Yield 0 in a new process, which ends with the block, and its number in this one, which kills it then."""
-    pid = os.fork()
-    try:
-        yield pid
-    finally:
-        if pid == 0:
-            os._exit(70)  # the rest of the parent's stack is not this process's to run
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 
 def _ask(db: Path) -> str:

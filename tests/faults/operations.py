@@ -54,18 +54,17 @@ def prepare(db: Path) -> Settings:
     return settings
 
 
-async def _told(report: Coroutine[Any, Any, Report]) -> dict[str, Any]:
-    return (await report).to_dict()
+def _deed(verb: Callable[..., Coroutine[Any, Any, Report]], **given: Any) -> Deed:
+    async def run(db: Path) -> dict[str, Any]:
+        return (await verb(settings_of(db), **given)).to_dict()
+
+    return run
 
 
 def _copy_naively(source: Path, target: Path) -> None:
     with source.open("rb") as read, target.open("wb", buffering=0) as write:
         while chunk := read.read(_CHUNK):
             write.write(chunk)
-
-
-async def _back_up(db: Path) -> dict[str, Any]:
-    return await _told(backup_database(settings_of(db), reason="swept"))
 
 
 async def _back_up_naively(db: Path) -> dict[str, Any]:
@@ -77,10 +76,6 @@ def _is_backed_up(settings: Settings) -> bool:
     return any("_swept_" in path.name for path in settings.backup_dir.glob("abathur_*.db"))
 
 
-async def _restore(db: Path) -> dict[str, Any]:
-    return await _told(restore_database(settings_of(db), apply=True))
-
-
 async def _restore_naively(db: Path) -> dict[str, Any]:
     _copy_naively(newest_backup(settings_of(db)), db)
     for suffix in ("-wal", "-shm"):
@@ -90,10 +85,6 @@ async def _restore_naively(db: Path) -> dict[str, Any]:
 
 def _is_restored(settings: Settings) -> bool:
     return content_of(settings.db_path) == first_backup(settings).content
-
-
-async def _start_afresh(db: Path) -> dict[str, Any]:
-    return await _told(roll_back(settings_of(db), to="fresh", apply=True))
 
 
 async def _start_afresh_naively(db: Path) -> dict[str, Any]:
@@ -108,10 +99,6 @@ def _is_fresh(settings: Settings) -> bool:
     content = content_of(settings.db_path)
     held = {name: rows for name, rows in content.rows.items() if rows} if content else {}
     return held in ({"memory_entries": 3, "sqlite_sequence": 1}, {"memory_entries": 3})
-
-
-async def _repair(db: Path) -> dict[str, Any]:
-    return await _told(troubleshoot(settings_of(db), repair=True))
 
 
 async def _repair_naively(db: Path) -> dict[str, Any]:
@@ -149,13 +136,16 @@ def _is_valid(settings: Settings) -> bool:
     return asyncio.run(validate_database(settings)).ok
 
 
+_RESTORE = _deed(restore_database, apply=True)
 OPERATIONS = {
     "init": Operation("initialization", initialize, initialize_naively, _is_valid),
     # Of which one has made the database, and was killed before it removed its scratch directory.
     "init again": Operation("a second initialization", initialize, initialize_naively, _is_valid),
-    "backup": Operation("backup", _back_up, _back_up_naively, _is_backed_up),
-    "restore": Operation("restore", _restore, _restore_naively, _is_restored),
-    "rollback": Operation("rollback to a fresh start", _start_afresh, _start_afresh_naively, _is_fresh),
-    "replace": Operation("restore of a damaged file", _restore, _restore_naively, _is_restored, _spoil_pages),
-    "repair": Operation("repair", _repair, _repair_naively, _is_repaired, _spoil_rows),
+    "backup": Operation("backup", _deed(backup_database, reason="swept"), _back_up_naively, _is_backed_up),
+    "restore": Operation("restore", _RESTORE, _restore_naively, _is_restored),
+    "rollback": Operation(
+        "rollback to a fresh start", _deed(roll_back, to="fresh", apply=True), _start_afresh_naively, _is_fresh
+    ),
+    "replace": Operation("restore of a damaged file", _RESTORE, _restore_naively, _is_restored, _spoil_pages),
+    "repair": Operation("repair", _deed(troubleshoot, repair=True), _repair_naively, _is_repaired, _spoil_rows),
 }

@@ -69,14 +69,6 @@ class _Spoilt:
     random: Random
 
 
-def _flip(spoilt: _Spoilt) -> None:
-    flip(spoilt.backup.path, spoilt.random)
-
-
-def _flip_manifest(spoilt: _Spoilt) -> None:
-    flip(spoilt.backup.manifest, spoilt.random)
-
-
 def _any_file(spoilt: _Spoilt) -> None:
     damage = spoilt.random.choice((cut, lengthen, take_away, link, pipe))
     damage(spoilt.random.choice((spoilt.backup.path, spoilt.backup.manifest)), spoilt.random)
@@ -95,19 +87,6 @@ def _zero_sector(spoilt: _Spoilt) -> None:
     start = spoilt.random.choice(filled)
     content[start : start + 512] = bytes(len(content[start : start + 512]))
     spoilt.backup.path.write_bytes(content)
-
-
-def _change_row(spoilt: _Spoilt) -> None:
-    """Let somebody write to the backup, as to any database."""
-    run_sql(spoilt.backup.path, "UPDATE metrics SET metric_value = 2", "PRAGMA journal_mode = DELETE")
-
-
-def _swap(spoilt: _Spoilt) -> None:
-    shutil.copy(spoilt.other.path, spoilt.backup.path)
-
-
-def _swap_manifest(spoilt: _Spoilt) -> None:
-    shutil.copy(spoilt.other.manifest, spoilt.backup.manifest)
 
 
 def _edit(spoilt: _Spoilt) -> None:
@@ -134,13 +113,29 @@ def _rewrite(spoilt: _Spoilt) -> None:
     spoilt.backup.manifest.write_bytes(sealed(facts))
 
 
-_Damage = Callable[[_Spoilt], None]
+_Damage = Callable[[_Spoilt], object]
+_OF_THE_FILE: dict[str, _Damage] = {
+    "a byte": lambda spoilt: flip(spoilt.backup.path, spoilt.random),
+    "16 bytes": _overwrite,
+    "a sector": _zero_sector,
+    "a row": lambda spoilt: run_sql(
+        spoilt.backup.path, "UPDATE metrics SET metric_value = 2", "PRAGMA journal_mode = DELETE"
+    ),
+    "swapped": lambda spoilt: shutil.copy(spoilt.other.path, spoilt.backup.path),
+}
+_OF_ANY: dict[str, _Damage] = {
+    **_OF_THE_FILE,
+    "a file": _any_file,
+    "a byte of the manifest": lambda spoilt: flip(spoilt.backup.manifest, spoilt.random),
+    "manifests swapped": lambda spoilt: shutil.copy(spoilt.other.manifest, spoilt.backup.manifest),
+    "a fact": _edit,
+    "a fact and the hash": _rewrite,
+}
 # A byte goes bad more often than all the rest.
-_OF_THE_FILE: tuple[_Damage, ...] = (*(_flip,) * 4, _overwrite, _zero_sector, _change_row, _swap)
-_OF_ANY: tuple[_Damage, ...] = (
-    *(*_OF_THE_FILE, *(_any_file,) * 5),
-    *(_flip_manifest, _swap_manifest, _edit, _rewrite, _rewrite),
-)
+_DRAWN = {
+    "sound": (*_OF_ANY, *["a byte"] * 3, *["a file"] * 4, "a fact and the hash"),
+    "naive": (*_OF_THE_FILE, *["a byte"] * 3),
+}
 
 
 def two_backups(db: Path) -> None:
@@ -157,14 +152,14 @@ def two_backups(db: Path) -> None:
 
 def damage_one(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
     """Damage one of two backups, every third time a compressed one, and restore it by its name."""
-    damage = random.choice(_OF_ANY if name == "sound" else _OF_THE_FILE)
-    packed = name == "sound" and random.random() < 1 / 3 and damage is not _change_row
+    damage = random.choice(_DRAWN[name])
+    packed = name == "sound" and random.random() < 1 / 3 and damage != "a row"
     one, other = (b for b in list_backups(settings.backup_dir)[0] if (b.path.suffix == ".zst") == packed)
     before = _files(settings.backup_dir)
-    damage(_Spoilt(one, other, random))
+    _OF_ANY[damage](_Spoilt(one, other, random))
     struck = _files(settings.backup_dir) != before
     harm = _harm(settings, one) if name == "sound" else "not found" * _is_sound(one.path)
-    return struck, f"{damage.__name__.strip('_')}: {harm}" if harm else ""
+    return struck, f"{damage}: {harm}" if harm else ""
 
 
 def _files(folder: Path) -> dict[str, object]:

@@ -52,7 +52,7 @@ def _at_each_call(
             # How many of its kind in its thread come before it, those left out that are on other paths.
             rank = alike.index(call)
             experiments.append(partial(_fault_at, operation, name, effect, template, call, rank))
-    step = every if name == "sound" else max(1, every // 8)  # a naive way makes few calls
+    step = every if name == "sound" else max(1, every // 4)  # a naive way makes few calls
     return experiments[seed % step :: step]
 
 

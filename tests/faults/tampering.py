@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,35 +57,14 @@ def _files(archive: Path) -> list[Path]:
     return sorted(path for path in archive.rglob("*") if path.is_file())
 
 
-def _cut(made: Tampering) -> None:
-    cut(made.file(), made.random)
-
-
-def _lengthen(made: Tampering) -> None:
-    lengthen(made.file(), made.random)
-
-
-def _take_file(made: Tampering) -> None:
-    path = made.run() / made.random.choice(_FILES)
-    path.unlink()
-
-
-def _take_ledger(made: Tampering) -> None:
-    (made.archive / LEDGER).unlink()
-
-
-def _take_run(made: Tampering) -> None:
-    shutil.rmtree(made.run())
-
-
 def _take_line(made: Tampering) -> None:
     lines = made.lines()
-    number = made.random.randrange(len(lines))
-    made.write(lines[:number] + lines[number + 1 :])
+    lines.pop(made.random.randrange(len(lines)))
+    made.write(lines)
 
 
 def _take_run_and_line(made: Tampering) -> None:
-    """Take away what tells of a run, but for the chain."""
+    """Take away what names a run, but for the chain."""
     folder = made.run()
     shutil.rmtree(folder)
     made.write([line for line in made.lines() if folder.name.encode() not in line])
@@ -93,7 +72,7 @@ def _take_run_and_line(made: Tampering) -> None:
 
 def _swap_lines(made: Tampering) -> None:
     lines = made.lines()
-    one, other = sorted(made.random.sample(range(len(lines)), 2))
+    one, other = made.random.sample(range(len(lines)), 2)
     lines[one], lines[other] = lines[other], lines[one]
     made.write(lines)
 
@@ -101,15 +80,11 @@ def _swap_lines(made: Tampering) -> None:
 def _swap_files(made: Tampering) -> None:
     one, other = made.two()
     name = made.random.choice(_FILES)
-    aside = one / ".aside"
-    (one / name).rename(aside)
-    (other / name).rename(one / name)
-    aside.rename(other / name)
+    _swap(one / name, other / name)
 
 
-def _swap_runs(made: Tampering) -> None:
-    one, other = made.two()
-    aside = made.archive / ".aside"
+def _swap(one: Path, other: Path) -> None:
+    aside = one.with_name(".aside")
     one.rename(aside)
     other.rename(one)
     aside.rename(other)
@@ -123,20 +98,16 @@ def _change_number(made: Tampering) -> None:
 
 
 def _change_verdict(made: Tampering) -> None:
-    """Rewrite everything that tells of a run consistently, but for the chain behind it."""
+    """Rewrite everything that names a run consistently, but for the chain behind it."""
     folder = made.run()
     record = {**unsealed((folder / RECORD).read_bytes()), "verdict": "interrupted"}
     (folder / RECORD).write_bytes(sealed(record))
     hashes = {name: sha256((folder / name).read_bytes()) for name in (STARTED, RECORD, NOTEBOOK, PAGE)}
     (folder / STATEMENT).write_bytes(envelope(made.settings, read_run(Record, record), hashes))
     hashes[STATEMENT] = sha256((folder / STATEMENT).read_bytes())
-    lines = []
-    for line in made.lines():
-        data = unsealed(line)
-        if data["run_id"] == folder.name:
-            data |= {"verdict": "interrupted", "files": hashes}
-        lines.append(sealed(data))
-    made.write(lines)
+    changed = {"verdict": "interrupted", "files": hashes}
+    told = [unsealed(line) for line in made.lines()]
+    made.write([sealed({**line, **(changed if line["run_id"] == folder.name else {})}) for line in told])
 
 
 def _change_line(made: Tampering) -> None:
@@ -149,19 +120,6 @@ def _change_line(made: Tampering) -> None:
 def _change_form(made: Tampering) -> None:
     path = made.run() / made.random.choice((STARTED, RECORD, STATEMENT))
     path.write_text(json.dumps(json.loads(path.read_bytes()), indent=1))
-
-
-def _link(made: Tampering) -> None:
-    link(made.run() / made.random.choice(_FILES), made.random)
-
-
-def _pipe(made: Tampering) -> None:
-    pipe(made.file(), made.random)
-
-
-def _add(made: Tampering) -> None:
-    folder = made.random.choice((made.archive, made.run()))
-    (folder / "notes.txt").write_text("all is well")
 
 
 def _add_page(made: Tampering) -> None:
@@ -178,19 +136,30 @@ def _replay(made: Tampering) -> None:
     made.write([*made.lines(), sealed({**unsealed(line), "previous": sha256(made.lines()[-1])})])
 
 
-def _copy_run(made: Tampering) -> None:
-    shutil.copytree(made.run(), made.archive / "20261123T101500123Z-9f3ac1")
-
-
-TAMPERINGS: tuple[Callable[[Tampering], None], ...] = (
-    *(_cut, _lengthen, _take_file, _take_ledger, _take_run, _take_line, _take_run_and_line),
-    *(_swap_lines, _swap_files, _swap_runs, _change_number, _change_verdict, _change_line, _change_form),
-    *(_link, _pipe, _add, _add_page, _replay, _copy_run),
-)
-
-
-def _flip(made: Tampering) -> None:
-    flip(made.file(), made.random)
+_Deed = Callable[[Tampering], object]
+_FLIP: dict[str, _Deed] = {"flip": lambda made: flip(made.file(), made.random)}
+TAMPERINGS: dict[str, _Deed] = {
+    "cut a file": lambda made: cut(made.file(), made.random),
+    "lengthen a file": lambda made: lengthen(made.file(), made.random),
+    "take a file": lambda made: (made.run() / made.random.choice(_FILES)).unlink(),
+    "take the ledger": lambda made: (made.archive / LEDGER).unlink(),
+    "take a run": lambda made: shutil.rmtree(made.run()),
+    "take a line": _take_line,
+    "take a run and its line": _take_run_and_line,
+    "swap lines": _swap_lines,
+    "swap files": _swap_files,
+    "swap runs": lambda made: _swap(*made.two()),
+    "change a number": _change_number,
+    "change a verdict": _change_verdict,
+    "change a line": _change_line,
+    "change the form": _change_form,
+    "link a file": lambda made: link(made.run() / made.random.choice(_FILES), made.random),
+    "a pipe for a file": lambda made: pipe(made.file(), made.random),
+    "add a file": lambda made: (made.random.choice((made.archive, made.run())) / "notes.txt").write_text("all is well"),
+    "add a page": _add_page,
+    "replay a run": _replay,
+    "copy a run": lambda made: shutil.copytree(made.run(), made.archive / "20261123T101500123Z-9f3ac1"),
+}
 
 
 def _by_names_and_sizes(archive: Path, sound: Path) -> bool:
@@ -211,7 +180,7 @@ def _by_own_hashes(archive: Path, _: Path) -> bool:
 
 def flips(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
     """Return the experiments: each flips a byte of an archive; by names and sizes the control finds none."""
-    return _plan(name, (_flip,), range(seed % every, 1000, every), seed, folder)
+    return _plan(name, _FLIP, range(seed % every, 1000, every), seed, folder)
 
 
 def tamperings(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:
@@ -219,32 +188,23 @@ def tamperings(name: str, every: int, seed: int, folder: Path) -> list[Experimen
     return _plan(name, TAMPERINGS, range(seed % every, 20, every), seed, folder)
 
 
-def _plan(
-    name: str, chosen: Sequence[Callable[[Tampering], None]], rounds: range, seed: int, folder: Path
-) -> list[Experiment]:
+def _plan(name: str, deeds: dict[str, _Deed], rounds: range, seed: int, folder: Path) -> list[Experiment]:
     settings = settings_of(folder / name / "data" / "abathur.db")
     sound = make_archive(settings)
     if not verify_archive(sound).ok:
         raise BrokenHarnessError("verify fails an archive that nobody has tampered with")
-    return [
-        partial(_tamper, name, settings.db_path, sound, f"{seed}-{n}", tampering)
-        for n in rounds
-        for tampering in chosen
-    ]
+    return [partial(_tamper, name, settings.db_path, sound, f"{seed}-{n}", what) for n in rounds for what in deeds]
 
 
-def _tamper(
-    name: str, db: Path, sound: Path, seed: str, tampering: Callable[[Tampering], None], folder: Path
-) -> Outcome:
+def _tamper(name: str, db: Path, sound: Path, seed: str, what: str, folder: Path) -> Outcome:
     copy = folder / "tampered" / "runs"
     shutil.copytree(sound, copy)
-    tampering(Tampering(copy, settings_of(db), Random(f"{seed}-{tampering.__name__}")))  # noqa: S311 - to be repeatable
+    (_FLIP | TAMPERINGS)[what](Tampering(copy, settings_of(db), Random(f"{seed}-{what}")))  # noqa: S311 - to be repeatable
     if name == "sound":
         found = not verify_archive(copy).ok
     else:
-        found = (_by_names_and_sizes if tampering is _flip else _by_own_hashes)(copy, sound)
-    harm = "" if found else f"not found: {tampering.__name__.strip('_')}, seed {seed}"
-    return Outcome(1, int(_content(copy) != _content(sound)), harm)
+        found = (_by_names_and_sizes if what in _FLIP else _by_own_hashes)(copy, sound)
+    return Outcome(1, int(_content(copy) != _content(sound)), "" if found else f"not found: {what}, seed {seed}")
 
 
 def _content(archive: Path) -> dict[Path, tuple[bool, bytes]]:

@@ -18,7 +18,6 @@ from mounting import remount, tmpfs
 from sampling import sampled
 
 import abathur_nb as nb
-from abathur_nb.backups.taking import copy_out
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError
 
@@ -152,22 +151,6 @@ async def test_the_directory_that_is_full_or_read_only_is_named_and_nothing_is_h
     if verb in ("repair", "store"):  # which has changed it before, and kept what was acknowledged
         before.pop(three.db_path), after.pop(three.db_path)
     assert after == before
-
-
-async def test_a_disk_that_fills_up_under_a_backup_is_that_of_the_backups(
-    three: Settings, mounted: Callable[[Path, str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def fill_and_copy(*arguments: Any, **options: Any) -> None:
-        with suppress(OSError):
-            (three.backup_dir / "filler").write_bytes(bytes(64 * 1024**2))
-        await copy_out(*arguments, **options)
-
-    mounted(three.backup_dir, "size=8m")
-    monkeypatch.setattr("abathur_nb.backups.taking.copy_out", fill_and_copy)
-    report = await nb.backup_database(three)
-    (failed,) = (check for check in report.checks if check.failed)
-    assert failed.observed == f"no backup was made: {FULL.format(three.backup_dir)}"
-    assert {path.suffix for path in three.backup_dir.iterdir()} == {".db", ".json", ""}
 
 
 # Each verb in a process of its own, which has set itself a limit.

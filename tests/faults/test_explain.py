@@ -1,7 +1,6 @@
 """Every named query has its index on both SQLite libraries, each fault of a plan is seen, no plan keeps the store."""
 
 import asyncio
-import os
 import re
 import shutil
 import subprocess
@@ -281,25 +280,6 @@ def test_what_takes_too_long_to_plan_is_refused_in_time(database: Settings, kind
     assert done.stdout.startswith(
         ("its plan takes more than 5 s or 512 MB", "expected one SELECT of at most 100,000 characters")
     )
-
-
-def test_under_a_harder_limit_of_the_users_own_it_still_plans(database: Settings) -> None:
-    script = """if True:
-        import asyncio, resource, sys
-        import abathur_nb as nb
-
-        async def ask():
-            async with nb.Database.open(nb.resolve(db_path=sys.argv[1])) as db:
-                print(await db.explain_query_plan("SELECT 1"))
-
-        resource.setrlimit(resource.RLIMIT_CPU, (4, 4))
-        asyncio.run(ask())
-        """
-    # Root may raise a limit again, unless that is taken from him.
-    bounded = ["setpriv", "--bounding-set=-sys_resource"] if os.geteuid() == 0 else []
-    command = [*bounded, sys.executable, "-c", script, str(database.db_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "['SCAN CONSTANT ROW']\n"
 
 
 async def test_what_sqlite_does_not_take_as_parameters_is_refused_and_each_of_its_values_is_taken(

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from damage import AGENT, MEMORY, SESSION, TASK, flip_bits, run_sql, untouched
+from damage import AGENT, MEMORY, SESSION, TASK, run_sql, spoil_table, untouched
 from explore_helpers import HOSTILE, fill, insert
 
 import abathur_nb as nb
@@ -114,7 +114,6 @@ async def test_every_listing_ends_at_the_limit_and_tells_of_how_many_it_is(datab
         insert(database, "INSERT INTO audit (action_type, memory_namespace) VALUES ('x', 'n:a')")
         remember(database, f"n:{n}", "k", *["{}"] * (9 if n == 3 else 1))
     found = await explore(database, namespace="n:", limit=4)
-    assert check(found, "sessions").observed.startswith("7 sessions, ")
     assert check(found, "session").observed.endswith("8 values of its state, 9 events, of which 4 are shown")
     assert check(found, "namespaces").observed == "7 namespaces, the largest first, of which 4 are shown"
     assert check(found, "memories").observed.startswith("7 current memories, ")
@@ -161,23 +160,19 @@ async def test_the_frames_have_the_columns_and_types_that_one_goes_on_with(datab
 
 
 async def test_what_is_hostile_is_shown_and_does_nothing(database: Settings) -> None:
-    session = "INSERT INTO sessions (id, app_name, user_id, events, state) VALUES (?, ?, ?, ?, ?)"
-    insert(
-        database, session, HOSTILE, HOSTILE, HOSTILE, json.dumps([{HOSTILE: HOSTILE}]), json.dumps({HOSTILE: HOSTILE})
-    )
+    session = "INSERT INTO sessions (id, app_name, user_id, events, state) VALUES (?1, ?1, ?1, ?2, ?3)"
+    insert(database, session, HOSTILE, json.dumps([{HOSTILE: HOSTILE}]), json.dumps({HOSTILE: HOSTILE}))
     remember(database, f"a:{HOSTILE}:b", HOSTILE, json.dumps({HOSTILE: 1}), json.dumps([HOSTILE]), HOSTILE)
-    audit = "INSERT INTO audit (action_type, memory_namespace, result, action_data) VALUES (?, ?, ?, ?)"
-    insert(database, audit, HOSTILE, f"a:{HOSTILE}:b", HOSTILE, HOSTILE)
+    audit = "INSERT INTO audit (action_type, memory_namespace, result, action_data) VALUES (?1, ?2, ?1, ?1)"
+    insert(database, audit, HOSTILE, f"a:{HOSTILE}:b")
     found = await explore(database, namespace="a:")
     assert found.report.ok
     assert (found.sessions.to_frame()["id"].iloc[0], found.memories.to_frame()["key"].iloc[0]) == (HOSTILE, HOSTILE)
     shown = {name: bundle for name, bundle in bundles(found).items() if name not in ("growth", "diagram")}
-    assert len(shown) == 6
     for name, bundle in {**shown, "report": found.report._repr_mimebundle_()}.items():
         html, plain = bundle["text/html"], bundle["text/plain"]
         assert "<script" not in html, name
-        assert "\u202e" not in html + plain, name
-        assert "\x1b" not in html + plain, name
+        assert not {"\u202e", "\x1b"} & {*html, *plain}, name
         assert "&lt;script&gt;" in html or name == "report", name
         assert clean(html) == clean(clean(html)), name
 
@@ -198,18 +193,18 @@ async def test_a_version_that_is_no_json_or_not_utf8_is_shown(database: Settings
     assert first == 'first: {"x": 1}'
 
 
-async def test_of_millions_of_events_those_that_are_shown_cost_memory(database: Settings) -> None:
+async def test_of_many_events_those_that_are_shown_cost_memory(database: Settings) -> None:
     insert(database, SESSION)
-    insert(database, "UPDATE sessions SET events = ?", f"[{','.join('7' * 2_000_000)}]")
+    insert(database, "UPDATE sessions SET events = ?", f"[{','.join('7' * 500_000)}]")
     tracemalloc.start()
     try:
         found = await explore(database, limit=3)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert found.session.rows == tuple(("event", str(n), "7") for n in (2_000_000, 1_999_999, 1_999_998))
-    assert "2,000,000 events, of which 3 are shown" in found.session.caption
-    assert peak < 100_000_000
+    assert found.session.rows == tuple(("event", str(n), "7") for n in (500_000, 499_999, 499_998))
+    assert "500,000 events, of which 3 are shown" in found.session.caption
+    assert peak < 25_000_000
 
 
 async def test_a_part_that_is_not_read_in_time_is_named_and_the_others_are_read(
@@ -246,11 +241,7 @@ async def test_a_session_of_what_the_schema_forbids_is_shown(database: Settings)
 
 async def test_a_damaged_page_costs_the_parts_that_stand_on_it_and_the_rest_is_shown(database: Settings) -> None:
     await fill(database)
-    with closing(sqlite3.connect(database.db_path)) as conn:
-        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        ((page,),) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'memory_entries'")
-        ((size,),) = conn.execute("PRAGMA page_size")
-    flip_bits(database.db_path, (page - 1) * size)
+    spoil_table(database.db_path, "memory_entries")
     with untouched(database.db_path):
         found = await explore(database)
     failed = {one.name: one for one in found.report.checks if one.failed}

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import count
+from itertools import product
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -135,7 +135,7 @@ async def test_validate_reads_every_session_and_monitor_says_how_many_it_looked_
 
 
 async def test_rows_of_sixteen_megabytes_are_measured_in_time_and_no_figure_is_missing(database: Settings) -> None:
-    numbers = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 12)"
+    numbers = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 6)"
     value = f"'[\"' || {LARGE} || '\"]'"
     run_sql(
         database.db_path,
@@ -146,30 +146,11 @@ async def test_rows_of_sixteen_megabytes_are_measured_in_time_and_no_figure_is_m
     )
     async with asyncio.timeout(HUNG_S):
         found = (await monitor(database)).snapshot
-    assert found.value("abathur_rows", {"table": "sessions"}) == 12
-    assert found.value("abathur_rows", {"table": "memory_entries"}) == 15
-    assert 0 < (found.value("abathur_rows", {"table": "state"}) or 12) <= 12
+    assert found.value("abathur_rows", {"table": "sessions"}) == 6
+    assert found.value("abathur_rows", {"table": "memory_entries"}) == 9
+    assert 0 < (found.value("abathur_rows", {"table": "state"}) or 6) <= 6
     for what in ("session", "memory"):
         assert found.value(RETRIEVAL, {"retrieval": what, "percentile": "p99"})
-
-
-CHECKPOINT = """
-import signal, sqlite3, sys, time
-conn = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=0)
-signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-print("ready", flush=True)
-n = 0
-while True:
-    n += 1
-    try:
-        conn.execute("INSERT INTO metrics (metric_name, metric_value) VALUES ('w', ?)", (n,))
-        ((busy, _, _),) = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    except sqlite3.OperationalError:
-        busy = 1
-    if not busy:
-        print(time.monotonic())
-        time.sleep(0.001)  # what nobody reads yet must find room in the pipe
-"""
 
 
 async def test_a_checkpoint_of_a_writer_gets_through_while_monitor_runs(database: Settings) -> None:
@@ -177,24 +158,17 @@ async def test_a_checkpoint_of_a_writer_gets_through_while_monitor_runs(database
         for n in range(30):
             await db.sessions.create_session(f"s{n}", "app", "alice")
             await db.sessions.append_event(f"s{n}", {"x": "x" * 4_000_000})
-    worker = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", CHECKPOINT, str(database.db_path)), stdout=asyncio.subprocess.PIPE
-    )
-    assert worker.stdout is not None
-    try:
-        assert await worker.stdout.readline() == b"ready\n"
-        async with asyncio.timeout(HUNG_S):
-            looks = []
-            for _ in range(3):  # beside other work the writer may not run at all during one
-                begun = monotonic()
-                assert (await monitor(database)).report.ok
-                looks.append((begun, monotonic()))
-    finally:
-        worker.terminate()
-    moments = [float(line) for line in (await worker.stdout.read()).splitlines()]
-    await worker.wait()
-    middle = [(begun + (ended - begun) / 5, ended - (ended - begun) / 5) for begun, ended in looks]
-    assert any(begun < moment < ended for begun, ended in middle for moment in moments), (looks, moments)
+    look, begun, moments = asyncio.create_task(monitor(database)), monotonic(), list[float]()
+    with closing(sqlite3.connect(database.db_path, isolation_level=None, timeout=0)) as conn:
+        while not look.done():
+            await asyncio.sleep(0.001)
+            with suppress(sqlite3.OperationalError):
+                conn.execute("INSERT INTO metrics (metric_name, metric_value) VALUES ('w', 1)")
+                ((busy, _, _),) = conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                moments += [] if busy else [(monotonic() - begun)]
+    assert look.result().report.ok
+    took = monotonic() - begun
+    assert any(took / 5 < moment < took * 4 / 5 for moment in moments), (took, moments)
 
 
 async def test_a_read_that_does_not_end_is_interrupted_and_the_next_one_runs(conn: aiosqlite.Connection) -> None:
@@ -239,7 +213,7 @@ async def test_a_sample_is_drawn_whatever_the_last_rowid_is(conn: aiosqlite.Conn
     row = "(id, timestamp, metric_name, metric_value) VALUES ({}, '2020-01-01 00:00:00.000', 'm', 1)"
     ids = (2**62, 2**63 - 2, 2**63 - 1)
     run_sql(filled.db_path, "DELETE FROM metrics", *(f"INSERT INTO metrics {row.format(n)}" for n in ids))
-    assert (await monitor(filled)).snapshot.value("abathur_rows", {"table": "metrics"}) == 3, "no gap multiplies a row"
+    assert (await monitor(filled)).snapshot.value("abathur_rows", {"table": "metrics"}) == 3
 
 
 # --- what one bad row may not do
@@ -259,13 +233,7 @@ async def test_a_row_that_cannot_be_read_leaves_the_rest_measured(database: Sett
     assert found.value("abathur_rows", {"table": "sessions"}) == 5
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *(f"sessions SET {column}" for column in ("id", "events", "state", "metadata", "app_name", "status")),
-        *(f"memory_entries SET {column}" for column in ("namespace", '"key"', "value", "memory_type")),
-    ],
-)
+@pytest.mark.parametrize("change", ["sessions SET id", "sessions SET events", 'memory_entries SET "key"'])
 async def test_text_that_is_not_utf_8_leaves_the_rest_measured(change: str, database: Settings) -> None:
     async with Database.open(database) as db:
         await db.sessions.create_session("s", "app", "alice")
@@ -275,27 +243,7 @@ async def test_text_that_is_not_utf_8_leaves_the_rest_measured(change: str, data
     assert found.snapshot.value("abathur_rows", {"table": "sessions"}) == 1
 
 
-async def test_rows_that_vanish_meanwhile_stop_no_measurement(database: Settings) -> None:
-    async with Database.open(database) as db:
-        ended = asyncio.Event()
-
-        async def come_and_go() -> None:
-            for n in count():
-                await db.sessions.create_session(f"s{n}", "app", "alice")
-                async with db.write() as writer:
-                    await writer.execute_fetchall("DELETE FROM sessions WHERE id < ?", (f"s{n}",))
-                if ended.is_set():
-                    return
-
-        churn = asyncio.create_task(come_and_go())
-        for _ in range(3):
-            found = (await monitor(database)).snapshot
-            assert found.value("abathur_up") == 1
-        ended.set()
-        await churn
-
-
-# --- the notebook and Prometheus judge by the same rules: what fires in the one fires in the other
+# --- the notebook and Prometheus judge by the same rules
 
 
 # promtool's clock begins at 0; each rule has waited for its time by then.
@@ -366,7 +314,7 @@ def firing(found: Snapshot, settings: Settings) -> set[str]:
 
 
 @pytest.mark.needs("promtool")
-def test_on_each_side_of_each_limit_both_judge_alike(database: Settings, tmp_path: Path) -> None:
+def test_on_each_side_of_each_limit_and_of_now_both_judge_alike(database: Settings, tmp_path: Path) -> None:
     database = replace(database, db_path=tmp_path / 'a b"quo\\te{{brace}}ünï' / "x.db")  # which is a label
     cases = {}
     for rule in JUDGED:
@@ -374,44 +322,20 @@ def test_on_each_side_of_each_limit_both_judge_alike(database: Settings, tmp_pat
             found = snapshot(database, rule, share=share)
             sizes = [r for r in JUDGED if r.gauge == rule.gauge == SESSION_BYTES]
             lower = {r.name for r in sizes if r.limit_of(database) < rule.limit_of(database)}
-            expected = lower | ({rule.name} if share > 0 else set())
-            assert firing(found, database) == expected, (rule.name, share)
-            cases[f"{rule.name} {share}"] = ([*series(found)], expected)
-    every = snapshot(database, *JUDGED)
-    cases["all"] = ([*series(every)], firing(every, database))
-    assert len(cases["all"][1]) == len(JUDGED)
-    fired_in_prometheus(prometheus_rules(database), cases, tmp_path)
-
-
-@pytest.mark.needs("promtool")
-def test_a_moment_more_than_five_minutes_ahead_fires_in_both(database: Settings, tmp_path: Path) -> None:
-    cases = {}
-    for rule in (rule for rule in JUDGED if rule.age):
-        for seconds in (-1, 0, 299, 300, 301, 3600, 366 * 86_400):
+            cases[f"{rule.name} {share}"] = (found, lower | ({rule.name} if share > 0 else set()))
+        for seconds in (300, 301, 366 * 86_400) if rule.age else ():  # five minutes ahead are none
+            samples = [one for one in snapshot(database).samples if one.name != rule.gauge]
             moment = Sample(rule.gauge, NOW.timestamp() + seconds)
-            samples = (moment, *(one for one in snapshot(database).samples if one.name != rule.gauge))
-            found = Snapshot(NOW, place_of(database), samples)
-            expected = {rule.name} if seconds > AHEAD_S else set()
-            assert firing(found, database) == expected, seconds
-            cases[f"{rule.name} {seconds}"] = ([*series(found)], expected)
-        told = next(check for check in alerts_of(found, database) if check.status != "pass")
-        assert told.observed.endswith(" in the future")
-        assert "timedatectl" in told.remedy
-    fired_in_prometheus(prometheus_rules(database), cases, tmp_path)
-
-
-@pytest.mark.needs("promtool")
-def test_a_rule_that_does_not_fire_where_it_must_is_found_out(database: Settings, tmp_path: Path) -> None:
-    """The control of the test above: the limit of one rule is another in what Prometheus is given."""
-    rule = next(r for r in JUDGED if r.name == "AbathurBackupOld")
-    found = snapshot(database, rule)
-    assert firing(found, database) == {rule.name}
-    with pytest.raises(AssertionError, match="FAILED"):
-        fired_in_prometheus(
-            prometheus_rules(replace(database, backup_max_age_hours=1e9)),
-            {"one": ([*series(found)], {rule.name})},
-            tmp_path,
-        )
+            found = Snapshot(NOW, place_of(database), (moment, *samples))
+            cases[f"{rule.name} {seconds}"] = (found, {rule.name} if seconds > AHEAD_S else set())
+            told = [check for check in alerts_of(found, database) if check.status != "pass"]
+            assert all(check.observed.endswith(" in the future") for check in told)
+            assert all("timedatectl" in check.remedy for check in told)
+    cases["all"] = (snapshot(database, *JUDGED), {rule.name for rule in JUDGED})
+    for name, (found, expected) in cases.items():
+        assert firing(found, database) == expected, name
+    given = {name: ([*series(found)], expected) for name, (found, expected) in cases.items()}
+    fired_in_prometheus(prometheus_rules(database), given, tmp_path)
 
 
 @pytest.mark.needs("promtool")
@@ -426,14 +350,12 @@ def test_a_rule_waits_before_it_fires_and_one_fires_where_nobody_measures(databa
 
 def test_a_critical_alert_fails_where_the_settings_say_so_and_warns_elsewhere(database: Settings) -> None:
     assert (resolve("development").alerts_fail, resolve("production").alerts_fail) == (False, True)
-    for rule in JUDGED:
-        found = snapshot(database, rule)
-        for strict in (True, False):
-            checks = alerts_of(found, replace(database, alerts_fail=strict))
-            (check,) = (check for check in checks if check.name == rule.title)
-            assert check.status == (SEVERITIES[rule.severity] if strict else "warn")
-            assert check.remedy
-            assert rule.expression(database) in check.evidence[0]
+    for rule, strict in product(JUDGED, (True, False)):
+        checks = alerts_of(snapshot(database, rule), replace(database, alerts_fail=strict))
+        (check,) = (check for check in checks if check.name == rule.title)
+        assert check.status == (SEVERITIES[rule.severity] if strict else "warn")
+        assert check.remedy
+        assert rule.expression(database) in check.evidence[0]
 
 
 @pytest.mark.needs("promtool")
@@ -453,7 +375,7 @@ def test_the_command_prints_what_prometheus_loads_with_the_limits_of_the_environ
     assert re.search(r"over 50\.0 hours", rules["AbathurBackupOld"]["annotations"]["summary"])
 
 
-# --- what Prometheus collects is what was measured, whole or not at all, and says so where nothing could be
+# --- what Prometheus collects is what was measured, or says that nothing could be
 
 
 @pytest.mark.needs("promtool")
@@ -468,8 +390,6 @@ async def test_promtool_has_nothing_to_say_of_the_metrics_whatever_the_names_are
     assert parsed(text)["abathur_up"] == {"": 1}
     assert len(parsed(text)["abathur_namespace_rows"]) == 3 + 1 + 4
     assert f'database="{database.db_path}",env="development"' in text
-    with pytest.raises(AssertionError, match="no help text"):  # the control
-        promtool("check", "metrics", given="abathur_up 1\n")
 
 
 @pytest.mark.needs("strace")

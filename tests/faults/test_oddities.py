@@ -3,7 +3,6 @@
 import hashlib
 import json
 import marshal
-import re
 import shutil
 import sqlite3
 import subprocess
@@ -15,23 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backup_helpers import content_of
+from backup_helpers import content_of, taken
 from damage import ROWS, run_sql
 from oddities import ODD, ODD_TABLES
 from sampling import sampled
+from situations import edited, gone
 
 import abathur_nb as nb
-from abathur_nb.backups.manifest import Backup, list_backups
 from abathur_nb.backups.replacement import read_source
 from abathur_nb.backups.taking import read_content
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import BOUND_BYTES
 from abathur_nb.evidence.canonical import canonical
 from abathur_nb.report import Report
 from abathur_nb.runbook.validate import show_schema
 from abathur_nb.store import connection
 from abathur_nb.store.connection import connect
-from abathur_nb.store.guarded import Connection
 from abathur_nb.store.schema import expected_tables
 
 EVERY = ODD | ODD_TABLES
@@ -45,12 +42,6 @@ def not_ours(name: str) -> str:
 
 def findings(report: Report) -> set[str]:
     return {check.name for check in report.checks if check.failed}
-
-
-async def taken(settings: Settings) -> Backup:
-    report = await nb.backup_database(settings)
-    assert report.ok, str(report)
-    return list_backups(settings.backup_dir)[0][-1]
 
 
 SAMPLE = ("fts5", "a trigger", "a view without end", "a module that is absent", "columns that cost")
@@ -72,40 +63,18 @@ def name(request: pytest.FixtureRequest) -> str:
 async def test_a_backup_of_it_is_good_and_comes_back(odd: Settings, name: str) -> None:
     validated = await nb.validate_database(odd)
     assert findings(validated) == ({"other objects"} if name in ODD else set())
-    backup, before = await taken(odd), odd.db_path.stat().st_size
-    report = await nb.backup_database(odd)
-    assert not_ours(name) in str(report)
-    wanted = await content_of(odd)
-    drill = await nb.restore_database(odd, backup=backup.path, drill=True)
-    assert drill.ok, str(drill)
-    for state in ("a changed database", "none"):
-        if state == "none":
-            odd.db_path.unlink()
-            for suffix in ("-wal", "-shm"):
-                odd.db_path.with_name(odd.db_path.name + suffix).unlink()
-        else:
-            run_sql(odd.db_path, "DELETE FROM metrics")
+    backup, wanted, before = await taken(odd), await content_of(odd), odd.db_path.stat().st_size
+    (await nb.restore_database(odd, backup=backup.path, drill=True)).raise_for_failures()
+    for spoil in (edited("DELETE FROM metrics"), gone):
+        spoil(odd)
         plan = await nb.restore_database(odd, backup=backup.path)
-        report = await nb.restore_database(odd, backup=backup.path, apply=True)
-        assert report.ok, str(report)
         assert not_ours(name) in next(check.observed for check in plan.checks if check.name == "backup")
+        (await nb.restore_database(odd, backup=backup.path, apply=True)).raise_for_failures()
         assert await content_of(odd) == wanted
         assert odd.db_path.stat().st_size == before
-        if name in ODD:
-            assert findings(await nb.validate_database(odd)) == {"other objects"}
-    report = await nb.roll_back(odd, to="fresh", apply=True)
-    assert report.ok, str(report)
-
-
-async def test_what_a_module_keeps_is_restored_whole(database: Settings) -> None:
-    run_sql(database.db_path, *ODD["fts5 of another table's content"], *ODD["rtree"])
-    backup = await taken(database)
-    run_sql(database.db_path, "DROP TABLE f", "DROP TABLE r")
-    assert (await nb.restore_database(database, backup=backup.path, apply=True)).ok
-    with closing(sqlite3.connect(database.db_path)) as conn:
-        assert conn.execute("SELECT id FROM r WHERE low > 1").fetchall() == [(1,)]
-        assert conn.execute("SELECT count(*) FROM f WHERE f MATCH 'true OR enabled'").fetchone() is not None
-        conn.execute("INSERT INTO f (f) VALUES ('integrity-check')")
+    if name in ODD:
+        assert findings(await nb.validate_database(odd)) == {"other objects"}
+    (await nb.roll_back(odd, to="fresh", apply=True)).raise_for_failures()
 
 
 @pytest.mark.parametrize("odd", sampled(EVERY, *SAMPLE[:4]), indirect=True)
@@ -151,14 +120,9 @@ async def test_the_digest_of_an_ordinary_database_is_that_of_older_manifests(dat
 
 # Ordinary tables and indexes of others that this process can't use, or whose rows break their own rules.
 UNUSABLE = {
-    "an index by another collation": "CREATE INDEX o ON memory_entries (key COLLATE theirs)",
     "an index by another function": "CREATE INDEX o ON tasks (theirs(status))",
-    "a key by another collation": "CREATE TABLE o (k TEXT COLLATE theirs PRIMARY KEY); INSERT INTO o VALUES ('x')",
     "a table kept by another collation": (
         "CREATE TABLE o (k TEXT COLLATE theirs PRIMARY KEY) WITHOUT ROWID; INSERT INTO o VALUES ('x'), ('y')"
-    ),
-    "a reference that can lead nowhere": (
-        "CREATE TABLE p (x); CREATE TABLE o (k REFERENCES p (x)); INSERT INTO o VALUES (1)"
     ),
     "a reference that leads nowhere": "CREATE TABLE o (k REFERENCES sessions); INSERT INTO o VALUES ('none')",
     "a NULL where they forbid it": (
@@ -168,7 +132,7 @@ UNUSABLE = {
 }
 
 
-@pytest.mark.parametrize("name", sampled(UNUSABLE, *list(UNUSABLE)[::2]))
+@pytest.mark.parametrize("name", UNUSABLE)
 async def test_what_is_wrong_with_the_tables_of_others_makes_nothing_of_ours_unsound(
     name: str, database: Settings
 ) -> None:
@@ -181,9 +145,8 @@ async def test_what_is_wrong_with_the_tables_of_others_makes_nothing_of_ours_uns
     assert findings(report) == set(), str(report)
     assert "warn" in {check.status for check in report.checks if check.name == "other objects"}
     await taken(database)
-    for apply in (False, True):
-        report = await nb.restore_database(database, apply=apply, drill=not apply)
-        assert report.ok, str(report)
+    (await nb.restore_database(database, drill=True)).raise_for_failures()
+    (await nb.restore_database(database, apply=True)).raise_for_failures()
     assert await content_of(database) == before
     run_sql(database.db_path, "INSERT INTO audit (action_type, agent_id) VALUES ('x', 'none')")
     (check,) = [check for check in (await nb.validate_database(database)).checks if check.failed]
@@ -191,7 +154,7 @@ async def test_what_is_wrong_with_the_tables_of_others_makes_nothing_of_ours_uns
     assert "audit.agent_id: 'none'" in check.evidence[0], "and hides nothing of ours"
 
 
-# --- each verb that reads ends, whatever the schema computes and however large a value is, and says what it did n
+# --- each verb that reads ends within its bounds, and says which it reached
 
 
 SIZE = 40_000_000  # over what malloc keeps for itself
@@ -300,10 +263,8 @@ def test_no_verb_takes_the_memory_that_a_schema_asks_for_and_each_works_around_i
 
 # Schemas that are too long. To parse a list, SQLite needs 20 times its size.
 SCHEMAS = {
-    "text": ["CREATE TABLE evil (a DEFAULT '{}')".format("x" * 8_000_000)],
     "list": [f"CREATE TABLE evil (a CHECK (a IN ({'1,' * 4_000_000}1)))"],
     "name": ['CREATE TABLE "evil{}" (a)'.format("n" * 8_000_000)],
-    "index": ["CREATE INDEX evil ON tasks (prompt) WHERE prompt <> '{}'".format("x" * 8_000_000)],
     "many": ["CREATE TABLE evil{} (a DEFAULT '{}')".format(n, "x" * 900_000) for n in range(9)],
 }
 
@@ -331,54 +292,6 @@ async def test_a_schema_too_long_to_be_read_is_refused_with_its_bound(
         await read_source(hostile[0], "a backup")
 
 
-VALUES_OF_ONE = ", ".join(f"hex(zeroblob(4{n:02}))" for n in range(100))
-TOGETHER = {  # hundreds of values, each of which is short enough
-    "columns": f"CREATE INDEX evil ON other ({VALUES_OF_ONE})",
-    "list": f"CREATE INDEX evil ON other (a IN ({VALUES_OF_ONE}))",
-    "arguments": f"CREATE INDEX evil ON other (a) WHERE max({VALUES_OF_ONE}) > 'a'",
-    "generated": f"ALTER TABLE other ADD COLUMN more AS (coalesce(nullif(a, 1), max({VALUES_OF_ONE}))) NOT NULL",
-}
-
-
-@pytest.mark.parametrize("kinds", sampled((tuple(TOGETHER), ("columns",)), ("columns",)), ids="+".join)
-def test_what_an_index_computes_together_is_bounded(kinds: tuple[str, ...], database: Settings, tmp_path: Path) -> None:
-    in_full = "UPDATE sqlite_schema SET sql = replace(sql, 'zeroblob(4', 'zeroblob(4000')"
-    hostile = [tmp_path / kind / "abathur.db" for kind in kinds]
-    for path, kind in zip(hostile, kinds, strict=True):
-        path.parent.mkdir(mode=0o700)
-        shutil.copy(database.db_path, path)
-        make = ("CREATE TABLE other (a)", TOGETHER[kind], "INSERT INTO other (a) VALUES (1)")
-        run_sql(path, *ROWS, *make, "PRAGMA writable_schema = ON", in_full)
-    for name, used, refused, told in measured(database, tmp_path, *hostile):
-        assert used < 20_000_000, name
-        assert not refused, (name, told)
-        if name == "validate":
-            assert "other, integrity_check: the bound of" in str(told)
-            bounds = [
-                int(one.replace(",", "")) for one in re.findall(r"the bound of ([\d,]+) bytes, for one", str(told))
-            ]
-            assert bounds
-            # Of what one value may have, each of the many that an index computes gets a part.
-            assert max(bounds) < BOUND_BYTES
-            assert "tasks, " not in str(told)
-
-
-async def test_a_backup_asks_no_more_often_for_more_tables(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = list[object]()
-    run = Connection._execute
-
-    async def count(conn: Connection, what: object, *args: object, **given: object) -> object:
-        asked.append(what)
-        return await run(conn, what, *args, **given)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Connection, "_execute", count)
-    (await nb.backup_database(database)).raise_for_failures()
-    usual = len(asked)
-    run_sql(database.db_path, "BEGIN", *(f"CREATE TABLE other_{n} (a)" for n in range(300)), "COMMIT")
-    (await nb.backup_database(database)).raise_for_failures()
-    assert len(asked) == 2 * usual
-
-
 async def test_a_check_that_reaches_its_bound_is_no_damage(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     # So many that each check takes longer than SQLite lets pass between two looks at the clock.
     many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)"
@@ -400,12 +313,7 @@ async def test_of_hundreds_of_tables_that_are_not_ours_each_verb_names_some(data
     reports = [await verb(database) for verb in (nb.validate_database, nb.troubleshoot, nb.backup_database)]
     reports += [await nb.restore_database(database, apply=True), (await nb.explore(database)).report]
     for report in reports:
-        assert not report.refused
         report.raise_for_failures()
         assert max(len(check.observed) for check in report.checks) < 1000, report.title
     assert " and 280 more" in next(check.observed for check in reports[0].checks if check.name == "other objects")
     assert (await nb.show_schema(database)).to_html().endswith("<p>and 109 more tables</p>")
-    run_sql(database.db_path, "BEGIN", *(f"CREATE VIEW view_{n} AS SELECT 1" for n in range(300)), "COMMIT")
-    with pytest.raises(nb.RefusedError, match="and 280 more"):
-        async with nb.Database.open(database):
-            pass

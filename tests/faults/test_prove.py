@@ -13,7 +13,7 @@ TESTS = Path(__file__).resolve().parents[1]
 # Of how many faults one is injected, such that each verb, each kind of object and each kind of fault is among them.
 SAMPLES = (
     "kill:40 eio:80 random:150 race:60 full-backup:40 hot:100 flip:100 logs:10",
-    "kill-restore:70 full-repair:50 crowded:40 spoilt:120 tamper:20 torn:16 split:16",
+    "kill-restore:70 full-repair:50 crowded:40 spoilt:100 tamper:20 torn:16 split:16",
     "full-rollback:110 kill-replace:25 mutated:9 good:25 locks:12 choice:28",
     "drills:12 refused:41 runs:34",
 )

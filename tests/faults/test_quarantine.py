@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from backup_helpers import content_of
 from damage import AGENT, SESSION, TASK, fingerprint, run_sql, untouched
 from hostile import BYTES, PLACES, reshaped
 from sampling import sampled
@@ -198,14 +197,3 @@ async def test_a_file_that_is_not_as_it_was_written_is_refused(database: Setting
         for spoilt in (content.replace(b'"a1"', b'"a2"', 1), b"".join(content.splitlines(keepends=True)[:-2]), None):
             quarantine.unlink() if spoilt is None else quarantine.write_bytes(spoilt)
             assert (await nb.troubleshoot(database, put_back=quarantine.name, repair=True)).refused
-
-
-async def test_only_the_hash_of_what_was_shown_confirms_it(database: Settings, quarantine: Path) -> None:
-    run_sql(database.db_path, TASK, SESSION)
-    strict = replace(database, confirm_changes=True)
-    digits = check_of(await nb.troubleshoot(strict, put_back=quarantine.name), "plan").observed.split()[1]
-    before = await content_of(strict)
-    assert (await nb.troubleshoot(strict, put_back=quarantine.name, repair=True, confirm="0" * 16)).refused
-    assert await content_of(strict) == before
-    (await nb.troubleshoot(strict, put_back=quarantine.name, repair=True, confirm=digits)).raise_for_failures()
-    assert await content_of(strict) != before

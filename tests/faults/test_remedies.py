@@ -7,11 +7,8 @@ import json
 import re
 import shlex
 import shutil
-import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import fields, replace
 from functools import partial
 from inspect import isawaitable
@@ -20,9 +17,20 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
-from damage import MEMORY, ROWS, drop_check, drop_index, empty_index, fingerprint, held, run_as_other, run_sql
+from damage import (
+    MEMORY,
+    ROWS,
+    drop_check,
+    drop_index,
+    empty_index,
+    fingerprint,
+    held,
+    run_as_other,
+    run_sql,
+    spoil_table,
+)
+from forms import remake
 from oddities import ODD, ODD_TABLES
-from patience import HANGING_S
 from sampling import sampled
 from situations import SITUATIONS, VERBS, begun, free, in_the_log, leave, other_form, prepared
 
@@ -37,9 +45,8 @@ from abathur_nb.text import SHELL, url_fault, without_url_secrets
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = "chmod|conda|df|du|export|find|fuser|ls|mkdir|mv|namei|python|rm|sqlite3|sudo"
-SAFE = ("quote(", "join(", "600 if ", "as_user(")  # quoted, a mode, or a user
-SAFE_NAMES = {"quoted", "q", "user", "given", "folder", "settings.env", "timer"}
-SAFE_NAMES |= {"earlier.run_id", "later.run_id"}
+SAFE = ("quote(", "join(", "600 if ", "700 if ", "as_user(")  # quoted, a mode, or a user
+SAFE_NAMES = {"quoted", "q", "user", "given", "folder", "settings.env", "timer", "earlier.run_id", "later.run_id"}
 # A command begins a sentence or stands behind a colon, and reaches to the next sentence.
 COMMAND = re.compile(rf"(?:^|[:;,] |&& |then )((?:/\S*/python|{COMMANDS}) [^;]*?)(?=$|; |, | && |: )", re.MULTILINE)
 
@@ -73,18 +80,7 @@ def test_no_text_of_the_package_sends_anybody_to_a_shell_of_any_version() -> Non
 
 
 def utf_16(path: Path) -> None:
-    """Make the database again as UTF-16, as a program with another default might."""
-    other = path.with_name("other.db")
-    with closing(sqlite3.connect(path)) as conn:
-        script = "\n".join(line for line in conn.iterdump() if "sqlite_sequence" not in line)
-        ids = [conn.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")]
-    with closing(sqlite3.connect(other)) as conn:
-        conn.executescript(f"PRAGMA encoding = 'UTF-16'; {script}")
-        conn.executescript(
-            f"PRAGMA application_id = {ids[0]}; PRAGMA user_version = {ids[1]};PRAGMA journal_mode = WAL;"
-        )
-    other.chmod(0o600)
-    other.replace(path)
+    remake(path, encoding="UTF-16")
 
 
 def hot_journal(path: Path) -> None:
@@ -112,11 +108,7 @@ def another_format(path: Path) -> None:
 
 def destroy_rows(path: Path) -> None:
     run_sql(path, *(MEMORY.replace("'k'", f"'k{n}'") for n in range(200)))
-    with closing(sqlite3.connect(path)) as conn:
-        (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = 'tasks'").fetchone()
-    with path.open("r+b") as file:
-        file.seek(4096 * (page - 1))
-        file.write(b"\xff" * 4096)
+    spoil_table(path, "tasks")
 
 
 REPAIRED: dict[str, Callable[[Path], object]] = {
@@ -210,17 +202,12 @@ async def test_the_command_that_validate_names_repairs(name: str, odd: Settings)
     failed = [check for check in report.checks if check.status in ("fail", "error")]
     failed = [check for check in failed if check.remedy != "first repair what the checks above name"]
     assert failed
-    for check in failed:
-        command = shlex.join(odd.command("troubleshoot"))
-        assert command in check.remedy
+    assert all(shlex.join(odd.command("troubleshoot")) in check.remedy for check in failed)
     for _ in range(2):  # behind a hot journal there may be another fault
-        report = await nb.troubleshoot(odd)
-        plan = next((check for check in report.checks if check.name == "plan"), None)
-        if plan is None:
-            break
-        told = re.search(r"-p repair True(?: -p confirm (\w+))?", plan.remedy)
-        assert told
-        await nb.troubleshoot(odd, repair=True, confirm=told[1])
+        for plan in (check for check in (await nb.troubleshoot(odd)).checks if check.name == "plan"):
+            told = re.search(r"-p repair True(?: -p confirm (\w+))?", plan.remedy)
+            assert told
+            await nb.troubleshoot(odd, repair=True, confirm=told[1])
     (await nb.validate_database(odd)).raise_for_failures()
 
 
@@ -312,7 +299,7 @@ async def test_the_command_that_drops_what_does_not_belong_here_ends_it(name: st
     (await nb.validate_database(database)).raise_for_failures()
 
 
-# --- whoever may not write changes nothing; that no refusal does, whatever it is of, is for ``make prove``
+# --- whoever may not write changes nothing; the sweep over all refusals runs in ``make prove``
 
 
 PROGRAM = """
@@ -343,7 +330,7 @@ def test_whoever_may_not_write_changes_nothing(
     for path in (folder, *folder.rglob("*")):
         shutil.chown(path, 65534, 65534)
     (folder / closed).chmod(0o400 if closed.endswith(".db") else 0o500)
-    imports = f"sys.path.insert(0, {str(Path(__file__).parents[1] / 'support')!r})\nimport situations, tqdm\n"
+    imports = f"sys.path.insert(0, {str(Path(__file__).parents[1] / 'support')!r})\nimport mmap, situations, tqdm\n"
     # The bar of a slow backup comes before it.
     refused = run_as_other(PROGRAM, settings.db_path, folder, imports=imports).split()[-1]
     assert int(refused) >= (0 if closed.endswith(".db") else 3)
@@ -361,7 +348,7 @@ def test_every_verb_of_the_package_is_in_the_sweep_over_refusals() -> None:
     assert takes_settings - used == {"start_run"}
 
 
-# --- no secret of a URL enters anything that is kept or shown: such a URL is refused before a record could hold i
+# --- a URL with a secret is refused before anything is recorded
 
 
 CANARY = "CANARY-0815"
@@ -497,28 +484,10 @@ async def test_each_verb_refuses_it_and_what_names_no_file_and_no_report_holds_i
             assert CANARY not in told, (name, value)
 
 
-def test_papermill_itself_keeps_what_it_is_given_and_nothing_of_ours_does(kept: Settings, tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("papermill")), str(DATA / "notebooks" / "history.ipynb"), "-"]
-    values = ["-p", "db_path", str(kept.db_path), "-r", "archive", SIGNED]
-    done = subprocess.run(
-        [*command, *values], capture_output=True, text=True, check=False, timeout=HANGING_S, cwd=tmp_path
-    )
-    assert done.returncode == 1
-    assert "archive: expected a URL without a password, parameters, a query or a fragment" in done.stderr
-    assert CANARY not in done.stderr
+# --- systemd and cron read what installs a nightly run, whatever is in the paths
 
 
-# --- what installs a nightly run is what systemd and cron read, whatever is in the paths
-
-
-def test_the_database_of_the_environment_itself_is_not_named() -> None:
-    assert "db_path" not in nb.schedule(resolve("production"), "validate").crontab
-    assert (
-        "User=abathur\n" in nb.schedule(resolve("production"), "validate").units["abathur-validate-production.service"]
-    )
-
-
-def test_what_it_prints_runs_as_it_stands(database: Settings) -> None:
+def test_what_schedule_prints_runs_as_it_stands(database: Settings) -> None:
     """The command of the crontab line, taken by a shell, makes a backup that counts as a nightly one."""
     found = nb.schedule(database, "backup")
     assert list(found.units) == ["abathur-backup-development.service", "abathur-backup-development.timer"]
@@ -528,6 +497,9 @@ def test_what_it_prints_runs_as_it_stands(database: Settings) -> None:
     subprocess.run(["sh", "-c", command], check=True, capture_output=True, cwd="/")
     (taken,) = nb.show_backups(database).to_dict("records")
     assert taken["reason"] == "nightly"
+    usual = nb.schedule(resolve("production"), "validate")
+    assert "db_path" not in usual.crontab
+    assert "User=abathur\n" in usual.units["abathur-validate-production.service"]
 
 
 def test_a_path_of_any_characters_survives(tmp_path: Path) -> None:

@@ -121,23 +121,6 @@ def test_of_a_page_that_is_lost_the_rows_are_named_and_all_others_saved(at: tupl
     assert not {name: faults for name, faults in told.items() if faults}
 
 
-def test_of_a_table_with_lost_pages_only_the_rows_of_these_pages_are_lost(tmp_path: Path) -> None:
-    path = tmp_path / "abathur.db"
-    fill(path, 1024, 400)
-    wanted = rows_of(path)
-    with closing(sqlite3.connect(path)) as conn:
-        pages = "SELECT pagetype, pageno, ncell FROM dbstat WHERE name = 'tasks' ORDER BY path"
-        found = conn.execute(pages).fetchall()
-    leaves = [(page, cells) for kind, page, cells in found if kind == "leaf"]
-    lost = (leaves[0], leaves[len(leaves) // 2], leaves[len(leaves) // 2 + 2])
-    interior = [(page, 0) for kind, page, _ in found if kind == "internal"]
-    data = bytearray(path.read_bytes())
-    for page, _ in (*lost, *interior):  # what stands between the root and its leaves too
-        data[1024 * (page - 1) : 1024 * page] = bytes(1024)
-    assert not [*judged(bytes(data), wanted, tmp_path)]
-    assert len(rows_of(tmp_path / "salvaged.db")["tasks"]) == 400 - sum(cells for _, cells in lost)
-
-
 @pytest.mark.parametrize("name", sampled(HEADERS, "noise"))
 async def test_a_database_whose_header_is_destroyed_is_damaged_and_salvaged_whole(
     name: str, database: Settings, monkeypatch: pytest.MonkeyPatch
@@ -169,21 +152,6 @@ async def test_a_database_whose_header_is_destroyed_is_damaged_and_salvaged_whol
     (await nb.backup_database(nb.resolve("development", db_path=salvaged))).raise_for_failures()
     (await nb.restore_database(nb.resolve("development", db_path=path), apply=True)).raise_for_failures()
     assert rows_of(path) == wanted
-
-
-@pytest.mark.parametrize("every", sampled((1, 6), 6))
-def test_with_any_wrong_byte_in_its_header_every_row_is_salvaged(every: int, tmp_path: Path) -> None:
-    path = tmp_path / "abathur.db"
-    fill(path, 1024, 4)
-    data, wanted = path.read_bytes(), rows_of(path)
-    # What SQLite may take for another size of the pages, reserved bytes, a schema format, an encoding.
-    values = {16: (1, 2, 8, 16), 17: (1,), 20: (1, 8, 255), 47: (0, 1, 5), 59: (0, 2, 3)}
-    wrong = [(place, value) for place in range(100) for value in values.get(place, (data[place] ^ 0x80,))]
-    told = {
-        (place, value): [*judged(data[:place] + bytes([value]) + data[place + 1 :], wanted, tmp_path)]
-        for place, value in wrong[::every]
-    }
-    assert not {where: faults for where, faults in told.items() if faults}
 
 
 # A byte of the header, a wrong value, and the check that fails for it.
@@ -225,28 +193,6 @@ async def test_troubleshoot_salvages_and_restore_replaces_a_database_with_one_wr
     assert rows_of(path) == wanted
     (await nb.validate_database(database)).raise_for_failures()
     assert "header" not in {check.name for check in (await nb.troubleshoot(database)).checks}
-
-
-@pytest.mark.parametrize("every", sampled((1, 9), 9))
-async def test_no_wrong_number_in_the_header_leads_to_the_same_repair_twice(every: int, database: Settings) -> None:
-    path = database.db_path
-    path.unlink()
-    fill(path, 1024)
-    path.chmod(0o600)
-    data, circles = path.read_bytes(), []
-    values: dict[int, tuple[int, ...]] = dict.fromkeys(range(0, 100, 4), (2**32 - 1,))
-    values |= dict.fromkeys(range(16, 72, 4), (0, 2, 2**32 - 1))
-    values[44] = (0, 1, 2, 3, 5)  # the schema format
-    for place, value in [(place, value) for place, given in values.items() for value in given][::every]:
-        path.write_bytes(data[:place] + value.to_bytes(4, "big") + data[place + 4 :])
-        while plan := next((c for c in (await nb.troubleshoot(database)).checks if c.name == "plan"), None):
-            if "abathur_salvaged_" in plan.observed:  # which is done once, as other tests say
-                break
-            if "REINDEX" in plan.observed:  # its tables and its indexes are whole
-                circles.append((place, value, plan.observed))
-                break
-            await nb.troubleshoot(database, repair=True)
-    assert not circles
 
 
 async def test_a_file_that_is_too_short_for_its_header_is_salvaged_and_no_index_made_anew(database: Settings) -> None:
@@ -309,35 +255,23 @@ async def test_rows_that_only_the_log_holds_are_salvaged_too(database: Settings)
 
 def another_application(path: Path) -> None:
     with closing(sqlite3.connect(path)) as conn:
-        conn.executescript(
-            "CREATE TABLE tasks (id TEXT PRIMARY KEY, prompt TEXT); INSERT INTO tasks VALUES ('a', 'b');"
-        )
+        conn.executescript("CREATE TABLE tasks (id TEXT PRIMARY KEY, prompt TEXT); INSERT INTO tasks VALUES (1, 2);")
     path.write_bytes(bytes(100) + path.read_bytes()[100:])
-
-
-def another_that_is_damaged(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as conn:
-        conn.executescript("CREATE TABLE tasks (id); INSERT INTO tasks VALUES ('a');")
-    path.write_bytes(path.read_bytes()[:100] + bytes(8092))
 
 
 STRANGERS: dict[str, Callable[[Path], object]] = {
     "noise": lambda path: path.write_bytes(NOISE(65536)),
     "zeros and an empty leaf": lambda path: path.write_bytes(bytes(100) + b"\x0d" + bytes(8091)),
     "another application's": another_application,
-    "another application's, damaged": another_that_is_damaged,
 }
 
 
-@pytest.mark.parametrize("name", sampled(STRANGERS, "zeros and an empty leaf", "another application's"))
+@pytest.mark.parametrize("name", STRANGERS)
 async def test_any_other_file_that_sqlite_cannot_open_is_refused_and_stays(name: str, database: Settings) -> None:
     (await nb.backup_database(database)).raise_for_failures()
     database.db_path.unlink()
     STRANGERS[name](database.db_path)
     with untouched(database.db_path):
-        for report in (
-            await nb.troubleshoot(database, repair=True),
-            await nb.restore_database(database, apply=True),
-            await nb.roll_back(database, to="fresh", apply=True),
-        ):
-            assert report.refused, report.title
+        assert (await nb.troubleshoot(database, repair=True)).refused
+        assert (await nb.restore_database(database, apply=True)).refused
+        assert (await nb.roll_back(database, to="fresh", apply=True)).refused

@@ -19,7 +19,6 @@ from damage import MEMORY, ROWS, edit_schema, run_sql
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.measure import synthetic
-from abathur_nb.repair.quarantine import quarantine_dir
 from abathur_nb.report import Report
 from abathur_nb.store.connection import connect
 from abathur_nb.store.schema import SchemaObject, expected_columns, expected_objects, expected_tables
@@ -27,6 +26,7 @@ from faults.experiments import Experiment, Outcome, content_of, settings_of
 from faults.operations import prepare
 
 _Deed = Callable[[Settings, Random], Coroutine[Any, Any, None]]
+_Change = Callable[[Path, SchemaObject], object]
 
 
 def look_at(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
@@ -97,11 +97,6 @@ async def _change_seeds(settings: Settings, _: Random) -> None:
         await db.memory.update_memory("app:abathur:defaults", "user_preference_template", {"mine": 1}, "me")
 
 
-async def _expire(settings: Settings, _: Random) -> None:
-    async with nb.Database.open(settings) as db:
-        await db.memory.cleanup_expired_memories(0)
-
-
 async def _leave_log(settings: Settings, random: Random) -> None:
     """Write what stays in the log: of the connection that is closed last none would be left."""
     path = settings.db_path
@@ -128,14 +123,6 @@ async def _repair(settings: Settings, random: Random) -> None:
     (await nb.troubleshoot(settings, repair=True)).raise_for_failures()
 
 
-async def _put_back(settings: Settings, _: Random) -> None:
-    run_sql(settings.db_path, _LOST)
-    (await nb.troubleshoot(settings, repair=True)).raise_for_failures()
-    run_sql(settings.db_path, "INSERT OR IGNORE INTO tasks (id, prompt) VALUES ('lost', 'p')")
-    newest = max(quarantine_dir(settings).iterdir())
-    (await nb.troubleshoot(settings, put_back=newest, repair=True)).raise_for_failures()
-
-
 async def _leave_aside(settings: Settings, random: Random) -> None:
     """Restore in place of a file that is damaged, which is moved aside."""
     await _back_up(settings, random)
@@ -153,7 +140,6 @@ _DEEDS: dict[str, _Deed] = {
     "sessions": _converse,
     "a seed that was changed": _change_seeds,
     "pages that are free": _sql("DELETE FROM metrics", "DELETE FROM checkpoints", "DELETE FROM document_index"),
-    "memories that expired": _expire,
     "statistics": _sql("ANALYZE", "PRAGMA optimize"),
     "VACUUM": _sql("VACUUM"),
     "a log that was left": _leave_log,
@@ -161,16 +147,15 @@ _DEEDS: dict[str, _Deed] = {
     "a restoration": _restore,
     "a fresh start": _verb(nb.roll_back, to="fresh", apply=True),
     "a repair": _repair,
-    "rows that were put back": _put_back,
     "a damaged file that was replaced": _leave_aside,
     "init": _verb(nb.initialize_database),
 }
 
 # --- what a broken one has
 
-_LOST = "INSERT INTO checkpoints (task_id, iteration, state) VALUES ('lost', 0, '{}')"
+
 _FAULTS = (
-    _LOST.replace("lost", "nowhere"),  # the lost task may be back
+    "INSERT INTO checkpoints (task_id, iteration, state) VALUES ('nowhere', 0, '{}')",
     "INSERT INTO tasks (id, prompt, input_data) VALUES ('bad', 'p', 'no json')",
     "INSERT INTO agents (id, name, specialization, task_id, model) VALUES ('bad', 'n', 's', 'nowhere', 'm')",
     "UPDATE memory_entries SET metadata = '[]' WHERE id = 1",
@@ -195,12 +180,13 @@ def _mutate(name: str, template: Path, seed: str, found: SchemaObject, folder: P
     settings = settings_of(folder / "data" / "abathur.db")
     shutil.copytree(template.parent, settings.db_path.parent)
     before = content_of(settings.db_path)
-    change = Random(seed).choice(_OF_TABLES if found.type == "table" else _OF_INDEXES)  # noqa: S311 - to be repeatable
-    change(settings.db_path, found)
+    changes = _OF_TABLES if found.type == "table" else _OF_INDEXES
+    change = Random(seed).choice([*changes])  # noqa: S311 - to be repeatable
+    changes[change](settings.db_path, found)
     changed = content_of(settings.db_path)
     struck = bool(before and changed and before.schema != changed.schema)
     harm = _unnamed(settings, found) if name == "sound" else _seed_validation(settings.db_path)
-    return Outcome(1, int(struck), f"{change.__name__} {found.name}: {harm}" if harm else "")
+    return Outcome(1, int(struck), f"{change} {found.name}: {harm}" if harm else "")
 
 
 def _unnamed(settings: Settings, found: SchemaObject) -> str:
@@ -221,62 +207,46 @@ def _unnamed(settings: Settings, found: SchemaObject) -> str:
     return ""
 
 
-# --- what is done to an index
+# --- what is done to an index or to a table
 
 
-def _drop(db: Path, index: SchemaObject) -> None:
-    run_sql(db, f"DROP INDEX {index.name}")
+def _made_anew(change: Callable[[SchemaObject], str]) -> _Change:
+    return lambda db, index: run_sql(db, f"DROP INDEX {index.name}", change(index))
 
 
-def _make_anew(db: Path, index: SchemaObject, sql: str) -> None:
-    run_sql(db, f"DROP INDEX {index.name}", sql)
+def _column(index: SchemaObject, number: int = 0) -> str:
+    return expected_columns(index.table)[number].name
 
 
-def _collate(db: Path, index: SchemaObject) -> None:
-    column = expected_columns(index.table)[0].name
-    _make_anew(db, index, f"CREATE INDEX {index.name} ON {index.table} ({column} COLLATE NOCASE)")
-
-
-def _move(db: Path, index: SchemaObject) -> None:
+def _move(index: SchemaObject) -> str:
     other = next(table for table in expected_tables() if table != index.table)
-    _make_anew(db, index, f"CREATE INDEX {index.name} ON {other} ({expected_columns(other)[0].name})")
+    return f"CREATE INDEX {index.name} ON {other} ({expected_columns(other)[0].name})"
 
 
-def _restrict(db: Path, index: SchemaObject) -> None:
+def _restrict(index: SchemaObject) -> str:
     """Leave rows out: those for which it was made, if it was partial."""
     whole, _, condition = " ".join(index.sql.split()).partition(" WHERE ")
-    where = (
-        condition.replace(" IS NOT ", " IS ").replace(" = ", " <> ")
-        if condition
-        else f"{expected_columns(index.table)[0].name} > ''"
-    )
-    _make_anew(db, index, f"{whole} WHERE {where}")
+    other = condition.replace(" IS NOT ", " IS ").replace(" = ", " <> ") or f"{_column(index)} > ''"
+    return f"{whole} WHERE {other}"
 
 
-def _widen(db: Path, index: SchemaObject) -> None:
+def _widen(index: SchemaObject) -> str:
     whole, _, condition = " ".join(index.sql.split()).partition(" WHERE ")
-    last = expected_columns(index.table)[-1].name
-    _make_anew(db, index, f"{whole.rstrip()[:-1]}, {last}){f' WHERE {condition}' if condition else ''}")
+    return f"{whole.rstrip()[:-1]}, {_column(index, -1)}){f' WHERE {condition}' if condition else ''}"
 
 
-# --- what is done to a table
-
-
-def _allow_null(db: Path, table: SchemaObject) -> None:
-    edit_schema(db, table.name, "TEXT NOT NULL", "TEXT")
-
-
-def _change_type(db: Path, table: SchemaObject) -> None:
-    edit_schema(db, table.name, "TEXT NOT NULL", "VARCHAR NOT NULL")
-
-
-def _add_column(db: Path, table: SchemaObject) -> None:
-    run_sql(db, f"ALTER TABLE {table.name} ADD COLUMN of_a_migration")
-
-
-_Change = Callable[[Path, SchemaObject], None]
-_OF_INDEXES: tuple[_Change, ...] = (_drop, _drop, _collate, _move, _restrict, _widen)
-_OF_TABLES: tuple[_Change, ...] = (_allow_null, _change_type, _add_column)
+_OF_INDEXES: dict[str, _Change] = {
+    "drop": lambda db, index: run_sql(db, f"DROP INDEX {index.name}"),
+    "collate": _made_anew(lambda i: f"CREATE INDEX {i.name} ON {i.table} ({_column(i)} COLLATE NOCASE)"),
+    "move": _made_anew(_move),
+    "restrict": _made_anew(_restrict),
+    "widen": _made_anew(_widen),
+}
+_OF_TABLES: dict[str, _Change] = {
+    "allow NULL in": lambda db, table: edit_schema(db, table.name, "TEXT NOT NULL", "TEXT"),
+    "change a type of": lambda db, table: edit_schema(db, table.name, "TEXT NOT NULL", "VARCHAR NOT NULL"),
+    "add a column to": lambda db, table: run_sql(db, f"ALTER TABLE {table.name} ADD COLUMN of_a_migration"),
+}
 
 
 def _seed_validation(db: Path) -> str:

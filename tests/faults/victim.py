@@ -20,7 +20,6 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,8 +128,7 @@ class Gate:
         return time.monotonic()
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """Hold how a process ended: its exit code (negative: the signal), what it printed and complained of."""
 
     code: int
@@ -250,20 +248,8 @@ def traced(act: Deed, place: Place, thread: int, fault: str = "") -> tuple[Endin
     strace = None
     try:
         if thread_id := victim.at_gate():
-            faults = ["-e", f"inject={fault}"] if fault else []
-            command = [
-                "strace",
-                "-y",
-                "-p",
-                str(thread_id),
-                "-o",
-                str(log),
-                "-s",
-                "0",
-                "-e",
-                f"trace={_TRACED}",
-                *faults,
-            ]
+            command = ["strace", "-y", "-p", str(thread_id), "-o", str(log), "-s", "0", "-e", f"trace={_TRACED}"]
+            command += ["-e", f"inject={fault}"] if fault else []
             strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
             _attached(strace)
     except BaseException:
@@ -280,12 +266,11 @@ def traced(act: Deed, place: Place, thread: int, fault: str = "") -> tuple[Endin
 
 def _attached(strace: subprocess.Popen[str]) -> None:
     assert strace.stderr is not None
-    said = []
-    for line in strace.stderr:
-        said.append(line)
-        if line.rstrip().endswith("attached"):
-            return
-    raise BrokenHarnessError(f"strace did not attach: {''.join(said)}")
+    said = ""
+    while not said.rstrip().endswith("attached"):
+        if not (line := strace.stderr.readline()):
+            raise BrokenHarnessError(f"strace did not attach: {said}")
+        said += line
 
 
 def calls_within(log: str, thread: int, folder: Path) -> list[Call]:

@@ -71,6 +71,14 @@ def flip_bits(path: Path, start: int, count: int = 64) -> None:
         file.write(bytes(byte ^ 0xFF for byte in found))
 
 
+def spoil_table(path: Path, table: str, start: int = 0) -> None:
+    """Invert the first page of a table, from a place on."""
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page,) = conn.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    flip_bits(path, 4096 * (page - 1) + start, 4096 - start)
+
+
 def grant_by_acl(path: Path, uid: int, perms: int, *, mask: int = 7) -> None:
     """Grant a user permissions on a file by name, as ``setfacl -m u:UID:PERMS,m:MASK`` does."""
     owner, nobody = path.stat().st_mode >> 6 & 7, 2**32 - 1
@@ -99,9 +107,9 @@ def untouched(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def running(program: str, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """Let another process run a program, and stay until the block ends."""
-    command = [sys.executable, "-I", "-S", "-c", f"{program}print(flush=True)\nsys.stdin.read()\n", *arguments]
+def running(program: str, *arguments: str | Path, within: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    """Let another process run a program, ``within`` what starts it, and stay until the block ends."""
+    command = [*within, sys.executable, "-I", "-S", "-c", f"{program}print(flush=True)\nsys.stdin.read()\n", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "\n"
@@ -112,14 +120,14 @@ def running(program: str, *arguments: str | Path) -> Iterator[subprocess.Popen[s
 
 
 @contextmanager
-def held(path: Path, *statements: str) -> Iterator[subprocess.Popen[str]]:
+def held(path: Path, *statements: str, within: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
     """Let another process run statements on a database, and keep its connection open during the block."""
     program = (
         "import sqlite3, sys\n"
         "conn = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
         "for statement in sys.argv[2:]: conn.execute(statement).fetchall()\n"
     )
-    with running(program, path, *statements) as process:
+    with running(program, path, *statements, within=within) as process:
         yield process
 
 
