@@ -1,4 +1,4 @@
-"""Notebooks as files: one that the runner can execute, and an executed one that is archived beside its record."""
+"""Notebooks as files: one that the runner can execute, and one that was executed and is archived with its record."""
 
 import argparse
 import ast
@@ -26,7 +26,7 @@ from abathur_nb.text import did_you_mean, printable, shown, utc_now
 
 ADDED = "abathur-verdict"  # the tag of the cells that the runner adds when a run has not passed
 _INJECTED, _PARAMETERS = "injected-parameters", "parameters"
-# Tags of cells that whoever executes a notebook adds to it; papermill tags the failing cell this way.
+# Tags of cells that the runner and papermill add to an executed notebook.
 _REMARKS = {ADDED, "papermill-error-cell-tag"}
 _LONGEST = 16 * 1024 * 1024  # bytes of a notebook
 _STARTS = re.compile(r"(?m)^[^#\n]*\bstart_run\(\s*[\w.]+\s*,\s*(?:notebook\s*=\s*)?([\"'])(?P<name>[^\"'\n]+)\1")
@@ -121,7 +121,7 @@ def _validate(notebook: Any) -> None:
 
     try:
         with warnings.catch_warnings():
-            for unnamed in (MissingIDFieldWarning, DuplicateCellId):  # repaired in the copy only, at random
+            for unnamed in (MissingIDFieldWarning, DuplicateCellId):  # nbformat would invent random ids
                 warnings.simplefilter("error", unnamed)
             nbformat.validate(deepcopy(notebook))
     except (nbformat.ValidationError, MissingIDFieldWarning, DuplicateCellId) as error:
@@ -129,9 +129,9 @@ def _validate(notebook: Any) -> None:
 
 
 def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
-    """Return the cells of a notebook that are its own: none that papermill, a scheduler or the runner has added."""
+    """Return the cells of a notebook without those that papermill, a scheduler or the runner has added."""
     own: list[Any] = []
-    declared: set[str] = set()  # by the cell before, if that is the parameters cell
+    declared: set[str] = set()  # by the parameters cell right before
     for cell in notebook["cells"]:
         tags = _tags(cell)
         if cell["cell_type"] == "markdown" and _REMARKS & tags:
@@ -147,7 +147,7 @@ def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
 
 
 def _assigned(source: str, *, annotated: bool) -> set[str]:
-    """Return the names to which a cell assigns literals, if it does nothing else: an annotation is evaluated, too."""
+    """Return the names to which a cell assigns literals, if it does nothing else; annotations are code, too."""
     try:
         found = [*literal_assignments(ast.parse(source))]
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # a ConfigurationError is a ValueError
@@ -189,7 +189,7 @@ def prepared(source: Source, values: Mapping[str, object], **metadata: object) -
 
 
 def cell_id(notebook: Mapping[str, Any], name: str) -> dict[str, str]:
-    """Return the id of a cell to be added, in a format that has ids, as the item of a cell."""
+    """Return the id of a cell to be added as an item of it, nothing in a format without ids."""
     return {"id": name} if notebook["nbformat_minor"] >= 5 else {}
 
 
@@ -236,14 +236,14 @@ def keep(
         "written_at": utc_now(),
     }
     with locked(archive):
-        require_no_line(archive, folder.name)  # another process may have archived it meanwhile: its files stay
+        require_no_line(archive, folder.name)  # another process may have archived it meanwhile
         for name in files.keys() - {STARTED, RECORD}:
             write_durably(folder / name, files[name])
         append(archive, line)
 
 
 def _joined(notebook: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a notebook whose streams are each in one piece: a home, or a secret, may be split over two."""
+    """Return a notebook with adjacent pieces of a stream joined: a path or a secret may be split over two."""
     copied = deepcopy(dict(notebook))
     for cell in copied["cells"]:
         outputs: list[Any] = []
@@ -286,9 +286,8 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
         raise RefusedError(f"{where}: {differs}{why and f': {why}'}")
     if record.verdict == "pass" and any(output["output_type"] == "error" for output in outputs):
         raise RefusedError(f"{where}: its record says pass, but one of its cells raised", "run it again, whole")
-    shipped = shipped_notebook(record.notebook)
-    known = shipped is not None and sha256(shipped) == record.template["sha256"]
-    as_template = known and same_cells(notebook, shipped or b"")
+    template = shipped_notebook(record.notebook) or b""
+    as_template = sha256(template) == record.template["sha256"] and same_cells(notebook, template)
     try:
         keep(entry.folder, settings, notebook, as_template=as_template)
     except OSError as error:

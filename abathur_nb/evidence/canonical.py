@@ -47,7 +47,7 @@ def uncanonical(content: bytes) -> dict[str, Any]:
         data = json.loads(content.decode())
         if not isinstance(data, dict):
             raise ValueError("it is not a JSON object")  # noqa: TRY004 - every fault of the content is one kind
-        check_depth("content", data)  # deeper data would exhaust the stack of whoever reads it
+        check_depth("content", data)  # deeper data would exhaust the stack of its readers
         written = canonical(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not canonical JSON ({error})") from None
@@ -120,8 +120,8 @@ def moment(data: object) -> bool:
 
 # --- the home directory
 
-# What stands before a path that begins there: no letter, dot, slash or tilde, as in a longer path, but an escape
-# sequence of a terminal or of JSON, an option's letter (-I/home/al), steps upwards, or the beginning of a file's URI.
+# What may precede the home directory: no letter, dot, slash or tilde, which would make it part of a longer path, but an
+# escape sequence of a terminal or of JSON, an option's letter (-I/home/al), ../.., or the beginning of a file's URI.
 _BEGINS = (
     r"(?:(?<![\w./~])|(?<=[\d\[]m)|(?<=\\[abfnrtv])|(?<=[^\w-]-[A-Za-z])|(?<=\A-[A-Za-z])|(?<=\.\.)|(?<=file://)"
     r"|(?<=file://localhost)|(?<=[^\w./~:]/)|(?<=\A/))"

@@ -13,8 +13,8 @@ from abathur_nb.files import at, fsync, locked, make_private_file, read_regular
 from abathur_nb.text import utc_now
 
 LEDGER = "ledger.jsonl"
-FIRST = "0" * 64  # what the first line names as the hash of the line before
-# Its time, which only a forged id may not have, and in a century that keeps a time axis readable.
+FIRST = "0" * 64  # stands for the hash of the line before the first
+# The time of its start, in a century that keeps a time axis readable, and six random digits.
 RUN_ID = re.compile(
     r"20\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3])(?:[0-5]\d){2}\d{3}Z-[0-9a-f]{6}", re.ASCII
 )
@@ -68,7 +68,7 @@ class Ledger:
 def read_ledger(archive: Path) -> Ledger:
     """Read the ledger of an archive and check each hash and link. Read-only.
 
-    An absent ledger has no lines; one that cannot be read has none either, and a fault.
+    A missing ledger has no lines; one that cannot be read has a fault instead.
     """
     try:
         ledger = parse(content_of(archive))
@@ -83,7 +83,7 @@ def read_ledger(archive: Path) -> Ledger:
 
 
 def content_of(archive: Path) -> bytes:
-    """Return the bytes of a ledger, none where there is no ledger; raise RefusedError if it can't be read."""
+    """Return the bytes of a ledger, none where it is missing; raise RefusedError if it can't be read. Read-only."""
     try:
         return read_regular(archive / LEDGER)
     except FileNotFoundError:
@@ -93,7 +93,7 @@ def content_of(archive: Path) -> bytes:
 
 
 def parse(content: bytes) -> Ledger:
-    """Check the bytes of a ledger line by line."""
+    """Check the bytes of a ledger line by line. Read-only."""
     lines: list[Line] = []
     runs: dict[str, Line] = {}
     faults: list[str] = []
@@ -132,13 +132,13 @@ def _read_line(piece: bytes) -> dict[str, Any]:
 
 
 def ledger_head(archive: Path) -> str:
-    """Return the hash of the last whole line, once it is on the disk, whatever that line says. Read-only."""
+    """Return the hash of the last whole line, without checking that line. Read-only."""
     with locked(archive, shared=True):
         return _ends(content_of(archive))[0]
 
 
 def _ends(content: bytes) -> tuple[str, bytes]:
-    """Return the hash of the last whole line of a ledger, and what is torn behind it."""
+    """Return the hash of the last whole line of a ledger, and the torn bytes after it."""
     lines, newline, torn = content.rpartition(b"\n")
     return (sha256(lines[lines.rfind(b"\n") + 1 :] + newline) if newline else FIRST), torn
 

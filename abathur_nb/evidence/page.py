@@ -3,11 +3,13 @@
 import json
 import re
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from abathur_nb.evidence.record import Record, Verdict
+from abathur_nb.report import Status
 from abathur_nb.text import counted, printable
 
 _TAGS = (
@@ -89,6 +91,7 @@ _VERDICTS: Mapping[Verdict, tuple[str, str]] = {
     "timeout": ("◷", "The run was out of time, and was ended."),
     "interrupted": ("■", "The run was interrupted."),
 }
+_ORDER: tuple[Status, ...] = ("error", "fail", "warn", "pass", "skip")
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _RUN_ID = re.compile(r"[0-9A-Za-z-]{1,64}")  # harmless in a style sheet, where HTML's escapes mean nothing
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
@@ -111,15 +114,12 @@ def render(notebook: Mapping[str, Any], record: Record, *, as_template: bool = T
         trim_blocks=True,
     )
     environment.filters["as_text"] = _text
-    checks = record.checks
-    counts = {
-        status: sum(check.status == status for check in checks) for status in ("error", "fail", "warn", "pass", "skip")
-    }
-    noted = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    counts = Counter(check.status for check in record.checks)
+    noted = ", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status])
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         record=record,
         verdict=_VERDICTS[record.verdict],
-        counts=f"{counted(len(checks), 'check')}: {noted}." if noted else "",
+        counts=f"{counted(len(record.checks), 'check')}: {noted}." if noted else "",
         as_template=as_template,
         cells=list(_cells(notebook)),
         footer_id=record.run_id if _RUN_ID.fullmatch(record.run_id) else "",

@@ -25,11 +25,11 @@ EXIT_CODES: Mapping[Verdict, int] = {
     "timeout": 4,
     "interrupted": 5,
 }
-# The files of one run.
+# The files of a run.
 STARTED, RECORD = "started.json", "record.json"
 NOTEBOOK, PAGE, STATEMENT = "notebook.ipynb", "page.html", "statement.json"
-PDF = "page.pdf"  # that earlier versions made of the page
-IN_LINE = ("run_id", "notebook", "env", "verdict", "started_at", "ended_at")  # that the ledger repeats of a record
+PDF = "page.pdf"  # of the page, by earlier versions
+IN_LINE = ("run_id", "notebook", "env", "verdict", "started_at", "ended_at")  # the fields that the ledger repeats
 FORMAT = 2  # since then each check has its id and its data
 Kind = TypeVar("Kind", bound="Started")
 _MARKS = {"pass": "✓ pass", "unsealed": "? unsealed"}  # and a cross for each other verdict
@@ -42,7 +42,7 @@ class Started:
 
     run_id: str
     notebook: str
-    template: Mapping[str, Any]  # its name, its sha256 or None, and from where that is known
+    template: Mapping[str, Any]  # its name, its sha256 or None, and their source
     env: str
     parameters: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -50,7 +50,7 @@ class Started:
     host: str
     versions: Mapping[str, Any]
     started_at: str
-    ledger_head: str  # by which a later run proves that the ledger was not cut off since
+    ledger_head: str  # proves later that no line was cut off since
     format: int = FORMAT
 
     @property
@@ -241,7 +241,7 @@ class Entry:
 
     @property
     def ending(self) -> str:
-        """Return the verdict, and behind a colon the names of the checks that failed."""
+        """Return the verdict, followed by the names of the checks that failed."""
         return ": ".join(filter(None, (self.verdict, ", ".join(self.failed))))
 
     @property

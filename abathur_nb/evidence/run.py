@@ -1,4 +1,4 @@
-"""A run: it writes down its start before the database is touched, and seals what its cells showed with a verdict."""
+"""A run: it records its start before it touches the database, and at its end what its cells showed, with a verdict."""
 
 import asyncio
 import os
@@ -70,7 +70,7 @@ def versions_of() -> dict[str, str]:
     conn.close()
     found = {"Python": platform.python_version(), "SQLite": sqlite3.sqlite_version, "SQLite source": source_id}
     for name in _PACKAGES:
-        with suppress(PackageNotFoundError):  # a notebook needs no papermill in JupyterLab
+        with suppress(PackageNotFoundError):  # JupyterLab needs no papermill
             found[name] = version(name)
     return found
 
@@ -86,11 +86,11 @@ def database_identity(settings: Settings) -> dict[str, Any] | None:
 
     ``unread`` names what can't be read. Follows no link, and waits for a lock no longer than a second.
     """
-    # A notebook's own event loop is busy with the cell that asks.
+    # In a thread, because the cell that asks occupies the notebook's own event loop.
     try:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(lambda: asyncio.run(_identity(settings))).result()
-    except OSError as error:  # an event loop takes descriptors, which may have run out
+    except OSError as error:  # no descriptor is left for an event loop
         return {"path": settings.db_path.name, "unread": os_cause(error, settings.db_path).observed}
 
 
@@ -110,7 +110,7 @@ async def _identity(settings: Settings) -> dict[str, Any] | None:
             ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
             schema = {name: normalized(entry.sql) for name, entry in (await read_schema(conn)).items()}
             return {**found, **ids, "schema_sha256": sha256(canonical(schema))}
-    # A schema that was written by hand can have names that are not text.
+    # Names in a schema that was written by hand may not be text.
     except (sqlite3.Error, OSError, AbathurError, TypeError, ValueError) as error:
         return {**found, "unread": str(explain_error(path, error))}
 
@@ -119,7 +119,7 @@ async def _identity(settings: Settings) -> dict[str, Any] | None:
 
 
 def refused_before(settings: Settings, notebook: str) -> tuple[Check, ...]:
-    """Return what forbids a notebook before the database is looked into: the path, the file system. Read-only."""
+    """Return the checks of the path and file system that forbid a notebook to run. Read-only."""
     target, known = examine(settings), notebook_named(notebook)
     if not known.judges_place:
         return (wanted(target, settings),) if target.state in known.refused_at else ()
@@ -171,7 +171,7 @@ def write_started(
         "versions": versions_of(),
         "started_at": utc_now(),
     }
-    refuse_secrets(settings, {STARTED: sealed(tilde(started))})  # before anything is made
+    refuse_secrets(settings, {STARTED: sealed(tilde(started))})  # before anything is created
     folder = archive / run_id
     try:
         _make_archive(archive)
@@ -183,7 +183,7 @@ def write_started(
         write_durably(folder / STARTED, content)
     except OSError as error:
         with suppress(OSError):
-            folder.rmdir()  # made, and nothing could be written into it
+            folder.rmdir()  # it was created, but nothing could be written into it
         raise _unwritable(archive, error) from None
     return folder
 
@@ -309,7 +309,7 @@ class Run:
                     "message": printable(str(error))[:_LONGEST_MESSAGE],
                 }
                 self._seal(verdict_of(*(kind.__name__ for kind in type(error).__mro__)), words)
-        except AbathurError as failure:  # raised in here, it would end as a traceback, and the cell has its own error
+        except AbathurError as failure:  # raised here, it would hide the cell's own error
             _show({"text/plain": str(failure)})
 
     def _seal(self, verdict: Verdict, error: dict[str, Any] | None) -> None:

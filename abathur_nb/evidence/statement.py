@@ -1,4 +1,4 @@
-"""The statement of a run: in-toto's test-result over the hashes of its files, in a DSSE envelope, signed if wanted."""
+"""The statement of a run: in-toto's test-result over the hashes of its files, in a DSSE envelope, signed with a key."""
 
 import base64
 import json
@@ -175,25 +175,22 @@ def check_statement(
     Each signature that names one of ``keys`` must be by that key; ``check_signers`` judges missing ones.
     """
     try:
-        given = json.loads(content)
-        signatures = [{"keyid": str(one["keyid"]), "sig": str(one["sig"])} for one in given["signatures"]]
-        payload = base64.b64decode(given["payload"], validate=True)
+        signatures = [{"keyid": str(one["keyid"]), "sig": str(one["sig"])} for one in json.loads(content)["signatures"]]
     except (KeyError, TypeError, ValueError, RecursionError):
         return Checked(("it is not a DSSE envelope with an in-toto statement",))
+    payload, named = (
+        _statement(record, hashes, as_template=as_template),
+        {one["keyid"]: one["sig"] for one in signatures},
+    )
+    faults, signers = list[str](), list[str]()
     if _enclosed(payload, signatures) != content:
-        return Checked(("it is not in canonical form",))
-    faults = []
-    if payload != _statement(record, hashes, as_template=as_template):
-        faults.append("it does not say what the record and the hashes of the files say")
-    named = [one["keyid"] for one in signatures]
-    if len({*named}) < len(named):
-        return Checked((*faults, "it names a key twice"), (), tuple(named))
-    signers = []
-    for one in signatures:
-        if one["keyid"] in keys and _is_by(keys[one["keyid"]], one["sig"], payload):
-            signers.append(one["keyid"])
-        elif one["keyid"] in keys:
-            faults.append(f"its signature is not by key {one['keyid']}, which it names")
+        faults.append("it does not say, in canonical form, what the record and the hashes of the files say")
+    elif len(named) < len(signatures):
+        faults.append("it names a key twice")
+    else:
+        signers = [keyid for keyid in named if keyid in keys and _is_by(keys[keyid], named[keyid], payload)]
+        forged = [keyid for keyid in named if keyid in keys and keyid not in signers]
+        faults += [f"its signature is not by key {keyid}, which it names" for keyid in forged]
     return Checked(tuple(faults), tuple(signers), tuple(keyid for keyid in named if keyid not in signers))
 
 
@@ -211,7 +208,7 @@ def check_signers(runs: Sequence[tuple[str, Checked]], keys: PublicKeys) -> Chec
     """Judge who signed the runs of an archive, in the order of its ledger. Read-only.
 
     With keys: from the first run that one of them signed on, each must be signed by one of them, and at least one
-    must be. Without a key no signature is checked: whoever rewrote the archive could have signed it with another key.
+    must be. Without a key no signature is checked: a rewritten archive could be signed with any other key.
     """
     expected = "by a given key, of each run since the first that has one"
     if not keys:

@@ -19,10 +19,10 @@ from abathur_nb.files import UNFINISHED, make_private_directory, open_regular, w
 from abathur_nb.text import is_printable, printable, shown, url_fault
 
 LINE = re.compile(r"ledger/\d{8}\.jsonl")  # an object a line: an object can't be appended to
-# What may be brought back: nothing that leads out of its directory, or passes for the ledger.
+# Names of objects that may be fetched: none leads out of the directory.
 _SAFE = re.compile(r"(?!\.\.?(?:/|\Z))[\w.-]+(?:/(?!\.\.?\Z)[\w.-]+)?")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^?#\s]*)")
-_MD5 = re.compile(r'"([0-9a-f]{32})"')  # how S3 names what was put in one piece; of several it names something else
+_MD5 = re.compile(r'"([0-9a-f]{32})"')  # an ETag of S3, of an object that was sent in one piece
 # s3fs tries each request 5 times, and so does botocore below it: a server that never answers would take 6 minutes.
 _TRIES_TWICE = ("s3", "s3a")
 T = TypeVar("T")
@@ -161,7 +161,7 @@ def _objects(url: str, scheme: str) -> Store:
         objects: dict[str, str] = {}
         for path, about in system.find(root, detail=True).items():
             name = path.removeprefix(root).strip("/")
-            # A store may list the place itself, as a directory, once another has begun to write there.
+            # A store may list the place itself as a directory.
             if name and about.get("type") != "directory":
                 match = _MD5.fullmatch(str(about.get("ETag", "")))
                 objects[name] = match[1] if match else ""
@@ -176,7 +176,7 @@ def _objects(url: str, scheme: str) -> Store:
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise
-            system.pipe_file(f"{root}/{name}", content)  # a store that can't be asked to replace none
+            system.pipe_file(f"{root}/{name}", content)  # this store has no mode to create only
 
     return Store(url, found, read, add)
 
@@ -208,7 +208,7 @@ def fetched(url: str) -> Iterator[Path]:
 
 
 def local(archive: Path | str) -> AbstractContextManager[Path]:
-    """Return a context with the directory of an archive: of a copy, also at a URL, what `fetched` brings. Read-only."""
+    """Return a context with the directory of an archive; a copy, also at a URL, is `fetched`. Read-only."""
     # A copy has a file for each line of the ledger, in a folder.
     if isinstance(archive, Path) and (not is_folder(archive / "ledger") or os.path.lexists(archive / LEDGER)):
         return nullcontext(archive)

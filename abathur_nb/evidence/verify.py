@@ -1,4 +1,4 @@
-"""Verify whether an archive is as it was written, recomputing every hash, link and signature; copy one that is."""
+"""Verify that an archive is as it was written, by every hash, link and signature; copy one that is."""
 
 import argparse
 import hashlib
@@ -35,7 +35,7 @@ from abathur_nb.text import counted, moment_of, shown, some
 _SEALED = {STARTED, RECORD}  # all that a run without a line has
 _EVERY_RUN = _SEALED | {NOTEBOOK, STATEMENT}  # that has a line; and as a rule a page
 _FILES = _EVERY_RUN | {PAGE, PDF}
-_CLOCKS_S = 120  # a line says when it was to be written, and then waits its turn; a clock may be set back a little
+_CLOCKS_S = 120  # a line is dated before it waits for the lock, and a clock may be set back a little
 _NAMED = 5  # objects that an error names
 _FIND_OUT = "find out who did it; trust a copy that verify passes"
 # What must hold, in the order in which faults are named; what is observed if it does; the remedy if it does not.
@@ -47,7 +47,7 @@ _RULES = {
     "statements": ("each says what record and hashes say", "{statements}, as the records say", _FIND_OUT),
     "nothing_else": ("nothing but ledger and runs", "ledger and runs alone", "find out whose it is, and move it away"),
 }
-_NOT_COPIED = ("last_line", "nothing_else")  # what may be wrong with what is not copied
+_NOT_COPIED = ("last_line", "nothing_else")  # rules about what is not copied
 Found = Iterator[tuple[str, str]]  # the id of the rule, or of a warning, and what was found
 
 
@@ -57,9 +57,9 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
     Runs that are unsealed or not in the ledger are a warning: no evidence, and no fault. Raises RefusedError for a
     directory that can't be read.
     """
-    names = run_ids(archive)  # before the ledger: of a run that ends meanwhile the folder is found too
+    names = run_ids(archive)  # before the ledger, so that a run that ends meanwhile is found
     ledger = read_ledger(archive)
-    in_order = (*ledger.runs, *sorted(names - ledger.runs.keys()))  # an id may be forged, its place in the chain not
+    in_order = (*ledger.runs, *sorted(names - ledger.runs.keys()))  # an id may be forged, a place in the chain not
     entries = [read_entry(archive, run_id, ledger.runs.get(run_id)) for run_id in in_order]
     if not entries and ledger == Ledger():
         observed = f"no run, and no line of a ledger, is in {archive}"
@@ -87,7 +87,7 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
     for name, faults in found.items():
         expected, passed, remedy = _RULES.get(name, ("", "", ""))
         observed, evidence = first_of(faults) or passed.format(**count), faults if faults[1:] else ()
-        if observed:  # a warning without a cause is none
+        if observed:  # else it is a warning without a cause
             otherwise: Status = "fail" if name in _RULES else "warn"
             checks.append(Check.that(name, not faults, expected, observed, remedy, otherwise, evidence))
     return Report("verify", (*checks, check_signers(statements, keys)), subject=str(archive))
@@ -161,7 +161,7 @@ def _strangers(archive: Path, entries: list[Entry]) -> Found:
     for entry in entries:
         folders[entry.folder] = set(entry.line.data["files"]) if entry.line else _SEALED
     for folder, expected in folders.items():
-        # What a run has left that was killed while it was archived, after it was sealed.
+        # A sealed run that was killed while it was archived leaves files without a line.
         leftovers = _FILES if expected is _SEALED and os.path.lexists(folder / RECORD) else set()
         try:
             paths = sorted(folder.iterdir()) if folder == archive or is_folder(folder) else []
@@ -222,10 +222,10 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
 
 
 def _wanted(archive: Path, ledger: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Yield the name of each object that a copy has, in the order in which they are made, and what reads it."""
+    """Yield the name of each object of a copy, in the order of writing, and what reads it."""
     for line, piece in zip(parse(ledger).lines, ledger.split(b"\n"), strict=False):
         files: Mapping[str, str] = line.data.get("files", {})
-        for name in sorted(files, key=lambda name: (name != STARTED, name)):  # no record is copied without it
+        for name in sorted(files, key=lambda name: (name != STARTED, name)):  # it comes first
             path = archive / line.data["run_id"] / name
             yield f"{line.data['run_id']}/{name}", partial(_read, path, files[name])
         yield f"ledger/{line.number:08}.jsonl", partial(bytes, piece + b"\n")
@@ -241,7 +241,7 @@ def _read(path: Path, digest: str) -> bytes:
 
 def _is_same(store: Store, name: str, md5: str, read: Callable[[], bytes]) -> bool:
     content = read()
-    # MD5 is enough to notice what another archive or an accident put there; verify recomputes the SHA-256.
+    # MD5 notices accidents and another archive's objects; verify recomputes the SHA-256.
     return md5 == hashlib.md5(content, usedforsecurity=False).hexdigest() or store.read(name) == content
 
 

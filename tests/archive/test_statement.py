@@ -133,7 +133,7 @@ def test_a_statement_is_checked_against_the_record_and_the_hashes(signed: tuple[
     content, record, public = signed
     keys = public_keys([str(public)])
     assert check_statement(content, HASHES, record, keys) == Checked((), tuple(keys), ())
-    unlike = ("it does not say what the record and the hashes of the files say",)
+    unlike = ("it does not say, in canonical form, what the record and the hashes of the files say",)
     for hashes, other in (
         ({**HASHES, RECORD: "0" * 64}, record),
         ({**HASHES, "more.txt": "0" * 64}, record),

@@ -114,7 +114,7 @@ def _rewrite_last(folder: Path, **changes: Any) -> None:
         (lambda f: (f / NOTEBOOK).write_text("{}"), "runs", f"{NOTEBOOK}: it is not the file that the ledger names"),
         (shutil.rmtree, "runs", "its folder is gone"),
         (lambda f: _rewrite_last(f, verdict="fail"), "runs", f"verdict is not what {LEDGER} says"),
-        (_alter_statement, "statements", f"{STATEMENT}: it is not in canonical form"),
+        (_alter_statement, "statements", f"{STATEMENT}: it does not say, in canonical form, "),
         (lambda f: (f / "a\x1b[2J").touch(), "nothing else", r"a\x1b[2J"),
     ],
 )
