@@ -20,10 +20,7 @@ from abathur_nb.report import Check, Report, Status
 from abathur_nb.text import Table, counted, duration, printable
 
 _HEAD = ("when (UTC)", "what", "env", "verdict", "duration", "who", "run", "archived")
-_NO_EVIDENCE = {
-    "unsealed": "was never sealed: it died, or still runs. It is not evidence.",
-    "altered": "is not as it was written: verify says what is wrong.",
-}
+_NO_EVIDENCE = {"unsealed": "it died, or still runs", "altered": "its files are not as they were written"}
 
 
 def listed(entry: Entry) -> dict[str, Any]:
@@ -47,12 +44,8 @@ def table(entries: Sequence[Entry]) -> str:
     rows = [_HEAD, *(_row(listed(entry)) for entry in entries)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    for entry in entries:
-        if words := _NO_EVIDENCE.get(entry.verdict):
-            lines += [f"{entry.run_id} {words}", *(f"  {_line(fault)}" for fault in entry.faults)]
-    if loose := sum(entry.verdict not in _NO_EVIDENCE and entry.line is None for entry in entries):
-        remedy = "python -m abathur_nb archive OUT.ipynb"
-        lines.append(f"sealed, but not archived: {loose}. Nothing vouches for these: {remedy}")
+    found = {entry.verdict for entry in entries}
+    lines += [f"{name.upper()} is no evidence: {words}" for name, words in _NO_EVIDENCE.items() if name in found]
     return "\n".join(lines)
 
 
@@ -68,11 +61,7 @@ def _row(run: Mapping[str, Any]) -> tuple[str, ...]:
         run["run_id"],
         "NO" if not run["archived"] else "yes" if run["as_template"] else "yes, with other cells than the template's",
     )
-    return tuple(map(_line, texts))
-
-
-def _line(text: str) -> str:
-    return printable(text).replace("\n", "\\n")
+    return tuple(printable(text).replace("\n", "\\n") for text in texts)
 
 
 def command(arguments: argparse.Namespace) -> int:
