@@ -92,31 +92,20 @@ ORDER BY version DESC
 LIMIT :limit;
 
 -- name: audit
--- The trail, newest first.
+-- The audit trail, newest first; with a prefix only that of the namespaces under it.
 SELECT
     timestamp, action_type, memory_operation_type, memory_namespace, memory_entry_id, agent_id, task_id, result,
     CASE WHEN length(CAST(action_data AS BLOB)) <= :largest THEN action_data ELSE substr(action_data, 1, 1000) END
         AS action_data,
     id
 FROM audit
+WHERE :prefix = '' OR (memory_namespace >= :prefix AND memory_namespace < :prefix_end)
 ORDER BY timestamp DESC
 LIMIT :limit;
 
--- name: audit_of_namespaces
--- The trail of the namespaces under a prefix, newest first.
-SELECT
-    timestamp, action_type, memory_operation_type, memory_namespace, memory_entry_id, agent_id, task_id, result,
-    CASE WHEN length(CAST(action_data AS BLOB)) <= :largest THEN action_data ELSE substr(action_data, 1, 1000) END
-        AS action_data,
-    id
-FROM audit
-WHERE memory_namespace >= :prefix AND memory_namespace < :prefix_end
-ORDER BY timestamp DESC
-LIMIT :limit;
-
--- name: count_audit_of_namespaces
+-- name: count_audit
 -- The number of rows of that trail.
-SELECT count(*) FROM audit WHERE memory_namespace >= :prefix AND memory_namespace < :prefix_end;
+SELECT count(*) FROM audit WHERE :prefix = '' OR (memory_namespace >= :prefix AND memory_namespace < :prefix_end);
 
 -- name: days
 -- The table of each row and the day on which it was created; to count here, SQLite would have to sort. A later version

@@ -115,7 +115,7 @@ async def run_benchmark(
     report = await refusal(_TITLE, settings)
     if report is None:
         try:
-            async with Database.open(settings):  # it names a fault by the path of the database, not by the copy's
+            async with Database.open(settings):  # a fault is named by the path of the database, not of the copy
                 pass
             if lack := _lack_of_room(settings, rows):
                 return BenchmarkResult(Report(_TITLE, (lack,), subject, refused=True), samples, machine, limits)

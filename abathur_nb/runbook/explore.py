@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _TITLE = "explore"
 _LARGEST = 256 * 1024  # bytes of a value that is read whole
-PART_S = 60.0  # that the reading of one part may take: its transaction keeps SQLite from resetting the WAL
+PART_S = 60.0  # seconds for reading one part: SQLite cannot reset the WAL until its transaction ends
 _AT_ONCE = 50_000  # rows fetched
 _SHOWN = 160  # characters of a value in a table
 _MOST_CHANGES = 200  # that are shown from one version to the next
@@ -348,12 +348,9 @@ def _json(value: Any) -> str:
 
 
 async def _audit(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploration) -> _Seen:
-    total, of = found.rows.get("audit", 0), ""
-    if wanted.prefix:
-        of = f" of namespaces that begin with {shown(wanted.prefix)}"
-        ((total,),) = (row.values() for row in await _fetch(conn, "count_audit_of_namespaces", wanted))
-    rows = await _fetch(conn, "audit_of_namespaces" if wanted.prefix else "audit", wanted)
-    total = max(total, len(rows))
+    rows = await _fetch(conn, "audit", wanted)
+    ((total,),) = (row.values() for row in await _fetch(conn, "count_audit", wanted))
+    of = f" of namespaces that begin with {shown(wanted.prefix)}" if wanted.prefix else ""
     noted = _of(len(rows), total, f"{counted(total, 'audit row')}{of}, the newest first")
     found.audit = _excerpt(rows, noted, "no audit row", "memory_operation_type memory_entry_id result id")
     return noted, ""

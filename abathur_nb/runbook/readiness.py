@@ -143,9 +143,8 @@ async def readiness(
 ) -> Readiness:
     """Answer every line of the checklists from the archives of ``settings`` and, for production, of staging. Read-only.
 
-    Evidence is a run that is in the ledger of an archive that verifies; of the newest one of its kind, whatever its
-    verdict. The statements name the person and the day, as ``said`` takes them: recorded as said by them. Raises
-    ConfigurationError for another form.
+    Evidence is the newest run of its kind in the ledger of an archive that verifies, whatever its verdict. Each
+    statement names a person and a date, as ``said`` takes them. Raises ConfigurationError for another form.
     """
     statements = {
         "team_trained": team_trained,
