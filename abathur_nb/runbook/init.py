@@ -15,7 +15,7 @@ from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import fsync, make_private_file, os_cause, private_directory, scratch_directory, sweep
 from abathur_nb.health.checks import database_checks, file_checks
 from abathur_nb.health.path_on_disk import FILE_MODES, directory_checks, file_modes, forbids, location_checks
-from abathur_nb.report import Check, Report, id_of, run_check
+from abathur_nb.report import Check, Report, run_check
 from abathur_nb.runbook.preflight import behaviour
 from abathur_nb.store.connection import connect, connection_pragmas, explain_error, pragma
 from abathur_nb.store.guarded import strays_check
@@ -175,14 +175,13 @@ def _plan(settings: Settings) -> list[Check]:
     """Return the steps with the exact statements that they would run."""
     folder, path = quote(str(settings.db_path.parent)), quote(str(settings.db_path))
     pragmas = {"journal_mode": "WAL", **connection_pragmas(settings.busy_timeout_ms, settings.synchronous)}
-    steps = {
-        "2.1 database file": [f"mkdir -p -m 700 {folder}", f"install -m 600 /dev/null {path}"],
-        "2.2 PRAGMA settings": [f"PRAGMA {name} = {value}" for name, value in pragmas.items()],
-        "2.3 to 2.6, one transaction": _script(),
-        "end of the transaction": [_EMPTY_LOG],
-    }
     checks = []
-    for name, lines in steps.items():
+    for check_id, name, lines in (
+        ("make_file", "2.1 database file", [f"mkdir -p -m 700 {folder}", f"install -m 600 /dev/null {path}"]),
+        ("set_pragmas", "2.2 PRAGMA settings", [f"PRAGMA {name} = {value}" for name, value in pragmas.items()]),
+        ("make_all", "2.3 to 2.6, one transaction", _script()),
+        ("empty_log", "end of the transaction", [_EMPTY_LOG]),
+    ):
         observed = f"would run {counted(len(lines), 'statement')}"
-        checks.append(Check(id_of(name), "skip", "", observed, "", tuple(f"{line};" for line in lines), name=name))
+        checks.append(Check(check_id, "skip", "", observed, "", tuple(f"{line};" for line in lines), name=name))
     return checks
