@@ -248,8 +248,23 @@ def html_cell(text: str, more: str = "") -> str:
     return f"<td style='{_CELL};{width}{colour}'>{escape(text)}{more}</td>"
 
 
+class Shown:
+    """Have a result shown as the table that its ``_table()`` returns."""
+
+    __slots__ = ()
+
+    def _table(self) -> "Table":
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return str(self._table())
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        return {"text/html": self._table().to_html(), "text/plain": str(self)}
+
+
 @dataclass(frozen=True, slots=True)
-class Table:
+class Table(Shown):
     """Hold rows of text under ``heads``, ``opened`` of them open, the rest folded; ``nothing`` stands for no rows.
 
     All texts are made printable. A first cell that begins with a report's mark of failure is bold.
@@ -259,8 +274,10 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     nothing: str
     opened: int = _OPEN
+    caption: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "caption", printable(self.caption))
         object.__setattr__(self, "rows", tuple(tuple(printable(cell) for cell in row) for row in self.rows))
 
     def to_frame(self) -> "pd.DataFrame":
@@ -271,19 +288,21 @@ class Table:
 
     def __str__(self) -> str:
         lines = (" · ".join(cell.replace("\n", "; ") for cell in row if cell) for row in self.rows)
-        return "\n".join(lines) or self.nothing
+        return f"{self.caption}\n{chr(10).join(lines) or self.nothing}".strip()
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/html": self.to_html(), "text/plain": str(self)}
+    def _table(self) -> "Table":
+        return self
 
     def to_html(self) -> str:
         """Return the table as an HTML fragment: no script, no link, readable in a light and a dark theme."""
+        caption = f"<p><b>{escape(self.caption)}</b></p>" if self.caption else ""
         if not self.rows:
-            return f"<p>{escape(self.nothing)}</p>"
+            return f"{caption}<p>{escape(self.nothing)}</p>"
         first, rest = self.rows[: self.opened], self.rows[self.opened : _MOST]
         folded = f"<details><summary>{len(rest):,} more</summary>{self._html(rest)}</details>" if rest else ""
         left = len(self.rows) - _MOST
-        return self._html(first) + folded + (f"<p>and {left:,} more: to_frame() has them all</p>" if left > 0 else "")
+        more = f"<p>and {left:,} more: to_frame() has them all</p>" if left > 0 else ""
+        return caption + self._html(first) + folded + more
 
     def _html(self, rows: Sequence[tuple[str, ...]]) -> str:
         return html_table(self.heads, (map(html_cell, row) for row in rows))

@@ -13,7 +13,7 @@ from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.health.rows import LEVELS, OF_LIMIT, TRIM
 from abathur_nb.report import Check, Status
 from abathur_nb.store.values import MAX_BYTES
-from abathur_nb.text import AHEAD_S, MB, SEE_CLOCK, Table, timestamp
+from abathur_nb.text import AHEAD_S, MB, SEE_CLOCK, Shown, Table, timestamp
 
 UP = "abathur_up"
 TAKEN = "abathur_snapshot_timestamp_seconds"
@@ -59,7 +59,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Shown):
     """Hold what was measured at one moment, UTC, of the database that ``place`` names by its labels."""
 
     taken_at: datetime
@@ -84,12 +84,6 @@ class Snapshot:
             rows.append((words[0], ", ".join(sample.labels.values()), _shown(sample), words[1]))
             name = sample.name
         return Table(("what", "of", "value", "name"), tuple(rows), "nothing could be measured: the report says why")
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return self._table()._repr_mimebundle_()
 
 
 def place_of(settings: Settings) -> dict[str, str]:

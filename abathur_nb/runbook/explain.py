@@ -13,7 +13,7 @@ from abathur_nb.store.connection import connect, explain_error
 from abathur_nb.store.schema import expected_objects, expected_tables
 from abathur_nb.store.sql import Fetch, PlanNode, Query, StepKind, load_queries, plan_steps, read_plan, tree_lines
 from abathur_nb.store.target import refusal
-from abathur_nb.text import Table
+from abathur_nb.text import Shown, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ _WORDS: dict[StepKind, str] = {  # {0} is the step, {1} its index or the word ro
 
 
 @dataclass(frozen=True, slots=True)
-class Plans:
+class Plans(Shown):
     """Hold the plan of every named query; a notebook shows them as a table.
 
     ``coverage`` names the queries whose plans use an index, for each of the 33.
@@ -56,12 +56,6 @@ class Plans:
     def to_record(self) -> dict[str, Any]:
         """Return what a run's record keeps: the plan of each query, as lines."""
         return {"plans": {name: tree_lines(tree) for name, tree in self.trees.items()}}
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return self._table()._repr_mimebundle_()
 
 
 _TITLE = "explain"

@@ -5,9 +5,8 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
-from html import escape
 from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +23,7 @@ from abathur_nb.store.schema import Differences, quoted, read_schema
 from abathur_nb.store.sql import DATA, load_queries
 from abathur_nb.store.target import refusal
 from abathur_nb.store.values import MAX_BYTES, check_depth, check_name, prefix_range, spellings
-from abathur_nb.text import Table, clipped, counted, printable, shown
+from abathur_nb.text import Shown, Table, clipped, counted, printable, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,12 +38,11 @@ _TIMES = {"archived_at", "created_at", "last_update_time", "terminated_at", "tim
 
 
 @dataclass(frozen=True, slots=True)
-class Excerpt:
-    """Hold the rows that were read, under ``columns``; a notebook shows ``caption`` and ``table``, a short form."""
+class Excerpt(Shown):
+    """Hold the rows that were read, under ``columns``; a notebook shows ``table``, a short form of them."""
 
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[Any, ...], ...] = ()
-    caption: str = ""
     table: Table = Table((), (), "could not be read: the report says why")
 
     def to_frame(self) -> "pd.DataFrame":
@@ -60,12 +58,13 @@ class Excerpt:
                 frame[name] = pd.to_datetime(frame[name], format="%Y-%m-%d %H:%M:%S.%f", utc=True)
         return frame
 
-    def __str__(self) -> str:
-        return f"{printable(self.caption)}\n{self.table}".strip()
+    @property
+    def caption(self) -> str:
+        """Return how many rows there are, and of what; an empty text for none."""
+        return self.table.caption
 
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        caption = f"<p><b>{escape(printable(self.caption))}</b></p>" if self.caption else ""
-        return {"text/html": caption + self.table.to_html(), "text/plain": str(self)}
+    def _table(self) -> Table:
+        return self.table
 
 
 def _excerpt(
@@ -74,8 +73,9 @@ def _excerpt(
     """Return these rows of a query; the table has at most ``most`` of them, and no ``hidden`` column."""
     columns = tuple(rows[0]) if rows else ()
     heads = tuple(name for name in columns if name not in hidden.split())
-    table = Table(heads, tuple(tuple(_shortened(row[name]) for name in heads) for row in rows[:most]), nothing)
-    return Excerpt(columns, tuple(tuple(row.values()) for row in rows), caption if rows else "", table)
+    cells = tuple(tuple(_shortened(row[name]) for name in heads) for row in rows[:most])
+    table = Table(heads, cells, nothing, caption=caption if rows else "")
+    return Excerpt(columns, tuple(tuple(row.values()) for row in rows), table)
 
 
 def _shortened(value: object) -> str:
@@ -297,9 +297,8 @@ def memory_history(rows: Sequence[Mapping[str, Any]], caption: str, limit: int) 
         versions.append({"version": version, "state": state, **row})
         about = (f"{version} {state}", f"{row['updated_at']}\n{row['updated_by'] or ''}".strip())
         cells.append((*about, "\n".join(_changes(earlier, row))))
-    table = Table(("version", "updated (UTC), by", "what it changed"), tuple(cells), "no version")
-    whole = _excerpt(versions, caption, "no version")
-    return Excerpt(whole.columns, whole.rows, whole.caption, table)
+    heads = ("version", "updated (UTC), by", "what it changed")
+    return replace(_excerpt(versions, "", ""), table=Table(heads, tuple(cells), "no version", caption=caption))
 
 
 def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> list[str]:
@@ -386,8 +385,9 @@ def growth_of(days: Mapping[str, Mapping[date, int]], undated: int = 0) -> Excer
     notes = [f"rows of {counted(len(every), 'day')}, {every[0]} to {every[-1]}"] if every else []
     notes += [f"{counted(undated, 'row')} without a valid timestamp: run validate.ipynb"] if undated else []
     sums = [(table, f"{sum(found.values()):,}", f"{min(found)}", f"{max(found)}") for table, found in days.items()]
-    summary = Table(("table", "rows", "first day", "last day"), tuple(sums), "no row yet")
-    return Excerpt(("table", "day", "rows"), tuple(rows), "; ".join(notes), summary)
+    heads = ("table", "rows", "first day", "last day")
+    summary = Table(heads, tuple(sums), "no row yet", caption="; ".join(notes))
+    return Excerpt(("table", "day", "rows"), tuple(rows), summary)
 
 
 _PARTS = {

@@ -19,7 +19,7 @@ from abathur_nb.evidence.stores import archive_at, chosen_archive, first_run, lo
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.percentiles import above
 from abathur_nb.report import Check, Report, id_of
-from abathur_nb.text import Table, clipped, counted, printable, some
+from abathur_nb.text import Shown, Table, clipped, counted, printable, some
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,7 @@ _MOST_NAMED = 12  # changes between two runs; `diff` names all
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class History(Shown):
     """Hold what the runs of an archive show, oldest first; a notebook shows them as a table, newest first.
 
     ``since_green`` says for each notebook what changed between its newest sealed run and the last that passed before
@@ -56,12 +56,6 @@ class History:
     def to_record(self) -> dict[str, Any]:
         """Return what a run's record keeps: which archive was read, and how far it went."""
         return {"history": {"archive": str(self.archive), "runs": len(self.runs), "ledger_head": self.ledger_head}}
-
-    def __str__(self) -> str:
-        return str(self._table())
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return self._table()._repr_mimebundle_()
 
     def _table(self) -> Table:
         rows = []

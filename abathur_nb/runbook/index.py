@@ -17,7 +17,7 @@ from abathur_nb.evidence.record import Entry, read_archive
 from abathur_nb.evidence.run import Run
 from abathur_nb.evidence.stores import chosen_archive, first_run, local
 from abathur_nb.report import Check, Report, Status
-from abathur_nb.text import Table, counted, duration, printable
+from abathur_nb.text import Shown, Table, counted, duration, printable
 
 _HEAD = ("when (UTC)", "what", "env", "verdict", "duration", "who", "run", "archived")
 _NO_EVIDENCE = {"unsealed": "it died, or still runs", "altered": "its files are not as they were written"}
@@ -82,7 +82,7 @@ _TITLE = "index"
 
 
 @dataclass(frozen=True, slots=True)
-class Overview:
+class Overview(Shown):
     """Hold the newest run of each notebook in each environment; shown with a row for each notebook.
 
     ``databases`` names the database of each environment. ``report`` has a check for each environment, and fails where
@@ -98,7 +98,7 @@ class Overview:
         runs = {env: {name: run.run_id for name, run in newest.items()} for env, newest in self.newest.items()}
         return {"newest_runs": runs}
 
-    def table(self) -> Table:
+    def _table(self) -> Table:
         """Return a table with a column for each environment: the verdict and the time of each newest run."""
         rows: list[tuple[str, ...]] = [("database", *self.databases.values())]
         found = (name for newest in self.newest.values() for name in newest)
@@ -106,12 +106,6 @@ class Overview:
             runs = (newest.get(name) for newest in self.newest.values())
             rows.append((name, *(f"{run.mark}\n{run.when}" if run else "–" for run in runs)))
         return Table(("newest run of", *self.newest), tuple(rows), "no environment")
-
-    def __str__(self) -> str:
-        return str(self.table())
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return self.table()._repr_mimebundle_()
 
 
 def show_environments(settings: Settings, *, run: Run | None = None) -> Overview:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from html import escape
 from shlex import join, quote
 
 from abathur_nb.config.notebooks import notebook_named
@@ -15,7 +14,7 @@ from abathur_nb.evidence.record import Entry, read_archive
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.report import Check, Report
 from abathur_nb.store.target import examine, wanted
-from abathur_nb.text import SEE_CLOCK, Table, age, counted, is_ahead
+from abathur_nb.text import SEE_CLOCK, Shown, Table, age, counted, is_ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ _MARKS = {"pass": "✓", "skip": "✓ said", "warn": "!", "fail": "✗", "error"
 
 
 @dataclass(frozen=True, slots=True)
-class Readiness:
+class Readiness(Shown):
     """Hold the answer to each line of the checklists, in their order; a notebook shows go or no-go above them."""
 
     report: Report
@@ -117,20 +116,13 @@ class Readiness:
         failed = sum(check.failed for check in self.report.checks)
         return f"NO-GO: {failed} of {len(self.report.checks)} lines lack their evidence" if failed else "GO"
 
-    def __str__(self) -> str:
-        return f"{self.verdict}\n{self._table()}"
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        mark, colour = ("✓", "") if self.report.ok else ("✗", " style='color:#c4420f'")
-        head = f"<p><b{colour}>{mark} {escape(self.verdict)}</b><br><small>{escape(self.report.subject)}</small></p>"
-        return {"text/html": head + self._table().to_html(), "text/plain": str(self)}
-
     def _table(self) -> Table:
         rows = tuple(
             (_MARKS[check.status], check.data["list"], check.name, check.observed, check.remedy)
             for check in self.report.checks
         )
-        return Table(("", "list", "line", "evidence", "what to do"), rows, "no line")
+        caption = f"{'✓' if self.report.ok else '✗'} {self.verdict}, {self.report.subject}"
+        return Table(("", "list", "line", "evidence", "what to do"), rows, "no line", caption=caption)
 
 
 async def readiness(

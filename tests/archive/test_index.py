@@ -39,7 +39,7 @@ def check(overview: nb.Overview, env: str = "development") -> Check:
 
 
 def cell(overview: nb.Overview, notebook: str, env: str = "development") -> str:
-    table = overview.table()
+    table = overview._table()
     (row,) = (row for row in table.rows if row[0] == notebook)
     return row[table.heads.index(env)]
 
