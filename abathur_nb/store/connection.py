@@ -188,9 +188,7 @@ _MEANINGS = {
         "the disk of {path} is full, or a table of it has given out its last id",
         "make room: df -h {folder}; if there is room, run validate.ipynb",
     ),
-    sqlite3.SQLITE_CONSTRAINT: ("a row of {path} breaks a rule of its schema ({error})", "run validate.ipynb"),
     sqlite3.SQLITE_IOERR: ("{path} could not be read or written ({error})", "see to the disk: dmesg | tail"),
-    sqlite3.SQLITE_CANTOPEN: ("{path} could not be opened", "see who owns it: namei -l {quoted}"),
     sqlite3.SQLITE_READONLY: ("{path} may not be written to", "see who owns it: namei -l {quoted}"),
 }
 _OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}")

@@ -21,7 +21,7 @@ from abathur_nb.store.memory import Memory
 from abathur_nb.store.schema import Differences, read_schema
 from abathur_nb.store.sessions import Sessions
 from abathur_nb.store.sql import Parameters, load_queries, plan_apart
-from abathur_nb.store.target import require_present
+from abathur_nb.store.target import identify, wanted
 
 # The open write of this task or of its parent.
 _inside: ContextVar[object | None] = ContextVar("_inside", default=None)
@@ -213,7 +213,10 @@ async def _enter(stack: AsyncExitStack, settings: Settings, mode: Literal["ro", 
 
 async def _require_valid(settings: Settings) -> None:
     path = settings.db_path
-    await require_present(settings)
+    target = await identify(settings)
+    if target.state != "present":
+        check = wanted(target, settings)
+        raise target.error(check.data.get("error", check.observed), check.remedy)
     try:
         async with connect(path, settings.busy_timeout_ms) as conn:
             mode, encoding = await pragma(conn, "journal_mode"), await pragma(conn, "encoding")

@@ -57,17 +57,31 @@ class SchemaObject(NamedTuple):
 
 
 @cache
+def _expected() -> tuple[Mapping[str, SchemaObject], dict[str, tuple[Column, ...]]]:
+    query = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?) ORDER BY cid'
+    with closing(build_schema()) as conn:  # once for all: each build takes milliseconds
+        objects = {row[1]: SchemaObject(*row) for row in conn.execute(load_queries("inspect.sql")["schema"].sql)}
+        columns = {
+            name: tuple(Column(of, kind, bool(must), bool(key)) for of, kind, must, key in conn.execute(query, (name,)))
+            for name, found in objects.items()
+            if found.type == "table"
+        }
+    return MappingProxyType(objects), columns
+
+
 def expected_objects() -> Mapping[str, SchemaObject]:
     """Return the tables and indexes that the DDL builds, by name, without SQLite's own (``sqlite_…``)."""
-    with closing(build_schema()) as conn:
-        rows = conn.execute(load_queries("inspect.sql")["schema"].sql)
-        return MappingProxyType({row[1]: SchemaObject(*row) for row in rows})
+    return _expected()[0]
 
 
-@cache
+def expected_columns(table: str) -> tuple[Column, ...]:
+    """Return the columns that the DDL gives a table, in its order."""
+    return _expected()[1].get(table, ())
+
+
 def expected_tables() -> tuple[str, ...]:
     """Return the names of the tables that the DDL builds, in its order: parents first."""
-    return tuple(found.name for found in expected_objects().values() if found.type == "table")
+    return tuple(_expected()[1])
 
 
 @cache
@@ -78,22 +92,6 @@ def expected_seeds() -> tuple[SeedRow, ...]:
             conn.execute(statement)
         rows = conn.execute(f"SELECT {', '.join(SeedRow._fields)} FROM memory_entries ORDER BY id")
         return tuple(SeedRow(*row) for row in rows)
-
-
-def expected_columns(table: str) -> tuple[Column, ...]:
-    """Return the columns that the DDL gives a table, in its order."""
-    return _columns().get(table, ())
-
-
-@cache
-def _columns() -> dict[str, tuple[Column, ...]]:
-    query = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?) ORDER BY cid'
-    with closing(build_schema()) as conn:  # once for all tables: each build takes milliseconds
-        return {
-            table: tuple(Column(name, kind, bool(must), bool(key)) for name, kind, must, key in rows)
-            for table in expected_tables()
-            for rows in [conn.execute(query, (table,))]
-        }
 
 
 @cache

@@ -211,14 +211,6 @@ def shell_command(path: Path, statements: Sequence[str]) -> str:
     return f"{SHELL} {quote(str(path))} {quote(' '.join(statements[:_MOST]))}{rest}"
 
 
-async def require_present(settings: Settings) -> None:
-    """Raise RefusedError or BusyError unless an Abathur database is at ``settings.db_path``. Read-only."""
-    target = await identify(settings)
-    if target.state != "present":
-        check = wanted(target, settings)
-        raise target.error(check.data.get("error", check.observed), check.remedy)
-
-
 async def refusal(title: str, settings: Settings, *, refuses: Collection[str] = ()) -> Report | None:
     """Return the Report of a verb that finds no Abathur database to work on, or None. Read-only."""
     target = await identify(settings, refuses=refuses)
