@@ -71,7 +71,7 @@ async def explain_queries(settings: Settings) -> Plans:
     path = settings.db_path
     try:
         # Without a cache: a cached statement keeps the plan of an index dropped since.
-        async with connect(path, settings.busy_timeout_ms, cached_statements=0) as conn:
+        async with connect(path, settings.busy_timeout_ms) as conn:
             await conn.execute_fetchall("BEGIN")  # one snapshot of schema and statistics
             return await judge_plans(conn.execute_fetchall, load_queries(), subject=str(path))
     except (sqlite3.Error, OSError, AbathurError) as error:

@@ -50,7 +50,6 @@ async def connect(
     *,
     mode: Literal["ro", "rw"] = "ro",
     synchronous: Synchronous = "FULL",
-    cached_statements: int = 128,
     bounded: bool = True,
     watched: bool = True,
 ) -> AsyncIterator[Connection]:
@@ -61,7 +60,7 @@ async def connect(
     sqlite3.Error, RefusedError if a PRAGMA does not read back or the files were replaced, MisuseError after a fork.
     """
     refuse_mixing(path)
-    async with opened(f"{path.as_uri()}?mode={mode}", cached_statements=cached_statements) as conn:
+    async with opened(f"{path.as_uri()}?mode={mode}") as conn:
         await conn.apply(partial(_configure, path, mode, watched, connection_pragmas(busy_ms, synchronous)))
         conn.check()
         if bounded and mode == "ro":
@@ -93,9 +92,9 @@ async def open_for_change(path: Path, busy_ms: int) -> AsyncIterator[Connection]
 
 
 @asynccontextmanager
-async def opened(uri: str, *, cached_statements: int = 0) -> AsyncIterator[Connection]:
+async def opened(uri: str) -> AsyncIterator[Connection]:
     """Open what ``uri`` names in autocommit mode and close it at the end, cancelled or not."""
-    conn = Connection(uri, cached_statements)
+    conn = Connection(uri)
     try:
         await run_to_end(conn)  # a cancelled opening would leave an open connection
         yield conn

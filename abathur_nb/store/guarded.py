@@ -117,9 +117,8 @@ class Connection(aiosqlite.Connection):
 
     _connection: Handle | None
 
-    def __init__(self, uri: str, cached_statements: int) -> None:
-        given = {"uri": True, "isolation_level": None, "cached_statements": cached_statements, "factory": Handle}
-        super().__init__(partial(sqlite3.connect, uri, **given), 64)
+    def __init__(self, uri: str) -> None:
+        super().__init__(partial(sqlite3.connect, uri, uri=True, isolation_level=None, factory=Handle), 64)
         self._checked = False  # in this turn of the event loop
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

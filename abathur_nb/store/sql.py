@@ -151,7 +151,7 @@ class Step:
 async def read_plan(fetch: Fetch, sql: str, params: Parameters = ()) -> list[PlanNode]:
     """Return the plan of one statement as trees, without running it; empty for a statement without one.
 
-    Read it on a connection without cached statements: they keep the plan of an index that was dropped.
+    Read it on a new connection: a cached statement keeps the plan of an index that was dropped.
     """
     root = PlanNode("")
     latest = {0: root}
