@@ -71,10 +71,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     if request.param == "s3":
         for name, value in request.getfixturevalue("s3_server").items():
             monkeypatch.setenv(name, value)
-    return {
-        "file URL": f"file://{tmp_path}/copies/there",
-        "s3": f"s3://evidence/{tmp_path.name}/copy",
-    }[request.param]
+    return {"file URL": f"file://{tmp_path}/copies/there", "s3": f"s3://evidence/{tmp_path.name}/copy"}[request.param]
 
 
 def test_a_copy_comes_back_byte_for_byte_and_verifies(url: str, archive: Path) -> None:

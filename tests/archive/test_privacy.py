@@ -10,9 +10,8 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
-from cells import long_lived, shell
+from cells import SOUND, execute, long_lived, shell
 from IPython.core.interactiveshell import InteractiveShell
-from run_helpers import SOUND, execute
 from running import only_run
 
 from abathur_nb.config.settings import Settings, resolve

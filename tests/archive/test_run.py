@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cells import long_lived, shell
+from cells import SOUND, TOP, execute, long_lived, shell
 from damage import drop_index, fingerprint
 from IPython.core.interactiveshell import InteractiveShell
-from run_helpers import SOUND, TOP, execute
 from running import only_run
 
 from abathur_nb.config.settings import Settings, resolve

@@ -33,28 +33,13 @@ __all__ = ["folder", "sockets"]  # fixtures
 
 
 def command(settings: Settings, source: str | Path, *arguments: str) -> list[str]:
-    program = str(Path(sys.executable).with_name("papermill"))
-    return [
-        program,
-        "--engine",
-        "abathur",
-        str(source),
-        "out.ipynb",
-        "-p",
-        "db_path",
-        str(settings.db_path),
-        *arguments,
-    ]
+    papermill = [str(Path(sys.executable).with_name("papermill")), "--engine", "abathur"]
+    return [*papermill, str(source), "out.ipynb", "-p", "db_path", str(settings.db_path), *arguments]
 
 
 def run(settings: Settings, source: str | Path, *arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        command(settings, source, *arguments),
-        capture_output=True,
-        text=True,
-        timeout=HANGING_S,
-        check=False,
-    )
+    line = command(settings, source, *arguments)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=HANGING_S, check=False)
     return done.returncode, done.stderr
 
 

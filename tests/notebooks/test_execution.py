@@ -66,11 +66,7 @@ DEATHS = {
     "a torn line": (f"print('{LONG}\\nthe cause\\n\\nhalf a li', end='')", "os._exit(7)", r".* code 7: the cause\Z"),
     "standard error": ("os.write(2, b'from C\\xff\\n')", "os._exit(7)", r".* code 7: from C\ufffd\Z"),
     "killed": ("print('last', file=sys.stderr)", "os.kill(os.getpid(), 9)", r".* killed by SIGKILL: last\Z"),
-    "aborted": (
-        "os.write(2, b'malloc(): corrupted\\n')",
-        "os.abort()",
-        r".* SIGABRT: malloc\(\): corrupted\Z",
-    ),
+    "aborted": ("os.write(2, b'malloc(): corrupted\\n')", "os.abort()", r".* SIGABRT: malloc\(\): corrupted\Z"),
 }
 
 

@@ -39,15 +39,9 @@ DEV = requirements(PROJECT["optional-dependencies"]["dev"])
 
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
     """Run a command and return what it printed; an exit code other than 0 fails the test with all of it."""
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=HANGING_S,
-        check=False,
-    )
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": HANGING_S}
+    done: subprocess.CompletedProcess[str]
+    done = subprocess.run(command, check=False, cwd=cwd, env={**os.environ, **environment}, **options)
     assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -27,7 +27,7 @@ SEEDS = {  # of the runbook's section 2.6, with what each value holds
         "archival_after_days",
     },
     ("app:abathur:defaults", "user_preference_template"): {
-        *("communication_style", "technical_level", "response_length", "code_comments"),
+        *("communication_style", "technical_level", "response_length", "code_comments")
     },
 }
 

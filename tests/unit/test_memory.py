@@ -34,20 +34,10 @@ async def test_a_new_memory_is_version_1_and_reads_back(database: Settings) -> N
         found = await db.memory.get_memory(*PLACE)
         assert found is not None
         moment = found["created_at"]
-        assert found == {
-            "id": entry,
-            "namespace": PLACE[0],
-            "key": PLACE[1],
-            "value": {"mode": "dark"},
-            "memory_type": "semantic",
-            "version": 1,
-            "is_deleted": 0,
-            "metadata": {"m": 1},
-            "created_by": "session:abc",
-            "updated_by": "session:abc",
-            "created_at": moment,
-            "updated_at": moment,
-        }
+        given = {"namespace": PLACE[0], "key": PLACE[1], "value": {"mode": "dark"}, "memory_type": "semantic"}
+        who = {"metadata": {"m": 1}, "created_by": "session:abc", "updated_by": "session:abc"}
+        added = {"id": entry, "version": 1, "is_deleted": 0, "created_at": moment, "updated_at": moment}
+        assert found == given | who | added
     data = '{"key":"theme","versions":[1]}'
     assert audit(database) == [("memory_create", "create", PLACE[0], entry, "task:xyz", data)]
 

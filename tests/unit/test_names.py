@@ -212,15 +212,8 @@ async def test_rows_that_were_stored_otherwise_before_stay_reachable_and_are_the
 async def test_validate_warns_of_names_that_look_alike(database: Settings, column: str) -> None:
     rows = []
     for number, name in enumerate(name for pair in LIKE for name in pair):
-        given = {
-            "session": f"s{number}",
-            "app": "a",
-            "user": "u",
-            "project": "p",
-            "namespace": "x",
-            "key": f"k{number}",
-        }
-        given |= {column: name}
+        given = {"session": f"s{number}", "app": "a", "user": "u", "project": "p", "namespace": "x"}
+        given |= {"key": f"k{number}", column: name}
         rows += [
             "INSERT INTO sessions (id, app_name, user_id, project_id) "
             "VALUES ('{session}', '{app}', '{user}', '{project}')".format_map(given),

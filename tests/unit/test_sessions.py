@@ -24,20 +24,10 @@ async def test_a_new_session_has_its_defaults(database: Settings) -> None:
         session = await db.sessions.get_session("sess_1")
         assert session is not None
         created = session["created_at"]
-        assert session == {
-            "id": "sess_1",
-            "app_name": "app",
-            "user_id": "alice",
-            "project_id": "p",
-            "status": "created",
-            "events": [],
-            "state": {"a": [1, None]},
-            "metadata": {},
-            "created_at": created,
-            "last_update_time": created,
-            "terminated_at": None,
-            "archived_at": None,
-        }
+        given = {"id": "sess_1", "app_name": "app", "user_id": "alice", "project_id": "p", "state": {"a": [1, None]}}
+        defaults = {"status": "created", "events": [], "metadata": {}, "created_at": created}
+        ends = {"last_update_time": created, "terminated_at": None, "archived_at": None}
+        assert session == given | defaults | ends
         assert len(created) == 23
         assert await db.sessions.get_session("sess_2") is None
         with pytest.raises(ValueError, match="session 'sess_1' already exists"):

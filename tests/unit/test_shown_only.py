@@ -12,19 +12,8 @@ MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "report.p
 TEXTS = {"observed", "expected", "remedy", "evidence"}
 # Where a text may stand: in another one, or handed on to what shows or raises it.
 _SHOWN = (
-    ast.FormattedValue,
-    ast.Call,
-    ast.keyword,
-    ast.Tuple,
-    ast.List,
-    ast.Dict,
-    ast.Starred,
-    ast.BoolOp,
-    ast.IfExp,
-    ast.BinOp,
-    ast.Assign,
-    ast.ListComp,
-    ast.GeneratorExp,
+    *(ast.FormattedValue, ast.Call, ast.keyword, ast.Tuple, ast.List, ast.Dict, ast.Starred, ast.BoolOp, ast.IfExp),
+    *(ast.BinOp, ast.Assign, ast.ListComp, ast.GeneratorExp),
 )
 _SHOWN_TITLES = (ast.FormattedValue, ast.Call, ast.keyword, ast.Tuple, ast.List, ast.GeneratorExp, ast.ListComp)
 _READING = {"search", "match", "fullmatch", "findall", "split", "sub", "len", "any", "all", "sorted", "filter"}
