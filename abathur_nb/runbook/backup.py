@@ -1,4 +1,4 @@
-"""Back up: a copy of the live database, consistent beside any writer, and proven at once."""
+"""Back up: copy the live database while others write to it, and prove the copy at once."""
 
 import os
 import re
@@ -30,7 +30,7 @@ async def backup_database(
     compress: bool = False,
     keep: Retention | None = None,
 ) -> Report:
-    """Copy the live database into ``backup_dir``, prove the copy by restoring it, and drop what ``keep`` lets go.
+    """Copy the live database into ``backup_dir``, prove the copy by restoring it, and keep of the older ones what ``keep`` says.
 
     Writes ``abathur_REASON_YYYYMMDD_HHMMSS_mmm.db`` (UTC; ``.zst`` with ``compress``) and its manifest, under names
     that replace nothing; the live database is only read. A killed run leaves a complete backup or none. Raises
@@ -52,7 +52,7 @@ async def backup_database(
         fault = explain_error(settings.db_path, error)
         failed = Check("copy", "error", "a proven copy", f"no backup was made: {fault.observed}", fault.remedy)
         return Report(_TITLE, (*place, failed), subject=subject, refused=True)
-    if (lost := strays_check(settings.db_path)).failed:  # the copy lacks what they alone hold
+    if (lost := strays_check(settings.db_path)).failed:  # the copy lacks the rows that only these processes hold
         checks.append(replace(lost, status="warn"))
     kept = apply_retention(settings, keep or Retention(), made)
     sweep(settings.backup_dir)
@@ -62,7 +62,7 @@ async def backup_database(
 def _place(settings: Settings) -> list[Check]:
     """Return the checks of where backups go: one that fails forbids the backup. Read-only."""
     folder = settings.backup_dir
-    # Made only with the backup: what is refused must leave no directory behind.
+    # The directory is made with the backup, so that a refused run leaves none behind.
     place = folder if os.path.lexists(folder) else nearest_existing(folder)
     is_folder = place.is_dir() and not place.is_symlink()
     fault = unwritable(place) if is_folder else RefusedError(f"{place} is a link or not a directory")

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 _TITLE = "benchmark"
 _BYTES_A_ROW = 2_000  # a synthetic memory and session with their indexes take about 1,300
-_ROUNDS = 100  # the fewest of concurrent reads; to claim a p95 takes 59
-_REPETITIONS = 1000  # the default, and the most that stay at so few rounds
+_ROUNDS = 100  # the fewest rounds of concurrent reads; a verdict on a p95 takes 59
+_REPETITIONS = 1000  # the default; more repetitions bring more rounds
 _MOST_REPETITIONS = 100_000
 _CURVE_ROUNDS = 368  # the fewest that give a p99 both bounds: 0.99**368 < 0.025
 _CONCURRENCY = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -60,7 +60,7 @@ class BenchmarkResult:
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def curve(self, name: str) -> dict[str, Sequence[int]]:
-        """Return the samples of ``growth`` or ``concurrency`` by what follows the ``/``, in that order."""
+        """Return the samples of ``growth`` or ``concurrency`` by the number in their names, in that order."""
         return {key.partition("/")[2]: found for key, found in self.samples.items() if key.startswith(f"{name}/")}
 
     def to_frame(self) -> "pd.DataFrame":
@@ -234,7 +234,7 @@ def _verdicts(limits: Mapping[str, tuple[float, float]], samples: Samples, repet
 
 
 def describe_machine(settings: Settings, rows: int, repetitions: int) -> dict[str, Any]:
-    """Return what the figures of a benchmark depend on, by its name. Read-only."""
+    """Return what the figures of a benchmark depend on, such as processor and versions. Read-only."""
     model = platform.processor()
     with suppress(OSError, StopIteration):  # not Linux, or a processor without a name
         cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""Explain: whether the planner answers every named query by its index (the runbook's sections 4.2 and 6.4)."""
+"""Explain: whether SQLite uses the right index for every named query (the runbook's sections 4.2 and 6.4)."""
 
 import sqlite3
 from collections.abc import Collection, Mapping
@@ -70,7 +70,7 @@ async def explain_queries(settings: Settings) -> Plans:
         return Plans(refused, load_queries(), coverage=nothing)
     path = settings.db_path
     try:
-        # Without a cache: a cached statement keeps the plan of an index dropped since.
+        # A cached statement would keep a plan that uses a dropped index.
         async with connect(path, settings.busy_timeout_ms) as conn:
             await conn.execute_fetchall("BEGIN")  # one snapshot of schema and statistics
             return await judge_plans(conn.execute_fetchall, load_queries(), subject=str(path))
@@ -82,7 +82,7 @@ async def explain_queries(settings: Settings) -> Plans:
 
 
 async def judge_plans(live: Fetch, queries: Mapping[str, Query], *, subject: str = "") -> Plans:
-    """Judge the plans of ``queries`` over ``live``, which must keep no statements. Read-only."""
+    """Judge the plans of ``queries``; ``live`` runs SQL, and must not cache statements. Read-only."""
     ours = _indexes()
     schema = await live(load_queries("inspect.sql")["schema"].sql, ())
     indexes = {str(row[1]) for row in schema if row[0] == "index" and row[2] in expected_tables()}

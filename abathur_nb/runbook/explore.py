@@ -1,4 +1,4 @@
-"""Explore: what is in a database, for a person who wants to look, as frames that one can go on with."""
+"""Explore: show what is in a database, as tables and as pandas frames."""
 
 import json
 import sqlite3
@@ -33,7 +33,7 @@ _LARGEST = 256 * 1024  # bytes of a value that is read whole
 PART_S = 60.0  # seconds for reading one part: SQLite cannot reset the WAL until its transaction ends
 _AT_ONCE = 50_000  # rows fetched
 _SHOWN = 160  # characters of a value in a table
-_MOST_CHANGES = 200  # that are shown from one version to the next
+_MOST_CHANGES = 200  # shown from one version to the next
 _TIMES = {"archived_at", "created_at", "last_update_time", "terminated_at", "timestamp", "updated_at"}
 
 
@@ -143,8 +143,8 @@ async def explore(
 
     ``namespace`` is a literal prefix for the memories and the trail. ``key`` names the memory whose history is shown,
     by default the one with the most versions; ``session`` the session that is shown, by default the last used.
-    ``limit`` bounds every listing, and of a value of more than 256 KiB only the beginning is read. All is of one
-    snapshot. Raises ConfigurationError, naming every fault.
+    ``limit`` bounds every listing, and of a value of more than 256 KiB only the beginning is read. All parts show
+    one snapshot. Raises ConfigurationError, naming every fault.
     """
     wanted = [_wanted(n, k, s, limit) for n, k, s in spellings(namespace, key, session)]
     found = [await _explored(settings, given) for given in wanted]
@@ -305,7 +305,10 @@ def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> lis
     """Return a line for each member of a memory that differs from the version before."""
     if earlier is None:
         return [f"first: {_shortened(later['value'])}"]
-    before, after = dict(_leaves_of(earlier)), dict(_leaves_of(later))
+    before, after = (
+        dict(_leaves({name: _as_json(row[name]) for name in ("memory_type", "value", "metadata")}))
+        for row in (earlier, later)
+    )
     changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
     lines = [
         f"{path}: {' → '.join(clipped(before.get(path, 'nothing'), after.get(path, 'nothing')))}"
@@ -316,18 +319,12 @@ def _changes(earlier: Mapping[str, Any] | None, later: Mapping[str, Any]) -> lis
     return lines or ["nothing, as far as it was read"]
 
 
-def _leaves_of(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "memory_type", _json(row["memory_type"])
-    for name in ("value", "metadata"):
-        yield from (leaf for leaf in _leaves(_as_json(row[name]), name) if leaf != (name, "{}"))
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield the innermost members of a JSON value, each with its path, as JSON text."""
     if isinstance(value, dict | list) and value:
         for name, member in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(member, f"{path}[{_json(name)}]")
-    else:
+            yield from _leaves(member, f"{path}[{_json(name)}]" if path else str(name))
+    elif value != {} or path.endswith("]"):  # an empty value has no members
         yield path, _json(value)
 
 

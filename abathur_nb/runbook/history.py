@@ -70,10 +70,10 @@ class History(Shown):
 def read_history(
     settings: Settings, archive: str | os.PathLike[str] | None = None, *, run: Run | None = None
 ) -> History:
-    """Read what the runs of an archive show: that of the environment, or another one, such as a copy. Read-only.
+    """Read what the runs of an archive show. Read-only.
 
-    ``archive`` is a directory, or the URL of a copy. ``run`` is the run that asks, and is left out. Raises
-    ConfigurationError where ``archive`` names neither.
+    ``archive`` is a directory or the URL of a copy; the default is the archive of the environment. ``run``, the run
+    that asks, is left out. Raises ConfigurationError where ``archive`` names neither.
     """
     where = settings.archive_dir if archive is None else archive_at("archive", archive)
     if isinstance(where, Path) and not os.path.isdir(where):  # noqa: PTH112 - False, where Path raises for one in a closed directory
@@ -97,7 +97,7 @@ def read_history(
 
 
 def _checks(runs: Sequence[Entry], where: Path | str) -> Iterator[Check]:
-    """Ask what a sound archive leaves open. None of it fails the report: each run has a verdict of its own."""
+    """Yield warnings about the runs of an archive. None fails the report: each run has a verdict of its own."""
     span = f", {runs[0].when} to {runs[-1].when}" if runs else ""
     observed = f"{counted(len(runs), 'run')} of {counted(len({run.label for run in runs}), 'notebook')}{span}"
     remedy = "run validate.ipynb, or another one: each run is recorded"
@@ -121,7 +121,7 @@ def _checks(runs: Sequence[Entry], where: Path | str) -> Iterator[Check]:
 
 
 def _since_green(runs: Sequence[Entry]) -> Table:
-    """Say, for each notebook, what its newest sealed run found otherwise than the last one before it that passed."""
+    """Return how the newest sealed run of each notebook differs from the last earlier one that passed."""
     rows = []
     # history is skipped: it recomputes everything.
     for label, newest in {run.label: run for run in runs if run.sealed and run.notebook != _TITLE}.items():
@@ -233,7 +233,7 @@ def _conditions(record: Record) -> Found:
 
 
 def _compared(earlier: Found, later: Found) -> Iterator[Change]:
-    """Yield what differs; of a kind that only one of the two knows a single change."""
+    """Yield each difference; where only one of the two has facts of a kind, one for all of them."""
     names = dict.fromkeys((*earlier, *later))
     for kind in dict.fromkeys(kind for kind, _ in names):
         counts = [sum(other == kind for other, _ in found) for found in (earlier, later)]

@@ -109,10 +109,9 @@ class Overview(Shown):
 
 
 def show_environments(settings: Settings, *, run: Run | None = None) -> Overview:
-    """Read which runs are the newest of each environment, of the database that it has now. Read-only.
+    """Find the newest run of each notebook on the present database of each environment. Read-only.
 
-    The environment of ``settings`` is read as they say, each other one as its own settings do. ``run`` is the run that
-    asks, and is left out.
+    Environments other than that of ``settings`` have their own settings. ``run``, the run that asks, is left out.
     """
     own = run.folder.name if run and run.folder else None
     checks: list[Check] = []

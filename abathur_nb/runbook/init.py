@@ -1,4 +1,4 @@
-"""Initialize: bring a database into being, whole and durable or not at all (the runbook's section 2)."""
+"""Initialize: create the database, whole and durable, or not at all (the runbook's section 2)."""
 
 import os
 import sqlite3
@@ -37,7 +37,7 @@ _EMPTY_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"
 
 
 def _script() -> list[str]:
-    """Return the statements of the transaction that makes all of a database."""
+    """Return the statements of the one transaction that makes schema and seeds."""
     ids = (f"PRAGMA application_id = {APPLICATION_ID}", f"PRAGMA user_version = {SCHEMA_VERSION}")
     lines = (line for *_, filename in _STEPS for line in statements(filename))
     return ["BEGIN IMMEDIATE", *ids, *lines, "COMMIT"]
@@ -50,7 +50,7 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
     to its own name, which one of several racing processes wins. What is there already is never changed.
     ``dry_run`` shows the statements and changes nothing.
     """
-    checks: list[Check] = []  # also those made before a step fails are shown
+    checks: list[Check] = []  # shown also if a later step fails
     try:
         target = await identify(settings)
         if target.state == "present":
@@ -119,7 +119,7 @@ async def _create(settings: Settings) -> list[Check]:
                 draft, settings.busy_timeout_ms, mode="rw", synchronous=settings.synchronous, watched=False
             ) as conn:
                 done = await _build(conn, settings)
-                # The draft's directory is not the database's: that one is looked at once it holds it.
+                # The draft lies in another directory: the modes are checked once it is linked to its name.
                 validation = [c for c in await database_checks(conn, draft, settings) if c.id != FILE_MODES]
             if failed := [check for check in validation if check.failed]:
                 named = "; ".join(f"{check.name}: {check.observed}" for check in failed)
@@ -128,7 +128,7 @@ async def _create(settings: Settings) -> list[Check]:
                 raise RefusedError(f"{folder} was replaced by another directory or a link in the meantime")
             fsync(draft)
             os.link(draft, path)  # it raises FileExistsError for a name that is taken, which rename would replace
-            # From here on there is a database, whatever becomes of its directory.
+            # From here on the database exists: a failure is reported, and raises nothing.
             published = _force_name(path)
             ask = partial(file_modes, path)
             validation.append(await run_check(FILE_MODES, ask, remedy=f"namei -l {quote(str(folder))}"))

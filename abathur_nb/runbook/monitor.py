@@ -1,4 +1,4 @@
-"""Monitor: one look at what matters of a database, which alerts it fires, and how it has changed over time."""
+"""Monitor: measure a database, judge it by the alert rules, and show how it has changed over time."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ _TITLE = "monitor"
 
 @dataclass(frozen=True, slots=True)
 class Monitoring:
-    """Hold what was measured and judged: the ``report``, the ``snapshot``, and ``moments``, what was recorded.
+    """Hold the ``report``, the ``snapshot`` that was measured, and ``moments``: its samples and the recorded ones.
 
-    The snapshot is the last of the moments, recorded or not. Of many recorded snapshots some are held, spread evenly.
+    Of many recorded snapshots a selection is held, spread evenly.
     """
 
     report: Report

@@ -42,7 +42,7 @@ print(json.dumps(found))
 async def preflight(settings: Settings, *, team_trained: str | None = None) -> Report:
     """Report whether a database can be made and used at ``settings.db_path``. Leaves nothing behind.
 
-    What a killed one left behind is removed, unless this one is refused. ``team_trained`` names who says that the team
+    Removes what a killed run left behind, unless it is refused. ``team_trained`` names who says that the team
     is trained on the procedures, and when: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another form.
     """
     trained = said("team trained on procedures", team_trained, check_id="team_trained")
@@ -106,7 +106,7 @@ def _wal_reset_race(settings: Settings, linked: tuple[int, ...] = sqlite3.sqlite
 
 
 async def behaviour(settings: Settings) -> Check:
-    """Try on a database of its own what write-ahead mode needs of the file system, with a second process."""
+    """Try what WAL mode needs of the file system, on a scratch database with a second process."""
     place = nearest_existing(settings.db_path.parent)
     with scratch_directory(place, "probe") as scratch:
         path = scratch / "probe.db"
@@ -147,7 +147,7 @@ def _backups(settings: Settings) -> Check:
     there = os.path.isdir(folder)  # noqa: PTH112 - False, where Path raises for one in a closed directory
     usable = there and os.access(folder, os.W_OK | os.X_OK)
     fault = "may not be written to" if there else "is missing"
-    # Made before the directory of the database, it would make that one too, owned by root.
+    # Before init, the command would make the database's directory too, owned by root.
     too_early = not os.path.lexists(settings.db_path.parent) and folder.parent == settings.db_path.parent
     remedy = f"{'after init: ' if too_early else ''}{install_command(settings, folder)}"
     observed = str(folder) if usable else f"{folder} {fault}"

@@ -19,12 +19,12 @@ from abathur_nb.text import SEE_CLOCK, Shown, Table, age, counted, is_ahead
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Hold one line of a checklist, in its words, and the evidence that it wants.
+    """Hold one line of a checklist, in its words, and the evidence that it needs.
 
-    The newest run of ``notebook`` whose parameters are ``parameters``, not older than ``days``, in which each of
-    ``checks``, which are ids, passed, or all of them where none is named; in the archive of ``env`` where it is another
-    environment's. ``state`` says that it is about the database itself, and void once that was replaced or repaired.
-    Without a notebook, a person answers for it, by the parameter of readiness that is its ``id``.
+    The evidence is the newest run of ``notebook`` with these ``parameters``, at most ``days`` old, in which each of
+    ``checks`` (ids) passed, or every check if none is named; in the archive of ``env`` if that is given. With
+    ``state`` a later change of the database makes it void. Without a notebook a person answers for the line, by the
+    parameter of readiness that is its ``id``.
     """
 
     id: str
@@ -192,7 +192,7 @@ class _Archive:
         return Check.that(line.id, not fault, expected, observed, remedy, name=line.text)
 
     def _fault(self, line: Line, run: Entry) -> str:
-        """Return why a run is no evidence for a line; an empty text if it is."""
+        """Return why a run does not count as evidence for a line, or an empty text."""
         passed = {check.id for check in run.record.checks if check.status == "pass"} if run.record else set()
         if missing := [name.replace("_", " ") for name in line.checks if name not in passed]:
             return f"not passed: {', '.join(missing)}"

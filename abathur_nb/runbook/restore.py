@@ -1,4 +1,4 @@
-"""Restore: the content of a proven backup, where the live database stands; or, as a drill, in scratch only."""
+"""Restore: put the content of a proven backup in place of the live database; as a drill, in scratch only."""
 
 import asyncio
 import os
@@ -32,7 +32,7 @@ async def restore_database(
     confirm: str | None = None,
     title: str = "restore",
 ) -> Report:
-    """Show how the content of a backup would be put where the live database stands; do it with ``apply``.
+    """Show the plan of putting the content of a backup in place of the live database; carry it out with ``apply``.
 
     ``backup`` is a path, or a name in ``backup_dir``; None takes the newest, and is refused where that can't serve.
     One of another environment is refused unless ``from_env`` names that. Where the settings demand it, ``confirm``

@@ -28,7 +28,7 @@ async def roll_back(
     apply: bool = False,
     confirm: str | None = None,
 ) -> Report:
-    """Show how the database would be set back; do it with ``apply``.
+    """Show the plan of setting the database back; carry it out with ``apply``.
 
     ``to`` is ``fresh``, a new database with its seed memories, or a backup: its path, or its name in
     ``backup_dir``. What is there is backed up and that backup proven; what is too damaged for it is moved aside
@@ -44,7 +44,7 @@ async def roll_back(
         fault = f"to: expected '{FRESH}' or a backup, found {shown(to)}; {show}"
     check_arguments(fault, confirm=confirm, apply=apply)
     target = await identify(settings, refuses=())
-    # Where no database is, a typo in its path must not make one.
+    # A typo in the path of the database must not create one.
     if target.state not in ("present", "damaged") and not os.path.lexists(journal_of(settings.db_path)):
         return Report(_TITLE, (wanted(target, settings),), subject=str(settings.db_path), refused=True)
     if to != FRESH:
@@ -61,5 +61,5 @@ async def _fresh(settings: Settings) -> AsyncIterator[Source]:
         if failed := next((check for check in made.checks if check.failed), None):
             raise RefusedError(failed.observed, failed.remedy)
         source = await read_source(fresh.db_path, "a fresh start, with the seed memories")
-        # The rows hold the moment of their making: the schema alone is the same in each plan.
+        # Only the schema is the same in each plan: rows hold the time at which they were made.
         yield replace(source, facts={"schema": source.content.schema})

@@ -1,4 +1,4 @@
-"""Troubleshoot: what is wrong with a database, why, and what repairs it; when asked, the repair that was shown."""
+"""Troubleshoot: find what is wrong with a database, why, and what repairs it; carry out the repair when asked."""
 
 import os
 import sqlite3
@@ -24,7 +24,7 @@ from abathur_nb.text import counted
 
 _TITLE = "troubleshoot"
 _COPIED = "copy {path} and its log, byte for byte, into a new directory abathur_aside_… beside it"
-# Deeds that are done alone: then everything has to be diagnosed again.
+# Each of these is done alone: afterwards everything has to be diagnosed again.
 _ALONE = {
     "rescue": "write what each of these processes holds into a backup abathur_rescued_… in {backups}, and prove that",
     "complete": "go on with the replacement of {path} that was begun",
@@ -42,8 +42,8 @@ _DEEDS = _ALONE | {
     "chmod": "make {path} and its side files 0600",
     "sweep": "remove the scratch directories of dead processes beside it",
 }
-# A table that is made anew must not take the rows that refer to it along, nor these references with its old name; and
-# a row with two faults must not be kept from losing the first by the second.
+# While a table is rebuilt, references to it are neither enforced nor renamed; while one fault of a row is repaired,
+# CHECKs on its other faults are not enforced.
 _REPAIRING = ("foreign_keys = OFF", "legacy_alter_table = ON", "ignore_check_constraints = ON", "synchronous = FULL")
 
 
@@ -160,12 +160,12 @@ async def _repair(found: Diagnosis, settings: Settings, done: list[Check], commi
 
 
 async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
-    """Run the statements of the plan, all or none; raise RefusedError if they no longer mean what was shown."""
+    """Run the statements of the plan, all or none; raise RefusedError if the rows changed since it was shown."""
     kept: Path | None = None
     path = settings.db_path
     async with open_for_change(path, settings.busy_timeout_ms) as conn:
         await conn.apply(add_functions)
-        await bound(conn, path, timed=False)  # what is stopped halfway would never be repaired
+        await bound(conn, path, timed=False)  # a repair that was stopped halfway would never end
         for setting in _REPAIRING:
             await conn.execute_fetchall(f"PRAGMA {setting}")
         try:
@@ -185,7 +185,7 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
             await run_to_end(conn.execute_fetchall("COMMIT"))
         except BaseException:
             if conn.in_transaction and kept:
-                kept.unlink()  # of rows that are as they were
+                kept.unlink()  # its rows were not changed
             raise
     committed = f"{counted(len(found.steps), 'statement')} committed"
     checks = [Check("transaction", "pass", "all statements of the plan", committed)]
@@ -198,7 +198,7 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
 
 
 async def _switch_to_wal(settings: Settings) -> list[Check]:
-    """Switch the database to WAL mode, unless somebody else uses it; then a check fails."""
+    """Switch the database to WAL mode; return a failed check if another process uses it."""
     try:
         async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as conn:
             await conn.execute_fetchall("PRAGMA journal_mode = WAL")
@@ -210,7 +210,7 @@ async def _switch_to_wal(settings: Settings) -> list[Check]:
 
 
 async def _empty_the_log(settings: Settings) -> list[Check]:
-    """Write the write-ahead log into the database and empty it; if somebody prevents it, a check names them."""
+    """Write the WAL into the database and empty it; return a check that names who prevents it."""
     async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as conn:
         (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
     if not done["busy"]:
@@ -224,7 +224,7 @@ def _make_private(path: Path) -> None:
     """Make the database and its side files 0600, so that an access list grants nothing. Raises OSError."""
     for name in (f"{path}{suffix}" for suffix in ("", *SIDE_FILES)):
         with suppress(FileNotFoundError):
-            # By a descriptor that opens nothing: closing any other would drop the locks of this process's connections.
+            # By an O_PATH descriptor: closing any other would drop the locks of this process's connections.
             descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW)
             try:
                 os.chmod(f"/proc/self/fd/{descriptor}", 0o600)  # noqa: PTH101

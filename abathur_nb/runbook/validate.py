@@ -17,13 +17,13 @@ from abathur_nb.store.sql import load_queries, normalized
 from abathur_nb.store.target import identify, refusal, to_be_repaired
 from abathur_nb.text import counted, printable
 
-# What troubleshoot does not repair: what is not ours, and values of which only a person knows the right one.
+# Troubleshoot repairs neither what is not ours nor values that only a person can correct.
 _BY_HAND = (OTHERS, "open_files", "values", "required_values", "timestamps", "moments")
 _MOST = 200  # tables that are shown
 
 
 async def validate_database(settings: Settings) -> Report:
-    """Report whether the database is sound, ours, complete and well-filled. Read-only.
+    """Report whether the database is sound, ours and complete, and holds valid values. Read-only.
 
     All checks see one snapshot; each tells what it expected and observed. SQLite may leave an empty ``-wal`` and a
     ``-shm`` beside the file.
@@ -59,7 +59,7 @@ class Schema:
     def to_record(self) -> dict[str, Any]:
         """Return what a run's record keeps: each object's SQL without layout and comments, rows and sizes.
 
-        Nothing of a schema that was only planned or could not be read.
+        Empty for a schema that was planned or could not be read.
         """
         if not self.rows:
             return {}
