@@ -30,7 +30,7 @@ async def backup_database(
     compress: bool = False,
     keep: Retention | None = None,
 ) -> Report:
-    """Copy the live database into ``backup_dir``, prove the copy by restoring it, and keep of the older ones what ``keep`` says.
+    """Copy the live database into ``backup_dir``, prove the copy by restoring it, and expire older ones by ``keep``.
 
     Writes ``abathur_REASON_YYYYMMDD_HHMMSS_mmm.db`` (UTC; ``.zst`` with ``compress``) and its manifest, under names
     that replace nothing; the live database is only read. A killed run leaves a complete backup or none. Raises

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from shlex import join, quote
 
+from abathur_nb.backups.change import check_arguments
 from abathur_nb.config.notebooks import notebook_named
-from abathur_nb.config.parameters import FORM, said, said_fault
+from abathur_nb.config.parameters import FORM, Parameter, said
 from abathur_nb.config.settings import Settings, resolve
-from abathur_nb.errors import ConfigurationError, RefusedError
+from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.record import Entry, read_archive
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.report import Check, Report
@@ -144,9 +145,7 @@ async def readiness(
         "alerts_configured": alerts_configured,
         "runbooks_accessible": runbooks_accessible,
     }
-    given = {name: answer for name, answer in statements.items() if answer is not None}
-    if faults := [fault for name, answer in given.items() if (fault := said_fault(name, answer))]:
-        raise ConfigurationError(faults)
+    check_arguments(*(Parameter(name, str, None).fault(answer) for name, answer in statements.items()))
     return await asyncio.to_thread(_answers, settings, statements)
 
 
