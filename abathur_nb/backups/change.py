@@ -4,7 +4,7 @@ import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from abathur_nb.backups.aside import complete
@@ -23,62 +23,49 @@ _DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Hold the steps of a change, in the order in which they are done, and what they depend on (``facts``).
+class Change:
+    """Hold what a change finds before it is made, its plan, and how it is made.
 
-    ``switch`` is the parameter that asks for them to be done, ``pending`` the status of a plan that is only shown.
+    Without ``steps`` and ``begun`` there is nothing to do. ``do`` carries the steps out: it adds a check of each to the
+    list that it gets, once the step is done, and calls ``committed`` when a transaction is.
     """
 
-    action: str
-    settings: Settings
-    steps: tuple[str, ...]
-    facts: Mapping[str, str]
-    switch: str = "apply"
-    pending: Status = "pass"
+    checks: tuple[Check, ...]  # what is found
+    action: str = ""
+    steps: tuple[str, ...] = ()  # in words or SQL; the engine adds the backup and the validation
+    facts: Mapping[str, str] = field(default_factory=dict)  # what the plan depends on
+    do: "Callable[[list[Check], Callable[[], object]], Awaitable[None]] | None" = None
+    forbidden: bool = False
+    begun: str = ""  # the first step, which completes a replacement that was killed
+    backup: str = ""  # the reason of the backup before the change, if one is taken
+    validates: bool = True  # False where no database is left to validate
+    switch: str = "apply"  # the parameter that asks for the change
+    pending: Status = "pass"  # of a plan that is only shown
+    past: Callable[[Iterable[Check]], Iterable[Check]] = tuple  # rewords what was found, once it is changed
+    judged: Callable[[Iterable[Check]], Iterable[Check]] = tuple  # rewords the checks of validate
 
-    @property
-    def hash(self) -> str:
-        """16 hexadecimal digits that change with any step, fact, database or environment."""
-        settings, steps, facts = self.settings, list(self.steps), dict(self.facts)
-        whole = {"action": self.action, "env": settings.env, "database": str(settings.db_path), "steps": steps}
-        return sha256(canonical({**whole, "facts": facts}))[:_DIGITS]
+    def approval(self, settings: Settings, *, apply: bool, confirm: str | None) -> Check:
+        """Return the check that shows the plan, and fails where it is to be applied without being approved.
 
-    def approval(self, *, apply: bool, confirm: str | None) -> Check:
-        """Return the check that shows the plan, and fails where it is to be applied without being approved."""
-        needed = self.settings.confirm_changes
-        approved = not apply or not needed or confirm == self.hash
-        parameters = f"-p {self.switch} True" + (f" -p confirm {self.hash}" if needed else "")
-        observed = "\n".join((f"hash {self.hash}", *(f"{n}. {step}" for n, step in enumerate(self.steps, 1))))
+        The plan's hash changes with any step, fact, database or environment.
+        """
+        path, needed = str(settings.db_path), settings.confirm_changes
+        kept = f"back up {path} as abathur_{self.backup}_… in {settings.backup_dir}, and prove that backup"
+        steps = [self.begun, kept if self.backup else "", *self.steps, f"validate {path}" if self.validates else ""]
+        steps = [step for step in steps if step]
+        whole = {"action": self.action, "env": settings.env, "database": path, "steps": steps, "facts": {**self.facts}}
+        digits = sha256(canonical(whole))[:_DIGITS]
+        approved = not apply or not needed or confirm == digits
+        parameters = f"-p {self.switch} True" + (f" -p confirm {digits}" if needed else "")
+        observed = "\n".join((f"hash {digits}", *(f"{n}. {step}" for n, step in enumerate(steps, 1))))
         if not apply:
             observed += f"\nonly shown, nothing is changed; to carry it out, add to the same parameters: {parameters}"
         elif confirm is not None and not approved:
             observed += f"\nconfirm is {shown(confirm)}: another plan was approved, or things have changed since"
         status = "fail" if not approved else "pass" if apply else self.pending
-        expected = f"in {self.settings.env} confirm is the hash of this very plan" if needed else "it is shown first"
+        expected = f"in {settings.env} confirm is the hash of this very plan" if needed else "it is shown first"
         remedy = "" if status == "pass" else f"read the steps; to carry them out: {parameters}"
-        return Check("plan", status, expected, observed, remedy, data={"hash": self.hash, "steps": self.steps})
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Hold what a change finds before it is made, and how it is made.
-
-    ``checks`` is what was found; ``plan`` is None where nothing is to be done; ``forbidden`` says that it must not be
-    done. ``do`` carries the plan out: it adds a check of each step to the list that it gets, once the step is done, and
-    calls ``committed`` when a transaction is. ``begun`` says that a replacement which was killed is completed first;
-    ``backup`` is the reason of the backup before the change, if one is taken. ``validates`` is False where no database
-    is left to validate. ``past`` rewords what was found once it is changed, ``judged`` the checks of validate.
-    """
-
-    checks: tuple[Check, ...]
-    plan: Plan | None = None
-    do: "Callable[[list[Check], Callable[[], object]], Awaitable[None]] | None" = None
-    forbidden: bool = False
-    begun: bool = False
-    backup: str = ""
-    validates: bool = True
-    past: Callable[[Iterable[Check]], Iterable[Check]] = tuple
-    judged: Callable[[Iterable[Check]], Iterable[Check]] = tuple
+        return Check("plan", status, expected, observed, remedy, data={"hash": digits, "steps": steps})
 
 
 async def make_change(
@@ -98,11 +85,11 @@ async def make_change(
     try:
         async with finding as change:
             checks = change.checks
-            if change.plan is None:
+            if not (change.steps or change.begun):
                 return Report(title, checks, subject=subject, refused=change.forbidden)
-            action = change.plan.action
+            action = change.action
             title += "" if apply else " (plan)"
-            approval = change.plan.approval(apply=apply, confirm=confirm)
+            approval = change.approval(settings, apply=apply, confirm=confirm)
             checks, past = (*checks, approval), (*change.past(checks), approval)
             if not apply or change.forbidden or approval.failed:
                 return Report(title, checks, subject=subject, refused=change.forbidden or approval.failed)

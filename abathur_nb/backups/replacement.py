@@ -14,7 +14,7 @@ from typing import Literal
 import aiosqlite
 
 from abathur_nb.backups.aside import begun, replace_file, users_of
-from abathur_nb.backups.change import Change, Plan, carry_out, make_change
+from abathur_nb.backups.change import Change, carry_out, make_change
 from abathur_nb.backups.manifest import Content
 from abathur_nb.backups.taking import COPIES, copy_in, copy_out, difference, open_copy, publish, read_content
 from abathur_nb.config.settings import Settings
@@ -119,8 +119,7 @@ async def _find(
             return
         facts = new.facts | ({"begun": standing.folder.name} if standing.folder else {})
         change, reason = _replacement(settings, standing, new), f"pre_{action}" if standing.state == "readable" else ""
-        plan = Plan(action, settings, _steps(standing, settings, reason, new), facts)
-        yield replace(change, checks=checks, plan=plan, forbidden=forbidden, backup=reason)
+        yield replace(change, checks=checks, action=action, facts=facts, forbidden=forbidden, backup=reason)
 
 
 async def _look(settings: Settings) -> Standing:
@@ -203,23 +202,15 @@ def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
         """Let what the source is known to hold only warn."""
         return [replace(c, status="warn") if c.failed and c.id == OTHERS and new.not_ours else c for c in checks]
 
-    return Change((), None, do, begun=standing.folder is not None, judged=judged)
-
-
-def _steps(standing: Standing, settings: Settings, reason: str, new: Source) -> tuple[str, ...]:
-    """Return, in words, what `_replacement` does."""
-    path = settings.db_path
-    steps = [f"complete the replacement of {path} that was begun with {standing.folder}"] if standing.folder else []
-    if reason:
-        steps.append(f"back up {path} as abathur_{reason}_… in {settings.backup_dir}, and prove that backup")
+    path, folder = settings.db_path, standing.folder
+    steps: tuple[str, ...] = (f"write {new.name} into {path}, in one transaction",)
     if standing.state == "absent":
-        steps.append(f"make {path} of {new.name}, under another name first")
+        steps = (f"make {path} of {new.name}, under another name first",)
     elif standing.goes_aside(new):
-        steps.append(f"move {path}, with its side files, into a new directory abathur_aside_… beside it")
-        steps.append(f"give the name {path.name} to a copy of {new.name}")
-    else:
-        steps.append(f"write {new.name} into {path}, in one transaction")
-    return (*steps, f"validate {path}")
+        aside = f"move {path}, with its side files, into a new directory abathur_aside_… beside it"
+        steps = (aside, f"give the name {path.name} to a copy of {new.name}")
+    begun = f"complete the replacement of {path} that was begun with {folder}" if folder else ""
+    return Change((), steps=steps, do=do, begun=begun, judged=judged)
 
 
 async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now: bool) -> list[Check]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import aiosqlite
 
-from abathur_nb.backups.change import Change, Plan, make_change
+from abathur_nb.backups.change import Change, make_change
 from abathur_nb.backups.taking import copy_out, publish
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
@@ -212,11 +212,7 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
         return
     tables = Counter(table for table, _ in put)
     put_back = ", ".join(f"{counted(number, 'row')} of {table}" for table, number in tables.items())
-    steps = (
-        f"back up {settings.db_path} as abathur_pre_put_back_… in {settings.backup_dir}, and prove that backup",
-        f"in one transaction, put back {put_back}",
-        f"validate {settings.db_path}",
-    )
+    steps = (f"in one transaction, put back {put_back}",)
     facts = {"quarantine": sha256(b"".join(map(canonical, entries))), "rows": sha256(canonical({"put": put}))}
 
     async def do(done: list[Check], committed: Callable[[], object]) -> None:
@@ -227,7 +223,7 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
         committed()
         done.append(Check("put_back", "pass", "in one transaction", f"put back: {put_back}"))
 
-    yield Change((check,), Plan(_TITLE, settings, steps, facts, "repair"), do, backup="pre_put_back")
+    yield Change((check,), _TITLE, steps, facts, do, backup="pre_put_back", switch="repair")
 
 
 async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from abathur_nb.backups.aside import FOLDERS, move_aside, require_movable, set_log_aside, users_of
-from abathur_nb.backups.change import Change, Plan, check_arguments, make_change
+from abathur_nb.backups.change import Change, check_arguments, make_change
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
 from abathur_nb.health.checks import file_checks
@@ -73,18 +73,20 @@ async def troubleshoot(
 async def _find(settings: Settings) -> AsyncIterator[Change]:
     """Lend the repair of what is wrong."""
     found = await diagnose(settings)
-    steps, deeds = _steps(found, settings), {*found.deeds}
-    if found.refused or not steps:
-        yield Change(found.checks, forbidden=found.refused)
+    deeds = {*found.deeds}
+    if found.refused:
+        yield Change(found.checks, forbidden=True)
         return
-
-    facts = {"rows": found.changed, "schema": str(found.schema)}
     yield Change(
         found.checks,
-        Plan("repair", settings, steps, facts, "repair", pending="warn"),
+        "repair",
+        _steps(found, settings),
+        {"rows": found.changed, "schema": str(found.schema)},
         partial(_repair, found, settings),
-        begun="complete" in deeds,
+        begun=_ALONE["complete"].format(path=settings.db_path) if "complete" in deeds else "",
         backup="" if _ALONE.keys() & deeds else "pre_repair",
+        switch="repair",
+        pending="warn",
         validates=not {"rescue", "move aside", "set journal aside"} & deeds,
         past=_past,
         judged=_after_salvage if "salvage" in deeds else tuple,
@@ -96,16 +98,16 @@ def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     path, backups = settings.db_path, settings.backup_dir
     salvaged = salvage_path(settings) if "salvage" in found.deeds else ""
     names = {"path": path, "journal": journal_of(path), "backups": backups, "salvaged": salvaged}
-    deeds = [words.format(**names) for name, words in _DEEDS.items() if name in found.deeds]
-    if not (found.steps or deeds) or _ALONE.keys() & {*found.deeds}:
+    deeds = [words.format(**names) for name, words in _DEEDS.items() if name in {*found.deeds} - {"complete"}]
+    if _ALONE.keys() & {*found.deeds}:
         return tuple(deeds)
-    steps = [f"back up {path} as abathur_pre_repair_… in {backups}, and prove that backup"]
+    steps = []
     if found.changes:
         rows = counted(sum(count for _, count in found.changes), "row")
         steps.append(f"write what is changed, {rows} as before, to {backups}/quarantine")
     if found.steps:
         steps.append("in one transaction:\n" + "\n".join(f"     {step}" for step in found.steps))
-    return (*steps, *deeds, f"validate {path}")
+    return (*steps, *deeds)
 
 
 def _after_salvage(checks: Iterable[Check]) -> Iterable[Check]:
