@@ -3,17 +3,17 @@
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from abathur_nb.backups.aside import complete
-from abathur_nb.backups.taking import kept_before
+from abathur_nb.backups.taking import back_up
 from abathur_nb.config.parameters import Parameter
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.evidence.canonical import canonical, sha256
-from abathur_nb.files import sweep
+from abathur_nb.files import private_directory, sweep
 from abathur_nb.health.checks import file_checks
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.store.connection import explain_error
@@ -113,11 +113,21 @@ async def carry_out(settings: Settings, change: Change, done: list[Check]) -> No
         moved = ", ".join(map(str, complete(settings.db_path))) or "nothing"
         observed = f"a replacement that was begun is completed; moved aside: {moved}"
         done.append(Check("begun_before", "warn", "no replacement was left half done", observed, "none is needed"))
-    if change.backup:
-        async with kept_before(settings, change.backup, done) as committed:
-            await change.do(done, committed)
-    else:
-        await change.do(done, lambda: None)
+    with private_directory(settings.backup_dir, owned_as=settings.db_path.parent) if change.backup else nullcontext():
+        backup, _ = await back_up(settings, reason=change.backup) if change.backup else (None, [])
+        if backup:
+            path = str(backup.path)
+            done.append(Check("kept", "pass", "a proven backup of it", path, name="backup before", data={"path": path}))
+        committed = list[bool]()
+        try:
+            await change.do(done, lambda: committed.append(True))
+        except (sqlite3.Error, OSError, AbathurError) as error:
+            # After a fault of the disk nobody knows what was committed.
+            unknown = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
+            if backup and len(done) == 1 and not committed and not unknown:  # refused: nothing may have changed
+                done.clear()
+                backup.remove()
+            raise
     for folder in dict.fromkeys((settings.db_path.parent, settings.backup_dir)):
         sweep(folder)
     if change.validates:

@@ -14,7 +14,7 @@ from typing import Literal
 import aiosqlite
 
 from abathur_nb.backups.aside import begun, replace_file, users_of
-from abathur_nb.backups.change import Change, carry_out, make_change
+from abathur_nb.backups.change import Change, carry_out
 from abathur_nb.backups.manifest import Content
 from abathur_nb.backups.taking import COPIES, copy_in, copy_out, difference, open_copy, publish, read_content
 from abathur_nb.config.settings import Settings
@@ -22,7 +22,7 @@ from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import nearest_existing, private_directory, scratch_directory, unwritable
 from abathur_nb.health.checks import OTHERS
 from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, free_mb
-from abathur_nb.report import Check, Report, Status
+from abathur_nb.report import Check, Status
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, open_for_change, pragma
 from abathur_nb.store.guarded import Connection, strays_check
@@ -88,25 +88,11 @@ def place_for_scratch(settings: Settings) -> Path:
     return next((place for place in places if os.access(place, os.W_OK | os.X_OK)), places[0])
 
 
-async def replace_content(
-    settings: Settings,
-    action: str,
-    source: AbstractAsyncContextManager[Source],
-    *,
-    apply: bool,
-    confirm: str | None,
-    drill: bool = False,
-) -> Report:
-    """Show how ``source`` would replace what the database holds; do it with ``apply``, or in scratch (``drill``)."""
-    title, finding = f"{action} (drill)" if drill else action, _find(settings, action, source, apply=apply, drill=drill)
-    return await make_change(settings, title, finding, apply=apply, confirm=confirm)
-
-
 @asynccontextmanager
-async def _find(
-    settings: Settings, action: str, source: AbstractAsyncContextManager[Source], *, apply: bool, drill: bool
+async def find_replacement(
+    settings: Settings, action: str, source: AbstractAsyncContextManager[Source], *, apply: bool, drill: bool = False
 ) -> AsyncIterator[Change]:
-    """Lend the replacement by ``source``, while that exists in scratch; for a drill, only its result."""
+    """Lend the change that puts ``source`` in place of what the database holds; for a drill, only its outcome."""
     async with source as new:
         standing = await _look(settings)
         found = await _obstacles(settings, standing, new, now=apply or drill)

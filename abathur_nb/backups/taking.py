@@ -22,7 +22,7 @@ import aiosqlite
 
 from abathur_nb.backups.manifest import FORMAT, Backup, Content, bytes_fault, file_sha256, manifest_of, next_sequence
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import canonical, sealed, sha256
 from abathur_nb.evidence.run import person_and_host, versions_of
 from abathur_nb.files import at, fsync, locked, make_private_file, open_regular, private_directory, scratch_directory
@@ -229,29 +229,6 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
         facts["proof"] = await prove(settings, backup, scratch, bar.update)
         backup = _publish(backup, folder)
     return backup, _checks(backup, copied_s, alien)
-
-
-@asynccontextmanager
-async def kept_before(settings: Settings, reason: str, done: list[Check]) -> AsyncIterator[Callable[[], object]]:
-    """Back up before a change, and add to ``done`` a check that says so.
-
-    The block calls what it gets once the change is committed. If it is refused before that, the backup is removed, so
-    that nothing has changed.
-    """
-    committed = list[bool]()
-    with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
-        backup, _ = await back_up(settings, reason=reason)
-        path = str(backup.path)
-        done.append(Check("kept", "pass", "a proven backup of it", path, name="backup before", data={"path": path}))
-        try:
-            yield lambda: committed.append(True)
-        except (sqlite3.Error, OSError, AbathurError) as error:
-            # After a fault of the disk nobody knows what was committed.
-            unknown = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
-            if len(done) == 1 and not committed and not unknown:
-                done.clear()
-                backup.remove()
-            raise
 
 
 async def prove(

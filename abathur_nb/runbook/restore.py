@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
 
-from abathur_nb.backups.change import check_arguments
+from abathur_nb.backups.change import check_arguments, make_change
 from abathur_nb.backups.manifest import Backup, find_backup, older_than
-from abathur_nb.backups.replacement import Source, place_for_scratch, read_source, replace_content
+from abathur_nb.backups.replacement import Source, find_replacement, place_for_scratch, read_source
 from abathur_nb.backups.taking import UnfitBackupError, difference, unpack
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError, bound_reached
@@ -44,7 +44,8 @@ async def restore_database(
     fault = both if drill is True and apply is True else ""
     check_arguments(fault, confirm=confirm, file=("backup", backup, "backup"), apply=apply, drill=drill)
     source = _proven(settings, backup, from_env, drill=drill)
-    return await replace_content(settings, title, source, apply=apply, confirm=confirm, drill=drill)
+    finding = find_replacement(settings, title, source, apply=apply, drill=drill)
+    return await make_change(settings, f"{title} (drill)" if drill else title, finding, apply=apply, confirm=confirm)
 
 
 @asynccontextmanager

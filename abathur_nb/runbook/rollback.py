@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
-from abathur_nb.backups.change import check_arguments, file_named
+from abathur_nb.backups.change import check_arguments, file_named, make_change
 from abathur_nb.backups.manifest import list_backups, newest_fit
-from abathur_nb.backups.replacement import Source, place_for_scratch, read_source, replace_content
+from abathur_nb.backups.replacement import Source, find_replacement, place_for_scratch, read_source
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
 from abathur_nb.files import scratch_directory
@@ -49,7 +49,8 @@ async def roll_back(
         return Report(_TITLE, (wanted(target, settings),), subject=str(settings.db_path), refused=True)
     if to != FRESH:
         return await restore_database(settings, backup=to, apply=apply, confirm=confirm, title=_TITLE)
-    return await replace_content(settings, _TITLE, _fresh(settings), apply=apply, confirm=confirm)
+    finding = find_replacement(settings, _TITLE, _fresh(settings), apply=apply)
+    return await make_change(settings, _TITLE, finding, apply=apply, confirm=confirm)
 
 
 @asynccontextmanager
