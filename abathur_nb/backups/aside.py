@@ -1,8 +1,8 @@
 """Replacing a file that SQLite can't write into: the old file is moved aside, the new one takes its name.
 
-Several renames are not one transaction. Before the first of them a journal records what is to be done, and whoever
-finds it completes the replacement. The side files go first: a log that stays without its main file would give its rows
-to whatever database is made there next.
+Several renames are not one transaction: a journal, written before the first of them, says what to do, and the next
+change completes it. The side files are moved first: a log that is left behind would add its rows to the next database at
+that path.
 """
 
 import asyncio
@@ -145,7 +145,7 @@ async def set_log_aside(settings: Settings, *, write: bool) -> Check:
     """Copy a database and its damaged log into a new directory beside it, then move the log there.
 
     With ``write``, what SQLite reads of the log is written into the database in between. Raises
-    OSError, and as `require_movable`: who has it open may know more of the log than who reads it anew.
+    OSError, and as `require_movable`: a process that has it open may still read more of the log.
     """
     path = settings.db_path
     require_movable(path)

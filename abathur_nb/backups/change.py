@@ -78,7 +78,7 @@ async def make_change(
 ) -> Report:
     """Show what is found and the plan of the change; with ``apply``, once the plan is approved, make it.
 
-    What is refused has changed nothing. What fails halfway is reported after the steps that were done.
+    A refused change has changed nothing. One that fails halfway is reported after the steps that were done.
     """
     checks, past, done = tuple[Check, ...](), tuple[Check, ...](), list[Check]()
     subject, action = str(settings.db_path), title

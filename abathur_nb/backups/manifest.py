@@ -1,4 +1,4 @@
-"""Which backups there are, by the manifests beside them, which one a restoration takes, and which are kept."""
+"""List backups by their manifests, choose the one to restore, and remove those that no rule keeps."""
 
 import os
 import re
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MANIFEST = ".manifest.json"  # behind the name of the backup
-# Taken before something replaces or repairs a database: as a rule that database is not wanted back.
+# Taken before a change: as a rule nobody wants that state back.
 BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback", "rescued")
 NAME = re.compile(r"abathur_([a-z][a-z0-9_]{0,40})_(\d{8}_\d{6}_\d{3})\.db(\.zst)?")
 FORMAT = 1
@@ -89,11 +89,11 @@ class Backup:
     @property
     def renamed(self) -> str:
         """The name that its manifest gives it, if that is another one; else empty."""
-        return "" if self.facts["file"] == self.path.name else f"its manifest is of {shown(self.facts['file'])}"
+        return "" if self.facts["file"] == self.path.name else f"its manifest names {shown(self.facts['file'])}"
 
     @property
     def unfit(self) -> str:
-        """Why no restoration takes it unless it is named; empty if it can serve."""
+        """Why it is restored only by its name; empty if it is restored without one."""
         if self.is_lost:
             return "the file of its manifest is missing"
         if self.facts["application_id"] != APPLICATION_ID:
@@ -232,7 +232,7 @@ def _may_be_of(backup: Backup, database: Path) -> bool:
 
 
 def newest_fit(backups: Sequence[Backup]) -> Backup | None:
-    """Return the last of ``backups`` that a restoration takes without its being named."""
+    """Return the last of ``backups`` that is restored without being named."""
     return next((b for b in reversed(backups) if not (b.before_a_change or b.unfit)), None)
 
 
@@ -242,7 +242,7 @@ def find_backup(
     """Return the backup that ``name`` names, or else the newest, and notes on others that are newer. Read-only.
 
     ``name`` is a path, or a file's name in ``folder``. A backup from before a change is taken only by its name. Raises
-    RefusedError if there is none, and where a newer one can't serve: an older one has to be named.
+    RefusedError if there is none, and where a newer one cannot be restored: the older one has to be named.
     """
     if name is not None:
         return read_backup(folder / os.path.expanduser(name)), []
@@ -263,10 +263,12 @@ def find_backup(
     by_name = "".join(f"-p backup {quote(b.path.name)}" for b in kept[-1:])
     if chosen is None:
         known = "; ".join([*worse, *(f"{b.path.name} was taken before a change" for b in kept)])
-        observed = f"{folder} holds no backup of {env} that serves: {known or 'it holds none at all'}"
+        observed = f"{folder} holds no backup of {env} that can be restored: {known or 'there is none'}"
         raise RefusedError(observed, f"name one: {by_name or '-p backup FILE'}")
     if worse:
-        observed = f"{folder} holds what is newer than {chosen.path.name}, {age(chosen.taken_at)}, and can't serve: "
+        observed = (
+            f"{folder} holds backups newer than {chosen.path.name}, {age(chosen.taken_at)}, that cannot be restored: "
+        )
         remedy = f"to take the older one, and lose what came since: -p backup {quote(chosen.path.name)}"
         remedy += f"; newer, and taken by its name only: {by_name}" if by_name else ""
         raise RefusedError(observed + "; ".join(worse), remedy)

@@ -102,8 +102,8 @@ def difference(wanted: Content, found: Content) -> str:
 async def copy_out(conn: aiosqlite.Connection, path: Path, *, owned_as: Path) -> None:
     """Write the snapshot that ``conn`` sees to a new file, 0600, in WAL mode; ``publish`` forces it to the disk.
 
-    In one step: with more, a copy beside a busy writer begins anew at each of its commits. Made by root, it belongs to
-    whom ``owned_as`` belongs to. Raises FileExistsError.
+    In one step: with more, a copy beside a busy writer begins anew at each of its commits. If root makes it, it gets the
+    owner of ``owned_as``. Raises FileExistsError.
     """
     make_private_file(path, owned_as=owned_as)
     async with opened(f"{path.as_uri()}?mode=rw") as target:
@@ -131,9 +131,9 @@ async def copy_in(
 ) -> tuple[Content, bool]:
     """Replace the content of the live database by that of ``source``, in one transaction of SQLite's.
 
-    At every moment either the old content is there or the new one, for a reader that has it open too. Waits
-    ``busy_timeout_ms`` for a writer, and calls ``written`` once the new content is committed. Returns what it reads
-    back, and whether somebody else has written meanwhile. Raises BusyError, sqlite3.Error.
+    At every moment each reader sees either the old content or the new one. Waits ``busy_timeout_ms`` for a writer, and
+    calls ``written`` once the new content is committed. Returns what it reads back, and whether another process has
+    written meanwhile. Raises BusyError, sqlite3.Error.
     """
     path = settings.db_path
     deadline = monotonic() + settings.busy_timeout_ms / 1000
@@ -152,12 +152,12 @@ async def copy_in(
         written()
         await live.execute_fetchall("BEGIN")
         found = await read_content(live, progress=progress)
-        # Own commits leave it as it is.
+        # A commit of this connection does not change it.
         return found, await pragma(live, "data_version") != version
 
 
 def publish(draft: Path, path: Path) -> None:
-    """Give a finished file its name, durably; raise FileExistsError if the name is taken, and leave what has it."""
+    """Give a finished file its name, durably. Raises FileExistsError, and changes nothing, if the name exists."""
     fsync(draft)
     os.link(draft, path)  # refuses a name that exists, where rename would replace it
     try:
@@ -175,7 +175,7 @@ _SPARE_MB = 50  # that unpacking leaves free
 
 
 class UnfitBackupError(RefusedError):
-    """Refuse a backup that can't serve: another one has to be named."""
+    """Raised for a backup that cannot be restored: the operator has to name another one."""
 
     def __init__(self, observed: str) -> None:
         super().__init__(observed, "choose another backup")
@@ -184,8 +184,8 @@ class UnfitBackupError(RefusedError):
 async def back_up(settings: Settings, *, reason: str, compress: bool = False) -> tuple[Backup, list[Check]]:
     """Take a backup and prove it; return it with its checks, none of which failed.
 
-    What its database fails of ``validate`` is a warning, and is kept in the manifest: a broken database is backed up
-    too, before it is repaired. Raises RefusedError, BusyError, sqlite3.Error, OSError; then there is no backup.
+    Checks of ``validate`` that the database fails become a warning and are kept in the manifest: a broken database is
+    backed up too, before its repair. Raises RefusedError, BusyError, sqlite3.Error, OSError; then there is no backup.
     """
     from tqdm import tqdm
 
@@ -236,8 +236,7 @@ async def prove(
 ) -> dict[str, Any]:
     """Restore a backup into ``scratch``, validate the result, and compare it with the snapshot, row by row.
 
-    Returns when, the seconds that restoring and validating took, and the ids of the checks that failed, as they must
-    have failed for the snapshot's database. Raises RefusedError where the content differs from the snapshot's.
+    Returns when, the seconds that restoring and validating took, and the ids of the checks that failed. Raises RefusedError where the content differs from the snapshot's.
     """
     restored = replace(settings, db_path=scratch / "restored.db")
     moment, started = utc_now(), perf_counter()

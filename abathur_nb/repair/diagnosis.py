@@ -110,7 +110,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
 async def _outside(settings: Settings) -> Diagnosis | None:
     """Diagnose what keeps a database from being read, such as lost files or a destroyed header."""
     path = settings.db_path
-    if lost := strays(path):  # what they hold is lost with them, and what is read meanwhile is half of the truth
+    if lost := strays(path):  # their rows end with them, and the file at the path is only a part of the database
         check, newer = await asyncio.to_thread(stray_rows, settings, lost)
         return Diagnosis((check,), ("rescue",) if newer else ())
     there = examine(settings)
@@ -150,7 +150,7 @@ async def _inside(settings: Settings) -> Diagnosis:
     path, found = settings.db_path, Diagnosis()
     first = Look.at_files(path)
     checks = await file_checks(settings, unrepaired=_FIRST)  # the repair is this very diagnosis
-    # Nothing is planned without the checks on which the others rest: it would be a part only.
+    # Without the checks on which others rest there is no plan: it would be incomplete.
     if checks[0].status == "error" or any(check.status == "error" and check.id == "integrity" for check in checks):
         return Diagnosis(checks, refused=True)
     checks = tuple(check for check in checks if check.id != "log")
@@ -174,7 +174,7 @@ async def _inside(settings: Settings) -> Diagnosis:
         return Diagnosis((*checks, failed))
     if log.status == "error":
         return Diagnosis((*checks, log), refused=True)
-    if log.failed:  # any other repair would write, and so throw away what is left of it
+    if log.failed:  # any other repair would write, and so overwrite the rest of the log
         corrupt = "integrity" in failing and bool(failing["integrity"].data.get("is_corrupt"))
         why = await _why_alone(path, log, corrupt=corrupt)
         if why or not corrupt or "salvage" not in found.deeds:
@@ -197,7 +197,7 @@ async def _inside(settings: Settings) -> Diagnosis:
 
 
 async def _why_alone(path: Path, log: Check, *, corrupt: bool) -> str:
-    """Say why to keep the database file alone, not what is read through its damaged log, or nothing. Read-only."""
+    """Return why the file alone is better than what is read through its damaged log; empty if not. Read-only."""
     newer = await asyncio.to_thread(ask, "newer", path, str(log.data["torn"]))
     if not newer and not corrupt:
         return ""
@@ -210,7 +210,7 @@ async def _why_alone(path: Path, log: Check, *, corrupt: bool) -> str:
 
 
 def _without_log(checks: tuple[Check, ...], log: Check, why: str) -> Diagnosis:
-    """Plan to set a damaged log aside, after what SQLite reads of it is written unless there is a ``why`` not to."""
+    """Plan to move a damaged log aside; before, SQLite writes what it reads of the log, unless ``why`` says not to."""
     if not why:
         log = replace(log, remedy=f"{log.remedy}; then {REPAIR}, as far as SQLite reads the log")
         return Diagnosis((*checks, log), ("write log",))
@@ -272,11 +272,11 @@ async def _treat_damage(
     # What makes indexes differ from their tables may be the header alone.
     header = await asyncio.to_thread(ask, "header", settings.db_path, "4") if indexes else ""
     if HEADER in failing or header or not indexes:
-        cause = f"{header or 'damaged pages'}: a fault of the disk, or somebody who wrote around SQLite"
+        cause = f"{header or 'damaged pages'}: a fault of the disk, or a program that wrote to the file without SQLite"
         found.plan("integrity", "salvage", cause=cause, remedy=_RESTORE.format(restore))
         found.remedies[HEADER] = _RESTORE.format(restore)
     elif rows := await statements.duplicates(conn, indexes):
-        cause = f"rows with the key of another, which a whole index keeps out: {some(rows)}"
+        cause = f"rows that share a unique key, which an intact index refuses: {some(rows)}"
         remedy = f"restore a backup from before them: {restore}; or decide by hand which of these rows stay"
         found.plan("integrity", cause=cause, remedy=remedy)
     else:

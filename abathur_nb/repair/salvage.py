@@ -57,7 +57,7 @@ def salvaged_before(settings: Settings) -> Check | None:
     path = salvage_path(settings)
     if not path.exists():
         return None
-    observed = f"{path} was written from this very file before: the run that did it says what became of each table"
+    observed = f"{path} was salvaged from this same file before: that run reports what became of each table"
     return Check("salvaged", "warn", _EXPECTED, observed, _remedy(settings, path), data={"path": str(path)})
 
 

@@ -84,7 +84,7 @@ def _required(table: str) -> frozenset[str]:
 
 
 def _doomed(table: str, name: str = "") -> str:
-    """Return SQL that is true for a row that can't stay, as a reference that it must have leads nowhere, or nothing."""
+    """Return SQL that is true for a row to be deleted, as a required reference leads to no row; empty without one."""
     return " OR ".join(_lost(ref, name or table) for ref in _references(table) if ref[0] in _required(table))
 
 

@@ -188,7 +188,7 @@ async def test_a_newer_one_that_was_renamed_counts_by_its_manifest(name: str, da
     else:
         chosen = next(c for c in (await nb.restore_database(database)).checks if c.id == "backup")
         assert (chosen.status, told in chosen.observed) == ("warn", True)
-        assert "its manifest is of" in chosen.observed
+        assert "its manifest names" in chosen.observed
     assert told in nb.show_backups(database).index
     (await nb.backup_database(database, keep=ONE)).raise_for_failures()
     assert newer.path.with_name(path).exists(), "what was renamed is kept by hand"
@@ -312,7 +312,7 @@ async def test_a_manifest_of_any_other_shape_costs_its_own_backup_alone(every: i
         assert good.path in [backup.path for backup in found], what
         assert set(faults) | {backup.path.name for backup in found} == {bad.path.name, good.path.name}, what
         nb.show_backups(database).to_html().encode()
-        with suppress(nb.RefusedError):  # where it is newer, and can't serve
+        with suppress(nb.RefusedError):  # where it is newer and cannot be restored
             find_backup(database.backup_dir, None, database.env, database.db_path)
         if bad.path.name in faults:
             assert bad.manifest.name in faults[bad.path.name], what
