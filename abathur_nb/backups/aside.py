@@ -1,8 +1,8 @@
 """Replacing a file that SQLite can't write into: the old file is moved aside, the new one takes its name.
 
 Several renames are not one transaction: a journal, written before the first of them, says what to do, and the next
-change completes it. The side files are moved first: a log that is left behind would add its rows to the next database at
-that path.
+change completes it. The side files are moved first: a log that is left behind would add its rows to the next database
+at that path.
 """
 
 import asyncio

@@ -102,8 +102,8 @@ def difference(wanted: Content, found: Content) -> str:
 async def copy_out(conn: aiosqlite.Connection, path: Path, *, owned_as: Path) -> None:
     """Write the snapshot that ``conn`` sees to a new file, 0600, in WAL mode; ``publish`` forces it to the disk.
 
-    In one step: with more, a copy beside a busy writer begins anew at each of its commits. If root makes it, it gets the
-    owner of ``owned_as``. Raises FileExistsError.
+    In one step: with more, a copy beside a busy writer begins anew at each of its commits. If root makes it, it gets
+    the owner of ``owned_as``. Raises FileExistsError.
     """
     make_private_file(path, owned_as=owned_as)
     async with opened(f"{path.as_uri()}?mode=rw") as target:
@@ -236,7 +236,8 @@ async def prove(
 ) -> dict[str, Any]:
     """Restore a backup into ``scratch``, validate the result, and compare it with the snapshot, row by row.
 
-    Returns when, the seconds that restoring and validating took, and the ids of the checks that failed. Raises RefusedError where the content differs from the snapshot's.
+    Returns when, the seconds that restoring and validating took, and the ids of the checks that failed. Raises
+    RefusedError where the content differs from the snapshot's.
     """
     restored = replace(settings, db_path=scratch / "restored.db")
     moment, started = utc_now(), perf_counter()
