@@ -193,9 +193,6 @@ def cell_id(notebook: Mapping[str, Any], name: str) -> dict[str, str]:
     return {"id": name} if notebook["nbformat_minor"] >= 5 else {}
 
 
-# --- the archive
-
-
 def keep(
     folder: Path, settings: Settings, notebook: Mapping[str, Any], *, html: bool = True, as_template: bool = False
 ) -> None:

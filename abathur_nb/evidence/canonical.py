@@ -118,8 +118,6 @@ def moment(data: object) -> bool:
         return False
 
 
-# --- the home directory
-
 # What may precede the home directory: no letter, dot, slash or tilde, which would make it part of a longer path, but an
 # escape sequence of a terminal or of JSON, an option's letter (-I/home/al), ../.., or the beginning of a file's URI.
 _BEGINS = (
@@ -161,8 +159,6 @@ def _tilde(value: Any, homes: list[str]) -> Any:
         return [_tilde(item, homes) for item in value]
     return value
 
-
-# --- secrets
 
 _SHORTEST = 8  # characters of a secret
 

@@ -141,9 +141,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=str)
 
 
-# --- the cells
-
-
 def _cells(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield what the page shows of each cell; the ``kind`` is code, html or text."""
     for number, cell in enumerate(notebook["cells"]):

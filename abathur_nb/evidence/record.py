@@ -58,6 +58,10 @@ class Started:
         """Return the user and the host."""
         return f"{self.user} on {self.host}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data, which JSON can hold."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record(Started):
@@ -88,9 +92,8 @@ class Record(Started):
         return (moment_of(self.ended_at) - moment_of(self.started_at)).total_seconds()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as plain data, which JSON can hold."""
-        plain = {each.name: getattr(self, each.name) for each in fields(self)}
-        return plain | {"reports": [report.to_dict() for report in self.reports]}
+        """Return it as plain data, which JSON can hold."""
+        return Started.to_dict(self) | {"reports": [report.to_dict() for report in self.reports]}
 
 
 _BOUND = (number, type(None))
@@ -152,9 +155,6 @@ def summary(record: Record) -> str:
         *([f"broke in cell {error['cell']}: {error['name']}: {error['message']}"] if error else []),
     ]
     return "\n".join(lines)
-
-
-# --- read back from an archive
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,12 +309,8 @@ def read_entry(archive: Path, run_id: str, line: Line | None) -> Entry:
     if record:
         if digest not in ("", record.started_sha256):
             faults.append(f"{run_id}/{RECORD}: it does not belong to this {STARTED}")
-        noted: dict[str, Mapping[str, Any]] = {}
-        if started:
-            noted[STARTED] = {each.name: getattr(started, each.name) for each in fields(Started)}
-        if line:
-            noted[LEDGER] = {name: line.data[name] for name in IN_LINE}
-        for source, data in noted.items():
+        listed = {name: line.data[name] for name in IN_LINE} if line else {}
+        for source, data in ((STARTED, started.to_dict() if started else {}), (LEDGER, listed)):
             if other := sorted(name for name in data if getattr(record, name) != data[name]):
                 faults.append(f"{run_id}/{RECORD}: {', '.join(other)} is not what {source} says")
     return Entry(run_id, folder, started, record, line, tuple(faults))

@@ -10,7 +10,6 @@ import stat
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import fields
 from datetime import UTC, datetime
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -115,9 +114,6 @@ async def _identity(settings: Settings) -> dict[str, Any] | None:
         return {**found, "unread": str(explain_error(path, error))}
 
 
-# --- the two files that a run writes
-
-
 def refused_before(settings: Settings, notebook: str) -> tuple[Check, ...]:
     """Return the checks of the path and file system that forbid a notebook to run. Read-only."""
     target, known = examine(settings), notebook_named(notebook)
@@ -212,10 +208,8 @@ def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: An
     Raises RefusedError where it would hold a secret, or can't be written, ValueError where started.json was altered.
     """
     begun = read_regular(folder / STARTED)
-    started = read_run(Started, unsealed(begun))
-    words = {each.name: getattr(started, each.name) for each in fields(Started)}
-    data = Record(**words, started_sha256=sha256(begun), ended_at=utc_now(), verdict=verdict, **found).to_dict()
-    content = sealed(tilde(data))
+    found |= {"started_sha256": sha256(begun), "ended_at": utc_now(), "verdict": verdict}
+    content = sealed(tilde(Record(**read_run(Started, unsealed(begun)).to_dict(), **found).to_dict()))
     record = read_run(Record, unsealed(content))  # so that whatever is written can be read back
     refuse_secrets(settings, {RECORD: content})
     try:
@@ -223,9 +217,6 @@ def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: An
     except OSError as failure:
         raise _unwritable(folder.parent, failure) from None
     return record
-
-
-# --- the run that a notebook holds
 
 
 def start_run(settings: Settings, notebook: str) -> "Run":

@@ -27,9 +27,6 @@ _PAYLOAD_TYPE = "application/vnd.in-toto+json"  # https://github.com/in-toto/att
 _TESTS = {"passedTests": ("pass",), "warnedTests": ("warn",), "failedTests": ("fail", "error")}
 
 
-# --- the keys
-
-
 def signer(settings: Settings) -> "Ed25519PrivateKey | None":
     """Return the key in the file that the settings name, or None where they name none. Read-only.
 
@@ -54,26 +51,16 @@ def signer(settings: Settings) -> "Ed25519PrivateKey | None":
 
 
 def public_keys(paths: Iterable[str]) -> PublicKeys:
-    """Return the ed25519 keys in these PEM files by their ids; raise ConfigurationError with every fault. Read-only."""
-    found: dict[str, Ed25519PublicKey] = {}
-    faults: list[str] = []
-    for name in paths:
-        try:
-            key = _public_key(name)
-            found[_keyid(key)] = key
-        except ConfigurationError as error:
-            faults += error.faults
-    if faults:
-        raise ConfigurationError(faults)
-    return found
+    """Return the ed25519 keys in these PEM files by their ids; raise ConfigurationError for any other. Read-only."""
+    return dict(map(_public_key, paths))
 
 
-def _public_key(name: str) -> "Ed25519PublicKey":
+def _public_key(name: str) -> "tuple[str, Ed25519PublicKey]":
     path, key, _ = _load("--key", name, "load_pem_public_key", relative=True)
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     if isinstance(key, Ed25519PublicKey):
-        return key
+        return _keyid(key), key
     made = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem makes one"
     raise ConfigurationError(f"--key: expected a public ed25519 key (PEM), found none in {path}; {made}")
 
@@ -103,9 +90,6 @@ def _keyid(key: "Ed25519PublicKey") -> str:
     """Return the id of a key, as securesystemslib makes it of its canonical JSON."""
     public = {"public": key.public_bytes_raw().hex()}
     return sha256(canonical({"keytype": "ed25519", "keyval": public, "scheme": "ed25519"}).rstrip(b"\n"))
-
-
-# --- what is signed
 
 
 def _statement(record: Record, hashes: Mapping[str, str], *, as_template: bool) -> bytes:
@@ -154,9 +138,6 @@ def _enclosed(payload: bytes, signatures: list[dict[str, str]]) -> bytes:
 
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-# --- how it is checked
 
 
 class Checked(NamedTuple):

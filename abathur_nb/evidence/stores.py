@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from shlex import join
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from abathur_nb.config.settings import Settings, absolute_path, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
@@ -25,10 +25,6 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^?#\s]*)")
 _MD5 = re.compile(r'"([0-9a-f]{32})"')  # an ETag of S3, of an object that was sent in one piece
 # s3fs tries each request 5 times, and so does botocore below it: a server that never answers would take 6 minutes.
 _TRIES_TWICE = ("s3", "s3a")
-T = TypeVar("T")
-
-
-# --- which archive is meant
 
 
 def chosen_archive(arguments: argparse.Namespace) -> Path | str:
@@ -68,9 +64,6 @@ def read_whole(path: Path) -> bytes:
         return file.read()
 
 
-# --- where copies lie
-
-
 class Store(NamedTuple):
     """Hold how to reach the objects of a copy, which have names such as ``RUNID/record.json``.
 
@@ -99,10 +92,10 @@ def open_store(url: str) -> Store:
     return Store(where, _telling(where, found), _telling(where, read), _telling(where, add))
 
 
-def _telling(where: str, call: Callable[..., T]) -> Callable[..., T]:
+def _telling(where: str, call: Callable[..., Any]) -> Callable[..., Any]:
     """Return ``call`` with what it raises reported in one line."""
 
-    def words(*given: object) -> T:
+    def words(*given: object) -> Any:
         try:
             return call(*given)
         except AbathurError:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -35,7 +36,7 @@ from abathur_nb.text import counted, moment_of, shown, some
 _SEALED = {STARTED, RECORD}  # all that a run without a line has
 _EVERY_RUN = _SEALED | {NOTEBOOK, STATEMENT}  # that has a line; and as a rule a page
 _FILES = _EVERY_RUN | {PAGE, PDF}
-_CLOCKS_S = 120  # a line is dated before it waits for the lock, and a clock may be set back a little
+_CLOCKS = timedelta(minutes=2)  # a line is dated before it waits for the lock, and a clock may be set back a little
 _NAMED = 5  # objects that an error names
 _FIND_OUT = "find out who did it; trust a copy that verify passes"
 # What must hold, in the order in which faults are named; what is observed if it does; the remedy if it does not.
@@ -140,7 +141,7 @@ def _of_order(entries: list[Entry], ledger: Ledger) -> Found:
         after = following.get(head)
         if head not in known:
             yield "order", f"{entry.run_id}: the last line of the ledger when it began is gone: cut off, or rewritten"
-        elif after and after != entry.line and _seconds(after.data["written_at"], began) > _CLOCKS_S:
+        elif after and after != entry.line and moment_of(began) - moment_of(after.data["written_at"]) > _CLOCKS:
             words = f"it began at {began}, and does not know {LEDGER} line {after.number}, which was written before"
             yield "order", f"{entry.run_id}: {words}"
         elif head == FIRST and entry.line and _place(started) != first:
@@ -149,10 +150,6 @@ def _of_order(entries: list[Entry], ledger: Ledger) -> Found:
 
 def _place(started: Started) -> str:
     return f"{started.env} {started.settings.get('archive_dir')} on {started.host}"
-
-
-def _seconds(earlier: str, later: str) -> float:
-    return (moment_of(later) - moment_of(earlier)).total_seconds()
 
 
 def _strangers(archive: Path, entries: list[Entry]) -> Found:
@@ -185,9 +182,6 @@ def command(arguments: argparse.Namespace) -> int:
         report = replace(verify_archive(archive, keys=keys), subject=arguments.archive)
     sys.stdout.write(f"{report}\n")
     return 0 if report.ok else 1
-
-
-# --- a copy
 
 
 def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:

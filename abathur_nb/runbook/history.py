@@ -161,8 +161,6 @@ def _changes(runs: Sequence[Entry]) -> Table:
     return Table(heads, tuple(rows), "neither the schema nor a plan has changed" if known else _NO_RUN)
 
 
-# --- the difference of two runs
-
 Found = dict[tuple[str, str], Any]  # each fact by its kind and its name
 
 

@@ -254,14 +254,12 @@ def test_a_wrong_passphrase_is_told_and_never_shown(settings: Settings, tmp_path
 
 
 @pytest.mark.needs("openssl")
-def test_every_wrong_public_key_is_named_at_once(key: Path, tmp_path: Path) -> None:
+def test_a_wrong_public_key_is_refused_with_the_command_that_makes_one(key: Path, tmp_path: Path) -> None:
     make_key(tmp_path / "rsa.pem", "-algorithm", "RSA")
-    given = [str(key), str(tmp_path / "absent"), str(key.with_suffix(".pub")), str(tmp_path / "rsa.pub")]
-    with pytest.raises(ConfigurationError) as caught:
-        public_keys(given)
-    private, absent, other = caught.value.faults
-    assert "found none in" in private
-    assert "openssl pkey -in PRIVATE.pem -pubout" in private
-    assert "No such file" in absent
-    assert "found none in" in other
-    assert len(public_keys(given[2:3])) == 1
+    for path, words in (
+        (key, "openssl pkey -in PRIVATE.pem -pubout"),
+        (tmp_path / "absent", "No such file"),
+        (tmp_path / "rsa.pub", "found none in"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            public_keys([str(key.with_suffix(".pub")), str(path)])
