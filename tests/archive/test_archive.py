@@ -13,7 +13,6 @@ from typing import Any
 import archives
 import papermill
 import pytest
-from damage import fingerprint
 from running import SOUND, artifact_of, assert_archived, only_run, write_notebook
 
 from abathur_nb.cli import main
@@ -43,14 +42,6 @@ def test_an_archived_run_has_its_files_and_a_line_with_their_hashes(database: Se
     assert (line.data["run_id"], line.data["verdict"]) == (folder.name, "pass")
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (*folder.iterdir(), folder.parent / LEDGER)}
     assert modes == {0o600}
-
-
-def test_an_archived_run_is_not_archived_again(database: Settings) -> None:
-    folder = archives.run(database)
-    before = fingerprint(folder.parent)
-    with pytest.raises(RefusedError, match="is archived already"):
-        keep(folder, database, archives.notebook("another"))
-    assert fingerprint(folder.parent) == before
 
 
 def _keep(db_path: Path, folder: Path, text: str) -> str:

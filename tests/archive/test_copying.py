@@ -1,6 +1,5 @@
 """A copy of an archive: run by run, never changed afterwards, a valid archive wherever it was cut short."""
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -177,21 +176,10 @@ def test_a_file_that_is_not_what_the_ledger_names_stops_it_before_anything_is_wr
     archive: Path, tmp_path: Path
 ) -> None:
     path = sorted(path for path in archive.iterdir() if path.is_dir())[1] / STARTED
-    elsewhere = Path(shutil.copy(path, tmp_path / "elsewhere"))
-    changes: dict[str, Callable[[Path], object]] = {
-        "is gone": lambda _: None,
-        "is not the file": lambda path: path.write_bytes(elsewhere.read_bytes().replace(b"init", b"inix")),
-        "cannot be read": os.mkfifo,
-        "cannot be read: not a regular file": lambda path: path.symlink_to(elsewhere),
-    }
-    for words, change in changes.items():
-        path.unlink()
-        change(path)
-        with pytest.raises(RefusedError, match=f"{path.parent.name}/{STARTED}: it {words}"):
-            copy_archive(archive, str(tmp_path / "copy"))
-        assert not (tmp_path / "copy").exists()
-        if not path.exists():
-            path.touch()
+    path.write_bytes(path.read_bytes().replace(b"init", b"inix"))
+    with pytest.raises(RefusedError, match=f"{path.parent.name}/{STARTED}: it is not the file"):
+        copy_archive(archive, str(tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
 
 
 @pytest.mark.parametrize("url", ["file URL", S3], indirect=True)

@@ -91,28 +91,6 @@ def test_killed_at_any_byte_it_leaves_a_torn_line_that_the_next_one_closes(
         assert (tmp_path / LEDGER).read_bytes().startswith(before + added[:length]), "append-only"
 
 
-@pytest.mark.parametrize("written", [0, 100])
-def test_a_killed_process_leaves_no_lock_behind(written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger_of(tmp_path, 1)
-    if not (child := os.fork()):
-        write = os.write
-
-        def killed(descriptor: int, content: bytes) -> int:
-            write(descriptor, content[:written])
-            os.kill(os.getpid(), signal.SIGKILL)
-            return 0
-
-        monkeypatch.setattr(os, "write", killed)
-        add(tmp_path, 1)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert bool(read_ledger(tmp_path).torn) is (written > 0)
-    add(tmp_path, 2)
-    read = read_ledger(tmp_path)
-    assert read.faults == ()
-    assert list(read.runs) == [run_id_of(0), run_id_of(2)]
-
-
 @pytest.mark.parametrize("torn", [b"", b'{"ended_at":"20'])
 @pytest.mark.parametrize("room", [0, 200])
 def test_a_full_disk_leaves_the_ledger_as_it_was(torn: bytes, room: int, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fsspec import filesystem
 from main_helpers import command
 from patience import HANGING_S
 
+import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.verify import copy_archive
 
@@ -73,15 +74,11 @@ def test_runs_diff_and_verify_say_of_the_copy_what_they_say_of_the_archive(archi
     assert left_behind() == before
 
 
-def test_the_history_notebook_reads_a_copy(archive: Path, url: str, database: Settings) -> None:
+def test_history_reads_a_copy(archive: Path, url: str, settings: Settings) -> None:
     copy_archive(archive, url)
     shutil.rmtree(archive)
-    done = command(
-        "run", "history", "--env", "development", "-p", "db_path", str(database.db_path), "-p", "archive", url
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    (page,) = archive.glob("*/page.html")
-    assert url in page.read_text()
+    history = nb.read_history(settings, url)
+    assert (len(history.runs), history.report.subject) == (3, url)
 
 
 @pytest.mark.parametrize(

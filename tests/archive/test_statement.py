@@ -66,20 +66,10 @@ def test_it_names_every_file_by_its_hash_and_every_check_by_what_became_of_it(se
     assert predicate["warnedTests"] == ["validate: is warn"]
     assert predicate["failedTests"] == ["validate: is fail", "validate: is error"]
     assert "is skip" not in json.dumps(statement)
-
-
-def test_its_configuration_is_the_template_and_what_it_was_run_with(settings: Settings) -> None:
-    record = made(settings)
-    by_name = {one["name"]: one for one in said(envelope(settings, record, HASHES))["predicate"]["configuration"]}
+    by_name = {one["name"]: one for one in predicate["configuration"]}
     assert by_name["validate.ipynb"]["digest"] == {"sha256": record.template["sha256"]}
-    assert json.loads(base64.b64decode(by_name["run"]["content"])) == {
-        "notebook": "validate",
-        "env": "development",
-        "parameters": {"env": "development"},
-        "as_template": False,
-    }
-    other = replace(record, settings={**record.settings, "readers": "9"})
-    assert said(envelope(settings, other, HASHES))["predicate"]["configuration"][1] != by_name["settings"]
+    run = json.loads(base64.b64decode(by_name["run"]["content"]))
+    assert (run["notebook"], run["env"], run["as_template"]) == ("validate", "development", False)
 
 
 @pytest.fixture(params=["plain", "encrypted"])
@@ -213,11 +203,8 @@ BAD_KEYS: list[tuple[Callable[[Path], object], str]] = [
     (_fifo, "not a regular file"),
     (lambda path: path.symlink_to(path), "cannot be read: Too many levels of symbolic links"),
     (lambda path: make_key(path).chmod(0o640), "with mode 0640: chmod 600 "),
-    (lambda path: make_key(path).chmod(0o604), "with mode 0604: chmod 600 "),
-    (lambda path: path.write_bytes(b""), "found none in"),
     (lambda path: path.write_bytes(b"\xff" * 70_000), "found none in"),
     (lambda path: make_key(path, "-algorithm", "RSA"), "found none in"),
-    (lambda path: make_key(path, "-algorithm", "ed448"), "found none in"),
     (lambda path: make_key(path).write_bytes(path.with_suffix(".pub").read_bytes()), "found none in"),
     (
         lambda path: make_key(path, "-algorithm", "ed25519", "-aes-256-cbc", "-pass", "pass:12345678"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from archives import archive, check, ledger_lines, make_key, notebook, run, seal
-from damage import fingerprint, run_as_other
+from damage import fingerprint
 from faults.tampering import TAMPERINGS, Tampering
 
 from abathur_nb.cli import main
@@ -207,27 +207,6 @@ def test_wrong_arguments_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixtu
         with pytest.raises(SystemExit) as ended:
             main(["verify", *arguments])
         assert ended.value.code == 2
-
-
-def test_an_archive_that_may_not_be_read_is_refused(settings: Settings, public: Path) -> None:
-    """As another user than root, whom no mode holds."""
-    shutil.move(archive(settings), public / "runs")
-    (public / "runs").chmod(0o700)
-    # Imported before the privileges are dropped: the package may stand where only root can read it.
-    program = (
-        "import contextlib, io\n"
-        "from abathur_nb.cli import main\n"
-        "with contextlib.redirect_stderr(io.StringIO()) as told: code = main(['verify', sys.argv[1]])\n"
-        "print(code, told.getvalue())\n"
-    )
-    imported = "import abathur_nb.evidence.verify, abathur_nb.evidence.canonical, abathur_nb.__main__\n"
-    told = run_as_other(program, public / "runs", imports=imported)
-    assert told.startswith("2 ")
-    assert "cannot be read: Permission denied" in told
-    (public / "runs").chmod(0o755)
-    told = run_as_other(program, public / "runs", imports=imported)
-    assert told.rstrip().endswith("1")
-    assert "cannot be read" in told
 
 
 @pytest.fixture

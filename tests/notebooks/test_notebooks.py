@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -93,16 +91,6 @@ def test_its_parameters_are_those_that_papermill_finds_and_each_says_what_it_mea
     assert (declared["env"].default, declared["db_path"].default) == ("development", None)
     (table,) = (cell.source for cell in read(path).cells if cell.source.startswith("## Parameters"))
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(declared)
-
-
-def test_papermill_help_shows_each_parameter_with_its_type_and_default() -> None:
-    path = NOTEBOOKS / "benchmark.ipynb"
-    command: list[str | Path] = [Path(sys.executable).with_name("papermill"), "--help-notebook", path]
-    told = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert ("Can't infer" in told.stdout, told.stderr) == (False, "")
-    flat = " ".join(told.stdout.split())
-    for name, found in papermill.inspect_notebook(path).items():
-        assert f"{name}: {found['inferred_type_name']} (default {found['default']}) {found['help']}" in flat
 
 
 @each_notebook

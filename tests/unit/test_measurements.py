@@ -85,13 +85,6 @@ def test_only_a_difference_beyond_the_intervals_is_one(now: list[int], before: l
     assert (check.status, bool(check.remedy)) == (status, status == "warn")
 
 
-def test_the_machine_is_compared_before_the_samples() -> None:
-    """Of another machine a difference in time says little: whoever reads on shall know."""
-    told = list(compare({"a": [MS]}, {"rows": 1}, earlier_run({"a": [MS]}, {"rows": 2})))
-    assert [check.name for check in told] == ["machine", "a against the earlier run"]
-    assert told[0].status == "warn"
-
-
 def test_the_machine_is_told_by_name(settings: Settings) -> None:
     told = describe_machine(settings, 10, 20)
     assert (told["rows"], told["repetitions"], told["readers"]) == (10, 20, settings.readers)

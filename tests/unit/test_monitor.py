@@ -62,17 +62,6 @@ async def test_what_is_counted_is_what_there_is(database: Settings) -> None:
     assert {sample.name for sample in found.snapshot.samples} == set(GAUGES), "each gauge is measured"
 
 
-async def test_all_but_the_largest_namespaces_are_counted_together(database: Settings) -> None:
-    row = "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES ('n:{}', 'k{}', '{{}}', 'semantic')"
-    run_sql(database.db_path, *(row.format(f"{n:02}", k) for n in range(30) for k in range(2)))
-    found = await monitor(database)
-    own = [s for s in found.snapshot.samples if s.name == "abathur_namespace_rows"]
-    assert len(own) == 21
-    assert value(found, "abathur_namespace_rows", namespace="others") == 2 * 10 + 3
-    assert value(found, "abathur_namespace_rows_of_last_day", namespace="others") == 2 * 10 + 3
-    assert sum(s.value for s in own) == 63
-
-
 async def test_a_look_changes_nothing_and_what_it_measured_is_kept_in_the_record(database: Settings) -> None:
     snapshot, report = await take_snapshot(database)
     assert report.ok
@@ -161,19 +150,6 @@ async def test_the_last_backup_and_the_last_green_validation_are_told(database: 
     (await nb.backup_database(other)).raise_for_failures()
     found = await monitor(other)
     assert (value(found, LAST_BACKUP), value(found, LAST_VALIDATION)) == (0, 0)
-
-
-async def test_of_a_database_that_cannot_be_read_the_rest_is_told(database: Settings) -> None:
-    (await nb.backup_database(database)).raise_for_failures()
-    with database.db_path.open("r+b") as file:
-        file.write(b"x" * 1000)
-    found = await monitor(database, record=True)
-    assert not found.report.ok
-    assert value(found, UP) == 0
-    assert value(found, LAST_BACKUP) > 0
-    assert value(found, "abathur_disk_free_bytes") > 0
-    assert {"database can be read", "database file"} <= {c.name for c in found.report.checks if c.status != "pass"}
-    assert "nothing could be measured" in nb.charts.monitoring_over_time(found).alt
 
 
 async def test_a_database_that_is_not_there_is_told_and_not_made_and_so_is_a_wrong_argument(settings: Settings) -> None:

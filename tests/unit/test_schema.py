@@ -6,7 +6,7 @@ from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
-from damage import drop_index, flip_bits, run_sql, untouched
+from damage import drop_index, run_sql
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
@@ -62,20 +62,6 @@ async def test_without_a_database_the_note_says_so_and_what_is_planned_can_be_sh
     assert schema.objects == {}
     assert schema.note.startswith("no database")
     assert not settings.db_path.parent.exists()
-
-
-async def test_what_can_be_read_of_a_damaged_file_is_shown_with_a_note(database: Settings) -> None:
-    with closing(sqlite3.connect(database.db_path)) as conn:
-        roots = [page for (page,) in conn.execute("SELECT rootpage FROM sqlite_master WHERE tbl_name = 'metrics'")]
-    for page in roots:
-        flip_bits(database.db_path, 4096 * (page - 1), 8)
-    with untouched(database.db_path):
-        schema = await nb.show_schema(database)
-    assert schema.note.startswith("not all could be read: ")
-    assert "CORRUPT" in schema.note
-    assert "CORRUPT" in schema.to_html()
-    assert schema.objects == expected_objects()
-    assert set(schema.rows) == {"sessions", "memory_entries", "document_index", "tasks", "agents", "state", "audit"}
 
 
 async def test_what_is_shown_and_recorded_is_the_live_schema_and_not_the_expected_one(database: Settings) -> None:

@@ -25,7 +25,7 @@ from abathur_nb.runbook.restore import restore_database
 from abathur_nb.runbook.validate import validate_database
 from abathur_nb.store.connection import SIDE_FILES
 from abathur_nb.store.database import Database
-from abathur_nb.store.target import examine, identify
+from abathur_nb.store.target import identify
 
 
 def make_socket(path: Path) -> None:
@@ -145,18 +145,6 @@ async def test_a_database_that_must_not_be_touched_is_refused_and_left_as_it_is(
         assert await verdicts(database) == (" evil" not in told, True, error)
 
 
-@pytest.mark.parametrize("there", [True, False])
-async def test_a_link_as_parent_is_refused_with_the_real_path(database: Settings, tmp_path: Path, there: bool) -> None:
-    link = tmp_path / "link"
-    link.symlink_to(database.db_path.parent if there else tmp_path / "nowhere")
-    target = await identify(replace(database, db_path=link / "abathur.db"))
-    assert target.state == "refused"
-    assert "is a symbolic link to" in target.check.observed
-    assert target.check.remedy.startswith("db_path: name ")
-    assert target.check.remedy.endswith(str(link.resolve() / "abathur.db"))
-    assert not (tmp_path / "nowhere").exists()
-
-
 @pytest.mark.parametrize("spoil", ["schema page", "truncated to a page", "truncated within a page"])
 async def test_a_damaged_database_is_corrupt_for_every_verb(database: Settings, spoil: str) -> None:
     if spoil == "schema page":
@@ -217,21 +205,6 @@ async def test_what_another_may_not_read_is_refused_with_the_owner(public: Path)
     assert "may not be read by" in unreadable[1]
     for (state, _, remedy), path in zip(told, (locked / "x.db", file), strict=True):
         assert (state, remedy) == ("refused", f"see who owns it, and run this as that user: namei -l {path}")
-
-
-@pytest.mark.parametrize("suffix", SIDE_FILES)
-async def test_a_name_that_sqlite_gives_to_a_side_file_is_refused_by_every_verb(
-    database: Settings, suffix: str
-) -> None:
-    """SQLite would take such a database for a part of the one whose name it begins with."""
-    beside = replace(database, db_path=Path(f"{database.db_path}{suffix}"))
-    assert (await preflight(beside)).refused
-    assert not list(database.db_path.parent.glob(f"*{suffix}"))
-    assert (await verdicts(beside))[:2] == (True, True)
-    assert not list(database.db_path.parent.glob(f"*{suffix}"))
-    check = examine(beside).check
-    assert check.observed == f"{beside.db_path} is named as SQLite names a side file (-wal, -shm, -journal)"
-    assert check.remedy == "db_path: name another one, such as abathur.db"
 
 
 async def test_a_side_file_that_is_a_fifo_or_a_link_above_that_leads_nowhere_is_refused_and_not_waited_for(

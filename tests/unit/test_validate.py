@@ -214,14 +214,11 @@ SCHEMA: list[tuple[Callable[[Path], None], str, str]] = [
     (sql(*DROP, "CREATE INDEX idx_parent ON tasks (parent_task_id)"), "indexes", "missing: idx_tasks_parent"),
     (sql("ALTER TABLE audit ADD extra TEXT"), "tables", "altered: audit"),
     (sql("ALTER TABLE sessions RENAME COLUMN id TO sid"), "tables", "altered: agents, checkpoints, sessions, tasks"),
-    (sql("DROP TABLE metrics"), "tables", "missing: metrics"),
     (edit("idx_audit_task", "timestamp DESC", "timestamp ASC"), "indexes", "altered: idx_audit_task"),
     (edit("tasks", "BETWEEN 0 AND 10", "BETWEEN 0 AND 99"), "tables", "altered: tasks"),
-    (edit("tasks", "prompt TEXT NOT NULL", "prompt TEXT"), "tables", "altered: tasks"),
     (edit("tasks", "prompt TEXT NOT NULL", "prompt TEXT\u00a0NOT NULL"), "tables", "altered: tasks"),  # a type's name
     (edit("tasks", "DEFAULT 'general'", "DEFAULT 'General'"), "tables", "altered: tasks"),
     (edit("agents", " REFERENCES tasks (id)", ""), "tables", "altered: agents"),
-    (edit("agents", "ON DELETE SET NULL", "ON DELETE CASCADE"), "tables", "altered: agents"),
     (drop_check, "tables", "altered: tasks"),
 ]
 
@@ -299,7 +296,6 @@ COUNTER = "UPDATE sqlite_sequence SET seq = {} WHERE name = 'memory_entries'"
 REPAIRED = {
     f"DELETE FROM memory_entries {CONFIG}": "version 1 is missing",
     f"UPDATE memory_entries SET value = '{{}}' {CONFIG}": "version 1 holds '{}'",
-    f"UPDATE memory_entries SET value = x'00' {CONFIG}": "version 1 holds b'\\x00'",
     f"UPDATE memory_entries SET value = CAST(x'ff' AS TEXT) {CONFIG}": r"version 1 holds '\udcff'",
     f"UPDATE memory_entries SET version = 'x' {CONFIG}": "version 1 is missing",
     f"UPDATE memory_entries SET memory_type = 'episodic' {CONFIG}": "version 1 holds 'episodic' as its memory_type",
@@ -307,7 +303,6 @@ REPAIRED = {
     f"UPDATE memory_entries SET metadata = '{{\"a\":1}}' {CONFIG}": "version 1 holds '{\"a\":1}' as its metadata",
     COUNTER.format("9223372036854775807"): "",
     COUNTER.format("'abc'"): "",
-    COUNTER.format("-5"): "",
     "DELETE FROM sqlite_sequence": "",
 }
 
