@@ -19,10 +19,11 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence.canonical import misfits, sealed, unsealed
 from abathur_nb.files import at, fsync, private_directory, read_regular, write_durably
+from abathur_nb.health.path_on_disk import mounted_files
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, lock_owners, open_for_change
-from abathur_nb.store.target import journal_of, mounted_files
+from abathur_nb.store.target import journal_of
 from abathur_nb.text import file_stamp, process_name
 
 FOLDERS = "abathur_aside_"  # how the name of each directory begins into which something is moved

@@ -21,13 +21,13 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import nearest_existing, private_directory, scratch_directory, unwritable
 from abathur_nb.health.checks import OTHERS
-from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, free_mb
+from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, free_mb, mounted_files
 from abathur_nb.report import Check, Status
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, open_for_change, pragma
 from abathur_nb.store.guarded import Connection, strays_check
 from abathur_nb.store.schema import SCHEMA_VERSION, not_ours, read_schema
-from abathur_nb.store.target import examine, explain_unopened, identify, mounted_files
+from abathur_nb.store.target import examine, explain_unopened, identify
 from abathur_nb.text import MB, counted
 
 _NEW = ".abathur-new"  # a name that no file has: what will be made is 0600, in a directory that keeps its mode

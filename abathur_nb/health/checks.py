@@ -13,7 +13,7 @@ from typing import Any
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, bound_reached
-from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, file_names, log_check, wal_size
+from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, file_names, log_check, mounted_files, wal_size
 from abathur_nb.health.rows import NAMED, named_row, names_check, row_checks, sizes_check
 from abathur_nb.report import Check, Status, run_check
 from abathur_nb.store import schema, target
@@ -127,7 +127,7 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
     if fault:  # SQLite never writes such a header, and reads past it
         remedy = f"stop its writers and restore a backup: {target.restore_command(settings)}"
         header = [Check(HEADER, "fail", "what SQLite writes", f"CORRUPT: {fault}", remedy)]
-    return (*checks, log, *header, *target.mounted_files(path), lost)
+    return (*checks, log, *header, *mounted_files(path), lost)
 
 
 def _identity(found: Mapping[str, Any]) -> Iterable[Check]:

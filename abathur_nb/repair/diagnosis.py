@@ -19,18 +19,25 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.files import posix_locks, sweep
 from abathur_nb.health.checks import HEADER, OTHERS, file_checks, integrity_check
-from abathur_nb.health.path_on_disk import ELSEWHERE, FILE_MODES, free_mb, log_check
+from abathur_nb.health.path_on_disk import (
+    ELSEWHERE,
+    FILE_MODES,
+    file_system,
+    free_mb,
+    kind_of,
+    log_check,
+    mounted_files,
+)
 from abathur_nb.repair import statements
 from abathur_nb.repair.quarantine import affected, digest_of
 from abathur_nb.repair.salvage import SALVAGED, salvaged_before, stray_rows
 from abathur_nb.repair.statements import RowChange, Step
 from abathur_nb.report import Check
-from abathur_nb.store import target
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, lock_owners, pragma
 from abathur_nb.store.guarded import strays
 from abathur_nb.store.schema import Differences, SchemaObject, quoted, read_schema
-from abathur_nb.store.target import examine, identify, mounted_files, restore_command, shell_command, wanted
+from abathur_nb.store.target import examine, identify, restore_command, shell_command, wanted
 from abathur_nb.store.values import add_functions
 from abathur_nb.text import MB, process_name, some
 
@@ -331,8 +338,8 @@ async def _treat_rows(conn: aiosqlite.Connection, failing: Mapping[str, Check], 
 
 def _why_no_wal(settings: Settings) -> tuple[str, str]:
     """Say why a database may not be in WAL mode, and what forbids to switch it, if anything does. Read-only."""
-    path, kind = settings.db_path, target.file_system(settings.db_path.parent)
-    if target.kind_of(kind) in ("shared", "host share"):
+    path, kind = settings.db_path, file_system(settings.db_path.parent)
+    if kind_of(kind) in ("shared", "host share"):
         return f"its file system is {kind}, which can't carry write-ahead mode", ELSEWHERE
     if not os.access(path, os.W_OK) or not os.access(path.parent, os.W_OK):
         return "the file or its directory may not be written to", f"see who owns it: namei -l {quote(str(path))}"

@@ -19,7 +19,7 @@ from abathur_nb.evidence.ledger import read_ledger
 from abathur_nb.evidence.record import Entry, find_run, read_entry
 from abathur_nb.evidence.run import versions_of
 from abathur_nb.files import scratch_directory, sweep
-from abathur_nb.health.path_on_disk import free_mb
+from abathur_nb.health.path_on_disk import file_system, free_mb
 from abathur_nb.measure import synthetic
 from abathur_nb.measure.synthetic import memory_reads, one_cpu, session_reads, time_reads, together, writing
 from abathur_nb.percentiles import above, percentiles, verdict
@@ -27,7 +27,7 @@ from abathur_nb.report import Check, Report, id_of
 from abathur_nb.store.connection import connect, explain_error, read_pragmas
 from abathur_nb.store.database import Database
 from abathur_nb.store.sql import statements
-from abathur_nb.store.target import file_system, refusal
+from abathur_nb.store.target import refusal
 from abathur_nb.text import MB, counted, shown
 
 if TYPE_CHECKING:

@@ -2,11 +2,9 @@
 
 import asyncio
 import os
-import re
 import sqlite3
 import stat
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import join, quote
@@ -262,65 +260,3 @@ def wanted(target: Target, settings: Settings) -> Check:
     if any(settings.backup_dir.glob("abathur_*.db*")):
         make_it = f"bring it back from a backup: {restore_command(settings)}; or make a new one: {make_it}"
     return replace(target.check, status="fail", remedy=make_it)
-
-
-FileSystem = Literal["local", "layered", "memory", "host share", "shared", "unknown"]
-# By the exact names in mountinfo, those of FUSE without "fuse."; the remote ones are those of coreutils' stat.c,
-# gnulib's mountlist.c and systemd. The index of a log is shared memory: another machine or kernel does not see it.
-_NAMES: dict[FileSystem, str] = {
-    "local": "ext2 ext3 ext4 xfs btrfs zfs f2fs bcachefs jfs reiserfs reiser4 nilfs2 ubifs jffs2 ntfs3 simfs",
-    "layered": "overlay overlayfs aufs unionfs ecryptfs fuse fuseblk",
-    "memory": "tmpfs ramfs rootfs",
-    # A container's bind mount on a laptop: Docker Desktop gives virtiofs a name of its own.
-    "host share": "virtiofs 9p fakeowner osxfs grpcfuse",
-    "shared": """nfs nfs4 cifs smb smb2 smb3 smbfs smbnetfs ncp ncpfs afs k-afs auristorfs coda ceph ceph-fuse cephfs
-        lustre lustre_lite gpfs mmfs gfs gfs2 ocfs2 beegfs fhgfs orangefs pvfs2 panfs snfs cvfs acfs ibrix vxfs wekafs
-        scoutfs glusterfs mfs moosefs lizardfs saunafs juicefs quobyte xtreemfs rozofs seaweedfs eosxd sshfs s3fs goofys
-        gcsfuse blobfuse blobfuse2 mount-s3 mountpoint-s3 rclone davfs davfs2 curlftpfs ftpfs gvfsd-fuse fuse_dfs hdfs
-        vboxsf vmhgfs vmhgfs-fuse hgfs prl_fs prl_fsd drvfs hostfs""",
-}
-
-
-def kind_of(name: str) -> FileSystem:
-    """Return the kind of a file system by its exact name; an unknown one of FUSE is layered."""
-    base, _, of_fuse = name.partition(".")
-    is_fuse = base in ("fuse", "fuseblk")
-    kinds = {one: kind for kind, names in _NAMES.items() for one in names.split()}
-    found = kinds.get(of_fuse if is_fuse else name, "unknown")
-    return "layered" if is_fuse and found not in ("shared", "host share") else found
-
-
-def mounted_files(path: Path) -> list[Check]:
-    """Return a warning if the database or a side file is itself a mount point. Read-only; Linux only."""
-    # Such a file can be written to, and neither renamed nor removed (EBUSY).
-    points = {point for point, _ in _mounts()}
-    found = [name for name in (str(path), *(f"{path}{s}" for s in SIDE_FILES)) if os.path.realpath(name) in points]
-    if not found:
-        return []
-    expected = "the directory is mounted, and no single file of the database"
-    observed = f"a mount point itself, which cannot be renamed or removed: {', '.join(found)}"
-    folder = quote(str(path.parent))
-    # A log beside a file that is mounted alone is lost with the container.
-    remedy = f"stop its processes, copy the database with its -wal into one directory, and mount that at {folder} "
-    return [Check("mounted_files", "warn", expected, observed, f"{remedy}in place of the file: -v DIRECTORY:{folder}")]
-
-
-def file_system(path: Path, mounts: str | None = None) -> str:
-    """Return the name of the file system that holds ``path``, ``unknown`` where it cannot be known. Read-only.
-
-    ``mounts`` is the text of ``/proc/self/mountinfo``, by default this process's own.
-    """
-    real = os.path.realpath(path)
-    found = [mount for mount in _mounts(mounts) if real == mount[0] or real.startswith(mount[0].rstrip("/") + "/")]
-    # The innermost mount; of several at one point, the last hides the others.
-    return max(reversed(found), key=lambda mount: len(mount[0]), default=("", "unknown"))[1]
-
-
-def _mounts(text: str | None = None) -> Iterator[tuple[str, str]]:
-    """Yield the mount point and the file system of each mount (proc(5)). Linux only, else none."""
-    with suppress(OSError):
-        text = Path("/proc/self/mountinfo").read_text(errors="surrogateescape") if text is None else text
-    for line in (text or "").splitlines():
-        fields, _, behind = line.partition(" - ")
-        # A blank, a tab, a newline and a backslash in a mount point are written in octal.
-        yield re.sub(r"\\([0-7]{3})", lambda c: chr(int(c[1], 8)), fields.split()[4]), behind.split()[0]

@@ -35,13 +35,12 @@ from mounting import remount, tmpfs
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.files import scratch_directory
-from abathur_nb.health.path_on_disk import forbids, install_command, location_checks
+from abathur_nb.health.path_on_disk import file_system, forbids, install_command, kind_of, location_checks
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook import init
 from abathur_nb.runbook.preflight import _wal_reset_race
 from abathur_nb.store.schema import expected_objects
 from abathur_nb.store.sql import statements
-from abathur_nb.store.target import file_system, kind_of
 from abathur_nb.text import user_name
 
 
