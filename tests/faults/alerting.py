@@ -1,14 +1,13 @@
 """Alerts in a real Prometheus: what goes wrong with a database fires there, and resolves once it is repaired.
 
 The metrics go the way that they go on a host: ``python -m abathur_nb metrics`` writes a file, the node exporter's
-textfile collector serves it, Prometheus scrapes that and evaluates what ``alerts`` prints, and tells an Alertmanager,
-which stands here. The control is a file that nobody writes anew.
+textfile collector serves it, Prometheus scrapes that and evaluates what ``alerts`` prints. The control is a file that
+nobody writes anew.
 """
 
 import asyncio
 import json
 import os
-import queue
 import shutil
 import sqlite3
 import subprocess
@@ -18,9 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -35,7 +32,6 @@ from abathur_nb.measure.alerts import alerts_of, prometheus_rules
 from abathur_nb.measure.snapshot import take_snapshot
 from faults.experiments import BrokenHarnessError, Result
 
-_TELLS_WITHIN = HANGING_S  # for an alert to fire or to resolve
 _POLL = 0.2  # seconds
 _MAX_WAL_MB = 1
 
@@ -81,7 +77,7 @@ def alerts(folder: Path, _every: int, _seed: int) -> Result:
     """Bring about every trouble at once, then repair all; count the alerts that fire and then are over."""
     started = time.monotonic()
     result = Result("troubles that a Prometheus on loopback tells of, and then that they are over")
-    names = list(_TROUBLES)
+    names = set(_TROUBLES)
     settings = resolve("development", db_path=folder / "data" / "abathur.db")
     settings = replace(settings, max_wal_mb=_MAX_WAL_MB)
     asyncio.run(nb.initialize_database(settings)).raise_for_failures()
@@ -89,23 +85,21 @@ def alerts(folder: Path, _every: int, _seed: int) -> Result:
         settle(settings)
     with _prometheus(settings, folder) as host:
         host.measure()
-        host.scrape_once()
-        if host.firing:
-            raise BrokenHarnessError(f"of a healthy database it tells {', '.join(sorted(host.firing))}")
+        if healthy := host.firing():
+            raise BrokenHarnessError(f"of a healthy database it tells {', '.join(sorted(healthy))}")
         for make, _ in reversed(_TROUBLES.values()):
             make(settings)
-        host.scrape_once()  # of the file that is as it was
-        result.control, result.control_damaged = len(names), len(set(names) - host.firing)
-        result.injected, result.struck = len(names), len(set(names) & _fires(settings))
+        result.control, result.control_damaged = len(names), len(names - host.firing())  # of the file as it was
+        result.injected, result.struck = len(names), len(names & _fires(settings))
         host.measure()
-        fired = host.wait_for(lambda: host.firing >= set(names)) & set(names)
+        fired = host.firing() & names
         for _, repair in _TROUBLES.values():
             repair(settings)
         host.measure()
-        left = host.wait_for(lambda: not host.firing & set(names))
+        left = host.firing() & names
     result.survived = len(fired - left)
-    result.harms += [f"{name}: it never fired" for name in names if name not in fired]
-    result.harms += [f"{name}: it never resolved" for name in names if name in left]
+    result.harms += [f"{name}: it never fired" for name in names - fired]
+    result.harms += [f"{name}: it never resolved" for name in left]
     result.seconds = time.monotonic() - started
     return result
 
@@ -116,11 +110,9 @@ def _fires(settings: Settings) -> set[str]:
 
 
 class _Host:
-    """Hold the servers of one host, and what its Prometheus has told so far: which alerts are ``firing``."""
+    """Hold the servers of one host."""
 
     def __init__(self, settings: Settings, output: Path, address: str) -> None:
-        self.firing: set[str] = set()
-        self.told: queue.Queue[list[dict[str, Any]]] = queue.Queue()
         self._settings, self._output, self._address = settings, output, address
 
     def measure(self) -> None:
@@ -130,35 +122,25 @@ class _Host:
         if "Traceback" in told.stderr or not self._output.exists():
             raise BrokenHarnessError(told.stderr)
 
-    def scrape_once(self) -> None:
-        """Wait until what is in the file now was scraped, and the rules were judged after that."""
+    def firing(self) -> set[str]:
+        """Return which alerts fire, once what is in the file now was scraped and the rules were judged after that."""
         now = time.time()
         deadline = time.monotonic() + HANGING_S
         while time.monotonic() < deadline:
-            groups = _ask(f"http://{self._address}/api/v1/rules")["data"]["groups"]
-            scrapes = _ask(f"http://{self._address}/api/v1/targets")["data"]["activeTargets"]
-            scraped = min((_moment(target["lastScrape"]) for target in scrapes), default=0)
-            judged = min((_moment(group["lastEvaluation"]) for group in groups), default=0)
-            self._hear(_POLL)
+            scraped = min(
+                (_moment(target["lastScrape"]) for target in self._ask("targets", "activeTargets")), default=0
+            )
+            judged = min((_moment(group["lastEvaluation"]) for group in self._ask("rules", "groups")), default=0)
             if judged > scraped > now:
-                return
+                found = self._ask("alerts", "alerts")
+                return {alert["labels"]["alertname"] for alert in found if alert["state"] == "firing"}
+            time.sleep(_POLL)
         raise BrokenHarnessError("Prometheus scraped nothing")
 
-    def wait_for(self, holds: Callable[[], bool]) -> set[str]:
-        """Return the alerts that fire once ``holds``, or once patience is at its end."""
-        deadline = time.monotonic() + _TELLS_WITHIN
-        while not holds() and time.monotonic() < deadline:
-            self._hear(deadline - time.monotonic())
-        return set(self.firing)
-
-    def _hear(self, seconds: float) -> None:
-        try:
-            alerts = self.told.get(timeout=max(seconds, 0))
-        except queue.Empty:
-            return
-        for alert in alerts:
-            over = _moment(alert["endsAt"]) <= time.time()
-            (self.firing.discard if over else self.firing.add)(alert["labels"]["alertname"])
+    def _ask(self, what: str, part: str) -> list[dict[str, Any]]:
+        with urlopen(f"http://{self._address}/api/v1/{what}", timeout=HANGING_S) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"][part]
+        return found
 
 
 def _moment(text: str) -> float:
@@ -167,52 +149,29 @@ def _moment(text: str) -> float:
 
 @contextmanager
 def _prometheus(settings: Settings, folder: Path) -> Iterator[_Host]:
-    """Run a node exporter and a Prometheus on loopback, with the rules of ``settings``, and hear what it tells."""
+    """Run a node exporter and a Prometheus on loopback, with the rules of ``settings``."""
     textfiles = folder / "textfile"
     textfiles.mkdir()
     exporter, server = (f"127.0.0.1:{port}" for port in free_ports(2))
-    host = _Host(settings, textfiles / "abathur.prom", server)
-
-    class Alertmanager(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            host.told.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Alertmanager) as manager:
-        Thread(target=manager.serve_forever, daemon=True).start()
-        rules = prometheus_rules(settings)
-        for rule in rules["groups"][0]["rules"]:
-            rule["for"] = "0s"  # how long each waits is none of a server's matters
-        (folder / "rules.yml").write_text(yaml.safe_dump(rules))
-        config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": [str(folder / "rules.yml")],
-            "alerting": {"alertmanagers": [_static(f"127.0.0.1:{manager.server_address[1]}")]},
-            "scrape_configs": [{"job_name": "node", **_static(exporter)}],
-        }
-        (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-        collect = [
-            "--collector.disable-defaults",
-            "--collector.textfile",
-            f"--collector.textfile.directory={textfiles}",
-        ]
-        keep = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb"]
-        with (
-            _running("prometheus-node-exporter", *collect, f"--web.listen-address={exporter}"),
-            _running("prometheus", *keep, f"--web.listen-address={server}"),
-        ):
-            for address in (f"http://{exporter}/metrics", f"http://{server}/-/ready"):
-                _ready(address)
-            yield host
-        manager.shutdown()
-
-
-def _static(address: str) -> dict[str, Any]:
-    return {"static_configs": [{"targets": [address]}]}
+    rules = prometheus_rules(settings)
+    for rule in rules["groups"][0]["rules"]:
+        rule["for"] = "0s"  # how long each waits is none of a server's matters
+    (folder / "rules.yml").write_text(yaml.safe_dump(rules))
+    config = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(folder / "rules.yml")],
+        "scrape_configs": [{"job_name": "node", "static_configs": [{"targets": [exporter]}]}],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    collect = ["--collector.disable-defaults", "--collector.textfile", f"--collector.textfile.directory={textfiles}"]
+    keep = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb"]
+    with (
+        _running("prometheus-node-exporter", *collect, f"--web.listen-address={exporter}"),
+        _running("prometheus", *keep, f"--web.listen-address={server}"),
+    ):
+        for address in (f"http://{exporter}/metrics", f"http://{server}/-/ready"):
+            _ready(address)
+        yield _Host(settings, textfiles / "abathur.prom", server)
 
 
 @contextmanager
@@ -233,8 +192,3 @@ def _ready(address: str) -> None:
         except (URLError, ConnectionError) as error:
             if time.monotonic() > deadline:
                 raise BrokenHarnessError(f"{address} does not answer: {error}") from None
-
-
-def _ask(address: str) -> Any:
-    with urlopen(address, timeout=HANGING_S) as answer:  # noqa: S310 - on loopback
-        return json.load(answer)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -24,7 +25,7 @@ from damage import MEMORY, held
 import abathur_nb as nb
 from abathur_nb.backups.taking import unpack
 from abathur_nb.config.settings import Settings
-from faults.experiments import BrokenHarnessError, content_of, first_backup, forked, newest_backup
+from faults.experiments import content_of, counting, first_backup, forked, newest_backup
 
 # --- backups beside a hot writer
 
@@ -64,13 +65,8 @@ def _writing(db: Path) -> Iterator[Callable[[], int]]:
         conn.execute("BEGIN")
         conn.executemany(_INSERT, ({"number": n} for n in range(_KEYS)))
         conn.execute("COMMIT")
-    with mmap.mmap(-1, 8) as shared, forked() as pid:
-        if pid == 0:
-            _write(db, shared)
-        while not any(shared[:8]):
-            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
-                raise BrokenHarnessError("the writer died")
-        yield lambda: int.from_bytes(shared[:8], "little")
+    with counting(partial(_write, db)) as acknowledged:
+        yield acknowledged
 
 
 def _write(db: Path, shared: mmap.mmap) -> None:

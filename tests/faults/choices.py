@@ -30,7 +30,7 @@ from abathur_nb.backups.manifest import Backup, Content, list_backups, read_back
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError
 from abathur_nb.store.schema import expected_objects
-from faults.experiments import Experiment, Outcome, content_of, first_backup
+from faults.experiments import Experiment, Outcome, content_of, first_backup, is_sound
 
 _HARMLESS = (
     "SELECT 1",
@@ -113,23 +113,15 @@ def _restore(settings: Settings, newest: Backup, fit: bool) -> str:
 
 def _restore_naively(settings: Settings, _newest: Backup, _fit: bool) -> str:
     files = sorted(settings.backup_dir.glob("abathur_*.db"), key=lambda path: path.name.split("_", 2)[-1][-22:])
-    sound = [path for path in files if _is_sound(path)]
+    names = ", ".join(f"'{name}'" for name in expected_objects())
+    strange = f"SELECT count(*) FROM sqlite_master WHERE name NOT LIKE 'sqlite%' AND name NOT IN ({names})"
+    missing = f"SELECT count(*) <> {len(expected_objects())} FROM sqlite_master WHERE name IN ({names})"
+    broken = "SELECT count(*) FROM tasks WHERE NOT json_valid(input_data)"
+    sound = [path for path in files if is_sound(path, strange, missing, broken)]
     for suffix in ("-wal", "-shm"):
         Path(f"{settings.db_path}{suffix}").unlink(missing_ok=True)
     shutil.copy(sound[-1], settings.db_path)
     return ""
-
-
-def _is_sound(path: Path) -> bool:
-    try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?immutable=1", uri=True)) as conn:
-            names = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite%'")}
-            broken = conn.execute("SELECT count(*) FROM tasks WHERE NOT json_valid(input_data)").fetchone()
-            return (names, broken) == (set(expected_objects()), (0,)) and conn.execute(
-                "PRAGMA integrity_check"
-            ).fetchall() == [("ok",)]
-    except sqlite3.Error:
-        return False
 
 
 _RESTORES = {"sound": _restore, "naive": _restore_naively}

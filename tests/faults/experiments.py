@@ -1,6 +1,7 @@
 """What an experiment is, its place, what it finds there, and the count of what became of many."""
 
 import asyncio
+import mmap
 import os
 import shutil
 import signal
@@ -176,6 +177,28 @@ def forked() -> Iterator[int]:
             os._exit(70)  # the rest of the parent's stack is not this process's to run
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+@contextmanager
+def counting(work: Callable[[mmap.mmap], None]) -> Iterator[Callable[[], int]]:
+    """Let a process work during the block; yield what returns the number that it has written last."""
+    with mmap.mmap(-1, 8) as shared, forked() as pid:
+        if pid == 0:
+            work(shared)
+        while not any(shared[:8]):
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+                raise BrokenHarnessError("the worker died")
+        yield lambda: int.from_bytes(shared[:8], "little")
+
+
+def is_sound(path: Path, *more: str) -> bool:
+    """Return whether integrity_check, and each query that counts faults, finds none, as a careful shell would ask."""
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as conn:
+            sound = conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            return sound and not any(conn.execute(query).fetchone()[0] for query in more)
+    except (sqlite3.Error, UnicodeDecodeError):  # a message that holds what was damaged
+        return False
 
 
 # Does what is drawn to a database, or to its naive counterpart; returns whether a fault struck, and the harm done.

@@ -19,7 +19,7 @@ from damage import held
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.health.path_on_disk import log_check
-from faults.experiments import forked
+from faults.experiments import counting, forked
 
 _TABLE = "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, x)"
 _FRAME = 4096 + 24
@@ -100,15 +100,17 @@ def _writing(db: Path, kind: str, random: Random) -> Iterator[Callable[[], int]]
     writer = _WRITERS[kind]
     with closing(sqlite3.connect(db, isolation_level=None)) as conn:
         conn.executescript(f"PRAGMA journal_mode = WAL; {_TABLE};")
-    with mmap.mmap(-1, 8) as shared, forked() as pid:
-        if pid == 0:
-            conn = sqlite3.connect(db, timeout=60, isolation_level=None)
-            conn.executescript(f"PRAGMA synchronous = {writer.synchronous}; PRAGMA cache_size = 50;")
-            conn.execute(f"PRAGMA wal_autocheckpoint = {writer.checkpoint}").fetchall()
-            for number in count(1):
-                _write(conn, random, writer.rows)
-                shared[:8] = number.to_bytes(8, "little")
-        yield lambda: int.from_bytes(shared[:8], "little")
+
+    def work(shared: mmap.mmap) -> None:
+        conn = sqlite3.connect(db, timeout=60, isolation_level=None)
+        conn.executescript(f"PRAGMA synchronous = {writer.synchronous}; PRAGMA cache_size = 50;")
+        conn.execute(f"PRAGMA wal_autocheckpoint = {writer.checkpoint}").fetchall()
+        for number in count(1):
+            _write(conn, random, writer.rows)
+            shared[:8] = number.to_bytes(8, "little")
+
+    with counting(work) as acknowledged:
+        yield acknowledged
 
 
 @contextmanager

@@ -7,9 +7,7 @@ the database itself alone, as it knows no manifest.
 import asyncio
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -21,7 +19,7 @@ import abathur_nb as nb
 from abathur_nb.backups.manifest import Backup, list_backups
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed, unsealed
-from faults.experiments import BrokenHarnessError
+from faults.experiments import BrokenHarnessError, is_sound
 from faults.operations import prepare
 
 # --- what is done to any file
@@ -158,7 +156,7 @@ def damage_one(name: str, settings: Settings, random: Random) -> tuple[bool, str
     before = _files(settings.backup_dir)
     _OF_ANY[damage](_Spoilt(one, other, random))
     struck = _files(settings.backup_dir) != before
-    harm = _harm(settings, one) if name == "sound" else "not found" * _is_sound(one.path)
+    harm = _harm(settings, one) if name == "sound" else "not found" * is_sound(one.path)
     return struck, f"{damage}: {harm}" if harm else ""
 
 
@@ -173,11 +171,3 @@ def _harm(settings: Settings, backup: Backup) -> str:
     if after != before:
         return "the live database was touched"
     return "" if report.refused and not report.ok else f"not refused: {report.summary}"
-
-
-def _is_sound(path: Path) -> bool:
-    try:
-        with closing(sqlite3.connect(path)) as conn:
-            return conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    except (sqlite3.Error, UnicodeDecodeError):  # a message that holds what was damaged
-        return False

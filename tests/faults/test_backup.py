@@ -32,9 +32,7 @@ from abathur_nb.text import printable
 
 
 @pytest.mark.parametrize("compress", [False, True])
-async def test_it_holds_what_the_database_held_in_private_files_and_the_database_is_not_touched(
-    compress: bool, database: Settings, tmp_path: Path
-) -> None:
+async def test_a_backup_is_private_and_exact(compress: bool, database: Settings, tmp_path: Path) -> None:
     run_sql(database.db_path, "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1.5)")
     with untouched(database.db_path):
         backup = await taken(database, compress=compress)
@@ -75,9 +73,7 @@ async def test_a_wrong_argument_is_refused_before_anything_is_made(database: Set
     assert not database.backup_dir.exists()
 
 
-async def test_where_there_is_no_database_or_no_room_or_no_directory_it_is_refused(
-    settings: Settings, tmp_path: Path
-) -> None:
+async def test_without_database_room_or_directory_it_is_refused(settings: Settings, tmp_path: Path) -> None:
     assert (await nb.backup_database(settings)).refused
     (await nb.initialize_database(settings)).raise_for_failures()
     assert (await nb.backup_database(replace(settings, min_free_mb=10**9))).refused
@@ -162,7 +158,7 @@ async def refused_until_named(database: Settings, older: Backup, newer: Path) ->
     assert (await nb.roll_back(database, to=older.path.name)).ok
 
 
-async def test_a_newer_one_that_the_store_would_not_open_is_named_and_the_older_one_wants_a_name(
+async def test_an_older_backup_behind_an_unfit_one_wants_a_name(
     database: Settings,
 ) -> None:
     older = await taken(database)
@@ -227,9 +223,7 @@ async def test_a_copy_of_the_newest_under_another_name_is_none_that_is_passed_ov
     assert [check.status for check in report.checks if check.id == "backup"] == ["pass"]
 
 
-async def test_what_was_taken_before_a_change_or_of_another_database_is_named_and_left(
-    database: Settings, tmp_path: Path
-) -> None:
+async def test_a_backup_of_a_change_or_another_database_is_named_and_left(database: Settings, tmp_path: Path) -> None:
     usual, before = await taken(database), await taken(database, reason="pre_rollback")
     chosen = next(check for check in (await nb.restore_database(database)).checks if check.name == "backup")
     assert chosen.status == "warn"
@@ -244,9 +238,6 @@ async def test_what_was_taken_before_a_change_or_of_another_database_is_named_an
         chosen = next(check for check in report.checks if check.name == "backup")
         assert wanted.path.name in chosen.observed
         assert chosen.status == ("warn" if settings.db_path.name == "moved.db" else "pass")
-
-
-# --- the clock
 
 
 async def test_a_backup_of_the_future_is_a_finding_wherever_its_age_is_judged(database: Settings) -> None:
@@ -265,9 +256,7 @@ async def test_a_backup_of_the_future_is_a_finding_wherever_its_age_is_judged(da
 
 
 @pytest.mark.parametrize("days", [365, -20_000])
-async def test_a_run_keeps_what_it_made_whatever_the_clock_was_and_others_made_meanwhile(
-    days: int, database: Settings
-) -> None:
+async def test_no_clock_makes_a_run_delete_its_own_backup(days: int, database: Settings) -> None:
     for number in range(2):
         redated(await taken(database), timedelta(days=days + number))
     report = await nb.backup_database(database, keep=ONE)
@@ -299,9 +288,6 @@ async def test_manifests_of_before_serve_and_are_shown_as_older_and_offsets_are_
     assert "2026-11-30 04:30:00.000" in set(nb.show_backups(database)["taken at"])
 
 
-# --- one bad file costs that file
-
-
 @pytest.mark.parametrize("every", sampled((1, 12), 12))
 async def test_a_manifest_of_any_other_shape_costs_its_own_backup_alone(every: int, database: Settings) -> None:
     bad, good = await taken(database), await taken(database)
@@ -331,9 +317,6 @@ async def test_a_manifest_of_any_other_shape_costs_its_own_backup_alone(every: i
     assert (await nb.restore_database(database)).ok
 
 
-# --- what a killed backup or expiry leaves
-
-
 async def test_a_manifest_alone_is_swept_by_the_next_backup(database: Settings) -> None:
     gone, kept = await taken(database), await taken(database)
     gone.path.unlink()
@@ -346,7 +329,7 @@ async def test_a_manifest_alone_is_swept_by_the_next_backup(database: Settings) 
     assert [check.name for check in report.checks if check.status == "warn"] == []
 
 
-async def test_a_manifest_whose_backup_is_being_published_right_now_stays(
+async def test_a_manifest_stays_while_its_backup_is_published(
     database: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half, kept = await taken(database), await taken(database)

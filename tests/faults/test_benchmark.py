@@ -117,9 +117,6 @@ async def test_the_snapshot_holds_a_row_that_the_log_alone_holds(database: Setti
             assert conn.execute(find).fetchone() == (count,), name
 
 
-# --- the comparison with an earlier run
-
-
 def archived(settings: Settings, result: nb.BenchmarkResult, **machine: object) -> str:
     """Archive what a benchmark found, on another machine if ``machine`` says so; return the id of the run."""
     facts = result.to_record()
@@ -160,9 +157,6 @@ async def test_what_names_no_benchmark_is_refused_before_anything_is_measured(da
             await nb.run_benchmark(database, compare_with=value)  # type: ignore[arg-type]
 
 
-# --- wrong arguments
-
-
 async def test_all_kinds_of_wrong_arguments_are_named_at_once(database: Settings) -> None:
     for number in (0, 10**9, 1.5, "100", None, True):
         wrong: dict[str, Any] = {"rows": number, "repetitions": number, "compare_with": 7, "full": "false"}
@@ -170,9 +164,6 @@ async def test_all_kinds_of_wrong_arguments_are_named_at_once(database: Settings
             await nb.run_benchmark(database, **wrong)
         assert [fault.partition(":")[0] for fault in caught.value.faults] == [*wrong]
         assert "full: expected True or False, found 'false' (str)" in caught.value.faults
-
-
-# --- what forbids it, and what stops it
 
 
 async def test_without_a_database_it_is_refused_and_makes_none(settings: Settings) -> None:

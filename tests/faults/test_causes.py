@@ -131,7 +131,7 @@ def told(result: Any) -> str:
         ("drill", "data", "ro", READ_ONLY),
     ],
 )
-async def test_the_directory_that_is_full_or_read_only_is_named_and_nothing_is_half_done(
+async def test_a_full_or_read_only_directory_is_named(
     verb: str,
     where: str,
     options: str,
@@ -210,9 +210,7 @@ def in_a_process(program: str, three: Settings, verb: str, files: int = 1000) ->
     return done.stdout
 
 
-async def test_what_only_reads_works_beside_a_read_only_database(
-    three: Settings, mounted: Callable[[Path, str], None]
-) -> None:
+async def test_what_reads_works_on_a_read_only_mount(three: Settings, mounted: Callable[[Path, str], None]) -> None:
     mounted(three.db_path.parent, "ro")
     before = left_in(three.backup_dir)
     found = {check.name: check.status for check in (await VERBS["drill"](three)).checks}
@@ -223,8 +221,6 @@ async def test_what_only_reads_works_beside_a_read_only_database(
         (await VERBS[verb](three)).raise_for_failures()
 
 
-# --- a directory that vanishes
-
 # Each of the first calls of these; of others, and of the thousands that look at open files, fewer and fewer.
 EACH = {"init": 5, "init where there is one": 3, "record": 5}
 
@@ -232,9 +228,7 @@ EACH = {"init": 5, "init where there is one": 3, "record": 5}
 @pytest.mark.parametrize(
     "verb", sampled((verb for verb in VERBS if verb not in ("restore anew", "repair")), "init", "backup", "record")
 )
-def test_a_directory_that_vanishes_at_any_call_is_an_answer_and_no_traceback(
-    verb: str, three: Settings, tmp_path: Path
-) -> None:
+def test_a_directory_that_vanishes_at_any_call_is_answered(verb: str, three: Settings, tmp_path: Path) -> None:
     """It is renamed away before the nth call of the system, or of SQLite, in whichever thread, for each n."""
     shutil.copytree(tmp_path, tmp_path.with_suffix(".kept"))
     data, n, struck = three.db_path.parent, 1, True

@@ -115,9 +115,6 @@ FAULTS = {
 }
 
 
-# What must hold.
-
-
 async def test_every_query_has_its_index_scans_and_sorts_nothing_and_every_index_is_needed(run: Run) -> None:
     plans = await plans_of(run)
     plans.report.raise_for_failures()
@@ -150,9 +147,6 @@ async def test_the_most_frequent_values_change_no_index(run: Run) -> None:
         steps = plan_steps(await read_plan(as_fetch(run), query.sql, parameters))
         assert query.index is None or query.index in [step.index for step in steps], query.name
         assert query.scan or {step.kind for step in steps} <= {"search"}, query.name
-
-
-# What must be seen.
 
 
 async def test_each_fault_of_a_plan_is_told_apart(live: Run) -> None:
@@ -282,7 +276,7 @@ def test_what_takes_too_long_to_plan_is_refused_in_time(database: Settings, kind
     )
 
 
-async def test_what_sqlite_does_not_take_as_parameters_is_refused_and_each_of_its_values_is_taken(
+async def test_only_parameters_that_sqlite_takes_are_accepted(
     database: Settings,
 ) -> None:
     wrong: dict[str, tuple[Any, ...]] = {

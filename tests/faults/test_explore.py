@@ -37,9 +37,6 @@ def bundles(found: Exploration) -> dict[str, dict[str, str]]:
     return {name: getattr(found, name)._repr_mimebundle_() for name in PARTS}
 
 
-# --- what it shows
-
-
 async def test_each_part_says_how_much_there_is_and_nothing_changes(database: Settings) -> None:
     await fill(database)
     beside = sorted(path.name for path in database.db_path.parent.iterdir())
@@ -156,9 +153,6 @@ async def test_the_frames_have_the_columns_and_types_that_one_goes_on_with(datab
     assert found.sessions.to_frame()["created_at"].tolist() == ["yesterday"], "an invalid time stays to be seen"
 
 
-# --- what is hostile or spoiled
-
-
 async def test_what_is_hostile_is_shown_and_does_nothing(database: Settings) -> None:
     session = "INSERT INTO sessions (id, app_name, user_id, events, state) VALUES (?1, ?1, ?1, ?2, ?3)"
     insert(database, session, HOSTILE, json.dumps([{HOSTILE: HOSTILE}]), json.dumps({HOSTILE: HOSTILE}))
@@ -207,9 +201,7 @@ async def test_of_many_events_those_that_are_shown_cost_memory(database: Setting
     assert peak < 25_000_000
 
 
-async def test_a_part_that_is_not_read_in_time_is_named_and_the_others_are_read(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_part_not_read_in_time_is_named(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time is up at once: what has not been read by then is interrupted."""
     await fill(database)
     monkeypatch.setattr("abathur_nb.runbook.explore.PART_S", 0.0)
@@ -236,9 +228,6 @@ async def test_a_session_of_what_the_schema_forbids_is_shown(database: Settings)
         assert not found.session.to_frame().isna().any(axis=None)
 
 
-# --- what is no database, or one that cannot be read
-
-
 async def test_a_damaged_page_costs_the_parts_that_stand_on_it_and_the_rest_is_shown(database: Settings) -> None:
     await fill(database)
     spoil_table(database.db_path, "memory_entries")
@@ -251,9 +240,6 @@ async def test_a_damaged_page_costs_the_parts_that_stand_on_it_and_the_rest_is_s
     assert not check(found, "session").failed
     assert found.session.rows
     assert all(bundle["text/plain"] for bundle in bundles(found).values())
-
-
-# --- beside others, and arguments
 
 
 async def test_all_parts_are_of_one_snapshot_whoever_writes_meanwhile(database: Settings) -> None:

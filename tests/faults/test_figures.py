@@ -46,9 +46,6 @@ def full(count: int) -> BenchmarkResult:
     return result({**{name: times(count) for name in LIMITED}, **curves, **growth}, *LIMITED)
 
 
-# --- the charts of a benchmark
-
-
 @pytest.mark.parametrize("count", [367, 368])
 def test_the_distribution_shows_samples_limit_and_interval_and_says_them_in_words(count: int) -> None:
     """The slowest sample is no end of an interval: of 367 the one of p99 has none, and runs off the edge."""
@@ -103,7 +100,7 @@ async def test_where_there_is_nothing_to_draw_words_say_so(settings: Settings) -
     ],
     ids=["concurrency", "growth"],
 )
-def test_a_curve_has_both_axes_logarithmic_and_named_with_their_units_and_an_open_bound(
+def test_a_curve_names_its_axes_and_an_open_bound(
     draw: Callable[[BenchmarkResult], Chart], x: str, y: str, count: int
 ) -> None:
     """Of 367 samples p99 has no upper bound, of 368 it has one."""
@@ -121,9 +118,6 @@ def test_a_curve_has_both_axes_logarithmic_and_named_with_their_units_and_an_ope
     is_open = count == 367
     assert all(top == pytest.approx(value) if is_open else top > value for top, value in zip(tops, values, strict=True))
     assert (OPEN in texts(chart)) is is_open
-
-
-# --- the matrix
 
 
 async def test_the_matrix_shows_each_index_and_each_query_and_names_the_unused(database: Settings) -> None:
@@ -148,9 +142,6 @@ async def test_the_matrix_shows_each_index_and_each_query_and_names_the_unused(d
     assert chart.axes[0].get_title() == "0 of 33 indexes serve a query"
 
 
-# --- the sizes
-
-
 async def test_the_sizes_show_each_table_with_its_rows(database: Settings) -> None:
     schema = await nb.show_schema(database)
     for sizes in (schema.sizes, {}):  # not every SQLite tells sizes
@@ -167,9 +158,6 @@ def test_a_table_of_another_program_may_have_any_name_and_any_number_of_rows() -
         chart = charts.table_sizes(Schema({}, dict.fromkeys(names, rows), sizes))
         drawn(chart)
         assert len(chart.axes[0].get_yticklabels()) == len(names)
-
-
-# --- growth: each row on the day on which it came, so that the sums are the rows
 
 
 DAY = date(2026, 11, 1)
@@ -209,9 +197,6 @@ async def test_a_later_version_of_a_memory_came_when_it_was_written(database: Se
     run_sql(database.db_path, "DELETE FROM memory_entries", *(sql.format(*each) for each in ((1, 4), (2, 2), (3, 3))))
     found = await growth(database)
     assert [row[1:] for row in found.rows if row[0] == "memory_entries"] == [(date(2020, 1, n), 1) for n in (1, 2, 3)]
-
-
-# --- its figure
 
 
 def test_every_table_is_told_in_words_and_the_smaller_ones_are_one_line() -> None:

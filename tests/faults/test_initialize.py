@@ -71,9 +71,6 @@ def left_in(folder: Path) -> set[str]:
     return {path.name for path in folder.glob("*") if not path.name.endswith(("-wal", "-shm"))}
 
 
-# --- a fresh one
-
-
 async def test_a_fresh_database_is_whole_and_reported_step_by_step(settings: Settings) -> None:
     report = await nb.initialize_database(settings)
     report.raise_for_failures()
@@ -152,8 +149,6 @@ async def test_any_file_name_will_do(settings: Settings) -> None:
     assert len(left_in(settings.db_path.parent)) == 5
 
 
-# --- what is there already
-
 WRONG: list[tuple[str, Callable[[Path], None], str]] = [
     ("index missing", drop_index, "missing: idx_audit_task"),
     ("CHECK missing", drop_check, "altered: tasks"),
@@ -166,7 +161,7 @@ WRONG: list[tuple[str, Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("name", "spoil", "told"), WRONG, ids=[name for name, _, _ in WRONG])
-async def test_an_invalid_database_is_refused_with_the_finding_and_unchanged(
+async def test_an_invalid_database_is_refused_unchanged(
     database: Settings, name: str, spoil: Callable[[Path], None], told: str
 ) -> None:
     spoil(database.db_path)
@@ -180,7 +175,7 @@ async def test_an_invalid_database_is_refused_with_the_finding_and_unchanged(
 
 
 @pytest.mark.parametrize(("env", "refused", "owner"), [("development", False, 65534), ("production", True, 0)])
-async def test_a_database_in_a_shared_directory_is_refused_too_where_a_new_one_is(
+async def test_a_database_in_a_shared_directory_is_refused_too(
     database: Settings, env: str, refused: bool, owner: int
 ) -> None:
     folder = database.db_path.parent
@@ -253,9 +248,6 @@ async def test_a_cancelled_run_leaves_all_or_nothing(settings: Settings) -> None
     assert whole(settings.db_path)
 
 
-# --- a disk that is full
-
-
 # --- whether a machine and a place can carry a database: told by name and by trying, and nothing left behind
 
 
@@ -283,9 +275,6 @@ async def checked(settings: Settings, *, refused: bool = False) -> dict[str, Che
     for check in checks.values():
         assert check.status in ("pass", "skip") or check.remedy
     return checks
-
-
-# --- the machine
 
 
 async def test_a_good_place_passes_and_nothing_is_left_behind(settings: Settings, tmp_path: Path) -> None:
@@ -433,7 +422,7 @@ def test_free_disk_has_two_limits(settings: Settings) -> None:
         (0o2770, 0, 65534, "fail refused refused"),
     ],
 )
-async def test_a_directory_that_others_may_write_to_fails_or_is_refused(
+async def test_a_directory_that_others_write_to_fails(
     mode: int, owner: int, gid: int, verdicts: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "a b"
@@ -500,7 +489,7 @@ def tree(apart: Path, names: str, **given: tuple[int, int]) -> Path:
         ({"a": (65534, 0o1777)}, "fail refused refused"),
     ],
 )
-async def test_who_may_swap_any_directory_up_to_the_root_fails_or_is_refused(
+async def test_who_can_swap_a_directory_above_is_named(
     given: dict[str, tuple[int, int]], verdicts: str, apart: Path
 ) -> None:
     made = "b" in given  # else its directory is missing
@@ -633,7 +622,7 @@ async def test_what_only_a_person_can_answer_is_recorded_as_said_and_never_as_pa
 
 
 @pytest.mark.parametrize("stage", ["", ".abathur-probe-*", "*/probe.db", "*/probe.db-wal", "second process"])
-async def test_a_preflight_cancelled_at_any_stage_leaves_nothing_behind(
+async def test_a_cancelled_preflight_leaves_nothing_behind(
     stage: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processes: list[asyncio.subprocess.Process] = []

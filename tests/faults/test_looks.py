@@ -154,9 +154,7 @@ def number(db: Path, how: str) -> int:
     sampled(product((0, 3, 7, 9), (False, True), (True, False)), (0, True, True), (7, True, False), (9, False, True)),
     ids=str,
 )
-def test_a_database_into_which_the_log_was_written_is_newer_than_a_log_cut_off_before(
-    at: tuple[int, bool, bool], db: Path
-) -> None:
+def test_a_database_newer_than_its_damaged_log_is_known(at: tuple[int, bool, bool], db: Path) -> None:
     written, toggles, rows = at
     saved, wrong = dict[str, bytes](), []
     with closing(sqlite3.connect(db)) as reader, closing(sqlite3.connect(db, isolation_level=None)) as conn:
@@ -200,9 +198,7 @@ def test_commits_that_are_cut_off_are_found_after_somebody_has_written_since(db:
     assert check.status == "fail"
 
 
-def test_a_log_that_is_too_large_to_be_judged_in_time_is_not_called_whole(
-    db: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_too_large_to_be_judged_is_not_called_whole(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modes, "_LOG_S", 0)
     with held(db, "SELECT * FROM t"):
         write(db, 1, 5)
@@ -251,9 +247,7 @@ def test_no_call_changes_a_lock_of_its_own_process(tmp_path: Path) -> None:
         (("PRAGMA journal_mode = DELETE", "BEGIN", "SELECT * FROM tasks"), False),
     ],
 )
-def test_a_lock_whose_owner_cannot_be_seen_is_reported_and_nothing_moved(
-    statements: tuple[str, ...], writes: bool, database: Settings
-) -> None:
+def test_a_lock_of_another_container_is_reported(statements: tuple[str, ...], writes: bool, database: Settings) -> None:
     with held(database.db_path, *statements, within=_APART):
         command = [*_APART, sys.executable, "-c", _LOOK, str(database.db_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

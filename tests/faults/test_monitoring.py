@@ -85,9 +85,6 @@ async def warned(settings: Settings) -> dict[str, Check]:
     return {check.name: check for check in checks if "session" in check.name and check.status == "warn"}
 
 
-# --- the size of a session
-
-
 HALF = {"largest session, 50 %", "session sizes"}
 
 
@@ -100,7 +97,7 @@ HALF = {"largest session, 50 %", "session sizes"}
         ("events", 80.01, HALF | {"largest session, 80 %"}),
     ],
 )
-async def test_a_session_that_nears_its_limit_is_named_by_monitor_metrics_and_validate(
+async def test_a_session_that_nears_its_limit_is_named(
     database: Settings, column: str, percent: float, names: set[str]
 ) -> None:
     async with Database.open(database) as db:
@@ -129,9 +126,6 @@ async def test_validate_reads_every_session_and_monitor_says_how_many_it_looked_
     assert share is not None
     assert 0 < share < 1  # as many as its time allowed
     assert f"sizes of sessions from {share:.2%} of the rows" in found.report.checks[0].observed
-
-
-# --- in time
 
 
 async def test_rows_of_sixteen_megabytes_are_measured_in_time_and_no_figure_is_missing(database: Settings) -> None:
@@ -181,9 +175,6 @@ async def test_a_read_that_does_not_end_is_interrupted_and_the_next_one_runs(con
         await rows_within(conn, inf, "SELECT * FROM none", {})
 
 
-# --- estimates
-
-
 async def test_a_sample_of_every_row_is_exact_and_one_of_some_is_an_estimate(conn: aiosqlite.Connection) -> None:
     ask, given = load_queries("monitor.sql"), {"since": "2025-06-01", "table": "memory_entries"}
     (exact,) = [row for row in await conn.execute_fetchall(ask["growth"].sql, given) if row["rows"]]
@@ -214,9 +205,6 @@ async def test_a_sample_is_drawn_whatever_the_last_rowid_is(conn: aiosqlite.Conn
     ids = (2**62, 2**63 - 2, 2**63 - 1)
     run_sql(filled.db_path, "DELETE FROM metrics", *(f"INSERT INTO metrics {row.format(n)}" for n in ids))
     assert (await monitor(filled)).snapshot.value("abathur_rows", {"table": "metrics"}) == 3
-
-
-# --- what one bad row may not do
 
 
 async def test_a_row_that_cannot_be_read_leaves_the_rest_measured(database: Settings) -> None:
@@ -359,9 +347,7 @@ def test_a_critical_alert_fails_where_the_settings_say_so_and_warns_elsewhere(da
 
 
 @pytest.mark.needs("promtool")
-def test_the_command_prints_what_prometheus_loads_with_the_limits_of_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prometheus_loads_the_rules_of_an_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ABATHUR_BACKUP_MAX_AGE_HOURS", "50")
     done = command("alerts", "--env", "production")
     assert (done.returncode, done.stderr) == (0, "")

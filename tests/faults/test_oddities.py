@@ -78,9 +78,7 @@ async def test_a_backup_of_it_is_good_and_comes_back(odd: Settings, name: str) -
 
 
 @pytest.mark.parametrize("odd", sampled(EVERY, *SAMPLE[:4]), indirect=True)
-async def test_every_verb_that_looks_reads_what_is_ours_and_a_repair_of_it_leaves_the_rest(
-    odd: Settings, name: str
-) -> None:
+async def test_every_look_and_a_repair_leave_what_is_not_ours(odd: Settings, name: str) -> None:
     assert (await show_schema(odd)).note == ""
     for look in (nb.explore, nb.monitor, nb.explain_queries):
         result: Any = await look(odd)
@@ -133,9 +131,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-async def test_what_is_wrong_with_the_tables_of_others_makes_nothing_of_ours_unsound(
-    name: str, database: Settings
-) -> None:
+async def test_faults_in_tables_of_others_make_nothing_unsound(name: str, database: Settings) -> None:
     with closing(sqlite3.connect(database.db_path, isolation_level=None)) as conn:
         conn.create_collation("theirs", lambda one, two: (one > two) - (one < two))
         conn.create_function("theirs", 1, str, deterministic=True)
@@ -194,7 +190,7 @@ INSERTS = (
 @pytest.mark.parametrize(
     "at", sampled(product(VALUES, INSERTS), ("many numbers", INSERTS[0]), ("one text", INSERTS[1])), ids=str
 )
-def test_one_large_value_costs_validate_at_most_three_times_its_size(
+def test_a_large_value_costs_at_most_three_times_its_size(
     at: tuple[str, str], database: Settings, tmp_path: Path
 ) -> None:
     kind, insert = at
@@ -246,9 +242,7 @@ def measured(database: Settings, folder: Path, *hostile: Path) -> Iterator[tuple
         yield tuple(json.loads(line))
 
 
-def test_no_verb_takes_the_memory_that_a_schema_asks_for_and_each_works_around_it(
-    database: Settings, tmp_path: Path
-) -> None:
+def test_no_verb_takes_the_memory_that_a_schema_asks_for(database: Settings, tmp_path: Path) -> None:
     small = [statement.replace("4e8", "4e1") for statement in (*COMPUTED.values(), *UNREAD)]
     in_full = "UPDATE sqlite_schema SET sql = replace(sql, '4e1', '4e8')"
     run_sql(database.db_path, *ROWS, *small, "PRAGMA writable_schema = ON", in_full)
@@ -270,9 +264,7 @@ SCHEMAS = {
 
 
 @pytest.mark.parametrize("kinds", sampled((tuple(SCHEMAS), ("list",)), ("list",)), ids="+".join)
-async def test_a_schema_too_long_to_be_read_is_refused_with_its_bound(
-    kinds: tuple[str, ...], database: Settings, tmp_path: Path
-) -> None:
+async def test_a_schema_that_is_too_long_is_refused(kinds: tuple[str, ...], database: Settings, tmp_path: Path) -> None:
     hostile = [tmp_path / kind / "abathur.db" for kind in kinds]
     for path, kind in zip(hostile, kinds, strict=True):
         path.parent.mkdir(mode=0o700)

@@ -12,12 +12,12 @@ from patience import HANGING_S
 TESTS = Path(__file__).resolve().parents[1]
 # Of how many faults one is injected, such that each verb, each kind of object and each kind of fault is among them.
 SAMPLES = (
-    "kill:40 eio:80 random:150 race:60 full-backup:40 hot:100 flip:100 logs:10",
-    "kill-restore:70 full-repair:50 crowded:40 spoilt:100 tamper:20 torn:16 split:16",
-    "full-rollback:110 kill-replace:25 mutated:9 good:25 locks:12 choice:28",
-    "drills:12 refused:41 runs:34",
+    "kill:80 eio:100 random:200 race:60 full-backup:60 hot:120 flip:200 logs:17",
+    "kill-restore:110 full-repair:90 crowded:60 spoilt:100 tamper:20 torn:30 split:30",
+    "full-rollback:160 kill-replace:45 mutated:14 good:34 locks:20 choice:56",
+    "drills:20 refused:80 runs:50",
 )
-LEAST = 3
+LEAST = 2
 
 
 def prove(tmp_path: Path, *arguments: str, program: str = "", **environment: str) -> tuple[int, str]:

@@ -39,9 +39,7 @@ def written(lines: list[dict[str, Any]]) -> bytes:
 
 
 @pytest.mark.parametrize("every", sampled((1, 9), 9))
-async def test_of_another_shape_it_is_refused_or_put_back_and_nothing_else(
-    every: int, database: Settings, values: Path
-) -> None:
+async def test_any_other_shape_is_refused_or_put_back(every: int, database: Settings, values: Path) -> None:
     lines = [json.loads(line) for line in values.read_bytes().splitlines()[:-1]]
     assert values.read_bytes() == written(lines), "the control"
     before, refused, taken = fingerprint(database.db_path), 0, list[str]()
@@ -114,9 +112,7 @@ async def quarantine(database: Settings) -> Path:
     return found
 
 
-async def test_once_the_lost_parents_are_back_every_row_stands_as_it_stood(
-    database: Settings, quarantine: Path
-) -> None:
+async def test_every_row_comes_back_once_its_parents_are_there(database: Settings, quarantine: Path) -> None:
     path = database.db_path
     assert rows_of(path)["agents"] == rows_of(path)["checkpoints"] == []
     run_sql(path, TASK, SESSION)
@@ -154,9 +150,7 @@ def test_every_value_of_sqlite_comes_back_from_json_as_it_was() -> None:
             assert conn.execute(same, (bound, bound)).fetchone() == (1,)
 
 
-async def test_what_would_break_a_rule_again_stays_in_the_file_and_is_named(
-    database: Settings, quarantine: Path
-) -> None:
+async def test_a_row_that_breaks_a_rule_stays_and_is_named(database: Settings, quarantine: Path) -> None:
     run_sql(database.db_path, SESSION)
     before = rows_of(database.db_path)["agents"]
     report = await nb.troubleshoot(database, put_back=quarantine.name, repair=True)

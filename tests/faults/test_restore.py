@@ -29,7 +29,7 @@ from situations import VERBS, begun, gone, instead, stale, tree, without_side_fi
 
 import abathur_nb as nb
 from abathur_nb.backups.aside import complete, new_folder
-from abathur_nb.backups.manifest import Backup, list_backups, read_backup
+from abathur_nb.backups.manifest import Backup, list_backups
 from abathur_nb.backups.taking import copy_in
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed
@@ -55,9 +55,7 @@ async def backup(database: Settings) -> Backup:
     return found
 
 
-async def test_an_open_reader_keeps_its_snapshot_and_then_sees_the_new_content(
-    database: Settings, backup: Backup
-) -> None:
+async def test_an_open_reader_keeps_its_snapshot(database: Settings, backup: Backup) -> None:
     with untouched(database.db_path):
         report = await nb.restore_database(database)
         drill = await nb.restore_database(database, drill=True)
@@ -104,9 +102,7 @@ STATES = {
 
 
 @pytest.mark.parametrize("state", STATES)
-async def test_whatever_stood_there_the_content_comes_back_and_the_rest_is_kept(
-    state: str, database: Settings, backup: Backup
-) -> None:
+async def test_whatever_was_there_is_replaced_and_kept(state: str, database: Settings, backup: Backup) -> None:
     path = database.db_path
     without_side_files(path)
     STATES[state](database)
@@ -118,9 +114,7 @@ async def test_whatever_stood_there_the_content_comes_back_and_the_rest_is_kept(
     assert not journal_of(path).exists()
 
 
-async def test_what_is_damaged_foreign_or_unfit_is_refused_and_nothing_changed(
-    database: Settings, backup: Backup, tmp_path: Path
-) -> None:
+async def test_a_damaged_or_foreign_backup_is_refused(database: Settings, backup: Backup, tmp_path: Path) -> None:
     cases = {"damaged": backup.path.read_bytes()[:-1], "no manifest": b""}
     with untouched(database.db_path):
         for name, content in cases.items():
@@ -166,7 +160,7 @@ async def test_a_fresh_start_keeps_what_was_there_as_a_proven_backup(database: S
 
 
 @pytest.mark.parametrize("state", [gone, instead(Path.touch), stale, instead(lambda path: path.write_text("a text"))])
-async def test_there_is_nothing_to_roll_back_where_no_database_is(
+async def test_there_is_no_rollback_without_a_database(
     state: Callable[[Settings], None], database: Settings, backup: Backup
 ) -> None:
     state(database)
@@ -208,9 +202,7 @@ async def test_a_copy_that_fails_leaves_the_old_content(database: Settings, back
     assert await content_of(database) == before
 
 
-async def test_a_begun_replacement_is_completed_by_the_plan_that_was_approved(
-    database: Settings, backup: Backup
-) -> None:
+async def test_an_approved_plan_completes_a_begun_replacement(database: Settings, backup: Backup) -> None:
     folder = new_folder(database.db_path)
     shutil.copy(backup.path, folder / f"new.{database.db_path.name}")
     journal_of(database.db_path).write_bytes(sealed({"folder": folder.name}))
@@ -229,7 +221,7 @@ async def test_a_begun_replacement_is_completed_by_the_plan_that_was_approved(
     assert (await content_of(database)).rows["memory_entries"] == 3
 
 
-async def test_a_database_that_was_moved_is_restored_twice_from_the_backup_of_its_old_place(
+async def test_a_moved_database_is_restored_from_its_old_backup(
     database: Settings, backup: Backup, tmp_path: Path
 ) -> None:
     moved = replace(database, db_path=tmp_path / "moved" / "abathur.db")
@@ -259,16 +251,6 @@ async def agree(settings: Settings, backup: Backup) -> bool:
     return report.ok
 
 
-@pytest.mark.parametrize(("live", "other"), [("UTF-8", "UTF-16le"), ("UTF-16be", "UTF-8")])
-async def test_another_encoding_is_replaced_and_not_written_into(live: str, other: str, tmp_path: Path) -> None:
-    backup = (await nb.backup_database(await made(tmp_path / "other" / "abathur.db", encoding=other))).ok
-    assert backup
-    (path,) = (tmp_path / "other" / "backups").glob("*.db")
-    settings = await made(tmp_path / "live" / "abathur.db", encoding=live)
-    # What is restored is encoded as the backup is, which validate says of both.
-    assert await agree(settings, read_backup(path)) == (other == "UTF-8")
-
-
 OPENED: dict[str, Callable[[Path], object]] = {
     "0400": partial(Path.chmod, mode=0o400),
     "0644": partial(Path.chmod, mode=0o644),
@@ -280,9 +262,7 @@ OPENED: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize(
     "at", sampled(product(OPENED, SIZES), *zip(OPENED, (4096, 8192, 8192, 4096), strict=True)), ids=str
 )
-async def test_who_may_use_the_database_is_judged_by_a_drill_too(
-    at: tuple[str, int], database: Settings, tmp_path: Path
-) -> None:
+async def test_a_drill_judges_who_may_use_the_database(at: tuple[str, int], database: Settings, tmp_path: Path) -> None:
     (how, size), backup = at, await taken(database)
     settings = await made(tmp_path / "live" / "abathur.db", page_size=size)
     OPENED[how](settings.db_path)
@@ -304,9 +284,7 @@ CONDITIONS: dict[str, tuple[tuple[str, ...] | None, bool, bool]] = {
 @pytest.mark.parametrize(
     "at", sampled(product(CONDITIONS, SIZES), *zip(CONDITIONS, (8192, 8192, 4096, 4096), strict=True)), ids=str
 )
-async def test_whoever_has_it_open_forbids_what_would_harm(
-    at: tuple[str, int], database: Settings, tmp_path: Path
-) -> None:
+async def test_who_has_it_open_forbids_what_would_harm(at: tuple[str, int], database: Settings, tmp_path: Path) -> None:
     (condition, size), backup = at, await taken(database)
     settings = replace(await made(tmp_path / "live" / "abathur.db", page_size=size), busy_timeout_ms=200)
     statements, in_place, aside = CONDITIONS[condition]
@@ -355,9 +333,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], int | None, str]] = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-async def test_what_unpacks_otherwise_than_a_backup_of_ours_is_refused_by_its_name(
-    bomb: str, database: Settings
-) -> None:
+async def test_what_unpacks_to_anything_else_is_refused(bomb: str, database: Settings) -> None:
     content, told, words = BOMBS[bomb]
     backup = await taken(database, compress=True)
     planted(backup, content(), bytes_unpacked=told or 0)
@@ -374,9 +350,7 @@ async def test_what_unpacks_otherwise_than_a_backup_of_ours_is_refused_by_its_na
         assert tree(database.db_path.parent) == before
 
 
-async def test_it_leaves_the_disk_some_room_and_the_refusal_blames_the_backup(
-    database: Settings, tmp_path: Path
-) -> None:
+async def test_unpacking_leaves_the_disk_some_room(database: Settings, tmp_path: Path) -> None:
     backup = await taken(database, compress=True)
     planted(backup, packed(100 * MIB, MAGIC), bytes_unpacked=0)
     as_before(backup)
@@ -390,9 +364,7 @@ async def test_it_leaves_the_disk_some_room_and_the_refusal_blames_the_backup(
         assert list(small.iterdir()) == []
 
 
-async def test_a_backup_of_ours_is_never_refused_however_well_it_packs(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_backup_that_packs_well_is_not_refused(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds are lowered here, so that a small database passes them."""
     run_sql(
         database.db_path,
@@ -409,9 +381,7 @@ async def test_a_backup_of_ours_is_never_refused_however_well_it_packs(
     assert len(list_backups(database.backup_dir)[0]) == 2
 
 
-async def test_without_zstd_a_compressed_backup_is_refused_before_it_is_made(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_without_zstd_no_compressed_backup_is_made(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zstandard", None)
     monkeypatch.setitem(sys.modules, "compression.zstd", None)
     report = await nb.backup_database(database, compress=True)
@@ -482,9 +452,7 @@ def test_a_journal_of_any_other_shape_is_refused_and_nothing_is_moved(replacemen
     ("is_there", "content"),
     [(True, b"{}"), (True, None), (False, sealed({"folder": "abathur_aside_20260101_000000_000"}))],
 )
-async def test_a_journal_that_nobody_can_complete_is_moved_aside_and_the_database_usable(
-    is_there: bool, content: bytes | None, database: Settings
-) -> None:
+async def test_a_useless_journal_is_moved_aside(is_there: bool, content: bytes | None, database: Settings) -> None:
     path, journal = database.db_path, journal_of(database.db_path)
     await taken(database)
     if content is None:
@@ -538,9 +506,7 @@ def run(verb: str, settings: Settings) -> Report:
 @pytest.mark.parametrize(
     "at", sampled(product(_MOVED, _SUFFIXES), *zip(_MOVED, cycle(_SUFFIXES), strict=False)), ids=str
 )
-def test_what_would_rename_a_mounted_file_refuses_before_it_has_moved_any(
-    at: tuple[str, str], database: Settings
-) -> None:
+def test_a_mounted_file_is_refused_before_any_move(at: tuple[str, str], database: Settings) -> None:
     verb, suffix = at
     run("backup", database).raise_for_failures()
     _MOVED[verb](database)

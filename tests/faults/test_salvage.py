@@ -122,7 +122,7 @@ def test_of_a_page_that_is_lost_the_rows_are_named_and_all_others_saved(at: tupl
 
 
 @pytest.mark.parametrize("name", sampled(HEADERS, "noise"))
-async def test_a_database_whose_header_is_destroyed_is_damaged_and_salvaged_whole(
+async def test_a_destroyed_header_is_found_and_salvaged(
     name: str, database: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, spoilt = database.db_path, HEADERS[name]
@@ -171,9 +171,7 @@ BYTES = {
 
 
 @pytest.mark.parametrize("name", sampled(BYTES, "page size", "write version", "schema format"))
-async def test_troubleshoot_salvages_and_restore_replaces_a_database_with_one_wrong_byte(
-    name: str, database: Settings
-) -> None:
+async def test_a_database_with_a_wrong_byte_is_salvaged_and_replaced(name: str, database: Settings) -> None:
     path, (place, value, failing) = database.db_path, BYTES[name]
     run_sql(path, *ROWS)
     wanted = rows_of(path)

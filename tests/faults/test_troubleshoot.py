@@ -92,7 +92,7 @@ METRIC = "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)"
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids="+".join)
-async def test_any_of_the_four_faults_at_once_are_named_and_repaired_and_every_row_is_accounted_for(
+async def test_the_four_faults_are_repaired_and_each_row_accounted_for(
     names: tuple[str, ...], database: Settings
 ) -> None:
     path = database.db_path
@@ -168,9 +168,7 @@ async def test_a_column_or_a_table_that_is_gone_is_named_and_nothing_is_made_up(
 
 
 @pytest.mark.parametrize("also", [(), ("CREATE VIEW tasks AS SELECT * FROM jobs",)], ids=["alone", "behind a view"])
-async def test_a_renamed_table_is_left_with_its_rows_and_the_command_that_renames_it_back_is_named(
-    also: tuple[str, ...], database: Settings
-) -> None:
+async def test_a_renamed_table_is_left_and_its_command_named(also: tuple[str, ...], database: Settings) -> None:
     path = database.db_path
     run_sql(path, *ROWS)
     before = rows_of(path)
@@ -228,20 +226,6 @@ async def test_an_id_that_was_given_out_is_not_given_out_again_by_a_table_made_a
     await repaired(database)
     run_sql(path, MEMORY)
     assert [row[0] for row in rows_of(path)["memory_entries"] if b"user:a" in row] == [5]
-
-
-async def test_seed_memories_that_were_changed_or_deleted_are_put_right_and_accounted_for(database: Settings) -> None:
-    path = database.db_path
-    before = rows_of(path)["memory_entries"]
-    seeds = (
-        "UPDATE memory_entries SET value = '{\"mine\": 1}', created_by = 'me' WHERE key = 'default_workflow'",
-        "DELETE FROM memory_entries WHERE key = 'user_preference_template'",
-    )
-    run_sql(path, *seeds, MEMORY, "UPDATE memory_entries SET metadata = 'none' WHERE key <> 'default_workflow'")
-    await repaired(database)
-    assert {row[2:5] for row in rows_of(path)["memory_entries"]} >= {row[2:5] for row in before}
-    (file,) = quarantine_dir(database).iterdir()
-    assert {entry["row"]["value"] for entry in read_quarantine(file)[1]} >= {'{"mine": 1}'}
 
 
 async def test_indexes_that_do_not_agree_with_their_tables_are_rebuilt_at_once(database: Settings) -> None:
@@ -345,9 +329,7 @@ async def test_a_large_log_is_emptied_with_no_row_lost_and_left_with_its_user_na
 
 
 @pytest.mark.parametrize("damage", ["header", "a frame"])
-async def test_a_log_that_sqlite_does_not_read_to_its_end_is_kept_and_the_database_usable(
-    damage: str, database: Settings
-) -> None:
+async def test_a_damaged_log_is_kept_and_the_database_usable(damage: str, database: Settings) -> None:
     path = database.db_path
     log, small = Path(f"{path}-wal"), replace(database, max_wal_mb=0)
     run_and_die(path, f"{TASK}; {SESSION}; {MEMORY};")
@@ -386,9 +368,7 @@ def leave_written_log(path: Path, damaged: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize(("damaged", "found"), [(40, {"database file", "log"}), (-60, {"log"})])
-async def test_a_database_that_is_newer_than_its_damaged_log_keeps_each_row(
-    damaged: int, found: set[str], database: Settings
-) -> None:
+async def test_a_database_newer_than_its_log_keeps_each_row(damaged: int, found: set[str], database: Settings) -> None:
     path = database.db_path
     before = leave_written_log(path, damaged)
     plan = await nb.troubleshoot(database)
@@ -422,9 +402,7 @@ async def test_what_a_killed_writer_had_not_committed_is_no_damage(database: Set
     assert len(rows_of(path)["tasks"]) == 1
 
 
-async def test_what_was_committed_is_told_of_when_a_later_step_fails(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_was_committed_before_a_failure_is_told(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     run_sql(database.db_path, *FAULTS["indexes"], *FAULTS["journal mode"])
 
     async def locked(_: Settings) -> list[Check]:
@@ -449,18 +427,6 @@ async def test_who_holds_the_lock_is_named_and_a_repair_refused_after_a_bounded_
     assert report.refused
     assert f"locked by PID {writer.pid} (" in check_of(report, "repair").observed
     assert not list(quarantine_dir(database).glob("*"))
-
-
-async def test_a_database_that_others_read_is_not_switched_to_wal_and_says_who(database: Settings) -> None:
-    path = database.db_path
-    run_sql(path, *FAULTS["journal mode"])
-    impatient = replace(database, busy_timeout_ms=200)
-    with held(path, "BEGIN", "SELECT count(*) FROM tasks") as reader:
-        report = await nb.troubleshoot(impatient)
-        assert f"PID {reader.pid} (" in check_of(report, "journal mode").observed
-        report = await nb.troubleshoot(impatient, repair=True)
-        assert {"switch to WAL", "journal mode"} <= failing(report)
-    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
 
 
 async def test_statistics_of_long_ago_are_renewed(database: Settings) -> None:
@@ -500,7 +466,7 @@ async def test_what_changed_since_it_was_shown_is_not_repaired_unseen(since: str
     (await nb.troubleshoot(strict, repair=True, confirm=digits)).raise_for_failures()
 
 
-async def test_where_the_checks_could_not_run_nothing_is_repaired(
+async def test_nothing_is_repaired_where_checks_could_not_run(
     database: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_sql(database.db_path, *ROWS, *FAULTS["indexes"], *FAULTS["JSON columns"])
@@ -549,9 +515,6 @@ def test_who_does_no_harm_to_the_log_is_not_to_be_ended(name: str, database: Set
     assert check_of(report, "locks").status == "pass" or name == "a long writer"
 
 
-# --- indexes of others do no harm: a repair keeps them
-
-
 def indexes_of(path: Path) -> dict[str, str]:
     with closing(sqlite3.connect(path)) as conn:
         return dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"))
@@ -568,9 +531,7 @@ def add_column(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [drop_check, add_column, drop_index])
-async def test_a_repair_keeps_and_names_the_indexes_of_others(
-    spoil: Callable[[Path], None], database: Settings
-) -> None:
+async def test_a_repair_keeps_the_indexes_of_others(spoil: Callable[[Path], None], database: Settings) -> None:
     run_sql(database.db_path, *ROWS, *THEIRS.values())
     before = indexes_of(database.db_path)
     spoil(database.db_path)

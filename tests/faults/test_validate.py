@@ -10,8 +10,6 @@ from validate_helpers import failing, validated
 from abathur_nb.config.settings import Settings
 from abathur_nb.runbook.validate import validate_database
 
-# --- references
-
 
 async def test_a_reference_without_its_row_is_named_by_key_column_and_value(database: Settings) -> None:
     agent = "INSERT INTO agents (id, name, specialization, task_id, model) VALUES"
@@ -34,9 +32,6 @@ async def test_a_reference_without_its_row_is_named_by_key_column_and_value(data
         "audit.memory_entry_id: 99 is not in memory_entries.id, by key: 1",
         "checkpoints.task_id: 't' is not in tasks.id, by key: 't', 7",
     }
-
-
-# --- the file
 
 
 async def test_any_flipped_or_missing_page_is_found_and_the_file_left(database: Settings) -> None:
