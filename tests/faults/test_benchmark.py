@@ -2,10 +2,9 @@
 
 import asyncio
 import shlex
-import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.percentiles import percentiles
-from abathur_nb.runbook.benchmark import _snapshot
 from abathur_nb.store.connection import connection_pragmas
 
 LIMITED = ("session retrieval", "memory retrieval", "50 concurrent reads")
@@ -102,19 +100,6 @@ async def test_a_full_run_adds_the_writer_and_the_curves(database: Settings, mon
     told = status(result)
     assert all(told[name] == "pass" for name in result.samples if name not in LIMITED)
     assert [len(samples) for samples in result.curve("growth").values()] == [299, 299]
-
-
-async def test_the_snapshot_holds_a_row_that_the_log_alone_holds(database: Settings, tmp_path: Path) -> None:
-    find = "SELECT count(*) FROM sessions WHERE id = 'in the log'"
-    copy = replace(database, db_path=tmp_path / "copy.db")
-    with held(database.db_path, "INSERT INTO sessions (id, app_name, user_id) VALUES ('in the log', 'a', 'u')"):
-        with nothing_changes(database):
-            await _snapshot(database, copy)
-        # The control: the main file alone does not hold it.
-        shutil.copy(database.db_path, tmp_path / "main-file.db")
-    for name, count in (("copy.db", 1), ("main-file.db", 0)):
-        with closing(sqlite3.connect(tmp_path / name)) as conn:
-            assert conn.execute(find).fetchone() == (count,), name
 
 
 def archived(settings: Settings, result: nb.BenchmarkResult, **machine: object) -> str:

@@ -66,7 +66,7 @@ def library(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.fixture(params=STATES)
+@pytest.fixture(params=sampled(STATES, "empty", "filled and analysed"))
 def run(request: pytest.FixtureRequest, library: str, filled: Path, tmp_path: Path) -> Iterator[Run]:
     """Open a database in each of STATES, analysed by the very library that reads it (one has STAT4, one has not)."""
     path = tmp_path / "a.db"

@@ -171,22 +171,6 @@ async def test_what_is_hostile_is_shown_and_does_nothing(database: Settings) -> 
         assert clean(html) == clean(clean(html)), name
 
 
-async def test_a_version_that_is_no_json_or_not_utf8_is_shown(database: Settings) -> None:
-    remember(database, "user:a", "k", '{"x": 1}', "{broken", "[" * 1000)
-    run_sql(
-        database.db_path,
-        "INSERT INTO memory_entries (namespace, key, value, memory_type, version)"
-        " VALUES ('user:a', 'k', CAST(x'7bff7d' AS TEXT), 'semantic', 4)",
-    )
-    found = await explore(database, namespace="user:a")
-    assert found.report.ok
-    fourth, third, second, first = (cells[2] for cells in found.memory.table.rows)
-    assert fourth.endswith(' → "{\\\\xff}"')
-    assert third.startswith('value: "{broken" → "[[[')
-    assert second.splitlines() == ['value["x"]: 1 → nothing', 'value: nothing → "{broken"']
-    assert first == 'first: {"x": 1}'
-
-
 async def test_of_many_events_those_that_are_shown_cost_memory(database: Settings) -> None:
     insert(database, SESSION)
     insert(database, "UPDATE sessions SET events = ?", f"[{','.join('7' * 500_000)}]")

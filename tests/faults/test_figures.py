@@ -65,15 +65,6 @@ def test_the_distribution_shows_samples_limit_and_interval_and_says_them_in_word
         assert bool(span.get_x() + span.get_width() == pytest.approx(ax.get_xlim()[1])) is (count == 367)
 
 
-def test_a_degenerate_distribution_and_a_curve_of_one_point_are_drawn_too() -> None:
-    for samples, limit in (([MS], 1e-06), ([1, 10**15], 1e06)):
-        chart = charts.latency_distribution(result(dict.fromkeys(LIMITED, samples), *LIMITED, limit_ms=limit))
-        drawn(chart)
-        assert any(float(np.asarray(line.get_xdata())[0]) == limit for line in chart.axes[0].lines)
-    for draw in (charts.concurrency_curve, charts.growth_curve):
-        drawn(draw(result({"concurrency/50": [MS], "growth/1000": [MS]})))
-
-
 async def test_where_there_is_nothing_to_draw_words_say_so(settings: Settings) -> None:
     check = Check("benchmark", "error", observed="could not run: disk full")
     limits = dict.fromkeys(LIMITED, (0.99, 10.0))
@@ -186,17 +177,6 @@ async def test_the_sums_are_the_rows_of_every_table(database: Settings) -> None:
     assert ("tasks", date(2020, 2, 29), 1) in found.rows
     assert frame["day"].max().year == 9999
     assert "1 row without a valid timestamp" in str(found)
-
-
-async def test_a_later_version_of_a_memory_came_when_it_was_written(database: Settings) -> None:
-    sql = (
-        "INSERT INTO memory_entries (namespace, key, value, memory_type, version, created_at, updated_at)"
-        " VALUES ('user:a', 'k', '{{}}', 'semantic', {}, '2020-01-01 00:00:00.000', '2020-01-0{} 00:00:00.000')"
-    )
-    # The first was deleted on the fourth day.
-    run_sql(database.db_path, "DELETE FROM memory_entries", *(sql.format(*each) for each in ((1, 4), (2, 2), (3, 3))))
-    found = await growth(database)
-    assert [row[1:] for row in found.rows if row[0] == "memory_entries"] == [(date(2020, 1, n), 1) for n in (1, 2, 3)]
 
 
 def test_every_table_is_told_in_words_and_the_smaller_ones_are_one_line() -> None:

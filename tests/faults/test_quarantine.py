@@ -172,16 +172,6 @@ async def test_what_was_changed_since_or_has_its_place_taken_is_left(database: S
     assert "tasks: 't2', session_id: its row is gone, or was changed since" in told
 
 
-async def test_json_that_is_none_stays_in_the_file_word_for_word(database: Settings) -> None:
-    run_sql(database.db_path, SESSION, "UPDATE sessions SET events = 'the old text'")
-    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
-    (file,) = quarantine_dir(database).iterdir()
-    with untouched(database.db_path):
-        report = await nb.troubleshoot(database, put_back=file.name, repair=True)
-    assert "sessions: 's1', events: CHECK constraint failed" in check_of(report, "quarantine").evidence[0]
-    assert "the old text" in file.read_text()
-
-
 async def test_a_file_that_is_not_as_it_was_written_is_refused(database: Settings, quarantine: Path) -> None:
     run_sql(database.db_path, TASK, SESSION)
     content = quarantine.read_bytes()

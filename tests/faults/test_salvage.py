@@ -220,23 +220,6 @@ async def test_wrong_bytes_that_harm_nothing_raise_no_alarm(database: Settings) 
     assert rows_of(path)["tasks"] == wanted["tasks"]
 
 
-async def test_a_table_with_rows_that_break_a_rule_is_not_called_intact(database: Settings) -> None:
-    path = database.db_path
-    run_sql(path, *ROWS, f"UPDATE tasks SET input_data = '{json.dumps(['y' * 20_000])}'")
-    with closing(sqlite3.connect(path)) as conn:
-        (page,) = conn.execute(
-            "SELECT max(pageno) FROM dbstat WHERE name = 'tasks' AND pagetype = 'overflow'"
-        ).fetchone()
-    with path.open("r+b") as file:  # the end of a value: the page is still one of its chain
-        file.seek(4096 * (page - 1) + 4)
-        file.write(bytes(100))
-        file.seek(0)
-        file.write(bytes(100))
-    told = check_of(await nb.troubleshoot(database, repair=True), "salvaged")
-    assert "8 intact, 1 partly; it fails JSON columns" in told.observed
-    assert "tasks: partly, 1 row, some of which break the rules, of 1" in told.evidence
-
-
 async def test_rows_that_only_the_log_holds_are_salvaged_too(database: Settings) -> None:
     path = database.db_path
     with held(path, "PRAGMA wal_autocheckpoint = 0", "PRAGMA foreign_keys = OFF", *ROWS) as writer:
