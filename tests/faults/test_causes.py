@@ -1,8 +1,8 @@
 """What the system refuses is told by its true cause and its true place, whichever verb meets it."""
 
 import asyncio
+import resource
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -16,6 +16,7 @@ import pytest
 from damage import fingerprint, run_sql
 from mounting import remount, tmpfs
 from sampling import sampled
+from situations import no_file_beyond
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings, resolve
@@ -104,8 +105,13 @@ def left_in(folder: Path) -> dict[Path, object]:
     return {path: fingerprint(path) for path in folder.rglob("*") if not path.name.endswith(("-wal", "-shm"))}
 
 
-def told(result: Any) -> str:
-    report = getattr(result, "report", result)
+async def answer(verb: str, three: Settings) -> str:
+    """Return why a verb did not do its work."""
+    try:
+        result = await VERBS[verb](three)
+    except AbathurError as error:
+        return str(error)
+    report: Any = getattr(result, "report", result)
     return "\n".join(f"{check.observed}: {check.remedy}" for check in report.checks if check.failed)
 
 
@@ -142,37 +148,12 @@ async def test_a_full_or_read_only_directory_is_named(
 ) -> None:
     mounted(tmp_path / where, options)
     before = left_in(tmp_path)
-    try:
-        found = told(await VERBS[verb](three))
-    except AbathurError as error:
-        found = str(error)
+    found = await answer(verb, three)
     assert words.format(tmp_path / where) in found, found
     after = left_in(tmp_path)
     if verb in ("repair", "store"):  # which has changed it before, and kept what was acknowledged
         before.pop(three.db_path), after.pop(three.db_path)
     assert after == before
-
-
-# Each verb in a process of its own, which has set itself a limit.
-LIMITED = f"""
-import asyncio, os, resource, sys
-sys.dont_write_bytecode = True  # of which Python would leave the first part, and fail at it from then on
-sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "support")]!r}
-import abathur_nb as nb
-from faults.test_causes import VERBS, told
-three = nb.resolve(db_path=sys.argv[1], backup_dir=sys.argv[2], archive_dir=sys.argv[3])
-work = VERBS[sys.argv[4]]
-"""
-AND_RUN = """
-try:
-    async def main():
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + int(sys.argv[5]), 4096))
-        return await work(three)
-    result = asyncio.run(main())
-    print(told(result) if result else "")
-except nb.AbathurError as error:
-    print(error)
-"""
 
 
 @pytest.mark.parametrize(
@@ -186,28 +167,25 @@ except nb.AbathurError as error:
     ),
     ids=str,
 )
-def test_a_limit_of_file_size_is_no_full_disk(at: tuple[str, str], three: Settings, tmp_path: Path) -> None:
+async def test_a_limit_of_file_size_is_no_full_disk(at: tuple[str, str], three: Settings, tmp_path: Path) -> None:
     verb, where = at
     limit = {"store": 1_000_000, "benchmark": 1_000_000, "record": 100}.get(verb, 200_000)
-    program = f"{LIMITED}resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n{AND_RUN}"
     before = left_in(tmp_path)
-    found = in_a_process(program, three, verb)
+    with no_file_beyond(limit, three):
+        found = await answer(verb, three)
     assert f"{tmp_path / where} takes no file of that size: this process may write {limit:,} bytes" in found
     assert left_in(tmp_path).keys() == before.keys()
 
 
 @pytest.mark.parametrize("verb", sampled(("init", "backup", "restore", "rollback", "benchmark", "store"), "restore"))
-def test_a_limit_of_open_files_is_named(verb: str, three: Settings, tmp_path: Path) -> None:
-    assert "as many files open as it may" in in_a_process(LIMITED + AND_RUN, three, verb, 0)
-    assert left_in(tmp_path)
-
-
-def in_a_process(program: str, three: Settings, verb: str, files: int = 1000) -> str:
-    places = map(str, (three.db_path, three.backup_dir, three.archive_dir))
-    command = [sys.executable, "-c", program, *places, verb, str(files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+async def test_a_limit_of_open_files_is_named(verb: str, three: Settings) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len([*Path("/proc/self/fd").iterdir()]), hard))
+    try:
+        found = await answer(verb, three)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "as many files open as it may" in found
 
 
 async def test_what_reads_works_on_a_read_only_mount(three: Settings, mounted: Callable[[Path, str], None]) -> None:
