@@ -21,6 +21,8 @@ from abathur_nb.report import Check, Report
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.text import SEE_CLOCK, age, counted, duration, is_ahead
 
+_TITLE = "restore"
+
 
 async def restore_database(
     settings: Settings,
@@ -30,27 +32,26 @@ async def restore_database(
     drill: bool = False,
     apply: bool = False,
     confirm: str | None = None,
-    title: str = "restore",
 ) -> Report:
     """Show the plan of putting the content of a backup in place of the live database; carry it out with ``apply``.
 
     ``backup`` is a path, or a name in ``backup_dir``; None takes the newest, and is refused where that can't serve.
     One of another environment is refused unless ``from_env`` names that. Where the settings demand it, ``confirm``
     must be the hash of the plan. ``drill`` restores over a copy of the live database, in scratch, and reports how long
-    it takes (RTO) and what would be lost (RPO); it fails where a restoration would. ``title`` is what the report calls
-    it. Raises ConfigurationError for a wrong argument.
+    it takes (RTO) and what would be lost (RPO); it fails where a restoration would. Raises ConfigurationError for a
+    wrong argument.
     """
     both = "drill, apply: a drill changes nothing, so that there is nothing to apply: set one of them"
     fault = both if drill is True and apply is True else ""
     check_arguments(fault, confirm=confirm, file=("backup", backup, "backup"), apply=apply, drill=drill)
-    source = _proven(settings, backup, from_env, drill=drill)
-    finding = find_replacement(settings, title, source, apply=apply, drill=drill)
-    return await make_change(settings, f"{title} (drill)" if drill else title, finding, apply=apply, confirm=confirm)
+    source = proven_backup(settings, backup, from_env, drill=drill)
+    finding = find_replacement(settings, _TITLE, source, apply=apply, drill=drill)
+    return await make_change(settings, f"{_TITLE} (drill)" if drill else _TITLE, finding, apply=apply, confirm=confirm)
 
 
 @asynccontextmanager
-async def _proven(
-    settings: Settings, name: str | os.PathLike[str] | None, from_env: str | None, *, drill: bool
+async def proven_backup(
+    settings: Settings, name: str | os.PathLike[str] | None, from_env: str | None = None, *, drill: bool = False
 ) -> AsyncIterator[Source]:
     """Lend the content of a backup from scratch, every byte and row of it proven. Raises RefusedError if none fits."""
     wanted = settings.env if from_env is None else from_env

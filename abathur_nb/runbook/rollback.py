@@ -13,7 +13,7 @@ from abathur_nb.errors import RefusedError
 from abathur_nb.files import scratch_directory
 from abathur_nb.report import Report
 from abathur_nb.runbook.init import initialize_database
-from abathur_nb.runbook.restore import restore_database
+from abathur_nb.runbook.restore import proven_backup
 from abathur_nb.store.target import identify, journal_of, rollback_command, wanted
 from abathur_nb.text import shown
 
@@ -42,14 +42,13 @@ async def roll_back(
         back = f"{rollback_command(settings, newest.path.name)}; or " if newest else ""
         show = f"to see a plan: {back}{rollback_command(settings, FRESH)}"
         fault = f"to: expected '{FRESH}' or a backup, found {shown(to)}; {show}"
-    check_arguments(fault, confirm=confirm, apply=apply)
+    check_arguments(fault, confirm=confirm, file=("to", None if fault else to, "backup"), apply=apply)
     target = await identify(settings, refuses=())
     # A typo in the path of the database must not create one.
     if target.state not in ("present", "damaged") and not os.path.lexists(journal_of(settings.db_path)):
         return Report(_TITLE, (wanted(target, settings),), subject=str(settings.db_path), refused=True)
-    if to != FRESH:
-        return await restore_database(settings, backup=to, apply=apply, confirm=confirm, title=_TITLE)
-    finding = find_replacement(settings, _TITLE, _fresh(settings), apply=apply)
+    source = _fresh(settings) if to == FRESH else proven_backup(settings, to)
+    finding = find_replacement(settings, _TITLE, source, apply=apply)
     return await make_change(settings, _TITLE, finding, apply=apply, confirm=confirm)
 
 
