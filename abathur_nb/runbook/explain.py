@@ -59,8 +59,7 @@ class Plans(Shown):
 
 
 _TITLE = "explain"
-_REMEDY = "run validate.ipynb: it names each index that is missing or altered; if none is, run ANALYZE and this again"
-_UNREAD = "run validate.ipynb: it names each table that is missing, altered or unreadable; then run this again"
+_REMEDY = "run validate.ipynb: it names what is missing, altered or unreadable; if nothing is, run ANALYZE, then this"
 
 
 async def explain_queries(settings: Settings) -> Plans:
@@ -77,7 +76,7 @@ async def explain_queries(settings: Settings) -> Plans:
     except (sqlite3.Error, OSError, AbathurError) as error:
         found = explain_error(path, error)
         observed = f"could not run: {found.observed}"
-        check = Check("database_file", "error", "opens read-only", observed, found.remedy or _UNREAD)
+        check = Check("database_file", "error", "opens read-only", observed, found.remedy or _REMEDY)
         return Plans(Report(_TITLE, (check,), subject=str(path)), load_queries(), coverage=nothing)
 
 
@@ -90,7 +89,7 @@ async def judge_plans(live: Fetch, queries: Mapping[str, Query], *, subject: str
     added = indexes.difference(ours) if indexes.issuperset(ours) else set[str]()
     trees: dict[str, PlanTree] = {}
     checks = [
-        await run_check(name, partial(_judge, live, query, added, trees), remedy=_UNREAD, name=name)
+        await run_check(name, partial(_judge, live, query, added, trees), remedy=_REMEDY, name=name)
         for name, query in queries.items()
     ]
     used = {name: {step.index for step in plan_steps(tree)} for name, tree in trees.items()}
