@@ -1,4 +1,4 @@
-"""The gauges that are watched, and the alert rules: data that monitor judges by, printed for Prometheus too."""
+"""The gauges, and the alert rules that ``monitor`` applies and the command ``alerts`` prints for Prometheus."""
 
 import argparse
 import json
@@ -60,14 +60,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot(Shown):
-    """Hold what was measured at one moment, UTC, of the database that ``place`` names by its labels."""
+    """Hold the samples of one moment, in UTC; the labels of ``place`` name the database."""
 
     taken_at: datetime
     place: Mapping[str, str]
     samples: tuple[Sample, ...] = ()
 
     def value(self, name: str, labels: Mapping[str, str] | None = None) -> float | None:
-        """Return the value of one gauge; None where it was not measured."""
+        """Return the value of a gauge; None if it was not measured."""
         found = (sample.value for sample in self.samples if sample.name == name and sample.labels == (labels or {}))
         return next(found, None)
 
@@ -87,11 +87,11 @@ class Snapshot(Shown):
 
 
 def place_of(settings: Settings) -> dict[str, str]:
-    """Return the labels that say in Prometheus of which database a sample is."""
+    """Return the labels that name the database of a sample in Prometheus."""
     return {"env": settings.env, "database": str(settings.db_path)}
 
 
-# By the end of a gauge's name, the first that fits: how its value is shown, and in which unit.
+# By the end of a gauge's name (the first that fits): how its value is shown, and in which unit.
 _SHOWN = (
     ("_seconds", "{:.3g} ms", 1e-3),
     ("_bytes_per_day", "{:,.1f} MB a day", MB),
@@ -108,8 +108,8 @@ def _shown(sample: Sample) -> str:
     return form.format(sample.value / unit)
 
 
-# By the last word of a setting's name, or by the gauge of a fixed limit: how a value is shown, and how many of its
-# gauge's units are one of its own.
+# By the last word of a setting's name, or by the gauge of a fixed limit: how a value is shown, and the unit of the
+# limit in units of the gauge.
 _UNITS = {
     "minutes": ("{:,.0f} minutes", 60),
     "hours": ("{:,.1f} hours", 3600),
@@ -119,7 +119,7 @@ _UNITS = {
     SESSION_BYTES: (OF_LIMIT, MAX_BYTES / 100),
     UP: ("{:.0f}", 1),
 }
-# Where a value must lie, where it lies when the rule fires, and the sign in PromQL.
+# How a limit reads if the rule holds and if it fires, and the sign in PromQL.
 _WORDS = {"above": ("at most", "over", ">"), "below": ("at least", "under", "<")}
 
 
@@ -159,7 +159,7 @@ class Rule:
 
     @property
     def unit(self) -> float:
-        """How many of the gauge's units are one of the limit's."""
+        """The unit of the limit, in units of the gauge."""
         return 1 if self.per else _UNITS[self._unit][1]
 
     @property
@@ -175,7 +175,7 @@ class Rule:
         return float(getattr(settings, self.limit) if isinstance(self.limit, str) else self.limit)
 
     def measured(self, snapshot: Snapshot) -> tuple[Sample, float] | None:
-        """Return the worst sample and its value in the limit's unit; None where it was not measured."""
+        """Return the worst sample and its value in the limit's unit; None if none was measured."""
         found = [s for s in snapshot.samples if s.name == self.gauge and self.labels.items() <= s.labels.items()]
         divisor = snapshot.value(self.per) if self.per else 1
         if not found or divisor is None:
@@ -252,7 +252,7 @@ def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
 
 
 def prometheus_rules(settings: Settings) -> dict[str, Any]:
-    """Return the rules for the database of ``settings`` as a rule file of Prometheus holds them."""
+    """Return the content of a Prometheus rule file for the database of ``settings``."""
     rules = [
         {
             "alert": rule.name,

@@ -1,7 +1,4 @@
-"""The snapshot: what is watched of a live database, measured in many short reads that end in time.
-
-It is kept in the table metrics, or printed for Prometheus.
-"""
+"""Measure a live database in many short reads; keep the values in the table metrics, or print them for Prometheus."""
 
 import argparse
 import asyncio
@@ -89,7 +86,7 @@ def _around(settings: Settings) -> Iterator[Sample]:
 
 
 def _last_backup(settings: Settings) -> float:
-    """Return when the newest backup of this database that can serve was taken; 0 without one. Read-only."""
+    """Return when the newest backup that can restore this database was taken; 0 without one. Read-only."""
     with suppress(OSError, RefusedError):
         found = newest_fit(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path))
         return found.taken_at.timestamp() if found else 0.0
@@ -101,7 +98,7 @@ def _last_validation(settings: Settings) -> float:
     archive, found = settings.archive_dir, [0.0]
     with suppress(RefusedError):
         lines, ids = read_ledger(archive).runs, run_ids(archive)
-        # Only runs that can be one are read. The order of the ledger does not depend on a clock; that of ids does.
+        # Other runs are not read. The ledger's order does not depend on a clock; the order of ids does.
         green = [i for i in ids & lines.keys() if (lines[i].data["notebook"], lines[i].data["verdict"]) == _GREEN]
         for oldest_first in (sorted(green, key=lambda i: lines[i].number), sorted(ids - lines.keys())):
             runs = (read_entry(archive, i, lines.get(i)) for i in reversed(oldest_first))
@@ -125,7 +122,7 @@ def exposition(snapshot: Snapshot) -> bytes:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Measure the database and write what was measured; return 1 if it could not be read, which is written too."""
+    """Measure the database and write the values; return 1 if it could not be read, which is one of the values."""
     settings, output = resolve(arguments.env, db_path=arguments.db_path), arguments.output
     if output is not None and not output.endswith(".prom"):
         raise ConfigurationError(f"--output: {shown(output)}: the collector reads only files that end with .prom")
@@ -144,12 +141,12 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 _CHECK = "record"
-SNAPSHOTS = 500  # that are read at most: a chart shows no more points
+SNAPSHOTS = 500  # at most these are read: a chart shows no more points
 Moment = tuple[datetime, Sample]
 
 
 async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int) -> Check:
-    """Write a snapshot's samples into the table metrics, and remove its gauges' older ones; both, or neither."""
+    """Write the samples of a snapshot into the table metrics and delete those too old, in one transaction."""
     ask, taken_at = load_queries("monitor.sql"), timestamp(snapshot.taken_at)
     before = timestamp(snapshot.taken_at - timedelta(days=keep_days))
     expected = f"what was measured is kept for {keep_days:,} days"
@@ -170,10 +167,9 @@ async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int
 
 
 async def read_recorded(settings: Settings, since: datetime) -> tuple[list[Moment], int]:
-    """Return what was recorded since a moment, by gauge and then by time, and how many snapshots that is. Read-only.
+    """Return the samples recorded since a moment, by gauge and then by time, and the number of snapshots. Read-only.
 
-    Of more than so many snapshots as a chart can show, some are read, spread evenly. What another program wrote under
-    the name of a gauge and is none of its samples is left out.
+    Of many snapshots some are read, spread evenly. A row of another program that is not a sample is left out.
     """
     ask, found = load_queries("monitor.sql"), list[Moment]()
     async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
@@ -194,12 +190,12 @@ _LONGEST_S = 0.1  # of one read
 _AGAIN_S = 0.02  # an interrupt before the statement has begun has no effect
 
 
-# What is not UTF-8 is shown and counted, and reported by validate.
+# Text that is not UTF-8 is shown escaped; validate reports it.
 any_text = partial(str, encoding="utf-8", errors="backslashreplace")
 
 
 async def in_time(conn: aiosqlite.Connection, seconds: float, work: Awaitable[T]) -> T:
-    """Return what ``work`` does on a connection; interrupt it, and raise RefusedError, when the time is up."""
+    """Return the result of ``work`` on a connection; interrupt it and raise RefusedError when the time is up."""
     task, left = asyncio.ensure_future(work), seconds
     while not (await asyncio.wait([task], timeout=left))[0]:
         await conn.interrupt()
@@ -207,7 +203,7 @@ async def in_time(conn: aiosqlite.Connection, seconds: float, work: Awaitable[T]
     try:
         return task.result()
     except sqlite3.OperationalError as error:
-        if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_INTERRUPT:  # text that is not UTF-8 has none
+        if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_INTERRUPT:  # an error about text has no code
             raise
     raise RefusedError(f"not read within {seconds:g} s")
 
@@ -215,7 +211,7 @@ async def in_time(conn: aiosqlite.Connection, seconds: float, work: Awaitable[T]
 async def rows_within(
     conn: aiosqlite.Connection, until: float, sql: str, given: Mapping[str, object]
 ) -> list[sqlite3.Row] | None:
-    """Return the rows of a statement, or None if it had to be interrupted: a read may last 0.1 s. Read-only."""
+    """Return the rows of a statement, or None if it was interrupted: a read may take 0.1 s. Read-only."""
     seconds = max(0, min(until - monotonic(), _LONGEST_S))
     with suppress(RefusedError):
         return list(await in_time(conn, seconds, conn.execute_fetchall(sql, given)))
@@ -227,7 +223,7 @@ async def read_some(
 ) -> tuple[list[sqlite3.Row], float]:
     """Return the rows of ``sql`` for up to ``most`` random rowids of 1 to ``last``, and their share. Read-only.
 
-    ``:ids`` are some of the rowids. As many are read as the time allows, and some in any case.
+    ``:ids`` are some of these rowids. At least some are read, and then as many as the time allows.
     """
     ids, found = random.sample(range(1, last + 1), min(last, most)), list[sqlite3.Row]()
     for done in range(0, len(ids), _AT_ONCE):
@@ -238,15 +234,15 @@ async def read_some(
     return found, len(ids) / last if last else 1.0
 
 
-# Seconds that one step of the measurements may take, and all together, whatever the database holds.
+# Seconds that one step may take, and all steps together, whatever the database holds.
 _STEP_S, _ALL_S = 0.3, 1.7
-_SAMPLE_S = 0.03  # for the sample of one table
-_DRAWN = 1000  # sessions and memories at random; of the newest sessions as many
+_SAMPLE_S = 0.05  # for the sample of one table
+_DRAWN = 1000  # sessions and memories at random, and as many of the newest sessions
 _RETRIEVALS = 1000  # of sessions, and of memories
-_NAMESPACES = 20  # the largest, counted one by one: Prometheus keeps a series for each
-_OTHERS = "others"  # the rest: without a colon, so not a namespace
-_ROWS, _ENOUGH = 5000, 1000  # rowids in the sample of a table, and rows found by which its rows are estimated
-_VERSIONS = 20_000  # of memories, that are counted by namespace
+_NAMESPACES = 20  # the largest are counted one by one: Prometheus keeps a series for each
+_OTHERS = "others"  # the rest; no namespace, because it has no colon
+_ROWS, _ENOUGH = 5000, 1000  # rowids in the sample of a table, and the fewest rows found that give an estimate
+_VERSIONS = 20_000  # of memories in the sample that is counted by namespace
 _COLUMNS = {"sessions": ("events", "state", "metadata"), "memory_entries": ("value", "metadata")}
 
 
@@ -289,10 +285,9 @@ async def _ask(conn: aiosqlite.Connection, until: float, name: str, **given: obj
 async def _tables(
     conn: aiosqlite.Connection, until: float, since: Mapping[str, object], last: Mapping[str, int]
 ) -> tuple[dict[str, tuple[int, int]], float]:
-    """Return how many rows each table has and how many came in the last day, and the smallest share that was read.
+    """Return the rows of each table and those of the last day, and the smallest share of a table that was read.
 
-    The smallest is counted first. Where the time is too short to count a table, it is estimated from a sample, and left
-    out if that holds few rows.
+    If the time is too short to count a table, its rows are estimated from a sample, if that has enough rows.
     """
     ask, tables, shares = load_queries("monitor.sql"), dict[str, tuple[int, int]](), [1.0]
     for table in sorted(last, key=lambda table: last[table]):
@@ -309,8 +304,8 @@ async def _tables(
 
 
 async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> tuple[list[Sample], int]:
-    """Return the largest size of each column of the newest sessions and of those drawn, and how many those are."""
-    listed = (monotonic() + until) / 2  # on a machine under load the lists must leave time to look at those listed
+    """Return the largest value of each column in the newest sessions and those drawn, and the number of sessions."""
+    listed = (monotonic() + until) / 2  # on a loaded machine the lists must leave time to look at the sessions
     rows = [*await _ask(conn, listed, "last_begun_sessions", limit=_DRAWN), *drawn]
     for status in STATUSES:
         rows += await _ask(conn, listed, "last_used_sessions", status=status, limit=_DRAWN // len(STATUSES))
@@ -319,7 +314,7 @@ async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> 
     def look(of: sqlite3.Connection) -> dict[int, dict[str, int]]:
         sizes = {}
         for rowid in takewhile(lambda _: monotonic() < until, ids):
-            with suppress(sqlite3.OperationalError):  # removed meanwhile, or not text
+            with suppress(sqlite3.OperationalError):  # removed meanwhile, or the value is a number
                 sizes[rowid] = {column: _size_of(of, column, rowid) for column in _COLUMNS["sessions"]}
         return sizes
 
@@ -341,7 +336,7 @@ def _size_of(conn: sqlite3.Connection, column: str, rowid: int) -> int:
 async def _retrieved(
     conn: aiosqlite.Connection, until: float, what: str, table: str, drawn: list[sqlite3.Row]
 ) -> list[Sample]:
-    """Time one of the store's retrievals, of rows drawn at random; no sample without a row."""
+    """Time a retrieval of the store on rows drawn at random; return no sample without a row."""
     sql, columns = load_queries()[f"get_{what}"].sql, _COLUMNS[table]
 
     async def retrieve(row: sqlite3.Row) -> object:
@@ -357,7 +352,7 @@ async def _retrieved(
 
 
 async def _memories(conn: aiosqlite.Connection, until: float, since: Mapping[str, object], last: int) -> list[Sample]:
-    """Return the versions of memories by their state, and the rows of the largest namespaces and of all others."""
+    """Return the versions of memories by state, and the rows of the largest namespaces and of all others together."""
     sql = load_queries("monitor.sql")["some_versions"].sql
     rows, share = await read_some(conn, until, sql, since, last, _VERSIONS)
     found: defaultdict[str, Counter[str]] = defaultdict(Counter)

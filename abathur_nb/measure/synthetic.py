@@ -1,4 +1,4 @@
-"""Deterministic rows to fill a copy of a database with, skewed like real ones, and timed reads of them."""
+"""Fill a copy of a database with deterministic rows, skewed like real ones, and time reads of them."""
 
 import asyncio
 import os
@@ -17,14 +17,14 @@ from abathur_nb.store.connection import run_to_end
 from abathur_nb.store.database import Database
 from abathur_nb.store.sql import load_queries
 
-# A row depends on its number alone: a database filled to 1,000 rows is the beginning of one filled to 10,000.
+# A row depends only on its number: a database filled to 1,000 rows is the beginning of one filled to 10,000.
 Row = tuple[object, ...]
 T = TypeVar("T")
 
 _BATCH = 100_000  # rows of one transaction: smaller ones write the same pages of the indexes more often
 _CACHE_SIZE = -500_000  # KiB, when negative; a third faster than with 64 MB
 
-# Versions of ten memories in turn: most are never updated, a few often. Then, for each row, its memory and version.
+# How many versions ten memories have: most one, a few many. Then the memory and the version of each row.
 _VERSIONS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 7)
 _PLACES = tuple((memory, version) for memory, last in enumerate(_VERSIONS) for version in range(1, last + 1))
 
@@ -50,7 +50,7 @@ async def fill(
         for first in range(start, start + rows, _BATCH):
             stop = min(first + _BATCH, start + rows)
             await conn.execute_fetchall("BEGIN IMMEDIATE")
-            # The rows are made in the connection's thread, so that the event loop goes on meanwhile.
+            # The connection's thread makes the rows, so that the event loop goes on meanwhile.
             await conn.executemany(load_queries("synthetic.sql")[table].sql, map(row_of, range(first, stop)))
             await conn.commit()
             if progress is not None:
@@ -75,7 +75,7 @@ def _spread(items: Sequence[T], count: int) -> list[T]:
 
 
 def _part(n: int, salt: float) -> float:
-    # The fractional parts of a number's multiples fill 0 to 1 evenly and look random; other salt, other parts.
+    # The fractional parts of the multiples of a number fill 0 to 1 evenly and look random.
     return (n + 1) * salt % 1.0
 
 
@@ -94,7 +94,7 @@ def _moment(n: int, later_days: int = 0) -> str:
 
 
 def _session(n: int) -> str:
-    # An odd factor permutes the 32-bit numbers: unique ids in no order, as random ones are.
+    # An odd factor permutes the 32-bit numbers: the ids are unique, and without an order, like random ones.
     return f"synthetic-{n * 2654435761 % 2**32:08x}"
 
 
@@ -146,7 +146,7 @@ def _memories(n: int) -> Row:
 _TABLES: dict[str, Callable[[int], Row]] = {"sessions": _sessions, "memory_entries": _memories}
 
 _WARM_UP = 100
-_KEYS = 1000  # distinct keys that are read in turn
+_KEYS = 1000  # distinct keys, read in turn
 
 Read = Callable[[], Awaitable[object]]
 
@@ -162,7 +162,7 @@ def memory_reads(db: Database, rows: int) -> Iterator[Read]:
 
 
 def together(reads: Iterator[Read], tasks: int) -> Iterator[Read]:
-    """Yield reads of which each is ``tasks`` of the given ones at a time."""
+    """Yield reads that each run ``tasks`` of the given reads at once."""
 
     async def read_all(batch: list[Read]) -> list[object]:
         return await asyncio.gather(*(read() for read in batch))
@@ -190,7 +190,7 @@ async def time_reads(reads: Iterator[Read], repetitions: int, *, warm_up: int = 
 
 @asynccontextmanager
 async def writing(db: Database) -> AsyncIterator[None]:
-    """Keep a writer of this process busy with memories of its own while the block runs."""
+    """Add memories in a task of their own while the block runs."""
 
     async def write_on() -> None:
         for n in count():

@@ -1,7 +1,6 @@
 """The engine of papermill: ``papermill --engine abathur IN OUT`` executes as the runner does, and archives.
 
-papermill imports this module whenever it starts, whichever engine is asked for: what an execution needs is imported
-when there is one.
+papermill imports this module at every start, so it imports what an execution needs only when one begins.
 """
 
 import signal
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
     """Execute with the kernel of this Python over local sockets, ended at once, and archive the run.
 
-    Parameters come through papermill, which guesses their types; its exit codes stay. What is archived is what the
-    notebook records: one that starts no run is only executed.
+    papermill reads the parameters, whose types it guesses, and sets the exit code. A notebook that starts no run is
+    executed and not archived.
     """
 
     @classmethod
@@ -73,7 +72,7 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
         if job:
             outcome = conclude(job, ending, nb_man.nb)
             logger.info(f"Run {job.run_id}: {outcome.verdict}: {outcome.archived or outcome.message}")
-            # What papermill would call a success: a run that was never sealed, or not archived, or left by an exit.
+            # papermill would call these a success: a run that was never sealed, was not archived, or ended by exit().
             if outcome.verdict != "pass" and (ending.how == "completed" or ending.name == "SystemExit"):
                 raise RefusedError(f"{outcome.verdict}: {outcome.message}")
         else:
@@ -89,7 +88,7 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
 
 
 def _job(notebook: Any, path: Any) -> "Job | None":
-    """Return what is to be archived, or None for a notebook that starts no run, or whose parameters it will refuse."""
+    """Return what to archive; None for a notebook that starts no run, or whose guard will refuse the parameters."""
     from papermill.iorw import papermill_io
 
     from abathur_nb.config.parameters import check_parameters

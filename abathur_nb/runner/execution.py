@@ -1,4 +1,4 @@
-"""The execution of a notebook, cell by cell, within limits of time, in a kernel that never outlives its parent."""
+"""Execute a notebook cell by cell, within time limits, in a kernel that never outlives its parent."""
 
 import asyncio
 import json
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from nbclient import NotebookClient
 
 START_S = 60  # for a kernel to start
-_SUBSCRIBED_S = 0.2  # until what a kernel publishes is missed
-_GRACE_S = 5  # for a cell that is interrupted to clean up and seal its run
-_DRAIN_S = 0.5  # for what a dead kernel has sent to be read
+_SUBSCRIBED_S = 0.2  # for a first published message to arrive
+_GRACE_S = 5  # for an interrupted cell to clean up and seal its run
+_DRAIN_S = 0.5  # for the last messages of a dead kernel to be read
 _LONGEST_PARENT = 70  # bytes; a socket's path may have 107 (unix(7))
 _LONGEST_MESSAGE = 2000  # characters
-_LAST_WORDS = 1000  # characters of what a kernel wrote before it died
+_LAST_WORDS = 1000  # characters of a line that a kernel wrote before it died
 _OUTPUT_S = 60  # for the outputs of a finished cell to arrive
 _OPTIONS = ("--HistoryManager.hist_file=:memory:", "--IPKernelApp.exec_PYTHONSTARTUP=False")
-_SIGNALS = {one.value: one.name for one in signal.Signals}  # but for most of the real-time ones
+_SIGNALS = {one.value: one.name for one in signal.Signals}  # most real-time signals have no name
 
 # What the kernel's process runs. PR_SET_PDEATHSIG (prctl(2)): ipykernel itself watches its parent from a thread, which
 # a cell that is busy in C never lets run. The parent may be dead before the call.
@@ -109,7 +109,7 @@ async def running_kernel(environment: Mapping[str, str]) -> AsyncIterator[Kernel
         with (folder / "log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-c", _PROGRAM, "-f", connection, *_OPTIONS),
-                # A profile of its own: what a user's own runs at the start of a kernel is not part of the notebook.
+                # A profile of its own: the user's startup files are not part of the notebook.
                 env={**os.environ, "IPYTHONDIR": str(folder), **environment, "JPY_PARENT_PID": str(os.getpid())},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
@@ -120,19 +120,19 @@ async def running_kernel(environment: Mapping[str, str]) -> AsyncIterator[Kernel
         try:
             yield kernel
         finally:
-            kernel.send(signal.SIGKILL)  # also when the kernel itself is dead: what it has started is of its group
+            kernel.send(signal.SIGKILL)  # to a dead kernel too: the processes that it started are in its group
             await kernel.died
 
 
 async def ready(client: "AsyncKernelClient") -> Any:
-    """Wait until a kernel answers and what it publishes arrives; return what it says of itself."""
+    """Wait until a kernel answers and its published messages arrive; return its kernel info."""
     kernel: Any = client
     while True:
         asked = kernel.kernel_info()
         with suppress(Empty):
             while (reply := await kernel.shell_channel.get_msg(timeout=START_S))["parent_header"]["msg_id"] != asked:
                 pass
-            # A subscription may come later than a request, and what was published before it is lost.
+            # A subscription may reach the kernel after the request; what was published before it is lost.
             await kernel.iopub_channel.get_msg(timeout=_SUBSCRIBED_S)
             return reply["content"]
 
@@ -161,7 +161,7 @@ class Stop:
 
 @contextmanager
 def signals_noted() -> Iterator[Stop]:
-    """Note SIGINT, SIGTERM and SIGHUP during the block, but no ignored one, and none outside the main thread."""
+    """Note SIGINT, SIGTERM and SIGHUP during the block, unless they are ignored or this is not the main thread."""
     stop = Stop()
     known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if current_thread() is main_thread() else ()
     former = {n: signal.signal(n, stop.note) for n in known if signal.getsignal(n) is not signal.SIG_IGN}
@@ -177,7 +177,7 @@ def signals_noted() -> Iterator[Stop]:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Say how an execution ended: by itself or not, at which cell (its index, None if at none), with which error."""
+    """Hold how an execution ended, the index of the cell at which it ended early, if any, and the error."""
 
     how: How
     cell: int | None = None
@@ -220,7 +220,7 @@ def execute(
 
 @dataclass
 class _Execution:
-    """Run cells until the last one has run, or a stop, a limit or the death of the kernel ends that."""
+    """Run the cells until all have run, or until a stop, a limit or the death of the kernel."""
 
     make_client: Callable[[], "NotebookClient"]
     stop: Stop
@@ -303,7 +303,7 @@ class _Execution:
 
 async def _run_cell(client: "NotebookClient", cell: Any, index: int) -> None:
     def refuse_exit(*, execute_reply: Any, **_: Any) -> None:
-        # exit() in a cell is answered with "ok", and with the wish that whoever executes it ends the kernel.
+        # To exit() in a cell the kernel answers "ok", and asks its client to end it.
         if any(payload.get("source") == "ask_exit" for payload in execute_reply["content"].get("payload", ())):
             raise _Ended("raised", "SystemExit", "the cell asked the kernel to exit")
 
@@ -312,6 +312,6 @@ async def _run_cell(client: "NotebookClient", cell: Any, index: int) -> None:
     try:
         await client.async_execute_cell(cell, index, execution_count=number)
     finally:
-        # A kernel that dies has not reported which cell it had begun.
+        # A kernel that died may not have reported that it had begun the cell.
         if cell.get("execution_count", 0) is None and cell.source.strip():
             cell.execution_count = number

@@ -1,4 +1,4 @@
-"""The runner: notebooks run in order, each checked before a kernel starts, limited in time, recorded, archived."""
+"""The runner: check notebooks before a kernel starts, run them in order within time limits, and archive them."""
 
 import argparse
 import os
@@ -56,10 +56,10 @@ _LONGEST_REASON = 300  # characters, in a line of a log
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Hold what is to be run, and where its record goes. ``parameters`` are the effective ones.
+    """Hold one run of a notebook, with its effective ``parameters``.
 
-    ``template`` is the name and the SHA-256 of the notebook, None where no file of it is known; ``as_template`` says
-    whether the cells are those of that file.
+    ``template`` is the name and the SHA-256 of the notebook's file, None if no file is known; ``as_template`` says
+    whether its cells are those of the file.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Job:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return what the kernel of the run is given by its environment."""
+        """Return the environment variable that tells the kernel which run it executes."""
         name, digest = self.template or ("", "")
         return {LAUNCH: f"{self.run_id}:{digest}:{name}"}
 
@@ -132,9 +132,9 @@ def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Sou
         except ConfigurationError as error:
             faults += error.faults
     given = read_given(arguments, faults)
-    if len(sources) == len(arguments.notebooks):  # else it is unknown what the others would have declared
+    if len(sources) == len(arguments.notebooks):  # otherwise some declared names are unknown
         faults += faults_of_names(given, {name: None for source in sources for name in source.declared})
-    # Where a notebook declares no environment, it is given to the runner all the same.
+    # The runner needs an environment even if the notebook declares none.
     named: Any = next((one.text for one in given if one.name == "env"), "development")
     work = []
     for source in sources:
@@ -190,13 +190,13 @@ def _run(job: Job, notebook: Any, *, html: bool, **options: Any) -> Verdict:
 
 
 def _say(line: str, *, aside: bool = False) -> None:
-    """Print a line for a log; a reader that has left must not end a run."""
+    """Print a line for a log; a closed stream does not end a run."""
     stream = sys.stderr if aside else sys.stdout
     try:
         stream.write(printable(f"abathur_nb run: {line}") + "\n")
         stream.flush()
     except OSError:
-        # Else Python tries once more when it exits, and exits with another code.
+        # Otherwise Python flushes again at exit, fails, and changes the exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -213,7 +213,7 @@ _WORDS: Mapping[Verdict, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Say what became of a run: the verdict, why, and the file to look at (None where nothing was archived)."""
+    """Hold the verdict on a run, the reason, and the archived file to look at (None if nothing was archived)."""
 
     verdict: Verdict
     message: str = ""
@@ -223,7 +223,7 @@ class Outcome:
 def conclude(job: Job, ending: Ending, notebook: Mapping[str, Any], *, html: bool = True) -> Outcome:
     """Seal the record of a run that has ended, unless the notebook sealed it correctly, and archive both.
 
-    What can't be written, or must not, makes the run an error and is reported in the outcome: nothing is raised.
+    Raises nothing: if the record or the archive cannot be written, the outcome is an error that says why.
     """
     try:
         if not (job.folder / STARTED).exists():
@@ -233,11 +233,11 @@ def conclude(job: Job, ending: Ending, notebook: Mapping[str, Any], *, html: boo
             if verdict == "refused":
                 return Outcome(verdict, ending.message)
         record = _settled(job, ending, notebook)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the run must be reported as no evidence
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run must be reported as an error
         return Outcome("error", f"no evidence, its record is not sealed: {in_words(error, job.folder)}")
     try:
         keep(job.folder, job.settings, _marked(notebook, record, ending), html=html, as_template=job.as_template)
-    except Exception as error:  # noqa: BLE001 - and whatever a cell has shown, the page may fail on it
+    except Exception as error:  # noqa: BLE001 - also where the page fails on an output
         words = in_words(error, job.folder)
         _withdraw(job, record, type(error).__name__, f"it could not be archived: {words}")
         return Outcome("error", f"no evidence, it is not archived: {words}")
@@ -248,8 +248,8 @@ def conclude(job: Job, ending: Ending, notebook: Mapping[str, Any], *, html: boo
 def _withdraw(job: Job, record: Record, name: str, message: str) -> None:
     """Replace the record of a run that could not be archived by one that says so, where that can be written."""
     with suppress(AbathurError, OSError, ValueError):
-        require_no_line(job.folder.parent, job.run_id)  # if unknown, keep the files
-        if (job.folder / RECORD).exists():  # else it would hold a secret
+        require_no_line(job.folder.parent, job.run_id)  # raises if the ledger cannot be read: the files stay
+        if (job.folder / RECORD).exists():  # otherwise it was removed, because a file would hold a secret
             for file in (STATEMENT, PAGE, NOTEBOOK, RECORD):
                 (job.folder / file).unlink(missing_ok=True)
             _sealed_here(job, "error", {"cell": None, "id": None, "name": name, "message": message}, record)
@@ -262,13 +262,13 @@ def _verdict(ending: Ending) -> Verdict:
 
 
 def _settled(job: Job, ending: Ending, notebook: Mapping[str, Any]) -> Record:
-    """Return the record of a run, sealed here unless the notebook has sealed it in accordance with how it ended."""
-    for draft in job.folder.glob(f"{UNFINISHED}*"):  # of a kernel that was killed as it wrote
+    """Return the notebook's own record if it agrees with how the run ended, else one that is sealed here."""
+    for draft in job.folder.glob(f"{UNFINISHED}*"):  # of a kernel that was killed while it wrote
         draft.unlink(missing_ok=True)
     own, verdict, name, message = None, _verdict(ending), ending.name, ending.message
     if os.path.lexists(job.folder / RECORD):
         own = read_run(Record, unsealed(read_regular(job.folder / RECORD)))
-        # The notebook knew the error that a cell raised, and not only its name.
+        # The notebook saw the error that the cell raised; here only its name is known.
         knew = ending.how == "raised" and own.verdict not in ("pass", "fail")
         if ending.how == "completed" or knew or own.verdict == verdict:
             return own
@@ -283,7 +283,7 @@ def _settled(job: Job, ending: Ending, notebook: Mapping[str, Any]) -> Record:
 
 
 def _sealed_here(job: Job, verdict: Verdict, error: Mapping[str, Any], own: Record | None) -> Record:
-    """Seal the record of a run in its notebook's place; it keeps the notebook's own verdict and findings."""
+    """Seal the record in place of the notebook, with the verdict and the findings that the notebook had recorded."""
     found: dict[str, Any] = {"database": {"before": None, "after": database_identity(job.settings)}}
     if own:
         found = {"reports": own.reports, "facts": own.facts, "database": own.database, "notebook_verdict": own.verdict}
@@ -300,7 +300,7 @@ def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict
     cells = marked["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     where = f"{sum(cell['execution_count'] is not None for cell in code)} of {len(code)} code cells were begun."
-    if record.sealed_by and code:  # the notebook itself has shown no record, or another one
+    if record.sealed_by and code:  # the notebook showed no record, or another one
         bundle = {MIME: record.to_dict(), "text/plain": summary(record)}
         output = {"output_type": "display_data", "data": bundle, "metadata": {}}
         (code[-1] if ending.cell is None else cells[ending.cell]).setdefault("outputs", []).append(output)
