@@ -4,9 +4,7 @@ papermill imports this module at every start, so it imports what an execution ne
 """
 
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -38,7 +36,7 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
         **_: Any,
     ) -> None:
         """Execute the notebook of papermill's manager, archive it, and end as papermill's own engine would."""
-        from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+        from nbclient.exceptions import CellTimeoutError, DeadKernelError
         from papermill.clientwrap import PapermillNotebookClient
         from papermill.log import logger
 
@@ -50,24 +48,19 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
             raise ConfigurationError(f"--engine abathur: expected the kernel python3, its own, found {kernel_name!r}")
         job = _job(nb_man.nb, input_path)
 
-        @contextmanager
-        def around(cell: Any, index: int) -> Iterator[None]:
-            try:
-                nb_man.cell_start(cell, index)
-                yield
-            except CellExecutionError as error:
-                nb_man.cell_exception(cell, cell_index=index, exception=error)
-                raise
-            finally:
-                nb_man.cell_complete(cell, cell_index=index)
+        class Client(PapermillNotebookClient):  # type: ignore[misc]
+            async def async_execute_cell(self, cell: Any, cell_index: int, **options: Any) -> Any:
+                nb_man.cell_start(cell, cell_index)
+                try:
+                    return await super().async_execute_cell(cell, cell_index, **options)
+                finally:
+                    nb_man.cell_complete(cell, cell_index=cell_index)
 
-        def make_client() -> Any:
-            shown = {"log_output": log_output, "stdout_file": stdout_file, "stderr_file": stderr_file}
-            return PapermillNotebookClient(nb_man, log=logger, **shown)
-
+        shown = {"log_output": log_output, "stdout_file": stdout_file, "stderr_file": stderr_file}
+        make_client = partial(Client, nb_man, log=logger, **shown)
         # In a thread of its own, because an event loop may be running in this one.
         with signals_noted() as stop, ThreadPoolExecutor(1) as pool:
-            given: dict[str, Any] = {"environment": job.environment if job else {}, "stop": stop, "around": around}
+            given: dict[str, Any] = {"environment": job.environment if job else {}, "stop": stop}
             ending = pool.submit(partial(execute, make_client, cell_timeout=execution_timeout, **given)).result()
         if job:
             outcome = conclude(job, ending, nb_man.nb)

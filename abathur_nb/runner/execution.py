@@ -8,7 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -46,7 +46,6 @@ launch_new_instance()
 """
 
 How = Literal["completed", "raised", "died", "timeout", "interrupted"]
-Around = Callable[[Any, int], AbstractContextManager[object]]
 
 
 # --- the kernel
@@ -196,16 +195,13 @@ def execute(
     timeout: float | None = None,
     cell_timeout: float | None = None,
     stop: Stop | None = None,
-    around: Around | None = None,
 ) -> Ending:
     """Execute the notebook of a client that has no kernel, in place, and return how that ended.
 
     ``make_client`` is called while the kernel starts. The limits are in seconds; a cell that exceeds one, or that a
-    signal stops, has 5 s to clean up. ``around`` makes a context for each cell. The kernel is gone when this returns,
-    and when this process is gone.
+    signal stops, has 5 s to clean up. The kernel is gone when this returns, and when this process is gone.
     """
-    around = around or (lambda *_: nullcontext())
-    execution = _Execution(make_client, stop or Stop(), timeout or inf, cell_timeout or inf, around)
+    execution = _Execution(make_client, stop or Stop(), timeout or inf, cell_timeout or inf)
     how: How = "completed"
     name = message = ""
     try:
@@ -226,7 +222,6 @@ class _Execution:
     stop: Stop
     timeout: float
     cell_timeout: float
-    around: Around
     at: int | None = None  # the cell under way
 
     async def run(self, environment: Mapping[str, str]) -> None:
@@ -258,8 +253,7 @@ class _Execution:
         late = f"the cell took longer than {self.cell_timeout:g} s"
         try:
             for self.at, cell in enumerate(client.nb.cells):
-                with self.around(cell, self.at):
-                    await self._until(_run_cell(client, cell, self.at), self.cell_timeout, late)
+                await self._until(_run_cell(client, cell, self.at), self.cell_timeout, late)
         except CellControlSignal as error:  # the cell raised, or its outputs never came
             name = getattr(error, "ename", type(error).__name__)
             raise _Ended("raised", name, getattr(error, "evalue", str(error))) from None

@@ -4,8 +4,8 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import inf
@@ -159,28 +159,22 @@ def settings_for(values: Mapping[str, Any], env: str) -> Settings:
 def _run(job: Job, notebook: Any, *, html: bool, **options: Any) -> Verdict:
     """Execute a prepared notebook, archive it, and print what became of it; ``options`` are those of `execute`."""
     _say(f"{job.what}: run {job.run_id} begins")
-    since, bar = monotonic(), None
-    if sys.stderr.isatty():
-        from tqdm import tqdm  # here, because a log has no use for it
+    since = monotonic()
+    with ExitStack() as stack:
 
-        bar = tqdm(total=len(notebook["cells"]), desc=job.name, unit="cell", leave=False)
+        def make_client() -> "NotebookClient":
+            import nbformat
+            from nbclient import NotebookClient
+            from tqdm import tqdm
 
-    def make_client() -> "NotebookClient":
-        import nbformat
-        from nbclient import NotebookClient
+            nonlocal notebook
+            notebook = nbformat.from_dict(notebook)
+            # None disables the bar where standard error is not a terminal.
+            bar = tqdm(total=len(notebook.cells), desc=job.name, unit="cell", leave=False, disable=None)
+            stack.enter_context(bar)
+            return NotebookClient(notebook, force_raise_errors=True, on_cell_start=lambda **_: bar.update())
 
-        nonlocal notebook
-        notebook = nbformat.from_dict(notebook)
-        return NotebookClient(notebook, force_raise_errors=True)
-
-    @contextmanager
-    def around(_cell: Any, _index: int) -> Iterator[None]:
-        yield
-        if bar is not None:
-            bar.update()
-
-    with bar or nullcontext():
-        ending = execute(make_client, environment=job.environment, around=around, **options)
+        ending = execute(make_client, environment=job.environment, **options)
     outcome = conclude(job, ending, notebook, html=html)
     reason = masked(outcome.message, job.settings).partition("\n")[0].rstrip(".")
     reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
