@@ -150,7 +150,7 @@ class Stop:
     """Note the ``signals`` that ask this process to stop, and ``tell`` the execution under way."""
 
     signals: list[int] = field(default_factory=list)
-    tell: Callable[[], object] = bool
+    tell: Callable[[], object] = bool  # without effect while nothing is executed
 
     def note(self, number: int, _frame: FrameType | None) -> None:
         """Handle a signal."""
