@@ -46,6 +46,7 @@ _BY_ERROR: Mapping[str, Verdict] = {
     **dict.fromkeys(("RefusedError", "BusyError", "ConfigurationError", "RejectedParametersError"), "refused"),
     **dict.fromkeys(("KeyboardInterrupt", "CancelledError"), "interrupted"),
 }
+Template = tuple[str, str] | None  # the name and the SHA-256 of a notebook
 _PACKAGES = ("abathur_nb", "aiosqlite", "papermill", "nbclient", "ipykernel")
 _LONGEST_WAIT = 1000  # ms, for the lock of a database whose identity is asked
 _LONGEST_MESSAGE = 2000  # characters
@@ -135,16 +136,11 @@ def unrecorded(settings: Settings, notebook: str, parameters: Mapping[str, objec
 
 
 def write_started(
-    settings: Settings,
-    notebook: str,
-    parameters: Mapping[str, object],
-    *,
-    run_id: str = "",
-    template: tuple[str, str] | None = None,
+    settings: Settings, notebook: str, parameters: Mapping[str, object], *, run_id: str = "", template: Template = None
 ) -> Path:
     """Write down that a run has started, and return its folder; creates it and the archive, 0700.
 
-    ``template`` is the name and the SHA-256 of the notebook, by default of the one that this package ships by the name.
+    ``template`` is that of the notebook, by default of the one that this package ships by the name.
     Raises RefusedError where it can't be written, ConfigurationError where the signing key can't sign.
     """
     signer(settings)
@@ -306,9 +302,8 @@ class Run:
     def _seal(self, verdict: Verdict, error: dict[str, Any] | None) -> None:
         if self.folder is None:
             return
-        facts: dict[str, Any] = {}
-        for result in self._results.values():
-            facts |= result.to_record() if hasattr(result, "to_record") else {}
+        holding = [result.to_record() for result in self._results.values() if hasattr(result, "to_record")]
+        facts = {name: fact for found in holding for name, fact in found.items()}
         database = {"before": self._before, "after": database_identity(self.settings)}
         found = {"reports": self._reports(), "facts": facts, "database": database, "error": error}
         try:
