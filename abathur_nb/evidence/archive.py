@@ -257,8 +257,8 @@ def _joined(notebook: Mapping[str, Any]) -> dict[str, Any]:
 def archive_notebook(path: Path) -> tuple[Path, bool]:
     """Archive an executed notebook beside its record; return the folder, and whether its cells are the template's.
 
-    What papermill adds to a template does not count as another cell. Raises ConfigurationError for a file that is not
-    a notebook, RefusedError where it holds no record, or another one than the archive has, or is archived already.
+    Cells added by papermill are not compared. Raises ConfigurationError for a file that is not a notebook, RefusedError
+    where it holds no record, or another one than the archive has, or is archived already.
     """
     where = f"notebook {printable(str(path))}"
     notebook = read_notebook(where, read_file(where, path, _LONGEST))

@@ -1,4 +1,4 @@
-"""How evidence is written: canonical JSON that holds its own hash, without the home directory and without a secret."""
+"""How evidence is written: as canonical JSON with its own hash, without the home directory and without secrets."""
 
 import base64
 import hashlib
@@ -130,7 +130,7 @@ _ENDS = r"(?![\w@-]|\.\w)"  # /home/al is not part of /home/alice or /home/al.ol
 def tilde(value: Any) -> Any:
     """Return JSON-able data with the home directory written ``~`` in each text and key.
 
-    It is replaced after punctuation, as in ``${X:-/home/al}``, but not in ``/mnt/home/al`` or ``/home/alice``.
+    It is replaced after punctuation, too: ``${X:-/home/al}``; but ``/mnt/home/al`` and ``/home/alice`` stay.
     """
     return _tilde(value, _homes())
 
@@ -180,8 +180,8 @@ def secret_values(settings: Settings) -> dict[str, str]:
 def refuse_secrets(settings: Settings, files: Mapping[str, bytes]) -> None:
     """Raise RefusedError, naming each secret and the files that hold its value.
 
-    It is found raw, as JSON, HTML and a URL write it, one of these within another, and in base64; not in a picture, in
-    compressed or encrypted data, or where markup or line ends divide it.
+    A value is found raw, as JSON, HTML or a URL writes it, two of these nested, and in base64; not in pictures, in
+    compressed or encrypted data, or across markup or line ends.
     """
     secrets = {name: _spellings(value) for name, value in secret_values(settings).items()}
     texts = {name: content.decode(errors="surrogateescape") for name, content in files.items()} if secrets else {}

@@ -1,4 +1,4 @@
-"""The ledger of an archive: one line a run, each with its own hash and the hash of the line before."""
+"""The ledger of an archive: a line for each run, with its own hash and the hash of the line before."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def run_id(data: object) -> bool:
 
 
 def files_of_a_run(data: object) -> bool:
-    """Return whether JSON holds texts by names that files of a run can have."""
+    """Return whether JSON maps names that files of a run can have to texts."""
     return isinstance(data, dict) and all(_FILE.fullmatch(name) and isinstance(data[name], str) for name in data)
 
 

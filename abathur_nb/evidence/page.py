@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that runs nothing and loads nothing, with what may stay of a notebook's HTML."""
+"""The page of a run: one HTML file that runs and loads nothing, with the safe part of the notebook's HTML."""
 
 import json
 import re
@@ -44,7 +44,7 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+")
 
 
 def clean(html: str) -> str:
-    """Return what is safe of a piece of HTML, balanced, so that it can't reach beyond its place in a page."""
+    """Return the safe part of a piece of HTML, balanced, so that it can't affect the page around it."""
     # nh3 parses as browsers do. bleach, which nbconvert uses, is archived, keeps url() in a style, and takes 40 times
     # as long. nh3's own filter of styles writes some values anew, and those wrongly, so _kept does that.
     import nh3
@@ -82,7 +82,7 @@ def picture_of(mime: str, text: str) -> str:
     return "".join(text.split()) if _BASE64.fullmatch(text) else ""
 
 
-# A shape and a word, so that nothing hangs on colour alone; and what the word means.
+# A shape, so that the verdict can be told without colour, and what the verdict means.
 _VERDICTS: Mapping[Verdict, tuple[str, str]] = {
     "pass": ("✓", "No check failed."),
     "fail": ("✗", "A check failed, or could not run."),
@@ -128,14 +128,14 @@ def render(notebook: Mapping[str, Any], record: Record, *, as_template: bool = T
 
 
 def _shown(value: Any) -> Any:
-    """Return what the template shows of a value; it escapes all but what is sanitized."""
+    """Return what the template shows of a value; the template escapes it unless it was sanitized."""
     if value is None or hasattr(value, "__html__"):
         return "–" if value is None else value
     return printable(value.expandtabs() if isinstance(value, str) else str(value))
 
 
 def _text(value: Any) -> str:
-    """Return a text of a notebook, which may be a list of lines there; JSON for anything else."""
+    """Return a text of a notebook, also where it is a list of lines; JSON for anything else."""
     if isinstance(value, list):
         return "".join(_text(line) for line in value)
     return value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=str)
@@ -161,7 +161,7 @@ def _cells(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what the page shows of an output; the ``kind`` is html, text, stderr, error or picture.
 
-    The best of what it offers, and no script.
+    Of several forms the best one is shown, never a script.
     """
     if output["output_type"] == "stream":
         kind = "stderr" if output["name"] == "stderr" else "text"
@@ -190,7 +190,7 @@ def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _terminal(text: str) -> str:
-    """Return what a terminal would show in the end: no colours, of an overwritten line the last state."""
+    """Return a text as a terminal shows it in the end: no colours, only the last state of an overwritten line."""
     lines = _ESCAPES.sub("", text).split("\n")
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
 

@@ -231,7 +231,7 @@ class Entry:
 
     @property
     def mark(self) -> str:
-        """Return the verdict with a shape before it, so that nothing hangs on colour alone."""
+        """Return the verdict with a shape before it, so that it can be told without colour."""
         return _MARKS.get(self.verdict, f"✗ {self.verdict}")
 
     @property
@@ -280,7 +280,7 @@ def read_archive(archive: Path, ledger: Ledger | None = None) -> tuple[Entry, ..
 
 
 def find_run(archive: Path, beginning: str) -> Entry:
-    """Return the one run whose id begins so; raise ConfigurationError if there is none, or more than one. Read-only."""
+    """Return the one run whose id has this beginning; raise ConfigurationError for none or several. Read-only."""
     lines = read_ledger(archive).runs
     found = [one for one in sorted(run_ids(archive) | lines.keys()) if beginning and one.startswith(beginning)]
     if len(found) == 1:
@@ -317,7 +317,7 @@ def read_entry(archive: Path, run_id: str, line: Line | None) -> Entry:
 
 
 def _read(folder: Path, name: str, kind: type[Kind], line: Line | None, faults: list[str]) -> tuple[Kind | None, str]:
-    """Return one of a run's two files and its SHA-256, or add what is wrong with it to ``faults``."""
+    """Return one of a run's two files and its SHA-256, or add its fault to ``faults``."""
     where = f"{folder.name}/{name}"
     try:
         content = read_regular(folder / name)

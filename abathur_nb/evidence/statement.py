@@ -68,7 +68,7 @@ def _public_key(name: str) -> "tuple[str, Ed25519PublicKey]":
 def _load(
     where: str, name: str, loader: str, *secret: bytes | None, relative: bool = False
 ) -> tuple[Path, object, int]:
-    """Return the path of a key's file, its key of any kind or None, and its mode; never waits, as a FIFO would."""
+    """Return the path of a key's file, its key of any kind or None, and its mode, without waiting for a FIFO."""
     if find_spec("cryptography") is None:
         words = "signatures need cryptography, which is missing here: pip install 'abathur_nb[sign]'"
         raise ConfigurationError(f"{where}: {words}")
@@ -188,8 +188,8 @@ def _is_by(key: "Ed25519PublicKey", signature: str, payload: bytes) -> bool:
 def check_signers(runs: Sequence[tuple[str, Checked]], keys: PublicKeys) -> Check:
     """Judge who signed the runs of an archive, in the order of its ledger. Read-only.
 
-    With keys: from the first run that one of them signed on, each must be signed by one of them, and at least one
-    must be. Without a key no signature is checked: a rewritten archive could be signed with any other key.
+    With keys, at least one run must be signed by one of them, and so must each later one. Without a key no signature is
+    checked: a rewritten archive could be signed with any other key.
     """
     expected = "by a given key, of each run since the first that has one"
     if not keys:

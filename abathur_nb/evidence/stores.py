@@ -93,7 +93,7 @@ def open_store(url: str) -> Store:
 
 
 def _telling(where: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``call`` with what it raises reported in one line."""
+    """Return ``call`` with any error raised as a RefusedError of one line."""
 
     def words(*given: object) -> Any:
         try:
@@ -178,7 +178,7 @@ def _objects(url: str, scheme: str) -> Store:
 def fetched(url: str) -> Iterator[Path]:
     """Fetch a copy into a private directory, in the form of an archive, and remove it at the end.
 
-    What does not belong into a copy is fetched too, for ``verify`` to name. Raises RefusedError without a copy.
+    Objects that do not belong there are fetched too, for ``verify`` to name. Raises RefusedError where no copy is.
     """
     store = open_store(url)
     names = store.found()

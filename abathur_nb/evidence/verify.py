@@ -95,7 +95,7 @@ def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) ->
 
 
 def _of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]]) -> Found:
-    """Yield what is wrong with the files of one run, and add what its statement's check found to ``statements``."""
+    """Yield the faults in the files of one run, and add the check of its statement to ``statements``."""
     yield from (("runs", fault) for fault in entry.faults)
     run, line = f"{entry.run_id} {entry.notebook}", entry.line
     if line is None:
@@ -153,7 +153,7 @@ def _place(started: Started) -> str:
 
 
 def _strangers(archive: Path, entries: list[Entry]) -> Found:
-    """Yield what else is in the archive; what is hidden is only noted."""
+    """Yield what does not belong into the archive; hidden files are only noted."""
     folders = {archive: {LEDGER, *(entry.run_id for entry in entries)}}
     for entry in entries:
         folders[entry.folder] = set(entry.line.data["files"]) if entry.line else _SEALED
