@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -19,7 +19,7 @@ from abathur_nb.evidence.stores import archive_at, chosen_archive, first_run, lo
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.percentiles import above
 from abathur_nb.report import Check, Report, id_of
-from abathur_nb.text import Shown, Table, clipped, counted, printable, some
+from abathur_nb.text import Shown, Table, clipped, counted, duration, printable, some
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,13 +58,20 @@ class History(Shown):
         return {"history": {"archive": str(self.archive), "runs": len(self.runs), "ledger_head": self.ledger_head}}
 
     def _table(self) -> Table:
-        rows = []
-        for run in reversed(self.runs):
-            notebook = run.label + (", other cells" if run.line and not run.line.data["as_template"] else "")
-            seconds = "" if run.seconds is None else f"{run.seconds:.1f}"
-            failed = some(run.failed, _NAMED)
-            rows.append((run.mark, run.when, notebook, run.run_id, seconds, run.who, failed))
-        return Table(("", "start (UTC)", "notebook", "run", "seconds", "who", "what failed"), tuple(rows), _NO_RUN)
+        return runs_table(reversed(self.runs))
+
+
+def runs_table(runs: Iterable[Entry]) -> Table:
+    """Return what a list says of runs, in their order."""
+    rows = []
+    for run in runs:
+        took = "" if run.seconds is None else f"{run.seconds:.1f} s" if run.seconds < 100 else duration(run.seconds)
+        archived = "no" if not run.line else "yes" if run.line.data["as_template"] else "yes, with other cells"
+        env = run.known.env if run.known else "?"
+        about = (run.mark, run.when, run.label, env, took, run.who, run.run_id, archived)
+        rows.append((*about, some(run.failed, _NAMED)))
+    heads = ("", "start (UTC)", "notebook", "env", "took", "who", "run", "archived", "what failed")
+    return Table(heads, tuple(rows), _NO_RUN)
 
 
 def read_history(

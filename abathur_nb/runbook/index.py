@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from shlex import quote
 from typing import Any
@@ -17,10 +17,8 @@ from abathur_nb.evidence.record import Entry, read_archive
 from abathur_nb.evidence.run import Run
 from abathur_nb.evidence.stores import chosen_archive, first_run, local
 from abathur_nb.report import Check, Report, Status
-from abathur_nb.text import Shown, Table, counted, duration, printable
-
-_HEAD = ("when (UTC)", "what", "env", "verdict", "duration", "who", "run", "archived")
-_NO_EVIDENCE = {"unsealed": "it died, or still runs", "altered": "its files are not as they were written"}
+from abathur_nb.runbook.history import runs_table
+from abathur_nb.text import Shown, Table, counted, printable
 
 
 def listed(entry: Entry) -> dict[str, Any]:
@@ -39,29 +37,12 @@ def listed(entry: Entry) -> dict[str, Any]:
     }
 
 
-def table(entries: Sequence[Entry]) -> str:
-    """Return the runs as aligned plain text without control characters, the newest last."""
-    rows = [_HEAD, *(_row(listed(entry)) for entry in entries)]
+def aligned(table: Table) -> str:
+    """Return a table as aligned plain text, a line for each row."""
+    rows = [[cell.replace("\n", "\\n") for cell in row] for row in (table.heads, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    found = {entry.verdict for entry in entries}
-    lines += [f"{name.upper()} is no evidence: {words}" for name, words in _NO_EVIDENCE.items() if name in found]
-    return "\n".join(lines)
-
-
-def _row(run: Mapping[str, Any]) -> tuple[str, ...]:
-    seconds, verdict = run["seconds"], run["verdict"]
-    texts = (
-        str(run["started_at"] or "?").partition(".")[0],
-        run["notebook"] or "?",
-        run["env"] or "?",
-        verdict.upper() if verdict in _NO_EVIDENCE else verdict,
-        "-" if seconds is None else f"{seconds:.1f} s" if seconds < 100 else duration(seconds),
-        f"{run['user']} on {run['host']}" if run["user"] else "?",
-        run["run_id"],
-        "NO" if not run["archived"] else "yes" if run["as_template"] else "yes, with other cells than the template's",
-    )
-    return tuple(printable(text).replace("\n", "\\n") for text in texts)
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -74,7 +55,7 @@ def command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write("".join(f"{json.dumps(listed(entry))}\n" for entry in entries))
     else:
-        sys.stdout.write(f"{table(entries)}\n" if entries else f"no runs in {printable(str(archive))}\n")
+        sys.stdout.write(f"{aligned(runs_table(entries))}\n" if entries else f"no runs in {printable(str(archive))}\n")
     return 0
 
 

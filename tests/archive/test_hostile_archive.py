@@ -20,7 +20,8 @@ from abathur_nb.evidence.ledger import FIRST, LEDGER
 from abathur_nb.evidence.record import Entry, read_archive
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.measure.snapshot import _last_validation
-from abathur_nb.runbook.index import table
+from abathur_nb.runbook.history import runs_table
+from abathur_nb.runbook.index import aligned
 
 # Each 25th change is tried, and each 250th on every reader: which is each field, and each value many times.
 STEP, FULL = 25, 250
@@ -50,7 +51,7 @@ def relink(archive: Path, run_id: str, change: Callable[[dict[str, Any]], dict[s
 def entries_of(settings: Settings) -> tuple[Entry, ...]:
     """Read the archive as each reader does at its beginning."""
     entries = read_archive(settings.archive_dir)
-    assert table(entries)
+    assert aligned(runs_table(entries))
     assert all(entry.when for entry in entries)
     return entries
 

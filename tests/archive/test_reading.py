@@ -19,7 +19,8 @@ from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import RECORD, STARTED, Entry, find_run, read_archive, run_ids
 from abathur_nb.evidence.stores import chosen_archive
-from abathur_nb.runbook.index import table
+from abathur_nb.runbook.history import runs_table
+from abathur_nb.runbook.index import aligned
 
 
 def parsed(*arguments: str) -> argparse.Namespace:
@@ -170,12 +171,11 @@ def listed(settings: Settings, capsys: pytest.CaptureFixture[str], *arguments: s
 
 def test_each_run_is_a_line_and_the_newest_is_the_last(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     archive(settings)
-    head, *rows, last = listed(settings, capsys).splitlines()
-    assert last == "UNSEALED is no evidence: it died, or still runs"
-    assert head.split() == ["when", "(UTC)", "what", "env", "verdict", "duration", "who", "run", "archived"]
-    places = [head.index(word) for word in ("verdict", "archived")]
-    assert [row[places[0] :].split()[0] for row in rows] == ["pass", "fail", "pass", "pass", "pass", "UNSEALED"]
-    assert [row[places[1] :] for row in rows] == ["yes, with other cells than the template's"] * 4 + ["NO"] * 2
+    head, *rows = listed(settings, capsys).splitlines()
+    assert " ".join(head.split()) == "start (UTC) notebook env took who run archived what failed"
+    assert [row.split()[1] for row in rows] == ["pass", "fail", "pass", "pass", "pass", "unsealed"]
+    archived = [row[head.index("archived") : head.index("what failed")].strip() for row in rows]
+    assert archived == ["yes, with other cells"] * 4 + ["no"] * 2
     ids = sorted(path.name for path in settings.archive_dir.iterdir() if path.is_dir())
     shown = [row[head.index("run  ") :].split()[0] for row in rows]
     assert shown == ids
@@ -200,9 +200,9 @@ def test_a_duration_is_told_as_people_say_it_and_no_name_can_steer_a_terminal() 
         "2026-11-23 10:17:00.123": "2.0 minutes",
         "2026-11-23 10:14:59.123": "-1.0 s",  # the clock was set back
     }.items():
-        assert f"  {words}  " in table([entry(ended_at=ended)]).splitlines()[1]
+        assert f"  {words}  " in aligned(runs_table([entry(ended_at=ended)])).splitlines()[1]
     for hostile in ("\x1b[2J", "a\nb", "\r", "\u202e", "\udc80", "<b>", "\x07"):
-        lines = table([entry(notebook=hostile, user=hostile, host=hostile, env=hostile)]).splitlines()
+        lines = aligned(runs_table([entry(notebook=hostile, user=hostile, host=hostile, env=hostile)])).splitlines()
         assert len(lines) == 2
         assert lines[1].isprintable()
 
