@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from object_storage import running_s3
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from abathur_nb.config.settings import ENVIRONMENTS, Settings, resolve
 from abathur_nb.runbook.init import initialize_database
@@ -32,6 +33,19 @@ for _name in [name for name in os.environ if name.startswith(("ABATHUR_", "XDG_"
 def pytest_xdist_auto_num_workers() -> int:
     """Return three workers for two processors: a test waits a third of its time for a kernel, a browser or a server."""
     return max(2, len(os.sched_getaffinity(0)) * 3 // 2)
+
+
+class _Grouped(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """Send what shares a server or an installed wheel to one worker, which then makes it once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        groups = {"test_object_storage.py": "s3", "[s3": "s3", "wheel_": "wheel"}
+        return next((group for part, group in groups.items() if part in nodeid), nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Grouped:
+    """Schedule by groups; the marks of xdist 3.8 for them have no effect with pytest 9.2."""
+    return _Grouped(config, log)
 
 
 # The programs that some tests start, and the packages that install them on Debian.

@@ -59,9 +59,7 @@ def copied_runs(url: str, archive: Path) -> int:
     return ledger.count(b"\n")
 
 
-# One server for all that ask it, and so one worker.
-S3 = pytest.param("s3", marks=pytest.mark.xdist_group("s3"))
-PLACES = ["file URL", S3]
+PLACES = ["file URL", "s3"]
 
 
 @pytest.fixture(params=PLACES)
@@ -182,7 +180,6 @@ def test_a_file_that_is_not_what_the_ledger_names_stops_it_before_anything_is_wr
     assert not (tmp_path / "copy").exists()
 
 
-@pytest.mark.parametrize("url", ["file URL", S3], indirect=True)
 @pytest.mark.parametrize("done", [0, 5, 6, 17])
 def test_cut_short_it_is_a_shorter_archive_and_the_next_one_goes_on(
     done: int, url: str, archive: Path, monkeypatch: pytest.MonkeyPatch

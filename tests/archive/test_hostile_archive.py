@@ -23,8 +23,8 @@ from abathur_nb.measure.snapshot import _last_validation
 from abathur_nb.runbook.history import runs_table
 from abathur_nb.runbook.index import aligned
 
-# Each 25th change is tried, and each 250th on every reader: which is each field, and each value many times.
-STEP, FULL = 25, 250
+# Each 41st change is tried, and each 410th on every reader: which is each field, and each value many times.
+STEP, FULL = 41, 410
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def test_killed_at_any_byte_it_leaves_a_torn_line_that_the_next_one_closes(
     add(tmp_path, 2)
     added = (tmp_path / LEDGER).read_bytes()[len(before) :]
     whole = added.index(b"\n") + 1 if torn else 0  # where the repair is over, and the line not begun
-    for length in range(len(added)):
+    for length in sorted({*range(0, len(added), 9), whole, whole + 1, len(added) - 1}):
         (tmp_path / LEDGER).write_bytes(before + added[:length])
         read = read_ledger(tmp_path)
         assert (read.faults, bool(read.torn), len(read.runs)) == ((), length != whole, 2)

@@ -164,7 +164,6 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment
 
 
-@pytest.mark.xdist_group("wheel")
 def test_the_wheel_carries_sql_and_notebooks_byte_for_byte(built: Path) -> None:
     (path,) = built.glob("*.whl")
     with zipfile.ZipFile(path) as wheel:
@@ -175,7 +174,6 @@ def test_the_wheel_carries_sql_and_notebooks_byte_for_byte(built: Path) -> None:
     assert tops == {"abathur_nb", f"abathur_nb-{PROJECT['version']}.dist-info"}
 
 
-@pytest.mark.xdist_group("wheel")
 def test_an_installed_wheel_reads_its_own_sql(installed: Path, tmp_path: Path) -> None:
     ask = "import abathur_nb as nb; print(nb.__file__); print(*sorted(nb.load_queries()), sep='\\n')"
     where, *queries = run(installed / "bin/python", "-c", ask, cwd=tmp_path).splitlines()
@@ -184,7 +182,6 @@ def test_an_installed_wheel_reads_its_own_sql(installed: Path, tmp_path: Path) -
     assert run(installed / "bin/abathur-nb", "--version", cwd=tmp_path) == f"abathur_nb {abathur_nb.__version__}\n"
 
 
-@pytest.mark.xdist_group("wheel")
 def test_an_installed_wheel_makes_a_database_from_another_directory(installed: Path, tmp_path: Path) -> None:
     """Papermill runs the wheel's init notebook on the wheel's own package."""
     (notebook,) = installed.glob("lib/python3.*/site-packages/abathur_nb/data/notebooks/init.ipynb")
