@@ -1,7 +1,6 @@
 """The records of runs: what they hold, and how they are read back from an archive."""
 
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
@@ -290,11 +289,8 @@ def find_run(archive: Path, beginning: str) -> Entry:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a path is a directory, and not a link to one. Read-only."""
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except OSError:
-        return False
+    """Return whether a path is a directory, and not a link to one; False where it can't be looked at. Read-only."""
+    return os.path.isdir(path) and not os.path.islink(path)  # noqa: PTH112, PTH114 - Path raises in a closed directory
 
 
 def read_entry(archive: Path, run_id: str, line: Line | None) -> Entry:

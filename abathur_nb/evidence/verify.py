@@ -44,7 +44,7 @@ _RULES = {
     "ledger": ("each names the hash of the one before", "{lines}, each with the hash of the one before", _FIND_OUT),
     "last_line": ("a whole one", "it is whole", "it is not tampering: the next run of this environment closes it"),
     "runs": ("each file as the ledger names it", "{archived} archived of {runs}, as they were written", _FIND_OUT),
-    "order": ("each run began after a line of this ledger", "{begun}, each begun after a line of it", _FIND_OUT),
+    "order": ("each run began after one of its lines", "{begun}, each begun after a line of the ledger", _FIND_OUT),
     "statements": ("each says what record and hashes say", "{statements}, as the records say", _FIND_OUT),
     "nothing_else": ("nothing but ledger and runs", "ledger and runs alone", "find out whose it is, and move it away"),
 }
