@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MANIFEST = ".manifest.json"  # behind the name of the backup
 # Taken before a change: as a rule nobody wants that state back.
-BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback", "rescued")
+BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback", "rescued", "salvaged")
 NAME = re.compile(r"abathur_([a-z][a-z0-9_]{0,40})_(\d{8}_\d{6}_\d{3})\.db(\.zst)?")
 FORMAT = 1
 # What older manifests lack: 0 means not known.

@@ -181,11 +181,14 @@ class UnfitBackupError(RefusedError):
         super().__init__(observed, "choose another backup")
 
 
-async def back_up(settings: Settings, *, reason: str, compress: bool = False) -> tuple[Backup, list[Check]]:
+async def back_up(
+    settings: Settings, *, reason: str, compress: bool = False, database: Path | None = None
+) -> tuple[Backup, list[Check]]:
     """Take a backup and prove it; return it with its checks, none of which failed.
 
     Checks of ``validate`` that the database fails become a warning and are kept in the manifest: a broken database is
-    backed up too, before its repair. Raises RefusedError, BusyError, sqlite3.Error, OSError; then there is no backup.
+    backed up too, before its repair. ``database`` is named in the manifest if the file is only a
+    copy of it. Raises RefusedError, BusyError, sqlite3.Error, OSError; then there is no backup.
     """
     from tqdm import tqdm
 
@@ -216,7 +219,7 @@ async def back_up(settings: Settings, *, reason: str, compress: bool = False) ->
             "reason": reason,
             "taken_at": timestamp(taken_at),
             "env": settings.env,
-            "database": str(settings.db_path),
+            "database": str(database or settings.db_path),
             **ids,
             "content": asdict(content),
             "bytes": draft.stat().st_size,

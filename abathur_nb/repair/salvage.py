@@ -7,16 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from shlex import join, quote
 from sqlite3 import SQLITE_LIMIT_LENGTH, SQLITE_LIMIT_SQL_LENGTH, Connection, DatabaseError
 from sqlite3 import connect as plain_connect
 from typing import Any
 
 from abathur_nb.backups.aside import users_of
-from abathur_nb.backups.taking import back_up, publish
+from abathur_nb.backups.manifest import Backup, list_backups, of_database
+from abathur_nb.backups.taking import back_up
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES, BOUND_SQL, AbathurError, BusyError, RefusedError
 from abathur_nb.files import at, make_private_file, nearest_existing, private_directory, scratch_directory
@@ -29,12 +28,11 @@ from abathur_nb.store.guarded import Stray, strays, strays_check
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, expected_objects, expected_tables, quoted
 from abathur_nb.store.sql import tokens
 from abathur_nb.store.target import restore_command
-from abathur_nb.text import counted, file_stamp, some
+from abathur_nb.text import counted, some
 
-SALVAGED = "put the salvaged file or a backup in place, as the check *salvaged* says"
-_EXPECTED = (
-    "what can still be read, in a file of its own; intact says that no row is missing, not that none was altered"
-)
+SALVAGED = "restore what was salvaged or another backup, as the check *salvaged* says"
+_EXPECTED = "what can still be read, in a backup; intact says that no row is missing, not that none was altered"
+_REASON = "salvaged"
 _IDENTITY = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
 _NOT_PLAIN = {"AS", "SELECT", "VIRTUAL", "WITHOUT"}
 _KINDS: dict[str, Any] = {"INTEGER": int, "REAL": int | float, "TEXT": str}
@@ -46,40 +44,35 @@ _KILL = "end it by kill -9: ended in any other way, it may write its log over th
 _KEEP = "leave it running; copy all of its open files from /proc/PID/fd before it ends"
 
 
-def salvage_path(settings: Settings) -> Path:
-    """Return the name of what is salvaged: that of the damaged database's last change, so that it is done once."""
-    moment = datetime.fromtimestamp(max(_state(settings.db_path).values(), default=(0, 0))[0] / 1e9, UTC)
-    return settings.backup_dir / f"abathur_salvaged_{file_stamp(moment)}.sqlite"
-
-
 def salvaged_before(settings: Settings) -> Check | None:
-    """Return the check that names the file into which the damaged database was salvaged, if it was. Read-only."""
-    path = salvage_path(settings)
-    if not path.exists():
-        return None
-    observed = f"{path} was salvaged from this same file before: that run reports what became of each table"
-    return Check("salvaged", "warn", _EXPECTED, observed, _remedy(settings, path), data={"path": str(path)})
+    """Return the check that names the backup into which this very file was salvaged, if it was. Read-only."""
+    changed = max(moment for moment, _ in _state(settings.db_path).values()) / 1e9
+    for backup in reversed(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path)):
+        if backup.facts["reason"] == _REASON and backup.taken_at.timestamp() > changed:
+            observed = f"{backup.path} was salvaged from this same file before: that run reports each table"
+            data = {"path": str(backup.path)}
+            return Check("salvaged", "warn", _EXPECTED, observed, _remedy(settings, backup), data=data)
+    return None
 
 
 async def salvage(settings: Settings) -> Check:
-    """Write what the pages of the damaged database still hold into a new file, count it by table, and validate it.
+    """Back up what the pages of the damaged database still hold, count it by table, and validate it.
 
     Only reads the damaged database, its log too. Raises RefusedError if nothing at all can be read, BusyError if it
-    is written meanwhile, OSError.
+    is written meanwhile, OSError, sqlite3.Error.
     """
-    path = salvage_path(settings)
     with scratch_directory(nearest_existing(settings.backup_dir), "backup") as scratch:
         copy, log = await asyncio.to_thread(_copy, settings.db_path, scratch)
-        draft = scratch / "salvaged.db"
-        make_private_file(draft, owned_as=settings.db_path.parent)
-        tables, notes = await asyncio.to_thread(_fill, copy, draft)
+        found = replace(settings, db_path=scratch / "salvaged.db")
+        make_private_file(found.db_path, owned_as=settings.db_path.parent)
+        tables, notes = await asyncio.to_thread(_fill, copy, found.db_path)
         rows = sum(len(table.rows) for table in tables)
         if not rows:
             raise RefusedError(f"nothing of {settings.db_path} can be read any more", "restore a backup")
-        failed = [check for check in await file_checks(replace(settings, db_path=draft)) if check.failed]
+        failed = [check for check in await file_checks(found) if check.failed]
         broken = {rule["table"] for check in failed for rule in check.data.get("broken", ())}
         with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
-            publish(draft, path)
+            backup, _ = await back_up(found, reason=_REASON, database=settings.db_path)
     verdicts = {table.name: table.verdict(table.name in broken) for table in tables}
     states = Counter(state for state, _ in verdicts.values())
     noted = ", ".join(f"{states[state]} {state}" for state in ("intact", "partly", "lost") if states[state])
@@ -88,23 +81,18 @@ async def salvage(settings: Settings) -> Check:
         "salvaged",
         "warn",
         _EXPECTED,
-        f"{path}: {counted(rows, 'row')}; of {counted(len(tables), 'table')} {noted}; {valid}{log}",
-        _remedy(settings, path),
+        f"{backup.path}: {counted(rows, 'row')}; of {counted(len(tables), 'table')} {noted}; {valid}{log}",
+        _remedy(settings, backup),
         (*(f"{name}: {state}, {saved}" for name, (state, saved) in verdicts.items()), *notes),
-        data={"path": str(path), "tables": {name: state for name, (state, _) in verdicts.items()}},
+        data={"path": str(backup.path), "tables": {name: state for name, (state, _) in verdicts.items()}},
     )
 
 
-def _remedy(settings: Settings, path: Path) -> str:
-    """Say how to restore a backup, or, in order, what makes a salvaged file the database: a proven backup of it."""
-    folder = f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir / 'salvaged'))}"
-    back_up = f"{folder} {join(settings.command('backup', path))}"
-    restore = f"{folder} {join(settings.command('restore'))}"
-    confirm = " and the -p confirm that the plan names" if settings.confirm_changes else ""
+def _remedy(settings: Settings, backup: Backup) -> str:
+    restore = restore_command(settings)
     return (
-        f"either restore a backup: {restore_command(settings)}; then copy from this file what is newer\n"
-        f"or put this file in place: 1. stop its users; 2. back up this file: {back_up}; "
-        f"3. see the plan of a restore: {restore}; 4. run that command again with -p apply True{confirm}"
+        f"either restore a backup: {restore}; then copy from this one what is newer\n"
+        f"or restore this one: {restore} -p backup {backup.path.name}"
     )
 
 

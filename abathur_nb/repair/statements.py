@@ -159,10 +159,11 @@ async def restore_seeds(
 
 async def statistics_check(conn: aiosqlite.Connection, remedy: str) -> Check:
     """Check that what ANALYZE once counted, if it ever did, is about what there is. Read-only."""
-    queries, stale = load_queries("troubleshoot.sql"), list[str]()
-    analysed = await count_rows(conn, queries["has_statistics"].sql)
-    rows = await conn.execute_fetchall(queries["statistics"].sql) if analysed else []
-    noted = {row["table"]: row["rows"] for row in rows if row["table"] in expected_tables()}
+    queries, noted = load_queries("troubleshoot.sql"), dict[str, int]()
+    if await count_rows(conn, queries["has_statistics"].sql):
+        rows = await conn.execute_fetchall(queries["statistics"].sql)
+        noted = {row["table"]: row["rows"] for row in rows if row["table"] in expected_tables()}
+    stale = []
     for table, then in noted.items():
         now = await count_rows(conn, f"SELECT count(*) FROM {table} NOT INDEXED")
         if max(now, then) >= _FEW and max(now, then) > _STALE * min(now, then):

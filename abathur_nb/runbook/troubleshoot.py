@@ -15,7 +15,7 @@ from abathur_nb.errors import RefusedError
 from abathur_nb.health.checks import file_checks
 from abathur_nb.repair.diagnosis import Diagnosis, diagnose
 from abathur_nb.repair.quarantine import affected, put_back_rows, write_quarantine
-from abathur_nb.repair.salvage import SALVAGED, rescue, salvage, salvage_path
+from abathur_nb.repair.salvage import SALVAGED, rescue, salvage
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import SIDE_FILES, bound, connect, explain_error, open_for_change, pragma, run_to_end
 from abathur_nb.store.target import identify, journal_of, wanted
@@ -33,7 +33,7 @@ _ALONE = {
     "set log aside": f"{_COPIED}; then move the log there, and leave {{path}} as it is",
     "write log": f"{_COPIED}; then write what SQLite reads of the log into {{path}}, and move the log there",
     "roll back": "roll back what a killed writer left half done in {path}, by its journal",
-    "salvage": "write what can still be read of {path} to {salvaged}, and leave {path} as it is",
+    "salvage": "write what can still be read of {path} into a backup abathur_salvaged_… in {backups}, and leave {path}",
 }
 # All deeds, in the order in which they are done.
 _DEEDS = _ALONE | {
@@ -96,8 +96,7 @@ async def _find(settings: Settings) -> AsyncIterator[Change]:
 def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     """Return, in words and in SQL, what ``_repair`` will do; nothing if there is nothing to repair."""
     path, backups = settings.db_path, settings.backup_dir
-    salvaged = salvage_path(settings) if "salvage" in found.deeds else ""
-    names = {"path": path, "journal": journal_of(path), "backups": backups, "salvaged": salvaged}
+    names = {"path": path, "journal": journal_of(path), "backups": backups}
     deeds = [words.format(**names) for name, words in _DEEDS.items() if name in {*found.deeds} - {"complete"}]
     if _ALONE.keys() & {*found.deeds}:
         return tuple(deeds)
