@@ -145,7 +145,6 @@ def _memories(n: int) -> Row:
 
 _TABLES: dict[str, Callable[[int], Row]] = {"sessions": _sessions, "memory_entries": _memories}
 
-_WARM_UP = 100
 _KEYS = 1000  # distinct keys, read in turn
 
 Read = Callable[[], Awaitable[object]]
@@ -171,7 +170,7 @@ def together(reads: Iterator[Read], tasks: int) -> Iterator[Read]:
         yield partial(read_all, list(islice(reads, tasks)))
 
 
-async def time_reads(reads: Iterator[Read], repetitions: int, *, warm_up: int = _WARM_UP) -> list[int]:
+async def time_reads(reads: Iterator[Read], repetitions: int, *, warm_up: int = 100) -> list[int]:
     """Return the nanoseconds that each read took, after a warm-up that is not counted.
 
     Raises RefusedError for a read that finds nothing: it would be too fast.

@@ -57,11 +57,10 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
                     nb_man.cell_complete(cell, cell_index=cell_index)
 
         shown = {"log_output": log_output, "stdout_file": stdout_file, "stderr_file": stderr_file}
-        make_client = partial(Client, nb_man, log=logger, **shown)
         # In a thread of its own, because an event loop may be running in this one.
         with signals_noted() as stop, ThreadPoolExecutor(1) as pool:
-            given: dict[str, Any] = {"environment": job.environment if job else {}, "stop": stop}
-            ending = pool.submit(partial(execute, make_client, cell_timeout=execution_timeout, **given)).result()
+            run = partial(execute, partial(Client, nb_man, log=logger, **shown), cell_timeout=execution_timeout)
+            ending = pool.submit(run, environment=job.environment if job else {}, stop=stop).result()
         if job:
             outcome = conclude(job, ending, nb_man.nb)
             logger.info(f"Run {job.run_id}: {outcome.verdict}: {outcome.archived or outcome.message}")

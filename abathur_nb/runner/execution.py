@@ -21,7 +21,6 @@ from abathur_nb.files import in_words, scratch_directory, sweep
 from abathur_nb.text import printable
 
 if TYPE_CHECKING:
-    from jupyter_client.asynchronous.client import AsyncKernelClient
     from nbclient import NotebookClient
 
 START_S = 60  # for a kernel to start
@@ -72,7 +71,7 @@ class Kernel:
         return ": ".join(dict.fromkeys(filter(None, (f"the kernel {how}", _last_line(shown), _last_line(written)))))
 
     @contextmanager
-    def connected(self) -> Iterator["AsyncKernelClient"]:
+    def connected(self) -> Iterator[Any]:
         """Connect to the kernel; at the end no socket is left open."""
         import zmq
         import zmq.asyncio
@@ -123,16 +122,15 @@ async def running_kernel(environment: Mapping[str, str]) -> AsyncIterator[Kernel
             await kernel.died
 
 
-async def ready(client: "AsyncKernelClient") -> Any:
+async def ready(client: Any) -> Any:
     """Wait until a kernel answers and its published messages arrive; return its kernel info."""
-    kernel: Any = client
     while True:
-        asked = kernel.kernel_info()
+        asked = client.kernel_info()
         with suppress(Empty):
-            while (reply := await kernel.shell_channel.get_msg(timeout=START_S))["parent_header"]["msg_id"] != asked:
+            while (reply := await client.shell_channel.get_msg(timeout=START_S))["parent_header"]["msg_id"] != asked:
                 pass
             # A subscription may reach the kernel after the request; what was published before it is lost.
-            await kernel.iopub_channel.get_msg(timeout=_SUBSCRIBED_S)
+            await client.iopub_channel.get_msg(timeout=_SUBSCRIBED_S)
             return reply["content"]
 
 
@@ -202,16 +200,15 @@ def execute(
     signal stops, has 5 s to clean up. The kernel is gone when this returns, and when this process is gone.
     """
     execution = _Execution(make_client, stop or Stop(), timeout or inf, cell_timeout or inf)
-    how: How = "completed"
-    name = message = ""
     try:
         asyncio.run(execution.run(environment))
+        return Ending("completed")
     except _Ended as end:
         how, name, message = end.args
     except Exception as error:  # noqa: BLE001 - no room for sockets, or a cell sent what nbclient can't take
         how, name = "died", type(error).__name__
         message = f"it could not be executed further: {in_words(error, Path(tempfile.gettempdir()))}"
-    return Ending(how, None if how == "completed" else execution.at, name, printable(message)[:_LONGEST_MESSAGE])
+    return Ending(how, execution.at, name, printable(message)[:_LONGEST_MESSAGE])
 
 
 @dataclass

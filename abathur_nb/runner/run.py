@@ -19,18 +19,7 @@ from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.evidence.archive import ADDED, Source, cell_id, keep, prepared, read_source
 from abathur_nb.evidence.canonical import masked, secret_values, unsealed
 from abathur_nb.evidence.ledger import require_no_line
-from abathur_nb.evidence.record import (
-    EXIT_CODES,
-    NOTEBOOK,
-    PAGE,
-    RECORD,
-    STARTED,
-    STATEMENT,
-    Record,
-    Verdict,
-    read_run,
-    summary,
-)
+from abathur_nb.evidence.record import EXIT_CODES, NOTEBOOK, PAGE, RECORD, STARTED, Record, Verdict, read_run, summary
 from abathur_nb.evidence.run import (
     LAUNCH,
     MIME,
@@ -244,8 +233,9 @@ def _withdraw(job: Job, record: Record, name: str, message: str) -> None:
     with suppress(AbathurError, OSError, ValueError):
         require_no_line(job.folder.parent, job.run_id)  # raises if the ledger cannot be read: the files stay
         if (job.folder / RECORD).exists():  # otherwise it was removed, because a file would hold a secret
-            for file in (STATEMENT, PAGE, NOTEBOOK, RECORD):
-                (job.folder / file).unlink(missing_ok=True)
+            for file in job.folder.iterdir():
+                if file.name != STARTED:
+                    file.unlink()
             _sealed_here(job, "error", {"cell": None, "id": None, "name": name, "message": message}, record)
 
 
