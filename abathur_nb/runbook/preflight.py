@@ -7,6 +7,7 @@ import re
 import sqlite3
 import sys
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -42,26 +43,16 @@ print(json.dumps(found))
 async def preflight(settings: Settings, *, team_trained: str | None = None) -> Report:
     """Report whether a database can be made and used at ``settings.db_path``. Leaves nothing behind.
 
-    Removes what a killed run left behind, unless it is refused. ``team_trained`` names who says that the team
-    is trained on the procedures, and when: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another form.
+    Removes what a killed run left behind, unless it is refused. ``team_trained`` names who says that the team is
+    trained on the procedures, and when: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another form.
     """
     trained = said("team trained on procedures", team_trained, check_id="team_trained")
     folder = settings.db_path.parent
     location = location_checks(settings)
-    found: list[str] = []
-
-    async def identified() -> Check:
-        target = await identify(settings)
-        found.append(target.state)
-        return target.check
-
-    remedy = f"namei -l {quote(str(folder))}"
-    tried, target = await asyncio.gather(
-        run_check("file_system_behaviour", lambda: behaviour(settings), remedy=remedy),
-        run_check("database_file", identified, remedy=remedy),
-    )
-    checks = (*_software(), _wal_reset_race(settings), *location, tried, target, _backups(settings), trained)
-    refused = forbids(location) or "refused" in found
+    trying = run_check("file_system_behaviour", partial(behaviour, settings), remedy=f"namei -l {quote(str(folder))}")
+    tried, target = await asyncio.gather(trying, identify(settings))
+    checks = (*_software(), _wal_reset_race(settings), *location, tried, target.check, _backups(settings), trained)
+    refused = forbids(location) or target.state == "refused"
     if not refused:
         sweep(nearest_existing(folder))
     return Report("preflight", checks, subject=str(settings.db_path), refused=refused)
@@ -97,9 +88,7 @@ def _wal_reset_race(settings: Settings, linked: tuple[int, ...] = sqlite3.sqlite
     struck = _RACE_FIRST <= linked <= _RACE_LAST and not repaired
     effect = ": two connections that commit and checkpoint at once can corrupt the database" if struck else ""
     observed = f"SQLite {'.'.join(map(str, linked))}{effect}"
-    remedy = (
-        "let only one process write, until there is a SQLite of 3.51.3 or newer: conda env create -f environment.yml"
-    )
+    remedy = "let only one process write, until SQLite is 3.51.3 or newer: conda env create -f environment.yml"
     otherwise: Status = "fail" if settings.require_safe_wal else "warn"
     expected, title = "a version of SQLite without it", "WAL-reset race"
     return Check.that("wal_reset_race", not struck, expected, observed, remedy, otherwise, name=title)
