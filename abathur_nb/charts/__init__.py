@@ -1,4 +1,4 @@
-"""Every figure: takes results, returns a Chart; drawn without pyplot, so nothing has to be closed."""
+"""Every figure of the notebooks. Each takes a result and returns a Chart; none uses pyplot, so nothing stays open."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

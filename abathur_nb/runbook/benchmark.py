@@ -275,7 +275,7 @@ def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
 
 
 def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], earlier: Entry) -> Iterator[Check]:
-    """Compare the machine, then each measurement: slower where the interval of a percentile lies above the other."""
+    """Compare the machine, then each measurement: it is slower if the interval of a percentile lies above the other."""
     differences = _differences(machine, earlier.found("machine"))
     expected = "the same processor, versions, settings, rows and repetitions as in the earlier run"
     remedy = "compare with a run that differs in nothing but what you want to know of: -p compare_with RUN_ID"

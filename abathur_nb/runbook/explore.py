@@ -79,7 +79,7 @@ def _excerpt(
 
 
 def _shortened(value: object) -> str:
-    """Return what a table shows of a value: nothing for NULL, of a long text the beginning and its length."""
+    """Return a value as a table shows it: NULL as an empty text, a long text by its beginning and its length."""
     if value is None:
         return ""
     text = f"{value:,}" if isinstance(value, int) else str(value)
@@ -88,7 +88,7 @@ def _shortened(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Diagram:
-    """Hold the picture of the schema as SVG, if the live tables are those of ``sql/``, and what it shows in words."""
+    """Hold the picture of the schema as SVG, and its words; without a picture where the live tables are others."""
 
     svg: str = ""
     alt: str = "could not be read: the report says why"
@@ -205,7 +205,7 @@ def _of(shown_rows: int, total: int, words: str) -> str:
     return words + (f", of which {shown_rows:,} are shown" if shown_rows < total else "")
 
 
-# Each part fills its field, and returns how much there is, and what was asked for and is missing.
+# Each part fills its field, and returns two texts: how much there is, and what was asked for but is missing.
 _Seen = tuple[str, str]
 
 
@@ -329,7 +329,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _as_json(stored: object) -> Any:
-    """Return JSON decoded; as text what is not JSON, or deeper than the store would write."""
+    """Return JSON decoded, or the text itself if it is not JSON or deeper than the store would write."""
     text = str(stored)
     try:
         value = json.loads(text)

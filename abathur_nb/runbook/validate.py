@@ -103,7 +103,7 @@ async def show_schema(settings: Settings, *, planned: bool = False) -> Schema:
             for name in (found.name for found in objects.values() if found.type == "table"):
                 (count,) = await conn.execute_fetchall(f"SELECT count(*) FROM {quoted(name)}")
                 rows[name] = int(count[0])
-            with suppress(sqlite3.OperationalError):  # a SQLite without dbstat
+            with suppress(sqlite3.OperationalError):  # this SQLite has no dbstat
                 found = await conn.execute_fetchall(load_queries("inspect.sql")["sizes"].sql)
                 sizes = {row["name"]: row["bytes"] for row in found}
     except (sqlite3.Error, OSError, AbathurError) as error:
