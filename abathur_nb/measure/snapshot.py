@@ -257,7 +257,7 @@ async def measure(settings: Settings, now: datetime) -> list[Sample]:
         conn.text_factory = any_text
         page, pages, free = [await pragma(conn, name) for name in ("page_size", "page_count", "freelist_count")]
         ask = load_queries("monitor.sql")
-        last = {table: n or 0 for table, n in await conn.execute_fetchall(ask["last_ids"].sql)}
+        last = {table: max(0, n or 0) for table, n in await conn.execute_fetchall(ask["last_ids"].sql)}
         drawn, _ = await read_some(conn, latest, ask["some_sessions"].sql, {}, last["sessions"], _DRAWN)
         others, _ = await read_some(conn, latest, ask["some_memories"].sql, {}, last["memory_entries"], _DRAWN)
         largest, looked_at = await _largest(conn, until(), drawn)

@@ -205,6 +205,8 @@ async def test_a_sample_is_drawn_whatever_the_last_rowid_is(conn: aiosqlite.Conn
     ids = (2**62, 2**63 - 2, 2**63 - 1)
     run_sql(filled.db_path, "DELETE FROM metrics", *(f"INSERT INTO metrics {row.format(n)}" for n in ids))
     assert (await monitor(filled)).snapshot.value("abathur_rows", {"table": "metrics"}) == 3
+    run_sql(filled.db_path, "DELETE FROM sessions WHERE rowid > 1", "UPDATE sessions SET rowid = -5")
+    assert (await monitor(filled)).snapshot.value("abathur_rows", {"table": "sessions"}) == 1
 
 
 async def test_a_row_that_cannot_be_read_leaves_the_rest_measured(database: Settings) -> None:
