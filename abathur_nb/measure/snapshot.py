@@ -355,7 +355,7 @@ async def _memories(conn: aiosqlite.Connection, until: float, since: Mapping[str
     """Return the versions of memories by state, and the rows of the largest namespaces and of all others together."""
     sql = load_queries("monitor.sql")["some_versions"].sql
     rows, share = await read_some(conn, until, sql, since, last, _VERSIONS)
-    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    found = defaultdict[str, Counter[str]](Counter)
     for namespace, *numbers in rows:
         found[str(namespace)].update(dict(zip(("rows", "recent", "deleted", "superseded"), numbers, strict=True)))
     total = sum(found.values(), Counter[str]())
@@ -365,13 +365,9 @@ async def _memories(conn: aiosqlite.Connection, until: float, since: Mapping[str
     if rest := names[_NAMESPACES:]:
         found[_OTHERS], largest[_OTHERS] = sum((found[name] for name in rest), Counter()), _OTHERS
     kinds = {"abathur_namespace_rows": "rows", "abathur_namespace_rows_of_last_day": "recent"}
+    samples = [Sample(alerts.READ, share, {"of": "namespaces and versions"})]
     states = ("current", "superseded", "deleted") if rows else ()
-    return [
-        Sample(alerts.READ, share, {"of": "namespaces and versions"}),
-        *(Sample("abathur_memory_versions", round(total[state] / share), {"state": state}) for state in states),
-        *(
-            Sample(gauge, round(found[name][kind] / share), {"namespace": words})
-            for gauge, kind in kinds.items()
-            for name, words in largest.items()
-        ),
-    ]
+    samples += [Sample("abathur_memory_versions", round(total[s] / share), {"state": s}) for s in states]
+    for gauge, kind in kinds.items():
+        samples += [Sample(gauge, round(found[n][kind] / share), {"namespace": largest[n]}) for n in largest]
+    return samples
