@@ -126,22 +126,28 @@ def settings_of(db: Path) -> Settings:
     return resolve("development", db_path=db)
 
 
-def content_of(path: Path) -> Content | None:
-    """Return what is at a path after the recovery that a next opener would do, None if it can't be read."""
+def copied(path: Path) -> Path:
+    """Copy a database with its log or journal, so that a look recovers the copy and not the database."""
     copy = path.parents[1] / "copy" / path.name
     shutil.rmtree(copy.parent, ignore_errors=True)
-    copy.parent.mkdir()
+    copy.parent.mkdir(mode=0o700)
+    for suffix in ("", "-wal", "-journal"):
+        if (side := Path(f"{path}{suffix}")).exists():
+            shutil.copy(side, f"{copy}{suffix}")
+    return copy
+
+
+def content_of(path: Path) -> Content | None:
+    """Return what is at a path after the recovery that a next opener would do, None if it can't be read."""
     try:
-        for suffix in ("", "-wal", "-journal"):
-            if (side := Path(f"{path}{suffix}")).exists():
-                shutil.copy(side, f"{copy}{suffix}")
+        copy = copied(path)
         with closing(sqlite3.connect(f"{copy.as_uri()}?mode=rw", uri=True)) as conn:
             conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         return asyncio.run(_read(copy))
     except (sqlite3.Error, OSError):
         return None
     finally:
-        shutil.rmtree(copy.parent)
+        shutil.rmtree(path.parents[1] / "copy", ignore_errors=True)
 
 
 async def _read(path: Path) -> Content:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from abathur_nb.config.settings import resolve
 from abathur_nb.runbook.validate import validate_database
-from faults.experiments import INITIALIZERS, BrokenHarnessError, Experiment, Outcome, Place, initialize
+from faults.experiments import INITIALIZERS, BrokenHarnessError, Experiment, Outcome, Place, copied, initialize
 from faults.victim import Ending, Gate, Victim, run_undisturbed
 
 _RANDOM_KILLS = 1000
@@ -26,22 +26,19 @@ _ATTEMPTS = 50
 
 
 def state(place: Place) -> Literal["absent", "complete", "half-made"]:
-    """Tell what stands at the final path, after the recovery that a next opener would do. Works on a copy."""
+    """Return what is at the final path, after the recovery that a next opener would do. Works on a copy."""
     if not os.path.lexists(place.db):
         return "absent"
-    copy = place.root / "copy" / place.db.name
-    shutil.rmtree(copy.parent, ignore_errors=True)
-    copy.parent.mkdir(mode=0o700)
-    for suffix in ("", "-wal", "-journal"):
-        if (side := Path(f"{place.db}{suffix}")).exists():
-            shutil.copy(side, f"{copy}{suffix}")
+    copy = copied(place.db)
     try:
         # Rolls back a hot journal and takes what a log holds into account.
         with closing(sqlite3.connect(copy)) as conn:
             conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        report = asyncio.run(validate_database(resolve("development", db_path=copy)))
     except sqlite3.Error:
         return "half-made"
-    report = asyncio.run(validate_database(resolve("development", db_path=copy)))
+    finally:
+        shutil.rmtree(copy.parent)
     return "complete" if report.ok else "half-made"
 
 
