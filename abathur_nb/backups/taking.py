@@ -187,8 +187,8 @@ async def back_up(
     """Take a backup and prove it; return it with its checks, none of which failed.
 
     Checks of ``validate`` that the database fails become a warning and are kept in the manifest: a broken database is
-    backed up too, before its repair. ``database`` is named in the manifest if the file is only a
-    copy of it. Raises RefusedError, BusyError, sqlite3.Error, OSError; then there is no backup.
+    backed up too, before its repair. The manifest names ``database`` where the file is only a copy of that. Raises
+    RefusedError, BusyError, sqlite3.Error, OSError; then there is no backup.
     """
     from tqdm import tqdm
 

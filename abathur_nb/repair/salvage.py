@@ -1,4 +1,4 @@
-"""Salvage: what can still be read of a damaged database, or of files that only a process has open, in a new file."""
+"""Salvage: back up what can still be read of a damaged database, or of files that only a process has open."""
 
 import asyncio
 import os

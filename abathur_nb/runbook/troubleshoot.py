@@ -59,7 +59,7 @@ async def troubleshoot(
     Read-only without ``repair``. With it: a proven backup; then the statements of the plan, in one transaction, before
     which each row that they change is written to a file in ``backup_dir``/quarantine; then what no transaction holds
     (WAL mode, a large log, file modes, leftovers); then ``validate``. Damaged pages are never repaired in place, but
-    salvaged into a new file. ``put_back`` names a quarantine file, whose rows are put back (with ``repair``) as far as
+    salvaged into a backup. ``put_back`` names a quarantine file, whose rows are put back (with ``repair``) as far as
     the rules of the schema let them. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument.
     """

@@ -30,7 +30,6 @@ from situations import VERBS, begun, gone, instead, stale, tree, without_side_fi
 import abathur_nb as nb
 from abathur_nb.backups.aside import complete, new_folder
 from abathur_nb.backups.manifest import Backup, list_backups
-from abathur_nb.backups.taking import copy_in
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed
 from abathur_nb.report import Report
@@ -187,15 +186,6 @@ async def test_what_to_roll_back_to_must_be_named_and_the_commands_for_it_are_sh
         for to in given:
             assert (await nb.roll_back(database, to=to)).ok
         (await nb.backup_database(database)).raise_for_failures()
-
-
-async def test_a_copy_that_fails_leaves_the_old_content(database: Settings, backup: Backup, tmp_path: Path) -> None:
-    before = await content_of(database)
-    half = tmp_path / "half.db"
-    half.write_bytes(backup.path.read_bytes()[:8192])
-    with pytest.raises(sqlite3.DatabaseError):
-        await copy_in(half, database)
-    assert await content_of(database) == before
 
 
 async def test_an_approved_plan_completes_a_begun_replacement(database: Settings, backup: Backup) -> None:

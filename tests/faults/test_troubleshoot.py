@@ -390,17 +390,6 @@ async def test_a_damaged_database_with_a_damaged_log_is_salvaged(database: Setti
     assert "salvaged" in check_of(await nb.troubleshoot(database), "plan").observed
 
 
-async def test_what_a_killed_writer_had_not_committed_is_no_damage(database: Settings) -> None:
-    path, small = database.db_path, replace(database, max_wal_mb=0)
-    rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)"
-    spilt = f"{rows} INSERT INTO tasks (id, prompt) SELECT 'x' || i, hex(zeroblob(500)) FROM n;"
-    run_and_die(path, f"{TASK}; PRAGMA cache_size = 10; BEGIN; {spilt}")
-    assert wal(path).stat().st_size > 500_000
-    await repaired(small)
-    assert wal(path).stat().st_size == 0
-    assert len(rows_of(path)["tasks"]) == 1
-
-
 async def test_what_was_committed_before_a_failure_is_told(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     run_sql(database.db_path, *FAULTS["indexes"], *FAULTS["journal mode"])
 
