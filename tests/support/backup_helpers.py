@@ -1,8 +1,5 @@
 """What test_backup and other tests share."""
 
-import sqlite3
-from pathlib import Path
-
 import abathur_nb as nb
 from abathur_nb.backups.manifest import Backup, Content, list_backups
 from abathur_nb.backups.taking import read_content
@@ -10,14 +7,6 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.store.connection import connect
 
 ADD = "INSERT INTO memory_entries (namespace, key, value, memory_type) VALUES ('user:a', ?, '{}', 'semantic')"
-
-
-def run_sql(path: Path, *statements: str) -> None:
-    conn = sqlite3.connect(path)
-    with conn:
-        for statement in statements:
-            conn.execute(statement)
-    conn.close()
 
 
 async def content_of(settings: Settings) -> Content:
