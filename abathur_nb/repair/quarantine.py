@@ -111,7 +111,9 @@ def _strange_columns(entry: Mapping[str, Any]) -> list[str]:
     keys = {column.name for column in expected_columns(entry["table"]) if column.in_key}
     change, row = entry["change"], entry["row"]
     is_row = entry["key"].keys() == keys <= row.keys() and all(map(_value, row))
-    is_change = not change or (change.keys() == {"column", "becomes"} and change["column"] in row)
+    is_change = not change or (
+        change.keys() == {"column", "becomes"} and change["column"] in row and _value(change["becomes"])
+    )
     return [] if is_row and is_change else [f"not a row of {entry['table']}, or not a change of one of its columns"]
 
 
@@ -157,7 +159,7 @@ def _value(data: object) -> bool:
     """Return whether JSON is what ``plain`` makes of a value of SQLite's."""
     try:
         return bool(value_of(data))
-    except (AttributeError, KeyError, TypeError, ValueError):  # among them a surrogate, which is not text to SQLite
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):  # among them a surrogate
         return False
 
 
