@@ -162,8 +162,15 @@ async def integrity_check(conn: Connection, restore: str) -> Check:
         else:
             messages = [str(error)]
     ours = (None, *schema.expected_tables())
-    aside += [one for one in messages if (row := _OF_ROW.match(one)) and row[1] not in ours]
-    messages = [message for message in messages if message not in aside]
+
+    def of_others(found: list[str]) -> list[str]:
+        return list(dict.fromkeys(one for one in found if (row := _OF_ROW.match(one)) and row[1] not in ours))
+
+    if len(messages) >= _MESSAGES and of_others(messages):  # these may have left no room for ours
+        found, aside = await conn.apply(_check_by_table)
+        messages = [*messages, *found]
+    aside += of_others(messages)
+    messages = [message for message in dict.fromkeys(messages) if message not in aside]
     if not messages:
         observed = f"ok, but for {some(aside)}" if aside else "ok"
         remedy = "see who made that table or index: *other objects* names it"
@@ -171,8 +178,8 @@ async def integrity_check(conn: Connection, restore: str) -> Check:
         return Check.that("integrity", not aside, _SOUND, observed, remedy, "warn", aside, data=data)
     corrupt = [message for message in messages if not _OF_ROW.match(message)]
     # The indexes to be made anew, where these are all that is damaged.
-    found = [match and match[1] for match in map(_OF_INDEX.fullmatch, corrupt)]
-    indexes = sorted({index for index in found if index}) if all(found) else []
+    matches = [match and match[1] for match in map(_OF_INDEX.fullmatch, corrupt)]
+    indexes = sorted({index for index in matches if index}) if all(matches) else []
     if indexes and len(messages) >= _MESSAGES:  # more indexes may be damaged than are named, but no page is
         indexes += schema.expected_tables()
     observed = f"{_CORRUPT if corrupt else ''}{(corrupt or messages)[0]}"

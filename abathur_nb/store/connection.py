@@ -125,6 +125,10 @@ def _configure(path: Path, mode: str, watched: bool, wanted: dict[str, int], con
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR and "unsafe use" not in str(error):
             raise
         script = f"PRAGMA trusted_schema = ON; {script}"
+    except UnicodeDecodeError:  # SQLite's message quotes the damaged schema
+        damaged = sqlite3.DatabaseError("malformed database schema")
+        damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise damaged from None
     conn.executescript(script)
     require_short_schema(path, conn)
     found = read_pragmas(conn)

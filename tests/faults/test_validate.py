@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from damage import flip_bits, held, run_as_other, run_sql, untouched
+from damage import edit_schema, flip_bits, held, run_as_other, run_sql, untouched
 from validate_helpers import failing, validated
 
 from abathur_nb.config.settings import Settings
@@ -32,6 +32,28 @@ async def test_a_reference_without_its_row_is_named_by_key_column_and_value(data
         "audit.memory_entry_id: 99 is not in memory_entries.id, by key: 1",
         "checkpoints.task_id: 't' is not in tasks.id, by key: 't', 7",
     }
+
+
+async def test_many_broken_rows_of_another_table_hide_no_damage_of_ours(database: Settings) -> None:
+    path, many = database.db_path, "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 150)"
+    run_sql(path, "CREATE TABLE other (x)", f"{many} INSERT INTO other SELECT NULL FROM n")
+    edit_schema(path, "other", "(x)", "(x NOT NULL)")
+    edit_schema(path, "idx_sessions_app_user", "DESC)", "DESC) WHERE 0")
+    run_sql(path, "INSERT INTO sessions (id, app_name, user_id) VALUES ('s', 'a', 'b')")
+    edit_schema(path, "idx_sessions_app_user", "DESC) WHERE 0", "DESC)")
+    integrity = (await validated(database))["integrity"]
+    assert (integrity.status, integrity.data["indexes"]) == ("fail", ["idx_sessions_app_user"])
+    assert integrity.evidence.count("NULL value in other.x") == 1
+
+
+async def test_a_schema_damaged_into_what_is_no_text_is_a_finding(database: Settings) -> None:
+    content = database.db_path.read_bytes()
+    named = (b"indexidx_tasks_parent", b"index\xbe\xbe\xbe_tasks_parent")
+    for found, damage in (named, (b"INDEX idx_tasks_parent", b"X" * 22)):
+        assert found in content
+        content = content.replace(found, damage)
+    database.db_path.write_bytes(content)
+    assert await corrupt(database)
 
 
 async def test_any_flipped_or_missing_page_is_found_and_the_file_left(database: Settings) -> None:
