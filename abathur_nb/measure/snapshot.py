@@ -8,20 +8,19 @@ import random
 import sqlite3
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import cycle, islice, takewhile
 from math import inf
-from pathlib import Path
 from time import monotonic
 from typing import TypeVar
 
 import aiosqlite
 
 from abathur_nb.backups.manifest import list_backups, newest_fit, of_database
-from abathur_nb.config.settings import Settings, resolve
+from abathur_nb.config.settings import Settings, absolute_path, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import read_ledger
 from abathur_nb.evidence.record import read_entry, run_ids
@@ -38,7 +37,7 @@ from abathur_nb.store.guarded import Connection
 from abathur_nb.store.sessions import STATUSES
 from abathur_nb.store.sql import load_queries
 from abathur_nb.store.target import refusal
-from abathur_nb.store.values import decoded
+from abathur_nb.store.values import MAX_BYTES, decoded
 from abathur_nb.text import MB, counted, moment_of, printable, shown, timestamp
 
 T = TypeVar("T")
@@ -126,11 +125,13 @@ def command(arguments: argparse.Namespace) -> int:
     settings, output = resolve(arguments.env, db_path=arguments.db_path), arguments.output
     if output is not None and not output.endswith(".prom"):
         raise ConfigurationError(f"--output: {shown(output)}: the collector reads only files that end with .prom")
+    path = None if output is None else absolute_path("--output", output, "argument", relative=True)
+    if path and os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        raise ConfigurationError(f"--output: {shown(output)}: it is not a regular file")
     snapshot, report = asyncio.run(take_snapshot(settings))
-    if output is None:
+    if path is None:
         sys.stdout.write(exposition(snapshot).decode())
     else:
-        path = Path(os.path.abspath(os.path.expanduser(output)))
         try:
             write_durably(path, exposition(snapshot), mode=0o644)  # the collector is another user
         except OSError as error:
@@ -225,13 +226,15 @@ async def read_some(
 
     ``:ids`` are some of these rowids. At least some are read, and then as many as the time allows.
     """
-    ids, found = random.sample(range(1, last + 1), min(last, most)), list[sqlite3.Row]()
-    for done in range(0, len(ids), _AT_ONCE):
-        some = {**given, "ids": json.dumps(ids[done : done + _AT_ONCE])}
-        if (done and monotonic() >= until) or (rows := await rows_within(conn, inf, sql, some)) is None:
-            return found, done / last
-        found += rows
-    return found, len(ids) / last if last else 1.0
+    ids, found, done, at_once = random.sample(range(1, last + 1), min(last, most)), list[sqlite3.Row](), 0, _AT_ONCE
+    while done < len(ids) and (not done or monotonic() < until):
+        rows = await rows_within(conn, inf, sql, {**given, "ids": json.dumps(ids[done : done + at_once])})
+        if rows is None and at_once > 1:
+            at_once = 1  # they are large
+            continue
+        found += rows or ()
+        done += at_once
+    return found, min(done, len(ids)) / last if last else 1.0
 
 
 # Seconds that one step may take, and all steps together, whatever the database holds.
@@ -310,15 +313,7 @@ async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> 
     for status in STATUSES:
         rows += await _ask(conn, listed, "last_used_sessions", status=status, limit=_DRAWN // len(STATUSES))
     ids = {rowid: printable(str(session_id)) for rowid, session_id in reversed(rows)}
-
-    def look(of: sqlite3.Connection) -> dict[int, dict[str, int]]:
-        sizes = {}
-        for rowid in takewhile(lambda _: monotonic() < until, ids):
-            with suppress(sqlite3.OperationalError):  # removed meanwhile, or the value is a number
-                sizes[rowid] = {column: _size_of(of, column, rowid) for column in _COLUMNS["sessions"]}
-        return sizes
-
-    sizes = await conn.apply(look)
+    sizes = await conn.apply(partial(_sizes, until, "sessions", ids))
     largest = {column: max(sizes, key=lambda rowid: sizes[rowid][column]) for column in _COLUMNS["sessions"] if sizes}
     samples = [
         Sample(alerts.SESSION_BYTES, sizes[rowid][column], {"column": column, "session": ids[rowid]})
@@ -327,17 +322,26 @@ async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> 
     return samples, len(sizes)
 
 
-def _size_of(conn: sqlite3.Connection, column: str, rowid: int) -> int:
+def _sizes(until: float, table: str, rowids: Iterable[int], conn: sqlite3.Connection) -> dict[int, dict[str, int]]:
+    sizes = {}
+    for rowid in takewhile(lambda _: monotonic() < until, rowids):
+        with suppress(sqlite3.OperationalError):  # removed meanwhile, or the value is a number
+            sizes[rowid] = {column: _size_of(conn, table, column, rowid) for column in _COLUMNS[table]}
+    return sizes
+
+
+def _size_of(conn: sqlite3.Connection, table: str, column: str, rowid: int) -> int:
     # A handle takes it from the row's header: of a value of 16 MB not a page is read.
-    with conn.blobopen("sessions", column, rowid, readonly=True) as blob:
+    with conn.blobopen(table, column, rowid, readonly=True) as blob:
         return len(blob)
 
 
-async def _retrieved(
-    conn: aiosqlite.Connection, until: float, what: str, table: str, drawn: list[sqlite3.Row]
-) -> list[Sample]:
+async def _retrieved(conn: Connection, until: float, what: str, table: str, drawn: list[sqlite3.Row]) -> list[Sample]:
     """Time a retrieval of the store on rows drawn at random; return no sample without a row."""
     sql, columns = load_queries()[f"get_{what}"].sql, _COLUMNS[table]
+    # To retrieve a value longer than the store writes can take minutes.
+    sizes = await conn.apply(partial(_sizes, (monotonic() + until) / 2, table, [row["rowid"] for row in drawn]))
+    drawn = [row for row in drawn if max(sizes.get(row["rowid"], {"": inf}).values()) <= MAX_BYTES]
 
     async def retrieve(row: sqlite3.Row) -> object:
         found = list(await conn.execute_fetchall(sql, dict(row)))

@@ -147,6 +147,22 @@ async def test_rows_of_sixteen_megabytes_are_measured_in_time_and_no_figure_is_m
         assert found.value(RETRIEVAL, {"retrieval": what, "percentile": "p99"})
 
 
+async def test_rows_of_which_a_hundred_take_too_long_are_read_one_by_one(conn: aiosqlite.Connection) -> None:
+    numbers = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 30000 + value)"
+    rows, share = await read_some(
+        conn, inf, f"SELECT ({numbers} SELECT max(n) FROM n) FROM json_each(:ids)", {}, 100, 100
+    )
+    assert (bool(rows), share) == (True, 1)
+
+
+async def test_a_value_longer_than_the_store_writes_is_not_retrieved(database: Settings) -> None:
+    value = f"'[\"' || {LARGE} || {LARGE} || {LARGE} || '\"]'"
+    run_sql(database.db_path, f"INSERT INTO sessions (id, app_name, user_id, events) VALUES ('s', 'a', 'u', {value})")
+    found = (await monitor(database)).snapshot
+    assert found.value(RETRIEVAL, {"retrieval": "memory", "percentile": "p99"})
+    assert found.value(RETRIEVAL, {"retrieval": "session", "percentile": "p99"}) is None
+
+
 async def test_a_checkpoint_of_a_writer_gets_through_while_monitor_runs(database: Settings) -> None:
     async with Database.open(database) as db:
         for n in range(30):
@@ -397,9 +413,12 @@ def test_the_file_is_replaced_whole_and_its_scratch_file_private(database: Setti
     assert list(folder.iterdir()) == [file]
 
 
-@pytest.mark.parametrize("name", sampled(("x.txt", "no/where/x.prom", "folder.prom", ""), "x.txt"))
+@pytest.mark.parametrize(
+    "name", sampled(("x.txt", "no/where/x.prom", "folder.prom", "link.prom", ""), "x.txt", "link.prom")
+)
 def test_an_output_that_nobody_would_collect_or_write_is_refused(name: str, database: Settings, tmp_path: Path) -> None:
     (tmp_path / "folder.prom").mkdir()
+    (tmp_path / "link.prom").symlink_to("elsewhere")
     with tmpfs(tmp_path / "full", "nr_inodes=1") as full:
         for place, words in ((tmp_path / name, "--output: "), (full / "x.prom", f"the disk of {full} is full")):
             done = command("metrics", "--db-path", str(database.db_path), "--output", str(place))
