@@ -41,14 +41,14 @@ class Lock(NamedTuple):
 
 
 def posix_locks() -> list[Lock]:
-    """Return every POSIX lock that is held, an empty list where the kernel has none. Read-only; Linux only."""
+    """Return every POSIX lock that a process holds; an empty list if the kernel shows none. Read-only; Linux only."""
     found = dict[Lock, None]()
     for _ in range(_READINGS):
         try:
             text = Path("/proc/locks").read_text()
         except OSError:
             break
-        # "1: POSIX  ADVISORY  READ 1234 fd:00:2531 123 123"; one that is waited for has "->" in the second place.
+        # "1: POSIX  ADVISORY  READ 1234 fd:00:2531 123 123"; a waiting one has "->" as its second field.
         fields = (line.split() for line in text.splitlines())
         found |= {Lock(int(f[4]), f[3] == "WRITE", f[5], int(f[6])): None for f in fields if f[1] == "POSIX"}
         if len(text) < _ONE_PIECE:
@@ -56,28 +56,28 @@ def posix_locks() -> list[Lock]:
     return list(found)
 
 
-UNFINISHED = ".unfinished-"  # how the name of a file begins that is still being written
+UNFINISHED = ".unfinished-"  # prefix of a file that is still being written
 _PREFIX = ".abathur-"
-_MOST = 256 * 2**20  # bytes of a file that is read as a whole; a record has some 100,000
+_MOST = 256 * 2**20  # bytes: the largest file that is read whole; a record has about 100,000
 _PATIENCE_S, _RETRY_S = 10, 0.01
-# Nothing else is swept: a folder of a user's own may well begin with the same prefix.
+# Only these names are swept: a user's own folder may begin with the same prefix.
 _SWEPT = re.compile(rf"{re.escape(_PREFIX)}(init|probe|benchmark|kernel|backup|restore)-[0-9a-f]{{12}}")
 
 
 def is_scratch_name(name: str) -> bool:
-    """Return whether a directory of this name is taken for a scratch one, and swept with all that it holds."""
+    """Return whether a name is that of a scratch directory, which `sweep` removes with its content."""
     return _SWEPT.fullmatch(name) is not None
 
 
 def nearest_existing(path: Path) -> Path:
     """Return ``path`` or its nearest ancestor that exists. Read-only."""
-    # A dangling link does not exist; Path.exists raises for one in a closed directory.
+    # os.path.exists is False for a dangling link; Path.exists raises in a directory that may not be entered.
     return next(folder for folder in (path, *path.parents) if os.path.exists(folder))  # noqa: PTH110
 
 
 @contextmanager
 def at(path: Path) -> Iterator[None]:
-    """Name ``path`` in an OSError that names no file, as that of a write or an fsync by a descriptor."""
+    """Add ``path`` to an OSError that names no file, such as that of a write by descriptor."""
     try:
         yield
     except OSError as error:
@@ -87,13 +87,13 @@ def at(path: Path) -> Iterator[None]:
 
 
 def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
-    """Make ``path`` and what is missing above it, each 0700 under any umask, and make their names durable.
+    """Make ``path`` and its missing parents, each 0700 under any umask, and force their names to the disk.
 
-    Made by root, they are owned as ``owned_as`` is.
+    If root makes them, they get the owner of ``owned_as``.
     """
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
-    # A process may have been killed after it made the last one that exists, and before it forced its name to the disk.
-    with suppress(PermissionError):  # a parent that may not be read was not made here
+    # A killed process may have made the last existing one without forcing its name to the disk.
+    with suppress(PermissionError):  # if its parent may not be read, it was not made here
         fsync(nearest_existing(path).parent)
     for folder in reversed(missing):
         try:
@@ -101,7 +101,7 @@ def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
         except FileExistsError:  # a racing process made it, and its name may not be durable yet
             pass
         else:
-            # By a descriptor: if a link took its place meanwhile, root would give away what that leads to.
+            # By descriptor: if a link has replaced the folder, root must not change the owner of the link's target.
             with _opened(folder, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor, at(folder):
                 _make_private(descriptor, 0o700, owned_as)
         fsync(folder.parent)
@@ -109,7 +109,7 @@ def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
 
 @contextmanager
 def private_directory(path: Path, *, owned_as: Path | None = None) -> Iterator[None]:
-    """Make ``path`` as `make_private_directory` does; remove what was made, and is empty, if the block raises."""
+    """Make ``path`` as `make_private_directory` does; if the block raises, remove what was made and is empty."""
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
         make_private_directory(path, owned_as=owned_as)
@@ -138,7 +138,7 @@ def _make_private(descriptor: int, mode: int, owned_as: Path | None) -> None:
 
 
 def make_private_file(path: Path, *, owned_as: Path | None = None) -> None:
-    """Make an empty file, 0600 under any umask, owned as ``owned_as`` is; raise OSError if it exists."""
+    """Make an empty file, 0600 under any umask, with the owner of ``owned_as``. Raises OSError if it exists."""
     with _opened(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY) as descriptor, at(path):
         _make_private(descriptor, 0o600, owned_as)
 
@@ -150,15 +150,15 @@ def fsync(path: Path) -> None:
 
 
 def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
-    """Open a regular file to read its bytes; raise OSError for a link, a FIFO or a device, without waiting for it.
+    """Open a regular file for reading; raise OSError for a link, a FIFO or a device without waiting.
 
-    With ``follow`` a link may lead to it. A file on which this process has a POSIX lock is refused: it is SQLite's, and
-    to close another descriptor of it would drop that lock.
+    With ``follow`` the path may be a link. Raises OSError too if this process holds a POSIX lock on the file: SQLite
+    has it open, and closing another descriptor would drop that lock.
     """
     found = os.stat(path, follow_symlinks=follow)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    # SQLite's files have a multiple of 8 bytes, few others do: to read the locks takes a hundred times as long.
+    # The size of SQLite's files is a multiple of 8, as few others' is: reading the locks takes 100 times as long.
     here = (os.getpid(), found.st_ino)
     if found.st_size % 8 == 0 and any(here == (lock.pid, lock.inode) for lock in posix_locks()):
         raise OSError(errno.EBUSY, "this process has it open, as a database or for one", str(path))
@@ -166,7 +166,7 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
 
 
 def read_regular(path: Path) -> bytes:
-    """Return the bytes of a regular file; raise OSError as ``open_regular``, and for an enormous one. Read-only."""
+    """Return the bytes of a regular file; raise OSError as ``open_regular`` does, or if it is too large. Read-only."""
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > _MOST:
             raise OSError(errno.EFBIG, f"it is larger than {_MOST:,} bytes", str(path))
@@ -174,9 +174,9 @@ def read_regular(path: Path) -> bytes:
 
 
 def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
-    """Write a file 0600 under a temporary name, force it to the disk, and give it its name, replacing an older one.
+    """Write a file under a temporary name, force it to the disk and rename it to ``path``.
 
-    Whatever interrupts it, ``path`` is whole or as it was. It is owned as its directory is; whole, it gets ``mode``.
+    If interrupted, ``path`` keeps its old content. The file gets its directory's owner, and ``mode`` once complete.
     """
     draft = path.with_name(f"{UNFINISHED}{secrets.token_hex(6)}")
     try:
@@ -190,7 +190,7 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     except BaseException as error:
         if isinstance(error, OSError):
             error.filename = str(path)
-        with suppress(OSError):  # of a disk that fails: the error is that of the write
+        with suppress(OSError):  # the error to report is that of the write
             draft.unlink(missing_ok=True)
         raise
     fsync(path.parent)
@@ -198,10 +198,10 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 
 @contextmanager
 def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
-    """Wait for the lock of a directory and keep it; it ends with the process.
+    """Hold the lock of a directory during the block.
 
-    To add to a ledger, or to publish a backup, takes it for some milliseconds. ``shared`` is for readers, which do not
-    exclude each other. Raises BusyError after 10 s.
+    Whoever adds to a ledger or publishes a backup holds it for milliseconds; readers take it ``shared``. Raises
+    BusyError after 10 s.
     """
     deadline, kind = monotonic() + _PATIENCE_S, fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with _opened(folder, os.O_DIRECTORY) as descriptor:
@@ -219,10 +219,10 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
 
 @contextmanager
 def scratch_directory(parent: Path, purpose: str) -> Iterator[Path]:
-    """Make an empty 0700 directory inside ``parent`` and remove it, with all that is in it, at the end.
+    """Make an empty 0700 directory inside ``parent``, and remove it with its content at the end.
 
-    It is locked while its process lives: what a killed one leaves behind is free for ``sweep``, which knows the
-    purposes ``init``, ``probe``, ``benchmark``, ``kernel``, ``backup`` and ``restore``.
+    It is locked while its process lives, so that ``sweep`` removes only those of killed processes. ``purpose`` is
+    ``init``, ``probe``, ``benchmark``, ``kernel``, ``backup`` or ``restore``.
     """
     while True:
         path = parent / f"{_PREFIX}{purpose}-{secrets.token_hex(6)}"
@@ -239,7 +239,7 @@ def scratch_directory(parent: Path, purpose: str) -> Iterator[Path]:
             try:
                 yield path
             finally:
-                # What cannot be removed now is an orphan, and swept later.
+                # What cannot be removed now is swept later.
                 shutil.rmtree(path, ignore_errors=True)
             return
         finally:
@@ -247,19 +247,19 @@ def scratch_directory(parent: Path, purpose: str) -> Iterator[Path]:
 
 
 def sweep(parent: Path, *, remove: bool = True) -> list[str]:
-    """Remove the scratch directories in ``parent`` whose process is dead; return the names of those that are gone.
+    """Remove the scratch directories in ``parent`` whose process is dead, and return their names.
 
-    Only this user's; root sweeps everybody's. Without ``remove`` it only returns those that it would remove.
+    Root removes those of every user, other users their own. Without ``remove`` nothing is changed.
     """
     try:
         found = sorted(path for path in parent.iterdir() if is_scratch_name(path.name))
-    except OSError:  # what cannot be found now is swept later
+    except OSError:  # what cannot be listed now is swept later
         return []
     return [path.name for path in found if _is_orphan(path, remove)]
 
 
 def _is_orphan(path: Path, remove: bool) -> bool:
-    """Return whether the process of a scratch directory is dead; with ``remove``, whether it is gone as well now."""
+    """Return whether the process of a scratch directory is dead and, with ``remove``, the directory now gone."""
     try:
         with _opened(path, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor:
             if os.geteuid() not in (0, os.fstat(descriptor).st_uid):
@@ -269,7 +269,7 @@ def _is_orphan(path: Path, remove: bool) -> bool:
                 return _is_same(path, descriptor)
             shutil.rmtree(path, ignore_errors=True)
             return not os.path.lexists(path)
-    except OSError:  # no directory, a link to one, not ours, gone already, or its process lives
+    except OSError:  # not a directory, closed to this user, gone already, or its process lives
         return False
 
 
@@ -282,10 +282,7 @@ def _is_same(path: Path, descriptor: int) -> bool:
 
 _DENIED = ("{path} may not be {used} by {user}", "see who owns it: namei -l {quoted}")
 _MEANINGS = {
-    errno.ENOSPC: (
-        "the disk of {folder} is full",
-        "make room, or remove files where no inode is left: df -h {quoted}; df -i {quoted}",
-    ),
+    errno.ENOSPC: ("the disk of {folder} is full", "make room, in bytes or inodes: df -h {quoted}; df -i {quoted}"),
     errno.EDQUOT: ("the disk quota of {user} in {folder} is used up", "make room there, or ask for more: quota -s"),
     errno.EFBIG: ("{folder} takes no file of that size: {limit}", "raise the limit of the shell: ulimit -f unlimited"),
     errno.EROFS: ("{folder} is mounted read-only", "see why, and mount it for writing: findmnt -T {quoted}"),
@@ -297,23 +294,23 @@ _MEANINGS = {
     errno.EIO: ("the disk of {folder} fails: {error}", "see to the disk: dmesg | tail"),
 }
 _OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}")
-# SQLite keeps the system's number to itself. Under these it hides that of a file that could not be made or written.
+# SQLite does not report errno. These codes hide the errno of a file that could not be made or written.
 _HIDING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 _OF_READING = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_READONLY_ROLLBACK)
-_WRITTEN = 256 * 1024  # bytes: a disk that was too full for a page may have some left
+_WRITTEN = 256 * 1024  # bytes: a full disk may have room for a few
 
 
 def os_cause(error: OSError, path: Path) -> RefusedError:
-    """Return the error that names what the system refused, where, and the remedy. ``path`` is what was being used."""
+    """Return an error that names cause, place and remedy; ``path`` is the place if ``error`` names none."""
     place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
     outwards = (*reversed(place.parents), place)
-    place = next((one.parent for one in outwards if is_scratch_name(one.name)), place)  # a scratch one is gone by now
+    place = next((one.parent for one in outwards if is_scratch_name(one.name)), place)  # that is gone by now
     if error.errno != errno.ENOENT and not os.path.lexists(place):
         place = nearest_existing(place)  # what was to be made in it
     folder = nearest_existing(place)
     folder = folder if os.path.isdir(folder) else folder.parent  # noqa: PTH112 - where Path raises
     largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    # This package's own words say more than those of a number.
+    # An OSError of this package says more in its own words.
     known = _MEANINGS if error.strerror == os.strerror(error.errno or 0) else {}
     observed, remedy = known.get(error.errno or 0, _OTHER)
     values = {
@@ -329,7 +326,7 @@ def os_cause(error: OSError, path: Path) -> RefusedError:
 
 
 def unwritable(folder: Path) -> RefusedError | None:
-    """Return why no file can be made in ``folder``, None if one can: tried with one that has no name."""
+    """Return why no file can be made in ``folder``, or None. Makes a nameless file for a moment."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None
@@ -338,23 +335,23 @@ def unwritable(folder: Path) -> RefusedError | None:
 
 
 def in_words(error: Exception, path: Path) -> str:
-    """Return the text of any error, for a message; one of the system says its cause and place."""
+    """Return the text of an error for a message; a system error names its cause and place."""
     return str(os_cause(error, path) if isinstance(error, OSError) else error)
 
 
-def ask_system(path: Path, error: sqlite3.Error | None = None) -> OSError | None:
-    """Return the system's error behind one of SQLite's about the database at ``path``, None if there is none now.
+def ask_system(path: Path, error: sqlite3.Error) -> OSError | None:
+    """Return the system's error behind one of SQLite about the database at ``path``, or None.
 
-    The system is asked for a nameless file beside the database, larger than it: to close a descriptor of the database
+    It writes to a nameless file beside the database, behind the size of that: closing a descriptor of the database
     itself would drop the locks of this process.
     """
     code = getattr(error, "sqlite_errorcode", 0)
-    if error and (code & 0xFF not in _HIDING or code in _OF_READING):
+    if code & 0xFF not in _HIDING or code in _OF_READING:
         return None
     try:
         os.stat(path)
     except OSError as found:
-        if code & 0xFF in (0, sqlite3.SQLITE_CANTOPEN):
+        if code & 0xFF == sqlite3.SQLITE_CANTOPEN:
             return found
     names = [name for name in (str(path), f"{path}-wal", f"{path}-shm") if os.path.lexists(name)]
     if denied := _denied(names, os.R_OK):
