@@ -1,4 +1,4 @@
-"""The errors of abathur_nb: one class for each thing that an operator can do about it."""
+"""The errors of abathur_nb: one class for each reaction that an operator may need."""
 
 import re
 import sqlite3
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 from abathur_nb.text import shown, without_url_secrets
 
-BOUND_S = 30  # a verb reads for at most this long, and one second for each MB, in which an idle machine reads 10 MB
-BOUND_BYTES = 2**20  # of one value, beyond the size of the file: only what the schema computes is longer
-# Bytes of the SQL of one table or index, and of all. To parse `a IN (1, 1, …)` each connection takes 20 times as much
-# memory; the SQL of sql/ has 10,000 bytes.
+BOUND_S = 30  # a verb reads for at most 30 s plus 1 s for each MB; an idle machine reads 10 MB/s
+BOUND_BYTES = 2**20  # a value may be so much larger than the file: only a computed one is
+# Bytes of the SQL of one table or index, and of all. Parsing `a IN (1, 1, …)` takes 20 times as much memory for each
+# connection; the SQL of sql/ has 10,000 bytes.
 BOUND_SQL, BOUND_SCHEMA = 2**20, 2**21
 _LONG_SQL = re.compile(r"malformed database schema \((.*)\) - string or blob too big", re.DOTALL)
 
 
 def bound_reached(error: Exception, longest: str = f"{BOUND_BYTES:,} bytes beyond the size of the file") -> str:
-    """Name the bound of a reading verb that an error of SQLite reports; empty for any other error."""
-    if long := _LONG_SQL.fullmatch(str(error)):  # which SQLite calls malformed, though it is sound
+    """Return which bound of a reading verb an error of SQLite reports, or an empty text."""
+    if long := _LONG_SQL.fullmatch(str(error)):  # SQLite calls it malformed, though it is sound
         return f"the SQL of {shown(long[1])} is longer than the bound of {BOUND_SQL:,} bytes"
     bound = {
         sqlite3.SQLITE_INTERRUPT: f"{BOUND_S} s, and 1 s for each MB,",
@@ -28,8 +28,7 @@ def bound_reached(error: Exception, longest: str = f"{BOUND_BYTES:,} bytes beyon
 class AbathurError(Exception):
     """Base class of all errors of this package; never raised itself.
 
-    ``observed`` says what was found, ``remedy`` what to do about it. A notebook shows it as one line: the report
-    above it says the rest.
+    ``observed`` says what was found, ``remedy`` what to do. A notebook shows the error as one line, below its report.
     """
 
     def __init__(self, observed: str, remedy: str = "") -> None:
@@ -43,9 +42,9 @@ class AbathurError(Exception):
 
 
 class ConfigurationError(AbathurError, ValueError):
-    """Raised for faulty settings or parameters. Nothing was touched.
+    """Raised for invalid settings or parameters. Nothing was changed.
 
-    ``faults`` holds a sentence for each of them, without those parts of a URL that may be secret.
+    ``faults`` holds a sentence for each fault; parts of a URL that may be secret are left out.
     """
 
     def __init__(self, faults: str | Sequence[str]) -> None:
@@ -56,7 +55,7 @@ class ConfigurationError(AbathurError, ValueError):
 class InvalidValueError(AbathurError, ValueError):
     """Raised for a value that the database must not hold. Nothing was written.
 
-    ``what`` names the value; ``fault`` says what is wrong with it, without that name.
+    ``what`` names the value, ``fault`` says what is wrong with it.
     """
 
     def __init__(self, fault: str, remedy: str = "", *, what: str = "") -> None:
@@ -65,7 +64,7 @@ class InvalidValueError(AbathurError, ValueError):
 
 
 class RefusedError(AbathurError):
-    """Raised when what is at a path forbids the work. Nothing was changed, unless the message says so."""
+    """Raised when something at a path forbids the work. Nothing was changed unless the message says so."""
 
 
 class BusyError(AbathurError):
@@ -73,7 +72,7 @@ class BusyError(AbathurError):
 
 
 class MisuseError(AbathurError):
-    """Raised when the calling program uses the store in a way that cannot work, such as after it was closed."""
+    """Raised when a program uses the store wrongly, for example after closing it."""
 
 
 class ChecksFailedError(AbathurError):

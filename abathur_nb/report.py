@@ -1,4 +1,4 @@
-"""Check and Report: what every verb of this package returns."""
+"""Check and Report, which every verb of this package returns."""
 
 import json
 import re
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Status = Literal["pass", "warn", "fail", "error", "skip"]
 
-# A shape and a word, so that nothing hangs on colour alone.
+# A shape and a word: colour alone must not carry a meaning.
 _MARKS: dict[Status, str] = {
     "error": "? could not run",
     "fail": "✗ fail",
@@ -26,7 +26,11 @@ _MARKS: dict[Status, str] = {
     "pass": "✓ pass",
     "skip": "– skip",
 }
-_WORST_FIRST: dict[Status, int] = {"error": 0, "fail": 1, "warn": 2}  # the rest come last, in the order of their making
+_WORST_FIRST: dict[Status, int] = {
+    "error": 0,
+    "fail": 1,
+    "warn": 2,
+}  # the rest come last, in the order in which they were made
 _FAILURES_NAMED = 6  # checks that the error of a failed report names
 _SHOWN_PASSED = 30  # more checks that passed than this are folded away
 _PRE = "<pre style='font-family:monospace;background:none;white-space:pre-wrap'>"
@@ -35,11 +39,11 @@ _SHOWN_OPEN = 5  # more pieces of evidence than this are folded away
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Hold one question that was asked: what was expected, what was observed, what to do about it.
+    """Hold one check: what was expected, what was observed, what to do.
 
-    ``error`` means that the check could not run, which counts as failed. ``evidence`` lists what the observation
-    rests on: offending keys, statements, messages. All texts are made printable, and are for people: programs select
-    a check by its ``id`` and read its ``data``, which JSON can hold. ``name`` is its title: as a rule the id in words.
+    Status ``error`` means that the check could not run, which counts as failed. ``evidence`` lists keys, statements or
+    messages. Texts are for people and made printable; programs select a check by its ``id`` and read its ``data``,
+    which must be valid in JSON. ``name`` is the title, by default the id in words.
     """
 
     id: str
@@ -72,29 +76,29 @@ class Check:
         name: str = "",
         data: Mapping[str, Any] | None = None,
     ) -> "Check":
-        """Make a check that passes if ``holds``, and has the status ``otherwise`` and the remedy if not."""
+        """Return a check that passes if ``holds``; else it has the status ``otherwise`` and the remedy."""
         status: Status = "pass" if holds else otherwise
         noted = "" if holds else remedy
         return cls(check_id, status, expected, observed, noted, tuple(evidence), name=name, data=data or {})
 
     @property
     def failed(self) -> bool:
-        """Return whether this check fails its report: it failed, or it could not run."""
+        """Return whether this check failed or could not run."""
         return self.status in ("fail", "error")
 
 
 def id_of(title: str) -> str:
-    """Return the id of a check whose title is made at run time, or stands alone in an old record."""
+    """Return an id made from a title, for a check that has no id of its own."""
     return re.sub(r"(?:'s)?\W+", "_", title.lower())
 
 
 async def run_check(check_id: str, find_out: Callable[[], Awaitable[Check]], *, remedy: str, name: str = "") -> Check:
-    """Await ``find_out()`` and return its check, or an ``error`` check with the remedy if it could not be asked."""
+    """Return the check of ``find_out()``, or an ``error`` check with the remedy if that raises."""
     try:
         return await find_out()
     except (SQLiteError, OSError, AbathurError) as error:
         observed = f"could not run: {bound_reached(error) or f'{type(error).__name__}: {error}'}"
-        # An error of SQLite may have one of the system as its cause.
+        # The cause of an error of SQLite may be one of the system.
         found = error if isinstance(error, OSError) else error.__cause__
         if isinstance(found, OSError) and isinstance(found.filename, str):
             cause = os_cause(found, Path(found.filename))
@@ -106,8 +110,8 @@ async def run_check(check_id: str, find_out: Callable[[], Awaitable[Check]], *, 
 class Report:
     """Carry the checks of one verb on one subject (as a rule the database's path).
 
-    ``refused`` says that nothing was done because something forbade it; a failed check then says what.
-    Shown by a notebook as a table, failures first; ``str()`` gives plain text.
+    ``refused`` means that something forbade the work and nothing was done; a failed check says what forbade it.
+    A notebook shows a table, failures first; ``str()`` returns plain text.
     """
 
     title: str
@@ -122,12 +126,12 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Return whether the verb did its work and no check failed or could not run."""
+        """Return whether the verb was not refused, and every check could run and none failed."""
         return not self.refused and not any(check.failed for check in self.checks)
 
     @property
     def summary(self) -> str:
-        """Say in one line the verdict, and how many checks have which status."""
+        """Return the verdict and the number of checks of each status, in one line."""
         counts = ", ".join(
             f"{n} {status}" for status in _MARKS if (n := sum(check.status == status for check in self.checks))
         )
@@ -135,7 +139,7 @@ class Report:
         return f"{self.title} {verdict}: {counts or 'no checks'}"
 
     def raise_for_failures(self) -> None:
-        """Raise ChecksFailedError, naming what failed, unless the report is ``ok``."""
+        """Raise ChecksFailedError, which names the failed checks, unless the report is ``ok``."""
         if self.ok:
             return
         failed = [check for check in self.checks if check.failed]
@@ -145,21 +149,21 @@ class Report:
         raise ChecksFailedError(f"{words}. The report says what to do.", report=self)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return the checks as a pandas frame, one row a check, in the order in which they were made."""
+        """Return the checks as a pandas frame, one row for each, in the order in which they were made."""
         import pandas as pd
 
         columns = ["id", "name", "status", "expected", "observed", "remedy", "evidence", "data"]
         return pd.DataFrame([asdict(check) for check in self.checks], columns=columns)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain JSON-able data, ``ok`` and ``summary`` included."""
+        """Return the report as data for JSON, with ``ok`` and ``summary``."""
         checks = [asdict(check) | {"evidence": list(check.evidence)} for check in self.checks]
         names = ("title", "subject", "refused", "finished_at", "ok", "summary")
         return {**{name: getattr(self, name) for name in names}, "checks": checks}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Report":
-        """Return the report that ``to_dict`` wrote; the id of a check that has none is made of its title."""
+        """Return the report that ``to_dict`` wrote; a check without an id gets one made from its title."""
         checks = []
         for check in data["checks"]:
             given = {"id": id_of(check["name"]), "data": {}, **check, "evidence": tuple(check["evidence"])}
@@ -171,7 +175,7 @@ class Report:
         return json.dumps(self.to_dict(), indent=2)
 
     def to_markdown(self) -> str:
-        """Return the report as a Markdown table, failures first, evidence below it."""
+        """Return the report as a Markdown table, failures first, with the evidence below."""
         rows = [f"**{_md(self.summary)}** — {_md(self.subject)} · {self.finished_at} UTC", ""]
         rows += ["| status | check | expected | observed | what to do |", "|---|---|---|---|---|"]
         for check in self._worst_first():
@@ -196,7 +200,7 @@ class Report:
         return {"text/html": self.to_html(), "text/plain": str(self)}
 
     def to_html(self) -> str:
-        """Return the report as an HTML fragment: no script, no link, readable in a light and a dark theme."""
+        """Return the report as HTML without scripts or links, for light and dark themes."""
         shown = self._worst_first()
         passed = [check for check in shown if check.status in ("pass", "skip")]
         folded = passed if len(passed) > _SHOWN_PASSED else []

@@ -1,4 +1,4 @@
-"""Text for people: values made printable, names that were nearly right, times, counts, and rows as a table."""
+"""Text for people: printable values, suggestions, secrets of URLs, times, counts, and tables."""
 
 import pwd
 import re
@@ -15,36 +15,35 @@ from urllib.parse import unquote
 if TYPE_CHECKING:
     import pandas as pd
 
-# Older ones can damage a database in WAL mode that another process writes (https://sqlite.org/wal.html#walresetbug).
+# An older shell can damage a database in WAL mode while another process writes (sqlite.org/wal.html#walresetbug).
 SHELL = "with SQLite's shell, 3.51.3 or newer (or 3.50.7, 3.44.6): sqlite3"
-MB = 1_000_000  # bytes, in all that is shown
-AHEAD_S = 300  # if a time lies further in the future, it is wrong or the clock is: two machines may differ by less
-SEE_CLOCK = "check the clock (timedatectl): it is wrong now, or was when this was written"
-# Control characters, surrogates, separators of lines and paragraphs, direction overrides. str.isprintable also refuses
-# joiners, ideographic blanks, and the emoji that its Python does not know yet.
+MB = 1_000_000  # bytes; every size that is shown uses it
+AHEAD_S = 300  # a time further in the future is wrong, or the clock is; two clocks may differ by less
+SEE_CLOCK = "check the clock (timedatectl): it is wrong now, or was wrong when this was written"
+# Control characters, surrogates, line and paragraph separators, direction overrides. str.isprintable would also refuse
+# joiners, ideographic blanks and newer emoji, depending on the version of Python.
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_BLANKS = r" \xa0\u1680\u2000-\u200a\u202f\u205f\u2800\u3000"
-# What Unicode lets a font ignore (Default_Ignorable_Code_Point), such as joiners.
+# Default_Ignorable_Code_Point of Unicode, such as joiners.
 IGNORABLE = (
     r"\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
     r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
-_SHOWN, _CONTEXT = 200, 30  # characters of a long text, and of those before its first difference
-_BLANK = re.compile(f"[{_BLANKS}{IGNORABLE}]+")
-# Signs that show nothing and shape nothing: two values that differ by one would look the same in a message.
+_SHOWN, _CONTEXT = 200, 30  # characters shown of a long text, and before its first difference
+_BLANK = re.compile(rf"[ \xa0\u1680\u2000-\u200a\u202f\u205f\u2800\u3000{IGNORABLE}]+")
+# Invisible characters: two values that differ only in one would look the same in a message.
 _INVISIBLE = re.compile(r"[\u200b\u2060-\u2064\ufeff]")
 
 
 def is_printable(text: str) -> bool:
-    """Return whether a text can be shown, and shows anything (an empty one passes). The same on every Python."""
-    if text.isascii():  # the same, in a tenth of the time
+    """Return whether a text is printable and not only blanks (an empty one passes), the same on every Python."""
+    if text.isascii():  # the same answer in a tenth of the time
         return text.isprintable() and not text.isspace()
     return not _UNPRINTABLE.search(text) and not _BLANK.fullmatch(text)
 
 
 def printable(text: str) -> str:
-    """Escape what cannot be shown or encoded (control characters, lone surrogates, direction overrides)."""
-    if text.isprintable():  # which refuses all of these and more, in a tenth of the time
+    """Escape control characters, lone surrogates and direction overrides, but not line feeds."""
+    if text.isprintable():  # stricter, and takes a tenth of the time
         return text
     return _UNPRINTABLE.sub(lambda c: c[0] if c[0] == "\n" else _escaped(c), text)
 
@@ -59,7 +58,7 @@ def timestamp(moment: datetime) -> str:
 
 
 def file_stamp(moment: datetime) -> str:
-    """Return a UTC time as the names of files have it: ``YYYYMMDD_HHMMSS_mmm``."""
+    """Return a UTC time for the name of a file: ``YYYYMMDD_HHMMSS_mmm``."""
     return f"{moment:%Y%m%d_%H%M%S}_{moment.microsecond // 1000:03}"
 
 
@@ -69,7 +68,7 @@ def utc_now() -> str:
 
 
 def moment_of(text: str) -> datetime:
-    """Return the moment that a text names, in UTC, also where it has no offset. Raises ValueError."""
+    """Return the moment of a text in UTC; a text without an offset is UTC. Raises ValueError."""
     moment = datetime.fromisoformat(text)
     try:
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -78,7 +77,7 @@ def moment_of(text: str) -> datetime:
 
 
 def is_ahead(moment: datetime, now: datetime | None = None) -> bool:
-    """Return whether a moment lies more than five minutes in the future, so that it or this clock is wrong."""
+    """Return whether a moment lies more than five minutes in the future: it or the clock is wrong."""
     return (moment - (now or datetime.now(UTC))).total_seconds() > AHEAD_S
 
 
@@ -89,7 +88,7 @@ def age(moment: datetime, now: datetime | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the largest unit of which there are two: ``90 s``, ``3.5 hours``."""
+    """Return a duration in the largest unit that it holds twice: ``90 s``, ``3.5 hours``."""
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
@@ -102,7 +101,7 @@ def counted(number: int, one: str) -> str:
 
 
 def did_you_mean(found: str, names: Collection[str]) -> str:
-    """Return ``"; did you mean …?"`` for a near miss of one of ``names``, else an empty text."""
+    """Return ``"; did you mean …?"`` if one of ``names`` is similar, else an empty text."""
     plain = found.strip().casefold()
     near = get_close_matches(plain, names, 1) or [
         n for n in names if len(plain) > 2 and (n.startswith(plain) or plain.startswith(n))
@@ -111,12 +110,12 @@ def did_you_mean(found: str, names: Collection[str]) -> str:
 
 
 def some(names: Sequence[str], most: int = 20, between: str = ", ") -> str:
-    """Return the first names as text, and how many more there are."""
+    """Return the first names as text, and the number of the others."""
     return between.join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def clipped(before: str, after: str) -> list[str]:
-    """Return two texts; of long ones what begins a little before they differ."""
+    """Return two texts; long ones are cut to the place where they first differ."""
     if max(len(before), len(after)) <= _SHOWN:
         return [before, after]
     pairs = enumerate(zip(before, after, strict=False))
@@ -133,30 +132,39 @@ def shown(value: object) -> str:
     try:
         text = printable(_quoted(value) if isinstance(value, str) else repr(value)).replace("\n", "\\n")
         text = _INVISIBLE.sub(_escaped, text)
-    except Exception:  # noqa: BLE001 - a hostile or enormous value must not break the message about it
+    except Exception:  # noqa: BLE001 - a hostile or huge value must not break the message
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
 
 
 def _quoted(text: str) -> str:
-    # As repr does it, which also escapes what its Python does not take for printable.
+    # As repr does; but what repr escapes depends on the version of Python.
     quote = '"' if "'" in text and '"' not in text else "'"
     return quote + text.replace("\\", "\\\\").replace(quote, f"\\{quote}") + quote
 
 
-# A slash is enough: a Path makes one of two. A scheme may be chained, as in simplecache::s3://.
+# One slash is enough: Path turns two into one. Schemes may be chained, as in simplecache::s3://.
 _BEGIN = r"([A-Za-z][\w+.:-]{1,60}):/+(?=\S)"
 _URL = re.compile(_BEGIN)
-# As `shown` quotes it, with its blanks; else up to a blank.
+# Up to the closing quote where `shown` has quoted it, else up to a blank.
 _URL_IN_TEXT = re.compile(rf"(?:(?<=')|(?<=(\"))){_BEGIN}(?:\\.|(?(1)[^\"\\]|[^'\\]))*|{_BEGIN}\S+")
 _ENCODED = re.compile(r"%(?:25)*(23|3a|3b|3f|40)", re.IGNORECASE)
-_USER_IS_A_NAME = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs")  # of a person, or of a container
-# What ends a URL in a text, such as in JSON or SQL: none of it stands in a URL, or only as a sign of quoting.
+_USER_IS_A_NAME = (
+    "abfs",
+    "abfss",
+    "ftp",
+    "hdfs",
+    "sftp",
+    "smb",
+    "ssh",
+    "webhdfs",
+)  # a user name or a container, not a token
+# A word of a text, of JSON or of SQL: no URL holds the other characters.
 _WORD = re.compile(r"[^\s\"'<>{}|^`]+")
 _LOGIN = re.compile(r"[^/\\]*:[^/\\]*@[^/\\]*[/\\]")  # of an address without a scheme, such as user:password@host/path
 _CODE = re.compile(r"\w[\w-]*\.[\w.:-]+/[^?]*\?(?:.*&)?code=.", re.IGNORECASE)  # the key of a cloud's function
 _GIVEN = re.compile(r"[?#;&]([\w.-]+)=.")
-# How the name of a parameter ends that holds a credential; a key only as a word of its own: there are monkeys, too.
+# Names of parameters that hold a credential. `key` must be a word of its own, so that `monkey` is none.
 _CREDENTIAL = re.compile(
     r".*(?:token|secret|sig(?:nature)?|pass[-_]?(?:word|wd|phrase)|pwd|credentials?|hmac|jwt"
     r"|(?:\b|_|api|access|(?-i:[a-z](?=K)))(?:auth|key(?:id)?|pass|sas))\d*",
@@ -165,26 +173,26 @@ _CREDENTIAL = re.compile(
 
 
 def url_fault(name: str, value: str) -> str:
-    """Say that the URL in ``value`` may hold a secret, which a record would keep; an empty text if it cannot."""
+    """Return a fault if ``value`` holds a URL with a possible secret, which a record would keep; else an empty text."""
     expected = "a URL without a password, parameters, a query or a fragment, which a record would keep"
     return f"{name}: expected {expected}: set credentials by variables" if _holds_secret(value) else ""
 
 
 def without_url_secrets(text: str) -> str:
-    """Return a message with each URL in it that may hold a secret cut down to its scheme, if it has one."""
+    """Return a message in which each URL with a possible secret is cut to its scheme."""
     text = _URL_IN_TEXT.sub(lambda url: f"{url[0].partition('/')[0]}//…" if _holds_secret(url[0]) else url[0], text)
     return _WORD.sub(lambda word: "…" if _is_signed(word[0]) else word[0], text)
 
 
 def _holds_secret(text: str) -> bool:
-    """Return whether a URL in a text may hold credentials, or what signs an address."""
+    """Return whether a URL in a text may hold credentials or a signature."""
     text = text.strip()
     for url in _URL.finditer(text):
         rest = text[url.end() :] if url.start() == 0 else text[url.end() :].split()[0]
         rest = _ENCODED.sub(lambda octet: chr(int(octet[1], 16)), rest)
         authority = rest.partition("/")[0]
         user, at, _ = authority.rpartition("@")
-        # A cloud's password may hold a slash, so that what seems to be a port is none.
+        # A cloud's password may hold a slash; what then looks like a port is not a number.
         login = ":" in user or (authority.partition(":")[2].strip("0123456789") and "@" in rest)
         token = at and url[1].lower() not in _USER_IS_A_NAME
         if login or token or re.search(r"[;?#].", rest, re.DOTALL):
@@ -199,15 +207,15 @@ def _is_signed(word: str) -> bool:
 
 
 def user_name(uid: int) -> str:
-    """Return the name of a user, or the number of one that has none."""
+    """Return the name of a user, or ``#`` and the number of a user without a name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"#{uid}"  # the form that sudo -u takes, where a shell does not see it: to that a # begins a comment
+        return f"#{uid}"  # as sudo -u takes it; a shell needs it quoted
 
 
 def process_name(pid: int) -> str:
-    """Return ``PID 12 (command)``; for 0, words for a process that this PID namespace does not show. Linux only."""
+    """Return ``PID 12 (command)``, or words for PID 0, a process outside this PID namespace. Linux only."""
     if not pid:
         return "a process that cannot be seen from here (another container?)"
     try:
@@ -218,30 +226,30 @@ def process_name(pid: int) -> str:
 
 
 def as_user(uid: int) -> str:
-    """Return the words that stand before a command, in a shell, so that another user runs it."""
+    """Return the words that make a shell run a command as another user."""
     return f"sudo -u {quote(user_name(uid))}"
 
 
 def html_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return rows of ``<td>`` cells, whose texts are escaped, as an HTML table of narrow columns."""
+    """Return rows of ``<td>`` cells, already escaped, as an HTML table."""
     head = "".join(f"<th style='text-align:left'>{escape(head)}</th>" for head in heads)
     body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
     # A notebook's own style gives all columns one width.
     return f"<table style='table-layout:auto'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-_OPEN = 20  # rows, by default; those behind them are folded away
-_MOST = 200  # rows of HTML, lest it grow to megabytes
-_SHORT = 36  # characters that stand on one line
-_LONG = 120  # characters that would be a tower of words in a column left narrow
+_OPEN = 20  # rows that are shown by default; the rest is folded
+_MOST = 200  # rows of HTML, so that it does not grow to megabytes
+_SHORT = 36  # characters that stay on one line
+_LONG = 120  # characters that need a wider column
 _CELL = "text-align:left;vertical-align:top;white-space:pre-wrap;overflow-wrap:anywhere"
-# Of a cell that begins with this mark of a report.
+# The colour of a cell by the mark with which it begins.
 COLOURS = {"✗": "#c4420f", "?": "#c4420f", "!": "#a66f00"}
 
 
 def html_cell(text: str, more: str = "") -> str:
-    """Return a cell of `html_table` with a text, loud where it begins with a mark, and ``more``, which is HTML."""
-    # Short ones, such as times and run ids, must not be broken; long ones must.
+    """Return a cell for `html_table`: the text, coloured if it begins with a mark, and ``more``, which is HTML."""
+    # Short texts, such as times and run ids, must stay on one line.
     wide = f"min-width:{18 if len(text) > _LONG else 9}em;max-width:48em"
     width = wide if any(len(line) > _SHORT for line in text.split("\n")) else "white-space:pre"
     colour = f";color:{COLOURS[text[0]]};font-weight:bold" if text[:1] in COLOURS else ""
@@ -265,9 +273,9 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Table(Shown):
-    """Hold rows of text under ``heads``, ``opened`` of them open, the rest folded; ``nothing`` stands for no rows.
+    """Hold rows of printable text under ``heads``.
 
-    All texts are made printable. A first cell that begins with a report's mark of failure is bold.
+    A notebook shows the first ``opened`` rows and folds the rest; without rows it shows ``nothing``.
     """
 
     heads: tuple[str, ...]
@@ -294,7 +302,7 @@ class Table(Shown):
         return self
 
     def to_html(self) -> str:
-        """Return the table as an HTML fragment: no script, no link, readable in a light and a dark theme."""
+        """Return the table as HTML without scripts or links, for light and dark themes."""
         caption = f"<p><b>{escape(self.caption)}</b></p>" if self.caption else ""
         if not self.rows:
             return f"{caption}<p>{escape(self.nothing)}</p>"
