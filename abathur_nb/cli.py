@@ -23,7 +23,7 @@ _RUN_S = "3600"  # so that a hung run cannot block a schedule
 
 
 class _Parser(argparse.ArgumentParser):
-    """Show no secret of a URL where an argument is wrong: argparse repeats it."""
+    """Hide the secret of a URL in a wrong argument, which argparse repeats."""
 
     def error(self, message: str) -> NoReturn:
         super().error(without_url_secrets(printable(message)))
@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     run = command("run", "runner.run", words, epilog=_EXITS)
     add = run.add_argument
     add("notebooks", nargs="+", metavar="NOTEBOOK", help="a shipped one by its name, or the path of your own")
-    # Given twice is a fault, and the last one does not win: hence lists.
+    # Lists, because an option given twice is a fault: the last one must not win.
     several: dict[str, Any] = {"action": "append", "default": []}
     add("--env", metavar="ENV", help="the environment: development, staging, production, or your own", **several)
     words = "a parameter of each listed notebook that declares it, read by its declared type"
@@ -95,12 +95,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; what a user can cause is one line each on stderr."""
+    """Run one command and return its exit code; each error that a user can cause is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     code = 1
     try:
         parsed = make_parser().parse_args(given)
-        # Imported here, so that a run starts at once.
+        # Imported here, so that a command loads only what it needs.
         code = int(import_module(f"abathur_nb.{parsed.module}").command(parsed))
         sys.stdout.flush()
         return code
@@ -111,9 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("".join(f"abathur_nb {given[0]}: {printable(masked(fault))}\n" for fault in faults))
         return EXIT_CODES["refused"]
     except OSError as error:
-        # Otherwise Python flushes again at exit and fails.
+        # Otherwise Python flushes standard output again at exit, and fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # whoever read it has left
+        if isinstance(error, BrokenPipeError):  # the reader has closed the pipe
             return code
         from abathur_nb.files import os_cause
 

@@ -18,8 +18,8 @@ Verdict = Literal["met", "not met", "not enough samples"]
 class Percentile:
     """Hold one percentile in milliseconds with its two-sided 95 % confidence interval.
 
-    A bound is None where the samples are too few to give one. The interval is that of the order statistics, which
-    assumes nothing of the distribution (Conover, Practical Nonparametric Statistics, 3rd ed., section 3.2).
+    A bound is None if there are too few samples. The interval comes from order statistics and assumes no distribution
+    (Conover, Practical Nonparametric Statistics, 3rd ed., section 3.2).
     """
 
     level: float
@@ -29,7 +29,7 @@ class Percentile:
 
     @property
     def name(self) -> str:
-        """Return its usual name, such as ``p99``."""
+        """Return the usual name, such as ``p99``."""
         return f"p{self.level * 100:g}"
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ def percentiles(nanoseconds: Sequence[int]) -> tuple[Percentile, ...]:
 
 
 def _at_most(count: int, chance: float) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    """Return, for each k of 0..count, the probability of at most k successes in ``count`` trials of ``chance`` each."""
+    """Return, for each k in 0..count, the probability of at most k successes in ``count`` trials."""
     import numpy as np
 
     k = np.arange(count + 1)
@@ -66,17 +66,17 @@ def _at_most(count: int, chance: float) -> "np.ndarray[Any, np.dtype[np.float64]
 
 
 def above(low: float | None, high: float | None) -> bool:
-    """Return whether an interval from ``low`` lies above one up to ``high``, by more than runs differ; None is open."""
+    """Return whether an interval from ``low`` lies above one up to ``high`` by more than noise; None is unbounded."""
     return low is not None and high is not None and low > high * _NOISE
 
 
 def verdict(nanoseconds: Sequence[int], level: float, limit_ms: float) -> Verdict:
-    """Return whether the percentile ``level`` lies under ``limit_ms``, with 95 % confidence either way.
+    """Return whether the percentile ``level`` is below ``limit_ms``, with 95 % confidence for either answer.
 
-    Each side is a one-sided bound: for p99 that takes 299 samples, none above the limit (0.99**299 < 0.05).
+    Each answer uses a one-sided bound: to meet a p99 takes 299 samples, none above the limit (0.99**299 < 0.05).
     """
     above, count = sum(sample >= limit_ms * 1e6 for sample in nanoseconds), len(nanoseconds)
-    # Were the percentile at the limit, a share of 1 - level of the samples would lie above it.
+    # If the percentile equals the limit, a share of 1 - level of the samples lies above it.
     at_most = _at_most(count, 1 - level)
     if at_most[above] <= 1 - CONFIDENCE:
         return "met"

@@ -26,11 +26,7 @@ _MARKS: dict[Status, str] = {
     "pass": "✓ pass",
     "skip": "– skip",
 }
-_WORST_FIRST: dict[Status, int] = {
-    "error": 0,
-    "fail": 1,
-    "warn": 2,
-}  # the rest come last, in the order in which they were made
+_WORST_FIRST: dict[Status, int] = {"error": 0, "fail": 1, "warn": 2}  # the rest come last, in their order
 _FAILURES_NAMED = 6  # checks that the error of a failed report names
 _SHOWN_PASSED = 30  # more checks that passed than this are folded away
 _PRE = "<pre style='font-family:monospace;background:none;white-space:pre-wrap'>"

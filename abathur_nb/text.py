@@ -149,16 +149,8 @@ _URL = re.compile(_BEGIN)
 # Up to the closing quote where `shown` has quoted it, else up to a blank.
 _URL_IN_TEXT = re.compile(rf"(?:(?<=')|(?<=(\"))){_BEGIN}(?:\\.|(?(1)[^\"\\]|[^'\\]))*|{_BEGIN}\S+")
 _ENCODED = re.compile(r"%(?:25)*(23|3a|3b|3f|40)", re.IGNORECASE)
-_USER_IS_A_NAME = (
-    "abfs",
-    "abfss",
-    "ftp",
-    "hdfs",
-    "sftp",
-    "smb",
-    "ssh",
-    "webhdfs",
-)  # a user name or a container, not a token
+# The user of such a URL is a user name or a container, not a token.
+_USER_IS_A_NAME = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs")
 # A word of a text, of JSON or of SQL: no URL holds the other characters.
 _WORD = re.compile(r"[^\s\"'<>{}|^`]+")
 _LOGIN = re.compile(r"[^/\\]*:[^/\\]*@[^/\\]*[/\\]")  # of an address without a scheme, such as user:password@host/path

@@ -1,4 +1,4 @@
-"""The notebooks as data: their order, what refuses each before it starts, what changes the database, when it runs."""
+"""The notebooks as data: order, what refuses a run before it starts, what changes the database, schedule."""
 
 import os
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ _HOURLY = ("every hour", "*-*-* *:05:00", "5 * * * *")
 
 @dataclass(frozen=True, slots=True)
 class Notebook:
-    """Hold what the package knows of a notebook."""
+    """Hold what the package knows about a notebook."""
 
     name: str
-    # The states of the path (see `target`) in which a run is refused, and leaves no record.
+    # The states of the path (see `target`) in which a run is refused without a record.
     refused_at: tuple[str, ...] = ("refused", "remains", "absent")
-    judges_place: bool = False  # whether a directory or file system that forbids a database refuses it too
-    changes_by: tuple[str, ...] = ()  # the parameters that, when True, let it change the database
-    looks_by: str = ""  # the parameter that, when True, keeps it from making a database
+    judges_place: bool = False  # whether the checks of directory and file system may refuse it
+    changes_by: tuple[str, ...] = ()  # the parameters that let it change the database if True
+    looks_by: str = ""  # the parameter that keeps it from making a database if True
     timing: tuple[str, str, str] = _NIGHTLY
     scheduled: tuple[str, ...] = ()  # the arguments of a run that a timer starts
 
@@ -36,12 +36,12 @@ class Notebook:
         return parameters.get(self.looks_by) is True if self.looks_by else not self.changes(parameters)
 
 
-_ANY = ("refused",)  # it brings a lost database back, or asks what became of it
-# In the order of an operator's day.
+_ANY = ("refused",)  # it restores a lost database, or reports on it
+# In the order in which an operator needs them.
 NOTEBOOKS = {
     notebook.name: notebook
     for notebook in (
-        # before anybody uses the database
+        # before the database is used
         Notebook("preflight", ("refused", "remains"), judges_place=True),
         Notebook("init", ("refused", "remains"), judges_place=True, looks_by="dry_run"),
         Notebook("validate"),
@@ -53,7 +53,7 @@ NOTEBOOKS = {
         Notebook("explore"),
         Notebook("history", _ANY),
         Notebook("readiness", _ANY),
-        # after a fault; rollback needs a database: a typo in its path would leave a record where none is
+        # after a fault; rollback needs a database, so that a typo in its path leaves no record
         Notebook("troubleshoot", _ANY, changes_by=("repair",)),
         Notebook("restore", _ANY, changes_by=("apply",)),
         Notebook("rollback", ("refused", "absent"), changes_by=("apply",)),
@@ -63,13 +63,13 @@ NOTEBOOKS = {
 
 
 def notebook_named(name: str) -> Notebook:
-    """Return what is known of a notebook: of one of your own, that it needs a database."""
+    """Return what is known about a notebook; one of your own needs a database."""
     return NOTEBOOKS.get(name) or Notebook(name, changes_by=("apply", "repair"))
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Hold the units of a systemd timer by their file names, and the line of a crontab that does the same."""
+    """Hold the units of a systemd timer by file name, and an equivalent line of a crontab."""
 
     units: dict[str, str]
     crontab: str
@@ -114,12 +114,12 @@ Persistent=true
 [Install]
 WantedBy=timers.target
 """
-    # A per cent sign begins a new line in a crontab (crontab(5)).
+    # In a crontab an unescaped per cent sign is a line feed (crontab(5)).
     crontab = f"{cron} {join(words)}".replace("%", r"\%")
     return Schedule({f"{name}.service": service, f"{name}.timer": timer}, crontab)
 
 
 def _unit_word(word: str) -> str:
-    """Quote a word as systemd.service(5) reads it: ``%`` and ``$`` have a meaning inside of quotes too."""
+    """Quote a word for systemd.service(5), where ``%`` and ``$`` are special inside quotes too."""
     word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
     return f'"{word}"' if not word or any(c in word for c in " \t'\"\\;") else word

@@ -1,4 +1,4 @@
-"""Settings: the environments as frozen data, and how arguments, variables and the settings file are resolved."""
+"""Settings: the environments as data, and how arguments, variables and the settings file determine them."""
 
 import os
 import platform
@@ -22,13 +22,13 @@ from abathur_nb.text import Table, did_you_mean, is_printable, printable, shown,
 
 _NO_FILE = re.compile(r":memory:$|file:|[A-Za-z][\w+.:-]+:/")
 _CONFIG = "~/.config/abathur/abathur.toml"
-# Bytes. Linux takes names of 255 and SQLite paths of 512: less `-journal`, a NUL and a scratch directory's name.
+# Bytes. Linux allows names of 255, SQLite paths of 512; `-journal` and the name of a scratch directory must still fit.
 _NAME_MAX, _PATH_MAX = 247, 475
 _FILE_MAX = 65_536  # bytes; a settings file has a few hundred
 
 
 def read_file(where: str, path: Path, most: int) -> bytes:
-    """Return the content of a small regular file; raise ConfigurationError for any other. Never waits, as at a FIFO."""
+    """Return the content of a small regular file; raise ConfigurationError for any other. Never waits for a FIFO."""
     try:
         with open_regular(path, follow=True) as file:
             content = file.read(most + 1)
@@ -43,17 +43,17 @@ Severity = Literal["warn", "fail", "refuse"]
 
 
 def _setting(default: Any, meaning: str, *, secret: bool = False, least: float = -inf, most: float = inf) -> Any:
-    """Return a field of Settings: what it means, the least and the most that a number may be, whether it is shown."""
+    """Return a field of Settings with its meaning, the range of a number, and whether it is a secret."""
     metadata = {"meaning": meaning, "secret": secret, "least": least, "most": most}
     return field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Hold what one run works with: paths, limits, policy. Frozen; made by ``resolve``.
+    """Hold the settings of one run: paths, limits, policy. Frozen; made by ``resolve``.
 
-    The defaults are the strict ones, which an environment of one's own gets too; development loosens them.
-    ``origins`` names, for each setting, where its value came from.
+    The defaults are strict and hold for an environment of your own too; development loosens them. ``origins`` names
+    the source of each value.
     """
 
     env: str
@@ -73,14 +73,14 @@ class Settings:
     metrics_max_age_minutes: float = _setting(60, "older metrics alarm (minutes)", least=0.001)
     busy_timeout_ms: int = _setting(5000, "wait for a lock (ms)", least=0, most=600_000)
     readers: int = _setting(2, "connections that serve reads", least=1, most=32)
-    # NORMAL is the seed's choice; it never corrupts, but a power cut can take the last acknowledged commits.
+    # NORMAL never corrupts the database, but a power cut can lose the last acknowledged commits.
     synchronous: Literal["NORMAL", "FULL"] = _setting("NORMAL", "durability of a commit")
     service_account: str = _setting("abathur", "who is to own the directories; empty: who runs it")
     # Evidence
     signing_key: str = _setting("", "PEM file of the ed25519 key that signs each run; empty: unsigned")
     signing_key_passphrase: str = _setting("", "what that file is encrypted with", secret=True)
     secrets: str = _setting("AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN", "variables whose values no archive may hold")
-    # Policy: what a hazard gets
+    # Policy: how a hazard is judged
     require_safe_wal: bool = _setting(False, "fail on a SQLite that has the WAL-reset race")
     on_tmpfs: Severity = _setting("warn", "a database in memory, gone at the next boot")
     on_overlay: Severity = _setting("warn", "a layered or user-space file system")
@@ -101,11 +101,11 @@ class Settings:
 
     @property
     def is_own_path(self) -> bool:
-        """Return whether ``db_path`` is the environment's own, and nobody has named another."""
+        """Return whether ``db_path`` is the default of the environment."""
         return self.origins.get("db_path", "default") == "default"
 
     def command(self, notebook: str, db_path: Path | None = None) -> list[str]:
-        """Return the words of the command that runs ``notebook`` for this database, from any directory."""
+        """Return the words of a command that runs ``notebook`` for this database from any directory."""
         path = db_path or (None if self.is_own_path else self.db_path)
         words = [sys.executable, "-m", "abathur_nb", "run", notebook, "--env", self.env]
         return words + (["-p", "db_path", str(path)] if path else [])
@@ -122,7 +122,7 @@ class Settings:
 
 ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        # One's own machine: everything beside the data, hazards warn.
+        # Your own machine: everything lies beside the data, hazards warn.
         "development": {
             "db_path": "~/abathur_data/abathur.db",
             "service_account": "",
@@ -132,9 +132,9 @@ ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "alerts_fail": False,
             "relative_paths": True,
         },
-        # The rehearsal: production's rules on a database that may be lost.
+        # A rehearsal: production's rules on a database that may be lost.
         "staging": {"db_path": "/var/lib/abathur-staging/abathur.db", "confirm_changes": False},
-        # The real thing: a database in memory is refused, backups lie apart from the data.
+        # A database in memory is refused, backups lie apart from the data.
         "production": {
             "db_path": "/var/lib/abathur/abathur.db",
             "backup_dir": "/backups",
@@ -148,13 +148,13 @@ _BESIDE_THE_DATA = {"backup_dir": "backups", "archive_dir": "runs"}
 _TYPES = get_type_hints(Settings)
 _SETTABLE = {setting.name: setting.metadata["meaning"] for setting in fields(Settings) if setting.metadata}
 SECRET_SETTINGS = tuple(setting.name for setting in fields(Settings) if setting.metadata.get("secret"))
-_Layer = dict[str, tuple[object, str]]  # a value by the name of its setting, and where it came from
+_Layer = dict[str, tuple[object, str]]  # setting: (value, its source)
 
 
 def environment_names() -> tuple[str, ...]:
-    """Return the names of the environments: the three, then those that the settings file adds. Read-only.
+    """Return the names of the environments; those of the settings file come last. Read-only.
 
-    ``resolve`` reports what is wrong with the file.
+    ``resolve`` reports the faults of the file.
     """
     return tuple({**ENVIRONMENTS, **_read_environments([])})
 
@@ -166,7 +166,7 @@ def resolve(
     backup_dir: str | os.PathLike[str] | None = None,
     archive_dir: str | os.PathLike[str] | None = None,
 ) -> Settings:
-    """Determine the settings of ``env``. Reads the settings file; touches nothing else.
+    """Return the settings of ``env``. Read-only; reads the settings file.
 
     Strongest first: the arguments, ``ABATHUR_…`` variables, the file named by ``ABATHUR_CONFIG`` (or else
     ``~/.config/abathur/abathur.toml``), the environment's defaults. Raises ConfigurationError with every fault.
@@ -175,7 +175,7 @@ def resolve(
     environments = _read_environments(faults)
     known = {**ENVIRONMENTS, **environments}
     name, kind = (env, "") if isinstance(env, str) else ("", f" ({type(env).__name__})")
-    if name not in known and (environments or not faults):  # it may stand in a file that can't be read
+    if name not in known and (environments or not faults):  # a file that cannot be read may define it
         words = f"{shown(env)}{kind}{did_you_mean(name, known)}"
         faults.append(f"env: expected one of {', '.join(known)}, found {words}")
     # Each layer overwrites the one before it.
@@ -187,7 +187,7 @@ def resolve(
 
     values: dict[str, Any] = {name: value for name, (value, _) in layers.items()}
     origins = {name: source for name, (_, source) in layers.items()}
-    # A value other than true or false is a fault of its own; no relative path is reported for it.
+    # Any other value than true or false is a fault of its own, and relative paths are not reported then.
     relative = values.get("relative_paths", False) is not False
     for setting in (setting for setting in fields(Settings) if setting.name in values):
         try:
@@ -199,7 +199,7 @@ def resolve(
     if faults:
         raise ConfigurationError(faults)
     for name, folder in _BESIDE_THE_DATA.items():
-        # A default backup directory belongs to the default database only.
+        # The default backup directory is for the default database only.
         if name not in values or (origins[name] == "default" != origins["db_path"]):
             values[name], origins[name] = values["db_path"].parent / folder, "beside the data"
     origins["env"] = "default" if env == "development" else "argument"
@@ -211,11 +211,11 @@ def _read_environments(faults: list[str]) -> dict[str, _Layer]:
     named = os.environ.get("ABATHUR_CONFIG")
     path = Path(os.path.expanduser(_CONFIG if named is None else named))
     where = f"settings file {printable(str(path))}"
-    if named is None and not (_has_home() and path.exists()):  # never one found in the working directory
+    if named is None and not (_has_home() and path.exists()):  # a file in the working directory is never read
         return {}
     try:
         tables = tomllib.loads(read_file(where, path, _FILE_MAX).decode())
-    except (ValueError, RecursionError) as error:  # a fault of TOML or Unicode is a ValueError
+    except (ValueError, RecursionError) as error:  # errors of TOML and Unicode are ValueErrors
         faults += error.faults if isinstance(error, ConfigurationError) else [f"{where}: cannot be read: {error}"]
         return {}
     expected, environments = f"{where}: expected a table [environments.NAME] (a-z, 0-9, _ and -), found ", {}
@@ -235,12 +235,12 @@ def _read_environments(faults: list[str]) -> dict[str, _Layer]:
 
 
 def _variables(faults: list[str]) -> _Layer:
-    """Return the settings given as ``ABATHUR_…``; a near miss of one is a fault, other programs' names are not."""
+    """Return the settings of the variables ``ABATHUR_…``; a name that is nearly one of them is a fault."""
     found: _Layer = {}
     names = {f"ABATHUR_{name.upper()}": name for name in _SETTABLE}
     for variable, value in os.environ.items():
         if name := names.get(variable):
-            # A variable is always text, and a truth value in the file never: only here text can become one.
+            # A variable is always text: only here may text stand for true or false.
             truth = {"true": True, "false": False}.get(value.lower(), value)
             found[name] = (truth if _TYPES[name] is bool else value, variable)
         elif variable.startswith("ABATHUR_") and (near := get_close_matches(variable, names, 1, 0.9)):
@@ -249,17 +249,17 @@ def _variables(faults: list[str]) -> _Layer:
 
 
 def _has_home() -> bool:
-    """Return whether `~` stands for an absolute path: in a container a user may have no entry, or an empty HOME."""
+    """Return whether `~` is an absolute path: in a container HOME may be empty, or a user unknown."""
     return os.environ.get("HOME") != "" and os.path.isabs(os.path.expanduser("~"))
 
 
 def absolute_path(name: str, value: object, source: str, *, relative: bool) -> Path:
-    """Return ``value`` as an absolute path, without a look at the disk. Raises ConfigurationError."""
+    """Return ``value`` as an absolute path without reading the disk. Raises ConfigurationError."""
     where = f"{name} (from {source}): expected"
     if not isinstance(value, str | os.PathLike) or not isinstance(text := os.fspath(value), str):
         raise ConfigurationError(f"{where} a path as text, found {shown(value)} ({type(value).__name__})")
     try:
-        # abspath keeps two leading slashes, which in a URI would begin a host's name.
+        # abspath keeps two leading slashes, which begin a host name in a URI.
         path = "/" + os.path.abspath(os.path.expanduser(text)).lstrip("/")
     except OSError:  # the working directory is gone
         path = ""
@@ -286,7 +286,7 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 
 
 def _read(setting: Field[Any], value: object, source: str, relative: bool) -> Any:
-    """Return a value as its setting's type; of the environment all are text. Raises ConfigurationError."""
+    """Return a value in the type of its setting; a variable is text. Raises ConfigurationError."""
     kind, where = _TYPES[setting.name], f"{setting.name} (from {source})"
     least, most, secret = (setting.metadata[name] for name in ("least", "most", "secret"))
     if kind is Path:
@@ -307,8 +307,8 @@ def _read(setting: Field[Any], value: object, source: str, relative: bool) -> An
 
 
 def _versions() -> str:
-    """Say who runs what, where and when, for the record."""
-    from importlib.metadata import version  # only where it is shown: a run shall start at once
+    """Return versions, user, host and time, for the record."""
+    from importlib.metadata import version  # imported late, because it is slow
 
     packages = ", ".join(f"{name} {version(name)}" for name in ("abathur_nb", "aiosqlite"))
     runtime = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
