@@ -1,4 +1,4 @@
-"""The parameters of a notebook: what it declares, how given values are read, and the guard of what is injected."""
+"""The parameters of a notebook: declarations, values that are given, and the guard of injected cells."""
 
 import argparse
 import ast
@@ -6,7 +6,6 @@ import math
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from keyword import iskeyword
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 FORM = '"Ada Lovelace, 2026-11-20"'
 _LONGEST = 200  # characters
 _ANSWER = re.compile(r"[^,\s](?:.*\S)?\s*,\s*(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})")
-# Whole numbers that a parameter of this name may have, in a notebook and in the verb that takes it.
+# The range of whole numbers by the name of the parameter, in a notebook and in a verb.
 RANGES: Mapping[str, tuple[int, int]] = {
     "keep_days": (1, 3650),
     **dict.fromkeys(("keep_last", "keep_daily", "keep_weekly", "keep_monthly"), (0, 10_000)),
@@ -32,18 +31,19 @@ RANGES: Mapping[str, tuple[int, int]] = {
     "repetitions": (1, 100_000),
     "rows": (1, 10_000_000),
 }
-_SAID = ("alerts_configured", "runbooks_accessible", "team_trained", "tests_passing")  # a person's answer
-_PAPERMILL_NAMES = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")  # that --inject-paths adds
+# The parameters that hold a person's answer.
+_SAID = ("alerts_configured", "runbooks_accessible", "team_trained", "tests_passing")
+_PAPERMILL_NAMES = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")  # added by --inject-paths
 _TYPES = {"str": str, "bool": bool, "int": int, "float": float}
 
 
 def said(question: str, answer: str | None, *, check_id: str = "said") -> Check:
-    """Record who answers for something that no program can find out: ``answer`` names the person and the day.
+    """Return a check that records who answers for something that no program can check, and since which day.
 
-    The check is ``skip``, whatever is said: a statement is not proof. None says that nobody answers for it. Raises
-    ConfigurationError, which shows the form, for anything else.
+    Its status is always ``skip``, because a statement is not a proof. ``answer`` has the form "Ada Lovelace,
+    2026-11-20", or is None if nobody answers. Raises ConfigurationError for anything else.
     """
-    expected = "a person who answers for it, and the day on which they said so"
+    expected = "a person who answers for it, and the day of the answer"
     if answer is None:
         return Check(check_id, "skip", expected, "nobody has said so", f"name them: {FORM}", name=question)
     if fault := said_fault(question, answer):
@@ -53,7 +53,7 @@ def said(question: str, answer: str | None, *, check_id: str = "said") -> Check:
 
 
 def said_fault(name: str, answer: object) -> str:
-    """Return what is wrong with an answer, or an empty text. Read-only."""
+    """Return the fault of an answer, or an empty text."""
     match = _ANSWER.fullmatch(answer.strip()) if isinstance(answer, str) and len(answer) <= _LONGEST else None
     try:
         if not match or not is_printable(match.string) or not re.search(r"[^\W\d_]", match.string):
@@ -61,7 +61,7 @@ def said_fault(name: str, answer: object) -> str:
         day = date.fromisoformat(match["day"])
     except ValueError:
         return f"{name}: expected a person's name and a date, as in {FORM}, found {shown(answer)}"
-    today = (datetime.now(UTC) + timedelta(hours=14)).date()  # where it is latest
+    today = (datetime.now(UTC) + timedelta(hours=14)).date()  # in the easternmost time zone
     return f"{name}: expected a date of today or before, as in {FORM}, found {day}" if day > today else ""
 
 
@@ -70,17 +70,17 @@ def said_fault(name: str, answer: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """Hold one declared parameter: its name, the type its values must have, its default."""
+    """Hold one declared parameter: its name, the type of its values, its default."""
 
     name: str
     type: type
     default: object
 
     def fault(self, value: object) -> str:
-        """Return what is wrong with ``value``, or an empty text."""
+        """Return the fault of a value, or an empty text."""
         if value is None and self.default is None:
             return ""
-        # bool is a subclass of int, and a whole number will do for a float: neither the other way round.
+        # A whole number may stand for a float; a bool must not stand for a number.
         accepted = isinstance(value, (int, float) if self.type is float else self.type)
         if not accepted or (isinstance(value, bool) and self.type is not bool):
             wanted = "True or False" if self.type is bool else self.type.__name__
@@ -98,35 +98,35 @@ class Parameter:
 
 
 def check_ranges(**values: object) -> None:
-    """Raise ConfigurationError naming every value that is not a whole number in the range of its name."""
+    """Raise ConfigurationError for each value that is not a whole number in the range of its name."""
     if faults := [fault for name, value in values.items() if (fault := Parameter(name, int, 0).fault(value))]:
         raise ConfigurationError(faults)
 
 
 def declared_parameters(source: str) -> dict[str, Parameter]:
-    """Return what the source of a ``parameters`` cell declares: literal assignments, each with its type.
+    """Return the parameters that the source of a ``parameters`` cell declares.
 
-    The type is the annotation's (``"Optional[str]"`` is a str that may be None), else the default's.
-    Raises ConfigurationError where there is anything but literal assignments, or a default of another type.
+    The type is that of the annotation (``"Optional[str]"`` is a str or None), else that of the default. Raises
+    ConfigurationError for anything but literal assignments, and for a default of another type.
     """
     parameters = {}
     for name, value, annotation in literal_assignments(ast.parse(source)):
         kind = type(value) if annotation is None and value is not None else None
-        match annotation:  # a name, or a quoted type: neither runs anything when the cell does
+        match annotation:  # a name or a quoted type runs nothing
             case ast.Name(id=word) | ast.Constant(value=str(word)):
                 kind = _TYPES.get(word.removeprefix("Optional[").removesuffix("]"))
         if kind is None:
             expected = f"expected a type such as {name}: str or {name}: 'Optional[str]'"
             raise ConfigurationError(f"parameter {name}: {expected}")
         parameters[name] = Parameter(name, kind, value)
-    # Whoever edits the cell by hand may well write "false" where False is meant.
+    # Somebody may have written "false" for False.
     if faults := [fault for parameter in parameters.values() if (fault := parameter.fault(parameter.default))]:
         raise ConfigurationError(faults)
     return parameters
 
 
 def check_parameters(declared: Mapping[str, Parameter], given: Mapping[str, object]) -> list[str]:
-    """Return every fault of the ``given`` values: names that are not declared, types, ranges."""
+    """Return the faults of the ``given`` values: undeclared names, types, ranges."""
     of_papermill = {name for name in _PAPERMILL_NAMES if isinstance(given.get(name), str)}
     faults = (
         declared[name].fault(value) if name in declared else _undeclared(shown(name), name, declared)
@@ -141,7 +141,7 @@ def _undeclared(words: str, name: str, declared: Collection[str]) -> str:
 
 
 def literal_assignments(tree: ast.Module) -> Iterator[tuple[str, Any, ast.expr | None]]:
-    """Yield (name, value, annotation) of each statement; raise ConfigurationError for any other statement."""
+    """Yield name, value and annotation of each literal assignment; raise ConfigurationError for other statements."""
     for statement in tree.body:
         name, value, annotation = "", None, None
         match statement:
@@ -162,7 +162,7 @@ def literal_assignments(tree: ast.Module) -> Iterator[tuple[str, Any, ast.expr |
 _LARGEST = 65_536  # bytes of a file of parameters
 _YAML_TEXT = "tag:yaml.org,2002:str"
 _YAML_NULLS = ("null", "Null", "NULL", "~", "")
-_FORMS = {  # what a value of a type looks like, without a guess, and its name
+_FORMS = {  # the only spelling of a value of a type, and its name
     bool: (re.compile("True|False"), "True or False"),
     int: (re.compile("0|-?[1-9][0-9]{0,99}"), "a whole number in plain digits"),
     float: (re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?"), "a number in plain digits"),
@@ -171,9 +171,9 @@ _FORMS = {  # what a value of a type looks like, without a guess, and its name
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Hold one value that was given: its name, its text, where it came from.
+    """Hold one given value: its name, its text, its source.
 
-    ``form`` distinguishes an argument of the command line from the plain and the quoted scalars of YAML.
+    ``form`` tells an argument of the command line from a plain and a quoted scalar of YAML.
     """
 
     name: str
@@ -183,7 +183,7 @@ class Given:
 
 
 def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
-    """Return every value that was given, or add what is wrong with the form of it to ``faults``. Reads the files."""
+    """Return the given values, and add the faults of their form to ``faults``. Read-only; reads the files."""
     given = [Given("env", env, "--env") for env in arguments.env]
     given += [Given(name, text, "-p") for name, text in arguments.parameters]
     for name in arguments.files:
@@ -201,8 +201,8 @@ def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
 
 
 def _from_yaml(origin: str, path: Path) -> list[Given]:
-    """Read one mapping of plain values from its nodes, so that nothing is constructed or guessed."""
-    import yaml  # here, because most runs need none of it
+    """Read one mapping of scalars. It takes the nodes of YAML, so that nothing is constructed or guessed."""
+    import yaml  # imported late, because few runs need it
 
     try:
         text = read_file(origin, path, _LARGEST).decode()
@@ -225,13 +225,13 @@ def faults_of_names(given: Collection[Given], declared: Collection[str]) -> list
     return [
         _undeclared(f"{shown(value.name)} (from {value.origin})", value.name, declared)
         for value in given
-        # The environment says which archive keeps a run, whether the notebook declares it or not.
+        # --env selects the archive of the run, even if the notebook does not declare it.
         if value.name not in declared and value.origin != "--env"
     ]
 
 
 def values_for(declared: Mapping[str, Parameter], given: Collection[Given], faults: list[str]) -> dict[str, object]:
-    """Return the given values of those parameters that are declared, or add what is wrong with them to ``faults``."""
+    """Return the given values of the declared parameters, and add their faults to ``faults``."""
     values: dict[str, object] = {}
     for one in given:
         try:
@@ -244,7 +244,7 @@ def values_for(declared: Mapping[str, Parameter], given: Collection[Given], faul
 
 
 def _value(parameter: Parameter, given: Given) -> object:
-    """Return a value by its declared type; raise ValueError, naming what was expected."""
+    """Return a value in its declared type; raise ValueError, which names what was expected."""
     text, kind = given.text, parameter.type
     is_null = given.form == "plain" and text in _YAML_NULLS
     if parameter.default is None and (is_null or (text == "None" and given.form != "quoted")):
@@ -267,20 +267,20 @@ def _value(parameter: Parameter, given: Given) -> object:
 
 # --- the guard
 
-_INJECTED = "# Parameters\n"  # how papermill begins the cell that it injects
-_LINE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*) = (\S.*)\n?")  # of such a cell
+_INJECTED = "# Parameters\n"  # the first line of a cell that papermill injects
+_LINE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*) = (\S.*)\n?")  # each other line
 _NOTHING_RAN = "nothing of this cell was run"
-_STAGING = "scheduler_staging_area"  # where jupyter-scheduler runs a copy
-_GUARD_CELL = "import abathur_nb as nb\n\nnb.guard()"  # of every notebook
-# The declared parameters that the guard of this process vetted last; `start_run` records their values.
+_STAGING = "scheduler_staging_area"  # the directory of jupyter-scheduler's copies
+_GUARD_CELL = "import abathur_nb as nb\n\nnb.guard()"  # in every notebook
+# The parameters that the guard of this process has vetted last; `start_run` records their values.
 _vetted: dict[str, Parameter] = {}
 
 
 def guard() -> None:
-    """Vet the ``parameters`` cell, which comes next, and what papermill injects after it, before either runs.
+    """Check the ``parameters`` cell, which comes next, and the cell that papermill injects, before either runs.
 
-    papermill pastes parameter *names* into code unescaped, so what it injects must be refused before it runs.
-    Of a refused cell nothing runs, and no later cell does until the fault is repaired. Outside IPython: no effect.
+    papermill pastes the *names* of parameters into code unescaped, so a faulty cell must be refused before it runs.
+    Nothing of it runs, and no later cell until the fault is corrected. Outside IPython it has no effect.
     """
     shell = notebook_shell()
     if shell is None:
@@ -291,25 +291,25 @@ def guard() -> None:
 
 
 def effective_parameters() -> dict[str, object]:
-    """Return what the notebook's declared parameters hold now; papermill itself records only what it injects.
+    """Return the present values of the declared parameters; papermill records only those that it injects.
 
-    Empty where no guard has vetted a parameters cell. Read-only.
+    Empty if no guard has vetted a parameters cell. Read-only.
     """
     shell = notebook_shell()
     return {name: shell.user_ns.get(name) for name in _vetted} if shell else {}
 
 
 def notebook_shell() -> "InteractiveShell | None":
-    """Return the shell of the notebook that this runs in, None elsewhere."""
-    ipython = sys.modules.get("IPython")  # of a kernel, which has imported it
+    """Return the IPython shell of this process, or None."""
+    ipython = sys.modules.get("IPython")  # a kernel has imported it
     return ipython.get_ipython() if ipython else None
 
 
 def _injected_faults(lines: Iterable[str], declared: Mapping[str, Parameter]) -> list[str]:
-    """Return the faults of a cell unless each line gives a declared parameter a literal value of its type.
+    """Return the faults of an injected cell: each line must give a declared parameter a literal of its type.
 
-    A name with a comment, a semicolon or a look-alike letter in it (Python takes ｅｎｖ for env) makes another line
-    than ``name = literal``, which is what papermill writes.
+    papermill writes ``name = literal``; a name with a comment, a semicolon or a look-alike letter (Python reads ｅｎｖ
+    as env) makes another line.
     """
     given: dict[str, object] = {}
     faults = list[str]()
@@ -322,7 +322,7 @@ def _injected_faults(lines: Iterable[str], declared: Mapping[str, Parameter]) ->
             faults.append(f"{match[1]}: given twice")
         try:
             value = ast.parse(match[2], mode="eval").body
-            if value.end_col_offset != len(match[2].encode()):  # a comment stands behind it
+            if value.end_col_offset != len(match[2].encode()):  # a comment follows
                 raise ValueError
             given[match[1]] = ast.literal_eval(value)
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
@@ -331,18 +331,16 @@ def _injected_faults(lines: Iterable[str], declared: Mapping[str, Parameter]) ->
 
 
 def _is_scheduled(tree: ast.Module) -> bool:
-    """Return whether jupyter-scheduler injected this: nothing but assignments, in the directory where it runs."""
+    """Return whether jupyter-scheduler injected this: only assignments, in its directory."""
     if not tree.body or not all(isinstance(statement, ast.Assign | ast.AnnAssign) for statement in tree.body):
         return False
-    with suppress(FileNotFoundError):  # the working directory may be gone
-        return _STAGING in Path.cwd().parts
-    return False
+    return _STAGING in Path.cwd().parts
 
 
 class _Guard:
-    """Reject what is not a list of declared literals before it runs: two transformers of IPython, gone when done.
+    """Reject a faulty parameters cell or injected cell before it runs, by two transformers of IPython.
 
-    They let through the parameters cell, then injected cells without fault, then any other cell, which ends them.
+    They let pass the parameters cell, then faultless injected cells; the next other cell removes them.
     """
 
     def __init__(self, shell: "InteractiveShell") -> None:
@@ -351,50 +349,49 @@ class _Guard:
         self._fresh = False
         self._declared: dict[str, Parameter] = {}
         self._refused = False
-        # The AST transformer is given a tree without comments; papermill's mark is one, so the text is kept as well.
+        # The text is kept, because the tree has no comments and papermill's mark is one.
         shell.events.register("pre_run_cell", self._remember)
-        shell.input_transformers_cleanup.insert(0, self._read)  # before what strips the marks of a prompt
+        shell.input_transformers_cleanup.insert(0, self._read)  # before IPython strips prompts
         shell.ast_transformers.append(self)  # type: ignore[arg-type] # IPython asks for `visit` alone
 
     def _remember(self, info: Any) -> None:
         self._source, self._fresh = info.raw_cell, True
 
     def _read(self, lines: list[str]) -> list[str]:
-        # As text, before IPython parses it: a name of thousands of dots exhausts the parser, and a kernel that fails
-        # so never answers.
+        # Before IPython parses it: a name with thousands of dots exhausts the parser, and the kernel never answers.
         if lines[:1] == [_INJECTED]:
             self._check(lines[1:])
         return lines
 
     def _check(self, lines: Iterable[str]) -> None:
-        """Raise ConfigurationError for the faults of an injected cell, of which IPython then runs nothing."""
+        """Raise ConfigurationError for the faults of an injected cell; IPython then runs nothing of it."""
         self._refused = True
         if faults := _injected_faults(lines, self._declared):
             raise ConfigurationError([*faults, _NOTHING_RAN])
         self._refused = False
 
     def visit(self, tree: Any) -> Any:
-        """Let ``tree`` through, or raise InputRejected: IPython drops a transformer that raises anything else."""
+        """Return ``tree``, or raise InputRejected: IPython drops a transformer that raises anything else."""
         from IPython.core.error import InputRejected
 
         class RejectedParametersError(ConfigurationError, InputRejected):
-            """Tell IPython to run nothing of this cell, and the operator why."""
+            """Keep IPython from running the cell, and tell the operator why."""
 
         fresh, self._fresh = self._fresh, False
-        # Of a silent cell, which an extension of JupyterLab sends, nobody is told; an injected one is checked by now.
+        # JupyterLab's extensions send silent cells, which are not the notebook's; `_read` has checked an injected cell.
         if not fresh or self._source.startswith(_INJECTED):
             return tree
         try:
             self._vet(tree)
         except ConfigurationError as error:
             raise RejectedParametersError(error.faults) from None
-        except BaseException as error:  # noqa: BLE001 - whatever goes wrong in here, the cell must not run
+        except BaseException as error:  # noqa: BLE001 - after any error the cell must not run
             words = f"the guard could not vet this cell: {type(error).__name__}: {error}"
             raise RejectedParametersError([words, _NOTHING_RAN]) from None
         return tree
 
     def _vet(self, tree: ast.Module) -> None:
-        if self._source.strip() == _GUARD_CELL:  # run again by hand: it makes a new guard, which begins anew
+        if self._source.strip() == _GUARD_CELL:  # run again by hand: it makes a new guard
             self.remove()
         elif not self._declared:
             try:
@@ -404,7 +401,7 @@ class _Guard:
                 raise ConfigurationError([first, *error.faults, _NOTHING_RAN]) from None
             _vetted.clear()
             _vetted.update(self._declared)
-        elif _is_scheduled(tree):  # papermill's mark is not on it
+        elif _is_scheduled(tree):  # it lacks papermill's mark
             self._check(self._source.splitlines())
         elif self._refused:
             raise ConfigurationError("the injected parameters were refused: correct them and run again")

@@ -1,4 +1,4 @@
-"""Validate: whether a database is sound, is ours, and has the objects and seeds of ``sql/`` (sections 2.7 and 4)."""
+"""Checks of a database: pages, identity, the objects and seeds of ``sql/``, references (sections 2.7 and 4)."""
 
 import asyncio
 import json
@@ -26,17 +26,17 @@ from abathur_nb.text import counted, shown, some
 
 HEADER, OTHERS = "header", "other_objects"
 _LOG_S = 2  # for a look at the log, which grows while this reads
-# What an index or a generated column may end a check with, though each page is sound.
+# Errors of an index or a generated column, though each page is sound.
 _OF_AN_EXPRESSION = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_TOOBIG)
-_MESSAGES = 100  # of integrity_check, which looks at all pages before it compares indexes with their tables
-_COMPUTED = 3  # values for one index, each as long as one may be
+_MESSAGES = 100  # of integrity_check, which reads all pages before it compares indexes with tables
+_COMPUTED = 3  # values of full length for one index
 _SOUND = "integrity_check says ok"
-_MOST = 1000  # objects of others that a check shows in full
+_MOST = 1000  # extra objects that a check lists
 _CONTENT = ("value", "metadata", "memory_type", "created_by", "updated_by")  # of a seed
 _CORRUPT = "CORRUPT, so that no other result can be relied on: "
 
-# What integrity_check says of a row that breaks a rule, which is a fault of the row and not of the file; and of an
-# index whose entries are not those of its table.
+# Messages of integrity_check about a row that breaks a rule, which does not damage the file, and about an index whose
+# entries are not those of its table.
 _OF_ROW = re.compile(r"(?:NULL|NUMERIC|TEXT) value in (.+)\.[^.]+$|CHECK constraint failed|non-unique entry")
 _OF_INDEX = re.compile(r"(?:row \S+ (?:missing from|values differ from)|wrong # of entries in) index (.+)")
 
@@ -44,9 +44,9 @@ _OF_INDEX = re.compile(r"(?:row \S+ (?:missing from|values differ from)|wrong # 
 async def database_checks(
     conn: Connection, path: Path, settings: Settings, *, beside: Connection | None = None
 ) -> tuple[Check, ...]:
-    """Return every check of the database at ``path``, all of one snapshot. Read-only.
+    """Return every check of the database at ``path``, all from one snapshot. Read-only.
 
-    ``beside`` is a second connection to it, by which the rows are read while ``conn`` checks the pages.
+    ``beside`` is a second connection, which reads the rows while ``conn`` checks the pages.
     """
     restore = f"stop its writers and restore a backup: {target.restore_command(settings)}"
     busy = f"if integrity failed, begin there; else see who uses it: fuser {quote(str(path))}; then validate again"
@@ -70,7 +70,7 @@ async def database_checks(
         }
         checks += [await run_check(name, question, remedy=busy) for name, question in questions.items()]
     finally:
-        found = await rows  # also after an error: the task must not outlive its connection
+        found = await rows  # after an error too: the task must end before its connection
     await conn.rollback()
     return (*checks, *found)
 
@@ -82,7 +82,7 @@ async def _of_rows(reader: Connection) -> tuple[Check, ...]:
 
 
 async def _begin(conn: Connection, beside: Connection | None) -> Connection:
-    """Begin a transaction on each, and return ``beside`` if it sees the snapshot that ``conn`` sees, else ``conn``."""
+    """Begin a transaction on both, and return ``beside`` if both have the same snapshot, else ``conn``."""
     await conn.apply(add_functions)
     if beside is None:
         await conn.execute_fetchall("BEGIN")
@@ -92,14 +92,14 @@ async def _begin(conn: Connection, beside: Connection | None) -> Connection:
     await beside.execute_fetchall("BEGIN")
     await pragma(beside, "schema_version")  # the first read takes the snapshot
     await conn.execute_fetchall("BEGIN")
-    # A commit of anybody else, between the two snapshots as well, changes the version.
+    # Each commit of another connection changes data_version.
     return beside if await pragma(conn, "data_version") == version else conn
 
 
 async def file_checks(settings: Settings, *, unrepaired: str | None = None) -> tuple[Check, ...]:
-    """Return every check of the database file, or one that says why it could not be opened. Read-only.
+    """Return every check of the database file, or one that says why it cannot be opened. Read-only.
 
-    ``unrepaired`` is the remedy of a check without one of its own: by default the command that plans a repair.
+    ``unrepaired`` is the remedy of checks without their own, by default the command that plans a repair.
     """
     remedy = target.repair_command(settings) if unrepaired is None else unrepaired
     found = await _file_checks(settings)
@@ -109,14 +109,14 @@ async def file_checks(settings: Settings, *, unrepaired: str | None = None) -> t
 async def _file_checks(settings: Settings) -> tuple[Check, ...]:
     path = settings.db_path
     lost = await asyncio.to_thread(strays_check, path)
-    if lost.failed:  # the file at the path is only a part of the database, which SQLite may call damaged
+    if lost.failed:  # the file lacks a part of the database, and SQLite may call it damaged
         return (lost,)
     try:
         busy_ms, sync = settings.busy_timeout_ms, settings.synchronous
         async with connect(path, busy_ms, synchronous=sync) as conn, connect(path, busy_ms) as beside:
-            # It reads each page once: a map and a cache of them would only take memory.
+            # It reads each page once, so that a cache would only take memory.
             await beside.executescript("PRAGMA mmap_size = 0; PRAGMA cache_size = -4000;")
-            # No SQL returns the header, or what lies behind the part of the log that SQLite reads.
+            # No SQL shows the header, nor the part of the log that SQLite does not read.
             asked = (asyncio.to_thread(ask, "header", path), asyncio.to_thread(log_check, path, _LOG_S))
             checks, fault, log = await asyncio.gather(database_checks(conn, path, settings, beside=beside), *asked)
     except (sqlite3.Error, OSError, AbathurError) as error:
@@ -124,15 +124,15 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
         observed = f"could not run: {found.observed}"
         return (Check("database_file", "error", expected="opens read-only", observed=observed, remedy=found.remedy),)
     header = []
-    if fault:  # SQLite never writes such a header, and reads past it
+    if fault:  # SQLite never writes such a header, but ignores it
         remedy = f"stop its writers and restore a backup: {target.restore_command(settings)}"
         header = [Check(HEADER, "fail", "what SQLite writes", f"CORRUPT: {fault}", remedy)]
     return (*checks, log, *header, *mounted_files(path), lost)
 
 
 def _identity(found: Mapping[str, Any]) -> Iterable[Check]:
-    """Yield a check of each PRAGMA that the file keeps."""
-    another = "db_path: name Abathur's own database; leave this one, which is another application's, as it is"
+    """Yield a check of each PRAGMA that is stored in the file."""
+    another = "set db_path to Abathur's database; this one belongs to another application"
     for name, expected, remedy in (
         ("application_id", schema.APPLICATION_ID, another),
         ("user_version", schema.SCHEMA_VERSION, ""),
@@ -140,7 +140,7 @@ def _identity(found: Mapping[str, Any]) -> Iterable[Check]:
     ):
         holds = found[name] == expected
         yield Check.that(name, holds, str(expected), str(found[name]), remedy, name=name)
-    # The rest each connection sets for itself, as this one did.
+    # Each connection sets the others itself.
     names = (*connection_pragmas(0, "FULL"), "query_only", "trusted_schema")
     evidence = f"read back on this connection: {', '.join(f'{name} = {found[name]}' for name in names)}"
     mode = found["journal_mode"]
@@ -149,14 +149,14 @@ def _identity(found: Mapping[str, Any]) -> Iterable[Check]:
 
 async def integrity_check(conn: Connection, restore: str) -> Check:
     """Check the pages and indexes of a database; damage has the remedy ``restore``. Read-only."""
-    aside = list[str]()  # what damages nothing of ours
+    aside = list[str]()  # messages about rows of other tables, and checks that could not be made
     try:
         messages = await conn.apply(lambda of: _checked(of, f"integrity_check({_MESSAGES})", _longest(of)))
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _OF_AN_EXPRESSION:
             messages, aside = await conn.apply(_check_by_table)
-        # A page that cannot be read need not be damaged: the cause is the disk, or the log was removed.
+        # A page that cannot be read may be sound: the disk failed, or the log was removed.
         elif bound_reached(error) or code == sqlite3.SQLITE_IOERR:
             raise
         else:
@@ -177,10 +177,10 @@ async def integrity_check(conn: Connection, restore: str) -> Check:
         data: dict[str, Any] = {"is_corrupt": False, "indexes": []}
         return Check.that("integrity", not aside, _SOUND, observed, remedy, "warn", aside, data=data)
     corrupt = [message for message in messages if not _OF_ROW.match(message)]
-    # The indexes to be made anew, where these are all that is damaged.
+    # The indexes to rebuild, if nothing else is damaged.
     matches = [match and match[1] for match in map(_OF_INDEX.fullmatch, corrupt)]
     indexes = sorted({index for index in matches if index}) if all(matches) else []
-    if indexes and len(messages) >= _MESSAGES:  # more indexes may be damaged than are named, but no page is
+    if indexes and len(messages) >= _MESSAGES:  # more indexes may be damaged than the messages name, but no page is
         indexes += schema.expected_tables()
     observed = f"{_CORRUPT if corrupt else ''}{(corrupt or messages)[0]}"
     observed += f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
@@ -190,8 +190,8 @@ async def integrity_check(conn: Connection, restore: str) -> Check:
 
 
 def _checked(conn: sqlite3.Connection, check: str, longest: int) -> list[str]:
-    """Return the faults that a check finds while no value may be longer than ``longest``."""
-    # Each CHECK is a rule of `row_checks`, which looks at the length of a value before it parses it.
+    """Return the messages of a check while no value may be longer than ``longest``."""
+    # `row_checks` has a rule for each CHECK, and looks at the length of a value before it parses it.
     conn.execute("PRAGMA ignore_check_constraints = ON")
     limit = conn.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
     try:
@@ -201,21 +201,21 @@ def _checked(conn: sqlite3.Connection, check: str, longest: int) -> list[str]:
 
 
 def _longest(conn: sqlite3.Connection, table: str = "") -> int:
-    """Return how long a value may be, so that all that SQLite holds for one index take the memory of three."""
+    """Return how long a value may be, so that all values of one index take the memory of three."""
     computed = dict(conn.execute(load_queries("inspect.sql")["computed"].sql).fetchall())
     values = computed.get(table, 0) if table else max(computed.values(), default=0)
     return conn.getlimit(sqlite3.SQLITE_LIMIT_LENGTH) * _COMPUTED // max(values, _COMPUTED)
 
 
 def _check_by_table(conn: sqlite3.Connection) -> tuple[list[str], list[str]]:
-    """Check each table by itself, since an index calls an unknown function, or takes more than its bound.
+    """Check each table by itself, because an index calls an unknown function or reaches a bound.
 
-    Return what was found, and which check of which table could not be made.
+    Return the messages, and the checks that could not be made.
     """
     found, unknown = list[str](), list[str]()
     for (table,) in conn.execute(load_queries("inspect.sql")["tables"].sql).fetchall():
         longest = _longest(conn, table)
-        for check in ("integrity_check", "quick_check"):  # which computes no index
+        for check in ("integrity_check", "quick_check"):  # quick_check computes no index
             try:
                 found += _checked(conn, f"{check}({schema.quoted(table)})", longest)
                 break
@@ -235,7 +235,7 @@ async def _foreign_keys(conn: Connection) -> Check:
 
 
 async def _reference(conn: Connection, found: sqlite3.Row) -> str:
-    """Return which row refers by which column to what."""
+    """Return a row, the column that refers, and the missing row."""
     of = f"FROM {schema.quoted(found['table'])} WHERE rowid = {found['number']}"
     ((*values,),) = await conn.execute_fetchall(f"SELECT {found['refers']} {of}")
     ((*key,),) = await conn.execute_fetchall(f"SELECT {found['keys']} {of}")
@@ -264,22 +264,22 @@ async def objects_check(live: Mapping[str, schema.SchemaObject], check_id: str, 
 
 
 async def others_check(live: Mapping[str, schema.SchemaObject], path: Path) -> Check:
-    """Name what is not of ``sql/``: an extra table or index warns, anything else fails."""
+    """Name the objects that are not in ``sql/``: an extra table or index warns, anything else fails."""
     ours, missing = schema.expected_objects(), schema.Differences.between(live, ("table",)).missing
     found = [one for name, one in live.items() if name not in ours or one.type != ours[name].type]
-    # Extra tables and indexes, such as a replication tool's, do not change ours; the rest runs code, and comes first.
+    # Extra tables and indexes, such as those of a replication tool, are harmless; others run code and come first.
     found.sort(key=lambda one: (one.type in ("table", "index"), one.name))
     harmful = [one for one in found if one.type not in ("table", "index")]
     renamed = [one.name for one in found if missing and one.type == "table"]  # it may hold the rows of a missing one
     drops = in_the_way(live) if renamed else harmful or found
-    # An extra unique index, reference or collation may refuse what the store writes.
+    # An extra unique index, reference or collation may refuse a write of the store.
     remedy = target.FIND_OUT if harmful else "find out who made it; drop it if nobody needs it, or if a write fails:"
     remedy += f" {target.shell_command(path, [_drop(one) for one in drops])}"
     if renamed:
         others = f"; {_names(drops)}: {remedy}" if drops else ""
         remedy = f"drop no table: {some(renamed)} may be {' or '.join(missing)} under another name{others}"
     evidence = []
-    for one in found[:_MOST]:  # as comments: to run a DROP is somebody's decision
+    for one in found[:_MOST]:  # as comments: a person decides on each DROP
         evidence += [f"-- extra: {_one_line(one.sql)};", *([f"-- {_drop(one)}"] if one in drops or not renamed else [])]
     observed = f"extra: {_names(found)}" if found else "none"
     otherwise: Status = "fail" if harmful else "warn"
@@ -292,7 +292,7 @@ def _names(found: Sequence[schema.SchemaObject]) -> str:
 
 
 def in_the_way(live: Mapping[str, schema.SchemaObject]) -> list[schema.SchemaObject]:
-    """Return what must go before a table is renamed: views and triggers, and what has the name of a missing table."""
+    """Return what to drop before a table is renamed: views, triggers, objects with the name of a missing table."""
     missing = schema.Differences.between(live, ("table",)).missing
     return [one for one in live.values() if one.type in ("view", "trigger") or one.name in missing]
 
@@ -302,17 +302,17 @@ def _drop(one: schema.SchemaObject) -> str:
 
 
 def _one_line(sql: str) -> str:
-    # A line break would end a comment after --. The DDL of an index has no comment, which would hide the rest.
+    # A line break would end a comment after --. The DDL of an index has no comment.
     return " ".join(sql.split())
 
 
 def _difference(expected: str, found: str) -> str:
-    """Return the lines in which two statements differ, with one line around them."""
+    """Return the lines in which two statements differ, with one line of context."""
     return "\n".join(unified_diff(expected.splitlines(), found.splitlines(), "expected", "found", n=1, lineterm=""))
 
 
 async def sequences_check(conn: Connection) -> Check:
-    """Check the counters of AUTOINCREMENT against the ids that there are. Read-only."""
+    """Check the counters of AUTOINCREMENT against the largest ids. Read-only."""
     wrong = list(await conn.execute_fetchall(load_queries("inspect.sql")["sequences"].sql))
     repairs = [statement for row in wrong for statement in (row["clear"], row["repair"])]
     expected = "each counter of ids is a number, and not below the largest id of its table"
@@ -322,7 +322,7 @@ async def sequences_check(conn: Connection) -> Check:
 
 
 async def seeds_check(conn: Connection) -> Check:
-    """Check that version 1 of each seed is as its file made it; the evidence is what restores it. Read-only."""
+    """Check that version 1 of each seed is as in its file; the evidence is the SQL that restores it. Read-only."""
     seeds, faults, newer = schema.expected_seeds(), {}, 0
     keys = [{"namespace": seed.namespace, "key": seed.key} for seed in seeds]
     history = load_queries()["memory_history"].sql

@@ -1,4 +1,4 @@
-"""The path of a database on this machine: its directories, owners, modes, mounts and file system, and the free disk."""
+"""Checks of the place of a database: directories, owners, modes, mounts, file system, free disk, size of the log."""
 
 import grp
 import os
@@ -23,41 +23,41 @@ FILE_MODES = "file_modes"
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
 
 _RANKED: tuple[Severity, ...] = ("refuse", "fail", "warn")
-_ALL = os.R_OK | os.W_OK | os.X_OK  # of a directory: to force the names in it to the disk, it must be opened
-_LOG_S, _FRAMES_A_SECOND = 10, 10_000  # the least time for a look at the log, and what a slow machine sums up
+_ALL = os.R_OK | os.W_OK | os.X_OK  # of a directory, which is opened to force its names to the disk
+_LOG_S, _FRAMES_A_SECOND = 10, 10_000  # the least time for a look at the log, and the speed of a slow machine
 
 
 def location_checks(settings: Settings) -> list[Check]:
-    """Check the directory, its file system and the free disk; see ``forbids``. Read-only."""
+    """Check the directory, its file system and the free disk. Read-only."""
     folder = settings.db_path.parent
     try:
         place = nearest_existing(folder)
         found = [*directory_checks(settings), _file_system(settings, place), _free_disk(settings, place)]
         return [*found, *mounted_files(settings.db_path)]
-    except OSError as error:  # a directory that was there has vanished
+    except OSError as error:  # a directory vanished meanwhile
         fault = explain_error(folder, error)
         return [_judged("directory", "refuse", "a directory that stays", fault.observed, fault.remedy)]
 
 
 def directory_checks(settings: Settings) -> list[Check]:
-    """Check the database's directory and those above it; see ``forbids``. Read-only."""
+    """Check the database's directory and the directories above it. Read-only."""
     return [_directory(settings), _above(settings)]
 
 
 def forbids(checks: Iterable[Check]) -> bool:
-    """Return whether one of these checks of a place forbids a database there, where others only fail."""
+    """Return whether one of these checks refuses a database at the place; other checks only fail."""
     return any(check.data.get("forbids") for check in checks)
 
 
 def _judged(check_id: str, severity: Severity | None, expected: str, observed: str, remedy: str = "") -> Check:
-    """Return a check of this severity; without one it passes."""
+    """Return a check of this severity, which passes if there is none."""
     status: Status = "pass" if severity is None else "warn" if severity == "warn" else "fail"
     data = {"forbids": True} if severity == "refuse" else {}
     return Check(check_id, status, expected, observed, remedy if severity else "", data=data)
 
 
 def _directory(settings: Settings) -> Check:
-    """Check who owns and may use the database's directory; a missing one will be made."""
+    """Check who owns and who may use the database's directory; init makes a missing one."""
     folder, me = settings.db_path.parent, user_name(os.geteuid())
     install, for_another = install_command(settings, folder), _is_for_another(settings)
     expected = f"a directory of {settings.service_account if for_another else me}'s own, mode 0700"
@@ -77,7 +77,7 @@ def _directory(settings: Settings) -> Check:
         chmod = f"if nobody else uses it: {chmod}; else {another}"
     # The file system may forbid what the mode allows.
     usable = f"{as_owner}; or {another}" if not mine else ELSEWHERE if mode & 0o700 == 0o700 else chmod
-    # Whoever may write to the directory can swap the files; that others may read it is a lesser fault.
+    # Whoever may write to the directory can replace the files; to read it is a lesser fault.
     faults: list[tuple[bool, Severity | None, str]] = [
         (not stat.S_ISDIR(found.st_mode), "refuse", f"db_path: name a file in a directory, not {quote(str(folder))}"),
         (not os.access(folder, _ALL), "refuse", usable),
@@ -93,30 +93,30 @@ def _directory(settings: Settings) -> Check:
 
 
 def _above(settings: Settings) -> Check:
-    """Check the directories above the database's: whoever may rename an entry of one can swap the database."""
+    """Check the directories above: whoever may rename an entry of one can replace the database."""
     folder, severity = settings.db_path.parent, settings.on_shared_directory
     trusted = {0, os.geteuid(), *([os.lstat(folder).st_uid] if os.path.lexists(folder) else [])}
     faults: dict[str, Severity] = {}
     for above, entry in _way_to(folder):
         status, worst, words = os.stat(above), severity, ""
         if status.st_uid not in trusted:
-            if severity == "fail" and _is_unmapped(status.st_uid):  # it may be root's, outside of this user namespace
+            if severity == "fail" and _is_unmapped(status.st_uid):  # root of another user namespace may own it
                 worst, words = "warn", ", who is not in this user namespace"
         elif not writable_by_others(above):
             continue
         elif status.st_mode & stat.S_ISVTX and (not os.path.lexists(entry) or os.lstat(entry).st_uid in trusted):
-            worst, words = "warn", ", sticky"  # only the owner of an entry renames it
+            worst, words = "warn", ", sticky"  # only its owner may rename an entry
         faults[f"{above} is {user_name(status.st_uid)}'s, mode {stat.S_IMODE(status.st_mode):04o}{words}"] = worst
     owners = " or ".join(dict.fromkeys(("root", user_name(os.geteuid()))))
-    expected = f"each belongs to {owners}, and nobody else may write to it: whoever renames one can swap the database"
+    expected = f"each belongs to {owners}, and nobody else may write to it: renaming one replaces the database"
     observed = "; ".join(faults) or f"as expected, from / to {folder.parent}"
-    remedy = f"put the database below directories of root's or your own; to see each: namei -l {quote(str(folder))}"
+    remedy = f"put the database below directories that you or root own; to see each: namei -l {quote(str(folder))}"
     found: Severity | None = next((one for one in _RANKED if one in faults.values()), None)
     return _judged("directories_above", found, expected, observed, remedy)
 
 
 def _way_to(path: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield each directory that a lookup of ``path`` passes, links followed, and the entry that it takes there."""
+    """Yield each directory on the way to ``path``, through links too, and the entry that is looked up in it."""
     for entry in (*reversed(path.parents[:-1]), path):
         if not os.path.isdir(entry.parent):  # noqa: PTH112 - False, where Path raises for one in a closed directory
             return
@@ -126,33 +126,33 @@ def _way_to(path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _is_unmapped(uid: int) -> bool:
-    """Return whether a number stands for every user that this user namespace does not map (user_namespaces(7))."""
+    """Return whether a user id stands for all users outside this user namespace (user_namespaces(7))."""
     mapped = Path("/proc/self/uid_map").read_text().split()
     return uid == int(Path("/proc/sys/kernel/overflowuid").read_text()) and mapped != ["0", "0", "4294967295"]
 
 
 def _is_for_another(settings: Settings) -> bool:
-    """Return whether the database is to belong to another user than the one who runs this."""
-    # A machine for trials has no such account, and a path of one's own.
+    """Return whether the database shall belong to another user than this one."""
+    # With another path than the default it is a trial, often on a machine without that account.
     return settings.is_own_path and settings.service_account not in ("", user_name(os.geteuid()))
 
 
 def install_command(settings: Settings, folder: Path) -> str:
-    """Return the command that makes ``folder`` as a database of this environment wants it, and its owner if need be."""
+    """Return the command that makes ``folder`` for its owner, and the owner's account if it is missing."""
     name = settings.service_account or user_name(os.geteuid())
-    user, make_account = quote(name.removeprefix("#")), ""  # install takes a bare number
+    user, make_account = quote(name.removeprefix("#")), ""  # install takes a number without #
     try:
         pwd.getpwnam(name)
-    except (KeyError, ValueError):  # a NUL or what can't be encoded is a ValueError
+    except (KeyError, ValueError):  # a name that cannot be encoded is a ValueError
         make_account = "" if user.isdecimal() else f"sudo useradd --system --user-group {user} && "
     return f"{make_account}sudo install -d -o {user} -m 700 {quote(str(folder))}"
 
 
 def writable_by_others(path: Path) -> bool:
-    """Return whether anybody but its owner may write to a file or directory. Read-only.
+    """Return whether others than the owner may write to a file or directory. Read-only.
 
-    A group of the owner's name is taken for a private one: where each user has one, the umask is 002. With an access
-    control list the group's bits are the most that it grants (acl(5)).
+    A group with the owner's name counts as private: systems that make one for each user set the umask to 002. With an
+    access control list, the bits of the group are the most that the list grants (acl(5)).
     """
     found = os.lstat(path)
     try:
@@ -181,18 +181,18 @@ def _file_system(settings: Settings, place: Path) -> Check:
         "unknown": "warn",
     }
     severity, observed = by_kind.get(kind), f"{name} at {place}"
-    remedy = f"{ELSEWHERE}; to see what there is: df -hT {quote(str(place))}"
+    remedy = f"{ELSEWHERE}; to see all file systems: df -hT {quote(str(place))}"
     if kind == "unknown":
         observed += ", which is not known to be local or shared"
     if os.statvfs(place).f_flag & os.ST_RDONLY:
         severity, observed = "refuse", f"{name}, mounted read-only at {place}"
         remedy = f"{ELSEWHERE}; or mount it for writing: findmnt -T {quote(str(place))}"
-    expected = "a local one that keeps what is written, such as ext4, xfs or btrfs"
+    expected = "a local one on a disk, such as ext4, xfs or btrfs"
     return _judged("file_system", severity, expected, observed, remedy)
 
 
 def free_mb(path: Path) -> float:
-    """Return how much room the file system of ``path`` has for this user. Read-only."""
+    """Return the free space, for this user, of the file system of ``path``. Read-only."""
     return shutil.disk_usage(path).free / MB
 
 
@@ -215,7 +215,7 @@ async def file_modes(path: Path) -> Check:
     listed = [name for name in (*found, str(path.parent)) if _has_access_list(Path(name))]
     shared = writable_by_others(path.parent)
     remedies = [f"chmod 600 {join(wrong)}"] if wrong else []
-    # The files in a shared directory, such as /tmp, need not belong to its owner.
+    # Files in a shared directory, such as /tmp, may belong to others than its owner.
     remedies += [f"sudo chown --reference={quote(str(path.parent))} {join(strange)}"] if strange and not shared else []
     remedies += [f"chmod 700 {quote(str(path.parent))}"] if shared else []
     remedies += [f"setfacl -b {join(listed)}"] if listed and remedies else []
@@ -223,20 +223,20 @@ async def file_modes(path: Path) -> Check:
         f"{name} {stat.S_IMODE(at.st_mode):04o}" + (f" of {user_name(at.st_uid)}" if strange else "")
         for name, at in (*((Path(name).name, at) for name, at in found.items()), ("directory", folder))
     ]
-    expected = "0600 for the database and its side files, in a directory to which only their owner may write"
+    expected = "0600 for the database and its side files, in a directory that only their owner may write to"
     observed, data = f"{', '.join(shown[:-1])}; {shown[-1]}", {"not_0600": wrong}
     evidence = [f"{name} has an access control list; to see it: getfacl {quote(name)}" for name in listed]
     return Check.that(FILE_MODES, not remedies, expected, observed, "; ".join(remedies), evidence=evidence, data=data)
 
 
 async def file_names(path: Path) -> Check:
-    """Check that a database has one name: a process that opens it by another does not see its log. Read-only."""
+    """Check that a database has one name: under another name SQLite does not find its log. Read-only."""
     count, quoted = os.lstat(path).st_nlink, quote(str(path))
     expected = "one name: SQLite finds the log of a database by its name"
     observed = f"{count} names (hard links)" if count > 1 else "one name"
     remedy = f'name all: find "$(stat -c %m {quoted})" -xdev -samefile {quoted}; see that nobody uses another one, '
     remedy += "and rm it; one in .abathur-init-… goes with the next init"
-    # init itself gives a new database its second name, and takes away the first a moment later.
+    # For a moment, init gives a new database a second name.
     return Check.that("file_names", count == 1, expected, observed, remedy, "warn")
 
 
@@ -261,7 +261,7 @@ def _log_bytes(path: Path) -> int:
 
 
 def log_check(path: Path, seconds: int = 0) -> Check:
-    """Check that the log is whole to its last commit; a connection must have read the database. Read-only.
+    """Check that the log is undamaged up to its last commit; a connection must have read the database. Read-only.
 
     It is skipped if it takes longer than ``seconds``; without that limit its time depends on the size of the log. What
     follows a damaged frame is not read by the next process that opens the log, and the next writer overwrites it. An

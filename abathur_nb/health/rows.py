@@ -1,4 +1,4 @@
-"""The rules that each row must keep: read from the DDL; names in NFC; the sizes of sessions."""
+"""Checks of the rows: the rules of the DDL, names in NFC, the sizes of sessions."""
 
 import re
 import sqlite3
@@ -16,27 +16,27 @@ from abathur_nb.store.sql import load_queries
 from abathur_nb.store.values import FAULT, IS_UTF8, MAX_BYTES, MAX_DEPTH, TOO_LONG, stored, suspicious
 from abathur_nb.text import AHEAD_S, IGNORABLE, SEE_CLOCK, counted, shown
 
-NAMED = 20  # offending keys that a check names; it counts them all
+NAMED = 20  # keys of faulty rows that a check names; it counts all
 _JSON, _VALUES, _REQUIRED, _TIMESTAMPS = "json_columns", "values", "required_values", "timestamps"
 _CLOCK, _ENCODING, _LIMITS = "moments", "readable_text", "json_limits"
-_TITLES = {_JSON: "JSON columns", _LIMITS: "JSON limits"}  # of those that are not the id in words
+_TITLES = {_JSON: "JSON columns", _LIMITS: "JSON limits"}  # that differ from the id in words
 _KINDS = {
-    _JSON: "text that holds the kind of JSON that its column wants",
+    _JSON: "text with the kind of JSON that the column expects",
     _VALUES: "within the enumerations and ranges of the schema",
-    _REQUIRED: "no NULL where the schema wants a value",
+    _REQUIRED: "no NULL where the schema requires a value",
     _TIMESTAMPS: "UTC as YYYY-MM-DD HH:MM:SS, with or without .mmm",
     _CLOCK: f"none more than {AHEAD_S // 60} minutes in the future: a row would expire too late",
-    _ENCODING: "text in UTF-8; a listing fails at any other",
-    _LIMITS: "JSON that the store itself would write: finite numbers, whole characters, "
+    _ENCODING: "text in UTF-8; other text makes a listing fail",
+    _LIMITS: "JSON as the store writes it: finite numbers, no broken characters, "
     f"at most {MAX_DEPTH} levels and {MAX_BYTES:,} bytes",
 }
-# datetime() returns NULL for what it can't read and, with a modifier, another day for one that is not in the calendar.
-# It also takes blanks and time zones after the seconds, but then no digit.
+# datetime() returns NULL for text that it cannot read and, with a modifier, another day for one that does not exist. It
+# accepts blanks and time zones after the seconds, but not before a digit.
 _IS_TIMESTAMP = (
     "({0} IS NULL OR datetime(CASE length({0}) WHEN 19 THEN {0} WHEN 23 THEN {0} || '0' END, '+0 days')"
     " IS substr({0}, 1, 19))"
 )
-# Compares text, so that a few values that are not times look too late at first.
+# Compares text, so that some values that are not times look late too.
 _MAY_BE_LATE = f"{{0}} > (SELECT strftime('%Y-%m-%d %H:%M:%f', 'now', '+{AHEAD_S} seconds'))"
 
 
@@ -44,28 +44,28 @@ class _Rule(NamedTuple):
     kind: str
     table: str
     column: str
-    broken: str  # SQL that is true for a row that breaks the rule
-    reason: str = ""  # SQL that says why, where the rule alone does not
+    broken: str  # SQL, true for a row that breaks the rule
+    reason: str = ""  # SQL that returns the reason
 
     def __str__(self) -> str:
         return f"{self.table}.{self.column}"
 
 
-_Broken = dict[_Rule, tuple[int, str]]  # how many rows break a rule, and which
+_Broken = dict[_Rule, tuple[int, str]]  # rule: number of rows that break it, and their keys
 
 
 @cache
 def _rules(table: str) -> tuple[_Rule, ...]:
-    """Return the rules that each row must keep, read from the DDL so that there is no second copy of them."""
+    """Return the rules for each row, read from the DDL."""
     rules, json = [], set()
     for column, kind, holds in column_checks(table):
         if kind == "value":
             rules.append(_Rule(_VALUES, table, column, f"NOT ({holds})"))
             continue
         json.add(column)
-        # To parse what is too long may take twenty times its size.
+        # Parsing may take twenty times the size of a text.
         long, fault = TOO_LONG.format(column), FAULT.format(column)
-        # In one look at the value: SQLite holds a copy for each.
+        # One expression, because SQLite copies the value for each.
         size = f"nullif(printf('%,d', max(length(CAST({column} AS BLOB)), {MAX_BYTES})), '{MAX_BYTES:,}')"
         reason = f"ifnull('expected at most {MAX_BYTES:,} bytes of JSON, found ' || {size}, {fault})"
         rules.append(_Rule(_JSON, table, column, f"NOT ({long} OR ({holds}))"))
@@ -74,7 +74,7 @@ def _rules(table: str) -> tuple[_Rule, ...]:
         is_utf8 = IS_UTF8.format(name)
         is_utf8 = f"{TOO_LONG.format(name)} OR {is_utf8}" if name in json else is_utf8
         rules.append(_Rule(_ENCODING, table, name, f"NOT ({is_utf8})"))
-        if required:  # SQLite takes `x IS NOT NULL` for true where the schema says NOT NULL, and does not look
+        if required:  # in a NOT NULL column SQLite does not evaluate `x IS NOT NULL`
             rules.append(_Rule(_REQUIRED, table, name, f"typeof({name}) = 'null'"))
         if name.endswith(("_at", "_time")) or name == "timestamp":
             is_time = _IS_TIMESTAMP.format(name)
@@ -84,17 +84,17 @@ def _rules(table: str) -> tuple[_Rule, ...]:
 
 
 async def row_checks(conn: aiosqlite.Connection) -> tuple[Check, ...]:
-    """Return a check of each kind of rule over all tables. Read-only.
+    """Return a check for each kind of rule over all tables. Read-only.
 
-    All rows are looked at in one statement, one pass over each table, and closely only where something is wrong.
-    ``conn`` must have the functions of `add_functions`.
+    One statement reads each table once; only tables with faults are read again in detail. ``conn`` must have the
+    functions of `add_functions`.
     """
     tables = expected_tables()
     looks = ", ".join(f"(SELECT count(*), {_look(table)} FROM {table})" for table in tables)
     try:
         (row,) = await conn.execute_fetchall(f"SELECT * FROM {looks}")
         counts, wrong = dict(zip(tables, row[::2], strict=True)), row[1::2]
-    except sqlite3.Error:  # a table that can't be read, or text that is not UTF-8: one must not hide the others
+    except sqlite3.Error:  # an unreadable table, or text that is not UTF-8, must not hide other faults
         counts, wrong = {}, (True,) * len(tables)
     broken, unread = _Broken(), dict[str, str]()
     for table in (table for table, faults in zip(tables, wrong, strict=True) if faults):
@@ -107,14 +107,14 @@ async def row_checks(conn: aiosqlite.Connection) -> tuple[Check, ...]:
 
 @cache
 def _look(table: str) -> str:
-    """Return SQL that is 0 where all rows of a table keep all rules; a few that do may count as well."""
+    """Return SQL that is 0 if all rows of a table keep all rules; it may count some rows that do."""
     rules = _rules(table)
     of = {kind: [rule.column for rule in rules if rule.kind == kind] for kind in _KINDS}
     others = [column for column in of[_ENCODING] if column not in (*of[_JSON], *of[_TIMESTAMPS])]
     broken = [rule.broken for rule in rules if rule.kind in (_VALUES, _TIMESTAMPS)]
     broken += [f"NOT ({check.expression})" for check in column_checks(table) if check.kind == "json"]
     broken += [_MAY_BE_LATE.format(column) for column in of[_CLOCK]]
-    # The type of a value is known without reading the value.
+    # typeof() does not read the value.
     nulls = "".join(f" + count(CASE typeof({column}) WHEN 'null' THEN 1 END)" for column in of[_REQUIRED])
     long = " OR ".join(map(TOO_LONG.format, of[_JSON])) or "0"
     return (
@@ -123,10 +123,10 @@ def _look(table: str) -> str:
 
 
 async def _look_closer(conn: aiosqlite.Connection, table: str, broken: _Broken) -> int:
-    """Add to ``broken`` the rules that rows of a table break, with the rows' keys; return how many rows it has."""
-    # CASE evaluates from left to right and stops, as a CHECK does; a bare AND would call json_type on bad text.
+    """Add the broken rules of a table to ``broken``, with the keys of the rows; return its number of rows."""
+    # CASE stops at the first match, as a CHECK does; a bare AND would call json_type on invalid text.
     count = 0
-    for kind in _KINDS:  # each by itself: for each rule that looks at a value a statement keeps a copy of it
+    for kind in _KINDS:  # one statement each, because it copies a value for each rule
         rules = [rule for rule in _rules(table) if rule.kind == kind]
         counts = "".join(f", count(CASE WHEN {rule.broken} THEN 1 END)" for rule in rules)
         ((count, *faults),) = await conn.execute_fetchall(f"SELECT count(*){counts} FROM {table}")
@@ -150,7 +150,7 @@ async def _keys_of(conn: aiosqlite.Connection, rule: _Rule) -> str:
 
 
 def named_row(rowid: int, *key: object) -> str:
-    """Return how a message names a row: by its key, and by its rowid where the key is missing or cannot be typed."""
+    """Return the name of a row in a message: its key, and its rowid if the key is missing or not text."""
     values = [stored(value) for value in key]
     words = ", ".join(map(shown, values))
     typed = key and not any(isinstance(value, bytes) for value in values)
@@ -165,7 +165,7 @@ def _rows_check(kind: str, count: int, broken: _Broken, unread: Mapping[str, str
     missed = [words for table, words in unread.items() if table in tables]
     if missed and not found:
         observed = f"could not run: {'; '.join(missed)}"
-        return Check(kind, "error", expected, observed, "first repair what the checks above name", name=name)
+        return Check(kind, "error", expected, observed, "first repair the faults that other checks name", name=name)
     columns = ", ".join(f"{rule} × {number:,}" for rule, (number, _) in found.items())
     observed = f"broken: {columns}" if found else f"{len(rules)} rules hold for {count:,} rows"
     remedy = "then write what belongs there"
@@ -175,9 +175,9 @@ def _rows_check(kind: str, count: int, broken: _Broken, unread: Mapping[str, str
     return Check.that(kind, not found, expected, observed, remedy, evidence=evidence, name=name, data=data)
 
 
-_LOOKED_AT = 10_000  # names of each column, of those that are not ASCII
+_LOOKED_AT = 10_000  # names of each column that are not ASCII
 _IGNORABLE = re.compile(f"[{IGNORABLE}]")
-# Cyrillic and Greek letters that have the shape of a Latin one.
+# Cyrillic and Greek letters that look like Latin ones.
 _SHAPES = str.maketrans(
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0425\u0406\u0408"
     "\u0405\u03bf\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7",
@@ -186,12 +186,12 @@ _SHAPES = str.maketrans(
 
 
 def look_of(name: str) -> str:
-    """Return what names that look alike have in common: NFKC, no invisible signs, Latin letters for their shapes."""
+    """Return the appearance of a name: NFKC, no invisible characters, Latin letters for similar ones."""
     return _IGNORABLE.sub("", normalize("NFKC", name)).translate(_SHAPES)
 
 
 async def names_check(conn: aiosqlite.Connection) -> Check:
-    """Warn of names that are not in NFC or look alike within a column (keys: within a namespace). Read-only.
+    """Warn about names that are not in NFC or look alike in a column (keys: in a namespace). Read-only.
 
     Reads up to 10,000 names of each column that are not ASCII, and the ASCII names that they look like.
     """
@@ -209,7 +209,11 @@ async def names_check(conn: aiosqlite.Connection) -> Check:
         if len(found) > 1:
             faults.append(f"{kind} {' and '.join(map(ascii, sorted(found)[:NAMED]))} look alike")
     expected = "names in NFC, and no two that look alike"
-    observed = f"{len(faults):,} to look at: {faults[0]}" if faults else f"{len(names):,} are not ASCII, each is clear"
+    observed = (
+        f"{len(faults):,} to look at: {faults[0]}"
+        if faults
+        else f"{len(names):,} are not ASCII, none looks like another"
+    )
     remedy = "keep one spelling of each: add the memory under its name in NFC, and delete the other"
     return Check.that("names", not faults, expected, observed, remedy, "warn", faults[:NAMED])
 
@@ -223,7 +227,7 @@ TRIM = (
 
 
 async def sizes_check(conn: aiosqlite.Connection) -> Check:
-    """Return a check of the events, state and metadata of every session. Read-only."""
+    """Check the size of the events, state and metadata of every session. Read-only."""
     low, high = (MAX_BYTES * level // 100 for level in LEVELS)
     rows = list(await conn.execute_fetchall(load_queries("inspect.sql")["large_sessions"].sql, {"bytes": low}))
     noted = [f"{named_row(row[0], row[1])}: {row[2]}, {OF_LIMIT.format(row[3] * 100 / MAX_BYTES)}" for row in rows]

@@ -200,7 +200,7 @@ async def test_the_command_that_validate_names_repairs(name: str, odd: Settings)
     REPAIRED[name](odd.db_path)
     report = await nb.validate_database(odd)
     failed = [check for check in report.checks if check.status in ("fail", "error")]
-    failed = [check for check in failed if check.remedy != "first repair what the checks above name"]
+    failed = [check for check in failed if check.remedy != "first repair the faults that other checks name"]
     assert failed
     assert all(shlex.join(odd.command("troubleshoot")) in check.remedy for check in failed)
     for _ in range(2):  # behind a hot journal there may be another fault
