@@ -91,7 +91,8 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
         remedy = f"see that nothing uses it, then: rm {quote(str(path))} && {_command('init', settings)}"
         return _target("empty", f"{path} is an empty shell of 0 bytes", remedy)
     if not os.access(path, os.R_OK):
-        return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", as_owner)
+        remedy = f"chmod 600 {quote(str(path))}" if found.st_uid == os.geteuid() else as_owner
+        return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", remedy)
     return _target("present", f"{path}, {found.st_size:,} bytes")
 
 

@@ -336,6 +336,24 @@ def test_whoever_may_not_write_changes_nothing(
     assert int(refused) >= (0 if closed.endswith(".db") else 3)
 
 
+def test_a_plan_for_a_file_that_may_not_be_written_to_is_refused_before_it_is_approved(
+    template: Path, public: Path
+) -> None:
+    shutil.copytree(template, public / "x")
+    settings = resolve("development", db_path=public / "x" / "data" / "abathur.db")
+    for path in (public / "x", *(public / "x").rglob("*")):
+        shutil.chown(path, 65534, 65534)
+    settings.db_path.chmod(0o400)
+    program = """
+settings = nb.resolve("development", db_path=sys.argv[1])
+for apply in (False, True):
+    report = asyncio.run(nb.roll_back(settings, to="fresh", apply=apply))
+    print(report.refused, *(check.id for check in report.checks if check.failed))
+"""
+    told = run_as_other(program, settings.db_path, imports="import tqdm\n").splitlines()
+    assert told == ["True writable"] * 2
+
+
 def test_every_verb_of_the_package_is_in_the_sweep_over_refusals() -> None:
     takes_settings = {
         name

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import shlex
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -199,7 +200,12 @@ async def test_what_another_may_not_read_is_refused_with_the_owner(public: Path)
     (locked / "x.db").touch()
     file.write_bytes(b"secret")
     file.chmod(0o600)
-    told = [line.split(" | ") for line in run_as_other(program, locked / "x.db", file).splitlines()]
+    own = public / "own.db"
+    own.write_bytes(b"secret")
+    own.chmod(0)
+    shutil.chown(own, 65534)
+    *told, mine = [line.split(" | ") for line in run_as_other(program, locked / "x.db", file, own).splitlines()]
+    assert mine[2] == f"chmod 600 {own}"
     in_locked, unreadable = told
     assert "cannot be examined" in in_locked[1]
     assert "may not be read by" in unreadable[1]
