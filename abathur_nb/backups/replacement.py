@@ -20,7 +20,7 @@ from abathur_nb.backups.manifest import Content
 from abathur_nb.backups.taking import COPIES, copy_in, copy_out, difference, open_copy, publish, read_content
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
-from abathur_nb.files import ask_system, nearest_existing, os_cause, private_directory, scratch_directory, unwritable
+from abathur_nb.files import nearest_existing, os_cause, private_directory, scratch_directory, unwritable
 from abathur_nb.health.checks import OTHERS
 from abathur_nb.health.path_on_disk import FILE_MODES, file_modes, free_mb, mounted_files
 from abathur_nb.report import Check, Status
@@ -216,8 +216,8 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
             error = RefusedError(f"{path} is open in {', '.join(users)}", "stop it, then try again")
             forbid("users", "no process has it open while its file is replaced", error, "fail" if now else "warn")
     elif in_place and not os.access(path, os.W_OK):  # SQLite says so only at the first change
-        cause = ask_system(path) or PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        forbid("writable", "a file that may be written to", os_cause(cause, path))
+        denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        forbid("writable", "a file that may be written to", os_cause(denied, path))
     elif in_place and now:
         try:
             async with open_for_change(path, settings.busy_timeout_ms) as writer:

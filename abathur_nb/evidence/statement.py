@@ -45,7 +45,7 @@ def signer(settings: Settings) -> "Ed25519PrivateKey | None":
     if isinstance(key, Ed25519PrivateKey):
         return key
     opened = "encrypted with signing_key_passphrase" if passphrase else "not encrypted (or set signing_key_passphrase)"
-    made = f"openssl genpkey -algorithm ed25519 -out {quote(str(path))} makes one"
+    made = "openssl genpkey -algorithm ed25519 -out NEW.pem makes one"
     expected = f"expected an ed25519 key in a PEM file (PKCS8), {opened}"
     raise ConfigurationError(f"signing_key: {expected}, found none in {path}; {made}")
 

@@ -237,6 +237,7 @@ def test_a_wrong_passphrase_is_told_and_never_shown(settings: Settings, tmp_path
     for phrase in ("open sesame", "\udc80"):
         with pytest.raises(ConfigurationError, match="encrypted with signing_key_passphrase, found none") as caught:
             signer(replace(settings, signing_key=str(key), signing_key_passphrase=phrase))
+        assert f"-out {key}" not in str(caught.value)  # that would write over the key
         assert phrase not in str(caught.value)
 
 
