@@ -10,9 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
+from abathur_nb.config.notebooks import NOTEBOOKS
 from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.evidence.record import EXIT_CODES
-from abathur_nb.text import printable, without_url_secrets
+from abathur_nb.text import did_you_mean, printable, without_url_secrets
 
 _ABOUT = "Run the runbook's notebooks, keep and check the records of their runs, and measure a database."
 _EXITS = (
@@ -23,7 +24,14 @@ _RUN_S = "3600"  # so that a hung run cannot block a schedule
 
 
 class _Parser(argparse.ArgumentParser):
-    """Hide the secret of a URL in a wrong argument, which argparse repeats."""
+    """Answer a wrong option with the usage of its own command, and hide the secret of a URL in it."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        parsed, rest = super().parse_known_args(args, namespace)
+        if rest:  # argparse lets the parent complain, with its own usage
+            near = did_you_mean(rest[0].partition("=")[0], [*self._option_string_actions])
+            self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
+        return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         super().error(without_url_secrets(printable(message)))
@@ -53,9 +61,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("-p", "--parameter", nargs=2, metavar=("NAME", "VALUE"), dest="parameters", help=words, **several)
     words = "a YAML file of parameters, NAME: VALUE, of at most 64 KiB"
     add("-f", "--file", metavar="FILE", dest="files", help=words, **several)
-    add("--timeout", default=_RUN_S, metavar="SECONDS", help="a limit for each run; %(default)s")
-    add("--cell-timeout", metavar="SECONDS", help="a limit for each cell; none by default")
-    add("--no-html", action="store_true", help="leave out the page")
+    add("--timeout", default=_RUN_S, metavar="SECONDS", help="stop a run after this time; %(default)s by default")
+    add("--cell-timeout", metavar="SECONDS", help="stop a run if one of its cells takes longer; no limit by default")
+    add("--no-html", action="store_true", help="write no HTML page")
 
     archive = command(
         "archive", "evidence.archive", "archive a notebook that plain papermill, or JupyterLab, has executed"
@@ -79,8 +87,8 @@ def make_parser() -> argparse.ArgumentParser:
     copy.add_argument("url", metavar="URL", help=words)
     for one in (runs, diff, copy):
         add = one.add_argument
-        add("--env", metavar="ENV", help="the environment whose archive is meant; development by default")
-        add("--db-path", metavar="PATH", help="the database whose archive is meant")
+        add("--env", metavar="ENV", help="the environment of the archive; development by default")
+        add("--db-path", metavar="PATH", help="the database of the archive")
         words = "archive directory or URL; replaces --env and --db-path"
         add("--archive", metavar="DIR", help=words)
 
@@ -97,6 +105,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; each error that a user can cause is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] and given[0] in NOTEBOOKS:
+        sys.stderr.write(f"abathur_nb: {given[0]} is a notebook: python -m abathur_nb run {given[0]}\n")
+        return EXIT_CODES["refused"]
     code = 1
     try:
         parsed = make_parser().parse_args(given)

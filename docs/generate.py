@@ -64,7 +64,7 @@ def _api() -> Iterator[str]:
         elif callable(thing):
             yield from _described(f"nb.{name}", thing, "##")
         else:
-            yield f"## `nb.{name}`\n\nWhat each environment sets otherwise than the defaults: see environments.md.\n"
+            yield f"## `nb.{name}`\n\nWhere an environment departs from the defaults: [its table](environments.md).\n"
     for name, kind in {"db.sessions": Sessions, "db.memory": Memory}.items():
         yield f"## `{name}`\n\n{inspect.getdoc(kind)}\n"
         yield from _methods(name, kind)
@@ -83,8 +83,13 @@ def _methods(owner: str, kind: type) -> Iterator[str]:
         plain = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
         ours = str(getattr(plain, "__module__", "")).startswith("abathur_nb")
         if ours and not name.startswith("_") and inspect.isroutine(plain) and inspect.getdoc(plain):
-            signature = "" if isinstance(member, property) else _signature(plain)
+            returned = inspect.get_annotations(plain).get("return")
+            signature = f"`{name}` → {_word(returned)}\n\n" if isinstance(member, property) else _signature(plain)
             yield f"### `{owner}.{name}`\n\n{signature}{inspect.getdoc(plain)}\n"
+
+
+def _word(kind: object) -> str:
+    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", "", inspect.formatannotation(kind)).strip("'")
 
 
 def _signature(thing: object) -> str:
@@ -92,8 +97,12 @@ def _signature(thing: object) -> str:
         return ""
     text = str(inspect.signature(thing)).replace("self, ", "").replace("cls, ", "").replace("(self)", "()")
     text = re.sub(r"<factory>|<[\w.]+ object at [^>]*>", "…", re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", "", text))
-    text = text if len(text) < _LONGEST else "(…)"
-    word = "await " if inspect.iscoroutinefunction(thing) else ""
+    if len(text) >= _LONGEST and is_dataclass(thing):
+        text = "".join(f"\n    {field.name}: {_word(field.type)}" for field in fields(thing))
+    lends = inspect.isasyncgenfunction(inspect.unwrap(thing))
+    if lends:
+        text = re.sub(r"-> AsyncIterator\['?(\w+)'?\]", r"as \1", text)
+    word = "async with " if lends else "await " if inspect.iscoroutinefunction(thing) else ""
     return f"```python\n{word}{getattr(thing, '__name__', '')}{text}\n```\n\n"
 
 
@@ -114,9 +123,11 @@ def _schema() -> Iterator[str]:
             yield f"| `{name}` | `{' '.join(on.split())}` | {question} |"
         yield ""
     yield f"## Seeds\n\nThe memories that a new database holds are in `sql/{SEED_FILE}`.\n"
-    yield "## Queries of the store\n\n| query | what it does | index |\n|---|---|---|"
+    yield '## Queries of the store\n\nRun one by name: `await db.run("next_tasks", {…})`.\n'
+    yield "| query | what it does | parameters | index |\n|---|---|---|---|"
     for query in load_queries().values():
-        yield f"| `{query.name}` | {query.doc} | {f'`{query.index}`' if query.index else ''} |"
+        given = ", ".join(f"`{name}`" for name in query.parameters)
+        yield f"| `{query.name}` | {query.doc} | {given} | {f'`{query.index}`' if query.index else ''} |"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
--- The statements that an application runs on the store: it executes these very objects, explain.ipynb reads their plans,
--- benchmark.ipynb times them. Run by name, never as a script.
--- To existing data: what each sentence says. Each statement writes everything or nothing.
+-- The statements that an application runs on the store, by name: the methods of db.sessions and db.memory, and db.run,
+-- execute these very objects; explain.ipynb reads their plans, benchmark.ipynb times them. Never run this as a script.
+-- To existing data: each statement changes what its sentence says, all of it or nothing.
 --
 -- Above each query stand its unique name, one sentence, the index that its plan must use (no such line: a rowid lookup
 -- or a plain INSERT), and an example of its parameters as JSON; a line `scan:` or `sort:` says why it may do so.

@@ -41,6 +41,11 @@ __all__ = [
     "verdicts_over_time",
 ]
 
+
+def __dir__() -> list[str]:
+    return __all__
+
+
 # Okabe and Ito's palette, which the colour-blind can distinguish (https://jfly.uni-koeln.de/color/).
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
 _GREY = "#666666"

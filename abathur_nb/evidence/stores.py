@@ -31,16 +31,17 @@ def chosen_archive(arguments: argparse.Namespace) -> Path | str:
     """Return the archive that the arguments name; raise ConfigurationError where it is missing. Read-only."""
     if arguments.archive is None:
         env = "development" if arguments.env is None else arguments.env
-        return archive_at("archive_dir", resolve(env, db_path=arguments.db_path).archive_dir)
+        settings = resolve(env, db_path=arguments.db_path)
+        return archive_at("archive_dir", settings.archive_dir, first_run(settings))
     if arguments.env is not None or arguments.db_path is not None:
         raise ConfigurationError("--archive: expected it, or --env and --db-path, found both")
     return archive_at("--archive", arguments.archive)
 
 
-def archive_at(name: str, value: object) -> Path | str:
+def archive_at(name: str, value: object, remedy: str = f"name the directory that holds {LEDGER}") -> Path | str:
     """Return the directory that an argument names, or the URL of a copy; the URL is not looked at. Read-only.
 
-    Raises ConfigurationError where the directory is missing.
+    Raises ConfigurationError, which ends with ``remedy``, if the directory is missing.
     """
     if fault := url_fault(name, str(value)):
         raise ConfigurationError(fault)
@@ -48,8 +49,7 @@ def archive_at(name: str, value: object) -> Path | str:
         return value
     archive = absolute_path(name, value, "argument", relative=True)
     if not os.path.isdir(archive):  # noqa: PTH112 - False, where Path raises for one in a closed directory
-        expected = f"expected the directory of an archive, found none at {archive}"
-        raise ConfigurationError(f"{name}: {expected}: the first recorded run makes it")
+        raise ConfigurationError(f"{name}: expected the directory of an archive, found none at {archive}: {remedy}")
     return archive
 
 

@@ -22,6 +22,7 @@ from abathur_nb.store.schema import Differences, read_schema
 from abathur_nb.store.sessions import Sessions
 from abathur_nb.store.sql import Parameters, load_queries, plan_apart
 from abathur_nb.store.target import identify, wanted
+from abathur_nb.text import did_you_mean, shown
 
 # The open write of this task or of its parent.
 _inside: ContextVar[object | None] = ContextVar("_inside", default=None)
@@ -145,6 +146,9 @@ class Database:
 
         ``last`` commits in the same hop to the writer's thread, where the block did not begin ``at_once``.
         """
+        if name not in self._queries:
+            found = f"no query is named {shown(name)}{did_you_mean(name, self._queries)}"
+            raise MisuseError(found, "see nb.load_queries(); for other SQL, use db.read()")
         return await self._run(writer or next(self._readers), self._queries[name].sql, parameters, last=last)
 
     async def _run(

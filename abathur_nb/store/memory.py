@@ -85,7 +85,8 @@ class Memory:
                 if rows := await self._run("insert_memory_version", {**given, "namespace": n, "key": k}, writer):
                     await self._audit(writer, "update", n, k, rows, task_id)
                     return int(rows[0]["id"])
-            raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} not found")
+            remedy = "add it: await db.memory.add_memory(…)"
+            raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} not found", remedy)
 
     async def delete_memory(self, namespace: str, key: str, task_id: str | None = None) -> bool:
         """Mark every live version as deleted; return whether there was one."""

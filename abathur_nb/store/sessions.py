@@ -125,7 +125,8 @@ class Sessions:
     async def _sizes(self, writer: Connection, session_id: object) -> sqlite3.Row:
         rows = await self._run("session_sizes", {"session_id": session_id}, writer)
         if not rows:
-            raise InvalidValueError(f"session {shown(session_id)} not found")
+            remedy = "create it: await db.sessions.create_session(…)"
+            raise InvalidValueError(f"session {shown(session_id)} not found", remedy)
         return rows[0]
 
 

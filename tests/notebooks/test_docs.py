@@ -15,6 +15,7 @@ import yaml
 from papermill.cli import _resolve_type
 
 import abathur_nb as nb
+from abathur_nb.cli import make_parser
 from abathur_nb.config.parameters import RANGES, check_parameters
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.archive import read_source
@@ -77,11 +78,10 @@ def test_its_table_of_environments_is_theirs() -> None:
 
 def test_its_code_runs(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ABATHUR_DB_PATH", str(database.db_path))
-    (example,) = blocks("python")
-    code = compile(example, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names: dict[str, object] = {}
-    for _ in range(2):
-        asyncio.run(eval(code, names))  # noqa: S307 - the README's own code
+    for example in blocks("python"):
+        code = compile(example, "README.md and docs/python.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        asyncio.run(eval(code, names))  # noqa: S307 - the documents' own code
     report = names["report"]
     assert isinstance(report, nb.Report)
     report.raise_for_failures()
@@ -100,6 +100,15 @@ def test_its_papermill_commands_name_a_notebook_and_parameters_that_it_declares(
                 name, value, *arguments = arguments
                 given[name] = _resolve_type(value)
         assert check_parameters(read_source(str(ROOT / source)).declared, given) == [], line
+
+
+def test_its_commands_are_parsed_and_every_command_is_documented() -> None:
+    start = ".venv/bin/python -m abathur_nb "
+    lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith(start)]
+    for line in lines:
+        make_parser().parse_args(shlex.split(line.removeprefix(start).partition(" > ")[0], comments=True))
+    (commands,) = (action.choices for action in make_parser()._actions if isinstance(action.choices, dict))
+    assert {line.removeprefix(start).split()[0] for line in lines} == set(commands)
 
 
 @pytest.mark.needs("sqlite3")

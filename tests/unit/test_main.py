@@ -39,11 +39,22 @@ def test_every_command_tells_what_it_takes_and_run_its_exit_codes(capsys: pytest
 
 
 def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = (["runn"], ["run"], ["run", "validate", "--no"], ["verify"], ["--wat"])
-    for arguments in wrong:
+    of_run = "usage: python -m abathur_nb run "
+    wrong = {
+        "runn": "invalid choice: 'runn'",
+        "run": of_run,
+        "run validate --envv x": f"{of_run}|unrecognized arguments: --envv x; did you mean --env?",
+        "verify": "usage: python -m abathur_nb verify ",
+        "--wat": "usage: python -m abathur_nb [-h]",
+    }
+    for arguments, words in wrong.items():
         with pytest.raises(SystemExit, match=r"^2$"):
-            main(arguments)
-    assert capsys.readouterr().out == ""
+            main(arguments.split())
+        printed = capsys.readouterr()
+        assert not printed.out
+        assert all(word in printed.err for word in words.split("|")), arguments
+    assert main(["validate"]) == 2
+    assert capsys.readouterr().err == "abathur_nb: validate is a notebook: python -m abathur_nb run validate\n"
     assert command().returncode == 2
 
 

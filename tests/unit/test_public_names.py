@@ -15,3 +15,4 @@ def test_a_type_checker_sees_the_names_that_are_imported_on_first_use() -> None:
     assert seen == homes | {("abathur_nb", "charts", "charts")}
     assert all(hasattr(abathur_nb, name) for name in (*abathur_nb.__all__, "__version__"))
     assert not hasattr(abathur_nb, "validate")
+    assert dir(abathur_nb.charts) == abathur_nb.charts.__all__
