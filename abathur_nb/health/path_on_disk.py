@@ -133,8 +133,15 @@ def _is_unmapped(uid: int) -> bool:
 
 def _is_for_another(settings: Settings) -> bool:
     """Return whether the database shall belong to another user than this one."""
-    # With another path than the default it is a trial, often on a machine without that account.
-    return settings.is_own_path and settings.service_account not in ("", user_name(os.geteuid()))
+    if settings.service_account in ("", user_name(os.geteuid())):
+        return False
+    try:
+        return pwd.getpwnam(settings.service_account).pw_uid != os.geteuid()
+    except (
+        KeyError,
+        ValueError,
+    ):  # with another path than the default it is a trial, on a machine without that account
+        return settings.is_own_path
 
 
 def install_command(settings: Settings, folder: Path) -> str:

@@ -535,6 +535,7 @@ def test_a_missing_directory_is_made_for_its_future_owner_or_warns(tmp_path: Pat
         ("no-such-account", "argument", "pass"),  # at a path of one's own
         ("no-such-account", "default", "warn"),
         ("nobody", "default", "warn"),
+        ("nobody", "argument", "warn"),
     ):
         settings = resolve("production", db_path=tmp_path / "none" / "x.db")
         settings = replace(settings, service_account=account, origins={"db_path": origin})
