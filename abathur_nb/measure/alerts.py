@@ -26,32 +26,32 @@ GROWTH = "abathur_database_growth_bytes_per_day"
 LAST_BACKUP = "abathur_last_backup_timestamp_seconds"
 LAST_VALIDATION = "abathur_last_validation_timestamp_seconds"
 
-# Moments and not ages, because an age would not grow while nothing is measured. The table metrics has the same names
-# (https://prometheus.io/docs/practices/naming/).
+# Gauges hold times, not ages: a stored age would not grow while nothing is measured. The table metrics uses the same
+# names (https://prometheus.io/docs/practices/naming/).
 GAUGES: Mapping[str, str] = {
     UP: "1 if the database could be read, else 0",
-    TAKEN: "when this was measured",
-    "abathur_database_bytes": "the database's file",
-    "abathur_database_free_bytes": "pages of the file that hold nothing",
+    TAKEN: "time of the measurement",
+    "abathur_database_bytes": "the database file",
+    "abathur_database_free_bytes": "free pages of the database file",
     WAL_BYTES: "the write-ahead log",
     DISK_FREE: "free space on the disk of the database",
     GROWTH: "estimated size of the rows of the last 24 hours",
-    READ: "the share of the rows that these figures come from; below 1 they are estimates",
-    SESSION_BYTES: "the largest events, state and metadata of the newest sessions and of some at random",
+    READ: "share of the rows that was read; below 1 the figures are estimates",
+    SESSION_BYTES: "largest events, state and metadata among the newest sessions and a random sample",
     "abathur_rows": "rows of a table",
-    "abathur_rows_of_last_day": "rows of a table that came in the last 24 hours",
+    "abathur_rows_of_last_day": "rows added to a table in the last 24 hours",
     "abathur_namespace_rows": "versions of memories in each of the largest namespaces, and in all others together",
-    "abathur_namespace_rows_of_last_day": "versions of memories in a namespace that came in the last 24 hours",
+    "abathur_namespace_rows_of_last_day": "versions of memories added to a namespace in the last 24 hours",
     "abathur_memory_versions": "versions of memories: current, superseded by a newer one, or deleted",
-    RETRIEVAL: "a percentile of the time that the retrieval of a session or a memory takes",
-    LAST_BACKUP: "when the newest proven backup of a sound database was taken; 0 for never",
-    LAST_VALIDATION: "when the newest validation that passed began; 0 for never",
+    RETRIEVAL: "a percentile of the time to retrieve a session or a memory",
+    LAST_BACKUP: "time of the newest proven backup of a sound database; 0 for never",
+    LAST_VALIDATION: "start of the newest validation that passed; 0 for never",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Hold one value of a gauge, in the unit that its name ends with, and its labels."""
+    """Hold one value of a gauge and its labels; the name of the gauge ends with the unit."""
 
     name: str
     value: float
@@ -60,7 +60,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot(Shown):
-    """Hold the samples of one moment, in UTC; the labels of ``place`` name the database."""
+    """Hold the samples taken at one time (UTC); the labels of ``place`` name the database."""
 
     taken_at: datetime
     place: Mapping[str, str]
@@ -72,14 +72,14 @@ class Snapshot(Shown):
         return next(found, None)
 
     def to_record(self) -> dict[str, object]:
-        """Return what the record of a run keeps."""
+        """Return the samples as the record of a run stores them."""
         rows = [[sample.name, dict(sample.labels), sample.value] for sample in self.samples]
         return {"metrics": {"taken_at": timestamp(self.taken_at), "samples": rows}}
 
     def _table(self) -> Table:
         rows, name = list[tuple[str, ...]](), ""
         for sample in self.samples:
-            # A gauge is described above its first value only.
+            # Only the first value of a gauge shows its description.
             words = ("", "") if sample.name == name else (GAUGES[sample.name], sample.name)
             rows.append((words[0], ", ".join(sample.labels.values()), _shown(sample), words[1]))
             name = sample.name
@@ -91,7 +91,7 @@ def place_of(settings: Settings) -> dict[str, str]:
     return {"env": settings.env, "database": str(settings.db_path)}
 
 
-# By the end of a gauge's name (the first that fits): how its value is shown, and in which unit.
+# How to format a gauge's value, and the unit, by the end of its name; the first match applies.
 _SHOWN = (
     ("_seconds", "{:.3g} ms", 1e-3),
     ("_bytes_per_day", "{:,.1f} MB a day", MB),
@@ -108,8 +108,8 @@ def _shown(sample: Sample) -> str:
     return form.format(sample.value / unit)
 
 
-# By the last word of a setting's name, or by the gauge of a fixed limit: how a value is shown, and the unit of the
-# limit in units of the gauge.
+# How to format a limit, and its unit in units of the gauge: by the last word of the setting's name or, for a fixed
+# limit, by the gauge.
 _UNITS = {
     "minutes": ("{:,.0f} minutes", 60),
     "hours": ("{:,.1f} hours", 3600),
@@ -119,7 +119,7 @@ _UNITS = {
     SESSION_BYTES: (OF_LIMIT, MAX_BYTES / 100),
     UP: ("{:.0f}", 1),
 }
-# How a limit reads if the rule holds and if it fires, and the sign in PromQL.
+# The words for a limit that is kept, the words for one that is not, and the PromQL operator.
 _WORDS = {"above": ("at most", "over", ">"), "below": ("at least", "under", "<")}
 
 
@@ -127,8 +127,8 @@ _WORDS = {"above": ("at most", "over", ">"), "below": ("at least", "under", "<")
 class Rule:
     """Hold one alert: it fires while a gauge is above or below a limit, or is absent.
 
-    ``limit`` names a setting, or is a number. A rule about a moment compares the time since then, and fires too if the
-    moment is in the future. With ``per`` the gauge is divided by another one; ``of`` selects the p99 of one retrieval.
+    ``limit`` names a setting, or is a number. If the gauge holds a time, the rule compares its age, and also fires if
+    the time is in the future. ``per`` names a gauge to divide by; ``of`` selects the p99 of one retrieval.
     ``wait`` is how long the rule must hold before Prometheus reports it.
     """
 
@@ -154,7 +154,7 @@ class Rule:
 
     @property
     def age(self) -> bool:
-        """Whether the gauge holds a moment."""
+        """Whether the gauge holds a time, so that the rule compares its age."""
         return self.gauge.endswith("_timestamp_seconds")
 
     @property
@@ -167,7 +167,7 @@ class Rule:
         return self.limit.rpartition("_")[2] if isinstance(self.limit, str) else self.gauge
 
     def shown(self, value: float) -> str:
-        """Return a value, in the limit's unit, as text."""
+        """Format a value that is in the limit's unit."""
         return _UNITS[self._unit][0].format(value)
 
     def limit_of(self, settings: Settings) -> float:
@@ -215,18 +215,18 @@ RULES = (
 )
 _REMEDIES = {
     UP: "run troubleshoot.ipynb",
-    TAKEN: "see why `python -m abathur_nb metrics` no longer runs, or why its file is not collected",
-    LAST_BACKUP: "run backup.ipynb, and see why its timer did not",
+    TAKEN: "find out why `python -m abathur_nb metrics` no longer runs, or why its file is not collected",
+    LAST_BACKUP: "run backup.ipynb, and find out why its timer did not",
     LAST_VALIDATION: "run validate.ipynb",
     DISK_FREE: "make room: explore.ipynb shows what grows in the database",
-    WAL_BYTES: "run troubleshoot.ipynb, which names who pins it",
+    WAL_BYTES: "run troubleshoot.ipynb: it names the process that holds the log",
     RETRIEVAL: "run benchmark.ipynb and explain.ipynb",
     SESSION_BYTES: TRIM,
 }
 
 
 def alerts_of(snapshot: Snapshot, settings: Settings) -> list[Check]:
-    """Return a check for each rule; one that fires fails if it is critical and the settings say so, else it warns."""
+    """Return a check for each rule but *absent*. A firing rule fails if critical and ``alerts_fail``, else it warns."""
     return [_judged(rule, snapshot, settings) for rule in RULES if rule.fires != "absent"]
 
 
@@ -279,7 +279,7 @@ def _fired(rule: Rule, settings: Settings) -> str:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Print the rules as a rule file of Prometheus, and return 0. Read-only."""
+    """Print the rules as a Prometheus rule file, and return 0. Read-only."""
     import yaml
 
     settings = resolve(arguments.env, db_path=arguments.db_path)

@@ -47,16 +47,16 @@ _GREEN = ("validate", "pass")
 
 
 async def take_snapshot(settings: Settings) -> tuple[Snapshot, Report]:
-    """Measure the database in many short reads, within 2 seconds, and what is around it. Read-only.
+    """Measure the database in many short reads, within 2 seconds, and its files, disk, backups and runs. Read-only.
 
-    Returns what could be measured, and a report, which fails where the database itself could not be read: its size, its
-    disk, its backups and validations are measured all the same. Figures from part of the rows are named as estimates.
+    Returns the samples and a report. If the database cannot be read, the report fails; its size, disk, backups and
+    validations are still measured. The report names the figures that come from part of the rows as estimates.
     """
     now, measured = datetime.now(UTC), list[Sample]()
     report = await refusal(_NAME, settings)
     if report is None:
         try:
-            with one_cpu():  # as the benchmark, so that both can be compared
+            with one_cpu():  # as in the benchmark, so that the figures can be compared
                 measured = await measure(settings, now)
         except (sqlite3.Error, OSError, AbathurError) as error:
             fault = explain_error(settings.db_path, error)
@@ -85,7 +85,7 @@ def _around(settings: Settings) -> Iterator[Sample]:
 
 
 def _last_backup(settings: Settings) -> float:
-    """Return when the newest backup that can restore this database was taken; 0 without one. Read-only."""
+    """Return the time of the newest backup that can restore this database; 0 for none. Read-only."""
     with suppress(OSError, RefusedError):
         found = newest_fit(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path))
         return found.taken_at.timestamp() if found else 0.0
@@ -93,11 +93,11 @@ def _last_backup(settings: Settings) -> float:
 
 
 def _last_validation(settings: Settings) -> float:
-    """Return when the newest validation of this database that passed began; 0 without one. Read-only."""
+    """Return the start of the newest validation of this database that passed; 0 for none. Read-only."""
     archive, found = settings.archive_dir, [0.0]
     with suppress(RefusedError):
         lines, ids = read_ledger(archive).runs, run_ids(archive)
-        # Other runs are not read. The ledger's order does not depend on a clock; the order of ids does.
+        # Of the runs in the ledger only these are read. The order of ids depends on a clock; the ledger's does not.
         green = [i for i in ids & lines.keys() if (lines[i].data["notebook"], lines[i].data["verdict"]) == _GREEN]
         for oldest_first in (sorted(green, key=lambda i: lines[i].number), sorted(ids - lines.keys())):
             runs = (read_entry(archive, i, lines.get(i)) for i in reversed(oldest_first))
@@ -107,7 +107,7 @@ def _last_validation(settings: Settings) -> float:
 
 
 def exposition(snapshot: Snapshot) -> bytes:
-    """Return a snapshot as Prometheus reads it: the environment and the database are labels of each sample."""
+    """Return a snapshot in Prometheus's text format; each sample has the environment and the database as labels."""
     from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
     registry = CollectorRegistry()
@@ -121,7 +121,7 @@ def exposition(snapshot: Snapshot) -> bytes:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Measure the database and write the values; return 1 if it could not be read, which is one of the values."""
+    """Measure the database and write the values; return 1 if it could not be read (``abathur_up`` is 0 then)."""
     settings, output = resolve(arguments.env, db_path=arguments.db_path), arguments.output
     if output is not None and not output.endswith(".prom"):
         raise ConfigurationError(f"--output: {shown(output)}: the collector reads only files that end with .prom")
@@ -133,7 +133,7 @@ def command(arguments: argparse.Namespace) -> int:
         sys.stdout.write(exposition(snapshot).decode())
     else:
         try:
-            write_durably(path, exposition(snapshot), mode=0o644)  # the collector is another user
+            write_durably(path, exposition(snapshot), mode=0o644)  # the collector runs as another user
         except OSError as error:
             raise ConfigurationError(f"--output: {shown(output)}: {os_cause(error, path)}") from None
     for check in (check for check in report.checks if check.failed):
@@ -142,15 +142,15 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 _CHECK = "record"
-SNAPSHOTS = 500  # at most these are read: a chart shows no more points
+SNAPSHOTS = 500  # the most that are read: a chart shows no more points
 Moment = tuple[datetime, Sample]
 
 
 async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int) -> Check:
-    """Write the samples of a snapshot into the table metrics and delete those too old, in one transaction."""
+    """Insert the samples of a snapshot into the table metrics and delete old samples, in one transaction."""
     ask, taken_at = load_queries("monitor.sql"), timestamp(snapshot.taken_at)
     before = timestamp(snapshot.taken_at - timedelta(days=keep_days))
-    expected = f"what was measured is kept for {keep_days:,} days"
+    expected = f"measurements are kept for {keep_days:,} days"
     rows = [
         (taken_at, s.name, s.value, json.dumps(dict(s.labels), ensure_ascii=False) if s.labels else None)
         for s in snapshot.samples
@@ -168,9 +168,9 @@ async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int
 
 
 async def read_recorded(settings: Settings, since: datetime) -> tuple[list[Moment], int]:
-    """Return the samples recorded since a moment, by gauge and then by time, and the number of snapshots. Read-only.
+    """Return the samples recorded since a time, by gauge and then by time, and the number of snapshots. Read-only.
 
-    Of many snapshots some are read, spread evenly. A row of another program that is not a sample is left out.
+    If there are more than ``SNAPSHOTS``, evenly spaced ones are read. Rows that are not valid samples are left out.
     """
     ask, found = load_queries("monitor.sql"), list[Moment]()
     async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
@@ -186,7 +186,7 @@ async def read_recorded(settings: Settings, since: datetime) -> tuple[list[Momen
     return found, len(every)
 
 
-_AT_ONCE = 100  # rows of one read of a sample
+_AT_ONCE = 100  # rowids of one read
 _LONGEST_S = 0.1  # of one read
 _AGAIN_S = 0.02  # an interrupt before the statement has begun has no effect
 
@@ -212,7 +212,7 @@ async def in_time(conn: aiosqlite.Connection, seconds: float, work: Awaitable[T]
 async def rows_within(
     conn: aiosqlite.Connection, until: float, sql: str, given: Mapping[str, object]
 ) -> list[sqlite3.Row] | None:
-    """Return the rows of a statement, or None if it was interrupted: a read may take 0.1 s. Read-only."""
+    """Return the rows of a statement, or None if it takes more than 0.1 s or the time is up. Read-only."""
     seconds = max(0, min(until - monotonic(), _LONGEST_S))
     with suppress(RefusedError):
         return list(await in_time(conn, seconds, conn.execute_fetchall(sql, given)))
@@ -224,13 +224,13 @@ async def read_some(
 ) -> tuple[list[sqlite3.Row], float]:
     """Return the rows of ``sql`` for up to ``most`` random rowids of 1 to ``last``, and their share. Read-only.
 
-    ``:ids`` are some of these rowids. At least some are read, and then as many as the time allows.
+    ``sql`` runs for one batch of rowids (``:ids``) after another until the time is up, but at least once.
     """
     ids, found, done, at_once = random.sample(range(1, last + 1), min(last, most)), list[sqlite3.Row](), 0, _AT_ONCE
     while done < len(ids) and (not done or monotonic() < until):
         rows = await rows_within(conn, inf, sql, {**given, "ids": json.dumps(ids[done : done + at_once])})
         if rows is None and at_once > 1:
-            at_once = 1  # they are large
+            at_once = 1  # the rows are large: read them one by one
             continue
         found += rows or ()
         done += at_once
@@ -240,10 +240,10 @@ async def read_some(
 # Seconds that one step may take, and all steps together, whatever the database holds.
 _STEP_S, _ALL_S = 0.3, 1.7
 _SAMPLE_S = 0.05  # for the sample of one table
-_DRAWN = 1000  # sessions and memories at random, and as many of the newest sessions
-_RETRIEVALS = 1000  # of sessions, and of memories
+_DRAWN = 1000  # random sessions, random memories, and newest sessions: at most so many of each
+_RETRIEVALS = 1000  # that are timed of sessions, and as many of memories
 _NAMESPACES = 20  # the largest are counted one by one: Prometheus keeps a series for each
-_OTHERS = "others"  # the rest; no namespace, because it has no colon
+_OTHERS = "others"  # all other namespaces; a namespace has a colon, so none has this name
 _ROWS, _ENOUGH = 5000, 1000  # rowids in the sample of a table, and the fewest rows found that give an estimate
 _VERSIONS = 20_000  # of memories in the sample that is counted by namespace
 _COLUMNS = {"sessions": ("events", "state", "metadata"), "memory_entries": ("value", "metadata")}
@@ -288,7 +288,7 @@ async def _ask(conn: aiosqlite.Connection, until: float, name: str, **given: obj
 async def _tables(
     conn: aiosqlite.Connection, until: float, since: Mapping[str, object], last: Mapping[str, int]
 ) -> tuple[dict[str, tuple[int, int]], float]:
-    """Return the rows of each table and those of the last day, and the smallest share of a table that was read.
+    """Count the rows of each table and those of the last day; return also the smallest share of a table that was read.
 
     If the time is too short to count a table, its rows are estimated from a sample, if that has enough rows.
     """
@@ -307,8 +307,8 @@ async def _tables(
 
 
 async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> tuple[list[Sample], int]:
-    """Return the largest value of each column in the newest sessions and those drawn, and the number of sessions."""
-    listed = (monotonic() + until) / 2  # on a loaded machine the lists must leave time to look at the sessions
+    """Return the largest size of each column in the newest and the ``drawn`` sessions, and how many were measured."""
+    listed = (monotonic() + until) / 2  # on a loaded machine the lists must leave time to measure the sessions
     rows = [*await _ask(conn, listed, "last_begun_sessions", limit=_DRAWN), *drawn]
     for status in STATUSES:
         rows += await _ask(conn, listed, "last_used_sessions", status=status, limit=_DRAWN // len(STATUSES))
@@ -325,21 +325,21 @@ async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> 
 def _sizes(until: float, table: str, rowids: Iterable[int], conn: sqlite3.Connection) -> dict[int, dict[str, int]]:
     sizes = {}
     for rowid in takewhile(lambda _: monotonic() < until, rowids):
-        with suppress(sqlite3.OperationalError):  # removed meanwhile, or the value is a number
+        with suppress(sqlite3.OperationalError):  # the row was removed meanwhile, or the value is a number
             sizes[rowid] = {column: _size_of(conn, table, column, rowid) for column in _COLUMNS[table]}
     return sizes
 
 
 def _size_of(conn: sqlite3.Connection, table: str, column: str, rowid: int) -> int:
-    # A handle takes it from the row's header: of a value of 16 MB not a page is read.
+    # A blob handle takes the size from the row's header and reads no page of the value.
     with conn.blobopen(table, column, rowid, readonly=True) as blob:
         return len(blob)
 
 
 async def _retrieved(conn: Connection, until: float, what: str, table: str, drawn: list[sqlite3.Row]) -> list[Sample]:
-    """Time a retrieval of the store on rows drawn at random; return no sample without a row."""
+    """Time the store's retrieval of the ``drawn`` rows; return no samples if there are no rows."""
     sql, columns = load_queries()[f"get_{what}"].sql, _COLUMNS[table]
-    # To retrieve a value longer than the store writes can take minutes.
+    # Values longer than the store writes are left out: to retrieve one can take minutes.
     sizes = await conn.apply(partial(_sizes, (monotonic() + until) / 2, table, [row["rowid"] for row in drawn]))
     drawn = [row for row in drawn if max(sizes.get(row["rowid"], {"": inf}).values()) <= MAX_BYTES]
 

@@ -21,10 +21,10 @@ from abathur_nb.store.sql import load_queries
 Row = tuple[object, ...]
 T = TypeVar("T")
 
-_BATCH = 100_000  # rows of one transaction: smaller ones write the same pages of the indexes more often
+_BATCH = 100_000  # rows in one transaction: smaller transactions write index pages more often
 _CACHE_SIZE = -500_000  # KiB, when negative; a third faster than with 64 MB
 
-# How many versions ten memories have: most one, a few many. Then the memory and the version of each row.
+# How many versions each of ten memories has: most have one, few have many. _PLACES: each row's memory and version.
 _VERSIONS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 7)
 _PLACES = tuple((memory, version) for memory, last in enumerate(_VERSIONS) for version in range(1, last + 1))
 
@@ -41,16 +41,16 @@ async def fill(
 ) -> None:
     """Insert ``rows`` versions of memories and as many sessions, after ``start`` of each from an earlier call.
 
-    ``conn`` must be in autocommit mode, and is to be closed: its cache stays large, and after an error a transaction
+    ``conn`` must be in autocommit mode. Close it afterwards: its cache stays large, and after an error a transaction
     is open. ``progress`` is called with the number of rows just added. All ids, namespaces and names begin with
-    ``synthetic``, so that no live row is met.
+    ``synthetic``, so that they differ from those of live rows.
     """
     await conn.execute_fetchall(f"PRAGMA cache_size = {_CACHE_SIZE}")
     for table, row_of in _TABLES.items():
         for first in range(start, start + rows, _BATCH):
             stop = min(first + _BATCH, start + rows)
             await conn.execute_fetchall("BEGIN IMMEDIATE")
-            # The connection's thread makes the rows, so that the event loop goes on meanwhile.
+            # The connection's thread makes the rows, so that the event loop is not blocked.
             await conn.executemany(load_queries("synthetic.sql")[table].sql, map(row_of, range(first, stop)))
             await conn.commit()
             if progress is not None:
@@ -58,7 +58,7 @@ async def fill(
 
 
 def memory_keys(rows: int, count: int) -> list[tuple[str, str]]:
-    """Return up to ``count`` (namespace, key) pairs that `fill` leaves live, from hot namespaces and cold ones."""
+    """Return up to ``count`` (namespace, key) pairs of current memories of `fill`, in large and small namespaces."""
     blocks, rest = divmod(rows, len(_PLACES))
     whole = blocks * len(_VERSIONS) + sum(_VERSIONS[memory] == version for memory, version in _PLACES[:rest])
     return [(_namespace(n), f"key-{n}") for n in _spread([n for n in range(whole) if not _is_deleted(n)], count)]
@@ -94,7 +94,7 @@ def _moment(n: int, later_days: int = 0) -> str:
 
 
 def _session(n: int) -> str:
-    # An odd factor permutes the 32-bit numbers: the ids are unique, and without an order, like random ones.
+    # An odd factor permutes the 32-bit numbers: the ids are unique and unordered, like random ones.
     return f"synthetic-{n * 2654435761 % 2**32:08x}"
 
 
@@ -151,12 +151,12 @@ Read = Callable[[], Awaitable[object]]
 
 
 def session_reads(db: Database, rows: int) -> Iterator[Read]:
-    """Return reads of the sessions in a copy that was filled to ``rows``, without end."""
+    """Yield endless reads of the sessions in a copy that was filled to ``rows``."""
     return (partial(db.sessions.get_session, session_id) for session_id in cycle(session_ids(rows, _KEYS)))
 
 
 def memory_reads(db: Database, rows: int) -> Iterator[Read]:
-    """Return reads of the memories in a copy that was filled to ``rows``, hot ones and cold ones, without end."""
+    """Yield endless reads of the memories in a copy that was filled to ``rows``, in large and small namespaces."""
     return (partial(db.memory.get_memory, namespace, key) for namespace, key in cycle(memory_keys(rows, _KEYS)))
 
 
@@ -173,7 +173,7 @@ def together(reads: Iterator[Read], tasks: int) -> Iterator[Read]:
 async def time_reads(reads: Iterator[Read], repetitions: int, *, warm_up: int = 100) -> list[int]:
     """Return the nanoseconds that each read took, after a warm-up that is not counted.
 
-    Raises RefusedError for a read that finds nothing: it would be too fast.
+    Raises RefusedError for a read that finds nothing: its time would be too short.
     """
     samples = []
     for read in islice(reads, warm_up):
@@ -183,13 +183,13 @@ async def time_reads(reads: Iterator[Read], repetitions: int, *, warm_up: int = 
         found = await read()
         samples.append(perf_counter_ns() - start)
         if found is None or (isinstance(found, list) and None in found):
-            raise RefusedError("a synthetic row is missing from the copy", "run validate.ipynb, and this again")
+            raise RefusedError("a synthetic row is missing from the copy", "run validate.ipynb, then run this again")
     return samples
 
 
 @asynccontextmanager
 async def writing(db: Database) -> AsyncIterator[None]:
-    """Add memories in a task of their own while the block runs."""
+    """Add memories in a background task while the block runs."""
 
     async def write_on() -> None:
         for n in count():
@@ -207,11 +207,11 @@ async def writing(db: Database) -> AsyncIterator[None]:
 
 @contextmanager
 def one_cpu() -> Iterator[None]:
-    """Pin this thread, and those that it starts, to one CPU where the system can, so that figures can be compared.
+    """Pin this thread, and those that it starts, to one CPU if the system can, so that figures can be compared.
 
-    A hop between two CPUs costs 100 µs on small machines and occurs at random.
+    A move to another CPU costs 100 µs on small machines and occurs at random.
     """
-    if not hasattr(os, "sched_setaffinity"):  # Linux alone
+    if not hasattr(os, "sched_setaffinity"):  # only Linux has it
         yield
         return
     before = os.sched_getaffinity(0)

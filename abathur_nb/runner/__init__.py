@@ -1,1 +1,1 @@
-"""The runner of notebooks, and the engine of papermill."""
+"""The runner of notebooks, and the engine for papermill."""

@@ -1,6 +1,6 @@
-"""The engine of papermill: ``papermill --engine abathur IN OUT`` executes as the runner does, and archives.
+"""The engine for papermill: ``papermill --engine abathur IN OUT`` executes a notebook as the runner does.
 
-papermill imports this module at every start, so it imports what an execution needs only when one begins.
+papermill imports this module at every start, so what only an execution needs is imported when one begins.
 """
 
 import signal
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
-    """Execute with the kernel of this Python over local sockets, ended at once, and archive the run.
+    """Execute a notebook in a kernel of this Python, over local sockets; then kill the kernel and archive the run.
 
     papermill reads the parameters, whose types it guesses, and sets the exit code. A notebook that starts no run is
     executed and not archived.
@@ -35,7 +35,7 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
         input_path: Any = None,
         **_: Any,
     ) -> None:
-        """Execute the notebook of papermill's manager, archive it, and end as papermill's own engine would."""
+        """Execute the notebook of papermill's manager, archive it, and raise what papermill's own engine would."""
         from nbclient.exceptions import CellTimeoutError, DeadKernelError
         from papermill.clientwrap import PapermillNotebookClient
         from papermill.log import logger
@@ -57,7 +57,7 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
                     nb_man.cell_complete(cell, cell_index=cell_index)
 
         shown = {"log_output": log_output, "stdout_file": stdout_file, "stderr_file": stderr_file}
-        # In a thread of its own, because an event loop may be running in this one.
+        # In a new thread, because an event loop may be running in this one.
         with signals_noted() as stop, ThreadPoolExecutor(1) as pool:
             run = partial(execute, partial(Client, nb_man, log=logger, **shown), cell_timeout=execution_timeout)
             ending = pool.submit(run, environment=job.environment if job else {}, stop=stop).result()
@@ -68,7 +68,7 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
             if outcome.verdict != "pass" and (ending.how == "completed" or ending.name == "SystemExit"):
                 raise RefusedError(f"{outcome.verdict}: {outcome.message}")
         else:
-            logger.warning("Not archived: the notebook starts no run, or its parameters are faulty")
+            logger.warning("Not archived: the notebook starts no run, or its parameters are invalid")
         if ending.how == "died":
             raise DeadKernelError(ending.message)
         if ending.how == "timeout":
@@ -80,7 +80,7 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
 
 
 def _job(notebook: Any, path: Any) -> "Job | None":
-    """Return what to archive; None for a notebook that starts no run, or whose guard will refuse the parameters."""
+    """Return the run to archive; None if the notebook starts none, or its guard will refuse the parameters."""
     from papermill.iorw import papermill_io
 
     from abathur_nb.config.parameters import check_parameters
@@ -99,7 +99,7 @@ def _job(notebook: Any, path: Any) -> "Job | None":
         settings = settings_for(values, "development")
     except ConfigurationError:
         return None
-    try:  # papermill's own reader, because it has its own working directory
+    try:  # by papermill, which has a working directory of its own
         template: bytes = papermill_io.get_handler("local").read(path).encode()
     except (OSError, TypeError, ValueError):  # the notebook is not a local file
         return Job(name, None, settings, values, as_template=False)

@@ -34,8 +34,8 @@ _OUTPUT_S = 60  # for the outputs of a finished cell to arrive
 _OPTIONS = ("--HistoryManager.hist_file=:memory:", "--IPKernelApp.exec_PYTHONSTARTUP=False")
 _SIGNALS = {one.value: one.name for one in signal.Signals}  # most real-time signals have no name
 
-# What the kernel's process runs. PR_SET_PDEATHSIG (prctl(2)): ipykernel itself watches its parent from a thread, which
-# a cell that is busy in C never lets run. The parent may be dead before the call.
+# The program of the kernel's process. PR_SET_PDEATHSIG (prctl(2)) kills it when its parent dies: ipykernel's own watch
+# on its parent is a thread, which a cell busy in C code blocks. The parent may have died before the call.
 _PROGRAM = """\
 import ctypes, os, signal
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -52,19 +52,19 @@ How = Literal["completed", "raised", "died", "timeout", "interrupted"]
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """Hold a kernel's process, a task that is done when it is dead, and the directory of its sockets."""
+    """Hold a kernel's process, a task that ends when the process dies, and the directory of its sockets."""
 
     process: asyncio.subprocess.Process
     died: "asyncio.Task[int]"
     folder: Path
 
     def send(self, number: int) -> None:
-        """Send a signal to the kernel, if it lives, and to what it has started."""
+        """Send a signal to those of the kernel and the processes that it started that are alive."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
     def last_words(self, shown: str = "") -> str:
-        """Return how the kernel died, and the last whole lines of ``shown``, its cell's output, and of its log."""
+        """Return how the kernel died, and the last whole line of ``shown`` (its cell's output) and of its log."""
         code = self.process.returncode or 0
         how = f"was killed by {_SIGNALS.get(-code, f'signal {-code}')}" if code < 0 else f"exited with code {code}"
         written = (self.folder / "log").read_text(errors="replace")
@@ -72,7 +72,7 @@ class Kernel:
 
     @contextmanager
     def connected(self) -> Iterator[Any]:
-        """Connect to the kernel; at the end no socket is left open."""
+        """Connect to the kernel, and close every socket at the end."""
         import zmq
         import zmq.asyncio
         from jupyter_client.asynchronous.client import AsyncKernelClient
@@ -92,9 +92,9 @@ class Kernel:
 
 @asynccontextmanager
 async def running_kernel(environment: Mapping[str, str]) -> AsyncIterator[Kernel]:
-    """Start a kernel in the working directory, and kill it at the end; raise OSError where none can be started.
+    """Start a kernel in the working directory, and kill it at the end; raise OSError if none can be started.
 
-    ``environment`` is added to this process's own. The kernel's sockets are in a directory of mode 0700.
+    ``environment`` is added to this process's environment. The kernel's sockets are in a directory of mode 0700.
     """
     given = Path(tempfile.gettempdir())
     parent = given if len(os.fsencode(given)) <= _LONGEST_PARENT else Path("/tmp")  # noqa: S108 - 0700, a random name
@@ -107,18 +107,18 @@ async def running_kernel(environment: Mapping[str, str]) -> AsyncIterator[Kernel
         with (folder / "log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-c", _PROGRAM, "-f", connection, *_OPTIONS),
-                # A profile of its own: the user's startup files are not part of the notebook.
+                # A new IPython profile: the user's startup files are not part of the notebook.
                 env={**os.environ, "IPYTHONDIR": str(folder), **environment, "JPY_PARENT_PID": str(os.getpid())},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # a Ctrl-C at the terminal is meant for this process
+                start_new_session=True,  # Ctrl-C at the terminal must reach this process only
             )
         kernel = Kernel(process, asyncio.create_task(process.wait()), folder)
         try:
             yield kernel
         finally:
-            kernel.send(signal.SIGKILL)  # to a dead kernel too: the processes that it started are in its group
+            kernel.send(signal.SIGKILL)  # even if it is dead: processes that it started are in its group
             await kernel.died
 
 
@@ -135,23 +135,23 @@ async def ready(client: Any) -> Any:
 
 
 def _last_line(text: str) -> str:
-    """Return the last line that is not blank, and not torn where there is a whole one."""
+    """Return the last line that is not blank; an unfinished one only if there is no other."""
     lines = (text.rpartition("\n")[0] or text).strip().splitlines() or [""]
     return lines[-1].strip()[:_LAST_WORDS]
 
 
-# --- what stops it
+# --- signals
 
 
 @dataclass(slots=True)
 class Stop:
-    """Note the ``signals`` that ask this process to stop, and ``tell`` the execution under way."""
+    """Record the ``signals`` that ask this process to stop; ``tell`` notifies the current execution."""
 
     signals: list[int] = field(default_factory=list)
-    tell: Callable[[], object] = bool  # without effect while nothing is executed
+    tell: Callable[[], object] = bool  # does nothing while no notebook is executed
 
     def note(self, number: int, _frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Record a signal, and notify the execution."""
         self.signals.append(number)
         self.tell()
 
@@ -194,10 +194,10 @@ def execute(
     cell_timeout: float | None = None,
     stop: Stop | None = None,
 ) -> Ending:
-    """Execute the notebook of a client that has no kernel, in place, and return how that ended.
+    """Execute the notebook of a client in place, in a new kernel, and return how that ended.
 
     ``make_client`` is called while the kernel starts. The limits are in seconds; a cell that exceeds one, or that a
-    signal stops, has 5 s to clean up. The kernel is gone when this returns, and when this process is gone.
+    signal stops, has 5 s to clean up. The kernel is dead when this returns, and dies with this process.
     """
     execution = _Execution(make_client, stop or Stop(), timeout or inf, cell_timeout or inf)
     try:
@@ -205,9 +205,9 @@ def execute(
         return Ending("completed")
     except _Ended as end:
         how, name, message = end.args
-    except Exception as error:  # noqa: BLE001 - no room for sockets, or a cell sent what nbclient can't take
+    except Exception as error:  # noqa: BLE001 - such as no room for sockets, or a message that nbclient rejects
         how, name = "died", type(error).__name__
-        message = f"it could not be executed further: {in_words(error, Path(tempfile.gettempdir()))}"
+        message = f"the execution could not continue: {in_words(error, Path(tempfile.gettempdir()))}"
     return Ending(how, execution.at, name, printable(message)[:_LONGEST_MESSAGE])
 
 
@@ -219,7 +219,7 @@ class _Execution:
     stop: Stop
     timeout: float
     cell_timeout: float
-    at: int | None = None  # the cell under way
+    at: int | None = None  # index of the current cell
 
     async def run(self, environment: Mapping[str, str]) -> None:
         """Run every cell in a new kernel; raise _Ended if that ends early."""
@@ -257,7 +257,7 @@ class _Execution:
         client.set_widgets_metadata()
 
     async def _until(self, work: Coroutine[Any, Any, Any], limit: float, too_long: str) -> Any:
-        """Return what ``work`` does; raise _Ended once the kernel dies, a limit is reached or a stop is asked for."""
+        """Return the result of ``work``; raise _Ended if the kernel dies, or at a limit or a stop signal."""
         task, died = asyncio.create_task(work), self._kernel.died
         try:
             if self._ended.done():
@@ -267,7 +267,7 @@ class _Execution:
                 if task.done():
                     return task.result()
                 self._kernel.send(signal.SIGINT)
-                self._client.kc.kernel_info()  # wakes the loop of a kernel that awaits: a signal alone does not
+                self._client.kc.kernel_info()  # wakes a kernel that waits in its event loop: a signal alone does not
                 await asyncio.wait({task, died}, timeout=_GRACE_S, return_when=asyncio.FIRST_COMPLETED)
                 self._end("timeout", "TimeoutError", too_long)
             elif not self._ended.done():
@@ -294,7 +294,7 @@ class _Execution:
 
 async def _run_cell(client: "NotebookClient", cell: Any, index: int) -> None:
     def refuse_exit(*, execute_reply: Any, **_: Any) -> None:
-        # To exit() in a cell the kernel answers "ok", and asks its client to end it.
+        # If a cell calls exit(), the kernel answers "ok" and asks its client to shut it down.
         if any(payload.get("source") == "ask_exit" for payload in execute_reply["content"].get("payload", ())):
             raise _Ended("raised", "SystemExit", "the cell asked the kernel to exit")
 

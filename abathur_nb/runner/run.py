@@ -48,7 +48,7 @@ class Job:
     """Hold one run of a notebook, with its effective ``parameters``.
 
     ``template`` is the name and the SHA-256 of the notebook's file, None if no file is known; ``as_template`` says
-    whether its cells are those of the file.
+    whether the executed cells are those of the file.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Job:
 
     @property
     def what(self) -> str:
-        """Return how a log names the run."""
+        """Return the name of the run in a log."""
         return f"{self.name} of {self.settings.env}"
 
     @property
@@ -78,7 +78,7 @@ class Job:
 def command(arguments: argparse.Namespace) -> int:
     """Run the notebooks in order, stop at the first that fails, and return its exit code.
 
-    Raises ConfigurationError with every fault of the arguments, before anything is begun.
+    Raises ConfigurationError with every fault of the arguments, before any notebook starts.
     """
     faults: list[str] = []
     limits = {
@@ -105,7 +105,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 def read_seconds(name: str, text: str | None, faults: list[str]) -> float | None:
-    """Return a number of seconds, None if none was given, or add what is wrong with it to ``faults``."""
+    """Parse a number of seconds; None if none is given. An invalid one is reported in ``faults``."""
     if text is None or (re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text) and 0 < float(text) < inf):
         return None if text is None else float(text)
     faults.append(f"{name}: expected a number of seconds above 0, found {shown(text)}")
@@ -141,12 +141,12 @@ def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Sou
 
 
 def settings_for(values: Mapping[str, Any], env: str) -> Settings:
-    """Return the settings of a notebook with these values; raise ConfigurationError if there are none."""
+    """Return the settings of a notebook with these values; raise ConfigurationError if they are invalid."""
     return resolve(values.get("env", env), **{name: values[name] for name in _PATHS if name in values})
 
 
 def _run(job: Job, notebook: Any, *, html: bool, **options: Any) -> Verdict:
-    """Execute a prepared notebook, archive it, and print what became of it; ``options`` are those of `execute`."""
+    """Execute a prepared notebook, archive it, and print the result; ``options`` are those of `execute`."""
     _say(f"{job.what}: run {job.run_id} begins")
     since = monotonic()
     with ExitStack() as stack:
@@ -187,9 +187,9 @@ def _say(line: str, *, aside: bool = False) -> None:
 
 _WORDS: Mapping[Verdict, str] = {
     "fail": "a check failed, or could not run",
-    "refused": "something forbade it",
-    "error": "it broke",
-    "timeout": "it was out of time, and was ended",
+    "refused": "it was forbidden",
+    "error": "an error ended it",
+    "timeout": "it reached its time limit",
     "interrupted": "it was interrupted",
 }
 
@@ -204,7 +204,7 @@ class Outcome:
 
 
 def conclude(job: Job, ending: Ending, notebook: Mapping[str, Any], *, html: bool = True) -> Outcome:
-    """Seal the record of a run that has ended, unless the notebook sealed it correctly, and archive both.
+    """Archive a run that has ended, with its notebook; first seal its record, unless the notebook sealed it correctly.
 
     Raises nothing: if the record or the archive cannot be written, the outcome is an error that says why.
     """
@@ -217,22 +217,22 @@ def conclude(job: Job, ending: Ending, notebook: Mapping[str, Any], *, html: boo
                 return Outcome(verdict, ending.message)
         record = _settled(job, ending, notebook)
     except Exception as error:  # noqa: BLE001 - whatever it is, the run must be reported as an error
-        return Outcome("error", f"no evidence, its record is not sealed: {in_words(error, job.folder)}")
+        return Outcome("error", f"no evidence: record not sealed: {in_words(error, job.folder)}")
     try:
         keep(job.folder, job.settings, _marked(notebook, record, ending), html=html, as_template=job.as_template)
-    except Exception as error:  # noqa: BLE001 - also where the page fails on an output
+    except Exception as error:  # noqa: BLE001 - also if an output cannot be shown on the page
         words = in_words(error, job.folder)
         _withdraw(job, record, type(error).__name__, f"it could not be archived: {words}")
-        return Outcome("error", f"no evidence, it is not archived: {words}")
+        return Outcome("error", f"no evidence: not archived: {words}")
     message = ending.message or str((record.error or {}).get("message", ""))
     return Outcome(record.verdict, message, job.folder / (PAGE if html else NOTEBOOK))
 
 
 def _withdraw(job: Job, record: Record, name: str, message: str) -> None:
-    """Replace the record of a run that could not be archived by one that says so, where that can be written."""
+    """Replace the record of a run that could not be archived by one that says so, if that can be written."""
     with suppress(AbathurError, OSError, ValueError):
-        require_no_line(job.folder.parent, job.run_id)  # raises if the ledger cannot be read: the files stay
-        if (job.folder / RECORD).exists():  # otherwise it was removed, because a file would hold a secret
+        require_no_line(job.folder.parent, job.run_id)  # raises if it is archived or that is unknown: the files stay
+        if (job.folder / RECORD).exists():  # it is missing if it was removed, because a file would hold a secret
             for file in job.folder.iterdir():
                 if file.name != STARTED:
                     file.unlink()
@@ -247,7 +247,7 @@ def _verdict(ending: Ending) -> Verdict:
 
 def _settled(job: Job, ending: Ending, notebook: Mapping[str, Any]) -> Record:
     """Return the notebook's own record if it agrees with how the run ended, else one that is sealed here."""
-    for draft in job.folder.glob(f"{UNFINISHED}*"):  # of a kernel that was killed while it wrote
+    for draft in job.folder.glob(f"{UNFINISHED}*"):  # left by a kernel that was killed while it wrote
         draft.unlink(missing_ok=True)
     own, verdict, name, message = None, _verdict(ending), ending.name, ending.message
     if os.path.lexists(job.folder / RECORD):
@@ -275,7 +275,7 @@ def _sealed_here(job: Job, verdict: Verdict, error: Mapping[str, Any], own: Reco
 
 
 def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict[str, Any]:
-    """Return a copy of an executed notebook that says at its top what happened, unless the run passed."""
+    """Return a copy of an executed notebook; unless the run passed, its first cell says what happened."""
     marked = deepcopy(dict(notebook))
     marked["metadata"].setdefault("abathur", {}).update(run_id=record.run_id, verdict=record.verdict)
     if record.verdict == "pass":
@@ -295,9 +295,9 @@ def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict
     lines = [
         f"**{record.verdict.upper()}: this run did not pass, {_WORDS[record.verdict]}.** {where}",
         "",
-        *(f"    {line}" for line in words),  # as code: whatever a message holds is text
+        *(f"    {line}" for line in words),  # as code, so that Markdown in a message has no effect
         "",
-        f"Run `{record.run_id}`; `record.json` beside this notebook says the rest.",
+        f"Run `{record.run_id}`; see `record.json` beside this notebook for details.",
     ]
     added = {"cell_type": "markdown", "metadata": {"tags": [ADDED]}, "source": "\n".join(lines)}
     cells.insert(0, added | cell_id(notebook, ADDED))

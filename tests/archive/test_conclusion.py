@@ -108,7 +108,7 @@ def test_a_run_that_can_not_be_archived_is_no_pass(database: Settings) -> None:
     database.archive_dir.joinpath("ledger.jsonl").mkdir()
     outcome = conclude(job, COMPLETED, executed())
     assert outcome.verdict == "error"
-    assert outcome.message.startswith("no evidence, it is not archived: the ledger ")
+    assert outcome.message.startswith("no evidence: not archived: the ledger ")
     assert not (job.folder / "statement.json").exists()
     database.archive_dir.joinpath("ledger.jsonl").rmdir()
     (check,) = (one for one in verify_archive(database.archive_dir).checks if one.name == "no evidence")

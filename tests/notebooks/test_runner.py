@@ -190,7 +190,7 @@ def test_what_only_a_look_into_the_database_forbids_seals_refused(database: Sett
         assert run(*arguments_of(database, "init")).code == 2
     entry = only_run(database)
     assert record_of(entry)["verdict"] == "refused"
-    assert artifact_of(entry).cells[0].source.startswith("**REFUSED: this run did not pass, something forbade it.**")
+    assert artifact_of(entry).cells[0].source.startswith("**REFUSED: this run did not pass, it was forbidden.**")
     assert_archived(database)
 
 
@@ -219,7 +219,7 @@ def test_a_cell_that_breaks_the_run_seals_error(name: str, database: Settings) -
     assert record["error"]["name"] == error
     assert message in record["error"]["message"]
     artifact = artifact_of(entry)
-    assert artifact.cells[0].source.startswith("**ERROR: this run did not pass, it broke.**")
+    assert artifact.cells[0].source.startswith("**ERROR: this run did not pass, an error ended it.**")
     assert error in artifact.cells[0].source
     if error != "UnsealedError":
         told = record["error"]["id"], record["error"]["cell"]  # of what the notebook sealed, the second alone
@@ -247,7 +247,7 @@ def test_a_cell_that_never_answers_is_out_of_time_and_seals_timeout(database: Se
     assert (record["verdict"], record["notebook_verdict"], record["reports"]) == ("timeout", None, [])
     assert record["error"]["message"] == f"the cell took longer than {seconds} s"
     artifact = artifact_of(entry)
-    assert artifact.cells[0].source.startswith("**TIMEOUT: this run did not pass, it was out of time")
+    assert artifact.cells[0].source.startswith("**TIMEOUT: this run did not pass, it reached its time limit")
     outputs = [output.get("data", {}) for cell in code_cells(artifact) for output in cell.outputs]
     shown = [data[MIME] for data in outputs if MIME in data]
     assert shown[-1] == record, "the bundle of the record, as a run that seals itself has it"
