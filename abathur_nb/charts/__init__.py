@@ -1,4 +1,4 @@
-"""Every figure of the notebooks. Each takes a result and returns a Chart; none uses pyplot, so nothing stays open."""
+"""The charts of the notebooks. Each takes a result and returns a Chart; none uses pyplot, so no figure stays open."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ _Bounds = tuple[float | None, float, float | None]  # the lower bound, the value
 
 
 class Chart(Figure):
-    """Hold a figure, and as ``alt`` the words that say what it shows; a notebook has both."""
+    """Hold a figure, and in ``alt`` the text that describes it; a notebook stores both."""
 
     alt = ""
 
@@ -72,7 +72,7 @@ class Chart(Figure):
 
 
 def _new_chart(height: float, rows: int = 1) -> tuple[Chart, list[Axes]]:
-    """Return an empty chart, ``height`` inches high, of so many rows of axes that share their x axis."""
+    """Return an empty chart, ``height`` inches high, with ``rows`` rows of axes that share an x axis."""
     chart = Chart(figsize=(_WIDTH, height), layout="constrained")
     axes = list(chart.subplots(rows, 1, squeeze=False, sharex=rows > 1)[:, 0])
     for ax in axes:
@@ -123,7 +123,7 @@ def _time_axis(ax: Axes, words: str) -> None:
 
 
 def _draw_intervals(ax: Axes, xs: Sequence[Any], bounds: Sequence[_Bounds], words: str, **style: Any) -> None:
-    """Draw values with their intervals; a bound that the samples are too few for has no bar."""
+    """Draw values with their intervals; a bound that is None (too few samples) has no bar."""
     whole = [[value if bound is None else bound for bound in (low, value, high)] for low, value, high in bounds]
     ax.errorbar(xs, [value for _, value, _ in bounds], yerr=np.diff(whole).clip(0).T, label=words, **style)
 
@@ -132,7 +132,7 @@ def _draw_intervals(ax: Axes, xs: Sequence[Any], bounds: Sequence[_Bounds], word
 
 
 def latency_distribution(result: "BenchmarkResult") -> Chart:
-    """Draw how long those reads took whose p99 has a limit, with the p99, its 95 % interval and the limit."""
+    """Draw the times of the reads whose p99 has a limit, with the p99, its 95 % interval and the limit."""
     wanted = {name: limit for name, (level, limit) in result.limits.items() if level == 0.99 and name in result.samples}
     if not wanted:
         return _blank("nothing was measured: the report says why")
@@ -160,8 +160,8 @@ def latency_distribution(result: "BenchmarkResult") -> Chart:
 
 
 def concurrency_curve(result: "BenchmarkResult") -> Chart:
-    """Draw how long so many reads take together; needs a result with ``full=True``."""
-    words = "Time until all of so many concurrent reads are answered"
+    """Draw how long 1 to 200 concurrent reads take; needs a result with ``full=True``."""
+    words = "Time until all concurrent reads are answered"
     return _curve(result.curve("concurrency"), "reads at a time", "until all are answered (ms)", words)
 
 
@@ -172,7 +172,7 @@ def growth_curve(result: "BenchmarkResult") -> Chart:
 
 
 def _curve(measured: dict[str, Sequence[int]], x: str, y: str, words: str) -> Chart:
-    """Draw p50 and p99 over a curve, each with its interval."""
+    """Draw p50 and p99 at each point of a curve, with their intervals."""
     curve = {int(name): samples for name, samples in measured.items()}
     if not curve:
         return _blank("not measured: run with full = True")
@@ -255,8 +255,8 @@ def table_sizes(schema: "Schema") -> Chart:
 
 # --- what monitor recorded
 
-# A panel: its title, its unit, how many of the gauges' units that is, and the gauges in it with their words. A limit
-# may lie far above what is usual: some are logarithmic. An age is the time since the moments that the gauges hold.
+# A panel: its title, its unit, the size of that unit in the gauges' unit, and its gauges with their names. An axis is
+# logarithmic if a limit may lie far above the usual values. An age is the time since the time that the gauge holds.
 _Panel = tuple[str, str, float, Mapping[str, str]]
 _PANELS: tuple[_Panel, ...] = (
     ("The file and its log", "bytes (log)", 1, {"abathur_database_bytes": "the file", WAL_BYTES: "its log"}),
@@ -271,7 +271,7 @@ _FORMS = {"bytes": _BYTES, "bytes (log)": _BYTES, "ms (log)": _MILLISECONDS}
 
 
 def monitoring_over_time(monitoring: "Monitoring") -> Chart:
-    """Draw what was recorded of a database over time, one panel a subject, and the limits of the alert rules in it."""
+    """Draw what was recorded of a database over time, a panel for each subject, with the limits of the alert rules."""
     lines: defaultdict[tuple[str, tuple[str, ...]], list[tuple[Any, float]]] = defaultdict(list)
     for at, sample in monitoring.moments:
         is_moment = sample.name.endswith("_timestamp_seconds")  # 0 for never
@@ -347,18 +347,18 @@ def verdicts_over_time(history: "History") -> Chart:
 
 
 def percentiles_over_time(history: "History") -> Chart:
-    """Draw the percentiles of what has a limit, with their intervals, over the benchmarks of an archive.
+    """Draw the percentiles that have a limit, and the p50, with their intervals, over the benchmarks of an archive.
 
-    A line joins the runs on one database, one machine and as many rows; others can't be compared with them.
+    A line joins comparable runs: the same database, machine and number of rows.
     """
     runs = [run for run in history.runs if run.found("percentiles_ms")]
-    measured: dict[str, list[Entry]] = {}  # by name, the runs that have its limit and the percentile that is limited
+    measured: dict[str, list[Entry]] = {}  # by measurement, the runs that hold a limit and that percentile
     for run in runs:
         for name, (level, _) in run.found("limits_ms").items():
             if level in run.found("percentiles_ms").get(name, ()):
                 measured.setdefault(name, []).append(run)
     if not measured:
-        return _blank("no benchmark came to its figures yet: run benchmark.ipynb")
+        return _blank("no benchmark has figures yet: run benchmark.ipynb")
     chart, axes = _new_chart(0.9 + 2.0 * len(measured), len(measured))
     noted = []
     for ax, (name, found) in zip(axes, measured.items(), strict=True):
@@ -422,7 +422,7 @@ def _span(runs: Sequence["Entry"]) -> str:
 
 
 def rows_over_time(growth: "Excerpt") -> Chart:
-    """Draw how many of the rows that exist now there were by each day: of the largest tables, the rest as one."""
+    """Draw the existing rows, summed up by day of creation, of the largest tables and of all others together."""
     by_day: defaultdict[str, dict[date, int]] = defaultdict(dict)
     for table, day, rows in growth.rows:
         by_day[table][day] = rows

@@ -1,1 +1,1 @@
-"""One module for each notebook, named as the notebook."""
+"""One module for each notebook, named after it."""

@@ -32,8 +32,8 @@ async def backup_database(
 ) -> Report:
     """Copy the live database into ``backup_dir``, prove the copy by restoring it, and expire older ones by ``keep``.
 
-    Writes ``abathur_REASON_YYYYMMDD_HHMMSS_mmm.db`` (UTC; ``.zst`` with ``compress``) and its manifest, under names
-    that replace nothing; the live database is only read. A killed run leaves a complete backup or none. Raises
+    Writes ``abathur_REASON_YYYYMMDD_HHMMSS_mmm.db`` (UTC; ``.zst`` with ``compress``) and its manifest; it
+    overwrites no file, and only reads the live database. A killed run leaves a complete backup or none. Raises
     ConfigurationError for a wrong argument.
     """
     is_word = isinstance(reason, str) and _REASON.fullmatch(reason)
@@ -60,13 +60,13 @@ async def backup_database(
 
 
 def _place(settings: Settings) -> list[Check]:
-    """Return the checks of where backups go: one that fails forbids the backup. Read-only."""
+    """Check the backup directory and its free space; a check that fails forbids the backup. Read-only."""
     folder = settings.backup_dir
     # The directory is made with the backup, so that a refused run leaves none behind.
     place = folder if os.path.lexists(folder) else nearest_existing(folder)
     is_folder = place.is_dir() and not place.is_symlink()
     fault = unwritable(place) if is_folder else RefusedError(f"{place} is a link or not a directory")
-    expected = "a directory of one's own, not a link, that this user may write to"
+    expected = "a directory, not a link, that this user may write to"
     remedy = (fault and fault.remedy) or install_command(settings, folder)
     checks = [Check.that("backup_directory", not fault, expected, fault.observed if fault else str(folder), remedy)]
     if fault:

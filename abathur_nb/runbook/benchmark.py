@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _TITLE = "benchmark"
 _BYTES_A_ROW = 2_000  # a synthetic memory and session with their indexes take about 1,300
-_ROUNDS = 100  # the fewest rounds of concurrent reads; a verdict on a p95 takes 59
+_ROUNDS = 100  # the fewest rounds of concurrent reads; a verdict on a p95 needs 59
 _REPETITIONS = 1000  # the default; more repetitions bring more rounds
 _MOST_REPETITIONS = 100_000
 _CURVE_ROUNDS = 368  # the fewest that give a p99 both bounds: 0.99**368 < 0.025
@@ -48,10 +48,10 @@ Samples = dict[str, list[int]]
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkResult:
-    """Hold what a benchmark measured: ``samples`` are nanoseconds by measurement, ``machine`` what they depend on.
+    """Hold what a benchmark measured: ``samples`` in ns by measurement, and the ``machine`` that they depend on.
 
-    Measurements that make a curve are named ``concurrency/50`` and ``growth/1000``. ``limits`` holds,
-    for each measurement that has one, a percentile (0.99) and the milliseconds that it must lie under.
+    The points of a curve are named like ``concurrency/50`` or ``growth/1000``. ``limits`` holds, for each
+    measurement that has one, a percentile (0.99) and its limit in milliseconds.
     """
 
     report: Report
@@ -60,7 +60,7 @@ class BenchmarkResult:
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def curve(self, name: str) -> dict[str, Sequence[int]]:
-        """Return the samples of ``growth`` or ``concurrency`` by the number in their names, in that order."""
+        """Return the samples of the curve ``growth`` or ``concurrency``, by the number in their names, as measured."""
         return {key.partition("/")[2]: found for key, found in self.samples.items() if key.startswith(f"{name}/")}
 
     def to_frame(self) -> "pd.DataFrame":
@@ -104,7 +104,7 @@ async def run_benchmark(
     """
     earlier = _checked_arguments(settings, rows, repetitions, full, compare_with)
     samples: Samples = {}
-    # For each measurement that has a limit, the percentile and the milliseconds that it must lie under.
+    # By measurement: the percentile that has a limit, and the limit in milliseconds.
     limits = {
         _SESSION: (0.99, settings.session_p99_ms),
         _MEMORY: (0.99, settings.memory_p99_ms),
@@ -115,7 +115,7 @@ async def run_benchmark(
     report = await refusal(_TITLE, settings)
     if report is None:
         try:
-            async with Database.open(settings):  # a fault is named by the path of the database, not of the copy
+            async with Database.open(settings):  # so that an error names the path of the database, not of the copy
                 pass
             if lack := _lack_of_room(settings, rows):
                 return BenchmarkResult(Report(_TITLE, (lack,), subject, refused=True), samples, machine, limits)
@@ -128,8 +128,8 @@ async def run_benchmark(
             report = Report(_TITLE, tuple(checks), subject)
         except (sqlite3.Error, OSError, AbathurError) as error:
             words = explain_error(settings.db_path, error)
-            remedy = words.remedy or "run validate.ipynb, and when it passes this again"
-            check = Check(_TITLE, "error", "runs to its end", f"could not run: {words.observed}", remedy)
+            remedy = words.remedy or "run validate.ipynb; when it passes, run this again"
+            check = Check(_TITLE, "error", "the benchmark completes", f"could not run: {words.observed}", remedy)
             report = Report(_TITLE, (check,), subject)
     return BenchmarkResult(report, samples, machine, limits)
 
@@ -145,7 +145,7 @@ def _checked_arguments(
         try:
             earlier = find_run(settings.archive_dir, compare_with)
             if earlier.notebook != _TITLE or not earlier.found("percentiles_ms"):
-                faults.append(f"compare_with: expected a benchmark that was measured, found {shown(compare_with)}")
+                faults.append(f"compare_with: expected a benchmark with measurements, found {shown(compare_with)}")
         except (ConfigurationError, RefusedError) as error:
             faults.append(f"compare_with: {error}")
     check_arguments(*faults, full=full)
@@ -199,7 +199,7 @@ async def _snapshot(settings: Settings, copy: Settings) -> None:
         connect(settings.db_path, settings.busy_timeout_ms) as live,
         connect(copy.db_path, copy.busy_timeout_ms, mode="rw") as target,
     ):
-        await live.backup(target)  # in one step: in several it may never end beside a writer
+        await live.backup(target)  # in one step: in several it might never end while others write
         await target.execute_fetchall("PRAGMA foreign_keys = OFF")
         await target.executescript(";\n".join(statements("benchmark.sql")))
         await target.execute_fetchall("PRAGMA journal_mode = WAL")
@@ -215,11 +215,11 @@ async def _fill(copy: Settings, start: int, stop: int) -> None:
 
 
 def _verdicts(limits: Mapping[str, tuple[float, float]], samples: Samples, repetitions: int) -> Iterator[Check]:
-    """Compare samples with the limits of the environment; only a limit that is proven met passes."""
+    """Compare samples with the limits of the environment; a check passes only if its limit is proven met."""
     more = min(_MOST_REPETITIONS, 10 * max(repetitions, _REPETITIONS))
     ask = f"ask for more: -p repetitions {more}"
     if repetitions >= _MOST_REPETITIONS:
-        ask = "see what else keeps the machine busy, and run it again"
+        ask = "find out what else keeps the machine busy, then run this again"
     for name in sorted(samples, key=lambda name: name not in limits):
         nanoseconds = samples[name]
         found, number = percentiles(nanoseconds), counted(len(nanoseconds), "sample")
@@ -240,7 +240,7 @@ def describe_machine(settings: Settings, rows: int, repetitions: int) -> dict[st
         cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
         model = cpu.partition(":")[2].strip()
     versions = versions_of()
-    # Linux alone can pin a process to some of its CPUs.
+    # Only Linux can pin a process to some of its CPUs.
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": f"{model}, {cpus} of {os.cpu_count()} CPUs",
@@ -275,10 +275,10 @@ def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
 
 
 def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], earlier: Entry) -> Iterator[Check]:
-    """Compare the machine, then each measurement: it is slower if the interval of a percentile lies above the other."""
+    """Compare the machine, then each measurement: it is slower if a percentile's interval is above the earlier one."""
     differences = _differences(machine, earlier.found("machine"))
     expected = "the same processor, versions, settings, rows and repetitions as in the earlier run"
-    remedy = "compare with a run that differs in nothing but what you want to know of: -p compare_with RUN_ID"
+    remedy = "compare with a run that differs only in what you want to test: -p compare_with RUN_ID"
     yield Check.that("machine", not differences, expected, "; ".join(differences) or "the same", remedy, "warn")
     measured = earlier.found("percentiles_ms")
     for name in (name for name in samples if name in measured):
@@ -289,6 +289,6 @@ def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], ea
                 slower |= above(now.low, was[2])
         check_id, title = f"{id_of(name)}_against_the_earlier_run", f"{name} against the earlier run"
         expected = "no percentile more than a tenth above the earlier run's interval"
-        remedy = "see the check *machine*; if that is the same, look at explain.ipynb"
+        remedy = "see the check *machine*; if the machine is the same, run explain.ipynb"
         evidence = (f"run {earlier.run_id}",)
         yield Check.that(check_id, not slower, expected, "; ".join(words), remedy, "warn", evidence, name=title)

@@ -33,7 +33,7 @@ _WORDS: dict[StepKind, str] = {  # {0} is the step, {1} its index or the word ro
 class Plans(Shown):
     """Hold the plan of every named query; a notebook shows them as a table.
 
-    ``coverage`` names the queries whose plans use an index, for each of the 33.
+    ``coverage`` names, for each of the 33 indexes, the queries whose plans use it.
     """
 
     report: Report
@@ -59,7 +59,7 @@ class Plans(Shown):
 
 
 _TITLE = "explain"
-_REMEDY = "run validate.ipynb: it names what is missing, altered or unreadable; if nothing is, run ANALYZE, then this"
+_REMEDY = "run validate.ipynb: it names what is missing, altered or unreadable; if nothing is, ANALYZE, then explain"
 
 
 async def explain_queries(settings: Settings) -> Plans:
@@ -116,7 +116,7 @@ async def _judge(live: Fetch, query: Query, added: Collection[str], trees: dict[
         faults.append(f"no use of {query.index}")
     instead = [index for index in used if index in added]
     if faults and instead:
-        faults.append(f"served by {instead[0]}, which is not of sql/")
+        faults.append(f"served by {instead[0]}, which is not in sql/")
     reasons = "; ".join(f"allowed: {reason}" for reason in (query.scan, query.sort) if reason)
     expected = query.index or reasons or "a search by rowid"
     observed = "; ".join(faults or dict.fromkeys(words.values()))

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TITLE = "explore"
-_LARGEST = 256 * 1024  # bytes of a value that is read whole
+_LARGEST = 256 * 1024  # bytes of a value; of a longer one only the beginning is read
 PART_S = 60.0  # seconds for reading one part: SQLite cannot reset the WAL until its transaction ends
-_AT_ONCE = 50_000  # rows fetched
+_AT_ONCE = 50_000  # rows in one fetch
 _SHOWN = 160  # characters of a value in a table
 _MOST_CHANGES = 200  # shown from one version to the next
 _TIMES = {"archived_at", "created_at", "last_update_time", "terminated_at", "timestamp", "updated_at"}
@@ -46,7 +46,7 @@ class Excerpt(Shown):
     table: Table = Table((), (), "could not be read: the report says why")
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return the rows as a pandas frame, values whole, times as UTC timestamps where all of them are times."""
+        """Return the rows as a pandas frame, values whole; a column of valid times as UTC timestamps."""
         import pandas as pd
 
         # Integers stay exact: beside a NULL pandas would make floats of them.
@@ -70,7 +70,7 @@ class Excerpt(Shown):
 def _excerpt(
     rows: Sequence[Mapping[str, Any]], caption: str, nothing: str, hidden: str = "", most: int | None = None
 ) -> Excerpt:
-    """Return these rows of a query; the table has at most ``most`` of them, and no ``hidden`` column."""
+    """Return the rows of a query; the table shows at most ``most`` of them, without the ``hidden`` columns."""
     columns = tuple(rows[0]) if rows else ()
     heads = tuple(name for name in columns if name not in hidden.split())
     cells = tuple(tuple(_shortened(row[name]) for name in heads) for row in rows[:most])
@@ -88,7 +88,7 @@ def _shortened(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Diagram:
-    """Hold the picture of the schema as SVG, and its words; without a picture where the live tables are others."""
+    """Hold a diagram of the schema as SVG, and its text; no SVG if the live tables differ from those of ``sql/``."""
 
     svg: str = ""
     alt: str = "could not be read: the report says why"
@@ -102,9 +102,9 @@ class Diagram:
 
 @dataclass(slots=True)
 class Exploration:
-    """Hold what was read of one snapshot: each part a table with a ``to_frame()``, or a picture, in a notebook.
+    """Hold what was read of one snapshot; a notebook shows each part as a table (with ``to_frame()``) or a picture.
 
-    ``report`` says for each part how much there is, and fails where one could not be read; that part is empty then.
+    ``report`` says for each part how much there is. It fails if a part could not be read; that part is then empty.
     """
 
     report: Report
@@ -139,11 +139,11 @@ async def explore(
     session: str | None = None,
     limit: int = 50,
 ) -> Exploration:
-    """Look at the sessions, the memories, the audit trail, the schema and the growth of a database. Read-only.
+    """Read the sessions, the memories, the audit trail, the schema and the growth of a database. Read-only.
 
     ``namespace`` is a literal prefix for the memories and the trail. ``key`` names the memory whose history is shown,
     by default the one with the most versions; ``session`` the session that is shown, by default the last used.
-    ``limit`` bounds every listing, and of a value of more than 256 KiB only the beginning is read. All parts show
+    ``limit`` bounds every listing. Of a value of more than 256 KiB only the beginning is read. All parts show
     one snapshot. Raises ConfigurationError, naming every fault.
     """
     wanted = [_wanted(n, k, s, limit) for n, k, s in spellings(namespace, key, session)]
@@ -189,7 +189,7 @@ async def _read_part(conn: aiosqlite.Connection, name: str, wanted: _Wanted, fou
 
     async def read() -> Check:
         observed, missing = await in_time(conn, PART_S, _PARTS[name](conn, wanted, found))
-        expected = "what was asked for is there" if missing else "can be read"
+        expected = "what was asked for exists" if missing else "can be read"
         remedy = "name another one, or none: -p NAME VALUE"
         return Check.that(name, not missing, expected, missing or observed, remedy, "warn")
 
@@ -248,7 +248,7 @@ async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorati
 
 
 def _members(stored: object, limit: int, order: Callable[[Any], Iterator[Any]]) -> tuple[int, list[tuple[str, str]]]:
-    """Return how many members a value has, and the first of them in this order: a session can hold millions."""
+    """Return how many members a value has, and the first ``limit`` in this order: a session can hold millions."""
     value = _as_json("none, or too large" if stored is None else stored)
     value = value if isinstance(value, dict | list) else [value]
     names, members = (value, value.values()) if isinstance(value, dict) else (range(1, len(value) + 1), value)
@@ -358,7 +358,7 @@ async def _growth(conn: aiosqlite.Connection, _: _Wanted, found: Exploration) ->
 
 
 async def read_growth(conn: aiosqlite.Connection) -> Excerpt:
-    """Count the rows that exist now, of each table by the day on which they came. Read-only."""
+    """Count the existing rows of each table by the day on which they were added. Read-only."""
     counts: Counter[tuple[str, str]] = Counter()
     async with conn.execute(load_queries("explore.sql")["days"].sql) as cursor:
         while rows := await cursor.fetchmany(_AT_ONCE):
@@ -376,7 +376,7 @@ async def read_growth(conn: aiosqlite.Connection) -> Excerpt:
 
 
 def growth_of(days: Mapping[str, Mapping[date, int]], undated: int = 0) -> Excerpt:
-    """Return how many rows came on each day, by table; the table sums them up."""
+    """Return the number of rows added on each day, by table; the shown table has their sums."""
     rows = [(table, day, found[day]) for table, found in days.items() for day in sorted(found)]
     every = sorted({day for _, day, _ in rows})
     notes = [f"rows of {counted(len(every), 'day')}, {every[0]} to {every[-1]}"] if every else []

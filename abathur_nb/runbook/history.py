@@ -34,9 +34,9 @@ _MOST_NAMED = 12  # changes between two runs; `diff` names all
 class History(Shown):
     """Hold what the runs of an archive show, oldest first; a notebook shows them as a table, newest first.
 
-    ``since_green`` says for each notebook what changed between its newest sealed run and the last that passed before
-    it, ``changes`` when the schema and the plans changed. ``report`` fails only for what is wrong with the archive: a
-    failed run has a verdict of its own.
+    ``since_green`` lists for each notebook what changed between its newest sealed run and the last earlier one that
+    passed; ``changes`` lists the changes of the schema and the plans. ``report`` fails only for faults of the archive:
+    a failed run only warns.
     """
 
     report: Report
@@ -54,7 +54,7 @@ class History(Shown):
         return pd.DataFrame([[getattr(run, name) for name in columns] for run in self.runs], columns=columns)
 
     def to_record(self) -> dict[str, Any]:
-        """Return what a run's record keeps: which archive was read, and how far it went."""
+        """Return what a run's record keeps: the archive that was read, its number of runs, its ledger's head."""
         return {"history": {"archive": str(self.archive), "runs": len(self.runs), "ledger_head": self.ledger_head}}
 
     def _table(self) -> Table:
@@ -62,7 +62,7 @@ class History(Shown):
 
 
 def runs_table(runs: Iterable[Entry]) -> Table:
-    """Return what a list says of runs, in their order."""
+    """Return a table with a row for each run, in the given order."""
     rows = []
     for run in runs:
         took = "" if run.seconds is None else f"{run.seconds:.1f} s" if run.seconds < 100 else duration(run.seconds)
@@ -77,10 +77,10 @@ def runs_table(runs: Iterable[Entry]) -> Table:
 def read_history(
     settings: Settings, archive: str | os.PathLike[str] | None = None, *, run: Run | None = None
 ) -> History:
-    """Read what the runs of an archive show. Read-only.
+    """Read the runs of an archive, and what they show. Read-only.
 
-    ``archive`` is a directory or the URL of a copy; the default is the archive of the environment. ``run``, the run
-    that asks, is left out. Raises ConfigurationError where ``archive`` names neither.
+    ``archive`` is a directory or the URL of a copy; the default is the archive of the environment. ``run`` is the
+    current run, which is left out. Raises ConfigurationError where ``archive`` names neither.
     """
     where = settings.archive_dir if archive is None else archive_at("archive", archive)
     if isinstance(where, Path) and not os.path.isdir(where):  # noqa: PTH112 - False, where Path raises for one in a closed directory
@@ -116,7 +116,7 @@ def _checks(runs: Sequence[Entry], where: Path | str) -> Iterator[Check]:
         ("sealed", "a verdict of each run that was started", unsealed, killed),
         ("archived", "the executed notebook of each sealed run", loose, "python -m abathur_nb archive OUT.ipynb"),
     ):
-        observed = f"missing for {counted(len(without), 'run')}" if without else "each is there"
+        observed = f"missing for {counted(len(without), 'run')}" if without else "none is missing"
         evidence = (f"{run.run_id} {run.label}, started by {run.who}" for run in without)
         yield Check.that(check_id, not without, expected, observed, remedy, "warn", evidence)
     for run in {run.label: run for run in runs}.values():
@@ -145,7 +145,7 @@ def _difference(earlier: Entry, later: Entry) -> str:
     if one is None or other is None:
         return ""
     changed = [str(change) for change in differences(one, other)] or ["nothing"]
-    changed += [f"made with another {change}" for change in circumstances(one, other)]
+    changed += [f"different circumstances: {change}" for change in circumstances(one, other)]
     if len(changed) > _MOST_NAMED:
         rest = f"and {len(changed) - _MOST_NAMED} more: python -m abathur_nb diff {earlier.run_id} {later.run_id}"
         changed = [*changed[:_MOST_NAMED], rest]
@@ -157,7 +157,7 @@ def _changes(runs: Sequence[Entry]) -> Table:
     known: dict[tuple[str, str], Found] = {}
     rows = []
     for run in runs:
-        # What a dry run of init shows is only planned, and of that no rows are counted.
+        # A dry run of init shows a planned schema; without counted rows it is not used.
         for kind, facts in (("schema", run.found("schema") if run.found("rows") else {}), ("plan", run.found("plans"))):
             if found := {(kind, name): value for name, value in sorted(facts.items())}:
                 changes = _compared(known.get((run.database, kind), found), found)
@@ -182,7 +182,7 @@ class Change:
 
     @property
     def words(self) -> str:
-        """Say what it was before and what it is after; of long texts the part that differs."""
+        """Return the values before and after, as text; of long texts only the part that differs."""
         return " → ".join(clipped(self.before or "nothing", self.after or "nothing"))
 
     def __str__(self) -> str:
@@ -192,18 +192,18 @@ class Change:
 def differences(earlier: Record, later: Record) -> tuple[Change, ...]:
     """Return what changed in meaning from one sealed record to another. Read-only.
 
-    Compared are the verdict, the error that broke the run, each check by its report and id, the database's ids and
-    schema, plans, rows, sizes, and each percentile, which has changed where the two intervals do not overlap. Times
+    It compares the verdict, the error that ended the run, each check by its report and id, the database's ids and
+    schema, plans, rows, sizes and percentiles; a percentile has changed if the two intervals do not overlap. Times
     and words vary from run to run and are not compared.
     """
     records = (earlier, later)
     both_name_objects = all("schema" in record.facts for record in records)
-    key = "name" if any(record.format == 1 for record in records) else "id"  # older ones may have titles alone
+    key = "name" if any(record.format == 1 for record in records) else "id"  # older records may have titles only
     return tuple(_compared(*(_meaning(record, both_name_objects, key) for record in records)))
 
 
 def circumstances(earlier: Record, later: Record) -> tuple[Change, ...]:
-    """Return the differences in what the two runs were made with, such as parameters and versions. Read-only."""
+    """Return how the conditions of the two runs differ, such as parameters and versions. Read-only."""
     return tuple(_compared(_conditions(earlier), _conditions(later)))
 
 
@@ -238,7 +238,7 @@ def _conditions(record: Record) -> Found:
 
 
 def _compared(earlier: Found, later: Found) -> Iterator[Change]:
-    """Yield each difference; where only one of the two has facts of a kind, one for all of them."""
+    """Yield each difference; if only one run has facts of a kind, yield one difference for all of them."""
     names = dict.fromkeys((*earlier, *later))
     for kind in dict.fromkeys(kind for kind, _ in names):
         counts = [sum(other == kind for other, _ in found) for found in (earlier, later)]
@@ -253,7 +253,7 @@ def _compared(earlier: Found, later: Found) -> Iterator[Change]:
 
 
 def _same(kind: str, one: Any, other: Any) -> bool:
-    """Return whether two facts have the same meaning: percentiles, as far as their samples tell."""
+    """Return whether two facts have the same meaning; percentiles have it if their intervals overlap."""
     if isinstance(one, Check) and isinstance(other, Check):
         unlike = one.failed and one.data and other.data and one.data != other.data  # an old record has no data
         return one.status == other.status and not unlike
@@ -274,9 +274,9 @@ def _text(value: Any) -> str:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Print what changed between two runs; return 0 if nothing did in meaning, else 1. Read-only.
+    """Print what changed between two runs; return 1 if anything changed in meaning, else 0. Read-only.
 
-    Circumstances are printed, and do not count: the same answer under other ones is the same answer.
+    Changed circumstances, such as versions, are printed but do not change the exit code.
     """
     records: list[Record] = []
     faults: list[str] = []
@@ -290,8 +290,8 @@ def command(arguments: argparse.Namespace) -> int:
             if entry.sealed:
                 records.append(entry.sealed)
             else:
-                found = f"{entry.faults[0]}" if entry.faults else "it unsealed: it is not evidence"
-                faults.append(f"run {entry.run_id}: expected a sealed one, as it was written, found {found}")
+                found = f"{entry.faults[0]}" if entry.faults else "an unsealed one, which is not evidence"
+                faults.append(f"run {entry.run_id}: expected a sealed, unaltered one, found {found}")
     if faults:
         raise ConfigurationError(faults)
     changed, other = differences(*records), circumstances(*records)
@@ -301,6 +301,6 @@ def command(arguments: argparse.Namespace) -> int:
     ]
     lines += [f"{len(changed)} changed in meaning:" if changed else "nothing changed in meaning"]
     lines += [f"  {change}" for change in changed]
-    lines += ["made with another, which does not count:", *(f"  {change}" for change in other)] if other else []
+    lines += ["different circumstances, which do not count:", *(f"  {change}" for change in other)] if other else []
     sys.stdout.write("".join(printable(line).replace("\n", "\\n") + "\n" for line in lines))
     return 1 if changed else 0

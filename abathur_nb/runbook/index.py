@@ -22,7 +22,7 @@ from abathur_nb.text import Shown, Table, counted, printable
 
 
 def listed(entry: Entry) -> dict[str, Any]:
-    """Return what a list says of one run: plain data, None for what is not known."""
+    """Return the data of one run for a list; values that are not known are None."""
     line: Mapping[str, Any] = entry.line.data if entry.line else {}
     names = ("started_at", "ended_at", "notebook", "env", "user", "host")
     said = {name: getattr(entry.known, name, None) if entry.known else line.get(name) for name in names}
@@ -90,9 +90,9 @@ class Overview(Shown):
 
 
 def show_environments(settings: Settings, *, run: Run | None = None) -> Overview:
-    """Find the newest run of each notebook on the present database of each environment. Read-only.
+    """Find the newest run of each notebook on the current database of each environment. Read-only.
 
-    Environments other than that of ``settings`` have their own settings. ``run``, the run that asks, is left out.
+    The other environments are resolved with their own settings. ``run`` is the current run, which is left out.
     """
     own = run.folder.name if run and run.folder else None
     checks: list[Check] = []
@@ -104,10 +104,10 @@ def show_environments(settings: Settings, *, run: Run | None = None) -> Overview
             theirs = settings if env == settings.env else resolve(env)
             databases[env] = str(theirs.db_path)
             if not os.path.exists(theirs.db_path):  # noqa: PTH110 - False, where Path raises for one in a closed directory
-                databases[env] += "\nnot there, or hidden from this account"
+                databases[env] += "\nmissing, or hidden from this account"
             newest[env], found = _newest(theirs, own)
         except ConfigurationError as error:
-            remedy = "repair the settings file, or the variable that is named"
+            remedy = "correct the settings file or environment variable that is named"
             found = Check(env, "fail", "its settings can be resolved", "; ".join(error.faults), remedy)
         except FileNotFoundError:
             observed = f"no archive at {theirs.archive_dir}"
@@ -123,14 +123,14 @@ def show_environments(settings: Settings, *, run: Run | None = None) -> Overview
 
 
 def _newest(settings: Settings, own: str | None) -> tuple[Mapping[str, Entry], Check]:
-    """Return the newest run of each notebook of an environment, and the check about them."""
+    """Return the newest run of each notebook of an environment, and the check of its archive and runs."""
     archive, env = settings.archive_dir, settings.env
     os.stat(archive)
     ledger = read_ledger(archive)
     entries = [entry for entry in read_archive(archive, ledger) if entry.run_id != own]
     newest = {run.notebook: run for run in entries if run.is_of(settings)}
     if faults := [*ledger.faults, *(fault for entry in entries for fault in entry.faults)]:
-        observed, remedy = f"it is not: {faults[0]}", f"python -m abathur_nb verify {quote(str(archive))}"
+        observed, remedy = f"altered or damaged: {faults[0]}", f"python -m abathur_nb verify {quote(str(archive))}"
         return newest, Check(env, "fail", "its archive is as it was written", observed, remedy, tuple(faults))
     expected = "the newest run of each notebook passed"
     if not newest:

@@ -26,7 +26,7 @@ from abathur_nb.text import counted
 
 _TITLE = "initialize"
 
-# The steps of section 2 that one transaction takes, in its order.
+# The steps of section 2 that run in one transaction, in order.
 _STEPS = (
     ("make_memory_tables", "2.3 memory tables", "ddl-memory-tables.sql"),
     ("make_core_tables", "2.4 core tables", "ddl-core-tables.sql"),
@@ -44,10 +44,10 @@ def _script() -> list[str]:
 
 
 async def initialize_database(settings: Settings, *, dry_run: bool = False) -> Report:
-    """Create the database at ``settings.db_path``, or say that a valid one is there already.
+    """Create the database at ``settings.db_path``, or report that a valid one exists.
 
-    All or nothing: it is built and validated under another name in the same directory, forced to the disk, and linked
-    to its own name, which one of several racing processes wins. What is there already is never changed.
+    All or nothing: it is built and validated under another name in the same directory, synced to the disk, and then
+    linked to its own name. Of several racing processes only one succeeds. An existing database is never changed.
     ``dry_run`` shows the statements and changes nothing.
     """
     checks: list[Check] = []  # shown also if a later step fails
@@ -60,25 +60,25 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
             refused = target.state != "absent" or await _is_forbidden(settings, dry_run, checks)
             if not refused:
                 checks += _plan(settings) if dry_run else await _create(settings)
-    except FileExistsError:  # a racing process won: see what is there now
+    except FileExistsError:  # another process created it first: check that one
         return await initialize_database(settings)
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault, refused = explain_error(settings.db_path, error), True
-        remedy = fault.remedy or "remove that cause, then try again"
+        remedy = fault.remedy or "correct that, then try again"
         checks.append(Check("create", "error", "a whole database", f"no database was made: {fault.observed}", remedy))
     title = f"{_TITLE} (dry run)" if dry_run else _TITLE
     return Report(title, tuple(checks), subject=str(settings.db_path), refused=refused)
 
 
 async def _is_forbidden(settings: Settings, dry_run: bool, checks: list[Check]) -> bool:
-    """Check the place of a database to be made, and return whether it forbids one."""
+    """Check the location of a new database, and return whether a check forbids to create it."""
     location = location_checks(settings)
     checks += location
     if (lost := strays_check(settings.db_path)).failed:  # a process has a deleted database open, and refuses to use it
         checks.append(replace(lost, status="warn"))
     if dry_run or forbids(location):
         return forbids(location)
-    # Where the name of the file system only warns, its behaviour is tried.
+    # If the type of the file system only causes a warning, its behaviour is tested.
     if any(check.id == "file_system" and check.status == "warn" for check in location):
         checks.append(await behaviour(settings))
         return checks[-1].failed
@@ -86,18 +86,18 @@ async def _is_forbidden(settings: Settings, dry_run: bool, checks: list[Check]) 
 
 
 async def _is_not_valid(settings: Settings, dry_run: bool, checks: list[Check]) -> bool:
-    """Check the database that is there, and return whether init refuses it. Changes no byte of it."""
+    """Check the existing database, and return whether init refuses it. Changes no byte of it."""
     place = directory_checks(settings)
     if forbids(place):
         checks += place
         return True
     found = await file_checks(settings)
-    # Its mode is a finding, and does not make the database invalid.
+    # A wrong mode is reported, but does not make the database invalid.
     broken = any(check.failed for check in found if check.id != FILE_MODES)
     done, swept = list[Check](), list[str]()
     if not broken and not dry_run:
         # The run that made it may have been killed before its name was durable or its scratch directory removed.
-        done = [_force_name(settings.db_path, " was there already; its name was forced again")]
+        done = [_force_name(settings.db_path, " existed already; its name was synced to the disk again")]
         swept = sweep(settings.db_path.parent)
     observed = f"{'a database that is not valid' if broken else 'already initialized'}: left as it is"
     expected, remedy = "no database yet, or a valid one", repair_command(settings)
@@ -127,8 +127,8 @@ async def _create(settings: Settings) -> list[Check]:
             if not os.path.samestat(os.lstat(folder), checked):
                 raise RefusedError(f"{folder} was replaced by another directory or a link in the meantime")
             fsync(draft)
-            os.link(draft, path)  # it raises FileExistsError for a name that is taken, which rename would replace
-            # From here on the database exists: a failure is reported, and raises nothing.
+            os.link(draft, path)  # raises FileExistsError if the name is taken; a rename would replace the file
+            # From here on the database exists: a failure is reported, not raised.
             published = _force_name(path)
             ask = partial(file_modes, path)
             validation.append(await run_check(FILE_MODES, ask, remedy=f"namei -l {quote(str(folder))}"))
@@ -138,21 +138,21 @@ async def _create(settings: Settings) -> list[Check]:
 
 
 async def _build(conn: aiosqlite.Connection, settings: Settings) -> list[Check]:
-    """Make the tables, the indexes and the seeds in one transaction, and empty the write-ahead log into the file."""
+    """Make the tables, the indexes and the seeds in one transaction, and checkpoint the write-ahead log."""
     mode = await pragma(conn, "journal_mode = WAL")
     # The other seven were read back when the connection was opened.
     found = {"journal_mode": mode, **connection_pragmas(settings.busy_timeout_ms, settings.synchronous)}
     words = ", ".join(f"{name} = {value}" for name, value in found.items())
     if mode != "wal":
-        raise RefusedError(f"SQLite did not switch to write-ahead mode: {words}")
-    # One script is one hop to the connection's thread, where fifty statements would be fifty.
+        raise RefusedError(f"SQLite did not switch to WAL mode: {words}")
+    # One script takes one call to the connection's thread instead of fifty.
     await conn.executescript(";\n".join(_script()) + ";")
-    # Closing would checkpoint as well, but says nothing if it fails.
+    # Closing would checkpoint as well, but would not report a failure.
     (emptied,) = await conn.execute_fetchall(_EMPTY_LOG)
     if tuple(emptied) != (0, 0, 0):
         raise RefusedError(f"the write-ahead log of the new database could not be emptied: {tuple(emptied)}")
     return [
-        Check("set_pragmas", "pass", expected="the eight, read back", observed=words, name="2.2 PRAGMA settings"),
+        Check("set_pragmas", "pass", expected="all eight, as read back", observed=words, name="2.2 PRAGMA settings"),
         *(
             Check(step, "pass", observed=f"{counted(len(statements(file)), 'statement')} of sql/{file}", name=name)
             for step, name, file in _STEPS

@@ -26,7 +26,7 @@ _TITLE = "monitor"
 class Monitoring:
     """Hold the ``report``, the ``snapshot`` that was measured, and ``moments``: its samples and the recorded ones.
 
-    Of many recorded snapshots a selection is held, spread evenly.
+    If more than 500 snapshots are recorded, ``moments`` has evenly spaced ones.
     """
 
     report: Report
@@ -47,10 +47,10 @@ class Monitoring:
 
 
 async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 90) -> Monitoring:
-    """Measure the database and what is around it, and judge that by the alert rules.
+    """Measure the database, its disk, backups and validations, and apply the alert rules.
 
-    Read-only without ``record``. With it the samples are written to the table metrics, and those of them that are
-    older than ``keep_days`` removed. A critical alert fails the report where the settings say so, and warns elsewhere.
+    Read-only without ``record``. With it the samples are inserted into the table metrics, and its samples older than
+    ``keep_days`` are deleted. A critical alert fails the report where the settings say so, and warns elsewhere.
     Raises ConfigurationError for a wrong argument.
     """
     check_ranges(keep_days=keep_days)
@@ -73,7 +73,7 @@ async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 
         checks.append(Check("what_was_recorded", "error", "it can be read", fault.observed, fault.remedy))
     if ahead := [moment for moment, _ in recorded if is_ahead(moment, snapshot.taken_at)]:
         observed = f"{counted(len(ahead), 'sample')}, the last one {age(max(ahead), snapshot.taken_at)}: left out"
-        checks.append(Check("what_was_recorded", "warn", "no sample of the future", observed, SEE_CLOCK))
+        checks.append(Check("what_was_recorded", "warn", "no sample from the future", observed, SEE_CLOCK))
         recorded = [one for one in recorded if one[0] not in ahead]
     if record:
         checks.append(await record_snapshot(settings, snapshot, keep_days))

@@ -21,7 +21,7 @@ from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.store.connection import connect, pragma, run_to_end
 from abathur_nb.store.target import identify
 
-# The first and the last version with the bug, and the branches without (https://sqlite.org/wal.html#walresetbug).
+# The first and the last version with the bug, and the repaired branches (https://sqlite.org/wal.html#walresetbug).
 _RACE_FIRST, _RACE_LAST, _RACE_REPAIRED = (3, 7, 0), (3, 51, 2), ((3, 44, 6), (3, 50, 7))
 _PROBE_SECONDS = 5
 # A process of its own, because two connections in one process share SQLite's locks without asking the file system.
@@ -43,7 +43,7 @@ print(json.dumps(found))
 async def preflight(settings: Settings, *, team_trained: str | None = None) -> Report:
     """Report whether a database can be made and used at ``settings.db_path``. Leaves nothing behind.
 
-    Removes what a killed run left behind, unless it is refused. ``team_trained`` names who says that the team is
+    Removes what a killed run left behind, unless it returns a refusal. ``team_trained`` names who says that the team is
     trained on the procedures, and when: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another form.
     """
     trained = said("team trained on procedures", team_trained, check_id="team_trained")
@@ -62,7 +62,7 @@ def _software(async_driver: str = aiosqlite.__version__) -> list[Check]:
     has_json = False
     with closing(sqlite3.connect(":memory:")) as conn, suppress(sqlite3.Error):
         has_json = conn.execute("SELECT json_insert('[1]', '$[#]', 2)").fetchone()[0] == "[1,2]"
-    linux = "Linux: elsewhere, who holds a lock and what file system this is can't be known"
+    linux = "Linux: on other systems the holder of a lock and the file system are unknown"
     newer = "install a newer Python: conda env create -f environment.yml"
     driver = tuple(map(int, re.findall(r"\d+", async_driver)[:2]))
     upgrade = f"{quote(sys.executable)} -m pip install --upgrade aiosqlite"

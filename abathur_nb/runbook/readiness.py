@@ -22,10 +22,10 @@ from abathur_nb.text import SEE_CLOCK, Shown, Table, age, counted, is_ahead
 class Line:
     """Hold one line of a checklist, in its words, and the evidence that it needs.
 
-    The evidence is the newest run of ``notebook`` with these ``parameters``, at most ``days`` old, in which each of
-    ``checks`` (ids) passed, or every check if none is named; in the archive of ``env`` if that is given. With
-    ``state`` a later change of the database makes it void. Without a notebook a person answers for the line, by the
-    parameter of readiness that is its ``id``.
+    The evidence is the newest run of ``notebook`` with these ``parameters``. It must be at most ``days`` old, and each
+    of ``checks`` (ids), or the whole run if none is named, must have passed. ``env`` names another archive to search.
+    With ``state`` a later change of the database makes it void. If there is no notebook, a person answers the line, in
+    the parameter of readiness that is named ``id``.
     """
 
     id: str
@@ -113,7 +113,7 @@ class Readiness(Shown):
 
     @property
     def verdict(self) -> str:
-        """Say ``GO``, or ``NO-GO`` and how many lines lack their evidence."""
+        """Return ``GO``, or ``NO-GO`` and how many lines lack their evidence."""
         failed = sum(check.failed for check in self.report.checks)
         return f"NO-GO: {failed} of {len(self.report.checks)} lines lack their evidence" if failed else "GO"
 
@@ -136,8 +136,8 @@ async def readiness(
 ) -> Readiness:
     """Answer every line of the checklists from the archives of ``settings`` and, for production, of staging. Read-only.
 
-    Evidence is the newest run of its kind in the ledger of an archive that verifies, whatever its verdict. Each
-    statement names a person and a date, as ``said`` takes them. Raises ConfigurationError for another form.
+    Evidence is the newest archived run of its kind, whatever its verdict; the archive must verify. Each statement
+    names a person and a date: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another form.
     """
     statements = {
         "team_trained": team_trained,
@@ -153,7 +153,7 @@ def _answers(settings: Settings, statements: Mapping[str, str | None]) -> Readin
     lines = [line for line in CHECKLIST if not line.env or settings.env == "production"]
     archives = {env: _read(resolve(env) if env else settings) for env in dict.fromkeys(line.env for line in lines)}
     evidence = [archive.check for archive in archives.values()]
-    if (target := examine(settings)).state != "present":  # the evidence about it is void
+    if (target := examine(settings)).state != "present":  # then the evidence is void
         evidence.append(wanted(target, settings))
     checks = [replace(check, data={"list": "Evidence"}) for check in evidence]
     for line in lines:
@@ -177,7 +177,7 @@ class _Archive:
     changes: Sequence[Entry]
 
     def answer(self, line: Line) -> Check:
-        """Return what the newest run that ``line`` asks for says."""
+        """Return the check of ``line``, from the newest run that it asks for."""
         runs = (run for run in reversed(self.runs) if run.notebook == line.notebook)
         run = next((run for run in runs if line.parameters.items() <= _parameters(run).items()), None)
         asked = "".join(f" with {name} {value}" for name, value in line.parameters.items())
@@ -227,7 +227,7 @@ def _number(run: Entry) -> int:
 
 
 def _is_after(change: Entry, run: Entry) -> bool:
-    """Return whether a change began after a run; by the ledger where the clock was ahead then."""
+    """Return whether a change began after a run; by the ledger's order if its time is in the future."""
     if is_ahead(change.started_at) and change.line:
         return _number(change) > _number(run)
     return change.started_at > run.started_at

@@ -1,4 +1,4 @@
-"""Restore: put the content of a proven backup in place of the live database; as a drill, in scratch only."""
+"""Restore: put the content of a proven backup in place of the live database, or of a copy as a drill."""
 
 import asyncio
 import os
@@ -35,13 +35,13 @@ async def restore_database(
 ) -> Report:
     """Show the plan of putting the content of a backup in place of the live database; carry it out with ``apply``.
 
-    ``backup`` is a path, or a name in ``backup_dir``; None takes the newest, and is refused where that can't serve.
-    One of another environment is refused unless ``from_env`` names that. Where the settings demand it, ``confirm``
-    must be the hash of the plan. ``drill`` restores over a copy of the live database, in scratch, and reports how long
-    it takes (RTO) and what would be lost (RPO); it fails where a restoration would. Raises ConfigurationError for a
+    ``backup`` is a path, or a name in ``backup_dir``; None takes the newest, and is refused if that one is unfit.
+    One of another environment is refused unless ``from_env`` names it. Where the settings demand it, ``confirm``
+    must be the hash of the plan. ``drill`` restores over a scratch copy of the live database, and reports how long it
+    takes (RTO) and what would be lost (RPO); it fails if a real restore would. Raises ConfigurationError for a
     wrong argument.
     """
-    both = "drill, apply: a drill changes nothing, so that there is nothing to apply: set one of them"
+    both = "drill, apply: a drill changes nothing, so there is nothing to apply: set only one of them"
     fault = both if drill is True and apply is True else ""
     check_arguments(fault, confirm=confirm, file=("backup", backup, "backup"), apply=apply, drill=drill)
     source = proven_backup(settings, backup, from_env, drill=drill)
@@ -53,7 +53,7 @@ async def restore_database(
 async def proven_backup(
     settings: Settings, name: str | os.PathLike[str] | None, from_env: str | None = None, *, drill: bool = False
 ) -> AsyncIterator[Source]:
-    """Lend the content of a backup from scratch, every byte and row of it proven. Raises RefusedError if none fits."""
+    """Yield the content of a backup, unpacked in scratch, each byte and row proven. Raises RefusedError if unfit."""
     wanted = settings.env if from_env is None else from_env
     backup, notes = find_backup(settings.backup_dir, name, wanted, settings.db_path)
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:
@@ -79,7 +79,7 @@ def _require_fit(backup: Backup, settings: Settings, env: str) -> None:
     if facts["application_id"] != APPLICATION_ID:
         raise UnfitBackupError(f"{backup.path} is a backup of another application's database")
     if facts["user_version"] > SCHEMA_VERSION:
-        observed = f"{backup.path} has schema version {facts['user_version']}, known is {SCHEMA_VERSION}"
+        observed = f"{backup.path} has schema version {facts['user_version']}, the newest known is {SCHEMA_VERSION}"
         raise RefusedError(observed, "update abathur_nb")
     if facts["env"] != env:
         observed = f"{backup.path} is a backup of {facts['env']}, not of {env}"
@@ -89,7 +89,7 @@ def _require_fit(backup: Backup, settings: Settings, env: str) -> None:
 
 
 async def _read(backup: Backup, path: Path) -> Source:
-    """Return the content of a backup, unpacked at ``path``. Raises RefusedError if its manifest says otherwise."""
+    """Return the content of a backup, unpacked at ``path``. Raises RefusedError if it differs from the manifest."""
     try:
         source = await read_source(path, f"the content of {backup.path.name}")
     except sqlite3.Error as error:
@@ -111,8 +111,8 @@ def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: list[str])
         SEE_CLOCK: is_ahead(backup.taken_at),
     }
     words = [*(words for words, holds in noted.items() if holds), *notes]
-    expected = "the newest of this database, which passed validation"
+    expected = "the newest backup of this database, of which validation passed"
     observed = f"{backup.path}, {counted(backup.content.total, 'row')}, {age(backup.taken_at)}"
-    remedy = "see that this is the one that you want; validate the database once it is restored"
+    remedy = "make sure that this is the backup that you want; validate the database after the restore"
     rows = [f"{name}: {counted(count, 'row')}" for name, count in backup.content.rows.items()]
     return Check.that("backup", not words, expected, "; ".join([observed, *words]), remedy, "warn", rows)

@@ -1,4 +1,4 @@
-"""Roll back: to a fresh start (the runbook's own strategy) or to a backup; what was there before is kept and proven."""
+"""Roll back: to a fresh database (the runbook's own strategy) or to a backup; the existing database is kept."""
 
 import os
 from collections.abc import AsyncIterator
@@ -31,9 +31,9 @@ async def roll_back(
     """Show the plan of setting the database back; carry it out with ``apply``.
 
     ``to`` is ``fresh``, a new database with its seed memories, or a backup: its path, or its name in
-    ``backup_dir``. What is there is backed up and that backup proven; what is too damaged for it is moved aside
+    ``backup_dir``. The existing database is backed up and the backup proven; one that is too damaged is moved aside
     with its side files. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
-    ConfigurationError for a wrong argument, and where ``to`` is not named.
+    ConfigurationError for a wrong argument, and if ``to`` is missing.
     """
     fault, newest = "", None
     if not file_named(to):
@@ -54,7 +54,7 @@ async def roll_back(
 
 @asynccontextmanager
 async def _fresh(settings: Settings) -> AsyncIterator[Source]:
-    """Lend a new database in scratch."""
+    """Yield a new database in a scratch directory."""
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:
         fresh = replace(settings, db_path=scratch / "fresh.db")
         made = await initialize_database(fresh)

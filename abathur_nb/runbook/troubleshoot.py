@@ -26,20 +26,20 @@ _TITLE = "troubleshoot"
 _COPIED = "copy {path} and its log, byte for byte, into a new directory abathur_aside_… beside it"
 # Each of these is done alone: afterwards everything has to be diagnosed again.
 _ALONE = {
-    "rescue": "write what each of these processes holds into a backup abathur_rescued_… in {backups}, and prove that",
-    "complete": "go on with the replacement of {path} that was begun",
+    "rescue": "write the data that each of these processes holds to a backup abathur_rescued_… in {backups}; prove it",
+    "complete": "complete the replacement of {path} that was begun",
     "set journal aside": "move {journal} into a new directory abathur_aside_… beside it, and leave {path} as it is",
     "move aside": "move the side files of {path} into a new directory abathur_aside_… beside it",
     "set log aside": f"{_COPIED}; then move the log there, and leave {{path}} as it is",
     "write log": f"{_COPIED}; then write what SQLite reads of the log into {{path}}, and move the log there",
-    "roll back": "roll back what a killed writer left half done in {path}, by its journal",
-    "salvage": "write what can still be read of {path} into a backup abathur_salvaged_… in {backups}, and leave {path}",
+    "roll back": "roll back the unfinished transaction of a killed writer in {path}, from its journal",
+    "salvage": "write what can still be read of {path} into a backup abathur_salvaged_… in {backups}; keep {path}",
 }
-# All deeds, in the order in which they are done.
+# All repairs, in the order in which they are done.
 _DEEDS = _ALONE | {
     "wal": "switch {path} to WAL mode",
     "checkpoint": "write the log of {path} into it, and empty the log",
-    "chmod": "make {path} and its side files 0600",
+    "chmod": "set {path} and its side files to mode 0600",
     "sweep": "remove the scratch directories of dead processes beside it",
 }
 # While a table is rebuilt, references to it are neither enforced nor renamed; while one fault of a row is repaired,
@@ -56,11 +56,11 @@ async def troubleshoot(
 ) -> Report:
     """Say what is wrong with the database, why, and what repairs it; repair it with ``repair``.
 
-    Read-only without ``repair``. With it: a proven backup; then the statements of the plan, in one transaction, before
-    which each row that they change is written to a file in ``backup_dir``/quarantine; then what no transaction holds
-    (WAL mode, a large log, file modes, leftovers); then ``validate``. Damaged pages are never repaired in place, but
-    salvaged into a backup. ``put_back`` names a quarantine file, whose rows are put back (with ``repair``) as far as
-    the rules of the schema let them. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
+    Read-only without ``repair``. With it: take a proven backup; write each row that will change to a file in
+    ``backup_dir``/quarantine; run the statements of the plan in one transaction; repair what needs no transaction
+    (WAL mode, a large log, file modes, leftovers); run ``validate``. Damaged pages are never repaired in place, but
+    salvaged into a backup. ``put_back`` names a quarantine file, whose rows are put back (with ``repair``) if the
+    rules of the schema allow it. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument.
     """
     check_arguments(confirm=confirm, file=("put_back", put_back, "quarantine file"), repair=repair)
@@ -71,7 +71,7 @@ async def troubleshoot(
 
 @asynccontextmanager
 async def _find(settings: Settings) -> AsyncIterator[Change]:
-    """Lend the repair of what is wrong."""
+    """Yield the change that repairs what is wrong."""
     found = await diagnose(settings)
     deeds = {*found.deeds}
     if found.refused:
@@ -103,7 +103,7 @@ def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     steps = []
     if found.changes:
         rows = counted(sum(count for _, count in found.changes), "row")
-        steps.append(f"write what is changed, {rows} as before, to {backups}/quarantine")
+        steps.append(f"write the {rows} that will change, as now, to {backups}/quarantine")
     if found.steps:
         steps.append("in one transaction:\n" + "\n".join(f"     {step}" for step in found.steps))
     return (*steps, *deeds)
@@ -115,7 +115,7 @@ def _after_salvage(checks: Iterable[Check]) -> Iterable[Check]:
 
 
 def _past(checks: Iterable[Check]) -> Iterable[Check]:
-    """Yield the faults as what was found: the checks after them say whether they are repaired."""
+    """Yield each fault as a warning ``found: …``: the later checks say whether it is repaired."""
     for check in checks:
         if check.status != "pass":
             yield replace(check, id=f"found_{check.id}", name=f"found: {check.name}", status="warn", remedy="")
@@ -130,21 +130,21 @@ async def _repair(found: Diagnosis, settings: Settings, done: list[Check], commi
     if "set journal aside" in deeds:
         move_aside(path, [journal_of(path).name.removeprefix(path.name)])
         aside = ", ".join(map(str, sorted(path.parent.glob(f"{FOLDERS}*/*"))))
-        remedy = f"see that {path} holds the rows that you expect: a database or a log among these may hold them"
+        remedy = f"check that {path} holds the rows that you expect; if not, one of these files may hold them"
         done.append(
             Check("journal_aside", "warn", "a replacement that is complete", f"moved aside by now: {aside}", remedy)
         )
         target = await identify(settings)
         done += await file_checks(settings) if target.state == "present" else [wanted(target, settings)]
     if "move aside" in deeds:
-        require_movable(path)  # else its database was moved away, or deleted, under a process
+        require_movable(path)  # a process that has the database open would write to the moved files
         observed = f"in {move_aside(path, SIDE_FILES)}; no database stands at {path} now"
         remedy = wanted(await identify(settings), settings).remedy
         done.append(Check("moved_aside", "warn", "a database", observed, remedy))
     if {"set log aside", "write log"} & {*deeds}:
         done.append(await set_log_aside(settings, write="write log" in deeds))
     if "roll back" in deeds:
-        async with connect(path, settings.busy_timeout_ms, mode="rw"):  # the first read by a writer does it
+        async with connect(path, settings.busy_timeout_ms, mode="rw"):  # SQLite rolls back at the first read
             observed = f"{path} is as it was before the transaction that was killed"
         done.append(Check("rolled_back", "pass", "no hot journal", observed))
     if "salvage" in deeds:
@@ -166,7 +166,7 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
     path = settings.db_path
     async with open_for_change(path, settings.busy_timeout_ms) as conn:
         await conn.apply(add_functions)
-        await bound(conn, path, timed=False)  # a repair that was stopped halfway would never end
+        await bound(conn, path, timed=False)  # a repair with a time limit might never end
         for setting in _REPAIRING:
             await conn.execute_fetchall(f"PRAGMA {setting}")
         try:
@@ -191,7 +191,7 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
     committed = f"{counted(len(found.steps), 'statement')} committed"
     checks = [Check("transaction", "pass", "all statements of the plan", committed)]
     if kept:
-        observed = f"{kept}: {counted(sum(count for _, count in found.changes), 'row')}, each whole and as it was"
+        observed = f"{kept}: {counted(sum(count for _, count in found.changes), 'row')}, each as it was before"
         lost = tuple(f"{change.sql}; -- {counted(count, 'row')}" for change, count in found.changes)
         remedy = f"to put back what can be put back: -p put_back {kept.name}"
         checks.append(Check("quarantine", "warn", "every changed row is accounted for", observed, remedy, lost))
@@ -206,18 +206,18 @@ async def _switch_to_wal(settings: Settings) -> list[Check]:
     except sqlite3.Error as error:
         fault = explain_error(settings.db_path, error)
         observed, remedy, name = fault.observed, fault.remedy, "switch to WAL"
-        return [Check("switch_to_wal", "fail", "nobody else uses the database", observed, remedy, name=name)]
+        return [Check("switch_to_wal", "fail", "no other process uses the database", observed, remedy, name=name)]
     return []
 
 
 async def _empty_the_log(settings: Settings) -> list[Check]:
-    """Write the WAL into the database and empty it; return a check that names who prevents it."""
+    """Checkpoint the WAL and empty it; return a check that names the processes that prevent it."""
     async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as conn:
         (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
     if not done["busy"]:
         return []
     users = ", ".join(users_of(settings.db_path)) or "somebody"
-    observed, remedy = f"{users} used it for more than {settings.busy_timeout_ms} ms", "end that, then run this again"
+    observed, remedy = f"{users} used it for more than {settings.busy_timeout_ms} ms", "end them, then run this again"
     return [Check("empty_log", "warn", "nobody reads or writes for a moment", observed, remedy)]
 
 

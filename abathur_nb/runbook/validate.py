@@ -1,4 +1,4 @@
-"""Validate: whether a database is sound, is ours, and holds what it must (the runbook's sections 2.7 and 4)."""
+"""Validate: whether a database is sound, has this schema and holds valid data (the runbook's sections 2.7 and 4)."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ from abathur_nb.store.sql import load_queries, normalized
 from abathur_nb.store.target import identify, refusal, to_be_repaired
 from abathur_nb.text import counted, printable
 
-# Troubleshoot repairs neither what is not ours nor values that only a person can correct.
+# Troubleshoot does not repair objects of others, or values that only a person can correct.
 _BY_HAND = (OTHERS, "open_files", "values", "required_values", "timestamps", "moments")
 _MOST = 200  # tables that are shown
 
 
 async def validate_database(settings: Settings) -> Report:
-    """Report whether the database is sound, ours and complete, and holds valid values. Read-only.
+    """Report whether the database is sound and complete, has this schema, and holds valid values. Read-only.
 
-    All checks see one snapshot; each tells what it expected and observed. SQLite may leave an empty ``-wal`` and a
+    All checks see one snapshot; each reports what it expected and observed. SQLite may leave an empty ``-wal`` and a
     ``-shm`` beside the file.
     """
     report = await refusal("validate", settings)
@@ -86,7 +86,7 @@ class Schema:
 
 
 async def show_schema(settings: Settings, *, planned: bool = False) -> Schema:
-    """Read the live schema, with the rows and the size of each table; or, ``planned``, what ``sql/`` would make.
+    """Read the live schema, with the rows and the size of each table; or, if ``planned``, the schema of ``sql/``.
 
     Read-only. Where there is no database, or not all of it can be read, ``note`` says why.
     """

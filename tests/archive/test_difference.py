@@ -174,7 +174,7 @@ def test_wrong_arguments_exit_with_2_and_name_every_fault(
     (altered / RECORD).write_bytes(sealed({**data, "facts": {}}))
     died = start(settings)
     for name, words in (
-        (died.name, f"run {died.name}: expected a sealed one, as it was written, found it unsealed"),
+        (died.name, f"run {died.name}: expected a sealed, unaltered one, found an unsealed one, which is not evidence"),
         (altered.name, "is not the file that the ledger names"),
         ("x", "expected the beginning of one run id, found none"),
         ("2", "expected the beginning of one run id, found 2"),

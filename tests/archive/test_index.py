@@ -97,7 +97,7 @@ def test_an_archive_that_is_not_as_it_was_written_fails_and_names_the_first_faul
     overview = nb.show_environments(settings)
     found = check(overview)
     assert found.status == "fail"
-    assert found.observed.startswith("it is not: ")
+    assert found.observed.startswith("altered or damaged: ")
     assert found.remedy == f"python -m abathur_nb verify {settings.archive_dir}"
     assert any(file in line for line in found.evidence)
     if file == RECORD:

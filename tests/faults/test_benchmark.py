@@ -136,7 +136,7 @@ async def test_what_names_no_benchmark_is_refused_before_anything_is_measured(da
         ("20010101", "^compare_with: run '20010101': expected the beginning of one run id, found none"),
         ("", "^compare_with: run '': expected the beginning of one run id"),
         (7, "^compare_with: expected str, found 7"),
-        (validated, "^compare_with: expected a benchmark that was measured"),
+        (validated, "^compare_with: expected a benchmark with measurements"),
     ):
         with nothing_changes(database), pytest.raises(ConfigurationError, match=words):
             await nb.run_benchmark(database, compare_with=value)  # type: ignore[arg-type]

@@ -214,7 +214,7 @@ async def test_an_index_that_somebody_added_warns_where_it_serves_and_fails_noth
     report = (await explain_queries(database)).report
     assert report.ok, str(report)
     told = [check for check in report.checks if check.status == "warn"]
-    assert any("is not of sql/" in check.observed for check in told)
+    assert any("is not in sql/" in check.observed for check in told)
     run_sql(database.db_path, f"DROP INDEX {ours[0].name}")
     assert not (await explain_queries(database)).report.ok, "one of ours is missing all the same"
 
