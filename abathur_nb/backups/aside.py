@@ -1,4 +1,4 @@
-"""Replacing a file that SQLite can't write into: the old file is moved aside, the new one takes its name.
+"""Replace a file that SQLite can't write into: move the old file aside and give its name to the new one.
 
 Several renames are not one transaction: a journal, written before the first of them, says what to do, and the next
 change completes it. The side files are moved first: a log that is left behind would add its rows to the next database
@@ -26,11 +26,11 @@ from abathur_nb.store.connection import SIDE_FILES, lock_owners, open_for_change
 from abathur_nb.store.target import journal_of
 from abathur_nb.text import file_stamp, process_name
 
-FOLDERS = "abathur_aside_"  # how the name of each directory begins into which something is moved
+FOLDERS = "abathur_aside_"  # the beginning of the names of directories into which files are moved
 
 
 class JournalError(RefusedError):
-    """Refuse a journal that cannot be read, or names a missing folder: nobody can complete its replacement."""
+    """Raised for a journal that cannot be read or names a missing folder, so that it cannot be completed."""
 
 
 def new_folder(path: Path) -> Path:
@@ -41,19 +41,19 @@ def new_folder(path: Path) -> Path:
 
 
 def _folder_of_ours(data: object) -> bool:
-    """Return whether JSON is a name that ``new_folder`` gives: nothing else must be moved or removed."""
+    """Return whether JSON is a name that ``new_folder`` gives; other folders must not be moved or removed."""
     return isinstance(data, str) and re.fullmatch(rf"{FOLDERS}\d{{8}}_\d{{6}}_\d{{3}}", data, re.ASCII) is not None
 
 
 def draft_in(folder: Path, path: Path) -> Path:
-    """Return where the new database waits, under a name that nothing moved beside it has."""
+    """Return the path of the new database until it gets its name; no file that is moved has this name."""
     return folder / f"new.{path.name}"
 
 
 async def replace_file(path: Path, write: Callable[[Path], Awaitable[None]], done: list[Check]) -> None:
     """Move the database and its side files into a new directory, and give its name to what ``write`` makes.
 
-    Killed at any moment, `complete` goes on with it. Raises as `require_movable` does.
+    If it is killed at any moment, `complete` continues it. Raises as `require_movable` does.
     """
     folder = new_folder(path)
     draft = draft_in(folder, path)
@@ -75,7 +75,7 @@ async def replace_file(path: Path, write: Callable[[Path], Awaitable[None]], don
 
 
 def begun(path: Path) -> tuple[Path, Path] | None:
-    """Return the folder of a begun replacement and its new database, or None. Read-only. Raises RefusedError."""
+    """Return the folder of an unfinished replacement and its new database, or None. Read-only. Raises RefusedError."""
     journal = journal_of(path)
     try:
         data = unsealed(read_regular(journal))
@@ -90,7 +90,7 @@ def begun(path: Path) -> tuple[Path, Path] | None:
         remedy = "run troubleshoot.ipynb: its plan moves that file aside"
         raise JournalError(f"{journal} can't be completed: {error}", remedy) from None
     draft = draft_in(folder, path)
-    # Without a draft only the journal is left to be removed: the new database has its name.
+    # Without a draft the new database has its name already, and only the journal must be removed.
     if not draft.exists() or (os.path.lexists(path) and os.path.samestat(os.lstat(path), os.lstat(draft))):
         return folder, path
     if os.path.lexists(path) and os.path.lexists(folder / path.name):
@@ -104,7 +104,7 @@ def _taken(path: Path) -> RefusedError:
 
 
 def complete(path: Path) -> list[Path]:
-    """Complete a replacement that was begun; return what is moved aside. Raises RefusedError as `begun` does."""
+    """Complete an unfinished replacement; return the files moved aside. Raises RefusedError as `begun` does."""
     if not (found := begun(path)):
         return []
     (folder, new), draft = found, draft_in(found[0], path)
@@ -124,12 +124,12 @@ def complete(path: Path) -> list[Path]:
 
 
 def move_aside(path: Path, suffixes: Iterable[str], folder: Path | None = None) -> Path:
-    """Move the files named as the database with these suffixes into a directory beside it, and return that. OSError."""
+    """Move the database's files with these suffixes into a directory beside it; return that. Raises OSError."""
     folder = folder or new_folder(path)
     try:
         for name in (f"{path.name}{suffix}" for suffix in suffixes):
             aside = folder / name
-            while os.path.lexists(aside):  # moved there before a process was killed
+            while os.path.lexists(aside):  # a process that was killed had moved them there
                 aside = aside.with_name(f"{aside.name}+")
             with suppress(FileNotFoundError):
                 os.rename(path.with_name(name), aside)  # noqa: PTH104
@@ -145,7 +145,7 @@ def move_aside(path: Path, suffixes: Iterable[str], folder: Path | None = None) 
 async def set_log_aside(settings: Settings, *, write: bool) -> Check:
     """Copy a database and its damaged log into a new directory beside it, then move the log there.
 
-    With ``write``, what SQLite reads of the log is written into the database in between. Raises
+    With ``write``, SQLite writes the readable part of the log into the database in between. Raises
     OSError, and as `require_movable`: a process that has it open may still read more of the log.
     """
     path = settings.db_path
@@ -164,7 +164,7 @@ async def set_log_aside(settings: Settings, *, write: bool) -> Check:
 
 
 def _copy_beside(path: Path) -> Path:
-    """Copy a database and its log, byte for byte, into a new directory beside it, and return that."""
+    """Copy the bytes of a database and its log into a new directory beside it; return the directory."""
     folder = new_folder(path)
     try:
         with at(folder):
@@ -180,7 +180,7 @@ def _copy_beside(path: Path) -> Path:
 
 
 def users_of(path: Path, *, own: bool = False) -> list[str]:
-    """Name the processes, this one only with ``own``, that have a file of the database open or locked. Read-only."""
+    """Return the processes, with ``own`` this one too, that have a file of it open or locked. Read-only."""
     files, pids = [], set[int]()
     for suffix in ("", *SIDE_FILES):
         with suppress(OSError):
@@ -197,7 +197,7 @@ def users_of(path: Path, *, own: bool = False) -> list[str]:
 
 
 def require_movable(path: Path) -> None:
-    """Raise RefusedError where a file of it is mounted, BusyError where a process would write on to the moved one."""
+    """Raise RefusedError if a file of it is a mount point, BusyError if a process would go on writing to it."""
     for mounted in mounted_files(path):
         raise RefusedError(mounted.observed, mounted.remedy)
     if users := users_of(path, own=True):

@@ -36,7 +36,7 @@ class Change:
     facts: Mapping[str, str] = field(default_factory=dict)  # what the plan depends on
     do: "Callable[[list[Check], Callable[[], object]], Awaitable[None]] | None" = None
     forbidden: bool = False
-    begun: str = ""  # the first step, which completes a replacement that was killed
+    begun: str = ""  # the first step, which completes an unfinished replacement
     backup: str = ""  # the reason of the backup before the change, if one is taken
     validates: bool = True  # False where no database is left to validate
     switch: str = "apply"  # the parameter that asks for the change
@@ -45,7 +45,7 @@ class Change:
     judged: Callable[[Iterable[Check]], Iterable[Check]] = tuple  # rewords the checks of validate
 
     def approval(self, settings: Settings, *, apply: bool, confirm: str | None) -> Check:
-        """Return the check that shows the plan, and fails where it is to be applied without being approved.
+        """Return the check that shows the plan; it fails if the plan is to be applied and is not approved.
 
         The plan's hash changes with any step, fact, database or environment.
         """
@@ -76,7 +76,7 @@ async def make_change(
     apply: bool,
     confirm: str | None,
 ) -> Report:
-    """Show what is found and the plan of the change; with ``apply``, once the plan is approved, make it.
+    """Report the findings and the plan of a change; with ``apply``, make the change if the plan is approved.
 
     A refused change has changed nothing. One that fails halfway is reported after the steps that were done.
     """
@@ -105,7 +105,7 @@ async def make_change(
 async def carry_out(settings: Settings, change: Change, done: list[Check]) -> None:
     """Make a change, and add to ``done`` a check of each step once it is done, then those of validate.
 
-    Raises what the change raises: with nothing in ``done`` nothing has changed.
+    Raises the errors of the change; if ``done`` is empty then, nothing has changed.
     """
     if change.do is None:
         return
@@ -122,7 +122,7 @@ async def carry_out(settings: Settings, change: Change, done: list[Check]) -> No
         try:
             await change.do(done, lambda: committed.append(True))
         except (sqlite3.Error, OSError, AbathurError) as error:
-            # After a fault of the disk nobody knows what was committed.
+            # After an error of the disk it is unknown what was committed.
             unknown = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
             if backup and len(done) == 1 and not committed and not unknown:  # refused: nothing may have changed
                 done.clear()

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MANIFEST = ".manifest.json"  # behind the name of the backup
-# Taken before a change: as a rule nobody wants that state back.
+# Taken before a change; that state is rarely wanted back.
 BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback", "rescued", "salvaged")
 NAME = re.compile(r"abathur_([a-z][a-z0-9_]{0,40})_(\d{8}_\d{6}_\d{3})\.db(\.zst)?")
 FORMAT = 1
-# What older manifests lack: 0 means not known.
+# Fields that older manifests lack; 0 means unknown.
 _LATER = {"sequence": 0, "bytes_unpacked": 0}
 _SHAPE = {
     **dict.fromkeys(("format", "bytes", "application_id", "user_version", *_LATER), whole_number),
@@ -54,7 +54,7 @@ class Content:
 
     @property
     def total(self) -> int:
-        """The rows of all tables."""
+        """Return the number of rows of all tables."""
         return sum(self.rows.values())
 
 
@@ -68,32 +68,32 @@ class Backup:
 
     @property
     def taken_at(self) -> datetime:
-        """When its snapshot was taken, UTC."""
+        """Return the time of its snapshot, UTC."""
         return moment_of(self.facts["taken_at"])
 
     @property
     def order(self) -> tuple[int, datetime]:
-        """What backups are sorted by: the sequence, which no clock changes, then the time."""
+        """Return the key that sorts backups: the sequence, which no clock changes, then the time."""
         return self.facts["sequence"], self.taken_at
 
     @property
     def content(self) -> Content:
-        """What its snapshot held."""
+        """Return the content of its snapshot."""
         return Content(**{f.name: self.facts["content"][f.name] for f in fields(Content)})
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """The ids of the checks that its database failed when it was taken; older manifests hold their titles."""
+        """Return the ids of the checks that its database failed then; older manifests hold their titles."""
         return tuple(map(id_of, self.facts["proof"]["findings"]))
 
     @property
     def renamed(self) -> str:
-        """The name that its manifest gives it, if that is another one; else empty."""
+        """Return the name that its manifest gives it if that differs from the file's, else an empty text."""
         return "" if self.facts["file"] == self.path.name else f"its manifest names {shown(self.facts['file'])}"
 
     @property
     def unfit(self) -> str:
-        """Why it is restored only by its name; empty if it is restored without one."""
+        """Return why it is restored only if it is named, or an empty text."""
         if self.is_lost:
             return "the file of its manifest is missing"
         if self.facts["application_id"] != APPLICATION_ID:
@@ -105,17 +105,17 @@ class Backup:
 
     @property
     def before_a_change(self) -> bool:
-        """Whether it was taken before a repair or a replacement, to undo that."""
+        """Return whether it was taken before a repair or a replacement, to undo that."""
         return self.facts["reason"] in BEFORE_A_CHANGE
 
     @property
     def manifest(self) -> Path:
-        """The file beside it that says what it holds."""
+        """Return the path of its manifest."""
         return manifest_of(self.path)
 
     def remove(self) -> None:
         """Remove the backup and its manifest. Raises OSError."""
-        # The manifest last: it alone shows that what is left is not a backup any more.
+        # The manifest is removed last: alone it is recognized as the rest of a backup.
         self.path.unlink(missing_ok=True)
         self.manifest.unlink(missing_ok=True)
 
@@ -126,7 +126,7 @@ def manifest_of(path: Path) -> Path:
 
 
 def read_backup(path: Path) -> Backup:
-    """Return a backup by its manifest; its own bytes are not read. Read-only. Raises RefusedError."""
+    """Return a backup by its manifest, without reading the backup's bytes. Read-only. Raises RefusedError."""
     if not os.path.lexists(path):
         raise RefusedError(f"there is no backup {path}", f"see what there is: ls {quote(str(path.parent))}")
     return _read_manifest(path, manifest_of(path))
@@ -148,7 +148,7 @@ def _read_manifest(path: Path, manifest: Path) -> Backup:
 
 
 def bytes_fault(backup: Backup) -> str:
-    """Say how the bytes of a backup differ from what its manifest says; empty if they don't. Raises OSError."""
+    """Return how the bytes of a backup differ from its manifest, or an empty text. Raises OSError."""
     size, found, wanted = os.lstat(backup.path).st_size, file_sha256(backup.path), backup.facts["sha256_of_file"]
     if (found, size) == (wanted, backup.facts["bytes"]):
         return ""
@@ -163,7 +163,7 @@ def file_sha256(path: Path) -> str:
 def list_backups(folder: Path) -> tuple[list[Backup], dict[str, str]]:
     """Return the backups in ``folder`` by their manifests, oldest first, and the faults of other files. Read-only."""
     names = _names(folder)
-    if _lone(names):  # perhaps the backup of one is only being published
+    if _lone(names):  # one that is just being published has no backup yet
         with suppress(OSError, BusyError), locked(folder, shared=True):
             names = _names(folder)
     return _listed(folder, names)
@@ -194,12 +194,12 @@ def _listed(folder: Path, names: Sequence[str]) -> tuple[list[Backup], dict[str,
         except RefusedError as error:
             if NAME.fullmatch(name) or _may_be_ours(folder / name, manifest):
                 faults[name] = error.observed
-    # Of copies the one under its own name comes last.
+    # Among copies the one with its original name comes last.
     return sorted(found, key=lambda one: (*one.order, not one.renamed, one.path.name)), faults
 
 
 def _may_be_ours(path: Path, manifest: Path) -> bool:
-    """Return whether a manifest that can't be read may be that of a renamed backup. Read-only."""
+    """Return whether an unreadable manifest may belong to a renamed backup of ours. Read-only."""
     with suppress(OSError, ValueError):
         return os.path.lexists(path) or b"sha256_of_file" in read_regular(manifest)
     return False
@@ -212,7 +212,7 @@ def next_sequence(folder: Path) -> int:
 
 
 def of_database(backups: Iterable[Backup], env: str, database: Path) -> list[Backup]:
-    """Return those of ``backups`` that are of this database, by whatever path."""
+    """Return the ``backups`` of this database, also those made under another path of it."""
     return [backup for backup in backups if backup.facts["env"] == env and _is_of(backup, database)]
 
 
@@ -221,28 +221,28 @@ def _is_of(backup: Backup, database: Path) -> bool:
 
 
 def _may_be_of(backup: Backup, database: Path) -> bool:
-    """Return whether a backup is of this file, or of a path where no file is: this one may have been moved from it."""
+    """Return whether a backup is of this file, or of a missing one that may have been moved here."""
     try:
         os.stat(backup.facts["database"])
     except (FileNotFoundError, NotADirectoryError):
         return True
-    except OSError:  # nobody can tell, in a directory that is closed to this user
+    except OSError:  # unknown: this user cannot look into that directory
         return False
     return _is_of(backup, database)
 
 
 def newest_fit(backups: Sequence[Backup]) -> Backup | None:
-    """Return the last of ``backups`` that is restored without being named."""
+    """Return the last of ``backups`` that can be restored without being named."""
     return next((b for b in reversed(backups) if not (b.before_a_change or b.unfit)), None)
 
 
 def find_backup(
     folder: Path, name: str | os.PathLike[str] | None, env: str, database: Path
 ) -> tuple[Backup, list[str]]:
-    """Return the backup that ``name`` names, or else the newest, and notes on others that are newer. Read-only.
+    """Return the backup that ``name`` names, else the newest, and notes on newer ones. Read-only.
 
     ``name`` is a path, or a file's name in ``folder``. A backup from before a change is taken only by its name. Raises
-    RefusedError if there is none, and where a newer one cannot be restored: the older one has to be named.
+    RefusedError without a backup, and if a newer one cannot be restored: then an older one must be named.
     """
     if name is not None:
         return read_backup(folder / os.path.expanduser(name)), []
@@ -276,7 +276,7 @@ def find_backup(
 
 
 def _may_be_newer(file: str, chosen: Backup | None) -> bool:
-    """Return whether a file that can't be read as a backup may be newer than ``chosen``, by its name."""
+    """Return whether an unreadable backup may be newer than ``chosen``, by its name."""
     match = NAME.fullmatch(file)
     if chosen is None or match is None or is_ahead(chosen.taken_at):
         return match is None or match[1] not in BEFORE_A_CHANGE
@@ -294,7 +294,7 @@ def older_than(damaged: Backup, folder: Path, env: str, database: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Hold how many backups are kept: the newest ones, and the newest of each of so many days, weeks and months.
+    """Hold the numbers of backups to keep: the newest ones, and the newest of each day, week and month.
 
     Days are UTC; periods without a backup do not count. Raises ConfigurationError for anything but whole numbers
     from 0 to 10,000, and where nothing would be kept.
@@ -313,9 +313,9 @@ class Retention:
 
 
 def expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
-    """Return those of ``backups`` (of one database, oldest first) that no rule keeps, oldest first.
+    """Return the ``backups`` that no rule keeps; both are of one database, oldest first.
 
-    The newest one and the newest that can serve are always kept. Backups from before a change are counted by
+    The newest one and the newest that can be restored are always kept. Backups from before a change are counted by
     themselves, so that many changes do not remove the others.
     """
     kept = set[Path]()
@@ -331,7 +331,7 @@ def expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
 
 
 def apply_retention(settings: Settings, keep: Retention, made: Backup) -> Iterator[Check]:
-    """Remove the backups of this database that ``keep`` lets go, and yield the checks of what is there now.
+    """Remove the backups of this database that ``keep`` does not keep, and yield checks of those that remain.
 
     ``made``, of this run, stays. So do backups of another environment or database in the same directory, renamed ones,
     and whatever is not a whole backup; manifests without a backup are removed.

@@ -1,4 +1,4 @@
-"""Replacing what a database holds: what is there now, the plan, its rehearsal, and the change itself."""
+"""Replace the content of a database: look at the present one, plan, rehearse, and change."""
 
 import asyncio
 import errno
@@ -36,7 +36,7 @@ _NEW = ".abathur-new"  # a name that no file has: what will be made is 0600, in 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Say what a replacement finds: a database whose rows can all be read, one that is too damaged, none, or a refusal.
+    """Hold what a replacement finds: a readable database, a damaged one, none, or the reason of a refusal.
 
     ``path`` is where it is, ``folder`` that of a replacement that was begun: then all this is about what its completion
     leaves. ``form`` is as in `Source`.
@@ -50,7 +50,7 @@ class Standing:
     folder: Path | None = None
 
     def goes_aside(self, new: "Source") -> bool:
-        """Return whether the file is replaced: SQLite copies only into one of the same form that it can read."""
+        """Return whether the file is replaced, because SQLite copies only into a readable one of the same form."""
         return self.state == "unreadable" or (self.state == "readable" and self.form != new.form)
 
 
@@ -84,7 +84,7 @@ async def _form_of(conn: aiosqlite.Connection) -> tuple[object, ...]:
 
 
 def place_for_scratch(settings: Settings) -> Path:
-    """Return the directory for copies that do not stay: that of the database, or backup_dir if that is read-only."""
+    """Return the directory for temporary copies: the database's, or backup_dir if that one is read-only."""
     places = [nearest_existing(folder) for folder in (settings.db_path.parent, settings.backup_dir)]
     return next((place for place in places if os.access(place, os.W_OK | os.X_OK)), places[0])
 
@@ -93,14 +93,14 @@ def place_for_scratch(settings: Settings) -> Path:
 async def find_replacement(
     settings: Settings, action: str, source: AbstractAsyncContextManager[Source], *, apply: bool, drill: bool = False
 ) -> AsyncIterator[Change]:
-    """Lend the change that puts ``source`` in place of what the database holds; for a drill, only its outcome."""
+    """Yield the change that replaces the database's content by ``source``; for a drill, only its outcome."""
     async with source as new:
         standing = await _look(settings)
         found = await _obstacles(settings, standing, new, now=apply or drill)
         forbidden = any(check.failed for check in found) or standing.state == "forbidden"
         checks = (*new.checks, standing.check, *found)
         if drill:
-            # It runs beside a database that is mounted read-only too, and reports that a restoration can't.
+            # A drill also runs beside a database that is mounted read-only, and reports that a restore cannot.
             elsewhere = place_for_scratch(settings) != nearest_existing(settings.db_path.parent)
             yield Change((*checks, *([] if forbidden and not elsewhere else await _rehearse(settings, standing, new))))
             return
@@ -110,7 +110,7 @@ async def find_replacement(
 
 
 async def _look(settings: Settings) -> Standing:
-    """Read all that is at ``settings.db_path``, or what completing a replacement that was begun leaves. Read-only."""
+    """Read the database at ``settings.db_path``, or the one that an unfinished replacement will leave. Read-only."""
     live = settings.db_path
     try:
         found = begun(live)
@@ -161,7 +161,7 @@ def _check(observed: str, remedy: str = "") -> Check:
 
 
 def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
-    """Return the change that puts the content of ``new`` in place of what was found."""
+    """Return the change that replaces what was found by the content of ``new``."""
 
     async def write(draft: Path) -> None:
         async with open_copy(new.path) as conn:
@@ -186,7 +186,7 @@ def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
             done.append(_content(new.content, await read_content(conn)))
 
     def judged(checks: Iterable[Check]) -> Iterable[Check]:
-        """Let what the source is known to hold only warn."""
+        """Return the checks with warnings in place of the failures that the source is known to have."""
         return [replace(c, status="warn") if c.failed and c.id == OTHERS and new.not_ours else c for c in checks]
 
     path, folder = settings.db_path, standing.folder
@@ -201,9 +201,9 @@ def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
 
 
 async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now: bool) -> list[Check]:
-    """Return what on this machine forbids the replacement; with ``now``, open users too, and the lock is tested."""
+    """Return what forbids the replacement; ``now`` also names processes with the file open, and tries its lock."""
     path = settings.db_path
-    found = [check for check in (strays_check(path),) if check.failed]  # what they hold is saved first
+    found = [check for check in (strays_check(path),) if check.failed]  # their rows are saved first
 
     def forbid(check_id: str, expected: str, error: AbathurError, status: Status = "fail") -> None:
         found.append(Check(check_id, status, expected, error.observed, error.remedy))
@@ -215,7 +215,7 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
         if users := users_of(path, own=True):
             error = RefusedError(f"{path} is open in {', '.join(users)}", "stop it, then try again")
             forbid("users", "no process has it open while its file is replaced", error, "fail" if now else "warn")
-    elif in_place and not os.access(path, os.W_OK):  # SQLite says so only at the first change
+    elif in_place and not os.access(path, os.W_OK):  # SQLite reports it only at the first change
         denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         forbid("writable", "a file that may be written to", os_cause(denied, path))
     elif in_place and now:
@@ -248,7 +248,7 @@ async def _rehearse(settings: Settings, standing: Standing, new: Source) -> list
             async with live as conn:
                 await copy_out(conn, copy.db_path, owned_as=scratch)
         elif standing.state == "unreadable":
-            copy.db_path.touch()  # as little can be written into it as into what is damaged
+            copy.db_path.touch()  # like a damaged one, it cannot be written into
         started, done = perf_counter(), list[Check]()
         change = _replacement(copy, replace(standing, folder=None), new)
         await carry_out(copy, replace(change, backup="drill" if standing.state == "readable" else ""), done)

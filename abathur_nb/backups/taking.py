@@ -1,4 +1,4 @@
-"""Taking a backup: a copy of one snapshot, proven by restoring it, published with its manifest; and unpacking one."""
+"""Take a backup: copy one snapshot, prove it by restoring it, publish it with its manifest. Unpack a backup."""
 
 import asyncio
 import hashlib
@@ -35,8 +35,8 @@ from abathur_nb.store.schema import expected_tables, not_ours, quoted, read_sche
 from abathur_nb.store.sql import load_queries, normalized
 from abathur_nb.text import MB, counted, file_stamp, timestamp, utc_now
 
-_STEP = 1000  # rows from one report of progress to the next
-_COLUMNS = 100  # that one call of a function takes: SQLite allows 127 arguments
+_STEP = 1000  # rows between two reports of progress
+_COLUMNS = 100  # columns for one call of a function: SQLite allows 127 arguments
 _RETRY_S = 0.05  # between two tries to write to a locked database
 
 
@@ -92,7 +92,7 @@ def _call(columns: Sequence[str]) -> str:
 
 
 def difference(wanted: Content, found: Content) -> str:
-    """Say in what two contents differ, the second one being what was found."""
+    """Return how the content ``found`` differs from the expected one."""
     counts = {name: (found.rows.get(name), wanted.rows.get(name)) for name in sorted({*wanted.rows, *found.rows})}
     if tables := [f"{name}: {now} rows of {then}" for name, (now, then) in counts.items() if now != then]:
         return ", ".join(tables)
@@ -107,14 +107,14 @@ async def copy_out(conn: aiosqlite.Connection, path: Path, *, owned_as: Path) ->
     """
     make_private_file(path, owned_as=owned_as)
     async with opened(f"{path.as_uri()}?mode=rw") as target:
-        # The file is new: what is half written is thrown away, and needs no journal.
+        # A half-written new file is thrown away, so it needs no journal.
         await target.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
         await run_to_end(conn.backup(target))
 
 
 @asynccontextmanager
 async def open_copy(path: Path) -> AsyncIterator[Connection]:
-    """Open a file that nobody changes, and make nothing beside it, as a reader of a WAL database would. Read-only."""
+    """Open a file that nobody changes; unlike a reader of a WAL database, make no side files. Read-only."""
     async with opened(f"{path.as_uri()}?mode=ro&immutable=1") as conn:
         conn.row_factory = sqlite3.Row
         await bound(conn, path)
@@ -157,7 +157,7 @@ async def copy_in(
 
 
 def publish(draft: Path, path: Path) -> None:
-    """Give a finished file its name, durably. Raises FileExistsError, and changes nothing, if the name exists."""
+    """Give a finished file its name, durably. Raises FileExistsError if the name exists; then nothing has changed."""
     fsync(draft)
     os.link(draft, path)  # refuses a name that exists, where rename would replace it
     try:
@@ -167,11 +167,11 @@ def publish(draft: Path, path: Path) -> None:
         raise
 
 
-COPIES = 3  # the backup, its proof, and what the proof writes before it is forced to its place
+COPIES = 3  # the backup, its proof, and the log of the proof
 _CHUNK = 2**20  # bytes
-# What a backup may unpack to: ``pack`` leaves alone what would be more. zstd makes 32,000 bytes of one.
+# The largest ratio to which a backup may unpack, which ``pack`` observes; zstd can make 32,000 bytes of one.
 _RATIO, _ALWAYS = 1000, 256 * 2**20
-_SPARE_MB = 50  # that unpacking leaves free
+_SPARE_MB = 50  # bytes of the disk that unpacking leaves free
 
 
 class UnfitBackupError(RefusedError):
@@ -239,7 +239,7 @@ async def prove(
 ) -> dict[str, Any]:
     """Restore a backup into ``scratch``, validate the result, and compare it with the snapshot, row by row.
 
-    Returns when, the seconds that restoring and validating took, and the ids of the checks that failed. Raises
+    Returns the time, the seconds that restoring and validating took, and the ids of the failed checks. Raises
     RefusedError where the content differs from the snapshot's.
     """
     restored = replace(settings, db_path=scratch / "restored.db")
@@ -259,7 +259,7 @@ async def prove(
 
 
 def _publish(backup: Backup, folder: Path) -> Backup:
-    """Give a proven backup and its manifest their names, durably, and the next number of the directory."""
+    """Give a proven backup and its manifest their names and the next number of the directory, durably."""
     suffix = ".db.zst" if backup.path.suffix == ".zst" else ".db"
     taken_at, draft = backup.taken_at, backup.path.with_name("manifest.json")
     with locked(folder):
@@ -272,7 +272,7 @@ def _publish(backup: Backup, folder: Path) -> Backup:
         make_private_file(draft)
         with at(draft):
             draft.write_bytes(sealed(facts))
-        # The manifest first: alone it is swept, and a copy without a manifest would be taken for a backup.
+        # The manifest first: alone it is removed later, but a copy without a manifest would pass for a backup.
         publish(draft, manifest_of(path))
         try:
             publish(backup.path, path)
@@ -317,7 +317,7 @@ def unpack(backup: Backup, scratch: Path) -> Path:
 
 
 def _decompress(backup: Backup, target: Path) -> None:
-    """Unpack no more than the manifest says, the ratio of ``pack`` allows and the disk has room for."""
+    """Unpack at most the bytes that the manifest names, the ratio of ``pack`` allows and the disk has room for."""
     zstd, disk, written = zstd_module(), target.parent.parent, 0
     packed, wanted = backup.facts["bytes"], backup.facts["bytes_unpacked"]
     most = min(wanted or 2**63, max(_ALWAYS, _RATIO * packed))
@@ -355,7 +355,7 @@ def zstd_module() -> Any:
 
 
 def pack(path: Path) -> Path:
-    """Replace a file by its compressed form and return that; what ``unpack`` would refuse is left as it is."""
+    """Replace a file by its compressed form and return that; leave a file as it is if ``unpack`` would refuse it."""
     zstd = zstd_module()
     target = path.with_name(f"{path.name}.zst")
     with at(target), path.open("rb") as plain, target.open("xb") as packed, zstd.open(packed, "wb") as compressed:

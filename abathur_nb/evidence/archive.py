@@ -71,7 +71,7 @@ def read_source(given: str) -> Source:
 
 
 def declared_in(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
-    """Return what a notebook declares; raise ConfigurationError unless the guard precedes its one parameters cell."""
+    """Return the declared parameters; raise ConfigurationError unless the guard precedes one parameters cell."""
     code = _code(notebook)
     tagged = [number for number, cell in enumerate(code) if _PARAMETERS in _tags(cell)]
     if len(tagged) != 1:
@@ -131,7 +131,7 @@ def _validate(notebook: Any) -> None:
 def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
     """Return the cells of a notebook without those that papermill, a scheduler or the runner has added."""
     own: list[Any] = []
-    declared: set[str] = set()  # by the parameters cell right before
+    declared: set[str] = set()  # as is the cell right before it, the parameters
     for cell in notebook["cells"]:
         tags = _tags(cell)
         if cell["cell_type"] == "markdown" and _REMARKS & tags:

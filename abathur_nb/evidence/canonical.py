@@ -42,7 +42,7 @@ def sealed(data: Mapping[str, Any]) -> bytes:
 
 
 def uncanonical(content: bytes) -> dict[str, Any]:
-    """Return what ``canonical`` wrote; raise ValueError, saying why, if a single byte differs."""
+    """Parse bytes that ``canonical`` wrote; raise ValueError, with the reason, if a byte differs from that form."""
     try:
         data = json.loads(content.decode())
         if not isinstance(data, dict):
@@ -57,7 +57,7 @@ def uncanonical(content: bytes) -> dict[str, Any]:
 
 
 def unsealed(content: bytes) -> dict[str, Any]:
-    """Return what ``sealed`` wrote, without the hash; raise ValueError, saying why, if a single byte differs."""
+    """Parse bytes that ``sealed`` wrote, without the hash; raise ValueError, with the reason, if a byte differs."""
     data = uncanonical(content)
     if data.pop("sha256", None) != sha256(canonical(data)):
         raise ValueError("its hash is not the one that it names")

@@ -18,8 +18,8 @@ FIRST = "0" * 64  # stands for the hash of the line before the first
 RUN_ID = re.compile(
     r"20\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3])(?:[0-5]\d){2}\d{3}Z-[0-9a-f]{6}", re.ASCII
 )
-# A repair follows the torn bytes on the same line, because these have no newline. No other line can hold its beginning:
-# in a text of JSON a quotation mark has a backslash before it.
+# The line that closes a torn one stands behind its bytes, which have no newline, and is found by its beginning. No
+# other line holds that beginning: within a text of JSON a quotation mark is escaped.
 _REPAIR = b'{"kind":"repair",'
 _FILE = re.compile(r"[a-z]+\.[a-z]+", re.ASCII)
 
@@ -121,7 +121,7 @@ def parse(content: bytes) -> Ledger:
 
 
 def _read_line(piece: bytes) -> dict[str, Any]:
-    """Return the data of a line, without its hash; raise ValueError, saying why, if it is not as it was written."""
+    """Return the data of a line, without its hash; raise ValueError, with the reason, if it was altered."""
     torn, repair, rest = piece.rpartition(_REPAIR)
     data = unsealed(repair + rest + b"\n")
     if faults := misfits(data, _REPAIR_LINE if repair else _RUN_LINE):

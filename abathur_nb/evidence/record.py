@@ -267,7 +267,7 @@ def run_ids(archive: Path) -> frozenset[str]:
 
 
 def read_archive(archive: Path, ledger: Ledger | None = None) -> tuple[Entry, ...]:
-    """Return the runs of an archive, oldest first, those that only the ledger knows included. Read-only.
+    """Return the runs of an archive and those that only its ledger names, oldest first. Read-only.
 
     Raises RefusedError for an archive that can't be read.
     """

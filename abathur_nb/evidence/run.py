@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 MIME = "application/vnd.abathur.run+json"  # of the record that a notebook shows
 # The variable by which the runner tells the kernel which run it executes: RUN_ID:SHA256:NAME of the notebook.
 LAUNCH = "ABATHUR_RUN"
-# What the error that a cell raised means for its run; any other is an error of the notebook.
+# The verdict on a run by the error that a cell raised; any other error is one of the notebook.
 _BY_ERROR: Mapping[str, Verdict] = {
     "ChecksFailedError": "fail",
     **dict.fromkeys(("RefusedError", "BusyError", "ConfigurationError", "RejectedParametersError"), "refused"),
@@ -325,7 +325,7 @@ class Run:
 
 
 def verdict_of(*names: str) -> Verdict:
-    """Return what the error that a cell raised means for its run, by the name of its class, then of its bases."""
+    """Return the verdict on a run whose cell raised this error, by the name of its class, then of its bases."""
     return next((_BY_ERROR[name] for name in names if name in _BY_ERROR), "error")
 
 

@@ -151,7 +151,7 @@ class Checked(NamedTuple):
 def check_statement(
     content: bytes, hashes: Mapping[str, str], record: Record, keys: PublicKeys, *, as_template: bool = False
 ) -> Checked:
-    """Check that an envelope is, byte for byte, the one of this record and these hashes. Read-only.
+    """Check that an envelope has exactly the bytes that this record and these hashes give. Read-only.
 
     Each signature that names one of ``keys`` must be by that key; ``check_signers`` judges missing ones.
     """

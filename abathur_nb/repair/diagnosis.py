@@ -41,7 +41,7 @@ from abathur_nb.store.target import examine, identify, restore_command, shell_co
 from abathur_nb.store.values import add_functions
 from abathur_nb.text import MB, process_name, some
 
-# The plan names the parameters, as its hash may be wanted too.
+# The plan names the parameters, because its hash may be required.
 REPAIR = "read the plan below: it repairs this, and names the parameters that carry it out"
 _RESTORE = "stop its writers; carry out the plan below, which saves what can be read; then restore a backup: {}"
 _FIRST = "first repair what the other checks name, then run this again"
@@ -71,25 +71,25 @@ _READ_MARKS = range(123, 128)  # bytes of the -shm that a reader of the log lock
 
 @dataclass(slots=True)
 class Diagnosis:
-    """Gather what was found, and what a repair does about it; ``refused``: nothing here can be repaired."""
+    """Hold the findings and what a repair does about them; ``refused`` if nothing can be repaired."""
 
     checks: tuple[Check, ...] = ()
-    deeds: tuple[str, ...] = ()  # what is done outside of the transaction
-    changes: list[tuple[RowChange, int]] = field(default_factory=list)  # and the number of their rows
-    statements: list[Step] = field(default_factory=list)  # what else the transaction runs
+    deeds: tuple[str, ...] = ()  # steps outside of the transaction
+    changes: list[tuple[RowChange, int]] = field(default_factory=list)  # each with its number of rows
+    statements: list[Step] = field(default_factory=list)  # the other statements of the transaction
     changed: str = ""  # the SHA-256 of all rows that are changed, as they are
-    schema: int = 0  # SQLite's number of the schema's version
+    schema: int = 0  # PRAGMA schema_version
     refused: bool = False
     causes: dict[str, str] = field(default_factory=dict)  # of checks, by their ids
     remedies: dict[str, str] = field(default_factory=dict)
 
     @property
     def steps(self) -> list[Step]:
-        """The statements of the one transaction, in their order: rows first, then what their tables are made of."""
+        """Return the statements of the transaction in their order: rows first, then tables and indexes."""
         return [*(Step(change.sql, count) for change, count in self.changes), *self.statements]
 
     def plan(self, check_id: str, deed: str = "", *, cause: str = "", remedy: str = REPAIR) -> None:
-        """Add a deed, and give a check its remedy and, unless it is the usual one, its cause."""
+        """Add a step outside of the transaction; give a check its remedy and, if it is unusual, its cause."""
         self.deeds += (deed,) if deed else ()
         self.causes |= {check_id: cause} if cause else {}
         self.remedies[check_id] = remedy
@@ -98,14 +98,14 @@ class Diagnosis:
         """Return a check with its cause and its remedy."""
         if check.status == "pass":
             return check
-        # The cause of what could not be asked is not known.
+        # The cause is unknown if the check could not run.
         cause = self.causes.get(check.id, "" if check.status == "error" else _CAUSES.get(check.id, ""))
         observed = f"{check.observed}\ncause: {cause}" if cause else check.observed
         return replace(check, observed=observed, remedy=self.remedies.get(check.id, check.remedy))
 
 
 async def diagnose(settings: Settings) -> Diagnosis:
-    """Find out what is wrong with the database at ``settings.db_path`` and what would repair it. Read-only."""
+    """Return what is wrong with the database at ``settings.db_path`` and what would repair it. Read-only."""
     found = await _outside(settings) or await _inside(settings)
     if "salvage" in found.deeds and (before := salvaged_before(settings)):
         checks = [replace(check, remedy=SALVAGED) if check.failed else check for check in found.checks]
@@ -117,13 +117,13 @@ async def diagnose(settings: Settings) -> Diagnosis:
 async def _outside(settings: Settings) -> Diagnosis | None:
     """Diagnose what keeps a database from being read, such as lost files or a destroyed header."""
     path = settings.db_path
-    if lost := strays(path):  # their rows end with them, and the file at the path is only a part of the database
+    if lost := strays(path):  # the rows are lost when the processes end, and the file at the path is incomplete
         check, newer = await asyncio.to_thread(stray_rows, settings, lost)
         return Diagnosis((check,), ("rescue",) if newer else ())
     there = examine(settings)
     if there.state == "remains":
         return _remains(there.check, path)
-    there = await identify(settings, refuses=("trigger",), seen=there)  # which a repair would set off
+    there = await identify(settings, refuses=("trigger",), seen=there)  # a repair would run them
     check = there.check
     if there.state == "damaged":
         log = await asyncio.to_thread(log_check, path)
@@ -138,7 +138,7 @@ async def _outside(settings: Settings) -> Diagnosis | None:
 
 
 def _remains(check: Check, path: Path) -> Diagnosis:
-    """Plan what becomes of a replacement that was begun, or of side files without their database."""
+    """Plan to complete an unfinished replacement, or to move side files without a database aside."""
     try:
         completes = begun(path)
     except JournalError as error:
@@ -156,8 +156,8 @@ async def _inside(settings: Settings) -> Diagnosis:
     """Diagnose a database that can be opened, its log and its files."""
     path, found = settings.db_path, Diagnosis()
     first = Look.at_files(path)
-    checks = await file_checks(settings, unrepaired=_FIRST)  # the repair is this very diagnosis
-    # Without the checks on which others rest there is no plan: it would be incomplete.
+    checks = await file_checks(settings, unrepaired=_FIRST)  # their remedy is troubleshoot itself
+    # No plan without the checks that others depend on: it would be incomplete.
     if checks[0].status == "error" or any(check.status == "error" and check.id == "integrity" for check in checks):
         return Diagnosis(checks, refused=True)
     checks = tuple(check for check in checks if check.id != "log")
@@ -204,7 +204,7 @@ async def _inside(settings: Settings) -> Diagnosis:
 
 
 async def _why_alone(path: Path, log: Check, *, corrupt: bool) -> str:
-    """Return why the file alone is better than what is read through its damaged log; empty if not. Read-only."""
+    """Return why the file is better without its damaged log, or an empty text. Read-only."""
     newer = await asyncio.to_thread(ask, "newer", path, str(log.data["torn"]))
     if not newer and not corrupt:
         return ""
@@ -217,7 +217,7 @@ async def _why_alone(path: Path, log: Check, *, corrupt: bool) -> str:
 
 
 def _without_log(checks: tuple[Check, ...], log: Check, why: str) -> Diagnosis:
-    """Plan to move a damaged log aside; before, SQLite writes what it reads of the log, unless ``why`` says not to."""
+    """Plan to move a damaged log aside; SQLite first writes its readable part, unless ``why`` forbids it."""
     if not why:
         log = replace(log, remedy=f"{log.remedy}; then {REPAIR}, as far as SQLite reads the log")
         return Diagnosis((*checks, log), ("write log",))
@@ -230,8 +230,8 @@ def _without_log(checks: tuple[Check, ...], log: Check, why: str) -> Diagnosis:
 async def _treat(
     conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis
 ) -> None:
-    """Add what repairs each failing check; what rests on damaged pages or missing tables waits for their repair."""
-    # Who owns the files, and the directory, is for somebody with more rights to change.
+    """Add the repair of each failed check, except those that need damaged pages or missing tables repaired first."""
+    # Only a user with more rights can change the owner of files and directory.
     if FILE_MODES in failing and failing[FILE_MODES].data.get("not_0600"):
         found.plan(FILE_MODES, "chmod", remedy=f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}")
     if HEADER in failing or "integrity" in failing:
@@ -247,7 +247,7 @@ async def _treat(
     if "journal_mode" in failing:
         cause, forbids = _why_no_wal(settings)
         found.plan("journal_mode", "" if forbids else "wal", cause=cause, remedy=forbids or REPAIR)
-    if "application_id" in failing:  # of a database with all tables of ours, which a dump made
+    if "application_id" in failing:  # a dump restored all tables, but not these
         found.statements += statements.MARKS
         found.remedies |= dict.fromkeys(("application_id", "user_version"), REPAIR)
     live = await read_schema(conn)
@@ -255,7 +255,7 @@ async def _treat(
     if tables.missing:
         names = ", ".join(tables.missing)
         advice = f"restore a backup: {restore_command(settings)}; the rest cannot be judged without {names}"
-        if extra := tables.extra:  # whoever renamed a table would lose the rows since the backup
+        if extra := tables.extra:  # after a mere rename, a restore would lose the rows since the backup
             sql = [f"ALTER TABLE {quoted(extra[0])} RENAME TO {tables.missing[0]};"]
             renaming = f"if {some(extra)} holds its rows under another name, rename it back"
             advice = f"{renaming} {shell_command(settings.db_path, sql)}; else {advice}"
@@ -270,13 +270,13 @@ async def _treat(
 async def _treat_damage(
     conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis
 ) -> None:
-    """Add what repairs a file that integrity_check fails, or whose header is wrong."""
+    """Add the repair of a file that fails integrity_check or has a wrong header."""
     restore, data = restore_command(settings), failing["integrity"].data if "integrity" in failing else {}
     if not (data.get("is_corrupt") or HEADER in failing):
         found.causes["integrity"] = "the rows that are named below"
         return
     indexes = data.get("indexes", ())
-    # What makes indexes differ from their tables may be the header alone.
+    # A wrong header alone may make indexes differ from their tables.
     header = await asyncio.to_thread(ask, "header", settings.db_path, "4") if indexes else ""
     if HEADER in failing or header or not indexes:
         cause = f"{header or 'damaged pages'}: a fault of the disk, or a program that wrote to the file without SQLite"
@@ -300,7 +300,7 @@ async def _treat_tables(
     found: Diagnosis,
     settings: Settings,
 ) -> None:
-    """Add what repairs altered tables, the rows of all tables, and the indexes."""
+    """Add the repair of altered tables, of rows, and of indexes."""
     breaking = [failing[name] for name in ("values", "required_values") if name in failing]
     broken = {rule["table"] for check in breaking for rule in check.data.get("broken", ())}
     path = settings.db_path
@@ -323,7 +323,7 @@ async def _treat_tables(
 
 
 async def _treat_rows(conn: aiosqlite.Connection, failing: Mapping[str, Check], found: Diagnosis) -> None:
-    """Add what repairs seed memories, JSON that the store can't read, and references that lead nowhere."""
+    """Add the repair of seed memories, invalid JSON, and references to missing rows."""
     seeds, spoilt = list[tuple[RowChange, int]](), [name for name in _JSON if name in failing]
     if "seed_memories" in failing:
         seeds, inserts = await statements.restore_seeds(conn, failing["seed_memories"].data.get("restored_by", ()))
@@ -337,7 +337,7 @@ async def _treat_rows(conn: aiosqlite.Connection, failing: Mapping[str, Check], 
 
 
 def _why_no_wal(settings: Settings) -> tuple[str, str]:
-    """Say why a database may not be in WAL mode, and what forbids to switch it, if anything does. Read-only."""
+    """Return why a database is not in WAL mode, and what prevents the switch, or an empty text. Read-only."""
     path, kind = settings.db_path, file_system(settings.db_path.parent)
     if kind_of(kind) in ("shared", "host share"):
         return f"its file system is {kind}, which can't carry write-ahead mode", ELSEWHERE
@@ -349,9 +349,9 @@ def _why_no_wal(settings: Settings) -> tuple[str, str]:
 
 
 class Look(NamedTuple):
-    """Hold what a glance at a database's files found: when, the log's bytes, frames, commits, who writes, who reads.
+    """Hold one look at the log: the time, its bytes, frames and commits, the writer and the readers.
 
-    A reader is a process, the read mark that it has locked, and the frame that this mark names.
+    A reader is a process, the read mark that it has locked, and the frame of this mark.
     """
 
     at: float
@@ -363,7 +363,7 @@ class Look(NamedTuple):
 
     @classmethod
     def at_files(cls, path: Path) -> "Look":
-        """Look now. Read-only."""
+        """Look at the log now. Read-only."""
         size = 0
         with suppress(FileNotFoundError):
             size = os.lstat(f"{path}-wal").st_size
@@ -377,19 +377,19 @@ class Look(NamedTuple):
         return cls(monotonic(), size, frames, commits, ", ".join(lock_owners(writing, exclusive=True)), readers)
 
     def behind_since(self, first: "Look") -> str:
-        """Name who has read since ``first`` what was the newest then and is not now: no checkpoint gets past them.
+        """Return the readers that have kept, since ``first``, a frame older than the newest: they stop a checkpoint.
 
-        A writer is not among them: what it began to read is the newest until it commits.
+        A writer is not among them: its frame is the newest until it commits.
         """
         kept = {pid for pid, _, frame in self.readers & first.readers if frame < self.frames}
         return ", ".join(map(process_name, sorted(kept)))
 
 
 def _read_locks(path: Path) -> set[tuple[int, int]]:
-    """Return each other process that shares a byte of the log's index, and the byte. Read-only; Linux only."""
+    """Return each other process with a read lock on the log's index, and the locked byte. Read-only; Linux only."""
     with suppress(OSError):
         found = os.stat(f"{path}-shm")
-        # Where stat reports another device than the kernel does, as on btrfs, no process is named.
+        # On btrfs, stat and the kernel report different devices; then no process is named.
         file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
         shared = {(lock.pid, lock.start) for lock in posix_locks() if lock.file == file and not lock.exclusive}
         return shared - {(os.getpid(), byte) for byte in _READ_MARKS}
@@ -397,8 +397,8 @@ def _read_locks(path: Path) -> set[tuple[int, int]]:
 
 
 def _locks(path: Path, first: Look, then: Look) -> Check:
-    """Say who holds the lock that writes at both looks: nobody else can write meanwhile."""
-    # One that commits in between has another transaction open by then.
+    """Return a check that names who holds the write lock at both looks: no other process can write meanwhile."""
+    # A writer that commits in between has begun another transaction.
     held = first.writers if (first.writers, first.commits) == (then.writers, then.commits) else ""
     expected = f"nobody holds the lock for long, at two looks {(then.at - first.at) * 1000:,.0f} ms apart"
     observed = f"held by {held}\ncause: a transaction that writes is open there" if held else "not held"
@@ -408,7 +408,7 @@ def _locks(path: Path, first: Look, then: Look) -> Check:
 
 
 def wal_check(check: Check, pins: str, since: Look, then: Look, free: float) -> Check:
-    """Add to the check of the log's size which processes pin it, and when at its growth ``free`` MB are used up."""
+    """Add to the check of the log's size the processes that pin it, and when its growth fills ``free`` MB."""
     read = f"read by {pins} at both looks: SQLite cannot reset the WAL until that read transaction ends"
     observed = f"{check.observed}; {read}" if pins else check.observed
     if (grown := (then.bytes - since.bytes) / MB) > 0:

@@ -1,4 +1,4 @@
-"""The pages of a database file, read without SQLite and around what is damaged (https://sqlite.org/fileformat2.html)."""
+"""Read the pages of a damaged database file without SQLite (https://sqlite.org/fileformat2.html)."""
 
 import struct
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ Entry = tuple[int, tuple[Any, ...]]  # the rowid, 0 in an index, and the values
 
 
 class Pages:
-    """Read the trees of a database file; ``seen`` are the pages that they led to."""
+    """Read the trees of a database file; ``seen`` holds the pages that have been reached."""
 
     def __init__(self, data: mmap, size: int) -> None:
         self.data, self.size = data, size  # bytes of a page
@@ -40,7 +40,7 @@ class Pages:
         return self.data[at] if 1 <= number <= self.count else 0
 
     def walk(self, root: int, kinds: tuple[int, int], faults: list[str]) -> Iterator[Entry]:
-        """Yield each entry below ``root`` that can be read; say in ``faults`` what can't."""
+        """Yield each readable entry below ``root``; add the unreadable ones to ``faults``."""
         waiting, done = [root], set[int]()
         while waiting:
             number = waiting.pop()
@@ -95,7 +95,7 @@ class Pages:
         follow = int.from_bytes(page[at + local : at + local + 4], "big")
         while left:
             more = self._page(follow)
-            if not any(more):  # of the last one of a chain the zeros would be taken for content
+            if not any(more):  # the zeros behind a chain would be taken for content
                 raise ValueError(f"its overflow page {follow} is empty")
             parts.append(more[4 : 4 + min(left, usable - 4)])
             left -= len(parts[-1])
@@ -130,11 +130,11 @@ class Pages:
             rows = [row for _, row in self.entries(number, TABLE, [], []) if _is_schema_row(row)]
             reached |= {number} if rows else set()
             found += rows
-        self.seen = reached  # what else these pages hold, is nobody's yet
+        self.seen = reached  # these pages may hold rows of no known table
         return found
 
     def orphans(self) -> list[int]:
-        """Return the leaves of tables that neither a tree led to nor, as far as can be known, the freelist."""
+        """Return the leaf pages of tables that no tree reaches and that are not known to be free."""
         free = set[int]()
         rest = [number for number in range(2, self.count + 1) if number not in self.seen]
         for number in rest:
@@ -153,7 +153,7 @@ def _is_schema_row(row: tuple[Any, ...]) -> bool:
 
 
 def read_pages(data: mmap) -> Pages:
-    """Return the pages of a file in the size by which most of its schema can be read, first in that of its header."""
+    """Return the pages of a file, in the page size that reads most of its schema; the header's is tried first."""
     stated = int.from_bytes(data[16:18], "big")
     stated = 65536 if stated == 1 else stated if stated in _SIZES else 4096
     best, most = Pages(data, stated), 0

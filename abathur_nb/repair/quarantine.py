@@ -1,4 +1,4 @@
-"""The quarantine: every row that a repair changes, as it was, in a file; and putting such rows back."""
+"""The quarantine: a file with every row that a repair changes, as it was before; and putting rows back."""
 
 import hashlib
 import math
@@ -36,7 +36,7 @@ _NAMED = 5  # faults that an error names
 
 
 async def affected(conn: aiosqlite.Connection, changes: Iterable[RowChange]) -> AsyncIterator[bytes]:
-    """Yield a line for each row that the changes will change, as it is. Read-only; needs the SQL of `add_functions`."""
+    """Yield a line with the present content of each row that will change. Read-only; needs `add_functions`."""
     for change in changes:
         keys = [column.name for column in expected_columns(change.table) if column.in_key]
         done: dict[str, Any] = {"column": change.column, "becomes": change.empty} if change.column else {}
@@ -57,7 +57,7 @@ async def digest_of(lines: AsyncIterator[bytes]) -> str:
 
 
 def quarantine_dir(settings: Settings) -> Path:
-    """Return where the quarantine files of an environment are."""
+    """Return the directory of an environment's quarantine files."""
     return settings.backup_dir / "quarantine"
 
 
@@ -118,7 +118,7 @@ def _strange_columns(entry: Mapping[str, Any]) -> list[str]:
 
 
 def plain(value: object) -> object:
-    """Return a value of SQLite's as JSON has it; else an object that names its kind: blob, real, broken text."""
+    """Return a value of SQLite's as JSON, or as an object that names its kind: blob, real, broken text."""
     if isinstance(value, bytes):
         return {"blob": value.hex()}
     if isinstance(value, float) and not math.isfinite(value):
@@ -128,7 +128,7 @@ def plain(value: object) -> object:
 
 
 def value_of(found: Any) -> tuple[str, object]:
-    """Return the SQL that takes a value of a quarantine file, and the value; raise for what ``plain`` did not write."""
+    """Return the SQL that takes a value of a quarantine file, and the value; raise for any other."""
     if isinstance(found, dict):
         ((kind, text),) = found.items()
         if kind == "real":
@@ -144,19 +144,19 @@ def value_of(found: Any) -> tuple[str, object]:
 
 
 def _bindings(row: Mapping[str, Any]) -> tuple[list[str], list[str], list[Any]]:
-    """Return the columns of a row as SQL has them, the SQL that takes their values, and the values."""
+    """Return the quoted columns of a row, the SQL for each value, and the values to bind."""
     values = [value_of(value) for value in row.values()]
     return [*map(quoted, row)], [sql for sql, _ in values], [value for _, value in values]
 
 
 def insertion(table: str, row: Mapping[str, Any]) -> tuple[str, list[Any]]:
-    """Return the statement that inserts a row, whose values are as ``plain`` has them, and what it binds."""
+    """Return the statement that inserts a row of a quarantine file, and the values to bind."""
     names, marks, values = _bindings(row)
     return f"INSERT INTO {quoted(table)} ({', '.join(names)}) VALUES ({', '.join(marks)})", values
 
 
 def _value(data: object) -> bool:
-    """Return whether JSON is what ``plain`` makes of a value of SQLite's."""
+    """Return whether JSON is a value that ``plain`` can write."""
     try:
         return bool(value_of(data))
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):  # among them a surrogate
@@ -173,7 +173,7 @@ _ENTRY = {
 }
 
 
-# The rows that are put back and those that are there already, each a table and its key; then what stays, and why.
+# The rows put back and the rows that exist already, each a table and its key; then the rest with its reasons.
 _Outcome = tuple[list[tuple[str, str]], list[tuple[str, str]], list[str]]
 
 
@@ -192,8 +192,8 @@ async def put_back_rows(
 
 @asynccontextmanager
 async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterator[Change]:
-    """Lend the change that puts back what can be put back of a quarantine file."""
-    path = quarantine_dir(settings) / name  # a path that is absolute stays what it is
+    """Yield the change that puts rows of a quarantine file back."""
+    path = quarantine_dir(settings) / name  # an absolute path stays as it is
     head, entries = read_quarantine(path)
     if head["env"] != settings.env:
         raise RefusedError(f"{path} is of {head['env']}, not of {settings.env}", "name one of this environment")
@@ -229,13 +229,13 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
 
 
 async def _put(conn: Connection, entries: list[dict[str, Any]]) -> _Outcome:
-    """Put back what can be put back, in a transaction that is begun and left open."""
+    """Begin a transaction, put back the rows that the rules allow, and leave the transaction open."""
     await conn.apply(add_functions)
     await conn.execute_fetchall("PRAGMA synchronous = FULL")
     await conn.execute_fetchall("BEGIN IMMEDIATE")
     put, already, waiting = list[tuple[str, str]](), list[tuple[str, str]](), entries
     faults, left = list[str](), len(entries) + 1
-    while len(waiting) < left:  # what an entry refers to may have come after it
+    while len(waiting) < left:  # an entry may refer to a later one
         left, failed, faults = len(waiting), [], []
         for entry in waiting:
             table, key = entry["table"], ", ".join(shown(value) for value in entry["key"].values())

@@ -37,15 +37,15 @@ _IDENTITY = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {S
 _NOT_PLAIN = {"AS", "SELECT", "VIRTUAL", "WITHOUT"}
 _KINDS: dict[str, Any] = {"INTEGER": int, "REAL": int | float, "TEXT": str}
 _SHOWN = 20  # lost rowids
-# What comes out of a damaged file need not keep its rules: a row that does not would be left out without a word.
+# Rows of a damaged file may break rules; with the rules on, SQLite would leave such rows out.
 _RULES = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF;"
-_UNFORCED = "PRAGMA synchronous = OFF"  # of a file that is thrown away, or forced to the disk once it is whole
+_UNFORCED = "PRAGMA synchronous = OFF"  # the file is thrown away, or forced to the disk when it is complete
 _KILL = "end it by kill -9: ended in any other way, it may write its log over the database"
 _KEEP = "leave it running; copy all of its open files from /proc/PID/fd before it ends"
 
 
 def salvaged_before(settings: Settings) -> Check | None:
-    """Return the check that names the backup into which this very file was salvaged, if it was. Read-only."""
+    """Return a check that names the backup into which this file was salvaged before, if any. Read-only."""
     changed = max(moment for moment, _ in _state(settings.db_path).values()) / 1e9
     for backup in reversed(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path)):
         if backup.facts["reason"] == _REASON and backup.taken_at.timestamp() > changed:
@@ -56,7 +56,7 @@ def salvaged_before(settings: Settings) -> Check | None:
 
 
 async def salvage(settings: Settings) -> Check:
-    """Back up what the pages of the damaged database still hold, count it by table, and validate it.
+    """Back up the readable rows of a damaged database, count them by table, and validate the backup.
 
     Only reads the damaged database, its log too. Raises RefusedError if nothing at all can be read, BusyError if it
     is written meanwhile, OSError, sqlite3.Error.
@@ -97,7 +97,7 @@ def _remedy(settings: Settings, backup: Backup) -> str:
 
 
 def _state(path: Path) -> dict[str, tuple[int, int]]:
-    """Return the last change and the size of a database and of its log, but for an empty one."""
+    """Return the time of change and the size of a database and of its log, unless the log is empty."""
     found = {}
     for name in (f"{path}", f"{path}-wal"):
         with suppress(FileNotFoundError):
@@ -107,7 +107,7 @@ def _state(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def _copy(path: Path, folder: Path) -> tuple[Path, str]:
-    """Copy a database, with a header and with the rows of its log written into it; say what became of the log."""
+    """Copy a database, write a header and the rows of its log into the copy; return what became of the log."""
     before, copy = _state(path), folder / path.name
     log, new = f"{path}-wal", Path(f"{copy}-wal")
     with at(copy):
@@ -129,7 +129,7 @@ def _copy(path: Path, folder: Path) -> tuple[Path, str]:
 def _settle(copy: Path) -> None:
     """Let SQLite write the log of a file into it, as far as it can."""
     with suppress(DatabaseError), closing(plain_connect(copy, isolation_level=None)) as conn:
-        # A file that was cut is opened only so, and this PRAGMA alone reads no schema.
+        # Only this mode opens a file that was cut off, and this PRAGMA reads no schema.
         conn.execute("PRAGMA writable_schema = ON")
         conn.execute(_UNFORCED)
         conn.execute("PRAGMA user_version").fetchone()
@@ -137,21 +137,21 @@ def _settle(copy: Path) -> None:
 
 @dataclass(slots=True)
 class _Table:
-    """Hold what is found of a table: the rowids that are saved, those that its indexes name, what can't be read."""
+    """Hold the findings about a table: the saved rowids, those that its indexes name, the unreadable entries."""
 
     name: str
     root: int
-    columns: Sequence[tuple[str, str, bool]]  # name, type, whether it must have a value
-    least: int  # values of a record: fewer than columns where a column was added
-    alias: int | None  # the column that is the rowid, which a record leaves empty
+    columns: Sequence[tuple[str, str, bool]]  # name, type, NOT NULL
+    least: int  # number of values in a record: fewer than columns after ADD COLUMN
+    alias: int | None  # the INTEGER PRIMARY KEY, which is empty in a record
     rows: set[int] = field(default_factory=set)
     indexed: set[int] = field(default_factory=set)
-    counts: list[set[int]] = field(default_factory=list)  # the rowids of each whole index that names each row
+    counts: list[set[int]] = field(default_factory=list)  # the rowids of each undamaged index over all rows
     faults: list[str] = field(default_factory=list)
     strays: int = 0  # rows of pages that no tree leads to
 
     def verdict(self, breaks_rules: bool) -> tuple[str, str]:
-        """Return whether the table is intact, partly saved, or lost; and which of its rows are saved."""
+        """Return whether the table is intact, partly saved, or lost, and the number of its saved rows."""
         missing, rows = self.indexed - self.rows, counted(len(self.rows), "row")
         if self.strays:
             deleted = "" if self.counts else ", deleted ones perhaps among them"
@@ -167,7 +167,7 @@ class _Table:
         return "partly", f"{rows} of {known}{lost}"
 
     def fits(self, values: tuple[Any, ...]) -> bool:
-        """Return whether a record of an unknown table may be one of this."""
+        """Return whether a record of an unknown table may belong to this one."""
         return len(values) == len(self.columns) and all(
             value is None
             if number == self.alias
@@ -176,7 +176,7 @@ class _Table:
         )
 
     def save(self, conn: Connection, rowid: int, values: tuple[Any, ...]) -> None:
-        """Insert a row; one that the table does not take is a fault."""
+        """Insert a row; if the table refuses it, that is a fault."""
         number, alias = len(values), self.alias
         if not self.least <= number <= len(self.columns) or (alias is not None and values[alias] is not None):
             self.faults.append(f"rowid {rowid} is not a row of this table")
@@ -192,7 +192,7 @@ class _Table:
 
 
 def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
-    """Fill an empty file with the rows that the pages of another hold; return what is found, table by table."""
+    """Fill an empty database with the rows in the pages of another; return the findings by table."""
     with (
         copy.open("rb") as file,
         mmap(file.fileno(), 0, access=ACCESS_READ) as data,
@@ -225,7 +225,7 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
 
 
 def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: list[str]) -> dict[str, _Table]:
-    """Make the tables of a schema, and what it lacks of ours; return them by name."""
+    """Create the tables of a schema and those of ours that it lacks; return them by name."""
     tables: dict[str, _Table] = {}
     known = expected_objects()
     ours = [(found.type, found.name, None, 0, found.sql) for found in known.values()]
@@ -234,7 +234,7 @@ def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: lis
             continue
         try:
             words = _words(str(sql))
-            # A damaged or hostile schema must not run anything else, nor compute anything.
+            # A damaged or hostile schema must not run or compute anything else.
             if words[:2] != ["CREATE", "TABLE"] or _NOT_PLAIN & {*words}:
                 raise DatabaseError("not an ordinary table")
             conn.execute(str(sql))
@@ -249,7 +249,7 @@ def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: lis
 
 
 def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> list[str]:
-    """Save the rows of pages that no tree leads to, each page to the one damaged table that it fits."""
+    """Save the rows of pages that no tree reaches, if a page fits exactly one damaged table."""
     unknown = 0
     for number in pages.orphans():
         rows = [*pages.entries(number, TABLE, [], [])]
@@ -272,7 +272,7 @@ def _words(sql: str) -> list[str]:
 
 
 def stray_rows(settings: Settings, found: Iterable[Stray]) -> tuple[Check, bool]:
-    """Say which rows each process with lost files alone holds, by copies, and whether there are any. Read-only."""
+    """Return a check of the rows that only a process with lost files still holds, by copies of them. Read-only."""
     path, check, noted, newer = settings.db_path, strays_check(settings.db_path), list[str](), False
     with scratch_directory(path.parent, "restore") as scratch:
         live = scratch / "live.db"
@@ -294,7 +294,7 @@ def stray_rows(settings: Settings, found: Iterable[Stray]) -> tuple[Check, bool]
 
 
 async def rescue(settings: Settings) -> list[Check]:
-    """Back up and prove what each process with lost files holds; the last check fails while one holds them."""
+    """Back up and prove the database of each process with lost files; the last check fails while one has them open."""
     done = list[Check]()
     for stray in strays(settings.db_path):
         name, expected, data = f"rescued from PID {stray.pid}", "its rows in a file", {"pid": stray.pid}
@@ -303,7 +303,7 @@ async def rescue(settings: Settings) -> list[Check]:
                 copy = replace(settings, db_path=await asyncio.to_thread(_copied, stray, scratch))
                 try:
                     kept, _ = await back_up(copy, reason="rescued")
-                except (sqlite3.Error, RefusedError):  # pages of another moment: its database was written to by others
+                except (sqlite3.Error, RefusedError):  # other processes have written to its database since
                     done.append(replace(await salvage(copy), id="rescued", name=name, data=data))
                     continue
             except (sqlite3.Error, OSError, AbathurError) as error:  # the rows of the other processes are saved
@@ -325,7 +325,7 @@ def _copied(stray: Stray, scratch: Path) -> Path:
 
 
 def _only_in(conn: Connection, one: str, other: str) -> str:
-    """Return how many rows of which tables one of two attached databases holds and the other one lacks."""
+    """Return the rows that one of two attached databases has and the other lacks, counted by table."""
     found = []
     tables, others = ({row[0] for row in conn.execute(f"SELECT name FROM {at}.sqlite_master")} for at in (one, other))
     for table in expected_tables():

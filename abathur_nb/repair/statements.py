@@ -1,4 +1,4 @@
-"""The statements of a repair: the smallest change of rows, and tables and indexes as ``sql/`` has them."""
+"""The statements of a repair: the smallest change of rows, and the tables and indexes of ``sql/``."""
 
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping
@@ -18,7 +18,7 @@ from abathur_nb.store.target import shell_command
 from abathur_nb.store.values import FAULT, IS_UTF8, TOO_LONG, stored
 from abathur_nb.text import counted, shown
 
-_STALE, _FEW = 10, 1000  # statistics so many times too large or too small, of a table of so many rows
+_STALE, _FEW = 10, 1000  # a stale statistic: this many times too large or small, for a table of this many rows
 _ASIDE = "abathur_before_repair"  # an altered table's name while its rows are copied
 _RENAME = "if a column was renamed, let the application that did it rename it back"
 _SAVE = "save what this column holds, then drop it "
@@ -40,14 +40,14 @@ class RowChange(NamedTuple):
 
     @property
     def sql(self) -> str:
-        """The statement that does it."""
+        """Return the statement of the change."""
         if self.instead:
             return self.instead
         act = f"UPDATE {self.table} SET {self.column} = {self.empty}" if self.column else f"DELETE FROM {self.table}"
         return f"{act} WHERE {self.where}"
 
     def selecting(self, what: str) -> str:
-        """Return the query of ``what`` in these rows."""
+        """Return the query that selects ``what`` from these rows."""
         return f"SELECT {what} FROM {self.table} WHERE {self.where}"
 
 
@@ -73,7 +73,7 @@ MARKS = (
 
 @cache
 def _references(table: str) -> tuple[tuple[str, str, str], ...]:
-    """Return each column of a table that refers to another table, with that and its column."""
+    """Return each column of a table that refers to another one, with the other table and its column."""
     with closing(schema.build_schema()) as conn:
         return tuple(conn.execute(load_queries("troubleshoot.sql")["references"].sql, (table,)))
 
@@ -84,12 +84,12 @@ def _required(table: str) -> frozenset[str]:
 
 
 def _doomed(table: str, name: str = "") -> str:
-    """Return SQL that is true for a row to be deleted, as a required reference leads to no row; empty without one."""
+    """Return SQL that is true for a row whose required reference leads to no row; empty without such references."""
     return " OR ".join(_lost(ref, name or table) for ref in _references(table) if ref[0] in _required(table))
 
 
 def _lost(reference: tuple[str, str, str], name: str) -> str:
-    """Return SQL that is true where a reference leads to no row, or to one that can't stay either."""
+    """Return SQL that is true if a reference leads to no row, or to a row that will be deleted."""
     column, parent, parent_column = reference
     other = f"{parent}_of_{name}"
     found = f"{other}.{parent_column} = {name}.{column}{_staying(parent, other)}"
@@ -101,7 +101,7 @@ def _staying(table: str, name: str = "") -> str:
 
 
 async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange, int]]:
-    """Return what clears references without a row, or deletes their rows, children first, and counts. Read-only."""
+    """Return the changes that clear references to missing rows or delete the rows, with counts. Read-only."""
     tables = [*reversed(expected_tables())]
     changes = [
         RowChange(table, _lost(ref, table) + _staying(table), ref[0])
@@ -113,7 +113,7 @@ async def broken_references(conn: aiosqlite.Connection) -> list[tuple[RowChange,
 
 
 async def broken_json(conn: aiosqlite.Connection, besides: Iterable[RowChange]) -> list[tuple[RowChange, int]]:
-    """Return what repairs JSON that the store can't read, but for rows of ``besides``. Needs `add_functions`."""
+    """Return the changes that repair invalid JSON, except in rows of ``besides``. Needs `add_functions`."""
     changes = []
     for table in expected_tables():
         others = "".join(f" AND NOT ({change.where})" for change in besides if change.table == table)
@@ -122,7 +122,7 @@ async def broken_json(conn: aiosqlite.Connection, besides: Iterable[RowChange]) 
                 continue
             empty = "NULL" if column not in _required(table) else "'{}'" if "'object'" in rule else "'[]'"
             unreadable = f"CASE WHEN {IS_UTF8.format(column)} THEN {FAULT.format(column)} <> '' ELSE 1 END"
-            # A CASE is evaluated in order: what is too long is not parsed, and only JSON is held against the limits.
+            # CASE stops at the first match: too long values are not parsed, and only valid JSON is measured.
             within = f"WHEN {rule} THEN {column} IS NOT NULL AND {unreadable} ELSE 1"
             where = f"CASE WHEN {TOO_LONG.format(column)} THEN 1 {within} END{_staying(table)}{others}"
             changes.append(RowChange(table, where, column, empty))
@@ -135,7 +135,7 @@ async def _counted(conn: aiosqlite.Connection, changes: Iterable[RowChange]) -> 
 
 
 async def count_rows(conn: aiosqlite.Connection, query: str) -> int:
-    """Return the number that a query counts. Read-only."""
+    """Return the count that a query selects. Read-only."""
     ((number,),) = await conn.execute_fetchall(query)
     return int(number)
 
@@ -143,7 +143,7 @@ async def count_rows(conn: aiosqlite.Connection, query: str) -> int:
 async def restore_seeds(
     conn: aiosqlite.Connection, restored: Iterable[Mapping[str, str]]
 ) -> tuple[list[tuple[RowChange, int]], list[Step]]:
-    """Return what gives the seed memories in ``restored`` their content back, and what inserts missing ones."""
+    """Return the changes that restore the seeds in ``restored``, and the statements that insert missing ones."""
     statements, changes, steps = {(one["namespace"], one["key"]): one["sql"] for one in restored}, [], []
     for seed in schema.expected_seeds():
         if not (sql := statements.get((seed.namespace, seed.key))):
@@ -158,7 +158,7 @@ async def restore_seeds(
 
 
 async def statistics_check(conn: aiosqlite.Connection, remedy: str) -> Check:
-    """Check that what ANALYZE once counted, if it ever did, is about what there is. Read-only."""
+    """Check that the statistics of ANALYZE, if any, are close to the present numbers of rows. Read-only."""
     queries, noted = load_queries("troubleshoot.sql"), dict[str, int]()
     if await count_rows(conn, queries["has_statistics"].sql):
         rows = await conn.execute_fetchall(queries["statistics"].sql)
@@ -174,7 +174,7 @@ async def statistics_check(conn: aiosqlite.Connection, remedy: str) -> Check:
 
 
 def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -> list[Step]:
-    """Return what makes the indexes those of ``sql/``, but for those of tables that are ``rebuilt`` or missing."""
+    """Return the statements that rebuild wrong indexes as in ``sql/``, except for ``rebuilt`` or missing tables."""
     found, known = schema.Differences.between(live, ("index",)), expected_objects()
     tables = {name for name, one in known.items() if one.type == "table" and name in live} - {*rebuilt}
     dropped = [name for name in found.altered if live[name].table in tables]
@@ -183,7 +183,7 @@ def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -
 
 
 async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list[str]:
-    """Name the rows that a unique index among ``names``, or of a table, can't hold, by sql/ or as it is. Read-only."""
+    """Return the rows that violate a unique index of ``names`` or of a table, by ``sql/`` or as it is. Read-only."""
     unique, found = load_queries("troubleshoot.sql")["unique"].sql, list[str]()
     with closing(schema.build_schema()) as ours:
         keys = {*ours.execute(unique), *map(tuple, await conn.execute_fetchall(unique))}
@@ -197,9 +197,9 @@ async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list
 
 
 class Rebuild(NamedTuple):
-    """Hold how an altered table is made as in ``sql/``: the ``steps``, or what is in the way of it.
+    """Hold the ``steps`` that rebuild an altered table as in ``sql/``, or the obstacles to it.
 
-    ``obstacles`` has beside each what removes it, nothing where only a backup helps. ``lacks``: a column is missing.
+    ``obstacles`` maps each to its remedy, or to an empty text if only a backup helps. ``lacks``: a column is missing.
     """
 
     steps: list[Step]
@@ -210,7 +210,7 @@ class Rebuild(NamedTuple):
 async def rebuild_table(
     conn: aiosqlite.Connection, path: Path, table: str, live: Mapping[str, SchemaObject], broken: Collection[str]
 ) -> Rebuild:
-    """Return how an altered table is made as in ``sql/`` with all its rows. Read-only.
+    """Return the steps that rebuild an altered table as in ``sql/`` with all its rows. Read-only.
 
     ``broken`` names the tables whose rows break rules. An index of others is made again, unless its column is dropped.
     """
@@ -240,7 +240,7 @@ async def rebuild_table(
         Step(expected_objects()[table].sql),
         Step(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {_ASIDE}", count),
     ]
-    if own_id:  # an id that was given out once is not given out again
+    if own_id:  # an id is never used twice
         made.append(Step(f"DELETE FROM sqlite_sequence WHERE name = '{table}'"))
         made.append(Step(f"UPDATE sqlite_sequence SET name = '{table}' WHERE name = '{_ASIDE}'"))
     made.append(Step(f"DROP TABLE {_ASIDE}"))
