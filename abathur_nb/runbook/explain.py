@@ -59,7 +59,7 @@ class Plans(Shown):
 
 
 _TITLE = "explain"
-_REMEDY = "run validate.ipynb: it names what is missing, altered or unreadable; if nothing is, ANALYZE, then explain"
+_REMEDY = "run validate.ipynb: it names what is missing, altered or unreadable; if nothing, run ANALYZE, then explain"
 
 
 async def explain_queries(settings: Settings) -> Plans:
