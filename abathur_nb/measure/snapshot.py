@@ -176,7 +176,7 @@ async def read_recorded(settings: Settings, since: datetime) -> tuple[list[Momen
     async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
         given = {"name": alerts.UP, "since": timestamp(since)}
         every = [text for (text,) in await conn.execute_fetchall(ask["recorded_moments"].sql, given)]
-        moments = json.dumps(every[:: len(every) // SNAPSHOTS + 1])
+        moments = json.dumps(every[:: -(-len(every) // SNAPSHOTS) or 1])
         for name in alerts.GAUGES:
             rows = await conn.execute_fetchall(ask["metrics_at"].sql, {"name": name, "moments": moments})
             for moment, value, text in rows:
@@ -227,14 +227,18 @@ async def read_some(
     ``sql`` runs for one batch of rowids (``:ids``) after another until the time is up, but at least once.
     """
     ids, found, done, at_once = random.sample(range(1, last + 1), min(last, most)), list[sqlite3.Row](), 0, _AT_ONCE
+    read = 0
     while done < len(ids) and (not done or monotonic() < until):
-        rows = await rows_within(conn, inf, sql, {**given, "ids": json.dumps(ids[done : done + at_once])})
+        batch = ids[done : done + at_once]
+        rows = await rows_within(conn, inf, sql, {**given, "ids": json.dumps(batch)})
         if rows is None and at_once > 1:
             at_once = 1  # the rows are large: read them one by one
             continue
-        found += rows or ()
+        if rows is not None:
+            found += rows
+            read += len(batch)
         done += at_once
-    return found, min(done, len(ids)) / last if last else 1.0
+    return found, read / last if last else 1.0
 
 
 # Seconds that one step may take, and all steps together, whatever the database holds.
