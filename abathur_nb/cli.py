@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any, NoReturn
 
 from abathur_nb.config.notebooks import NOTEBOOKS
@@ -106,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; each error that a user can cause is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] and given[0] in NOTEBOOKS:
-        sys.stderr.write(f"abathur_nb: {given[0]} is a notebook: python -m abathur_nb run {given[0]}\n")
+        sys.stderr.write(f"abathur_nb: {given[0]} is a notebook: python -m abathur_nb run {quote(given[0])}\n")
         return EXIT_CODES["refused"]
     code = 1
     try:

@@ -27,6 +27,8 @@ from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import connect
 from abathur_nb.store.guarded import strays
 
+# A store that lost its files warns of it when it is closed.
+pytestmark = pytest.mark.filterwarnings("ignore:.* is no longer the database:RuntimeWarning")
 # Another process: it makes the database if there is none, and prints how many of 60 writes were acknowledged.
 OTHER = """
 import asyncio, sys, abathur_nb as nb
