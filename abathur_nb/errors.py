@@ -15,7 +15,7 @@ _LONG_SQL = re.compile(r"malformed database schema \((.*)\) - string or blob too
 
 
 def bound_reached(error: Exception, longest: str = f"{BOUND_BYTES:,} bytes beyond the size of the file") -> str:
-    """Return which bound of a reading verb an error of SQLite reports, or an empty text."""
+    """Return the bound on reading that an error of SQLite reports, or an empty text."""
     if long := _LONG_SQL.fullmatch(str(error)):  # SQLite calls it malformed, though it is sound
         return f"the SQL of {shown(long[1])} is longer than the bound of {BOUND_SQL:,} bytes"
     bound = {

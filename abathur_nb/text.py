@@ -151,7 +151,7 @@ _URL_IN_TEXT = re.compile(rf"(?:(?<=')|(?<=(\"))){_BEGIN}(?:\\.|(?(1)[^\"\\]|[^'
 _ENCODED = re.compile(r"%(?:25)*(23|3a|3b|3f|40)", re.IGNORECASE)
 # The user of such a URL is a user name or a container, not a token.
 _USER_IS_A_NAME = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs")
-# A word of a text, of JSON or of SQL: no URL holds the other characters.
+# A word of text, JSON or SQL: the excluded characters occur in no URL.
 _WORD = re.compile(r"[^\s\"'<>{}|^`]+")
 _LOGIN = re.compile(r"[^/\\]*:[^/\\]*@[^/\\]*[/\\]")  # of an address without a scheme, such as user:password@host/path
 _CODE = re.compile(r"\w[\w-]*\.[\w.:-]+/[^?]*\?(?:.*&)?code=.", re.IGNORECASE)  # the key of a cloud's function
@@ -249,7 +249,7 @@ def html_cell(text: str, more: str = "") -> str:
 
 
 class Shown:
-    """Have a result shown as the table that its ``_table()`` returns."""
+    """Show a result as the table that its ``_table()`` returns."""
 
     __slots__ = ()
 

@@ -119,7 +119,7 @@ async def _look(settings: Settings) -> Standing:
     if found is None:
         return await _look_at(settings)
     folder, path = found
-    # Nobody writes to a draft, and nothing may be left beside it.
+    # Nobody writes to a draft, and no side file may appear beside it.
     standing = await _look_at(settings) if path == live else await _read(path, open_copy(path))
     noted = f"a replacement of {live} was begun, with {folder}; completed, it leaves: {standing.check.observed}"
     check = replace(standing.check, status="fail" if standing.state == "forbidden" else "warn", observed=noted)
@@ -201,9 +201,9 @@ def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
 
 
 async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now: bool) -> list[Check]:
-    """Return what forbids the replacement; ``now`` also names processes with the file open, and tries its lock."""
+    """Return what forbids the replacement; with ``now``, a process with the file open does, and the lock is tried."""
     path = settings.db_path
-    found = [check for check in (strays_check(path),) if check.failed]  # their rows are saved first
+    found = [check for check in (strays_check(path),) if check.failed]  # their rows must be saved first
 
     def forbid(check_id: str, expected: str, error: AbathurError, status: Status = "fail") -> None:
         found.append(Check(check_id, status, expected, error.observed, error.remedy))
@@ -225,11 +225,13 @@ async def _obstacles(settings: Settings, standing: Standing, new: Source, *, now
                 await writer.rollback()
         except (sqlite3.Error, OSError, AbathurError) as error:
             forbid("writable", "the database can be locked and written to", explain_error(path, error))
-    needed = {nearest_existing(path.parent): (1 + in_place) * new.path.stat().st_size}  # the log, and the file
+    needed = {nearest_existing(path.parent): (1 + in_place) * new.path.stat().st_size}  # in place: the log and the file
     if standing.state == "readable":
         place = nearest_existing(settings.backup_dir)
         needed[place] = needed.get(place, 0) + COPIES * standing.path.stat().st_size
-    for folder, size in needed.items():
+    disks = {folder: os.stat(folder).st_dev for folder in needed}
+    for folder, disk in disks.items():
+        size = sum(needed[other] for other in needed if disks[other] == disk)
         if shut := unwritable(folder):
             forbid("directory", "a directory that may be written to", shut)
         elif (free := free_mb(folder)) < size / MB:

@@ -76,7 +76,7 @@ def _read(progress: Callable[[int], object], conn: sqlite3.Connection) -> Conten
         except sqlite3.OperationalError as error:
             if name in expected_tables() or getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_ERROR:
                 raise
-            continue  # a table of others whose order this process does not know, such as by a collation of theirs
+            continue  # a table of others whose order is unknown here, such as that of a collation
         digest.update(canonical({"table": name, "columns": [column for (column,) in found]}))
         ((rows[name], *_),) = conn.execute(select).fetchall()
     found = conn.execute(load_queries("inspect.sql")["schema"].sql).fetchall()
@@ -152,7 +152,7 @@ async def copy_in(
         written()
         await live.execute_fetchall("BEGIN")
         found = await read_content(live, progress=progress)
-        # A commit of this connection does not change it.
+        # data_version ignores the commits of this connection.
         return found, await pragma(live, "data_version") != version
 
 
@@ -169,9 +169,9 @@ def publish(draft: Path, path: Path) -> None:
 
 COPIES = 3  # the backup, its proof, and the log of the proof
 _CHUNK = 2**20  # bytes
-# The largest ratio to which a backup may unpack, which ``pack`` observes; zstd can make 32,000 bytes of one.
+# The largest ratio to which a backup may unpack; ``pack`` keeps to it. zstd can unpack a byte to 32,000.
 _RATIO, _ALWAYS = 1000, 256 * 2**20
-_SPARE_MB = 50  # bytes of the disk that unpacking leaves free
+_SPARE_MB = 50  # MB of the disk that unpacking leaves free
 
 
 class UnfitBackupError(RefusedError):
@@ -187,7 +187,7 @@ async def back_up(
     """Take a backup and prove it; return it with its checks, none of which failed.
 
     Checks of ``validate`` that the database fails become a warning and are kept in the manifest: a broken database is
-    backed up too, before its repair. The manifest names ``database`` where the file is only a copy of that. Raises
+    backed up too, before its repair. If the file is only a copy, the manifest names its original, ``database``. Raises
     RefusedError, BusyError, sqlite3.Error, OSError; then there is no backup.
     """
     from tqdm import tqdm
@@ -286,7 +286,7 @@ def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
     facts, content = backup.facts, backup.content
     took = facts["proof"]["restored_s"] + facts["proof"]["validated_s"]
     noted = f"one that fails: {', '.join(backup.findings)}" if backup.findings else "one that passes validate"
-    noted += f"; it holds {alien}: compared are its pages and the rows of its tables" if alien else ""
+    noted += f"; it holds {alien}: only its pages and the rows of its tables were compared" if alien else ""
     size, digest, sha256 = facts["bytes"], content.digest, facts["sha256_of_file"]
     copied = f"{backup.path}, {size:,} bytes, copied in {copied_s:.2f} s"
     rows = tuple(f"{name}: {counted(count, 'row')}" for name, count in content.rows.items())

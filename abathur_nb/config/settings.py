@@ -64,21 +64,21 @@ class Settings:
     session_p99_ms: float = _setting(10, "session retrieval, p99 (ms)", least=0.001)
     memory_p99_ms: float = _setting(20, "memory retrieval, p99 (ms)", least=0.001)
     concurrent_reads_s: float = _setting(1, "50 concurrent reads together (s)", least=0.001)
-    min_free_mb: int = _setting(500, "less free disk fails (MB)", least=0)
-    recommended_free_mb: int = _setting(10_000, "less free disk warns (MB)", least=0)
-    max_wal_mb: int = _setting(256, "a larger write-ahead log warns (MB)", least=1)
-    disk_full_days: float = _setting(30, "a disk that will be full sooner alarms (days)", least=0.001)
-    backup_max_age_hours: float = _setting(26, "an older last proven backup alarms (hours)", least=0.001)
-    validation_max_age_days: float = _setting(7, "an older last green validation alarms (days)", least=0.001)
-    metrics_max_age_minutes: float = _setting(60, "older metrics alarm (minutes)", least=0.001)
+    min_free_mb: int = _setting(500, "free disk below which a check fails (MB)", least=0)
+    recommended_free_mb: int = _setting(10_000, "free disk below which a check warns (MB)", least=0)
+    max_wal_mb: int = _setting(256, "warn if the write-ahead log is larger (MB)", least=1)
+    disk_full_days: float = _setting(30, "alert if the disk will be full sooner (days)", least=0.001)
+    backup_max_age_hours: float = _setting(26, "alert if the last proven backup is older (hours)", least=0.001)
+    validation_max_age_days: float = _setting(7, "alert if the last green validation is older (days)", least=0.001)
+    metrics_max_age_minutes: float = _setting(60, "alert if the metrics are older (minutes)", least=0.001)
     busy_timeout_ms: int = _setting(5000, "wait for a lock (ms)", least=0, most=600_000)
     readers: int = _setting(2, "connections that serve reads", least=1, most=32)
     # NORMAL never corrupts the database, but a power cut can lose the last acknowledged commits.
     synchronous: Literal["NORMAL", "FULL"] = _setting("NORMAL", "durability of a commit")
-    service_account: str = _setting("abathur", "who is to own the directories; empty: who runs it")
+    service_account: str = _setting("abathur", "account that must own the directories; empty: the one in use")
     # Evidence
     signing_key: str = _setting("", "PEM file of the ed25519 key that signs each run; empty: unsigned")
-    signing_key_passphrase: str = _setting("", "what that file is encrypted with", secret=True)
+    signing_key_passphrase: str = _setting("", "passphrase of the signing key's file", secret=True)
     secrets: str = _setting("AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN", "variables whose values no archive may hold")
     # Policy: how a hazard is judged
     require_safe_wal: bool = _setting(False, "fail on a SQLite that has the WAL-reset race")
@@ -211,7 +211,7 @@ def _read_environments(faults: list[str]) -> dict[str, _Layer]:
     named = os.environ.get("ABATHUR_CONFIG")
     path = Path(os.path.expanduser(_CONFIG if named is None else named))
     where = f"settings file {printable(str(path))}"
-    if named is None and not (_has_home() and path.exists()):  # a file in the working directory is never read
+    if named is None and not (_has_home() and os.path.lexists(path)):  # a file in the working directory is never read
         return {}
     try:
         tables = tomllib.loads(read_file(where, path, _FILE_MAX).decode())
@@ -272,7 +272,7 @@ def absolute_path(name: str, value: object, source: str, *, relative: bool) -> P
         "a path of a file, no in-memory database and no URL": not _NO_FILE.match(text),
         "an absolute path (`~` stands for your own home only, which HOME must name)": home,
         "an absolute path": text[:1] in ("/", "~") or (relative and bool(path)),
-        # The next sweep beside it would remove it.
+        # A clean-up of scratch files would remove the file.
         "a path outside of the scratch directories (.abathur-…)": not any(map(is_scratch_name, names)),
         f"a path of at most {_PATH_MAX} bytes, {_NAME_MAX} for each name": sizes[0] <= _PATH_MAX
         and max(sizes[1:]) <= _NAME_MAX,

@@ -35,8 +35,8 @@ def canonical(data: Mapping[str, Any]) -> bytes:
 
 
 def sealed(data: Mapping[str, Any]) -> bytes:
-    """Return ``data`` in canonical form with its own hash, which is over that form without it, as ``sha256``."""
-    # What JSON makes of it is sealed: the keys 2 and 10 are sorted otherwise as text.
+    """Return ``data`` in canonical form with a key ``sha256``: the hash of the canonical form without that key."""
+    # Seal what JSON makes of it: as text, the keys 2 and 10 sort in another order.
     plain = json.loads(json.dumps(data, allow_nan=False))
     return canonical({**plain, "sha256": sha256(canonical(plain))})
 
@@ -57,10 +57,10 @@ def uncanonical(content: bytes) -> dict[str, Any]:
 
 
 def unsealed(content: bytes) -> dict[str, Any]:
-    """Parse bytes that ``sealed`` wrote, without the hash; raise ValueError, with the reason, if a byte differs."""
+    """Parse bytes that ``sealed`` wrote and drop the hash; raise ValueError, with the reason, if a byte differs."""
     data = uncanonical(content)
     if data.pop("sha256", None) != sha256(canonical(data)):
-        raise ValueError("its hash is not the one that it names")
+        raise ValueError("its hash is not the one that it states")
     return data
 
 
@@ -85,7 +85,8 @@ def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
         found = [misfits(data, one, where) for one in shape]
         return [] if [] in found else found[0]
     if isinstance(shape, Mapping | list):
-        holds, expected = False, "object" if isinstance(shape, Mapping) else "list"
+        of_length = "list" if len(shape) == 1 else f"list of {len(shape)}"
+        holds, expected = False, "object" if isinstance(shape, Mapping) else of_length
     elif isinstance(shape, frozenset):
         holds, expected = isinstance(data, str) and data in shape, f"one of {', '.join(sorted(shape))}"
     elif isinstance(shape, type):
@@ -150,7 +151,7 @@ def _tilde(value: Any, homes: list[str]) -> Any:
     if isinstance(value, str):
         for home in homes:
             if home in value:
-                path = re.escape(home)  # in angle brackets, </root> is a tag
+                path = re.escape(home)  # </root> is a closing tag
                 value = re.sub(rf"{_BEGINS}(?!(?<=<){path}>){path}{_ENDS}", "~", value)
         return value
     if isinstance(value, Mapping):
@@ -199,7 +200,7 @@ def refuse_secrets(settings: Settings, files: Mapping[str, bytes]) -> None:
 def masked(text: str, settings: Settings | None = None) -> str:
     """Return a line for a log without the values of secrets and the secret parts of URLs.
 
-    Without settings, where they could not be resolved, the environment variables name the secrets.
+    If the settings could not be resolved, the environment variables name the secrets.
     """
     if settings is None:
         names = os.environ.get("ABATHUR_SECRETS", Settings.secrets).replace(",", " ").split()
@@ -222,7 +223,7 @@ def _spellings(value: str) -> list[str]:
     found = {twice for piece in pieces for once in _written(piece) for twice in _written(once)}
     raw = value.encode(errors="surrogateescape")
     for phase in range(3):
-        # Other bytes have a part in the first and the last group.
+        # Other bytes share its first and its last group.
         encoded = base64.b64encode(b"\0" * phase + raw).decode()
         sure = encoded[4 if phase else 0 : len(encoded) - (4 if (phase + len(raw)) % 3 else 0)]
         found |= {sure, sure.replace("+", "-").replace("/", "_")}

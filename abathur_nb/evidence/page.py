@@ -29,7 +29,7 @@ _ATTRIBUTES = {
     "th": _CELL,
 }
 _CLASSES = {"div": {"abathur-report"}, "table": {"dataframe"}}
-# None that moves, hides or enlarges: what a cell shows must not pass for the verdict above it.
+# No property that moves or hides: a cell must not pass for the verdict above it.
 _PROPERTIES = (
     "background background-color border border-bottom border-collapse border-color border-left border-right"
     " border-style border-top border-width color font-family font-style font-weight max-width min-width overflow-wrap"
@@ -57,7 +57,7 @@ def clean(html: str) -> str:
         attribute_filter=_kept,
         allowed_classes=_CLASSES,
         url_schemes={"data", "http", "https", "mailto"},
-        url_relative="deny",  # no page of an archive stands where its notebook stood
+        url_relative="deny",  # an archived page is not where its notebook was
     )
 
 
@@ -77,7 +77,7 @@ def _harmless(declaration: str) -> bool:
 
 def picture_of(mime: str, text: str) -> str:
     """Return a notebook's picture in base64; an empty text where it is not a picture."""
-    if mime == "image/svg+xml":  # as the source of an img no browser runs or loads what it holds
+    if mime == "image/svg+xml":  # in an img, browsers neither run nor load its content
         return b64encode(text.encode(errors="backslashreplace")).decode()
     return "".join(text.split()) if _BASE64.fullmatch(text) else ""
 
@@ -101,7 +101,7 @@ def render(notebook: Mapping[str, Any], record: Record, *, as_template: bool = T
     """Return an executed notebook as one HTML page, headed by what its record says. Read-only.
 
     ``as_template`` says whether its cells are known to be those of the template. The same input gives the same bytes.
-    The template escapes every text; HTML and Markdown of the notebook are sanitized.
+    page.html.j2 escapes every text; HTML and Markdown of the notebook are sanitized.
     """
     from jinja2 import ChainableUndefined, Environment
 

@@ -19,7 +19,7 @@ Verdict = Literal["pass", "fail", "refused", "error", "timeout", "interrupted"]
 EXIT_CODES: Mapping[Verdict, int] = {
     "pass": 0,
     "fail": 1,  # a check failed, or could not run
-    "refused": 2,  # before it started, or by a look into the database
+    "refused": 2,  # forbidden at the start, or by the state of the database
     "error": 3,  # the run broke: a cell raised, the kernel died, or it could not be archived
     "timeout": 4,
     "interrupted": 5,
@@ -27,7 +27,7 @@ EXIT_CODES: Mapping[Verdict, int] = {
 # The files of a run.
 STARTED, RECORD = "started.json", "record.json"
 NOTEBOOK, PAGE, STATEMENT = "notebook.ipynb", "page.html", "statement.json"
-PDF = "page.pdf"  # of the page, by earlier versions
+PDF = "page.pdf"  # written by earlier versions
 IN_LINE = ("run_id", "notebook", "env", "verdict", "started_at", "ended_at")  # the fields that the ledger repeats
 FORMAT = 2  # since then each check has its id and its data
 Kind = TypeVar("Kind", bound="Started")
@@ -41,7 +41,7 @@ class Started:
 
     run_id: str
     notebook: str
-    template: Mapping[str, Any]  # its name, its sha256 or None, and their source
+    template: Mapping[str, Any]  # name, sha256 or None, and where both come from
     env: str
     parameters: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -67,7 +67,7 @@ class Record(Started):
     """Hold the sealed record of a run: how it started, its verdict, and what it found.
 
     ``facts`` are findings besides the reports, such as plans and sizes; ``error`` names the cell that broke the run.
-    Where the runner sealed it, ``notebook_verdict`` is the one that the notebook had sealed.
+    If the runner sealed it, ``notebook_verdict`` is the verdict that the notebook had sealed.
     """
 
     started_sha256: str
@@ -151,7 +151,7 @@ def summary(record: Record) -> str:
         f"{record.started_at} to {record.ended_at} UTC, {record.who}",
         f"{counted(len(record.checks), 'check')}, {len(failed)} failed or could not run",
         *failed,
-        *([f"broke in cell {error['cell']}: {error['name']}: {error['message']}"] if error else []),
+        *([f"broke in cell {error.get('cell', '?')}: {error['name']}: {error['message']}"] if error else []),
     ]
     return "\n".join(lines)
 

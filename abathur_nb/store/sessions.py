@@ -51,7 +51,7 @@ class Sessions:
     async def list_sessions(
         self, project_id: str | None = None, status: str | None = None, limit: int = 50
     ) -> list[dict[str, Any]]:
-        """Return up to ``limit`` sessions of a project, of a status, of both, or the newest of all."""
+        """Return the ``limit`` newest sessions: of a project, of a status, of both, or of all."""
         check_whole("limit", limit, 1, 100_000)
         name = "list_sessions" if project_id is None else "list_sessions_of_project"
         if status is not None:
@@ -89,7 +89,7 @@ class Sessions:
         return removed
 
     async def update_status(self, session_id: str, status: str) -> None:
-        """Set the status; ``terminated`` sets terminated_at and ``archived`` archived_at, each once."""
+        """Set the status, and terminated_at or archived_at when it is first terminated or archived."""
         check_choice("status", status, STATUSES)
         await self._update("update_session_status", session_id, status=status)
 
@@ -132,9 +132,9 @@ class Sessions:
 
 def _too_large(given: Mapping[str, object], sizes: sqlite3.Row) -> InvalidValueError:
     session_id, event = shown(given["session_id"]), len(str(given.get("event", "")).encode())
-    remedy = "keep large values as memories (db.memory.add_memory) and set their keys in the state to small ones"
+    remedy = "keep large values as memories (db.memory.add_memory) and only small values in the state"
     if event and sizes["events"] + event >= MAX_BYTES:
-        # Then half of the room is free, or enough for this event.
+        # Enough to leave half of the room free, or to fit this event.
         keep_last = sizes["count"] * max(0, MAX_BYTES // 2 - event) // sizes["events"]
         trim = f"await db.sessions.trim_events({given['session_id']!r}, keep_last={keep_last})"
         remedy = f"remove its oldest events: {trim}" if sizes["count"] else "append it as several smaller events"
@@ -157,5 +157,5 @@ def _in_nfc(what: str, state: Any) -> Any:
         return state  # json_text refuses it
     written = {check_name("key" if what == "value" else f"{what} key", key): value for key, value in state.items()}
     if len(written) < len(state):
-        raise InvalidValueError("two of its keys are one in NFC, the form that is written", what=what)
+        raise InvalidValueError("two of its keys become equal in NFC, the form that is stored", what=what)
     return written

@@ -21,7 +21,7 @@ _HIGHEST = "\U0010ffff"
 def check_name(what: str, value: Any, *, optional: bool = False, holds: str = "") -> Any:
     """Return a name in NFC, or None if it is ``optional`` and missing.
 
-    Raises InvalidValueError for anything but text of 1 to 512 printable characters that ``holds`` a sign.
+    Raises InvalidValueError for anything but text of 1 to 512 printable characters with ``holds`` in it.
     """
     if value is None and optional:
         return None
@@ -82,7 +82,7 @@ compact_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=
 
 
 def json_fault(text: str) -> str:
-    """Return why the store would neither write nor read a JSON text; empty if it would."""
+    """Return why the store refuses to write or read a JSON text, or an empty text."""
     try:
         _check_size("JSON", len(text.encode()))
         json_text("JSON", json.loads(text), (object,))
@@ -145,7 +145,7 @@ FAULT = "CASE WHEN abathur_is_utf8(CAST({0} AS BLOB)) THEN abathur_json_fault({0
 
 # Digits and signs become 0, braces become brackets, letters small: plain searches are faster than regular expressions.
 _ALIKE = bytes.maketrans(b"123456789+-ED{", b"00000000000ed[")
-_EXPONENT = "0e00"  # as in 1e999; with a shorter exponent, an infinite number has 300 digits
+_EXPONENT = "0e00"  # as in 1e999; with a shorter exponent it takes 300 digits
 _DIGITS = "0" * 300
 _BACKSLASH = ord("\\")
 _NUL = 0  # where SQLite stops reading
@@ -165,7 +165,7 @@ def add_functions(conn: sqlite3.Connection) -> None:
 
 
 def stored(value: object) -> object:
-    """Return a value that a connection with these functions read: bytes in place of text that is not UTF-8."""
+    """Return a value read by a connection with these functions, with text that is not UTF-8 as bytes."""
     content = value.encode(errors="surrogateescape") if isinstance(value, str) else b""
     return value if _is_utf8(content) else content
 

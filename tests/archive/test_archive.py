@@ -138,7 +138,7 @@ def test_what_plain_papermill_executed_is_archived_once_and_nothing_else(databas
         refused(words)
     Path("out.ipynb").write_text(executed)
     record.write_bytes(content.replace(b'"pass"', b'"Pass"', 1))
-    refused("record.json: its hash is not the one that it names")
+    refused("record.json: its hash is not the one that it states")
     record.unlink()
     refused(f"in {database.archive_dir}: none is sealed")
     record.write_bytes(content)

@@ -49,7 +49,7 @@ SHAPES: list[tuple[Any, Any, list[str]]] = [
     ({"a": {"b": 1}}, {"a": [{"b": int}]}, ["a: expected list, found {'b': 1}"]),
     ({"a": ["x", 1], "b": []}, {"a": [str, int], "b": [int]}, []),
     ({"a": [1, 1]}, {"a": [str, int]}, ["a.0: expected str, found 1"]),
-    ({"a": [1]}, {"a": [int, int]}, ["a: expected list, found [1]"]),
+    ({"a": [1]}, {"a": [int, int]}, ["a: expected list of 2, found [1]"]),
     ({"a": None, "b": True}, {"a": (dict, type(None)), "b": bool}, []),
     (
         {"a": True, "b": False},

@@ -57,8 +57,8 @@ def _flip(name: str) -> Callable[[Path], object]:
 
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / STARTED).unlink(), f"{STARTED}: it is gone"),
-    (_flip(RECORD), f"{RECORD}: its hash is not the one that it names"),
-    (_flip(STARTED), f"{STARTED}: its hash is not the one that it names"),
+    (_flip(RECORD), f"{RECORD}: its hash is not the one that it states"),
+    (_flip(STARTED), f"{STARTED}: its hash is not the one that it states"),
     (_replace_record, f"{RECORD}: it is of run "),
     (_rewrite(STARTED, user="mallory"), f"{RECORD}: it does not belong to this {STARTED}"),
     (_rewrite(RECORD, user="mallory"), f"{RECORD}: user is not what {STARTED} says"),

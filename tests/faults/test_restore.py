@@ -34,6 +34,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed
 from abathur_nb.report import Report
 from abathur_nb.store.target import journal_of
+from abathur_nb.text import MB
 
 
 def observed(report: Report) -> str:
@@ -52,6 +53,14 @@ async def backup(database: Settings) -> Backup:
     found = await taken(database)
     run_sql(database.db_path, ADD.replace("?", "'since'"))
     return found
+
+
+@pytest.mark.usefixtures("backup")
+async def test_two_directories_on_one_disk_share_its_room(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = 3 * database.db_path.stat().st_size / MB  # enough for each directory, not for both
+    monkeypatch.setattr("abathur_nb.backups.replacement.free_mb", lambda _: room)
+    report = await nb.restore_database(database)
+    assert [check.status for check in report.checks if check.id == "room"] == ["fail", "fail"]
 
 
 async def test_an_open_reader_keeps_its_snapshot(database: Settings, backup: Backup) -> None:

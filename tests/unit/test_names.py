@@ -173,7 +173,7 @@ async def test_a_name_is_looked_for_as_given_and_then_in_nfc(database: Settings)
             explored = await nb.explore(database, namespace=spelling, key=spelling, session=spelling)
             assert [check.name for check in explored.report.checks if check.status != "pass"] == []
         assert await db.memory.delete_memory(f"{NFD}:x", NFD)
-        with pytest.raises(InvalidValueError, match="two of its keys are one in NFC"):
+        with pytest.raises(InvalidValueError, match="two of its keys become equal in NFC"):
             await _session(db, session_id="two", initial_state={NFC: 1, NFD: 2})
     assert not [check for check in (await validate_database(database)).checks if check.status == "warn"]
 

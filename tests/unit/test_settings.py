@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damage import run_as_other
 from hostile import BYTES, PLACES
 
 from abathur_nb.config.settings import resolve
@@ -269,3 +270,9 @@ def test_what_is_not_a_file_of_settings_is_named_and_nothing_else_is_said(
         assert str(tmp_path / name) in faults("development")[0]
     monkeypatch.setenv("ABATHUR_CONFIG", "/dev/zero")
     assert "cannot be read" in faults("development")[0]
+
+
+def test_a_home_that_is_closed_to_this_user_has_no_settings_file(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    program = "os.environ['HOME'] = sys.argv[1]\nprint(nb.resolve('development', db_path='/srv/x/x.db').readers)\n"
+    assert run_as_other(program, tmp_path) == "2\n"
