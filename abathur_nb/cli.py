@@ -138,6 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def script() -> int:
     """Run the command of this process; SIGTERM interrupts it as Ctrl-C does."""
+    for name in ("stdout", "stderr"):  # Python has none where the caller has closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a terminal may know ASCII only
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run says that it was interrupted
     return main()

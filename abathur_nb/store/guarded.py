@@ -27,6 +27,7 @@ Write = Callable[..., AbstractAsyncContextManager["Connection"]]  # Database.wri
 _SUFFIXES = ("", "-wal", "-shm")
 _DELETED = " (deleted)"
 _LOOKS, _PAUSE_S = 7, 0.03  # the last process to close a database deletes its log a moment earlier
+_UNKNOWN = (0, 0)  # of a file that cannot be looked at, as in a directory that is closed at this moment
 _open: set["Handle"] = set()
 
 
@@ -54,7 +55,7 @@ class Handle(sqlite3.Connection):
         # Without WAL mode, a log that lies beside the database is not open.
         in_wal_mode = self.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         self.files = _identities(names) if in_wal_mode else (*_identities(names[:1]), None, None)
-        if (ours := _descriptors()) and not {*self.files} - {None} <= ours.keys():
+        if (ours := _descriptors()) and not {*self.files} - {None, _UNKNOWN} <= ours.keys():
             self.lost = "replaced while it was opened"
         self.names = names  # last: when the opening is cancelled, another thread may look at this moment
 
@@ -65,7 +66,7 @@ class Handle(sqlite3.Connection):
         lost = ", ".join(
             f"{Path(name).name} is {'another file' if now else 'missing'}"
             for name, before, now in zip(self.names, self.files, found, strict=True)
-            if before not in (None, now)  # None: a database that is not in WAL mode has no log
+            if before not in (None, now) and now != _UNKNOWN  # None: a database that is not in WAL mode has no log
         )
         for handle in tuple(_open) if lost else ():
             if handle.files == self.files:
@@ -187,8 +188,10 @@ def _identity(name: str | int) -> Identity:
     try:
         # Not what a link leads to: SQLite looks for the log beside that.
         found = os.stat(name, follow_symlinks=isinstance(name, int))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError:
+        return _UNKNOWN
     return found.st_dev, found.st_ino
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import MEMORY, held, run_sql, running
+from damage import MEMORY, held, run_as_other, run_sql, running
 from patience import HANGING_S
 from sampling import sampled
 
@@ -262,6 +262,22 @@ async def test_what_others_do_rightly_raises_no_alarm(filled: Settings) -> None:
             async with db.read() as conn:
                 await conn.execute_fetchall("SELECT 1 FROM sessions")
     assert not Path(f"{filled.db_path}-wal").exists(), "the last one to close has emptied the log"
+
+
+CLOSED = """
+async def main(settings):
+    (await nb.initialize_database(settings)).raise_for_failures()
+    async with nb.Database.open(settings) as db:
+        os.chmod(settings.db_path.parent, 0)
+        await db.memory.add_memory("user:a", "k", {}, "semantic", None)
+        print(await db.memory.get_memory("user:a", "k") is not None)
+        os.chmod(settings.db_path.parent, 0o700)
+asyncio.run(main(nb.resolve("development", db_path=tempfile.mkdtemp() + "/data/abathur.db")))
+"""
+
+
+def test_a_directory_that_is_closed_for_a_moment_raises_no_alarm() -> None:
+    assert run_as_other(CLOSED) == "True\n"
 
 
 # --- fork

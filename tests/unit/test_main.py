@@ -67,3 +67,9 @@ def test_what_a_user_can_cause_is_told_a_line_each(capsys: pytest.CaptureFixture
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
     assert all(line.startswith("abathur_nb run: ") and line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_changes_no_exit_code(closed: str) -> None:
+    shell = f'"{sys.executable}" -m abathur_nb verify /nonexistent {closed}'
+    assert subprocess.run(["sh", "-c", shell], check=False, capture_output=True).returncode == 2
