@@ -18,7 +18,7 @@ from shlex import quote
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence.canonical import misfits, sealed, unsealed
-from abathur_nb.files import at, fsync, private_directory, read_regular, write_durably
+from abathur_nb.files import at, fsync, make_private_file, private_directory, read_regular, write_durably
 from abathur_nb.health.path_on_disk import mounted_files
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
@@ -168,6 +168,7 @@ def _copy_beside(path: Path) -> Path:
     folder = new_folder(path)
     try:
         with at(folder):
+            make_private_file(folder / path.name, owned_as=path.parent)
             ask("copy", path, f"{path}-wal", "", folder / path.name)
         for suffix in ("", "-wal"):
             fsync(folder / f"{path.name}{suffix}")

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from time import monotonic
@@ -256,7 +257,9 @@ async def _treat(
         names = ", ".join(tables.missing)
         advice = f"restore a backup: {restore_command(settings)}; the rest cannot be judged without {names}"
         if extra := tables.extra:  # after a mere rename, a restore would lose the rows since the backup
-            sql = [f"ALTER TABLE {quoted(extra[0])} RENAME TO {tables.missing[0]};"]
+            by = f"{extra[0]}_"  # SQLite refuses a name that differs in its capitals alone
+            steps = [extra[0], *([by] if extra[0].lower() == tables.missing[0] else ()), tables.missing[0]]
+            sql = [f"ALTER TABLE {quoted(one)} RENAME TO {quoted(to)};" for one, to in pairwise(steps)]
             renaming = f"if {some(extra)} holds its rows under another name, rename it back"
             advice = f"{renaming} {shell_command(settings.db_path, sql)}; else {advice}"
         found.remedies |= {name: advice for name in failing if name in _CAUSES and name not in (FILE_MODES, OTHERS)}

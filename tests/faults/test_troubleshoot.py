@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import re
 import sqlite3
 import subprocess
@@ -178,10 +179,17 @@ async def test_a_renamed_table_is_left_and_its_command_named(also: tuple[str, ..
         others = check_of(report, "other objects")
         assert "drop no table: jobs may be tasks under another name" in others.remedy
         assert not re.search("DROP TABLE", "\n".join((others.remedy, *others.evidence)))
-    (rename,) = re.findall(r"""'(ALTER TABLE "jobs" RENAME TO tasks;)'""", check_of(report, "tables").remedy)
+    (rename,) = re.findall(r"""'(ALTER TABLE "jobs" RENAME TO "tasks";)'""", check_of(report, "tables").remedy)
     run_sql(path, *re.findall("'(DROP .*?);'", others.remedy), rename)
     await repaired(database)
     assert rows_of(path) == before
+
+
+async def test_the_command_that_renames_a_table_back_also_changes_capitals_alone(database: Settings) -> None:
+    run_sql(database.db_path, "ALTER TABLE tasks RENAME TO t", "ALTER TABLE t RENAME TO TASKS")
+    remedy = check_of(await nb.troubleshoot(database), "tables").remedy
+    run_sql(database.db_path, *re.findall("ALTER TABLE [^;]*", remedy))
+    await repaired(database)
 
 
 async def test_an_index_is_not_made_anew_where_its_table_holds_a_key_twice(database: Settings) -> None:
@@ -370,6 +378,9 @@ def leave_written_log(path: Path, damaged: int) -> list[bytes]:
 async def test_a_database_newer_than_its_log_keeps_each_row(damaged: int, found: set[str], database: Settings) -> None:
     path = database.db_path
     before = leave_written_log(path, damaged)
+    owner = os.geteuid() or 65534  # root repairs for another user
+    for file in (path.parent, *path.parent.iterdir()):
+        os.chown(file, owner, -1)
     plan = await nb.troubleshoot(database)
     assert failing(plan) == found
     assert "it is newer" in check_of(plan, "log").observed
@@ -377,6 +388,7 @@ async def test_a_database_newer_than_its_log_keeps_each_row(damaged: int, found:
     assert "byte for byte" in check_of(plan, "plan").observed
     await repaired(database)
     assert aside_of(path, "", "-wal") == before
+    assert {file.stat().st_uid for file in path.parent.glob("abathur_aside_*/*")} == {owner}
     assert path.read_bytes() == before[0]
     (await nb.validate_database(database)).raise_for_failures()
     with closing(sqlite3.connect(path)) as conn:
