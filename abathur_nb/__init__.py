@@ -70,7 +70,7 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names.spl
 __all__ = sorted(["charts", *_HOMES])  # noqa: PLE0605 - it is a list
 __version__: str
 
-if not TYPE_CHECKING:  # else a type checker would take any name for one of the package
+if not TYPE_CHECKING:  # else a type checker would accept any name of this package
 
     def __dir__() -> list[str]:
         return __all__

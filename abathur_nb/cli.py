@@ -19,17 +19,17 @@ from abathur_nb.text import did_you_mean, printable, without_url_secrets
 _ABOUT = "Run the runbook's notebooks, keep and check the records of their runs, and measure a database."
 _EXITS = (
     "exit codes: 0 pass; 1 a check failed, or could not run; 2 refused; 3 the run broke: a cell raised, the kernel"
-    " died, or it could not be archived; 4 out of time; 5 interrupted"
+    " died, or the run could not be archived; 4 out of time; 5 interrupted"
 )
 _RUN_S = "3600"  # so that a hung run cannot block a schedule
 
 
 class _Parser(argparse.ArgumentParser):
-    """Answer a wrong option with the usage of its own command, and hide the secret of a URL in it."""
+    """Report a wrong option with the usage of its own command, and hide secrets of URLs in the message."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         parsed, rest = super().parse_known_args(args, namespace)
-        if rest:  # argparse lets the parent complain, with its own usage
+        if rest:  # argparse would report it by the parent parser, with the parent's usage
             near = did_you_mean(rest[0].partition("=")[0], [*self._option_string_actions])
             self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
         return parsed, rest
@@ -80,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     verify.add_argument("--key", metavar="PUBLIC.pem", help=words, **several)
 
     diff = command("diff", "runbook.history", "say what changed in meaning between two runs")
-    diff.add_argument("runs", nargs=2, metavar="RUN", help="a run id, or a beginning that no other has")
+    diff.add_argument("runs", nargs=2, metavar="RUN", help="a run id, or an unambiguous beginning of one")
 
     words = "copy an archive, run by run, to another directory or to object storage"
     copy = command("copy", "evidence.verify", words)
@@ -93,9 +93,9 @@ def make_parser() -> argparse.ArgumentParser:
         words = "archive directory or URL; replaces --env and --db-path"
         add("--archive", metavar="DIR", help=words)
 
-    words = "measure a database and write that as Prometheus' textfile collector reads it"
+    words = "measure a database and write the result for Prometheus' textfile collector"
     metrics = command("metrics", "measure.snapshot", words)
-    metrics.add_argument("--output", metavar="FILE.prom", help="replace this file, whole or not at all; else print")
+    metrics.add_argument("--output", metavar="FILE.prom", help="replace this file atomically; else print")
     alerts = command("alerts", "measure.alerts", "print the alert rules for Prometheus")
     for one in (metrics, alerts):
         one.add_argument("--env", metavar="ENV", default="development", help="the environment; development by default")
@@ -142,5 +142,5 @@ def script() -> int:
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a terminal may know ASCII only
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run says that it was interrupted
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a run records that it was interrupted
     return main()

@@ -1,4 +1,4 @@
-"""Files and directories: private, durable and scratch ones; who locks them; why the system refuses one."""
+"""Private, durable and scratch files and directories, their locks, and the causes of system errors."""
 
 import errno
 import fcntl
@@ -21,8 +21,8 @@ from typing import NamedTuple
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.text import printable, user_name
 
-# The kernel prints the list page by page. While others lock and unlock, one of 25 readings of several pages lacked a
-# lock that was held throughout; no reading of one page did, nor did the union of three in 1,000.
+# The kernel prints the list page by page. While others lock and unlock, 1 of 25 readings of several pages lacked a held
+# lock; no reading of one page did, and none of 1,000 unions of three readings.
 _ONE_PIECE, _READINGS = 4000, 5
 
 
@@ -36,7 +36,7 @@ class Lock(NamedTuple):
 
     @property
     def inode(self) -> int:
-        """Return the number of the file."""
+        """Return the inode number of the file."""
         return int(self.file.rpartition(":")[2])
 
 
@@ -48,7 +48,7 @@ def posix_locks() -> list[Lock]:
             text = Path("/proc/locks").read_text()
         except OSError:
             break
-        # "1: POSIX  ADVISORY  READ 1234 fd:00:2531 123 123"; a waiting one has "->" as its second field.
+        # "1: POSIX  ADVISORY  READ 1234 fd:00:2531 123 123"; a waiting lock has "->" as its second field.
         fields = (line.split() for line in text.splitlines())
         found |= {Lock(int(f[4]), f[3] == "WRITE", f[5], int(f[6])): None for f in fields if f[1] == "POSIX"}
         if len(text) < _ONE_PIECE:
@@ -93,7 +93,7 @@ def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
     """
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     # A killed process may have made the last existing one without forcing its name to the disk.
-    with suppress(PermissionError):  # if its parent may not be read, it was not made here
+    with suppress(PermissionError):  # an unreadable parent: not made by this user
         fsync(nearest_existing(path).parent)
     for folder in reversed(missing):
         try:
@@ -158,10 +158,10 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     found = os.stat(path, follow_symlinks=follow)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    # The size of SQLite's files is a multiple of 8, as few others' is: reading the locks takes 100 times as long.
+    # The sizes of SQLite's files, and of few others, are multiples of 8; reading the locks takes 100 times as long.
     here = (os.getpid(), found.st_ino)
     if found.st_size % 8 == 0 and any(here == (lock.pid, lock.inode) for lock in posix_locks()):
-        raise OSError(errno.EBUSY, "this process has it open, as a database or for one", str(path))
+        raise OSError(errno.EBUSY, "this process has it open, as a database or a side file", str(path))
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)), "rb")
 
 
@@ -200,7 +200,7 @@ def write_durably(path: Path, content: bytes, *, mode: int = 0o600) -> None:
 def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock of a directory during the block.
 
-    Whoever adds to a ledger or publishes a backup holds it for milliseconds; readers take it ``shared``. Raises
+    A process that adds to a ledger or publishes a backup holds it for milliseconds; readers take it ``shared``. Raises
     BusyError after 10 s.
     """
     deadline, kind = monotonic() + _PATIENCE_S, fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -284,14 +284,14 @@ _DENIED = ("{path} may not be {used} by {user}", "see who owns it: namei -l {quo
 _MEANINGS = {
     errno.ENOSPC: ("the disk of {folder} is full", "make room, in bytes or inodes: df -h {quoted}; df -i {quoted}"),
     errno.EDQUOT: ("the disk quota of {user} in {folder} is used up", "make room there, or ask for more: quota -s"),
-    errno.EFBIG: ("{folder} takes no file of that size: {limit}", "raise the limit of the shell: ulimit -f unlimited"),
+    errno.EFBIG: ("{folder} rejects a file of that size: {limit}", "raise the limit of the shell: ulimit -f unlimited"),
     errno.EROFS: ("{folder} is mounted read-only", "see why, and mount it for writing: findmnt -T {quoted}"),
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
     errno.ENOENT: ("{path} is missing", "see what is there: namei -l {quoted}"),
     errno.ENOTDIR: ("{path} is not a directory", "see what is there: namei -l {quoted}"),
     errno.EMFILE: ("this process has as many files open as it may", "raise the limit of the shell: ulimit -n"),
-    errno.EIO: ("the disk of {folder} fails: {error}", "see to the disk: dmesg | tail"),
+    errno.EIO: ("the disk of {folder} fails: {error}", "check the disk: dmesg | tail"),
 }
 _OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}")
 # SQLite does not report errno. These codes hide the errno of a file that could not be made or written.
@@ -304,13 +304,13 @@ def os_cause(error: OSError, path: Path) -> RefusedError:
     """Return an error that names cause, place and remedy; ``path`` is the place if ``error`` names none."""
     place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
     outwards = (*reversed(place.parents), place)
-    place = next((one.parent for one in outwards if is_scratch_name(one.name)), place)  # that is gone by now
+    place = next((one.parent for one in outwards if is_scratch_name(one.name)), place)  # the scratch directory is gone
     if error.errno != errno.ENOENT and not os.path.lexists(place):
-        place = nearest_existing(place)  # what was to be made in it
+        place = nearest_existing(place)  # where it was to be made
     folder = nearest_existing(place)
     folder = folder if os.path.isdir(folder) else folder.parent  # noqa: PTH112 - where Path raises
     largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    # An OSError of this package says more in its own words.
+    # An OSError that this package raises has a message of its own.
     known = _MEANINGS if error.strerror == os.strerror(error.errno or 0) else {}
     observed, remedy = known.get(error.errno or 0, _OTHER)
     values = {
@@ -326,7 +326,7 @@ def os_cause(error: OSError, path: Path) -> RefusedError:
 
 
 def unwritable(folder: Path) -> RefusedError | None:
-    """Return why no file can be made in ``folder``, or None. Makes a nameless file for a moment."""
+    """Return why no file can be made in ``folder``, or None. Makes a temporary file without a name."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None
@@ -340,10 +340,10 @@ def in_words(error: Exception, path: Path) -> str:
 
 
 def ask_system(path: Path, error: sqlite3.Error) -> OSError | None:
-    """Return the system's error behind one of SQLite about the database at ``path``, or None.
+    """Return the system error behind an error of SQLite about the database at ``path``, or None.
 
-    It writes to a nameless file beside the database, behind the size of that: closing a descriptor of the database
-    itself would drop the locks of this process.
+    It writes to a temporary file beside the database, at the offset of its end: closing a descriptor of the
+    database itself would drop the locks of this process.
     """
     code = getattr(error, "sqlite_errorcode", 0)
     if code & 0xFF not in _HIDING or code in _OF_READING:

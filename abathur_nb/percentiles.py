@@ -1,4 +1,4 @@
-"""Percentiles with their confidence intervals, and the verdict of three on a limit."""
+"""Percentiles with their confidence intervals, and the verdict whether a percentile meets a limit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 LEVELS = (0.5, 0.95, 0.99)
-_NOISE = 1.1  # the intervals of eight runs on one quiet machine lay up to 1.02 apart
+_NOISE = 1.1  # intervals of eight runs on one quiet machine differed by a factor of up to 1.02
 
 Verdict = Literal["met", "not met", "not enough samples"]
 
@@ -66,7 +66,7 @@ def _at_most(count: int, chance: float) -> "np.ndarray[Any, np.dtype[np.float64]
 
 
 def above(low: float | None, high: float | None) -> bool:
-    """Return whether an interval from ``low`` lies above one up to ``high`` by more than noise; None is unbounded."""
+    """Return whether an interval from ``low`` is above one up to ``high``, by more than noise; None means no bound."""
     return low is not None and high is not None and low > high * _NOISE
 
 

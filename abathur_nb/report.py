@@ -28,9 +28,9 @@ _MARKS: dict[Status, str] = {
 }
 _WORST_FIRST: dict[Status, int] = {"error": 0, "fail": 1, "warn": 2}  # the rest come last, in their order
 _FAILURES_NAMED = 6  # checks that the error of a failed report names
-_SHOWN_PASSED = 30  # more checks that passed than this are folded away
+_SHOWN_PASSED = 30  # if more checks passed, they are folded away
 _PRE = "<pre style='font-family:monospace;background:none;white-space:pre-wrap'>"
-_SHOWN_OPEN = 5  # more pieces of evidence than this are folded away
+_SHOWN_OPEN = 5  # if there are more pieces of evidence, they are folded away
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ async def run_check(check_id: str, find_out: Callable[[], Awaitable[Check]], *, 
         return await find_out()
     except (SQLiteError, OSError, AbathurError) as error:
         observed = f"could not run: {bound_reached(error) or f'{type(error).__name__}: {error}'}"
-        # The cause of an error of SQLite may be one of the system.
+        # An error of SQLite may be caused by a system error.
         found = error if isinstance(error, OSError) else error.__cause__
         if isinstance(found, OSError) and isinstance(found.filename, str):
             cause = os_cause(found, Path(found.filename))
@@ -104,9 +104,9 @@ async def run_check(check_id: str, find_out: Callable[[], Awaitable[Check]], *, 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Carry the checks of one verb on one subject (as a rule the database's path).
+    """Hold the checks of one verb on one subject, usually the database's path.
 
-    ``refused`` means that something forbade the work and nothing was done; a failed check says what forbade it.
+    ``refused`` means that something prevented the work and nothing was done; a failed check says what.
     A notebook shows a table, failures first; ``str()`` returns plain text.
     """
 
@@ -122,7 +122,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Return whether the verb was not refused, and every check could run and none failed."""
+        """Return whether the verb was not refused, every check could run and no check failed."""
         return not self.refused and not any(check.failed for check in self.checks)
 
     @property

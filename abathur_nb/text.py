@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # An older shell can damage a database in WAL mode while another process writes (sqlite.org/wal.html#walresetbug).
 SHELL = "with SQLite's shell, 3.51.3 or newer (or 3.50.7, 3.44.6): sqlite3"
 MB = 1_000_000  # bytes; every size that is shown uses it
-AHEAD_S = 300  # a time further in the future is wrong, or the clock is; two clocks may differ by less
+AHEAD_S = 300  # if a time is further in the future, it or the clock is wrong; two clocks may differ by less
 SEE_CLOCK = "check the clock (timedatectl): it is wrong now, or was wrong when this was written"
 # Control characters, surrogates, line and paragraph separators, direction overrides. str.isprintable would also refuse
 # joiners, ideographic blanks and newer emoji, depending on the version of Python.
@@ -146,17 +146,17 @@ def _quoted(text: str) -> str:
 # One slash is enough: Path turns two into one. Schemes may be chained, as in simplecache::s3://.
 _BEGIN = r"([A-Za-z][\w+.:-]{1,60}):/+(?=\S)"
 _URL = re.compile(_BEGIN)
-# Up to the closing quote where `shown` has quoted it, else up to a blank.
+# A URL that `shown` has quoted ends at the closing quote, any other at a blank.
 _URL_IN_TEXT = re.compile(rf"(?:(?<=')|(?<=(\"))){_BEGIN}(?:\\.|(?(1)[^\"\\]|[^'\\]))*|{_BEGIN}\S+")
 _ENCODED = re.compile(r"%(?:25)*(23|3a|3b|3f|40)", re.IGNORECASE)
-# The user of such a URL is a user name or a container, not a token.
+# In URLs of these schemes the user is a user name or a container, not a token.
 _USER_IS_A_NAME = ("abfs", "abfss", "ftp", "hdfs", "sftp", "smb", "ssh", "webhdfs")
 # A word of text, JSON or SQL: the excluded characters occur in no URL.
 _WORD = re.compile(r"[^\s\"'<>{}|^`]+")
 _LOGIN = re.compile(r"[^/\\]*:[^/\\]*@[^/\\]*[/\\]")  # of an address without a scheme, such as user:password@host/path
 _CODE = re.compile(r"\w[\w-]*\.[\w.:-]+/[^?]*\?(?:.*&)?code=.", re.IGNORECASE)  # the key of a cloud's function
 _GIVEN = re.compile(r"[?#;&]([\w.-]+)=.")
-# Names of parameters that hold a credential. `key` must be a word of its own, so that `monkey` is none.
+# Names of parameters that hold a credential. `key` must be a word of its own: `monkey` does not count.
 _CREDENTIAL = re.compile(
     r".*(?:token|secret|sig(?:nature)?|pass[-_]?(?:word|wd|phrase)|pwd|credentials?|hmac|jwt"
     r"|(?:\b|_|api|access|(?-i:[a-z](?=K)))(?:auth|key(?:id)?|pass|sas))\d*",

@@ -1,6 +1,6 @@
--- Makes room for synthetic rows in the copy that the benchmark fills. Run as one script, without foreign keys: live
--- rows may then refer to a renamed row; nothing reads them.
--- To existing data: renames each live row whose key begins like a synthetic one's. Run it on a copy only.
+-- Renames live rows whose keys may collide with synthetic rows in the benchmark's copy. Run as one script, with foreign
+-- keys off: other rows may still refer to the old names, but nothing reads them.
+-- To existing data: renames each live row whose key begins with `synthetic`. Run it on a copy only.
 
 UPDATE sessions SET id = lower(hex(randomblob(8))) || id WHERE id GLOB 'synthetic*';
 

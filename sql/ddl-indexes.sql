@@ -1,4 +1,4 @@
--- The 33 indexes. Above each stands the question that it answers; queries.sql asks it. Run after the two table files.
+-- The 33 indexes. The comment above each says what it finds; queries.sql has the query. Run after the two table files.
 -- To existing data: nothing. If an index of one of these names exists, its statement fails and changes nothing.
 --
 -- A primary key or UNIQUE constraint creates an index: a second one on the same columns would only cost writes.
@@ -13,13 +13,13 @@ CREATE INDEX idx_sessions_status_updated ON sessions (status, last_update_time D
 -- A user's recent sessions.
 CREATE INDEX idx_sessions_user_created ON sessions (user_id, created_at DESC);
 
--- A project's recent sessions; most sessions have none.
+-- A project's recent sessions; most sessions have no project.
 CREATE INDEX idx_sessions_project ON sessions (project_id, created_at DESC) WHERE project_id IS NOT NULL;
 
--- Where a user left off in an app.
+-- The session that a user last used in an app.
 CREATE INDEX idx_sessions_app_user ON sessions (app_name, user_id, last_update_time DESC);
 
--- Terminated before a date and due for archiving; the archived majority stays out of it.
+-- Sessions terminated before a date and not yet archived; most sessions are archived.
 CREATE INDEX idx_sessions_unarchived ON sessions (status, terminated_at) WHERE archived_at IS NULL;
 
 -- memory_entries
@@ -30,20 +30,20 @@ CREATE INDEX idx_memory_namespace_key_version ON memory_entries (namespace, key,
 -- The newest live memories of a type.
 CREATE INDEX idx_memory_type_updated ON memory_entries (memory_type, updated_at DESC) WHERE is_deleted = 0;
 
--- The newest of a namespace, and every namespace under a prefix as the range [prefix, prefix_end).
+-- The newest memories of a namespace, or of those under a prefix, a range [prefix, prefix_end).
 CREATE INDEX idx_memory_namespace_prefix ON memory_entries (namespace, updated_at DESC) WHERE is_deleted = 0;
 
 -- Live episodic memories older than their time to live.
 CREATE INDEX idx_memory_episodic_ttl ON memory_entries (memory_type, created_at)
 WHERE memory_type = 'episodic' AND is_deleted = 0;
 
--- What a session or agent created.
+-- The memories that a session or agent created.
 CREATE INDEX idx_memory_created_by ON memory_entries (created_by, created_at DESC);
 
--- What a session or agent updated.
+-- The memories that a session or agent updated.
 CREATE INDEX idx_memory_updated_by ON memory_entries (updated_by, updated_at DESC);
 
--- Deleted long enough ago to be purged.
+-- Memories deleted long enough ago to be purged.
 CREATE INDEX idx_memory_deleted ON memory_entries (updated_at) WHERE is_deleted = 1;
 
 -- document_index
@@ -58,7 +58,7 @@ CREATE INDEX idx_document_sync_status ON document_index (sync_status, created_at
 -- Other documents with the same content.
 CREATE INDEX idx_document_content_hash ON document_index (content_hash);
 
--- What a model embedded, oldest first: the next to embed again.
+-- The documents that a model embedded, oldest first: the next to embed again.
 CREATE INDEX idx_document_embedding_model ON document_index (embedding_model, last_synced_at)
 WHERE embedding_model IS NOT NULL;
 
@@ -67,13 +67,13 @@ WHERE embedding_model IS NOT NULL;
 -- The next task of a status: the most urgent, then the longest waiting.
 CREATE INDEX idx_tasks_status_priority ON tasks (status, priority DESC, submitted_at);
 
--- What was submitted since a moment.
+-- The tasks submitted since a moment.
 CREATE INDEX idx_tasks_submitted_at ON tasks (submitted_at);
 
 -- A task's children, for a reader and for the foreign key.
 CREATE INDEX idx_tasks_parent ON tasks (parent_task_id) WHERE parent_task_id IS NOT NULL;
 
--- Running and silent for too long; the few running tasks only.
+-- Running tasks without an update for too long; few tasks are running.
 CREATE INDEX idx_tasks_running_timeout ON tasks (status, last_updated_at) WHERE status = 'running';
 
 -- A session's tasks, for a reader and for the foreign key.
@@ -122,5 +122,5 @@ CREATE INDEX idx_metrics_name_timestamp ON metrics (metric_name, timestamp DESC)
 
 -- checkpoints
 
--- A session's checkpoints: without it, deleting a session scans them all.
+-- A session's checkpoints: without this index, deleting a session scans them all.
 CREATE INDEX idx_checkpoints_session ON checkpoints (session_id) WHERE session_id IS NOT NULL;

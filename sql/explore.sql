@@ -1,7 +1,7 @@
 -- What explore shows of a database. Run by name, all in one snapshot.
 -- To existing data: nothing; each statement only reads.
 --
--- `:limit` bounds every listing. Of a text longer than `:largest` bytes only its beginning and its size are read.
+-- `:limit` bounds every listing. A text longer than `:largest` bytes is cut to its beginning; session_content omits it.
 
 -- name: sessions
 -- The sessions last used, with their sizes and the number of tasks, agents and checkpoints that refer to each.
@@ -44,7 +44,7 @@ GROUP BY namespace
 ORDER BY sum(versions) DESC, namespace;
 
 -- name: current_memories
--- The current memories under a prefix that were last updated.
+-- The most recently updated current memories under a prefix.
 SELECT
     m.namespace, m.key, m.version, m.memory_type,
     CASE WHEN length(CAST(m.value AS BLOB)) <= :largest THEN m.value ELSE substr(m.value, 1, 1000) END AS value,
@@ -104,12 +104,12 @@ ORDER BY timestamp DESC
 LIMIT :limit;
 
 -- name: count_audit
--- The number of rows of that trail.
+-- The number of rows that `audit` would return without a limit.
 SELECT count(*) FROM audit WHERE :prefix = '' OR (memory_namespace >= :prefix AND memory_namespace < :prefix_end);
 
 -- name: days
--- The table of each row and the day on which it was created; to count here, SQLite would have to sort. A later version
--- of a memory counts on the day of its update, or, once deleted, of its deletion: the only time that is known.
+-- The table of each row and the day on which it was created; counting them here would make SQLite sort. A later version
+-- of a memory counts on the day of its update, or, once deleted, of its deletion: no other time is stored.
 SELECT 'sessions' AS "table", substr(created_at, 1, 10) AS day FROM sessions
 UNION ALL
 SELECT 'memory_entries', substr(CASE WHEN version = 1 THEN created_at ELSE updated_at END, 1, 10) FROM memory_entries

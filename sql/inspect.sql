@@ -34,7 +34,7 @@ SELECT lower(type) AS type, name, printf('DROP %s "%w";', upper(type), name) AS 
 FROM sqlite_master WHERE type NOT IN ('table', 'index') ORDER BY name;
 
 -- name: indexes
--- The named indexes with their tables; those that a constraint brings have no SQL.
+-- The indexes made by CREATE INDEX, with their tables; the index of a constraint has no SQL.
 SELECT name, tbl_name AS "table" FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name;
 
 -- name: sizes
@@ -56,8 +56,8 @@ SELECT
     (SELECT * FROM pragma_encoding) AS encoding;
 
 -- name: references
--- The rows of our tables whose reference leads nowhere, at most a number: by which columns each refers to what, and what
--- to select for the values of these columns and of its key.
+-- The rows of our tables whose parent row is missing, at most `:limit`: the referring columns, those referred to, and
+-- the SQL names of the referring columns and of the key.
 SELECT
     f."table" AS "table", f.rowid AS number, f.parent,
     (SELECT group_concat("from", ', ') FROM pragma_foreign_key_list(f."table") WHERE id = f.fkid) AS columns,
@@ -71,7 +71,7 @@ FROM (
 LIMIT :limit;
 
 -- name: sequences
--- The counters of ids that would give an id out twice, or after which every insert fails, with what repairs each.
+-- The id counters that would repeat an id, or after which every insert fails, with the SQL that repairs each.
 SELECT
     tables.name, sequence.seq, tables.largest, printf('DELETE FROM sqlite_sequence WHERE name = %Q', tables.name) AS clear,
     printf('INSERT INTO sqlite_sequence VALUES (%Q, %d)', tables.name, ifnull(tables.largest, 0)) AS repair
@@ -88,8 +88,8 @@ WHERE (sequence.seq IS NOT NULL OR tables.largest IS NOT NULL) AND NOT (
 );
 
 -- name: restore_seed
--- The statement that gives a seed its content again in place, because audit rows refer to the row by its id. What a user
--- deleted, it does not revive.
+-- The statement that restores a seed's content in its row, because audit rows refer to the row by id. A seed that a
+-- user deleted stays deleted.
 SELECT printf(
     'INSERT INTO memory_entries (namespace, key, value, memory_type, metadata, created_by, updated_by, version, is_deleted)'
     || ' VALUES (%Q, %Q, %Q, %Q, %Q, %Q, %Q, %d,'
@@ -100,7 +100,7 @@ SELECT printf(
 ) AS sql;
 
 -- name: large_sessions
--- The columns of sessions larger than a number of bytes, the largest first.
+-- The session columns larger than `:bytes` bytes, the largest first.
 WITH sizes AS MATERIALIZED (
     SELECT * FROM (
         -- With a LIMIT SQLite computes each length once, from one copy of the value.
@@ -117,7 +117,7 @@ UNION ALL SELECT number, id, 'metadata', metadata FROM sizes WHERE metadata > :b
 ORDER BY bytes DESC;
 
 -- name: unusual_names
--- Names that are not ASCII, at most a number from each column: in UTF-8 they have more bytes than characters.
+-- Names that are not ASCII, at most `:limit` from each column: in UTF-8 they have more bytes than characters.
 SELECT 'namespace' AS kind, '' AS scope, namespace AS name FROM (
     SELECT DISTINCT namespace FROM memory_entries WHERE length(CAST(namespace AS BLOB)) <> length(namespace) LIMIT :limit
 )

@@ -35,7 +35,7 @@ UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM
     WHERE :table = 'checkpoints';
 
 -- name: growth_of_some
--- The same for the rows with some rowids, a JSON array.
+-- The same for the rows whose rowids are in a JSON array.
 SELECT count(*) AS rows, count(CASE WHEN created_at >= :since THEN 1 END) AS recent FROM sessions
     WHERE :table = 'sessions' AND rowid IN (SELECT value FROM json_each(:ids))
 UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM memory_entries
@@ -56,7 +56,7 @@ UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM
     WHERE :table = 'checkpoints' AND rowid IN (SELECT value FROM json_each(:ids));
 
 -- name: some_versions
--- The memory versions with some ids, a JSON array, by namespace: all, those since a moment, the deleted, the superseded.
+-- The memory versions whose ids are in a JSON array, by namespace: all, those since a moment, deleted, superseded.
 SELECT
     namespace, count(*) AS rows, sum(created_at >= :since) AS recent, sum(is_deleted) AS deleted,
     sum(is_deleted = 0 AND EXISTS (
@@ -69,7 +69,7 @@ WHERE id IN (SELECT value FROM json_each(:ids))
 GROUP BY +namespace;  -- the + keeps the planner from an index, all of which it would read
 
 -- name: last_used_sessions
--- The sessions of a status that were last used.
+-- The most recently used sessions of a status.
 SELECT rowid, id AS session_id FROM sessions WHERE status = :status ORDER BY last_update_time DESC LIMIT :limit;
 
 -- name: last_begun_sessions
@@ -77,11 +77,11 @@ SELECT rowid, id AS session_id FROM sessions WHERE status = :status ORDER BY las
 SELECT rowid, id AS session_id FROM sessions ORDER BY rowid DESC LIMIT :limit;
 
 -- name: some_sessions
--- The sessions with some rowids, a JSON array.
+-- The sessions whose rowids are in a JSON array.
 SELECT rowid, id AS session_id FROM sessions WHERE rowid IN (SELECT value FROM json_each(:ids));
 
 -- name: some_memories
--- The live memories with some ids, a JSON array.
+-- The live memories whose ids are in a JSON array.
 SELECT id AS rowid, namespace, key FROM memory_entries
 WHERE id IN (SELECT value FROM json_each(:ids)) AND is_deleted = 0;
 
@@ -90,7 +90,7 @@ WHERE id IN (SELECT value FROM json_each(:ids)) AND is_deleted = 0;
 INSERT INTO metrics (timestamp, metric_name, metric_value, labels) VALUES (?, ?, ?, ?);
 
 -- name: delete_metrics
--- Remove the measurements of one metric from before a moment.
+-- Remove the measurements of one metric made before a moment.
 DELETE FROM metrics WHERE metric_name = :name AND timestamp < :before;
 
 -- name: recorded_moments

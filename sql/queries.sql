@@ -3,7 +3,7 @@
 -- To existing data: each statement changes what its sentence says, all of it or nothing.
 --
 -- Above each query stand its unique name, one sentence, the index that its plan must use (no such line: a rowid lookup
--- or a plain INSERT), and an example of its parameters as JSON; a line `scan:` or `sort:` says why it may do so.
+-- or a plain INSERT), and an example of its parameters as JSON; `scan:` or `sort:` says why its plan may do so.
 -- `SELECT *` is safe here: the schema of an opened database is that of the DDL files, column by column.
 
 -- sessions
@@ -39,9 +39,9 @@ RETURNING id;
 -- parameters: {"session_id": "sess_1", "event": "{\"type\":\"message\"}", "delta": "{\"step\":2}", "cleared": "{\"step\":null}", "max_bytes": 16777216}
 UPDATE sessions
 SET events = json_insert(events, '$[#]', json(:event)),
-    -- json_patch alone would merge objects and drop nulls: so it only removes the delta's keys (cleared holds each with
-    -- null, in both spellings, é and \u00e9: SQLite 3.40 compares keys as they are written), and the delta's members,
-    -- never none, are put before the rest as text: not a digit of a number changes.
+    -- json_patch would merge objects and drop nulls, so it only removes the delta's keys: cleared holds each with null,
+    -- in both spellings, é and \u00e9, because SQLite 3.40 compares keys as they are written. The delta, which is never
+    -- empty, is then appended as text, so that no digit of a number changes.
     state = coalesce(
         substr(nullif(json_patch(state, :cleared), '{}'), 1, length(json_patch(state, :cleared)) - 1)
             || ',' || substr(:delta, 2),
@@ -159,12 +159,12 @@ LIMIT :limit;
 -- index: idx_sessions_user_created
 -- parameters: {"user_id": "alice", "limit": 50}
 SELECT * FROM sessions
-WHERE user_id = :user_id || ''  -- hides the value: of a busy user, SQLite with STAT4 would go through each app and sort
+WHERE user_id = :user_id || ''  -- hides the value: for a busy user, SQLite with STAT4 would search each app and sort
 ORDER BY created_at DESC
 LIMIT :limit;
 
 -- name: last_session_of_user_in_app
--- Where a user left off in an app.
+-- The session that a user last used in an app.
 -- index: idx_sessions_app_user
 -- parameters: {"app_name": "app", "user_id": "alice"}
 SELECT * FROM sessions
@@ -251,7 +251,7 @@ RETURNING id, version;
 DELETE FROM memory_entries WHERE id = :id;
 
 -- name: search_memories
--- The current memories of the namespaces under a prefix (prefix_end: the first text after them all).
+-- The current memories of the namespaces under a prefix (prefix_end: the first text after all of them).
 -- index: idx_memory_namespace_prefix
 -- parameters: {"prefix": "user:alice:", "prefix_end": "user:alice;", "limit": 50}
 SELECT * FROM memory_entries AS m
@@ -284,8 +284,8 @@ LIMIT :limit;
 -- index: idx_memory_namespace_prefix
 -- parameters: {}
 WITH RECURSIVE names (namespace) AS (
-    -- Ordered by updated_at too, an order that only the index of the live ones has: min(namespace) would let SQLite 3.40
-    -- walk through the deleted ones in another.
+    -- Ordered by updated_at too, an order that only the index of live memories has: for min(namespace), SQLite 3.40
+    -- would use another index and read the deleted ones.
     SELECT (
         SELECT m.namespace FROM memory_entries AS m
         WHERE m.is_deleted = 0 AND m.namespace > ''
@@ -359,7 +359,7 @@ FROM memory_entries
 WHERE memory_type = 'episodic' AND is_deleted = 0 AND created_at < :before;
 
 -- name: memories_created_by
--- The versions of what a session or agent created, newest first.
+-- The memory versions that a session or agent created, newest first.
 -- index: idx_memory_created_by
 -- parameters: {"created_by": "session:abc", "limit": 50}
 SELECT * FROM memory_entries WHERE created_by = :created_by ORDER BY created_at DESC LIMIT :limit;
@@ -423,7 +423,7 @@ SELECT * FROM tasks WHERE id = :task_id;
 SELECT * FROM tasks WHERE status = :status ORDER BY priority DESC, submitted_at LIMIT :limit;
 
 -- name: next_tasks_of_agent_type
--- The same among the tasks of one agent type.
+-- The tasks of an agent type and status, most urgent first, then longest waiting.
 -- index: idx_tasks_agent_type
 -- parameters: {"agent_type": "general", "status": "pending", "limit": 1}
 SELECT * FROM tasks

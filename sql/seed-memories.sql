@@ -24,7 +24,7 @@ VALUES (
     'system'
 );
 
--- What is assumed of a user who has said nothing yet.
+-- The defaults for a user who has stated no preferences.
 INSERT INTO memory_entries (namespace, key, value, memory_type, created_by, updated_by)
 VALUES (
     'app:abathur:defaults',

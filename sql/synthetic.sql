@@ -1,5 +1,5 @@
 -- One statement for each table, to fill the benchmark's copy of a database. Run by name.
--- To existing data: nothing. Each adds rows; for an existing key it fails (UNIQUE).
+-- To existing data: nothing. Each statement adds a row, or fails (UNIQUE) if its key exists.
 
 -- name: sessions
 -- Add a session.

@@ -11,7 +11,7 @@ SELECT "from" AS "column", "table" AS parent, "to" AS parent_column FROM pragma_
 
 -- name: unique
 -- The unique indexes and primary keys with their tables, their columns, and SQL that is true for a row with a key.
--- Leaves out partial and computed ones, and tables without a rowid.
+-- Leaves out partial indexes, indexes on expressions, and tables without a rowid.
 SELECT
     indexes.name AS "index", tables.name AS "table", group_concat(printf('"%w"', columns.name), ', ') AS columns,
     group_concat(printf('"%w" IS NOT NULL', columns.name), ' AND ') AS given

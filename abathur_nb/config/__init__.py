@@ -1,1 +1,1 @@
-"""What a run is given: settings, parameters and their guard, the notebooks as data."""
+"""The input of a run: settings, parameters and their guard, and the notebooks as data."""

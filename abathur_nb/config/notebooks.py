@@ -1,4 +1,4 @@
-"""The notebooks as data: order, what refuses a run before it starts, what changes the database, schedule."""
+"""The notebooks as data: order, states that refuse a run, parameters that change the database, schedule."""
 
 import os
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class Notebook:
         return parameters.get(self.looks_by) is True if self.looks_by else not self.changes(parameters)
 
 
-_ANY = ("refused",)  # it restores a lost database, or reports on it
+_ANY = ("refused",)  # these notebooks restore a lost database, or report on it
 # In the order in which an operator needs them.
 NOTEBOOKS = {
     notebook.name: notebook
@@ -63,7 +63,7 @@ NOTEBOOKS = {
 
 
 def notebook_named(name: str) -> Notebook:
-    """Return what is known about a notebook; one of your own needs a database."""
+    """Return the Notebook of a name; a notebook of your own needs a database."""
     return NOTEBOOKS.get(name) or Notebook(name, changes_by=("apply", "repair"))
 
 

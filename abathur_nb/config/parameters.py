@@ -38,14 +38,14 @@ _TYPES = {"str": str, "bool": bool, "int": int, "float": float}
 
 
 def said(question: str, answer: str | None, *, check_id: str = "said") -> Check:
-    """Return a check that records who answers for something that no program can check, and since which day.
+    """Return a check that records who vouches for a fact that no program can check, and the day.
 
     Its status is always ``skip``, because a statement is not a proof. ``answer`` has the form "Ada Lovelace,
     2026-11-20", or is None if nobody answers. Raises ConfigurationError for anything else.
     """
     expected = "a person who answers for it, and the day of the answer"
     if answer is None:
-        return Check(check_id, "skip", expected, "nobody has said so", f"name them: {FORM}", name=question)
+        return Check(check_id, "skip", expected, "nobody has said so", f"name a person and day: {FORM}", name=question)
     if fault := said_fault(question, answer):
         raise ConfigurationError(fault)
     person, _, day = answer.rpartition(",")
@@ -88,7 +88,7 @@ class Parameter:
         if isinstance(value, float) and not math.isfinite(value):
             return f"{self.name}: expected a finite number, found {shown(value)}"
         if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-            return f"{self.name}: expected text that can be written down, found {shown(value)}"
+            return f"{self.name}: expected text without lone surrogates, found {shown(value)}"
         if isinstance(value, str) and (fault := url_fault(self.name, value)):
             return fault
         low, high = RANGES.get(self.name, (-math.inf, math.inf))
@@ -112,7 +112,7 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
     parameters = {}
     for name, value, annotation in literal_assignments(ast.parse(source)):
         kind = type(value) if annotation is None and value is not None else None
-        match annotation:  # a name or a quoted type runs nothing
+        match annotation:  # only a name or a quoted type, which runs no code
             case ast.Name(id=word) | ast.Constant(value=str(word)):
                 kind = _TYPES.get(word.removeprefix("Optional[").removesuffix("]"))
         if kind is None:
@@ -173,7 +173,7 @@ _FORMS = {  # the only spelling of a value of a type, and its name
 class Given:
     """Hold one given value: its name, its text, its source.
 
-    ``form`` tells an argument of the command line from a plain and a quoted scalar of YAML.
+    ``form``: an argument of the command line, or a plain or quoted scalar of YAML.
     """
 
     name: str
@@ -201,7 +201,7 @@ def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
 
 
 def _from_yaml(origin: str, path: Path) -> list[Given]:
-    """Read one mapping of scalars. It takes the nodes of YAML, so that nothing is constructed or guessed."""
+    """Return the scalars of one YAML mapping, from its nodes: YAML constructs and guesses nothing."""
     import yaml  # imported late, because few runs need it
 
     try:
@@ -250,7 +250,7 @@ def _value(parameter: Parameter, given: Given) -> object:
     if parameter.default is None and (is_null or (text == "None" and given.form != "quoted")):
         return None
     if is_null:
-        raise ValueError(f"{kind.__name__}, and no null")
+        raise ValueError(f"{kind.__name__}, not null")
     if kind is str:
         if not is_printable(text):
             raise ValueError("printable characters")
@@ -280,7 +280,7 @@ def guard() -> None:
     """Check the ``parameters`` cell, which comes next, and the cell that papermill injects, before either runs.
 
     papermill pastes the *names* of parameters into code unescaped, so a faulty cell must be refused before it runs.
-    Nothing of it runs, and no later cell until the fault is corrected. Outside IPython it has no effect.
+    Neither it nor a later cell runs until the fault is corrected. Outside IPython it has no effect.
     """
     shell = notebook_shell()
     if shell is None:
@@ -309,7 +309,7 @@ def _injected_faults(lines: Iterable[str], declared: Mapping[str, Parameter]) ->
     """Return the faults of an injected cell: each line must give a declared parameter a literal of its type.
 
     papermill writes ``name = literal``; a name with a comment, a semicolon or a look-alike letter (Python reads ｅｎｖ
-    as env) makes another line.
+    as env) does not match that form.
     """
     given: dict[str, object] = {}
     faults = list[str]()
@@ -331,7 +331,7 @@ def _injected_faults(lines: Iterable[str], declared: Mapping[str, Parameter]) ->
 
 
 def _is_scheduled(tree: ast.Module) -> bool:
-    """Return whether jupyter-scheduler injected this: only assignments, in its directory."""
+    """Return whether jupyter-scheduler injected a cell: only assignments, run in the scheduler's directory."""
     if not tree.body or not all(isinstance(statement, ast.Assign | ast.AnnAssign) for statement in tree.body):
         return False
     return _STAGING in Path.cwd().parts
@@ -340,7 +340,7 @@ def _is_scheduled(tree: ast.Module) -> bool:
 class _Guard:
     """Reject a faulty parameters cell or injected cell before it runs, by two transformers of IPython.
 
-    They let pass the parameters cell, then faultless injected cells; the next other cell removes them.
+    They accept the parameters cell, then valid injected cells; the first other cell removes them.
     """
 
     def __init__(self, shell: "InteractiveShell") -> None:
@@ -349,7 +349,7 @@ class _Guard:
         self._fresh = False
         self._declared: dict[str, Parameter] = {}
         self._refused = False
-        # The text is kept, because the tree has no comments and papermill's mark is one.
+        # The text is kept, because the tree has no comments and papermill's mark is a comment.
         shell.events.register("pre_run_cell", self._remember)
         shell.input_transformers_cleanup.insert(0, self._read)  # before IPython strips prompts
         shell.ast_transformers.append(self)  # type: ignore[arg-type] # IPython asks for `visit` alone

@@ -52,7 +52,7 @@ def _setting(default: Any, meaning: str, *, secret: bool = False, least: float =
 class Settings:
     """Hold the settings of one run: paths, limits, policy. Frozen; made by ``resolve``.
 
-    The defaults are strict and hold for an environment of your own too; development loosens them. ``origins`` names
+    The strict defaults apply to an environment of your own too; development loosens them. ``origins`` names
     the source of each value.
     """
 
@@ -75,7 +75,7 @@ class Settings:
     readers: int = _setting(2, "connections that serve reads", least=1, most=32)
     # NORMAL never corrupts the database, but a power cut can lose the last acknowledged commits.
     synchronous: Literal["NORMAL", "FULL"] = _setting("NORMAL", "durability of a commit")
-    service_account: str = _setting("abathur", "account that must own the directories; empty: the one in use")
+    service_account: str = _setting("abathur", "account that must own the directories; empty: the current account")
     # Evidence
     signing_key: str = _setting("", "PEM file of the ed25519 key that signs each run; empty: unsigned")
     signing_key_passphrase: str = _setting("", "passphrase of the signing key's file", secret=True)
@@ -122,7 +122,7 @@ class Settings:
 
 ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        # Your own machine: everything lies beside the data, hazards warn.
+        # Your own machine: everything is beside the data, and most hazards only warn.
         "development": {
             "db_path": "~/abathur_data/abathur.db",
             "service_account": "",
@@ -132,7 +132,7 @@ ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "alerts_fail": False,
             "relative_paths": True,
         },
-        # A rehearsal: production's rules on a database that may be lost.
+        # A rehearsal: strict rules, without confirmation, on a database that may be lost.
         "staging": {"db_path": "/var/lib/abathur-staging/abathur.db", "confirm_changes": False},
         # A database in memory is refused, backups lie apart from the data.
         "production": {
@@ -195,7 +195,7 @@ def resolve(
         except ConfigurationError as error:
             faults += error.faults
     if "db_path" not in values and not faults:
-        faults.append(f"db_path: environment {env!r} names none; add it to its table in the settings file")
+        faults.append(f"db_path: environment {env!r} has no db_path; add it to its table in the settings file")
     if faults:
         raise ConfigurationError(faults)
     for name, folder in _BESIDE_THE_DATA.items():
@@ -269,7 +269,7 @@ def absolute_path(name: str, value: object, source: str, *, relative: bool) -> P
     rules = {
         "a path (leave it out, or None, for the default)": bool(text),
         "a path of printable characters": is_printable(text),
-        "a path of a file, no in-memory database and no URL": not _NO_FILE.match(text),
+        "a path of a file, not an in-memory database or a URL": not _NO_FILE.match(text),
         "an absolute path (`~` stands for your own home only, which HOME must name)": home,
         "an absolute path": text[:1] in ("/", "~") or (relative and bool(path)),
         # A clean-up of scratch files would remove the file.

@@ -1,1 +1,1 @@
-"""The async helper that an application uses, and the look at a database file that it stands on."""
+"""The async helper through which an application uses a database, and the inspection of database files."""

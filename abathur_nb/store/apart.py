@@ -1,7 +1,7 @@
-"""Look at the files of a database, or plan a statement, in a process of its own that imports nothing of the package.
+"""Inspect a database's files, or plan a statement, in a separate process that imports nothing of the package.
 
-A process that closes any descriptor of a file drops every lock that SQLite holds on it there. Another process can then
-write inside an open transaction.
+When a process closes any descriptor of a file, it loses every POSIX lock on that file, SQLite's too. Another process
+can then write during an open transaction.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import struct
 import sys
 import time
 
-TYPE_CHECKING = False  # importing typing, json and the like takes longer than a look
+TYPE_CHECKING = False  # importing typing, json and the like takes longer than an inspection
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
 # https://sqlite.org/fileformat2.html#walformat and https://sqlite.org/walformat.html, section 2
-_MAGICS = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}  # the byte order of the words that are summed
-_HEADER, _FRAME_HEADER = 32, 24  # bytes of the log, and of each frame
+_MAGICS = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}  # the byte order of the words in the checksum
+_HEADER, _FRAME_HEADER = 32, 24  # bytes: the header of the log, and of each frame
 _LOCKS = {"": ((2**30, 1), (2**30 + 1, 1), (2**30 + 2, 510)), "-shm": tuple((byte, 1) for byte in range(120, 129))}
 _WRITE_LOCK, _CHECKPOINT_LOCK = 120, 121
 _WHOLE = {"frames": 0, "read": 0, "torn": -1}
 _DATABASE = b"SQLite format 3\0"
 _SCHEMA = 2**24  # bytes at the beginning of a file, where its schema is
 _SECTOR = 512  # bytes, the smallest piece that a disk loses
-_COPY_S = 5  # to wait for the end of a checkpoint
+_COPY_S = 5  # seconds to wait for a checkpoint
 _PAUSE_S = 0.005
-PLAN_S, PLAN_MB = 5, 512  # a statement of this package's own takes a millisecond and 15 MB
+PLAN_S, PLAN_MB = 5, 512  # a statement of this package takes a millisecond and 15 MB
 
-# Imported, so that Python uses the compiled file. -I and -S leave out site-packages, which take longer than a look.
+# An import uses the compiled file. -I and -S skip site-packages, which take longer than the inspection.
 _START = ("-I", "-S", "-B", "-c", "import sys; sys.path.append(sys.argv[1]); sys.exit(__import__(sys.argv[2]).main())")
 
 
@@ -42,7 +42,7 @@ def command(*arguments: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def ask(*look: str | os.PathLike[str]) -> Any:
-    """Run a look at files in another process and return what it found. Read-only, but for ``copy``.
+    """Run a function of ``_LOOKS`` in another process and return its result. Read-only, except ``copy``.
 
     Raises OSError, and SubprocessError if the process fails.
     """
@@ -78,7 +78,7 @@ def _ours(path: str, application_id: str, *tables: str) -> bool:
         return False
     if _is_whole(data):
         return data[68:72] == int(application_id).to_bytes(4, "big")
-    is_table = data[100:101] in (b"\5", b"\r") and data[103:104] == b"\0"  # the first page; text has no NUL
+    is_table = data[100:101] in (b"\5", b"\r") and data[103:104] == b"\0"  # header of page 1; text has no NUL
     return is_table and any(table.encode() in data for table in tables)
 
 
@@ -87,7 +87,7 @@ def _is_whole(header: bytes) -> bool:
 
 
 def _header(path: str, least_format: str = "1") -> str:
-    """Return what is damaged in a header with which SQLite opens the file; empty if nothing is.
+    """Return what is damaged in a header that SQLite recognizes; an empty text if nothing is.
 
     A schema format below ``least_format`` is damage: below 4, SQLite ignores DESC in indexes.
     """
@@ -108,7 +108,7 @@ def _header(path: str, least_format: str = "1") -> str:
 
 
 def _locks(path: str) -> list[tuple[str, int, bool, int]]:
-    """Return each lock on a byte that SQLite uses: file, byte, whether exclusive, PID (0: of another namespace)."""
+    """Return each lock on SQLite's lock bytes: file suffix, byte, whether exclusive, PID (0: of another namespace)."""
     found = []
     for suffix, ranges in _LOCKS.items() if sys.platform == "linux" else ():
         try:
@@ -125,21 +125,21 @@ def _locks(path: str) -> list[tuple[str, int, bool, int]]:
 
 
 def _index(path: str) -> dict[str, Any] | None:
-    """Return what the log's index (the -shm file) says; None while another process writes it."""
+    """Return the header of the log's index (the -shm file); None if it is missing or being written."""
     try:
         file = _open(f"{path}-shm")
     except OSError:
         return None
     head = os.pread(file, 120, 0)
     os.close(file)
-    # It has two copies, the second written first: if equal, they are whole.
+    # It is stored twice, the second copy written first: if both are equal, they are complete.
     if len(head) < 120 or head[:48] != head[48:96] or not head[12] or _sums("=", head[:40]) != head[40:48]:
         return None
     commits, frames = struct.unpack_from("=I4xI", head, 8)
-    # The first mark is always 0: its readers read the database file alone.
+    # Read mark 0 is always 0: its readers read only the database file.
     backfilled, _, *marks = struct.unpack_from("=6I", head, 96)
     return {
-        "commits": commits,  # since a process last read the log anew
+        "commits": commits,  # since the index was last rebuilt from the log
         "frames": frames,
         "salts": head[32:40],
         "marks": (backfilled, *marks),
@@ -147,7 +147,7 @@ def _index(path: str) -> dict[str, Any] | None:
 
 
 def _sums(order: str, data: bytes, start: bytes = bytes(8), form: str = "=") -> bytes:
-    """Return SQLite's checksum of ``data``, continued from ``start``; its words and the sums have a byte order each."""
+    """Return SQLite's checksum of ``data``, continued from ``start``; ``order`` and ``form`` are byte orders."""
     first, second = struct.unpack(f"{form}2I", start)
     odd = len(data) % 32
     for one, two in struct.iter_unpack(f"{order}2I", data[:odd]):
@@ -167,10 +167,10 @@ def _sums(order: str, data: bytes, start: bytes = bytes(8), form: str = "=") -> 
 
 
 def _log(path: str, seconds: str) -> dict[str, int] | None:
-    """Judge the log of a database in WAL mode; None if it changed at each look.
+    """Check the write-ahead log of a database; return None if it changed during each reading.
 
     ``torn`` is the number of the first damaged frame with commits behind it, 0 for the log's header, -1 for none, -2 if
-    time ran out. With ``doubt`` it may be an unfinished transaction.
+    time ran out. With ``doubt`` the frame may be of an unfinished transaction.
     """
     until = time.monotonic() + float(seconds)
     while True:
@@ -191,24 +191,24 @@ def _judge(path: str, log: int, until: float) -> dict[str, int] | None:
     found = _frames(log, header, index, _page_size(path), until) if index else None
     if index is None or found is None or found["torn"] == -1:
         return found
-    # Committed frames stay as they are until the log is reset. A writer may be writing those behind them.
+    # Committed frames stay as they are until the log is reset. A writer may be changing the frames behind them.
     settled = 0 <= found["torn"] < index["frames"] or (
         _index(path) == index and (found["torn"] < 0 or ("-shm", _WRITE_LOCK) not in [k[:2] for k in _locks(path)])
     )
-    if found.get("doubt") and _newer(path, str(found["torn"])):  # no checkpoint writes what is not committed
+    if found.get("doubt") and _newer(path, str(found["torn"])):  # a checkpoint writes only committed frames
         del found["doubt"]
     return found if settled and os.pread(log, _HEADER, 0) == header else None
 
 
 def _page_size(path: str) -> int:
-    """Return the page size in the header of a database, 0 if it has none: all of it may be in the log."""
+    """Return the page size in the header of a database; 0 if it has none, as when all is in the log."""
     with os.fdopen(_open(path), "rb") as file:
         size = int.from_bytes(file.read(18)[16:], "big")
     return 65_536 if size == 1 else size if size >= 512 else 0
 
 
 def _places(log: int, page: int) -> Iterator[tuple[int, int, bytes]]:
-    """Yield the number of each frame of a log, the place of its page, and its header."""
+    """Yield the number of each frame of a log, the offset of its page, and its header."""
     size = page + _FRAME_HEADER
     for number in range(1, (os.fstat(log).st_size - _HEADER) // size + 1):
         place = _HEADER + number * size - page
@@ -216,7 +216,7 @@ def _places(log: int, page: int) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: float) -> dict[str, int] | None:
-    """Check the frames of a log; None if its index is of another log. ``stated`` is the database's page size."""
+    """Check the frames of a log; return None if the index is of another log. ``stated`` is the database's page size."""
     order, page = _MAGICS.get(header[:4]), int.from_bytes(header[8:12], "big")
     last = read = index["frames"]
     frames = (os.fstat(log).st_size - _HEADER) // ((stated or page) + _FRAME_HEADER)
@@ -236,8 +236,8 @@ def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: 
         if not broken and sound:
             continue
         broken = broken or number
-        # A killed writer may leave one commit that was never acknowledged, behind what the next writer has overwritten.
-        # Two commits mean that the log is cut off. One is in doubt if nobody has written since the index was made.
+        # Behind overwritten frames, a killed writer may leave one commit that was never acknowledged. Two such commits
+        # mean that the log is damaged before them. One is in doubt if nobody has written since the index was rebuilt.
         row = row if sound else 0
         if number > broken and head[8:16] == index["salts"] and head[4:8] != bytes(4):
             last, row = number, row + 1
@@ -249,10 +249,10 @@ def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: 
 
 
 def _newer(path: str, torn: str) -> bool:
-    """Return whether a database file is newer than what SQLite reads through its log, of which a frame is ``torn``.
+    """Return whether a database file is newer than what SQLite reads through its log, whose frame ``torn`` is damaged.
 
-    A checkpoint wrote it before the damage: of the pages that differ from what SQLite reads, most equal a frame behind
-    the damage.
+    Then a checkpoint wrote the file before the damage: most pages that differ from what SQLite reads equal a frame
+    behind the damaged one.
     """
     log, file = _open(f"{path}-wal"), _open(path)
     index, salts, page = _index(path), os.pread(log, _HEADER, 0)[16:24], _page_size(path)
@@ -280,13 +280,13 @@ def _newer(path: str, torn: str) -> bool:
 
 
 def _same(one: bytes, two: bytes, most: int) -> bool:
-    """Return whether two pages are equal but for ``most`` bytes, counted from the first that differs."""
+    """Return whether two pages are equal after the ``most`` bytes that begin with the first difference."""
     place = len(os.path.commonprefix((one, two))) + most  # noqa: RUF071 - of bytes
     return one[place:] == two[place:]
 
 
 def _copy(database: str, log: str, index: str, target: str) -> None:
-    """Copy a database and its log, by their names in /proc, as of one moment: no checkpoint runs meanwhile."""
+    """Copy a database and its log, given by their paths in /proc, while a lock prevents checkpoints."""
     from shutil import copyfile
 
     lock = os.open(index, os.O_RDWR) if index else -1
@@ -306,7 +306,7 @@ def _copy(database: str, log: str, index: str, target: str) -> None:
 
 
 def _plan() -> None:
-    """Read a statement as a pickle; write the rows of its EXPLAIN QUERY PLAN, or the error, as another."""
+    """Read a pickled statement from stdin; write a pickle of its EXPLAIN QUERY PLAN rows, or the error, to stdout."""
     # Before SQLite 3.41 only these limits end a compilation, which may take minutes and gigabytes.
     import pickle
     import resource
@@ -338,7 +338,7 @@ _LOOKS: dict[str, Callable[..., Any]] = {
 
 
 def main() -> None:
-    """Run the look that the arguments name, and write its result and its error as one literal."""
+    """Run the function that the arguments name; write its result and its error as one Python literal."""
     if sys.argv[3] == "plan":
         _plan()
         return

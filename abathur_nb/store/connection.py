@@ -21,17 +21,17 @@ from abathur_nb.store.guarded import Connection, Handle, refuse_mixing, strays_c
 from abathur_nb.store.sql import load_queries
 from abathur_nb.text import MB, SHELL, process_name
 
-_STEPS = 100_000  # of SQLite's virtual machine between two looks at the clock: some milliseconds
+_STEPS = 100_000  # instructions of SQLite's virtual machine between two checks of the clock: some milliseconds
 SIDE_FILES = ("-wal", "-shm", "-journal")
 Synchronous = Literal["NORMAL", "FULL"]
 T = TypeVar("T")
 
-# Before SQLite 3.41 it does not compile with trusted_schema=OFF, as the CHECKs of the table call json_valid.
+# SQLite before 3.41 does not compile this with trusted_schema=OFF, because the table's CHECKs call json_valid.
 _TRUST_PROBE = "EXPLAIN INSERT INTO sessions (id, app_name, user_id) VALUES ('', '', '')"
 
 
 def connection_pragmas(busy_ms: int, synchronous: Synchronous) -> dict[str, int]:
-    """Return the PRAGMAs that every connection sets for itself and reads back; the file keeps journal_mode."""
+    """Return the PRAGMAs that each connection sets and reads back; journal_mode is stored in the file."""
     return {
         "busy_timeout": busy_ms,
         "foreign_keys": 1,
@@ -55,8 +55,8 @@ async def connect(
 ) -> AsyncIterator[Connection]:
     """Open the existing file ``path`` in autocommit mode and close it at the end, cancelled or not.
 
-    ``ro`` never writes to the main file (SQLite may leave an empty ``-wal`` and a ``-shm``). A ``bounded`` reader ends
-    at its `bound`; a ``watched`` connection refuses each use once its files are no longer those at the path. Raises
+    ``ro`` never writes to the main file (SQLite may leave an empty ``-wal`` and a ``-shm``). `bound` limits a
+    ``bounded`` reader; a ``watched`` connection refuses each use once its files were moved or deleted. Raises
     sqlite3.Error, RefusedError if a PRAGMA does not read back or the files were replaced, MisuseError after a fork.
     """
     refuse_mixing(path)
@@ -69,7 +69,7 @@ async def connect(
 
 
 async def bound(conn: Connection, path: Path, *, timed: bool = True) -> None:
-    """Limit how long a value of ``path`` may be and, if ``timed``, how long reading takes, by the size of its files."""
+    """Limit the length of a value and, if ``timed``, the time to read ``path``, according to the size of its files."""
     size = os.stat(path).st_size
     with suppress(OSError):
         size += os.stat(f"{path}-wal").st_size
@@ -86,7 +86,7 @@ async def bound(conn: Connection, path: Path, *, timed: bool = True) -> None:
 @asynccontextmanager
 async def open_for_change(path: Path, busy_ms: int) -> AsyncIterator[Connection]:
     """Open ``path`` for writing as `connect` does; a refused change leaves the file and its log as they are."""
-    # The last connection to close writes the log into the file: it must be one that only reads.
+    # The last connection to close checkpoints the log unless it is read-only: so a reader is closed last.
     async with connect(path, busy_ms), connect(path, busy_ms, mode="rw") as writer:
         yield writer
 
@@ -99,11 +99,11 @@ async def opened(uri: str) -> AsyncIterator[Connection]:
         await run_to_end(conn)  # a cancelled opening would leave an open connection
         yield conn
     except sqlite3.Error as error:
-        # Asked at once: later, the scratch file that filled the disk is gone.
+        # Ask now: later, the scratch file that filled the disk is gone.
         error.__cause__ = error.__cause__ or ask_system(Path(unquote(urlsplit(uri).path)), error)
         raise
     finally:
-        if not conn.forked:  # else the loop is the parent's, and a turn of it here would take its events
+        if not conn.forked:  # in a fork the loop is the parent's: running it would take the parent's events
             try:
                 await run_to_end(conn.close())
             finally:
@@ -121,7 +121,7 @@ def _configure(path: Path, mode: str, watched: bool, wanted: dict[str, int], con
     try:
         conn.execute(_TRUST_PROBE).fetchall()
     except sqlite3.DatabaseError as error:
-        # Another database has no such table.
+        # Another application's database has no such table.
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR and "unsafe use" not in str(error):
             raise
         script = f"PRAGMA trusted_schema = ON; {script}"
@@ -148,7 +148,7 @@ def require_short_schema(path: Path, conn: sqlite3.Connection) -> None:
 
 
 def _too_long(path: Path, found: str) -> RefusedError:
-    remedy = f"find out who made what is not in sql/; if nobody needs it, drop it {SHELL} {quote(str(path))}"
+    remedy = f"find out who made objects that are not in sql/; drop those that nobody needs {SHELL} {quote(str(path))}"
     return RefusedError(f"the schema of {path} is too long to be read: {found}", remedy)
 
 
@@ -184,14 +184,14 @@ _MEANINGS = {
     sqlite3.SQLITE_ERROR: ("{path} does not match the expected schema ({error})", "run validate.ipynb"),
     sqlite3.SQLITE_NOTADB: (
         "{path} is not SQLite or is encrypted",
-        "db_path: name another path; if a backup is to take its place: mv -n {quoted} {aside}, then restore it",
+        "db_path: name another path; to replace the file by a backup: mv -n {quoted} {aside}, then restore it",
     ),
     sqlite3.SQLITE_CORRUPT: ("{path} is CORRUPT ({error})", "stop its writers and restore a backup"),
     sqlite3.SQLITE_FULL: (
-        "the disk of {path} is full, or a table of it has given out its last id",
+        "the disk of {path} is full, or one of its tables has used its last id",
         "make room: df -h {folder}; if there is room, run validate.ipynb",
     ),
-    sqlite3.SQLITE_IOERR: ("{path} could not be read or written ({error})", "see to the disk: dmesg | tail"),
+    sqlite3.SQLITE_IOERR: ("{path} could not be read or written ({error})", "check the disk: dmesg | tail"),
     sqlite3.SQLITE_READONLY: ("{path} may not be written to", "see who owns it: namei -l {quoted}"),
 }
 _OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}")
@@ -206,7 +206,7 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
     if words := bound_reached(error):
         if code == sqlite3.SQLITE_CORRUPT:
             return _too_long(path, words)
-        return RefusedError(f"{path} was not read to its end: {words}", "see what it computes: run validate.ipynb")
+        return RefusedError(f"{path} was not read to its end: {words}", "to see which expression: run validate.ipynb")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return locked_by(path)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
@@ -223,7 +223,7 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
 
 
 def lock_owners(locks: Iterable[tuple[str, int, bool, int]], *, exclusive: bool = True) -> list[str]:
-    """Name the other processes with an exclusive lock, or with any lock, among those that a look found."""
+    """Return the names of the other processes that hold one of ``locks``, by default only an exclusive one."""
     pids = {pid for _, _, is_exclusive, pid in locks if is_exclusive or not exclusive}
     return [process_name(pid) for pid in sorted(pids - {os.getpid()})]
 

@@ -29,13 +29,13 @@ _inside: ContextVar[object | None] = ContextVar("_inside", default=None)
 # The errors of SQLite and sqlite3 about a value.
 _OF_A_VALUE = (sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.IntegrityError, OverflowError, UnicodeError)
 _CLOSED = "{} is closed: use it inside of `async with Database.open`"
-_PATIENCE = 0.02  # seconds between interrupts of what still runs on a lent connection
+_PATIENCE = 0.02  # seconds between interrupts of statements on a lent connection
 
 
 class Database:
     """Serve one Abathur database to one event loop; made by ``Database.open``.
 
-    Reads of one statement take the readers in turn; writes are done one at a time.
+    Single reading statements use the readers in turn; writes run one at a time.
     """
 
     def __init__(self, settings: Settings, writer: Connection, readers: Sequence[Connection]) -> None:
@@ -61,14 +61,14 @@ class Database:
         """
         await _require_valid(settings)
         async with AsyncExitStack() as stack:
-            # The writer is opened first and so closed last: the one connection that checkpoints.
+            # The writer is opened first and so closed last: it is the only connection that checkpoints.
             writer = await _enter(stack, settings, "rw")
-            writer.isolation_level = "IMMEDIATE"  # sqlite3 begins a transaction so before a change outside of one
+            writer.isolation_level = "IMMEDIATE"  # how sqlite3 begins a transaction before a change outside one
             db = cls(settings, writer, [await _enter(stack, settings) for _ in range(settings.readers)])
             try:
                 yield db
                 try:
-                    writer.check("what was written since may be missing at the path")
+                    writer.check("later writes may be missing at the path")
                 except RefusedError as lost:  # the block itself has raised no error
                     warnings.warn(str(lost), RuntimeWarning, stacklevel=3)
             finally:
@@ -82,7 +82,7 @@ class Database:
         """
         self._require_open()
         async with AsyncExitStack() as stack:
-            # Not one of the readers in turn: a BEGIN, a PRAGMA or a temporary view would affect the next read.
+            # Not a shared reader: a BEGIN, a PRAGMA or a temporary view would affect the next read.
             lent = await _enter(stack, self.settings)
             try:
                 yield lent
@@ -95,13 +95,13 @@ class Database:
     async def write(self, *, at_once: bool = True) -> AsyncIterator[Connection]:
         """Lend the writer inside ``BEGIN IMMEDIATE`` … ``COMMIT``; roll back on an exception or a cancellation.
 
-        Unless ``at_once``, the transaction begins with the first change. A write that is cancelled once its COMMIT is
-        queued commits. Raises BusyError if another process holds the lock for longer than ``busy_timeout_ms``, and
+        Unless ``at_once``, the transaction begins with the first change. A write that is cancelled after its COMMIT is
+        queued still commits. Raises BusyError if another process holds the lock longer than ``busy_timeout_ms``, and
         MisuseError if this task or its parent is writing already, or if the block ended its transaction.
         """
         self._require_open()
         if _inside.get() is self._open_write is not None:
-            raise MisuseError("write() is open already, here or where this task was started: use its connection")
+            raise MisuseError("write() is open already, in this task or its parent: use its connection")
         asked, writer = monotonic(), self._writer
         async with self._write_lock:
             self._require_open()  # it may be closed by now
@@ -109,24 +109,24 @@ class Database:
             if self._locked and monotonic() - asked >= self.settings.busy_timeout_ms / 1000:
                 raise BusyError(self._locked.observed, self._locked.remedy)
             self._open_write = object()
-            writer.row_factory = sqlite3.Row  # the block before may have set another
+            writer.row_factory = sqlite3.Row  # a previous block may have changed it
             _inside.set(self._open_write)
             try:
-                if at_once:  # inside: a cancelled BEGIN may still begin, and is rolled back
+                if at_once:  # inside the try: a cancelled BEGIN may still run, and is rolled back
                     await self._run(writer, "BEGIN IMMEDIATE")
                 yield writer
                 if at_once:
                     self._require_open()
                     writer.check()
-                if writer.in_transaction:  # else its last change has committed
+                if writer.in_transaction:  # else its last statement has committed
                     await self._run(writer, "COMMIT")
                 elif at_once:
                     raise MisuseError("the block ended its transaction by itself: leave COMMIT and ROLLBACK to write()")
-                writer.check("the write is not acknowledged and may exist")
+                writer.check("the write is not acknowledged but may be stored")
                 self._locked = None
             except BaseException as error:
                 self._locked = error if isinstance(error, BusyError) else None
-                # It waits for the running statement, and does nothing if no transaction is open.
+                # The rollback waits for the running statement, and does nothing if no transaction is open.
                 if not writer.forked:
                     with suppress(ValueError):  # closed meanwhile, which rolls back as well
                         await run_to_end(writer.rollback())
@@ -144,7 +144,7 @@ class Database:
     ) -> list[sqlite3.Row]:
         """Run the named query on a reader, or on the connection that ``write()`` lent, and return its rows.
 
-        ``last`` commits in the same hop to the writer's thread, where the block did not begin ``at_once``.
+        ``last`` also commits, in the same call to the writer's thread; only if the block is not ``at_once``.
         """
         if name not in self._queries:
             found = f"no query is named {shown(name)}{did_you_mean(name, self._queries)}"
@@ -165,7 +165,7 @@ class Database:
     def _explained(self, error: Exception) -> AbathurError:
         """Return the error of this package for an error of SQLite, sqlite3 or aiosqlite."""
         if isinstance(error, _OF_A_VALUE):
-            return InvalidValueError(f"{self.settings.db_path} does not take this: {error}")
+            return InvalidValueError(f"{self.settings.db_path} does not accept this value: {error}")
         if isinstance(error, ValueError):  # aiosqlite raises it for a closed connection
             return MisuseError(_CLOSED.format(self.settings.db_path))
         return explain_error(self.settings.db_path, error)
@@ -180,9 +180,9 @@ class Database:
         try:
             return await plan_apart(self.settings.db_path, self.settings.busy_timeout_ms / 1000, sql, params)
         except (sqlite3.Error, OverflowError, UnicodeError) as error:
-            # The schema was compared when the store was opened: the fault is the statement's.
+            # The schema was compared when the store was opened, so the fault is in the statement.
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR:
-                raise InvalidValueError(f"SQLite does not take this SELECT: {error}") from None
+                raise InvalidValueError(f"SQLite does not accept this SELECT: {error}") from None
             raise self._explained(error) from None
 
     async def validate_foreign_keys(self) -> list[dict[str, Any]]:
@@ -191,7 +191,7 @@ class Database:
             return [dict(row) for row in await self._run(conn, "PRAGMA foreign_key_check")]
 
     async def get_index_usage(self) -> dict[str, Any]:
-        """Return the number of the named indexes, and the name and table of each. Read-only."""
+        """Return the number of indexes made by CREATE INDEX, and the name and table of each. Read-only."""
         rows = await self._run(next(self._readers), load_queries("inspect.sql")["indexes"].sql)
         indexes = [dict(row) for row in rows]
         return {"index_count": len(indexes), "indexes": indexes}

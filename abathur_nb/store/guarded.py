@@ -1,4 +1,4 @@
-"""Files that were deleted, renamed or replaced: connections refuse to use them; which processes have them open."""
+"""Refuse database files that were deleted, renamed or replaced; find the processes that have them open."""
 
 import asyncio
 import fcntl
@@ -26,41 +26,41 @@ Run = Callable[..., Awaitable[list[sqlite3.Row]]]  # Database.run
 Write = Callable[..., AbstractAsyncContextManager["Connection"]]  # Database.write
 _SUFFIXES = ("", "-wal", "-shm")
 _DELETED = " (deleted)"
-_LOOKS, _PAUSE_S = 7, 0.03  # the last process to close a database deletes its log a moment earlier
+_LOOKS, _PAUSE_S = 7, 0.03  # repeated: the last process to close a database first deletes its log
 _UNKNOWN = (0, 0)  # of a file that cannot be looked at, as in a directory that is closed at this moment
 _open: set["Handle"] = set()
 
 
 class Handle(sqlite3.Connection):
-    """A connection of SQLite that closes without a checkpoint once its files are no longer those at the path."""
+    """A connection of sqlite3 that closes without a checkpoint after its files were deleted, renamed or replaced."""
 
     forked = False
     names: tuple[str, ...] = ()  # of the database, its log and the log's index, once they are watched
     files: tuple[Identity, ...] = ()
-    lost = ""  # what became of them
+    lost = ""  # what happened to the files
     keeper: sqlite3.Connection | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)  # also of the schema
+        self.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)  # the schema's SQL too
         _open.add(self)
 
     def watch(self, path: Path, *, writes: bool) -> None:
-        """Note which files are open, so that each use is refused once the files at ``path`` are others."""
+        """Record which files are open; each later use is refused if other files are at ``path``."""
         if writes:
             # A connection that can only read makes no checkpoint and removes no log: closed last, it prevents both.
             self.keeper = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)
             self.keeper.execute("PRAGMA schema_version").fetchall()
         names = _names(path)
-        # Without WAL mode, a log that lies beside the database is not open.
+        # Outside WAL mode, SQLite does not open a log beside the database.
         in_wal_mode = self.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         self.files = _identities(names) if in_wal_mode else (*_identities(names[:1]), None, None)
         if (ours := _descriptors()) and not {*self.files} - {None, _UNKNOWN} <= ours.keys():
             self.lost = "replaced while it was opened"
-        self.names = names  # last: when the opening is cancelled, another thread may look at this moment
+        self.names = names  # set last: if the opening is cancelled, another thread may read this now
 
     def changed(self) -> str:
-        """Return which files at the path are no longer the open ones; once lost, they stay so. Read-only."""
+        """Return which files at the path are no longer the open ones; a lost file stays lost. Read-only."""
         if not self.names or self.lost or (found := _identities(self.names)) == self.files:
             return self.lost
         lost = ", ".join(
@@ -77,28 +77,28 @@ class Handle(sqlite3.Connection):
         """Raise MisuseError in a process that was forked since this connection was opened."""
         if self.forked:
             raise MisuseError(
-                "the store was opened before this process was forked, and SQLite's locks do not outlive a fork",
+                "the store was opened before this process was forked, and a fork does not inherit SQLite's locks",
                 "open a store in each process after its start; with multiprocessing, use the start method spawn",
             )
 
     def check(self, outcome: str = "nothing was done") -> None:
-        """Raise MisuseError in a forked process, RefusedError once the watched files are others. Read-only."""
+        """Raise MisuseError in a forked process, RefusedError if other files are at the path. Read-only."""
         self.require_own()
         if self.changed():
             path, pid = self.names[0], os.getpid()
             raise RefusedError(
                 f"{path} is no longer the database that PID {pid} has open ({self.lost}); {outcome}",
-                "leave this process running, run troubleshoot.ipynb in another, which can save its rows, then stop it",
+                "leave this process running; run troubleshoot.ipynb in another, to save its rows; then stop this one",
             )
 
     def close(self) -> None:
-        """Close; without a checkpoint if the files have changed, and so that troubleshoot can still save them."""
+        """Close; if the files have changed, make no checkpoint and keep them open, for troubleshoot to save them."""
         if self.forked:
             return
         _open.discard(self)
         lost = self.keeper is not None and self.changed()
         ours = _descriptors() if lost else {}
-        # Held until this process ends: a log cannot be read without its database.
+        # Kept open until this process ends: a log cannot be read without its database.
         kept = [os.dup(ours[file]) for file in self.files if file in ours]
         if lost:
             super().close()
@@ -106,14 +106,14 @@ class Handle(sqlite3.Connection):
             self.keeper.close()
         super().close()
         for descriptor in kept:
-            # SQLite's locks have ended; troubleshoot ignores a file without a lock, as that of a fork.
+            # SQLite's locks are gone, and troubleshoot ignores a file without a lock, such as a fork's.
             fcntl.lockf(descriptor, fcntl.LOCK_SH, 1)
 
 
 class Connection(aiosqlite.Connection):
-    """Serve what ``uri`` names, in autocommit mode, as long as its files are those at the path.
+    """Connect to ``uri`` in autocommit mode, and check at each use that its files are those at the path.
 
-    Every use raises RefusedError once they are not, and MisuseError in a forked process.
+    A use raises RefusedError if they are not, and MisuseError in a forked process.
     """
 
     _connection: Handle | None
@@ -124,7 +124,7 @@ class Connection(aiosqlite.Connection):
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         handle = self._connection
-        # A check takes some microseconds: a write transaction is checked at its beginning and its end.
+        # A check takes some microseconds, so a write transaction is checked at its start and end.
         is_writing = handle is not None and handle.keeper and handle.in_transaction
         if is_writing or self._checked or getattr(fn, "__name__", "") in _HARMLESS:
             self.require_own()
@@ -148,7 +148,7 @@ class Connection(aiosqlite.Connection):
 
     @property
     def forked(self) -> bool:
-        """Whether this process was forked since the connection was opened."""
+        """Return whether this process was forked since the connection was opened."""
         return self._connection is not None and self._connection.forked
 
     def require_own(self) -> None:
@@ -157,12 +157,12 @@ class Connection(aiosqlite.Connection):
             self._connection.require_own()
 
     def check(self, outcome: str = "nothing was done") -> None:
-        """Raise MisuseError in a forked process, RefusedError once the watched files are others. Read-only."""
+        """Raise MisuseError in a forked process, RefusedError if other files are at the path. Read-only."""
         if self._connection is not None:
             self._connection.check(outcome)
 
     async def apply(self, work: Callable[[Handle], T]) -> T:
-        """Return what ``work`` does with SQLite's own connection, in one hop to its thread."""
+        """Run ``work`` with the sqlite3 connection, in one hop to its thread, and return its result."""
         return await self._execute(work, self._conn)  # type: ignore[no-any-return]
 
     async def close(self) -> None:
@@ -173,7 +173,7 @@ class Connection(aiosqlite.Connection):
 
 def refuse_mixing(path: Path) -> None:
     """Raise MisuseError or RefusedError if this process must not open the database at ``path``. Read-only."""
-    # The connections of a process share the index of the log: a new one would read a new log by an old index.
+    # The connections of a process share the log's index: a new connection would read a new log through the old index.
     for handle in tuple(_open):
         if handle.names == _names(path):
             handle.check()
@@ -186,7 +186,7 @@ def _names(path: Path) -> tuple[str, ...]:
 def _identity(name: str | int) -> Identity:
     """Return device and inode of a file, or of a descriptor; None if there is no such file. Read-only."""
     try:
-        # Not what a link leads to: SQLite looks for the log beside that.
+        # Links are not followed: SQLite looks for the log beside the link's target.
         found = os.stat(name, follow_symlinks=isinstance(name, int))
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -200,7 +200,7 @@ def _identities(names: Sequence[str]) -> tuple[Identity, ...]:
 
 
 def _descriptors() -> dict[Identity, int]:
-    """Return a descriptor of each file that this process has open. Read-only; Linux only, else none."""
+    """Return one descriptor for each file that this process has open. Read-only; empty if not on Linux."""
     try:
         numbers = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - a third of the time
     except OSError:
@@ -209,7 +209,7 @@ def _descriptors() -> dict[Identity, int]:
 
 
 def _keep_forever() -> None:
-    import ctypes  # not for each import of this package: 3 ms
+    import ctypes  # imported late, because it takes 3 ms
 
     # Closing SQLite's connection in the child would wait for locks of threads that the child does not have.
     for handle in _open:
@@ -221,7 +221,7 @@ os.register_at_fork(after_in_child=_keep_forever)
 
 
 class Stray(NamedTuple):
-    """Hold a process, its ``lost`` files of a database, and the paths in /proc of all ``files`` of it that are open."""
+    """Hold a process, the ``lost`` files of a database that it has open, and all its ``files`` by /proc path."""
 
     pid: int
     lost: dict[str, str]
@@ -249,12 +249,12 @@ def strays(path: Path) -> list[Stray]:
 
 def _stray(pid: int, given: Path) -> Stray | None:
     path = Path(os.path.realpath(given.parent), given.name)
-    is_named = re.compile(rf"{re.escape(str(path))}(?:(-wal|-shm)[^/]*)?").fullmatch  # renamed in place, too
+    is_named = re.compile(rf"{re.escape(str(path))}(?:(-wal|-shm)[^/]*)?").fullmatch  # also if renamed in its directory
     current = dict(zip(_SUFFIXES, _identities(_names(path)), strict=True))
     files, lost, inodes = dict[str, str](), dict[str, str](), set[int]()
     try:
         device, descriptors = os.stat(path.parent).st_dev, os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208
-    except OSError:  # gone meanwhile, another user's, or no directory of the database
+    except OSError:  # the process is gone or another user's, or the directory is missing
         return None
     for where in (f"/proc/{pid}/fd/{descriptor}" for descriptor in descriptors):
         with suppress(OSError):  # closed meanwhile
@@ -278,8 +278,8 @@ def strays_check(path: Path) -> Check:
     return Check.that(
         "open_files",
         not found,
-        expected="no process has a deleted, renamed or replaced file of it open",
+        expected="no process has a deleted, renamed or replaced file of this database open",
         observed="; ".join(map(str, found)) or "none",
-        remedy="before you end any of them, save what it alone holds: run troubleshoot.ipynb, which shows a plan and "
-        "names the parameters that carry it out",
+        remedy="before you end such a process, save the rows that only it holds: run troubleshoot.ipynb, which shows a "
+        "plan and names the parameters that carry it out",
     )

@@ -1,4 +1,4 @@
-"""The memories of a database: versions that are added and marked, never rewritten, each change with its audit row."""
+"""The memories of a database: versions are added or marked as deleted, never rewritten; each change is audited."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -39,9 +39,9 @@ class Memory:
         task_id: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> int:
-        """Add a memory and return its entry's id; a deleted key goes on with its next version number.
+        """Add a memory and return its entry's id; a deleted key continues with its next version number.
 
-        Raises InvalidValueError if the key is live ("already exists") or a value is not to be written.
+        Raises InvalidValueError if the key is live ("already exists") or a value is invalid.
         """
         given_as = list(spellings(namespace, key))
         namespace, key = check_namespace(namespace), check_name("key", key)
@@ -64,7 +64,7 @@ class Memory:
             return int(rows[0]["id"])
 
     async def get_memory(self, namespace: str, key: str, version: int | None = None) -> dict[str, Any] | None:
-        """Return the current version, or a version by its number even if superseded or deleted; None if missing."""
+        """Return a memory's current version, or any version by number, even a deleted one; None if it is missing."""
         if version is not None:
             check_whole("version", version, 1, 2**63 - 1)
         name = "get_memory" if version is None else "get_memory_version"
@@ -89,7 +89,7 @@ class Memory:
             raise InvalidValueError(f"memory {shown(namespace)} {shown(key)} not found", remedy)
 
     async def delete_memory(self, namespace: str, key: str, task_id: str | None = None) -> bool:
-        """Mark every live version as deleted; return whether there was one."""
+        """Mark every live version of a memory as deleted; return whether there was a live version."""
         task_id = check_name("task_id", task_id, optional=True)
         async with self._write(at_once=False) as writer:
             for n, k in spellings(namespace, key):
@@ -118,7 +118,7 @@ class Memory:
         return [row[0] for row in await self._run("list_namespaces", {})]
 
     async def get_memory_history(self, namespace: str, key: str) -> list[dict[str, Any]]:
-        """Return all versions, deleted ones included, newest first."""
+        """Return all versions of a memory, deleted ones included, newest first."""
         return [decoded(row, _JSON) for row in await self._fetch("memory_history", namespace, key)]
 
     async def cleanup_expired_memories(self, ttl_days: int = 90) -> int:
@@ -138,7 +138,7 @@ class Memory:
     async def _audit(
         self, writer: Connection, operation: str, namespace: str, key: str, rows: list[Any], task_id: str | None
     ) -> None:
-        """Write the audit row of a change, which names the newest of the entries that it touched, and commit."""
+        """Add the audit row of a change, with the id of the newest changed entry, and commit."""
         given = {
             "agent_id": None,
             "task_id": task_id,

@@ -48,7 +48,7 @@ class SeedRow(NamedTuple):
 
 
 class SchemaObject(NamedTuple):
-    """Hold a row of ``sqlite_master``: ``type`` is table or index, ``table`` the one that an index belongs to."""
+    """Hold an object of ``sqlite_master``; ``table`` is the table of an index or trigger, else its own name."""
 
     type: str
     name: str
@@ -59,7 +59,7 @@ class SchemaObject(NamedTuple):
 @cache
 def _expected() -> tuple[Mapping[str, SchemaObject], dict[str, tuple[Column, ...]]]:
     query = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?) ORDER BY cid'
-    with closing(build_schema()) as conn:  # once for all: each build takes milliseconds
+    with closing(build_schema()) as conn:  # cached: each build takes milliseconds
         objects = {row[1]: SchemaObject(*row) for row in conn.execute(load_queries("inspect.sql")["schema"].sql)}
         columns = {
             name: tuple(Column(of, kind, bool(must), bool(key)) for of, kind, must, key in conn.execute(query, (name,)))
@@ -148,7 +148,7 @@ class Differences:
 
 
 def _is_same(live: SchemaObject, expected: SchemaObject) -> bool:
-    # Reading both into tokens takes longer.
+    # Comparing tokens takes longer.
     return live == expected or (live[:3] == expected[:3] and _plain(live.sql) == _plain(expected.sql))
 
 

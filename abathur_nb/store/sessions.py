@@ -89,12 +89,12 @@ class Sessions:
         return removed
 
     async def update_status(self, session_id: str, status: str) -> None:
-        """Set the status, and terminated_at or archived_at when it is first terminated or archived."""
+        """Set a session's status, and terminated_at or archived_at when it is first terminated or archived."""
         check_choice("status", status, STATUSES)
         await self._update("update_session_status", session_id, status=status)
 
     async def terminate_session(self, session_id: str) -> None:
-        """Set the status ``terminated``."""
+        """Set a session's status to ``terminated``."""
         await self.update_status(session_id, "terminated")
 
     async def get_state(self, session_id: str, key: str) -> Any:
@@ -134,7 +134,7 @@ def _too_large(given: Mapping[str, object], sizes: sqlite3.Row) -> InvalidValueE
     session_id, event = shown(given["session_id"]), len(str(given.get("event", "")).encode())
     remedy = "keep large values as memories (db.memory.add_memory) and only small values in the state"
     if event and sizes["events"] + event >= MAX_BYTES:
-        # Enough to leave half of the room free, or to fit this event.
+        # After the append, half of the limit is free, or this event is alone.
         keep_last = sizes["count"] * max(0, MAX_BYTES // 2 - event) // sizes["events"]
         trim = f"await db.sessions.trim_events({given['session_id']!r}, keep_last={keep_last})"
         remedy = f"remove its oldest events: {trim}" if sizes["count"] else "append it as several smaller events"
@@ -143,8 +143,8 @@ def _too_large(given: Mapping[str, object], sizes: sqlite3.Row) -> InvalidValueE
 
 
 def _delta(what: str, delta: dict[str, Any]) -> dict[str, str]:
-    # SQLite's own merge is recursive and drops nulls: the statement removes the keys and then adds them.
-    # A key is removed as given and in NFC, with and without escapes: another program may have written it so.
+    # SQLite's own merge is recursive and drops nulls, so the statement removes the keys and then adds them.
+    # A key is removed as given and in NFC, with and without escapes: another program may write any of them.
     text = json_text(what, _in_nfc(what, delta), (dict,))
     keys = (spelling for key in delta for (spelling,) in spellings(key))
     names = dict.fromkeys(json.dumps(key, ensure_ascii=escaped) for key in keys for escaped in (False, True))

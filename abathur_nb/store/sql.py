@@ -17,9 +17,9 @@ from abathur_nb.errors import InvalidValueError
 from abathur_nb.store import apart
 from abathur_nb.text import shown
 
-Parameters = Sequence[object] | Mapping[str, object]  # of a statement: by place, or by name
+Parameters = Sequence[object] | Mapping[str, object]  # of a statement: by position, or by name
 _PACKAGED = Path(__file__).parents[1] / "data"
-# Where sql/ and notebooks/ stand: in the wheel beside this file, in a checkout one level up.
+# The directory of sql/ and notebooks/: abathur_nb/data in a wheel, the repository's root in a checkout.
 DATA = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2]
 
 # In the order in which they must run.
@@ -49,7 +49,7 @@ _BY_INDEX = re.compile(r"USING (?:COVERING )?INDEX (?P<index>.+?) FOR IN-OPERATO
 _DERIVED = re.compile(r"(?:CO-ROUTINE|MATERIALIZE) (?P<name>\S+)")
 _NOT_A_TABLE = re.compile(r"SCAN (?:(?:\d+ )?CONSTANT ROWS?|\d+-ROW VALUES|SUBQUERY \d+|(?:TABLE )?\S+ VIRTUAL TABLE)")
 
-_MOST_CHARACTERS = 100_000  # of a SELECT that is explained: they are read into tokens in 20 ms
+_MOST_CHARACTERS = 100_000  # of a SELECT to explain: splitting it into tokens takes 20 ms
 _VERBS = {"SELECT", "VALUES", "INSERT", "REPLACE", "UPDATE", "DELETE"}
 
 
@@ -141,7 +141,7 @@ class PlanNode:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Say how one row of a plan reads ``table`` (or its alias), and by which ``index``, if any."""
+    """Hold how one row of a query plan reads ``table`` (or its alias), and the ``index`` it uses, if any."""
 
     kind: StepKind
     table: str
@@ -149,9 +149,9 @@ class Step:
 
 
 async def read_plan(fetch: Fetch, sql: str, params: Parameters = ()) -> list[PlanNode]:
-    """Return the plan of one statement as trees, without running it; empty for a statement without one.
+    """Return the plan of one statement as trees, without running it; an empty list if it has none.
 
-    Read it on a new connection: a cached statement keeps the plan of an index that was dropped.
+    Use a new connection: a cached statement keeps a plan whose index was dropped.
     """
     root = PlanNode("")
     latest = {0: root}
@@ -162,7 +162,7 @@ async def read_plan(fetch: Fetch, sql: str, params: Parameters = ()) -> list[Pla
 
 
 def tree_lines(nodes: Iterable[PlanNode]) -> list[str]:
-    """Return plan trees as lines of text, two spaces further in for each level."""
+    """Return plan trees as lines of text, indented by two spaces for each level."""
     return [line for node in nodes for line in (node.detail, *(f"  {below}" for below in tree_lines(node.children)))]
 
 
@@ -202,20 +202,20 @@ def _ask(path: Path, patience: float, sql: str, params: Parameters) -> list[Sequ
 def plan_steps(nodes: Iterable[PlanNode]) -> list[Step]:
     """Return what a plan does, in its order: searches, full scans of a table or an index, automatic indexes, sorts.
 
-    Constant rows, the results of subqueries, table-valued functions and the queue of a recursive query are no scans.
+    Constant rows, the results of subqueries, table-valued functions and the queue of a recursive query are not scans.
     """
     return list(_steps(nodes, set()))
 
 
 def _steps(nodes: Iterable[PlanNode], derived: set[str], own: str = "") -> Iterator[Step]:
-    """Yield the steps. ``derived`` holds the names of the subqueries seen so far, ``own`` that of the current one."""
+    """Yield the steps of a plan. ``derived`` holds the names of earlier subqueries, ``own`` that of the current one."""
     for node in nodes:
         step = _read_step(node.detail)
         if step and not (step.kind.endswith("scan") and step.table in derived):
             yield step
         if match := _DERIVED.match(node.detail):
             yield from _steps(node.children, derived, match["name"])
-            derived.add(match["name"])  # within the subquery its name may be a table's
+            derived.add(match["name"])  # only now: inside the subquery, a table may have its name
         else:
             is_recursive = node.detail == "RECURSIVE STEP"  # it scans a queue with the name of its subquery
             yield from _steps(node.children, derived | {own} if is_recursive else derived, own)
@@ -249,7 +249,7 @@ def require_single_select(sql: str) -> None:
 
 
 def _verb(found: Sequence[str]) -> str:
-    """Return the word that says what a statement does: its first, or the first outside parentheses after WITH."""
+    """Return the verb of a statement: its first word or, after WITH, the first verb outside parentheses."""
     first, depth = found[0].upper() if found else "", 0
     for token in found if first == "WITH" else ():
         depth += (token == "(") - (token == ")")

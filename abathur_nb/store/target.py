@@ -1,4 +1,4 @@
-"""What is at the database path, by its directory entry and its identity, and the commands that repair it."""
+"""Find what is at the database path, from directory entry and identity, and the commands that repair it."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, d
 _ANOTHER = "db_path: name another path, or move it away by hand"
 _RESTORE = "stop its writers and restore a backup"
 _MOST = 20  # statements of a command
-_KINDS = {  # SQLite would wait for ever for the other end of a FIFO, even of a side file
+_KINDS = {  # SQLite would wait for ever at a FIFO, even as a side file
     stat.S_IFDIR: "is a directory",
     stat.S_IFLNK: "is a symbolic link",
     stat.S_IFIFO: "is a FIFO",
@@ -39,7 +39,7 @@ State = Literal["absent", "empty", "damaged", "remains", "refused", "present"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Say what is at the database path; ``check`` says why, ``error`` is the class to raise if it is not ``present``.
+    """Hold what is at the database path; ``check`` says why, ``error`` is the class to raise if not ``present``.
 
     ``absent``: a database can be made. ``empty``: a file of 0 bytes. ``damaged``: a database of ours that SQLite cannot
     read. ``remains``: files without their database. ``refused``: must not be touched. ``present``: ours, to be used.
@@ -57,14 +57,14 @@ def _target(state: State, observed: str, remedy: str = "", **data: int) -> Targe
 
 
 def examine(settings: Settings, *, journal: bool = True) -> Target:
-    """Say from the directory what is at ``settings.db_path``, with ``journal`` also a begun replacement. Read-only."""
+    """Return what the directory shows at ``settings.db_path``, with ``journal`` also a begun replacement. Read-only."""
     path = settings.db_path
     as_owner = f"see who owns it, and run this as that user: namei -l {quote(str(path))}"
     if path.name.endswith(SIDE_FILES):
         named = f"{path} is named as SQLite names a side file ({', '.join(SIDE_FILES)})"
         return _target("refused", named, "db_path: name another one, such as abathur.db")
     if journal and os.path.lexists(journal_of(path)):
-        begun = f"a replacement of {path} was begun and not completed: {journal_of(path).name} says so"
+        begun = f"a replacement of {path} was begun but not completed: see {journal_of(path).name}"
         return _target("remains", begun, "run troubleshoot.ipynb, restore.ipynb or rollback.ipynb, which complete it")
     try:
         if stat.S_ISLNK(os.lstat(path.parent).st_mode):
@@ -83,13 +83,13 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
             continue
         if words:
             remedy = "db_path: name a regular file, or a path where nothing is"
-            if stat.S_ISLNK(found.st_mode) and os.path.lexists(f"{path}-wal"):  # SQLite looks for it beside the file
+            if stat.S_ISLNK(found.st_mode) and os.path.lexists(f"{path}-wal"):  # SQLite looks for it beside the target
                 rows = f"{path}-wal may hold committed rows of {os.path.realpath(path)}"
-                remedy = f"{rows}: if so, stop its users and move it back to {path}"
+                remedy = f"{rows}: if so, stop its users and move that database back to {path}"
             return _target("refused", f"{name} {words}", remedy)
     if found.st_size == 0:
-        remedy = f"see that nothing uses it, then: rm {quote(str(path))} && {_command('init', settings)}"
-        return _target("empty", f"{path} is an empty shell of 0 bytes", remedy)
+        remedy = f"if no process uses it: rm {quote(str(path))} && {_command('init', settings)}"
+        return _target("empty", f"{path} is an empty file of 0 bytes", remedy)
     if not os.access(path, os.R_OK):
         remedy = f"chmod 600 {quote(str(path))}" if found.st_uid == os.geteuid() else as_owner
         return _target("refused", f"{path} may not be read by {user_name(os.geteuid())}", remedy)
@@ -99,7 +99,7 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
 def _absent(settings: Settings) -> Target:
     path = settings.db_path
     stale = [f"{path}{suffix}" for suffix in SIDE_FILES if os.path.lexists(f"{path}{suffix}")]
-    if stale and not os.path.lexists(path):  # else it was made a moment ago, with these
+    if stale and not os.path.lexists(path):  # else another process has just made the database
         # SQLite would read the rows of that log into a new database.
         remedy = f"they may hold committed rows of a lost database; to move them aside: {repair_command(settings)}"
         return _target("remains", f"no database, but side files of a former one: {', '.join(stale)}", remedy)
@@ -110,14 +110,14 @@ def _absent(settings: Settings) -> Target:
 
 
 def journal_of(path: Path) -> Path:
-    """Return the path of the journal of a replacement that was begun."""
+    """Return the path of the journal of an unfinished replacement."""
     return path.with_name(f"{path.name}.replacing.json")
 
 
 async def identify(
     settings: Settings, *, refuses: Collection[str] = ("trigger", "view"), seen: Target | None = None
 ) -> Target:
-    """Say what is at ``settings.db_path``, by its application and schema version. Read-only.
+    """Return what is at ``settings.db_path``, by its application_id and schema version. Read-only.
 
     ``refuses`` names the kinds of objects that the caller does not accept. ``seen`` is a result of `examine`.
     """
@@ -188,7 +188,7 @@ async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
         observed = f"{path} has Abathur's tables, but its application_id is missing, as after a dump"
         return _target("refused", observed, f"to set it: {repair_command(settings)}", remade=1)
     if application_id != APPLICATION_ID:
-        observed = f"{path} is another application's or half-made: application_id {application_id:#010x}"
+        observed = f"{path} is another application's or incomplete: application_id {application_id:#010x}"
         return _target("refused", observed, f"{_ANOTHER} (Abathur has {APPLICATION_ID:#x})")
     if is_our_schema:
         remedy = f"its schema is that of version {SCHEMA_VERSION}: if somebody set the number, set it back "
@@ -197,7 +197,7 @@ async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
         moved = f"mv -n {quote(str(path))} {quote(f'{path}.version-{version}')}"
         remedy = f"stop its users and move it aside: {moved}; then restore a backup: {restore_command(settings)}; "
         remedy += f"or make a new one: {_command('init', settings)}"
-    words = "half-made, or of a schema that was never released"
+    words = "incomplete, or of a schema that was never released"
     if version > SCHEMA_VERSION:
         words, remedy = "newer than this package", f"update abathur_nb; if no newer one exists: {remedy}"
     observed = f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}"
@@ -206,7 +206,7 @@ async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
 
 def shell_command(path: Path, statements: Sequence[str]) -> str:
     """Return the command that runs statements in SQLite's own shell."""
-    rest = f"; then look again: there are {len(statements) - _MOST:,} more" if len(statements) > _MOST else ""
+    rest = f"; then run the check again: there are {len(statements) - _MOST:,} more" if len(statements) > _MOST else ""
     return f"{SHELL} {quote(str(path))} {quote(' '.join(statements[:_MOST]))}{rest}"
 
 
@@ -237,14 +237,14 @@ def rollback_command(settings: Settings, to: str) -> str:
 
 
 def _command(notebook: str, settings: Settings) -> str:
-    # A db_path that is given has its backups beside it, unless they are named.
+    # The backups of a given db_path are beside it, unless backup_dir is given.
     usual = settings.is_own_path or settings.backup_dir == settings.db_path.with_name("backups")
     where = "" if usual else f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir))} "
     return f"{where}{join(settings.command(notebook))}"
 
 
 def to_be_repaired(check: Check, settings: Settings) -> Check:
-    """Return a failed check with the command that plans a repair; other checks as they are."""
+    """Add the command that plans a repair to a check that failed, or did not pass and has no remedy."""
     if not check.failed and (check.remedy or check.status == "pass"):
         return check
     by_hand = f"; by hand: {check.remedy}" if check.remedy else ""

@@ -1,4 +1,4 @@
-"""Rules for values that SQL alone cannot enforce: checked before a write, and looked for in stored rows."""
+"""Rules for values that SQL alone cannot enforce, checked before a write and in stored rows."""
 
 import json
 import sqlite3
@@ -61,9 +61,9 @@ def check_choice(what: str, value: object, choices: Collection[str]) -> None:
 
 
 def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), *, within: int = 0) -> str:
-    """Return a value of one of the types ``kinds`` as compact JSON text, to be put ``within`` so many levels of JSON.
+    """Return a value of one of the types ``kinds`` as compact JSON text, to be nested ``within`` that many levels.
 
-    The text reads back equal, a tuple as a list. Raises InvalidValueError.
+    Decoding the text gives an equal value, a tuple as a list. Raises InvalidValueError.
     """
     if not isinstance(value, kinds):
         wanted = " or ".join("a JSON object (dict)" if kind is dict else f"a JSON {kind.__name__}" for kind in kinds)
@@ -126,7 +126,7 @@ def decoded(row: Row, columns: Iterable[str]) -> dict[str, Any]:
 
 
 def prefix_range(prefix: str) -> tuple[str, str]:
-    """Return the first text with this prefix and the first one behind all of them, as SQLite sorts text."""
+    """Return the first text with this prefix and the first text after all of them, in SQLite's order."""
     if not isinstance(prefix, str) or not is_printable(prefix) or len(_written(prefix)) > MAX_NAME:
         expected = f"expected up to {MAX_NAME} printable characters, found {shown(prefix)}"
         raise InvalidValueError(expected, what="namespace_prefix")
@@ -138,25 +138,25 @@ def prefix_range(prefix: str) -> tuple[str, str]:
     return prefix, stem[:-1] + chr(0xE000 if following == 0xD800 else following)
 
 
-# SQL about a column. A BLOB reaches Python where text cannot be decoded.
+# SQL about a column. The casts to BLOB pass to Python even text that it cannot decode.
 IS_UTF8 = "typeof({0}) <> 'text' OR abathur_is_utf8(CAST({0} AS BLOB))"
-TOO_LONG = f"length(CAST({{0}} AS BLOB)) > {MAX_BYTES}"  # the bytes, as a limit counts them
-FAULT = "CASE WHEN abathur_is_utf8(CAST({0} AS BLOB)) THEN abathur_json_fault({0}) ELSE '' END"  # empty for none
+TOO_LONG = f"length(CAST({{0}} AS BLOB)) > {MAX_BYTES}"  # in bytes, as the limit is
+FAULT = "CASE WHEN abathur_is_utf8(CAST({0} AS BLOB)) THEN abathur_json_fault({0}) ELSE '' END"  # empty if valid
 
-# Digits and signs become 0, braces become brackets, letters small: plain searches are faster than regular expressions.
+# Digits and signs become 0, { becomes [, E and D lower case: plain searches are faster than regular expressions.
 _ALIKE = bytes.maketrans(b"123456789+-ED{", b"00000000000ed[")
-_EXPONENT = "0e00"  # as in 1e999; with a shorter exponent it takes 300 digits
+_EXPONENT = "0e00"  # as in 1e999; with a shorter exponent, infinity takes 300 digits
 _DIGITS = "0" * 300
 _BACKSLASH = ord("\\")
 _NUL = 0  # where SQLite stops reading
 _PIECE = 2**20  # bytes
-_ROOM = 2 * MAX_DEPTH  # bytes that open and close so many levels
+_ROOM = 2 * MAX_DEPTH  # bytes that open and close MAX_DEPTH levels
 
 
 def add_functions(conn: sqlite3.Connection) -> None:
     """Give a connection the functions that FAULT, IS_UTF8 and ``suspicious`` call, and let it read any text.
 
-    Bytes that are not UTF-8 become lone surrogates, as in Python's names of files.
+    Bytes that are not UTF-8 become lone surrogates, as in Python's file names.
     """
     conn.text_factory = lambda text: text.decode(errors="surrogateescape")
     conn.create_function("abathur_suspicious", -1, _suspicious, deterministic=True)
@@ -165,7 +165,7 @@ def add_functions(conn: sqlite3.Connection) -> None:
 
 
 def stored(value: object) -> object:
-    """Return a value read by a connection with these functions, with text that is not UTF-8 as bytes."""
+    """Return a value that was read after `add_functions`, as bytes if it is text that is not UTF-8."""
     content = value.encode(errors="surrogateescape") if isinstance(value, str) else b""
     return value if _is_utf8(content) else content
 
@@ -173,14 +173,14 @@ def stored(value: object) -> object:
 def suspicious(json: Iterable[str], others: Iterable[str]) -> str:
     """Return SQL that is true for a row that may have invalid JSON, and that fails for text that is not UTF-8.
 
-    It takes a microsecond a row: one call, and no JSON is parsed.
+    It takes a microsecond per row: one call, and no JSON is parsed.
     """
     joined = " || ".join(f"ifnull({column}, '')" for column in json)
     return f"abathur_suspicious({', '.join([f'CAST({joined} AS BLOB)' if joined else 'NULL', *others])})"
 
 
 def _suspicious(json: bytes | None, *_: object) -> bool:
-    # sqlite3 decodes the other columns, as they are arguments.
+    # sqlite3 has decoded the other columns, because they are arguments.
     json = json or b""
     alike = json.translate(_ALIKE).decode()
     return (

@@ -173,7 +173,7 @@ async def test_a_limit_of_file_size_is_no_full_disk(at: tuple[str, str], three: 
     before = left_in(tmp_path)
     with no_file_beyond(limit, three):
         found = await answer(verb, three)
-    assert f"{tmp_path / where} takes no file of that size: this process may write {limit:,} bytes" in found
+    assert f"{tmp_path / where} rejects a file of that size: this process may write {limit:,} bytes" in found
     assert left_in(tmp_path).keys() == before.keys()
 
 

@@ -282,7 +282,7 @@ async def test_only_parameters_that_sqlite_takes_are_accepted(
     wrong: dict[str, tuple[Any, ...]] = {
         "expected None, a number, text or bytes as a parameter": ((object(),), {"a": object()}, ([1],), (1 + 2j,)),
         "expected a sequence of parameters, or a mapping by name": (None, 5, {1, 2}),
-        "does not take this": ((), (1, 2), {"b": 1}, (2**64,), ("\ud800",)),
+        "does not accept this": ((), (1, 2), {"b": 1}, (2**64,), ("\ud800",)),
     }
     async with Database.open(database) as db:
         for words, cases in wrong.items():

@@ -154,7 +154,7 @@ WRONG: list[tuple[str, Callable[[Path], None], str]] = [
     ("JSON spoiled", spoil_json, "broken: tasks.input_data"),
     ("a page", lambda path: flip_bits(path, 4096 * 20, 8), "CORRUPT"),
     ("truncated", lambda path: os.truncate(path, 9000), "CORRUPT"),
-    ("emptied", lambda path: os.truncate(path, 0), "empty shell"),
+    ("emptied", lambda path: os.truncate(path, 0), "empty file"),
     ("no WAL", lambda path: run_sql(path, "PRAGMA journal_mode = DELETE"), "delete"),
 ]
 

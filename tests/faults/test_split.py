@@ -195,7 +195,7 @@ async def test_a_commit_during_which_the_log_goes_is_not_acknowledged(database: 
                 remove("-wal", "-shm")(database.db_path)
 
         await db._writer.set_trace_callback(strike)
-        with pytest.raises(nb.RefusedError, match="not acknowledged and may exist"):
+        with pytest.raises(nb.RefusedError, match="not acknowledged but may be stored"):
             await put(db)
 
 
@@ -395,7 +395,7 @@ async def test_a_store_that_only_closes_warns_of_what_it_lost(database: Settings
             await db.memory.add_memory("user:a", "k", {}, "semantic", None)
             remove("-wal", "-shm")(database.db_path)
 
-    with pytest.warns(RuntimeWarning, match="what was written since may be missing"):
+    with pytest.warns(RuntimeWarning, match="later writes may be missing"):
         await only_close()
 
 

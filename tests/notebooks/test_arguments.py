@@ -137,7 +137,7 @@ def test_yaml_is_read_by_the_declared_type_too(text: str, values: dict[str, obje
         ("rows: 5\nrows: 6", "rows: given twice (from -f y, -f y)"),
         ("rows: '5'", "rows (from -f y): expected int without quotation marks, found '5'"),
         ("dry_run: yes", "dry_run (from -f y): expected True or False, found 'yes'"),
-        ("rows: ~", "rows (from -f y): expected int, and no null, found '~'"),
+        ("rows: ~", "rows (from -f y): expected int, not null, found '~'"),
         ("share: .inf", "share (from -f y): expected a number in plain digits"),
     ],
 )

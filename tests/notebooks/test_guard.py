@@ -168,7 +168,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (  # the notebook, what i
     ("init", {"env": {"a": {CODE: [CODE]}}}, "env: expected str, found {'a': "),
     ("init", {"env": float("nan")}, "found \"env = float('nan')\""),
     ("init", {"env": 10**400}, "env: expected str, found 1000"),
-    ("init", {"db_path": "/srv/\udcff.db"}, "db_path: expected text that can be written down, found '/srv/\\udcff.db'"),
+    ("init", {"db_path": "/srv/\udcff.db"}, "db_path: expected text without lone surrogates, found '/srv/\\udcff.db'"),
     ("init", {"dry_run": _resolve_type("false")}, "dry_run: expected True or False, found 'false' (str)"),
     ("init", {"env": _resolve_type("2026_11")}, "env: expected str, found 202611 (int)"),
     ("init", {"env": 7, "dry_run": "no"}, "env: expected str, found 7 (int); dry_run: expected True or False"),

@@ -111,7 +111,7 @@ async def test_the_holder_of_a_lock_is_named_with_its_command_unless_it_is_this_
         (sqlite3.SQLITE_LOCKED, BusyError, "is locked by"),
         (sqlite3.SQLITE_NOTADB, RefusedError, "is not SQLite or is encrypted"),
         (sqlite3.SQLITE_CORRUPT, RefusedError, "is CORRUPT"),
-        (sqlite3.SQLITE_FULL, RefusedError, "is full, or a table of it has given out its last id: make room"),
+        (sqlite3.SQLITE_FULL, RefusedError, "is full, or one of its tables has used its last id: make room"),
         (sqlite3.SQLITE_IOERR_WRITE, RefusedError, "could not be read or written"),
         (None, RefusedError, "could not be used"),
     ],

@@ -340,8 +340,8 @@ async def test_a_faulty_select_is_an_invalid_value_in_sqlites_words(database: Se
         "SELECT * FROM none": "no such table: none",
         "SELECT FROM": 'near "FROM": syntax error',
         "SELECT 1" + " UNION ALL SELECT 1" * 600: "too many terms in compound SELECT",
-        "SELECT ?": "does not take this",
-        "SELECT :a": "does not take this",
+        "SELECT ?": "does not accept this",
+        "SELECT :a": "does not accept this",
     }
     async with Database.open(database) as db:
         for statement, told in faulty.items():

@@ -54,7 +54,7 @@ def test_a_parameters_cell_declares_names_types_and_defaults_and_nothing_but_lit
         ("repetitions", "007", "repetitions: expected int"),
         ("repetitions", 0, "repetitions: expected a whole number in 1..100000, found 0"),
         ("ratio", math.nan, "ratio: expected a finite number, found nan"),
-        ("env", "\ud800", "env: expected text that can be written down, found '\\ud800'"),
+        ("env", "\ud800", "env: expected text without lone surrogates, found '\\ud800'"),
         ("envv", "x", "'envv' is not declared"),
         ("envv", "x", "did you mean env?"),
         ("PAPERMILL_INPUT_PATH", 7, "is not declared"),
@@ -106,7 +106,7 @@ def test_who_said_it_and_when_is_recorded_and_nothing_is_passed_by_it() -> None:
         assert said_fault("x", answer) == ""
     nobody = said(QUESTION, None)
     assert (nobody.status, nobody.observed) == ("skip", "nobody has said so")
-    assert nobody.remedy == 'name them: "Ada Lovelace, 2026-11-20"'
+    assert nobody.remedy == 'name a person and day: "Ada Lovelace, 2026-11-20"'
 
 
 def test_anything_else_is_told_the_form_and_nobody_can_have_said_so_tomorrow() -> None:

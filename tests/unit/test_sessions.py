@@ -147,12 +147,12 @@ async def test_what_does_not_exist_is_not_found_by_any_id(database: Settings, se
             db.sessions.set_state(session_id, "k", 1),
             db.sessions.trim_events(session_id, 1),
         ):
-            with pytest.raises(InvalidValueError, match=r"not found|does not take this"):
+            with pytest.raises(InvalidValueError, match=r"not found|does not accept this"):
                 await work
         try:
             assert await db.sessions.get_session(session_id) is None
         except InvalidValueError as error:
-            assert "does not take this" in str(error)  # noqa: PT017
+            assert "does not accept this" in str(error)  # noqa: PT017
         assert len(await db.sessions.list_sessions()) == 1
 
 

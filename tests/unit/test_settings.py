@@ -123,7 +123,7 @@ def test_the_file_may_add_an_environment_of_ones_own_that_names_its_database(hom
     assert (settings.db_path, settings.on_shared_directory) == (Path("/lab/x.db"), "refuse")
     assert faults("lb")[0].startswith("env: expected one of development, staging, production, lab, found 'lb'")
     path.write_text("[environments.lab]\nreaders = 3\n")
-    assert "db_path: environment 'lab' names none" in faults("lab")[0]
+    assert "db_path: environment 'lab' has no db_path" in faults("lab")[0]
 
 
 def test_the_variable_names_another_file_and_one_in_the_working_directory_is_never_read(

@@ -69,12 +69,12 @@ STRANGE: list[tuple[Callable[[Path], object], str, str]] = [
     (lambda path: Path(f"{path}-wal").write_bytes(b"x" * 4152), "remains", "side files of a former one"),
     (make_stale_pair, "remains", "side files of a former one"),
     (lambda path: Path(f"{path}-journal").write_bytes(b"x" * 512), "remains", "side files of a former one"),
-    (Path.touch, "empty", "empty shell of 0 bytes"),
+    (Path.touch, "empty", "empty file of 0 bytes"),
     (lambda path: path.write_bytes(b"0123456789"), "refused", "not SQLite or is encrypted"),
     (lambda path: path.write_bytes(bytes(range(256)) * 256), "refused", "not SQLite or is encrypted"),
     (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(84)), "refused", "not SQLite or is encrypted"),
-    (sqlite_file(OF_ANOTHER), "refused", "another application's or half-made: application_id 0x00000007"),
-    (sqlite_file(PLAIN), "refused", "another application's or half-made: application_id 0x00000000"),
+    (sqlite_file(OF_ANOTHER), "refused", "another application's or incomplete: application_id 0x00000007"),
+    (sqlite_file(PLAIN), "refused", "another application's or incomplete: application_id 0x00000000"),
 ]
 
 
@@ -113,7 +113,7 @@ async def test_what_is_no_database_of_ours_is_refused_and_left_as_it_is(
         assert target.check.remedy
         validate_refuses, initialize_refuses, error = await verdicts(settings)
     assert initialize_refuses
-    # An empty shell is a finding about a database; the rest is not validate's to judge.
+    # An empty file is a finding about a database; the rest is not validate's to judge.
     assert validate_refuses == (state != "empty")
     assert told in error
     assert {path.name: fingerprint(path) for path in folder.iterdir()} == before
@@ -122,7 +122,7 @@ async def test_what_is_no_database_of_ours_is_refused_and_left_as_it_is(
 OURS: dict[str, tuple[str, ...]] = {
     "another application's": ("PRAGMA application_id = 1",),
     "has Abathur's tables, but its application_id is missing, as after a dump": ("PRAGMA application_id = 0",),
-    "half-made": ("PRAGMA application_id = 0", "DROP TABLE metrics"),
+    "incomplete": ("PRAGMA application_id = 0", "DROP TABLE metrics"),
     "newer than this package: user_version 2, known is 1": ("PRAGMA user_version = 2",),
     "of a schema that was never released": ("PRAGMA user_version = 0",),
     "holds trigger evil": (
