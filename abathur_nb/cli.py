@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; each error that a user can cause is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] and given[0] in NOTEBOOKS:
-        sys.stderr.write(f"abathur_nb: {given[0]} is a notebook: python -m abathur_nb run {quote(given[0])}\n")
+        sys.stderr.write(f"abathur_nb: {given[0]} is a notebook: abathur-nb run {quote(given[0])} --env ENV\n")
         return EXIT_CODES["refused"]
     code = 1
     try:

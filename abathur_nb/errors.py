@@ -59,7 +59,7 @@ class InvalidValueError(AbathurError, ValueError):
     """
 
     def __init__(self, fault: str, remedy: str = "", *, what: str = "") -> None:
-        self.fault = fault
+        self.what, self.fault = what, fault
         super().__init__(f"Invalid {what}: {fault}" if what else fault, remedy)
 
 

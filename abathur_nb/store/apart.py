@@ -69,8 +69,8 @@ def _digest(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _ours(path: str, application_id: str, *tables: str) -> bool:
-    """Return whether a file has Abathur's header or, if that is destroyed, the SQL of one of these tables."""
+def _ours(path: str, application_id: str, *known: str) -> bool:
+    """Return whether a file has Abathur's header or, if that is destroyed, the SQL of one of these objects."""
     try:
         with os.fdopen(_open(path), "rb") as file:
             data = file.read(_SCHEMA)
@@ -79,7 +79,7 @@ def _ours(path: str, application_id: str, *tables: str) -> bool:
     if _is_whole(data):
         return data[68:72] == int(application_id).to_bytes(4, "big")
     is_table = data[100:101] in (b"\5", b"\r") and data[103:104] == b"\0"  # header of page 1; text has no NUL
-    return is_table and any(table.encode() in data for table in tables)
+    return is_table and any(sql.encode() in data for sql in known)
 
 
 def _is_whole(header: bytes) -> bool:

@@ -157,8 +157,9 @@ async def explain_unopened(path: Path, error: Exception) -> tuple[State, Abathur
         code = sqlite3.SQLITE_NOTADB
     if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or bound_reached(error):
         return "refused", explained
-    tables = [found.sql for found in expected_objects().values() if found.type == "table"]
-    ours = await asyncio.to_thread(ask, "ours", path, str(APPLICATION_ID), *tables)
+    # Also the indexes: their SQL has no comments, which differ between versions.
+    known = [found.sql for found in expected_objects().values()]
+    ours = await asyncio.to_thread(ask, "ours", path, str(APPLICATION_ID), *known)
     fault = await asyncio.to_thread(ask, "header", path) if ours else ""
     if ours and (fault or code == sqlite3.SQLITE_NOTADB):
         destroyed = "its header (the first 100 bytes) is destroyed, the tables behind it are Abathur's"

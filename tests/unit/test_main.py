@@ -54,7 +54,7 @@ def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None
         assert not printed.out
         assert all(word in printed.err for word in words.split("|")), arguments
     assert main(["validate"]) == 2
-    assert capsys.readouterr().err == "abathur_nb: validate is a notebook: python -m abathur_nb run validate\n"
+    assert capsys.readouterr().err == "abathur_nb: validate is a notebook: abathur-nb run validate --env ENV\n"
     assert command().returncode == 2
 
 
