@@ -249,27 +249,34 @@ def strays(path: Path) -> list[Stray]:
 
 def _stray(pid: int, given: Path) -> Stray | None:
     path = Path(os.path.realpath(given.parent), given.name)
-    is_named = re.compile(rf"{re.escape(str(path))}(?:(-wal|-shm)[^/]*)?").fullmatch  # also if renamed in its directory
+    is_named = re.compile(rf"{re.escape(str(path))}(?:(-wal|-shm)[^/]*)?").fullmatch  # renamed in place, too
     current = dict(zip(_SUFFIXES, _identities(_names(path)), strict=True))
-    files, lost, inodes = dict[str, str](), dict[str, str](), set[int]()
+    files, lost, others, inodes = dict[str, str](), dict[str, str](), dict[str, str](), dict[str, int]()
     try:
         device, descriptors = os.stat(path.parent).st_dev, os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208
-    except OSError:  # the process is gone or another user's, or the directory is missing
+    except OSError:  # gone meanwhile, another user's, or no directory of the database
         return None
     for where in (f"/proc/{pid}/fd/{descriptor}" for descriptor in descriptors):
         with suppress(OSError):  # closed meanwhile
             link, at = os.readlink(where), os.stat(where)  # noqa: PTH115 - as text
-            name = is_named(link.removesuffix(_DELETED))
-            if not name or at.st_dev != device:
+            plain = link.removesuffix(_DELETED)
+            if at.st_dev != device or os.path.dirname(plain) != str(path.parent):  # noqa: PTH120 - text
+                continue
+            inodes[where] = at.st_ino
+            if not (name := is_named(plain)):
+                others[plain] = where
                 continue
             suffix = name[1] or ""
-            inodes.add(at.st_ino)
             if (at.st_dev, at.st_ino) == current[suffix]:
                 files.setdefault(suffix, where)
             elif link != f"{path}{suffix}" or not current[suffix]:  # else the process is in another mount namespace
                 files[suffix], lost[suffix] = where, link
-    is_used = bool(lost) and any(lock.pid == pid and lock.inode in inodes for lock in posix_locks())
-    return Stray(pid, lost, files) if is_used else None
+    locked = {lock.inode for lock in posix_locks() if lock.pid == pid}
+    if files and "" not in files:  # SQLite names the log after the database as it opens it: that was renamed since
+        for plain, where in others.items():
+            if inodes[where] in locked and f"{plain}-wal" not in others:
+                files[""], lost[""] = where, plain
+    return Stray(pid, lost, files) if lost and any(inodes[where] in locked for where in files.values()) else None
 
 
 def strays_check(path: Path) -> Check:

@@ -416,6 +416,12 @@ SPLITS = {
     "the database deleted": ("rm $db", "10 rows of memory_entries"),
     "another moved over it": ("mv $dir/fresh.db $db", "no row"),  # which is read with its log
     "its side files renamed": ("for x in -wal -shm; do mv $db$x $db$x.old; done", "7 rows of memory_entries"),
+    "the database renamed": ("mv $db $dir/old.db", "10 rows of memory_entries"),
+    "all renamed, another made": (
+        "for x in '' -wal -shm; do mv $db$x $db$x.old; done; mv $dir/fresh.db $db",
+        "7 rows of memory_entries",
+    ),
+    "the database renamed, another made": ("mv $db $db.old; mv $dir/fresh.db $db", "no row"),
     "a copy in its place": ("cp -p $db $db.new; rm $db-wal $db-shm; mv $db.new $db", "7 rows of memory_entries"),
 }
 # SQLite follows the link to a place without the log.
@@ -454,7 +460,7 @@ def storing(path: Path) -> Iterator[tuple[subprocess.Popen[str], Callable[[str],
 
 @pytest.mark.parametrize(
     "name",
-    sampled(LEAVES, "its log deleted", "another moved over it", "the index alone deleted"),
+    sampled(LEAVES, "its log deleted", "the database renamed, another made", "the index alone deleted"),
 )
 def test_the_rows_of_a_closed_store_are_saved(name: str, database: Settings, pristine: bytes) -> None:
     database.db_path.with_name("fresh.db").write_bytes(pristine)
@@ -478,7 +484,8 @@ def check_of(report: Report, name: str) -> Check:
 
 
 @pytest.mark.parametrize(
-    "name", sampled(SPLITS, "all deleted", "its side files renamed", "another moved over it", "a copy in its place")
+    "name",
+    sampled(SPLITS, "all deleted", "its side files renamed", "the database renamed", "all renamed, another made"),
 )
 def test_who_holds_lost_files_is_named_and_its_rows_saved(name: str, database: Settings, pristine: bytes) -> None:
     path = database.db_path
