@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Iterator
+from itertools import product
 from mmap import mmap
 from typing import Any
 
@@ -18,15 +19,16 @@ Entry = tuple[int, tuple[Any, ...]]  # the rowid, 0 in an index, and the values
 class Pages:
     """Read the trees of a database file; ``seen`` holds the pages that have been reached."""
 
-    def __init__(self, data: mmap, size: int) -> None:
-        self.data, self.size = data, size  # bytes of a page
+    def __init__(self, data: mmap, size: int, reserved: int = 0) -> None:
+        self.data, self.size, self.usable = data, size, size - reserved  # bytes of a page
         self.count = len(data) // size
         self.seen: set[int] = set()
 
     def header(self, application_id: int, user_version: int) -> bytes:
         """Return the first 100 bytes of a database in WAL mode that has these pages."""
         numbers = (1, self.count, 0, 0, 1, 4, 0, 0, 1, user_version, 0, application_id)
-        return struct.pack(">16sH6B12I20xII", _MAGIC, self.size % 65535, 2, 2, 0, 64, 32, 32, *numbers, 1, 3_040_000)
+        sizes = (self.size % 65535, 2, 2, self.size - self.usable, 64, 32, 32)
+        return struct.pack(">16sH6B12I20xII", _MAGIC, *sizes, *numbers, 1, 3_040_000)
 
     def _page(self, number: int) -> bytes:
         if not 1 <= number <= self.count:
@@ -66,7 +68,7 @@ class Pages:
         for place in places:
             try:
                 at = place
-                if not first + 2 * count <= place < self.size:
+                if not first + 2 * count <= place < self.usable:
                     raise ValueError("an entry outside of its page")
                 if kind not in _LEAVES:
                     children.append(int.from_bytes(page[at : at + 4], "big"))
@@ -82,7 +84,7 @@ class Pages:
 
     def _payload(self, page: bytes, at: int, length: int, kind: int) -> bytes:
         """Return the payload of an entry, that of its overflow pages too."""
-        usable = self.size
+        usable = self.usable
         least = (usable - 12) * 32 // 255 - 23
         most = usable - 35 if kind == 13 else (usable - 12) * 64 // 255 - 23
         local = length
@@ -140,7 +142,7 @@ class Pages:
         for number in rest:
             at = (number - 1) * self.size
             follow, count = struct.unpack_from(">2I", self.data, at)
-            if follow <= self.count and 0 < count <= self.size // 4 - 2:
+            if follow <= self.count and 0 < count <= self.usable // 4 - 2:
                 listed = struct.unpack_from(f">{count}I", self.data, at + 8)
                 if all(1 < page <= self.count and page not in self.seen for page in listed):
                     free.update(listed)
@@ -153,16 +155,16 @@ def _is_schema_row(row: tuple[Any, ...]) -> bool:
 
 
 def read_pages(data: mmap) -> Pages:
-    """Return the pages of a file, in the page size that reads most of its schema; the header's is tried first."""
+    """Return the pages of a file, in the form that reads most of its schema; that of the header is tried first."""
     stated = int.from_bytes(data[16:18], "big")
     stated = 65536 if stated == 1 else stated if stated in _SIZES else 4096
     best, most = Pages(data, stated), 0
-    for size in (stated, *_SIZES):
-        pages, faults = Pages(data, size), list[str]()
+    for form in product((stated, *_SIZES), (data[20], 0)):  # the size of a page, and of its reserved end
+        pages, faults = Pages(data, *form), list[str]()
         rows = [row for _, row in pages.walk(1, TABLE, faults) if _is_schema_row(row) and row[3]]
         fits = sum(pages.kind(root) in (TABLE if kind == "table" else INDEX) for kind, _, _, root, _ in rows)
         if fits > most:
-            best, most = Pages(data, size), fits
+            best, most = Pages(data, *form), fits
         if rows and fits == len(rows) and not faults:
             break
     return best

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from mmap import ACCESS_READ, mmap
@@ -20,7 +20,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES, BOUND_SQL, AbathurError, BusyError, RefusedError
 from abathur_nb.files import at, make_private_file, nearest_existing, private_directory, scratch_directory
 from abathur_nb.health.checks import file_checks
-from abathur_nb.repair.pages import INDEX, TABLE, Pages, read_pages
+from abathur_nb.repair.pages import INDEX, TABLE, Entry, Pages, read_pages
 from abathur_nb.repair.quarantine import insertion, plain
 from abathur_nb.report import Check
 from abathur_nb.store.apart import ask
@@ -214,6 +214,8 @@ def _fill(copy: Path, draft: Path) -> tuple[list[_Table], list[str]]:
                 table.indexed |= rowids
                 if not faults and (sql is None or "WHERE" not in _words(sql)):
                     table.counts.append(rowids)
+            if name == "sqlite_sequence":
+                _save_sequences(conn, tables, pages.walk(root, TABLE, []))
         notes += _save_strays(conn, pages, [t for t in tables.values() if t.faults or t.indexed - t.rows])
         for found in expected_objects().values():
             if found.type == "index":
@@ -246,6 +248,16 @@ def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: lis
         except (DatabaseError, UnicodeError, Warning) as error:
             notes.append(f"{name}: left out ({error})")
     return tables
+
+
+def _save_sequences(conn: Connection, tables: Collection[str], found: Iterable[Entry]) -> None:
+    """Note the last id that each table gave out, so that none is used twice."""
+    for _, values in found:
+        if [*map(type, values)] == [str, int] and values[0] in tables:
+            with suppress(DatabaseError):  # no table gives out ids
+                changed = conn.execute("UPDATE sqlite_sequence SET seq = max(seq, ?2) WHERE name = ?1", values)
+                if not changed.rowcount:
+                    conn.execute("INSERT INTO sqlite_sequence VALUES (?1, ?2)", values)
 
 
 def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> list[str]:

@@ -87,24 +87,44 @@ def _is_whole(header: bytes) -> bool:
 
 
 def _header(path: str, least_format: str = "1") -> str:
-    """Return what is damaged in a header that SQLite recognizes; an empty text if nothing is.
+    """Return what is damaged in a header with which SQLite opens the file, or that the file is cut off; else nothing.
 
     A schema format below ``least_format`` is damage: below 4, SQLite ignores DESC in indexes.
     """
     try:
-        with os.fdopen(_open(path), "rb") as file:
-            header = file.read(100)
+        before = _settled(path)
+        with os.fdopen(_open(path), "rb", 0) as file:
+            header, size = file.read(100), os.fstat(file.fileno()).st_size
+            is_still = before is not None and _settled(path) == before and os.pread(file.fileno(), 100, 0) == header
     except OSError:
         return ""
     if not _is_whole(header):
         return ""
+    page, pages = int.from_bytes(header[16:18], "big"), int.from_bytes(header[28:32], "big")
+    page = 65_536 if page == 1 else page
+    needed = pages * page if header[24:28] == header[92:96] else 0  # else its number of pages is not valid
     encoding = int.from_bytes(header[56:60], "big")  # SQLite reads only its last two bits
     faults = {
         f"its header has the write version {header[18]}": header[18] > 2,
         f"its header has the text encoding {encoding}": encoding > 3,
         f"its header has the schema format {header[47]}, not 4": not int(least_format) <= header[47] <= 4,
+        f"the file has {size:,} bytes of {needed:,}": is_still and size < needed,
     }
     return next((fault for fault, holds in faults.items() if holds), "")
+
+
+def _settled(path: str) -> tuple[int, dict[str, Any] | None] | None:
+    """Return the log's size and its index; None where the log or a journal may hold what the file lacks."""
+    log, index = _size(f"{path}-wal"), _index(path)
+    is_copied = not log or (index is not None and index["marks"][0] >= index["frames"])
+    return (log, index) if is_copied and not _size(f"{path}-journal") else None
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _locks(path: str) -> list[tuple[str, int, bool, int]]:

@@ -120,6 +120,32 @@ def test_of_a_page_that_is_lost_the_rows_are_named_and_all_others_saved(at: tupl
     assert not {name: faults for name, faults in told.items() if faults}
 
 
+def test_rows_are_saved_of_pages_whose_last_bytes_are_reserved(tmp_path: Path) -> None:
+    path = tmp_path / "abathur.db"
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("PRAGMA user_version = 1")
+    data = bytearray(path.read_bytes())
+    data[20], data[105:107] = 12, (4096 - 12).to_bytes(2, "big")  # as SQLite of macOS makes them
+    path.write_bytes(data)
+    fill(path, 4096)
+    scratch, draft = tmp_path / "scratch", tmp_path / "salvaged.db"
+    scratch.mkdir()
+    _fill(_copy(path, scratch)[0], draft)
+    assert rows_of(draft) == rows_of(path)
+
+
+async def test_after_a_salvage_the_id_of_a_deleted_row_is_not_given_out_again(database: Settings) -> None:
+    path, last = database.db_path, "SELECT name, seq FROM sqlite_sequence ORDER BY name"
+    run_sql(path, *ROWS, "DELETE FROM audit", "DELETE FROM memory_entries WHERE namespace = 'user:a'")
+    with closing(sqlite3.connect(path)) as conn:
+        wanted = conn.execute(last).fetchall()
+    path.write_bytes(bytes(100) + path.read_bytes()[100:])
+    await nb.troubleshoot(database, repair=True)
+    (salvaged,) = database.backup_dir.glob("abathur_salvaged_*.db")
+    with closing(sqlite3.connect(salvaged)) as conn:
+        assert conn.execute(last).fetchall() == wanted
+
+
 @pytest.mark.parametrize("name", sampled(HEADERS, "noise"))
 async def test_a_destroyed_header_is_found_and_salvaged(name: str, database: Settings) -> None:
     path, spoilt = database.db_path, HEADERS[name]
@@ -189,11 +215,12 @@ async def test_a_file_that_is_too_short_for_its_header_is_salvaged_and_no_index_
     path = database.db_path
     run_sql(path, *ROWS, *(ROWS[0].replace("'t1'", f"'x{n}'") for n in range(99)))
     data = path.read_bytes()
-    path.write_bytes(data[:-4096])
-    report = await nb.troubleshoot(database)
-    assert "CORRUPT" in check_of(report, "database file").observed
-    assert "REINDEX" not in (plan := check_of(report, "plan").observed)
-    assert "abathur_salvaged_" in plan
+    for cut, failing in ((4096, "database file"), (1, "header")):
+        path.write_bytes(data[:-cut])
+        report = await nb.troubleshoot(database)
+        assert "CORRUPT" in check_of(report, failing).observed
+        assert "REINDEX" not in (plan := check_of(report, "plan").observed)
+        assert "abathur_salvaged_" in plan
     path.write_bytes(data + b"x")  # SQLite writes over it
     (await nb.troubleshoot(database)).raise_for_failures()
 
