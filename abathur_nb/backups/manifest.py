@@ -259,8 +259,10 @@ def find_backup(
     if chosen and backups is own:  # the file may have been moved, or used as another environment's, meanwhile
         others = [b for b in usual if b not in own and _may_be_of(b, database)]
         worse += [f"{b.path.name}, which is of {b.facts['env']}, {b.facts['database']}" for b in others]
+        kept += [b for b in others if not b.unfit]
     worse += [fault for file, fault in faults.items() if _may_be_newer(file, chosen)]
     by_name = "".join(f"-p backup {quote(b.path.name)}" for b in kept[-1:])
+    by_name += "".join(f" -p from_env {quote(b.facts['env'])}" for b in kept[-1:] if b.facts["env"] != env)
     if chosen is None:
         known = "; ".join([*worse, *(f"{b.path.name} was taken before a change" for b in kept)])
         observed = f"{folder} holds no backup of {env} that can be restored: {known or 'there is none'}"

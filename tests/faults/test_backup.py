@@ -361,5 +361,6 @@ async def test_a_newer_one_of_this_file_under_another_name_is_not_passed_over(ho
     with untouched(database.db_path):
         report = await nb.restore_database(database, apply=True)
     assert report.refused
-    assert newer.path.name in str(report)
     assert f"-p backup {older.path.name}" in str(report)
+    named = f"-p backup {newer.path.name}"
+    assert f"by its name only: {named}{' -p from_env staging' if other.env == 'staging' else ''}" in str(report)
