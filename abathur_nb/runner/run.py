@@ -135,6 +135,10 @@ def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Sou
             work.append((source, values, settings))
         except ConfigurationError as error:
             faults += error.faults
+    try:
+        os.getcwd()  # noqa: PTH109 - the kernel starts there
+    except OSError as error:
+        faults.append(f"the working directory cannot be used: {error.strerror}")
     if faults:
         raise ConfigurationError(list(dict.fromkeys(faults)))
     return work

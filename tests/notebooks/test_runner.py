@@ -168,6 +168,15 @@ def test_what_the_path_forbids_is_refused_without_a_record_and_a_look_at_nothing
     assert names_in(settings.db_path.parent) == [settings.db_path.name]
 
 
+def test_a_working_directory_that_is_gone_is_refused(database: Settings, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with runner(*arguments_of(database, "validate"), cwd=gone, preexec_fn=lambda: os.rmdir(gone)) as process:  # noqa: PTH106
+        done = ended(process)
+    assert done.code == 2
+    assert "the working directory cannot be used: No such file or directory" in done.err
+
+
 def test_a_check_that_fails_seals_fail_and_the_next_notebook_is_not_begun(database: Settings) -> None:
     drop_index(database.db_path)
     done = run(*arguments_of(database, "validate", "explain"))
