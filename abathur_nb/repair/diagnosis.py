@@ -38,6 +38,7 @@ from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, explain_error, lock_owners, pragma
 from abathur_nb.store.guarded import strays
 from abathur_nb.store.schema import Differences, SchemaObject, quoted, read_schema
+from abathur_nb.store.sql import DATA
 from abathur_nb.store.target import examine, identify, restore_command, shell_command, wanted
 from abathur_nb.store.values import add_functions
 from abathur_nb.text import MB, process_name, some
@@ -263,6 +264,7 @@ async def _treat(
             renaming = f"if {some(extra)} holds its rows under another name, rename it back"
             advice = f"{renaming} {shell_command(settings.db_path, sql)}; else {advice}"
         found.remedies |= {name: advice for name in failing if name in _CAUSES and name not in (FILE_MODES, OTHERS)}
+        found.remedies["tables"] += f"; if no backup holds its rows, make it anew, empty, as in {DATA / 'sql'}"
         return
     await _treat_tables(conn, tables.altered, live, failing, found, settings)
     if "sequences" in failing:

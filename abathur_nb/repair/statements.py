@@ -179,7 +179,13 @@ def repair_indexes(live: Mapping[str, SchemaObject], rebuilt: Collection[str]) -
     tables = {name for name, one in known.items() if one.type == "table" and name in live} - {*rebuilt}
     dropped = [name for name in found.altered if live[name].table in tables]
     made = [known[name] for name in (*found.missing, *found.altered) if known[name].table in tables]
-    return [*(Step(f"DROP INDEX {quoted(name)}") for name in dropped), *(Step(index.sql) for index in made)]
+    drops = (Step(f"DROP INDEX {quoted(name)}") for name in dropped)
+    return [*drops, *(Step(index.sql) for index in made if _is_free(index, live))]
+
+
+def _is_free(index: SchemaObject, live: Mapping[str, SchemaObject]) -> bool:
+    """Return whether no table or view has the name of an index: SQLite would make none, and no repair beside it."""
+    return live.get(index.name, index).type == "index"
 
 
 async def duplicates(conn: aiosqlite.Connection, names: Collection[str]) -> list[str]:
@@ -247,7 +253,7 @@ async def rebuild_table(
     others = [live[name] for name in schema.Differences.between(live, ("index",)).extra if live[name].table == table]
     lost = [other for other in others if not _fits(other)]
     ours = [one for one in expected_objects().values() if one.type == "index" and one.table == table]
-    indexes = [Step(index.sql) for index in (*ours, *others) if index not in lost]
+    indexes = [Step(index.sql) for index in (*ours, *others) if index not in lost and _is_free(index, live)]
     return Rebuild([*(Step(f"DROP INDEX {quoted(other.name)}") for other in lost), rename, *made, *indexes], {})
 
 

@@ -27,6 +27,7 @@ from damage import (
     held,
     run_sql,
     running,
+    spoil_json,
     spoil_table,
     untouched,
 )
@@ -43,7 +44,8 @@ from abathur_nb.repair.diagnosis import REPAIR, Look, diagnose, wal_check
 from abathur_nb.repair.quarantine import quarantine_dir, read_quarantine
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.troubleshoot import _empty_the_log, _run
-from abathur_nb.store.schema import expected_tables
+from abathur_nb.store.schema import expected_objects, expected_tables
+from abathur_nb.store.sql import DATA
 
 # The four faults of the runbook's section 6, each as a careless writer leaves it.
 FAULTS = {
@@ -166,6 +168,23 @@ async def test_a_column_or_a_table_that_is_gone_is_named_and_nothing_is_made_up(
             told = check_of(await nb.troubleshoot(database, repair=True), "tables")
         assert words in told.observed
         assert "restore a backup" in told.remedy
+    assert told.remedy.endswith(f"make it anew, empty, as in {DATA / 'sql'}")
+    run_sql(path, expected_objects()["tasks"].sql)
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
+
+
+@pytest.mark.parametrize(("kind", "rest"), [("TABLE", "(a)"), ("VIEW", "AS SELECT 1")])
+async def test_a_table_or_view_with_the_name_of_an_index_prevents_no_other_repair(
+    kind: str, rest: str, database: Settings
+) -> None:
+    spoil_json(database.db_path)
+    made = f"CREATE {kind} idx_tasks_parent {rest}"
+    run_sql(database.db_path, "DROP INDEX idx_tasks_parent", "ALTER TABLE tasks ADD COLUMN x", made)
+    report = await nb.troubleshoot(database, repair=True)
+    assert "idx_tasks_parent" in check_of(report, "indexes").observed
+    assert check_of(report, "JSON columns").status == check_of(report, "tables").status == "pass"
+    run_sql(database.db_path, f"DROP {kind} idx_tasks_parent")
+    (await nb.troubleshoot(database, repair=True)).raise_for_failures()
 
 
 @pytest.mark.parametrize("also", [(), ("CREATE VIEW tasks AS SELECT * FROM jobs",)], ids=["alone", "behind a view"])
