@@ -249,12 +249,12 @@ def strays(path: Path) -> list[Stray]:
 
 def _stray(pid: int, given: Path) -> Stray | None:
     path = Path(os.path.realpath(given.parent), given.name)
-    is_named = re.compile(rf"{re.escape(str(path))}(?:(-wal|-shm)[^/]*)?").fullmatch  # renamed in place, too
+    is_named = re.compile(rf"{re.escape(str(path))}(?:(-wal|-shm)[^/]*)?").fullmatch  # also if renamed in its directory
     current = dict(zip(_SUFFIXES, _identities(_names(path)), strict=True))
     files, lost, others, inodes = dict[str, str](), dict[str, str](), dict[str, str](), dict[str, int]()
     try:
         device, descriptors = os.stat(path.parent).st_dev, os.listdir(f"/proc/{pid}/fd")  # noqa: PTH208
-    except OSError:  # gone meanwhile, another user's, or no directory of the database
+    except OSError:  # the process is gone or another user's, or the directory is missing
         return None
     for where in (f"/proc/{pid}/fd/{descriptor}" for descriptor in descriptors):
         with suppress(OSError):  # closed meanwhile
