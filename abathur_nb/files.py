@@ -293,7 +293,10 @@ _MEANINGS = {
     errno.EMFILE: ("this process has as many files open as it may", "raise the limit of the shell: ulimit -n"),
     errno.EIO: ("the disk of {folder} fails: {error}", "check the disk: dmesg | tail"),
 }
-_OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}")
+OTHER_CAUSE = (
+    "{path} could not be used ({error})",
+    "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}",
+)
 # SQLite does not report errno. These codes hide the errno of a file that could not be made or written.
 _HIDING = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 _OF_READING = (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_READONLY_ROLLBACK)
@@ -312,7 +315,7 @@ def os_cause(error: OSError, path: Path) -> RefusedError:
     largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     # An OSError that this package raises has a message of its own.
     known = _MEANINGS if error.strerror == os.strerror(error.errno or 0) else {}
-    observed, remedy = known.get(error.errno or 0, _OTHER)
+    observed, remedy = known.get(error.errno or 0, OTHER_CAUSE)
     values = {
         "path": place,
         "folder": folder,

@@ -143,7 +143,7 @@ async def _read(path: Path, connection: AbstractAsyncContextManager[Connection])
             await conn.execute_fetchall("BEGIN")
             content, form = await read_content(conn), await _form_of(conn)
             if header := await asyncio.to_thread(ask, "header", path):
-                return Standing("unreadable", _check(f"{path} is CORRUPT: its header has {header}"), path)
+                return Standing("unreadable", _check(f"{path} is CORRUPT: {header}"), path)
     except (sqlite3.Error, OSError, AbathurError) as error:
         state, explained = await explain_unopened(path, error)
         if state == "damaged" or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR:

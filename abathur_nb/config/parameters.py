@@ -267,7 +267,7 @@ def _value(parameter: Parameter, given: Given) -> object:
 
 # --- the guard
 
-_INJECTED = "# Parameters\n"  # the first line of a cell that papermill injects
+INJECTED, INJECTED_TAG = "# Parameters\n", "injected-parameters"  # first line and tag of papermill's cell
 _LINE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*) = (\S.*)\n?")  # each other line
 _NOTHING_RAN = "nothing of this cell was run"
 _STAGING = "scheduler_staging_area"  # the directory of jupyter-scheduler's copies
@@ -359,7 +359,7 @@ class _Guard:
 
     def _read(self, lines: list[str]) -> list[str]:
         # Before IPython parses it: a name with thousands of dots exhausts the parser, and the kernel never answers.
-        if lines[:1] == [_INJECTED]:
+        if lines[:1] == [INJECTED]:
             self._check(lines[1:])
         return lines
 
@@ -379,7 +379,7 @@ class _Guard:
 
         fresh, self._fresh = self._fresh, False
         # JupyterLab's extensions send silent cells, which are not the notebook's; `_read` has checked an injected cell.
-        if not fresh or self._source.startswith(_INJECTED):
+        if not fresh or self._source.startswith(INJECTED):
             return tree
         try:
             self._vet(tree)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from abathur_nb.config.parameters import Parameter, declared_parameters, literal_assignments
+from abathur_nb.config.parameters import INJECTED, INJECTED_TAG, Parameter, declared_parameters, literal_assignments
 from abathur_nb.config.settings import Settings, read_file, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import misfits, refuse_secrets, sha256, tilde, unsealed
@@ -25,7 +25,7 @@ from abathur_nb.store.sql import DATA
 from abathur_nb.text import did_you_mean, printable, shown, utc_now
 
 ADDED = "abathur-verdict"  # the tag of the cells that the runner adds when a run has not passed
-_INJECTED, _PARAMETERS = "injected-parameters", "parameters"
+_PARAMETERS = "parameters"
 # Tags of cells that the runner and papermill add to an executed notebook.
 _REMARKS = {ADDED, "papermill-error-cell-tag"}
 _LONGEST = 16 * 1024 * 1024  # bytes of a notebook
@@ -137,7 +137,7 @@ def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
         if cell["cell_type"] == "markdown" and _REMARKS & tags:
             continue
         # Elsewhere, an injected cell could change the run unrecorded.
-        if declared and cell["cell_type"] == "code" and _INJECTED in tags:
+        if declared and cell["cell_type"] == "code" and INJECTED_TAG in tags:
             given = _assigned(cell["source"], annotated=False)
             if given and all(name in declared or name.startswith("PAPERMILL_") for name in given):
                 continue
@@ -181,9 +181,9 @@ def prepared(source: Source, values: Mapping[str, object], **metadata: object) -
             continue
         cell |= {"outputs": [], "execution_count": None}
         if _PARAMETERS in _tags(cell) and values:
-            lines = ["# Parameters", *(f"{name} = {value!r}" for name, value in values.items())]
-            injected = {**cell, "source": "\n".join(lines), "metadata": {"tags": [_INJECTED]}}
-            cells.append(injected | cell_id(source.notebook, _INJECTED))
+            lines = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+            injected = {**cell, "source": f"{INJECTED}{lines}", "metadata": {"tags": [INJECTED_TAG]}}
+            cells.append(injected | cell_id(source.notebook, INJECTED_TAG))
     noted = {**source.notebook["metadata"], "abathur": {"parameters": dict(values), **metadata}}
     return {**source.notebook, "cells": cells, "metadata": noted}
 

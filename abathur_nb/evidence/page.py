@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from abathur_nb.config.parameters import INJECTED_TAG
 from abathur_nb.evidence.record import Record, Verdict
 from abathur_nb.report import Status
 from abathur_nb.text import counted, printable
@@ -151,7 +152,7 @@ def _cells(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if cell["cell_type"] == "markdown":
             yield {**shown, "kind": "html", "html": _markdown(source)}
         elif cell["cell_type"] == "code":
-            given = "injected-parameters" in cell["metadata"].get("tags", ())
+            given = INJECTED_TAG in cell["metadata"].get("tags", ())
             outputs = [found for output in cell["outputs"] if (found := _output(output))]
             yield {**shown, "kind": "code", "count": cell["execution_count"], "given": given, "outputs": outputs}
         else:

@@ -49,7 +49,7 @@ _BY_ERROR: Mapping[str, Verdict] = {
 Template = tuple[str, str] | None  # the name and the SHA-256 of a notebook
 _PACKAGES = ("abathur_nb", "aiosqlite", "papermill", "nbclient", "ipykernel")
 _LONGEST_WAIT = 1000  # ms, for the lock of a database whose identity is asked
-_LONGEST_MESSAGE = 2000  # characters
+LONGEST_MESSAGE = 2000  # characters of an error in a record
 
 
 def new_run_id() -> str:
@@ -293,7 +293,7 @@ class Run:
                     "cell": result.execution_count,
                     "id": getattr(result.info, "cell_id", None),
                     "name": type(error).__name__,
-                    "message": printable(str(error))[:_LONGEST_MESSAGE],
+                    "message": printable(str(error))[:LONGEST_MESSAGE],
                 }
                 self._seal(verdict_of(*(kind.__name__ for kind in type(error).__mro__)), words)
         except AbathurError as failure:  # raised here, it would hide the cell's own error

@@ -249,7 +249,7 @@ async def file_names(path: Path) -> Check:
 
 async def wal_size(path: Path, most_mb: int) -> Check:
     """Check that the write-ahead log is not larger than ``most_mb``. Read-only."""
-    size = _log_bytes(path) / MB
+    size = log_bytes(path) / MB
     expected, observed = f"at most {most_mb} MB", f"{size:.1f} MB"
     remedy = "run troubleshoot.ipynb: it names the reader that keeps SQLite from resetting the WAL, if there is one"
     return Check.that("wal_size", size <= most_mb, expected, observed, remedy, "warn", name="WAL size")
@@ -262,7 +262,8 @@ def _status(path: Path) -> os.stat_result | None:
         return None
 
 
-def _log_bytes(path: Path) -> int:
+def log_bytes(path: Path) -> int:
+    """Return the size of the write-ahead log, 0 if there is none. Read-only."""
     status = _status(Path(f"{path}-wal"))
     return status.st_size if status else 0
 
@@ -274,7 +275,7 @@ def log_check(path: Path, seconds: int = 0) -> Check:
     follows a damaged frame is not read by the next process that opens the log, and the next writer overwrites it. An
     unfinished last transaction is normal; where damage looks like one, the check warns.
     """
-    size, quick = _log_bytes(path), bool(seconds)
+    size, quick = log_bytes(path), bool(seconds)
     seconds = seconds or _LOG_S + size // 4096 // _FRAMES_A_SECOND
     found = ask("log", path, str(seconds)) if size else {"frames": 0, "read": 0, "torn": -1}
     expected = "each frame is as it was written, to the last commit"

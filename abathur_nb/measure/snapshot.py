@@ -251,6 +251,7 @@ _OTHERS = "others"  # all other namespaces; a namespace has a colon, so none has
 _ROWS, _ENOUGH = 5000, 1000  # rowids in the sample of a table, and the fewest rows found that give an estimate
 _VERSIONS = 20_000  # of memories in the sample that is counted by namespace
 _COLUMNS = {"sessions": ("events", "state", "metadata"), "memory_entries": ("value", "metadata")}
+_Sizes = dict[int, dict[str, int]]  # bytes by rowid and column
 
 
 async def measure(settings: Settings, now: datetime) -> list[Sample]:
@@ -267,18 +268,18 @@ async def measure(settings: Settings, now: datetime) -> list[Sample]:
         last = {table: max(0, n or 0) for table, n in await conn.execute_fetchall(ask["last_ids"].sql)}
         drawn, _ = await read_some(conn, latest, ask["some_sessions"].sql, {}, last["sessions"], _DRAWN)
         others, _ = await read_some(conn, latest, ask["some_memories"].sql, {}, last["memory_entries"], _DRAWN)
-        largest, looked_at = await _largest(conn, until(), drawn)
+        largest, sizes = await _largest(conn, until(), drawn)
         tables, read = await _tables(conn, until(), since, last)
-        sessions = tables.get("sessions", (looked_at, 0))[0]
+        sessions = tables.get("sessions", (len(sizes), 0))[0]
         share = sum(recent for _, recent in tables.values()) / max(1, sum(rows for rows, _ in tables.values()))
         return [
             Sample("abathur_database_free_bytes", page * free),
             *([Sample(alerts.GROWTH, page * (pages - free) * share)] if tables.keys() == last.keys() else ()),
             *largest,
             Sample(alerts.READ, read, {"of": "rows"}),
-            Sample(alerts.READ, min(1.0, looked_at / max(1, sessions)), {"of": "sizes of sessions"}),
-            *await _retrieved(conn, until(), "session", "sessions", drawn),
-            *await _retrieved(conn, until(), "memory", "memory_entries", others),
+            Sample(alerts.READ, min(1.0, len(sizes) / max(1, sessions)), {"of": "sizes of sessions"}),
+            *await _retrieved(conn, until(), "session", "sessions", drawn, sizes),
+            *await _retrieved(conn, until(), "memory", "memory_entries", others, {}),
             *await _memories(conn, until(), since, last["memory_entries"]),
             *(Sample("abathur_rows", rows, {"table": table}) for table, (rows, _) in tables.items()),
             *(Sample("abathur_rows_of_last_day", recent, {"table": table}) for table, (_, recent) in tables.items()),
@@ -310,8 +311,8 @@ async def _tables(
     return tables, min(shares)
 
 
-async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> tuple[list[Sample], int]:
-    """Return the largest size of each column in the newest and the ``drawn`` sessions, and how many were measured."""
+async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> tuple[list[Sample], _Sizes]:
+    """Return the largest size of each column in the newest and the ``drawn`` sessions, and all measured sizes."""
     listed = (monotonic() + until) / 2  # on a loaded machine the lists must leave time to measure the sessions
     rows = [*await _ask(conn, listed, "last_begun_sessions", limit=_DRAWN), *drawn]
     for status in STATUSES:
@@ -323,10 +324,10 @@ async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> 
         Sample(alerts.SESSION_BYTES, sizes[rowid][column], {"column": column, "session": ids[rowid]})
         for column, rowid in largest.items()
     ]
-    return samples, len(sizes)
+    return samples, sizes
 
 
-def _sizes(until: float, table: str, rowids: Iterable[int], conn: sqlite3.Connection) -> dict[int, dict[str, int]]:
+def _sizes(until: float, table: str, rowids: Iterable[int], conn: sqlite3.Connection) -> _Sizes:
     sizes = {}
     for rowid in takewhile(lambda _: monotonic() < until, rowids):
         with suppress(sqlite3.OperationalError):  # the row was removed meanwhile, or the value is a number
@@ -340,11 +341,14 @@ def _size_of(conn: sqlite3.Connection, table: str, column: str, rowid: int) -> i
         return len(blob)
 
 
-async def _retrieved(conn: Connection, until: float, what: str, table: str, drawn: list[sqlite3.Row]) -> list[Sample]:
+async def _retrieved(
+    conn: Connection, until: float, what: str, table: str, drawn: list[sqlite3.Row], sizes: _Sizes
+) -> list[Sample]:
     """Time the store's retrieval of the ``drawn`` rows; return no samples if there are no rows."""
     sql, columns = load_queries()[f"get_{what}"].sql, _COLUMNS[table]
     # Values longer than the store writes are left out: to retrieve one can take minutes.
-    sizes = await conn.apply(partial(_sizes, (monotonic() + until) / 2, table, [row["rowid"] for row in drawn]))
+    rest = [row["rowid"] for row in drawn if row["rowid"] not in sizes]
+    sizes = sizes | await conn.apply(partial(_sizes, (monotonic() + until) / 2, table, rest))
     drawn = [row for row in drawn if max(sizes.get(row["rowid"], {"": inf}).values()) <= MAX_BYTES]
 
     async def retrieve(row: sqlite3.Row) -> object:

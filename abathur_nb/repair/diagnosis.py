@@ -26,6 +26,7 @@ from abathur_nb.health.path_on_disk import (
     file_system,
     free_mb,
     kind_of,
+    log_bytes,
     log_check,
     mounted_files,
 )
@@ -34,7 +35,7 @@ from abathur_nb.repair.quarantine import affected, digest_of
 from abathur_nb.repair.salvage import SALVAGED, salvaged_before, stray_rows
 from abathur_nb.repair.statements import RowChange, Step
 from abathur_nb.report import Check
-from abathur_nb.store.apart import ask
+from abathur_nb.store.apart import WRITE_LOCK, ask
 from abathur_nb.store.connection import connect, explain_error, lock_owners, pragma
 from abathur_nb.store.guarded import strays
 from abathur_nb.store.schema import Differences, SchemaObject, quoted, read_schema
@@ -67,7 +68,6 @@ _CAUSES = {
     "file_names": "a hard link to it",
     "statistics": "the planner still chooses by what ANALYZE counted long ago",
 }
-_WRITE_LOCK = 120  # the byte of the -shm that a writer of the log locks
 _READ_MARKS = range(123, 128)  # bytes of the -shm that a reader of the log locks (walformat.html, section 2.3)
 
 
@@ -369,16 +369,14 @@ class Look(NamedTuple):
     @classmethod
     def at_files(cls, path: Path) -> "Look":
         """Look at the log now. Read-only."""
-        size = 0
-        with suppress(FileNotFoundError):
-            size = os.lstat(f"{path}-wal").st_size
+        size = log_bytes(path)
         locks, index = ask("look", path)
         marks = dict(zip(_READ_MARKS, index["marks"], strict=True)) if index else {}
         held = {(pid, byte) for _, byte, exclusive, pid in locks if not pid and not exclusive} | _read_locks(path)
         readers = frozenset((pid, byte, marks[byte]) for pid, byte in held if byte in marks)
         frames, commits = (index["frames"], index["commits"]) if index else (0, 0)
         # The other exclusive locks on the index of the log are those of a checkpoint.
-        writing = [lock for lock in locks if lock[0] == "" or lock[1] == _WRITE_LOCK]
+        writing = [lock for lock in locks if lock[0] == "" or lock[1] == WRITE_LOCK]
         return cls(monotonic(), size, frames, commits, ", ".join(lock_owners(writing, exclusive=True)), readers)
 
     def behind_since(self, first: "Look") -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from abathur_nb.backups.change import check_arguments
+from abathur_nb.backups.taking import copy_out
 from abathur_nb.config.parameters import Parameter
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
@@ -194,12 +195,9 @@ async def _measure(
 
 
 async def _snapshot(settings: Settings, copy: Settings) -> None:
-    copy.db_path.touch(mode=0o600)
-    async with (
-        connect(settings.db_path, settings.busy_timeout_ms) as live,
-        connect(copy.db_path, copy.busy_timeout_ms, mode="rw") as target,
-    ):
-        await live.backup(target)  # in one step: in several it might never end while others write
+    async with connect(settings.db_path, settings.busy_timeout_ms) as live:
+        await copy_out(live, copy.db_path, owned_as=copy.db_path.parent)
+    async with connect(copy.db_path, copy.busy_timeout_ms, mode="rw") as target:
         await target.execute_fetchall("PRAGMA foreign_keys = OFF")
         await target.executescript(";\n".join(statements("benchmark.sql")))
         await target.execute_fetchall("PRAGMA journal_mode = WAL")

@@ -17,6 +17,7 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
+from abathur_nb.evidence.run import LONGEST_MESSAGE
 from abathur_nb.files import in_words, scratch_directory, sweep
 from abathur_nb.text import printable
 
@@ -28,7 +29,6 @@ _SUBSCRIBED_S = 0.2  # for a first published message to arrive
 _GRACE_S = 5  # for an interrupted cell to clean up and seal its run
 _DRAIN_S = 0.5  # for the last messages of a dead kernel to be read
 _LONGEST_PARENT = 70  # bytes; a socket's path may have 107 (unix(7))
-_LONGEST_MESSAGE = 2000  # characters
 _LAST_WORDS = 1000  # characters of a line that a kernel wrote before it died
 _OUTPUT_S = 60  # for the outputs of a finished cell to arrive
 _OPTIONS = ("--HistoryManager.hist_file=:memory:", "--IPKernelApp.exec_PYTHONSTARTUP=False")
@@ -208,7 +208,7 @@ def execute(
     except Exception as error:  # noqa: BLE001 - such as no room for sockets, or a message that nbclient rejects
         how, name = "died", type(error).__name__
         message = f"the execution could not continue: {in_words(error, Path(tempfile.gettempdir()))}"
-    return Ending(how, execution.at, name, printable(message)[:_LONGEST_MESSAGE])
+    return Ending(how, execution.at, name, printable(message)[:LONGEST_MESSAGE])
 
 
 @dataclass

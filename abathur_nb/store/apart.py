@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MAGICS = {b"\x37\x7f\x06\x82": "<", b"\x37\x7f\x06\x83": ">"}  # the byte order of the words in the checksum
 _HEADER, _FRAME_HEADER = 32, 24  # bytes: the header of the log, and of each frame
 _LOCKS = {"": ((2**30, 1), (2**30 + 1, 1), (2**30 + 2, 510)), "-shm": tuple((byte, 1) for byte in range(120, 129))}
-_WRITE_LOCK, _CHECKPOINT_LOCK = 120, 121
+WRITE_LOCK, _CHECKPOINT_LOCK = 120, 121
 _WHOLE = {"frames": 0, "read": 0, "torn": -1}
 _DATABASE = b"SQLite format 3\0"
 _SCHEMA = 2**24  # bytes at the beginning of a file, where its schema is
@@ -87,7 +87,7 @@ def _is_whole(header: bytes) -> bool:
 
 
 def _header(path: str, least_format: str = "1") -> str:
-    """Return what is damaged in a header with which SQLite opens the file, or that the file is cut off; else nothing.
+    """Return the damage that the header of a database shows, such as a file that is cut off; empty if there is none.
 
     A schema format below ``least_format`` is damage: below 4, SQLite ignores DESC in indexes.
     """
@@ -213,7 +213,7 @@ def _judge(path: str, log: int, until: float) -> dict[str, int] | None:
         return found
     # Committed frames stay as they are until the log is reset. A writer may be changing the frames behind them.
     settled = 0 <= found["torn"] < index["frames"] or (
-        _index(path) == index and (found["torn"] < 0 or ("-shm", _WRITE_LOCK) not in [k[:2] for k in _locks(path)])
+        _index(path) == index and (found["torn"] < 0 or ("-shm", WRITE_LOCK) not in [k[:2] for k in _locks(path)])
     )
     if found.get("doubt") and _newer(path, str(found["torn"])):  # a checkpoint writes only committed frames
         del found["doubt"]

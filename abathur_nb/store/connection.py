@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import aiosqlite
 
 from abathur_nb.errors import BOUND_BYTES, BOUND_S, BOUND_SCHEMA, AbathurError, BusyError, RefusedError, bound_reached
-from abathur_nb.files import ask_system, os_cause
+from abathur_nb.files import OTHER_CAUSE, ask_system, os_cause
 from abathur_nb.store.apart import ask
 from abathur_nb.store.guarded import Connection, Handle, refuse_mixing, strays_check
 from abathur_nb.store.sql import load_queries
@@ -194,7 +194,6 @@ _MEANINGS = {
     sqlite3.SQLITE_IOERR: ("{path} could not be read or written ({error})", "check the disk: dmesg | tail"),
     sqlite3.SQLITE_READONLY: ("{path} may not be written to", "see who owns it: namei -l {quoted}"),
 }
-_OTHER = ("{path} could not be used ({error})", "see who owns it and who uses it: namei -l {quoted}; fuser -v {quoted}")
 
 
 def explain_error(path: Path, error: Exception) -> AbathurError:
@@ -218,7 +217,7 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
     if isinstance(found, OSError):
         return os_cause(found, path)
     names = {"quoted": quote(str(path)), "folder": quote(str(path.parent)), "aside": quote(f"{path}.not-sqlite")}
-    observed, remedy = _MEANINGS.get(primary, _OTHER)
+    observed, remedy = _MEANINGS.get(primary, OTHER_CAUSE)
     return RefusedError(observed.format(path=path, error=error), remedy.format(**names))
 
 

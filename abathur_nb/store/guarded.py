@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import sqlite3
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
@@ -236,18 +237,20 @@ def strays(path: Path) -> list[Stray]:
 
     Only root sees what the processes of other users have open.
     """
-    pids = {lock.pid for lock in posix_locks()}  # a fork inherits the files without the locks, and writes nothing
     found = list[Stray]()
-    for look in range(_LOOKS if pids else 0):
+    for look in range(_LOOKS):
         sleep(_PAUSE_S if look else 0)
-        found = [stray for pid in pids if (stray := _stray(pid, path))]
-        pids = {stray.pid for stray in found}
-        if not pids:
+        locked = defaultdict[int, set[int]](set)  # by process: a fork inherits the files without the locks
+        for lock in posix_locks():
+            locked[lock.pid].add(lock.inode)
+        pids = {stray.pid for stray in found} if look else locked.keys()
+        found = [stray for pid in pids if (stray := _stray(pid, path, locked[pid]))]
+        if not found:
             break
     return found
 
 
-def _stray(pid: int, given: Path) -> Stray | None:
+def _stray(pid: int, given: Path, locked: set[int]) -> Stray | None:
     path = Path(os.path.realpath(given.parent), given.name)
     is_named = re.compile(rf"{re.escape(str(path))}(?:(-wal|-shm)[^/]*)?").fullmatch  # also if renamed in its directory
     current = dict(zip(_SUFFIXES, _identities(_names(path)), strict=True))
@@ -271,7 +274,6 @@ def _stray(pid: int, given: Path) -> Stray | None:
                 files.setdefault(suffix, where)
             elif link != f"{path}{suffix}" or not current[suffix]:  # else the process is in another mount namespace
                 files[suffix], lost[suffix] = where, link
-    locked = {lock.inode for lock in posix_locks() if lock.pid == pid}
     if files and "" not in files:  # SQLite names the log after the database as it opens it: that was renamed since
         for plain, where in others.items():
             if inodes[where] in locked and f"{plain}-wal" not in others:

@@ -273,7 +273,6 @@ HOSTILE = [
     "<b style='width:expression({js});background:url(javascript:{js});behavior:url(#x)' onclick={js}>b</b>",
 ]
 BARE = 1000  # and above: the number of a canary in a page that nothing guards
-NO_SANITIZER, NEITHER = 2000, 3000  # in the page as it is, but for the sanitizer; and but for the policy too
 
 
 def hostile(number: int, offset: int = 0) -> str:

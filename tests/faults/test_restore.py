@@ -56,6 +56,15 @@ async def backup(database: Settings) -> Backup:
 
 
 @pytest.mark.usefixtures("backup")
+async def test_a_damaged_header_is_named_once(database: Settings) -> None:
+    data = bytearray(database.db_path.read_bytes())
+    data[18] = 9
+    database.db_path.write_bytes(data)
+    (found,) = (c for c in (await nb.restore_database(database)).checks if c.id == "existing_database")
+    assert found.observed == f"{database.db_path} is CORRUPT: its header has the write version 9"
+
+
+@pytest.mark.usefixtures("backup")
 async def test_two_directories_on_one_disk_share_its_room(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     room = 3 * database.db_path.stat().st_size / MB  # enough for each directory, not for both
     monkeypatch.setattr("abathur_nb.backups.replacement.free_mb", lambda _: room)
