@@ -5,6 +5,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import join, quote
@@ -20,7 +21,7 @@ from abathur_nb.store.connection import SIDE_FILES, connect, explain_error, prag
 from abathur_nb.store.guarded import strays_check
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, Differences, expected_objects, read_schema
 from abathur_nb.store.sql import load_queries
-from abathur_nb.text import SHELL, some, user_name
+from abathur_nb.text import SHELL, did_you_mean, some, user_name
 
 FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, drop it"
 _ANOTHER = "db_path: name another path, or move it away by hand"
@@ -258,7 +259,10 @@ def wanted(target: Target, settings: Settings) -> Check:
         return lost
     if target.state not in ("absent", "empty"):
         return target.check
-    make_it = target.check.remedy or _command("init", settings)
+    near, make_it = "", target.check.remedy or _command("init", settings)
+    with suppress(OSError):  # the directory may be missing, or closed to this user
+        names = [beside.name for beside in settings.db_path.parent.iterdir() if not beside.name.endswith(SIDE_FILES)]
+        near = did_you_mean(settings.db_path.name, names) if target.state == "absent" else ""
     if any(settings.backup_dir.glob("abathur_*.db*")):
         make_it = f"bring it back from a backup: {restore_command(settings)}; or make a new one: {make_it}"
-    return replace(target.check, status="fail", remedy=make_it)
+    return replace(target.check, status="fail", observed=target.check.observed + near, remedy=make_it)

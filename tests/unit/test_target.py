@@ -247,3 +247,8 @@ async def test_the_number_of_another_schema_is_not_set_back(database: Settings) 
     assert move
     subprocess.run(move[0], shell=True, check=True)  # noqa: ASYNC221, S602 - as an operator would
     assert (await restore_database(database, apply=True)).ok
+
+
+async def test_a_mistyped_path_is_answered_with_the_name_of_a_similar_file(database: Settings) -> None:
+    (check,) = (await validate_database(replace(database, db_path=database.db_path.with_name("abatur.db")))).checks
+    assert check.observed.endswith("abatur.db; did you mean abathur.db?")
