@@ -195,8 +195,6 @@ def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
     for value in given:
         origins.setdefault(value.name, []).append(value.origin)
     faults += [f"{printable(n)}: given twice (from {', '.join(o)})" for n, o in origins.items() if len(o) > 1]
-    if "env" not in origins:
-        faults.append("env: expected --env ENV, the environment to run in, found none")
     return given
 
 

@@ -123,13 +123,13 @@ def _checked(arguments: argparse.Namespace, faults: list[str]) -> list[tuple[Sou
     given = read_given(arguments, faults)
     if len(sources) == len(arguments.notebooks):  # otherwise some declared names are unknown
         faults += faults_of_names(given, {name: None for source in sources for name in source.declared})
-    # The runner needs an environment even if the notebook declares none.
-    named: Any = next((one.text for one in given if one.name == "env"), "development")
     work = []
     for source in sources:
         values = values_for(source.declared, given, faults)
         try:
-            settings = settings_for(values, named)
+            # The runner needs an environment even if the notebook declares none.
+            default = getattr(source.declared.get("env"), "default", "development")
+            settings = settings_for(values, next((one.text for one in given if one.name == "env"), default))
             signer(settings)
             secret_values(settings)
             work.append((source, values, settings))

@@ -101,7 +101,6 @@ FAULTY: tuple[tuple[str, ...], ...] = (
     ("validate", *DEVELOPMENT, "-p", "enviroment", "production"),
     ("validate", *DEVELOPMENT, "-p", "x=1;open('canary','w').close();y", "1"),
     ("validate", "--env", "'); open('canary','w').close(); ('"),
-    ("validate",),
     ("validate", *DEVELOPMENT, "-f", "missing.yaml"),
     ("validate", *DEVELOPMENT, "-f", "object.yaml"),
     ("validate", *DEVELOPMENT, "--timeout", "0"),
@@ -151,12 +150,16 @@ def test_a_fault_of_the_arguments_is_refused_before_anything_is_begun(
     for words in ("'validat'", "did you mean validate", "dry_run", "file:x", "-f missing:", "--timeout", "'x'"):
         (_,) = (line for line in told.splitlines() if words in line)  # all at once, a line each
     assert "did you mean production?" in told
+    own = write_notebook(Path("own.ipynb"), *SOUND)
+    own.write_text(own.read_text().replace("development", "elsewhere"))
+    assert "found 'elsewhere'" in refused(capsys, "own.ipynb"), "the environment that the notebook declares"
 
 
 def test_what_the_path_forbids_is_refused_without_a_record_and_a_look_at_nothing_is_not_recorded(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = refused(capsys, *arguments_of(settings, "validate"))
+    told = refused(capsys, "validate", "-p", "db_path", str(settings.db_path))
+    assert "validate of development: " in told
     assert f"no database at {settings.db_path}: {shlex.join(settings.command('init'))}" in told
     done = run(*arguments_of(settings, "preflight"))
     assert (done.code, "PASS in " in done.lines[-1], "and this run makes nothing" in done.lines[-1]) == (0, True, True)
