@@ -25,17 +25,20 @@ _RUN_S = "3600"  # so that a hung run cannot block a schedule
 
 
 class _Parser(argparse.ArgumentParser):
-    """Report a wrong option with the usage of its own command, and hide secrets of URLs in the message."""
+    """Report a wrong option with the usage and the hint of its own command, and hide secrets of URLs in the message."""
+
+    hint = ""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         parsed, rest = super().parse_known_args(args, namespace)
         if rest:  # argparse would report it by the parent parser, with the parent's usage
-            near = did_you_mean(rest[0].partition("=")[0], [*self._option_string_actions])
+            names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
+            near = did_you_mean(rest[0].partition("=")[0].lstrip("-"), names).replace(" mean ", " mean --")
             self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
         return parsed, rest
 
     def error(self, message: str) -> NoReturn:
-        super().error(without_url_secrets(printable(message)))
+        super().error(without_url_secrets(printable(message + self.hint)))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -45,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"abathur_nb {version('abathur_nb')}", help=words)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, module: str, words: str, **more: Any) -> argparse.ArgumentParser:
+    def command(name: str, module: str, words: str, **more: Any) -> _Parser:
         about = f"{words[0].upper()}{words[1:]}."
         one = commands.add_parser(name, help=words, description=about, allow_abbrev=False, **more)
         one.set_defaults(module=module)
@@ -53,11 +56,12 @@ def make_parser() -> argparse.ArgumentParser:
 
     words = "run notebooks in order, each with a record and an archived copy; stop at the first that fails"
     run = command("run", "runner.run", words, epilog=_EXITS)
+    run.hint = "; a notebook's parameter is given by name and value, as in -p repair True"
     add = run.add_argument
     add("notebooks", nargs="+", metavar="NOTEBOOK", help="a shipped one by its name, or the path of your own")
     # Lists, because an option given twice is a fault: the last one must not win.
     several: dict[str, Any] = {"action": "append", "default": []}
-    add("--env", metavar="ENV", help="the environment: development, staging, production, or your own", **several)
+    add("--env", metavar="ENV", help="development by default, staging, production, or one of your own", **several)
     words = "a parameter of each listed notebook that declares it, read by its declared type"
     add("-p", "--parameter", nargs=2, metavar=("NAME", "VALUE"), dest="parameters", help=words, **several)
     words = "a YAML file of parameters, NAME: VALUE, of at most 64 KiB"
@@ -75,6 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     runs.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
 
     verify = command("verify", "evidence.verify", "recompute every hash, link and signature of an archive; offline")
+    verify.hint = "; name the directory of the archive, such as ~/abathur_data/runs"
     verify.add_argument("archive", metavar="ARCHIVE", help="the directory of an archive, or the URL of a copy")
     words = "a public key that runs must be signed with; several may be given"
     verify.add_argument("--key", metavar="PUBLIC.pem", help=words, **several)

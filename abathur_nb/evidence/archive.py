@@ -3,6 +3,7 @@
 import argparse
 import ast
 import json
+import os
 import re
 import sys
 import warnings
@@ -52,10 +53,10 @@ def read_source(given: str) -> Source:
     Raises ConfigurationError unless it is of format 4, has exactly one ``parameters`` cell with the guard before it,
     declares nothing but literals, and starts a run.
     """
-    is_path = "/" in given or given.endswith(".ipynb")
+    is_path = "/" in given or (given.endswith(".ipynb") and os.path.lexists(given))
     shipped = sorted(path.stem for path in (DATA / "notebooks").glob("*.ipynb"))
     if not is_path and given not in shipped:
-        expected = f"expected one of {', '.join(shipped)}, or a path that ends in .ipynb"
+        expected = f"expected one of {', '.join(shipped)}, or the path of an existing .ipynb"
         raise ConfigurationError(f"notebook {shown(given)}: {expected}{did_you_mean(given, shipped)}")
     path = Path(given) if is_path else DATA / "notebooks" / f"{given}.ipynb"
     where = f"notebook {printable(given)}"

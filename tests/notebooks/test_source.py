@@ -46,12 +46,13 @@ def test_a_name_or_path_of_no_notebook_is_refused_without_a_wait(tmp_path: Path)
     os.mkfifo(tmp_path / "x.ipynb")
     for given, told in {
         "validat": "did you mean validate?",
+        "validate.ipynb": "did you mean validate?",
         "": "notebook '': expected one of ",
         "../validate": "notebook ../validate: cannot be read: No such file or directory",
         "/": "notebook /: cannot be read: not a regular file",
         "/dev/zero": "notebook /dev/zero: cannot be read: not a regular file",
         str(tmp_path / "x.ipynb"): "not a regular file",
-        "a\0b.ipynb": r"notebook a\x00b.ipynb: cannot be read: ",
+        "./a\0b.ipynb": r"notebook ./a\x00b.ipynb: cannot be read: ",
         "./\udc80.ipynb": r"notebook ./\udc80.ipynb: cannot be read: ",
     }.items():
         assert told in fault_of(given)

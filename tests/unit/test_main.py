@@ -44,7 +44,11 @@ def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None
         "runn": "invalid choice: 'runn'",
         "run": of_run,
         "run validate --envv x": f"{of_run}|unrecognized arguments: --envv x; did you mean --env?",
+        "run troubleshoot --repair": "unrecognized arguments: --repair; a notebook's parameter is|-p repair True",
+        "run validate --db-path x": "unrecognized arguments: --db-path x; a notebook's parameter is",
+        "run troubleshoot -p repair=True": "expected 2 arguments; a notebook's parameter is",
         "verify": "usage: python -m abathur_nb verify ",
+        "verify --env production": "arguments: --env; name the directory of the archive",
         "--wat": "usage: python -m abathur_nb [-h]",
     }
     for arguments, words in wrong.items():
