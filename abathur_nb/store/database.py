@@ -40,8 +40,8 @@ class Database:
 
     def __init__(self, settings: Settings, writer: Connection, readers: Sequence[Connection]) -> None:
         self.settings = settings
-        self.sessions = Sessions(self.run, self.write)
-        self.memory = Memory(self.run, self.write)
+        self.sessions = Sessions(self._query, self._transaction)
+        self.memory = Memory(self._query, self._transaction)
         self._queries = load_queries()
         self._writer = writer
         self._write_lock = asyncio.Lock()
@@ -92,13 +92,19 @@ class Database:
                     await run_to_end(_quiet(lent))
 
     @asynccontextmanager
-    async def write(self, *, at_once: bool = True) -> AsyncIterator[Connection]:
+    async def write(self) -> AsyncIterator[Connection]:
         """Lend the writer inside ``BEGIN IMMEDIATE`` … ``COMMIT``; roll back on an exception or a cancellation.
 
-        Unless ``at_once``, the transaction begins with the first change. A write that is cancelled after its COMMIT is
-        queued still commits. Raises BusyError if another process holds the lock longer than ``busy_timeout_ms``, and
-        MisuseError if this task or its parent is writing already, or if the block ended its transaction.
+        A write that is cancelled after its COMMIT is queued still commits. Raises BusyError if another process holds
+        the lock longer than ``busy_timeout_ms``, and MisuseError if this task or its parent is writing already, if the
+        block ended its transaction, or if the connection is used after the block.
         """
+        async with self._transaction() as writer:
+            yield writer
+
+    @asynccontextmanager
+    async def _transaction(self, *, at_once: bool = True) -> AsyncIterator[Connection]:
+        """Lend the writer as ``write()`` does; unless ``at_once``, the transaction begins with the first change."""
         self._require_open()
         if _inside.get() is self._open_write is not None:
             raise MisuseError("write() is open already, in this task or its parent: use its connection")
@@ -114,7 +120,8 @@ class Database:
             try:
                 if at_once:  # inside the try: a cancelled BEGIN may still run, and is rolled back
                     await self._run(writer, "BEGIN IMMEDIATE")
-                yield writer
+                with writer.lent() as lent:
+                    yield lent
                 if at_once:
                     self._require_open()
                     writer.check()
@@ -139,13 +146,17 @@ class Database:
             raise MisuseError(_CLOSED.format(self.settings.db_path))
         self._writer.require_own()
 
-    async def run(
-        self, name: str, parameters: Parameters, writer: Connection | None = None, *, last: bool = False
-    ) -> list[sqlite3.Row]:
+    async def run(self, name: str, parameters: Parameters, writer: Connection | None = None) -> list[sqlite3.Row]:
         """Run the named query on a reader, or on the connection that ``write()`` lent, and return its rows.
 
-        ``last`` also commits, in the same call to the writer's thread; only if the block is not ``at_once``.
+        Raises MisuseError for an unknown name, and for a query that writes if no ``writer`` is given.
         """
+        return await self._query(name, parameters, writer)
+
+    async def _query(
+        self, name: str, parameters: Parameters, writer: Connection | None = None, *, last: bool = False
+    ) -> list[sqlite3.Row]:
+        """Run a named query as ``run()`` does; ``last`` also commits, in the same call to the writer's thread."""
         if name not in self._queries:
             found = f"no query is named {shown(name)}{did_you_mean(name, self._queries)}"
             raise MisuseError(found, "see nb.load_queries(); for other SQL, use db.read()")

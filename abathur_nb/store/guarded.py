@@ -6,12 +6,13 @@ import os
 import re
 import sqlite3
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from copy import copy
 from functools import partial
 from pathlib import Path
 from time import sleep
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import aiosqlite
 
@@ -122,16 +123,37 @@ class Connection(aiosqlite.Connection):
     def __init__(self, uri: str) -> None:
         super().__init__(partial(sqlite3.connect, uri, uri=True, isolation_level=None, factory=Handle), 64)
         self._checked = False  # in this turn of the event loop
+        self.lender: Connection | None = None
+
+    @contextmanager
+    def lent(self) -> Iterator["Connection"]:
+        """Lend this connection for a block, as an object that raises MisuseError after the block."""
+        lent = copy(self)
+        lent.lender = self
+        try:
+            yield lent
+        finally:
+            lent._connection = None  # noqa: SLF001
+
+    @property
+    def _conn(self) -> Handle:
+        if self.lender and self._connection is None:
+            raise MisuseError(
+                "the block of write() that lent this connection is over",
+                "write inside of a block of its own: async with db.write() as conn",
+            )
+        return cast("Handle", super()._conn)
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        handle = self._connection
+        handle = self._conn
+        if self.lender:
+            return await self.lender._execute(fn, *args, **kwargs)  # noqa: SLF001
         # A check takes some microseconds, so a write transaction is checked at its start and end.
-        is_writing = handle is not None and handle.keeper and handle.in_transaction
-        if is_writing or self._checked or getattr(fn, "__name__", "") in _HARMLESS:
+        if (handle.keeper and handle.in_transaction) or self._checked or getattr(fn, "__name__", "") in _HARMLESS:
             self.require_own()
         else:
             self.check()
-            if handle is not None and handle.names and not handle.keeper:
+            if handle.names and not handle.keeper:
                 # The reads of one turn of the event loop share a check.
                 self._checked = True
                 asyncio.get_running_loop().call_soon(setattr, self, "_checked", False)

@@ -79,7 +79,6 @@ CASES: dict[str, Call] = {
     "Database.open": lambda s, _: _entered(nb.Database.open(s)),
     "Database.read": lambda _, db: _entered(db.read()),
     "Database.write": lambda _, db: _entered(db.write()),
-    "Database.write with the first change": lambda _, db: _entered(db.write(at_once=False)),
     "Database.run": lambda _, db: db.run("list_namespaces", {}),
     "Database.explain_query_plan": lambda _, db: db.explain_query_plan("SELECT * FROM tasks"),
     "Database.validate_foreign_keys": lambda _, db: db.validate_foreign_keys(),

@@ -18,6 +18,7 @@ from patience import HANGING_S
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, InvalidValueError, MisuseError, RefusedError
 from abathur_nb.store.database import Database
+from abathur_nb.store.guarded import Connection
 
 INSERT = "INSERT INTO metrics (metric_name, metric_value) VALUES (?, 1)"
 
@@ -202,6 +203,37 @@ async def test_a_write_within_a_write_is_an_error_and_not_a_deadlock(database: S
     assert metrics(database) == ["kept"]
 
 
+async def test_a_connection_that_is_used_after_its_write_block_is_a_misuse(database: Settings) -> None:
+    """Else the stray change would be committed, or rolled back, by the write that comes next."""
+
+    async def leak(conn: Connection) -> None:
+        with pytest.raises(MisuseError, match=r"is over: .*async with db\.write\(\)"):
+            await conn.execute_fetchall(INSERT, ("stray",))
+
+    async with Database.open(database) as db:
+        async with db.write() as conn:
+            cursor = await conn.execute(INSERT, ("kept",))
+            task = asyncio.create_task(leak(conn))
+        await task
+        async with db.write() as other:
+            await leak(conn)
+            await other.execute_fetchall(INSERT, ("kept",))
+        uses = (
+            conn.commit,
+            lambda: conn.execute("SELECT 1"),
+            lambda: cursor.execute(INSERT, ("stray",)),
+            lambda: db.run("list_namespaces", {}, conn),
+        )
+        for use in uses:
+            with pytest.raises(MisuseError, match="is over"):
+                await use()
+        with pytest.raises(MisuseError, match="is over"):
+            conn.row_factory = None
+        assert not db._writer.in_transaction
+        await db.sessions.create_session("s", "app", "alice")
+    assert metrics(database) == ["kept", "kept"]
+
+
 async def test_what_waits_to_write_or_writes_when_the_store_closes_is_told_so(database: Settings) -> None:
     begun, closed = asyncio.Event(), asyncio.Event()
 
@@ -221,7 +253,7 @@ async def test_what_waits_to_write_or_writes_when_the_store_closes_is_told_so(da
     assert [type(result) for result in results] == [MisuseError] * 3, results
     assert all("is closed" in str(result) for result in results)
     assert metrics(database) == []
-    for ask in (db.get_index_usage, db.sessions.list_sessions):
+    for ask in (db.get_index_usage, db.sessions.list_sessions, lambda: db.run("list_namespaces", {})):
         with pytest.raises(MisuseError, match="is closed"):
             await ask()
 
