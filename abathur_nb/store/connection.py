@@ -14,7 +14,16 @@ from urllib.parse import unquote, urlsplit
 
 import aiosqlite
 
-from abathur_nb.errors import BOUND_BYTES, BOUND_S, BOUND_SCHEMA, AbathurError, BusyError, RefusedError, bound_reached
+from abathur_nb.errors import (
+    BOUND_BYTES,
+    BOUND_S,
+    BOUND_SCHEMA,
+    AbathurError,
+    BusyError,
+    MisuseError,
+    RefusedError,
+    bound_reached,
+)
 from abathur_nb.files import OTHER_CAUSE, ask_system, os_cause
 from abathur_nb.store.apart import ask
 from abathur_nb.store.guarded import Connection, Handle, refuse_mixing, strays_check
@@ -206,6 +215,8 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
         if code == sqlite3.SQLITE_CORRUPT:
             return _too_long(path, words)
         return RefusedError(f"{path} was not read to its end: {words}", "to see which expression: run validate.ipynb")
+    if primary == sqlite3.SQLITE_ERROR and "transaction" in str(error):
+        return MisuseError(f"a transaction was begun or ended at the wrong time: {error}", "leave both to db.write()")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return locked_by(path)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:

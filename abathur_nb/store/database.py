@@ -14,13 +14,13 @@ from typing import Any, Literal
 import aiosqlite
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError, BusyError, InvalidValueError, MisuseError, RefusedError
+from abathur_nb.errors import AbathurError, BusyError, ConfigurationError, InvalidValueError, MisuseError, RefusedError
 from abathur_nb.store.connection import connect, explain_error, pragma, run_to_end
 from abathur_nb.store.guarded import Connection
 from abathur_nb.store.memory import Memory
 from abathur_nb.store.schema import Differences, read_schema
 from abathur_nb.store.sessions import Sessions
-from abathur_nb.store.sql import Parameters, load_queries, plan_apart
+from abathur_nb.store.sql import Parameters, load_queries, plan_apart, tokens, verb
 from abathur_nb.store.target import identify, wanted
 from abathur_nb.text import did_you_mean, shown
 
@@ -57,8 +57,11 @@ class Database:
 
         Raises BusyError if it stays locked; RefusedError if it is missing, not a SQLite file, another application's, of
         a newer version, not in WAL mode, not in UTF-8, or if an object of the schema is missing or altered. Runs no
-        integrity_check. Warns at the end if the files were removed or replaced meanwhile.
+        integrity_check. Warns at the end if the files were removed or replaced meanwhile. Raises ConfigurationError for
+        settings without a reader.
         """
+        if settings.readers < 1:
+            raise ConfigurationError(f"readers: expected at least 1, found {settings.readers}")
         await _require_valid(settings)
         async with AsyncExitStack() as stack:
             # The writer is opened first and so closed last: it is the only connection that checkpoints.
@@ -160,7 +163,14 @@ class Database:
         if name not in self._queries:
             found = f"no query is named {shown(name)}{did_you_mean(name, self._queries)}"
             raise MisuseError(found, "see nb.load_queries(); for other SQL, use db.read()")
-        return await self._run(writer or next(self._readers), self._queries[name].sql, parameters, last=last)
+        sql = self._queries[name].sql
+        try:
+            return await self._run(writer or next(self._readers), sql, parameters, last=last)
+        except RefusedError:  # SQLite says only that a reader may not write to the file
+            if writer is None and verb(tokens(sql)) != "SELECT":
+                remedy = f"async with db.write() as conn: await db.run({name!r}, …, conn)"
+                raise MisuseError(f"the query {name} writes, and readers only read", remedy) from None
+            raise
 
     async def _run(
         self, conn: Connection, sql: str, parameters: Parameters = (), *, last: bool = False

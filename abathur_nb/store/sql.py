@@ -243,12 +243,12 @@ def require_single_select(sql: str) -> None:
     if len(sql) > _MOST_CHARACTERS:
         raise InvalidValueError(f"expected one SELECT of at most {_MOST_CHARACTERS:,} characters, found {len(sql):,}")
     found = tokens(sql)
-    verb = "several statements" if ";" in found[:-1] else _verb(found)
-    if verb != "SELECT":
-        raise InvalidValueError(f"expected one SELECT, found {verb.strip(';') or 'nothing'}: {sql.strip()[:80]!r}")
+    kind = "several statements" if ";" in found[:-1] else verb(found)
+    if kind != "SELECT":
+        raise InvalidValueError(f"expected one SELECT, found {kind.strip(';') or 'nothing'}: {sql.strip()[:80]!r}")
 
 
-def _verb(found: Sequence[str]) -> str:
+def verb(found: Sequence[str]) -> str:
     """Return the verb of a statement: its first word or, after WITH, the first verb outside parentheses."""
     first, depth = found[0].upper() if found else "", 0
     for token in found if first == "WITH" else ():

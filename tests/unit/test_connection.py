@@ -11,7 +11,7 @@ from damage import held, untouched
 from patience import HANGING_S
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import BusyError, RefusedError
+from abathur_nb.errors import BusyError, MisuseError, RefusedError
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import connect, connection_pragmas, explain_error, lock_owners, pragma
 
@@ -124,3 +124,15 @@ def test_an_error_of_sqlite_says_what_to_do(code: int | None, kind: type[Excepti
     assert type(explained) is kind
     assert str(explained).startswith(str(tmp_path / "x.db") if code != sqlite3.SQLITE_FULL else "the disk of")
     assert told in str(explained)
+
+
+@pytest.mark.parametrize("statement", ["BEGIN", "COMMIT"])
+async def test_a_transaction_begun_or_ended_twice_is_no_wrong_schema(database: Settings, statement: str) -> None:
+    async with connect(database.db_path, database.busy_timeout_ms, mode="rw") as conn:
+        if statement == "BEGIN":
+            await conn.execute_fetchall("BEGIN")
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            await conn.execute_fetchall(statement)
+    explained = explain_error(database.db_path, caught.value)
+    assert isinstance(explained, MisuseError)
+    assert "leave both to db.write()" in str(explained)

@@ -16,9 +16,10 @@ from damage import drop_check, drop_index, edit_schema, held, run_sql, untouched
 from patience import HANGING_S
 
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import BusyError, InvalidValueError, MisuseError, RefusedError
+from abathur_nb.errors import BusyError, ConfigurationError, InvalidValueError, MisuseError, RefusedError
 from abathur_nb.store.database import Database
 from abathur_nb.store.guarded import Connection
+from abathur_nb.store.sql import load_queries
 
 INSERT = "INSERT INTO metrics (metric_name, metric_value) VALUES (?, 1)"
 
@@ -232,6 +233,24 @@ async def test_a_connection_that_is_used_after_its_write_block_is_a_misuse(datab
         assert not db._writer.in_transaction
         await db.sessions.create_session("s", "app", "alice")
     assert metrics(database) == ["kept", "kept"]
+
+
+async def test_a_query_that_writes_is_refused_on_a_reader(database: Settings) -> None:
+    """The file is not to blame: the query needs the writer."""
+    given = load_queries()["soft_delete_memory"].parameters
+    async with Database.open(database) as db:
+        with pytest.raises(MisuseError, match=r"soft_delete_memory writes.*db\.write\(\)"):
+            await db.run("soft_delete_memory", given)
+        with pytest.raises(MisuseError, match="did you mean"):
+            await db.run("soft_delete_memori", given)
+        async with db.write() as conn:
+            await db.run("soft_delete_memory", given, conn)
+
+
+async def test_a_store_without_readers_is_not_opened(database: Settings) -> None:
+    with untouched(database.db_path), pytest.raises(ConfigurationError, match="readers: expected at least 1, found 0"):
+        async with Database.open(replace(database, readers=0)):
+            pass
 
 
 async def test_what_waits_to_write_or_writes_when_the_store_closes_is_told_so(database: Settings) -> None:
