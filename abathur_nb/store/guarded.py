@@ -122,6 +122,7 @@ class Connection(aiosqlite.Connection):
 
     def __init__(self, uri: str) -> None:
         super().__init__(partial(sqlite3.connect, uri, uri=True, isolation_level=None, factory=Handle), 64)
+        self._thread.daemon = True  # else a connection that is never closed keeps its process from ending
         self._checked = False  # in this turn of the event loop
         self.lender: Connection | None = None
 

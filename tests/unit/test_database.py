@@ -65,6 +65,21 @@ def test_a_script_that_is_interrupted_in_the_middle_of_a_write_ends(database: Se
     assert (side_files(database), metrics(database)) == ([], [])
 
 
+def test_a_process_that_never_closes_its_store_ends_with_a_warning(database: Settings) -> None:
+    program = (
+        "import asyncio, sys, abathur_nb as nb\n"
+        "async def main():\n"
+        "    opening = nb.Database.open(nb.resolve(db_path=sys.argv[1]))\n"
+        "    db = await opening.__aenter__()\n"
+        "    return opening, db, await db.memory.list_namespaces()\n"
+        "kept = asyncio.new_event_loop().run_until_complete(main())\n"
+    )
+    command = [sys.executable, "-W", "always", "-c", program, str(database.db_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANGING_S)
+    assert done.returncode == 0, done.stderr
+    assert "ResourceWarning: " in done.stderr
+
+
 DAMAGE: dict[str, Any] = {
     "missing: idx_audit_task": drop_index,
     "altered: tasks": drop_check,
