@@ -262,6 +262,19 @@ async def test_a_query_that_writes_is_refused_on_a_reader(database: Settings) ->
             await db.run("soft_delete_memory", given, conn)
 
 
+async def test_sql_of_ones_own_raises_the_errors_of_sqlite3_and_rolls_the_block_back(database: Settings) -> None:
+    async with Database.open(database) as db:
+        for fault, kind in (("SELEC", sqlite3.OperationalError), (INSERT, sqlite3.IntegrityError)):
+            with pytest.raises(kind):  # noqa: PT012
+                async with db.write() as conn:
+                    await conn.execute(INSERT, ("lost",))
+                    await conn.execute(fault, () if kind is sqlite3.OperationalError else (None,))
+        async with db.read() as conn:
+            with pytest.raises(sqlite3.OperationalError):
+                await conn.execute(INSERT, ("lost",))
+    assert metrics(database) == []
+
+
 async def test_a_store_without_readers_is_not_opened(database: Settings) -> None:
     with untouched(database.db_path), pytest.raises(ConfigurationError, match="readers: expected at least 1, found 0"):
         async with Database.open(replace(database, readers=0)):
