@@ -1,4 +1,4 @@
-"""What is written for people is only shown: a program selects a check by its id, and reads its data."""
+"""Rules for the sources: no test is timed, what is written for people is only shown, and each public name is there."""
 
 import ast
 import re
@@ -6,6 +6,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import abathur_nb
+
+TESTS = Path(__file__).parents[1]
+LIMITS = {"run", "communicate", "wait", "wait_for", "timeout", "join", "get", "poll", "select", "urlopen", "settimeout"}
+LIMITS |= {"check_output", "check_call", "call", "execute_live", "get_iopub_msg", "get_msg", "result"}
+
+
+def limits_of(source: str) -> Iterator[ast.Call]:
+    """Yield the calls that wait, within a number of seconds that is there: none but 0, and what is cancelled."""
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        given = [k.value for k in call.keywords if k.arg == "timeout"]
+        given += call.args[-1:] if name in ("timeout", "join", "poll", "wait_for", "select", "settimeout") else []
+        numbers = [value.value for value in given if isinstance(value, ast.Constant)]
+        if name in LIMITS and any(isinstance(number, int | float) and number >= 1 for number in numbers):
+            yield call
+
+
+def test_no_number_of_seconds_limits_a_wait_but_the_one_that_ends_what_hangs() -> None:
+    sources = {path: path.read_text(encoding="utf-8") for path in TESTS.rglob("*.py") if path.name != "bench.py"}
+    found = [f"{path.name}:{call.lineno}" for path, source in sources.items() for call in limits_of(source)]
+    assert found == []
+
 
 ROOT = Path(abathur_nb.__file__).parent
 MODULES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "report.py")  # which shows them
@@ -59,27 +81,13 @@ def test_no_module_reads_back_what_a_check_says_to_people_and_ids_are_in_snake_c
                     assert re.fullmatch(r"[a-z0-9_]+", str(given.value)), ast.unparse(call)
 
 
-READ_BACK = (
-    'check.name == "file modes"',
-    'check["name"] in wanted',
-    "{c.name for c in checks}",
-    "causes.get(check.name)",
-    'check.remedy.startswith("chmod")',
-    "if check.observed: pass",
-    '"CORRUPT" in check.observed',
-    "pattern.match(check.observed)",
-    "[line for line in check.evidence]",
-    "check.evidence[0]",
-)
-SHOWN = (
-    'f"{check.name}: {check.observed}"',
-    '", ".join(check.name for check in checks if check.failed)',
-    "RefusedError(error.observed, error.remedy or other)",
-    "Check(check.id, check.status, check.expected, name=check.name)",
-    'path.name == "abathur.db"',
-)
-
-
-def test_the_sweep_finds_what_is_read_back_and_passes_what_is_shown() -> None:
-    assert all(list(read_back(ast.parse(code))) for code in READ_BACK)
-    assert not [code for code in SHOWN if list(read_back(ast.parse(code)))]
+def test_a_type_checker_sees_the_names_that_are_imported_on_first_use() -> None:
+    tree = ast.parse(Path(abathur_nb.__file__).read_text(encoding="utf-8"))
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
+    imports = [node for node in checked.body if isinstance(node, ast.ImportFrom)]
+    seen = {(node.module, alias.name, alias.asname) for node in imports for alias in node.names}
+    homes = {(f"abathur_nb.{module}", name, name) for name, module in abathur_nb._HOMES.items()}
+    assert seen == homes | {("abathur_nb", "charts", "charts")}
+    assert all(hasattr(abathur_nb, name) for name in (*abathur_nb.__all__, "__version__"))
+    assert not hasattr(abathur_nb, "validate")
+    assert dir(abathur_nb.charts) == abathur_nb.charts.__all__
