@@ -8,7 +8,7 @@ import stat
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from abathur_nb.config.settings import ENVIRONMENTS, Settings, resolve
 from abathur_nb.runbook.init import initialize_database
+from abathur_nb.store.database import Database
 
 # What nohup sets is inherited by every process that a test starts, and the runner rightly ignores what it was told to.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -132,6 +133,13 @@ def database(settings: Settings, pristine: bytes) -> Settings:
     settings.db_path.touch(mode=0o600)
     settings.db_path.write_bytes(pristine)
     return settings
+
+
+@pytest.fixture
+async def db(database: Settings) -> AsyncIterator[Database]:
+    """Return the open store of a fresh database."""
+    async with Database.open(database) as opened:
+        yield opened
 
 
 @pytest.fixture

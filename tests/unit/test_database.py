@@ -109,8 +109,8 @@ async def test_an_extra_table_or_index_does_no_harm(database: Settings) -> None:
         assert (await db.get_index_usage())["index_count"] == 34
 
 
-async def test_a_lent_connection_only_reads(database: Settings) -> None:
-    async with Database.open(database) as db, db.read() as conn:
+async def test_a_lent_connection_only_reads(db: Database) -> None:
+    async with db.read() as conn:
         for statement in ("DELETE FROM audit", "PRAGMA user_version = 7", "CREATE TABLE x (y)", "BEGIN IMMEDIATE"):
             with pytest.raises(sqlite3.OperationalError):
                 await conn.execute_fetchall(statement)
@@ -121,10 +121,10 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
 
 @pytest.mark.parametrize(("turns", "cancels"), [(0, 1), (1, 1), (1000, 1), (0, 2)])
 async def test_an_endless_statement_of_a_lent_connection_ends_with_its_task(
-    database: Settings, turns: int, cancels: int
+    db: Database, turns: int, cancels: int
 ) -> None:
     """Cancelled before the thread has begun it, or after, or twice; and so where the block itself gives it up."""
-    async with Database.open(database) as db, asyncio.timeout(HANGING_S):
+    async with asyncio.timeout(HANGING_S):
         before, started = threading.active_count(), asyncio.Event()
 
         async def read() -> None:
@@ -149,51 +149,49 @@ async def test_an_endless_statement_of_a_lent_connection_ends_with_its_task(
         assert threading.active_count() == before
 
 
-async def test_what_one_reader_leaves_behind_does_not_strike_the_next(database: Settings) -> None:
-    async with Database.open(database) as db:
-        async with db.read() as conn:
-            await conn.execute_fetchall("PRAGMA query_only = OFF")
-            await conn.execute_fetchall("CREATE TEMP VIEW memory_entries AS SELECT 1 AS id")
-            await conn.execute_fetchall("BEGIN")
-            conn.row_factory = None
-        async with db.read() as conn:
-            assert not conn.in_transaction
-            (row,) = await conn.execute_fetchall("SELECT count(*) AS n FROM memory_entries")
-            assert row["n"] == 3
-            assert [tuple(r) for r in await conn.execute_fetchall("PRAGMA query_only")] == [(1,)]
-        async with db.write() as conn:
-            conn.row_factory = None
-        assert await db.memory.add_memory("user:alice:pref", "theme", {}, "semantic", "me")
+async def test_what_one_reader_leaves_behind_does_not_strike_the_next(db: Database) -> None:
+    async with db.read() as conn:
+        await conn.execute_fetchall("PRAGMA query_only = OFF")
+        await conn.execute_fetchall("CREATE TEMP VIEW memory_entries AS SELECT 1 AS id")
+        await conn.execute_fetchall("BEGIN")
+        conn.row_factory = None
+    async with db.read() as conn:
+        assert not conn.in_transaction
+        (row,) = await conn.execute_fetchall("SELECT count(*) AS n FROM memory_entries")
+        assert row["n"] == 3
+        assert [tuple(r) for r in await conn.execute_fetchall("PRAGMA query_only")] == [(1,)]
+    async with db.write() as conn:
+        conn.row_factory = None
+    assert await db.memory.add_memory("user:alice:pref", "theme", {}, "semantic", "me")
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), sqlite3.OperationalError("x"), asyncio.CancelledError()])
-async def test_a_failing_block_is_rolled_back_and_the_next_one_works(database: Settings, error: BaseException) -> None:
-    async with Database.open(database) as db:
-        with pytest.raises(type(error)):  # noqa: PT012
-            async with db.write() as conn:
-                await conn.execute_fetchall(INSERT, ("lost",))
-                raise error
+async def test_a_failing_block_is_rolled_back_and_the_next_one_works(
+    db: Database, database: Settings, error: BaseException
+) -> None:
+    with pytest.raises(type(error)):  # noqa: PT012
         async with db.write() as conn:
-            await conn.execute_fetchall(INSERT, ("kept",))
+            await conn.execute_fetchall(INSERT, ("lost",))
+            raise error
+    async with db.write() as conn:
+        await conn.execute_fetchall(INSERT, ("kept",))
     assert metrics(database) == ["kept"]
 
 
-async def test_concurrent_blocks_do_not_interleave(database: Settings) -> None:
-    async with Database.open(database) as db:
+async def test_concurrent_blocks_do_not_interleave(db: Database, database: Settings) -> None:
+    async def write(name: str) -> None:
+        async with db.write() as conn:
+            for _ in range(3):
+                await conn.execute_fetchall(INSERT, (name,))
+                await asyncio.sleep(0)
 
-        async def write(name: str) -> None:
-            async with db.write() as conn:
-                for _ in range(3):
-                    await conn.execute_fetchall(INSERT, (name,))
-                    await asyncio.sleep(0)
-
-        await asyncio.gather(*(write(f"m{n}") for n in range(30)))
+    await asyncio.gather(*(write(f"m{n}") for n in range(30)))
     found = metrics(database)
     assert len(found) == 90
     assert all(len(set(found[n : n + 3])) == 1 for n in range(0, 90, 3))
 
 
-async def test_a_write_within_a_write_is_an_error_and_not_a_deadlock(database: Settings) -> None:
+async def test_a_write_within_a_write_is_an_error_and_not_a_deadlock(db: Database, database: Settings) -> None:
     """Of this task, or of one that it starts and waits for."""
     over = asyncio.Event()
 
@@ -201,7 +199,7 @@ async def test_a_write_within_a_write_is_an_error_and_not_a_deadlock(database: S
         await over.wait()
         await db.sessions.create_session("s", "app", "alice")
 
-    async with Database.open(database) as db, asyncio.timeout(HANGING_S):
+    async with asyncio.timeout(HANGING_S):
         async with db.write() as conn:
             for work in (lambda: db.sessions.create_session("s", "a", "u"), lambda: db.write().__aenter__()):
                 with pytest.raises(MisuseError, match="open already"):
@@ -322,34 +320,34 @@ async def test_the_waits_of_queued_writes_for_a_foreign_lock_do_not_add_up(datab
 
 
 async def test_of_hundreds_of_cancelled_writes_none_fails_afterwards_and_each_is_whole_or_absent(
+    db: Database,
     database: Settings,
 ) -> None:
     chance = random.Random(25)  # noqa: S311
-    async with Database.open(database) as db:
 
-        async def write(name: str) -> str:
-            async with db.write() as conn:
-                await conn.execute_fetchall(INSERT, (f"{name}-a",))
-                await conn.execute_fetchall(INSERT, (f"{name}-b",))
-            return name
+    async def write(name: str) -> str:
+        async with db.write() as conn:
+            await conn.execute_fetchall(INSERT, (f"{name}-a",))
+            await conn.execute_fetchall(INSERT, (f"{name}-b",))
+        return name
 
-        acknowledged, cancelled, n = [], 0, 0
-        while cancelled < 300:
-            n += 1
-            assert n < 10_000
-            tasks = [asyncio.create_task(write(f"m{n}.{k}")) for k in range(2)]
-            for _ in range(chance.randrange(120)):
-                await asyncio.sleep(0)
-            for _ in range(chance.randrange(1, 4)):  # also while it cleans up after the first
-                tasks[0].cancel()
-                await asyncio.sleep(0)
-            for result in await asyncio.gather(*tasks, return_exceptions=True):
-                if isinstance(result, str):
-                    acknowledged.append(result)
-                else:
-                    assert isinstance(result, asyncio.CancelledError), result
-                    cancelled += 1
-            assert not db._writer.in_transaction
+    acknowledged, cancelled, n = [], 0, 0
+    while cancelled < 300:
+        n += 1
+        assert n < 10_000
+        tasks = [asyncio.create_task(write(f"m{n}.{k}")) for k in range(2)]
+        for _ in range(chance.randrange(120)):
+            await asyncio.sleep(0)
+        for _ in range(chance.randrange(1, 4)):  # also while it cleans up after the first
+            tasks[0].cancel()
+            await asyncio.sleep(0)
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, str):
+                acknowledged.append(result)
+            else:
+                assert isinstance(result, asyncio.CancelledError), result
+                cancelled += 1
+        assert not db._writer.in_transaction
     found = metrics(database)
     assert {f"{name}-{half}" for name in acknowledged for half in "ab"} <= set(found)
     names = [name.removesuffix("-a") for name in found if name.endswith("-a")]
@@ -357,21 +355,20 @@ async def test_of_hundreds_of_cancelled_writes_none_fails_afterwards_and_each_is
     assert len(names) < 2 * n
 
 
-async def test_a_write_cancelled_once_its_commit_is_queued_commits(database: Settings) -> None:
-    async with Database.open(database) as db:
-        committing = asyncio.Event()
+async def test_a_write_cancelled_once_its_commit_is_queued_commits(db: Database, database: Settings) -> None:
+    committing = asyncio.Event()
 
-        async def write() -> None:
-            async with db.write() as conn:
-                await conn.execute_fetchall(INSERT, ("kept",))
-                asyncio.get_running_loop().call_soon(committing.set)  # runs once this task waits, for its COMMIT
+    async def write() -> None:
+        async with db.write() as conn:
+            await conn.execute_fetchall(INSERT, ("kept",))
+            asyncio.get_running_loop().call_soon(committing.set)  # runs once this task waits, for its COMMIT
 
-        task = asyncio.create_task(write())
-        await committing.wait()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert not db._writer.in_transaction
+    task = asyncio.create_task(write())
+    await committing.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not db._writer.in_transaction
     assert metrics(database) == ["kept"]
 
 
@@ -389,31 +386,31 @@ async def test_a_write_cancelled_while_another_process_holds_the_lock_leaves_not
         assert [session["id"] for session in await db.sessions.list_sessions()] == ["kept"]
 
 
-async def test_the_named_indexes_and_the_violations_of_foreign_keys_are_listed(database: Settings) -> None:
-    async with Database.open(database) as db:
-        usage = await db.get_index_usage()
-        assert usage["index_count"] == len(usage["indexes"]) == 33
-        assert {"name": "idx_audit_task", "table": "audit"} in usage["indexes"]
-        assert not [index for index in usage["indexes"] if index["name"].startswith("sqlite_")]
-        assert await db.validate_foreign_keys() == []
-        run_sql(database.db_path, "INSERT INTO state (task_id, key, value) VALUES ('none', 'k', '{}')")
-        assert await db.validate_foreign_keys() == [{"table": "state", "rowid": 1, "parent": "tasks", "fkid": 0}]
+async def test_the_named_indexes_and_the_violations_of_foreign_keys_are_listed(
+    db: Database, database: Settings
+) -> None:
+    usage = await db.get_index_usage()
+    assert usage["index_count"] == len(usage["indexes"]) == 33
+    assert {"name": "idx_audit_task", "table": "audit"} in usage["indexes"]
+    assert not [index for index in usage["indexes"] if index["name"].startswith("sqlite_")]
+    assert await db.validate_foreign_keys() == []
+    run_sql(database.db_path, "INSERT INTO state (task_id, key, value) VALUES ('none', 'k', '{}')")
+    assert await db.validate_foreign_keys() == [{"table": "state", "rowid": 1, "parent": "tasks", "fkid": 0}]
 
 
-async def test_a_plan_is_read_and_the_statement_is_not_run(database: Settings) -> None:
-    async with Database.open(database) as db:
-        by_status = "SELECT * FROM sessions WHERE status = ? ORDER BY last_update_time DESC"
-        (line,) = await db.explain_query_plan(by_status, ("active",))
-        assert line == "SEARCH sessions USING INDEX idx_sessions_status_updated (status=?)"
-        assert await db.explain_query_plan("SELECT * FROM sessions WHERE id = :id", {"id": "s"})
-        async with asyncio.timeout(HANGING_S):
-            lines = await db.explain_query_plan(ENDLESS)
-        assert any(line.startswith("  ") for line in lines)  # a tree
-        with untouched(database.db_path), pytest.raises(InvalidValueError, match="one SELECT"):
-            await db.explain_query_plan("SELECT 1; DELETE FROM audit")
+async def test_a_plan_is_read_and_the_statement_is_not_run(db: Database, database: Settings) -> None:
+    by_status = "SELECT * FROM sessions WHERE status = ? ORDER BY last_update_time DESC"
+    (line,) = await db.explain_query_plan(by_status, ("active",))
+    assert line == "SEARCH sessions USING INDEX idx_sessions_status_updated (status=?)"
+    assert await db.explain_query_plan("SELECT * FROM sessions WHERE id = :id", {"id": "s"})
+    async with asyncio.timeout(HANGING_S):
+        lines = await db.explain_query_plan(ENDLESS)
+    assert any(line.startswith("  ") for line in lines)  # a tree
+    with untouched(database.db_path), pytest.raises(InvalidValueError, match="one SELECT"):
+        await db.explain_query_plan("SELECT 1; DELETE FROM audit")
 
 
-async def test_a_faulty_select_is_an_invalid_value_in_sqlites_words(database: Settings) -> None:
+async def test_a_faulty_select_is_an_invalid_value_in_sqlites_words(db: Database) -> None:
     """The database is not to blame, and validate would find nothing."""
     faulty = {
         "SELECT * FROM none": "no such table: none",
@@ -422,16 +419,14 @@ async def test_a_faulty_select_is_an_invalid_value_in_sqlites_words(database: Se
         "SELECT ?": "does not accept this",
         "SELECT :a": "does not accept this",
     }
-    async with Database.open(database) as db:
-        for statement, told in faulty.items():
-            with pytest.raises(InvalidValueError, match=told) as caught:
-                await db.explain_query_plan(statement)
-            assert "validate" not in str(caught.value)
+    for statement, told in faulty.items():
+        with pytest.raises(InvalidValueError, match=told) as caught:
+            await db.explain_query_plan(statement)
+        assert "validate" not in str(caught.value)
 
 
-async def test_the_plan_of_a_dropped_index_is_not_remembered(database: Settings) -> None:
-    async with Database.open(database) as db:
-        question = ("SELECT * FROM audit WHERE task_id = ?", ("t",))
-        assert "idx_audit_task" in (await db.explain_query_plan(*question))[0]
-        drop_index(database.db_path)
-        assert (await db.explain_query_plan(*question))[0].startswith("SCAN")
+async def test_the_plan_of_a_dropped_index_is_not_remembered(db: Database, database: Settings) -> None:
+    question = ("SELECT * FROM audit WHERE task_id = ?", ("t",))
+    assert "idx_audit_task" in (await db.explain_query_plan(*question))[0]
+    drop_index(database.db_path)
+    assert (await db.explain_query_plan(*question))[0].startswith("SCAN")

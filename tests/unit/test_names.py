@@ -128,17 +128,16 @@ def test_a_whole_number_is_one_and_in_its_range() -> None:
 
 
 @pytest.mark.parametrize("write", WRITES)
-async def test_every_verb_holds_a_name_to_the_rule_and_writes_it_in_nfc(database: Settings, write: str) -> None:
+async def test_every_verb_holds_a_name_to_the_rule_and_writes_it_in_nfc(db: nb.Database, write: str) -> None:
     go, table, column = WRITES[write]
-    async with nb.Database.open(database) as db:
-        await _session(db, session_id="s")
-        await _memory(db, namespace="user:m")
-        for bad in ("a\nb", "\u202eb"):
-            with pytest.raises(InvalidValueError, match="expected 1 to 512 printable"):
-                await go(db, bad)
-        await go(db, NFD)
-        async with db.read() as conn:
-            assert NFC in [row[0] for row in await conn.execute_fetchall(f"SELECT {column} FROM {table}")]
+    await _session(db, session_id="s")
+    await _memory(db, namespace="user:m")
+    for bad in ("a\nb", "\u202eb"):
+        with pytest.raises(InvalidValueError, match="expected 1 to 512 printable"):
+            await go(db, bad)
+    await go(db, NFD)
+    async with db.read() as conn:
+        assert NFC in [row[0] for row in await conn.execute_fetchall(f"SELECT {column} FROM {table}")]
 
 
 def test_settings_hold_to_the_same_rule(tmp_path: Path) -> None:
@@ -149,32 +148,31 @@ def test_settings_hold_to_the_same_rule(tmp_path: Path) -> None:
             nb.resolve("development", db_path=f"{tmp_path}/{name}/x.db")
 
 
-async def test_a_name_is_looked_for_as_given_and_then_in_nfc(database: Settings) -> None:
+async def test_a_name_is_looked_for_as_given_and_then_in_nfc(db: nb.Database, database: Settings) -> None:
     """As the store has written it: another spelling finds the same row."""
-    async with nb.Database.open(database) as db:
-        await _session(db, session_id=NFC, project_id=NFC, initial_state={NFC: 0})
-        await _memory(db, namespace=f"{NFC}:x", key=NFC)
-        for n, spelling in enumerate((NFC, NFD)):
-            with pytest.raises(InvalidValueError, match="already exists"):
-                await _session(db, session_id=spelling)
-            with pytest.raises(InvalidValueError, match="already exists"):
-                await _memory(db, namespace=f"{spelling}:x", key=spelling)
-            await db.sessions.append_event(spelling, {}, {spelling: n})
-            assert await db.sessions.get_state(spelling, spelling) == n
-            await db.sessions.set_state(spelling, spelling, [n])
-            await db.sessions.terminate_session(spelling)
-            assert (await db.sessions.get_session(spelling) or {})["state"] == {NFC: [n]}
-            assert await db.sessions.list_sessions(spelling, "terminated", 1)
-            await db.memory.update_memory(f"{spelling}:x", spelling, {"n": n}, None)
-            assert (await db.memory.get_memory(f"{spelling}:x", spelling) or {})["value"] == {"n": n}
-            assert await db.memory.get_memory(f"{spelling}:x", spelling, 1)
-            assert len(await db.memory.get_memory_history(f"{spelling}:x", spelling)) == n + 2
-            assert len(await db.memory.search_memories(spelling)) == 1
-            explored = await nb.explore(database, namespace=spelling, key=spelling, session=spelling)
-            assert [check.name for check in explored.report.checks if check.status != "pass"] == []
-        assert await db.memory.delete_memory(f"{NFD}:x", NFD)
-        with pytest.raises(InvalidValueError, match="two of its keys become equal in NFC"):
-            await _session(db, session_id="two", initial_state={NFC: 1, NFD: 2})
+    await _session(db, session_id=NFC, project_id=NFC, initial_state={NFC: 0})
+    await _memory(db, namespace=f"{NFC}:x", key=NFC)
+    for n, spelling in enumerate((NFC, NFD)):
+        with pytest.raises(InvalidValueError, match="already exists"):
+            await _session(db, session_id=spelling)
+        with pytest.raises(InvalidValueError, match="already exists"):
+            await _memory(db, namespace=f"{spelling}:x", key=spelling)
+        await db.sessions.append_event(spelling, {}, {spelling: n})
+        assert await db.sessions.get_state(spelling, spelling) == n
+        await db.sessions.set_state(spelling, spelling, [n])
+        await db.sessions.terminate_session(spelling)
+        assert (await db.sessions.get_session(spelling) or {})["state"] == {NFC: [n]}
+        assert await db.sessions.list_sessions(spelling, "terminated", 1)
+        await db.memory.update_memory(f"{spelling}:x", spelling, {"n": n}, None)
+        assert (await db.memory.get_memory(f"{spelling}:x", spelling) or {})["value"] == {"n": n}
+        assert await db.memory.get_memory(f"{spelling}:x", spelling, 1)
+        assert len(await db.memory.get_memory_history(f"{spelling}:x", spelling)) == n + 2
+        assert len(await db.memory.search_memories(spelling)) == 1
+        explored = await nb.explore(database, namespace=spelling, key=spelling, session=spelling)
+        assert [check.name for check in explored.report.checks if check.status != "pass"] == []
+    assert await db.memory.delete_memory(f"{NFD}:x", NFD)
+    with pytest.raises(InvalidValueError, match="two of its keys become equal in NFC"):
+        await _session(db, session_id="two", initial_state={NFC: 1, NFD: 2})
     assert not [check for check in (await validate_database(database)).checks if check.status == "warn"]
 
 
@@ -230,12 +228,11 @@ async def test_validate_warns_of_names_that_look_alike(database: Settings, colum
     assert all(line.isascii() for line in check.evidence), "what looks alike is told by its numbers"
 
 
-async def test_ordinary_names_of_many_languages_raise_no_warning(database: Settings) -> None:
+async def test_ordinary_names_of_many_languages_raise_no_warning(db: nb.Database, database: Settings) -> None:
     assert len({look_of(name) for name in UNLIKE}) == len(UNLIKE)
-    async with nb.Database.open(database) as db:
-        for name in (*UNLIKE, *GOOD):
-            await _session(db, session_id=name, user_id=name, app_name=name, project_id=name)
-            await _memory(db, namespace=f"{name}:", key=name)
-        await _memory(db, namespace="other:", key="Ａlice")  # beside a key that looks alike in another namespace
+    for name in (*UNLIKE, *GOOD):
+        await _session(db, session_id=name, user_id=name, app_name=name, project_id=name)
+        await _memory(db, namespace=f"{name}:", key=name)
+    await _memory(db, namespace="other:", key="Ａlice")  # beside a key that looks alike in another namespace
     report = await validate_database(database)
     assert {check.name for check in report.checks if check.status != "pass"} == set()

@@ -18,161 +18,153 @@ from abathur_nb.store.values import MAX_BYTES
 KEYS = ["a", "a.b", 'a"b', "a\\b", "é", "漢", "😀", "$", "[0]", "a'b", "/", "null"]
 
 
-async def test_a_new_session_has_its_defaults(database: Settings) -> None:
-    async with Database.open(database) as db:
-        await db.sessions.create_session("sess_1", "app", "alice", "p", {"a": [1, None]})
-        session = await db.sessions.get_session("sess_1")
-        assert session is not None
-        created = session["created_at"]
-        given = {"id": "sess_1", "app_name": "app", "user_id": "alice", "project_id": "p", "state": {"a": [1, None]}}
-        defaults = {"status": "created", "events": [], "metadata": {}, "created_at": created}
-        ends = {"last_update_time": created, "terminated_at": None, "archived_at": None}
-        assert session == given | defaults | ends
-        assert len(created) == 23
-        assert await db.sessions.get_session("sess_2") is None
-        with pytest.raises(ValueError, match="session 'sess_1' already exists"):
-            await db.sessions.create_session("sess_1", "other", "bob")
-        assert await db.sessions.get_session("sess_1") == session
+async def test_a_new_session_has_its_defaults(db: Database) -> None:
+    await db.sessions.create_session("sess_1", "app", "alice", "p", {"a": [1, None]})
+    session = await db.sessions.get_session("sess_1")
+    assert session is not None
+    created = session["created_at"]
+    given = {"id": "sess_1", "app_name": "app", "user_id": "alice", "project_id": "p", "state": {"a": [1, None]}}
+    defaults = {"status": "created", "events": [], "metadata": {}, "created_at": created}
+    ends = {"last_update_time": created, "terminated_at": None, "archived_at": None}
+    assert session == given | defaults | ends
+    assert len(created) == 23
+    assert await db.sessions.get_session("sess_2") is None
+    with pytest.raises(ValueError, match="session 'sess_1' already exists"):
+        await db.sessions.create_session("sess_1", "other", "bob")
+    assert await db.sessions.get_session("sess_1") == session
 
 
-async def test_a_listing_takes_a_project_a_status_both_or_neither(database: Settings) -> None:
-    async with Database.open(database) as db:
-        for name, project in (("s1", "p"), ("s2", "p"), ("s3", "q"), ("s4", None)):
-            await db.sessions.create_session(name, "app", "alice", project)
-        await db.sessions.update_status("s2", "active")
-        await db.sessions.update_status("s3", "active")
+async def test_a_listing_takes_a_project_a_status_both_or_neither(db: Database) -> None:
+    for name, project in (("s1", "p"), ("s2", "p"), ("s3", "q"), ("s4", None)):
+        await db.sessions.create_session(name, "app", "alice", project)
+    await db.sessions.update_status("s2", "active")
+    await db.sessions.update_status("s3", "active")
 
-        async def listed(**given: Any) -> set[str]:
-            return {session["id"] for session in await db.sessions.list_sessions(**given)}
+    async def listed(**given: Any) -> set[str]:
+        return {session["id"] for session in await db.sessions.list_sessions(**given)}
 
-        assert await listed() == {"s1", "s2", "s3", "s4"}
-        assert await listed(project_id="p") == {"s1", "s2"}
-        assert await listed(status="active") == {"s2", "s3"}
-        assert await listed(project_id="p", status="active") == {"s2"}
-        assert await listed(project_id="none") == set()
-        assert await listed(limit=1) == {"s4"}
-        for wrong in (0, -1, 10**9, 2**63, True, "5", 1.0):
-            with pytest.raises(InvalidValueError, match="Invalid limit"):
-                await db.sessions.list_sessions(limit=wrong)  # type: ignore[arg-type]
-        with pytest.raises(InvalidValueError, match="Invalid status"):
-            await db.sessions.list_sessions(status="WHATEVER")
+    assert await listed() == {"s1", "s2", "s3", "s4"}
+    assert await listed(project_id="p") == {"s1", "s2"}
+    assert await listed(status="active") == {"s2", "s3"}
+    assert await listed(project_id="p", status="active") == {"s2"}
+    assert await listed(project_id="none") == set()
+    assert await listed(limit=1) == {"s4"}
+    for wrong in (0, -1, 10**9, 2**63, True, "5", 1.0):
+        with pytest.raises(InvalidValueError, match="Invalid limit"):
+            await db.sessions.list_sessions(limit=wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidValueError, match="Invalid status"):
+        await db.sessions.list_sessions(status="WHATEVER")
 
 
-async def test_a_delta_replaces_keys_and_keeps_the_rest_as_it_was(database: Settings) -> None:
+async def test_a_delta_replaces_keys_and_keeps_the_rest_as_it_was(db: Database) -> None:
     """Whole values and nulls: SQLite's own merge would go into objects and drop nulls."""
-    async with Database.open(database) as db:
-        await db.sessions.create_session(
-            "s", "app", "alice", initial_state={"a": {"x": 1, "y": 2}, "b": 10**300, "c": 1e-7}
-        )
-        await db.sessions.append_event("s", {"n": 1}, {"a": {"z": None}, "new": None})
-        await db.sessions.append_event("s", {"n": 2})
-        await db.sessions.append_event("s", {"n": 3}, {})
-        session = await db.sessions.get_session("s")
-        assert session is not None
-        assert session["events"] == [{"n": 1}, {"n": 2}, {"n": 3}]
-        assert session["state"] == {"a": {"z": None}, "new": None, "b": 10**300, "c": 1e-7}
-        assert session["last_update_time"] >= session["created_at"]
+    await db.sessions.create_session(
+        "s", "app", "alice", initial_state={"a": {"x": 1, "y": 2}, "b": 10**300, "c": 1e-7}
+    )
+    await db.sessions.append_event("s", {"n": 1}, {"a": {"z": None}, "new": None})
+    await db.sessions.append_event("s", {"n": 2})
+    await db.sessions.append_event("s", {"n": 3}, {})
+    session = await db.sessions.get_session("s")
+    assert session is not None
+    assert session["events"] == [{"n": 1}, {"n": 2}, {"n": 3}]
+    assert session["state"] == {"a": {"z": None}, "new": None, "b": 10**300, "c": 1e-7}
+    assert session["last_update_time"] >= session["created_at"]
 
 
 @pytest.mark.parametrize("escaped", [False, True])
-async def test_a_key_of_any_name_is_replaced_and_never_doubled(database: Settings, escaped: bool) -> None:
+async def test_a_key_of_any_name_is_replaced_and_never_doubled(db: Database, escaped: bool) -> None:
     """Also where another program wrote it with escapes."""
-    async with Database.open(database) as db:
-        await db.sessions.create_session("s", "app", "alice")
-        old = json.dumps(dict.fromkeys(KEYS, 1), ensure_ascii=escaped)
-        async with db.write() as conn:
-            await conn.execute_fetchall("UPDATE sessions SET state = ?", (old,))
-        for key in KEYS:
-            await db.sessions.append_event("s", {}, {key: [key]})
-        assert (await db.sessions.get_session("s") or {})["state"] == {key: [key] for key in KEYS}
-        async with db.read() as conn:
-            ((text,),) = await conn.execute_fetchall("SELECT state FROM sessions")
-        pairs = json.loads(text, object_pairs_hook=list)
-        assert sorted(key for key, _ in pairs) == sorted(KEYS)
+    await db.sessions.create_session("s", "app", "alice")
+    old = json.dumps(dict.fromkeys(KEYS, 1), ensure_ascii=escaped)
+    async with db.write() as conn:
+        await conn.execute_fetchall("UPDATE sessions SET state = ?", (old,))
+    for key in KEYS:
+        await db.sessions.append_event("s", {}, {key: [key]})
+    assert (await db.sessions.get_session("s") or {})["state"] == {key: [key] for key in KEYS}
+    async with db.read() as conn:
+        ((text,),) = await conn.execute_fetchall("SELECT state FROM sessions")
+    pairs = json.loads(text, object_pairs_hook=list)
+    assert sorted(key for key, _ in pairs) == sorted(KEYS)
 
 
-async def test_a_key_of_the_state_is_set_and_got(database: Settings) -> None:
-    async with Database.open(database) as db:
-        await db.sessions.create_session("s", "app", "alice", initial_state={"keep": 1})
-        values: list[Any] = [0, None, "text", [1, {"a": None}], {}, 1.5, True]
-        for value in values:
-            await db.sessions.set_state("s", "k", value)
-            assert await db.sessions.get_state("s", "k") == value
-        assert await db.sessions.get_state("s", "keep") == 1
-        assert await db.sessions.get_state("s", "none") is None
-        assert await db.sessions.get_state("none", "k") is None
-        strange: list[Any] = [1, None, ["k"], {}, b"k"]
-        for other in strange:
-            with pytest.raises(InvalidValueError, match="Invalid key"):
-                await db.sessions.get_state("s", other)
-        for key in ("", "a\0", 7):
-            with pytest.raises(InvalidValueError, match="Invalid key"):
-                await db.sessions.set_state("s", key, 1)  # type: ignore[arg-type]
-        with pytest.raises(InvalidValueError, match="not JSON"):
-            await db.sessions.set_state("s", "k", float("nan"))
-        assert await db.sessions.get_state("s", "k") is True
+async def test_a_key_of_the_state_is_set_and_got(db: Database) -> None:
+    await db.sessions.create_session("s", "app", "alice", initial_state={"keep": 1})
+    values: list[Any] = [0, None, "text", [1, {"a": None}], {}, 1.5, True]
+    for value in values:
+        await db.sessions.set_state("s", "k", value)
+        assert await db.sessions.get_state("s", "k") == value
+    assert await db.sessions.get_state("s", "keep") == 1
+    assert await db.sessions.get_state("s", "none") is None
+    assert await db.sessions.get_state("none", "k") is None
+    strange: list[Any] = [1, None, ["k"], {}, b"k"]
+    for other in strange:
+        with pytest.raises(InvalidValueError, match="Invalid key"):
+            await db.sessions.get_state("s", other)
+    for key in ("", "a\0", 7):
+        with pytest.raises(InvalidValueError, match="Invalid key"):
+            await db.sessions.set_state("s", key, 1)  # type: ignore[arg-type]
+    with pytest.raises(InvalidValueError, match="not JSON"):
+        await db.sessions.set_state("s", "k", float("nan"))
+    assert await db.sessions.get_state("s", "k") is True
 
 
-async def test_each_status_can_be_set_and_sets_its_time_once_and_a_wrong_one_is_refused(database: Settings) -> None:
+async def test_each_status_can_be_set_and_sets_its_time_once_and_a_wrong_one_is_refused(db: Database) -> None:
     wrong: list[Any] = ["WHATEVER", "", "Active", None, 7, ["active"]]
-    async with Database.open(database) as db:
-        for status in STATUSES:
-            await db.sessions.create_session(status, "app", "alice")
-            await db.sessions.update_status(status, status)
-            first = await db.sessions.get_session(status) or {}
-            await db.sessions.update_status(status, status)
-            again = await db.sessions.get_session(status) or {}
-            assert first["status"] == status
-            assert (first["terminated_at"] is not None) == (status == "terminated")
-            assert (first["archived_at"] is not None) == (status == "archived")
-            assert (again["terminated_at"], again["archived_at"]) == (first["terminated_at"], first["archived_at"])
-        await db.sessions.terminate_session("active")
-        assert (await db.sessions.get_session("active") or {})["terminated_at"]
-        for status in wrong:
-            with pytest.raises(ValueError, match="Invalid status"):
-                await db.sessions.update_status("paused", status)
-        assert (await db.sessions.get_session("paused") or {})["status"] == "paused"
+    for status in STATUSES:
+        await db.sessions.create_session(status, "app", "alice")
+        await db.sessions.update_status(status, status)
+        first = await db.sessions.get_session(status) or {}
+        await db.sessions.update_status(status, status)
+        again = await db.sessions.get_session(status) or {}
+        assert first["status"] == status
+        assert (first["terminated_at"] is not None) == (status == "terminated")
+        assert (first["archived_at"] is not None) == (status == "archived")
+        assert (again["terminated_at"], again["archived_at"]) == (first["terminated_at"], first["archived_at"])
+    await db.sessions.terminate_session("active")
+    assert (await db.sessions.get_session("active") or {})["terminated_at"]
+    for status in wrong:
+        with pytest.raises(ValueError, match="Invalid status"):
+            await db.sessions.update_status("paused", status)
+    assert (await db.sessions.get_session("paused") or {})["status"] == "paused"
 
 
 @pytest.mark.parametrize("session_id", ["none", "", "\ud800", "a\0b", 7, None, 2**63, b"s"])
-async def test_what_does_not_exist_is_not_found_by_any_id(database: Settings, session_id: Any) -> None:
+async def test_what_does_not_exist_is_not_found_by_any_id(db: Database, session_id: Any) -> None:
     """No id makes a bare error: a lone surrogate, a number too large for SQLite."""
-    async with Database.open(database) as db:
-        await db.sessions.create_session("s", "app", "alice")
-        for work in (
-            db.sessions.append_event(session_id, {}),
-            db.sessions.append_event(session_id, {}, {"a": 1}),
-            db.sessions.update_status(session_id, "active"),
-            db.sessions.terminate_session(session_id),
-            db.sessions.set_state(session_id, "k", 1),
-            db.sessions.trim_events(session_id, 1),
-        ):
-            with pytest.raises(InvalidValueError, match=r"not found|does not accept this"):
-                await work
-        try:
-            assert await db.sessions.get_session(session_id) is None
-        except InvalidValueError as error:
-            assert "does not accept this" in str(error)  # noqa: PT017
-        assert len(await db.sessions.list_sessions()) == 1
+    await db.sessions.create_session("s", "app", "alice")
+    for work in (
+        db.sessions.append_event(session_id, {}),
+        db.sessions.append_event(session_id, {}, {"a": 1}),
+        db.sessions.update_status(session_id, "active"),
+        db.sessions.terminate_session(session_id),
+        db.sessions.set_state(session_id, "k", 1),
+        db.sessions.trim_events(session_id, 1),
+    ):
+        with pytest.raises(InvalidValueError, match=r"not found|does not accept this"):
+            await work
+    try:
+        assert await db.sessions.get_session(session_id) is None
+    except InvalidValueError as error:
+        assert "does not accept this" in str(error)  # noqa: PT017
+    assert len(await db.sessions.list_sessions()) == 1
 
 
-async def test_a_session_may_not_outgrow_its_columns(database: Settings) -> None:
+async def test_a_session_may_not_outgrow_its_columns(db: Database) -> None:
     big = {"x": "x" * (MAX_BYTES // 2)}
-    async with Database.open(database) as db:
-        await db.sessions.create_session("s", "app", "alice")
-        await db.sessions.append_event("s", big, big)
-        with pytest.raises(InvalidValueError, match="would grow beyond 16,777,216 bytes") as refused:
-            await db.sessions.append_event("s", big)
-        assert "trim_events('s', keep_last=0)" in refused.value.remedy
-        with pytest.raises(InvalidValueError, match="would grow beyond"):
-            await db.sessions.append_event("s", {}, {"y": big})
-        with pytest.raises(InvalidValueError, match="would grow beyond") as refused:
-            await db.sessions.set_state("s", "y", big)
-        assert "db.memory.add_memory" in refused.value.remedy
-        await db.sessions.set_state("s", "x", 1)  # smaller than what it replaces
-        session = await db.sessions.get_session("s")
-        assert session is not None
-        assert (len(session["events"]), session["state"]) == (1, {"x": 1})
+    await db.sessions.create_session("s", "app", "alice")
+    await db.sessions.append_event("s", big, big)
+    with pytest.raises(InvalidValueError, match="would grow beyond 16,777,216 bytes") as refused:
+        await db.sessions.append_event("s", big)
+    assert "trim_events('s', keep_last=0)" in refused.value.remedy
+    with pytest.raises(InvalidValueError, match="would grow beyond"):
+        await db.sessions.append_event("s", {}, {"y": big})
+    with pytest.raises(InvalidValueError, match="would grow beyond") as refused:
+        await db.sessions.set_state("s", "y", big)
+    assert "db.memory.add_memory" in refused.value.remedy
+    await db.sessions.set_state("s", "x", 1)  # smaller than what it replaces
+    session = await db.sessions.get_session("s")
+    assert session is not None
+    assert (len(session["events"]), session["state"]) == (1, {"x": 1})
 
 
 async def audited(db: Database) -> list[tuple[Any, ...]]:
@@ -207,18 +199,17 @@ async def test_the_oldest_events_are_removed_and_each_removal_is_audited(databas
         assert len((await db.sessions.get_session("other") or {})["events"]) == 5, "no row of the audit, no removal"
 
 
-async def test_what_is_not_a_json_object_is_no_event(database: Settings) -> None:
+async def test_what_is_not_a_json_object_is_no_event(db: Database) -> None:
     events: list[Any] = [[], "x", None, 7, {"a": float("nan")}, {"a": "\ud800"}, {1: 2}]
-    async with Database.open(database) as db:
-        await db.sessions.create_session("s", "app", "alice")
-        for event in events:
-            with pytest.raises(InvalidValueError, match="Invalid event"):
-                await db.sessions.append_event("s", event)
-            with pytest.raises(InvalidValueError, match="Invalid state_delta"):
-                await db.sessions.append_event("s", {}, 0 if event is None else event)  # type: ignore[arg-type]
-        with pytest.raises(InvalidValueError, match="as several smaller events"):  # no trimming makes room for it
-            await db.sessions.append_event("s", {"x": "x" * (MAX_BYTES - 10)})
-        assert (await db.sessions.get_session("s") or {})["events"] == []
+    await db.sessions.create_session("s", "app", "alice")
+    for event in events:
+        with pytest.raises(InvalidValueError, match="Invalid event"):
+            await db.sessions.append_event("s", event)
+        with pytest.raises(InvalidValueError, match="Invalid state_delta"):
+            await db.sessions.append_event("s", {}, 0 if event is None else event)  # type: ignore[arg-type]
+    with pytest.raises(InvalidValueError, match="as several smaller events"):  # no trimming makes room for it
+        await db.sessions.append_event("s", {"x": "x" * (MAX_BYTES - 10)})
+    assert (await db.sessions.get_session("s") or {})["events"] == []
 
 
 APPEND = """
@@ -234,38 +225,39 @@ asyncio.run(main())
 """
 
 
-async def test_concurrent_appends_of_tasks_and_of_processes_lose_nothing_beside_a_trim(database: Settings) -> None:
-    async with Database.open(database) as db:
-        await db.sessions.create_session("s", "app", "alice")
-        workers = [
-            await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", APPEND, str(database.db_path), str(n), "40"),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-            )
-            for n in range(3)
-        ]
-        for worker in workers:
-            assert worker.stdout is not None
-            assert await worker.stdout.readline() == b"ready\n"
-
-        async def append(task: int) -> None:
-            for n in range(10):
-                await db.sessions.append_event("s", {"by": f"t{task}", "n": n}, {f"t{task}-{n}": n})
-
-        removed = list[int]()
-
-        async def trim() -> None:
-            for _ in range(30):
-                removed.append(await db.sessions.trim_events("s", 100))
-
-        await asyncio.gather(
-            trim(), *(worker.communicate(b"go\n") for worker in workers), *(append(task) for task in range(20))
+async def test_concurrent_appends_of_tasks_and_of_processes_lose_nothing_beside_a_trim(
+    db: Database, database: Settings
+) -> None:
+    await db.sessions.create_session("s", "app", "alice")
+    workers = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", APPEND, str(database.db_path), str(n), "40"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
         )
-        assert [worker.returncode for worker in workers] == [0, 0, 0]
-        session = await db.sessions.get_session("s")
-        assert session is not None
-        assert sum(removed) + len(session["events"]) == len(session["state"]) == 3 * 40 + 20 * 10
-        for by in (*"012", *(f"t{task}" for task in range(20))):  # each in its own order, the oldest removed
-            own, count = [event["n"] for event in session["events"] if event["by"] == by], 40 if by in "012" else 10
-            assert own == list(range(count - len(own), count))
+        for n in range(3)
+    ]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert await worker.stdout.readline() == b"ready\n"
+
+    async def append(task: int) -> None:
+        for n in range(10):
+            await db.sessions.append_event("s", {"by": f"t{task}", "n": n}, {f"t{task}-{n}": n})
+
+    removed = list[int]()
+
+    async def trim() -> None:
+        for _ in range(30):
+            removed.append(await db.sessions.trim_events("s", 100))
+
+    await asyncio.gather(
+        trim(), *(worker.communicate(b"go\n") for worker in workers), *(append(task) for task in range(20))
+    )
+    assert [worker.returncode for worker in workers] == [0, 0, 0]
+    session = await db.sessions.get_session("s")
+    assert session is not None
+    assert sum(removed) + len(session["events"]) == len(session["state"]) == 3 * 40 + 20 * 10
+    for by in (*"012", *(f"t{task}" for task in range(20))):  # each in its own order, the oldest removed
+        own, count = [event["n"] for event in session["events"] if event["by"] == by], 40 if by in "012" else 10
+        assert own == list(range(count - len(own), count))
