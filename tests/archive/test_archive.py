@@ -13,7 +13,7 @@ from typing import Any
 import archives
 import papermill
 import pytest
-from running import SOUND, artifact_of, assert_archived, only_run, write_notebook
+from running import NOTEBOOKS, SOUND, artifact_of, assert_archived, folder, only_run, sockets, write_notebook
 
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings, resolve
@@ -24,6 +24,8 @@ from abathur_nb.evidence.ledger import LEDGER, read_ledger
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.verify import verify_archive
+
+__all__ = ["folder", "sockets"]  # fixtures
 
 FILES = {STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT}
 
@@ -71,18 +73,6 @@ def test_a_run_whose_cells_are_another_templates_is_named_by_verify(database: Se
     assert other.name not in str(verify_archive(folder.parent)), "a control"
 
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Be in an empty directory."""
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    return here
-
-
 def archive(path: str | Path = "out.ipynb") -> tuple[int, str, str]:
     """Call the command in this process; return its exit code and what it printed."""
     out, err = io.StringIO(), io.StringIO()
@@ -108,9 +98,7 @@ def told(name: str, value: Any) -> Callable[[Any], object]:
 
 
 CHANGES: dict[str, Callable[[Any], object]] = {
-    "expected the record of one run in its outputs, found 0": lambda notebook: [
-        data.pop(MIME) for data in records(notebook)
-    ],
+    "expected the record of one run in its outputs, found 0": lambda notebook: records(notebook)[0].pop(MIME),
     "differs from record.json of run": told("verdict", "fail"),
     "record.json of run 20200101T000000000Z-000000": told("run_id", "20200101T000000000Z-000000"),
     "run_id: expected run id, found '../../x'": told("run_id", "../../x"),

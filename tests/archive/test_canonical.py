@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import BYTES
 
 from abathur_nb.evidence.canonical import misfits, moment, number, sealed, unsealed, whole_number
 from abathur_nb.files import open_regular, read_regular, write_durably
@@ -17,25 +18,15 @@ DATA = {"b": [1, 2.5, None, True], "a": {"ü": '\u202e\x00\n"\\'}, "n": -0.0, "b
 def test_every_byte_more_or_less_is_noticed() -> None:
     content = sealed(DATA)
     for place in range(len(content)):
-        for other in (
-            content[:place],
-            content[:place] + content[place + 1 :],
-            content[:place] + b" " + content[place:],
-        ):
+        for instead in (b"", content[place + 1 :], b" " + content[place:]):
             with pytest.raises(ValueError, match=r"canonical|hash"):
-                unsealed(other)
+                unsealed(content[:place] + instead)
     with pytest.raises(ValueError, match="canonical form"):
         unsealed(content + b"\n")
 
 
-NEVER_SEALED = (
-    *(b"", b"[]\n", b"null\n", b'{"a":1}\n', b"\xff\n", b'{"a":NaN,"sha256":""}\n', b'{"a":1,"a":1,"sha256":""}\n'),
-    *(b"[" * 200_000, b'{"a":' + b"9" * 5000 + b"}\n", b'{"a":1e999}\n'),
-)
-
-
 def test_what_was_never_sealed_is_a_value_error() -> None:
-    for content in NEVER_SEALED:
+    for content in (*BYTES.values(), b'{"a":1}\n', b'{"a":NaN,"sha256":""}\n', b'{"a":1,"a":1,"sha256":""}\n'):
         with pytest.raises(ValueError, match=r"it is|its hash"):
             unsealed(content)
 
@@ -75,7 +66,7 @@ def test_each_thing_that_does_not_have_the_shape_is_named_with_its_place(
     assert misfits(data, shape) == faults
 
 
-@pytest.mark.parametrize("call", ["fsync", "write"])
+@pytest.mark.parametrize("call", ["fsync", "fdopen"])
 def test_a_full_disk_leaves_the_older_file_and_nothing_else(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,10 +76,7 @@ def test_a_full_disk_leaves_the_older_file_and_nothing_else(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    if call == "fsync":
-        monkeypatch.setattr(os, "fsync", full)
-    else:
-        monkeypatch.setattr(os, "fdopen", full)
+    monkeypatch.setattr(os, call, full)
     with pytest.raises(OSError, match="No space left"):
         write_durably(path, b"newer")
     monkeypatch.undo()
