@@ -3,20 +3,19 @@
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from archives import FACTS, GREEN, IDENTITY, archive, ledger_lines, record_with, run, run_at, seal, start
+from archives import FACTS, GREEN, IDENTITY, archive, record_with, run, run_at, seal, start
 
 import abathur_nb as nb
 from abathur_nb.cli import main, make_parser
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.canonical import sealed, unsealed
-from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import RECORD, STARTED, Entry, find_run, read_archive, run_ids
 from abathur_nb.evidence.stores import chosen_archive
 from abathur_nb.runbook.history import runs_table
@@ -79,26 +78,6 @@ def test_a_run_that_is_not_as_it_was_written_is_altered_and_has_no_other_verdict
         entry = find_run(settings.archive_dir, folder.name)
         assert entry.verdict == "altered"
         assert entry.faults[0].startswith(f"{folder.name}/{words}")
-
-
-def test_of_an_archived_run_any_change_is_one_even_with_its_own_hash_recomputed(settings: Settings) -> None:
-    folders = {name: run(settings) for name in (STARTED, RECORD)}
-    for name, folder in folders.items():
-        _rewrite(name, user="mallory")(folder)
-        entry = find_run(settings.archive_dir, folder.name)
-        assert (entry.verdict, entry.faults) == (
-            "altered",
-            (f"{folder.name}/{name}: it is not the file that the ledger names",),
-        )
-
-
-def test_a_line_that_says_another_verdict_than_the_record_makes_it_altered(settings: Settings) -> None:
-    folder = run(settings)
-    (line,) = ledger_lines(settings.archive_dir)
-    (settings.archive_dir / LEDGER).write_bytes(sealed({**unsealed(line), "verdict": "fail", "env": "production"}))
-    (entry,) = read_archive(settings.archive_dir)
-    assert entry.faults == (f"{folder.name}/{RECORD}: env, verdict is not what {LEDGER} says",)
-    assert entry.verdict == "altered"
 
 
 def test_a_check_of_an_old_record_has_the_id_of_its_title() -> None:
@@ -220,20 +199,6 @@ def test_a_run_is_told_with_its_time_its_verdict_and_who_ran_it(settings: Settin
     assert {name: run.found(name) for name in FACTS} == FACTS
 
 
-ODD: list[Mapping[str, Any]] = [
-    {"percentiles_ms": {"x": {"p99": [1, 2]}}},
-    {"percentiles_ms": {"x": {"p99": ["1", "2", "3"]}}},
-    {"percentiles_ms": {"x": {"p99": [1, -2, 3]}}},
-    {"percentiles_ms": {"x": {"p99": [1, 10**400, 3]}}},
-    {"limits_ms": {"x": ["p99", "20"]}},
-    {"machine": "fast"},
-    {"schema": ["tasks"], "rows": {"tasks": 1}},
-    {"plans": {"q": 7}},
-    {"sizes": {"t": -1}},
-    {"sizes": {"t": 10**400}},
-]
-
-
 def test_of_an_altered_run_no_fact_is_told_though_each_hash_is_right(settings: Settings) -> None:
     """A record that was not archived can be made anew by anybody, with the right hash."""
     folder = start(settings)
@@ -245,7 +210,7 @@ def test_of_an_altered_run_no_fact_is_told_though_each_hash_is_right(settings: S
     (one,) = read_archive(settings.archive_dir)
     assert (one.verdict, one.sealed, one.size, one.found("sizes")) == ("altered", None, None, {})
     (folder / STARTED).write_bytes(begun)
-    for facts in ODD:
+    for facts in ({"limits_ms": {"x": ["p99", "20"]}}, {"machine": "fast"}):  # of others see test_hostile_archive
         (folder / RECORD).write_bytes(sealed({**unsealed(record), "facts": facts}))
         assert [one.verdict for one in read_archive(settings.archive_dir)] == ["altered"], facts
 

@@ -10,7 +10,7 @@ import pytest
 from cells import SOUND, TOP, execute, long_lived, shell
 from damage import drop_index, fingerprint
 from IPython.core.interactiveshell import InteractiveShell
-from running import only_run
+from running import only_run, record_of
 
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import MisuseError, RefusedError
@@ -27,12 +27,6 @@ RED = Report("trial", (Check("sky", "fail", "blue", "green", "wait"),), finished
 REFUSED = Report("trial", (Check("sky", "fail", "blue", "none", "wait"),), refused=True, finished_at=LATER)
 
 
-def record_of(settings: Settings) -> dict[str, Any]:
-    record = only_run(settings).record
-    assert record is not None
-    return record.to_dict()
-
-
 def shown_in(notebook: Any) -> list[dict[str, Any]]:
     outputs = (output for cell in notebook.cells for output in cell.outputs if "data" in output)
     return [output.data[MIME] for output in outputs if MIME in output.data]
@@ -40,7 +34,7 @@ def shown_in(notebook: Any) -> list[dict[str, Any]]:
 
 def test_the_record_says_what_ran_on_what_with_which_result(shell: InteractiveShell, database: Settings) -> None:
     notebook = execute(shell, database, *SOUND)
-    record = record_of(database)
+    record = record_of(only_run(database))
     assert (record["verdict"], record["notebook"], record["env"]) == ("pass", "validate", "development")
     assert record["parameters"] == {"env": "development", "db_path": str(database.db_path), "rows": 7}
     assert record["template"]["name"] == "validate.ipynb"
@@ -72,7 +66,7 @@ def test_started_is_on_the_disk_before_the_database_is_touched(shell: Interactiv
 def test_a_failed_check_is_sealed_as_fail_with_all_checks(shell: InteractiveShell, database: Settings) -> None:
     drop_index(database.db_path)
     notebook = execute(shell, database, *SOUND)
-    record = record_of(database)
+    record = record_of(only_run(database))
     assert record["verdict"] == "fail"
     statuses = {check["name"]: check["status"] for check in record["reports"][0]["checks"]}
     assert statuses["indexes"] == "fail"
@@ -96,7 +90,7 @@ def test_a_cell_that_raises_seals_the_run_and_is_named(
     shell: InteractiveShell, database: Settings, cell: str, verdict: str, name: str
 ) -> None:
     notebook = execute(shell, database, "report = await nb.validate_database(settings)\nreport", cell)
-    record = record_of(database)
+    record = record_of(only_run(database))
     assert (record["verdict"], record["error"]["name"], record["error"]["cell"]) == (verdict, name, 5)
     assert [report["title"] for report in record["reports"]] == ["validate"], "what was shown before is kept"
     assert shown_in(notebook) == [record]
@@ -144,7 +138,7 @@ def test_what_is_not_a_run_id_or_is_that_of_a_sealed_run_makes_nothing(
 @pytest.mark.parametrize(("reports", "verdict"), [((GREEN,), "pass"), ((GREEN, RED), "fail"), ((REFUSED,), "refused")])
 def test_the_worst_report_makes_the_verdict(database: Settings, reports: tuple[Report, ...], verdict: str) -> None:
     start_run(database, "validate").seal(*reports)
-    assert record_of(database)["verdict"] == verdict
+    assert record_of(only_run(database))["verdict"] == verdict
 
 
 def test_what_the_path_refuses_or_only_looks_leaves_no_record_and_makes_no_directory(settings: Settings) -> None:
