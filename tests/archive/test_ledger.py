@@ -1,8 +1,10 @@
-"""The ledger: an unbroken chain, whoever writes to it at once, wherever a writer dies, whatever is altered."""
+"""The ledger, an unbroken chain of canonical JSON: whoever writes at once or dies, whatever is altered is noticed."""
 
+import errno
 import os
 import resource
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -12,13 +14,101 @@ from typing import Any
 
 import pytest
 from archives import ledger_line, run_id_of
+from hostile import BYTES
 
 from abathur_nb import files
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.evidence import ledger as module
-from abathur_nb.evidence.canonical import sealed, sha256
+from abathur_nb.evidence.canonical import misfits, moment, number, sealed, sha256, unsealed, whole_number
 from abathur_nb.evidence.ledger import FIRST, LEDGER, append, ledger_head, parse, read_ledger
-from abathur_nb.files import locked
+from abathur_nb.files import locked, open_regular, read_regular, write_durably
+
+DATA = {"b": [1, 2.5, None, True], "a": {"ü": '\u202e\x00\n"\\'}, "n": -0.0, "big": 10**30, "small": 1e-300}
+
+
+def test_every_byte_more_or_less_is_noticed() -> None:
+    content = sealed(DATA)
+    for place in range(len(content)):
+        for instead in (b"", content[place + 1 :], b" " + content[place:]):
+            with pytest.raises(ValueError, match=r"canonical|hash"):
+                unsealed(content[:place] + instead)
+    with pytest.raises(ValueError, match="canonical form"):
+        unsealed(content + b"\n")
+
+
+def test_what_was_never_sealed_is_a_value_error() -> None:
+    for content in (*BYTES.values(), b'{"a":1}\n', b'{"a":NaN,"sha256":""}\n', b'{"a":1,"a":1,"sha256":""}\n'):
+        with pytest.raises(ValueError, match=r"it is|its hash"):
+            unsealed(content)
+
+
+SHAPES: list[tuple[Any, Any, list[str]]] = [
+    ({"a": "x", "more": 1}, {"a": str}, []),
+    ({}, {"a": str, "b": str}, ["a: missing", "b: missing"]),
+    ({"a": 1}, {"a": str}, ["a: expected str, found 1"]),
+    ([], {}, [": expected object, found []"]),
+    ({"a": [{"b": 1}, {}]}, {"a": [{"b": int}]}, ["a.1.b: missing"]),
+    ({"a": {"b": 1}}, {"a": [{"b": int}]}, ["a: expected list, found {'b': 1}"]),
+    ({"a": ["x", 1], "b": []}, {"a": [str, int], "b": [int]}, []),
+    ({"a": [1, 1]}, {"a": [str, int]}, ["a.0: expected str, found 1"]),
+    ({"a": [1]}, {"a": [int, int]}, ["a: expected list of 2, found [1]"]),
+    ({"a": None, "b": True}, {"a": (dict, type(None)), "b": bool}, []),
+    (
+        {"a": True, "b": False},
+        {"a": int, "b": (int, float)},
+        ["a: expected int, found True", "b: expected int, found False"],
+    ),
+    ({"x": {"y": -1}, "z": {"y": 2}}, {str: {str: whole_number}}, ["x.y: expected whole number, found -1"]),
+    ({"a": 2**63}, {"a": whole_number}, [f"a: expected whole number, found {2**63}"]),
+    ({"a": 1e15}, {"a": number}, ["a: expected number, found 1000000000000000.0"]),
+    ({"a": "2026-11-30 10:00:00.000", "b": "2026-11-30T10:00:00+05:30"}, {str: moment}, []),
+    (
+        {"a": "yesterday", "b": 7},
+        {str: moment},
+        ["a: expected moment, found 'yesterday'", "b: expected moment, found 7"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "shape", "faults"), SHAPES)
+def test_each_thing_that_does_not_have_the_shape_is_named_with_its_place(
+    data: Any, shape: Any, faults: list[str]
+) -> None:
+    assert misfits(data, shape) == faults
+
+
+@pytest.mark.parametrize("call", ["fsync", "fdopen"])
+def test_a_full_disk_leaves_the_older_file_and_nothing_else(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "record.json"
+    write_durably(path, b"older")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(OSError, match="No space left"):
+        write_durably(path, b"newer")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"older"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_a_regular_file_is_read_and_nothing_is_waited_for(tmp_path: Path) -> None:
+    real, link, fifo, server = (tmp_path / name for name in ("real", "link", "fifo", "socket"))
+    real.write_bytes(b"content")
+    link.symlink_to(real)
+    os.mkfifo(fifo)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(server))
+        for path in (link, fifo, server, tmp_path, Path("/dev/zero")):
+            with pytest.raises(OSError, match="not a regular file"):
+                read_regular(path)
+            with pytest.raises(OSError, match="not a regular file"):
+                open_regular(path)
+    assert read_regular(real) == b"content"
+
 
 FORK = get_context("fork")
 
@@ -30,8 +120,8 @@ def add(archive: Path, number: int) -> str:
 
 def ledger_of(archive: Path, count: int) -> bytes:
     """Write so many lines; return the bytes."""
-    for number in range(count):
-        add(archive, number)
+    for n in range(count):
+        add(archive, n)
     return (archive / LEDGER).read_bytes()
 
 
@@ -54,8 +144,8 @@ def test_each_line_names_the_hash_of_the_bytes_of_the_line_before(tmp_path: Path
 
 
 def _append_many(archive: Path, first: int) -> None:
-    for number in range(first, first + 25):
-        add(archive, number)
+    for n in range(first, first + 25):
+        add(archive, n)
 
 
 def test_of_eight_writers_at_once_every_line_stands_in_one_chain(tmp_path: Path) -> None:
@@ -234,8 +324,8 @@ def test_a_ledger_that_is_no_regular_file_is_refused_and_not_waited_for(tmp_path
     target = tmp_path / "elsewhere"
     target.write_bytes(b"")
     kinds: tuple[Callable[[Path], None], ...] = (os.mkfifo, Path.mkdir, lambda path: path.symlink_to(target))
-    for number, make in enumerate(kinds):
-        archive = tmp_path / str(number)
+    for n, make in enumerate(kinds):
+        archive = tmp_path / str(n)
         archive.mkdir()
         make(archive / LEDGER)
         assert "cannot be read: not a regular file" in read_ledger(archive).faults[0]

@@ -1,5 +1,6 @@
-"""One rule for names and for printable text: at every verb and parameter, and the same on every Python."""
+"""One rule for names, printable text, whole numbers and JSON: at every verb and parameter, the same on every Python."""
 
+import math
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -9,14 +10,25 @@ from unicodedata import normalize
 
 import pytest
 from damage import run_sql
+from values_helpers import BEYOND, nested, within
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import ConfigurationError, InvalidValueError
+from abathur_nb.errors import ConfigurationError, InvalidValueError, RefusedError
 from abathur_nb.health.rows import look_of
 from abathur_nb.report import Check
 from abathur_nb.runbook.validate import validate_database
-from abathur_nb.store.values import check_name, check_namespace, check_whole, prefix_range, spellings
+from abathur_nb.store.values import (
+    MAX_BYTES,
+    check_name,
+    check_namespace,
+    check_whole,
+    decoded,
+    json_fault,
+    json_text,
+    prefix_range,
+    spellings,
+)
 from abathur_nb.text import is_printable, printable, shown
 
 REFUSED = (*(range(0x20), range(0x7F, 0xA0), range(0x2028, 0x202F), range(0x2066, 0x206A), range(0xD800, 0xE000)),)
@@ -236,3 +248,58 @@ async def test_ordinary_names_of_many_languages_raise_no_warning(db: nb.Database
     await _memory(db, namespace="other:", key="Ａlice")  # beside a key that looks alike in another namespace
     report = await validate_database(database)
     assert {check.name for check in report.checks if check.status != "pass"} == set()
+
+
+def holds_itself() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+BAD_JSON = [
+    (math.nan, "expected a JSON object"),
+    ({"a": math.nan}, "not JSON"),
+    ({"a": [math.inf]}, "not JSON"),
+    ({"a": "\ud800"}, "not JSON"),
+    ({"a": {1}}, "not JSON"),
+    ({"a": b"x"}, "not JSON"),
+    ({"a": 10**5000}, "not JSON"),
+    ({1: "a"}, "expected text as keys"),
+    ({False: "a"}, "expected text as keys"),
+    ([{"a": {"b": {0: 1}}}], "expected text as keys"),
+    (nested(101), "at most 100 levels"),
+    (nested(100_000), "at most 100 levels"),
+    (holds_itself(), "at most 100 levels"),
+    ({"a": "x" * MAX_BYTES}, "at most 16,777,216 bytes"),
+    ("text", "expected a JSON object (dict) or a JSON list, found 'text' (str)"),
+    (7, "found 7 (int)"),
+    ((1, 2), "(tuple)"),
+]
+
+
+@pytest.mark.parametrize(("value", "told"), BAD_JSON, ids=range(len(BAD_JSON)))
+def test_values_that_are_not_json_are_refused(value: Any, told: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        json_text("value", value)
+    assert str(caught.value).startswith("Invalid value: ")
+    assert told in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_json_beyond_the_limits_is_told_in_one_line_and_within_them_there_is_no_fault() -> None:
+    for text, told in BEYOND:
+        assert told in json_fault(text)
+        assert len(json_fault(text)) < 200
+        assert "\n" not in json_fault(text)
+    assert [json_fault(text) for text in within()] == [""] * len(within())
+
+
+@pytest.mark.parametrize("spoiled", ["{broken", "", None, 7.5, b"\xff"])
+def test_a_spoiled_column_is_refused_by_the_rows_key(spoiled: Any) -> None:
+    with closing(sqlite3.connect(":memory:")) as conn:
+        conn.row_factory = sqlite3.Row
+        good = conn.execute("SELECT 's1' AS id, '[1]' AS events").fetchone()
+        assert decoded(good, ("events",)) == {"id": "s1", "events": [1]}
+        bad = conn.execute("SELECT 's1' AS id, ? AS events", (spoiled,)).fetchone()
+        with pytest.raises(RefusedError, match=r"^events of row 's1' is not valid JSON: run validate"):
+            decoded(bad, ("events",))

@@ -1,11 +1,21 @@
-"""Percentiles, the interval in which each lies, and the verdict of three on a limit."""
+"""Percentiles, the interval in which each lies; the result of a benchmark, and its comparison with an earlier run."""
 
+import json
+import os
+import sqlite3
 from math import log
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from archives import record_with
 
+from abathur_nb.config.settings import Settings
+from abathur_nb.evidence.record import Entry
 from abathur_nb.percentiles import LEVELS, Percentile, percentiles, verdict
+from abathur_nb.report import Check, Report
+from abathur_nb.runbook.benchmark import BenchmarkResult, compare, describe_machine
 
 MS = 1_000_000
 
@@ -66,3 +76,98 @@ def test_the_interval_holds_the_true_percentile_at_least_95_times_in_100() -> No
             high = np.inf if found.high is None else found.high
             missed[found.level] += not low <= true <= high
     assert all(2 <= count <= 33 for count in missed.values()), missed  # never missed, it would be needlessly wide
+
+
+SAMPLES = {
+    "session retrieval": [MS + n for n in range(1000)],
+    "growth/1000": [2 * MS + n for n in range(300)],
+    "growth/10000": [3 * MS + n for n in range(300)],
+    "writer/50": [MS],
+}
+
+
+@pytest.fixture
+def result() -> BenchmarkResult:
+    report = Report("benchmark", (Check("session retrieval", "pass", "p99 < 10 ms", "p99 1 ms"),), subject="/x/é.db")
+    return BenchmarkResult(report, SAMPLES, {"SQLite": "3.40.1", "PRAGMA journal_mode": "wal"})
+
+
+def test_the_record_holds_machine_and_percentiles_as_json(result: BenchmarkResult) -> None:
+    told = json.loads(json.dumps(result.to_record(), allow_nan=False))
+    assert told["machine"] == {"SQLite": "3.40.1", "PRAGMA journal_mode": "wal"}
+    low, value, high = told["percentiles_ms"]["session retrieval"]["p99"]
+    assert low <= value <= high
+    assert told["percentiles_ms"]["writer/50"]["p99"] == [1.0, 1.0, None]
+
+
+def test_the_frame_has_a_row_a_measurement(result: BenchmarkResult) -> None:
+    frame = result.to_frame()
+    assert list(frame["measurement"]) == list(SAMPLES)
+    assert list(frame["samples"]) == [1000, 300, 300, 1]
+    assert {"p50 ms", "p50 low", "p50 high", "p95 ms", "p99 ms", "p99 low", "p99 high"} <= set(frame.columns)
+    digits = BenchmarkResult(Report("benchmark", ()), {"a": [123_456] * 300}, {}).to_frame()
+    assert list(digits.iloc[0, 2:5]) == [0.123] * 3
+    assert digits["p50 ms"].dtype == float  # a figure still, not a text
+    assert {label: len(found) for label, found in result.curve("growth").items()} == {"1000": 300, "10000": 300}
+
+
+def earlier_run(samples: dict[str, list[int]], machine: dict[str, Any]) -> Entry:
+    """Return the run that measured these, as an archive has it."""
+    facts = BenchmarkResult(Report("benchmark", ()), samples, machine).to_record()
+    record = record_with(notebook="benchmark", facts=facts)
+    return Entry(record.run_id, Path(), None, record, None)
+
+
+def against(samples: dict[str, list[int]], earlier: dict[str, list[int]]) -> list[Check]:
+    """Compare with an earlier run of the same machine, and return what is said of the samples."""
+    machine, *checks = compare(samples, {"rows": 1}, earlier_run(earlier, {"rows": 1}))
+    assert (machine.name, machine.status) == ("machine", "pass")
+    return checks
+
+
+def test_slower_beyond_both_intervals_is_a_warning_with_the_ratio() -> None:
+    (check,) = against({"reads": [2 * MS + n for n in range(1000)]}, {"reads": [MS + n for n in range(1000)]})
+    assert (check.name, check.status) == ("reads against the earlier run", "warn")
+    assert "was 1 ms (2.00 times)" in check.observed
+    assert check.remedy
+    assert not check.failed, "another machine is no failure of the database"
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "status"),
+    [
+        ([MS + n for n in range(1000)], [MS + n for n in range(1000)], "pass"),
+        ([MS // 2 + n for n in range(1000)], [MS + n for n in range(1000)], "pass"),
+        ([MS + n * 10_000 + 50_000 for n in range(300)], [MS + n * 10_000 for n in range(300)], "pass"),
+        ([MS] * 900 + [9 * MS] * 100, [MS] * 1000, "warn"),  # a slower tail, though the median stands
+        ([9 * MS], [MS], "pass"),  # one sample against one says nothing
+    ],
+)
+def test_only_a_difference_beyond_the_intervals_is_one(now: list[int], before: list[int], status: str) -> None:
+    (check,) = against({"reads": now}, {"reads": before})
+    assert (check.status, bool(check.remedy)) == (status, status == "warn")
+
+
+def test_the_machine_is_told_by_name(settings: Settings) -> None:
+    told = describe_machine(settings, 10, 20)
+    assert (told["rows"], told["repetitions"], told["readers"]) == (10, 20, settings.readers)
+    assert told["SQLite"] == sqlite3.sqlite_version
+    assert told["processor"].endswith(f"of {os.cpu_count()} CPUs")
+    assert told["file system"] != "unknown"
+    assert told == describe_machine(settings, 10, 20)
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "told"),
+    [
+        ({"SQLite": "3.51.3"}, {"SQLite": "3.40.1"}, "SQLite: was '3.40.1', is '3.51.3'"),
+        ({"rows": 10, "x": 1}, {"rows": 20, "x": 2}, "rows: was 20, is 10; x: was 2, is 1"),
+        ({"rows": 10}, {}, "rows: was None, is 10"),
+        ({}, {"rows": 10}, "rows: was 10, is None"),
+        ({"rows": 10}, {"rows": [{"\n": 1}]}, r"rows: was [{'\n': 1}], is 10"),
+    ],
+)
+def test_each_difference_is_named_as_it_was_and_is(now: dict[str, object], then: dict[str, object], told: str) -> None:
+    (check,) = compare({}, now, earlier_run({}, then))
+    assert (check.status, check.observed) == ("warn", told)
+    assert check.remedy
