@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import date
 from io import BytesIO
+from itertools import accumulate
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,9 @@ _MILLISECONDS = FuncFormatter(lambda value, _: f"{value:g}")
 _BYTES = EngFormatter(unit="B")
 _OPEN = "open where the samples are too few for a bound"
 _WIDTH = 9.0  # inches: a notebook's width at 100 %
-_CROWD = 100  # points; more of them are drawn small
 
 _Bounds = tuple[float | None, float, float | None]  # the lower bound, the value, the upper bound
+_Line = list[tuple[Any, float]]  # (x, y)
 
 
 class Chart(Figure):
@@ -106,7 +107,16 @@ def _legend_beside(ax: Axes, size: int = 8) -> None:
 
 
 def _marker_size(points: Sequence[object]) -> float:
-    return 2 if len(points) > _CROWD else 5
+    return 2 if len(points) > 100 else 5
+
+
+def _draw_lines(ax: Axes, lines: Mapping[str, _Line], **style: Any) -> None:
+    """Draw the first lines, one for each colour, with their names beside them, above an axis that begins at 0."""
+    for (name, points), (colour, marker) in zip(lines.items(), _LINES, strict=False):
+        size = _marker_size(points)
+        ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=size, label=_label(name), **style)
+    ax.set_ylim(bottom=0)
+    _legend_beside(ax)
 
 
 def _time_axis(ax: Axes, words: str) -> None:
@@ -234,20 +244,18 @@ def table_sizes(schema: "Schema") -> Chart:
         return _blank("no table could be read: the report says why")
     chart, (ax,) = _new_chart(1.2 + 0.32 * len(tables))
     lengths, places = [own[table] for table in tables], range(len(tables))
-    ax.barh(places, lengths, color=_BLUE, label="rows")
-    ax.set_xlabel("rows")
+    bars = ax.barh(places, lengths, color=_BLUE, label="rows")
+    ax.set(xlabel="rows", title="Tables by size")
     if schema.sizes:
-        ax.barh(places, [of_indexes[table] for table in tables], left=lengths, color=_ORANGE, label="its indexes")
+        more = [of_indexes[table] for table in tables]
+        bars = ax.barh(places, more, left=lengths, color=_ORANGE, label="its indexes")
         ax.xaxis.set_major_formatter(_BYTES)
         ax.set_xlabel("size in the file (bytes)")
         ax.legend(loc="lower right")
     ax.set_yticks(places, [_label(table) for table in tables])
     words = [counted(schema.rows[table], "row") for table in tables]
-    for y, table in enumerate(tables):
-        end = (own[table] + of_indexes[table], y)
-        ax.annotate(words[y], end, (4, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.bar_label(bars, words, padding=4, fontsize=8)
     ax.margins(x=0.15)
-    ax.set_title("Tables by size")
     named = [f"{_one_line(table)} {rows}" for table, rows in zip(tables, words, strict=True)]
     chart.alt = "Tables by size: " + ", ".join(reversed(named))
     return chart
@@ -293,7 +301,7 @@ def monitoring_over_time(monitoring: "Monitoring") -> Chart:
             ax.plot(times, np.divide(values, unit), label=_label(", ".join(labels) or gauges[gauge]), **style)
             for rule in RULES:
                 if (rule.gauge, tuple(rule.labels.values())) == (gauge, labels) and not rule.per:
-                    limit = rule.limit_of(monitoring.settings) * rule.unit / unit
+                    limit = rule.limit_of(monitoring.settings) * rule.unit.size / unit
                     ax.axhline(limit, color=colour, linestyle="--", linewidth=1.2, label=_label(f"limit: {rule.title}"))
                     words.append(f"its limit {limit:,.4g}")
         ax.set_title(title, fontsize=10)
@@ -390,7 +398,7 @@ def _basis(run: "Entry") -> tuple[str, ...]:
 
 def sizes_over_time(history: "History") -> Chart:
     """Draw how the file of the database has grown, and the largest tables and indexes in it."""
-    lines: defaultdict[str, list[tuple[Any, int]]] = defaultdict(list)
+    lines: defaultdict[str, _Line] = defaultdict(list)
     for run in history.runs:
         of = f" of {run.database}" if run.label != run.notebook else ""
         for name, size in {_FILE: run.size, **run.found("sizes")}.items():
@@ -399,17 +407,12 @@ def sizes_over_time(history: "History") -> Chart:
     if not lines:
         return _blank("no size is recorded yet: run validate.ipynb")
     chart, (ax,) = _new_chart(3.4)
-    largest = sorted(lines, key=lambda name: (not name.startswith(_FILE), -lines[name][-1][1]))
-    ends = []
-    for name, (colour, marker) in zip(largest, _LINES, strict=False):
-        times, sizes = zip(*lines[name], strict=True)
-        ax.plot(times, sizes, color=colour, marker=marker, markersize=_marker_size(times), label=_label(name))
-        ends.append(f"{_one_line(name)} {sizes[0]:,} bytes at first, {sizes[-1]:,} at last")
+    largest = sorted(lines, key=lambda name: (not name.startswith(_FILE), -lines[name][-1][1]))[: len(_LINES)]
+    _draw_lines(ax, {name: lines[name] for name in largest})
     ax.yaxis.set_major_formatter(_BYTES)
     ax.set(title="The file, and the largest tables and indexes in it", ylabel="size (bytes)")
-    ax.set_ylim(bottom=0)
-    _legend_beside(ax)
     _time_axis(ax, _START)
+    ends = [f"{_one_line(n)} {lines[n][0][1]:,} bytes at first, {lines[n][-1][1]:,} at last" for n in largest]
     chart.alt = f"Sizes over time: {'; '.join(ends)}"
     return chart
 
@@ -423,26 +426,22 @@ def _span(runs: Sequence["Entry"]) -> str:
 
 def rows_over_time(growth: "Excerpt") -> Chart:
     """Draw the existing rows, summed up by day of creation, of the largest tables and of all others together."""
-    by_day: defaultdict[str, dict[date, int]] = defaultdict(dict)
+    by_day: defaultdict[str, Counter[date]] = defaultdict(Counter)
     for table, day, rows in growth.rows:
         by_day[table][day] = rows
-    totals = {table: sum(days.values()) for table, days in by_day.items()}
-    if not totals:
+    if not by_day:
         return _blank("no row yet: there is nothing to draw")
-    largest = sorted(totals, key=lambda table: -totals[table])
-    groups = {table: [table] for table in largest[: len(_LINES) - 1]}
-    if rest := largest[len(groups) :]:
-        groups[counted(len(rest), "smaller table")] = rest
-    dates: list[Any] = sorted({day for days in by_day.values() for day in days})  # matplotlib's types know no dates
+    largest = sorted(by_day, key=lambda table: -by_day[table].total())
+    drawn = {table: by_day[table] for table in largest[: len(_LINES) - 1]}
+    if rest := largest[len(drawn) :]:
+        drawn[counted(len(rest), "smaller table")] = sum((by_day[table] for table in rest), Counter())
+    dates = sorted({day for days in by_day.values() for day in days})
     chart, (ax,) = _new_chart(3.4)
-    for (name, tables), (colour, marker) in zip(groups.items(), _LINES, strict=False):
-        came = [sum(by_day[table].get(day, 0) for table in tables) for day in dates]
-        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": _marker_size(dates)}
-        ax.plot(dates, np.cumsum(came), label=_label(name), drawstyle="steps-post", **style)
-    ax.set(title="Rows that exist now, by the day on which they were created", ylabel="rows by then", ylim=(0, None))
+    sums = {name: [*accumulate(days[day] for day in dates)] for name, days in drawn.items()}
+    _draw_lines(ax, {name: list(zip(dates, rows, strict=True)) for name, rows in sums.items()}, drawstyle="steps-post")
+    ax.set(title="Rows that exist now, by the day on which they were created", ylabel="rows by then")
     ax.yaxis.set_major_formatter(EngFormatter(sep=""))
-    _legend_beside(ax)
     _time_axis(ax, "day (UTC)")
-    noted = ", ".join(f"{_one_line(table)} {totals[table]:,}" for table in largest)
+    noted = ", ".join(f"{_one_line(table)} {by_day[table].total():,}" for table in largest)
     chart.alt = f"Rows by the day on which they came, {dates[0]} to {dates[-1]}: {noted}"
     return chart
