@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.health.rows import LEVELS, OF_LIMIT, TRIM
@@ -108,17 +108,17 @@ def _shown(sample: Sample) -> str:
     return form.format(sample.value / unit)
 
 
-# How to format a limit, and its unit in units of the gauge: by the last word of the setting's name or, for a fixed
-# limit, by the gauge.
-_UNITS = {
-    "minutes": ("{:,.0f} minutes", 60),
-    "hours": ("{:,.1f} hours", 3600),
-    "days": ("{:,.1f} days", 86_400),
-    "mb": ("{:,.0f} MB", MB),
-    "ms": ("{:.3g} ms", 1e-3),
-    SESSION_BYTES: (OF_LIMIT, MAX_BYTES / 100),
-    UP: ("{:.0f}", 1),
-}
+class Unit(NamedTuple):
+    """Hold how a limit is shown, and the size of its unit in units of the gauge."""
+
+    form: str
+    size: float
+
+
+_MINUTES, _HOURS = Unit("{:,.0f} minutes", 60), Unit("{:,.1f} hours", 3600)
+_DAYS, _DAYS_LEFT = Unit("{:,.1f} days", 86_400), Unit("{:,.1f} days", 1)
+_MB, _MS, _NUMBER = Unit("{:,.0f} MB", MB), Unit("{:.3g} ms", 1e-3), Unit("{:.0f}", 1)
+_PERCENT = Unit(OF_LIMIT, MAX_BYTES / 100)
 # The words for a limit that is kept, the words for one that is not, and the PromQL operator.
 _WORDS = {"above": ("at most", "over", ">"), "below": ("at least", "under", "<")}
 
@@ -136,7 +136,8 @@ class Rule:
     title: str
     gauge: str
     limit: str | float
-    severity: Literal["critical", "warning"]
+    unit: Unit
+    severity: Literal["critical", "warning"] = "warning"
     wait: str = "0m"
     fires: Literal["above", "below", "absent"] = "above"
     per: str = ""
@@ -157,32 +158,13 @@ class Rule:
         """Whether the gauge holds a time, so that the rule compares its age."""
         return self.gauge.endswith("_timestamp_seconds")
 
-    @property
-    def unit(self) -> float:
-        """The unit of the limit, in units of the gauge."""
-        return 1 if self.per else _UNITS[self._unit][1]
-
-    @property
-    def _unit(self) -> str:
-        return self.limit.rpartition("_")[2] if isinstance(self.limit, str) else self.gauge
-
     def shown(self, value: float) -> str:
         """Format a value that is in the limit's unit."""
-        return _UNITS[self._unit][0].format(value)
+        return self.unit.form.format(value)
 
     def limit_of(self, settings: Settings) -> float:
         """Return the limit, in its own unit."""
         return float(getattr(settings, self.limit) if isinstance(self.limit, str) else self.limit)
-
-    def measured(self, snapshot: Snapshot) -> tuple[Sample, float] | None:
-        """Return the worst sample and its value in the limit's unit; None if none was measured."""
-        found = [s for s in snapshot.samples if s.name == self.gauge and self.labels.items() <= s.labels.items()]
-        divisor = snapshot.value(self.per) if self.per else 1
-        if not found or divisor is None:
-            return None
-        sample = (max if self.fires == "above" else min)(found, key=lambda one: one.value)
-        value = snapshot.taken_at.timestamp() - sample.value if self.age else sample.value
-        return sample, value / divisor / self.unit if divisor else math.inf
 
     def expression(self, settings: Settings) -> str:
         """Return the rule in PromQL, for the database of ``settings``."""
@@ -194,24 +176,26 @@ class Rule:
         value = f"time() - {value}" if self.age else value
         value = f"{value} / {self.per}{{{selector}}}" if self.per else value
         ahead = f" or {value} < {-AHEAD_S}" if self.age else ""
-        return f"{value} {_WORDS[self.fires][2]} {self.limit_of(settings) * self.unit!r}{ahead}"
+        return f"{value} {_WORDS[self.fires][2]} {self.limit_of(settings) * self.unit.size!r}{ahead}"
 
 
 RULES = (
-    Rule("database_unreadable", "database can be read", UP, 1, "critical", "5m", "below"),
-    Rule("metrics_absent", "metrics", TAKEN, 0, "critical", "15m", "absent"),
-    Rule("metrics_stale", "age of the metrics", TAKEN, "metrics_max_age_minutes", "critical"),
-    Rule("backup_old", "age of the last proven backup", LAST_BACKUP, "backup_max_age_hours", "critical"),
-    Rule("validation_old", "age of the last green validation", LAST_VALIDATION, "validation_max_age_days", "warning"),
-    Rule("disk_low", "free disk", DISK_FREE, "min_free_mb", "critical", "5m", "below"),
-    Rule("disk_full_soon", "disk until full", DISK_FREE, "disk_full_days", "warning", "30m", "below", per=GROWTH),
-    Rule("wal_large", "write-ahead log", WAL_BYTES, "max_wal_mb", "warning", "15m"),
-    *(
-        Rule(f"{what}_retrieval_slow", f"{what} retrieval, p99", RETRIEVAL, f"{what}_p99_ms", "warning", "15m", of=what)
-        for what in ("session", "memory")
+    Rule("database_unreadable", "database can be read", UP, 1, _NUMBER, "critical", "5m", "below"),
+    Rule("metrics_absent", "metrics", TAKEN, 0, _NUMBER, "critical", "15m", "absent"),
+    Rule("metrics_stale", "age of the metrics", TAKEN, "metrics_max_age_minutes", _MINUTES, "critical"),
+    Rule("backup_old", "age of the last proven backup", LAST_BACKUP, "backup_max_age_hours", _HOURS, "critical"),
+    Rule("validation_old", "age of the last green validation", LAST_VALIDATION, "validation_max_age_days", _DAYS),
+    Rule("disk_low", "free disk", DISK_FREE, "min_free_mb", _MB, "critical", "5m", "below"),
+    Rule(
+        "disk_full_soon", "disk until full", DISK_FREE, "disk_full_days", _DAYS_LEFT, "warning", "30m", "below", GROWTH
     ),
-    Rule("session_large", f"largest session, {LEVELS[0]} %", SESSION_BYTES, LEVELS[0], "warning"),
-    Rule("session_nearly_full", f"largest session, {LEVELS[1]} %", SESSION_BYTES, LEVELS[1], "warning"),
+    Rule("wal_large", "write-ahead log", WAL_BYTES, "max_wal_mb", _MB, wait="15m"),
+    Rule(
+        "session_retrieval_slow", "session retrieval, p99", RETRIEVAL, "session_p99_ms", _MS, wait="15m", of="session"
+    ),
+    Rule("memory_retrieval_slow", "memory retrieval, p99", RETRIEVAL, "memory_p99_ms", _MS, wait="15m", of="memory"),
+    Rule("session_large", f"largest session, {LEVELS[0]} %", SESSION_BYTES, LEVELS[0], _PERCENT),
+    Rule("session_nearly_full", f"largest session, {LEVELS[1]} %", SESSION_BYTES, LEVELS[1], _PERCENT),
 )
 _REMEDIES = {
     UP: "run troubleshoot.ipynb",
@@ -231,22 +215,25 @@ def alerts_of(snapshot: Snapshot, settings: Settings) -> list[Check]:
 
 
 def _judged(rule: Rule, snapshot: Snapshot, settings: Settings) -> Check:
-    limit, measured = rule.limit_of(settings), rule.measured(snapshot)
+    """Judge the worst sample of a rule's gauge."""
+    limit = rule.limit_of(settings)
     expected = f"{_WORDS[rule.fires][0]} {rule.shown(limit)}"
     evidence = (f"{rule.name}, {rule.severity}: {rule.expression(settings)}",)
-    if measured is None:
+    found = [s for s in snapshot.samples if s.name == rule.gauge and rule.labels.items() <= s.labels.items()]
+    divisor = snapshot.value(rule.per) if rule.per else 1
+    if not found or divisor is None:
         return Check(rule.id, "skip", expected, "not measured", evidence=evidence, name=rule.title)
-    sample, value = measured
-    ahead = rule.age and value * rule.unit < -AHEAD_S
-    observed = "no growth" if math.isinf(value) else rule.shown(value)
-    if rule.age and not sample.value:
+    worst = (max if rule.fires == "above" else min)(found, key=lambda sample: sample.value)
+    value = snapshot.taken_at.timestamp() - worst.value if rule.age else worst.value
+    value = value / divisor / rule.unit.size if divisor else math.inf
+    observed, remedy = "no growth" if math.isinf(value) else rule.shown(value), _REMEDIES[rule.gauge]
+    if rule.age and not worst.value:
         observed = "never"
-    if ahead:
-        observed = f"{rule.shown(-value)} in the future"
-    if more := [f"{name} {of}" for name, of in sample.labels.items() if name not in rule.labels]:
+    if ahead := rule.age and value * rule.unit.size < -AHEAD_S:
+        observed, remedy = f"{rule.shown(-value)} in the future", SEE_CLOCK
+    if more := [f"{name} {of}" for name, of in worst.labels.items() if name not in rule.labels]:
         observed += f" ({', '.join(more)})"
-    holds = not (ahead or (value > limit if rule.fires == "above" else value < limit))
-    remedy = SEE_CLOCK if ahead else _REMEDIES[rule.gauge]
+    holds = not ahead and (value <= limit if rule.fires == "above" else value >= limit)
     otherwise: Status = "fail" if rule.severity == "critical" and settings.alerts_fail else "warn"
     return Check.that(rule.id, holds, expected, observed, remedy, otherwise, evidence, name=rule.title)
 

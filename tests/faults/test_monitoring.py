@@ -261,7 +261,7 @@ SEVERITIES = {"critical": "fail", "warning": "warn"}
 
 def sample(rule: Rule, value: float, given: dict[tuple[str, str], Sample]) -> Sample:
     """Return what makes the value of a rule, in its setting's unit, such as it is wanted."""
-    value *= rule.unit
+    value *= rule.unit.size
     if rule.per:
         return Sample(rule.per, given[key_of(rule)].value / value)
     return Sample(rule.gauge, NOW.timestamp() - value if rule.age else value, rule.labels)
