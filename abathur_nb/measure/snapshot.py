@@ -9,7 +9,7 @@ import sqlite3
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import cycle, islice, takewhile
@@ -80,16 +80,11 @@ def _around(settings: Settings) -> Iterator[Sample]:
         yield Sample(name, size)
     with suppress(OSError):
         yield Sample(alerts.DISK_FREE, free_mb(nearest_existing(settings.db_path.parent)) * MB)
-    yield Sample(alerts.LAST_BACKUP, _last_backup(settings))
-    yield Sample(alerts.LAST_VALIDATION, _last_validation(settings))
-
-
-def _last_backup(settings: Settings) -> float:
-    """Return the time of the newest backup that can restore this database; 0 for none. Read-only."""
+    last = None
     with suppress(OSError, RefusedError):
-        found = newest_fit(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path))
-        return found.taken_at.timestamp() if found else 0.0
-    return 0.0
+        last = newest_fit(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path))
+    yield Sample(alerts.LAST_BACKUP, last.taken_at.timestamp() if last else 0)
+    yield Sample(alerts.LAST_VALIDATION, _last_validation(settings))
 
 
 def _last_validation(settings: Settings) -> float:
@@ -278,8 +273,8 @@ async def measure(settings: Settings, now: datetime) -> list[Sample]:
             *largest,
             Sample(alerts.READ, read, {"of": "rows"}),
             Sample(alerts.READ, min(1.0, len(sizes) / max(1, sessions)), {"of": "sizes of sessions"}),
-            *await _retrieved(conn, until(), "session", "sessions", drawn, sizes),
-            *await _retrieved(conn, until(), "memory", "memory_entries", others, {}),
+            *await _retrieved(conn, until(), "session", "sessions", drawn),
+            *await _retrieved(conn, until(), "memory", "memory_entries", others),
             *await _memories(conn, until(), since, last["memory_entries"]),
             *(Sample("abathur_rows", rows, {"table": table}) for table, (rows, _) in tables.items()),
             *(Sample("abathur_rows_of_last_day", recent, {"table": table}) for table, (_, recent) in tables.items()),
@@ -328,27 +323,23 @@ async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> 
 
 
 def _sizes(until: float, table: str, rowids: Iterable[int], conn: sqlite3.Connection) -> _Sizes:
-    sizes = {}
+    """Return the sizes of the columns of rows, until the time is up."""
+    sizes: _Sizes = {}
     for rowid in takewhile(lambda _: monotonic() < until, rowids):
-        with suppress(sqlite3.OperationalError):  # the row was removed meanwhile, or the value is a number
-            sizes[rowid] = {column: _size_of(conn, table, column, rowid) for column in _COLUMNS[table]}
+        with suppress(sqlite3.OperationalError), ExitStack() as blobs:  # the row is gone, or the value is a number
+            # A blob handle takes the size from the row's header and reads no page of the value.
+            found = {
+                name: blobs.enter_context(conn.blobopen(table, name, rowid, readonly=True)) for name in _COLUMNS[table]
+            }
+            sizes[rowid] = {name: len(blob) for name, blob in found.items()}
     return sizes
 
 
-def _size_of(conn: sqlite3.Connection, table: str, column: str, rowid: int) -> int:
-    # A blob handle takes the size from the row's header and reads no page of the value.
-    with conn.blobopen(table, column, rowid, readonly=True) as blob:
-        return len(blob)
-
-
-async def _retrieved(
-    conn: Connection, until: float, what: str, table: str, drawn: list[sqlite3.Row], sizes: _Sizes
-) -> list[Sample]:
+async def _retrieved(conn: Connection, until: float, what: str, table: str, drawn: list[sqlite3.Row]) -> list[Sample]:
     """Time the store's retrieval of the ``drawn`` rows; return no samples if there are no rows."""
     sql, columns = load_queries()[f"get_{what}"].sql, _COLUMNS[table]
     # Values longer than the store writes are left out: to retrieve one can take minutes.
-    rest = [row["rowid"] for row in drawn if row["rowid"] not in sizes]
-    sizes = sizes | await conn.apply(partial(_sizes, (monotonic() + until) / 2, table, rest))
+    sizes = await conn.apply(partial(_sizes, (monotonic() + until) / 2, table, [row["rowid"] for row in drawn]))
     drawn = [row for row in drawn if max(sizes.get(row["rowid"], {"": inf}).values()) <= MAX_BYTES]
 
     async def retrieve(row: sqlite3.Row) -> object:

@@ -24,7 +24,7 @@ T = TypeVar("T")
 _BATCH = 100_000  # rows in one transaction: smaller transactions write index pages more often
 _CACHE_SIZE = -500_000  # KiB, when negative; a third faster than with 64 MB
 
-# How many versions each of ten memories has: most have one, few have many. _PLACES: each row's memory and version.
+# How many versions each of ten memories has: most have one, few have many. _PLACES: the memory and version of a row.
 _VERSIONS = (1, 1, 1, 1, 1, 1, 2, 2, 3, 7)
 _PLACES = tuple((memory, version) for memory, last in enumerate(_VERSIONS) for version in range(1, last + 1))
 
@@ -59,9 +59,9 @@ async def fill(
 
 def memory_keys(rows: int, count: int) -> list[tuple[str, str]]:
     """Return up to ``count`` (namespace, key) pairs of current memories of `fill`, in large and small namespaces."""
-    blocks, rest = divmod(rows, len(_PLACES))
-    whole = blocks * len(_VERSIONS) + sum(_VERSIONS[memory] == version for memory, version in _PLACES[:rest])
-    return [(_namespace(n), f"key-{n}") for n in _spread([n for n in range(whole) if not _is_deleted(n)], count)]
+    last, _ = _place(rows - 1)
+    live = [memory for memory in range(last + 1) if not _is_deleted(memory)]
+    return [(_namespace(memory), f"key-{memory}") for memory in _spread(live, count)]
 
 
 def session_ids(rows: int, count: int) -> list[str]:
@@ -103,6 +103,13 @@ def _namespace(memory: int) -> str:
     return f"synthetic:{('user', 'project', 'agent')[rank % 3]}-{rank:05}:{('facts', 'preferences')[rank % 2]}"
 
 
+def _place(n: int) -> tuple[int, int]:
+    """Return the number of the memory that row ``n`` belongs to, and its version."""
+    block, place = divmod(n, len(_PLACES))
+    memory, version = _PLACES[place]
+    return block * len(_VERSIONS) + memory, version
+
+
 def _is_deleted(memory: int) -> bool:
     return _part(memory, 0.5698402909) < 0.05
 
@@ -126,9 +133,7 @@ def _sessions(n: int) -> Row:
 
 
 def _memories(n: int) -> Row:
-    block, place = divmod(n, len(_PLACES))
-    memory, version = _PLACES[place]
-    memory += block * len(_VERSIONS)
+    memory, version = _place(n)
     return (
         _namespace(memory),
         f"key-{memory}",
