@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from abathur_nb.errors import AbathurError, ChecksFailedError, bound_reached
 from abathur_nb.files import os_cause
-from abathur_nb.text import COLOURS, html_cell, html_table, printable, some, utc_now
+from abathur_nb.text import COLOURS, Shown, html_cell, html_table, printable, some, utc_now
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,7 +103,7 @@ async def run_check(check_id: str, find_out: Callable[[], Awaitable[Check]], *, 
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Report(Shown):
     """Hold the checks of one verb on one subject, usually the database's path.
 
     ``refused`` means that something prevented the work and nothing was done; a failed check says what.
@@ -191,9 +191,6 @@ class Report:
             details += [("evidence", line) for line in (*evidence, *([f"and {left} more"] if left > 0 else []))]
             lines += [f"{'':17}{label}: {text}" for label, text in details if text and check.status != "pass"]
         return "\n".join(lines)
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/html": self.to_html(), "text/plain": str(self)}
 
     def to_html(self) -> str:
         """Return the report as HTML without scripts or links, for light and dark themes."""

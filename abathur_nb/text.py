@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from html import escape
+from itertools import takewhile
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -118,13 +118,10 @@ def clipped(before: str, after: str) -> list[str]:
     """Return two texts; long ones are cut to the place where they first differ."""
     if max(len(before), len(after)) <= _SHOWN:
         return [before, after]
-    pairs = enumerate(zip(before, after, strict=False))
-    same = next((n for n, (one, other) in pairs if one != other), min(len(before), len(after)))
-    cut = max(0, same - _CONTEXT)
-    return [
-        f"{'…' if cut else ''}{text[cut : cut + _SHOWN]}{'…' if text[cut + _SHOWN :] else ''}"
-        for text in (before, after)
-    ]
+    same = [*takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))]
+    cut = max(0, len(same) - _CONTEXT)
+    parts = ((text[cut : cut + _SHOWN], text[cut + _SHOWN :]) for text in (before, after))
+    return [f"{'…' if cut else ''}{part}{'…' if rest else ''}" for part, rest in parts]
 
 
 def shown(value: object) -> str:
@@ -217,11 +214,6 @@ def process_name(pid: int) -> str:
     return f"PID {pid} ({printable(' '.join(command.split()))[:80]})"
 
 
-def as_user(uid: int) -> str:
-    """Return the words that make a shell run a command as another user."""
-    return f"sudo -u {quote(user_name(uid))}"
-
-
 def html_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Return rows of ``<td>`` cells, already escaped, as an HTML table."""
     head = "".join(f"<th style='text-align:left'>{escape(head)}</th>" for head in heads)
@@ -249,7 +241,7 @@ def html_cell(text: str, more: str = "") -> str:
 
 
 class Shown:
-    """Show a result as the table that its ``_table()`` returns."""
+    """Show a result in a notebook: as the table that its ``_table()`` returns, or as its own HTML and text."""
 
     __slots__ = ()
 
@@ -259,8 +251,12 @@ class Shown:
     def __str__(self) -> str:
         return str(self._table())
 
+    def to_html(self) -> str:
+        """Return the result as HTML without scripts or links, for light and dark themes."""
+        return self._table().to_html()
+
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/html": self._table().to_html(), "text/plain": str(self)}
+        return {"text/html": self.to_html(), "text/plain": str(self)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,9 +285,6 @@ class Table(Shown):
     def __str__(self) -> str:
         lines = (" · ".join(cell.replace("\n", "; ") for cell in row if cell) for row in self.rows)
         return f"{self.caption}\n{chr(10).join(lines) or self.nothing}".strip()
-
-    def _table(self) -> "Table":
-        return self
 
     def to_html(self) -> str:
         """Return the table as HTML without scripts or links, for light and dark themes."""

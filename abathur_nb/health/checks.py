@@ -251,7 +251,9 @@ async def objects_check(live: Mapping[str, schema.SchemaObject], check_id: str, 
     words = str(replace(found, extra=()))
     if kind == "table":
         evidence = [f"expected: {ours[name].sql};" for name in found.missing]
-        evidence += [_difference(ours[name].sql, live[name].sql) for name in found.altered]
+        for name in found.altered:
+            lines = (ours[name].sql.splitlines(), live[name].sql.splitlines())
+            evidence.append("\n".join(unified_diff(*lines, "expected", "found", n=1, lineterm="")))
     else:
         evidence = [f"{_one_line(ours[name].sql)};" for name in found.missing]
         for name in found.altered:
@@ -271,7 +273,9 @@ async def others_check(live: Mapping[str, schema.SchemaObject], path: Path) -> C
     found.sort(key=lambda one: (one.type in ("table", "index"), one.name))
     harmful = [one for one in found if one.type not in ("table", "index")]
     renamed = [one.name for one in found if missing and one.type == "table"]  # it may hold the rows of a missing one
-    drops = in_the_way(live) if renamed else harmful or found
+    # What prevents that a table is renamed back: views, triggers, objects with the name of a missing table.
+    in_the_way = [one for one in live.values() if one.type in ("view", "trigger") or one.name in missing]
+    drops = in_the_way if renamed else harmful or found
     # An extra unique index, reference or collation may refuse a write of the store.
     remedy = target.FIND_OUT if harmful else "find out who made it; drop it if nobody needs it, or if a write fails:"
     remedy += f" {target.shell_command(path, [_drop(one) for one in drops])}"
@@ -291,12 +295,6 @@ def _names(found: Sequence[schema.SchemaObject]) -> str:
     return some([f"{one.type} {one.name}" for one in found])
 
 
-def in_the_way(live: Mapping[str, schema.SchemaObject]) -> list[schema.SchemaObject]:
-    """Return what to drop before a table is renamed: views, triggers, objects with the name of a missing table."""
-    missing = schema.Differences.between(live, ("table",)).missing
-    return [one for one in live.values() if one.type in ("view", "trigger") or one.name in missing]
-
-
 def _drop(one: schema.SchemaObject) -> str:
     return f"DROP {one.type.split()[-1].upper()} {_one_line(schema.quoted(one.name))};"
 
@@ -304,11 +302,6 @@ def _drop(one: schema.SchemaObject) -> str:
 def _one_line(sql: str) -> str:
     # A line break would end a comment after --. The DDL of an index has no comment.
     return " ".join(sql.split())
-
-
-def _difference(expected: str, found: str) -> str:
-    """Return the lines in which two statements differ, with one line of context."""
-    return "\n".join(unified_diff(expected.splitlines(), found.splitlines(), "expected", "found", n=1, lineterm=""))
 
 
 async def sequences_check(conn: Connection) -> Check:

@@ -17,7 +17,7 @@ from abathur_nb.files import nearest_existing
 from abathur_nb.report import Check, Status
 from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import SIDE_FILES, explain_error
-from abathur_nb.text import MB, as_user, counted, user_name
+from abathur_nb.text import MB, counted, user_name
 
 FILE_MODES = "file_modes"
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
@@ -59,20 +59,22 @@ def _judged(check_id: str, severity: Severity | None, expected: str, observed: s
 def _directory(settings: Settings) -> Check:
     """Check who owns and who may use the database's directory; init makes a missing one."""
     folder, me = settings.db_path.parent, user_name(os.geteuid())
-    install, for_another = install_command(settings, folder), _is_for_another(settings)
-    expected = f"a directory of {settings.service_account if for_another else me}'s own, mode 0700"
+    install, account = install_command(settings, folder), settings.service_account
+    # With a path of one's own it is a trial, perhaps on a machine without that account.
+    for_another = account not in ("", me) and (settings.is_own_path or _has_account(account))
+    expected = f"a directory of {account if for_another else me}'s own, mode 0700"
     if not os.path.lexists(folder):
         place = nearest_existing(folder)
         if not os.access(place, _ALL):
             observed = f"no {folder}, and {me} may not make it in {place}"
             return _judged("directory", "refuse", expected, observed, install)
-        observed = f"{folder} will be made 0700" + (f" for {me}, not for {settings.service_account}" * for_another)
+        observed = f"{folder} will be made 0700" + (f" for {me}, not for {account}" * for_another)
         return _judged("directory", "warn" if for_another else None, expected, observed, install)
     found = os.lstat(folder)
     mode, mine = stat.S_IMODE(found.st_mode), found.st_uid == os.geteuid()
     another = f"take a directory of its own: -p db_path {quote(str(folder / 'abathur' / settings.db_path.name))}"
     chmod = f"chmod 700 {quote(str(folder))}"
-    as_owner = f"run it as the owner: {as_user(found.st_uid)} {join(settings.command('init'))}"
+    as_owner = f"run it as the owner: sudo -u {quote(user_name(found.st_uid))} {join(settings.command('init'))}"
     if mode & 0o077:  # others may use it, as they use /tmp or /etc
         chmod = f"if nobody else uses it: {chmod}; else {another}"
     # The file system may forbid what the mode allows.
@@ -131,27 +133,19 @@ def _is_unmapped(uid: int) -> bool:
     return uid == int(Path("/proc/sys/kernel/overflowuid").read_text()) and mapped != ["0", "0", "4294967295"]
 
 
-def _is_for_another(settings: Settings) -> bool:
-    """Return whether the database shall belong to another user than this one."""
-    if settings.service_account in ("", user_name(os.geteuid())):
-        return False
+def _has_account(name: str) -> bool:
     try:
-        return pwd.getpwnam(settings.service_account).pw_uid != os.geteuid()
-    except (
-        KeyError,
-        ValueError,
-    ):  # with another path than the default it is a trial, on a machine without that account
-        return settings.is_own_path
+        return bool(pwd.getpwnam(name))
+    except (KeyError, ValueError):  # a name that cannot be encoded is a ValueError
+        return False
 
 
 def install_command(settings: Settings, folder: Path) -> str:
     """Return the command that makes ``folder`` for its owner, and the owner's account if it is missing."""
     name = settings.service_account or user_name(os.geteuid())
-    user, make_account = quote(name.removeprefix("#")), ""  # install takes a number without #
-    try:
-        pwd.getpwnam(name)
-    except (KeyError, ValueError):  # a name that cannot be encoded is a ValueError
-        make_account = "" if user.isdecimal() else f"sudo useradd --system --user-group {user} && "
+    user = quote(name.removeprefix("#"))  # install takes a number without #
+    exists = user.isdecimal() or _has_account(name)
+    make_account = "" if exists else f"sudo useradd --system --user-group {user} && "
     return f"{make_account}sudo install -d -o {user} -m 700 {quote(str(folder))}"
 
 

@@ -45,7 +45,7 @@ from abathur_nb.text import SHELL, url_fault, without_url_secrets
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = "chmod|conda|df|du|export|find|fuser|ls|mkdir|mv|namei|python|rm|sqlite3|sudo"
-SAFE = ("quote(", "join(", "600 if ", "700 if ", "as_user(")  # quoted, a mode, or a user
+SAFE = ("quote(", "join(", "600 if ", "700 if ")  # quoted, or a mode
 SAFE_NAMES = {"quoted", "q", "user", "given", "folder", "settings.env", "timer", "earlier.run_id", "later.run_id"}
 # A command begins a sentence or stands behind a colon, and reaches to the next sentence.
 COMMAND = re.compile(rf"(?:^|[:;,] |&& |then )((?:/\S*/python|{COMMANDS}) [^;]*?)(?=$|; |, | && |: )", re.MULTILINE)
