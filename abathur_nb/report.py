@@ -26,7 +26,8 @@ _MARKS: dict[Status, str] = {
     "pass": "✓ pass",
     "skip": "– skip",
 }
-_WORST_FIRST: dict[Status, int] = {"error": 0, "fail": 1, "warn": 2}  # the rest come last, in their order
+# What failed is the cause of what could not run; the rest come last, in their order.
+_WORST_FIRST: dict[Status, int] = {"fail": 0, "error": 1, "warn": 2}
 _FAILURES_NAMED = 6  # checks that the error of a failed report names
 _SHOWN_PASSED = 30  # if more checks passed, they are folded away
 _PRE = "<pre style='font-family:monospace;background:none;white-space:pre-wrap'>"
@@ -138,7 +139,7 @@ class Report(Shown):
         """Raise ChecksFailedError, which names the failed checks, unless the report is ``ok``."""
         if self.ok:
             return
-        failed = [check for check in self.checks if check.failed]
+        failed = [check for check in self._worst_first() if check.failed]
         named = [f"{check.name}: {check.observed.partition(chr(10))[0][:200]}" for check in failed]
         verdict = "refused" if self.refused else f"{len(failed)} of {len(self.checks)} checks failed"
         words = f"{self.title} of {self.subject}: {verdict}: {some(named, _FAILURES_NAMED, ' | ')}"

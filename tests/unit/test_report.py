@@ -73,9 +73,11 @@ async def test_a_check_that_cannot_be_asked_could_not_run_but_a_fault_of_the_pac
 def test_every_form_shows_every_check_failures_first() -> None:
     made = report(*EVERY)
     for text in (str(made), made.to_html(), made.to_markdown()):
-        places = [text.index(name) for name in ("is error", "is fail", "is warn")]
+        places = [text.index(name) for name in ("is fail", "is error", "is warn")]
         assert places == sorted(places)
         assert max(places) < min(text.index("is pass"), text.index("is skip"))
+    with pytest.raises(ChecksFailedError, match=r"is fail.*is error"):
+        made.raise_for_failures()
     assert list(made.to_frame()["name"]) == [check.name for check in EVERY]
     columns = ["id", "name", "status", "expected", "observed", "remedy", "evidence", "data"]
     assert list(report().to_frame().columns) == columns
