@@ -53,9 +53,14 @@ class Content:
     rows: Mapping[str, int]
 
     @property
+    def tables(self) -> dict[str, int]:
+        """Return the rows of each table but SQLite's own."""
+        return {name: count for name, count in self.rows.items() if not name.startswith("sqlite_")}
+
+    @property
     def total(self) -> int:
-        """Return the number of rows of all tables."""
-        return sum(self.rows.values())
+        """Return the number of rows of all tables but SQLite's own."""
+        return sum(self.tables.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ async def _read(path: Path, connection: AbstractAsyncContextManager[Connection])
         if state == "damaged" or getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_ERROR:
             return Standing("unreadable", _check(f"{path} can't be read to its end: {explained.observed}"), path)
         return Standing("forbidden", _check(explained.observed, explained.remedy), path)
-    rows = ", ".join(f"{name} {count:,}" for name, count in content.rows.items() if count)
+    rows = ", ".join(f"{name} {count:,}" for name, count in content.tables.items() if count)
     observed = f"{path}, {counted(content.total, 'row')}: {rows or 'none'}"
     seen = replace(_check(observed), expected="", evidence=(f"digest {content.digest}",))
     return Standing("readable", seen, path, content, form)

@@ -206,7 +206,7 @@ async def back_up(
             taken_at = datetime.now(UTC)
             alien = not_ours(await read_schema(conn))
             content = await read_content(conn, progress=bar.update)
-            bar.total = 2 * content.total  # they are read again by the proof
+            bar.total = 2 * sum(content.rows.values())  # they are read again by the proof
             started = perf_counter()
             await copy_out(conn, draft, owned_as=folder)
             copied_s = perf_counter() - started
@@ -289,7 +289,7 @@ def _checks(backup: Backup, copied_s: float, alien: str) -> list[Check]:
     noted += f"; it holds {alien}: only its pages and the rows of its tables were compared" if alien else ""
     size, digest, sha256 = facts["bytes"], content.digest, facts["sha256_of_file"]
     copied = f"{backup.path}, {size:,} bytes, copied in {copied_s:.2f} s"
-    rows = tuple(f"{name}: {counted(count, 'row')}" for name, count in content.rows.items())
+    rows = tuple(f"{name}: {counted(count, 'row')}" for name, count in content.tables.items())
     found = {"path": str(backup.path), "bytes": size, "rows": dict(content.rows)}
     proven = f"{counted(content.total, 'row')}, digest {digest[:12]}…; restored and validated in {took:.2f} s"
     hashes = (f"digest {digest}", f"file {sha256}", f"taken at {facts['taken_at']} UTC")

@@ -114,5 +114,5 @@ def _chosen(backup: Backup, settings: Settings, not_ours: str, notes: list[str])
     expected = "the newest backup of this database, of which validation passed"
     observed = f"{backup.path}, {counted(backup.content.total, 'row')}, {age(backup.taken_at)}"
     remedy = "make sure that this is the backup that you want; validate the database after the restore"
-    rows = [f"{name}: {counted(count, 'row')}" for name, count in backup.content.rows.items()]
+    rows = [f"{name}: {counted(count, 'row')}" for name, count in backup.content.tables.items()]
     return Check.that("backup", not words, expected, "; ".join([observed, *words]), remedy, "warn", rows)

@@ -81,6 +81,7 @@ async def test_an_open_reader_keeps_its_snapshot(database: Settings, backup: Bac
     assert not list(database.db_path.parent.glob(".abathur-*"))
     assert (report.ok, report.title) == (True, "restore (plan)")
     assert backup.path.name in observed(report)
+    assert "sqlite_" not in observed(report), "SQLite's own table"
     reader = sqlite3.connect(database.db_path, isolation_level=None)
     count = "SELECT count(*) FROM memory_entries"
     reader.execute("BEGIN")
