@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MANIFEST = ".manifest.json"  # behind the name of the backup
-# Taken before a change; that state is rarely wanted back.
-BEFORE_A_CHANGE = ("pre_put_back", "pre_repair", "pre_restore", "pre_rollback", "rescued", "salvaged")
+# The backups whose state is rarely wanted back, by their reason: how each was made.
+BEFORE_A_CHANGE = {
+    **dict.fromkeys(("pre_put_back", "pre_repair", "pre_restore", "pre_rollback"), "taken before a change"),
+    **{how: how for how in ("rescued", "salvaged")},
+}
 NAME = re.compile(r"abathur_([a-z][a-z0-9_]{0,40})_(\d{8}_\d{6}_\d{3})\.db(\.zst)?")
 FORMAT = 1
 # Fields that older manifests lack; 0 means unknown.
@@ -109,9 +112,9 @@ class Backup:
         return f"its database failed {', '.join(failed)}" if failed else ""
 
     @property
-    def before_a_change(self) -> bool:
-        """Return whether it was taken before a repair or a replacement, to undo that."""
-        return self.facts["reason"] in BEFORE_A_CHANGE
+    def before_a_change(self) -> str:
+        """Return how one that is restored only by its name was made, such as to undo a change; else an empty text."""
+        return BEFORE_A_CHANGE.get(self.facts["reason"], "")
 
     @property
     def manifest(self) -> Path:
@@ -269,7 +272,7 @@ def find_backup(
     by_name = "".join(f"-p backup {quote(b.path.name)}" for b in kept[-1:])
     by_name += "".join(f" -p from_env {quote(b.facts['env'])}" for b in kept[-1:] if b.facts["env"] != env)
     if chosen is None:
-        known = "; ".join([*worse, *(f"{b.path.name} was taken before a change" for b in kept)])
+        known = "; ".join([*worse, *(f"{b.path.name}: {b.before_a_change}" for b in kept)])
         observed = f"{folder} holds no backup of {env} that can be restored: {known or 'there is none'}"
         raise RefusedError(observed, f"name one: {by_name or '-p backup FILE'}")
     if worse:
@@ -279,7 +282,16 @@ def find_backup(
         remedy = f"to take the older one, and lose what came since: -p backup {quote(chosen.path.name)}"
         remedy += f"; newer, and taken by its name only: {by_name}" if by_name else ""
         raise RefusedError(observed + "; ".join(worse), remedy)
-    return chosen, [f"{b.path.name} is newer, taken before a change: it is taken by name only" for b in kept]
+    return chosen, [f"{b.path.name} is newer, {b.before_a_change}: it is taken by name only" for b in kept]
+
+
+def why_unnamed(settings: Settings) -> str:
+    """Return why restore would refuse to take a backup without its name, or an empty text. Read-only."""
+    try:
+        find_backup(settings.backup_dir, None, settings.env, settings.db_path)
+    except (OSError, RefusedError) as error:
+        return str(error)
+    return ""
 
 
 def _may_be_newer(file: str, chosen: Backup | None) -> bool:
@@ -327,7 +339,7 @@ def expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
     """
     kept = set[Path]()
     for before in (False, True):
-        newest_first = [b for b in reversed(backups) if b.before_a_change == before]
+        newest_first = [b for b in reversed(backups) if bool(b.before_a_change) == before]
         kept |= {b.path for b in (*newest_first[: max(keep.last, 1)], *[b for b in newest_first if not b.unfit][:1])}
         for period, form in _PERIODS.items():
             newest: dict[str, Path] = {}

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import aiosqlite
 
 from abathur_nb.backups.aside import JournalError, begun, users_of
+from abathur_nb.backups.manifest import why_unnamed
 from abathur_nb.backups.taking import open_copy
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError, RefusedError
@@ -46,7 +47,7 @@ from abathur_nb.text import MB, process_name, some
 
 # The plan names the parameters, because its hash may be required.
 REPAIR = "read the plan below: it repairs this, and names the parameters that carry it out"
-_RESTORE = "stop its writers; carry out the plan below, which saves what can be read; then restore a backup: {}"
+_RESTORE = "stop its writers; carry out the plan below, which saves what can be read; then {}"
 _FIRST = "first repair what the other checks name, then run this again"
 _JSON = ("json_columns", "json_limits", "readable_text")
 _UNCHECKED = "a writer that had the CHECKs switched off"
@@ -131,12 +132,18 @@ async def _outside(settings: Settings) -> Diagnosis | None:
         log = await asyncio.to_thread(log_check, path)
         if log.failed and (why := await _why_alone(path, log, corrupt=True)):
             return _without_log((check,), log, why)
-        return Diagnosis((replace(check, remedy=_RESTORE.format(restore_command(settings))),), ("salvage",))
+        return Diagnosis((replace(check, remedy=_RESTORE.format(_restoring(settings))),), ("salvage",))
     if check.status == "error":  # a hot journal, which only a writer may roll back
         return Diagnosis((replace(check, remedy=REPAIR),), ("roll back",))
     if there.state == "present" or "remade" in check.data:
         return None
     return Diagnosis((wanted(there, settings),), refused=there.state != "empty")
+
+
+def _restoring(settings: Settings) -> str:
+    """Return the command that restores the newest backup, and why it would be refused. Read-only."""
+    why = why_unnamed(settings)
+    return f"restore a backup: {restore_command(settings)}" + (f" (which needs a name: {why})" if why else "")
 
 
 def _remains(check: Check, path: Path) -> Diagnosis:
@@ -243,7 +250,7 @@ async def _treat(
         found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
         return
     if "encoding" in failing:
-        remedy = f"restore a backup: {restore_command(settings)}; or make it again as UTF-8 of its dump"
+        remedy = f"{_restoring(settings)}; or make it again as UTF-8 of its dump"
         found.plan("encoding", cause="made by another program", remedy=remedy)
         return
     if "journal_mode" in failing:
@@ -256,7 +263,7 @@ async def _treat(
     tables = Differences.between(live, ("table",))
     if tables.missing:
         names = ", ".join(tables.missing)
-        advice = f"restore a backup: {restore_command(settings)}; the rest cannot be judged without {names}"
+        advice = f"{_restoring(settings)}; the rest cannot be judged without {names}"
         if extra := tables.extra:  # after a mere rename, a restore would lose the rows since the backup
             by = f"{extra[0]}_"  # SQLite refuses a name that differs in its capitals alone
             steps = [extra[0], *([by] if extra[0].lower() == tables.missing[0] else ()), tables.missing[0]]
@@ -276,7 +283,7 @@ async def _treat_damage(
     conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis
 ) -> None:
     """Add the repair of a file that fails integrity_check or has a wrong header."""
-    restore, data = restore_command(settings), failing["integrity"].data if "integrity" in failing else {}
+    restore, data = _restoring(settings), failing["integrity"].data if "integrity" in failing else {}
     if not (data.get("is_corrupt") or HEADER in failing):
         found.causes["integrity"] = "the rows that are named below"
         return
@@ -289,7 +296,8 @@ async def _treat_damage(
         found.remedies[HEADER] = _RESTORE.format(restore)
     elif rows := await statements.duplicates(conn, indexes):
         cause = f"rows that share a unique key, which an intact index refuses: {some(rows)}"
-        remedy = f"restore a backup from before them: {restore}; or decide by hand which of these rows stay"
+        before = restore.replace("a backup", "a backup from before them", 1)
+        remedy = f"{before}; or decide by hand which of these rows stay"
         found.plan("integrity", cause=cause, remedy=remedy)
     else:
         found.statements += [Step(f"REINDEX {quoted(name)}") for name in indexes]
@@ -322,7 +330,7 @@ async def _treat_tables(
         cause = f"{_CAUSES['tables']}; in the way of making it anew: {'; '.join(obstacles)}"
         ways = "; ".join(way for way in dict.fromkeys(obstacles.values()) if way)
         again = f"{ways}; then run this again; or " if ways else ""
-        found.plan("tables", cause=cause, remedy=f"{again}restore a backup: {restore_command(settings)}")
+        found.plan("tables", cause=cause, remedy=f"{again}{_restoring(settings)}")
     elif done:
         found.plan("tables")
 

@@ -14,7 +14,7 @@ from sqlite3 import connect as plain_connect
 from typing import Any
 
 from abathur_nb.backups.aside import users_of
-from abathur_nb.backups.manifest import Backup, list_backups, of_database
+from abathur_nb.backups.manifest import Backup, list_backups, of_database, why_unnamed
 from abathur_nb.backups.taking import back_up
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES, BOUND_SQL, AbathurError, BusyError, RefusedError
@@ -36,6 +36,7 @@ _REASON = "salvaged"
 _IDENTITY = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
 _NOT_PLAIN = {"AS", "SELECT", "VIRTUAL", "WITHOUT"}
 _KINDS: dict[str, Any] = {"INTEGER": int, "REAL": int | float, "TEXT": str}
+_STATES = ("lost", "partly", "intact")  # of tables, what was lost first
 _SHOWN = 20  # lost rowids
 # Rows of a damaged file may break rules; with the rules on, SQLite would leave such rows out.
 _RULES = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF;"
@@ -73,9 +74,10 @@ async def salvage(settings: Settings) -> Check:
         broken = {rule["table"] for check in failed for rule in check.data.get("broken", ())}
         with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
             backup, _ = await back_up(found, reason=_REASON, database=settings.db_path)
-    verdicts = {table.name: table.verdict(table.name in broken) for table in tables}
+    judged = {table.name: table.verdict(table.name in broken) for table in tables}
+    verdicts = dict(sorted(judged.items(), key=lambda one: _STATES.index(one[1][0])))
     states = Counter(state for state, _ in verdicts.values())
-    noted = ", ".join(f"{states[state]} {state}" for state in ("intact", "partly", "lost") if states[state])
+    noted = ", ".join(f"{states[state]} {state}" for state in _STATES if states[state])
     valid = f"it fails {', '.join(check.name for check in failed)}" if failed else "it is valid"
     return Check(
         "salvaged",
@@ -83,17 +85,17 @@ async def salvage(settings: Settings) -> Check:
         _EXPECTED,
         f"{backup.path}: {counted(rows, 'row')}; of {counted(len(tables), 'table')} {noted}; {valid}{log}",
         _remedy(settings, backup),
-        (*(f"{name}: {state}, {saved}" for name, (state, saved) in verdicts.items()), *notes),
+        (*notes, *(f"{name}: {state}, {saved}" for name, (state, saved) in verdicts.items())),
         data={"path": str(backup.path), "tables": {name: state for name, (state, _) in verdicts.items()}},
     )
 
 
 def _remedy(settings: Settings, backup: Backup) -> str:
-    restore = restore_command(settings)
-    return (
-        f"either restore a backup: {restore}; then copy from this one what is newer\n"
-        f"or restore this one: {restore} -p backup {backup.path.name}"
-    )
+    restore, why = restore_command(settings), why_unnamed(settings)
+    this = f"restore this one: {restore} -p backup {backup.path.name}"
+    if why:
+        return f"{this}; without a name it is refused: {why}"
+    return f"either restore a backup: {restore}; then copy from this one what is newer\nor {this}"
 
 
 def _state(path: Path) -> dict[str, tuple[int, int]]:

@@ -266,16 +266,20 @@ async def test_damaged_pages_are_salvaged_once_into_a_new_file_and_never_repaire
     path = database.db_path
     run_sql(path, *ROWS, *(MEMORY.replace("'k'", f"'k{n}'") for n in range(50)))
     spoil_table(path, "tasks")
+    assert "holds no backup of development" in check_of(await nb.troubleshoot(database), "integrity").remedy
     first = await nb.troubleshoot(database, repair=True)
     with untouched(path):
         report = await nb.troubleshoot(database, repair=True)
     assert "integrity" in failing(report)
     assert "plan" not in {check.name for check in report.checks}
     assert check_of(report, "salvaged").remedy == check_of(first, "salvaged").remedy
-    assert "restore a backup" in check_of(report, "salvaged").remedy
+    assert check_of(report, "salvaged").remedy.startswith("restore this one: "), "what would be refused is not offered"
+    lost, *_, intact = check_of(first, "salvaged").evidence
+    assert lost.startswith("tasks: lost"), "what is lost comes first"
+    assert "intact" in intact
     assert "memory_entries: intact, 54 rows" in check_of(first, "salvaged").evidence
     (salvaged,) = list_backups(database.backup_dir)[0]
-    assert salvaged.before_a_change, "never restored unasked"
+    assert salvaged.before_a_change == "salvaged", "never restored unasked"
 
 
 async def test_side_files_of_a_lost_database_are_moved_aside_and_it_can_be_made_anew(database: Settings) -> None:
