@@ -27,6 +27,8 @@ from abathur_nb.text import did_you_mean, printable, shown, utc_now
 
 ADDED = "abathur-verdict"  # the tag of the cells that the runner adds when a run has not passed
 _PARAMETERS = "parameters"
+# Tags by which papermill and nbclient place the values, skip a cell, or go on after its error.
+_OBEYED = {_PARAMETERS, "skip-execution", "raises-exception"}
 # Tags of cells that the runner and papermill add to an executed notebook.
 _REMARKS = {ADDED, "papermill-error-cell-tag"}
 _LONGEST = 16 * 1024 * 1024  # bytes of a notebook
@@ -161,8 +163,8 @@ def same_cells(notebook: Mapping[str, Any], template: bytes) -> bool:
     return _what_runs(notebook) == _what_runs(read_notebook("the template", template, check=False))
 
 
-def _what_runs(notebook: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    return [(cell["cell_type"], cell["source"], _PARAMETERS in _tags(cell)) for cell in cells_of(notebook)]
+def _what_runs(notebook: Mapping[str, Any]) -> list[tuple[str, str, set[str]]]:
+    return [(cell["cell_type"], cell["source"], _tags(cell) & _OBEYED) for cell in cells_of(notebook)]
 
 
 def _tags(cell: Mapping[str, Any]) -> set[str]:

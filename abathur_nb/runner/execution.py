@@ -235,6 +235,8 @@ class _Execution:
                 client: Any = self.make_client()
                 self._client = client
                 client.iopub_timeout, client.raise_on_iopub_timeout = _OUTPUT_S, True
+                # No cell is skipped, and none may fail unseen: no tag has a comma (nbformat).
+                client.skip_cells_with_tag, client.force_raise_errors = ",", True
                 with self._kernel.connected() as client.kc:
                     await self._run_cells(client)
                 if self._kernel.died.done():

@@ -165,7 +165,7 @@ def _run(job: Job, notebook: Any, *, html: bool, **options: Any) -> Verdict:
             # None disables the bar where standard error is not a terminal.
             bar = tqdm(total=len(notebook.cells), desc=job.name, unit="cell", leave=False, disable=None)
             stack.enter_context(bar)
-            return NotebookClient(notebook, force_raise_errors=True, on_cell_start=lambda **_: bar.update())
+            return NotebookClient(notebook, on_cell_start=lambda **_: bar.update())
 
         ending = execute(make_client, environment=job.environment, **options)
     outcome = conclude(job, ending, notebook, html=html)

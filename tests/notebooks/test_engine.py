@@ -72,6 +72,7 @@ def test_a_run_that_passes_is_archived_and_papermills_output_is_its_own(database
 
 ENDINGS = {  # papermill's own engine takes SystemExit(0) for a success, and has the same codes otherwise
     "a check fails": ((), 1, "fail"),
+    "tags that skip a cell and hide an error": ((START, "1 / 0", *SOUND[1:]), 1, "error"),
     "SystemExit(0)": ((START, "raise SystemExit(0)", *SOUND[1:]), 1, "error"),
     "killed": ((START, KILLED, *SOUND[1:]), 138, "error"),
 }
@@ -83,11 +84,16 @@ def test_each_way_of_dying_has_papermills_exit_code_and_the_runners_record(name:
     if not cells:
         drop_index(database.db_path)
     source = write_notebook(Path("mine.ipynb"), *(cells or SOUND))
+    if "tags" in name:
+        notebook = nbformat.read(source, as_version=4)
+        notebook.cells[3].metadata.tags, notebook.cells[4].metadata.tags = ["skip-execution"], ["raises-exception"]
+        nbformat.write(notebook, source)
     with untouched(database.db_path):
         found, messages = run(database, source)
     assert found == code, messages
     record = record_of(only_run(database))
     assert record["verdict"] == verdict
+    assert "tags" not in name or record["error"]["name"] == "ZeroDivisionError"
     assert record["template"]["sha256"] == sha256(source.read_bytes())
     assert artifact_of(only_run(database)).cells[0].source.startswith(f"**{verdict.upper()}: ")
 

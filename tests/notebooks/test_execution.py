@@ -32,7 +32,7 @@ def executed(*cells: str, **options: Any) -> tuple[Ending, Any]:
     """Execute some cells; return how it ended, and the notebook."""
     notebook = notebook_of(*cells)
     options = {"environment": {}, **options}
-    return execute(lambda: NotebookClient(notebook, force_raise_errors=True), **options), notebook
+    return execute(lambda: NotebookClient(notebook), **options), notebook
 
 
 def texts(notebook: Any) -> list[str]:
@@ -53,6 +53,15 @@ def test_a_cell_that_raises_ends_it_there() -> None:
     assert ending == Ending("raised", 1, "KeyError", r"'a\x1bb'")
     assert texts(notebook)[1] == "before\n"
     assert notebook.cells[2].execution_count is None
+
+
+def test_no_tag_of_a_cell_keeps_it_from_running_or_hides_its_error() -> None:
+    notebook = notebook_of("print('ran')", "1 / 0", "2")
+    notebook.cells[0].metadata.tags = ["skip-execution"]
+    notebook.cells[1].metadata.tags = ["raises-exception"]
+    ending = execute(lambda: NotebookClient(notebook), environment={})
+    assert (ending.how, ending.cell, ending.name) == ("raised", 1, "ZeroDivisionError")
+    assert texts(notebook)[0] == "ran\n"
 
 
 def test_a_cell_that_asks_its_kernel_to_exit_ends_it_as_if_it_raised() -> None:
@@ -87,7 +96,7 @@ def test_a_kernel_that_dies_ends_it_with_its_last_whole_line_and_what_it_had_sho
             return shown
 
     notebook = notebook_of("x = 1", f"import os, sys\n{write}\nopen({str(fifo)!r}).read()\n{die}", "2")
-    ending = execute(lambda: Client(notebook, force_raise_errors=True), environment={})
+    ending = execute(lambda: Client(notebook), environment={})
     assert (ending.how, ending.cell, ending.name) == ("died", 1, "DeadKernelError")
     assert re.match(message, ending.message, re.DOTALL), ending.message
     assert len(texts(notebook)) == 1

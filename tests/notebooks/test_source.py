@@ -149,6 +149,11 @@ def test_cells_that_were_added_by_who_executed_it_are_none_of_the_template(tmp_p
     for tag in (ADDED, "papermill-error-cell-tag"):
         executed["cells"].insert(0, {"cell_type": "markdown", "source": "added", "metadata": {"tags": [tag]}})
     assert same_cells(executed, template)
+    for tag in ("skip-execution", "raises-exception"):  # by which papermill skips it, or goes on after its error
+        executed["cells"][-1]["metadata"]["tags"] = [tag]
+        assert not same_cells(executed, template)
+    executed["cells"][-1]["metadata"]["tags"] = ["remove-input"]  # which hides it on a page
+    assert same_cells(executed, template)
     executed["cells"][-1]["source"] += " # edited"
     assert not same_cells(executed, template)
 
