@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ _OBEYED = {_PARAMETERS, "skip-execution", "raises-exception"}
 # Tags of cells that the runner and papermill add to an executed notebook.
 _REMARKS = {ADDED, "papermill-error-cell-tag"}
 _LONGEST = 16 * 1024 * 1024  # bytes of a notebook
-_STARTS = re.compile(r"(?m)^[^#\n]*\bstart_run\(\s*[\w.]+\s*,\s*(?:notebook\s*=\s*)?([\"'])(?P<name>[^\"'\n]+)\1")
+_CELL_MAGIC = re.compile(r"\A\s*%%.*")
 _GUARDS = re.compile(r"(?:\w+\.)?guard\(\)\s*(?:#.*)?")
 
 
@@ -91,8 +92,25 @@ def declared_in(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
 
 def recorded_as(notebook: Mapping[str, Any]) -> str:
     """Return the name under which a notebook starts its record, an empty text if it does not do so itself."""
-    started = _STARTS.search("\n".join(cell["source"] for cell in _code(notebook)))
-    return started["name"] if started else ""
+    nodes = (node for cell in _code(notebook) for node in ast.walk(_parsed(cell["source"])))
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
+        if getattr(call.func, "attr", getattr(call.func, "id", "")) == "start_run":
+            named = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "notebook")]
+            if named and isinstance(named[0], ast.Constant) and isinstance(named[0].value, str):
+                return named[0].value
+    return ""
+
+
+def _parsed(source: str) -> ast.Module:
+    """Return the syntax of a cell, which may hold IPython's magics; that of an empty cell if it is invalid."""
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        from IPython.core.inputtransformer2 import TransformerManager
+
+        with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+            return ast.parse(TransformerManager().transform_cell(_CELL_MAGIC.sub("", source)))
+    return ast.Module([], [])
 
 
 def _code(notebook: Mapping[str, Any]) -> list[Any]:

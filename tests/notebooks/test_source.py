@@ -42,6 +42,26 @@ def test_a_notebook_of_ones_own_is_named_by_the_run_that_it_starts(tmp_path: Pat
     assert read_source(str(named)).name == "my own"
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        'nb.start_run(settings=settings, notebook="mine")',
+        'nb.start_run(notebook="mine", settings=settings)',
+        'start_run(nb.resolve(env, db_path=db_path), "mine")',
+        "%%time\nfiles = !ls\nif files:\n    %pwd\nrun = nb.start_run(\n    settings,\n    'mine',\n)",
+        "text = '\\nnb.start_run(settings, \"other\")'",
+        "text = " + '"""\nnb.start_run(settings, "other")"""',
+        'nb.start_run(settings, "other"',
+    ],
+)
+def test_the_name_of_a_run_is_found_as_python_reads_it(cell: str, tmp_path: Path) -> None:
+    source = write_notebook(tmp_path / "a.ipynb", cell)
+    if "mine" in cell:
+        assert read_source(str(source)).name == "mine"
+    else:
+        assert "nb.start_run(settings, " in fault_of(source)
+
+
 def test_a_name_or_path_of_no_notebook_is_refused_without_a_wait(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.ipynb")
     for given, told in {
