@@ -30,6 +30,7 @@ def listed(entry: Entry) -> dict[str, Any]:
         "run_id": entry.run_id,
         **said,
         "verdict": entry.verdict,
+        "error": entry.sealed and entry.sealed.error,
         "seconds": entry.seconds,
         "archived": entry.line is not None,
         "as_template": line.get("as_template"),

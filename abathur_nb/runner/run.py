@@ -216,7 +216,8 @@ def conclude(job: Job, ending: Ending, notebook: Mapping[str, Any], *, html: boo
         if not (job.folder / STARTED).exists():
             verdict = _verdict(ending)
             if reason := unrecorded(job.settings, job.name, job.parameters):
-                return Outcome(verdict, "; ".join(filter(None, (ending.message, f"not recorded: {reason}"))))
+                why = _reason(verdict, _error(ending, notebook), ending.message)
+                return Outcome(verdict, "; ".join(filter(None, (why, f"not recorded: {reason}"))))
             if verdict == "refused":
                 return Outcome(verdict, ending.message)
         record = _settled(job, ending, notebook)
@@ -228,8 +229,23 @@ def conclude(job: Job, ending: Ending, notebook: Mapping[str, Any], *, html: boo
         words = in_words(error, job.folder)
         _withdraw(job, record, type(error).__name__, f"it could not be archived: {words}")
         return Outcome("error", f"no evidence: not archived: {words}")
-    message = ending.message or str((record.error or {}).get("message", ""))
-    return Outcome(record.verdict, message, job.folder / (PAGE if html else NOTEBOOK))
+    reason = _reason(record.verdict, record.error or _error(ending, notebook), ending.message)
+    return Outcome(record.verdict, reason, job.folder / (PAGE if html else NOTEBOOK))
+
+
+def _error(ending: Ending, notebook: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the error that ended an execution, as a record has it."""
+    cell = {} if ending.cell is None else notebook["cells"][ending.cell]
+    return {"cell": cell.get("execution_count"), "id": cell.get("id"), "name": ending.name, "message": ending.message}
+
+
+def _reason(verdict: Verdict, error: Mapping[str, Any], message: str) -> str:
+    """Return why a run ended as it did; if it broke, in which cell and by which error."""
+    message = message or error["message"]
+    if verdict in ("pass", "fail", "refused"):
+        return message
+    where = f"In [{error['cell']}]" if error.get("cell") else ""
+    return ": ".join(filter(None, (where, error["name"], message)))
 
 
 def _withdraw(job: Job, record: Record, name: str, message: str) -> None:
@@ -265,9 +281,7 @@ def _settled(job: Job, ending: Ending, notebook: Mapping[str, Any]) -> Record:
         verdict, name = "error", name or "UnsealedError"
     if not (job.folder / STARTED).exists():
         write_started(job.settings, job.name, job.parameters, run_id=job.run_id, template=job.template)
-    cell = {} if ending.cell is None else notebook["cells"][ending.cell]
-    error = {"cell": cell.get("execution_count"), "id": cell.get("id"), "name": name, "message": message}
-    return _sealed_here(job, verdict, error, own)
+    return _sealed_here(job, verdict, _error(ending, notebook) | {"name": name, "message": message}, own)
 
 
 def _sealed_here(job: Job, verdict: Verdict, error: Mapping[str, Any], own: Record | None) -> Record:
@@ -294,7 +308,7 @@ def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict
         (code[-1] if ending.cell is None else cells[ending.cell]).setdefault("outputs", []).append(output)
     if ending.cell is not None:
         where = f"It ended at In [{cells[ending.cell].get('execution_count') or ' '}]; {where}"
-    error = record.error or {"name": ending.name, "message": ending.message}
+    error = record.error or _error(ending, notebook)
     words = printable(f"{error['name']}: {error['message']}").splitlines() if error["name"] else []
     lines = [
         f"**{record.verdict.upper()}: this run did not pass, {_WORDS[record.verdict]}.** {where}",

@@ -47,6 +47,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.record import read_archive
 from abathur_nb.evidence.run import MIME
 from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.runbook.index import listed
 
 __all__ = ["folder", "sockets"]  # fixtures
 
@@ -233,6 +234,9 @@ def test_a_cell_that_breaks_the_run_seals_error(name: str, database: Settings) -
     artifact = artifact_of(entry)
     assert artifact.cells[0].source.startswith("**ERROR: this run did not pass, an error ended it.**")
     assert error in artifact.cells[0].source
+    where = f"In [{record['error']['cell']}]: " if error != "UnsealedError" else ""
+    assert f" s: {where}{error}: " in done.lines[-1]
+    assert listed(entry)["error"] == record["error"]
     if error != "UnsealedError":
         told = record["error"]["id"], record["error"]["cell"]  # of what the notebook sealed, the second alone
         (cell,) = (cell for cell in code_cells(artifact) if told in ((cell.id, told[1]), (None, cell.execution_count)))
