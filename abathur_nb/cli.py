@@ -18,7 +18,8 @@ from abathur_nb.text import did_you_mean, printable, without_url_secrets
 
 _ABOUT = "Run the runbook's notebooks, keep and check the records of their runs, and measure a database."
 _EXITS = (
-    "exit codes: 0 pass; 1 a check failed, or could not run; 2 refused; 3 the run broke: a cell raised, the kernel"
+    f"Notebooks: {', '.join(NOTEBOOKS)}. "
+    "Exit codes: 0 pass; 1 a check failed, or could not run; 2 refused; 3 the run broke: a cell raised, the kernel"
     " died, or the run could not be archived; 4 out of time; 5 interrupted"
 )
 _RUN_S = "3600"  # so that a hung run cannot block a schedule
@@ -68,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("-f", "--file", metavar="FILE", dest="files", help=words, **several)
     add("--timeout", default=_RUN_S, metavar="SECONDS", help="stop a run after this time; %(default)s by default")
     add("--cell-timeout", metavar="SECONDS", help="stop a run if one of its cells takes longer; no limit by default")
+    add("--start-timeout", metavar="SECONDS", help="stop a run if its kernel takes longer to start; 60 by default")
     add("--no-html", action="store_true", help="write no HTML page")
 
     archive = command(

@@ -32,6 +32,7 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
         stdout_file: Any = None,
         stderr_file: Any = None,
         execution_timeout: float | None = None,
+        start_timeout: float | None = None,
         input_path: Any = None,
         **_: Any,
     ) -> None:
@@ -59,7 +60,8 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
         shown = {"log_output": log_output, "stdout_file": stdout_file, "stderr_file": stderr_file}
         # In a new thread, because an event loop may be running in this one.
         with signals_noted() as stop, ThreadPoolExecutor(1) as pool:
-            run = partial(execute, partial(Client, nb_man, log=logger, **shown), cell_timeout=execution_timeout)
+            limits: Any = {"cell_timeout": execution_timeout, "start_timeout": start_timeout}
+            run = partial(execute, partial(Client, nb_man, log=logger, **shown), **limits)
             ending = pool.submit(run, environment=job.environment if job else {}, stop=stop).result()
         if job:
             outcome = conclude(job, ending, nb_man.nb)

@@ -24,7 +24,7 @@ from abathur_nb.text import printable
 if TYPE_CHECKING:
     from nbclient import NotebookClient
 
-START_S = 60  # for a kernel to start
+START_S = 60  # for a kernel to start, by default
 _SUBSCRIBED_S = 0.2  # for a first published message to arrive
 _GRACE_S = 5  # for an interrupted cell to clean up and seal its run
 _DRAIN_S = 0.5  # for the last messages of a dead kernel to be read
@@ -192,6 +192,7 @@ def execute(
     environment: Mapping[str, str],
     timeout: float | None = None,
     cell_timeout: float | None = None,
+    start_timeout: float | None = None,
     stop: Stop | None = None,
 ) -> Ending:
     """Execute the notebook of a client in place, in a new kernel, and return how that ended.
@@ -199,7 +200,7 @@ def execute(
     ``make_client`` is called while the kernel starts. The limits are in seconds; a cell that exceeds one, or that a
     signal stops, has 5 s to clean up. The kernel is dead when this returns, and dies with this process.
     """
-    execution = _Execution(make_client, stop or Stop(), timeout or inf, cell_timeout or inf)
+    execution = _Execution(make_client, stop or Stop(), timeout or inf, cell_timeout or inf, start_timeout or START_S)
     try:
         asyncio.run(execution.run(environment))
         return Ending("completed")
@@ -219,6 +220,7 @@ class _Execution:
     stop: Stop
     timeout: float
     cell_timeout: float
+    start_timeout: float
     at: int | None = None  # index of the current cell
 
     async def run(self, environment: Mapping[str, str]) -> None:
@@ -247,7 +249,8 @@ class _Execution:
     async def _run_cells(self, client: Any) -> None:
         from nbclient.exceptions import CellControlSignal
 
-        told = await self._until(ready(client.kc), START_S, "the kernel did not start in time")
+        late = f"the kernel did not start within {self.start_timeout:g} s"
+        told = await self._until(ready(client.kc), self.start_timeout, late)
         client.nb.metadata["language_info"] = told["language_info"]
         late = f"the cell took longer than {self.cell_timeout:g} s"
         try:

@@ -84,6 +84,7 @@ def command(arguments: argparse.Namespace) -> int:
     limits = {
         "timeout": read_seconds("--timeout", arguments.timeout, faults),
         "cell_timeout": read_seconds("--cell-timeout", arguments.cell_timeout, faults),
+        "start_timeout": read_seconds("--start-timeout", arguments.start_timeout, faults),
     }
     work = _checked(arguments, faults)
     with signals_noted() as stop:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import papermill
 import pytest
 from damage import drop_index, untouched
+from nbclient.exceptions import CellTimeoutError
 from patience import HANGING_S
 from running import (
     KILLED,
@@ -108,6 +110,13 @@ def test_a_signal_is_recorded_and_then_ends_papermill(database: Settings, tmp_pa
     assert record_of(only_run(database))["verdict"] == "interrupted"
     output()
     assert_archived(database)
+
+
+def test_the_kernel_may_take_as_long_to_start_as_papermill_says(database: Settings) -> None:
+    given: Any = {"parameters": {"db_path": str(database.db_path)}, "progress_bar": False, "start_timeout": 1e-9}
+    with pytest.raises(CellTimeoutError, match="the kernel did not start within 1e-09 s"):
+        papermill.execute_notebook(NOTEBOOKS / "validate.ipynb", "out.ipynb", engine_name="abathur", **given)
+    assert record_of(only_run(database))["verdict"] == "timeout"
 
 
 def test_a_faulty_parameter_or_another_kernel_leaves_no_record(database: Settings) -> None:

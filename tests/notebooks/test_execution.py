@@ -131,6 +131,8 @@ def test_a_limit_ends_it_and_the_cell_may_clean_up(limits: dict[str, float], mes
 def test_a_limit_or_a_stop_may_be_over_before_the_first_cell() -> None:
     ending, notebook = executed("1", timeout=1e-9)
     assert (ending.how, ending.cell, notebook.cells[0].execution_count) == ("timeout", None, None)
+    ending, notebook = executed("1", start_timeout=1e-9)
+    assert ending == Ending("timeout", None, "TimeoutError", "the kernel did not start within 1e-09 s")
     stop = Stop()
     stop.signals.append(signal.SIGTERM)
     ending, notebook = executed("1", stop=stop)

@@ -8,6 +8,7 @@ from main_helpers import command
 
 import abathur_nb as nb
 from abathur_nb.cli import main
+from abathur_nb.config.notebooks import NOTEBOOKS
 from abathur_nb.evidence.record import EXIT_CODES
 
 COMMANDS = ("run", "archive", "runs", "verify", "diff", "copy", "metrics", "alerts")
@@ -31,7 +32,8 @@ def test_every_command_tells_what_it_takes_and_run_its_exit_codes(capsys: pytest
         told = capsys.readouterr().out
         assert told.startswith(f"usage: python -m abathur_nb {name} ")
         if name == "run":
-            codes = told.replace("\n", " ").partition("exit codes: ")[2]
+            names, _, codes = told.replace("\n", " ").partition("Notebooks: ")[2].partition(". Exit codes: ")
+            assert names.split(", ") == [*NOTEBOOKS]
             assert [f"{code} " in codes for code in EXIT_CODES.values()] == [True] * 6
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["--version"])
