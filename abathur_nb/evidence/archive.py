@@ -53,8 +53,8 @@ class Source:
 def read_source(given: str) -> Source:
     """Read a notebook by its shipped name or by its path. Read-only.
 
-    Raises ConfigurationError unless it is of format 4, has exactly one ``parameters`` cell with the guard before it,
-    declares nothing but literals, and starts a run.
+    Raises ConfigurationError unless it is of format 4 and in Python, has exactly one ``parameters`` cell with the guard
+    before it, declares nothing but literals, and starts a run.
     """
     is_path = "/" in given or (given.endswith(".ipynb") and os.path.lexists(given))
     shipped = sorted(path.stem for path in (DATA / "notebooks").glob("*.ipynb"))
@@ -65,6 +65,10 @@ def read_source(given: str) -> Source:
     where = f"notebook {printable(given)}"
     content = read_file(where, path, _LONGEST)
     notebook = read_notebook(where, content, check=is_path)
+    about = notebook["metadata"]
+    language = about.get("kernelspec", {}).get("language") or about.get("language_info", {}).get("name") or "python"
+    if language.lower() != "python":
+        raise ConfigurationError(f"{where}: expected a notebook in Python, found one in {shown(language)}")
     try:
         declared = declared_in(notebook)
     except ConfigurationError as error:

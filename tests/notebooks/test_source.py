@@ -126,6 +126,23 @@ CHANGES: tuple[tuple[Callable[[Cells], object], str], ...] = (
 )
 
 
+def test_a_notebook_in_another_language_is_refused_and_one_of_another_python_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "mine.ipynb"
+    julia = {"name": "julia-1.9", "display_name": "Julia"}
+    others: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"kernelspec": {"name": "ir", "display_name": "R", "language": "R"}}, "R"),
+        ({"kernelspec": julia, "language_info": {"name": "julia"}}, "julia"),
+    )
+    for metadata, language in others:
+        assert f"expected a notebook in Python, found one in '{language}'" in fault_of(
+            write_notebook(path, *SOUND, **metadata)
+        )
+    notebook = json.loads(write_notebook(path, *SOUND).read_text())
+    for metadata in ({}, {"kernelspec": {"name": "conda-env-x", "display_name": "Python [x]", "language": "Python"}}):
+        path.write_text(json.dumps({**notebook, "metadata": metadata}))
+        assert read_source(str(path)).name == "validate"
+
+
 def test_a_notebook_that_the_runner_can_not_vouch_for_is_refused(tmp_path: Path) -> None:
     path = write_notebook(tmp_path / "mine.ipynb", *SOUND)
     read_source(str(path))
