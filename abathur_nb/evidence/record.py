@@ -266,16 +266,22 @@ def run_ids(archive: Path) -> frozenset[str]:
         raise RefusedError(f"the archive {archive} cannot be read: {error.strerror}") from None
 
 
-def read_archive(archive: Path, ledger: Ledger | None = None) -> tuple[Entry, ...]:
+def read_archive(archive: Path) -> tuple[Entry, ...]:
     """Return the runs of an archive and those that only its ledger names, oldest first. Read-only.
 
     Raises RefusedError for an archive that can't be read.
     """
-    found = run_ids(archive)
-    lines = (read_ledger(archive) if ledger is None else ledger).runs
-    runs = [read_entry(archive, run_id, lines.get(run_id)) for run_id in sorted(found | lines.keys())]
+    return read_with_ledger(archive)[1]
+
+
+def read_with_ledger(archive: Path) -> tuple[Ledger, tuple[Entry, ...]]:
+    """Return the ledger of an archive, and what `read_archive` returns. Read-only; raises RefusedError as that does."""
+    found = run_ids(archive)  # before the ledger, so that a run that ends meanwhile has its line
+    ledger = read_ledger(archive)
+    ids = sorted(found | ledger.runs.keys())
+    runs = [read_entry(archive, run_id, ledger.runs.get(run_id)) for run_id in ids]
     several = len({run.database for run in runs if run.database}) > 1
-    return tuple(replace(run, of_several=several and bool(run.database)) for run in runs)
+    return ledger, tuple(replace(run, of_several=several and bool(run.database)) for run in runs)
 
 
 def find_run(archive: Path, beginning: str) -> Entry:

@@ -4,17 +4,18 @@ import argparse
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from math import inf
 from pathlib import Path
 from shlex import quote
 from types import MappingProxyType
 
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import sha256
-from abathur_nb.evidence.ledger import FIRST, LEDGER, RUN_ID, Ledger, content_of, parse, read_ledger
+from abathur_nb.evidence.ledger import FIRST, LEDGER, RUN_ID, Ledger, content_of, parse
 from abathur_nb.evidence.record import (
     NOTEBOOK,
     PAGE,
@@ -25,7 +26,7 @@ from abathur_nb.evidence.record import (
     Entry,
     Started,
     is_folder,
-    read_entry,
+    read_with_ledger,
     run_ids,
 )
 from abathur_nb.evidence.statement import Checked, PublicKeys, check_signers, check_statement, first_of, public_keys
@@ -52,16 +53,20 @@ _NOT_COPIED = ("last_line", "nothing_else")  # rules about what is not copied
 Found = Iterator[tuple[str, str]]  # the id of the rule, or of a warning, and what was found
 
 
-def verify_archive(archive: Path, *, keys: PublicKeys = MappingProxyType({})) -> Report:
+def verify_archive(
+    archive: Path,
+    *,
+    keys: PublicKeys = MappingProxyType({}),
+    read: tuple[Ledger, Sequence[Entry]] | None = None,
+) -> Report:
     """Recompute every hash and link of an archive, and with ``keys`` every signature. Read-only; follows no link.
 
-    Runs that are unsealed or not in the ledger are a warning: no evidence, and no fault. Raises RefusedError for a
-    directory that can't be read.
+    ``read`` is what `read_with_ledger` has just returned. Runs that are unsealed or not in the ledger are a warning:
+    no evidence, and no fault. Raises RefusedError for a directory that can't be read.
     """
-    names = run_ids(archive)  # before the ledger, so that a run that ends meanwhile is found
-    ledger = read_ledger(archive)
-    in_order = (*ledger.runs, *sorted(names - ledger.runs.keys()))  # an id may be forged, a place in the chain not
-    entries = [read_entry(archive, run_id, ledger.runs.get(run_id)) for run_id in in_order]
+    ledger, runs = read or read_with_ledger(archive)
+    # In the order of the ledger, then the others: an id may be forged, a place in the chain not.
+    entries = sorted(runs, key=lambda run: run.line.number if run.line else inf)
     if not entries and ledger == Ledger():
         observed = f"no run, and no line of a ledger, is in {archive}"
         remedy = "name the directory of an archive, such as runs/"

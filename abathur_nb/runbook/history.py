@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.evidence.ledger import FIRST, read_ledger
-from abathur_nb.evidence.record import Entry, Record, find_run, read_archive
+from abathur_nb.evidence.ledger import FIRST
+from abathur_nb.evidence.record import Entry, Record, find_run, read_with_ledger
 from abathur_nb.evidence.run import Run
 from abathur_nb.evidence.stores import archive_at, chosen_archive, first_run, local
 from abathur_nb.evidence.verify import verify_archive
@@ -90,10 +90,10 @@ def read_history(
     own = run.folder.name if run and run.folder else None
     try:
         with local(where) as folder:
+            ledger, found = read = read_with_ledger(folder)
             # `_checks` reports unsealed runs, without the current one.
-            checks = [check for check in verify_archive(folder).checks if check.id != "no_evidence"]
-            ledger = read_ledger(folder)
-            runs = tuple(run for run in read_archive(folder, ledger) if run.run_id != own)
+            checks = [check for check in verify_archive(folder, read=read).checks if check.id != "no_evidence"]
+            runs = tuple(run for run in found if run.run_id != own)
     except (RefusedError, OSError) as error:
         remedy = f"see who may read it: ls -la {quote(str(where))}" if isinstance(where, Path) else ""
         check = Check("archive", "error", "can be read", f"could not run: {error}", remedy)

@@ -12,8 +12,7 @@ from typing import Any
 from abathur_nb.config.notebooks import NOTEBOOKS
 from abathur_nb.config.settings import Settings, environment_names, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
-from abathur_nb.evidence.ledger import read_ledger
-from abathur_nb.evidence.record import Entry, read_archive
+from abathur_nb.evidence.record import Entry, read_with_ledger
 from abathur_nb.evidence.run import Run
 from abathur_nb.evidence.stores import chosen_archive, first_run, local
 from abathur_nb.report import Check, Report, Status
@@ -50,8 +49,7 @@ def command(arguments: argparse.Namespace) -> int:
     """Print the runs of an archive, and return 0. Read-only."""
     archive = chosen_archive(arguments)
     with local(archive) as folder:
-        ledger = read_ledger(folder)
-        entries = read_archive(folder, ledger)
+        ledger, entries = read_with_ledger(folder)
     sys.stderr.writelines(f"abathur_nb runs: {printable(fault)}\n" for fault in ledger.faults)
     if arguments.json:
         sys.stdout.write("".join(f"{json.dumps(listed(entry))}\n" for entry in entries))
@@ -127,8 +125,8 @@ def _newest(settings: Settings, own: str | None) -> tuple[Mapping[str, Entry], C
     """Return the newest run of each notebook of an environment, and the check of its archive and runs."""
     archive, env = settings.archive_dir, settings.env
     os.stat(archive)
-    ledger = read_ledger(archive)
-    entries = [entry for entry in read_archive(archive, ledger) if entry.run_id != own]
+    ledger, runs = read_with_ledger(archive)
+    entries = [entry for entry in runs if entry.run_id != own]
     newest = {run.notebook: run for run in entries if run.is_of(settings)}
     if faults := [*ledger.faults, *(fault for entry in entries for fault in entry.faults)]:
         observed, remedy = f"altered or damaged: {faults[0]}", f"python -m abathur_nb verify {quote(str(archive))}"

@@ -11,7 +11,7 @@ from abathur_nb.config.notebooks import notebook_named
 from abathur_nb.config.parameters import FORM, Parameter, said
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import RefusedError
-from abathur_nb.evidence.record import Entry, read_archive
+from abathur_nb.evidence.record import Entry, read_with_ledger
 from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.report import Check, Report
 from abathur_nb.store.target import examine, wanted
@@ -208,8 +208,9 @@ class _Archive:
 def _read(settings: Settings) -> _Archive:
     folder = settings.archive_dir
     try:
-        runs = [run for run in read_archive(folder) if run.sealed and run.is_of(settings)]
-        failed = [check.observed for check in verify_archive(folder).checks if check.failed]
+        read = read_with_ledger(folder)
+        runs = [run for run in read[1] if run.sealed and run.is_of(settings)]
+        failed = [check.observed for check in verify_archive(folder, read=read).checks if check.failed]
     except RefusedError as error:
         runs, failed = [], [error.observed]
     # The order of the ledger does not depend on a clock.

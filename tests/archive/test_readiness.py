@@ -17,6 +17,7 @@ from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.record import Verdict
 from abathur_nb.evidence.run import write_started
+from abathur_nb.files import read_regular
 from abathur_nb.measure.alerts import alerts_of
 from abathur_nb.measure.snapshot import take_snapshot
 from abathur_nb.report import Check, Report, Status, id_of
@@ -242,3 +243,20 @@ def test_the_run_of_another_database_is_no_evidence(settings: Settings) -> None:
     wanted(replace(settings, db_path=settings.db_path.with_name("other.db")))
     check = answers(settings)["Backup directory created"]
     assert "no archived run of preflight" in check.observed
+
+
+def test_readiness_and_history_read_each_file_of_a_run_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run(settings, "validate")
+    read: list[Path] = []
+
+    def counting(path: Path) -> bytes:
+        read.append(path)
+        return read_regular(path)
+
+    monkeypatch.setattr("abathur_nb.evidence.record.read_regular", counting)
+    for ask in (lambda: asyncio.run(nb.readiness(settings)), lambda: nb.read_history(settings)):
+        read.clear()
+        ask()
+        assert [path.name for path in read if path.parent == folder] == ["started.json", "record.json"]

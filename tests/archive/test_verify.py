@@ -16,7 +16,7 @@ from faults.tampering import TAMPERINGS, Tampering
 
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
-from abathur_nb.evidence import verify
+from abathur_nb.evidence import record
 from abathur_nb.evidence.archive import keep
 from abathur_nb.evidence.canonical import sealed, sha256, unsealed
 from abathur_nb.evidence.ledger import LEDGER, read_ledger
@@ -164,11 +164,11 @@ def test_a_run_that_is_archived_meanwhile_is_no_fault(settings: Settings, monkey
     run(settings)
 
     def meanwhile(archive: Path) -> Any:
-        monkeypatch.setattr(verify, "read_ledger", read_ledger)
+        monkeypatch.setattr(record, "read_ledger", read_ledger)
         run(settings)
         return read_ledger(archive)
 
-    monkeypatch.setattr(verify, "read_ledger", meanwhile)
+    monkeypatch.setattr(record, "read_ledger", meanwhile)
     report = verify_archive(settings.archive_dir)
     assert report.ok, str(report)
     assert check(report, "runs").observed == "2 archived of 2, as they were written"
