@@ -245,7 +245,7 @@ def _make_tables(conn: Connection, schema: Iterable[tuple[Any, ...]], notes: lis
             columns = conn.execute(f"PRAGMA table_info({quoted(name)})").fetchall()
             keys = [number for number, _, kind, *_, key in columns if key and kind.upper() == "INTEGER"]
             alias = keys[0] if len(keys) == sum(bool(column[5]) for column in columns) == 1 else None
-            least = len(columns) if name in known and known[name].sql == sql else 1
+            least = len(columns) if name in known and tokens(known[name].sql) == tokens(str(sql)) else 1
             tables[name] = _Table(name, root, [(c[1], c[2].upper(), bool(c[3])) for c in columns], least, alias)
         except (DatabaseError, UnicodeError, Warning) as error:
             notes.append(f"{name}: left out ({error})")
@@ -257,9 +257,9 @@ def _save_sequences(conn: Connection, tables: Collection[str], found: Iterable[E
     for _, values in found:
         if [*map(type, values)] == [str, int] and values[0] in tables:
             with suppress(DatabaseError):  # no table gives out ids
-                changed = conn.execute("UPDATE sqlite_sequence SET seq = max(seq, ?2) WHERE name = ?1", values)
+                changed = conn.execute("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?", values[::-1])
                 if not changed.rowcount:
-                    conn.execute("INSERT INTO sqlite_sequence VALUES (?1, ?2)", values)
+                    conn.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", values)
 
 
 def _save_strays(conn: Connection, pages: Pages, damaged: Iterable[_Table]) -> list[str]:

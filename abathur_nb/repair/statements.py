@@ -75,7 +75,7 @@ MARKS = (
 def _references(table: str) -> tuple[tuple[str, str, str], ...]:
     """Return each column of a table that refers to another one, with the other table and its column."""
     with closing(schema.build_schema()) as conn:
-        return tuple(conn.execute(load_queries("troubleshoot.sql")["references"].sql, (table,)))
+        return tuple(conn.execute(load_queries("troubleshoot.sql")["references"].sql, {"table": table}))
 
 
 @cache
