@@ -169,13 +169,19 @@ def secret_values(settings: Settings) -> dict[str, str]:
 
     Raises ConfigurationError for one that is too short to be searched for.
     """
-    named = {name: os.environ.get(name, "") for name in settings.secrets.replace(",", " ").split()}
-    named |= {name: getattr(settings, name) for name in SECRET_SETTINGS}
-    found = {name: value for name, value in named.items() if value.strip()}
+    found = _given_secrets(settings)
     if short := [name for name, value in found.items() if len(value.strip()) < _SHORTEST]:
         expected = f"expected a secret of at least {_SHORTEST} characters: a shorter one is found in other text"
         raise ConfigurationError([f"{name}: {expected}" for name in short])
     return found
+
+
+def _given_secrets(settings: Settings | None) -> dict[str, str]:
+    names = settings.secrets if settings else os.environ.get("ABATHUR_SECRETS", Settings.secrets)
+    found = {name: os.environ.get(name, "") for name in names.replace(",", " ").split()}
+    for name in SECRET_SETTINGS:
+        found[name] = getattr(settings, name) if settings else os.environ.get(f"ABATHUR_{name.upper()}", "")
+    return {name: value for name, value in found.items() if value.strip()}
 
 
 def refuse_secrets(settings: Settings, files: Mapping[str, bytes]) -> None:
@@ -200,14 +206,10 @@ def refuse_secrets(settings: Settings, files: Mapping[str, bytes]) -> None:
 def masked(text: str, settings: Settings | None = None) -> str:
     """Return a line for a log without the values of secrets and the secret parts of URLs.
 
-    If the settings could not be resolved, the environment variables name the secrets.
+    If the settings could not be resolved, the environment variables name the secrets. A secret that is too short to be
+    searched for stays.
     """
-    if settings is None:
-        names = os.environ.get("ABATHUR_SECRETS", Settings.secrets).replace(",", " ").split()
-        values = [os.environ.get(name, "") for name in (*names, *(f"ABATHUR_{s.upper()}" for s in SECRET_SETTINGS))]
-    else:
-        values = [*secret_values(settings).values()]
-    for value in (value for value in values if len(value.strip()) >= _SHORTEST):
+    for value in (value for value in _given_secrets(settings).values() if len(value.strip()) >= _SHORTEST):
         for spelling in _spellings(value):
             text = text.replace(spelling, "•••")
     return without_url_secrets(text)

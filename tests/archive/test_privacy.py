@@ -17,7 +17,7 @@ from running import only_run
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence.archive import keep
-from abathur_nb.evidence.canonical import refuse_secrets, secret_values, tilde
+from abathur_nb.evidence.canonical import masked, refuse_secrets, secret_values, tilde
 from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.run import write_started
@@ -163,6 +163,17 @@ def test_the_error_names_each_secret_and_each_file_and_shows_no_value(
         "of signing_key_passphrase in two"
     )
     refuse_secrets(watching, {"three": files["three"]})
+
+
+@pytest.mark.parametrize("resolved", [True, False])
+def test_a_line_for_a_log_is_masked_even_beside_a_secret_too_short_to_be_searched_for(
+    settings: Settings, resolved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ABATHUR_SECRETS", "LONG SHORT")
+    monkeypatch.setenv("LONG", "hunter2hunter2")
+    monkeypatch.setenv("SHORT", "abc")
+    given = replace(settings, secrets="LONG SHORT") if resolved else None
+    assert masked("it holds hunter2hunter2 and abc", given) == "it holds ••• and abc"
 
 
 @pytest.mark.parametrize("short", ["1", "1234567", "  1234567\n"])
