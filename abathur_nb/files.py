@@ -311,7 +311,7 @@ def os_cause(error: OSError, path: Path) -> RefusedError:
     if error.errno != errno.ENOENT and not os.path.lexists(place):
         place = nearest_existing(place)  # where it was to be made
     folder = nearest_existing(place)
-    folder = folder if os.path.isdir(folder) else folder.parent  # noqa: PTH112 - where Path raises
+    folder = folder if os.path.isdir(folder) else folder.parent
     largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     # An OSError that this package raises has a message of its own.
     known = _MEANINGS if error.strerror == os.strerror(error.errno or 0) else {}

@@ -296,7 +296,7 @@ def find_run(archive: Path, beginning: str) -> Entry:
 
 def is_folder(path: Path) -> bool:
     """Return whether a path is a directory, and not a link to one; False where it can't be looked at. Read-only."""
-    return os.path.isdir(path) and not os.path.islink(path)  # noqa: PTH112, PTH114 - Path raises in a closed directory
+    return os.path.isdir(path) and not os.path.islink(path)  # noqa: PTH114 - Path raises in a closed directory
 
 
 def read_entry(archive: Path, run_id: str, line: Line | None) -> Entry:

@@ -48,7 +48,7 @@ def archive_at(name: str, value: object, remedy: str = f"name the directory that
     if isinstance(value, str) and "://" in value:
         return value
     archive = absolute_path(name, value, "argument", relative=True)
-    if not os.path.isdir(archive):  # noqa: PTH112 - False, where Path raises for one in a closed directory
+    if not os.path.isdir(archive):
         raise ConfigurationError(f"{name}: expected the directory of an archive, found none at {archive}: {remedy}")
     return archive
 

@@ -120,10 +120,10 @@ def _above(settings: Settings) -> Check:
 def _way_to(path: Path) -> Iterator[tuple[Path, Path]]:
     """Yield each directory on the way to ``path``, through links too, and the entry that is looked up in it."""
     for entry in (*reversed(path.parents[:-1]), path):
-        if not os.path.isdir(entry.parent):  # noqa: PTH112 - False, where Path raises for one in a closed directory
+        if not os.path.isdir(entry.parent):
             return
         yield Path(os.path.realpath(entry.parent)), entry
-        if entry.is_symlink() and os.path.isdir(entry):  # noqa: PTH112 - False for a link that leads in a circle
+        if entry.is_symlink() and os.path.isdir(entry):
             yield from _way_to(entry.parent / entry.readlink())
 
 

@@ -83,7 +83,7 @@ def read_history(
     current run, which is left out. Raises ConfigurationError where ``archive`` names neither.
     """
     where = settings.archive_dir if archive is None else archive_at("archive", archive)
-    if isinstance(where, Path) and not os.path.isdir(where):  # noqa: PTH112 - False, where Path raises for one in a closed directory
+    if isinstance(where, Path) and not os.path.isdir(where):
         remedy = f"{first_run(settings)}; or name another one: -p archive DIR"
         check = Check("archive", "fail", "the directory of an archive", f"no archive at {where}", remedy)
         return History(Report(_TITLE, (check,), subject=str(where), refused=True), where)

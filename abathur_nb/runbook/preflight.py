@@ -133,7 +133,7 @@ async def _second_process(path: Path) -> dict[str, object]:
 
 def _backups(settings: Settings) -> Check:
     folder = settings.backup_dir
-    there = os.path.isdir(folder)  # noqa: PTH112 - False, where Path raises for one in a closed directory
+    there = os.path.isdir(folder)
     usable = there and os.access(folder, os.W_OK | os.X_OK)
     fault = "may not be written to" if there else "is missing"
     # Before init, the command would make the database's directory too, owned by root.

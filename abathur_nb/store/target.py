@@ -105,7 +105,7 @@ def _absent(settings: Settings) -> Target:
         remedy = f"they may hold committed rows of a lost database; to move them aside: {repair_command(settings)}"
         return _target("remains", f"no database, but side files of a former one: {', '.join(stale)}", remedy)
     above = next(folder for folder in path.parents if os.path.lexists(folder))
-    if not os.path.isdir(above):  # noqa: PTH112 - False, where Path raises for a link into a closed directory
+    if not os.path.isdir(above):
         return _target("refused", f"{above} is not a directory", "db_path: name another path")
     return _target("absent", f"no database at {path}")
 
