@@ -1,11 +1,11 @@
 -- The six core tables: tasks, agents, state, audit, metrics, checkpoints. Run after ddl-memory-tables.sql.
--- To existing data: nothing. If a table of one of these names exists, its statement fails and changes nothing.
+-- Existing data is not changed: if a table with one of these names exists, its CREATE TABLE fails.
 --
 -- Timestamps and JSON as in ddl-memory-tables.sql. Deleting a session keeps its tasks, agents and checkpoints and only
 -- clears their session_id; deleting a task that has children, agents, state or checkpoints is refused.
 
 CREATE TABLE tasks (
-    -- The queue of work, and what came of it.
+    -- The queue of tasks, with their results.
     id TEXT NOT NULL PRIMARY KEY,
     prompt TEXT NOT NULL,
     agent_type TEXT NOT NULL DEFAULT 'general',
@@ -33,19 +33,19 @@ CREATE TABLE tasks (
     submitted_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),      -- UTC
     started_at TEXT,                           -- UTC; NULL: not started
     completed_at TEXT,                         -- UTC; NULL: not ended
-    last_updated_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),   -- UTC, the last sign of life
+    last_updated_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),   -- UTC, the last update
     created_by TEXT,                           -- NULL: unknown
-    parent_task_id TEXT REFERENCES tasks (id), -- NULL: a task of its own
+    parent_task_id TEXT REFERENCES tasks (id), -- NULL: not a subtask
     dependencies TEXT                          -- JSON array of task ids; NULL: none
         CHECK (
             dependencies IS NULL
             OR (typeof(dependencies) = 'text' AND json_valid(dependencies) AND json_type(dependencies) = 'array')
         ),
-    session_id TEXT REFERENCES sessions (id) ON DELETE SET NULL  -- NULL: outside any session, or the session is gone
+    session_id TEXT REFERENCES sessions (id) ON DELETE SET NULL  -- NULL: no session, or it is deleted
 );
 
 CREATE TABLE agents (
-    -- Who works, or worked, on a task.
+    -- The agents that work, or have worked, on a task.
     id TEXT NOT NULL PRIMARY KEY,
     name TEXT NOT NULL,
     specialization TEXT NOT NULL,
@@ -54,7 +54,7 @@ CREATE TABLE agents (
         CHECK (state IN ('idle', 'working', 'waiting', 'terminated')),
     model TEXT NOT NULL,
     spawned_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),        -- UTC
-    terminated_at TEXT,                        -- UTC; NULL: alive
+    terminated_at TEXT,                        -- UTC; NULL: not terminated
     resource_usage TEXT                        -- JSON object or array; NULL: not measured
         CHECK (
             resource_usage IS NULL
@@ -63,11 +63,11 @@ CREATE TABLE agents (
                 AND json_type(resource_usage) IN ('object', 'array')
             )
         ),
-    session_id TEXT REFERENCES sessions (id) ON DELETE SET NULL  -- NULL: outside any session, or the session is gone
+    session_id TEXT REFERENCES sessions (id) ON DELETE SET NULL  -- NULL: no session, or it is deleted
 );
 
 CREATE TABLE state (
-    -- A task's own key-value store. Legacy: new code keeps its state in sessions.state.
+    -- The keys and values of a task. Legacy: new code stores state in sessions.state.
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     task_id TEXT NOT NULL REFERENCES tasks (id),
     key TEXT NOT NULL,
@@ -79,13 +79,13 @@ CREATE TABLE state (
 );
 
 CREATE TABLE audit (
-    -- The trail of what was done, kept when what it speaks of is gone.
+    -- The log of actions. A row stays after its task or memory entry is deleted.
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     timestamp TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),         -- UTC
     agent_id TEXT REFERENCES agents (id),      -- NULL: not done by an agent
-    task_id TEXT,                              -- no foreign key: the row outlives its task; NULL: no task
+    task_id TEXT,                              -- NULL: no task; no foreign key, so the row stays without its task
     action_type TEXT NOT NULL,
-    action_data TEXT                           -- JSON object or array; NULL: nothing more to say
+    action_data TEXT                           -- JSON object or array; NULL: no details
         CHECK (
             action_data IS NULL
             OR (
@@ -100,7 +100,7 @@ CREATE TABLE audit (
             OR memory_operation_type IN ('create', 'update', 'delete', 'consolidate', 'publish')
         ),
     memory_namespace TEXT,                     -- NULL: the action concerned no memory
-    memory_entry_id INTEGER REFERENCES memory_entries (id) ON DELETE SET NULL  -- NULL: no memory, or it is purged
+    memory_entry_id INTEGER REFERENCES memory_entries (id) ON DELETE SET NULL  -- NULL: no memory entry, or deleted
 );
 
 CREATE TABLE metrics (
@@ -118,13 +118,13 @@ CREATE TABLE metrics (
 );
 
 CREATE TABLE checkpoints (
-    -- Where a looping task stood after each iteration, so that it can go on from there.
+    -- The state of an iterative task after each iteration, from which the task can resume.
     task_id TEXT NOT NULL REFERENCES tasks (id),
     iteration INTEGER NOT NULL                 -- counts from 0
         CHECK (typeof(iteration) = 'integer' AND iteration >= 0),
     state TEXT NOT NULL                        -- JSON object or array
         CHECK (typeof(state) = 'text' AND json_valid(state) AND json_type(state) IN ('object', 'array')),
     created_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%d %H:%M:%f', 'now')),        -- UTC
-    session_id TEXT REFERENCES sessions (id) ON DELETE SET NULL,  -- NULL: outside any session, or the session is gone
+    session_id TEXT REFERENCES sessions (id) ON DELETE SET NULL,  -- NULL: no session, or it is deleted
     PRIMARY KEY (task_id, iteration)
 );

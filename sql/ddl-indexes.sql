@@ -1,8 +1,8 @@
--- The 33 indexes. The comment above each says what it finds; queries.sql has the query. Run after the two table files.
--- To existing data: nothing. If an index of one of these names exists, its statement fails and changes nothing.
+-- The 33 indexes. The comment above each says what it is for; queries.sql has the query. Run after the two table files.
+-- Existing data is not changed: if an index with one of these names exists, its CREATE INDEX fails.
 --
--- A primary key or UNIQUE constraint creates an index: a second one on the same columns would only cost writes.
--- A partial index (WHERE …) serves only queries that repeat its predicate or imply it (`x = ?` implies x IS NOT NULL).
+-- A primary key or UNIQUE constraint creates an index: a second index on the same columns would only slow writes.
+-- A partial index (WHERE …) serves only queries whose WHERE repeats or implies its own: `x = ?` implies x IS NOT NULL.
 -- Each foreign key's column leads an index, so that deleting a parent never scans the children.
 
 -- sessions
@@ -24,13 +24,13 @@ CREATE INDEX idx_sessions_unarchived ON sessions (status, terminated_at) WHERE a
 
 -- memory_entries
 
--- The current version of a namespace and key: one step, however many versions there are.
+-- The current version of a namespace and key, found in one step for any number of versions.
 CREATE INDEX idx_memory_namespace_key_version ON memory_entries (namespace, key, is_deleted, version DESC);
 
 -- The newest live memories of a type.
 CREATE INDEX idx_memory_type_updated ON memory_entries (memory_type, updated_at DESC) WHERE is_deleted = 0;
 
--- The newest memories of a namespace, or of those under a prefix, a range [prefix, prefix_end).
+-- The newest memories of a namespace, or of all namespaces in the range [prefix, prefix_end).
 CREATE INDEX idx_memory_namespace_prefix ON memory_entries (namespace, updated_at DESC) WHERE is_deleted = 0;
 
 -- Live episodic memories older than their time to live.
@@ -43,7 +43,7 @@ CREATE INDEX idx_memory_created_by ON memory_entries (created_by, created_at DES
 -- The memories that a session or agent updated.
 CREATE INDEX idx_memory_updated_by ON memory_entries (updated_by, updated_at DESC);
 
--- Memories deleted long enough ago to be purged.
+-- The deleted memories by the time of their deletion.
 CREATE INDEX idx_memory_deleted ON memory_entries (updated_at) WHERE is_deleted = 1;
 
 -- document_index
@@ -70,13 +70,13 @@ CREATE INDEX idx_tasks_status_priority ON tasks (status, priority DESC, submitte
 -- The tasks submitted since a moment.
 CREATE INDEX idx_tasks_submitted_at ON tasks (submitted_at);
 
--- A task's children, for a reader and for the foreign key.
+-- A task's children. Also serves the foreign key.
 CREATE INDEX idx_tasks_parent ON tasks (parent_task_id) WHERE parent_task_id IS NOT NULL;
 
 -- Running tasks without an update for too long; few tasks are running.
 CREATE INDEX idx_tasks_running_timeout ON tasks (status, last_updated_at) WHERE status = 'running';
 
--- A session's tasks, for a reader and for the foreign key.
+-- A session's tasks. Also serves the foreign key.
 CREATE INDEX idx_tasks_session ON tasks (session_id, submitted_at DESC) WHERE session_id IS NOT NULL;
 
 -- The next task that an agent of a type may take.
@@ -84,24 +84,24 @@ CREATE INDEX idx_tasks_agent_type ON tasks (agent_type, status, priority DESC, s
 
 -- agents
 
--- A task's agents, for a reader and for the foreign key.
+-- A task's agents. Also serves the foreign key.
 CREATE INDEX idx_agents_task ON agents (task_id, spawned_at DESC);
 
 -- The agents in a state.
 CREATE INDEX idx_agents_state ON agents (state, spawned_at DESC);
 
--- A session's agents, for a reader and for the foreign key.
+-- A session's agents. Also serves the foreign key.
 CREATE INDEX idx_agents_session ON agents (session_id, spawned_at DESC) WHERE session_id IS NOT NULL;
 
 -- audit
 
--- A task's trail.
+-- The actions of a task, newest first.
 CREATE INDEX idx_audit_task ON audit (task_id, timestamp DESC);
 
--- An agent's trail, for a reader and for the foreign key.
+-- The actions of an agent. Also serves the foreign key.
 CREATE INDEX idx_audit_agent ON audit (agent_id, timestamp DESC);
 
--- The timeline, paged by "before this moment".
+-- The actions before a moment, newest first.
 CREATE INDEX idx_audit_timestamp ON audit (timestamp DESC);
 
 -- The memory operations of a kind.
@@ -112,12 +112,12 @@ WHERE memory_operation_type IS NOT NULL;
 CREATE INDEX idx_audit_memory_namespace ON audit (memory_namespace, timestamp DESC)
 WHERE memory_namespace IS NOT NULL;
 
--- What happened to a memory entry, for a reader and for the foreign key.
+-- What happened to a memory entry. Also serves the foreign key.
 CREATE INDEX idx_audit_memory_entry ON audit (memory_entry_id, timestamp DESC) WHERE memory_entry_id IS NOT NULL;
 
 -- metrics
 
--- A metric's history.
+-- The values of a metric, newest first.
 CREATE INDEX idx_metrics_name_timestamp ON metrics (metric_name, timestamp DESC);
 
 -- checkpoints

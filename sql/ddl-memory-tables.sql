@@ -1,12 +1,12 @@
 -- The three memory tables: sessions, memory_entries, document_index.
--- To existing data: nothing. If a table of one of these names exists, its statement fails and changes nothing.
+-- Existing data is not changed: if a table with one of these names exists, its CREATE TABLE fails.
 --
 -- Timestamps are UTC text `YYYY-MM-DD HH:MM:SS.mmm`: they sort as text and compare with datetime('now', …).
--- JSON is text, checked in this order: json_valid(NULL) differs between versions, a BLOB passes both JSON functions,
--- and json_type alone raises on bad text.
+-- JSON is checked as text first, then by json_valid, then by json_type: a BLOB passes both functions, json_valid(NULL)
+-- differs between versions of SQLite, and json_type raises an error for invalid JSON.
 
 CREATE TABLE sessions (
-    -- One conversation: its events in order, and the state that they left. The memory of the present moment.
+    -- The conversations: for each, its events in order and its current state.
     id TEXT NOT NULL PRIMARY KEY,
     app_name TEXT NOT NULL,
     user_id TEXT NOT NULL,
@@ -15,7 +15,7 @@ CREATE TABLE sessions (
         CHECK (status IN ('created', 'active', 'paused', 'terminated', 'archived')),
     events TEXT NOT NULL DEFAULT '[]'          -- JSON array, oldest first
         CHECK (typeof(events) = 'text' AND json_valid(events) AND json_type(events) = 'array'),
-    state TEXT NOT NULL DEFAULT '{}'           -- JSON object, the present values
+    state TEXT NOT NULL DEFAULT '{}'           -- JSON object, the current values
         CHECK (typeof(state) = 'text' AND json_valid(state) AND json_type(state) = 'object'),
     metadata TEXT NOT NULL DEFAULT '{}'        -- JSON object
         CHECK (typeof(metadata) = 'text' AND json_valid(metadata) AND json_type(metadata) = 'object'),
@@ -26,8 +26,8 @@ CREATE TABLE sessions (
 );
 
 CREATE TABLE memory_entries (
-    -- Long-term memory, append-only: an update adds a version, a delete only marks the live ones.
-    -- The current version of a namespace and key is the highest that is not deleted; a number is never used again.
+    -- The long-term memories. An update adds a row with the next version; a deletion sets is_deleted on all versions.
+    -- The current version of a namespace and key is the highest one that is not deleted. No version number is reused.
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     namespace TEXT NOT NULL                    -- a path such as user:alice:preferences, 1 to 512 characters
         CHECK (typeof(namespace) = 'text' AND length(namespace) BETWEEN 1 AND 512 AND instr(namespace, ':') > 0),
@@ -35,7 +35,7 @@ CREATE TABLE memory_entries (
         CHECK (typeof(key) = 'text' AND length(key) BETWEEN 1 AND 512),
     value TEXT NOT NULL                        -- JSON object or array
         CHECK (typeof(value) = 'text' AND json_valid(value) AND json_type(value) IN ('object', 'array')),
-    memory_type TEXT NOT NULL                  -- facts, happenings, instructions; happenings age out
+    memory_type TEXT NOT NULL                  -- facts, events (which expire), instructions
         CHECK (memory_type IN ('semantic', 'episodic', 'procedural')),
     version INTEGER NOT NULL DEFAULT 1         -- counts from 1 within namespace and key
         CHECK (typeof(version) = 'integer' AND version >= 1),
@@ -51,7 +51,7 @@ CREATE TABLE memory_entries (
 );
 
 CREATE TABLE document_index (
-    -- Which documents are known and embedded, in what state; the documents themselves stay in their files.
+    -- The known documents, and whether each is embedded. Their text stays in their files.
     id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
     file_path TEXT NOT NULL UNIQUE,
     title TEXT NOT NULL,
@@ -60,7 +60,7 @@ CREATE TABLE document_index (
     chunk_count INTEGER NOT NULL DEFAULT 1     -- pieces that were embedded
         CHECK (typeof(chunk_count) = 'integer' AND chunk_count >= 1),
     embedding_model TEXT,                      -- NULL: not embedded
-    embedding_blob BLOB,                       -- the vector as the model gave it; NULL: not embedded
+    embedding_blob BLOB,                       -- the vector in the model's format; NULL: not embedded
     metadata TEXT NOT NULL DEFAULT '{}'        -- JSON object
         CHECK (typeof(metadata) = 'text' AND json_valid(metadata) AND json_type(metadata) = 'object'),
     last_synced_at TEXT,                       -- UTC; NULL: never

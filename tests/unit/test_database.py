@@ -15,6 +15,7 @@ import pytest
 from damage import drop_check, drop_index, edit_schema, held, run_sql, untouched
 from patience import HANGING_S
 
+import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BusyError, ConfigurationError, InvalidValueError, MisuseError, RefusedError
 from abathur_nb.store.database import Database
@@ -100,6 +101,15 @@ async def test_what_lacks_or_alters_something_is_not_opened(database: Settings, 
             pass
     assert told in str(caught.value)
     assert str(database.db_path) in str(caught.value)
+
+
+async def test_a_database_made_with_other_comments_is_opened_and_valid(database: Settings) -> None:
+    other = "UPDATE sqlite_schema SET sql = replace(sql, '-- ', '-- once: ') WHERE type = 'table'"
+    run_sql(database.db_path, "PRAGMA writable_schema = ON", other)
+    assert (await nb.validate_database(database)).ok
+    assert (await nb.initialize_database(database)).ok
+    async with Database.open(database) as db:
+        assert await db.memory.list_namespaces()
 
 
 async def test_an_extra_table_or_index_does_no_harm(database: Settings) -> None:
