@@ -1,5 +1,5 @@
 -- The six core tables: tasks, agents, state, audit, metrics, checkpoints. Run after ddl-memory-tables.sql.
--- Existing data is not changed: if a table with one of these names exists, its CREATE TABLE fails.
+-- To existing data: no change. If a table with one of these names exists, its CREATE TABLE fails.
 --
 -- Timestamps and JSON as in ddl-memory-tables.sql. Deleting a session keeps its tasks, agents and checkpoints and only
 -- clears their session_id; deleting a task that has children, agents, state or checkpoints is refused.

@@ -1,5 +1,5 @@
 -- The 33 indexes. The comment above each says what it is for; queries.sql has the query. Run after the two table files.
--- Existing data is not changed: if an index with one of these names exists, its CREATE INDEX fails.
+-- To existing data: no change. If an index with one of these names exists, its CREATE INDEX fails.
 --
 -- A primary key or UNIQUE constraint creates an index: a second index on the same columns would only slow writes.
 -- A partial index (WHERE …) serves only queries whose WHERE repeats or implies its own: `x = ?` implies x IS NOT NULL.

@@ -1,5 +1,5 @@
 -- The three memory tables: sessions, memory_entries, document_index.
--- Existing data is not changed: if a table with one of these names exists, its CREATE TABLE fails.
+-- To existing data: no change. If a table with one of these names exists, its CREATE TABLE fails.
 --
 -- Timestamps are UTC text `YYYY-MM-DD HH:MM:SS.mmm`: they sort as text and compare with datetime('now', …).
 -- JSON is checked as text first, then by json_valid, then by json_type: a BLOB passes both functions, json_valid(NULL)
