@@ -45,7 +45,7 @@ class _Rule(NamedTuple):
     table: str
     column: str
     broken: str  # SQL, true for a row that breaks the rule
-    reason: str = ""  # SQL that returns the reason
+    reason: str = "''"  # SQL that returns the reason of a row, in parentheses
 
     def __str__(self) -> str:
         return f"{self.table}.{self.column}"
@@ -67,7 +67,7 @@ def _rules(table: str) -> tuple[_Rule, ...]:
         long, fault = TOO_LONG.format(column), FAULT.format(column)
         # One expression, because SQLite copies the value for each.
         size = f"nullif(printf('%,d', max(length(CAST({column} AS BLOB)), {MAX_BYTES})), '{MAX_BYTES:,}')"
-        reason = f"ifnull('expected at most {MAX_BYTES:,} bytes of JSON, found ' || {size}, {fault})"
+        reason = f"' (' || ifnull('expected at most {MAX_BYTES:,} bytes of JSON, found ' || {size}, {fault}) || ')'"
         rules.append(_Rule(_JSON, table, column, f"NOT ({long} OR ({holds}))"))
         rules.append(_Rule(_LIMITS, table, column, f"{long} OR (({holds}) AND {fault} <> '')", reason))
     for name, _, required, _ in expected_columns(table):
@@ -138,14 +138,9 @@ async def _look_closer(conn: aiosqlite.Connection, table: str, broken: _Broken) 
 
 async def _keys_of(conn: aiosqlite.Connection, rule: _Rule) -> str:
     key = ", ".join(column.name for column in expected_columns(rule.table) if column.in_key)
-    sql = f"SELECT rowid, {key} FROM {rule.table} WHERE {rule.broken} ORDER BY {key} LIMIT {NAMED + 1}"
-    found = list(await conn.execute_fetchall(sql))
-    reasons = {}
-    if rule.reason:
-        numbers = ", ".join(str(row[0]) for row in found)
-        why = f"SELECT rowid, ' (' || {rule.reason} || ')' FROM {rule.table} WHERE rowid IN ({numbers})"
-        reasons = {row[0]: row[1] for row in await conn.execute_fetchall(why)}
-    rows = [named_row(*row) + reasons.get(row[0], "") for row in found]
+    first = f"SELECT rowid FROM {rule.table} WHERE {rule.broken} ORDER BY {key} LIMIT {NAMED + 1}"
+    sql = f"SELECT {rule.reason}, rowid, {key} FROM {rule.table} WHERE rowid IN ({first}) ORDER BY {key}"
+    rows = [named_row(*row) + reason for reason, *row in await conn.execute_fetchall(sql)]
     return "; ".join(rows[:NAMED]) + ("; …" if len(rows) > NAMED else "")
 
 
