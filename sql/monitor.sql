@@ -56,9 +56,9 @@ UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM
     WHERE :table = 'checkpoints' AND rowid IN (SELECT value FROM json_each(:ids));
 
 -- name: some_versions
--- The memory versions whose ids are in a JSON array, by namespace: all, those since a moment, deleted, superseded.
+-- The memory versions whose ids are in a JSON array, by namespace: all, deleted, superseded.
 SELECT
-    namespace, count(*) AS rows, sum(created_at >= :since) AS recent, sum(is_deleted) AS deleted,
+    namespace, count(*) AS rows, sum(is_deleted) AS deleted,
     sum(is_deleted = 0 AND EXISTS (
         SELECT 1 FROM memory_entries AS newer
         WHERE newer.namespace = m.namespace AND newer.key = m.key

@@ -41,7 +41,6 @@ GAUGES: Mapping[str, str] = {
     "abathur_rows": "rows of a table",
     "abathur_rows_of_last_day": "rows added to a table in the last 24 hours",
     "abathur_namespace_rows": "versions of memories in each of the largest namespaces, and in all others together",
-    "abathur_namespace_rows_of_last_day": "versions of memories added to a namespace in the last 24 hours",
     "abathur_memory_versions": "versions of memories: current, superseded by a newer one, or deleted",
     RETRIEVAL: "a percentile of the time to retrieve a session or a memory",
     LAST_BACKUP: "time of the newest proven backup of a sound database; 0 for never",

@@ -7,7 +7,7 @@ import os
 import random
 import sqlite3
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
@@ -275,7 +275,7 @@ async def measure(settings: Settings, now: datetime) -> list[Sample]:
             Sample(alerts.READ, min(1.0, len(sizes) / max(1, sessions)), {"of": "sizes of sessions"}),
             *await _retrieved(conn, until(), "session", "sessions", drawn),
             *await _retrieved(conn, until(), "memory", "memory_entries", others),
-            *await _memories(conn, until(), since, last["memory_entries"]),
+            *await _memories(conn, until(), last["memory_entries"]),
             *(Sample("abathur_rows", rows, {"table": table}) for table, (rows, _) in tables.items()),
             *(Sample("abathur_rows_of_last_day", recent, {"table": table}) for table, (_, recent) in tables.items()),
         ]
@@ -354,23 +354,19 @@ async def _retrieved(conn: Connection, until: float, what: str, table: str, draw
     return [Sample(alerts.RETRIEVAL, ns / 1e9, {"retrieval": what, "percentile": level}) for level, ns in found.items()]
 
 
-async def _memories(conn: aiosqlite.Connection, until: float, since: Mapping[str, object], last: int) -> list[Sample]:
+async def _memories(conn: aiosqlite.Connection, until: float, last: int) -> list[Sample]:
     """Return the versions of memories by state, and the rows of the largest namespaces and of all others together."""
-    sql = load_queries("monitor.sql")["some_versions"].sql
-    rows, share = await read_some(conn, until, sql, since, last, _VERSIONS)
-    found = defaultdict[str, Counter[str]](Counter)
-    for namespace, *numbers in rows:
-        found[str(namespace)].update(dict(zip(("rows", "recent", "deleted", "superseded"), numbers, strict=True)))
-    total = sum(found.values(), Counter[str]())
-    total["current"] = total["rows"] - total["deleted"] - total["superseded"]
-    names = sorted(found, key=lambda name: (-found[name]["rows"], name))
-    largest = {name: printable(name) for name in names[:_NAMESPACES]}
+    rows, share = await read_some(conn, until, load_queries("monitor.sql")["some_versions"].sql, {}, last, _VERSIONS)
+    states, sizes = Counter[str](), Counter[str]()
+    for namespace, number, deleted, superseded in rows:
+        states.update(current=number - deleted - superseded, superseded=superseded, deleted=deleted)
+        sizes[printable(str(namespace))] += number
+    names = sorted(sizes, key=lambda name: (-sizes[name], name))
+    largest = {name: sizes[name] for name in names[:_NAMESPACES]}
     if rest := names[_NAMESPACES:]:
-        found[_OTHERS], largest[_OTHERS] = sum((found[name] for name in rest), Counter()), _OTHERS
-    kinds = {"abathur_namespace_rows": "rows", "abathur_namespace_rows_of_last_day": "recent"}
-    samples = [Sample(alerts.READ, share, {"of": "namespaces and versions"})]
-    states = ("current", "superseded", "deleted") if rows else ()
-    samples += [Sample("abathur_memory_versions", round(total[s] / share), {"state": s}) for s in states]
-    for gauge, kind in kinds.items():
-        samples += [Sample(gauge, round(found[n][kind] / share), {"namespace": largest[n]}) for n in largest]
-    return samples
+        largest[_OTHERS] = sum(sizes[name] for name in rest)
+    return [
+        Sample(alerts.READ, share, {"of": "namespaces and versions"}),
+        *(Sample("abathur_memory_versions", round(n / share), {"state": state}) for state, n in states.items()),
+        *(Sample("abathur_namespace_rows", round(n / share), {"namespace": name}) for name, n in largest.items()),
+    ]
