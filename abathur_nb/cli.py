@@ -22,7 +22,6 @@ _EXITS = (
     "Exit codes: 0 pass; 1 a check failed, or could not run; 2 refused; 3 the run broke: a cell raised, the kernel"
     " died, or the run could not be archived; 4 out of time; 5 interrupted"
 )
-_RUN_S = "3600"  # so that a hung run cannot block a schedule
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,8 +44,7 @@ class _Parser(argparse.ArgumentParser):
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; ``parsed.module`` is the module whose ``command()`` runs."""
     parser = _Parser(prog="python -m abathur_nb", description=_ABOUT, allow_abbrev=False)
-    words = "print the version and exit"
-    parser.add_argument("--version", action="version", version=f"abathur_nb {version('abathur_nb')}", help=words)
+    parser.add_argument("--version", action="version", version=f"abathur_nb {version('abathur_nb')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, module: str, words: str, **more: Any) -> _Parser:
@@ -67,14 +65,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("-p", "--parameter", nargs=2, metavar=("NAME", "VALUE"), dest="parameters", help=words, **several)
     words = "a YAML file of parameters, NAME: VALUE, of at most 64 KiB"
     add("-f", "--file", metavar="FILE", dest="files", help=words, **several)
-    add("--timeout", default=_RUN_S, metavar="SECONDS", help="stop a run after this time; %(default)s by default")
+    # A hung run must not block a schedule.
+    add("--timeout", default="3600", metavar="SECONDS", help="stop a run after this time; %(default)s by default")
     add("--cell-timeout", metavar="SECONDS", help="stop a run if one of its cells takes longer; no limit by default")
     add("--start-timeout", metavar="SECONDS", help="stop a run if its kernel takes longer to start; 60 by default")
     add("--no-html", action="store_true", help="write no HTML page")
 
-    archive = command(
-        "archive", "evidence.archive", "archive a notebook that plain papermill, or JupyterLab, has executed"
-    )
+    archive = command("archive", "evidence.archive", "archive a notebook that papermill or JupyterLab has executed")
     archive.add_argument("notebook", metavar="OUT.ipynb", help="a notebook that was executed, and that sealed its run")
 
     runs = command("runs", "runbook.index", "list the runs of an archive: when, what, verdict, duration, who")
@@ -89,19 +86,15 @@ def make_parser() -> argparse.ArgumentParser:
     diff = command("diff", "runbook.history", "say what changed in meaning between two runs")
     diff.add_argument("runs", nargs=2, metavar="RUN", help="a run id, or an unambiguous beginning of one")
 
-    words = "copy an archive, run by run, to another directory or to object storage"
-    copy = command("copy", "evidence.verify", words)
-    words = "a directory, or s3://bucket/prefix, or another URL that fsspec knows"
-    copy.add_argument("url", metavar="URL", help=words)
+    copy = command("copy", "evidence.verify", "copy an archive, run by run, to another directory or to object storage")
+    copy.add_argument("url", metavar="URL", help="a directory, s3://bucket/prefix, or another URL that fsspec knows")
     for one in (runs, diff, copy):
         add = one.add_argument
         add("--env", metavar="ENV", help="the environment of the archive; development by default")
         add("--db-path", metavar="PATH", help="the database of the archive")
-        words = "archive directory or URL; replaces --env and --db-path"
-        add("--archive", metavar="DIR", help=words)
+        add("--archive", metavar="DIR", help="archive directory or URL; replaces --env and --db-path")
 
-    words = "measure a database and write the result for Prometheus' textfile collector"
-    metrics = command("metrics", "measure.snapshot", words)
+    metrics = command("metrics", "measure.snapshot", "measure a database, for Prometheus' textfile collector")
     metrics.add_argument("--output", metavar="FILE.prom", help="replace this file atomically; else print")
     alerts = command("alerts", "measure.alerts", "print the alert rules for Prometheus")
     for one in (metrics, alerts):

@@ -96,11 +96,8 @@ def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
     with suppress(PermissionError):  # an unreadable parent: not made by this user
         fsync(nearest_existing(path).parent)
     for folder in reversed(missing):
-        try:
+        with suppress(FileExistsError):  # a racing process made it, and its name may not be durable yet
             folder.mkdir(mode=0o700)
-        except FileExistsError:  # a racing process made it, and its name may not be durable yet
-            pass
-        else:
             # By descriptor: if a link has replaced the folder, root must not change the owner of the link's target.
             with _opened(folder, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor, at(folder):
                 _make_private(descriptor, 0o700, owned_as)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from io import BytesIO
 from itertools import accumulate
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -183,17 +182,16 @@ def growth_curve(result: "BenchmarkResult") -> Chart:
 
 def _curve(measured: dict[str, Sequence[int]], x: str, y: str, words: str) -> Chart:
     """Draw p50 and p99 at each point of a curve, with their intervals."""
-    curve = {int(name): samples for name, samples in measured.items()}
+    curve = {int(name): percentiles(samples) for name, samples in measured.items()}
     if not curve:
         return _blank("not measured: run with full = True")
     chart, (ax,) = _new_chart(3.6)
-    found = {at: percentiles(samples) for at, samples in curve.items()}
     for level, (colour, marker) in {0: (_BLUE, "o"), 2: (_ORANGE, "^")}.items():
-        points = [levels[level] for levels in found.values()]
+        points = [levels[level] for levels in curve.values()]
         bounds = [(point.low, point.value, point.high) for point in points]
         style = {"color": colour, "marker": marker, "capsize": 3}
         _draw_intervals(ax, list(curve), bounds, f"{points[0].name}, 95 % interval", **style)
-    if any(None in (point.low, point.high) for levels in found.values() for point in (levels[0], levels[2])):
+    if any(None in (point.low, point.high) for levels in curve.values() for point in (levels[0], levels[2])):
         ax.plot([], [], linestyle="", label=_OPEN)
     ax.legend()
     ax.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=words)
@@ -202,7 +200,7 @@ def _curve(measured: dict[str, Sequence[int]], x: str, y: str, words: str) -> Ch
     ax.yaxis.set_major_formatter(_MILLISECONDS)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_minor_formatter(NullFormatter())
-    ends = ", ".join(f"{median(curve[at]) / 1e6:.3g} ms at the median for {at:,}" for at in (min(curve), max(curve)))
+    ends = ", ".join(f"{curve[at][0].value:.3g} ms at the median for {at:,}" for at in (min(curve), max(curve)))
     chart.alt = f"{words}: {ends}"
     return chart
 
