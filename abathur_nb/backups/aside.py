@@ -29,10 +29,6 @@ from abathur_nb.text import file_stamp, process_name
 FOLDERS = "abathur_aside_"  # the beginning of the names of directories into which files are moved
 
 
-class JournalError(RefusedError):
-    """Raised for a journal that cannot be read or names a missing folder, so that it cannot be completed."""
-
-
 def new_folder(path: Path) -> Path:
     """Make a private directory beside the database for what is moved aside, and return it."""
     folder = path.with_name(f"{FOLDERS}{file_stamp(datetime.now(UTC))}")
@@ -87,8 +83,9 @@ def begun(path: Path) -> tuple[Path, Path] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        remedy = "run troubleshoot.ipynb: its plan moves that file aside"
-        raise JournalError(f"{journal} can't be completed: {error}", remedy) from None
+        away = f"mv -n {quote(str(journal))} {quote(f'{journal}.old')}"
+        remedy = f"see which file has your rows, {path} or one in {FOLDERS}… beside it; put it at {path}; then {away}"
+        raise RefusedError(f"{journal} can't be completed: {error}", remedy) from None
     draft = draft_in(folder, path)
     # Without a draft the new database has its name already, and only the journal must be removed.
     if not draft.exists() or (os.path.lexists(path) and os.path.samestat(os.lstat(path), os.lstat(draft))):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import aiosqlite
 
-from abathur_nb.backups.aside import JournalError, begun, users_of
+from abathur_nb.backups.aside import begun, users_of
 from abathur_nb.backups.manifest import why_unnamed
 from abathur_nb.backups.taking import open_copy
 from abathur_nb.config.settings import Settings
@@ -150,8 +150,6 @@ def _remains(check: Check, path: Path) -> Diagnosis:
     """Plan to complete an unfinished replacement, or to move side files without a database aside."""
     try:
         completes = begun(path)
-    except JournalError as error:
-        return Diagnosis((replace(check, observed=error.observed, remedy=REPAIR),), ("set journal aside",))
     except RefusedError as error:
         return Diagnosis((replace(check, observed=error.observed, remedy=error.remedy),), refused=True)
     if mounted := mounted_files(path):

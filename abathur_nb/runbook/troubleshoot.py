@@ -8,17 +8,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from abathur_nb.backups.aside import FOLDERS, move_aside, require_movable, set_log_aside, users_of
+from abathur_nb.backups.aside import move_aside, require_movable, set_log_aside, users_of
 from abathur_nb.backups.change import Change, check_arguments, make_change
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
-from abathur_nb.health.checks import file_checks
 from abathur_nb.repair.diagnosis import Diagnosis, diagnose
 from abathur_nb.repair.quarantine import affected, put_back_rows, write_quarantine
 from abathur_nb.repair.salvage import SALVAGED, rescue, salvage
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import SIDE_FILES, bound, connect, explain_error, open_for_change, pragma, run_to_end
-from abathur_nb.store.target import identify, journal_of, wanted
+from abathur_nb.store.target import identify, wanted
 from abathur_nb.store.values import add_functions
 from abathur_nb.text import counted
 
@@ -28,7 +27,6 @@ _COPIED = "copy {path} and its log, byte for byte, into a new directory abathur_
 _ALONE = {
     "rescue": "write the data that each of these processes holds to a backup abathur_rescued_… in {backups}; prove it",
     "complete": "complete the replacement of {path} that was begun",
-    "set journal aside": "move {journal} into a new directory abathur_aside_… beside it, and leave {path} as it is",
     "move aside": "move the side files of {path} into a new directory abathur_aside_… beside it",
     "set log aside": f"{_COPIED}; then move the log there, and leave {{path}} as it is",
     "write log": f"{_COPIED}; then write what SQLite reads of the log into {{path}}, and move the log there",
@@ -87,7 +85,7 @@ async def _find(settings: Settings) -> AsyncIterator[Change]:
         backup="" if _ALONE.keys() & deeds else "pre_repair",
         switch="repair",
         pending="warn",
-        validates=not {"rescue", "move aside", "set journal aside"} & deeds,
+        validates=not {"rescue", "move aside"} & deeds,
         past=_past,
         judged=_after_salvage if "salvage" in deeds else tuple,
     )
@@ -96,8 +94,11 @@ async def _find(settings: Settings) -> AsyncIterator[Change]:
 def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     """Return, in words and in SQL, what ``_repair`` will do; nothing if there is nothing to repair."""
     path, backups = settings.db_path, settings.backup_dir
-    names = {"path": path, "journal": journal_of(path), "backups": backups}
-    deeds = [words.format(**names) for name, words in _DEEDS.items() if name in {*found.deeds} - {"complete"}]
+    deeds = [
+        words.format(path=path, backups=backups)
+        for name, words in _DEEDS.items()
+        if name in {*found.deeds} - {"complete"}
+    ]
     if _ALONE.keys() & {*found.deeds}:
         return tuple(deeds)
     steps = []
@@ -127,15 +128,6 @@ async def _repair(found: Diagnosis, settings: Settings, done: list[Check], commi
     if "rescue" in deeds:
         there = wanted(await identify(settings), settings)
         done += [*await rescue(settings), *([] if there.id == "open_files" else [there])]
-    if "set journal aside" in deeds:
-        move_aside(path, [journal_of(path).name.removeprefix(path.name)])
-        aside = ", ".join(map(str, sorted(path.parent.glob(f"{FOLDERS}*/*"))))
-        remedy = f"check that {path} holds the rows that you expect; if not, one of these files may hold them"
-        done.append(
-            Check("journal_aside", "warn", "a replacement that is complete", f"moved aside by now: {aside}", remedy)
-        )
-        target = await identify(settings)
-        done += await file_checks(settings) if target.state == "present" else [wanted(target, settings)]
     if "move aside" in deeds:
         require_movable(path)  # a process that has the database open would write to the moved files
         observed = f"in {move_aside(path, SIDE_FILES)}; no database stands at {path} now"

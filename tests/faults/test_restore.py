@@ -447,8 +447,10 @@ def test_a_journal_of_any_other_shape_is_refused_and_nothing_is_moved(replacemen
     ("is_there", "content"),
     [(True, b"{}"), (True, None), (False, sealed({"folder": "abathur_aside_20260101_000000_000"}))],
 )
-async def test_a_useless_journal_is_moved_aside(is_there: bool, content: bytes | None, database: Settings) -> None:
-    path, journal = database.db_path, journal_of(database.db_path)
+async def test_a_useless_journal_is_left_and_the_command_named_that_moves_it(
+    is_there: bool, content: bytes | None, database: Settings
+) -> None:
+    journal = journal_of(database.db_path)
     await taken(database)
     if content is None:
         journal.mkdir()
@@ -456,15 +458,16 @@ async def test_a_useless_journal_is_moved_aside(is_there: bool, content: bytes |
         journal.write_bytes(content)
     if not is_there:
         gone(database)
-    for look in (nb.initialize_database, nb.validate_database, nb.restore_database):
+    for look in (nb.initialize_database, nb.validate_database):
         assert any("troubleshoot" in check.remedy for check in (await look(database)).checks)
-    with untouched(path):
-        done = await nb.troubleshoot(database, repair=True)
-    (aside,) = path.parent.glob("abathur_aside_*/*")
-    assert aside.is_dir() if content is None else aside.read_bytes() == content
-    assert done.ok is is_there
+    before = tree(database.db_path.parent)
+    for refused in (await nb.restore_database(database, apply=True), await nb.troubleshoot(database, repair=True)):
+        assert refused.refused
+        command = refused.checks[-1].remedy.rpartition("; then ")[2]
+    assert tree(database.db_path.parent) == before
+    *_, source, target = shlex.split(command)
+    Path(source).rename(target)
     if not is_there:
-        assert "abathur_nb run restore" in done.checks[-1].remedy
         (await nb.restore_database(database, apply=True)).raise_for_failures()
     (await nb.validate_database(database)).raise_for_failures()
 
