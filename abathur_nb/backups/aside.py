@@ -91,13 +91,9 @@ def begun(path: Path) -> tuple[Path, Path] | None:
     if not draft.exists() or (os.path.lexists(path) and os.path.samestat(os.lstat(path), os.lstat(draft))):
         return folder, path
     if os.path.lexists(path) and os.path.lexists(folder / path.name):
-        raise _taken(path)
+        remedy = f"see what it is, move it away, then run this again: {quote(str(path))}"
+        raise RefusedError(f"another file took the name {path} meanwhile", remedy)
     return folder, draft
-
-
-def _taken(path: Path) -> RefusedError:
-    remedy = f"see what it is, move it away, then run this again: {quote(str(path))}"
-    return RefusedError(f"another file took the name {path} meanwhile", remedy)
 
 
 def complete(path: Path) -> list[Path]:
@@ -108,10 +104,7 @@ def complete(path: Path) -> list[Path]:
     if new == draft:
         require_movable(path)
         move_aside(path, (*SIDE_FILES, ""), folder)
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            raise _taken(path) from None
+        os.link(draft, path)  # if another file takes the name just now, `begun` names it in the next run
     fsync(path.parent)
     moved = sorted(entry for entry in folder.iterdir() if entry != draft)
     draft.unlink(missing_ok=True)

@@ -69,12 +69,7 @@ class Change:
 
 
 async def make_change(
-    settings: Settings,
-    title: str,
-    finding: AbstractAsyncContextManager[Change],
-    *,
-    apply: bool,
-    confirm: str | None,
+    settings: Settings, title: str, finding: AbstractAsyncContextManager[Change], *, apply: bool, confirm: str | None
 ) -> Report:
     """Report the findings and the plan of a change; with ``apply``, make the change if the plan is approved.
 

@@ -16,7 +16,6 @@ from abathur_nb.errors import BusyError, ConfigurationError, RefusedError
 from abathur_nb.evidence.canonical import misfits, moment, number, printable_text, unsealed, whole_number
 from abathur_nb.files import fsync, locked, read_regular
 from abathur_nb.report import Check, id_of
-from abathur_nb.store.apart import ask
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.text import MB, SEE_CLOCK, age, file_stamp, is_ahead, moment_of, printable, shown, timestamp
 
@@ -155,19 +154,6 @@ def _read_manifest(path: Path, manifest: Path) -> Backup:
     return Backup(path, facts)
 
 
-def bytes_fault(backup: Backup) -> str:
-    """Return how the bytes of a backup differ from its manifest, or an empty text. Raises OSError."""
-    size, found, wanted = os.lstat(backup.path).st_size, file_sha256(backup.path), backup.facts["sha256_of_file"]
-    if (found, size) == (wanted, backup.facts["bytes"]):
-        return ""
-    return f"{size:,} bytes of {backup.facts['bytes']:,}, sha256 {found[:12]}… where {wanted[:12]}… was written"
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a regular file, which a store may have open here; raise OSError for others. Read-only."""
-    return str(ask("digest", path))
-
-
 def list_backups(folder: Path) -> tuple[list[Backup], dict[str, str]]:
     """Return the backups in ``folder`` by their manifests, oldest first, and the faults of other files. Read-only."""
     names = _names(folder)
@@ -256,7 +242,7 @@ def find_backup(
         return read_backup(folder / os.path.expanduser(name)), []
     found, faults = list_backups(folder)
     of_env = [b for b in found if b.facts["env"] == env]
-    own = of_database(of_env, env, database)
+    own = of_database(found, env, database)
     # A database that was moved has only backups from before a change, until its next backup.
     backups = own if any(not b.before_a_change for b in own) else of_env
     chosen = newest_fit(backups)
@@ -276,12 +262,10 @@ def find_backup(
         observed = f"{folder} holds no backup of {env} that can be restored: {known or 'there is none'}"
         raise RefusedError(observed, f"name one: {by_name or '-p backup FILE'}")
     if worse:
-        observed = (
-            f"{folder} holds backups newer than {chosen.path.name}, {age(chosen.taken_at)}, that cannot be restored: "
-        )
+        passed = f"newer than {chosen.path.name}, {age(chosen.taken_at)}, that cannot be restored: {'; '.join(worse)}"
         remedy = f"to take the older one, and lose what came since: -p backup {quote(chosen.path.name)}"
         remedy += f"; newer, and taken by its name only: {by_name}" if by_name else ""
-        raise RefusedError(observed + "; ".join(worse), remedy)
+        raise RefusedError(f"{folder} holds backups {passed}", remedy)
     return chosen, [f"{b.path.name} is newer, {b.before_a_change}: it is taken by name only" for b in kept]
 
 
@@ -297,9 +281,9 @@ def why_unnamed(settings: Settings) -> str:
 def _may_be_newer(file: str, chosen: Backup | None) -> bool:
     """Return whether an unreadable backup may be newer than ``chosen``, by its name."""
     match = NAME.fullmatch(file)
-    if chosen is None or match is None or is_ahead(chosen.taken_at):
-        return match is None or match[1] not in BEFORE_A_CHANGE
-    return match[1] not in BEFORE_A_CHANGE and match[2] > file_stamp(chosen.taken_at)
+    if match and match[1] in BEFORE_A_CHANGE:
+        return False
+    return not match or not chosen or is_ahead(chosen.taken_at) or match[2] > file_stamp(chosen.taken_at)
 
 
 def older_than(damaged: Backup, folder: Path, env: str, database: Path) -> str:
@@ -405,11 +389,11 @@ def show_backups(settings: Settings) -> "pd.DataFrame":
             "older manifest": not b.facts["sequence"],
         }
         state += [note for note, holds in notes.items() if holds]
-        names = (printable(b.path.name), printable(b.facts["env"]), printable(b.facts["reason"]))
+        names = (printable(b.path.name), b.facts["env"], b.facts["reason"])
         hours = round((datetime.now(UTC) - b.taken_at).total_seconds() / 3600, 1)
         took = round(b.facts["proof"]["restored_s"] + b.facts["proof"]["validated_s"], 2)
         size = round(b.facts["bytes"] / MB, 1)
-        rows.append([*names, timestamp(b.taken_at), hours, b.content.total, size, took, printable("; ".join(state))])
+        rows.append([*names, timestamp(b.taken_at), hours, b.content.total, size, took, "; ".join(state)])
     rows += [[file, *[None] * (len(columns) - 2), f"no backup: {fault}"] for file, fault in faults.items()]
     # The name of the index, shown in the head's corner and not in a row of its own.
     return pd.DataFrame(rows, columns=columns).set_index("file").rename_axis(index=None, columns="file")

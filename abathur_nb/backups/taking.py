@@ -20,7 +20,7 @@ from typing import Any
 
 import aiosqlite
 
-from abathur_nb.backups.manifest import FORMAT, Backup, Content, bytes_fault, file_sha256, manifest_of, next_sequence
+from abathur_nb.backups.manifest import FORMAT, Backup, Content, manifest_of, next_sequence
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.canonical import canonical, sealed, sha256
@@ -29,6 +29,7 @@ from abathur_nb.files import at, fsync, locked, make_private_file, open_regular,
 from abathur_nb.health.checks import file_checks
 from abathur_nb.health.path_on_disk import free_mb
 from abathur_nb.report import Check
+from abathur_nb.store.apart import ask
 from abathur_nb.store.connection import bound, connect, locked_by, opened, pragma, require_short_schema, run_to_end
 from abathur_nb.store.guarded import Connection
 from abathur_nb.store.schema import expected_tables, not_ours, quoted, read_schema
@@ -123,11 +124,7 @@ async def open_copy(path: Path) -> AsyncIterator[Connection]:
 
 
 async def copy_in(
-    source: Path,
-    settings: Settings,
-    *,
-    progress: Callable[[int], object] = bool,
-    written: Callable[[], object] = bool,
+    source: Path, settings: Settings, *, progress: Callable[[int], object] = bool, written: Callable[[], object] = bool
 ) -> tuple[Content, bool]:
     """Replace the content of the live database by that of ``source``, in one transaction of SQLite's.
 
@@ -214,7 +211,7 @@ async def back_up(
         unpacked = draft.stat().st_size
         draft = await asyncio.to_thread(pack, draft) if compress else draft
         # The disk and the processor work at the same time.
-        digest, _ = await asyncio.gather(asyncio.to_thread(file_sha256, draft), asyncio.to_thread(fsync, draft))
+        digest, _ = await asyncio.gather(asyncio.to_thread(ask, "digest", draft), asyncio.to_thread(fsync, draft))
         facts = {
             "reason": reason,
             "taken_at": timestamp(taken_at),
@@ -307,7 +304,10 @@ def unpack(backup: Backup, scratch: Path) -> Path:
 
     Raises RefusedError for any wrong byte, OSError where it cannot be read.
     """
-    if fault := bytes_fault(backup):
+    size, digest = os.lstat(backup.path).st_size, ask("digest", backup.path)
+    stated, wanted = backup.facts["bytes"], backup.facts["sha256_of_file"]
+    if (size, digest) != (stated, wanted):
+        fault = f"{size:,} bytes of {stated:,}, sha256 {digest[:12]}… where {wanted[:12]}… was written"
         raise UnfitBackupError(f"{backup.path} is damaged: {fault}")
     if backup.path.suffix != ".zst":
         return backup.path
@@ -342,8 +342,6 @@ def _decompress(backup: Backup, target: Path) -> None:
                 plain.write(chunk)
     except (zstd.ZstdError, EOFError, MemoryError) as error:
         raise UnfitBackupError(f"{backup.path} can't be unpacked: {error}") from None
-    if wanted and written != wanted:
-        raise UnfitBackupError(f"{backup.path} unpacks to {written:,} bytes of {wanted:,}")
 
 
 def zstd_module() -> Any:

@@ -331,7 +331,7 @@ async def seeds_check(conn: Connection) -> Check:
     for seed, fault in faults.items():
         ((sql,),) = await conn.execute_fetchall(load_queries("inspect.sql")["restore_seed"].sql, seed._asdict())
         evidence += [f"-- {seed.namespace} / {seed.key}: version {seed.version} {fault}", f"{sql};"]
-        restoring.append({"namespace": seed.namespace, "key": seed.key, "sql": sql})
+        restoring.append({"namespace": seed.namespace, "key": seed.key, "version": seed.version, "sql": sql})
     expected = f"version 1 of each of the {len(seeds)}, with its content"
     observed = f"{len(seeds) - len(faults)} of {len(seeds)}" + (f"; {newer} with later versions" if newer else "")
     data = {"restored_by": restoring}

@@ -33,7 +33,7 @@ from abathur_nb.health.path_on_disk import (
 )
 from abathur_nb.repair import statements
 from abathur_nb.repair.quarantine import affected, digest_of
-from abathur_nb.repair.salvage import SALVAGED, salvaged_before, stray_rows
+from abathur_nb.repair.salvage import once_salvaged, salvaged_before, stray_rows
 from abathur_nb.repair.statements import RowChange, Step
 from abathur_nb.report import Check
 from abathur_nb.store.apart import WRITE_LOCK, ask
@@ -111,8 +111,7 @@ async def diagnose(settings: Settings) -> Diagnosis:
     """Return what is wrong with the database at ``settings.db_path`` and what would repair it. Read-only."""
     found = await _outside(settings) or await _inside(settings)
     if "salvage" in found.deeds and (before := salvaged_before(settings)):
-        checks = [replace(check, remedy=SALVAGED) if check.failed else check for check in found.checks]
-        found.checks = (*checks, before)
+        found.checks = (*once_salvaged(found.checks), before)
         found.deeds = tuple(deed for deed in found.deeds if deed != "salvage")
     return found
 

@@ -19,7 +19,7 @@ from abathur_nb.backups.change import Change, make_change
 from abathur_nb.backups.taking import copy_out, publish
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
-from abathur_nb.evidence.canonical import canonical, misfits, moment, sha256, uncanonical, whole_number
+from abathur_nb.evidence.canonical import canonical, misfits, moment, printable_text, sha256, uncanonical, whole_number
 from abathur_nb.files import at, make_private_file, open_regular, private_directory, scratch_directory, sweep
 from abathur_nb.repair.statements import RowChange
 from abathur_nb.report import Check, Report
@@ -111,9 +111,7 @@ def _strange_columns(entry: Mapping[str, Any]) -> list[str]:
     keys = {column.name for column in expected_columns(entry["table"]) if column.in_key}
     change, row = entry["change"], entry["row"]
     is_row = entry["key"].keys() == keys <= row.keys() and all(map(_value, row))
-    is_change = not change or (
-        change.keys() == {"column", "becomes"} and change["column"] in row and _value(change["becomes"])
-    )
+    is_change = not change or (change.keys() == {"column", "becomes"} and change["column"] in row)
     return [] if is_row and is_change else [f"not a row of {entry['table']}, or not a change of one of its columns"]
 
 
@@ -134,11 +132,8 @@ def value_of(found: Any) -> tuple[str, object]:
         if kind == "real":
             return "?", float(text)
         return {"text": "CAST(? AS TEXT)", "blob": "?"}[kind], bytes.fromhex(text)
-    if (
-        isinstance(found, list | bool)
-        or plain(found) != found
-        or (isinstance(found, int) and not -(2**63) <= found < 2**63)
-    ):
+    too_large = isinstance(found, int) and not -(2**63) <= found < 2**63
+    if isinstance(found, list | bool) or plain(found) != found or too_large:
         raise ValueError(f"not a value of SQLite's: {shown(found)}")
     return "?", found
 
@@ -168,7 +163,7 @@ _ENTRY = {
     "table": frozenset(expected_tables()),
     "rowid": int,
     "key": {str: _value},
-    "change": {str: str},
+    "change": {str: printable_text},
     "row": {str: _value},
 }
 

@@ -30,7 +30,6 @@ from abathur_nb.store.sql import tokens
 from abathur_nb.store.target import restore_command
 from abathur_nb.text import counted, some
 
-SALVAGED = "restore what was salvaged or another backup, as the check *salvaged* says"
 _EXPECTED = "what can still be read, in a backup; intact says that no row is missing, not that none was altered"
 _REASON = "salvaged"
 _IDENTITY = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
@@ -43,6 +42,12 @@ _RULES = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF;"
 _UNFORCED = "PRAGMA synchronous = OFF"  # the file is thrown away, or forced to the disk when it is complete
 _KILL = "end it by kill -9: ended in any other way, it may write its log over the database"
 _KEEP = "leave it running; copy all of its open files from /proc/PID/fd before it ends"
+
+
+def once_salvaged(checks: Iterable[Check]) -> tuple[Check, ...]:
+    """Return the checks of a damaged database with the remedy that remains: it must not be salvaged again."""
+    remedy = "restore what was salvaged or another backup, as the check *salvaged* says"
+    return tuple(replace(check, remedy=remedy) if check.failed else check for check in checks)
 
 
 def salvaged_before(settings: Settings) -> Check | None:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing, suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import aiosqlite
 
@@ -141,19 +141,17 @@ async def count_rows(conn: aiosqlite.Connection, query: str) -> int:
 
 
 async def restore_seeds(
-    conn: aiosqlite.Connection, restored: Iterable[Mapping[str, str]]
+    conn: aiosqlite.Connection, restored: Iterable[Mapping[str, Any]]
 ) -> tuple[list[tuple[RowChange, int]], list[Step]]:
     """Return the changes that restore the seeds in ``restored``, and the statements that insert missing ones."""
-    statements, changes, steps = {(one["namespace"], one["key"]): one["sql"] for one in restored}, [], []
-    for seed in schema.expected_seeds():
-        if not (sql := statements.get((seed.namespace, seed.key))):
-            continue
-        same = f"namespace = '{seed.namespace}' AND key = '{seed.key}' AND version = {seed.version}"
-        change = RowChange("memory_entries", same, instead=sql)
+    changes, steps = list[tuple[RowChange, int]](), list[Step]()
+    for seed in restored:
+        same = f"namespace = '{seed['namespace']}' AND key = '{seed['key']}' AND version = {seed['version']}"
+        change = RowChange("memory_entries", same, instead=seed["sql"])
         if await count_rows(conn, change.selecting("count(*)")):
             changes.append((change, 1))
         else:
-            steps.append(Step(sql, 1))
+            steps.append(Step(seed["sql"], 1))
     return changes, steps
 
 
@@ -225,9 +223,7 @@ async def rebuild_table(
     found = [name.lower() if name.isascii() else name for (name,) in rows]
     extra = [name for name in found if name not in wanted]
     if missing := [name for name in wanted if name not in found]:
-        where = (
-            f"whose values may be in {', '.join(extra)}" if extra else "and no other column of it may hold their values"
-        )
+        where = f"whose values may be in {', '.join(extra)}" if extra else "whose values no other column holds"
         return Rebuild([], {f"{table} lacks {', '.join(missing)}, {where}": _RENAME if extra else ""}, lacks=True)
     obstacles = {f"rows of {table} that *values* or *required values* names": _WRITE} if table in broken else {}
     for name in extra:
@@ -239,22 +235,20 @@ async def rebuild_table(
     if obstacles:
         return Rebuild([], obstacles)
     count = await count_rows(conn, f"SELECT count(*) FROM {table} WHERE 1{_staying(table)}")
-    own_id = "AUTOINCREMENT" in expected_objects()[table].sql
+    sql = expected_objects()[table].sql
+    own_id = "AUTOINCREMENT" in sql
     columns = ", ".join(wanted if own_id else ["rowid", *wanted])
-    rename = Step(f"ALTER TABLE {table} RENAME TO {_ASIDE}")
-    made = [
-        Step(expected_objects()[table].sql),
-        Step(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {_ASIDE}", count),
-    ]
+    steps = [Step(f"ALTER TABLE {table} RENAME TO {_ASIDE}"), Step(sql)]
+    steps.append(Step(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {_ASIDE}", count))
     if own_id:  # an id is never used twice
-        made.append(Step(f"DELETE FROM sqlite_sequence WHERE name = '{table}'"))
-        made.append(Step(f"UPDATE sqlite_sequence SET name = '{table}' WHERE name = '{_ASIDE}'"))
-    made.append(Step(f"DROP TABLE {_ASIDE}"))
+        steps.append(Step(f"DELETE FROM sqlite_sequence WHERE name = '{table}'"))
+        steps.append(Step(f"UPDATE sqlite_sequence SET name = '{table}' WHERE name = '{_ASIDE}'"))
+    steps.append(Step(f"DROP TABLE {_ASIDE}"))
     others = [live[name] for name in schema.Differences.between(live, ("index",)).extra if live[name].table == table]
     lost = [other for other in others if not _fits(other)]
     ours = [one for one in expected_objects().values() if one.type == "index" and one.table == table]
     indexes = [Step(index.sql) for index in (*ours, *others) if index not in lost and _is_free(index, live)]
-    return Rebuild([*(Step(f"DROP INDEX {quoted(other.name)}") for other in lost), rename, *made, *indexes], {})
+    return Rebuild([*(Step(f"DROP INDEX {quoted(other.name)}") for other in lost), *steps, *indexes], {})
 
 
 def _fits(index: SchemaObject) -> bool:

@@ -14,7 +14,7 @@ from abathur_nb.config.settings import Settings
 from abathur_nb.errors import RefusedError
 from abathur_nb.repair.diagnosis import Diagnosis, diagnose
 from abathur_nb.repair.quarantine import affected, put_back_rows, write_quarantine
-from abathur_nb.repair.salvage import SALVAGED, rescue, salvage
+from abathur_nb.repair.salvage import once_salvaged, rescue, salvage
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import SIDE_FILES, bound, connect, explain_error, open_for_change, pragma, run_to_end
 from abathur_nb.store.target import identify, wanted
@@ -87,7 +87,7 @@ async def _find(settings: Settings) -> AsyncIterator[Change]:
         pending="warn",
         validates=not {"rescue", "move aside"} & deeds,
         past=_past,
-        judged=_after_salvage if "salvage" in deeds else tuple,
+        judged=once_salvaged if "salvage" in deeds else tuple,
     )
 
 
@@ -108,11 +108,6 @@ def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     if found.steps:
         steps.append("in one transaction:\n" + "\n".join(f"     {step}" for step in found.steps))
     return (*steps, *deeds)
-
-
-def _after_salvage(checks: Iterable[Check]) -> Iterable[Check]:
-    """Replace the remedy of what fails: the database is still damaged, and must not be salvaged again."""
-    return [replace(check, remedy=SALVAGED) if check.failed else check for check in checks]
 
 
 def _past(checks: Iterable[Check]) -> Iterable[Check]:

@@ -159,7 +159,7 @@ async def test_rows_or_columns_in_the_way_of_a_table_are_named_and_the_table_is_
 async def test_a_column_or_a_table_that_is_gone_is_named_and_nothing_is_made_up(database: Settings) -> None:
     path = database.db_path
     for change, words in (
-        ("ALTER TABLE tasks DROP COLUMN error_message", "lacks error_message, and no other column of it may hold "),
+        ("ALTER TABLE tasks DROP COLUMN error_message", "lacks error_message, whose values no other column holds"),
         ("ALTER TABLE tasks ADD COLUMN error TEXT", "lacks error_message, whose values may be in error"),
         ("DROP TABLE tasks", "missing: tasks"),
     ):
