@@ -140,34 +140,27 @@ async def set_log_aside(settings: Settings, *, write: bool) -> Check:
     """
     path = settings.db_path
     require_movable(path)
-    folder = await asyncio.to_thread(_copy_beside, path)
+    folder = new_folder(path)
+    copy, copied_log = folder / path.name, folder / f"{path.name}-wal"
+    try:
+        with at(folder):
+            make_private_file(copy, owned_as=path.parent)
+            await asyncio.to_thread(ask, "copy", path, f"{path}-wal", "", copy)
+        for written in (copy, copied_log, folder, path.parent):
+            fsync(written)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
     if write:
         # The checkpoint leaves the log as it is, and so does the last connection that closes.
         async with open_for_change(path, settings.busy_timeout_ms) as conn:
             await conn.execute_fetchall("PRAGMA wal_checkpoint(FULL)")
     require_movable(path)
-    (folder / f"{path.name}-wal").unlink()  # the log itself takes its place
+    copied_log.unlink()  # the log itself takes its place
     move_aside(path, SIDE_FILES, folder)
     expected, observed = "a log that is read to its end", f"{folder} has the database and its log as they were"
     remedy = f"they may hold transactions that {path} lacks now: keep {folder} until you know that nobody misses one"
     return Check("log_aside", "warn", expected, observed, remedy)
-
-
-def _copy_beside(path: Path) -> Path:
-    """Copy the bytes of a database and its log into a new directory beside it; return the directory."""
-    folder = new_folder(path)
-    try:
-        with at(folder):
-            make_private_file(folder / path.name, owned_as=path.parent)
-            ask("copy", path, f"{path}-wal", "", folder / path.name)
-        for suffix in ("", "-wal"):
-            fsync(folder / f"{path.name}{suffix}")
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-    fsync(folder)
-    fsync(path.parent)
-    return folder
 
 
 def users_of(path: Path, *, own: bool = False) -> list[str]:

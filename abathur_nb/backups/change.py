@@ -27,14 +27,14 @@ class Change:
     """Hold what a change finds before it is made, its plan, and how it is made.
 
     Without ``steps`` and ``begun`` there is nothing to do. ``do`` carries the steps out: it adds a check of each to the
-    list that it gets, once the step is done, and calls ``committed`` when a transaction is.
+    list that it gets, as soon as the step is done.
     """
 
     checks: tuple[Check, ...]  # what is found
     action: str = ""
     steps: tuple[str, ...] = ()  # in words or SQL; the engine adds the backup and the validation
     facts: Mapping[str, str] = field(default_factory=dict)  # what the plan depends on
-    do: "Callable[[list[Check], Callable[[], object]], Awaitable[None]] | None" = None
+    do: "Callable[[list[Check]], Awaitable[None]] | None" = None
     forbidden: bool = False
     begun: str = ""  # the first step, which completes an unfinished replacement
     backup: str = ""  # the reason of the backup before the change, if one is taken
@@ -113,13 +113,12 @@ async def carry_out(settings: Settings, change: Change, done: list[Check]) -> No
         if backup:
             path = str(backup.path)
             done.append(Check("kept", "pass", "a proven backup of it", path, name="backup before", data={"path": path}))
-        committed = list[bool]()
         try:
-            await change.do(done, lambda: committed.append(True))
+            await change.do(done)
         except (sqlite3.Error, OSError, AbathurError) as error:
             # After an error of the disk it is unknown what was committed.
             unknown = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR
-            if backup and len(done) == 1 and not committed and not unknown:  # refused: nothing may have changed
+            if backup and len(done) == 1 and not unknown:  # refused: nothing may have changed
                 done.clear()
                 backup.remove()
             raise

@@ -186,17 +186,11 @@ def _listed(folder: Path, names: Sequence[str]) -> tuple[list[Backup], dict[str,
         try:
             found.append(replace(_read_manifest(folder / name, manifest), is_lost=name not in names))
         except RefusedError as error:
-            if NAME.fullmatch(name) or _may_be_ours(folder / name, manifest):
-                faults[name] = error.observed
+            with suppress(OSError):  # of a file that is not named as ours, the manifest may be of a renamed backup
+                is_ours = NAME.fullmatch(name) or name in names or b"sha256_of_file" in read_regular(manifest)
+                faults |= {name: error.observed} if is_ours else {}
     # Among copies the one with its original name comes last.
     return sorted(found, key=lambda one: (*one.order, not one.renamed, one.path.name)), faults
-
-
-def _may_be_ours(path: Path, manifest: Path) -> bool:
-    """Return whether an unreadable manifest may belong to a renamed backup of ours. Read-only."""
-    with suppress(OSError, ValueError):
-        return os.path.lexists(path) or b"sha256_of_file" in read_regular(manifest)
-    return False
 
 
 def next_sequence(folder: Path) -> int:

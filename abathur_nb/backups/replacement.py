@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -167,15 +167,15 @@ def _replacement(settings: Settings, standing: Standing, new: Source) -> Change:
         async with open_copy(new.path) as conn:
             await copy_out(conn, draft, owned_as=settings.db_path.parent)
 
-    async def do(done: list[Check], committed: Callable[[], object]) -> None:
+    async def do(done: list[Check]) -> None:
         path = settings.db_path
         if standing.state == "readable" and not standing.goes_aside(new):
-            found, since = await copy_in(new.path, settings, written=committed)
+            written = Check("written", "pass", "one transaction", f"{new.name} is in {path}")
+            found, since = await copy_in(new.path, settings, written=lambda: done.append(written))
             done.append(_content(new.content, found, since))
             return
         if standing.goes_aside(new):
             await replace_file(path, write, done)
-            committed()
         else:
             with private_directory(path.parent), scratch_directory(path.parent, "restore") as scratch:
                 await write(scratch / "draft.db")

@@ -189,9 +189,9 @@ async def back_up(
     """
     from tqdm import tqdm
 
-    folder = settings.backup_dir
+    folder, original = settings.backup_dir, database or settings.db_path
     with (
-        private_directory(folder, owned_as=settings.db_path.parent),
+        private_directory(folder, owned_as=original.parent),
         scratch_directory(folder, "backup") as scratch,
         tqdm(desc="backup", unit=" rows", mininterval=1, delay=1, file=sys.stdout) as bar,
     ):
@@ -216,7 +216,7 @@ async def back_up(
             "reason": reason,
             "taken_at": timestamp(taken_at),
             "env": settings.env,
-            "database": str(database or settings.db_path),
+            "database": str(original),
             **ids,
             "content": asdict(content),
             "bytes": draft.stat().st_size,

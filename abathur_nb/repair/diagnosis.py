@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from shlex import quote
@@ -32,7 +33,7 @@ from abathur_nb.health.path_on_disk import (
     mounted_files,
 )
 from abathur_nb.repair import statements
-from abathur_nb.repair.quarantine import affected, digest_of
+from abathur_nb.repair.quarantine import affected
 from abathur_nb.repair.salvage import once_salvaged, salvaged_before, stray_rows
 from abathur_nb.repair.statements import RowChange, Step
 from abathur_nb.report import Check
@@ -177,7 +178,10 @@ async def _inside(settings: Settings) -> Diagnosis:
             if "integrity" not in failing:
                 checks = (*checks, statistics := await statements.statistics_check(conn, REPAIR))
                 found.statements += [] if statistics.status == "pass" else [Step("ANALYZE")]
-            found.changed = await digest_of(affected(conn, [change for change, _ in found.changes]))
+            digest = sha256()
+            async for line in affected(conn, found.changes):
+                digest.update(line)
+            found.changed = digest.hexdigest()
             found.schema = await pragma(conn, "schema_version")
         unread = Look.at_files(path)  # while this process reads, the log of a busy database only grows
         log = await asyncio.to_thread(log_check, path)

@@ -5,7 +5,7 @@ import math
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -35,9 +35,9 @@ _FORMAT = 1
 _NAMED = 5  # faults that an error names
 
 
-async def affected(conn: aiosqlite.Connection, changes: Iterable[RowChange]) -> AsyncIterator[bytes]:
+async def affected(conn: aiosqlite.Connection, changes: Iterable[tuple[RowChange, int]]) -> AsyncIterator[bytes]:
     """Yield a line with the present content of each row that will change. Read-only; needs `add_functions`."""
-    for change in changes:
+    for change, _ in changes:
         keys = [column.name for column in expected_columns(change.table) if column.in_key]
         done: dict[str, Any] = {"column": change.column, "becomes": change.empty} if change.column else {}
         async with conn.execute(f"{change.selecting('rowid, *')} ORDER BY rowid") as cursor:
@@ -46,14 +46,6 @@ async def affected(conn: aiosqlite.Connection, changes: Iterable[RowChange]) -> 
                 row = {name: plain(value) for name, value in zip(names, values, strict=True)}
                 key = {name: row[name] for name in keys}
                 yield canonical({"table": change.table, "rowid": rowid, "key": key, "change": done, "row": row})
-
-
-async def digest_of(lines: AsyncIterator[bytes]) -> str:
-    """Return the SHA-256 of all lines."""
-    digest = hashlib.sha256()
-    async for line in lines:
-        digest.update(line)
-    return digest.hexdigest()
 
 
 def quarantine_dir(settings: Settings) -> Path:
@@ -212,12 +204,11 @@ async def _find(settings: Settings, name: str | os.PathLike[str]) -> AsyncIterat
     steps = (f"in one transaction, put back {put_back}",)
     facts = {"quarantine": sha256(b"".join(map(canonical, entries))), "rows": sha256(canonical({"put": put}))}
 
-    async def do(done: list[Check], committed: Callable[[], object]) -> None:
+    async def do(done: list[Check]) -> None:
         async with open_for_change(settings.db_path, settings.busy_timeout_ms) as conn:
             if await _put(conn, entries) != outcome:
                 raise RefusedError(f"{settings.db_path} has changed since it was looked at", "look at it again")
             await run_to_end(conn.execute_fetchall("COMMIT"))
-        committed()
         done.append(Check("put_back", "pass", "in one transaction", f"put back: {put_back}"))
 
     yield Change((check,), _TITLE, steps, facts, do, backup="pre_put_back", switch="repair")

@@ -18,7 +18,7 @@ from abathur_nb.backups.manifest import Backup, list_backups, of_database, why_u
 from abathur_nb.backups.taking import back_up
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import BOUND_BYTES, BOUND_SQL, AbathurError, BusyError, RefusedError
-from abathur_nb.files import at, make_private_file, nearest_existing, private_directory, scratch_directory
+from abathur_nb.files import at, make_private_file, nearest_existing, scratch_directory
 from abathur_nb.health.checks import file_checks
 from abathur_nb.repair.pages import INDEX, TABLE, Entry, Pages, read_pages
 from abathur_nb.repair.quarantine import insertion, plain
@@ -77,8 +77,7 @@ async def salvage(settings: Settings) -> Check:
             raise RefusedError(f"nothing of {settings.db_path} can be read any more", "restore a backup")
         failed = [check for check in await file_checks(found) if check.failed]
         broken = {rule["table"] for check in failed for rule in check.data.get("broken", ())}
-        with private_directory(settings.backup_dir, owned_as=settings.db_path.parent):
-            backup, _ = await back_up(found, reason=_REASON, database=settings.db_path)
+        backup, _ = await back_up(found, reason=_REASON, database=settings.db_path)
     judged = {table.name: table.verdict(table.name in broken) for table in tables}
     verdicts = dict(sorted(judged.items(), key=lambda one: _STATES.index(one[1][0])))
     states = Counter(state for state, _ in verdicts.values())

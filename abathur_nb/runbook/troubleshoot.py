@@ -2,7 +2,7 @@
 
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -117,7 +117,7 @@ def _past(checks: Iterable[Check]) -> Iterable[Check]:
             yield replace(check, id=f"found_{check.id}", name=f"found: {check.name}", status="warn", remedy="")
 
 
-async def _repair(found: Diagnosis, settings: Settings, done: list[Check], committed: Callable[[], object]) -> None:
+async def _repair(found: Diagnosis, settings: Settings, done: list[Check]) -> None:
     """Do what the plan says; add to ``done`` the check of each step, so that it is reported when a later one fails."""
     path, deeds = settings.db_path, found.deeds
     if "rescue" in deeds:
@@ -144,7 +144,6 @@ async def _repair(found: Diagnosis, settings: Settings, done: list[Check], commi
         done += await _empty_the_log(settings)
     if "chmod" in deeds:
         _make_private(path)
-    committed()
 
 
 async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
@@ -160,7 +159,7 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
             await conn.execute_fetchall("BEGIN IMMEDIATE")
             same = await pragma(conn, "schema_version") == found.schema
             if found.changes:
-                kept, digest = await write_quarantine(settings, affected(conn, [change for change, _ in found.changes]))
+                kept, digest = await write_quarantine(settings, affected(conn, found.changes))
                 same &= digest == found.changed
             if not same:
                 raise RefusedError(f"{path} has changed since it was looked at", "look at it again")
