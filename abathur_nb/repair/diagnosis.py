@@ -244,12 +244,14 @@ async def _treat(
     # Only a user with more rights can change the owner of files and directory.
     if FILE_MODES in failing and failing[FILE_MODES].data.get("not_0600"):
         found.plan(FILE_MODES, "chmod", remedy=f"{REPAIR}; by hand: {failing[FILE_MODES].remedy}")
-    if HEADER in failing or "integrity" in failing:
-        await _treat_damage(conn, failing, settings, found)
-    if HEADER in failing or ("integrity" in failing and failing["integrity"].data["is_corrupt"]):
+    integrity = failing["integrity"].data if "integrity" in failing else {}
+    if HEADER in failing or integrity.get("is_corrupt"):
+        await _treat_damage(conn, () if HEADER in failing else integrity["indexes"], settings, found)
         others = (name for name in failing if name in _CAUSES and name != FILE_MODES)
         found.causes |= dict.fromkeys(others, "not known: what is read of a damaged file proves nothing")
         return
+    if integrity:
+        found.causes["integrity"] = "the rows that are named below"
     if "encoding" in failing:
         remedy = f"{_restoring(settings)}; or make it again as UTF-8 of its dump"
         found.plan("encoding", cause="made by another program", remedy=remedy)
@@ -281,17 +283,13 @@ async def _treat(
 
 
 async def _treat_damage(
-    conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis
+    conn: aiosqlite.Connection, indexes: Collection[str], settings: Settings, found: Diagnosis
 ) -> None:
-    """Add the repair of a file that fails integrity_check or has a wrong header."""
-    restore, data = _restoring(settings), failing["integrity"].data if "integrity" in failing else {}
-    if not (data.get("is_corrupt") or HEADER in failing):
-        found.causes["integrity"] = "the rows that are named below"
-        return
-    indexes = data.get("indexes", ())
+    """Add the repair of a corrupt file: of ``indexes``, if only they differ from their tables."""
+    restore = _restoring(settings)
     # A wrong header alone may make indexes differ from their tables.
     header = await asyncio.to_thread(ask, "header", settings.db_path, "4") if indexes else ""
-    if HEADER in failing or header or not indexes:
+    if header or not indexes:
         cause = f"{header or 'damaged pages'}: a fault of the disk, or a program that wrote to the file without SQLite"
         found.plan("integrity", "salvage", cause=cause, remedy=_RESTORE.format(restore))
         found.remedies[HEADER] = _RESTORE.format(restore)
@@ -377,12 +375,17 @@ class Look(NamedTuple):
 
     @classmethod
     def at_files(cls, path: Path) -> "Look":
-        """Look at the log now. Read-only."""
+        """Look at the log now. Read-only; names processes on Linux only."""
         size = log_bytes(path)
         locks, index = ask("look", path)
+        held = {(pid, byte) for _, byte, exclusive, pid in locks if not pid and not exclusive}
+        with suppress(OSError):
+            shm = os.stat(f"{path}-shm")
+            # On btrfs, stat and the kernel report different devices; then no process is named.
+            file = f"{os.major(shm.st_dev):02x}:{os.minor(shm.st_dev):02x}:{shm.st_ino}"
+            held |= {(lock.pid, lock.start) for lock in posix_locks() if lock.file == file and not lock.exclusive}
         marks = dict(zip(_READ_MARKS, index["marks"], strict=True)) if index else {}
-        held = {(pid, byte) for _, byte, exclusive, pid in locks if not pid and not exclusive} | _read_locks(path)
-        readers = frozenset((pid, byte, marks[byte]) for pid, byte in held if byte in marks)
+        readers = frozenset((pid, byte, marks[byte]) for pid, byte in held if byte in marks and pid != os.getpid())
         frames, commits = (index["frames"], index["commits"]) if index else (0, 0)
         # The other exclusive locks on the index of the log are those of a checkpoint.
         writing = [lock for lock in locks if lock[0] == "" or lock[1] == WRITE_LOCK]
@@ -395,17 +398,6 @@ class Look(NamedTuple):
         """
         kept = {pid for pid, _, frame in self.readers & first.readers if frame < self.frames}
         return ", ".join(map(process_name, sorted(kept)))
-
-
-def _read_locks(path: Path) -> set[tuple[int, int]]:
-    """Return each other process with a read lock on the log's index, and the locked byte. Read-only; Linux only."""
-    with suppress(OSError):
-        found = os.stat(f"{path}-shm")
-        # On btrfs, stat and the kernel report different devices; then no process is named.
-        file = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino}"
-        shared = {(lock.pid, lock.start) for lock in posix_locks() if lock.file == file and not lock.exclusive}
-        return shared - {(os.getpid(), byte) for byte in _READ_MARKS}
-    return set()
 
 
 def _locks(path: Path, first: Look, then: Look) -> Check:

@@ -122,11 +122,9 @@ def _copy(path: Path, folder: Path) -> tuple[Path, str]:
         users = ", ".join(users_of(path)) or "a process that cannot be named"
         raise BusyError(f"{path} is written meanwhile by {users}", "stop it, then run this again")
     _settle(copy)
+    os.truncate(copy, max(copy.stat().st_size, 512))  # a file may be empty while all rows are in its log
     with copy.open("r+b") as file, mmap(file.fileno(), 0) as data:
-        pages = read_pages(data)
-        if not pages.count:
-            raise RefusedError(f"nothing of {path} can be read any more", "restore a backup")
-        data[:100] = pages.header(APPLICATION_ID, SCHEMA_VERSION)  # any byte of it may be damaged
+        data[:100] = read_pages(data).header(APPLICATION_ID, SCHEMA_VERSION)  # any byte of it may be damaged
     _settle(copy)
     how = "not counted: SQLite can't read it" if new.exists() else "counted as far as SQLite reads it"
     return copy, f"; its log of {before[log][1]:,} bytes is {how}" if log in before else ""

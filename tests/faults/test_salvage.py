@@ -16,7 +16,7 @@ from troubleshoot_helpers import check_of
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
-from abathur_nb.repair.salvage import _copy, _fill
+from abathur_nb.repair.salvage import _copy, _fill, salvage
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION, expected_tables
 from abathur_nb.store.sql import DDL_FILES, SEED_FILE, statements
 
@@ -275,3 +275,10 @@ async def test_any_other_file_that_sqlite_cannot_open_is_refused_and_stays(name:
         assert (await nb.troubleshoot(database, repair=True)).refused
         assert (await nb.restore_database(database, apply=True)).refused
         assert (await nb.roll_back(database, to="fresh", apply=True)).refused
+
+
+async def test_of_an_empty_file_nothing_is_salvaged(database: Settings) -> None:
+    database.db_path.write_bytes(b"")
+    with pytest.raises(nb.RefusedError, match="nothing of"):
+        await salvage(database)
+    assert not database.backup_dir.exists()
