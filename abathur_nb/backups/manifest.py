@@ -268,7 +268,7 @@ def why_unnamed(settings: Settings) -> str:
     try:
         find_backup(settings.backup_dir, None, settings.env, settings.db_path)
     except (OSError, RefusedError) as error:
-        return str(error)
+        return str(getattr(error, "observed", error))
     return ""
 
 

@@ -33,7 +33,7 @@ from abathur_nb.health.path_on_disk import (
     mounted_files,
 )
 from abathur_nb.repair import statements
-from abathur_nb.repair.quarantine import affected
+from abathur_nb.repair.quarantine import affected, kept_values
 from abathur_nb.repair.salvage import once_salvaged, salvaged_before, stray_rows
 from abathur_nb.repair.statements import RowChange, Step
 from abathur_nb.report import Check
@@ -51,7 +51,7 @@ REPAIR = "read the plan below: it repairs this, and names the parameters that ca
 _RESTORE = "stop its writers; carry out the plan below, which saves what can be read; then {}"
 _FIRST = "first repair what the other checks name, then run this again"
 _JSON = ("json_columns", "json_limits", "readable_text")
-_UNCHECKED = "a writer that had the CHECKs switched off"
+_UNCHECKED = "a writer that had the CHECKs switched off, or a fault of the disk"
 _CAUSES = {
     "foreign_keys": "a writer with foreign_keys off, which is SQLite's default",
     "json_columns": _UNCHECKED,
@@ -143,7 +143,7 @@ async def _outside(settings: Settings) -> Diagnosis | None:
 def _restoring(settings: Settings) -> str:
     """Return the command that restores the newest backup, and why it would be refused. Read-only."""
     why = why_unnamed(settings)
-    return f"restore a backup: {restore_command(settings)}" + (f" (which needs a name: {why})" if why else "")
+    return f"restore a backup: {restore_command(settings)}" + (f"; without a name it is refused: {why}" if why else "")
 
 
 def _remains(check: Check, path: Path) -> Diagnosis:
@@ -320,7 +320,7 @@ async def _treat_tables(
     done = [table for table, one in rebuilds.items() if one.steps]
     incomplete = [table for table, one in rebuilds.items() if one.lacks]
     if not incomplete:
-        await _treat_rows(conn, failing, found)
+        await _treat_rows(conn, failing, settings, found)
     indexes = statements.repair_indexes(live, {*done, *incomplete})
     found.statements = [*(step for table in done for step in rebuilds[table].steps), *found.statements, *indexes]
     if indexes or done:
@@ -334,7 +334,9 @@ async def _treat_tables(
         found.plan("tables")
 
 
-async def _treat_rows(conn: aiosqlite.Connection, failing: Mapping[str, Check], found: Diagnosis) -> None:
+async def _treat_rows(
+    conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis
+) -> None:
     """Add the repair of seed memories, invalid JSON, and references to missing rows."""
     seeds, spoilt = list[tuple[RowChange, int]](), [name for name in _JSON if name in failing]
     if "seed_memories" in failing:
@@ -342,7 +344,8 @@ async def _treat_rows(conn: aiosqlite.Connection, failing: Mapping[str, Check], 
         found.statements += inserts
         found.plan("seed_memories")
     json = await statements.broken_json(conn, [change for change, _ in seeds]) if spoilt else []
-    found.remedies |= dict.fromkeys(spoilt, REPAIR) if json or seeds else {}
+    kept = await kept_values(conn, settings, json)
+    found.remedies |= dict.fromkeys(spoilt, REPAIR + kept) if json or seeds else {}
     references = await statements.broken_references(conn) if "foreign_keys" in failing else []
     found.remedies |= {"foreign_keys": REPAIR} if references else {}
     found.changes += [*json, *seeds, *references]

@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 import aiosqlite
 
 from abathur_nb.backups.change import Change, make_change
-from abathur_nb.backups.taking import copy_out, publish
+from abathur_nb.backups.manifest import list_backups, of_database
+from abathur_nb.backups.taking import copy_out, open_copy, publish
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import RefusedError
+from abathur_nb.errors import AbathurError, RefusedError
 from abathur_nb.evidence.canonical import canonical, misfits, moment, printable_text, sha256, uncanonical, whole_number
 from abathur_nb.files import at, make_private_file, open_regular, private_directory, scratch_directory, sweep
 from abathur_nb.repair.statements import RowChange
@@ -26,13 +27,13 @@ from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import connect, open_for_change, run_to_end
 from abathur_nb.store.guarded import Connection
 from abathur_nb.store.schema import expected_columns, expected_tables, quoted
-from abathur_nb.store.target import refusal
+from abathur_nb.store.target import refusal, shell_command
 from abathur_nb.store.values import add_functions, stored
 from abathur_nb.text import counted, file_stamp, shown, timestamp
 
 _TITLE = "put back"
 _FORMAT = 1
-_NAMED = 5  # faults that an error names
+_NAMED = 5  # faults that an error names, and rows that a command shows
 
 
 async def affected(conn: aiosqlite.Connection, changes: Iterable[tuple[RowChange, int]]) -> AsyncIterator[bytes]:
@@ -46,6 +47,26 @@ async def affected(conn: aiosqlite.Connection, changes: Iterable[tuple[RowChange
                 row = {name: plain(value) for name, value in zip(names, values, strict=True)}
                 key = {name: row[name] for name in keys}
                 yield canonical({"table": change.table, "rowid": rowid, "key": key, "change": done, "row": row})
+
+
+async def kept_values(conn: aiosqlite.Connection, settings: Settings, changes: Iterable[tuple[RowChange, int]]) -> str:
+    """Return the command that shows, in the newest backup with any, values that ``changes`` would empty. Read-only."""
+    queries = dict[str, str | None]()
+    for change, _ in changes:
+        rowids = [str(row[0]) for row in await conn.execute_fetchall(f"{change.selecting('rowid')} LIMIT {_NAMED}")]
+        keys = ", ".join(column.name for column in expected_columns(change.table) if column.in_key)
+        these = f"SELECT {keys}, {change.column} FROM {change.table} WHERE rowid IN ({', '.join(rowids)})"
+        queries[these] = change.column
+    with suppress(sqlite3.Error, OSError, AbathurError):  # a damaged backup forbids no repair
+        for backup in reversed(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path)):
+            if backup.unfit or backup.path.suffix != ".db" or not queries:
+                continue
+            async with open_copy(backup.path) as copy:
+                valid = {sql: await copy.execute_fetchall(f"{sql} AND json_valid({queries[sql]})") for sql in queries}
+            if found := [f"{sql};" for sql, rows in valid.items() if rows]:
+                shows = shell_command(Path(f"{backup.path.as_uri()}?immutable=1"), found)
+                return f"; it empties these values, which {backup.path.name} has; to see them {shows}"
+    return ""
 
 
 def quarantine_dir(settings: Settings) -> Path:

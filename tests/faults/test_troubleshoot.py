@@ -173,6 +173,20 @@ async def test_a_column_or_a_table_that_is_gone_is_named_and_nothing_is_made_up(
     (await nb.troubleshoot(database, repair=True)).raise_for_failures()
 
 
+@pytest.mark.needs("sqlite3")
+async def test_a_value_that_a_repair_would_empty_is_shown_by_a_command_from_the_newest_backup_that_has_it(
+    database: Settings,
+) -> None:
+    run_sql(database.db_path, TASK, "UPDATE tasks SET input_data = '{\"true\": 1}'")
+    for _ in range(2):  # the second one has the broken value
+        await nb.backup_database(database)
+        run_sql(database.db_path, "UPDATE tasks SET input_data = '{broken'")
+    remedy = check_of(await nb.troubleshoot(database), "JSON columns").remedy
+    shown = await asyncio.to_thread(subprocess.check_output, ["sh", "-c", f"sqlite3{remedy.partition('sqlite3')[2]}"])
+    assert shown == b't1|{"true": 1}\n'
+    assert {path.name.partition(".db")[2] for path in database.backup_dir.iterdir()} == {"", ".manifest.json"}
+
+
 @pytest.mark.parametrize(("kind", "rest"), [("TABLE", "(a)"), ("VIEW", "AS SELECT 1")])
 async def test_a_table_or_view_with_the_name_of_an_index_prevents_no_other_repair(
     kind: str, rest: str, database: Settings
