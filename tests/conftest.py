@@ -128,7 +128,6 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def database(settings: Settings, pristine: bytes) -> Settings:
-    """Return the settings of a fresh database."""
     settings.db_path.parent.mkdir(mode=0o700, exist_ok=True)
     settings.db_path.touch(mode=0o600)
     settings.db_path.write_bytes(pristine)
@@ -137,7 +136,6 @@ def database(settings: Settings, pristine: bytes) -> Settings:
 
 @pytest.fixture
 async def db(database: Settings) -> AsyncIterator[Database]:
-    """Return the open store of a fresh database."""
     async with Database.open(database) as opened:
         yield opened
 

@@ -82,7 +82,6 @@ def archive(path: str | Path = "out.ipynb") -> tuple[int, str, str]:
 
 
 def execute(settings: Settings, source: Path = NOTEBOOKS / "validate.ipynb") -> None:
-    """Execute a notebook with plain papermill, which leaves it and its record."""
     parameters = {"db_path": str(settings.db_path)}
     papermill.execute_notebook(source, "out.ipynb", parameters=parameters, progress_bar=False)
 

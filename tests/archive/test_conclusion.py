@@ -31,7 +31,6 @@ def executed() -> Any:
 
 
 def sealed_as(job: Job, verdict: Verdict) -> None:
-    """Have the notebook seal its run itself."""
     folder = write_started(job.settings, job.name, job.parameters, run_id=job.run_id, template=job.template)
     write_record(folder, job.settings, verdict)
 

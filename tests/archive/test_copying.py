@@ -21,13 +21,11 @@ from abathur_nb.evidence.verify import copy_archive, verify_archive
 
 
 def add_run(settings: Settings) -> str:
-    """Add a sealed and archived run, and return its id."""
     return run(settings, name="init").name
 
 
 @pytest.fixture(scope="module")
 def three_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an archive of three runs, for copies of it to be spoilt."""
     settings = resolve(db_path=tmp_path_factory.mktemp("three") / "x.db")
     for _ in range(3):
         add_run(settings)
@@ -64,7 +62,6 @@ PLACES = ["file URL", "s3"]
 
 @pytest.fixture(params=PLACES)
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return a place for a copy, where nothing is yet."""
     if request.param == "s3":
         for name, value in request.getfixturevalue("s3_server").items():
             monkeypatch.setenv(name, value)

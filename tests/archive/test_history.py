@@ -37,7 +37,6 @@ def facts(**changed: Any) -> dict[str, Any]:
 
 
 def cells(table: Any, row: int = 0) -> dict[str, str]:
-    """Return a row of a table by its heads."""
     return dict(zip(table.heads, table.rows[row], strict=True))
 
 

@@ -49,7 +49,6 @@ def relink(archive: Path, run_id: str, change: Callable[[dict[str, Any]], dict[s
 
 
 def entries_of(settings: Settings) -> tuple[Entry, ...]:
-    """Read the archive as each reader does at its beginning."""
     entries = read_archive(settings.archive_dir)
     assert aligned(runs_table(entries))
     assert all(entry.when for entry in entries)

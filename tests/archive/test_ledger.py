@@ -119,7 +119,6 @@ def add(archive: Path, number: int) -> str:
 
 
 def ledger_of(archive: Path, count: int) -> bytes:
-    """Write so many lines; return the bytes."""
     for n in range(count):
         add(archive, n)
     return (archive / LEDGER).read_bytes()

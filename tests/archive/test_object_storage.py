@@ -31,7 +31,6 @@ def _client(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def archive(settings: Settings) -> Path:
-    """Return an archive of three runs, the newest of which failed."""
     archives.run(settings)
     archives.run(settings)
     archives.run(settings, "fail", reports=(archives.RED,))

@@ -29,7 +29,6 @@ LINES = tuple(line for line in CHECKLIST if not line.env)  # of an environment t
 
 @pytest.fixture
 def settings(database: Settings) -> Settings:
-    """Return the settings of a database that is there."""
     return database
 
 

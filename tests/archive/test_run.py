@@ -55,7 +55,6 @@ def test_the_record_says_what_ran_on_what_with_which_result(shell: InteractiveSh
 
 
 def test_started_is_on_the_disk_before_the_database_is_touched(shell: InteractiveShell, settings: Settings) -> None:
-    """A cell that looks after start_run sees the started record, and no database yet."""
     look = "found = [path.name for path in settings.archive_dir.glob('*/*')], settings.db_path.exists()"
     top = 'settings = nb.resolve(env, db_path=db_path)\nrun = nb.start_run(settings, "init")\nrun'
     execute(shell, settings, look, top=top)

@@ -38,7 +38,6 @@ def signing(settings: Settings, key: Path) -> Settings:
 
 
 def made(settings: Settings, *checks: Check, verdict: Any = "pass") -> Record:
-    """Return the record of a run with these checks, as it was sealed."""
     report = Report("validate", checks)
     folder = write_started(settings, "validate", {"env": "development"})
     return write_record(folder, settings, verdict, reports=(report,))
@@ -73,7 +72,6 @@ def test_it_names_every_file_by_its_hash_and_every_check_by_what_became_of_it(se
 
 @pytest.fixture(params=["plain", "encrypted"])
 def signed(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> tuple[bytes, Record, Path]:
-    """Return a signed statement, the record that it is about, and the public key."""
     phrase = "open sesame äöü"
     options = ("-algorithm", "ed25519", "-aes-256-cbc", "-pass", f"pass:{phrase}") if request.param != "plain" else ()
     key = make_key(tmp_path / "key.pem", *options)

@@ -33,7 +33,6 @@ def faults(report: Report) -> list[str]:
 
 
 def tree(folder: Path) -> dict[str, object]:
-    """Return what must stay as it is of everything in a folder."""
     return {str(path): fingerprint(path) for path in [folder, *folder.rglob("*")]}
 
 

@@ -60,19 +60,16 @@ class Row:
 
 
 def p99(samples: list[int]) -> float:
-    """Return the 99th percentile."""
     return quantiles(samples, n=100)[98]
 
 
 def timed(work: Callable[..., object], *given: object) -> int:
-    """Return the nanoseconds that one call takes."""
     start = perf_counter_ns()
     work(*given)
     return perf_counter_ns() - start
 
 
 async def timed_await(work: Callable[..., Awaitable[object]], *given: object) -> int:
-    """Return the nanoseconds until one call is answered."""
     start = perf_counter_ns()
     await work(*given)
     return perf_counter_ns() - start
@@ -87,7 +84,6 @@ def turns(sides: Sides, ours: Any, theirs: Any, blocks: int) -> Iterator[tuple[l
 
 
 def alternate(ours: Callable[[], Sequence[int]], theirs: Callable[[], Sequence[int]], blocks: int = BLOCKS) -> Sides:
-    """Return the samples of both sides, measured block by block in turn."""
     sides: Sides = ([], [])
     for side, measure in turns(sides, ours, theirs, blocks):
         side.extend(measure())
@@ -105,7 +101,6 @@ async def alternate_async(
 
 
 def settings_for(path: Path) -> nb.Settings:
-    """Return development's settings for a database of one's own."""
     return nb.resolve("development", db_path=path)
 
 
@@ -145,7 +140,6 @@ def checked(settings: nb.Settings, *pragmas: str) -> list[int]:
 
 
 def papermill_init(place: Path) -> Sides:
-    """Time `papermill init.ipynb` on a new path, and papermill on a notebook of one empty cell."""
     kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     empty = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("")], metadata={"kernelspec": kernelspec})
     nbformat.write(empty, place / "empty.ipynb")
@@ -164,7 +158,6 @@ def papermill_init(place: Path) -> Sides:
 
 
 def initialize(place: Path) -> Sides:
-    """Time `initialize_database`, and plain sqlite3 running the same SQL in one transaction, WAL and FULL."""
     count = iter(range(10_000))
 
     def ours() -> list[int]:
@@ -292,7 +285,6 @@ async def beside_writer(place: Path) -> Sides:
 
 
 async def add_memory(place: Path) -> Sides:
-    """Time `add_memory` with its audit row, and plain sqlite3 doing the same."""
     async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
         with plain(settings) as conn:
             numbers = iter(range(10_000_000))
@@ -319,8 +311,6 @@ async def add_memory(place: Path) -> Sides:
 
 
 async def growth(place: Path) -> Sides:
-    """Time `get_memory` among 1,000,000 memories, and among 1,000."""
-
     async def gets(db: nb.Database, rows: int) -> list[int]:
         keys = islice(cycle(synthetic.memory_keys(rows, 700)), 2000)
         return [await timed_await(db.memory.get_memory, *key) for key in keys]
@@ -335,7 +325,6 @@ async def growth(place: Path) -> Sides:
 
 
 async def validate(place: Path) -> Sides:
-    """Time `validate_database` on 100,000 memories, and integrity_check with foreign_key_check alone."""
     async with filled(place, 100_000) as settings:
 
         async def ours() -> list[int]:
@@ -379,7 +368,6 @@ async def backing_up(place: Path) -> Sides:
 
 
 async def proving(place: Path) -> Sides:
-    """Time the proof of a backup, and integrity_check alone of the same file."""
     async with filled(place, 100_000) as settings:
         with redirect_stdout(sys.stderr):  # the progress bar is no row of the table
             backup, _ = await back_up(settings, reason="bench")
@@ -395,8 +383,6 @@ async def proving(place: Path) -> Sides:
 
 
 def imports(place: Path) -> Sides:
-    """Time a Python that imports abathur_nb, and one that imports aiosqlite."""
-
     def run(module: str) -> list[int]:
         command = [sys.executable, "-c", f"import {module}"]
         return [timed(lambda: subprocess.run(command, check=True, cwd=place)) for _ in range(3)]
@@ -426,7 +412,6 @@ def recording(place: Path) -> Sides:
 
 @cache
 def runs_of_both() -> Sides:
-    """Time 60 runs of validate by the runner, without page and signature, and 60 by plain papermill."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "data" / "abathur.db"
         asyncio.run(nb.initialize_database(settings_for(path)))
@@ -442,7 +427,6 @@ def runs_of_both() -> Sides:
 
 
 def stalls(_: Path) -> Sides:
-    """Return the times of the runner's runs, and their median."""
     ours, _theirs = runs_of_both()
     return ours, [int(median(ours))]
 
@@ -474,14 +458,12 @@ ROWS = (
 
 
 def measured(row: Row) -> Sides:
-    """Return the samples of both sides of a row, measured in a directory of their own."""
     with tempfile.TemporaryDirectory() as place:
         found = row.measure(Path(place))
         return found if isinstance(found, tuple) else asyncio.run(found)
 
 
 def ratio(row: Row, sides: Sides) -> float:
-    """Return the ratio that the row promises."""
     ours, theirs = map(row.statistic, sides)
     return theirs / ours if row.at_least else ours / theirs
 

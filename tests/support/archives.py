@@ -30,14 +30,12 @@ IDENTITY = {"path": "abathur.db", "size": 45056, "application_id": 1, "user_vers
 
 
 def notebook(text: str) -> Any:
-    """Return an executed notebook of one cell."""
     cell = nbformat.v4.new_code_cell(text, id="one", execution_count=1)
     cell.outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"}, execution_count=1)]
     return nbformat.v4.new_notebook(cells=[cell])
 
 
 def start(settings: Settings, name: str = "validate", **parameters: object) -> Path:
-    """Begin a run, and leave it unsealed."""
     return write_started(settings, name, {"env": settings.env, **parameters})
 
 
@@ -51,13 +49,11 @@ def seal(
     database: Mapping[str, Any] = IDENTITY,
     **more: Any,
 ) -> Record:
-    """Seal a run, and leave its notebook unarchived."""
     both = {"before": database, "after": database}
     return write_record(folder, settings, verdict, reports=tuple(reports), facts=facts, database=both, **more)
 
 
 def record_with(**fields: Any) -> Record:
-    """Return a sealed record that was never written."""
     defaults = {
         "format": 2,
         "run_id": "20261123T101500123Z-9f3ac1",
@@ -83,7 +79,6 @@ def record_with(**fields: Any) -> Record:
 
 
 def run(settings: Settings, verdict: Verdict = "pass", *, name: str = "validate", **more: Any) -> Path:
-    """Make a whole run, archived; return its folder."""
     folder = start(settings, name)
     seal(folder, settings, verdict, **more)
     keep(folder, settings, notebook(f"'{folder.name}'"))
@@ -101,7 +96,6 @@ def archive(settings: Settings, runs: int = 4) -> Path:
 
 
 def ledger_lines(archive: Path) -> list[bytes]:
-    """Return the lines of a ledger, each with its newline."""
     return (archive / LEDGER).read_bytes().splitlines(keepends=True)
 
 
@@ -139,7 +133,6 @@ def openssl(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
 
 
 def make_key(path: Path, *options: str) -> Path:
-    """Make a private key as the README says, and its public one beside it."""
     assert openssl("genpkey", *(options or ("-algorithm", "ed25519")), "-out", path).returncode == 0
     path.chmod(0o600)
     password = ("-passin", options[options.index("-pass") + 1]) if "-pass" in options else ()

@@ -96,7 +96,6 @@ def run_sources(shell: InteractiveShell, sources: Sequence[str]) -> tuple[Any, E
 
 
 def run_cells(shell: InteractiveShell, name: str, **parameters: Any) -> Outcome:
-    """Run the cells of a notebook of this project up to the first error."""
     notebook, done = run_sources(shell, cells_of(NOTEBOOKS / f"{name}.ipynb", parameters))
     shown = [output.data for cell in notebook.cells for output in cell.outputs if "data" in output]
     error = done.error_before_exec or done.error_in_exec
@@ -142,5 +141,4 @@ def long_lived() -> Iterator[InteractiveShell]:
 
 @pytest.fixture
 def shell(long_lived: InteractiveShell) -> InteractiveShell:
-    """Return a shell that has run nothing yet."""
     return fresh(long_lived)

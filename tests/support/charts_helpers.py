@@ -25,7 +25,6 @@ def drawn(chart: Chart) -> bytes:
 
 
 def texts(chart: Chart) -> str:
-    """Return all that is written in the figure."""
     return "\n".join(text.get_text() for text in chart.findobj(Text) if isinstance(text, Text))
 
 

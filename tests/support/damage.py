@@ -47,23 +47,19 @@ def edit_schema(path: Path, name: str, old: str, new: str) -> None:
 
 
 def drop_index(path: Path, name: str = "idx_audit_task") -> None:
-    """Take away one of the 33."""
     run_sql(path, f"DROP INDEX {name}")
 
 
 def drop_check(path: Path) -> None:
-    """Let any text be the status of a task."""
     check = "CHECK (status IN ('pending', 'running', 'completed', 'failed', 'cancelled'))"
     edit_schema(path, "tasks", check, "")
 
 
 def spoil_json(path: Path, text: str = "{broken") -> None:
-    """Write a task whose input_data is not JSON."""
     run_sql(path, TASK, f"UPDATE tasks SET input_data = '{text}'")
 
 
 def flip_bits(path: Path, start: int, count: int = 64) -> None:
-    """Invert some bytes."""
     with path.open("r+b") as file:
         file.seek(start)
         found = file.read(count)
@@ -100,7 +96,6 @@ def fingerprint(path: Path) -> object:
 
 @contextmanager
 def untouched(path: Path) -> Iterator[None]:
-    """Assert that the block changes nothing of what stands at ``path``."""
     before = fingerprint(path)
     yield
     assert fingerprint(path) == before, f"{path} was changed"
@@ -159,7 +154,6 @@ def run_as_other(program: str, *arguments: str | Path, uid: int = 65534, imports
 
 
 def empty_index(path: Path, *names: str) -> None:
-    """Take the entries of indexes away, and leave their tables."""
     with closing(sqlite3.connect(path)) as conn:
         found = dict(conn.execute("SELECT name, rootpage FROM sqlite_master WHERE type = 'index'"))
     with path.open("r+b") as file:

@@ -37,7 +37,6 @@ def opened(library: str, path: Path | str = ":memory:") -> Iterator[Run]:
 
 
 def build(run: Run, files: Iterable[str] = (*DDL_FILES, SEED_FILE)) -> None:
-    """Run the DDL and the seeds."""
     for filename in files:
         for statement in statements(filename):
             run(statement)

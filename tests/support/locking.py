@@ -147,7 +147,6 @@ def _configured(path: Path) -> None:
 
 
 def locks() -> list[Lock]:
-    """Return the POSIX locks of this process, in one order."""
     return sorted(lock for lock in posix_locks() if lock.pid == os.getpid())
 
 

@@ -60,7 +60,6 @@ class Ran:
 
 
 def arguments_of(settings: Settings, *notebooks: str | Path) -> list[str]:
-    """Return the arguments that run these notebooks on a database."""
     return [*map(str, notebooks), "--env", settings.env, "-p", "db_path", str(settings.db_path)]
 
 
@@ -84,7 +83,6 @@ def ended(process: subprocess.Popen[str]) -> Ran:
 
 
 def run(*arguments: str | Path, **options: Any) -> Ran:
-    """Run the runner to its end."""
     with runner(*arguments, **options) as process:
         return ended(process)
 
@@ -169,7 +167,6 @@ async def execute_live(notebook: Any, **options: Any) -> None:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the names in a directory."""
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -181,7 +178,6 @@ def only_run(settings: Settings) -> Entry:
 
 
 def record_of(entry: Entry) -> dict[str, Any]:
-    """Return the record of a run that is sealed."""
     assert entry.record is not None, "unsealed"
     return entry.record.to_dict()
 
@@ -206,5 +202,4 @@ def assert_archived(settings: Settings, count: int = 1) -> None:
 
 
 def code_cells(notebook: Any) -> Sequence[Any]:
-    """Return the code cells of a notebook."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]

@@ -34,7 +34,6 @@ BEYOND = [  # JSON for SQLite, and not for the store
 
 
 def within() -> list[str]:
-    """Return JSON that is within the limits, if only just."""
     return [
         "[1e308,1.5E-400,1e-5,2e+02]",
         "[" + "9" * 308 + "]",

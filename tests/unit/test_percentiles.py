@@ -112,7 +112,6 @@ def test_the_frame_has_a_row_a_measurement(result: BenchmarkResult) -> None:
 
 
 def earlier_run(samples: dict[str, list[int]], machine: dict[str, Any]) -> Entry:
-    """Return the run that measured these, as an archive has it."""
     facts = BenchmarkResult(Report("benchmark", ()), samples, machine).to_record()
     record = record_with(notebook="benchmark", facts=facts)
     return Entry(record.run_id, Path(), None, record, None)

@@ -28,7 +28,6 @@ from abathur_nb.text import printable, user_name
 
 @pytest.fixture
 def filled(database: Settings) -> Settings:
-    """Return the settings of a database with a row in each table."""
     run_sql(database.db_path, *ROWS)
     return database
 

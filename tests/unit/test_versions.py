@@ -9,14 +9,12 @@ from abathur_nb.runbook.explore import Excerpt, memory_history
 
 
 def row(version: int, value: object, **more: Any) -> dict[str, Any]:
-    """Return a row of the query ``memory_versions``."""
     text = value if isinstance(value, str) else json.dumps(value)
     about = {"version": version, "is_deleted": 0, "memory_type": "semantic", "value": text, "metadata": "{}"}
     return {**about, "updated_at": "2026-11-01 00:00:00.000", "updated_by": "alice", **more}
 
 
 def history(*rows: dict[str, Any], limit: int = 50) -> Excerpt:
-    """Return the history of these versions, the newest first."""
     return memory_history(rows, "user:a k", limit)
 
 
