@@ -5,8 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import archives
@@ -14,13 +12,15 @@ import pytest
 from fsspec import filesystem
 from main_helpers import command
 from patience import HANGING_S
+from running import NOTEBOOKS, sockets
 
 import abathur_nb as nb
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.verify import copy_archive
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+__all__ = ["sockets"]  # a fixture
+pytestmark = pytest.mark.usefixtures("sockets")  # where no temporary file may be left
 
 
 @pytest.fixture(autouse=True)
@@ -46,26 +46,11 @@ def untimed(text: str) -> str:
     return re.sub(r"\d\d:\d\d:\d\d\.\d{3} UTC", "", text)
 
 
-@pytest.fixture(autouse=True)
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have temporary files where no other test brings a copy; the path is short, as those of sockets must be."""
-    folder = tempfile.mkdtemp(prefix="abathur-", dir="/tmp")
-    monkeypatch.setenv("TMPDIR", folder)
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    yield
-    shutil.rmtree(folder)
-
-
-def left_behind() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).glob("abathur-copy-*")}
-
-
 def test_runs_diff_and_verify_say_of_the_copy_what_they_say_of_the_archive(
     archive: Path, url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy_archive(archive, url)
     one, _, last = sorted(path.name for path in archive.iterdir() if path.is_dir())
-    before = left_behind()
     for arguments in (["runs"], ["runs", "--json"], ["diff", one, last]):
         codes = [main([*arguments, "--archive", where]) for where in (str(archive), url)]
         out = capsys.readouterr().out.splitlines()
@@ -74,7 +59,6 @@ def test_runs_diff_and_verify_say_of_the_copy_what_they_say_of_the_archive(
     assert main(["verify", str(archive)]) == main(["verify", url]) == 0
     out = untimed(capsys.readouterr().out.replace(url, str(archive))).splitlines()
     assert out[: len(out) // 2] == out[len(out) // 2 :] != []
-    assert left_behind() == before
 
 
 def test_history_reads_a_copy(archive: Path, url: str, settings: Settings) -> None:
