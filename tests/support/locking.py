@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from situations import VERBS
+
 import abathur_nb as nb
 from abathur_nb.backups.manifest import list_backups
 from abathur_nb.config.settings import read_file
@@ -47,35 +49,21 @@ def _memory(name: str, *arguments: object) -> Call:
     return lambda _, db: getattr(db.memory, name)(*arguments)
 
 
+def _verb(run: Callable[..., object], settings: nb.Settings, _: object) -> object:
+    return run(settings)
+
+
 CASES: dict[str, Call] = {
     "guard": lambda *_: nb.guard(),
     "load_queries": lambda *_: nb.load_queries(),
     "said": lambda *_: nb.said("who", None),
     "resolve": lambda *_: nb.resolve("development"),
-    "preflight": lambda s, _: nb.preflight(s),
-    "initialize_database": lambda s, _: nb.initialize_database(s),
-    "validate_database": lambda s, _: nb.validate_database(s),
-    "explain_queries": lambda s, _: nb.explain_queries(s),
-    "explore": lambda s, _: nb.explore(s),
-    "monitor": lambda s, _: nb.monitor(s, record=True),
-    "readiness": lambda s, _: nb.readiness(s),
-    "read_history": lambda s, _: nb.read_history(s),
-    "run_benchmark": lambda s, _: nb.run_benchmark(s, rows=100, repetitions=10),
-    "schedule": lambda s, _: nb.schedule(s, "validate"),
-    "show_backups": lambda s, _: nb.show_backups(s),
-    "show_environments": lambda s, _: nb.show_environments(s),
-    "show_schema": lambda s, _: nb.show_schema(s),
+    # The name of the public function that a verb calls, and the verb.
+    **{f"{run.__code__.co_names[1]} {verb}": partial(_verb, run) for verb, run in VERBS.items()},
+    "monitor that records": lambda s, _: nb.monitor(s, record=True),
     "start_run": lambda s, _: nb.start_run(s, "validate"),
-    "troubleshoot": lambda s, _: nb.troubleshoot(s),
-    "backup_database": lambda s, _: nb.backup_database(s),
-    "backup_database compressed": lambda s, _: nb.backup_database(s, compress=True),
-    "restore_database": lambda s, _: nb.restore_database(s),
-    "restore_database drill": lambda s, _: nb.restore_database(s, drill=True),
-    "restore_database apply": lambda s, _: nb.restore_database(s, apply=True),
     "restore_database of an open backup": lambda s, _: _restore_open(s),
-    "roll_back": lambda s, _: nb.roll_back(s, to="fresh"),
-    "roll_back apply": lambda s, _: nb.roll_back(s, to="fresh", apply=True),
-    "troubleshoot repair": lambda s, _: _repair(s),
+    "troubleshoot repair of a mode": lambda s, _: _repair(s),
     "Database.open": lambda s, _: _entered(nb.Database.open(s)),
     "Database.read": lambda _, db: _entered(db.read()),
     "Database.write": lambda _, db: _entered(db.write()),
