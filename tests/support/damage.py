@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 # A row each for what others hang from.
 TASK = "INSERT INTO tasks (id, prompt) VALUES ('t1', 'p')"
@@ -35,6 +36,12 @@ def run_sql(path: Path, *statements: str) -> None:
             "PRAGMA wal_checkpoint(TRUNCATE)",
         ):
             conn.execute(statement)
+
+
+def query(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    """Return what a statement reads, over a connection of its own."""
+    with closing(sqlite3.connect(path)) as conn:
+        return conn.execute(sql).fetchall()
 
 
 def edit_schema(path: Path, name: str, old: str, new: str) -> None:

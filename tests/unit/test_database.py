@@ -7,12 +7,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from damage import drop_check, drop_index, edit_schema, held, run_sql, untouched
+from damage import drop_check, drop_index, edit_schema, held, query, run_sql, untouched
 from patience import HANGING_S
 
 import abathur_nb as nb
@@ -26,8 +25,7 @@ INSERT = "INSERT INTO metrics (metric_name, metric_value) VALUES (?, 1)"
 
 
 def metrics(settings: Settings) -> list[str]:
-    with closing(sqlite3.connect(settings.db_path)) as conn:
-        return [row[0] for row in conn.execute("SELECT metric_name FROM metrics ORDER BY id")]
+    return [name for (name,) in query(settings.db_path, "SELECT metric_name FROM metrics ORDER BY id")]
 
 
 def side_files(settings: Settings) -> list[str]:

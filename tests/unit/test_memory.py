@@ -1,12 +1,10 @@
 """Memories as an application uses them: versions, and an audit row for each change."""
 
-import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import closing
 from typing import Any
 
 import pytest
-from damage import run_sql
+from damage import query, run_sql
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import InvalidValueError
@@ -18,14 +16,8 @@ PLACE = ("user:alice:pref", "theme")
 
 
 def audit(settings: Settings) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(settings.db_path)) as conn:
-        columns = "action_type, memory_operation_type, memory_namespace, memory_entry_id, task_id, action_data"
-        return conn.execute(f"SELECT {columns} FROM audit ORDER BY id").fetchall()
-
-
-def entries(settings: Settings) -> int:
-    with closing(sqlite3.connect(settings.db_path)) as conn:
-        return int(conn.execute("SELECT count(*) FROM memory_entries WHERE created_by <> 'system'").fetchone()[0])
+    columns = "action_type, memory_operation_type, memory_namespace, memory_entry_id, task_id, action_data"
+    return query(settings.db_path, f"SELECT {columns} FROM audit ORDER BY id")
 
 
 async def test_a_new_memory_is_version_1_and_reads_back(db: Database, database: Settings) -> None:
@@ -95,7 +87,8 @@ async def test_a_bad_value_is_refused_by_name_and_nothing_is_written(
     if name in ("namespace", "key", "value"):
         with pytest.raises(InvalidValueError, match=f"^Invalid {name}"):
             await db.memory.update_memory(given["namespace"], given["key"], given["value"], "x")
-    assert (entries(database), audit(database)) == (0, [])
+    written = query(database.db_path, "SELECT * FROM memory_entries WHERE created_by <> 'system'")
+    assert (written, audit(database)) == ([], [])
 
 
 @pytest.mark.parametrize("version", [0, -1, 2**63, 1.0, True, "1"])

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import ROWS, run_sql, untouched
+from damage import ROWS, held, query, run_sql, untouched
+from troubleshoot_helpers import check_of
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
@@ -24,11 +25,6 @@ def value(monitoring: Monitoring, name: str, **labels: str) -> float:
     found = monitoring.snapshot.value(name, labels)
     assert found is not None, f"{name} was not measured"
     return found
-
-
-def recorded(settings: Settings, query: str = "SELECT * FROM metrics ORDER BY id") -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(settings.db_path)) as conn:
-        return conn.execute(query).fetchall()
 
 
 def add_metric(settings: Settings, moment: datetime, name: str, of: str = "NULL") -> None:
@@ -55,8 +51,7 @@ async def test_what_is_counted_is_what_there_is(database: Settings) -> None:
     assert [value(found, "abathur_memory_versions", state=s) for s in ("current", "superseded", "deleted")] == [4, 2, 1]
     assert value(found, "abathur_namespace_rows", namespace="user:alice") == 3
     assert value(found, "abathur_database_bytes") == database.db_path.stat().st_size
-    with closing(sqlite3.connect(database.db_path)) as conn:
-        ((pages,),) = conn.execute("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+    ((pages,),) = query(database.db_path, "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
     assert value(found, "abathur_database_growth_bytes_per_day") == pages, "every row is of today"
     assert 0 < value(found, RETRIEVAL, retrieval="session", percentile="p50") < 1
     assert {sample.name for sample in found.snapshot.samples} == set(GAUGES), "each gauge is measured"
@@ -81,7 +76,7 @@ async def test_what_is_recorded_is_read_back_and_old_measurements_go(database: S
     add_metric(database, now - timedelta(days=40), "an_application_s_own")
     first = await monitor(database, record=True, keep_days=30)
     assert first.report.ok
-    names = [name for (name,) in recorded(database, "SELECT metric_name FROM metrics ORDER BY timestamp")]
+    names = [name for (name,) in query(database.db_path, "SELECT metric_name FROM metrics ORDER BY timestamp")]
     assert names[:2] == ["an_application_s_own", UP], "only what is the monitor's own and too old is removed"
     assert len(names) == len(first.snapshot.samples) + 2
     again = await monitor(database)
@@ -105,20 +100,18 @@ async def test_of_many_recorded_snapshots_some_are_read_spread_over_all_the_time
         assert 400 < len(read) <= 500
         assert read[-1] - read[0] > timedelta(minutes=4_900)
         assert max(after - before for before, after in pairwise(read)) < timedelta(minutes=60)
-    (check,) = (check for check in found.report.checks if check.name == "what was recorded")
+    check = check_of(found.report, "what was recorded")
     assert "5,000 snapshots" in check.observed
 
 
 async def test_what_cannot_be_recorded_fails_and_leaves_nothing_behind(database: Settings) -> None:
     impatient = replace(database, busy_timeout_ms=1)
-    with closing(sqlite3.connect(database.db_path, isolation_level=None)) as conn:
-        conn.execute("BEGIN IMMEDIATE")
+    with held(database.db_path, "BEGIN IMMEDIATE"):
         found = await monitor(impatient, record=True)
-        conn.execute("ROLLBACK")
-    (check,) = (check for check in found.report.checks if check.name == "record")
+    check = check_of(found.report, "record")
     assert check.status == "error"
     assert "locked" in check.observed
-    assert recorded(database) == []
+    assert query(database.db_path, "SELECT * FROM metrics") == []
 
 
 async def test_measurements_of_the_future_are_named_and_left_out(database: Settings) -> None:
@@ -126,7 +119,7 @@ async def test_measurements_of_the_future_are_named_and_left_out(database: Setti
     for ahead in (-60, 240, 3600, 366 * 86_400):
         add_metric(database, now + timedelta(seconds=ahead), UP)
     found = await monitor(database)
-    (check,) = (check for check in found.report.checks if check.name == "what was recorded")
+    check = check_of(found.report, "what was recorded")
     assert (check.status, check.observed) == ("warn", "2 samples, the last one 366.0 days in the future: left out")
     assert len([sample for _, sample in found.moments if sample.name == UP]) == 3
     run_sql(database.db_path, "DELETE FROM metrics WHERE timestamp > datetime('now', '+5 minutes')")

@@ -9,7 +9,7 @@ from typing import Any
 from unicodedata import normalize
 
 import pytest
-from damage import run_sql
+from damage import query, run_sql
 from values_helpers import BEYOND, nested, within
 
 import abathur_nb as nb
@@ -213,8 +213,7 @@ async def test_rows_that_were_stored_otherwise_before_stay_reachable_and_are_the
         assert await db.memory.delete_memory(f"{NFD}:x", NFD)
         assert await db.memory.get_memory(f"{NFD}:x", NFD) is None
         assert len(await db.memory.get_memory_history(f"{NFD}:x", NFD)) == 2
-    with closing(sqlite3.connect(database.db_path)) as conn:
-        told = conn.execute("SELECT memory_namespace, json_extract(action_data, '$.key') FROM audit").fetchall()
+    told = query(database.db_path, "SELECT memory_namespace, json_extract(action_data, '$.key') FROM audit")
     assert set(told) == {(f"{NFC}:x", NFD)}, "the audit names the rows that changed"
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
-from damage import drop_index, run_sql
+from damage import drop_index, query, run_sql
 from engines import LIBRARIES, build, opened
 from rows import BAD, GOOD, insert
 
@@ -156,10 +156,9 @@ async def test_the_picture_shows_every_table_and_column_of_sql(database: Setting
     texts = [element.text for element in ET.fromstring(found.svg).iter() if element.tag.endswith("}text")]  # noqa: S314 - our own
     assert all(texts.count(name) >= columns.count(name) for name in columns)
     assert {*expected_tables()} <= {*texts}
-    with closing(sqlite3.connect(database.db_path)) as conn:
-        for table in expected_tables():
-            for _, _, parent, column, to, *_ in conn.execute(f"PRAGMA foreign_key_list({table})"):
-                assert f"{table}.{column} refers to {parent}.{to}" in found.alt
+    for table in expected_tables():
+        for _, _, parent, column, to, *_ in query(database.db_path, f"PRAGMA foreign_key_list({table})"):
+            assert f"{table}.{column} refers to {parent}.{to}" in found.alt
     assert picture_of("image/svg+xml", found.svg), "the page shows it"
 
 

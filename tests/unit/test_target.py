@@ -5,11 +5,9 @@ import os
 import re
 import shlex
 import shutil
-import sqlite3
 import stat
 import subprocess
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,16 +33,8 @@ def make_stale_pair(path: Path) -> None:
     Path(f"{path}-shm").write_bytes(bytes(32768))
 
 
-def sqlite_file(script: str) -> Callable[[Path], None]:
-    def make(path: Path) -> None:
-        with closing(sqlite3.connect(path)) as conn:
-            conn.executescript(script)
-
-    return make
-
-
-OF_ANOTHER = "PRAGMA application_id = 7; PRAGMA user_version = 1; CREATE TABLE sessions (x);"
-PLAIN = "CREATE TABLE x (y); INSERT INTO x VALUES (1);"
+OF_ANOTHER = ("PRAGMA application_id = 7", "PRAGMA user_version = 1", "CREATE TABLE sessions (x)")
+PLAIN = ("CREATE TABLE x (y)", "INSERT INTO x VALUES (1)")
 # (what is made, the state, a piece of what is told)
 STRANGE: list[tuple[Callable[[Path], object], str, str]] = [
     (Path.mkdir, "refused", "is a directory"),
@@ -61,8 +51,12 @@ STRANGE: list[tuple[Callable[[Path], object], str, str]] = [
     (lambda path: path.write_bytes(b"0123456789"), "refused", "not SQLite or is encrypted"),
     (lambda path: path.write_bytes(bytes(range(256)) * 256), "refused", "not SQLite or is encrypted"),
     (lambda path: path.write_bytes(b"SQLite format 3\0" + bytes(84)), "refused", "not SQLite or is encrypted"),
-    (sqlite_file(OF_ANOTHER), "refused", "another application's or incomplete: application_id 0x00000007"),
-    (sqlite_file(PLAIN), "refused", "another application's or incomplete: application_id 0x00000000"),
+    (
+        lambda path: run_sql(path, *OF_ANOTHER),
+        "refused",
+        "another application's or incomplete: application_id 0x00000007",
+    ),
+    (lambda path: run_sql(path, *PLAIN), "refused", "another application's or incomplete: application_id 0x00000000"),
 ]
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from damage import ROWS, SESSION, drop_check, edit_schema, grant_by_acl, held, run_sql
+from damage import ROWS, SESSION, drop_check, edit_schema, grant_by_acl, held, query, run_sql
 from validate_helpers import failing, validated
 from values_helpers import BEYOND, nested, within
 
@@ -154,9 +154,8 @@ def event_row(text: str, key: object) -> str:
 
 async def test_what_the_store_would_not_write_is_named_with_the_reason(database: Settings) -> None:
     run_sql(database.db_path, *(event_row(text, f"{number:02}") for number, (text, _) in enumerate(BEYOND)))
-    with closing(sqlite3.connect(database.db_path)) as conn:  # SQLite's own check passes it
-        found = conn.execute("SELECT DISTINCT json_valid(events), json_type(events) FROM sessions").fetchall()
-    assert found == [(1, "array")]
+    own = query(database.db_path, "SELECT DISTINCT json_valid(events), json_type(events) FROM sessions")
+    assert own == [(1, "array")], "SQLite's own check passes it"
     checks = await validated(database)
     assert failing(checks) == {"JSON limits"}
     (evidence,) = checks["JSON limits"].evidence
@@ -321,8 +320,7 @@ async def test_a_spoiled_seed_or_counter_is_named_and_repaired_by_the_evidence(d
     run_sql(path, *(part for line in check.evidence for part in line.split("; ") if not line.startswith("--")))
     assert (await validated(database))[name].status == "pass"
     kept = "SELECT count(*) FROM audit JOIN memory_entries ON memory_entry_id = memory_entries.id"
-    with closing(sqlite3.connect(path)) as conn:
-        assert conn.execute(kept).fetchone() == (0 if spoil.startswith("DELETE FROM memory") else 1,)
+    assert query(path, kept) == [(0 if spoil.startswith("DELETE FROM memory") else 1,)]
 
 
 @pytest.mark.parametrize("deleted", [0, 1])
@@ -331,9 +329,8 @@ async def test_a_version_1_that_is_put_back_does_not_revive_what_a_user_deleted(
 ) -> None:
     run_sql(database.db_path, f"UPDATE memory_entries SET version = 2, is_deleted = {deleted} {CONFIG}")
     run_sql(database.db_path, (await validated(database))["seed memories"].evidence[1])
-    with closing(sqlite3.connect(database.db_path)) as conn:
-        found = conn.execute(f"SELECT version, is_deleted FROM memory_entries {CONFIG} ORDER BY version").fetchall()
-    assert found == [(1, deleted), (2, deleted)]
+    versions = f"SELECT version, is_deleted FROM memory_entries {CONFIG} ORDER BY version"
+    assert query(database.db_path, versions) == [(1, deleted), (2, deleted)]
 
 
 async def test_a_file_of_any_mode_but_0600_is_named_with_the_command(database: Settings) -> None:
