@@ -1,4 +1,4 @@
-"""Rules that have a domain, tried on values drawn from it: names, prefixes, JSON, ledger lines, differences."""
+"""Rules that have a domain, tried on values drawn from it; and what changed from a version of a memory to the next."""
 
 import json
 import sqlite3
@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import Any
 from unicodedata import normalize
 
+import pytest
 from archives import ledger_line
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from abathur_nb.errors import InvalidValueError
 from abathur_nb.evidence.canonical import sealed, sha256
 from abathur_nb.evidence.ledger import FIRST, parse
-from abathur_nb.runbook.explore import memory_history
+from abathur_nb.runbook.explore import Excerpt, memory_history
 from abathur_nb.store.values import check_name, json_fault, json_text, prefix_range
 from abathur_nb.text import is_printable
 
@@ -94,18 +95,78 @@ MEMBERS = st.recursive(LEAF, lambda inner: st.lists(inner) | st.dictionaries(TEX
 VALUE = st.dictionaries(TEXT, MEMBERS, max_size=4)
 
 
-def _differences(before: Any, after: Any) -> list[str]:
-    """Return what explore says that the second of two versions of a memory changed."""
-    about = {"is_deleted": 0, "memory_type": "semantic", "metadata": "{}", "updated_at": "x", "updated_by": "alice"}
-    rows = [{**about, "version": version, "value": json.dumps(value)} for version, value in ((2, after), (1, before))]
-    return memory_history(rows, "user:a k", 50).table.rows[0][2].split("\n")
+def row(version: int, value: object, **more: Any) -> dict[str, Any]:
+    text = value if isinstance(value, str) else json.dumps(value)
+    about = {"version": version, "is_deleted": 0, "memory_type": "semantic", "value": text, "metadata": "{}"}
+    return {**about, "updated_at": "2026-11-01 00:00:00.000", "updated_by": "alice", **more}
+
+
+def history(*rows: dict[str, Any]) -> Excerpt:
+    return memory_history(rows, "user:a k", 50)
+
+
+def changes(found: Excerpt) -> list[list[str]]:
+    """Return what each version changed, line by line, the newest version first."""
+    return [cells[2].split("\n") for cells in found.table.rows]
+
+
+def differences(before: Any, after: Any) -> list[str]:
+    return changes(history(row(2, after), row(1, before)))[0]
+
+
+SAME = ["nothing, as far as it was read"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "found"),
+    [
+        ({}, {"a": 1}, ['value["a"]: nothing → 1']),
+        ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 2}}}, ['value["a"]["b"]["c"]: 1 → 2']),
+        ({"a": {"b": 1}}, {'a"]["b': 1}, ['value["a"]["b"]: 1 → nothing', 'value["a\\"][\\"b"]: nothing → 1']),
+        ({"": 1}, {}, ['value[""]: 1 → nothing']),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, SAME),
+        ({"a": 1}, [1], ['value["a"]: 1 → nothing', "value[0]: nothing → 1"]),
+        ([{"n": 1}, 2, 3], [{"n": 3}, 2], ['value[0]["n"]: 1 → 3', "value[2]: 3 → nothing"]),
+        ({"a": 1, "b": 1}, {"a": True, "b": 1.0}, ['value["a"]: 1 → true', 'value["b"]: 1 → 1.0']),
+        ({"a": None}, {"a": "nothing"}, ['value["a"]: null → "nothing"']),
+        ({"a": "é\n"}, {"a": "\u202e"}, ['value["a"]: "é\\n" → "\\u202e"']),
+        ({"\u202ea": 1}, {}, ['value["\\u202ea"]: 1 → nothing']),
+    ],
+)
+def test_each_difference_is_named_with_its_path(before: Any, after: Any, found: list[str]) -> None:
+    assert differences(before, after) == found
+    assert differences(after, after) == SAME
+
+
+def test_more_differences_than_a_person_reads_are_counted() -> None:
+    told = differences(dict.fromkeys(map(str, range(1000)), 0), {})
+    assert len(told) == 200 + 1
+    assert told[-1] == "and 800 more"
+
+
+def test_the_first_version_is_shown_whole_and_a_change_of_type_or_metadata_is_one() -> None:
+    told = changes(history(row(2, {}, memory_type="episodic", metadata='{"by": 1}'), row(1, {})))
+    assert told == [['memory_type: "semantic" → "episodic"', 'metadata["by"]: nothing → 1'], ["first: {}"]]
+
+
+@pytest.mark.parametrize("text", ["{broken", "", "\\xff", "[" * 5000, "None"])
+def test_what_is_no_json_is_text(text: str) -> None:
+    told = differences({"a": 1}, text)
+    assert told[1].startswith(f"value: nothing → {json.dumps(text)[:100]}")
+
+
+def test_of_two_long_texts_what_begins_before_they_differ_is_shown() -> None:
+    long = "x" * 5000
+    html = history(row(2, {"a": f"{long}new"}), row(1, {"a": f"{long}old"}))._repr_mimebundle_()["text/html"]
+    assert "new" in html
+    assert "old" in html
+    assert "x" * 1000 not in html
 
 
 @given(VALUE, VALUE)
 def test_differences_of_two_values_are_none_for_equal_ones_and_mirror_each_other(one: Any, other: Any) -> None:
-    nothing = ["nothing, as far as it was read"]
-    assert _differences(one, one) == nothing
-    there, back = _differences(one, other), _differences(other, one)
-    assert (there == nothing) is (json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True))
+    assert differences(one, one) == SAME
+    there, back = differences(one, other), differences(other, one)
+    assert (there == SAME) is (json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True))
     assert len(there) == len(back)
-    assert there == nothing or all(line.startswith("value") for line in there)
+    assert there == SAME or all(line.startswith("value") for line in there)
