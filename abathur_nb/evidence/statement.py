@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from abathur_nb.config.settings import Settings, absolute_path
 from abathur_nb.errors import ConfigurationError
@@ -35,40 +35,31 @@ def signer(settings: Settings) -> "Ed25519PrivateKey | None":
     if not settings.signing_key:
         return None
     passphrase = settings.signing_key_passphrase
+    opened = "encrypted with signing_key_passphrase" if passphrase else "not encrypted (or set signing_key_passphrase)"
+    wanted = f"an ed25519 key in a PEM file (PKCS8), {opened}"
+    made = "openssl genpkey -algorithm ed25519 -out NEW.pem"
     secret = passphrase.encode(errors="surrogateescape") or None
-    path, key, mode = _load("signing_key", settings.signing_key, "load_pem_private_key", secret)
+    path, key, mode = _load("signing_key", settings.signing_key, "private", wanted, made, secret)
     if mode & 0o077:
         found = f"found {path} with mode {mode:04o}: chmod 600 {quote(str(path))}"
         raise ConfigurationError(f"signing_key: expected a file that only its owner can read, {found}")
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    if isinstance(key, Ed25519PrivateKey):
-        return key
-    opened = "encrypted with signing_key_passphrase" if passphrase else "not encrypted (or set signing_key_passphrase)"
-    made = "openssl genpkey -algorithm ed25519 -out NEW.pem makes one"
-    expected = f"expected an ed25519 key in a PEM file (PKCS8), {opened}"
-    raise ConfigurationError(f"signing_key: {expected}, found none in {path}; {made}")
+    return key  # type: ignore[no-any-return]
 
 
 def public_keys(paths: Iterable[str]) -> PublicKeys:
     """Return the ed25519 keys in these PEM files by their ids; raise ConfigurationError for any other. Read-only."""
-    return dict(map(_public_key, paths))
-
-
-def _public_key(name: str) -> "tuple[str, Ed25519PublicKey]":
-    path, key, _ = _load("--key", name, "load_pem_public_key", relative=True)
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    if isinstance(key, Ed25519PublicKey):
-        return _keyid(key), key
-    made = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem makes one"
-    raise ConfigurationError(f"--key: expected a public ed25519 key (PEM), found none in {path}; {made}")
+    made = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem"
+    keys = [_load("--key", path, "public", "a public ed25519 key (PEM)", made, relative=True)[1] for path in paths]
+    return {_keyid(key): key for key in keys}
 
 
 def _load(
-    where: str, name: str, loader: str, *secret: bytes | None, relative: bool = False
-) -> tuple[Path, object, int]:
-    """Return the path of a key's file, its key of any kind or None, and its mode, without waiting for a FIFO."""
+    where: str, name: str, kind: str, wanted: str, made: str, *secret: bytes | None, relative: bool = False
+) -> tuple[Path, Any, int]:
+    """Return the path, the key and the mode of the file of a ``private`` or ``public`` key; a FIFO is not waited for.
+
+    ``made`` is the command that makes one.
+    """
     if find_spec("cryptography") is None:
         words = "signatures need cryptography, which is missing here: pip install 'abathur_nb[sign]'"
         raise ConfigurationError(f"{where}: {words}")
@@ -80,10 +71,13 @@ def _load(
         raise ConfigurationError(f"{where}: {path} cannot be read: {error.strerror}") from None
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ed25519
 
     with suppress(TypeError, ValueError, UnsupportedAlgorithm):  # TypeError: a passphrase too many, or missing
-        return path, getattr(serialization, loader)(content, *secret), mode
-    return path, None, mode
+        key = getattr(serialization, f"load_pem_{kind}_key")(content, *secret)
+        if isinstance(key, getattr(ed25519, f"Ed25519{kind.title()}Key")):
+            return path, key, mode
+    raise ConfigurationError(f"{where}: expected {wanted}, found none in {path}; {made} makes one")
 
 
 def _keyid(key: "Ed25519PublicKey") -> str:
@@ -159,10 +153,8 @@ def check_statement(
         signatures = [{"keyid": str(one["keyid"]), "sig": str(one["sig"])} for one in json.loads(content)["signatures"]]
     except (KeyError, TypeError, ValueError, RecursionError):
         return Checked(("it is not a DSSE envelope with an in-toto statement",))
-    payload, named = (
-        _statement(record, hashes, as_template=as_template),
-        {one["keyid"]: one["sig"] for one in signatures},
-    )
+    payload = _statement(record, hashes, as_template=as_template)
+    named = {one["keyid"]: one["sig"] for one in signatures}
     faults, signers = list[str](), list[str]()
     if _enclosed(payload, signatures) != content:
         faults.append("it does not say, in canonical form, what the record and the hashes of the files say")
