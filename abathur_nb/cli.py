@@ -13,15 +13,12 @@ from typing import Any, NoReturn
 
 from abathur_nb.config.notebooks import NOTEBOOKS
 from abathur_nb.errors import AbathurError, ConfigurationError
-from abathur_nb.evidence.record import EXIT_CODES
+from abathur_nb.evidence.record import EXIT_CODES, VERDICTS
 from abathur_nb.text import did_you_mean, printable, without_url_secrets
 
 _ABOUT = "Run the runbook's notebooks, keep and check the records of their runs, and measure a database."
-_EXITS = (
-    f"Notebooks: {', '.join(NOTEBOOKS)}. "
-    "Exit codes: 0 pass; 1 a check failed, or could not run; 2 refused; 3 the run broke: a cell raised, the kernel"
-    " died, or the run could not be archived; 4 out of time; 5 interrupted"
-)
+_CODES = "; ".join(f"{EXIT_CODES[verdict]} {meaning}" for verdict, (_, meaning) in VERDICTS.items())
+_OF_RUN = f"Notebooks: {', '.join(NOTEBOOKS)}. Exit codes: {_CODES}"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -54,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         return one
 
     words = "run notebooks in order, each with a record and an archived copy; stop at the first that fails"
-    run = command("run", "runner.run", words, epilog=_EXITS)
+    run = command("run", "runner.run", words, epilog=_OF_RUN)
     run.hint = "; a notebook's parameter is given by name and value, as in -p repair True"
     add = run.add_argument
     add("notebooks", nargs="+", metavar="NOTEBOOK", help="a shipped one by its name, or the path of your own")

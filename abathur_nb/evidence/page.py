@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from abathur_nb.config.parameters import INJECTED_TAG
-from abathur_nb.evidence.record import Record, Verdict
+from abathur_nb.evidence.record import VERDICTS, Record
 from abathur_nb.report import Status
 from abathur_nb.text import counted, printable
 
@@ -83,15 +83,6 @@ def picture_of(mime: str, text: str) -> str:
     return "".join(text.split()) if _BASE64.fullmatch(text) else ""
 
 
-# A shape, so that the verdict can be told without colour, and what the verdict means.
-_VERDICTS: Mapping[Verdict, tuple[str, str]] = {
-    "pass": ("✓", "No check failed."),
-    "fail": ("✗", "A check failed, or could not run."),
-    "refused": ("⊘", "Something forbade it: nothing was done."),
-    "error": ("!", "The run broke."),
-    "timeout": ("◷", "The run was out of time, and was ended."),
-    "interrupted": ("■", "The run was interrupted."),
-}
 _ORDER: tuple[Status, ...] = ("error", "fail", "warn", "pass", "skip")
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 _RUN_ID = re.compile(r"[0-9A-Za-z-]{1,64}")  # harmless in a style sheet, where HTML's escapes mean nothing
@@ -115,11 +106,13 @@ def render(notebook: Mapping[str, Any], record: Record, *, as_template: bool = T
         trim_blocks=True,
     )
     environment.filters["as_text"] = _text
+    mark, meaning = VERDICTS[record.verdict]
     counts = Counter(check.status for check in record.checks)
     noted = ", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status])
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         record=record,
-        verdict=_VERDICTS[record.verdict],
+        mark=mark,
+        meaning=f"{meaning.capitalize()}.",
         counts=f"{counted(len(record.checks), 'check')}: {noted}." if noted else "",
         as_template=as_template,
         cells=list(_cells(notebook)),

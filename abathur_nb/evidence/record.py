@@ -16,14 +16,16 @@ from abathur_nb.report import Check, Report, Status
 from abathur_nb.text import counted, moment_of, shown, some
 
 Verdict = Literal["pass", "fail", "refused", "error", "timeout", "interrupted"]
-EXIT_CODES: Mapping[Verdict, int] = {
-    "pass": 0,
-    "fail": 1,  # a check failed, or could not run
-    "refused": 2,  # forbidden at the start, or by the state of the database
-    "error": 3,  # the run broke: a cell raised, the kernel died, or it could not be archived
-    "timeout": 4,
-    "interrupted": 5,
+# A shape, so that it can be told without colour, and what it means.
+VERDICTS: Mapping[Verdict, tuple[str, str]] = {
+    "pass": ("✓", "no check failed"),
+    "fail": ("✗", "a check failed, or could not run"),
+    "refused": ("⊘", "something forbade it, and nothing was done"),
+    "error": ("!", "the run broke: a cell raised, the kernel died, or it could not be archived"),
+    "timeout": ("◷", "it reached its time limit"),
+    "interrupted": ("■", "it was interrupted"),
 }
+EXIT_CODES: Mapping[Verdict, int] = {"pass": 0, "fail": 1, "refused": 2, "error": 3, "timeout": 4, "interrupted": 5}
 # The files of a run.
 STARTED, RECORD = "started.json", "record.json"
 NOTEBOOK, PAGE, STATEMENT = "notebook.ipynb", "page.html", "statement.json"

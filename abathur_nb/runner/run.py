@@ -19,10 +19,9 @@ from abathur_nb.errors import AbathurError, ConfigurationError
 from abathur_nb.evidence.archive import ADDED, Source, cell_id, keep, prepared, read_source
 from abathur_nb.evidence.canonical import masked, secret_values, unsealed
 from abathur_nb.evidence.ledger import require_no_line
-from abathur_nb.evidence.record import EXIT_CODES, NOTEBOOK, PAGE, RECORD, STARTED, Record, Verdict, read_run, summary
+from abathur_nb.evidence.record import EXIT_CODES, NOTEBOOK, PAGE, RECORD, STARTED, VERDICTS, Record, Verdict, read_run
 from abathur_nb.evidence.run import (
     LAUNCH,
-    MIME,
     database_identity,
     new_run_id,
     refused_before,
@@ -190,14 +189,6 @@ def _say(line: str, *, aside: bool = False) -> None:
 
 # --- the conclusion of a run
 
-_WORDS: Mapping[Verdict, str] = {
-    "fail": "a check failed, or could not run",
-    "refused": "it was forbidden",
-    "error": "an error ended it",
-    "timeout": "it reached its time limit",
-    "interrupted": "it was interrupted",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -301,18 +292,11 @@ def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict
         return marked
 
     cells = marked["cells"]
-    code = [cell for cell in cells if cell["cell_type"] == "code"]
-    where = f"{sum(cell['execution_count'] is not None for cell in code)} of {len(code)} code cells were begun."
-    if record.sealed_by and code:  # the notebook showed no record, or another one
-        bundle = {MIME: record.to_dict(), "text/plain": summary(record)}
-        output = {"output_type": "display_data", "data": bundle, "metadata": {}}
-        (code[-1] if ending.cell is None else cells[ending.cell]).setdefault("outputs", []).append(output)
-    if ending.cell is not None:
-        where = f"It ended at In [{cells[ending.cell].get('execution_count') or ' '}]; {where}"
+    where = f" It ended at In [{cells[ending.cell].get('execution_count') or ' '}]." if ending.cell is not None else ""
     error = record.error or _error(ending, notebook)
     words = printable(f"{error['name']}: {error['message']}").splitlines() if error["name"] else []
     lines = [
-        f"**{record.verdict.upper()}: this run did not pass, {_WORDS[record.verdict]}.** {where}",
+        f"**{record.verdict.upper()}: this run did not pass, {VERDICTS[record.verdict][1]}.**{where}",
         "",
         *(f"    {line}" for line in words),  # as code, so that Markdown in a message has no effect
         "",

@@ -17,7 +17,7 @@ from abathur_nb import charts
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence import page
 from abathur_nb.evidence.page import clean, render
-from abathur_nb.evidence.record import EXIT_CODES, Record, Verdict
+from abathur_nb.evidence.record import EXIT_CODES, VERDICTS, Record, Verdict
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.validate import show_schema
 
@@ -106,9 +106,9 @@ def words(html: str) -> str:
 @pytest.mark.parametrize("verdict", EXIT_CODES)
 def test_the_verdict_stands_first_as_a_shape_and_a_word(verdict: Verdict) -> None:
     shown = words(page_of(record=replace(RECORD, verdict=verdict)))
-    mark, meaning = page._VERDICTS[verdict]
-    assert shown.startswith(f"{mark} {verdict} validate of staging {meaning}")
-    assert len({mark for mark, _ in page._VERDICTS.values()}) == len(EXIT_CODES)
+    mark, meaning = VERDICTS[verdict]
+    assert shown.startswith(f"{mark} {verdict} validate of staging {meaning.capitalize()}. ")
+    assert len({mark for mark, _ in VERDICTS.values()}) == len(EXIT_CODES)
 
 
 def test_the_head_says_what_ran_where_when_by_whom_and_on_which_database() -> None:
