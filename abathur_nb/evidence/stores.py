@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from shlex import join
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from abathur_nb.config.settings import Settings, absolute_path, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
@@ -84,31 +84,26 @@ def open_store(url: str) -> Store:
     if not is_printable(url) or ("://" in url and not match):
         raise ConfigurationError("URL: expected a directory, or protocol://place/path without ? and #")
     scheme, rest = match.groups() if match else ("file", url)
-    local = scheme in ("file", "local")
-    store = (
-        _directory(absolute_path("URL", rest, "argument", relative=match is None)) if local else _objects(url, scheme)
-    )
-    where, found, read, add = store
-    return Store(where, _telling(where, found), _telling(where, read), _telling(where, add))
+    if scheme in ("file", "local"):
+        return _directory(absolute_path("URL", rest, "argument", relative=match is None))
+    return _objects(url, scheme)
 
 
-def _telling(where: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """Return ``call`` with any error raised as a RefusedError of one line."""
-
-    def words(*given: object) -> Any:
-        try:
-            return call(*given)
-        except AbathurError:
-            raise
-        except Exception as error:  # noqa: BLE001 - each kind of store has errors of its own
-            reason = printable(str(error).strip().partition("\n")[0])[:300]
-            remedy = "see that it is there and may be used, then begin again"
-            raise RefusedError(f"{where} says no: {type(error).__name__}: {reason}", remedy) from None
-
-    return words
+@contextmanager
+def _refusing(where: str) -> Iterator[None]:
+    """Raise any error of a store as a RefusedError of one line."""
+    try:
+        yield
+    except AbathurError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each kind of store has errors of its own
+        reason = printable(str(error).strip().partition("\n")[0])[:300]
+        remedy = "see that it is there and may be used, then begin again"
+        raise RefusedError(f"{where} says no: {type(error).__name__}: {reason}", remedy) from None
 
 
 def _directory(folder: Path) -> Store:
+    @_refusing(str(folder))
     def found() -> dict[str, str]:
         return {
             str(Path(root, name).relative_to(folder)): ""
@@ -117,9 +112,11 @@ def _directory(folder: Path) -> Store:
             if not name.startswith(UNFINISHED)
         }
 
+    @_refusing(str(folder))
     def read(name: str) -> bytes:
         return read_whole(folder / name)
 
+    @_refusing(str(folder))
     def add(name: str, content: bytes) -> None:
         path = folder / name
         make_private_directory(path.parent)
@@ -140,15 +137,15 @@ def _objects(url: str, scheme: str) -> Store:
         from fsspec.registry import get_filesystem_class
 
         get_filesystem_class(scheme)
-    except ImportError as error:
-        missing = "; ".join(str(error).splitlines()) or "fsspec is not installed here"
-        raise ConfigurationError(f"URL: {scheme}:// wants more: {missing}: pip install 'abathur_nb[s3]'") from None
-    except ValueError:
-        raise ConfigurationError(f"URL: expected a directory or a protocol of fsspec, found {shown(url)}") from None
-    system, root = _telling(url, url_to_fs)(url)
+    except (ImportError, ValueError) as error:
+        words = f"found {shown(url)}: {'; '.join(str(error).splitlines())}; for s3: pip install 'abathur_nb[s3]'"
+        raise ConfigurationError(f"URL: expected a directory or a protocol of fsspec, {words}") from None
+    with _refusing(url):
+        system, root = url_to_fs(url)
     if scheme in _TRIES_TWICE:
         system.retries = 1
 
+    @_refusing(url)
     def found() -> dict[str, str]:
         system.invalidate_cache()
         objects: dict[str, str] = {}
@@ -160,9 +157,11 @@ def _objects(url: str, scheme: str) -> Store:
                 objects[name] = match[1] if match else ""
         return objects
 
+    @_refusing(url)
     def read(name: str) -> bytes:
         return bytes(system.cat_file(f"{root}/{name}"))
 
+    @_refusing(url)
     def add(name: str, content: bytes) -> None:
         try:
             system.pipe_file(f"{root}/{name}", content, mode="create")

@@ -184,13 +184,14 @@ def test_cut_short_it_is_a_shorter_archive_and_the_next_one_goes_on(
     left = [done]
 
     def cut(store: stores.Store) -> stores.Store:
+        @stores._refusing(store.where)
         def add(name: str, content: bytes) -> None:
             left[0] -= 1
             if left[0] < 0:
                 raise ConnectionResetError(104, "Connection reset by peer")
             store.add(name, content)
 
-        return store._replace(add=stores._telling(store.where, add))
+        return store._replace(add=add)
 
     with monkeypatch.context() as patched:
         patched.setattr("abathur_nb.evidence.verify.open_store", lambda url: cut(open_store(url)))
