@@ -6,24 +6,24 @@ import multiprocessing
 import multiprocessing.pool
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import MEMORY, held, run_as_other, run_sql, running
+from damage import MEMORY, ask, held, run_as_other, run_sql, running, untouched
 from patience import HANGING_S
 from sampling import sampled
+from troubleshoot_helpers import check_of
 
 import abathur_nb as nb
 from abathur_nb.backups.manifest import find_backup, list_backups
 from abathur_nb.config.settings import Settings
-from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import connect
 from abathur_nb.store.guarded import strays
 
@@ -49,10 +49,10 @@ asyncio.run(main(nb.resolve('development', db_path=sys.argv[1])))
 
 
 def beside(settings: Settings) -> int:
-    return int(in_a_process(OTHER, str(settings.db_path)))
+    return int(in_a_process(OTHER, settings.db_path))
 
 
-def in_a_process(program: str, *arguments: str) -> str:
+def in_a_process(program: str, *arguments: str | Path) -> str:
     command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANGING_S)
     assert done.returncode == 0, done.stderr
@@ -64,13 +64,10 @@ def take(way: str, path: Path) -> None:
     subprocess.run(["sh", "-ec", way], env={**os.environ, "db": str(path), "dir": str(path.parent)}, check=True)
 
 
-def remove(*suffixes: str) -> Callable[[Path], None]:
-    return lambda path: take(f"rm {' '.join(f'$db{suffix}' for suffix in suffixes)}", path)
-
-
+SIDE_FILES_REMOVED = "rm $db-wal $db-shm"
 WAYS = {
     "log removed": "rm $db-wal",
-    "both removed": "rm $db-wal $db-shm",
+    "both removed": SIDE_FILES_REMOVED,
     "all removed, made anew by init": "rm $db $db-wal $db-shm",
     "a copy moved over it": "cp $db $db.new; mv $db.new $db",
     "a backup moved over it": "mv $dir/backups/*.db $db",
@@ -100,15 +97,24 @@ async def busy(settings: Settings) -> AsyncIterator[nb.Database]:
 
 def at_path(settings: Settings) -> bytes:
     """Return what lies at the path, but the log's index, which any reader writes to. In a process without locks."""
-    command = ["sha256sum", str(settings.db_path), f"{settings.db_path}-wal"]
-    return subprocess.run(command, capture_output=True, check=False).stdout
+    program = 'for file in "$0" "$0-wal"; do [ ! -s "$file" ] || sha256sum "$file"; done'
+    return subprocess.run(["sh", "-c", program, settings.db_path], capture_output=True, check=True).stdout
+
+
+async def assert_named(settings: Settings, pid: int, *verbs: Callable[[Settings], Any]) -> None:
+    """Assert that each verb fails and names a process that holds lost files, and does not blame the disk."""
+    for verb in verbs:
+        result = await verb(settings)
+        report = getattr(result, "report", result)
+        assert not report.ok
+        assert f"PID {pid} " in str(report)
+        assert "dmesg" not in str(report)
 
 
 def rows(settings: Settings, namespace: str) -> int:
-    with closing(sqlite3.connect(settings.db_path)) as conn:
-        assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        count = "SELECT count(*) FROM memory_entries WHERE namespace = ?"
-        return int(conn.execute(count, (namespace,)).fetchone()[0])
+    assert ask(settings.db_path, "PRAGMA integrity_check") == [("ok",)]
+    ((count,),) = ask(settings.db_path, "SELECT count(*) FROM memory_entries WHERE namespace = ?", namespace)
+    return int(count)
 
 
 async def put(db: nb.Database) -> None:
@@ -125,12 +131,20 @@ async def lend_writer(db: nb.Database) -> None:
         pass
 
 
-USES: tuple[Callable[[nb.Database], Any], ...] = (
-    lambda db: db.memory.list_namespaces(),
-    *(put, lend, lend_writer),
-    lambda db: db.get_index_usage(),
-    lambda db: db.explain_query_plan("SELECT 1"),
-)
+GIVEN: dict[str, Any] = {"namespace": "a:b", "value": {}, "memory_type": "semantic", "event": {}, "status": "active"}
+GIVEN |= {"keep_last": 1, "sql": "SELECT 1"}
+
+
+def public_uses(db: nb.Database) -> dict[str, Callable[[], Any]]:
+    """Return every public way to use a store, by name."""
+    uses: dict[str, Callable[[], Any]] = {"lend": partial(lend, db), "lend_writer": partial(lend_writer, db)}
+    for part in (db, db.sessions, db.memory):
+        for name, method in inspect.getmembers(part, inspect.iscoroutinefunction):
+            if not name.startswith("_") and name != "run":
+                needed = [p.name for p in inspect.signature(method).parameters.values() if p.default is p.empty]
+                uses[f"{type(part).__name__}.{name}"] = partial(method, *(GIVEN.get(name, "text") for name in needed))
+    assert len(uses) > 20
+    return uses
 
 
 @pytest.mark.parametrize("at", sampled(product(WAYS, (True, False)), *zip(WAYS, cycle((True, False)), strict=False)))
@@ -140,10 +154,9 @@ async def test_a_store_that_lost_its_files_refuses(filled: Settings, at: tuple[s
         take(WAYS[way], filled.db_path)
         acknowledged = beside(filled)
         before = at_path(filled)
-        for use in USES if used else ():
-            for _ in range(2):
-                with pytest.raises(nb.RefusedError, match=f"PID {os.getpid()} has open .*troubleshoot"):
-                    await use(db)
+        for use in [*public_uses(db).values()] * 2 if used else ():
+            with pytest.raises(nb.RefusedError, match=f"PID {os.getpid()} has open .*troubleshoot"):
+                await use()
         assert at_path(filled) == before
     assert at_path(filled) == before, "closed, it has written its log over what others have made"
     if way not in SPOILT:
@@ -154,7 +167,7 @@ async def test_a_store_that_lost_its_files_refuses(filled: Settings, at: tuple[s
 @pytest.mark.parametrize("ending", sampled(("sys.exit(3)", "os._exit(3)", "os.kill(os.getpid(), 9)"), "os._exit(3)"))
 def test_a_process_that_ends_with_lost_files_writes_nothing(filled: Settings, ending: str) -> None:
     with storing(filled.db_path) as (process, tell):
-        remove("-wal", "-shm")(filled.db_path)
+        take(SIDE_FILES_REMOVED, filled.db_path)
         assert beside(filled) == 60
         before = at_path(filled)
         tell(ending)
@@ -171,7 +184,7 @@ async def test_a_connection_of_the_verbs_writes_no_lost_log_either(filled: Setti
         connect(filled.db_path, filled.busy_timeout_ms, mode=mode) as other,
     ):
         await conn.execute_fetchall("INSERT INTO metrics (metric_name, metric_value) VALUES ('a', 1)")
-        remove("-wal", "-shm")(filled.db_path)
+        take(SIDE_FILES_REMOVED, filled.db_path)
         assert beside(filled) == 60
         before = at_path(filled)
         with pytest.raises(nb.RefusedError):
@@ -192,7 +205,7 @@ async def test_a_commit_during_which_the_log_goes_is_not_acknowledged(database: 
 
         def strike(statement: str) -> None:
             if statement == "COMMIT":
-                remove("-wal", "-shm")(database.db_path)
+                take(SIDE_FILES_REMOVED, database.db_path)
 
         await db._writer.set_trace_callback(strike)
         with pytest.raises(nb.RefusedError, match="not acknowledged but may be stored"):
@@ -205,7 +218,7 @@ async def test_what_a_block_wrote_is_not_committed_after_the_log_is_gone(databas
         await db._writer.set_trace_callback(tried.append)
         with pytest.raises(nb.RefusedError, match="nothing was done"):
             async with db.write():
-                remove("-wal")(database.db_path)
+                take("rm $db-wal", database.db_path)
         assert tried == ["BEGIN IMMEDIATE", "ROLLBACK"]
 
 
@@ -215,7 +228,7 @@ async def test_a_long_read_is_refused_from_the_next_statement_on(database: Setti
             async with db.read() as conn:
                 await conn.execute_fetchall("BEGIN")
                 await conn.execute_fetchall("SELECT * FROM sessions")
-                remove("-shm")(database.db_path)
+                take("rm $db-shm", database.db_path)
                 await conn.execute_fetchall("SELECT * FROM sessions")
         with pytest.raises(nb.RefusedError):
             async with db.read():
@@ -229,9 +242,9 @@ async def test_files_that_were_away_for_a_moment_are_not_trusted_again(database:
         with pytest.raises(nb.RefusedError):
             await put(db)
         away.rename(database.db_path)
-        for use in USES:
+        for use in public_uses(db).values():
             with pytest.raises(nb.RefusedError, match=r"abathur\.db is missing"):
-                await use(db)
+                await use()
 
 
 # --- no false alarm
@@ -282,21 +295,6 @@ def test_a_directory_that_is_closed_for_a_moment_raises_no_alarm() -> None:
 
 # --- fork
 
-GIVEN: dict[str, Any] = {"namespace": "a:b", "value": {}, "memory_type": "semantic", "event": {}, "status": "active"}
-GIVEN["keep_last"] = 1
-
-
-def public_uses(db: nb.Database) -> dict[str, Callable[[], Any]]:
-    """Return every public way to use a store, by name."""
-    uses: dict[str, Callable[[], Any]] = {"lend": lambda: lend(db), "lend_writer": lambda: lend_writer(db)}
-    for part in (db, db.sessions, db.memory):
-        for name, method in inspect.getmembers(part, inspect.iscoroutinefunction):
-            if not name.startswith("_") and name != "run":
-                needed = [p for p in inspect.signature(method).parameters.values() if p.default is p.empty]
-                arguments = [GIVEN.get(parameter.name, "text") for parameter in needed]
-                uses[f"{type(part).__name__}.{name}"] = lambda method=method, arguments=arguments: method(*arguments)  # type: ignore[misc]
-    return uses
-
 
 def in_child(work: Callable[[], Any]) -> str:
     """Return what an awaitable's maker raises in a forked process, by name."""
@@ -321,9 +319,7 @@ def in_child(work: Callable[[], Any]) -> str:
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 async def test_every_use_of_a_parents_store_is_a_misuse_at_once(database: Settings) -> None:
     async with nb.Database.open(database) as db, db.read() as lent:
-        uses = public_uses(db) | {"its own connection": lambda: lent.execute_fetchall("SELECT 1")}
-        assert len(uses) > 20
-        for name, use in uses.items():
+        for name, use in (public_uses(db) | {"its own connection": partial(lent.execute_fetchall, "SELECT 1")}).items():
             assert in_child(use).startswith("MisuseError: the store was opened before"), name
         async with db.write() as writer:  # neither does a transaction that is open at that moment
             for work in (lambda: writer.execute_fetchall("SELECT 1"), lambda: put(db), writer.rollback):
@@ -390,13 +386,9 @@ def test_a_child_that_leaves_the_block_ends_and_the_parent_goes_on(at: tuple[str
 
 
 async def test_a_store_that_only_closes_warns_of_what_it_lost(database: Settings) -> None:
-    async def only_close() -> None:
-        async with nb.Database.open(database) as db:
-            await db.memory.add_memory("user:a", "k", {}, "semantic", None)
-            remove("-wal", "-shm")(database.db_path)
-
     with pytest.warns(RuntimeWarning, match="later writes may be missing"):
-        await only_close()
+        async with busy(database):
+            take(SIDE_FILES_REMOVED, database.db_path)
 
 
 # --- a process whose files were deleted or moved is named, and what it alone holds is saved before it ends
@@ -405,13 +397,9 @@ async def test_a_store_that_only_closes_warns_of_what_it_lost(database: Settings
 _ROWS = [MEMORY.replace("'k'", f"'alone-{number}'") for number in range(7)]
 
 
-def files(path: Path) -> list[Path]:
-    return [Path(f"{path}{suffix}") for suffix in ("", "-wal", "-shm") if Path(f"{path}{suffix}").exists()]
-
-
 # What it then holds that nobody else finds: with the three seed memories, where no database is left at the path.
 SPLITS = {
-    "its log deleted": ("rm $db-wal $db-shm", "7 rows of memory_entries"),
+    "its log deleted": (SIDE_FILES_REMOVED, "7 rows of memory_entries"),
     "all deleted": ("rm $db $db-wal $db-shm", "10 rows of memory_entries"),
     "the database deleted": ("rm $db", "10 rows of memory_entries"),
     "another moved over it": ("mv $dir/fresh.db $db", "no row"),  # which is read with its log
@@ -424,10 +412,6 @@ SPLITS = {
     "the database renamed, another made": ("mv $db $db.old; mv $dir/fresh.db $db", "no row"),
     "a copy in its place": ("cp -p $db $db.new; rm $db-wal $db-shm; mv $db.new $db", "7 rows of memory_entries"),
 }
-# SQLite follows the link to a place without the log.
-LINK = "mv $db $dir/real.db; ln -s real.db $db"
-
-
 LEAVES = {name: split for name, (split, _) in SPLITS.items()}
 LEAVES |= {"the log alone deleted": "rm $db-wal", "the index alone deleted": "rm $db-shm"}
 # What it reads ends it, or lets it stay.
@@ -462,50 +446,41 @@ def storing(path: Path) -> Iterator[tuple[subprocess.Popen[str], Callable[[str],
     "name",
     sampled(LEAVES, "its log deleted", "the database renamed, another made", "the index alone deleted"),
 )
-def test_the_rows_of_a_closed_store_are_saved(name: str, database: Settings, pristine: bytes) -> None:
+async def test_the_rows_of_a_closed_store_are_saved(name: str, database: Settings, pristine: bytes) -> None:
     database.db_path.with_name("fresh.db").write_bytes(pristine)
     with storing(database.db_path) as (process, tell):
         assert process.stdout
         take(LEAVES[name], database.db_path)
         tell("pass")
         assert process.stdout.readline() == "closed\n"
-        told = check_of(asyncio.run(nb.troubleshoot(database)), "open files").observed
-        assert f"PID {process.pid} alone holds" in told
-        report = asyncio.run(nb.troubleshoot(database, repair=True))
-    saved = [backup.content.rows["memory_entries"] for backup in list_backups(database.backup_dir)[0]]
-    if "rescued" not in {check.id for check in report.checks}:  # all of it is at the path
-        with closing(sqlite3.connect(database.db_path)) as conn:
-            saved = [row for (row,) in conn.execute("SELECT count(*) FROM memory_entries")]
-    assert saved == [3 + 7]
-
-
-def check_of(report: Report, name: str) -> Check:
-    return next(check for check in report.checks if check.name.startswith(name))
+        assert f"PID {process.pid} alone holds" in check_of(await nb.troubleshoot(database), "open files").observed
+        report = await nb.troubleshoot(database, repair=True)
+    if "rescued" in {check.id for check in report.checks}:
+        (backup,) = list_backups(database.backup_dir)[0]
+        assert backup.content.rows["memory_entries"] == 3 + 7
+    else:  # all of it is at the path
+        assert ask(database.db_path, "SELECT count(*) FROM memory_entries") == [(3 + 7,)]
 
 
 @pytest.mark.parametrize(
     "name",
     sampled(SPLITS, "all deleted", "its side files renamed", "the database renamed", "all renamed, another made"),
 )
-def test_who_holds_lost_files_is_named_and_its_rows_saved(name: str, database: Settings, pristine: bytes) -> None:
+async def test_who_holds_lost_files_is_named_and_its_rows_saved(name: str, database: Settings, pristine: bytes) -> None:
     path = database.db_path
     split, rows = SPLITS[name]
     path.with_name("fresh.db").write_bytes(pristine)
     with held(path, *_ROWS) as process:
         take(split, path)
-        before = {file: file.read_bytes() for file in files(path)}
-        for report in (asyncio.run(nb.validate_database(database)), asyncio.run(nb.monitor(database)).report):
-            assert f"PID {process.pid} (" in check_of(report, "open files").observed
-            assert not report.ok
-        report = asyncio.run(nb.troubleshoot(database))
+        before = at_path(database)
+        await assert_named(database, process.pid, nb.validate_database, nb.monitor)
+        report = await nb.troubleshoot(database)
         assert f"PID {process.pid} alone holds {rows}" in check_of(report, "open files").observed
         assert f"abathur_rescued_… in {database.backup_dir}" in check_of(report, "plan").observed
         assert not database.backup_dir.exists()
-        report = asyncio.run(nb.troubleshoot(database, repair=True))
+        report = await nb.troubleshoot(database, repair=True)
         assert "kill -9" in check_of(report, f"rescued from PID {process.pid}").remedy
-        assert [
-            file for file in files(path) if file.read_bytes() != before.get(file, b"") and file.suffix != ".db-shm"
-        ] == []
+        assert at_path(database) == before
     (backup,), faults = list_backups(database.backup_dir)
     assert not faults
     assert backup.content.rows["memory_entries"] == 3 + len(_ROWS)
@@ -513,44 +488,36 @@ def test_who_holds_lost_files_is_named_and_its_rows_saved(name: str, database: S
         find_backup(database.backup_dir, None, database.env, path)
 
 
-def test_of_a_link_beside_a_log_the_database_is_moved_back_to_the_log(database: Settings) -> None:
+async def test_of_a_link_beside_a_log_the_database_is_moved_back_to_the_log(database: Settings) -> None:
     path = database.db_path
     with held(path, *_ROWS):
-        take(LINK, path)
-    (check,) = (check for check in asyncio.run(nb.validate_database(database)).checks if check.failed)
+        take("mv $db $dir/real.db; ln -s real.db $db", path)  # SQLite follows the link to a place without the log
+    (check,) = (check for check in (await nb.validate_database(database)).checks if check.failed)
     assert f"{path}-wal may hold committed rows of {path.with_name('real.db')}" in check.remedy
     path.with_name("real.db").replace(path)
-    with closing(sqlite3.connect(path)) as conn:
-        assert conn.execute("SELECT count(*) FROM memory_entries").fetchall() == [(3 + len(_ROWS),)]
+    assert ask(path, "SELECT count(*) FROM memory_entries") == [(3 + len(_ROWS),)]
 
 
-def test_who_lacks_the_newer_rows_is_named_with_them_and_a_restoration_waits(database: Settings) -> None:
-    path = database.db_path
-    asyncio.run(nb.backup_database(database)).raise_for_failures()
+async def test_who_lacks_the_newer_rows_is_named_with_them_and_a_restoration_waits(filled: Settings) -> None:
+    path = filled.db_path
     with held(path, _ROWS[0]) as process:
-        take("rm $db-wal $db-shm", path)
+        take(SIDE_FILES_REMOVED, path)
         run_sql(path, *_ROWS[1:4])
-        told = check_of(asyncio.run(nb.troubleshoot(database)), "open files").observed
+        told = check_of(await nb.troubleshoot(filled), "open files").observed
         assert f"PID {process.pid} alone holds 1 row of memory_entries" in told
         assert f"it lacks 3 rows of memory_entries of {path}" in told
-        assert check_of(asyncio.run(nb.backup_database(database)), "open files").status == "warn"
-        before = path.read_bytes()
-        report = asyncio.run(nb.restore_database(database, apply=True))
+        assert check_of(await nb.backup_database(filled), "open files").status == "warn"
+        with untouched(path):
+            report = await nb.restore_database(filled, apply=True)
         assert report.refused
         assert f"PID {process.pid} " in check_of(report, "open files").observed
-        assert path.read_bytes() == before
 
 
 async def test_a_store_of_this_very_process_is_not_mixed_with_what_came_after_it(database: Settings) -> None:
-    async with nb.Database.open(database) as db:
-        await db.memory.add_memory("user:a", "k", {}, "semantic", None)
-        take("rm $db-wal $db-shm", database.db_path)
-        for work in (nb.validate_database, nb.backup_database, nb.explain_queries, nb.monitor):
-            result: object = await work(database)
-            report = getattr(result, "report", result)
-            assert isinstance(report, Report)
-            assert f"PID {os.getpid()} " in check_of(report, "").observed
-            assert not report.ok
+    async with busy(database):
+        take(SIDE_FILES_REMOVED, database.db_path)
+        verbs = (nb.validate_database, nb.backup_database, nb.explain_queries, nb.monitor)
+        await assert_named(database, os.getpid(), *verbs)
         with pytest.raises(nb.RefusedError, match=f"PID {os.getpid()} has open"):
             async with nb.Database.open(database):
                 pass
@@ -584,20 +551,14 @@ def test_what_a_fork_has_merely_inherited_is_no_alarm(database: Settings) -> Non
 async def test_without_the_log_alone_each_verb_names_the_process_and_not_the_disk(database: Settings) -> None:
     with held(database.db_path, _ROWS[0]) as process:
         Path(f"{database.db_path}-wal").unlink()
-        for verb in (nb.validate_database, nb.initialize_database, nb.backup_database, nb.monitor):
-            result: object = await verb(database)
-            report = getattr(result, "report", result)
-            assert isinstance(report, Report)
-            assert not report.ok
-            assert f"PID {process.pid} " in str(report)
-            assert "dmesg" not in str(report)
+        verbs = (nb.validate_database, nb.initialize_database, nb.backup_database, nb.monitor)
+        await assert_named(database, process.pid, *verbs)
 
 
-def test_init_names_who_has_the_deleted_database_open_that_it_makes_anew(database: Settings) -> None:
+async def test_init_names_who_has_the_deleted_database_open_that_it_makes_anew(database: Settings) -> None:
     with held(database.db_path, _ROWS[0]) as process:
-        for suffix in ("", "-wal", "-shm"):
-            Path(f"{database.db_path}{suffix}").unlink()
-        report = asyncio.run(nb.initialize_database(database))
+        take("rm $db $db-wal $db-shm", database.db_path)
+        report = await nb.initialize_database(database)
     check = check_of(report, "open files")
     assert (report.ok, check.status) == (True, "warn")
     assert f"PID {process.pid} " in check.observed

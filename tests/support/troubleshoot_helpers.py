@@ -12,6 +12,10 @@ def check_of(report: Report, name: str) -> Check:
     return next(check for check in report.checks if check.name == name)
 
 
+def failed(report: Report) -> set[str]:
+    return {check.name for check in report.checks if check.failed}
+
+
 def rows_of(path: Path) -> dict[str, list[tuple[object, ...]]]:
     """Return every row of every table, with its rowid; bytes for text."""
     with closing(sqlite3.connect(path)) as conn:
