@@ -34,8 +34,8 @@ def blocks(language: str) -> list[str]:
 def test_what_is_generated_is_up_to_date() -> None:
     """After a change of the code: ``python docs/generate.py``."""
     spec = spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
+    assert spec
+    assert spec.loader
     generate = module_from_spec(spec)
     spec.loader.exec_module(generate)
     assert {path for path, text in generate.pages().items() if DOCS[path] != text} == set()
@@ -65,13 +65,13 @@ def test_its_table_of_environments_is_theirs() -> None:
         path = str(settings.db_path).replace(str(Path.home()), "~")
         assert f"`{path}`" in PROSE
     severities = {"warn": "warns", "fail": "fails", "refuse": "refused"}
-    rows = {
-        "directory that others own": "on_shared_directory",
-        "tmpfs": "on_tmpfs",
-        "share of the host": "on_host_share",
-    }
-    for words, setting in rows.items():
-        told = [severities[getattr(nb.resolve(name), setting)] for name in nb.ENVIRONMENTS]
+    rows = (
+        ("directory that others own", "on_shared_directory"),
+        ("tmpfs", "on_tmpfs"),
+        ("share of the host", "on_host_share"),
+    )
+    for words, setting in rows:
+        told = [severities[getattr(nb.resolve(name), f"on_{setting}")] for name in nb.ENVIRONMENTS]
         (row,) = [line for line in PROSE.splitlines() if line.startswith(f"| {words}")]
         assert [cell.strip() for cell in row.split("|")[2:5]] == told
 

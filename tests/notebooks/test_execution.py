@@ -1,8 +1,10 @@
-"""However an execution ends, it says how and where, keeps what was shown, and leaves no kernel."""
+"""However an execution ends, it says how and where, keeps what was shown, and leaves no kernel of this very Python."""
 
+import asyncio
 import os
 import re
 import signal
+import sys
 import threading
 from pathlib import Path
 from textwrap import indent
@@ -11,10 +13,10 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from patience import ever_longer
-from running import Fifo, kernels_in, sockets
+from patience import HANGING_S, ever_longer
+from running import Fifo, kernels_in, names_in, sockets
 
-from abathur_nb.runner.execution import Ending, Stop, execute, signals_noted
+from abathur_nb.runner.execution import Ending, Stop, execute, ready, running_kernel, signals_noted
 
 __all__ = ["sockets"]  # a fixture
 
@@ -48,9 +50,16 @@ def test_the_cells_run_in_order_and_show_what_they_show() -> None:
     assert notebook.metadata.language_info.name == "python"
 
 
-def test_a_cell_that_raises_ends_it_there() -> None:
-    ending, notebook = executed("1", "print('before')\nraise KeyError('a\\x1bb')", "2")
-    assert ending == Ending("raised", 1, "KeyError", r"'a\x1bb'")
+@pytest.mark.parametrize(
+    ("cell", "name", "message"),
+    [
+        ("raise KeyError('a\\x1bb')", "KeyError", r"'a\x1bb'"),
+        ("exit()", "SystemExit", "the cell asked the kernel to exit"),
+    ],
+)
+def test_a_cell_that_raises_or_asks_its_kernel_to_exit_ends_it_there(cell: str, name: str, message: str) -> None:
+    ending, notebook = executed("1", f"print('before')\n{cell}", "2")
+    assert ending == Ending("raised", 1, name, message)
     assert texts(notebook)[1] == "before\n"
     assert notebook.cells[2].execution_count is None
 
@@ -62,11 +71,6 @@ def test_no_tag_of_a_cell_keeps_it_from_running_or_hides_its_error() -> None:
     ending = execute(lambda: NotebookClient(notebook), environment={})
     assert (ending.how, ending.cell, ending.name) == ("raised", 1, "ZeroDivisionError")
     assert texts(notebook)[0] == "ran\n"
-
-
-def test_a_cell_that_asks_its_kernel_to_exit_ends_it_as_if_it_raised() -> None:
-    ending, _ = executed("1", "exit()", "2")
-    assert (ending.how, ending.cell, ending.name) == ("raised", 1, "SystemExit")
 
 
 LONG = "x" * 3000
@@ -167,6 +171,54 @@ def test_a_signal_that_this_process_ignores_is_still_ignored() -> None:
             assert stop.signals == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGHUP, former)
+
+
+# --- the kernel: this Python's own, over sockets that nobody else reaches
+
+
+async def test_it_answers_and_is_gone_at_the_end(sockets: Path) -> None:
+    async with running_kernel({"ABATHUR_TRIAL": "1"}) as kernel:
+        with kernel.connected() as client:
+            told = await asyncio.wait_for(ready(client), HANGING_S)
+        assert told["language_info"]["name"] == "python"
+        assert Path(f"/proc/{kernel.process.pid}/exe").samefile(sys.executable)
+        assert b"ABATHUR_TRIAL=1\0" in Path(f"/proc/{kernel.process.pid}/environ").read_bytes()
+        assert kernels_in(sockets) == [kernel.process.pid]
+        (place,) = sockets.iterdir()
+        assert place.stat().st_mode & 0o777 == 0o700
+    assert kernel.died.result() == -signal.SIGKILL
+    assert (kernels_in(sockets), names_in(sockets)) == ([], [])
+
+
+def test_nothing_of_the_working_directory_nor_of_the_user_s_startup_runs_in_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary = home / "canary"
+    startup = home / ".ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    modules = [tmp_path / f"{name}.py" for name in ("ctypes", "ipykernel", "faulthandler", "json")]
+    for path in (*modules, startup / "00.py", home / "startup.py"):
+        path.write_text(f"open({str(canary)!r}, 'w').close()")
+    monkeypatch.setenv("PYTHONSTARTUP", str(home / "startup.py"))
+    monkeypatch.chdir(tmp_path)
+    assert executed("1")[0] == Ending("completed")
+    assert not canary.exists()
+
+
+async def test_what_it_has_started_is_gone_though_it_died_first() -> None:
+    program = "import os, signal, time\nif os.fork() == 0:\n    print(os.getpid(), flush=True); time.sleep(600)\n"
+    async with running_kernel({}) as kernel:
+        with kernel.connected() as client:
+            await ready(client)
+            client.execute(program + "time.sleep(0)")
+            while (content := (await client.get_iopub_msg(timeout=HANGING_S))["content"]).get("name") != "stdout":
+                pass
+            child = int(content["text"])
+            client.execute("os.kill(os.getpid(), 9)")
+            await kernel.died
+    async with asyncio.timeout(HANGING_S):
+        while Path(f"/proc/{child}").exists():  # noqa: ASYNC110 - the end of another's child is no event here
+            await asyncio.sleep(0)
 
 
 def test_the_kernel_is_gone_whatever_is_raised_in_between(sockets: Path) -> None:

@@ -62,42 +62,33 @@ NAMES = [
     f"assert {CODE}\nx", "raise SystemExit(0)\nx", "exit()\nenv", "quit\nenv", f"await {CODE}\nenv",
     f"if {CODE}: pass\nx", f"for env in [{CODE}]: pass\nx", "with open('canary', 'w') as env: pass\nx",
     f"try: {CODE}\nexcept: pass\nx", f"@{CODE}\ndef env(): pass\nx", f"def env(x={CODE}): pass\nx",
-    f"class env({CODE}): pass\nx", f"lambda: {CODE}\nx", f"match {CODE}:\n  case _: pass\nx", "global env\nx",
-    "pass\nenv", "...\nenv", "'a text'\nenv",
+    f"class env({CODE}): pass\nx", f"lambda: {CODE}\nx", f"match {CODE}:\n  case _: pass\nx", "'a text'\nenv",
     # values that are more than literals
     f"env = {CODE}\nenv", f"env = f'{{{CODE}}}'\nenv", f"env = [{CODE} for _ in [1]]\nenv", f"env = ({CODE},)\nenv",
     f"env = {{1: {CODE}}}\nenv", f"env = (z := {CODE})\nenv", f"(env := {CODE})\nenv", f"env = lambda: {CODE}\nenv",
-    f"env = 'a' if {CODE} else 'b'\nenv", f"env = 1 + {CODE}\nenv", "env = __builtins__\nenv", "env = env\nenv",
-    "env = set()\nenv", "env = b'x'\nenv", "env = 1 + 2j\nenv", "env = {1, 2}\nenv",
+    f"env = 'a' if {CODE} else 'b'\nenv", f"env = 1 + {CODE}\nenv", "env = env\nenv", "env = b'x'\nenv",
     # annotations, which run
     f"x: {CODE}", f"env: {CODE}", f"env: (z := {CODE})", "env: __import__('os').system('touch canary')", "env: str",
     f"(env): {CODE}",
     # targets that run, or that reach into something
     "nb.resolve", "nb.guard", "nb.resolve.__kwdefaults__", "nb.Settings.__init__", "env.x", f"env[{CODE}]",
-    f"[env][{CODE}]", f"{{1: env}}[{CODE}]", f"{CODE}.x", "globals()['env']", "get_ipython().ast_transformers",
-    "get_ipython().ast_transformers[:]", f"env[{CODE}:]", "*env,", "*env, db_path", "env, db_path", "(env, db_path)",
-    "[env, db_path]", "[]", "()", "env = db_path", "db_path = env", "env +", "env or", "env +=", "env :", "env |=",
-    "not env", "-env",
+    f"[env][{CODE}]", f"{{1: env}}[{CODE}]", f"{CODE}.x", "globals()['env']", "get_ipython().ast_transformers[:]",
+    f"env[{CODE}:]", "*env,", "(env, db_path)", "[env, db_path]", "()", "env = db_path", "env or", "env +=", "env :",
     # IPython's own syntax
     "%sx touch canary\nenv", "!touch canary\nenv", "!!touch canary\nenv", "x = !touch canary\nenv",
     "env = !touch canary\nenv", "env = %sx touch canary\nenv", "%%bash\ntouch canary\nenv", "%run canary.py\nenv",
-    "%env PATH=x\nenv", "%autocall 2\nenv", "%reset -f\nenv", "env?\nenv", "?env\nenv", "env??\nenv", "%",
-    "/open canary w\nenv", ",open canary w\nenv", ";open canary w\nenv", ">>> env", "In [1]: env", "...: env",
-    "%lsmagic\nenv",
+    "%env PATH=x\nenv", "%reset -f\nenv", "env??\nenv", "%", "/open canary w\nenv", ",open canary w\nenv",
+    ";open canary w\nenv", ">>> env", "In [1]: env", "...: env",
     # names of other things
-    "nb", "settings", "report", "preflight", "print", "open", "exit", "__builtins__", "__name__", "__file__", "_",
-    "__", "In", "Out", "get_ipython", "True", "None", "if", "class", "__debug__", "PAPERMILL_OUTPUT",
-    "papermill_input_path", "self", "Env", "ENV", "env_", "env1", "1env", "env-x", "env x",
+    "nb", "settings", "print", "exit", "__builtins__", "_", "In", "None", "if", "__debug__", "PAPERMILL_OUTPUT",
+    "papermill_input_path", "ENV", "env_", "1env", "env-x", "env x",
     # comments, quotes and continuations
-    "# env", "#", "env #", "env = 'production' #", "env = 'production'; #", "env = 'x' \\\n#", "env = \\\n", "'''",
-    '"""', 'env = """', "env = '''\n", "env = (\n'x')\nenv", "env = 'a'\nenv", "env='production';db_path",
-    "env = 'x' ;env", " env", "\tenv", "env ", "env\t", "(env)", "env = 'production'\n# nothing\nenv",
+    "#", "env #", "env = 'production' #", "env = 'production'; #", "env = 'x' \\\n#", "env = \\\n", "'''", 'env = """',
+    "env = (\n'x')\nenv", "env = 'a'\nenv", "env = 'x' ;env", " env", "\tenv", "env ", "env\t", "(env)",
     # letters that look or count as others
-    "ｅｎｖ", "𝐞𝐧𝐯", "𝓮nv", "еnv", "env\u200b", "\ufeffenv", "e\u0301nv", "ℯnv", "env\u2028", "env\x0b", "env\x85",
-    "\u202eenv", "envª",
+    "ｅｎｖ", "𝐞𝐧𝐯", "еnv", "env\u200b", "\ufeffenv", "e\u0301nv", "env\u2028", "env\x0b", "env\x85", "\u202eenv",
     # and nothing at all
-    "", " ", "\n", "\x00", "env\x00", "\x1b[31menv", "=", "==", ";", ":", "💥", "x" * 100_000, "a." * 100 + "b",
-    "(" * 300 + ")" * 300,
+    "", " ", "\n", "\x00", "env\x00", "\x1b[31menv", "=", ";", "💥", "x" * 100_000, "a." * 100 + "b", "(" * 300,
 ]
 # fmt: on
 PAIRS = (  # disguises of two names
@@ -154,31 +145,22 @@ for cell in json.load(sys.stdin):
 sys.stderr.write(f'deadly: {deadly}')
 """
     cells = [cells_of(INIT, {name: "production"})[2] for name in NAMES if "canary" in name]
-    done = subprocess.run(
-        [sys.executable, "-c", program], input=json.dumps(cells), capture_output=True, text=True, cwd=folder, check=True
-    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, input=json.dumps(cells), capture_output=True, text=True, cwd=folder, check=True)
     assert int(done.stderr.rpartition("deadly: ")[2]) >= 35
 
 
 # --- values
 
-REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (  # the notebook, what is given, what is told
+REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (  # test_parameters has each kind of fault
     ("init", {"enviroment": "x"}, "parameter 'enviroment' is not declared (env, db_path, dry_run); did you mean env?"),
-    ("init", {"env": None}, "env: expected str, found None (NoneType)"),
     ("init", {"env": {"a": {CODE: [CODE]}}}, "env: expected str, found {'a': "),
     ("init", {"env": float("nan")}, "found \"env = float('nan')\""),
     ("init", {"env": 10**400}, "env: expected str, found 1000"),
-    ("init", {"db_path": "/srv/\udcff.db"}, "db_path: expected text without lone surrogates, found '/srv/\\udcff.db'"),
-    ("init", {"dry_run": _resolve_type("false")}, "dry_run: expected True or False, found 'false' (str)"),
     ("init", {"env": _resolve_type("2026_11")}, "env: expected str, found 202611 (int)"),
     ("init", {"env": 7, "dry_run": "no"}, "env: expected str, found 7 (int); dry_run: expected True or False"),
-    *(
-        ("benchmark", {"rows": _resolve_type(text)}, "rows")
-        for text in ("1e999", "nan", "0x10", "1.0", "abc", "", "٣x")
-    ),
-    ("benchmark", {"rows": 0}, "rows: expected a whole number in 1..10000000, found 0"),
+    *(("benchmark", {"rows": _resolve_type(text)}, "rows") for text in ("1e999", "nan", "0x10", "1.0", "abc", "")),
     ("benchmark", {"repetitions": 2**63}, "repetitions: expected a whole number in 1..100000, found 9223"),
-    ("benchmark", {"repetitions": "1000"}, "repetitions: expected int, found '1000' (str)"),
 )
 
 
@@ -204,9 +186,7 @@ def test_a_hostile_value_is_text_and_its_environment_is_unknown(long_lived: Inte
         stopped = run_cells(fresh(long_lived), "init", env=value)
         assert long_lived.user_ns["env"] == value, "papermill escapes values, and they arrive as they are"
         assert stopped.cell.startswith("settings = nb.resolve(")
-        assert stopped.line.startswith(
-            "ConfigurationError: env: expected one of development, staging, production, found "
-        )
+        assert "Error: env: expected one of development, staging, production, found " in stopped.line
         assert len(stopped.line) < 400
     line = run_cells(fresh(long_lived), "init", env="prod", db_path=":memory:").line
     assert "did you mean production?; db_path (from argument): expected " in line, "each fault is named"
@@ -220,14 +200,10 @@ def test_what_is_declared_or_what_papermill_adds_is_let_through_and_then_the_gua
     long_lived: InteractiveShell,
 ) -> None:
     paths = {"PAPERMILL_INPUT_PATH": "/a.ipynb", "PAPERMILL_OUTPUT_PATH": "s3://b/é.ipynb"}
-    for given, env in (
-        ({}, "development"),
-        ({"db_path": None}, "development"),
-        ({**paths, "env": "staging"}, "staging"),
-    ):
+    for given in ({}, {"db_path": None}, {**paths, "env": "staging"}):
         shell = fresh(long_lived)
         assert all(shell.run_cell(cell).success for cell in cells_of(INIT, given)[: 3 + bool(given)])
-        assert shell.user_ns["settings"].env == env
+        assert shell.user_ns["settings"].env == given.get("env", "development")
         assert shell.ast_transformers == []
     shell = fresh(long_lived)
     for cell in (*cells_of(INIT, {})[:2], "TITLE = 'our nightly check'\nTOLERANCE = 0.05"):
@@ -311,14 +287,15 @@ def test_without_ipython_the_guard_does_nothing_and_its_name_is_that_of_the_func
 
 # --- in real kernels, for proof
 
-PROOFS: tuple[tuple[tuple[str, ...], str], ...] = (  # of the last, papermill itself can read nothing
-    (("-p", f"x=1;{CODE};y", "1"), NAME),
-    (("--report-mode", "-p", "dry_run", "false"), "dry_run: expected True or False, found 'false' (str)"),
-    (("-y", "!!python/object/apply:os.system ['touch canary']"), ""),
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("-p", f"x=1;{CODE};y", "1"), NAME),
+        (("--report-mode", "-p", "dry_run", "false"), "dry_run: expected True or False, found 'false' (str)"),
+        (("-y", "!!python/object/apply:os.system ['touch canary']"), ""),  # papermill itself can read nothing
+    ],
 )
-
-
-@pytest.mark.parametrize(("arguments", "told"), PROOFS)
 def test_papermill_exits_with_1_and_the_notebook_says_in_one_line_why(
     arguments: tuple[str, ...], told: str, database: Settings, tmp_path: Path
 ) -> None:
@@ -337,7 +314,7 @@ async def test_a_runner_that_goes_on_after_errors_runs_nothing_behind_a_refused_
     await execute_live(prepared, resources=resources, timeout=HANGING_S, allow_errors=True)
     cells = [cell for cell in prepared.cells if cell.cell_type == "code"]
     refused = next(cell for cell in cells if cell.source.startswith("# Parameters"))
-    assert [output.evalue.endswith("nothing of this cell was run") for output in refused.outputs] == [True]
+    assert refused.outputs[0].evalue.endswith("nothing of this cell was run")
     behind = cells_behind(cells, refused)
     assert len(behind) == len(cells) - 3
     for cell in behind:

@@ -2,9 +2,7 @@
 
 import re
 import shutil
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,13 @@ import archives
 import pytest
 from archives import run_at
 from cells import NOTEBOOKS, Outcome, fresh, long_lived, run_cells, shell
-from damage import AGENT, ROWS, TASK, drop_index, fingerprint, flip_bits, run_sql, spoil_json, untouched
+from damage import AGENT, MEMORY, ROWS, TASK, ask, drop_index, fingerprint, flip_bits, run_sql, spoil_json, untouched
 from explore_helpers import HOSTILE, fill, insert
 from IPython.core.interactiveshell import InteractiveShell
 from notebook_runs_helpers import papermill
 from patience import GENEROUS
 from running import record_of
+from situations import edited, gone, leave, spoiled, tree
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
@@ -47,9 +46,8 @@ def own(settings: Settings) -> Entry:
     return read_archive(settings.archive_dir)[-1]
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NAMES if name != "readiness"]
-)  # nothing is ready before it is proven
+# Nothing is ready before it is proven.
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "readiness"])
 async def test_a_copy_of_it_passes_under_papermill_from_any_working_directory(
     name: str, database: Settings, tmp_path: Path
 ) -> None:
@@ -67,16 +65,16 @@ async def test_a_copy_of_it_passes_under_papermill_from_any_working_directory(
     assert done.report.startswith((f"{title} passed: ", f"{title} (plan) passed: "))
     subject = database.archive_dir if name == "history" else database.db_path
     assert done.report.splitlines()[1].strip().startswith(f"{subject} · ")
-    assert "<p>abathur_nb " in done.of("execute_result")[0].data["text/html"], (
-        "the settings of this run, versions, time"
-    )
+    assert "<p>abathur_nb " in done.of("execute_result")[0].data["text/html"], "settings of this run, versions, time"
     assert list(away.iterdir()) == []
     assert copy.read_bytes() == before
     beside = {path.name for path in database.db_path.parent.iterdir()}
     assert beside <= {"abathur.db", "abathur.db-wal", "abathur.db-shm", "backups", "runs"}
-    if name == "init":
-        assert "create: already initialized: left as it is" in done.report
-    record = record_of(own(database))
+    assert_recorded(name, database)
+
+
+def assert_recorded(name: str, settings: Settings) -> None:
+    record = record_of(own(settings))
     assert (record["notebook"], record["verdict"]) == (name, "pass")
 
 
@@ -175,39 +173,20 @@ def test_it_shows_what_there_is_changes_nothing_and_is_recorded(name: str, rich:
     for words in shown:
         assert words in everything, words
     assert "<script" not in "".join(done.of("text/html"))
+    assert_recorded(name, rich)
     record = record_of(own(rich))
-    assert (record["notebook"], record["verdict"]) == (name, "pass")
     assert given.items() <= record["parameters"].items()
     for part, key, value in {"explore": [("rows", "sessions", 2)], "history": [("history", "runs", 5)]}.get(name, []):
         assert record["facts"][part][key] == value
 
 
-def rewrite(old: bytes, new: bytes) -> Callable[[Settings], None]:
-    """Alter the oldest record of the archive."""
-
-    def alter(settings: Settings) -> None:
-        record = min(run_at(settings, "20261001T080000").parent.glob("2026*")) / RECORD
-        record.write_bytes(record.read_bytes().replace(old, new))
-
-    return alter
+def rewrite(old: bytes, new: bytes) -> Callable[[Settings], object]:
+    """Return what makes a run and alters its record."""
+    return spoiled(lambda content: content.replace(old, new), lambda s: [run_at(s, "20261001T080000") / RECORD])
 
 
-def written(content: bytes) -> Callable[[Settings], object]:
-    return lambda settings: settings.db_path.write_bytes(content)
-
-
-def sql(*statements: str) -> Callable[[Settings], None]:
-    return lambda settings: run_sql(settings.db_path, *statements)
-
-
-def lacking(settings: Settings) -> None:
-    drop_index(settings.db_path)
-
-
-def nothing(_: Settings) -> None:
-    """Leave it as it is."""
-
-
+lacking = edited("DROP INDEX idx_audit_task")
+text = spoiled(lambda _: b"text\n" * 999, lambda settings: [settings.db_path])
 VIRTUAL = 'CREATE VIRTUAL TABLE "$\\frac$<script>alert(1)</script>" USING fts5(x)'
 MISSED = "audit_of_task: full scan of the index idx_audit_timestamp; no use of idx_audit_task"
 SMALL = QUICK["benchmark"]
@@ -216,25 +195,31 @@ Fails = tuple[str, Callable[[Settings], object], dict[str, Any], str, tuple[str,
 FAILS: tuple[Fails, ...] = (
     ("validate", lacking, {}, "missing: idx_audit_task", ("CREATE INDEX idx_audit_task ON audit",)),
     ("validate", lambda s: spoil_json(s.db_path), {}, "broken: tasks.input_data", ("1 row, by key: 't1'",)),
-    ("validate", sql(VIRTUAL), {}, "virtual table $\\frac$<script>", ("$\\frac$<script>",)),
+    ("validate", edited(VIRTUAL), {}, "virtual table $\\frac$<script>", ("$\\frac$<script>",)),
     ("explain", lacking, {}, "idx_audit_task", (MISSED,)),
-    ("init", written(b"text\n" * 999), {}, "preflight of ", ("is not SQLite",)),
+    ("init", text, {}, "preflight of ", ("is not SQLite",)),
     ("init", lacking, {}, "missing: idx_audit_task", ("-m abathur_nb run troubleshoot",)),
-    ("preflight", written(b"text"), {"ABATHUR_MIN_FREE_MB": str(10**9)}, "free disk: ", ("database file: ",)),
+    (
+        "preflight",
+        text,
+        {"ABATHUR_MIN_FREE_MB": str(10**9)},
+        "free disk: ",
+        ("database file: ",),
+    ),
     ("monitor", lambda s: flip_bits(s.db_path, 0, 999), {"record": True}, "monitor of", ()),
-    ("monitor", nothing, {"ABATHUR_ALERTS_FAIL": "true"}, "age of the last proven backup: ", ()),
+    ("monitor", leave, {"ABATHUR_ALERTS_FAIL": "true"}, "age of the last proven backup: ", ()),
     ("index", rewrite(b'"verdict":"pass"', b'"verdict":"fail"'), {}, f"/{RECORD}: ", ()),
     ("history", rewrite(b"[0.5,0.7,null]", b"[0.5,0.6,null]"), {}, f"/{RECORD}: it is not the file", ()),
-    ("benchmark", nothing, {**SMALL, "ABATHUR_SESSION_P99_MS": "0.001"}, ": not met", ("p99 < 0.001 ms, with 95 %",)),
-    ("readiness", nothing, {}, "readiness of", ("run explain --env development",)),
+    ("benchmark", leave, {**SMALL, "ABATHUR_SESSION_P99_MS": "0.001"}, ": not met", ("p99 < 0.001 ms, with 95 %",)),
+    ("readiness", leave, {}, "readiness of", ("run explain --env development",)),
 )
 
 
-@pytest.mark.parametrize("number", range(len(FAILS)), ids=[f"{name} {n}" for n, (name, *_) in enumerate(FAILS)])
+@pytest.mark.parametrize("fails", FAILS, ids=[f"{name} {n}" for n, (name, *_) in enumerate(FAILS)])
 def test_it_fails_by_name_below_its_report_and_leaves_the_database_as_it_is(
-    number: int, database: Settings, run: Run, monkeypatch: pytest.MonkeyPatch
+    fails: Fails, database: Settings, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, spoil, given, error, shown = FAILS[number]
+    name, spoil, given, error, shown = fails
     spoil(database)
     for variable, value in {**GENEROUS, **{key: value for key, value in given.items() if key.isupper()}}.items():
         monkeypatch.setenv(variable, value)
@@ -249,24 +234,20 @@ def test_it_fails_by_name_below_its_report_and_leaves_the_database_as_it_is(
 
 
 def test_a_parameter_that_is_refused_stops_it_before_anything_is_done(run: Run, database: Settings) -> None:
-    refused: tuple[tuple[str, dict[str, Any], str], ...] = (
-        ("benchmark", {"compare_with": "2001"}, "run '2001': expected the beginning of one run id, found none"),
-        ("history", {"archive": "/none"}, "archive: expected the directory of an archive, found none at /none"),
-        ("rollback", {"apply": True}, "to: expected 'fresh' or a backup"),
+    refused: tuple[tuple[str, str, Any, str], ...] = (
+        ("benchmark", "compare_with", "2001", "run '2001': expected the beginning of one run id, found none"),
+        ("history", "archive", "/none", "archive: expected the directory of an archive, found none at /none"),
+        ("rollback", "apply", True, "to: expected 'fresh' or a backup"),
+        # By the guard, so that no run begins.
+        ("explore", "limit", 1001, "1..1000"),
+        ("history", "archive", 7, "archive: expected str, found "),
+        ("preflight", "team_trained", "yes", 'as in "Ada Lovelace, 2026-11-20", found'),
     )
-    for name, given, told in refused:
+    for number, (name, parameter, value, told) in enumerate(refused, 1):
         with untouched(database.db_path):
-            run(name, **given).failed("ConfigurationError: ", told)
-        assert own(database).verdict == "refused"
-    before = len(read_archive(database.archive_dir))
-    unvetted: tuple[tuple[str, dict[str, Any], str], ...] = (
-        ("explore", {"limit": 1001}, "1..1000"),
-        ("history", {"archive": 7}, "archive: expected str, found "),
-        ("preflight", {"team_trained": "yes"}, 'as in "Ada Lovelace, 2026-11-20", found'),
-    )
-    for name, given, told in unvetted:
-        assert run(name, **given).failed(told).before, "nothing of the cell was run"
-    assert len(read_archive(database.archive_dir)) == before
+            stopped = run(name, **{parameter: value}).failed("Error: ", told)
+        assert stopped.before == (number > 3), "nothing of the cell was run"
+        assert [entry.verdict for entry in read_archive(database.archive_dir)] == ["refused"] * min(number, 3)
 
 
 def test_where_there_is_nothing_nothing_is_made(run: Run, settings: Settings) -> None:
@@ -285,28 +266,21 @@ def test_where_there_is_nothing_nothing_is_made(run: Run, settings: Settings) ->
 
 
 def namespaces(settings: Settings) -> set[str]:
-    with closing(sqlite3.connect(settings.db_path)) as conn:
-        return {name for (name,) in conn.execute("SELECT namespace FROM memory_entries")}
-
-
-def remember(settings: Settings, namespace: str) -> None:
-    columns = "namespace, key, value, memory_type"
-    run_sql(settings.db_path, f"INSERT INTO memory_entries ({columns}) VALUES ('{namespace}', 'k', '{{}}', 'semantic')")
+    return {name for (name,) in ask(settings.db_path, "SELECT namespace FROM memory_entries")}
 
 
 def test_what_was_lost_comes_back_what_stood_there_is_kept_and_a_fresh_start_is_confirmed(
     run: Run, database: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remember(database, "user:alice")
+    run_sql(database.db_path, MEMORY)
     run("backup", reason="before").passed()
-    run_sql(database.db_path, "DELETE FROM memory_entries WHERE namespace = 'user:alice'")
-    remember(database, "user:bob")
+    run_sql(database.db_path, "UPDATE memory_entries SET namespace = 'user:bob' WHERE namespace = 'user:a'")
     with untouched(database.db_path):
         assert "restore (plan) passed" in run("restore").passed().report
         drill = run("restore", drill=True).passed().report
     assert {"RTO: ", "RPO: "} <= {*re.findall("R[TP]O: ", drill)}
     assert "abathur_pre_restore_" in run("restore", apply=True).passed().report
-    assert {"user:alice", "app:abathur:config"} <= namespaces(database)
+    assert {"user:a", "app:abathur:config"} <= namespaces(database)
     assert "user:bob" not in namespaces(database)
     kept = next(name for name in nb.show_backups(database).index if "pre_restore" in name)
     run("restore", apply=True, backup=kept).passed()
@@ -323,9 +297,7 @@ def test_what_was_lost_comes_back_what_stood_there_is_kept_and_a_fresh_start_is_
 
 
 def test_a_spoiled_database_is_diagnosed_then_repaired_and_its_rows_are_put_back(run: Run, database: Settings) -> None:
-    run_sql(
-        database.db_path, TASK, AGENT, "PRAGMA foreign_keys = OFF", "DELETE FROM tasks", "DROP INDEX idx_audit_task"
-    )
+    run_sql(database.db_path, TASK, AGENT, "DELETE FROM tasks", "DROP INDEX idx_audit_task")
     with untouched(database.db_path):
         found = run("troubleshoot").failed("troubleshoot (plan) of").showed_its_report()
     assert "DELETE FROM agents WHERE" in found.report
@@ -334,21 +306,19 @@ def test_a_spoiled_database_is_diagnosed_then_repaired_and_its_rows_are_put_back
     run_sql(database.db_path, TASK)
     put_back = repaired.report.rpartition("-p put_back ")[2].split()[0]
     run("troubleshoot", repair=True, put_back=put_back).passed()
-    with closing(sqlite3.connect(database.db_path)) as conn:
-        assert conn.execute("SELECT id FROM agents").fetchall() == [("a1",)]
+    assert ask(database.db_path, "SELECT id FROM agents") == [("a1",)]
 
 
 def test_history_reads_a_copy_and_the_archive_of_a_database_that_is_gone(
     run: Run, database: Settings, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(eventful(database), tmp_path / "copy"))
-    for path in database.db_path.parent.glob("abathur.db*"):
-        path.unlink()
-    before = {path: fingerprint(path) for path in copy.rglob("*")}
+    gone(database)
+    before = tree(copy)
     for given in ({"archive": str(copy)}, {}):
         done = run("history", **given).passed()
         assert any(text.startswith("Verdicts of ") for text in done.of("text/plain"))
-    assert {path: fingerprint(path) for path in copy.rglob("*")} == before
+    assert tree(copy) == before
     record = record_of(own(database))
     assert (record["verdict"], record["database"]) == ("pass", {"before": None, "after": None})
     assert record["facts"]["history"]["archive"] == str(database.archive_dir)

@@ -2,19 +2,18 @@
 
 import os
 import re
-import sqlite3
 import subprocess
 import sys
 import sysconfig
 import tomllib
 import zipfile
-from contextlib import closing
 from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from damage import ask
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from patience import HANGING_S
@@ -23,13 +22,11 @@ import abathur_nb
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CONDA_NAMES: dict[str, str] = {}  # PyPI's name: conda-forge's, where they differ; none does today
 
 
 def requirements(*lists: list[str]) -> dict[str, Requirement]:
     """Return the requirements of some lists by canonical name."""
-    parsed = [Requirement(line) for lines in lists for line in lines]
-    return {canonicalize_name(requirement.name): requirement for requirement in parsed}
+    return {canonicalize_name(parsed.name): parsed for lines in lists for parsed in map(Requirement, lines)}
 
 
 CORE = requirements(PROJECT["dependencies"])
@@ -39,9 +36,8 @@ DEV = requirements(PROJECT["optional-dependencies"]["dev"])
 
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
     """Run a command and return what it printed; an exit code other than 0 fails the test with all of it."""
-    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": HANGING_S}
-    done: subprocess.CompletedProcess[str]
-    done = subprocess.run(command, check=False, cwd=cwd, env={**os.environ, **environment}, **options)
+    given = {**os.environ, **environment}
+    done = subprocess.run(command, check=False, cwd=cwd, env=given, capture_output=True, text=True, timeout=HANGING_S)
     assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -54,16 +50,11 @@ def files_in(folder: str) -> dict[str, bytes]:
     return found
 
 
-def conda_environment() -> dict[str, Any]:
-    environment: dict[str, Any] = yaml.safe_load((ROOT / "environment.yml").read_text())
-    return environment
-
-
 def test_environment_yml_names_the_packages_and_bounds_of_pyproject_from_conda_forge_alone() -> None:
     """Conda brings the core and JupyterLab, python, sqlite and pip, and nothing else."""
-    environment = conda_environment()
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     listed = requirements([line for line in environment["dependencies"] if isinstance(line, str)])
-    expected = {CONDA_NAMES.get(name, name): str(wanted.specifier) for name, wanted in (CORE | LAB).items()}
+    expected = {name: str(wanted.specifier) for name, wanted in (CORE | LAB).items()}
     expected |= {"python": PROJECT["requires-python"], "sqlite": ">=3.51.3", "pip": ""}
     assert {name: str(wanted.specifier) for name, wanted in listed.items()} == expected
     assert (environment["name"], environment["channels"]) == ("abathur", ["conda-forge"])
@@ -77,22 +68,15 @@ def test_no_requirement_caps_a_version() -> None:
         assert {clause.operator for clause in wanted.specifier} == {">="}, str(wanted)
 
 
-def pins() -> dict[str, Requirement]:
+def test_constraints_pin_what_the_running_environment_was_given_each_direct_dependency_within_its_bound() -> None:
+    """Dependencies of dependencies too: an unpinned one would change under the tests."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return requirements([line for line in lines if line and not line.startswith("#")])
-
-
-def test_constraints_pin_each_direct_dependency_within_its_bound() -> None:
-    pinned = pins()
+    pinned = requirements([line for line in lines if line and not line.startswith("#")])
     for name, wanted in (CORE | LAB | DEV).items():
         (clause,) = pinned[name].specifier
         assert clause.operator == "=="
         assert wanted.specifier.contains(clause.version), f"{pinned[name]} is outside of {wanted}"
-
-
-def test_constraints_pin_whatever_the_running_environment_was_given() -> None:
-    """Dependencies of dependencies too: an unpinned one would change under the tests."""
-    pinned, seen, queue = pins(), {"abathur-nb"}, list((CORE | DEV).values())
+    seen, queue = {"abathur-nb"}, list((CORE | DEV).values())
     while queue:
         wanted = queue.pop()
         name = canonicalize_name(wanted.name)
@@ -100,8 +84,7 @@ def test_constraints_pin_whatever_the_running_environment_was_given() -> None:
             continue
         seen.add(name)
         assert name in pinned, f"constraints.txt does not pin {name}"
-        for line in Distribution.from_name(name).requires or ():
-            needed = Requirement(line)
+        for needed in map(Requirement, Distribution.from_name(name).requires or ()):
             extras = ("", *wanted.extras)
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
                 queue.append(needed)
@@ -174,20 +157,18 @@ def test_the_wheel_carries_sql_and_notebooks_byte_for_byte(built: Path) -> None:
     assert tops == {"abathur_nb", f"abathur_nb-{PROJECT['version']}.dist-info"}
 
 
-def test_an_installed_wheel_reads_its_own_sql(installed: Path, tmp_path: Path) -> None:
-    ask = "import abathur_nb as nb; print(nb.__file__); print(*sorted(nb.load_queries()), sep='\\n')"
-    where, *queries = run(installed / "bin/python", "-c", ask, cwd=tmp_path).splitlines()
+def test_an_installed_wheel_reads_its_own_sql_and_makes_a_database_from_another_directory(
+    installed: Path, tmp_path: Path
+) -> None:
+    program = "import abathur_nb as nb; print(nb.__file__); print(*sorted(nb.load_queries()), sep='\\n')"
+    where, *queries = run(installed / "bin/python", "-c", program, cwd=tmp_path).splitlines()
     assert Path(where).is_relative_to(installed)
     assert queries == sorted(abathur_nb.load_queries())
     assert run(installed / "bin/abathur-nb", "--version", cwd=tmp_path) == f"abathur_nb {abathur_nb.__version__}\n"
-
-
-def test_an_installed_wheel_makes_a_database_from_another_directory(installed: Path, tmp_path: Path) -> None:
-    """Papermill runs the wheel's init notebook on the wheel's own package."""
+    # Papermill runs the wheel's init notebook on the wheel's own package.
     (notebook,) = installed.glob("lib/python3.*/site-packages/abathur_nb/data/notebooks/init.ipynb")
     database = tmp_path / "data" / "abathur.db"
-    papermill: list[str | Path] = [installed / "bin/python", "-m", "papermill"]
-    run(*papermill, notebook, "out.ipynb", "-p", "db_path", database, cwd=tmp_path, JUPYTER_PREFER_ENV_PATH="1")
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        named = "SELECT count(*) FROM sqlite_master WHERE type = 'index' AND name NOT LIKE 'sqlite_%'"
-        assert connection.execute(named).fetchone() == (33,)
+    papermill: list[str | Path] = [installed / "bin/python", "-m", "papermill", notebook, "out.ipynb"]
+    run(*papermill, "-p", "db_path", database, cwd=tmp_path, JUPYTER_PREFER_ENV_PATH="1")
+    named = "SELECT count(*) FROM sqlite_master WHERE type = 'index' AND name NOT LIKE 'sqlite_%'"
+    assert ask(database, named) == [(33,)]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import drop_index, fingerprint, run_sql, untouched
+from damage import fingerprint, run_sql, untouched
+from mounting import tmpfs
 from patience import ever_longer
 from running import (
     CHECK,
@@ -46,6 +47,7 @@ from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.record import read_archive
 from abathur_nb.evidence.verify import verify_archive
+from abathur_nb.files import sweep
 from abathur_nb.runbook.index import listed
 
 __all__ = ["folder", "sockets"]  # fixtures
@@ -180,30 +182,36 @@ def test_a_working_directory_that_is_gone_is_refused(database: Settings, tmp_pat
     assert "the working directory cannot be used: No such file or directory" in done.err
 
 
-def test_a_check_that_fails_seals_fail_and_the_next_notebook_is_not_begun(database: Settings) -> None:
-    drop_index(database.db_path)
-    done = run(*arguments_of(database, "validate", "explain"))
-    assert done.code == 1
+@pytest.mark.parametrize(
+    ("name", "spoil", "code", "verdict", "why"),
+    [
+        ("validate", "DROP INDEX idx_audit_task", 1, "fail", "a check failed, or could not run.** It ended at In ["),
+        (
+            "init",
+            "PRAGMA user_version = 99",
+            2,
+            "refused",
+            "something forbade it, and nothing was done.**",
+        ),  # found by a look into the database
+    ],
+)
+def test_a_run_that_fails_or_is_refused_is_sealed_so_and_the_next_notebook_is_not_begun(
+    name: str, spoil: str, code: int, verdict: str, why: str, database: Settings
+) -> None:
+    run_sql(database.db_path, spoil)
+    with untouched(database.db_path):
+        done = run(*arguments_of(database, name, "explain"))
+    assert done.code == code
     entry = only_run(database)
     record = record_of(entry)
-    assert (record["notebook"], record["verdict"]) == ("validate", "fail")
+    assert (record["notebook"], record["verdict"]) == (name, verdict)
     statuses = {check["name"]: check["status"] for check in record["reports"][0]["checks"]}
-    assert (statuses["indexes"], len(statuses) > 10) == ("fail", True)
-    assert done.lines[-1].endswith(f"The report says what to do: {entry.folder}/page.html")
+    assert verdict == "refused" or (statuses["indexes"], len(statuses) > 10) == ("fail", True)
+    assert done.lines[-1].endswith(f": {entry.folder}/page.html")
+    assert ("The report says what to do: " in done.lines[-1]) == (verdict == "fail")
     top = artifact_of(entry).cells[0].source
-    assert top.startswith("**FAIL: this run did not pass, a check failed, or could not run.** It ended at In [")
+    assert top.startswith(f"**{verdict.upper()}: this run did not pass, {why}")
     assert entry.run_id in top
-    assert_archived(database)
-
-
-def test_what_only_a_look_into_the_database_forbids_seals_refused(database: Settings) -> None:
-    run_sql(database.db_path, "PRAGMA user_version = 99")
-    with untouched(database.db_path):
-        assert run(*arguments_of(database, "init")).code == 2
-    entry = only_run(database)
-    assert record_of(entry)["verdict"] == "refused"
-    top = artifact_of(entry).cells[0].source
-    assert top.startswith("**REFUSED: this run did not pass, something forbade it, and nothing was done.**")
     assert_archived(database)
 
 
@@ -288,19 +296,10 @@ def test_ctrl_c_at_a_terminal_seals_interrupted(database: Settings, tmp_path: Pa
     fifo = Fifo(tmp_path / "fifo")
     terminal, side = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
-    command = [
-        sys.executable,
-        "-m",
-        "abathur_nb",
-        "run",
-        *arguments_of(database, mine(START, f"{fifo.cell}\n{ASLEEP}")),
-    ]
-    program = (
-        "import fcntl, os, sys, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\nos.execv(sys.argv[1], sys.argv[1:])"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, *command], stdin=side, stdout=side, stderr=side, start_new_session=True
-    ) as process:
+    given = arguments_of(database, mine(START, f"{fifo.cell}\n{ASLEEP}"))
+    take = "import fcntl, runpy, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+    command = [sys.executable, "-c", f"{take}; runpy.run_module('abathur_nb', {{}}, '__main__')", "run", *given]
+    with subprocess.Popen(command, stdin=side, stdout=side, stderr=side, start_new_session=True) as process:
         fifo.wait()
         os.write(terminal, b"\x03")
         assert process.wait(60) == 5
@@ -330,20 +329,16 @@ def test_a_runner_that_is_killed_leaves_no_kernel_and_a_run_that_is_no_evidence(
     assert report.ok
     (check,) = (check for check in report.checks if check.name == "no evidence")
     assert entry.run_id in check.observed
-    assert [path.name.startswith(".abathur-kernel-") for path in sockets.iterdir()] == [True]
-    for path in sockets.iterdir():  # which the next kernel would sweep
-        shutil.rmtree(path)
+    (place,) = sockets.iterdir()
+    assert sweep(sockets) == [place.name], "what the kernel leaves is swept before the next starts"
 
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return an archive on a file system of its own with little room."""
-    place = tmp_path / "small"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,mode=700", "tmpfs", place], check=True)
-    monkeypatch.setenv("ABATHUR_ARCHIVE_DIR", str(place / "runs"))
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
+    monkeypatch.setenv("ABATHUR_ARCHIVE_DIR", str(tmp_path / "small" / "runs"))
+    with tmpfs(tmp_path / "small", "size=512k") as place:
+        yield place
 
 
 def test_a_disk_that_is_full_breaks_the_run_and_nothing_is_torn(database: Settings, small: Path) -> None:
@@ -373,16 +368,13 @@ def test_a_disk_that_is_full_from_the_start_refuses_the_run(database: Settings, 
 
 def test_two_runs_at_once_are_two_records_in_one_chain(database: Settings, tmp_path: Path) -> None:
     first, second = Fifo(tmp_path / "first"), Fifo(tmp_path / "second")
-    notebooks = [
-        write_notebook(Path(f"{fifo.path.name}.ipynb"), START, f"{fifo.cell}", *SOUND[1:]) for fifo in (first, second)
-    ]
-    with (
-        untouched(database.db_path),
-        runner(*arguments_of(database, notebooks[0])) as one,
-        runner(*arguments_of(database, notebooks[1])) as other,
-    ):
+    one, other = (
+        runner(*arguments_of(database, write_notebook(Path(f"{fifo.path.name}.ipynb"), START, fifo.cell, *SOUND[1:])))
+        for fifo in (first, second)
+    )
+    with untouched(database.db_path), one as first_process, other as second_process:
         kernels = {first.wait(), second.wait()}
-        codes = [ended(one).code, ended(other).code]
+        codes = [ended(first_process).code, ended(second_process).code]
     assert (codes, len(kernels)) == ([0, 0], 2)
     for entry in read_archive(database.archive_dir):
         assert record_of(entry)["verdict"] == "pass"
@@ -405,7 +397,6 @@ def test_the_runner_talks_with_its_kernel_over_private_sockets(
         kernel = fifo.wait()
         assert only_run(database).verdict == "unsealed"
         (place,) = sockets.iterdir()
-        assert place.stat().st_mode & 0o777 == 0o700
         # Of the runner none, of the kernel the one that takes what its own forks print, with a password.
         assert tcp_sockets(process.pid) == []
         assert tcp_sockets(kernel) in ([], ["0A"])

@@ -93,20 +93,12 @@ CONTENTS: dict[bytes, str] = {
 }
 
 
-def test_a_file_that_is_no_notebook_of_format_4_is_refused(tmp_path: Path) -> None:
-    for content, told in CONTENTS.items():
-        (tmp_path / "x.ipynb").write_bytes(content)
-        fault = fault_of(tmp_path / "x.ipynb")
-        assert fault.startswith(f"notebook {tmp_path}/x.ipynb: ")
-        assert told in fault
-
-
 # What is changed of which cell; its place below those of the template: prose, guard, parameters, three of code.
 Cells = list[dict[str, Any]]
 CHANGES: tuple[tuple[Callable[[Cells], object], str], ...] = (
     (lambda cells: cells[2].update(metadata={}), "expected one cell with the tag parameters, found 0"),
     (
-        lambda cells: cells[3].update(metadata={"tags": ["parameters"]}),
+        lambda cells: cells[3].update(metadata=cells[2]["metadata"]),
         "expected one cell with the tag parameters, found 2",
     ),
     (lambda cells: cells.pop(1), "expected a cell that ends in nb.guard() right before the parameters cell"),
@@ -114,10 +106,7 @@ CHANGES: tuple[tuple[Callable[[Cells], object], str], ...] = (
     (lambda cells: cells[1].update(source=f"{GUARD}; 1"), "expected a cell that ends in nb.guard()"),
     (lambda cells: cells.insert(2, {**cells[3], "id": "between"}), "expected a cell that ends in nb.guard()"),
     (lambda cells: cells.insert(1, cells.pop(2)), "expected a cell that ends in nb.guard()"),
-    (
-        lambda cells: cells[2].update(source="import os\nenv: str = os.name"),
-        "its parameters cell: expected `name = literal value`, found 'import os'",
-    ),
+    (lambda cells: cells[2].update(source="import os\nenv = 1"), "expected `name = literal value`, found 'import os'"),
     (lambda cells: cells[2].update(source="env = "), "its parameters cell: invalid syntax"),
     (lambda cells: cells[2].update(source="env = None"), "its parameters cell: parameter env: expected a type"),
     (lambda cells: cells[2].update(cell_type="mystery"), "expected a valid notebook of format 4: "),
@@ -126,31 +115,33 @@ CHANGES: tuple[tuple[Callable[[Cells], object], str], ...] = (
 )
 
 
-def test_a_notebook_in_another_language_is_refused_and_one_of_another_python_is_not(tmp_path: Path) -> None:
-    path = tmp_path / "mine.ipynb"
-    julia = {"name": "julia-1.9", "display_name": "Julia"}
-    others: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"kernelspec": {"name": "ir", "display_name": "R", "language": "R"}}, "R"),
-        ({"kernelspec": julia, "language_info": {"name": "julia"}}, "julia"),
-    )
-    for metadata, language in others:
-        assert f"expected a notebook in Python, found one in '{language}'" in fault_of(
-            write_notebook(path, *SOUND, **metadata)
-        )
-    notebook = json.loads(write_notebook(path, *SOUND).read_text())
-    for metadata in ({}, {"kernelspec": {"name": "conda-env-x", "display_name": "Python [x]", "language": "Python"}}):
+OTHER_LANGUAGES: dict[str, dict[str, Any]] = {
+    "R": {"kernelspec": {"name": "ir", "display_name": "R", "language": "R"}},
+    "julia": {"kernelspec": {"name": "julia-1.9", "display_name": "Julia"}, "language_info": {"name": "julia"}},
+}
+OTHER_PYTHON = {"kernelspec": {"name": "conda-env-x", "display_name": "Python [x]", "language": "Python"}}
+
+
+def test_a_file_that_is_no_notebook_or_one_that_the_runner_can_not_vouch_for_is_refused(tmp_path: Path) -> None:
+    path = write_notebook(tmp_path / "x.ipynb", *SOUND)
+    notebook = json.loads(path.read_text())
+    for metadata in (notebook["metadata"], {}, OTHER_PYTHON):
         path.write_text(json.dumps({**notebook, "metadata": metadata}))
-        assert read_source(str(path)).name == "validate"
-
-
-def test_a_notebook_that_the_runner_can_not_vouch_for_is_refused(tmp_path: Path) -> None:
-    path = write_notebook(tmp_path / "mine.ipynb", *SOUND)
-    read_source(str(path))
+        read_source(str(path))
+    contents = {**CONTENTS}
+    for language, metadata in OTHER_LANGUAGES.items():
+        told = f"expected a notebook in Python, found one in '{language}'"
+        contents[json.dumps({**notebook, "metadata": metadata}).encode()] = told
     for change, told in CHANGES:
         notebook = json.loads(write_notebook(path, *SOUND).read_text())
         change(notebook["cells"])
-        path.write_text(json.dumps(notebook))
-        assert told in fault_of(path)
+        contents[json.dumps(notebook).encode()] = told
+    assert len(contents) == len(CONTENTS) + len(OTHER_LANGUAGES) + len(CHANGES)
+    for content, told in contents.items():
+        path.write_bytes(content)
+        fault = fault_of(path)
+        assert fault.startswith(f"notebook {path}: ")
+        assert told in fault
 
 
 @pytest.mark.parametrize("minor", [4, 5])
@@ -165,16 +156,14 @@ def test_a_prepared_notebook_is_valid_and_holds_the_values_and_no_outputs(minor:
         if cell["cell_type"] == "code":
             cell |= {"execution_count": 7, "outputs": [{"output_type": "stream", "name": "stdout", "text": ["x"]}]}
     path.write_text(json.dumps(notebook))
-    ready = prepared(read_source(str(path)), {"env": "production", "db_path": "/a'\"\\b 数.db"}, run_id="1")
+    given = {"env": "production", "db_path": "/a'\"\\b 数.db"}
+    ready = prepared(read_source(str(path)), given, run_id="1")
     nbformat.validate(nbformat.from_dict(ready))
     assert ready["cells"][3]["metadata"]["tags"] == ["injected-parameters"]
     assert ready["cells"][3]["source"] == "# Parameters\nenv = 'production'\ndb_path = '/a\\'\"\\\\b 数.db'"
     code = [cell for cell in ready["cells"] if cell["cell_type"] == "code"]
     assert {(cell["execution_count"], len(cell["outputs"])) for cell in code} == {(None, 0)}
-    assert ready["metadata"]["abathur"] == {
-        "parameters": {"env": "production", "db_path": "/a'\"\\b 数.db"},
-        "run_id": "1",
-    }
+    assert ready["metadata"]["abathur"] == {"parameters": given, "run_id": "1"}
     again = prepared(read_source(str(path)), {})
     assert len(again["cells"]) == len(notebook["cells"]), "nothing is injected where nothing is given"
 
@@ -206,12 +195,12 @@ INJECTED = {"tags": ["injected-parameters"]}
         ("env: print('anything') = 'staging'", 3, {}, False),  # which Python would evaluate
         ("env = 'staging'", 4, {}, False),  # once the record has begun it would not be what was recorded
         ("env = 'staging'", 0, {}, False),
+        ("env = 'staging'", 3, {"cell_type": "raw"}, False),
+        ("env = 'staging'", 3, {"metadata": {"tags": "injected-parameters"}}, False),
         ("nb = None", 3, {}, False),  # not a parameter
         ("nb.validate_database = None", 3, {}, False),
         ("nb.validate_database = None", 3, {"metadata": {"tags": ["abathur-verdict"]}}, False),
         ("nb.validate_database = None", 3, {"metadata": {"tags": ["papermill-error-cell-tag"]}}, False),
-        ("env = 'staging'", 3, {"cell_type": "raw"}, False),
-        ("env = 'staging'", 3, {"metadata": {"tags": "injected-parameters"}}, False),
     ],
 )
 def test_only_literals_right_behind_the_parameters_are_what_was_injected(
