@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from damage import ROWS, held, run_sql, untouched
+from damage import ROWS, ask, held, run_sql, untouched
 from sampling import sampled
+from situations import VERBS
 from troubleshoot_helpers import check_of
 
 import abathur_nb as nb
@@ -43,14 +44,12 @@ def fill(path: Path, size: int, count: int = 60) -> None:
         "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', :n / 2.0)",
         "INSERT INTO checkpoints (task_id, iteration, state) VALUES ('t' || :n, :n, '{}')",
     )
+    ids = {"application_id": APPLICATION_ID, "user_version": SCHEMA_VERSION}
+    pragmas = {"page_size": size, "journal_mode": "WAL", **ids}
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
-        conn.executescript(
-            f"PRAGMA page_size = {size}; PRAGMA journal_mode = WAL; PRAGMA application_id = {APPLICATION_ID};"
-            f"PRAGMA user_version = {SCHEMA_VERSION}; BEGIN;"
-        )
-        for filename in (*DDL_FILES, SEED_FILE):
-            for statement in statements(filename):
-                conn.execute(statement)
+        conn.executescript("".join(f"PRAGMA {name} = {value};" for name, value in pragmas.items()) + "BEGIN;")
+        for statement in (one for filename in (*DDL_FILES, SEED_FILE) for one in statements(filename)):
+            conn.execute(statement)
         for n in range(count):
             values = {"n": n, "json": long if n % 20 == 7 else "{}", "blob": bytes(size) if n % 30 == 3 else None}
             for row in rows:
@@ -122,36 +121,22 @@ def test_of_a_page_that_is_lost_the_rows_are_named_and_all_others_saved(at: tupl
 
 def test_rows_are_saved_of_pages_whose_last_bytes_are_reserved(tmp_path: Path) -> None:
     path = tmp_path / "abathur.db"
-    with closing(sqlite3.connect(path)) as conn:
-        conn.execute("PRAGMA user_version = 1")
+    run_sql(path, "PRAGMA user_version = 1")
     data = bytearray(path.read_bytes())
     data[20], data[105:107] = 12, (4096 - 12).to_bytes(2, "big")  # as SQLite of macOS makes them
     path.write_bytes(data)
     fill(path, 4096)
-    scratch, draft = tmp_path / "scratch", tmp_path / "salvaged.db"
-    scratch.mkdir()
-    _fill(_copy(path, scratch)[0], draft)
-    assert rows_of(draft) == rows_of(path)
-
-
-async def test_after_a_salvage_the_id_of_a_deleted_row_is_not_given_out_again(database: Settings) -> None:
-    path, last = database.db_path, "SELECT name, seq FROM sqlite_sequence ORDER BY name"
-    run_sql(path, *ROWS, "DELETE FROM audit", "DELETE FROM memory_entries WHERE namespace = 'user:a'")
-    with closing(sqlite3.connect(path)) as conn:
-        wanted = conn.execute(last).fetchall()
-    path.write_bytes(bytes(100) + path.read_bytes()[100:])
-    await nb.troubleshoot(database, repair=True)
-    (salvaged,) = database.backup_dir.glob("abathur_salvaged_*.db")
-    with closing(sqlite3.connect(salvaged)) as conn:
-        assert conn.execute(last).fetchall() == wanted
+    assert [*judged(path.read_bytes(), rows_of(path), tmp_path)] == []
+    assert rows_of(tmp_path / "salvaged.db") == rows_of(path)
 
 
 @pytest.mark.parametrize("name", sampled(HEADERS, "noise"))
 async def test_a_destroyed_header_is_found_and_salvaged(name: str, database: Settings) -> None:
-    path, spoilt = database.db_path, HEADERS[name]
+    path, spoilt, last = database.db_path, HEADERS[name], "SELECT name, seq FROM sqlite_sequence ORDER BY name"
     other_comments = "UPDATE sqlite_schema SET sql = replace(sql, '--', '-- once:') WHERE type = 'table'"
-    run_sql(path, *ROWS, "PRAGMA writable_schema = ON", other_comments)
-    wanted = rows_of(path)
+    deleted = ("DELETE FROM audit", "DELETE FROM memory_entries WHERE namespace = 'user:a'")
+    run_sql(path, *ROWS, ROWS[3].replace("'k'", "'l'"), *deleted, "PRAGMA writable_schema = ON", other_comments)
+    wanted, given_out = rows_of(path), ask(path, last)
     path.write_bytes(spoilt + path.read_bytes()[len(spoilt) :])
     with untouched(path):
         assert (await nb.initialize_database(database)).refused
@@ -164,7 +149,7 @@ async def test_a_destroyed_header_is_found_and_salvaged(name: str, database: Set
         report = await nb.troubleshoot(database, repair=True)
     assert "of 9 tables 9 intact; it is valid" in check_of(report, "salvaged").observed
     (salvaged,) = database.backup_dir.glob("abathur_salvaged_*.db")
-    assert rows_of(salvaged) == wanted
+    assert (rows_of(salvaged), ask(salvaged, last)) == (wanted, given_out), "no id of a deleted row is given out again"
     (await nb.roll_back(database, to="fresh", apply=True)).raise_for_failures()
     assert [*path.parent.glob(f"abathur_aside_*/{path.name}")]
     assert f"-p backup {salvaged.name}" in check_of(report, "salvaged").remedy
@@ -254,8 +239,7 @@ async def test_rows_that_only_the_log_holds_are_salvaged_too(database: Settings)
 
 
 def another_application(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as conn:
-        conn.executescript("CREATE TABLE tasks (id TEXT PRIMARY KEY, prompt TEXT); INSERT INTO tasks VALUES (1, 2);")
+    run_sql(path, "CREATE TABLE tasks (id TEXT PRIMARY KEY, prompt TEXT)", "INSERT INTO tasks VALUES (1, 2)")
     path.write_bytes(bytes(100) + path.read_bytes()[100:])
 
 
@@ -272,9 +256,8 @@ async def test_any_other_file_that_sqlite_cannot_open_is_refused_and_stays(name:
     database.db_path.unlink()
     STRANGERS[name](database.db_path)
     with untouched(database.db_path):
-        assert (await nb.troubleshoot(database, repair=True)).refused
-        assert (await nb.restore_database(database, apply=True)).refused
-        assert (await nb.roll_back(database, to="fresh", apply=True)).refused
+        for verb in ("repair", "restore", "fresh start"):
+            assert (await VERBS[verb](database)).refused
 
 
 async def test_of_an_empty_file_nothing_is_salvaged(database: Settings) -> None:

@@ -1,6 +1,5 @@
 """The diagnosis only reads; the repair is the plan that was shown, whole or not at all, and accounts for each row."""
 
-import asyncio
 import itertools
 import os
 import re
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from damage import (
@@ -20,6 +20,7 @@ from damage import (
     ROWS,
     SESSION,
     TASK,
+    ask,
     drop_check,
     drop_index,
     edit_schema,
@@ -32,7 +33,7 @@ from damage import (
     untouched,
 )
 from sampling import sampled
-from troubleshoot_helpers import check_of, rows_of
+from troubleshoot_helpers import check_of, failed, rows_of
 
 import abathur_nb as nb
 from abathur_nb.backups.manifest import list_backups
@@ -75,10 +76,6 @@ COMBINATIONS = sampled(
 )
 
 
-def failing(report: Report) -> set[str]:
-    return {check.name for check in report.checks if check.failed}
-
-
 def aside_of(path: Path, *suffixes: str) -> list[bytes]:
     """Return what was moved aside of the files of a database."""
     (folder,) = path.parent.glob("abathur_aside_*")
@@ -105,7 +102,7 @@ async def test_the_four_faults_are_repaired_and_each_row_accounted_for(
         report = await nb.troubleshoot(database)
         assert not database.backup_dir.exists()
     assert report.ok == (not names)
-    assert set(names) <= failing(report)
+    assert set(names) <= failed(report)
     assert all("cause: " in check.observed and check.remedy for check in report.checks if check.failed)
 
     await repaired(database)
@@ -113,11 +110,10 @@ async def test_the_four_faults_are_repaired_and_each_row_accounted_for(
     after = rows_of(path)
     changed = Counter({table: len(set(before[table]) - set(after[table])) for table in before})
     assert not any(set(after[table]) - set(before[table]) for table in ("agents", "checkpoints", "metrics"))
-    files = list(quarantine_dir(database).glob("*")) if quarantine_dir(database).exists() else []
+    files = [*quarantine_dir(database).glob("*")]
     assert len(files) == bool({"foreign keys", "JSON columns"} & set(names))
-    if files:
-        kept = {(e["table"], e["rowid"]) for e in read_quarantine(files[0])[1]}
-        assert Counter(table for table, _ in kept) == +changed, "each changed row, and no other"
+    kept = {(entry["table"], entry["rowid"]) for file in files for entry in read_quarantine(file)[1]}
+    assert Counter(table for table, _ in kept) == +changed, "each changed row, and no other"
     backups, _ = list_backups(database.backup_dir)
     assert [backup.facts["reason"] for backup in backups] == ["pre_repair"] * bool(names)
 
@@ -127,9 +123,9 @@ async def test_the_four_faults_are_repaired_and_each_row_accounted_for(
 
 
 async def test_every_table_that_is_altered_is_named_and_made_anew_with_all_its_rows(database: Settings) -> None:
-    path = database.db_path
-    run_sql(path, *ROWS)
-    before = rows_of(path)
+    path, ids = database.db_path, "SELECT * FROM sqlite_sequence ORDER BY name"
+    run_sql(path, *ROWS, "DELETE FROM memory_entries WHERE namespace = 'user:a'")
+    before, given_out = rows_of(path), ask(path, ids)
     for table in expected_tables():
         edit_schema(path, table, "TEXT NOT NULL", "VARCHAR NOT NULL")
         run_sql(path, f"ALTER TABLE {table} ADD COLUMN empty", f"CREATE INDEX on_{table} ON {table} (empty)")
@@ -137,8 +133,8 @@ async def test_every_table_that_is_altered_is_named_and_made_anew_with_all_its_r
     assert all(table in told for table in expected_tables())
     await repaired(database)
     assert rows_of(path) == before
-    with closing(sqlite3.connect(path)) as conn:
-        assert not conn.execute("SELECT 1 FROM sqlite_master WHERE sql LIKE '%before_repair%'").fetchall()
+    assert ask(path, ids) == given_out, "the id of a row that was deleted would be given out again"
+    assert not ask(path, "SELECT 1 FROM sqlite_master WHERE sql LIKE '%before_repair%'")
 
 
 async def test_rows_or_columns_in_the_way_of_a_table_are_named_and_the_table_is_left(database: Settings) -> None:
@@ -244,8 +240,7 @@ async def test_a_database_that_was_made_from_a_dump_is_marked_as_ours_with_all_i
     before = rows_of(path)
     with closing(sqlite3.connect(path)) as conn:
         dump = "\n".join(conn.iterdump())
-    for file in path.parent.glob(f"{path.name}*"):
-        file.unlink()
+    path.unlink()
     with closing(sqlite3.connect(path)) as conn:
         conn.executescript(dump)
     for verb in (nb.validate_database, nb.initialize_database):
@@ -258,15 +253,6 @@ async def test_a_database_that_was_made_from_a_dump_is_marked_as_ours_with_all_i
     (await nb.validate_database(database)).raise_for_failures()
     async with nb.Database.open(database):
         assert rows_of(path) == before
-
-
-async def test_an_id_that_was_given_out_is_not_given_out_again_by_a_table_made_anew(database: Settings) -> None:
-    path = database.db_path
-    run_sql(path, MEMORY, "DELETE FROM memory_entries WHERE namespace = 'user:a'")
-    edit_schema(path, "memory_entries", "memory_type TEXT", "memory_type VARCHAR")
-    await repaired(database)
-    run_sql(path, MEMORY)
-    assert [row[0] for row in rows_of(path)["memory_entries"] if b"user:a" in row] == [5]
 
 
 async def test_indexes_that_do_not_agree_with_their_tables_are_rebuilt_at_once(database: Settings) -> None:
@@ -284,7 +270,7 @@ async def test_damaged_pages_are_salvaged_once_into_a_new_file_and_never_repaire
     first = await nb.troubleshoot(database, repair=True)
     with untouched(path):
         report = await nb.troubleshoot(database, repair=True)
-    assert "integrity" in failing(report)
+    assert "integrity" in failed(report)
     assert "plan" not in {check.name for check in report.checks}
     assert check_of(report, "salvaged").remedy == check_of(first, "salvaged").remedy
     assert check_of(report, "salvaged").remedy.startswith("restore this one: "), "what would be refused is not offered"
@@ -317,24 +303,26 @@ async def test_wrong_modes_are_put_right_and_what_a_killed_run_left_is_removed(d
     assert str(left) in check_of(await nb.troubleshoot(database), "leftovers").observed
     assert left.exists()
     with held(path, "BEGIN", "SELECT count(*) FROM tasks"):
-        for name in (path, Path(f"{path}-wal"), Path(f"{path}-shm")):
-            name.chmod(0o664)
+        for file in path.parent.glob(f"{path.name}*"):
+            file.chmod(0o664)
         await repaired(database)
-        assert {Path(f"{path}{s}").stat().st_mode & 0o777 for s in ("", "-wal", "-shm")} == {0o600}
+        assert {file.stat().st_mode & 0o777 for file in path.parent.glob(f"{path.name}*")} == {0o600}
     assert not left.exists()
+
+
+async def look_twice(settings: Settings) -> Check:
+    first = Look.at_files(settings.db_path)
+    then, size = Look.at_files(settings.db_path), await wal_size(settings.db_path, settings.max_wal_mb)
+    return wal_check(size, then.behind_since(first), first, then, 1)
 
 
 async def test_a_reader_that_pins_the_log_is_named_with_its_process_and_no_other(database: Settings) -> None:
     path, small = database.db_path, replace(database, max_wal_mb=0)
     with held(path, "BEGIN", "SELECT count(*) FROM tasks") as reader, held(path, "SELECT 1") as other:
         run_sql(path, TASK)
-        with closing(sqlite3.connect(path)) as conn:
-            conn.executescript(f"{METRIC}; {SESSION};")
-            with untouched(path):
-                report = await nb.troubleshoot(small)
-        first = Look.at_files(path)
-        then, size = Look.at_files(path), await wal_size(path, small.max_wal_mb)
-        check = wal_check(size, then.behind_since(first), first, then, 1)
+        with held(path, METRIC, SESSION), untouched(path):
+            report = await nb.troubleshoot(small)
+        check = await look_twice(small)
     told = check_of(report, "WAL size")
     assert (told.status, report.ok) == ("warn", True)
     assert f"read by PID {reader.pid} (" in told.observed
@@ -342,10 +330,6 @@ async def test_a_reader_that_pins_the_log_is_named_with_its_process_and_no_other
     for remedy in (told.remedy, check.remedy):
         assert f"end PID {reader.pid} (" in remedy
     assert str(other.pid) not in check.observed + check.remedy
-
-
-def wal(path: Path) -> Path:
-    return Path(f"{path}-wal")
 
 
 def run_and_die(path: Path, script: str) -> None:
@@ -356,13 +340,14 @@ def run_and_die(path: Path, script: str) -> None:
 
 async def test_a_large_log_is_emptied_with_no_row_lost_and_left_with_its_user_named(database: Settings) -> None:
     path, small = database.db_path, replace(database, max_wal_mb=0, busy_timeout_ms=200)
+    log = Path(f"{path}-wal")
     run_and_die(path, f"{TASK};")
-    assert wal(path).stat().st_size > 0
+    assert log.stat().st_size > 0
     with untouched(path):
         told = check_of(await nb.troubleshoot(small), "WAL size")
     assert (told.status, told.remedy) == ("warn", REPAIR)
     assert check_of(await repaired(small), "WAL size").status == "pass"
-    assert wal(path).stat().st_size == 0
+    assert log.stat().st_size == 0
     assert len(rows_of(path)["tasks"]) == 1
     with closing(sqlite3.connect(path)) as conn:
         conn.executescript(f"{METRIC};")
@@ -385,12 +370,12 @@ async def test_a_damaged_log_is_kept_and_the_database_usable(damage: str, databa
     file = path.read_bytes()
     with untouched(path):
         plan = await nb.troubleshoot(small)
-    assert failing(plan) == {"log"}
+    assert failed(plan) == {"log"}
     assert re.match(r"of \d+ frames SQLite reads \d+\n", check_of(plan, "log").observed)
     assert f"{path}-wal DIR/; stop its processes; then {REPAIR}" in check_of(plan, "log").remedy
     with held(path, "SELECT 1 FROM sessions"):
         report = await nb.troubleshoot(small, repair=True)
-        assert (report.refused, failing(report)) == (True, {"log", "repair"})
+        assert (report.refused, failed(report)) == (True, {"log", "repair"})
     assert log.read_bytes() == content
     await repaired(small)
     assert aside_of(path, "", "-wal") == [file, content]
@@ -419,7 +404,7 @@ async def test_a_database_newer_than_its_log_keeps_each_row(damaged: int, found:
     for file in (path.parent, *path.parent.iterdir()):
         os.chown(file, owner, -1)
     plan = await nb.troubleshoot(database)
-    assert failing(plan) == found
+    assert failed(plan) == found
     assert "it is newer" in check_of(plan, "log").observed
     assert not any("restore" in check.remedy for check in plan.checks)
     assert "byte for byte" in check_of(plan, "plan").observed
@@ -428,8 +413,7 @@ async def test_a_database_newer_than_its_log_keeps_each_row(damaged: int, found:
     assert {file.stat().st_uid for file in path.parent.glob("abathur_aside_*/*")} == {owner}
     assert path.read_bytes() == before[0]
     (await nb.validate_database(database)).raise_for_failures()
-    with closing(sqlite3.connect(path)) as conn:
-        assert conn.execute("SELECT count(*), max(id) FROM sessions").fetchone() == (96, "s5")
+    assert ask(path, "SELECT count(*), max(id) FROM sessions") == [(96, "s5")]
 
 
 async def test_a_damaged_database_with_a_damaged_log_is_salvaged(database: Settings) -> None:
@@ -474,14 +458,14 @@ async def test_statistics_of_long_ago_are_renewed(database: Settings) -> None:
     assert check_of(await nb.troubleshoot(database), "statistics").status == "pass"
 
 
-@pytest.mark.parametrize(
-    "since",
-    [
-        "UPDATE audit SET action_data = 'broken otherwise'",
-        "DROP INDEX idx_audit_task",
-        "INSERT INTO audit (action_type, action_data) VALUES ('new', 'broken')",
-    ],
+SINCE = (
+    "UPDATE audit SET action_data = 'broken otherwise'",
+    "DROP INDEX idx_audit_task",
+    "INSERT INTO audit (action_type, action_data) VALUES ('new', 'broken')",
 )
+
+
+@pytest.mark.parametrize("since", SINCE)
 async def test_what_changed_since_it_was_shown_is_not_repaired_unseen(since: str, database: Settings) -> None:
     path, strict = database.db_path, replace(database, confirm_changes=True)
     run_sql(path, *ROWS, *FAULTS["JSON columns"][:2], "UPDATE audit SET action_data = 'broken'")
@@ -516,10 +500,10 @@ async def test_nothing_is_repaired_where_checks_could_not_run(
     assert not database.backup_dir.exists()
 
 
-@pytest.mark.parametrize("arguments", [{"repair": "yes"}, {"confirm": 7}, {"put_back": ""}, {"put_back": 7}])
-async def test_wrong_arguments_are_named(arguments: dict[str, object], database: Settings) -> None:
-    with pytest.raises(nb.ConfigurationError, match=next(iter(arguments))):
-        await nb.troubleshoot(database, **arguments)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("name", "value"), [("repair", "yes"), ("confirm", 7), ("put_back", ""), ("put_back", 7)])
+async def test_wrong_arguments_are_named(name: str, value: Any, database: Settings) -> None:
+    with pytest.raises(nb.ConfigurationError, match=name):
+        await nb.troubleshoot(database, **{name: value})
 
 
 # What a process does again and again that holds nothing back, though it may have a lock at both looks.
@@ -531,7 +515,7 @@ BUSY = {
 
 
 @pytest.mark.parametrize("name", sampled(BUSY, "a long writer", "a reader of what is newest"))
-def test_who_does_no_harm_to_the_log_is_not_to_be_ended(name: str, database: Settings) -> None:
+async def test_who_does_no_harm_to_the_log_is_not_to_be_ended(name: str, database: Settings) -> None:
     path, small = database.db_path, replace(database, max_wal_mb=0)
     program = (
         "import sqlite3, sys\n"
@@ -543,18 +527,11 @@ def test_who_does_no_harm_to_the_log_is_not_to_be_ended(name: str, database: Set
     run_and_die(path, f"{TASK};")  # leaves a log
     with running(program, path, *BUSY[name]) as process:
         for _ in range(3):
-            first = Look.at_files(path)
-            then, size = Look.at_files(path), asyncio.run(wal_size(path, small.max_wal_mb))
-            check = wal_check(size, then.behind_since(first), first, then, 1)
+            check = await look_twice(small)
             assert str(process.pid) not in f"{check.observed} {check.remedy}"
-        report = asyncio.run(nb.troubleshoot(small))
+        report = await nb.troubleshoot(small)
     assert f"end PID {process.pid}" not in check_of(report, "WAL size").remedy
     assert check_of(report, "locks").status == "pass" or name == "a long writer"
-
-
-def indexes_of(path: Path) -> dict[str, str]:
-    with closing(sqlite3.connect(path)) as conn:
-        return dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"))
 
 
 THEIRS = {
@@ -569,13 +546,14 @@ def add_column(path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [drop_check, add_column, drop_index])
 async def test_a_repair_keeps_the_indexes_of_others(spoil: Callable[[Path], None], database: Settings) -> None:
+    indexes = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name"
     run_sql(database.db_path, *ROWS, *THEIRS.values())
-    before = indexes_of(database.db_path)
+    before = ask(database.db_path, indexes)
     spoil(database.db_path)
     plan = check_of(await nb.troubleshoot(database), "plan").observed
     await repaired(database)
     assert ('DROP INDEX "lost"' in plan) == (spoil is add_column), "its column is dropped, and was empty"
     assert plan.count("DROP INDEX") == (spoil is add_column)
-    assert indexes_of(database.db_path) == before
+    assert ask(database.db_path, indexes) == before
     told = check_of(await nb.validate_database(database), "other objects")
     assert all(f"index {name}" in told.observed for name in THEIRS)

@@ -65,12 +65,8 @@ def test_its_table_of_environments_is_theirs() -> None:
         path = str(settings.db_path).replace(str(Path.home()), "~")
         assert f"`{path}`" in PROSE
     severities = {"warn": "warns", "fail": "fails", "refuse": "refused"}
-    rows = (
-        ("directory that others own", "on_shared_directory"),
-        ("tmpfs", "on_tmpfs"),
-        ("share of the host", "on_host_share"),
-    )
-    for words, setting in rows:
+    rows = {"directory that others own": "shared_directory", "tmpfs": "tmpfs", "share of the host": "host_share"}
+    for words, setting in rows.items():
         told = [severities[getattr(nb.resolve(name), f"on_{setting}")] for name in nb.ENVIRONMENTS]
         (row,) = [line for line in PROSE.splitlines() if line.startswith(f"| {words}")]
         assert [cell.strip() for cell in row.split("|")[2:5]] == told
