@@ -3,6 +3,7 @@
 import hashlib
 import json
 import marshal
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -19,13 +20,13 @@ from damage import ROWS, run_sql
 from oddities import ODD, ODD_TABLES
 from sampling import sampled
 from situations import edited, gone
+from troubleshoot_helpers import check_of, failed
 
 import abathur_nb as nb
 from abathur_nb.backups.replacement import read_source
 from abathur_nb.backups.taking import read_content
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import canonical
-from abathur_nb.report import Report
 from abathur_nb.runbook.validate import show_schema
 from abathur_nb.store import connection
 from abathur_nb.store.connection import connect
@@ -33,17 +34,8 @@ from abathur_nb.store.schema import expected_tables
 
 EVERY = ODD | ODD_TABLES
 # The words for what is not a table.
-NAMES = {"a trigger": "trigger t", "a module that is absent": "virtual table alien", "rtree": "virtual table r"}
-
-
-def not_ours(name: str) -> str:
-    return NAMES.get(name, "view v" if "view" in name else "virtual table f") if name in ODD else ""
-
-
-def findings(report: Report) -> set[str]:
-    return {check.name for check in report.checks if check.failed}
-
-
+NOT_OURS = {name: "view v" if "view" in name else "virtual table f" for name in ODD} | dict.fromkeys(ODD_TABLES, "")
+NOT_OURS |= {"a trigger": "trigger t", "a module that is absent": "virtual table alien", "rtree": "virtual table r"}
 SAMPLE = ("fts5", "a trigger", "a view without end", "a module that is absent", "columns that cost")
 
 
@@ -61,19 +53,17 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("odd", sampled(EVERY, *SAMPLE), indirect=True)
 async def test_a_backup_of_it_is_good_and_comes_back(odd: Settings, name: str) -> None:
-    validated = await nb.validate_database(odd)
-    assert findings(validated) == ({"other objects"} if name in ODD else set())
+    assert failed(await nb.validate_database(odd)) == ({"other objects"} if name in ODD else set())
     backup, wanted, before = await taken(odd), await content_of(odd), odd.db_path.stat().st_size
     (await nb.restore_database(odd, backup=backup.path, drill=True)).raise_for_failures()
     for spoil in (edited("DELETE FROM metrics"), gone):
         spoil(odd)
         plan = await nb.restore_database(odd, backup=backup.path)
-        assert not_ours(name) in next(check.observed for check in plan.checks if check.name == "backup")
+        assert NOT_OURS[name] in check_of(plan, "backup").observed
         (await nb.restore_database(odd, backup=backup.path, apply=True)).raise_for_failures()
         assert await content_of(odd) == wanted
         assert odd.db_path.stat().st_size == before
-    if name in ODD:
-        assert findings(await nb.validate_database(odd)) == {"other objects"}
+    assert failed(await nb.validate_database(odd)) == ({"other objects"} if name in ODD else set())
     (await nb.roll_back(odd, to="fresh", apply=True)).raise_for_failures()
 
 
@@ -85,16 +75,16 @@ async def test_every_look_and_a_repair_leave_what_is_not_ours(odd: Settings, nam
         assert result.report.ok, str(result.report)
     report = await nb.troubleshoot(odd)
     assert report.refused == (name == "a trigger"), "a repair would set a trigger off"
-    assert findings(report) <= {"other objects", "database file"}
+    assert failed(report) <= {"other objects", "database file"}
     if name in ("a trigger", "a view"):
-        with pytest.raises(nb.RefusedError, match=f"holds {not_ours(name)}"):
+        with pytest.raises(nb.RefusedError, match=f"holds {NOT_OURS[name]}"):
             async with nb.Database.open(odd):
                 pass
     if name != "a trigger":
         before = (await content_of(odd)).rows
         run_sql(odd.db_path, "DROP INDEX idx_tasks_parent", "UPDATE tasks SET input_data = 'x'")
-        assert findings(await nb.troubleshoot(odd, repair=True)) <= {"other objects"}
-        assert findings(await nb.validate_database(odd)) <= {"other objects"}
+        for report in (await nb.troubleshoot(odd, repair=True), await nb.validate_database(odd)):
+            assert failed(report) <= {"other objects"}
         assert (await content_of(odd)).rows == before
 
 
@@ -138,16 +128,16 @@ async def test_faults_in_tables_of_others_make_nothing_unsound(name: str, databa
         conn.executescript(UNUSABLE[name])
     before = await content_of(database)
     report = await nb.validate_database(database)
-    assert findings(report) == set(), str(report)
-    assert "warn" in {check.status for check in report.checks if check.name == "other objects"}
+    assert failed(report) == set(), str(report)
+    assert check_of(report, "other objects").status == "warn"
     await taken(database)
-    (await nb.restore_database(database, drill=True)).raise_for_failures()
-    (await nb.restore_database(database, apply=True)).raise_for_failures()
+    for drill in (True, False):
+        (await nb.restore_database(database, drill=drill, apply=not drill)).raise_for_failures()
     assert await content_of(database) == before
     run_sql(database.db_path, "INSERT INTO audit (action_type, agent_id) VALUES ('x', 'none')")
-    (check,) = [check for check in (await nb.validate_database(database)).checks if check.failed]
-    assert check.name == "foreign keys"
-    assert "audit.agent_id: 'none'" in check.evidence[0], "and hides nothing of ours"
+    report = await nb.validate_database(database)
+    assert failed(report) == {"foreign keys"}
+    assert "audit.agent_id: 'none'" in check_of(report, "foreign keys").evidence[0], "and hides nothing of ours"
 
 
 # --- each verb that reads ends within its bounds, and says which it reached
@@ -160,25 +150,50 @@ VALUES = {
     "many numbers": "'[' || replace(hex(zeroblob({size} / 4)), '00', '1,') || '1]'",
     "no JSON": "replace(hex(zeroblob({size} / 2)), '00', '{{{{')",
 }
-MEASURE = """
+# Prints what each verb has added to the memory that this process has needed at most, in bytes.
+PROGRAM = """
 import asyncio, json, sys
 import abathur_nb as nb
+from situations import VERBS
 def most():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 async def measured(verb, settings):
     open("/proc/self/clear_refs", "w").write("5")
-    before, shown = most(), await verb(settings)
+    before, shown = most(), await VERBS[verb](settings)
     report = getattr(shown, "report", shown)
     return [most() - before, report.refused, [f"{c.status} {c.name}: {c.observed}" for c in report.checks]]
+verbs, *paths = sys.argv[1:]
+for path in paths:
+    settings = nb.resolve("development", db_path=path)
+    for verb in verbs.split(","):
+        print(json.dumps([verb, *asyncio.run(measured(verb, settings))]), flush=True)
 """
-# Prints what validate and troubleshoot have added to the memory that this process has needed at most, in bytes.
-PROGRAM = f"""{MEASURE}
-settings, small = (nb.resolve("development", db_path=path) for path in sys.argv[1:])
-asyncio.run(nb.initialize_database(small))
-for verb in (nb.validate_database, nb.troubleshoot):
-    asyncio.run(verb(small))
-    print(json.dumps(asyncio.run(measured(verb, settings))))
-"""
+EACH_VERB = (
+    *("validate", "troubleshoot", "backup", "monitor", "explore"),
+    *("plan of a fresh start", "drill", "restore", "repair"),
+)
+
+
+@pytest.fixture
+def usual(tmp_path: Path, pristine: bytes) -> Path:
+    """Return another database, on which all modules are loaded first."""
+    path = tmp_path / "usual" / "abathur.db"
+    path.parent.mkdir(mode=0o700)
+    path.write_bytes(pristine)
+    path.chmod(0o600)
+    return path
+
+
+Measured = tuple[str, int, bool, list[str]]
+
+
+def measured(usual: Path, *hostile: Path, verbs: tuple[str, ...] = EACH_VERB) -> Iterator[Measured]:
+    """Yield what each verb adds to the memory on hostile databases, whether it was refused, and its checks."""
+    command = [sys.executable, "-c", PROGRAM, ",".join(verbs), *map(str, (usual, *hostile))]
+    path = {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **path})
+    for line in done.stdout.splitlines()[len(verbs) :]:
+        yield tuple(json.loads(line))
 
 
 INSERTS = (
@@ -190,18 +205,14 @@ INSERTS = (
 @pytest.mark.parametrize(
     "at", sampled(product(VALUES, INSERTS), ("many numbers", INSERTS[0]), ("one text", INSERTS[1])), ids=str
 )
-def test_a_large_value_costs_at_most_three_times_its_size(
-    at: tuple[str, str], database: Settings, tmp_path: Path
-) -> None:
+def test_a_large_value_costs_at_most_three_times_its_size(at: tuple[str, str], database: Settings, usual: Path) -> None:
     kind, insert = at
     run_sql(database.db_path, insert.format(VALUES[kind].format(size=SIZE)))
-    command = [sys.executable, "-c", PROGRAM, str(database.db_path), str(tmp_path / "small" / "abathur.db")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    (validated, _, told), (looked, _, also_told) = map(json.loads, done)
-    for lines in (told, also_told):
-        assert [line.partition(":")[0] for line in lines if line.startswith(("fail", "error"))] == ["fail JSON limits"]
-    assert validated < 3 * SIZE, "the value, a copy of it, the pages of the file that are mapped, and validate itself"
-    assert looked < 5 * SIZE, "the same, and the row in the form in which a repair would keep it"
+    # The value, a copy of it, the pages of the file that are mapped; and the row in the form in which it would be kept.
+    most = {"validate": 3, "troubleshoot": 5}
+    for verb, used, _, told in measured(usual, database.db_path, verbs=tuple(most)):
+        assert [line.partition(":")[0] for line in told if line.startswith(("fail", "error"))] == ["fail JSON limits"]
+        assert used < most[verb] * SIZE, verb
 
 
 # What a schema may compute, by its table; of 4e8 it would take 1.2 GB.
@@ -220,40 +231,16 @@ UNREAD = (
     "INSERT INTO checked VALUES (1)",
     "INSERT INTO together VALUES (1)",
 )
-VERBS = f"""{MEASURE}
-verbs = {{
-    "validate": nb.validate_database, "troubleshoot": nb.troubleshoot, "backup": nb.backup_database,
-    "monitor": nb.monitor, "explore": nb.explore, "rollback": lambda settings: nb.roll_back(settings, to="fresh"),
-    "drill": lambda settings: nb.restore_database(settings, drill=True),
-    "restore": lambda settings: nb.restore_database(settings, apply=True),
-    "repair": lambda settings: nb.troubleshoot(settings, repair=True),
-}}
-for path in sys.argv[1:]:
-    for name, verb in verbs.items():
-        print(json.dumps([name, *asyncio.run(measured(verb, nb.resolve("development", db_path=path)))]), flush=True)
-"""
 
 
-def measured(database: Settings, folder: Path, *hostile: Path) -> Iterator[tuple[str, int, bool, list[str]]]:
-    """Yield what each verb adds to the memory on hostile databases, whether it was refused, and its checks."""
-    usual = folder / "usual" / "abathur.db"
-    usual.parent.mkdir(mode=0o700)
-    shutil.copy(database.db_path, usual)
-    command = [sys.executable, "-c", VERBS, *map(str, (usual, *hostile))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
-    for line in done[9:]:  # behind those that load the modules
-        yield tuple(json.loads(line))
-
-
-def test_no_verb_takes_the_memory_that_a_schema_asks_for(database: Settings, tmp_path: Path) -> None:
+def test_no_verb_takes_the_memory_that_a_schema_asks_for(database: Settings, usual: Path) -> None:
     small = [statement.replace("4e8", "4e1") for statement in (*COMPUTED.values(), *UNREAD)]
     in_full = "UPDATE sqlite_schema SET sql = replace(replace(sql, '4e1', '4e8'), '5e1', '4e6')"
     made = (*ROWS, "CREATE TABLE together (a)", *small)
     run_sql(database.db_path, *made, "PRAGMA writable_schema = ON", in_full)
-    ran = [*measured(database, tmp_path, database.db_path)]
-    assert not [(name, used) for name, used, *_ in ran if used > 20_000_000]
-    for name, _, refused, told in ran:
-        assert not refused, (name, told)
+    ran = [*measured(usual, database.db_path)]
+    for name, used, refused, told in ran:
+        assert (used < 20_000_000, refused) == (True, False), (name, used, told)
         assert not [line for line in told if line.startswith(("error", "fail integrity"))], (name, told)
     for table in COMPUTED:
         assert f"{table}, integrity_check: the bound of" in str(ran[0][-1])
@@ -268,13 +255,13 @@ SCHEMAS = {
 
 
 @pytest.mark.parametrize("kinds", sampled((tuple(SCHEMAS), ("list",)), ("list",)), ids="+".join)
-async def test_a_schema_that_is_too_long_is_refused(kinds: tuple[str, ...], database: Settings, tmp_path: Path) -> None:
+async def test_a_schema_that_is_too_long_is_refused(kinds: tuple[str, ...], usual: Path, tmp_path: Path) -> None:
     hostile = [tmp_path / kind / "abathur.db" for kind in kinds]
     for path, kind in zip(hostile, kinds, strict=True):
         path.parent.mkdir(mode=0o700)
-        shutil.copy(database.db_path, path)
+        shutil.copy(usual, path)
         run_sql(path, *SCHEMAS[kind])
-    for name, used, refused, told in measured(database, tmp_path, *hostile):
+    for name, used, refused, told in measured(usual, *hostile):
         assert refused, name
         assert "CORRUPT" not in str(told)
         assert name in ("drill", "restore") or "is too long to be read: " in str(told), (name, told)
@@ -311,5 +298,5 @@ async def test_of_hundreds_of_tables_that_are_not_ours_each_verb_names_some(data
     for report in reports:
         report.raise_for_failures()
         assert max(len(check.observed) for check in report.checks) < 1000, report.title
-    assert " and 280 more" in next(check.observed for check in reports[0].checks if check.name == "other objects")
+    assert " and 280 more" in check_of(reports[0], "other objects").observed
     assert (await nb.show_schema(database)).to_html().endswith("<p>and 109 more tables</p>")

@@ -34,6 +34,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "restore": lambda s, **given: nb.restore_database(s, apply=True, **given),
     "plan of a restoration": lambda s, **_: nb.restore_database(s),
     "drill": lambda s, **_: nb.restore_database(s, drill=True),
+    "plan of a fresh start": lambda s, **_: nb.roll_back(s, to="fresh"),
     "fresh start": lambda s, **given: nb.roll_back(s, to="fresh", apply=True, **given),
     "rollback": lambda s, **given: nb.roll_back(s, to=backup_of(s), apply=True, **given),
     "troubleshoot": lambda s, **_: nb.troubleshoot(s),
