@@ -1,5 +1,6 @@
 """The diagnosis only reads; the repair is the plan that was shown, whole or not at all, and accounts for each row."""
 
+import asyncio
 import itertools
 import os
 import re
