@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import AGENT, SESSION, TASK, ask, fingerprint, run_sql, untouched
+from damage import AGENT, SESSION, TASK, fingerprint, query, run_sql, untouched
 from hostile import BYTES, PLACES, reshaped
 from sampling import sampled
 from troubleshoot_helpers import check_of, rows_of
@@ -119,9 +119,9 @@ async def test_every_row_comes_back_once_its_parents_are_there(database: Setting
     (await nb.initialize_database(other)).raise_for_failures()
     run_sql(other.db_path, *LOST)
     for table in ("agents", "tasks", "sessions", "audit", "checkpoints", "state"):
-        columns = [name for _, name, *_ in ask(path, f"PRAGMA table_info({table})") if not MOMENT.search(name)]
+        columns = [name for _, name, *_ in query(path, f"PRAGMA table_info({table})") if not MOMENT.search(name)]
         select = f"SELECT {', '.join(map('hex({0}), typeof({0})'.format, columns))} FROM {table} ORDER BY 1"
-        assert ask(path, select) == ask(other.db_path, select)
+        assert query(path, select) == query(other.db_path, select)
     with untouched(path):
         again = await nb.troubleshoot(database, put_back=quarantine, repair=True)
     assert again.ok

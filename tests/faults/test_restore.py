@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import zstandard
 from backup_helpers import ADD, content_of, taken
-from damage import MEMORY, ask, held, run_sql, untouched
+from damage import MEMORY, held, query, run_sql, untouched
 from forms import made
 from hostile import BYTES, reshaped
 from manifests import as_before, rewritten
@@ -233,7 +233,7 @@ async def agree(settings: Settings, backup: Backup) -> bool:
     assert drill.ok == report.ok, f"{drill}\n{report}"
     if not report.refused:
         assert await content_of(settings) == backup.content
-        assert ask(settings.db_path, "PRAGMA integrity_check") == [("ok",)]
+        assert query(settings.db_path, "PRAGMA integrity_check") == [("ok",)]
     return report.ok
 
 

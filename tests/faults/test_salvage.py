@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from damage import ROWS, ask, held, run_sql, untouched
+from damage import ROWS, held, query, run_sql, untouched
 from sampling import sampled
 from situations import VERBS
 from troubleshoot_helpers import check_of
@@ -136,7 +136,7 @@ async def test_a_destroyed_header_is_found_and_salvaged(name: str, database: Set
     other_comments = "UPDATE sqlite_schema SET sql = replace(sql, '--', '-- once:') WHERE type = 'table'"
     deleted = ("DELETE FROM audit", "DELETE FROM memory_entries WHERE namespace = 'user:a'")
     run_sql(path, *ROWS, ROWS[3].replace("'k'", "'l'"), *deleted, "PRAGMA writable_schema = ON", other_comments)
-    wanted, given_out = rows_of(path), ask(path, last)
+    wanted, given_out = rows_of(path), query(path, last)
     path.write_bytes(spoilt + path.read_bytes()[len(spoilt) :])
     with untouched(path):
         assert (await nb.initialize_database(database)).refused
@@ -149,7 +149,7 @@ async def test_a_destroyed_header_is_found_and_salvaged(name: str, database: Set
         report = await nb.troubleshoot(database, repair=True)
     assert "of 9 tables 9 intact; it is valid" in check_of(report, "salvaged").observed
     (salvaged,) = database.backup_dir.glob("abathur_salvaged_*.db")
-    assert (rows_of(salvaged), ask(salvaged, last)) == (wanted, given_out), "no id of a deleted row is given out again"
+    assert (rows_of(salvaged), query(salvaged, last)) == (wanted, given_out), "no id of a row that was deleted is free"
     (await nb.roll_back(database, to="fresh", apply=True)).raise_for_failures()
     assert [*path.parent.glob(f"abathur_aside_*/{path.name}")]
     assert f"-p backup {salvaged.name}" in check_of(report, "salvaged").remedy

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from damage import MEMORY, ask, held, run_as_other, run_sql, running, untouched
+from damage import MEMORY, held, query, run_as_other, run_sql, running, untouched
 from patience import HANGING_S
 from sampling import sampled
 from troubleshoot_helpers import check_of
@@ -112,8 +112,8 @@ async def assert_named(settings: Settings, pid: int, *verbs: Callable[[Settings]
 
 
 def rows(settings: Settings, namespace: str) -> int:
-    assert ask(settings.db_path, "PRAGMA integrity_check") == [("ok",)]
-    ((count,),) = ask(settings.db_path, "SELECT count(*) FROM memory_entries WHERE namespace = ?", namespace)
+    assert query(settings.db_path, "PRAGMA integrity_check") == [("ok",)]
+    ((count,),) = query(settings.db_path, f"SELECT count(*) FROM memory_entries WHERE namespace = '{namespace}'")
     return int(count)
 
 
@@ -459,7 +459,7 @@ async def test_the_rows_of_a_closed_store_are_saved(name: str, database: Setting
         (backup,) = list_backups(database.backup_dir)[0]
         assert backup.content.rows["memory_entries"] == 3 + 7
     else:  # all of it is at the path
-        assert ask(database.db_path, "SELECT count(*) FROM memory_entries") == [(3 + 7,)]
+        assert query(database.db_path, "SELECT count(*) FROM memory_entries") == [(3 + 7,)]
 
 
 @pytest.mark.parametrize(
@@ -495,7 +495,7 @@ async def test_of_a_link_beside_a_log_the_database_is_moved_back_to_the_log(data
     (check,) = (check for check in (await nb.validate_database(database)).checks if check.failed)
     assert f"{path}-wal may hold committed rows of {path.with_name('real.db')}" in check.remedy
     path.with_name("real.db").replace(path)
-    assert ask(path, "SELECT count(*) FROM memory_entries") == [(3 + len(_ROWS),)]
+    assert query(path, "SELECT count(*) FROM memory_entries") == [(3 + len(_ROWS),)]
 
 
 async def test_who_lacks_the_newer_rows_is_named_with_them_and_a_restoration_waits(filled: Settings) -> None:

@@ -21,12 +21,12 @@ from damage import (
     ROWS,
     SESSION,
     TASK,
-    ask,
     drop_check,
     drop_index,
     edit_schema,
     empty_index,
     held,
+    query,
     run_sql,
     running,
     spoil_json,
@@ -126,7 +126,7 @@ async def test_the_four_faults_are_repaired_and_each_row_accounted_for(
 async def test_every_table_that_is_altered_is_named_and_made_anew_with_all_its_rows(database: Settings) -> None:
     path, ids = database.db_path, "SELECT * FROM sqlite_sequence ORDER BY name"
     run_sql(path, *ROWS, "DELETE FROM memory_entries WHERE namespace = 'user:a'")
-    before, given_out = rows_of(path), ask(path, ids)
+    before, given_out = rows_of(path), query(path, ids)
     for table in expected_tables():
         edit_schema(path, table, "TEXT NOT NULL", "VARCHAR NOT NULL")
         run_sql(path, f"ALTER TABLE {table} ADD COLUMN empty", f"CREATE INDEX on_{table} ON {table} (empty)")
@@ -134,8 +134,8 @@ async def test_every_table_that_is_altered_is_named_and_made_anew_with_all_its_r
     assert all(table in told for table in expected_tables())
     await repaired(database)
     assert rows_of(path) == before
-    assert ask(path, ids) == given_out, "the id of a row that was deleted would be given out again"
-    assert not ask(path, "SELECT 1 FROM sqlite_master WHERE sql LIKE '%before_repair%'")
+    assert query(path, ids) == given_out, "the id of a row that was deleted would be given out again"
+    assert not query(path, "SELECT 1 FROM sqlite_master WHERE sql LIKE '%before_repair%'")
 
 
 async def test_rows_or_columns_in_the_way_of_a_table_are_named_and_the_table_is_left(database: Settings) -> None:
@@ -414,7 +414,7 @@ async def test_a_database_newer_than_its_log_keeps_each_row(damaged: int, found:
     assert {file.stat().st_uid for file in path.parent.glob("abathur_aside_*/*")} == {owner}
     assert path.read_bytes() == before[0]
     (await nb.validate_database(database)).raise_for_failures()
-    assert ask(path, "SELECT count(*), max(id) FROM sessions") == [(96, "s5")]
+    assert query(path, "SELECT count(*), max(id) FROM sessions") == [(96, "s5")]
 
 
 async def test_a_damaged_database_with_a_damaged_log_is_salvaged(database: Settings) -> None:
@@ -549,12 +549,12 @@ def add_column(path: Path) -> None:
 async def test_a_repair_keeps_the_indexes_of_others(spoil: Callable[[Path], None], database: Settings) -> None:
     indexes = "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name"
     run_sql(database.db_path, *ROWS, *THEIRS.values())
-    before = ask(database.db_path, indexes)
+    before = query(database.db_path, indexes)
     spoil(database.db_path)
     plan = check_of(await nb.troubleshoot(database), "plan").observed
     await repaired(database)
     assert ('DROP INDEX "lost"' in plan) == (spoil is add_column), "its column is dropped, and was empty"
     assert plan.count("DROP INDEX") == (spoil is add_column)
-    assert ask(database.db_path, indexes) == before
+    assert query(database.db_path, indexes) == before
     told = check_of(await nb.validate_database(database), "other objects")
     assert all(f"index {name}" in told.observed for name in THEIRS)

@@ -10,7 +10,7 @@ import archives
 import pytest
 from archives import run_at
 from cells import NOTEBOOKS, Outcome, fresh, long_lived, run_cells, shell
-from damage import AGENT, MEMORY, ROWS, TASK, ask, drop_index, fingerprint, flip_bits, run_sql, spoil_json, untouched
+from damage import AGENT, MEMORY, ROWS, TASK, drop_index, fingerprint, flip_bits, query, run_sql, spoil_json, untouched
 from explore_helpers import HOSTILE, fill, insert
 from IPython.core.interactiveshell import InteractiveShell
 from notebook_runs_helpers import papermill
@@ -266,7 +266,7 @@ def test_where_there_is_nothing_nothing_is_made(run: Run, settings: Settings) ->
 
 
 def namespaces(settings: Settings) -> set[str]:
-    return {name for (name,) in ask(settings.db_path, "SELECT namespace FROM memory_entries")}
+    return {name for (name,) in query(settings.db_path, "SELECT namespace FROM memory_entries")}
 
 
 def test_what_was_lost_comes_back_what_stood_there_is_kept_and_a_fresh_start_is_confirmed(
@@ -306,7 +306,7 @@ def test_a_spoiled_database_is_diagnosed_then_repaired_and_its_rows_are_put_back
     run_sql(database.db_path, TASK)
     put_back = repaired.report.rpartition("-p put_back ")[2].split()[0]
     run("troubleshoot", repair=True, put_back=put_back).passed()
-    assert ask(database.db_path, "SELECT id FROM agents") == [("a1",)]
+    assert query(database.db_path, "SELECT id FROM agents") == [("a1",)]
 
 
 def test_history_reads_a_copy_and_the_archive_of_a_database_that_is_gone(

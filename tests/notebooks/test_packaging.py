@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from damage import ask
+from damage import query
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from patience import HANGING_S
@@ -171,4 +171,4 @@ def test_an_installed_wheel_reads_its_own_sql_and_makes_a_database_from_another_
     papermill: list[str | Path] = [installed / "bin/python", "-m", "papermill", notebook, "out.ipynb"]
     run(*papermill, "-p", "db_path", database, cwd=tmp_path, JUPYTER_PREFER_ENV_PATH="1")
     named = "SELECT count(*) FROM sqlite_master WHERE type = 'index' AND name NOT LIKE 'sqlite_%'"
-    assert ask(database, named) == [(33,)]
+    assert query(database, named) == [(33,)]

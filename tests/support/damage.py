@@ -167,9 +167,3 @@ def empty_index(path: Path, *names: str) -> None:
         for name in names:
             file.seek(4096 * (found[name] - 1))
             file.write(bytes([10, 0, 0, 0, 0, 16, 0, 0]))  # an index leaf without a cell
-
-
-def ask(path: Path, sql: str, *values: object) -> list[Any]:
-    """Return the rows that a statement answers."""
-    with closing(sqlite3.connect(path)) as conn:
-        return conn.execute(sql, values).fetchall()
