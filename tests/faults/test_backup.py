@@ -1,22 +1,22 @@
 """A backup is proven and private; of many a restoration takes the newest unasked, or says why it can't."""
 
 import asyncio
-import json
 import shutil
-import sqlite3
 import stat
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from backup_helpers import content_of, taken
-from damage import MEMORY, flip_bits, run_sql, untouched
+from damage import MEMORY, ROWS, flip_bits, run_sql, untouched
 from hostile import BYTES, PLACES, reshaped
 from manifests import as_before, redated, rewritten
 from sampling import sampled
+from troubleshoot_helpers import check_of
 
 import abathur_nb as nb
 from abathur_nb import files
@@ -27,24 +27,23 @@ from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.files import locked
 from abathur_nb.measure.alerts import LAST_BACKUP
 from abathur_nb.measure.snapshot import take_snapshot
+from abathur_nb.report import Check
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.text import printable
 
 
 @pytest.mark.parametrize("compress", [False, True])
 async def test_a_backup_is_private_and_exact(compress: bool, database: Settings, tmp_path: Path) -> None:
-    run_sql(database.db_path, "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1.5)")
+    run_sql(database.db_path, *ROWS)
     with untouched(database.db_path):
         backup = await taken(database, compress=compress)
-    assert sorted(database.backup_dir.iterdir()) == [backup.path, backup.manifest]
-    assert {stat.S_IMODE(path.stat().st_mode) for path in database.backup_dir.iterdir()} == {0o600}
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in database.backup_dir.iterdir()}
+    assert modes == {backup.path: 0o600, backup.manifest: 0o600}
     assert stat.S_IMODE(database.backup_dir.stat().st_mode) == 0o700
-    assert backup.content == await content_of(database)
     assert backup.path.name.endswith(".db.zst" if compress else ".db")
     copy = unpack(backup, tmp_path)
     assert copy.read_bytes()[18:20] == b"\2\2", "in WAL mode"
-    with closing(sqlite3.connect(copy)) as conn:
-        assert conn.execute("SELECT metric_value FROM metrics").fetchall() == [(1.5,)]
+    assert backup.content == await content_of(database) == await content_of(replace(database, db_path=copy))
 
 
 async def test_the_digest_is_another_for_each_single_change(database: Settings) -> None:
@@ -64,23 +63,22 @@ async def test_the_digest_is_another_for_each_single_change(database: Settings) 
 
 
 async def test_a_wrong_argument_is_refused_before_anything_is_made(database: Settings) -> None:
-    for arguments in ({"reason": "../x"}, {"reason": "A"}, {"reason": ""}, {"compress": "yes"}):
+    wrong: tuple[dict[str, Any], ...] = ({"reason": "../x"}, {"reason": "A"}, {"reason": ""}, {"compress": "yes"})
+    for arguments in wrong:
         with pytest.raises(nb.ConfigurationError):
-            await nb.backup_database(database, **arguments)  # type: ignore[arg-type]
+            await nb.backup_database(database, **arguments)
     for keep in ({"last": -1}, {"daily": 1.5}, {"weekly": True}, dict.fromkeys(("last", "daily", "weekly"), 0)):
         with pytest.raises(nb.ConfigurationError, match="keep_"):
             nb.Retention(**{"monthly": 0, **keep})  # type: ignore[arg-type]
     assert not database.backup_dir.exists()
 
 
-async def test_without_database_room_or_directory_it_is_refused(settings: Settings, tmp_path: Path) -> None:
-    assert (await nb.backup_database(settings)).refused
-    (await nb.initialize_database(settings)).raise_for_failures()
-    assert (await nb.backup_database(replace(settings, min_free_mb=10**9))).refused
+async def test_without_database_room_or_directory_it_is_refused(database: Settings, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert (await nb.backup_database(replace(settings, backup_dir=tmp_path / "file"))).refused
     (tmp_path / "link").symlink_to(tmp_path)
-    assert (await nb.backup_database(replace(settings, backup_dir=tmp_path / "link"))).refused
+    lacking: dict[str, Any] = {"db_path": tmp_path / "none.db", "min_free_mb": 10**9}
+    for name, value in (*lacking.items(), ("backup_dir", tmp_path / "file"), ("backup_dir", tmp_path / "link")):
+        assert (await nb.backup_database(replace(database, **{name: value}))).refused
 
 
 ONE = nb.Retention(last=1, daily=0, weekly=0, monthly=0)
@@ -106,17 +104,20 @@ def test_retention_keeps_the_newest_the_newest_sound_one_and_the_newest_of_each_
     assert [b.path.name for b in expired(changes, replace(ONE, last=2))] == ["pre_repair-3"]
 
 
-async def test_retention_leaves_another_database_s_backups_alone(database: Settings, tmp_path: Path) -> None:
-    other = nb.resolve("development", db_path=tmp_path / "other" / "abathur.db", backup_dir=database.backup_dir)
-    (await nb.initialize_database(other)).raise_for_failures()
+@pytest.fixture
+async def other(database: Settings, tmp_path: Path) -> Settings:
+    """Return the settings of another database, whose backups stand in the same directory."""
+    found = nb.resolve("development", db_path=tmp_path / "other" / "abathur.db", backup_dir=database.backup_dir)
+    (await nb.initialize_database(found)).raise_for_failures()
+    return found
+
+
+async def test_retention_leaves_another_database_s_backups_alone(database: Settings, other: Settings) -> None:
     kept = await taken(other)
     for _ in range(3):
         (await nb.backup_database(database, keep=ONE)).raise_for_failures()
-    assert [b.facts["database"] for b in list_backups(database.backup_dir)[0]] == [
-        str(other.db_path),
-        str(database.db_path),
-    ]
-    assert json.loads(kept.manifest.read_text())["file"] == kept.path.name
+    first, second = list_backups(database.backup_dir)[0]
+    assert (first.path, second.facts["database"]) == (kept.path, str(database.db_path))
 
 
 # --- which backup a restoration takes unasked: the newest by its sequence number, or it says why not
@@ -126,45 +127,44 @@ async def last_backup(settings: Settings) -> float | None:
     return (await take_snapshot(settings))[0].value(LAST_BACKUP)
 
 
-def _cut(newer: Backup) -> None:
-    newer.manifest.write_bytes(newer.manifest.read_bytes()[:-20])
+async def chosen(settings: Settings) -> Check:
+    """Return what a restoration says of the backup that it takes unasked."""
+    return check_of(await nb.restore_database(settings), "backup")
 
 
-def _rename(newer: Backup, to: str, manifest: str = "") -> None:
-    newer.manifest.rename(newer.path.with_name(manifest or f"{to}.manifest.json"))
-    newer.path.rename(newer.path.with_name(to))
-
-
-# A newer one under a name that a backup never has, and the name by which a restoration takes it.
-RENAMED: dict[str, tuple[str, str]] = {
-    "as an older one": ("abathur_manual_20000101_000000_000.db", ""),
-    "not UTF-8": ("x\udcff.db", ""),
+# A newer one, and its manifest, under names that a backup never has.
+RENAMED = {
+    "as an older one": ("abathur_manual_20000101_000000_000.db", "abathur_manual_20000101_000000_000.db.manifest.json"),
+    "not UTF-8": ("x\udcff.db", "x\udcff.db.manifest.json"),
     "each by itself": ("before.db", "before.manifest.json"),
 }
 
 
-async def refused_until_named(database: Settings, older: Backup, newer: Path) -> None:
+def rename(newer: Backup, name: str) -> tuple[Path, str]:
+    """Rename a backup and its manifest; return its path, and the name by which the manifest is told."""
+    path, manifest = (newer.path.with_name(to) for to in RENAMED[name])
+    return newer.path.rename(path), printable(newer.manifest.rename(manifest).name)
+
+
+async def refused_until_named(database: Settings, older: Backup, newer: str) -> None:
     """Assert that nothing is chosen, that the newer one is named and why, and that the older one can be named."""
     for drill, apply in ((False, False), (True, False), (False, True)):
         with untouched(database.db_path):
             report = await nb.restore_database(database, drill=drill, apply=apply)
         assert report.refused
         failed = next(check for check in report.checks if check.failed)
-        assert newer.name in failed.observed
-        assert failed.remedy
+        assert newer in failed.observed
         assert older.path.name in failed.observed
         assert f"-p backup {older.path.name}" in failed.remedy
     assert (await nb.restore_database(database, backup=older.path.name)).ok
     assert (await nb.roll_back(database, to=older.path.name)).ok
 
 
-async def test_an_older_backup_behind_an_unfit_one_wants_a_name(
-    database: Settings,
-) -> None:
+async def test_an_older_backup_behind_an_unfit_one_wants_a_name(database: Settings) -> None:
     older = await taken(database)
     run_sql(database.db_path, "DROP INDEX idx_audit_task", "ALTER TABLE audit ADD COLUMN more")
     newer = await taken(database)
-    await refused_until_named(database, older, newer.path)
+    await refused_until_named(database, older, newer.path.name)
     assert await last_backup(database) == older.taken_at.timestamp()
     assert "does not serve" in nb.show_backups(database)["its database"].iloc[0]
     assert not (await nb.restore_database(database, backup=newer.path.name)).refused, "it can be named as well"
@@ -176,18 +176,16 @@ async def test_an_older_backup_behind_an_unfit_one_wants_a_name(
 @pytest.mark.parametrize("name", RENAMED)
 async def test_a_newer_one_that_was_renamed_counts_by_its_manifest(name: str, database: Settings) -> None:
     older, newer = await taken(database), await taken(database)
-    path, manifest = RENAMED[name]
-    _rename(newer, path, manifest)
-    told = printable(manifest.replace(".manifest.json", "") or path)
+    path, manifest = rename(newer, name)
+    told = manifest.removesuffix(".manifest.json")
     if name == "each by itself":
-        await refused_until_named(database, older, Path(told))
+        await refused_until_named(database, older, told)
     else:
-        chosen = next(c for c in (await nb.restore_database(database)).checks if c.id == "backup")
-        assert (chosen.status, told in chosen.observed) == ("warn", True)
-        assert "its manifest names" in chosen.observed
+        found = await chosen(database)
+        assert (found.status, told in found.observed, "its manifest names" in found.observed) == ("warn", True, True)
     assert told in nb.show_backups(database).index
     (await nb.backup_database(database, keep=ONE)).raise_for_failures()
-    assert newer.path.with_name(path).exists(), "what was renamed is kept by hand"
+    assert path.exists(), "what was renamed is kept by hand"
     assert list_backups(database.backup_dir)[0][-1].facts["sequence"] == 3
     assert (await nb.restore_database(database)).ok, "it is older now"
 
@@ -195,9 +193,8 @@ async def test_a_newer_one_that_was_renamed_counts_by_its_manifest(name: str, da
 @pytest.mark.parametrize("name", ["not UTF-8", "each by itself"])
 async def test_a_renamed_one_whose_manifest_is_damaged_may_be_newer(name: str, database: Settings) -> None:
     older, newer = await taken(database), await taken(database)
-    _cut(newer)
-    _rename(newer, *RENAMED[name])
-    await refused_until_named(database, older, Path(printable(RENAMED[name][1] or f"{RENAMED[name][0]}.manifest.json")))
+    newer.manifest.write_bytes(newer.manifest.read_bytes()[:-20])
+    await refused_until_named(database, older, rename(newer, name)[1])
 
 
 async def test_where_a_backup_is_damaged_the_newest_older_one_is_named(database: Settings) -> None:
@@ -219,39 +216,30 @@ async def test_a_copy_of_the_newest_under_another_name_is_none_that_is_passed_ov
         shutil.copy(newest.path, newest.path.with_name(name))
         shutil.copy(newest.manifest, newest.path.with_name(f"{name}.manifest.json"))
     newest.path.with_name("other.manifest.json").write_text("{}")
-    report = await nb.restore_database(database)
-    assert [check.status for check in report.checks if check.id == "backup"] == ["pass"]
+    assert (await chosen(database)).status == "pass"
 
 
-async def test_a_backup_of_a_change_or_another_database_is_named_and_left(database: Settings, tmp_path: Path) -> None:
+async def test_a_backup_of_a_change_or_another_database_is_named_and_left(database: Settings, other: Settings) -> None:
     usual, before = await taken(database), await taken(database, reason="pre_rollback")
-    chosen = next(check for check in (await nb.restore_database(database)).checks if check.name == "backup")
-    assert chosen.status == "warn"
-    assert usual.path.name in chosen.observed
-    assert f"{before.path.name} is newer" in chosen.observed
+    found = await chosen(database)
+    assert (found.status, usual.path.name in found.observed) == ("warn", True)
+    assert f"{before.path.name} is newer" in found.observed
     assert await last_backup(database) == usual.taken_at.timestamp()
-    other = nb.resolve("development", db_path=tmp_path / "other" / "abathur.db", backup_dir=database.backup_dir)
-    (await nb.initialize_database(other)).raise_for_failures()
-    own, newer = await taken(database), await taken(other)
-    for settings, wanted in ((database, own), (other, newer), (replace(other, db_path=tmp_path / "moved.db"), newer)):
-        report = await nb.restore_database(settings)
-        chosen = next(check for check in report.checks if check.name == "backup")
-        assert wanted.path.name in chosen.observed
-        assert chosen.status == ("warn" if settings.db_path.name == "moved.db" else "pass")
+    own, newer, moved = await taken(database), await taken(other), replace(other, db_path=Path("/moved.db"))
+    for settings, wanted, status in ((database, own, "pass"), (other, newer, "pass"), (moved, newer, "warn")):
+        found = await chosen(settings)
+        assert (found.status, wanted.path.name in found.observed) == (status, True)
 
 
 async def test_a_backup_of_the_future_is_a_finding_wherever_its_age_is_judged(database: Settings) -> None:
     found = redated(await taken(database, reason="ahead"), timedelta(minutes=10))
-    chosen = next(check for check in (await nb.restore_database(database)).checks if check.name == "backup")
-    assert (chosen.status, found.path.name in chosen.observed) == ("warn", True)
-    assert "in the future" in chosen.observed
+    told = await chosen(database)
+    assert (told.status, found.path.name in told.observed, "in the future" in told.observed) == ("warn", True, True)
     assert "taken in the future" in nb.show_backups(database)["its database"].iloc[0]
-    alert = next(c for c in (await nb.monitor(database)).report.checks if c.name == "age of the last proven backup")
-    assert alert.status == "warn"
+    assert check_of((await nb.monitor(database)).report, "age of the last proven backup").status == "warn"
     for minutes, status in ((10, "warn"), (4, "pass")):  # two machines may differ by some minutes
         redated(found, timedelta(minutes=minutes))
-        (clock,) = (check for check in (await nb.backup_database(database)).checks if check.name == "clock")
-        assert clock.status == status
+        assert check_of(await nb.backup_database(database), "clock").status == status
         found = list_backups(database.backup_dir)[0][0]
 
 
@@ -260,7 +248,7 @@ async def test_no_clock_makes_a_run_delete_its_own_backup(days: int, database: S
     for number in range(2):
         redated(await taken(database), timedelta(days=days + number))
     report = await nb.backup_database(database, keep=ONE)
-    (made,) = {Path(check.observed.split(",")[0]) for check in report.checks if check.name == "copy"}
+    made = Path(check_of(report, "copy").observed.split(",")[0])
     assert report.ok
     assert list_backups(database.backup_dir)[0][-1].path == made
     assert await last_backup(database) == read_backup(made).taken_at.timestamp()
@@ -324,14 +312,11 @@ async def test_a_manifest_alone_is_swept_by_the_next_backup(database: Settings) 
     report.raise_for_failures()
     assert not gone.manifest.exists()
     assert kept.manifest.exists()
-    (leftovers,) = (check for check in report.checks if check.name == "leftovers")
-    assert gone.manifest.name in leftovers.evidence[0]
+    assert gone.manifest.name in check_of(report, "leftovers").evidence[0]
     assert [check.name for check in report.checks if check.status == "warn"] == []
 
 
-async def test_a_manifest_stays_while_its_backup_is_published(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_manifest_stays_while_its_backup_is_made(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     half, kept = await taken(database), await taken(database)
     aside = half.path.rename(half.path.with_suffix(".draft"))
     monkeypatch.setattr(files, "_PATIENCE_S", 0)
