@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from abathur_nb.errors import InvalidValueError
 from abathur_nb.measure.synthetic import fill
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.explain import Plans, explain_queries, judge_plans
-from abathur_nb.store.connection import connect
 from abathur_nb.store.database import Database
 from abathur_nb.store.schema import expected_objects
 from abathur_nb.store.sql import Query, load_queries, plan_steps, read_plan
@@ -46,15 +44,14 @@ HOT = dict(pair.split("=") for pair in _HOT.split())
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a database with synthetic rows, for copies to be made of."""
     path = tmp_path_factory.mktemp("filled") / "filled.db"
-    with opened("sqlite3", path) as run:
-        build(run)
 
     async def fill_it() -> None:
         async with aiosqlite.connect(path, isolation_level=None) as conn:
             await fill(conn, ROWS)
 
-    asyncio.run(fill_it())
     with opened("sqlite3", path) as run:
+        build(run)
+        asyncio.run(fill_it())
         for statement in related_rows(ROWS):
             run(statement)
     return path
@@ -107,11 +104,21 @@ RUNBOOK = {
     """SELECT * FROM memory_entries WHERE namespace = 'user:alice:pref' AND key = 'theme' AND is_deleted = 0
     ORDER BY version DESC LIMIT 1""": "idx_memory_namespace_key_version",
 }
-FAULTS = {
-    "SELECT * FROM tasks WHERE prompt = 'x'": "full scan of the table tasks",
-    "SELECT count(*) FROM state": "full scan of the index sqlite_autoindex_state_1",
-    "SELECT * FROM tasks WHERE status = 'x' ORDER BY id": "a sort",
-    "SELECT * FROM tasks JOIN agents ON model = prompt": "an index made for this one run on agents",
+SORTED, JOINED = "SELECT * FROM tasks ORDER BY prompt LIMIT 9", "SELECT * FROM tasks JOIN agents ON model = prompt"
+INSERT = "INSERT INTO metrics (metric_name, metric_value) VALUES ('a', 1)"
+SCAN, ALLOWED = "full scan of the table tasks", (None, "few", "short")
+# A query, its index, why it may scan, why it may sort: what is said of its plan.
+JUDGED: dict[tuple[str | None, ...], tuple[str, ...]] = {
+    ("SELECT * FROM tasks WHERE prompt = 'x'",): ("fail", SCAN),
+    ("SELECT count(*) FROM state",): ("fail", "full scan of the index sqlite_autoindex_state_1"),
+    ("SELECT * FROM tasks WHERE status = 'x' ORDER BY id",): ("fail", "a sort"),
+    ("SELECT * FROM tasks WHERE id = 'x'", "idx_tasks_parent"): ("fail", "no use of idx_tasks_parent"),
+    (SORTED,): ("fail", SCAN, "a sort"),
+    (SORTED, *ALLOWED): ("pass",),
+    (JOINED,): ("fail", SCAN, "an index made for this one run on agents"),
+    (JOINED, *ALLOWED): ("fail", "an index made for this one run on agents"),
+    (INSERT,): ("skip",),  # it has no plan
+    (INSERT, "idx_audit_task"): ("fail", "no use of idx_audit_task"),
 }
 
 
@@ -149,30 +156,13 @@ async def test_the_most_frequent_values_change_no_index(run: Run) -> None:
         assert query.scan or {step.kind for step in steps} <= {"search"}, query.name
 
 
-async def test_each_fault_of_a_plan_is_told_apart(live: Run) -> None:
-    for sql, observed in FAULTS.items():
-        check = await verdict(live, made_up(sql))
-        assert check.status == "fail"
-        assert observed in check.observed.split("; ")
-        assert check.evidence
-        assert check.remedy
-
-
-async def test_a_scan_or_sort_is_allowed_where_the_query_says_why(live: Run) -> None:
-    sql = "SELECT * FROM tasks ORDER BY prompt LIMIT 9"
-    assert (await verdict(live, made_up(sql))).observed == "full scan of the table tasks; a sort"
-    check = await verdict(live, made_up(sql, scan="few", sort="short"))
-    assert (check.status, check.expected) == ("pass", "allowed: few; allowed: short")
-    automatic = made_up("SELECT * FROM tasks JOIN agents ON model = prompt", scan="few", sort="short")
-    assert (await verdict(live, automatic)).status == "fail"
-    check = await verdict(live, made_up("SELECT * FROM tasks WHERE id = 'x'", "idx_tasks_parent"))
-    assert (check.status, check.observed) == ("fail", "no use of idx_tasks_parent")
-
-
-async def test_a_statement_without_a_plan_is_not_applicable_unless_it_should_have_one(live: Run) -> None:
-    insert = made_up("INSERT INTO metrics (metric_name, metric_value) VALUES ('a', 1)")
-    assert (await verdict(live, insert)).status == "skip"
-    assert (await verdict(live, replace(insert, index="idx_audit_task"))).status == "fail"
+async def test_each_fault_of_a_plan_is_told_apart_and_a_scan_or_sort_allowed_that_has_a_reason(live: Run) -> None:
+    for (sql, *given), (status, *told) in JUDGED.items():
+        check = await verdict(live, made_up(str(sql), *given))
+        assert check.status == status, sql
+        assert status != "fail" or (check.observed, bool(check.remedy)) == ("; ".join(told), True)
+        assert bool(check.evidence) == (sql != INSERT)
+        assert status != "pass" or check.expected == "allowed: few; allowed: short"
 
 
 async def test_a_missing_or_altered_index_is_named_with_the_notebook_that_finds_it(live: Run) -> None:
@@ -192,30 +182,23 @@ async def test_a_missing_or_altered_index_is_named_with_the_notebook_that_finds_
     assert (check.status, check.observed) == ("fail", "full scan of the index idx_audit_task")
 
 
-# The notebook's way in.
-
-
 async def test_a_missing_table_is_named_and_the_other_queries_are_explained(database: Settings) -> None:
-    async with connect(database.db_path, database.busy_timeout_ms, mode="rw") as conn:
-        await conn.execute_fetchall("DROP TABLE metrics")
+    run_sql(database.db_path, "DROP TABLE metrics")
     plans = await explain_queries(database)
     status = {check.name: check.status for check in plans.report.checks}
-    assert status["metric_history"] == "error"
+    assert [status[name] for name in ("metric_history", "get_session", "coverage")] == ["error", "pass", "fail"]
     assert all(check.remedy for check in plans.report.checks if check.failed)
     assert len(plans.to_frame()) == len(load_queries())
-    assert status["get_session"] == "pass"
-    assert status["coverage"] == "fail"
 
 
 async def test_an_index_that_somebody_added_warns_where_it_serves_and_fails_nothing(database: Settings) -> None:
     """A copy of each of the 33, which the planner takes for as good."""
-    ours = [found for found in expected_objects().values() if found.type == "index"]
-    run_sql(database.db_path, *(found.sql.replace(found.name, f"added_{found.name}", 1) for found in ours))
+    run_sql(database.db_path, *(expected_objects()[name].sql.replace(name, f"added_{name}", 1) for name in INDEXES))
     report = (await explain_queries(database)).report
     assert report.ok, str(report)
     told = [check for check in report.checks if check.status == "warn"]
     assert any("is not in sql/" in check.observed for check in told)
-    run_sql(database.db_path, f"DROP INDEX {ours[0].name}")
+    run_sql(database.db_path, f"DROP INDEX {INDEXES[0]}")
     assert not (await explain_queries(database)).report.ok, "one of ours is missing all the same"
 
 
@@ -276,9 +259,7 @@ def test_what_takes_too_long_to_plan_is_refused_in_time(database: Settings, kind
     )
 
 
-async def test_only_parameters_that_sqlite_takes_are_accepted(
-    database: Settings,
-) -> None:
+async def test_only_parameters_that_sqlite_takes_are_accepted(database: Settings) -> None:
     wrong: dict[str, tuple[Any, ...]] = {
         "expected None, a number, text or bytes as a parameter": ((object(),), {"a": object()}, ([1],), (1 + 2j,)),
         "expected a sequence of parameters, or a mapping by name": (None, 5, {1, 2}),
