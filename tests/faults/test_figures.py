@@ -19,9 +19,8 @@ from abathur_nb.charts import Chart
 from abathur_nb.config.settings import Settings
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.benchmark import BenchmarkResult
-from abathur_nb.runbook.explore import Excerpt, growth_of, read_growth
+from abathur_nb.runbook.explore import growth_of
 from abathur_nb.runbook.validate import Schema
-from abathur_nb.store.connection import connect
 from abathur_nb.store.schema import expected_tables
 
 MS = 1_000_000
@@ -70,7 +69,6 @@ async def test_where_there_is_nothing_to_draw_words_say_so(settings: Settings) -
     limits = dict.fromkeys(LIMITED, (0.99, 10.0))
     blank = {
         charts.rows_over_time(growth_of({})): "no row yet: there is nothing to draw",
-        charts.table_sizes(Schema({})): "no table could be read: the report says why",
         charts.table_sizes(await nb.show_schema(settings)): "no table could be read: the report says why",
         charts.growth_curve(result({LIMITED[0]: times(300)}, *LIMITED[:1])): "not measured: run with full = True",
     }
@@ -111,10 +109,14 @@ def test_a_curve_names_its_axes_and_an_open_bound(
     assert (OPEN in texts(chart)) is is_open
 
 
-async def test_the_matrix_shows_each_index_and_each_query_and_names_the_unused(database: Settings) -> None:
-    plans = await nb.explain_queries(database)
-    chart = charts.coverage_matrix(plans)
+async def matrix(settings: Settings) -> Chart:
+    chart = charts.coverage_matrix(await nb.explain_queries(settings))
     drawn(chart)
+    return chart
+
+
+async def test_the_matrix_shows_each_index_and_each_query_and_names_the_unused(database: Settings) -> None:
+    plans, chart = await nb.explain_queries(database), await matrix(database)
     (ax,) = chart.axes
     assert {label.get_text() for label in ax.get_yticklabels()} == set(plans.coverage)
     shown = [label.get_text() for label in ax.get_xticklabels()]
@@ -123,14 +125,14 @@ async def test_the_matrix_shows_each_index_and_each_query_and_names_the_unused(d
     assert len(points) == sum(len(queries) for queries in plans.coverage.values())
     assert chart.alt == f"Matrix of 33 indexes and {len(shown)} queries; unused: none"
     drop_index(database.db_path)
-    chart = charts.coverage_matrix(await nb.explain_queries(database))
-    drawn(chart)
+    chart = await matrix(database)
     assert chart.axes[0].get_title() == "32 of 33 indexes serve a query"
     assert chart.alt.endswith("unused: idx_audit_task")
     database.db_path.unlink()
-    chart = charts.coverage_matrix(await nb.explain_queries(database))
-    drawn(chart)
-    assert chart.axes[0].get_title() == "0 of 33 indexes serve a query"
+    assert (await matrix(database)).axes[0].get_title() == "0 of 33 indexes serve a query"
+
+
+DAY = date(2026, 11, 1)
 
 
 async def test_the_sizes_show_each_table_with_its_rows(database: Settings) -> None:
@@ -144,19 +146,14 @@ async def test_the_sizes_show_each_table_with_its_rows(database: Settings) -> No
 
 
 def test_a_table_of_another_program_may_have_any_name_and_any_number_of_rows() -> None:
-    names = ("$\\frac$", "a$b", "a\nb", "\u202eevil", "x" * 500, "_hidden", "")
+    names = ("$\\frac$", "a$b", "a\nb", "\u202eevil", "x" * 500, "_hidden", "", "<script>")
     for rows, sizes in ((0, {}), (10**12, dict.fromkeys(names, 4096))):
         chart = charts.table_sizes(Schema({}, dict.fromkeys(names, rows), sizes))
         drawn(chart)
         assert len(chart.axes[0].get_yticklabels()) == len(names)
-
-
-DAY = date(2026, 11, 1)
-
-
-async def growth(settings: Settings) -> Excerpt:
-    async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
-        return await read_growth(conn)
+    crowd = {"crowd": {DAY + timedelta(days=n): n + 1 for n in range(700)}}
+    for found in ({name: {DAY: n} for n, name in enumerate(names, 1)}, crowd):
+        drawn(charts.rows_over_time(growth_of(found)))
 
 
 async def test_the_sums_are_the_rows_of_every_table(database: Settings) -> None:
@@ -167,7 +164,7 @@ async def test_the_sums_are_the_rows_of_every_table(database: Settings) -> None:
         "INSERT INTO metrics (metric_name, metric_value, timestamp) VALUES ('m', 1, '9999-12-31 23:59:59.999')",
         "INSERT INTO tasks (id, prompt, submitted_at) VALUES ('t3', 'p', 'yesterday')",
     )
-    found = await growth(database)
+    found = (await nb.explore(database)).growth
     with closing(sqlite3.connect(database.db_path)) as conn:
         counted = {table: conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in expected_tables()}
     frame = found.to_frame()
@@ -181,7 +178,6 @@ async def test_the_sums_are_the_rows_of_every_table(database: Settings) -> None:
 
 def test_every_table_is_told_in_words_and_the_smaller_ones_are_one_line() -> None:
     chart = charts.rows_over_time(growth_of({f"table_{n}": {DAY: n + 1} for n in range(20)}))
-    drawn(chart)
     assert all(f"table_{n} {n + 1}" in chart.alt for n in range(20))
     assert "15 smaller tables" in texts(chart)
 
@@ -189,12 +185,5 @@ def test_every_table_is_told_in_words_and_the_smaller_ones_are_one_line() -> Non
 def test_the_lines_end_at_the_sums() -> None:
     found = {"audit": {DAY + timedelta(days=n): n for n in range(1, 5)}, "tasks": {DAY + timedelta(days=2): 3}}
     chart = charts.rows_over_time(growth_of(found))
-    drawn(chart)
     ends = {str(line.get_label()): np.asarray(line.get_ydata())[-1] for line in chart.axes[0].lines}
     assert ends == {"audit": 10, "tasks": 3}
-
-
-def test_growth_is_drawn_whatever_it_holds() -> None:
-    names = {"<script>": {DAY: 1}, "$\\frac$": {DAY: 2}, "\u202e": {DAY: 3}, "x" * 500: {DAY: 4}}
-    for found in (names, {"crowd": {DAY + timedelta(days=n): n + 1 for n in range(700)}}):
-        drawn(charts.rows_over_time(growth_of(found)))
