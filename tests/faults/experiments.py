@@ -70,29 +70,16 @@ class Result:
         return "ok" if sharp and self.struck == self.injected > 0 else "BROKEN HARNESS"
 
 
-@dataclass(frozen=True, slots=True)
 class Place:
-    """Name the paths of one experiment: ``top`` is there beforehand, the directory of the database is not."""
+    """Name the paths of one experiment: ``top`` is there beforehand, the directory of the database is not.
 
-    root: Path
+    ``events`` is the log of what was made and forced to the disk.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(self, root: Path) -> None:
+        self.root, self.top, self.events = root, root / "top", root / "events"
+        self.db = self.top / "data" / "abathur.db"
         self.top.mkdir(parents=True)
-
-    @property
-    def top(self) -> Path:
-        """Return the directory that is there beforehand."""
-        return self.root / "top"
-
-    @property
-    def db(self) -> Path:
-        """Return the final path."""
-        return self.top / "data" / "abathur.db"
-
-    @property
-    def events(self) -> Path:
-        """Return the log of what was made and forced to the disk."""
-        return self.root / "events"
 
     def make_leftover(self) -> None:
         """Leave what a predecessor leaves that was killed right after it linked the finished database."""

@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -45,13 +45,8 @@ def state(place: Place) -> Literal["absent", "complete", "half-made"]:
 def after_a_second_run(place: Place) -> str:
     """Initialize once more, undisturbed; say what is wrong with what came of it, empty if nothing is."""
     before = state(place)
-    # Before a reader came, a finished database has no side files, and an unfinished one has them in its own directory.
-    sides = set() if before == "absent" else _sides(place)
-    files = {name for name in _names(place.db.parent) if not name.startswith(".abathur-init-")}
-    if strange := files - {place.db.name, *sides}:
-        return f"left behind: {', '.join(sorted(strange))}"
-    if fault := _log(place):
-        return f"left behind: {fault}"
+    if fault := _left(place, {name for name in _names(place.db.parent) if name.startswith(".abathur-init-")}):
+        return fault
     second = run_undisturbed(initialize, place, "second")
     if second.fault or not second.ok:
         return f"the second run failed: {second.fault or second.report['summary']}"
@@ -83,9 +78,7 @@ def false_success(place: Place, ending: Ending, *, durable: bool) -> str:
 def _not_whole(place: Place) -> str:
     if (found := state(place)) != "complete":
         return f"the database is {found}"
-    if strange := _names(place.db.parent) - {place.db.name, *_sides(place)}:
-        return f"these are left: {', '.join(sorted(strange))}"
-    if fault := _log(place):
+    if fault := _left(place):
         return fault
     if _names(place.top) != {place.db.parent.name}:
         return f"strangers beside the directory: {_names(place.top)}"
@@ -93,14 +86,13 @@ def _not_whole(place: Place) -> str:
     return "" if links == 1 else f"the file has {links} names"
 
 
-def _sides(place: Place) -> set[str]:
-    """Return what a reader leaves beside a database."""
-    return {f"{place.db.name}-wal", f"{place.db.name}-shm"}
-
-
-def _log(place: Place) -> str:
+def _left(place: Place, allowed: Iterable[str] = ()) -> str:
+    """Say what lies beside a database but what a reader leaves, an empty log and its index; empty if nothing does."""
     log = Path(f"{place.db}-wal")
-    return f"a log of {log.stat().st_size} bytes" if log.exists() and log.stat().st_size else ""
+    sides = {log.name, f"{place.db.name}-shm"} if place.db.exists() else set()
+    strange = _names(place.db.parent) - {place.db.name, *sides, *allowed}
+    size = log.stat().st_size if log.exists() else 0
+    return f"left behind: {', '.join(sorted(strange))}, a log of {size} bytes" if strange or size else ""
 
 
 def _names(folder: Path) -> set[str]:

@@ -26,10 +26,9 @@ from faults.choices import choose, drills, refusals
 from faults.experiments import BrokenHarnessError, Experiment, Outcome, Place, Planner, Result, drawn, initialize
 from faults.initializations import RACERS, races, random_kills, state
 from faults.logs import look_at_damage, look_beside
-from faults.operations import OPERATIONS, prepare
 from faults.runs import kills_of_runs
 from faults.spoiling import damage_one, two_backups
-from faults.strikes import strikes
+from faults.strikes import OPERATIONS, prepare, strikes
 from faults.tampering import flips, tamperings
 from faults.verdicts import look_at, schema_mutations
 

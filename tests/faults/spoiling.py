@@ -20,7 +20,7 @@ from abathur_nb.backups.manifest import Backup, list_backups
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed, unsealed
 from faults.experiments import BrokenHarnessError, is_sound
-from faults.operations import prepare
+from faults.strikes import prepare
 
 # --- what is done to any file
 

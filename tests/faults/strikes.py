@@ -1,19 +1,31 @@
-"""An operation killed, or refused by a full disk, at each of its mutating calls.
+"""An operation killed, or refused by a full disk, at each of its mutating calls; the controls are recipes of a shell.
 
 At every moment the old state is there, or the new one; of the old one nothing is lost; a rerun completes.
 """
 
+import asyncio
 import shutil
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any, NamedTuple
 
+# A victim is forked with everything imported.
+import tqdm  # noqa: F401
+from damage import MEMORY, ROWS, run_sql
+
+import abathur_nb as nb
 from abathur_nb.backups.manifest import Content, list_backups
 from abathur_nb.backups.taking import unpack
+from abathur_nb.config.settings import Settings
 from abathur_nb.store.target import journal_of
 from faults.experiments import (
+    INITIALIZERS,
     BrokenHarnessError,
+    Deed,
     Experiment,
     Outcome,
     Place,
@@ -21,14 +33,131 @@ from faults.experiments import (
     content_of,
     first_backup,
     initialize,
+    make_database,
+    newest_backup,
     settings_of,
 )
 from faults.initializations import harm_of
-from faults.operations import OPERATIONS, prepare
 from faults.victim import Call, Ending, calls_within, injected_within, run_undisturbed, traced
 
 _ATTEMPTS = 10
 _KNOWN: dict[tuple[str, str], list[Call]] = {}  # what one sweep has traced serves the others
+_CHUNK = 8192  # bytes that a naive copy writes at a time
+
+
+class Operation(NamedTuple):
+    """Name what is done to a database, the naive way to do it, when it is done, and what has spoiled it before."""
+
+    title: str
+    sound: Deed
+    naive: Deed
+    is_done: Callable[[Settings], bool]
+    spoil: Callable[[Settings], object] | None = None
+
+
+def prepare(db: Path) -> Settings:
+    """Make a database with a backup of it, and rows that were written since."""
+    settings = make_database(db)
+    run_sql(db, *ROWS)
+    asyncio.run(nb.backup_database(settings)).raise_for_failures()
+    run_sql(db, *(MEMORY.replace("'k'", f"'k{n}'") for n in range(40)))
+    return settings
+
+
+def _deed(verb: Callable[..., Coroutine[Any, Any, nb.Report]], **given: Any) -> Deed:
+    async def run(db: Path) -> dict[str, Any]:
+        return (await verb(settings_of(db), **given)).to_dict()
+
+    return run
+
+
+def _recipe(follow: Callable[[Path], object]) -> Deed:
+    async def run(db: Path) -> dict[str, Any]:
+        follow(db)
+        return {"ok": True, "checks": []}
+
+    return run
+
+
+def _statements(*statements: str) -> Deed:
+    def execute(db: Path) -> None:
+        with closing(sqlite3.connect(db, isolation_level=None)) as conn:
+            for statement in statements:
+                conn.execute(statement)
+
+    return _recipe(execute)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as read, target.open("wb", buffering=0) as write:
+        while chunk := read.read(_CHUNK):
+            write.write(chunk)
+
+
+def _copy_back(db: Path) -> None:
+    _copy(newest_backup(settings_of(db)), db)
+    for suffix in ("-wal", "-shm"):
+        Path(f"{db}{suffix}").unlink(missing_ok=True)
+
+
+def _spoil_pages(settings: Settings) -> None:
+    with settings.db_path.open("r+b") as file:
+        file.seek(5000)
+        file.write(b"x" * 100_000)
+
+
+def _is_fresh(settings: Settings) -> bool:
+    content = content_of(settings.db_path)
+    held = {name: rows for name, rows in content.rows.items() if rows} if content else {}
+    return held in ({"memory_entries": 3, "sqlite_sequence": 1}, {"memory_entries": 3})
+
+
+_FILLED = ("audit", "checkpoints", "state", "agents", "tasks", "sessions", "document_index", "metrics")
+_SPOILING = (
+    "UPDATE tasks SET input_data = 'broken', session_id = 'lost'",
+    "INSERT INTO agents (id, name, specialization, task_id, model) VALUES ('lost', 'n', 's', 'no', 'm')",
+    "DROP INDEX idx_audit_task",
+)
+_INIT = (INITIALIZERS["sound"], INITIALIZERS["naive"], lambda s: asyncio.run(nb.validate_database(s)).ok)
+_RESTORE = (
+    _deed(nb.restore_database, apply=True),
+    _recipe(_copy_back),
+    lambda s: content_of(s.db_path) == first_backup(s).content,
+)
+OPERATIONS = {
+    "init": Operation("initialization", *_INIT),
+    # Of which one has made the database, and was killed before it removed its scratch directory.
+    "init again": Operation("a second initialization", *_INIT),
+    "backup": Operation(
+        "backup",
+        _deed(nb.backup_database, reason="swept"),
+        _recipe(lambda db: _copy(db, settings_of(db).backup_dir / "abathur_swept_20990101_000000_000.db")),
+        lambda s: any(s.backup_dir.glob("abathur_swept_*.db")),
+    ),
+    "restore": Operation("restore", *_RESTORE),
+    "rollback": Operation(
+        "rollback to a fresh start",
+        _deed(nb.roll_back, to="fresh", apply=True),
+        _statements(
+            *(f"DELETE FROM {table}" for table in _FILLED),
+            "DELETE FROM memory_entries WHERE namespace NOT LIKE 'app:abathur:%'",
+        ),
+        _is_fresh,
+    ),
+    "replace": Operation("restore of a damaged file", *_RESTORE, _spoil_pages),
+    "repair": Operation(
+        "repair",
+        _deed(nb.troubleshoot, repair=True),
+        _statements(
+            "UPDATE tasks SET input_data = '{}' WHERE NOT json_valid(input_data)",
+            "DELETE FROM agents WHERE task_id NOT IN (SELECT id FROM tasks)",
+            "UPDATE tasks SET session_id = NULL WHERE session_id NOT IN (SELECT id FROM sessions)",
+            "CREATE INDEX idx_audit_task ON audit (task_id, timestamp DESC)",
+        ),
+        lambda s: asyncio.run(nb.troubleshoot(s)).ok,
+        lambda s: run_sql(s.db_path, *_SPOILING),
+    ),
+}
 
 
 def strikes(effect: str, *operations: str) -> Planner:

@@ -23,7 +23,7 @@ from abathur_nb.report import Report
 from abathur_nb.store.connection import connect
 from abathur_nb.store.schema import SchemaObject, expected_columns, expected_objects, expected_tables
 from faults.experiments import Experiment, Outcome, content_of, settings_of
-from faults.operations import prepare
+from faults.strikes import prepare
 
 _Deed = Callable[[Settings, Random], Coroutine[Any, Any, None]]
 _Change = Callable[[Path, SchemaObject], object]
