@@ -7,14 +7,12 @@ nobody writes anew.
 
 import asyncio
 import json
-import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -23,8 +21,9 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import yaml
+from damage import leave_log, run_sql
 from patience import HANGING_S
-from servers import free_ports
+from servers import free_ports, wait_until
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings, resolve
@@ -32,24 +31,10 @@ from abathur_nb.measure.alerts import alerts_of, prometheus_rules
 from abathur_nb.measure.snapshot import take_snapshot
 from faults.experiments import BrokenHarnessError, Result
 
-_POLL = 0.2  # seconds
 _MAX_WAL_MB = 1
-
-
-def _grow_wal(settings: Settings) -> None:
-    with closing(sqlite3.connect(settings.db_path, isolation_level=None)) as conn:
-        conn.execute("PRAGMA wal_autocheckpoint = 0")
-        for _ in range(3 * _MAX_WAL_MB):
-            values = "(metric_name, metric_value, labels) VALUES ('m', 1, json_object('x', hex(zeroblob(500000))))"
-            conn.execute(f"INSERT INTO metrics {values}")
-        # The last connection to close would empty the log: as a killed process does, this one never closes.
-        shutil.copy(f"{settings.db_path}-wal", f"{settings.db_path}.log")
-    os.rename(f"{settings.db_path}.log", f"{settings.db_path}-wal")  # noqa: PTH104
-
-
-def _empty_wal(settings: Settings) -> None:
-    with closing(sqlite3.connect(settings.db_path)) as conn:
-        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+_MEGABYTE = """
+    INSERT INTO metrics (metric_name, metric_value, labels) VALUES ('m', 1, json_object('x', hex(zeroblob(500000))))
+"""
 
 
 def _validate(settings: Settings) -> None:
@@ -67,7 +52,10 @@ def _away(settings: Settings) -> Path:
 # By alert what brings it about and what repairs that, in this order: the database comes back before all else.
 _TROUBLES: dict[str, tuple[Callable[[Settings], object], Callable[[Settings], object]]] = {
     "AbathurDatabaseUnreadable": (lambda s: s.db_path.rename(_away(s)), lambda s: _away(s).rename(s.db_path)),
-    "AbathurWalLarge": (_grow_wal, _empty_wal),
+    "AbathurWalLarge": (
+        lambda s: leave_log(s.db_path, *[_MEGABYTE] * 3 * _MAX_WAL_MB),
+        lambda s: run_sql(s.db_path, "PRAGMA wal_checkpoint(TRUNCATE)"),
+    ),
     "AbathurBackupOld": (lambda s: shutil.rmtree(s.backup_dir), _back_up),
     "AbathurValidationOld": (lambda s: shutil.rmtree(s.archive_dir), _validate),
 }
@@ -112,8 +100,8 @@ def _fires(settings: Settings) -> set[str]:
 class _Host:
     """Hold the servers of one host."""
 
-    def __init__(self, settings: Settings, output: Path, address: str) -> None:
-        self._settings, self._output, self._address = settings, output, address
+    def __init__(self, settings: Settings, output: Path, address: str, server: "subprocess.Popen[bytes]") -> None:
+        self._settings, self._output, self._address, self._server = settings, output, address, server
 
     def measure(self) -> None:
         """Write the metrics anew, as cron would have it done."""
@@ -125,17 +113,16 @@ class _Host:
     def firing(self) -> set[str]:
         """Return which alerts fire, once what is in the file now was scraped and the rules were judged after that."""
         now = time.time()
-        deadline = time.monotonic() + HANGING_S
-        while time.monotonic() < deadline:
-            scraped = min(
-                (_moment(target["lastScrape"]) for target in self._ask("targets", "activeTargets")), default=0
-            )
-            judged = min((_moment(group["lastEvaluation"]) for group in self._ask("rules", "groups")), default=0)
-            if judged > scraped > now:
-                found = self._ask("alerts", "alerts")
-                return {alert["labels"]["alertname"] for alert in found if alert["state"] == "firing"}
-            time.sleep(_POLL)
-        raise BrokenHarnessError("Prometheus scraped nothing")
+
+        def is_judged() -> bool:
+            scraped = [_moment(target["lastScrape"]) for target in self._ask("targets", "activeTargets")]
+            judged = [_moment(group["lastEvaluation"]) for group in self._ask("rules", "groups")]
+            return min(judged, default=0) > min(scraped, default=0) > now
+
+        if not wait_until(is_judged, self._server):
+            raise BrokenHarnessError("Prometheus has ended")
+        found = self._ask("alerts", "alerts")
+        return {alert["labels"]["alertname"] for alert in found if alert["state"] == "firing"}
 
     def _ask(self, what: str, part: str) -> list[dict[str, Any]]:
         with urlopen(f"http://{self._address}/api/v1/{what}", timeout=HANGING_S) as answer:
@@ -166,29 +153,26 @@ def _prometheus(settings: Settings, folder: Path) -> Iterator[_Host]:
     collect = ["--collector.disable-defaults", "--collector.textfile", f"--collector.textfile.directory={textfiles}"]
     keep = [f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/tsdb"]
     with (
-        _running("prometheus-node-exporter", *collect, f"--web.listen-address={exporter}"),
-        _running("prometheus", *keep, f"--web.listen-address={server}"),
+        _running(exporter, "metrics", "prometheus-node-exporter", *collect),
+        _running(server, "-/ready", "prometheus", *keep) as process,
     ):
-        for address in (f"http://{exporter}/metrics", f"http://{server}/-/ready"):
-            _ready(address)
-        yield _Host(settings, textfiles / "abathur.prom", server)
+        yield _Host(settings, textfiles / "abathur.prom", server, process)
 
 
 @contextmanager
-def _running(program: str, *arguments: str) -> Iterator[None]:
-    with subprocess.Popen([program, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+def _running(address: str, page: str, program: str, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a server during the block, which begins once it answers."""
+    command = [program, *arguments, f"--web.listen-address={address}"]
+
+    def answers() -> bool:
+        with suppress(URLError, ConnectionError), urlopen(f"http://{address}/{page}", timeout=HANGING_S):
+            return True
+        return False
+
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            yield
+            if not wait_until(answers, process):
+                raise BrokenHarnessError(f"{program} does not start")
+            yield process
         finally:
             process.terminate()
-
-
-def _ready(address: str) -> None:
-    deadline = time.monotonic() + HANGING_S
-    while True:
-        try:
-            with urlopen(address, timeout=HANGING_S):  # noqa: S310 - on loopback
-                return
-        except (URLError, ConnectionError) as error:
-            if time.monotonic() > deadline:
-                raise BrokenHarnessError(f"{address} does not answer: {error}") from None

@@ -25,7 +25,7 @@ from damage import MEMORY, held
 import abathur_nb as nb
 from abathur_nb.backups.taking import unpack
 from abathur_nb.config.settings import Settings
-from faults.experiments import content_of, counting, first_backup, forked, newest_backup
+from faults.experiments import content_of, counting, fault_in, first_backup, forked, newest_backup
 
 # --- backups beside a hot writer
 
@@ -82,20 +82,16 @@ def _write(db: Path, shared: mmap.mmap) -> None:
 
 def _torn(db: Path, acknowledged: int) -> str:
     """Say in what a copy is not one moment of the database that such a process wrote to; empty if it is one."""
-    try:
-        with closing(sqlite3.connect(db)) as conn:
-            ((integrity,),) = conn.execute("PRAGMA integrity_check(1)").fetchall()
-            commits = conn.execute("SELECT metric_value FROM metrics WHERE metric_name = 'hot' ORDER BY id").fetchall()
-            ask = "SELECT CAST(key AS INTEGER), value ->> 'n' FROM memory_entries WHERE namespace = 'hot:a'"
-            found = dict(conn.execute(ask).fetchall())
-    except sqlite3.Error as error:
-        return f"it can't be read: {error}"
+    if fault := fault_in(db):
+        return fault
+    with closing(sqlite3.connect(db)) as conn:
+        commits = conn.execute("SELECT metric_value FROM metrics WHERE metric_name = 'hot' ORDER BY id").fetchall()
+        ask = "SELECT CAST(key AS INTEGER), value ->> 'n' FROM memory_entries WHERE namespace = 'hot:a'"
+        found = dict(conn.execute(ask).fetchall())
     last = len(commits)
     wanted = dict.fromkeys(range(_KEYS), 0)
     for commit in range(1, last + 1):
         wanted |= dict.fromkeys(_written(commit), commit)
-    if integrity != "ok":
-        return f"integrity_check: {integrity}"
     if commits != [(commit,) for commit in range(1, last + 1)]:
         return f"it holds {last} commits with gaps"
     if found != wanted:
@@ -159,13 +155,7 @@ def look_inside(name: str, settings: Settings, random: Random) -> tuple[bool, st
         harm = asyncio.run(_write_and_look(settings, _LOOKS[name], random))
     except nb.AbathurError as error:  # the other one, alone by all that it sees, has deleted the log
         harm = str(error)
-    with closing(sqlite3.connect(settings.db_path)) as conn:
-        try:
-            ((found,),) = conn.execute("PRAGMA integrity_check(1)").fetchall()
-            harm = harm or ("" if found == "ok" else found)
-        except sqlite3.Error as error:
-            harm = str(error)
-    return True, harm
+    return True, harm or fault_in(settings.db_path)
 
 
 async def _write_and_look(settings: Settings, look: Callable[[Settings], Awaitable[object]], random: Random) -> str:
@@ -222,14 +212,10 @@ def split(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
 
 
 def _gone(settings: Settings, wanted: set[tuple[str, str]]) -> str:
-    try:
-        with closing(sqlite3.connect(settings.db_path)) as conn:
-            found = {*conn.execute("SELECT namespace, key FROM memory_entries")}
-            ((integrity,),) = conn.execute("PRAGMA integrity_check(1)").fetchall()
-    except sqlite3.Error as error:
-        return str(error)
-    if integrity != "ok":
-        return f"integrity_check says {integrity}"
+    if fault := fault_in(settings.db_path):
+        return fault
+    with closing(sqlite3.connect(settings.db_path)) as conn:
+        found = {*conn.execute("SELECT namespace, key FROM memory_entries")}
     return f"{len(wanted - found)} of {len(wanted)} acknowledged rows are gone" if wanted - found else ""
 
 

@@ -30,7 +30,7 @@ from abathur_nb.backups.manifest import Backup, Content, list_backups, read_back
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError
 from abathur_nb.store.schema import expected_objects
-from faults.experiments import Experiment, Outcome, content_of, first_backup, is_sound
+from faults.experiments import Experiment, Outcome, content_of, fault_in, first_backup
 
 _HARMLESS = (
     "SELECT 1",
@@ -46,16 +46,13 @@ _HARMFUL = ("DROP INDEX idx_audit_task", "ALTER TABLE audit ADD COLUMN more", "D
 _CLOCKS = (timedelta(days=365), timedelta(days=-20_000))
 
 
-def _cut(backup: Backup) -> None:
-    backup.manifest.write_bytes(backup.manifest.read_bytes()[:-9])
-
-
 def _rewritten(**facts: object) -> Callable[[Backup], object]:
     return lambda backup: rewritten(backup, **facts)
 
 
 _SPOILING: tuple[Callable[[Backup], object], ...] = (
-    *(_cut, lambda backup: flip_bits(backup.path, 9000), lambda backup: backup.manifest.unlink()),
+    lambda backup: backup.manifest.write_bytes(backup.manifest.read_bytes()[:-9]),
+    *(lambda backup: flip_bits(backup.path, 9000), lambda backup: backup.manifest.unlink()),
     *(lambda backup: backup.path.unlink(), _rewritten(content={}), _rewritten(user_version=99), _rewritten(format=2)),
     _rewritten(proof={"restored_s": 1, "validated_s": 1, "findings": ["integrity", "values"]}),
     lambda backup: rewritten(backup, content={**backup.facts["content"], "digest": "0" * 64}),
@@ -117,7 +114,7 @@ def _restore_naively(settings: Settings, _newest: Backup, _fit: bool) -> str:
     strange = f"SELECT count(*) FROM sqlite_master WHERE name NOT LIKE 'sqlite%' AND name NOT IN ({names})"
     missing = f"SELECT count(*) <> {len(expected_objects())} FROM sqlite_master WHERE name IN ({names})"
     broken = "SELECT count(*) FROM tasks WHERE NOT json_valid(input_data)"
-    sound = [path for path in files if is_sound(path, strange, missing, broken)]
+    sound = [path for path in files if not fault_in(path, strange, missing, broken)]
     for suffix in ("-wal", "-shm"):
         Path(f"{settings.db_path}{suffix}").unlink(missing_ok=True)
     shutil.copy(sound[-1], settings.db_path)

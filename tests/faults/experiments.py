@@ -184,14 +184,15 @@ def counting(work: Callable[[mmap.mmap], None]) -> Iterator[Callable[[], int]]:
         yield lambda: int.from_bytes(shared[:8], "little")
 
 
-def is_sound(path: Path, *more: str) -> bool:
-    """Return whether integrity_check, and each query that counts faults, finds none, as a careful shell would ask."""
+def fault_in(path: Path, *more: str) -> str:
+    """Say what integrity_check finds, or a query that counts faults, as a careful shell would ask; empty if nothing."""
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as conn:
-            sound = conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-            return sound and not any(conn.execute(query).fetchone()[0] for query in more)
-    except (sqlite3.Error, UnicodeDecodeError):  # a message that holds what was damaged
-        return False
+            ((found,),) = conn.execute("PRAGMA integrity_check(1)").fetchall()
+            faults = [found] if found != "ok" else [query for query in more if conn.execute(query).fetchone()[0]]
+            return "; ".join(faults)
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # a message that holds what was damaged
+        return str(error)
 
 
 # Does what is drawn to a database, or to its naive counterpart; returns whether a fault struck, and the harm done.

@@ -19,7 +19,7 @@ import abathur_nb as nb
 from abathur_nb.backups.manifest import Backup, list_backups
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sealed, unsealed
-from faults.experiments import BrokenHarnessError, is_sound
+from faults.experiments import BrokenHarnessError, fault_in
 from faults.strikes import prepare
 
 # --- what is done to any file
@@ -156,7 +156,7 @@ def damage_one(name: str, settings: Settings, random: Random) -> tuple[bool, str
     before = _files(settings.backup_dir)
     _OF_ANY[damage](_Spoilt(one, other, random))
     struck = _files(settings.backup_dir) != before
-    harm = _harm(settings, one) if name == "sound" else "not found" * is_sound(one.path)
+    harm = _harm(settings, one) if name == "sound" else "" if fault_in(one.path) else "not found"
     return struck, f"{damage}: {harm}" if harm else ""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from damage import MEMORY, ROWS, edit_schema, run_sql
+from damage import MEMORY, ROWS, edit_schema, leave_log, run_sql
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
@@ -98,14 +98,7 @@ async def _change_seeds(settings: Settings, _: Random) -> None:
 
 
 async def _leave_log(settings: Settings, random: Random) -> None:
-    """Write what stays in the log: of the connection that is closed last none would be left."""
-    path = settings.db_path
-    with closing(sqlite3.connect(path)) as conn:
-        conn.execute(MEMORY.replace("'k'", f"'logged-{random.randrange(10**9)}'"))
-        conn.commit()
-        log = Path(f"{path}-wal").read_bytes()
-    Path(f"{path}-wal").write_bytes(log)
-    Path(f"{path}-wal").chmod(0o600)
+    leave_log(settings.db_path, MEMORY.replace("'k'", f"'logged-{random.randrange(10**9)}'"))
 
 
 async def _back_up(settings: Settings, random: Random) -> None:

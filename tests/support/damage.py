@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import sqlite3
 import stat
 import struct
@@ -42,6 +43,18 @@ def query(path: Path, sql: str) -> list[tuple[Any, ...]]:
     """Return what a statement reads, over a connection of its own."""
     with closing(sqlite3.connect(path)) as conn:
         return conn.execute(sql).fetchall()
+
+
+def leave_log(path: Path, *statements: str) -> None:
+    """Leave what statements write in the log alone, as a process does that is killed before it would be emptied."""
+    copy = path.with_name("copy.db")
+    shutil.copy(path, copy)
+    with closing(sqlite3.connect(copy, isolation_level=None)) as conn:
+        for statement in ("PRAGMA wal_autocheckpoint = 0", *statements):
+            conn.execute(statement)
+        shutil.copy(f"{copy}-wal", f"{path}-wal")
+    Path(f"{path}-wal").chmod(0o600)
+    copy.unlink()
 
 
 def edit_schema(path: Path, name: str, old: str, new: str) -> None:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from damage import ROWS, TASK, held, run_sql
+from damage import ROWS, TASK, held, leave_log, run_sql
 
 import abathur_nb as nb
 from abathur_nb.backups.aside import new_folder
@@ -146,18 +146,7 @@ def without_folder(settings: Settings) -> None:
 
 def in_the_log(settings: Settings) -> None:
     """Leave committed rows in the log, which a connection that closes last would write into the database."""
-    copy = settings.db_path.with_name("copy.db")
-    shutil.copy(settings.db_path, copy)
-    conn = sqlite3.connect(copy)
-    conn.execute("PRAGMA wal_autocheckpoint = 0")
-    conn.execute("DELETE FROM metrics")
-    conn.commit()
-    log = Path(f"{copy}-wal").read_bytes()
-    conn.close()
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{copy}{suffix}").unlink(missing_ok=True)
-    Path(f"{settings.db_path}-wal").write_bytes(log)
-    Path(f"{settings.db_path}-wal").chmod(0o600)
+    leave_log(settings.db_path, "DELETE FROM metrics")
 
 
 def in_backups(pattern: str) -> Callable[[Settings], Iterable[Path]]:
