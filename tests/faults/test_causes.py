@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import situations
 from damage import fingerprint, run_sql
 from mounting import remount, tmpfs
 from sampling import sampled
@@ -23,12 +24,13 @@ from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import AbathurError
 
 Verb = Callable[[Settings], Coroutine[Any, Any, Any]]
+Mount = Callable[[Path, str], None]
 ROOM = "free on the disk of {}"
 FULL, READ_ONLY = "the disk of {} is full", "{} is mounted read-only"
 
 
 @pytest.fixture
-def mounted() -> Iterator[Callable[[Path, str], None]]:
+def mounted() -> Iterator[Mount]:
     """Return a function that mounts a tmpfs with these options over a directory, with what the directory holds."""
     with ExitStack() as stack:
 
@@ -44,26 +46,21 @@ def mounted() -> Iterator[Callable[[Path, str], None]]:
 
 
 @pytest.fixture
-async def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+async def three(database: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Return the settings of a database with a backup, whose three directories lie apart."""
     monkeypatch.setenv("ABATHUR_MIN_FREE_MB", "0")
-    for name in ("data", "backups", "runs"):
+    for name in ("backups", "runs"):
         (tmp_path / name).mkdir(mode=0o700)
-    settings = resolve(
-        db_path=tmp_path / "data/abathur.db", backup_dir=tmp_path / "backups", archive_dir=tmp_path / "runs"
-    )
-    (await nb.initialize_database(settings)).raise_for_failures()
-    async with nb.Database.open(settings) as db:
-        for number in range(40):
-            await db.memory.add_memory("user:a", f"k{number}", {"v": "x" * 3000}, "semantic", "me")
+    settings = resolve(db_path=database.db_path, backup_dir=tmp_path / "backups", archive_dir=tmp_path / "runs")
+    await store(settings, "k", 40, 3000)
     (await nb.backup_database(settings)).raise_for_failures()
     return settings
 
 
-async def store(settings: Settings) -> None:
+async def store(settings: Settings, name: str = "new", count: int = 200, size: int = 9000) -> None:
     async with nb.Database.open(settings) as db:
-        for number in range(200):
-            await db.memory.add_memory("user:a", f"new{number}", {"v": "x" * 9000}, "semantic", "me")
+        for number in range(count):
+            await db.memory.add_memory("user:a", f"{name}{number}", {"v": "x" * size}, "semantic", "me")
 
 
 async def repair(settings: Settings) -> Any:
@@ -79,24 +76,16 @@ def anew(settings: Settings) -> Settings:
     return replace(settings, db_path=settings.db_path.with_name("new.db"))
 
 
+USUAL = ("preflight", "validate", "backup", "restore", "drill", "fresh start", "troubleshoot", "explain", "explore")
 VERBS: dict[str, Verb] = {
     "init": lambda three: nb.initialize_database(anew(three)),
     "init where there is one": nb.initialize_database,
-    "preflight": nb.preflight,
-    "validate": nb.validate_database,
-    "backup": nb.backup_database,
-    "restore": lambda three: nb.restore_database(three, apply=True),
     "restore anew": lambda three: nb.restore_database(anew(three), apply=True),
-    "drill": lambda three: nb.restore_database(three, drill=True),
-    "rollback": lambda three: nb.roll_back(three, to="fresh", apply=True),
-    "troubleshoot": nb.troubleshoot,
     "repair": repair,
-    "explain": nb.explain_queries,
-    "explore": nb.explore,
-    "monitor": nb.monitor,
     "benchmark": lambda three: nb.run_benchmark(three, rows=2000, repetitions=1),
     "store": store,
     "record": begin,
+    **{name: situations.VERBS[name] for name in (*USUAL, "monitor")},
 }
 
 
@@ -124,11 +113,11 @@ async def answer(verb: str, three: Settings) -> str:
         ("restore anew", "data", "size=700k", ROOM),
         ("backup", "backups", "size=700k", "make room: du -xh --max-depth=2 {}"),
         ("restore", "backups", "size=700k", ROOM),
-        ("rollback", "backups", "size=700k", ROOM),
+        ("fresh start", "backups", "size=700k", ROOM),
         ("repair", "backups", "size=700k", FULL),
         ("record", "runs", "nr_inodes=2", FULL),
         ("backup", "backups", "ro", READ_ONLY),
-        ("rollback", "backups", "ro", READ_ONLY),
+        ("fresh start", "backups", "ro", READ_ONLY),
         ("record", "runs", "ro", READ_ONLY),
         ("init", "data", "ro", "mounted read-only at {}"),
         ("store", "data", "ro", READ_ONLY),
@@ -138,13 +127,7 @@ async def answer(verb: str, three: Settings) -> str:
     ],
 )
 async def test_a_full_or_read_only_directory_is_named(
-    verb: str,
-    where: str,
-    options: str,
-    words: str,
-    three: Settings,
-    tmp_path: Path,
-    mounted: Callable[[Path, str], None],
+    verb: str, where: str, options: str, words: str, three: Settings, tmp_path: Path, mounted: Mount
 ) -> None:
     mounted(tmp_path / where, options)
     before = left_in(tmp_path)
@@ -156,20 +139,20 @@ async def test_a_full_or_read_only_directory_is_named(
     assert after == before
 
 
-@pytest.mark.parametrize(
-    "at",
-    sampled(
-        (
-            *(("init", "data"), ("store", "data"), ("benchmark", "data"), ("record", "runs")),
-            *(("rollback", "data"), ("backup", "backups"), ("restore", "backups")),
-        ),
-        *(("init", "data"), ("backup", "backups"), ("record", "runs")),
-    ),
-    ids=str,
-)
-async def test_a_limit_of_file_size_is_no_full_disk(at: tuple[str, str], three: Settings, tmp_path: Path) -> None:
-    verb, where = at
-    limit = {"store": 1_000_000, "benchmark": 1_000_000, "record": 100}.get(verb, 200_000)
+LIMITS = {  # where it strikes, and the size beyond which no file may grow
+    "init": ("data", 200_000),
+    "store": ("data", 1_000_000),
+    "benchmark": ("data", 1_000_000),
+    "fresh start": ("data", 200_000),
+    "backup": ("backups", 200_000),
+    "restore": ("backups", 200_000),
+    "record": ("runs", 100),
+}
+
+
+@pytest.mark.parametrize("verb", sampled(LIMITS, "init", "backup", "record"))
+async def test_a_limit_of_file_size_is_no_full_disk(verb: str, three: Settings, tmp_path: Path) -> None:
+    where, limit = LIMITS[verb]
     before = left_in(tmp_path)
     with no_file_beyond(limit, three):
         found = await answer(verb, three)
@@ -177,7 +160,7 @@ async def test_a_limit_of_file_size_is_no_full_disk(at: tuple[str, str], three: 
     assert left_in(tmp_path).keys() == before.keys()
 
 
-@pytest.mark.parametrize("verb", sampled(("init", "backup", "restore", "rollback", "benchmark", "store"), "restore"))
+@pytest.mark.parametrize("verb", sampled([verb for verb in LIMITS if verb != "record"], "restore"))
 async def test_a_limit_of_open_files_is_named(verb: str, three: Settings) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len([*Path("/proc/self/fd").iterdir()]), hard))
@@ -188,7 +171,7 @@ async def test_a_limit_of_open_files_is_named(verb: str, three: Settings) -> Non
     assert "as many files open as it may" in found
 
 
-async def test_what_reads_works_on_a_read_only_mount(three: Settings, mounted: Callable[[Path, str], None]) -> None:
+async def test_what_reads_works_on_a_read_only_mount(three: Settings, mounted: Mount) -> None:
     mounted(three.db_path.parent, "ro")
     before = left_in(three.backup_dir)
     found = {check.name: check.status for check in (await VERBS["drill"](three)).checks}

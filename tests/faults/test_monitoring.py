@@ -25,27 +25,12 @@ from main_helpers import command, metrics, parsed, promtool
 from mounting import tmpfs
 from sampling import sampled
 
-from abathur_nb.config.settings import Settings, resolve
-from abathur_nb.measure import synthetic
-from abathur_nb.measure.alerts import (
-    GAUGES,
-    READ,
-    RETRIEVAL,
-    RULES,
-    SESSION_BYTES,
-    Rule,
-    Sample,
-    Snapshot,
-    alerts_of,
-    place_of,
-    prometheus_rules,
-)
+import abathur_nb as nb
+from abathur_nb.config.settings import Settings
+from abathur_nb.measure import alerts, synthetic
 from abathur_nb.measure.snapshot import read_some, rows_within
 from abathur_nb.report import Check
-from abathur_nb.runbook.monitor import monitor
-from abathur_nb.runbook.validate import validate_database
 from abathur_nb.store.connection import connect
-from abathur_nb.store.database import Database
 from abathur_nb.store.sql import load_queries
 from abathur_nb.store.values import MAX_BYTES
 from abathur_nb.text import AHEAD_S
@@ -77,19 +62,19 @@ def fill_column(settings: Settings, session_id: str, column: str, size: int) -> 
 
 
 async def add_sessions(settings: Settings, *names: str) -> None:
-    async with Database.open(settings) as db:
+    async with nb.Database.open(settings) as db:
         for name in names:
             await db.sessions.create_session(name, "app", "alice")
 
 
-def rows_in(found: Snapshot, table: str) -> float:
+def rows_in(found: alerts.Snapshot, table: str) -> float:
     """Return how many rows of a table were counted, 0 where none were."""
     return found.value("abathur_rows", {"table": table}) or 0
 
 
 async def warned(settings: Settings) -> dict[str, Check]:
     """Return what monitor and validate warn of about sessions, by the name of the check."""
-    checks = [*(await monitor(settings)).report.checks, *(await validate_database(settings)).checks]
+    checks = [*(await nb.monitor(settings)).report.checks, *(await nb.validate_database(settings)).checks]
     assert all(check.remedy for check in checks if check.status == "warn")
     return {check.name: check for check in checks if "session" in check.name and check.status == "warn"}
 
@@ -114,7 +99,7 @@ async def test_a_session_that_nears_its_limit_is_named(database: Settings, colum
     assert all("trim_events" in check.remedy for check in found.values())
     if names:
         assert f"{int('80 %' in ' '.join(names))} over 80 %" in found["session sizes"].observed
-    assert parsed(metrics(database))[SESSION_BYTES][f"{column}, it's"] == size
+    assert parsed(metrics(database))[alerts.SESSION_BYTES][f"{column}, it's"] == size
 
 
 async def test_validate_reads_every_session_and_monitor_says_how_many_it_looked_at(filled: Settings) -> None:
@@ -124,8 +109,8 @@ async def test_validate_reads_every_session_and_monitor_says_how_many_it_looked_
         (name,) = conn.execute(oldest).fetchone()
     fill_column(filled, name, "events", int(MAX_BYTES * 0.9))
     assert name in (await warned(filled))["session sizes"].observed
-    found = await monitor(filled)
-    share = found.snapshot.value(READ, {"of": "sizes of sessions"}) or 0
+    found = await nb.monitor(filled)
+    share = found.snapshot.value(alerts.READ, {"of": "sizes of sessions"}) or 0
     assert 0 < share < 1  # as many as its time allowed
     assert f"sizes of sessions from {share:.2%} of the rows" in found.report.checks[0].observed
 
@@ -141,11 +126,11 @@ async def test_rows_of_sixteen_megabytes_are_measured_in_time_and_no_figure_is_m
         f"INSERT INTO state (task_id, key, value) {numbers} SELECT n, 'k', {value} FROM n",  # no index has its times
     )
     async with asyncio.timeout(HUNG_S):
-        found = (await monitor(database)).snapshot
+        found = (await nb.monitor(database)).snapshot
     assert (rows_in(found, "sessions"), rows_in(found, "memory_entries")) == (6, 9)
     assert 0 < rows_in(found, "state") <= 6
     for what in ("session", "memory"):
-        assert found.value(RETRIEVAL, {"retrieval": what, "percentile": "p99"})
+        assert found.value(alerts.RETRIEVAL, {"retrieval": what, "percentile": "p99"})
 
 
 async def test_rows_of_which_a_hundred_take_too_long_are_read_one_by_one(conn: aiosqlite.Connection) -> None:
@@ -160,17 +145,17 @@ async def test_rows_of_which_a_hundred_take_too_long_are_read_one_by_one(conn: a
 async def test_a_value_longer_than_the_store_writes_is_not_retrieved(database: Settings) -> None:
     value = f"'[\"' || {LARGE} || {LARGE} || {LARGE} || '\"]'"
     run_sql(database.db_path, f"INSERT INTO sessions (id, app_name, user_id, events) VALUES ('s', 'a', 'u', {value})")
-    found = (await monitor(database)).snapshot
-    assert found.value(RETRIEVAL, {"retrieval": "memory", "percentile": "p99"})
-    assert found.value(RETRIEVAL, {"retrieval": "session", "percentile": "p99"}) is None
+    found = (await nb.monitor(database)).snapshot
+    assert found.value(alerts.RETRIEVAL, {"retrieval": "memory", "percentile": "p99"})
+    assert found.value(alerts.RETRIEVAL, {"retrieval": "session", "percentile": "p99"}) is None
 
 
 async def test_a_checkpoint_of_a_writer_gets_through_while_monitor_runs(database: Settings) -> None:
-    async with Database.open(database) as db:
+    async with nb.Database.open(database) as db:
         for n in range(30):
             await db.sessions.create_session(f"s{n}", "app", "alice")
             await db.sessions.append_event(f"s{n}", {"x": "x" * 4_000_000})
-    look, begun, moments = asyncio.create_task(monitor(database)), monotonic(), list[float]()
+    look, begun, moments = asyncio.create_task(nb.monitor(database)), monotonic(), list[float]()
     with closing(sqlite3.connect(database.db_path, isolation_level=None, timeout=0)) as conn:
         while not look.done():
             await asyncio.sleep(0.001)
@@ -222,9 +207,9 @@ async def test_a_sample_is_drawn_whatever_the_last_rowid_is(conn: aiosqlite.Conn
     row = "(id, timestamp, metric_name, metric_value) VALUES ({}, '2020-01-01 00:00:00.000', 'm', 1)"
     ids = (2**62, 2**63 - 2, 2**63 - 1)
     run_sql(filled.db_path, "DELETE FROM metrics", *(f"INSERT INTO metrics {row.format(n)}" for n in ids))
-    assert rows_in((await monitor(filled)).snapshot, "metrics") == 3
+    assert rows_in((await nb.monitor(filled)).snapshot, "metrics") == 3
     run_sql(filled.db_path, "DELETE FROM sessions WHERE rowid > 1", "UPDATE sessions SET rowid = -5")
-    assert rows_in((await monitor(filled)).snapshot, "sessions") == 1
+    assert rows_in((await nb.monitor(filled)).snapshot, "sessions") == 1
 
 
 VALUES = ("events = '[broken'", "state = x'00'", "metadata = 7", "status = 5")
@@ -240,7 +225,7 @@ async def test_a_row_that_cannot_be_read_leaves_the_rest_measured(changes: list[
     """It is a fault of the row, and validate's to find: the database can be read."""
     await add_sessions(database, *(f"s{n}" for n in range(4)))
     run_sql(database.db_path, *(f"UPDATE {change}" for change in changes))
-    found = await monitor(database)
+    found = await nb.monitor(database)
     assert (found.snapshot.value("abathur_up"), rows_in(found.snapshot, "sessions")) == (1, 4), str(found.report)
 
 
@@ -250,25 +235,25 @@ async def test_a_row_that_cannot_be_read_leaves_the_rest_measured(changes: list[
 # promtool's clock begins at 0; each rule has waited for its time by then.
 MINUTES = 60
 NOW = datetime.fromtimestamp(MINUTES * 60, UTC)
-JUDGED = [rule for rule in RULES if rule.fires != "absent"]
+JUDGED = [rule for rule in alerts.RULES if rule.fires != "absent"]
 SEVERITIES = {"critical": "fail", "warning": "warn"}
 
 
-def sample(rule: Rule, value: float, given: dict[tuple[str, str], Sample]) -> Sample:
+def sample(rule: alerts.Rule, value: float, given: dict[tuple[str, str], alerts.Sample]) -> alerts.Sample:
     """Return what makes the value of a rule, in its setting's unit, such as it is wanted."""
     value *= rule.unit.size
     if rule.per:
-        return Sample(rule.per, given[key_of(rule)].value / value)
-    return Sample(rule.gauge, NOW.timestamp() - value if rule.age else value, rule.labels)
+        return alerts.Sample(rule.per, given[key_of(rule)].value / value)
+    return alerts.Sample(rule.gauge, NOW.timestamp() - value if rule.age else value, rule.labels)
 
 
-def key_of(found: Rule | Sample) -> tuple[str, str]:
-    return found.gauge if isinstance(found, Rule) else found.name, json.dumps(dict(found.labels))
+def key_of(found: alerts.Rule | alerts.Sample) -> tuple[str, str]:
+    return found.gauge if isinstance(found, alerts.Rule) else found.name, json.dumps(dict(found.labels))
 
 
-def snapshot(settings: Settings, *others: Rule, share: float = 0.5) -> Snapshot:
+def snapshot(settings: Settings, *others: alerts.Rule, share: float = 0.5) -> alerts.Snapshot:
     """Return a snapshot in which no rule fires, but for ``others``: their values are that share over their limits."""
-    given: dict[tuple[str, str], Sample] = {}
+    given: dict[tuple[str, str], alerts.Sample] = {}
     for rule in sorted(JUDGED, key=lambda rule: (bool(rule.per), rule not in others, -rule.limit_of(settings))):
         over = 1 + share if rule in others else 0.5
         factor = over if rule.fires == "above" else 1 / over
@@ -276,10 +261,10 @@ def snapshot(settings: Settings, *others: Rule, share: float = 0.5) -> Snapshot:
             factor = 1000
         found = sample(rule, rule.limit_of(settings) * factor, given)
         given.setdefault(key_of(found), found)  # of two rules of one gauge, the one that is to fire first
-    return Snapshot(NOW, place_of(settings), tuple(given.values()))
+    return alerts.Snapshot(NOW, alerts.place_of(settings), tuple(given.values()))
 
 
-def series(found: Snapshot) -> Iterator[dict[str, str]]:
+def series(found: alerts.Snapshot) -> Iterator[dict[str, str]]:
     for one in found.samples:
         labels = ",".join(f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in {**found.place, **one.labels}.items())
         yield {"series": f"{one.name}{{{labels}}}", "values": f"{one.value:.12f}+0x{MINUTES + 1}"}
@@ -300,9 +285,10 @@ def fired_in_prometheus(
     promtool("test", "rules", folder / "test.yml")
 
 
-def firing(found: Snapshot, settings: Settings) -> set[str]:
+def firing(found: alerts.Snapshot, settings: Settings) -> set[str]:
     """Return the names of the rules that the notebook shows as firing."""
-    return {check.evidence[0].partition(",")[0] for check in alerts_of(found, settings) if check.status != "pass"}
+    judged = alerts.alerts_of(found, settings)
+    return {check.evidence[0].partition(",")[0] for check in judged if check.status != "pass"}
 
 
 @pytest.mark.needs("promtool")
@@ -312,22 +298,22 @@ def test_on_each_side_of_each_limit_and_of_now_both_judge_alike(database: Settin
     for rule in JUDGED:
         for share in (-0.01, 0, 0.01):
             found = snapshot(database, rule, share=share)
-            sizes = [r for r in JUDGED if r.gauge == rule.gauge == SESSION_BYTES]
+            sizes = [r for r in JUDGED if r.gauge == rule.gauge == alerts.SESSION_BYTES]
             lower = {r.name for r in sizes if r.limit_of(database) < rule.limit_of(database)}
             cases[f"{rule.name} {share}"] = (found, lower | ({rule.name} if share > 0 else set()))
         for seconds in (300, 301, 366 * 86_400) if rule.age else ():  # five minutes ahead are none
             samples = [one for one in snapshot(database).samples if one.name != rule.gauge]
-            moment = Sample(rule.gauge, NOW.timestamp() + seconds)
-            found = Snapshot(NOW, place_of(database), (moment, *samples))
+            moment = alerts.Sample(rule.gauge, NOW.timestamp() + seconds)
+            found = alerts.Snapshot(NOW, alerts.place_of(database), (moment, *samples))
             cases[f"{rule.name} {seconds}"] = (found, {rule.name} if seconds > AHEAD_S else set())
-            told = [check for check in alerts_of(found, database) if check.status != "pass"]
+            told = [check for check in alerts.alerts_of(found, database) if check.status != "pass"]
             assert all(check.observed.endswith(" in the future") for check in told)
             assert all("timedatectl" in check.remedy for check in told)
     cases["all"] = (snapshot(database, *JUDGED), {rule.name for rule in JUDGED})
     for name, (found, expected) in cases.items():
         assert firing(found, database) == expected, name
     given = {name: ([*series(found)], expected) for name, (found, expected) in cases.items()}
-    fired_in_prometheus(prometheus_rules(database), given, tmp_path)
+    fired_in_prometheus(alerts.prometheus_rules(database), given, tmp_path)
 
 
 @pytest.mark.needs("promtool")
@@ -337,13 +323,13 @@ def test_a_rule_waits_before_it_fires_and_one_fires_where_nobody_measures(databa
     at_once = {rule.name for rule in JUDGED if rule.wait == "0m"}
     assert 0 < len(at_once) < len(JUDGED)
     cases = {"lately": (lately, at_once), "none": (list[dict[str, str]](), {"AbathurMetricsAbsent"})}
-    fired_in_prometheus(prometheus_rules(database), cases, tmp_path)
+    fired_in_prometheus(alerts.prometheus_rules(database), cases, tmp_path)
 
 
 def test_a_critical_alert_fails_where_the_settings_say_so_and_warns_elsewhere(database: Settings) -> None:
-    assert (resolve("development").alerts_fail, resolve("production").alerts_fail) == (False, True)
+    assert (nb.resolve("development").alerts_fail, nb.resolve("production").alerts_fail) == (False, True)
     for rule, strict in product(JUDGED, (True, False)):
-        checks = alerts_of(snapshot(database, rule), replace(database, alerts_fail=strict))
+        checks = alerts.alerts_of(snapshot(database, rule), replace(database, alerts_fail=strict))
         (check,) = (check for check in checks if check.name == rule.title)
         assert (check.status, bool(check.remedy)) == (SEVERITIES[rule.severity] if strict else "warn", True)
         assert rule.expression(database) in check.evidence[0]
@@ -357,7 +343,7 @@ def test_prometheus_loads_the_rules_of_an_environment(tmp_path: Path, monkeypatc
     (tmp_path / "rules.yml").write_text(done.stdout)
     promtool("check", "rules", tmp_path / "rules.yml")
     rules = {rule["alert"]: rule for rule in yaml.safe_load(done.stdout)["groups"][0]["rules"]}
-    assert list(rules) == [rule.name for rule in RULES]
+    assert list(rules) == [rule.name for rule in alerts.RULES]
     old = rules["AbathurBackupOld"]
     assert re.search(r'env="production".* > 180000\.0 or .* < -300$', old["expr"])
     assert "over 50.0 hours" in old["annotations"]["summary"]
@@ -375,7 +361,7 @@ async def test_promtool_has_nothing_to_say_of_the_metrics_whatever_the_names_are
         text = metrics(database)
     assert promtool("check", "metrics", given=text) == ""
     found = parsed(text)
-    assert (found.keys(), found["abathur_up"]) == (GAUGES.keys(), {"": 1})
+    assert (found.keys(), found["abathur_up"]) == (alerts.GAUGES.keys(), {"": 1})
     assert len(found["abathur_namespace_rows"]) == 3 + 1 + 4
     assert f'database="{database.db_path}",env="development"' in text
 
