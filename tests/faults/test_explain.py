@@ -17,12 +17,10 @@ from patience import HANGING_S
 from related_rows import related_rows
 from sampling import sampled
 
+import abathur_nb as nb
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import InvalidValueError
 from abathur_nb.measure.synthetic import fill
-from abathur_nb.report import Check, Report
-from abathur_nb.runbook.explain import Plans, explain_queries, judge_plans
-from abathur_nb.store.database import Database
+from abathur_nb.runbook.explain import Plans, judge_plans
 from abathur_nb.store.schema import expected_objects
 from abathur_nb.store.sql import Query, load_queries, plan_steps, read_plan
 
@@ -91,7 +89,7 @@ async def plans_of(run: Run, *queries: Query) -> Plans:
     return await judge_plans(as_fetch(run), chosen)
 
 
-async def verdict(run: Run, query: Query) -> Check:
+async def verdict(run: Run, query: Query) -> nb.Check:
     return (await plans_of(run, query)).report.checks[0]
 
 
@@ -184,7 +182,7 @@ async def test_a_missing_or_altered_index_is_named_with_the_notebook_that_finds_
 
 async def test_a_missing_table_is_named_and_the_other_queries_are_explained(database: Settings) -> None:
     run_sql(database.db_path, "DROP TABLE metrics")
-    plans = await explain_queries(database)
+    plans = await nb.explain_queries(database)
     status = {check.name: check.status for check in plans.report.checks}
     assert [status[name] for name in ("metric_history", "get_session", "coverage")] == ["error", "pass", "fail"]
     assert all(check.remedy for check in plans.report.checks if check.failed)
@@ -194,22 +192,22 @@ async def test_a_missing_table_is_named_and_the_other_queries_are_explained(data
 async def test_an_index_that_somebody_added_warns_where_it_serves_and_fails_nothing(database: Settings) -> None:
     """A copy of each of the 33, which the planner takes for as good."""
     run_sql(database.db_path, *(expected_objects()[name].sql.replace(name, f"added_{name}", 1) for name in INDEXES))
-    report = (await explain_queries(database)).report
+    report = (await nb.explain_queries(database)).report
     assert report.ok, str(report)
     told = [check for check in report.checks if check.status == "warn"]
     assert any("is not in sql/" in check.observed for check in told)
     run_sql(database.db_path, f"DROP INDEX {INDEXES[0]}")
-    assert not (await explain_queries(database)).report.ok, "one of ours is missing all the same"
+    assert not (await nb.explain_queries(database)).report.ok, "one of ours is missing all the same"
 
 
 async def test_the_plans_are_shown_as_a_frame_as_text_and_as_safe_html(database: Settings) -> None:
-    plans = await explain_queries(database)
+    plans = await nb.explain_queries(database)
     row = plans.to_frame().set_index("query").loc["get_memory"]
     assert (row["status"], row["index"]) == ("pass", "idx_memory_namespace_key_version")
     assert "USING INDEX idx_memory_namespace_key_version" in row["plan"]
     assert "SEARCH" in str(plans)
     strange = Query("<b>name</b>", "SELECT '<script>'", "<i>doc</i>")
-    html = Plans(Report("explain", (Check(strange.name, "pass"),)), {strange.name: strange})
+    html = Plans(nb.Report("explain", (nb.Check(strange.name, "pass"),)), {strange.name: strange})
     assert not re.search("<script|<b>", html._repr_mimebundle_()["text/html"])
 
 
@@ -265,10 +263,10 @@ async def test_only_parameters_that_sqlite_takes_are_accepted(database: Settings
         "expected a sequence of parameters, or a mapping by name": (None, 5, {1, 2}),
         "does not accept this": ((), (1, 2), {"b": 1}, (2**64,), ("\ud800",)),
     }
-    async with Database.open(database) as db:
+    async with nb.Database.open(database) as db:
         for words, cases in wrong.items():
             for given in cases:
-                with pytest.raises(InvalidValueError, match=words):
+                with pytest.raises(nb.InvalidValueError, match=words):
                     await db.explain_query_plan("SELECT :a", given)
         for value in (None, True, 1, 1.5, "x", b"x"):
             assert await db.explain_query_plan("SELECT * FROM tasks WHERE id = ?", [value])
