@@ -8,24 +8,22 @@ and 7), a look that opens the files itself, and a plain connection, which writes
 import asyncio
 import hashlib
 import mmap
-import os
-import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, closing
 from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
 
-from damage import MEMORY, held
+from damage import MEMORY, held, leave_log
 
 import abathur_nb as nb
 from abathur_nb.backups.taking import unpack
 from abathur_nb.config.settings import Settings
-from faults.experiments import content_of, counting, fault_in, first_backup, forked, newest_backup
+from faults.experiments import content_of, counting, fault_in, first_backup, newest_backup
 
 # --- backups beside a hot writer
 
@@ -42,7 +40,7 @@ _COUNT = "INSERT INTO metrics (metric_name, metric_value) VALUES ('hot', ?)"
 
 def copy_beside(name: str, settings: Settings, _: Random) -> tuple[bool, str]:
     """Make a copy beside a writer that never rests."""
-    with _writing(settings.db_path) as acknowledged:
+    with counting(partial(_write, settings.db_path)) as acknowledged:
         before = acknowledged()
         copy = settings.db_path.parents[1] / "copy.db"
         if name == "sound":
@@ -58,20 +56,12 @@ def _written(commit: int) -> list[int]:
     return [(commit + n * _KEYS // _EACH) % _KEYS for n in range(_EACH)]
 
 
-@contextmanager
-def _writing(db: Path) -> Iterator[Callable[[], int]]:
-    """Let a process write to a database during the block, then kill it; yield what tells its last commit."""
-    with closing(sqlite3.connect(db, isolation_level=None)) as conn:
-        conn.execute("BEGIN")
-        conn.executemany(_INSERT, ({"number": n} for n in range(_KEYS)))
-        conn.execute("COMMIT")
-    with counting(partial(_write, db)) as acknowledged:
-        yield acknowledged
-
-
 def _write(db: Path, shared: mmap.mmap) -> None:
     conn = sqlite3.connect(db, timeout=60, isolation_level=None)
     conn.execute("PRAGMA synchronous = NORMAL")
+    conn.execute("BEGIN")
+    conn.executemany(_INSERT, ({"number": n} for n in range(_KEYS)))
+    conn.execute("COMMIT")
     for commit in count(1):
         conn.execute("BEGIN IMMEDIATE")
         conn.executemany(_UPDATE, ({"commit": commit, "number": number} for number in _written(commit)))
@@ -107,7 +97,8 @@ _READERS = (("SELECT count(*) FROM memory_entries",), ("BEGIN", "SELECT count(*)
 def restore_beside(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
     """Restore a backup where a killed writer left a log and up to three readers look on."""
     wanted, fault = first_backup(settings).content, ""
-    _leave_log(settings.db_path, random.randrange(1, 400))
+    keys = (f"'left-{number}'" for number in range(random.randrange(1, 400)))
+    leave_log(settings.db_path, *(MEMORY.replace("'k'", key) for key in keys))  # as a killed writer does
     stale = Path(f"{settings.db_path}-wal").stat().st_size > 0 and content_of(settings.db_path) != wanted
     with ExitStack() as readers:
         for _ in range(random.randrange(1, 4)):
@@ -120,18 +111,6 @@ def restore_beside(name: str, settings: Settings, random: Random) -> tuple[bool,
         during = content_of(settings.db_path)
     exact = [wanted] * 2 == [during, content_of(settings.db_path)]
     return stale, fault or ("" if exact else "what is there is not what was backed up")
-
-
-def _leave_log(db: Path, rows: int) -> None:
-    """Write rows in a process that is killed before it puts them into the main file."""
-    with forked() as pid:
-        if pid == 0:
-            conn = sqlite3.connect(db, isolation_level=None)
-            conn.execute("PRAGMA wal_autocheckpoint = 0")
-            for number in range(rows):
-                conn.execute(MEMORY.replace("'k'", f"'left-{number}'"))
-            os.kill(os.getpid(), signal.SIGKILL)
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 # --- looks from the process of a transaction

@@ -8,12 +8,12 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
 from damage import held
 
@@ -26,29 +26,25 @@ _FRAME = 4096 + 24
 _READING = ("BEGIN", "SELECT count(*) FROM t")
 
 
-# Few pages are cached: a large transaction writes to the log, and there again, before it ends.
-class _Writer(NamedTuple):
-    synchronous: str
-    rows: tuple[int, int] = (1, 40)
-    checkpoint: int = 1000
-    readers: int = 0
-
-
+# By kind: PRAGMA synchronous, rows in a transaction, pages until a checkpoint; readers beside it.
 _WRITERS = {
-    "NORMAL": _Writer("NORMAL"),
-    "FULL": _Writer("FULL"),
-    "checkpoints": _Writer("FULL", (1, 4), 20),
-    "readers": _Writer("FULL", readers=4),
-    "large": _Writer("NORMAL", (300, 900)),
+    "NORMAL": ("NORMAL", (1, 40), 1000, 0),
+    "FULL": ("FULL", (1, 40), 1000, 0),
+    "checkpoints": ("FULL", (1, 4), 20, 0),
+    "readers": ("FULL", (1, 40), 1000, 4),
+    "large": ("NORMAL", (300, 900), 1000, 0),
 }
 
 
 def look_beside(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
     """Look ten times at the log of a database that is written to."""
     kind, db = random.choice(list(_WRITERS)), settings.db_path
-    with _writing(db, kind, random) as acknowledged, ExitStack() as readers:
-        for _ in range(_WRITERS[kind].readers):
-            readers.enter_context(_reading(db, random))
+    *writer, readers = _WRITERS[kind]
+    with closing(sqlite3.connect(db, isolation_level=None)) as conn:
+        conn.executescript(f"PRAGMA journal_mode = WAL; {_TABLE};")
+    with counting(partial(_keep_writing, db, random, *writer)) as acknowledged, ExitStack() as others:
+        for _ in range(readers):
+            others.enter_context(_reading(db, random))
         harms, before = list[str](), acknowledged()
         while len(harms) < 10 or acknowledged() == before:
             harms.append(_LOOKS_BY[name](db))
@@ -94,23 +90,16 @@ def _write(conn: sqlite3.Connection, random: Random, rows: tuple[int, int]) -> N
     conn.execute("COMMIT" if random.random() < 0.9 else "ROLLBACK")
 
 
-@contextmanager
-def _writing(db: Path, kind: str, random: Random) -> Iterator[Callable[[], int]]:
-    """Let a process write during the block; yields what counts its transactions."""
-    writer = _WRITERS[kind]
-    with closing(sqlite3.connect(db, isolation_level=None)) as conn:
-        conn.executescript(f"PRAGMA journal_mode = WAL; {_TABLE};")
-
-    def work(shared: mmap.mmap) -> None:
-        conn = sqlite3.connect(db, timeout=60, isolation_level=None)
-        conn.executescript(f"PRAGMA synchronous = {writer.synchronous}; PRAGMA cache_size = 50;")
-        conn.execute(f"PRAGMA wal_autocheckpoint = {writer.checkpoint}").fetchall()
-        for number in count(1):
-            _write(conn, random, writer.rows)
-            shared[:8] = number.to_bytes(8, "little")
-
-    with counting(work) as acknowledged:
-        yield acknowledged
+def _keep_writing(
+    db: Path, random: Random, synchronous: str, rows: tuple[int, int], checkpoint: int, shared: mmap.mmap
+) -> None:
+    conn = sqlite3.connect(db, timeout=60, isolation_level=None)
+    # Few pages are cached: a large transaction writes to the log, and there again, before it ends.
+    conn.executescript(f"PRAGMA synchronous = {synchronous}; PRAGMA cache_size = 50;")
+    conn.execute(f"PRAGMA wal_autocheckpoint = {checkpoint}").fetchall()
+    for number in count(1):
+        _write(conn, random, rows)
+        shared[:8] = number.to_bytes(8, "little")
 
 
 @contextmanager

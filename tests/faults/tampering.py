@@ -31,25 +31,19 @@ class Tampering:
     settings: Settings
     random: Random
 
-    def run(self) -> Path:
-        """Choose the folder of an archived run."""
-        return self.two()[0]
-
-    def two(self) -> tuple[Path, Path]:
-        """Choose the folders of two archived runs."""
-        one, other = self.random.sample(sorted(path.parent for path in self.archive.glob(f"*/{STATEMENT}")), 2)
-        return one, other
+    def runs(self) -> list[Path]:
+        """Return the folders of the archived runs, in a random order."""
+        folders = sorted(path.parent for path in self.archive.glob(f"*/{STATEMENT}"))
+        return self.random.sample(folders, len(folders))
 
     def file(self) -> Path:
         """Choose a file."""
         return self.random.choice(_files(self.archive))
 
-    def lines(self) -> list[bytes]:
-        """Return the lines of the ledger."""
-        return (self.archive / LEDGER).read_bytes().splitlines(keepends=True)
-
-    def write(self, lines: list[bytes]) -> None:
-        """Replace the lines of the ledger."""
+    def edit(self, change: Callable[[list[bytes]], object]) -> None:
+        """Change the lines of the ledger."""
+        lines = (self.archive / LEDGER).read_bytes().splitlines(keepends=True)
+        change(lines)
         (self.archive / LEDGER).write_bytes(b"".join(lines))
 
 
@@ -58,40 +52,34 @@ def _files(archive: Path) -> list[Path]:
 
 
 def _take_line(made: Tampering) -> None:
-    lines = made.lines()
-    lines.pop(made.random.randrange(len(lines)))
-    made.write(lines)
+    made.edit(lambda lines: lines.pop(made.random.randrange(len(lines))))
 
 
 def _take_run_and_line(made: Tampering) -> None:
     """Take away what names a run, but for the chain."""
-    folder = made.run()
+    folder = made.runs()[0]
     shutil.rmtree(folder)
-    made.write([line for line in made.lines() if folder.name.encode() not in line])
+    made.edit(lambda lines: lines.remove(next(line for line in lines if folder.name.encode() in line)))
 
 
 def _swap_lines(made: Tampering) -> None:
-    lines = made.lines()
-    one, other = made.random.sample(range(len(lines)), 2)
-    lines[one], lines[other] = lines[other], lines[one]
-    made.write(lines)
+    def swap(lines: list[bytes]) -> None:
+        one, other = made.random.sample(range(len(lines)), 2)
+        lines[one], lines[other] = lines[other], lines[one]
+
+    made.edit(swap)
 
 
-def _swap_files(made: Tampering) -> None:
-    one, other = made.two()
-    name = made.random.choice(_FILES)
-    _swap(one / name, other / name)
-
-
-def _swap(one: Path, other: Path) -> None:
-    aside = one.with_name(".aside")
-    one.rename(aside)
+def _swap(made: Tampering, name: str = "") -> None:
+    """Let two runs, or their files of a name, change places."""
+    one, other = (folder / name for folder in made.runs()[:2])
+    aside = one.rename(made.archive / ".aside")
     other.rename(one)
     aside.rename(other)
 
 
 def _change_number(made: Tampering) -> None:
-    path = made.run() / RECORD
+    path = made.runs()[0] / RECORD
     record = unsealed(path.read_bytes())
     record["facts"]["rows"]["tasks"] += 1
     path.write_bytes(sealed(record))
@@ -99,33 +87,33 @@ def _change_number(made: Tampering) -> None:
 
 def _change_verdict(made: Tampering) -> None:
     """Rewrite everything that names a run consistently, but for the chain behind it."""
-    folder = made.run()
+    folder = made.runs()[0]
     record = {**unsealed((folder / RECORD).read_bytes()), "verdict": "interrupted"}
     (folder / RECORD).write_bytes(sealed(record))
     hashes = {name: sha256((folder / name).read_bytes()) for name in (STARTED, RECORD, NOTEBOOK, PAGE)}
     (folder / STATEMENT).write_bytes(envelope(made.settings, read_run(Record, record), hashes))
     hashes[STATEMENT] = sha256((folder / STATEMENT).read_bytes())
-    changed = {"verdict": "interrupted", "files": hashes}
-    told = [unsealed(line) for line in made.lines()]
-    made.write([sealed({**line, **(changed if line["run_id"] == folder.name else {})}) for line in told])
+
+    def change(lines: list[bytes]) -> None:
+        (number,) = (n for n, line in enumerate(lines) if unsealed(line)["run_id"] == folder.name)
+        _rewrite(lines, number, verdict="interrupted", files=hashes)
+
+    made.edit(change)
 
 
-def _change_line(made: Tampering) -> None:
-    lines = made.lines()
-    number = made.random.randrange(len(lines))
-    lines[number] = sealed({**unsealed(lines[number]), "env": "production"})
-    made.write(lines)
+def _rewrite(lines: list[bytes], number: int, **facts: object) -> None:
+    lines[number] = sealed({**unsealed(lines[number]), **facts})
 
 
 def _change_form(made: Tampering) -> None:
-    path = made.run() / made.random.choice((STARTED, RECORD, STATEMENT))
+    path = made.runs()[0] / made.random.choice((STARTED, RECORD, STATEMENT))
     path.write_text(json.dumps(json.loads(path.read_bytes()), indent=1))
 
 
 def _add_page(made: Tampering) -> None:
     """Let a run that was never sealed look like one."""
     (folder,) = (path.parent for path in made.archive.glob(f"*/{STARTED}") if not path.with_name(RECORD).exists())
-    shutil.copy(made.run() / PAGE, folder)
+    shutil.copy(made.runs()[0] / PAGE, folder)
 
 
 def _replay(made: Tampering) -> None:
@@ -133,7 +121,7 @@ def _replay(made: Tampering) -> None:
     folder = make_run(resolve("staging", db_path=made.archive.parent / "other" / "abathur.db"))
     (line,) = (folder.parent / LEDGER).read_bytes().splitlines(keepends=True)
     shutil.move(folder, made.archive)
-    made.write([*made.lines(), sealed({**unsealed(line), "previous": sha256(made.lines()[-1])})])
+    made.edit(lambda lines: lines.append(sealed({**unsealed(line), "previous": sha256(lines[-1])})))
 
 
 _Deed = Callable[[Tampering], object]
@@ -141,24 +129,26 @@ _FLIP: dict[str, _Deed] = {"flip": lambda made: flip(made.file(), made.random)}
 TAMPERINGS: dict[str, _Deed] = {
     "cut a file": lambda made: cut(made.file(), made.random),
     "lengthen a file": lambda made: lengthen(made.file(), made.random),
-    "take a file": lambda made: (made.run() / made.random.choice(_FILES)).unlink(),
+    "take a file": lambda made: (made.runs()[0] / made.random.choice(_FILES)).unlink(),
     "take the ledger": lambda made: (made.archive / LEDGER).unlink(),
-    "take a run": lambda made: shutil.rmtree(made.run()),
+    "take a run": lambda made: shutil.rmtree(made.runs()[0]),
     "take a line": _take_line,
     "take a run and its line": _take_run_and_line,
     "swap lines": _swap_lines,
-    "swap files": _swap_files,
-    "swap runs": lambda made: _swap(*made.two()),
+    "swap files": lambda made: _swap(made, made.random.choice(_FILES)),
+    "swap runs": _swap,
     "change a number": _change_number,
     "change a verdict": _change_verdict,
-    "change a line": _change_line,
+    "change a line": lambda made: made.edit(
+        lambda lines: _rewrite(lines, made.random.randrange(len(lines)), env="production")
+    ),
     "change the form": _change_form,
-    "link a file": lambda made: link(made.run() / made.random.choice(_FILES), made.random),
+    "link a file": lambda made: link(made.runs()[0] / made.random.choice(_FILES), made.random),
     "a pipe for a file": lambda made: pipe(made.file(), made.random),
-    "add a file": lambda made: (made.random.choice((made.archive, made.run())) / "notes.txt").write_text("all is well"),
+    "add a file": lambda made: (made.random.choice((made.archive, *made.runs())) / "notes.txt").write_text("well"),
     "add a page": _add_page,
     "replay a run": _replay,
-    "copy a run": lambda made: shutil.copytree(made.run(), made.archive / "20261123T101500123Z-9f3ac1"),
+    "copy a run": lambda made: shutil.copytree(made.runs()[0], made.archive / "20261123T101500123Z-9f3ac1"),
 }
 
 

@@ -6,9 +6,7 @@ The controls are the same good databases with one fault each, which both must na
 
 import asyncio
 import shutil
-import sqlite3
 from collections.abc import Callable, Coroutine
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -22,7 +20,7 @@ from abathur_nb.measure import synthetic
 from abathur_nb.report import Report
 from abathur_nb.store.connection import connect
 from abathur_nb.store.schema import SchemaObject, expected_columns, expected_objects, expected_tables
-from faults.experiments import Experiment, Outcome, content_of, settings_of
+from faults.experiments import Experiment, Outcome, content_of, fault_in, settings_of
 from faults.strikes import prepare
 
 _Deed = Callable[[Settings, Random], Coroutine[Any, Any, None]]
@@ -178,7 +176,10 @@ def _mutate(name: str, template: Path, seed: str, found: SchemaObject, folder: P
     changes[change](settings.db_path, found)
     changed = content_of(settings.db_path)
     struck = bool(before and changed and before.schema != changed.schema)
-    harm = _unnamed(settings, found) if name == "sound" else _seed_validation(settings.db_path)
+    if name == "sound":
+        harm = _unnamed(settings, found)
+    else:
+        harm = "" if fault_in(settings.db_path, *_SEED_VALIDATION) else "not found"
     return Outcome(1, int(struck), f"{change} {found.name}: {harm}" if harm else "")
 
 
@@ -242,13 +243,10 @@ _OF_TABLES: dict[str, _Change] = {
 }
 
 
-def _seed_validation(db: Path) -> str:
-    """Validate as the runbook does; say ``not found`` if it is content."""
-    with closing(sqlite3.connect(db)) as conn:
-        sound = conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        references = conn.execute("PRAGMA foreign_key_check").fetchall()
-        tables = {name for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        indexes = conn.execute("SELECT count(*) FROM sqlite_master WHERE type = 'index'").fetchone()[0]
-        seeds = conn.execute("SELECT count(*) FROM memory_entries WHERE namespace LIKE 'app:abathur:%'").fetchone()[0]
-    content = sound and not references and tables >= set(expected_tables()) and indexes >= 30 and seeds >= 3
-    return "not found" if content else ""
+# The runbook's own validation: queries that count faults.
+_SEED_VALIDATION = (
+    "SELECT count(*) FROM pragma_foreign_key_check",
+    f"SELECT count(*) < 9 FROM sqlite_master WHERE type = 'table' AND name IN {(*expected_tables(),)}",
+    "SELECT count(*) < 30 FROM sqlite_master WHERE type = 'index'",
+    "SELECT count(*) < 3 FROM memory_entries WHERE namespace LIKE 'app:abathur:%'",
+)
