@@ -39,10 +39,11 @@ _WRITERS = {
 def look_beside(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
     """Look ten times at the log of a database that is written to."""
     kind, db = random.choice(list(_WRITERS)), settings.db_path
-    *writer, readers = _WRITERS[kind]
+    synchronous, rows, checkpoint, readers = _WRITERS[kind]
     with closing(sqlite3.connect(db, isolation_level=None)) as conn:
         conn.executescript(f"PRAGMA journal_mode = WAL; {_TABLE};")
-    with counting(partial(_keep_writing, db, random, *writer)) as acknowledged, ExitStack() as others:
+    work = partial(_keep_writing, db, random, synchronous, rows, checkpoint)
+    with counting(work) as acknowledged, ExitStack() as others:
         for _ in range(readers):
             others.enter_context(_reading(db, random))
         harms, before = list[str](), acknowledged()
