@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from damage import AGENT, MEMORY, SESSION, TASK, run_sql, spoil_table, untouched
 from explore_helpers import HOSTILE, fill, insert
+from situations import tree
 from troubleshoot_helpers import check_of
 
 import abathur_nb as nb
@@ -38,11 +39,10 @@ def bundles(found: Exploration) -> dict[str, dict[str, str]]:
 
 async def test_each_part_says_how_much_there_is_and_nothing_changes(database: Settings) -> None:
     await fill(database)
-    beside = sorted(path.name for path in database.db_path.parent.iterdir())
-    with untouched(database.db_path):
-        found = await explore(database)
-        bundles(found)
-    assert {path.name for path in database.db_path.parent.iterdir()} - {*beside} <= {"abathur.db-wal", "abathur.db-shm"}
+    before = tree(database.db_path.parent)
+    found = await explore(database)
+    bundles(found)
+    assert tree(database.db_path.parent) == before
     assert found.report.ok
     expected = {
         "sessions": "1 session, the last used first",
@@ -65,11 +65,11 @@ async def test_of_what_is_not_there_words_say_so_and_nothing_fails(database: Set
     found = await explore(database, namespace="nobody:")
     assert found.report.ok
     assert [one.name for one in found.report.checks if one.status == "warn"] == ["namespaces"]
-    assert str(found.sessions) == str(found.session) == "no session yet"
-    assert str(found.namespaces) == "no namespace begins with 'nobody:'"
-    assert str(found.memories) == "no current memory"
-    assert str(found.audit) == "no audit row"
-    assert all(bundle["text/plain"] for bundle in bundles(found).values())
+    said = {name: bundle["text/plain"] for name, bundle in bundles(found).items()}
+    assert all(said.values())
+    assert said["sessions"] == said["session"] == "no session yet"
+    assert said["namespaces"] == "no namespace begins with 'nobody:'"
+    assert (said["memories"], said["audit"]) == ("no current memory", "no audit row")
     await fill(database)
     name = "'; DROP TABLE sessions; --"
     found = await explore(database, namespace="user:a", key=name, session=name)
@@ -78,7 +78,6 @@ async def test_of_what_is_not_there_words_say_so_and_nothing_fails(database: Set
     run_sql(database.db_path, *(f"DELETE FROM {table}" for table in expected_tables()))
     found = await explore(database)
     assert found.report.ok
-    assert nb.charts.rows_over_time(found.growth).alt == "no row yet: there is nothing to draw"
     assert all(part.to_frame().empty for part in (found.sessions, found.namespaces, found.memory, found.growth))
     run_sql(database.db_path, "DROP TABLE audit")
     found = await explore(database)
@@ -113,8 +112,8 @@ async def test_every_listing_ends_at_the_limit_and_tells_of_how_many_it_is(datab
     found = await explore(database, namespace="n:", limit=4)
     assert told(found)["session"].endswith("8 values of its state, 9 events, of which 4 are shown")
     assert told(found)["namespaces"] == "7 namespaces, the largest first, of which 4 are shown"
-    assert told(found)["memories"].startswith("7 current memories, ")
     assert told(found)["memory"] == "n:3 k: 9 versions, the last 4"
+    assert told(found)["memories"].startswith("7 current memories, ")
     assert told(found)["audit trail"].startswith("7 audit rows ")
     for part in (found.sessions, found.memories, found.audit):
         assert part.caption.endswith(", of which 4 are shown")
@@ -176,8 +175,7 @@ async def test_of_many_events_those_that_are_shown_cost_memory(database: Setting
     insert(database, "UPDATE sessions SET events = ?", f"[{','.join('7' * 500_000)}]")
     tracemalloc.start()
     try:
-        found = await explore(database, limit=3)
-        _, peak = tracemalloc.get_traced_memory()
+        found, (_, peak) = await explore(database, limit=3), tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert found.session.rows == tuple(("event", str(n), "7") for n in (500_000, 499_999, 499_998))
@@ -192,9 +190,9 @@ async def test_a_part_not_read_in_time_is_named(database: Settings, monkeypatch:
     numbers = "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 500000)"
     insert(database, f"INSERT INTO audit (action_type) {numbers} SELECT 'x' FROM n")
     found = await explore(database)
-    late = {one.name for one in found.report.checks if "not read within 0 s" in one.observed}
-    assert "growth" in late
-    assert all(one.remedy for one in found.report.checks if one.name in late)
+    late = {one.name: one.remedy for one in found.report.checks if "not read within 0 s" in one.observed}
+    assert late["growth"]
+    assert all(late.values())
 
 
 async def test_a_session_of_what_the_schema_forbids_is_shown(database: Settings) -> None:
@@ -238,13 +236,12 @@ async def test_all_parts_are_of_one_snapshot_whoever_writes_meanwhile(database: 
             await asyncio.sleep(0)  # lets the look go on
     found = look.result()
     assert found.report.ok
-    seen = found.rows["sessions"]
+    seen, tables = found.rows["sessions"], ("sessions", "memory_entries", "audit")
     assert seen < commits, "somebody wrote after the snapshot was taken"
-    assert (found.rows["memory_entries"], found.rows["audit"]) == (seen, seen)
-    assert {len(part.rows) for part in (found.sessions, found.memories, found.audit)} <= {min(seen, 1000)}
-    assert sum(row[1] for row in found.namespaces.rows) == seen
+    assert {found.rows[table] for table in tables} == {seen} == {sum(row[1] for row in found.namespaces.rows)}
+    assert {len(part.rows) for part in (found.sessions, found.memories, found.audit)} == {min(seen, 1000)}
     came = found.growth.to_frame().groupby("table")["rows"].sum().to_dict()
-    assert came == {table: seen for table in ("sessions", "memory_entries", "audit") if seen}
+    assert came == {table: seen for table in tables if seen}
 
 
 async def test_all_wrong_arguments_are_named_at_once(database: Settings) -> None:
