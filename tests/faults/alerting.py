@@ -98,8 +98,6 @@ def _fires(settings: Settings) -> set[str]:
 
 
 class _Host:
-    """Hold the servers of one host."""
-
     def __init__(self, settings: Settings, output: Path, address: str, server: "subprocess.Popen[bytes]") -> None:
         self._settings, self._output, self._address, self._server = settings, output, address, server
 

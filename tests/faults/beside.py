@@ -39,7 +39,6 @@ _COUNT = "INSERT INTO metrics (metric_name, metric_value) VALUES ('hot', ?)"
 
 
 def copy_beside(name: str, settings: Settings, _: Random) -> tuple[bool, str]:
-    """Make a copy beside a writer that never rests."""
     with counting(partial(_write, settings.db_path)) as acknowledged:
         before = acknowledged()
         copy = settings.db_path.parents[1] / "copy.db"

@@ -52,8 +52,12 @@ def after_a_second_run(place: Place) -> str:
         return f"the second run failed: {second.fault or second.report['summary']}"
     if second.created != (before == "absent"):
         return f"the second run {'made' if second.created else 'found'} a database where it was {before}"
-    if fault := _not_whole(place):
+    if (found := state(place)) != "complete":
+        return f"after the second run the database is {found}"
+    if fault := _left(place):
         return f"after the second run {fault}"
+    if _names(place.top) != {place.db.parent.name} or place.db.stat().st_nlink > 1:
+        return f"after the second run it has {place.db.stat().st_nlink} names, among {_names(place.top)}"
     return "" if _durable(place) else f"the second run's success is not durable: {_told(place)}"
 
 
@@ -73,17 +77,6 @@ def false_success(place: Place, ending: Ending, *, durable: bool) -> str:
     if (found := state(place)) != "complete":
         return f"a false success: the database is {found}"
     return "" if not durable or _durable(place) else f"a success that is not durable: {_told(place)}"
-
-
-def _not_whole(place: Place) -> str:
-    if (found := state(place)) != "complete":
-        return f"the database is {found}"
-    if fault := _left(place):
-        return fault
-    if _names(place.top) != {place.db.parent.name}:
-        return f"strangers beside the directory: {_names(place.top)}"
-    links = place.db.stat().st_nlink
-    return "" if links == 1 else f"the file has {links} names"
 
 
 def _left(place: Place, allowed: Iterable[str] = ()) -> str:

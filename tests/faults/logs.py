@@ -37,7 +37,6 @@ _WRITERS = {
 
 
 def look_beside(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
-    """Look ten times at the log of a database that is written to."""
     kind, db = random.choice(list(_WRITERS)), settings.db_path
     synchronous, rows, checkpoint, readers = _WRITERS[kind]
     with closing(sqlite3.connect(db, isolation_level=None)) as conn:

@@ -47,7 +47,11 @@ def _sweep(
     come to harm.
     """
     result, started = Result(title, blunt=blunt), time.monotonic()
-    _warm_up(Place(folder / "warm-up"))
+    # Fill the caches of this process, which every victim inherits: what it does once takes longer than the rest.
+    warm = Place(folder / "warm-up")
+    asyncio.run(initialize(warm.db))
+    if (found := state(warm)) != "complete":
+        raise BrokenHarnessError(f"undisturbed, initialize_database leaves a database that is {found}")
     for outcome in _outcomes(title, plan("sound", every, seed, folder), folder / "sound"):
         result.experiments += 1
         result.injected += outcome.injected
@@ -68,13 +72,6 @@ def _outcomes(title: str, experiments: list[Experiment], folder: Path) -> Iterab
     with ProcessPoolExecutor(_WORKERS, mp_context=get_context("fork")) as pool:
         done = pool.map(_conduct, experiments, (folder / f"{n}" for n in range(len(experiments))))
         yield from tqdm(done, title, len(experiments), file=sys.stderr, leave=False)
-
-
-def _warm_up(place: Place) -> None:
-    """Fill the caches of this process, which every victim inherits: what it does once takes longer than the rest."""
-    asyncio.run(initialize(place.db))
-    if (found := state(place)) != "complete":
-        raise BrokenHarnessError(f"undisturbed, initialize_database leaves a database that is {found}")
 
 
 def _conduct(experiment: Experiment, folder: Path) -> Outcome:

@@ -46,13 +46,9 @@ class _Run:
         # Papermill leaves the connection file of each kernel that it can't end itself.
         scratch = place.root / "tmp"
         scratch.mkdir()
+        pipe, env = subprocess.PIPE, {**os.environ, "TMPDIR": str(scratch)}
         self.process = subprocess.Popen(
-            command,
-            env={**os.environ, "TMPDIR": str(scratch)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            command, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT, text=True
         )
         self.began = time.monotonic()
 
@@ -65,8 +61,8 @@ class _Run:
 
     def end(self) -> tuple[int, str]:
         """Wait for the end; return the exit code and all that was printed."""
-        out, err = self.process.communicate(timeout=HANGING_S)
-        return self.process.returncode, out + err
+        told, _ = self.process.communicate(timeout=HANGING_S)
+        return self.process.returncode, told
 
 
 def kills_of_runs(name: str, every: int, seed: int, folder: Path) -> list[Experiment]:

@@ -194,7 +194,7 @@ def _calls(operation: str, name: str, template: Path, folder: Path) -> list[Call
         place = _place(operation, folder / f"traced-{name}-{operation}-{thread}", template)
         ending, log = traced(getattr(OPERATIONS[operation], name), place, thread)
         if not ending.ok or (name == "sound" and not OPERATIONS[operation].is_done(settings_of(place.db))):
-            raise BrokenHarnessError(f"{operation}, {name}: undisturbed it fails: {ending.out}{ending.err}")
+            raise BrokenHarnessError(f"{operation}, {name}: undisturbed it fails: {ending.fault or ending.report}")
         if log is None:  # no such thread
             _KNOWN[operation, name] = calls
             return calls

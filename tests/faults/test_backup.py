@@ -106,7 +106,6 @@ def test_retention_keeps_the_newest_the_newest_sound_one_and_the_newest_of_each_
 
 @pytest.fixture
 async def other(database: Settings, tmp_path: Path) -> Settings:
-    """Return the settings of another database, whose backups stand in the same directory."""
     found = nb.resolve("development", db_path=tmp_path / "other" / "abathur.db", backup_dir=database.backup_dir)
     (await nb.initialize_database(found)).raise_for_failures()
     return found

@@ -26,7 +26,6 @@ QUICK: dict[str, Any] = {"rows": 200, "repetitions": 299}
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw no progress bars."""
     monkeypatch.setenv("TQDM_DISABLE", "1")
 
 

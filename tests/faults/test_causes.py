@@ -95,7 +95,6 @@ def left_in(folder: Path) -> dict[Path, object]:
 
 
 async def answer(verb: str, three: Settings) -> str:
-    """Return why a verb did not do its work."""
     try:
         result = await VERBS[verb](three)
     except AbathurError as error:

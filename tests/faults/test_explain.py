@@ -40,7 +40,6 @@ HOT = dict(pair.split("=") for pair in _HOT.split())
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a database with synthetic rows, for copies to be made of."""
     path = tmp_path_factory.mktemp("filled") / "filled.db"
 
     async def fill_it() -> None:

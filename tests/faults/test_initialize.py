@@ -41,7 +41,6 @@ def outcome(report: Report) -> str:
 
 
 async def whole(path: Path) -> bool:
-    """Return whether a finished database stands at ``path``."""
     return (await nb.validate_database(resolve(db_path=path))).ok
 
 

@@ -68,7 +68,6 @@ async def add_sessions(settings: Settings, *names: str) -> None:
 
 
 def rows_in(found: alerts.Snapshot, table: str) -> float:
-    """Return how many rows of a table were counted, 0 where none were."""
     return found.value("abathur_rows", {"table": table}) or 0
 
 
@@ -286,7 +285,6 @@ def fired_in_prometheus(
 
 
 def firing(found: alerts.Snapshot, settings: Settings) -> set[str]:
-    """Return the names of the rules that the notebook shows as firing."""
     judged = alerts.alerts_of(found, settings)
     return {check.evidence[0].partition(",")[0] for check in judged if check.status != "pass"}
 

@@ -101,12 +101,8 @@ class Victim:
         _, status = os.waitpid(self.pid, 0)
         os.close(self._ready)
         os.close(self._pidfd)
-        said = self._file("err").read_text()
-        return Ending(
-            os.waitstatus_to_exitcode(status),
-            self._file("out").read_text(),
-            f"hung for {_PATIENCE} s; {said}" if hung else said,
-        )
+        said = f"hung for {_PATIENCE} s; " * hung + self._file("err").read_text()
+        return _ending(os.waitstatus_to_exitcode(status), self._file("out").read_text(), said)
 
 
 class Gate:
@@ -129,49 +125,36 @@ class Gate:
 
 
 class Ending(NamedTuple):
-    """Hold how a process ended: its exit code (negative: the signal), what it printed and complained of."""
+    """Hold how a process ended: whether by SIGKILL, its report, and what is wrong with the way in which it answered.
 
-    code: int
-    out: str
-    err: str
+    ``ok`` says that it claims success, ``created`` that it says it made the database, rather than found one.
+    """
 
-    @property
-    def killed(self) -> bool:
-        """Return whether SIGKILL ended it."""
-        return self.code == -signal.SIGKILL
+    killed: bool
+    report: dict[str, Any]
+    ok: bool
+    created: bool
+    fault: str
 
-    @property
-    def report(self) -> dict[str, Any]:
-        """Return the report, empty if there is none."""
-        try:
-            # On a slow machine a progress bar stands before it.
-            found: dict[str, Any] = json.loads(self.out.rpartition("\n")[2])
-        except ValueError:
-            return {}
-        return found
 
-    @property
-    def ok(self) -> bool:
-        """Return whether it claims success."""
-        return self.code == 0 and bool(self.report.get("ok"))
-
-    @property
-    def created(self) -> bool:
-        """Return whether it says that it made the database, rather than that it found one."""
-        return self.ok and any(check["name"] == "2.1 database file" for check in self.report["checks"])
-
-    @property
-    def fault(self) -> str:
-        """Say what is wrong with the way in which it answered, whatever the answer; empty if nothing is."""
-        if self.err:
-            return f"wrote to stderr: {self.err.strip().splitlines()[-1][:200]}"
-        if not self.report:
-            return f"no report, exit code {self.code}"
-        if self.code != (not self.report["ok"]):
-            return f"exit code {self.code} with ok = {self.report['ok']}"
-        if not self.report["ok"] and not any(check["status"] in ("fail", "error") for check in self.report["checks"]):
-            return "not ok, but no check says why"
-        return ""
+def _ending(code: int, out: str, err: str) -> Ending:
+    try:
+        # On a slow machine a progress bar stands before it.
+        report: dict[str, Any] = json.loads(out.rpartition("\n")[2])
+    except ValueError:
+        report = {}
+    checks, ok, fault = report.get("checks", []), bool(report.get("ok")), ""
+    if err:
+        fault = f"wrote to stderr: {err.strip().splitlines()[-1][:200]}"
+    elif not report:
+        fault = f"no report, exit code {code}"
+    elif code != (not ok):
+        fault = f"exit code {code} with ok = {ok}"
+    elif not ok and not any(check["status"] in ("fail", "error") for check in checks):
+        fault = "not ok, but no check says why"
+    ok &= code == 0
+    created = ok and any(check["name"] == "2.1 database file" for check in checks)
+    return Ending(code == -signal.SIGKILL, report, ok, created, fault)
 
 
 def _pause_thread(number: int, pause: Callable[[], None]) -> None:
@@ -209,7 +192,6 @@ def _log_events(path: Path) -> None:
 
 
 def run_undisturbed(act: Deed, place: Place, label: str) -> Ending:
-    """Run one victim that nothing disturbs."""
     victim = Victim(act, place, label)
     victim.at_gate()
     victim.gate.open()
