@@ -45,14 +45,9 @@ def percentiles(nanoseconds: Sequence[int]) -> tuple[Percentile, ...]:
     tail, found = (1 - CONFIDENCE) / 2, []
     for level in LEVELS:
         low, high = np.searchsorted(_at_most(len(ordered), level), (tail, 1 - tail))
-        found.append(
-            Percentile(
-                level,
-                float(np.quantile(ordered, level)),
-                float(ordered[low - 1]) if low > 0 else None,
-                float(ordered[high]) if high < len(ordered) else None,
-            )
-        )
+        lower = float(ordered[low - 1]) if low > 0 else None
+        upper = float(ordered[high]) if high < len(ordered) else None
+        found.append(Percentile(level, float(np.quantile(ordered, level)), lower, upper))
     return tuple(found)
 
 

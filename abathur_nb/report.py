@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from html import escape
@@ -129,9 +130,8 @@ class Report(Shown):
     @property
     def summary(self) -> str:
         """Return the verdict and the number of checks of each status, in one line."""
-        counts = ", ".join(
-            f"{n} {status}" for status in _MARKS if (n := sum(check.status == status for check in self.checks))
-        )
+        found = Counter(check.status for check in self.checks)
+        counts = ", ".join(f"{found[status]} {status}" for status in _MARKS if status in found)
         verdict = "refused" if self.refused else "passed" if self.ok else "failed"
         return f"{self.title} {verdict}: {counts or 'no checks'}"
 

@@ -103,9 +103,9 @@ def counted(number: int, one: str) -> str:
 def did_you_mean(found: str, names: Collection[str]) -> str:
     """Return ``"; did you mean …?"`` if one of ``names`` is similar, else an empty text."""
     plain = found.strip().casefold()
-    near = get_close_matches(plain, names, 1) or [
-        n for n in names if len(plain) > 2 and (n.startswith(plain) or plain.startswith(n))
-    ]
+    near = get_close_matches(plain, names, 1)
+    if not near and len(plain) > 2:
+        near = [name for name in names if name.startswith(plain) or plain.startswith(name)]
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -116,10 +116,9 @@ def _look(table: str) -> str:
     broken += [_MAY_BE_LATE.format(column) for column in of[_CLOCK]]
     # typeof() does not read the value.
     nulls = "".join(f" + count(CASE typeof({column}) WHEN 'null' THEN 1 END)" for column in of[_REQUIRED])
+    broken.append(suspicious(of[_JSON], others))
     long = " OR ".join(map(TOO_LONG.format, of[_JSON])) or "0"
-    return (
-        f"count(CASE WHEN {long} THEN 1 WHEN {' OR '.join([*broken, suspicious(of[_JSON], others)])} THEN 1 END){nulls}"
-    )
+    return f"count(CASE WHEN {long} THEN 1 WHEN {' OR '.join(broken)} THEN 1 END){nulls}"
 
 
 async def _look_closer(conn: aiosqlite.Connection, table: str, broken: _Broken) -> int:
@@ -204,11 +203,9 @@ async def names_check(conn: aiosqlite.Connection) -> Check:
         if len(found) > 1:
             faults.append(f"{kind} {' and '.join(map(ascii, sorted(found)[:NAMED]))} look alike")
     expected = "names in NFC, and no two that look alike"
-    observed = (
-        f"{len(faults):,} to look at: {faults[0]}"
-        if faults
-        else f"{len(names):,} are not ASCII, none looks like another"
-    )
+    observed = f"{len(names):,} are not ASCII, none looks like another"
+    if faults:
+        observed = f"{len(faults):,} to look at: {faults[0]}"
     remedy = "keep one spelling of each: add the memory under its name in NFC, and delete the other"
     return Check.that("names", not faults, expected, observed, remedy, "warn", faults[:NAMED])
 

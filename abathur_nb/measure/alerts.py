@@ -115,7 +115,7 @@ class Unit(NamedTuple):
 
 
 _MINUTES, _HOURS = Unit("{:,.0f} minutes", 60), Unit("{:,.1f} hours", 3600)
-_DAYS, _DAYS_LEFT = Unit("{:,.1f} days", 86_400), Unit("{:,.1f} days", 1)
+_DAYS, _LEFT = Unit("{:,.1f} days", 86_400), Unit("{:,.1f} days", 1)
 _MB, _MS, _NUMBER = Unit("{:,.0f} MB", MB), Unit("{:.3g} ms", 1e-3), Unit("{:.0f}", 1)
 _PERCENT = Unit(OF_LIMIT, MAX_BYTES / 100)
 # The words for a limit that is kept, the words for one that is not, and the PromQL operator.
@@ -136,8 +136,8 @@ class Rule:
     gauge: str
     limit: str | float
     unit: Unit
-    severity: Literal["critical", "warning"] = "warning"
     wait: str = "0m"
+    severity: Literal["critical", "warning"] = "warning"
     fires: Literal["above", "below", "absent"] = "above"
     per: str = ""
     of: str = ""
@@ -179,20 +179,16 @@ class Rule:
 
 
 RULES = (
-    Rule("database_unreadable", "database can be read", UP, 1, _NUMBER, "critical", "5m", "below"),
-    Rule("metrics_absent", "metrics", TAKEN, 0, _NUMBER, "critical", "15m", "absent"),
-    Rule("metrics_stale", "age of the metrics", TAKEN, "metrics_max_age_minutes", _MINUTES, "critical"),
-    Rule("backup_old", "age of the last proven backup", LAST_BACKUP, "backup_max_age_hours", _HOURS, "critical"),
+    Rule("database_unreadable", "database can be read", UP, 1, _NUMBER, "5m", "critical", "below"),
+    Rule("metrics_absent", "metrics", TAKEN, 0, _NUMBER, "15m", "critical", "absent"),
+    Rule("metrics_stale", "age of the metrics", TAKEN, "metrics_max_age_minutes", _MINUTES, "0m", "critical"),
+    Rule("backup_old", "age of the last proven backup", LAST_BACKUP, "backup_max_age_hours", _HOURS, "0m", "critical"),
     Rule("validation_old", "age of the last green validation", LAST_VALIDATION, "validation_max_age_days", _DAYS),
-    Rule("disk_low", "free disk", DISK_FREE, "min_free_mb", _MB, "critical", "5m", "below"),
-    Rule(
-        "disk_full_soon", "disk until full", DISK_FREE, "disk_full_days", _DAYS_LEFT, "warning", "30m", "below", GROWTH
-    ),
-    Rule("wal_large", "write-ahead log", WAL_BYTES, "max_wal_mb", _MB, wait="15m"),
-    Rule(
-        "session_retrieval_slow", "session retrieval, p99", RETRIEVAL, "session_p99_ms", _MS, wait="15m", of="session"
-    ),
-    Rule("memory_retrieval_slow", "memory retrieval, p99", RETRIEVAL, "memory_p99_ms", _MS, wait="15m", of="memory"),
+    Rule("disk_low", "free disk", DISK_FREE, "min_free_mb", _MB, "5m", "critical", "below"),
+    Rule("disk_full_soon", "disk until full", DISK_FREE, "disk_full_days", _LEFT, "30m", fires="below", per=GROWTH),
+    Rule("wal_large", "write-ahead log", WAL_BYTES, "max_wal_mb", _MB, "15m"),
+    Rule("session_retrieval_slow", "session retrieval, p99", RETRIEVAL, "session_p99_ms", _MS, "15m", of="session"),
+    Rule("memory_retrieval_slow", "memory retrieval, p99", RETRIEVAL, "memory_p99_ms", _MS, "15m", of="memory"),
     Rule("session_large", f"largest session, {LEVELS[0]} %", SESSION_BYTES, LEVELS[0], _PERCENT),
     Rule("session_nearly_full", f"largest session, {LEVELS[1]} %", SESSION_BYTES, LEVELS[1], _PERCENT),
 )

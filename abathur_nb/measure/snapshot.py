@@ -146,10 +146,8 @@ async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int
     ask, taken_at = load_queries("monitor.sql"), timestamp(snapshot.taken_at)
     before = timestamp(snapshot.taken_at - timedelta(days=keep_days))
     expected = f"measurements are kept for {keep_days:,} days"
-    rows = [
-        (taken_at, s.name, s.value, json.dumps(dict(s.labels), ensure_ascii=False) if s.labels else None)
-        for s in snapshot.samples
-    ]
+    texts = [json.dumps(dict(s.labels), ensure_ascii=False) if s.labels else None for s in snapshot.samples]
+    rows = [(taken_at, s.name, s.value, labels) for s, labels in zip(snapshot.samples, texts, strict=True)]
     try:
         async with Database.open(settings) as db, db.write() as conn:
             await conn.executemany(ask["insert_metric"].sql, rows)
@@ -324,14 +322,12 @@ async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> 
 
 def _sizes(until: float, table: str, rowids: Iterable[int], conn: sqlite3.Connection) -> _Sizes:
     """Return the sizes of the columns of rows, until the time is up."""
-    sizes: _Sizes = {}
+    sizes, columns = _Sizes(), _COLUMNS[table]
     for rowid in takewhile(lambda _: monotonic() < until, rowids):
         with suppress(sqlite3.OperationalError), ExitStack() as blobs:  # the row is gone, or the value is a number
             # A blob handle takes the size from the row's header and reads no page of the value.
-            found = {
-                name: blobs.enter_context(conn.blobopen(table, name, rowid, readonly=True)) for name in _COLUMNS[table]
-            }
-            sizes[rowid] = {name: len(blob) for name, blob in found.items()}
+            found = [blobs.enter_context(conn.blobopen(table, name, rowid, readonly=True)) for name in columns]
+            sizes[rowid] = dict(zip(columns, map(len, found), strict=True))
     return sizes
 
 
