@@ -109,12 +109,18 @@ def test_its_commands_are_parsed_and_every_command_is_documented() -> None:
 
 
 @pytest.mark.needs("sqlite3")
-def test_its_ten_minutes_end_with_a_healed_database(home: Path) -> None:
+def test_its_ten_minutes_end_with_a_healed_database_and_a_row_of_its_backup_can_be_read(home: Path) -> None:
     (block,) = (block for block in blocks("sh") if "repair True" in block)
-    for line in block.splitlines():
+    (row,) = (line for line in PROSE.splitlines() if "run restore explore" in line)
+    row = row.replace("BACKUP", '"$(ls ~/abathur_data/backups/abathur_manual_*.db)"')
+    row = row.replace("user:alice:pref -p key theme", "app:abathur:agent_instructions -p key default_workflow")
+    for line in (*block.splitlines(), row):
         command = line.replace(".venv/bin/python", shlex.quote(sys.executable))
         done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True, check=False)
         assert done.returncode == ("# exit 1" in line), (line, done.stdout, done.stderr)
+        failed = re.search(r"# exit 1: (\d+) checks fail", line)
+        assert not failed or f" {failed[1]} of " in done.stdout, line
+    assert "Retrieve relevant context" in Path(done.stdout.split()[-1]).read_text(encoding="utf-8")
     assert asyncio.run(nb.validate_database(nb.resolve())).ok
     assert len(list((home / "abathur_data" / "backups" / "quarantine").glob("*.jsonl"))) == 1, "nothing was lost"
 
