@@ -64,17 +64,22 @@ async def test_what_is_not_its_json_or_not_a_file_is_refused_with_its_name(datab
     first, *rest = whole.splitlines(keepends=True)
     cut = [whole[:left] for left in (0, 1, len(first), len(whole) - 1)]
     spoilt = [one for content in BYTES.values() for one in (content, first + content, first + content + rest[-1])]
-    for content in (*cut, *spoilt):
+    altered = [whole.replace(b'"t1"', b'"t2"', 1), first + b"".join(rest[1:])]
+    for content in (*cut, *spoilt, *altered):
+        assert content != whole
         values.write_bytes(content)
         await refused(database, values, "the file is empty or cut off" if content in cut else "")
-    for make in PLACES.values():
+    values.write_bytes(whole)
+    assert (await nb.troubleshoot(replace(database, env="staging"), put_back=values)).refused
+    for make in (*PLACES.values(), lambda _: None):
         shutil.rmtree(values) if values.is_dir() and not values.is_symlink() else values.unlink()
         make(values)
         await refused(database, values)
 
 
 async def refused(settings: Settings, file: Path, why: str = "") -> None:
-    report = await nb.troubleshoot(settings, put_back=file)
+    with untouched(settings.db_path):
+        report = await nb.troubleshoot(settings, put_back=file, repair=True)
     assert report.refused
     assert str(file) in report.checks[-1].observed
     assert report.checks[-1].observed.endswith(why)
@@ -157,14 +162,3 @@ async def test_what_was_changed_since_or_has_its_place_taken_is_left(database: S
     told = "\n".join(check_of(report, "quarantine").evidence)
     assert "agents: 'a1': UNIQUE constraint failed: agents.id" in told
     assert "tasks: 't2', session_id: its row is gone, or was changed since" in told
-
-
-async def test_a_file_that_is_not_as_it_was_written_is_refused(database: Settings, quarantine: Path) -> None:
-    run_sql(database.db_path, TASK, SESSION)
-    content = quarantine.read_bytes()
-    with untouched(database.db_path):
-        staging = replace(database, env="staging")
-        assert (await nb.troubleshoot(staging, put_back=quarantine.name, repair=True)).refused
-        for spoilt in (content.replace(b'"a1"', b'"a2"', 1), b"".join(content.splitlines(keepends=True)[:-2]), None):
-            quarantine.unlink() if spoilt is None else quarantine.write_bytes(spoilt)
-            assert (await nb.troubleshoot(database, put_back=quarantine.name, repair=True)).refused

@@ -29,27 +29,23 @@ from abathur_nb.store.guarded import strays
 
 # A store that lost its files warns of it when it is closed.
 pytestmark = pytest.mark.filterwarnings("ignore:.* is no longer the database:RuntimeWarning")
-# Another process: it makes the database if there is none, and prints how many of 60 writes were acknowledged.
+# Another process: it makes the database if there is none, and prints a line for each of 60 writes that is acknowledged.
 OTHER = """
 import asyncio, sys, abathur_nb as nb
 async def main(settings):
-    done = 0
-    try:
-        if not settings.db_path.exists():
-            (await nb.initialize_database(settings)).raise_for_failures()
-        async with nb.Database.open(settings) as db:
-            for n in range(60):
-                await db.memory.add_memory('user:b', str(n), {'v': 'b' * 900}, 'semantic', None)
-                done += 1
-    except nb.AbathurError:
-        pass
-    print(done)
-asyncio.run(main(nb.resolve('development', db_path=sys.argv[1])))
+    if not settings.db_path.exists():
+        (await nb.initialize_database(settings)).raise_for_failures()
+    async with nb.Database.open(settings) as db:
+        for n in range(60):
+            await db.memory.add_memory('user:b', str(n), {'v': 'b' * 900}, 'semantic', None)
+            print(n)
+try: asyncio.run(main(nb.resolve('development', db_path=sys.argv[1])))
+except nb.AbathurError: pass
 """
 
 
 def beside(settings: Settings) -> int:
-    return int(in_a_process(OTHER, settings.db_path))
+    return len(in_a_process(OTHER, settings.db_path).splitlines())
 
 
 def in_a_process(program: str, *arguments: str | Path) -> str:
@@ -527,21 +523,16 @@ async def test_a_store_of_this_very_process_is_not_mixed_with_what_came_after_it
 
 def test_opening_and_closing_beside_a_look_is_no_alarm(database: Settings) -> None:
     program = (
-        "import sqlite3, sys\n"
-        "print(flush=True)\n"
-        "while True:\n"
-        "    conn = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-        "    conn.execute(\"INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)\")\n"
-        "    conn.close()\n"
+        "import sqlite3, sys\nprint(flush=True)\nwhile True:\n    conn = sqlite3.connect(sys.argv[1])\n"
+        "    conn.execute(sys.argv[2])\n    conn.commit()\n    conn.close()\n"
     )
-    with running(program, database.db_path):
+    with running(program, database.db_path, "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)"):
         assert not [found for found in (strays(database.db_path) for _ in range(50)) if found]
 
 
 def test_what_a_fork_has_merely_inherited_is_no_alarm(database: Settings) -> None:
     async def forked_meanwhile() -> multiprocessing.pool.Pool:
-        async with nb.Database.open(database) as db:
-            await db.memory.add_memory("user:a", "k", {}, "semantic", None)
+        async with busy(database):
             return multiprocessing.get_context("fork").Pool(1)
 
     with asyncio.run(forked_meanwhile()):  # its child lives on with the files of the closed store

@@ -93,9 +93,7 @@ METRIC = "INSERT INTO metrics (metric_name, metric_value) VALUES ('m', 1)"
 
 
 @pytest.mark.parametrize("names", COMBINATIONS, ids="+".join)
-async def test_the_four_faults_are_repaired_and_each_row_accounted_for(
-    names: tuple[str, ...], database: Settings
-) -> None:
+async def test_the_four_faults_are_repaired_and_rows_accounted_for(names: tuple[str, ...], database: Settings) -> None:
     path = database.db_path
     run_sql(path, *ROWS, *(statement for name in names for statement in FAULTS[name]))
     before = rows_of(path)
@@ -185,9 +183,7 @@ async def test_a_value_that_a_repair_would_empty_is_shown_by_a_command_from_the_
 
 
 @pytest.mark.parametrize(("kind", "rest"), [("TABLE", "(a)"), ("VIEW", "AS SELECT 1")])
-async def test_a_table_or_view_with_the_name_of_an_index_prevents_no_other_repair(
-    kind: str, rest: str, database: Settings
-) -> None:
+async def test_what_has_the_name_of_an_index_prevents_no_other_repair(kind: str, rest: str, database: Settings) -> None:
     spoil_json(database.db_path)
     made = f"CREATE {kind} idx_tasks_parent {rest}"
     run_sql(database.db_path, "DROP INDEX idx_tasks_parent", "ALTER TABLE tasks ADD COLUMN x", made)
@@ -488,7 +484,7 @@ async def test_what_changed_since_it_was_shown_is_not_repaired_unseen(since: str
     (await nb.troubleshoot(strict, repair=True, confirm=digits)).raise_for_failures()
 
 
-async def test_nothing_is_repaired_where_checks_could_not_run(
+async def test_where_a_check_could_not_run_nothing_is_repaired(
     database: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_sql(database.db_path, *ROWS, *FAULTS["indexes"], *FAULTS["JSON columns"])

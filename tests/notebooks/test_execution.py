@@ -190,7 +190,7 @@ async def test_it_answers_and_is_gone_at_the_end(sockets: Path) -> None:
     assert (kernels_in(sockets), names_in(sockets)) == ([], [])
 
 
-def test_nothing_of_the_working_directory_nor_of_the_user_s_startup_runs_in_it(
+def test_no_file_of_the_working_directory_or_the_users_startup_runs_in_it(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     canary = home / "canary"

@@ -11,13 +11,8 @@ import pytest
 from cells import NOTEBOOKS, cells_of, fresh, long_lived, run_cells, shell
 from damage import untouched
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
-from notebook_runs_helpers import cells_behind
 from notebook_runs_helpers import papermill as run_papermill
 from papermill.cli import _resolve_type
-from papermill.iorw import load_notebook_node
-from papermill.parameterize import parameterize_notebook
-from patience import HANGING_S
-from running import execute_live
 
 from abathur_nb.config.parameters import guard
 from abathur_nb.config.settings import Settings
@@ -107,7 +102,7 @@ RAW = (  # cells that papermill itself would not make
 )  # fmt: skip
 
 
-def test_a_name_that_is_not_declared_to_the_letter_is_refused_and_nothing_runs_any_more(
+def test_a_name_not_declared_to_the_letter_is_refused_and_nothing_runs(
     long_lived: InteractiveShell, folder: Path
 ) -> None:
     guard_cell, parameters, settings, *_ = cells_of(INIT, {})
@@ -196,9 +191,7 @@ def test_a_hostile_value_is_text_and_its_environment_is_unknown(long_lived: Inte
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_what_is_declared_or_what_papermill_adds_is_let_through_and_then_the_guard_is_gone(
-    long_lived: InteractiveShell,
-) -> None:
+def test_what_is_declared_or_papermills_own_passes_and_the_guard_is_gone(long_lived: InteractiveShell) -> None:
     paths = {"PAPERMILL_INPUT_PATH": "/a.ipynb", "PAPERMILL_OUTPUT_PATH": "s3://b/é.ipynb"}
     for given in ({}, {"db_path": None}, {**paths, "env": "staging"}):
         shell = fresh(long_lived)
@@ -306,20 +299,6 @@ def test_papermill_exits_with_1_and_the_notebook_says_in_one_line_why(
         assert not database.archive_dir.exists(), "no record"
     else:
         assert (run.code, run.notebook) == (1, None)
-
-
-async def test_a_runner_that_goes_on_after_errors_runs_nothing_behind_a_refused_cell(folder: Path) -> None:
-    prepared = parameterize_notebook(load_notebook_node(str(INIT)), {f"env = 'x';{CODE};env": "y"})
-    resources = {"metadata": {"path": str(folder)}}
-    await execute_live(prepared, resources=resources, timeout=HANGING_S, allow_errors=True)
-    cells = [cell for cell in prepared.cells if cell.cell_type == "code"]
-    refused = next(cell for cell in cells if cell.source.startswith("# Parameters"))
-    assert refused.outputs[0].evalue.endswith("nothing of this cell was run")
-    behind = cells_behind(cells, refused)
-    assert len(behind) == len(cells) - 3
-    for cell in behind:
-        (output,) = cell.outputs
-        assert output.evalue.startswith("the injected parameters were refused: correct them and run again")
 
 
 def test_an_executed_notebook_is_an_input_as_good_as_the_template(settings: Settings, tmp_path: Path) -> None:

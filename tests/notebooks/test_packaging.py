@@ -68,7 +68,7 @@ def test_no_requirement_caps_a_version() -> None:
         assert {clause.operator for clause in wanted.specifier} == {">="}, str(wanted)
 
 
-def test_constraints_pin_what_the_running_environment_was_given_each_direct_dependency_within_its_bound() -> None:
+def test_constraints_pin_what_is_installed_and_each_dependency_within_its_bound() -> None:
     """Dependencies of dependencies too: an unpinned one would change under the tests."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = requirements([line for line in lines if line and not line.startswith("#")])
@@ -110,9 +110,7 @@ def test_make_alone_lists_every_target_and_each_makes_its_environment_from_pytho
         assert "--constraint constraints.txt" in plan
 
 
-def test_the_running_package_is_that_of_this_checkout_and_an_editable_installation_holds_no_copy(
-    tmp_path: Path,
-) -> None:
+def test_the_running_package_is_this_checkouts_and_an_editable_one_holds_no_copy(tmp_path: Path) -> None:
     """Copied into site-packages, ``sql/`` would grow stale while the checkout's is edited."""
     assert Path(abathur_nb.__file__).parent == ROOT / "abathur_nb"
     assert not (ROOT / "abathur_nb" / "data").exists(), "data/ would hide the checkout's own sql/ and notebooks/"
@@ -157,9 +155,7 @@ def test_the_wheel_carries_sql_and_notebooks_byte_for_byte(built: Path) -> None:
     assert tops == {"abathur_nb", f"abathur_nb-{PROJECT['version']}.dist-info"}
 
 
-def test_an_installed_wheel_reads_its_own_sql_and_makes_a_database_from_another_directory(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_an_installed_wheel_reads_its_own_sql_and_makes_a_database_anywhere(installed: Path, tmp_path: Path) -> None:
     program = "import abathur_nb as nb; print(nb.__file__); print(*sorted(nb.load_queries()), sep='\\n')"
     where, *queries = run(installed / "bin/python", "-c", program, cwd=tmp_path).splitlines()
     assert Path(where).is_relative_to(installed)

@@ -85,9 +85,7 @@ def test_a_run_that_passes_is_recorded_and_archived(database: Settings) -> None:
     assert_archived(database)
 
 
-def test_several_notebooks_run_in_order_from_nothing_and_a_parameter_goes_to_those_that_declare_it(
-    settings: Settings,
-) -> None:
+def test_several_notebooks_run_in_order_and_a_parameter_goes_to_those_that_declare_it(settings: Settings) -> None:
     done = run(*arguments_of(settings, "init", "validate"), "-p", "dry_run", "False", "--no-html")
     assert done.code == 0, done.out
     entries = read_archive(settings.archive_dir)
@@ -195,7 +193,7 @@ def test_a_working_directory_that_is_gone_is_refused(database: Settings, tmp_pat
         ),  # found by a look into the database
     ],
 )
-def test_a_run_that_fails_or_is_refused_is_sealed_so_and_the_next_notebook_is_not_begun(
+def test_a_run_that_does_not_pass_is_sealed_so_and_the_next_is_not_begun(
     name: str, spoil: str, code: int, verdict: str, why: str, database: Settings
 ) -> None:
     run_sql(database.db_path, spoil)
@@ -312,7 +310,7 @@ def test_ctrl_c_at_a_terminal_seals_interrupted(database: Settings, tmp_path: Pa
     assert_archived(database)
 
 
-def test_a_runner_that_is_killed_leaves_no_kernel_and_a_run_that_is_no_evidence(
+def test_a_killed_runner_leaves_no_kernel_and_a_run_that_is_no_evidence(
     database: Settings, tmp_path: Path, sockets: Path
 ) -> None:
     fifo = Fifo(tmp_path / "fifo")
@@ -389,9 +387,7 @@ def tcp_sockets(pid: int) -> list[str]:
     return [fields[3] for fields in lines if f"socket:[{fields[9]}]" in inodes]
 
 
-def test_the_runner_talks_with_its_kernel_over_private_sockets(
-    database: Settings, tmp_path: Path, sockets: Path
-) -> None:
+def test_runner_and_kernel_talk_over_private_sockets(database: Settings, tmp_path: Path, sockets: Path) -> None:
     fifo = Fifo(tmp_path / "fifo")
     with runner(*arguments_of(database, mine(START, f"{fifo.cell}\n{ASLEEP}"))) as process:
         kernel = fifo.wait()

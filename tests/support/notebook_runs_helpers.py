@@ -51,15 +51,12 @@ class Run:
         assert (line, len(line.splitlines())) == (f"{error.ename}: {error.evalue}", 1)
         assert [word for word in words if word not in line] == []
         (cell,) = (cell for cell in self.cells if error in cell.outputs)
-        assert cells_behind(self.cells, cell) == [], "a cell ran behind the one that failed"
+        behind = self.cells[self.cells.index(cell) + 1 :]
+        assert not [later for later in behind if later.execution_count or later.outputs], "a cell ran behind it"
         # papermill wraps the line in its own traceback; none of ours is in it.
         assert line in self.messages
         assert f"{os.sep}abathur_nb{os.sep}" not in self.messages.replace(line, "")
         return self
-
-
-def cells_behind(cells: list[Any], cell: Any) -> list[Any]:
-    return [later for later in cells[cells.index(cell) + 1 :] if later.execution_count or later.outputs]
 
 
 def papermill(source: Path, output: Path, *arguments: str | Path, **options: Any) -> Run:

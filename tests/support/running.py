@@ -15,9 +15,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 from patience import HANGING_S
-from traitlets.config import Config
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.record import Entry, read_archive
@@ -154,16 +152,6 @@ def folder(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     here.mkdir()
     monkeypatch.chdir(here)
     return here
-
-
-async def execute_live(notebook: Any, **options: Any) -> None:
-    """Run a notebook in a kernel as JupyterLab does, but over sockets in a directory of its own.
-
-    Of a TCP port that was free another process may be the faster one to take it, and the kernel then dies.
-    """
-    with tempfile.TemporaryDirectory(prefix="abathur-", dir="/tmp") as folder:
-        config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/k"}})
-        await NotebookClient(notebook, kernel_name="python3", config=config, **options).async_execute()
 
 
 def names_in(folder: Path) -> list[str]:

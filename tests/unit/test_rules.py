@@ -9,7 +9,7 @@ import abathur_nb
 
 TESTS = Path(__file__).parents[1]
 LIMITS = {"run", "communicate", "wait", "wait_for", "timeout", "join", "get", "poll", "select", "urlopen", "settimeout"}
-LIMITS |= {"check_output", "check_call", "call", "execute_live", "get_iopub_msg", "get_msg", "result"}
+LIMITS |= {"check_output", "check_call", "call", "get_iopub_msg", "get_msg", "result"}
 
 
 def limits_of(source: str) -> Iterator[ast.Call]:
