@@ -160,7 +160,7 @@ def commands(reports: list[Report]) -> Iterator[str]:
 @pytest.mark.parametrize("name", sampled([*REPAIRED, *LEFT], *("a renamed table", "no header", "nothing", "text")))
 def test_each_command_names_the_very_path_and_notebook_and_parameters(name: str, odd: Settings) -> None:
     (REPAIRED | LEFT)[name](odd.db_path)
-    verbs = (*RUNS.values(), partial(nb.troubleshoot, repair=True))
+    verbs: list[Callable[..., Any]] = [*RUNS.values(), partial(nb.troubleshoot, repair=True)]
     found = {*commands([asyncio.run(verb(odd)) for verb in verbs])}
     assert found
     for command in found:
