@@ -40,7 +40,7 @@ class Database:
 
     def __init__(self, settings: Settings, writer: Connection, readers: Sequence[Connection]) -> None:
         self.settings = settings
-        self.sessions = Sessions(self._query, self._transaction)
+        self.sessions = Sessions(self._query, self._transaction, self.write)
         self.memory = Memory(self._query, self._transaction)
         self._queries = load_queries()
         self._writer = writer
@@ -102,12 +102,17 @@ class Database:
         the lock longer than ``busy_timeout_ms``, and MisuseError if this task or its parent is writing already, if the
         block ended its transaction, or if the connection is used after the block.
         """
-        async with self._transaction() as writer:
+        async with self._transaction() as writer:  # a cancelled BEGIN may still run, and is rolled back
+            await self._run(writer, "BEGIN IMMEDIATE")
             yield writer
+            self._require_open()
+            writer.check()
+            if not writer.in_transaction:
+                raise MisuseError("the block ended its transaction by itself: leave COMMIT and ROLLBACK to write()")
 
     @asynccontextmanager
-    async def _transaction(self, *, at_once: bool = True) -> AsyncIterator[Connection]:
-        """Lend the writer as ``write()`` does; unless ``at_once``, the transaction begins with the first change."""
+    async def _transaction(self) -> AsyncIterator[Connection]:
+        """Lend the writer as ``write()`` does, for a transaction that begins with its first change."""
         self._require_open()
         if _inside.get() is self._open_write is not None:
             raise MisuseError("write() is open already, in this task or its parent: use its connection")
@@ -121,17 +126,10 @@ class Database:
             writer.row_factory = sqlite3.Row  # a previous block may have changed it
             _inside.set(self._open_write)
             try:
-                if at_once:  # inside the try: a cancelled BEGIN may still run, and is rolled back
-                    await self._run(writer, "BEGIN IMMEDIATE")
                 with writer.lent() as lent:
                     yield lent
-                if at_once:
-                    self._require_open()
-                    writer.check()
                 if writer.in_transaction:  # else its last statement has committed
                     await self._run(writer, "COMMIT")
-                elif at_once:
-                    raise MisuseError("the block ended its transaction by itself: leave COMMIT and ROLLBACK to write()")
                 writer.check("the write is not acknowledged but may be stored")
                 self._locked = None
             except BaseException as error:

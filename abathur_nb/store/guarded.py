@@ -24,8 +24,8 @@ from abathur_nb.text import process_name
 _HARMLESS = ("rollback", "close")  # they write nothing
 Identity = tuple[int, int] | None
 T = TypeVar("T")
-Run = Callable[..., Awaitable[list[sqlite3.Row]]]  # Database.run
-Write = Callable[..., AbstractAsyncContextManager["Connection"]]  # Database.write
+Run = Callable[..., Awaitable[list[sqlite3.Row]]]  # runs a named query
+Write = Callable[[], AbstractAsyncContextManager["Connection"]]  # lends the writer
 _SUFFIXES = ("", "-wal", "-shm")
 _DELETED = " (deleted)"
 _LOOKS, _PAUSE_S = 7, 0.03  # repeated: the last process to close a database first deletes its log

@@ -55,7 +55,7 @@ class Memory:
             "created_by": check_name("created_by", created_by, optional=True),
             "metadata": "{}" if metadata is None else json_text("metadata", metadata, (dict,)),
         }
-        async with self._write(at_once=False) as writer:
+        async with self._write() as writer:
             rows = await self._run("insert_memory", given, writer)
             others = [{"namespace": n, "key": k} for n, k in given_as if (n, k) != (namespace, key)]
             if not rows or any([await self._run("get_memory", other, writer) for other in others]):
@@ -80,7 +80,7 @@ class Memory:
         task_id = check_name("task_id", task_id, optional=True)
         updated_by = check_name("updated_by", updated_by, optional=True)
         given = {"value": json_text("value", value), "updated_by": updated_by}
-        async with self._write(at_once=False) as writer:
+        async with self._write() as writer:
             for n, k in spellings(namespace, key):
                 if rows := await self._run("insert_memory_version", {**given, "namespace": n, "key": k}, writer):
                     await self._audit(writer, "update", n, k, rows, task_id)
@@ -91,7 +91,7 @@ class Memory:
     async def delete_memory(self, namespace: str, key: str, task_id: str | None = None) -> bool:
         """Mark every live version of a memory as deleted; return whether there was a live version."""
         task_id = check_name("task_id", task_id, optional=True)
-        async with self._write(at_once=False) as writer:
+        async with self._write() as writer:
             for n, k in spellings(namespace, key):
                 if rows := await self._run("soft_delete_memory", {"namespace": n, "key": k}, writer):
                     await self._audit(writer, "delete", n, k, rows, task_id)
@@ -125,7 +125,7 @@ class Memory:
         """Mark the episodic entries created more than ``ttl_days`` ago as deleted; return how many."""
         check_whole("ttl_days", ttl_days, 0, 36_500)
         before = timestamp(datetime.now(UTC) - timedelta(days=ttl_days))
-        async with self._write(at_once=False) as writer:
+        async with self._write() as writer:
             await self._run("audit_expired_memories", {"before": before}, writer)
             return len(await self._run("expire_memories", {"before": before}, writer, last=True))
 

@@ -22,8 +22,8 @@ _AUDIT = {
 class Sessions:
     """Read and write the table ``sessions``; reached as ``db.sessions``."""
 
-    def __init__(self, run: Run, write: Write) -> None:
-        self._run, self._write = run, write
+    def __init__(self, run: Run, write: Write, write_at_once: Write) -> None:
+        self._run, self._write, self._write_at_once = run, write, write_at_once
 
     async def create_session(
         self,
@@ -39,7 +39,7 @@ class Sessions:
         initial_state = {} if initial_state is None else initial_state
         row["state"] = json_text("initial_state", _in_nfc("initial_state", initial_state), (dict,))
         is_new = await self._stored(session_id) == row["session_id"]
-        async with self._write(at_once=False) as writer:
+        async with self._write() as writer:
             if not is_new or not await self._run("insert_session", row, writer):
                 raise InvalidValueError(f"session {shown(session_id)} already exists")
 
@@ -80,7 +80,7 @@ class Sessions:
         """
         check_whole("keep_last", keep_last, 0, 2**63 - 1)
         given = {"session_id": await self._stored(session_id)}
-        async with self._write() as writer:
+        async with self._write_at_once() as writer:  # nothing may change between the count and the trim
             removed: int = max(0, (await self._sizes(writer, given["session_id"]))["count"] - keep_last)
             if removed:
                 await self._run("trim_events", {**given, "removed": removed}, writer)
@@ -118,7 +118,7 @@ class Sessions:
 
     async def _update(self, name: str, session_id: str, **given: Any) -> None:
         given |= {"session_id": await self._stored(session_id), "max_bytes": MAX_BYTES}
-        async with self._write(at_once=False) as writer:
+        async with self._write() as writer:
             if not await self._run(name, given, writer):
                 raise _too_large(given, await self._sizes(writer, given["session_id"]))
 
