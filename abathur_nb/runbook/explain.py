@@ -11,7 +11,7 @@ from abathur_nb.errors import AbathurError
 from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.store.connection import connect, explain_error
 from abathur_nb.store.schema import expected_objects, expected_tables
-from abathur_nb.store.sql import Fetch, PlanNode, Query, StepKind, load_queries, plan_steps, read_plan, tree_lines
+from abathur_nb.store.sql import Fetch, Query, StepKind, load_queries, plan_steps, read_plan
 from abathur_nb.store.target import refusal
 from abathur_nb.text import Shown, Table
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-PlanTree = tuple[PlanNode, ...]
 _WORDS: dict[StepKind, str] = {  # {0} is the step, {1} its index or the word rowid
     "search": "search by {1}",
     "table scan": "full scan of the table {0.table}",
@@ -38,7 +37,7 @@ class Plans(Shown):
 
     report: Report
     queries: Mapping[str, Query]
-    trees: Mapping[str, PlanTree] = field(default_factory=dict)
+    lines: Mapping[str, list[str]] = field(default_factory=dict)
     coverage: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def _table(self) -> Table:
@@ -55,7 +54,7 @@ class Plans(Shown):
 
     def to_record(self) -> dict[str, Any]:
         """Return what a run's record keeps: the plan of each query, as lines."""
-        return {"plans": {name: tree_lines(tree) for name, tree in self.trees.items()}}
+        return {"plans": {**self.lines}}
 
 
 _TITLE = "explain"
@@ -87,12 +86,12 @@ async def judge_plans(live: Fetch, queries: Mapping[str, Query], *, subject: str
     indexes = {str(row[1]) for row in schema if row[0] == "index" and row[2] in expected_tables()}
     # The planner may prefer an index that an operator added: a warning, unless one of ours is missing.
     added = indexes.difference(ours) if indexes.issuperset(ours) else set[str]()
-    trees: dict[str, PlanTree] = {}
+    plans: dict[str, list[str]] = {}
     checks = [
-        await run_check(name, partial(_judge, live, query, added, trees), remedy=_REMEDY, name=name)
+        await run_check(name, partial(_judge, live, query, added, plans), remedy=_REMEDY, name=name)
         for name, query in queries.items()
     ]
-    used = {name: {step.index for step in plan_steps(tree)} for name, tree in trees.items()}
+    used = {name: {step.index for step in plan_steps(lines)} for name, lines in plans.items()}
     coverage = {index: tuple(name for name, found in used.items() if index in found) for index in ours}
     idle = [index for index, names in coverage.items() if not names]
     observed = f"{len(idle)} serve none: {', '.join(idle)}" if idle else f"all {len(coverage)} do"
@@ -100,14 +99,14 @@ async def judge_plans(live: Fetch, queries: Mapping[str, Query], *, subject: str
     expected = f"each of {len(coverage)} indexes serves a query"
     otherwise: Status = "warn" if any(found & added for found in used.values()) else "fail"
     checks.append(Check.that("coverage", not idle, expected, observed, _REMEDY, otherwise, evidence))
-    return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, trees, coverage)
+    return Plans(Report(_TITLE, tuple(checks), subject=subject), queries, plans, coverage)
 
 
-async def _judge(live: Fetch, query: Query, added: Collection[str], trees: dict[str, PlanTree]) -> Check:
-    tree = trees[query.name] = tuple(await read_plan(live, query.sql, query.parameters))
-    if not tree and query.index is None:
+async def _judge(live: Fetch, query: Query, added: Collection[str], plans: dict[str, list[str]]) -> Check:
+    plan = plans[query.name] = await read_plan(live, query.sql, query.parameters)
+    if not plan and query.index is None:
         return Check(query.name, "skip", "no plan", "not applicable: the statement has none", name=query.name)
-    steps = plan_steps(tree)
+    steps = plan_steps(plan)
     words = {step: _WORDS[step.kind].format(step, step.index or "rowid") for step in steps}
     allowed = {"search": True, "table scan": query.scan, "index scan": query.scan, "sort": query.sort}
     faults = [words[step] for step in steps if not allowed.get(step.kind)]
@@ -121,8 +120,7 @@ async def _judge(live: Fetch, query: Query, added: Collection[str], trees: dict[
     expected = query.index or reasons or "a search by rowid"
     observed = "; ".join(faults or dict.fromkeys(words.values()))
     otherwise: Status = "warn" if instead else "fail"
-    evidence = tree_lines(tree)
-    return Check.that(query.name, not faults, expected, observed, _REMEDY, otherwise, evidence, name=query.name)
+    return Check.that(query.name, not faults, expected, observed, _REMEDY, otherwise, plan, name=query.name)
 
 
 def _indexes() -> tuple[str, ...]:

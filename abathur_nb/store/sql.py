@@ -131,14 +131,6 @@ def _read(filename: str) -> str:
     return (DATA / "sql" / filename).read_text(encoding="utf-8")
 
 
-@dataclass(slots=True)
-class PlanNode:
-    """Hold one row of ``EXPLAIN QUERY PLAN`` with the rows below it."""
-
-    detail: str
-    children: list["PlanNode"] = field(default_factory=list)
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     """Hold how one row of a query plan reads ``table`` (or its alias), and the ``index`` it uses, if any."""
@@ -148,22 +140,17 @@ class Step:
     index: str | None = None
 
 
-async def read_plan(fetch: Fetch, sql: str, params: Parameters = ()) -> list[PlanNode]:
-    """Return the plan of one statement as trees, without running it; an empty list if it has none.
+async def read_plan(fetch: Fetch, sql: str, params: Parameters = ()) -> list[str]:
+    """Return the plan of one statement as lines indented by level, without running it; empty if it has none.
 
     Use a new connection: a cached statement keeps a plan whose index was dropped.
     """
-    root = PlanNode("")
-    latest = {0: root}
+    lines, levels = list[str](), {0: 0}  # the level of what is below each row
     for number, parent, _, detail in await fetch(f"EXPLAIN QUERY PLAN {sql}", params):
-        node = latest[number] = PlanNode(str(detail))
-        latest.get(parent, root).children.append(node)
-    return root.children
-
-
-def tree_lines(nodes: Iterable[PlanNode]) -> list[str]:
-    """Return plan trees as lines of text, indented by two spaces for each level."""
-    return [line for node in nodes for line in (node.detail, *(f"  {below}" for below in tree_lines(node.children)))]
+        level = levels.get(parent, 0)
+        levels[number] = level + 1
+        lines.append("  " * level + str(detail))
+    return lines
 
 
 async def plan_apart(path: Path, patience: float, sql: str, params: Parameters) -> list[str]:
@@ -184,8 +171,8 @@ async def plan_apart(path: Path, patience: float, sql: str, params: Parameters) 
         return await asyncio.to_thread(_ask, path, patience, statement, given)
 
     try:
-        return tree_lines(await read_plan(ask, sql, given))
-    except (CalledProcessError, RecursionError):
+        return await read_plan(ask, sql, given)
+    except CalledProcessError:
         observed = f"its plan takes more than {apart.PLAN_S} s or {apart.PLAN_MB} MB: {sql.strip()[:80]!r}"
         raise InvalidValueError(observed, "nest fewer subqueries and WITH clauses") from None
 
@@ -199,26 +186,25 @@ def _ask(path: Path, patience: float, sql: str, params: Parameters) -> list[Sequ
     return list(answer)
 
 
-def plan_steps(nodes: Iterable[PlanNode]) -> list[Step]:
+def plan_steps(plan: Iterable[str]) -> list[Step]:
     """Return what a plan does, in its order: searches, full scans of a table or an index, automatic indexes, sorts.
 
     Constant rows, the results of subqueries, table-valued functions and the queue of a recursive query are not scans.
     """
-    return list(_steps(nodes, set()))
-
-
-def _steps(nodes: Iterable[PlanNode], derived: set[str], own: str = "") -> Iterator[Step]:
-    """Yield the steps of a plan. ``derived`` holds the names of earlier subqueries, ``own`` that of the current one."""
-    for node in nodes:
-        step = _read_step(node.detail)
-        if step and not (step.kind.endswith("scan") and step.table in derived):
-            yield step
-        if match := _DERIVED.match(node.detail):
-            yield from _steps(node.children, derived, match["name"])
-            derived.add(match["name"])  # only now: inside the subquery, a table may have its name
-        else:
-            is_recursive = node.detail == "RECURSIVE STEP"  # it scans a queue with the name of its subquery
-            yield from _steps(node.children, derived | {own} if is_recursive else derived, own)
+    steps, derived = list[Step](), set[str]()
+    around: list[tuple[int, str]] = []  # the indent and the name of each subquery around a line
+    for line in plan:
+        detail = line.lstrip(" ")
+        indent = len(line) - len(detail)
+        while around and around[-1][0] >= indent:
+            derived.add(around.pop()[1])  # only now: inside the subquery, a table may have its name
+        if (step := _read_step(detail)) and not (step.kind.endswith("scan") and step.table in derived):
+            steps.append(step)
+        if match := _DERIVED.match(detail):
+            around.append((indent, match["name"]))
+        elif detail == "RECURSIVE STEP":  # it scans a queue with the name of its subquery
+            derived.add(around[-1][1])
+    return steps
 
 
 def _read_step(detail: str) -> Step | None:

@@ -242,7 +242,7 @@ async def test_what_explain_and_benchmark_found_out_comes_back_as_it_was(databas
     run_at(database, "20261001T120000", "explain", facts=plans.to_record())
     run_at(database, "20261001T130000", "benchmark", facts=result.to_record())
     explained, measured = read_archive(database.archive_dir)
-    assert set(explained.found("plans")) == set(plans.trees)
+    assert set(explained.found("plans")) == set(plans.lines)
     assert "idx_audit_task" in str(explained.found("plans")["audit_of_task"])
     limits = measured.found("limits_ms")
     assert limits == {name: [f"p{level * 100:g}", limit] for name, (level, limit) in result.limits.items()}

@@ -124,14 +124,14 @@ async def test_every_query_has_its_index_scans_and_sorts_nothing_and_every_index
     plans.report.raise_for_failures()
     assert list(plans.coverage) == INDEXES
     assert {check.name for check in plans.report.checks if check.status == "skip"} == {"insert_audit"}
-    steps = {name: {step.kind for step in plan_steps(tree)} for name, tree in plans.trees.items()}
+    steps = {name: {step.kind for step in plan_steps(plan)} for name, plan in plans.lines.items()}
     assert {name for name, kinds in steps.items() if not kinds <= {"search"}} == {"list_sessions"}
     assert steps["list_sessions"] == {"table scan"}
     assert [query.name for query in load_queries().values() if query.scan] == ["trim_events", "list_sessions"]
     assert not any(query.sort for query in load_queries().values())
     for sql, index in RUNBOOK.items():
-        (node,) = await read_plan(as_fetch(run), sql)
-        assert f"USING INDEX {index} " in node.detail
+        (line,) = await read_plan(as_fetch(run), sql)
+        assert f"USING INDEX {index} " in line
     for table in ("sessions", "tasks", "agents", "memory_entries"):
         found = plan_steps(await read_plan(as_fetch(run), f"DELETE FROM {table} WHERE id = 1"))
         assert {step.kind for step in found} == {"search"}, "deleting a parent scans no children"
@@ -140,9 +140,9 @@ async def test_every_query_has_its_index_scans_and_sorts_nothing_and_every_index
         run("BEGIN")
         run(f"DROP INDEX {index}")
         queries = [load_queries()[name] for name in plans.coverage[index]]
-        without = [tuple(await read_plan(as_fetch(run), query.sql, query.parameters)) for query in queries]
+        without = [await read_plan(as_fetch(run), query.sql, query.parameters) for query in queries]
         run("ROLLBACK")
-        assert without != [plans.trees[query.name] for query in queries], index
+        assert without != [plans.lines[query.name] for query in queries], index
 
 
 async def test_the_most_frequent_values_change_no_index(run: Run) -> None:

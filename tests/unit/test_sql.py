@@ -1,4 +1,4 @@
-"""sql/: its files say what they do, the database refuses what the schema forbids, and plans are read as trees."""
+"""sql/: its files say what they do, the database refuses what the schema forbids, and plans are read."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,6 @@ from abathur_nb.store.sql import (
     DATA,
     DDL_FILES,
     SEED_FILE,
-    PlanNode,
     Step,
     load_queries,
     normalized,
@@ -24,7 +23,6 @@ from abathur_nb.store.sql import (
     split,
     statements,
     tokens,
-    tree_lines,
 )
 
 INDEXES = [found.name for found in expected_objects().values() if found.type == "index"]
@@ -224,12 +222,12 @@ async def test_each_kind_of_step_is_told_apart(library: str, sql: str, steps: li
     ],
 )
 def test_the_wordings_of_all_versions_are_read(detail: str, step: Step | None) -> None:
-    assert plan_steps([PlanNode(detail)]) == ([step] if step else [])
+    assert plan_steps([detail]) == ([step] if step else [])
 
 
-def test_a_tree_is_shown_with_each_level_further_in() -> None:
-    tree = [PlanNode("A", [PlanNode("B", [PlanNode("C")]), PlanNode("D")]), PlanNode("E")]
-    assert tree_lines(tree) == ["A", "  B", "    C", "  D", "E"]
+async def test_a_plan_is_shown_with_each_level_further_in() -> None:
+    rows = [(2, 0, 0, "A"), (3, 2, 0, "B"), (5, 3, 0, "C"), (7, 2, 0, "D"), (9, 0, 0, "E")]
+    assert await read_plan(as_fetch(lambda *_: rows), "SELECT 1") == ["A", "  B", "    C", "  D", "E"]
 
 
 SELECTS = (
