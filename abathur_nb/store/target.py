@@ -27,14 +27,7 @@ FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, d
 _ANOTHER = "db_path: name another path, or move it away by hand"
 _RESTORE = "stop its writers and restore a backup"
 _MOST = 20  # statements of a command
-_KINDS = {  # SQLite would wait for ever at a FIFO, even as a side file
-    stat.S_IFDIR: "is a directory",
-    stat.S_IFLNK: "is a symbolic link",
-    stat.S_IFIFO: "is a FIFO",
-    stat.S_IFSOCK: "is a socket",
-    stat.S_IFCHR: "is a character device",
-    stat.S_IFBLK: "is a block device",
-}
+_KINDS = {stat.S_IFDIR: "is a directory", stat.S_IFLNK: "is a symbolic link"}
 State = Literal["absent", "empty", "damaged", "remains", "refused", "present"]
 
 
@@ -79,10 +72,11 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
         return _target("refused", f"{path} cannot be examined: {error.strerror}", as_owner)
     for name in (str(path), *(f"{path}{suffix}" for suffix in SIDE_FILES)):
         try:
-            words = _KINDS.get(stat.S_IFMT(os.lstat(name).st_mode))
+            mode = os.lstat(name).st_mode
         except FileNotFoundError:  # side files come and go
             continue
-        if words:
+        if not stat.S_ISREG(mode):  # SQLite would wait for ever at a FIFO, even as a side file
+            words = _KINDS.get(stat.S_IFMT(mode), "is not a regular file")
             remedy = "db_path: name a regular file, or a path where nothing is"
             if stat.S_ISLNK(found.st_mode) and os.path.lexists(f"{path}-wal"):  # SQLite looks for it beside the target
                 rows = f"{path}-wal may hold committed rows of {os.path.realpath(path)}"

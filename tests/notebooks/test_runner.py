@@ -167,7 +167,7 @@ def test_what_the_path_forbids_is_refused_without_a_record_and_a_look_at_nothing
     settings.db_path.parent.mkdir(mode=0o700)
     os.mkfifo(settings.db_path)
     for name in ("preflight", "init", "validate"):
-        assert "is a FIFO: db_path: name a regular file" in refused(capsys, *arguments_of(settings, name))
+        assert "is not a regular file: db_path: name a regular file" in refused(capsys, *arguments_of(settings, name))
     assert names_in(settings.db_path.parent) == [settings.db_path.name]
 
 

@@ -38,9 +38,9 @@ PLAIN = ("CREATE TABLE x (y)", "INSERT INTO x VALUES (1)")
 # (what is made, the state, a piece of what is told)
 STRANGE: list[tuple[Callable[[Path], object], str, str]] = [
     (Path.mkdir, "refused", "is a directory"),
-    (os.mkfifo, "refused", "is a FIFO"),
-    (lambda path: os.mknod(path, 0o600 | stat.S_IFSOCK), "refused", "is a socket"),
-    (lambda path: os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3)), "refused", "is a character device"),
+    (os.mkfifo, "refused", "is not a regular file"),
+    (lambda path: os.mknod(path, 0o600 | stat.S_IFSOCK), "refused", "is not a regular file"),
+    (lambda path: os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3)), "refused", "is not a regular file"),
     (lambda path: path.symlink_to("/etc/passwd"), "refused", "is a symbolic link"),
     (lambda path: path.symlink_to("nowhere.db"), "refused", "is a symbolic link"),
     (lambda path: path.symlink_to(path), "refused", "is a symbolic link"),
@@ -199,7 +199,7 @@ async def test_a_side_file_that_is_a_fifo_or_a_link_above_that_leads_nowhere_is_
         os.mkfifo(path)
         async with asyncio.timeout(HANGING_S):
             report = await validate_database(database)
-        assert (report.refused, "is a FIFO" in report.checks[0].observed) == (True, True)
+        assert (report.refused, "is not a regular file" in report.checks[0].observed) == (True, True)
         path.unlink()
     for leads_to, told in (("nowhere", "is not a directory"), ("link", "levels of symbolic links")):
         link = database.db_path.with_name("link")
