@@ -104,11 +104,10 @@ class Settings:
         """Return whether ``db_path`` is the default of the environment."""
         return self.origins.get("db_path", "default") == "default"
 
-    def command(self, notebook: str, db_path: Path | None = None) -> list[str]:
+    def command(self, notebook: str) -> list[str]:
         """Return the words of a command that runs ``notebook`` for this database from any directory."""
-        path = db_path or (None if self.is_own_path else self.db_path)
         words = [sys.executable, "-m", "abathur_nb", "run", notebook, "--env", self.env]
-        return words + (["-p", "db_path", str(path)] if path else [])
+        return words if self.is_own_path else [*words, "-p", "db_path", str(self.db_path)]
 
     def shown(self) -> dict[str, str]:
         """Return every setting as text, secrets masked."""
