@@ -107,12 +107,13 @@ def recorded_as(notebook: Mapping[str, Any]) -> str:
 
 def _parsed(source: str) -> ast.Module:
     """Return the syntax of a cell, which may hold IPython's magics; that of an empty cell if it is invalid."""
-    try:
-        return ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        from IPython.core.inputtransformer2 import TransformerManager
+    with warnings.catch_warnings(), suppress(Exception):  # IPython's transformer raises IndexError for some
+        warnings.simplefilter("ignore")  # such as one of an invalid escape, which would fill the runner's log
+        try:
+            return ast.parse(source)
+        except SyntaxError:
+            from IPython.core.inputtransformer2 import TransformerManager
 
-        with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
             return ast.parse(TransformerManager().transform_cell(_CELL_MAGIC.sub("", source)))
     return ast.Module([], [])
 

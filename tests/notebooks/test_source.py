@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,17 +50,21 @@ def test_a_notebook_of_ones_own_is_named_by_the_run_that_it_starts(tmp_path: Pat
         'nb.start_run(notebook="mine", settings=settings)',
         'start_run(nb.resolve(env, db_path=db_path), "mine")',
         "%%time\nfiles = !ls\nif files:\n    %pwd\nrun = nb.start_run(\n    settings,\n    'mine',\n)",
+        "import re\nre.compile('\\d')\nrun = nb.start_run(settings, 'mine')",
         "text = '\\nnb.start_run(settings, \"other\")'",
+        'nb.start_run(settings, "other")\n\0 = %"""',
         "text = " + '"""\nnb.start_run(settings, "other")"""',
         'nb.start_run(settings, "other"',
     ],
 )
 def test_the_name_of_a_run_is_found_as_python_reads_it(cell: str, tmp_path: Path) -> None:
     source = write_notebook(tmp_path / "a.ipynb", cell)
-    if "mine" in cell:
-        assert read_source(str(source)).name == "mine"
-    else:
-        assert "nb.start_run(settings, " in fault_of(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if "mine" in cell:
+            assert read_source(str(source)).name == "mine"
+        else:
+            assert "nb.start_run(settings, " in fault_of(source)
 
 
 def test_a_name_or_path_of_no_notebook_is_refused_without_a_wait(tmp_path: Path) -> None:
