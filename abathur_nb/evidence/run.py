@@ -236,6 +236,7 @@ class Run:
         self.notebook = notebook
         self.folder: Path | None = None
         self.record: Record | None = None
+        self._shell = notebook_shell()
         self._results: dict[int, Any] = {}  # by their identity
         self._since = utc_now()
         self._before: dict[str, Any] | None = None
@@ -247,11 +248,11 @@ class Run:
         template = (name, digest) if digest else None
         self.folder = write_started(settings, notebook, parameters, run_id=run_id, template=template)
         self._before = database_identity(settings)
-        if events := _events():
-            for watch in [*events.callbacks["post_run_cell"]]:
+        if self._shell:
+            for watch in [*self._shell.events.callbacks["post_run_cell"]]:
                 if isinstance(getattr(watch, "__self__", None), Run):  # an earlier run that was never sealed
-                    events.unregister("post_run_cell", watch)
-            events.register("post_run_cell", self._watch)
+                    self._shell.events.unregister("post_run_cell", watch)
+            self._shell.events.register("post_run_cell", self._watch)
 
     def seal(self, *results: Any) -> None:
         """Write the record of this run with its verdict, show it, and end the run. Without effect if not recorded.
@@ -297,7 +298,7 @@ class Run:
                 }
                 self._seal(verdict_of(*(kind.__name__ for kind in type(error).__mro__)), words)
         except AbathurError as failure:  # raised here, it would hide the cell's own error
-            _show({"text/plain": str(failure)})
+            self._show({"text/plain": str(failure)})
 
     def _seal(self, verdict: Verdict, error: dict[str, Any] | None) -> None:
         if self.folder is None:
@@ -309,10 +310,16 @@ class Run:
         try:
             self.record = write_record(self.folder, self.settings, verdict, **found)
         finally:
-            if events := _events():
-                events.unregister("post_run_cell", self._watch)
+            if self._shell:
+                self._shell.events.unregister("post_run_cell", self._watch)
         text = summary(self.record)
-        _show({MIME: self.record.to_dict(), "text/plain": text, "text/html": f"<pre>{escape(text)}</pre>"})
+        self._show({MIME: self.record.to_dict(), "text/plain": text, "text/html": f"<pre>{escape(text)}</pre>"})
+
+    def _show(self, bundle: dict[str, Any]) -> None:
+        if self._shell:
+            from IPython.display import publish_display_data
+
+            publish_display_data(bundle)
 
     def __str__(self) -> str:
         if self.folder is None:
@@ -327,17 +334,3 @@ class Run:
 def verdict_of(*names: str) -> Verdict:
     """Return the verdict on a run whose cell raised this error, by the name of its class, then of its bases."""
     return next((_BY_ERROR[name] for name in names if name in _BY_ERROR), "error")
-
-
-def _events() -> Any:
-    """Return the events of the notebook that this runs in, None elsewhere."""
-    shell = notebook_shell()
-    return shell and shell.events
-
-
-def _show(bundle: dict[str, Any]) -> None:
-    if notebook_shell() is None:
-        return
-    from IPython.display import publish_display_data
-
-    publish_display_data(bundle)
