@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from itertools import dropwhile
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -186,17 +187,17 @@ def check_signers(runs: Sequence[tuple[str, Checked]], keys: PublicKeys) -> Chec
     expected = "by a given key, of each run since the first that has one"
     if not keys:
         claimed = [checked.claimed for _, checked in runs if checked.claimed]
+        if not claimed:
+            words = "no run is signed: a wholesale rewriting of the archive would not show"
+            return Check("signatures", "skip", expected, words)
         named = ", ".join(sorted({keyid for keyids in claimed for keyid in keyids}))
         words = f"{len(claimed)} of {len(runs)} runs name a signature by key {named}, which is NOT checked"
-        if claimed:
-            return Check("signatures", "warn", expected, f"{words}: give --key PUBLIC.pem")
-        words = "no run is signed: a wholesale rewriting of the archive would not show"
-        return Check("signatures", "skip", expected, words)
-    signed = [number for number, (_, checked) in enumerate(runs) if checked.signers]
+        return Check("signatures", "warn", expected, f"{words}: give --key PUBLIC.pem")
+    signed = [run_id for run_id, checked in runs if checked.signers]
     faults = [] if signed else [f"no run is signed by key {' or '.join(keys)}"]
-    for run_id, checked in runs[signed[0] :] if signed else ():
+    for run_id, checked in dropwhile(lambda run: not run[1].signers, runs):
         if not checked.signers:
-            faults.append(f"run {run_id} is not signed by a given key, but run {runs[signed[0]][0]} before it is")
+            faults.append(f"run {run_id} is not signed by a given key, but run {signed[0]} before it is")
     return Check.that(
         "signatures",
         not faults,
