@@ -195,11 +195,8 @@ def _tags(cell: Mapping[str, Any]) -> set[str]:
     return set(tags) if isinstance(tags, list) else set()
 
 
-def prepared(source: Source, values: Mapping[str, object], **metadata: object) -> dict[str, Any]:
-    """Return a notebook ready to be executed: without outputs, the values injected as papermill does it.
-
-    The cell with the values follows the ``parameters`` cell. ``metadata`` is added under ``abathur``.
-    """
+def prepared(source: Source, values: Mapping[str, object]) -> dict[str, Any]:
+    """Return a notebook ready to be executed: without outputs, the values in a cell behind the ``parameters`` cell."""
     cells: list[dict[str, Any]] = []
     for cell in deepcopy(cells_of(source.notebook)):
         cells.append(cell)
@@ -210,7 +207,7 @@ def prepared(source: Source, values: Mapping[str, object], **metadata: object) -
             lines = "\n".join(f"{name} = {value!r}" for name, value in values.items())
             injected = {**cell, "source": f"{INJECTED}{lines}", "metadata": {"tags": [INJECTED_TAG]}}
             cells.append(injected | cell_id(source.notebook, INJECTED_TAG))
-    noted = {**source.notebook["metadata"], "abathur": {"parameters": dict(values), **metadata}}
+    noted = {**source.notebook["metadata"], "abathur": {"parameters": dict(values)}}
     return {**source.notebook, "cells": cells, "metadata": noted}
 
 

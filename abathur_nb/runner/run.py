@@ -80,11 +80,7 @@ def command(arguments: argparse.Namespace) -> int:
     Raises ConfigurationError with every fault of the arguments, before any notebook starts.
     """
     faults: list[str] = []
-    limits = {
-        "timeout": read_seconds("--timeout", arguments.timeout, faults),
-        "cell_timeout": read_seconds("--cell-timeout", arguments.cell_timeout, faults),
-        "start_timeout": read_seconds("--start-timeout", arguments.start_timeout, faults),
-    }
+    limits = {name: _seconds(name, arguments, faults) for name in ("timeout", "cell_timeout", "start_timeout")}
     work = _checked(arguments, faults)
     with signals_noted() as stop:
         for source, values, settings in work:
@@ -97,18 +93,19 @@ def command(arguments: argparse.Namespace) -> int:
                 for check in forbidden:
                     _say(f"{job.what}: {check.observed}: {check.remedy}", aside=True)
                 return EXIT_CODES["refused"]
-            ran = {"run_id": job.run_id, "template": dict(zip(("name", "sha256"), source.template, strict=True))}
-            verdict = _run(job, prepared(source, values, **ran), html=not arguments.no_html, stop=stop, **limits)
+            verdict = _run(job, prepared(source, values), html=not arguments.no_html, stop=stop, **limits)
             if verdict != "pass":
                 return EXIT_CODES[verdict]
     return 0
 
 
-def read_seconds(name: str, text: str | None, faults: list[str]) -> float | None:
-    """Parse a number of seconds; None if none is given. An invalid one is reported in ``faults``."""
-    if text is None or (re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text) and 0 < float(text) < inf):
-        return None if text is None else float(text)
-    faults.append(f"{name}: expected a number of seconds above 0, found {shown(text)}")
+def _seconds(name: str, arguments: argparse.Namespace, faults: list[str]) -> float | None:
+    """Return the number of seconds of an option, None if it is not given; an invalid one is added to ``faults``."""
+    if (text := getattr(arguments, name)) is None:
+        return None
+    if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text) and 0 < float(text) < inf:
+        return float(text)
+    faults.append(f"--{name.replace('_', '-')}: expected a number of seconds above 0, found {shown(text)}")
     return None
 
 

@@ -162,13 +162,13 @@ def test_a_prepared_notebook_is_valid_and_holds_the_values_and_no_outputs(minor:
             cell |= {"execution_count": 7, "outputs": [{"output_type": "stream", "name": "stdout", "text": ["x"]}]}
     path.write_text(json.dumps(notebook))
     given = {"env": "production", "db_path": "/a'\"\\b 数.db"}
-    ready = prepared(read_source(str(path)), given, run_id="1")
+    ready = prepared(read_source(str(path)), given)
     nbformat.validate(nbformat.from_dict(ready))
     assert ready["cells"][3]["metadata"]["tags"] == ["injected-parameters"]
     assert ready["cells"][3]["source"] == "# Parameters\nenv = 'production'\ndb_path = '/a\\'\"\\\\b 数.db'"
     code = [cell for cell in ready["cells"] if cell["cell_type"] == "code"]
     assert {(cell["execution_count"], len(cell["outputs"])) for cell in code} == {(None, 0)}
-    assert ready["metadata"]["abathur"] == {"parameters": given, "run_id": "1"}
+    assert ready["metadata"]["abathur"] == {"parameters": given}
     again = prepared(read_source(str(path)), {})
     assert len(again["cells"]) == len(notebook["cells"]), "nothing is injected where nothing is given"
 
