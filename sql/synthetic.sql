@@ -10,5 +10,5 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 -- name: memory_entries
 -- Add one version of a memory.
 INSERT INTO memory_entries
-    (namespace, key, value, memory_type, version, is_deleted, created_by, updated_by, created_at, updated_at)
+    (namespace, key, memory_type, is_deleted, version, value, created_by, updated_by, created_at, updated_at)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);

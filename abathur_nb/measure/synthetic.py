@@ -115,37 +115,20 @@ def _is_deleted(memory: int) -> bool:
 
 
 def _sessions(n: int) -> Row:
-    status = _pick(_STATUSES, n)
+    user, project = _rank(n, 10 + n // 10, 0.6180339887), _rank(n, 50, 0.4656557543)
+    names = (f"synthetic-app-{n % 5}", f"synthetic-user-{user}", f"synthetic-project-{project}" if n % 3 == 0 else None)
+    state, status = f'{{"step":{n % 10},"mode":"dark","language":"en"}}', _pick(_STATUSES, n)
     ended = _moment(n, 2) if status in ("terminated", "archived") else None
-    return (
-        _session(n),
-        f"synthetic-app-{n % 5}",
-        f"synthetic-user-{_rank(n, 10 + n // 10, 0.6180339887)}",
-        f"synthetic-project-{_rank(n, 50, 0.4656557543)}" if n % 3 == 0 else None,
-        status,
-        _EVENTS[n % 6],
-        f'{{"step":{n % 10},"mode":"dark","language":"en"}}',
-        _moment(n),
-        _moment(n, 1),
-        ended,
-        ended if status == "archived" else None,
-    )
+    archived = ended if status == "archived" else None
+    return (_session(n), *names, status, _EVENTS[n % 6], state, _moment(n), _moment(n, 1), ended, archived)
 
 
 def _memories(n: int) -> Row:
     memory, version = _place(n)
-    return (
-        _namespace(memory),
-        f"key-{memory}",
-        f'{{"n":{n},"text":"{_TEXT[: 20 + n * 7 % 80]}"}}',
-        _pick(_TYPES, memory),
-        version,
-        int(_is_deleted(memory)),
-        f"synthetic-agent-{_rank(memory, 10 + memory // 50, 0.4656557543)}",
-        f"synthetic-agent-{_rank(n, 10 + memory // 50, 0.4656557543)}",
-        _moment(memory),
-        _moment(memory, 5 * version),
-    )
+    value = f'{{"n":{n},"text":"{_TEXT[: 20 + n * 7 % 80]}"}}'
+    of_all_versions = (_namespace(memory), f"key-{memory}", _pick(_TYPES, memory), int(_is_deleted(memory)))
+    agents = [f"synthetic-agent-{_rank(of, 10 + memory // 50, 0.4656557543)}" for of in (memory, n)]
+    return (*of_all_versions, version, value, *agents, _moment(memory), _moment(memory, 5 * version))
 
 
 _TABLES: dict[str, Callable[[int], Row]] = {"sessions": _sessions, "memory_entries": _memories}
