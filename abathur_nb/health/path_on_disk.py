@@ -22,7 +22,6 @@ from abathur_nb.text import MB, counted, user_name
 FILE_MODES = "file_modes"
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
 
-_RANKED: tuple[Severity, ...] = ("refuse", "fail", "warn")
 _ALL = os.R_OK | os.W_OK | os.X_OK  # of a directory, which is opened to force its names to the disk
 _LOG_S, _FRAMES_A_SECOND = 10, 10_000  # the least time for a look at the log, and the speed of a slow machine
 
@@ -113,7 +112,7 @@ def _above(settings: Settings) -> Check:
     expected = f"each belongs to {owners}, and nobody else may write to it: renaming one replaces the database"
     observed = "; ".join(faults) or f"as expected, from / to {folder.parent}"
     remedy = f"put the database below directories that you or root own; to see each: namei -l {quote(str(folder))}"
-    found: Severity | None = next((one for one in _RANKED if one in faults.values()), None)
+    found = severity if severity in faults.values() else "warn" if faults else None
     return _judged("directories_above", found, expected, observed, remedy)
 
 
