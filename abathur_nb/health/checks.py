@@ -316,23 +316,22 @@ async def sequences_check(conn: Connection) -> Check:
 
 async def seeds_check(conn: Connection) -> Check:
     """Check that version 1 of each seed is as in its file; the evidence is the SQL that restores it. Read-only."""
-    seeds, faults, newer = schema.expected_seeds(), {}, 0
+    seeds, restoring, evidence, newer = schema.expected_seeds(), [], list[str](), 0
     keys = [{"namespace": seed.namespace, "key": seed.key} for seed in seeds]
-    history = load_queries()["memory_history"].sql
+    history, restore = load_queries()["memory_history"].sql, load_queries("inspect.sql")["restore_seed"].sql
     found = await conn.apply(lambda of: [of.execute(history, key).fetchall() for key in keys])
     for seed, versions in zip(seeds, found, strict=True):
         rows = {row["version"]: row for row in versions}
         newer += any(isinstance(version, int) and version > seed.version for version in rows)
         row = rows.get(seed.version)
         wrong = [name for name in _CONTENT if row and row[name] != getattr(seed, name)]
-        if row is None or wrong:
-            faults[seed] = f"holds {shown(row[wrong[0]])} as its {wrong[0]}" if row else "is missing"
-    restoring, evidence = [], list[str]()
-    for seed, fault in faults.items():
-        ((sql,),) = await conn.execute_fetchall(load_queries("inspect.sql")["restore_seed"].sql, seed._asdict())
+        if row and not wrong:
+            continue
+        fault = f"holds {shown(row[wrong[0]])} as its {wrong[0]}" if row else "is missing"
+        ((sql,),) = await conn.execute_fetchall(restore, seed._asdict())
         evidence += [f"-- {seed.namespace} / {seed.key}: version {seed.version} {fault}", f"{sql};"]
         restoring.append({"namespace": seed.namespace, "key": seed.key, "version": seed.version, "sql": sql})
     expected = f"version 1 of each of the {len(seeds)}, with its content"
-    observed = f"{len(seeds) - len(faults)} of {len(seeds)}" + (f"; {newer} with later versions" if newer else "")
+    observed = f"{len(seeds) - len(restoring)} of {len(seeds)}" + (f"; {newer} with later versions" if newer else "")
     data = {"restored_by": restoring}
-    return Check.that("seed_memories", not faults, expected, observed, evidence=evidence, data=data)
+    return Check.that("seed_memories", not restoring, expected, observed, evidence=evidence, data=data)

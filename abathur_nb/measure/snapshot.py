@@ -279,10 +279,6 @@ async def measure(settings: Settings, now: datetime) -> list[Sample]:
         ]
 
 
-async def _ask(conn: aiosqlite.Connection, until: float, name: str, **given: object) -> list[sqlite3.Row]:
-    return await rows_within(conn, until, load_queries("monitor.sql")[name].sql, given) or []
-
-
 async def _tables(
     conn: aiosqlite.Connection, until: float, since: Mapping[str, object], last: Mapping[str, int]
 ) -> tuple[dict[str, tuple[int, int]], float]:
@@ -307,9 +303,11 @@ async def _tables(
 async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> tuple[list[Sample], _Sizes]:
     """Return the largest size of each column in the newest and the ``drawn`` sessions, and all measured sizes."""
     listed = (monotonic() + until) / 2  # on a loaded machine the lists must leave time to measure the sessions
-    rows = [*await _ask(conn, listed, "last_begun_sessions", limit=_DRAWN), *drawn]
+    ask = load_queries("monitor.sql")
+    rows = [*(await rows_within(conn, listed, ask["last_begun_sessions"].sql, {"limit": _DRAWN}) or ()), *drawn]
     for status in STATUSES:
-        rows += await _ask(conn, listed, "last_used_sessions", status=status, limit=_DRAWN // len(STATUSES))
+        given = {"status": status, "limit": _DRAWN // len(STATUSES)}
+        rows += await rows_within(conn, listed, ask["last_used_sessions"].sql, given) or ()
     ids = {rowid: printable(str(session_id)) for rowid, session_id in reversed(rows)}
     sizes = await conn.apply(partial(_sizes, until, "sessions", ids))
     largest = {column: max(sizes, key=lambda rowid: sizes[rowid][column]) for column in _COLUMNS["sessions"] if sizes}
