@@ -10,7 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from object_storage import running_s3
@@ -18,6 +18,9 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from abathur_nb.config.settings import ENVIRONMENTS, Settings, resolve
 from abathur_nb.runbook.init import initialize_database
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 from abathur_nb.store.database import Database
 
 # What nohup sets is inherited by every process that a test starts, and the runner rightly ignores what it was told to.
@@ -154,3 +157,50 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
     """Return the variables that let a client use a real S3 server, which has the bucket ``evidence``."""
     with running_s3(tmp_path_factory.mktemp("weed")) as variables:
         yield variables
+
+
+# Few tests need IPython and nbclient, which are imported where they are used.
+
+
+@pytest.fixture(scope="module")
+def long_lived() -> Iterator["InteractiveShell"]:
+    """Make the shell of all tests of a module."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    InteractiveShell.clear_instance()
+    made = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
+    yield made
+    made.restore_sys_module_state()
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def shell(long_lived: "InteractiveShell") -> "InteractiveShell":
+    from cells import fresh
+
+    return fresh(long_lived)
+
+
+@pytest.fixture
+def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Have the sockets of kernels in a directory of the test's own; no kernel and no socket may be left in it."""
+    from running import kernels_in
+
+    folder = Path(tempfile.mkdtemp(prefix="abathur-"))  # the paths of sockets are short, pytest's own are not
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield folder
+    assert kernels_in(folder) == []
+    left = list(folder.iterdir())
+    shutil.rmtree(folder)
+    assert left == []
+
+
+@pytest.fixture
+def folder(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001 - none may be left
+    """Be in an empty directory."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here

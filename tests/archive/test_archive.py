@@ -14,7 +14,7 @@ import archives
 import nbformat
 import papermill
 import pytest
-from running import NOTEBOOKS, SOUND, artifact_of, assert_archived, folder, only_run, record_of, sockets, write_notebook
+from running import NOTEBOOKS, SOUND, artifact_of, assert_archived, only_run, record_of, write_notebook
 
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings, resolve
@@ -28,7 +28,7 @@ from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.runner.execution import Ending
 from abathur_nb.runner.run import Job, Outcome, conclude
 
-__all__ = ["folder", "sockets"]  # fixtures
+pytestmark = pytest.mark.usefixtures("folder")
 
 FILES = {STARTED, RECORD, NOTEBOOK, PAGE, STATEMENT}
 

@@ -12,14 +12,13 @@ import pytest
 from fsspec import filesystem
 from main_helpers import command
 from patience import HANGING_S
-from running import NOTEBOOKS, sockets
+from running import NOTEBOOKS
 
 import abathur_nb as nb
 from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.verify import copy_archive
 
-__all__ = ["sockets"]  # a fixture
 pytestmark = pytest.mark.usefixtures("sockets")  # where no temporary file may be left
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
-from cells import SOUND, execute, long_lived, shell
+from cells import SOUND, execute
 from IPython.core.interactiveshell import InteractiveShell
 from running import only_run
 
@@ -22,8 +22,6 @@ from abathur_nb.evidence.ledger import LEDGER
 from abathur_nb.evidence.record import NOTEBOOK, PAGE, RECORD, STARTED, STATEMENT
 from abathur_nb.evidence.run import write_started
 from abathur_nb.runbook.init import initialize_database
-
-__all__ = ["long_lived", "shell"]  # fixtures
 
 AL = "/home/al"
 REPLACED = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cells import SOUND, TOP, execute, long_lived, shell
+from cells import SOUND, TOP, execute
 from damage import drop_index, edit_schema, fingerprint, flip_bits, held, run_sql, untouched
 from IPython.core.interactiveshell import InteractiveShell
 from running import only_run, record_of
@@ -22,8 +22,6 @@ from abathur_nb.evidence.run import LAUNCH, MIME, database_identity, start_run
 from abathur_nb.report import Check, Report
 from abathur_nb.runbook.validate import validate_database
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
-
-__all__ = ["long_lived", "shell"]  # fixtures
 
 LATER = "2999-12-31 23:59:59.999"  # than any run of these tests begins
 GREEN = Report("trial", (Check("sky", "pass", "blue", "blue"),), finished_at=LATER)

@@ -21,17 +21,15 @@ from running import (
     Fifo,
     artifact_of,
     assert_archived,
-    folder,
     only_run,
     record_of,
-    sockets,
     write_notebook,
 )
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.canonical import sha256
 
-__all__ = ["folder", "sockets"]  # fixtures
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def command(settings: Settings, source: str | Path, *arguments: str) -> list[str]:

@@ -14,11 +14,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from patience import HANGING_S, ever_longer
-from running import Fifo, kernels_in, names_in, sockets
+from running import Fifo, kernels_in, names_in
 
 from abathur_nb.runner.execution import Ending, Stop, execute, ready, running_kernel, signals_noted
-
-__all__ = ["sockets"]  # a fixture
 
 
 @pytest.fixture(autouse=True)

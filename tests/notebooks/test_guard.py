@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cells import NOTEBOOKS, cells_of, fresh, long_lived, run_cells, shell
+from cells import NOTEBOOKS, cells_of, fresh, run_cells
 from damage import untouched
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from notebook_runs_helpers import papermill as run_papermill
@@ -16,8 +16,6 @@ from papermill.cli import _resolve_type
 
 from abathur_nb.config.parameters import guard
 from abathur_nb.config.settings import Settings
-
-__all__ = ["long_lived", "shell"]  # fixtures
 
 CODE = "open('canary', 'w').close()"
 INIT = NOTEBOOKS / "init.ipynb"

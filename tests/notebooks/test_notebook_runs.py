@@ -9,7 +9,7 @@ from typing import Any
 import archives
 import pytest
 from archives import run_at
-from cells import NOTEBOOKS, Outcome, fresh, long_lived, run_cells, shell
+from cells import NOTEBOOKS, Outcome, fresh, run_cells
 from damage import AGENT, MEMORY, ROWS, TASK, drop_index, fingerprint, flip_bits, query, run_sql, spoil_json, untouched
 from explore_helpers import HOSTILE, fill, insert
 from IPython.core.interactiveshell import InteractiveShell
@@ -21,8 +21,6 @@ from situations import edited, gone, leave, spoiled, tree
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.evidence.record import RECORD, Entry, read_archive
-
-__all__ = ["long_lived", "shell"]  # fixtures
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
 WITHOUT_A_DATABASE = {"history", "index", "init", "preflight", "readiness", "restore"}

@@ -31,14 +31,12 @@ from running import (
     assert_archived,
     code_cells,
     ended,
-    folder,
     kernels_in,
     names_in,
     only_run,
     record_of,
     run,
     runner,
-    sockets,
     wait_for_death,
     write_notebook,
 )
@@ -50,7 +48,7 @@ from abathur_nb.evidence.verify import verify_archive
 from abathur_nb.files import sweep
 from abathur_nb.runbook.index import listed
 
-__all__ = ["folder", "sockets"]  # fixtures
+pytestmark = pytest.mark.usefixtures("folder")
 
 ASLEEP = "import time\ntime.sleep(600)"
 # In C and without a release of the interpreter's lock: no thread of the kernel runs, and no signal handler.

@@ -1,17 +1,15 @@
 """Notebooks run cell by cell in a shell of this process: this project's, as papermill makes them, and one's own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import nbformat
-import pytest
 from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 from IPython.utils.capture import capture_output
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from traitlets.config import Config
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.errors import AbathurError
@@ -127,18 +125,3 @@ def fresh(shell: InteractiveShell) -> InteractiveShell:
     shell.init_user_ns()
     shell.execution_count = 1
     return shell
-
-
-@pytest.fixture(scope="module")
-def long_lived() -> Iterator[InteractiveShell]:
-    """Make the shell of all tests of a module that imports this."""
-    InteractiveShell.clear_instance()
-    made = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
-    yield made
-    made.restore_sys_module_state()
-    InteractiveShell.clear_instance()
-
-
-@pytest.fixture
-def shell(long_lived: InteractiveShell) -> InteractiveShell:
-    return fresh(long_lived)

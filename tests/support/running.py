@@ -3,10 +3,8 @@
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import pytest
 from patience import HANGING_S
 
 from abathur_nb.config.settings import Settings
@@ -130,28 +127,6 @@ def kernels_in(folder: Path) -> list[int]:
         if any(word.startswith(os.fsencode(folder) + b"/.abathur-kernel-") for word in words):
             found.append(int(path.parent.name))
     return found
-
-
-@pytest.fixture
-def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Have the sockets of kernels in a directory of the test's own; no kernel and no socket may be left in it."""
-    folder = Path(tempfile.mkdtemp(prefix="abathur-"))  # the paths of sockets are short, pytest's own are not
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    yield folder
-    assert kernels_in(folder) == []
-    left = list(folder.iterdir())
-    shutil.rmtree(folder)
-    assert left == []
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001 - none may be left
-    """Be in an empty directory, in each test of a module that imports this."""
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    return here
 
 
 def names_in(folder: Path) -> list[str]:
