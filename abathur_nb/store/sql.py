@@ -166,12 +166,8 @@ async def plan_apart(path: Path, patience: float, sql: str, params: Parameters) 
     for value in (*given, *given.values()) if isinstance(given, dict) else given:
         if type(value) not in (type(None), bool, int, float, str, bytes):  # the other process can read only these
             raise InvalidValueError(f"expected None, a number, text or bytes as a parameter, found {shown(value)}")
-
-    async def ask(statement: str, given: Parameters) -> Iterable[Sequence[Any]]:
-        return await asyncio.to_thread(_ask, path, patience, statement, given)
-
     try:
-        return await read_plan(ask, sql, given)
+        return await read_plan(lambda *asked: asyncio.to_thread(_ask, path, patience, *asked), sql, given)
     except CalledProcessError:
         observed = f"its plan takes more than {apart.PLAN_S} s or {apart.PLAN_MB} MB: {sql.strip()[:80]!r}"
         raise InvalidValueError(observed, "nest fewer subqueries and WITH clauses") from None
