@@ -205,10 +205,9 @@ def _from_yaml(origin: str, path: Path) -> list[Given]:
     try:
         text = read_file(origin, path, _LARGEST).decode()
         root = yaml.compose(text, Loader=yaml.BaseLoader)
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{origin}: expected UTF-8, found another encoding at byte {error.start}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigurationError(f"{origin}: broken YAML: {printable(' '.join(str(error).split()))[:300]}") from None
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        found = printable(" ".join(str(error).split()))[:300]
+        raise ConfigurationError(f"{origin}: expected YAML in UTF-8, found: {found}") from None
     if text.startswith("\ufeff"):
         raise ConfigurationError(f"{origin}: expected UTF-8 without a byte order mark")
     pairs = root.value if isinstance(root, yaml.MappingNode) else None
@@ -344,7 +343,6 @@ class _Guard:
     def __init__(self, shell: "InteractiveShell") -> None:
         self._shell = shell
         self._source = ""
-        self._fresh = False
         self._declared: dict[str, Parameter] = {}
         self._refused = False
         # The text is kept, because the tree has no comments and papermill's mark is a comment.
@@ -353,7 +351,7 @@ class _Guard:
         shell.ast_transformers.append(self)  # type: ignore[arg-type] # IPython asks for `visit` alone
 
     def _remember(self, info: Any) -> None:
-        self._source, self._fresh = info.raw_cell, True
+        self._source = info.raw_cell
 
     def _read(self, lines: list[str]) -> list[str]:
         # Before IPython parses it: a name with thousands of dots exhausts the parser, and the kernel never answers.
@@ -375,12 +373,12 @@ class _Guard:
         class RejectedParametersError(ConfigurationError, InputRejected):
             """Keep IPython from running the cell, and tell the operator why."""
 
-        fresh, self._fresh = self._fresh, False
+        source, self._source = self._source, ""
         # JupyterLab's extensions send silent cells, which are not the notebook's; `_read` has checked an injected cell.
-        if not fresh or self._source.startswith(INJECTED):
+        if not source or source.startswith(INJECTED):
             return tree
         try:
-            self._vet(tree)
+            self._vet(source, tree)
         except ConfigurationError as error:
             raise RejectedParametersError(error.faults) from None
         except BaseException as error:  # noqa: BLE001 - after any error the cell must not run
@@ -388,19 +386,19 @@ class _Guard:
             raise RejectedParametersError([words, _NOTHING_RAN]) from None
         return tree
 
-    def _vet(self, tree: ast.Module) -> None:
-        if self._source.strip() == _GUARD_CELL:  # run again by hand: it makes a new guard
+    def _vet(self, source: str, tree: ast.Module) -> None:
+        if source.strip() == _GUARD_CELL:  # run again by hand: it makes a new guard
             self.remove()
         elif not self._declared:
             try:
-                self._declared = declared_parameters(self._source)
+                self._declared = declared_parameters(source)
             except ConfigurationError as error:
                 first = "the cell after nb.guard() is the parameters cell"
                 raise ConfigurationError([first, *error.faults, _NOTHING_RAN]) from None
             _vetted.clear()
             _vetted.update(self._declared)
         elif _is_scheduled(tree):  # it lacks papermill's mark
-            self._check(self._source.splitlines())
+            self._check(source.splitlines())
         elif self._refused:
             raise ConfigurationError("the injected parameters were refused: correct them and run again")
         else:

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args, get_type_hints
 
 from abathur_nb.errors import ConfigurationError
-from abathur_nb.files import is_scratch_name, open_regular
+from abathur_nb.files import is_scratch_name, read_regular
 from abathur_nb.text import Table, did_you_mean, is_printable, printable, shown, url_fault, user_name, utc_now
 
 _NO_FILE = re.compile(r":memory:$|file:|[A-Za-z][\w+.:-]+:/")
@@ -30,13 +30,9 @@ _FILE_MAX = 65_536  # bytes; a settings file has a few hundred
 def read_file(where: str, path: Path, most: int) -> bytes:
     """Return the content of a small regular file; raise ConfigurationError for any other. Never waits for a FIFO."""
     try:
-        with open_regular(path, follow=True) as file:
-            content = file.read(most + 1)
+        return read_regular(path, most=most, follow=True)
     except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
         raise ConfigurationError(f"{where}: cannot be read: {getattr(error, 'strerror', error)}") from None
-    if len(content) > most:
-        raise ConfigurationError(f"{where}: expected at most {most:,} bytes, found more")
-    return content
 
 
 Severity = Literal["warn", "fail", "refuse"]

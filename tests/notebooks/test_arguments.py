@@ -108,13 +108,13 @@ def test_yaml_is_read_by_the_declared_type_too(text: str, values: dict[str, obje
                 "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]",
             )
         ),
-        ("a: " + "[" * 60_000, "-f y: broken YAML: maximum recursion depth exceeded"),
-        ("rows: *a", "-f y: broken YAML: found undefined alias"),
-        ("rows: 5\n---\nrows: 6", "-f y: broken YAML: expected a single document"),
-        ("rows: 5: 6", "-f y: broken YAML: mapping values are not allowed here"),
-        ("rows: \udc80", "-f y: expected UTF-8, found another encoding"),
+        ("a: " + "[" * 60_000, "-f y: expected YAML in UTF-8, found: maximum recursion depth exceeded"),
+        ("rows: *a", "-f y: expected YAML in UTF-8, found: found undefined alias"),
+        ("rows: 5\n---\nrows: 6", "-f y: expected YAML in UTF-8, found: expected a single document"),
+        ("rows: 5: 6", "-f y: expected YAML in UTF-8, found: mapping values are not allowed here"),
+        ("rows: \udc80", "-f y: expected YAML in UTF-8, found: 'utf-8' codec can't decode"),
         ("\ufeffrows: 5", "-f y: expected UTF-8 without a byte order mark"),
-        ("rows: 5 #" + "x" * 70_000, "-f y: expected at most 65,536 bytes"),
+        ("rows: 5 #" + "x" * 70_000, "-f y: cannot be read: it is larger than 65,536 bytes"),
         ("rows: 5\nrows: 6", "rows: given twice (from -f y, -f y)"),
         ("rows: '5'", "rows (from -f y): expected int without quotation marks, found '5'"),
         ("dry_run: yes", "dry_run (from -f y): expected True or False, found 'yes'"),
@@ -143,8 +143,8 @@ def test_a_file_that_is_none_or_too_large_is_refused_without_a_wait(tmp_path: Pa
     told = {
         "missing": "cannot be read: No such file or directory",
         **dict.fromkeys(("folder", "fifo"), "cannot be read: not a regular file"),
-        "latin": "expected UTF-8, found another encoding at byte 10",
-        "large": "expected at most 65,536 bytes",
+        "latin": "expected YAML in UTF-8, found: 'utf-8' codec can't decode byte 0xe9 in position 10",
+        "large": "it is larger than 65,536 bytes",
         **dict.fromkeys(("socket", "utf16", "link", "/dev/zero", "a\0b", ""), ""),
     }
     _, faults = read(*(part for name in told for part in ("-f", str(tmp_path / name) if name else "")))

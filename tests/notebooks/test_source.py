@@ -94,7 +94,7 @@ CONTENTS: dict[bytes, str] = {
     VALID % (b'"x": "\\ud800"', b"[]"): "surrogates not allowed",
     VALID % (b"", b"[]"): "expected one cell with the tag parameters",
     b"[" * 100_000: "expected a valid notebook of format 4: maximum recursion depth",
-    b" " * (16 * 1024 * 1024 + 1): "expected at most 16,777,216 bytes",
+    b" " * (16 * 1024 * 1024 + 1): "it is larger than 16,777,216 bytes",
 }
 
 
