@@ -71,7 +71,7 @@ async def connect(
     refuse_mixing(path)
     async with opened(f"{path.as_uri()}?mode={mode}") as conn:
         await conn.apply(partial(_configure, path, mode, watched, connection_pragmas(busy_ms, synchronous)))
-        conn.check()
+        conn.handle.check()
         if bounded and mode == "ro":
             await bound(conn, path)
         yield conn

@@ -71,7 +71,7 @@ class Database:
             try:
                 yield db
                 try:
-                    writer.check("later writes may be missing at the path")
+                    writer.handle.check("later writes may be missing at the path")
                 except RefusedError as lost:  # the block itself has raised no error
                     warnings.warn(str(lost), RuntimeWarning, stacklevel=3)
             finally:
@@ -89,7 +89,7 @@ class Database:
             lent = await _enter(stack, self.settings)
             try:
                 yield lent
-                lent.check("what was read may be wrong")
+                lent.handle.check("what was read may be wrong")
             finally:
                 if not lent.forked:
                     await run_to_end(_quiet(lent))
@@ -106,7 +106,7 @@ class Database:
             await self._run(writer, "BEGIN IMMEDIATE")
             yield writer
             self._require_open()
-            writer.check()
+            writer.handle.check()
             if not writer.in_transaction:
                 raise MisuseError("the block ended its transaction by itself: leave COMMIT and ROLLBACK to write()")
 
@@ -130,7 +130,7 @@ class Database:
                     yield lent
                 if writer.in_transaction:  # else its last statement has committed
                     await self._run(writer, "COMMIT")
-                writer.check("the write is not acknowledged but may be stored")
+                writer.handle.check("the write is not acknowledged but may be stored")
                 self._locked = None
             except BaseException as error:
                 self._locked = error if isinstance(error, BusyError) else None
@@ -145,7 +145,7 @@ class Database:
     def _require_open(self) -> None:
         if self._is_closed:
             raise MisuseError(_CLOSED.format(self.settings.db_path))
-        self._writer.require_own()
+        self._writer.handle.require_own()
 
     async def run(self, name: str, parameters: Parameters, writer: Connection | None = None) -> list[sqlite3.Row]:
         """Run the named query on a reader, or on the connection that ``write()`` lent, and return its rows.
@@ -195,7 +195,7 @@ class Database:
         Raises InvalidValueError for anything but one SELECT that SQLite accepts and plans in time.
         """
         self._require_open()
-        self._writer.check()
+        self._writer.handle.check()
         try:
             return await plan_apart(self.settings.db_path, self.settings.busy_timeout_ms / 1000, sql, params)
         except (sqlite3.Error, OverflowError, UnicodeError) as error:

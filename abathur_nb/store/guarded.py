@@ -137,7 +137,8 @@ class Connection(aiosqlite.Connection):
             lent._connection = None  # noqa: SLF001
 
     @property
-    def _conn(self) -> Handle:
+    def handle(self) -> Handle:
+        """Return the connection of sqlite3; raise MisuseError after the block that lent it, ValueError if closed."""
         if self.lender and self._connection is None:
             raise MisuseError(
                 "the block of write() that lent this connection is over",
@@ -145,15 +146,17 @@ class Connection(aiosqlite.Connection):
             )
         return cast("Handle", super()._conn)
 
+    _conn = handle  # what each method of aiosqlite uses
+
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        handle = self._conn
+        handle = self.handle
         if self.lender:
             return await self.lender._execute(fn, *args, **kwargs)  # noqa: SLF001
         # A check takes some microseconds, so a write transaction is checked at its start and end.
         if (handle.keeper and handle.in_transaction) or self._checked or getattr(fn, "__name__", "") in _HARMLESS:
-            self.require_own()
+            handle.require_own()
         else:
-            self.check()
+            handle.check()
             if handle.names and not handle.keeper:
                 # The reads of one turn of the event loop share a check.
                 self._checked = True
@@ -175,23 +178,14 @@ class Connection(aiosqlite.Connection):
         """Return whether this process was forked since the connection was opened."""
         return self._connection is not None and self._connection.forked
 
-    def require_own(self) -> None:
-        """Raise MisuseError in a process that was forked since the connection was opened."""
-        if self._connection is not None:
-            self._connection.require_own()
-
-    def check(self, outcome: str = "nothing was done") -> None:
-        """Raise MisuseError in a forked process, RefusedError if other files are at the path. Read-only."""
-        if self._connection is not None:
-            self._connection.check(outcome)
-
     async def apply(self, work: Callable[[Handle], T]) -> T:
         """Run ``work`` with the sqlite3 connection, in one hop to its thread, and return its result."""
-        return await self._execute(work, self._conn)  # type: ignore[no-any-return]
+        return await self._execute(work, self.handle)  # type: ignore[no-any-return]
 
     async def close(self) -> None:
         """Close the connection and end its thread, which a forked process does not have."""
-        self.require_own()
+        if self._connection:
+            self._connection.require_own()
         await super().close()
 
 
