@@ -184,6 +184,8 @@ class Connection(aiosqlite.Connection):
 
     async def close(self) -> None:
         """Close the connection and end its thread, which a forked process does not have."""
+        if self.lender:
+            raise MisuseError("a block of write() does not close its connection", "leave the block")
         if self._connection:
             self._connection.require_own()
         await super().close()

@@ -253,7 +253,12 @@ async def test_a_connection_that_is_used_after_its_write_block_is_a_misuse(datab
             conn.row_factory = None
         assert not db._writer.in_transaction
         await db.sessions.create_session("s", "app", "alice")
-    assert metrics(database) == ["kept", "kept"]
+        with pytest.raises(MisuseError, match="leave the block"):
+            async with db.write() as conn:
+                await conn.close()
+        async with db.write() as conn:
+            await conn.execute(INSERT, ("kept",))
+    assert metrics(database) == ["kept", "kept", "kept"]
 
 
 async def test_a_query_that_writes_is_refused_on_a_reader(database: Settings) -> None:
