@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from random import Random
 
-from damage import MEMORY, held, leave_log
+from damage import MEMORY, held, leave_log, query
 
 import abathur_nb as nb
 from abathur_nb.backups.taking import unpack
@@ -73,10 +73,8 @@ def _torn(db: Path, acknowledged: int) -> str:
     """Say in what a copy is not one moment of the database that such a process wrote to; empty if it is one."""
     if fault := fault_in(db):
         return fault
-    with closing(sqlite3.connect(db)) as conn:
-        commits = conn.execute("SELECT metric_value FROM metrics WHERE metric_name = 'hot' ORDER BY id").fetchall()
-        ask = "SELECT CAST(key AS INTEGER), value ->> 'n' FROM memory_entries WHERE namespace = 'hot:a'"
-        found = dict(conn.execute(ask).fetchall())
+    commits = query(db, "SELECT metric_value FROM metrics WHERE metric_name = 'hot' ORDER BY id")
+    found = dict(query(db, "SELECT CAST(key AS INTEGER), value ->> 'n' FROM memory_entries WHERE namespace = 'hot:a'"))
     last = len(commits)
     wanted = dict.fromkeys(range(_KEYS), 0)
     for commit in range(1, last + 1):
@@ -192,9 +190,8 @@ def split(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
 def _gone(settings: Settings, wanted: set[tuple[str, str]]) -> str:
     if fault := fault_in(settings.db_path):
         return fault
-    with closing(sqlite3.connect(settings.db_path)) as conn:
-        found = {*conn.execute("SELECT namespace, key FROM memory_entries")}
-    return f"{len(wanted - found)} of {len(wanted)} acknowledged rows are gone" if wanted - found else ""
+    gone = wanted - {*query(settings.db_path, "SELECT namespace, key FROM memory_entries")}
+    return f"{len(gone)} of {len(wanted)} acknowledged rows are gone" if gone else ""
 
 
 async def _store(settings: Settings, before: int, strike: Callable[[], None], after: int) -> list[int]:

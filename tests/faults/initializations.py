@@ -8,12 +8,13 @@ import sqlite3
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from random import Random
 from select import select
 from typing import Literal
+
+from damage import query
 
 from abathur_nb.config.settings import resolve
 from abathur_nb.runbook.validate import validate_database
@@ -32,8 +33,7 @@ def state(place: Place) -> Literal["absent", "complete", "half-made"]:
     copy = copied(place.db)
     try:
         # Rolls back a hot journal and takes what a log holds into account.
-        with closing(sqlite3.connect(copy)) as conn:
-            conn.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        query(copy, "SELECT count(*) FROM sqlite_master")
         report = asyncio.run(validate_database(resolve("development", db_path=copy)))
     except sqlite3.Error:
         return "half-made"

@@ -9,13 +9,13 @@ import sqlite3
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
 from random import Random
 
-from damage import held
+from damage import held, run_sql
 
 from abathur_nb.config.settings import Settings
 from abathur_nb.health.path_on_disk import log_check
@@ -39,8 +39,7 @@ _WRITERS = {
 def look_beside(name: str, settings: Settings, random: Random) -> tuple[bool, str]:
     kind, db = random.choice(list(_WRITERS)), settings.db_path
     synchronous, rows, checkpoint, readers = _WRITERS[kind]
-    with closing(sqlite3.connect(db, isolation_level=None)) as conn:
-        conn.executescript(f"PRAGMA journal_mode = WAL; {_TABLE};")
+    run_sql(db, "PRAGMA journal_mode = WAL", _TABLE)
     work = partial(_keep_writing, db, random, synchronous, rows, checkpoint)
     with counting(work) as acknowledged, ExitStack() as others:
         for _ in range(readers):

@@ -5,9 +5,7 @@ At every moment the old state is there, or the new one; of the old one nothing i
 
 import asyncio
 import shutil
-import sqlite3
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import closing
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -80,12 +78,7 @@ def _recipe(follow: Callable[[Path], object]) -> Deed:
 
 
 def _statements(*statements: str) -> Deed:
-    def execute(db: Path) -> None:
-        with closing(sqlite3.connect(db, isolation_level=None)) as conn:
-            for statement in statements:
-                conn.execute(statement)
-
-    return _recipe(execute)
+    return _recipe(lambda db: run_sql(db, *statements))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ from abathur_nb.evidence.page import clean
 from abathur_nb.runbook.explore import Exploration, explore
 from abathur_nb.store.schema import expected_tables
 
+AUDIT = "INSERT INTO audit (action_type) VALUES ('x')"
 PARTS = ("sessions", "session", "namespaces", "memories", "memory", "audit", "growth", "diagram")
 
 
@@ -228,11 +229,8 @@ async def test_all_parts_are_of_one_snapshot_whoever_writes_meanwhile(database: 
         look = asyncio.create_task(explore(database, limit=1000))
         while not look.done():
             commits += 1
-            conn.execute("BEGIN")
-            conn.execute("INSERT INTO sessions (id, app_name, user_id) VALUES (?, 'a', 'u')", (f"s{commits}",))
-            conn.execute(MEMORY.replace("'k'", f"'k{commits}'"))
-            conn.execute("INSERT INTO audit (action_type) VALUES ('x')")
-            conn.execute("COMMIT")
+            rows = SESSION.replace("'s1'", f"'s{commits}'"), MEMORY.replace("'k'", f"'k{commits}'"), AUDIT
+            conn.executescript(f"BEGIN; {'; '.join(rows)}; COMMIT;")
             await asyncio.sleep(0)  # lets the look go on
     found = look.result()
     assert found.report.ok

@@ -1,15 +1,13 @@
 """Every figure: a picture, words in its place, axes that say their units; whatever it is given."""
 
-import sqlite3
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import replace
 from datetime import date, timedelta
 
 import numpy as np
 import pytest
 from charts_helpers import drawn, is_blank, texts
-from damage import ROWS, drop_index, run_sql
+from damage import ROWS, drop_index, query, run_sql
 from matplotlib.container import ErrorbarContainer
 from matplotlib.patches import Rectangle
 
@@ -165,8 +163,7 @@ async def test_the_sums_are_the_rows_of_every_table(database: Settings) -> None:
         "INSERT INTO tasks (id, prompt, submitted_at) VALUES ('t3', 'p', 'yesterday')",
     )
     found = (await nb.explore(database)).growth
-    with closing(sqlite3.connect(database.db_path)) as conn:
-        counted = {table: conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in expected_tables()}
+    counted = {table: query(database.db_path, f"SELECT count(*) FROM {table}")[0][0] for table in expected_tables()}
     frame = found.to_frame()
     sums = frame.groupby("table")["rows"].sum().to_dict()
     assert sums == {**counted, "tasks": counted["tasks"] - 1}

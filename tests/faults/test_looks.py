@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from damage import flip_bits, held
+from damage import flip_bits, held, run_sql
 from locking import CASES, public
 from sampling import sampled
 
@@ -35,8 +35,7 @@ os._exit(0)
 @pytest.fixture
 def db(tmp_path: Path) -> Path:
     path = tmp_path / "x.db"
-    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
-        conn.executescript("PRAGMA journal_mode = WAL; CREATE TABLE t (x); INSERT INTO t VALUES (1);")
+    run_sql(path, "PRAGMA journal_mode = WAL", "CREATE TABLE t (x)", "INSERT INTO t VALUES (1)")
     return path
 
 

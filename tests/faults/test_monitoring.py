@@ -20,7 +20,8 @@ from typing import Any
 import aiosqlite
 import pytest
 import yaml
-from damage import ROWS, run_sql, untouched
+from damage import ROWS, query, run_sql, untouched
+from explore_helpers import insert
 from main_helpers import command, metrics, parsed, promtool
 from mounting import tmpfs
 from sampling import sampled
@@ -56,9 +57,7 @@ async def conn(filled: Settings) -> AsyncIterator[aiosqlite.Connection]:
 
 def fill_column(settings: Settings, session_id: str, column: str, size: int) -> None:
     value = COLUMNS[column].replace("x", "x" * (size - len(COLUMNS[column]) + 1))
-    with closing(sqlite3.connect(settings.db_path)) as conn:
-        conn.execute(f"UPDATE sessions SET {column} = ? WHERE id = ?", (value, session_id))
-        conn.commit()
+    insert(settings, f"UPDATE sessions SET {column} = ? WHERE id = ?", value, session_id)
 
 
 async def add_sessions(settings: Settings, *names: str) -> None:
@@ -104,8 +103,7 @@ async def test_a_session_that_nears_its_limit_is_named(database: Settings, colum
 async def test_validate_reads_every_session_and_monitor_says_how_many_it_looked_at(filled: Settings) -> None:
     """The large one is neither new nor used lately: monitor sees it by chance."""
     oldest = "SELECT id FROM sessions WHERE status = 'archived' ORDER BY last_update_time"
-    with closing(sqlite3.connect(filled.db_path)) as conn:
-        (name,) = conn.execute(oldest).fetchone()
+    name = query(filled.db_path, oldest)[0][0]
     fill_column(filled, name, "events", int(MAX_BYTES * 0.9))
     assert name in (await warned(filled))["session sizes"].observed
     found = await nb.monitor(filled)
