@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from damage import flip_bits, held, run_sql
+from damage import held, run_sql
 from locking import CASES, public
 from sampling import sampled
 
@@ -57,8 +57,11 @@ def frames(db: Path) -> int:
 
 
 def damage(db: Path, frame: int, place: int = 100) -> None:
-    """Change a byte of a frame, counted from 0; from the end, if negative."""
-    flip_bits(Path(f"{db}-wal"), 32 + (frame % frames(db)) * _FRAME + place, 1)
+    """Change a bit of a frame, counted from 0; from the end, if negative."""
+    with Path(f"{db}-wal").open("r+b") as log:
+        at = 32 + (frame % frames(db)) * _FRAME + place
+        (byte,) = os.pread(log.fileno(), 1, at)
+        os.pwrite(log.fileno(), bytes([byte ^ 1]), at)
 
 
 def unfinished(db: Path) -> None:
