@@ -43,7 +43,7 @@ class _Grouped(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
     """Send what shares a server or an installed wheel to one worker, which then makes it once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        groups = {"test_object_storage.py": "s3", "[s3": "s3", "wheel_": "wheel"}
+        groups = {"[s3": "s3", "wheel_": "wheel"}
         return next((group for part, group in groups.items() if part in nodeid), nodeid)
 
 

@@ -1,12 +1,10 @@
 """A run that ended, archived once: its verdict says how it ended, its files are whole, private, and in the ledger."""
 
-import io
 import json
 import multiprocessing
 import os
 import stat
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ import archives
 import nbformat
 import papermill
 import pytest
+from main_helpers import called
 from running import NOTEBOOKS, SOUND, artifact_of, assert_archived, only_run, record_of, write_notebook
 
-from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import RefusedError
 from abathur_nb.evidence.archive import keep
@@ -76,14 +74,6 @@ def test_a_run_whose_cells_are_another_templates_is_named_by_verify(database: Se
     assert other.name not in str(verify_archive(folder.parent)), "a control"
 
 
-def archive(path: str | Path = "out.ipynb") -> tuple[int, str, str]:
-    """Call the command in this process; return its exit code and what it printed."""
-    out, err = io.StringIO(), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        code = main(["archive", str(path)])
-    return code, out.getvalue(), err.getvalue()
-
-
 def execute(settings: Settings, source: Path = NOTEBOOKS / "validate.ipynb") -> None:
     parameters = {"db_path": str(settings.db_path)}
     papermill.execute_notebook(source, "out.ipynb", parameters=parameters, progress_bar=False)
@@ -115,7 +105,7 @@ def test_what_plain_papermill_executed_is_archived_once_and_nothing_else(databas
 
     def refused(words: str) -> None:
         before = {path: path.read_bytes() for path in database.archive_dir.rglob("*.*")}
-        code, out, err = archive()
+        code, out, err = called("archive", "out.ipynb")
         (line,) = err.splitlines()
         assert (code, out, line.startswith("abathur_nb archive: ")) == (2, "", True)
         assert words in line, line
@@ -134,7 +124,7 @@ def test_what_plain_papermill_executed_is_archived_once_and_nothing_else(databas
     record.write_bytes(content)
     entry = only_run(database)
     page = f"abathur_nb archive: {entry.folder}/page.html; the cells are as the template's\n"
-    assert archive() == (0, page, "")
+    assert called("archive", "out.ipynb") == (0, page, "")
     line = only_run(database).line
     assert line is not None
     assert line.data["as_template"] is True
@@ -148,7 +138,7 @@ def test_what_is_no_executed_notebook_is_refused_in_a_line() -> None:
     os.mkfifo("fifo")
     Path("text").write_text("plain")
     for path in ("missing", "folder", "fifo", "text", NOTEBOOKS / "validate.ipynb"):
-        code, out, err = archive(path)
+        code, out, err = called("archive", str(path))
         assert (code, out, len(err.splitlines())) == (2, "", 1)
         assert err.startswith(f"abathur_nb archive: notebook {path}: ")
 
@@ -157,7 +147,7 @@ def test_a_run_that_passed_before_a_cell_raised_is_not_archived_as_passed(databa
     notebook = write_notebook(tmp_path / "mine.ipynb", *SOUND, "raise RuntimeError('behind the seal')")
     with pytest.raises(papermill.exceptions.PapermillExecutionError):
         execute(database, notebook)
-    code, _, error = archive()
+    code, _, error = called("archive", "out.ipynb")
     assert code == 2
     assert "its record says pass, but one of its cells raised: run it again, whole" in error
     assert read_ledger(database.archive_dir).lines == ()

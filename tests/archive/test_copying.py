@@ -1,15 +1,24 @@
-"""A copy of an archive: run by run, never changed afterwards, a valid archive wherever it was cut short."""
+"""A copy of an archive, in a directory or in object storage: never changed, read as it lies, told if it cannot be."""
 
+import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from archives import run
+from archives import RED, run
+from fsspec import filesystem
 from fsspec.implementations.memory import MemoryFileSystem
-from main_helpers import command
+from main_helpers import called, command
+from patience import HANGING_S
+from running import NOTEBOOKS
 
+import abathur_nb as nb
+from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.errors import ConfigurationError, RefusedError
 from abathur_nb.evidence import stores
@@ -19,6 +28,8 @@ from abathur_nb.evidence.run import write_record, write_started
 from abathur_nb.evidence.stores import fetched, open_store
 from abathur_nb.evidence.verify import copy_archive, verify_archive
 
+pytestmark = pytest.mark.usefixtures("sockets")  # where no temporary file may be left
+
 
 def add_run(settings: Settings) -> str:
     return run(settings, name="init").name
@@ -27,8 +38,9 @@ def add_run(settings: Settings) -> str:
 @pytest.fixture(scope="module")
 def three_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = resolve(db_path=tmp_path_factory.mktemp("three") / "x.db")
-    for _ in range(3):
+    for _ in range(2):
         add_run(settings)
+    run(settings, "fail", name="init", reports=(RED,))
     return settings.archive_dir
 
 
@@ -57,14 +69,16 @@ def copied_runs(url: str, archive: Path) -> int:
     return ledger.count(b"\n")
 
 
-PLACES = ["file URL", "s3"]
+@pytest.fixture
+def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(params=PLACES)
-def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(params=["file URL", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
-        for name, value in request.getfixturevalue("s3_server").items():
-            monkeypatch.setenv(name, value)
+        request.getfixturevalue("s3")
     return {"file URL": f"file://{tmp_path}/copies/there", "s3": f"s3://evidence/{tmp_path.name}/copy"}[request.param]
 
 
@@ -239,17 +253,81 @@ def test_the_command_copies_tells_what_it_did_and_verify_reads_the_copy(
 ) -> None:
     unsealed = write_started(settings, "init", {}).name
     where = ("--db-path", str(settings.db_path))
-    done = command("copy", url, *where)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (
+    words = (
         f"copied 3 lines of the ledger, 18 objects in all, to {url}\n"
         f"not copied, without a line in the ledger and no evidence: {unsealed}\n"
     )
-    assert command("copy", url, "--archive", str(archive)).stdout.startswith("copied 0 lines of the ledger, 0 objects")
-    verified = command("verify", url)
-    assert (verified.returncode, verified.stderr) == (0, ""), verified.stdout
+    assert called("copy", url, *where) == (0, words, "")
+    assert called("copy", url, "--archive", str(archive))[1].startswith("copied 0 lines of the ledger, 0 objects")
+    code, out, err = called("verify", url)
+    assert (code, err) == (0, ""), out
     spoil(url, "ledger/00000002.jsonl", lambda content: content.replace(b"pass", b"fail"))
-    assert command("verify", url).returncode == 1
-    again = command("copy", url, *where)
-    assert (again.returncode, again.stdout) == (2, "")
-    assert "ledger/00000002.jsonl. Nothing was copied" in again.stderr
+    assert called("verify", url)[0] == 1
+    code, out, err = called("copy", url, *where)
+    assert (code, out) == (2, "")
+    assert "ledger/00000002.jsonl. Nothing was copied" in err
+
+
+def untimed(text: str) -> str:
+    return re.sub(r"\d\d:\d\d:\d\d\.\d{3} UTC", "", text)
+
+
+@pytest.mark.parametrize("url", ["s3"], indirect=True)
+def test_runs_diff_and_verify_say_of_the_copy_what_they_say_of_the_archive(
+    archive: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_archive(archive, url)
+    one, _, last = sorted(path.name for path in archive.iterdir() if path.is_dir())
+    for arguments in (["runs"], ["runs", "--json"], ["diff", one, last]):
+        codes = [main([*arguments, "--archive", where]) for where in (str(archive), url)]
+        out = capsys.readouterr().out.splitlines()
+        assert codes[0] == codes[1]
+        assert out[: len(out) // 2] == out[len(out) // 2 :] != []
+    assert main(["verify", str(archive)]) == main(["verify", url]) == 0
+    out = untimed(capsys.readouterr().out.replace(url, str(archive))).splitlines()
+    assert out[: len(out) // 2] == out[len(out) // 2 :] != []
+
+
+def test_history_reads_a_copy(archive: Path, url: str, settings: Settings) -> None:
+    copy_archive(archive, url)
+    shutil.rmtree(archive)
+    history = nb.read_history(settings, url)
+    assert (len(history.runs), history.report.subject) == (3, url)
+
+
+@pytest.mark.parametrize(
+    ("variables", "where", "told"),
+    [
+        ({}, "s3://evidence/none", "is not a copy of an archive: no line of a ledger"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong-" + "s3cret"}, "s3://evidence/x", "PermissionError: "),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "s3://evidence/x", "EndpointConnectionError: "),
+    ],
+    ids=["s3 without a copy", "s3 with a wrong key", "s3 without a server"],
+)
+@pytest.mark.usefixtures("s3")
+def test_a_copy_that_cannot_be_read_is_told_in_a_line(variables: dict[str, str], where: str, told: str) -> None:
+    done = command("verify", where, **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert (told in line, where in line, "s3cret" in line) == (True, True, False)
+
+
+@pytest.mark.parametrize("url", ["s3"], indirect=True)
+def test_papermill_reads_a_template_from_s3_and_writes_its_output_there(url: str, database: Settings) -> None:
+    system = filesystem("s3", skip_instance_cache=True)
+    place = url.removeprefix("s3://")
+    system.put_file(str(NOTEBOOKS / "explain.ipynb"), f"{place}/explain.ipynb")
+    command = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar", "--engine", "abathur"]
+    done = subprocess.run(
+        [*command, f"{url}/explain.ipynb", f"{url}/out.ipynb", "-p", "db_path", str(database.db_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANGING_S,
+    )
+    assert done.returncode == 0, done.stderr
+    output = json.loads(system.cat_file(f"{place}/out.ipynb"))
+    assert all(cell["execution_count"] for cell in output["cells"] if cell["cell_type"] == "code")
+    (record,) = database.archive_dir.glob("*/record.json")
+    assert json.loads(record.read_bytes())["verdict"] == "pass"
+    assert [*database.archive_dir.glob("*/page.html")]

@@ -3,11 +3,14 @@
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from patience import HANGING_S
 from prometheus_client.parser import text_string_to_metric_families
 
+from abathur_nb.cli import main
 from abathur_nb.config.settings import Settings
 
 
@@ -15,6 +18,13 @@ def command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as an operator does, with these variables too."""
     line, environment = [sys.executable, "-m", "abathur_nb", *arguments], {**os.environ, **env}
     return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=HANGING_S, check=False)
+
+
+def called(*arguments: str) -> tuple[int, str, str]:
+    """Call the command line in this process; return its exit code and what it printed."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = main(arguments)
+    return code, out.getvalue(), err.getvalue()
 
 
 def promtool(*arguments: str | Path, given: str = "") -> str:

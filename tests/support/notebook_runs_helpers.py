@@ -10,8 +10,6 @@ from typing import Any
 import nbformat
 from patience import HANGING_S
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-
 
 @dataclass(frozen=True)
 class Run:
