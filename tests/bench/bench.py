@@ -16,10 +16,10 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median, quantiles
@@ -90,14 +90,21 @@ def alternate(ours: Callable[[], Sequence[int]], theirs: Callable[[], Sequence[i
     return sides
 
 
-async def alternate_async(
-    ours: Callable[[], Awaitable[Sequence[int]]], theirs: Callable[[], Awaitable[Sequence[int]]], blocks: int = BLOCKS
-) -> Sides:
-    """Return what `alternate` does, for sides that are awaited."""
+Side = Callable[[], Sequence[int] | Awaitable[Sequence[int]]]
+
+
+async def alternate_async(ours: Side, theirs: Side, blocks: int = BLOCKS) -> Sides:
+    """Return what `alternate` does, for sides of which one is awaited at least."""
     sides: Sides = ([], [])
     for side, measure in turns(sides, ours, theirs, blocks):
-        side.extend(await measure())
+        found = measure()
+        side.extend(await found if isinstance(found, Awaitable) else found)
     return sides
+
+
+async def timed_all(work: Callable[..., Awaitable[object]], given: Iterable[tuple[Any, ...]] = ((),)) -> list[int]:
+    """Return the nanoseconds of a call with each of the given arguments, one after the other."""
+    return [await timed_await(work, *arguments) for arguments in given]
 
 
 def settings_for(path: Path) -> nb.Settings:
@@ -204,14 +211,10 @@ def reads(name: str) -> Callable[[Path], Coroutine[Any, Any, Sides]]:
                     found = dict(conn.execute(QUERIES[name].sql, given).fetchall()[0])
                     return {**found, **{column: json.loads(found[column]) for column in columns}}
 
-                async def ours() -> list[int]:
-                    return [await timed_await(get, *key) for key in keys]
-
-                async def theirs() -> list[int]:
-                    return [timed(get_plain, *key) for key in keys]
-
                 assert await get(*keys[0]) == get_plain(*keys[0])
-                return await alternate_async(ours, theirs)
+                return await alternate_async(
+                    lambda: timed_all(get, keys), lambda: [timed(get_plain, *key) for key in keys]
+                )
 
     return measure
 
@@ -238,7 +241,7 @@ async def beside_writer(place: Path) -> Sides:
     """Time reads beside a writer that never rests, 100 rows a transaction, and where all share a locked connection."""
     insert = "INSERT INTO metrics (metric_name, metric_value) VALUES ('busy', 1)"
     async with filled(place, 10_000) as settings, nb.Database.open(settings) as db:
-        keys = synthetic.session_ids(10_000, 300)
+        keys = [(key,) for key in synthetic.session_ids(10_000, 300)]
         sql = QUERIES["get_session"].sql
 
         @asynccontextmanager
@@ -261,7 +264,7 @@ async def beside_writer(place: Path) -> Sides:
 
         async def ours() -> list[int]:
             async with beside(write_ours):
-                return [await timed_await(db.sessions.get_session, key) for key in keys]
+                return await timed_all(db.sessions.get_session, keys)
 
         async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as shared:
             lock = asyncio.Lock()
@@ -279,7 +282,7 @@ async def beside_writer(place: Path) -> Sides:
 
             async def theirs() -> list[int]:
                 async with beside(write_theirs):
-                    return [await timed_await(get_shared, key) for key in keys]
+                    return await timed_all(get_shared, keys)
 
             return await alternate_async(ours, theirs)
 
@@ -289,9 +292,9 @@ async def add_memory(place: Path) -> Sides:
         with plain(settings) as conn:
             numbers = iter(range(10_000_000))
 
-            async def ours() -> list[int]:
+            def ours() -> Awaitable[list[int]]:
                 given = [("bench:a", f"k{n}", {"n": n}, "semantic", "me") for n in islice(numbers, 300)]
-                return [await timed_await(db.memory.add_memory, *memory) for memory in given]
+                return timed_all(db.memory.add_memory, given)
 
             def add_plain(n: int) -> None:
                 conn.execute("BEGIN IMMEDIATE")
@@ -304,16 +307,12 @@ async def add_memory(place: Path) -> Sides:
                 conn.execute(QUERIES["insert_audit"].sql, audit | {"memory_entry_id": row["id"]}).fetchall()
                 conn.execute("COMMIT")
 
-            async def theirs() -> list[int]:
-                return [timed(add_plain, n) for n in islice(numbers, 300)]
-
-            return await alternate_async(ours, theirs)
+            return await alternate_async(ours, lambda: [timed(add_plain, n) for n in islice(numbers, 300)])
 
 
 async def growth(place: Path) -> Sides:
-    async def gets(db: nb.Database, rows: int) -> list[int]:
-        keys = islice(cycle(synthetic.memory_keys(rows, 700)), 2000)
-        return [await timed_await(db.memory.get_memory, *key) for key in keys]
+    def gets(db: nb.Database, rows: int) -> Awaitable[list[int]]:
+        return timed_all(db.memory.get_memory, islice(cycle(synthetic.memory_keys(rows, 700)), 2000))
 
     async with (
         filled(place, 1_000_000) as large,
@@ -326,14 +325,9 @@ async def growth(place: Path) -> Sides:
 
 async def validate(place: Path) -> Sides:
     async with filled(place, 100_000) as settings:
-
-        async def ours() -> list[int]:
-            return [await timed_await(lambda: nb.validate_database(settings))]
-
-        async def theirs() -> list[int]:
-            return checked(settings, "integrity_check", "foreign_key_check")
-
-        return await alternate_async(ours, theirs, blocks=9)
+        pragmas = ("integrity_check", "foreign_key_check")
+        ours = partial(timed_all, lambda: nb.validate_database(settings))
+        return await alternate_async(ours, lambda: checked(settings, *pragmas), blocks=9)
 
 
 async def backing_up(place: Path) -> Sides:
@@ -349,18 +343,18 @@ async def backing_up(place: Path) -> Sides:
 
         async def ours() -> list[int]:
             with patch.multiple("abathur_nb.backups.taking", read_content=undigested, prove=unproven):
-                found = await timed_await(lambda: back_up(settings, reason="bench"))
+                found = await timed_all(lambda: back_up(settings, reason="bench"))
             shutil.rmtree(settings.backup_dir)
-            return [found]
+            return found
 
         def copy(path: Path) -> None:
             with plain(settings, mode="ro") as conn, closing(sqlite3.connect(path)) as target:
                 conn.backup(target)
             fsync(path)
 
-        async def theirs() -> list[int]:
+        def theirs() -> list[int]:
             path = place / f"copy-{next(count)}.db"
-            found = timed(lambda: copy(path))
+            found = timed(copy, path)
             path.unlink()
             return [found]
 
@@ -374,12 +368,10 @@ async def proving(place: Path) -> Sides:
 
         async def ours() -> list[int]:
             with tempfile.TemporaryDirectory(dir=place) as scratch:
-                return [await timed_await(lambda: prove(settings, backup, Path(scratch)))]
+                return await timed_all(lambda: prove(settings, backup, Path(scratch)))
 
-        async def theirs() -> list[int]:
-            return checked(replace(settings, db_path=backup.path), "integrity_check")
-
-        return await alternate_async(ours, theirs, blocks=9)
+        copy = replace(settings, db_path=backup.path)
+        return await alternate_async(ours, lambda: checked(copy, "integrity_check"), blocks=9)
 
 
 def imports(place: Path) -> Sides:
