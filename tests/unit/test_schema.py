@@ -8,8 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from damage import drop_index, query, run_sql
-from engines import LIBRARIES, build, opened
-from rows import BAD, GOOD, insert
+from engines import BAD, GOOD, LIBRARIES, build, insert, opened
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
