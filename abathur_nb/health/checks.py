@@ -101,13 +101,7 @@ async def file_checks(settings: Settings, *, unrepaired: str | None = None) -> t
 
     ``unrepaired`` is the remedy of checks without their own, by default the command that plans a repair.
     """
-    remedy = target.repair_command(settings) if unrepaired is None else unrepaired
-    found = await _file_checks(settings)
-    return tuple(c if c.remedy or c.status == "pass" else replace(c, remedy=remedy) for c in found)
-
-
-async def _file_checks(settings: Settings) -> tuple[Check, ...]:
-    path = settings.db_path
+    path, remedy = settings.db_path, target.repair_command(settings) if unrepaired is None else unrepaired
     lost = await asyncio.to_thread(strays_check, path)
     if lost.failed:  # the file lacks a part of the database, and SQLite may call it damaged
         return (lost,)
@@ -121,13 +115,14 @@ async def _file_checks(settings: Settings) -> tuple[Check, ...]:
             checks, fault, log = await asyncio.gather(database_checks(conn, path, settings, beside=beside), *asked)
     except (sqlite3.Error, OSError, AbathurError) as error:
         _, found = await target.explain_unopened(path, error)
-        observed = f"could not run: {found.observed}"
-        return (Check("database_file", "error", expected="opens read-only", observed=observed, remedy=found.remedy),)
+        observed, remedy = f"could not run: {found.observed}", found.remedy or remedy
+        return (Check("database_file", "error", "opens read-only", observed, remedy),)
     header = []
     if fault:  # SQLite never writes such a header, but ignores it
-        remedy = f"stop its writers and restore a backup: {target.restore_command(settings)}"
-        header = [Check(HEADER, "fail", "what SQLite writes", f"CORRUPT: {fault}", remedy)]
-    return (*checks, log, *header, *mounted_files(path), lost)
+        restore = f"stop its writers and restore a backup: {target.restore_command(settings)}"
+        header = [Check(HEADER, "fail", "what SQLite writes", f"CORRUPT: {fault}", restore)]
+    checks = (*checks, log, *header, *mounted_files(path), lost)
+    return tuple(c if c.remedy or c.status == "pass" else replace(c, remedy=remedy) for c in checks)
 
 
 def _identity(found: Mapping[str, Any]) -> Iterable[Check]:

@@ -15,7 +15,7 @@ from abathur_nb.store.connection import connect, explain_error
 from abathur_nb.store.schema import SchemaObject, expected_objects, quoted, read_schema
 from abathur_nb.store.sql import load_queries, normalized
 from abathur_nb.store.target import identify, refusal, to_be_repaired
-from abathur_nb.text import counted, printable
+from abathur_nb.text import Shown, counted, printable
 
 # Troubleshoot does not repair objects of others, or values that only a person can correct.
 _BY_HAND = (OTHERS, "open_files", "values", "required_values", "timestamps", "moments")
@@ -38,7 +38,7 @@ async def validate_database(settings: Settings) -> Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Schema:
+class Schema(Shown):
     """Hold a live schema; a notebook shows each table's SQL with its comments, and its indexes, folded.
 
     ``rows`` counts each table's rows. ``sizes`` are bytes by table or index, empty where this SQLite can't tell.
@@ -52,9 +52,6 @@ class Schema:
 
     def __str__(self) -> str:
         return ";\n\n".join(found.sql for found in self.objects.values()) + ";"
-
-    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
-        return {"text/html": self.to_html(), "text/plain": str(self)}
 
     def to_record(self) -> dict[str, Any]:
         """Return what a run's record keeps: each object's SQL without layout and comments, rows and sizes.
