@@ -140,9 +140,6 @@ async def test_faults_in_tables_of_others_make_nothing_unsound(name: str, databa
     assert "audit.agent_id: 'none'" in check_of(report, "foreign keys").evidence[0], "and hides nothing of ours"
 
 
-# --- each verb that reads ends within its bounds, and says which it reached
-
-
 SIZE = 40_000_000  # over what malloc keeps for itself
 # Text of JSON, by what it costs to parse it.
 VALUES = {

@@ -278,9 +278,6 @@ async def test_the_command_that_drops_what_does_not_belong_here_ends_it(name: st
     (await nb.validate_database(database)).raise_for_failures()
 
 
-# --- whoever may not write changes nothing; the sweep over all refusals runs in ``make prove``
-
-
 PROGRAM = """
 settings, refused = nb.resolve("development", db_path=sys.argv[1]), 0
 for verb in (*situations.CHANGING, "backup"):
@@ -292,7 +289,10 @@ print(refused)
 """
 
 
-def given_away(template: Path, folder: Path, make: Callable[[Settings], None]) -> Settings:
+Change = Callable[[Settings], None]
+
+
+def given_away(template: Path, folder: Path, make: Change) -> Settings:
     """Make a copy of the template, and of it what is wanted, that belongs to another user."""
     shutil.copytree(template, folder)
     settings = resolve("development", db_path=folder / "data" / "abathur.db")
@@ -309,9 +309,7 @@ def given_away(template: Path, folder: Path, make: Callable[[Settings], None]) -
         *(("data", begun), ("data/backups", leave), ("data/abathur.db", in_the_log)),
     ),
 )
-def test_whoever_may_not_write_changes_nothing(
-    at: tuple[str, Callable[[Settings], None]], template: Path, public: Path
-) -> None:
+def test_who_may_not_write_changes_nothing(at: tuple[str, Change], template: Path, public: Path) -> None:
     (closed, make), folder = at, public / "x"
     settings = given_away(template, folder, make)
     (folder / closed).chmod(0o400 if closed.endswith(".db") else 0o500)
@@ -344,9 +342,6 @@ def test_every_verb_of_the_package_is_in_the_sweep_over_refusals() -> None:
     used = {name for run in VERBS.values() for name in run.__code__.co_names}
     # start_run writes the run's own record, which a refusal may leave.
     assert takes_settings - used == {"start_run"}
-
-
-# --- a URL with a secret is refused before anything is recorded
 
 
 CANARY = "CANARY-0815"
@@ -473,9 +468,6 @@ async def test_each_verb_refuses_it_and_what_names_no_file_and_no_report_holds_i
                 told = str(error)
             assert told, (name, value)
             assert CANARY not in told, (name, value)
-
-
-# --- systemd and cron read what installs a nightly run, whatever is in the paths
 
 
 def test_what_schedule_prints_runs_as_it_stands(database: Settings) -> None:

@@ -105,7 +105,8 @@ def contents(path: Path, pattern: str) -> list[bytes]:
     return [content for file in found if (content := file.read_bytes())]
 
 
-STATES: dict[str, Callable[[Settings], None]] = {
+Change = Callable[[Settings], None]
+STATES: dict[str, Change] = {
     "absent": gone,
     "corrupt": partial(overwrite, place=5000, content=b"x" * 100_000),
     "no header": destroy_header,
@@ -167,9 +168,7 @@ async def test_a_fresh_start_keeps_what_was_there_as_a_proven_backup(database: S
 
 
 @pytest.mark.parametrize("state", [gone, instead(Path.touch), stale, instead(lambda path: path.write_text("a text"))])
-async def test_there_is_no_rollback_without_a_database(
-    state: Callable[[Settings], None], database: Settings, backup: Backup
-) -> None:
+async def test_there_is_no_rollback_without_a_database(state: Change, database: Settings, backup: Backup) -> None:
     state(database)
     typo = replace(database, db_path=database.db_path.parent / "typo" / "abathur.db")
     before = tree(database.db_path.parent)
@@ -216,9 +215,6 @@ async def test_an_approved_plan_completes_a_begun_replacement(database: Settings
     # What was to be put there before is what was there before when the rollback came.
     assert list_backups(database.backup_dir)[0][-1].content == backup.content
     assert (await content_of(database)).rows["memory_entries"] == 3
-
-
-# --- a drill goes the way of the restoration: where it is green a restoration works, where it is red none does
 
 
 SIZES = (4096, 8192)  # of a page: a database of another size is replaced, one of the same is written into
@@ -280,9 +276,6 @@ async def test_who_has_it_open_forbids_what_would_harm(at: tuple[str, int], data
             report = await nb.restore_database(settings, backup=backup.path, drill=True)
             assert f"PID {process.pid} (" in str(report)
     assert await agree(settings, backup), "once nobody is in the way"
-
-
-# --- a compressed backup is unpacked within bounds, whatever its manifest says
 
 
 MIB = 2**20
@@ -371,9 +364,6 @@ async def test_without_zstd_no_compressed_backup_is_made(database: Settings, mon
     assert not database.backup_dir.exists()
 
 
-# --- a damaged file is replaced whole, and a killed replacement is completed without loss
-
-
 @pytest.fixture
 def replacement(database: Settings) -> Path:
     """Return the folder of a replacement whose journal is written, and nothing else is done."""
@@ -455,11 +445,8 @@ async def test_a_useless_journal_is_left_and_the_command_named_that_moves_it(
     (await nb.validate_database(database)).raise_for_failures()
 
 
-# --- a database file that is itself a mount point, as in a container
-
-
 _SUFFIXES = ("", "-wal", "-journal")
-_MOVED: dict[str, Callable[[Settings], None]] = {  # by verb: what makes it move the file aside
+_MOVED: dict[str, Change] = {  # by verb: what makes it move the file aside
     **dict.fromkeys(("restore", "drill", "rollback", "fresh start"), destroy_header),
     **dict.fromkeys(("repair", "troubleshoot"), stale),
     "plan of a restoration": begun,

@@ -243,9 +243,6 @@ async def test_files_that_were_away_for_a_moment_are_not_trusted_again(database:
                 await use()
 
 
-# --- no false alarm
-
-
 SQL = (*(f"PRAGMA wal_checkpoint({mode})" for mode in ("PASSIVE", "FULL", "RESTART", "TRUNCATE")), "VACUUM", "REINDEX")
 
 # Statements, then verbs, of another process.
@@ -287,9 +284,6 @@ asyncio.run(main(nb.resolve("development", db_path=tempfile.mkdtemp() + "/data/a
 
 def test_a_directory_that_is_closed_for_a_moment_raises_no_alarm() -> None:
     assert run_as_other(CLOSED) == "True\n"
-
-
-# --- fork
 
 
 def in_child(work: Callable[[], Any]) -> str:
@@ -385,9 +379,6 @@ async def test_a_store_that_only_closes_warns_of_what_it_lost(database: Settings
     with pytest.warns(RuntimeWarning, match="later writes may be missing"):
         async with busy(database):
             take(SIDE_FILES_REMOVED, database.db_path)
-
-
-# --- a process whose files were deleted or moved is named, and what it alone holds is saved before it ends
 
 
 _ROWS = [MEMORY.replace("'k'", f"'alone-{number}'") for number in range(7)]

@@ -169,9 +169,7 @@ async def test_a_column_or_a_table_that_is_gone_is_named_and_nothing_is_made_up(
 
 
 @pytest.mark.needs("sqlite3")
-async def test_a_value_that_a_repair_would_empty_is_shown_by_a_command_from_the_newest_backup_that_has_it(
-    database: Settings,
-) -> None:
+async def test_a_value_that_a_repair_would_empty_is_shown_from_the_newest_backup_of_it(database: Settings) -> None:
     run_sql(database.db_path, TASK, "UPDATE tasks SET input_data = '{\"true\": 1}'")
     for _ in range(2):  # the second one has the broken value
         await nb.backup_database(database)
@@ -484,9 +482,7 @@ async def test_what_changed_since_it_was_shown_is_not_repaired_unseen(since: str
     (await nb.troubleshoot(strict, repair=True, confirm=digits)).raise_for_failures()
 
 
-async def test_where_a_check_could_not_run_nothing_is_repaired(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_could_not_be_checked_is_not_repaired(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     run_sql(database.db_path, *ROWS, *FAULTS["indexes"], *FAULTS["JSON columns"])
     elsewhere = replace(database, db_path=database.db_path.with_name("gone.db"))  # as where the disk fails them
     monkeypatch.setattr("abathur_nb.repair.diagnosis.file_checks", lambda _, **more: file_checks(elsewhere, **more))

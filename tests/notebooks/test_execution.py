@@ -171,9 +171,6 @@ def test_a_signal_that_this_process_ignores_is_still_ignored() -> None:
         signal.signal(signal.SIGHUP, former)
 
 
-# --- the kernel: this Python's own, over sockets that nobody else reaches
-
-
 async def test_it_answers_and_is_gone_at_the_end(sockets: Path) -> None:
     async with running_kernel({"ABATHUR_TRIAL": "1"}) as kernel:
         with kernel.connected() as client:
@@ -188,9 +185,7 @@ async def test_it_answers_and_is_gone_at_the_end(sockets: Path) -> None:
     assert (kernels_in(sockets), names_in(sockets)) == ([], [])
 
 
-def test_no_file_of_the_working_directory_or_the_users_startup_runs_in_it(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_file_of_its_directory_or_startup_runs(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     canary = home / "canary"
     startup = home / ".ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True)

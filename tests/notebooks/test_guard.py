@@ -45,8 +45,7 @@ def rejected(result: ExecutionResult) -> str:
     return str(result.error_before_exec or "")
 
 
-# --- names: each is code under its disguise; whatever papermill makes of it, nothing of it may run, nor any later cell
-
+# Each is code under its disguise; whatever papermill makes of it, nothing of it may run, nor any later cell.
 # fmt: off
 NAMES = [
     # more statements
@@ -100,9 +99,7 @@ RAW = (  # cells that papermill itself would not make
 )  # fmt: skip
 
 
-def test_a_name_not_declared_to_the_letter_is_refused_and_nothing_runs(
-    long_lived: InteractiveShell, folder: Path
-) -> None:
+def test_a_name_that_is_not_declared_is_refused_and_nothing_runs(long_lived: InteractiveShell, folder: Path) -> None:
     guard_cell, parameters, settings, *_ = cells_of(INIT, {})
     injected = [cells_of(INIT, {name: "production"})[2] for name in NAMES]
     injected += [cells_of(INIT, dict.fromkeys(names, "production"))[2] for names in PAIRS]
@@ -142,8 +139,6 @@ sys.stderr.write(f'deadly: {deadly}')
     done = subprocess.run(command, input=json.dumps(cells), capture_output=True, text=True, cwd=folder, check=True)
     assert int(done.stderr.rpartition("deadly: ")[2]) >= 35
 
-
-# --- values
 
 REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (  # test_parameters has each kind of fault
     ("init", {"enviroment": "x"}, "parameter 'enviroment' is not declared (env, db_path, dry_run); did you mean env?"),
@@ -185,9 +180,6 @@ def test_a_hostile_value_is_text_and_its_environment_is_unknown(long_lived: Inte
     assert "did you mean production?; db_path (from argument): expected " in line, "each fault is named"
 
 
-# --- what passes
-
-
 @pytest.mark.usefixtures("elsewhere")
 def test_what_is_declared_or_papermills_own_passes_and_the_guard_is_gone(long_lived: InteractiveShell) -> None:
     paths = {"PAPERMILL_INPUT_PATH": "/a.ipynb", "PAPERMILL_OUTPUT_PATH": "s3://b/é.ipynb"}
@@ -224,9 +216,6 @@ def test_what_jupyter_scheduler_injects_bears_no_mark_and_is_vetted_all_the_same
         assert not rejected(shell.run_cell("env = 'staging'\ndry_run = True"))
         assert not rejected(shell.run_cell("seen = (env, dry_run)\nseen"))
         assert shell.user_ns["seen"] == ("staging", True)
-
-
-# --- by hand, as in JupyterLab
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -276,9 +265,6 @@ def test_without_ipython_the_guard_does_nothing_and_its_name_is_that_of_the_func
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr == ""
 
 
-# --- in real kernels, for proof
-
-
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -287,7 +273,7 @@ def test_without_ipython_the_guard_does_nothing_and_its_name_is_that_of_the_func
         (("-y", "!!python/object/apply:os.system ['touch canary']"), ""),  # papermill itself can read nothing
     ],
 )
-def test_papermill_exits_with_1_and_the_notebook_says_in_one_line_why(
+def test_papermill_exits_with_1_saying_why(
     arguments: tuple[str, ...], told: str, database: Settings, tmp_path: Path
 ) -> None:
     with untouched(database.db_path):

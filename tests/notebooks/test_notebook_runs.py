@@ -100,9 +100,7 @@ def test_init_makes_the_database_and_a_second_run_changes_no_byte(run: Run, sett
 
 
 @pytest.mark.parametrize("env", ["staging", "production", "rehearsal"])
-def test_each_environment_takes_a_path_of_ones_own(
-    env: str, public: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_environment_takes_ones_own_path(env: str, public: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     config, path = public / "own.toml", public / "own" / "x.db"
     config.write_text(f'[environments.rehearsal]\ndb_path = "{path}"\nsynchronous = "FULL"\n')
     monkeypatch.setenv("ABATHUR_CONFIG", str(config))
@@ -211,7 +209,7 @@ FAILS: tuple[Fails, ...] = (
 
 
 @pytest.mark.parametrize("fails", FAILS, ids=[f"{name} {n}" for n, (name, *_) in enumerate(FAILS)])
-def test_it_fails_by_name_below_its_report_and_leaves_the_database_as_it_is(
+def test_it_fails_and_changes_nothing(
     fails: Fails, database: Settings, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, spoil, given, error, shown = fails
@@ -264,7 +262,7 @@ def namespaces(settings: Settings) -> set[str]:
     return {name for (name,) in query(settings.db_path, "SELECT namespace FROM memory_entries")}
 
 
-def test_what_was_lost_comes_back_what_stood_there_is_kept_and_a_fresh_start_is_confirmed(
+def test_what_is_lost_comes_back_and_what_was_stays(
     run: Run, database: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_sql(database.db_path, MEMORY)

@@ -153,9 +153,7 @@ def test_a_fault_of_the_arguments_is_refused_before_anything_is_begun(
     assert "found 'elsewhere'" in refused(capsys, "own.ipynb"), "the environment that the notebook declares"
 
 
-def test_what_the_path_forbids_is_refused_without_a_record_and_a_look_at_nothing_is_not_recorded(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_path_forbids_leaves_no_record(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(capsys, "validate", "-p", "db_path", str(settings.db_path))
     assert "validate of development: " in told
     assert f"no database at {settings.db_path}: {shlex.join(settings.command('init'))}" in told
@@ -308,9 +306,7 @@ def test_ctrl_c_at_a_terminal_seals_interrupted(database: Settings, tmp_path: Pa
     assert_archived(database)
 
 
-def test_a_killed_runner_leaves_no_kernel_and_a_run_that_is_no_evidence(
-    database: Settings, tmp_path: Path, sockets: Path
-) -> None:
+def test_a_killed_runner_leaves_no_kernel_and_no_evidence(database: Settings, tmp_path: Path, sockets: Path) -> None:
     fifo = Fifo(tmp_path / "fifo")
     with runner(*arguments_of(database, mine(START, f"{fifo.cell}\n{BUSY}", *SOUND[1:]))) as process:
         kernel = fifo.wait()
@@ -400,9 +396,7 @@ def test_runner_and_kernel_talk_over_private_sockets(database: Settings, tmp_pat
     assert_archived(database)
 
 
-def test_a_secret_that_is_given_is_refused_and_of_one_that_a_cell_shows_no_artifact_is_made(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_secret_is_refused_or_leaves_no_artifact(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret-1234")
     given = ("-p", "token", "planted-secret-1234")
     done = run(*arguments_of(database, mine(*SOUND, more='token: str = ""\n')), *given)

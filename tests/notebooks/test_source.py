@@ -208,9 +208,7 @@ INJECTED = {"tags": ["injected-parameters"]}
         ("nb.validate_database = None", 3, {"metadata": {"tags": ["papermill-error-cell-tag"]}}, False),
     ],
 )
-def test_only_literals_right_behind_the_parameters_are_what_was_injected(
-    source: str, place: int, more: dict[str, Any], added: bool, tmp_path: Path
-) -> None:
+def test_only_literals_are_injected(source: str, place: int, more: dict[str, Any], added: bool, tmp_path: Path) -> None:
     template = write_notebook(tmp_path / "a.ipynb", *SOUND).read_bytes()
     notebook = nbformat.reads(template, as_version=4)
     notebook["cells"].insert(place, {**nbformat.v4.new_code_cell(source, metadata=INJECTED), **more})
