@@ -10,8 +10,6 @@ from damage import ROWS, run_sql
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings, resolve
 
-__all__ = ["MODES", "PAGES", "made"]
-
 PAGES = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 MODES = ("wal", "delete", "truncate", "persist")
 

@@ -7,8 +7,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-__all__ = ["BYTES", "PLACES", "reshaped"]
-
 _DEEP: list[Any] = []
 for _ in range(60):
     _DEEP = [_DEEP]

@@ -7,8 +7,6 @@ from abathur_nb.backups.manifest import Backup, read_backup
 from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.text import timestamp
 
-__all__ = ["as_before", "redated", "rewritten"]
-
 
 def rewritten(backup: Backup, *without: str, **facts: Any) -> None:
     """Write other facts into a manifest, and its own hash anew."""

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["remount", "tmpfs"]
-
 
 @contextmanager
 def tmpfs(folder: Path, options: str = "size=8m") -> Iterator[Path]:

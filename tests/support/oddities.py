@@ -1,7 +1,5 @@
 """Schemas that are not this package's alone, as other programs leave them: each with the statements that make it."""
 
-__all__ = ["ODD", "ODD_TABLES"]
-
 _ABSENT = "'table', 'alien', 'alien', 0, 'CREATE VIRTUAL TABLE alien USING absent(x)'"
 _COLUMNS = ", ".join(f"c{n}" for n in range(2000))
 # Ordinary tables: validate only warns of them.

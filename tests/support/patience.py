@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-__all__ = ["GENEROUS", "HANGING_S", "ever_longer"]
-
 # Ten times what the slowest step, a sweep over all faults, takes on an idle machine. It ends what hangs, and nothing
 # else: a test waits for what happens, not for a time.
 HANGING_S = 600

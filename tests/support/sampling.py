@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 
-__all__ = ["sampled"]
-
 
 def sampled(cases: Iterable[Any], *kept: object) -> list[Any]:
     """Return the cases as parameters of a test, marked as ``sweep`` but for those that are kept."""

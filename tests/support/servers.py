@@ -8,8 +8,6 @@ from contextlib import ExitStack, suppress
 
 from patience import HANGING_S
 
-__all__ = ["free_ports", "wait_until"]
-
 
 def free_ports(number: int) -> list[int]:
     """Return so many ports of loopback that are free at this moment; another process may be faster to take one."""
