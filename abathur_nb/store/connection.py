@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -215,7 +216,7 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
         if code == sqlite3.SQLITE_CORRUPT:
             return _too_long(path, words)
         return RefusedError(f"{path} was not read to its end: {words}", "to see which expression: run validate.ipynb")
-    if primary == sqlite3.SQLITE_ERROR and "transaction" in str(error):
+    if primary == sqlite3.SQLITE_ERROR and re.match("cannot .*transaction", str(error)):
         return MisuseError(f"a transaction was begun or ended at the wrong time: {error}", "leave both to db.write()")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return locked_by(path)

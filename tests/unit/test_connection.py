@@ -136,3 +136,6 @@ async def test_a_transaction_begun_or_ended_twice_is_no_wrong_schema(database: S
     explained = explain_error(database.db_path, caught.value)
     assert isinstance(explained, MisuseError)
     assert "leave both to db.write()" in str(explained)
+    other = sqlite3.OperationalError("no such table: transactions")
+    other.sqlite_errorcode = sqlite3.SQLITE_ERROR
+    assert isinstance(explain_error(database.db_path, other), RefusedError)
