@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 MANIFEST = ".manifest.json"  # behind the name of the backup
 # The backups whose state is rarely wanted back, by their reason: how each was made.
-BEFORE_A_CHANGE = {
-    **dict.fromkeys(("pre_put_back", "pre_repair", "pre_restore", "pre_rollback"), "taken before a change"),
-    **{how: how for how in ("rescued", "salvaged")},
+BEFORE_A_CHANGE = {"rescued": "rescued", "salvaged": "salvaged"}
+BEFORE_A_CHANGE |= {
+    f"pre_{change}": "taken before a change" for change in ("put_back", "repair", "restore", "rollback")
 }
 NAME = re.compile(r"abathur_([a-z][a-z0-9_]{0,40})_(\d{8}_\d{6}_\d{3})\.db(\.zst)?")
 FORMAT = 1
@@ -201,22 +201,17 @@ def next_sequence(folder: Path) -> int:
 
 def of_database(backups: Iterable[Backup], env: str, database: Path) -> list[Backup]:
     """Return the ``backups`` of this database, also those made under another path of it."""
-    return [backup for backup in backups if backup.facts["env"] == env and _is_of(backup, database)]
-
-
-def _is_of(backup: Backup, database: Path) -> bool:
-    return os.path.realpath(str(backup.facts["database"])) == os.path.realpath(database)
+    real = os.path.realpath(database)
+    return [b for b in backups if b.facts["env"] == env and os.path.realpath(b.facts["database"]) == real]
 
 
 def _may_be_of(backup: Backup, database: Path) -> bool:
     """Return whether a backup is of this file, or of a missing one that may have been moved here."""
     try:
         os.stat(backup.facts["database"])
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:  # unknown: this user cannot look into that directory
-        return False
-    return _is_of(backup, database)
+    except OSError as error:  # any other is unknown: this user cannot look into that directory
+        return isinstance(error, FileNotFoundError | NotADirectoryError)
+    return bool(of_database([backup], backup.facts["env"], database))
 
 
 def newest_fit(backups: Sequence[Backup]) -> Backup | None:

@@ -51,19 +51,19 @@ async def affected(conn: aiosqlite.Connection, changes: Iterable[tuple[RowChange
 
 async def kept_values(conn: aiosqlite.Connection, settings: Settings, changes: Iterable[tuple[RowChange, int]]) -> str:
     """Return the command that shows, in the newest backup with any, values that ``changes`` would empty. Read-only."""
-    queries = dict[str, str | None]()
+    queries = []
     for change, _ in changes:
-        rowids = [str(row[0]) for row in await conn.execute_fetchall(f"{change.selecting('rowid')} LIMIT {_NAMED}")]
+        rows = await conn.execute_fetchall(f"{change.selecting('rowid')} LIMIT {_NAMED}")
+        these = f"json_valid({change.column}) AND rowid IN ({', '.join(str(row[0]) for row in rows)})"
         keys = ", ".join(column.name for column in expected_columns(change.table) if column.in_key)
-        these = f"SELECT {keys}, {change.column} FROM {change.table} WHERE rowid IN ({', '.join(rowids)})"
-        queries[these] = change.column
+        queries.append(f"SELECT {keys}, {change.column} FROM {change.table} WHERE {these};")
     with suppress(sqlite3.Error, OSError, AbathurError):  # a damaged backup forbids no repair
         for backup in reversed(of_database(list_backups(settings.backup_dir)[0], settings.env, settings.db_path)):
             if backup.unfit or backup.path.suffix != ".db" or not queries:
                 continue
             async with open_copy(backup.path) as copy:
-                valid = {sql: await copy.execute_fetchall(f"{sql} AND json_valid({queries[sql]})") for sql in queries}
-            if found := [f"{sql};" for sql, rows in valid.items() if rows]:
+                found = [query for query in queries if await copy.execute_fetchall(query)]
+            if found:
                 shows = shell_command(Path(f"{backup.path.as_uri()}?immutable=1"), found)
                 return f"; it empties these values, which {backup.path.name} has; to see them {shows}"
     return ""

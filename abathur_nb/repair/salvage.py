@@ -36,7 +36,6 @@ _IDENTITY = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {S
 _NOT_PLAIN = {"AS", "SELECT", "VIRTUAL", "WITHOUT"}
 _KINDS: dict[str, Any] = {"INTEGER": int, "REAL": int | float, "TEXT": str}
 _STATES = ("lost", "partly", "intact")  # of tables, what was lost first
-_SHOWN = 20  # lost rowids
 # Rows of a damaged file may break rules; with the rules on, SQLite would leave such rows out.
 _RULES = "PRAGMA ignore_check_constraints = ON; PRAGMA foreign_keys = OFF;"
 _UNFORCED = "PRAGMA synchronous = OFF"  # the file is thrown away, or forced to the disk when it is complete
@@ -167,7 +166,7 @@ class _Table:
         known = f"{len(self.indexed | self.rows):,}" if self.counts else "an unknown number"
         if not self.rows:
             return "lost", f"all rows of {known}"
-        lost = f"; lost: rowid {some([*map(str, sorted(missing))], _SHOWN)}" if missing else ""
+        lost = f"; lost: rowid {some([*map(str, sorted(missing))])}" if missing else ""
         return "partly", f"{rows} of {known}{lost}"
 
     def fits(self, values: tuple[Any, ...]) -> bool:
@@ -326,8 +325,7 @@ async def rescue(settings: Settings) -> list[Check]:
                 done.append(Check("rescued", "fail", expected, f"{error}", _KEEP, name=name, data=data))
                 continue
         observed = f"{kept.path}: {counted(kept.content.total, 'row')}, as PID {stray.pid} sees them, proven"
-        restore = f"{restore_command(settings)} -p backup {kept.path.name}"
-        remedy = f"then {_KILL}; to put them in place of the database: {restore}"
+        remedy = f"then {_KILL}; to put them in place of it: {restore_command(settings)} -p backup {kept.path.name}"
         done.append(Check("rescued", "warn", expected, observed, remedy, name=name, data=data))
     return [*done, replace(strays_check(settings.db_path), remedy=_KILL)]
 

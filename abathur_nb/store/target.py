@@ -5,7 +5,6 @@ import os
 import sqlite3
 import stat
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import join, quote
@@ -253,10 +252,8 @@ def wanted(target: Target, settings: Settings) -> Check:
         return lost
     if target.state not in ("absent", "empty"):
         return target.check
-    near, make_it = "", target.check.remedy or _command("init", settings)
-    with suppress(OSError):  # the directory may be missing, or closed to this user
-        names = [beside.name for beside in settings.db_path.parent.iterdir() if not beside.name.endswith(SIDE_FILES)]
-        near = did_you_mean(settings.db_path.name, names) if target.state == "absent" else ""
+    beside = [path.name for path in settings.db_path.parent.glob("*") if target.state == "absent"]
+    near, make_it = did_you_mean(settings.db_path.name, beside), target.check.remedy or _command("init", settings)
     if any(settings.backup_dir.glob("abathur_*.db*")):
         make_it = f"bring it back from a backup: {restore_command(settings)}; or make a new one: {make_it}"
     return replace(target.check, status="fail", observed=target.check.observed + near, remedy=make_it)
