@@ -17,7 +17,8 @@ from abathur_nb.errors import ConfigurationError
 from abathur_nb.evidence.canonical import canonical, sha256
 from abathur_nb.evidence.record import Record
 from abathur_nb.files import open_regular
-from abathur_nb.report import Check
+from abathur_nb.report import Check, Status
+from abathur_nb.text import some
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -198,16 +199,14 @@ def check_signers(runs: Sequence[tuple[str, Checked]], keys: PublicKeys) -> Chec
     for run_id, checked in dropwhile(lambda run: not run[1].signers, runs):
         if not checked.signers:
             faults.append(f"run {run_id} is not signed by a given key, but run {signed[0]} before it is")
-    return Check.that(
-        "signatures",
-        not faults,
-        expected=expected,
-        observed=first_of(faults) or f"{len(signed)} of {len(runs)} runs are signed by a given key",
-        remedy="give each key with --key; if one is missing, find out who took it away",
-        evidence=faults if faults[1:] else (),  # one alone is shown already
-    )
+    passed = f"{len(signed)} of {len(runs)} runs are signed by a given key"
+    remedy = "give each key with --key; if one is missing, find out who took it away"
+    return check_of("signatures", faults, expected, passed, remedy)
 
 
-def first_of(faults: Sequence[str]) -> str:
-    """Return the first fault, and how many more there are; an empty text without one."""
-    return "; and ".join([*faults[:1], *([f"{len(faults) - 1} more"] if faults[1:] else [])])
+def check_of(
+    check_id: str, faults: Sequence[str], expected: str, passed: str, remedy: str, otherwise: Status = "fail"
+) -> Check:
+    """Return a check that passes without faults; else it shows the first, and has all as evidence if there are more."""
+    evidence = faults if faults[1:] else ()
+    return Check.that(check_id, not faults, expected, some(faults, 1) or passed, remedy, otherwise, evidence)

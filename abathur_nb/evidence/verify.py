@@ -29,7 +29,7 @@ from abathur_nb.evidence.record import (
     read_with_ledger,
     run_ids,
 )
-from abathur_nb.evidence.statement import Checked, PublicKeys, check_signers, check_statement, first_of, public_keys
+from abathur_nb.evidence.statement import Checked, PublicKeys, check_of, check_signers, check_statement, public_keys
 from abathur_nb.evidence.stores import LINE, Store, archive_at, chosen_archive, local, open_store, read_whole
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.text import counted, moment_of, shown, some
@@ -92,10 +92,9 @@ def verify_archive(
     checks = []
     for name, faults in found.items():
         expected, passed, remedy = _RULES.get(name, ("", "", ""))
-        observed, evidence = first_of(faults) or passed.format(**count), faults if faults[1:] else ()
-        if observed:  # else it is a warning without a cause
+        if faults or passed:  # else it is a warning without a cause
             otherwise: Status = "fail" if name in _RULES else "warn"
-            checks.append(Check.that(name, not faults, expected, observed, remedy, otherwise, evidence))
+            checks.append(check_of(name, faults, expected, passed.format(**count), remedy, otherwise))
     return Report("verify", (*checks, check_signers(statements, keys)), subject=str(archive))
 
 
