@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 
 from abathur_nb.config.notebooks import NOTEBOOKS
 from abathur_nb.errors import AbathurError, ConfigurationError
+from abathur_nb.evidence.canonical import masked
 from abathur_nb.evidence.record import EXIT_CODES, VERDICTS
+from abathur_nb.files import os_cause
 from abathur_nb.text import did_you_mean, printable, without_url_secrets
 
 _ABOUT = "Run the runbook's notebooks, keep and check the records of their runs, and measure a database."
@@ -114,8 +116,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except AbathurError as error:
-        from abathur_nb.evidence.canonical import masked
-
         faults = error.faults if isinstance(error, ConfigurationError) else (str(error),)
         sys.stderr.write("".join(f"abathur_nb {given[0]}: {printable(masked(fault))}\n" for fault in faults))
         return EXIT_CODES["refused"]
@@ -124,8 +124,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # the reader has closed the pipe
             return code
-        from abathur_nb.files import os_cause
-
         noted = os_cause(error, Path()) if error.filename else f"standard output could not be written: {error.strerror}"
         sys.stderr.write(f"abathur_nb {given[0]}: {noted}\n")
         return 1
