@@ -86,30 +86,24 @@ def at(path: Path) -> Iterator[None]:
         raise
 
 
-def make_private_directory(path: Path, *, owned_as: Path | None = None) -> None:
-    """Make ``path`` and its missing parents, each 0700 under any umask, and force their names to the disk.
-
-    If root makes them, they get the owner of ``owned_as``.
-    """
-    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
-    # A killed process may have made the last existing one without forcing its name to the disk.
-    with suppress(PermissionError):  # an unreadable parent: not made by this user
-        fsync(nearest_existing(path).parent)
-    for folder in reversed(missing):
-        with suppress(FileExistsError):  # a racing process made it, and its name may not be durable yet
-            folder.mkdir(mode=0o700)
-            # By descriptor: if a link has replaced the folder, root must not change the owner of the link's target.
-            with _opened(folder, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor, at(folder):
-                _make_private(descriptor, 0o700, owned_as)
-        fsync(folder.parent)
-
-
 @contextmanager
 def private_directory(path: Path, *, owned_as: Path | None = None) -> Iterator[None]:
-    """Make ``path`` as `make_private_directory` does; if the block raises, remove what was made and is empty."""
+    """Make ``path`` and its missing parents, each 0700 under any umask, and force their names to the disk.
+
+    If root makes them, they get the owner of ``owned_as``. If the block raises, remove what was made and is empty.
+    """
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
-        make_private_directory(path, owned_as=owned_as)
+        # A killed process may have made the last existing one without forcing its name to the disk.
+        with suppress(PermissionError):  # an unreadable parent: not made by this user
+            fsync(nearest_existing(path).parent)
+        for folder in reversed(missing):
+            with suppress(FileExistsError):  # a racing process made it, and its name may not be durable yet
+                folder.mkdir(mode=0o700)
+                # By descriptor: if a link has replaced the folder, root must not change the owner of the link's target.
+                with _opened(folder, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor, at(folder):
+                    _make_private(descriptor, 0o700, owned_as)
+            fsync(folder.parent)
         yield
     except BaseException:
         for folder in missing:

@@ -25,7 +25,7 @@ from abathur_nb.evidence.canonical import canonical, refuse_secrets, sealed, sha
 from abathur_nb.evidence.ledger import RUN_ID, ledger_head, require_no_line
 from abathur_nb.evidence.record import FORMAT, RECORD, STARTED, Record, Started, Verdict, read_run, summary
 from abathur_nb.evidence.statement import signer
-from abathur_nb.files import make_private_directory, nearest_existing, os_cause, read_regular, write_durably
+from abathur_nb.files import nearest_existing, os_cause, private_directory, read_regular, write_durably
 from abathur_nb.health.path_on_disk import forbids, location_checks, writable_by_others
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import connect, explain_error, pragma
@@ -171,18 +171,16 @@ def write_started(
         require_no_line(archive, run_id)
         if os.path.lexists(folder / RECORD):
             raise RefusedError(f"run {run_id} is sealed already", f"see {folder}; unset {LAUNCH}")
-        make_private_directory(folder, owned_as=archive)
-        write_durably(folder / STARTED, content)
+        with private_directory(folder, owned_as=archive):
+            write_durably(folder / STARTED, content)
     except OSError as error:
-        with suppress(OSError):
-            folder.rmdir()  # it was created, but nothing could be written into it
         raise _unwritable(archive, error) from None
     return folder
 
 
 def _make_archive(archive: Path) -> None:
-    make_private_directory(archive, owned_as=nearest_existing(archive))
-    found = os.lstat(archive)
+    with private_directory(archive, owned_as=nearest_existing(archive)):
+        found = os.lstat(archive)
     if not stat.S_ISDIR(found.st_mode):
         raise RefusedError(f"the archive {archive} is not a directory", "archive_dir: name another one")
     if writable_by_others(archive):

@@ -15,7 +15,7 @@ from abathur_nb.config.settings import Settings, absolute_path, resolve
 from abathur_nb.errors import AbathurError, ConfigurationError, RefusedError
 from abathur_nb.evidence.ledger import LEDGER, RUN_ID, parse
 from abathur_nb.evidence.record import is_folder
-from abathur_nb.files import UNFINISHED, make_private_directory, open_regular, write_durably
+from abathur_nb.files import UNFINISHED, open_regular, private_directory, write_durably
 from abathur_nb.text import is_printable, printable, shown, url_fault
 
 LINE = re.compile(r"ledger/\d{8}\.jsonl")  # an object a line: an object can't be appended to
@@ -119,10 +119,10 @@ def _directory(folder: Path) -> Store:
     @_refusing(str(folder))
     def add(name: str, content: bytes) -> None:
         path = folder / name
-        make_private_directory(path.parent)
-        if os.path.lexists(path):
-            raise FileExistsError(f"{path} is there already")
-        write_durably(path, content)
+        with private_directory(path.parent):
+            if os.path.lexists(path):
+                raise FileExistsError(f"{path} is there already")
+            write_durably(path, content)
 
     return Store(str(folder), found, read, add)
 

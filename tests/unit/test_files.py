@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from damage import run_as_other
 
-from abathur_nb.files import make_private_directory, scratch_directory, sweep
+from abathur_nb.files import private_directory, scratch_directory, sweep
 
 ORPHAN = ".abathur-init-0123456789a"  # one hexadecimal digit less than a name that is swept
 
@@ -34,12 +34,12 @@ def test_every_directory_that_is_made_is_private_under_any_umask_and_one_that_ex
     tmp_path.chmod(0o755)
     before = os.umask(umask)
     try:
-        make_private_directory(tmp_path / "a" / "b")
-        with scratch_directory(tmp_path / "a", "probe") as scratch:
+        with private_directory(tmp_path / "a" / "b"), scratch_directory(tmp_path / "a", "probe") as scratch:
             scratch_mode = mode_of(scratch)
     finally:
         os.umask(before)
-    make_private_directory(tmp_path)
+    with private_directory(tmp_path):
+        pass
     assert (mode_of(tmp_path / "a"), mode_of(tmp_path / "a" / "b"), scratch_mode) == (0o700, 0o700, 0o700)
     assert mode_of(tmp_path) == 0o755
 
