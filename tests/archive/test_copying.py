@@ -147,9 +147,7 @@ def test_a_copy_that_was_altered_is_not_gone_on_with(url: str, archive: Path, se
     assert stamps(url) == marks
 
 
-def test_a_copy_that_knows_more_than_the_archive_shows_that_the_archive_was_cut_off(
-    url: str, archive: Path, settings: Settings
-) -> None:
+def test_a_copy_that_knows_more_shows_an_archive_that_was_cut_off(url: str, archive: Path, settings: Settings) -> None:
     whole = (archive / LEDGER).read_bytes()
     copy_archive(archive, url)
     (archive / LEDGER).write_bytes(whole[: whole.rstrip().rfind(b"\n") + 1])
@@ -160,9 +158,7 @@ def test_a_copy_that_knows_more_than_the_archive_shows_that_the_archive_was_cut_
         copy_archive(archive, url)
 
 
-def test_a_copy_goes_neither_to_what_another_archive_nor_to_what_another_program_has_filled_nor_into_itself(
-    archive: Path, settings: Settings, tmp_path: Path
-) -> None:
+def test_a_copy_goes_not_where_others_write_nor_into_itself(archive: Path, settings: Settings, tmp_path: Path) -> None:
     copy, letters = tmp_path / "copy", tmp_path / "letters"
     copy_archive(archive, str(copy))
     letters.mkdir()
@@ -181,9 +177,7 @@ def test_a_copy_goes_neither_to_what_another_archive_nor_to_what_another_program
     assert [content_of(place) for place in (copy, letters, archive)] == before
 
 
-def test_a_file_that_is_not_what_the_ledger_names_stops_it_before_anything_is_written(
-    archive: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_the_ledger_does_not_name_stops_it_at_once(archive: Path, tmp_path: Path) -> None:
     path = sorted(path for path in archive.iterdir() if path.is_dir())[1] / STARTED
     path.write_bytes(path.read_bytes().replace(b"init", b"inix"))
     with pytest.raises(RefusedError, match=f"{path.parent.name}/{STARTED}: it is not the file"):
@@ -192,9 +186,7 @@ def test_a_file_that_is_not_what_the_ledger_names_stops_it_before_anything_is_wr
 
 
 @pytest.mark.parametrize("done", [0, 5, 6, 17])
-def test_cut_short_it_is_a_shorter_archive_and_the_next_one_goes_on(
-    done: int, url: str, archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cut_short_it_is_a_shorter_archive(done: int, url: str, archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = [done]
 
     def cut(store: stores.Store) -> stores.Store:
@@ -248,9 +240,7 @@ def test_an_object_whose_name_leads_elsewhere_is_refused(archive: Path, tmp_path
 
 
 @pytest.mark.parametrize("url", ["file URL"], indirect=True)
-def test_the_command_copies_tells_what_it_did_and_verify_reads_the_copy(
-    url: str, archive: Path, settings: Settings
-) -> None:
+def test_the_command_tells_what_it_did_and_verify_reads_the_copy(url: str, archive: Path, settings: Settings) -> None:
     unsealed = write_started(settings, "init", {}).name
     where = ("--db-path", str(settings.db_path))
     words = (
@@ -273,9 +263,7 @@ def untimed(text: str) -> str:
 
 
 @pytest.mark.parametrize("url", ["s3"], indirect=True)
-def test_runs_diff_and_verify_say_of_the_copy_what_they_say_of_the_archive(
-    archive: Path, url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_diff_and_verify_say_alike_of_a_copy(archive: Path, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     copy_archive(archive, url)
     one, _, last = sorted(path.name for path in archive.iterdir() if path.is_dir())
     for arguments in (["runs"], ["runs", "--json"], ["diff", one, last]):

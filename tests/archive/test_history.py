@@ -57,9 +57,7 @@ def test_an_archive_that_is_as_it_was_written_passes_and_one_that_was_altered_fa
     assert "✗ altered" in str(history)
 
 
-def test_a_newest_run_that_failed_and_one_that_is_unsealed_warn_by_name_and_never_fail_the_history(
-    settings: Settings,
-) -> None:
+def test_a_newest_run_that_failed_or_is_unsealed_warns_by_name_and_never_fails_the_history(settings: Settings) -> None:
     run_at(settings, MORNING)
     failed = run_at(settings, NOON, verdict="fail", reports=(RED,))
     dead = run_at(settings, NOON, "explain", verdict=None)
@@ -201,9 +199,7 @@ def test_runs_of_another_database_or_environment_are_not_its_own(settings: Setti
 
 
 @pytest.mark.parametrize("file", [RECORD, LEDGER])
-def test_an_archive_that_is_not_as_it_was_written_fails_and_names_the_first_fault(
-    file: str, settings: Settings
-) -> None:
+def test_an_archive_that_was_altered_fails_and_names_the_first_fault(file: str, settings: Settings) -> None:
     folder = run_at(settings, MORNING, "init")
     run_at(settings, NOON)
     path = settings.archive_dir / file if file == LEDGER else folder / file
@@ -240,9 +236,7 @@ def test_an_archive_of_another_account_is_skipped_but_ones_own_must_be_read() ->
     assert told["staging"]["staging"]["status"] == "error"
 
 
-def test_settings_that_are_wrong_fail_their_environment_and_the_others_are_told(
-    settings: Settings, elsewhere: Path
-) -> None:
+def test_wrong_settings_fail_their_environment_and_the_others_are_told(settings: Settings, elsewhere: Path) -> None:
     run_at(settings, NOON)
     with elsewhere.open("a", encoding="utf-8") as file:
         file.write('readers = "many"\nmemory_p99_ms = 0\n')
@@ -310,9 +304,7 @@ def test_what_was_found_out_counts(later: Record, words: str) -> None:
         ([None, 2, None], [9, 10, 11], False),
     ],
 )
-def test_a_percentile_has_changed_where_one_interval_lies_clearly_above_the_other(
-    one: Any, other: Any, changed: bool
-) -> None:
+def test_a_percentile_has_changed_where_an_interval_lies_clearly_above(one: Any, other: Any, changed: bool) -> None:
     earlier, later = (with_facts(percentiles_ms={"read": {"p50": bounds}}) for bounds in (one, other))
     assert bool(told(earlier, later)) is changed
 
@@ -403,9 +395,7 @@ def test_two_that_differ_exit_with_1_and_say_how(settings: Settings, capsys: pyt
     assert out[3] == "  verdict of the run: pass → fail"
 
 
-def test_wrong_arguments_exit_with_2_and_name_every_fault(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_arguments_exit_with_2_and_all_are_named(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     sound, altered = run(settings), run(settings)
     data = unsealed((altered / RECORD).read_bytes())
     (altered / RECORD).write_bytes(sealed({**data, "facts": {}}))

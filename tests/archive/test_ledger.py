@@ -71,16 +71,12 @@ SHAPES: list[tuple[Any, Any, list[str]]] = [
 
 
 @pytest.mark.parametrize(("data", "shape", "faults"), SHAPES)
-def test_each_thing_that_does_not_have_the_shape_is_named_with_its_place(
-    data: Any, shape: Any, faults: list[str]
-) -> None:
+def test_each_thing_without_the_shape_is_named_with_its_place(data: Any, shape: Any, faults: list[str]) -> None:
     assert misfits(data, shape) == faults
 
 
 @pytest.mark.parametrize("call", ["fsync", "fdopen"])
-def test_a_full_disk_leaves_the_older_file_and_nothing_else(
-    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_older_file_alone(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "record.json"
     write_durably(path, b"older")
 

@@ -120,9 +120,7 @@ def refused(settings: Settings, text: str) -> bool:
 
 
 @pytest.mark.parametrize("how", SPELLINGS)
-def test_a_secret_is_found_in_every_usual_spelling(
-    how: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_secret_is_found_in_any_usual_spelling(how: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     for secret in SECRETS:
         spelled = SPELLINGS[how](secret)
         monkeypatch.delenv(VARIABLE, raising=False)
@@ -132,9 +130,7 @@ def test_a_secret_is_found_in_every_usual_spelling(
         assert not refused(settings, SPELLINGS[how](secret[:-4])), secret
 
 
-def test_each_line_of_a_key_is_a_secret_but_not_what_says_that_it_is_a_key(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_line_of_a_key_is_a_secret_but_not_its_head(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     key = ["MC4CAQAwBQYDK2VwBCIEIDyR", "q7Xb0Yb4OyZXg0gJ2cuRvlhU"]
     lines = ["-----BEGIN PRIVATE KEY-----", *key, "-----END PRIVATE KEY-----"]
     monkeypatch.setenv(VARIABLE, "\n".join([*lines, ""]))
@@ -143,9 +139,7 @@ def test_each_line_of_a_key_is_a_secret_but_not_what_says_that_it_is_a_key(
     assert not refused(settings, f"{lines[0]} {lines[3]}")
 
 
-def test_the_error_names_each_secret_and_each_file_and_shows_no_value(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_names_secrets_and_files_without_a_value(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("A_TOKEN", PLANTED)
     monkeypatch.setenv("B_TOKEN", "another-secret")
     monkeypatch.setenv("UNUSED", "never-shown-anywhere")
@@ -173,9 +167,7 @@ def test_a_line_for_a_log_is_masked_even_beside_a_secret_too_short_to_be_searche
 
 
 @pytest.mark.parametrize("short", ["1", "1234567", "  1234567\n"])
-def test_a_secret_too_short_to_be_searched_for_stops_the_run_before_it_begins(
-    short: str, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_secret_too_short_stops_it_at_once(short: str, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, short)
     with pytest.raises(ConfigurationError) as caught:
         write_started(replace(settings, signing_key_passphrase=short), "init", {})
@@ -220,9 +212,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_secret_in_a_cell_never_enters_the_archive_and_leaves_the_run_unsealed(
-    shell: InteractiveShell, place: str, planted: Settings
-) -> None:
+def test_a_secret_in_a_cell_leaves_the_run_unsealed(shell: InteractiveShell, place: str, planted: Settings) -> None:
     notebook = execute(shell, planted, SOUND[0], PLACES[place], SOUND[1])
     entry = only_run(planted)
     if entry.record:

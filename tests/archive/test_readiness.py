@@ -120,9 +120,7 @@ def test_what_nobody_has_said_or_says_in_another_form_is_a_no_go(settings: Setti
 
 
 @pytest.mark.parametrize("notebook", sorted({line.notebook for line in LINES if line.notebook}))
-def test_each_kind_of_evidence_that_is_lacking_is_named_with_the_run_that_gives_it(
-    notebook: str, settings: Settings
-) -> None:
+def test_each_kind_of_evidence_that_lacks_is_named_with_its_run(notebook: str, settings: Settings) -> None:
     wanted(settings, but=notebook)
     failed = [check for check in asked(settings).report.checks if check.failed]
     assert {check.name for check in failed} == {line.text for line in LINES if line.notebook == notebook}
@@ -205,9 +203,7 @@ def test_an_altered_run_is_no_evidence_and_costs_no_other_line(settings: Setting
     assert {check.name for check in failed[1:]} == {line.text for line in LINES if line.notebook == name}
 
 
-def test_production_wants_a_green_validation_of_staging(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_production_wants_a_green_staging(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "abathur.toml"
     config.write_text(
         f'[environments.staging]\ndb_path = "{tmp_path}/staging/abathur.db"\n'
@@ -244,9 +240,7 @@ def test_the_run_of_another_database_is_no_evidence(settings: Settings) -> None:
     assert "no archived run of preflight" in check.observed
 
 
-def test_readiness_and_history_read_each_file_of_a_run_once(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_readiness_and_history_read_each_file_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = run(settings, "validate")
     read: list[Path] = []
 

@@ -110,9 +110,7 @@ def test_a_unique_beginning_names_a_run_and_what_names_none_or_several_is_refuse
         assert ("and 1 more" in str(caught.value)) is bool(several)
 
 
-def test_the_archive_is_that_of_the_environment_or_the_database(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_archive_is_that_of_environment_or_database(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = archive(settings)
     assert chosen_archive(parsed("--db-path", str(settings.db_path))) == folder
     assert chosen_archive(parsed("--archive", str(folder))) == folder
@@ -222,9 +220,7 @@ def test_of_an_altered_run_no_fact_is_told_though_each_hash_is_right(settings: S
         assert [one.verdict for one in read_archive(settings.archive_dir)] == ["altered"], facts
 
 
-def test_a_name_without_a_time_is_no_run_and_of_two_databases_each_label_says_which(
-    settings: Settings, tmp_path: Path
-) -> None:
+def test_a_name_without_a_time_is_no_run_and_each_label_names_its_database(settings: Settings, tmp_path: Path) -> None:
     other = resolve("development", db_path=tmp_path / "other.db", archive_dir=settings.archive_dir)
     run_at(settings, "20261001T120000")
     run_at(other, "20261001T130000")
@@ -353,9 +349,7 @@ def test_a_file_that_is_none_of_ours_costs_its_run_only_and_is_named(
     assert_the_readers_go_on(database, runs, capsys, named=runs[1])
 
 
-def test_a_line_that_is_none_of_ours_costs_its_run_only_and_is_named(
-    database: Settings, runs: list[str], capsys: Any
-) -> None:
+def test_a_line_that_is_none_of_ours_costs_its_run_only(database: Settings, runs: list[str], capsys: Any) -> None:
     lines = archives.ledger_lines(database.archive_dir)
     for number, content in enumerate(BYTES.values()):
         spoiled = [lines[0], content.rstrip(b"\n") + b"\n", lines[2]]

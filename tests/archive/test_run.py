@@ -119,9 +119,7 @@ def test_a_report_made_before_the_run_began_is_no_evidence_of_it(shell: Interact
     assert "what validate reports was found before this run began" in notebook.cells[-1].outputs[-1].evalue
 
 
-def test_what_is_not_a_run_id_or_is_that_of_a_sealed_run_makes_nothing(
-    database: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_run_id_and_that_of_a_sealed_run_make_nothing(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     for run_id in ("../../evil", "x", "20261123T000000000Z-abcdeg"):
         monkeypatch.setenv(LAUNCH, run_id)
         with pytest.raises(RefusedError, match="is not a run id: leave it to the runner: unset ABATHUR_RUN"):
@@ -154,9 +152,7 @@ def test_what_the_path_refuses_or_only_looks_leaves_no_record_and_makes_no_direc
     assert not settings.db_path.parent.exists()
 
 
-def test_an_archive_that_others_may_write_to_or_that_is_not_a_directory_is_refused(
-    database: Settings, tmp_path: Path
-) -> None:
+def test_an_archive_that_others_may_write_to_or_no_directory_is_refused(database: Settings, tmp_path: Path) -> None:
     place, elsewhere = database.archive_dir, tmp_path / "elsewhere"
     elsewhere.mkdir()
     place.mkdir(mode=0o700)

@@ -44,9 +44,7 @@ def tree(folder: Path) -> dict[str, object]:
     return {str(path): fingerprint(path) for path in [folder, *folder.rglob("*")]}
 
 
-def test_a_sound_archive_passes_and_what_is_no_evidence_is_named(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sound_archive_passes_and_names_no_evidence(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     folder = archive(settings)
     *_, loose, unsealed_run = sorted(path.name for path in folder.iterdir() if path.is_dir())
     report = verify_archive(folder)
@@ -125,9 +123,7 @@ def _rewrite_last(folder: Path, **changes: Any) -> None:
         (lambda f: (f / "a\x1b[2J").touch(), "nothing else", r"a\x1b[2J"),
     ],
 )
-def test_the_fault_is_named_for_what_it_is(
-    tamper: Callable[[Path], object], name: str, words: str, settings: Settings
-) -> None:
+def test_the_fault_is_named(tamper: Callable[[Path], object], name: str, words: str, settings: Settings) -> None:
     run(settings)
     folder = run(settings)
     tamper(folder)
@@ -138,9 +134,7 @@ def test_the_fault_is_named_for_what_it_is(
     assert "\x1b" not in str(report)
 
 
-def test_a_torn_line_is_named_as_torn_and_closed_by_the_next_run(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_torn_line_is_named_and_closed_by_a_later_run(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     folder = archive(settings)
     content = (folder / LEDGER).read_bytes()
     (folder / LEDGER).write_bytes(content + content[:200])
@@ -182,9 +176,7 @@ def test_a_run_that_is_archived_meanwhile_is_no_fault(settings: Settings, monkey
 
 
 @pytest.mark.needs("openssl")
-def test_with_a_key_each_run_since_the_first_signed_one_must_be_signed_whatever_its_id_says(
-    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_later_runs_must_be_signed_too(settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     public, other = (make_key(tmp_path / name).with_suffix(".pub") for name in ("key.pem", "other.pem"))
     signing = replace(settings, signing_key=str(tmp_path / "key.pem"))
     run(settings)

@@ -126,9 +126,7 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
 
 
 @pytest.mark.parametrize(("turns", "cancels"), [(0, 1), (1, 1), (1000, 1), (0, 2)])
-async def test_an_endless_statement_of_a_lent_connection_ends_with_its_task(
-    db: Database, turns: int, cancels: int
-) -> None:
+async def test_an_endless_statement_of_a_reader_ends_with_its_task(db: Database, turns: int, cancels: int) -> None:
     """Cancelled before the thread has begun it, or after, or twice; and so where the block itself gives it up."""
     async with asyncio.timeout(HANGING_S):
         before, started = threading.active_count(), asyncio.Event()
@@ -172,9 +170,7 @@ async def test_what_one_reader_leaves_behind_does_not_strike_the_next(db: Databa
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), sqlite3.OperationalError("x"), asyncio.CancelledError()])
-async def test_a_failing_block_is_rolled_back_and_the_next_one_works(
-    db: Database, database: Settings, error: BaseException
-) -> None:
+async def test_a_failing_block_is_rolled_back(db: Database, database: Settings, error: BaseException) -> None:
     with pytest.raises(type(error)):  # noqa: PT012
         async with db.write() as conn:
             await conn.execute_fetchall(INSERT, ("lost",))
@@ -223,64 +219,61 @@ async def test_a_write_within_a_write_is_an_error_and_not_a_deadlock(db: Databas
     assert metrics(database) == ["kept"]
 
 
-async def test_a_connection_that_is_used_after_its_write_block_is_a_misuse(database: Settings) -> None:
+async def test_a_connection_that_is_used_after_its_write_block_is_a_misuse(db: Database, database: Settings) -> None:
     """Else the stray change would be committed, or rolled back, by the write that comes next."""
 
     async def leak(conn: Connection) -> None:
         with pytest.raises(MisuseError, match=r"is over: .*async with db\.write\(\)"):
             await conn.execute_fetchall(INSERT, ("stray",))
 
-    async with Database.open(database) as db:
-        async with db.write() as conn:
-            cursor = await conn.execute(INSERT, ("kept",))
-            task = asyncio.create_task(leak(conn))
-        await task
-        async with db.write() as other:
-            await leak(conn)
-            await other.execute_fetchall(INSERT, ("kept",))
-        uses = (
-            conn.commit,
-            lambda: conn.execute("SELECT 1"),
-            lambda: cursor.execute(INSERT, ("stray",)),
-            lambda: db.run("list_namespaces", {}, conn),
-        )
-        for use in uses:
-            with pytest.raises(MisuseError, match="is over"):
-                await use()
+    async with db.write() as conn:
+        cursor = await conn.execute(INSERT, ("kept",))
+        task = asyncio.create_task(leak(conn))
+    await task
+    async with db.write() as other:
+        await leak(conn)
+        await other.execute_fetchall(INSERT, ("kept",))
+    uses = (
+        conn.commit,
+        lambda: conn.execute("SELECT 1"),
+        lambda: cursor.execute(INSERT, ("stray",)),
+        lambda: db.run("list_namespaces", {}, conn),
+    )
+    for use in uses:
         with pytest.raises(MisuseError, match="is over"):
-            conn.row_factory = None
-        assert not db._writer.in_transaction
-        await db.sessions.create_session("s", "app", "alice")
-        with pytest.raises(MisuseError, match="leave the block"):
-            async with db.write() as conn:
-                await conn.close()
+            await use()
+    with pytest.raises(MisuseError, match="is over"):
+        conn.row_factory = None
+    assert not db._writer.in_transaction
+    await db.sessions.create_session("s", "app", "alice")
+    with pytest.raises(MisuseError, match="leave the block"):
         async with db.write() as conn:
-            await conn.execute(INSERT, ("kept",))
+            await conn.close()
+    async with db.write() as conn:
+        await conn.execute(INSERT, ("kept",))
     assert metrics(database) == ["kept", "kept", "kept"]
 
 
-async def test_a_query_that_writes_is_refused_on_a_reader(database: Settings) -> None:
+async def test_a_query_that_writes_is_refused_on_a_reader(db: Database) -> None:
     """The file is not to blame: the query needs the writer."""
     given = load_queries()["soft_delete_memory"].parameters
-    async with Database.open(database) as db:
-        with pytest.raises(MisuseError, match=r"soft_delete_memory writes.*db\.write\(\)"):
-            await db.run("soft_delete_memory", given)
-        with pytest.raises(MisuseError, match="did you mean"):
-            await db.run("soft_delete_memori", given)
-        async with db.write() as conn:
-            await db.run("soft_delete_memory", given, conn)
+    with pytest.raises(MisuseError, match=r"soft_delete_memory writes.*db\.write\(\)"):
+        await db.run("soft_delete_memory", given)
+    with pytest.raises(MisuseError, match="did you mean"):
+        await db.run("soft_delete_memori", given)
+    async with db.write() as conn:
+        await db.run("soft_delete_memory", given, conn)
 
 
-async def test_sql_of_ones_own_raises_the_errors_of_sqlite3_and_rolls_the_block_back(database: Settings) -> None:
-    async with Database.open(database) as db:
-        for fault, kind in (("SELEC", sqlite3.OperationalError), (INSERT, sqlite3.IntegrityError)):
-            with pytest.raises(kind):  # noqa: PT012
-                async with db.write() as conn:
-                    await conn.execute(INSERT, ("lost",))
-                    await conn.execute(fault, () if kind is sqlite3.OperationalError else (None,))
-        async with db.read() as conn:
-            with pytest.raises(sqlite3.OperationalError):
+async def test_ones_own_sql_raises_the_errors_of_sqlite3_and_rolls_back(db: Database, database: Settings) -> None:
+    for fault, kind in (("SELEC", sqlite3.OperationalError), (INSERT, sqlite3.IntegrityError)):
+        with pytest.raises(kind):  # noqa: PT012
+            async with db.write() as conn:
                 await conn.execute(INSERT, ("lost",))
+                await conn.execute(fault, () if kind is sqlite3.OperationalError else (None,))
+    async with db.read() as conn:
+        with pytest.raises(sqlite3.OperationalError):
+            await conn.execute(INSERT, ("lost",))
     assert metrics(database) == []
 
 
@@ -397,9 +390,7 @@ async def test_a_write_cancelled_while_another_process_holds_the_lock_leaves_not
         assert [session["id"] for session in await db.sessions.list_sessions()] == ["kept"]
 
 
-async def test_the_named_indexes_and_the_violations_of_foreign_keys_are_listed(
-    db: Database, database: Settings
-) -> None:
+async def test_named_indexes_and_violations_of_foreign_keys_are_listed(db: Database, database: Settings) -> None:
     usage = await db.get_index_usage()
     assert usage["index_count"] == len(usage["indexes"]) == 33
     assert {"name": "idx_audit_task", "table": "audit"} in usage["indexes"]

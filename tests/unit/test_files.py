@@ -28,9 +28,7 @@ def mode_of(path: Path) -> int:
 
 
 @pytest.mark.parametrize("umask", [0, 0o077, 0o777])
-def test_every_directory_that_is_made_is_private_under_any_umask_and_one_that_exists_keeps_its_mode(
-    tmp_path: Path, umask: int
-) -> None:
+def test_directories_are_made_private_under_any_umask_and_others_keep_their_mode(tmp_path: Path, umask: int) -> None:
     tmp_path.chmod(0o755)
     before = os.umask(umask)
     try:
@@ -92,9 +90,7 @@ def test_sweeping_touches_nothing_but_scratch_directories(tmp_path: Path) -> Non
     assert sweep(kept / "file") == []
 
 
-def test_only_root_sweeps_what_belongs_to_another_and_what_could_not_be_removed_is_not_said_to_be_swept(
-    public: Path,
-) -> None:
+def test_only_root_sweeps_what_belongs_to_another_and_only_what_was_removed_is_named(public: Path) -> None:
     orphan = public / f"{ORPHAN}0"
     orphan.mkdir()
     program = "from abathur_nb.files import sweep\nprint(sweep(Path(sys.argv[1])))\n"

@@ -188,9 +188,7 @@ async def test_a_name_is_looked_for_as_given_and_then_in_nfc(db: nb.Database, da
     assert not [check for check in (await validate_database(database)).checks if check.status == "warn"]
 
 
-async def test_rows_that_were_stored_otherwise_before_stay_reachable_and_are_the_ones_that_change(
-    database: Settings,
-) -> None:
+async def test_rows_that_were_stored_otherwise_stay_reachable_and_are_changed(database: Settings) -> None:
     run_sql(
         database.db_path,
         "INSERT INTO sessions (id, app_name, user_id, project_id, state) "

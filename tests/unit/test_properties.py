@@ -82,9 +82,7 @@ LEDGER = _ledger(3)
 
 
 @given(st.integers(0, len(LEDGER) - 1), st.binary(max_size=3), st.integers(0, 3))
-def test_no_byte_of_a_ledger_can_be_another_be_added_or_taken_away_unnoticed(
-    place: int, put: bytes, taken: int
-) -> None:
+def test_no_byte_of_a_ledger_is_changed_added_or_taken_away_unnoticed(place: int, put: bytes, taken: int) -> None:
     changed = LEDGER[:place] + put + LEDGER[place + taken :]
     read = parse(changed)
     whole_lines_cut = LEDGER.startswith(changed) and changed.endswith(b"\n")  # which what began later shows

@@ -55,9 +55,7 @@ def test_a_check_has_an_id_for_programs_and_a_title_which_is_the_id_in_words_unl
 @pytest.mark.parametrize(
     "error", [sqlite3.OperationalError("locked"), OSError(28, "No space"), BusyError("x"), KeyError()]
 )
-async def test_a_check_that_cannot_be_asked_could_not_run_but_a_fault_of_the_package_is_raised(
-    error: Exception,
-) -> None:
+async def test_a_check_that_cannot_be_asked_could_not_run_but_our_own_fault_is_raised(error: Exception) -> None:
     async def ask() -> Check:
         raise error
 

@@ -83,9 +83,7 @@ def test_a_bad_path_is_a_fault_that_names_its_setting(name: str, monkeypatch: py
     assert faults("production")[0].startswith(f"{name} (from ABATHUR_{name.upper()}): expected a path")
 
 
-def test_a_relative_path_is_resolved_in_development_and_refused_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_is_resolved_in_development_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve("development", db_path="a/../x.db").db_path == tmp_path / "x.db"
     for env in ("staging", "production"):
@@ -130,9 +128,7 @@ def test_the_file_may_add_an_environment_of_ones_own_that_names_its_database(hom
     assert "db_path: environment 'lab' has no db_path" in faults("lab")[0]
 
 
-def test_the_variable_names_another_file_and_one_in_the_working_directory_is_never_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_variable_names_another_file_never_one_found_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "abathur.toml").write_text("[environments.development]\nreaders = 7\n")
     monkeypatch.chdir(tmp_path)
     assert resolve().readers == 2
@@ -172,9 +168,7 @@ def test_a_faulty_settings_file_is_named_with_its_fault(home: Path, text: str | 
     assert told in fault
 
 
-def test_a_faulty_variable_is_named_with_its_fault_and_that_of_another_program_is_none_of_ours(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_faulty_variable_of_ours_is_named_with_its_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ABATHUR_FRONTEND_COLOUR", "red")
     assert resolve().readers == 2
     for variable, value, told in (
@@ -217,9 +211,7 @@ def test_all_faults_are_named_at_once(home: Path, monkeypatch: pytest.MonkeyPatc
     assert len(faults("production", db_path=":memory:")) == 4  # the file's max_wal_mb is the fourth
 
 
-def test_a_secret_setting_is_masked_wherever_it_is_shown_but_not_that_there_is_one(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_secret_setting_is_masked_wherever_it_is_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve().secrets == "AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN"
     assert resolve().shown()["signing_key_passphrase"] == ""
     write_config(home, "[environments.staging]\nsigning_key = '/k.pem'\nsecrets = 'A_TOKEN, B_TOKEN'\n")
@@ -233,9 +225,7 @@ def test_a_secret_setting_is_masked_wherever_it_is_shown_but_not_that_there_is_o
     assert ">•••</td>" in settings._repr_html_()
 
 
-def test_a_secret_setting_of_a_wrong_type_or_name_is_named_and_not_shown(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_secret_setting_is_named_and_not_shown(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_config(home, "")
     for text in ("['sesame open']", "{sesame = 'open'}", "5351", "3.1415926"):
         path.write_text(f"[environments.development]\nsigning_key_passphrase = {text}\n")
@@ -250,9 +240,7 @@ def test_a_secret_setting_of_a_wrong_type_or_name_is_named_and_not_shown(
 
 
 @pytest.mark.parametrize("value", ["", "no/home"])
-def test_without_a_home_nothing_is_read_from_the_working_directory(
-    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_home_nothing_is_read_from_here(value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path, "[environments.here]\ndb_path = '/x/y.db'\n")
     monkeypatch.setenv("HOME", value)
@@ -260,9 +248,7 @@ def test_without_a_home_nothing_is_read_from_the_working_directory(
     assert "here" not in faults("here")[0].partition("found")[0]
 
 
-def test_what_is_not_a_file_of_settings_is_named_and_nothing_else_is_said(
-    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_file_of_settings_is_named(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_config(home, "")
     for content in (*filter(None, BYTES.values()), b"x=" + b"[" * 50_000, b'[environments.qa]\ndb_path = "/srv/x.db\n'):
         path.write_bytes(content)

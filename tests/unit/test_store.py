@@ -227,9 +227,7 @@ asyncio.run(main())
 """
 
 
-async def test_concurrent_appends_of_tasks_and_of_processes_lose_nothing_beside_a_trim(
-    db: Database, database: Settings
-) -> None:
+async def test_concurrent_appends_and_trims_lose_nothing(db: Database, database: Settings) -> None:
     await db.sessions.create_session("s", "app", "alice")
     workers = [
         await asyncio.create_subprocess_exec(
@@ -330,9 +328,7 @@ BAD: dict[str, list[Any]] = {  # test_names has all the names
 
 
 @pytest.mark.parametrize(("name", "bad"), [(name, value) for name in BAD for value in BAD[name]])
-async def test_a_bad_value_is_refused_by_name_and_nothing_is_written(
-    name: str, bad: Any, db: Database, database: Settings
-) -> None:
+async def test_a_bad_value_is_refused_by_name(name: str, bad: Any, db: Database, database: Settings) -> None:
     given = {**GOOD, name: bad}
     with pytest.raises(ValueError, match=f"^Invalid {name}") as caught:
         await db.memory.add_memory(**given)

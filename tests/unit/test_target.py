@@ -146,9 +146,7 @@ async def test_a_damaged_database_is_corrupt_for_every_verb(database: Settings, 
     assert "CORRUPT" in error
 
 
-async def test_a_database_locked_whole_is_refused_after_a_bounded_wait_by_the_name_of_its_holder(
-    database: Settings,
-) -> None:
+async def test_a_database_locked_whole_is_refused_in_time_with_its_holder(database: Settings) -> None:
     settings = replace(database, busy_timeout_ms=100)
     with held(database.db_path, "PRAGMA locking_mode = EXCLUSIVE", "BEGIN EXCLUSIVE", "COMMIT") as process:
         with untouched(database.db_path):
@@ -190,9 +188,7 @@ async def test_what_another_may_not_read_is_refused_with_the_owner(public: Path)
         assert (state, remedy) == ("refused", f"see who owns it, and run this as that user: namei -l {path}")
 
 
-async def test_a_side_file_that_is_a_fifo_or_a_link_above_that_leads_nowhere_is_refused_and_not_waited_for(
-    database: Settings,
-) -> None:
+async def test_a_fifo_for_a_side_file_or_a_link_to_nowhere_above_is_refused(database: Settings) -> None:
     for suffix in SIDE_FILES:
         path = Path(f"{database.db_path}{suffix}")
         path.unlink(missing_ok=True)

@@ -61,9 +61,7 @@ BAD_VALUES = {  # what breaks a CHECK, and test_expected tries all such values; 
 
 
 @pytest.mark.parametrize(("check", "column"), BAD_VALUES)
-async def test_a_bad_value_is_named_by_column_and_key_and_is_a_fault_of_the_row_alone(
-    filled: Settings, check: str, column: str
-) -> None:
+async def test_a_bad_value_is_named_by_column_and_key_alone(filled: Settings, check: str, column: str) -> None:
     table, name = column.split(".")
     for value in BAD_VALUES[check, column]:
         run_sql(filled.db_path, f"UPDATE {table} SET {name} = {value} WHERE {LAST.format(table)}")
@@ -250,9 +248,7 @@ INDEX_FAULTS = [
 
 
 @pytest.mark.parametrize("spoil", INDEX_FAULTS, ids=range(len(INDEX_FAULTS)))
-async def test_the_evidence_of_a_missing_or_altered_index_is_what_repairs_it(
-    database: Settings, spoil: tuple[str, ...]
-) -> None:
+async def test_the_evidence_of_a_faulty_index_repairs_it(database: Settings, spoil: tuple[str, ...]) -> None:
     """Each line is a whole statement or a comment; what is extra stays, and is not a fault of an index."""
     run_sql(database.db_path, *spoil)
     check = (await validated(database))["indexes"]
@@ -324,9 +320,7 @@ async def test_a_spoiled_seed_or_counter_is_named_and_repaired_by_the_evidence(d
 
 
 @pytest.mark.parametrize("deleted", [0, 1])
-async def test_a_version_1_that_is_put_back_does_not_revive_what_a_user_deleted(
-    database: Settings, deleted: int
-) -> None:
+async def test_a_version_1_that_is_put_back_revives_nothing(database: Settings, deleted: int) -> None:
     run_sql(database.db_path, f"UPDATE memory_entries SET version = 2, is_deleted = {deleted} {CONFIG}")
     run_sql(database.db_path, (await validated(database))["seed memories"].evidence[1])
     versions = f"SELECT version, is_deleted FROM memory_entries {CONFIG} ORDER BY version"
