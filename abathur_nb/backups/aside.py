@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from glob import iglob
 from pathlib import Path
 from shlex import quote
 
@@ -169,13 +170,11 @@ def users_of(path: Path, *, own: bool = False) -> list[str]:
     for suffix in ("", *SIDE_FILES):
         with suppress(OSError):
             files.append(os.stat(f"{path}{suffix}"))
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # gone meanwhile, or another user's
-            for descriptor in (process / "fd").iterdir():
-                with suppress(OSError):
-                    found = os.stat(descriptor)
-                    if any(os.path.samestat(found, file) for file in files):
-                        pids.add(int(process.name))
+    for descriptor in iglob("/proc/[0-9]*/fd/*"):  # noqa: PTH207 - Path.glob raises where a process ends meanwhile
+        with suppress(OSError):
+            found = os.stat(descriptor)
+            if any(os.path.samestat(found, file) for file in files):
+                pids.add(int(descriptor.split("/")[2]))
     pids -= set() if own else {os.getpid()}
     return sorted({*map(process_name, pids), *lock_owners(ask("look", path)[0], exclusive=False)})
 

@@ -246,10 +246,8 @@ async def prove(
     content, _ = await copy_in(source, restored, progress=progress)
     restored_s = perf_counter() - started
     if content != backup.content:
-        raise RefusedError(
-            f"{backup.path.name} does not hold what was backed up: {difference(backup.content, content)}",
-            "take another backup; if it comes again, see to the disk: dmesg | tail",
-        )
+        observed = f"{backup.path.name} does not hold what was backed up: {difference(backup.content, content)}"
+        raise RefusedError(observed, "take another backup; if it comes again, see to the disk: dmesg | tail")
     findings = [check.id for check in await file_checks(restored) if check.failed]
     validated_s = perf_counter() - started - restored_s
     return {"at": moment, "restored_s": restored_s, "validated_s": validated_s, "findings": findings}

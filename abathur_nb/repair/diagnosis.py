@@ -13,7 +13,7 @@ from shlex import quote
 from time import monotonic
 from typing import NamedTuple
 
-import aiosqlite
+from aiosqlite import Connection
 
 from abathur_nb.backups.aside import begun, users_of
 from abathur_nb.backups.manifest import why_unnamed
@@ -40,7 +40,7 @@ from abathur_nb.report import Check
 from abathur_nb.store.apart import WRITE_LOCK, ask
 from abathur_nb.store.connection import connect, explain_error, lock_owners, pragma
 from abathur_nb.store.guarded import strays
-from abathur_nb.store.schema import Differences, SchemaObject, quoted, read_schema
+from abathur_nb.store.schema import Differences, quoted, read_schema
 from abathur_nb.store.sql import DATA
 from abathur_nb.store.target import examine, identify, restore_command, shell_command, wanted
 from abathur_nb.store.values import add_functions
@@ -237,9 +237,7 @@ def _without_log(checks: tuple[Check, ...], log: Check, why: str) -> Diagnosis:
     return Diagnosis((*checks, log), ("set log aside",))
 
 
-async def _treat(
-    conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis
-) -> None:
+async def _treat(conn: Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis) -> None:
     """Add the repair of each failed check, except those that need damaged pages or missing tables repaired first."""
     # Only a user with more rights can change the owner of files and directory.
     if FILE_MODES in failing and failing[FILE_MODES].data.get("not_0600"):
@@ -262,8 +260,7 @@ async def _treat(
     if "application_id" in failing:  # a dump restored all tables, but not these
         found.statements += statements.MARKS
         found.remedies |= dict.fromkeys(("application_id", "user_version"), REPAIR)
-    live = await read_schema(conn)
-    tables = Differences.between(live, ("table",))
+    tables = Differences.between(await read_schema(conn), ("table",))
     if tables.missing:
         names = ", ".join(tables.missing)
         advice = f"{_restoring(settings)}; the rest cannot be judged without {names}"
@@ -276,15 +273,13 @@ async def _treat(
         found.remedies |= {name: advice for name in failing if name in _CAUSES and name not in (FILE_MODES, OTHERS)}
         found.remedies["tables"] += f"; if no backup holds its rows, make it anew, empty, as in {DATA / 'sql'}"
         return
-    await _treat_tables(conn, tables.altered, live, failing, found, settings)
+    await _treat_tables(conn, failing, settings, found)
     if "sequences" in failing:
         found.statements += map(Step, failing["sequences"].data.get("statements", ()))
         found.plan("sequences")
 
 
-async def _treat_damage(
-    conn: aiosqlite.Connection, indexes: Collection[str], settings: Settings, found: Diagnosis
-) -> None:
+async def _treat_damage(conn: Connection, indexes: Collection[str], settings: Settings, found: Diagnosis) -> None:
     """Add the repair of a corrupt file: of ``indexes``, if only they differ from their tables."""
     restore = _restoring(settings)
     # A wrong header alone may make indexes differ from their tables.
@@ -304,18 +299,12 @@ async def _treat_damage(
         found.plan("integrity", cause=f"an index differs from its table, by {by_whom}; it is made anew from the table")
 
 
-async def _treat_tables(
-    conn: aiosqlite.Connection,
-    altered: Collection[str],
-    live: Mapping[str, SchemaObject],
-    failing: Mapping[str, Check],
-    found: Diagnosis,
-    settings: Settings,
-) -> None:
+async def _treat_tables(conn: Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis) -> None:
     """Add the repair of altered tables, of rows, and of indexes."""
     breaking = [failing[name] for name in ("values", "required_values") if name in failing]
     broken = {rule["table"] for check in breaking for rule in check.data.get("broken", ())}
-    path = settings.db_path
+    path, live = settings.db_path, await read_schema(conn)
+    altered = Differences.between(live, ("table",)).altered
     rebuilds = {name: await statements.rebuild_table(conn, path, name, live, broken) for name in altered}
     done = [table for table, one in rebuilds.items() if one.steps]
     incomplete = [table for table, one in rebuilds.items() if one.lacks]
@@ -334,9 +323,7 @@ async def _treat_tables(
         found.plan("tables")
 
 
-async def _treat_rows(
-    conn: aiosqlite.Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis
-) -> None:
+async def _treat_rows(conn: Connection, failing: Mapping[str, Check], settings: Settings, found: Diagnosis) -> None:
     """Add the repair of seed memories, invalid JSON, and references to missing rows."""
     seeds, spoilt = list[tuple[RowChange, int]](), [name for name in _JSON if name in failing]
     if "seed_memories" in failing:

@@ -56,12 +56,10 @@ class Step(NamedTuple):
 
     sql: str
     rows: int | None = None
-    note: str = ""
 
     def __str__(self) -> str:
         text = " ".join(self.sql.split()) if "--" not in self.sql else normalized(self.sql)
-        note = self.note if self.rows is None else counted(self.rows, "row")
-        return f"{text};" + (f" -- {note}" if note else "")
+        return f"{text};" if self.rows is None else f"{text}; -- {counted(self.rows, 'row')}"
 
 
 # What marks a database with our tables as ours.

@@ -153,7 +153,7 @@ def run_as_other(program: str, *arguments: str | Path, uid: int = 65534, imports
     program starts is then run by the system's.
     """
     prelude = (
-        "import asyncio, mmap, os, shutil, sys, tempfile\n"
+        "import asyncio, glob, mmap, os, shutil, sys, tempfile\n"
         "from pathlib import Path\n"
         "import abathur_nb as nb\n"
         "with tempfile.TemporaryDirectory() as folder:\n"  # what is imported or read at first use, is here
