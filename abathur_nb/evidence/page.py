@@ -4,7 +4,7 @@ import json
 import re
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,8 @@ def render(notebook: Mapping[str, Any], record: Record, *, as_template: bool = T
         lstrip_blocks=True,
         trim_blocks=True,
     )
-    environment.filters["as_text"] = _text
+    environment.filters |= {"as_text": _text, "markdown": _markdown, "shown": _output}
+    cells = [{**cell, "number": number} for number, cell in enumerate(notebook["cells"])]
     mark, meaning = VERDICTS[record.verdict]
     counts = Counter(check.status for check in record.checks)
     noted = ", ".join(f"{counts[status]} {status}" for status in _ORDER if counts[status])
@@ -115,7 +116,8 @@ def render(notebook: Mapping[str, Any], record: Record, *, as_template: bool = T
         meaning=f"{meaning.capitalize()}.",
         counts=f"{counted(len(record.checks), 'check')}: {noted}." if noted else "",
         as_template=as_template,
-        cells=list(_cells(notebook)),
+        cells=[cell for cell in cells if cell["source"].strip() or cell.get("outputs")],
+        injected=INJECTED_TAG,
         footer_id=record.run_id if _RUN_ID.fullmatch(record.run_id) else "",
     )
     return page.encode()
@@ -133,23 +135,6 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return "".join(_text(line) for line in value)
     return value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=str)
-
-
-def _cells(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what the page shows of each cell; the ``kind`` is code, html or text."""
-    for number, cell in enumerate(notebook["cells"]):
-        source = cell["source"]
-        shown = {"number": number, "id": cell.get("id"), "source": source}
-        if not source.strip() and not cell.get("outputs"):
-            continue
-        if cell["cell_type"] == "markdown":
-            yield {**shown, "kind": "html", "html": _markdown(source)}
-        elif cell["cell_type"] == "code":
-            given = INJECTED_TAG in cell["metadata"].get("tags", ())
-            outputs = [found for output in cell["outputs"] if (found := _output(output))]
-            yield {**shown, "kind": "code", "count": cell["execution_count"], "given": given, "outputs": outputs}
-        else:
-            yield {**shown, "kind": "text"}
 
 
 def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
