@@ -258,11 +258,6 @@ def told(earlier: Record, later: Record) -> list[str]:
     return [str(change) for change in differences(earlier, later)]
 
 
-def test_a_record_does_not_differ_from_itself() -> None:
-    assert differences(record(), record()) == ()
-    assert circumstances(record(), record()) == ()
-
-
 NINE, TABLE = "9 tables, each as in sql/", "CREATE TABLE tasks (id TEXT, more TEXT)"
 SCAN = {"get_session": ["SCAN sessions", "USE TEMP B-TREE"]}
 SLOWER = {"session retrieval": {"p50": [0.36, 0.4, 0.5], "p99": [0.6, 0.9, None]}}

@@ -115,13 +115,6 @@ async def test_an_extra_table_or_index_does_no_harm(database: Settings) -> None:
         assert (await db.get_index_usage())["index_count"] == 34
 
 
-async def test_a_lent_connection_only_reads(db: Database) -> None:
-    async with db.read() as conn:
-        for statement in ("DELETE FROM audit", "PRAGMA user_version = 7", "CREATE TABLE x (y)", "BEGIN IMMEDIATE"):
-            with pytest.raises(sqlite3.OperationalError):
-                await conn.execute_fetchall(statement)
-
-
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 
 
