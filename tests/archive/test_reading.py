@@ -293,9 +293,8 @@ def assert_the_readers_go_on(settings: Settings, runs: list[str], capsys: Any, *
     assert str(asyncio.run(nb.readiness(settings)))
     assert _last_validation(settings) > 0
     where = ("--archive", str(settings.archive_dir))
-    assert (main(["runs", *where]), main(["runs", "--json", *where]), main(["diff", runs[0], runs[2], *where])) == (
-        0,
-    ) * 3
+    for arguments in (["runs"], ["runs", "--json"], ["diff", runs[0], runs[2]]):
+        assert main([*arguments, *where]) == 0
     assert main(["diff", *runs[:2], *where]) in (0, 1, 2)
     shown = "".join(capsys.readouterr())
     assert "Traceback" not in shown

@@ -38,12 +38,8 @@ def history(*runs: Entry) -> History:
 def measured(hours: float, ms: float = 1.0, limit: float = 20, rows: str = "500", high: float | None = 3) -> Entry:
     bounds = {"p50": (ms * 0.9, ms, ms * 1.1), "p99": (ms * 2, ms * 2.5, high and ms * high)}
     limits = {"memory retrieval": ("p99", limit)}
-    found: dict[str, Any] = {
-        "percentiles_ms": {"memory retrieval": bounds},
-        "limits_ms": limits,
-        "machine": {"rows": rows},
-    }
-    return at(hours, notebook="benchmark", **found)
+    found = {"memory retrieval": bounds}
+    return at(hours, notebook="benchmark", percentiles_ms=found, limits_ms=limits, machine={"rows": rows})
 
 
 def lines(ax: Axes) -> dict[str, Any]:
