@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from shlex import quote
 from typing import Any, NoReturn
 
 from abathur_nb.config.notebooks import NOTEBOOKS
@@ -43,6 +42,7 @@ class _Parser(argparse.ArgumentParser):
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; ``parsed.module`` is the module whose ``command()`` runs."""
     parser = _Parser(prog="python -m abathur_nb", description=_ABOUT, allow_abbrev=False)
+    parser.hint = "; a notebook is run by its name, as in run validate"
     parser.add_argument("--version", action="version", version=f"abathur_nb {version('abathur_nb')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -105,9 +105,6 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; each error that a user can cause is one line on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] and given[0] in NOTEBOOKS:
-        sys.stderr.write(f"abathur_nb: {given[0]} is a notebook: abathur-nb run {quote(given[0])} --env ENV\n")
-        return EXIT_CODES["refused"]
     code = 1
     try:
         parsed = make_parser().parse_args(given)

@@ -371,12 +371,8 @@ def show_backups(settings: Settings) -> "pd.DataFrame":
     rows: list[list[object]] = []
     for b in reversed(backups):
         state = [f"failed {', '.join(b.findings)}" if b.findings else "sound"]
-        notes = {
-            "does not serve": b.unfit,
-            "renamed": b.renamed,
-            "taken in the future": is_ahead(b.taken_at),
-            "older manifest": not b.facts["sequence"],
-        }
+        notes = {"does not serve": b.unfit, "renamed": b.renamed, "taken in the future": is_ahead(b.taken_at)}
+        notes["older manifest"] = not b.facts["sequence"]
         state += [note for note, holds in notes.items() if holds]
         names = (printable(b.path.name), b.facts["env"], b.facts["reason"])
         hours = round((datetime.now(UTC) - b.taken_at).total_seconds() / 3600, 1)

@@ -82,15 +82,10 @@ async def salvage(settings: Settings) -> Check:
     states = Counter(state for state, _ in verdicts.values())
     noted = ", ".join(f"{states[state]} {state}" for state in _STATES if states[state])
     valid = f"it fails {', '.join(check.name for check in failed)}" if failed else "it is valid"
-    return Check(
-        "salvaged",
-        "warn",
-        _EXPECTED,
-        f"{backup.path}: {counted(rows, 'row')}; of {counted(len(tables), 'table')} {noted}; {valid}{log}",
-        _remedy(settings, backup),
-        (*notes, *(f"{name}: {state}, {saved}" for name, (state, saved) in verdicts.items())),
-        data={"path": str(backup.path), "tables": {name: state for name, (state, _) in verdicts.items()}},
-    )
+    observed = f"{backup.path}: {counted(rows, 'row')}; of {counted(len(tables), 'table')} {noted}; {valid}{log}"
+    told = (*notes, *(f"{name}: {state}, {saved}" for name, (state, saved) in verdicts.items()))
+    data = {"path": str(backup.path), "tables": {name: state for name, (state, _) in verdicts.items()}}
+    return Check("salvaged", "warn", _EXPECTED, observed, _remedy(settings, backup), told, data=data)
 
 
 def _remedy(settings: Settings, backup: Backup) -> str:

@@ -24,11 +24,7 @@ _REASON = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
 
 async def backup_database(
-    settings: Settings,
-    *,
-    reason: str = "manual",
-    compress: bool = False,
-    keep: Retention | None = None,
+    settings: Settings, *, reason: str = "manual", compress: bool = False, keep: Retention | None = None
 ) -> Report:
     """Copy the live database into ``backup_dir``, prove the copy by restoring it, and expire older ones by ``keep``.
 

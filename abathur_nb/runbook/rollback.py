@@ -22,11 +22,7 @@ FRESH = "fresh"
 
 
 async def roll_back(
-    settings: Settings,
-    *,
-    to: str | os.PathLike[str] | None,
-    apply: bool = False,
-    confirm: str | None = None,
+    settings: Settings, *, to: str | os.PathLike[str] | None, apply: bool = False, confirm: str | None = None
 ) -> Report:
     """Show the plan of setting the database back; carry it out with ``apply``.
 

@@ -94,11 +94,8 @@ async def _find(settings: Settings) -> AsyncIterator[Change]:
 def _steps(found: Diagnosis, settings: Settings) -> tuple[str, ...]:
     """Return, in words and in SQL, what ``_repair`` will do; nothing if there is nothing to repair."""
     path, backups = settings.db_path, settings.backup_dir
-    deeds = [
-        words.format(path=path, backups=backups)
-        for name, words in _DEEDS.items()
-        if name in {*found.deeds} - {"complete"}
-    ]
+    planned = {*found.deeds} - {"complete"}
+    deeds = [words.format(path=path, backups=backups) for name, words in _DEEDS.items() if name in planned]
     if _ALONE.keys() & {*found.deeds}:
         return tuple(deeds)
     steps = []
