@@ -28,7 +28,6 @@ import abathur_nb as nb
 from abathur_nb.backups.aside import complete
 from abathur_nb.backups.manifest import Backup, Content, list_backups, read_backup
 from abathur_nb.config.settings import Settings, resolve
-from abathur_nb.errors import AbathurError
 from abathur_nb.store.schema import expected_objects
 from faults.experiments import Experiment, Outcome, content_of, fault_in, first_backup
 
@@ -207,7 +206,7 @@ async def _run(situation: str, verb: str, settings: Settings, given: object) -> 
 
 
 def _change_and_ask(settings: Settings) -> tuple[bool, str]:
-    with suppress(OSError, AbathurError):
+    with suppress(OSError, nb.AbathurError):
         complete(settings.db_path)
     with suppress(OSError):
         settings.backup_dir.mkdir(exist_ok=True)

@@ -21,11 +21,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from faults.alerting import alerts
-from faults.beside import copy_beside, look_inside, restore_beside, split
+from faults.beside import copy_beside, look_at_damage, look_beside, look_inside, restore_beside, split
 from faults.choices import choose, drills, refusals
 from faults.experiments import BrokenHarnessError, Experiment, Outcome, Place, Planner, Result, drawn, initialize
 from faults.initializations import RACERS, races, random_kills, state
-from faults.logs import look_at_damage, look_beside
 from faults.runs import kills_of_runs
 from faults.spoiling import damage_one, two_backups
 from faults.strikes import OPERATIONS, prepare, strikes

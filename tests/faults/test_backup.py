@@ -27,7 +27,6 @@ from abathur_nb.evidence.canonical import sealed, unsealed
 from abathur_nb.files import locked
 from abathur_nb.measure.alerts import LAST_BACKUP
 from abathur_nb.measure.snapshot import take_snapshot
-from abathur_nb.report import Check
 from abathur_nb.store.schema import APPLICATION_ID, SCHEMA_VERSION
 from abathur_nb.text import printable
 
@@ -126,7 +125,7 @@ async def last_backup(settings: Settings) -> float | None:
     return (await take_snapshot(settings))[0].value(LAST_BACKUP)
 
 
-async def chosen(settings: Settings) -> Check:
+async def chosen(settings: Settings) -> nb.Check:
     """Return what a restoration says of the backup that it takes unasked."""
     return check_of(await nb.restore_database(settings), "backup")
 

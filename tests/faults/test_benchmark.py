@@ -16,7 +16,6 @@ from troubleshoot_helpers import check_of
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import ConfigurationError
 from abathur_nb.percentiles import percentiles
 from abathur_nb.store.connection import connection_pragmas
 
@@ -115,7 +114,10 @@ async def test_it_is_compared_with_the_newest_comparable_run_or_with_the_one_nam
 
 
 async def test_what_names_no_benchmark_is_refused_before_anything_is_measured(database: Settings) -> None:
-    with nothing_changes(database), pytest.raises(ConfigurationError, match=r"^compare_with: the archive .* cannot be"):
+    with (
+        nothing_changes(database),
+        pytest.raises(nb.ConfigurationError, match=r"^compare_with: the archive .* cannot"),
+    ):
         await nb.run_benchmark(database, compare_with="20010101")
     validated = run(database).name
     for value, words in (
@@ -124,14 +126,14 @@ async def test_what_names_no_benchmark_is_refused_before_anything_is_measured(da
         (7, "^compare_with: expected str, found 7"),
         (validated, "^compare_with: expected a benchmark with measurements"),
     ):
-        with nothing_changes(database), pytest.raises(ConfigurationError, match=words):
+        with nothing_changes(database), pytest.raises(nb.ConfigurationError, match=words):
             await nb.run_benchmark(database, compare_with=value)  # type: ignore[arg-type]
 
 
 async def test_all_kinds_of_wrong_arguments_are_named_at_once(database: Settings) -> None:
     for number in (0, 10**9, 1.5, "100", None, True):
         wrong: dict[str, Any] = {"rows": number, "repetitions": number, "compare_with": 7, "full": "false"}
-        with nothing_changes(database), pytest.raises(ConfigurationError) as caught:
+        with nothing_changes(database), pytest.raises(nb.ConfigurationError) as caught:
             await nb.run_benchmark(database, **wrong)
         assert [fault.partition(":")[0] for fault in caught.value.faults] == [*wrong]
         assert "full: expected True or False, found 'false' (str)" in caught.value.faults

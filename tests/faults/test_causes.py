@@ -21,7 +21,6 @@ from situations import no_file_beyond
 
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings, resolve
-from abathur_nb.errors import AbathurError
 
 Verb = Callable[[Settings], Coroutine[Any, Any, Any]]
 Mount = Callable[[Path, str], None]
@@ -97,7 +96,7 @@ def left_in(folder: Path) -> dict[Path, object]:
 async def answer(verb: str, three: Settings) -> str:
     try:
         result = await VERBS[verb](three)
-    except AbathurError as error:
+    except nb.AbathurError as error:
         return str(error)
     report: Any = getattr(result, "report", result)
     return "\n".join(f"{check.observed}: {check.remedy}" for check in report.checks if check.failed)
@@ -194,7 +193,7 @@ def test_a_directory_that_vanishes_at_any_call_is_answered(verb: str, three: Set
     data, n, struck = three.db_path.parent, 1, True
     while struck:
         struck = False
-        with vanishing(data, n) as hit, suppress(AbathurError):
+        with vanishing(data, n) as hit, suppress(nb.AbathurError):
             asyncio.run(VERBS[verb](three))
         struck = bool(hit)
         shutil.rmtree(tmp_path)

@@ -15,8 +15,6 @@ import abathur_nb as nb
 from abathur_nb import charts
 from abathur_nb.charts import Chart
 from abathur_nb.config.settings import Settings
-from abathur_nb.report import Check, Report
-from abathur_nb.runbook.benchmark import BenchmarkResult
 from abathur_nb.runbook.explore import growth_of
 from abathur_nb.runbook.validate import Schema
 from abathur_nb.store.schema import expected_tables
@@ -30,14 +28,14 @@ def times(count: int, median_ms: float = 0.2) -> list[int]:
     return [int(value) + 1 for value in rng.lognormal(np.log(median_ms * MS), 0.5, count)]
 
 
-def result(samples: Mapping[str, list[int]], *limited: str, limit_ms: float = 10) -> BenchmarkResult:
-    return BenchmarkResult(Report("benchmark", ()), samples, {}, dict.fromkeys(limited, (0.99, limit_ms)))
+def result(samples: Mapping[str, list[int]], *limited: str, limit_ms: float = 10) -> nb.BenchmarkResult:
+    return nb.BenchmarkResult(nb.Report("benchmark", ()), samples, {}, dict.fromkeys(limited, (0.99, limit_ms)))
 
 
 OPEN = "open where the samples are too few for a bound"
 
 
-def full(count: int) -> BenchmarkResult:
+def full(count: int) -> nb.BenchmarkResult:
     curves = {f"concurrency/{n}": times(count, n / 10) for n in (1, 2, 5, 10, 20, 50, 100, 200)}
     growth = {f"growth/{n}": times(count) for n in (1000, 10_000, 100_000, 1_000_000)}
     return result({**{name: times(count) for name in LIMITED}, **curves, **growth}, *LIMITED)
@@ -63,7 +61,7 @@ def test_the_distribution_shows_samples_limit_and_interval_and_says_them_in_word
 
 
 async def test_where_there_is_nothing_to_draw_words_say_so(settings: Settings) -> None:
-    check = Check("benchmark", "error", observed="could not run: disk full")
+    check = nb.Check("benchmark", "error", observed="could not run: disk full")
     limits = dict.fromkeys(LIMITED, (0.99, 10.0))
     blank = {
         charts.rows_over_time(growth_of({})): "no row yet: there is nothing to draw",
@@ -71,7 +69,7 @@ async def test_where_there_is_nothing_to_draw_words_say_so(settings: Settings) -
         charts.growth_curve(result({LIMITED[0]: times(300)}, *LIMITED[:1])): "not measured: run with full = True",
     }
     for samples in ({}, {"growth/1000": times(300)}):
-        chart = charts.latency_distribution(BenchmarkResult(Report("benchmark", (check,)), samples, {}, limits))
+        chart = charts.latency_distribution(nb.BenchmarkResult(nb.Report("benchmark", (check,)), samples, {}, limits))
         blank[chart] = "nothing was measured: the report says why"
     for chart, words in blank.items():
         assert is_blank(chart)
@@ -88,7 +86,7 @@ async def test_where_there_is_nothing_to_draw_words_say_so(settings: Settings) -
     ids=["concurrency", "growth"],
 )
 def test_a_curve_names_its_axes_and_an_open_bound(
-    draw: Callable[[BenchmarkResult], Chart], x: str, y: str, count: int
+    draw: Callable[[nb.BenchmarkResult], Chart], x: str, y: str, count: int
 ) -> None:
     """Of 367 samples p99 has no upper bound, of 368 it has one."""
     chart = draw(full(count))

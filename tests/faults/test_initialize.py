@@ -26,14 +26,13 @@ import abathur_nb as nb
 from abathur_nb.config.settings import Settings, resolve
 from abathur_nb.files import scratch_directory
 from abathur_nb.health.path_on_disk import file_system, forbids, install_command, kind_of, location_checks
-from abathur_nb.report import Check, Report
 from abathur_nb.runbook import init
 from abathur_nb.runbook.preflight import _wal_reset_race
 from abathur_nb.store.sql import statements
 from abathur_nb.text import user_name
 
 
-def outcome(report: Report) -> str:
+def outcome(report: nb.Report) -> str:
     if report.refused:
         return "refused"
     told = {check.name: check.observed for check in report.checks}
@@ -239,7 +238,7 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-async def checked(settings: Settings, *, refused: bool = False) -> dict[str, Check]:
+async def checked(settings: Settings, *, refused: bool = False) -> dict[str, nb.Check]:
     report = await nb.preflight(settings)
     assert report.refused is refused
     checks = {check.name: check for check in report.checks}

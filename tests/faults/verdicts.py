@@ -17,7 +17,6 @@ from damage import MEMORY, ROWS, edit_schema, leave_log, run_sql
 import abathur_nb as nb
 from abathur_nb.config.settings import Settings
 from abathur_nb.measure import synthetic
-from abathur_nb.report import Report
 from abathur_nb.store.connection import connect
 from abathur_nb.store.schema import SchemaObject, expected_columns, expected_objects, expected_tables
 from faults.experiments import Experiment, Outcome, content_of, fault_in, settings_of
@@ -54,7 +53,7 @@ def _sql(*statements: str) -> _Deed:
     return run
 
 
-def _verb(verb: Callable[..., Coroutine[Any, Any, Report]], **given: Any) -> _Deed:
+def _verb(verb: Callable[..., Coroutine[Any, Any, nb.Report]], **given: Any) -> _Deed:
     async def run(settings: Settings, _: Random) -> None:
         (await verb(settings, **given)).raise_for_failures()
 
