@@ -1,9 +1,9 @@
 """What is done beside others: backups, restores, looks, and files that are taken away under an open store.
 
 A backup is one moment, and holds what was acknowledged before it began; a restore is exact; a look drops no lock; what
-is acknowledged after files were removed or replaced is kept; no look finds damage in the log of a writer, and each finds
-a damaged frame. The controls are the runbook's recipes (cp, sections 1.2 and 7), a look that opens the files itself, a
-plain connection, which writes its lost log over the file, and a look at a log and its index of two moments.
+is acknowledged after files were removed or replaced is kept; no look finds damage in a log that is written, and each
+finds a damaged frame. The controls are the runbook's recipes (cp, sections 1.2 and 7), a look that opens the files
+itself, a plain connection, which writes its lost log over the file, and a look at a log and its index of two moments.
 """
 
 import asyncio
