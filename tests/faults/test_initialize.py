@@ -5,13 +5,11 @@ import os
 import re
 import shlex
 import shutil
-import sqlite3
 import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,10 +78,7 @@ async def test_a_dry_run_shows_the_exact_statements_and_changes_nothing(settings
     shown = {check.name: check.evidence for check in report.checks if check.status == "skip"}
     assert {f"{statement};" for statement in statements("ddl-indexes.sql")} < {*shown["2.3 to 2.6, one transaction"]}
     assert any(str(settings.db_path) in line for line in shown["2.1 database file"])
-    with closing(sqlite3.connect(by_hand, isolation_level=None)) as conn:
-        for name, lines in shown.items():
-            for line in lines if name != "2.1 database file" else ():
-                conn.execute(line)
+    run_sql(by_hand, *(line for name, lines in shown.items() if name != "2.1 database file" for line in lines))
     assert await whole(by_hand)
 
 
@@ -257,9 +252,8 @@ async def test_a_good_place_passes_and_nothing_is_left_behind(settings: Settings
     assert checks["backup directory"].remedy.startswith("sudo install -d -o ")
     settings.db_path.parent.mkdir(mode=0o700)
     settings.backup_dir.mkdir()
-    dead = settings.db_path.parent / ".abathur-probe-0123456789ab"
     before = tree(tmp_path)
-    dead.mkdir()  # as a killed probe leaves it
+    (settings.db_path.parent / ".abathur-probe-0123456789ab").mkdir()  # as a killed probe leaves it
     checks = await checked(settings)
     assert tree(tmp_path) == before
     for name in ("Python", "SQLite", "SQLite's JSON functions", "SQLite's thread safety", "aiosqlite", "directory",
