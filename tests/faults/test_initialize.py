@@ -361,8 +361,13 @@ def test_free_disk_has_two_limits(settings: Settings) -> None:
 
 
 REFUSED = "fail refused refused"  # by development, staging, production
-SHARED = {(0o755, 0): "warn warn warn", (0o1777, 0): REFUSED, (0o702, 0): REFUSED, (0o2770, 65534): REFUSED}
-SHARED[0o770, 0] = "warn warn warn"  # root's own group: what a umask of 002 makes for any user
+SHARED = {  # by mode and group
+    (0o755, 0): "warn warn warn",
+    (0o1777, 0): REFUSED,
+    (0o702, 0): REFUSED,
+    (0o770, 0): "warn warn warn",  # root's own group: what a umask of 002 makes for any user
+    (0o2770, 65534): REFUSED,
+}
 
 
 @pytest.mark.parametrize(("mode", "gid"), SHARED)
@@ -486,17 +491,20 @@ def test_an_owner_that_the_user_namespace_does_not_map_warns_in_development(apar
 
 
 def test_a_missing_directory_is_made_for_its_future_owner_or_warns(tmp_path: Path) -> None:
-    settings, new = resolve("production", db_path=tmp_path / "none" / "x.db"), "no-such-account"
-    mine = {(ME, "default"), (new, "argument")}  # at a path of one's own
-    for account, origin in (*mine, (new, "default"), ("nobody", "default"), ("nobody", "argument")):
+    settings = resolve("production", db_path=tmp_path / "none" / "x.db")
+    for account, origin, status in (
+        (ME, "default", "pass"),
+        ("no-such-account", "argument", "pass"),  # at a path of one's own
+        ("no-such-account", "default", "warn"),
+        ("nobody", "default", "warn"),
+        ("nobody", "argument", "warn"),
+    ):
         settings = replace(settings, service_account=account, origins={"db_path": origin})
         found = location_checks(settings)
-        check, status = found[0], "pass" if (account, origin) in mine else "warn"
-        assert (check.status, forbids(found)) == (status, False), account
+        assert (found[0].status, forbids(found)) == (status, False), account
         if status == "warn":
-            made = f"sudo install -d -o {account} -m 700 {tmp_path}/none"
             user = f"sudo useradd --system --user-group {account} && " if account != "nobody" else ""
-            assert check.remedy.startswith(f"{user}{made}")
+            assert found[0].remedy.startswith(f"{user}sudo install -d -o {account} -m 700 {tmp_path}/none")
 
 
 def test_the_install_command_makes_a_directory_of_the_account(tmp_path: Path) -> None:
