@@ -15,6 +15,7 @@ import abathur_nb as nb
 from abathur_nb import charts
 from abathur_nb.charts import Chart
 from abathur_nb.config.settings import Settings
+from abathur_nb.runbook.explain import Plans
 from abathur_nb.runbook.explore import growth_of
 from abathur_nb.runbook.validate import Schema
 from abathur_nb.store.schema import expected_tables
@@ -105,14 +106,15 @@ def test_a_curve_names_its_axes_and_an_open_bound(
     assert (OPEN in texts(chart)) is is_open
 
 
-async def matrix(settings: Settings) -> Chart:
-    chart = charts.coverage_matrix(await nb.explain_queries(settings))
+async def matrix(settings: Settings) -> tuple[Plans, Chart]:
+    plans = await nb.explain_queries(settings)
+    chart = charts.coverage_matrix(plans)
     drawn(chart)
-    return chart
+    return plans, chart
 
 
 async def test_the_matrix_shows_each_index_and_each_query_and_names_the_unused(database: Settings) -> None:
-    plans, chart = await nb.explain_queries(database), await matrix(database)
+    plans, chart = await matrix(database)
     (ax,) = chart.axes
     assert {label.get_text() for label in ax.get_yticklabels()} == set(plans.coverage)
     shown = [label.get_text() for label in ax.get_xticklabels()]
@@ -121,11 +123,11 @@ async def test_the_matrix_shows_each_index_and_each_query_and_names_the_unused(d
     assert len(points) == sum(len(queries) for queries in plans.coverage.values())
     assert chart.alt == f"Matrix of 33 indexes and {len(shown)} queries; unused: none"
     drop_index(database.db_path)
-    chart = await matrix(database)
+    _, chart = await matrix(database)
     assert chart.axes[0].get_title() == "32 of 33 indexes serve a query"
     assert chart.alt.endswith("unused: idx_audit_task")
     database.db_path.unlink()
-    assert (await matrix(database)).axes[0].get_title() == "0 of 33 indexes serve a query"
+    assert (await matrix(database))[1].axes[0].get_title() == "0 of 33 indexes serve a query"
 
 
 DAY = date(2026, 11, 1)
