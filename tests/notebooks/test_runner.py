@@ -202,7 +202,7 @@ def test_a_run_that_does_not_pass_is_sealed_so_and_the_next_is_not_begun(
     statuses = {check["name"]: check["status"] for check in record["reports"][0]["checks"]}
     assert verdict == "refused" or (statuses["indexes"], len(statuses) > 10) == ("fail", True)
     assert done.lines[-1].endswith(f": {entry.folder}/page.html")
-    assert ("The report says what to do: " in done.lines[-1]) == (verdict == "fail")
+    assert verdict != "fail" or "The report says what to do: " in done.lines[-1]
     top = artifact_of(entry).cells[0].source
     assert top.startswith(f"**{verdict.upper()}: this run did not pass, {why}")
     assert entry.run_id in top
