@@ -91,9 +91,8 @@ async def salvage(settings: Settings) -> Check:
 def _remedy(settings: Settings, backup: Backup) -> str:
     restore, why = restore_command(settings), why_unnamed(settings)
     this = f"restore this one: {restore} -p backup {backup.path.name}"
-    if why:
-        return f"{this}; without a name it is refused: {why}"
-    return f"either restore a backup: {restore}; then copy from this one what is newer\nor {this}"
+    either = f"either restore a backup: {restore}; then copy from this one what is newer\nor {this}"
+    return f"{this}; without a name it is refused: {why}" if why else either
 
 
 def _state(path: Path) -> dict[str, tuple[int, int]]:
