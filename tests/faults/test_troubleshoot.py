@@ -511,11 +511,8 @@ BUSY = {
 async def test_who_does_no_harm_to_the_log_is_not_to_be_ended(name: str, database: Settings) -> None:
     path, small = database.db_path, replace(database, max_wal_mb=0)
     program = (
-        "import sqlite3, sys\n"
-        "conn = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)\n"
-        "print(flush=True)\n"
-        "while True:\n"
-        "    for statement in sys.argv[2:]: conn.execute(statement).fetchall()\n"
+        "import sqlite3, sys\nconn = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)\n"
+        "print(flush=True)\nwhile True:\n    for statement in sys.argv[2:]: conn.execute(statement).fetchall()\n"
     )
     run_and_die(path, f"{TASK};")  # leaves a log
     with running(program, path, *BUSY[name]) as process:

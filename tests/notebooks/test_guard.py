@@ -87,8 +87,8 @@ PAIRS = (  # disguises of two names
     ("env = '''", f"'''; {CODE}; env"),
     ("env = (", f"{CODE}); env"),
     ("env = [0,\\\n", f"{CODE}]\nenv"),
-    ("if 1:\n    env", f"    {CODE}\nenv"),
     ("env", "ｅｎｖ"),
+    ("if 1:\n    env", f"    {CODE}\nenv"),
     ("ｅｎｖ", "env"),
     ("env", f"env = 'x'; {CODE}; env"),
 )  # fmt: skip
