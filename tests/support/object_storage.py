@@ -5,7 +5,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -25,16 +26,10 @@ system.pipe_file("evidence/ready", b"")
 
 @contextmanager
 def running_s3(folder: Path) -> Iterator[dict[str, str]]:
-    """Start a SeaweedFS with the bucket ``evidence``; yield the variables that let a client use it."""
-    process, ports = _started(folder)
-    try:
-        yield _variables(ports)
-    finally:
-        _end(process, ports)
+    """Start a SeaweedFS with the bucket ``evidence``; yield the variables that let a client use it.
 
-
-def _started(folder: Path) -> "tuple[subprocess.Popen[bytes], dict[str, int]]":
-    """Start the server; once more where another process was the faster one to take a port that was free."""
+    It is started once more where another process was the faster one to take a port that was free.
+    """
     identity = {"name": "t", "credentials": [_KEY], "actions": ["Admin", "Read", "Write", "List"]}
     config, log = folder / "s3.json", folder / "server.log"
     config.write_text(json.dumps({"identities": [identity]}))
@@ -44,22 +39,21 @@ def _started(folder: Path) -> "tuple[subprocess.Popen[bytes], dict[str, int]]":
     names = [f"{part}.port{kind}" for part in _PARTS for kind in ("", ".grpc")]
     for _ in range(3):
         ports = dict(zip(names, free_ports(8), strict=True))
+        variables = _variables(ports)
         with log.open("wb") as messages:
             command = [*weed, *(f"-{name}={port}" for name, port in ports.items())]
             process = subprocess.Popen(command, stdout=messages, stderr=messages)
-        with ExitStack() as ending:
-            ending.callback(_end, process, ports)
-            if _comes_up(process, _variables(ports)):
-                ending.pop_all()
-                return process, ports
+        try:
+            answers = wait_until(partial(_answers, variables["AWS_ENDPOINT_URL"]), process)
+            if answers and wait_until(partial(_takes_objects, variables), process):
+                yield variables
+                return
+        finally:
+            process.kill()
+            process.wait()
+            for path in (path for port in ports.values() for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")):  # noqa: S108
+                path.unlink()
     raise AssertionError(f"the server ended thrice: {log.read_text(errors='replace')[-2000:]}")
-
-
-def _comes_up(process: "subprocess.Popen[bytes]", variables: dict[str, str]) -> bool:
-    """Wait until the server takes objects; return False if it ends instead."""
-    return wait_until(lambda: _answers(variables["AWS_ENDPOINT_URL"]), process) and wait_until(
-        lambda: _takes_objects(variables), process
-    )
 
 
 def _variables(ports: dict[str, int]) -> dict[str, str]:
@@ -70,13 +64,6 @@ def _variables(ports: dict[str, int]) -> dict[str, str]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_MAX_ATTEMPTS": "1",
     }
-
-
-def _end(process: "subprocess.Popen[bytes]", ports: dict[str, int]) -> None:
-    process.kill()
-    process.wait()
-    for path in (path for port in ports.values() for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")):  # noqa: S108
-        path.unlink()
 
 
 def _answers(url: str) -> bool:
