@@ -138,7 +138,9 @@ async def _look_closer(conn: aiosqlite.Connection, table: str, broken: _Broken) 
 async def _keys_of(conn: aiosqlite.Connection, rule: _Rule) -> str:
     key = ", ".join(column.name for column in expected_columns(rule.table) if column.in_key)
     first = f"SELECT rowid FROM {rule.table} WHERE {rule.broken} ORDER BY {key} LIMIT {NAMED + 1}"
-    sql = f"SELECT {rule.reason}, rowid, {key} FROM {rule.table} WHERE rowid IN ({first}) ORDER BY {key}"
+    # Of a large value, one statement would hold the text and the reason's copy of it at once.
+    numbers = ", ".join(str(rowid) for (rowid,) in await conn.execute_fetchall(first))
+    sql = f"SELECT {rule.reason}, rowid, {key} FROM {rule.table} WHERE rowid IN ({numbers}) ORDER BY {key}"
     rows = [named_row(*row) + reason for reason, *row in await conn.execute_fetchall(sql)]
     return "; ".join(rows[:NAMED]) + ("; …" if len(rows) > NAMED else "")
 
