@@ -189,7 +189,9 @@ def measured(usual: Path, *hostile: Path, verbs: tuple[str, ...] = EACH_VERB) ->
     command = [sys.executable, "-c", PROGRAM, ",".join(verbs), *map(str, (usual, *hostile))]
     path = {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **path})
-    for line in done.stdout.splitlines()[len(verbs) :]:
+    # The bar of a slow backup may come before a line.
+    lines = [line[line.index('["') :] for line in done.stdout.splitlines() if '["' in line]
+    for line in lines[len(verbs) :]:
         yield tuple(json.loads(line))
 
 
