@@ -137,6 +137,7 @@ def command(arguments: argparse.Namespace) -> int:
 
 
 _CHECK = "record"
+_FORMER = ("abathur_namespace_rows_of_last_day",)  # gauges that earlier versions recorded
 SNAPSHOTS = 500  # the most that are read: a chart shows no more points
 Moment = tuple[datetime, Sample]
 
@@ -151,7 +152,7 @@ async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int
     try:
         async with Database.open(settings) as db, db.write() as conn:
             await conn.executemany(ask["insert_metric"].sql, rows)
-            old = [{"name": name, "before": before} for name in alerts.GAUGES]
+            old = [{"name": name, "before": before} for name in (*alerts.GAUGES, *_FORMER)]
             removed = (await conn.executemany(ask["delete_metrics"].sql, old)).rowcount
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)

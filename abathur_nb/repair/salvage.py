@@ -311,7 +311,7 @@ async def rescue(settings: Settings) -> list[Check]:
             try:
                 copy = replace(settings, db_path=await asyncio.to_thread(_copied, stray, scratch))
                 try:
-                    kept, _ = await back_up(copy, reason="rescued")
+                    kept, _ = await back_up(copy, reason="rescued", database=settings.db_path)
                 except (sqlite3.Error, RefusedError):  # other processes have written to its database since
                     done.append(replace(await salvage(copy), id="rescued", name=name, data=data))
                     continue

@@ -182,26 +182,27 @@ async def _run(found: Diagnosis, settings: Settings) -> list[Check]:
 
 
 async def _switch_to_wal(settings: Settings) -> list[Check]:
-    """Switch the database to WAL mode; return a failed check if another process uses it."""
+    """Switch the database to WAL mode; return a check, which fails if another process uses it."""
+    expected, title = "no other process uses the database", "switch to WAL"
     try:
         async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as conn:
             await conn.execute_fetchall("PRAGMA journal_mode = WAL")
     except sqlite3.Error as error:
         fault = explain_error(settings.db_path, error)
-        observed, remedy, name = fault.observed, fault.remedy, "switch to WAL"
-        return [Check("switch_to_wal", "fail", "no other process uses the database", observed, remedy, name=name)]
-    return []
+        return [Check("switch_to_wal", "fail", expected, fault.observed, fault.remedy, name=title)]
+    return [Check("switch_to_wal", "pass", expected, f"{settings.db_path} is in WAL mode", name=title)]
 
 
 async def _empty_the_log(settings: Settings) -> list[Check]:
-    """Checkpoint the WAL and empty it; return a check that names the processes that prevent it."""
+    """Checkpoint the WAL and empty it; return a check, which names the processes that prevent it."""
+    expected = "nobody reads or writes for a moment"
     async with connect(settings.db_path, settings.busy_timeout_ms, mode="rw") as conn:
         (done,) = await conn.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
     if not done["busy"]:
-        return []
+        return [Check("empty_log", "pass", expected, "the log is written into the database, and is empty")]
     users = ", ".join(users_of(settings.db_path)) or "somebody"
     observed, remedy = f"{users} used it for more than {settings.busy_timeout_ms} ms", "end them, then run this again"
-    return [Check("empty_log", "warn", "nobody reads or writes for a moment", observed, remedy)]
+    return [Check("empty_log", "warn", expected, observed, remedy)]
 
 
 def _make_private(path: Path) -> None:

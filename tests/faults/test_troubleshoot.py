@@ -1,6 +1,7 @@
 """The diagnosis only reads; the repair is the plan that was shown, whole or not at all, and accounts for each row."""
 
 import asyncio
+import errno
 import itertools
 import os
 import re
@@ -9,7 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -430,6 +431,24 @@ async def test_what_was_committed_before_a_failure_is_told(database: Settings, m
     assert not report.refused
     assert check_of(report, "transaction").status == check_of(report, "backup before").status == "pass"
     assert check_of(report, "repair").observed == "the steps above were done; then: somebody has it"
+
+
+@pytest.mark.parametrize("done", ["switch_to_wal", "empty_log"])
+async def test_a_step_that_is_done_is_reported_when_a_later_one_fails(
+    done: str, database: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(_: Path) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("abathur_nb.runbook.troubleshoot._make_private", closed)
+    path, small = database.db_path, replace(database, max_wal_mb=0)
+    run_sql(path, *(FAULTS["journal mode"] if done == "switch_to_wal" else ()))
+    with nullcontext() if done == "switch_to_wal" else held(path, "PRAGMA wal_autocheckpoint = 0", TASK):
+        path.chmod(0o644)
+        report = await nb.troubleshoot(small, repair=True)
+    assert check_of(report, done.replace("_", " ").replace("wal", "WAL")).status == "pass"
+    assert not report.refused
+    assert list(database.backup_dir.glob("abathur_pre_repair_*.db"))
 
 
 async def test_who_holds_the_lock_is_named_and_a_repair_refused_after_a_bounded_wait(database: Settings) -> None:

@@ -72,6 +72,7 @@ async def test_a_look_changes_nothing_and_what_it_measured_is_kept_in_the_record
 async def test_what_is_recorded_is_read_back_and_old_measurements_go(database: Settings) -> None:
     now = datetime.now(UTC)
     add_metric(database, now - timedelta(days=40), UP)
+    add_metric(database, now - timedelta(days=40), "abathur_namespace_rows_of_last_day")  # of an earlier version
     add_metric(database, now - timedelta(days=20), UP)
     add_metric(database, now - timedelta(days=40), "an_application_s_own")
     first = await monitor(database, record=True, keep_days=30)
