@@ -54,7 +54,7 @@ def _value(value: object) -> str:
 
 def _api() -> Iterator[str]:
     yield "# The API\n\n" + _MARK
-    yield "`import abathur_nb as nb`. Verbs return a Report, or what holds one as `.report`.\n"
+    yield "`import abathur_nb as nb`. Verbs return a Report, or an object with a `report`.\n"
     for name in nb.__all__:
         thing = getattr(nb, name)
         if inspect.ismodule(thing):
@@ -64,7 +64,7 @@ def _api() -> Iterator[str]:
         elif callable(thing):
             yield from _described(f"nb.{name}", thing, "##")
         else:
-            yield f"## `nb.{name}`\n\nWhere an environment departs from the defaults: [its table](environments.md).\n"
+            yield f"## `nb.{name}`\n\nThe settings by environment that [differ from the defaults](environments.md).\n"
     for name, kind in {"db.sessions": Sessions, "db.memory": Memory}.items():
         yield f"## `{name}`\n\n{inspect.getdoc(kind)}\n"
         yield from _methods(name, kind)

@@ -361,8 +361,8 @@ def show_backups(settings: Settings) -> "pd.DataFrame":
     """Return the backups in ``backup_dir``, newest first, one row a file. Read-only; their bytes are not proven here.
 
     Columns: ``file``, ``environment``, ``reason``, ``taken at`` (UTC), ``age`` (hours), ``rows``, ``MB`` on the disk,
-    ``restored in`` (seconds, validation included, when it was proven), ``its database`` (sound, or what it failed;
-    whether it serves, its clock was wrong, its manifest is an older one). Invalid backups get a row with the reason.
+    ``restored in`` (seconds that its proof took, validation included), ``its database`` (sound, or its failed checks,
+    and notes such as ``does not serve`` or ``renamed``). Invalid backups get a row with the reason.
     """
     import pandas as pd
 

@@ -26,7 +26,7 @@ _REASON = re.compile(r"[a-z][a-z0-9_]{0,40}")
 async def backup_database(
     settings: Settings, *, reason: str = "manual", compress: bool = False, keep: Retention | None = None
 ) -> Report:
-    """Copy the live database into ``backup_dir``, prove the copy by restoring it, and expire older ones by ``keep``.
+    """Copy the live database into ``backup_dir``, prove the copy by restoring it, and remove older backups by ``keep``.
 
     Writes ``abathur_REASON_YYYYMMDD_HHMMSS_mmm.db`` (UTC; ``.zst`` with ``compress``) and its manifest; it
     overwrites no file, and only reads the live database. A killed run leaves a complete backup or none. Raises

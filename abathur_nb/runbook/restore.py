@@ -35,13 +35,13 @@ async def restore_database(
 ) -> Report:
     """Show the plan of putting the content of a backup in place of the live database; carry it out with ``apply``.
 
-    ``backup`` is a path, or a name in ``backup_dir``; None takes the newest, and is refused if that one is unfit.
-    One of another environment is refused unless ``from_env`` names it. Where the settings demand it, ``confirm``
-    must be the hash of the plan. ``drill`` restores over a scratch copy of the live database, and reports how long it
-    takes (RTO) and what would be lost (RPO); it fails if a real restore would. Raises ConfigurationError for a
-    wrong argument.
+    ``backup`` is a path, or a name in ``backup_dir``; None takes the newest backup, and is refused if that is unfit.
+    A backup of another environment is refused unless ``from_env`` names it. If the settings require it, ``confirm``
+    must be the hash of the plan. ``drill`` restores over a scratch copy of the live database, and reports how long
+    this takes (RTO) and what would be lost (RPO); it fails if a real restore would fail. Raises ConfigurationError
+    for a wrong argument.
     """
-    both = "drill, apply: a drill changes nothing, so there is nothing to apply: set only one of them"
+    both = "drill, apply: a drill changes nothing, so nothing can be applied: set only one of them"
     fault = both if drill is True and apply is True else ""
     check_arguments(fault, confirm=confirm, file=("backup", backup, "backup"), apply=apply, drill=drill)
     source = proven_backup(settings, backup, from_env, drill=drill)
@@ -53,7 +53,7 @@ async def restore_database(
 async def proven_backup(
     settings: Settings, name: str | os.PathLike[str] | None, from_env: str | None = None, *, drill: bool = False
 ) -> AsyncIterator[Source]:
-    """Yield the content of a backup, unpacked in scratch, each byte and row proven. Raises RefusedError if unfit."""
+    """Yield the content of a backup, unpacked in scratch, with each byte and row proven; refuse an unfit backup."""
     wanted = settings.env if from_env is None else from_env
     backup, notes = find_backup(settings.backup_dir, name, wanted, settings.db_path)
     with scratch_directory(place_for_scratch(settings), "restore") as scratch:

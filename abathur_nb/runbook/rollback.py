@@ -27,8 +27,8 @@ async def roll_back(
     """Show the plan of setting the database back; carry it out with ``apply``.
 
     ``to`` is ``fresh``, a new database with its seed memories, or a backup: its path, or its name in
-    ``backup_dir``. The existing database is backed up and the backup proven; one that is too damaged is moved aside
-    with its side files. Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
+    ``backup_dir``. The existing database is backed up and the backup proven; if it is too damaged, it is moved
+    aside with its side files. If the settings require it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument, and if ``to`` is missing.
     """
     fault, newest = "", None

@@ -52,13 +52,13 @@ async def troubleshoot(
     put_back: str | os.PathLike[str] | None = None,
     confirm: str | None = None,
 ) -> Report:
-    """Say what is wrong with the database, why, and what repairs it; repair it with ``repair``.
+    """Report what is wrong with the database, why, and what repairs it; carry that out with ``repair``.
 
     Read-only without ``repair``. With it: take a proven backup; write each row that will change to a file in
     ``backup_dir``/quarantine; run the statements of the plan in one transaction; repair what no transaction can hold
     (WAL mode, a large log, file modes, leftovers); run ``validate``. Damaged pages are never repaired in place, but
-    salvaged into a backup. ``put_back`` names a quarantine file, of which each row that the rules of the schema
-    allow is put back (with ``repair``). Where the settings demand it, ``confirm`` must be the hash of the plan. Raises
+    salvaged into a backup. ``put_back`` names a quarantine file; with ``repair``, its rows are put back if the rules
+    of the schema allow them. If the settings require it, ``confirm`` must be the hash of the plan. Raises
     ConfigurationError for a wrong argument.
     """
     check_arguments(confirm=confirm, file=("put_back", put_back, "quarantine file"), repair=repair)
