@@ -31,7 +31,7 @@ from abathur_nb.store.target import restore_command
 from abathur_nb.text import counted, some
 
 _EXPECTED = "what can still be read, in a backup; intact says that no row is missing, not that none was altered"
-_REASON = "salvaged"
+_REASON, _RESCUED = "salvaged", "rescued"
 _IDENTITY = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
 _NOT_PLAIN = {"AS", "SELECT", "VIRTUAL", "WITHOUT"}
 _KINDS: dict[str, Any] = {"INTEGER": int, "REAL": int | float, "TEXT": str}
@@ -60,23 +60,24 @@ def salvaged_before(settings: Settings) -> Check | None:
     return None
 
 
-async def salvage(settings: Settings) -> Check:
+async def salvage(settings: Settings, rescued: Path | None = None) -> Check:
     """Back up the readable rows of a damaged database, count them by table, and validate the backup.
 
-    Only reads the damaged database, its log too. Raises RefusedError if nothing at all can be read, BusyError if it
-    is written meanwhile, OSError, sqlite3.Error.
+    With ``rescued``, it is a copy of files that only a process has open. Only reads it, its log too. Raises
+    RefusedError if nothing at all can be read, BusyError if it is written meanwhile, OSError, sqlite3.Error.
     """
     with scratch_directory(nearest_existing(settings.backup_dir), "backup") as scratch:
-        copy, log = await asyncio.to_thread(_copy, settings.db_path, scratch)
+        path, reason = (rescued, _RESCUED) if rescued else (settings.db_path, _REASON)
+        copy, log = await asyncio.to_thread(_copy, path, scratch)
         found = replace(settings, db_path=scratch / "salvaged.db")
         make_private_file(found.db_path, owned_as=settings.db_path.parent)
         tables, notes = await asyncio.to_thread(_fill, copy, found.db_path)
         rows = sum(len(table.rows) for table in tables)
         if not rows:
-            raise RefusedError(f"nothing of {settings.db_path} can be read any more", "restore a backup")
+            raise RefusedError(f"nothing of {path} can be read any more", "restore a backup")
         failed = [check for check in await file_checks(found) if check.failed]
         broken = {rule["table"] for check in failed for rule in check.data.get("broken", ())}
-        backup, _ = await back_up(found, reason=_REASON, database=settings.db_path)
+        backup, _ = await back_up(found, reason=reason, database=settings.db_path)
     judged = {table.name: table.verdict(table.name in broken) for table in tables}
     verdicts = dict(sorted(judged.items(), key=lambda one: _STATES.index(one[1][0])))
     states = Counter(state for state, _ in verdicts.values())
@@ -311,9 +312,11 @@ async def rescue(settings: Settings) -> list[Check]:
             try:
                 copy = replace(settings, db_path=await asyncio.to_thread(_copied, stray, scratch))
                 try:
-                    kept, _ = await back_up(copy, reason="rescued", database=settings.db_path)
+                    kept, _ = await back_up(copy, reason=_RESCUED, database=settings.db_path)
                 except (sqlite3.Error, RefusedError):  # other processes have written to its database since
-                    done.append(replace(await salvage(copy), id="rescued", name=name, data=data))
+                    saved = await salvage(settings, copy.db_path)
+                    remedy = f"then {_KILL}; {saved.remedy}"
+                    done.append(replace(saved, id="rescued", name=name, data=data, remedy=remedy))
                     continue
             except (sqlite3.Error, OSError, AbathurError) as error:  # the rows of the other processes are saved
                 done.append(Check("rescued", "fail", expected, f"{error}", _KEEP, name=name, data=data))

@@ -475,6 +475,20 @@ async def test_who_holds_lost_files_is_named_and_its_rows_saved(name: str, datab
         find_backup(database.backup_dir, None, database.env, path)
 
 
+async def test_what_is_salvaged_of_a_process_is_rescued_for_the_database_at_the_path(filled: Settings) -> None:
+    path = filled.db_path
+    with held(path, *_ROWS) as process:
+        take(SIDE_FILES_REMOVED, path)
+        rows = (f"INSERT INTO sessions (id, app_name, user_id) VALUES ('{n:0900}', '', '')" for n in range(200))
+        run_sql(path, "BEGIN", *rows, "COMMIT", "VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)")
+        check = check_of(await nb.troubleshoot(filled, repair=True), f"rescued from PID {process.pid}")
+    backup = list_backups(filled.backup_dir)[0][-1]
+    assert "tables" in check.observed  # it was salvaged table by table
+    assert (backup.facts["reason"], backup.facts["database"]) == ("rescued", str(path))
+    assert f"-p db_path {path} -p backup {backup.path.name}" in check.remedy
+    assert "kill -9" in check.remedy
+
+
 async def test_of_a_link_beside_a_log_the_database_is_moved_back_to_the_log(database: Settings) -> None:
     path = database.db_path
     with held(path, *_ROWS):
