@@ -1,6 +1,6 @@
 """Set up, check, back up and repair an Abathur database, by notebook or from Python; each run leaves a record."""
 
-# ruff: noqa: I001 - a line for each module: a type checker takes `as` for a public name
+# ruff: noqa: I001 - a line for each module: `X as X` makes a name public for type checkers
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

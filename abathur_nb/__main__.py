@@ -1,4 +1,4 @@
-"""``python -m abathur_nb``."""
+"""Run the command line: ``python -m abathur_nb``."""
 
 import sys
 

@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         parsed, rest = super().parse_known_args(args, namespace)
-        if rest:  # argparse would report it by the parent parser, with the parent's usage
+        if rest:  # argparse would let the parent parser report it, with the parent's usage
             names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
             near = did_you_mean(rest[0].partition("=")[0].lstrip("-"), names).replace(" mean ", " mean --")
             self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; ``parsed.module`` is the module whose ``command()`` runs."""
     parser = _Parser(prog="python -m abathur_nb", description=_ABOUT, allow_abbrev=False)
-    parser.hint = "; a notebook is run by its name, as in run validate"
+    parser.hint = "; to run a notebook, use the command run: run validate"
     parser.add_argument("--version", action="version", version=f"abathur_nb {version('abathur_nb')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -54,13 +54,13 @@ def make_parser() -> argparse.ArgumentParser:
 
     words = "run notebooks in order, each with a record and an archived copy; stop at the first that fails"
     run = command("run", "runner.run", words, epilog=_OF_RUN)
-    run.hint = "; a notebook's parameter is given by name and value, as in -p repair True"
+    run.hint = "; give a notebook's parameter by name and value: -p repair True"
     add = run.add_argument
-    add("notebooks", nargs="+", metavar="NOTEBOOK", help="a shipped one by its name, or the path of your own")
+    add("notebooks", nargs="+", metavar="NOTEBOOK", help="the name of a shipped notebook, or the path of your own")
     # Lists, because an option given twice is a fault: the last one must not win.
     several: dict[str, Any] = {"action": "append", "default": []}
-    add("--env", metavar="ENV", help="development by default, staging, production, or one of your own", **several)
-    words = "a parameter of each listed notebook that declares it, read by its declared type"
+    add("--env", metavar="ENV", help="development (default), staging, production, or one of your own", **several)
+    words = "a parameter of each listed notebook that declares it, with a value of its declared type"
     add("-p", "--parameter", nargs=2, metavar=("NAME", "VALUE"), dest="parameters", help=words, **several)
     words = "a YAML file of parameters, NAME: VALUE, of at most 64 KiB"
     add("-f", "--file", metavar="FILE", dest="files", help=words, **several)
@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--no-html", action="store_true", help="write no HTML page")
 
     archive = command("archive", "evidence.archive", "archive a notebook that papermill or JupyterLab has executed")
-    archive.add_argument("notebook", metavar="OUT.ipynb", help="a notebook that was executed, and that sealed its run")
+    archive.add_argument("notebook", metavar="OUT.ipynb", help="an executed notebook that has sealed its run")
 
     runs = command("runs", "runbook.index", "list the runs of an archive: when, what, verdict, duration, who")
     runs.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
@@ -79,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
     verify = command("verify", "evidence.verify", "recompute every hash, link and signature of an archive; offline")
     verify.hint = "; name the directory of the archive, such as ~/abathur_data/runs"
     verify.add_argument("archive", metavar="ARCHIVE", help="the directory of an archive, or the URL of a copy")
-    words = "a public key that runs must be signed with; several may be given"
+    words = "a public key to verify signatures with; several may be given"
     verify.add_argument("--key", metavar="PUBLIC.pem", help=words, **several)
 
     diff = command("diff", "runbook.history", "say what changed in meaning between two runs")
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def script() -> int:
     """Run the command of this process; SIGTERM interrupts it as Ctrl-C does."""
-    for name in ("stdout", "stderr"):  # Python has none where the caller has closed it
+    for name in ("stdout", "stderr"):  # None if the caller has closed it
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a terminal may know ASCII only

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from abathur_nb.text import shown, without_url_secrets
 
 BOUND_S = 30  # a verb reads for at most 30 s plus 1 s for each MB; an idle machine reads 10 MB/s
-BOUND_BYTES = 2**20  # a value may be larger than the file by this: only a computed value is
-# Most bytes of SQL, of one table or index and of the whole schema. Parsing `a IN (1, 1, …)` takes 20 times as much
+BOUND_BYTES = 2**20  # a value may exceed the file's size by this; only a computed value does
+# Most bytes in the SQL of one object, and of the whole schema. Parsing `a IN (1, 1, …)` takes 20 times as much
 # memory for each connection; the SQL of sql/ has 10,000 bytes.
 BOUND_SQL, BOUND_SCHEMA = 2**20, 2**21
 _LONG_SQL = re.compile(r"malformed database schema \((.*)\) - string or blob too big", re.DOTALL)
@@ -22,7 +22,7 @@ def bound_reached(error: Exception, longest: str = f"{BOUND_BYTES:,} bytes beyon
         sqlite3.SQLITE_INTERRUPT: f"{BOUND_S} s, and 1 s for each MB,",
         sqlite3.SQLITE_TOOBIG: f"{longest}, for one value,",
     }.get(getattr(error, "sqlite_errorcode", 0))
-    return f"the bound of {bound} was reached: an expression or index costs more" if bound else ""
+    return f"the bound of {bound} was reached: an expression or index needs more" if bound else ""
 
 
 class AbathurError(Exception):
@@ -53,7 +53,7 @@ class ConfigurationError(AbathurError, ValueError):
 
 
 class InvalidValueError(AbathurError, ValueError):
-    """Raised for a value that the database must not hold. Nothing was written.
+    """Raised for a value that the store does not accept. Nothing was written.
 
     ``what`` names the value, ``fault`` says what is wrong with it.
     """

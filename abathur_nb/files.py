@@ -21,17 +21,17 @@ from typing import NamedTuple
 from abathur_nb.errors import BusyError, RefusedError
 from abathur_nb.text import printable, user_name
 
-# The kernel prints the list page by page. While others lock and unlock, 1 of 25 readings of several pages lacked a held
-# lock; no reading of one page did, and none of 1,000 unions of three readings.
+# The kernel prints its list of locks page by page. While other processes lock and unlock, 1 of 25 readings of several
+# pages missed a held lock; readings of one page missed none, nor did 1,000 unions of three readings.
 _ONE_PIECE, _READINGS = 4000, 5
 
 
 class Lock(NamedTuple):
-    """Hold one lock of proc_locks(5): its process (0 or less: of another PID namespace), its file, its first byte."""
+    """Hold one lock of proc_locks(5): its process (0 or less: in another PID namespace), its file, its first byte."""
 
     pid: int
     exclusive: bool
-    file: str  # major:minor:inode; the device may not be what stat reports, as on btrfs
+    file: str  # major:minor:inode; the device may differ from that of stat, as on btrfs
     start: int
 
     @property
@@ -90,11 +90,11 @@ def at(path: Path) -> Iterator[None]:
 def private_directory(path: Path, *, owned_as: Path | None = None) -> Iterator[None]:
     """Make ``path`` and its missing parents, each 0700 under any umask, and force their names to the disk.
 
-    If root makes them, they get the owner of ``owned_as``. If the block raises, remove what was made and is empty.
+    If root makes them, they get the owner of ``owned_as``. If the block raises, new empty ones are removed.
     """
     missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
     try:
-        # A killed process may have made the last existing one without forcing its name to the disk.
+        # A killed process may have made the last existing directory without forcing its name to the disk.
         with suppress(PermissionError):  # an unreadable parent: not made by this user
             fsync(nearest_existing(path).parent)
         for folder in reversed(missing):
@@ -149,7 +149,7 @@ def open_regular(path: Path, *, follow: bool = False) -> BufferedReader:
     found = os.stat(path, follow_symlinks=follow)
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    # The sizes of SQLite's files, and of few others, are multiples of 8; reading the locks takes 100 times as long.
+    # SQLite's files have sizes that are multiples of 8. For others, reading the locks (100 times slower) is skipped.
     here = (os.getpid(), found.st_ino)
     if found.st_size % 8 == 0 and any(here == (lock.pid, lock.inode) for lock in posix_locks()):
         raise OSError(errno.EBUSY, "this process has it open, as a database or a side file", str(path))
@@ -202,7 +202,7 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if monotonic() > deadline:
-                    remedy = f"see who: fuser -v {quote(str(folder))}; end it, then try again"
+                    remedy = f"see which: fuser -v {quote(str(folder))}; end that process, then try again"
                     raise BusyError(f"{folder} is locked by another process", remedy) from None
                 sleep(_RETRY_S)
         yield
@@ -240,7 +240,7 @@ def scratch_directory(parent: Path, purpose: str) -> Iterator[Path]:
 def sweep(parent: Path, *, remove: bool = True) -> list[str]:
     """Remove the scratch directories in ``parent`` whose process is dead, and return their names.
 
-    Root removes those of every user, other users their own. Without ``remove`` nothing is changed.
+    Root removes those of every user, other users their own. Without ``remove`` it only names them.
     """
     try:
         found = sorted(path for path in parent.iterdir() if is_scratch_name(path.name))
@@ -250,7 +250,7 @@ def sweep(parent: Path, *, remove: bool = True) -> list[str]:
 
 
 def _is_orphan(path: Path, remove: bool) -> bool:
-    """Return whether the process of a scratch directory is dead and, with ``remove``, the directory now gone."""
+    """Return whether the process of a scratch directory is dead; with ``remove``, whether its directory is removed."""
     try:
         with _opened(path, os.O_DIRECTORY | os.O_NOFOLLOW) as descriptor:
             if os.geteuid() not in (0, os.fstat(descriptor).st_uid):
@@ -281,7 +281,7 @@ _MEANINGS = {
     errno.EPERM: _DENIED,
     errno.ENOENT: ("{path} is missing", "see what is there: namei -l {quoted}"),
     errno.ENOTDIR: ("{path} is not a directory", "see what is there: namei -l {quoted}"),
-    errno.EMFILE: ("this process has as many files open as it may", "raise the limit of the shell: ulimit -n"),
+    errno.EMFILE: ("this process has reached its limit of open files", "raise the limit of the shell: ulimit -n"),
     errno.EIO: ("the disk of {folder} fails: {error}", "check the disk: dmesg | tail"),
 }
 OTHER_CAUSE = (
@@ -295,12 +295,12 @@ _WRITTEN = 256 * 1024  # bytes: a full disk may have room for a few
 
 
 def os_cause(error: OSError, path: Path) -> RefusedError:
-    """Return an error that names cause, place and remedy; ``path`` is the place if ``error`` names none."""
+    """Return an error that names cause, place and remedy; ``path`` is the place if ``error`` names no file."""
     place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
     outwards = (*reversed(place.parents), place)
     place = next((one.parent for one in outwards if is_scratch_name(one.name)), place)  # the scratch directory is gone
     if error.errno != errno.ENOENT and not os.path.lexists(place):
-        place = nearest_existing(place)  # where it was to be made
+        place = nearest_existing(place)  # the directory in which it was to be made
     folder = nearest_existing(place)
     folder = folder if os.path.isdir(folder) else folder.parent
     largest = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
@@ -336,7 +336,7 @@ def in_words(error: Exception, path: Path) -> str:
 def ask_system(path: Path, error: sqlite3.Error) -> OSError | None:
     """Return the system error behind an error of SQLite about the database at ``path``, or None.
 
-    It writes to a temporary file beside the database, at the offset of its end: closing a descriptor of the
+    It writes to a temporary file beside the database, at the end of the largest file: closing a descriptor of the
     database itself would drop the locks of this process.
     """
     code = getattr(error, "sqlite_errorcode", 0)

@@ -56,19 +56,19 @@ def _at_most(count: int, chance: float) -> "np.ndarray[Any, np.dtype[np.float64]
     import numpy as np
 
     k = np.arange(count + 1)
-    logs = np.cumsum(np.log(np.maximum(k, 1)))  # of each factorial
+    logs = np.cumsum(np.log(np.maximum(k, 1)))  # of the factorials
     return np.cumsum(np.exp(logs[-1] - logs - logs[::-1] + k * np.log(chance) + (count - k) * np.log1p(-chance)))
 
 
 def above(low: float | None, high: float | None) -> bool:
-    """Return whether an interval from ``low`` is above one up to ``high``, by more than noise; None means no bound."""
+    """Return whether ``low`` is above another interval's bound ``high`` by more than noise; None means no bound."""
     return low is not None and high is not None and low > high * _NOISE
 
 
 def verdict(nanoseconds: Sequence[int], level: float, limit_ms: float) -> Verdict:
     """Return whether the percentile ``level`` is below ``limit_ms``, with 95 % confidence for either answer.
 
-    Each answer uses a one-sided bound: to meet a p99 takes 299 samples, none above the limit (0.99**299 < 0.05).
+    Each answer uses a one-sided bound: a p99 needs 299 samples, all below the limit, to be met (0.99**299 < 0.05).
     """
     above, count = sum(sample >= limit_ms * 1e6 for sample in nanoseconds), len(nanoseconds)
     # If the percentile equals the limit, a share of 1 - level of the samples lies above it.

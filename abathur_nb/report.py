@@ -1,4 +1,4 @@
-"""Check and Report, which every verb of this package returns."""
+"""Check and Report, the results of every verb of this package."""
 
 import json
 import re
@@ -27,7 +27,7 @@ _MARKS: dict[Status, str] = {
     "pass": "✓ pass",
     "skip": "– skip",
 }
-# What failed is the cause of what could not run; the rest come last, in their order.
+# A failed check may be the cause of one that could not run, so it comes first; other statuses come last.
 _WORST_FIRST: dict[Status, int] = {"fail": 0, "error": 1, "warn": 2}
 _FAILURES_NAMED = 6  # checks that the error of a failed report names
 _SHOWN_PASSED = 30  # if more checks passed, they are folded away
@@ -91,7 +91,7 @@ def id_of(title: str) -> str:
 
 
 async def run_check(check_id: str, find_out: Callable[[], Awaitable[Check]], *, remedy: str, name: str = "") -> Check:
-    """Return the check of ``find_out()``, or an ``error`` check with the remedy if that raises."""
+    """Return the check of ``find_out()``, or an ``error`` check with ``remedy`` if that raises."""
     try:
         return await find_out()
     except (SQLiteError, OSError, AbathurError) as error:
@@ -101,7 +101,7 @@ async def run_check(check_id: str, find_out: Callable[[], Awaitable[Check]], *, 
         if isinstance(found, OSError) and isinstance(found.filename, str):
             cause = os_cause(found, Path(found.filename))
             observed, remedy = f"could not run: {cause.observed}", cause.remedy
-        return Check(check_id, "error", "the check can be made", observed, remedy, name=name)
+        return Check(check_id, "error", "the check can run", observed, remedy, name=name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # An older shell can damage a database in WAL mode while another process writes (sqlite.org/wal.html#walresetbug).
 SHELL = "with SQLite's shell, 3.51.3 or newer (or 3.50.7, 3.44.6): sqlite3"
-MB = 1_000_000  # bytes; every size that is shown uses it
-AHEAD_S = 300  # if a time is further in the future, it or the clock is wrong; two clocks may differ by less
+MB = 1_000_000  # bytes; the unit of sizes in messages
+AHEAD_S = 300  # a time further in the future is wrong, or the clock is; two clocks may differ by less
 SEE_CLOCK = "check the clock (timedatectl): it is wrong now, or was wrong when this was written"
 # Control characters, surrogates, line and paragraph separators, direction overrides. str.isprintable would also refuse
 # joiners, ideographic blanks and newer emoji, depending on the version of Python.
@@ -35,7 +35,7 @@ _INVISIBLE = re.compile(r"[\u200b\u2060-\u2064\ufeff]")
 
 
 def is_printable(text: str) -> bool:
-    """Return whether a text is printable and not only blanks (an empty one passes), the same on every Python."""
+    """Return whether a text is printable and not only blanks (an empty one passes); the same on each Python version."""
     if text.isascii():  # the same answer in a tenth of the time
         return text.isprintable() and not text.isspace()
     return not _UNPRINTABLE.search(text) and not _BLANK.fullmatch(text)
@@ -68,12 +68,12 @@ def utc_now() -> str:
 
 
 def moment_of(text: str) -> datetime:
-    """Return the moment of a text in UTC; a text without an offset is UTC. Raises ValueError."""
+    """Return an ISO 8601 text as a UTC time; a text without an offset is UTC. Raises ValueError."""
     moment = datetime.fromisoformat(text)
     try:
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except OverflowError:  # 0001-01-01T00:00+01:00
-        raise ValueError(f"not a moment that has a UTC time: {text}") from None
+        raise ValueError(f"a time that is out of range in UTC: {text}") from None
 
 
 def is_ahead(moment: datetime, now: datetime | None = None) -> bool:
@@ -164,7 +164,7 @@ _CREDENTIAL = re.compile(
 def url_fault(name: str, value: str) -> str:
     """Return a fault if ``value`` holds a URL with a possible secret, which a record would keep; else an empty text."""
     expected = "a URL without a password, parameters, a query or a fragment, which a record would keep"
-    return f"{name}: expected {expected}: set credentials by variables" if _holds_secret(value) else ""
+    return f"{name}: expected {expected}: set credentials in environment variables" if _holds_secret(value) else ""
 
 
 def without_url_secrets(text: str) -> str:
@@ -181,7 +181,7 @@ def _holds_secret(text: str) -> bool:
         rest = _ENCODED.sub(lambda octet: chr(int(octet[1], 16)), rest)
         authority = rest.partition("/")[0]
         user, at, _ = authority.rpartition("@")
-        # A cloud's password may hold a slash; what then looks like a port is not a number.
+        # A password may hold a slash; then the text after the colon is not a port number.
         login = ":" in user or (authority.partition(":")[2].strip("0123456789") and "@" in rest)
         token = at and url[1].lower() not in _USER_IS_A_NAME
         if login or token or re.search(r"[;?#].", rest, re.DOTALL):

@@ -52,7 +52,7 @@ _GREY = "#666666"
 _LINES = ((_BLUE, "o"), (_ORANGE, "^"), (_GREEN, "s"), (_RED, "v"), (_PURPLE, "D"), (_GREY, "x"))
 _MILLISECONDS = FuncFormatter(lambda value, _: f"{value:g}")
 _BYTES = EngFormatter(unit="B")
-_OPEN = "open where the samples are too few for a bound"
+_OPEN = "open end: too few samples for a bound"
 _WIDTH = 9.0  # inches: a notebook's width at 100 %
 
 _Bounds = tuple[float | None, float, float | None]  # the lower bound, the value, the upper bound
@@ -110,7 +110,7 @@ def _marker_size(points: Sequence[object]) -> float:
 
 
 def _draw_lines(ax: Axes, lines: Mapping[str, _Line], **style: Any) -> None:
-    """Draw the first lines, one for each colour, with their names beside them, above an axis that begins at 0."""
+    """Draw one line for each colour, with the legend beside them, on a y axis that begins at 0."""
     for (name, points), (colour, marker) in zip(lines.items(), _LINES, strict=False):
         size = _marker_size(points)
         ax.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=size, label=_label(name), **style)
@@ -119,12 +119,12 @@ def _draw_lines(ax: Axes, lines: Mapping[str, _Line], **style: Any) -> None:
 
 
 def _time_axis(ax: Axes, words: str) -> None:
-    """Show UTC times on the x axis of ``ax``, once everything is drawn."""
+    """Format the x axis of ``ax`` as UTC times; call this after everything is drawn."""
     first, last = ax.dataLim.intervalx
     if first == last:  # a single moment, around which matplotlib would show four years
         ax.set_xlim(first - 0.5, last + 0.5)
     ends = [date2num(day) for day in (date.min, date.max)]  # type: ignore[no-untyped-call]
-    ax.set_xlim(*np.clip(ax.get_xlim(), *ends))  # a margin beyond them could not be drawn
+    ax.set_xlim(*np.clip(ax.get_xlim(), *ends))  # matplotlib cannot draw a margin beyond them
     locator = AutoDateLocator(tz="UTC")  # type: ignore[no-untyped-call]
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator, tz="UTC"))  # type: ignore[no-untyped-call]
@@ -155,7 +155,7 @@ def latency_distribution(result: "BenchmarkResult") -> Chart:
         bins = np.geomspace(milliseconds.min() * 0.9, milliseconds.max() * 1.1, 60)
         ax.hist(milliseconds, bins=list(bins), color=_BLUE, label="samples")
         ax.axvspan(p99.low or left, p99.high or right, color=_ORANGE, alpha=0.45, label="95 % interval of p99")
-        if p99.low is None or p99.high is None:  # it runs off the edge
+        if p99.low is None or p99.high is None:  # the interval reaches the edge
             ax.text(0.99, 0.9, _OPEN, transform=ax.transAxes, ha="right", fontsize=8, backgroundcolor="white")
         ax.axvline(p99.value, color="black", linestyle="--", label=f"p99 {p99.value:.3g} ms")
         ax.axvline(limit, color=_RED, linewidth=2, label=f"limit {limit:g} ms")
@@ -211,7 +211,7 @@ def _curve(measured: dict[str, Sequence[int]], x: str, y: str, words: str) -> Ch
 def coverage_matrix(plans: "Plans") -> Chart:
     """Draw which query uses which of the 33 indexes."""
     indexes = sorted(plans.coverage, key=lambda name: (expected_tables().index(expected_objects()[name].table), name))
-    # Queries in the order of their indexes, so that a full set of indexes shows as a staircase.
+    # Queries in the order of their indexes: if all indexes are used, the chart is a staircase.
     queries = list(dict.fromkeys(query for index in indexes for query in plans.coverage[index]))
     chart, (ax,) = _new_chart(8.5)
     points = [(queries.index(query), row) for row, index in enumerate(indexes) for query in plans.coverage[index]]
@@ -229,7 +229,7 @@ def coverage_matrix(plans: "Plans") -> Chart:
 
 
 def table_sizes(schema: "Schema") -> Chart:
-    """Draw the size of each table and of its indexes; or its rows, where this SQLite cannot tell sizes."""
+    """Draw the size of each table and its indexes, or its number of rows if this SQLite has no dbstat."""
     of_indexes = dict.fromkeys(schema.rows, 0)
     for name, size in schema.sizes.items():
         index = schema.objects.get(name)
@@ -262,7 +262,7 @@ def table_sizes(schema: "Schema") -> Chart:
 # --- what monitor recorded
 
 # A panel: its title, its unit, the size of that unit in the gauges' unit, and its gauges with their names. An axis is
-# logarithmic if a limit may lie far above the usual values. An age is the time since the time that the gauge holds.
+# logarithmic if a limit may lie far above the usual values. If a gauge holds a time, its age is drawn.
 _Panel = tuple[str, str, float, Mapping[str, str]]
 _PANELS: tuple[_Panel, ...] = (
     ("The file and its log", "bytes (log)", 1, {"abathur_database_bytes": "the file", WAL_BYTES: "its log"}),
@@ -277,7 +277,7 @@ _FORMS = {"bytes": _BYTES, "bytes (log)": _BYTES, "ms (log)": _MILLISECONDS}
 
 
 def monitoring_over_time(monitoring: "Monitoring") -> Chart:
-    """Draw what was recorded of a database over time, a panel for each subject, with the limits of the alert rules."""
+    """Draw the samples of a database over time, one panel for each subject, with the limits of the alert rules."""
     lines: defaultdict[tuple[str, tuple[str, ...]], list[tuple[Any, float]]] = defaultdict(list)
     for at, sample in monitoring.moments:
         is_moment = sample.name.endswith("_timestamp_seconds")  # 0 for never
@@ -314,7 +314,7 @@ def monitoring_over_time(monitoring: "Monitoring") -> Chart:
 
 # --- the runs of an archive
 
-# A shape and a colour for each verdict, the good ones below the bad ones; hollow and black for what is not evidence.
+# The marker of each verdict, in drawing order: worse ones lie on top. Black: the run is not evidence.
 _VERDICTS: Mapping[str, Mapping[str, Any]] = {
     "pass": {"marker": "o", "color": _GREEN, "markersize": 6},
     "refused": {"marker": "s", "color": _ORANGE, "markersize": 7},
@@ -330,7 +330,7 @@ _FILE = "the file"
 
 
 def verdicts_over_time(history: "History") -> Chart:
-    """Draw each run of an archive at its time, a row a notebook, by the shape and the colour of its verdict."""
+    """Draw each run of an archive at its start, one row for each notebook; the marker shows the verdict."""
     runs = history.runs
     if not runs:
         return _blank("no run yet: there is nothing to draw")
@@ -355,10 +355,10 @@ def verdicts_over_time(history: "History") -> Chart:
 def percentiles_over_time(history: "History") -> Chart:
     """Draw the percentiles that have a limit, and the p50, with their intervals, over the benchmarks of an archive.
 
-    A line joins comparable runs: the same database, machine and number of rows.
+    A line joins comparable runs: the same database, processor, file system, readers and rows.
     """
     runs = [run for run in history.runs if run.found("percentiles_ms")]
-    measured: dict[str, list[Entry]] = {}  # by measurement, the runs that hold a limit and that percentile
+    measured: dict[str, list[Entry]] = {}  # the runs that hold a measurement's limit and that percentile
     for run in runs:
         for name, (level, _) in run.found("limits_ms").items():
             if level in run.found("percentiles_ms").get(name, ()):
@@ -376,7 +376,7 @@ def percentiles_over_time(history: "History") -> Chart:
                 alike = {run.started_at: run.found("percentiles_ms")[name] for run in found if _basis(run) == basis}
                 bounds = {at: levels[drawn] for at, levels in alike.items() if drawn in levels}
                 _draw_intervals(ax, [*bounds], [*bounds.values()], words, elinewidth=0.5, capsize=2, **style)
-                words = ""  # one line of the legend for all
+                words = ""  # one legend entry for all
         ax.axhline(limit, color=_RED, linewidth=2, label=f"limit {limit:g} ms")
         ax.set(yscale="log", title=_label(name), ylabel="ms (logarithmic)")
         ax.yaxis.set_major_formatter(_MILLISECONDS)
@@ -389,13 +389,13 @@ def percentiles_over_time(history: "History") -> Chart:
 
 
 def _basis(run: "Entry") -> tuple[str, ...]:
-    """Return what the figures depend on, apart from the versions, whose effect is to be shown."""
+    """Return what comparable runs have in common; not the versions, because the chart shows their effect."""
     machine = run.found("machine")
     return (run.database, *(str(machine.get(name)) for name in ("processor", "file system", "readers", "rows")))
 
 
 def sizes_over_time(history: "History") -> Chart:
-    """Draw how the file of the database has grown, and the largest tables and indexes in it."""
+    """Draw the size of the database file, and of the largest tables and indexes in it, over time."""
     lines: defaultdict[str, _Line] = defaultdict(list)
     for run in history.runs:
         of = f" of {run.database}" if run.label != run.notebook else ""
@@ -423,7 +423,7 @@ def _span(runs: Sequence["Entry"]) -> str:
 
 
 def rows_over_time(growth: "Excerpt") -> Chart:
-    """Draw the existing rows, summed up by day of creation, of the largest tables and of all others together."""
+    """Draw the cumulative number of existing rows by day of creation: of the largest tables, and of all others."""
     by_day: defaultdict[str, Counter[date]] = defaultdict(Counter)
     for table, day, rows in growth.rows:
         by_day[table][day] = rows
@@ -437,9 +437,9 @@ def rows_over_time(growth: "Excerpt") -> Chart:
     chart, (ax,) = _new_chart(3.4)
     sums = {name: [*accumulate(days[day] for day in dates)] for name, days in drawn.items()}
     _draw_lines(ax, {name: list(zip(dates, rows, strict=True)) for name, rows in sums.items()}, drawstyle="steps-post")
-    ax.set(title="Rows that exist now, by the day on which they were created", ylabel="rows by then")
+    ax.set(title="Existing rows by day of creation", ylabel="rows so far")
     ax.yaxis.set_major_formatter(EngFormatter(sep=""))
     _time_axis(ax, "day (UTC)")
     noted = ", ".join(f"{_one_line(table)} {by_day[table].total():,}" for table in largest)
-    chart.alt = f"Rows by the day on which they came, {dates[0]} to {dates[-1]}: {noted}"
+    chart.alt = f"Existing rows by day of creation, {dates[0]} to {dates[-1]}: {noted}"
     return chart

@@ -1,1 +1,1 @@
-"""What validate and preflight judge: the place on disk, the live objects, the rows."""
+"""The checks of validate and preflight: the path on disk, the schema objects, the rows."""

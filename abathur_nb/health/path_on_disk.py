@@ -1,4 +1,4 @@
-"""Checks of the place of a database: directories, owners, modes, mounts, file system, free disk, size of the log."""
+"""Checks of a database's path: directories, owners, modes, mounts, file system, free disk, size of the log."""
 
 import grp
 import os
@@ -22,8 +22,8 @@ from abathur_nb.text import MB, counted, user_name
 FILE_MODES = "file_modes"
 ELSEWHERE = "put the database on a local disk: -p db_path /a/local/disk/abathur.db"
 
-_ALL = os.R_OK | os.W_OK | os.X_OK  # of a directory, which is opened to force its names to the disk
-_LOG_S, _FRAMES_A_SECOND = 10, 10_000  # the least time for a look at the log, and the speed of a slow machine
+_ALL = os.R_OK | os.W_OK | os.X_OK  # access to a directory; fsync opens it for reading
+_LOG_S, _FRAMES_A_SECOND = 10, 10_000  # the shortest time limit of `log_check`, and the speed of a slow machine
 
 
 def location_checks(settings: Settings) -> list[Check]:
@@ -33,9 +33,9 @@ def location_checks(settings: Settings) -> list[Check]:
         place = nearest_existing(folder)
         found = [*directory_checks(settings), _file_system(settings, place), _free_disk(settings, place)]
         return [*found, *mounted_files(settings.db_path)]
-    except OSError as error:  # a directory vanished meanwhile
+    except OSError as error:  # a directory was removed meanwhile
         fault = explain_error(folder, error)
-        return [_judged("directory", "refuse", "a directory that stays", fault.observed, fault.remedy)]
+        return [_judged("directory", "refuse", "a directory that still exists", fault.observed, fault.remedy)]
 
 
 def directory_checks(settings: Settings) -> list[Check]:
@@ -44,30 +44,30 @@ def directory_checks(settings: Settings) -> list[Check]:
 
 
 def forbids(checks: Iterable[Check]) -> bool:
-    """Return whether one of these checks refuses a database at the place; other checks only fail."""
+    """Return whether one of these checks forbids a database at this path; a failed check alone does not."""
     return any(check.data.get("forbids") for check in checks)
 
 
 def _judged(check_id: str, severity: Severity | None, expected: str, observed: str, remedy: str = "") -> Check:
-    """Return a check of this severity, which passes if there is none."""
+    """Return a check with the status for ``severity``; without a severity it passes."""
     status: Status = "pass" if severity is None else "warn" if severity == "warn" else "fail"
     data = {"forbids": True} if severity == "refuse" else {}
     return Check(check_id, status, expected, observed, remedy if severity else "", data=data)
 
 
 def _directory(settings: Settings) -> Check:
-    """Check who owns and who may use the database's directory; init makes a missing one."""
+    """Check the owner and mode of the database's directory; init makes a missing one."""
     folder, me = settings.db_path.parent, user_name(os.geteuid())
     install, account = install_command(settings, folder), settings.service_account
-    # With a path of one's own it is a trial, perhaps on a machine without that account.
+    # If db_path is set, this may be a trial on a machine without the service account.
     for_another = account not in ("", me) and (settings.is_own_path or _has_account(account))
     expected = f"a directory of {account if for_another else me}'s own, mode 0700"
     if not os.path.lexists(folder):
         place = nearest_existing(folder)
         if not os.access(place, _ALL):
-            observed = f"no {folder}, and {me} may not make it in {place}"
+            observed = f"{folder} is missing, and {me} may not create it in {place}"
             return _judged("directory", "refuse", expected, observed, install)
-        observed = f"{folder} will be made 0700" + (f" for {me}, not for {account}" * for_another)
+        observed = f"{folder} will be created with mode 0700" + (f" for {me}, not for {account}" * for_another)
         return _judged("directory", "warn" if for_another else None, expected, observed, install)
     found = os.lstat(folder)
     mode, mine = stat.S_IMODE(found.st_mode), found.st_uid == os.geteuid()
@@ -78,7 +78,7 @@ def _directory(settings: Settings) -> Check:
         chmod = f"if nobody else uses it: {chmod}; else {another}"
     # The file system may forbid what the mode allows.
     usable = f"{as_owner}; or {another}" if not mine else ELSEWHERE if mode & 0o700 == 0o700 else chmod
-    # Whoever may write to the directory can replace the files; to read it is a lesser fault.
+    # A user who may write to the directory can replace the files; read access is a lesser fault.
     faults: list[tuple[bool, Severity | None, str]] = [
         (not stat.S_ISDIR(found.st_mode), "refuse", f"db_path: name a file in a directory, not {quote(str(folder))}"),
         (not os.access(folder, _ALL), "refuse", usable),
@@ -94,7 +94,7 @@ def _directory(settings: Settings) -> Check:
 
 
 def _above(settings: Settings) -> Check:
-    """Check the directories above: whoever may rename an entry of one can replace the database."""
+    """Check the directories above: a user who may rename an entry in one can replace the database."""
     folder, severity = settings.db_path.parent, settings.on_shared_directory
     trusted = {0, os.geteuid(), *([os.lstat(folder).st_uid] if os.path.lexists(folder) else [])}
     faults: dict[str, Severity] = {}
@@ -109,15 +109,15 @@ def _above(settings: Settings) -> Check:
             worst, words = "warn", ", sticky"  # only its owner may rename an entry
         faults[f"{above} is {user_name(status.st_uid)}'s, mode {stat.S_IMODE(status.st_mode):04o}{words}"] = worst
     owners = " or ".join(dict.fromkeys(("root", user_name(os.geteuid()))))
-    expected = f"each belongs to {owners}, and nobody else may write to it: renaming one replaces the database"
+    expected = f"each belongs to {owners}, and nobody else may write to it: who renames one can replace the database"
     observed = "; ".join(faults) or f"as expected, from / to {folder.parent}"
-    remedy = f"put the database below directories that you or root own; to see each: namei -l {quote(str(folder))}"
+    remedy = f"let only root or you change the directories above; to see each: namei -l {quote(str(folder))}"
     found = severity if severity in faults.values() else "warn" if faults else None
     return _judged("directories_above", found, expected, observed, remedy)
 
 
 def _way_to(path: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield each directory on the way to ``path``, through links too, and the entry that is looked up in it."""
+    """Yield each directory on the way to ``path``, following links, and the entry that is looked up in it."""
     for entry in (*reversed(path.parents[:-1]), path):
         if not os.path.isdir(entry.parent):
             return
@@ -152,7 +152,7 @@ def writable_by_others(path: Path) -> bool:
     """Return whether others than the owner may write to a file or directory. Read-only.
 
     A group with the owner's name counts as private: systems that make one for each user set the umask to 002. With an
-    access control list, the bits of the group are the most that the list grants (acl(5)).
+    access control list, the group bits are the most that the list can grant (acl(5)).
     """
     found = os.lstat(path)
     try:
@@ -183,11 +183,11 @@ def _file_system(settings: Settings, place: Path) -> Check:
     severity, observed = by_kind.get(kind), f"{name} at {place}"
     remedy = f"{ELSEWHERE}; to see all file systems: df -hT {quote(str(place))}"
     if kind == "unknown":
-        observed += ", which is not known to be local or shared"
+        observed += ", an unknown type: it may be local or shared"
     if os.statvfs(place).f_flag & os.ST_RDONLY:
         severity, observed = "refuse", f"{name}, mounted read-only at {place}"
         remedy = f"{ELSEWHERE}; or mount it for writing: findmnt -T {quote(str(place))}"
-    expected = "a local one on a disk, such as ext4, xfs or btrfs"
+    expected = "a local file system on a disk, such as ext4, xfs or btrfs"
     return _judged("file_system", severity, expected, observed, remedy)
 
 
@@ -230,12 +230,12 @@ async def file_modes(path: Path) -> Check:
 
 
 async def file_names(path: Path) -> Check:
-    """Check that a database has one name: under another name SQLite does not find its log. Read-only."""
+    """Check that a database has no second hard link: opened by that name, SQLite misses its log. Read-only."""
     count, quoted = os.lstat(path).st_nlink, quote(str(path))
     expected = "one name: SQLite finds the log of a database by its name"
     observed = f"{count} names (hard links)" if count > 1 else "one name"
-    remedy = f'name all: find "$(stat -c %m {quoted})" -xdev -samefile {quoted}; see that nobody uses another one, '
-    remedy += "and rm it; one in .abathur-init-… goes with the next init"
+    remedy = f'list all: find "$(stat -c %m {quoted})" -xdev -samefile {quoted}; rm each other name that is not in use'
+    remedy += "; the next init removes one in .abathur-init-…"
     # For a moment, init gives a new database a second name.
     return Check.that("file_names", count == 1, expected, observed, remedy, "warn")
 
@@ -264,33 +264,33 @@ def log_bytes(path: Path) -> int:
 def log_check(path: Path, seconds: int = 0) -> Check:
     """Check that the log is undamaged up to its last commit; a connection must have read the database. Read-only.
 
-    It is skipped if it takes longer than ``seconds``; without that limit its time depends on the size of the log. What
-    follows a damaged frame is not read by the next process that opens the log, and the next writer overwrites it. An
-    unfinished last transaction is normal; where damage looks like one, the check warns.
+    If it takes longer than ``seconds``, it is skipped; without them, its time limit depends on the size of the log. The
+    next process that opens the log ignores all frames after a damaged one, and the next writer overwrites them. An
+    unfinished last transaction is normal; if damage looks like one, the check warns.
     """
     size, quick = log_bytes(path), bool(seconds)
     seconds = seconds or _LOG_S + size // 4096 // _FRAMES_A_SECOND
     found = ask("log", path, str(seconds)) if size else {"frames": 0, "read": 0, "torn": -1}
-    expected = "each frame is as it was written, to the last commit"
+    expected = "all frames are undamaged, up to the last commit"
     if found is None or found["torn"] == -2:
-        observed = f"could not tell: the checksums of its frames were not summed up in {seconds} s"
+        observed = f"could not tell: the checksums of its frames were not computed in {seconds} s"
         status: Status = "skip" if quick or found is None else "error"
         return Check("log", status, expected, observed, "run this again when the machine is idle")
     torn, where = found["torn"], f"frame {found['torn']:,}" if found["torn"] else "its header"
     cause = f"{where} is damaged"
     if found.get("doubt"):
         cause = f"could not tell: either {cause}, or a process was killed while it committed"
-    observed = f"of {found['frames']:,} frames SQLite reads {found['read']:,}\ncause: {cause}"
+    observed = f"SQLite reads {found['read']:,} of {found['frames']:,} frames\ncause: {cause}"
     observed = counted(found["read"], "frame") if torn < 0 else observed
     copy = " ".join(("cp -p", *(quote(f"{path}{suffix}") for suffix in ("", "-wal")), "DIR/"))
-    remedy = f"first copy the database with its log, which the next writer overwrites: {copy}; stop its processes"
+    remedy = f"before a writer overwrites the log, copy it with the database: {copy}; stop its processes"
     otherwise: Status = "warn" if found.get("doubt") else "fail"
     return Check.that("log", torn < 0, expected, observed, remedy, otherwise, data={"torn": torn})
 
 
 FileSystem = Literal["local", "layered", "memory", "host share", "shared", "unknown"]
-# By the exact names in mountinfo, those of FUSE without "fuse."; the remote ones are those of coreutils' stat.c,
-# gnulib's mountlist.c and systemd. The index of a log is shared memory: another machine or kernel does not see it.
+# Exact names in mountinfo, for FUSE without "fuse."; the shared ones come from coreutils' stat.c, gnulib's mountlist.c
+# and systemd. The index of a log is shared memory: another machine or kernel does not see it.
 _NAMES: dict[FileSystem, str] = {
     "local": "ext2 ext3 ext4 xfs btrfs zfs f2fs bcachefs jfs reiserfs reiser4 nilfs2 ubifs jffs2 ntfs3 simfs",
     "layered": "overlay overlayfs aufs unionfs ecryptfs fuse fuseblk",
@@ -306,7 +306,7 @@ _NAMES: dict[FileSystem, str] = {
 
 
 def kind_of(name: str) -> FileSystem:
-    """Return the kind of a file system by its exact name; an unknown one of FUSE is layered."""
+    """Return the kind of a file system by its exact name; one of FUSE is layered unless it is shared."""
     base, _, of_fuse = name.partition(".")
     is_fuse = base in ("fuse", "fuseblk")
     kinds = {one: kind for kind, names in _NAMES.items() for one in names.split()}
@@ -316,21 +316,21 @@ def kind_of(name: str) -> FileSystem:
 
 def mounted_files(path: Path) -> list[Check]:
     """Return a warning if the database or a side file is itself a mount point. Read-only; Linux only."""
-    # Such a file can be written to, and neither renamed nor removed (EBUSY).
+    # Such a file can be written to, but not renamed or removed (EBUSY).
     points = {point for point, _ in _mounts()}
     found = [name for name in (str(path), *(f"{path}{s}" for s in SIDE_FILES)) if os.path.realpath(name) in points]
     if not found:
         return []
-    expected = "the directory is mounted, and no single file of the database"
-    observed = f"a mount point itself, which cannot be renamed or removed: {', '.join(found)}"
+    expected = "the directory is mounted, not a single file of the database"
+    observed = f"mount points, which cannot be renamed or removed: {', '.join(found)}"
     folder = quote(str(path.parent))
-    # A log beside a file that is mounted alone is lost with the container.
+    # If only the database file is mounted, its log is lost with the container.
     remedy = f"stop its processes, copy the database with its -wal into one directory, and mount that at {folder} "
     return [Check("mounted_files", "warn", expected, observed, f"{remedy}in place of the file: -v DIRECTORY:{folder}")]
 
 
 def file_system(path: Path, mounts: str | None = None) -> str:
-    """Return the name of the file system that holds ``path``, ``unknown`` where it cannot be known. Read-only.
+    """Return the name of the file system that holds ``path``, or ``unknown``. Read-only.
 
     ``mounts`` is the text of ``/proc/self/mountinfo``, by default this process's own.
     """

@@ -19,24 +19,24 @@ from abathur_nb.text import AHEAD_S, IGNORABLE, SEE_CLOCK, counted, shown
 NAMED = 20  # keys of faulty rows that a check names; it counts all
 _JSON, _VALUES, _REQUIRED, _TIMESTAMPS = "json_columns", "values", "required_values", "timestamps"
 _CLOCK, _ENCODING, _LIMITS = "moments", "readable_text", "json_limits"
-_TITLES = {_JSON: "JSON columns", _LIMITS: "JSON limits"}  # that differ from the id in words
+_TITLES = {_JSON: "JSON columns", _LIMITS: "JSON limits"}  # titles that differ from the id in words
 _KINDS = {
-    _JSON: "text with the kind of JSON that the column expects",
+    _JSON: "JSON text of the kind that the column expects",
     _VALUES: "within the enumerations and ranges of the schema",
     _REQUIRED: "no NULL where the schema requires a value",
     _TIMESTAMPS: "UTC as YYYY-MM-DD HH:MM:SS, with or without .mmm",
-    _CLOCK: f"none more than {AHEAD_S // 60} minutes in the future: a row would expire too late",
+    _CLOCK: f"none more than {AHEAD_S // 60} minutes in the future; such a row would expire too late",
     _ENCODING: "text in UTF-8; other text makes a listing fail",
-    _LIMITS: "JSON as the store writes it: finite numbers, no broken characters, "
+    _LIMITS: "JSON as the store writes it: finite numbers, no lone surrogates, "
     f"at most {MAX_DEPTH} levels and {MAX_BYTES:,} bytes",
 }
-# datetime() returns NULL for text that it cannot read and, with a modifier, another day for one that does not exist. It
+# datetime() returns NULL for invalid text. With a modifier, it changes a day that does not exist to another day. It
 # accepts blanks and time zones after the seconds, but not before a digit.
 _IS_TIMESTAMP = (
     "({0} IS NULL OR datetime(CASE length({0}) WHEN 19 THEN {0} WHEN 23 THEN {0} || '0' END, '+0 days')"
     " IS substr({0}, 1, 19))"
 )
-# Compares text, so that some values that are not times look late too.
+# This compares text: some values that are not times match, too.
 _MAY_BE_LATE = f"{{0}} > (SELECT strftime('%Y-%m-%d %H:%M:%f', 'now', '+{AHEAD_S} seconds'))"
 
 
@@ -56,16 +56,16 @@ _Broken = dict[_Rule, tuple[int, str]]  # rule: number of rows that break it, an
 
 @cache
 def _rules(table: str) -> tuple[_Rule, ...]:
-    """Return the rules for each row, read from the DDL."""
+    """Return the rules for the rows of a table, from the DDL."""
     rules, json = [], set()
     for column, kind, holds in column_checks(table):
         if kind == "value":
             rules.append(_Rule(_VALUES, table, column, f"NOT ({holds})"))
             continue
         json.add(column)
-        # Parsing may take twenty times the size of a text.
+        # Parsing a text may take twenty times its size in memory.
         long, fault = TOO_LONG.format(column), FAULT.format(column)
-        # One expression, because SQLite copies the value for each.
+        # One expression, because SQLite copies the value for each expression.
         size = f"nullif(printf('%,d', max(length(CAST({column} AS BLOB)), {MAX_BYTES})), '{MAX_BYTES:,}')"
         reason = f"' (' || ifnull('expected at most {MAX_BYTES:,} bytes of JSON, found ' || {size}, {fault}) || ')'"
         rules.append(_Rule(_JSON, table, column, f"NOT ({long} OR ({holds}))"))
@@ -107,7 +107,7 @@ async def row_checks(conn: aiosqlite.Connection) -> tuple[Check, ...]:
 
 @cache
 def _look(table: str) -> str:
-    """Return SQL that is 0 if all rows of a table keep all rules; it may count some rows that do."""
+    """Return SQL that is 0 only if all rows of a table keep all rules; it may also count valid rows."""
     rules = _rules(table)
     of = {kind: [rule.column for rule in rules if rule.kind == kind] for kind in _KINDS}
     others = [column for column in of[_ENCODING] if column not in (*of[_JSON], *of[_TIMESTAMPS])]
@@ -122,10 +122,10 @@ def _look(table: str) -> str:
 
 
 async def _look_closer(conn: aiosqlite.Connection, table: str, broken: _Broken) -> int:
-    """Add the broken rules of a table to ``broken``, with the keys of the rows; return its number of rows."""
+    """Add the broken rules of a table to ``broken``, with the keys of the rows; return the table's number of rows."""
     # CASE stops at the first match, as a CHECK does; a bare AND would call json_type on invalid text.
     count = 0
-    for kind in _KINDS:  # one statement each, because it copies a value for each rule
+    for kind in _KINDS:  # one statement for each, because SQLite copies a value for each rule
         rules = [rule for rule in _rules(table) if rule.kind == kind]
         counts = "".join(f", count(CASE WHEN {rule.broken} THEN 1 END)" for rule in rules)
         ((count, *faults),) = await conn.execute_fetchall(f"SELECT count(*){counts} FROM {table}")
@@ -146,7 +146,7 @@ async def _keys_of(conn: aiosqlite.Connection, rule: _Rule) -> str:
 
 
 def named_row(rowid: int, *key: object) -> str:
-    """Return the name of a row in a message: its key, and its rowid if the key is missing or not text."""
+    """Return a row's key for a message, with its rowid if the key is missing or not valid text."""
     values = [stored(value) for value in key]
     words = ", ".join(map(shown, values))
     typed = key and not any(isinstance(value, bytes) for value in values)
@@ -164,14 +164,14 @@ def _rows_check(kind: str, count: int, broken: _Broken, unread: Mapping[str, str
         return Check(kind, "error", expected, observed, "first repair the faults that other checks name", name=name)
     columns = ", ".join(f"{rule} × {number:,}" for rule, (number, _) in found.items())
     observed = f"broken: {columns}" if found else f"{len(rules)} rules hold for {count:,} rows"
-    remedy = "then write what belongs there"
+    remedy = "then write valid values"
     remedy = f"{SEE_CLOCK}; {remedy}" if kind == _CLOCK else f"keep a copy of these rows, {remedy}, or restore a backup"
     evidence = [*(words for _, words in found.values()), *missed]
     data = {"broken": [{"table": rule.table, "column": rule.column, "rows": found[rule][0]} for rule in found]}
     return Check.that(kind, not found, expected, observed, remedy, evidence=evidence, name=name, data=data)
 
 
-_LOOKED_AT = 10_000  # names of each column that are not ASCII
+_LOOKED_AT = 10_000  # most non-ASCII names read from a column
 _IGNORABLE = re.compile(f"[{IGNORABLE}]")
 # Cyrillic and Greek letters that look like Latin ones.
 _SHAPES = str.maketrans(
@@ -182,14 +182,14 @@ _SHAPES = str.maketrans(
 
 
 def look_of(name: str) -> str:
-    """Return the appearance of a name: NFKC, no invisible characters, Latin letters for similar ones."""
+    """Return the appearance of a name: NFKC, no invisible characters, Latin letters for Greek or Cyrillic twins."""
     return _IGNORABLE.sub("", normalize("NFKC", name)).translate(_SHAPES)
 
 
 async def names_check(conn: aiosqlite.Connection) -> Check:
-    """Warn about names that are not in NFC or look alike in a column (keys: in a namespace). Read-only.
+    """Check that names are in NFC and that no two in a column (keys: in a namespace) look alike. Read-only.
 
-    Reads up to 10,000 names of each column that are not ASCII, and the ASCII names that they look like.
+    Reads up to 10,000 non-ASCII names of each column, and the ASCII names that they look like.
     """
     queries = load_queries("inspect.sql")
     looks: dict[tuple[str, str, str], set[str]] = {}
@@ -205,9 +205,9 @@ async def names_check(conn: aiosqlite.Connection) -> Check:
         if len(found) > 1:
             faults.append(f"{kind} {' and '.join(map(ascii, sorted(found)[:NAMED]))} look alike")
     expected = "names in NFC, and no two that look alike"
-    observed = f"{len(names):,} are not ASCII, none looks like another"
+    observed = f"{counted(len(names), 'name')} not in ASCII; none looks like another"
     if faults:
-        observed = f"{len(faults):,} to look at: {faults[0]}"
+        observed = f"{counted(len(faults), 'fault')}, the first: {faults[0]}"
     remedy = "keep one spelling of each: add the memory under its name in NFC, and delete the other"
     return Check.that("names", not faults, expected, observed, remedy, "warn", faults[:NAMED])
 
@@ -215,8 +215,8 @@ async def names_check(conn: aiosqlite.Connection) -> Check:
 LEVELS = (50, 80)  # percent at which to warn
 OF_LIMIT = f"{{:.1f}} % of {MAX_BYTES:,} bytes"
 TRIM = (
-    "see it in explore.ipynb; await db.sessions.trim_events(session_id, keep_last) removes its oldest events; of a"
-    " state or metadata, keep the large values as memories (db.memory.add_memory)"
+    "see the session in explore.ipynb; await db.sessions.trim_events(session_id, keep_last) removes its oldest events;"
+    " store large values of its state or metadata as memories (db.memory.add_memory)"
 )
 
 
@@ -226,6 +226,6 @@ async def sizes_check(conn: aiosqlite.Connection) -> Check:
     rows = list(await conn.execute_fetchall(load_queries("inspect.sql")["large_sessions"].sql, {"bytes": low}))
     noted = [f"{named_row(row[0], row[1])}: {row[2]}, {OF_LIMIT.format(row[3] * 100 / MAX_BYTES)}" for row in rows]
     counts = f"{len(rows):,} over {LEVELS[0]} %, {sum(row[3] > high for row in rows):,} over {LEVELS[1]} %"
-    expected = f"events, state and metadata of at most {OF_LIMIT.format(LEVELS[0])}, where an append is refused"
+    expected = f"events, state and metadata of at most {OF_LIMIT.format(LEVELS[0])}, the limit of a write"
     observed = f"{counts}; the largest is {noted[0]}" if rows else f"none is over {LEVELS[0]} %"
     return Check.that("session_sizes", not rows, expected, observed, TRIM, "warn", noted[:NAMED])

@@ -1,1 +1,1 @@
-"""What benchmark and monitor measure: synthetic rows, timed reads, samples of a live database, and alert rules."""
+"""Measurements of benchmark and monitor: synthetic rows, timed reads, samples of a live database; alert rules."""

@@ -36,7 +36,7 @@ GAUGES: Mapping[str, str] = {
     WAL_BYTES: "the write-ahead log",
     DISK_FREE: "free space on the disk of the database",
     GROWTH: "estimated size of the rows of the last 24 hours",
-    READ: "share of the rows that was read; below 1 the figures are estimates",
+    READ: "share of the rows that were read; below 1, the figures are estimates",
     SESSION_BYTES: "largest events, state and metadata among the newest sessions and a random sample",
     "abathur_rows": "rows of a table",
     "abathur_rows_of_last_day": "rows added to a table in the last 24 hours",
@@ -108,7 +108,7 @@ def _shown(sample: Sample) -> str:
 
 
 class Unit(NamedTuple):
-    """Hold how a limit is shown, and the size of its unit in units of the gauge."""
+    """Hold the format of a limit, and the size of its unit in the gauge's unit."""
 
     form: str
     size: float
@@ -118,7 +118,7 @@ _MINUTES, _HOURS = Unit("{:,.0f} minutes", 60), Unit("{:,.1f} hours", 3600)
 _DAYS, _LEFT = Unit("{:,.1f} days", 86_400), Unit("{:,.1f} days", 1)
 _MB, _MS, _NUMBER = Unit("{:,.0f} MB", MB), Unit("{:.3g} ms", 1e-3), Unit("{:.0f}", 1)
 _PERCENT = Unit(OF_LIMIT, MAX_BYTES / 100)
-# The words for a limit that is kept, the words for one that is not, and the PromQL operator.
+# Words for a limit that is kept, words for a limit that is broken, and the PromQL operator.
 _WORDS = {"above": ("at most", "over", ">"), "below": ("at least", "under", "<")}
 
 
@@ -195,17 +195,17 @@ RULES = (
 _REMEDIES = {
     UP: "run troubleshoot.ipynb",
     TAKEN: "find out why `python -m abathur_nb metrics` no longer runs, or why its file is not collected",
-    LAST_BACKUP: "run backup.ipynb, and find out why its timer did not",
+    LAST_BACKUP: "run backup.ipynb, and find out why its timer did not run it",
     LAST_VALIDATION: "run validate.ipynb",
     DISK_FREE: "make room: explore.ipynb shows what grows in the database",
-    WAL_BYTES: "run troubleshoot.ipynb: it names the process that holds the log",
+    WAL_BYTES: "run troubleshoot.ipynb: it names the process that keeps SQLite from resetting the WAL",
     RETRIEVAL: "run benchmark.ipynb and explain.ipynb",
     SESSION_BYTES: TRIM,
 }
 
 
 def alerts_of(snapshot: Snapshot, settings: Settings) -> list[Check]:
-    """Return a check for each rule but *absent*. A firing rule fails if critical and ``alerts_fail``, else it warns."""
+    """Return a check for each rule except *absent*; a firing critical rule fails if ``alerts_fail``, others warn."""
     return [_judged(rule, snapshot, settings) for rule in RULES if rule.fires != "absent"]
 
 

@@ -50,7 +50,7 @@ async def take_snapshot(settings: Settings) -> tuple[Snapshot, Report]:
     """Measure the database in many short reads, within 2 seconds, and its files, disk, backups and runs. Read-only.
 
     Returns the samples and a report. If the database cannot be read, the report fails; its size, disk, backups and
-    validations are still measured. The report names the figures that come from part of the rows as estimates.
+    validations are still measured. The report lists the figures that are estimates from part of the rows.
     """
     now, measured = datetime.now(UTC), list[Sample]()
     report = await refusal(_NAME, settings)
@@ -92,7 +92,7 @@ def _last_validation(settings: Settings) -> float:
     archive, found = settings.archive_dir, [0.0]
     with suppress(RefusedError):
         lines, ids = read_ledger(archive).runs, run_ids(archive)
-        # Of the runs in the ledger only these are read. The order of ids depends on a clock; the ledger's does not.
+        # Of the runs in the ledger, only these are read, in its order: the order of ids depends on a clock.
         green = [i for i in ids & lines.keys() if (lines[i].data["notebook"], lines[i].data["verdict"]) == _GREEN]
         for oldest_first in (sorted(green, key=lambda i: lines[i].number), sorted(ids - lines.keys())):
             runs = (read_entry(archive, i, lines.get(i)) for i in reversed(oldest_first))
@@ -116,7 +116,7 @@ def exposition(snapshot: Snapshot) -> bytes:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Measure the database and write the values; return 1 if it could not be read (``abathur_up`` is 0 then)."""
+    """Measure the database and write the values; return 1, with ``abathur_up`` 0, if it could not be read."""
     settings, output = resolve(arguments.env, db_path=arguments.db_path), arguments.output
     if output is not None and not output.endswith(".prom"):
         raise ConfigurationError(f"--output: {shown(output)}: the collector reads only files that end with .prom")
@@ -164,7 +164,7 @@ async def record_snapshot(settings: Settings, snapshot: Snapshot, keep_days: int
 async def read_recorded(settings: Settings, since: datetime) -> tuple[list[Moment], int]:
     """Return the samples recorded since a time, by gauge and then by time, and the number of snapshots. Read-only.
 
-    If there are more than ``SNAPSHOTS``, evenly spaced ones are read. Rows that are not valid samples are left out.
+    If there are more than ``SNAPSHOTS``, evenly spaced ones are read. Invalid samples are left out.
     """
     ask, found = load_queries("monitor.sql"), list[Moment]()
     async with connect(settings.db_path, settings.busy_timeout_ms) as conn:
@@ -180,9 +180,9 @@ async def read_recorded(settings: Settings, since: datetime) -> tuple[list[Momen
     return found, len(every)
 
 
-_AT_ONCE = 100  # rowids of one read
-_LONGEST_S = 0.1  # of one read
-_AGAIN_S = 0.02  # an interrupt before the statement has begun has no effect
+_AT_ONCE = 100  # rowids for one read
+_LONGEST_S = 0.1  # seconds for one read
+_AGAIN_S = 0.02  # seconds to the next interrupt: one before the statement begins has no effect
 
 
 # Text that is not UTF-8 is shown escaped; validate reports it.
@@ -198,7 +198,7 @@ async def in_time(conn: aiosqlite.Connection, seconds: float, work: Awaitable[T]
     try:
         return task.result()
     except sqlite3.OperationalError as error:
-        if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_INTERRUPT:  # an error about text has no code
+        if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_INTERRUPT:  # a decoding error has no code
             raise
     raise RefusedError(f"not read within {seconds:g} s")
 
@@ -216,9 +216,9 @@ async def rows_within(
 async def read_some(
     conn: aiosqlite.Connection, until: float, sql: str, given: Mapping[str, object], last: int, most: int
 ) -> tuple[list[sqlite3.Row], float]:
-    """Return the rows of ``sql`` for up to ``most`` random rowids of 1 to ``last``, and their share. Read-only.
+    """Return the rows of ``sql`` for up to ``most`` random rowids from 1 to ``last``, and the share of rowids read.
 
-    ``sql`` runs for one batch of rowids (``:ids``) after another until the time is up, but at least once.
+    Read-only. ``sql`` runs for one batch of rowids (``:ids``) after another until the time is up, at least once.
     """
     ids, found, done, at_once = random.sample(range(1, last + 1), min(last, most)), list[sqlite3.Row](), 0, _AT_ONCE
     read = 0
@@ -238,12 +238,12 @@ async def read_some(
 # Seconds that one step may take, and all steps together, whatever the database holds.
 _STEP_S, _ALL_S = 0.3, 1.7
 _SAMPLE_S = 0.05  # for the sample of one table
-_DRAWN = 1000  # random sessions, random memories, and newest sessions: at most so many of each
-_RETRIEVALS = 1000  # that are timed of sessions, and as many of memories
-_NAMESPACES = 20  # the largest are counted one by one: Prometheus keeps a series for each
+_DRAWN = 1000  # at most, of random sessions, of random memories, and of newest sessions
+_RETRIEVALS = 1000  # timed retrievals of sessions, and as many of memories
+_NAMESPACES = 20  # largest namespaces with a value of their own: Prometheus keeps a series for each
 _OTHERS = "others"  # all other namespaces; a namespace has a colon, so none has this name
-_ROWS, _ENOUGH = 5000, 1000  # rowids in the sample of a table, and the fewest rows found that give an estimate
-_VERSIONS = 20_000  # of memories in the sample that is counted by namespace
+_ROWS, _ENOUGH = 5000, 1000  # rowids in a table's sample, and the fewest rows in it for an estimate
+_VERSIONS = 20_000  # versions of memories in the sample that is counted by namespace
 _COLUMNS = {"sessions": ("events", "state", "metadata"), "memory_entries": ("value", "metadata")}
 _Sizes = dict[int, dict[str, int]]  # bytes by rowid and column
 
@@ -283,9 +283,9 @@ async def measure(settings: Settings, now: datetime) -> list[Sample]:
 async def _tables(
     conn: aiosqlite.Connection, until: float, since: Mapping[str, object], last: Mapping[str, int]
 ) -> tuple[dict[str, tuple[int, int]], float]:
-    """Count the rows of each table and those of the last day; return also the smallest share of a table that was read.
+    """Return each table's number of rows, in all and of the last day, and the smallest share of a table that was read.
 
-    If the time is too short to count a table, its rows are estimated from a sample, if that has enough rows.
+    If there is no time to count a table, a sample gives an estimate; without enough rows in it, the table is left out.
     """
     ask, tables, shares = load_queries("monitor.sql"), dict[str, tuple[int, int]](), [1.0]
     for table in sorted(last, key=lambda table: last[table]):
@@ -320,7 +320,7 @@ async def _largest(conn: Connection, until: float, drawn: list[sqlite3.Row]) -> 
 
 
 def _sizes(until: float, table: str, rowids: Iterable[int], conn: sqlite3.Connection) -> _Sizes:
-    """Return the sizes of the columns of rows, until the time is up."""
+    """Return the size of each column of these rows, as far as the time allows."""
     sizes, columns = _Sizes(), _COLUMNS[table]
     for rowid in takewhile(lambda _: monotonic() < until, rowids):
         with suppress(sqlite3.OperationalError), ExitStack() as blobs:  # the row is gone, or the value is a number

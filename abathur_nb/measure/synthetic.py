@@ -58,7 +58,7 @@ async def fill(
 
 
 def memory_keys(rows: int, count: int) -> list[tuple[str, str]]:
-    """Return up to ``count`` (namespace, key) pairs of current memories of `fill`, in large and small namespaces."""
+    """Return up to ``count`` (namespace, key) pairs of current memories that `fill` inserts, across namespaces."""
     last, _ = _place(rows - 1)
     live = [memory for memory in range(last + 1) if not _is_deleted(memory)]
     return [(_namespace(memory), f"key-{memory}") for memory in _spread(live, count)]
@@ -139,12 +139,12 @@ Read = Callable[[], Awaitable[object]]
 
 
 def session_reads(db: Database, rows: int) -> Iterator[Read]:
-    """Yield endless reads of the sessions in a copy that was filled to ``rows``."""
+    """Yield, without end, reads of the sessions in a copy that was filled to ``rows``."""
     return (partial(db.sessions.get_session, session_id) for session_id in cycle(session_ids(rows, _KEYS)))
 
 
 def memory_reads(db: Database, rows: int) -> Iterator[Read]:
-    """Yield endless reads of the memories in a copy that was filled to ``rows``, in large and small namespaces."""
+    """Yield, without end, reads of memories in a copy that was filled to ``rows``, in large and small namespaces."""
     return (partial(db.memory.get_memory, namespace, key) for namespace, key in cycle(memory_keys(rows, _KEYS)))
 
 

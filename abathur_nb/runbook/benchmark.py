@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _TITLE = "benchmark"
 _BYTES_A_ROW = 2_000  # a synthetic memory and session with their indexes take about 1,300
 _ROUNDS = 100  # the fewest rounds of concurrent reads; a verdict on a p95 needs 59
-_REPETITIONS = 1000  # the default; more repetitions bring more rounds
+_REPETITIONS = 1000  # the default; more repetitions also add rounds
 _MOST_REPETITIONS = 100_000
 _CURVE_ROUNDS = 368  # the fewest that give a p99 both bounds: 0.99**368 < 0.025
 _CONCURRENCY = (1, 2, 5, 10, 20, 50, 100, 200)
@@ -61,11 +61,11 @@ class BenchmarkResult:
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def curve(self, name: str) -> dict[str, Sequence[int]]:
-        """Return the samples of the curve ``growth`` or ``concurrency``, by the number in their names, as measured."""
+        """Return the samples of the curve ``growth`` or ``concurrency``, by number, in measured order."""
         return {key.partition("/")[2]: found for key, found in self.samples.items() if key.startswith(f"{name}/")}
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row a measurement: samples, then p50, p95, p99 in ms, each with its interval, to a microsecond."""
+        """Return one row for each measurement: samples; p50, p95 and p99 in ms with intervals, rounded to 1 µs."""
         import pandas as pd
 
         rows = []
@@ -215,19 +215,19 @@ async def _fill(copy: Settings, start: int, stop: int) -> None:
 def _verdicts(limits: Mapping[str, tuple[float, float]], samples: Samples, repetitions: int) -> Iterator[Check]:
     """Compare samples with the limits of the environment; a check passes only if its limit is proven met."""
     more = min(_MOST_REPETITIONS, 10 * max(repetitions, _REPETITIONS))
-    ask = f"ask for more: -p repetitions {more}"
+    ask = f"take more samples: -p repetitions {more}"
     if repetitions >= _MOST_REPETITIONS:
         ask = "find out what else keeps the machine busy, then run this again"
     for name in sorted(samples, key=lambda name: name not in limits):
         nanoseconds = samples[name]
         found, number = percentiles(nanoseconds), counted(len(nanoseconds), "sample")
         if name not in limits:
-            yield Check(id_of(name), "pass", "shown, no limit", f"{'; '.join(map(str, found))}, {number}", name=name)
+            yield Check(id_of(name), "pass", "no limit", f"{'; '.join(map(str, found))}, {number}", name=name)
             continue
         level, limit_ms = limits[name]
         said, words = verdict(nanoseconds, level, limit_ms), next(p for p in found if p.level == level)
         expected = f"{words.name} < {limit_ms:g} ms, with 95 % confidence, on one CPU"
-        remedy = ask if said == "not enough samples" else "see explain.ipynb, and the disk"
+        remedy = ask if said == "not enough samples" else "run explain.ipynb, and check the disk"
         yield Check.that(id_of(name), said == "met", expected, f"{words}, {number}: {said}", remedy, name=name)
 
 
@@ -273,7 +273,7 @@ def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
 
 
 def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], earlier: Entry) -> Iterator[Check]:
-    """Compare the machine, then each measurement: it is slower if a percentile's interval is above the earlier one."""
+    """Compare the machine, then each measurement; it is slower if a percentile's interval is above the earlier one."""
     differences = _differences(machine, earlier.found("machine"))
     expected = "the same processor, versions, settings, rows and repetitions as in the earlier run"
     remedy = "compare with a run that differs only in what you want to test: -p compare_with RUN_ID"
@@ -286,7 +286,7 @@ def compare(samples: Mapping[str, Sequence[int]], machine: Mapping[str, Any], ea
                 words.append(f"{now}, was {was[1]:.3g} ms ({now.value / was[1]:.2f} times)")
                 slower |= above(now.low, was[2])
         check_id, title = f"{id_of(name)}_against_the_earlier_run", f"{name} against the earlier run"
-        expected = "no percentile more than a tenth above the earlier run's interval"
+        expected = "no percentile's interval is more than a tenth above the earlier one"
         remedy = "see the check *machine*; if the machine is the same, run explain.ipynb"
         evidence = (f"run {earlier.run_id}",)
         yield Check.that(check_id, not slower, expected, "; ".join(words), remedy, "warn", evidence, name=title)

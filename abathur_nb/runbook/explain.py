@@ -23,7 +23,7 @@ _WORDS: dict[StepKind, str] = {  # {0} is the step, {1} its index or the word ro
     "search": "search by {1}",
     "table scan": "full scan of the table {0.table}",
     "index scan": "full scan of the index {0.index}",
-    "automatic index": "an index made for this one run on {0.table}",
+    "automatic index": "an automatic index on {0.table}",
     "sort": "a sort",
 }
 
@@ -58,7 +58,7 @@ class Plans(Shown):
 
 
 _TITLE = "explain"
-_REMEDY = "run validate.ipynb: it names what is missing, altered or unreadable; if nothing, run ANALYZE, then explain"
+_REMEDY = "run validate.ipynb: it names what is missing, altered or unreadable; if it passes, run ANALYZE, then explain"
 
 
 async def explain_queries(settings: Settings) -> Plans:
@@ -68,7 +68,7 @@ async def explain_queries(settings: Settings) -> Plans:
         return Plans(refused, load_queries(), coverage=nothing)
     path = settings.db_path
     try:
-        # A cached statement would keep a plan that uses a dropped index.
+        # A new connection: a cached statement would keep a plan that uses a dropped index.
         async with connect(path, settings.busy_timeout_ms) as conn:
             await conn.execute_fetchall("BEGIN")  # one snapshot of schema and statistics
             return await judge_plans(conn.execute_fetchall, load_queries(), subject=str(path))
@@ -94,7 +94,7 @@ async def judge_plans(live: Fetch, queries: Mapping[str, Query], *, subject: str
     used = {name: {step.index for step in plan_steps(lines)} for name, lines in plans.items()}
     coverage = {index: tuple(name for name, found in used.items() if index in found) for index in ours}
     idle = [index for index, names in coverage.items() if not names]
-    observed = f"{len(idle)} serve none: {', '.join(idle)}" if idle else f"all {len(coverage)} do"
+    observed = f"{len(idle)} unused: {', '.join(idle)}" if idle else f"all {len(coverage)} are used"
     evidence = (f"{index}: {', '.join(names) or 'none'}" for index, names in coverage.items())
     expected = f"each of {len(coverage)} indexes serves a query"
     otherwise: Status = "warn" if any(found & added for found in used.values()) else "fail"
@@ -105,14 +105,14 @@ async def judge_plans(live: Fetch, queries: Mapping[str, Query], *, subject: str
 async def _judge(live: Fetch, query: Query, added: Collection[str], plans: dict[str, list[str]]) -> Check:
     plan = plans[query.name] = await read_plan(live, query.sql, query.parameters)
     if not plan and query.index is None:
-        return Check(query.name, "skip", "no plan", "not applicable: the statement has none", name=query.name)
+        return Check(query.name, "skip", "no plan", "not applicable: the statement has no plan", name=query.name)
     steps = plan_steps(plan)
     words = {step: _WORDS[step.kind].format(step, step.index or "rowid") for step in steps}
     allowed = {"search": True, "table scan": query.scan, "index scan": query.scan, "sort": query.sort}
     faults = [words[step] for step in steps if not allowed.get(step.kind)]
     used = [step.index for step in steps if step.index]
     if query.index and query.index not in used:
-        faults.append(f"no use of {query.index}")
+        faults.append(f"{query.index} is not used")
     instead = [index for index in used if index in added]
     if faults and instead:
         faults.append(f"served by {instead[0]}, which is not in sql/")

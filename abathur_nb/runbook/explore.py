@@ -49,7 +49,7 @@ class Excerpt(Shown):
         """Return the rows as a pandas frame, values whole; a column of valid times as UTC timestamps."""
         import pandas as pd
 
-        # Integers stay exact: beside a NULL pandas would make floats of them.
+        # Keep integers exact: pandas turns a column of integers with a NULL into floats.
         frame = pd.DataFrame(list(self.rows), columns=list(self.columns), dtype=object)
         whole = [name for name in frame if all(isinstance(value, int | None) for value in frame[name])]
         frame = frame.astype(dict.fromkeys(whole, "Int64")).infer_objects()
@@ -104,7 +104,7 @@ class Diagram:
 class Exploration:
     """Hold what was read of one snapshot; a notebook shows each part as a table (with ``to_frame()``) or a picture.
 
-    ``report`` says for each part how much there is. It fails if a part could not be read; that part is then empty.
+    ``report`` says how much each part holds. It fails if a part could not be read; that part is then empty.
     """
 
     report: Report
@@ -141,7 +141,7 @@ async def explore(
 ) -> Exploration:
     """Read the sessions, the memories, the audit trail, the schema and the growth of a database. Read-only.
 
-    ``namespace`` is a literal prefix for the memories and the trail. ``key`` names the memory whose history is shown,
+    ``namespace`` selects memories and audit rows by a literal prefix. ``key`` names the memory whose history is shown,
     by default the one with the most versions; ``session`` the session that is shown, by default the last used.
     ``limit`` bounds every listing. Of a value of more than 256 KiB only the beginning is read. All parts show
     one snapshot. Raises ConfigurationError, naming every fault.
@@ -185,12 +185,12 @@ async def _explored(settings: Settings, wanted: _Wanted) -> Exploration:
 
 
 async def _read_part(conn: aiosqlite.Connection, name: str, wanted: _Wanted, found: Exploration) -> Check:
-    """Read one part into ``found``, and return its check: how much there is, or what was asked for and is missing."""
+    """Read one part into ``found``, and return its check: how much was found, or what was asked for and is missing."""
 
     async def read() -> Check:
         observed, missing = await in_time(conn, PART_S, _PARTS[name](conn, wanted, found))
-        expected = "what was asked for exists" if missing else "can be read"
-        remedy = "name another one, or none: -p NAME VALUE"
+        expected = "the named session or memory exists" if missing else "can be read"
+        remedy = "name one that exists, or leave the parameter out: -p NAME VALUE"
         return Check.that(name, not missing, expected, missing or observed, remedy, "warn")
 
     return await run_check(name, read, remedy="run validate.ipynb")
@@ -248,7 +248,7 @@ async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorati
 
 
 def _members(stored: object, limit: int, order: Callable[[Any], Iterator[Any]]) -> tuple[int, list[tuple[str, str]]]:
-    """Return how many members a value has, and the first ``limit`` in this order: a session can hold millions."""
+    """Return how many members a value has, and the first ``limit`` in ``order``: a session can hold millions."""
     value = _as_json("none, or too large" if stored is None else stored)
     value = value if isinstance(value, dict | list) else [value]
     names, members = (value, value.values()) if isinstance(value, dict) else (range(1, len(value) + 1), value)
@@ -277,9 +277,9 @@ async def _memory(conn: aiosqlite.Connection, wanted: _Wanted, found: Exploratio
     named = await _fetch(conn, "most_versions", wanted)
     if not named:
         found.memory = _excerpt((), "", "no version")
-        return "none there", f"no memory has the key {shown(wanted.key)} there" if wanted.key else ""
+        return "none", f"no key {shown(wanted.key)} in these namespaces" if wanted.key else ""
     namespace, key, total = named[0].values()
-    # One more than are shown: the oldest one shown is compared with it.
+    # One version more than is shown, to compare the oldest one shown with.
     rows = await _fetch(conn, "memory_versions", wanted, namespace=namespace, key=key, limit=wanted.limit + 1)
     last = f", the last {wanted.limit:,}" if total > wanted.limit else ""
     noted = f"{namespace} {key}: {counted(total, 'version')}{last}"
@@ -329,7 +329,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _as_json(stored: object) -> Any:
-    """Return JSON decoded, or the text itself if it is not JSON or deeper than the store would write."""
+    """Return JSON decoded, or the text itself if it is not JSON, or deeper than the store allows."""
     text = str(stored)
     try:
         value = json.loads(text)

@@ -65,16 +65,16 @@ async def initialize_database(settings: Settings, *, dry_run: bool = False) -> R
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault, refused = explain_error(settings.db_path, error), True
         remedy = fault.remedy or "correct that, then try again"
-        checks.append(Check("create", "error", "a whole database", f"no database was made: {fault.observed}", remedy))
+        checks.append(Check("create", "error", "a new database", f"no database was made: {fault.observed}", remedy))
     title = f"{_TITLE} (dry run)" if dry_run else _TITLE
     return Report(title, tuple(checks), subject=str(settings.db_path), refused=refused)
 
 
 async def _is_forbidden(settings: Settings, dry_run: bool, checks: list[Check]) -> bool:
-    """Check the location of a new database, and return whether a check forbids to create it."""
+    """Check the location of a new database, and return whether a check forbids it."""
     location = location_checks(settings)
     checks += location
-    if (lost := strays_check(settings.db_path)).failed:  # a process has a deleted database open, and refuses to use it
+    if (lost := strays_check(settings.db_path)).failed:  # a process has a deleted or renamed file of this path open
         checks.append(replace(lost, status="warn"))
     if dry_run or forbids(location):
         return forbids(location)
@@ -123,7 +123,7 @@ async def _create(settings: Settings) -> list[Check]:
                 validation = [c for c in await database_checks(conn, draft, settings) if c.id != FILE_MODES]
             if failed := [check for check in validation if check.failed]:
                 named = "; ".join(f"{check.name}: {check.observed}" for check in failed)
-                raise RefusedError(f"the new database is not valid and was thrown away: {named}")
+                raise RefusedError(f"the new database is not valid and was removed: {named}")
             if not os.path.samestat(os.lstat(folder), checked):
                 raise RefusedError(f"{folder} was replaced by another directory or a link in the meantime")
             fsync(draft)
@@ -140,7 +140,7 @@ async def _create(settings: Settings) -> list[Check]:
 async def _build(conn: aiosqlite.Connection, settings: Settings) -> list[Check]:
     """Make the tables, the indexes and the seeds in one transaction, and checkpoint the write-ahead log."""
     mode = await pragma(conn, "journal_mode = WAL")
-    # The other seven were read back when the connection was opened.
+    # `connect` has read back the other seven PRAGMAs.
     found = {"journal_mode": mode, **connection_pragmas(settings.busy_timeout_ms, settings.synchronous)}
     words = ", ".join(f"{name} = {value}" for name, value in found.items())
     if mode != "wal":
@@ -152,7 +152,7 @@ async def _build(conn: aiosqlite.Connection, settings: Settings) -> list[Check]:
     if tuple(emptied) != (0, 0, 0):
         raise RefusedError(f"the write-ahead log of the new database could not be emptied: {tuple(emptied)}")
     return [
-        Check("set_pragmas", "pass", expected="all eight, as read back", observed=words, name="2.2 PRAGMA settings"),
+        Check("set_pragmas", "pass", expected="all eight, as set", observed=words, name="2.2 PRAGMA settings"),
         *(
             Check(step, "pass", observed=f"{counted(len(statements(file)), 'statement')} of sql/{file}", name=name)
             for step, name, file in _STEPS
@@ -166,7 +166,7 @@ def _force_name(path: Path, done: str = "") -> Check:
         fsync(path.parent)
     except OSError as error:
         cause = os_cause(error, path.parent)
-        observed = f"{path} is whole, but its name may not survive a power cut: {cause.observed}"
+        observed = f"{path} is complete, but its name may not survive a power cut: {cause.observed}"
         return Check("published", "error", expected, observed, f"{cause.remedy}; then run init again")
     return Check("published", "pass", expected, f"{path}{done}")
 

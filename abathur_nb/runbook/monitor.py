@@ -49,8 +49,8 @@ class Monitoring:
 async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 90) -> Monitoring:
     """Measure the database, its disk, backups and validations, and apply the alert rules.
 
-    Read-only without ``record``. With it the samples are inserted into the table metrics, and its samples older than
-    ``keep_days`` are deleted. A critical alert fails the report where the settings say so, and warns elsewhere.
+    Read-only without ``record``; with it, the samples are inserted into the table metrics, and samples older than
+    ``keep_days`` are deleted. A critical alert fails the report if ``alerts_fail`` is set, and warns otherwise.
     Raises ConfigurationError for a wrong argument.
     """
     check_ranges(keep_days=keep_days)
@@ -67,10 +67,10 @@ async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 
         recorded, number = await read_recorded(settings, snapshot.taken_at - timedelta(days=keep_days))
         if number > SNAPSHOTS:
             words = f"{counted(number, 'snapshot')}, of which at most {SNAPSHOTS:,} are read, spread evenly"
-            checks.append(Check("what_was_recorded", "pass", "it can be read", words))
+            checks.append(Check("what_was_recorded", "pass", "can be read", words))
     except (sqlite3.Error, OSError, AbathurError) as error:
         fault = explain_error(settings.db_path, error)
-        checks.append(Check("what_was_recorded", "error", "it can be read", fault.observed, fault.remedy))
+        checks.append(Check("what_was_recorded", "error", "can be read", fault.observed, fault.remedy))
     if ahead := [moment for moment, _ in recorded if is_ahead(moment, snapshot.taken_at)]:
         observed = f"{counted(len(ahead), 'sample')}, the last one {age(max(ahead), snapshot.taken_at)}: left out"
         checks.append(Check("what_was_recorded", "warn", "no sample from the future", observed, SEE_CLOCK))

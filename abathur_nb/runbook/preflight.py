@@ -21,10 +21,10 @@ from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.store.connection import connect, pragma, run_to_end
 from abathur_nb.store.target import identify
 
-# The first and the last version with the bug, and the repaired branches (https://sqlite.org/wal.html#walresetbug).
+# First and last SQLite version with the bug, and the repaired branches (https://sqlite.org/wal.html#walresetbug).
 _RACE_FIRST, _RACE_LAST, _RACE_REPAIRED = (3, 7, 0), (3, 51, 2), ((3, 44, 6), (3, 50, 7))
 _PROBE_SECONDS = 5
-# A process of its own, because two connections in one process share SQLite's locks without asking the file system.
+# A separate process, because two connections in one process share SQLite's locks without asking the file system.
 _PROBE = """
 import json, sqlite3, sys
 found = {}
@@ -43,8 +43,9 @@ print(json.dumps(found))
 async def preflight(settings: Settings, *, team_trained: str | None = None) -> Report:
     """Report whether a database can be made and used at ``settings.db_path``. Leaves nothing behind.
 
-    Removes what a killed run left behind, unless it returns a refusal. ``team_trained`` names who says that the team is
-    trained on the procedures, and when: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another form.
+    Removes what a killed run left behind, unless it returns a refusal. ``team_trained`` names who confirmed that the
+    team is trained on the procedures, and when: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another
+    form.
     """
     trained = said("team trained on procedures", team_trained, check_id="team_trained")
     folder = settings.db_path.parent
@@ -90,12 +91,12 @@ def _wal_reset_race(settings: Settings, linked: tuple[int, ...] = sqlite3.sqlite
     observed = f"SQLite {'.'.join(map(str, linked))}{effect}"
     remedy = "let only one process write, until SQLite is 3.51.3 or newer: conda env create -f environment.yml"
     otherwise: Status = "fail" if settings.require_safe_wal else "warn"
-    expected, title = "a version of SQLite without it", "WAL-reset race"
+    expected, title = "a version of SQLite without this bug", "WAL-reset race"
     return Check.that("wal_reset_race", not struck, expected, observed, remedy, otherwise, name=title)
 
 
 async def behaviour(settings: Settings) -> Check:
-    """Try what WAL mode needs of the file system, on a scratch database with a second process."""
+    """Test whether the file system supports WAL mode, with a scratch database and a second process."""
     place = nearest_existing(settings.db_path.parent)
     with scratch_directory(place, "probe") as scratch:
         path = scratch / "probe.db"
@@ -108,9 +109,9 @@ async def behaviour(settings: Settings) -> Check:
             seen = await _second_process(path)
     wanted = {"journal_mode": "wal", "user_version": 7, "lock": "SQLITE_BUSY"}
     holds = (mode, written) == ("wal", 7) and seen == wanted
-    expected = "journal mode wal is kept; a second process reads, and is refused a second write lock"
+    expected = "journal mode wal is kept; a second process can read, but gets no write lock"
     observed = f"journal mode {mode}; the second process: {', '.join(f'{k} {v}' for k, v in seen.items())}"
-    remedy = f"{ELSEWHERE}; to see what there is: df -hT {quote(str(place))}"
+    remedy = f"{ELSEWHERE}; to see all file systems: df -hT {quote(str(place))}"
     evidence = [f"tried in a scratch directory in {place}"]
     return Check.that("file_system_behaviour", holds, expected, observed, remedy, evidence=evidence)
 

@@ -17,7 +17,7 @@ from abathur_nb.store.sql import load_queries, normalized
 from abathur_nb.store.target import identify, refusal, to_be_repaired
 from abathur_nb.text import Shown, counted, printable
 
-# Troubleshoot does not repair objects of others, or values that only a person can correct.
+# Troubleshoot does not repair objects that are not in sql/, or values that only a person can correct.
 _BY_HAND = (OTHERS, "open_files", "values", "required_values", "timestamps", "moments")
 _MOST = 200  # tables that are shown
 
@@ -41,7 +41,7 @@ async def validate_database(settings: Settings) -> Report:
 class Schema(Shown):
     """Hold a live schema; a notebook shows each table's SQL with its comments, and its indexes, folded.
 
-    ``rows`` counts each table's rows. ``sizes`` are bytes by table or index, empty where this SQLite can't tell.
+    ``rows`` counts each table's rows. ``sizes`` are bytes by table or index, empty if SQLite has no dbstat.
     ``note`` says what is missing.
     """
 

@@ -332,7 +332,7 @@ def test_a_lock_that_is_not_given_up_ends_the_wait_with_words(tmp_path: Path, mo
     monkeypatch.setattr(files, "_PATIENCE_S", 0)
     with (
         locked(tmp_path),
-        pytest.raises(BusyError, match=r"is locked by another process: see who: fuser -v "),
+        pytest.raises(BusyError, match=r"is locked by another process: see which: fuser -v "),
         locked(tmp_path),
     ):
         pass

@@ -340,7 +340,7 @@ def _read_twice(db: Path) -> str:
         for number in range(len(places), 0, -1):
             head = os.pread(log.fileno(), 16, places[number - 1])
             if head[8:] == header[16:24] and any(head[4:8]):
-                return f"of {number} frames SQLite reads {read}" if number > read else ""
+                return f"SQLite reads {read} of {number} frames" if number > read else ""
     return ""
 
 

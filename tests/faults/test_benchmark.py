@@ -71,8 +71,8 @@ async def test_the_verdict_is_one_of_three_and_only_a_limit_that_is_met_passes(d
     with nothing_changes(settings):
         result = await nb.run_benchmark(settings, rows=200, repetitions=298)
     assert [(check.status, check.observed.split(", ")[-1], check.remedy) for check in result.report.checks] == [
-        ("fail", "298 samples: not enough samples", "ask for more: -p repetitions 10000"),
-        ("fail", "298 samples: not met", "see explain.ipynb, and the disk"),
+        ("fail", "298 samples: not enough samples", "take more samples: -p repetitions 10000"),
+        ("fail", "298 samples: not met", "run explain.ipynb, and check the disk"),
         ("pass", "100 samples: met", ""),
     ]
     with pytest.raises(nb.AbathurError, match=r"2 of 3 checks failed: session retrieval: .* \| memory retrieval: "):

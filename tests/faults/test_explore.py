@@ -75,7 +75,7 @@ async def test_of_what_is_not_there_words_say_so_and_nothing_fails(database: Set
     name = "'; DROP TABLE sessions; --"
     found = await explore(database, namespace="user:a", key=name, session=name)
     warned = {one.name: one.observed for one in found.report.checks if one.status == "warn"}
-    assert warned == {"session": f'no session "{name}"', "memory": f'no memory has the key "{name}" there'}
+    assert warned == {"session": f'no session "{name}"', "memory": f'no key "{name}" in these namespaces'}
     run_sql(database.db_path, *(f"DELETE FROM {table}" for table in expected_tables()))
     found = await explore(database)
     assert found.report.ok

@@ -33,7 +33,7 @@ def result(samples: Mapping[str, list[int]], *limited: str, limit_ms: float = 10
     return nb.BenchmarkResult(nb.Report("benchmark", ()), samples, {}, dict.fromkeys(limited, (0.99, limit_ms)))
 
 
-OPEN = "open where the samples are too few for a bound"
+OPEN = "open end: too few samples for a bound"
 
 
 def full(count: int) -> nb.BenchmarkResult:

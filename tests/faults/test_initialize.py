@@ -246,7 +246,7 @@ async def checked(settings: Settings, *, refused: bool = False) -> dict[str, nb.
 async def test_a_good_place_passes_and_nothing_is_left_behind(settings: Settings, tmp_path: Path) -> None:
     checks = await checked(replace(settings, db_path=tmp_path / "a" / "b" / "abathur.db"))
     assert list(tmp_path.iterdir()) == []
-    assert checks["directory"].observed == f"{tmp_path}/a/b will be made 0700"
+    assert checks["directory"].observed == f"{tmp_path}/a/b will be created with mode 0700"
     assert checks["file system behaviour"].evidence == (f"tried in a scratch directory in {tmp_path}",)
     assert checks["backup directory"].status == "warn"
     assert checks["backup directory"].remedy.startswith("sudo install -d -o ")
@@ -329,7 +329,7 @@ def test_each_file_system_gets_its_verdict_by_its_exact_name(
             (told,) = (check for check in checks if check.name == "file system")
             assert told.observed.startswith(f"{name} at ")
             assert ("refused" if forbids([told]) else told.status) == wanted, name
-            assert "not known to be local" in told.observed or kind_of(name) != "unknown"
+            assert "an unknown type" in told.observed or kind_of(name) != "unknown"
 
 
 async def test_a_tmpfs_is_refused_where_it_cannot_be_tried(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -542,9 +542,9 @@ def test_a_user_without_privileges_is_refused_where_a_change_would_fail(public: 
     run = rf"sudo -u {ME} \S+ -m abathur_nb run init --env production -p db_path {public}/roots/x.db"
     assert re.search(run, found["roots"][3])
     assert found["roots"][3].endswith(f"take a directory of its own: -p db_path {public}/roots/abathur/x.db")
-    assert found["none"][2] == f"no {public}/none, and {other} may not make it in {public}"
+    assert found["none"][2] == f"{public}/none is missing, and {other} may not create it in {public}"
     assert found["none"][3] == install_command(resolve("production"), public / "none")
-    assert found["drop/data"][2] == f"no {public}/drop/data, and {other} may not make it in {public}/drop"
+    assert found["drop/data"][2] == f"{public}/drop/data is missing, and {other} may not create it in {public}/drop"
     assert found["own"][3] == f"chmod 700 {public / 'own'}"
     assert tree(public) == before
 

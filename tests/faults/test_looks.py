@@ -185,7 +185,7 @@ def test_a_log_too_large_to_be_judged_is_not_called_whole(db: Path, monkeypatch:
         write(db, 1, 5)
         check = log_check(db)
     # A repair would write over what nobody has looked at.
-    assert (check.status, "were not summed up" in check.observed) == ("error", True)
+    assert (check.status, "were not computed" in check.observed) == ("error", True)
 
 
 # --- no call drops a lock that SQLite holds in its process, and no lock is overlooked

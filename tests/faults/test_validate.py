@@ -23,7 +23,7 @@ async def test_a_reference_without_its_row_is_named_by_key_column_and_value(data
     )
     checks = await validated(database)
     assert failing(checks) == {"foreign keys", "readable text"}
-    assert checks["foreign keys"].observed == "4 references without a row"
+    assert checks["foreign keys"].observed == "4 references to a missing row"
     assert set(checks["foreign keys"].evidence) == {
         "agents.task_id: 'none' is not in tasks.id, by key: 'a'",
         r"agents.task_id: b'\xff' is not in tasks.id, by key: b'a\xff' (rowid 2)",

@@ -181,7 +181,7 @@ def rewrite(old: bytes, new: bytes) -> Callable[[Settings], object]:
 lacking = edited("DROP INDEX idx_audit_task")
 text = spoiled(lambda _: b"text\n" * 999, lambda settings: [settings.db_path])
 VIRTUAL = 'CREATE VIRTUAL TABLE "$\\frac$<script>alert(1)</script>" USING fts5(x)'
-MISSED = "audit_of_task: full scan of the index idx_audit_timestamp; no use of idx_audit_task"
+MISSED = "audit_of_task: full scan of the index idx_audit_timestamp; idx_audit_task is not used"
 SMALL = QUICK["benchmark"]
 # The notebook, what is spoiled, what is given (in capitals: a variable), words of the error, and words that are shown.
 Fails = tuple[str, Callable[[Settings], object], dict[str, Any], str, tuple[str, ...]]

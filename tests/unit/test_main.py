@@ -44,12 +44,12 @@ def test_wrong_arguments_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None
     of_run = "usage: python -m abathur_nb run "
     wrong = {
         "runn": "invalid choice: 'runn'",
-        "validate": "invalid choice: 'validate'|; a notebook is run by its name, as in run validate",
+        "validate": "invalid choice: 'validate'|; to run a notebook, use the command run: run validate",
         "run": of_run,
         "run validate --envv x": f"{of_run}|unrecognized arguments: --envv x; did you mean --env?",
-        "run troubleshoot --repair": "unrecognized arguments: --repair; a notebook's parameter is|-p repair True",
-        "run validate --db-path x": "unrecognized arguments: --db-path x; a notebook's parameter is",
-        "run troubleshoot -p repair=True": "expected 2 arguments; a notebook's parameter is",
+        "run troubleshoot --repair": "unrecognized arguments: --repair; give a notebook's parameter|-p repair True",
+        "run validate --db-path x": "unrecognized arguments: --db-path x; give a notebook's parameter",
+        "run troubleshoot -p repair=True": "expected 2 arguments; give a notebook's parameter",
         "verify": "usage: python -m abathur_nb verify ",
         "verify --env production": "arguments: --env; name the directory of the archive",
         "--wat": "usage: python -m abathur_nb [-h]",
