@@ -288,8 +288,8 @@ def older_than(damaged: Backup, folder: Path, env: str, database: Path) -> str:
 class Retention:
     """Hold the numbers of backups to keep: the newest ones, and the newest of each day, week and month.
 
-    Days are UTC; periods without a backup do not count. Raises ConfigurationError for anything but whole numbers
-    from 0 to 10,000, and where nothing would be kept.
+    Days are UTC; periods without a backup do not count. Raises ConfigurationError unless all are whole numbers from
+    0 to 10,000 and one is above 0.
     """
 
     last: int = 7
@@ -307,8 +307,8 @@ class Retention:
 def expired(backups: Sequence[Backup], keep: Retention) -> list[Backup]:
     """Return the ``backups`` that no rule keeps; both are of one database, oldest first.
 
-    The newest one and the newest that can be restored are always kept. Backups from before a change are counted by
-    themselves, so that many changes do not remove the others.
+    The newest backup and the newest that can be restored are always kept. Backups from before a change are counted
+    separately, so that many changes do not remove the others.
     """
     kept = set[Path]()
     for before in (False, True):
