@@ -31,16 +31,16 @@ lab: $(LAB)/.installed  ## open the notebooks in JupyterLab, the index first
 test: $(VENV)/.installed  ## run every test, or those in TESTED
 	$(BIN)/python -m pytest -n auto $(TESTED)
 
-coverage: $(VENV)/.installed  ## run the tests of one process, and tell which branches they leave out
+coverage: $(VENV)/.installed  ## run the tests of one process, and list the branches that they do not run
 	$(BIN)/python -m pytest -n auto --cov=abathur_nb --cov-branch --cov-report=term:skip-covered tests/unit tests/archive
 
-check: $(VENV)/.installed  ## lint, formatting, types, the ways of imports
+check: $(VENV)/.installed  ## lint, formatting, types, the directions of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(VENV)/.installed  ## write what the documents take from the code
+docs: $(VENV)/.installed  ## write the pages that are generated from the code
 	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.installed  ## measure speed against plain sqlite3 and papermill

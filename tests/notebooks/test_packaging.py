@@ -63,6 +63,12 @@ def test_environment_yml_names_the_packages_and_bounds_of_pyproject_from_conda_f
     assert {"jupyterlab", "jupyter-scheduler"} <= {*LAB} - {*CORE, *DEV}
 
 
+def test_every_test_that_ci_names_exists() -> None:
+    named = re.findall(r"tests/[\w/.]+", (ROOT / ".ci/run").read_text())
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_no_requirement_caps_a_version() -> None:
     for wanted in (CORE | LAB | DEV).values():
         assert {clause.operator for clause in wanted.specifier} == {">="}, str(wanted)
