@@ -1,1 +1,1 @@
-"""The record of each run, the archive that keeps it; reading, verifying, comparing them."""
+"""Records of runs and the archive that keeps them: write, read, verify and copy."""

@@ -1,4 +1,4 @@
-"""Notebooks as files: one that the runner can execute, and one that was executed and is archived with its record."""
+"""Read notebook files, prepare them for the runner, and archive an executed notebook with the record of its run."""
 
 import argparse
 import ast
@@ -26,9 +26,9 @@ from abathur_nb.files import fsync, locked, os_cause, read_regular, write_durabl
 from abathur_nb.store.sql import DATA
 from abathur_nb.text import did_you_mean, printable, shown, utc_now
 
-ADDED = "abathur-verdict"  # the tag of the cells that the runner adds when a run has not passed
+ADDED = "abathur-verdict"  # tag of the cell that the runner adds if a run did not pass
 _PARAMETERS = "parameters"
-# Tags by which papermill and nbclient place the values, skip a cell, or go on after its error.
+# Tags with which papermill and nbclient place the parameters, skip a cell, or ignore its error.
 _OBEYED = {_PARAMETERS, "skip-execution", "raises-exception"}
 # Tags of cells that the runner and papermill add to an executed notebook.
 _REMARKS = {ADDED, "papermill-error-cell-tag"}
@@ -39,9 +39,9 @@ _GUARDS = re.compile(r"(?:\w+\.)?guard\(\)\s*(?:#.*)?")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Hold a notebook that can be run, under the name that its runs have.
+    """Hold a notebook that the runner can execute.
 
-    ``template`` is the file's name and SHA-256.
+    ``name`` is the notebook's name in records, ``template`` the file's name and SHA-256.
     """
 
     name: str
@@ -53,8 +53,8 @@ class Source:
 def read_source(given: str) -> Source:
     """Read a notebook by its shipped name or by its path. Read-only.
 
-    Raises ConfigurationError unless it is of format 4 and in Python, has exactly one ``parameters`` cell with the guard
-    before it, declares nothing but literals, and starts a run.
+    Raises ConfigurationError unless it is a Python notebook of format 4 that starts a run and has exactly one
+    ``parameters`` cell, which holds only literals and directly follows the guard.
     """
     is_path = "/" in given or (given.endswith(".ipynb") and os.path.lexists(given))
     shipped = sorted(path.stem for path in (DATA / "notebooks").glob("*.ipynb"))
@@ -68,7 +68,7 @@ def read_source(given: str) -> Source:
     about = notebook["metadata"]
     language = about.get("kernelspec", {}).get("language") or about.get("language_info", {}).get("name") or "python"
     if language.lower() != "python":
-        raise ConfigurationError(f"{where}: expected a notebook in Python, found one in {shown(language)}")
+        raise ConfigurationError(f"{where}: expected a Python notebook, found language {shown(language)}")
     try:
         declared = declared_in(notebook)
     except ConfigurationError as error:
@@ -79,7 +79,7 @@ def read_source(given: str) -> Source:
 
 
 def declared_in(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
-    """Return the declared parameters; raise ConfigurationError unless the guard precedes one parameters cell."""
+    """Return the declared parameters; raise ConfigurationError unless one parameters cell follows the guard."""
     code = _code(notebook)
     tagged = [number for number, cell in enumerate(code) if _PARAMETERS in _tags(cell)]
     if len(tagged) != 1:
@@ -95,7 +95,7 @@ def declared_in(notebook: Mapping[str, Any]) -> dict[str, Parameter]:
 
 
 def recorded_as(notebook: Mapping[str, Any]) -> str:
-    """Return the name under which a notebook starts its record, an empty text if it does not do so itself."""
+    """Return the notebook name that a cell passes to ``start_run``; an empty text if none does."""
     nodes = (node for cell in _code(notebook) for node in ast.walk(_parsed(cell["source"])))
     for call in (node for node in nodes if isinstance(node, ast.Call)):
         if getattr(call.func, "attr", getattr(call.func, "id", "")) == "start_run":
@@ -106,9 +106,9 @@ def recorded_as(notebook: Mapping[str, Any]) -> str:
 
 
 def _parsed(source: str) -> ast.Module:
-    """Return the syntax of a cell, which may hold IPython's magics; that of an empty cell if it is invalid."""
-    with warnings.catch_warnings(), suppress(Exception):  # IPython's transformer raises IndexError for some
-        warnings.simplefilter("ignore")  # such as one of an invalid escape, which would fill the runner's log
+    """Return the syntax tree of a cell, which may hold IPython magics; an empty tree if the cell is invalid."""
+    with warnings.catch_warnings(), suppress(Exception):  # IPython's transformer raises IndexError for some cells
+        warnings.simplefilter("ignore")  # an invalid escape in a cell would otherwise warn in the runner's log
         try:
             return ast.parse(source)
         except SyntaxError:
@@ -123,19 +123,19 @@ def _code(notebook: Mapping[str, Any]) -> list[Any]:
 
 
 def read_notebook(where: str, content: bytes, *, check: bool = True) -> dict[str, Any]:
-    """Return a notebook of format 4 as plain data, each source in one piece; raise ConfigurationError for any other."""
+    """Return a notebook of format 4 as plain data, each source one string; raise ConfigurationError for others."""
     try:
         notebook = json.loads(content.decode())
-        json.dumps(notebook, ensure_ascii=False).encode()  # a lone surrogate could not be written down again
+        json.dumps(notebook, ensure_ascii=False).encode()  # raises for a lone surrogate, which UTF-8 cannot encode
         if notebook["nbformat"] != 4:
-            raise ValueError(f"its format is {shown(notebook['nbformat'])}, and not 4")
+            raise ValueError(f"its format is {shown(notebook['nbformat'])}, not 4")
         if check:
             _validate(notebook)
         for cell in notebook["cells"]:
             cell["source"] = "".join(cell["source"])
         return dict(notebook)
     except KeyError as error:
-        raise ConfigurationError(f"{where}: expected a notebook, found no {error}") from None
+        raise ConfigurationError(f"{where}: expected a notebook, found no key {error}") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         line = printable(str(error)).partition("\n")[0]
         raise ConfigurationError(f"{where}: expected a valid notebook of format 4: {line}") from None
@@ -147,7 +147,7 @@ def _validate(notebook: Any) -> None:
 
     try:
         with warnings.catch_warnings():
-            for unnamed in (MissingIDFieldWarning, DuplicateCellId):  # nbformat would invent random ids
+            for unnamed in (MissingIDFieldWarning, DuplicateCellId):  # nbformat would add random ids
                 warnings.simplefilter("error", unnamed)
             nbformat.validate(deepcopy(notebook))
     except (nbformat.ValidationError, MissingIDFieldWarning, DuplicateCellId) as error:
@@ -157,12 +157,12 @@ def _validate(notebook: Any) -> None:
 def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
     """Return the cells of a notebook without those that papermill, a scheduler or the runner has added."""
     own: list[Any] = []
-    declared: set[str] = set()  # as is the cell right before it, the parameters
+    declared: set[str] = set()  # names in the parameters cell, if the previous cell is one
     for cell in notebook["cells"]:
         tags = _tags(cell)
         if cell["cell_type"] == "markdown" and _REMARKS & tags:
             continue
-        # Elsewhere, an injected cell could change the run unrecorded.
+        # Keep injected cells anywhere else: they could change the run without being recorded.
         if declared and cell["cell_type"] == "code" and INJECTED_TAG in tags:
             given = _assigned(cell["source"], annotated=False)
             if given and all(name in declared or name.startswith("PAPERMILL_") for name in given):
@@ -173,7 +173,7 @@ def cells_of(notebook: Mapping[str, Any]) -> list[Any]:
 
 
 def _assigned(source: str, *, annotated: bool) -> set[str]:
-    """Return the names to which a cell assigns literals, if it does nothing else; annotations are code, too."""
+    """Return the names to which a cell assigns literals; none if it holds other code, or a forbidden annotation."""
     try:
         found = [*literal_assignments(ast.parse(source))]
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # a ConfigurationError is a ValueError
@@ -196,7 +196,7 @@ def _tags(cell: Mapping[str, Any]) -> set[str]:
 
 
 def prepared(source: Source, values: Mapping[str, object]) -> dict[str, Any]:
-    """Return a notebook ready to be executed: without outputs, the values in a cell behind the ``parameters`` cell."""
+    """Return a copy of a notebook to execute: no outputs, and the values in a cell after the ``parameters`` cell."""
     cells: list[dict[str, Any]] = []
     for cell in deepcopy(cells_of(source.notebook)):
         cells.append(cell)
@@ -212,19 +212,19 @@ def prepared(source: Source, values: Mapping[str, object]) -> dict[str, Any]:
 
 
 def cell_id(notebook: Mapping[str, Any], name: str) -> dict[str, str]:
-    """Return the id of a cell to be added as an item of it, nothing in a format without ids."""
+    """Return the ``id`` item of a new cell; empty if the notebook's format has no cell ids."""
     return {"id": name} if notebook["nbformat_minor"] >= 5 else {}
 
 
 def keep(
     folder: Path, settings: Settings, notebook: Mapping[str, Any], *, html: bool = True, as_template: bool = False
 ) -> None:
-    """Put an executed notebook beside the sealed record of its run, and close the run with its line in the ledger.
+    """Archive an executed notebook beside the sealed record of its run, and add the run to the ledger.
 
-    Writes the notebook and (``html``) its page, the home directory written ``~`` in both, the signed statement, and
-    then the line with their hashes. ``as_template`` says whether the cells are known to be those of the template whose
-    hash the record has. Raises RefusedError where the run is in the ledger already, or a file would hold a secret: then
-    the record is removed, and the run is no evidence.
+    Writes the notebook and, with ``html``, its page (``~`` replaces the home directory in both), the statement, and
+    last the ledger line with all hashes. ``as_template`` says whether the cells are known to equal those of the
+    record's template. Raises RefusedError if the ledger already has the run, or if a file would hold a secret; in the
+    second case the record is removed, and the run is not evidence.
     """
     import nbformat
 
@@ -247,7 +247,7 @@ def keep(
         fsync(folder)
         raise
     hashes = {name: sha256(content) for name, content in files.items()}
-    files[STATEMENT] = envelope(settings, record, hashes, as_template=as_template)  # which says nothing else
+    files[STATEMENT] = envelope(settings, record, hashes, as_template=as_template)  # its texts were searched
     line = {
         "kind": "run",
         **{name: getattr(record, name) for name in IN_LINE},
@@ -263,13 +263,13 @@ def keep(
 
 
 def _joined(notebook: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a notebook with adjacent pieces of a stream joined: a path or a secret may be split over two."""
+    """Return a copy of a notebook with adjacent stream outputs joined, because a path or a secret may span two."""
     copied = deepcopy(dict(notebook))
     for cell in copied["cells"]:
         outputs: list[Any] = []
         for output in cell.get("outputs", ()):
             if outputs and output["output_type"] == "stream" and outputs[-1].get("name") == output.get("name"):
-                outputs[-1]["text"] = "".join([*outputs[-1]["text"], *output["text"]])  # lists of lines, or texts
+                outputs[-1]["text"] = "".join([*outputs[-1]["text"], *output["text"]])  # each is a str or a list of str
             else:
                 outputs.append(output)
         if "outputs" in cell:
@@ -280,15 +280,15 @@ def _joined(notebook: Mapping[str, Any]) -> dict[str, Any]:
 def archive_notebook(path: Path) -> tuple[Path, bool]:
     """Archive an executed notebook beside its record; return the folder, and whether its cells are the template's.
 
-    Cells added by papermill are not compared. Raises ConfigurationError for a file that is not a notebook, RefusedError
-    where it holds no record, or another one than the archive has, or is archived already.
+    Cells added by papermill are not compared. Raises ConfigurationError if the file is not a notebook; RefusedError if
+    it holds no record, if its record differs from the archive's, or if the run is already archived.
     """
     where = f"notebook {printable(str(path))}"
     notebook = read_notebook(where, read_file(where, path, _LONGEST))
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
     records = [output["data"][MIME] for output in outputs if MIME in output.get("data", ())]
     if len(records) != 1 or not isinstance(records[0], dict):
-        remedy = "only a notebook that was executed, and that sealed its run, can be archived"
+        remedy = "only an executed notebook that sealed its run can be archived"
         raise RefusedError(f"{where}: expected the record of one run in its outputs, found {len(records)}", remedy)
     shape = {"run_id": run_id, "settings": {"env": str, "db_path": str, "archive_dir": str}}
     if faults := misfits(records[0], shape):
@@ -299,13 +299,13 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
     require_no_line(archive, name)
     entry = read_entry(archive, name, None)
     record = entry.record
-    # As it was written: a record of an earlier format has other keys.
+    # Compare the file, not a Record: a record of an earlier format has other keys.
     if record is None or unsealed(read_regular(entry.folder / RECORD)) != records[0]:
-        why = "; ".join(entry.faults) or ("" if record else "none is sealed")
+        why = "; ".join(entry.faults) or ("" if record else "no record is sealed")
         differs = f"the notebook's record differs from {RECORD} of run {name} in {archive}"
         raise RefusedError(f"{where}: {differs}{why and f': {why}'}")
     if record.verdict == "pass" and any(output["output_type"] == "error" for output in outputs):
-        raise RefusedError(f"{where}: its record says pass, but one of its cells raised", "run it again, whole")
+        raise RefusedError(f"{where}: its record says pass, but one of its cells raised", "run all its cells again")
     template = shipped_notebook(record.notebook) or b""
     as_template = sha256(template) == record.template["sha256"] and same_cells(notebook, template)
     try:
@@ -319,6 +319,6 @@ def archive_notebook(path: Path) -> tuple[Path, bool]:
 def command(arguments: argparse.Namespace) -> int:
     """Archive an executed notebook and say where; return 0."""
     folder, as_template = archive_notebook(Path(arguments.notebook))
-    cells = "as the template's" if as_template else "not known to be those of the template"
+    cells = "those of the template" if as_template else "not known to be those of the template"
     sys.stdout.write(printable(f"abathur_nb archive: {folder / PAGE}; the cells are {cells}") + "\n")
     return 0

@@ -1,4 +1,4 @@
-"""How evidence is written: as canonical JSON with its own hash, without the home directory and without secrets."""
+"""Write evidence as canonical JSON with its own hash, without the home directory and without secrets."""
 
 import base64
 import hashlib
@@ -26,23 +26,23 @@ def sha256(content: bytes) -> str:
 def canonical(data: Mapping[str, Any]) -> bytes:
     """Return ``data`` as one line of JSON: keys sorted, no blanks, UTF-8, a newline at the end.
 
-    Two equal values have the same bytes, so that a hash of the bytes is a hash of the meaning. The keys are text.
+    Equal data gives equal bytes, and so equal hashes. All keys must be text.
     """
     text = json.dumps(data, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    text += "\n"  # unlike an f-string, this copies no text of many MB
-    # A lone surrogate has no UTF-8; backslashreplace writes it as JSON does, \udc80.
+    text += "\n"  # an f-string would copy the text, which may have many MB
+    # UTF-8 cannot encode a lone surrogate; backslashreplace writes JSON's escape, \udc80.
     return text.encode(errors="backslashreplace")
 
 
 def sealed(data: Mapping[str, Any]) -> bytes:
     """Return ``data`` in canonical form with a key ``sha256``: the hash of the canonical form without that key."""
-    # Seal what JSON makes of it: as text, the keys 2 and 10 sort in another order.
+    # Convert through JSON first: integer keys become text, which sorts differently (10 before 2).
     plain = json.loads(json.dumps(data, allow_nan=False))
     return canonical({**plain, "sha256": sha256(canonical(plain))})
 
 
 def uncanonical(content: bytes) -> dict[str, Any]:
-    """Parse bytes that ``canonical`` wrote; raise ValueError, with the reason, if a byte differs from that form."""
+    """Parse the bytes of ``canonical``; raise ValueError, with the reason, if they are not in exactly that form."""
     try:
         data = json.loads(content.decode())
         if not isinstance(data, dict):
@@ -57,19 +57,19 @@ def uncanonical(content: bytes) -> dict[str, Any]:
 
 
 def unsealed(content: bytes) -> dict[str, Any]:
-    """Parse bytes that ``sealed`` wrote and drop the hash; raise ValueError, with the reason, if a byte differs."""
+    """Parse the bytes of ``sealed`` and drop the hash; raise ValueError, with the reason, if they were altered."""
     data = uncanonical(content)
     if data.pop("sha256", None) != sha256(canonical(data)):
-        raise ValueError("its hash is not the one that it states")
+        raise ValueError("its hash does not match its content")
     return data
 
 
 def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
-    """Return how JSON deviates from a shape, each fault with its path; an empty list if it does not.
+    """Return the differences between JSON data and the expected shape, each with its path; an empty list if none.
 
-    A shape is a type, where a bool is not a number; a set of texts; a function that returns a bool and is named for
-    what it accepts; a list of one shape for all items, or of one for each; a tuple of alternatives; a mapping with at
-    least these keys (``key?`` is optional), or ``{str: shape}`` with any keys.
+    A shape is a type (a bool is not a number); a set of allowed texts; a function that returns a bool, and whose name
+    says what it accepts; a list with one shape for all items, or with a shape for each; a tuple of alternatives; or a
+    mapping with at least these keys (``key?`` is optional), or with any keys (``{str: shape}``).
     """
     if isinstance(shape, Mapping) and isinstance(data, dict):
         inner = dict.fromkeys(data, shape[str]) if str in shape else shape
@@ -97,29 +97,29 @@ def misfits(data: Any, shape: Any, where: str = "") -> list[str]:
 
 
 def whole_number(data: object) -> bool:
-    """Return whether JSON is a whole number from 0 that SQLite can hold."""
+    """Return whether JSON is an integer from 0 that SQLite can store."""
     return isinstance(data, int) and not isinstance(data, bool) and 0 <= data < 2**63
 
 
 def number(data: object) -> bool:
-    """Return whether JSON is a number from 0, no larger than a measurement can be."""
+    """Return whether JSON is a number from 0 to below 1e15, more than any measurement."""
     return isinstance(data, int | float) and not isinstance(data, bool) and 0 <= data < 1e15
 
 
 def printable_text(data: object) -> bool:
-    """Return whether JSON is text that can be shown: without a NUL or a lone surrogate, which no path can hold."""
+    """Return whether JSON is printable text: no control characters, no lone surrogates, not only blanks."""
     return isinstance(data, str) and is_printable(data)
 
 
 def moment(data: object) -> bool:
-    """Return whether JSON is a moment, with or without an offset."""
+    """Return whether JSON is a time in ISO 8601, with or without an offset."""
     try:
         return isinstance(data, str) and moment_of(data) is not None
     except ValueError:
         return False
 
 
-# What may precede the home directory: no letter, dot, slash or tilde, which would make it part of a longer path, but an
+# What may precede the home directory. After a letter, dot, slash or tilde it is part of a longer path, except after an
 # escape sequence of a terminal or of JSON, an option's letter (-I/home/al), ../.., or the beginning of a file's URI.
 _BEGINS = (
     r"(?:(?<![\w./~])|(?<=[\d\[]m)|(?<=\\[abfnrtv])|(?<=[^\w-]-[A-Za-z])|(?<=\A-[A-Za-z])|(?<=\.\.)|(?<=file://)"
@@ -129,9 +129,9 @@ _ENDS = r"(?![\w@-]|\.\w)"  # /home/al is not part of /home/alice or /home/al.ol
 
 
 def tilde(value: Any) -> Any:
-    """Return JSON-able data with the home directory written ``~`` in each text and key.
+    """Return JSON-able data with the home directory replaced by ``~`` in each text and key.
 
-    It is replaced after punctuation, too: ``${X:-/home/al}``; but ``/mnt/home/al`` and ``/home/alice`` stay.
+    Punctuation may precede it, as in ``${X:-/home/al}``; ``/mnt/home/al`` and ``/home/alice`` are kept.
     """
     return _tilde(value, _homes())
 
@@ -139,7 +139,7 @@ def tilde(value: Any) -> Any:
 def _homes() -> list[str]:
     """Return the spellings of the home directory, the longest first."""
     named = [os.path.expanduser("~")]
-    with suppress(KeyError):  # a container's user may have no entry
+    with suppress(KeyError):  # in a container, the user may not be in /etc/passwd
         named.append(pwd.getpwuid(os.geteuid()).pw_dir)
     # A home may be reached through a link: /home itself is one on some systems.
     found = {f(home).rstrip("/") for home in named if os.path.isabs(home) for f in (os.path.abspath, os.path.realpath)}
@@ -165,13 +165,13 @@ _SHORTEST = 8  # characters of a secret
 
 
 def secret_values(settings: Settings) -> dict[str, str]:
-    """Return the secrets of a run by name: the secret settings, and the variables that ``secrets`` names.
+    """Return the secrets of a run by name: the secret settings, and the environment variables in ``secrets``.
 
-    Raises ConfigurationError for one that is too short to be searched for.
+    Raises ConfigurationError for a secret that is too short to search for.
     """
     found = _given_secrets(settings)
     if short := [name for name, value in found.items() if len(value.strip()) < _SHORTEST]:
-        expected = f"expected a secret of at least {_SHORTEST} characters: a shorter one is found in other text"
+        expected = f"expected a secret of at least {_SHORTEST} characters: a shorter one may occur in other text"
         raise ConfigurationError([f"{name}: {expected}" for name in short])
     return found
 
@@ -185,9 +185,9 @@ def _given_secrets(settings: Settings | None) -> dict[str, str]:
 
 
 def refuse_secrets(settings: Settings, files: Mapping[str, bytes]) -> None:
-    """Raise RefusedError, naming each secret and the files that hold its value.
+    """Raise RefusedError if a file holds the value of a secret; the error names both.
 
-    A value is found raw, as JSON, HTML or a URL writes it, two of these nested, and in base64; not in pictures, in
+    Finds a value that is raw, in base64, or escaped once or twice for JSON, HTML or a URL; not one in a picture, in
     compressed or encrypted data, or across markup or line ends.
     """
     secrets = {name: _spellings(value) for name, value in secret_values(settings).items()}
@@ -199,15 +199,15 @@ def refuse_secrets(settings: Settings, files: Mapping[str, bytes]) -> None:
         if any(spelling in text for spelling in spellings)
     ]
     if found:
-        remedy = "take it out of what the notebook shows, or of its parameters, and run it again"
-        raise RefusedError(f"nothing was archived, because it would hold the value of {'; of '.join(found)}", remedy)
+        remedy = "remove it from the notebook's outputs or parameters, and run the notebook again"
+        raise RefusedError(f"nothing was archived: a file would hold the value of {'; of '.join(found)}", remedy)
 
 
 def masked(text: str, settings: Settings | None = None) -> str:
     """Return a line for a log without the values of secrets and the secret parts of URLs.
 
-    If the settings could not be resolved, the environment variables name the secrets. A secret that is too short to be
-    searched for stays.
+    Without settings, the environment variables name the secrets. A secret that is too short to search for is not
+    masked.
     """
     for value in (value for value in _given_secrets(settings).values() if len(value.strip()) >= _SHORTEST):
         for spelling in _spellings(value):
@@ -216,16 +216,16 @@ def masked(text: str, settings: Settings | None = None) -> str:
 
 
 def _spellings(value: str) -> list[str]:
-    """Return a secret as a file may write it, the longest spelling first."""
+    """Return the spellings of a secret that a file may hold, the longest first."""
     value = value.strip()
-    # Each line of a key in PEM form is a secret, except its first and last one.
+    # Each line of a PEM key is a secret, except the first and the last.
     lines = [line.strip() for line in value.splitlines() if not line.startswith("-----")]
     pieces = {value} | {piece for piece in (str(tilde(value)), *lines) if len(piece) >= 2 * _SHORTEST}
-    # Twice: a page in HTML shows JSON, a notebook in JSON shows a URL.
+    # Escape twice: an HTML page may show JSON, a JSON notebook a URL.
     found = {twice for piece in pieces for once in _written(piece) for twice in _written(once)}
     raw = value.encode(errors="surrogateescape")
     for phase in range(3):
-        # Other bytes share its first and its last group.
+        # The first and the last group of base64 may also encode the bytes before and after.
         encoded = base64.b64encode(b"\0" * phase + raw).decode()
         sure = encoded[4 if phase else 0 : len(encoded) - (4 if (phase + len(raw)) % 3 else 0)]
         found |= {sure, sure.replace("+", "-").replace("/", "_")}
@@ -233,7 +233,7 @@ def _spellings(value: str) -> list[str]:
 
 
 def _written(text: str) -> set[str]:
-    """Return a text as it is, and as JSON, HTML and a URL write it."""
+    """Return a text as it is, and escaped for JSON, HTML and a URL."""
     octets = text.encode(errors="surrogateescape")
     return {
         *(text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]),

@@ -13,13 +13,13 @@ from abathur_nb.files import at, fsync, locked, make_private_file, read_regular
 from abathur_nb.text import utc_now
 
 LEDGER = "ledger.jsonl"
-FIRST = "0" * 64  # stands for the hash of the line before the first
-# The time of its start, in a century that keeps a time axis readable, and six random digits.
+FIRST = "0" * 64  # the first line's ``previous`` hash
+# The run's start, only in 2000–2099 to keep time axes readable, and six random hexadecimal digits.
 RUN_ID = re.compile(
     r"20\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3])(?:[0-5]\d){2}\d{3}Z-[0-9a-f]{6}", re.ASCII
 )
-# The line that closes a torn one stands behind its bytes, which have no newline, and is found by its beginning. No
-# other line holds that beginning: within a text of JSON a quotation mark is escaped.
+# A repair follows the bytes of a torn line, which has no newline, on the same line. It is found by its first bytes,
+# which no other line holds: JSON escapes quotation marks within text.
 _REPAIR = b'{"kind":"repair",'
 _FILE = re.compile(r"[a-z]+\.[a-z]+", re.ASCII)
 
@@ -30,7 +30,7 @@ def run_id(data: object) -> bool:
 
 
 def files_of_a_run(data: object) -> bool:
-    """Return whether JSON maps names that files of a run can have to texts."""
+    """Return whether JSON maps valid names of a run's files to texts."""
     return isinstance(data, dict) and all(_FILE.fullmatch(name) and isinstance(data[name], str) for name in data)
 
 
@@ -56,7 +56,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Hold what was read of a ledger: whole lines, those of runs by run id, faults, notes, an unfinished last line."""
+    """Hold the content of a ledger: ``runs`` has the lines by run id, ``torn`` describes an unfinished last line."""
 
     lines: tuple[Line, ...] = ()
     runs: Mapping[str, Line] = field(default_factory=dict)
@@ -68,12 +68,12 @@ class Ledger:
 def read_ledger(archive: Path) -> Ledger:
     """Read the ledger of an archive and check each hash and link. Read-only.
 
-    A missing ledger has no lines; one that cannot be read has a fault instead.
+    A missing file gives an empty ledger; an unreadable file gives a ledger with one fault.
     """
     try:
         ledger = parse(content_of(archive))
         if ledger.torn:
-            with locked(archive, shared=True):  # perhaps it was only being written
+            with locked(archive, shared=True):  # another process may have been writing it
                 ledger = parse(content_of(archive))
     except RefusedError as error:
         return Ledger(faults=(str(error),))
@@ -83,7 +83,7 @@ def read_ledger(archive: Path) -> Ledger:
 
 
 def content_of(archive: Path) -> bytes:
-    """Return the bytes of a ledger, none where it is missing; raise RefusedError if it can't be read. Read-only."""
+    """Return the bytes of a ledger, empty if it is missing; raise RefusedError if it can't be read. Read-only."""
     try:
         return read_regular(archive / LEDGER)
     except FileNotFoundError:
@@ -109,14 +109,14 @@ def parse(content: bytes) -> Ledger:
             faults.append(f"{where}: {error}")
             continue
         if data["previous"] != previous:
-            faults.append(f"{where}: it does not follow the line before: one was altered or taken away")
+            faults.append(f"{where}: it does not follow the previous line: a line was altered or removed")
         line = Line(number, data, before)
         lines.append(line)
         if data["kind"] == "repair":
-            notes.append(f"{where} was torn by a crash, and closed at {data['written_at']} UTC")
+            notes.append(f"{where} was torn by a crash, and repaired at {data['written_at']} UTC")
         elif runs.setdefault(data["run_id"], line) is not line:
-            faults.append(f"{where}: run {data['run_id']} has a line before")
-    unfinished = f"{LEDGER} line {len(pieces) + 1} is torn: a run died while it wrote it" if torn else ""
+            faults.append(f"{where}: run {data['run_id']} already has an earlier line")
+    unfinished = f"{LEDGER} line {len(pieces) + 1} is torn: a run died while writing it" if torn else ""
     return Ledger(tuple(lines), runs, tuple(faults), tuple(notes), unfinished)
 
 
@@ -125,14 +125,14 @@ def _read_line(piece: bytes) -> dict[str, Any]:
     torn, repair, rest = piece.rpartition(_REPAIR)
     data = unsealed(repair + rest + b"\n")
     if faults := misfits(data, _REPAIR_LINE if repair else _RUN_LINE):
-        raise ValueError(f"not a line of a run, nor a repair: {'; '.join(faults)}")
+        raise ValueError(f"neither the line of a run nor a repair: {'; '.join(faults)}")
     if repair and (not torn or data["torn_sha256"] != sha256(torn)):
-        raise ValueError("its repair closes another line than this one")
+        raise ValueError("its repair belongs to a different torn line")
     return data
 
 
 def ledger_head(archive: Path) -> str:
-    """Return the hash of the last whole line, without checking that line. Read-only."""
+    """Return the hash of the last whole line of a ledger, without checking the line. Read-only."""
     with locked(archive, shared=True):
         return _ends(content_of(archive))[0]
 
@@ -146,17 +146,17 @@ def _ends(content: bytes) -> tuple[str, bytes]:
 def require_no_line(archive: Path, run_id: str) -> bytes:
     """Raise RefusedError if the ledger has a line for this run; return the ledger's bytes. Read-only."""
     content = content_of(archive)
-    named = f'"run_id":"{run_id}"'.encode()  # searched for as text: thousands of lines are not parsed for one run
+    named = f'"run_id":"{run_id}"'.encode()  # searching bytes is faster than parsing thousands of lines
     if any(named in line and _REPAIR not in line for line in content.split(b"\n")[:-1]):
         raise RefusedError(f"run {run_id} is archived already", f"see {archive / run_id}")
     return content
 
 
 def append(archive: Path, data: Mapping[str, Any]) -> str:
-    """Add a durable line to the ledger and return its hash; close a torn line first. Needs the lock.
+    """Append a durable line to the ledger and return its hash; repair a torn last line first. Needs the lock.
 
-    A crash leaves the line whole, absent, or torn. Earlier lines are left to ``verify``. Raises RefusedError for a run
-    that has a line, or a ledger that is not a file.
+    After a crash the line is whole, missing or torn. Earlier lines are not checked (``verify`` does that). Raises
+    RefusedError if the run already has a line, or the ledger is not a regular file.
     """
     path = archive / LEDGER
     if not os.path.lexists(path):
@@ -176,7 +176,7 @@ def append(archive: Path, data: Mapping[str, Any]) -> str:
             while added:
                 added = added[os.write(descriptor, added) :]
             os.fsync(descriptor)
-    except BaseException:  # a full disk takes a part
+    except BaseException:  # a full disk may store only a part
         os.ftruncate(descriptor, len(content))
         raise
     finally:

@@ -1,4 +1,4 @@
-"""The page of a run: one HTML file that runs and loads nothing, with the safe part of the notebook's HTML."""
+"""Render the page of a run: one HTML file without scripts or external content; the notebook's HTML is sanitized."""
 
 import json
 import re
@@ -30,14 +30,14 @@ _ATTRIBUTES = {
     "th": _CELL,
 }
 _CLASSES = {"div": {"abathur-report"}, "table": {"dataframe"}}
-# No property that moves or hides: a cell must not pass for the verdict above it.
+# No property that moves or hides content: an output must not cover or imitate the verdict.
 _PROPERTIES = (
     "background background-color border border-bottom border-collapse border-color border-left border-right"
     " border-style border-top border-width color font-family font-style font-weight max-width min-width overflow-wrap"
     " padding padding-bottom padding-left padding-right padding-top table-layout text-align text-decoration"
     " vertical-align white-space width word-break"
 )
-# Of all functions only those of colours: url() and its kin would load something.
+# Only colour functions are allowed: url() and similar ones would load a file.
 _DECLARATION = re.compile(r"\s*([a-z-]+)\s*:(?:[\w\s.,#%!+-]|(?:rgb|hsl)a?\([\d\s.,%/deg]*\))+")
 _LINK = re.compile(r"(?:https?://|mailto:)\S+")
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]+")
@@ -47,23 +47,23 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]+")
 def clean(html: str) -> str:
     """Return the safe part of a piece of HTML, balanced, so that it can't affect the page around it."""
     # nh3 parses as browsers do. bleach, which nbconvert uses, is archived, keeps url() in a style, and takes 40 times
-    # as long. nh3's own filter of styles writes some values anew, and those wrongly, so _kept does that.
+    # as long. nh3's own style filter rewrites some values wrongly, so _kept filters styles.
     import nh3
 
     return nh3.clean(
-        html.encode(errors="backslashreplace").decode(),  # a lone surrogate would be refused
+        html.encode(errors="backslashreplace").decode(),  # nh3 refuses lone surrogates
         tags=set(_TAGS.split()),
         clean_content_tags=set(_DROPPED_WHOLE.split()),
         attributes=_ATTRIBUTES,
         attribute_filter=_kept,
         allowed_classes=_CLASSES,
         url_schemes={"data", "http", "https", "mailto"},
-        url_relative="deny",  # an archived page is not where its notebook was
+        url_relative="deny",  # relative links do not work from the archive
     )
 
 
 def _kept(_tag: str, name: str, value: str) -> str | None:
-    """Return what stays of an attribute's value, or None."""
+    """Return the safe part of an attribute's value, or None to drop the attribute."""
     if name == "style":
         kept = ";".join(declaration for declaration in value.split(";") if _harmless(declaration))
         return kept if kept.strip("; ") else None
@@ -77,7 +77,7 @@ def _harmless(declaration: str) -> bool:
 
 
 def picture_of(mime: str, text: str) -> str:
-    """Return a notebook's picture in base64; an empty text where it is not a picture."""
+    """Return a notebook's picture in base64; an empty text if it is invalid."""
     if mime == "image/svg+xml":  # in an img, browsers neither run nor load its content
         return b64encode(text.encode(errors="backslashreplace")).decode()
     return "".join(text.split()) if _BASE64.fullmatch(text) else ""
@@ -85,7 +85,7 @@ def picture_of(mime: str, text: str) -> str:
 
 _ORDER: tuple[Status, ...] = ("error", "fail", "warn", "pass", "skip")
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
-_RUN_ID = re.compile(r"[0-9A-Za-z-]{1,64}")  # harmless in a style sheet, where HTML's escapes mean nothing
+_RUN_ID = re.compile(r"[0-9A-Za-z-]{1,64}")  # safe in a style sheet, where HTML escaping has no effect
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
@@ -131,7 +131,7 @@ def _shown(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Return a text of a notebook, also where it is a list of lines; JSON for anything else."""
+    """Return a notebook's text, which may be a list of lines, as one string; anything else as JSON."""
     if isinstance(value, list):
         return "".join(_text(line) for line in value)
     return value if isinstance(value, str) else json.dumps(value, indent=1, ensure_ascii=False, default=str)
@@ -140,7 +140,7 @@ def _text(value: Any) -> str:
 def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what the page shows of an output; the ``kind`` is html, text, stderr, error or picture.
 
-    Of several forms the best one is shown, never a script.
+    Of several MIME types the best one is shown, never a script.
     """
     if output["output_type"] == "stream":
         kind = "stderr" if output["name"] == "stderr" else "text"
@@ -169,7 +169,7 @@ def _output(output: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _terminal(text: str) -> str:
-    """Return a text as a terminal shows it in the end: no colours, only the last state of an overwritten line."""
+    """Return the final text on a terminal: no colours, and only the last state of an overwritten line."""
     lines = _ESCAPES.sub("", text).split("\n")
     return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines)
 

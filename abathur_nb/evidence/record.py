@@ -1,4 +1,4 @@
-"""The records of runs: what they hold, and how they are read back from an archive."""
+"""Records of runs: their fields and shape, and reading them from an archive."""
 
 import os
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from abathur_nb.report import Check, Report, Status
 from abathur_nb.text import counted, moment_of, shown, some
 
 Verdict = Literal["pass", "fail", "refused", "error", "timeout", "interrupted"]
-# A shape, so that it can be told without colour, and what it means.
+# A symbol, so that a verdict is recognised without colour, and the meaning.
 VERDICTS: Mapping[Verdict, tuple[str, str]] = {
     "pass": ("✓", "no check failed"),
     "fail": ("✗", "a check failed, or could not run"),
-    "refused": ("⊘", "something forbade it, and nothing was done"),
-    "error": ("!", "the run broke: a cell raised, the kernel died, or it could not be archived"),
+    "refused": ("⊘", "it was refused, and nothing was done"),
+    "error": ("!", "a cell raised, the kernel died, or the run could not be archived"),
     "timeout": ("◷", "it reached its time limit"),
     "interrupted": ("■", "it was interrupted"),
 }
@@ -31,15 +31,15 @@ STARTED, RECORD = "started.json", "record.json"
 NOTEBOOK, PAGE, STATEMENT = "notebook.ipynb", "page.html", "statement.json"
 PDF = "page.pdf"  # written by earlier versions
 IN_LINE = ("run_id", "notebook", "env", "verdict", "started_at", "ended_at")  # the fields that the ledger repeats
-FORMAT = 2  # since then each check has its id and its data
+FORMAT = 2  # since format 2 each check has an id and data
 Kind = TypeVar("Kind", bound="Started")
-_MARKS = {"pass": "✓ pass", "unsealed": "? unsealed"}  # and a cross for each other verdict
+_MARKS = {"pass": "✓ pass", "unsealed": "? unsealed"}  # every other verdict has a cross
 _NAMED = 5  # runs that an error names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """Hold what a run wrote down before it touched the database."""
+    """Hold what a run recorded before it accessed the database."""
 
     run_id: str
     notebook: str
@@ -51,7 +51,7 @@ class Started:
     host: str
     versions: Mapping[str, Any]
     started_at: str
-    ledger_head: str  # proves later that no line was cut off since
+    ledger_head: str  # the last hash at the start: shows later whether lines were removed
     format: int = FORMAT
 
     @property
@@ -89,7 +89,7 @@ class Record(Started):
 
     @property
     def seconds(self) -> float:
-        """Return how long the run took."""
+        """Return the duration of the run."""
         return (moment_of(self.ended_at) - moment_of(self.started_at)).total_seconds()
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ _SHAPES = {
 def read_run(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
     """Return the Started or the Record that ``data`` holds; raise ValueError, naming each fault. Read-only."""
     if data.get("format") not in (1, 2):
-        raise ValueError(f"its format is {shown(data.get('format'))}, known is {FORMAT}: update abathur_nb")
+        raise ValueError(f"its format is {shown(data.get('format'))}, the newest known is {FORMAT}: update abathur_nb")
     if faults := misfits(data, _SHAPES[kind]):
         raise ValueError(f"not a record of a run: {'; '.join(faults)}")
     known = {each.name: data[each.name] for each in fields(kind) if each.name in data}
@@ -145,7 +145,7 @@ def read_run(kind: type[Kind], data: Mapping[str, Any]) -> Kind:
 
 
 def summary(record: Record) -> str:
-    """Return the short text of a record, for people."""
+    """Return a record as a short text for people."""
     failed = [f"{check.name}: {check.observed}" for check in record.checks if check.failed]
     error = record.error
     lines = [
@@ -160,9 +160,9 @@ def summary(record: Record) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Hold what an archive has of one run. ``started`` and ``record`` are None where missing or not as written.
+    """Hold what an archive has of one run. ``started`` and ``record`` are None if missing or altered.
 
-    ``line`` is its line in the ledger, None where the executed notebook was not archived; ``faults`` says what was
+    ``line`` is the run's line in the ledger, None if the executed notebook was not archived; ``faults`` names what was
     altered in the two files; ``of_several`` says whether the archive holds runs of several databases.
     """
 
@@ -176,19 +176,19 @@ class Entry:
 
     @property
     def verdict(self) -> str:
-        """Return the verdict of the sealed record, ``unsealed`` where there is none, ``altered`` with a fault."""
+        """Return the verdict of the sealed record; ``unsealed`` if it is missing, ``altered`` if there are faults."""
         if self.faults:
             return "altered"
         return self.record.verdict if self.record else "unsealed"
 
     @property
     def known(self) -> Record | Started | None:
-        """Return the record, or how the run started if it has none."""
+        """Return the record; if it is missing, the data of the start."""
         return self.record or self.started
 
     @property
     def sealed(self) -> Record | None:
-        """Return the record if all is as it was written, whatever its verdict."""
+        """Return the record, whatever its verdict, if nothing was altered."""
         return None if self.faults else self.record
 
     @property
@@ -200,29 +200,29 @@ class Entry:
 
     @property
     def when(self) -> str:
-        """Return when it began, in UTC, to the second."""
+        """Return the start of the run in UTC, to the second."""
         return f"{self.started_at:%Y-%m-%d %H:%M:%S}"
 
     @property
     def seconds(self) -> float | None:
-        """Return how long it took; None unless it is sealed."""
+        """Return the duration of the run; None unless it is sealed."""
         return self.sealed.seconds if self.sealed else None
 
     @property
     def notebook(self) -> str:
-        """Return the name of its notebook."""
+        """Return the name of the run's notebook."""
         if self.known:
             return self.known.notebook
         return str(self.line.data["notebook"]) if self.line else "?"
 
     @property
     def database(self) -> str:
-        """Return the path of its database, an empty text if unknown."""
+        """Return the path of the run's database, an empty text if unknown."""
         return str(self.known.settings.get("db_path", "")) if self.known else ""
 
     @property
     def label(self) -> str:
-        """Return the notebook's name, and the database's too in an archive of several."""
+        """Return the notebook's name; in an archive of several databases, also the database."""
         return f"{self.notebook} of {self.database}" if self.of_several else self.notebook
 
     @property
@@ -232,7 +232,7 @@ class Entry:
 
     @property
     def mark(self) -> str:
-        """Return the verdict with a shape before it, so that it can be told without colour."""
+        """Return the verdict after a symbol, so that it is recognised without colour."""
         return _MARKS.get(self.verdict, f"✗ {self.verdict}")
 
     @property
@@ -251,11 +251,11 @@ class Entry:
         return (self.sealed.database.get("after") or {}).get("size") if self.sealed else None
 
     def found(self, fact: str) -> Mapping[str, Any]:
-        """Return one of the ``facts`` of its record, nothing unless it is sealed and has it."""
+        """Return one of the ``facts`` of the sealed record, empty if it is missing."""
         return self.sealed.facts.get(fact, {}) if self.sealed else {}
 
     def is_of(self, settings: Settings) -> bool:
-        """Return whether it is of the database of ``settings``, under the same environment."""
+        """Return whether the run used the environment and database of ``settings``."""
         own = (settings.env, tilde(str(settings.db_path)))
         return self.known is not None and (self.known.env, self.database) == own
 
@@ -269,7 +269,7 @@ def run_ids(archive: Path) -> frozenset[str]:
 
 
 def read_archive(archive: Path) -> tuple[Entry, ...]:
-    """Return the runs of an archive and those that only its ledger names, oldest first. Read-only.
+    """Return the runs in the folders and the ledger of an archive, oldest first. Read-only.
 
     Raises RefusedError for an archive that can't be read.
     """
@@ -277,8 +277,8 @@ def read_archive(archive: Path) -> tuple[Entry, ...]:
 
 
 def read_with_ledger(archive: Path) -> tuple[Ledger, tuple[Entry, ...]]:
-    """Return the ledger of an archive, and what `read_archive` returns. Read-only; raises RefusedError as that does."""
-    found = run_ids(archive)  # before the ledger, so that a run that ends meanwhile has its line
+    """Return the ledger of an archive, and its runs as `read_archive` does. Read-only; raises the same RefusedError."""
+    found = run_ids(archive)  # before the ledger, so that a run that ends in between has a line
     ledger = read_ledger(archive)
     ids = sorted(found | ledger.runs.keys())
     runs = [read_entry(archive, run_id, ledger.runs.get(run_id)) for run_id in ids]
@@ -287,7 +287,7 @@ def read_with_ledger(archive: Path) -> tuple[Ledger, tuple[Entry, ...]]:
 
 
 def find_run(archive: Path, beginning: str) -> Entry:
-    """Return the one run whose id has this beginning; raise ConfigurationError for none or several. Read-only."""
+    """Return the one run whose id starts with this; raise ConfigurationError for none or several. Read-only."""
     lines = read_ledger(archive).runs
     found = [one for one in sorted(run_ids(archive) | lines.keys()) if beginning and one.startswith(beginning)]
     if len(found) == 1:
@@ -297,7 +297,7 @@ def find_run(archive: Path, beginning: str) -> Entry:
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether a path is a directory, and not a link to one; False where it can't be looked at. Read-only."""
+    """Return whether a path is a directory, and not a link to one; False if it can't be accessed. Read-only."""
     return os.path.isdir(path) and not os.path.islink(path)  # noqa: PTH114 - Path raises in a closed directory
 
 
@@ -305,7 +305,7 @@ def read_entry(archive: Path, run_id: str, line: Line | None) -> Entry:
     """Return one run of an archive, whose line in the ledger is ``line``. Read-only; follows no link."""
     folder = archive / run_id
     if not is_folder(folder):
-        words = "it is not a directory that can be read" if os.path.lexists(folder) else "its folder is gone"
+        words = "it is not a readable directory" if os.path.lexists(folder) else "its folder is missing"
         return Entry(run_id, folder, None, None, line, (f"{run_id}: {words}",))
     faults: list[str] = []
     started, digest = _read(folder, STARTED, Started, line, faults)
@@ -316,7 +316,7 @@ def read_entry(archive: Path, run_id: str, line: Line | None) -> Entry:
         listed = {name: line.data[name] for name in IN_LINE} if line else {}
         for source, data in ((STARTED, started.to_dict() if started else {}), (LEDGER, listed)):
             if other := sorted(name for name in data if getattr(record, name) != data[name]):
-                faults.append(f"{run_id}/{RECORD}: {', '.join(other)} is not what {source} says")
+                faults.append(f"{run_id}/{RECORD}: {', '.join(other)} differs from {source}")
     return Entry(run_id, folder, started, record, line, tuple(faults))
 
 
@@ -327,14 +327,14 @@ def _read(folder: Path, name: str, kind: type[Kind], line: Line | None, faults: 
         content = read_regular(folder / name)
         digest = sha256(content)
         if line and digest != line.data["files"].get(name):
-            raise ValueError("it is not the file that the ledger names")
+            raise ValueError("its hash is not the one in the ledger")
         data = read_run(kind, unsealed(content))
         if data.run_id != folder.name:
-            raise ValueError(f"it is of run {shown(data.run_id)}")
+            raise ValueError(f"it belongs to run {shown(data.run_id)}")
         return data, digest
     except FileNotFoundError:
         if line or (name == STARTED and os.path.lexists(folder / RECORD)):
-            faults.append(f"{where}: it is gone")
+            faults.append(f"{where}: it is missing")
     except OSError as error:
         faults.append(f"{where}: it cannot be read: {error.strerror}")
     except ValueError as error:

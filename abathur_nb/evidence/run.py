@@ -1,4 +1,4 @@
-"""A run: it records its start before it touches the database, and at its end what its cells showed, with a verdict."""
+"""Record a run: its start before it accesses the database, and at the end its verdict and what its cells showed."""
 
 import asyncio
 import os
@@ -37,10 +37,10 @@ from abathur_nb.text import printable, shown, user_name, utc_now
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import ExecutionResult
 
-MIME = "application/vnd.abathur.run+json"  # of the record that a notebook shows
-# The variable by which the runner tells the kernel which run it executes: RUN_ID:SHA256:NAME of the notebook.
+MIME = "application/vnd.abathur.run+json"  # MIME type of the record in a notebook's output
+# Environment variable that tells the kernel which run it executes: RUN_ID:SHA256:NAME of the notebook.
 LAUNCH = "ABATHUR_RUN"
-# The verdict on a run by the error that a cell raised; any other error is one of the notebook.
+# The verdict on a run by the class of the error that a cell raised; any other class gives ``error``.
 _BY_ERROR: Mapping[str, Verdict] = {
     "ChecksFailedError": "fail",
     **dict.fromkeys(("RefusedError", "BusyError", "ConfigurationError", "RejectedParametersError"), "refused"),
@@ -48,12 +48,12 @@ _BY_ERROR: Mapping[str, Verdict] = {
 }
 Template = tuple[str, str] | None  # the name and the SHA-256 of a notebook
 _PACKAGES = ("abathur_nb", "aiosqlite", "papermill", "nbclient", "ipykernel")
-_LONGEST_WAIT = 1000  # ms, for the lock of a database whose identity is asked
+_LONGEST_WAIT = 1000  # ms to wait for a lock when the database's identity is read
 LONGEST_MESSAGE = 2000  # characters of an error in a record
 
 
 def new_run_id() -> str:
-    """Return a name for a run that sorts by the time of its making: ``20261123T101500123Z-9f3ac1``."""
+    """Return a new run id, which sorts by time: ``20261123T101500123Z-9f3ac1``."""
     now = datetime.now(UTC)
     return f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03}Z-{secrets.token_hex(3)}"
 
@@ -70,13 +70,13 @@ def versions_of() -> dict[str, str]:
     conn.close()
     found = {"Python": platform.python_version(), "SQLite": sqlite3.sqlite_version, "SQLite source": source_id}
     for name in _PACKAGES:
-        with suppress(PackageNotFoundError):  # JupyterLab needs no papermill
+        with suppress(PackageNotFoundError):  # papermill is not needed in JupyterLab
             found[name] = version(name)
     return found
 
 
 def shipped_notebook(name: str) -> bytes | None:
-    """Return the template of this package that has this name, or None."""
+    """Return the content of the shipped notebook of this name, or None."""
     path = DATA / "notebooks" / f"{name}.ipynb"
     return path.read_bytes() if re.fullmatch(r"[a-z_]+", name) and path.is_file() else None
 
@@ -84,13 +84,13 @@ def shipped_notebook(name: str) -> bytes | None:
 def database_identity(settings: Settings) -> dict[str, Any] | None:
     """Return the database's file name, size, ids and the hash of its schema, None where it is missing. Read-only.
 
-    ``unread`` names what can't be read. Follows no link, and waits for a lock no longer than a second.
+    ``unread`` says why it can't be read. Follows no link, and waits at most a second for a lock.
     """
-    # In a thread, because the cell that asks occupies the notebook's own event loop.
+    # In a thread, because the calling cell occupies the notebook's event loop.
     try:
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(lambda: asyncio.run(_identity(settings))).result()
-    except OSError as error:  # no descriptor is left for an event loop
+    except OSError as error:  # no file descriptor is left for an event loop
         return {"path": settings.db_path.name, "unread": os_cause(error, settings.db_path).observed}
 
 
@@ -101,7 +101,7 @@ async def _identity(settings: Settings) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        return {"path": path.name, "unread": f"{path} cannot be looked at: {error.strerror}"}
+        return {"path": path.name, "unread": f"{path} cannot be accessed: {error.strerror}"}
     found: dict[str, Any] = {"path": path.name, "size": entry.st_size}
     if not stat.S_ISREG(entry.st_mode) or not entry.st_size:
         return found
@@ -110,7 +110,7 @@ async def _identity(settings: Settings) -> dict[str, Any] | None:
             ids = {name: await pragma(conn, name) for name in ("application_id", "user_version")}
             schema = {name: normalized(entry.sql) for name, entry in (await read_schema(conn)).items()}
             return {**found, **ids, "schema_sha256": sha256(canonical(schema))}
-    # Names in a schema that was written by hand may not be text.
+    # Names in a schema that was edited by hand may not be text.
     except (sqlite3.Error, OSError, AbathurError, TypeError, ValueError) as error:
         return {**found, "unread": str(explain_error(path, error))}
 
@@ -129,19 +129,19 @@ def unrecorded(settings: Settings, notebook: str, parameters: Mapping[str, objec
     """Return why a run of ``notebook`` is not recorded, or an empty text. Read-only."""
     if forbidden := refused_before(settings, notebook):
         return "; ".join(f"{check.name}: {check.observed}" for check in forbidden)
-    data = settings.db_path.parent  # which a run that only looks must not make
+    data = settings.db_path.parent  # a run that only reads must not create it
     missing = not data.is_dir() and settings.archive_dir.is_relative_to(data)
     looks = missing and notebook_named(notebook).only_looks(parameters)
-    return f"{data} is missing, and this run makes nothing" if looks else ""
+    return f"{data} is missing, and this run creates nothing" if looks else ""
 
 
 def write_started(
     settings: Settings, notebook: str, parameters: Mapping[str, object], *, run_id: str = "", template: Template = None
 ) -> Path:
-    """Write down that a run has started, and return its folder; creates it and the archive, 0700.
+    """Record the start of a run, and return its folder; creates the folder and the archive, mode 0700.
 
-    ``template`` is that of the notebook, by default of the one that this package ships by the name.
-    Raises RefusedError where it can't be written, ConfigurationError where the signing key can't sign.
+    ``template`` is the notebook's, by default that of the shipped notebook of this name. Raises RefusedError if the
+    start can't be recorded, ConfigurationError if the signing key can't sign.
     """
     signer(settings)
     shipped = shipped_notebook(notebook)
@@ -150,7 +150,7 @@ def write_started(
     archive = settings.archive_dir
     run_id = run_id or new_run_id()
     if not RUN_ID.fullmatch(run_id):
-        raise RefusedError(f"{shown(run_id)} is not a run id", f"leave it to the runner: unset {LAUNCH}")
+        raise RefusedError(f"{shown(run_id)} is not a run id", f"only the runner sets it: unset {LAUNCH}")
     started = {
         "format": FORMAT,
         "run_id": run_id,
@@ -182,7 +182,7 @@ def _make_archive(archive: Path) -> None:
     with private_directory(archive, owned_as=nearest_existing(archive)):
         found = os.lstat(archive)
     if not stat.S_ISDIR(found.st_mode):
-        raise RefusedError(f"the archive {archive} is not a directory", "archive_dir: name another one")
+        raise RefusedError(f"the archive {archive} is not a directory", "set archive_dir to a directory")
     if writable_by_others(archive):
         raise RefusedError(
             f"others may write to the archive {archive}, mode {stat.S_IMODE(found.st_mode):04o}",
@@ -199,12 +199,12 @@ def _unwritable(archive: Path, error: OSError) -> RefusedError:
 def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: Any) -> Record:
     """Write the sealed record of a run with its verdict, durably, and return it. ``found`` are fields of Record.
 
-    Raises RefusedError where it would hold a secret, or can't be written, ValueError where started.json was altered.
+    Raises RefusedError if it would hold a secret or can't be written, ValueError if started.json was altered.
     """
     begun = read_regular(folder / STARTED)
     found |= {"started_sha256": sha256(begun), "ended_at": utc_now(), "verdict": verdict}
     content = sealed(tilde(Record(**read_run(Started, unsealed(begun)).to_dict(), **found).to_dict()))
-    record = read_run(Record, unsealed(content))  # so that whatever is written can be read back
+    record = read_run(Record, unsealed(content))  # raises if it could not be read back
     refuse_secrets(settings, {RECORD: content})
     try:
         write_durably(folder / RECORD, content)
@@ -214,11 +214,11 @@ def write_record(folder: Path, settings: Settings, verdict: Verdict, **found: An
 
 
 def start_run(settings: Settings, notebook: str) -> "Run":
-    """Write down that a run of ``notebook`` has started, before it touches the database, and return it.
+    """Record the start of a run of ``notebook``, before it accesses the database, and return the run.
 
-    Creates the archive's directory, 0700. Nothing is created or recorded where the path or the file system forbids the
-    run, or where a run that only looks finds no data directory. In a notebook, what the cells show enters the record,
-    and a cell that raises seals it. Raises RefusedError where the archive can't be written.
+    Creates the archive's directory, mode 0700. Nothing is created or recorded if the path or file system forbids the
+    run, or if a run that only reads finds no data directory. In a notebook, what the cells show is added to the record,
+    and a cell that raises seals it. Raises RefusedError if the archive can't be written.
     """
     return Run(settings, notebook)
 
@@ -226,7 +226,7 @@ def start_run(settings: Settings, notebook: str) -> "Run":
 class Run:
     """Hold a run that has started; made by ``start_run``, ended by ``seal``.
 
-    ``folder`` is where its record is, None for a run that is not recorded: ``reason`` says why.
+    ``folder`` holds the record; it is None if the run is not recorded, and ``reason`` says why.
     """
 
     def __init__(self, settings: Settings, notebook: str) -> None:
@@ -235,7 +235,7 @@ class Run:
         self.folder: Path | None = None
         self.record: Record | None = None
         self._shell = notebook_shell()
-        self._results: dict[int, Any] = {}  # by their identity
+        self._results: dict[int, Any] = {}  # by id()
         self._since = utc_now()
         self._before: dict[str, Any] | None = None
         parameters = effective_parameters()
@@ -253,19 +253,19 @@ class Run:
             self._shell.events.register("post_run_cell", self._watch)
 
     def seal(self, *results: Any) -> None:
-        """Write the record of this run with its verdict, show it, and end the run. Without effect if not recorded.
+        """Write the record of this run with its verdict, show it, and end the run. Writes nothing if unrecorded.
 
-        ``results`` are Reports, or what holds one as ``report``. What the cells have shown is recorded as well.
+        ``results`` are Reports, or objects with a ``report``. What the cells have shown is recorded too.
         """
         if self.record:
             raise MisuseError(f"this run is sealed already, as {self.record.verdict}: run the notebook from its top")
         self._keep(*results)
         reports = self._reports()
         if not any(report.checks for report in reports):
-            raise MisuseError("a run without a single check proves nothing", "seal it with the report that it is about")
+            raise MisuseError("a run without a check proves nothing", "give its report to seal()")
         if stale := [report.title for report in reports if report.finished_at < self._since]:
             remedy = "run the notebook from its top"
-            raise MisuseError(f"what {', '.join(stale)} reports was found before this run began", remedy)
+            raise MisuseError(f"reports from before this run began: {', '.join(stale)}", remedy)
         verdict: Verdict = "pass"
         if any(not report.ok for report in reports):
             verdict = "refused" if any(report.refused for report in reports) else "fail"
@@ -279,7 +279,7 @@ class Run:
         return tuple({id(report): report for report in reports if isinstance(report, Report)}.values())
 
     def _watch(self, result: "ExecutionResult") -> None:
-        """Keep what a cell has shown, and seal the run if it raised: called by IPython after each cell."""
+        """Keep the result of a cell, and seal the run if the cell raised. IPython calls this after each cell."""
         error = result.error_before_exec or result.error_in_exec
         if error is None:
             self._keep(result.result)
@@ -330,5 +330,5 @@ class Run:
 
 
 def verdict_of(*names: str) -> Verdict:
-    """Return the verdict on a run whose cell raised this error, by the name of its class, then of its bases."""
+    """Return the verdict on a run whose cell raised an error, by the names of its class and of its bases."""
     return next((_BY_ERROR[name] for name in names if name in _BY_ERROR), "error")

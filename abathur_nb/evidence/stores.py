@@ -1,4 +1,4 @@
-"""Where an archive and its copies are: which one is meant, how a copy is written, and how it is fetched."""
+"""Find an archive or its copy, and write and fetch copies in a directory or at a URL."""
 
 import argparse
 import errno
@@ -18,28 +18,28 @@ from abathur_nb.evidence.record import is_folder
 from abathur_nb.files import UNFINISHED, open_regular, private_directory, write_durably
 from abathur_nb.text import is_printable, printable, shown, url_fault
 
-LINE = re.compile(r"ledger/\d{8}\.jsonl")  # an object a line: an object can't be appended to
+LINE = re.compile(r"ledger/\d{8}\.jsonl")  # one object for each line, because objects can't be appended to
 # Names of objects that may be fetched: none leads out of the directory.
 _SAFE = re.compile(r"(?!\.\.?(?:/|\Z))[\w.-]+(?:/(?!\.\.?\Z)[\w.-]+)?")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://([^?#\s]*)")
-_MD5 = re.compile(r'"([0-9a-f]{32})"')  # an ETag of S3, of an object that was sent in one piece
+_MD5 = re.compile(r'"([0-9a-f]{32})"')  # S3's ETag of an object that was uploaded in one part
 # s3fs tries each request 5 times, and so does botocore below it: a server that never answers would take 6 minutes.
 _TRIES_TWICE = ("s3", "s3a")
 
 
 def chosen_archive(arguments: argparse.Namespace) -> Path | str:
-    """Return the archive that the arguments name; raise ConfigurationError where it is missing. Read-only."""
+    """Return the archive that the arguments name; raise ConfigurationError if it is missing. Read-only."""
     if arguments.archive is None:
         env = "development" if arguments.env is None else arguments.env
         settings = resolve(env, db_path=arguments.db_path)
         return archive_at("archive_dir", settings.archive_dir, first_run(settings))
     if arguments.env is not None or arguments.db_path is not None:
-        raise ConfigurationError("--archive: expected it, or --env and --db-path, found both")
+        raise ConfigurationError("--archive: expected either it or --env and --db-path, found both")
     return archive_at("--archive", arguments.archive)
 
 
 def archive_at(name: str, value: object, remedy: str = f"name the directory that holds {LEDGER}") -> Path | str:
-    """Return the directory that an argument names, or the URL of a copy; the URL is not looked at. Read-only.
+    """Return the directory that an argument names, or the URL of a copy; the URL is not accessed. Read-only.
 
     Raises ConfigurationError, which ends with ``remedy``, if the directory is missing.
     """
@@ -54,8 +54,8 @@ def archive_at(name: str, value: object, remedy: str = f"name the directory that
 
 
 def first_run(settings: Settings) -> str:
-    """Return the remedy where an environment has no archive yet."""
-    return f"the first recorded run makes it: {join(settings.command('init'))}"
+    """Return the remedy for an environment without an archive."""
+    return f"the first recorded run creates it: {join(settings.command('init'))}"
 
 
 def read_whole(path: Path) -> bytes:
@@ -65,9 +65,9 @@ def read_whole(path: Path) -> bytes:
 
 
 class Store(NamedTuple):
-    """Hold how to reach the objects of a copy, which have names such as ``RUNID/record.json``.
+    """Hold the functions that list, read and add the objects of a copy, such as ``RUNID/record.json``.
 
-    ``found`` returns their names, each with its MD5 or an empty text; ``add`` replaces none. All raise RefusedError.
+    ``found`` maps names to MD5s, or empty texts; ``add`` replaces no object. All raise RefusedError.
     """
 
     where: str
@@ -77,7 +77,7 @@ class Store(NamedTuple):
 
 
 def open_store(url: str) -> Store:
-    """Return the store at a directory or URL; raise ConfigurationError for any other text or a password. Read-only."""
+    """Return the store at a directory or URL; raise ConfigurationError for other text or a password. Read-only."""
     if fault := url_fault("URL", url):
         raise ConfigurationError(fault)
     match = _URL.fullmatch(url)
@@ -98,8 +98,8 @@ def _refusing(where: str) -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001 - each kind of store has errors of its own
         reason = printable(str(error).strip().partition("\n")[0])[:300]
-        remedy = "see that it is there and may be used, then begin again"
-        raise RefusedError(f"{where} says no: {type(error).__name__}: {reason}", remedy) from None
+        remedy = "check that it exists and may be accessed, then run this again"
+        raise RefusedError(f"{where} cannot be used: {type(error).__name__}: {reason}", remedy) from None
 
 
 def _directory(folder: Path) -> Store:
@@ -121,7 +121,7 @@ def _directory(folder: Path) -> Store:
         path = folder / name
         with private_directory(path.parent):
             if os.path.lexists(path):
-                raise FileExistsError(f"{path} is there already")
+                raise FileExistsError(f"{path} already exists")
             write_durably(path, content)
 
     return Store(str(folder), found, read, add)
@@ -151,7 +151,7 @@ def _objects(url: str, scheme: str) -> Store:
         objects: dict[str, str] = {}
         for path, about in system.find(root, detail=True).items():
             name = path.removeprefix(root).strip("/")
-            # A store may list the place itself as a directory.
+            # A store may list the root itself as a directory.
             if name and about.get("type") != "directory":
                 match = _MD5.fullmatch(str(about.get("ETag", "")))
                 objects[name] = match[1] if match else ""
@@ -168,16 +168,16 @@ def _objects(url: str, scheme: str) -> Store:
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise
-            system.pipe_file(f"{root}/{name}", content)  # this store has no mode to create only
+            system.pipe_file(f"{root}/{name}", content)  # this store cannot refuse to overwrite
 
     return Store(url, found, read, add)
 
 
 @contextmanager
 def fetched(url: str) -> Iterator[Path]:
-    """Fetch a copy into a private directory, in the form of an archive, and remove it at the end.
+    """Fetch a copy as an archive into a temporary directory, which is removed at the end.
 
-    Objects that do not belong there are fetched too, for ``verify`` to name. Raises RefusedError where no copy is.
+    Objects that do not belong to it are fetched too, so that ``verify`` names them. Raises RefusedError without a copy.
     """
     store = open_store(url)
     names = store.found()
@@ -185,14 +185,14 @@ def fetched(url: str) -> Iterator[Path]:
     odd = [name for name in names if not _SAFE.fullmatch(name) or name == LEDGER]
     if not lines or odd:
         found = f"an object named {shown(odd[0])}" if odd else "no line of a ledger"
-        raise RefusedError(f"{store.where} is not a copy of an archive: {found}", "name the place that copy was given")
+        raise RefusedError(f"{store.where} is not a copy of an archive: {found}", "name the URL given to copy")
     with TemporaryDirectory(prefix="abathur-copy-") as folder:  # 0700
         archive = Path(folder)
         ledger = b"".join(map(store.read, lines))
         runs = parse(ledger).runs
         for name in sorted(names.keys() - {*lines}):
             run_id = name.partition("/")[0]
-            if run_id in runs or not RUN_ID.fullmatch(run_id):  # else its line, which is copied last, is not there yet
+            if run_id in runs or not RUN_ID.fullmatch(run_id):  # else its line, copied last, is still missing
                 (archive / name).parent.mkdir(exist_ok=True)
                 (archive / name).write_bytes(store.read(name))
         (archive / LEDGER).write_bytes(ledger)
@@ -200,8 +200,8 @@ def fetched(url: str) -> Iterator[Path]:
 
 
 def local(archive: Path | str) -> AbstractContextManager[Path]:
-    """Return a context with the directory of an archive; a copy, also at a URL, is `fetched`. Read-only."""
-    # A copy has a file for each line of the ledger, in a folder.
+    """Return a context manager for the directory of an archive; a copy or a URL is `fetched`. Read-only."""
+    # A copy has a folder ledger, with a file for each line.
     if isinstance(archive, Path) and (not is_folder(archive / "ledger") or os.path.lexists(archive / LEDGER)):
         return nullcontext(archive)
     return fetched(str(archive))

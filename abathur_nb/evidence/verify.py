@@ -1,4 +1,4 @@
-"""Verify that an archive is as it was written, by every hash, link and signature; copy one that is."""
+"""Verify every hash, link and signature of an archive; copy an archive that passes."""
 
 import argparse
 import hashlib
@@ -34,22 +34,22 @@ from abathur_nb.evidence.stores import LINE, Store, archive_at, chosen_archive, 
 from abathur_nb.report import Check, Report, Status
 from abathur_nb.text import counted, moment_of, shown, some
 
-_SEALED = {STARTED, RECORD}  # all that a run without a line has
-_EVERY_RUN = _SEALED | {NOTEBOOK, STATEMENT}  # that has a line; and as a rule a page
+_SEALED = {STARTED, RECORD}  # the only files of a run without a line in the ledger
+_EVERY_RUN = _SEALED | {NOTEBOOK, STATEMENT}  # the required files of a run with a line
 _FILES = _EVERY_RUN | {PAGE, PDF}
 _CLOCKS = timedelta(minutes=2)  # a line is dated before it waits for the lock, and a clock may be set back a little
 _NAMED = 5  # objects that an error names
-_FIND_OUT = "find out who did it; trust a copy that verify passes"
-# What must hold, in the order in which faults are named; what is observed if it does; the remedy if it does not.
+_FIND_OUT = "find out who changed it; trust a copy that passes verify"
+# By check, in the order of the report: what is expected, what is observed if it passes, and the remedy.
 _RULES = {
-    "ledger": ("each names the hash of the one before", "{lines}, each with the hash of the one before", _FIND_OUT),
-    "last_line": ("a whole one", "it is whole", "it is not tampering: the next run of this environment closes it"),
-    "runs": ("each file as the ledger names it", "{archived} archived of {runs}, as they were written", _FIND_OUT),
-    "order": ("each run began after one of its lines", "{begun}, each begun after a line of the ledger", _FIND_OUT),
-    "statements": ("each says what record and hashes say", "{statements}, as the records say", _FIND_OUT),
-    "nothing_else": ("nothing but ledger and runs", "ledger and runs alone", "find out whose it is, and move it away"),
+    "ledger": ("each line has the hash of the previous one", "{lines}, each with the previous hash", _FIND_OUT),
+    "last_line": ("a whole last line", "it is whole", "not tampering: the next run of this environment repairs it"),
+    "runs": ("each file has its hash in the ledger", "{archived} of {runs} archived, none altered", _FIND_OUT),
+    "order": ("each run began after the line it names", "{begun}, each after the line it names", _FIND_OUT),
+    "statements": ("each matches record and hashes", "{statements}, all matching", _FIND_OUT),
+    "nothing_else": ("only ledger and runs", "only ledger and runs", "find out whose it is, and move it away"),
 }
-_NOT_COPIED = ("last_line", "nothing_else")  # rules about what is not copied
+_NOT_COPIED = ("last_line", "nothing_else")  # rules about files that are not copied
 Found = Iterator[tuple[str, str]]  # the id of the rule, or of a warning, and what was found
 
 
@@ -59,16 +59,16 @@ def verify_archive(
     keys: PublicKeys = MappingProxyType({}),
     read: tuple[Ledger, Sequence[Entry]] | None = None,
 ) -> Report:
-    """Recompute every hash and link of an archive, and with ``keys`` every signature. Read-only; follows no link.
+    """Check every hash and link of an archive, and signatures with ``keys``. Read-only; follows no symbolic link.
 
-    ``read`` is what `read_with_ledger` has just returned. Runs that are unsealed or not in the ledger are a warning:
-    no evidence, and no fault. Raises RefusedError for a directory that can't be read.
+    ``read`` is what `read_with_ledger` has just returned. Runs that are unsealed or not in the ledger cause a warning:
+    they are not evidence, but no fault. Raises RefusedError if the directory can't be read.
     """
     ledger, runs = read or read_with_ledger(archive)
-    # In the order of the ledger, then the others: an id may be forged, a place in the chain not.
+    # Runs in the ledger first, in its order: an id may be forged, a position in the chain can't.
     entries = sorted(runs, key=lambda run: run.line.number if run.line else inf)
     if not entries and ledger == Ledger():
-        observed = f"no run, and no line of a ledger, is in {archive}"
+        observed = f"found neither a run nor a ledger in {archive}"
         remedy = "name the directory of an archive, such as runs/"
         return Report("verify", (Check("ledger", "fail", _RULES["ledger"][0], observed, remedy),), subject=str(archive))
     found: dict[str, list[str]] = {name: [] for name in (*_RULES, "no_evidence", "other_cells", "notes")}
@@ -92,7 +92,7 @@ def verify_archive(
     checks = []
     for name, faults in found.items():
         expected, passed, remedy = _RULES.get(name, ("", "", ""))
-        if faults or passed:  # else it is a warning without a cause
+        if faults or passed:  # omit warnings without a finding
             otherwise: Status = "fail" if name in _RULES else "warn"
             checks.append(check_of(name, faults, expected, passed.format(**count), remedy, otherwise))
     return Report("verify", (*checks, check_signers(statements, keys)), subject=str(archive))
@@ -103,9 +103,9 @@ def _of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]
     yield from (("runs", fault) for fault in entry.faults)
     run, line = f"{entry.run_id} {entry.notebook}", entry.line
     if line is None:
-        words = "begun, never sealed: it died, or still runs"
+        words = "started but not sealed: it died, or is still running"
         if entry.record:
-            words = f"sealed as {entry.verdict}, but without a line in the ledger: never archived, or it was removed"
+            words = f"sealed as {entry.verdict}, but without a line in the ledger: not archived, or it was removed"
         if not entry.faults:
             yield "no_evidence", f"{run}: {words}"
         return
@@ -120,11 +120,11 @@ def _of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]
         try:
             content = read_whole(entry.folder / name)
         except OSError as error:
-            words = "is gone" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+            words = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
             yield "runs", f"{where}: it {words}"
             continue
         if sha256(content) != files[name]:
-            yield "runs", f"{where}: it is not the file that the ledger names"
+            yield "runs", f"{where}: its hash is not the one in the ledger"
         elif name == STATEMENT and entry.sealed:
             hashes = {other: digest for other, digest in files.items() if other != STATEMENT}
             checked = check_statement(content, hashes, entry.sealed, keys, as_template=as_template)
@@ -133,9 +133,9 @@ def _of_run(entry: Entry, keys: PublicKeys, statements: list[tuple[str, Checked]
 
 
 def _of_order(entries: list[Entry], ledger: Ledger) -> Found:
-    """Yield each run that did not begin after the line of this ledger that it names as the last one.
+    """Yield each run whose recorded last line of the ledger is missing, or contradicts when or where it began.
 
-    A run of another archive, signed with the same key, names a line that is missing here, unless it was the first.
+    A run of another archive with the same key names a line that is missing here, unless it was the first run there.
     """
     known = (FIRST, *(line.sha256 for line in ledger.lines))
     following = dict(zip(known, ledger.lines, strict=False))
@@ -144,12 +144,12 @@ def _of_order(entries: list[Entry], ledger: Ledger) -> Found:
         head, began = started.ledger_head, started.started_at
         after = following.get(head)
         if head not in known:
-            yield "order", f"{entry.run_id}: the last line of the ledger when it began is gone: cut off, or rewritten"
+            yield "order", f"{entry.run_id}: the ledger's last line when it began is missing now: removed or rewritten"
         elif after and after != entry.line and moment_of(began) - moment_of(after.data["written_at"]) > _CLOCKS:
-            words = f"it began at {began}, and does not know {LEDGER} line {after.number}, which was written before"
+            words = f"it began at {began}, but does not name {LEDGER} line {after.number}, which was written before"
             yield "order", f"{entry.run_id}: {words}"
         elif head == FIRST and entry.line and _place(started) != first:
-            yield "order", f"{entry.run_id}: it began in {_place(started)}, the first run in {first}: another archive"
+            yield "order", f"{entry.run_id}: it began in {_place(started)}, the first run in {first}: not this archive"
 
 
 def _place(started: Started) -> str:
@@ -157,12 +157,12 @@ def _place(started: Started) -> str:
 
 
 def _strangers(archive: Path, entries: list[Entry]) -> Found:
-    """Yield what does not belong into the archive; hidden files are only noted."""
+    """Yield the files that do not belong in the archive; hidden files are only noted."""
     folders = {archive: {LEDGER, *(entry.run_id for entry in entries)}}
     for entry in entries:
         folders[entry.folder] = set(entry.line.data["files"]) if entry.line else _SEALED
     for folder, expected in folders.items():
-        # A sealed run that was killed while it was archived leaves files without a line.
+        # A sealed run that is killed during archiving leaves files but no line.
         leftovers = _FILES if expected is _SEALED and os.path.lexists(folder / RECORD) else set()
         try:
             paths = sorted(folder.iterdir()) if folder == archive or is_folder(folder) else []
@@ -172,13 +172,13 @@ def _strangers(archive: Path, entries: list[Entry]) -> Found:
         for path in paths:
             name = path.relative_to(archive)
             if path.name.startswith(".") or path.name in leftovers - expected:
-                yield "notes", f"{shown(str(name))} is a leftover, no evidence"
+                yield "notes", f"{shown(str(name))} is a leftover, not evidence"
             elif path.name not in expected and not RUN_ID.fullmatch(str(name)):
                 yield "nothing_else", shown(str(name))
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Print the report on an archive, faults first, and return 0 if there is none, else 1; or copy the archive."""
+    """Print the report on an archive, and return 0 if it passes, else 1; the command ``copy`` copies it instead."""
     if arguments.command == "copy":
         return _copy(arguments)
     keys = public_keys(arguments.key)
@@ -191,16 +191,16 @@ def command(arguments: argparse.Namespace) -> int:
 def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
     """Copy the runs of an archive's ledger to a directory or a URL of fsspec; return what was ``copied`` and ``left``.
 
-    Writes the files of each run and then its line of the ledger: cut short, the copy is a shorter archive, and the next
-    one goes on. Existing objects are compared, never changed; runs without a line are ``left``. Raises RefusedError,
-    before anything is written, where the copy holds anything else, or ``verify`` finds a fault.
+    Writes the files of each run, then its line: an interrupted copy is a shorter archive, which the next one completes.
+    Existing objects are compared, never changed; runs without a line are ``left``. Raises RefusedError before writing
+    if the copy holds anything else, or ``verify`` finds a fault.
     """
     store = open_store(url)
     if Path(store.where).is_absolute() and Path(store.where, "x").resolve().is_relative_to(archive.resolve()):
-        raise RefusedError(f"{store.where} lies in the archive itself", "name another directory")
+        raise RefusedError(f"{store.where} is inside the archive", "name another directory")
     if faults := [one for one in verify_archive(archive).checks if one.failed and one.id not in _NOT_COPIED]:
         raise RefusedError(
-            f"{archive} is not as it was written: {faults[0].name}: {faults[0].observed}. Nothing was copied",
+            f"{archive} fails verification: {faults[0].name}: {faults[0].observed}. Nothing was copied",
             f"python -m abathur_nb verify {quote(str(archive))}",
         )
     content = content_of(archive)
@@ -211,7 +211,7 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
     if unlike := [*unlike, *sorted(found.keys() - wanted.keys())]:
         raise RefusedError(
             f"{store.where} holds what the archive {archive} does not: {some(unlike, _NAMED)}. Nothing was copied",
-            "name an empty place, or find out by verify which of the two was altered",
+            "name an empty directory or URL, or verify both to find out which was altered",
         )
     added = [name for name in wanted if name not in found]
     for name in added:
@@ -220,9 +220,9 @@ def copy_archive(archive: Path, url: str) -> dict[str, list[str]]:
 
 
 def _wanted(archive: Path, ledger: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Yield the name of each object of a copy, in the order of writing, and what reads it."""
+    """Yield the name of each object of a copy, in the order of writing, and the function that reads it."""
     for line, piece in zip(parse(ledger).lines, ledger.split(b"\n"), strict=False):
-        for name in sorted(line.data.get("files", ()), key=lambda name: (name != STARTED, name)):  # it comes first
+        for name in sorted(line.data.get("files", ()), key=lambda name: (name != STARTED, name)):  # started.json first
             yield f"{line.data['run_id']}/{name}", partial(read_whole, archive / line.data["run_id"] / name)
         yield f"ledger/{line.number:08}.jsonl", partial(bytes, piece + b"\n")
 
@@ -236,11 +236,11 @@ def _is_same(store: Store, name: str, md5: str, read: Callable[[], bytes]) -> bo
 def _copy(arguments: argparse.Namespace) -> int:
     archive = chosen_archive(arguments)
     if isinstance(archive, str):
-        raise ConfigurationError(f"--archive: expected a directory, found {shown(archive)}: no copy is made of a copy")
+        raise ConfigurationError(f"--archive: expected a directory, found {shown(archive)}: a copy cannot be copied")
     done = copy_archive(archive, arguments.url)
     lines = counted(sum(bool(LINE.fullmatch(name)) for name in done["copied"]), "line")
     objects = counted(len(done["copied"]), "object")
     sys.stdout.write(f"copied {lines} of the ledger, {objects} in all, to {arguments.url}\n")
     if left := done["left"]:
-        sys.stdout.write(f"not copied, without a line in the ledger and no evidence: {', '.join(left)}\n")
+        sys.stdout.write(f"not copied, because not in the ledger and not evidence: {', '.join(left)}\n")
     return 0

@@ -32,7 +32,7 @@ _MOST_NAMED = 12  # changes between two runs; `diff` names all
 
 @dataclass(frozen=True, slots=True)
 class History(Shown):
-    """Hold what the runs of an archive show, oldest first; a notebook shows them as a table, newest first.
+    """Hold the runs of an archive, oldest first, and their changes; a notebook shows a table, newest first.
 
     ``since_green`` lists for each notebook what changed between its newest sealed run and the last earlier one that
     passed; ``changes`` lists the changes of the schema and the plans. ``report`` fails only for faults of the archive:
@@ -47,7 +47,7 @@ class History(Shown):
     changes: Table = Table((), (), _NO_RUN)
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return a pandas frame, one row a run, oldest first."""
+        """Return a pandas frame with a row for each run, oldest first."""
         import pandas as pd
 
         columns = ["started_at", "notebook", "database", "verdict", "seconds", "failed", "who", "size", "run_id"]
@@ -77,10 +77,10 @@ def runs_table(runs: Iterable[Entry]) -> Table:
 def read_history(
     settings: Settings, archive: str | os.PathLike[str] | None = None, *, run: Run | None = None
 ) -> History:
-    """Read the runs of an archive, and what they show. Read-only.
+    """Read and compare the runs of an archive. Read-only.
 
     ``archive`` is a directory or the URL of a copy; the default is the archive of the environment. ``run`` is the
-    current run, which is left out. Raises ConfigurationError where ``archive`` names neither.
+    current run, which is left out. Raises ConfigurationError if ``archive`` is neither.
     """
     where = settings.archive_dir if archive is None else archive_at("archive", archive)
     if isinstance(where, Path) and not os.path.isdir(where):
@@ -91,11 +91,11 @@ def read_history(
     try:
         with local(where) as folder:
             ledger, found = read = read_with_ledger(folder)
-            # `_checks` reports unsealed runs, without the current one.
+            # `_checks` reports unsealed runs, except the current one.
             checks = [check for check in verify_archive(folder, read=read).checks if check.id != "no_evidence"]
             runs = tuple(run for run in found if run.run_id != own)
     except (RefusedError, OSError) as error:
-        remedy = f"see who may read it: ls -la {quote(str(where))}" if isinstance(where, Path) else ""
+        remedy = f"check who may read it: ls -la {quote(str(where))}" if isinstance(where, Path) else ""
         check = Check("archive", "error", "can be read", f"could not run: {error}", remedy)
         return History(Report(_TITLE, (check,), subject=str(where)), where)
     report = Report(_TITLE, (*checks, *_checks(runs, where)), subject=str(where))
@@ -104,14 +104,14 @@ def read_history(
 
 
 def _checks(runs: Sequence[Entry], where: Path | str) -> Iterator[Check]:
-    """Yield warnings about the runs of an archive. None fails the report: each run has a verdict of its own."""
+    """Yield checks of the runs of an archive. They only warn, because each run has its own verdict."""
     span = f", {runs[0].when} to {runs[-1].when}" if runs else ""
     observed = f"{counted(len(runs), 'run')} of {counted(len({run.label for run in runs}), 'notebook')}{span}"
-    remedy = "run validate.ipynb, or another one: each run is recorded"
+    remedy = "run validate.ipynb or another notebook: each run is recorded"
     yield Check.that("runs_over_time", bool(runs), "runs to compare", observed, remedy, "warn")
     unsealed = [run for run in runs if run.verdict == "unsealed"]
     loose = [run for run in runs if run.sealed and not run.line]
-    killed = "they were killed, or are not over yet: run their notebooks again"
+    killed = "they were killed, or are still running: run their notebooks again"
     for check_id, expected, without, remedy in (
         ("sealed", "a verdict of each run that was started", unsealed, killed),
         ("archived", "the executed notebook of each sealed run", loose, "python -m abathur_nb archive OUT.ipynb"),
@@ -122,7 +122,7 @@ def _checks(runs: Sequence[Entry], where: Path | str) -> Iterator[Check]:
     for run in {run.label: run for run in runs}.values():
         check_id, name, passed = f"newest_{id_of(run.label)}", f"newest {run.label}", run.verdict == "pass"
         observed = f"{run.ending}, {run.when}, run {run.run_id}"
-        remedy = f"see below what changed since it passed, and what it found: {where}/{run.run_id}"
+        remedy = f"see what changed since it passed (below), and its findings: {where}/{run.run_id}"
         data = {"notebook": run.notebook, "run_id": run.run_id}
         yield Check.that(check_id, passed, "it passed", observed, remedy, "warn", name=name, data=data)
 
@@ -130,7 +130,7 @@ def _checks(runs: Sequence[Entry], where: Path | str) -> Iterator[Check]:
 def _since_green(runs: Sequence[Entry]) -> Table:
     """Return how the newest sealed run of each notebook differs from the last earlier one that passed."""
     rows = []
-    # history is skipped: it recomputes everything.
+    # Skip runs of history: they only check the other runs.
     for label, newest in {run.label: run for run in runs if run.sealed and run.notebook != _TITLE}.items():
         before = [run for run in runs if run.label == label and run.run_id < newest.run_id]
         against, changed = "no earlier run is known to have passed", ""
@@ -157,7 +157,7 @@ def _changes(runs: Sequence[Entry]) -> Table:
     known: dict[tuple[str, str], Found] = {}
     rows = []
     for run in runs:
-        # A dry run of init shows a planned schema; without counted rows it is not used.
+        # A dry run of init records a planned schema and no row counts: skip its schema.
         for kind, facts in (("schema", run.found("schema") if run.found("rows") else {}), ("plan", run.found("plans"))):
             if found := {(kind, name): value for name, value in sorted(facts.items())}:
                 changes = _compared(known.get((run.database, kind), found), found)
@@ -173,7 +173,7 @@ Found = dict[tuple[str, str], Any]  # each fact by its kind and its name
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Hold one fact that differs between two runs; ``before`` or ``after`` is empty where only the other has it."""
+    """Hold one fact that differs between two runs; ``before`` or ``after`` is empty if only the other run has it."""
 
     kind: str
     name: str
@@ -198,7 +198,7 @@ def differences(earlier: Record, later: Record) -> tuple[Change, ...]:
     """
     records = (earlier, later)
     both_name_objects = all("schema" in record.facts for record in records)
-    key = "name" if any(record.format == 1 for record in records) else "id"  # older records may have titles only
+    key = "name" if any(record.format == 1 for record in records) else "id"  # checks of format 1 have no id
     return tuple(_compared(*(_meaning(record, both_name_objects, key) for record in records)))
 
 
@@ -253,7 +253,7 @@ def _compared(earlier: Found, later: Found) -> Iterator[Change]:
 
 
 def _same(kind: str, one: Any, other: Any) -> bool:
-    """Return whether two facts have the same meaning; percentiles have it if their intervals overlap."""
+    """Return whether two facts have the same meaning; percentiles do if their intervals overlap."""
     if isinstance(one, Check) and isinstance(other, Check):
         unlike = one.failed and one.data and other.data and one.data != other.data  # an old record has no data
         return one.status == other.status and not unlike
@@ -290,8 +290,8 @@ def command(arguments: argparse.Namespace) -> int:
             if entry.sealed:
                 records.append(entry.sealed)
             else:
-                found = f"{entry.faults[0]}" if entry.faults else "an unsealed one, which is not evidence"
-                faults.append(f"run {entry.run_id}: expected a sealed, unaltered one, found {found}")
+                found = f"{entry.faults[0]}" if entry.faults else "an unsealed run, which is not evidence"
+                faults.append(f"run {entry.run_id}: expected a sealed, unaltered run, found {found}")
     if faults:
         raise ConfigurationError(faults)
     changed, other = differences(*records), circumstances(*records)

@@ -21,7 +21,7 @@ from abathur_nb.text import Shown, Table, counted, printable
 
 
 def listed(entry: Entry) -> dict[str, Any]:
-    """Return the data of one run for a list; values that are not known are None."""
+    """Return the data of one run for ``runs --json``; unknown values are None."""
     line: Mapping[str, Any] = entry.line.data if entry.line else {}
     names = ("started_at", "ended_at", "notebook", "env", "user", "host")
     said = {name: getattr(entry.known, name, None) if entry.known else line.get(name) for name in names}
@@ -66,7 +66,7 @@ class Overview(Shown):
     """Hold the newest run of each notebook in each environment; shown with a row for each notebook.
 
     ``databases`` names the database of each environment. ``report`` has a check for each environment, and fails where
-    its settings are wrong, or a record or the ledger was altered. A failed run only warns: its own verdict failed.
+    its settings are wrong, or a record or the ledger was altered. A failed run only warns: it has its own verdict.
     """
 
     report: Report
@@ -102,11 +102,11 @@ def show_environments(settings: Settings, *, run: Run | None = None) -> Overview
         try:
             theirs = settings if env == settings.env else resolve(env)
             databases[env] = str(theirs.db_path)
-            if not os.path.exists(theirs.db_path):  # noqa: PTH110 - False, where Path raises for one in a closed directory
+            if not os.path.exists(theirs.db_path):  # noqa: PTH110 - Path raises in a closed directory
                 databases[env] += "\nmissing, or hidden from this account"
             newest[env], found = _newest(theirs, own)
         except ConfigurationError as error:
-            remedy = "correct the settings file or environment variable that is named"
+            remedy = "correct the settings file or environment variable named here"
             found = Check(env, "fail", "its settings can be resolved", "; ".join(error.faults), remedy)
         except FileNotFoundError:
             observed = f"no archive at {theirs.archive_dir}"

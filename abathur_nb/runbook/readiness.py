@@ -20,12 +20,12 @@ from abathur_nb.text import SEE_CLOCK, Shown, Table, age, counted, is_ahead
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Hold one line of a checklist, in its words, and the evidence that it needs.
+    """Hold one line of a checklist, its text, and the evidence that it needs.
 
     The evidence is the newest run of ``notebook`` with these ``parameters``. It must be at most ``days`` old, and each
     of ``checks`` (ids), or the whole run if none is named, must have passed. ``env`` names another archive to search.
-    With ``state`` a later change of the database makes it void. If there is no notebook, a person answers the line, in
-    the parameter of readiness that is named ``id``.
+    With ``state``, a later change of the database invalidates it. Without a notebook, a person answers the line, in the
+    parameter of readiness named ``id``.
     """
 
     id: str
@@ -136,8 +136,8 @@ async def readiness(
 ) -> Readiness:
     """Answer every line of the checklists from the archives of ``settings`` and, for production, of staging. Read-only.
 
-    Evidence is the newest archived run of its kind, whatever its verdict; the archive must verify. Each statement
-    names a person and a date: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError for another form.
+    Evidence is the newest archived run of its kind, whatever its verdict; the archive must pass verify. Each statement
+    names a person and a date: ``"Ada Lovelace, 2026-11-20"``. Raises ConfigurationError otherwise.
     """
     statements = {
         "team_trained": team_trained,
@@ -153,7 +153,7 @@ def _answers(settings: Settings, statements: Mapping[str, str | None]) -> Readin
     lines = [line for line in CHECKLIST if not line.env or settings.env == "production"]
     archives = {env: _read(resolve(env) if env else settings) for env in dict.fromkeys(line.env for line in lines)}
     evidence = [archive.check for archive in archives.values()]
-    if (target := examine(settings)).state != "present":  # then the evidence is void
+    if (target := examine(settings)).state != "present":  # without this database, the evidence is void
         evidence.append(wanted(target, settings))
     checks = [replace(check, data={"list": "Evidence"}) for check in evidence]
     for line in lines:
@@ -162,14 +162,14 @@ def _answers(settings: Settings, statements: Mapping[str, str | None]) -> Readin
         else:
             check = said(line.text, statements[line.id], check_id=line.id)
         if line.id in statements and statements[line.id] is None:
-            check = replace(check, status="fail", remedy=f"name them: -p {line.id} {FORM}")
+            check = replace(check, status="fail", remedy=f"name a person and date: -p {line.id} {FORM}")
         checks.append(replace(check, data={"list": line.section}))
     return Readiness(Report(_TITLE, tuple(checks), subject=str(settings.db_path)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Archive:
-    """The runs of one environment's database that can serve as evidence, oldest first, and those that changed it."""
+    """Hold the runs of one environment's database: ``runs`` may be evidence, oldest first; ``changes`` changed it."""
 
     settings: Settings
     check: Check
@@ -177,7 +177,7 @@ class _Archive:
     changes: Sequence[Entry]
 
     def answer(self, line: Line) -> Check:
-        """Return the check of ``line``, from the newest run that it asks for."""
+        """Return the check of ``line``, from the newest run that it accepts."""
         runs = (run for run in reversed(self.runs) if run.notebook == line.notebook)
         run = next((run for run in runs if line.parameters.items() <= _parameters(run).items()), None)
         asked = "".join(f" with {name} {value}" for name, value in line.parameters.items())
@@ -202,7 +202,7 @@ class _Archive:
         if is_ahead(run.started_at):
             return SEE_CLOCK
         since = [change for change in self.changes if _is_after(change, run)] if line.state else []
-        return f"the database was changed since, at {since[-1].when} UTC" if since else ""
+        return f"the database was changed later, at {since[-1].when} UTC" if since else ""
 
 
 def _read(settings: Settings) -> _Archive:
@@ -228,7 +228,7 @@ def _number(run: Entry) -> int:
 
 
 def _is_after(change: Entry, run: Entry) -> bool:
-    """Return whether a change began after a run; by the ledger's order if its time is in the future."""
+    """Return whether a change began after a run; if its time is in the future, by the order of the ledger."""
     if is_ahead(change.started_at) and change.line:
         return _number(change) > _number(run)
     return change.started_at > run.started_at

@@ -1,6 +1,6 @@
 """The engine for papermill: ``papermill --engine abathur IN OUT`` executes a notebook as the runner does.
 
-papermill imports this module at every start, so what only an execution needs is imported when one begins.
+papermill imports this module at every start, so functions import what only an execution needs.
 """
 
 import signal
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
     """Execute a notebook in a kernel of this Python, over local sockets; then kill the kernel and archive the run.
 
-    papermill reads the parameters, whose types it guesses, and sets the exit code. A notebook that starts no run is
+    papermill reads the parameters, guesses their types, and sets the exit code. A notebook that starts no run is
     executed and not archived.
     """
 
@@ -36,7 +36,7 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
         input_path: Any = None,
         **_: Any,
     ) -> None:
-        """Execute the notebook of papermill's manager, archive it, and raise what papermill's own engine would."""
+        """Execute the notebook of papermill's manager, archive it, and raise what papermill's engine would raise."""
         from nbclient.exceptions import CellTimeoutError, DeadKernelError
         from papermill.clientwrap import PapermillNotebookClient
         from papermill.log import logger
@@ -46,7 +46,7 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
         from abathur_nb.runner.run import conclude
 
         if kernel_name not in (None, "python3"):
-            raise ConfigurationError(f"--engine abathur: expected the kernel python3, its own, found {kernel_name!r}")
+            raise ConfigurationError(f"--engine abathur: expected the kernel python3, found {kernel_name!r}")
         job = _job(nb_man.nb, input_path)
 
         class Client(PapermillNotebookClient):  # type: ignore[misc]
@@ -82,7 +82,7 @@ class AbathurEngine(Engine):  # type: ignore[misc] # papermill has no types
 
 
 def _job(notebook: Any, path: Any) -> "Job | None":
-    """Return the run to archive; None if the notebook starts none, or its guard will refuse the parameters."""
+    """Return the run to archive; None if the notebook starts no run, or its guard will refuse the parameters."""
     from papermill.iorw import papermill_io
 
     from abathur_nb.config.parameters import check_parameters
@@ -101,7 +101,7 @@ def _job(notebook: Any, path: Any) -> "Job | None":
         settings = settings_for(values, "development")
     except ConfigurationError:
         return None
-    try:  # by papermill, which has a working directory of its own
+    try:  # through papermill, whose working directory may differ
         template: bytes = papermill_io.get_handler("local").read(path).encode()
     except (OSError, TypeError, ValueError):  # the notebook is not a local file
         return Job(name, None, settings, values, as_template=False)

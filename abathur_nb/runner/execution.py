@@ -59,7 +59,7 @@ class Kernel:
     folder: Path
 
     def send(self, number: int) -> None:
-        """Send a signal to those of the kernel and the processes that it started that are alive."""
+        """Send a signal to the process group of the kernel and the processes that it started."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
@@ -78,7 +78,7 @@ class Kernel:
         from jupyter_client.asynchronous.client import AsyncKernelClient
 
         context = zmq.asyncio.Context()
-        context.setsockopt(zmq.RECONNECT_IVL, 10)  # milliseconds: the kernel has yet to make its sockets
+        context.setsockopt(zmq.RECONNECT_IVL, 10)  # milliseconds: the kernel may not have created its sockets yet
         client = AsyncKernelClient(context=context)
         client.load_connection_file(str(self.folder / "connection.json"))
         client.start_channels(stdin=False, hb=False, control=False)
@@ -158,7 +158,7 @@ class Stop:
 
 @contextmanager
 def signals_noted() -> Iterator[Stop]:
-    """Note SIGINT, SIGTERM and SIGHUP during the block, unless they are ignored or this is not the main thread."""
+    """Record SIGINT, SIGTERM and SIGHUP during the block, unless they are ignored or this is not the main thread."""
     stop = Stop()
     known = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if current_thread() is main_thread() else ()
     former = {n: signal.signal(n, stop.note) for n in known if signal.getsignal(n) is not signal.SIG_IGN}
@@ -195,7 +195,7 @@ def execute(
     start_timeout: float | None = None,
     stop: Stop | None = None,
 ) -> Ending:
-    """Execute the notebook of a client in place, in a new kernel, and return how that ended.
+    """Execute the notebook of a client in place, in a new kernel, and return how it ended.
 
     ``make_client`` is called while the kernel starts. The limits are in seconds; a cell that exceeds one, or that a
     signal stops, has 5 s to clean up. The kernel is dead when this returns, and dies with this process.
@@ -214,7 +214,7 @@ def execute(
 
 @dataclass
 class _Execution:
-    """Run the cells until all have run, or until a stop, a limit or the death of the kernel."""
+    """Run all cells; end early at a stop signal, at a limit, or if the kernel dies."""
 
     make_client: Callable[[], "NotebookClient"]
     stop: Stop
@@ -226,7 +226,7 @@ class _Execution:
     async def run(self, environment: Mapping[str, str]) -> None:
         """Run every cell in a new kernel; raise _Ended if that ends early."""
         loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[_Ended] = loop.create_future()  # done once a stop or the limit of the run ends it
+        self._ended: asyncio.Future[_Ended] = loop.create_future()  # done once the execution has to end early
         late = f"the run took longer than its limit of {self.timeout:g} s"
         loop.call_later(self.timeout, self._end, "timeout", "TimeoutError", late)
         self.stop.tell = lambda: loop.call_soon_threadsafe(self._interrupt)
@@ -237,7 +237,7 @@ class _Execution:
                 client: Any = self.make_client()
                 self._client = client
                 client.iopub_timeout, client.raise_on_iopub_timeout = _OUTPUT_S, True
-                # No cell is skipped, and none may fail unseen: no tag has a comma (nbformat).
+                # Skip no cell (in nbformat, no tag is a comma), and let none fail unseen.
                 client.skip_cells_with_tag, client.force_raise_errors = ",", True
                 with self._kernel.connected() as client.kc:
                     await self._run_cells(client)
@@ -256,7 +256,7 @@ class _Execution:
         try:
             for self.at, cell in enumerate(client.nb.cells):
                 await self._until(_run_cell(client, cell, self.at), self.cell_timeout, late)
-        except CellControlSignal as error:  # the cell raised, or its outputs never came
+        except CellControlSignal as error:  # the cell raised, or its outputs did not arrive
             name = getattr(error, "ename", type(error).__name__)
             raise _Ended("raised", name, getattr(error, "evalue", str(error))) from None
         client.set_widgets_metadata()

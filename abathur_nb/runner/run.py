@@ -240,7 +240,7 @@ def _reason(verdict: Verdict, error: Mapping[str, Any], message: str) -> str:
 def _withdraw(job: Job, record: Record, name: str, message: str) -> None:
     """Replace the record of a run that could not be archived by one that says so, if that can be written."""
     with suppress(AbathurError, OSError, ValueError):
-        require_no_line(job.folder.parent, job.run_id)  # raises if it is archived or that is unknown: the files stay
+        require_no_line(job.folder.parent, job.run_id)  # raises, and the files stay, if the run is or may be archived
         if (job.folder / RECORD).exists():  # it is missing if it was removed, because a file would hold a secret
             for file in job.folder.iterdir():
                 if file.name != STARTED:
@@ -293,7 +293,7 @@ def _marked(notebook: Mapping[str, Any], record: Record, ending: Ending) -> dict
     error = record.error or _error(ending, notebook)
     words = printable(f"{error['name']}: {error['message']}").splitlines() if error["name"] else []
     lines = [
-        f"**{record.verdict.upper()}: this run did not pass, {VERDICTS[record.verdict][1]}.**{where}",
+        f"**{record.verdict.upper()}: this run did not pass ({VERDICTS[record.verdict][1]}).**{where}",
         "",
         *(f"    {line}" for line in words),  # as code, so that Markdown in a message has no effect
         "",

@@ -118,12 +118,12 @@ def test_what_plain_papermill_executed_is_archived_once_and_nothing_else(databas
         refused(words)
     Path("out.ipynb").write_text(executed)
     record.write_bytes(content.replace(b'"pass"', b'"Pass"', 1))
-    refused("record.json: its hash is not the one that it states")
+    refused("record.json: its hash does not match its content")
     record.unlink()
-    refused(f"in {database.archive_dir}: none is sealed")
+    refused(f"in {database.archive_dir}: no record is sealed")
     record.write_bytes(content)
     entry = only_run(database)
-    page = f"abathur_nb archive: {entry.folder}/page.html; the cells are as the template's\n"
+    page = f"abathur_nb archive: {entry.folder}/page.html; the cells are those of the template\n"
     assert called("archive", "out.ipynb") == (0, page, "")
     line = only_run(database).line
     assert line is not None
@@ -149,7 +149,7 @@ def test_a_run_that_passed_before_a_cell_raised_is_not_archived_as_passed(databa
         execute(database, notebook)
     code, _, error = called("archive", "out.ipynb")
     assert code == 2
-    assert "its record says pass, but one of its cells raised: run it again, whole" in error
+    assert "its record says pass, but one of its cells raised: run all its cells again" in error
     assert read_ledger(database.archive_dir).lines == ()
 
 

@@ -169,8 +169,8 @@ def test_a_copy_goes_not_where_others_write_nor_into_itself(archive: Path, setti
     for place, words in (
         (copy, r"holds what the archive .* does not: ledger/00000001.jsonl, "),
         (letters, r"holds what the archive .* does not: letter\. Nothing was copied"),
-        (other.archive_dir, "lies in the archive itself"),
-        (f"file://{other.archive_dir}/x/y", "lies in the archive itself"),
+        (other.archive_dir, "is inside the archive"),
+        (f"file://{other.archive_dir}/x/y", "is inside the archive"),
     ):
         with pytest.raises(RefusedError, match=words):
             copy_archive(other.archive_dir, str(place))
@@ -180,7 +180,7 @@ def test_a_copy_goes_not_where_others_write_nor_into_itself(archive: Path, setti
 def test_a_file_that_the_ledger_does_not_name_stops_it_at_once(archive: Path, tmp_path: Path) -> None:
     path = sorted(path for path in archive.iterdir() if path.is_dir())[1] / STARTED
     path.write_bytes(path.read_bytes().replace(b"init", b"inix"))
-    with pytest.raises(RefusedError, match=f"{path.parent.name}/{STARTED}: it is not the file"):
+    with pytest.raises(RefusedError, match=f"{path.parent.name}/{STARTED}: its hash is not the one"):
         copy_archive(archive, str(tmp_path / "copy"))
     assert not (tmp_path / "copy").exists()
 
@@ -201,7 +201,7 @@ def test_cut_short_it_is_a_shorter_archive(done: int, url: str, archive: Path, m
 
     with monkeypatch.context() as patched:
         patched.setattr("abathur_nb.evidence.verify.open_store", lambda url: cut(open_store(url)))
-        with pytest.raises(RefusedError, match=r"ConnectionResetError: .*Connection reset by peer.*begin again"):
+        with pytest.raises(RefusedError, match=r"ConnectionResetError: .*Connection reset by peer.*run this again"):
             copy_archive(archive, url)
     assert copied_runs(url, archive) == done // 6
     assert len(copy_archive(archive, url)["copied"]) == 18 - done
@@ -244,7 +244,7 @@ def test_the_command_tells_what_it_did_and_verify_reads_the_copy(url: str, archi
     where = ("--db-path", str(settings.db_path))
     words = (
         f"copied 3 lines of the ledger, 18 objects in all, to {url}\n"
-        f"not copied, without a line in the ledger and no evidence: {unsealed}\n"
+        f"not copied, because not in the ledger and not evidence: {unsealed}\n"
     )
     assert called("copy", url, *where) == (0, words, "")
     assert called("copy", url, "--archive", str(archive))[1].startswith("copied 0 lines of the ledger, 0 objects")

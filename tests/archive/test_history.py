@@ -396,8 +396,8 @@ def test_wrong_arguments_exit_with_2_and_all_are_named(settings: Settings, capsy
     (altered / RECORD).write_bytes(sealed({**data, "facts": {}}))
     died = start(settings)
     for name, words in (
-        (died.name, f"run {died.name}: expected a sealed, unaltered one, found an unsealed one, which is not evidence"),
-        (altered.name, "is not the file that the ledger names"),
+        (died.name, f"run {died.name}: expected a sealed, unaltered run, found an unsealed run, which is not evidence"),
+        (altered.name, "its hash is not the one in the ledger"),
         ("x", "expected the beginning of one run id, found none"),
         ("2", "expected the beginning of one run id, found 2"),
     ):

@@ -294,8 +294,8 @@ def test_whatever_is_altered_is_found_and_the_first_line_that_is_wrong_is_named_
         assert read.torn == ""
         assert all(fault.startswith(LEDGER) for fault in read.faults)
     assert parse(b"".join(altered(1)(lines))).faults == (
-        f"{LEDGER} line 2: its hash is not the one that it states",
-        f"{LEDGER} line 3: it does not follow the line before: one was altered or taken away",
+        f"{LEDGER} line 2: its hash does not match its content",
+        f"{LEDGER} line 3: it does not follow the previous line: a line was altered or removed",
     )
 
 

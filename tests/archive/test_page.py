@@ -122,12 +122,12 @@ def test_the_head_says_what_ran_where_when_by_whom_and_on_which_database() -> No
         "versions Python 3.11.7, SQLite 3.40.1, papermill 2.7.0",
         "database before abathur.db, 229,376 bytes, schema be2d1ee0bf8c915e…",
         "database after abathur.db, 233,472 bytes, schema d3dbf37e484e254c…",
-        "cells of code 2, 1 of them never ran",
+        "code cells 2, 1 of them never ran",
         "Parameters env staging db_path null rows 500",
     ):
         assert fact in shown
     same = replace(RECORD, database=dict.fromkeys(("before", "after"), RECORD.database["before"]))
-    assert "database after the same: size, ids, schema" in words(page_of(record=same))
+    assert "database after the same size, ids and schema" in words(page_of(record=same))
     assert "database before none database after none" in words(
         page_of(record=replace(RECORD, database={"before": None, "after": None}))
     )

@@ -149,7 +149,7 @@ def test_the_error_names_secrets_and_files_without_a_value(settings: Settings, m
     with pytest.raises(RefusedError) as caught:
         refuse_secrets(watching, files)
     assert caught.value.observed == (
-        "nothing was archived, because it would hold the value of A_TOKEN in one; of B_TOKEN in two; "
+        "nothing was archived: a file would hold the value of A_TOKEN in one; of B_TOKEN in two; "
         "of signing_key_passphrase in two"
     )
     refuse_secrets(watching, {"three": files["three"]})

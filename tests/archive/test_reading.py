@@ -62,13 +62,13 @@ def _flip(name: str) -> Callable[[Path], object]:
 
 
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
-    (lambda folder: (folder / STARTED).unlink(), f"{STARTED}: it is gone"),
-    (_flip(RECORD), f"{RECORD}: its hash is not the one that it states"),
-    (_flip(STARTED), f"{STARTED}: its hash is not the one that it states"),
-    (_replace_record, f"{RECORD}: it is of run "),
+    (lambda folder: (folder / STARTED).unlink(), f"{STARTED}: it is missing"),
+    (_flip(RECORD), f"{RECORD}: its hash does not match its content"),
+    (_flip(STARTED), f"{STARTED}: its hash does not match its content"),
+    (_replace_record, f"{RECORD}: it belongs to run "),
     (_rewrite(STARTED, user="mallory"), f"{RECORD}: it does not belong to this {STARTED}"),
-    (_rewrite(RECORD, user="mallory"), f"{RECORD}: user is not what {STARTED} says"),
-    (_rewrite(RECORD, format=3), f"{RECORD}: its format is 3, known is 2"),
+    (_rewrite(RECORD, user="mallory"), f"{RECORD}: user differs from {STARTED}"),
+    (_rewrite(RECORD, format=3), f"{RECORD}: its format is 3, the newest known is 2"),
     (_rewrite(RECORD, verdict="splendid"), f"{RECORD}: not a record of a run: verdict: expected one of "),
     (lambda folder: (folder / RECORD).write_bytes(b""), f"{RECORD}: it is not canonical JSON"),
 ]
@@ -122,14 +122,14 @@ def test_the_archive_is_that_of_environment_or_database(settings: Settings, monk
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "the first recorded run makes it"),
+        ((), "the first recorded run creates it"),
         (("--env", "prod"), "did you mean production"),
         (("--env", ""), "expected one of development, staging, production"),
         (("--db-path", ""), "db_path"),
         (("--archive", ""), "--archive (from argument): expected a path"),
         (("--archive", "a\0b"), "printable characters"),
         (("--archive", "absent"), "expected the directory of an archive, found none"),
-        (("--archive", ".", "--env", "production"), "expected it, or --env and --db-path, found both"),
+        (("--archive", ".", "--env", "production"), "expected either it or --env and --db-path, found both"),
         (("--archive", ".", "--db-path", "x"), "found both"),
     ],
 )

@@ -105,7 +105,7 @@ def test_a_run_is_sealed_once_and_with_at_least_one_check(database: Settings) ->
         run.seal(RED)
     assert fingerprint(database.archive_dir) == before
     run = start_run(database, "validate")
-    with pytest.raises(MisuseError, match="without a single check"):
+    with pytest.raises(MisuseError, match="without a check"):
         run.seal()
     assert run.record is None
 
@@ -116,13 +116,13 @@ def test_a_report_made_before_the_run_began_is_no_evidence_of_it(shell: Interact
     notebook = execute(shell, database, SOUND[0], drop, TOP[2], SOUND[1])
     first, second = read_archive(database.archive_dir)
     assert (first.verdict, second.verdict) == ("unsealed", "error")
-    assert "what validate reports was found before this run began" in notebook.cells[-1].outputs[-1].evalue
+    assert "reports from before this run began: validate" in notebook.cells[-1].outputs[-1].evalue
 
 
 def test_no_run_id_and_that_of_a_sealed_run_make_nothing(database: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     for run_id in ("../../evil", "x", "20261123T000000000Z-abcdeg"):
         monkeypatch.setenv(LAUNCH, run_id)
-        with pytest.raises(RefusedError, match="is not a run id: leave it to the runner: unset ABATHUR_RUN"):
+        with pytest.raises(RefusedError, match="is not a run id: only the runner sets it: unset ABATHUR_RUN"):
             start_run(database, "validate")
         assert not database.archive_dir.exists()
     monkeypatch.delenv(LAUNCH, raising=False)
@@ -146,7 +146,7 @@ def test_what_the_path_refuses_or_only_looks_leaves_no_record_and_makes_no_direc
         assert (run.folder, "no database" in str(run)) == (None, True)
         run.seal(REFUSED)
     run = start_run(settings, "preflight")
-    assert str(run) == f"not recorded: {settings.db_path.parent} is missing, and this run makes nothing"
+    assert str(run) == f"not recorded: {settings.db_path.parent} is missing, and this run creates nothing"
     elsewhere = resolve("development", db_path=settings.db_path, archive_dir=settings.db_path.parents[1] / "archive")
     assert start_run(elsewhere, "preflight").folder is not None, "a control: this archive makes no such directory"
     assert not settings.db_path.parent.exists()

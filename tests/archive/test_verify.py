@@ -49,13 +49,13 @@ def test_a_sound_archive_passes_and_names_no_evidence(settings: Settings, capsys
     *_, loose, unsealed_run = sorted(path.name for path in folder.iterdir() if path.is_dir())
     report = verify_archive(folder)
     assert report.ok, str(report)
-    assert check(report, "ledger").observed == "4 lines, each with the hash of the one before"
-    assert check(report, "runs").observed == "4 archived of 6, as they were written"
+    assert check(report, "ledger").observed == "4 lines, each with the previous hash"
+    assert check(report, "runs").observed == "4 of 6 archived, none altered"
     told = check(report, "no evidence")
     assert told.status == "warn"
     assert [line.partition(" ")[0] for line in told.evidence] == [loose, unsealed_run]
     assert "sealed as pass, but without a line in the ledger" in told.evidence[0]
-    assert "never sealed" in told.evidence[1]
+    assert "not sealed" in told.evidence[1]
     assert main(["verify", str(folder)]) == 0
     out = capsys.readouterr().out
     assert loose in out
@@ -116,10 +116,10 @@ def _rewrite_last(folder: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("tamper", "name", "words"),
     [
-        (lambda f: (f / NOTEBOOK).write_text("{}"), "runs", f"{NOTEBOOK}: it is not the file that the ledger names"),
-        (shutil.rmtree, "runs", "its folder is gone"),
-        (lambda f: _rewrite_last(f, verdict="fail"), "runs", f"verdict is not what {LEDGER} says"),
-        (_alter_statement, "statements", f"{STATEMENT}: it does not say, in canonical form, "),
+        (lambda f: (f / NOTEBOOK).write_text("{}"), "runs", f"{NOTEBOOK}: its hash is not the one in the ledger"),
+        (shutil.rmtree, "runs", "its folder is missing"),
+        (lambda f: _rewrite_last(f, verdict="fail"), "runs", f"verdict differs from {LEDGER}"),
+        (_alter_statement, "statements", f"{STATEMENT}: it is not the canonical statement of "),
         (lambda f: (f / "a\x1b[2J").touch(), "nothing else", r"a\x1b[2J"),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_torn_line_is_named_and_closed_by_a_later_run(settings: Settings, caps
     (folder / LEDGER).write_bytes(content + content[:200])
     report = verify_archive(folder)
     assert [one.name for one in report.checks if one.failed] == ["last line"]
-    assert check(report, "last line").observed == f"{LEDGER} line 5 is torn: a run died while it wrote it"
+    assert check(report, "last line").observed == f"{LEDGER} line 5 is torn: a run died while writing it"
     assert "not tampering" in check(report, "last line").remedy
     assert main(["verify", str(folder)]) == 1
     assert "torn" in capsys.readouterr().out.splitlines()[2]
@@ -148,7 +148,7 @@ def test_a_torn_line_is_named_and_closed_by_a_later_run(settings: Settings, caps
     report = verify_archive(folder)
     assert report.ok
     assert check(report, "notes").status == "warn"
-    assert "line 5 was torn by a crash, and closed" in check(report, "notes").observed
+    assert "line 5 was torn by a crash, and repaired" in check(report, "notes").observed
 
 
 def test_leftovers_of_killed_runs_and_of_jupyterlab_are_notes(settings: Settings) -> None:
@@ -172,7 +172,7 @@ def test_a_run_that_is_archived_meanwhile_is_no_fault(settings: Settings, monkey
     monkeypatch.setattr(record, "read_ledger", meanwhile)
     report = verify_archive(settings.archive_dir)
     assert report.ok, str(report)
-    assert check(report, "runs").observed == "2 archived of 2, as they were written"
+    assert check(report, "runs").observed == "2 of 2 archived, none altered"
 
 
 @pytest.mark.needs("openssl")
@@ -285,7 +285,7 @@ def test_a_statement_is_checked_against_the_record_and_the_hashes(signed: tuple[
     content, record, public = signed
     keys = public_keys([str(public)])
     assert check_statement(content, HASHES, record, keys) == Checked((), tuple(keys), ())
-    unlike = ("it does not say, in canonical form, what the record and the hashes of the files say",)
+    unlike = ("it is not the canonical statement of the record and the hashes of the files",)
     for hashes, other in (
         ({**HASHES, RECORD: "0" * 64}, record),
         ({**HASHES, "more.txt": "0" * 64}, record),
@@ -325,7 +325,7 @@ def test_a_signature_by_another_key_under_its_name_is_a_fault(signing: Settings,
     forged = json.loads(envelope(theirs, record, HASHES))
     (forged["signatures"][0]["keyid"],) = ours
     checked = check_statement(canonical(forged), HASHES, record, ours)
-    assert checked == Checked((f"its signature is not by key {next(iter(ours))}, which it names",), (), tuple(ours))
+    assert checked == Checked((f"its signature by key {next(iter(ours))} is invalid",), (), tuple(ours))
     twice = json.loads(envelope(signing, record, HASHES))
     twice["signatures"] *= 2
     assert check_statement(canonical(twice), HASHES, record, ours).faults == ("it names a key twice",)
@@ -347,7 +347,7 @@ def test_from_the_first_run_signed_by_the_key_on_each_must_be(signing: Settings,
     for late in (unsigned, other):
         check = check_signers([("a", unsigned), ("b", signed), ("c", late), ("d", signed)], keys)
         assert check.failed
-        assert check.observed == "run c is not signed by a given key, but run b before it is"
+        assert check.observed == "run c is not signed by a given key, but the earlier run b is"
     for all_of_them in ([], [("a", unsigned)], [("a", other), ("b", unsigned)]):
         assert check_signers(all_of_them, keys).observed == f"no run is signed by key {name}"
     both = {**keys, **public_keys([str(tmp_path / "other.pub")])}

@@ -232,7 +232,7 @@ def test_a_notebook_that_was_run_and_saved_here_can_be_archived(page: Page, lab:
     command = [sys.executable, "-m", "abathur_nb", "archive", str(lab.folder / "explain.ipynb")]
     done = subprocess.run(command, env=lab.environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.rstrip().endswith("the cells are as the template's")
+    assert done.stdout.rstrip().endswith("the cells are those of the template")
 
 
 def test_make_lab_opens_the_index(page: Page, lab: Lab) -> None:

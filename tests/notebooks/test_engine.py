@@ -118,7 +118,7 @@ def test_the_kernel_may_take_as_long_to_start_as_papermill_says(database: Settin
 def test_a_faulty_parameter_or_another_kernel_leaves_no_record(database: Settings) -> None:
     for given, told in (
         (("-p", "x=1;open('canary','w').close();y", "1"), "Error: expected `name = value`, "),
-        (("-k", "ir", "-l", "python"), "--engine abathur: expected the kernel python3, its own, found 'ir'"),
+        (("-k", "ir", "-l", "python"), "--engine abathur: expected the kernel python3, found 'ir'"),
     ):
         with untouched(database.db_path):
             code, messages = run(database, NOTEBOOKS / "validate.ipynb", *given)

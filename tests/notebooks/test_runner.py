@@ -158,7 +158,7 @@ def test_what_the_path_forbids_leaves_no_record(settings: Settings, capsys: pyte
     assert "validate of development: " in told
     assert f"no database at {settings.db_path}: {shlex.join(settings.command('init'))}" in told
     done = run(*arguments_of(settings, "preflight"))
-    assert (done.code, "PASS in " in done.lines[-1], "and this run makes nothing" in done.lines[-1]) == (0, True, True)
+    assert (done.code, "PASS in " in done.lines[-1], "this run creates nothing" in done.lines[-1]) == (0, True, True)
     assert fingerprint(settings.db_path.parent) is None
     settings.db_path.parent.mkdir(mode=0o700)
     os.mkfifo(settings.db_path)
@@ -179,13 +179,13 @@ def test_a_working_directory_that_is_gone_is_refused(database: Settings, tmp_pat
 @pytest.mark.parametrize(
     ("name", "spoil", "code", "verdict", "why"),
     [
-        ("validate", "DROP INDEX idx_audit_task", 1, "fail", "a check failed, or could not run.** It ended at In ["),
+        ("validate", "DROP INDEX idx_audit_task", 1, "fail", "a check failed, or could not run).** It ended at In ["),
         (
             "init",
             "PRAGMA user_version = 99",
             2,
             "refused",
-            "something forbade it, and nothing was done.**",
+            "it was refused, and nothing was done).**",
         ),  # found by a look into the database
     ],
 )
@@ -204,7 +204,7 @@ def test_a_run_that_does_not_pass_is_sealed_so_and_the_next_is_not_begun(
     assert done.lines[-1].endswith(f": {entry.folder}/page.html")
     assert verdict != "fail" or "The report says what to do: " in done.lines[-1]
     top = artifact_of(entry).cells[0].source
-    assert top.startswith(f"**{verdict.upper()}: this run did not pass, {why}")
+    assert top.startswith(f"**{verdict.upper()}: this run did not pass ({why}")
     assert entry.run_id in top
     assert_archived(database)
 
@@ -228,7 +228,7 @@ def test_a_cell_that_breaks_the_run_seals_error(name: str, database: Settings) -
     assert record["error"]["name"] == error
     assert message in record["error"]["message"]
     artifact = artifact_of(entry)
-    assert artifact.cells[0].source.startswith("**ERROR: this run did not pass, the run broke: ")
+    assert artifact.cells[0].source.startswith("**ERROR: this run did not pass (a cell raised, ")
     assert error in artifact.cells[0].source
     where = f"In [{record['error']['cell']}]: " if error != "UnsealedError" else ""
     assert f" s: {where}{error}: " in done.lines[-1]
@@ -259,7 +259,7 @@ def test_a_cell_that_never_answers_is_out_of_time_and_seals_timeout(database: Se
     assert (record["verdict"], record["notebook_verdict"], record["reports"]) == ("timeout", None, [])
     assert record["error"]["message"] == f"the cell took longer than {seconds} s"
     artifact = artifact_of(entry)
-    assert artifact.cells[0].source.startswith("**TIMEOUT: this run did not pass, it reached its time limit")
+    assert artifact.cells[0].source.startswith("**TIMEOUT: this run did not pass (it reached its time limit")
     assert_archived(database)
 
 
@@ -273,7 +273,7 @@ def test_a_signal_seals_interrupted(database: Settings, tmp_path: Path) -> None:
     entry = only_run(database)
     record = record_of(entry)
     assert record["verdict"] == "interrupted"
-    assert artifact_of(entry).cells[0].source.startswith("**INTERRUPTED: this run did not pass, it was interrupted.**")
+    assert artifact_of(entry).cells[0].source.startswith("**INTERRUPTED: this run did not pass (it was interrupted).**")
     # A cell that can still be interrupted seals the run itself.
     assert record["error"]["message"] == ("the runner was sent SIGHUP" if record.get("sealed_by") else "")
     assert not Path(f"/proc/{kernel}").exists()

@@ -88,8 +88,8 @@ CONTENTS: dict[bytes, str] = {
     b"": "expected a valid notebook of format 4: Expecting value",
     b"\xff": "expected a valid notebook of format 4: 'utf-8' codec can't decode",
     b"[]": "expected a valid notebook of format 4: ",
-    b"{}": "expected a notebook, found no 'nbformat'",
-    b'{"nbformat": 3, "nbformat_minor": 0, "worksheets": [], "metadata": {}}': "its format is 3, and not 4",
+    b"{}": "expected a notebook, found no key 'nbformat'",
+    b'{"nbformat": 3, "nbformat_minor": 0, "worksheets": [], "metadata": {}}': "its format is 3, not 4",
     VALID % (b"", b"5"): "'int' object is not iterable",
     VALID % (b'"x": "\\ud800"', b"[]"): "surrogates not allowed",
     VALID % (b"", b"[]"): "expected one cell with the tag parameters",
@@ -135,7 +135,7 @@ def test_a_file_that_is_no_notebook_or_one_that_the_runner_can_not_vouch_for_is_
         read_source(str(path))
     contents = {**CONTENTS}
     for language, metadata in OTHER_LANGUAGES.items():
-        told = f"expected a notebook in Python, found one in '{language}'"
+        told = f"expected a Python notebook, found language '{language}'"
         contents[json.dumps({**notebook, "metadata": metadata}).encode()] = told
     for change, told in CHANGES:
         notebook = json.loads(write_notebook(path, *SOUND).read_text())
