@@ -1,6 +1,6 @@
--- Renames live rows whose keys may collide with synthetic rows in the benchmark's copy. Run as one script, with foreign
--- keys off: other rows may still refer to the old names, but nothing reads them.
--- To existing data: renames each live row whose key begins with `synthetic`. Run it on a copy only.
+-- Renames rows of the benchmark's copy that could collide with synthetic ones. Run it as one script, with foreign keys
+-- off: references to the old names stay, but nothing reads them.
+-- To existing data: renames each session id and memory namespace that begins with `synthetic`. Run on a copy only.
 
 UPDATE sessions SET id = lower(hex(randomblob(8))) || id WHERE id GLOB 'synthetic*';
 

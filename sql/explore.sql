@@ -1,7 +1,7 @@
 -- What explore shows of a database. Run by name, all in one snapshot.
 -- To existing data: nothing; each statement only reads.
 --
--- `:limit` bounds every listing. A text longer than `:largest` bytes is cut to its beginning; session_content omits it.
+-- `:limit` bounds every listing. A text longer than `:largest` bytes is cut to 1,000 characters, or omitted.
 
 -- name: sessions
 -- The sessions last used, with their sizes and the number of tasks, agents and checkpoints that refer to each.
@@ -14,7 +14,7 @@ SELECT
     (SELECT count(*) FROM checkpoints WHERE session_id = s.id) AS checkpoints,
     s.created_at, s.last_update_time, s.terminated_at, s.archived_at
 FROM sessions AS s
--- Reading the size is worth its cost only for the sessions that are shown.
+-- Reading sizes is slow, so only those of the sessions shown are read.
 WHERE s.rowid IN (SELECT rowid FROM sessions ORDER BY last_update_time DESC LIMIT :limit)
 ORDER BY s.last_update_time DESC;
 
@@ -27,8 +27,8 @@ FROM sessions
 WHERE id = :session;
 
 -- name: namespaces
--- Each namespace under a prefix, the one with the most versions first: its current memories, versions of each kind,
--- bytes of their values, the newest of them.
+-- Each namespace under a prefix, most versions first: the numbers of its current memories and of all, superseded and
+-- deleted versions, the bytes of all values, and the last update.
 SELECT
     namespace, sum(live > 0) AS memories, sum(versions) AS versions, sum(live - (live > 0)) AS superseded,
     sum(versions - live) AS deleted, sum(bytes) AS bytes, max(newest) AS newest
@@ -52,7 +52,7 @@ SELECT
 FROM memory_entries AS m
 WHERE m.id IN (
     SELECT live.id
-    -- With the LIMIT here SQLite looks for a newer version only of the last ones, not of all.
+    -- LIMIT -1 makes SQLite sort first, then look for newer versions only until :limit memories are found.
     FROM (
         SELECT id FROM memory_entries
         WHERE namespace >= :prefix AND namespace < :prefix_end AND is_deleted = 0
@@ -92,7 +92,7 @@ ORDER BY version DESC
 LIMIT :limit;
 
 -- name: audit
--- The audit trail, newest first; with a prefix only that of the namespaces under it.
+-- The audit trail, newest first; with a prefix, only that of the namespaces under it.
 SELECT
     timestamp, action_type, memory_operation_type, memory_namespace, memory_entry_id, agent_id, task_id, result,
     CASE WHEN length(CAST(action_data AS BLOB)) <= :largest THEN action_data ELSE substr(action_data, 1, 1000) END
@@ -108,8 +108,8 @@ LIMIT :limit;
 SELECT count(*) FROM audit WHERE :prefix = '' OR (memory_namespace >= :prefix AND memory_namespace < :prefix_end);
 
 -- name: days
--- The table of each row and the day on which it was created; counting them here would make SQLite sort. A later version
--- of a memory counts on the day of its update, or, once deleted, of its deletion: no other time is stored.
+-- The table and the day of creation of each row; counting rows here would make SQLite sort. A later version of a memory
+-- has the day of its update or, once deleted, of its deletion, because no other time is stored.
 SELECT 'sessions' AS "table", substr(created_at, 1, 10) AS day FROM sessions
 UNION ALL
 SELECT 'memory_entries', substr(CASE WHEN version = 1 THEN created_at ELSE updated_at END, 1, 10) FROM memory_entries

@@ -1,4 +1,4 @@
--- What the package itself asks of a database: its schema, its sizes, its seeds.
+-- What the package itself reads from a database: its schema, its sizes, its seeds.
 -- To existing data: nothing; each statement only reads.
 
 -- name: schema
@@ -11,8 +11,8 @@ FROM sqlite_master WHERE name NOT LIKE 'sqlite^_%' ESCAPE '^' ORDER BY rowid;
 SELECT ifnull(sum(length(CAST(sql AS BLOB))), 0) FROM sqlite_master;
 
 -- name: computed
--- The tables with indexes on expressions, with an upper bound of the values that one expression holds at once (the commas
--- between columns, arguments and IN lists).
+-- The tables with indexed expressions, partial indexes or generated columns, and the most values that an expression can
+-- hold at once: the number of commas in the SQL, plus one.
 SELECT found.tbl_name AS "table", max(length(found.sql) - length(replace(found.sql, ',', '')) + 1) AS number
 FROM sqlite_master AS found
 WHERE found.sql LIKE '%,%,%,%' AND (
@@ -56,8 +56,8 @@ SELECT
     (SELECT * FROM pragma_encoding) AS encoding;
 
 -- name: references
--- The rows of our tables whose parent row is missing, at most `:limit`: the referring columns, those referred to, and
--- the SQL names of the referring columns and of the key.
+-- At most `:limit` rows of the `:tables` whose parent row is missing: the names of the referring columns and of their
+-- targets, and, quoted for SQL, of the referring columns and of the primary key.
 SELECT
     f."table" AS "table", f.rowid AS number, f.parent,
     (SELECT group_concat("from", ', ') FROM pragma_foreign_key_list(f."table") WHERE id = f.fkid) AS columns,
@@ -71,7 +71,7 @@ FROM (
 LIMIT :limit;
 
 -- name: sequences
--- The id counters that would repeat an id, or after which every insert fails, with the SQL that repairs each.
+-- The id counters that are invalid, too low or too high, with the SQL that repairs each.
 SELECT
     tables.name, sequence.seq, tables.largest, printf('DELETE FROM sqlite_sequence WHERE name = %Q', tables.name) AS clear,
     printf('INSERT INTO sqlite_sequence VALUES (%Q, %d)', tables.name, ifnull(tables.largest, 0)) AS repair
@@ -88,7 +88,7 @@ WHERE (sequence.seq IS NOT NULL OR tables.largest IS NOT NULL) AND NOT (
 );
 
 -- name: restore_seed
--- The statement that restores a seed's content in its row, because audit rows refer to the row by id. A seed that a
+-- The statement that restores a seed. It updates the existing row, because audit rows refer to its id. A seed that a
 -- user deleted stays deleted.
 SELECT printf(
     'INSERT INTO memory_entries (namespace, key, value, memory_type, metadata, created_by, updated_by, version, is_deleted)'

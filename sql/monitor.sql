@@ -14,7 +14,7 @@ UNION ALL SELECT 'metrics', max(rowid) FROM metrics
 UNION ALL SELECT 'checkpoints', max(rowid) FROM checkpoints;
 
 -- name: growth
--- The number of rows of each table, and of those added since a moment: from indexes, except for state and checkpoints.
+-- The number of rows of one table, and of those added since a moment: from an index, except for state and checkpoints.
 SELECT count(*) AS rows, count(CASE WHEN created_at >= :since THEN 1 END) AS recent FROM sessions
     WHERE :table = 'sessions'
 UNION ALL SELECT count(*), count(CASE WHEN created_at >= :since THEN 1 END) FROM memory_entries
@@ -66,7 +66,7 @@ SELECT
     )) AS superseded
 FROM memory_entries AS m
 WHERE id IN (SELECT value FROM json_each(:ids))
-GROUP BY +namespace;  -- the + keeps the planner from an index, all of which it would read
+GROUP BY +namespace;  -- the + prevents the scan of a whole index
 
 -- name: last_used_sessions
 -- The most recently used sessions of a status.
@@ -94,7 +94,7 @@ INSERT INTO metrics (timestamp, metric_name, metric_value, labels) VALUES (?, ?,
 DELETE FROM metrics WHERE metric_name = :name AND timestamp < :before;
 
 -- name: recorded_moments
--- When one metric was measured since a moment, newest first.
+-- The times since a moment at which one metric was measured, newest first.
 SELECT DISTINCT timestamp FROM metrics
 WHERE metric_name = :name AND timestamp >= :since
 ORDER BY timestamp DESC

@@ -1,9 +1,9 @@
 -- The statements that an application runs on the store, by name: the methods of db.sessions and db.memory, and db.run,
--- execute these very objects; explain.ipynb reads their plans, benchmark.ipynb times them. Never run this as a script.
+-- run them; explain.ipynb reads their plans, benchmark.ipynb times them. Never run this as a script.
 -- To existing data: each statement changes what its sentence says, all of it or nothing.
 --
 -- Above each query stand its unique name, one sentence, the index that its plan must use (no such line: a rowid lookup
--- or a plain INSERT), and an example of its parameters as JSON; `scan:` or `sort:` says why its plan may do so.
+-- or a plain INSERT), and an example of its parameters as JSON; `scan:` or `sort:` says why its plan may scan or sort.
 -- `SELECT *` is safe here: the schema of an opened database is that of the DDL files, column by column.
 
 -- sessions
@@ -34,14 +34,14 @@ WHERE id = :session_id
 RETURNING id;
 
 -- name: append_event_with_delta
--- Append an event and replace the delta's keys in the state; returns no row in the cases of append_event.
+-- Append an event and replace the delta's keys in the state; returns no row if append_event or set_state returns none.
 -- index: sqlite_autoindex_sessions_1
 -- parameters: {"session_id": "sess_1", "event": "{\"type\":\"message\"}", "delta": "{\"step\":2}", "cleared": "{\"step\":null}", "max_bytes": 16777216}
 UPDATE sessions
 SET events = json_insert(events, '$[#]', json(:event)),
-    -- json_patch would merge objects and drop nulls, so it only removes the delta's keys: cleared holds each with null,
-    -- in both spellings, é and \u00e9, because SQLite 3.40 compares keys as they are written. The delta, which is never
-    -- empty, is then appended as text, so that no digit of a number changes.
+    -- json_patch would merge objects and drop nulls, so it only removes the delta's keys: cleared sets each to null, in
+    -- both spellings, é and \u00e9, because SQLite 3.40 compares keys as they are written. The delta is never empty;
+    -- it is then appended as text, so that no digit of a number changes.
     state = coalesce(
         substr(nullif(json_patch(state, :cleared), '{}'), 1, length(json_patch(state, :cleared)) - 1)
             || ',' || substr(:delta, 2),
@@ -103,7 +103,7 @@ WHERE id = :session_id
 RETURNING id;
 
 -- name: update_session_status
--- Set the status, and the time of the first termination or archiving with it.
+-- Set the status; the first termination and the first archiving also set their time.
 -- index: sqlite_autoindex_sessions_1
 -- parameters: {"session_id": "sess_1", "status": "terminated"}
 UPDATE sessions
@@ -159,7 +159,7 @@ LIMIT :limit;
 -- index: idx_sessions_user_created
 -- parameters: {"user_id": "alice", "limit": 50}
 SELECT * FROM sessions
-WHERE user_id = :user_id || ''  -- hides the value: for a busy user, SQLite with STAT4 would search each app and sort
+WHERE user_id = :user_id || ''  -- hides the value: with STAT4, SQLite would use another index for some users and sort
 ORDER BY created_at DESC
 LIMIT :limit;
 
@@ -251,7 +251,7 @@ RETURNING id, version;
 DELETE FROM memory_entries WHERE id = :id;
 
 -- name: search_memories
--- The current memories of the namespaces under a prefix (prefix_end: the first text after all of them).
+-- The current memories of the namespaces under a prefix, which are all before prefix_end.
 -- index: idx_memory_namespace_prefix
 -- parameters: {"prefix": "user:alice:", "prefix_end": "user:alice;", "limit": 50}
 SELECT * FROM memory_entries AS m
@@ -261,7 +261,7 @@ WHERE m.namespace >= :prefix AND m.namespace < :prefix_end AND m.is_deleted = 0
         WHERE newer.namespace = m.namespace AND newer.key = m.key
             AND newer.is_deleted = 0 AND newer.version > m.version
     )
-ORDER BY m.namespace, m.updated_at DESC  -- by updated_at alone it would have to sort them all
+ORDER BY m.namespace, m.updated_at DESC  -- ordering by updated_at alone would sort all rows
 LIMIT :limit;
 
 -- name: search_memories_of_type
@@ -285,7 +285,7 @@ LIMIT :limit;
 -- parameters: {}
 WITH RECURSIVE names (namespace) AS (
     -- Ordered by updated_at too, an order that only the index of live memories has: for min(namespace), SQLite 3.40
-    -- would use another index and read the deleted ones.
+    -- would use another index and read deleted rows.
     SELECT (
         SELECT m.namespace FROM memory_entries AS m
         WHERE m.is_deleted = 0 AND m.namespace > ''

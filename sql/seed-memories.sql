@@ -1,8 +1,8 @@
 -- The three application memories that a new database starts with. Run once, after the DDL files.
--- To existing data: nothing. If version 1 of one of them exists, its statement fails (UNIQUE) and changes nothing.
+-- To existing data: nothing. If version 1 of a memory exists, its statement fails (UNIQUE) and changes nothing.
 -- Version 1 keeps its content for ever; the later versions are the users' own.
 
--- How an agent works unless it is told otherwise.
+-- How an agent works by default.
 INSERT INTO memory_entries (namespace, key, value, memory_type, created_by, updated_by)
 VALUES (
     'app:abathur:agent_instructions',

@@ -10,7 +10,7 @@ SELECT name FROM pragma_table_xinfo(:table) ORDER BY cid;
 SELECT "from" AS "column", "table" AS parent, "to" AS parent_column FROM pragma_foreign_key_list(:table) ORDER BY id, seq;
 
 -- name: unique
--- The unique indexes and primary keys with their tables, their columns, and SQL that is true for a row with a key.
+-- The unique indexes and primary keys with their tables, their columns, and SQL that is true for a key without NULL.
 -- Leaves out partial indexes, indexes on expressions, and tables without a rowid.
 SELECT
     indexes.name AS "index", tables.name AS "table", group_concat(printf('"%w"', columns.name), ', ') AS columns,

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 from abathur_nb.store.database import Database
 
-# What nohup sets is inherited by every process that a test starts, and the runner rightly ignores what it was told to.
+# Under nohup, the processes of a test would ignore SIGHUP too, and the runner keeps ignored signals ignored.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # and what a shell sets for a job in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in background jobs
 
-# Without the bytecode that one process leaves the next, each kernel and each command compiles the package anew.
+# Without the cached bytecode, each kernel and each command compiles the package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# No setting comes from outside.
+# Settings of the caller must not reach the tests.
 for _name in [name for name in os.environ if name.startswith(("ABATHUR_", "XDG_"))]:
     del os.environ[_name]
 
@@ -40,7 +40,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 class _Grouped(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
-    """Send what shares a server or an installed wheel to one worker, which then makes it once."""
+    """Send all tests that share a server or an installed wheel to one worker, which makes it once."""
 
     def _split_scope(self, nodeid: str) -> str:
         groups = {"[s3": "s3", "wheel_": "wheel"}
@@ -48,14 +48,14 @@ class _Grouped(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Grouped:
-    """Schedule by groups; the marks of xdist 3.8 for them have no effect with pytest 9.2."""
+    """Schedule by groups; xdist 3.8's own group marks have no effect with pytest 9.2."""
     return _Grouped(config, log)
 
 
 # The programs that some tests start, and the packages that install them on Debian.
 _TOOLS = {name: name for name in ("chromium", "openssl", "prometheus", "prometheus-node-exporter", "sqlite3", "strace")}
 _TOOLS |= {"promtool": "prometheus", "systemd-analyze": "systemd"}
-_needed: set[str] = set()  # by the test that runs
+_needed: set[str] = set()  # by the current test
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -69,7 +69,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _find_unmarked(event: str, arguments: tuple[Any, ...]) -> None:
-    """Fail a test that starts one of these programs without the mark: where it is missing, the test would fail."""
+    """Fail a test that starts one of these programs without the mark that skips it if the program is missing."""
     if event == "subprocess.Popen":
         program = Path(os.fsdecode(arguments[0])).name
         if program in _TOOLS and program not in _needed:
@@ -80,12 +80,12 @@ sys.addaudithook(_find_unmarked)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which programs are missing, how many tests were not run for them, and what installs them."""
+    """Report the missing programs, how many tests each has skipped, and the command that installs them."""
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = [str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped if report.longrepr]
     needed = Counter(reason.removeprefix("needs ") for reason in reasons if reason.startswith("needs "))
     if needed:
-        told = ", ".join(f"{count} for want of {tool}" for tool, count in needed.items())
+        told = ", ".join(f"{count} ({tool} is missing)" for tool, count in needed.items())
         packages = " ".join(sorted({_TOOLS[tool] for tool in needed}))
         terminalreporter.write_line(f"not run: {told}; to run them: apt-get install {packages}", yellow=True)
 
@@ -95,14 +95,14 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
     """Give the test, and the processes that it starts, an empty home."""
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(folder))
-    # matplotlib takes seconds to look at all fonts, which is enough to do once.
+    # matplotlib takes seconds to scan all fonts: the tests share its cache.
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path_factory.getbasetemp() / "matplotlib"))
     return folder
 
 
 @pytest.fixture(autouse=True)
 def real_places() -> Iterator[None]:
-    """See that a test leaves the real directories of staging and production alone: as root it could make them."""
+    """Check that a test, which may run as root, does not change the directories of staging and production."""
     before = _in_real_places()
     yield
     assert _in_real_places() == before
@@ -115,7 +115,7 @@ def _in_real_places() -> set[str]:
 
 @pytest.fixture
 def settings(home: Path, tmp_path: Path) -> Settings:  # noqa: ARG001 - a home of its own comes first
-    """Return development's settings for a database that does not exist yet, in a directory that does not either."""
+    """Return development's settings for a database whose directory does not exist yet."""
     return resolve("development", db_path=tmp_path / "data" / "abathur.db")
 
 
@@ -145,7 +145,7 @@ async def db(database: Settings) -> AsyncIterator[Database]:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """Return a directory that any user may enter; pytest's own are root's alone."""
+    """Return a directory that any user may enter; pytest's own are private."""
     folder = Path(tempfile.mkdtemp(prefix="abathur-test-"))
     folder.chmod(stat.S_IRWXU | stat.S_IXGRP | stat.S_IRGRP | stat.S_IXOTH | stat.S_IROTH)
     yield folder
@@ -164,7 +164,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
 
 @pytest.fixture(scope="module")
 def long_lived() -> Iterator["InteractiveShell"]:
-    """Make the shell of all tests of a module."""
+    """Return one IPython shell for all tests of a module."""
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
@@ -184,10 +184,10 @@ def shell(long_lived: "InteractiveShell") -> "InteractiveShell":
 
 @pytest.fixture
 def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Have the sockets of kernels in a directory of the test's own; no kernel and no socket may be left in it."""
+    """Return an empty directory for the sockets of kernels; the test must leave no kernel and no socket."""
     from running import kernels_in
 
-    folder = Path(tempfile.mkdtemp(prefix="abathur-"))  # the paths of sockets are short, pytest's own are not
+    folder = Path(tempfile.mkdtemp(prefix="abathur-"))  # socket paths must be short, pytest's are long
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
     yield folder
@@ -199,7 +199,7 @@ def sockets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def folder(tmp_path: Path, sockets: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: ARG001 - none may be left
-    """Be in an empty directory."""
+    """Enter and return an empty directory."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

@@ -21,9 +21,9 @@ class Notebook:
     name: str
     # The states of the path (see `target`) in which a run is refused without a record.
     refused_at: tuple[str, ...] = ("refused", "remains", "absent")
-    judges_place: bool = False  # whether the checks of directory and file system may refuse it
-    changes_by: tuple[str, ...] = ()  # the parameters that let it change the database if True
-    looks_by: str = ""  # the parameter that keeps it from making a database if True
+    judges_place: bool = False  # whether checks of the directory and file system may refuse a run
+    changes_by: tuple[str, ...] = ()  # the parameters that let a run change the database if True
+    looks_by: str = ""  # the parameter that prevents making a database if True
     timing: tuple[str, str, str] = _NIGHTLY
     scheduled: tuple[str, ...] = ()  # the arguments of a run that a timer starts
 
@@ -36,7 +36,7 @@ class Notebook:
         return parameters.get(self.looks_by) is True if self.looks_by else not self.changes(parameters)
 
 
-_ANY = ("refused",)  # these notebooks restore a lost database, or report on it
+_ANY = ("refused",)  # these notebooks run without a database too
 # In the order in which an operator needs them.
 NOTEBOOKS = {
     notebook.name: notebook
@@ -63,7 +63,7 @@ NOTEBOOKS = {
 
 
 def notebook_named(name: str) -> Notebook:
-    """Return the Notebook of a name; a notebook of your own needs a database."""
+    """Return the Notebook of a name; for one of your own, a Notebook that needs a database."""
     return NOTEBOOKS.get(name) or Notebook(name, changes_by=("apply", "repair"))
 
 
@@ -78,7 +78,7 @@ class Schedule:
         timer = next(name for name in self.units if name.endswith(".timer"))
         parts = [f"# /etc/systemd/system/{name}\n{text}" for name, text in self.units.items()]
         enable = f"# then\nsudo systemctl daemon-reload && sudo systemctl enable --now {timer}"
-        return "\n".join([*parts, enable, "", "# or, where there is no systemd: crontab -e", self.crontab])
+        return "\n".join([*parts, enable, "", "# or, without systemd: crontab -e", self.crontab])
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         words, text = "a systemd timer, and a crontab line", str(self)
@@ -89,7 +89,7 @@ class Schedule:
 def schedule(settings: Settings, notebook: str) -> Schedule:
     """Return the timer that runs ``notebook`` for this database: at 02:30, ``monitor`` every hour. Read-only.
 
-    It runs this Python as the environment's service account or, without one, as the user who asks.
+    It runs this Python as the environment's service account or, without one, as the current user.
     """
     known, name = notebook_named(notebook), f"abathur-{notebook}-{settings.env}"
     when, on_calendar, cron = known.timing

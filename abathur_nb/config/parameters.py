@@ -1,4 +1,4 @@
-"""The parameters of a notebook: declarations, values that are given, and the guard of injected cells."""
+"""The parameters of a notebook: declarations, given values, and the guard of injected cells."""
 
 import argparse
 import ast
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FORM = '"Ada Lovelace, 2026-11-20"'
 _LONGEST = 200  # characters
 _ANSWER = re.compile(r"[^,\s](?:.*\S)?\s*,\s*(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})")
-# The range of whole numbers by the name of the parameter, in a notebook and in a verb.
+# The range of a whole number by the name of its parameter, in notebooks and functions.
 RANGES: Mapping[str, tuple[int, int]] = {
     "keep_days": (1, 3650),
     **dict.fromkeys(("keep_last", "keep_daily", "keep_weekly", "keep_monthly"), (0, 10_000)),
@@ -38,14 +38,14 @@ _TYPES = {"str": str, "bool": bool, "int": int, "float": float}
 
 
 def said(question: str, answer: str | None, *, check_id: str = "said") -> Check:
-    """Return a check that records who vouches for a fact that no program can check, and the day.
+    """Return a check that records who confirmed, and on which day, a fact that no program can check.
 
     Its status is always ``skip``, because a statement is not a proof. ``answer`` has the form "Ada Lovelace,
     2026-11-20", or is None if nobody answers. Raises ConfigurationError for anything else.
     """
-    expected = "a person who answers for it, and the day of the answer"
+    expected = "a person who confirms it, and the day"
     if answer is None:
-        return Check(check_id, "skip", expected, "nobody has said so", f"name a person and day: {FORM}", name=question)
+        return Check(check_id, "skip", expected, "nobody confirmed it", f"name a person and day: {FORM}", name=question)
     if fault := said_fault(question, answer):
         raise ConfigurationError(fault)
     person, _, day = answer.rpartition(",")
@@ -112,7 +112,7 @@ def declared_parameters(source: str) -> dict[str, Parameter]:
     parameters = {}
     for name, value, annotation in literal_assignments(ast.parse(source)):
         kind = type(value) if annotation is None and value is not None else None
-        match annotation:  # only a name or a quoted type, which runs no code
+        match annotation:  # only a name or a quoted type: no code is run
             case ast.Name(id=word) | ast.Constant(value=str(word)):
                 kind = _TYPES.get(word.removeprefix("Optional[").removesuffix("]"))
         if kind is None:
@@ -157,12 +157,12 @@ def literal_assignments(tree: ast.Module) -> Iterator[tuple[str, Any, ast.expr |
         yield name, literal, annotation
 
 
-# --- what the runner is given
+# --- the values given to the runner
 
 _LARGEST = 65_536  # bytes of a file of parameters
 _YAML_TEXT = "tag:yaml.org,2002:str"
 _YAML_NULLS = ("null", "Null", "NULL", "~", "")
-_FORMS = {  # the only spelling of a value of a type, and its name
+_FORMS = {  # by type: the only spelling of a value, and its words
     bool: (re.compile("True|False"), "True or False"),
     int: (re.compile("0|-?[1-9][0-9]{0,99}"), "a whole number in plain digits"),
     float: (re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?"), "a number in plain digits"),
@@ -183,7 +183,7 @@ class Given:
 
 
 def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
-    """Return the given values, and add the faults of their form to ``faults``. Read-only; reads the files."""
+    """Return the given values; add faults of the files, and names given twice, to ``faults``. Read-only."""
     given = [Given("env", env, "--env") for env in arguments.env]
     given += [Given(name, text, "-p") for name, text in arguments.parameters]
     for name in arguments.files:
@@ -199,7 +199,7 @@ def read_given(arguments: argparse.Namespace, faults: list[str]) -> list[Given]:
 
 
 def _from_yaml(origin: str, path: Path) -> list[Given]:
-    """Return the scalars of one YAML mapping, from its nodes: YAML constructs and guesses nothing."""
+    """Return the scalars of one YAML mapping as text; YAML guesses no types."""
     import yaml  # imported late, because few runs need it
 
     try:
@@ -274,10 +274,10 @@ _vetted: dict[str, Parameter] = {}
 
 
 def guard() -> None:
-    """Check the ``parameters`` cell, which comes next, and the cell that papermill injects, before either runs.
+    """Check the next cell, ``parameters``, and the cell that papermill injects, before they run.
 
     papermill pastes the *names* of parameters into code unescaped, so a faulty cell must be refused before it runs.
-    Neither it nor a later cell runs until the fault is corrected. Outside IPython it has no effect.
+    Later cells are refused too until the fault is corrected. Outside IPython it has no effect.
     """
     shell = notebook_shell()
     if shell is None:
@@ -313,7 +313,7 @@ def _injected_faults(lines: Iterable[str], declared: Mapping[str, Parameter]) ->
     for line in lines:
         match = _LINE.fullmatch(line)
         if not match or iskeyword(match[1]):
-            faults.append(f"expected `name = value`, each name of a-z, 0-9 and _, found {shown(line.rstrip())}")
+            faults.append(f"expected `name = value`, each name of A-Z, a-z, 0-9 and _, found {shown(line.rstrip())}")
             continue
         if match[1] in given:
             faults.append(f"{match[1]}: given twice")
@@ -393,7 +393,7 @@ class _Guard:
             try:
                 self._declared = declared_parameters(source)
             except ConfigurationError as error:
-                first = "the cell after nb.guard() is the parameters cell"
+                first = "the cell after nb.guard() must be the parameters cell"
                 raise ConfigurationError([first, *error.faults, _NOTHING_RAN]) from None
             _vetted.clear()
             _vetted.update(self._declared)

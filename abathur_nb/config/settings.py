@@ -1,4 +1,4 @@
-"""Settings: the environments as data, and how arguments, variables and the settings file determine them."""
+"""The settings of a run, from the environments (as data), the settings file, variables and arguments."""
 
 import os
 import platform
@@ -75,15 +75,15 @@ class Settings:
     # Evidence
     signing_key: str = _setting("", "PEM file of the ed25519 key that signs each run; empty: unsigned")
     signing_key_passphrase: str = _setting("", "passphrase of the signing key's file", secret=True)
-    secrets: str = _setting("AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN", "variables whose values no archive may hold")
+    secrets: str = _setting("AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN", "variables whose values must not be archived")
     # Policy: how a hazard is judged
     require_safe_wal: bool = _setting(False, "fail on a SQLite that has the WAL-reset race")
     on_tmpfs: Severity = _setting("warn", "a database in memory, gone at the next boot")
     on_overlay: Severity = _setting("warn", "a layered or user-space file system")
     on_host_share: Severity = _setting("refuse", "a share of the host: virtiofs or 9p")
-    on_shared_directory: Severity = _setting("refuse", "others own or may write to the directory")
-    confirm_changes: bool = _setting(True, "replacing or repairing needs the hash of the plan that was shown")
-    alerts_fail: bool = _setting(True, "a critical alert fails the run that sees it, and does not only warn")
+    on_shared_directory: Severity = _setting("refuse", "a directory that others own or may write to")
+    confirm_changes: bool = _setting(True, "a replacement or repair needs the hash of its plan")
+    alerts_fail: bool = _setting(True, "a critical alert fails the run; otherwise it warns")
     relative_paths: bool = _setting(False, "accept a path relative to the working directory")
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
@@ -182,7 +182,7 @@ def resolve(
 
     values: dict[str, Any] = {name: value for name, (value, _) in layers.items()}
     origins = {name: source for name, (_, source) in layers.items()}
-    # Any other value than true or false is a fault of its own, and relative paths are not reported then.
+    # A value other than true or false is reported; relative paths are then not reported as well.
     relative = values.get("relative_paths", False) is not False
     for setting in (setting for setting in fields(Settings) if setting.name in values):
         try:
@@ -230,7 +230,7 @@ def _read_environments(faults: list[str]) -> dict[str, _Layer]:
 
 
 def _variables(faults: list[str]) -> _Layer:
-    """Return the settings of the variables ``ABATHUR_…``; a name that is nearly one of them is a fault."""
+    """Return the settings of the variables ``ABATHUR_…``; a similar name is a fault."""
     found: _Layer = {}
     names = {f"ABATHUR_{name.upper()}": name for name in _SETTABLE}
     for variable, value in os.environ.items():
@@ -244,7 +244,7 @@ def _variables(faults: list[str]) -> _Layer:
 
 
 def _has_home() -> bool:
-    """Return whether `~` is an absolute path: in a container HOME may be empty, or a user unknown."""
+    """Return whether `~` is an absolute path: in a container HOME may be empty, or the user unknown."""
     return os.environ.get("HOME") != "" and os.path.isabs(os.path.expanduser("~"))
 
 
@@ -265,7 +265,7 @@ def absolute_path(name: str, value: object, source: str, *, relative: bool) -> P
         "a path (leave it out, or None, for the default)": bool(text),
         "a path of printable characters": is_printable(text),
         "a path of a file, not an in-memory database or a URL": not _NO_FILE.match(text),
-        "an absolute path (`~` stands for your own home only, which HOME must name)": home,
+        "an absolute path (`~` is your own home only, and HOME must name it)": home,
         "an absolute path": text[:1] in ("/", "~") or (relative and bool(path)),
         # A clean-up of scratch files would remove the file.
         "a path outside of the scratch directories (.abathur-…)": not any(map(is_scratch_name, names)),

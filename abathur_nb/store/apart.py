@@ -1,4 +1,4 @@
-"""Inspect a database's files, or plan a statement, in a separate process that imports nothing of the package.
+"""Inspect a database's files, or make a query plan, in a separate process that imports nothing of the package.
 
 When a process closes any descriptor of a file, it loses every POSIX lock on that file, SQLite's too. Another process
 can then write during an open transaction.
@@ -25,13 +25,13 @@ _LOCKS = {"": ((2**30, 1), (2**30 + 1, 1), (2**30 + 2, 510)), "-shm": tuple((byt
 WRITE_LOCK, _CHECKPOINT_LOCK = 120, 121
 _WHOLE = {"frames": 0, "read": 0, "torn": -1}
 _DATABASE = b"SQLite format 3\0"
-_SCHEMA = 2**24  # bytes at the beginning of a file, where its schema is
-_SECTOR = 512  # bytes, the smallest piece that a disk loses
+_SCHEMA = 2**24  # bytes at the beginning of a file in which to look for its schema
+_SECTOR = 512  # bytes: the least that a disk loses
 _COPY_S = 5  # seconds to wait for a checkpoint
 _PAUSE_S = 0.005
-PLAN_S, PLAN_MB = 5, 512  # a statement of this package takes a millisecond and 15 MB
+PLAN_S, PLAN_MB = 5, 512  # to plan a statement of this package takes a millisecond and 15 MB
 
-# An import uses the compiled file. -I and -S skip site-packages, which take longer than the inspection.
+# An import uses the compiled file. -I and -S skip site-packages, which take longer to set up than the inspection.
 _START = ("-I", "-S", "-B", "-c", "import sys; sys.path.append(sys.argv[1]); sys.exit(__import__(sys.argv[2]).main())")
 
 
@@ -70,7 +70,7 @@ def _digest(path: str) -> str:
 
 
 def _ours(path: str, application_id: str, *known: str) -> bool:
-    """Return whether a file has Abathur's header or, if that is destroyed, the SQL of one of these objects."""
+    """Return whether a file has Abathur's header or, if its header is destroyed, one of the SQL texts ``known``."""
     try:
         with os.fdopen(_open(path), "rb") as file:
             data = file.read(_SCHEMA)
@@ -78,7 +78,7 @@ def _ours(path: str, application_id: str, *known: str) -> bool:
         return False
     if _is_whole(data):
         return data[68:72] == int(application_id).to_bytes(4, "big")
-    is_table = data[100:101] in (b"\5", b"\r") and data[103:104] == b"\0"  # header of page 1; text has no NUL
+    is_table = data[100:101] in (b"\5", b"\r") and data[103:104] == b"\0"  # header of page 1; a text file has no NUL
     return is_table and any(sql.encode() in data for sql in known)
 
 
@@ -87,7 +87,7 @@ def _is_whole(header: bytes) -> bool:
 
 
 def _header(path: str, least_format: str = "1") -> str:
-    """Return the damage that the header of a database shows, such as a file that is cut off; empty if there is none.
+    """Return the first damage that a database's header shows, such as a truncated file, or an empty text.
 
     A schema format below ``least_format`` is damage: below 4, SQLite ignores DESC in indexes.
     """
@@ -102,7 +102,7 @@ def _header(path: str, least_format: str = "1") -> str:
         return ""
     page, pages = int.from_bytes(header[16:18], "big"), int.from_bytes(header[28:32], "big")
     page = 65_536 if page == 1 else page
-    needed = pages * page if header[24:28] == header[92:96] else 0  # else its number of pages is not valid
+    needed = pages * page if header[24:28] == header[92:96] else 0  # only then is the number of pages valid
     encoding = int.from_bytes(header[56:60], "big")  # SQLite reads only its last two bits
     faults = {
         f"its header has the write version {header[18]}": header[18] > 2,
@@ -114,7 +114,7 @@ def _header(path: str, least_format: str = "1") -> str:
 
 
 def _settled(path: str) -> tuple[int, dict[str, Any] | None] | None:
-    """Return the log's size and its index; None where the log or a journal may hold what the file lacks."""
+    """Return the log's size and its index; None if the log or a journal may hold pages that the file lacks."""
     log, index = _size(f"{path}-wal"), _index(path)
     is_copied = not log or (index is not None and index["marks"][0] >= index["frames"])
     return (log, index) if is_copied and not _size(f"{path}-journal") else None
@@ -152,7 +152,7 @@ def _index(path: str) -> dict[str, Any] | None:
         return None
     head = os.pread(file, 120, 0)
     os.close(file)
-    # It is stored twice, the second copy written first: if both are equal, they are complete.
+    # SQLite stores it twice and writes the second copy first: if both are equal, they are complete.
     if len(head) < 120 or head[:48] != head[48:96] or not head[12] or _sums("=", head[:40]) != head[40:48]:
         return None
     commits, frames = struct.unpack_from("=I4xI", head, 8)
@@ -173,7 +173,7 @@ def _sums(order: str, data: bytes, start: bytes = bytes(8), form: str = "=") -> 
     for one, two in struct.iter_unpack(f"{order}2I", data[:odd]):
         first = first + one + second & 0xFFFFFFFF
         second = second + two + first & 0xFFFFFFFF
-    # Eight words at a time take a third of the time.
+    # Eight words per loop take a third of the time.
     for a, b, c, d, e, f, g, h in struct.iter_unpack(f"{order}8I", data[odd:]):
         first += a + second
         second += b + first
@@ -187,10 +187,10 @@ def _sums(order: str, data: bytes, start: bytes = bytes(8), form: str = "=") -> 
 
 
 def _log(path: str, seconds: str) -> dict[str, int] | None:
-    """Check the write-ahead log of a database; return None if it changed during each reading.
+    """Check the write-ahead log of a database; return None if it changed during every attempt.
 
-    ``torn`` is the number of the first damaged frame with commits behind it, 0 for the log's header, -1 for none, -2 if
-    time ran out. With ``doubt`` the frame may be of an unfinished transaction.
+    ``torn`` is the number of the first damaged frame that commits follow; 0: the log's header, -1: none, -2: time ran
+    out. With ``doubt``, that frame may belong to an unfinished transaction.
     """
     until = time.monotonic() + float(seconds)
     while True:
@@ -211,7 +211,7 @@ def _judge(path: str, log: int, until: float) -> dict[str, int] | None:
     found = _frames(log, header, index, _page_size(path), until) if index else None
     if index is None or found is None or found["torn"] == -1:
         return found
-    # Committed frames stay as they are until the log is reset. A writer may be changing the frames behind them.
+    # Committed frames stay as they are until the log is reset. A writer may be changing the frames after them.
     settled = 0 <= found["torn"] < index["frames"] or (
         _index(path) == index and (found["torn"] < 0 or ("-shm", WRITE_LOCK) not in [k[:2] for k in _locks(path)])
     )
@@ -221,7 +221,7 @@ def _judge(path: str, log: int, until: float) -> dict[str, int] | None:
 
 
 def _page_size(path: str) -> int:
-    """Return the page size in the header of a database; 0 if it has none, as when all is in the log."""
+    """Return the page size in the header of a database; 0 if it is missing, as when every page is in the log."""
     with os.fdopen(_open(path), "rb") as file:
         size = int.from_bytes(file.read(18)[16:], "big")
     return 65_536 if size == 1 else size if size >= 512 else 0
@@ -236,7 +236,7 @@ def _places(log: int, page: int) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: float) -> dict[str, int] | None:
-    """Check the frames of a log; return None if the index is of another log. ``stated`` is the database's page size."""
+    """Check the frames of a log; return None for the index of another log. ``stated`` is the database's page size."""
     order, page = _MAGICS.get(header[:4]), int.from_bytes(header[8:12], "big")
     last = read = index["frames"]
     frames = (os.fstat(log).st_size - _HEADER) // ((stated or page) + _FRAME_HEADER)
@@ -256,8 +256,8 @@ def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: 
         if not broken and sound:
             continue
         broken = broken or number
-        # Behind overwritten frames, a killed writer may leave one commit that was never acknowledged. Two such commits
-        # mean that the log is damaged before them. One is in doubt if nobody has written since the index was rebuilt.
+        # After overwritten frames, a killed writer may leave one valid commit that was never acknowledged. Two in a row
+        # prove that the log is damaged before them. One is in doubt if none was written since the index was rebuilt.
         row = row if sound else 0
         if number > broken and head[8:16] == index["salts"] and head[4:8] != bytes(4):
             last, row = number, row + 1
@@ -269,10 +269,9 @@ def _frames(log: int, header: bytes, index: dict[str, Any], stated: int, until: 
 
 
 def _newer(path: str, torn: str) -> bool:
-    """Return whether a database file is newer than what SQLite reads through its log, whose frame ``torn`` is damaged.
+    """Return whether a checkpoint wrote pages to the file that are newer than those in its log before frame ``torn``.
 
-    Then a checkpoint wrote the file before the damage: most pages that differ from what SQLite reads equal a frame
-    behind the damaged one.
+    It did if most of the file's pages that differ from what SQLite reads equal a frame after ``torn``.
     """
     log, file = _open(f"{path}-wal"), _open(path)
     index, salts, page = _index(path), os.pread(log, _HEADER, 0)[16:24], _page_size(path)
@@ -295,12 +294,12 @@ def _newer(path: str, torn: str) -> bool:
             continue
         found = [most for place, most in behind.get(of, ()) if _same(now, os.pread(log, page, place), most)]
         newer += 0 in found
-        older += of in read and not found  # a page like the damaged frame counts for neither
+        older += of in read and not found  # a page that equals the damaged frame proves neither
     return newer > older
 
 
 def _same(one: bytes, two: bytes, most: int) -> bool:
-    """Return whether two pages are equal after the ``most`` bytes that begin with the first difference."""
+    """Return whether two pages differ only in the ``most`` bytes from their first difference."""
     place = len(os.path.commonprefix((one, two))) + most  # noqa: RUF071 - of bytes
     return one[place:] == two[place:]
 
@@ -327,7 +326,7 @@ def _copy(database: str, log: str, index: str, target: str) -> None:
 
 def _plan() -> None:
     """Read a pickled statement from stdin; write a pickle of its EXPLAIN QUERY PLAN rows, or the error, to stdout."""
-    # Before SQLite 3.41 only these limits end a compilation, which may take minutes and gigabytes.
+    # Before SQLite 3.41 only these limits stop a compilation, which may take minutes and gigabytes.
     import pickle
     import resource
     import sqlite3

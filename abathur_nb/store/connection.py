@@ -1,4 +1,4 @@
-"""The one way to open a connection: set its PRAGMAs, read them back, and close it in any case."""
+"""Open a connection, set its PRAGMAs and read them back, close it in any case, and explain its errors."""
 
 import asyncio
 import os
@@ -66,8 +66,8 @@ async def connect(
     """Open the existing file ``path`` in autocommit mode and close it at the end, cancelled or not.
 
     ``ro`` never writes to the main file (SQLite may leave an empty ``-wal`` and a ``-shm``). `bound` limits a
-    ``bounded`` reader; a ``watched`` connection refuses each use once its files were moved or deleted. Raises
-    sqlite3.Error, RefusedError if a PRAGMA does not read back or the files were replaced, MisuseError after a fork.
+    ``bounded`` reader; a ``watched`` connection refuses each use after its files were moved or deleted. Raises
+    sqlite3.Error, RefusedError if a PRAGMA was not set or the files were replaced, MisuseError after a fork.
     """
     refuse_mixing(path)
     async with opened(f"{path.as_uri()}?mode={mode}") as conn:
@@ -103,13 +103,13 @@ async def open_for_change(path: Path, busy_ms: int) -> AsyncIterator[Connection]
 
 @asynccontextmanager
 async def opened(uri: str) -> AsyncIterator[Connection]:
-    """Open what ``uri`` names in autocommit mode and close it at the end, cancelled or not."""
+    """Open the database at ``uri`` in autocommit mode and close it at the end, cancelled or not."""
     conn = Connection(uri)
     try:
         await run_to_end(conn)  # a cancelled opening would leave an open connection
         yield conn
     except sqlite3.Error as error:
-        # Ask now: later, the scratch file that filled the disk is gone.
+        # Find the cause now: later, the scratch file that filled the disk is gone.
         error.__cause__ = error.__cause__ or ask_system(Path(unquote(urlsplit(uri).path)), error)
         raise
     finally:
@@ -117,7 +117,7 @@ async def opened(uri: str) -> AsyncIterator[Connection]:
             try:
                 await run_to_end(conn.close())
             finally:
-                # aiosqlite does not wait for its thread, which could report to a loop that is closed by then.
+                # aiosqlite does not wait for its thread, which could call a loop that is already closed.
                 conn._thread.join()  # noqa: SLF001
 
 
@@ -142,9 +142,9 @@ def _configure(path: Path, mode: str, watched: bool, wanted: dict[str, int], con
     conn.executescript(script)
     require_short_schema(path, conn)
     found = read_pragmas(conn)
-    wrong = [f"{name} = {found[name]} where {value} was set" for name, value in wanted.items() if found[name] != value]
+    wrong = [f"{name} = {found[name]}, expected {value}" for name, value in wanted.items() if found[name] != value]
     if wrong:
-        observed = f"SQLite {sqlite3.sqlite_version} did not keep what was set: {'; '.join(wrong)}"
+        observed = f"SQLite {sqlite3.sqlite_version} did not set all PRAGMAs: {'; '.join(wrong)}"
         raise RefusedError(observed, "use another SQLite: conda env create -f environment.yml")
     if watched:
         conn.watch(path, writes=mode == "rw")
@@ -163,7 +163,7 @@ def _too_long(path: Path, found: str) -> RefusedError:
 
 
 def read_pragmas(conn: sqlite3.Connection) -> dict[str, Any]:
-    """Return the settings of the file and of this connection, by the names of the PRAGMAs. Read-only."""
+    """Return the PRAGMAs of the file and of this connection, by name. Read-only."""
     (row,) = conn.execute(load_queries("inspect.sql")["pragmas"].sql)
     rest = ("journal_mode", "wal_autocheckpoint", "mmap_size")
     return {**row, **{name: conn.execute(f"PRAGMA {name}").fetchone()[0] for name in rest}}
@@ -184,7 +184,7 @@ async def run_to_end(work: Coroutine[Any, Any, T] | Awaitable[T]) -> T:
         except asyncio.CancelledError:
             cancelled = True
     if cancelled and not task.cancelled():
-        task.exception()  # else asyncio logs it as never retrieved
+        task.exception()  # else asyncio logs that nobody retrieved it
         raise asyncio.CancelledError
     return task.result()
 
@@ -198,7 +198,7 @@ _MEANINGS = {
     ),
     sqlite3.SQLITE_CORRUPT: ("{path} is CORRUPT ({error})", "stop its writers and restore a backup"),
     sqlite3.SQLITE_FULL: (
-        "the disk of {path} is full, or one of its tables has used its last id",
+        "the disk of {path} is full, or a table of that database has used its last id",
         "make room: df -h {folder}; if there is room, run validate.ipynb",
     ),
     sqlite3.SQLITE_IOERR: ("{path} could not be read or written ({error})", "check the disk: dmesg | tail"),
@@ -207,7 +207,7 @@ _MEANINGS = {
 
 
 def explain_error(path: Path, error: Exception) -> AbathurError:
-    """Return the error of this package for an error of SQLite or of the system: what happened, and the remedy."""
+    """Return an error of this package that explains an error of SQLite or of the system, with a remedy."""
     if isinstance(error, AbathurError):
         return error
     code = getattr(error, "sqlite_errorcode", 0)
@@ -215,14 +215,18 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
     if words := bound_reached(error):
         if code == sqlite3.SQLITE_CORRUPT:
             return _too_long(path, words)
-        return RefusedError(f"{path} was not read to its end: {words}", "to see which expression: run validate.ipynb")
+        return RefusedError(f"{path} was not read to its end: {words}", "run validate.ipynb, which names the table")
     if primary == sqlite3.SQLITE_ERROR and re.match("cannot .*transaction", str(error)):
-        return MisuseError(f"a transaction was begun or ended at the wrong time: {error}", "leave both to db.write()")
+        return MisuseError(
+            f"a transaction was begun or ended at the wrong time: {error}", "leave BEGIN and COMMIT to db.write()"
+        )
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return locked_by(path)
     if code == sqlite3.SQLITE_READONLY_ROLLBACK:
-        return RefusedError(f"{path} has a hot journal, left by a killed writer", "troubleshoot.ipynb rolls it back")
-    # If only the log was deleted, SQLite reports an error of the disk.
+        return RefusedError(
+            f"{path} has a hot journal of a killed writer", "run troubleshoot.ipynb, which rolls it back"
+        )
+    # If only the log was deleted, SQLite reports an I/O error.
     if primary == sqlite3.SQLITE_IOERR and (lost := strays_check(path)).failed:
         return RefusedError(lost.observed, lost.remedy)
     found = error.__cause__ or (ask_system(path, error) if isinstance(error, sqlite3.Error) else error)
@@ -234,7 +238,7 @@ def explain_error(path: Path, error: Exception) -> AbathurError:
 
 
 def lock_owners(locks: Iterable[tuple[str, int, bool, int]], *, exclusive: bool = True) -> list[str]:
-    """Return the names of the other processes that hold one of ``locks``, by default only an exclusive one."""
+    """Return the names of the other processes that hold an exclusive lock of ``locks``; if not ``exclusive``, any."""
     pids = {pid for _, _, is_exclusive, pid in locks if is_exclusive or not exclusive}
     return [process_name(pid) for pid in sorted(pids - {os.getpid()})]
 

@@ -1,4 +1,4 @@
-"""The store as an application uses it: one writer, a few readers, the sessions and the memories."""
+"""The database as an application uses it: one writer, a few readers, the sessions and the memories."""
 
 import asyncio
 import sqlite3
@@ -56,7 +56,7 @@ class Database:
         """Open an existing, valid database and close it at the end.
 
         Raises BusyError if it stays locked; RefusedError if it is missing, not a SQLite file, another application's, of
-        a newer version, not in WAL mode, not in UTF-8, or if an object of the schema is missing or altered. Runs no
+        another version, not in WAL mode, not in UTF-8, or if an object of the schema is missing or altered. Runs no
         integrity_check. Warns at the end if the files were removed or replaced meanwhile. Raises ConfigurationError for
         settings without a reader.
         """
@@ -66,7 +66,7 @@ class Database:
         async with AsyncExitStack() as stack:
             # The writer is opened first and so closed last: it is the only connection that checkpoints.
             writer = await _enter(stack, settings, "rw")
-            writer.isolation_level = "IMMEDIATE"  # how sqlite3 begins a transaction before a change outside one
+            writer.isolation_level = "IMMEDIATE"  # sqlite3 runs BEGIN IMMEDIATE before a change outside a transaction
             db = cls(settings, writer, [await _enter(stack, settings) for _ in range(settings.readers)])
             try:
                 yield db
@@ -118,7 +118,7 @@ class Database:
             raise MisuseError("write() is open already, in this task or its parent: use its connection")
         asked, writer = monotonic(), self._writer
         async with self._write_lock:
-            self._require_open()  # it may be closed by now
+            self._require_open()  # it may have been closed while this task waited
             # Otherwise the waits of all queued writes for another process's lock would add up.
             if self._locked and monotonic() - asked >= self.settings.busy_timeout_ms / 1000:
                 raise BusyError(self._locked.observed, self._locked.remedy)

@@ -1,4 +1,4 @@
-"""Refuse database files that were deleted, renamed or replaced; find the processes that have them open."""
+"""Refuse to use database files that were deleted, renamed or replaced; find processes that have them open."""
 
 import asyncio
 import fcntl
@@ -28,8 +28,8 @@ Run = Callable[..., Awaitable[list[sqlite3.Row]]]  # runs a named query
 Write = Callable[[], AbstractAsyncContextManager["Connection"]]  # lends the writer
 _SUFFIXES = ("", "-wal", "-shm")
 _DELETED = " (deleted)"
-_LOOKS, _PAUSE_S = 7, 0.03  # repeated: the last process to close a database first deletes its log
-_UNKNOWN = (0, 0)  # of a file that cannot be looked at, as in a directory that is closed at this moment
+_LOOKS, _PAUSE_S = 7, 0.03  # several looks: a process that closes the database has its deleted log open for a moment
+_UNKNOWN = (0, 0)  # of a file that cannot be examined, as in a directory without access
 _open: set["Handle"] = set()
 
 
@@ -44,7 +44,7 @@ class Handle(sqlite3.Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)  # the schema's SQL too
+        self.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, BOUND_SQL)  # also limits the SQL of the schema
         _open.add(self)
 
     def watch(self, path: Path, *, writes: bool) -> None:
@@ -59,10 +59,10 @@ class Handle(sqlite3.Connection):
         self.files = _identities(names) if in_wal_mode else (*_identities(names[:1]), None, None)
         if (ours := _descriptors()) and not {*self.files} - {None, _UNKNOWN} <= ours.keys():
             self.lost = "replaced while it was opened"
-        self.names = names  # set last: if the opening is cancelled, another thread may read this now
+        self.names = names  # set last: another thread that sees the names also sees the files
 
     def changed(self) -> str:
-        """Return which files at the path are no longer the open ones; a lost file stays lost. Read-only."""
+        """Return which open files are no longer at the path; once lost, a file stays lost. Read-only."""
         if not self.names or self.lost or (found := _identities(self.names)) == self.files:
             return self.lost
         lost = ", ".join(
@@ -90,11 +90,11 @@ class Handle(sqlite3.Connection):
             path, pid = self.names[0], os.getpid()
             raise RefusedError(
                 f"{path} is no longer the database that PID {pid} has open ({self.lost}); {outcome}",
-                "leave this process running; run troubleshoot.ipynb in another, to save its rows; then stop this one",
+                "leave this process running; to save its rows, run troubleshoot.ipynb in another; then stop this one",
             )
 
     def close(self) -> None:
-        """Close; if the files have changed, make no checkpoint and keep them open, for troubleshoot to save them."""
+        """Close the connection; if its files have changed, make no checkpoint and keep them open for troubleshoot."""
         if self.forked:
             return
         _open.discard(self)
@@ -142,17 +142,17 @@ class Connection(aiosqlite.Connection):
         if self.lender and self._connection is None:
             raise MisuseError(
                 "the block of write() that lent this connection is over",
-                "write inside of a block of its own: async with db.write() as conn",
+                "open another block: async with db.write() as conn",
             )
         return cast("Handle", super()._conn)
 
-    _conn = handle  # what each method of aiosqlite uses
+    _conn = handle  # the name that aiosqlite uses
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         handle = self.handle
         if self.lender:
             return await self.lender._execute(fn, *args, **kwargs)  # noqa: SLF001
-        # A check takes some microseconds, so a write transaction is checked at its start and end.
+        # A check takes some microseconds, so a write is checked only at its start and end.
         if (handle.keeper and handle.in_transaction) or self._checked or getattr(fn, "__name__", "") in _HARMLESS:
             handle.require_own()
         else:
@@ -241,7 +241,7 @@ os.register_at_fork(after_in_child=_keep_forever)
 
 
 class Stray(NamedTuple):
-    """Hold a process, the ``lost`` files of a database that it has open, and all its ``files`` by /proc path."""
+    """Hold a process that has ``lost`` files open: their names, and the /proc paths of all its ``files``."""
 
     pid: int
     lost: dict[str, str]
@@ -271,7 +271,7 @@ def strays(path: Path) -> list[Stray]:
 
 def _stray(pid: int, given: Path, locked: set[int]) -> Stray | None:
     path = Path(os.path.realpath(given.parent), given.name)
-    is_named = re.compile(rf"{re.escape(str(path))}(?:(-wal|-shm)[^/]*)?").fullmatch  # also if renamed in its directory
+    is_named = re.compile(rf"{re.escape(str(path))}(?:(-wal|-shm)[^/]*)?").fullmatch  # matches a renamed log too
     current = dict(zip(_SUFFIXES, _identities(_names(path)), strict=True))
     files, lost, others, inodes = dict[str, str](), dict[str, str](), dict[str, str](), dict[str, int]()
     try:
@@ -293,7 +293,7 @@ def _stray(pid: int, given: Path, locked: set[int]) -> Stray | None:
                 files.setdefault(suffix, where)
             elif link != f"{path}{suffix}" or not current[suffix]:  # else the process is in another mount namespace
                 files[suffix], lost[suffix] = where, link
-    if files and "" not in files:  # SQLite names the log after the database as it opens it: that was renamed since
+    if files and "" not in files:  # the database was renamed: its log keeps the old name
         for plain, where in others.items():
             if inodes[where] in locked and f"{plain}-wal" not in others:
                 files[""], lost[""] = where, plain

@@ -13,12 +13,12 @@ import aiosqlite
 from abathur_nb.store.sql import DDL_FILES, SEED_FILE, load_queries, statements, tokens
 from abathur_nb.text import some
 
-APPLICATION_ID = 0x41424154  # "ABAT": PRAGMA application_id of a database of ours
+APPLICATION_ID = 0x41424154  # "ABAT": PRAGMA application_id of an Abathur database
 SCHEMA_VERSION = 1  # PRAGMA user_version
 
 
 class ColumnCheck(NamedTuple):
-    """Hold one CHECK of the DDL: SQL that is true (or NULL) for a good row of its table."""
+    """Hold one CHECK of the DDL: SQL that is true (or NULL) for a valid row of its table."""
 
     column: str
     kind: Literal["json", "value"]
@@ -124,7 +124,7 @@ def build_schema() -> sqlite3.Connection:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """Hold how a live schema differs from the one in ``sql/``, by the names of its objects."""
+    """Hold the names of the objects in which a live schema differs from the one in ``sql/``."""
 
     missing: tuple[str, ...]
     altered: tuple[str, ...]
@@ -148,7 +148,7 @@ class Differences:
 
 
 def _is_same(live: SchemaObject, expected: SchemaObject) -> bool:
-    # Comparing tokens takes longer.
+    # Texts first: comparing tokens takes longer.
     return live == expected or (live[:3] == expected[:3] and _plain(live.sql) == _plain(expected.sql))
 
 

@@ -1,4 +1,4 @@
-"""The sessions of a database: created, appended to, ended."""
+"""The sessions of a database: create, read and change them."""
 
 import json
 import sqlite3
@@ -33,7 +33,7 @@ class Sessions:
         project_id: str | None = None,
         initial_state: dict[str, Any] | None = None,
     ) -> None:
-        """Create a session in status ``created``; raise InvalidValueError if one of this id already exists."""
+        """Create a session in status ``created``; raise InvalidValueError if its id already exists."""
         row = {"session_id": session_id, "app_name": app_name, "user_id": user_id, "project_id": project_id}
         row = {what: check_name(what, value, optional=what == "project_id") for what, value in row.items()}
         initial_state = {} if initial_state is None else initial_state
@@ -51,7 +51,7 @@ class Sessions:
     async def list_sessions(
         self, project_id: str | None = None, status: str | None = None, limit: int = 50
     ) -> list[dict[str, Any]]:
-        """Return the ``limit`` newest sessions: of a project, of a status, of both, or of all."""
+        """Return the ``limit`` newest sessions, all or of a project; for a ``status`` alone, the last used ones."""
         check_whole("limit", limit, 1, 100_000)
         name = "list_sessions" if project_id is None else "list_sessions_of_project"
         if status is not None:
@@ -98,7 +98,7 @@ class Sessions:
         await self.update_status(session_id, "terminated")
 
     async def get_state(self, session_id: str, key: str) -> Any:
-        """Return the value of one key of a session's state, or None where there is no such session or key."""
+        """Return the value of one key of a session's state, or None if the session or the key is missing."""
         if not isinstance(key, str):
             raise InvalidValueError(f"expected text, found {shown(key)}", what="key")
         state = (await self.get_session(session_id) or {"state": {}})["state"]
@@ -138,13 +138,13 @@ def _too_large(given: Mapping[str, object], sizes: sqlite3.Row) -> InvalidValueE
         keep_last = sizes["count"] * max(0, MAX_BYTES // 2 - event) // sizes["events"]
         trim = f"await db.sessions.trim_events({given['session_id']!r}, keep_last={keep_last})"
         remedy = f"remove its oldest events: {trim}" if sizes["count"] else "append it as several smaller events"
-    observed = f"its events hold {sizes['events']:,}, its state {sizes['state']:,}"
+    observed = f"its events have {sizes['events']:,} bytes, its state {sizes['state']:,}"
     return InvalidValueError(f"session {session_id} would grow beyond {MAX_BYTES:,} bytes of JSON: {observed}", remedy)
 
 
 def _delta(what: str, delta: dict[str, Any]) -> dict[str, str]:
     # SQLite's own merge is recursive and drops nulls, so the statement removes the keys and then adds them.
-    # A key is removed as given and in NFC, with and without escapes: another program may write any of them.
+    # A key is removed as given and in NFC, with and without escapes: other programs may have written any of these.
     text = json_text(what, _in_nfc(what, delta), (dict,))
     keys = (spelling for key in delta for (spelling,) in spellings(key))
     names = dict.fromkeys(json.dumps(key, ensure_ascii=escaped) for key in keys for escaped in (False, True))

@@ -55,7 +55,7 @@ _VERBS = {"SELECT", "VALUES", "INSERT", "REPLACE", "UPDATE", "DELETE"}
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Hold a named query: the object that the store runs, explain explains and benchmark times.
+    """Hold a named query, which the store runs, explain.ipynb plans and benchmark.ipynb times.
 
     ``index`` is the index that its plan must use (None: a rowid lookup or a plain INSERT), ``parameters`` an example
     for its ``:names``; ``scan`` and ``sort`` are the reasons why its plan may scan or sort.
@@ -83,7 +83,7 @@ def split(script: str) -> Iterator[tuple[str, str]]:
             yield comments, statement.removesuffix(";").rstrip()
             start = end
     if rest := _without_leading_comments(script[start:])[1]:
-        raise ValueError(f"the last statement breaks off: {rest[:60]!r}")
+        raise ValueError(f"the last statement is incomplete: {rest[:60]!r}")
 
 
 @cache
@@ -145,7 +145,7 @@ async def read_plan(fetch: Fetch, sql: str, params: Parameters = ()) -> list[str
 
     Use a new connection: a cached statement keeps a plan whose index was dropped.
     """
-    lines, levels = list[str](), {0: 0}  # the level of what is below each row
+    lines, levels = list[str](), {0: 0}  # by row: the level of its child rows
     for number, parent, _, detail in await fetch(f"EXPLAIN QUERY PLAN {sql}", params):
         level = levels.get(parent, 0)
         levels[number] = level + 1
@@ -156,7 +156,7 @@ async def read_plan(fetch: Fetch, sql: str, params: Parameters = ()) -> list[str
 async def plan_apart(path: Path, patience: float, sql: str, params: Parameters) -> list[str]:
     """Return the plan of one SELECT as lines, made in a process with limits of time and memory. Read-only.
 
-    It waits up to ``patience`` seconds for a lock. Raises InvalidValueError for anything but one SELECT within the
+    Waits up to ``patience`` seconds for a lock. Raises InvalidValueError for anything but one SELECT within the
     limits, and sqlite3.Error as SQLite does.
     """
     require_single_select(sql)
@@ -169,7 +169,7 @@ async def plan_apart(path: Path, patience: float, sql: str, params: Parameters) 
     try:
         return await read_plan(lambda *asked: asyncio.to_thread(_ask, path, patience, *asked), sql, given)
     except CalledProcessError:
-        observed = f"its plan takes more than {apart.PLAN_S} s or {apart.PLAN_MB} MB: {sql.strip()[:80]!r}"
+        observed = f"planning it takes more than {apart.PLAN_S} s or {apart.PLAN_MB} MB: {sql.strip()[:80]!r}"
         raise InvalidValueError(observed, "nest fewer subqueries and WITH clauses") from None
 
 
@@ -193,12 +193,12 @@ def plan_steps(plan: Iterable[str]) -> list[Step]:
         detail = line.lstrip(" ")
         indent = len(line) - len(detail)
         while around and around[-1][0] >= indent:
-            derived.add(around.pop()[1])  # only now: inside the subquery, a table may have its name
+            derived.add(around.pop()[1])  # after its lines, where a table may have the same name
         if (step := _read_step(detail)) and not (step.kind.endswith("scan") and step.table in derived):
             steps.append(step)
         if match := _DERIVED.match(detail):
             around.append((indent, match["name"]))
-        elif detail == "RECURSIVE STEP":  # it scans a queue with the name of its subquery
+        elif detail == "RECURSIVE STEP":  # it scans a queue named like its subquery
             derived.add(around[-1][1])
     return steps
 

@@ -1,4 +1,4 @@
-"""Find what is at the database path, from directory entry and identity, and the commands that repair it."""
+"""Identify what is at the database path, and name the commands that repair it."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ from abathur_nb.text import SHELL, did_you_mean, some, user_name
 FIND_OUT = "it does not belong here: find out who made it; if nobody needs it, drop it"
 _ANOTHER = "db_path: name another path, or move it away by hand"
 _RESTORE = "stop its writers and restore a backup"
-_MOST = 20  # statements of a command
+_MOST = 20  # statements in one command
 _KINDS = {stat.S_IFDIR: "is a directory", stat.S_IFLNK: "is a symbolic link"}
 State = Literal["absent", "empty", "damaged", "remains", "refused", "present"]
 
@@ -34,8 +34,8 @@ State = Literal["absent", "empty", "damaged", "remains", "refused", "present"]
 class Target:
     """Hold what is at the database path; ``check`` says why, ``error`` is the class to raise if not ``present``.
 
-    ``absent``: a database can be made. ``empty``: a file of 0 bytes. ``damaged``: a database of ours that SQLite cannot
-    read. ``remains``: files without their database. ``refused``: must not be touched. ``present``: ours, to be used.
+    ``absent``: a database can be made. ``empty``: a file of 0 bytes. ``damaged``: an Abathur database that SQLite
+    cannot read. ``remains``: files without their database. ``refused``: not to be touched. ``present``: Abathur's.
     """
 
     state: State
@@ -50,12 +50,12 @@ def _target(state: State, observed: str, remedy: str = "", **data: int) -> Targe
 
 
 def examine(settings: Settings, *, journal: bool = True) -> Target:
-    """Return what the directory shows at ``settings.db_path``, with ``journal`` also a begun replacement. Read-only."""
+    """Return what is at ``settings.db_path`` without opening it; with ``journal``, a replacement too. Read-only."""
     path = settings.db_path
     as_owner = f"see who owns it, and run this as that user: namei -l {quote(str(path))}"
     if path.name.endswith(SIDE_FILES):
-        named = f"{path} is named as SQLite names a side file ({', '.join(SIDE_FILES)})"
-        return _target("refused", named, "db_path: name another one, such as abathur.db")
+        named = f"{path} has a name of SQLite's side files ({', '.join(SIDE_FILES)})"
+        return _target("refused", named, "db_path: name another file, such as abathur.db")
     if journal and os.path.lexists(journal_of(path)):
         begun = f"a replacement of {path} was begun but not completed: see {journal_of(path).name}"
         return _target("remains", begun, "run troubleshoot.ipynb, restore.ipynb or rollback.ipynb, which complete it")
@@ -77,7 +77,7 @@ def examine(settings: Settings, *, journal: bool = True) -> Target:
         if not stat.S_ISREG(mode):  # SQLite would wait for ever at a FIFO, even as a side file
             words = _KINDS.get(stat.S_IFMT(mode), "is not a regular file")
             remedy = "db_path: name a regular file, or a path where nothing is"
-            if stat.S_ISLNK(found.st_mode) and os.path.lexists(f"{path}-wal"):  # SQLite looks for it beside the target
+            if stat.S_ISLNK(found.st_mode) and os.path.lexists(f"{path}-wal"):  # SQLite uses the log beside the target
                 rows = f"{path}-wal may hold committed rows of {os.path.realpath(path)}"
                 remedy = f"{rows}: if so, stop its users and move that database back to {path}"
             return _target("refused", f"{name} {words}", remedy)
@@ -145,18 +145,18 @@ async def _unopened(settings: Settings, error: Exception) -> Target:
 
 
 async def explain_unopened(path: Path, error: Exception) -> tuple[State, AbathurError]:
-    """Return whether a file that SQLite cannot open is a ``damaged`` database of ours, and the error. Read-only."""
+    """Return whether a file that SQLite cannot open is a ``damaged`` Abathur database, and the error. Read-only."""
     explained, code = explain_error(path, error), getattr(error, "sqlite_errorcode", 0) & 0xFF
     if str(error) == "unsupported file format":  # the schema format in the header
         code = sqlite3.SQLITE_NOTADB
     if code not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or bound_reached(error):
         return "refused", explained
-    # Also the indexes: their SQL has no comments, which differ between versions.
+    # Indexes too: their SQL has no comments, and comments differ between versions.
     known = [found.sql for found in expected_objects().values()]
     ours = await asyncio.to_thread(ask, "ours", path, str(APPLICATION_ID), *known)
     fault = await asyncio.to_thread(ask, "header", path) if ours else ""
     if ours and (fault or code == sqlite3.SQLITE_NOTADB):
-        destroyed = "its header (the first 100 bytes) is destroyed, the tables behind it are Abathur's"
+        destroyed = "its header (the first 100 bytes) is destroyed, the tables after it are Abathur's"
         explained = RefusedError(f"{path} is CORRUPT: {fault or destroyed}", _RESTORE)
     elif not ours and code == sqlite3.SQLITE_CORRUPT:
         explained = RefusedError(f"{path} is another application's, and CORRUPT ({error})", _ANOTHER)
@@ -173,7 +173,7 @@ async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
     differing = (application_id ^ APPLICATION_ID) % 2**32 << 32 | (version ^ SCHEMA_VERSION) % 2**32
     if not differing:
         return None
-    # One byte is damaged, not the last one, which a newer version would change.
+    # Only one byte differs, and not the last one, which a newer version would change.
     if differing & 0xFF == 0 and len(differing.to_bytes(8, "big").strip(b"\0")) == 1:
         spoilt = f"its header has application_id {application_id:#x}, user_version {version}: one byte is wrong"
         return _target("damaged", f"{path} is CORRUPT: {spoilt}", f"{_RESTORE}: {restore_command(settings)}")
@@ -186,7 +186,7 @@ async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
         observed = f"{path} is another application's or incomplete: application_id {application_id:#010x}"
         return _target("refused", observed, f"{_ANOTHER} (Abathur has {APPLICATION_ID:#x})")
     if is_our_schema:
-        remedy = f"its schema is that of version {SCHEMA_VERSION}: if somebody set the number, set it back "
+        remedy = f"its schema is that of version {SCHEMA_VERSION}: if the number was set by hand, set it back "
         remedy += shell_command(path, [f"PRAGMA user_version = {SCHEMA_VERSION};"])
     else:
         moved = f"mv -n {quote(str(path))} {quote(f'{path}.version-{version}')}"
@@ -194,19 +194,19 @@ async def identity_fault(conn: Connection, settings: Settings) -> Target | None:
         remedy += f"or make a new one: {_command('init', settings)}"
     words = "incomplete, or of a schema that was never released"
     if version > SCHEMA_VERSION:
-        words, remedy = "newer than this package", f"update abathur_nb; if no newer one exists: {remedy}"
-    observed = f"{path} is {words}: user_version {version}, known is {SCHEMA_VERSION}"
+        words, remedy = "newer than this package", f"update abathur_nb; if there is no newer one: {remedy}"
+    observed = f"{path} is {words}: user_version {version}, expected {SCHEMA_VERSION}"
     return _target("refused", observed, remedy, version=version)
 
 
 def shell_command(path: Path, statements: Sequence[str]) -> str:
     """Return the command that runs statements in SQLite's own shell."""
-    rest = f"; then run the check again: there are {len(statements) - _MOST:,} more" if len(statements) > _MOST else ""
+    rest = f"; then run the check again: {len(statements) - _MOST:,} are left" if len(statements) > _MOST else ""
     return f"{SHELL} {quote(str(path))} {quote(' '.join(statements[:_MOST]))}{rest}"
 
 
 async def refusal(title: str, settings: Settings, *, refuses: Collection[str] = ()) -> Report | None:
-    """Return the Report of a verb that finds no Abathur database to work on, or None. Read-only."""
+    """Return the Report of a function that finds no Abathur database at its path, or None. Read-only."""
     target = await identify(settings, refuses=refuses)
     if target.state == "present":
         return None
@@ -239,7 +239,7 @@ def _command(notebook: str, settings: Settings) -> str:
 
 
 def to_be_repaired(check: Check, settings: Settings) -> Check:
-    """Add the command that plans a repair to a check that failed, or did not pass and has no remedy."""
+    """Return a check with the command that plans a repair, if it failed, or did not pass and has no remedy."""
     if not check.failed and (check.remedy or check.status == "pass"):
         return check
     by_hand = f"; by hand: {check.remedy}" if check.remedy else ""
@@ -247,7 +247,7 @@ def to_be_repaired(check: Check, settings: Settings) -> Check:
 
 
 def wanted(target: Target, settings: Settings) -> Check:
-    """Return the check of a target that should be a database; it fails if it is not. Read-only."""
+    """Return the check of a target, which fails if the target is not a database. Read-only."""
     if target.state in ("absent", "remains") and (lost := strays_check(settings.db_path)).failed:
         return lost
     if target.state not in ("absent", "empty"):
@@ -255,5 +255,5 @@ def wanted(target: Target, settings: Settings) -> Check:
     beside = [path.name for path in settings.db_path.parent.glob("*") if target.state == "absent"]
     near, make_it = did_you_mean(settings.db_path.name, beside), target.check.remedy or _command("init", settings)
     if any(settings.backup_dir.glob("abathur_*.db*")):
-        make_it = f"bring it back from a backup: {restore_command(settings)}; or make a new one: {make_it}"
+        make_it = f"restore a backup: {restore_command(settings)}; or make a new one: {make_it}"
     return replace(target.check, status="fail", observed=target.check.observed + near, remedy=make_it)

@@ -21,7 +21,7 @@ _HIGHEST = "\U0010ffff"
 def check_name(what: str, value: Any, *, optional: bool = False, holds: str = "") -> Any:
     """Return a name in NFC, or None if it is ``optional`` and missing.
 
-    Raises InvalidValueError for anything but text of 1 to 512 printable characters with ``holds`` in it.
+    Raises InvalidValueError for anything but text of 1 to 512 printable characters that contain ``holds``.
     """
     if value is None and optional:
         return None
@@ -33,7 +33,7 @@ def check_name(what: str, value: Any, *, optional: bool = False, holds: str = ""
 
 
 def check_namespace(value: Any) -> Any:
-    """Return a namespace in NFC; raise InvalidValueError unless it is a name that holds a ``:``."""
+    """Return a namespace in NFC; raise InvalidValueError unless it is a name with a ``:``."""
     return check_name("namespace format", value, holds=":")
 
 
@@ -61,7 +61,7 @@ def check_choice(what: str, value: object, choices: Collection[str]) -> None:
 
 
 def json_text(what: str, value: object, kinds: tuple[type, ...] = (dict, list), *, within: int = 0) -> str:
-    """Return a value of one of the types ``kinds`` as compact JSON text, to be nested ``within`` that many levels.
+    """Return a value of one of the types ``kinds`` as compact JSON text; ``within`` levels will enclose it.
 
     Decoding the text gives an equal value, a tuple as a list. Raises InvalidValueError.
     """
@@ -101,7 +101,7 @@ def _check_size(what: str, size: int) -> None:
 
 
 def check_depth(what: str, value: object, allowed: int = MAX_DEPTH) -> None:
-    """Raise InvalidValueError where JSON has more levels than are allowed, or a key that is not text."""
+    """Raise InvalidValueError if JSON has more levels than ``allowed``, or a key that is not text."""
     # Level by level: recursion would end in RecursionError. A value that contains itself is too deep, too.
     level, depth = [value], 0
     while level := [item for item in level if isinstance(item, dict | list | tuple)]:
@@ -114,19 +114,19 @@ def check_depth(what: str, value: object, allowed: int = MAX_DEPTH) -> None:
 
 
 def decoded(row: Row, columns: Iterable[str]) -> dict[str, Any]:
-    """Return ``row`` as a dict with the named JSON columns decoded; raise RefusedError where one is not JSON."""
+    """Return ``row`` as a dict with the named JSON columns decoded; raise RefusedError if one is not JSON."""
     values = dict(row)
     for column in columns:
         try:
             values[column] = json.loads(values[column])
         except (ValueError, TypeError, RecursionError):
             observed = f"{column} of row {shown(row[0])} is not valid JSON"
-            raise RefusedError(observed, "run validate.ipynb, which says why; write the value again") from None
+            raise RefusedError(observed, "run validate.ipynb to see the fault; write the value again") from None
     return values
 
 
 def prefix_range(prefix: str) -> tuple[str, str]:
-    """Return the first text with this prefix and the first text after all of them, in SQLite's order."""
+    """Return the first text with this prefix, and the first after all such texts, in SQLite's order."""
     if not isinstance(prefix, str) or not is_printable(prefix) or len(_written(prefix)) > MAX_NAME:
         expected = f"expected up to {MAX_NAME} printable characters, found {shown(prefix)}"
         raise InvalidValueError(expected, what="namespace_prefix")
@@ -145,7 +145,7 @@ FAULT = "CASE WHEN abathur_is_utf8(CAST({0} AS BLOB)) THEN abathur_json_fault({0
 
 # Digits and signs become 0, { becomes [, E and D lower case: plain searches are faster than regular expressions.
 _ALIKE = bytes.maketrans(b"123456789+-ED{", b"00000000000ed[")
-_EXPONENT = "0e00"  # as in 1e999; with a shorter exponent, infinity takes 300 digits
+_EXPONENT = "0e00"  # 1e999 is infinite; with a shorter exponent, only a number of 300 digits is
 _DIGITS = "0" * 300
 _BACKSLASH = ord("\\")
 _NUL = 0  # where SQLite stops reading

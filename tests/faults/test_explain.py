@@ -252,7 +252,7 @@ def test_what_takes_too_long_to_plan_is_refused_in_time(database: Settings, kind
     command = [sys.executable, "-c", script, str(database.db_path)]
     done = subprocess.run(command, input=HOSTILE[kind], capture_output=True, text=True, timeout=HANGING_S, check=True)
     assert done.stdout.startswith(
-        ("its plan takes more than 5 s or 512 MB", "expected one SELECT of at most 100,000 characters")
+        ("planning it takes more than 5 s or 512 MB", "expected one SELECT of at most 100,000 characters")
     )
 
 

@@ -19,7 +19,7 @@ from abathur_nb.config.settings import Settings
 
 CODE = "open('canary', 'w').close()"
 INIT = NOTEBOOKS / "init.ipynb"
-NAME = "expected `name = value`, each name of a-z, 0-9 and _"
+NAME = "expected `name = value`, each name of A-Z, a-z, 0-9 and _"
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +234,7 @@ def test_a_mistake_made_by_hand_is_refused_until_it_is_repaired(long_lived: Inte
         assert shell.run_cell(guard_cell).success
         assert old in parameters
         assert told in rejected(shell.run_cell(parameters.replace(old, new)))
-        assert "the cell after nb.guard() is the parameters cell" in rejected(shell.run_cell(settings)) or "=" in told
+        assert "nb.guard() must be the parameters cell" in rejected(shell.run_cell(settings)) or "=" in told
         assert "settings" not in shell.user_ns
         for cell in (parameters, settings):
             assert shell.run_cell(cell).success

@@ -111,7 +111,7 @@ async def test_the_holder_of_a_lock_is_named_with_its_command_unless_it_is_this_
         (sqlite3.SQLITE_LOCKED, BusyError, "is locked by"),
         (sqlite3.SQLITE_NOTADB, RefusedError, "is not SQLite or is encrypted"),
         (sqlite3.SQLITE_CORRUPT, RefusedError, "is CORRUPT"),
-        (sqlite3.SQLITE_FULL, RefusedError, "is full, or one of its tables has used its last id: make room"),
+        (sqlite3.SQLITE_FULL, RefusedError, "is full, or a table of that database has used its last id: make room"),
         (sqlite3.SQLITE_IOERR_WRITE, RefusedError, "could not be read or written"),
         (None, RefusedError, "could not be used"),
     ],
@@ -135,7 +135,7 @@ async def test_a_transaction_begun_or_ended_twice_is_no_wrong_schema(database: S
             await conn.execute_fetchall(statement)
     explained = explain_error(database.db_path, caught.value)
     assert isinstance(explained, MisuseError)
-    assert "leave both to db.write()" in str(explained)
+    assert "leave BEGIN and COMMIT to db.write()" in str(explained)
     other = sqlite3.OperationalError("no such table: transactions")
     other.sqlite_errorcode = sqlite3.SQLITE_ERROR
     assert isinstance(explain_error(database.db_path, other), RefusedError)

@@ -244,7 +244,7 @@ def test_without_a_home_nothing_is_read_from_here(value: str, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     write_config(tmp_path, "[environments.here]\ndb_path = '/x/y.db'\n")
     monkeypatch.setenv("HOME", value)
-    assert "which HOME must name" in faults("development")[0]
+    assert "HOME must name it" in faults("development")[0]
     assert "here" not in faults("here")[0].partition("found")[0]
 
 
@@ -362,7 +362,7 @@ def test_who_said_it_and_when_is_recorded_and_nothing_is_passed_by_it() -> None:
         assert "1 skip" in Report("trial", (check,)).summary
         assert said_fault("x", answer) == ""
     nobody = said(QUESTION, None)
-    assert (nobody.status, nobody.observed) == ("skip", "nobody has said so")
+    assert (nobody.status, nobody.observed) == ("skip", "nobody confirmed it")
     assert nobody.remedy == 'name a person and day: "Ada Lovelace, 2026-11-20"'
 
 

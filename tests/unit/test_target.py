@@ -105,7 +105,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "another application's": ("PRAGMA application_id = 1",),
     "has Abathur's tables, but its application_id is missing, as after a dump": ("PRAGMA application_id = 0",),
     "incomplete": ("PRAGMA application_id = 0", "DROP TABLE metrics"),
-    "newer than this package: user_version 2, known is 1": ("PRAGMA user_version = 2",),
+    "newer than this package: user_version 2, expected 1": ("PRAGMA user_version = 2",),
     "of a schema that was never released": ("PRAGMA user_version = 0",),
     "holds trigger evil": (
         "CREATE TRIGGER evil AFTER INSERT ON audit BEGIN DELETE FROM tasks; END",
