@@ -13,6 +13,7 @@ from shlex import join, quote
 from typing import Literal
 
 from abathur_nb.config.settings import Settings, Severity
+from abathur_nb.errors import RefusedError
 from abathur_nb.files import nearest_existing
 from abathur_nb.report import Check, Status
 from abathur_nb.store.apart import ask
@@ -137,6 +138,18 @@ def _has_account(name: str) -> bool:
         return bool(pwd.getpwnam(name))
     except (KeyError, ValueError):  # a name that cannot be encoded is a ValueError
         return False
+
+
+def no_folder(settings: Settings) -> RefusedError | None:
+    """Return why no backup directory can be made or used at its path, as it is a link or a file; or None."""
+    folder = settings.backup_dir
+    place = folder if os.path.lexists(folder) else nearest_existing(folder)
+    if os.path.isdir(place) and not place.is_symlink():
+        return None
+    remedy = f"move it away: mv -n {quote(str(place))} {quote(f'{place}.old')}"
+    if os.path.isdir(place):
+        remedy = f"name the directory itself: export ABATHUR_BACKUP_DIR={quote(os.path.realpath(folder))}"
+    return RefusedError(f"{place} is a link or not a directory", remedy)
 
 
 def install_command(settings: Settings, folder: Path) -> str:

@@ -10,9 +10,9 @@ from abathur_nb.backups.change import check_arguments
 from abathur_nb.backups.manifest import Retention, apply_retention
 from abathur_nb.backups.taking import COPIES, back_up, zstd_module
 from abathur_nb.config.settings import Settings
-from abathur_nb.errors import AbathurError, RefusedError
+from abathur_nb.errors import AbathurError
 from abathur_nb.files import nearest_existing, os_cause, sweep, unwritable
-from abathur_nb.health.path_on_disk import free_mb, install_command
+from abathur_nb.health.path_on_disk import free_mb, install_command, no_folder
 from abathur_nb.report import Check, Report
 from abathur_nb.store.connection import explain_error
 from abathur_nb.store.guarded import strays_check
@@ -60,8 +60,7 @@ def _place(settings: Settings) -> list[Check]:
     folder = settings.backup_dir
     # The directory is made with the backup, so that a refused run leaves none behind.
     place = folder if os.path.lexists(folder) else nearest_existing(folder)
-    is_folder = place.is_dir() and not place.is_symlink()
-    fault = unwritable(place) if is_folder else RefusedError(f"{place} is a link or not a directory")
+    fault = no_folder(settings) or unwritable(place)
     expected = "a directory, not a link, that this user may write to"
     remedy = (fault and fault.remedy) or install_command(settings, folder)
     checks = [Check.that("backup_directory", not fault, expected, fault.observed if fault else str(folder), remedy)]

@@ -16,7 +16,7 @@ import aiosqlite
 from abathur_nb.config.parameters import said
 from abathur_nb.config.settings import Settings
 from abathur_nb.files import make_private_file, nearest_existing, scratch_directory, sweep
-from abathur_nb.health.path_on_disk import ELSEWHERE, forbids, install_command, location_checks
+from abathur_nb.health.path_on_disk import ELSEWHERE, forbids, install_command, location_checks, no_folder
 from abathur_nb.report import Check, Report, Status, run_check
 from abathur_nb.store.connection import connect, pragma, run_to_end
 from abathur_nb.store.target import identify
@@ -133,12 +133,13 @@ async def _second_process(path: Path) -> dict[str, object]:
 
 
 def _backups(settings: Settings) -> Check:
-    folder = settings.backup_dir
+    folder, wrong = settings.backup_dir, no_folder(settings)
     there = os.path.isdir(folder)
-    usable = there and os.access(folder, os.W_OK | os.X_OK)
-    fault = "may not be written to" if there else "is missing"
+    usable = there and not wrong and os.access(folder, os.W_OK | os.X_OK)
     # Before init, the command would make the database's directory too, owned by root.
     too_early = not os.path.lexists(settings.db_path.parent) and folder.parent == settings.db_path.parent
     remedy = f"{'after init: ' if too_early else ''}{install_command(settings, folder)}"
-    observed = str(folder) if usable else f"{folder} {fault}"
+    observed = str(folder) if usable else f"{folder} {'may not be written to' if there else 'is missing'}"
+    if wrong:
+        observed, remedy = wrong.observed, wrong.remedy
     return Check.that("backup_directory", usable, "a directory that may be written to", observed, remedy, "warn")

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import stat
+import subprocess
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -347,3 +348,22 @@ async def test_a_newer_one_of_this_file_under_another_name_is_not_passed_over(ho
     assert f"-p backup {older.path.name}" in str(report)
     named = f"-p backup {newer.path.name}"
     assert f"by its name only: {named}{' -p from_env staging' if other.env == 'staging' else ''}" in str(report)
+
+
+@pytest.mark.parametrize("linked", [True, False])
+async def test_a_backup_directory_that_is_a_link_or_a_file_is_named_beforehand_and_its_remedy_cures_it(
+    linked: bool, database: Settings, tmp_path: Path
+) -> None:
+    real = tmp_path / "real"
+    real.mkdir(mode=0o700)
+    database.backup_dir.symlink_to(real) if linked else database.backup_dir.touch()
+    for report in (await nb.preflight(database), await nb.backup_database(database)):
+        check = check_of(report, "backup directory")
+        assert check.observed == f"{database.backup_dir} is a link or not a directory"
+        way, _, command = check.remedy.partition(": ")
+    if linked:
+        assert (way, command) == ("name the directory itself", f"export ABATHUR_BACKUP_DIR={real}")
+        database = replace(database, backup_dir=real)
+    else:
+        await asyncio.to_thread(subprocess.run, ["sh", "-ec", command], check=True)
+    (await nb.backup_database(database)).raise_for_failures()
