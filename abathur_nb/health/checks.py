@@ -278,7 +278,9 @@ async def others_check(live: Mapping[str, schema.SchemaObject], path: Path) -> C
         remedy = f"do not drop a table: {some(renamed)} may be {' or '.join(missing)} under another name{others}"
     evidence = []
     for one in found[:_MOST]:  # as comments: a person decides on each DROP
-        evidence += [f"-- extra: {_one_line(one.sql)};", *([f"-- {_drop(one)}"] if one in drops or not renamed else [])]
+        evidence.append(f"-- extra: {_one_line(one.sql)};")
+        if one in drops or not renamed:
+            evidence.append("-- " + _drop(one).replace("\n", "\n-- "))
     observed = f"extra: {_names(found)}" if found else "none"
     otherwise: Status = "fail" if harmful else "warn"
     data = {"extra": [one.name for one in found[:_MOST]]}
@@ -290,7 +292,7 @@ def _names(found: Sequence[schema.SchemaObject]) -> str:
 
 
 def _drop(one: schema.SchemaObject) -> str:
-    return f"DROP {one.type.split()[-1].upper()} {_one_line(schema.quoted(one.name))};"
+    return f"DROP {one.type.split()[-1].upper()} {schema.quoted(one.name)};"
 
 
 def _one_line(sql: str) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -259,6 +260,8 @@ async def test_the_evidence_of_a_faulty_index_repairs_it(database: Settings, spo
 
 EXTRA = {  # what is not of sql/, how it is named, and its status
     "CREATE TABLE 'odd \"name' (x)": ('table odd "name', "warn"),
+    "CREATE TABLE 'two  blanks' (x)": ("table two  blanks", "warn"),
+    "CREATE TABLE 'two\nlines' (x)": ("table two\nlines", "warn"),
     "CREATE TABLE child (task_id TEXT REFERENCES tasks (id)) STRICT": ("table child", "warn"),
     "CREATE UNIQUE INDEX 'odd \"name' ON audit (id, result) WHERE result IS NOT NULL": ('index odd "name', "warn"),
     "CREATE VIRTUAL TABLE seen USING fts5(value)": ("table seen", "fail"),
@@ -277,9 +280,12 @@ async def test_what_is_extra_is_named_and_fails_only_where_it_can_run_code(datab
     found = checks["other objects"]
     assert found.status == status
     assert named in found.observed
-    for drop in found.evidence[1::2]:
+    drops = [drop.replace("\n-- ", "\n").removeprefix("-- ") for drop in found.evidence[1::2]]
+    if status == "warn":
+        assert shlex.split(found.remedy.partition(": sqlite3 ")[2])[-1] == " ".join(drops)
+    for drop in drops:
         with suppress(sqlite3.OperationalError):  # a shadow table goes with its virtual one
-            run_sql(database.db_path, drop.removeprefix("-- ").rstrip(";"))
+            run_sql(database.db_path, drop.rstrip(";"))
     assert (await validated(database))["other objects"].observed == "none"
 
 
