@@ -107,7 +107,7 @@ def check_depth(what: str, value: object, allowed: int = MAX_DEPTH) -> None:
     while level := [item for item in level if isinstance(item, dict | list | tuple)]:
         depth += 1
         if depth > allowed:
-            raise InvalidValueError(f"expected at most {MAX_DEPTH} levels of JSON", what=what)
+            raise InvalidValueError(f"expected at most {allowed} levels of JSON", what=what)
         for key in (key for item in level if isinstance(item, dict) for key in item if not isinstance(key, str)):
             raise InvalidValueError(f"expected text as keys of an object, found {shown(key)}", what=what)
         level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]

@@ -283,6 +283,12 @@ def test_values_that_are_not_json_are_refused(value: Any, told: str) -> None:
     assert len(str(caught.value)) < 400
 
 
+def test_an_enclosed_value_may_have_one_level_less() -> None:
+    assert json_text("event", nested(99), within=1)
+    with pytest.raises(InvalidValueError, match="at most 99 levels"):
+        json_text("event", nested(100), within=1)
+
+
 def test_json_beyond_the_limits_is_told_in_one_line_and_within_them_there_is_no_fault() -> None:
     for text, told in BEYOND:
         assert told in json_fault(text)
