@@ -96,14 +96,14 @@ class Settings:
         return f"<p>{escape(_versions())}</p>{table.to_html()}"
 
     @property
-    def is_own_path(self) -> bool:
+    def is_default_path(self) -> bool:
         """Return whether ``db_path`` is the default of the environment."""
         return self.origins.get("db_path", "default") == "default"
 
     def command(self, notebook: str) -> list[str]:
         """Return the words of a command that runs ``notebook`` for this database from any directory."""
         words = [sys.executable, "-m", "abathur_nb", "run", notebook, "--env", self.env]
-        return words if self.is_own_path else [*words, "-p", "db_path", str(self.db_path)]
+        return words if self.is_default_path else [*words, "-p", "db_path", str(self.db_path)]
 
     def shown(self) -> dict[str, str]:
         """Return every setting as text, secrets masked."""

@@ -61,7 +61,7 @@ def _directory(settings: Settings) -> Check:
     folder, me = settings.db_path.parent, user_name(os.geteuid())
     install, account = install_command(settings, folder), settings.service_account
     # If db_path is set, this may be a trial on a machine without the service account.
-    for_another = account not in ("", me) and (settings.is_own_path or _has_account(account))
+    for_another = account not in ("", me) and (settings.is_default_path or _has_account(account))
     expected = f"a directory of {account if for_another else me}'s own, mode 0700"
     if not os.path.lexists(folder):
         place = nearest_existing(folder)

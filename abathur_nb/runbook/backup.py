@@ -68,7 +68,7 @@ def _place(settings: Settings) -> list[Check]:
         return checks
     try:
         needed = settings.db_path.stat().st_size * COPIES / MB
-        free = free_mb(place) - settings.min_free_mb
+        free = max(0, free_mb(place) - settings.min_free_mb)
     except OSError as error:
         gone = os_cause(error, place)
         return [*checks, Check("room", "error", "room for the copy and its proof", gone.observed, gone.remedy)]

@@ -154,7 +154,7 @@ def _checked_arguments(
 
 
 def _lack_of_room(settings: Settings, rows: int) -> Check | None:
-    free = free_mb(settings.db_path.parent) - settings.min_free_mb
+    free = max(0, free_mb(settings.db_path.parent) - settings.min_free_mb)
     needed = (settings.db_path.stat().st_size * 2 + rows * _BYTES_A_ROW) / MB
     if free >= needed:
         sweep(settings.db_path.parent)

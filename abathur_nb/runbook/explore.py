@@ -239,8 +239,8 @@ async def _session(conn: aiosqlite.Connection, wanted: _Wanted, found: Explorati
         return "none yet", f"no session {shown(wanted.session)}" if wanted.session else ""
     number, state = _members(rows[0]["state"], wanted.limit, iter)
     total, events = _members(rows[0]["events"], wanted.limit, reversed)
-    noted = f"session {name}: {counted(number, 'value')} of its state, "
-    noted += _of(wanted.limit, total, counted(total, "event"))
+    values = _of(wanted.limit, number, f"{counted(number, 'value')} of its state")
+    noted = f"session {name}: {values}, {_of(wanted.limit, total, counted(total, 'event'))}"
     members = [("state", *member) for member in state] + [("event", *member) for member in events]
     columns = ("part", "name", "value")
     found.session = _excerpt([dict(zip(columns, one, strict=True)) for one in members], noted, "an empty session")

@@ -73,7 +73,7 @@ async def monitor(settings: Settings, *, record: bool = False, keep_days: int = 
         checks.append(Check("what_was_recorded", "error", "can be read", fault.observed, fault.remedy))
     if ahead := [moment for moment, _ in recorded if is_ahead(moment, snapshot.taken_at)]:
         observed = f"{counted(len(ahead), 'sample')}, the last one {age(max(ahead), snapshot.taken_at)}: left out"
-        checks.append(Check("what_was_recorded", "warn", "no sample from the future", observed, SEE_CLOCK))
+        checks.append(Check("future_samples", "warn", "no sample from the future", observed, SEE_CLOCK))
         recorded = [one for one in recorded if one[0] not in ahead]
     if record:
         checks.append(await record_snapshot(settings, snapshot, keep_days))

@@ -70,7 +70,7 @@ class Schema(Shown):
         for table in tables[:_MOST]:
             indexes = [found for found in self.objects.values() if found.type == "index" and found.table == table.name]
             counts = f"{counted(self.rows[table.name], 'row')}, " if table.name in self.rows else ""
-            counts += f"{self.sizes[table.name] / 1024:,.0f} KiB, " if table.name in self.sizes else ""
+            counts += f"{self.sizes[table.name] / 1000:,.0f} kB, " if table.name in self.sizes else ""
             counts += f"{len(indexes)} indexes"
             sql = ";\n\n".join([table.sql, *(index.sql for index in indexes)])
             parts.append(

@@ -233,7 +233,7 @@ def rollback_command(settings: Settings, to: str) -> str:
 
 def _command(notebook: str, settings: Settings) -> str:
     # The backups of a given db_path are beside it, unless backup_dir is given.
-    usual = settings.is_own_path or settings.backup_dir == settings.db_path.with_name("backups")
+    usual = settings.is_default_path or settings.backup_dir == settings.db_path.with_name("backups")
     where = "" if usual else f"ABATHUR_BACKUP_DIR={quote(str(settings.backup_dir))} "
     return f"{where}{join(settings.command(notebook))}"
 

@@ -120,11 +120,11 @@ async def test_measurements_of_the_future_are_named_and_left_out(database: Setti
     for ahead in (-60, 240, 3600, 366 * 86_400):
         add_metric(database, now + timedelta(seconds=ahead), UP)
     found = await monitor(database)
-    check = check_of(found.report, "what was recorded")
+    check = check_of(found.report, "future samples")
     assert (check.status, check.observed) == ("warn", "2 samples, the last one 366.0 days in the future: left out")
     assert len([sample for _, sample in found.moments if sample.name == UP]) == 3
     run_sql(database.db_path, "DELETE FROM metrics WHERE timestamp > datetime('now', '+5 minutes')")
-    assert "what was recorded" not in {check.name for check in (await monitor(database)).report.checks}
+    assert "future samples" not in {check.name for check in (await monitor(database)).report.checks}
 
 
 async def test_the_last_backup_and_the_last_green_validation_are_told(database: Settings, tmp_path: Path) -> None:

@@ -143,8 +143,8 @@ async def test_what_is_shown_and_recorded_is_the_live_schema_and_not_the_expecte
     assert facts["rows"]["memory_entries"] == 3
     assert facts["schema"]["idx_tasks_parent"].startswith("CREATE INDEX idx_tasks_parent ON tasks (")
     assert "idx_audit_task" not in facts["schema"]
-    assert "<b>tasks</b> — 0 rows, 8 KiB, " in replace(schema, sizes={"tasks": 8192}).to_html()
-    assert "KiB" not in replace(schema, sizes={}).to_html()
+    assert "<b>tasks</b> — 0 rows, 8 kB, " in replace(schema, sizes={"tasks": 8192}).to_html()
+    assert " kB" not in replace(schema, sizes={}).to_html()
     assert Schema({}).to_html() == ""
 
 
